@@ -1,0 +1,1 @@
+"""Settings: one schema for YAML, environment and flags, read once and frozen."""

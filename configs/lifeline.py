@@ -1,0 +1,47 @@
+"""The lifeline: a process that outlives its parent ends, and says why it could not start.
+
+The supervisor may be killed at any moment. The kernel's parent-death signal ends its children on
+Linux at once; a watch on the parent's id does the same elsewhere, and covers the moment between
+the fork and the call.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+WATCH_INTERVAL_S = 0.5
+_PR_SET_PDEATHSIG = 1
+FAILURE = "failure.txt"
+
+
+def tie_to_parent() -> None:
+    """End this process (SIGKILL) when its parent dies. Call it first thing, in the main thread."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_watch, args=(parent,), name="lifeline", daemon=True).start()
+
+
+def report_failure(folder: Path, line: str) -> None:
+    """Leave the root cause of a failure that no restart can mend; the first one is kept."""
+    with suppress(FileExistsError), (folder / FAILURE).open("x") as file:
+        file.write(" ".join(line.split()))
+
+
+def reported_failure(folder: Path) -> str | None:
+    """The root cause left by any process of the daemon."""
+    with suppress(OSError):
+        return (folder / FAILURE).read_text() or None
+    return None
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH_INTERVAL_S)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,137 @@
+"""The loader: flags over environment over YAML over defaults, and errors that name the key."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliPositionalArg,
+    CliSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from configs.schema import DEMO_MODEL, Config
+
+ENV_PREFIX = "TDPIPE_"
+SHORT_FLAGS = {"-pp": "--pipeline-parallel-size"}
+RESOLVED = "config.json"
+
+
+class ConfigError(Exception):
+    """A setting is unknown or wrong; the text is one line for the user."""
+
+
+def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Config:
+    """The settings of `tdpipe serve ARGV`.
+
+    Raises `ConfigError` in one line that names the key and what is allowed; prints the help and
+    exits on `--help`.
+    """
+    flags = _read_flags(argv)
+    variables = _read_environment(os.environ if environ is None else environ)
+    path = flags.pop("config", None) or variables.pop("config", None)
+    values = (_read_yaml(Path(path)) if path else {}) | variables | flags
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def save(config: Config, folder: Path) -> None:
+    """Write the resolved settings for the daemon's other processes."""
+    (folder / RESOLVED).write_text(config.model_dump_json(indent=2))
+
+
+def load_saved(folder: Path) -> Config:
+    """The settings that the supervisor resolved; raises `OSError` when there are none."""
+    return Config.model_validate_json((folder / RESOLVED).read_text())
+
+
+def non_default(config: Config) -> dict[str, Any]:
+    """The settings that differ from their defaults, as JSON-ready values."""
+    default = Config().model_dump(mode="json")
+    return {k: v for k, v in config.model_dump(mode="json").items() if v != default[k]}
+
+
+class _Flags(Config, BaseSettings):
+    """Serve a model over an OpenAI-compatible HTTP API through a pipeline of stages."""
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="tdpipe serve",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_exit_on_error=False,
+    )
+
+    model: CliPositionalArg[str] = Field(
+        str(DEMO_MODEL), description="folder or Hugging Face hub id of a checkpoint [the demo model]"
+    )
+    config: Path | None = Field(None, description="YAML file with any of these settings")
+
+
+def _read_flags(argv: Sequence[str]) -> dict[str, Any]:
+    arguments = [SHORT_FLAGS.get(word, word) for word in argv]
+    try:
+        return dict(CliSettingsSource[Any](_Flags, cli_parse_args=arguments)())
+    except SettingsError as error:
+        message = str(error).removeprefix("error parsing CLI: ")
+        unknown = re.search(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            flags = [f"--{key.replace('_', '-')}" for key in _Flags.model_fields if key != "model"]
+            message = f"unknown flag {unknown[1]}; {_allowed(unknown[1], flags)}"
+        raise ConfigError(message) from error
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    values = {}
+    for variable, value in environ.items():
+        if not variable.startswith(ENV_PREFIX):
+            continue
+        key = variable.removeprefix(ENV_PREFIX).lower()
+        if key not in _Flags.model_fields:
+            known = [ENV_PREFIX + field.upper() for field in _Flags.model_fields]
+            raise ConfigError(f"unknown variable {variable}; {_allowed(variable, known)}")
+        values[key] = value
+    return values
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"cannot read the settings in {path}: {reason}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold `key: value` lines, not a {type(values).__name__}")
+    keys = {str(key).replace("-", "_"): value for key, value in values.items()}
+    for key in keys:
+        if key not in Config.model_fields:
+            raise ConfigError(f"unknown key {key} in {path}; {_allowed(key, Config.model_fields)}")
+    return keys
+
+
+def _allowed(wrong: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    near = difflib.get_close_matches(wrong, names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}allowed: {', '.join(names)}"
+
+
+def _explain(error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"][:1])
+        text = problem["msg"].removeprefix("Value error, ")
+        given = f", not {problem['input']!r}" if key else ""
+        problems.append(f"{key}: {text}{given}" if key else text)
+    return "; ".join(problems)

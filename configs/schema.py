@@ -1,0 +1,184 @@
+"""The schema: every setting of the daemon, in the parts that the rooms are handed.
+
+The keys are flat and bear vLLM's names wherever vLLM has the setting, so that a command line moves
+over. A room takes the part it needs (`def __init__(self, config: SchedulerConfig)`); `Config` is
+all of them.
+"""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
+
+
+class Part(BaseModel):
+    """What all parts share: frozen, and a key that is not in the schema is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Part):
+    """Which model, in which precision."""
+
+    model: str = Field(
+        str(DEMO_MODEL), description="folder of a checkpoint or a Hugging Face hub id"
+    )
+    served_model_name: str | None = Field(
+        None, description="the name that clients use [the last part of MODEL]"
+    )
+    tokenizer: str | None = Field(None, description="folder or hub id of the tokenizer [MODEL]")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    trust_remote_code: bool = Field(False, description="run model code that comes with the weights")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="precision of weights and KV cache; auto is the checkpoint's own"
+    )
+    max_model_len: int | None = Field(
+        None,
+        ge=2,
+        description="longest prompt + output in tokens [the model's, cut to the KV cache's size]",
+    )
+
+    @property
+    def name(self) -> str:
+        """The model's name in the API."""
+        if self.served_model_name:
+            return self.served_model_name
+        if self.model == str(DEMO_MODEL):
+            return "tdpipe-demo"
+        path = Path(self.model)
+        return path.resolve().name if path.is_dir() else self.model
+
+
+class PipelineConfig(Part):
+    """How the model is cut into stages and where they run."""
+
+    pipeline_parallel_size: int = Field(2, ge=1, le=256, description="number of stages (S)")
+    layer_split: tuple[int, ...] | None = Field(
+        None, description="layers per stage, e.g. 10,10,12,8 [balanced, embedding and head counted]"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs if there are any")
+    distributed_timeout_seconds: float = Field(
+        60.0, gt=0, description="longest wait of a stage for its neighbour"
+    )
+    stage_start_timeout: float = Field(
+        600.0, gt=0, description="seconds in which every stage must have loaded its weights"
+    )
+    heartbeat_timeout: float = Field(
+        30.0, gt=0, description="seconds without progress after which a busy stage counts as lost"
+    )
+    max_restarts: int = Field(
+        3, ge=0, description="restarts of stages or engine before the daemon gives up"
+    )
+    num_threads: int | None = Field(
+        None, ge=1, description="CPU threads per stage [cores divided by stages]"
+    )
+
+
+class CacheConfig(Part):
+    """How much KV cache a stage holds."""
+
+    block_size: int = Field(16, ge=1, le=1024, description="tokens in one KV block")
+    kv_cache_memory_bytes: int | None = Field(
+        None, ge=1, description="bytes of KV cache per stage [on CPU a part of the free memory]"
+    )
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="part of a GPU's memory for weights, activations and KV"
+    )
+
+
+class SchedulerConfig(Part):
+    """What the next micro-batch is made of."""
+
+    policy: Literal["td-pipe"] = Field("td-pipe", description="scheduling policy")
+    max_num_seqs: int = Field(256, ge=1, description="sequences that may hold KV at one time")
+    max_num_batched_tokens: int = Field(
+        2048, ge=1, description="tokens of one prefill micro-batch; longer prompts go in chunks"
+    )
+    predicted_output_len: int = Field(
+        128, ge=1, description="output length assumed of every request when prefills are admitted"
+    )
+    kv_occupancy: float = Field(
+        0.9, gt=0, le=1, description="planned KV peak, as part of all blocks, that ends a prefill phase"
+    )
+    finish_ratio: float = Field(
+        0.5, gt=0, le=1, description="part of a decode phase's sequences that must end before a switch"
+    )
+    max_prefill_wait: float = Field(
+        0.5, ge=0, description="seconds of decode after which waiting requests are let in anyway"
+    )
+
+
+class ServerConfig(Part):
+    """The HTTP door."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 finds a free one")
+    max_num_queued_reqs: int = Field(
+        1024, ge=1, description="sequences that may wait for their first token; more get 429"
+    )
+    shutdown_timeout: float = Field(
+        30.0, ge=0, description="seconds in which open requests may finish after SIGTERM"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
+
+
+class RuntimeConfig(Part):
+    """Where the daemon's own processes meet."""
+
+    runtime_dir: Path | None = Field(
+        None, description="folder for sockets and the resolved settings [a fresh temporary one]"
+    )
+    server_endpoint: str | None = Field(
+        None, description="engine's address for the server, ipc:// or tcp:// [a socket in the folder]"
+    )
+    stage_endpoint: str | None = Field(
+        None, description="engine's address for the stages, ipc:// or tcp:// [a socket in the folder]"
+    )
+    journal: Path | None = Field(
+        None, description="write every event and decision here, for `tdpipe replay`"
+    )
+
+    @property
+    def folder(self) -> Path:
+        """The folder, once the supervisor has chosen one."""
+        assert self.runtime_dir is not None, "the supervisor sets runtime_dir"
+        return self.runtime_dir
+
+    @property
+    def server_address(self) -> str:
+        """Where the engine listens for the server."""
+        return self.server_endpoint or f"ipc://{self.folder}/server.sock"
+
+    @property
+    def stage_address(self) -> str:
+        """Where the engine listens for the stages."""
+        return self.stage_endpoint or f"ipc://{self.folder}/stages.sock"
+
+
+# Bases in reverse: pydantic collects the fields of the last base first, and --help shows them so.
+class Config(RuntimeConfig, ServerConfig, SchedulerConfig, CacheConfig, PipelineConfig, ModelConfig):
+    """All settings of `tdpipe serve`."""
+
+    @field_validator("server_endpoint", "stage_endpoint")
+    @classmethod
+    def _known_transport(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("ipc://", "tcp://")):
+            raise ValueError("must begin with ipc:// or tcp://")
+        return value
+
+    @field_validator("layer_split", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _split_fits_stages(self) -> Self:
+        split = self.layer_split
+        if split is not None and (len(split) != self.pipeline_parallel_size or min(split) < 1):
+            raise ValueError(
+                f"layer_split {','.join(map(str, split))} must name at least one layer for each of "
+                f"the {self.pipeline_parallel_size} stages (pipeline_parallel_size)"
+            )
+        return self

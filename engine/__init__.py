@@ -1,0 +1,1 @@
+"""The engine: one scheduler process that speaks tokens, blocks and time."""

@@ -1,0 +1,225 @@
+"""The doors' words: every message that crosses between server, engine and stages.
+
+Messages are frozen values. Numbers in bulk travel as packed little-endian bytes (`int32` unless
+said otherwise), because decoding them as Python integers would cost more than the rest of the step.
+"""
+
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+Phase = Literal["prefill", "decode"]
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Base of all messages: the class name travels as the tag, the fields in order."""
+
+
+# --- server -> engine -----------------------------------------------------------------------
+
+
+class Sampling(msgspec.Struct, frozen=True, array_like=True):
+    """How one sequence picks its tokens.
+
+    `temperature` 0 is greedy. `top_k` 0 means all tokens. `seed` is always set (the server draws one
+    where the client gave none): the draw for output token `i` depends on `seed` and `i` alone, so
+    the same request gives the same text whatever else is in the batch, before and after a
+    pre-emption.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+
+class Submit(Message, frozen=True):
+    """Generate from `prompt_token_ids` (packed int32, at least one).
+
+    The sequence ends after `max_tokens` tokens ("length") or with the first of `stop_token_ids`
+    ("stop"; empty for `ignore_eos`), which cannot be sampled before `min_tokens` tokens are out.
+    Ids are unique for the life of an engine process.
+    """
+
+    sequence_id: int
+    prompt_token_ids: bytes
+    max_tokens: int
+    sampling: Sampling = Sampling()
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+
+
+class Abort(Message, frozen=True):
+    """Forget the sequence and free its blocks at once. Unknown ids are ignored; no answer comes."""
+
+    sequence_id: int
+
+
+class Hello(Message, frozen=True):
+    """A server has (re)connected: abort all that is open and answer with Stats and EngineReady."""
+
+
+# --- engine -> server -----------------------------------------------------------------------
+
+
+class EngineReady(Message, frozen=True):
+    """All stages are loaded; sent again whenever a lost pipeline has come back.
+
+    `max_model_len` is the longest prompt + output in tokens that this engine accepts.
+    """
+
+    num_stages: int
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+
+
+class Generated(Message, frozen=True):
+    """One step's new tokens: `sequence_ids` packed int64, `token_ids` packed int32, side by side.
+
+    A stop token that ends a sequence is included.
+    """
+
+    sequence_ids: bytes
+    token_ids: bytes
+
+
+class Finished(Message, frozen=True):
+    """The last message about a sequence. `message` says why in the client's words on "error"."""
+
+    sequence_id: int
+    reason: FinishReason
+    message: str = ""
+
+
+class StageStats(msgspec.Struct, frozen=True, array_like=True):
+    """One stage as the engine last heard of it; `busy_s` counts seconds in forwards since start."""
+
+    stage: int
+    pid: int
+    heartbeat_age_s: float
+    progress: int
+    steps: int
+    busy_s: float
+
+
+class Stats(Message, frozen=True):
+    """The engine's counters (since its start) and gauges (now); sent twice a second.
+
+    It is the engine's heartbeat as well. `phase` is the scheduler's present phase.
+    """
+
+    ready: bool
+    phase: Phase
+    waiting: int = 0
+    live: int = 0
+    in_flight: int = 0
+    blocks_used: int = 0
+    blocks_total: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    recomputed_tokens: int = 0
+    switches: int = 0
+    steals: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    restarts: int = 0
+    uptime_s: float = 0.0
+    busy_s: float = 0.0
+    stages: tuple[StageStats, ...] = ()
+
+
+# --- engine -> stages -----------------------------------------------------------------------
+
+
+class Step(Message, frozen=True):
+    """A whole micro-batch plan; every stage gets the same one and runs it in the order received.
+
+    One entry per row, rows in order:
+      `sequence_ids`     int64 [rows]
+      `start_positions`  int32 [rows], position of the row's first token
+      `num_tokens`       int32 [rows], tokens fed for the row (>= 1)
+      `samples`          uint8 [rows], 1 where the row's last token is to be followed by a new one
+    Ragged, row after row:
+      `token_ids`        int32 [sum num_tokens]
+      `block_tables`     int32, ceil((start_position + num_tokens) / block_size) blocks per row
+    Per sampling row that is not greedy (`random_rows`, int32 indices into the sampling rows):
+      `temperatures`, `top_ps` float32; `top_ks` int32; `seeds` uint64; `output_indices` int32
+    `bans` forbids token ids to a sampling row: (index, packed int32 ids), for `min_tokens`.
+    """
+
+    epoch: int
+    step_id: int
+    phase: Phase
+    sequence_ids: bytes
+    start_positions: bytes
+    num_tokens: bytes
+    samples: bytes
+    token_ids: bytes
+    block_tables: bytes
+    random_rows: bytes = b""
+    temperatures: bytes = b""
+    top_ps: bytes = b""
+    top_ks: bytes = b""
+    seeds: bytes = b""
+    output_indices: bytes = b""
+    bans: tuple[tuple[int, bytes], ...] = ()
+
+
+# --- stages -> engine -----------------------------------------------------------------------
+
+
+class StageReady(Message, frozen=True):
+    """The stage has its weights and room for `num_blocks` KV blocks, and waits for plans.
+
+    `epoch` names one life of the whole stage group: all stages of a group share it, a restarted
+    group has another. `max_model_len` is the model's own limit in tokens.
+    """
+
+    stage: int
+    epoch: int
+    num_blocks: int
+    max_model_len: int
+
+
+class StepDone(Message, frozen=True):
+    """The last stage has run a step: `token_ids` int32, one for each sampling row in order."""
+
+    epoch: int
+    step_id: int
+    token_ids: bytes
+
+
+class Heartbeat(Message, frozen=True):
+    """A stage is alive; `progress` grows with every chore it finishes."""
+
+    stage: int
+    epoch: int
+    pid: int
+    progress: int
+    steps: int
+    busy_s: float
+
+
+# --- the engine's own events ----------------------------------------------------------------
+
+
+class StageLost(Message, frozen=True):
+    """The stage group `epoch` is gone or hangs: nothing it still owes will come."""
+
+    epoch: int
+    reason: str
+
+
+class Wake(Message, frozen=True):
+    """The time that the scheduler asked to be woken at has come."""
+
+
+Event = Submit | Abort | StepDone | StageReady | StageLost | Wake
+"""What the scheduler is handed."""
+
+FromServer = Submit | Abort | Hello
+ToServer = EngineReady | Generated | Finished | Stats
+FromStage = StageReady | StepDone | Heartbeat
+ToStage = Step

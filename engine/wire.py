@@ -1,0 +1,175 @@
+"""The doors' sockets: typed ZeroMQ, one hub that binds and many spokes that connect.
+
+Endpoints are `ipc://PATH` on one host and `tcp://HOST:PORT` across hosts. A spoke names itself;
+when a process comes back under the same name, it takes the name over from the dead one.
+Nothing is queued for a peer that is not there: `Hub.send` says so instead.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+Received = TypeVar("Received")
+
+# More than one message per live sequence and step; a peer this far behind is as good as gone.
+HIGH_WATER_MARK = 100_000
+
+
+class Hub(Generic[Received]):
+    """The binding end: receives `Received` messages from named peers, sends to them by name.
+
+    Raises `zmq.ZMQError` when the endpoint is taken.
+    """
+
+    def __init__(self, endpoint: str, receives: Any) -> None:
+        self._context = zmq.Context()
+        self.socket = self._context.socket(zmq.ROUTER)
+        _set_up(self.socket)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self.socket.bind(endpoint)
+        if endpoint.startswith("ipc://"):
+            os.chmod(endpoint.removeprefix("ipc://"), 0o700)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[Received] = msgspec.msgpack.Decoder(receives)
+
+    @property
+    def endpoint(self) -> str:
+        """The address as bound; for `tcp://HOST:*` it holds the port that was found free."""
+        return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def send(self, peer: str, message: msgspec.Struct) -> bool:
+        """Send to one peer; False when it is not connected or hopelessly behind."""
+        return self.send_encoded(peer, self._encoder.encode(message))
+
+    def send_encoded(self, peer: str, payload: bytes) -> bool:
+        """Send what `encode` made: a plan for S stages is packed once."""
+        try:
+            self.socket.send_multipart((peer.encode(), payload), zmq.NOBLOCK)
+        except (zmq.Again, zmq.ZMQError):
+            return False
+        return True
+
+    def encode(self, message: msgspec.Struct) -> bytes:
+        """The bytes of one message on the wire."""
+        return self._encoder.encode(message)
+
+    def drain(self) -> Iterator[tuple[str, Received]]:
+        """All that has arrived, without waiting. Raises `msgspec.DecodeError` on a foreign one."""
+        while True:
+            try:
+                peer, payload = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            yield peer.decode(), self._decoder.decode(payload)
+
+    def close(self) -> None:
+        """Close at once; what was not yet sent is dropped."""
+        self.socket.close(linger=0)
+        self._context.term()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Spoke(Generic[Received]):
+    """The connecting end with a name of its own. May connect before the hub is there."""
+
+    def __init__(self, endpoint: str, name: str, receives: Any) -> None:
+        self._context = zmq.Context()
+        self.socket = self._context.socket(zmq.DEALER)
+        _set_up(self.socket)
+        self.socket.setsockopt(zmq.IDENTITY, name.encode())
+        self.socket.connect(endpoint)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[Received] = msgspec.msgpack.Decoder(receives)
+
+    def send(self, message: msgspec.Struct) -> bool:
+        """Send to the hub; False when the queue to it is full."""
+        try:
+            self.socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether something has arrived within the time."""
+        return bool(self.socket.poll(int(timeout_s * 1000)))
+
+    def drain(self) -> Iterator[Received]:
+        """All that has arrived, without waiting."""
+        while True:
+            try:
+                payload = self.socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            yield self._decoder.decode(payload)
+
+    def close(self, linger_s: float = 0.2) -> None:
+        """Close after trying to send what is queued for `linger_s`."""
+        self.socket.close(linger=int(linger_s * 1000))
+        self._context.term()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncSpoke(Generic[Received]):
+    """A spoke for an asyncio loop: one `await` per burst, not one per message."""
+
+    def __init__(self, endpoint: str, name: str, receives: Any) -> None:
+        self._context = zmq.asyncio.Context()
+        self._async_socket = self._context.socket(zmq.DEALER)
+        _set_up(self._async_socket)
+        self._async_socket.setsockopt(zmq.IDENTITY, name.encode())
+        self._async_socket.connect(endpoint)
+        self._socket = zmq.Socket.shadow(self._async_socket)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[Received] = msgspec.msgpack.Decoder(receives)
+
+    def send(self, message: msgspec.Struct) -> bool:
+        """Send to the hub without waiting; False when the queue to it is full."""
+        try:
+            self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    async def burst(self) -> list[Received]:
+        """Wait for a message, then take all that has arrived with it."""
+        messages = [self._decoder.decode(await self._async_socket.recv())]
+        with suppress(zmq.Again):
+            while True:
+                messages.append(self._decoder.decode(self._socket.recv(zmq.NOBLOCK)))
+        return messages
+
+    def close(self, linger_s: float = 0.2) -> None:
+        """Close after trying to send what is queued for `linger_s`."""
+        self._async_socket.close(linger=int(linger_s * 1000))
+        self._context.term()
+
+
+def _set_up(socket: "zmq.Socket[bytes] | zmq.asyncio.Socket") -> None:
+    socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+    socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+    socket.setsockopt(zmq.LINGER, 0)
+    # Across hosts a cut link is otherwise noticed only after the kernel's two hours.
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)

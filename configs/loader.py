@@ -72,7 +72,8 @@ class _Flags(Config, BaseSettings):
     )
 
     model: CliPositionalArg[str] = Field(
-        str(DEMO_MODEL), description="folder or Hugging Face hub id of a checkpoint [the demo model]"
+        str(DEMO_MODEL),
+        description="folder or Hugging Face hub id of a checkpoint [the demo model]",
     )
     config: Path | None = Field(None, description="YAML file with any of these settings")
 

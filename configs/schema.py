@@ -58,7 +58,9 @@ class PipelineConfig(Part):
     layer_split: tuple[int, ...] | None = Field(
         None, description="layers per stage, e.g. 10,10,12,8 [balanced, embedding and head counted]"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs if there are any")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: GPUs if there are any"
+    )
     distributed_timeout_seconds: float = Field(
         60.0, gt=0, description="longest wait of a stage for its neighbour"
     )
@@ -74,6 +76,21 @@ class PipelineConfig(Part):
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads per stage [cores divided by stages]"
     )
+
+    @field_validator("layer_split", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _split_fits_stages(self) -> Self:
+        split = self.layer_split
+        if split is not None and (len(split) != self.pipeline_parallel_size or min(split) < 1):
+            raise ValueError(
+                f"layer_split {','.join(map(str, split))} must name at least one layer for each of "
+                f"the {self.pipeline_parallel_size} stages (pipeline_parallel_size)"
+            )
+        return self
 
 
 class CacheConfig(Part):
@@ -100,14 +117,25 @@ class SchedulerConfig(Part):
         128, ge=1, description="output length assumed of every request when prefills are admitted"
     )
     kv_occupancy: float = Field(
-        0.9, gt=0, le=1, description="planned KV peak, as part of all blocks, that ends a prefill phase"
+        0.9,
+        gt=0,
+        le=1,
+        description="planned KV peak, as part of all blocks, that ends a prefill phase",
     )
     finish_ratio: float = Field(
-        0.5, gt=0, le=1, description="part of a decode phase's sequences that must end before a switch"
+        0.5,
+        gt=0,
+        le=1,
+        description="part of a decode phase's sequences that must end before a switch",
     )
     max_prefill_wait: float = Field(
         0.5, ge=0, description="seconds of decode after which waiting requests are let in anyway"
     )
+
+
+# Bases in reverse: pydantic collects the fields of the last base first, and --help shows them so.
+class EngineConfig(SchedulerConfig, CacheConfig, PipelineConfig, ModelConfig):
+    """What decisions depend on; a journal begins with these."""
 
 
 class ServerConfig(Part):
@@ -131,10 +159,12 @@ class RuntimeConfig(Part):
         None, description="folder for sockets and the resolved settings [a fresh temporary one]"
     )
     server_endpoint: str | None = Field(
-        None, description="engine's address for the server, ipc:// or tcp:// [a socket in the folder]"
+        None,
+        description="engine's address for the server, ipc:// or tcp:// [a socket in the folder]",
     )
     stage_endpoint: str | None = Field(
-        None, description="engine's address for the stages, ipc:// or tcp:// [a socket in the folder]"
+        None,
+        description="engine's address for the stages, ipc:// or tcp:// [a socket in the folder]",
     )
     journal: Path | None = Field(
         None, description="write every event and decision here, for `tdpipe replay`"
@@ -157,8 +187,7 @@ class RuntimeConfig(Part):
         return self.stage_endpoint or f"ipc://{self.folder}/stages.sock"
 
 
-# Bases in reverse: pydantic collects the fields of the last base first, and --help shows them so.
-class Config(RuntimeConfig, ServerConfig, SchedulerConfig, CacheConfig, PipelineConfig, ModelConfig):
+class Config(RuntimeConfig, ServerConfig, EngineConfig):
     """All settings of `tdpipe serve`."""
 
     @field_validator("server_endpoint", "stage_endpoint")
@@ -167,18 +196,3 @@ class Config(RuntimeConfig, ServerConfig, SchedulerConfig, CacheConfig, Pipeline
         if value is not None and not value.startswith(("ipc://", "tcp://")):
             raise ValueError("must begin with ipc:// or tcp://")
         return value
-
-    @field_validator("layer_split", mode="before")
-    @classmethod
-    def _comma_separated(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _split_fits_stages(self) -> Self:
-        split = self.layer_split
-        if split is not None and (len(split) != self.pipeline_parallel_size or min(split) < 1):
-            raise ValueError(
-                f"layer_split {','.join(map(str, split))} must name at least one layer for each of "
-                f"the {self.pipeline_parallel_size} stages (pipeline_parallel_size)"
-            )
-        return self

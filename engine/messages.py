@@ -22,9 +22,9 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
     """How one sequence picks its tokens.
 
-    `temperature` 0 is greedy. `top_k` 0 means all tokens. `seed` is always set (the server draws one
-    where the client gave none): the draw for output token `i` depends on `seed` and `i` alone, so
-    the same request gives the same text whatever else is in the batch, before and after a
+    `temperature` 0 is greedy. `top_k` 0 means all tokens. `seed` is always set (the server draws
+    one where the client gave none): the draw for output token `i` depends on `seed` and `i` alone,
+    so the same request gives the same text whatever else is in the batch, before and after a
     pre-emption.
     """
 
@@ -212,11 +212,7 @@ class StageLost(Message, frozen=True):
     reason: str
 
 
-class Wake(Message, frozen=True):
-    """The time that the scheduler asked to be woken at has come."""
-
-
-Event = Submit | Abort | StepDone | StageReady | StageLost | Wake
+Event = Submit | Abort | StepDone | StageReady | StageLost
 """What the scheduler is handed."""
 
 FromServer = Submit | Abort | Hello

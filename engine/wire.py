@@ -78,7 +78,10 @@ class Hub(Generic[Received]):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -125,7 +128,10 @@ class Spoke(Generic[Received]):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -139,7 +145,7 @@ class AsyncSpoke(Generic[Received]):
         _set_up(self._async_socket)
         self._async_socket.setsockopt(zmq.IDENTITY, name.encode())
         self._async_socket.connect(endpoint)
-        self._socket = zmq.Socket.shadow(self._async_socket)
+        self._socket: zmq.Socket[bytes] = zmq.Socket.shadow(self._async_socket)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Received] = msgspec.msgpack.Decoder(receives)
 

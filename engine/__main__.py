@@ -1,0 +1,32 @@
+"""`python -m engine RUNTIME_DIR`: the engine process of a daemon that the supervisor has set up."""
+
+import signal
+import sys
+from pathlib import Path
+
+import zmq
+
+from configs import lifeline, loader, logs
+from engine.loop import EngineFailedError, Loop
+from engine.scheduler import ImpossibleSettingsError
+
+
+def main() -> int:
+    """Run until SIGTERM; 1 after a failure, whose root cause is left in the runtime folder."""
+    lifeline.tie_to_parent()
+    folder = Path(sys.argv[1])
+    config = loader.load_saved(folder)
+    log = logs.set_up("engine", config.log_level)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        with Loop(config) as loop:
+            loop.run()
+    except (EngineFailedError, ImpossibleSettingsError, zmq.ZMQError, OSError) as error:
+        log.error("%s", error)
+        lifeline.report_failure(folder, str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

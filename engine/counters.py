@@ -1,0 +1,17 @@
+"""Counters: what has happened since the engine began; they only grow."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Counters:
+    """Counted by the scheduler, the pool and the policy; told as fields of `Stats`."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    recomputed_tokens: int = 0
+    switches: int = 0
+    steals: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    restarts: int = 0

@@ -1,0 +1,174 @@
+"""The loop: the only place in the engine that knows the hour.
+
+It waits on the sockets, stamps each event, hands it to the scheduler, journals it and sends what
+comes out. It also watches the stages' heartbeats and tells the server the engine's figures.
+"""
+
+import logging
+import os
+import signal
+import time
+from contextlib import ExitStack, suppress
+from types import TracebackType
+from typing import Self
+
+import zmq
+
+from configs.schema import Config
+from engine.journal import Journal
+from engine.messages import (
+    Abort,
+    EngineReady,
+    Event,
+    FromServer,
+    FromStage,
+    Heartbeat,
+    Hello,
+    StageLost,
+    StageReady,
+    Step,
+)
+from engine.scheduler import Outgoing, Scheduler
+from engine.stats import StageWatch, collect
+from engine.wire import Hub
+
+SERVER = "server"
+STATS_INTERVAL_S = 0.25
+
+log = logging.getLogger("tdpipe")
+
+
+class EngineFailedError(Exception):
+    """The engine cannot go on; the text is one line for the user."""
+
+
+def stage_name(stage: int) -> str:
+    """A stage's name on the wire."""
+    return f"stage-{stage}"
+
+
+class Loop:
+    """The engine process. Raises `zmq.ZMQError` when an endpoint is taken."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._scheduler = Scheduler(config)
+        self._began_at = time.monotonic()
+        self._waiting_for_stages_since: float | None = self._began_at
+        self._busy_s = 0.0
+        self._next_stats_at = 0.0
+        self._ready: EngineReady | None = None
+        same_host = config.stage_address.startswith("ipc://")
+        self._watch = StageWatch(config.heartbeat_timeout, same_host)
+        with ExitStack() as stack:
+            self._server: Hub[FromServer] = stack.enter_context(
+                Hub(config.server_address, FromServer)
+            )
+            self._stages: Hub[FromStage] = stack.enter_context(Hub(config.stage_address, FromStage))
+            self._journal = (
+                stack.enter_context(Journal(config.journal, config)) if config.journal else None
+            )
+            self._exits = stack.pop_all()
+
+    def run(self) -> None:
+        """Until a signal or a failure. Raises `EngineFailedError`, `ImpossibleSettingsError`."""
+        poller = zmq.Poller()
+        poller.register(self._server.socket, zmq.POLLIN)
+        poller.register(self._stages.socket, zmq.POLLIN)
+        while True:
+            poller.poll(max(0, int((self._next_stats_at - time.monotonic()) * 1000)))
+            woken_at = time.monotonic()
+            for _, from_stage in self._stages.drain():
+                self._take_from_stage(from_stage)
+            for _, from_server in self._server.drain():
+                self._take_from_server(from_server)
+            self._busy_s += time.monotonic() - woken_at
+            if woken_at >= self._next_stats_at:
+                self._next_stats_at = woken_at + STATS_INTERVAL_S
+                self._look_after_stages()
+                self._tell_stats()
+
+    def _take_from_stage(self, message: FromStage) -> None:
+        if isinstance(message, Heartbeat):
+            self._watch.hear(message, time.monotonic())
+            return
+        if isinstance(message, StageReady):
+            log.info("stage %d is ready: %d KV blocks", message.stage, message.num_blocks)
+        self._handle(message)
+
+    def _take_from_server(self, message: FromServer) -> None:
+        if not isinstance(message, Hello):
+            self._handle(message)
+            return
+        pipeline = self._scheduler.pipeline
+        for sequence in pipeline.pool.open_sequences() if pipeline else ():
+            self._handle(Abort(sequence.sequence_id))
+        if self._ready is not None and pipeline is not None:
+            self._server.send(SERVER, self._ready)
+
+    def _handle(self, event: Event) -> None:
+        now = time.monotonic()
+        answer = self._scheduler.handle(event, now)
+        if self._journal is not None:
+            self._journal.write(event, now, answer)
+        for message in answer:
+            self._send(message)
+
+    def _send(self, message: Outgoing) -> None:
+        if isinstance(message, Step):
+            payload = self._stages.encode(message)
+            for stage in range(self._config.pipeline_parallel_size):
+                # A stage that is not there is noticed by its missing heartbeat.
+                self._stages.send_encoded(stage_name(stage), payload)
+            return
+        if isinstance(message, EngineReady):
+            self._ready = message
+            self._waiting_for_stages_since = None
+            log.info(
+                "KV cache: %d blocks of %d tokens = %d tokens; longest sequence %d tokens",
+                message.num_blocks,
+                message.block_size,
+                message.num_blocks * message.block_size,
+                message.max_model_len,
+            )
+        self._server.send(SERVER, message)
+
+    def _look_after_stages(self) -> None:
+        """Notice a lost stage; give up when a pipeline does not come (back) in time."""
+        now, pipeline = time.monotonic(), self._scheduler.pipeline
+        lost = self._watch.find_lost(pipeline.epoch, now) if pipeline is not None else None
+        if pipeline is not None and lost is not None:
+            beat, reason = lost
+            log.error("%s; every open request gets an error, the stages are restarted", reason)
+            if self._watch.same_host:
+                # What hangs does not end by itself; torchrun restarts the group when it is gone.
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(beat.pid, signal.SIGKILL)
+            self._handle(StageLost(pipeline.epoch, reason))
+        if self._scheduler.pipeline is not None:
+            return
+        if self._waiting_for_stages_since is None:
+            self._waiting_for_stages_since = now
+        if now - self._waiting_for_stages_since > self._config.stage_start_timeout:
+            raise EngineFailedError(
+                f"not all {self._config.pipeline_parallel_size} stages were ready within "
+                f"{self._config.stage_start_timeout:g} s (stage_start_timeout)"
+            )
+
+    def _tell_stats(self) -> None:
+        now = time.monotonic()
+        uptime_s = now - self._began_at
+        self._server.send(
+            SERVER, collect(self._scheduler, self._watch.stats(now), uptime_s, self._busy_s)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._exits.close()

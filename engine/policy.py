@@ -1,0 +1,24 @@
+"""What a policy is: it decides the next micro-batch."""
+
+from typing import Protocol
+
+from engine.batches import MicroBatch
+from engine.messages import Phase
+from engine.pool import Pool
+
+
+class Policy(Protocol):
+    """Decides what runs next. It may admit and pre-empt through the pool while it builds.
+
+    It counts switches and steals in the pool's counters.
+    """
+
+    phase: Phase
+
+    def next_micro_batch(self, pool: Pool, now: float) -> MicroBatch | None:
+        """The rows to launch now, or None to wait for a step to return or a request to come.
+
+        Every row's sequence is admitted and its block table holds the row's tokens. With nothing in
+        flight and any sequence open, an answer of None would be a deadlock and is never given.
+        """
+        ...

@@ -1,0 +1,231 @@
+"""The scheduler: a pure object, `handle(event, now) -> messages`.
+
+It owns no socket, no clock, no random number. The same events at the same times give the same
+messages, in production, in simulation and in replay.
+
+Laws, held by tests/engine/test_scheduler_laws.py:
+  every Submit is answered by exactly one Finished, unless it is aborted;
+  every block is free or in exactly one table;
+  with anything open and the pipeline ready, a step is in flight.
+"""
+
+from array import array
+from collections import deque
+from dataclasses import dataclass, field
+
+from configs.schema import EngineConfig
+from engine.batches import MicroBatch, pack
+from engine.blocks import BlockLedger
+from engine.counters import Counters
+from engine.messages import (
+    Abort,
+    EngineReady,
+    Event,
+    FinishReason,
+    Finished,
+    Generated,
+    StageLost,
+    StageReady,
+    Step,
+    StepDone,
+    Submit,
+)
+from engine.policy import Policy
+from engine.pool import Pool
+from engine.sequence import Sequence, State
+from engine.td_pipe import TdPipe
+
+Outgoing = EngineReady | Generated | Finished | Step
+
+
+class ImpossibleSettingsError(Exception):
+    """The settings cannot be met by this model on these stages; the text is for the user."""
+
+
+@dataclass(slots=True)
+class Pipeline:
+    """One life of the stage group, from the moment that all its stages are ready."""
+
+    epoch: int
+    pool: Pool
+    policy: Policy
+    max_model_len: int
+    in_flight: deque[tuple[int, MicroBatch]] = field(default_factory=deque)
+
+
+class Scheduler:
+    """Turns requests into steps for `config.pipeline_parallel_size` stages."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.counters = Counters()
+        self.pipeline: Pipeline | None = None
+        self._stages_ready: dict[int, StageReady] = {}
+        self._next_step_id = 0
+
+    def handle(self, event: Event, now: float) -> list[Outgoing]:
+        """Take one event and decide; `now` is in seconds and never goes back.
+
+        Raises `ImpossibleSettingsError` when the stages, all ready, cannot serve these settings.
+        """
+        out: list[Outgoing] = []
+        match event:
+            case Submit():
+                self._submit(event, now, out)
+            case Abort():
+                self._abort(event)
+            case StepDone():
+                self._land(event, out)
+            case StageReady():
+                self._stage_ready(event, out)
+            case StageLost():
+                self._stage_lost(event, out)
+        self._pump(now, out)
+        return out
+
+    def _submit(self, submit: Submit, now: float, out: list[Outgoing]) -> None:
+        refusal = self._refusal(submit)
+        if refusal is not None:
+            out.append(Finished(submit.sequence_id, "error", refusal))
+            return
+        assert self.pipeline is not None
+        sequence = Sequence.from_submit(submit, now)
+        self.counters.prompt_tokens += sequence.num_prompt_tokens
+        self.pipeline.pool.add(sequence)
+
+    def _refusal(self, submit: Submit) -> str | None:
+        """Why a sequence cannot be taken. One that could not fit alone would wait for ever."""
+        pipeline, size = self.pipeline, len(submit.prompt_token_ids)
+        if pipeline is None:
+            return "the pipeline is not ready"
+        if pipeline.pool.find(submit.sequence_id) is not None:
+            return f"sequence {submit.sequence_id} is already open"
+        if not size or size % array("i").itemsize or submit.max_tokens < 1:
+            return "a sequence needs at least one prompt token and one output token"
+        num_tokens = size // array("i").itemsize + submit.max_tokens
+        if num_tokens > pipeline.max_model_len:
+            return (
+                f"prompt and output of {num_tokens} tokens exceed the longest possible sequence "
+                f"of {pipeline.max_model_len} tokens"
+            )
+        return None
+
+    def _abort(self, abort: Abort) -> None:
+        if self.pipeline is None:
+            return
+        sequence = self.pipeline.pool.find(abort.sequence_id)
+        if sequence is not None:
+            self.pipeline.pool.finish(sequence)
+
+    def _stage_ready(self, ready: StageReady, out: list[Outgoing]) -> None:
+        """Collect the stages of one life of the group; the first of a newer life ends the older."""
+        if self.pipeline is not None and self.pipeline.epoch != ready.epoch:
+            self._stage_lost(StageLost(self.pipeline.epoch, "the stages were restarted"), out)
+        self._stages_ready = {
+            stage: other
+            for stage, other in self._stages_ready.items()
+            if other.epoch == ready.epoch
+        }
+        self._stages_ready[ready.stage] = ready
+        if self.pipeline is None and len(self._stages_ready) == self.config.pipeline_parallel_size:
+            self._begin_pipeline(list(self._stages_ready.values()), out)
+
+    def _begin_pipeline(self, stages: list[StageReady], out: list[Outgoing]) -> None:
+        block_size, num_stages = self.config.block_size, self.config.pipeline_parallel_size
+        num_blocks = min(stage.num_blocks for stage in stages)
+        max_model_len = _longest_sequence(
+            self.config.max_model_len,
+            min(stage.max_model_len for stage in stages),
+            num_blocks * block_size,
+        )
+        self.pipeline = Pipeline(
+            stages[0].epoch,
+            Pool(BlockLedger(num_blocks, block_size), self.counters),
+            TdPipe(self.config, num_stages),
+            max_model_len,
+        )
+        out.append(EngineReady(num_stages, num_blocks, block_size, max_model_len))
+
+    def _stage_lost(self, lost: StageLost, out: list[Outgoing]) -> None:
+        pipeline = self.pipeline
+        if pipeline is None or pipeline.epoch != lost.epoch:
+            return
+        message = f"the pipeline was lost while the request was running: {lost.reason}"
+        for sequence in pipeline.pool.open_sequences():
+            pipeline.pool.finish(sequence)
+            out.append(Finished(sequence.sequence_id, "error", message))
+        self.pipeline = None
+        self._stages_ready = {}
+        self.counters.restarts += 1
+
+    def _land(self, done: StepDone, out: list[Outgoing]) -> None:
+        """A step has come back: hand its tokens to its rows."""
+        pipeline = self.pipeline
+        if pipeline is None or done.epoch != pipeline.epoch:
+            return
+        step_id, batch = pipeline.in_flight.popleft()
+        assert step_id == done.step_id, "steps come back in the order they were sent"
+        pipeline.pool.last_returned_step = step_id
+        token_ids = iter(memoryview(done.token_ids).cast("i"))
+        sampled: list[Sequence] = []
+        for row in batch.rows:
+            sequence = row.sequence
+            if row.samples:
+                token_id = next(token_ids)
+                if sequence.state is not State.FINISHED:
+                    sequence.append(token_id)
+                    sampled.append(sequence)
+        self._answer(pipeline.pool, sampled, out)
+
+    def _answer(self, pool: Pool, sampled: list[Sequence], out: list[Outgoing]) -> None:
+        if not sampled:
+            return
+        self.counters.generated_tokens += len(sampled)
+        ids = array("q", [sequence.sequence_id for sequence in sampled])
+        tokens = array("i", [sequence.token_ids[-1] for sequence in sampled])
+        out.append(Generated(ids.tobytes(), tokens.tobytes()))
+        for sequence in sampled:
+            if sequence.has_stopped() or sequence.is_full():
+                reason: FinishReason = "stop" if sequence.has_stopped() else "length"
+                pool.finish(sequence)
+                out.append(Finished(sequence.sequence_id, reason))
+            else:
+                pool.make_ready(sequence)
+
+    def _pump(self, now: float, out: list[Outgoing]) -> None:
+        """Keep S micro-batches in flight, as long as the policy has any."""
+        pipeline = self.pipeline
+        if pipeline is None:
+            return
+        while len(pipeline.in_flight) < self.config.pipeline_parallel_size:
+            batch = pipeline.policy.next_micro_batch(pipeline.pool, now)
+            if batch is None:
+                break
+            out.append(self._launch(pipeline, batch))
+
+    def _launch(self, pipeline: Pipeline, batch: MicroBatch) -> Step:
+        step_id = self._next_step_id
+        step = pack(batch, pipeline.epoch, step_id, self.config.block_size)
+        for row in batch.rows:
+            row.sequence.last_decode_step = step_id if batch.phase == "decode" else -1
+            pipeline.pool.launch(row.sequence, row.num_tokens)
+        pipeline.in_flight.append((step_id, batch))
+        self._next_step_id += 1
+        self.counters.steps += 1
+        return step
+
+
+def _longest_sequence(wanted: int | None, model: int, kv_tokens: int) -> int:
+    """The longest prompt + output: as asked for, or as far as model and KV cache reach."""
+    if wanted is None:
+        return min(model, kv_tokens)
+    if wanted > model:
+        raise ImpossibleSettingsError(
+            f"max_model_len {wanted} is more than the model's own limit of {model} tokens"
+        )
+    if wanted > kv_tokens:
+        raise ImpossibleSettingsError(
+            f"max_model_len {wanted} does not fit the KV cache of {kv_tokens} tokens; "
+            "raise kv_cache_memory_bytes or gpu_memory_utilization, or lower max_model_len"
+        )
+    return wanted

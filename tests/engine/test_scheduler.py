@@ -1,0 +1,135 @@
+"""The scheduler: what it refuses, what it answers when the pipeline goes, what it counts."""
+
+from array import array
+
+import pytest
+
+from configs.schema import EngineConfig
+from engine.messages import EngineReady, Finished, Generated, StageReady, Step, Submit
+from engine.scheduler import ImpossibleSettingsError, Scheduler
+from tests.engine.world import World, make_submit
+
+
+def test_a_prompt_that_cannot_fit_is_answered() -> None:
+    world = World(EngineConfig(block_size=4), 10)
+    world.submit(make_submit(0, [1] * 35, 6))
+    assert world.finished[0].reason == "error"
+    assert "41 tokens" in world.finished[0].message
+    assert "40 tokens" in world.finished[0].message
+
+
+def test_a_request_that_fills_the_whole_cache_is_served() -> None:
+    world = World(EngineConfig(block_size=4), 10)
+    world.submit(make_submit(0, [1] * 35, 5, stop=False))
+    world.run_dry()
+    assert len(world.outputs[0]) == 5
+    world.check_ends()
+
+
+@pytest.mark.parametrize(("prompt", "max_tokens"), [(b"", 1), (b"\0\0\0", 1), (b"\0\0\0\0", 0)])
+def test_a_request_without_a_token_in_or_out_is_refused(prompt: bytes, max_tokens: int) -> None:
+    world = World(EngineConfig(), 10)
+    world.submit(Submit(0, prompt, max_tokens))
+    assert world.finished[0].reason == "error"
+
+
+def test_the_same_id_twice_is_refused_and_the_first_goes_on() -> None:
+    scheduler = Scheduler(EngineConfig(pipeline_parallel_size=1))
+    scheduler.handle(StageReady(0, 1, 10, 100), 0.0)
+    scheduler.handle(make_submit(7, [1], 3), 1.0)
+    (answer,) = scheduler.handle(make_submit(7, [1], 3), 2.0)
+    assert isinstance(answer, Finished)
+    assert "already open" in answer.message
+
+
+def test_a_request_before_the_stages_are_ready_is_refused() -> None:
+    answer = Scheduler(EngineConfig()).handle(make_submit(0, [1], 3), 0.0)
+    assert answer == [Finished(0, "error", "the pipeline is not ready")]
+
+
+def test_the_smallest_stage_sets_the_number_of_blocks() -> None:
+    scheduler = Scheduler(EngineConfig(pipeline_parallel_size=3, block_size=16))
+    answers = [
+        scheduler.handle(StageReady(stage, 5, num_blocks, 4096), 0.0)
+        for stage, num_blocks in enumerate([30, 20, 25])
+    ]
+    assert answers == [[], [], [EngineReady(3, 20, 16, 320)]]
+
+
+def test_stages_of_two_lives_are_not_counted_together() -> None:
+    scheduler = Scheduler(EngineConfig(pipeline_parallel_size=2))
+    assert scheduler.handle(StageReady(0, 1, 10, 100), 0.0) == []
+    assert scheduler.handle(StageReady(1, 2, 10, 100), 0.0) == []
+    assert scheduler.handle(StageReady(0, 2, 10, 100), 0.0) != []
+
+
+def test_a_lost_pipeline_answers_every_open_request_and_serves_again_when_it_is_back() -> None:
+    world = World(EngineConfig(), 100)
+    for i in range(5):
+        world.submit(make_submit(i, [1 + i], 10, stop=False))
+    world.return_step()
+    world.lose_pipeline()
+    assert {end.reason for end in world.finished.values()} == {"error"}
+    assert len(world.finished) == 5
+    world.submit(make_submit(9, [9], 4, stop=False))
+    world.run_dry()
+    assert len(world.outputs[9]) == 4
+    assert world.scheduler.counters.restarts == 1
+
+
+def test_stages_that_come_back_unannounced_end_the_old_requests() -> None:
+    world = World(EngineConfig(), 100)
+    world.submit(make_submit(0, [1], 10))
+    world.start_pipeline()
+    assert world.finished[0].reason == "error"
+    assert "restarted" in world.finished[0].message
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"), [(200, "model's own limit of 100"), (90, "KV cache of 80 tokens")]
+)
+def test_a_length_that_cannot_be_served_is_told_at_the_start(wanted: int, words: str) -> None:
+    scheduler = Scheduler(
+        EngineConfig(max_model_len=wanted, block_size=8, pipeline_parallel_size=1)
+    )
+    with pytest.raises(ImpossibleSettingsError, match=words):
+        scheduler.handle(StageReady(0, 1, 10, 100), 0.0)
+
+
+def test_min_tokens_forbids_the_stop_token_until_then() -> None:
+    world = World(EngineConfig(), 100)
+    prompt = next([p] for p in range(50) if expected_first(p) == 0)
+    world.submit(make_submit(0, prompt, 5, min_tokens=3))
+    world.submit(make_submit(1, prompt, 5))
+    world.run_dry()
+    world.check_ends()
+    assert world.outputs[1] == [0]
+    assert 0 not in world.outputs[0][:2]
+    assert len(world.outputs[0]) >= 3
+
+
+def expected_first(prompt_token: int) -> int:
+    """The fake model's first token after a prompt of one token."""
+    world = World(EngineConfig(), 100)
+    world.submit(make_submit(0, [prompt_token], 1, stop=False))
+    world.run_dry()
+    return world.outputs[0][0]
+
+
+def test_one_step_is_told_in_one_message() -> None:
+    world = World(EngineConfig(pipeline_parallel_size=1), 100)
+    for i in range(8):
+        world.submit(make_submit(i, [1 + i], 2, stop=False))
+    world.return_step()
+    answer = world.hand(world.stage.run(world.in_flight.popleft()))
+    generated = [m for m in answer if isinstance(m, Generated)]
+    assert len(generated) == 1
+    assert len(generated[0].token_ids) == 7 * array("i").itemsize
+
+
+def test_sampling_parameters_reach_the_stage_only_for_rows_that_need_them() -> None:
+    scheduler = Scheduler(EngineConfig(pipeline_parallel_size=1))
+    scheduler.handle(StageReady(0, 1, 10, 100), 0.0)
+    (step,) = scheduler.handle(make_submit(0, [1], 3), 0.0)
+    assert isinstance(step, Step)
+    assert step.random_rows == step.seeds == b""

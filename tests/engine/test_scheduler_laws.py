@@ -1,0 +1,127 @@
+"""The scheduler's laws, held against random lives of the daemon."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from configs.schema import Config, EngineConfig
+from engine.journal import Journal, JournalError, replay
+from engine.messages import Abort
+from engine.scheduler import Scheduler
+from tests.engine.world import World, make_submit
+
+CONFIGS = st.builds(
+    EngineConfig,
+    pipeline_parallel_size=st.integers(1, 4),
+    block_size=st.sampled_from([1, 2, 4, 16]),
+    max_num_seqs=st.integers(1, 12),
+    max_num_batched_tokens=st.integers(1, 40),
+    predicted_output_len=st.sampled_from([1, 5, 20, 40]),
+    kv_occupancy=st.floats(0.1, 1.0),
+    finish_ratio=st.floats(0.1, 1.0),
+    max_prefill_wait=st.sampled_from([0.0, 0.05, 100.0]),
+)
+PROMPTS = st.lists(st.integers(1, 49), min_size=1, max_size=30)
+SUBMIT = st.tuples(st.just("submit"), PROMPTS, st.integers(1, 20), st.integers(0, 5), st.booleans())
+ACTIONS = st.builds(
+    # A burst first: KV gets tight only when many are there at once.
+    lambda burst, rest: burst + rest,
+    st.lists(SUBMIT, max_size=8),
+    st.lists(
+        st.one_of(
+            SUBMIT,
+            st.tuples(st.just("abort"), st.integers(0, 12)),
+            st.tuples(st.just("return"), st.integers(1, 5)),
+            st.tuples(st.just("lose")),
+        ),
+        max_size=30,
+    ),
+)
+SPARE_BLOCKS = st.integers(0, 12)
+
+
+def live(config: EngineConfig, spare_blocks: int, actions: list[tuple[Any, ...]]) -> World:
+    """One life: the actions in order, then until nothing is open.
+
+    The KV cache holds the largest possible request (50 tokens) and `spare_blocks` more.
+    """
+    world = World(config, -(-50 // config.block_size) + spare_blocks)
+    for action in actions:
+        match action:
+            case ("submit", prompt, max_tokens, min_tokens, stop):
+                limit = min(min_tokens, max_tokens)
+                sequence_id = len(world.submits)
+                world.submit(
+                    make_submit(sequence_id, prompt, max_tokens, min_tokens=limit, stop=stop)
+                )
+            case ("abort", sequence_id):
+                if sequence_id in world.submits and sequence_id not in world.finished:
+                    world.abort(sequence_id)
+            case ("return", count):
+                for _ in range(count):
+                    world.return_step()
+            case ("lose",):
+                world.lose_pipeline()
+    world.run_dry()
+    return world
+
+
+@settings(max_examples=400, deadline=None)
+@given(CONFIGS, SPARE_BLOCKS, ACTIONS)
+def test_every_request_ends_exactly_once_with_its_own_tokens(
+    config: EngineConfig, spare_blocks: int, actions: list[tuple[Any, ...]]
+) -> None:
+    live(config, spare_blocks, actions).check_ends()
+
+
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(CONFIGS, SPARE_BLOCKS, ACTIONS)
+def test_replay_of_a_journal_gives_identical_decisions(
+    tmp_path: Path, config: EngineConfig, spare_blocks: int, actions: list[tuple[Any, ...]]
+) -> None:
+    world = live(config, spare_blocks, actions)
+    path = tmp_path / "journal"
+    with Journal(path, Config(**config.model_dump())) as journal:
+        for now, event, answer in world.events:
+            journal.write(event, now, answer)
+    assert replay(path) == len(world.events)
+
+
+def test_replay_tells_the_first_decision_that_differs(tmp_path: Path) -> None:
+    world = World(EngineConfig(), 8)
+    world.submit(make_submit(0, [1, 2, 3], 5))
+    world.run_dry()
+    path = tmp_path / "journal"
+    with Journal(path, EngineConfig()) as journal:
+        for now, event, answer in world.events:
+            journal.write(event, now, answer[:-1])
+    with pytest.raises(JournalError, match=r"event 2 \(StageReady .* decided otherwise"):
+        replay(path)
+
+
+def test_replay_refuses_what_is_no_journal(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(b"hello there, this is text")
+    with pytest.raises(JournalError, match="not a journal"):
+        replay(path)
+
+
+def test_a_journal_cut_short_is_replayed_up_to_the_cut(tmp_path: Path) -> None:
+    world = World(EngineConfig(), 8)
+    world.submit(make_submit(0, [1, 2, 3], 5))
+    world.run_dry()
+    path = tmp_path / "journal"
+    with Journal(path, EngineConfig()) as journal:
+        for now, event, answer in world.events:
+            journal.write(event, now, answer)
+    path.write_bytes(path.read_bytes()[:-3])
+    assert replay(path) == len(world.events) - 1
+
+
+def test_an_abort_before_the_pipeline_is_ready_is_harmless() -> None:
+    assert Scheduler(EngineConfig()).handle(Abort(1), 0.0) == []

@@ -1,0 +1,210 @@
+"""A small world for the scheduler: a pipeline made of a dictionary, and the laws it must keep.
+
+The fake stage stores tokens in KV slots as a real one stores keys and values, and derives the next
+token from what it reads back through the block table. A block in two tables, a step out of order or
+a lost token therefore changes the output, which is known beforehand.
+"""
+
+import zlib
+from array import array
+from collections import deque
+
+from configs.schema import EngineConfig
+from engine.messages import (
+    Abort,
+    EngineReady,
+    Event,
+    Finished,
+    Generated,
+    Sampling,
+    StageLost,
+    StageReady,
+    Step,
+    StepDone,
+    Submit,
+)
+from engine.scheduler import Outgoing, Scheduler
+
+VOCABULARY = 50
+EOS = 0
+
+
+def next_token(token_ids: list[int]) -> int:
+    """The fake model: any function of all tokens so far."""
+    return zlib.crc32(array("i", token_ids).tobytes()) % VOCABULARY
+
+
+def expected_output(submit: Submit) -> list[int]:
+    """What a sequence must generate, whatever the schedule."""
+    token_ids = list(memoryview(submit.prompt_token_ids).cast("i"))
+    output: list[int] = []
+    while len(output) < submit.max_tokens:
+        token_id = next_token(token_ids)
+        if len(output) < submit.min_tokens and token_id in submit.stop_token_ids:
+            token_id = VOCABULARY
+        output.append(token_id)
+        token_ids.append(token_id)
+        if token_id in submit.stop_token_ids and len(output) >= submit.min_tokens:
+            break
+    return output
+
+
+def make_submit(
+    sequence_id: int, prompt: list[int], max_tokens: int, *, min_tokens: int = 0, stop: bool = True
+) -> Submit:
+    """A greedy request; `stop` lets EOS end it."""
+    return Submit(
+        sequence_id,
+        array("i", prompt).tobytes(),
+        max_tokens,
+        Sampling(temperature=0.0),
+        min_tokens,
+        (EOS,) if stop else (),
+    )
+
+
+class FakeStage:
+    """Runs plans on a dictionary of slots."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.slots: dict[int, int] = {}
+
+    def run(self, step: Step) -> StepDone:
+        """Write the step's tokens, read back every row's whole history, sample."""
+        tokens, tables = deque(_ints(step.token_ids)), deque(_ints(step.block_tables))
+        banned = {row: set(_ints(ids)) for row, ids in step.bans}
+        sampled: list[int] = []
+        rows = zip(_ints(step.start_positions), _ints(step.num_tokens), step.samples, strict=True)
+        for start, count, samples in rows:
+            end = start + count
+            table = [tables.popleft() for _ in range(-(-end // self.block_size))]
+            for position in range(start, end):
+                self.slots[self._slot(table, position)] = tokens.popleft()
+            history = [self.slots[self._slot(table, position)] for position in range(end)]
+            if samples:
+                token_id = next_token(history)
+                forbidden = banned.get(len(sampled), set())
+                sampled.append(VOCABULARY if token_id in forbidden else token_id)
+        assert not tokens
+        assert not tables
+        return StepDone(step.epoch, step.step_id, array("i", sampled).tobytes())
+
+    def _slot(self, table: list[int], position: int) -> int:
+        return table[position // self.block_size] * self.block_size + position % self.block_size
+
+
+class World:
+    """A scheduler, its fake pipeline, and what every client has seen."""
+
+    def __init__(self, config: EngineConfig, num_blocks: int) -> None:
+        self.config = config
+        self.num_blocks = num_blocks
+        self.scheduler = Scheduler(config)
+        self.now = 0.0
+        self.events: list[tuple[float, Event, list[Outgoing]]] = []
+        self.in_flight: deque[Step] = deque()
+        self.submits: dict[int, Submit] = {}
+        self.outputs: dict[int, list[int]] = {}
+        self.finished: dict[int, Finished] = {}
+        self.aborted: set[int] = set()
+        self.epoch = 0
+        self.stage = FakeStage(config.block_size)
+        self.start_pipeline()
+
+    def start_pipeline(self) -> None:
+        """All stages of a new group say that they are ready."""
+        self.epoch += 1
+        self.in_flight.clear()
+        self.stage = FakeStage(self.config.block_size)
+        for stage in range(self.config.pipeline_parallel_size):
+            self.hand(StageReady(stage, self.epoch, self.num_blocks, 1 << 20))
+
+    def submit(self, submit: Submit) -> None:
+        """A client's request."""
+        self.submits[submit.sequence_id] = submit
+        self.outputs[submit.sequence_id] = []
+        self.hand(submit)
+
+    def abort(self, sequence_id: int) -> None:
+        """The client has gone."""
+        self.aborted.add(sequence_id)
+        self.hand(Abort(sequence_id))
+
+    def lose_pipeline(self) -> None:
+        """A stage dies, and the group comes back."""
+        self.hand(StageLost(self.epoch, "a stage died"))
+        self.start_pipeline()
+
+    def return_step(self) -> bool:
+        """The oldest step in flight comes back; False when there is none."""
+        if not self.in_flight:
+            return False
+        self.hand(self.stage.run(self.in_flight.popleft()))
+        return True
+
+    def run_dry(self) -> None:
+        """Let everything in flight come back until nothing is."""
+        while self.return_step():
+            pass
+
+    def hand(self, event: Event) -> list[Outgoing]:
+        """Give the scheduler an event, take what comes out, check the laws."""
+        self.now += 0.01
+        answer = self.scheduler.handle(event, self.now)
+        self.events.append((self.now, event, answer))
+        for message in answer:
+            self._take(message)
+        self.check_laws()
+        return answer
+
+    def _take(self, message: Outgoing) -> None:
+        match message:
+            case Step():
+                self.in_flight.append(message)
+            case Generated():
+                ids, tokens = memoryview(message.sequence_ids).cast("q"), _ints(message.token_ids)
+                for sequence_id, token_id in zip(ids, tokens, strict=True):
+                    assert sequence_id not in self.finished
+                    assert sequence_id not in self.aborted
+                    self.outputs[sequence_id].append(token_id)
+            case Finished():
+                assert message.sequence_id not in self.finished, "ended twice"
+                assert message.sequence_id not in self.aborted, "ended after its abort"
+                self.finished[message.sequence_id] = message
+            case EngineReady():
+                pass
+
+    def check_laws(self) -> None:
+        """Blocks are conserved and in no two tables; nothing open waits with nothing in flight."""
+        pipeline = self.scheduler.pipeline
+        if pipeline is None:
+            return
+        pool = pipeline.pool
+        held = [block for sequence in pool.open_sequences() for block in sequence.block_table]
+        assert len(held) == len(set(held)), "a block is in two tables"
+        assert len(held) + pool.ledger.num_free == self.num_blocks, "a block is lost"
+        assert len(pipeline.in_flight) == len(self.in_flight) <= self.config.pipeline_parallel_size
+        assert self.in_flight or not pool.open_sequences(), "nothing in flight, something open"
+        groups = [set(pool.waiting), set(pool.ready), set(pool.running)]
+        assert sum(map(len, groups)) == len(set().union(*groups)), "a sequence in two states"
+
+    def check_ends(self) -> None:
+        """Every request has ended exactly once and with the right tokens."""
+        for sequence_id, submit in self.submits.items():
+            if sequence_id in self.aborted:
+                continue
+            end = self.finished[sequence_id]
+            if end.reason == "error":
+                continue
+            output = expected_output(submit)
+            assert self.outputs[sequence_id] == output
+            last_stops = output[-1] in submit.stop_token_ids and len(output) >= submit.min_tokens
+            assert end.reason == ("stop" if last_stops else "length")
+        pipeline = self.scheduler.pipeline
+        assert pipeline is not None
+        assert pipeline.pool.ledger.num_used == 0
+
+
+def _ints(packed: bytes) -> list[int]:
+    return memoryview(packed).cast("i").tolist()

@@ -1,0 +1,201 @@
+"""The supervisor: `tdpipe serve`. It starts, watches and ends the daemon's other processes.
+
+    supervisor --+-- server    python -m server          HTTP
+                 +-- engine    python -m engine          the scheduler
+                 +-- stages    python -m workers.agent   torchrun and one process per stage
+
+Nothing is orphaned: each child dies with its parent (`configs.lifeline`), and what the supervisor
+stops it waits for. A failure that no restart can mend is left in the runtime folder by the process
+that met it; its one line is the last the user reads.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from configs import lifeline, loader, logs
+from configs.schema import Config
+
+POLL_INTERVAL_S = 0.05
+STOP_TIMEOUT_S = 5.0
+
+log = logging.getLogger("tdpipe")
+
+
+def main(argv: Sequence[str]) -> int:
+    """`tdpipe serve ARGV`: the exit code."""
+    try:
+        config = loader.load(argv)
+    except loader.ConfigError as error:
+        print(f"tdpipe: error: {error}", file=sys.stderr)  # noqa: T201 - no log is set up yet
+        return 2
+    logs.set_up("tdpipe", config.log_level)
+    problem = check_model_path(config.model)
+    if problem is not None:
+        log.error("%s", problem)
+        return 1
+    folder = config.runtime_dir or Path(tempfile.mkdtemp(prefix="tdpipe-"))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        return Supervisor(config.model_copy(update={"runtime_dir": folder})).run()
+    finally:
+        if config.runtime_dir is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_model_path(model: str) -> str | None:
+    """Why `model` cannot be loaded, as far as a look at the path tells; a hub id passes."""
+    path = Path(model)
+    if path.is_dir():
+        return None if (path / "config.json").is_file() else f"{model} holds no config.json"
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        return f"there is no folder {model}"
+    return None
+
+
+class _GivingUpError(Exception):
+    """The daemon cannot go on; the text is the line for the user."""
+
+
+class Supervisor:
+    """One daemon, from start to end."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._folder = config.folder
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._restarts = 0
+        self._signals = 0
+
+    def run(self) -> int:
+        """Start everything and watch it until a signal or a failure; the exit code."""
+        changed = json.dumps(loader.non_default(self._config))
+        log.info("tdpipe %s, settings that differ from the defaults: %s", _version(), changed)
+        (self._folder / lifeline.FAILURE).unlink(missing_ok=True)
+        loader.save(self._config, self._folder)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._take_signal)
+        try:
+            for name in ("server", "engine", "stages"):
+                self._start(name)
+            while not self._signals:
+                self._look()
+                time.sleep(POLL_INTERVAL_S)
+            self._drain()
+        except _GivingUpError as error:
+            log.error("%s", error)
+            return 1
+        finally:
+            self._stop(*self._children)
+        return 0
+
+    def _take_signal(self, *_: object) -> None:
+        self._signals += 1
+
+    def _start(self, name: str) -> None:
+        module = "workers.agent" if name == "stages" else name
+        self._children[name] = subprocess.Popen(
+            [sys.executable, "-m", module, str(self._folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+            # Ctrl-C reaches the supervisor alone, which ends the others in order.
+            start_new_session=True,
+            env=_environment(self._config),
+        )
+
+    def _look(self) -> None:
+        """Restart what may be restarted; raises `_GivingUpError` for what may not."""
+        failure = lifeline.reported_failure(self._folder)
+        if failure is not None:
+            raise _GivingUpError(failure)
+        for name, child in list(self._children.items()):
+            code = child.poll()
+            if code is not None:
+                # The child's own account may have come between the two looks.
+                failure = lifeline.reported_failure(self._folder)
+                raise_or_restart = failure or self._why_not_restart(name, code)
+                if raise_or_restart is not None:
+                    raise _GivingUpError(raise_or_restart)
+                self._restart(name, code)
+                return
+
+    def _why_not_restart(self, name: str, code: int) -> str | None:
+        if name == "server":
+            return f"the server {_how(code)}; its clients' connections are gone with it"
+        if name == "stages" and code > 0:
+            return f"the stages failed more than {self._config.max_restarts} times (max_restarts)"
+        if self._restarts >= self._config.max_restarts:
+            return f"the {name} {_how(code)}, after {self._restarts} restarts (max_restarts)"
+        return None
+
+    def _restart(self, name: str, code: int) -> None:
+        """Stages hold plans of the engine that sent them: a new engine gets new stages."""
+        log.error("the %s %s; restarting", name, _how(code))
+        self._restarts += 1
+        stale = ("engine", "stages") if name == "engine" else ("stages",)
+        self._stop(*stale)
+        for each in stale:
+            self._start(each)
+
+    def _drain(self) -> None:
+        """Let the server finish what is open; a second signal ends it at once."""
+        log.info("draining: open requests may finish for %g s", self._config.shutdown_timeout)
+        server = self._children["server"]
+        server.terminate()
+        told, deadline = 1, time.monotonic() + self._config.shutdown_timeout + STOP_TIMEOUT_S
+        while server.poll() is None and time.monotonic() < deadline:
+            if self._signals > told:
+                log.info("second signal: ending at once")
+                server.terminate()
+                told, deadline = self._signals, time.monotonic() + STOP_TIMEOUT_S
+            for name in ("engine", "stages"):
+                if self._children[name].poll() is not None:
+                    log.error("the %s ended while draining", name)
+                    return
+            time.sleep(POLL_INTERVAL_S)
+        log.info("stopped")
+
+    def _stop(self, *names: str) -> None:
+        """End children and wait for them: politely, then for good."""
+        children = [self._children[name] for name in names]
+        for child in children:
+            if child.poll() is None:
+                child.terminate()
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        for child in children:
+            try:
+                child.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def _environment(config: Config) -> dict[str, str]:
+    """The children's environment: settings reach them through the runtime folder only."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(loader.ENV_PREFIX)}
+    root = str(Path(__file__).resolve().parent.parent)
+    kept["PYTHONPATH"] = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+    # torchrun would set it to 1 with a warning; the stages set their own number of threads.
+    kept.setdefault("OMP_NUM_THREADS", str(config.num_threads or 1))
+    kept["TOKENIZERS_PARALLELISM"] = "false"
+    return kept
+
+
+def _how(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+
+def _version() -> str:
+    try:
+        return version("tdpipe")
+    except PackageNotFoundError:
+        return "(not installed)"

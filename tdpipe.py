@@ -1,0 +1,37 @@
+"""The people's door: `tdpipe COMMAND ...`. Each command lives in its room and is imported late."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+COMMANDS = {
+    "serve": ("server.supervisor", "serve a model over an OpenAI-compatible HTTP API"),
+    "replay": ("engine.replay", "check that a journal's decisions come out the same again"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments.pop(0) if arguments else "--help"
+    if command in ("-V", "--version"):
+        print(version("tdpipe"))
+        return 0
+    if command in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if command not in COMMANDS:
+        print(f"tdpipe: error: unknown command {command}\n{_usage()}", file=sys.stderr)
+        return 2
+    run: Callable[[Sequence[str]], int] = importlib.import_module(COMMANDS[command][0]).main
+    return run(arguments)
+
+
+def _usage() -> str:
+    lines = [f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(["usage: tdpipe COMMAND [--help] ...", "", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The workers: pipeline stages that speak tensors and obey plans."""

@@ -1,0 +1,246 @@
+"""The stage's model: transformers' own model code, cut down to one range of layers.
+
+A subclass of the model's class cuts itself after it is built on the meta device, so that
+transformers' `from_pretrained` does everything else: it reads only the tensors that are left
+(safetensors are mapped lazily), renames and merges old checkpoints' weights, ties embeddings,
+makes buffers and undoes quantisation.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from configs.schema import Config
+from workers import attention, partition
+from workers.attention import UnsupportedModelError
+
+log = logging.getLogger("tdpipe")
+
+# Where a model names no pipeline plan, its final norm has one of these names.
+_FINAL_NORMS = ("norm", "final_layer_norm", "ln_f", "final_norm", "final_layernorm")
+# Absolute position embeddings, which the first stage alone adds.
+_POSITION_EMBEDDINGS = ("embed_positions", "wpe")
+
+
+class StageModel:
+    """Layers `layers` of a causal language model, and what stands before and after them.
+
+    The first stage takes token ids, the others hidden states; the last answers logits.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: range) -> None:
+        self._model = model
+        self.layers = layers
+        self.config = model.config.get_text_config()
+        self.is_first = layers.start == 0
+        self.is_last = layers.stop == self.config.num_hidden_layers
+        self.dtype: torch.dtype = model.dtype
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the activations between stages."""
+        return int(self.config.hidden_size)
+
+    @property
+    def max_model_len(self) -> int:
+        """The longest sequence in tokens that the model was made for."""
+        return int(getattr(self.config, "max_position_embeddings", 1 << 20))
+
+    @torch.inference_mode()
+    def forward(
+        self, inputs: Tensor, position_ids: Tensor, sample_at: Tensor, step: attention.Attend
+    ) -> Tensor:
+        """Run the layers on `inputs`: token ids `[1, tokens]`, or `[tokens, hidden]` from before.
+
+        Answers `[tokens, hidden]`, or logits `[sampling rows, vocabulary]` on the last stage.
+        """
+        arguments: dict[str, Any] = {
+            "position_ids": position_ids,
+            "use_cache": False,
+            "step": step,
+        }
+        if self.is_first:
+            arguments["input_ids"] = inputs
+        else:
+            arguments["inputs_embeds"] = inputs[None]
+        if self.is_last:
+            logits: Tensor = self._model(**arguments, logits_to_keep=sample_at).logits
+            return logits[0]
+        hidden: Tensor = self._model.base_model(**arguments).last_hidden_state
+        return hidden[0]
+
+
+def load(config: Config, stage: int, device: torch.device) -> StageModel:
+    """The stage's share of the model that the settings name, with its weights on the device.
+
+    Raises `UnsupportedModelError`, `PartitionError`, or what transformers and safetensors raise
+    for a checkpoint that is missing, damaged or incomplete (`OSError`, `ValueError`,
+    `SafetensorError`).
+    """
+    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    model_config = AutoConfig.from_pretrained(config.model, **source)
+    dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    layers = split(config, model_config)[stage]
+    stage_class = _stage_class(_model_class(model_config, config), layers)
+    previous_hook = transformers_logging.set_tqdm_hook(_progress_of(stage))
+    try:
+        model, report = stage_class.from_pretrained(
+            config.model,
+            **source,
+            dtype=dtype,
+            attn_implementation=attention.NAME,
+            device_map={"": device},
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    finally:
+        transformers_logging.set_tqdm_hook(previous_hook)
+    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if lacking:
+        raise ValueError(f"the checkpoint lacks {len(lacking)} tensors, e.g. {lacking[0]}")
+    return StageModel(model.eval(), layers)
+
+
+def split(config: Config, model_config: PretrainedConfig) -> list[range]:
+    """The layers of each stage: by hand, or balanced by parameters."""
+    num_layers = model_config.get_text_config().num_hidden_layers
+    if config.layer_split is not None:
+        return partition.split_by_hand(config.layer_split, num_layers)
+    with torch.device("meta"):
+        whole = _model_class(model_config, config)._from_config(model_config)
+    trunk, name = _find_trunk(whole)
+    layers = [_count(layer) for layer in getattr(trunk, name)]
+    embedding, head = whole.get_input_embeddings(), whole.get_output_embeddings()
+    return partition.balance(layers, _count(embedding), _count(head), config.pipeline_parallel_size)
+
+
+def _model_class(model_config: PretrainedConfig, config: Config) -> type[PreTrainedModel]:
+    """The causal language model of this family, if it can take our attention."""
+    family = model_config.model_type
+    if config.trust_remote_code and "AutoModelForCausalLM" in getattr(model_config, "auto_map", {}):
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        reference = model_config.auto_map["AutoModelForCausalLM"]
+        model_class = get_class_from_dynamic_module(reference, config.model)
+    elif type(model_config) in AutoModelForCausalLM._model_mapping:
+        model_class = AutoModelForCausalLM._model_mapping[type(model_config)]
+    else:
+        raise UnsupportedModelError(f"{family} models are no causal language models")
+    if not model_class._supports_attention_backend:
+        raise UnsupportedModelError(
+            f"{family} models cannot be served: {model_class.__name__} in transformers does not "
+            "take its attention from AttentionInterface"
+        )
+    found: type[PreTrainedModel] = model_class
+    return found
+
+
+def _stage_class(whole: type[PreTrainedModel], layers: range) -> type[PreTrainedModel]:
+    """A class that builds the whole skeleton and keeps the stage's part of it."""
+
+    def build_and_cut(
+        self: PreTrainedModel, config: PretrainedConfig, *args: Any, **kw: Any
+    ) -> None:
+        whole.__init__(self, config, *args, **kw)
+        _cut(self, layers)
+
+    members = {
+        "__init__": build_and_cut,
+        "__module__": whole.__module__,
+        # The other stages' tensors are no surprise.
+        "_keys_to_ignore_on_load_unexpected": [r".*"],
+    }
+    return type(whole.__name__, (whole,), members)
+
+
+class _Foreign(nn.Module):
+    """Stands where another stage's module was and hands its first argument on."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kw: Any) -> Tensor:  # noqa: ARG002
+        return hidden_states
+
+
+class _NoPositions(nn.Module):
+    """Stands for position embeddings that the first stage has added. 0-dim: keeps the dtype."""
+
+    def forward(self, *args: Any, **kw: Any) -> Tensor:  # noqa: ARG002
+        return torch.zeros(())
+
+
+def _cut(model: PreTrainedModel, layers: range) -> None:
+    """Leave the stage's layers; embeddings on the first stage, final norm and head on the last."""
+    trunk, name = _find_trunk(model)
+    all_layers = getattr(trunk, name)
+    is_first, is_last = layers.start == 0, layers.stop == len(all_layers)
+    for i in range(len(all_layers)):
+        if i not in layers:
+            all_layers[i] = _Foreign()
+    is_tied = bool(model.config.get_text_config().tie_word_embeddings)
+    if not is_first:
+        _drop_beginning(model, trunk, keep_embedding=is_last and is_tied)
+    if not is_last:
+        _drop_end(model, trunk, name)
+
+
+def _drop_beginning(model: PreTrainedModel, trunk: nn.Module, *, keep_embedding: bool) -> None:
+    """A later stage embeds nothing; a tied last stage keeps the embedding as its head's weight."""
+    if not keep_embedding:
+        model.set_input_embeddings(_Foreign())
+    for name in _POSITION_EMBEDDINGS:
+        if hasattr(trunk, name):
+            setattr(trunk, name, _NoPositions())
+    if getattr(trunk, "project_in", None) is not None:
+        trunk.project_in = None  # type: ignore[assignment]
+
+
+def _drop_end(model: PreTrainedModel, trunk: nn.Module, layers_name: str) -> None:
+    """An earlier stage neither norms the last hidden states nor makes logits of them."""
+    plan = list(model.config.base_model_pp_plan or {})
+    named = plan[plan.index(layers_name) + 1 :] if layers_name in plan else []
+    for name in named or _FINAL_NORMS:
+        if isinstance(getattr(trunk, name, None), nn.Module):
+            setattr(trunk, name, _Foreign())
+    if getattr(trunk, "project_out", None) is not None:
+        trunk.project_out = None  # type: ignore[assignment]
+    model.set_output_embeddings(_Foreign())
+    model.all_tied_weights_keys = {}
+
+
+def _find_trunk(model: PreTrainedModel) -> tuple[nn.Module, str]:
+    """The module that owns the list of layers, and the list's name in it."""
+    num_layers = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == num_layers:
+                return module, name
+    raise UnsupportedModelError(f"no list of {num_layers} layers found in {type(model).__name__}")
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _progress_of(
+    stage: int,
+) -> Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]:
+    """transformers' progress bars under the stage's name."""
+
+    def make_bar(_factory: Callable[..., Any], args: tuple[Any, ...], kw: dict[str, Any]) -> Any:
+        kw |= {"desc": f"stage {stage}: {kw.get('desc', 'loading').lower()}", "unit": " tensors"}
+        return tqdm(*args, **kw)
+
+    return make_bar
+
+
+def describe(model: StageModel) -> str:
+    """One line for the log."""
+    layers = f"layers {model.layers.start}-{model.layers.stop - 1}"
+    parts = ["embedding"] * model.is_first + [layers] + ["head"] * model.is_last
+    return f"{' + '.join(parts)}, {model.num_parameters / 1e6:.1f} M parameters, {model.dtype}"

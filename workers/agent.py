@@ -21,8 +21,7 @@ def main() -> int:
     lifeline.tie_to_parent()
     folder = sys.argv[1]
     config = loader.load_saved(Path(folder))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)
+    logging.disable(logging.ERROR)
     try:
         torchrun(
             [
@@ -30,6 +29,7 @@ def main() -> int:
                 f"--nproc-per-node={config.pipeline_parallel_size}",
                 f"--max-restarts={config.max_restarts}",
                 "--monitor-interval=0.1",
+                f"--log-dir={folder}",
                 "--module",
                 "workers",
                 folder,

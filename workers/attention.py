@@ -78,7 +78,9 @@ def paged_attention(
 
     Raises `UnsupportedModelError` for a mask or a keyword that we do not know to honour.
     """
-    unknown = [k for k, v in others.items() if v is not None and k not in _HARMLESS]
+    unknown = [
+        k for k, v in others.items() if v is not None and v is not False and k not in _HARMLESS
+    ]
     if step is None or attention_mask is not None or unknown:
         what = ", ".join(unknown) or ("a mask of its own" if step else "no step context")
         raise UnsupportedModelError(f"its attention wants {what}")

@@ -1,0 +1,54 @@
+"""The reference: transformers' own `model.generate`, and a comparison that knows near-ties."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+
+@dataclass(slots=True)
+class Comparison:
+    """How two sets of greedy outputs compare: positions equal, and outputs ended at a near-tie."""
+
+    equal: int = 0
+    near_ties: int = 0
+
+
+class Reference:
+    """Greedy generation by transformers, one prompt at a time."""
+
+    def __init__(self, checkpoint: Path, dtype: torch.dtype) -> None:
+        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype)
+        self.model.eval()
+
+    @torch.inference_mode()
+    def generate(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
+        """`max_tokens` greedy tokens, the end-of-sequence token treated as any other."""
+        self.model.generation_config.eos_token_id = None
+        output = self.model.generate(  # type: ignore[operator]
+            torch.tensor([list(prompt)]), max_new_tokens=max_tokens, do_sample=False
+        )
+        ids: list[int] = output[0, len(prompt) :].tolist()
+        return ids
+
+    @torch.inference_mode()
+    def gap(self, token_ids: Sequence[int]) -> float:
+        """How far apart the two best logits after these tokens are."""
+        best = self.model(torch.tensor([list(token_ids)])).logits[0, -1].float().topk(2).values
+        return float(best[0] - best[1])
+
+    def compare(
+        self, prompt: Sequence[int], got: Sequence[int], want: Sequence[int], tie: float
+    ) -> Comparison:
+        """Equal up to the end, or up to a position whose two best logits differ by less than `tie`.
+
+        Raises AssertionError for any other difference.
+        """
+        for position, (a, b) in enumerate(zip(got, want, strict=True)):
+            if a != b:
+                gap = self.gap([*prompt, *want[:position]])
+                assert gap < tie, f"position {position}: {a} is not {b}, and {gap:.2e} apart"
+                return Comparison(equal=position, near_ties=1)
+        return Comparison(equal=len(want))

@@ -2,7 +2,7 @@
 
     supervisor --+-- server    python -m server          HTTP
                  +-- engine    python -m engine          the scheduler
-                 +-- stages    python -m workers.agent   torchrun and one process per stage
+                 +-- stages    python -m workers         torchrun and one process per stage
 
 Nothing is orphaned: each child dies with its parent (`configs.lifeline`), and what the supervisor
 stops it waits for. A failure that no restart can mend is left in the runtime folder by the process
@@ -102,7 +102,7 @@ class Supervisor:
         self._signals += 1
 
     def _start(self, name: str) -> None:
-        module = "workers.agent" if name == "stages" else name
+        module = "workers" if name == "stages" else name
         self._children[name] = subprocess.Popen(
             [sys.executable, "-m", module, str(self._folder)],
             stdin=subprocess.DEVNULL,

@@ -1,98 +1,62 @@
-"""`python -m workers RUNTIME_DIR` under torchrun: one pipeline stage."""
+"""`python -m workers RUNTIME_DIR`: torchrun, with one process per stage.
+
+torchrun notices a stage that dies within a tenth of a second and restarts the whole group. The
+stages are forked from this process where that is safe: torch and transformers are imported once,
+not once per stage (5 s of CPU each), and a restarted group is back as soon as its weights are.
+Its wall of text after a failure is kept out of the log: the stages have told the cause in a line.
+"""
 
 import logging
 import os
 import sys
-import time
-import warnings
-from datetime import timedelta
+import uuid
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from transformers.utils import logging as transformers_logging
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, parse_args
 
-from configs import lifeline, loader, logs
+from configs import lifeline, loader
 from configs.schema import Config
-from engine.messages import ToStage
-from engine.wire import Spoke
-from workers.heartbeat import HeartbeatThread, Progress
-from workers.stage import Place, Stage
+from workers import process
 
 
 def main() -> int:
-    """Run one stage until the process group ends; 1 when it could not even start.
-
-    A failure before the stage is ready would only come again: it is left in the runtime folder
-    and ends the daemon. A later one ends this process, and torchrun restarts the group.
-    """
+    """Run the group until it ends; 1 when it has failed more often than it may be restarted."""
     lifeline.tie_to_parent()
-    folder = Path(sys.argv[1])
-    config = loader.load_saved(folder)
-    transformers_logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", module="torch.distributed")
+    folder = sys.argv[1]
+    config = loader.load_saved(Path(folder))
+    logging.disable(logging.ERROR)
+    # torch 2.13 keeps one store for all lives of the group, and a new life would read the addresses
+    # of the old one ("connection refused"): let each life make its own.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    arguments = parse_args([*_torchrun_flags(config), f"--log-dir={folder}", "stage"])
+    launch_config, _, _ = config_from_args(arguments)
     try:
-        place = _join_group(config)
-        log = logs.set_up(f"stage {place.stage}", config.log_level)
-        progress = Progress()
-        stage = Stage(config, place, progress)
-    except Exception as error:  # the edge of the process: whatever it is, it is told in one line
-        rank = os.environ.get("RANK", "?")
-        logging.getLogger("tdpipe").debug("stage %s could not start", rank, exc_info=True)
-        lifeline.report_failure(folder, f"stage {rank}: {_root_cause(error)}")
+        elastic_launch(launch_config, process.main)(folder)
+    except SignalException:
+        return 0
+    except ChildFailedError:
         return 1
-    name = f"stage-{place.stage}"
-    with (
-        HeartbeatThread(config.stage_address, place.stage, place.epoch, progress),
-        Spoke[ToStage](config.stage_address, name, ToStage) as engine,
-    ):
-        try:
-            stage.run(engine)
-        except Exception as error:
-            log.error("%s", _root_cause(error), exc_info=config.log_level == "debug")
-            return 1
     return 0
 
 
-def _join_group(config: Config) -> Place:
-    """Meet the other stages; the first one names the group's epoch."""
-    num_stages = config.pipeline_parallel_size
-    torch.set_num_threads(config.num_threads or max(1, _num_cores() // num_stages))
-    local_rank = dist.get_node_local_rank(fallback_rank=0)
-    device, backend, sharing = torch.device("cpu"), "gloo", num_stages
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda was asked for, but torch finds no GPU")
-    if config.device != "cpu" and torch.cuda.is_available():
-        num_gpus = torch.cuda.device_count()
-        device = torch.device("cuda", local_rank % num_gpus)
-        torch.cuda.set_device(device)
-        # NCCL refuses two ranks on one GPU (before 2.30); gloo stages through the host then.
-        backend = "nccl" if num_gpus >= num_stages else "gloo"
-        sharing = -(-num_stages // num_gpus)
-    dist.init_process_group(
-        backend,
-        timeout=timedelta(seconds=config.stage_start_timeout),
-        device_id=device if backend == "nccl" else None,
-    )
-    if dist.get_world_size() != num_stages:
-        raise ValueError(
-            f"{dist.get_world_size()} processes for {num_stages} stages (pipeline_parallel_size)"
-        )
-    epoch = [time.time_ns()]
-    dist.broadcast_object_list(epoch, src=0)
-    return Place(dist.get_rank(), epoch[0], device, sharing)
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _root_cause(error: BaseException) -> str:
-    """The first line of the innermost message that says something."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def _torchrun_flags(config: Config) -> list[str]:
+    # A CUDA context does not survive a fork; device_count asks NVML and makes none.
+    uses_gpus = config.device != "cpu" and torch.cuda.device_count() > 0
+    return [
+        # One host: a store of our own on a free port of the loopback interface.
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=127.0.0.1:0",
+        f"--rdzv-id={uuid.uuid4()}",
+        "--local-addr=127.0.0.1",
+        f"--nproc-per-node={config.pipeline_parallel_size}",
+        f"--max-restarts={config.max_restarts}",
+        "--monitor-interval=0.1",
+        f"--start-method={'spawn' if uses_gpus else 'fork'}",
+    ]
 
 
 if __name__ == "__main__":

@@ -33,7 +33,10 @@ class KvCacheError(Exception):
 
 
 class KvCache:
-    """Keys and values by layer, `[slots, KV heads, dim]`."""
+    """Keys and values by layer, `[slots, KV heads, dim]`.
+
+    Not zeroed: a slot is read only after it was written, and untouched pages cost no memory.
+    """
 
     def __init__(
         self,
@@ -46,8 +49,8 @@ class KvCache:
         num_slots = num_blocks * block_size
         self.layers: dict[int, tuple[Tensor, Tensor]] = {
             layer: (
-                torch.zeros(num_slots, s.num_kv_heads, s.key_dim, dtype=dtype, device=device),
-                torch.zeros(num_slots, s.num_kv_heads, s.value_dim, dtype=dtype, device=device),
+                torch.empty(num_slots, s.num_kv_heads, s.key_dim, dtype=dtype, device=device),
+                torch.empty(num_slots, s.num_kv_heads, s.value_dim, dtype=dtype, device=device),
             )
             for layer, s in shapes.items()
         }

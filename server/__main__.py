@@ -1,0 +1,93 @@
+"""The server's process: `python -m server RUNTIME_DIR`, started by the supervisor."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from socket import socket
+
+import uvloop
+
+from configs import lifeline, loader, logs
+from configs.schema import Config
+from server.app import build_app
+from server.drain import Drain
+from server.engine_client import EngineClient
+from server.listener import DrainingServer, ListenError, listen, url
+from server.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+
+PORT_FILE = "port"
+
+logger = logging.getLogger("tdpipe")
+
+
+def main(folder: Path) -> int:
+    """Serve until told to end; returns the exit status."""
+    lifeline.tie_to_parent()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until there is something to drain
+    config = loader.load_saved(folder)
+    logs.set_up("server", config.log_level)
+    if config.log_level == "debug":
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+    if not config.trust_remote_code:
+        _keep_torch_out()
+    try:
+        with listen(config.host, config.port) as listener:
+            tokenizer = load_tokenizer(config)
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_serve(config, listener, tokenizer))
+    except (ListenError, TokenizerError) as error:
+        logger.error("%s", error)
+        lifeline.report_failure(config.folder, str(error))
+        return 1
+    return 0
+
+
+async def _serve(config: Config, listener: socket, tokenizer: Tokenizer) -> None:
+    client = EngineClient(config.server_address)
+    drain = Drain()
+    server = DrainingServer(
+        build_app(config, client, tokenizer, drain),
+        client,
+        drain,
+        shutdown_timeout_s=config.shutdown_timeout,
+        access_log=config.log_level == "debug",
+    )
+    port = listener.getsockname()[1]
+    (config.folder / PORT_FILE).write_text(str(port))
+    logger.info("listening on %s (OpenAI API under /v1)", url(config.host, port))
+    serving = asyncio.create_task(server.serve([listener]))
+    receiving = asyncio.create_task(client.run())
+    announcing = asyncio.create_task(_announce_ready(config, client))
+    # Receiving never ends by itself: if it does, it has failed, and so does the process.
+    await asyncio.wait((serving, receiving), return_when=asyncio.FIRST_COMPLETED)
+    if receiving.done():
+        receiving.result()
+    announcing.cancel()
+    receiving.cancel()
+    await asyncio.wait((announcing, receiving))
+    serving.result()
+
+
+async def _announce_ready(config: Config, client: EngineClient) -> None:
+    await client.was_ready.wait()
+    assert client.ready is not None
+    logger.info(
+        "ready: %s, %d stages, max_model_len %d tokens, KV cache %d tokens",
+        config.name,
+        client.ready.num_stages,
+        client.ready.max_model_len,
+        client.ready.num_blocks * client.ready.block_size,
+    )
+
+
+def _keep_torch_out() -> None:
+    """Let transformers believe that there is no torch: it saves two seconds and 300 MB."""
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

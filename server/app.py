@@ -1,0 +1,44 @@
+"""The app: every route of the server, assembled from the parts that it is handed."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
+from configs.schema import Config
+from server import errors
+from server.completions import Completions
+from server.drain import Drain
+from server.engine_client import EngineClient
+from server.metrics import Metrics
+from server.operations import VERSION, Operations
+from server.protocol import CompletionRequest
+from server.tokenizer import Tokenizer
+
+
+class App(FastAPI):
+    """FastAPI with the request bodies in its document that the routes parse themselves."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            template = "#/components/schemas/{model}"
+            _, bodies = models_json_schema(
+                [(CompletionRequest, "validation")], ref_template=template
+            )
+            document["components"]["schemas"] |= bodies["$defs"]
+        return super().openapi()
+
+
+def build_app(config: Config, client: EngineClient, tokenizer: Tokenizer, drain: Drain) -> App:
+    """The ASGI application. The caller runs `client`."""
+    metrics = Metrics(client)
+    app = App(title="tdpipe", version=VERSION, docs_url=None, redoc_url=None)
+    errors.install(app)
+    app.include_router(Operations(config, client, metrics, drain).router())
+    completions = Completions(
+        config.name, client, tokenizer, metrics, drain, config.max_num_queued_reqs
+    )
+    app.include_router(completions.router())
+    return app

@@ -1,0 +1,276 @@
+"""The engine client: the server's door to the engine, and what it last heard through it.
+
+It hands each burst of tokens to the sequences they belong to, and when the engine falls silent or
+comes back as another process, it tells every open sequence so: nothing waits for ever.
+"""
+
+import asyncio
+import logging
+import time
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from engine.messages import (
+    Abort,
+    EngineReady,
+    Finished,
+    Generated,
+    Hello,
+    Stats,
+    Submit,
+    ToServer,
+)
+from engine.wire import Spoke
+from server.errors import unavailable
+
+TICK_S = 0.25
+SILENCE_S = 3.0
+HELLO_TICKS = 2
+
+logger = logging.getLogger("tdpipe")
+
+
+class Inbox:
+    """Where one request waits until something has arrived for any of its sequences."""
+
+    def __init__(self) -> None:
+        self._changed: list[Sequence] = []
+        self._arrival = asyncio.Event()
+
+    def put(self, sequence: "Sequence") -> None:
+        """Note that the sequence has something new."""
+        self._changed.append(sequence)
+        self._arrival.set()
+
+    async def take(self) -> "list[Sequence]":
+        """Wait, then take all sequences that have changed since the last call."""
+        await self._arrival.wait()
+        self._arrival.clear()
+        changed, self._changed = self._changed, []
+        return changed
+
+
+class Sequence:
+    """One sequence in the engine, and what has arrived for it and was not yet taken."""
+
+    __slots__ = (
+        "_inbox",
+        "_token_ids",
+        "finished",
+        "first_token_at",
+        "index",
+        "last_token_at",
+        "sequence_id",
+    )
+
+    def __init__(self, sequence_id: int, index: int, inbox: Inbox) -> None:
+        self.sequence_id = sequence_id
+        self.index = index
+        self.finished: Finished | None = None
+        self.first_token_at: float | None = None
+        self.last_token_at = 0.0
+        self._token_ids: list[int] = []
+        self._inbox = inbox
+
+    def put_token(self, token_id: int) -> None:
+        """Add a token that the engine has generated."""
+        if not self._token_ids:
+            self._inbox.put(self)
+        self._token_ids.append(token_id)
+
+    def finish(self, message: Finished) -> None:
+        """Note the last message; tokens before it are still there to take."""
+        self.finished = message
+        if not self._token_ids:
+            self._inbox.put(self)
+
+    def take_tokens(self) -> list[int]:
+        """The tokens since the last call."""
+        token_ids, self._token_ids = self._token_ids, []
+        return token_ids
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """A stage's busy seconds when the pipeline was last ready, the base of its bubble ratio."""
+
+    since: float
+    busy_s: dict[int, float]
+
+
+class EngineClient:
+    """Talks with the engine from one asyncio loop; all methods belong to that loop.
+
+    `ready` is the last EngineReady (None: never), `stats` the last Stats.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self.ready: EngineReady | None = None
+        self.stats: Stats | None = None
+        self.stats_at = 0.0
+        self.ticked_at = time.monotonic()
+        self.num_queued = 0
+        self.num_generated = 0
+        self.work_at_ready: StageWork | None = None
+        self.was_ready = asyncio.Event()
+        self._spoke: Spoke[ToServer] = Spoke(endpoint, "server", ToServer)
+        self._arrival = asyncio.Event()
+        self._open: dict[int, Sequence] = {}
+        # A server that takes over from a dead one must not be handed the dead one's tokens.
+        self._next_id = time.time_ns() // 1000
+        self._silent_ticks = 0
+        self._lost = False
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the engine's process is there."""
+        return self.stats is not None and not self._lost
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a sequence submitted now would be worked on."""
+        stats = self.stats
+        return self.is_connected and stats is not None and stats.ready and self.ready is not None
+
+    def check_ready(self) -> None:
+        """Raise `ApiError` (503) unless `is_ready`."""
+        if not self.is_ready:
+            raise unavailable(
+                "The model is not ready yet. Please retry shortly.", "model_not_ready"
+            )
+
+    def next_ids(self, count: int) -> int:
+        """The first of `count` ids in a row that no sequence had before."""
+        self._next_id += count
+        return self._next_id - count
+
+    def submit(self, message: Submit, sequence: Sequence) -> None:
+        """Hand the sequence to the engine; it hears of its end in any case."""
+        self._open[sequence.sequence_id] = sequence
+        self.num_queued += 1
+        if not self._send(message):
+            self._close(sequence, "The engine does not accept messages.")
+
+    def abort(self, sequence: Sequence) -> None:
+        """Forget the sequence here and there, at once."""
+        if self._forget(sequence):
+            self._send(Abort(sequence.sequence_id))
+
+    def fail_all(self, reason: str) -> None:
+        """End every open sequence with an error, and abort it in case the engine still has it."""
+        for sequence in list(self._open.values()):
+            self._send(Abort(sequence.sequence_id))
+            self._close(sequence, reason)
+
+    async def run(self) -> None:
+        """Receive until cancelled."""
+        ticker = asyncio.create_task(self._tick())
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._spoke.socket.fileno(), self._arrival.set)
+        try:
+            while True:
+                self._dispatch(self._spoke.drain())
+                await asyncio.sleep(0)
+                await self._arrival.wait()
+                self._arrival.clear()
+        finally:
+            ticker.cancel()
+            self.fail_all("The server is shutting down.")
+            loop.remove_reader(self._spoke.socket.fileno())
+            self._spoke.close()
+
+    def _send(self, message: Submit | Abort | Hello) -> bool:
+        sent = self._spoke.send(message)
+        # A send may swallow the socket's signal that something has arrived: look for it.
+        self._arrival.set()
+        return sent
+
+    def _dispatch(self, burst: Iterable[ToServer]) -> None:
+        now = time.monotonic()
+        for message in burst:
+            if isinstance(message, Generated):
+                self._on_generated(message, now)
+            elif isinstance(message, Finished):
+                self._on_finished(message)
+            elif isinstance(message, Stats):
+                self._on_stats(message, now)
+            else:
+                self._on_ready(message)
+
+    def _on_generated(self, message: Generated, now: float) -> None:
+        sequence_ids = array("q", message.sequence_ids)
+        for sequence_id, token_id in zip(sequence_ids, array("i", message.token_ids), strict=True):
+            sequence = self._open.get(sequence_id)
+            if sequence is None:
+                continue
+            if sequence.first_token_at is None:
+                sequence.first_token_at = now
+                self.num_queued -= 1
+            sequence.last_token_at = now
+            sequence.put_token(token_id)
+        self.num_generated += len(sequence_ids)
+
+    def _on_finished(self, message: Finished) -> None:
+        sequence = self._open.get(message.sequence_id)
+        if sequence is not None:
+            self._forget(sequence)
+            sequence.finish(message)
+
+    def _on_stats(self, message: Stats, now: float) -> None:
+        before = self.stats
+        self._silent_ticks = 0
+        if before is not None and message.uptime_s < before.uptime_s:
+            self._lose("The engine was restarted.")
+            self._send(Hello())
+        self._lost = False
+        self.stats, self.stats_at = message, now
+        if self.is_ready and self.work_at_ready is None:
+            busy_s = {stage.stage: stage.busy_s for stage in message.stages}
+            self.work_at_ready = StageWork(now, busy_s)
+        self._note_ready()
+
+    def _on_ready(self, message: EngineReady) -> None:
+        self.ready = message
+        self.work_at_ready = None
+        self._note_ready()
+
+    def _note_ready(self) -> None:
+        if self.is_ready:
+            self.was_ready.set()
+
+    async def _tick(self) -> None:
+        """Notice silence, counted in ticks: a loop that was itself held up blames nobody."""
+        while True:
+            self.ticked_at = time.monotonic()
+            self._silent_ticks += 1
+            if self.is_connected and self._silent_ticks * TICK_S > SILENCE_S:
+                self._lose("The engine has stopped answering.")
+            if self._silent_ticks % HELLO_TICKS == 1 and self._has_to_introduce_itself():
+                self._send(Hello())
+            await asyncio.sleep(TICK_S)
+
+    def _has_to_introduce_itself(self) -> bool:
+        """Whether the engine does not know of us, or we not of it."""
+        if self.stats is None or self._lost:
+            return True
+        return self.stats.ready and self.ready is None
+
+    def _lose(self, reason: str) -> None:
+        logger.warning("lost the engine: %s", reason)
+        self._lost = True
+        self.ready = None
+        self.work_at_ready = None
+        self.fail_all(reason)
+
+    def _close(self, sequence: Sequence, reason: str) -> None:
+        if self._forget(sequence):
+            sequence.finish(Finished(sequence.sequence_id, "error", reason))
+
+    def _forget(self, sequence: Sequence) -> bool:
+        """Whether the sequence was open until now."""
+        if self._open.pop(sequence.sequence_id, None) is None:
+            return False
+        if sequence.first_token_at is None:
+            self.num_queued -= 1
+        return True

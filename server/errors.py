@@ -1,0 +1,96 @@
+"""Errors as the client reads them: OpenAI's envelope with the right status, for every failure."""
+
+from collections.abc import Mapping
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+RETRY_AFTER_S = 1
+
+
+class ApiError(Exception):
+    """A failure with the words, the status and the headers that the client gets."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
+        self._error = {"message": message, "type": kind, "param": param, "code": code}
+
+    def body(self) -> bytes:
+        """The envelope as JSON."""
+        return msgspec.json.encode({"error": self._error})
+
+    def response(self) -> Response:
+        """The whole answer, for a response that has not begun."""
+        return Response(self.body(), self.status, self.headers, media_type="application/json")
+
+
+def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """400: the client's request is at fault; `param` names the field."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def no_such_model(model: str) -> ApiError:
+    """404: a model that is not served here."""
+    message = f"The model `{model}` does not exist or you do not have access to it."
+    return ApiError(404, message, param="model", code="model_not_found")
+
+
+def too_busy(message: str, *, retry: bool = True) -> ApiError:
+    """429: the queue is full; without `retry` the request is too large for any queue here."""
+    headers = {"retry-after": str(RETRY_AFTER_S)} if retry else {"x-should-retry": "false"}
+    return ApiError(429, message, kind="requests", code="rate_limit_exceeded", headers=headers)
+
+
+def unavailable(message: str, code: str = "service_unavailable") -> ApiError:
+    """503: not now, but soon."""
+    headers = {"retry-after": str(RETRY_AFTER_S)}
+    return ApiError(503, message, kind="server_error", code=code, headers=headers)
+
+
+def failed(message: str) -> ApiError:
+    """500: the request was lost on our side."""
+    return ApiError(500, message, kind="server_error", code="internal_error")
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception in the envelope, those of the framework included."""
+    app.add_exception_handler(ApiError, _answer)
+    app.add_exception_handler(HTTPException, _answer_framework)
+    app.add_exception_handler(RequestValidationError, _answer_validation)
+    app.add_exception_handler(Exception, _answer_bug)
+
+
+async def _answer(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _answer_framework(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path}"
+    messages = {404: f"Invalid URL ({where})", 405: f"Method not allowed ({where})"}
+    message = messages.get(error.status_code, str(error.detail))
+    return ApiError(error.status_code, message, headers=error.headers).response()
+
+
+async def _answer_validation(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return invalid("; ".join(problem["msg"] for problem in error.errors())).response()
+
+
+async def _answer_bug(_request: Request, _error: Exception) -> Response:
+    return failed("The server had an error while processing your request.").response()

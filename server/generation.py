@@ -1,0 +1,132 @@
+"""A generation: one request's life in the engine, from submission to its last token or an abort.
+
+The `async with` block is the lifetime. Leaving it, for whatever reason, aborts every sequence that
+has not ended, which frees its KV blocks at once.
+"""
+
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from server.choice import Choice, TextReason
+from server.engine_client import EngineClient, Inbox, Sequence
+from server.errors import ApiError, failed, too_busy
+from server.metrics import Metrics
+from server.plan import Plan
+from server.tokenizer import Tokenizer
+
+
+class Piece(NamedTuple):
+    """New text of one choice, and on its last piece why it ended."""
+
+    choice_index: int
+    text: str
+    finish_reason: TextReason | None
+
+
+class Generation:
+    """Use as `async with`; then call `next_pieces` while `num_unfinished`.
+
+    Entering raises `ApiError`: 503 when there is no engine, 429 when the queue is full.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        metrics: Metrics,
+        max_num_queued: int,
+        arrived_at: float,
+    ) -> None:
+        self.arrived_at = arrived_at
+        self.num_choices = plan.num_sequences
+        self.num_unfinished = plan.num_sequences if any(plan.max_tokens) else 0
+        self._num_completion_tokens = 0
+        self._failure: ApiError | None = None
+        self._plan = plan
+        self._client = client
+        self._metrics = metrics
+        self._max_num_queued = max_num_queued
+        self._inbox = Inbox()
+        self._sequences: list[Sequence] = []
+        self._choices = [Choice(plan, tokenizer) for _ in range(plan.num_sequences)]
+
+    async def __aenter__(self) -> Self:
+        if not self.num_unfinished:
+            return self
+        self._admit()
+        self._metrics.prompt_tokens.inc(sum(map(len, self._plan.prompts)))
+        first_id = self._client.next_ids(self._plan.num_sequences)
+        for index, message in enumerate(self._plan.messages(first_id)):
+            sequence = Sequence(message.sequence_id, index, self._inbox)
+            self._sequences.append(sequence)
+            self._client.submit(message, sequence)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        for sequence in self._sequences:
+            self._client.abort(sequence)
+
+    async def next_pieces(self) -> list[Piece]:
+        """Wait for news; one piece for each choice that has new text or has ended, maybe none.
+
+        Raises `ApiError` (500) when the engine has given up on one of the sequences, after the
+        text before it has been handed out.
+        """
+        if self._failure is not None:
+            raise self._failure
+        pieces = []
+        for sequence in await self._inbox.take():
+            choice = self._choices[sequence.index]
+            if choice.finish_reason is not None:
+                continue
+            piece = self._advance(sequence, choice)
+            if piece.text or piece.finish_reason:
+                pieces.append(piece)
+        return pieces
+
+    def usage(self) -> dict[str, int]:
+        """The tokens so far: each prompt once, and all choices."""
+        num_prompt_tokens = sum(map(len, self._plan.prompts))
+        return {
+            "prompt_tokens": num_prompt_tokens,
+            "completion_tokens": self._num_completion_tokens,
+            "total_tokens": num_prompt_tokens + self._num_completion_tokens,
+        }
+
+    def _admit(self) -> None:
+        self._client.check_ready()
+        asked, allowed = self._plan.num_sequences, self._max_num_queued
+        if asked > allowed:
+            message = f"Request too large: it asks for {asked} completions, {allowed} may wait."
+            raise too_busy(message, retry=False)
+        if self._client.num_queued + asked > allowed:
+            raise too_busy(f"The queue is full: {allowed} may wait. Please retry shortly.")
+
+    def _advance(self, sequence: Sequence, choice: Choice) -> Piece:
+        if not choice.num_tokens and sequence.first_token_at is not None:
+            self._metrics.time_to_first_token.observe(sequence.first_token_at - self.arrived_at)
+        before = choice.num_tokens
+        text = choice.push(sequence.take_tokens())
+        self._num_completion_tokens += choice.num_tokens - before
+        finished = sequence.finished
+        if finished is not None and choice.finish_reason is None:
+            if finished.reason not in ("stop", "length"):
+                self._failure = failed(finished.message or "The engine gave up on this request.")
+            else:
+                text += choice.flush(finished.reason)
+        if choice.finish_reason is not None:
+            self._end(sequence, choice)
+        return Piece(sequence.index, text, choice.finish_reason)
+
+    def _end(self, sequence: Sequence, choice: Choice) -> None:
+        self.num_unfinished -= 1
+        self._client.abort(sequence)
+        if sequence.first_token_at is not None and choice.num_tokens > 1:
+            seconds = sequence.last_token_at - sequence.first_token_at
+            self._metrics.time_per_output_token.observe(seconds / (choice.num_tokens - 1))

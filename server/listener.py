@@ -1,0 +1,124 @@
+"""The listener: the port, taken before anything slow is loaded, and a uvicorn that drains."""
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from server.drain import Drain
+from server.engine_client import EngineClient
+
+BACKLOG = 2048
+KEEP_ALIVE_S = 75
+LAST_WORDS_S = 2  # for the error events of requests that the drain's end has cut off
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+logger = logging.getLogger("tdpipe")
+
+
+class ListenError(Exception):
+    """The address cannot be listened on; the text is one line for the user."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 finds a free one. Raises `ListenError`."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise ListenError(f"cannot listen on {host}: {error.strerror}") from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ListenError(_explain(error, host, port)) from error
+    listener.setblocking(False)
+    return listener
+
+
+def url(host: str, port: int) -> str:
+    """Where a browser finds the server."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class DrainingServer(uvicorn.Server):
+    """Serves until a signal, then lets open requests finish within `shutdown_timeout_s`.
+
+    While it drains it still listens, so that clients and probes get an answer: 503. A second
+    signal ends it at once; either way, requests still open get an error before it goes.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        client: EngineClient,
+        drain: Drain,
+        *,
+        shutdown_timeout_s: float,
+        access_log: bool = False,
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=access_log,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=LAST_WORDS_S,
+            )
+        )
+        self._client = client
+        self._drain = drain
+        self._shutdown_timeout_s = shutdown_timeout_s
+        self._draining: asyncio.Task[None] | None = None
+
+    def stop(self) -> None:
+        """Begin to drain; called once more, end at once."""
+        if self._draining is None:
+            self._drain.begin()
+            self._draining = asyncio.create_task(self._end(self._shutdown_timeout_s))
+        else:
+            self._draining.cancel()
+            self._draining = asyncio.create_task(self._end(0))
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take the signals in the place of uvicorn, which would stop listening at once."""
+        loop = asyncio.get_running_loop()
+        # Not the main thread (tests): there are no signals to take.
+        with suppress(ValueError, RuntimeError):
+            for number in _SIGNALS:
+                loop.add_signal_handler(number, self.stop)
+        yield
+        for number in _SIGNALS:
+            with suppress(ValueError, RuntimeError):
+                loop.remove_signal_handler(number)
+
+    async def _end(self, timeout_s: float) -> None:
+        logger.info("shutting down: %d requests are open", self._drain.num_open)
+        if not await self._drain.wait(timeout_s):
+            self._client.fail_all("The server is shutting down.")
+            await self._drain.wait(LAST_WORDS_S)
+        self.should_exit = True
+
+
+def _explain(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} is already in use"
+    if error.errno == errno.EACCES:
+        return f"port {port} needs more rights than this user has"
+    return f"cannot listen on {host}:{port}: {error.strerror}"

@@ -1,0 +1,58 @@
+"""The plan: what one request asks of the engine, and the messages that ask it."""
+
+import random
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.messages import Sampling, Submit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of the engine: `n` sequences of each prompt, in the client's order.
+
+    Choice `j` draws with `seed + j`; without a seed, each prompt gets one of its own.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    n: int
+    max_tokens: Sequence[int]  # per prompt; all 0 when no token is asked for
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop_strings: Sequence[str] = ()
+    stop_token_ids: tuple[int, ...] = ()
+
+    @property
+    def num_sequences(self) -> int:
+        """Prompts times n."""
+        return len(self.prompts) * self.n
+
+    def messages(self, first_id: int) -> list[Submit]:
+        """The submissions, with ids from `first_id` on."""
+        return [
+            Submit(
+                sequence_id=first_id + i * self.n + j,
+                prompt_token_ids=packed,
+                max_tokens=self.max_tokens[i],
+                sampling=Sampling(self.temperature, self.top_p, self.top_k, (seed + j) % 2**64),
+                min_tokens=min(self.min_tokens, self.max_tokens[i]),
+                stop_token_ids=self.stop_token_ids,
+            )
+            for i, (packed, seed) in enumerate(self._packed_prompts())
+            for j in range(self.n)
+        ]
+
+    def _packed_prompts(self) -> list[tuple[bytes, int]]:
+        return [
+            (pack(prompt), random.getrandbits(63) if self.seed is None else self.seed)
+            for prompt in self.prompts
+        ]
+
+
+def pack(token_ids: Sequence[int]) -> bytes:
+    """Token ids as the doors carry them, int32."""
+    return array("i", token_ids).tobytes()

@@ -1,0 +1,135 @@
+"""The tokenizer: text to token ids and back, and what the model's files say about its tokens."""
+
+import asyncio
+import json
+import re
+import threading
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from configs.schema import ModelConfig
+from server.detokenizer import Detokenizer, FastDetokenizer, WindowDetokenizer
+
+# 4,000 characters take some 4 ms; beyond that, other streams would notice the pause.
+MAX_INLINE_CHARACTERS = 4_000
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+class TokenizerError(Exception):
+    """The tokenizer is missing or damaged; the text is one line for the user."""
+
+
+class Tokenizer:
+    """One model's tokenizer; encoding may run in several threads at once.
+
+    `vocab_size` bounds the ids that the model knows, `eos_token_ids` are those that end its texts.
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, vocab_size: int | None = None, eos_token_ids: Sequence[int] = ()
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._core = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+        self._lock = threading.Lock()
+        self.vocab_size = vocab_size or len(tokenizer)
+        self.eos_token_ids = tuple(eos_token_ids) or _as_ids(tokenizer.eos_token_id)
+        self._sticky_ids: frozenset[int] = frozenset()
+        if self._core is not None:
+            self._core.no_truncation()
+            self._core.no_padding()
+            self._core.encode_special_tokens = tokenizer.split_special_tokens
+            self._sticky_ids = _sticky_ids(tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """The prompt's token ids with the special tokens that the model expects around it."""
+        if self._core is not None:
+            # Not the wrapper's own call: it sets truncation each time, which threads cannot share.
+            return list(self._core.encode(text).ids)
+        with self._lock:
+            return list(self._tokenizer(text, verbose=False)["input_ids"])
+
+    async def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode without holding up the event loop where there is much to do."""
+        if sum(map(len, texts)) <= MAX_INLINE_CHARACTERS:
+            return [self.encode(text) for text in texts]
+        return await asyncio.to_thread(lambda: [self.encode(text) for text in texts])
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of the tokens; broken characters become U+FFFD."""
+        if self._core is not None:
+            return str(self._core.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+        with self._lock:
+            text = self._tokenizer.decode(
+                list(token_ids),
+                skip_special_tokens=skip_special_tokens,
+                clean_up_tokenization_spaces=False,
+            )
+        return str(text)
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh detokenizer for one sequence."""
+        if self._core is not None:
+            return FastDetokenizer(self._core, self._sticky_ids)
+        return WindowDetokenizer(partial(self.decode, skip_special_tokens=True))
+
+
+def load_tokenizer(config: ModelConfig) -> Tokenizer:
+    """The tokenizer of `config.tokenizer` or the model. Raises `TokenizerError` in one line."""
+    # Here and not above: this import takes a second, and a port that is taken should show at once.
+    from transformers import AutoTokenizer
+
+    name = config.tokenizer or config.model
+    if not Path(name).exists() and Path(name).is_absolute():
+        raise TokenizerError(f"cannot load the tokenizer: there is no folder {name}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    # A damaged file surfaces as anything, from KeyError to a bare Exception out of Rust.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise TokenizerError(f"cannot load the tokenizer of {name}: {reason}") from error
+    model = _read_json(config, "config.json")
+    generation = _read_json(config, "generation_config.json")
+    text_model = model.get("text_config") or {}
+    return Tokenizer(
+        tokenizer,
+        vocab_size=model.get("vocab_size") or text_model.get("vocab_size"),
+        eos_token_ids=_as_ids(generation.get("eos_token_id"))
+        or _as_ids(model.get("eos_token_id"))
+        or _as_ids(text_model.get("eos_token_id")),
+    )
+
+
+def _read_json(config: ModelConfig, file: str) -> dict[str, Any]:
+    """A JSON file of the model's, from its folder or the hub; empty where there is none."""
+    from transformers.utils import cached_file
+
+    path = cached_file(
+        config.model,
+        file,
+        revision=config.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
+        return {}
+    try:
+        values = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"cannot read {path}: {error}") from error
+    return values if isinstance(values, dict) else {}
+
+
+def _as_ids(value: int | list[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _sticky_ids(tokenizer: Any) -> frozenset[int]:
+    vocabulary = tokenizer.get_vocab()
+    byte_ids = {id_ for token, id_ in vocabulary.items() if _BYTE_TOKEN.fullmatch(token)}
+    return frozenset(byte_ids | set(tokenizer.all_special_ids)) if byte_ids else frozenset()

@@ -1,0 +1,186 @@
+"""The connection: a client that goes away, at whatever moment, frees its blocks."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.messages import Abort, Submit
+from server.app import build_app
+from server.drain import Drain
+from server.engine_client import EngineClient
+from tests.server.world import (
+    MODEL,
+    PATIENCE_S,
+    TOKENIZER,
+    Daemon,
+    FakeEngine,
+    config,
+    generated,
+    saying,
+    serving,
+)
+
+HELLO = TOKENIZER.encode("hello")
+
+
+def connect(daemon: Daemon, **body: Any) -> socket.socket:
+    """A client that has sent its request and may vanish."""
+    host, port = daemon.url.removeprefix("http://").split(":")
+    client = socket.create_connection((host, int(port)), PATIENCE_S)
+    payload = json.dumps({"model": MODEL, "prompt": "hi"} | body).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(payload)}\r\n\r\n"
+    client.sendall(head.encode() + payload)
+    return client
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_the_queue_is_aborted(tmp_path: Path, stream: bool) -> None:
+    with serving(tmp_path) as daemon:
+        with connect(daemon, stream=stream, n=2):
+            submits = daemon.engine.wait_for(Submit, 2)
+        aborts = daemon.engine.wait_for(Abort, 2)
+        assert [a.sequence_id for a in aborts] == [s.sequence_id for s in submits]
+        daemon.wait_until(lambda: daemon.drain.num_open == 0)
+        assert daemon.client.num_queued == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_between_tokens_is_aborted(tmp_path: Path, stream: bool) -> None:
+    with serving(tmp_path) as daemon:
+        with connect(daemon, stream=stream) as client:
+            (submit,) = daemon.engine.wait_for(Submit)
+            daemon.engine.send(generated(submit.sequence_id, *HELLO))
+            if stream:
+                seen = b""
+                while b"hello" not in seen:
+                    seen += client.recv(4096)
+            daemon.wait_until(lambda: daemon.client.num_generated > 0)
+        assert daemon.engine.wait_for(Abort) == [Abort(submit.sequence_id)]
+
+
+def test_a_client_that_reads_nothing_and_leaves_is_aborted(tmp_path: Path) -> None:
+    with serving(tmp_path) as daemon:
+        client = connect(daemon, stream=True, ignore_eos=True, max_tokens=60)
+        with client:
+            (submit,) = daemon.engine.wait_for(Submit)
+            for _ in range(200):  # far more than socket buffers would need to be noticed
+                daemon.engine.send(generated(submit.sequence_id, *HELLO * 50))
+            daemon.wait_until(lambda: daemon.client.num_generated >= 200 * len(HELLO) * 50)
+        assert daemon.engine.wait_for(Abort) == [Abort(submit.sequence_id)]
+
+
+def test_a_client_that_leaves_others_alone_does_so(tmp_path: Path) -> None:
+    with serving(tmp_path) as daemon:
+        with connect(daemon):
+            (gone,) = daemon.engine.wait_for(Submit)
+        daemon.engine.wait_for(Abort)
+        daemon.engine.script = saying("hello")
+        assert daemon.complete().json()["choices"][0]["text"] == "hello"
+        assert daemon.engine.wait_for(Abort) == [Abort(gone.sequence_id)]
+
+
+class Client:
+    """An ASGI client; `block` says at which message it stops taking any more."""
+
+    def __init__(self, body: dict[str, Any], blocks: Callable[[dict[str, Any]], bool]) -> None:
+        self.is_stuck = asyncio.Event()
+        self.left = asyncio.Event()
+        self._body = json.dumps({"model": MODEL, "prompt": "hi"} | body).encode()
+        self._blocks = blocks
+        self._was_read = False
+
+    async def receive(self) -> dict[str, Any]:
+        if not self._was_read:
+            self._was_read = True
+            return {"type": "http.request", "body": self._body, "more_body": False}
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if self._blocks(message):
+            self.is_stuck.set()
+            await asyncio.Event().wait()
+
+
+SCOPE = {
+    "type": "http",
+    "asgi": {"version": "3.0", "spec_version": "2.3"},
+    "http_version": "1.1",
+    "method": "POST",
+    "path": "/v1/completions",
+    "raw_path": b"/v1/completions",
+    "root_path": "",
+    "query_string": b"",
+    "headers": [],
+    "scheme": "http",
+    "server": ("localhost", 80),
+    "client": ("localhost", 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("stream", "message_type"),
+    [
+        (True, "http.response.start"),
+        (True, "http.response.body"),
+    ],
+)
+def test_a_client_that_vanishes_inside_a_send_is_aborted(
+    tmp_path: Path, stream: bool, message_type: str
+) -> None:
+    settings = config(tmp_path)
+    engine = FakeEngine(settings.server_address, lambda s: [generated(s.sequence_id, *HELLO)])
+
+    async def run() -> None:
+        client = EngineClient(settings.server_address)
+        drain = Drain()
+        app = build_app(settings, client, TOKENIZER, drain)
+        receiving = asyncio.create_task(client.run())
+        await asyncio.wait_for(client.was_ready.wait(), PATIENCE_S)
+        web = Client({"stream": stream}, lambda message: message["type"] == message_type)
+        answering = asyncio.create_task(app(dict(SCOPE), web.receive, web.send))  # type: ignore[arg-type]
+        await asyncio.wait_for(web.is_stuck.wait(), PATIENCE_S)
+        assert drain.num_open == 1
+        web.left.set()
+        await asyncio.wait_for(answering, PATIENCE_S)
+        assert drain.num_open == 0
+        receiving.cancel()
+        await asyncio.wait([receiving])
+
+    try:
+        asyncio.run(run())
+        (submit,) = engine.wait_for(Submit)
+        assert engine.wait_for(Abort) == [Abort(submit.sequence_id)]
+    finally:
+        engine.close()
+
+
+def test_a_send_that_fails_is_a_client_that_left(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    engine = FakeEngine(settings.server_address, lambda s: [generated(s.sequence_id, *HELLO)])
+
+    async def broken_send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            raise BrokenPipeError
+
+    async def run() -> None:
+        client = EngineClient(settings.server_address)
+        app = build_app(settings, client, TOKENIZER, Drain())
+        receiving = asyncio.create_task(client.run())
+        await asyncio.wait_for(client.was_ready.wait(), PATIENCE_S)
+        web = Client({"stream": True}, lambda _: False)
+        answering = app(dict(SCOPE), web.receive, broken_send)  # type: ignore[arg-type]
+        await asyncio.wait_for(answering, PATIENCE_S)
+        receiving.cancel()
+        await asyncio.wait([receiving])
+
+    try:
+        asyncio.run(run())
+        assert len(engine.wait_for(Abort)) == 1
+    finally:
+        engine.close()

@@ -1,0 +1,140 @@
+"""Errors: always OpenAI's envelope, the right status, and the field at fault."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from server import connection
+from tests.server.world import MODEL, Daemon
+
+REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
+    ({"foo": 1}, "foo", "Unrecognized request argument supplied: foo"),
+    ({"prompt": ""}, "prompt", "must not be empty"),
+    ({"prompt": []}, "prompt", "must not be empty"),
+    ({"prompt": ["a", ""]}, "prompt", "must not be empty"),
+    ({"prompt": [[]]}, "prompt", "must not be empty"),
+    ({"prompt": 7}, "prompt", "expected a string"),
+    ({"prompt": ["a", 7]}, "prompt", "expected a string"),
+    ({"prompt": [True]}, "prompt", "expected a string"),
+    ({"prompt": None}, "prompt", "Missing required parameter: 'prompt'"),
+    ({"model": None}, "model", "Missing required parameter: 'model'"),
+    ({"prompt": [5, 9999]}, "prompt", "Token id 9999 is outside the vocabulary"),
+    ({"prompt": [[1], [-1]]}, "prompt", "Token id -1 is outside the vocabulary"),
+    ({"max_tokens": "5"}, "max_tokens", "integer"),
+    ({"max_tokens": 1.5}, "max_tokens", "integer"),
+    ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
+    ({"temperature": 2.1}, "temperature", "less than or equal to 2"),
+    ({"temperature": "hot"}, "temperature", "number"),
+    ({"top_p": 0}, "top_p", "greater than 0"),
+    ({"top_p": 1.1}, "top_p", "less than or equal to 1"),
+    ({"top_k": -2}, "top_k", "greater than or equal to -1"),
+    ({"n": 0}, "n", "greater than or equal to 1"),
+    ({"n": 129}, "n", "less than or equal to 128"),
+    ({"n": 128, "prompt": ["a"] * 33}, "prompt", "prompts x n"),
+    ({"seed": 2**64}, "seed", "less than"),
+    ({"stop": 5}, "stop", "valid"),
+    ({"stop": [""]}, "stop", "empty string"),
+    ({"stop": ["a"] * 65}, "stop", "64"),
+    ({"stream": "yes"}, "stream", "boolean"),
+    ({"stream_options": {"include_usage": True}}, "stream_options", "only allowed when"),
+    ({"stream": True, "stream_options": {"x": 1}}, "x", "Unrecognized"),
+    ({"min_tokens": 3, "max_tokens": 2}, "min_tokens", "greater than 'max_tokens'"),
+    ({"min_tokens": 17}, "min_tokens", "greater than 'max_tokens'"),
+    ({"logprobs": 1}, "logprobs", "not supported"),
+    ({"suffix": "x"}, "suffix", "not supported"),
+    ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
+    ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
+    ({"frequency_penalty": -1}, "frequency_penalty", "not supported"),
+    ({"repetition_penalty": 1.1}, "repetition_penalty", "not supported"),
+    ({"best_of": 3, "n": 2}, "best_of", "not supported"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), REFUSED, ids=lambda value: str(value)[:30])
+def test_a_wrong_request_is_400_and_names_the_field(
+    daemon: Daemon, fields: dict[str, Any], param: str | None, words: str
+) -> None:
+    response = daemon.complete(**fields)
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert words in error["message"]
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert set(error) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"logprobs": None, "suffix": None, "logit_bias": None, "stop": None, "user": None},
+        {"logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0.0, "suffix": ""},
+        {"best_of": 1, "repetition_penalty": 1.0, "min_p": 0, "temperature": None, "n": None},
+        {"best_of": 2, "n": 2, "user": "me", "stream_options": None, "top_k": -1, "seed": -5},
+    ],
+)
+def test_neutral_values_are_accepted(daemon: Daemon, fields: dict[str, Any]) -> None:
+    assert daemon.complete(**fields).status_code == 200
+
+
+def test_a_prompt_that_is_too_long_is_told_the_numbers(daemon: Daemon) -> None:
+    error = daemon.complete(prompt=[9] * 60, max_tokens=5).json()["error"]
+    assert error == {
+        "message": "This model's maximum context length is 64 tokens, however you requested 65 "
+        "tokens (60 in your prompt; 5 for the completion). Please reduce your prompt; or "
+        "completion length.",
+        "type": "invalid_request_error",
+        "param": "max_tokens",
+        "code": "context_length_exceeded",
+    }
+    error = daemon.complete(prompt=[9] * 64).json()["error"]
+    assert error["param"] == "prompt"
+    assert error["code"] == "context_length_exceeded"
+
+
+def test_an_unknown_model_is_404(daemon: Daemon) -> None:
+    response = daemon.complete(model="other")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == "model_not_found"
+    assert "`other`" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"model": }', b"[]", b'"x"', b"\xff\xfe", b'{"prompt": "\\ud800"}']
+)
+def test_a_body_that_is_no_json_object_is_400(daemon: Daemon, body: bytes) -> None:
+    response = daemon.http.post(f"{daemon.url}/v1/completions", content=body)
+    assert response.status_code == 400
+    assert "JSON body" in response.json()["error"]["message"]
+
+
+def test_a_body_without_a_content_type_is_read(daemon: Daemon) -> None:
+    body = f'{{"model": "{MODEL}", "prompt": "hi"}}'.encode()
+    assert daemon.http.post(f"{daemon.url}/v1/completions", content=body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "words"),
+    [
+        ("GET", "/nowhere", 404, "Invalid URL (GET /nowhere)"),
+        ("POST", "/v1/chat", 404, "Invalid URL (POST /v1/chat)"),
+        ("GET", "/v1/completions", 405, "Method not allowed (GET /v1/completions)"),
+        ("DELETE", "/health", 405, "Method not allowed (DELETE /health)"),
+    ],
+)
+def test_unknown_paths_and_methods_have_the_envelope(
+    daemon: Daemon, method: str, path: str, status: int, words: str
+) -> None:
+    response = daemon.http.request(method, daemon.url + path)
+    assert response.status_code == status
+    assert response.json()["error"]["message"] == words
+
+
+def test_a_body_that_is_too_large_is_413(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_BODY_BYTES", 1000)
+    announced = daemon.complete(prompt="x" * 2000)
+    parts = (b"x" * 500 for _ in range(4))
+    chunked = httpx.post(f"{daemon.url}/v1/completions", content=parts, timeout=10)
+    for response in (announced, chunked):
+        assert response.status_code == 413
+        assert response.json()["error"]["code"] == "request_too_large"

@@ -1,0 +1,129 @@
+"""The process: its port, its signals, its exit status, and one clear line when it cannot start."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from configs import loader
+from configs.lifeline import reported_failure
+from engine.messages import Abort, Finished, Submit
+from tests.server.world import (
+    MODEL,
+    PATIENCE_S,
+    TOKENIZER,
+    FakeEngine,
+    config,
+    events,
+    generated,
+    save_model,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def process(folder: Path, **settings: Any) -> Iterator[subprocess.Popen[str]]:
+    """`python -m server` with these settings; killed at the end if it still runs."""
+    loader.save(config(folder, **settings), folder)
+    command = [sys.executable, "-m", "server", str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+def read_until(server: subprocess.Popen[str], words: str) -> str:
+    """The log up to the first line with these words."""
+    assert server.stderr is not None
+    log = ""
+    for line in server.stderr:
+        log += line
+        if words in line:
+            return log
+    raise AssertionError(f"{words!r} is not in the log:\n{log}")
+
+
+def test_a_process_serves_tells_its_port_and_drains_on_sigterm(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    engine = FakeEngine(config(tmp_path).server_address)
+    try:
+        with process(tmp_path) as server:
+            log = read_until(server, "ready: ")
+            port = int((tmp_path / "port").read_text())
+            url = f"http://127.0.0.1:{port}"
+            assert f"listening on {url} (OpenAI API under /v1)" in log
+            assert "ready: little, 2 stages, max_model_len 64 tokens, KV cache 640 tokens" in log
+            assert "torch" not in loaded_libraries(server.pid)
+            body = {"model": MODEL, "prompt": "hi", "stream": True}
+            with httpx.stream("POST", f"{url}/v1/completions", json=body) as response:
+                (submit,) = engine.wait_for(Submit)
+                server.send_signal(signal.SIGTERM)
+                read_until(server, "shutting down")
+                assert httpx.get(f"{url}/ready").status_code == 503
+                token_ids = TOKENIZER.encode("hello")
+                engine.send(
+                    generated(submit.sequence_id, *token_ids),
+                    Finished(submit.sequence_id, "length"),
+                )
+                response.read()
+                assert events(response)[-1]["choices"][0]["finish_reason"] == "length"
+            assert server.wait(PATIENCE_S) == 0
+    finally:
+        engine.close()
+
+
+def test_a_second_signal_ends_the_process_with_a_word_to_its_clients(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    engine = FakeEngine(config(tmp_path).server_address)
+    try:
+        with process(tmp_path) as server:
+            read_until(server, "ready: ")
+            url = f"http://127.0.0.1:{(tmp_path / 'port').read_text()}/v1/completions"
+            body = {"model": MODEL, "prompt": "hi", "stream": True}
+            with httpx.stream("POST", url, json=body) as response:
+                engine.wait_for(Submit)
+                server.send_signal(signal.SIGTERM)
+                read_until(server, "shutting down")
+                server.send_signal(signal.SIGINT)
+                response.read()
+                assert events(response)[-1]["error"]["message"] == "The server is shutting down."
+            assert server.wait(PATIENCE_S) == 0
+            engine.wait_for(Abort)
+    finally:
+        engine.close()
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with process(tmp_path, port=port) as server:
+            check_gives_up(server, tmp_path, f"port {port} is already in use")
+
+
+def test_a_tokenizer_that_is_damaged_is_one_line(tmp_path: Path) -> None:
+    (save_model(tmp_path / "model") / "tokenizer.json").write_text("{broken")
+    with process(tmp_path) as server:
+        check_gives_up(server, tmp_path, "cannot load the tokenizer of ")
+
+
+def check_gives_up(server: subprocess.Popen[str], folder: Path, words: str) -> None:
+    _, log = server.communicate(timeout=PATIENCE_S)
+    assert server.returncode == 1
+    assert len(log.splitlines()) == 1
+    assert words in log
+    assert words in (reported_failure(folder) or "")
+
+
+def loaded_libraries(pid: int) -> str:
+    """The files that a process has mapped, where the system tells."""
+    maps = Path(f"/proc/{pid}/maps")
+    return maps.read_text() if os.path.exists(maps) else ""

@@ -1,0 +1,101 @@
+"""One stage's process, started by torchrun: joins the group, makes the stage, runs it."""
+
+import logging
+import os
+import signal
+import sys
+import time
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers.utils import logging as transformers_logging
+
+from configs import lifeline, loader, logs
+from configs.schema import Config
+from engine.messages import ToStage
+from engine.wire import Spoke
+from workers.heartbeat import HeartbeatThread, Progress
+from workers.stage import Place, Stage
+
+
+def main(runtime_dir: str) -> None:
+    """Run one stage until it fails, and exit with code 1.
+
+    A failure at the first start would only come again: it is left in the runtime folder and ends
+    the daemon. After a later one torchrun restarts the group.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # not torchrun's own, which a fork brings along
+    lifeline.tie_to_parent()
+    folder = Path(runtime_dir)
+    config = loader.load_saved(folder)
+    logging.disable(logging.NOTSET)
+    transformers_logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", module="torch.distributed")
+    try:
+        place = _join_group(config)
+        log = logs.set_up(f"stage {place.stage}", config.log_level)
+        progress = Progress()
+        stage = Stage(config, place, progress)
+    except Exception as error:  # the edge of the process: whatever it is, it is told in one line
+        line = f"stage {os.environ['RANK']}: {_root_cause(error)}"
+        logs.set_up("stages", config.log_level).error(
+            "%s", line, exc_info=config.log_level == "debug"
+        )
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            lifeline.report_failure(folder, line)
+        sys.exit(1)
+    name = f"stage-{place.stage}"
+    with (
+        HeartbeatThread(config.stage_address, place.stage, place.epoch, progress),
+        Spoke[ToStage](config.stage_address, name, ToStage) as engine,
+    ):
+        try:
+            stage.run(engine)
+        except Exception as error:
+            log.error("%s", _root_cause(error), exc_info=config.log_level == "debug")
+            sys.exit(1)
+
+
+def _join_group(config: Config) -> Place:
+    """Meet the other stages; the first one names the group's epoch."""
+    num_stages = config.pipeline_parallel_size
+    torch.set_num_threads(config.num_threads or max(1, _num_cores() // num_stages))
+    local_rank = dist.get_node_local_rank(fallback_rank=0)
+    device, backend, sharing = torch.device("cpu"), "gloo", num_stages
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda was asked for, but torch finds no GPU")
+    if config.device != "cpu" and torch.cuda.is_available():
+        num_gpus = torch.cuda.device_count()
+        device = torch.device("cuda", local_rank % num_gpus)
+        torch.cuda.set_device(device)
+        # NCCL refuses two ranks on one GPU (before 2.30); gloo stages through the host then.
+        backend = "nccl" if num_gpus >= num_stages else "gloo"
+        sharing = -(-num_stages // num_gpus)
+    dist.init_process_group(
+        backend,
+        timeout=timedelta(seconds=config.stage_start_timeout),
+        device_id=device if backend == "nccl" else None,
+    )
+    if dist.get_world_size() != num_stages:
+        raise ValueError(
+            f"{dist.get_world_size()} processes for {num_stages} stages (pipeline_parallel_size)"
+        )
+    epoch = [time.time_ns()]
+    dist.broadcast_object_list(epoch, src=0)
+    return Place(dist.get_rank(), epoch[0], device, sharing)
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _root_cause(error: BaseException) -> str:
+    """The first line of the innermost message that says something."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -66,10 +66,11 @@ class PagedStep:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """See `workers.attention.Attend`."""
         keys, values = self.cache.layers[layer]
-        keys.index_copy_(0, self.batch.write_slots, key.transpose(0, 1))
-        values.index_copy_(0, self.batch.write_slots, value.transpose(0, 1))
+        count = self.batch.num_tokens  # the model may carry a token more, see StageModel.forward
+        keys.index_copy_(0, self.batch.write_slots, key[:, :count].transpose(0, 1))
+        values.index_copy_(0, self.batch.write_slots, value[:, :count].transpose(0, 1))
         heads, tokens, _ = query.shape
-        attended = query.new_empty(tokens, heads, value.shape[-1])
+        attended = query.new_zeros(tokens, heads, value.shape[-1])
         for row in self.batch.rows:
             part = attend_one(
                 query[:, row.begin : row.end],

@@ -62,19 +62,20 @@ class StageModel:
         Answers `[tokens, hidden]`, or logits `[sampling rows, vocabulary]` on the last stage.
         """
         arguments: dict[str, Any] = {
-            "position_ids": position_ids,
+            "position_ids": _at_least_two(position_ids, dim=1),
             "use_cache": False,
             "step": step,
         }
         if self.is_first:
-            arguments["input_ids"] = inputs
+            arguments["input_ids"] = _at_least_two(inputs, dim=1)
         else:
-            arguments["inputs_embeds"] = inputs[None]
+            arguments["inputs_embeds"] = _at_least_two(inputs, dim=0)[None]
         if self.is_last:
-            logits: Tensor = self._model(**arguments, logits_to_keep=sample_at).logits
-            return logits[0]
+            keep = _at_least_two(sample_at, dim=0)
+            logits: Tensor = self._model(**arguments, logits_to_keep=keep).logits
+            return logits[0, : len(sample_at)]
         hidden: Tensor = self._model.base_model(**arguments).last_hidden_state
-        return hidden[0]
+        return hidden[0, : position_ids.shape[1]]
 
 
 def load(config: Config, stage: int, device: torch.device) -> StageModel:
@@ -221,6 +222,15 @@ def _find_trunk(model: PreTrainedModel) -> tuple[nn.Module, str]:
             if isinstance(child, nn.ModuleList) and len(child) == num_layers:
                 return module, name
     raise UnsupportedModelError(f"no list of {num_layers} layers found in {type(model).__name__}")
+
+
+def _at_least_two(rows: Tensor, dim: int) -> Tensor:
+    """A single row is given twice: a product with one row takes another kernel (gemv).
+
+    On a CPU without AMX it rounds a bf16 result otherwise in 1 of 20,000 numbers, so an answer
+    would depend on whether the sequence was alone.
+    """
+    return torch.cat([rows, rows], dim) if rows.shape[dim] == 1 else rows
 
 
 def _count(module: nn.Module) -> int:

@@ -122,15 +122,13 @@ class Daemon:
         return sum(values)
 
     def descendants(self) -> dict[str, list[psutil.Process]]:
-        """The daemon's processes by what they are: server, engine, agent, stage."""
+        """The daemon's processes by what they are: server, engine, torchrun, stage."""
         kinds: dict[str, list[psutil.Process]] = {}
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            arguments = process.cmdline()
-            if "-m" not in arguments:
-                continue
+        for child in psutil.Process(self.process.pid).children():
+            arguments = child.cmdline()
             module = arguments[arguments.index("-m") + 1]
-            kind = {"workers.agent": "agent", "workers": "stage"}.get(module, module)
-            kinds.setdefault(kind, []).append(process)
+            kinds["torchrun" if module == "workers" else module] = [child]
+        kinds["stage"] = kinds["torchrun"][0].children()
         return kinds
 
     def log(self) -> str:

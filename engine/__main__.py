@@ -16,13 +16,12 @@ def main() -> int:
     lifeline.tie_to_parent()
     folder = Path(sys.argv[1])
     config = loader.load_saved(folder)
-    log = logs.set_up("engine", config.log_level)
+    logs.set_up("engine", config.log_level)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         with Loop(config) as loop:
             loop.run()
     except (EngineFailedError, ImpossibleSettingsError, zmq.ZMQError, OSError) as error:
-        log.error("%s", error)
         lifeline.report_failure(folder, str(error))
         return 1
     return 0

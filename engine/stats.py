@@ -26,11 +26,12 @@ class StageWatch:
 
     def find_lost(self, epoch: int, now: float) -> tuple[Heartbeat, str] | None:
         """The first stage of this epoch that is dead or silent, and what is wrong with it."""
-        for beat, heard_at in self.beats.values():
-            if beat.epoch != epoch:
-                continue
-            if self.same_host and not _exists(beat.pid):
-                return beat, f"stage {beat.stage} died"
+        present = [(b, heard_at) for b, heard_at in self.beats.values() if b.epoch == epoch]
+        gone = [b for b, _ in present if self.same_host and not _exists(b.pid)]
+        if gone:
+            # torchrun ends the others at once: which of them died first is in the stages' own log.
+            return gone[0], f"stage {', '.join(str(b.stage) for b in gone)} died"
+        for beat, heard_at in present:
             if now - heard_at > self.timeout_s:
                 return beat, f"stage {beat.stage} was silent for {now - heard_at:.1f} s"
         return None

@@ -39,7 +39,6 @@ def main(folder: Path) -> int:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_serve(config, listener, tokenizer))
     except (ListenError, TokenizerError) as error:
-        logger.error("%s", error)
         lifeline.report_failure(config.folder, str(error))
         return 1
     return 0

@@ -84,6 +84,7 @@ class Supervisor:
         loader.save(self._config, self._folder)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._take_signal)
+        failure: str | None = None
         try:
             for name in ("server", "engine", "stages"):
                 self._start(name)
@@ -92,11 +93,14 @@ class Supervisor:
                 time.sleep(POLL_INTERVAL_S)
             self._drain()
         except _GivingUpError as error:
-            log.error("%s", error)
-            return 1
+            failure = str(error)
         finally:
             self._stop(*self._children)
-        return 0
+        if failure is None:
+            log.info("stopped")
+            return 0
+        log.error("%s", failure)
+        return 1
 
     def _take_signal(self, *_: object) -> None:
         self._signals += 1
@@ -119,14 +123,14 @@ class Supervisor:
             raise _GivingUpError(failure)
         for name, child in list(self._children.items()):
             code = child.poll()
-            if code is not None:
-                # The child's own account may have come between the two looks.
-                failure = lifeline.reported_failure(self._folder)
-                raise_or_restart = failure or self._why_not_restart(name, code)
-                if raise_or_restart is not None:
-                    raise _GivingUpError(raise_or_restart)
-                self._restart(name, code)
-                return
+            if code is None:
+                continue
+            # The child's own account may have come between the two looks.
+            reason = lifeline.reported_failure(self._folder) or self._why_not_restart(name, code)
+            if reason is not None:
+                raise _GivingUpError(reason)
+            self._restart(name, code)
+            return
 
     def _why_not_restart(self, name: str, code: int) -> str | None:
         if name == "server":
@@ -162,7 +166,6 @@ class Supervisor:
                     log.error("the %s ended while draining", name)
                     return
             time.sleep(POLL_INTERVAL_S)
-        log.info("stopped")
 
     def _stop(self, *names: str) -> None:
         """End children and wait for them: politely, then for good."""

@@ -42,10 +42,11 @@ def main(runtime_dir: str) -> None:
         stage = Stage(config, place, progress)
     except Exception as error:  # the edge of the process: whatever it is, it is told in one line
         line = f"stage {os.environ['RANK']}: {_root_cause(error)}"
-        logs.set_up("stages", config.log_level).error(
-            "%s", line, exc_info=config.log_level == "debug"
+        is_first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        logs.set_up("stages", config.log_level).log(
+            logging.DEBUG if is_first_start else logging.ERROR, line, exc_info=True
         )
-        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        if is_first_start:
             lifeline.report_failure(folder, line)
         sys.exit(1)
     name = f"stage-{place.stage}"

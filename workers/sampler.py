@@ -12,6 +12,7 @@ from torch import Tensor
 from engine.messages import Step
 
 
+@torch.inference_mode()
 def sample(logits: Tensor, step: Step) -> bytes:
     """Token ids, packed int32, one per sampling row; `logits` is `[sampling rows, vocabulary]`."""
     for row, banned in step.bans:

@@ -8,9 +8,11 @@ makes buffers and undoes quantisation.
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -89,6 +91,7 @@ def load(config: Config, stage: int, device: torch.device) -> StageModel:
     model_config = AutoConfig.from_pretrained(config.model, **source)
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     layers = split(config, model_config)[stage]
+    _check_files(Path(config.model))
     stage_class = _stage_class(_model_class(model_config, config), layers)
     previous_hook = transformers_logging.set_tqdm_hook(_progress_of(stage))
     try:
@@ -120,6 +123,16 @@ def split(config: Config, model_config: PretrainedConfig) -> list[range]:
     layers = [_count(layer) for layer in getattr(trunk, name)]
     embedding, head = whole.get_input_embeddings(), whole.get_output_embeddings()
     return partition.balance(layers, _count(embedding), _count(head), config.pipeline_parallel_size)
+
+
+def _check_files(folder: Path) -> None:
+    """Name the file that is damaged, which the loading itself would not. Reads headers only."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{path} is truncated or damaged: {error}") from None
 
 
 def _model_class(model_config: PretrainedConfig, config: Config) -> type[PreTrainedModel]:

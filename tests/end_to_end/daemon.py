@@ -37,7 +37,10 @@ class Daemon:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         if kind is not None:
             sys.stderr.write(self.log())
@@ -51,8 +54,8 @@ class Daemon:
         """Start it and return at once."""
         self.folder.mkdir(parents=True, exist_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TDPIPE_")}
-        command = [sys.executable, str(ROOT / "tdpipe.py"), "serve", *self._arguments]
-        command += ["--runtime-dir", str(self.folder / "run"), "--port", "0"]
+        command = [sys.executable, str(ROOT / "tdpipe.py"), "serve"]
+        command += ["--runtime-dir", str(self.folder / "run"), "--port", "0", *self._arguments]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, cwd=ROOT

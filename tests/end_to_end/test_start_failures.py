@@ -1,0 +1,87 @@
+"""A start that cannot succeed ends in one line that names the root cause, and leaves nothing."""
+
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from configs.schema import DEMO_MODEL
+from tests.checkpoints import TOKENIZER, make_checkpoint
+from tests.end_to_end.daemon import Daemon
+
+Prepare = Callable[[Path], list[str]]
+
+
+def no_such_folder(_: Path) -> list[str]:
+    """A path that leads nowhere."""
+    return ["/nowhere/at/all"]
+
+
+def truncated_weights(folder: Path) -> list[str]:
+    """A checkpoint whose weights were cut short by a broken download."""
+    model = folder / "model"
+    shutil.copytree(DEMO_MODEL, model)
+    weights = model / "model.safetensors"
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    return [str(model)]
+
+
+def without_a_tensor(folder: Path) -> list[str]:
+    """A sharded checkpoint with one shard missing."""
+    model = make_checkpoint(folder / "model", "llama", shard_size="100KB")
+    next(iter(sorted(model.glob("*.safetensors")))).unlink()
+    return [str(model), "--tokenizer", str(model / TOKENIZER)]
+
+
+def foreign_family(folder: Path) -> list[str]:
+    """A family whose attention cannot be replaced."""
+    model = make_checkpoint(folder / "model", "bloom")
+    return [str(model), "--tokenizer", str(model / TOKENIZER)]
+
+
+def no_tokenizer(folder: Path) -> list[str]:
+    """A checkpoint without any tokenizer file."""
+    return [str(DEMO_MODEL), "--tokenizer", str(folder)]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (no_such_folder, ["no folder /nowhere/at/all"]),
+        (truncated_weights, ["stage", "model.safetensors", "truncated or damaged"]),
+        (without_a_tensor, ["stage", "model-00001-of"]),
+        (foreign_family, ["bloom models cannot be served"]),
+        (no_tokenizer, ["tokenizer"]),
+        (lambda _: ["--layer-split", "4,4"], ["names 8 layers", "the model has 6"]),
+        (lambda _: ["-pp", "7"], ["6 layers cannot be split into 7 stages"]),
+        (lambda _: ["--max-model-len", "5000"], ["max_model_len 5000", "limit of 2048"]),
+        (lambda _: ["--kv-cache-memory-bytes", "9"], ["9 bytes do not hold one KV block"]),
+        (lambda _: ["--device", "cuda"], ["torch finds no GPU"]),
+        (lambda _: ["--dtype", "int3"], ["dtype", "'bfloat16'", "'int3'"]),
+        (lambda _: ["--prot", "80"], ["--prot", "did you mean --port?"]),
+    ],
+)
+def test_the_last_line_names_the_root_cause(
+    prepare: Prepare, words: list[str], tmp_path: Path
+) -> None:
+    daemon = Daemon(tmp_path, *prepare(tmp_path))
+    daemon.start()
+    assert daemon.wait_end() != 0
+    last_line = daemon.log().strip().splitlines()[-1]
+    for word in words:
+        assert word in last_line, daemon.log()
+    assert "Traceback" not in daemon.log()
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        daemon = Daemon(tmp_path, "--port", str(port))
+        daemon.start()
+        assert daemon.wait_end() != 0
+    assert f"port {port}" in daemon.log().strip().splitlines()[-1]

@@ -1,0 +1,144 @@
+"""The supervisor owns its processes: draining, every kind of death, nothing left behind."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+from tests.end_to_end.daemon import Daemon, all_gone
+
+MODEL = "tdpipe-demo"
+GONE_TIMEOUT_S = 5.0
+
+
+async def long_stream(
+    client: openai.AsyncOpenAI, started: asyncio.Event, max_tokens: int = 1500
+) -> int:
+    """Chunks of an answer that takes a while; sets `started` at the first."""
+    chunks = 0
+    async for _ in await client.completions.create(
+        model=MODEL,
+        prompt="Count to nine in words.\n",
+        max_tokens=max_tokens,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    ):
+        chunks += 1
+        started.set()
+    return chunks
+
+
+def port_is_free(daemon: Daemon) -> bool:
+    """Whether the daemon's port can be listened on again."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", int(daemon.url.rsplit(":", 1)[1])))
+    return True
+
+
+def everything(daemon: Daemon) -> list[psutil.Process]:
+    """All processes of the daemon but the supervisor."""
+    return [process for kind in daemon.descendants().values() for process in kind]
+
+
+def ask(daemon: Daemon) -> str:
+    """A short answer of the demo model."""
+    with daemon.client() as client:
+        answer = client.completions.create(
+            model=MODEL, prompt="Count to nine in words.\n", max_tokens=4, temperature=0
+        )
+    return answer.choices[0].text
+
+
+def test_sigterm_lets_open_requests_finish_and_refuses_new_ones(tmp_path: Path) -> None:
+    async def drain(daemon: Daemon) -> tuple[int, int]:
+        async with daemon.async_client() as client:
+            started = asyncio.Event()
+            running = asyncio.create_task(long_stream(client, started, max_tokens=600))
+            await started.wait()
+            daemon.process.send_signal(signal.SIGTERM)
+            status = 200
+            while status == 200 and not running.done():
+                status = (await asyncio.to_thread(daemon.get, "/ready"))[0]
+            with pytest.raises(openai.InternalServerError) as refused:
+                await long_stream(client, asyncio.Event())
+            return await running, refused.value.status_code
+
+    with Daemon(tmp_path) as daemon:
+        processes = everything(daemon)
+        chunks, status = asyncio.run(drain(daemon))
+        assert status == 503
+        assert chunks > 1
+        assert daemon.wait_end() == 0
+        assert all_gone(processes, GONE_TIMEOUT_S)
+        assert port_is_free(daemon)
+
+
+def test_a_second_signal_ends_the_daemon_at_once(tmp_path: Path) -> None:
+    async def stop_twice(daemon: Daemon) -> float:
+        async with daemon.async_client() as client:
+            started = asyncio.Event()
+            running = asyncio.create_task(long_stream(client, started))
+            await started.wait()
+            daemon.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            daemon.process.send_signal(signal.SIGTERM)
+            with pytest.raises(openai.APIError, match="shutting down"):
+                await running
+        return time.monotonic()
+
+    with Daemon(tmp_path) as daemon:
+        processes = everything(daemon)
+        asyncio.run(stop_twice(daemon))
+        assert daemon.wait_end(10) == 0
+        assert all_gone(processes, GONE_TIMEOUT_S)
+
+
+@pytest.mark.parametrize("victim", ["stage", "torchrun", "engine"])
+def test_open_requests_get_an_error_and_the_daemon_comes_back(victim: str, tmp_path: Path) -> None:
+    async def kill(daemon: Daemon) -> None:
+        async with daemon.async_client() as client:
+            started = asyncio.Event()
+            running = asyncio.create_task(long_stream(client, started))
+            await started.wait()
+            daemon.descendants()[victim][-1].kill()
+            with pytest.raises(openai.APIError):
+                await asyncio.wait_for(running, 30)
+
+    with Daemon(tmp_path) as daemon:
+        before = ask(daemon)
+        asyncio.run(kill(daemon))
+        daemon.wait_for(lambda: daemon.get("/health")[0] == 200, 60)
+        daemon.wait_ready()
+        assert ask(daemon) == before
+        assert daemon.metric("tdpipe_kv_blocks_used") == 0
+
+
+def test_health_is_not_ok_while_a_stage_is_gone(tmp_path: Path) -> None:
+    with Daemon(tmp_path) as daemon:
+        daemon.descendants()["torchrun"][0].kill()
+        daemon.wait_for(lambda: daemon.get("/health")[0] == 503, 10)
+        daemon.wait_for(lambda: daemon.get("/health")[0] == 200, 60)
+
+
+@pytest.mark.parametrize("victim", ["server", "supervisor"])
+def test_without_server_or_supervisor_nothing_is_left(victim: str, tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.start()
+    daemon.wait_ready()
+    processes = everything(daemon)
+    if victim == "server":
+        daemon.descendants()["server"][0].kill()
+        assert daemon.wait_end() == 1
+        assert "the server was killed by SIGKILL" in daemon.log()
+    else:
+        os.kill(daemon.process.pid, signal.SIGKILL)
+        daemon.wait_end()
+    assert all_gone(processes, GONE_TIMEOUT_S)
+    assert port_is_free(daemon)

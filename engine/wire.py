@@ -7,13 +7,11 @@ Nothing is queued for a peer that is not there: `Hub.send` says so instead.
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 Received = TypeVar("Received")
 
@@ -136,42 +134,7 @@ class Spoke(Generic[Received]):
         self.close()
 
 
-class AsyncSpoke(Generic[Received]):
-    """A spoke for an asyncio loop: one `await` per burst, not one per message."""
-
-    def __init__(self, endpoint: str, name: str, receives: Any) -> None:
-        self._context = zmq.asyncio.Context()
-        self._async_socket = self._context.socket(zmq.DEALER)
-        _set_up(self._async_socket)
-        self._async_socket.setsockopt(zmq.IDENTITY, name.encode())
-        self._async_socket.connect(endpoint)
-        self._socket: zmq.Socket[bytes] = zmq.Socket.shadow(self._async_socket)
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder: msgspec.msgpack.Decoder[Received] = msgspec.msgpack.Decoder(receives)
-
-    def send(self, message: msgspec.Struct) -> bool:
-        """Send to the hub without waiting; False when the queue to it is full."""
-        try:
-            self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        return True
-
-    async def burst(self) -> list[Received]:
-        """Wait for a message, then take all that has arrived with it."""
-        messages = [self._decoder.decode(await self._async_socket.recv())]
-        with suppress(zmq.Again):
-            while True:
-                messages.append(self._decoder.decode(self._socket.recv(zmq.NOBLOCK)))
-        return messages
-
-    def close(self, linger_s: float = 0.2) -> None:
-        """Close after trying to send what is queued for `linger_s`."""
-        self._async_socket.close(linger=int(linger_s * 1000))
-        self._context.term()
-
-
-def _set_up(socket: "zmq.Socket[bytes] | zmq.asyncio.Socket") -> None:
+def _set_up(socket: "zmq.Socket[bytes]") -> None:
     socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
     socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
     socket.setsockopt(zmq.LINGER, 0)

@@ -1,0 +1,30 @@
+# A base image with CUDA's libraries serves GPUs, a plain Python image serves CPUs:
+#   docker build --build-arg BASE_IMAGE=python:3.11-slim -t tdpipe .
+ARG BASE_IMAGE=python:3.11-slim
+FROM ${BASE_IMAGE}
+
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+
+WORKDIR /opt/tdpipe
+COPY pyproject.toml constraints.txt README.md tdpipe.py ./
+COPY benchmarks benchmarks
+COPY configs configs
+COPY demo demo
+COPY engine engine
+COPY server server
+COPY workers workers
+RUN python3 -m venv --system-site-packages /opt/venv \
+    && /opt/venv/bin/pip install -c constraints.txt .
+
+RUN useradd --create-home --uid 10001 tdpipe
+USER tdpipe
+WORKDIR /home/tdpipe
+ENV PATH=/opt/venv/bin:${PATH} HF_HOME=/home/tdpipe/.cache/huggingface
+
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+# A drain takes up to --shutdown-timeout: give `docker stop` more than its 10 s.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["tdpipe", "serve"]
+CMD ["--host", "0.0.0.0"]

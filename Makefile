@@ -1,0 +1,52 @@
+# Two commands need nothing before them: `make serve` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help serve test lint types contracts tests format demo-model clean
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+serve: $(VENV)/serve  ## the daemon with the demo model on 127.0.0.1:8000 (ARGS="MODEL --flags" for another)
+	@exec $(BIN)/tdpipe serve $(ARGS)
+
+test: lint types contracts tests  ## everything that CI checks
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev
+	$(BIN)/mypy
+
+contracts: $(VENV)/dev
+	$(BIN)/lint-imports
+
+tests: $(VENV)/dev
+	$(BIN)/pytest $(ARGS)
+
+format: $(VENV)/dev  ## let ruff lay out the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo-model: $(VENV)/dev  ## train the demo model anew (about 40 minutes on two cores)
+	$(BIN)/python -m demo.train --out demo/model $(ARGS)
+
+clean:  ## remove the environment and the caches
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/python-is-there:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/serve: $(VENV)/python-is-there pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (once; torch and transformers take a minute or two)"
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/dev: $(VENV)/python-is-there pyproject.toml constraints.txt
+	$(PIP) -e '.[dev]'
+	touch $@ $(VENV)/serve

@@ -50,8 +50,10 @@ class Hub(Generic[Received]):
         """Send what `encode` made: a plan for S stages is packed once."""
         try:
             self.socket.send_multipart((peer.encode(), payload), zmq.NOBLOCK)
-        except (zmq.Again, zmq.ZMQError):
-            return False
+        except zmq.ZMQError as error:
+            if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                return False
+            raise
         return True
 
     def encode(self, message: msgspec.Struct) -> bytes:

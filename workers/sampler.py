@@ -51,7 +51,9 @@ def _draw(logits: Tensor, step: Step) -> Tensor:
     draws = uniforms(
         np.frombuffer(step.seeds, np.uint64), np.frombuffer(step.output_indices, np.int32)
     )
-    ordered, order = (logits / temperatures).sort(dim=-1, descending=True, stable=True)
+    # Below this, dividing would overflow; it is greedy by then in any case.
+    tempered = (logits - logits.amax(-1, keepdim=True)) / temperatures.clamp(min=1e-6)
+    ordered, order = tempered.sort(dim=-1, descending=True, stable=True)
     cumulated = ordered.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     vocabulary = logits.shape[-1]
     # What stays is a prefix of the order: until top_p is reached, and no more than top_k tokens.

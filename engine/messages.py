@@ -105,7 +105,7 @@ class StageStats(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Stats(Message, frozen=True):
-    """The engine's counters (since its start) and gauges (now); sent twice a second.
+    """The engine's counters (since its start) and gauges (now); sent four times a second.
 
     It is the engine's heartbeat as well. `phase` is the scheduler's present phase.
     """

@@ -1,4 +1,4 @@
-"""Stats: what the engine tells about itself twice a second, and its watch over the stages."""
+"""Stats: what the engine tells about itself four times a second, and its watch over the stages."""
 
 import os
 from contextlib import suppress
@@ -29,8 +29,9 @@ class StageWatch:
         present = [(b, heard_at) for b, heard_at in self.beats.values() if b.epoch == epoch]
         gone = [b for b, _ in present if self.same_host and not _exists(b.pid)]
         if gone:
-            # torchrun ends the others at once: which of them died first is in the stages' own log.
-            return gone[0], f"stage {', '.join(str(b.stage) for b in gone)} died"
+            # torchrun ends the others at once, so it may be too late to tell which died first.
+            who = f"stage {gone[0].stage}" if len(gone) == 1 else "the stages"
+            return gone[0], f"{who} died"
         for beat, heard_at in present:
             if now - heard_at > self.timeout_s:
                 return beat, f"stage {beat.stage} was silent for {now - heard_at:.1f} s"

@@ -1,0 +1,68 @@
+"""Workloads as files: JSONL, a request per line."""
+
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.request import Request, WorkloadError
+
+
+class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One line: one of the two prompts, and `arrival_s` in all lines or in none."""
+
+    max_tokens: int
+    prompt: str | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    ignore_eos: bool = False
+    answer: str | None = None
+    arrival_s: float | None = None
+
+
+def read_requests(path: Path) -> list[Request]:
+    """The requests in the order of their arrival.
+
+    Raises `WorkloadError`, which names the line that is wrong.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise WorkloadError(f"cannot read {path}: {error.strerror}") from error
+    requests = [
+        _parse(line, f"{path}, line {number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if not requests:
+        raise WorkloadError(f"{path} holds no requests")
+    if len({request.arrival_s is None for request in requests}) > 1:
+        raise WorkloadError(f"{path}: arrival_s must be in all lines or in none")
+    return sorted(requests, key=lambda request: request.arrival_s or 0.0)
+
+
+def to_line(request: Request) -> str:
+    """The request as a line, without its end."""
+    prompt = request.prompt
+    line = Line(
+        max_tokens=request.max_tokens,
+        prompt=prompt if isinstance(prompt, str) else None,
+        prompt_token_ids=None if isinstance(prompt, str) else prompt,
+        ignore_eos=request.ignore_eos,
+        answer=request.answer,
+        arrival_s=request.arrival_s,
+    )
+    return msgspec.json.encode(line).decode()
+
+
+def _parse(text: bytes, place: str) -> Request:
+    try:
+        line = msgspec.json.decode(text, type=Line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WorkloadError(f"{place}: {error}") from error
+    prompts = [prompt for prompt in (line.prompt, line.prompt_token_ids) if prompt]
+    if len(prompts) != 1:
+        raise WorkloadError(f"{place}: give either prompt or prompt_token_ids, not empty")
+    if line.max_tokens < 1:
+        raise WorkloadError(f"{place}: max_tokens must be at least 1")
+    if line.arrival_s is not None and line.arrival_s < 0:
+        raise WorkloadError(f"{place}: arrival_s must not be negative")
+    return Request(prompts[0], line.max_tokens, line.ignore_eos, line.answer, line.arrival_s)

@@ -1,0 +1,128 @@
+"""Workloads: the same for the same seed, of the lengths asked for, refused in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import workloads
+from benchmarks.request import Request, WorkloadError
+from benchmarks.workloads import make_workload, with_arrivals
+from demo.tasks import held_out
+
+MAKERS = ["sharegpt:20", "demo:20", "fixed:20:5:6"]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_same_seed_makes_the_same_requests(name: str) -> None:
+    assert make_workload(name, seed=3) == make_workload(name, seed=3)
+    assert make_workload(name, seed=3) != make_workload(name, seed=4)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_workload_has_as_many_requests_as_its_name_says(name: str) -> None:
+    assert len(make_workload(name)) == 20
+
+
+def test_the_rate_changes_when_requests_come_but_not_what_they_ask() -> None:
+    requests = make_workload("sharegpt:10")
+    slow = with_arrivals(requests, 1.0, 1.0, seed=0)
+    fast = with_arrivals(requests, 9.0, 1.0, seed=0)
+    assert [r.prompt for r in slow] == [r.prompt for r in fast] == [r.prompt for r in requests]
+    assert [r.arrival_s for r in slow] != [r.arrival_s for r in fast]
+
+
+def test_a_fixed_workload_has_the_lengths_of_its_name_and_forces_them() -> None:
+    for request in make_workload("fixed:7:5:6"):
+        assert len(request.prompt) == 5
+        assert (request.max_tokens, request.ignore_eos) == (6, True)
+
+
+def test_random_prompts_stay_within_the_vocabulary_and_off_the_special_tokens() -> None:
+    ids = {i for r in make_workload("fixed:50:40:1", vocab_size=20) for i in map(int, r.prompt)}
+    assert ids == set(range(3, 20))
+
+
+def test_a_scaled_workload_is_shorter_in_prompts_and_outputs() -> None:
+    whole, quarter = make_workload("sharegpt:200"), make_workload("sharegpt:200", scale=0.25)
+    assert sum(len(r.prompt) for r in quarter) < 0.3 * sum(len(r.prompt) for r in whole)
+    assert sum(r.max_tokens for r in quarter) < 0.3 * sum(r.max_tokens for r in whole)
+
+
+def test_demo_requests_are_held_out_tasks_with_room_for_the_right_answer() -> None:
+    tasks = held_out(20, 2)
+    for request, task in zip(make_workload("demo:20", seed=2), tasks, strict=True):
+        assert (request.prompt, request.answer) == (task.prompt, task.answer)
+        assert request.max_tokens > len(task.answer.encode())
+        assert not request.ignore_eos
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "other:5",
+        "sharegpt",
+        "sharegpt:",
+        "sharegpt:0",
+        "sharegpt:-1",
+        "sharegpt:x",
+        "sharegpt:1:2",
+        "fixed:1:2",
+        "fixed:1:0:3",
+        "demo:1.5",
+        "demo:99999999",
+        "jsonl:",
+        "jsonl:/no",
+    ],
+)
+def test_a_name_that_cannot_be_made_is_refused_in_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workloads, "held_out", _few_tasks)
+    with pytest.raises(WorkloadError) as refusal:
+        make_workload(name)
+    assert "\n" not in str(refusal.value)
+
+
+def _few_tasks(count: int, seed: int) -> list[object]:
+    """Making really all held-out tasks to see that there are fewer takes long."""
+    raise ValueError(f"there are fewer than {count} held-out prompts (seed {seed})")
+
+
+def test_a_vocabulary_without_plain_tokens_is_refused() -> None:
+    with pytest.raises(WorkloadError, match="--vocab-size"):
+        make_workload("fixed:1:1:1", vocab_size=3)
+
+
+def test_a_rate_is_refused_where_the_requests_say_their_times() -> None:
+    with pytest.raises(WorkloadError, match="--request-rate"):
+        with_arrivals([Request("a", 1, arrival_s=0.5)], 2.0, 1.0, seed=0)
+
+
+def test_a_written_workload_is_read_back_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    arguments = ["--workload", "sharegpt:8", "--request-rate", "2", "--seed", "5"]
+    assert workloads.main(arguments) == 0
+    file.write_text(capsys.readouterr().out)
+    made = with_arrivals(make_workload("sharegpt:8", seed=5), 2.0, 1.0, seed=5)
+    assert make_workload(f"jsonl:{file}") == made
+
+
+def test_the_maker_tells_the_lengths_beside_the_requests(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert workloads.main(["--workload", "fixed:3:5:6"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "input tokens: mean 5, p50 5, p90 5, p99 5, max 5",
+        "max_tokens: mean 6, p50 6, p90 6, p99 6, max 6",
+    ]
+
+
+def test_the_maker_refuses_in_one_line_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert workloads.main(["--workload", "other:5"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: unknown workload 'other:5'")
+    assert captured.err.count("\n") == 1

@@ -1,0 +1,1 @@
+"""A small Llama that really answers: its tasks, training, measurement and checkpoint."""

@@ -3,7 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 COMMANDS = {
     "serve": ("server.supervisor", "serve a model over an OpenAI-compatible HTTP API"),
@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments else "--help"
     if command in ("-V", "--version"):
-        print(version("tdpipe"))
+        print(_version())
         return 0
     if command in ("-h", "--help"):
         print(_usage())
@@ -26,6 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     run: Callable[[Sequence[str]], int] = importlib.import_module(COMMANDS[command][0]).main
     return run(arguments)
+
+
+def _version() -> str:
+    try:
+        return version("tdpipe")
+    except PackageNotFoundError:
+        return "tdpipe is not installed: this is its source folder"
 
 
 def _usage() -> str:

@@ -20,7 +20,7 @@ from pydantic_settings import (
 from configs.schema import DEMO_MODEL, Config
 
 ENV_PREFIX = "TDPIPE_"
-SHORT_FLAGS = {"-pp": "--pipeline-parallel-size"}
+PIPELINE_FLAG = "--pipeline-parallel-size"
 RESOLVED = "config.json"
 
 
@@ -36,7 +36,8 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Confi
     """
     flags = _read_flags(argv)
     variables = _read_environment(os.environ if environ is None else environ)
-    path = flags.pop("config", None) or variables.pop("config", None)
+    from_variable = variables.pop("config", None)
+    path = flags.pop("config", from_variable)
     values = (_read_yaml(Path(path)) if path else {}) | variables | flags
     try:
         return Config.model_validate(values)
@@ -79,13 +80,17 @@ class _Flags(Config, BaseSettings):
 
 
 def _read_flags(argv: Sequence[str]) -> dict[str, Any]:
-    arguments = [SHORT_FLAGS.get(word, word) for word in argv]
+    arguments = [re.sub(r"^-pp(=|$)", rf"{PIPELINE_FLAG}\1", word) for word in argv]
     try:
         return dict(CliSettingsSource[Any](_Flags, cli_parse_args=arguments)())
     except SettingsError as error:
         message = str(error).removeprefix("error parsing CLI: ")
         unknown = re.search(r"unrecognized arguments: (\S+)", message)
-        if unknown:
+        if unknown and not unknown[1].startswith("-"):
+            message = f"one MODEL is served at a time; what is {unknown[1]}?"
+        elif unknown and unknown[1].split("=")[0] == "--model":
+            message = "unknown flag --model; MODEL comes first and without a flag"
+        elif unknown:
             flags = [f"--{key.replace('_', '-')}" for key in _Flags.model_fields if key != "model"]
             message = f"unknown flag {unknown[1]}; {_allowed(unknown[1], flags)}"
         raise ConfigError(message) from error
@@ -114,11 +119,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold `key: value` lines, not a {type(values).__name__}")
-    keys = {str(key).replace("-", "_"): value for key, value in values.items()}
-    for key in keys:
-        if key not in Config.model_fields:
-            raise ConfigError(f"unknown key {key} in {path}; {_allowed(key, Config.model_fields)}")
-    return keys
+    for key in values:
+        if str(key).replace("-", "_") not in Config.model_fields:
+            allowed = _allowed(str(key), Config.model_fields)
+            raise ConfigError(f"unknown key {key} in {path}; {allowed}")
+    return {key.replace("-", "_"): value for key, value in values.items()}
 
 
 def _allowed(wrong: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
 class Part(BaseModel):
     """What all parts share: frozen, and a key that is not in the schema is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Part):
@@ -85,10 +85,12 @@ class PipelineConfig(Part):
     @model_validator(mode="after")
     def _split_fits_stages(self) -> Self:
         split = self.layer_split
-        if split is not None and (len(split) != self.pipeline_parallel_size or min(split) < 1):
+        num_stages = self.pipeline_parallel_size
+        if split is not None and (len(split) != num_stages or min(split) < 1):
+            given = ",".join(map(str, split)) or "(empty)"
             raise ValueError(
-                f"layer_split {','.join(map(str, split))} must name at least one layer for each of "
-                f"the {self.pipeline_parallel_size} stages (pipeline_parallel_size)"
+                f"layer_split {given} must name at least one layer for each of the {num_stages} "
+                "stages (pipeline_parallel_size)"
             )
         return self
 

@@ -22,7 +22,8 @@ HIGH_WATER_MARK = 100_000
 class Hub(Generic[Received]):
     """The binding end: receives `Received` messages from named peers, sends to them by name.
 
-    Raises `zmq.ZMQError` when the endpoint is taken.
+    Raises `zmq.ZMQError` when a tcp port is taken or the endpoint makes no sense. An ipc path is
+    taken over from whoever had it; the supervisor sees to it that a folder has one daemon.
     """
 
     def __init__(self, endpoint: str, receives: Any) -> None:
@@ -31,7 +32,11 @@ class Hub(Generic[Received]):
         _set_up(self.socket)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        self.socket.bind(endpoint)
+        try:
+            self.socket.bind(endpoint)
+        except zmq.ZMQError:
+            self.close()
+            raise
         if endpoint.startswith("ipc://"):
             os.chmod(endpoint.removeprefix("ipc://"), 0o700)
         self._encoder = msgspec.msgpack.Encoder()
@@ -94,7 +99,11 @@ class Spoke(Generic[Received]):
         self.socket = self._context.socket(zmq.DEALER)
         _set_up(self.socket)
         self.socket.setsockopt(zmq.IDENTITY, name.encode())
-        self.socket.connect(endpoint)
+        try:
+            self.socket.connect(endpoint)
+        except zmq.ZMQError:
+            self.close(0)
+            raise
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Received] = msgspec.msgpack.Decoder(receives)
 

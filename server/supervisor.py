@@ -9,6 +9,7 @@ stops it waits for. A failure that no restart can mend is left in the runtime fo
 that met it; its one line is the last the user reads.
 """
 
+import fcntl
 import json
 import logging
 import os
@@ -46,7 +47,12 @@ def main(argv: Sequence[str]) -> int:
     folder = config.runtime_dir or Path(tempfile.mkdtemp(prefix="tdpipe-"))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        return Supervisor(config.model_copy(update={"runtime_dir": folder})).run()
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return Supervisor(config.model_copy(update={"runtime_dir": folder})).run()
+    except BlockingIOError:
+        log.error("another daemon runs in %s (runtime_dir)", folder)
+        return 1
     finally:
         if config.runtime_dir is None:
             shutil.rmtree(folder, ignore_errors=True)

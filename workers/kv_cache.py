@@ -70,7 +70,7 @@ class PagedStep:
         keys.index_copy_(0, self.batch.write_slots, key[:, :count].transpose(0, 1))
         values.index_copy_(0, self.batch.write_slots, value[:, :count].transpose(0, 1))
         heads, tokens, _ = query.shape
-        attended = query.new_zeros(tokens, heads, value.shape[-1])
+        attended = query.new_empty(tokens, heads, value.shape[-1])
         for row in self.batch.rows:
             part = attend_one(
                 query[:, row.begin : row.end],
@@ -79,6 +79,8 @@ class PagedStep:
                 form,
             )
             attended[row.begin : row.end] = part.transpose(0, 1)
+        if tokens > count:
+            attended[count:] = attended[count - 1]  # a true double: it must not route otherwise
         return attended
 
 

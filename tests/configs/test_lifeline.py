@@ -1,0 +1,87 @@
+"""The lifeline: a child does not outlive its parent, and the first root cause is the one told."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from configs.lifeline import report_failure, reported_failure
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 30.0
+
+CHILD = """
+import sys, time
+from configs import lifeline
+if "watch only" in sys.argv:
+    lifeline.ctypes.CDLL = lambda _: None  # no parent-death signal, as elsewhere than on Linux
+lifeline.tie_to_parent()
+print("tied", flush=True)
+time.sleep(600)
+"""
+# Starts the child, says its id once it is tied, and waits.
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def wait_until(happens: Callable[[], bool]) -> bool:
+    """Poll for a bounded time."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not happens():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Ended, be it that nobody has collected it yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.mark.parametrize("watch", [[], ["watch only"]])
+def test_a_tied_child_dies_with_a_parent_that_was_killed(watch: list[str]) -> None:
+    command = [sys.executable, "-c", PARENT, CHILD, *watch]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        try:
+            assert not is_gone(child)
+            os.kill(parent.pid, signal.SIGKILL)
+            assert wait_until(lambda: is_gone(child))
+        finally:
+            parent.kill()
+            if not is_gone(child):
+                child.kill()
+
+
+def test_the_first_failure_is_kept(tmp_path: Path) -> None:
+    report_failure(tmp_path, "stage 1: no weights")
+    report_failure(tmp_path, "stage 0: connection closed")
+    assert reported_failure(tmp_path) == "stage 1: no weights"
+
+
+def test_a_failure_is_told_in_one_line(tmp_path: Path) -> None:
+    report_failure(tmp_path, "  no room:\n   2 bytes\n")
+    assert reported_failure(tmp_path) == "no room: 2 bytes"
+
+
+def test_no_report_is_no_failure(tmp_path: Path) -> None:
+    assert reported_failure(tmp_path) is None
+    assert reported_failure(tmp_path / "no such folder") is None
+    report_failure(tmp_path, "")
+    assert reported_failure(tmp_path) is None

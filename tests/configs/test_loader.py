@@ -1,0 +1,265 @@
+"""The loader: who wins, and one line that names the key when a setting cannot be."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs import loader
+from configs.loader import ConfigError
+from configs.schema import DEMO_MODEL, Config
+
+# A value other than the default for every setting, as one would type it.
+SAMPLES = {
+    "model": "some/model",
+    "served_model_name": "1234",
+    "tokenizer": "some/tokenizer",
+    "revision": "v1.0",
+    "trust_remote_code": "true",
+    "dtype": "float32",
+    "max_model_len": "100",
+    "pipeline_parallel_size": "3",
+    "layer_split": "2,3",
+    "device": "cpu",
+    "distributed_timeout_seconds": "1.5",
+    "stage_start_timeout": "60",
+    "heartbeat_timeout": "5",
+    "max_restarts": "0",
+    "num_threads": "2",
+    "block_size": "32",
+    "kv_cache_memory_bytes": "1000000",
+    "gpu_memory_utilization": "0.5",
+    "policy": "td-pipe",
+    "max_num_seqs": "4",
+    "max_num_batched_tokens": "512",
+    "predicted_output_len": "64",
+    "kv_occupancy": "0.8",
+    "finish_ratio": "0.25",
+    "max_prefill_wait": "0",
+    "host": "0.0.0.0",
+    "port": "0",
+    "max_num_queued_reqs": "10",
+    "shutdown_timeout": "3",
+    "log_level": "debug",
+    "runtime_dir": "/tmp/somewhere",
+    "server_endpoint": "tcp://127.0.0.1:5000",
+    "stage_endpoint": "ipc:///tmp/stages",
+    "journal": "some/journal",
+}
+
+
+def load(flags: str = "", **variables: str) -> Config:
+    """The settings of a command line and these environment variables, nothing else."""
+    return loader.load(shlex.split(flags), variables)
+
+
+def refusal(flags: str = "", environ: Mapping[str, str] | None = None) -> str:
+    """The one line that the loader answers."""
+    with pytest.raises(ConfigError) as caught:
+        loader.load(shlex.split(flags), environ or {})
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1
+    return line
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Where a test writes its YAML."""
+    return tmp_path / "settings.yaml"
+
+
+def test_without_any_setting_all_are_the_defaults() -> None:
+    assert load() == Config()
+
+
+def test_flags_win_over_environment_over_yaml_over_defaults(file: Path) -> None:
+    file.write_text("port: 1\nhost: from-yaml\nblock_size: 1\n")
+    variables = {"TDPIPE_PORT": "2", "TDPIPE_HOST": "from-environment"}
+    config = load(f"--port 3 --config {file}", **variables)
+    assert (config.port, config.host, config.block_size) == (3, "from-environment", 1)
+    assert config.max_num_seqs == Config().max_num_seqs
+
+
+def test_a_flag_that_repeats_the_default_still_wins(file: Path) -> None:
+    file.write_text("port: 1\n")
+    assert load(f"--port 8000 --no-trust-remote-code --config {file}").port == 8000
+
+
+def test_every_setting_has_a_sample_here() -> None:
+    assert set(SAMPLES) == set(Config.model_fields)
+
+
+@pytest.mark.parametrize("key", SAMPLES)
+def test_flag_variable_and_yaml_key_mean_the_same(key: str, file: Path) -> None:
+    text = SAMPLES[key]
+    flag = f"--{key.replace('_', '-')}"
+    command = {"model": text, "trust_remote_code": flag}.get(key, f"{flag} {text}")
+    by_flag = load(command)
+    assert load(**{f"TDPIPE_{key.upper()}": text}) == by_flag
+    is_text = Config.model_fields[key].annotation in (str, str | None)
+    value = text if is_text else yaml.safe_load(text)
+    for name in (key, key.replace("_", "-")):
+        file.write_text(yaml.safe_dump({name: value}))
+        assert load(f"--config {file}") == by_flag
+    if key != "policy":
+        assert set(loader.non_default(by_flag)) == {key}
+
+
+def test_the_yaml_file_can_be_named_by_the_environment(file: Path) -> None:
+    file.write_text("port: 1\n")
+    assert load(TDPIPE_CONFIG=str(file)).port == 1
+
+
+def test_the_flag_names_the_yaml_file_before_the_environment_does(file: Path) -> None:
+    file.write_text("port: 1\n")
+    assert load(f"--config {file}", TDPIPE_CONFIG="/nowhere.yaml").port == 1
+
+
+def test_other_variables_are_none_of_our_business() -> None:
+    assert load(PORT="1", PATH="/bin", NOT_TDPIPE_PORT="2") == Config()
+
+
+def test_an_empty_yaml_file_sets_nothing(file: Path) -> None:
+    file.write_text("# port: 1\n")
+    assert load(f"--config {file}") == Config()
+
+
+def test_pp_is_short_for_the_number_of_stages() -> None:
+    assert load("-pp 5") == load("--pipeline-parallel-size 5")
+    assert load("-pp 5").pipeline_parallel_size == 5
+
+
+def test_the_model_is_the_one_positional_argument() -> None:
+    assert load("--port 1 some/model --host h").model == "some/model"
+    assert load("some/model", TDPIPE_MODEL="other").model == "some/model"
+    assert load().model == str(DEMO_MODEL)
+
+
+@pytest.mark.parametrize("typed", ["--layer-split 10,10", "--layer-split '10, 10'"])
+def test_a_layer_split_is_typed_with_commas(typed: str) -> None:
+    assert load(typed).layer_split == (10, 10)
+
+
+@pytest.mark.parametrize("text", ["[10, 10]", "'10,10'", "10,10", "\n- 10\n- 10"])
+def test_a_layer_split_in_yaml_is_a_list_or_has_commas(text: str, file: Path) -> None:
+    file.write_text(f"layer_split: {text}\n")
+    assert load(f"--config {file}").layer_split == (10, 10)
+
+
+def test_a_layer_split_of_one_stage_is_one_number() -> None:
+    assert load("-pp 1 --layer-split 12").layer_split == (12,)
+
+
+@pytest.mark.parametrize("typed", ["--blok-size 3", "--blok-size=3"])
+def test_an_unknown_flag_names_itself_and_what_is_allowed(typed: str) -> None:
+    line = refusal(typed)
+    assert "unknown flag --blok-size" in line
+    assert "did you mean --block-size?" in line
+    allowed = line.split("allowed: ")[1].split(", ")
+    assert "--pipeline-parallel-size" in allowed
+    assert "--config" in allowed
+    assert len(allowed) == len(Config.model_fields)  # one less for the positional, one more: config
+
+
+def test_a_flag_is_not_abbreviated() -> None:
+    assert "unknown flag --max-num-s;" in refusal("--max-num-s 3")
+
+
+def test_an_unknown_variable_names_itself_and_what_is_allowed() -> None:
+    line = refusal(environ={"TDPIPE_POTR": "3"})
+    assert "unknown variable TDPIPE_POTR" in line
+    assert "did you mean TDPIPE_PORT?" in line
+    allowed = line.split("allowed: ")[1].split(", ")
+    assert set(allowed) == {f"TDPIPE_{key.upper()}" for key in [*Config.model_fields, "config"]}
+
+
+def test_an_unknown_yaml_key_names_itself_its_file_and_what_is_allowed(file: Path) -> None:
+    file.write_text("port: 1\nmax_num_seq: 4\n")
+    line = refusal(f"--config {file}")
+    assert f"unknown key max_num_seq in {file}" in line
+    assert "did you mean max_num_seqs?" in line
+    assert set(line.split("allowed: ")[1].split(", ")) == set(Config.model_fields)
+
+
+def test_a_far_off_key_gets_no_hint() -> None:
+    assert "did you mean" not in refusal(environ={"TDPIPE_ZZZZZZZZZZ_QQQ": "3"})
+
+
+def test_a_yaml_file_cannot_name_another() -> None:
+    assert "config" not in Config.model_fields
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--port abc", ["port", "integer", "'abc'"]),
+        ("--port 65536", ["port", "less than or equal to 65535", "'65536'"]),
+        ("--dtype float8", ["dtype", "'auto', 'bfloat16', 'float16' or 'float32'", "'float8'"]),
+        ("--device gpu", ["device", "'auto', 'cpu' or 'cuda'"]),
+        ("--policy fifo", ["policy", "td-pipe"]),
+        ("--kv-occupancy 0", ["kv_occupancy", "greater than 0"]),
+        ("--kv-occupancy 1.5", ["kv_occupancy", "less than or equal to 1"]),
+        ("--block-size 0 --max-num-seqs 0", ["block_size", "max_num_seqs"]),
+        ("--layer-split 1,x", ["layer_split", "integer", "'x'"]),
+        ("--layer-split ''", ["layer_split", "integer"]),
+        ("--layer-split 4,4,4", ["layer_split 4,4,4", "2 stages", "pipeline_parallel_size"]),
+        ("--layer-split 4,0", ["layer_split 4,0", "at least one layer"]),
+        ("-pp 3 --layer-split 4,4", ["layer_split 4,4", "3 stages"]),
+        ("--server-endpoint http://x", ["server_endpoint", "ipc://", "tcp://"]),
+        ("--stage-endpoint udp://x", ["stage_endpoint", "ipc://", "tcp://"]),
+        ("--shutdown-timeout inf", ["shutdown_timeout", "finite"]),
+        ("--shutdown-timeout nan", ["shutdown_timeout", "nan"]),
+        ("--port", ["--port"]),
+    ],
+)
+def test_a_wrong_value_names_its_key_and_what_is_allowed(flags: str, words: list[str]) -> None:
+    line = refusal(flags)
+    assert [word for word in words if word not in line] == []
+
+
+def test_a_wrong_value_is_named_wherever_it_stands(file: Path) -> None:
+    file.write_text("port: [1]\n")
+    assert refusal(f"--config {file}").startswith("port: ")
+    assert refusal(environ={"TDPIPE_PORT": "one"}).startswith("port: ")
+
+
+@pytest.mark.parametrize("text", ["a: [", "- port: 1", "port", "\tport: 1", "a: b: c"])
+def test_a_file_that_is_no_settings_is_named(text: str, file: Path) -> None:
+    file.write_text(text)
+    assert str(file) in refusal(f"--config {file}")
+
+
+def test_a_file_that_cannot_be_read_is_named(file: Path) -> None:
+    assert str(file) in refusal(f"--config {file}")
+    file.write_bytes(b"port: \xff\xfe\n")
+    assert str(file) in refusal(f"--config {file}")
+
+
+def test_help_tells_every_setting_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        load("--help")
+    assert left.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    flags = {f"--{key.replace('_', '-')}" for key in Config.model_fields if key != "model"}
+    assert [flag for flag in flags if f"{flag} " not in text] == []
+    assert "(default: 8000)" in text
+
+
+@pytest.mark.parametrize("key", [None, *SAMPLES])
+def test_saved_settings_come_back_the_same(key: str | None, tmp_path: Path) -> None:
+    config = load(**({f"TDPIPE_{key.upper()}": SAMPLES[key]} if key else {}))
+    loader.save(config, tmp_path)
+    assert loader.load_saved(tmp_path) == config
+
+
+def test_nothing_saved_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"config\.json"):
+        loader.load_saved(tmp_path)
+
+
+def test_only_what_differs_from_the_defaults_is_told() -> None:
+    assert loader.non_default(load()) == {}
+    config = load("--port 8000 --layer-split 1,2 --journal some/where")
+    assert loader.non_default(config) == {"layer_split": [1, 2], "journal": "some/where"}

@@ -1,0 +1,176 @@
+"""The packing of a micro-batch, against a twin that writes lists."""
+
+from array import array
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.batches import MicroBatch, Row, pack
+from engine.messages import Sampling, Step, Submit
+from engine.sequence import Sequence
+
+BLOCK_SIZE = 4
+
+
+def make_sequence(
+    prompt: list[int],
+    output: list[int] | None = None,
+    *,
+    planned: int = 0,
+    spare_blocks: int = 0,
+    sampling: Sampling = Sampling(temperature=0.0),  # noqa: B008 - frozen
+    **submit: Any,
+) -> Sequence:
+    """A sequence with its blocks: 100, 101, ... and `spare_blocks` more than its tokens need."""
+    packed = array("i", prompt).tobytes()
+    sequence = Sequence.from_submit(Submit(7, packed, 1000, sampling, **submit), 0.0)
+    for token_id in output or []:
+        sequence.append(token_id)
+    sequence.num_planned = planned
+    num_blocks = -(-len(sequence.token_ids) // BLOCK_SIZE) + spare_blocks
+    sequence.block_table.extend(range(100, 100 + num_blocks))
+    return sequence
+
+
+COLUMNS = {
+    "sequence_ids": "q",
+    "start_positions": "i",
+    "num_tokens": "i",
+    "samples": "B",
+    "token_ids": "i",
+    "block_tables": "i",
+    "random_rows": "i",
+    "temperatures": "f",
+    "top_ps": "f",
+    "top_ks": "i",
+    "seeds": "Q",
+    "output_indices": "i",
+}
+
+
+def unpacked(step: Step) -> dict[str, Any]:
+    """The columns of a step as lists."""
+    columns: dict[str, Any] = {
+        name: array(code, getattr(step, name)).tolist() for name, code in COLUMNS.items()
+    }
+    columns["bans"] = [(row, array("i", ids).tolist()) for row, ids in step.bans]
+    return columns
+
+
+def twin(rows: list[Row]) -> dict[str, Any]:
+    """The same in the words of `Step`, one column after the other."""
+    ends = [row.sequence.num_planned + row.num_tokens for row in rows]
+    sampling = [row.sequence for row in rows if row.samples]
+    is_random = [s.submit.sampling.temperature > 0 for s in sampling]
+    random = [s for s, drawn in zip(sampling, is_random, strict=True) if drawn]
+    return {
+        "sequence_ids": [row.sequence.sequence_id for row in rows],
+        "start_positions": [row.sequence.num_planned for row in rows],
+        "num_tokens": [row.num_tokens for row in rows],
+        "samples": [int(row.samples) for row in rows],
+        "token_ids": [
+            row.sequence.token_ids[position]
+            for row, end in zip(rows, ends, strict=True)
+            for position in range(row.sequence.num_planned, end)
+        ],
+        "block_tables": [
+            row.sequence.block_table[position // BLOCK_SIZE]
+            for row, end in zip(rows, ends, strict=True)
+            for position in range(0, end, BLOCK_SIZE)
+        ],
+        "random_rows": [i for i, drawn in enumerate(is_random) if drawn],
+        "temperatures": array("f", [s.submit.sampling.temperature for s in random]).tolist(),
+        "top_ps": array("f", [s.submit.sampling.top_p for s in random]).tolist(),
+        "top_ks": [s.submit.sampling.top_k for s in random],
+        "seeds": [s.submit.sampling.seed for s in random],
+        "output_indices": [len(s.token_ids) - s.num_prompt_tokens for s in random],
+        "bans": [
+            (i, list(s.submit.stop_token_ids))
+            for i, s in enumerate(sampling)
+            if len(s.token_ids) - s.num_prompt_tokens < s.submit.min_tokens
+            and s.submit.stop_token_ids
+        ],
+    }
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> Row:
+    """A row of any kind: a whole prompt, a chunk of one, a decode, a recomputation."""
+    prompt = draw(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=12))
+    output = draw(st.lists(st.integers(0, 2**31 - 1), max_size=6))
+    sequence = make_sequence(
+        prompt,
+        output,
+        planned=draw(st.integers(0, len(prompt) + len(output) - 1)),
+        spare_blocks=draw(st.integers(0, 3)),
+        sampling=Sampling(
+            draw(st.sampled_from([0.0, 0.1, 0.7, 2.0])),
+            draw(st.sampled_from([0.0, 0.3, 1.0])),
+            draw(st.integers(0, 2**31 - 1)),
+            draw(st.integers(0, 2**64 - 1)),
+        ),
+        min_tokens=draw(st.integers(0, 6)),
+        stop_token_ids=draw(st.sampled_from([(), (0,), (3, 9)])),
+    )
+    return Row.feed(sequence, draw(st.integers(1, 20)))
+
+
+@given(rows=st.lists(rows(), min_size=1, max_size=8), phase=st.sampled_from(["prefill", "decode"]))
+def test_a_packed_batch_says_what_its_rows_say(
+    rows: list[Row], phase: Literal["prefill", "decode"]
+) -> None:
+    step = pack(MicroBatch(phase, rows), 3, 14, BLOCK_SIZE)
+    assert (step.epoch, step.step_id, step.phase) == (3, 14, phase)
+    assert unpacked(step) == twin(rows)
+
+
+@given(row=rows(), limit=st.integers(1, 20))
+def test_a_row_samples_when_nothing_is_left_to_feed(row: Row, limit: int) -> None:
+    sequence = row.sequence
+    fed = Row.feed(sequence, limit)
+    left = len(sequence.token_ids) - sequence.num_planned
+    assert fed.num_tokens == min(left, limit)
+    assert fed.samples == (limit >= left)
+
+
+def test_packing_changes_no_sequence() -> None:
+    sequence = make_sequence([1, 2, 3], [4], planned=3)
+    pack(MicroBatch("decode", [Row.feed(sequence, 1)]), 1, 1, BLOCK_SIZE)
+    assert (sequence.num_planned, sequence.token_ids.tolist()) == (3, [1, 2, 3, 4])
+    assert sequence.block_table.tolist() == [100]
+
+
+def test_a_decode_feeds_the_newest_token_at_its_place() -> None:
+    sequence = make_sequence([1, 2, 3, 4], [5], planned=4)
+    step = unpacked(pack(MicroBatch("decode", [Row.feed(sequence, 1)]), 1, 1, BLOCK_SIZE))
+    assert (step["start_positions"], step["num_tokens"], step["token_ids"]) == ([4], [1], [5])
+    assert (step["samples"], step["block_tables"]) == ([1], [100, 101])
+
+
+def test_a_chunk_does_not_sample_and_names_only_the_blocks_up_to_its_end() -> None:
+    sequence = make_sequence(list(range(10)), planned=3, min_tokens=1, stop_token_ids=(0,))
+    step = unpacked(pack(MicroBatch("prefill", [Row.feed(sequence, 5)]), 1, 1, BLOCK_SIZE))
+    assert (step["token_ids"], step["block_tables"]) == ([3, 4, 5, 6, 7], [100, 101])
+    assert (step["samples"], step["bans"], step["random_rows"]) == ([0], [], [])
+
+
+def test_rows_are_counted_among_those_that_sample() -> None:
+    chunk = Row.feed(make_sequence([1] * 8), 4)
+    greedy = Row.feed(make_sequence([2]), 4)
+    random = Row.feed(make_sequence([3], [4, 5], planned=2, sampling=Sampling(0.5, 0.25, 9, 11)), 4)
+    banned = Row.feed(make_sequence([6], min_tokens=1, stop_token_ids=(7, 8)), 4)
+    step = unpacked(pack(MicroBatch("prefill", [chunk, greedy, random, banned]), 1, 1, BLOCK_SIZE))
+    assert (step["random_rows"], step["bans"]) == ([1], [(2, [7, 8])])
+    assert (step["temperatures"], step["top_ps"], step["top_ks"]) == ([0.5], [0.25], [9])
+    assert (step["seeds"], step["output_indices"]) == ([11], [2])
+
+
+@pytest.mark.parametrize(("generated", "banned"), [(0, True), (1, True), (2, False)])
+def test_stop_tokens_are_banned_until_min_tokens_are_out(generated: int, banned: bool) -> None:
+    sequence = make_sequence(
+        [1], [9] * generated, planned=generated, min_tokens=2, stop_token_ids=(5,)
+    )
+    step = pack(MicroBatch("decode", [Row.feed(sequence, 1)]), 1, 1, BLOCK_SIZE)
+    assert bool(step.bans) == banned

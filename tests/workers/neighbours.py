@@ -1,0 +1,130 @@
+"""`python -m tests.workers.neighbours STAGE NUM_STAGES STORE PLAY`: one stage of a transport test.
+
+Prints one word of how it went, or the message of the `TransportError`.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from workers.transport import Transport, TransportError
+
+HIDDEN = 8
+NUM_STEPS = 40
+
+
+def activations(step_id: int) -> Tensor:
+    """What the first stage makes of a step: 1 to 7 tokens, all numbers its own. [tokens, hidden]"""
+    count = 1 + step_id % 7
+    return torch.full((count, HIDDEN), step_id) + torch.arange(count * HIDDEN).view(count, -1) / 64
+
+
+def relay(transport: Transport, stage: int, num_stages: int) -> None:
+    """Every stage adds one; the last finds what each step must have become. 3 steps in flight."""
+    for begin in range(0, NUM_STEPS, 3):
+        window = range(begin, min(begin + 3, NUM_STEPS))
+        for step_id in window:
+            transport.expect(step_id, 1 + step_id % 7)
+        for step_id in window:
+            hidden = activations(step_id) if stage == 0 else transport.recv(step_id) + 1
+            if stage < num_stages - 1:
+                transport.send(step_id, hidden)
+            else:
+                assert torch.equal(hidden, activations(step_id) + stage), step_id
+    dist.barrier()  # nobody leaves with a send under way
+
+
+def large_step_ids(transport: Transport, stage: int, _: int) -> None:
+    """Ids beyond 31 bits, and a step of a thousand tokens, arrive as they are."""
+    for step_id in (2**31 - 1, 2**31, 2**40 + 3):
+        transport.expect(step_id, 1000)
+        sent = torch.full((1000, HIDDEN), float(step_id % 1000))
+        if stage == 0:
+            transport.send(step_id, sent)
+        else:
+            assert torch.equal(transport.recv(step_id), sent)
+    dist.barrier()
+
+
+def another_step(transport: Transport, stage: int, _: int) -> None:
+    """The neighbour sends a step under the same tag that is not the one in the plan."""
+    if stage == 0:
+        transport.send(2**31 + 5, activations(0))
+    else:
+        transport.expect(5, 1)
+        transport.recv(5)
+    dist.barrier()
+
+
+def plan_out_of_order(transport: Transport, stage: int, _: int) -> None:
+    """What was expected first is not what the stage asks for."""
+    if stage == 0:
+        transport.send(1, activations(0))
+        transport.send(2, activations(0))
+    else:
+        transport.expect(1, 1)
+        transport.expect(2, 1)
+        transport.recv(2)
+    dist.barrier()
+
+
+def death(transport: Transport, stage: int, _: int) -> None:
+    """The neighbour dies with nothing sent."""
+    if stage == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    transport.expect(1, 1)
+    transport.recv(1)
+
+
+def silence(transport: Transport, stage: int, _: int) -> None:
+    """The neighbour lives and sends nothing, until it is told that it may go."""
+    if stage == 0:
+        sys.stdin.readline()
+    else:
+        transport.expect(1, 1)
+        transport.recv(1)
+
+
+def alone(transport: Transport, stage: int, num_stages: int) -> None:
+    """One stage has no links."""
+    assert (stage, num_stages) == (0, 1)
+    transport.expect(1, 1)
+
+
+PLAYS: dict[str, Callable[[Transport, int, int], None]] = {
+    play.__name__: play
+    for play in (relay, large_step_ids, another_step, plan_out_of_order, death, silence, alone)
+}
+
+
+def main() -> None:
+    """Join the group and play the part."""
+    stage, num_stages = int(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{sys.argv[3]}",
+        rank=stage,
+        world_size=num_stages,
+        timeout=timedelta(seconds=60),
+    )
+    timeout_s = 2.0 if sys.argv[4] == "silence" else 60.0
+    transport = Transport(HIDDEN, torch.float32, torch.device("cpu"), timeout_s)
+    said = "well"
+    try:
+        PLAYS[sys.argv[4]](transport, stage, num_stages)
+    except TransportError as error:
+        said = str(error)
+    sys.stdout.write(said)
+    sys.stdout.flush()
+    os._exit(0)  # the group is not taken down in order: a neighbour may be gone
+
+
+if __name__ == "__main__":
+    main()

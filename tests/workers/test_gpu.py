@@ -1,0 +1,77 @@
+"""On a GPU: the same logits as on the CPU, within rounding, and the same draws from them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.schema import Config
+from tests.checkpoints import make_checkpoint
+from tests.workers.test_sampler import Draw, make_logits, make_step
+from tests.workers.world import CPU, Ground
+from workers import batch
+from workers.kv_cache import KvCache, PagedStep, Probe
+from workers.sampler import sample
+from workers.stage_model import StageModel, load
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+GPU = torch.device("cuda")
+BLOCK_SIZE = 4
+
+
+def run(model: Path, device: torch.device, dtype: str) -> list[torch.Tensor]:
+    """Logits of a prefill, a chunk beside a decode, and a decode, through two stages."""
+    config = Config.model_validate({"model": str(model), "dtype": dtype, "layer_split": "2,2"})
+    stages = [load(config, stage, device) for stage in range(2)]
+    ground = Ground(BLOCK_SIZE)
+    caches = [_cache(stage, ground, device) for stage in stages]
+    short, long = ground.sequence([5, 6, 7, 8]), ground.sequence(list(range(9, 60)))
+    answers = []
+    for shares in ([(short, 3), (long, 30)], [(short, 1), (long, 20)], [(long, 1)]):
+        inputs = batch.build(ground.step(shares), BLOCK_SIZE, device)
+        passed = inputs.token_ids
+        for stage, cache in zip(stages, caches, strict=True):
+            step = PagedStep(cache, inputs)
+            passed = stage.forward(passed, inputs.position_ids, inputs.sample_at, step)
+        answers.append(passed.float().to(CPU))
+    return answers
+
+
+def _cache(stage: StageModel, ground: Ground, device: torch.device) -> KvCache:
+    probe = Probe({})
+    at = torch.arange(2, device=device)[None]
+    hidden = torch.zeros(2, stage.hidden_size, dtype=stage.dtype, device=device)
+    stage.forward(at * 0 if stage.is_first else hidden, at, at[0, -1:], probe)
+    return KvCache(probe.shapes, ground.num_blocks, BLOCK_SIZE, stage.dtype, device)
+
+
+# In bf16 rounding may send a token to another expert: gpt_oss is compared in fp32 alone.
+@pytest.mark.parametrize(
+    ("family", "dtype", "tolerance"),
+    [
+        *((family, "float32", 1e-3) for family in ("llama", "opt", "gemma2", "gpt_oss")),
+        *((family, "bfloat16", 0.05) for family in ("llama", "opt", "gemma2")),
+    ],
+)
+def test_a_gpu_gives_the_logits_of_a_cpu(
+    family: str, dtype: str, tolerance: float, tmp_path: Path
+) -> None:
+    model = make_checkpoint(tmp_path, family)
+    for got, want in zip(run(model, GPU, dtype), run(model, CPU, dtype), strict=True):
+        assert got.shape == want.shape
+        if want.numel():
+            assert (got - want).abs().max() < tolerance * want.abs().max()
+
+
+def test_a_gpu_draws_what_a_cpu_draws() -> None:
+    logits = make_logits(300)
+    rows = [
+        Draw((0.0, 0.7, 1.5)[i % 3], (1.0, 0.8)[i % 2], (0, 5)[i % 2], i, i) for i in range(300)
+    ]
+    bans = tuple((i, b"\1\0\0\0\7\0\0\0") for i in range(0, 300, 5))
+    step = make_step(rows, bans)
+    assert sample(logits.to(GPU), step) == sample(logits.clone(), step)

@@ -1,8 +1,9 @@
 """The lifeline: a process that outlives its parent ends, and says why it could not start.
 
-The supervisor may be killed at any moment. The kernel's parent-death signal ends its children on
-Linux at once; a watch on the parent's id does the same elsewhere, and covers the moment between
-the fork and the call.
+The supervisor may be killed at any moment, also before its children have come to their first line.
+So it names itself to them in their environment: a child that finds another parent ends. From then
+on the kernel's parent-death signal ends it at once on Linux, and a watch on the parent's id does so
+elsewhere.
 """
 
 import ctypes
@@ -17,14 +18,22 @@ from pathlib import Path
 WATCH_INTERVAL_S = 0.5
 _PR_SET_PDEATHSIG = 1
 FAILURE = "failure.txt"
+PARENT = "_TDPIPE_PARENT"
 
 
 def tie_to_parent() -> None:
-    """End this process (SIGKILL) when its parent dies. Call it first thing, in the main thread."""
-    parent = os.getppid()
+    """End this process (SIGKILL) when its parent dies. Call it first thing, in the main thread.
+
+    The parent is the process that `PARENT` names, or the present one; this process names itself to
+    its own children.
+    """
+    parent = int(os.environ.get(PARENT, os.getppid()))
+    os.environ[PARENT] = str(os.getpid())
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
     threading.Thread(target=_watch, args=(parent,), name="lifeline", daemon=True).start()
 
 

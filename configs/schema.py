@@ -62,13 +62,13 @@ class PipelineConfig(Part):
         "auto", description="auto: GPUs if there are any"
     )
     distributed_timeout_seconds: float = Field(
-        60.0, gt=0, description="longest wait of a stage for its neighbour"
+        300.0, gt=0, description="longest wait of a stage for its neighbour, or for its own forward"
     )
     stage_start_timeout: float = Field(
         600.0, gt=0, description="seconds in which every stage must have loaded its weights"
     )
     heartbeat_timeout: float = Field(
-        30.0, gt=0, description="seconds without progress after which a busy stage counts as lost"
+        30.0, gt=0, description="seconds without a heartbeat after which a stage counts as lost"
     )
     max_restarts: int = Field(
         3, ge=0, description="restarts of stages or engine before the daemon gives up"

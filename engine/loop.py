@@ -59,7 +59,11 @@ class Loop:
         self._next_stats_at = 0.0
         self._ready: EngineReady | None = None
         same_host = config.stage_address.startswith("ipc://")
-        self._watch = StageWatch(config.heartbeat_timeout, same_host)
+        self._watch = StageWatch(
+            config.heartbeat_timeout,
+            config.heartbeat_timeout + config.distributed_timeout_seconds,
+            same_host=same_host,
+        )
         with ExitStack() as stack:
             self._server: Hub[FromServer] = stack.enter_context(
                 Hub(config.server_address, FromServer)
@@ -118,8 +122,9 @@ class Loop:
         if isinstance(message, Step):
             payload = self._stages.encode(message)
             for stage in range(self._config.pipeline_parallel_size):
-                # A stage that is not there is noticed by its missing heartbeat.
-                self._stages.send_encoded(stage_name(stage), payload)
+                if not self._stages.send_encoded(stage_name(stage), payload):
+                    # Without its plan the step never returns; the watch ends the standstill.
+                    log.error("stage %d cannot be reached", stage)
             return
         if isinstance(message, EngineReady):
             self._ready = message

@@ -174,7 +174,7 @@ class StageReady(Message, frozen=True):
     """The stage has its weights and room for `num_blocks` KV blocks, and waits for plans.
 
     `epoch` names one life of the whole stage group: all stages of a group share it, a restarted
-    group has another. `max_model_len` is the model's own limit in tokens.
+    group has a greater one. `max_model_len` is the model's own limit in tokens.
     """
 
     stage: int

@@ -22,7 +22,7 @@ class Pool:
         self.waiting: OrderedDict[int, Sequence] = OrderedDict()
         self.ready: dict[int, Sequence] = {}
         self.running: dict[int, Sequence] = {}
-        self.num_finished = 0
+        self.num_finished = 0  # of those that held KV
         self.last_returned_step = -1
 
     @property
@@ -87,8 +87,8 @@ class Pool:
 
     def finish(self, sequence: Sequence) -> None:
         """Any state -> finished: its blocks are free at once, also while a step is in flight."""
+        self.num_finished += sequence.state is not State.WAITING
         for group in (self.ready, self.running, self.waiting):
             group.pop(sequence.sequence_id, None)
         self.ledger.free(sequence.block_table)
         sequence.state = State.FINISHED
-        self.num_finished += 1

@@ -61,6 +61,7 @@ class Scheduler:
         self.counters = Counters()
         self.pipeline: Pipeline | None = None
         self._stages_ready: dict[int, StageReady] = {}
+        self._newest_epoch = 0
         self._next_step_id = 0
 
     def handle(self, event: Event, now: float) -> list[Outgoing]:
@@ -119,6 +120,9 @@ class Scheduler:
 
     def _stage_ready(self, ready: StageReady, out: list[Outgoing]) -> None:
         """Collect the stages of one life of the group; the first of a newer life ends the older."""
+        if ready.epoch < self._newest_epoch:
+            return  # a late word of a group that is gone
+        self._newest_epoch = ready.epoch
         if self.pipeline is not None and self.pipeline.epoch != ready.epoch:
             self._stage_lost(StageLost(self.pipeline.epoch, "the stages were restarted"), out)
         self._stages_ready = {

@@ -2,46 +2,69 @@
 
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from engine.messages import Heartbeat, StageStats, Stats
 from engine.scheduler import Scheduler
 
 
 @dataclass(slots=True)
-class StageWatch:
-    """The last heartbeat of each stage and when it came.
+class _Stage:
+    """A stage as last heard of; `moved_at` is when its progress last grew."""
 
-    `same_host` allows to look at a stage's process directly: a dead one is noticed at the next
-    look, not only when its heartbeat has been missing for long.
+    beat: Heartbeat
+    heard_at: float
+    moved_at: float
+
+
+class StageWatch:
+    """The stages' heartbeats, and who is lost.
+
+    A stage is lost when its process is gone (seen at the next look where it runs on this host),
+    when its heartbeat is silent for `silence_s`, or when it makes no progress for `standstill_s`:
+    an idle stage makes some each second, a waiting one has a time-out of its own.
     """
 
-    timeout_s: float
-    same_host: bool
-    beats: dict[int, tuple[Heartbeat, float]] = field(default_factory=dict)
+    def __init__(self, silence_s: float, standstill_s: float, *, same_host: bool) -> None:
+        self.same_host = same_host
+        self._silence_s, self._standstill_s = silence_s, standstill_s
+        self._stages: dict[int, _Stage] = {}
 
     def hear(self, beat: Heartbeat, now: float) -> None:
         """Take a stage's heartbeat."""
-        self.beats[beat.stage] = (beat, now)
+        known = self._stages.get(beat.stage)
+        stands = known and (known.beat.epoch, known.beat.progress) == (beat.epoch, beat.progress)
+        moved_at = known.moved_at if known and stands else now
+        self._stages[beat.stage] = _Stage(beat, now, moved_at)
 
     def find_lost(self, epoch: int, now: float) -> tuple[Heartbeat, str] | None:
-        """The first stage of this epoch that is dead or silent, and what is wrong with it."""
-        present = [(b, heard_at) for b, heard_at in self.beats.values() if b.epoch == epoch]
-        gone = [b for b, _ in present if self.same_host and not _exists(b.pid)]
+        """The first stage of this epoch that is lost, and what is wrong with it."""
+        present = [stage for stage in self._stages.values() if stage.beat.epoch == epoch]
+        gone = [s.beat for s in present if self.same_host and not _exists(s.beat.pid)]
         if gone:
             # torchrun ends the others at once, so it may be too late to tell which died first.
             who = f"stage {gone[0].stage}" if len(gone) == 1 else "the stages"
             return gone[0], f"{who} died"
-        for beat, heard_at in present:
-            if now - heard_at > self.timeout_s:
-                return beat, f"stage {beat.stage} was silent for {now - heard_at:.1f} s"
+        for stage in present:
+            name = f"stage {stage.beat.stage}"
+            if now - stage.heard_at > self._silence_s:
+                return stage.beat, f"{name} was silent for {now - stage.heard_at:.1f} s"
+            if now - stage.moved_at > self._standstill_s:
+                return stage.beat, f"{name} has stood still for {now - stage.moved_at:.1f} s"
         return None
 
     def stats(self, now: float) -> tuple[StageStats, ...]:
         """What is known of each stage."""
         return tuple(
-            StageStats(b.stage, b.pid, now - heard_at, b.progress, b.steps, b.busy_s)
-            for b, heard_at in (self.beats[stage] for stage in sorted(self.beats))
+            StageStats(
+                stage.beat.stage,
+                stage.beat.pid,
+                now - stage.heard_at,
+                stage.beat.progress,
+                stage.beat.steps,
+                stage.beat.busy_s,
+            )
+            for _, stage in sorted(self._stages.items())
         )
 
 

@@ -80,6 +80,8 @@ class TdPipe(Policy):
         """
         budget = self._config.max_num_batched_tokens
         rows: list[Row] = []
+        if not pool.num_live:
+            self._plan = None  # all that it counted has ended
         if self._half_fed is not None and self._half_fed.state is State.FINISHED:
             self._half_fed = None
         if self._half_fed is not None:
@@ -142,8 +144,8 @@ class TdPipe(Policy):
 
         The oldest sequence is never pre-empted, so that something always goes forward.
         """
-        taken = {row.sequence.sequence_id for row in rows}
         while not pool.ledger.extend(sequence.block_table, len(sequence.token_ids)):
+            taken = {row.sequence.sequence_id for row in rows}
             idle = [s for s in pool.ready.values() if s.sequence_id not in taken]
             youngest = max(idle, key=lambda s: (s.arrived_at, s.sequence_id))
             if youngest is sequence and len(idle) == 1:

@@ -3,6 +3,7 @@
 import time
 
 from fastapi import APIRouter, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from server.answer import Answer
@@ -24,6 +25,7 @@ from server.protocol import (
 from server.tokenizer import Tokenizer
 
 SSE_TYPE = "text/event-stream"
+CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number, for the access log
 
 
 class Completions:
@@ -86,6 +88,9 @@ class Completions:
         except ApiError:
             self._metrics.requests.labels("refused").inc()
             raise
+        except ClientDisconnect:
+            self._metrics.requests.labels("disconnect").inc()
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
         generation = Generation(
             plan, self._client, self._tokenizer, self._metrics, self._max_num_queued, arrived_at
         )

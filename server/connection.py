@@ -8,19 +8,30 @@ from starlette.types import Receive
 
 from server.errors import ApiError
 
-MAX_BODY_BYTES = 32 * 1024 * 1024
+# A million token ids; decoding them takes half a second, in which nobody else is served.
+MAX_BODY_BYTES = 8 * 1024 * 1024
+BODY_TIMEOUT_S = 60.0
 
 
 async def read_body(request: Request) -> bytes:
-    """The request's body. Raises `ApiError` (413) when it is too large."""
+    """The request's body.
+
+    Raises `ApiError` when it is too large (413) or does not come in time (408), `ClientDisconnect`
+    when the client goes away meanwhile.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
         raise _too_large()
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise _too_large()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_BODY_BYTES:
+                    raise _too_large()
+    except TimeoutError:
+        message = f"The request's body did not come within {BODY_TIMEOUT_S:g} seconds."
+        raise ApiError(408, message, code="request_timeout") from None
     return bytes(body)
 
 

@@ -95,10 +95,12 @@ def _scheduler_figures(stats: Stats) -> Iterator[Metric]:
     yield _counter("tdpipe_phase_switches", "Switches between the phases", stats.switches)
     yield _counter("tdpipe_work_steals", "Rows moved between micro-batches", stats.steals)
     yield _counter("tdpipe_preemptions", "Sequences that lost their KV", stats.preemptions)
-    yield _counter("tdpipe_prefilled_tokens", "Prompt tokens computed", stats.prompt_tokens)
+    yield _counter(
+        "tdpipe_prefilled_tokens", "Tokens of prompts that the engine took in", stats.prompt_tokens
+    )
     yield _counter("tdpipe_recomputed_tokens", "Computed once more", stats.recomputed_tokens)
     yield _counter("tdpipe_steps", "Micro-batches through all stages", stats.steps)
-    yield _counter("tdpipe_pipeline_restarts", "Lost pipelines that came back", stats.restarts)
+    yield _counter("tdpipe_pipeline_restarts", "Times that the pipeline was lost", stats.restarts)
     yield _counter("tdpipe_scheduler_busy_seconds", "Engine process at work", stats.busy_s)
 
 

@@ -40,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"tdpipe: error: {error}", file=sys.stderr)  # noqa: T201 - no log is set up yet
         return 2
     logs.set_up("tdpipe", config.log_level)
+    changed = json.dumps(loader.non_default(config))
+    log.info("tdpipe %s, settings that differ from the defaults: %s", _version(), changed)
     problem = check_model_path(config.model)
     if problem is not None:
         log.error("%s", problem)
@@ -84,8 +86,6 @@ class Supervisor:
 
     def run(self) -> int:
         """Start everything and watch it until a signal or a failure; the exit code."""
-        changed = json.dumps(loader.non_default(self._config))
-        log.info("tdpipe %s, settings that differ from the defaults: %s", _version(), changed)
         (self._folder / lifeline.FAILURE).unlink(missing_ok=True)
         loader.save(self._config, self._folder)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -114,7 +114,8 @@ class Supervisor:
     def _start(self, name: str) -> None:
         module = "workers" if name == "stages" else name
         self._children[name] = subprocess.Popen(
-            [sys.executable, "-m", module, str(self._folder)],
+            # -P: a server.py or a configs folder where the user stands is not ours.
+            [sys.executable, "-P", "-m", module, str(self._folder)],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,
             # Ctrl-C reaches the supervisor alone, which ends the others in order.
@@ -196,6 +197,7 @@ def _environment(config: Config) -> dict[str, str]:
     # torchrun would set it to 1 with a warning; the stages set their own number of threads.
     kept.setdefault("OMP_NUM_THREADS", str(config.num_threads or 1))
     kept["TOKENIZERS_PARALLELISM"] = "false"
+    kept[lifeline.PARENT] = str(os.getpid())
     return kept
 
 

@@ -46,7 +46,8 @@ class Tokenizer:
         """The prompt's token ids with the special tokens that the model expects around it."""
         if self._core is not None:
             # Not the wrapper's own call: it sets truncation each time, which threads cannot share.
-            return list(self._core.encode(text).ids)
+            # The batch call lets go of the interpreter's lock, encode does not.
+            return list(self._core.encode_batch_fast([text])[0].ids)
         with self._lock:
             return list(self._tokenizer(text, verbose=False)["input_ids"])
 

@@ -95,8 +95,11 @@ def _num_cores() -> int:
 
 
 def _root_cause(error: BaseException) -> str:
-    """The first line of the innermost message that says something."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    """The first line of the outermost message that says something: ours, where we raised it."""
+    at: BaseException | None = error
+    while at is not None:
+        lines = [line.strip() for line in str(at).splitlines() if line.strip()]
+        if lines:
+            return lines[0]
+        at = at.__cause__
+    return type(error).__name__

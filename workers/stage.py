@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from configs.schema import Config
@@ -51,7 +52,9 @@ class Stage:
             time.monotonic() - began_at,
             stage_model.describe(self._model),
         )
-        shapes = _probe(self._model, config.max_num_batched_tokens, place.device)
+        shapes = _probe(self._model, config, place.device)
+        # Stages that share a device measure what all of them have left, and only then take it.
+        dist.barrier()
         self._num_blocks = kv_cache.count_blocks(
             config,
             shapes,
@@ -60,6 +63,7 @@ class Stage:
             place.device,
             place.stages_on_device,
         )
+        dist.barrier()
         self._cache = KvCache(
             shapes, self._num_blocks, config.block_size, self._model.dtype, place.device
         )
@@ -114,12 +118,15 @@ class Stage:
         )
 
 
-def _probe(model: StageModel, num_tokens: int, device: torch.device) -> dict[int, LayerShape]:
+def _probe(model: StageModel, config: Config, device: torch.device) -> dict[int, LayerShape]:
     """What each layer stores, learnt from a forward; on a GPU it is one of the largest batch.
 
     Raises `UnsupportedModelError` for a model with layers that keep something else than KV.
     """
-    count = min(num_tokens, model.max_model_len) if device.type == "cuda" else 2
+    count = 2
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # loading may have needed more than running
+        count = min(config.max_num_batched_tokens, model.max_model_len)
     positions = torch.arange(count, device=device)[None]
     inputs = (
         torch.zeros(1, count, dtype=torch.int64, device=device)
@@ -127,7 +134,7 @@ def _probe(model: StageModel, num_tokens: int, device: torch.device) -> dict[int
         else torch.zeros(count, model.hidden_size, dtype=model.dtype, device=device)
     )
     probe = Probe({})
-    model.forward(inputs, positions, positions[0, -1:], probe)
+    model.forward(inputs, positions, positions[0, -config.max_num_seqs :], probe)
     silent = [layer for layer in model.layers if layer not in probe.shapes]
     if silent:
         raise UnsupportedModelError(

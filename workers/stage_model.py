@@ -88,7 +88,11 @@ def load(config: Config, stage: int, device: torch.device) -> StageModel:
     `SafetensorError`).
     """
     source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    model_config = AutoConfig.from_pretrained(config.model, **source)
+    try:
+        model_config = AutoConfig.from_pretrained(config.model, **source)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ValueError(f"cannot load {config.model}: {first_line}") from error
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     layers = split(config, model_config)[stage]
     _check_files(Path(config.model))

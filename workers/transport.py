@@ -38,7 +38,8 @@ class Transport:
         self._stage, self._num_stages = dist.get_rank(), dist.get_world_size()
         self._hidden_size, self._dtype, self._device = hidden_size, dtype, device
         self._timeout = timedelta(seconds=timeout_s)
-        self._wire_device = device if dist.get_backend() == "nccl" else torch.device("cpu")
+        self._uses_nccl = dist.get_backend() == "nccl"
+        self._wire_device = device if self._uses_nccl else torch.device("cpu")
         self._expected: deque[_Expected] = deque()
         self._sent: deque[tuple[Any, Tensor]] = deque()
         links = [
@@ -63,7 +64,7 @@ class Transport:
         """
         expected = self._expected.popleft()
         try:
-            expected.work.wait(self._timeout)
+            self._wait(expected.work)
         except RuntimeError as error:
             raise TransportError(
                 f"stage {self._stage} did not get step {step_id} from stage {self._stage - 1}: "
@@ -85,7 +86,15 @@ class Transport:
         # At most S steps are in flight, so what was sent S steps ago has long been received.
         if len(self._sent) > self._num_stages:
             oldest, _ = self._sent.popleft()
-            oldest.wait(self._timeout)
+            self._wait(oldest)
+
+    def _wait(self, work: Any) -> None:
+        # NCCL only orders its stream here, and its watchdog knows the group's time-out; given a
+        # time-out of its own, it would poll on the CPU.
+        if self._uses_nccl:
+            work.wait()
+        else:
+            work.wait(self._timeout)
 
     def _buffer(self, num_tokens: int) -> Tensor:
         return torch.empty(

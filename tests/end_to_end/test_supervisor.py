@@ -127,6 +127,21 @@ def test_health_is_not_ok_while_a_stage_is_gone(tmp_path: Path) -> None:
         daemon.wait_for(lambda: daemon.get("/health")[0] == 200, 60)
 
 
+@pytest.mark.parametrize("after_s", [0.4, 1.2, 2.5])
+def test_a_supervisor_killed_during_the_start_leaves_nothing(
+    after_s: float, tmp_path: Path
+) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.start()
+    time.sleep(after_s)  # not for synchronisation: it is the moment under test
+    processes = psutil.Process(daemon.process.pid).children(recursive=True)
+    daemon.process.kill()
+    daemon.wait_end()
+    assert all_gone(processes, GONE_TIMEOUT_S)
+    marker = str(tmp_path / "run")
+    assert not [p for p in psutil.process_iter(["cmdline"]) if marker in (p.info["cmdline"] or [])]
+
+
 @pytest.mark.parametrize("victim", ["server", "supervisor"])
 def test_without_server_or_supervisor_nothing_is_left(victim: str, tmp_path: Path) -> None:
     daemon = Daemon(tmp_path)

@@ -63,6 +63,16 @@ def test_stages_of_two_lives_are_not_counted_together() -> None:
     assert scheduler.handle(StageReady(0, 2, 10, 100), 0.0) != []
 
 
+def test_a_late_word_of_an_older_life_changes_nothing() -> None:
+    world = World(EngineConfig(), 100)
+    world.start_pipeline()
+    world.submit(make_submit(0, [1], 5, stop=False))
+    assert world.hand(StageReady(0, 1, 100, 100)) == []
+    world.run_dry()
+    world.check_ends()
+    assert world.finished[0].reason == "length"
+
+
 def test_a_lost_pipeline_answers_every_open_request_and_serves_again_when_it_is_back() -> None:
     world = World(EngineConfig(), 100)
     for i in range(5):

@@ -130,3 +130,16 @@ def test_an_abort_between_two_chunks_lets_the_next_prompt_in() -> None:
     world.run_dry()
     world.check_ends()
     assert world.outputs[1] == expected_output(world.submits[1])
+
+
+def test_prompts_that_end_at_their_first_token_share_micro_batches_for_ever() -> None:
+    world = World(EngineConfig(), 1000)
+
+    def steps_of_wave(wave: int) -> int:
+        before = len(phases(world))
+        for i in range(16):
+            world.submit(make_submit(wave * 16 + i, [1 + i] * 100, 1, stop=False))
+        world.run_dry()
+        return len(phases(world)) - before
+
+    assert len({steps_of_wave(wave) for wave in range(60)}) == 1

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from engine.messages import Abort, Submit
@@ -72,6 +73,35 @@ def test_a_client_that_reads_nothing_and_leaves_is_aborted(tmp_path: Path) -> No
                 daemon.engine.send(generated(submit.sequence_id, *HELLO * 50))
             daemon.wait_until(lambda: daemon.client.num_generated >= 200 * len(HELLO) * 50)
         assert daemon.engine.wait_for(Abort) == [Abort(submit.sequence_id)]
+
+
+HALF_A_REQUEST = b'POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{"mod'
+
+
+def test_a_client_that_leaves_while_it_sends_is_counted_and_no_bug(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(tmp_path) as daemon:
+        host, port = daemon.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), PATIENCE_S) as client:
+            client.sendall(HALF_A_REQUEST)
+        counted = 'tdpipe_requests_total{outcome="disconnect"} 1.0'
+        daemon.wait_until(lambda: counted in httpx.get(f"{daemon.url}/metrics").text)
+    assert "Traceback" not in caplog.text
+    assert "Exception" not in caplog.text
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.connection.BODY_TIMEOUT_S", 0.05)
+    with serving(tmp_path) as daemon:
+        host, port = daemon.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), PATIENCE_S) as client:
+            client.sendall(HALF_A_REQUEST)
+            answer = client.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"request_timeout" in answer
 
 
 def test_a_client_that_leaves_others_alone_does_so(tmp_path: Path) -> None:

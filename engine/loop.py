@@ -9,7 +9,6 @@ import os
 import signal
 import time
 from contextlib import ExitStack, suppress
-from types import TracebackType
 from typing import Self
 
 import zmq
@@ -170,10 +169,5 @@ class Loop:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._exits.close()

@@ -4,7 +4,6 @@ The `async with` block is the lifetime. Leaving it, for whatever reason, aborts 
 has not ended, which frees its KV blocks at once.
 """
 
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from server.choice import Choice, TextReason
@@ -63,12 +62,7 @@ class Generation:
             self._client.submit(message, sequence)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for sequence in self._sequences:
             self._client.abort(sequence)
 

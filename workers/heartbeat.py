@@ -3,7 +3,6 @@
 import os
 import threading
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self
 
 from engine.messages import Heartbeat
@@ -37,12 +36,7 @@ class HeartbeatThread:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()

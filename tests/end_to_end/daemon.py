@@ -24,12 +24,12 @@ END_TIMEOUT_S = 60.0
 class Daemon:
     """`tdpipe serve ARGUMENTS` for the length of a `with` block, which ends with SIGTERM."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, cwd: Path = ROOT) -> None:
         self.folder = folder
+        self._cwd = cwd
         self.log_path = folder / "daemon.log"
         self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
-        self._descendants: dict[int, psutil.Process] = {}
 
     def __enter__(self) -> Self:
         self.start()
@@ -58,7 +58,7 @@ class Daemon:
         command += ["--runtime-dir", str(self.folder / "run"), "--port", "0", *self._arguments]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, cwd=ROOT
+                command, stdout=log, stderr=log, env=environment, cwd=self._cwd
             )
 
     def wait_ready(self) -> None:

@@ -1,5 +1,6 @@
 """A start that cannot succeed ends in one line that names the root cause, and leaves nothing."""
 
+import fcntl
 import shutil
 import socket
 from collections.abc import Callable
@@ -71,6 +72,16 @@ def test_the_last_line_names_the_root_cause(
     for word in words:
         assert word in last_line, daemon.log()
     assert "Traceback" not in daemon.log()
+
+
+def test_a_folder_has_one_daemon(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        daemon = Daemon(tmp_path)
+        daemon.start()
+        assert daemon.wait_end() == 1
+    assert "another daemon runs in" in daemon.log().strip().splitlines()[-1]
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:

@@ -120,6 +120,14 @@ def test_open_requests_get_an_error_and_the_daemon_comes_back(victim: str, tmp_p
         assert daemon.metric("tdpipe_kv_blocks_used") == 0
 
 
+def test_modules_where_the_user_stands_are_not_taken_for_ours(tmp_path: Path) -> None:
+    (tmp_path / "server.py").write_text("raise SystemExit(3)")
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "__init__.py").write_text("raise SystemExit(4)")
+    with Daemon(tmp_path, cwd=tmp_path) as daemon:
+        assert ask(daemon)
+
+
 def test_health_is_not_ok_while_a_stage_is_gone(tmp_path: Path) -> None:
     with Daemon(tmp_path) as daemon:
         daemon.descendants()["torchrun"][0].kill()

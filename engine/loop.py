@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
 from typing import Self
 
 import zmq
@@ -27,6 +28,7 @@ from engine.messages import (
     StageReady,
     Step,
 )
+from engine.recorder import Recorder
 from engine.scheduler import Outgoing, Scheduler
 from engine.stats import StageWatch, collect
 from engine.wire import Hub
@@ -71,6 +73,15 @@ class Loop:
             self._journal = (
                 stack.enter_context(Journal(config.journal, config)) if config.journal else None
             )
+            self._recorder: Recorder | None = None
+            if config.trace:
+                recorder = Recorder(
+                    config.trace,
+                    config.pipeline_parallel_size,
+                    self._began_at,
+                    same_host=same_host,
+                )
+                self._recorder = stack.enter_context(closing(recorder))
             self._exits = stack.pop_all()
 
     def run(self) -> None:
@@ -93,7 +104,9 @@ class Loop:
 
     def _take_from_stage(self, message: FromStage) -> None:
         if isinstance(message, Heartbeat):
-            self._watch.hear(message, time.monotonic())
+            now = time.monotonic()
+            self._watch.hear(message, now)
+            self._record(lambda recorder: recorder.hear(message, now))
             return
         if isinstance(message, StageReady):
             log.info("stage %d is ready: %d KV blocks", message.stage, message.num_blocks)
@@ -114,6 +127,7 @@ class Loop:
         answer = self._scheduler.handle(event, now)
         if self._journal is not None:
             self._journal.write(event, now, answer)
+        self._record(lambda recorder: recorder.launch(answer, now))
         for message in answer:
             self._send(message)
 
@@ -162,9 +176,21 @@ class Loop:
     def _tell_stats(self) -> None:
         now = time.monotonic()
         uptime_s = now - self._began_at
-        self._server.send(
-            SERVER, collect(self._scheduler, self._watch.stats(now), uptime_s, self._busy_s)
-        )
+        stats = collect(self._scheduler, self._watch.stats(now), uptime_s, self._busy_s)
+        self._server.send(SERVER, stats)
+        self._record(lambda recorder: recorder.sample(stats))
+
+    def _record(self, note: Callable[[Recorder], None]) -> None:
+        """Add to the trace, if there is one. A full disk ends the trace, not the service."""
+        if self._recorder is None:
+            return
+        try:
+            note(self._recorder)
+        except OSError as error:
+            log.error("the trace ends here: %s", error)
+            recorder, self._recorder = self._recorder, None
+            with suppress(OSError):
+                recorder.close()
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-Phase = Literal["prefill", "decode"]
+Phase = Literal["prefill", "decode", "mixed"]
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -39,7 +39,9 @@ class Submit(Message, frozen=True):
 
     The sequence ends after `max_tokens` tokens ("length") or with the first of `stop_token_ids`
     ("stop"; empty for `ignore_eos`), which cannot be sampled before `min_tokens` tokens are out.
-    Ids are unique for the life of an engine process.
+    Ids are unique for the life of an engine process. `predicted_len` is the number of output tokens
+    that a predictor expects, 0 where none was asked. `offline` work is nobody's to wait for: it
+    gives way to the rest and may be reordered.
     """
 
     sequence_id: int
@@ -48,6 +50,8 @@ class Submit(Message, frozen=True):
     sampling: Sampling = Sampling()
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
+    predicted_len: int = 0
+    offline: bool = False
 
 
 class Abort(Message, frozen=True):
@@ -170,17 +174,31 @@ class Step(Message, frozen=True):
 # --- stages -> engine -----------------------------------------------------------------------
 
 
+class StageCosts(msgspec.Struct, frozen=True, array_like=True):
+    """What a step costs on one stage.
+
+    `seconds` of a forward over `num_tokens` (ascending), and `kv_s_per_token` for each token of
+    resident KV that its rows read.
+    """
+
+    num_tokens: tuple[int, ...] = ()
+    seconds: tuple[float, ...] = ()
+    kv_s_per_token: float = 0.0
+
+
 class StageReady(Message, frozen=True):
     """The stage has its weights and room for `num_blocks` KV blocks, and waits for plans.
 
     `epoch` names one life of the whole stage group: all stages of a group share it, a restarted
-    group has a greater one. `max_model_len` is the model's own limit in tokens.
+    group has a greater one. `max_model_len` is the model's own limit in tokens. `costs` are empty
+    where nothing was measured.
     """
 
     stage: int
     epoch: int
     num_blocks: int
     max_model_len: int
+    costs: StageCosts = StageCosts()
 
 
 class StepDone(Message, frozen=True):
@@ -192,7 +210,12 @@ class StepDone(Message, frozen=True):
 
 
 class Heartbeat(Message, frozen=True):
-    """A stage is alive; `progress` grows with every chore it finishes."""
+    """A stage is alive; `progress` grows with every chore it finishes.
+
+    With a trace, the steps that it has run since the last one: `step_ids` packed int64, `began_at`
+    and `ended_at` packed float64, side by side, in seconds of the stage's own monotonic clock, as
+    is `sent_at`.
+    """
 
     stage: int
     epoch: int
@@ -200,6 +223,10 @@ class Heartbeat(Message, frozen=True):
     progress: int
     steps: int
     busy_s: float
+    sent_at: float = 0.0
+    step_ids: bytes = b""
+    began_at: bytes = b""
+    ended_at: bytes = b""
 
 
 # --- the engine's own events ----------------------------------------------------------------

@@ -106,8 +106,8 @@ def count_blocks(
 ) -> int:
     """KV blocks that this stage can hold; raises `KvCacheError` when there is not even one.
 
-    Never more than `max_num_seqs` sequences of full length could fill. On a GPU, call it after a
-    forward of the largest batch, whose memory is then known to the allocator.
+    Never more than what the most live sequences could fill at full length. On a GPU, call it after
+    a forward of the largest batch, whose memory is then known to the allocator.
     """
     block_bytes = config.block_size * itemsize * sum(s.values_per_token for s in shapes.values())
     if config.kv_cache_memory_bytes is not None:
@@ -115,7 +115,9 @@ def count_blocks(
         num_blocks = free_bytes // block_bytes
     else:
         free_bytes = _free_bytes(config, device, stages_on_device)
-        useful = config.max_num_seqs * -(-max_model_len // config.block_size)
+        useful = config.max_live(config.pipeline_parallel_size) * -(
+            -max_model_len // config.block_size
+        )
         num_blocks = min(free_bytes // block_bytes, useful)
     if num_blocks < 1:
         raise KvCacheError(

@@ -99,15 +99,17 @@ class Stage:
     def _run_step(self, step: Step, engine: Spoke[ToStage]) -> None:
         inputs = batch.build(step, self._config.block_size, self._place.device)
         received = None if self._model.is_first else self._transport.recv(step.step_id)
-        began_at = time.perf_counter()
+        began_at = time.monotonic()
         output = self._forward(inputs, received)
+        # The time is taken before anything leaves: the next stage begins after this one has ended.
         if self._model.is_last:
             token_ids = sample(output, step)
+            self._progress.count_step(step.step_id, began_at, time.monotonic())
             engine.send(StepDone(step.epoch, step.step_id, token_ids))
         else:
-            self._transport.send(step.step_id, output)
-        self._progress.busy_s += time.perf_counter() - began_at
-        self._progress.steps += 1
+            outgoing = self._transport.pack(step.step_id, output)
+            self._progress.count_step(step.step_id, began_at, time.monotonic())
+            self._transport.send(step.step_id, outgoing)
 
     def _forward(self, inputs: Batch, received: Tensor | None) -> Tensor:
         return self._model.forward(
@@ -134,7 +136,8 @@ def _probe(model: StageModel, config: Config, device: torch.device) -> dict[int,
         else torch.zeros(count, model.hidden_size, dtype=model.dtype, device=device)
     )
     probe = Probe({})
-    model.forward(inputs, positions, positions[0, -config.max_num_seqs :], probe)
+    num_sampling = config.max_live(config.pipeline_parallel_size)
+    model.forward(inputs, positions, positions[0, -num_sampling:], probe)
     silent = [layer for layer in model.layers if layer not in probe.shapes]
     if silent:
         raise UnsupportedModelError(

@@ -75,14 +75,18 @@ class Transport:
             raise TransportError(f"stage {self._stage} got step {arrived}, not step {step_id}")
         return expected.buffer[1:].to(self._device)
 
-    def send(self, step_id: int, hidden: Tensor) -> None:
-        """Hand `[tokens, hidden]` to the next stage without waiting for it."""
-        assert self._to_next is not None, "the last stage has nobody to send to"
+    def pack(self, step_id: int, hidden: Tensor) -> Tensor:
+        """What `send` takes: `[tokens, hidden]` behind the step's id, where it can be sent from."""
         buffer = self._buffer(hidden.shape[0])
         buffer[1:] = hidden
         _header(buffer).fill_(step_id)
-        work = dist.isend(buffer, self._stage + 1, self._to_next, tag=_tag(step_id))
-        self._sent.append((work, buffer))
+        return buffer
+
+    def send(self, step_id: int, packed: Tensor) -> None:
+        """Hand `packed` to the next stage without waiting for it."""
+        assert self._to_next is not None, "the last stage has nobody to send to"
+        work = dist.isend(packed, self._stage + 1, self._to_next, tag=_tag(step_id))
+        self._sent.append((work, packed))
         # At most S steps are in flight, so what was sent S steps ago has long been received.
         if len(self._sent) > self._num_stages:
             oldest, _ = self._sent.popleft()

@@ -25,6 +25,11 @@ def activations(step_id: int) -> Tensor:
     return torch.full((count, HIDDEN), step_id) + torch.arange(count * HIDDEN).view(count, -1) / 64
 
 
+def send(transport: Transport, step_id: int, hidden: Tensor) -> None:
+    """As a stage does it."""
+    transport.send(step_id, transport.pack(step_id, hidden))
+
+
 def relay(transport: Transport, stage: int, num_stages: int) -> None:
     """Every stage adds one; the last finds what each step must have become. 3 steps in flight."""
     for begin in range(0, NUM_STEPS, 3):
@@ -34,7 +39,7 @@ def relay(transport: Transport, stage: int, num_stages: int) -> None:
         for step_id in window:
             hidden = activations(step_id) if stage == 0 else transport.recv(step_id) + 1
             if stage < num_stages - 1:
-                transport.send(step_id, hidden)
+                send(transport, step_id, hidden)
             else:
                 assert torch.equal(hidden, activations(step_id) + stage), step_id
     dist.barrier()  # nobody leaves with a send under way
@@ -46,7 +51,7 @@ def large_step_ids(transport: Transport, stage: int, _: int) -> None:
         transport.expect(step_id, 1000)
         sent = torch.full((1000, HIDDEN), float(step_id % 1000))
         if stage == 0:
-            transport.send(step_id, sent)
+            send(transport, step_id, sent)
         else:
             assert torch.equal(transport.recv(step_id), sent)
     dist.barrier()
@@ -55,7 +60,7 @@ def large_step_ids(transport: Transport, stage: int, _: int) -> None:
 def another_step(transport: Transport, stage: int, _: int) -> None:
     """The neighbour sends a step under the same tag that is not the one in the plan."""
     if stage == 0:
-        transport.send(2**31 + 5, activations(0))
+        send(transport, 2**31 + 5, activations(0))
     else:
         transport.expect(5, 1)
         transport.recv(5)
@@ -65,8 +70,8 @@ def another_step(transport: Transport, stage: int, _: int) -> None:
 def plan_out_of_order(transport: Transport, stage: int, _: int) -> None:
     """What was expected first is not what the stage asks for."""
     if stage == 0:
-        transport.send(1, activations(0))
-        transport.send(2, activations(0))
+        send(transport, 1, activations(0))
+        send(transport, 2, activations(0))
     else:
         transport.expect(1, 1)
         transport.expect(2, 1)

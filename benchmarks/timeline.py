@@ -1,0 +1,245 @@
+"""The timeline: a trace as a picture. `tdpipe timeline TRACE -o OUT.png [--from S] [--to S]`.
+
+A lane per stage, coloured by what its steps do and white where it idles, with its bubble ratio at
+the end; below it the KV blocks in use and the number of sequences. A column of pixels that several
+steps share has their colours in proportion, and white for its idle part: no bubble is too short to
+show, and 100,000 steps are as legible as 100.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.messages import Phase
+from engine.trace import Gauges, Span, TraceError, read_trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUFFIXES = (".png", ".svg", ".pdf")
+# Okabe and Ito's colours, which are told apart in every kind of colour blindness.
+COLOURS: dict[Phase, str] = {"prefill": "#E69F00", "decode": "#0072B2", "mixed": "#009E73"}
+KV_COLOUR, LIVE_COLOUR, WAITING_COLOUR = "#999999", "#000000", "#D55E00"
+
+# In inches; of all lanes together at most ALL_LANES.
+WIDTH, LEFT, RIGHT, TOP, BOTTOM, GAP = 14.0, 0.9, 1.2, 0.5, 0.6, 0.25
+LANE, ALL_LANES, PANEL = 0.5, 10.0, 1.2
+DOTS_PER_INCH = 120
+LANE_FILL = 0.8  # part of its lane's height that a step takes
+# Steps at least this wide get an edge, to be told from the ones before.
+EDGED_PIXELS = 8
+# Where no more KV is ever used, the scale ends there and not at 100.
+LOW_KV_PERCENT = 25
+
+Window = tuple[float, float]
+"""From when to when, in seconds since the run began."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw one trace; 0, or 1 with the reason why there is no picture."""
+    options = _parser().parse_args(argv)
+    path: Path = options.output or options.trace.with_suffix(".png")
+    try:
+        trace = read_trace(options.trace)
+        first, last = window_of(trace.spans)
+        begin = first if options.begin is None else options.begin
+        end = last if options.end is None else options.end
+        title = options.trace.name if options.title is None else options.title
+        draw(trace.spans, trace.gauges, path, title=title, window=(begin, end))
+    except (TraceError, ImportError, OSError) as error:
+        print(f"tdpipe: error: {error}", file=sys.stderr)
+        return 1
+    print(path)
+    return 0
+
+
+def draw(
+    spans: Sequence[Span],
+    gauges: Sequence[Gauges],
+    path: Path,
+    *,
+    title: str = "",
+    window: Window | None = None,
+) -> None:
+    """Draw the window [all steps] to `path`, whose suffix is one of `SUFFIXES`.
+
+    Raises `TraceError` where there is nothing to draw, `ImportError` without matplotlib, `OSError`.
+    """
+    from matplotlib.figure import Figure
+
+    window = window or window_of(spans)
+    if not window[0] < window[1]:
+        raise TraceError(f"there is nothing to draw from {window[0]:g} s to {window[1]:g} s")
+    lanes = _lanes_of(spans)
+    lanes_height = min(LANE * len(lanes), ALL_LANES)
+    height = TOP + lanes_height + 2 * (GAP + PANEL) + BOTTOM
+    figure = Figure((WIDTH, height), DOTS_PER_INCH)
+    sequences = _add_panel(figure, BOTTOM, PANEL, window)
+    kv = _add_panel(figure, BOTTOM + PANEL + GAP, PANEL, window)
+    stages = _add_panel(figure, BOTTOM + 2 * (PANEL + GAP), lanes_height, window)
+    stages.set_title(title, loc="left", fontweight="bold")
+    sequences.set_xlabel("seconds since the run began")
+    sequences.tick_params(labelbottom=True)
+    _draw_lanes(stages, lanes, window)
+    within = _within(gauges, window)
+    _draw_kv(kv, within)
+    _draw_sequences(sequences, within)
+    figure.savefig(path)
+
+
+def window_of(spans: Sequence[Span]) -> Window:
+    """From the first step's begin to the last one's end. Raises `TraceError` without any."""
+    if not spans:
+        raise TraceError("there are no steps in the trace")
+    return min(span.began_at for span in spans), max(span.ended_at for span in spans)
+
+
+def bubble_ratios(spans: Sequence[Span], window: Window) -> list[float]:
+    """The part of the window that each stage idles."""
+    return [lane.bubble_ratio(window) for lane in _lanes_of(spans)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    """One stage's steps in the order in which it ran them, side by side."""
+
+    phases: np.ndarray
+    began_at: np.ndarray
+    ended_at: np.ndarray
+
+    def only(self, phase: Phase) -> "_Lane":
+        """Its steps of one phase."""
+        chosen = self.phases == phase
+        return _Lane(self.phases[chosen], self.began_at[chosen], self.ended_at[chosen])
+
+    def busy_s(self, edges: np.ndarray) -> np.ndarray:
+        """Seconds in steps between each edge and the next. [edges - 1]"""
+        if not self.phases.size:
+            return np.zeros(len(edges) - 1)
+        done_s = np.cumsum(self.ended_at - self.began_at)
+        before_s = np.concatenate(([0.0], done_s[:-1]))
+        times = np.column_stack((self.began_at, self.ended_at)).ravel()
+        return np.diff(np.interp(edges, times, np.column_stack((before_s, done_s)).ravel()))
+
+    def bubble_ratio(self, window: Window) -> float:
+        """The part of the window that it idles."""
+        return 1 - float(self.busy_s(np.array(window))[0]) / (window[1] - window[0])
+
+
+def _lanes_of(spans: Sequence[Span]) -> list[_Lane]:
+    stages = np.array([span.stage for span in spans])
+    phases = np.array([span.phase for span in spans])
+    times = np.array([(span.began_at, span.ended_at) for span in spans])
+    order = np.argsort(times[:, 0], kind="stable")
+    lanes = [order[stages[order] == stage] for stage in range(stages.max() + 1)]
+    return [_Lane(phases[lane], times[lane, 0], times[lane, 1]) for lane in lanes]
+
+
+def _within(gauges: Sequence[Gauges], window: Window) -> list[Gauges]:
+    """Those of the window, which begins with the last one before it and ends with the last one."""
+    begin, end = window
+    inside = [gauge for gauge in gauges if begin < gauge.at < end]
+    before = [gauge for gauge in gauges if gauge.at <= begin][-1:]
+    return [
+        *(replace(gauge, at=begin) for gauge in before),
+        *inside,
+        *(replace(gauge, at=end) for gauge in (before + inside)[-1:]),
+    ]
+
+
+def _add_panel(figure: "Figure", bottom: float, height: float, window: Window) -> "Axes":
+    """Axes over the whole width, from so many inches above the bottom."""
+    whole = figure.get_figheight()
+    axes = figure.add_axes(
+        (LEFT / WIDTH, bottom / whole, 1 - (LEFT + RIGHT) / WIDTH, height / whole)
+    )
+    axes.set_xlim(window)
+    axes.tick_params(labelbottom=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _draw_lanes(axes: "Axes", lanes: Sequence[_Lane], window: Window) -> None:
+    edges = np.linspace(*window, round(axes.get_window_extent().width) + 1)
+    half = LANE_FILL / 2
+    for stage, lane in enumerate(lanes):
+        top, bottom = stage - half, stage + half
+        extent = (*window, bottom, top)
+        axes.imshow(_blend(lane, edges), extent=extent, aspect="auto", interpolation="none")
+        wide = lane.ended_at - lane.began_at > EDGED_PIXELS * (edges[1] - edges[0])
+        axes.vlines(lane.began_at[wide], top, bottom, colors="black", alpha=0.4, linewidth=0.6)
+        text = f"{lane.bubble_ratio(window):.1%} bubble"
+        axes.text(1.01, stage, text, transform=axes.get_yaxis_transform(), va="center")
+    axes.set_xlim(window)
+    axes.set_ylim(len(lanes) - 0.5, -0.5)
+    axes.set_yticks(range(len(lanes)), [f"stage {stage}" for stage in range(len(lanes))])
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(left=False)
+    _add_legend(axes, lanes)
+
+
+def _blend(lane: _Lane, edges: np.ndarray) -> np.ndarray:
+    """Each column's colour, of its phases' and white by their shares of it. [1, columns, 3]"""
+    from matplotlib.colors import to_rgb
+
+    image = np.ones((1, len(edges) - 1, 3))
+    for phase, colour in COLOURS.items():
+        share = lane.only(phase).busy_s(edges) / np.diff(edges)
+        image -= share[:, None] * (1 - np.array(to_rgb(colour)))
+    return image.clip(0, 1)
+
+
+def _add_legend(axes: "Axes", lanes: Sequence[_Lane]) -> None:
+    from matplotlib.patches import Patch
+
+    present = {phase for lane in lanes for phase in np.unique(lane.phases)}
+    handles = [Patch(color=COLOURS[phase], label=phase) for phase in COLOURS if phase in present]
+    handles.append(Patch(facecolor="white", edgecolor="#999999", label="idle (paler: in part)"))
+    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False)
+
+
+def _draw_kv(axes: "Axes", gauges: Sequence[Gauges]) -> None:
+    used = [100 * gauge.blocks_used / max(1, gauge.blocks_total) for gauge in gauges]
+    axes.fill_between([gauge.at for gauge in gauges], used, step="post", color=KV_COLOUR)
+    peak = max(used, default=0)
+    axes.set_ylim(0, 100 if peak > LOW_KV_PERCENT else None)
+    axes.text(1.01, 0.5, f"{peak:.1f}% peak", transform=axes.transAxes, va="center")
+    axes.set_ylabel("KV used, %")
+
+
+def _draw_sequences(axes: "Axes", gauges: Sequence[Gauges]) -> None:
+    times = [gauge.at for gauge in gauges]
+    live, waiting = [gauge.live for gauge in gauges], [gauge.waiting for gauge in gauges]
+    axes.step(times, live, where="post", color=LIVE_COLOUR, label="live")
+    axes.step(times, waiting, where="post", color=WAITING_COLOUR, label="waiting", linestyle="--")
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("sequences")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("tdpipe timeline", description="Draw a trace.")
+    add = parser.add_argument
+    add("trace", type=Path, help="file written by `tdpipe serve --trace` or `tdpipe simulate`")
+    add("-o", "--output", type=_picture, help=f"{', '.join(SUFFIXES)} [beside TRACE, .png]")
+    add("--from", dest="begin", type=float, metavar="S", help="second to begin at [first step]")
+    add("--to", dest="end", type=float, metavar="S", help="second to end at [last step's end]")
+    add("--title", help="above the picture [TRACE's name]")
+    return parser
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{text} must end with one of {', '.join(SUFFIXES)}")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""The trace: what every stage did when, as a file that ui.perfetto.dev and chrome://tracing open.
+
+Trace events in the array form, one to a line: a track for the engine's phases, one per stage with
+an event per step, counters for KV blocks and sequences. Both viewers take an array without its
+closing bracket, and only whole lines are written at a time, so the file of a process that was
+killed is a good one. Times are seconds since the run began, in the file whole microseconds.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from engine.messages import Phase
+
+# Written out when so much has come together; less waits for `flush` or the end.
+CHUNK_BYTES = 1 << 16
+
+_BEGIN, _END = b"[\n", b"\n]\n"
+_BLOCKS, _SEQUENCES = "KV blocks", "sequences"
+_ENGINE_TRACK, _FIRST_STAGE_TRACK = 1, 2
+# Of the few names that chrome://tracing has colours for; Perfetto gives each phase one by itself.
+_COLOURS: dict[Phase, str] = {
+    "prefill": "thread_state_iowait",
+    "decode": "rail_response",
+    "mixed": "thread_state_running",
+}
+
+
+class TraceError(Exception):
+    """The file is no trace; the text is one line for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One step on one stage: the forward, and the sampling on the last stage."""
+
+    stage: int
+    step_id: int
+    phase: Phase
+    num_rows: int
+    num_tokens: int
+    began_at: float
+    ended_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """KV blocks and sequences, from `at` until the next."""
+
+    at: float
+    blocks_used: int
+    blocks_total: int
+    waiting: int
+    live: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What was read from a trace, in the order in which it was written."""
+
+    spans: list[Span]
+    gauges: list[Gauges]
+
+
+class TraceWriter:
+    """Writes a trace to `path`, which it begins anew. Every method may raise `OSError`."""
+
+    def __init__(self, path: Path, num_stages: int) -> None:
+        self._encoder = msgspec.json.Encoder()
+        self._file = path.open("wb", buffering=0)
+        self._chunk = bytearray(_BEGIN)
+        self._separator = b""
+        self._newest_us = 0
+        self._phase: Phase | None = None
+        self._gauges: Gauges | None = None
+        self._add(_Meta("process_name", {"name": "tdpipe"}))
+        self._name_track(_ENGINE_TRACK, "engine")
+        for stage in range(num_stages):
+            self._name_track(_FIRST_STAGE_TRACK + stage, f"stage {stage}")
+
+    def write_span(self, span: Span) -> None:
+        """A step on its stage's track. A stage's spans come in order and do not overlap."""
+        began_us, ended_us = self._microseconds(span.began_at), self._microseconds(span.ended_at)
+        args = _StepArgs(span.step_id, span.num_rows, span.num_tokens)
+        track = _FIRST_STAGE_TRACK + span.stage
+        self._add(
+            _Slice(span.phase, began_us, ended_us - began_us, track, _COLOURS[span.phase], args)
+        )
+
+    def write_gauges(self, gauges: Gauges) -> None:
+        """The counters as of `gauges.at`; nothing where none has changed."""
+        if self._gauges is not None and _figures(gauges) == _figures(self._gauges):
+            return
+        self._gauges = gauges
+        now_us, free = self._microseconds(gauges.at), gauges.blocks_total - gauges.blocks_used
+        self._add(_Counter(_BLOCKS, now_us, {"used": gauges.blocks_used, "free": free}))
+        self._add(_Counter(_SEQUENCES, now_us, {"waiting": gauges.waiting, "live": gauges.live}))
+
+    def write_phase(self, phase: Phase, at: float) -> None:
+        """The engine's phase from `at` on; nothing where it is the same as before."""
+        if phase == self._phase:
+            return
+        now_us = self._microseconds(at)
+        self._end_phase(now_us)
+        self._add(_Begin(phase, now_us, _COLOURS[phase]))
+        self._phase = phase
+
+    def flush(self) -> None:
+        """Write out what has come together."""
+        rest = memoryview(bytes(self._chunk))
+        self._chunk.clear()
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+    def close(self) -> None:
+        """End the array and the file; a second time does nothing."""
+        if self._file.closed:
+            return
+        try:
+            self._end_phase(self._newest_us)
+            self._chunk += _END
+            self.flush()
+        finally:
+            self._file.close()
+
+    def _end_phase(self, now_us: int) -> None:
+        if self._phase is not None:
+            self._add(_End(self._phase, now_us))
+
+    def _name_track(self, track: int, name: str) -> None:
+        self._add(_Meta("thread_name", {"name": name}, track))
+        self._add(_Meta("thread_sort_index", {"sort_index": track}, track))
+
+    def _add(self, event: "_Event") -> None:
+        self._chunk += self._separator + self._encoder.encode(event)
+        self._separator = b",\n"
+        if len(self._chunk) >= CHUNK_BYTES:
+            self.flush()
+
+    def _microseconds(self, seconds: float) -> int:
+        """Whole ones: what abuts or follows in seconds does so in the file."""
+        microseconds = round(seconds * 1e6)
+        self._newest_us = max(self._newest_us, microseconds)
+        return microseconds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_trace(path: Path) -> Trace:
+    """What a `TraceWriter` has written, also where it was cut off. Raises `TraceError`."""
+    trace = Trace([], [])
+    figures = dict.fromkeys(("used", "free", "waiting", "live"), 0)
+    for event in _read_events(path):
+        if isinstance(event, _Slice):
+            trace.spans.append(_span(event))
+        elif isinstance(event, _Counter):
+            figures |= event.args
+            if event.name == _SEQUENCES:  # the second of the two
+                trace.gauges.append(_gauges(event.ts, figures))
+    return trace
+
+
+class _StepArgs(msgspec.Struct, frozen=True):
+    step: int
+    rows: int
+    tokens: int
+
+
+class _Event(msgspec.Struct, frozen=True, tag_field="ph"):
+    """An event in the words of the trace event format: `ph` is its type, `tid` its track."""
+
+
+class _Meta(_Event, frozen=True, tag="M"):
+    name: str
+    args: dict[str, str | int]
+    tid: int = _ENGINE_TRACK
+    pid: int = 1
+
+
+class _Slice(_Event, frozen=True, tag="X"):
+    name: Phase
+    ts: int
+    dur: int
+    tid: int
+    cname: str
+    args: _StepArgs
+    pid: int = 1
+
+
+class _Begin(_Event, frozen=True, tag="B"):
+    name: Phase
+    ts: int
+    cname: str
+    tid: int = _ENGINE_TRACK
+    pid: int = 1
+
+
+class _End(_Event, frozen=True, tag="E"):
+    name: Phase
+    ts: int
+    tid: int = _ENGINE_TRACK
+    pid: int = 1
+
+
+class _Counter(_Event, frozen=True, tag="C"):
+    name: str
+    ts: int
+    args: dict[str, int]
+    pid: int = 1
+
+
+def _read_events(path: Path) -> Iterator[_Event]:
+    decoder = msgspec.json.Decoder(_Meta | _Slice | _Begin | _End | _Counter)
+    try:
+        with path.open("rb") as file:
+            if file.readline() != _BEGIN:
+                raise TraceError(f"{path} is not a trace of tdpipe")
+            for number, line in enumerate(file, start=2):
+                if line == _END.lstrip():
+                    return
+                try:
+                    yield decoder.decode(line.rstrip(b",\n"))
+                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                    if line.endswith(b"\n"):
+                        raise TraceError(f"{path}, line {number}: {error}") from error
+    except OSError as error:
+        raise TraceError(f"cannot read the trace {path}: {error}") from error
+
+
+def _span(event: _Slice) -> Span:
+    step, stage = event.args, event.tid - _FIRST_STAGE_TRACK
+    began_at, ended_at = event.ts / 1e6, (event.ts + event.dur) / 1e6
+    return Span(stage, step.step, event.name, step.rows, step.tokens, began_at, ended_at)
+
+
+def _gauges(at_us: int, figures: dict[str, int]) -> Gauges:
+    used = figures["used"]
+    total = used + figures["free"]
+    return Gauges(at_us / 1e6, used, total, figures["waiting"], figures["live"])
+
+
+def _figures(gauges: Gauges) -> tuple[int, ...]:
+    return gauges.blocks_used, gauges.blocks_total, gauges.waiting, gauges.live

@@ -1,0 +1,91 @@
+"""The heartbeat: what a stage has counted, and with a trace each of its steps, once."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from engine.messages import FromStage, Heartbeat
+from engine.wire import Hub
+from workers.heartbeat import MAX_SPANS, HeartbeatThread, Progress
+
+
+def spans_of(beat: Heartbeat) -> list[tuple[int, float, float]]:
+    """The steps that a beat reports, with their begins and ends."""
+    columns = (
+        memoryview(beat.step_ids).cast("q"),
+        memoryview(beat.began_at).cast("d"),
+        memoryview(beat.ended_at).cast("d"),
+    )
+    return list(zip(*columns, strict=True))
+
+
+def heart_of(progress: Progress) -> HeartbeatThread:
+    """Stage 3's heart, which is not started."""
+    return HeartbeatThread("ipc:///nowhere", 3, 7, progress)
+
+
+def test_a_beat_tells_what_was_counted() -> None:
+    progress = Progress(chores=5)
+    progress.count_step(1, 10.0, 10.5)
+    progress.count_step(2, 11.0, 11.25)
+    beat = heart_of(progress).make_beat()
+    assert (beat.stage, beat.epoch, beat.progress) == (3, 7, 5)
+    assert (beat.steps, beat.busy_s) == (2, 0.75)
+
+
+def test_without_a_trace_no_step_is_kept() -> None:
+    progress = Progress()
+    progress.count_step(1, 10.0, 10.5)
+    assert not spans_of(heart_of(progress).make_beat())
+
+
+def test_with_a_trace_each_step_is_told_once_and_adds_up_to_the_busy_time() -> None:
+    progress = Progress.with_spans()
+    heart = heart_of(progress)
+    progress.count_step(1, 10.0, 10.5)
+    progress.count_step(2**40, 11.0, 11.25)
+    beat = heart.make_beat()
+    assert spans_of(beat) == [(1, 10.0, 10.5), (2**40, 11.0, 11.25)]
+    assert sum(ended_at - began_at for _, began_at, ended_at in spans_of(beat)) == beat.busy_s
+    assert not spans_of(heart.make_beat())
+
+
+def test_with_nobody_to_tell_the_oldest_steps_are_forgotten() -> None:
+    progress = Progress.with_spans()
+    for step_id in range(MAX_SPANS + 10):
+        progress.count_step(step_id, float(step_id), step_id + 0.5)
+    beat = heart_of(progress).make_beat()
+    assert beat.steps == MAX_SPANS + 10
+    assert [step_id for step_id, _, _ in spans_of(beat)] == list(range(10, MAX_SPANS + 10))
+
+
+def test_a_beat_that_tells_of_a_step_brings_it_whatever_the_moment() -> None:
+    progress = Progress.with_spans()
+    heart = heart_of(progress)
+
+    def count() -> None:
+        for step_id in range(4000):
+            progress.count_step(step_id, float(step_id), step_id + 0.5)
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    told = 0
+    while counter.is_alive() or progress.spans:
+        beat = heart.make_beat()
+        told += len(spans_of(beat))
+        assert told >= beat.steps
+    counter.join()
+    assert told == 4000
+
+
+@pytest.mark.parametrize("progress", [Progress(), Progress.with_spans()])
+def test_beats_come_by_themselves(progress: Progress, tmp_path: Path) -> None:
+    progress.count_step(1, 10.0, 10.5)
+    endpoint = f"ipc://{tmp_path}/stages.sock"
+    with Hub[FromStage](endpoint, FromStage) as hub, HeartbeatThread(endpoint, 0, 1, progress):
+        assert hub.socket.poll(10_000)
+        ((peer, beat),) = hub.drain()
+    assert peer == "heartbeat-0"
+    assert isinstance(beat, Heartbeat)
+    assert len(spans_of(beat)) == (progress.spans.maxlen != 0)

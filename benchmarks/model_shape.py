@@ -1,0 +1,199 @@
+"""The shape of a model: what its forward reads and computes, counted from transformers' skeleton.
+
+The skeleton is built on the meta device from nothing but a config.json, so every family that
+transformers knows is counted by the same few lines, mixtures of experts too. Weights and KV are
+taken as 16-bit numbers, as they are served.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MODELS = Path(__file__).parents[1] / "configs" / "models"
+BYTES_PER_NUMBER = 2
+
+_IN_A_LAYER = re.compile(r"\.\d+\.")
+_ROUTED = re.compile(r"\.experts\.")
+_OF_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
+# What the configs of the families call their experts.
+_NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
+
+
+class ModelShapeError(ValueError):
+    """The model cannot be counted; the text is one line for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Counts of a decoder. Parameters are of all layers together and of matrices only, but for
+    `num_parameters`, which are all there are (tied ones once).
+    """
+
+    name: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    num_heads: int
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    ties_embedding: bool
+    num_parameters: int
+    layer_parameters: int
+    """Those that every token passes: attention, dense MLPs, shared experts, routers."""
+    expert_parameters: int
+    """Those of the routed experts."""
+    num_experts: int
+    """Routed experts of a layer; 0 in a dense model."""
+    experts_per_token: int
+    head_parameters: int
+    layer_width: float
+    """Numbers that one token's matrices read and write, over all layers."""
+
+    @property
+    def active_parameters(self) -> int:
+        """What one token passes: of the routed experts, its own."""
+        if not self.num_experts:
+            return self.num_parameters
+        idle = self.num_experts - self.experts_per_token
+        return self.num_parameters - self.expert_parameters * idle // self.num_experts
+
+    @property
+    def weight_bytes(self) -> int:
+        """All parameters as they lie in memory."""
+        return self.num_parameters * BYTES_PER_NUMBER
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of one token in all layers, as the daemon keeps them: sliding windows
+        are not cut off, and it serves no layers without KV.
+        """
+        numbers = self.num_layers * self.num_kv_heads * (self.key_dim + self.value_dim)
+        return numbers * BYTES_PER_NUMBER
+
+
+def known_models() -> list[str]:
+    """Names that `read_shape` takes without a file."""
+    return sorted(path.stem for path in MODELS.glob("*.json"))
+
+
+def read_shape(model: str) -> ModelShape:
+    """The shape of a known model, of a folder with a config.json, or of such a file.
+
+    Raises `ModelShapeError`. The first call takes the seconds that importing transformers takes.
+    """
+    path = Path(model)
+    if path.is_dir():
+        path, name = path / "config.json", path.resolve().name
+    elif path.is_file():
+        name = path.stem if path.stem != "config" else path.resolve().parent.name
+    else:
+        path, name = MODELS / f"{model.lower()}.json", model.lower()
+        if name not in known_models():
+            known = ", ".join(known_models())
+            raise ModelShapeError(f"{model} is neither a folder, a config.json nor one of {known}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelShapeError(f"cannot read {path}: {error}") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ModelShapeError(f"{path} is no model's config: it names no model_type")
+    return shape_of(config, name)
+
+
+def shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
+    """The shape of the model with that config.json. Raises `ModelShapeError`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    family = config["model_type"]
+    if config.get("quantization_config"):
+        raise ModelShapeError(f"{name} is quantised: its bytes and products cannot be counted")
+    facts = {key: value for key, value in config.items() if key != "model_type"}
+    try:
+        parsed = AutoConfig.for_model(family, **facts)
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(parsed)
+        return _count(skeleton, parsed.get_text_config(), name)
+    except ModelShapeError:
+        raise
+    except Exception as error:  # a family's own code may fail in any way over a wrong config
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelShapeError(f"{name} cannot be built as a {family} model: {reason}") from error
+
+
+def _count(skeleton: "PreTrainedModel", config: Any, name: str) -> ModelShape:
+    matrices = [
+        (path, tuple(parameter.shape))
+        for path, parameter in skeleton.named_parameters()
+        if parameter.dim() > 1 and _IN_A_LAYER.search(path)
+    ]
+    dense = [shape for path, shape in matrices if not _ROUTED.search(path)]
+    routed = [(path, shape) for path, shape in matrices if _ROUTED.search(path)]
+    num_experts, experts_per_token = _routing(config, name) if routed else (0, 0)
+    num_kv_heads, key_dim, value_dim = _kv_dims(config)
+    head = skeleton.get_output_embeddings()
+    width = sum(sum(shape) for shape in dense) + sum(
+        _width_of_own(path, shape, num_experts, experts_per_token) for path, shape in routed
+    )
+    return ModelShape(
+        name=name,
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=num_kv_heads,
+        key_dim=key_dim,
+        value_dim=value_dim,
+        ties_embedding=bool(config.tie_word_embeddings),
+        num_parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
+        layer_parameters=sum(math.prod(shape) for shape in dense),
+        expert_parameters=sum(math.prod(shape) for _, shape in routed),
+        num_experts=num_experts,
+        experts_per_token=experts_per_token,
+        head_parameters=0 if head is None else head.weight.numel(),
+        layer_width=width,
+    )
+
+
+def _width_of_own(
+    path: str, shape: tuple[int, ...], num_experts: int, experts_per_token: int
+) -> float:
+    """Numbers that the experts of one token read and write in this matrix; a bias adds none."""
+    if _OF_ONE_EXPERT.search(path):
+        return sum(shape) * experts_per_token / num_experts
+    return sum(shape[1:]) * experts_per_token if len(shape) == 3 else 0.0
+
+
+def _routing(config: Any, name: str) -> tuple[int, int]:
+    """Routed experts of a layer, and how many of them a token passes."""
+    num_experts = _first_number(config, _NUM_EXPERTS)
+    experts_per_token = _first_number(config, _EXPERTS_PER_TOKEN)
+    if num_experts is None or experts_per_token is None:
+        raise ModelShapeError(f"{name}: its config does not say how it routes to its experts")
+    return num_experts, experts_per_token
+
+
+def _first_number(config: Any, keys: Sequence[str]) -> int | None:
+    numbers = (getattr(config, key, None) for key in keys)
+    return next((number for number in numbers if isinstance(number, int)), None)
+
+
+def _kv_dims(config: Any) -> tuple[int, int, int]:
+    """KV heads, and the lengths of a key and a value, as transformers' attention hands them over.
+
+    Latent attention (DeepSeek's) hands over the keys and values of all heads, written out.
+    """
+    num_heads = config.num_attention_heads
+    if getattr(config, "qk_nope_head_dim", None):
+        return num_heads, config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
+    dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    return getattr(config, "num_key_value_heads", None) or num_heads, dim, dim

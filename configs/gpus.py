@@ -1,0 +1,58 @@
+"""GPUs: the figures of the cards in `gpus.yaml`, which says where each is from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+TABLE = Path(__file__).with_name("gpus.yaml")
+
+Architecture = Literal["ampere", "ada", "hopper"]
+
+
+class GpuError(ValueError):
+    """The GPU is not in the table; the text is one line for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One card. `matmul_tflops` is what large bf16 products reach, `peak_tflops` the data sheet."""
+
+    name: str
+    architecture: Architecture
+    peak_tflops: float
+    matmul_tflops: float
+    bandwidth_gb_s: float
+    memory_gib: float
+    num_sms: int
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Memory bandwidth of the data sheet."""
+        return self.bandwidth_gb_s * 1e9
+
+    @property
+    def matmul_flops(self) -> float:
+        """Floating-point operations a second in large products."""
+        return self.matmul_tflops * 1e12
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that programs see."""
+        return int(self.memory_gib * 2**30)
+
+
+def read_gpus() -> dict[str, Gpu]:
+    """All GPUs of the table by name, in its order."""
+    table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    return {name: Gpu(name=name, **figures) for name, figures in table.items()}
+
+
+def find_gpu(name: str) -> Gpu:
+    """The GPU of that name, in upper or lower case. Raises `GpuError`, which names those known."""
+    gpus = read_gpus()
+    for known, gpu in gpus.items():
+        if known.lower() == name.lower():
+            return gpu
+    raise GpuError(f"no figures for a GPU {name!r}; known are {', '.join(gpus)}")

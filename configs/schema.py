@@ -107,31 +107,123 @@ class CacheConfig(Part):
     )
 
 
-class SchedulerConfig(Part):
-    """What the next micro-batch is made of."""
+class AdmissionConfig(Part):
+    """What all policies keep to."""
 
-    policy: Literal["td-pipe"] = Field("td-pipe", description="scheduling policy")
-    max_num_seqs: int = Field(256, ge=1, description="sequences that may hold KV at one time")
+    max_num_seqs: int | None = Field(
+        None, ge=1, description="sequences that may hold KV at one time [256 for each stage]"
+    )
     max_num_batched_tokens: int = Field(
         2048, ge=1, description="tokens of one prefill micro-batch; longer prompts go in chunks"
     )
     predicted_output_len: int = Field(
-        128, ge=1, description="output length assumed of every request when prefills are admitted"
+        128, ge=1, description="output length expected of a request that comes without a prediction"
+    )
+    max_prefill_wait: float = Field(
+        0.5, ge=0, description="seconds of decode after which waiting requests are let in anyway"
+    )
+
+    def max_live(self, num_stages: int) -> int:
+        """Sequences that may hold KV at one time."""
+        return self.max_num_seqs or 256 * num_stages
+
+
+class TdPipeConfig(AdmissionConfig):
+    """Policy td-pipe: the constants are those of the paper's code, the switches its ablations."""
+
+    greedy_prefill: bool = Field(
+        True, description="td-pipe: end a prefill phase by simulated KV use (section 3.3)"
     )
     kv_occupancy: float = Field(
         0.9,
         gt=0,
         le=1,
-        description="planned KV peak, as part of all blocks, that ends a prefill phase",
+        description="td-pipe: simulated KV peak that ends it, as part of all blocks",
+    )
+    prefill_occupancy: float = Field(
+        0.9, gt=0, le=1, description="td-pipe without greedy_prefill: present KV use that ends it"
+    )
+    prefill_batch_tokens: int = Field(
+        192, ge=1, description="td-pipe: padded tokens at which a prefill micro-batch is full"
+    )
+    prefill_ahead: int = Field(
+        2, ge=1, description="td-pipe: prefill micro-batches in flight for each stage"
+    )
+    work_stealing: bool = Field(
+        True, description="td-pipe: keep decode micro-batches equal (section 3.4)"
+    )
+    intensity: bool = Field(
+        True, description="td-pipe: end a decode phase by spatial-temporal intensity (section 3.5)"
     )
     finish_ratio: float = Field(
-        0.5,
-        gt=0,
-        le=1,
-        description="part of a decode phase's sequences that must end before a switch",
+        0.5, gt=0, le=1, description="td-pipe without intensity: part that must have finished"
     )
-    max_prefill_wait: float = Field(
-        0.5, ge=0, description="seconds of decode after which waiting requests are let in anyway"
+    saturating_rows: int = Field(
+        256, ge=1, description="td-pipe: micro-batch whose rate is the peak of spatial intensity"
+    )
+    saturated_rows: int = Field(
+        192, ge=1, description="td-pipe: micro-batch from which on spatial intensity is 1"
+    )
+
+
+class HybridConfig(AdmissionConfig):
+    """Policy hybrid: the throttled setting's constants are gLLM's."""
+
+    hybrid: Literal["vllm", "throttled"] = Field(
+        "throttled", description="hybrid: all idle decodes in one micro-batch, or spread evenly"
+    )
+    throttle_iterations: int = Field(
+        8, ge=1, description="hybrid throttled: steps over which waiting prompts are spread"
+    )
+    throttle_min_tokens: int = Field(
+        32, ge=1, description="hybrid throttled: least prefill tokens of a step"
+    )
+    throttle_max_tokens: int = Field(
+        2048, ge=1, description="hybrid throttled: most prefill tokens of a step"
+    )
+    throttle_kv_free: float = Field(
+        0.05, ge=0, lt=1, description="hybrid throttled: part of the KV that is kept free"
+    )
+
+
+class TemporalConfig(TdPipeConfig):
+    """Policy temporal: its parts, each of which can be switched off to see what it is worth."""
+
+    knee_tolerance: float = Field(
+        0.08, ge=0, description="temporal: how much dearer a token of a refill's steps may be"
+    )
+    refill_rounds: int = Field(
+        16, ge=1, description="temporal: rounds of S steps in which what has room is fed"
+    )
+    topup: bool = Field(True, description="temporal: decode goes on during a refill")
+    balance_time: bool = Field(
+        True, description="temporal: equal seconds for decode micro-batches, not equal rows"
+    )
+    lazy_refill: bool = Field(
+        True, description="temporal: refill when idle blocks have cost as much as a switch"
+    )
+    survival: bool = Field(
+        True, description="temporal: plan KV by survival, not by predicted lengths alone"
+    )
+    kv_margin: float = Field(
+        1.0, ge=0, description="temporal: standard deviations of planned KV use that stay free"
+    )
+    prior_sigma: float = Field(
+        0.5, gt=0, description="temporal: spread of ln(real / predicted length) assumed at first"
+    )
+    longest_first: bool = Field(
+        True, description="temporal: admit offline requests with long predicted outputs first"
+    )
+    merge_rows: int = Field(
+        0, ge=0, description="temporal: least rows of a micro-batch when nothing waits any more"
+    )
+
+
+class SchedulerConfig(HybridConfig, TemporalConfig):
+    """What the next micro-batch is made of."""
+
+    policy: Literal["td-pipe", "temporal", "separate", "hybrid"] = Field(
+        "td-pipe", description="scheduling policy"
     )
 
 
@@ -170,6 +262,9 @@ class RuntimeConfig(Part):
     )
     journal: Path | None = Field(
         None, description="write every event and decision here, for `tdpipe replay`"
+    )
+    trace: Path | None = Field(
+        None, description="write every stage's steps here, for `tdpipe timeline` and Perfetto"
     )
 
     @property

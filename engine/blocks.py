@@ -38,14 +38,15 @@ class BlockLedger:
 
     def extend(self, block_table: "array[int]", num_tokens: int) -> bool:
         """Grow the table to hold `num_tokens`; False, and no change, when too few are free."""
+        if num_tokens <= len(block_table) * self.block_size:
+            return True
         count = self.missing(block_table, num_tokens)
         if count > len(self._free):
             return False
-        if count:
-            taken = self._free[-count:]
-            del self._free[-count:]
-            taken.reverse()
-            block_table.extend(taken)
+        taken = self._free[-count:]
+        del self._free[-count:]
+        taken.reverse()
+        block_table.extend(taken)
         return True
 
     def free(self, block_table: "array[int]") -> None:

@@ -1,36 +1,72 @@
-"""The KV plan: will what is admitted now still fit when it has grown?
+"""The KV plan: will what is admitted now still fit when it has grown? (PAPERS.md, section 2 e)
 
-TD-Pipe section 3.3 simulates KV use at a list of future points, p decode steps ahead: a sequence of
-length L that is predicted to go on for r tokens holds ceil((L + p) / block) blocks at every p <= r
-and none after. Prefill may go on while the peak over p stays within the capacity.
+TD-Pipe assumes each sequence to end exactly at its predicted length. Here a sequence that has
+generated g tokens is still there p steps later with the probability S(g + p) / S(g) of its survival
+function, and holds ceil((length + p) / block) blocks if so. The sum over the sequences is about
+normal: its mean plus a margin of so many standard deviations must fit at every future point.
 """
 
-FUTURE_POINTS = (5, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-"""Decode steps ahead at which use is simulated (the paper's code)."""
+from collections.abc import Iterable
+
+import numpy as np
+
+from engine.lengths import Floats, LengthErrors, bins_of
+from engine.pool import Pool
+from engine.sequence import Sequence
+
+POINTS = np.array([1, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048], dtype=float)
+"""Decode steps ahead."""
 
 
 class KvPlan:
-    """Simulated block use of the admitted sequences at each future point."""
+    """Mean and variance of the blocks in use at each future point, as sequences are admitted."""
 
-    def __init__(self, capacity_blocks: float, block_size: int) -> None:
-        self._capacity_blocks = capacity_blocks
-        self._block_size = block_size
-        self._use = [0] * len(FUTURE_POINTS)
+    def __init__(self, pool: Pool, errors: LengthErrors, margin: float) -> None:
+        self._ledger, self._margin = pool.ledger, margin
+        live = _columns(pool.live.values())
+        self._survival = errors.survival(bins_of(live[0], live[1]))
+        mean, variance = _use(*live, self._survival, self._ledger.block_size)
+        self._mean, self._variance = mean.sum(axis=0), variance.sum(axis=0)
 
-    def admits(self, length: int, remaining: int) -> bool:
-        """Whether the peak stays within the capacity with one more sequence."""
-        more = self._blocks(length, remaining)
-        return all(u + m <= self._capacity_blocks for u, m in zip(self._use, more, strict=True))
+    def admit(self, candidates: list[Sequence]) -> list[Sequence]:
+        """Those up to the first that does not fit, counted in."""
+        if not candidates:
+            return []
+        mean, variance = _use(*_columns(candidates), self._survival, self._ledger.block_size)
+        mean = self._mean + mean.cumsum(axis=0)
+        variance = self._variance + variance.cumsum(axis=0)
+        peak = (mean + self._margin * np.sqrt(variance)).max(axis=1)
+        fits = peak <= self._ledger.num_blocks
+        number = int(len(candidates) if fits.all() else fits.argmin())
+        if number:
+            self._mean, self._variance = mean[number - 1], variance[number - 1]
+        return candidates[:number]
 
-    def add(self, length: int, remaining: int) -> None:
-        """Count in a sequence of `length` tokens that will grow by `remaining`."""
-        for i, blocks in enumerate(self._blocks(length, remaining)):
-            self._use[i] += blocks
 
-    def _blocks(self, length: int, remaining: int) -> list[int]:
-        # What is nearly done still holds its blocks at the first point: never counted as nothing.
-        last = max(remaining, FUTURE_POINTS[0])
-        return [
-            -(-(length + point) // self._block_size) if point <= last else 0
-            for point in FUTURE_POINTS
-        ]
+def _use(
+    generated: Floats,
+    predicted: Floats,
+    lengths: Floats,
+    longest: Floats,
+    survival: Floats,
+    block_size: int,
+) -> tuple[Floats, Floats]:
+    """Mean and variance of each sequence's blocks at each point, both [sequences, points]."""
+    later = survival[bins_of(generated[:, None] + POINTS, predicted[:, None])]
+    now = survival[bins_of(generated, predicted)]
+    chance = later / np.maximum(now, 1e-12)[:, None]
+    held = lengths[:, None] + POINTS
+    chance = np.where(held <= longest[:, None], chance, 0.0)
+    chance[:, 0] = 1.0  # nobody is gone before the next step
+    blocks = np.ceil(held / block_size)
+    return chance * blocks, chance * (1 - chance) * blocks * blocks
+
+
+def _columns(sequences: Iterable[Sequence]) -> tuple[Floats, Floats, Floats, Floats]:
+    """Generated, predicted, present and longest tokens of each."""
+    rows = [
+        (len(s.token_ids) - s.num_prompt_tokens, s.predicted_len, len(s.token_ids), s.longest_len)
+        for s in sequences
+    ]
+    table = np.array(rows, dtype=np.float64).reshape(-1, 4)
+    return table[:, 0], table[:, 1], table[:, 2], table[:, 3]

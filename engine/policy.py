@@ -15,6 +15,11 @@ class Policy(Protocol):
 
     phase: Phase
 
+    @property
+    def max_in_flight(self) -> int:
+        """Micro-batches that may be in flight at present."""
+        ...
+
     def next_micro_batch(self, pool: Pool, now: float) -> MicroBatch | None:
         """The rows to launch now, or None to wait for a step to return or a request to come.
 

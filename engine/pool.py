@@ -1,94 +1,104 @@
 """The pool: every open sequence by its state, and the moves between states with their blocks."""
 
-from collections import OrderedDict
-from collections.abc import Iterable
-
 from engine.blocks import BlockLedger
 from engine.counters import Counters
+from engine.lengths import LengthErrors
 from engine.sequence import Sequence, State
+from engine.waiting import WaitingQueue
 
 
 class Pool:
     """Open sequences and the ledger they draw blocks from.
 
-    `waiting` is in order of admission (a pre-empted sequence stands in front), `ready` in the order
-    in which the sequences became ready. Every open sequence is in exactly one of `waiting`, `ready`
-    and `running`.
+    Every open sequence is either in `waiting` or in `live`; of the live ones those without a step
+    in flight are in `ready` too, in the order in which they became ready. The totals grow and fall
+    with them: `live_tokens` counts the tokens of live sequences whose KV is planned,
+    `waiting_tokens` those that waiting sequences have to feed.
     """
 
-    def __init__(self, ledger: BlockLedger, counters: Counters) -> None:
+    def __init__(
+        self,
+        ledger: BlockLedger,
+        waiting: WaitingQueue,
+        errors: LengthErrors,
+        counters: Counters,
+    ) -> None:
         self.ledger = ledger
+        self.errors = errors
+        self.waiting = waiting
         self.counters = counters
-        self.waiting: OrderedDict[int, Sequence] = OrderedDict()
+        self.live: dict[int, Sequence] = {}
         self.ready: dict[int, Sequence] = {}
-        self.running: dict[int, Sequence] = {}
+        self.live_tokens = 0
+        self.waiting_tokens = 0
         self.num_finished = 0  # of those that held KV
-        self.last_returned_step = -1
+        self.num_in_flight = 0  # micro-batches
 
     @property
     def num_live(self) -> int:
         """Sequences that hold KV."""
-        return len(self.ready) + len(self.running)
-
-    def live(self) -> Iterable[Sequence]:
-        """The sequences that hold KV."""
-        yield from self.ready.values()
-        yield from self.running.values()
+        return len(self.live)
 
     def find(self, sequence_id: int) -> Sequence | None:
         """The open sequence with this id."""
-        for group in (self.ready, self.running, self.waiting):
-            if sequence_id in group:
-                return group[sequence_id]
-        return None
+        return self.live.get(sequence_id) or self.waiting.find(sequence_id)
 
     def open_sequences(self) -> list[Sequence]:
         """All that have not ended."""
-        return [*self.waiting.values(), *self.live()]
+        return [*self.waiting, *self.live.values()]
 
     def add(self, sequence: Sequence) -> None:
-        """A new sequence joins the end of the queue."""
-        self.waiting[sequence.sequence_id] = sequence
+        """A new sequence joins the queue."""
+        self.waiting.add(sequence)
+        self.waiting_tokens += sequence.num_unplanned
 
     def admit(self, sequence: Sequence) -> bool:
         """waiting -> running with blocks for all its tokens; False, and no change, without them."""
         if not self.ledger.extend(sequence.block_table, len(sequence.token_ids)):
             return False
-        del self.waiting[sequence.sequence_id]
+        self.waiting.remove(sequence)
+        self.waiting_tokens -= sequence.num_unplanned
+        self.live[sequence.sequence_id] = sequence
         sequence.state = State.RUNNING
-        self.running[sequence.sequence_id] = sequence
         return True
 
     def launch(self, sequence: Sequence, num_tokens: int) -> None:
         """ready or running -> running, with `num_tokens` more on their way to the cache."""
-        self.ready.pop(sequence.sequence_id, None)
-        self.running[sequence.sequence_id] = sequence
-        sequence.state = State.RUNNING
+        if sequence.state is State.READY:
+            del self.ready[sequence.sequence_id]
+            sequence.state = State.RUNNING
         sequence.num_planned += num_tokens
+        self.live_tokens += num_tokens
 
     def make_ready(self, sequence: Sequence) -> None:
         """running -> ready: the next token can be fed."""
-        del self.running[sequence.sequence_id]
         sequence.state = State.READY
         self.ready[sequence.sequence_id] = sequence
 
     def preempt(self, sequence: Sequence) -> None:
         """ready -> front of waiting: its blocks go, all its tokens stay and are fed again later."""
         assert sequence.state is State.READY
-        del self.ready[sequence.sequence_id]
-        self.ledger.free(sequence.block_table)
         self.counters.preemptions += 1
         self.counters.recomputed_tokens += sequence.num_planned
+        self._leave_live(sequence)
         sequence.num_planned = 0
-        sequence.last_decode_step = -1
+        sequence.cohort = -1
         sequence.state = State.WAITING
-        self.waiting[sequence.sequence_id] = sequence
-        self.waiting.move_to_end(sequence.sequence_id, last=False)
+        self.waiting.put_back(sequence)
+        self.waiting_tokens += sequence.num_unplanned
 
     def finish(self, sequence: Sequence) -> None:
         """Any state -> finished: its blocks are free at once, also while a step is in flight."""
-        self.num_finished += sequence.state is not State.WAITING
-        for group in (self.ready, self.running, self.waiting):
-            group.pop(sequence.sequence_id, None)
-        self.ledger.free(sequence.block_table)
+        if sequence.state is State.WAITING:
+            self.waiting.remove(sequence)
+            self.waiting_tokens -= sequence.num_unplanned
+        else:
+            self.num_finished += 1
+            self._leave_live(sequence)
         sequence.state = State.FINISHED
+
+    def _leave_live(self, sequence: Sequence) -> None:
+        del self.live[sequence.sequence_id]
+        self.ready.pop(sequence.sequence_id, None)
+        self.live_tokens -= sequence.num_planned
+        self.ledger.free(sequence.block_table)

@@ -12,11 +12,14 @@ Laws, held by tests/engine/test_scheduler_laws.py:
 from array import array
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import compress
 
 from configs.schema import EngineConfig
 from engine.batches import MicroBatch, pack
 from engine.blocks import BlockLedger
+from engine.cost_model import CostModel
 from engine.counters import Counters
+from engine.lengths import LengthErrors
 from engine.messages import (
     Abort,
     EngineReady,
@@ -30,16 +33,28 @@ from engine.messages import (
     StepDone,
     Submit,
 )
+from engine.policies import make_policy
 from engine.policy import Policy
 from engine.pool import Pool
 from engine.sequence import Sequence, State
-from engine.td_pipe import TdPipe
+from engine.waiting import WaitingQueue
+
+# The assumed distribution of length errors counts as much as so many sequences.
+_PRIOR_WEIGHT = 20.0
 
 Outgoing = EngineReady | Generated | Finished | Step
 
 
 class ImpossibleSettingsError(Exception):
     """The settings cannot be met by this model on these stages; the text is for the user."""
+
+
+@dataclass(slots=True)
+class InFlight:
+    """A step on its way: its rows that sample, in order."""
+
+    step_id: int
+    sampling: list[Sequence]
 
 
 @dataclass(slots=True)
@@ -50,7 +65,7 @@ class Pipeline:
     pool: Pool
     policy: Policy
     max_model_len: int
-    in_flight: deque[tuple[int, MicroBatch]] = field(default_factory=deque)
+    in_flight: deque["InFlight"] = field(default_factory=deque)
 
 
 class Scheduler:
@@ -63,6 +78,7 @@ class Scheduler:
         self._stages_ready: dict[int, StageReady] = {}
         self._newest_epoch = 0
         self._next_step_id = 0
+        self._errors = LengthErrors(config.prior_sigma, _PRIOR_WEIGHT)
 
     def handle(self, event: Event, now: float) -> list[Outgoing]:
         """Take one event and decide; `now` is in seconds and never goes back.
@@ -90,7 +106,8 @@ class Scheduler:
             out.append(Finished(submit.sequence_id, "error", refusal))
             return
         assert self.pipeline is not None
-        sequence = Sequence.from_submit(submit, now)
+        predicted_len = submit.predicted_len or self.config.predicted_output_len
+        sequence = Sequence(submit, now, predicted_len)
         self.counters.prompt_tokens += sequence.num_prompt_tokens
         self.pipeline.pool.add(sequence)
 
@@ -142,10 +159,16 @@ class Scheduler:
             min(stage.max_model_len for stage in stages),
             num_blocks * block_size,
         )
+        longest_first = self.config.policy == "temporal" and self.config.longest_first
         self.pipeline = Pipeline(
             stages[0].epoch,
-            Pool(BlockLedger(num_blocks, block_size), self.counters),
-            TdPipe(self.config, num_stages),
+            Pool(
+                BlockLedger(num_blocks, block_size),
+                WaitingQueue(longest_first=longest_first),
+                self._errors,
+                self.counters,
+            ),
+            make_policy(self.config, num_stages, CostModel.of_stages([s.costs for s in stages])),
             max_model_len,
         )
         out.append(EngineReady(num_stages, num_blocks, block_size, max_model_len))
@@ -167,41 +190,48 @@ class Scheduler:
         pipeline = self.pipeline
         if pipeline is None or done.epoch != pipeline.epoch:
             return
-        step_id, batch = pipeline.in_flight.popleft()
-        assert step_id == done.step_id, "steps come back in the order they were sent"
-        pipeline.pool.last_returned_step = step_id
-        token_ids = iter(memoryview(done.token_ids).cast("i"))
-        sampled: list[Sequence] = []
-        for row in batch.rows:
-            sequence = row.sequence
-            if row.samples:
-                token_id = next(token_ids)
-                if sequence.state is not State.FINISHED:
-                    sequence.append(token_id)
-                    sampled.append(sequence)
-        self._answer(pipeline.pool, sampled, out)
+        step = pipeline.in_flight.popleft()
+        pipeline.pool.num_in_flight -= 1
+        assert step.step_id == done.step_id, "steps come back in the order they were sent"
+        pool, ids, tokens, ended = pipeline.pool, array("q"), array("i"), []
+        for sequence, token_id in zip(
+            step.sampling, memoryview(done.token_ids).cast("i"), strict=True
+        ):
+            if sequence.state is State.FINISHED:
+                continue
+            sequence.token_ids.append(token_id)
+            ids.append(sequence.sequence_id)
+            tokens.append(token_id)
+            if (
+                token_id in sequence.stop_token_ids
+                or len(sequence.token_ids) >= sequence.longest_len
+            ):
+                ended.append(sequence)
+            pool.make_ready(sequence)
+        if ids:
+            self.counters.generated_tokens += len(ids)
+            out.append(Generated(ids.tobytes(), tokens.tobytes()))
+        for sequence in ended:
+            self._end(pool, sequence, out)
 
-    def _answer(self, pool: Pool, sampled: list[Sequence], out: list[Outgoing]) -> None:
-        if not sampled:
+    def _end(self, pool: Pool, sequence: Sequence, out: list[Outgoing]) -> None:
+        """It has met a stop token, perhaps too early to count, or its limit."""
+        if sequence.has_stopped():
+            reason: FinishReason = "stop"
+        elif len(sequence.token_ids) >= sequence.longest_len:
+            reason = "length"
+        else:
             return
-        self.counters.generated_tokens += len(sampled)
-        ids = array("q", [sequence.sequence_id for sequence in sampled])
-        tokens = array("i", [sequence.token_ids[-1] for sequence in sampled])
-        out.append(Generated(ids.tobytes(), tokens.tobytes()))
-        for sequence in sampled:
-            if sequence.has_stopped() or sequence.is_full():
-                reason: FinishReason = "stop" if sequence.has_stopped() else "length"
-                pool.finish(sequence)
-                out.append(Finished(sequence.sequence_id, reason))
-            else:
-                pool.make_ready(sequence)
+        pool.finish(sequence)
+        self._errors.observe(sequence.num_generated, sequence.predicted_len)
+        out.append(Finished(sequence.sequence_id, reason))
 
     def _pump(self, now: float, out: list[Outgoing]) -> None:
-        """Keep S micro-batches in flight, as long as the policy has any."""
+        """Keep as many micro-batches in flight as the policy wants, as long as it has any."""
         pipeline = self.pipeline
         if pipeline is None:
             return
-        while len(pipeline.in_flight) < self.config.pipeline_parallel_size:
+        while len(pipeline.in_flight) < pipeline.policy.max_in_flight:
             batch = pipeline.policy.next_micro_batch(pipeline.pool, now)
             if batch is None:
                 break
@@ -210,10 +240,11 @@ class Scheduler:
     def _launch(self, pipeline: Pipeline, batch: MicroBatch) -> Step:
         step_id = self._next_step_id
         step = pack(batch, pipeline.epoch, step_id, self.config.block_size)
-        for row in batch.rows:
-            row.sequence.last_decode_step = step_id if batch.phase == "decode" else -1
-            pipeline.pool.launch(row.sequence, row.num_tokens)
-        pipeline.in_flight.append((step_id, batch))
+        for sequence, num_tokens in zip(batch.sequences, batch.num_tokens, strict=True):
+            pipeline.pool.launch(sequence, num_tokens)
+        sampling = list(compress(batch.sequences, step.samples))
+        pipeline.in_flight.append(InFlight(step_id, sampling))
+        pipeline.pool.num_in_flight += 1
         self._next_step_id += 1
         self.counters.steps += 1
         return step

@@ -8,7 +8,6 @@ waiting holds no KV, ready holds KV and is idle, running is in at least one step
 """
 
 from array import array
-from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from engine.messages import Submit
@@ -23,34 +22,48 @@ class State(Enum):
     FINISHED = auto()
 
 
-@dataclass(slots=True, eq=False)
 class Sequence:
     """Tokens, KV blocks and progress of one sequence.
 
     `token_ids` is the prompt and what has been generated; `num_planned` counts the leading tokens
-    whose KV is in the cache or on its way there through steps in flight.
+    whose KV is in the cache or on its way there through steps in flight. `longest_len` is the
+    length in tokens at which it is full, `shortest_len` the one from which a stop token ends it.
+    `predicted_len` is the expected number of output tokens, `cohort` the decode micro-batch that it
+    belongs to where micro-batches keep their members.
     """
 
-    submit: Submit
-    arrived_at: float
-    token_ids: "array[int]"
-    num_prompt_tokens: int
-    state: State = State.WAITING
-    block_table: "array[int]" = field(default_factory=lambda: array("i"))
-    num_planned: int = 0
-    last_decode_step: int = -1
+    __slots__ = (
+        "arrived_at",
+        "block_table",
+        "cohort",
+        "longest_len",
+        "num_planned",
+        "num_prompt_tokens",
+        "predicted_len",
+        "sequence_id",
+        "shortest_len",
+        "state",
+        "stop_token_ids",
+        "submit",
+        "token_ids",
+    )
 
-    @classmethod
-    def from_submit(cls, submit: Submit, now: float) -> "Sequence":
+    def __init__(self, submit: Submit, arrived_at: float, predicted_len: int) -> None:
         """A waiting sequence. Raises `ValueError` when the prompt is not packed int32."""
-        token_ids = array("i")
-        token_ids.frombytes(submit.prompt_token_ids)
-        return cls(submit, now, token_ids, len(token_ids))
-
-    @property
-    def sequence_id(self) -> int:
-        """The id that the server chose."""
-        return self.submit.sequence_id
+        self.submit = submit
+        self.sequence_id = submit.sequence_id
+        self.arrived_at = arrived_at
+        self.token_ids = array("i")
+        self.token_ids.frombytes(submit.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.longest_len = self.num_prompt_tokens + submit.max_tokens
+        self.shortest_len = self.num_prompt_tokens + submit.min_tokens
+        self.stop_token_ids = frozenset(submit.stop_token_ids)
+        self.predicted_len = min(predicted_len, submit.max_tokens)
+        self.state = State.WAITING
+        self.block_table = array("i")
+        self.num_planned = 0
+        self.cohort = -1
 
     @property
     def num_generated(self) -> int:
@@ -62,21 +75,17 @@ class Sequence:
         """Tokens that still have to be fed before the next one can be sampled."""
         return len(self.token_ids) - self.num_planned
 
-    def append(self, token_id: int) -> None:
-        """Take a newly sampled token."""
-        self.token_ids.append(token_id)
+    @property
+    def predicted_remaining(self) -> int:
+        """Output tokens still expected; 0 once the prediction is exceeded."""
+        return max(0, self.predicted_len - self.num_generated)
 
     def has_stopped(self) -> bool:
         """Whether the last token is a stop token that may end the sequence."""
-        submit = self.submit
-        return self.num_generated >= submit.min_tokens and (
-            self.token_ids[-1] in submit.stop_token_ids
+        return (
+            len(self.token_ids) >= self.shortest_len and self.token_ids[-1] in self.stop_token_ids
         )
-
-    def is_full(self) -> bool:
-        """Whether it has all the tokens it may have."""
-        return self.num_generated >= self.submit.max_tokens
 
     def bans_stop(self) -> bool:
         """Whether the next token must not be a stop token (`min_tokens`)."""
-        return self.num_generated < self.submit.min_tokens and bool(self.submit.stop_token_ids)
+        return len(self.token_ids) < self.shortest_len and bool(self.stop_token_ids)

@@ -35,9 +35,32 @@ SAMPLES = {
     "max_num_seqs": "4",
     "max_num_batched_tokens": "512",
     "predicted_output_len": "64",
-    "kv_occupancy": "0.8",
-    "finish_ratio": "0.25",
     "max_prefill_wait": "0",
+    "greedy_prefill": "false",
+    "kv_occupancy": "0.8",
+    "prefill_occupancy": "0.7",
+    "prefill_batch_tokens": "256",
+    "prefill_ahead": "1",
+    "work_stealing": "false",
+    "intensity": "false",
+    "finish_ratio": "0.25",
+    "saturating_rows": "128",
+    "saturated_rows": "96",
+    "knee_tolerance": "0.02",
+    "refill_rounds": "4",
+    "topup": "false",
+    "balance_time": "false",
+    "lazy_refill": "false",
+    "survival": "false",
+    "kv_margin": "2",
+    "prior_sigma": "1",
+    "longest_first": "false",
+    "merge_rows": "8",
+    "hybrid": "vllm",
+    "throttle_iterations": "4",
+    "throttle_min_tokens": "16",
+    "throttle_max_tokens": "1024",
+    "throttle_kv_free": "0.1",
     "host": "0.0.0.0",
     "port": "0",
     "max_num_queued_reqs": "10",
@@ -47,6 +70,7 @@ SAMPLES = {
     "server_endpoint": "tcp://127.0.0.1:5000",
     "stage_endpoint": "ipc:///tmp/stages",
     "journal": "some/journal",
+    "trace": "some/trace.json",
 }
 
 
@@ -95,7 +119,8 @@ def test_every_setting_has_a_sample_here() -> None:
 def test_flag_variable_and_yaml_key_mean_the_same(key: str, file: Path) -> None:
     text = SAMPLES[key]
     flag = f"--{key.replace('_', '-')}"
-    command = {"model": text, "trust_remote_code": flag}.get(key, f"{flag} {text}")
+    switch = {"true": flag, "false": flag.replace("--", "--no-", 1)}
+    command = text if key == "model" else switch.get(text, f"{flag} {text}")
     by_flag = load(command)
     assert load(**{f"TDPIPE_{key.upper()}": text}) == by_flag
     is_text = Config.model_fields[key].annotation in (str, str | None)

@@ -1,13 +1,14 @@
 """The packing of a micro-batch, against a twin that writes lists."""
 
 from array import array
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.batches import MicroBatch, Row, pack
+from engine.batches import MicroBatch, pack
 from engine.messages import Sampling, Step, Submit
 from engine.sequence import Sequence
 
@@ -25,9 +26,8 @@ def make_sequence(
 ) -> Sequence:
     """A sequence with its blocks: 100, 101, ... and `spare_blocks` more than its tokens need."""
     packed = array("i", prompt).tobytes()
-    sequence = Sequence.from_submit(Submit(7, packed, 1000, sampling, **submit), 0.0)
-    for token_id in output or []:
-        sequence.append(token_id)
+    sequence = Sequence(Submit(7, packed, 1000, sampling, **submit), 0.0, 10)
+    sequence.token_ids.extend(output or [])
     sequence.num_planned = planned
     num_blocks = -(-len(sequence.token_ids) // BLOCK_SIZE) + spare_blocks
     sequence.block_table.extend(range(100, 100 + num_blocks))
@@ -57,6 +57,29 @@ def unpacked(step: Step) -> dict[str, Any]:
     }
     columns["bans"] = [(row, array("i", ids).tolist()) for row, ids in step.bans]
     return columns
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sequence's share of one step."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        return self.sequence.num_planned + self.num_tokens == len(self.sequence.token_ids)
+
+
+def batch_of(rows: list[Row]) -> MicroBatch:
+    """The rows as a policy adds them."""
+    batch = MicroBatch()
+    for row in rows:
+        if row.sequence.num_generated and row.sequence.num_unplanned == 1:
+            batch.add_decode(row.sequence)
+        else:
+            assert batch.add_prefill(row.sequence, row.num_tokens) == row.num_tokens
+    return batch
 
 
 def twin(rows: list[Row]) -> dict[str, Any]:
@@ -114,54 +137,64 @@ def rows(draw: st.DrawFn) -> Row:
         min_tokens=draw(st.integers(0, 6)),
         stop_token_ids=draw(st.sampled_from([(), (0,), (3, 9)])),
     )
-    return Row.feed(sequence, draw(st.integers(1, 20)))
+    return Row(sequence, min(sequence.num_unplanned, draw(st.integers(1, 20))))
 
 
-@given(rows=st.lists(rows(), min_size=1, max_size=8), phase=st.sampled_from(["prefill", "decode"]))
-def test_a_packed_batch_says_what_its_rows_say(
-    rows: list[Row], phase: Literal["prefill", "decode"]
-) -> None:
-    step = pack(MicroBatch(phase, rows), 3, 14, BLOCK_SIZE)
-    assert (step.epoch, step.step_id, step.phase) == (3, 14, phase)
+@given(rows=st.lists(rows(), min_size=1, max_size=8))
+def test_a_packed_batch_says_what_its_rows_say(rows: list[Row]) -> None:
+    step = pack(batch_of(rows), 3, 14, BLOCK_SIZE)
+    assert (step.epoch, step.step_id) == (3, 14)
     assert unpacked(step) == twin(rows)
+
+
+@given(rows=st.lists(rows(), max_size=8))
+def test_a_batch_counts_what_the_cost_model_asks_for(rows: list[Row]) -> None:
+    batch = batch_of(rows)
+    assert batch.total_tokens == sum(row.num_tokens for row in rows)
+    assert batch.kv_tokens == sum(row.sequence.num_planned for row in rows)
+
+
+def test_a_batch_of_both_kinds_is_mixed() -> None:
+    prompt, decode = make_sequence([1, 2]), make_sequence([1, 2], [3], planned=2)
+    assert batch_of([Row(prompt, 2)]).phase == "prefill"
+    assert batch_of([Row(decode, 1)]).phase == "decode"
+    assert batch_of([Row(decode, 1), Row(prompt, 1)]).phase == "mixed"
 
 
 @given(row=rows(), limit=st.integers(1, 20))
 def test_a_row_samples_when_nothing_is_left_to_feed(row: Row, limit: int) -> None:
-    sequence = row.sequence
-    fed = Row.feed(sequence, limit)
-    left = len(sequence.token_ids) - sequence.num_planned
-    assert fed.num_tokens == min(left, limit)
-    assert fed.samples == (limit >= left)
+    left, batch = row.sequence.num_unplanned, MicroBatch()
+    assert batch.add_prefill(row.sequence, limit) == min(left, limit)
+    assert list(pack(batch, 1, 1, BLOCK_SIZE).samples) == [limit >= left]
 
 
 def test_packing_changes_no_sequence() -> None:
     sequence = make_sequence([1, 2, 3], [4], planned=3)
-    pack(MicroBatch("decode", [Row.feed(sequence, 1)]), 1, 1, BLOCK_SIZE)
+    pack(batch_of([Row(sequence, 1)]), 1, 1, BLOCK_SIZE)
     assert (sequence.num_planned, sequence.token_ids.tolist()) == (3, [1, 2, 3, 4])
     assert sequence.block_table.tolist() == [100]
 
 
 def test_a_decode_feeds_the_newest_token_at_its_place() -> None:
     sequence = make_sequence([1, 2, 3, 4], [5], planned=4)
-    step = unpacked(pack(MicroBatch("decode", [Row.feed(sequence, 1)]), 1, 1, BLOCK_SIZE))
+    step = unpacked(pack(batch_of([Row(sequence, 1)]), 1, 1, BLOCK_SIZE))
     assert (step["start_positions"], step["num_tokens"], step["token_ids"]) == ([4], [1], [5])
     assert (step["samples"], step["block_tables"]) == ([1], [100, 101])
 
 
 def test_a_chunk_does_not_sample_and_names_only_the_blocks_up_to_its_end() -> None:
     sequence = make_sequence(list(range(10)), planned=3, min_tokens=1, stop_token_ids=(0,))
-    step = unpacked(pack(MicroBatch("prefill", [Row.feed(sequence, 5)]), 1, 1, BLOCK_SIZE))
+    step = unpacked(pack(batch_of([Row(sequence, 5)]), 1, 1, BLOCK_SIZE))
     assert (step["token_ids"], step["block_tables"]) == ([3, 4, 5, 6, 7], [100, 101])
     assert (step["samples"], step["bans"], step["random_rows"]) == ([0], [], [])
 
 
 def test_rows_are_counted_among_those_that_sample() -> None:
-    chunk = Row.feed(make_sequence([1] * 8), 4)
-    greedy = Row.feed(make_sequence([2]), 4)
-    random = Row.feed(make_sequence([3], [4, 5], planned=2, sampling=Sampling(0.5, 0.25, 9, 11)), 4)
-    banned = Row.feed(make_sequence([6], min_tokens=1, stop_token_ids=(7, 8)), 4)
-    step = unpacked(pack(MicroBatch("prefill", [chunk, greedy, random, banned]), 1, 1, BLOCK_SIZE))
+    chunk = Row(make_sequence([1] * 8), 4)
+    greedy = Row(make_sequence([2]), 1)
+    random = Row(make_sequence([3], [4, 5], planned=2, sampling=Sampling(0.5, 0.25, 9, 11)), 1)
+    banned = Row(make_sequence([6], min_tokens=1, stop_token_ids=(7, 8)), 1)
+    step = unpacked(pack(batch_of([chunk, greedy, random, banned]), 1, 1, BLOCK_SIZE))
     assert (step["random_rows"], step["bans"]) == ([1], [(2, [7, 8])])
     assert (step["temperatures"], step["top_ps"], step["top_ks"]) == ([0.5], [0.25], [9])
     assert (step["seeds"], step["output_indices"]) == ([11], [2])
@@ -172,5 +205,5 @@ def test_stop_tokens_are_banned_until_min_tokens_are_out(generated: int, banned:
     sequence = make_sequence(
         [1], [9] * generated, planned=generated, min_tokens=2, stop_token_ids=(5,)
     )
-    step = pack(MicroBatch("decode", [Row.feed(sequence, 1)]), 1, 1, BLOCK_SIZE)
+    step = pack(batch_of([Row(sequence, 1)]), 1, 1, BLOCK_SIZE)
     assert bool(step.bans) == banned

@@ -18,6 +18,7 @@ from engine.messages import (
     Hello,
     Message,
     Sampling,
+    StageCosts,
     StageStats,
     Stats,
     Step,
@@ -47,6 +48,7 @@ FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     messages.FinishReason: st.sampled_from(get_args(messages.FinishReason)),
     messages.Phase: st.sampled_from(get_args(messages.Phase)),
     tuple[int, ...]: st.lists(int64, max_size=4).map(tuple),
+    tuple[float, ...]: st.lists(st.floats(allow_nan=False), max_size=4).map(tuple),
     tuple[tuple[int, bytes], ...]: st.lists(st.tuples(int64, st.binary(max_size=8))).map(tuple),
 }
 
@@ -59,6 +61,7 @@ def values(message: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
 FIELDS[Sampling] = st.builds(
     Sampling, st.floats(0, 2), st.floats(0, 1), st.integers(0, 2**31 - 1), uint64
 )
+FIELDS[StageCosts] = values(StageCosts)
 FIELDS[tuple[StageStats, ...]] = st.lists(values(StageStats), max_size=3).map(tuple)
 
 

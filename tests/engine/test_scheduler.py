@@ -127,7 +127,7 @@ def expected_first(prompt_token: int) -> int:
 
 
 def test_one_step_is_told_in_one_message() -> None:
-    world = World(EngineConfig(pipeline_parallel_size=1), 100)
+    world = World(EngineConfig(pipeline_parallel_size=1, prefill_ahead=1), 100)
     for i in range(8):
         world.submit(make_submit(i, [1 + i], 2, stop=False))
     world.return_step()

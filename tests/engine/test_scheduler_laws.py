@@ -1,31 +1,76 @@
 """The scheduler's laws, held against random lives of the daemon."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from configs.schema import Config, EngineConfig
 from engine.journal import Journal, JournalError, replay
-from engine.messages import Abort
+from engine.messages import Abort, StageCosts
 from engine.scheduler import Scheduler
 from tests.engine.world import World, make_submit
 
-CONFIGS = st.builds(
-    EngineConfig,
-    pipeline_parallel_size=st.integers(1, 4),
-    block_size=st.sampled_from([1, 2, 4, 16]),
-    max_num_seqs=st.integers(1, 12),
-    max_num_batched_tokens=st.integers(1, 40),
-    predicted_output_len=st.sampled_from([1, 5, 20, 40]),
-    kv_occupancy=st.floats(0.1, 1.0),
-    finish_ratio=st.floats(0.1, 1.0),
-    max_prefill_wait=st.sampled_from([0.0, 0.05, 100.0]),
+POLICIES = get_args(EngineConfig.model_fields["policy"].annotation)
+ANY = {
+    "pipeline_parallel_size": st.integers(1, 4),
+    "block_size": st.sampled_from([1, 2, 4, 16]),
+    "max_num_seqs": st.integers(1, 12),
+    "max_num_batched_tokens": st.integers(1, 40),
+    "predicted_output_len": st.sampled_from([1, 5, 20, 40]),
+    "max_prefill_wait": st.sampled_from([0.0, 0.05, 100.0]),
+}
+PART = st.floats(0.1, 1.0)
+OF_POLICY = {
+    "td-pipe": {
+        "greedy_prefill": st.booleans(),
+        "kv_occupancy": PART,
+        "prefill_occupancy": PART,
+        "prefill_batch_tokens": st.integers(1, 60),
+        "prefill_ahead": st.integers(1, 3),
+        "work_stealing": st.booleans(),
+        "intensity": st.booleans(),
+        "finish_ratio": PART,
+        "saturating_rows": st.integers(1, 16),
+        "saturated_rows": st.integers(1, 16),
+    },
+    "temporal": {
+        "knee_tolerance": st.floats(0, 1),
+        "refill_rounds": st.integers(1, 8),
+        "topup": st.booleans(),
+        "balance_time": st.booleans(),
+        "lazy_refill": st.booleans(),
+        "survival": st.booleans(),
+        "kv_margin": st.floats(0, 3),
+        "longest_first": st.booleans(),
+        "merge_rows": st.integers(0, 4),
+    },
+    "separate": {},
+    "hybrid": {
+        "hybrid": st.sampled_from(["vllm", "throttled"]),
+        "throttle_iterations": st.integers(1, 8),
+        "throttle_min_tokens": st.integers(1, 8),
+        "throttle_max_tokens": st.integers(8, 64),
+        "throttle_kv_free": st.floats(0, 0.5),
+    },
+}
+COSTS = st.one_of(
+    st.just(StageCosts()),
+    st.just(StageCosts((1, 4, 5, 8, 9, 40), (1.0, 1.0, 2.0, 2.0, 3.0, 12.0), 0.01)),
 )
 PROMPTS = st.lists(st.integers(1, 49), min_size=1, max_size=30)
-SUBMIT = st.tuples(st.just("submit"), PROMPTS, st.integers(1, 20), st.integers(0, 5), st.booleans())
+SUBMIT = st.tuples(
+    st.just("submit"),
+    PROMPTS,
+    st.integers(1, 20),
+    st.integers(0, 5),
+    st.booleans(),
+    st.integers(0, 30),
+    st.booleans(),
+)
 ACTIONS = st.builds(
     # A burst first: KV gets tight only when many are there at once.
     lambda burst, rest: burst + rest,
@@ -43,20 +88,33 @@ ACTIONS = st.builds(
 SPARE_BLOCKS = st.integers(0, 12)
 
 
-def live(config: EngineConfig, spare_blocks: int, actions: list[tuple[Any, ...]]) -> World:
+def configs(policy: str) -> st.SearchStrategy[EngineConfig]:
+    """Any settings of the policy."""
+    return st.builds(EngineConfig, policy=st.just(policy), **ANY, **OF_POLICY[policy])
+
+
+def live(
+    config: EngineConfig,
+    spare_blocks: int,
+    actions: list[tuple[Any, ...]],
+    costs: StageCosts = StageCosts(),  # noqa: B008 - frozen
+) -> World:
     """One life: the actions in order, then until nothing is open.
 
     The KV cache holds the largest possible request (50 tokens) and `spare_blocks` more.
     """
-    world = World(config, -(-50 // config.block_size) + spare_blocks)
+    world = World(config, -(-50 // config.block_size) + spare_blocks, costs)
     for action in actions:
         match action:
-            case ("submit", prompt, max_tokens, min_tokens, stop):
-                limit = min(min_tokens, max_tokens)
-                sequence_id = len(world.submits)
-                world.submit(
-                    make_submit(sequence_id, prompt, max_tokens, min_tokens=limit, stop=stop)
+            case ("submit", prompt, max_tokens, min_tokens, stop, predicted_len, offline):
+                submit = make_submit(
+                    len(world.submits),
+                    prompt,
+                    max_tokens,
+                    min_tokens=min(min_tokens, max_tokens),
+                    stop=stop,
                 )
+                world.submit(replace(submit, predicted_len=predicted_len, offline=offline))
             case ("abort", sequence_id):
                 if sequence_id in world.submits and sequence_id not in world.finished:
                     world.abort(sequence_id)
@@ -69,22 +127,28 @@ def live(config: EngineConfig, spare_blocks: int, actions: list[tuple[Any, ...]]
     return world
 
 
-@settings(max_examples=400, deadline=None)
-@given(CONFIGS, SPARE_BLOCKS, ACTIONS)
-def test_every_request_ends_exactly_once_with_its_own_tokens(
-    config: EngineConfig, spare_blocks: int, actions: list[tuple[Any, ...]]
-) -> None:
-    live(config, spare_blocks, actions).check_ends()
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_every_request_ends_exactly_once_with_its_own_tokens(policy: str, data: Any) -> None:
+    config, spare_blocks, actions, costs = data.draw(
+        st.tuples(configs(policy), SPARE_BLOCKS, ACTIONS, COSTS)
+    )
+    live(config, spare_blocks, actions, costs).check_ends()
 
 
+@pytest.mark.parametrize("policy", POLICIES)
 @settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(CONFIGS, SPARE_BLOCKS, ACTIONS)
+@given(st.data())
 def test_replay_of_a_journal_gives_identical_decisions(
-    tmp_path: Path, config: EngineConfig, spare_blocks: int, actions: list[tuple[Any, ...]]
+    tmp_path: Path, policy: str, data: Any
 ) -> None:
-    world = live(config, spare_blocks, actions)
+    config, spare_blocks, actions, costs = data.draw(
+        st.tuples(configs(policy), SPARE_BLOCKS, ACTIONS, COSTS)
+    )
+    world = live(config, spare_blocks, actions, costs)
     path = tmp_path / "journal"
     with Journal(path, Config(**config.model_dump())) as journal:
         for now, event, answer in world.events:

@@ -16,7 +16,7 @@ def rows(step: Step) -> int:
 
 
 def test_all_waiting_prompts_are_prefilled_before_the_first_decode() -> None:
-    world = World(EngineConfig(max_num_batched_tokens=16, finish_ratio=1.0), 1000)
+    world = World(EngineConfig(max_num_batched_tokens=16, prefill_ahead=1), 1000)
     for i in range(12):
         world.submit(make_submit(i, [1 + i] * 8, 10, stop=False))
     world.run_dry()
@@ -44,7 +44,9 @@ def test_decode_micro_batches_are_balanced_over_the_stages() -> None:
 
 
 def test_a_phase_ends_when_the_finish_ratio_is_reached() -> None:
-    config = EngineConfig(max_num_seqs=4, finish_ratio=0.5, max_prefill_wait=1000.0)
+    config = EngineConfig(
+        max_num_seqs=4, intensity=False, finish_ratio=0.5, max_prefill_wait=1000.0
+    )
     world = World(config, 1000)
     for i, max_tokens in enumerate([2, 4, 20, 20, 20]):
         world.submit(make_submit(i, [1 + i], max_tokens, stop=False))
@@ -57,7 +59,8 @@ def test_a_phase_ends_when_the_finish_ratio_is_reached() -> None:
 
 
 def test_a_request_does_not_wait_for_the_finish_ratio_longer_than_the_bound() -> None:
-    world = World(EngineConfig(finish_ratio=1.0, max_prefill_wait=0.2), 1000)
+    config = EngineConfig(intensity=False, finish_ratio=1.0, max_prefill_wait=0.2)
+    world = World(config, 1000)
     world.submit(make_submit(0, [1], 500, stop=False))
     world.return_step()
     asked_at = world.now

@@ -17,6 +17,7 @@ from engine.messages import (
     Finished,
     Generated,
     Sampling,
+    StageCosts,
     StageLost,
     StageReady,
     Step,
@@ -97,8 +98,14 @@ class FakeStage:
 class World:
     """A scheduler, its fake pipeline, and what every client has seen."""
 
-    def __init__(self, config: EngineConfig, num_blocks: int) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        num_blocks: int,
+        costs: StageCosts = StageCosts(),  # noqa: B008 - frozen
+    ) -> None:
         self.config = config
+        self.costs = costs
         self.num_blocks = num_blocks
         self.scheduler = Scheduler(config)
         self.now = 0.0
@@ -118,7 +125,7 @@ class World:
         self.in_flight.clear()
         self.stage = FakeStage(self.config.block_size)
         for stage in range(self.config.pipeline_parallel_size):
-            self.hand(StageReady(stage, self.epoch, self.num_blocks, 1 << 20))
+            self.hand(StageReady(stage, self.epoch, self.num_blocks, 1 << 20, self.costs))
 
     def submit(self, submit: Submit) -> None:
         """A client's request."""
@@ -184,10 +191,13 @@ class World:
         held = [block for sequence in pool.open_sequences() for block in sequence.block_table]
         assert len(held) == len(set(held)), "a block is in two tables"
         assert len(held) + pool.ledger.num_free == self.num_blocks, "a block is lost"
-        assert len(pipeline.in_flight) == len(self.in_flight) <= self.config.pipeline_parallel_size
+        assert len(pipeline.in_flight) == len(self.in_flight) == pool.num_in_flight
         assert self.in_flight or not pool.open_sequences(), "nothing in flight, something open"
-        groups = [set(pool.waiting), set(pool.ready), set(pool.running)]
-        assert sum(map(len, groups)) == len(set().union(*groups)), "a sequence in two states"
+        waiting = {sequence.sequence_id for sequence in pool.waiting}
+        assert not waiting & set(pool.live), "a sequence in two states"
+        assert set(pool.ready) <= set(pool.live)
+        assert pool.live_tokens == sum(s.num_planned for s in pool.live.values())
+        assert pool.waiting_tokens == sum(s.num_unplanned for s in pool.waiting)
 
     def check_ends(self) -> None:
         """Every request has ended exactly once and with the right tokens."""

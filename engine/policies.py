@@ -1,0 +1,22 @@
+"""The policies by name."""
+
+from configs.schema import SchedulerConfig
+from engine.cost_model import CostModel
+from engine.hybrid import Hybrid
+from engine.policy import Policy
+from engine.separate import Separate
+from engine.td_pipe import TdPipe
+from engine.temporal import Temporal
+
+
+def make_policy(config: SchedulerConfig, num_stages: int, cost: CostModel) -> Policy:
+    """The policy that the settings name, for one life of the pipeline."""
+    match config.policy:
+        case "td-pipe":
+            return TdPipe(config, num_stages, cost)
+        case "temporal":
+            return Temporal(config, num_stages, cost)
+        case "separate":
+            return Separate(config, num_stages)
+        case "hybrid":
+            return Hybrid(config, num_stages)

@@ -1,0 +1,219 @@
+"""The wind tunnel: the production scheduler in virtual time, a cost model in the stages' place.
+
+The scheduler is the one that serves: it is handed the same events and cannot tell the difference.
+A step takes each stage its cost model's seconds and a fixed overhead, moves on after a hop, and
+waits where the next stage is still busy. Nothing is random: the same arrivals give the same run.
+"""
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from configs.schema import EngineConfig
+from engine.cost_model import CostModel
+from engine.counters import Counters
+from engine.messages import (
+    Event,
+    Finished,
+    Generated,
+    StageCosts,
+    StageReady,
+    Step,
+    StepDone,
+    Submit,
+)
+from engine.scheduler import Outgoing, Scheduler
+from engine.trace import Gauges, Span
+
+STOP_TOKEN = 1
+_OTHER_TOKEN = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The stages to be simulated.
+
+    `costs` of each stage, without the `overhead_s` that every step adds on every stage; `hop_s` is
+    the way of activations to the next stage and of sampled tokens back to the engine.
+    `num_blocks` KV blocks, `max_model_len` in tokens.
+    """
+
+    costs: tuple[StageCosts, ...]
+    num_blocks: int
+    max_model_len: int
+    overhead_s: float = 0.0
+    hop_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request and the number of output tokens after which its answer ends, unknown to us."""
+
+    at_s: float
+    num_prompt_tokens: int
+    output_len: int
+    predicted_len: int = 0
+    offline: bool = True
+
+
+@dataclass(slots=True)
+class Life:
+    """One request's times, in seconds of the run."""
+
+    arrived_at: float
+    num_prompt_tokens: int
+    output_len: int
+    first_token_at: float = -1.0
+    ended_at: float = -1.0
+
+
+@dataclass(slots=True)
+class Run:
+    """What came of it. `drain_began_at` is when the last prompt had been fed."""
+
+    lives: list[Life]
+    counters: Counters
+    makespan_s: float = 0.0
+    drain_began_at: float = 0.0
+    busy_s: list[float] = field(default_factory=list)
+    busy_before_drain_s: list[float] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    gauges: list[Gauges] = field(default_factory=list)
+
+
+def simulate(
+    config: EngineConfig, node: Node, arrivals: Sequence[Arrival], *, record: bool = False
+) -> Run:
+    """Serve the arrivals from an empty node until all have ended.
+
+    `record` keeps the spans and gauges for pictures. Raises `ImpossibleSettingsError` when
+    the node cannot be run with these settings and `SimulationError` when a request is refused.
+    """
+    simulation = _Simulation(config, node, arrivals, record=record)
+    simulation.run()
+    return simulation.result
+
+
+class SimulationError(Exception):
+    """A request was refused; the text is for the user."""
+
+
+class _Simulation:
+    def __init__(
+        self, config: EngineConfig, node: Node, arrivals: Sequence[Arrival], *, record: bool
+    ) -> None:
+        self._scheduler = Scheduler(config)
+        self._node = node
+        self._arrivals = arrivals
+        self._record = record
+        self._models = [CostModel(c.num_tokens, c.seconds, c.kv_s_per_token) for c in node.costs]
+        self._free_at = [0.0] * len(node.costs)
+        self._remaining = [arrival.output_len for arrival in arrivals]
+        self._events: list[tuple[float, int, Event]] = []
+        self._num_events = 0
+        lives = [Life(a.at_s, a.num_prompt_tokens, a.output_len) for a in arrivals]
+        self.result = Run(lives, self._scheduler.counters, busy_s=[0.0] * len(node.costs))
+        self.result.busy_before_drain_s = [0.0] * len(node.costs)
+
+    def run(self) -> None:
+        for stage, costs in enumerate(self._node.costs):
+            overhead_s = self._node.overhead_s
+            seconds = tuple(s + overhead_s for s in costs.seconds)
+            told = StageCosts(costs.num_tokens, seconds, costs.kv_s_per_token)
+            self._push(
+                0.0, StageReady(stage, 1, self._node.num_blocks, self._node.max_model_len, told)
+            )
+        for sequence_id, arrival in enumerate(self._arrivals):
+            self._push(arrival.at_s, self._submit(sequence_id, arrival))
+        now = 0.0
+        while self._events:
+            now, _, event = heappop(self._events)
+            for message in self._scheduler.handle(event, now):
+                self._take(message, now)
+            if self._record and isinstance(event, StepDone):
+                self._sample(now)
+        self.result.makespan_s = now
+
+    def _submit(self, sequence_id: int, arrival: Arrival) -> Submit:
+        return Submit(
+            sequence_id,
+            bytes(arrival.num_prompt_tokens * array("i").itemsize),
+            self._node.max_model_len - arrival.num_prompt_tokens,
+            stop_token_ids=(STOP_TOKEN,),
+            predicted_len=arrival.predicted_len,
+            offline=arrival.offline,
+        )
+
+    def _push(self, at: float, event: Event) -> None:
+        heappush(self._events, (at, self._num_events, event))
+        self._num_events += 1
+
+    def _take(self, message: Outgoing, now: float) -> None:
+        match message:
+            case Step():
+                self._run_step(message, now)
+            case Generated():
+                for sequence_id in memoryview(message.sequence_ids).cast("q"):
+                    life = self.result.lives[sequence_id]
+                    if life.first_token_at < 0:
+                        life.first_token_at = now
+            case Finished():
+                if message.reason == "error":
+                    raise SimulationError(message.message)
+                self.result.lives[message.sequence_id].ended_at = now
+
+    def _run_step(self, step: Step, now: float) -> None:
+        """All its times are known at once: stages take steps in order."""
+        num_tokens = sum(memoryview(step.num_tokens).cast("i"))
+        kv_tokens = sum(memoryview(step.start_positions).cast("i"))
+        arrives_at, result = now, self.result
+        if step.phase != "decode":
+            result.busy_before_drain_s = list(result.busy_s)
+        for stage, model in enumerate(self._models):
+            began_at = max(arrives_at, self._free_at[stage])
+            seconds = model.stage_s(num_tokens, kv_tokens) + self._node.overhead_s
+            ended_at = began_at + seconds
+            self._free_at[stage] = ended_at
+            result.busy_s[stage] += seconds
+            arrives_at = ended_at + self._node.hop_s
+            if self._record:
+                num_rows = len(step.samples)
+                result.spans.append(
+                    Span(stage, step.step_id, step.phase, num_rows, num_tokens, began_at, ended_at)
+                )
+        if step.phase != "decode":
+            result.drain_began_at = now
+        self._push(arrives_at, StepDone(step.epoch, step.step_id, self._sampled(step)))
+
+    def _sampled(self, step: Step) -> bytes:
+        token_ids, remaining = array("i"), self._remaining
+        for sequence_id, samples in zip(
+            memoryview(step.sequence_ids).cast("q"), step.samples, strict=True
+        ):
+            if samples:
+                remaining[sequence_id] -= 1
+                token_ids.append(_OTHER_TOKEN if remaining[sequence_id] else STOP_TOKEN)
+        return token_ids.tobytes()
+
+    def _sample(self, now: float) -> None:
+        pipeline = self._scheduler.pipeline
+        assert pipeline is not None
+        pool = pipeline.pool
+        self.result.gauges.append(
+            Gauges(
+                now,
+                pool.ledger.num_used,
+                pool.ledger.num_blocks,
+                len(pool.waiting),
+                pool.num_live,
+            )
+        )
+
+
+def split_evenly(
+    num_tokens: Iterable[int], seconds: Iterable[float], num_stages: int, kv_s_per_token: float
+) -> tuple[StageCosts, ...]:
+    """The costs of S equal stages of a model whose whole forward takes `seconds`."""
+    costs = StageCosts(tuple(num_tokens), tuple(s / num_stages for s in seconds), kv_s_per_token)
+    return (costs,) * num_stages

@@ -206,7 +206,18 @@ class TemporalConfig(TdPipeConfig):
         True, description="temporal: plan KV by survival, not by predicted lengths alone"
     )
     kv_margin: float = Field(
-        1.0, ge=0, description="temporal: standard deviations of planned KV use that stay free"
+        1.0, description="temporal: standard deviations of planned KV use that stay free at first"
+    )
+    horizon: float = Field(
+        2.0, ge=0, description="temporal: plan KV for so many times what pays a pre-emption, 0 all"
+    )
+    forecast: bool = Field(
+        True, description="temporal: larger steps where offline work is reckoned to end sooner"
+    )
+    critical_slack: float = Field(
+        3.0,
+        gt=0,
+        description="temporal: admit answers first that need this part of the rounds left",
     )
     prior_sigma: float = Field(
         0.5, gt=0, description="temporal: spread of ln(real / predicted length) assumed at first"

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.messages import StageCosts
 
 # Up to here a step's seconds are looked up, beyond they are computed.
@@ -31,6 +34,7 @@ class CostModel:
         self._num_tokens, self._seconds = list(num_tokens), list(seconds)
         self.kv_s_per_token = kv_s_per_token
         self._table = [self._interpolate(n) for n in range(TABLE_TOKENS + 1)]
+        self._array = np.array(self._table)
         # What is measured has noise: never fewer seconds for more tokens, when looking for stairs.
         self._rising = list(accumulate(self._table, max))
 
@@ -49,6 +53,10 @@ class CostModel:
         if num_tokens <= TABLE_TOKENS:
             return self._table[num_tokens]
         return self._interpolate(num_tokens)
+
+    def linear_many(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """`linear_s` of each, up to `TABLE_TOKENS` tokens."""
+        return self._array[np.minimum(num_tokens, TABLE_TOKENS)]
 
     def stage_s(self, num_tokens: int, kv_tokens: int = 0) -> float:
         """Seconds of a step that feeds `num_tokens` and reads `kv_tokens` of resident KV."""

@@ -24,19 +24,20 @@ class KvPlan:
     def __init__(self, pool: Pool, errors: LengthErrors, margin: float) -> None:
         self._ledger, self._margin = pool.ledger, margin
         live = _columns(pool.live.values())
-        self._survival = errors.survival(bins_of(live[0], live[1]))
-        mean, variance = _use(*live, self._survival, self._ledger.block_size)
+        self.survival = errors.survival(bins_of(live[0], live[1]))
+        mean, variance = _use(*live, self.survival, self._ledger.block_size)
         self._mean, self._variance = mean.sum(axis=0), variance.sum(axis=0)
 
-    def admit(self, candidates: list[Sequence]) -> list[Sequence]:
-        """Those up to the first that does not fit, counted in."""
+    def admit(self, candidates: list[Sequence], horizons: list[float]) -> list[Sequence]:
+        """Those up to the first that does not fit for so many rounds, counted in."""
         if not candidates:
             return []
-        mean, variance = _use(*_columns(candidates), self._survival, self._ledger.block_size)
+        mean, variance = _use(*_columns(candidates), self.survival, self._ledger.block_size)
         mean = self._mean + mean.cumsum(axis=0)
         variance = self._variance + variance.cumsum(axis=0)
-        peak = (mean + self._margin * np.sqrt(variance)).max(axis=1)
-        fits = peak <= self._ledger.num_blocks
+        planned = np.maximum(np.array(horizons), POINTS[0])[:, None] >= POINTS
+        fits = mean + self._margin * np.sqrt(variance) <= self._ledger.num_blocks
+        fits = (fits | ~planned).all(axis=1)
         number = int(len(candidates) if fits.all() else fits.argmin())
         if number:
             self._mean, self._variance = mean[number - 1], variance[number - 1]

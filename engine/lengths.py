@@ -7,14 +7,21 @@ end first, do not make all look short (a Kaplan-Meier estimate). A constant pred
 into the distribution of all lengths by itself.
 """
 
+from collections.abc import Iterable
 from math import erf, log
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.sequence import Sequence
+
 _LOW, _HIGH, _WIDTH = -4.0, 4.0, 0.125
 _EDGES = np.arange(_LOW, _HIGH, _WIDTH)
 NUM_BINS = len(_EDGES)
+
+OUTCOME_WEIGHTS = np.array([1 / 6, 2 / 3, 1 / 6])
+"""How likely the three outcomes of a prediction are (Gauss-Hermite quadrature)."""
+_OUTCOMES = np.array([-(3**0.5), 0.0, 3**0.5])
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -33,12 +40,44 @@ class LengthErrors:
         hazard = 1 - after / np.maximum(survival, 1e-12)
         self._ended = prior_weight * survival * hazard
         self._reached = prior_weight * survival
+        self._expected = np.zeros(3)  # count, sum and sum of squares of ln(predicted)
 
     def observe(self, output_len: int, predicted_len: int) -> None:
         """A sequence has ended after `output_len` tokens."""
         index = min(NUM_BINS - 1, max(0, int((log(output_len / predicted_len) - _LOW) / _WIDTH)))
         self._ended[index] += 1
         self._reached[: index + 1] += 1
+
+    def expect(self, predicted_len: int) -> None:
+        """A sequence was submitted with this prediction."""
+        x = log(predicted_len)
+        self._expected += (1, x, x * x)
+
+    def real_lens(self, predicted_lens: Floats, survival: Floats) -> Floats:
+        """What the predictions may turn out to be: [3, predictions], see `OUTCOME_WEIGHTS`.
+
+        The logarithms of real lengths are taken as normal, and predictions as them with independent
+        noise. Given a prediction, the real one then lies nearer to the middle, with a spread of its
+        own; the three outcomes stand for that.
+        """
+        count, total, squares = self._expected
+        middle = total / max(1.0, count)
+        spread = max(0.0, squares / max(1.0, count) - middle**2)
+        part = survival - np.append(survival[1:], 0.0)
+        centres = _EDGES + _WIDTH / 2
+        bias = (part * centres).sum()
+        noise = (part * (centres - bias) ** 2).sum()
+        slope = max(0.0, 1 - noise / spread) if spread > 0 else 0.0
+        expected = middle + bias + slope * (np.log(predicted_lens) - middle)
+        sigma = (slope * noise) ** 0.5
+        lens: Floats = np.exp(expected + sigma * _OUTCOMES[:, None])
+        return lens
+
+    def survival_beside(self, live: Iterable[Sequence]) -> Floats:
+        """Probability to reach each bin, as the ended and the live sequences have it."""
+        rows = [(len(s.token_ids) - s.num_prompt_tokens, s.predicted_len) for s in live]
+        table = np.array(rows, dtype=np.float64).reshape(-1, 2)
+        return self.survival(bins_of(table[:, 0], table[:, 1]))
 
     def survival(self, live_bins: Ints) -> Floats:
         """Probability to reach each bin; `live_bins` are where the live sequences are now."""

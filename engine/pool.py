@@ -13,7 +13,8 @@ class Pool:
     Every open sequence is either in `waiting` or in `live`; of the live ones those without a step
     in flight are in `ready` too, in the order in which they became ready. The totals grow and fall
     with them: `live_tokens` counts the tokens of live sequences whose KV is planned,
-    `waiting_tokens` those that waiting sequences have to feed.
+    `waiting_tokens` those that waiting sequences have to feed, `waiting_output` those that they are
+    predicted to generate.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Pool:
         self.ready: dict[int, Sequence] = {}
         self.live_tokens = 0
         self.waiting_tokens = 0
+        self.waiting_output = 0
         self.num_finished = 0  # of those that held KV
         self.num_in_flight = 0  # micro-batches
 
@@ -50,14 +52,15 @@ class Pool:
     def add(self, sequence: Sequence) -> None:
         """A new sequence joins the queue."""
         self.waiting.add(sequence)
-        self.waiting_tokens += sequence.num_unplanned
+        self.errors.expect(sequence.predicted_len)
+        self._count_waiting(sequence, 1)
 
     def admit(self, sequence: Sequence) -> bool:
         """waiting -> running with blocks for all its tokens; False, and no change, without them."""
         if not self.ledger.extend(sequence.block_table, len(sequence.token_ids)):
             return False
         self.waiting.remove(sequence)
-        self.waiting_tokens -= sequence.num_unplanned
+        self._count_waiting(sequence, -1)
         self.live[sequence.sequence_id] = sequence
         sequence.state = State.RUNNING
         return True
@@ -85,17 +88,21 @@ class Pool:
         sequence.cohort = -1
         sequence.state = State.WAITING
         self.waiting.put_back(sequence)
-        self.waiting_tokens += sequence.num_unplanned
+        self._count_waiting(sequence, 1)
 
     def finish(self, sequence: Sequence) -> None:
         """Any state -> finished: its blocks are free at once, also while a step is in flight."""
         if sequence.state is State.WAITING:
             self.waiting.remove(sequence)
-            self.waiting_tokens -= sequence.num_unplanned
+            self._count_waiting(sequence, -1)
         else:
             self.num_finished += 1
             self._leave_live(sequence)
         sequence.state = State.FINISHED
+
+    def _count_waiting(self, sequence: Sequence, sign: int) -> None:
+        self.waiting_tokens += sign * sequence.num_unplanned
+        self.waiting_output += sign * sequence.predicted_remaining
 
     def _leave_live(self, sequence: Sequence) -> None:
         del self.live[sequence.sequence_id]

@@ -159,12 +159,11 @@ class Scheduler:
             min(stage.max_model_len for stage in stages),
             num_blocks * block_size,
         )
-        longest_first = self.config.policy == "temporal" and self.config.longest_first
         self.pipeline = Pipeline(
             stages[0].epoch,
             Pool(
                 BlockLedger(num_blocks, block_size),
-                WaitingQueue(longest_first=longest_first),
+                WaitingQueue(),
                 self._errors,
                 self.counters,
             ),

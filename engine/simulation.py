@@ -96,7 +96,7 @@ def simulate(
 
 
 class SimulationError(Exception):
-    """A request was refused; the text is for the user."""
+    """A request was refused or never ended; the text is for the user."""
 
 
 class _Simulation:
@@ -134,6 +134,9 @@ class _Simulation:
             if self._record and isinstance(event, StepDone):
                 self._sample(now)
         self.result.makespan_s = now
+        num_open = sum(life.ended_at < 0 for life in self.result.lives)
+        if num_open:
+            raise SimulationError(f"the schedule stands still with {num_open} requests open")
 
     def _submit(self, sequence_id: int, arrival: Arrival) -> Submit:
         return Submit(

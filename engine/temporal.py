@@ -11,13 +11,18 @@ from collections import deque
 from itertools import islice, takewhile
 from math import ceil
 
+import numpy as np
+
 from configs.schema import TemporalConfig
 from engine.balance import most_rows
 from engine.batches import MicroBatch
 from engine.cost_model import CostModel
 from engine.decoding import add_decodes
+from engine.forecast import Rest, best_size
 from engine.greedy_prefill import FutureUse
+from engine.horizon import rounds_to_pay
 from engine.kv_plan import KvPlan
+from engine.lengths import OUTCOME_WEIGHTS
 from engine.messages import Phase
 from engine.policy import Policy
 from engine.pool import Pool
@@ -28,6 +33,10 @@ from engine.topup import knee
 
 # Candidates for admission that are looked at in one round.
 _LOOK_AHEAD = 64
+# Rounds between two forecasts, and groups that stand for all sequences in one.
+_FORECAST_ROUNDS, _GROUPS = 64, 16
+# Weight of the newest step in the mean number of tokens of a step.
+_MEAN_WEIGHT = 1 / 256
 
 
 class Temporal(Policy):
@@ -46,6 +55,9 @@ class Temporal(Policy):
         self._idle_loss_s = 0.0
         self._target_size = 0
         self._launches = 0
+        self._mean_tokens = float(self._knee)
+        self._most = self._knee
+        self._next_forecast = 0
 
     @property
     def max_in_flight(self) -> int:
@@ -71,6 +83,7 @@ class Temporal(Policy):
             more = len(self._admitted) / self._num_stages
             self._idle_loss_s += idle_loss_s(self._cost, batch.num_decodes, more)
         self._launches += 1
+        self._mean_tokens += (batch.total_tokens - self._mean_tokens) * _MEAN_WEIGHT
         return batch
 
     def _switch(self, pool: Pool, phase: Phase) -> None:
@@ -110,7 +123,7 @@ class Temporal(Policy):
             return False
         if (
             not self._config.lazy_refill
-            or not pool.num_live
+            or not pool.ready  # nothing else to run
             or len(self._admitted) >= len(pool.waiting)
             or pool.waiting.online_wait_s(now) >= self._config.max_prefill_wait
         ):
@@ -120,24 +133,71 @@ class Temporal(Policy):
 
     def _look(self, pool: Pool) -> None:
         """Once a round: who is admitted, and how large steps must be to feed them in good time."""
-        self._admitted = deque(self._admissible(pool))
-        supply = sum(sequence.num_unplanned for sequence in self._admitted)
-        if self._lane.half_fed:
-            supply += self._lane.half_fed.num_unplanned
-        rows = -(-pool.num_live // self._num_stages)
-        pace = supply / (self._num_stages * self._config.refill_rounds)
-        self._target_size = min(self._knee, self._cost.edge(rows + ceil(pace)))
+        config, num_stages = self._config, self._num_stages
+        if self._launches >= self._next_forecast:
+            self._next_forecast = self._launches + _FORECAST_ROUNDS * num_stages
+            self._most = self._forecast(pool)
+        critical = float("inf")
+        if config.longest_first:
+            work = pool.waiting_tokens + pool.waiting_output
+            critical = work / (num_stages * self._mean_tokens * config.critical_slack)
+        room = min(_LOOK_AHEAD, self._max_live - pool.num_live)
+        candidates = list(islice(pool.waiting.with_critical_first(critical), max(0, room)))
+        admitted = self._admissible(pool, candidates)
+        self._admitted = deque(admitted)
+        if len(admitted) == len(candidates):
+            self._target_size = self._most
+        else:
+            supply = sum(sequence.num_unplanned for sequence in admitted)
+            rows = -(-pool.num_live // num_stages)
+            pace = supply / (num_stages * config.refill_rounds)
+            self._target_size = min(self._most, self._cost.edge(rows + ceil(pace)))
         if self.phase == "prefill":
             self._refill_size = max(self._refill_size, self._target_size)
 
-    def _admissible(self, pool: Pool) -> list[Sequence]:
-        """Waiting sequences that have room now and for good, up to the first that has not."""
-        room = min(_LOOK_AHEAD, self._max_live - pool.num_live)
-        candidates = list(islice(pool.waiting, max(0, room)))
+    def _forecast(self, pool: Pool) -> int:
+        """The size of a refill's steps: the knee, or what ends offline work sooner."""
+        sample = pool.waiting.by_length(_GROUPS)
+        if not self._config.forecast or not sample:
+            return self._knee
+        stride = max(1, pool.num_live // _GROUPS)
+        live = list(islice(pool.live.values(), 0, None, stride))
+        chosen = live + [sequence for sequence, _ in sample]
+        counts = np.array([stride] * len(live) + [count for _, count in sample], dtype=float)
+        errors = pool.errors
+        lens = errors.real_lens(
+            np.array([s.predicted_len for s in chosen], dtype=float),
+            errors.survival_beside(pool.live.values()),
+        )
+        rest = Rest(
+            np.outer(counts, OUTCOME_WEIGHTS).ravel(),
+            np.repeat([float(s.num_unplanned) for s in chosen], len(OUTCOME_WEIGHTS)),
+            np.maximum(1.0, lens.T - np.array([[s.num_generated] for s in chosen])).ravel(),
+        )
+        longest = self._config.max_num_batched_tokens
+        sizes = [self._knee, *(size for size in self._cost.edges if self._knee < size < longest)]
+        return best_size(self._cost, sizes, rest, self._num_stages)
+
+    def _horizons(self, pool: Pool, candidates: list[Sequence]) -> list[float]:
+        """For how many rounds each must fit, if it is admitted after those before it."""
+        if not self._config.horizon:
+            return [float("inf")] * len(candidates)
+        prefill_s = self._cost.linear_s(self._knee) / self._knee
+        return [
+            self._config.horizon
+            * rounds_to_pay(
+                self._cost, -(-(pool.num_live + i) // self._num_stages), len(s.token_ids), prefill_s
+            )
+            for i, s in enumerate(candidates, start=1)
+        ]
+
+    def _admissible(self, pool: Pool, candidates: list[Sequence]) -> list[Sequence]:
+        """Those that have room now and for good, up to the first that has not."""
         if not candidates:
             return []
         if self._config.survival:
-            admitted = KvPlan(pool, pool.errors, self._config.kv_margin).admit(candidates)
+            plan = KvPlan(pool, pool.errors, self._config.kv_margin)
+            admitted = plan.admit(candidates, self._horizons(pool, candidates))
         else:
             use = FutureUse.of_live(pool, self._config.kv_occupancy)
             admitted = list(takewhile(use.take, candidates))

@@ -1,51 +1,81 @@
 """The waiting queue: who is admitted next.
 
-First those that were pre-empted, then online sequences in the order they came, then offline ones:
-in that order too, or the longest predicted output first, so that a run does not end with a few long
-ones in an empty pipeline (PAPERS.md, section 2 g). A long sequence overtakes only what came within
-(difference in tokens) / `AGING_TOKENS_PER_S` before it, which bounds every wait.
+First those that were pre-empted, then online sequences in the order they came, then offline ones in
+that order. Offline ones may be taken by length as well: those whose answers would otherwise last
+longer than all other work, the longest first (PAPERS.md, section 2 g).
 """
 
 from collections.abc import Iterator
+from itertools import chain, takewhile
 
 from sortedcontainers import SortedDict
 
 from engine.sequence import Sequence
 
-AGING_TOKENS_PER_S = 2.0
-
 _PREEMPTED, _ONLINE, _OFFLINE = range(3)
-_Key = tuple[int, float, float, int]
+_Key = tuple[float, float, int]
 
 
 class WaitingQueue:
     """Sequences without KV, in the order of admission; all operations are O(log n)."""
 
-    def __init__(self, *, longest_first: bool = False) -> None:
-        self._longest_first = longest_first
+    def __init__(self) -> None:
         self._keys: dict[int, _Key] = {}
-        self._sequences: SortedDict[_Key, Sequence] = SortedDict()
+        self._in_order: SortedDict[_Key, Sequence] = SortedDict()
+        self._by_length: SortedDict[_Key, Sequence] = SortedDict()
 
     def add(self, sequence: Sequence) -> None:
         """A new sequence."""
-        lane, rank = _ONLINE, 0.0
         if sequence.submit.offline:
-            lane = _OFFLINE
-            if self._longest_first:
-                rank = sequence.arrived_at * AGING_TOKENS_PER_S - sequence.predicted_len
-        self._insert(sequence, lane, rank)
+            self._by_length[_length_key(sequence)] = sequence
+        self._insert(sequence, _OFFLINE if sequence.submit.offline else _ONLINE)
 
     def put_back(self, sequence: Sequence) -> None:
         """A sequence that was pre-empted."""
-        self._insert(sequence, _PREEMPTED, 0.0)
+        self._insert(sequence, _PREEMPTED)
 
     def remove(self, sequence: Sequence) -> None:
         """It was admitted or has ended. Raises `KeyError` when it is not here."""
-        del self._sequences[self._keys.pop(sequence.sequence_id)]
+        del self._in_order[self._keys.pop(sequence.sequence_id)]
+        self._by_length.pop(_length_key(sequence), None)
+
+    def find(self, sequence_id: int) -> Sequence | None:
+        """The waiting sequence with this id."""
+        key = self._keys.get(sequence_id)
+        return None if key is None else self._in_order[key]
 
     def first(self) -> Sequence | None:
-        """The one to admit next."""
-        return self._sequences.peekitem(0)[1] if self._sequences else None
+        """The next one in order."""
+        return self._in_order.peekitem(0)[1] if self._in_order else None
+
+    def by_length(self, count: int) -> list[tuple[Sequence, int]]:
+        """Fresh offline sequences from the longest to the shortest, each with how many it is for.
+
+        The first alone, then each for twice as many, up to `count` equal parts of all.
+        """
+        number, chosen, begin = len(self._by_length), [], 0
+        most = max(1, number // count)
+        while begin < number:
+            width = min(max(1, begin), most, number - begin)
+            chosen.append((self._by_length.values()[begin + width // 2], width))
+            begin += width
+        return chosen
+
+    def with_critical_first(self, critical_len: float) -> Iterator[Sequence]:
+        """In order, except that of the fresh offline ones the critical go first, by length.
+
+        Those are predicted to generate `critical_len` tokens or more.
+        """
+        in_order = iter(self._in_order.items())
+        head: list[Sequence] = []
+        for (lane, _, _), sequence in in_order:
+            if lane == _OFFLINE:
+                head.append(sequence)
+                break
+            yield sequence
+        yield from takewhile(lambda s: s.predicted_len >= critical_len, self._by_length.values())
+        rest = chain(head, (sequence for _, sequence in in_order))
+        yield from (sequence for sequence in rest if sequence.predicted_len < critical_len)
 
     def online_wait_s(self, now: float) -> float:
         """How long the next one has waited, 0 when nobody waits for it."""
@@ -53,17 +83,16 @@ class WaitingQueue:
         return 0.0 if first is None or first.submit.offline else now - first.arrived_at
 
     def __iter__(self) -> Iterator[Sequence]:
-        return iter(self._sequences.values())
+        return iter(self._in_order.values())
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def find(self, sequence_id: int) -> Sequence | None:
-        """The waiting sequence with this id."""
-        key = self._keys.get(sequence_id)
-        return None if key is None else self._sequences[key]
-
-    def _insert(self, sequence: Sequence, lane: int, rank: float) -> None:
-        key = (lane, rank, sequence.arrived_at, sequence.sequence_id)
+    def _insert(self, sequence: Sequence, lane: int) -> None:
+        key = (lane, sequence.arrived_at, sequence.sequence_id)
         self._keys[sequence.sequence_id] = key
-        self._sequences[key] = sequence
+        self._in_order[key] = sequence
+
+
+def _length_key(sequence: Sequence) -> _Key:
+    return (-sequence.predicted_len, sequence.arrived_at, sequence.sequence_id)

@@ -9,63 +9,22 @@ import json
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import exp
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from benchmarks.hardware import ERRORS, add_hardware_options, hardware_of
 from benchmarks.request import Request, WorkloadError
 from benchmarks.summary import spread
 from benchmarks.timeline import draw
-from benchmarks.workloads import KINDS, add_workload_options, positive, workload_of
+from benchmarks.workloads import KINDS, add_workload_options, workload_of
 from configs.loader import ConfigError, load
-from configs.profiles import Profile, ProfileError, read_profile
 from configs.schema import EngineConfig
-from engine.messages import StageCosts
 from engine.scheduler import ImpossibleSettingsError
-from engine.simulation import Arrival, Node, Run, SimulationError, simulate
+from engine.simulation import Arrival, Run, SimulationError, simulate
 from engine.trace import TraceWriter
-
-
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    """A node of equal GPUs and what a model costs on it.
-
-    `profile` is of the whole model on one GPU. With `tensor_parallel` N each stage is N GPUs that
-    share every layer and add up `allreduce_bytes_per_token` at `allreduce_bytes_per_s`.
-    """
-
-    profile: Profile
-    kv_tokens: int
-    kv_bytes_per_token: float
-    memory_bytes_per_s: float
-    overhead_s: float = 0.0002
-    hop_s: float = 0.0001
-    tensor_parallel: int = 1
-    allreduce_bytes_per_token: float = 0.0
-    allreduce_bytes_per_s: float = 14.65e9
-
-
-def make_node(hardware: Hardware, num_stages: int, block_size: int, max_model_len: int) -> Node:
-    """The hardware as S equal stages."""
-    num_gpus = num_stages * hardware.tensor_parallel
-    allreduce_s = 0.0
-    if hardware.tensor_parallel > 1:
-        allreduce_s = hardware.allreduce_bytes_per_token / hardware.allreduce_bytes_per_s
-    profile = hardware.profile
-    costs = StageCosts(
-        profile.num_tokens,
-        tuple(
-            seconds / num_gpus + n * allreduce_s / num_stages
-            for n, seconds in zip(profile.num_tokens, profile.seconds, strict=True)
-        ),
-        hardware.kv_bytes_per_token / (num_gpus * hardware.memory_bytes_per_s),
-    )
-    num_blocks = hardware.kv_tokens // block_size
-    return Node(
-        (costs,) * num_stages, num_blocks, max_model_len, hardware.overhead_s, hardware.hop_s
-    )
 
 
 def make_arrivals(requests: Sequence[Request], sigma: float | None, seed: int) -> list[Arrival]:
@@ -134,19 +93,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = EngineConfig.model_validate(
             settings.model_dump(include=set(EngineConfig.model_fields))
         )
-        hardware = _hardware(options)
+        hardware = hardware_of(options)
         sigma = {"oracle": 0.0, "constant": None, "noisy": options.prediction_sigma}
         arrivals = make_arrivals(workload_of(options), sigma[options.prediction], options.seed)
-        node = make_node(hardware, options.stages, config.block_size, config.max_model_len or 2048)
+        node = hardware.node(options.stages, config.block_size, config.max_model_len or 2048)
         began_at = perf_counter()
         wants_spans = options.trace is not None or options.timeline is not None
         run = simulate(config, node, arrivals, record=wants_spans)
     except (
         ConfigError,
-        ProfileError,
         WorkloadError,
         SimulationError,
         ImpossibleSettingsError,
+        *ERRORS,
     ) as error:
         print(f"tdpipe: error: {error}", file=sys.stderr)
         return 2
@@ -160,29 +119,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _hardware(options: argparse.Namespace) -> Hardware:
-    if options.profile is None:
-        raise ProfileError("give --profile CSV")
-    missing = [
-        f"--{name.replace('_', '-')}"
-        for name in ("kv_tokens", "kv_bytes_per_token", "memory_bandwidth")
-        if getattr(options, name) is None
-    ]
-    if missing:
-        raise ProfileError(f"a profile says nothing of the KV cache: give {', '.join(missing)}")
-    return Hardware(
-        read_profile(options.profile),
-        options.kv_tokens,
-        options.kv_bytes_per_token,
-        options.memory_bandwidth * 1e9,
-        options.overhead_ms / 1000,
-        options.hop_ms / 1000,
-        options.tensor_parallel,
-        options.allreduce_bytes_per_token,
-        options.allreduce_bandwidth * 1e9,
-    )
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tdpipe simulate",
@@ -191,18 +127,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_hardware_options(parser)
     add_workload_options(parser)
     add = parser.add_argument
-    add("--profile", type=Path, help="CSV of `Total Length,Execute Time` (tokens, ms), one GPU")
-    add("--stages", type=int, default=4, help="pipeline stages [4]")
-    add("--kv-tokens", type=int, help="tokens that the KV cache of the node holds")
-    add("--kv-bytes-per-token", type=positive, help="KV bytes of a token over all layers")
-    add("--memory-bandwidth", type=positive, help="GB/s of one GPU's memory")
-    add("--overhead-ms", type=float, default=0.2, help="what each step adds on a stage [0.2]")
-    add("--hop-ms", type=float, default=0.1, help="the way to the next stage [0.1]")
-    add("--tensor-parallel", type=int, default=1, help="GPUs in each stage [1]")
-    add("--allreduce-bandwidth", type=positive, default=14.65, help="GB/s [14.65, PCIe switch]")
-    add("--allreduce-bytes-per-token", type=float, default=0.0, help="2 x layers x hidden x 2")
     add(
         "--prediction",
         choices=("oracle", "noisy", "constant"),

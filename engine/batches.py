@@ -2,6 +2,7 @@
 
 from array import array
 from itertools import chain, compress
+from typing import Any
 
 from engine.messages import Phase, Step
 from engine.sequence import Sequence
@@ -30,13 +31,14 @@ class MicroBatch:
             return "prefill"
         return "decode" if self.num_decodes == len(self.sequences) else "mixed"
 
-    def add_decode(self, sequence: Sequence) -> None:
-        """A row that feeds the newest token."""
-        self.sequences.append(sequence)
-        self.num_tokens.append(1)
-        self.total_tokens += 1
-        self.kv_tokens += sequence.num_planned
-        self.num_decodes += 1
+    def add_decodes(self, sequences: list[Sequence]) -> None:
+        """Rows that feed the newest token of each."""
+        count = len(sequences)
+        self.sequences += sequences
+        self.num_tokens += [1] * count
+        self.total_tokens += count
+        self.kv_tokens += sum([sequence.num_planned for sequence in sequences])
+        self.num_decodes += count
 
     def add_prefill(self, sequence: Sequence, limit: int) -> int:
         """A row of what the sequence still has to feed, at most `limit` tokens; their number."""
@@ -52,23 +54,23 @@ def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int) -> Step:
     """The plan for the stages. Each row's block table must already hold the row's tokens."""
     sequences, num_tokens = batch.sequences, batch.num_tokens
     starts = [sequence.num_planned for sequence in sequences]
-    ends = [start + count for start, count in zip(starts, num_tokens, strict=True)]
-    samples = bytes(
-        [end == len(sequence.token_ids) for sequence, end in zip(sequences, ends, strict=True)]
-    )
-    spans = zip(sequences, starts, ends, strict=True)
     if batch.num_decodes == len(sequences):
+        # All rows sample after one token, and their tables hold no block beyond it.
+        sampling, samples = sequences, b"\1" * len(sequences)
         token_ids = array("i", [sequence.token_ids[-1] for sequence in sequences])
+        tables = [sequence.block_table.tobytes() for sequence in sequences]
     else:
+        spans = [
+            (sequence, start, start + count)
+            for sequence, start, count in zip(sequences, starts, num_tokens, strict=True)
+        ]
+        samples = bytes([end == len(sequence.token_ids) for sequence, _, end in spans])
+        sampling = list(compress(sequences, samples))
         token_ids = array(
             "i", chain.from_iterable(s.token_ids[start:end] for s, start, end in spans)
         )
-    sampling = list(compress(sequences, samples))
-    random = [
-        (i, sequence)
-        for i, sequence in enumerate(sampling)
-        if sequence.submit.sampling.temperature > 0
-    ]
+        tables = [s.block_table[: -(-end // block_size)].tobytes() for s, _, end in spans]
+    special = [(i, sequence) for i, sequence in enumerate(sampling) if not sequence.is_plain]
     return Step(
         epoch=epoch,
         step_id=step_id,
@@ -78,21 +80,24 @@ def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int) -> Step:
         num_tokens=array("i", num_tokens).tobytes(),
         samples=samples,
         token_ids=token_ids.tobytes(),
-        block_tables=b"".join(
-            [
-                sequence.block_table[: -(-end // block_size)].tobytes()
-                for sequence, end in zip(sequences, ends, strict=True)
-            ]
-        ),
-        random_rows=array("i", [i for i, _ in random]).tobytes(),
-        temperatures=array("f", [s.submit.sampling.temperature for _, s in random]).tobytes(),
-        top_ps=array("f", [s.submit.sampling.top_p for _, s in random]).tobytes(),
-        top_ks=array("i", [s.submit.sampling.top_k for _, s in random]).tobytes(),
-        seeds=array("Q", [s.submit.sampling.seed for _, s in random]).tobytes(),
-        output_indices=array("i", [s.num_generated for _, s in random]).tobytes(),
-        bans=tuple(
-            (i, array("i", sequence.submit.stop_token_ids).tobytes())
-            for i, sequence in enumerate(sampling)
-            if sequence.bans_stop()
-        ),
+        block_tables=b"".join(tables),
+        **(_special_columns(special) if special else {}),
     )
+
+
+def _special_columns(rows: list[tuple[int, Sequence]]) -> dict[str, Any]:
+    """What the sampler must know of rows that do not just take the likeliest token."""
+    random = [(i, s) for i, s in rows if s.submit.sampling.temperature > 0]
+    return {
+        "random_rows": array("i", [i for i, _ in random]).tobytes(),
+        "temperatures": array("f", [s.submit.sampling.temperature for _, s in random]).tobytes(),
+        "top_ps": array("f", [s.submit.sampling.top_p for _, s in random]).tobytes(),
+        "top_ks": array("i", [s.submit.sampling.top_k for _, s in random]).tobytes(),
+        "seeds": array("Q", [s.submit.sampling.seed for _, s in random]).tobytes(),
+        "output_indices": array("i", [s.num_generated for _, s in random]).tobytes(),
+        "bans": tuple(
+            (i, array("i", s.submit.stop_token_ids).tobytes())
+            for i, s in rows
+            if len(s.token_ids) < s.shortest_len and s.stop_token_ids
+        ),
+    }

@@ -20,9 +20,15 @@ def add_decodes(
 
     Up to `num_rows`, and until the rows read `kv_tokens` of resident KV.
     """
+    rows: list[Sequence] = []
+    room, block_size, is_ready = kv_tokens, pool.ledger.block_size, State.READY
     for sequence in idle:
-        if batch.num_decodes >= num_rows or batch.kv_tokens >= kv_tokens:
-            return
-        # One that is not ready any more was pre-empted for one before it.
-        if sequence.state is State.READY and make_room(pool, sequence, batch.sequences):
-            batch.add_decode(sequence)
+        if len(rows) >= num_rows or room <= 0:
+            break
+        if sequence.state is not is_ready:
+            continue  # it was pre-empted for one before it
+        has_room = len(sequence.token_ids) <= len(sequence.block_table) * block_size
+        if has_room or make_room(pool, sequence, rows):
+            rows.append(sequence)
+            room -= sequence.num_planned
+    batch.add_decodes(rows)

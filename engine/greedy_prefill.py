@@ -5,11 +5,14 @@ is predicted to go on for r tokens holds ceil((L + p) / block) blocks at every p
 after. Prefill goes on while the peak over p stays within the capacity.
 """
 
+import numpy as np
+
 from engine.pool import Pool
 from engine.sequence import Sequence
 
 FUTURE_POINTS = (5, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Decode steps ahead at which use is simulated (the paper's code)."""
+_POINTS = np.array(FUTURE_POINTS)
 
 
 class FutureUse:
@@ -25,8 +28,11 @@ class FutureUse:
         """The live sequences' use, within the part `occupancy` of all blocks."""
         ledger = pool.ledger
         use = cls(occupancy * ledger.num_blocks, ledger.block_size)
-        for sequence in pool.live.values():
-            use.add(sequence)
+        live = [(len(s.token_ids), s.predicted_remaining) for s in pool.live.values()]
+        lengths, remaining = np.array(live, dtype=np.int64).reshape(-1, 2).T[:, :, None]
+        blocks = -(-(lengths + _POINTS) // ledger.block_size)
+        last = np.maximum(remaining, FUTURE_POINTS[0])
+        use._use = np.where(last >= _POINTS, blocks, 0).sum(axis=0).tolist()
         return use
 
     def admits(self, sequence: Sequence) -> bool:

@@ -1,5 +1,7 @@
 """The policies by name."""
 
+from typing import get_args
+
 from configs.schema import SchedulerConfig
 from engine.cost_model import CostModel
 from engine.hybrid import Hybrid
@@ -7,6 +9,9 @@ from engine.policy import Policy
 from engine.separate import Separate
 from engine.td_pipe import TdPipe
 from engine.temporal import Temporal
+
+POLICIES = get_args(SchedulerConfig.model_fields["policy"].annotation)
+"""The names."""
 
 
 def make_policy(config: SchedulerConfig, num_stages: int, cost: CostModel) -> Policy:

@@ -192,24 +192,24 @@ class Scheduler:
         step = pipeline.in_flight.popleft()
         pipeline.pool.num_in_flight -= 1
         assert step.step_id == done.step_id, "steps come back in the order they were sent"
-        pool, ids, tokens, ended = pipeline.pool, array("q"), array("i"), []
+        pool = pipeline.pool
+        alive, tokens, ended, has_finished = [], [], [], State.FINISHED
         for sequence, token_id in zip(
             step.sampling, memoryview(done.token_ids).cast("i"), strict=True
         ):
-            if sequence.state is State.FINISHED:
+            if sequence.state is has_finished:
                 continue
-            sequence.token_ids.append(token_id)
-            ids.append(sequence.sequence_id)
+            history = sequence.token_ids
+            history.append(token_id)
+            alive.append(sequence)
             tokens.append(token_id)
-            if (
-                token_id in sequence.stop_token_ids
-                or len(sequence.token_ids) >= sequence.longest_len
-            ):
+            if token_id in sequence.stop_token_ids or len(history) >= sequence.longest_len:
                 ended.append(sequence)
-            pool.make_ready(sequence)
-        if ids:
-            self.counters.generated_tokens += len(ids)
-            out.append(Generated(ids.tobytes(), tokens.tobytes()))
+        pool.make_ready(alive)
+        if alive:
+            self.counters.generated_tokens += len(alive)
+            ids = array("q", [sequence.sequence_id for sequence in alive])
+            out.append(Generated(ids.tobytes(), array("i", tokens).tobytes()))
         for sequence in ended:
             self._end(pool, sequence, out)
 
@@ -239,8 +239,7 @@ class Scheduler:
     def _launch(self, pipeline: Pipeline, batch: MicroBatch) -> Step:
         step_id = self._next_step_id
         step = pack(batch, pipeline.epoch, step_id, self.config.block_size)
-        for sequence, num_tokens in zip(batch.sequences, batch.num_tokens, strict=True):
-            pipeline.pool.launch(sequence, num_tokens)
+        pipeline.pool.launch(batch.sequences, batch.num_tokens)
         sampling = list(compress(batch.sequences, step.samples))
         pipeline.in_flight.append(InFlight(step_id, sampling))
         pipeline.pool.num_in_flight += 1

@@ -29,13 +29,15 @@ class Sequence:
     whose KV is in the cache or on its way there through steps in flight. `longest_len` is the
     length in tokens at which it is full, `shortest_len` the one from which a stop token ends it.
     `predicted_len` is the expected number of output tokens, `cohort` the decode micro-batch that it
-    belongs to where micro-batches keep their members.
+    belongs to where micro-batches keep their members. `is_plain` sequences need nothing of the
+    sampler but the likeliest token.
     """
 
     __slots__ = (
         "arrived_at",
         "block_table",
         "cohort",
+        "is_plain",
         "longest_len",
         "num_planned",
         "num_prompt_tokens",
@@ -59,6 +61,7 @@ class Sequence:
         self.longest_len = self.num_prompt_tokens + submit.max_tokens
         self.shortest_len = self.num_prompt_tokens + submit.min_tokens
         self.stop_token_ids = frozenset(submit.stop_token_ids)
+        self.is_plain = submit.sampling.temperature == 0 and not submit.min_tokens
         self.predicted_len = min(predicted_len, submit.max_tokens)
         self.state = State.WAITING
         self.block_table = array("i")
@@ -85,7 +88,3 @@ class Sequence:
         return (
             len(self.token_ids) >= self.shortest_len and self.token_ids[-1] in self.stop_token_ids
         )
-
-    def bans_stop(self) -> bool:
-        """Whether the next token must not be a stop token (`min_tokens`)."""
-        return len(self.token_ids) < self.shortest_len and bool(self.stop_token_ids)

@@ -31,8 +31,8 @@ from engine.refill import idle_loss_s, switch_cost_s
 from engine.sequence import Sequence, State
 from engine.topup import knee
 
-# Candidates for admission that are looked at in one round.
-_LOOK_AHEAD = 64
+# Candidates for admission that are looked at once in so many rounds.
+_LOOK_AHEAD, _LOOK_ROUNDS = 64, 4
 # Rounds between two forecasts, and groups that stand for all sequences in one.
 _FORECAST_ROUNDS, _GROUPS = 64, 16
 # Weight of the newest step in the mean number of tokens of a step.
@@ -58,6 +58,8 @@ class Temporal(Policy):
         self._mean_tokens = float(self._knee)
         self._most = self._knee
         self._next_forecast = 0
+        self._next_look = 0
+        self._first_seen: Sequence | None = None
 
     @property
     def max_in_flight(self) -> int:
@@ -66,7 +68,7 @@ class Temporal(Policy):
 
     def next_micro_batch(self, pool: Pool, now: float) -> MicroBatch | None:
         """See `Policy.next_micro_batch`."""
-        if self._launches % self._num_stages == 0 or not pool.num_in_flight:
+        if self._is_look_due(pool):
             self._look(pool)
         if self.phase == "decode" and self._is_refill_due(pool, now):
             self._switch(pool, "prefill")
@@ -131,9 +133,21 @@ class Temporal(Policy):
         rows = -(-pool.num_live // self._num_stages)
         return self._idle_loss_s >= switch_cost_s(self._cost, rows, max(rows, self._target_size))
 
+    def _is_look_due(self, pool: Pool) -> bool:
+        """Every few rounds, when a refill has fed all it was given, and for a new online one."""
+        if self._launches >= self._next_look or not pool.num_in_flight:
+            return True
+        if self._admitted or not pool.waiting:
+            return False
+        first = pool.waiting.first()
+        is_new = first is not self._first_seen and first is not None and not first.submit.offline
+        return is_new or (self.phase == "prefill" and self._lane.half_fed is None)
+
     def _look(self, pool: Pool) -> None:
-        """Once a round: who is admitted, and how large steps must be to feed them in good time."""
+        """Who is admitted next, and how large steps must be to feed them in good time."""
         config, num_stages = self._config, self._num_stages
+        self._next_look = self._launches + _LOOK_ROUNDS * num_stages
+        self._first_seen = pool.waiting.first()
         if self._launches >= self._next_forecast:
             self._next_forecast = self._launches + _FORECAST_ROUNDS * num_stages
             self._most = self._forecast(pool)

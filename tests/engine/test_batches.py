@@ -75,8 +75,9 @@ def batch_of(rows: list[Row]) -> MicroBatch:
     """The rows as a policy adds them."""
     batch = MicroBatch()
     for row in rows:
-        if row.sequence.num_generated and row.sequence.num_unplanned == 1:
-            batch.add_decode(row.sequence)
+        fits = len(row.sequence.block_table) == -(-len(row.sequence.token_ids) // BLOCK_SIZE)
+        if row.sequence.num_generated and row.sequence.num_unplanned == 1 and fits:
+            batch.add_decodes([row.sequence])
         else:
             assert batch.add_prefill(row.sequence, row.num_tokens) == row.num_tokens
     return batch

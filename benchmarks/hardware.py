@@ -1,0 +1,128 @@
+"""The hardware of a simulation: a node of equal GPUs, and what a model costs on it."""
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
+from benchmarks.model_shape import BYTES_PER_NUMBER, ModelShapeError, read_shape
+from benchmarks.workloads import positive
+from configs.gpus import GpuError, find_gpu
+from configs.profiles import Profile, ProfileError, read_profile
+from engine.messages import StageCosts
+from engine.simulation import Node
+
+# Partial sums that each token's layers exchange under tensor parallelism: attention and MLP.
+ALLREDUCES_PER_LAYER = 2
+
+
+class HardwareError(ValueError):
+    """The node is not described well enough; the text is one line for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """`profile` is of the whole model on one GPU; the KV cache is that of the whole node.
+
+    With `tensor_parallel` N each stage is N GPUs that share every layer and exchange
+    `allreduce_bytes_per_token` at `allreduce_bytes_per_s` (the paper's node: 14.65 GB/s).
+    """
+
+    profile: Profile
+    kv_tokens: int
+    kv_bytes_per_token: float
+    memory_bytes_per_s: float
+    overhead_s: float = 0.0002
+    hop_s: float = 0.0001
+    tensor_parallel: int = 1
+    allreduce_bytes_per_token: float = 0.0
+    allreduce_bytes_per_s: float = 14.65e9
+
+    def node(self, num_stages: int, block_size: int, max_model_len: int) -> Node:
+        """The hardware as equal stages, its GPUs shared out among them."""
+        num_gpus = num_stages * self.tensor_parallel
+        allreduce_s = 0.0
+        if self.tensor_parallel > 1:
+            allreduce_s = self.allreduce_bytes_per_token / self.allreduce_bytes_per_s / num_stages
+        pairs = zip(self.profile.num_tokens, self.profile.seconds, strict=True)
+        costs = StageCosts(
+            self.profile.num_tokens,
+            tuple(seconds / num_gpus + n * allreduce_s for n, seconds in pairs),
+            self.kv_bytes_per_token / (num_gpus * self.memory_bytes_per_s),
+        )
+        num_blocks = self.kv_tokens // block_size
+        return Node((costs,) * num_stages, num_blocks, max_model_len, self.overhead_s, self.hop_s)
+
+
+def add_hardware_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is simulated: a profile, or a GPU and a model."""
+    add = parser.add_argument
+    add("--profile", type=Path, help="CSV of `Total Length,Execute Time` (tokens, ms), one GPU")
+    add("--gpu", help="a GPU of configs/gpus.yaml instead of a profile")
+    add("--model", help="with --gpu: a config.json, its folder, or a name of configs/models")
+    add("--stages", type=int, default=4, help="pipeline stages [4]")
+    add("--kv-tokens", type=int, help="tokens in the node's KV cache [with --gpu: what fits]")
+    add("--kv-bytes-per-token", type=positive, help="over all layers [with --gpu: the model's]")
+    add("--memory-bandwidth", type=positive, help="GB/s of one GPU [with --gpu: the GPU's]")
+    add("--overhead-ms", type=float, default=0.2, help="what each step adds on a stage [0.2]")
+    add("--hop-ms", type=float, default=0.1, help="the way to the next stage [0.1]")
+    add("--tensor-parallel", type=int, default=1, help="GPUs that share each stage [1]")
+    add("--allreduce-bandwidth", type=positive, default=14.65, help="GB/s [14.65, PCIe switch]")
+    add("--allreduce-bytes-per-token", type=float, help="2 x layers x hidden x 2 [the model's]")
+
+
+def hardware_of(options: argparse.Namespace) -> Hardware:
+    """What `add_hardware_options` describes.
+
+    Raises `HardwareError`, `ProfileError`, `GpuError` or `ModelShapeError`, each one line.
+    """
+    if (options.profile is None) == (options.gpu is None):
+        raise HardwareError("give either --profile CSV or --gpu NAME --model CONFIG")
+    if options.stages < 1 or options.tensor_parallel < 1:
+        raise HardwareError("--stages and --tensor-parallel are at least 1")
+    given = {
+        "kv_tokens": options.kv_tokens,
+        "kv_bytes_per_token": options.kv_bytes_per_token,
+        "memory_bytes_per_s": options.memory_bandwidth and options.memory_bandwidth * 1e9,
+        "allreduce_bytes_per_token": options.allreduce_bytes_per_token,
+    }
+    return replace(
+        _of_profile(options) if options.gpu is None else _of_gpu(options),
+        overhead_s=options.overhead_ms / 1000,
+        hop_s=options.hop_ms / 1000,
+        tensor_parallel=options.tensor_parallel,
+        allreduce_bytes_per_s=options.allreduce_bandwidth * 1e9,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def _of_profile(options: argparse.Namespace) -> Hardware:
+    needed = ["kv_tokens", "kv_bytes_per_token", "memory_bandwidth"]
+    if options.tensor_parallel > 1:
+        needed.append("allreduce_bytes_per_token")
+    missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(options, name) is None]
+    if missing:
+        raise HardwareError(f"a profile does not say it all: give {', '.join(missing)} too")
+    return Hardware(read_profile(options.profile), 0, 0.0, 1.0)
+
+
+def _of_gpu(options: argparse.Namespace) -> Hardware:
+    if options.model is None:
+        raise HardwareError("--gpu needs --model: a config.json or a name of configs/models")
+    gpu, shape = find_gpu(options.gpu), read_shape(options.model)
+    num_gpus = options.stages * options.tensor_parallel
+    kv_tokens = kv_capacity_tokens(gpu, shape, num_gpus)
+    if not kv_tokens and options.kv_tokens is None:
+        raise HardwareError(f"{shape.name} does not fit {num_gpus} x {gpu.name}")
+    exchanged = ALLREDUCES_PER_LAYER * shape.num_layers * shape.hidden_size * BYTES_PER_NUMBER
+    return Hardware(
+        profile_of(gpu, shape),
+        kv_tokens,
+        shape.kv_bytes_per_token,
+        gpu.bytes_per_s * KV_READ_EFFICIENCY,
+        allreduce_bytes_per_token=float(exchanged),
+    )
+
+
+ERRORS = (HardwareError, ProfileError, GpuError, ModelShapeError)
+"""What `hardware_of` raises."""

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help serve test lint types contracts tests format demo-model clean
+.PHONY: help serve test lint types contracts tests format paper sweep demo-model clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,12 @@ tests: $(VENV)/dev
 format: $(VENV)/dev  ## let ruff lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+paper: $(VENV)/dev  ## the paper's tables in the simulator (about 5 minutes)
+	$(BIN)/python -m benchmarks.paper $(ARGS)
+
+sweep: $(VENV)/dev  ## temporal beside every other policy in many set-ups (about 15 minutes)
+	$(BIN)/python -m benchmarks.sweep $(ARGS)
 
 demo-model: $(VENV)/dev  ## train the demo model anew (about 40 minutes on two cores)
 	$(BIN)/python -m demo.train --out demo/model $(ARGS)

@@ -1,9 +1,8 @@
-"""What a decision costs: seconds of `Scheduler.handle` per micro-batch, at two lengths of the queue.
+"""What a decision costs: `Scheduler.handle` per micro-batch, at two lengths of the queue.
 
 `python -m benchmarks.decision_cost`. The scheduler of each policy serves 1,000 live sequences in
 micro-batches of about 128 rows, with so many more waiting that the KV cache has no room for. Steps
-return at once, so nothing but the scheduler is timed. Half of an engine's cost on top are encoding
-and sockets, which `docs/benchmarks.md` has.
+return at once, so nothing but the scheduler is timed: encoding and sockets come on top.
 """
 
 import argparse

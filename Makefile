@@ -35,7 +35,7 @@ format: $(VENV)/dev  ## let ruff lay out the code
 paper: $(VENV)/dev  ## the paper's tables in the simulator (about 5 minutes)
 	$(BIN)/python -m benchmarks.paper $(ARGS)
 
-sweep: $(VENV)/dev  ## temporal beside every other policy in many set-ups (about 15 minutes)
+sweep: $(VENV)/dev  ## temporal beside every other policy in many set-ups (about 20 minutes)
 	$(BIN)/python -m benchmarks.sweep $(ARGS)
 
 demo-model: $(VENV)/dev  ## train the demo model anew (about 40 minutes on two cores)

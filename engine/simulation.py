@@ -142,7 +142,7 @@ class _Simulation:
         return Submit(
             sequence_id,
             bytes(arrival.num_prompt_tokens * array("i").itemsize),
-            self._node.max_model_len - arrival.num_prompt_tokens,
+            max(arrival.output_len, self._node.max_model_len - arrival.num_prompt_tokens),
             stop_token_ids=(STOP_TOKEN,),
             predicted_len=arrival.predicted_len,
             offline=arrival.offline,

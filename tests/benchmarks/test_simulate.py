@@ -1,0 +1,128 @@
+"""`tdpipe simulate`: its figures, its files, and the one line for what cannot be simulated."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.request import Request, WorkloadError
+from benchmarks.simulate import main, make_arrivals
+from engine.policies import POLICIES
+from engine.trace import read_trace
+
+NODE = ["--gpu", "L20", "--model", "llama2-13b", "--kv-tokens", "20000"]
+WORKLOAD = ["--workload", "fixed:40:100:30"]
+
+
+def figures(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """The JSON object that a simulation prints."""
+    assert main([*NODE, *WORKLOAD, "--json", *arguments]) == 0
+    printed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return printed
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_json_object_has_what_scripts_ask_for(
+    capsys: pytest.CaptureFixture[str], policy: str
+) -> None:
+    told = figures(capsys, "--policy", policy, "--stages", "2")
+    assert told["policy"] == policy
+    assert told["num_output_tokens"] == 40 * 30
+    assert told["output_tokens_per_s"] == pytest.approx(40 * 30 / told["makespan_s"])
+    assert told["total_tokens_per_s"] == pytest.approx(40 * 130 / told["makespan_s"])
+    assert len(told["bubble_ratio"]) == 2
+    assert all(0 <= ratio < 1 for ratio in told["bubble_ratio"])
+    assert {"switches", "steals", "preemptions"} <= set(told)
+    assert {"p50", "p90", "p99"} <= set(told["ttft_s"])
+    assert {"p50", "p90", "p99"} <= set(told["tpot_s"])
+
+
+def test_the_same_seed_gives_the_same_run(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(seed: str) -> dict[str, Any]:
+        workload = ["--workload", "sharegpt:30", "--seed", seed, "--policy", "temporal"]
+        told = figures(capsys, *workload)
+        del told["took_s"]
+        return told
+
+    assert run("1") == run("1")
+    assert run("1") != run("2")
+
+
+def test_arrivals_stretch_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    at_once = figures(capsys)
+    in_turn = figures(capsys, "--request-rate", "1")
+    assert in_turn["makespan_s"] > at_once["makespan_s"]
+    assert in_turn["ttft_s"]["p50"] < at_once["ttft_s"]["p50"]
+
+
+def test_more_gpus_by_tensor_parallelism_are_one_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    told = figures(capsys, "--stages", "1", "--tensor-parallel", "4", "--policy", "separate")
+    assert len(told["bubble_ratio"]) == 1
+
+
+def test_the_trace_and_the_picture_are_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace, picture = tmp_path / "run.json", tmp_path / "run.svg"
+    told = figures(capsys, "--trace", str(trace), "--timeline", str(picture), "--stages", "3")
+    spans = read_trace(trace).spans
+    assert len(spans) == 3 * told["steps"]
+    assert max(span.ended_at for span in spans) <= told["makespan_s"] + 1e-6
+    assert picture.read_text().lstrip().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--workload", "fixed:1:1:1"], "--profile CSV or --gpu"),
+        ([*NODE, "--workload", "nonsense:3"], "unknown workload"),
+        ([*NODE, "--workload", "demo:3"], "prompt_token_ids"),
+        ([*NODE, *WORKLOAD, "--policy", "best"], "policy"),
+        ([*NODE, *WORKLOAD, "--no-such-flag"], "--no-such-flag"),
+        (["--gpu", "L21", "--model", "llama2-13b", *WORKLOAD], "L20"),
+        (["--gpu", "L20", *WORKLOAD], "--model"),
+        (["--gpu", "L4", "--model", "llama2-70b", *WORKLOAD], "does not fit"),
+        (["--profile", "/nowhere.csv", *WORKLOAD], "--kv-tokens"),
+        ([*NODE, "--workload", "fixed:1:3000:10"], "exceed"),
+        ([*NODE, *WORKLOAD, "--max-model-len", "30000"], "KV cache of 20000"),
+        ([*NODE, *WORKLOAD, "--stages", "0"], "pipeline_parallel_size"),
+    ],
+)
+def test_what_cannot_be_simulated_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert main(arguments) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert words in told.err
+    assert len(told.err.strip().splitlines()) == 1
+
+
+def test_a_profile_that_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "profile.csv"
+    path.write_text("tokens,ms\n1,2\n")
+    sizes = ["--kv-tokens", "20000", "--kv-bytes-per-token", "1e5", "--memory-bandwidth", "800"]
+    assert main(["--profile", str(path), *sizes, *WORKLOAD]) == 2
+    assert "Total Length,Execute Time" in capsys.readouterr().err
+
+
+def test_predictions_are_as_good_as_asked() -> None:
+    requests = [Request((1, 2), 100)] * 50
+    assert {a.predicted_len for a in make_arrivals(requests, 0.0, 0)} == {100}
+    assert {a.predicted_len for a in make_arrivals(requests, None, 0)} == {0}
+    noisy = [a.predicted_len for a in make_arrivals(requests, 0.5, 0)]
+    assert len(set(noisy)) > 30
+    assert noisy == [a.predicted_len for a in make_arrivals(requests, 0.5, 0)]
+
+
+def test_requests_without_arrival_times_are_offline_work() -> None:
+    (offline,) = make_arrivals([Request((1,), 5)], 0.0, 0)
+    (online,) = make_arrivals([Request((1,), 5, arrival_s=0.0)], 0.0, 0)
+    assert offline.offline
+    assert not online.offline
+
+
+def test_text_is_refused_because_its_tokens_are_unknown() -> None:
+    with pytest.raises(WorkloadError, match="prompt_token_ids"):
+        make_arrivals([Request("Hello", 5)], 0.0, 0)

@@ -206,7 +206,7 @@ class TemporalConfig(TdPipeConfig):
         True, description="temporal: plan KV by survival, not by predicted lengths alone"
     )
     kv_margin: float = Field(
-        1.0, description="temporal: standard deviations of planned KV use that stay free at first"
+        0.0, description="temporal: standard deviations of planned KV use that stay free"
     )
     horizon: float = Field(
         2.0, ge=0, description="temporal: plan KV for so many times what pays a pre-emption, 0 all"

@@ -35,6 +35,8 @@ from engine.topup import knee
 _LOOK_AHEAD, _LOOK_ROUNDS = 64, 4
 # Rounds between two forecasts, and groups that stand for all sequences in one.
 _FORECAST_ROUNDS, _GROUPS = 64, 16
+# A forecast is made anew at once when so many times the work has come.
+_MUCH_MORE = 1.5
 # Weight of the newest step in the mean number of tokens of a step.
 _MEAN_WEIGHT = 1 / 256
 
@@ -58,6 +60,7 @@ class Temporal(Policy):
         self._mean_tokens = float(self._knee)
         self._most = self._knee
         self._next_forecast = 0
+        self._forecast_work = 0
         self._next_look = 0
         self._first_seen: Sequence | None = None
 
@@ -148,12 +151,13 @@ class Temporal(Policy):
         config, num_stages = self._config, self._num_stages
         self._next_look = self._launches + _LOOK_ROUNDS * num_stages
         self._first_seen = pool.waiting.first()
-        if self._launches >= self._next_forecast:
+        work = pool.waiting_tokens + pool.waiting_output
+        if self._launches >= self._next_forecast or work > _MUCH_MORE * self._forecast_work:
             self._next_forecast = self._launches + _FORECAST_ROUNDS * num_stages
+            self._forecast_work = work
             self._most = self._forecast(pool)
         critical = float("inf")
         if config.longest_first:
-            work = pool.waiting_tokens + pool.waiting_output
             critical = work / (num_stages * self._mean_tokens * config.critical_slack)
         room = min(_LOOK_AHEAD, self._max_live - pool.num_live)
         candidates = list(islice(pool.waiting.with_critical_first(critical), max(0, room)))

@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs.schema import Config
-from engine.messages import StageReady, Step, StepDone, ToStage
+from engine.messages import StageCosts, StageReady, Step, StepDone, ToStage
 from engine.wire import Spoke
-from workers import batch, kv_cache, stage_model
+from workers import batch, kv_cache, profiler, stage_model
 from workers.attention import UnsupportedModelError
 from workers.batch import Batch
 from workers.heartbeat import Progress
@@ -67,6 +67,7 @@ class Stage:
         self._cache = KvCache(
             shapes, self._num_blocks, config.block_size, self._model.dtype, place.device
         )
+        self._costs = self._measure()
         self._plans: deque[Step] = deque()
         self._transport = Transport(
             self._model.hidden_size,
@@ -79,7 +80,13 @@ class Stage:
         """Obey plans for ever. Raises `TransportError` when a neighbour is gone."""
         place = self._place
         engine.send(
-            StageReady(place.stage, place.epoch, self._num_blocks, self._model.max_model_len)
+            StageReady(
+                place.stage,
+                place.epoch,
+                self._num_blocks,
+                self._model.max_model_len,
+                self._costs,
+            )
         )
         while True:
             self._take_plans(engine)
@@ -110,6 +117,41 @@ class Stage:
             outgoing = self._transport.pack(step.step_id, output)
             self._progress.count_step(step.step_id, began_at, time.monotonic())
             self._transport.send(step.step_id, outgoing)
+
+    def _measure(self) -> StageCosts:
+        """What steps cost, with all stages at it at the same time."""
+        model, device = self._model, self._place.device
+
+        def run(step: Step) -> None:
+            inputs = batch.build(step, self._config.block_size, device)
+            received = None
+            if not model.is_first:
+                shape = (inputs.num_tokens, model.hidden_size)
+                received = torch.zeros(shape, dtype=model.dtype, device=device)
+            output = self._forward(inputs, received)
+            if model.is_last:
+                sample(output, step)
+
+        dist.barrier()
+        costs = profiler.profile(
+            run,
+            device=device,
+            block_size=self._config.block_size,
+            num_blocks=self._num_blocks,
+            max_tokens=min(self._config.max_num_batched_tokens, model.max_model_len),
+            budget_s=self._config.profile_seconds,
+        )
+        if costs.num_tokens:
+            log.info(
+                "a step takes %s; %.0f ns for each token of KV",
+                ", ".join(
+                    f"{1000 * costs.seconds[i]:.1f} ms for {costs.num_tokens[i]}"
+                    for i in (0, len(costs.num_tokens) // 2, -1)
+                )
+                + " tokens",
+                1e9 * costs.kv_s_per_token,
+            )
+        return costs
 
     def _forward(self, inputs: Batch, received: Tensor | None) -> Tensor:
         return self._model.forward(

@@ -27,6 +27,7 @@ SAMPLES = {
     "stage_start_timeout": "60",
     "heartbeat_timeout": "5",
     "max_restarts": "0",
+    "profile_seconds": "0",
     "num_threads": "2",
     "block_size": "32",
     "kv_cache_memory_bytes": "1000000",

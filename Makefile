@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help serve test lint types contracts tests format paper sweep demo-model clean
+.PHONY: help serve test lint types contracts tests format paper sweep real-policies demo-model clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ paper: $(VENV)/dev  ## the paper's tables in the simulator (about 5 minutes)
 
 sweep: $(VENV)/dev  ## temporal beside every other policy in many set-ups (about 20 minutes)
 	$(BIN)/python -m benchmarks.sweep $(ARGS)
+
+real-policies: $(VENV)/dev  ## the policies on two real CPU stages, beside the simulator (about 10 minutes)
+	$(BIN)/python -m benchmarks.real_policies $(ARGS)
 
 demo-model: $(VENV)/dev  ## train the demo model anew (about 40 minutes on two cores)
 	$(BIN)/python -m demo.train --out demo/model $(ARGS)

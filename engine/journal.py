@@ -85,6 +85,15 @@ def replay(path: Path) -> int:
     return count
 
 
+def entries(path: Path) -> Iterator[Entry]:
+    """The journal's events in order. Raises `OSError` when it cannot be read."""
+    decoder = msgspec.msgpack.Decoder(Entry)
+    frames = _frames(path)
+    next(frames, b"")
+    for frame in frames:
+        yield decoder.decode(frame)
+
+
 def _frames(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while len(prefix := file.read(_LENGTH.size)) == _LENGTH.size:

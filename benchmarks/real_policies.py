@@ -1,0 +1,181 @@
+"""The policies on real processes, beside the simulator: `make real-policies`.
+
+Two CPU stages of a random Llama of about 120 M parameters in bf16, one thread each, with a KV cache
+small enough to matter, serve 200 requests of ShareGPT-like lengths at a quarter of their size, all
+at once. Policies take turns within a round; medians over the rounds. The simulator gets the costs
+that the stages measured at their start and the same requests. Prints Markdown.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.simulate import summarise
+from benchmarks.workloads import make_workload
+from configs.schema import DEMO_MODEL, EngineConfig
+from engine.journal import entries
+from engine.messages import StageCosts, StageReady
+from engine.simulation import Arrival, Node, simulate
+
+ROOT = Path(__file__).resolve().parents[1]
+POLICIES: dict[str, Mapping[str, str]] = {
+    "separate": {"policy": "separate"},
+    "hybrid vllm": {"policy": "hybrid", "hybrid": "vllm"},
+    "hybrid throttled": {"policy": "hybrid", "hybrid": "throttled"},
+    "td-pipe": {"policy": "td-pipe"},
+    "temporal": {"policy": "temporal"},
+}
+NUM_STAGES = 2
+KV_BYTES = 26_000_000
+WORKLOAD, SCALE = "sharegpt:200", 0.25
+START_TIMEOUT_S, RUN_TIMEOUT_S, END_TIMEOUT_S = 120.0, 300.0, 60.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; 1 when a daemon or a load failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.real_policies", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="[3]")
+    options = parser.parse_args(argv)
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in POLICIES}
+    simulated: dict[str, list[dict[str, Any]]] = {name: [] for name in POLICIES}
+    with tempfile.TemporaryDirectory(prefix="tdpipe-policies-") as temporary:
+        model = make_random_llama(Path(temporary) / "llama")
+        turns = [name for _ in range(options.rounds) for name in POLICIES]
+        for number, name in enumerate(tqdm(turns, file=sys.stderr)):
+            folder = Path(temporary) / str(number)
+            try:
+                runs[name].append(measure(model, POLICIES[name], folder))
+            except (OSError, subprocess.SubprocessError) as error:
+                print(f"error: {name}: {error}\n{_log(folder)}", file=sys.stderr)
+                return 1
+            simulated[name].append(simulate_beside(POLICIES[name], folder / "journal"))
+    print(_table(runs, simulated))
+    return 0
+
+
+def make_random_llama(folder: Path) -> Path:
+    """A Llama of 120 M parameters with random weights and the demo model's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=768,
+        hidden_size=768,
+        intermediate_size=2304,
+        num_hidden_layers=18,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        dtype="bfloat16",
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    for path in DEMO_MODEL.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def measure(model: Path, settings: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """One daemon and one load: what the load client reports.
+
+    Raises `OSError` or `subprocess.SubprocessError` when either fails or takes too long.
+    """
+    folder.mkdir()
+    flags = [f"--{key}={value}" for key, value in settings.items()]
+    command = [sys.executable, str(ROOT / "tdpipe.py"), "serve", str(model), "--port=0"]
+    command += [f"--pipeline-parallel-size={NUM_STAGES}", "--device=cpu", "--num-threads=1"]
+    command += [f"--kv-cache-memory-bytes={KV_BYTES}", f"--journal={folder / 'journal'}"]
+    with (folder / "log").open("wb") as log:
+        daemon = subprocess.Popen([*command, *flags], stdout=log, stderr=log, cwd=ROOT)
+    try:
+        url = _wait_ready(folder, daemon)
+        report = folder / "report.json"
+        load = [sys.executable, "-m", "benchmarks.load", f"--url={url}", f"--json={report}"]
+        load += [f"--workload={WORKLOAD}", f"--scale={SCALE}"]
+        subprocess.run(load, check=True, timeout=RUN_TIMEOUT_S, cwd=ROOT, capture_output=True)
+        told: dict[str, Any] = json.loads(report.read_text())
+        return told
+    finally:
+        daemon.terminate()
+        try:
+            daemon.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+
+
+def simulate_beside(settings: Mapping[str, str], journal: Path) -> dict[str, Any]:
+    """The same requests on stages with the costs that these ones told."""
+    config = EngineConfig.model_validate({"pipeline_parallel_size": NUM_STAGES, **settings})
+    ready = [e.event for e in entries(journal) if isinstance(e.event, StageReady)]
+    costs: tuple[StageCosts, ...] = tuple(stage.costs for stage in ready)
+    node = Node(costs, min(stage.num_blocks for stage in ready), 2048)
+    arrivals = [
+        Arrival(
+            0.0,
+            len(request.prompt),
+            request.max_tokens,
+            min(request.max_tokens, config.predicted_output_len),
+            offline=False,
+        )
+        for request in make_workload(WORKLOAD, scale=SCALE)
+    ]
+    return summarise(simulate(config, node, arrivals))
+
+
+def _wait_ready(folder: Path, daemon: "subprocess.Popen[bytes]") -> str:
+    ends_at = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < ends_at and daemon.poll() is None:
+        time.sleep(0.2)
+        words = _log(folder).split()
+        url = next((word for word in words if word.startswith("http://")), None)
+        if url is not None:
+            try:
+                with urllib.request.urlopen(f"{url}/ready", timeout=5):
+                    return url
+            except OSError:
+                continue
+    raise OSError("the daemon did not become ready")
+
+
+def _log(folder: Path) -> str:
+    return (folder / "log").read_text(errors="replace")
+
+
+def _table(
+    runs: Mapping[str, list[dict[str, Any]]], simulated: Mapping[str, list[dict[str, Any]]]
+) -> str:
+    lines = [
+        "| policy | output tokens/s | bubble, stage 0 / 1 | switches | pre-emptions "
+        "| simulated tokens/s | bubble, stage 0 / 1 |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, reports in runs.items():
+        rates = sorted(report["summary"]["output_tokens_per_s"] for report in reports)
+        daemons = [report["daemon"] for report in reports]
+        bubbles = [median(d["stages"][s]["bubble_ratio"] for d in daemons) for s in (0, 1)]
+        beside = simulated[name]
+        lines.append(
+            f"| {name} | {median(rates):,.0f} ({rates[0]:,.0f}–{rates[-1]:,.0f}) "
+            f"| {bubbles[0]:.1%} / {bubbles[1]:.1%} "
+            f"| {median(d['phase_switches'] for d in daemons):,.0f} "
+            f"| {median(d['preemptions'] for d in daemons):,.0f} "
+            f"| {median(run['output_tokens_per_s'] for run in beside):,.0f} "
+            f"| {median(run['bubble_ratio'][0] for run in beside):.1%} "
+            f"/ {median(run['bubble_ratio'][1] for run in beside):.1%} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

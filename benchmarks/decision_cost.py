@@ -53,7 +53,12 @@ def time_decisions(
 ) -> tuple[float, list[float]]:
     """Mean rows per step, and the seconds that each returning step was decided upon in."""
     config = EngineConfig.model_validate(
-        {"policy": policy, "pipeline_parallel_size": NUM_STAGES, "block_size": BLOCK_SIZE}
+        {
+            "policy": policy,
+            "pipeline_parallel_size": NUM_STAGES,
+            "block_size": BLOCK_SIZE,
+            "max_num_seqs": -(-num_live // NUM_STAGES),
+        }
     )
     blocks_each = -(-(PROMPT + OUTPUT) // BLOCK_SIZE)
     scheduler, in_flight = Scheduler(config), deque[Step]()

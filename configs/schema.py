@@ -74,7 +74,7 @@ class PipelineConfig(Part):
         3, ge=0, description="restarts of stages or engine before the daemon gives up"
     )
     profile_seconds: float = Field(
-        0.5, ge=0, description="time in which a stage measures its steps at the start; 0 never"
+        3.0, ge=0, description="time in which a stage measures its steps at the start; 0 never"
     )
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads per stage [cores divided by stages]"

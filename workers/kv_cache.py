@@ -74,8 +74,8 @@ class PagedStep:
         for row in self.batch.rows:
             part = attend_one(
                 query[:, row.begin : row.end],
-                keys[row.read_slots].transpose(0, 1),
-                values[row.read_slots].transpose(0, 1),
+                keys.index_select(0, row.read_slots).transpose(0, 1),
+                values.index_select(0, row.read_slots).transpose(0, 1),
                 form,
             )
             attended[row.begin : row.end] = part.transpose(0, 1)

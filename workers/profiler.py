@@ -22,6 +22,8 @@ ROW_TOKENS = 256
 DECODE_ROWS = 16
 SHORT_CONTEXT, LONG_CONTEXT = 16, 512
 MAX_REPEATS = 3
+# Parts of the budget: one size is repeated no longer than, and prefills may take in all.
+REPEAT_PART, PREFILL_PART = 0.05, 0.8
 
 log = logging.getLogger("tdpipe")
 
@@ -41,11 +43,15 @@ def profile(
     """
     if not budget_s:
         return StageCosts()
-    ends_at = time.monotonic() + budget_s
+    ends_at = time.monotonic() + PREFILL_PART * budget_s
     most = min(max_tokens, num_blocks * block_size)
+
+    def timed(step: Step) -> float:
+        return _time(run, step, device, REPEAT_PART * budget_s)
+
     try:
-        kv_s = _kv_seconds(run, device, block_size, num_blocks, ends_at)
-        measured = _prefills(run, device, block_size, most, ends_at)
+        measured = _prefills(timed, device, block_size, most, ends_at)
+        kv_s = _kv_seconds(timed, block_size, num_blocks)
     except Exception as error:  # whatever it is, serving goes on without
         log.warning("the stage could not be measured: %s", error)
         return StageCosts()
@@ -74,7 +80,7 @@ def decode_step(num_rows: int, context: int, block_size: int, num_blocks: int) -
 
 
 def _prefills(
-    run: Callable[[Step], None],
+    timed: Callable[[Step], float],
     device: torch.device,
     block_size: int,
     most: int,
@@ -86,35 +92,29 @@ def _prefills(
         expected_s = measured[last] * size / last if last else 0.0
         if measured and time.monotonic() + expected_s > ends_at:
             break
-        measured[size] = _time(run, prefill_step(size, block_size), device, ends_at)
+        measured[size] = timed(prefill_step(size, block_size))
     return measured
 
 
-def _kv_seconds(
-    run: Callable[[Step], None],
-    device: torch.device,
-    block_size: int,
-    num_blocks: int,
-    ends_at: float,
-) -> float:
+def _kv_seconds(timed: Callable[[Step], float], block_size: int, num_blocks: int) -> float:
     """Seconds for each token of resident KV that a decode reads."""
     short, long = (
-        _time(run, decode_step(DECODE_ROWS, context, block_size, num_blocks), device, ends_at)
+        timed(decode_step(DECODE_ROWS, context, block_size, num_blocks))
         for context in (SHORT_CONTEXT, LONG_CONTEXT)
     )
     return max(0.0, long - short) / (DECODE_ROWS * (LONG_CONTEXT - SHORT_CONTEXT))
 
 
-def _time(run: Callable[[Step], None], step: Step, device: torch.device, ends_at: float) -> float:
-    """The median of a few runs after one to warm up, which alone counts when time is up."""
+def _time(run: Callable[[Step], None], step: Step, device: torch.device, limit_s: float) -> float:
+    """The median of a few runs within `limit_s`, at least of one, after one to warm up."""
     times: list[float] = []
-    while not times or (len(times) <= MAX_REPEATS and time.monotonic() < ends_at):
+    while len(times) <= MAX_REPEATS and (len(times) < 2 or sum(times) < limit_s):
         _wait(device)
         began_at = time.perf_counter()
         run(step)
         _wait(device)
         times.append(time.perf_counter() - began_at)
-    return median(times[1:] or times)
+    return median(times[1:])
 
 
 def _wait(device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """What a decision costs: `Scheduler.handle` per micro-batch, at two lengths of the queue.
 
-`python -m benchmarks.decision_cost`. The scheduler of each policy serves 1,000 live sequences in
-micro-batches of about 128 rows, with so many more waiting that the KV cache has no room for. Steps
+`python -m benchmarks.decision_cost`. The scheduler of each policy serves 1,024 live sequences in
+micro-batches of 128 rows, with so many more waiting. Steps
 return at once, so nothing but the scheduler is timed: encoding and sockets come on top.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from time import perf_counter
 
 from configs.schema import EngineConfig
-from engine.messages import StageCosts, StageReady, Step, StepDone, Submit
+from engine.messages import Sampling, StageCosts, StageReady, Step, StepDone, Submit
 from engine.policies import POLICIES
 from engine.scheduler import Scheduler
 
@@ -32,14 +32,17 @@ COSTS = StageCosts(
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line for each policy and length of the queue."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decision_cost", description=__doc__)
-    parser.add_argument("--live", type=int, default=1000, help="sequences that hold KV [1000]")
+    parser.add_argument("--live", type=int, default=1024, help="sequences that hold KV [1024]")
     parser.add_argument("--steps", type=int, default=2000, help="steps timed [2000]")
+    parser.add_argument("--temperature", type=float, default=0.0, help="above 0: drawn tokens [0]")
     options = parser.parse_args(argv)
     print("| policy | waiting | rows per step | median, us | p99, us | mean, us |")
     print("|---|--:|--:|--:|--:|--:|")
     for policy in POLICIES:
         for waiting in (100, 10_000):
-            rows, seconds = time_decisions(policy, options.live, waiting, options.steps)
+            rows, seconds = time_decisions(
+                policy, options.live, waiting, options.steps, options.temperature
+            )
             micro = sorted(1e6 * s for s in seconds)
             print(
                 f"| {policy} | {waiting:,} | {rows:.0f} | {statistics.median(micro):.0f} "
@@ -48,43 +51,68 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class Steady:
+    """A scheduler with so many live sequences and so many waiting, whose steps return at once."""
+
+    def __init__(
+        self, policy: str, num_live: int, num_waiting: int, temperature: float = 0.0
+    ) -> None:
+        config = EngineConfig.model_validate(
+            {
+                "policy": policy,
+                "pipeline_parallel_size": NUM_STAGES,
+                "block_size": BLOCK_SIZE,
+                "max_num_seqs": num_live,
+            }
+        )
+        blocks_each = -(-(PROMPT + OUTPUT) // BLOCK_SIZE)
+        self.scheduler = Scheduler(config)
+        self._in_flight: deque[Step] = deque()
+        self._now = 0.0
+        for stage in range(NUM_STAGES):
+            self._handle(StageReady(stage, 1, num_live * blocks_each, 2048, COSTS))
+        for sequence_id in range(num_live + num_waiting):
+            sampling = Sampling(temperature)
+            prompt = bytes(4 * PROMPT)
+            self._handle(
+                Submit(sequence_id, prompt, OUTPUT, sampling, predicted_len=OUTPUT, offline=True)
+            )
+
+    def next_event(self) -> tuple[StepDone, int]:
+        """The oldest step comes back; its rows."""
+        step = self._in_flight.popleft()
+        self._now += 0.01
+        token_ids = array("i", [7] * sum(step.samples)).tobytes()
+        return StepDone(step.epoch, step.step_id, token_ids), len(step.samples)
+
+    def decide(self, event: StepDone) -> float:
+        """Seconds that the scheduler took to answer."""
+        began_at = perf_counter()
+        answer = self.scheduler.handle(event, self._now)
+        seconds = perf_counter() - began_at
+        self._in_flight.extend(message for message in answer if isinstance(message, Step))
+        return seconds
+
+    def _handle(self, event: StageReady | Submit) -> None:
+        answer = self.scheduler.handle(event, self._now)
+        self._in_flight.extend(message for message in answer if isinstance(message, Step))
+
+
 def time_decisions(
-    policy: str, num_live: int, num_waiting: int, num_steps: int
+    policy: str, num_live: int, num_waiting: int, num_steps: int, temperature: float = 0.0
 ) -> tuple[float, list[float]]:
     """Mean rows per step, and the seconds that each returning step was decided upon in."""
-    config = EngineConfig.model_validate(
-        {
-            "policy": policy,
-            "pipeline_parallel_size": NUM_STAGES,
-            "block_size": BLOCK_SIZE,
-            "max_num_seqs": -(-num_live // NUM_STAGES),
-        }
-    )
-    blocks_each = -(-(PROMPT + OUTPUT) // BLOCK_SIZE)
-    scheduler, in_flight = Scheduler(config), deque[Step]()
-    for stage in range(NUM_STAGES):
-        scheduler.handle(StageReady(stage, 1, num_live * blocks_each, 2048, COSTS), 0.0)
-    for sequence_id in range(num_live + num_waiting):
-        submit = Submit(sequence_id, bytes(4 * PROMPT), OUTPUT, predicted_len=OUTPUT, offline=True)
-        _launch(scheduler.handle(submit, 0.0), in_flight)
-    seconds, num_rows, now = [], 0, 0.0
+    steady = Steady(policy, num_live, num_waiting, temperature)
     gc.collect()
     gc.freeze()
-    warm_up = num_steps // 2
+    seconds, num_rows, warm_up = [], 0, num_steps // 2
     for number in range(warm_up + num_steps):
-        step, now = in_flight.popleft(), now + 0.01
-        done = StepDone(step.epoch, step.step_id, array("i", [7] * sum(step.samples)).tobytes())
-        began_at = perf_counter()
-        answer = scheduler.handle(done, now)
+        event, rows = steady.next_event()
+        took_s = steady.decide(event)
         if number >= warm_up:
-            seconds.append(perf_counter() - began_at)
-            num_rows += len(step.samples)
-        _launch(answer, in_flight)
+            seconds.append(took_s)
+            num_rows += rows
     return num_rows / num_steps, seconds
-
-
-def _launch(answer: Sequence[object], in_flight: deque[Step]) -> None:
-    in_flight.extend(message for message in answer if isinstance(message, Step))
 
 
 if __name__ == "__main__":

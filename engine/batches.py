@@ -1,7 +1,7 @@
 """A micro-batch: the rows of one step, packed into the plan that every stage gets."""
 
 from array import array
-from itertools import chain, compress
+from itertools import compress
 from typing import Any
 
 from engine.messages import Phase, Step
@@ -11,8 +11,9 @@ from engine.sequence import Sequence
 class MicroBatch:
     """The rows of one step, side by side: `sequences[i]` feeds its next `num_tokens[i]` tokens.
 
-    A row whose tokens are all that its sequence has left to feed samples the next one. The totals
-    that the cost model asks for grow with the rows: tokens fed and resident KV tokens read.
+    Decodes come before prefills. A row whose tokens are all that its sequence has left to feed
+    samples the next one. The totals that the cost model asks for grow with the rows: tokens fed and
+    resident KV tokens read.
     """
 
     __slots__ = ("kv_tokens", "num_decodes", "num_tokens", "sequences", "total_tokens")
@@ -32,7 +33,8 @@ class MicroBatch:
         return "decode" if self.num_decodes == len(self.sequences) else "mixed"
 
     def add_decodes(self, sequences: list[Sequence]) -> None:
-        """Rows that feed the newest token of each."""
+        """Rows that feed the newest token of each; before any prefill."""
+        assert self.num_decodes == len(self.sequences)
         count = len(sequences)
         self.sequences += sequences
         self.num_tokens += [1] * count
@@ -52,24 +54,18 @@ class MicroBatch:
 
 def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int) -> Step:
     """The plan for the stages. Each row's block table must already hold the row's tokens."""
-    sequences, num_tokens = batch.sequences, batch.num_tokens
+    sequences, decodes = batch.sequences, batch.sequences[: batch.num_decodes]
     starts = [sequence.num_planned for sequence in sequences]
-    if batch.num_decodes == len(sequences):
-        # All rows sample after one token, and their tables hold no block beyond it.
-        sampling, samples = sequences, b"\1" * len(sequences)
-        token_ids = array("i", [sequence.token_ids[-1] for sequence in sequences])
-        tables = [sequence.block_table.tobytes() for sequence in sequences]
-    else:
-        spans = [
-            (sequence, start, start + count)
-            for sequence, start, count in zip(sequences, starts, num_tokens, strict=True)
-        ]
-        samples = bytes([end == len(sequence.token_ids) for sequence, _, end in spans])
-        sampling = list(compress(sequences, samples))
-        token_ids = array(
-            "i", chain.from_iterable(s.token_ids[start:end] for s, start, end in spans)
-        )
-        tables = [s.block_table[: -(-end // block_size)].tobytes() for s, _, end in spans]
+    # A decode row samples after its one token, and its table holds no block beyond it.
+    samples = bytearray(b"\1" * len(decodes))
+    token_ids = array("i", [sequence.token_ids[-1] for sequence in decodes])
+    tables = [sequence.block_table for sequence in decodes]
+    for i in range(len(decodes), len(sequences)):
+        sequence, end = sequences[i], starts[i] + batch.num_tokens[i]
+        samples.append(end == len(sequence.token_ids))
+        token_ids += sequence.token_ids[starts[i] : end]
+        tables.append(sequence.block_table[: -(-end // block_size)])
+    sampling = compress(sequences, samples)
     special = [(i, sequence) for i, sequence in enumerate(sampling) if not sequence.is_plain]
     return Step(
         epoch=epoch,
@@ -77,8 +73,8 @@ def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int) -> Step:
         phase=batch.phase,
         sequence_ids=array("q", [sequence.sequence_id for sequence in sequences]).tobytes(),
         start_positions=array("i", starts).tobytes(),
-        num_tokens=array("i", num_tokens).tobytes(),
-        samples=samples,
+        num_tokens=array("i", batch.num_tokens).tobytes(),
+        samples=bytes(samples),
         token_ids=token_ids.tobytes(),
         block_tables=b"".join(tables),
         **(_special_columns(special) if special else {}),
@@ -88,12 +84,13 @@ def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int) -> Step:
 def _special_columns(rows: list[tuple[int, Sequence]]) -> dict[str, Any]:
     """What the sampler must know of rows that do not just take the likeliest token."""
     random = [(i, s) for i, s in rows if s.submit.sampling.temperature > 0]
+    samplings = [sequence.submit.sampling for _, sequence in random]
     return {
         "random_rows": array("i", [i for i, _ in random]).tobytes(),
-        "temperatures": array("f", [s.submit.sampling.temperature for _, s in random]).tobytes(),
-        "top_ps": array("f", [s.submit.sampling.top_p for _, s in random]).tobytes(),
-        "top_ks": array("i", [s.submit.sampling.top_k for _, s in random]).tobytes(),
-        "seeds": array("Q", [s.submit.sampling.seed for _, s in random]).tobytes(),
+        "temperatures": array("f", [sampling.temperature for sampling in samplings]).tobytes(),
+        "top_ps": array("f", [sampling.top_p for sampling in samplings]).tobytes(),
+        "top_ks": array("i", [sampling.top_k for sampling in samplings]).tobytes(),
+        "seeds": array("Q", [sampling.seed for sampling in samplings]).tobytes(),
         "output_indices": array("i", [s.num_generated for _, s in random]).tobytes(),
         "bans": tuple(
             (i, array("i", s.submit.stop_token_ids).tobytes())

@@ -192,24 +192,24 @@ class Scheduler:
         step = pipeline.in_flight.popleft()
         pipeline.pool.num_in_flight -= 1
         assert step.step_id == done.step_id, "steps come back in the order they were sent"
-        pool = pipeline.pool
-        alive, tokens, ended, has_finished = [], [], [], State.FINISHED
-        for sequence, token_id in zip(
-            step.sampling, memoryview(done.token_ids).cast("i"), strict=True
-        ):
-            if sequence.state is has_finished:
-                continue
-            history = sequence.token_ids
-            history.append(token_id)
-            alive.append(sequence)
-            tokens.append(token_id)
-            if token_id in sequence.stop_token_ids or len(history) >= sequence.longest_len:
-                ended.append(sequence)
+        pool, token_ids, has_finished = pipeline.pool, array("i", done.token_ids), State.FINISHED
+        alive = [sequence for sequence in step.sampling if sequence.state is not has_finished]
+        if len(alive) < len(step.sampling):
+            is_alive = [sequence.state is not has_finished for sequence in step.sampling]
+            token_ids = array("i", compress(token_ids, is_alive))
+        for sequence, token_id in zip(alive, token_ids, strict=True):
+            sequence.token_ids.append(token_id)
         pool.make_ready(alive)
         if alive:
             self.counters.generated_tokens += len(alive)
             ids = array("q", [sequence.sequence_id for sequence in alive])
-            out.append(Generated(ids.tobytes(), array("i", tokens).tobytes()))
+            out.append(Generated(ids.tobytes(), token_ids.tobytes()))
+        ended = [
+            sequence
+            for sequence, token_id in zip(alive, token_ids, strict=True)
+            if token_id in sequence.stop_token_ids
+            or len(sequence.token_ids) >= sequence.longest_len
+        ]
         for sequence in ended:
             self._end(pool, sequence, out)
 

@@ -166,8 +166,10 @@ class TdPipe(Policy):
             return True
         if self._decode_launches % self._num_stages:
             return False
+        if not self._has_room_now(pool, first):
+            return False  # a prefill phase would admit nobody
         if pool.waiting.online_wait_s(now) >= self._config.max_prefill_wait:
-            return self._has_room_now(pool, first) and self._new_use(pool).admits(first)
+            return self._new_use(pool).admits(first)
         if not self._config.intensity:
             finished = pool.num_finished - self._finished_before
             return finished >= self._config.finish_ratio * self._decode_began_with

@@ -71,12 +71,17 @@ class Row:
         return self.sequence.num_planned + self.num_tokens == len(self.sequence.token_ids)
 
 
+def is_decode(row: Row) -> bool:
+    """Whether a policy would add the row as a decode: a token of its own to feed, in its blocks."""
+    fits = len(row.sequence.block_table) == -(-len(row.sequence.token_ids) // BLOCK_SIZE)
+    return bool(row.sequence.num_generated) and row.sequence.num_unplanned == 1 and fits
+
+
 def batch_of(rows: list[Row]) -> MicroBatch:
-    """The rows as a policy adds them."""
+    """The rows as a policy adds them, decodes first."""
     batch = MicroBatch()
-    for row in rows:
-        fits = len(row.sequence.block_table) == -(-len(row.sequence.token_ids) // BLOCK_SIZE)
-        if row.sequence.num_generated and row.sequence.num_unplanned == 1 and fits:
+    for row in sorted(rows, key=is_decode, reverse=True):
+        if is_decode(row):
             batch.add_decodes([row.sequence])
         else:
             assert batch.add_prefill(row.sequence, row.num_tokens) == row.num_tokens
@@ -85,6 +90,7 @@ def batch_of(rows: list[Row]) -> MicroBatch:
 
 def twin(rows: list[Row]) -> dict[str, Any]:
     """The same in the words of `Step`, one column after the other."""
+    rows = sorted(rows, key=is_decode, reverse=True)
     ends = [row.sequence.num_planned + row.num_tokens for row in rows]
     sampling = [row.sequence for row in rows if row.samples]
     is_random = [s.submit.sampling.temperature > 0 for s in sampling]
@@ -195,8 +201,8 @@ def test_rows_are_counted_among_those_that_sample() -> None:
     greedy = Row(make_sequence([2]), 1)
     random = Row(make_sequence([3], [4, 5], planned=2, sampling=Sampling(0.5, 0.25, 9, 11)), 1)
     banned = Row(make_sequence([6], min_tokens=1, stop_token_ids=(7, 8)), 1)
-    step = unpacked(pack(batch_of([chunk, greedy, random, banned]), 1, 1, BLOCK_SIZE))
-    assert (step["random_rows"], step["bans"]) == ([1], [(2, [7, 8])])
+    step = unpacked(pack(batch_of([random, chunk, greedy, banned]), 1, 1, BLOCK_SIZE))
+    assert (step["random_rows"], step["bans"]) == ([0], [(2, [7, 8])])
     assert (step["temperatures"], step["top_ps"], step["top_ks"]) == ([0.5], [0.25], [9])
     assert (step["seeds"], step["output_indices"]) == ([11], [2])
 

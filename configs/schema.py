@@ -212,13 +212,13 @@ class TemporalConfig(TdPipeConfig):
         0.0, description="temporal: standard deviations of planned KV use that stay free"
     )
     horizon: float = Field(
-        2.0, ge=0, description="temporal: plan KV for so many times what pays a pre-emption, 0 all"
+        0.25, ge=0, description="temporal: plan KV for so many times what pays a pre-emption, 0 all"
     )
     forecast: bool = Field(
         True, description="temporal: larger steps where offline work is reckoned to end sooner"
     )
     critical_slack: float = Field(
-        3.0,
+        6.0,
         gt=0,
         description="temporal: admit answers first that need this part of the rounds left",
     )

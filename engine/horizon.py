@@ -8,7 +8,8 @@ has saved what a token costs in steps as small as these. After
 
 the saving has paid for the feeding, and what comes later need not be planned. Small decode
 micro-batches, whose tokens are dear, thus admit boldly; near the knee a decode costs as much as a
-prefill token, nothing pays for a pre-emption, and the plan must hold to the end.
+prefill token, nothing pays for a pre-emption, and the plan must hold to the end. The setting's
+part of it is less than all because those pre-empted are the youngest, which have the least to lose.
 """
 
 from engine.cost_model import CostModel

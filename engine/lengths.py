@@ -8,7 +8,7 @@ into the distribution of all lengths by itself.
 """
 
 from collections.abc import Iterable
-from math import erf, log
+from math import erf, exp, inf, log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ NUM_BINS = len(_EDGES)
 OUTCOME_WEIGHTS = np.array([1 / 6, 2 / 3, 1 / 6])
 """How likely the three outcomes of a prediction are (Gauss-Hermite quadrature)."""
 _OUTCOMES = np.array([-(3**0.5), 0.0, 3**0.5])
+# Predictions that explain less than this of the lengths say nothing.
+_LEAST_SLOPE = 0.05
+_LONGEST_LOG = 50.0
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -60,6 +63,24 @@ class LengthErrors:
         noise. Given a prediction, the real one then lies nearer to the middle, with a spread of its
         own; the three outcomes stand for that.
         """
+        middle, bias, slope, sigma = self._regression(survival)
+        expected = middle + bias + slope * (np.log(predicted_lens) - middle)
+        lens: Floats = np.exp(expected + sigma * _OUTCOMES[:, None])
+        return lens
+
+    def prediction_of(self, real_len: float, survival: Floats) -> float:
+        """The prediction from which on real lengths of `real_len` or more are to be expected.
+
+        Infinite, or 0, where predictions say nothing, so that nobody, or everybody, is.
+        """
+        middle, bias, slope, _ = self._regression(survival)
+        above = log(real_len) - middle - bias
+        if slope < _LEAST_SLOPE:
+            return inf if above > 0 else 0.0
+        return exp(min(_LONGEST_LOG, middle + above / slope))
+
+    def _regression(self, survival: Floats) -> tuple[float, float, float, float]:
+        """Of ln(real) on ln(predicted): middle, bias, slope, and what it leaves unexplained."""
         count, total, squares = self._expected
         middle = total / max(1.0, count)
         spread = max(0.0, squares / max(1.0, count) - middle**2)
@@ -68,10 +89,7 @@ class LengthErrors:
         bias = (part * centres).sum()
         noise = (part * (centres - bias) ** 2).sum()
         slope = max(0.0, 1 - noise / spread) if spread > 0 else 0.0
-        expected = middle + bias + slope * (np.log(predicted_lens) - middle)
-        sigma = (slope * noise) ** 0.5
-        lens: Floats = np.exp(expected + sigma * _OUTCOMES[:, None])
-        return lens
+        return middle, bias, slope, (slope * noise) ** 0.5
 
     def survival_beside(self, live: Iterable[Sequence]) -> Floats:
         """Probability to reach each bin, as the ended and the live sequences have it."""

@@ -59,9 +59,11 @@ class Temporal(Policy):
         self._launches = 0
         self._mean_tokens = float(self._knee)
         self._most = self._knee
+        self._pauses = False
         self._next_forecast = 0
         self._forecast_work = 0
         self._next_look = 0
+        self._had_room = True
         self._first_seen: Sequence | None = None
 
     @property
@@ -76,7 +78,7 @@ class Temporal(Policy):
         if self.phase == "decode" and self._is_refill_due(pool, now):
             self._switch(pool, "prefill")
         batch = MicroBatch()
-        if self.phase == "decode" or self._config.topup:
+        if self.phase == "decode" or (self._config.topup and not self._pauses):
             self._decode(pool, batch)
         if not self._refill(pool, batch) and self.phase == "prefill":
             self._switch(pool, "decode")
@@ -113,9 +115,12 @@ class Temporal(Policy):
         if self.phase == "prefill":
             size = max(size, self._refill_size)
         size = min(size, self._config.max_num_batched_tokens)
-        return self._lane.fill(pool, batch, size - batch.num_decodes, self._next_admitted)
+        room = size - batch.num_decodes
+        return self._lane.fill(pool, batch, room, lambda: self._next_admitted(pool))
 
-    def _next_admitted(self) -> Sequence | None:
+    def _next_admitted(self, pool: Pool) -> Sequence | None:
+        if not self._admitted and self._had_room and pool.waiting and self.phase == "prefill":
+            self._look(pool)
         while self._admitted:
             sequence = self._admitted.popleft()
             if sequence.state is State.WAITING:
@@ -137,14 +142,15 @@ class Temporal(Policy):
         return self._idle_loss_s >= switch_cost_s(self._cost, rows, max(rows, self._target_size))
 
     def _is_look_due(self, pool: Pool) -> bool:
-        """Every few rounds, when a refill has fed all it was given, and for a new online one."""
+        """Every few rounds, when a refill has fed what it was given, for new ones that may fit."""
         if self._launches >= self._next_look or not pool.num_in_flight:
             return True
         if self._admitted or not pool.waiting:
             return False
         first = pool.waiting.first()
         is_new = first is not self._first_seen and first is not None and not first.submit.offline
-        return is_new or (self.phase == "prefill" and self._lane.half_fed is None)
+        is_idle = not pool.ready and self._had_room
+        return is_new or is_idle or (self.phase == "prefill" and self._lane.half_fed is None)
 
     def _look(self, pool: Pool) -> None:
         """Who is admitted next, and how large steps must be to feed them in good time."""
@@ -155,15 +161,18 @@ class Temporal(Policy):
         if self._launches >= self._next_forecast or work > _MUCH_MORE * self._forecast_work:
             self._next_forecast = self._launches + _FORECAST_ROUNDS * num_stages
             self._forecast_work = work
-            self._most = self._forecast(pool)
+            self._most, self._pauses = self._forecast(pool)
         critical = float("inf")
-        if config.longest_first:
-            critical = work / (num_stages * self._mean_tokens * config.critical_slack)
+        if config.longest_first and work:
+            rounds = work / (num_stages * self._mean_tokens)
+            survival = pool.errors.survival_beside(pool.live.values())
+            critical = pool.errors.prediction_of(rounds / config.critical_slack, survival)
         room = min(_LOOK_AHEAD, self._max_live - pool.num_live)
         candidates = list(islice(pool.waiting.with_critical_first(critical), max(0, room)))
         admitted = self._admissible(pool, candidates)
         self._admitted = deque(admitted)
-        if len(admitted) == len(candidates):
+        self._had_room = len(admitted) == len(candidates)
+        if self._had_room:
             self._target_size = self._most
         else:
             supply = sum(sequence.num_unplanned for sequence in admitted)
@@ -173,11 +182,11 @@ class Temporal(Policy):
         if self.phase == "prefill":
             self._refill_size = max(self._refill_size, self._target_size)
 
-    def _forecast(self, pool: Pool) -> int:
-        """The size of a refill's steps: the knee, or what ends offline work sooner."""
+    def _forecast(self, pool: Pool) -> tuple[int, bool]:
+        """The size of a refill's steps, the knee or what ends the work sooner; whether to pause."""
         sample = pool.waiting.by_length(_GROUPS)
         if not self._config.forecast or not sample:
-            return self._knee
+            return self._knee, False
         stride = max(1, pool.num_live // _GROUPS)
         live = list(islice(pool.live.values(), 0, None, stride))
         chosen = live + [sequence for sequence, _ in sample]
@@ -189,12 +198,14 @@ class Temporal(Policy):
         )
         rest = Rest(
             np.outer(counts, OUTCOME_WEIGHTS).ravel(),
+            np.repeat([float(len(s.token_ids)) for s in chosen], len(OUTCOME_WEIGHTS)),
             np.repeat([float(s.num_unplanned) for s in chosen], len(OUTCOME_WEIGHTS)),
             np.maximum(1.0, lens.T - np.array([[s.num_generated] for s in chosen])).ravel(),
         )
         longest = self._config.max_num_batched_tokens
         sizes = [self._knee, *(size for size in self._cost.edges if self._knee < size < longest)]
-        return best_size(self._cost, sizes, rest, self._num_stages)
+        kv_tokens = pool.ledger.num_blocks * pool.ledger.block_size
+        return best_size(self._cost, sizes, rest, self._num_stages, kv_tokens)
 
     def _horizons(self, pool: Pool, candidates: list[Sequence]) -> list[float]:
         """For how many rounds each must fit, if it is admitted after those before it."""

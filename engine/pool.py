@@ -33,6 +33,7 @@ class Pool:
         self.live_tokens = 0
         self.waiting_tokens = 0
         self.waiting_output = 0
+        self.num_online = 0  # open ones that somebody waits for
         self.num_finished = 0  # of those that held KV
         self.num_in_flight = 0  # micro-batches
 
@@ -52,6 +53,7 @@ class Pool:
     def add(self, sequence: Sequence) -> None:
         """A new sequence joins the queue."""
         self.waiting.add(sequence)
+        self.num_online += not sequence.submit.offline
         self.errors.expect(sequence.predicted_len)
         self._count_waiting(sequence, 1)
 
@@ -103,6 +105,7 @@ class Pool:
         else:
             self.num_finished += 1
             self._leave_live(sequence)
+        self.num_online -= not sequence.submit.offline
         sequence.state = State.FINISHED
 
     def _count_waiting(self, sequence: Sequence, sign: int) -> None:

@@ -78,7 +78,7 @@ class Temporal(Policy):
         if self.phase == "decode" and self._is_refill_due(pool, now):
             self._switch(pool, "prefill")
         batch = MicroBatch()
-        if self.phase == "decode" or (self._config.topup and not self._pauses):
+        if self.phase == "decode" or self._decodes_in_refills(pool):
             self._decode(pool, batch)
         if not self._refill(pool, batch) and self.phase == "prefill":
             self._switch(pool, "decode")
@@ -92,6 +92,10 @@ class Temporal(Policy):
         self._launches += 1
         self._mean_tokens += (batch.total_tokens - self._mean_tokens) * _MEAN_WEIGHT
         return batch
+
+    def _decodes_in_refills(self, pool: Pool) -> bool:
+        """Offline work may pause where that ends it sooner; nobody's answer does."""
+        return self._config.topup and (not self._pauses or pool.num_online > 0)
 
     def _switch(self, pool: Pool, phase: Phase) -> None:
         self.phase = phase

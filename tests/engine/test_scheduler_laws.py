@@ -1,5 +1,6 @@
 """The scheduler's laws, held against random lives of the daemon."""
 
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +11,7 @@ from msgspec.structs import replace
 
 from configs.schema import Config, EngineConfig
 from engine.journal import Journal, JournalError, replay
-from engine.messages import Abort, StageCosts
+from engine.messages import Abort, StageCosts, Step
 from engine.scheduler import Scheduler
 from tests.engine.world import World, make_submit
 
@@ -138,6 +139,39 @@ def test_every_request_ends_exactly_once_with_its_own_tokens(policy: str, data: 
         st.tuples(configs(policy), SPARE_BLOCKS, ACTIONS, COSTS)
     )
     live(config, spare_blocks, actions, costs).check_ends()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_nobody_starves(policy: str, data: Any) -> None:
+    """Online requests are begun in the order they came.
+
+    Each has its first token after no more steps than the tokens that it and all that came before it
+    feed and generate, twice over for what is fed again. So does all the work end.
+    """
+    config, spare_blocks, burst, costs = data.draw(
+        st.tuples(configs(policy), SPARE_BLOCKS, st.lists(SUBMIT, max_size=12), COSTS)
+    )
+    world = live(config, spare_blocks, burst, costs)
+    steps = [m for _, _, answer in world.events for m in answer if isinstance(m, Step)]
+    first_fed: dict[int, int] = {}
+    sampled_by: dict[int, int] = {}
+    for number, step in enumerate(steps, start=1):
+        for sequence_id, samples in zip(
+            memoryview(step.sequence_ids).cast("q"), step.samples, strict=True
+        ):
+            first_fed.setdefault(sequence_id, number)
+            if samples:
+                sampled_by.setdefault(sequence_id, number)
+    online = [i for i, submit in world.submits.items() if not submit.offline]
+    begun = [first_fed[i] for i in online]
+    if policy != "separate":  # its virtual engines have a queue each
+        assert begun == sorted(begun)
+    sizes = [len(s.prompt_token_ids) // 4 + s.max_tokens for s in world.submits.values()]
+    bounds = [2 * work for work in accumulate(sizes)]
+    assert all(sampled_by[i] <= bounds[i] for i in online)
+    assert len(steps) <= 2 * sum(sizes)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

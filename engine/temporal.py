@@ -22,7 +22,7 @@ from engine.forecast import Rest, best_size
 from engine.greedy_prefill import FutureUse
 from engine.horizon import rounds_to_pay
 from engine.kv_plan import KvPlan
-from engine.lengths import OUTCOME_WEIGHTS
+from engine.lengths import OUTCOME_WEIGHTS, Floats
 from engine.messages import Phase
 from engine.policy import Policy
 from engine.pool import Pool
@@ -149,12 +149,16 @@ class Temporal(Policy):
         """Every few rounds, when a refill has fed what it was given, for new ones that may fit."""
         if self._launches >= self._next_look or not pool.num_in_flight:
             return True
-        if self._admitted or not pool.waiting:
-            return False
         first = pool.waiting.first()
-        is_new = first is not self._first_seen and first is not None and not first.submit.offline
+        if first is None:
+            return False
+        expected = self._admitted[0] if self._admitted else self._first_seen
+        if not first.submit.offline and first is not expected:
+            return True
+        if self._admitted:
+            return False
         is_idle = not pool.ready and self._had_room
-        return is_new or is_idle or (self.phase == "prefill" and self._lane.half_fed is None)
+        return is_idle or (self.phase == "prefill" and self._lane.half_fed is None)
 
     def _look(self, pool: Pool) -> None:
         """Who is admitted next, and how large steps must be to feed them in good time."""
@@ -166,16 +170,16 @@ class Temporal(Policy):
             self._next_forecast = self._launches + _FORECAST_ROUNDS * num_stages
             self._forecast_work = work
             self._most, self._pauses = self._forecast(pool)
-        critical = float("inf")
-        if config.longest_first and work:
-            rounds = work / (num_stages * self._mean_tokens)
-            survival = pool.errors.survival_beside(pool.live.values())
-            critical = pool.errors.prediction_of(rounds / config.critical_slack, survival)
         room = min(_LOOK_AHEAD, self._max_live - pool.num_live)
-        candidates = list(islice(pool.waiting.with_critical_first(critical), max(0, room)))
-        admitted = self._admissible(pool, candidates)
+        candidates: list[Sequence] = []
+        admitted: list[Sequence] = []
+        if room > 0 and pool.waiting:
+            plan = KvPlan(pool, pool.errors, config.kv_margin)
+            critical = self._critical_len(pool, work, plan.survival)
+            candidates = list(islice(pool.waiting.with_critical_first(critical), room))
+            admitted = self._admissible(pool, plan, candidates)
         self._admitted = deque(admitted)
-        self._had_room = len(admitted) == len(candidates)
+        self._had_room = room > 0 and len(admitted) == len(candidates)
         if self._had_room:
             self._target_size = self._most
         else:
@@ -185,6 +189,13 @@ class Temporal(Policy):
             self._target_size = min(self._most, self._cost.edge(rows + ceil(pace)))
         if self.phase == "prefill":
             self._refill_size = max(self._refill_size, self._target_size)
+
+    def _critical_len(self, pool: Pool, work: int, survival: Floats) -> float:
+        """The predicted length from which on an answer lasts a good part of the rounds left."""
+        if not self._config.longest_first:
+            return float("inf")
+        rounds = work / (self._num_stages * self._mean_tokens)
+        return pool.errors.prediction_of(rounds / self._config.critical_slack, survival)
 
     def _forecast(self, pool: Pool) -> tuple[int, bool]:
         """The size of a refill's steps, the knee or what ends the work sooner; whether to pause."""
@@ -224,12 +235,9 @@ class Temporal(Policy):
             for i, s in enumerate(candidates, start=1)
         ]
 
-    def _admissible(self, pool: Pool, candidates: list[Sequence]) -> list[Sequence]:
+    def _admissible(self, pool: Pool, plan: KvPlan, candidates: list[Sequence]) -> list[Sequence]:
         """Those that have room now and for good, up to the first that has not."""
-        if not candidates:
-            return []
         if self._config.survival:
-            plan = KvPlan(pool, pool.errors, self._config.kv_margin)
             admitted = plan.admit(candidates, self._horizons(pool, candidates))
         else:
             use = FutureUse.of_live(pool, self._config.kv_occupancy)

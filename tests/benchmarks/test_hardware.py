@@ -1,0 +1,139 @@
+"""The hardware of a simulation: what a node's stages cost, and what must be said about it."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
+from benchmarks.hardware import ERRORS, Hardware, HardwareError, add_hardware_options, hardware_of
+from benchmarks.model_shape import read_shape
+from configs.gpus import find_gpu
+from configs.profiles import Profile, write_profile
+
+PROFILE = Profile((1, 512), (0.040, 0.128))
+# Of Llama-2-13B: keys and values of 40 layers are as many numbers as two exchanges in each of them.
+BYTES_13B = 819_200.0
+NODE = Hardware(PROFILE, 170_000, BYTES_13B, 864e9)
+SIZES = ["--kv-tokens", "1000", "--kv-bytes-per-token", "1e5", "--memory-bandwidth", "800"]
+BY_MODEL = ["--gpu", "L20", "--model", "llama2-13b"]
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_hardware_options(parser)
+    return parser.parse_args(arguments)
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> list[str]:
+    """The options that name a profile of `PROFILE`'s figures."""
+    path = tmp_path / "profile.csv"
+    write_profile(PROFILE, path)
+    return ["--profile", str(path)]
+
+
+def test_each_of_four_stages_takes_a_fourth() -> None:
+    node = replace(NODE, overhead_s=0.003, hop_s=0.004).node(4, 16, 2048)
+    assert len(node.costs) == 4
+    assert len(set(node.costs)) == 1
+    assert node.costs[0].num_tokens == (1, 512)
+    assert node.costs[0].seconds == pytest.approx((0.010, 0.032))
+    assert node.costs[0].kv_s_per_token == pytest.approx(BYTES_13B / 4 / 864e9)
+    assert (node.overhead_s, node.hop_s, node.max_model_len) == (0.003, 0.004, 2048)
+
+
+def test_the_kv_cache_is_counted_in_whole_blocks() -> None:
+    assert replace(NODE, kv_tokens=1039).node(4, 16, 2048).num_blocks == 64
+    assert replace(NODE, kv_tokens=1040).node(4, 16, 2048).num_blocks == 65
+
+
+def test_gpus_that_share_every_layer_exchange_partial_sums_for_each_token() -> None:
+    shared = replace(NODE, tensor_parallel=4, allreduce_bytes_per_token=BYTES_13B)
+    (stage,) = shared.node(1, 16, 2048).costs
+    # 819,200 bytes at 14.65 GB/s are 55.9 us: 512 tokens exchange for 28.6 ms beside their 32 ms.
+    assert stage.seconds == pytest.approx((0.010 + 55.918e-6, 0.032 + 28.630e-3), rel=1e-5)
+    assert stage.kv_s_per_token == pytest.approx(BYTES_13B / 4 / 864e9)
+
+
+def test_each_of_two_stages_exchanges_for_its_own_half_of_the_layers() -> None:
+    shared = replace(NODE, tensor_parallel=2, allreduce_bytes_per_token=BYTES_13B)
+    first, second = shared.node(2, 16, 2048).costs
+    assert first == second
+    assert first.seconds[1] == pytest.approx(0.128 / 4 + 28.630e-3 / 2, rel=1e-5)
+
+
+def test_a_faster_exchange_costs_less() -> None:
+    shared = replace(NODE, tensor_parallel=4, allreduce_bytes_per_token=BYTES_13B)
+    (stage,) = replace(shared, allreduce_bytes_per_s=146.5e9).node(1, 16, 2048).costs
+    assert stage.seconds[1] == pytest.approx(0.032 + 2.8630e-3, rel=1e-5)
+
+
+def test_one_gpu_for_each_stage_exchanges_nothing() -> None:
+    alone = replace(NODE, allreduce_bytes_per_token=BYTES_13B)
+    assert alone.node(4, 16, 2048) == NODE.node(4, 16, 2048)
+
+
+def test_a_profile_with_its_sizes_is_taken_as_given(profile: list[str]) -> None:
+    options = parse(*profile, *SIZES, "--overhead-ms", "3", "--hop-ms", "4")
+    hardware = hardware_of(options)
+    assert hardware == Hardware(PROFILE, 1000, 1e5, 800e9, overhead_s=0.003, hop_s=0.004)
+
+
+def test_a_gpu_and_a_model_say_everything() -> None:
+    gpu, shape = find_gpu("L20"), read_shape("llama2-13b")
+    hardware = hardware_of(parse(*BY_MODEL, "--stages", "2", "--tensor-parallel", "2"))
+    assert hardware.profile == profile_of(gpu, shape)
+    assert hardware.kv_tokens == kv_capacity_tokens(gpu, shape, 4)
+    assert hardware.kv_bytes_per_token == BYTES_13B
+    assert hardware.memory_bytes_per_s == 864e9 * KV_READ_EFFICIENCY
+    assert hardware.allreduce_bytes_per_token == 2 * 40 * 5120 * 2
+
+
+def test_what_is_said_besides_wins_over_the_gpu_s_and_the_model_s() -> None:
+    said = ["--allreduce-bytes-per-token", "7", "--allreduce-bandwidth", "50"]
+    hardware = hardware_of(parse(*BY_MODEL, *SIZES, *said))
+    assert (hardware.kv_tokens, hardware.kv_bytes_per_token) == (1000, 1e5)
+    assert hardware.memory_bytes_per_s == 800e9
+    assert (hardware.allreduce_bytes_per_token, hardware.allreduce_bytes_per_s) == (7.0, 50e9)
+
+
+def test_a_model_that_does_not_fit_may_be_tried_with_a_cache_that_is_given() -> None:
+    too_large = ["--gpu", "L4", "--model", "llama2-70b"]
+    with pytest.raises(HardwareError, match="llama2-70b does not fit 4 x L4"):
+        hardware_of(parse(*too_large))
+    assert hardware_of(parse(*too_large, "--kv-tokens", "5000")).kv_tokens == 5000
+
+
+@pytest.mark.parametrize("index", range(0, 6, 2))
+def test_a_profile_without_one_of_its_sizes_names_the_one(profile: list[str], index: int) -> None:
+    with pytest.raises(HardwareError, match=f"give {SIZES[index]} too"):
+        hardware_of(parse(*profile, *SIZES[:index], *SIZES[index + 2 :]))
+
+
+def test_a_shared_profile_must_say_what_is_exchanged(profile: list[str]) -> None:
+    shared = [*profile, *SIZES, "--tensor-parallel", "2"]
+    with pytest.raises(HardwareError, match="give --allreduce-bytes-per-token too"):
+        hardware_of(parse(*shared))
+    hardware = hardware_of(parse(*shared, "--allreduce-bytes-per-token", "9"))
+    assert (hardware.tensor_parallel, hardware.allreduce_bytes_per_token) == (2, 9.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [],
+        ["--profile", "x.csv", *BY_MODEL],
+        ["--gpu", "L20"],
+        [*BY_MODEL, "--stages", "0"],
+        [*BY_MODEL, "--tensor-parallel", "0"],
+        ["--gpu", "L21", "--model", "llama2-13b"],
+        ["--gpu", "L20", "--model", "llama2-14b"],
+        ["--profile", "/nowhere.csv", *SIZES],
+    ],
+)
+def test_what_is_not_described_is_refused_in_one_line(wrong: list[str]) -> None:
+    with pytest.raises(ERRORS) as caught:
+        hardware_of(parse(*wrong))
+    assert "\n" not in str(caught.value)

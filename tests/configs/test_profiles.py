@@ -1,0 +1,123 @@
+"""Profiles: TD-Pipe's two columns are read and written, and what is none is told by its line."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.profiles import Profile, ProfileError, read_profile, write_profile
+
+HEADER = "Total Length,Execute Time\n"
+
+
+def read(tmp_path: Path, text: str) -> Profile:
+    path = tmp_path / "profile.csv"
+    path.write_text(text, encoding="utf-8", newline="")
+    return read_profile(path)
+
+
+def refusal(path: Path) -> str:
+    """The one line that says why `path` is no profile."""
+    with pytest.raises(ProfileError) as caught:
+        read_profile(path)
+    line = str(caught.value)
+    assert str(path) in line
+    assert "\n" not in line
+    return line
+
+
+def test_milliseconds_are_read_as_seconds(tmp_path: Path) -> None:
+    profile = read(tmp_path, HEADER + "1,40.5\n128,47.8\n129,60\n")
+    assert profile.num_tokens == (1, 128, 129)
+    assert profile.seconds == pytest.approx((0.0405, 0.0478, 0.06))
+
+
+def test_lines_in_any_order_are_read_in_ascending_order(tmp_path: Path) -> None:
+    profile = read(tmp_path, HEADER + "256,3\n1,1\n128,2\n")
+    assert profile == Profile((1, 128, 256), (0.001, 0.002, 0.003))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# measured on a Tuesday\n" + HEADER + "1,1\n# and this later\n2,2\n",
+        HEADER + "1,1\n\n2,2\n\n",
+        HEADER.replace("\n", "\r\n") + "1,1\r\n2,2\r\n",
+        "Total Length, Execute Time \n 1 , 1.0\n 2, 2e0",
+        HEADER + '"1","1"\n"2","2"\n',
+    ],
+    ids=["notes", "empty lines", "Windows", "spaces and no last newline", "quotes"],
+)
+def test_the_same_profile_may_be_laid_out_in_several_ways(tmp_path: Path, text: str) -> None:
+    assert read(tmp_path, text) == Profile((1, 2), (0.001, 0.002))
+
+
+def test_a_larger_step_may_be_faster_as_measured_ones_are(tmp_path: Path) -> None:
+    assert read(tmp_path, HEADER + "1,2\n2,1.9\n").seconds == (0.002, 0.0019)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("three,4", "not tokens and milliseconds"),
+        ("3,four", "not tokens and milliseconds"),
+        ("3", "not tokens and milliseconds"),
+        ("3,", "not tokens and milliseconds"),
+        ("3;4", "not tokens and milliseconds"),
+        ("1.5,4", "not tokens and milliseconds"),
+        ("0,4", "above 0"),
+        ("-3,4", "above 0"),
+        ("3,0", "above 0"),
+        ("3,-4", "above 0"),
+        ("3,nan", "above 0"),
+        ("3,inf", "above 0"),
+    ],
+)
+def test_a_wrong_row_is_named_by_its_line_in_the_file(tmp_path: Path, row: str, words: str) -> None:
+    path = tmp_path / "profile.csv"
+    path.write_text(f"# a note\n{HEADER}1,1\n# another\n{row}\n5,5\n")
+    line = refusal(path)
+    assert f"{path}, line 5: " in line
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\n", "# only a note\n", "1,40\n2,41\n", "tokens,ms\n1,2\n", "Total Length\n1\n"]
+)
+def test_a_file_without_the_header_is_told_what_it_must_be(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "profile.csv"
+    path.write_text(text)
+    assert "first line must be Total Length,Execute Time" in refusal(path)
+
+
+def test_the_columns_are_not_taken_the_other_way_round(tmp_path: Path) -> None:
+    path = tmp_path / "profile.csv"
+    path.write_text("Execute Time,Total Length\n40,1\n")
+    assert "Total Length,Execute Time" in refusal(path)
+
+
+@pytest.mark.parametrize("rows", ["", "\n\n", "# 1,40\n"])
+def test_a_header_alone_is_an_empty_profile(tmp_path: Path, rows: str) -> None:
+    path = tmp_path / "profile.csv"
+    path.write_text(HEADER + rows)
+    assert "empty profile" in refusal(path)
+
+
+def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"\x89PNG\r\n\xff\xfe")
+    for path in (tmp_path / "missing.csv", tmp_path, picture):
+        assert refusal(path).startswith("cannot read the profile")
+
+
+def test_a_written_profile_is_read_back_as_it_was(tmp_path: Path) -> None:
+    profile = Profile((1, 16, 2048), (0.0405, 0.041000123, 0.517))
+    path = tmp_path / "profile.csv"
+    write_profile(profile, path, notes="measured on a Tuesday\nby hand")
+    assert path.read_text().splitlines()[:4] == [
+        "# measured on a Tuesday",
+        "# by hand",
+        "Total Length,Execute Time",
+        "1,40.5",
+    ]
+    assert read_profile(path).num_tokens == profile.num_tokens
+    assert read_profile(path).seconds == pytest.approx(profile.seconds, abs=1e-9)

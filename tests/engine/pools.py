@@ -1,0 +1,71 @@
+"""A pool without a scheduler: sequences in whatever state a test is about, errors learnt."""
+
+from msgspec.structs import replace
+
+from engine.blocks import BlockLedger
+from engine.counters import Counters
+from engine.lengths import LengthErrors
+from engine.pool import Pool
+from engine.sequence import Sequence
+from engine.waiting import WaitingQueue
+from tests.engine.world import make_submit
+
+BLOCK_SIZE = 4
+
+
+def make_sequence(
+    sequence_id: int,
+    num_prompt_tokens: int = 1,
+    *,
+    arrived_at: float | None = None,
+    predicted_len: int = 10,
+    max_tokens: int = 1 << 20,
+    offline: bool = False,
+) -> Sequence:
+    """A new sequence; it arrives in the order of the ids unless told otherwise."""
+    submit = make_submit(sequence_id, [1] * num_prompt_tokens, max_tokens)
+    arrived_at = float(sequence_id) if arrived_at is None else arrived_at
+    return Sequence(replace(submit, offline=offline), arrived_at, predicted_len)
+
+
+def make_pool(num_blocks: int, errors: LengthErrors | None = None) -> Pool:
+    """An empty pool."""
+    ledger = BlockLedger(num_blocks, BLOCK_SIZE)
+    return Pool(ledger, WaitingQueue(), errors or LengthErrors(0.5, 20.0), Counters())
+
+
+def learnt(ended: list[tuple[int, int]], prior_weight: float = 0.0) -> LengthErrors:
+    """Length errors from (output, predicted) tokens; the prior weighs nothing unless told."""
+    errors = LengthErrors(0.5, prior_weight)
+    for output_len, predicted_len in ended:
+        errors.observe(output_len, predicted_len)
+    return errors
+
+
+def make_ready(pool: Pool, sequence: Sequence, num_generated: int = 1) -> Sequence:
+    """Feed a new sequence and let it generate; its newest token is still to be fed."""
+    pool.add(sequence)
+    assert pool.admit(sequence)
+    for _ in range(num_generated):
+        assert pool.ledger.extend(sequence.block_table, len(sequence.token_ids))
+        pool.launch([sequence], [sequence.num_unplanned])
+        sequence.token_ids.append(1)
+        pool.make_ready([sequence])
+    return sequence
+
+
+def make_crowd(
+    rows: list[tuple[Sequence, int]], spare_blocks: int = 0, errors: LengthErrors | None = None
+) -> Pool:
+    """A pool where each is ready after so many tokens, and `spare_blocks` blocks are free."""
+    held = [-(-(s.num_prompt_tokens + generated - 1) // BLOCK_SIZE) for s, generated in rows]
+    pool = make_pool(sum(held) + spare_blocks, errors)
+    for sequence, num_generated in rows:
+        make_ready(pool, sequence, num_generated)
+    assert pool.ledger.num_free == spare_blocks
+    return pool
+
+
+def ids(sequences: list[Sequence]) -> list[int]:
+    """Who they are."""
+    return [sequence.sequence_id for sequence in sequences]

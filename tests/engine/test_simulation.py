@@ -1,0 +1,156 @@
+"""The wind tunnel keeps the time that one reckons by hand, and runs the scheduler that serves."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from configs.schema import EngineConfig
+from engine.messages import StageCosts
+from engine.policies import POLICIES
+from engine.simulation import Arrival, Life, Node, Run, SimulationError, simulate, split_evenly
+
+# Binary fractions, so that sums are exact.
+OVERHEAD_S, HOP_S = 0.25, 0.5
+
+
+def constant(seconds: float) -> StageCosts:
+    """Every step costs the same."""
+    return StageCosts((1,), (seconds,))
+
+
+def run(*costs: StageCosts, arrivals: list[Arrival], **settings: Any) -> Run:
+    config = EngineConfig.model_validate(
+        {"policy": "separate", "pipeline_parallel_size": len(costs), **settings}
+    )
+    node = Node(costs, num_blocks=100, max_model_len=256, overhead_s=OVERHEAD_S, hop_s=HOP_S)
+    return simulate(config, node, arrivals, record=True)
+
+
+def spans(run: Run) -> list[tuple[int, int, float, float]]:
+    """Step, stage, and the seconds from when to when."""
+    return [(span.step_id, span.stage, span.began_at, span.ended_at) for span in run.spans]
+
+
+def mixed_arrivals(seed: int) -> list[Arrival]:
+    """Requests of all lengths, some together and some apart."""
+    return [
+        Arrival(0.5 * (i // 3), 1 + (seed + 37 * i) % 90, 1 + (seed + 11 * i) % 17, 1 + i % 20)
+        for i in range(25)
+    ]
+
+
+def test_one_request_on_one_stage_takes_a_step_for_each_token() -> None:
+    result = run(constant(1.0), arrivals=[Arrival(2.0, 5, 3)])
+    step_s = 1.0 + OVERHEAD_S + HOP_S
+    assert result.lives == [Life(2.0, 5, 3, 2.0 + step_s, 2.0 + 3 * step_s)]
+    assert result.makespan_s == 2.0 + 3 * step_s
+    assert result.busy_s == [3 * 1.25]
+
+
+def test_one_request_on_two_stages_passes_them_in_turn() -> None:
+    result = run(constant(1.0), constant(2.0), arrivals=[Arrival(0.0, 5, 2)])
+    assert spans(result) == [
+        (0, 0, 0.0, 1.25),
+        (0, 1, 1.75, 4.0),
+        (1, 0, 4.5, 5.75),
+        (1, 1, 6.25, 8.5),
+    ]
+    assert result.lives == [Life(0.0, 5, 2, 4.5, 9.0)]
+    assert result.busy_s == [2.5, 4.5]
+    assert result.counters.steps == 2
+
+
+def test_a_second_micro_batch_waits_where_the_stage_before_it_is_busy() -> None:
+    result = run(constant(1.0), constant(2.0), arrivals=[Arrival(0.0, 5, 2)] * 2)
+    assert spans(result) == [
+        (0, 0, 0.0, 1.25),
+        (0, 1, 1.75, 4.0),
+        (1, 0, 1.25, 2.5),
+        (1, 1, 4.0, 6.25),  # there at 3.0
+        (2, 0, 4.5, 5.75),
+        (2, 1, 6.25, 8.5),
+        (3, 0, 6.75, 8.0),
+        (3, 1, 8.5, 10.75),
+    ]
+    assert [life.ended_at for life in result.lives] == [9.0, 11.25]
+    assert result.busy_s == [5.0, 9.0]
+
+
+def test_a_step_costs_what_its_tokens_and_the_kv_they_read_cost() -> None:
+    costs = StageCosts((1, 11), (1.0, 2.0), kv_s_per_token=0.125)
+    result = run(costs, arrivals=[Arrival(0.0, 11, 3)])
+    seconds = [ended_at - began_at for _, _, began_at, ended_at in spans(result)]
+    assert seconds == [2.25, 1.25 + 11 / 8, 1.25 + 12 / 8]
+
+
+def test_chunks_of_one_prompt_read_those_before_them() -> None:
+    costs = StageCosts((1,), (1.0,), kv_s_per_token=0.125)
+    result = run(costs, arrivals=[Arrival(0.0, 20, 1)], max_num_batched_tokens=8)
+    seconds = [ended_at - began_at for _, _, began_at, ended_at in spans(result)]
+    assert seconds == [1.25, 1.25 + 8 / 8, 1.25 + 16 / 8]
+
+
+def test_a_request_is_unknown_before_it_comes() -> None:
+    arrivals = [Arrival(100.0, 5, 1), Arrival(0.0, 5, 1), Arrival(100.5, 5, 1)]
+    result = run(constant(1.0), arrivals=arrivals)
+    # The third comes while the first is on its way, and has to wait for it.
+    assert [life.first_token_at for life in result.lives] == [101.75, 1.75, 103.5]
+    assert [life.ended_at for life in result.lives] == [101.75, 1.75, 103.5]
+
+
+def test_the_drain_begins_when_the_last_prompt_is_launched() -> None:
+    result = run(constant(1.0), arrivals=[Arrival(0.0, 5, 2), Arrival(10.0, 5, 3)])
+    assert result.drain_began_at == 10.0
+    assert result.busy_before_drain_s == [2 * 1.25]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_same_arrivals_give_the_same_run(policy: str) -> None:
+    costs = [constant(1.0), constant(1.5), constant(0.5)]
+    first, second = (
+        run(*costs, arrivals=mixed_arrivals(seed=0), policy=policy, block_size=4) for _ in range(2)
+    )
+    assert first == second
+    assert first != run(*costs, arrivals=mixed_arrivals(seed=1), policy=policy, block_size=4)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_stages_do_one_step_at_a_time_and_all_steps_in_order(policy: str) -> None:
+    costs = [constant(1.0), constant(1.5), constant(0.5)]
+    result = run(*costs, arrivals=mixed_arrivals(seed=0), policy=policy, block_size=4)
+    for stage, busy_s in enumerate(result.busy_s):
+        mine = [span for span in result.spans if span.stage == stage]
+        assert [span.step_id for span in mine] == list(range(result.counters.steps))
+        assert all(before.ended_at <= after.began_at for before, after in pairwise(mine))
+        assert sum(span.ended_at - span.began_at for span in mine) == busy_s
+    by_step = sorted(spans(result))
+    for (step, _, _, ended_at), (next_step, _, began_at, _) in pairwise(by_step):
+        assert step != next_step or began_at >= ended_at + HOP_S
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_request_ends_with_its_own_number_of_tokens(policy: str) -> None:
+    arrivals = mixed_arrivals(seed=0)
+    result = run(constant(1.0), constant(1.0), arrivals=arrivals, policy=policy, block_size=4)
+    assert result.counters.generated_tokens == sum(a.output_len for a in arrivals)
+    for arrival, life in zip(arrivals, result.lives, strict=True):
+        assert arrival.at_s < life.first_token_at <= life.ended_at <= result.makespan_s
+        assert (life.first_token_at == life.ended_at) == (arrival.output_len == 1)
+
+
+def test_the_gauges_tell_the_blocks_and_the_sequences() -> None:
+    result = run(constant(1.0), arrivals=[Arrival(0.0, 33, 3), Arrival(0.0, 33, 2)])
+    told = [(g.blocks_used, g.blocks_total, g.waiting, g.live) for g in result.gauges]
+    # After the first prompt (the second is let in at once), after the second, after each decode.
+    assert told == [(6, 100, 0, 2), (6, 100, 0, 2), (3, 100, 0, 1), (0, 100, 0, 0)]
+
+
+def test_a_request_that_cannot_fit_ends_the_simulation_in_words() -> None:
+    with pytest.raises(SimulationError, match="260 tokens exceed"):
+        run(constant(1.0), arrivals=[Arrival(0.0, 250, 10)])
+
+
+def test_an_even_split_shares_the_seconds_but_not_the_tokens() -> None:
+    costs = split_evenly([1, 128], [4.0, 8.0], 4, 0.5)
+    assert costs == (StageCosts((1, 128), (1.0, 2.0), 0.5),) * 4

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
 from benchmarks.model_shape import BYTES_PER_NUMBER, ModelShapeError, read_shape
-from benchmarks.workloads import positive
+from benchmarks.workloads import not_negative, positive, positive_int
 from configs.gpus import GpuError, find_gpu
 from configs.profiles import Profile, ProfileError, read_profile
 from engine.messages import StageCosts
@@ -60,15 +60,21 @@ def add_hardware_options(parser: argparse.ArgumentParser) -> None:
     add("--profile", type=Path, help="CSV of `Total Length,Execute Time` (tokens, ms), one GPU")
     add("--gpu", help="a GPU of configs/gpus.yaml instead of a profile")
     add("--model", help="with --gpu: a config.json, its folder, or a name of configs/models")
-    add("--stages", type=int, default=4, help="pipeline stages [4]")
-    add("--kv-tokens", type=int, help="tokens in the node's KV cache [with --gpu: what fits]")
+    add("--stages", type=positive_int, default=4, help="pipeline stages [4]")
+    add(
+        "--kv-tokens",
+        type=positive_int,
+        help="tokens in the node's KV cache [with --gpu: what fits]",
+    )
     add("--kv-bytes-per-token", type=positive, help="over all layers [with --gpu: the model's]")
     add("--memory-bandwidth", type=positive, help="GB/s of one GPU [with --gpu: the GPU's]")
-    add("--overhead-ms", type=float, default=0.2, help="what each step adds on a stage [0.2]")
-    add("--hop-ms", type=float, default=0.1, help="the way to the next stage [0.1]")
-    add("--tensor-parallel", type=int, default=1, help="GPUs that share each stage [1]")
+    add(
+        "--overhead-ms", type=not_negative, default=0.2, help="what each step adds on a stage [0.2]"
+    )
+    add("--hop-ms", type=not_negative, default=0.1, help="the way to the next stage [0.1]")
+    add("--tensor-parallel", type=positive_int, default=1, help="GPUs that share each stage [1]")
     add("--allreduce-bandwidth", type=positive, default=14.65, help="GB/s [14.65, PCIe switch]")
-    add("--allreduce-bytes-per-token", type=float, help="2 x layers x hidden x 2 [the model's]")
+    add("--allreduce-bytes-per-token", type=positive, help="2 x layers x hidden x 2 [the model's]")
 
 
 def hardware_of(options: argparse.Namespace) -> Hardware:
@@ -78,8 +84,6 @@ def hardware_of(options: argparse.Namespace) -> Hardware:
     """
     if (options.profile is None) == (options.gpu is None):
         raise HardwareError("give either --profile CSV or --gpu NAME --model CONFIG")
-    if options.stages < 1 or options.tensor_parallel < 1:
-        raise HardwareError("--stages and --tensor-parallel are at least 1")
     given = {
         "kv_tokens": options.kv_tokens,
         "kv_bytes_per_token": options.kv_bytes_per_token,

@@ -18,7 +18,7 @@ from benchmarks.measurement import DaemonError, Target, measure
 from benchmarks.open_loop import Bounds
 from benchmarks.report import table
 from benchmarks.request import WorkloadError
-from benchmarks.workloads import KINDS, add_workload_options, positive, workload_of
+from benchmarks.workloads import KINDS, add_workload_options, positive, positive_int, workload_of
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", help="its name in the API [the first that is served]")
     add_workload_options(parser)
     add("--temperature", type=float, default=0.0, help="of the sampling [0, greedy]")
-    add("--max-concurrency", type=_count, help="requests open at one time [no limit]")
+    add("--max-concurrency", type=positive_int, help="requests open at one time [no limit]")
     add("--request-timeout", type=positive, default=300.0, help="seconds for one request [300]")
     add("--timeout", type=positive, default=3600.0, help="seconds for the whole run [3600]")
     add("--json", type=_new_file, help="write everything here, as one JSON object")
@@ -88,12 +88,6 @@ def _address(url: str) -> Address:
         return Address.of(url)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text)
 
 
 def _new_file(text: str) -> Path:

@@ -58,16 +58,14 @@ def summarise(run: Run) -> dict[str, Any]:
     """The figures of a run as one JSON object."""
     num_output = sum(life.output_len for life in run.lives)
     num_prompt = sum(life.num_prompt_tokens for life in run.lives)
-    before_drain = run.drain_began_at
+    until_drain = zip(run.busy_before_drain_s, run.drain_began_at, strict=True)
     return {
         "output_tokens_per_s": num_output / run.makespan_s,
         "total_tokens_per_s": (num_output + num_prompt) / run.makespan_s,
         "makespan_s": run.makespan_s,
-        "drain_began_s": before_drain,
+        "drain_began_s": min(run.drain_began_at),
         "bubble_ratio": [1 - busy / run.makespan_s for busy in run.busy_s],
-        "bubble_ratio_before_drain": [
-            1 - busy / before_drain if before_drain else 0.0 for busy in run.busy_before_drain_s
-        ],
+        "bubble_ratio_before_drain": [1 - busy / end if end else 0.0 for busy, end in until_drain],
         "ttft_s": spread(life.first_token_at - life.arrived_at for life in run.lives),
         "tpot_s": spread(
             (life.ended_at - life.first_token_at) / (life.output_len - 1)

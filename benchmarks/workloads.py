@@ -118,6 +118,18 @@ def positive_or_inf(text: str) -> float:
     return number
 
 
+def not_negative(text: str) -> float:
+    """A finite number of 0 or more, as argparse wants its types."""
+    return 0.0 if float(text) == 0 else positive(text)
+
+
+def positive_int(text: str) -> int:
+    """A whole number above zero, as argparse wants its types."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a workload as JSONL to standard output; the exit code."""
     parser = argparse.ArgumentParser(

@@ -32,7 +32,10 @@ def read_profile(path: Path) -> Profile:
     except (OSError, UnicodeDecodeError) as error:
         raise ProfileError(f"cannot read the profile {path}: {error}") from error
     numbers = [number for number, _ in lines]
-    rows = list(zip(numbers, csv.reader(line for _, line in lines), strict=True))
+    try:
+        rows = list(zip(numbers, csv.reader(line for _, line in lines), strict=True))
+    except (ValueError, csv.Error) as error:  # a quote that is not closed, an endless cell
+        raise ProfileError(f"{path} is no CSV: {error}") from error
     if not rows or tuple(cell.strip() for cell in rows[0][1]) != HEADER:
         raise ProfileError(f"{path} is no profile: its first line must be {','.join(HEADER)}")
     times = dict(_read_row(path, number, row) for number, row in rows[1:] if row)

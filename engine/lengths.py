@@ -22,6 +22,8 @@ NUM_BINS = len(_EDGES)
 OUTCOME_WEIGHTS = np.array([1 / 6, 2 / 3, 1 / 6])
 """How likely the three outcomes of a prediction are (Gauss-Hermite quadrature)."""
 _OUTCOMES = np.array([-(3**0.5), 0.0, 3**0.5])
+# Spread of the logarithms of output lengths in ShareGPT-like traffic.
+_GUESS_SIGMA = 1.1
 # Predictions that explain less than this of the lengths say nothing.
 _LEAST_SLOPE = 0.05
 _LONGEST_LOG = 50.0
@@ -33,17 +35,17 @@ Ints = NDArray[np.int64]
 class LengthErrors:
     """Survival over the logarithm of (generated / predicted).
 
-    Before anything has ended the logarithm is taken as normal with `prior_sigma`; that counts as
-    much as `prior_weight` sequences.
+    Before anything has ended the logarithm is taken as normal with `prior_sigma`, and with a larger
+    one where nobody predicts; that counts as much as `prior_weight` sequences.
     """
 
     def __init__(self, prior_sigma: float, prior_weight: float) -> None:
-        survival = np.array([0.5 - 0.5 * erf(e / prior_sigma / 2**0.5) for e in _EDGES])
-        after = np.append(survival[1:], 0.0)
-        hazard = 1 - after / np.maximum(survival, 1e-12)
-        self._ended = prior_weight * survival * hazard
-        self._reached = prior_weight * survival
+        self._prior = _normal(prior_sigma, prior_weight)
+        self._prior_of_guesses = _normal(_GUESS_SIGMA, prior_weight)
+        self._ended = np.zeros(NUM_BINS)
+        self._reached = np.zeros(NUM_BINS)
         self._expected = np.zeros(3)  # count, sum and sum of squares of ln(predicted)
+        self._num_guesses = 0
 
     def observe(self, output_len: int, predicted_len: int) -> None:
         """A sequence has ended after `output_len` tokens."""
@@ -51,9 +53,10 @@ class LengthErrors:
         self._ended[index] += 1
         self._reached[: index + 1] += 1
 
-    def expect(self, predicted_len: int) -> None:
-        """A sequence was submitted with this prediction."""
+    def expect(self, predicted_len: int, *, is_guess: bool = False) -> None:
+        """A sequence was submitted with this prediction, or without one."""
         x = log(predicted_len)
+        self._num_guesses += is_guess
         self._expected += (1, x, x * x)
 
     def real_lens(self, predicted_lens: Floats, survival: Floats) -> Floats:
@@ -102,7 +105,9 @@ class LengthErrors:
         counts = np.bincount(live_bins, minlength=NUM_BINS)
         # A live sequence has reached the bins up to its own, and says nothing of that one's hazard.
         passed = np.cumsum(counts[::-1])[::-1] - counts
-        hazard = self._ended / np.maximum(self._reached + passed, 1e-9)
+        only_guesses = 0 < self._num_guesses == self._expected[0]
+        ended, reached = self._prior_of_guesses if only_guesses else self._prior
+        hazard = (self._ended + ended) / np.maximum(self._reached + reached + passed, 1e-9)
         alive = np.cumprod(1 - np.clip(hazard, 0.0, 1.0))
         return np.concatenate(([1.0], alive[:-1]))
 
@@ -111,3 +116,10 @@ def bins_of(output_lens: Floats, predicted_lens: Floats) -> Ints:
     """The bin in which each ratio lies; 0 for no output at all."""
     ratios = np.log(np.maximum(output_lens, 1e-3) / predicted_lens)
     return np.clip((ratios - _LOW) / _WIDTH, 0, NUM_BINS - 1).astype(np.int64)
+
+
+def _normal(sigma: float, weight: float) -> tuple[Floats, Floats]:
+    """Endings in each bin and arrivals at it, of `weight` sequences with a normal logarithm."""
+    survival = np.array([0.5 - 0.5 * erf(edge / sigma / 2**0.5) for edge in _EDGES])
+    hazard = 1 - np.append(survival[1:], 0.0) / np.maximum(survival, 1e-12)
+    return weight * survival * hazard, weight * survival

@@ -54,7 +54,7 @@ class Pool:
         """A new sequence joins the queue."""
         self.waiting.add(sequence)
         self.num_online += not sequence.submit.offline
-        self.errors.expect(sequence.predicted_len)
+        self.errors.expect(sequence.predicted_len, is_guess=not sequence.submit.predicted_len)
         self._count_waiting(sequence, 1)
 
     def admit(self, sequence: Sequence) -> bool:

@@ -2,8 +2,9 @@
 parallelism at the time of the paper, its baseline PP+SB).
 
 Each virtual engine has one micro-batch in flight: a prefill of waiting prompts as long as any fits,
-otherwise a decode of all its own sequences. Waiting prompts and KV blocks are common to all; in
-vLLM 0.5 each virtual engine has a fixed share, which is a little worse.
+otherwise a decode of all its own sequences. Prompts go to the one with the fewest sequences. KV
+blocks are common to all; in vLLM 0.5 each virtual engine has a fixed share, which is a little
+worse.
 """
 
 from collections import deque
@@ -54,11 +55,14 @@ class Separate(Policy):
     def _prefill(self, pool: Pool, engine: int) -> MicroBatch | None:
         """Whole prompts up to the budget; one that exceeds it alone, in chunks."""
         batch, budget = MicroBatch(), self._config.max_num_batched_tokens
+        share = -(-(pool.num_live + len(pool.waiting)) // len(self._lanes))
+        others = sum([sequence.cohort == engine for sequence in pool.live.values()])
 
         def next_admitted() -> Sequence | None:
             sequence = first_with_room(pool, self._max_live)
             if (
                 sequence is None
+                or others + len(batch.sequences) >= share
                 or min(sequence.num_unplanned, budget) > budget - batch.total_tokens
             ):
                 return None

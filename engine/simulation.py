@@ -70,13 +70,17 @@ class Life:
 
 @dataclass(slots=True)
 class Run:
-    """What came of it. `drain_began_at` is when the last prompt had been fed."""
+    """What came of it.
+
+    A stage's drain begins when it has fed the last prompt; until then it was busy for
+    `busy_before_drain_s`.
+    """
 
     lives: list[Life]
     counters: Counters
     makespan_s: float = 0.0
-    drain_began_at: float = 0.0
     busy_s: list[float] = field(default_factory=list)
+    drain_began_at: list[float] = field(default_factory=list)
     busy_before_drain_s: list[float] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     gauges: list[Gauges] = field(default_factory=list)
@@ -105,6 +109,7 @@ class _Simulation:
     ) -> None:
         self._scheduler = Scheduler(config)
         self._node = node
+        self._longest = min(node.max_model_len, node.num_blocks * config.block_size)
         self._arrivals = arrivals
         self._record = record
         self._models = [CostModel(c.num_tokens, c.seconds, c.kv_s_per_token) for c in node.costs]
@@ -114,6 +119,7 @@ class _Simulation:
         self._num_events = 0
         lives = [Life(a.at_s, a.num_prompt_tokens, a.output_len) for a in arrivals]
         self.result = Run(lives, self._scheduler.counters, busy_s=[0.0] * len(node.costs))
+        self.result.drain_began_at = [0.0] * len(node.costs)
         self.result.busy_before_drain_s = [0.0] * len(node.costs)
 
     def run(self) -> None:
@@ -142,7 +148,7 @@ class _Simulation:
         return Submit(
             sequence_id,
             bytes(arrival.num_prompt_tokens * array("i").itemsize),
-            max(arrival.output_len, self._node.max_model_len - arrival.num_prompt_tokens),
+            max(arrival.output_len, self._longest - arrival.num_prompt_tokens),
             stop_token_ids=(STOP_TOKEN,),
             predicted_len=arrival.predicted_len,
             offline=arrival.offline,
@@ -171,22 +177,21 @@ class _Simulation:
         num_tokens = sum(memoryview(step.num_tokens).cast("i"))
         kv_tokens = sum(memoryview(step.start_positions).cast("i"))
         arrives_at, result = now, self.result
-        if step.phase != "decode":
-            result.busy_before_drain_s = list(result.busy_s)
         for stage, model in enumerate(self._models):
             began_at = max(arrives_at, self._free_at[stage])
             seconds = model.stage_s(num_tokens, kv_tokens) + self._node.overhead_s
             ended_at = began_at + seconds
             self._free_at[stage] = ended_at
             result.busy_s[stage] += seconds
+            if step.phase != "decode":
+                result.drain_began_at[stage] = ended_at
+                result.busy_before_drain_s[stage] = result.busy_s[stage]
             arrives_at = ended_at + self._node.hop_s
             if self._record:
                 num_rows = len(step.samples)
                 result.spans.append(
                     Span(stage, step.step_id, step.phase, num_rows, num_tokens, began_at, ended_at)
                 )
-        if step.phase != "decode":
-            result.drain_began_at = now
         self._push(arrives_at, StepDone(step.epoch, step.step_id, self._sampled(step)))
 
     def _sampled(self, step: Step) -> bytes:

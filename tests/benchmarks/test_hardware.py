@@ -121,13 +121,30 @@ def test_a_shared_profile_must_say_what_is_exchanged(profile: list[str]) -> None
 
 
 @pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--stages", "0"),
+        ("--tensor-parallel", "0"),
+        ("--kv-tokens", "-50"),
+        ("--overhead-ms", "-50"),
+        ("--hop-ms", "nan"),
+        ("--allreduce-bytes-per-token", "-1"),
+    ],
+)
+def test_a_number_out_of_range_names_its_option(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(*BY_MODEL, f"{option}={value}")
+    assert f"argument {option}: {value} is not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         [],
         ["--profile", "x.csv", *BY_MODEL],
         ["--gpu", "L20"],
-        [*BY_MODEL, "--stages", "0"],
-        [*BY_MODEL, "--tensor-parallel", "0"],
         ["--gpu", "L21", "--model", "llama2-13b"],
         ["--gpu", "L20", "--model", "llama2-14b"],
         ["--profile", "/nowhere.csv", *SIZES],

@@ -86,7 +86,6 @@ def test_the_trace_and_the_picture_are_of_the_run(
         (["--profile", "/nowhere.csv", *WORKLOAD], "--kv-tokens"),
         ([*NODE, "--workload", "fixed:1:3000:10"], "exceed"),
         ([*NODE, *WORKLOAD, "--max-model-len", "30000"], "KV cache of 20000"),
-        ([*NODE, *WORKLOAD, "--stages", "0"], "pipeline_parallel_size"),
     ],
 )
 def test_what_cannot_be_simulated_is_told_in_one_line(

@@ -109,6 +109,13 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
         assert refusal(path).startswith("cannot read the profile")
 
 
+@pytest.mark.parametrize("text", ['1,"2\n3,4\n', f"1,{'2' * 200_000}\n"])
+def test_what_is_no_csv_is_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "profile.csv"
+    path.write_text(HEADER + text)
+    assert "is no CSV" in refusal(path)
+
+
 def test_a_written_profile_is_read_back_as_it_was(tmp_path: Path) -> None:
     profile = Profile((1, 16, 2048), (0.0405, 0.041000123, 0.517))
     path = tmp_path / "profile.csv"

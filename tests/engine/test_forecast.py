@@ -83,19 +83,19 @@ def twin(
     return seconds
 
 
-def round_s(num_stages: int, size: int) -> float:
-    """The forecast knows parts of a round, the twin does not."""
-    return num_stages * COST.linear_s(size)
+def rounding_s(num_stages: int, size: int) -> float:
+    """The forecast knows parts of a round, the twin does not: neither of feeding nor of the end."""
+    return 2 * num_stages * COST.linear_s(size)
 
 
 @FEW
 @given(groups=GROUPS, num_stages=st.integers(1, 4), decoding=st.booleans())
-def test_the_forecast_is_within_a_seventh_and_a_round_of_going_through_it(
+def test_the_forecast_is_within_a_seventh_and_two_rounds_of_going_through_it(
     groups: list[Group], num_stages: int, decoding: bool
 ) -> None:
     for size, seconds in forecast(groups, num_stages, decoding=decoding).items():
         expected = twin(groups, num_stages, size, decoding=decoding)
-        assert abs(seconds - expected) <= expected / 7 + round_s(num_stages, size)
+        assert abs(seconds - expected) <= expected / 7 + rounding_s(num_stages, size)
 
 
 @FEW
@@ -108,7 +108,7 @@ def test_no_other_size_would_have_been_much_better(groups: list[Group], num_stag
         for decoding in (True, False)
     )
     chosen = twin(groups, num_stages, size, decoding=not pauses)
-    assert chosen <= best * 1.1 + round_s(num_stages, size)
+    assert chosen <= best * 1.1 + rounding_s(num_stages, size)
 
 
 # A long step makes tokens cheap, and a step of few rows is as dear as one of 256 tokens.

@@ -99,10 +99,11 @@ def test_a_request_is_unknown_before_it_comes() -> None:
     assert [life.ended_at for life in result.lives] == [101.75, 1.75, 103.5]
 
 
-def test_the_drain_begins_when_the_last_prompt_is_launched() -> None:
-    result = run(constant(1.0), arrivals=[Arrival(0.0, 5, 2), Arrival(10.0, 5, 3)])
-    assert result.drain_began_at == 10.0
-    assert result.busy_before_drain_s == [2 * 1.25]
+def test_the_drain_begins_on_each_stage_when_it_has_fed_the_last_prompt() -> None:
+    arrivals = [Arrival(0.0, 5, 2), Arrival(10.0, 5, 3)]
+    result = run(constant(1.0), constant(2.0), arrivals=arrivals)
+    assert result.drain_began_at == [11.25, 11.75 + 2.25]
+    assert result.busy_before_drain_s == [3 * 1.25, 3 * 2.25]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -35,7 +35,7 @@ format: $(VENV)/dev  ## let ruff lay out the code
 paper: $(VENV)/dev  ## the paper's tables in the simulator (about 5 minutes)
 	$(BIN)/python -m benchmarks.paper $(ARGS)
 
-sweep: $(VENV)/dev  ## temporal beside every other policy in many set-ups (about 20 minutes)
+sweep: $(VENV)/dev  ## temporal beside every other policy in many set-ups (about 5 minutes)
 	$(BIN)/python -m benchmarks.sweep $(ARGS)
 
 real-policies: $(VENV)/dev  ## the policies on two real CPU stages, beside the simulator (about 10 minutes)

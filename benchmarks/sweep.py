@@ -8,8 +8,10 @@ policy and temporal's ratio to it; those where temporal loses more than 2 % are 
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
+from multiprocessing import get_context
 from pathlib import Path
 
 from tqdm import tqdm
@@ -43,14 +45,23 @@ PREDICTING = ("td-pipe", "temporal")
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One set-up: its label, and what of it policies see that ask for no predictions."""
+class World:
+    """One set-up, for all predictions."""
 
     label: str
-    world: str
     hardware: Hardware
     num_stages: int
-    arrivals: list[Arrival]
+    workload: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Output tokens/s of temporal and of the best other policy."""
+
+    case: str
+    mine: float
+    best: str
+    its: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,22 +71,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     print("| case | temporal, tokens/s | best other | tokens/s | ratio |\n|---|--:|---|--:|--:|")
     ratios = []
-    known: dict[tuple[str, str], float] = {}
-    cases = list(_cases(options.profiles))
-    for case in tqdm(cases, leave=False, file=sys.stderr):
-        rates = {}
-        for name, settings in POLICIES.items():
-            key = (name, case.label if settings["policy"] in PREDICTING else case.world)
-            rates[name] = known[key] = known.get(key) or _rate(case, settings)
-        mine = rates.pop("temporal")
-        best = max(rates, key=lambda name: rates[name])
-        ratios.append(mine / rates[best])
-        mark = " **<**" if ratios[-1] < WORST else ""
-        print(
-            f"| {case.label} | {mine:,.0f} | {best} | {rates[best]:,.0f} "
-            f"| {ratios[-1]:.3f}{mark} |",
-            flush=True,
-        )
+    worlds = list(_worlds(options.profiles))
+    with ProcessPoolExecutor(mp_context=get_context("fork")) as processes:
+        outcomes = processes.map(compare, worlds)
+        for outcome in chain.from_iterable(tqdm(outcomes, total=len(worlds), file=sys.stderr)):
+            ratios.append(outcome.mine / outcome.its)
+            mark = " **<**" if ratios[-1] < WORST else ""
+            print(
+                f"| {outcome.case} | {outcome.mine:,.0f} | {outcome.best} | {outcome.its:,.0f} "
+                f"| {ratios[-1]:.3f}{mark} |",
+                flush=True,
+            )
     behind = sum(ratio < WORST for ratio in ratios)
     print(
         f"\n{len(ratios)} cases: ratio from {min(ratios):.3f} to {max(ratios):.3f}, "
@@ -84,24 +90,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _cases(folder: Path) -> Iterator[Case]:
-    for setup, num_stages, (kind, workload), (kv, part), (prediction, sigma) in product(
-        SETUPS, STAGES, WORKLOADS.items(), KV_PARTS.items(), PREDICTIONS.items()
+def compare(world: World) -> list[Outcome]:
+    """temporal beside the others in one set-up, for each quality of predictions."""
+    requests = make_workload(world.workload, seed=0)
+    outcomes, known = [], dict[str, float]()
+    for prediction, sigma in PREDICTIONS.items():
+        arrivals = make_arrivals(requests, sigma, 0)
+        rates = dict(known)
+        for name, settings in POLICIES.items():
+            if name not in rates:
+                rates[name] = _rate(world, arrivals, settings)
+        known = {n: rate for n, rate in rates.items() if POLICIES[n]["policy"] not in PREDICTING}
+        mine = rates.pop("temporal")
+        best = max(rates, key=lambda name: rates[name])
+        outcomes.append(Outcome(f"{world.label}, {prediction}", mine, best, rates[best]))
+    return outcomes
+
+
+def _worlds(folder: Path) -> Iterator[World]:
+    for setup, num_stages, (kind, workload), (kv, part) in product(
+        SETUPS, STAGES, WORKLOADS.items(), KV_PARTS.items()
     ):
         hardware, _ = hardware_of_setup(setup, folder)
-        world = f"{setup.name}, {num_stages} stages, {kind}, {kv}"
-        arrivals = make_arrivals(make_workload(workload, seed=0), sigma, 0)
-        kv_tokens = int(hardware.kv_tokens * part)
-        label = f"{world}, {prediction}"
-        yield Case(label, world, replace(hardware, kv_tokens=kv_tokens), num_stages, arrivals)
+        hardware = replace(hardware, kv_tokens=int(hardware.kv_tokens * part))
+        label = f"{setup.name}, {num_stages} stages, {kind}, {kv}"
+        yield World(label, hardware, num_stages, workload)
 
 
-def _rate(case: Case, settings: Settings) -> float:
+def _rate(world: World, arrivals: list[Arrival], settings: Settings) -> float:
     config = EngineConfig.model_validate(
-        {"pipeline_parallel_size": case.num_stages, "max_num_seqs": 4096, **settings}
+        {"pipeline_parallel_size": world.num_stages, "max_num_seqs": 4096, **settings}
     )
-    node = case.hardware.node(case.num_stages, config.block_size, MAX_MODEL_LEN)
-    run = simulate(config, node, case.arrivals)
+    node = world.hardware.node(world.num_stages, config.block_size, MAX_MODEL_LEN)
+    run = simulate(config, node, arrivals)
     return sum(life.output_len for life in run.lives) / run.makespan_s
 
 

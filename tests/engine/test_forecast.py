@@ -21,10 +21,11 @@ class Group(NamedTuple):
 
 
 AMPLE = 10**9
-SIZES = [128, 256, 512, 1024]
+# Steps have room for all rows, and for prompts beside them.
+SIZES = [256, 512, 1024]
 COST = stairs((64, 1.0), (128, 1.1), (256, 1.6), (512, 3.0), (1024, 6.0), (TABLE_TOKENS, 48.0))
-LIVE = st.builds(Group, st.integers(1, 60), st.just(0), st.integers(1, 300))
-WAITING = st.builds(Group, st.integers(1, 60), st.integers(1, 200), st.integers(1, 300))
+LIVE = st.builds(Group, st.integers(1, 40), st.just(0), st.integers(1, 300))
+WAITING = st.builds(Group, st.integers(1, 40), st.integers(1, 200), st.integers(1, 300))
 GROUPS = st.builds(
     lambda live, waiting: [*live, *waiting],
     st.lists(LIVE, max_size=1),

@@ -74,6 +74,18 @@ def test_before_anything_has_ended_errors_are_taken_as_normal() -> None:
         assert survival[32 + int(sigmas * 0.5 / 0.125)] == pytest.approx(reached)
 
 
+def test_without_any_prediction_lengths_are_taken_to_scatter_more() -> None:
+    guesses, predictions = LengthErrors(0.5, 20.0), LengthErrors(0.5, 20.0)
+    for _ in range(3):
+        guesses.expect(256, is_guess=True)
+        predictions.expect(256)
+    half, twice = bin_of(128, 256), bin_of(512, 256)
+    assert guesses.survival(NOBODY)[half] < predictions.survival(NOBODY)[half]
+    assert guesses.survival(NOBODY)[twice] > predictions.survival(NOBODY)[twice]
+    guesses.expect(300)  # somebody predicts after all
+    assert guesses.survival(NOBODY) == pytest.approx(predictions.survival(NOBODY))
+
+
 def test_the_prior_counts_as_much_as_so_many_sequences() -> None:
     # The other twenty all reach the prediction, of the assumed twenty the half.
     errors = learnt([(800, 100)] * 20, prior_weight=20.0)

@@ -77,6 +77,14 @@ def test_one_virtual_engine_prefills_while_the_other_decodes_on() -> None:
     assert launches(world) == [("prefill", [2]), ("decode", [1]), ("decode", [0, 2])]
 
 
+def test_short_prompts_go_to_the_virtual_engine_with_the_fewest_sequences() -> None:
+    world = make_world(4)
+    submit(world, *[1] * 20)
+    world.run_dry()
+    assert sorted(len(ids) for phase, ids in launches(world)[4:8]) == [4] * 4
+    assert sorted(map(len, decode_companies(world)))[-4:] == [5] * 4
+
+
 def test_the_prompts_are_spread_over_all_virtual_engines() -> None:
     world = make_world(3)
     submit(world, *[BUDGET] * 12, max_tokens=30)

@@ -25,7 +25,9 @@ def make_sequence(
     """A new sequence; it arrives in the order of the ids unless told otherwise."""
     submit = make_submit(sequence_id, [1] * num_prompt_tokens, max_tokens)
     arrived_at = float(sequence_id) if arrived_at is None else arrived_at
-    return Sequence(replace(submit, offline=offline), arrived_at, predicted_len)
+    return Sequence(
+        replace(submit, predicted_len=predicted_len, offline=offline), arrived_at, predicted_len
+    )
 
 
 def make_pool(num_blocks: int, errors: LengthErrors | None = None) -> Pool:

@@ -126,6 +126,7 @@ def test_prompts_take_their_tokens_in_steps_and_a_bubble(num_stages: int) -> Non
 
 def test_prompts_alone_are_fed_in_the_cheapest_steps() -> None:
     assert best_size(STEEP, SIZES, rest_of([PROMPTS]), 1, AMPLE)[0] == 1024
+    assert best_size(STEEP, SIZES, rest_of([PROMPTS]), 1, kv_tokens=400_000) == (1024, False)
 
 
 def test_a_long_answer_wants_short_rounds_filled_with_prompts() -> None:

@@ -86,6 +86,16 @@ def test_without_any_prediction_lengths_are_taken_to_scatter_more() -> None:
     assert guesses.survival(NOBODY) == pytest.approx(predictions.survival(NOBODY))
 
 
+def test_where_nobody_predicts_errors_are_taken_as_larger() -> None:
+    errors, at_9_8ths = LengthErrors(0.5, 20.0), 32 + 9
+    errors.expect(100, is_guess=True)
+    # The deviation of ShareGPT's lengths, 1.1, instead of 0.5.
+    wide, narrow = (0.5 - 0.5 * erf(1.125 / sigma / 2**0.5) for sigma in (1.1, 0.5))
+    assert errors.survival(NOBODY)[at_9_8ths] == pytest.approx(wide, rel=1e-3)
+    errors.expect(100)
+    assert errors.survival(NOBODY)[at_9_8ths] == pytest.approx(narrow)
+
+
 def test_the_prior_counts_as_much_as_so_many_sequences() -> None:
     # The other twenty all reach the prediction, of the assumed twenty the half.
     errors = learnt([(800, 100)] * 20, prior_weight=20.0)

@@ -135,6 +135,13 @@ def test_the_longest_stands_for_itself_and_the_short_ones_for_many() -> None:
     assert sample == [(0, 1), (1, 1), (3, 2), (6, 4), (10, 4), (14, 4)]
 
 
+def test_of_equally_long_answers_the_one_that_came_first_goes_first() -> None:
+    queue = WaitingQueue()
+    for i, arrived_at in enumerate([2.0, 1.0, 3.0]):
+        queue.add(make_sequence(i, arrived_at=arrived_at, offline=True))
+    assert ids(list(queue.with_critical_first(1.0))) == [1, 0, 2]
+
+
 def test_a_preempted_sequence_is_no_longer_taken_by_length() -> None:
     queue = WaitingQueue()
     long, short = (make_sequence(i, predicted_len=9 - i, offline=True) for i in range(2))

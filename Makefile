@@ -32,13 +32,13 @@ format: $(VENV)/dev  ## let ruff lay out the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-paper: $(VENV)/dev  ## the paper's tables in the simulator (about 5 minutes)
+paper: $(VENV)/dev  ## the paper's tables in the simulator (about 5 minutes; ARGS=--write into docs)
 	$(BIN)/python -m benchmarks.paper $(ARGS)
 
 sweep: $(VENV)/dev  ## temporal beside every other policy in many set-ups (about 5 minutes)
 	$(BIN)/python -m benchmarks.sweep $(ARGS)
 
-real-policies: $(VENV)/dev  ## the policies on two real CPU stages, beside the simulator (about 10 minutes)
+real-policies: $(VENV)/dev  ## the policies on two real CPU stages, beside the simulator (about 15 minutes)
 	$(BIN)/python -m benchmarks.real_policies $(ARGS)
 
 demo-model: $(VENV)/dev  ## train the demo model anew (about 40 minutes on two cores)

@@ -1,21 +1,24 @@
 """The paper's tables, in the wind tunnel: `make paper`, or `python -m benchmarks.paper`.
 
-ShareGPT-like requests, all there at the start, on four GPUs: every policy, what each part of
-td-pipe and of temporal is worth, and tensor parallelism as a model. With the profiles published
-beside TD-Pipe's code (`--profiles FOLDER`, default ../shared/profiles) where they are, otherwise
-with those of the analytic GPU model. Prints Markdown.
+ShareGPT-like requests, all there at the start, on four GPUs: every policy, tensor parallelism as a
+model, and, on the nodes with a measured profile, what each part of td-pipe and temporal is worth.
+The profiles are those published beside TD-Pipe's code (`--profiles FOLDER`, default
+../shared/profiles) where they are, otherwise those of the analytic GPU model. Prints Markdown;
+`--write` puts it into docs/scheduling.md, beside a chart of the rates.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.gpu_model import KV_READ_EFFICIENCY, profile_of
+from benchmarks.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
 from benchmarks.hardware import Hardware
 from benchmarks.model_shape import read_shape
 from benchmarks.simulate import make_arrivals, summarise
@@ -71,21 +74,54 @@ TEMPORAL_ABLATIONS: dict[str, Settings] = {
 }
 
 
+ABLATIONS = {"td-pipe": TD_PIPE_ABLATIONS, "temporal": TEMPORAL_ABLATIONS}
+HALF = "td-pipe on half of the GPUs"
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """One of the paper's nodes: four GPUs, a model, and the KV tokens that fit beside it."""
+    """One of the paper's nodes: four GPUs, a model, and the KV tokens that fit beside it.
+
+    `measured` is the published profile of it, if there is one; `kv_tokens` None is what the GPU
+    model says, `allreduce_bytes_per_s` what the paper measured between the GPUs.
+    """
 
     name: str
     gpu: str
     model: str
-    measured: str
-    kv_tokens: int
+    measured: str | None = None
+    kv_tokens: int | None = None
+    allreduce_bytes_per_s: float = 14.65e9
 
 
 SETUPS = (
     Setup("L20 + 13B", "L20", "llama2-13b", "L20-Llama-13B.csv", 170_000),
     Setup("L20 + 32B", "L20", "qwen2.5-32b", "L20-Qwen2.5-32B.csv", 400_000),
 )
+"""The nodes with a published profile."""
+
+MODELLED = (
+    Setup("L20 + 13B, our GPU model", "L20", "llama2-13b", kv_tokens=170_000),
+    Setup("L20 + 32B, our GPU model", "L20", "qwen2.5-32b", kv_tokens=400_000),
+    Setup("A100 + 32B, our GPU model", "A100-80G-PCIe", "qwen2.5-32b", None, None, 14.82e9),
+    Setup("A100 + 70B, our GPU model", "A100-80G-PCIe", "llama2-70b", None, None, 14.82e9),
+)
+"""All four nodes of the paper from the GPU model alone."""
+
+TENSOR_PARALLEL: dict[str, Settings] = {
+    "TP + separate": {"policy": "separate"},
+    "TP + hybrid": {"policy": "hybrid", "hybrid": "vllm"},
+}
+PAPER_SAYS = {
+    "TP + separate": 1.91,
+    "TP + hybrid": 1.90,
+    "separate (PP+SB)": 2.73,
+    "hybrid vllm (PP+HB)": 2.21,
+}
+"""TD-Pipe's rate over that of each, the best of four nodes (its section 4.2)."""
+
+DOCUMENT, CHART = Path("docs/scheduling.md"), Path("docs/paper.svg")
+BEGIN, END = "<!-- make paper: begin -->", "<!-- make paper: end -->"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,69 +135,143 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="[0]")
     parser.add_argument("--prediction-sigma", type=float, default=0.5, help="[0.5]")
     parser.add_argument("--profiles", type=Path, default=PROFILES, help=f"[{PROFILES}]")
+    parser.add_argument("--write", action="store_true", help=f"into {DOCUMENT} and {CHART}")
     options = parser.parse_args(argv)
-    for table in _tables(options):
-        print(table, flush=True)
+    nodes = [Node(setup, options) for setup in (*SETUPS, *MODELLED)]
+    jobs = [(node, name) for node in nodes for name in node.runs()]
+    with ProcessPoolExecutor(mp_context=get_context("fork")) as processes:
+        runs = processes.map(_run, *zip(*jobs, strict=True))
+        for (node, name), run in zip(
+            jobs, tqdm(runs, total=len(jobs), file=sys.stderr), strict=True
+        ):
+            node.results[name] = run
+    text = "\n".join(line for node in nodes for line in node.section()) + "\n" + _beside(nodes)
+    print(text)
+    if options.write:
+        draw({node.setup.name: node.rates() for node in nodes}, CHART)
+        document = DOCUMENT.read_text()
+        before, after = document.split(BEGIN)[0], document.split(END)[1]
+        DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
     return 0
 
 
-def _tables(options: argparse.Namespace) -> Iterator[str]:
+class Node:
+    """One set-up, everything that is simulated on it, and what came of it."""
+
+    def __init__(self, setup: Setup, options: argparse.Namespace) -> None:
+        self.setup = setup
+        self.hardware, self.source = hardware_of_setup(setup, options.profiles)
+        self.options = options
+        self.results: dict[str, Any] = {}
+
+    def runs(self) -> dict[str, tuple[Settings, Hardware, int]]:
+        """By name: the settings, the hardware and the stages."""
+        runs = {name: (settings, self.hardware, NUM_GPUS) for name, settings in POLICIES.items()}
+        shared = _tensor_parallel(self.hardware, self.setup)
+        runs |= {name: (settings, shared, 1) for name, settings in TENSOR_PARALLEL.items()}
+        if self.setup in SETUPS:
+            for policy, parts in ABLATIONS.items():
+                for name, changes in parts.items():
+                    runs[name] = ({"policy": policy, **changes}, self.hardware, NUM_GPUS)
+            half = _half(self.hardware, self.setup)
+            runs[HALF] = ({"policy": "td-pipe"}, half, NUM_GPUS // 2)
+        return runs
+
+    def rates(self) -> dict[str, float]:
+        """Output tokens/s of each policy."""
+        names = [*POLICIES, *TENSOR_PARALLEL]
+        return {name: self.results[name]["output_tokens_per_s"] for name in names}
+
+    def section(self) -> Iterator[str]:
+        """Its part of the text."""
+        yield f"\n### {self.setup.name}, {self.options.requests:,} requests ({self.source})\n"
+        yield _table({name: self.results[name] for name in self.rates()}, "td-pipe")
+        if self.setup not in SETUPS:
+            return
+        for policy, parts in ABLATIONS.items():
+            yield f"\nParts of {policy}\n"
+            yield _table({name: self.results[name] for name in (policy, *parts)}, policy)
+        whole, half = self.rates()["td-pipe"], self.results[HALF]["output_tokens_per_s"]
+        yield f"\ntd-pipe, 2 -> 4 GPUs: {whole / half:.2f}x\n"
+
+
+def _run(node: Node, name: str) -> dict[str, Any]:
+    settings, hardware, num_stages = node.runs()[name]
+    options = node.options
     requests = make_workload(f"sharegpt:{options.requests}", seed=options.seed)
+    config = EngineConfig.model_validate(
+        {"pipeline_parallel_size": num_stages, "max_num_seqs": 4096, **settings}
+    )
     arrivals = make_arrivals(requests, options.prediction_sigma, options.seed)
-    for setup in SETUPS:
-        hardware, source = hardware_of_setup(setup, options.profiles)
+    return summarise(
+        simulate(config, hardware.node(num_stages, config.block_size, MAX_MODEL_LEN), arrivals)
+    )
 
-        def run(settings: Settings, hardware: Hardware = hardware, stages: int = NUM_GPUS) -> Any:
-            config = EngineConfig.model_validate(
-                {"pipeline_parallel_size": stages, "max_num_seqs": 4096, **settings}
-            )
-            node = hardware.node(stages, config.block_size, MAX_MODEL_LEN)
-            return summarise(simulate(config, node, arrivals))
 
-        yield f"\n### {setup.name}, {options.requests:,} requests ({source})\n"
-        by_policy = {name: run(settings) for name, settings in _progress(POLICIES)}
-        tensor = {
-            "TP + separate": {"policy": "separate"},
-            "TP + hybrid": {"policy": "hybrid", "hybrid": "vllm"},
-        }
-        shared = _tensor_parallel(hardware, setup)
-        by_policy |= {name: run(s, shared, 1) for name, s in _progress(tensor)}
-        yield _table(by_policy, "td-pipe")
-        yield "\nParts of td-pipe\n"
-        parts = {name: run({"policy": "td-pipe", **s}) for name, s in _progress(TD_PIPE_ABLATIONS)}
-        yield _table({"td-pipe": by_policy["td-pipe"], **parts}, "td-pipe")
-        yield "\nParts of temporal\n"
-        parts = {
-            name: run({"policy": "temporal", **s}) for name, s in _progress(TEMPORAL_ABLATIONS)
-        }
-        yield _table({"temporal": by_policy["temporal"], **parts}, "temporal")
-        half = run({"policy": "td-pipe"}, _half(hardware, setup), NUM_GPUS // 2)
-        ratio = by_policy["td-pipe"]["output_tokens_per_s"] / half["output_tokens_per_s"]
-        yield f"\ntd-pipe, 2 -> 4 GPUs: {ratio:.2f}x\n"
+def _beside(nodes: Sequence[Node]) -> str:
+    """Our ratios beside the paper's."""
+    lines = [
+        "\n### Beside the paper\n",
+        "| td-pipe over | paper, best of four | "
+        + " | ".join(node.setup.name for node in nodes)
+        + " |",
+        "|---|--:|" + "--:|" * len(nodes),
+    ]
+    for name, ratio in PAPER_SAYS.items():
+        ours = [f"{node.rates()['td-pipe'] / node.rates()[name]:.2f}" for node in nodes]
+        lines.append(f"| {name} | {ratio:.2f} | {' | '.join(ours)} |")
+    return "\n".join(lines)
+
+
+def draw(rates: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """A group of bars for each node: output tokens/s of each policy over td-pipe's."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    mpl.rcParams["svg.hashsalt"] = "tdpipe"  # the same picture is the same file
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(12, 4.5), layout="constrained")
+    names = list(next(iter(rates.values())))
+    width = 0.8 / len(names)
+    colours = plt.get_cmap("tab10")
+    for i, name in enumerate(names):
+        places = [number + i * width for number in range(len(rates))]
+        heights = [by_name[name] / by_name["td-pipe"] for by_name in rates.values()]
+        axes.bar(places, heights, width, label=name, color=colours(i), align="edge")
+    axes.axhline(1, color="black", linewidth=0.5)
+    axes.set_xticks([number + 0.4 for number in range(len(rates))], list(rates), fontsize="small")
+    axes.set_ylabel("output tokens/s over td-pipe's")
+    axes.legend(ncols=3, fontsize="small")
+    axes.set_ylim(0, 2)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
 
 
 def hardware_of_setup(setup: Setup, folder: Path) -> tuple[Hardware, str]:
+    """The node, and where its figures are from: a profile in `folder`, or the GPU model."""
     gpu, shape = find_gpu(setup.gpu), read_shape(setup.model)
-    path = folder / setup.measured
-    if path.is_file():
-        bandwidth, source = gpu.bytes_per_s, f"profile {setup.measured}"
-        profile = read_profile(path)
+    kv_tokens = setup.kv_tokens or kv_capacity_tokens(gpu, shape, NUM_GPUS)
+    if setup.measured is not None and (path := folder / setup.measured).is_file():
+        profile, bandwidth = read_profile(path), gpu.bytes_per_s
+        source = f"profile {setup.measured}"
     else:
-        bandwidth, source = gpu.bytes_per_s * KV_READ_EFFICIENCY, "analytic GPU model"
-        profile = profile_of(gpu, shape)
-    return Hardware(profile, setup.kv_tokens, shape.kv_bytes_per_token, bandwidth), source
+        profile, bandwidth = profile_of(gpu, shape), gpu.bytes_per_s * KV_READ_EFFICIENCY
+        source = "analytic GPU model"
+    hardware = Hardware(
+        profile,
+        kv_tokens,
+        shape.kv_bytes_per_token,
+        bandwidth,
+        allreduce_bytes_per_s=setup.allreduce_bytes_per_s,
+    )
+    return hardware, source
 
 
 def _tensor_parallel(hardware: Hardware, setup: Setup) -> Hardware:
     shape = read_shape(setup.model)
-    return Hardware(
-        hardware.profile,
-        hardware.kv_tokens,
-        hardware.kv_bytes_per_token,
-        hardware.memory_bytes_per_s,
-        tensor_parallel=NUM_GPUS,
-        allreduce_bytes_per_token=2.0 * shape.num_layers * shape.hidden_size * 2,
-    )
+    exchanged = 2.0 * shape.num_layers * shape.hidden_size * 2
+    return replace(hardware, tensor_parallel=NUM_GPUS, allreduce_bytes_per_token=exchanged)
 
 
 def _half(hardware: Hardware, setup: Setup) -> Hardware:
@@ -169,13 +279,7 @@ def _half(hardware: Hardware, setup: Setup) -> Hardware:
     shape = read_shape(setup.model)
     weights = shape.weight_bytes / hardware.kv_bytes_per_token
     kv_tokens = int((hardware.kv_tokens + weights) / 2 - weights)
-    return Hardware(
-        hardware.profile, kv_tokens, hardware.kv_bytes_per_token, hardware.memory_bytes_per_s
-    )
-
-
-def _progress(settings: Mapping[str, Settings]) -> Iterator[tuple[str, Settings]]:
-    yield from tqdm(settings.items(), leave=False, file=sys.stderr)
+    return replace(hardware, kv_tokens=kv_tokens)
 
 
 def _table(figures: Mapping[str, Any], reference: str) -> str:

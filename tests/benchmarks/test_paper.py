@@ -11,11 +11,18 @@ from benchmarks.gpu_model import profile_of
 from benchmarks.hardware import Hardware
 from benchmarks.model_shape import read_shape
 from benchmarks.paper import (
+    BEGIN,
+    CHART,
+    DOCUMENT,
+    END,
     MAX_MODEL_LEN,
+    MODELLED,
+    PAPER_SAYS,
     POLICIES,
     SETUPS,
     TD_PIPE_ABLATIONS,
     TEMPORAL_ABLATIONS,
+    TENSOR_PARALLEL,
     Settings,
     hardware_of_setup,
     main,
@@ -31,7 +38,6 @@ from engine.simulation import simulate
 NUM_REQUESTS = 16
 L20_13B, L20_32B = SETUPS
 PROFILE = Profile((1, 128, 256, 1024), (0.040, 0.048, 0.070, 0.258))
-TENSOR_PARALLEL = ["TP + separate", "TP + hybrid"]
 Table = dict[str, list[str]]
 """The cells of each row, by the row's name."""
 
@@ -45,14 +51,20 @@ def profiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sections(profiles: Path) -> list[str]:
+def printed(profiles: Path) -> list[str]:
     """What is printed, cut at the headings."""
-    printed = io.StringIO()
-    with redirect_stdout(printed):
+    out = io.StringIO()
+    with redirect_stdout(out):
         assert main(["--requests", str(NUM_REQUESTS), "--profiles", str(profiles)]) == 0
-    before, *sections = printed.getvalue().split("### ")
+    before, *sections = out.getvalue().split("### ")
     assert not before.strip()
     return sections
+
+
+@pytest.fixture(scope="module")
+def sections(printed: list[str]) -> list[str]:
+    """Those of the nodes with a published profile."""
+    return printed[:2]
 
 
 def tables(section: str) -> Iterator[Table]:
@@ -82,6 +94,42 @@ def test_each_node_says_where_its_figures_are_from(sections: list[str]) -> None:
         "L20 + 13B, 16 requests (profile L20-Llama-13B.csv)",
         "L20 + 32B, 16 requests (analytic GPU model)",
     ]
+
+
+def test_all_nodes_of_the_paper_are_there_from_our_model_alone(printed: list[str]) -> None:
+    modelled = printed[2:-1]
+    assert len(modelled) == len(MODELLED) == 4
+    for section, setup in zip(modelled, MODELLED, strict=True):
+        assert section.startswith(f"{setup.name}, 16 requests (analytic GPU model)")
+        (by_policy,) = tables(section)
+        assert list(by_policy) == [*POLICIES, *TENSOR_PARALLEL]
+
+
+def test_our_ratios_stand_beside_the_paper_s(printed: list[str]) -> None:
+    (beside,) = tables(printed[-1])
+    assert list(beside) == list(PAPER_SAYS)
+    for node, section in enumerate(printed[:-1]):
+        by_policy = next(tables(section))
+        for name, cells in beside.items():
+            assert float(cells[0]) == PAPER_SAYS[name]
+            # Both are rounded.
+            mine = float(cells[1 + node].strip(" |"))
+            assert mine == pytest.approx(1 / float(by_policy[name][1]), rel=0.02)
+
+
+def test_the_tables_go_between_their_marks_beside_a_chart(
+    profiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    DOCUMENT.parent.mkdir()
+    DOCUMENT.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    assert main(["--requests", "2", "--profiles", str(profiles), "--write"]) == 0
+    written = DOCUMENT.read_text()
+    assert written.startswith(f"before\n{BEGIN}\n")
+    assert written.endswith(f"\n{END}\nafter\n")
+    assert "### Beside the paper" in written
+    assert "old" not in written
+    assert CHART.read_text().startswith("<?xml")
 
 
 def test_every_policy_and_every_part_has_its_row(sections: list[str]) -> None:

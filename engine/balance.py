@@ -11,15 +11,13 @@ the next micro-batch.
 from engine.cost_model import CostModel
 
 
-def most_rows(cost: CostModel, num_live: int, live_tokens: int, num_stages: int) -> int:
-    """Rows up to which a micro-batch may be filled while it reads less than its share of KV."""
+def most_rows(cost: CostModel, num_live: int, num_stages: int) -> int:
+    """Rows up to which a micro-batch may be filled while it reads less than its share of KV.
+
+    The KV that rows read takes the same time wherever they are: it is not in the comparison.
+    """
     share = -(-num_live // num_stages)
-    kv_s = live_tokens / max(1, num_live) * cost.kv_s_per_token
     lower = max((edge for edge in cost.edges if edge < share), default=0)
-    if lower and _rows_per_s(cost, lower, kv_s) > _rows_per_s(cost, share, kv_s):
+    if lower and lower / cost.linear_s(lower) > share / cost.linear_s(share):
         return lower
     return cost.edge(share)
-
-
-def _rows_per_s(cost: CostModel, rows: int, kv_s: float) -> float:
-    return rows / (cost.linear_s(rows) + rows * kv_s)

@@ -40,7 +40,7 @@ class CostModel:
 
     @classmethod
     def of_stages(cls, stages: Sequence[StageCosts]) -> "CostModel":
-        """The slowest of the stages at each number of tokens; unmeasured stages cost 1 s a step."""
+        """The slowest of the measured stages at each number of tokens; without one, 1 s a step."""
         models = [cls(s.num_tokens, s.seconds, s.kv_s_per_token) for s in stages if s.num_tokens]
         if not models:
             return cls([1], [1.0])

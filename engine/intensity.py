@@ -15,7 +15,7 @@ from engine.cost_model import CostModel
 def spatial_intensity(
     num_rows: float, cost: CostModel, saturating_rows: int, saturated_rows: int
 ) -> float:
-    """Rate of a decode step of `num_rows` over that of `saturating_rows`, in 0..1.
+    """Rate of a decode step of `num_rows` over that of `saturating_rows`, usually below 1.
 
     1 from `saturated_rows` on. As in the paper's code the rate is read from the profile of
     prefills, so reading the KV is not in it.

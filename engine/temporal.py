@@ -107,7 +107,7 @@ class Temporal(Policy):
         """An equal share of the live sequences."""
         num_rows, kv_tokens = -(-pool.num_live // self._num_stages), float("inf")
         if self._config.balance_time:
-            num_rows = most_rows(self._cost, pool.num_live, pool.live_tokens, self._num_stages)
+            num_rows = most_rows(self._cost, pool.num_live, self._num_stages)
             kv_tokens = pool.live_tokens / self._num_stages
         if not pool.waiting:
             num_rows = max(num_rows, self._config.merge_rows)

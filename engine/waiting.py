@@ -78,9 +78,17 @@ class WaitingQueue:
         yield from (sequence for sequence in rest if sequence.predicted_len < critical_len)
 
     def online_wait_s(self, now: float) -> float:
-        """How long the next one has waited, 0 when nobody waits for it."""
+        """How long the next one has waited for whom somebody waits; 0 without one."""
         first = self.first()
-        return 0.0 if first is None or first.submit.offline else now - first.arrived_at
+        if first is None:
+            return 0.0
+        if first.submit.offline:
+            # It may have been pre-empted, with online ones behind it.
+            behind = self._in_order.bisect_left((_ONLINE, float("-inf"), 0))
+            if behind == len(self._in_order):
+                return 0.0
+            first = self._in_order.peekitem(behind)[1]
+        return 0.0 if first.submit.offline else now - first.arrived_at
 
     def __iter__(self) -> Iterator[Sequence]:
         return iter(self._in_order.values())

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -46,17 +46,33 @@ Table = dict[str, list[str]]
 def profiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a profile of the 13B and none of the 32B."""
     folder = tmp_path_factory.mktemp("profiles")
-    write_profile(PROFILE, folder / L20_13B.measured)
+    write_profile(PROFILE, folder / str(L20_13B.measured))
     return folder
 
 
 @pytest.fixture(scope="module")
-def printed(profiles: Path) -> list[str]:
-    """What is printed, cut at the headings."""
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a document that has place for the tables."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / DOCUMENT).parent.mkdir()
+    (folder / DOCUMENT).write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out(profiles: Path, project: Path) -> str:
+    """What is printed; it is written into the project too."""
     out = io.StringIO()
-    with redirect_stdout(out):
-        assert main(["--requests", str(NUM_REQUESTS), "--profiles", str(profiles)]) == 0
-    before, *sections = out.getvalue().split("### ")
+    with chdir(project), redirect_stdout(out):
+        options = ["--requests", str(NUM_REQUESTS), "--profiles", str(profiles), "--write"]
+        assert main(options) == 0
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def printed(out: str) -> list[str]:
+    """What is printed, cut at the headings."""
+    before, *sections = out.split("### ")
     assert not before.strip()
     return sections
 
@@ -117,19 +133,11 @@ def test_our_ratios_stand_beside_the_paper_s(printed: list[str]) -> None:
             assert mine == pytest.approx(1 / float(by_policy[name][1]), rel=0.02)
 
 
-def test_the_tables_go_between_their_marks_beside_a_chart(
-    profiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    DOCUMENT.parent.mkdir()
-    DOCUMENT.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    assert main(["--requests", "2", "--profiles", str(profiles), "--write"]) == 0
-    written = DOCUMENT.read_text()
-    assert written.startswith(f"before\n{BEGIN}\n")
-    assert written.endswith(f"\n{END}\nafter\n")
+def test_the_tables_go_between_their_marks_beside_a_chart(out: str, project: Path) -> None:
+    written = (project / DOCUMENT).read_text()
+    assert written == f"before\n{BEGIN}\n{out.removesuffix(chr(10))}\n{END}\nafter\n"
     assert "### Beside the paper" in written
-    assert "old" not in written
-    assert CHART.read_text().startswith("<?xml")
+    assert (project / CHART).read_text().startswith("<?xml")
 
 
 def test_every_policy_and_every_part_has_its_row(sections: list[str]) -> None:

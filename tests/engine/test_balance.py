@@ -13,7 +13,7 @@ COST = stairs((128, 1.0), (256, 1.51), (TABLE_TOKENS, 9.0))
 
 def most(num_live: int, num_stages: int = 4) -> int:
     """With ten tokens of KV for each sequence."""
-    return most_rows(COST, num_live, 10 * num_live, num_stages)
+    return most_rows(COST, num_live, num_stages)
 
 
 def test_an_equal_share_within_a_stair_may_be_filled_to_its_end() -> None:
@@ -51,7 +51,7 @@ def test_no_share_runs_slower_than_an_equal_one(
     steps: list[Stair], num_live: int, num_stages: int
 ) -> None:
     cost, share = stairs(*steps), -(-num_live // num_stages)
-    rows = most_rows(cost, num_live, 0, num_stages)
+    rows = most_rows(cost, num_live, num_stages)
     assert rows in [end for end, _ in steps]
     taken = min(rows, share)
     assert taken / cost.linear_s(taken) >= share / cost.linear_s(share) * (1 - 1e-9)

@@ -110,6 +110,13 @@ def test_the_kv_read_bounds_the_rows_where_blocks_are_short_as_well() -> None:
     assert ids(list(pool.waiting)) == [7]
 
 
+def test_less_than_a_token_of_the_share_of_kv_is_left_for_one_more_row() -> None:
+    # As above, and half a token is still to be read after the second.
+    pool = crowd([Row(4, 1, i) for i in range(8)], 1)
+    assert decodes(pool, 10, kv_tokens=8.5) == [0, 1, 2]
+    assert ids(list(pool.waiting)) == [6, 7]
+
+
 def test_only_a_row_whose_newest_token_begins_a_block_takes_one() -> None:
     pool = crowd([Row(3, 1, 0), Row(4, 1, 0), Row(5, 1, 0)], 2)
     assert decodes(pool, 3) == [0, 1, 2]

@@ -18,6 +18,12 @@ def test_a_row_has_paid_when_it_saved_the_price_of_its_tokens_and_its_prompt() -
     assert rounds_to_pay(FLAT, num_rows=10, length=90, prefill_s=0.01) == pytest.approx(10)
 
 
+def test_dearer_decodes_have_paid_sooner() -> None:
+    # At 2 s a step each of five rounds saves 0.2 s; feeding 95 + 5 tokens again costs 1 s.
+    dear = CostModel([1, 100], [2.0, 2.0])
+    assert rounds_to_pay(dear, num_rows=10, length=95, prefill_s=0.01) == pytest.approx(5)
+
+
 def test_nothing_pays_where_a_decode_is_as_cheap_as_a_prefill_token() -> None:
     assert rounds_to_pay(FLAT, num_rows=100, length=1, prefill_s=0.01) == inf
     assert rounds_to_pay(FLAT, num_rows=99, length=1, prefill_s=0.01) < inf

@@ -1,5 +1,6 @@
 """The wind tunnel keeps the time that one reckons by hand, and runs the scheduler that serves."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,12 +20,12 @@ def constant(seconds: float) -> StageCosts:
     return StageCosts((1,), (seconds,))
 
 
-def run(*costs: StageCosts, arrivals: list[Arrival], **settings: Any) -> Run:
+def run(*costs: StageCosts, arrivals: list[Arrival], record: bool = True, **settings: Any) -> Run:
     config = EngineConfig.model_validate(
         {"policy": "separate", "pipeline_parallel_size": len(costs), **settings}
     )
     node = Node(costs, num_blocks=100, max_model_len=256, overhead_s=OVERHEAD_S, hop_s=HOP_S)
-    return simulate(config, node, arrivals, record=True)
+    return simulate(config, node, arrivals, record=record)
 
 
 def spans(run: Run) -> list[tuple[int, int, float, float]]:
@@ -138,6 +139,36 @@ def test_every_request_ends_with_its_own_number_of_tokens(policy: str) -> None:
     for arrival, life in zip(arrivals, result.lives, strict=True):
         assert arrival.at_s < life.first_token_at <= life.ended_at <= result.makespan_s
         assert (life.first_token_at == life.ended_at) == (arrival.output_len == 1)
+
+
+def test_online_requests_go_before_offline_ones_that_came_earlier() -> None:
+    arrivals = [Arrival(0.0, 5, 1), Arrival(0.25, 5, 1), Arrival(0.5, 5, 1, offline=False)]
+    result = run(constant(1.0), arrivals=arrivals, max_num_seqs=1)
+    assert [life.first_token_at for life in result.lives] == [1.75, 5.25, 3.5]
+    assert [gauges.waiting for gauges in result.gauges] == [1, 0, 0]
+
+
+def test_the_scheduler_is_told_the_predicted_length_and_not_the_real_one() -> None:
+    def lives(predicted_len: int) -> list[Life]:
+        arrivals = [Arrival(0.0, 16, 2, predicted_len)] * 30
+        return run(constant(1.0), arrivals=arrivals, policy="td-pipe").lives
+
+    assert lives(200) != lives(2)
+
+
+def test_a_span_tells_the_phase_the_rows_and_the_tokens_of_its_step() -> None:
+    arrivals = [Arrival(0.0, 5, 2), Arrival(0.0, 6, 3), Arrival(0.0, 7, 2)]
+    result = run(constant(1.0), arrivals=arrivals)
+    told = [(span.phase, span.num_rows, span.num_tokens) for span in result.spans]
+    assert told == [("prefill", 1, 5), ("prefill", 2, 13), ("decode", 3, 3), ("decode", 1, 1)]
+
+
+def test_a_run_without_a_record_differs_by_nothing_else() -> None:
+    recorded, bare = (
+        run(constant(1.0), arrivals=mixed_arrivals(seed=0), record=record)
+        for record in (True, False)
+    )
+    assert replace(recorded, spans=[], gauges=[]) == bare
 
 
 def test_the_gauges_tell_the_blocks_and_the_sequences() -> None:

@@ -117,12 +117,10 @@ def test_a_sample_by_length_stands_for_all_fresh_offline_ones(
 
 
 @given(moves=Moves, now=st.integers(4, 9))
-def test_only_an_online_sequence_at_the_front_is_waited_for(
-    moves: list[tuple[Any, ...]], now: int
-) -> None:
+def test_the_first_online_sequence_is_waited_for(moves: list[tuple[Any, ...]], now: int) -> None:
     queue, twin, _ = live(moves)
-    first = next(iter(twin.in_order()), None)
-    expected = 0.0 if first is None or first.submit.offline else now - first.arrived_at
+    first = next((s for s in twin.in_order() if not s.submit.offline), None)
+    expected = 0.0 if first is None else now - first.arrived_at
     assert queue.online_wait_s(float(now)) == expected
 
 
@@ -140,6 +138,15 @@ def test_of_equally_long_answers_the_one_that_came_first_goes_first() -> None:
     for i, arrived_at in enumerate([2.0, 1.0, 3.0]):
         queue.add(make_sequence(i, arrived_at=arrived_at, offline=True))
     assert ids(list(queue.with_critical_first(1.0))) == [1, 0, 2]
+
+
+def test_the_last_part_is_for_no_more_than_are_left() -> None:
+    queue = WaitingQueue()
+    for i in range(5):
+        queue.add(make_sequence(i, predicted_len=100 - i, offline=True))
+    # Parts 0 | 1 | 2..3 | 4, though a part may be two wide.
+    sample = [(s.sequence_id, width) for s, width in queue.by_length(2)]
+    assert sample == [(0, 1), (1, 1), (3, 2), (4, 1)]
 
 
 def test_a_preempted_sequence_is_no_longer_taken_by_length() -> None:

@@ -35,7 +35,7 @@ from configs.schema import EngineConfig
 from engine import policies
 from engine.simulation import simulate
 
-NUM_REQUESTS = 4
+NUM_REQUESTS = 16
 L20_13B, L20_32B = SETUPS
 PROFILE = Profile((1, 128, 256, 1024), (0.040, 0.048, 0.070, 0.258))
 Table = dict[str, list[str]]

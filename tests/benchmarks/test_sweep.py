@@ -82,14 +82,14 @@ def test_a_line_tells_the_runs_with_its_own_cache_and_predictions(
 ) -> None:
     monkeypatch.setattr(sweep, "POLICIES", {name: POLICIES[name] for name in rivals})
     monkeypatch.setattr(sweep, "STAGES", (2,))
-    monkeypatch.setattr(sweep, "WORKLOADS", {"mixed": "sharegpt:30"})
-    monkeypatch.setattr(sweep, "KV_PARTS", {"tight": 0.0125, "ample": 1.0})
+    monkeypatch.setattr(sweep, "WORKLOADS", {"mixed": "sharegpt:20"})
+    monkeypatch.setattr(sweep, "KV_PARTS", {"tight": 0.016, "ample": 1.0})
     rows, _ = lines(capsys, profiles)
     expected = []
-    for kv_tokens in (2125, 170_000):
+    for kv_tokens in (2720, 170_000):
         hardware = replace(hardware_of_setup(SETUPS[0], profiles)[0], kv_tokens=kv_tokens)
         for sigma in (0.0, None):
-            arrivals = make_arrivals(make_workload("sharegpt:30", seed=0), sigma, 0)
+            arrivals = make_arrivals(make_workload("sharegpt:20", seed=0), sigma, 0)
             rates = {name: rate(hardware, arrivals, POLICIES[name]) for name in rivals}
             mine = rates.pop("temporal")
             best = max(rates, key=lambda name: rates[name])

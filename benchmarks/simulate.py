@@ -19,12 +19,15 @@ from benchmarks.hardware import ERRORS, add_hardware_options, hardware_of
 from benchmarks.request import Request, WorkloadError
 from benchmarks.summary import spread
 from benchmarks.timeline import draw
-from benchmarks.workloads import KINDS, add_workload_options, workload_of
+from benchmarks.workloads import KINDS, add_workload_options, not_negative, workload_of
 from configs.loader import ConfigError, load
 from configs.schema import EngineConfig
 from engine.scheduler import ImpossibleSettingsError
 from engine.simulation import Arrival, Run, SimulationError, simulate
 from engine.trace import TraceWriter
+
+# A prediction e^10 times too long says as little as any.
+MOST_SIGMA = 10.0
 
 
 def make_arrivals(requests: Sequence[Request], sigma: float | None, seed: int) -> list[Arrival]:
@@ -134,11 +137,18 @@ def _parser() -> argparse.ArgumentParser:
         default="noisy",
         help="output lengths that the scheduler is told [noisy]",
     )
-    add("--prediction-sigma", type=float, default=0.5, help="of ln(predicted / real) [0.5]")
+    add("--prediction-sigma", type=_sigma, default=0.5, help="of ln(predicted / real) [0.5]")
     add("--json", action="store_true", help="print one JSON object")
     add("--trace", type=Path, help="write a Chrome/Perfetto trace")
     add("--timeline", type=Path, help="draw the stages' timeline (.png, .svg, .pdf)")
     return parser
+
+
+def _sigma(text: str) -> float:
+    sigma = not_negative(text)
+    if sigma > MOST_SIGMA:
+        raise argparse.ArgumentTypeError(f"{text} is more than {MOST_SIGMA}")
+    return sigma
 
 
 def _table(figures: dict[str, Any]) -> str:

@@ -27,18 +27,25 @@ class Profile:
 def read_profile(path: Path) -> Profile:
     """The profile in `path`. Raises `ProfileError`, which names the line that is wrong."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             lines = [(i, line) for i, line in enumerate(file, start=1) if not line.startswith("#")]
     except (OSError, UnicodeDecodeError) as error:
         raise ProfileError(f"cannot read the profile {path}: {error}") from error
     numbers = [number for number, _ in lines]
     try:
         rows = list(zip(numbers, csv.reader(line for _, line in lines), strict=True))
-    except (ValueError, csv.Error) as error:  # a quote that is not closed, an endless cell
-        raise ProfileError(f"{path} is no CSV: {error}") from error
+    except (ValueError, csv.Error) as error:
+        raise ProfileError(f"{path} is no CSV: a quote is not closed, or a cell endless") from error
     if not rows or tuple(cell.strip() for cell in rows[0][1]) != HEADER:
         raise ProfileError(f"{path} is no profile: its first line must be {','.join(HEADER)}")
-    times = dict(_read_row(path, number, row) for number, row in rows[1:] if row)
+    times: dict[int, float] = {}
+    for number, row in rows[1:]:
+        if not row:
+            continue
+        num_tokens, seconds = _read_row(path, number, row)
+        if num_tokens in times:
+            raise ProfileError(f"{path}, line {number}: {num_tokens} tokens a second time")
+        times[num_tokens] = seconds
     if not times:
         raise ProfileError(f"{path} is an empty profile")
     return Profile(tuple(sorted(times)), tuple(times[n] for n in sorted(times)))

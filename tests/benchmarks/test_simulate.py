@@ -125,3 +125,10 @@ def test_requests_without_arrival_times_are_offline_work() -> None:
 def test_text_is_refused_because_its_tokens_are_unknown() -> None:
     with pytest.raises(WorkloadError, match="prompt_token_ids"):
         make_arrivals([Request("Hello", 5)], 0.0, 0)
+
+
+@pytest.mark.parametrize("sigma", ["nan", "-1", "1000"])
+def test_a_spread_that_is_none_is_refused(sigma: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*NODE, *WORKLOAD, f"--prediction-sigma={sigma}"])
+    assert "argument --prediction-sigma" in capsys.readouterr().err

@@ -116,6 +116,18 @@ def test_what_is_no_csv_is_told(tmp_path: Path, text: str) -> None:
     assert "is no CSV" in refusal(path)
 
 
+def test_a_size_told_twice_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "profile.csv"
+    path.write_text(HEADER + "1,2\n4,3\n1,9\n")
+    assert "line 4: 1 tokens a second time" in refusal(path)
+
+
+def test_a_spreadsheet_s_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "profile.csv"
+    path.write_text("\ufeff" + HEADER + "1,2\n", encoding="utf-8")
+    assert read_profile(path).num_tokens == (1,)
+
+
 def test_a_written_profile_is_read_back_as_it_was(tmp_path: Path) -> None:
     profile = Profile((1, 16, 2048), (0.0405, 0.041000123, 0.517))
     path = tmp_path / "profile.csv"

@@ -5,12 +5,19 @@ over. A room takes the part it needs (`def __init__(self, config: SchedulerConfi
 all of them.
 """
 
+import os
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
+
+
+def _data_dir() -> Path:
+    """Where the XDG base directory specification wants an application's data."""
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "tdpipe"
 
 
 class Part(BaseModel):
@@ -55,8 +62,10 @@ class PipelineConfig(Part):
     """How the model is cut into stages and where they run."""
 
     pipeline_parallel_size: int = Field(2, ge=1, le=256, description="number of stages (S)")
-    layer_split: tuple[int, ...] | None = Field(
-        None, description="layers per stage, e.g. 10,10,12,8 [balanced, embedding and head counted]"
+    layer_split: tuple[int, ...] | Literal["auto"] | None = Field(
+        None,
+        description="layers per stage, e.g. 10,10,12,8, or auto: by measured times "
+        "[balanced by parameters, embedding and head counted]",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: GPUs if there are any"
@@ -73,6 +82,9 @@ class PipelineConfig(Part):
     max_restarts: int = Field(
         3, ge=0, description="restarts of stages or engine before the daemon gives up"
     )
+    profile: Path | None = Field(
+        None, description="what steps cost, from `tdpipe profile` [measured at the first start]"
+    )
     profile_seconds: float = Field(
         3.0, ge=0, description="time in which a stage measures its steps at the start; 0 never"
     )
@@ -83,13 +95,15 @@ class PipelineConfig(Part):
     @field_validator("layer_split", mode="before")
     @classmethod
     def _comma_separated(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(value, str) or value == "auto":
+            return value
+        return [part.strip() for part in value.split(",")]
 
     @model_validator(mode="after")
     def _split_fits_stages(self) -> Self:
         split = self.layer_split
         num_stages = self.pipeline_parallel_size
-        if split is not None and (len(split) != num_stages or min(split) < 1):
+        if isinstance(split, tuple) and (len(split) != num_stages or min(split) < 1):
             given = ",".join(map(str, split)) or "(empty)"
             raise ValueError(
                 f"layer_split {given} must name at least one layer for each of the {num_stages} "
@@ -246,6 +260,36 @@ class EngineConfig(SchedulerConfig, CacheConfig, PipelineConfig, ModelConfig):
     """What decisions depend on; a journal begins with these."""
 
 
+class PredictorConfig(Part):
+    """Who says how long an answer will be."""
+
+    predictor: str = Field(
+        "histogram",
+        description="histogram: learnt from finished requests; constant:N tokens; oracle: "
+        "max_tokens; or the folder of an encoder from `tdpipe train-predictor`",
+    )
+
+    @field_validator("predictor")
+    @classmethod
+    def _known_predictor(cls, value: str) -> str:
+        kind, _, rest = value.partition(":")
+        if kind == "constant" and (not rest.isdecimal() or not int(rest)):
+            raise ValueError("must be constant:N with N tokens, e.g. constant:128")
+        return value
+
+    @property
+    def predictor_folder(self) -> Path | None:
+        """The folder of the encoder, where one predicts."""
+        is_embedded = self.predictor in ("histogram", "oracle") or self.constant_len
+        return None if is_embedded else Path(self.predictor)
+
+    @property
+    def constant_len(self) -> int | None:
+        """The N of constant:N."""
+        kind, _, rest = self.predictor.partition(":")
+        return int(rest) if kind == "constant" else None
+
+
 class ServerConfig(Part):
     """The HTTP door."""
 
@@ -274,6 +318,10 @@ class RuntimeConfig(Part):
         None,
         description="engine's address for the stages, ipc:// or tcp:// [a socket in the folder]",
     )
+    data_dir: Path = Field(
+        default_factory=_data_dir,
+        description="folder for what is kept across restarts: profiles, lengths of answers",
+    )
     journal: Path | None = Field(
         None, description="write every event and decision here, for `tdpipe replay`"
     )
@@ -293,12 +341,17 @@ class RuntimeConfig(Part):
         return self.server_endpoint or f"ipc://{self.folder}/server.sock"
 
     @property
+    def predictor_address(self) -> str:
+        """Where the predictor listens for the server."""
+        return f"ipc://{self.folder}/predictor.sock"
+
+    @property
     def stage_address(self) -> str:
         """Where the engine listens for the stages."""
         return self.stage_endpoint or f"ipc://{self.folder}/stages.sock"
 
 
-class Config(RuntimeConfig, ServerConfig, EngineConfig):
+class Config(RuntimeConfig, ServerConfig, PredictorConfig, EngineConfig):
     """All settings of `tdpipe serve`."""
 
     @field_validator("server_endpoint", "stage_endpoint")

@@ -39,9 +39,10 @@ class Submit(Message, frozen=True):
 
     The sequence ends after `max_tokens` tokens ("length") or with the first of `stop_token_ids`
     ("stop"; empty for `ignore_eos`), which cannot be sampled before `min_tokens` tokens are out.
-    Ids are unique for the life of an engine process. `predicted_len` is the number of output tokens
-    that a predictor expects, 0 where none was asked. `offline` work is nobody's to wait for: it
-    gives way to the rest and may be reordered.
+    Ids are unique for the life of an engine process. `predicted_len` is the mean number of output
+    tokens that a predictor expects, 0 where none was asked, and `spread` the standard deviation of
+    their logarithm, 0 where it does not say. `offline` work is nobody's to wait for: it gives way
+    to the rest and may be reordered.
     """
 
     sequence_id: int
@@ -52,6 +53,15 @@ class Submit(Message, frozen=True):
     stop_token_ids: tuple[int, ...] = ()
     predicted_len: int = 0
     offline: bool = False
+    spread: float = 0.0
+
+
+class Expect(Message, frozen=True):
+    """A predictor's answer that has come after the `Submit`; see there. Unknown ids are ignored."""
+
+    sequence_id: int
+    predicted_len: int
+    spread: float = 0.0
 
 
 class Abort(Message, frozen=True):
@@ -175,15 +185,19 @@ class Step(Message, frozen=True):
 
 
 class StageCosts(msgspec.Struct, frozen=True, array_like=True):
-    """What a step costs on one stage.
+    """What a step costs on one stage, as a sum.
 
-    `seconds` of a forward over `num_tokens` (ascending), and `kv_s_per_token` for each token of
-    resident KV that its rows read.
+    `seconds` of a forward over `num_tokens` (ascending); `kv_s_per_token` for each token of
+    resident KV that its rows read (all before a row's first new one); `row_s` for each row; and
+    `pair_s` for each pair of a new token with itself or one before it in a row of several new
+    tokens, which is a prompt's own attention.
     """
 
     num_tokens: tuple[int, ...] = ()
     seconds: tuple[float, ...] = ()
     kv_s_per_token: float = 0.0
+    row_s: float = 0.0
+    pair_s: float = 0.0
 
 
 class StageReady(Message, frozen=True):
@@ -212,9 +226,9 @@ class StepDone(Message, frozen=True):
 class Heartbeat(Message, frozen=True):
     """A stage is alive; `progress` grows with every chore it finishes.
 
-    With a trace, the steps that it has run since the last one: `step_ids` packed int64, `began_at`
-    and `ended_at` packed float64, side by side, in seconds of the stage's own monotonic clock, as
-    is `sent_at`.
+    With it, the steps that were run since the last one: `step_ids` packed int64, `began_at` and
+    `ended_at` packed float64, side by side, in seconds of the stage's own monotonic clock, as is
+    `sent_at`.
     """
 
     stage: int
@@ -239,10 +253,10 @@ class StageLost(Message, frozen=True):
     reason: str
 
 
-Event = Submit | Abort | StepDone | StageReady | StageLost
+Event = Submit | Expect | Abort | StepDone | StageReady | StageLost
 """What the scheduler is handed."""
 
-FromServer = Submit | Abort | Hello
+FromServer = Submit | Expect | Abort | Hello
 ToServer = EngineReady | Generated | Finished | Stats
 FromStage = StageReady | StepDone | Heartbeat
 ToStage = Step

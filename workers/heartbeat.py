@@ -20,19 +20,13 @@ MAX_SPANS = 5000
 class Progress:
     """What the stage's main thread counts.
 
-    `spans` are the steps that the engine has not been told of, as (id, began, ended), for a trace;
-    without one there is room for none.
+    `spans` are the steps that the engine has not been told of, as (id, began, ended).
     """
 
     chores: int = 0
     steps: int = 0
     busy_s: float = 0.0
-    spans: deque[tuple[int, float, float]] = field(default_factory=lambda: deque(maxlen=0))
-
-    @classmethod
-    def with_spans(cls) -> "Progress":
-        """One that keeps the steps' times until a heartbeat takes them."""
-        return cls(spans=deque(maxlen=MAX_SPANS))
+    spans: deque[tuple[int, float, float]] = field(default_factory=lambda: deque(maxlen=MAX_SPANS))
 
     def count_step(self, step_id: int, began_at: float, ended_at: float) -> None:
         """A step has been run; times in seconds of the monotonic clock."""

@@ -38,7 +38,7 @@ def main(runtime_dir: str) -> None:
     try:
         place = _join_group(config)
         log = logs.set_up(f"stage {place.stage}", config.log_level)
-        progress = Progress.with_spans() if config.trace else Progress()
+        progress = Progress()
         stage = Stage(config, place, progress)
     except Exception as error:  # the edge of the process: whatever it is, it is told in one line
         line = f"stage {os.environ['RANK']}: {_root_cause(error)}"

@@ -119,7 +119,7 @@ def load(config: Config, stage: int, device: torch.device) -> StageModel:
 def split(config: Config, model_config: PretrainedConfig) -> list[range]:
     """The layers of each stage: by hand, or balanced by parameters."""
     num_layers = model_config.get_text_config().num_hidden_layers
-    if config.layer_split is not None:
+    if isinstance(config.layer_split, tuple):
         return partition.split_by_hand(config.layer_split, num_layers)
     with torch.device("meta"):
         whole = _model_class(model_config, config)._from_config(model_config)

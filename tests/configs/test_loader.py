@@ -27,6 +27,7 @@ SAMPLES = {
     "stage_start_timeout": "60",
     "heartbeat_timeout": "5",
     "max_restarts": "0",
+    "profile": "some/steps.csv",
     "profile_seconds": "0",
     "num_threads": "2",
     "block_size": "32",
@@ -65,6 +66,7 @@ SAMPLES = {
     "throttle_min_tokens": "16",
     "throttle_max_tokens": "1024",
     "throttle_kv_free": "0.1",
+    "predictor": "constant:64",
     "host": "0.0.0.0",
     "port": "0",
     "max_num_queued_reqs": "10",
@@ -73,6 +75,7 @@ SAMPLES = {
     "runtime_dir": "/tmp/somewhere",
     "server_endpoint": "tcp://127.0.0.1:5000",
     "stage_endpoint": "ipc:///tmp/stages",
+    "data_dir": "some/data",
     "journal": "some/journal",
     "trace": "some/trace.json",
 }

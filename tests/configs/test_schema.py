@@ -12,12 +12,21 @@ from configs.schema import (
     ModelConfig,
     Part,
     PipelineConfig,
+    PredictorConfig,
     RuntimeConfig,
     SchedulerConfig,
     ServerConfig,
 )
 
-PARTS = [ModelConfig, PipelineConfig, CacheConfig, SchedulerConfig, ServerConfig, RuntimeConfig]
+PARTS = [
+    ModelConfig,
+    PipelineConfig,
+    CacheConfig,
+    SchedulerConfig,
+    PredictorConfig,
+    ServerConfig,
+    RuntimeConfig,
+]
 
 
 @pytest.mark.parametrize("part", [*PARTS, EngineConfig, Config])
@@ -87,3 +96,16 @@ def test_a_folder_given_as_a_dot_has_its_own_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert Config(model=".").name == tmp_path.name
+
+
+@pytest.mark.parametrize("predictor", ["constant:", "constant:0", "constant:-1", "constant:1.5"])
+def test_a_constant_prediction_is_a_number_of_tokens(predictor: str) -> None:
+    with pytest.raises(ValidationError, match="constant:N"):
+        PredictorConfig(predictor=predictor)
+
+
+def test_a_predictor_is_embedded_or_a_folder() -> None:
+    assert PredictorConfig(predictor="some/folder").predictor_folder == Path("some/folder")
+    assert PredictorConfig(predictor="constant:64").constant_len == 64
+    for predictor in ("histogram", "oracle", "constant:64"):
+        assert PredictorConfig(predictor=predictor).predictor_folder is None

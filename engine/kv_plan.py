@@ -7,6 +7,7 @@ normal: its mean plus a margin of so many standard deviations must fit at every 
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,16 +24,16 @@ class KvPlan:
 
     def __init__(self, pool: Pool, errors: LengthErrors, margin: float) -> None:
         self._ledger, self._margin = pool.ledger, margin
-        live = _columns(pool.live.values())
-        self.survival = errors.survival(bins_of(live[0], live[1]))
-        mean, variance = _use(*live, self.survival, self._ledger.block_size)
+        live = _Columns.of(pool.live.values())
+        self.survival = errors.survival(bins_of(live.generated, live.medians, live.spreads))
+        mean, variance = _use(live, self.survival, self._ledger.block_size)
         self._mean, self._variance = mean.sum(axis=0), variance.sum(axis=0)
 
     def admit(self, candidates: list[Sequence], horizons: list[float]) -> list[Sequence]:
         """Those up to the first that does not fit for so many rounds, counted in."""
         if not candidates:
             return []
-        mean, variance = _use(*_columns(candidates), self.survival, self._ledger.block_size)
+        mean, variance = _use(_Columns.of(candidates), self.survival, self._ledger.block_size)
         mean = self._mean + mean.cumsum(axis=0)
         variance = self._variance + variance.cumsum(axis=0)
         planned = np.maximum(np.array(horizons), POINTS[0])[:, None] >= POINTS
@@ -44,30 +45,39 @@ class KvPlan:
         return candidates[:number]
 
 
-def _use(
-    generated: Floats,
-    predicted: Floats,
-    lengths: Floats,
-    longest: Floats,
-    survival: Floats,
-    block_size: int,
-) -> tuple[Floats, Floats]:
+class _Columns(NamedTuple):
+    """Of each sequence, in tokens: [sequences]."""
+
+    generated: Floats
+    medians: Floats
+    spreads: Floats
+    lengths: Floats
+    longest: Floats
+
+    @classmethod
+    def of(cls, sequences: Iterable[Sequence]) -> "_Columns":
+        """Tokens generated, what is expected of them, present and longest length."""
+        rows = [
+            (
+                len(s.token_ids) - s.num_prompt_tokens,
+                s.expected.median,
+                s.expected.spread,
+                len(s.token_ids),
+                s.longest_len,
+            )
+            for s in sequences
+        ]
+        return cls(*np.array(rows, dtype=np.float64).reshape(-1, 5).T)
+
+
+def _use(rows: _Columns, survival: Floats, block_size: int) -> tuple[Floats, Floats]:
     """Mean and variance of each sequence's blocks at each point, both [sequences, points]."""
-    later = survival[bins_of(generated[:, None] + POINTS, predicted[:, None])]
-    now = survival[bins_of(generated, predicted)]
+    generated, medians, spreads = rows.generated, rows.medians, rows.spreads
+    later = survival[bins_of(generated[:, None] + POINTS, medians[:, None], spreads[:, None])]
+    now = survival[bins_of(generated, medians, spreads)]
     chance = later / np.maximum(now, 1e-12)[:, None]
-    held = lengths[:, None] + POINTS
-    chance = np.where(held <= longest[:, None], chance, 0.0)
+    held = rows.lengths[:, None] + POINTS
+    chance = np.where(held <= rows.longest[:, None], chance, 0.0)
     chance[:, 0] = 1.0  # nobody is gone before the next step
     blocks = np.ceil(held / block_size)
     return chance * blocks, chance * (1 - chance) * blocks * blocks
-
-
-def _columns(sequences: Iterable[Sequence]) -> tuple[Floats, Floats, Floats, Floats]:
-    """Generated, predicted, present and longest tokens of each."""
-    rows = [
-        (len(s.token_ids) - s.num_prompt_tokens, s.predicted_len, len(s.token_ids), s.longest_len)
-        for s in sequences
-    ]
-    table = np.array(rows, dtype=np.float64).reshape(-1, 4)
-    return table[:, 0], table[:, 1], table[:, 2], table[:, 3]

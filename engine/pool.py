@@ -2,6 +2,7 @@
 
 from engine.blocks import BlockLedger
 from engine.counters import Counters
+from engine.expectation import Expectation
 from engine.lengths import LengthErrors
 from engine.sequence import Sequence, State
 from engine.waiting import WaitingQueue
@@ -54,7 +55,19 @@ class Pool:
         """A new sequence joins the queue."""
         self.waiting.add(sequence)
         self.num_online += not sequence.submit.offline
-        self.errors.expect(sequence.predicted_len, is_guess=not sequence.submit.predicted_len)
+        self.errors.expect(sequence.expected)
+        self._count_waiting(sequence, 1)
+
+    def expect(self, sequence: Sequence, expected: Expectation) -> None:
+        """A better expectation of an open sequence's output; a waiting one may change its place."""
+        self.errors.expect(sequence.expected, -1)
+        self.errors.expect(expected)
+        if sequence.state is not State.WAITING:
+            sequence.expected = expected
+            return
+        self._count_waiting(sequence, -1)
+        with self.waiting.moving(sequence):
+            sequence.expected = expected
         self._count_waiting(sequence, 1)
 
     def admit(self, sequence: Sequence) -> bool:

@@ -19,11 +19,13 @@ from engine.batches import MicroBatch, pack
 from engine.blocks import BlockLedger
 from engine.cost_model import CostModel
 from engine.counters import Counters
+from engine.expectation import Expectation, expectation_of
 from engine.lengths import LengthErrors
 from engine.messages import (
     Abort,
     EngineReady,
     Event,
+    Expect,
     Finished,
     FinishReason,
     Generated,
@@ -78,7 +80,7 @@ class Scheduler:
         self._stages_ready: dict[int, StageReady] = {}
         self._newest_epoch = 0
         self._next_step_id = 0
-        self._errors = LengthErrors(config.prior_sigma, _PRIOR_WEIGHT)
+        self._errors = LengthErrors(_PRIOR_WEIGHT)
 
     def handle(self, event: Event, now: float) -> list[Outgoing]:
         """Take one event and decide; `now` is in seconds and never goes back.
@@ -89,6 +91,8 @@ class Scheduler:
         match event:
             case Submit():
                 self._submit(event, now, out)
+            case Expect():
+                self._expect(event)
             case Abort():
                 self._abort(event)
             case StepDone():
@@ -106,10 +110,24 @@ class Scheduler:
             out.append(Finished(submit.sequence_id, "error", refusal))
             return
         assert self.pipeline is not None
-        predicted_len = submit.predicted_len or self.config.predicted_output_len
-        sequence = Sequence(submit, now, predicted_len)
+        sequence = Sequence(submit, now, self._expectation(submit, submit.max_tokens))
         self.counters.prompt_tokens += sequence.num_prompt_tokens
         self.pipeline.pool.add(sequence)
+
+    def _expect(self, expect: Expect) -> None:
+        pool = self.pipeline.pool if self.pipeline else None
+        sequence = pool.find(expect.sequence_id) if pool else None
+        if pool is not None and sequence is not None:
+            pool.expect(sequence, self._expectation(expect, sequence.submit.max_tokens))
+
+    def _expectation(self, message: Submit | Expect, max_tokens: int) -> Expectation:
+        return expectation_of(
+            message.predicted_len,
+            message.spread,
+            max_tokens,
+            guess=self.config.predicted_output_len,
+            point_spread=self.config.prior_sigma,
+        )
 
     def _refusal(self, submit: Submit) -> str | None:
         """Why a sequence cannot be taken. One that could not fit alone would wait for ever."""
@@ -222,7 +240,7 @@ class Scheduler:
         else:
             return
         pool.finish(sequence)
-        self._errors.observe(sequence.num_generated, sequence.predicted_len)
+        self._errors.observe(sequence.num_generated, sequence.expected)
         out.append(Finished(sequence.sequence_id, reason))
 
     def _pump(self, now: float, out: list[Outgoing]) -> None:

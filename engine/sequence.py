@@ -10,6 +10,7 @@ waiting holds no KV, ready holds KV and is idle, running is in at least one step
 from array import array
 from enum import Enum, auto
 
+from engine.expectation import Expectation
 from engine.messages import Submit
 
 
@@ -28,7 +29,7 @@ class Sequence:
     `token_ids` is the prompt and what has been generated; `num_planned` counts the leading tokens
     whose KV is in the cache or on its way there through steps in flight. `longest_len` is the
     length in tokens at which it is full, `shortest_len` the one from which a stop token ends it.
-    `predicted_len` is the expected number of output tokens, `cohort` the decode micro-batch that it
+    `expected` is what is expected of its output's length, `cohort` the decode micro-batch that it
     belongs to where micro-batches keep their members. `is_plain` sequences need nothing of the
     sampler but the likeliest token.
     """
@@ -37,11 +38,11 @@ class Sequence:
         "arrived_at",
         "block_table",
         "cohort",
+        "expected",
         "is_plain",
         "longest_len",
         "num_planned",
         "num_prompt_tokens",
-        "predicted_len",
         "sequence_id",
         "shortest_len",
         "state",
@@ -50,7 +51,7 @@ class Sequence:
         "token_ids",
     )
 
-    def __init__(self, submit: Submit, arrived_at: float, predicted_len: int) -> None:
+    def __init__(self, submit: Submit, arrived_at: float, expected: Expectation) -> None:
         """A waiting sequence. Raises `ValueError` when the prompt is not packed int32."""
         self.submit = submit
         self.sequence_id = submit.sequence_id
@@ -62,7 +63,7 @@ class Sequence:
         self.shortest_len = self.num_prompt_tokens + submit.min_tokens
         self.stop_token_ids = frozenset(submit.stop_token_ids)
         self.is_plain = submit.sampling.temperature == 0 and not submit.min_tokens
-        self.predicted_len = min(predicted_len, submit.max_tokens)
+        self.expected = expected
         self.state = State.WAITING
         self.block_table = array("i")
         self.num_planned = 0
@@ -79,9 +80,14 @@ class Sequence:
         return len(self.token_ids) - self.num_planned
 
     @property
+    def predicted_len(self) -> int:
+        """Output tokens expected in all."""
+        return self.expected.mean
+
+    @property
     def predicted_remaining(self) -> int:
         """Output tokens still expected; 0 once the prediction is exceeded."""
-        return max(0, self.predicted_len - self.num_generated)
+        return max(0, self.expected.mean - self.num_generated)
 
     def has_stopped(self) -> bool:
         """Whether the last token is a stop token that may end the sequence."""

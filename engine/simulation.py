@@ -55,6 +55,7 @@ class Arrival:
     output_len: int
     predicted_len: int = 0
     offline: bool = True
+    spread: float = 0.0
 
 
 @dataclass(slots=True)
@@ -152,6 +153,7 @@ class _Simulation:
             stop_token_ids=(STOP_TOKEN,),
             predicted_len=arrival.predicted_len,
             offline=arrival.offline,
+            spread=arrival.spread,
         )
 
     def _push(self, at: float, event: Event) -> None:

@@ -208,7 +208,8 @@ class Temporal(Policy):
         counts = np.array([stride] * len(live) + [count for _, count in sample], dtype=float)
         errors = pool.errors
         lens = errors.real_lens(
-            np.array([s.predicted_len for s in chosen], dtype=float),
+            np.array([s.expected.median for s in chosen]),
+            np.array([s.expected.spread for s in chosen]),
             errors.survival_beside(pool.live.values()),
         )
         rest = Rest(

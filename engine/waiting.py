@@ -6,6 +6,7 @@ longer than all other work, the longest first (PAPERS.md, section 2 g).
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, takewhile
 
 from sortedcontainers import SortedDict
@@ -38,6 +39,14 @@ class WaitingQueue:
         """It was admitted or has ended. Raises `KeyError` when it is not here."""
         del self._in_order[self._keys.pop(sequence.sequence_id)]
         self._by_length.pop(_length_key(sequence), None)
+
+    @contextmanager
+    def moving(self, sequence: Sequence) -> Iterator[None]:
+        """While what is expected of a waiting sequence is changed."""
+        by_length = self._by_length.pop(_length_key(sequence), None)
+        yield
+        if by_length is not None:
+            self._by_length[_length_key(sequence)] = sequence
 
     def find(self, sequence_id: int) -> Sequence | None:
         """The waiting sequence with this id."""

@@ -4,6 +4,7 @@ from msgspec.structs import replace
 
 from engine.blocks import BlockLedger
 from engine.counters import Counters
+from engine.expectation import Expectation, expectation_of
 from engine.lengths import LengthErrors
 from engine.pool import Pool
 from engine.sequence import Sequence
@@ -11,6 +12,21 @@ from engine.waiting import WaitingQueue
 from tests.engine.world import make_submit
 
 BLOCK_SIZE = 4
+
+
+def point(predicted_len: int, max_tokens: int = 1 << 20) -> Expectation:
+    """A prediction that does not say how sure it is."""
+    return expectation_of(predicted_len, 0.0, max_tokens, guess=128, point_spread=0.5)
+
+
+def told(predicted_len: int, spread: float) -> Expectation:
+    """A prediction that says how sure it is."""
+    return expectation_of(predicted_len, spread, 1 << 20, guess=128, point_spread=0.5)
+
+
+def guess(predicted_len: int) -> Expectation:
+    """No prediction at all."""
+    return expectation_of(0, 0.0, 1 << 20, guess=predicted_len, point_spread=0.5)
 
 
 def make_sequence(
@@ -25,22 +41,21 @@ def make_sequence(
     """A new sequence; it arrives in the order of the ids unless told otherwise."""
     submit = make_submit(sequence_id, [1] * num_prompt_tokens, max_tokens)
     arrived_at = float(sequence_id) if arrived_at is None else arrived_at
-    return Sequence(
-        replace(submit, predicted_len=predicted_len, offline=offline), arrived_at, predicted_len
-    )
+    submit = replace(submit, predicted_len=predicted_len, offline=offline)
+    return Sequence(submit, arrived_at, point(predicted_len, max_tokens))
 
 
 def make_pool(num_blocks: int, errors: LengthErrors | None = None) -> Pool:
     """An empty pool."""
     ledger = BlockLedger(num_blocks, BLOCK_SIZE)
-    return Pool(ledger, WaitingQueue(), errors or LengthErrors(0.5, 20.0), Counters())
+    return Pool(ledger, WaitingQueue(), errors or LengthErrors(20.0), Counters())
 
 
 def learnt(ended: list[tuple[int, int]], prior_weight: float = 0.0) -> LengthErrors:
     """Length errors from (output, predicted) tokens; the prior weighs nothing unless told."""
-    errors = LengthErrors(0.5, prior_weight)
+    errors = LengthErrors(prior_weight)
     for output_len, predicted_len in ended:
-        errors.observe(output_len, predicted_len)
+        errors.observe(output_len, point(predicted_len))
     return errors
 
 

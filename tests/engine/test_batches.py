@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from engine.batches import MicroBatch, pack
 from engine.messages import Sampling, Step, Submit
 from engine.sequence import Sequence
+from tests.engine.pools import point
 
 BLOCK_SIZE = 4
 
@@ -26,7 +27,7 @@ def make_sequence(
 ) -> Sequence:
     """A sequence with its blocks: 100, 101, ... and `spare_blocks` more than its tokens need."""
     packed = array("i", prompt).tobytes()
-    sequence = Sequence(Submit(7, packed, 1000, sampling, **submit), 0.0, 10)
+    sequence = Sequence(Submit(7, packed, 1000, sampling, **submit), 0.0, point(10))
     sequence.token_ids.extend(output or [])
     sequence.num_planned = planned
     num_blocks = -(-len(sequence.token_ids) // BLOCK_SIZE) + spare_blocks

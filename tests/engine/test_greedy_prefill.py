@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.expectation import Expectation
 from engine.greedy_prefill import FUTURE_POINTS, FutureUse
 from engine.messages import Submit
 from engine.sequence import Sequence
@@ -26,7 +27,8 @@ class Plan:
 
 def sequence(length: int, remaining: int) -> Sequence:
     """A prompt of `length` tokens that is predicted to generate `remaining`."""
-    return Sequence(Submit(0, bytes(4 * length), 1 << 20), 0.0, remaining)
+    expected = Expectation(remaining, max(1.0, remaining), 0.5, "point")
+    return Sequence(Submit(0, bytes(4 * length), 1 << 20), 0.0, expected)
 
 
 def use_at(point: int, admitted: list[tuple[int, int]], block_size: int) -> int:

@@ -45,8 +45,9 @@ def crowd(rows: list[Row], spare_blocks: int, errors: LengthErrors) -> Pool:
 
 def reached(survival: Floats, sequence: Sequence, ahead: float) -> float:
     """The part of sequences like this one that get so far."""
-    ratio = np.array([float(sequence.num_generated) + ahead]), np.array([sequence.predicted_len])
-    return float(survival[bins_of(*ratio)[0]])
+    output_len, expected = float(sequence.num_generated) + ahead, sequence.expected
+    (index,) = bins_of(*(np.array([x]) for x in (output_len, expected.median, expected.spread)))
+    return float(survival[index])
 
 
 def mean_and_variance(survival: Floats, rows: list[Sequence], point: float) -> tuple[float, float]:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.expectation import Expectation
 from engine.lengths import NUM_BINS, OUTCOME_WEIGHTS, Floats, LengthErrors, bins_of
-from tests.engine.pools import learnt, make_pool, make_ready, make_sequence
+from tests.engine.pools import learnt, make_pool, make_ready, make_sequence, point, told
 
 Ended = st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), max_size=30)
 LiveBins = st.lists(st.integers(0, NUM_BINS - 1), max_size=30)
@@ -17,11 +18,11 @@ NOBODY = np.array([], dtype=np.int64)
 
 
 def bin_of(output_len: float, predicted_len: float) -> int:
-    """The bin of one ratio."""
-    return int(bins_of(np.array([output_len]), np.array([predicted_len]))[0])
+    """The bin of one ratio, at a spread of 0.5."""
+    return int(bins_of(np.array([output_len]), np.array([predicted_len]), np.array([0.5]))[0])
 
 
-def test_a_bin_is_an_eighth_of_the_logarithm() -> None:
+def test_a_bin_is_a_quarter_of_a_spread() -> None:
     assert bin_of(100, 100) == bin_of(113, 100) == 32
     assert (bin_of(99, 100), bin_of(114, 100)) == (31, 33)
     assert (bin_of(0, 1), bin_of(1, 5000), bin_of(5000, 1)) == (0, 0, NUM_BINS - 1)
@@ -68,32 +69,57 @@ def test_the_short_ones_that_end_first_do_not_make_all_look_short() -> None:
 
 
 def test_before_anything_has_ended_errors_are_taken_as_normal() -> None:
-    survival = LengthErrors(0.5, 20.0).survival(NOBODY)
+    survival = LengthErrors(20.0).survival(NOBODY)
     for sigmas in (-2.0, -1.0, 0.0, 1.0, 2.0):
         reached = 0.5 - 0.5 * erf(sigmas / 2**0.5)
         assert survival[32 + int(sigmas * 0.5 / 0.125)] == pytest.approx(reached)
 
 
-def test_without_any_prediction_lengths_are_taken_to_scatter_more() -> None:
-    guesses, predictions = LengthErrors(0.5, 20.0), LengthErrors(0.5, 20.0)
-    for _ in range(3):
-        guesses.expect(256, is_guess=True)
-        predictions.expect(256)
-    half, twice = bin_of(128, 256), bin_of(512, 256)
-    assert guesses.survival(NOBODY)[half] < predictions.survival(NOBODY)[half]
-    assert guesses.survival(NOBODY)[twice] > predictions.survival(NOBODY)[twice]
-    guesses.expect(300)  # somebody predicts after all
-    assert guesses.survival(NOBODY) == pytest.approx(predictions.survival(NOBODY))
+def test_who_says_how_sure_it_is_is_measured_by_that() -> None:
+    # One spread above the median each, whatever the spread: 100 * e^0.3, 100 * e^0.9.
+    errors = LengthErrors(0.0)
+    for output_len, spread in ((135, 0.3), (246, 0.9)):
+        errors.observe(output_len, Expectation(100, 100.0, spread, "told"))
+    survival = errors.survival(NOBODY)
+    one_above = int(bins_of(np.array([135.0]), np.array([100.0]), np.array([0.3]))[0])
+    assert survival[one_above] == 1.0
+    assert survival[one_above + 1] == 0.0
 
 
-def test_where_nobody_predicts_errors_are_taken_as_larger() -> None:
-    errors, at_9_8ths = LengthErrors(0.5, 20.0), 32 + 9
-    errors.expect(100, is_guess=True)
-    # The deviation of ShareGPT's lengths, 1.1, instead of 0.5.
-    wide, narrow = (0.5 - 0.5 * erf(1.125 / sigma / 2**0.5) for sigma in (1.1, 0.5))
-    assert errors.survival(NOBODY)[at_9_8ths] == pytest.approx(wide, rel=1e-3)
-    errors.expect(100)
-    assert errors.survival(NOBODY)[at_9_8ths] == pytest.approx(narrow)
+def test_a_predictor_that_is_too_sure_of_itself_is_seen_through() -> None:
+    random, errors = np.random.default_rng(3), LengthErrors(20.0)
+    for length in np.exp(log(200) + 0.8 * random.standard_normal(5_000)):
+        errors.expect(told(200, 0.25))
+        errors.observe(max(1, round(length)), told(200, 0.25))
+    sure = told(200, 0.25)
+    lens = errors.real_lens(
+        np.array([sure.median]), np.array([sure.spread]), errors.survival(NOBODY)
+    )[:, 0]
+    deviation = (np.log(lens[2]) - np.log(lens[0])) / 2 / 3**0.5
+    assert deviation == pytest.approx(0.8, abs=0.08)
+
+
+def test_what_is_told_is_not_drawn_towards_the_middle() -> None:
+    # A calibrated predictor has done that itself.
+    random, errors = np.random.default_rng(4), LengthErrors(20.0)
+    for median in np.exp(log(200) + 0.8 * random.standard_normal(5_000)):
+        prediction = told(max(1, round(median)), 0.5)
+        errors.expect(prediction)
+        real = prediction.median * np.exp(0.5 * random.standard_normal())
+        errors.observe(max(1, round(real)), prediction)
+    for median in (50.0, 800.0):
+        lens = errors.real_lens(np.array([median]), np.array([0.5]), errors.survival(NOBODY))
+        assert lens[1, 0] == pytest.approx(median, rel=0.07)
+
+
+def test_an_expectation_that_is_taken_back_leaves_nothing() -> None:
+    errors = LengthErrors(20.0)
+    errors.expect(point(100))
+    errors.expect(point(1000))
+    one, survival = LengthErrors(20.0), errors.survival(NOBODY)
+    one.expect(point(100))
+    errors.expect(point(1000), -1)
+    assert errors.prediction_of(70, survival) == one.prediction_of(70, survival)
 
 
 def test_the_prior_counts_as_much_as_so_many_sequences() -> None:
@@ -112,7 +138,8 @@ def test_the_live_sequences_count_with_what_they_have_generated() -> None:
 
 def expected(errors: LengthErrors, predicted: float) -> tuple[float, float]:
     """Mean and deviation of the logarithm of what a prediction turns out to be."""
-    logs = np.log(errors.real_lens(np.array([predicted]), errors.survival(NOBODY))[:, 0])
+    lens = errors.real_lens(np.array([predicted]), np.array([0.5]), errors.survival(NOBODY))
+    logs = np.log(lens[:, 0])
     mean = float(OUTCOME_WEIGHTS @ logs)
     return mean, float(OUTCOME_WEIGHTS @ (logs - mean) ** 2) ** 0.5
 
@@ -122,10 +149,10 @@ def made_up(spread: float, noise: float, bias: float) -> tuple[LengthErrors, Flo
     random = np.random.default_rng(7)
     real = log(300) + spread * random.standard_normal(20_000)
     predicted = real - bias + noise * random.standard_normal(20_000)
-    errors = LengthErrors(0.5, 20.0)
+    errors = LengthErrors(20.0)
     for r, p in zip(np.rint(np.exp(real)), np.rint(np.exp(predicted)), strict=True):
-        errors.expect(max(1, int(p)))
-        errors.observe(max(1, int(r)), max(1, int(p)))
+        errors.expect(point(max(1, int(p))))
+        errors.observe(max(1, int(r)), point(max(1, int(p))))
     return errors, real, predicted
 
 
@@ -150,7 +177,7 @@ def test_the_prediction_of_a_length_is_the_one_that_makes_it_expected(real_len: 
 
 def test_predictions_that_say_nothing_make_everybody_long_or_nobody() -> None:
     errors = learnt([(100, 100), (1000, 100)])
-    errors.expect(100)
+    errors.expect(point(100))
     survival = errors.survival(NOBODY)
     # About 316 tokens are expected of everyone.
     assert (errors.prediction_of(250, survival), errors.prediction_of(400, survival)) == (0, inf)
@@ -163,18 +190,18 @@ def test_predictions_far_out_are_drawn_towards_the_middle() -> None:
 
 
 def test_a_constant_prediction_tells_nothing_but_the_mean() -> None:
-    errors = LengthErrors(0.5, 0.0)
+    errors = LengthErrors(0.0)
     for output_len in (100, 1000):
-        errors.expect(100)
-        errors.observe(output_len, 100)
-    lens = errors.real_lens(np.array([100.0]), errors.survival(NOBODY))
+        errors.expect(point(100))
+        errors.observe(output_len, point(100))
+    lens = errors.real_lens(np.array([100.0]), np.array([0.5]), errors.survival(NOBODY))
     assert np.log(lens / 100) == pytest.approx(np.full((3, 1), log(10) / 2), abs=HALF_A_BIN)
 
 
 def test_predictions_that_were_right_are_believed() -> None:
-    errors = LengthErrors(0.5, 0.0)
+    errors = LengthErrors(0.0)
     for length in (10, 100, 1000):
-        errors.expect(length)
-        errors.observe(length, length)
-    lens = errors.real_lens(np.array([20.0, 500.0]), errors.survival(NOBODY))
+        errors.expect(point(length))
+        errors.observe(length, point(length))
+    lens = errors.real_lens(np.array([20.0, 500.0]), np.array([0.5, 0.5]), errors.survival(NOBODY))
     assert np.log(lens / [20.0, 500.0]) == pytest.approx(np.zeros((3, 2)), abs=HALF_A_BIN)

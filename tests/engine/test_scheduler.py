@@ -3,9 +3,10 @@
 from array import array
 
 import pytest
+from msgspec.structs import replace
 
 from configs.schema import EngineConfig
-from engine.messages import EngineReady, Finished, Generated, StageReady, Step, Submit
+from engine.messages import EngineReady, Expect, Finished, Generated, StageReady, Step, Submit
 from engine.scheduler import ImpossibleSettingsError, Scheduler
 from tests.engine.world import World, make_submit
 
@@ -143,3 +144,22 @@ def test_sampling_parameters_reach_the_stage_only_for_rows_that_need_them() -> N
     (step,) = scheduler.handle(make_submit(0, [1], 3), 0.0)
     assert isinstance(step, Step)
     assert step.random_rows == step.seeds == b""
+
+
+def test_a_prediction_that_comes_late_changes_who_is_admitted_first() -> None:
+    config = EngineConfig(policy="temporal", pipeline_parallel_size=1, max_num_seqs=1)
+    world = World(config, 200)
+    world.submit(make_submit(0, [1], 3, stop=False))  # has the only place
+    for sequence_id in (1, 2, 3):
+        submit = make_submit(sequence_id, [1], 400, stop=False)
+        world.submit(replace(submit, predicted_len=10, offline=True))
+    world.hand(Expect(3, 300, 0.2))
+    world.hand(Expect(99, 300, 0.2))  # nobody's
+    admitted = []
+    while world.return_step():
+        live = list(world.scheduler.pipeline.pool.live) if world.scheduler.pipeline else []
+        admitted += [sequence_id for sequence_id in live if sequence_id not in admitted]
+        if 3 in admitted:
+            break
+    assert admitted[-1] == 3
+    assert not {1, 2} & set(admitted)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from configs.schema import Config, EngineConfig
 from engine.journal import Journal, JournalError, replay
-from engine.messages import Abort, StageCosts, Step
+from engine.messages import Abort, Expect, StageCosts, Step
 from engine.scheduler import Scheduler
 from tests.engine.world import World, make_submit
 
@@ -74,6 +74,7 @@ SUBMIT = st.tuples(
     st.booleans(),
     st.integers(0, 30),
     st.booleans(),
+    st.sampled_from([0.0, 0.1, 2.0]),
 )
 ACTIONS = st.builds(
     # A burst first: KV gets tight only when many are there at once.
@@ -83,6 +84,7 @@ ACTIONS = st.builds(
         st.one_of(
             SUBMIT,
             st.tuples(st.just("abort"), st.integers(0, 12)),
+            st.tuples(st.just("expect"), st.integers(0, 12), st.integers(0, 30), st.floats(0, 5)),
             st.tuples(st.just("return"), st.integers(1, 5)),
             st.tuples(st.just("lose")),
         ),
@@ -110,7 +112,7 @@ def live(
     world = World(config, -(-50 // config.block_size) + spare_blocks, costs)
     for action in actions:
         match action:
-            case ("submit", prompt, max_tokens, min_tokens, stop, predicted_len, offline):
+            case ("submit", prompt, max_tokens, min_tokens, stop, predicted_len, offline, spread):
                 submit = make_submit(
                     len(world.submits),
                     prompt,
@@ -118,7 +120,10 @@ def live(
                     min_tokens=min(min_tokens, max_tokens),
                     stop=stop,
                 )
-                world.submit(replace(submit, predicted_len=predicted_len, offline=offline))
+                prediction = {"predicted_len": predicted_len, "spread": spread}
+                world.submit(replace(submit, offline=offline, **prediction))
+            case ("expect", sequence_id, predicted_len, spread):
+                world.hand(Expect(sequence_id, predicted_len, spread))
             case ("abort", sequence_id):
                 if sequence_id in world.submits and sequence_id not in world.finished:
                     world.abort(sequence_id)

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 
 from engine.sequence import Sequence
 from engine.waiting import WaitingQueue
-from tests.engine.pools import ids, make_sequence
+from tests.engine.pools import ids, make_sequence, point
 
 Moves = st.lists(
     st.one_of(
         st.tuples(st.just("add"), st.booleans(), st.integers(0, 4), st.integers(1, 6)),
         st.tuples(st.just("remove"), st.integers(0, 20)),
         st.tuples(st.just("put back"), st.integers(0, 20)),
+        st.tuples(st.just("expect"), st.integers(0, 20), st.integers(1, 6)),
     ),
     max_size=40,
 )
@@ -72,6 +73,10 @@ def live(moves: list[tuple[Any, ...]]) -> tuple[WaitingQueue, Twin, list[Sequenc
                 sequence = left.pop(index % len(left))
                 queue.put_back(sequence)
                 twin.preempted.append(sequence)
+            case ("expect", index, predicted_len) if waiting := twin.in_order():
+                sequence = waiting[index % len(waiting)]
+                with queue.moving(sequence):
+                    sequence.expected = point(predicted_len)
     return queue, twin, left
 
 

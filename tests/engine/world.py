@@ -198,6 +198,7 @@ class World:
         assert set(pool.ready) <= set(pool.live)
         assert pool.live_tokens == sum(s.num_planned for s in pool.live.values())
         assert pool.waiting_tokens == sum(s.num_unplanned for s in pool.waiting)
+        assert pool.waiting_output == sum(s.predicted_remaining for s in pool.waiting)
         assert pool.num_online == sum(not s.submit.offline for s in pool.open_sequences())
 
     def check_ends(self) -> None:

@@ -18,6 +18,6 @@ def most_rows(cost: CostModel, num_live: int, num_stages: int) -> int:
     """
     share = -(-num_live // num_stages)
     lower = max((edge for edge in cost.edges if edge < share), default=0)
-    if lower and lower / cost.linear_s(lower) > share / cost.linear_s(share):
+    if lower and lower / cost.decode_s(lower) > share / cost.decode_s(share):
         return lower
     return cost.edge(share)

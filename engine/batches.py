@@ -4,6 +4,7 @@ from array import array
 from itertools import compress
 from typing import Any
 
+from engine.cost_model import StepSize
 from engine.messages import Phase, Step
 from engine.sequence import Sequence
 
@@ -12,18 +13,31 @@ class MicroBatch:
     """The rows of one step, side by side: `sequences[i]` feeds its next `num_tokens[i]` tokens.
 
     Decodes come before prefills. A row whose tokens are all that its sequence has left to feed
-    samples the next one. The totals that the cost model asks for grow with the rows: tokens fed and
-    resident KV tokens read.
+    samples the next one. The totals that the cost model asks for grow with the rows: tokens fed,
+    resident KV tokens read, and pairs of tokens in prompts.
     """
 
-    __slots__ = ("kv_tokens", "num_decodes", "num_tokens", "sequences", "total_tokens")
+    __slots__ = (
+        "kv_tokens",
+        "num_decodes",
+        "num_pairs",
+        "num_tokens",
+        "sequences",
+        "total_tokens",
+    )
 
     def __init__(self) -> None:
         self.sequences: list[Sequence] = []
         self.num_tokens: list[int] = []
         self.total_tokens = 0
         self.kv_tokens = 0
+        self.num_pairs = 0.0
         self.num_decodes = 0
+
+    @property
+    def size(self) -> StepSize:
+        """What its seconds depend on."""
+        return StepSize(self.total_tokens, len(self.sequences), self.kv_tokens, self.num_pairs)
 
     @property
     def phase(self) -> Phase:
@@ -49,6 +63,8 @@ class MicroBatch:
         self.num_tokens.append(num_tokens)
         self.total_tokens += num_tokens
         self.kv_tokens += sequence.num_planned
+        if num_tokens > 1:
+            self.num_pairs += num_tokens * (sequence.num_planned + (num_tokens + 1) / 2)
         return num_tokens
 
 

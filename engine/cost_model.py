@@ -1,17 +1,19 @@
 """The cost model: seconds of one stage for a step of so many tokens over so much resident KV.
 
-    seconds = linear(tokens fed) + KV tokens read * seconds per KV token
+    seconds = linear(tokens fed) + a * KV tokens read + b * rows + c * pairs
 
 `linear` is the measured staircase of a forward (GPU tiles make it jump), interpolated between its
 points and carried on at its average slope beyond the last. A row reads the KV before its first new
 token: a decode row all of its context, a chunk of a prompt the chunks before it. A model without
 the second term is wrong: at 13B on L20 with 170k tokens resident it is as long as the weights'.
+Rows cost something of their own where attention goes through them one by one, as on a CPU, and on
+the last stage for sampling. Pairs are a prompt's own attention, see `engine.messages.StageCosts`.
 """
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,44 +25,101 @@ TABLE_TOKENS = 8192
 # Two steps whose seconds differ by less stand on one stair.
 _STAIR_TOLERANCE = 0.02
 
+Floats = NDArray[np.float64]
+
+
+class StepSize(NamedTuple):
+    """What a step's seconds depend on, summed over its rows."""
+
+    num_tokens: int
+    num_rows: int = 0
+    kv_tokens: int = 0
+    num_pairs: float = 0.0
+
 
 class CostModel:
-    """Seconds of the slowest stage, which sets the pipeline's pace."""
+    """Seconds of one stage, or of the slowest one, which sets the pipeline's pace."""
 
     def __init__(
-        self, num_tokens: Sequence[int], seconds: Sequence[float], kv_s_per_token: float = 0.0
+        self,
+        num_tokens: Sequence[int],
+        seconds: Sequence[float],
+        kv_s_per_token: float = 0.0,
+        row_s: float = 0.0,
+        pair_s: float = 0.0,
     ) -> None:
         assert len(num_tokens) == len(seconds) > 0
-        self._num_tokens, self._seconds = list(num_tokens), list(seconds)
-        self.kv_s_per_token = kv_s_per_token
-        self._table = [self._interpolate(n) for n in range(TABLE_TOKENS + 1)]
-        self._array = np.array(self._table)
+        self.kv_s_per_token, self.row_s, self.pair_s = kv_s_per_token, row_s, pair_s
+        self._xs, self._ys = np.array(num_tokens, float), np.array(seconds, float)
+        self._array = self._interpolate(np.arange(TABLE_TOKENS + 1))
+        self._table: list[float] = self._array.tolist()
         # What is measured has noise: never fewer seconds for more tokens, when looking for stairs.
-        self._rising = list(accumulate(self._table, max))
+        self._rising: list[float] = np.maximum.accumulate(self._array).tolist()
 
     @classmethod
-    def of_stages(cls, stages: Sequence[StageCosts]) -> "CostModel":
-        """The slowest of the measured stages at each number of tokens; without one, 1 s a step."""
-        models = [cls(s.num_tokens, s.seconds, s.kv_s_per_token) for s in stages if s.num_tokens]
+    def of(cls, costs: StageCosts) -> "CostModel":
+        """One stage's, as it was measured; it has been."""
+        return cls(costs.num_tokens, costs.seconds, costs.kv_s_per_token, costs.row_s, costs.pair_s)
+
+    @classmethod
+    def slowest(cls, models: Sequence["CostModel"]) -> "CostModel":
+        """The slowest of the stages at each number of tokens; without any, 1 s a step."""
         if not models:
             return cls([1], [1.0])
-        grid = sorted({n for model in models for n in model._num_tokens})
-        slowest = [max(model.linear_s(n) for model in models) for n in grid]
-        return cls(grid, slowest, max(model.kv_s_per_token for model in models))
+        grid = sorted({int(n) for model in models for n in model._xs})
+        return cls(
+            grid,
+            [max(model.linear_s(n) for model in models) for n in grid],
+            max(model.kv_s_per_token for model in models),
+            max(model.row_s for model in models),
+            max(model.pair_s for model in models),
+        )
+
+    def scaled(self, points: Floats, factors: Floats) -> "CostModel":
+        """The same with times `factors`, which are known at `points` of tokens, ascending.
+
+        Between points they follow the logarithm of the tokens; what does not depend on the tokens
+        grows by their mean.
+        """
+        between = points[(points > self._xs[0]) & (points < self._xs[-1])]
+        xs = np.union1d(self._xs, between)
+        own = np.interp(np.log(xs), np.log(points), factors)
+        mean = float(factors.mean())
+        return CostModel(
+            xs.astype(int).tolist(),
+            (np.interp(xs, self._xs, self._ys) * own).tolist(),
+            self.kv_s_per_token * mean,
+            self.row_s * mean,
+            self.pair_s * mean,
+        )
+
+    def become(self, other: "CostModel") -> None:
+        """Take over the figures of another; who holds this one sees them from now on."""
+        self.__dict__.clear()  # with all that was cached
+        self.__dict__.update({k: v for k, v in other.__dict__.items() if k != "edges"})
 
     def linear_s(self, num_tokens: int) -> float:
         """Seconds for the tokens fed, whatever their context."""
         if num_tokens <= TABLE_TOKENS:
             return self._table[num_tokens]
-        return self._interpolate(num_tokens)
+        return float(self._interpolate(np.array([num_tokens]))[0])
 
-    def linear_many(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+    def linear_many(self, num_tokens: NDArray[np.int64]) -> Floats:
         """`linear_s` of each, up to `TABLE_TOKENS` tokens."""
         return self._array[np.minimum(num_tokens, TABLE_TOKENS)]
 
-    def stage_s(self, num_tokens: int, kv_tokens: int = 0) -> float:
-        """Seconds of a step that feeds `num_tokens` and reads `kv_tokens` of resident KV."""
-        return self.linear_s(num_tokens) + kv_tokens * self.kv_s_per_token
+    def decode_s(self, num_rows: int) -> float:
+        """Seconds of a step of so many decode rows, but for the KV that they read."""
+        return self.linear_s(num_rows) + num_rows * self.row_s
+
+    def step_s(self, size: StepSize) -> float:
+        """Seconds of a step."""
+        return (
+            self.linear_s(size.num_tokens)
+            + size.kv_tokens * self.kv_s_per_token
+            + size.num_rows * self.row_s
+            + size.num_pairs * self.pair_s
+        )
 
     def edge(self, num_tokens: int) -> int:
         """The greatest number of tokens that costs hardly more: the end of the stair."""
@@ -76,12 +135,10 @@ class CostModel:
             edges.append(self.edge(edges[-1] + 1))
         return edges
 
-    def _interpolate(self, num_tokens: int) -> float:
-        xs, ys = self._num_tokens, self._seconds
-        if num_tokens <= xs[0]:
-            return ys[0] if num_tokens > 0 else 0.0
-        if num_tokens >= xs[-1]:
-            return ys[-1] * num_tokens / xs[-1] if len(xs) > 1 else ys[-1]
-        right = bisect_right(xs, num_tokens)
-        x0, x1, y0, y1 = xs[right - 1], xs[right], ys[right - 1], ys[right]
-        return y0 + (y1 - y0) * (num_tokens - x0) / (x1 - x0)
+    def _interpolate(self, num_tokens: NDArray[np.int64]) -> Floats:
+        xs, ys = self._xs, self._ys
+        seconds: Floats = np.interp(num_tokens, xs, ys)
+        if len(xs) > 1:
+            seconds = np.where(num_tokens > xs[-1], ys[-1] * num_tokens / xs[-1], seconds)
+        seconds[num_tokens == 0] = 0.0
+        return seconds

@@ -20,5 +20,5 @@ def rounds_to_pay(cost: CostModel, num_rows: int, length: int, prefill_s: float)
 
     `prefill_s` are seconds of a prefill token; infinite where it never pays.
     """
-    ratio = prefill_s * num_rows / cost.linear_s(num_rows)
+    ratio = prefill_s * num_rows / cost.decode_s(num_rows)
     return length * ratio / (1 - ratio) if ratio < 1 else float("inf")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from typing import Self
 
+import numpy as np
 import zmq
 
 from configs.schema import Config
@@ -26,6 +27,7 @@ from engine.messages import (
     Hello,
     StageLost,
     StageReady,
+    StageTimes,
     Step,
 )
 from engine.recorder import Recorder
@@ -46,6 +48,12 @@ class EngineFailedError(Exception):
 def stage_name(stage: int) -> str:
     """A stage's name on the wire."""
     return f"stage-{stage}"
+
+
+def times_of(beat: Heartbeat) -> StageTimes:
+    """What the steps that a stage reports have taken."""
+    began_at, ended_at = (np.frombuffer(column) for column in (beat.began_at, beat.ended_at))
+    return StageTimes(beat.stage, beat.epoch, beat.step_ids, (ended_at - began_at).tobytes())
 
 
 class Loop:
@@ -107,6 +115,8 @@ class Loop:
             now = time.monotonic()
             self._watch.hear(message, now)
             self._record(lambda recorder: recorder.hear(message, now))
+            if message.step_ids:
+                self._handle(times_of(message))
             return
         if isinstance(message, StageReady):
             log.info("stage %d is ready: %d KV blocks", message.stage, message.num_blocks)
@@ -176,7 +186,9 @@ class Loop:
     def _tell_stats(self) -> None:
         now = time.monotonic()
         uptime_s = now - self._began_at
-        stats = collect(self._scheduler, self._watch.stats(now), uptime_s, self._busy_s)
+        pipeline = self._scheduler.pipeline
+        ratios = pipeline.correction.ratios() if pipeline else {}
+        stats = collect(self._scheduler, self._watch.stats(now, ratios), uptime_s, self._busy_s)
         self._server.send(SERVER, stats)
         self._record(lambda recorder: recorder.sample(stats))
 

@@ -108,7 +108,11 @@ class Finished(Message, frozen=True):
 
 
 class StageStats(msgspec.Struct, frozen=True, array_like=True):
-    """One stage as the engine last heard of it; `busy_s` counts seconds in forwards since start."""
+    """One stage as the engine last heard of it.
+
+    `busy_s` counts seconds in forwards since start; `cost_ratio` is what the cost model predicted
+    for its last steps over what they took, 0 before any.
+    """
 
     stage: int
     pid: int
@@ -116,6 +120,7 @@ class StageStats(msgspec.Struct, frozen=True, array_like=True):
     progress: int
     steps: int
     busy_s: float
+    cost_ratio: float = 0.0
 
 
 class Stats(Message, frozen=True):
@@ -253,7 +258,16 @@ class StageLost(Message, frozen=True):
     reason: str
 
 
-Event = Submit | Expect | Abort | StepDone | StageReady | StageLost
+class StageTimes(Message, frozen=True):
+    """What steps have taken on a stage: `step_ids` packed int64, `seconds` packed float64."""
+
+    stage: int
+    epoch: int
+    step_ids: bytes
+    seconds: bytes
+
+
+Event = Submit | Expect | Abort | StepDone | StageReady | StageLost | StageTimes
 """What the scheduler is handed."""
 
 FromServer = Submit | Expect | Abort | Hello

@@ -12,8 +12,8 @@ from engine.cost_model import CostModel
 
 def idle_loss_s(cost: CostModel, num_rows: int, num_more: float) -> float:
     """Seconds that a decode step of `num_rows` loses because `num_more` rows are not there."""
-    step_s = cost.linear_s(num_rows)
-    full_s = cost.linear_s(round(num_rows + num_more))
+    step_s = cost.decode_s(num_rows)
+    full_s = cost.decode_s(round(num_rows + num_more))
     gain = (num_rows + num_more) / num_rows * step_s / full_s
     return step_s * max(0.0, 1 - 1 / gain)
 

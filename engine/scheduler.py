@@ -17,6 +17,7 @@ from itertools import compress
 from configs.schema import EngineConfig
 from engine.batches import MicroBatch, pack
 from engine.blocks import BlockLedger
+from engine.correction import Correction
 from engine.cost_model import CostModel
 from engine.counters import Counters
 from engine.expectation import Expectation, expectation_of
@@ -31,6 +32,7 @@ from engine.messages import (
     Generated,
     StageLost,
     StageReady,
+    StageTimes,
     Step,
     StepDone,
     Submit,
@@ -66,6 +68,7 @@ class Pipeline:
     epoch: int
     pool: Pool
     policy: Policy
+    correction: Correction
     max_model_len: int
     in_flight: deque["InFlight"] = field(default_factory=deque)
 
@@ -101,6 +104,8 @@ class Scheduler:
                 self._stage_ready(event, out)
             case StageLost():
                 self._stage_lost(event, out)
+            case StageTimes():
+                self._observe(event, now)
         self._pump(now, out)
         return out
 
@@ -177,6 +182,8 @@ class Scheduler:
             min(stage.max_model_len for stage in stages),
             num_blocks * block_size,
         )
+        measured = {s.stage: CostModel.of(s.costs) for s in stages if s.costs.num_tokens}
+        correction = Correction(measured)
         self.pipeline = Pipeline(
             stages[0].epoch,
             Pool(
@@ -185,7 +192,8 @@ class Scheduler:
                 self._errors,
                 self.counters,
             ),
-            make_policy(self.config, num_stages, CostModel.of_stages([s.costs for s in stages])),
+            make_policy(self.config, num_stages, correction.cost),
+            correction,
             max_model_len,
         )
         out.append(EngineReady(num_stages, num_blocks, block_size, max_model_len))
@@ -201,6 +209,12 @@ class Scheduler:
         self.pipeline = None
         self._stages_ready = {}
         self.counters.restarts += 1
+
+    def _observe(self, times: StageTimes, now: float) -> None:
+        if self.pipeline is None or times.epoch != self.pipeline.epoch:
+            return
+        step_ids, seconds = memoryview(times.step_ids), memoryview(times.seconds)
+        self.pipeline.correction.observe(times.stage, step_ids.cast("q"), seconds.cast("d"), now)
 
     def _land(self, done: StepDone, out: list[Outgoing]) -> None:
         """A step has come back: hand its tokens to its rows."""
@@ -261,6 +275,7 @@ class Scheduler:
         sampling = list(compress(batch.sequences, step.samples))
         pipeline.in_flight.append(InFlight(step_id, sampling))
         pipeline.pool.num_in_flight += 1
+        pipeline.correction.launch(step_id, batch.size)
         self._next_step_id += 1
         self.counters.steps += 1
         return step

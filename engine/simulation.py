@@ -10,8 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
+from msgspec import structs
+
 from configs.schema import EngineConfig
-from engine.cost_model import CostModel
+from engine.cost_model import CostModel, StepSize
 from engine.counters import Counters
 from engine.messages import (
     Event,
@@ -113,7 +115,7 @@ class _Simulation:
         self._longest = min(node.max_model_len, node.num_blocks * config.block_size)
         self._arrivals = arrivals
         self._record = record
-        self._models = [CostModel(c.num_tokens, c.seconds, c.kv_s_per_token) for c in node.costs]
+        self._models = [CostModel.of(costs) for costs in node.costs]
         self._free_at = [0.0] * len(node.costs)
         self._remaining = [arrival.output_len for arrival in arrivals]
         self._events: list[tuple[float, int, Event]] = []
@@ -127,7 +129,7 @@ class _Simulation:
         for stage, costs in enumerate(self._node.costs):
             overhead_s = self._node.overhead_s
             seconds = tuple(s + overhead_s for s in costs.seconds)
-            told = StageCosts(costs.num_tokens, seconds, costs.kv_s_per_token)
+            told = structs.replace(costs, seconds=seconds)
             self._push(
                 0.0, StageReady(stage, 1, self._node.num_blocks, self._node.max_model_len, told)
             )
@@ -176,12 +178,11 @@ class _Simulation:
 
     def _run_step(self, step: Step, now: float) -> None:
         """All its times are known at once: stages take steps in order."""
-        num_tokens = sum(memoryview(step.num_tokens).cast("i"))
-        kv_tokens = sum(memoryview(step.start_positions).cast("i"))
+        size = size_of(step)
         arrives_at, result = now, self.result
         for stage, model in enumerate(self._models):
             began_at = max(arrives_at, self._free_at[stage])
-            seconds = model.stage_s(num_tokens, kv_tokens) + self._node.overhead_s
+            seconds = model.step_s(size) + self._node.overhead_s
             ended_at = began_at + seconds
             self._free_at[stage] = ended_at
             result.busy_s[stage] += seconds
@@ -190,9 +191,9 @@ class _Simulation:
                 result.busy_before_drain_s[stage] = result.busy_s[stage]
             arrives_at = ended_at + self._node.hop_s
             if self._record:
-                num_rows = len(step.samples)
+                rows, tokens = size.num_rows, size.num_tokens
                 result.spans.append(
-                    Span(stage, step.step_id, step.phase, num_rows, num_tokens, began_at, ended_at)
+                    Span(stage, step.step_id, step.phase, rows, tokens, began_at, ended_at)
                 )
         self._push(arrives_at, StepDone(step.epoch, step.step_id, self._sampled(step)))
 
@@ -219,6 +220,17 @@ class _Simulation:
                 pool.num_live,
             )
         )
+
+
+def size_of(step: Step) -> StepSize:
+    """What the step's seconds depend on."""
+    starts, counts = memoryview(step.start_positions).cast("i"), memoryview(step.num_tokens)
+    num_tokens, num_rows, num_pairs = len(step.token_ids) // 4, len(step.samples), 0.0
+    if num_tokens > num_rows:
+        for start, count in zip(starts, counts.cast("i"), strict=True):
+            if count > 1:
+                num_pairs += count * (start + (count + 1) / 2)
+    return StepSize(num_tokens, num_rows, sum(starts), num_pairs)
 
 
 def split_evenly(

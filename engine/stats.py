@@ -53,8 +53,8 @@ class StageWatch:
                 return stage.beat, f"{name} has stood still for {now - stage.moved_at:.1f} s"
         return None
 
-    def stats(self, now: float) -> tuple[StageStats, ...]:
-        """What is known of each stage."""
+    def stats(self, now: float, cost_ratios: dict[int, float]) -> tuple[StageStats, ...]:
+        """What is known of each stage, with what the cost model predicted over what it took."""
         return tuple(
             StageStats(
                 stage.beat.stage,
@@ -63,8 +63,9 @@ class StageWatch:
                 stage.beat.progress,
                 stage.beat.steps,
                 stage.beat.busy_s,
+                cost_ratios.get(number, 0.0),
             )
-            for _, stage in sorted(self._stages.items())
+            for number, stage in sorted(self._stages.items())
         )
 
 

@@ -50,7 +50,7 @@ class Temporal(Policy):
         self._num_stages = num_stages
         self._cost = cost
         self._max_live = config.max_live(num_stages)
-        self._knee = knee(cost, config.max_num_batched_tokens, config.knee_tolerance)
+        self._knee = self._find_knee()
         self._lane = PrefillLane()
         self._admitted: deque[Sequence] = deque()
         self._refill_size = 0
@@ -169,6 +169,7 @@ class Temporal(Policy):
         if self._launches >= self._next_forecast or work > _MUCH_MORE * self._forecast_work:
             self._next_forecast = self._launches + _FORECAST_ROUNDS * num_stages
             self._forecast_work = work
+            self._knee = self._find_knee()  # the cost model may have been corrected
             self._most, self._pauses = self._forecast(pool)
         room = min(_LOOK_AHEAD, self._max_live - pool.num_live)
         candidates: list[Sequence] = []
@@ -189,6 +190,9 @@ class Temporal(Policy):
             self._target_size = min(self._most, self._cost.edge(rows + ceil(pace)))
         if self.phase == "prefill":
             self._refill_size = max(self._refill_size, self._target_size)
+
+    def _find_knee(self) -> int:
+        return knee(self._cost, self._config.max_num_batched_tokens, self._config.knee_tolerance)
 
     def _critical_len(self, pool: Pool, work: int, survival: Floats) -> float:
         """The predicted length from which on an answer lasts a good part of the rounds left."""

@@ -113,15 +113,22 @@ def _stage_figures(client: EngineClient, stats: Stats) -> Iterator[Metric]:
     bubbles = GaugeMetricFamily(
         "tdpipe_stage_bubble_ratio", "1 - busy / wall since ready", labels=["stage"]
     )
+    costs = GaugeMetricFamily(
+        "tdpipe_cost_model_ratio",
+        "Predicted over real seconds of the last steps",
+        labels=["stage"],
+    )
     since_stats = time.monotonic() - client.stats_at
     for stage in stats.stages:
         labels = [str(stage.stage)]
         busy.add_metric(labels, stage.busy_s)
         steps.add_metric(labels, stage.steps)
+        if stage.cost_ratio:
+            costs.add_metric(labels, stage.cost_ratio)
         age.add_metric(labels, stage.heartbeat_age_s + since_stats)
     for number, ratio in bubble_ratios(client).items():
         bubbles.add_metric([str(number)], ratio)
-    yield from (busy, steps, age, bubbles)
+    yield from (busy, steps, age, bubbles, costs)
 
 
 def bubble_ratios(client: EngineClient) -> dict[int, float]:

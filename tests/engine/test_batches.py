@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.batches import MicroBatch, pack
+from engine.cost_model import StepSize
 from engine.messages import Sampling, Step, Submit
 from engine.sequence import Sequence
+from engine.simulation import size_of
 from tests.engine.pools import point
 
 BLOCK_SIZE = 4
@@ -160,6 +162,13 @@ def test_a_batch_counts_what_the_cost_model_asks_for(rows: list[Row]) -> None:
     batch = batch_of(rows)
     assert batch.total_tokens == sum(row.num_tokens for row in rows)
     assert batch.kv_tokens == sum(row.sequence.num_planned for row in rows)
+    assert batch.size == size_of(pack(batch, 1, 1, BLOCK_SIZE))
+
+
+def test_a_prompt_s_tokens_are_paired_with_all_before_them_and_themselves() -> None:
+    # The third of seven and the four after it: 3 + 4 + 5 + 6 + 7 pairs.
+    sequence = make_sequence([1] * 7, planned=2)
+    assert batch_of([Row(sequence, 5)]).size == StepSize(5, 1, 2, 25.0)
 
 
 def test_a_batch_of_both_kinds_is_mixed() -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.cost_model import TABLE_TOKENS, CostModel
+from engine.cost_model import TABLE_TOKENS, CostModel, StepSize
 from engine.messages import StageCosts
 from tests.engine.costs import Stair, staircases, stairs
 
@@ -63,8 +63,8 @@ def test_many_steps_cost_what_each_does(measured: dict[int, float], sizes: list[
 
 def test_a_step_takes_longer_by_the_resident_kv_that_it_reads() -> None:
     cost = model({1: 1.0, 10: 2.0}, kv_s_per_token=0.25)
-    assert cost.stage_s(10) == 2.0
-    assert cost.stage_s(10, kv_tokens=8) == 4.0
+    assert cost.step_s(StepSize(10)) == 2.0
+    assert cost.step_s(StepSize(10, kv_tokens=8)) == 4.0
 
 
 @few
@@ -99,13 +99,25 @@ def test_a_step_beyond_the_table_ends_where_it_ends() -> None:
     assert cost.edge(TABLE_TOKENS + 7) == TABLE_TOKENS + 7
 
 
+def of(*stages: StageCosts) -> CostModel:
+    """The slowest of these."""
+    return CostModel.slowest([CostModel.of(costs) for costs in stages])
+
+
+def test_a_step_is_the_sum_of_what_its_tokens_rows_kv_and_pairs_cost() -> None:
+    cost = CostModel.of(StageCosts((1, 100), (1.0, 1.0), 0.5, row_s=0.25, pair_s=0.125))
+    assert cost.step_s(StepSize(8, num_rows=2, kv_tokens=4, num_pairs=16)) == 1 + 2 + 0.5 + 2
+    assert cost.decode_s(8) == 1 + 2
+
+
 def test_the_slowest_stage_at_each_size_sets_the_pace() -> None:
-    cost = CostModel.of_stages(
-        [StageCosts((1, 100), (1.0, 3.0), 0.1), StageCosts((1, 50, 100), (2.0, 2.0, 2.5), 0.3)]
+    cost = of(
+        StageCosts((1, 100), (1.0, 3.0), 0.1, 0.5, 0.1),
+        StageCosts((1, 50, 100), (2.0, 2.0, 2.5), 0.3, 0.1, 0.2),
     )
     # At 50 tokens the first takes 1 + 2 * 49 / 99 = 1.99 s.
     assert [cost.linear_s(n) for n in (1, 50, 100)] == [2.0, 2.0, 3.0]
-    assert cost.kv_s_per_token == 0.3
+    assert (cost.kv_s_per_token, cost.row_s, cost.pair_s) == (0.3, 0.5, 0.2)
 
 
 @few
@@ -113,20 +125,36 @@ def test_the_slowest_stage_at_each_size_sets_the_pace() -> None:
 def test_no_stage_is_slower_than_the_model_at_what_was_measured(
     stages: list[dict[int, float]],
 ) -> None:
-    cost = CostModel.of_stages(
-        [StageCosts(tuple(sorted(m)), tuple(m[n] for n in sorted(m))) for m in stages]
-    )
+    cost = of(*(StageCosts(tuple(sorted(m)), tuple(m[n] for n in sorted(m))) for m in stages))
     models = [model(measured) for measured in stages]
     for size in {n for measured in stages for n in measured}:
         slowest = max(one.linear_s(size) for one in models)
         assert cost.linear_s(size) == pytest.approx(slowest)
 
 
-def test_a_stage_that_measured_nothing_leaves_it_to_the_others() -> None:
-    cost = CostModel.of_stages([StageCosts(), StageCosts((1, 2), (0.25, 0.5))])
-    assert (cost.linear_s(1), cost.linear_s(2)) == (0.25, 0.5)
-
-
 def test_without_any_measurement_a_step_costs_one_second() -> None:
-    cost = CostModel.of_stages([StageCosts(), StageCosts()])
-    assert (cost.linear_s(1), cost.linear_s(500), cost.stage_s(1, 500)) == (1.0, 1.0, 1.0)
+    cost = of()
+    assert (cost.linear_s(1), cost.linear_s(500), cost.step_s(StepSize(1, 5))) == (1.0, 1.0, 1.0)
+
+
+def test_a_scaled_model_costs_its_factors_more_at_their_sizes() -> None:
+    cost = CostModel([1, 16, 256], [1.0, 2.0, 4.0], 0.5, 0.25, 0.125)
+    scaled = cost.scaled(np.array([1.0, 16.0, 256.0]), np.array([1.0, 2.0, 3.0]))
+    assert [scaled.linear_s(n) for n in (1, 16, 256)] == pytest.approx([1.0, 4.0, 12.0])
+    assert (scaled.kv_s_per_token, scaled.row_s, scaled.pair_s) == (1.0, 0.5, 0.25)
+    assert [cost.linear_s(n) for n in (1, 16, 256)] == [1.0, 2.0, 4.0]
+
+
+def test_factors_count_between_the_measurements_too() -> None:
+    scaled = CostModel([1, 256], [1.0, 1.0]).scaled(
+        np.array([1.0, 16.0, 256.0]), np.array([1.0, 3.0, 1.0])
+    )
+    assert scaled.linear_s(16) == pytest.approx(3.0)
+
+
+def test_who_holds_a_model_sees_what_it_becomes() -> None:
+    cost, other = stairs((128, 1.0), (TABLE_TOKENS, 2.0)), stairs((64, 1.0), (TABLE_TOKENS, 3.0))
+    assert cost.edges == [128, TABLE_TOKENS]
+    cost.become(other)
+    assert cost.edges == [64, TABLE_TOKENS]
+    assert cost.linear_s(65) == 3.0

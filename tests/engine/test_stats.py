@@ -71,7 +71,7 @@ def test_stages_are_told_in_their_order() -> None:
     watch = make_watch()
     watch.hear(beat(1, 5), 1.0)
     watch.hear(beat(0, 3), 2.0)
-    assert [(s.stage, s.progress, s.heartbeat_age_s) for s in watch.stats(4.0)] == [
+    assert [(s.stage, s.progress, s.heartbeat_age_s) for s in watch.stats(4.0, {})] == [
         (0, 3, 2.0),
         (1, 5, 3.0),
     ]

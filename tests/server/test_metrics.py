@@ -68,6 +68,8 @@ def test_the_engines_figures_are_its_last_stats(tmp_path: Path) -> None:
         assert found["tdpipe_phase_switches_total"] == 6
         assert found["tdpipe_work_steals_total"] == 7
         assert found["tdpipe_stage_steps_total 1"] == 3
+        assert found["tdpipe_cost_model_ratio 1"] == 0.9
+        assert "tdpipe_cost_model_ratio 0" not in found  # no step yet
 
 
 def test_the_bubble_ratio_is_the_idle_part_since_ready(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ class FakeEngine:
 
 def stats(*, ready: bool = True, uptime_s: float = 1.0, **values: Any) -> Stats:
     """The engine's figures with two stages."""
-    stages = tuple(StageStats(i, 100 + i, 0.1, 7, 3, 0.5 + uptime_s / 2) for i in range(2))
+    stages = tuple(StageStats(i, 100 + i, 0.1, 7, 3, 0.5 + uptime_s / 2, i * 0.9) for i in range(2))
     return Stats(ready, "decode", uptime_s=uptime_s, **({"stages": stages} | values))
 
 

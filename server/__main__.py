@@ -15,7 +15,9 @@ from configs.schema import Config
 from server.app import build_app
 from server.drain import Drain
 from server.engine_client import EngineClient
+from server.length_predictor import LengthPredictor
 from server.listener import DrainingServer, ListenError, listen, url
+from server.metrics import Metrics
 from server.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 
 PORT_FILE = "port"
@@ -46,9 +48,10 @@ def main(folder: Path) -> int:
 
 async def _serve(config: Config, listener: socket, tokenizer: Tokenizer) -> None:
     client = EngineClient(config.server_address)
-    drain = Drain()
+    drain, metrics = Drain(), Metrics(client)
+    predictor = LengthPredictor(config, metrics)
     server = DrainingServer(
-        build_app(config, client, tokenizer, drain),
+        build_app(config, client, tokenizer, drain, metrics, predictor),
         client,
         drain,
         shutdown_timeout_s=config.shutdown_timeout,
@@ -60,13 +63,15 @@ async def _serve(config: Config, listener: socket, tokenizer: Tokenizer) -> None
     serving = asyncio.create_task(server.serve([listener]))
     receiving = asyncio.create_task(client.run())
     announcing = asyncio.create_task(_announce_ready(config, client))
+    predicting = asyncio.create_task(predictor.run())
     # Receiving never ends by itself: if it does, it has failed, and so does the process.
     await asyncio.wait((serving, receiving), return_when=asyncio.FIRST_COMPLETED)
     if receiving.done():
         receiving.result()
-    announcing.cancel()
-    receiving.cancel()
-    await asyncio.wait((announcing, receiving))
+    rest = (announcing, predicting, receiving)
+    for task in rest:
+        task.cancel()
+    await asyncio.wait(rest)
     serving.result()
 
 

@@ -10,6 +10,7 @@ from server import errors
 from server.completions import Completions
 from server.drain import Drain
 from server.engine_client import EngineClient
+from server.length_predictor import LengthPredictor
 from server.metrics import Metrics
 from server.operations import VERSION, Operations
 from server.protocol import CompletionRequest
@@ -31,14 +32,20 @@ class App(FastAPI):
         return super().openapi()
 
 
-def build_app(config: Config, client: EngineClient, tokenizer: Tokenizer, drain: Drain) -> App:
-    """The ASGI application. The caller runs `client`."""
-    metrics = Metrics(client)
+def build_app(
+    config: Config,
+    client: EngineClient,
+    tokenizer: Tokenizer,
+    drain: Drain,
+    metrics: Metrics,
+    predictor: LengthPredictor,
+) -> App:
+    """The ASGI application. The caller runs `client` and `predictor`."""
     app = App(title="tdpipe", version=VERSION, docs_url=None, redoc_url=None)
     errors.install(app)
-    app.include_router(Operations(config, client, metrics, drain).router())
+    app.include_router(Operations(config, client, metrics, drain, tokenizer.fingerprint).router())
     completions = Completions(
-        config.name, client, tokenizer, metrics, drain, config.max_num_queued_reqs
+        config.name, client, tokenizer, metrics, predictor, drain, config.max_num_queued_reqs
     )
     app.include_router(completions.router())
     return app

@@ -12,6 +12,7 @@ from server.drain import Drain
 from server.engine_client import EngineClient
 from server.errors import ApiError, invalid, no_such_model
 from server.generation import Generation
+from server.length_predictor import LengthPredictor
 from server.metrics import Metrics
 from server.plan import Plan
 from server.protocol import (
@@ -37,9 +38,11 @@ class Completions:
         client: EngineClient,
         tokenizer: Tokenizer,
         metrics: Metrics,
+        predictor: LengthPredictor,
         drain: Drain,
         max_num_queued: int,
     ) -> None:
+        self._predictor = predictor
         self._model = model
         self._client = client
         self._tokenizer = tokenizer
@@ -92,7 +95,13 @@ class Completions:
             self._metrics.requests.labels("disconnect").inc()
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         generation = Generation(
-            plan, self._client, self._tokenizer, self._metrics, self._max_num_queued, arrived_at
+            plan,
+            self._client,
+            self._tokenizer,
+            self._metrics,
+            self._predictor,
+            self._max_num_queued,
+            arrived_at,
         )
         echoes = self._echoes(body, prompts) if body.echo else []
         return Answer(body, generation, echoes, self._metrics, self._drain)
@@ -135,6 +144,7 @@ class Completions:
             seed=body.seed,
             stop_strings=body.stop_strings,
             stop_token_ids=() if body.ignore_eos else self._tokenizer.eos_token_ids,
+            expected_tokens=body.expected_tokens,
         )
 
     def _room(self, num_prompt_tokens: int, max_tokens: int | None) -> int:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from engine.messages import (
     Abort,
     EngineReady,
+    Expect,
     Finished,
+    FromServer,
     Generated,
     Hello,
     Stats,
@@ -152,6 +154,11 @@ class EngineClient:
         if not self._send(message):
             self._close(sequence, "The engine does not accept messages.")
 
+    def expect(self, message: Expect) -> None:
+        """Tell the engine what is now expected of a sequence, if it is still open."""
+        if message.sequence_id in self._open:
+            self._send(message)
+
     def abort(self, sequence: Sequence) -> None:
         """Forget the sequence here and there, at once."""
         if self._forget(sequence):
@@ -180,7 +187,7 @@ class EngineClient:
             loop.remove_reader(self._spoke.socket.fileno())
             self._spoke.close()
 
-    def _send(self, message: Submit | Abort | Hello) -> bool:
+    def _send(self, message: FromServer) -> bool:
         sent = self._spoke.send(message)
         # A send may swallow the socket's signal that something has arrived: look for it.
         self._arrival.set()

@@ -4,14 +4,23 @@ The `async with` block is the lifetime. Leaving it, for whatever reason, aborts 
 has not ended, which frees its KV blocks at once.
 """
 
+from collections.abc import Callable, Collection
 from typing import NamedTuple, Self
 
+from engine.messages import Expect
 from server.choice import Choice, TextReason
 from server.engine_client import EngineClient, Inbox, Sequence
 from server.errors import ApiError, failed, too_busy
+from server.length_histogram import Asked
+from server.length_predictor import Expected, LengthPredictor
 from server.metrics import Metrics
 from server.plan import Plan
 from server.tokenizer import Tokenizer
+
+# What a prompt's lengths are learnt under.
+ENDPOINT = "completions"
+# Tokens of a prompt that an encoder is shown; it looks at the last 512 of its own.
+TAIL_TOKENS = 1024
 
 
 class Piece(NamedTuple):
@@ -34,6 +43,7 @@ class Generation:
         client: EngineClient,
         tokenizer: Tokenizer,
         metrics: Metrics,
+        predictor: LengthPredictor,
         max_num_queued: int,
         arrived_at: float,
     ) -> None:
@@ -45,6 +55,14 @@ class Generation:
         self._plan = plan
         self._client = client
         self._metrics = metrics
+        self._tokenizer = tokenizer
+        self._predictor = predictor
+        self._asked = [
+            Asked(ENDPOINT, len(prompt), max(1, max_tokens))
+            for prompt, max_tokens in zip(plan.prompts, plan.max_tokens, strict=True)
+        ]
+        self._expected: list[Expected] = []  # per prompt
+        self._forget_question: Callable[[], None] = lambda: None
         self._max_num_queued = max_num_queued
         self._inbox = Inbox()
         self._sequences: list[Sequence] = []
@@ -56,13 +74,19 @@ class Generation:
         self._admit()
         self._metrics.prompt_tokens.inc(sum(map(len, self._plan.prompts)))
         first_id = self._client.next_ids(self._plan.num_sequences)
-        for index, message in enumerate(self._plan.messages(first_id)):
+        hint = self._plan.expected_tokens
+        self._expected = [self._predictor.expect(asked, hint) for asked in self._asked]
+        for index, message in enumerate(self._plan.messages(first_id, self._expected)):
             sequence = Sequence(message.sequence_id, index, self._inbox)
             self._sequences.append(sequence)
             self._client.submit(message, sequence)
+        if self._predictor.has_encoder and hint is None:
+            prompts = tuple(self._tail(prompt) for prompt in self._plan.prompts)
+            self._forget_question = self._predictor.ask(prompts, self._expect)
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._forget_question()
         for sequence in self._sequences:
             self._client.abort(sequence)
 
@@ -102,6 +126,18 @@ class Generation:
         if self._client.num_queued + asked > allowed:
             raise too_busy(f"The queue is full: {allowed} may wait. Please retry shortly.")
 
+    def _tail(self, prompt: Collection[int]) -> str:
+        """The end of a prompt, which says most of the answer."""
+        tail = list(prompt)[-TAIL_TOKENS:]
+        return self._tokenizer.decode(tail, skip_special_tokens=False)
+
+    def _expect(self, expected: list[Expected]) -> None:
+        """A better expectation has come for each prompt."""
+        self._expected, n = expected, self._plan.n
+        for sequence in self._sequences:
+            predicted_len, spread, _, _ = expected[sequence.index // n]
+            self._client.expect(Expect(sequence.sequence_id, predicted_len, spread))
+
     def _advance(self, sequence: Sequence, choice: Choice) -> Piece:
         if not choice.num_tokens and sequence.first_token_at is not None:
             self._metrics.time_to_first_token.observe(sequence.first_token_at - self.arrived_at)
@@ -121,6 +157,9 @@ class Generation:
     def _end(self, sequence: Sequence, choice: Choice) -> None:
         self.num_unfinished -= 1
         self._client.abort(sequence)
+        prompt = sequence.index // self._plan.n
+        if choice.num_tokens:
+            self._predictor.observe(self._asked[prompt], self._expected[prompt], choice.num_tokens)
         if sequence.first_token_at is not None and choice.num_tokens > 1:
             seconds = sequence.last_token_at - sequence.first_token_at
             self._metrics.time_per_output_token.observe(seconds / (choice.num_tokens - 1))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     disable_created_metrics,
     generate_latest,
@@ -18,6 +19,7 @@ from server.engine_client import EngineClient
 
 _FIRST_TOKEN_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 _PER_TOKEN_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
+_PREDICTOR_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _REQUEST_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 
 # A time beside each counter, which nobody reads.
@@ -57,7 +59,43 @@ class Metrics:
             buckets=_REQUEST_S,
             registry=self._registry,
         )
+        self._add_predictions()
         self._registry.register(_EngineFigures(client))
+
+    def _add_predictions(self) -> None:
+        """How well output lengths are predicted, by who predicts and by class of lengths."""
+        by_class = ["source", "length_class"]
+        self.predictions = Counter(
+            "tdpipe_predictions", "Ended sequences", by_class, registry=self._registry
+        )
+        self.predicted_tokens = Counter(
+            "tdpipe_predicted_output_tokens",
+            "Output tokens that were expected of them",
+            by_class,
+            registry=self._registry,
+        )
+        self.real_tokens = Counter(
+            "tdpipe_real_output_tokens",
+            "Output tokens that came",
+            by_class,
+            registry=self._registry,
+        )
+        self.prediction_error = Gauge(
+            "tdpipe_prediction_sum_error_ratio",
+            "(Predicted - real) / real of the sums over the last 256 ended sequences",
+            registry=self._registry,
+        )
+        self.predictor_latency = Histogram(
+            "tdpipe_predictor_latency_seconds",
+            "From a question to the encoder to its answer",
+            buckets=_PREDICTOR_S,
+            registry=self._registry,
+        )
+        self.predictor_fallbacks = Counter(
+            "tdpipe_predictor_fallbacks",
+            "Ended sequences for which the encoder's answer had not come",
+            registry=self._registry,
+        )
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

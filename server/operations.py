@@ -28,8 +28,14 @@ class Operations:
     """The routes that tell how the daemon is."""
 
     def __init__(
-        self, config: Config, client: EngineClient, metrics: Metrics, drain: Drain
+        self,
+        config: Config,
+        client: EngineClient,
+        metrics: Metrics,
+        drain: Drain,
+        tokenizer_fingerprint: str,
     ) -> None:
+        self._tokenizer_fingerprint = tokenizer_fingerprint
         self._config = config
         self._client = client
         self._metrics = metrics
@@ -106,7 +112,12 @@ class Operations:
     def _model(self) -> Model:
         ready = self._client.ready
         limit = ready.max_model_len if ready else self._config.max_model_len
-        return Model(id=self._config.name, created=self._created, max_model_len=limit)
+        return Model(
+            id=self._config.name,
+            created=self._created,
+            max_model_len=limit,
+            tokenizer_fingerprint=self._tokenizer_fingerprint,
+        )
 
     def _status(self, engine_age_s: float | None, stages: list[dict[str, Any]]) -> str:
         """In one word: what is wrong, if anything is."""

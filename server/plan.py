@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.messages import Sampling, Submit
+from server.length_predictor import Expected
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,7 @@ class Plan:
     """What is asked of the engine: `n` sequences of each prompt, in the client's order.
 
     Choice `j` draws with `seed + j`; without a seed, each prompt gets one of its own.
+    `expected_tokens` is how long the client expects each answer to be.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -25,14 +27,15 @@ class Plan:
     seed: int | None = None
     stop_strings: Sequence[str] = ()
     stop_token_ids: tuple[int, ...] = ()
+    expected_tokens: int | None = None
 
     @property
     def num_sequences(self) -> int:
         """Prompts times n."""
         return len(self.prompts) * self.n
 
-    def messages(self, first_id: int) -> list[Submit]:
-        """The submissions, with ids from `first_id` on."""
+    def messages(self, first_id: int, expected: Sequence[Expected]) -> list[Submit]:
+        """The submissions, with ids from `first_id` on and what is expected of each prompt."""
         return [
             Submit(
                 sequence_id=first_id + i * self.n + j,
@@ -41,6 +44,8 @@ class Plan:
                 sampling=Sampling(self.temperature, self.top_p, self.top_k, (seed + j) % 2**64),
                 min_tokens=min(self.min_tokens, self.max_tokens[i]),
                 stop_token_ids=self.stop_token_ids,
+                predicted_len=expected[i].predicted_len,
+                spread=expected[i].spread,
             )
             for i, (packed, seed) in enumerate(self._packed_prompts())
             for j in range(self.n)

@@ -48,6 +48,9 @@ class CompletionRequest(_Body):
     stream_options: StreamOptions | None = None
     ignore_eos: bool = Field(False, description="vLLM's: generate max_tokens whatever comes")
     min_tokens: int = Field(0, ge=0, description="vLLM's: do not stop before")
+    expected_tokens: int | None = Field(
+        None, ge=1, lt=2**31, description="ours: how long an answer you expect, for the scheduler"
+    )
     user: str | None = Field(None, description="accepted and ignored")
 
     best_of: int | None = Field(None, description="only 1 or n")
@@ -101,6 +104,7 @@ class Model(BaseModel):
     created: int
     owned_by: str = "tdpipe"
     max_model_len: int | None = Field(description="longest prompt + output in tokens, once known")
+    tokenizer_fingerprint: str = Field(description="the same for the same vocabulary")
 
 
 class ModelList(BaseModel):

@@ -5,11 +5,12 @@ import json
 import re
 import threading
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from configs.schema import ModelConfig
+from predictor.fingerprint import fingerprint
 from server.detokenizer import Detokenizer, FastDetokenizer, WindowDetokenizer
 
 # 4,000 characters take some 4 ms; beyond that, other streams would notice the pause.
@@ -41,6 +42,11 @@ class Tokenizer:
             self._core.no_padding()
             self._core.encode_special_tokens = tokenizer.split_special_tokens
             self._sticky_ids = _sticky_ids(tokenizer)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The same for the same vocabulary, see `predictor.fingerprint`."""
+        return fingerprint(self._tokenizer.get_vocab())
 
     def encode(self, text: str) -> list[int]:
         """The prompt's token ids with the special tokens that the model expects around it."""

@@ -55,7 +55,8 @@ class Daemon:
         self.folder.mkdir(parents=True, exist_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TDPIPE_")}
         command = [sys.executable, str(ROOT / "tdpipe.py"), "serve"]
-        command += ["--runtime-dir", str(self.folder / "run"), "--port", "0", *self._arguments]
+        command += ["--runtime-dir", str(self.folder / "run"), "--port", "0"]
+        command += ["--data-dir", str(self.folder / "data"), *self._arguments]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, cwd=self._cwd

@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from engine.messages import Abort, Submit
-from server.app import build_app
 from server.drain import Drain
 from server.engine_client import EngineClient
 from tests.server.world import (
@@ -22,6 +21,7 @@ from tests.server.world import (
     FakeEngine,
     config,
     generated,
+    make_app,
     saying,
     serving,
 )
@@ -169,7 +169,7 @@ def test_a_client_that_vanishes_inside_a_send_is_aborted(
     async def run() -> None:
         client = EngineClient(settings.server_address)
         drain = Drain()
-        app = build_app(settings, client, TOKENIZER, drain)
+        app, _ = make_app(settings, client, drain)
         receiving = asyncio.create_task(client.run())
         await asyncio.wait_for(client.was_ready.wait(), PATIENCE_S)
         web = Client({"stream": stream}, lambda message: message["type"] == message_type)
@@ -200,7 +200,7 @@ def test_a_send_that_fails_is_a_client_that_left(tmp_path: Path) -> None:
 
     async def run() -> None:
         client = EngineClient(settings.server_address)
-        app = build_app(settings, client, TOKENIZER, Drain())
+        app, _ = make_app(settings, client, Drain())
         receiving = asyncio.create_task(client.run())
         await asyncio.wait_for(client.was_ready.wait(), PATIENCE_S)
         web = Client({"stream": True}, lambda _: False)

@@ -7,7 +7,7 @@ import pytest
 
 from engine.messages import StageStats, Stats
 from server import engine_client, operations
-from tests.server.world import MODEL, Daemon, serving, stats
+from tests.server.world import MODEL, TOKENIZER, Daemon, serving, stats
 
 
 def test_health_tells_the_age_of_every_heartbeat(daemon: Daemon) -> None:
@@ -75,7 +75,13 @@ def test_ready_is_200_once_requests_are_taken(daemon: Daemon) -> None:
 def test_the_model_is_listed_with_its_length(daemon: Daemon) -> None:
     (model,) = daemon.get("/v1/models").json()["data"]
     assert isinstance(model.pop("created"), int)
-    assert model == {"id": MODEL, "object": "model", "owned_by": "tdpipe", "max_model_len": 64}
+    assert model == {
+        "id": MODEL,
+        "object": "model",
+        "owned_by": "tdpipe",
+        "max_model_len": 64,
+        "tokenizer_fingerprint": TOKENIZER.fingerprint,
+    }
     assert daemon.get(f"/v1/models/{MODEL}").json()["id"] == MODEL
 
 

@@ -32,10 +32,12 @@ from engine.messages import (
     ToServer,
 )
 from engine.wire import Hub
-from server.app import build_app
+from server.app import App, build_app
 from server.drain import Drain
 from server.engine_client import EngineClient
+from server.length_predictor import LengthPredictor
 from server.listener import DrainingServer, listen
+from server.metrics import Metrics
 from server.tokenizer import Tokenizer
 
 MODEL = "little"
@@ -208,11 +210,21 @@ def config(folder: Path, **values: Any) -> Config:
             "model": str(folder / "model"),
             "served_model_name": MODEL,
             "runtime_dir": folder,
+            "data_dir": folder / "data",
             "port": 0,
             "shutdown_timeout": PATIENCE_S,
             **values,
         }
     )
+
+
+def make_app(
+    settings: Config, client: EngineClient, drain: Drain, tokenizer: Tokenizer = TOKENIZER
+) -> tuple[App, LengthPredictor]:
+    """The app and the predictor, which is to be run if there is an encoder."""
+    metrics = Metrics(client)
+    predictor = LengthPredictor(settings, metrics)
+    return build_app(settings, client, tokenizer, drain, metrics, predictor), predictor
 
 
 @dataclass
@@ -269,12 +281,12 @@ def serving(
     async def serve() -> None:
         client = EngineClient(settings_.server_address)
         drain = Drain()
-        app = build_app(settings_, client, tokenizer, drain)
+        app, predictor = make_app(settings_, client, drain, tokenizer)
         server = DrainingServer(app, client, drain, shutdown_timeout_s=settings_.shutdown_timeout)
         listener = listen("127.0.0.1", 0)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         started.append(Daemon(url, engine, client, server, drain, asyncio.get_running_loop()))
-        receiving = asyncio.create_task(client.run())
+        receiving = asyncio.gather(client.run(), predictor.run())
         if ready:
             await asyncio.wait_for(client.was_ready.wait(), PATIENCE_S)
         is_up.set()

@@ -1,0 +1,139 @@
+"""The length histogram: how long answers have been, by endpoint, max_tokens and prompt length.
+
+It needs no weights and learns from every finished request. A cell that has seen little leans on the
+one above it (the same max_tokens, the same endpoint, everything), and that on an assumption of what
+traffic is like, so that it is sane from the first request on.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Four bins to each doubling of the length, up to a million tokens.
+_BINS_PER_OCTAVE, _NUM_OCTAVES = 4, 20
+_CENTRES = 2.0 ** (np.arange(_NUM_OCTAVES * _BINS_PER_OCTAVE) / _BINS_PER_OCTAVE)
+_LOGS = np.log(_CENTRES)
+# Median and deviation of the logarithm in ShareGPT-like traffic.
+_PRIOR_MEDIAN, _PRIOR_SPREAD = 126.0, 1.0
+# What is above a cell counts as much as so many requests of its own.
+_LEAN = 4.0
+# A cell that has seen so many forgets half: what was long ago is not what comes now.
+_MOST_COUNTED = 4096.0
+_VERSION = 1
+
+_Key = tuple[str, ...]
+_Floats = NDArray[np.float64]
+
+
+class HistogramError(ValueError):
+    """The file holds no histogram of this version; the text is one line for the log."""
+
+
+class Asked(NamedTuple):
+    """What is known of a request beforehand."""
+
+    endpoint: str
+    num_prompt_tokens: int
+    max_tokens: int
+
+
+class Length(NamedTuple):
+    """An expected length: the mean in tokens and the standard deviation of the logarithm."""
+
+    mean: float
+    spread: float
+
+
+class LengthHistogram:
+    """Counts of output lengths in cells, and what they make one expect."""
+
+    def __init__(self) -> None:
+        self.num_observed = 0
+        self._cells: dict[_Key, _Floats] = {}
+        self._expected: dict[Asked, Length] = {}  # until the next observation
+
+    def predict(self, asked: Asked) -> Length:
+        """What to expect of such a request."""
+        if asked not in self._expected:
+            self._expected[asked] = self._predict(asked)
+        return self._expected[asked]
+
+    def observe(self, asked: Asked, output_len: int) -> None:
+        """Such a request was answered with so many tokens, at least one."""
+        self.num_observed += 1
+        self._expected.clear()
+        bin_ = min(len(_CENTRES) - 1, round(math.log2(output_len) * _BINS_PER_OCTAVE))
+        for key in _keys(asked):
+            counts = self._cells.setdefault(key, np.zeros(len(_CENTRES)))
+            if counts.sum() >= _MOST_COUNTED:
+                counts /= 2
+            counts[bin_] += 1
+
+    def save(self, path: Path) -> None:
+        """Write it to `path`, whole or not at all. Raises `OSError`."""
+        cells = [
+            [list(key), {int(bin_): round(float(counts[bin_]), 3) for bin_ in counts.nonzero()[0]}]
+            for key, counts in self._cells.items()
+        ]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        beside.write_text(json.dumps({"version": _VERSION, "cells": cells}))
+        beside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "LengthHistogram":
+        """The one in `path`, an empty one without the file. Raises `HistogramError`, `OSError`."""
+        histogram = cls()
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            return histogram
+        except UnicodeDecodeError as error:
+            raise HistogramError(f"{path} holds no lengths: it is no text") from error
+        try:
+            content = json.loads(text)
+            if content["version"] != _VERSION:
+                raise HistogramError(f"{path} is of version {content['version']}")
+            for key, counts in content["cells"]:
+                cell = np.zeros(len(_CENTRES))
+                for bin_, count in counts.items():
+                    cell[int(bin_)] = max(0.0, float(count))
+                histogram._cells[tuple(map(str, key))] = cell
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise HistogramError(f"{path} holds no lengths: {error!r}") from error
+        return histogram
+
+    def _predict(self, asked: Asked) -> Length:
+        part = _prior()
+        for key in _keys(asked):
+            counts = self._cells.get(key)
+            if counts is not None:
+                part = (counts + _LEAN * part) / (counts.sum() + _LEAN)
+        longest = math.log(asked.max_tokens)
+        logs = np.minimum(_LOGS, longest)
+        mean_log = float(part @ logs)
+        spread = math.sqrt(max(0.0, float(part @ (logs - mean_log) ** 2)))
+        mean = float(part @ np.minimum(_CENTRES, asked.max_tokens))
+        return Length(max(1.0, mean), spread)
+
+
+def _keys(asked: Asked) -> Iterator[_Key]:
+    """The cells that a request belongs to, from the widest to the narrowest."""
+    most, prompt = str(asked.max_tokens.bit_length()), str(asked.num_prompt_tokens.bit_length())
+    yield ()
+    yield (asked.endpoint,)
+    yield (asked.endpoint, most)
+    yield (asked.endpoint, most, prompt)
+
+
+def _prior() -> _Floats:
+    """The part of each bin before anything is known."""
+    part = np.exp(-(((_LOGS - math.log(_PRIOR_MEDIAN)) / _PRIOR_SPREAD) ** 2) / 2)
+    prior: _Floats = part / part.sum()
+    return prior

@@ -1,0 +1,89 @@
+"""The predictor client: the server's door to the encoder that predicts lengths.
+
+Nobody waits for it. An answer comes when it comes, or not: what is still open after a time, or is
+too much, is forgotten.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine.wire import Spoke
+from predictor.messages import Answer, Ask
+
+# Prompts that may be open at a time, and for how long.
+MAX_OPEN_PROMPTS = 8192
+PATIENCE_S = 30.0
+SWEEP_S = 1.0
+
+
+@dataclass(slots=True)
+class _Open:
+    """A question without its answer."""
+
+    num_prompts: int
+    asked_at: float
+    take: Callable[[Answer, float], None]
+
+
+class PredictorClient:
+    """Asks from one asyncio loop; all methods belong to that loop."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.num_open_prompts = 0
+        self._spoke: Spoke[Answer] = Spoke(endpoint, "server", Answer)
+        self._open: dict[int, _Open] = {}
+        self._next_id = time.time_ns()
+        self._arrival = asyncio.Event()
+
+    def ask(self, prompts: tuple[str, ...], take: Callable[[Answer, float], None]) -> int | None:
+        """Ask about prompts; `take` is called with the answer and the seconds that it took.
+
+        The question's id for `forget`, or None when there is too much open to ask more.
+        """
+        if self.num_open_prompts + len(prompts) > MAX_OPEN_PROMPTS:
+            return None
+        self._next_id += 1
+        if not self._spoke.send(Ask(self._next_id, prompts)):
+            return None
+        self._arrival.set()  # the send may have swallowed the socket's signal
+        self.num_open_prompts += len(prompts)
+        self._open[self._next_id] = _Open(len(prompts), time.monotonic(), take)
+        return self._next_id
+
+    def forget(self, request_id: int) -> None:
+        """The answer is no longer of interest. Unknown ids are ignored."""
+        question = self._open.pop(request_id, None)
+        if question is not None:
+            self.num_open_prompts -= question.num_prompts
+
+    async def run(self) -> None:
+        """Receive until cancelled."""
+        loop = asyncio.get_running_loop()
+        sweeper = asyncio.create_task(self._sweep())
+        loop.add_reader(self._spoke.socket.fileno(), self._arrival.set)
+        try:
+            while True:
+                for answer in self._spoke.drain():
+                    self._take(answer)
+                await self._arrival.wait()
+                self._arrival.clear()
+        finally:
+            sweeper.cancel()
+            loop.remove_reader(self._spoke.socket.fileno())
+            self._spoke.close()
+
+    def _take(self, answer: Answer) -> None:
+        question = self._open.get(answer.request_id)
+        if question is not None and len(answer.predicted_lens) == question.num_prompts:
+            self.forget(answer.request_id)
+            question.take(answer, time.monotonic() - question.asked_at)
+
+    async def _sweep(self) -> None:
+        """Forget what a dead predictor owes."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            too_late = time.monotonic() - PATIENCE_S
+            for request_id in [i for i, q in self._open.items() if q.asked_at < too_late]:
+                self.forget(request_id)

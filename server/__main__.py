@@ -15,7 +15,11 @@ from configs.schema import Config
 from server.app import build_app
 from server.drain import Drain
 from server.engine_client import EngineClient
-from server.length_predictor import LengthPredictor
+from server.length_predictor import (
+    LengthPredictor,
+    PredictorMismatchError,
+    check_predictor,
+)
 from server.listener import DrainingServer, ListenError, listen, url
 from server.metrics import Metrics
 from server.tokenizer import Tokenizer, TokenizerError, load_tokenizer
@@ -38,9 +42,10 @@ def main(folder: Path) -> int:
     try:
         with listen(config.host, config.port) as listener:
             tokenizer = load_tokenizer(config)
+            check_predictor(config, tokenizer)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_serve(config, listener, tokenizer))
-    except (ListenError, TokenizerError) as error:
+    except (ListenError, TokenizerError, PredictorMismatchError) as error:
         lifeline.report_failure(config.folder, str(error))
         return 1
     return 0

@@ -6,6 +6,7 @@ follows. So if it is late or dead, the histogram's stands.
 """
 
 import asyncio
+import json
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from predictor.messages import Answer
 from server.length_histogram import Asked, HistogramError, LengthHistogram
 from server.metrics import Metrics
 from server.predictor_client import PredictorClient
+from server.tokenizer import Tokenizer
 
 SAVE_INTERVAL_S = 30.0
 # Finished sequences over which the error of the sum is shown.
@@ -35,6 +37,10 @@ CLIENT, HISTOGRAM, CONSTANT, ORACLE, ENCODER = (
 )
 
 logger = logging.getLogger("tdpipe")
+
+
+class PredictorMismatchError(Exception):
+    """The predictor counts in other tokens than the model; the text is one line for the user."""
 
 
 class Expected(NamedTuple):
@@ -134,6 +140,26 @@ class LengthPredictor:
         except OSError as error:
             logger.warning("the lengths of answers are not kept: %s", error)
         self._saved = self._histogram.num_observed
+
+
+def check_predictor(config: Config, tokenizer: Tokenizer) -> None:
+    """Raises `PredictorMismatchError` where the encoder was made for another tokenizer.
+
+    A folder that is no predictor is for the predictor's own process to tell.
+    """
+    if config.predictor_folder is None:
+        return
+    description: dict[str, object] = {}
+    with suppress(OSError, ValueError):
+        description = json.loads((config.predictor_folder / "predictor.json").read_text())
+    counted_in = description.get("tokenizer") if isinstance(description, dict) else None
+    if counted_in not in (None, tokenizer.fingerprint):
+        raise PredictorMismatchError(
+            f"the predictor in {config.predictor_folder} was trained on lengths in another "
+            f"tokenizer's tokens than those of {config.tokenizer or config.model}"
+        )
+    if counted_in is None and description:
+        logger.warning("the predictor does not say whose tokens it counts in")
 
 
 def histogram_path(config: Config) -> Path:

@@ -3,6 +3,7 @@
     supervisor --+-- server    python -m server          HTTP
                  +-- engine    python -m engine          the scheduler
                  +-- stages    python -m workers         torchrun and one process per stage
+                 +-- predictor python -m predictor       the encoder, where one predicts lengths
 
 Nothing is orphaned: each child dies with its parent (`configs.lifeline`), and what the supervisor
 stops it waits for. A failure that no restart can mend is left in the runtime folder by the process
@@ -82,6 +83,7 @@ class Supervisor:
         self._folder = config.folder
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._restarts = 0
+        self._predictor_restarts = 0
         self._signals = 0
 
     def run(self) -> int:
@@ -94,6 +96,8 @@ class Supervisor:
         try:
             for name in ("server", "engine", "stages"):
                 self._start(name)
+            if self._config.predictor_folder is not None:
+                self._start("predictor")
             while not self._signals:
                 self._look()
                 time.sleep(POLL_INTERVAL_S)
@@ -132,6 +136,9 @@ class Supervisor:
             code = child.poll()
             if code is None:
                 continue
+            if name == "predictor" and lifeline.reported_failure(self._folder) is None:
+                self._restart_predictor(code)
+                continue
             # The child's own account may have come between the two looks.
             reason = lifeline.reported_failure(self._folder) or self._why_not_restart(name, code)
             if reason is not None:
@@ -156,6 +163,16 @@ class Supervisor:
         self._stop(*stale)
         for each in stale:
             self._start(each)
+
+    def _restart_predictor(self, code: int) -> None:
+        """Nobody's answer hangs on it: when it has died too often, the daemon goes on without."""
+        del self._children["predictor"]
+        if self._predictor_restarts >= self._config.max_restarts:
+            log.error("the predictor %s; going on without it", _how(code))
+            return
+        log.error("the predictor %s; restarting", _how(code))
+        self._predictor_restarts += 1
+        self._start("predictor")
 
     def _drain(self) -> None:
         """Let the server finish what is open; a second signal ends it at once."""

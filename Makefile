@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help serve test lint types contracts tests format paper sweep real-policies demo-model clean
+.PHONY: help serve test lint types contracts tests format paper sweep real-policies \
+	real-predictors prediction-quality demo-model clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +41,12 @@ sweep: $(VENV)/dev  ## temporal beside every other policy in many set-ups (about
 
 real-policies: $(VENV)/dev  ## the policies on two real CPU stages, beside the simulator (about 15 minutes)
 	$(BIN)/python -m benchmarks.real_policies $(ARGS)
+
+real-predictors: $(VENV)/dev  ## who predicts lengths on two real CPU stages (about 10 minutes)
+	$(BIN)/python -m benchmarks.real_predictors $(ARGS)
+
+prediction-quality: $(VENV)/dev  ## what predictions are worth in the simulator (about 5 minutes)
+	$(BIN)/python -m benchmarks.prediction_quality $(ARGS)
 
 demo-model: $(VENV)/dev  ## train the demo model anew (about 40 minutes on two cores)
 	$(BIN)/python -m demo.train --out demo/model $(ARGS)

@@ -138,7 +138,9 @@ def _body(request: Request, model: str, temperature: float) -> bytes:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    # Only where it is wanted: OpenAI itself does not know the field.
+    # Only where they are wanted: OpenAI itself does not know these fields.
     if request.ignore_eos:
         body["ignore_eos"] = True
+    if request.expected_tokens is not None:
+        body["expected_tokens"] = request.expected_tokens
     return msgspec.json.encode(body)

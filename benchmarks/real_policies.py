@@ -7,13 +7,10 @@ that the stages measured at their start and the same requests. Prints Markdown.
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -21,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.daemon_run import log_of, measure
 from benchmarks.simulate import summarise
 from benchmarks.workloads import make_workload
 from configs.schema import DEMO_MODEL, EngineConfig
@@ -28,7 +26,6 @@ from engine.journal import entries
 from engine.messages import StageCosts, StageReady
 from engine.simulation import Arrival, Node, simulate
 
-ROOT = Path(__file__).resolve().parents[1]
 POLICIES: dict[str, Mapping[str, str]] = {
     "separate": {"policy": "separate"},
     "hybrid vllm": {"policy": "hybrid", "hybrid": "vllm"},
@@ -39,7 +36,6 @@ POLICIES: dict[str, Mapping[str, str]] = {
 NUM_STAGES = 2
 KV_BYTES = 26_000_000
 WORKLOAD, SCALE = "sharegpt:200", 0.25
-START_TIMEOUT_S, RUN_TIMEOUT_S, END_TIMEOUT_S = 120.0, 300.0, 60.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,9 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number, name in enumerate(tqdm(turns, file=sys.stderr)):
             folder = Path(temporary) / str(number)
             try:
-                runs[name].append(measure(model, POLICIES[name], folder))
+                flags = [f"--{key}={value}" for key, value in POLICIES[name].items()]
+                flags += [f"--kv-cache-memory-bytes={KV_BYTES}", f"--journal={folder / 'journal'}"]
+                load = [f"--workload={WORKLOAD}", f"--scale={SCALE}"]
+                runs[name].append(measure(model, NUM_STAGES, flags, load, folder))
             except (OSError, subprocess.SubprocessError) as error:
-                print(f"error: {name}: {error}\n{_log(folder)}", file=sys.stderr)
+                print(f"error: {name}: {error}\n{log_of(folder)}", file=sys.stderr)
                 return 1
             simulated[name].append(simulate_beside(POLICIES[name], folder / "journal"))
     print(_table(runs, simulated))
@@ -86,34 +85,6 @@ def make_random_llama(folder: Path) -> Path:
     return folder
 
 
-def measure(model: Path, settings: Mapping[str, str], folder: Path) -> dict[str, Any]:
-    """One daemon and one load: what the load client reports.
-
-    Raises `OSError` or `subprocess.SubprocessError` when either fails or takes too long.
-    """
-    folder.mkdir()
-    flags = [f"--{key}={value}" for key, value in settings.items()]
-    command = [sys.executable, str(ROOT / "tdpipe.py"), "serve", str(model), "--port=0"]
-    command += [f"--pipeline-parallel-size={NUM_STAGES}", "--device=cpu", "--num-threads=1"]
-    command += [f"--kv-cache-memory-bytes={KV_BYTES}", f"--journal={folder / 'journal'}"]
-    with (folder / "log").open("wb") as log:
-        daemon = subprocess.Popen([*command, *flags], stdout=log, stderr=log, cwd=ROOT)
-    try:
-        url = _wait_ready(folder, daemon)
-        report = folder / "report.json"
-        load = [sys.executable, "-m", "benchmarks.load", f"--url={url}", f"--json={report}"]
-        load += [f"--workload={WORKLOAD}", f"--scale={SCALE}"]
-        subprocess.run(load, check=True, timeout=RUN_TIMEOUT_S, cwd=ROOT, capture_output=True)
-        told: dict[str, Any] = json.loads(report.read_text())
-        return told
-    finally:
-        daemon.terminate()
-        try:
-            daemon.wait(END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            daemon.kill()
-
-
 def simulate_beside(settings: Mapping[str, str], journal: Path) -> dict[str, Any]:
     """The same requests on stages with the costs that these ones told."""
     config = EngineConfig.model_validate({"pipeline_parallel_size": NUM_STAGES, **settings})
@@ -131,25 +102,6 @@ def simulate_beside(settings: Mapping[str, str], journal: Path) -> dict[str, Any
         for request in make_workload(WORKLOAD, scale=SCALE)
     ]
     return summarise(simulate(config, node, arrivals))
-
-
-def _wait_ready(folder: Path, daemon: "subprocess.Popen[bytes]") -> str:
-    ends_at = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < ends_at and daemon.poll() is None:
-        time.sleep(0.2)
-        words = _log(folder).split()
-        url = next((word for word in words if word.startswith("http://")), None)
-        if url is not None:
-            try:
-                with urllib.request.urlopen(f"{url}/ready", timeout=5):
-                    return url
-            except OSError:
-                continue
-    raise OSError("the daemon did not become ready")
-
-
-def _log(folder: Path) -> str:
-    return (folder / "log").read_text(errors="replace")
 
 
 def _table(

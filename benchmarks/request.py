@@ -11,6 +11,8 @@ class WorkloadError(ValueError):
 class Request:
     """What to ask and when; `answer` is the text that is right, where one is known.
 
+    `expected_tokens` is told to the daemon as the client's own expectation.
+
     Without `arrival_s`, in seconds, it is there from the beginning.
     """
 
@@ -19,3 +21,4 @@ class Request:
     ignore_eos: bool = False
     answer: str | None = None
     arrival_s: float | None = None
+    expected_tokens: int | None = None

@@ -16,6 +16,7 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     ignore_eos: bool = False
     answer: str | None = None
     arrival_s: float | None = None
+    expected_tokens: int | None = None
 
 
 def read_requests(path: Path) -> list[Request]:
@@ -49,6 +50,7 @@ def to_line(request: Request) -> str:
         ignore_eos=request.ignore_eos,
         answer=request.answer,
         arrival_s=request.arrival_s,
+        expected_tokens=request.expected_tokens,
     )
     return msgspec.json.encode(line).decode()
 
@@ -65,4 +67,13 @@ def _parse(text: bytes, place: str) -> Request:
         raise WorkloadError(f"{place}: max_tokens must be at least 1")
     if line.arrival_s is not None and line.arrival_s < 0:
         raise WorkloadError(f"{place}: arrival_s must not be negative")
-    return Request(prompts[0], line.max_tokens, line.ignore_eos, line.answer, line.arrival_s)
+    if line.expected_tokens is not None and line.expected_tokens < 1:
+        raise WorkloadError(f"{place}: expected_tokens must be at least 1")
+    return Request(
+        prompts[0],
+        line.max_tokens,
+        line.ignore_eos,
+        line.answer,
+        line.arrival_s,
+        line.expected_tokens,
+    )

@@ -25,7 +25,7 @@ workloads:
   demo:N          held-out tasks of the demo model with their right answers, natural ends
   fixed:N:IN:OUT  N requests of IN random token ids and OUT tokens each
   jsonl:PATH      one's own, a request per line: prompt or prompt_token_ids, max_tokens, and if
-                  wanted ignore_eos, answer (the right one) and arrival_s
+                  wanted ignore_eos, answer (the right one), arrival_s and expected_tokens
 """
 
 # Most vocabularies begin with their special tokens.

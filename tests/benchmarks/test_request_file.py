@@ -41,6 +41,7 @@ def test_requests_come_in_the_order_of_their_arrival(tmp_path: Path) -> None:
         ('{"prompt": "a", "prompt_token_ids": [1], "max_tokens": 5}', "either"),
         ('{"prompt_token_ids": ["a"], "max_tokens": 5}', "prompt_token_ids"),
         ('{"prompt": "a", "max_tokens": 5, "arrival_s": -1}', "arrival_s"),
+        ('{"prompt": "a", "max_tokens": 5, "expected_tokens": 0}', "expected_tokens"),
         ('{"prompt": "a", "max_token": 5}', "max_token"),
     ],
 )
@@ -82,6 +83,7 @@ REQUESTS = st.builds(
     ignore_eos=st.booleans(),
     answer=st.none() | st.text(),
     arrival_s=st.just(0.25),
+    expected_tokens=st.none() | st.integers(1, 2**31),
 )
 
 

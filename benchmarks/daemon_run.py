@@ -1,0 +1,63 @@
+"""One daemon and one load, from start to end, for benchmarks that compare settings."""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+START_TIMEOUT_S, RUN_TIMEOUT_S, END_TIMEOUT_S = 120.0, 300.0, 60.0
+
+
+def measure(
+    model: Path, num_stages: int, flags: Sequence[str], load: Sequence[str], folder: Path
+) -> dict[str, Any]:
+    """What the load client with the flags `load` reports of a daemon with `flags`.
+
+    CPU stages of one thread each; `folder` is made and keeps the log. Raises `OSError` or
+    `subprocess.SubprocessError` when either fails or takes too long.
+    """
+    folder.mkdir()
+    command = [sys.executable, str(ROOT / "tdpipe.py"), "serve", str(model), "--port=0"]
+    command += [f"--pipeline-parallel-size={num_stages}", "--device=cpu", "--num-threads=1"]
+    command += [f"--data-dir={folder / 'data'}", *flags]
+    with (folder / "log").open("wb") as log:
+        daemon = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+    try:
+        url, report = _wait_ready(folder, daemon), folder / "report.json"
+        client = [sys.executable, "-m", "benchmarks.load", f"--url={url}", f"--json={report}"]
+        subprocess.run(
+            [*client, *load], check=True, timeout=RUN_TIMEOUT_S, cwd=ROOT, capture_output=True
+        )
+        told: dict[str, Any] = json.loads(report.read_text())
+        return told
+    finally:
+        daemon.terminate()
+        try:
+            daemon.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+
+
+def log_of(folder: Path) -> str:
+    """What the daemon has written."""
+    return (folder / "log").read_text(errors="replace")
+
+
+def _wait_ready(folder: Path, daemon: "subprocess.Popen[bytes]") -> str:
+    ends_at = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < ends_at and daemon.poll() is None:
+        time.sleep(0.2)
+        words = log_of(folder).split()
+        url = next((word for word in words if word.startswith("http://")), None)
+        if url is not None:
+            try:
+                with urllib.request.urlopen(f"{url}/ready", timeout=5):
+                    return url
+            except OSError:
+                continue
+    raise OSError("the daemon did not become ready")

@@ -1,0 +1,105 @@
+"""Predictors on real processes: `make real-predictors`.
+
+Two CPU stages of the demo model, one thread each, with a KV cache small enough to matter, answer
+held-out prompts to their natural ends, all at once, with room for far longer answers than come. Who
+predicts the lengths takes turns within a round; medians over the rounds. Prints Markdown.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.daemon_run import log_of, measure
+from benchmarks.request import Request
+from benchmarks.request_file import to_line
+from configs.schema import DEMO_MODEL
+
+DEMO_PREDICTOR = DEMO_MODEL.parent / "predictor"
+POLICIES = ("td-pipe", "temporal")
+NUM_STAGES, MAX_TOKENS = 2, 400
+# 1,600 tokens: about 30 of the workload's requests at their full length.
+KV_BYTES = 1_600 * 3 * 2 * 2 * 32 * 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; 1 when a daemon or a load failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.real_predictors", description=__doc__
+    )
+    parser.add_argument("--requests", type=int, default=600, help="[600]")
+    parser.add_argument("--rounds", type=int, default=3, help="[3]")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="tdpipe-predictors-") as temporary:
+        root = Path(temporary)
+        blind, told, mean_len = _write_workloads(root, options.requests)
+        predictors = {
+            "oracle": ("oracle", told),
+            "trained encoder": (str(DEMO_PREDICTOR), blind),
+            "histogram": ("histogram", blind),
+            f"constant, the mean of {mean_len:.0f}": (f"constant:{mean_len:.0f}", blind),
+        }
+        kinds = [(policy, name) for policy in POLICIES for name in predictors]
+        runs: dict[tuple[str, str], list[dict[str, Any]]] = {kind: [] for kind in kinds}
+        for number, kind in enumerate(tqdm(kinds * options.rounds, file=sys.stderr)):
+            policy, name = kind
+            predictor, workload = predictors[name]
+            flags = [f"--policy={policy}", f"--predictor={predictor}"]
+            flags += [f"--kv-cache-memory-bytes={KV_BYTES}", "--max-num-queued-reqs=100000"]
+            folder = root / str(number)
+            try:
+                load = [f"--workload=jsonl:{workload}"]
+                runs[kind].append(measure(DEMO_MODEL, NUM_STAGES, flags, load, folder))
+            except (OSError, subprocess.SubprocessError) as error:
+                print(f"error: {kind}: {error}\n{log_of(folder)}", file=sys.stderr)
+                return 1
+    print(_table(runs))
+    return 0
+
+
+def _write_workloads(folder: Path, count: int) -> tuple[Path, Path, float]:
+    """The prompts without and with their answers' real lengths, and the mean of these."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from demo.answer_lengths import output_lens
+    from demo.tasks import held_out
+
+    tasks = held_out(count, 0)
+    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.bfloat16).eval()
+    lens = output_lens(model, AutoTokenizer.from_pretrained(DEMO_MODEL), tasks)
+    blind = [Request(task.prompt, MAX_TOKENS) for task in tasks]
+    told = [replace(r, expected_tokens=n) for r, n in zip(blind, lens, strict=True)]
+    paths = []
+    for name, requests in (("blind", blind), ("told", told)):
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(to_line(request) + "\n" for request in requests))
+        paths.append(path)
+    return paths[0], paths[1], fmean(lens)
+
+
+def _table(runs: Mapping[tuple[str, str], list[dict[str, Any]]]) -> str:
+    lines = [
+        "| policy | predictions | output tokens/s | pre-emptions | fed again, tokens |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for (policy, name), reports in runs.items():
+        rates = sorted(report["summary"]["output_tokens_per_s"] for report in reports)
+        daemons = [report["daemon"] for report in reports]
+        lines.append(
+            f"| {policy} | {name} | {median(rates):,.0f} ({rates[0]:,.0f}–{rates[-1]:,.0f}) "
+            f"| {median(d['preemptions'] for d in daemons):,.0f} "
+            f"| {median(d['recomputed_tokens'] for d in daemons):,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

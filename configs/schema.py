@@ -232,9 +232,12 @@ class TemporalConfig(TdPipeConfig):
         True, description="temporal: larger steps where offline work is reckoned to end sooner"
     )
     critical_slack: float = Field(
-        6.0,
+        1.5,
         gt=0,
-        description="temporal: admit answers first that need this part of the rounds left",
+        description="temporal: admit answers first that may need one in so many rounds left",
+    )
+    critical_sigmas: float = Field(
+        3.0, ge=0, description="temporal: as many deviations longer than expected may they be"
     )
     prior_sigma: float = Field(
         0.5, gt=0, description="temporal: spread of ln(real / predicted length) assumed at first"

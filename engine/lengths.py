@@ -80,14 +80,15 @@ class LengthErrors:
         lens: Floats = np.exp(expected + (slope * noise) ** 0.5 * spreads * _OUTCOMES[:, None])
         return lens
 
-    def prediction_of(self, real_len: float, survival: Floats) -> float:
+    def prediction_of(self, real_len: float, survival: Floats, sigmas: float = 0.0) -> float:
         """The predicted mean from which on real lengths of `real_len` or more are to be expected.
 
-        Infinite, or 0, where predictions say nothing, so that nobody, or everybody, is.
+        With `sigmas`, are possible: as many deviations as that above what is expected. Infinite, or
+        0, where predictions say nothing, so that nobody, or everybody, is.
         """
-        middle, bias, slope, _ = self._regression(survival)
+        middle, bias, slope, noise = self._regression(survival)
         count, _, _, _, spreads, means = self._expected / max(1.0, self._expected[0])
-        above = log(real_len) - middle - bias * spreads
+        above = log(real_len) - middle - (bias + sigmas * (slope * noise) ** 0.5) * spreads
         if slope < _LEAST_SLOPE:
             return inf if above > 0 else 0.0
         skew = means - middle if count else 0.0

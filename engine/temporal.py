@@ -199,7 +199,10 @@ class Temporal(Policy):
         if not self._config.longest_first:
             return float("inf")
         rounds = work / (self._num_stages * self._mean_tokens)
-        return pool.errors.prediction_of(rounds / self._config.critical_slack, survival)
+        config = self._config
+        return pool.errors.prediction_of(
+            rounds / config.critical_slack, survival, config.critical_sigmas
+        )
 
     def _forecast(self, pool: Pool) -> tuple[int, bool]:
         """The size of a refill's steps, the knee or what ends the work sooner; whether to pause."""

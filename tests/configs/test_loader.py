@@ -58,6 +58,7 @@ SAMPLES = {
     "horizon": "0",
     "forecast": "false",
     "critical_slack": "2",
+    "critical_sigmas": "1",
     "prior_sigma": "1",
     "longest_first": "false",
     "merge_rows": "8",

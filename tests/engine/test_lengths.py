@@ -175,6 +175,15 @@ def test_the_prediction_of_a_length_is_the_one_that_makes_it_expected(real_len: 
     assert exp(expected(errors, prediction)[0]) == pytest.approx(real_len)
 
 
+def test_what_may_become_so_long_is_found_by_lower_predictions() -> None:
+    errors, _, _ = made_up(0.8, 0.5, 0.0)
+    survival = errors.survival(NOBODY)
+    by_sigmas = [errors.prediction_of(800, survival, sigmas) for sigmas in (0.0, 1.0, 3.0)]
+    assert by_sigmas == sorted(by_sigmas, reverse=True)
+    mean, deviation = expected(errors, by_sigmas[1])
+    assert mean + deviation == pytest.approx(log(800))
+
+
 def test_predictions_that_say_nothing_make_everybody_long_or_nobody() -> None:
     errors = learnt([(100, 100), (1000, 100)])
     errors.expect(point(100))

@@ -49,6 +49,7 @@ OF_POLICY = {
         "horizon": st.sampled_from([0.0, 0.1, 2.0]),
         "forecast": st.booleans(),
         "critical_slack": st.floats(0.1, 10),
+        "critical_sigmas": st.floats(0, 5),
         "longest_first": st.booleans(),
         "merge_rows": st.integers(0, 4),
     },

@@ -1,11 +1,12 @@
 """A micro-batch: the rows of one step, packed into the plan that every stage gets."""
 
 from array import array
+from collections.abc import Iterator
 from itertools import compress
-from typing import Any
 
 from engine.cost_model import StepSize
-from engine.messages import Phase, Step
+from engine.messages import Phase, ScoredRow, Step
+from engine.sampler_slots import SamplerSlots
 from engine.sequence import Sequence
 
 
@@ -68,21 +69,30 @@ class MicroBatch:
         return num_tokens
 
 
-def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int) -> Step:
-    """The plan for the stages. Each row's block table must already hold the row's tokens."""
+def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int, slots: SamplerSlots) -> Step:
+    """The plan for the stages. Each row's block table must already hold the row's tokens.
+
+    Rows that sample for the first time, and not just the likeliest token, get a slot of `slots`.
+    """
     sequences, decodes = batch.sequences, batch.sequences[: batch.num_decodes]
     starts = [sequence.num_planned for sequence in sequences]
     # A decode row samples after its one token, and its table holds no block beyond it.
     samples = bytearray(b"\1" * len(decodes))
     token_ids = array("i", [sequence.token_ids[-1] for sequence in decodes])
     tables = [sequence.block_table for sequence in decodes]
+    scored: list[ScoredRow] = []
     for i in range(len(decodes), len(sequences)):
         sequence, end = sequences[i], starts[i] + batch.num_tokens[i]
         samples.append(end == len(sequence.token_ids))
         token_ids += sequence.token_ids[starts[i] : end]
         tables.append(sequence.block_table[: -(-end // block_size)])
-    sampling = compress(sequences, samples)
-    special = [(i, sequence) for i, sequence in enumerate(sampling) if not sequence.is_plain]
+        if sequence.num_scored < min(end, sequence.num_prompt_tokens):
+            scored += _scored(sequence, i, end)
+    special = [sequence for sequence in compress(sequences, samples) if not sequence.is_plain]
+    setups, columns = (), b""
+    if special:
+        setups = tuple(slots.setup(sequence) for sequence in special if sequence.slot < 0)
+        columns = array("i", [sequence.slot for sequence in compress(sequences, samples)]).tobytes()
     return Step(
         epoch=epoch,
         step_id=step_id,
@@ -93,24 +103,16 @@ def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int) -> Step:
         samples=bytes(samples),
         token_ids=token_ids.tobytes(),
         block_tables=b"".join(tables),
-        **(_special_columns(special) if special else {}),
+        slots=columns,
+        setups=setups,
+        scored=tuple(scored),
     )
 
 
-def _special_columns(rows: list[tuple[int, Sequence]]) -> dict[str, Any]:
-    """What the sampler must know of rows that do not just take the likeliest token."""
-    random = [(i, s) for i, s in rows if s.submit.sampling.temperature > 0]
-    samplings = [sequence.submit.sampling for _, sequence in random]
-    return {
-        "random_rows": array("i", [i for i, _ in random]).tobytes(),
-        "temperatures": array("f", [sampling.temperature for sampling in samplings]).tobytes(),
-        "top_ps": array("f", [sampling.top_p for sampling in samplings]).tobytes(),
-        "top_ks": array("i", [sampling.top_k for sampling in samplings]).tobytes(),
-        "seeds": array("Q", [sampling.seed for sampling in samplings]).tobytes(),
-        "output_indices": array("i", [s.num_generated for _, s in random]).tobytes(),
-        "bans": tuple(
-            (i, array("i", s.submit.stop_token_ids).tobytes())
-            for i, s in rows
-            if len(s.token_ids) < s.shortest_len and s.stop_token_ids
-        ),
-    }
+def _scored(sequence: Sequence, row: int, end: int) -> Iterator[ScoredRow]:
+    """The row, if its prompt is to be scored; once, also where it is fed again later."""
+    num_logprobs = sequence.submit.sampling.num_prompt_logprobs
+    sequence.num_scored = min(end, sequence.num_prompt_tokens)
+    if num_logprobs >= 0:
+        is_within = end < sequence.num_prompt_tokens
+        yield ScoredRow(row, num_logprobs, sequence.token_ids[end] if is_within else -1)

@@ -25,13 +25,27 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     `temperature` 0 is greedy. `top_k` 0 means all tokens. `seed` is always set (the server draws
     one where the client gave none): the draw for output token `i` depends on `seed` and `i` alone,
     so the same request gives the same text whatever else is in the batch, before and after a
-    pre-emption.
+    pre-emption. Penalties as OpenAI (presence, frequency: of what was generated) and vLLM
+    (repetition: of the prompt as well) have them. `bias_ids` (int32) get `biases` (float32) added;
+    with `allowed_token_ids` (int32) no other can be picked; a sequence of `bad_words` (int32 each)
+    is never completed. `num_logprobs` likeliest tokens are told with each token (-1: nothing is
+    told), `num_prompt_logprobs` with each of the prompt's.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    bias_ids: bytes = b""
+    biases: bytes = b""
+    allowed_token_ids: bytes = b""
+    bad_words: tuple[bytes, ...] = ()
+    num_logprobs: int = -1
+    num_prompt_logprobs: int = -1
 
 
 class Submit(Message, frozen=True):
@@ -89,14 +103,38 @@ class EngineReady(Message, frozen=True):
     max_model_len: int
 
 
+class Logprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probabilities of the model itself, before penalties and temperature, at some positions.
+
+    `indices` (int32) say which positions. For each: `chosen` (float32) is the token's that came,
+    `ranks` (int32) its place among all, from 1; then the `num_tops` (int32) likeliest tokens,
+    ragged: `top_ids` (int32) and `tops` (float32).
+    """
+
+    indices: bytes
+    chosen: bytes
+    ranks: bytes
+    num_tops: bytes
+    top_ids: bytes
+    tops: bytes
+
+
 class Generated(Message, frozen=True):
     """One step's new tokens: `sequence_ids` packed int64, `token_ids` packed int32, side by side.
 
-    A stop token that ends a sequence is included.
+    A stop token that ends a sequence is included. The indices of `logprobs` count in these.
     """
 
     sequence_ids: bytes
     token_ids: bytes
+    logprobs: Logprobs | None = None
+
+
+class Scored(Message, frozen=True):
+    """Log-probabilities of a prompt's tokens, whose positions are the indices of `logprobs`."""
+
+    sequence_id: int
+    logprobs: Logprobs
 
 
 class Finished(Message, frozen=True):
@@ -152,6 +190,33 @@ class Stats(Message, frozen=True):
 # --- engine -> stages -----------------------------------------------------------------------
 
 
+class SamplerSetup(msgspec.Struct, frozen=True, array_like=True):
+    """What the last stage must know of a sequence that does not just take the likeliest token.
+
+    It is told once, with the first step that samples for the sequence; from then on the stage
+    counts with its own tokens, and a row names the `slot` alone. Until `min_tokens` tokens are out,
+    none of `stop_token_ids` is picked. Token ids are packed int32.
+    """
+
+    slot: int
+    sampling: Sampling
+    min_tokens: int
+    stop_token_ids: tuple[int, ...]
+    prompt_token_ids: bytes
+    output_token_ids: bytes
+
+
+class ScoredRow(msgspec.Struct, frozen=True, array_like=True):
+    """A row of a prompt whose tokens' log-probabilities are asked for.
+
+    `next_token_id` follows the row's last token, -1 where that is still to be sampled.
+    """
+
+    row: int
+    num_logprobs: int
+    next_token_id: int
+
+
 class Step(Message, frozen=True):
     """A whole micro-batch plan; every stage gets the same one and runs it in the order received.
 
@@ -163,9 +228,8 @@ class Step(Message, frozen=True):
     Ragged, row after row:
       `token_ids`        int32 [sum num_tokens]
       `block_tables`     int32, ceil((start_position + num_tokens) / block_size) blocks per row
-    Per sampling row that is not greedy (`random_rows`, int32 indices into the sampling rows):
-      `temperatures`, `top_ps` float32; `top_ks` int32; `seeds` uint64; `output_indices` int32
-    `bans` forbids token ids to a sampling row: (index, packed int32 ids), for `min_tokens`.
+    `slots` int32 [sampling rows], the sampler's slot or -1 for the likeliest token; empty where all
+    are -1. `setups` come before the step's own draws. `scored` rows are of prompts.
     """
 
     epoch: int
@@ -177,13 +241,9 @@ class Step(Message, frozen=True):
     samples: bytes
     token_ids: bytes
     block_tables: bytes
-    random_rows: bytes = b""
-    temperatures: bytes = b""
-    top_ps: bytes = b""
-    top_ks: bytes = b""
-    seeds: bytes = b""
-    output_indices: bytes = b""
-    bans: tuple[tuple[int, bytes], ...] = ()
+    slots: bytes = b""
+    setups: tuple[SamplerSetup, ...] = ()
+    scored: tuple[ScoredRow, ...] = ()
 
 
 # --- stages -> engine -----------------------------------------------------------------------
@@ -221,11 +281,17 @@ class StageReady(Message, frozen=True):
 
 
 class StepDone(Message, frozen=True):
-    """The last stage has run a step: `token_ids` int32, one for each sampling row in order."""
+    """The last stage has run a step: `token_ids` int32, one for each sampling row in order.
+
+    The indices of `logprobs` count in these. `scores` are of the step's scored rows in order; their
+    indices are positions in the prompt, of the token that is scored.
+    """
 
     epoch: int
     step_id: int
     token_ids: bytes
+    logprobs: Logprobs | None = None
+    scores: tuple[Logprobs, ...] = ()
 
 
 class Heartbeat(Message, frozen=True):
@@ -271,6 +337,6 @@ Event = Submit | Expect | Abort | StepDone | StageReady | StageLost | StageTimes
 """What the scheduler is handed."""
 
 FromServer = Submit | Expect | Abort | Hello
-ToServer = EngineReady | Generated | Finished | Stats
+ToServer = EngineReady | Generated | Scored | Finished | Stats
 FromStage = StageReady | StepDone | Heartbeat
 ToStage = Step

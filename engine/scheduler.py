@@ -22,6 +22,7 @@ from engine.cost_model import CostModel
 from engine.counters import Counters
 from engine.expectation import Expectation, expectation_of
 from engine.lengths import LengthErrors
+from engine.logprobs import of_those_left
 from engine.messages import (
     Abort,
     EngineReady,
@@ -30,6 +31,7 @@ from engine.messages import (
     Finished,
     FinishReason,
     Generated,
+    Scored,
     StageLost,
     StageReady,
     StageTimes,
@@ -46,7 +48,7 @@ from engine.waiting import WaitingQueue
 # The assumed distribution of length errors counts as much as so many sequences.
 _PRIOR_WEIGHT = 20.0
 
-Outgoing = EngineReady | Generated | Finished | Step
+Outgoing = EngineReady | Generated | Scored | Finished | Step
 
 
 class ImpossibleSettingsError(Exception):
@@ -55,10 +57,11 @@ class ImpossibleSettingsError(Exception):
 
 @dataclass(slots=True)
 class InFlight:
-    """A step on its way: its rows that sample, in order."""
+    """A step on its way: its rows that sample, and those that are scored, in order."""
 
     step_id: int
     sampling: list[Sequence]
+    scored: list[Sequence]
 
 
 @dataclass(slots=True)
@@ -225,17 +228,22 @@ class Scheduler:
         pipeline.pool.num_in_flight -= 1
         assert step.step_id == done.step_id, "steps come back in the order they were sent"
         pool, token_ids, has_finished = pipeline.pool, array("i", done.token_ids), State.FINISHED
+        logprobs = done.logprobs
+        for sequence, scores in zip(step.scored, done.scores, strict=True):
+            if sequence.state is not has_finished:
+                out.append(Scored(sequence.sequence_id, scores))
         alive = [sequence for sequence in step.sampling if sequence.state is not has_finished]
         if len(alive) < len(step.sampling):
             is_alive = [sequence.state is not has_finished for sequence in step.sampling]
             token_ids = array("i", compress(token_ids, is_alive))
+            logprobs = logprobs and of_those_left(logprobs, is_alive)
         for sequence, token_id in zip(alive, token_ids, strict=True):
             sequence.token_ids.append(token_id)
         pool.make_ready(alive)
         if alive:
             self.counters.generated_tokens += len(alive)
             ids = array("q", [sequence.sequence_id for sequence in alive])
-            out.append(Generated(ids.tobytes(), token_ids.tobytes()))
+            out.append(Generated(ids.tobytes(), token_ids.tobytes(), logprobs))
         ended = [
             sequence
             for sequence, token_id in zip(alive, token_ids, strict=True)
@@ -270,10 +278,11 @@ class Scheduler:
 
     def _launch(self, pipeline: Pipeline, batch: MicroBatch) -> Step:
         step_id = self._next_step_id
-        step = pack(batch, pipeline.epoch, step_id, self.config.block_size)
+        step = pack(batch, pipeline.epoch, step_id, self.config.block_size, pipeline.pool.slots)
         pipeline.pool.launch(batch.sequences, batch.num_tokens)
         sampling = list(compress(batch.sequences, step.samples))
-        pipeline.in_flight.append(InFlight(step_id, sampling))
+        scored = [batch.sequences[row.row] for row in step.scored]
+        pipeline.in_flight.append(InFlight(step_id, sampling, scored))
         pipeline.pool.num_in_flight += 1
         pipeline.correction.launch(step_id, batch.size)
         self._next_step_id += 1

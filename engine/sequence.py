@@ -11,7 +11,7 @@ from array import array
 from enum import Enum, auto
 
 from engine.expectation import Expectation
-from engine.messages import Submit
+from engine.messages import Sampling, Submit
 
 
 class State(Enum):
@@ -31,7 +31,8 @@ class Sequence:
     length in tokens at which it is full, `shortest_len` the one from which a stop token ends it.
     `expected` is what is expected of its output's length, `cohort` the decode micro-batch that it
     belongs to where micro-batches keep their members. `is_plain` sequences need nothing of the
-    sampler but the likeliest token.
+    sampler but the likeliest token; others have a `slot` there once they have sampled. The first
+    `num_scored` tokens of the prompt have been scored, or will be by steps in flight.
     """
 
     __slots__ = (
@@ -43,8 +44,10 @@ class Sequence:
         "longest_len",
         "num_planned",
         "num_prompt_tokens",
+        "num_scored",
         "sequence_id",
         "shortest_len",
+        "slot",
         "state",
         "stop_token_ids",
         "submit",
@@ -62,12 +65,14 @@ class Sequence:
         self.longest_len = self.num_prompt_tokens + submit.max_tokens
         self.shortest_len = self.num_prompt_tokens + submit.min_tokens
         self.stop_token_ids = frozenset(submit.stop_token_ids)
-        self.is_plain = submit.sampling.temperature == 0 and not submit.min_tokens
+        self.is_plain = _is_plain(submit)
+        self.num_scored = 0
         self.expected = expected
         self.state = State.WAITING
         self.block_table = array("i")
         self.num_planned = 0
         self.cohort = -1
+        self.slot = -1
 
     @property
     def num_generated(self) -> int:
@@ -94,3 +99,17 @@ class Sequence:
         return (
             len(self.token_ids) >= self.shortest_len and self.token_ids[-1] in self.stop_token_ids
         )
+
+
+def _is_plain(submit: Submit) -> bool:
+    """Whether the likeliest token, and nothing told of it, is all that is wanted."""
+    sampling = submit.sampling
+    plain = Sampling(
+        temperature=0.0,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+        min_p=sampling.min_p,
+        num_prompt_logprobs=sampling.num_prompt_logprobs,
+    )
+    return sampling == plain and not submit.min_tokens

@@ -2,28 +2,65 @@
 
 The draw for output token `i` of a sequence is a hash of (seed, i), so it needs no generator whose
 state would have to survive a pre-emption or a restart, and knows nothing of the batch. One uniform
-number per row picks the token by inverting the distribution's cumulated sum.
+number per row picks the token by inverting the distribution's cumulated sum. What a sequence wants
+stands in its slot of a table (`workers.sampler_table`); rows without a slot take the likeliest
+token, and a step of such rows alone is one argmax.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.messages import Step
+from engine.messages import Logprobs, Step
+from workers.logprobs import told_of
+from workers.sampler_table import SamplerTable
 
 
-@torch.inference_mode()
-def sample(logits: Tensor, step: Step) -> bytes:
-    """Token ids, packed int32, one per sampling row; `logits` is `[sampling rows, vocabulary]`."""
-    for row, banned in step.bans:
-        logits[row, torch.from_numpy(np.frombuffer(banned, np.int32).astype(np.int64))] = -torch.inf
-    token_ids = logits.argmax(dim=-1)
-    if step.random_rows:
-        rows = torch.from_numpy(np.frombuffer(step.random_rows, np.int32).astype(np.int64))
-        rows = rows.to(logits.device)
-        token_ids[rows] = _draw(logits[rows].float(), step)
-    packed: bytes = token_ids.to("cpu", torch.int32).numpy().tobytes()
-    return packed
+class Sampler:
+    """One last stage's sampler, with what it knows of the sequences."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self._table = SamplerTable(vocab_size, device)
+
+    @torch.inference_mode()
+    def sample(self, logits: Tensor, step: Step) -> tuple[bytes, Logprobs | None]:
+        """A token id for each row, packed int32, and what is told of them.
+
+        `logits` is [sampling rows, vocabulary], and is left as it was.
+        """
+        table, device = self._table, logits.device
+        for setup in step.setups:
+            table.set_up(setup)
+        token_ids = logits.argmax(dim=-1)
+        logprobs = None
+        if step.slots:
+            all_slots = np.frombuffer(step.slots, np.int32)
+            rows = np.flatnonzero(all_slots >= 0)
+            slots = all_slots[rows]
+            at = torch.from_numpy(rows).to(device)
+            picked = self._pick(logits[at].float(), slots)
+            token_ids[at] = picked
+            table.count(slots, picked)
+            num_tops = table.num_logprobs[slots]
+            if (num_tops >= 0).any():
+                told = num_tops >= 0
+                where = torch.from_numpy(rows[told]).to(device)
+                logprobs = told_of(
+                    logits[where].float(), token_ids[where], num_tops[told], rows[told]
+                )
+        packed: bytes = token_ids.to("cpu", torch.int32).numpy().tobytes()
+        return packed, logprobs
+
+    def _pick(self, logits: Tensor, slots: np.ndarray) -> Tensor:
+        """One token for each row of a copy of its logits. [rows]"""
+        table = self._table
+        table.edit(logits, slots)
+        token_ids = logits.argmax(dim=-1)
+        drawn = np.flatnonzero(table.temperatures[slots] > 0)
+        if len(drawn):
+            at = torch.from_numpy(drawn).to(logits.device)
+            token_ids[at] = _draw(logits[at], table, slots[drawn])
+        return token_ids
 
 
 def uniforms(seeds: np.ndarray, output_indices: np.ndarray) -> np.ndarray:
@@ -42,29 +79,28 @@ def _mix(state: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def _draw(logits: Tensor, step: Step) -> Tensor:
+def _draw(logits: Tensor, table: SamplerTable, slots: np.ndarray) -> Tensor:
     """One token per row from its tempered, filtered distribution. [rows]"""
-    device = logits.device
-    temperatures = _column(step.temperatures, np.float32, device)
-    top_ps = _column(step.top_ps, np.float32, device)
-    top_ks = _column(step.top_ks, np.int32, device)
-    draws = uniforms(
-        np.frombuffer(step.seeds, np.uint64), np.frombuffer(step.output_indices, np.int32)
-    )
+    device, vocabulary = logits.device, logits.shape[-1]
+
+    def column(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values[slots]).to(device)[:, None]
+
+    temperatures, top_ps = column(table.temperatures), column(table.top_ps)
+    top_ks, min_ps = column(table.top_ks), column(table.min_ps)
+    draws = uniforms(table.seeds[slots], table.num_outputs[slots])
     # Below this, dividing would overflow; it is greedy by then in any case.
     tempered = (logits - logits.amax(-1, keepdim=True)) / temperatures.clamp(min=1e-6)
     ordered, order = tempered.sort(dim=-1, descending=True, stable=True)
-    cumulated = ordered.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    vocabulary = logits.shape[-1]
-    # What stays is a prefix of the order: until top_p is reached, and no more than top_k tokens.
+    chances = ordered.softmax(dim=-1, dtype=torch.float64)
+    cumulated = chances.cumsum(dim=-1)
+    # What stays is a prefix of the order: until top_p is reached, no more than top_k tokens, and
+    # none that is less likely than min_p of the likeliest.
     within_p = (cumulated < top_ps).sum(dim=-1, keepdim=True) + 1
     within_k = torch.where(top_ks > 0, top_ks, vocabulary)
-    kept = torch.minimum(within_p, within_k).clamp(max=vocabulary)
+    above_min = (chances >= min_ps * chances[:, :1]).sum(dim=-1, keepdim=True)
+    kept = torch.minimum(torch.minimum(within_p, within_k), above_min).clamp(1, vocabulary)
     mass = cumulated.gather(-1, kept - 1)
     target = torch.from_numpy(draws).to(device)[:, None] * mass
     picked = torch.minimum(torch.searchsorted(cumulated, target, right=True), kept - 1)
     return order.gather(-1, picked)[:, 0]
-
-
-def _column(packed: bytes, dtype: type, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.frombuffer(packed, dtype).copy()).to(device)[:, None]

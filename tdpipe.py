@@ -10,6 +10,8 @@ COMMANDS = {
     "simulate": ("benchmarks.simulate", "try policies and nodes in virtual time"),
     "timeline": ("benchmarks.timeline", "draw the stages' timeline from a trace"),
     "replay": ("engine.replay", "check that a journal's decisions come out the same again"),
+    "collect": ("predictor.collect", "ask a running daemon and keep the lengths of its answers"),
+    "train-predictor": ("predictor.train", "train an encoder to predict those lengths"),
 }
 
 
@@ -38,7 +40,7 @@ def _version() -> str:
 
 
 def _usage() -> str:
-    lines = [f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:15} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(["usage: tdpipe COMMAND [--help] ...", "", *lines])
 
 

@@ -18,6 +18,7 @@ from predictor.model import LengthModel, Pooling, Reader, longest_input, probabi
 
 DESCRIPTION, HEAD = "predictor.json", "head.safetensors"
 _FORMAT = 1
+_WEIGHTS = ("model*.safetensors*", "pytorch_model*")
 
 
 class PredictorError(ValueError):
@@ -73,7 +74,7 @@ def load_encoder(folder: Path) -> tuple[Any, Any, bool]:
     _be_quiet()
     if not (folder / "config.json").is_file():
         raise PredictorError(f"{folder} is not the folder of an encoder: it has no config.json")
-    has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*"))
+    has_weights = any(any(folder.glob(pattern)) for pattern in _WEIGHTS)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         if has_weights:
@@ -122,7 +123,7 @@ def load_predictor(folder: Path) -> Predictor:
     description = _read_description(folder / DESCRIPTION)
     encoder, tokenizer, has_weights = load_encoder(folder)
     if not has_weights:
-        raise PredictorError(f"{folder} holds no weights of the encoder")
+        raise PredictorError(f"{folder} holds no weights of its encoder")
     num_classes = len(description.classes)
     model = LengthModel(encoder, encoder.config.hidden_size, num_classes, description.pooling)
     try:

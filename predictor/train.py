@@ -79,8 +79,10 @@ def train(
     parts = split(requests, settings.seed)
     classes = LengthClasses.fit(parts.training.output_lens, num_classes)
     if len(classes) < 2:
-        length = parts.training.output_lens[0]
-        raise DataError(f"all answers have {length} tokens: --predictor constant:{length} will do")
+        length = int(np.median(parts.training.output_lens))
+        raise DataError(
+            f"nearly all answers have the same length: --predictor constant:{length} will do"
+        )
     torch.manual_seed(settings.seed)
     encoder, tokenizer, has_weights = load_encoder(encoder_folder)
     if not has_weights:

@@ -59,7 +59,7 @@ def serve(
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Answer asks until `is_over`, which is looked at between batches and while nothing comes."""
-    queue = queue or Queue()
+    queue = Queue() if queue is None else queue  # an empty one is false
     dropped = DropCount()
     while not is_over():
         if not queue:

@@ -55,7 +55,7 @@ class LengthClasses(msgspec.Struct, frozen=True):
     def fit(cls, output_lens: ArrayLike, num_classes: int = 5) -> Self:
         """Classes by the percentiles of these lengths; those that would be empty are left out."""
         lens = np.asarray(output_lens, dtype=np.int64)
-        # "inverted_cdf": an edge is a length that occurs, so that no class but the last can be empty.
+        # "inverted_cdf": an edge is a length that occurs, so only the last class can be empty.
         cuts = np.percentile(lens, percentiles(num_classes), method="inverted_cdf")
         edges = [int(edge) for edge in np.unique(cuts) if edge < lens.max()]
         members = [lens[np.searchsorted(edges, lens) == k] for k in range(len(edges) + 1)]

@@ -46,7 +46,10 @@ def remove(name: str) -> Callable[[Path], None]:
 
 
 def damage(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(b"\x10damaged")
+    def do(folder: Path) -> None:
+        (folder / name).write_bytes(b"\x10damaged")
+
+    return do
 
 
 def change(key: str, value: object) -> Callable[[Path], None]:
@@ -99,7 +102,7 @@ def test_a_damaged_folder_is_refused_in_one_line(
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PredictorError, match="there is no folder .*/nowhere"):
+    with pytest.raises(PredictorError, match=r"there is no folder .*/nowhere"):
         load_predictor(tmp_path / "nowhere")
 
 

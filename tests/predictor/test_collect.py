@@ -42,13 +42,13 @@ def serving(
     """A daemon of one model that answers as it is told."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - http.server's name
+        def do_GET(self) -> None:
             model = {"id": "little"}
             if fingerprint:
                 model["tokenizer_fingerprint"] = fingerprint
             self._send(200, {"data": [model]} if self.path == "/v1/models" else {})
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             daemon.bodies.append(body)
             self._send(*answer(body))

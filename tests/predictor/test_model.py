@@ -1,4 +1,4 @@
-"""The model: probabilities that never rise, prompts cut on the left, padding that changes nothing."""
+"""The model: probabilities never rise, prompts are cut on the left, padding changes nothing."""
 
 from pathlib import Path
 

@@ -22,7 +22,7 @@ from predictor.process import LOG_INTERVAL_S, DropCount, serve
 from tests.predictor.world import make_predictor
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60.0
+PATIENCE_S = 200.0  # it starts at a low priority
 
 
 def receive(spoke: Spoke[Answer], count: int) -> list[Answer]:

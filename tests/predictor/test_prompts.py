@@ -45,5 +45,5 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, data: bytes, problem:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PromptsError, match="cannot read .*/none"):
+    with pytest.raises(PromptsError, match=r"cannot read .*/none"):
         read_prompts(tmp_path / "none")

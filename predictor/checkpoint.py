@@ -114,6 +114,8 @@ def save_predictor(predictor: Predictor, folder: Path, dtype: torch.dtype) -> No
     predictor.tokenizer.save_pretrained(folder)
     told = json.loads(msgspec.json.encode(predictor.description))
     (folder / DESCRIPTION).write_text(json.dumps(told, indent=1) + "\n")
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors' files are the owner's alone, who need not be the daemon
 
 
 def load_predictor(folder: Path) -> Predictor:

@@ -41,6 +41,11 @@ def test_weights_of_two_bytes_are_read_as_four(tmp_path: Path) -> None:
     assert len(small.predict(PROMPTS)) == len(PROMPTS)
 
 
+def test_another_user_may_read_what_was_saved(tmp_path: Path) -> None:
+    for path in make_predictor(tmp_path / "made").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o644
+
+
 def remove(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 

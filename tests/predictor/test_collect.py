@@ -203,5 +203,5 @@ def test_an_answer_without_usage_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serving(lambda _: (200, {"choices": []})) as daemon:
-        assert run(tmp_path, daemon) == 2
+        assert run(tmp_path, daemon, "--concurrency", "1") == 2
     assert "tells no usage.completion_tokens" in capsys.readouterr().err

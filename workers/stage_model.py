@@ -7,7 +7,7 @@ makes buffers and undoes quantisation.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,18 @@ class StageModel:
         """The longest sequence in tokens that the model was made for."""
         return int(getattr(self.config, "max_position_embeddings", 1 << 20))
 
+    @property
+    def layer_modules(self) -> list[nn.Module]:
+        """The layers that the stage holds, in order."""
+        trunk, name = _find_trunk(self._model)
+        all_layers = getattr(trunk, name)
+        return [all_layers[i] for i in self.layers]
+
+    @property
+    def num_bytes(self) -> int:
+        """What the weights take in memory."""
+        return bytes_of(self._model)
+
     @torch.inference_mode()
     def forward(
         self, inputs: Tensor, position_ids: Tensor, sample_at: Tensor, step: attention.Attend
@@ -80,21 +92,19 @@ class StageModel:
         return hidden[0, : position_ids.shape[1]]
 
 
-def load(config: Config, stage: int, device: torch.device) -> StageModel:
+def load(
+    config: Config, stage: int, device: torch.device, ranges: Sequence[range] | None = None
+) -> StageModel:
     """The stage's share of the model that the settings name, with its weights on the device.
 
-    Raises `UnsupportedModelError`, `PartitionError`, or what transformers and safetensors raise
-    for a checkpoint that is missing, damaged or incomplete (`OSError`, `ValueError`,
-    `SafetensorError`).
+    `ranges` are the layers of all stages where they are known already. Raises
+    `UnsupportedModelError`, `PartitionError`, or what transformers and safetensors raise for a
+    checkpoint that is missing, damaged or incomplete (`OSError`, `ValueError`, `SafetensorError`).
     """
+    model_config = read_config(config)
     source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    try:
-        model_config = AutoConfig.from_pretrained(config.model, **source)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ValueError(f"cannot load {config.model}: {first_line}") from error
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-    layers = split(config, model_config)[stage]
+    layers = (ranges or split(config, model_config))[stage]
     _check_files(Path(config.model))
     stage_class = _stage_class(_model_class(model_config, config), layers)
     previous_hook = transformers_logging.set_tqdm_hook(_progress_of(stage))
@@ -114,6 +124,29 @@ def load(config: Config, stage: int, device: torch.device) -> StageModel:
     if lacking:
         raise ValueError(f"the checkpoint lacks {len(lacking)} tensors, e.g. {lacking[0]}")
     return StageModel(model.eval(), layers)
+
+
+def read_config(config: Config) -> PretrainedConfig:
+    """The model's own settings. Raises `ValueError` in one line."""
+    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        return AutoConfig.from_pretrained(config.model, **source)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ValueError(f"cannot load {config.model}: {first_line}") from error
+
+
+def bytes_per_token(config: Config) -> int:
+    """What one token's activations are on their way to the next stage. Raises `ValueError`."""
+    model_config = read_config(config)
+    dtype = model_config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    width = int(model_config.get_text_config().hidden_size)
+    return width * int((dtype or torch.float32).itemsize)
+
+
+def bytes_of(module: nn.Module) -> int:
+    """What a module's weights take in memory."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
 def split(config: Config, model_config: PretrainedConfig) -> list[range]:

@@ -18,9 +18,11 @@ from workers.kv_cache import KvCache, PagedStep
 from workers.loading import Place, TimedRun
 from workers.sampler import sample
 from workers.transport import Transport
-from workers.trial import block_counts
+from workers.trial import block_counts, prefill
 
 IDLE_WAIT_S = 1.0
+# What the warm-up may take; 64 sizes of the demo model take 0.6 s.
+WARM_UP_S, WARM_UP_ROWS = 1.0, 128
 
 
 class Stage:
@@ -47,6 +49,7 @@ class Stage:
         self._cache = KvCache(
             shapes, self._num_blocks, config.block_size, self._model.dtype, place.device
         )
+        self._warm_up()
         layers, dtype = self._model.layers, str(self._model.dtype).removeprefix("torch.")
         self.identity = identify(config, place.stage, layers, dtype, place.device)
         self._costs = find_costs(config, self.identity, self._measure)
@@ -100,9 +103,27 @@ class Stage:
             self._progress.count_step(step.step_id, began_at, time.monotonic())
             self._transport.send(step.step_id, outgoing)
 
+    def _timed_run(self) -> TimedRun:
+        config, device = self._config, self._place.device
+        return TimedRun(self._model, self._cache, config.block_size, self._num_blocks, device)
+
+    def _warm_up(self) -> None:
+        """Run steps of all sizes once where that compiles something, the small ones first."""
+        if not self._model.compiles_for_each_size:
+            return
+        config, run = self._config, self._timed_run()
+        most = min(config.max_num_batched_tokens, self._num_blocks * config.block_size)
+        ends_at = time.monotonic() + WARM_UP_S
+        for size in self._model.sizes(most):
+            if time.monotonic() > ends_at:
+                return
+            # Rows of one token sample as many: the head's product is compiled as well.
+            row = 1 if size <= WARM_UP_ROWS else 2 * config.block_size
+            run(prefill([min(row, size - at) for at in range(0, size, row)]))
+
     def _measure(self) -> StageCosts:
         config, model = self._config, self._model
-        run = TimedRun(model, self._cache, config.block_size, self._num_blocks, self._place.device)
+        run = self._timed_run()
         trials = profiler.quick_trials(
             max_tokens=config.max_num_batched_tokens,
             max_model_len=min(model.max_model_len, config.max_model_len or model.max_model_len),

@@ -43,6 +43,7 @@ class StageModel:
         self.is_first = layers.start == 0
         self.is_last = layers.stop == self.config.num_hidden_layers
         self.dtype: torch.dtype = model.dtype
+        self.compiles_for_each_size = model.device.type == "cpu" and self.dtype != torch.float32
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
 
     @property
@@ -75,21 +76,39 @@ class StageModel:
 
         Answers `[tokens, hidden]`, or logits `[sampling rows, vocabulary]` on the last stage.
         """
+        count = self._padded(position_ids.shape[1])
         arguments: dict[str, Any] = {
-            "position_ids": _at_least_two(position_ids, dim=1),
+            "position_ids": _pad(position_ids, count, dim=1),
             "use_cache": False,
             "step": step,
         }
         if self.is_first:
-            arguments["input_ids"] = _at_least_two(inputs, dim=1)
+            arguments["input_ids"] = _pad(inputs, count, dim=1)
         else:
-            arguments["inputs_embeds"] = _at_least_two(inputs, dim=0)[None]
+            arguments["inputs_embeds"] = _pad(inputs, count, dim=0)[None]
         if self.is_last:
-            keep = _at_least_two(sample_at, dim=0)
+            keep = _pad(sample_at, self._padded(len(sample_at)), dim=0)
             logits: Tensor = self._model(**arguments, logits_to_keep=keep).logits
             return logits[0, : len(sample_at)]
         hidden: Tensor = self._model.base_model(**arguments).last_hidden_state
         return hidden[0, : position_ids.shape[1]]
+
+    def sizes(self, most: int) -> list[int]:
+        """The numbers of rows, up to `most` tokens, that are computed where they are few."""
+        return sorted({self._padded(count) for count in range(1, most + 1)})
+
+    def _padded(self, count: int) -> int:
+        """Rows to compute for `count` of them: at least two, and on a CPU one of a few numbers.
+
+        A product with one row takes another kernel (gemv): on a CPU without AMX it rounds a bf16
+        result otherwise in 1 of 20,000 numbers, so an answer would depend on whether the sequence
+        was alone. And oneDNN compiles a product for each number of rows that it meets, 1 ms each:
+        the demo model's steps took 1.5 times as long at the median, the first time in each size.
+        """
+        if not self.compiles_for_each_size or count <= 2:
+            return max(count, 2)
+        step = 1 << max(2, (count - 1).bit_length() - 4)  # eight numbers to an octave
+        return -(-count // step) * step
 
 
 def load(
@@ -274,13 +293,13 @@ def _find_trunk(model: PreTrainedModel) -> tuple[nn.Module, str]:
     raise UnsupportedModelError(f"no list of {num_layers} layers found in {type(model).__name__}")
 
 
-def _at_least_two(rows: Tensor, dim: int) -> Tensor:
-    """A single row is given twice: a product with one row takes another kernel (gemv).
-
-    On a CPU without AMX it rounds a bf16 result otherwise in 1 of 20,000 numbers, so an answer
-    would depend on whether the sequence was alone.
-    """
-    return torch.cat([rows, rows], dim) if rows.shape[dim] == 1 else rows
+def _pad(rows: Tensor, count: int, dim: int) -> Tensor:
+    """`count` rows along `dim`: the last one again and again behind the others, if there is one."""
+    more = count - rows.shape[dim]
+    if more <= 0 or not rows.shape[dim]:
+        return rows
+    last = rows.narrow(dim, rows.shape[dim] - 1, 1)
+    return torch.cat([rows, *[last] * more], dim)
 
 
 def _count(module: nn.Module) -> int:

@@ -55,6 +55,11 @@ class KvCache:
             for layer, s in shapes.items()
         }
 
+    @property
+    def num_bytes(self) -> int:
+        """What all layers may come to take in memory."""
+        return sum(tensor.nbytes for tensors in self.layers.values() for tensor in tensors)
+
 
 @dataclass(slots=True, frozen=True)
 class PagedStep:

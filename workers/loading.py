@@ -67,11 +67,12 @@ class TimedRun:
             packed = torch.empty((1 + output.shape[0], output.shape[1]), dtype=output.dtype)
             packed[1:] = output
 
-    def touch(self, num_tokens: int) -> None:
-        """Write so many slots of the cache: reading memory that was never written costs nothing."""
+    def touch(self, num_blocks: int) -> None:
+        """Write so many blocks, if there are: reading memory that was never written is free."""
+        num_slots = min(num_blocks, self.num_blocks) * self.block_size
         for tensors in self.cache.layers.values():
             for tensor in tensors:
-                tensor[:num_tokens].zero_()
+                tensor[:num_slots].zero_()
 
 
 def load(config: Config, place: Place) -> tuple[StageModel, dict[int, LayerShape]]:
@@ -127,7 +128,7 @@ def _time_layers(
     num_blocks = -(-num_tokens // block_size) + layer_times.ROWS
     cache = KvCache(shapes, num_blocks, block_size, model.dtype, device)
     run = TimedRun(model, cache, block_size, num_blocks, device)
-    run.touch(num_blocks * block_size)
+    run.touch(num_blocks)
     agreed(True)  # nobody measures while others still load
     seconds, extra_s = layer_times.time_layers(model, run, device)
     kinds, sizes, extra_bytes = layer_times.describe_layers(model)

@@ -50,7 +50,7 @@ def measure(run: Run, trials: Sequence[Trial], budget_s: float) -> list[Measured
     ends_at = time.monotonic() + budget_s
     times: dict[Trial, list[float]] = {}
     for trial in trials:
-        if times and time.monotonic() + 2 * _expected_s(trial, times) > ends_at:
+        if times and time.monotonic() + _round_s(trial, times, budget_s) > ends_at:
             continue
         seconds = run(trial)
         if seconds < WARM_UP_PART * budget_s:
@@ -125,6 +125,8 @@ def _work(trial: Trial) -> float:
     return trial.num_tokens + trial.num_rows + (trial.kv_tokens + trial.pairs / 16) / 50
 
 
-def _expected_s(trial: Trial, times: dict[Trial, list[float]]) -> float:
+def _round_s(trial: Trial, times: dict[Trial, list[float]], budget_s: float) -> float:
+    """What a trial's first measurement may take, by the largest that has been measured."""
     largest = max(times, key=_work)
-    return times[largest][0] * max(1.0, _work(trial) / _work(largest))
+    expected_s = times[largest][0] * max(1.0, _work(trial) / _work(largest))
+    return expected_s if expected_s > WARM_UP_PART * budget_s else 2 * expected_s

@@ -23,6 +23,8 @@ from workers.trial import block_counts, prefill
 IDLE_WAIT_S = 1.0
 # What the warm-up may take; 64 sizes of the demo model take 0.6 s.
 WARM_UP_S, WARM_UP_ROWS = 1.0, 128
+# Steps that are only measured lie in so much of the cache; untouched pages cost no memory.
+MEASURED_KV_BYTES = 1 << 27
 
 
 class Stage:
@@ -104,8 +106,11 @@ class Stage:
             self._transport.send(step.step_id, outgoing)
 
     def _timed_run(self) -> TimedRun:
-        config, device = self._config, self._place.device
-        return TimedRun(self._model, self._cache, config.block_size, self._num_blocks, device)
+        """Of a part of the cache: larger than a processor's caches, but not all of the memory."""
+        size = self._config.block_size
+        block_bytes = self._cache.num_bytes // self._num_blocks
+        num_blocks = min(self._num_blocks, max(1, MEASURED_KV_BYTES // block_bytes))
+        return TimedRun(self._model, self._cache, size, num_blocks, self._place.device)
 
     def _warm_up(self) -> None:
         """Run steps of all sizes once where that compiles something, the small ones first."""
@@ -131,8 +136,7 @@ class Stage:
             cache_tokens=self._num_blocks * config.block_size,
             has_stairs=self._place.device.type == "cuda",
         )
-        blocks = max((sum(block_counts(trial, config.block_size)) for trial in trials), default=0)
-        run.touch(blocks * config.block_size)
+        run.touch(max(sum(block_counts(t, config.block_size)) for t in trials))
         return profiler.profile(run, trials, config.profile_seconds)
 
     def _forward(self, inputs: Batch, received: Tensor | None) -> Tensor:

@@ -82,6 +82,8 @@ def quick_trials(
     first: list[Trial] = [
         *(decode(count, context) for count in (1, 8, 32, 128) for context in contexts),
         *(prefill([size]) for size in (4, 16, 64, 256)),
+        prefill([32]),
+        prefill([8] * 8),
         prefill([32] * 8),
         prefill([64], 448),
         prefill([256], 256),

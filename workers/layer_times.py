@@ -112,12 +112,13 @@ def better_split(stages: Sequence[LayerTimes]) -> list[range] | None:
         ranges = fastest(layer_s, extra_s, fits)
     except PartitionError:
         return None
-    present = max(sum(stage.seconds) + stage.extra_s for stage in stages)
-    found = max(
-        sum(layer_s[stage][layers.start : layers.stop]) + extra_s[stage]
-        for stage, layers in enumerate(ranges)
-    )
-    return ranges if found * (1 + WORTH) < present else None
+
+    def slowest(split: Sequence[range]) -> float:
+        times = zip(layer_s, extra_s, split, strict=True)
+        return max(sum(seconds[r.start : r.stop]) + extra for seconds, extra, r in times)
+
+    present = [range(stage.first, stage.first + len(stage.seconds)) for stage in stages]
+    return ranges if slowest(ranges) * (1 + WORTH) < slowest(present) else None
 
 
 def wait(device: torch.device) -> None:

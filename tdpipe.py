@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 COMMANDS = {
     "serve": ("server.supervisor", "serve a model over an OpenAI-compatible HTTP API"),
+    "profile": ("workers.profile_command", "measure what steps cost on this hardware"),
     "simulate": ("benchmarks.simulate", "try policies and nodes in virtual time"),
     "timeline": ("benchmarks.timeline", "draw the stages' timeline from a trace"),
     "replay": ("engine.replay", "check that a journal's decisions come out the same again"),

@@ -87,7 +87,7 @@ class PipelineConfig(Part):
         None, description="what steps cost, from `tdpipe profile` [measured at the first start]"
     )
     profile_seconds: float = Field(
-        3.0, ge=0, description="time in which a stage measures its steps at the start; 0 never"
+        5.0, ge=0, description="time in which a stage measures its steps at the start; 0 never"
     )
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads per stage [cores divided by stages]"

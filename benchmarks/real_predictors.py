@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write_workloads(folder: Path, count: int) -> tuple[Path, Path, float]:
     """The prompts without and with their answers' real lengths, and the mean of these."""
     import torch
-    from demo.answer_lengths import output_lens
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from demo.answer_lengths import output_lens
     from demo.tasks import held_out
 
     tasks = held_out(count, 0)

@@ -4,9 +4,9 @@ import random
 
 import numpy as np
 import pytest
-from predictor.classes import LengthClasses
 
 from benchmarks.prediction_quality import Work, by_class, constant, noisy, oracle, sharegpt
+from predictor.classes import LengthClasses
 
 LENS = sharegpt(4000, 0).output_lens
 

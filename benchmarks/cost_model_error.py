@@ -3,7 +3,9 @@
 The real stages measure themselves as at any start (or `--profile FILE.steps.csv` says what steps
 cost), then run random steps that they have not seen, as an engine would send them: rounds of
 prefill micro-batches, then of decode and mixed ones, S in flight. Prints how far the predicted
-seconds of each kind of step are from the measured ones, on each stage, as Markdown.
+seconds of each kind of step are from the measured ones, on each stage, as Markdown: by what was
+measured at the start, and as in service, where the model follows what the stages report. Each step
+is predicted before it is seen; the first steps, from which the service learns, are not counted.
 """
 
 import argparse
@@ -21,8 +23,10 @@ import numpy as np
 from benchmarks.real_policies import make_random_llama
 from configs import loader, logs
 from configs.profiles import MeasuredStep, ProfileError, head_of_steps, line_of_step
+from engine.correction import StageCorrection
+from engine.cost_model import CostModel, StepSize
 from engine.messages import StageCosts
-from workers.cost_fit import predict
+from workers.cost_fit import Array, predict
 from workers.driver import Driver, DriverError
 from workers.profile_plan import Limits
 from workers.trial import Trial, block_counts
@@ -54,14 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                     driver.cache_tokens,
                     config.block_size,
                 )
-                measured = run(driver, limits, options.steps, options.seed)
+                measured = run(driver, limits, options.learn + options.steps, options.seed)
                 costs = [ready.costs for ready in driver.ready]
         except (loader.ConfigError, ProfileError, DriverError, OSError, ValueError) as error:
             print(f"tdpipe: error: {error}", file=sys.stderr)
             return 2
     if options.dump is not None:
         _dump(options.dump, costs, measured)
-    print(table(costs, measured))
+    print(table(costs, measured, options.learn))
     return 0
 
 
@@ -94,25 +98,48 @@ def run(driver: Driver, limits: Limits, num_steps: int, seed: int) -> list[list[
     ]
 
 
-def table(costs: Sequence[StageCosts], measured: Sequence[Sequence[MeasuredStep]]) -> str:
+def in_service(costs: StageCosts, steps: Sequence[MeasuredStep]) -> Array:
+    """Seconds of each step by a model that has followed all steps before it. [steps]"""
+    correction, predicted = StageCorrection(CostModel.of(costs)), []
+    for number, step in enumerate(steps):
+        size = StepSize(step.tokens, step.rows, step.kv_tokens, step.pairs)
+        predicted.append(correction.model.step_s(size))
+        correction.observe(size, step.seconds)
+        if number % PHASE_STEPS == 0:
+            correction.update()
+    return np.array(predicted)
+
+
+def table(
+    costs: Sequence[StageCosts], measured: Sequence[Sequence[MeasuredStep]], num_learnt: int = 0
+) -> str:
     """Median and 95th percentile of |predicted - measured| / measured, and the median's sign."""
     lines = [
-        "| stage | steps | number | median s | median error | p95 error | median of the signed |",
-        "|--:|---|--:|--:|--:|--:|--:|",
+        "| stage | steps | number | median, ms | at the start: median | p95 | signed "
+        "| in service: median | p95 | signed |",
+        "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for stage, steps in enumerate(measured):
+    for stage, all_steps in enumerate(measured):
+        if not costs[stage].num_tokens:
+            continue
+        steps = all_steps[num_learnt:]
+        seconds = np.array([step.seconds for step in steps])
+        errors = [
+            predict(costs[stage], steps) / seconds - 1,
+            in_service(costs[stage], all_steps)[num_learnt:] / seconds - 1,
+        ]
         for kind in (*KINDS, "all"):
-            chosen = [step for step in steps if kind in ("all", step.kind)]
-            if not chosen or not costs[stage].num_tokens:
-                continue
-            seconds = np.array([step.seconds for step in chosen])
-            signed = predict(costs[stage], chosen) / seconds - 1
-            middle, high = np.percentile(np.abs(signed), [50, 95])
-            lines.append(
-                f"| {stage} | {kind} | {len(chosen)} | {np.median(seconds):.4f} "
-                f"| {middle:.1%} | {high:.1%} | {np.median(signed):+.1%} |"
-            )
+            chosen = np.array([kind in ("all", step.kind) for step in steps], dtype=bool)
+            if chosen.any():
+                cells = " | ".join(_spread(signed[chosen]) for signed in errors)
+                middle_ms = 1000 * np.median(seconds[chosen])
+                lines.append(f"| {stage} | {kind} | {chosen.sum()} | {middle_ms:.1f} | {cells} |")
     return "\n".join(lines)
+
+
+def _spread(signed: Array) -> str:
+    middle, high = np.percentile(np.abs(signed), [50, 95])
+    return f"{middle:.1%} | {high:.1%} | {np.median(signed):+.1%}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--steps", type=int, default=240, help="random steps [240]")
+    add("--learn", type=int, default=240, help="steps before them, to learn from [240]")
     add("--seed", type=int, default=0, help="[0]")
     add("--max-rows", type=int, default=MOST_ROWS, help=f"rows of a step [{MOST_ROWS}]")
     add("--max-context", type=int, default=2048, help="tokens of a row [2048]")

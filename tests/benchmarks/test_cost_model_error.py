@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from benchmarks.cost_model_error import KINDS, main, random_trials, table
+from benchmarks.cost_model_error import KINDS, in_service, main, random_trials, table
 from engine.messages import StageCosts
 from workers.profile_plan import Limits
 from workers.trial import decode, prefill
@@ -31,6 +31,17 @@ def test_the_table_tells_how_far_the_prediction_is_off() -> None:
     ]
     assert "50.0% | 50.0% | +50.0%" in lines[2]
     assert "25.0% | 25.0% | -25.0%" in lines[3]
+
+
+def test_in_service_a_step_is_predicted_by_those_before_it_alone() -> None:
+    steps = [prefill([10]).measured(3.0, 1)] * 100
+    costs = StageCosts((1, 10), (1.0, 1.0))
+    predicted = in_service(costs, steps)
+    assert predicted[0] == 1.0
+    assert predicted[-1] == pytest.approx(3.0)
+    last = table([costs], [steps], num_learnt=60).splitlines()[-1]
+    assert "| 40 |" in last
+    assert last.endswith("| 0.0% | 0.0% | +0.0% |")
 
 
 def test_a_stage_that_knows_no_costs_has_no_lines() -> None:

@@ -11,6 +11,7 @@ COPY benchmarks benchmarks
 COPY configs configs
 COPY demo demo
 COPY engine engine
+COPY predictor predictor
 COPY server server
 COPY workers workers
 RUN python3 -m venv --system-site-packages /opt/venv \

@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve test lint types contracts tests format paper sweep real-policies \
-	real-predictors prediction-quality demo-model clean
+	real-predictors prediction-quality cost-model-error demo-predictor demo-model clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
+# The demo model has an encoder of its own that predicts its answers' lengths.
+PREDICTOR = $(if $(filter-out -%,$(firstword $(ARGS)))$(findstring --predictor,$(ARGS)),,--predictor demo/predictor)
+
 serve: $(VENV)/serve  ## the daemon with the demo model on 127.0.0.1:8000 (ARGS="MODEL --flags" for another)
-	@exec $(BIN)/tdpipe serve $(ARGS)
+	@exec $(BIN)/tdpipe serve $(ARGS) $(PREDICTOR)
 
 test: lint types contracts tests  ## everything that CI checks
 
@@ -47,6 +50,12 @@ real-predictors: $(VENV)/dev  ## who predicts lengths on two real CPU stages (ab
 
 prediction-quality: $(VENV)/dev  ## what predictions are worth in the simulator (about 5 minutes)
 	$(BIN)/python -m benchmarks.prediction_quality $(ARGS)
+
+cost-model-error: $(VENV)/dev  ## predicted beside measured seconds of random steps on two CPU stages (about a minute)
+	$(BIN)/python -m benchmarks.cost_model_error $(ARGS)
+
+demo-predictor: $(VENV)/dev  ## train the demo model's length predictor anew (about 20 minutes)
+	$(BIN)/python -m demo.train_predictor --out demo/predictor $(ARGS)
 
 demo-model: $(VENV)/dev  ## train the demo model anew (about 40 minutes on two cores)
 	$(BIN)/python -m demo.train --out demo/model $(ARGS)

@@ -7,9 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 COMMANDS = {
     "serve": ("server.supervisor", "serve a model over an OpenAI-compatible HTTP API"),
+    "profile": ("workers.profile_command", "measure what steps cost on this hardware"),
     "simulate": ("benchmarks.simulate", "try policies and nodes in virtual time"),
     "timeline": ("benchmarks.timeline", "draw the stages' timeline from a trace"),
     "replay": ("engine.replay", "check that a journal's decisions come out the same again"),
+    "collect": ("predictor.collect", "ask a running daemon and keep the lengths of its answers"),
+    "train-predictor": ("predictor.train", "train an encoder to predict those lengths"),
 }
 
 
@@ -38,7 +41,7 @@ def _version() -> str:
 
 
 def _usage() -> str:
-    lines = [f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:15} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(["usage: tdpipe COMMAND [--help] ...", "", *lines])
 
 

@@ -3,17 +3,27 @@
 import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 from benchmarks.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
 from benchmarks.model_shape import BYTES_PER_NUMBER, ModelShapeError, read_shape
 from benchmarks.workloads import not_negative, positive, positive_int
 from configs.gpus import GpuError, find_gpu
-from configs.profiles import Profile, ProfileError, read_profile
+from configs.profiles import (
+    Profile,
+    ProfileError,
+    StepTable,
+    is_step_table,
+    read_profile,
+    read_steps,
+)
 from engine.messages import StageCosts
 from engine.simulation import Node
+from workers.cost_fit import fit
 
 # Partial sums that each token's layers exchange under tensor parallelism: attention and MLP.
 ALLREDUCES_PER_LAYER = 2
+DEFAULT_STAGES, DEFAULT_HOP_MS = 4, 0.1
 
 
 class HardwareError(ValueError):
@@ -54,36 +64,78 @@ class Hardware:
         return Node((costs,) * num_stages, num_blocks, max_model_len, self.overhead_s, self.hop_s)
 
 
+@dataclass(frozen=True, slots=True)
+class MeasuredHardware:
+    """Stages that `tdpipe profile` has measured, each with its own costs."""
+
+    costs: tuple[StageCosts, ...]
+    kv_tokens: int
+    overhead_s: float = 0.0002
+    hop_s: float = 0.0001
+
+    def node(self, num_stages: int, block_size: int, max_model_len: int) -> Node:
+        """The stages as they were measured; there are neither more nor fewer."""
+        assert num_stages == len(self.costs), "num_stages_of tells how many there are"
+        num_blocks = self.kv_tokens // block_size
+        return Node(self.costs, num_blocks, max_model_len, self.overhead_s, self.hop_s)
+
+
 def add_hardware_options(parser: argparse.ArgumentParser) -> None:
     """The options that say what is simulated: a profile, or a GPU and a model."""
     add = parser.add_argument
-    add("--profile", type=Path, help="CSV of `Total Length,Execute Time` (tokens, ms), one GPU")
+    add(
+        "--profile",
+        type=Path,
+        help="CSV of `Total Length,Execute Time` (tokens, ms), one GPU, or FILE.steps.csv of "
+        "`tdpipe profile`",
+    )
     add("--gpu", help="a GPU of configs/gpus.yaml instead of a profile")
     add("--model", help="with --gpu: a config.json, its folder, or a name of configs/models")
-    add("--stages", type=positive_int, default=4, help="pipeline stages [4]")
+    add("--stages", type=positive_int, help="pipeline stages [4, or those of FILE.steps.csv]")
     add(
         "--kv-tokens",
         type=positive_int,
-        help="tokens in the node's KV cache [with --gpu: what fits]",
+        help="tokens in the node's KV cache [with --gpu: what fits; as in FILE.steps.csv]",
     )
     add("--kv-bytes-per-token", type=positive, help="over all layers [with --gpu: the model's]")
     add("--memory-bandwidth", type=positive, help="GB/s of one GPU [with --gpu: the GPU's]")
     add(
         "--overhead-ms", type=not_negative, default=0.2, help="what each step adds on a stage [0.2]"
     )
-    add("--hop-ms", type=not_negative, default=0.1, help="the way to the next stage [0.1]")
+    add(
+        "--hop-ms",
+        type=not_negative,
+        help="the way to the next stage [0.1, or as measured in FILE.steps.csv]",
+    )
     add("--tensor-parallel", type=positive_int, default=1, help="GPUs that share each stage [1]")
     add("--allreduce-bandwidth", type=positive, default=14.65, help="GB/s [14.65, PCIe switch]")
     add("--allreduce-bytes-per-token", type=positive, help="2 x layers x hidden x 2 [the model's]")
 
 
-def hardware_of(options: argparse.Namespace) -> Hardware:
+def num_stages_of(options: argparse.Namespace) -> int:
+    """The stages that are asked for, 4 where nobody says.
+
+    Raises `HardwareError` for another number than a table of measured stages has, or
+    `ProfileError`.
+    """
+    given: int | None = options.stages
+    if options.profile is None or not is_step_table(options.profile):
+        return given or DEFAULT_STAGES
+    measured = len(read_steps(options.profile).stages)
+    if given not in (None, measured):
+        raise HardwareError(f"{options.profile} is of {measured} stages, not of {given}")
+    return measured
+
+
+def hardware_of(options: argparse.Namespace) -> Hardware | MeasuredHardware:
     """What `add_hardware_options` describes.
 
     Raises `HardwareError`, `ProfileError`, `GpuError` or `ModelShapeError`, each one line.
     """
     if (options.profile is None) == (options.gpu is None):
         raise HardwareError("give either --profile CSV or --gpu NAME --model CONFIG")
+    if options.profile is not None and is_step_table(options.profile):
+        return _of_steps(options)
     given = {
         "kv_tokens": options.kv_tokens,
         "kv_bytes_per_token": options.kv_bytes_per_token,
@@ -93,7 +145,7 @@ def hardware_of(options: argparse.Namespace) -> Hardware:
     return replace(
         _of_profile(options) if options.gpu is None else _of_gpu(options),
         overhead_s=options.overhead_ms / 1000,
-        hop_s=options.hop_ms / 1000,
+        hop_s=(DEFAULT_HOP_MS if options.hop_ms is None else options.hop_ms) / 1000,
         tensor_parallel=options.tensor_parallel,
         allreduce_bytes_per_s=options.allreduce_bandwidth * 1e9,
         **{name: value for name, value in given.items() if value is not None},
@@ -110,11 +162,40 @@ def _of_profile(options: argparse.Namespace) -> Hardware:
     return Hardware(read_profile(options.profile), 0, 0.0, 1.0)
 
 
+def _of_steps(options: argparse.Namespace) -> MeasuredHardware:
+    if options.tensor_parallel > 1:
+        raise HardwareError(f"{options.profile} is of stages without tensor parallelism")
+    table = read_steps(options.profile)
+    return MeasuredHardware(
+        tuple(fit(steps) for steps in table.stages),
+        options.kv_tokens or _number(options.profile, table, "kv_tokens"),
+        options.overhead_ms / 1000,
+        _hop_ms(options, table) / 1000,
+    )
+
+
+def _hop_ms(options: argparse.Namespace, table: StepTable) -> float:
+    if options.hop_ms is not None:
+        return float(options.hop_ms)
+    told = table.notes.get("p2p_latency_us")
+    try:
+        return median(float(link) for link in told.split(",")) / 1000 if told else DEFAULT_HOP_MS
+    except ValueError:
+        raise HardwareError(f"{options.profile}: p2p_latency_us {told} is no number") from None
+
+
+def _number(path: Path, table: StepTable, key: str) -> int:
+    told = table.notes.get(key, "")
+    if not told.isdecimal() or not int(told):
+        raise HardwareError(f"{path} does not tell {key}: give --{key.replace('_', '-')}")
+    return int(told)
+
+
 def _of_gpu(options: argparse.Namespace) -> Hardware:
     if options.model is None:
         raise HardwareError("--gpu needs --model: a config.json or a name of configs/models")
     gpu, shape = find_gpu(options.gpu), read_shape(options.model)
-    num_gpus = options.stages * options.tensor_parallel
+    num_gpus = num_stages_of(options) * options.tensor_parallel
     kv_tokens = kv_capacity_tokens(gpu, shape, num_gpus)
     if not kv_tokens and options.kv_tokens is None:
         raise HardwareError(f"{shape.name} does not fit {num_gpus} x {gpu.name}")

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from predictor.classes import LengthClasses
 from tqdm import tqdm
 
 from benchmarks.paper import DOCUMENT, MAX_MODEL_LEN, NUM_GPUS, PROFILES, SETUPS, hardware_of_setup
@@ -33,6 +32,7 @@ from benchmarks.simulate import summarise
 from benchmarks.workloads import make_workload
 from configs.schema import DEMO_MODEL, EngineConfig
 from engine.simulation import Arrival, simulate
+from predictor.classes import LengthClasses
 
 CHART = Path("docs/prediction_quality.svg")
 BEGIN = "<!-- make prediction-quality: begin -->"
@@ -127,11 +127,11 @@ def sharegpt(count: int, seed: int) -> Work:
 def demo(count: int, seed: int) -> Work:
     """Held-out prompts of the demo model, with the lengths of its answers."""
     import torch
-    from demo.answer_lengths import output_lens as lens_of_answers
-    from predictor.checkpoint import load_predictor
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from demo.answer_lengths import output_lens as lens_of_answers
     from demo.tasks import held_out
+    from predictor.checkpoint import load_predictor
 
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
     model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.bfloat16).eval()

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benchmarks.hardware import ERRORS, add_hardware_options, hardware_of
+from benchmarks.hardware import ERRORS, add_hardware_options, hardware_of, num_stages_of
 from benchmarks.request import Request, WorkloadError
 from benchmarks.summary import spread
 from benchmarks.timeline import draw
@@ -90,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0 when all requests have ended, 2 for what cannot be simulated."""
     options, rest = _parser().parse_known_args(argv)
     try:
+        options.stages = num_stages_of(options)
         settings = load([*rest, f"--pipeline-parallel-size={options.stages}"], {})
         config = EngineConfig.model_validate(
             settings.model_dump(include=set(EngineConfig.model_fields))

@@ -1,15 +1,22 @@
 """Profiles: how long a model's forward takes over n tokens, read from and written to CSV.
 
-The format is TD-Pipe's: a header `Total Length,Execute Time`, then tokens and milliseconds of a
-forward through the whole model. Lines that begin with # are notes.
+Two formats. TD-Pipe's has a header `Total Length,Execute Time`, then tokens and milliseconds of a
+forward through the whole model; lines that begin with # are notes. The rich one, which
+`tdpipe profile` writes, has a line for each measured step of each stage; its notes `# key: value`
+at the head say what was measured.
 """
 
 import csv
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 HEADER = ("Total Length", "Execute Time")
+STEP_COLUMNS = ("stage", "kind", "rows", "tokens", "kv_tokens", "pairs", "seconds", "repeats")
+
+Kind = Literal["prefill", "decode", "mixed"]
 
 
 class ProfileError(ValueError):
@@ -22,6 +29,80 @@ class Profile:
 
     num_tokens: tuple[int, ...]
     seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredStep:
+    """A step and the median of the seconds that `repeats` of it took on one stage.
+
+    `tokens` are fed in `rows` rows, after `kv_tokens` in the cache; `pairs` are those of a new
+    token with itself or one before it, in rows of several new tokens.
+    """
+
+    kind: Kind
+    rows: int
+    tokens: int
+    kv_tokens: int
+    pairs: int
+    seconds: float
+    repeats: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StepTable:
+    """The measured steps of each stage, and the notes that say what was measured."""
+
+    notes: Mapping[str, str]
+    stages: tuple[tuple[MeasuredStep, ...], ...]
+
+
+def is_step_table(path: Path) -> bool:
+    """Whether the file's first line that is no note names the rich table's columns."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            first = next((line for line in file if not line.startswith("#")), "")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return tuple(cell.strip() for cell in first.split(",")) == STEP_COLUMNS
+
+
+def read_steps(path: Path) -> StepTable:
+    """The rich table in `path`. Raises `ProfileError`, which names the line that is wrong."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProfileError(f"cannot read the profile {path}: {error}") from error
+    notes = dict(_read_notes(lines))
+    rows = [(i, line) for i, line in enumerate(lines, 1) if line and not line.startswith("#")]
+    if not rows:
+        raise ProfileError(f"{path} is an empty profile")
+    if tuple(cell.strip() for cell in rows[0][1].split(",")) != STEP_COLUMNS:
+        columns = ",".join(STEP_COLUMNS)
+        raise ProfileError(f"{path}, line {rows[0][0]}: the columns must be {columns}")
+    stages: dict[int, list[MeasuredStep]] = {}
+    for number, line in rows[1:]:
+        stage, step = _read_step(path, number, line.split(","))
+        stages.setdefault(stage, []).append(step)
+    num_stages = notes.get("stages", "")
+    count = int(num_stages) if num_stages.isdecimal() else max(stages, default=0) + 1
+    for stage in range(count):
+        if stage not in stages:
+            raise ProfileError(f"{path} has no steps of stage {stage}")
+    if len(stages) > count:
+        raise ProfileError(f"{path} has steps of stage {max(stages)}, but {count} stages")
+    return StepTable(notes, tuple(tuple(stages[stage]) for stage in range(count)))
+
+
+def head_of_steps(notes: Mapping[str, str]) -> str:
+    """The rich table's first lines: the notes, then the columns."""
+    told = [f"# {key}: {' '.join(value.split())}" for key, value in notes.items()]
+    return "\n".join([*told, ",".join(STEP_COLUMNS), ""])
+
+
+def line_of_step(stage: int, step: MeasuredStep) -> str:
+    """One line of the rich table."""
+    sizes = f"{step.rows},{step.tokens},{step.kv_tokens},{step.pairs}"
+    return f"{stage},{step.kind},{sizes},{step.seconds:.9f},{step.repeats}\n"
 
 
 def read_profile(path: Path) -> Profile:
@@ -69,3 +150,25 @@ def _read_row(path: Path, number: int, row: list[str]) -> tuple[int, float]:
     if num_tokens < 1 or not (math.isfinite(milliseconds) and milliseconds > 0):
         raise ProfileError(f"{path}, line {number}: tokens and milliseconds must be above 0")
     return num_tokens, milliseconds / 1000
+
+
+def _read_notes(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for line in lines:
+        key, colon, value = line.removeprefix("#").partition(":")
+        if line.startswith("#") and colon:
+            yield key.strip(), value.strip()
+
+
+def _read_step(path: Path, number: int, cells: Sequence[str]) -> tuple[int, MeasuredStep]:
+    try:
+        stage, rows, tokens, kv_tokens, pairs, repeats = (int(cells[i]) for i in (0, 2, 3, 4, 5, 7))
+        seconds, kind = float(cells[6]), cells[1].strip()
+    except (ValueError, IndexError) as error:
+        raise ProfileError(f"{path}, line {number}: not {','.join(STEP_COLUMNS)}") from error
+    if len(cells) != len(STEP_COLUMNS) or kind not in get_args(Kind):
+        raise ProfileError(f"{path}, line {number}: not {','.join(STEP_COLUMNS)}")
+    if min(stage, kv_tokens, pairs) < 0 or min(rows, repeats) < 1 or tokens < rows:
+        raise ProfileError(f"{path}, line {number}: a number is too small")
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ProfileError(f"{path}, line {number}: seconds must be above 0")
+    return stage, MeasuredStep(cast(Kind, kind), rows, tokens, kv_tokens, pairs, seconds, repeats)

@@ -5,7 +5,6 @@ over. A room takes the part it needs (`def __init__(self, config: SchedulerConfi
 all of them.
 """
 
-import os
 from pathlib import Path
 from typing import Literal, Self
 
@@ -15,9 +14,11 @@ DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
 
 
 def _data_dir() -> Path:
-    """Where the XDG base directory specification wants an application's data."""
-    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return Path(base) / "tdpipe"
+    """The user's folder for applications' data; a user without a home has a shared one."""
+    try:
+        return Path.home() / ".local" / "share" / "tdpipe"
+    except RuntimeError:
+        return Path("/var/tmp/tdpipe")
 
 
 class Part(BaseModel):
@@ -86,7 +87,7 @@ class PipelineConfig(Part):
         None, description="what steps cost, from `tdpipe profile` [measured at the first start]"
     )
     profile_seconds: float = Field(
-        3.0, ge=0, description="time in which a stage measures its steps at the start; 0 never"
+        5.0, ge=0, description="time in which a stage measures its steps at the start; 0 never"
     )
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads per stage [cores divided by stages]"
@@ -323,7 +324,8 @@ class RuntimeConfig(Part):
     )
     data_dir: Path = Field(
         default_factory=_data_dir,
-        description="folder for what is kept across restarts: profiles, lengths of answers",
+        description="folder for what is kept across restarts: profiles, lengths of answers "
+        "[~/.local/share/tdpipe]",
     )
     journal: Path | None = Field(
         None, description="write every event and decision here, for `tdpipe replay`"

@@ -19,7 +19,7 @@ MOST = 4.0
 NUM_BUCKETS = 14
 _POINTS: Floats = np.exp2(np.arange(NUM_BUCKETS, dtype=np.float64))
 # Steps of a bucket that are remembered, and from how many on it has a factor of its own.
-_WINDOW, _ENOUGH = 64, 16
+_WINDOW, _ENOUGH = 64, 8
 # Steps over which the ratio is taken that is shown.
 _SHOWN = 256
 # Steps are forgotten oldest first beyond this: a stage tells of them twice a second.

@@ -55,6 +55,11 @@ class KvCache:
             for layer, s in shapes.items()
         }
 
+    @property
+    def num_bytes(self) -> int:
+        """What all layers may come to take in memory."""
+        return sum(tensor.nbytes for tensors in self.layers.values() for tensor in tensors)
+
 
 @dataclass(slots=True, frozen=True)
 class PagedStep:
@@ -111,23 +116,24 @@ def count_blocks(
     """
     block_bytes = config.block_size * itemsize * sum(s.values_per_token for s in shapes.values())
     if config.kv_cache_memory_bytes is not None:
-        free_bytes = config.kv_cache_memory_bytes
-        num_blocks = free_bytes // block_bytes
+        room_bytes = config.kv_cache_memory_bytes
+        num_blocks = room_bytes // block_bytes
     else:
-        free_bytes = _free_bytes(config, device, stages_on_device)
+        room_bytes = free_bytes(config, device, stages_on_device)
         useful = config.max_live(config.pipeline_parallel_size) * -(
             -max_model_len // config.block_size
         )
-        num_blocks = min(free_bytes // block_bytes, useful)
+        num_blocks = min(room_bytes // block_bytes, useful)
     if num_blocks < 1:
         raise KvCacheError(
-            f"{max(0, free_bytes):,} bytes do not hold one KV block of {block_bytes:,} bytes "
+            f"{max(0, room_bytes):,} bytes do not hold one KV block of {block_bytes:,} bytes "
             f"({config.block_size} tokens)"
         )
     return num_blocks
 
 
-def _free_bytes(config: Config, device: torch.device, stages_on_device: int) -> int:
+def free_bytes(config: Config, device: torch.device, stages_on_device: int) -> int:
+    """What a stage's KV cache may take of the device's memory, without a setting."""
     if device.type == "cpu":
         return int(psutil.virtual_memory().available * CPU_MEMORY_PART) // stages_on_device
     free, total = torch.cuda.mem_get_info(device)

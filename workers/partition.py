@@ -1,7 +1,13 @@
 """The partition: which layers each stage holds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from itertools import accumulate
+from math import inf
+
+# What a stage of these layers costs: (stage, first layer, layer after the last).
+Weight = Callable[[int, int, int], float]
+Fits = Callable[[int, int, int], bool]
 
 
 class PartitionError(Exception):
@@ -28,29 +34,80 @@ def balance(layers: Sequence[int], embedding: int, head: int, num_stages: int) -
     splits the one with the smallest sum of squares is taken.
     Raises `PartitionError` when there are fewer layers than stages.
     """
-    num_layers = len(layers)
-    if num_layers < num_stages:
-        raise PartitionError(f"{num_layers} layers cannot be split into {num_stages} stages")
-    prefix = [0]
-    for weight in layers:
-        prefix.append(prefix[-1] + weight)
+    prefix = _sums(layers)
 
-    def weight_of(stage: int, start: int, end: int) -> int:
+    def weight_of(stage: int, start: int, end: int) -> float:
         extra = embedding * (stage == 0) + head * (stage == num_stages - 1)
         return prefix[end] - prefix[start] + extra
 
-    @cache
-    def best(stage: int, start: int) -> tuple[int, int, tuple[int, ...]]:
-        """(heaviest, sum of squares, ends) from `stage` on, for the layers from `start` on."""
-        if stage == num_stages - 1:
-            weight = weight_of(stage, start, num_layers)
-            return weight, weight * weight, (num_layers,)
-        choices = []
-        for end in range(start + 1, num_layers - (num_stages - 1 - stage) + 1):
-            weight = weight_of(stage, start, end)
-            heaviest, squares, ends = best(stage + 1, end)
-            choices.append((max(weight, heaviest), weight * weight + squares, (end, *ends)))
-        return min(choices)
+    return _lightest(weight_of, lambda *_: True, len(layers), num_stages)
 
-    ends = best(0, 0)[2]
+
+def fastest(
+    layer_s: Sequence[Sequence[float]], extra_s: Sequence[float], fits: Fits
+) -> list[range]:
+    """Consecutive layer ranges whose slowest stage is as fast as can be.
+
+    `layer_s` are the seconds of each layer on each stage, [stages][layers]: devices may differ;
+    `extra_s` what a stage does besides. `fits(stage, start, end)` tells whether the stage's memory
+    holds those layers. Among equally good splits the one with the smallest sum of squares is taken.
+    Raises `PartitionError` when nothing fits, or there are fewer layers than stages.
+    """
+    prefixes = [_sums(seconds) for seconds in layer_s]
+
+    def weight_of(stage: int, start: int, end: int) -> float:
+        return prefixes[stage][end] - prefixes[stage][start] + extra_s[stage]
+
+    return _lightest(weight_of, fits, len(layer_s[0]), len(layer_s))
+
+
+def _lightest(weight_of: Weight, fits: Fits, num_layers: int, num_stages: int) -> list[range]:
+    """The smallest heaviest weight first; then, within it, the smallest sum of squares.
+
+    One after the other: the lightest way to end is not always part of the lightest way as a whole.
+    """
+    if num_layers < num_stages:
+        raise PartitionError(f"{num_layers} layers cannot be split into {num_stages} stages")
+    limit, _ = _least(weight_of, fits, max, num_layers, num_stages)
+
+    def fits_too(stage: int, start: int, end: int) -> bool:
+        return weight_of(stage, start, end) <= limit and fits(stage, start, end)
+
+    def add_square(weight: float, rest: float) -> float:
+        return weight * weight + rest
+
+    _, ends = _least(weight_of, fits_too, add_square, num_layers, num_stages)
+    if not ends:
+        raise PartitionError("no split of the layers fits the stages' memory")
     return [range(start, end) for start, end in zip((0, *ends), ends, strict=False)]
+
+
+def _least(
+    weight_of: Weight,
+    fits: Fits,
+    add: Callable[[float, float], float],
+    num_layers: int,
+    num_stages: int,
+) -> tuple[float, tuple[int, ...]]:
+    """(cost, where each stage ends) of the split of least cost; infinite and empty without one."""
+
+    @cache
+    def least(stage: int, start: int) -> tuple[float, tuple[int, ...]]:
+        if stage == num_stages:
+            return 0, ()
+        is_last = stage == num_stages - 1
+        last_end = num_layers - (num_stages - 1 - stage)
+        best: tuple[float, tuple[int, ...]] = (inf, ())
+        for end in range(last_end if is_last else start + 1, last_end + 1):
+            if not fits(stage, start, end):
+                continue
+            rest, ends = least(stage + 1, end)
+            best = min(best, (add(weight_of(stage, start, end), rest), (end, *ends)))
+        return best if best[0] < inf else (inf, ())
+
+    return least(0, 0)
+
+
+def _sums(numbers: Iterable[float]) -> list[float]:
+    """The sum of the first n numbers, for each n."""
+    return [0, *accumulate(numbers)]

@@ -18,7 +18,8 @@ from configs.schema import Config
 from engine.messages import ToStage
 from engine.wire import Spoke
 from workers.heartbeat import HeartbeatThread, Progress
-from workers.stage import Place, Stage
+from workers.loading import Place
+from workers.stage import Stage
 
 
 def main(runtime_dir: str) -> None:
@@ -40,6 +41,7 @@ def main(runtime_dir: str) -> None:
         log = logs.set_up(f"stage {place.stage}", config.log_level)
         progress = Progress()
         stage = Stage(config, place, progress)
+        stage.identity.save(folder)
     except Exception as error:  # the edge of the process: whatever it is, it is told in one line
         line = f"stage {os.environ['RANK']}: {_root_cause(error)}"
         is_first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"

@@ -1,63 +1,113 @@
 """The profiler: what a step costs on this stage, measured as it will be run.
 
-A quick look at the start, within a budget of seconds: prefills of growing size, then decodes over
-little and over much resident KV. All stages measure at the same time, so those that share cores
-share them here too. What it writes into the cache is never read: a real row writes its own slots
-before anybody reads them.
+A quick look at the start, within a budget of seconds: prefills of growing size in long and in short
+rows, decodes of several numbers of rows over little and over much resident KV, and both at once;
+what matters most first. All stages measure at the same time, so those that share cores share them
+here too. The steps are measured in rounds, never one step many times in a row: what disturbs the
+machine for a moment disturbs one measurement of each, and no step finds its own KV in the cache.
 """
 
 import logging
 import time
-from array import array
-from collections.abc import Callable
-from itertools import accumulate
+from collections.abc import Callable, Sequence
 from statistics import median
 
-import torch
+from configs.profiles import MeasuredStep
+from engine.messages import StageCosts
+from workers.cost_fit import fit
+from workers.trial import Trial, decode, mixed, prefill
 
-from engine.messages import Phase, StageCosts, Step
-
-# Prompts in a measured prefill are not longer: attention within one is another matter.
-ROW_TOKENS = 256
-DECODE_ROWS = 16
 SHORT_CONTEXT, LONG_CONTEXT = 16, 512
-MAX_REPEATS = 3
-# Parts of the budget: one size is repeated no longer than, and prefills may take in all.
-REPEAT_PART, PREFILL_PART = 0.05, 0.8
+MAX_ROUNDS = 9
+# A step that takes more than this part of the budget is not run just to warm up.
+WARM_UP_PART = 0.03
+
+Run = Callable[[Trial], float]
+"""Runs a trial and answers the seconds that it took."""
 
 log = logging.getLogger("tdpipe")
 
 
-def profile(
-    run: Callable[[Step], None],
-    *,
-    device: torch.device,
-    block_size: int,
-    num_blocks: int,
-    max_tokens: int,
-    budget_s: float,
-) -> StageCosts:
-    """Seconds of `run` over steps of up to `max_tokens` tokens, as far as `budget_s` reaches.
+def profile(run: Run, trials: Sequence[Trial], budget_s: float) -> StageCosts:
+    """What the trials' steps cost, as far as `budget_s` reaches.
 
     Empty where the budget is 0 or something fails: a stage that cannot be measured can be used.
     """
-    if not budget_s:
+    if not budget_s or not trials:
         return StageCosts()
-    ends_at = time.monotonic() + PREFILL_PART * budget_s
-    most = min(max_tokens, num_blocks * block_size)
-
-    def timed(step: Step) -> float:
-        return _time(run, step, device, REPEAT_PART * budget_s)
-
     try:
-        measured = _prefills(timed, device, block_size, most, ends_at)
-        kv_s = _kv_seconds(timed, block_size, num_blocks)
+        return fit(measure(run, trials, budget_s))
     except Exception as error:  # whatever it is, serving goes on without
         log.warning("the stage could not be measured: %s", error)
         return StageCosts()
-    # More tokens never cost less; what says so is noise.
-    seconds = tuple(accumulate(measured.values(), max))
-    return StageCosts(tuple(measured), seconds, kv_s)
+
+
+def measure(run: Run, trials: Sequence[Trial], budget_s: float) -> list[MeasuredStep]:
+    """The trials' median seconds over a few rounds; those that the budget does not reach lack.
+
+    At least the first trial is measured.
+    """
+    ends_at = time.monotonic() + budget_s
+    times: dict[Trial, list[float]] = {}
+    for trial in trials:
+        if times and time.monotonic() + _round_s(trial, times, budget_s) > ends_at:
+            continue
+        seconds = run(trial)
+        if seconds < WARM_UP_PART * budget_s:
+            seconds = run(trial)
+        times[trial] = [seconds]
+    for _ in range(MAX_ROUNDS - 1):
+        for trial, measured in times.items():
+            if time.monotonic() + measured[0] > ends_at:
+                continue
+            measured.append(run(trial))
+    return [trial.measured(median(seconds), len(seconds)) for trial, seconds in times.items()]
+
+
+def quick_trials(
+    *,
+    max_tokens: int,
+    max_model_len: int,
+    max_rows: int,
+    cache_tokens: int,
+    has_stairs: bool,
+) -> list[Trial]:
+    """The steps to measure at the start, what matters most first.
+
+    Within steps of `max_tokens` tokens, rows of `max_model_len` with their context, and as many
+    rows and as much KV as there can be.
+    """
+    most = min(max_tokens, cache_tokens)
+    contexts = (SHORT_CONTEXT, LONG_CONTEXT)
+    first: list[Trial] = [
+        *(decode(count, context) for count in (1, 8, 32, 128) for context in contexts),
+        *(prefill([size]) for size in (4, 16, 64, 256)),
+        prefill([32]),
+        prefill([8] * 8),
+        prefill([32] * 8),
+        prefill([64], 448),
+        prefill([256], 256),
+        mixed(16, 256, 112),
+    ]
+    # Each of them may take as long as all others together.
+    largest = [prefill(_split(most, min(256, max_model_len))), prefill([min(most, max_model_len)])]
+    second: list[Trial] = [
+        *(prefill([size]) for size in sizes(most, has_stairs=has_stairs)),
+        *(prefill(_split(size, 128)) for size in (512, 1024)),
+        *(decode(1 << power, kv) for power in range(10) for kv in (*contexts, 192, 1536)),
+        *(mixed(count, 128, chunk) for count, chunk in ((4, 60), (64, 64), (32, 480))),
+        prefill([16] * 4, 240),
+        prefill([512], 512),
+    ]
+    chosen = dict.fromkeys([*sorted(first, key=_work), *largest, *sorted(second, key=_work)])
+    return [
+        trial
+        for trial in chosen
+        if trial.num_tokens <= most
+        and trial.longest <= max_model_len
+        and trial.num_rows <= max_rows
+        and trial.kv_tokens + trial.num_tokens <= cache_tokens
+    ]
 
 
 def sizes(max_tokens: int, *, has_stairs: bool) -> list[int]:
@@ -68,77 +118,17 @@ def sizes(max_tokens: int, *, has_stairs: bool) -> list[int]:
     return sorted({size for size in chosen if size < max_tokens} | {max_tokens})
 
 
-def prefill_step(num_tokens: int, block_size: int) -> Step:
-    """Prompts of `num_tokens` tokens together, from the cache's first block on."""
-    rows = [min(ROW_TOKENS, num_tokens - at) for at in range(0, num_tokens, ROW_TOKENS)]
-    return _step("prefill", rows, [0] * len(rows), block_size)
+def _split(total: int, part: int) -> list[int]:
+    return [min(part, total - at) for at in range(0, total, part)]
 
 
-def decode_step(num_rows: int, context: int, block_size: int, num_blocks: int) -> Step:
-    """Rows of one token after `context` others; they share blocks where the cache is small."""
-    return _step("decode", [1] * num_rows, [context] * num_rows, block_size, num_blocks)
+def _work(trial: Trial) -> float:
+    """About how long a trial takes, in tokens: the KV of 50 costs as much as one that is fed."""
+    return trial.num_tokens + trial.num_rows + (trial.kv_tokens + trial.pairs / 16) / 50
 
 
-def _prefills(
-    timed: Callable[[Step], float],
-    device: torch.device,
-    block_size: int,
-    most: int,
-    ends_at: float,
-) -> dict[int, float]:
-    measured: dict[int, float] = {}
-    for size in sizes(most, has_stairs=device.type == "cuda"):
-        last = max(measured, default=0)
-        expected_s = measured[last] * size / last if last else 0.0
-        if measured and time.monotonic() + expected_s > ends_at:
-            break
-        measured[size] = timed(prefill_step(size, block_size))
-    return measured
-
-
-def _kv_seconds(timed: Callable[[Step], float], block_size: int, num_blocks: int) -> float:
-    """Seconds for each token of resident KV that a decode reads."""
-    short, long = (
-        timed(decode_step(DECODE_ROWS, context, block_size, num_blocks))
-        for context in (SHORT_CONTEXT, LONG_CONTEXT)
-    )
-    return max(0.0, long - short) / (DECODE_ROWS * (LONG_CONTEXT - SHORT_CONTEXT))
-
-
-def _time(run: Callable[[Step], None], step: Step, device: torch.device, limit_s: float) -> float:
-    """The median of a few runs within `limit_s`, at least of one, after one to warm up."""
-    times: list[float] = []
-    while len(times) <= MAX_REPEATS and (len(times) < 2 or sum(times) < limit_s):
-        _wait(device)
-        began_at = time.perf_counter()
-        run(step)
-        _wait(device)
-        times.append(time.perf_counter() - began_at)
-    return median(times[1:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _step(
-    phase: Phase, counts: list[int], starts: list[int], block_size: int, num_blocks: int = 0
-) -> Step:
-    tables, next_block = array("i"), 0
-    for count, start in zip(counts, starts, strict=True):
-        length = -(-(start + count) // block_size)
-        blocks = range(next_block, next_block + length)
-        tables.extend(block % num_blocks if num_blocks else block for block in blocks)
-        next_block += length
-    return Step(
-        epoch=0,
-        step_id=-1,
-        phase=phase,
-        sequence_ids=array("q", range(len(counts))).tobytes(),
-        start_positions=array("i", starts).tobytes(),
-        num_tokens=array("i", counts).tobytes(),
-        samples=b"\1" * len(counts),
-        token_ids=bytes(4 * sum(counts)),
-        block_tables=tables.tobytes(),
-    )
+def _round_s(trial: Trial, times: dict[Trial, list[float]], budget_s: float) -> float:
+    """What a trial's first measurement may take, by the largest that has been measured."""
+    largest = max(times, key=_work)
+    expected_s = times[largest][0] * max(1.0, _work(trial) / _work(largest))
+    return expected_s if expected_s > WARM_UP_PART * budget_s else 2 * expected_s

@@ -1,58 +1,42 @@
 """The stage: receive the plan, receive activations, build the batch, forward, send."""
 
-import logging
 import time
 from collections import deque
-from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from configs.schema import Config
 from engine.messages import StageCosts, StageReady, Step, StepDone, ToStage
 from engine.wire import Spoke
-from workers import batch, kv_cache, profiler, stage_model
-from workers.attention import UnsupportedModelError
+from workers import batch, kv_cache, loading, profiler
 from workers.batch import Batch
 from workers.heartbeat import Progress
-from workers.kv_cache import KvCache, LayerShape, PagedStep, Probe
+from workers.identity import identify
+from workers.known_costs import find_costs
+from workers.kv_cache import KvCache, PagedStep
+from workers.loading import Place, TimedRun
 from workers.sampler import sample
-from workers.stage_model import StageModel
 from workers.transport import Transport
+from workers.trial import block_counts, prefill
 
 IDLE_WAIT_S = 1.0
-
-log = logging.getLogger("tdpipe")
-
-
-@dataclass(slots=True, frozen=True)
-class Place:
-    """Where in the pipeline this stage stands and what it runs on."""
-
-    stage: int
-    epoch: int
-    device: torch.device
-    stages_on_device: int
+# What the warm-up may take; 64 sizes of the demo model take 0.6 s.
+WARM_UP_S, WARM_UP_ROWS = 1.0, 128
+# Steps that are only measured lie in so much of the cache; untouched pages cost no memory.
+MEASURED_KV_BYTES = 1 << 27
 
 
 class Stage:
     """One stage's life after the process group is made.
 
-    Making it loads the weights and the KV cache; raises what `stage_model.load` raises and
-    `KvCacheError`.
+    Making it loads the weights and the KV cache; raises what `stage_model.load` raises,
+    `KvCacheError`, and `ValueError` for a profile of another pipeline.
     """
 
     def __init__(self, config: Config, place: Place, progress: Progress) -> None:
         self._config, self._place, self._progress = config, place, progress
-        began_at = time.monotonic()
-        self._model = stage_model.load(config, place.stage, place.device)
-        log.info(
-            "weights loaded in %.1f s: %s",
-            time.monotonic() - began_at,
-            stage_model.describe(self._model),
-        )
-        shapes = _probe(self._model, config, place.device)
+        self._model, shapes = loading.load(config, place)
         # Stages that share a device measure what all of them have left, and only then take it.
         dist.barrier()
         self._num_blocks = kv_cache.count_blocks(
@@ -67,7 +51,10 @@ class Stage:
         self._cache = KvCache(
             shapes, self._num_blocks, config.block_size, self._model.dtype, place.device
         )
-        self._costs = self._measure()
+        self._warm_up()
+        layers, dtype = self._model.layers, str(self._model.dtype).removeprefix("torch.")
+        self.identity = identify(config, place.stage, layers, dtype, place.device)
+        self._costs = find_costs(config, self.identity, self._measure)
         self._plans: deque[Step] = deque()
         self._transport = Transport(
             self._model.hidden_size,
@@ -118,40 +105,39 @@ class Stage:
             self._progress.count_step(step.step_id, began_at, time.monotonic())
             self._transport.send(step.step_id, outgoing)
 
+    def _timed_run(self) -> TimedRun:
+        """Of a part of the cache: larger than a processor's caches, but not all of the memory."""
+        size = self._config.block_size
+        block_bytes = self._cache.num_bytes // self._num_blocks
+        num_blocks = min(self._num_blocks, max(1, MEASURED_KV_BYTES // block_bytes))
+        return TimedRun(self._model, self._cache, size, num_blocks, self._place.device)
+
+    def _warm_up(self) -> None:
+        """Run steps of all sizes once where that compiles something, the small ones first."""
+        if not self._model.compiles_for_each_size:
+            return
+        config, run = self._config, self._timed_run()
+        most = min(config.max_num_batched_tokens, self._num_blocks * config.block_size)
+        ends_at = time.monotonic() + WARM_UP_S
+        for size in self._model.sizes(most):
+            if time.monotonic() > ends_at:
+                return
+            # Rows of one token sample as many: the head's product is compiled as well.
+            row = 1 if size <= WARM_UP_ROWS else 2 * config.block_size
+            run(prefill([min(row, size - at) for at in range(0, size, row)]))
+
     def _measure(self) -> StageCosts:
-        """What steps cost, with all stages at it at the same time."""
-        model, device = self._model, self._place.device
-
-        def run(step: Step) -> None:
-            inputs = batch.build(step, self._config.block_size, device)
-            received = None
-            if not model.is_first:
-                shape = (inputs.num_tokens, model.hidden_size)
-                received = torch.zeros(shape, dtype=model.dtype, device=device)
-            output = self._forward(inputs, received)
-            if model.is_last:
-                sample(output, step)
-
-        dist.barrier()
-        costs = profiler.profile(
-            run,
-            device=device,
-            block_size=self._config.block_size,
-            num_blocks=self._num_blocks,
-            max_tokens=min(self._config.max_num_batched_tokens, model.max_model_len),
-            budget_s=self._config.profile_seconds,
+        config, model = self._config, self._model
+        run = self._timed_run()
+        trials = profiler.quick_trials(
+            max_tokens=config.max_num_batched_tokens,
+            max_model_len=min(model.max_model_len, config.max_model_len or model.max_model_len),
+            max_rows=config.max_live(config.pipeline_parallel_size),
+            cache_tokens=self._num_blocks * config.block_size,
+            has_stairs=self._place.device.type == "cuda",
         )
-        if costs.num_tokens:
-            log.info(
-                "a step takes %s; %.0f ns for each token of KV",
-                ", ".join(
-                    f"{1000 * costs.seconds[i]:.1f} ms for {costs.num_tokens[i]}"
-                    for i in (0, len(costs.num_tokens) // 2, -1)
-                )
-                + " tokens",
-                1e9 * costs.kv_s_per_token,
-            )
-        return costs
+        run.touch(max(sum(block_counts(t, config.block_size)) for t in trials))
+        return profiler.profile(run, trials, config.profile_seconds)
 
     def _forward(self, inputs: Batch, received: Tensor | None) -> Tensor:
         return self._model.forward(
@@ -160,30 +146,3 @@ class Stage:
             inputs.sample_at,
             PagedStep(self._cache, inputs),
         )
-
-
-def _probe(model: StageModel, config: Config, device: torch.device) -> dict[int, LayerShape]:
-    """What each layer stores, learnt from a forward; on a GPU it is one of the largest batch.
-
-    Raises `UnsupportedModelError` for a model with layers that keep something else than KV.
-    """
-    count = 2
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # loading may have needed more than running
-        count = min(config.max_num_batched_tokens, model.max_model_len)
-    positions = torch.arange(count, device=device)[None]
-    inputs = (
-        torch.zeros(1, count, dtype=torch.int64, device=device)
-        if model.is_first
-        else torch.zeros(count, model.hidden_size, dtype=model.dtype, device=device)
-    )
-    probe = Probe({})
-    num_sampling = config.max_live(config.pipeline_parallel_size)
-    model.forward(inputs, positions, positions[0, -num_sampling:], probe)
-    silent = [layer for layer in model.layers if layer not in probe.shapes]
-    if silent:
-        raise UnsupportedModelError(
-            f"{model.config.model_type} models cannot be served: layer {silent[0]} keeps no KV "
-            "that can be paged"
-        )
-    return probe.shapes

@@ -7,7 +7,7 @@ makes buffers and undoes quantisation.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from configs.schema import Config
-from workers import attention, partition
+from workers import attention, cutting, partition
 from workers.attention import UnsupportedModelError
+from workers.cutting import find_trunk
 
 log = logging.getLogger("tdpipe")
-
-# Where a model names no pipeline plan, its final norm has one of these names.
-_FINAL_NORMS = ("norm", "final_layer_norm", "ln_f", "final_norm", "final_layernorm")
-# Absolute position embeddings, which the first stage alone adds.
-_POSITION_EMBEDDINGS = ("embed_positions", "wpe")
 
 
 class StageModel:
@@ -43,6 +39,7 @@ class StageModel:
         self.is_first = layers.start == 0
         self.is_last = layers.stop == self.config.num_hidden_layers
         self.dtype: torch.dtype = model.dtype
+        self.compiles_for_each_size = model.device.type == "cpu" and self.dtype != torch.float32
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
 
     @property
@@ -55,6 +52,18 @@ class StageModel:
         """The longest sequence in tokens that the model was made for."""
         return int(getattr(self.config, "max_position_embeddings", 1 << 20))
 
+    @property
+    def layer_modules(self) -> list[nn.Module]:
+        """The layers that the stage holds, in order."""
+        trunk, name = find_trunk(self._model)
+        all_layers = getattr(trunk, name)
+        return [all_layers[i] for i in self.layers]
+
+    @property
+    def num_bytes(self) -> int:
+        """What the weights take in memory."""
+        return bytes_of(self._model)
+
     @torch.inference_mode()
     def forward(
         self, inputs: Tensor, position_ids: Tensor, sample_at: Tensor, step: attention.Attend
@@ -63,40 +72,56 @@ class StageModel:
 
         Answers `[tokens, hidden]`, or logits `[sampling rows, vocabulary]` on the last stage.
         """
+        count = self._padded(position_ids.shape[1])
         arguments: dict[str, Any] = {
-            "position_ids": _at_least_two(position_ids, dim=1),
+            "position_ids": _pad(position_ids, count, dim=1),
             "use_cache": False,
             "step": step,
         }
         if self.is_first:
-            arguments["input_ids"] = _at_least_two(inputs, dim=1)
+            arguments["input_ids"] = _pad(inputs, count, dim=1)
         else:
-            arguments["inputs_embeds"] = _at_least_two(inputs, dim=0)[None]
+            arguments["inputs_embeds"] = _pad(inputs, count, dim=0)[None]
         if self.is_last:
-            keep = _at_least_two(sample_at, dim=0)
+            keep = _pad(sample_at, self._padded(len(sample_at)), dim=0)
             logits: Tensor = self._model(**arguments, logits_to_keep=keep).logits
             return logits[0, : len(sample_at)]
         hidden: Tensor = self._model.base_model(**arguments).last_hidden_state
         return hidden[0, : position_ids.shape[1]]
 
+    def sizes(self, most: int) -> list[int]:
+        """The numbers of rows, up to `most` tokens, that are computed where they are few."""
+        return sorted({self._padded(count) for count in range(1, most + 1)})
 
-def load(config: Config, stage: int, device: torch.device) -> StageModel:
+    def _padded(self, count: int) -> int:
+        """Rows to compute for `count` of them: at least two, and on a CPU one of a few numbers.
+
+        A product with one row takes another kernel (gemv): on a CPU without AMX it rounds a bf16
+        result otherwise in 1 of 20,000 numbers, so an answer would depend on whether the sequence
+        was alone. And oneDNN compiles a product for each number of rows that it meets, 1 ms each:
+        the demo model's steps took 1.5 times as long at the median, the first time in each size.
+        """
+        if not self.compiles_for_each_size or count <= 2:
+            return max(count, 2)
+        step = 1 << max(2, (count - 1).bit_length() - 4)  # eight numbers to an octave
+        return -(-count // step) * step
+
+
+def load(
+    config: Config, stage: int, device: torch.device, ranges: Sequence[range] | None = None
+) -> StageModel:
     """The stage's share of the model that the settings name, with its weights on the device.
 
-    Raises `UnsupportedModelError`, `PartitionError`, or what transformers and safetensors raise
-    for a checkpoint that is missing, damaged or incomplete (`OSError`, `ValueError`,
-    `SafetensorError`).
+    `ranges` are the layers of all stages where they are known already. Raises
+    `UnsupportedModelError`, `PartitionError`, or what transformers and safetensors raise for a
+    checkpoint that is missing, damaged or incomplete (`OSError`, `ValueError`, `SafetensorError`).
     """
+    model_config = read_config(config)
     source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    try:
-        model_config = AutoConfig.from_pretrained(config.model, **source)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ValueError(f"cannot load {config.model}: {first_line}") from error
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-    layers = split(config, model_config)[stage]
+    layers = (ranges or split(config, model_config))[stage]
     _check_files(Path(config.model))
-    stage_class = _stage_class(_model_class(model_config, config), layers)
+    stage_class = cutting.stage_class(_model_class(model_config, config), layers)
     previous_hook = transformers_logging.set_tqdm_hook(_progress_of(stage))
     try:
         model, report = stage_class.from_pretrained(
@@ -116,6 +141,29 @@ def load(config: Config, stage: int, device: torch.device) -> StageModel:
     return StageModel(model.eval(), layers)
 
 
+def read_config(config: Config) -> PretrainedConfig:
+    """The model's own settings. Raises `ValueError` in one line."""
+    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        return AutoConfig.from_pretrained(config.model, **source)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ValueError(f"cannot load {config.model}: {first_line}") from error
+
+
+def bytes_per_token(config: Config) -> int:
+    """What one token's activations are on their way to the next stage. Raises `ValueError`."""
+    model_config = read_config(config)
+    dtype = model_config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    width = int(model_config.get_text_config().hidden_size)
+    return width * int((dtype or torch.float32).itemsize)
+
+
+def bytes_of(module: nn.Module) -> int:
+    """What a module's weights take in memory."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+
+
 def split(config: Config, model_config: PretrainedConfig) -> list[range]:
     """The layers of each stage: by hand, or balanced by parameters."""
     num_layers = model_config.get_text_config().num_hidden_layers
@@ -123,7 +171,7 @@ def split(config: Config, model_config: PretrainedConfig) -> list[range]:
         return partition.split_by_hand(config.layer_split, num_layers)
     with torch.device("meta"):
         whole = _model_class(model_config, config)._from_config(model_config)
-    trunk, name = _find_trunk(whole)
+    trunk, name = find_trunk(whole)
     layers = [_count(layer) for layer in getattr(trunk, name)]
     embedding, head = whole.get_input_embeddings(), whole.get_output_embeddings()
     return partition.balance(layers, _count(embedding), _count(head), config.pipeline_parallel_size)
@@ -160,94 +208,13 @@ def _model_class(model_config: PretrainedConfig, config: Config) -> type[PreTrai
     return found
 
 
-def _stage_class(whole: type[PreTrainedModel], layers: range) -> type[PreTrainedModel]:
-    """A class that builds the whole skeleton and keeps the stage's part of it."""
-
-    def build_and_cut(
-        self: PreTrainedModel, config: PretrainedConfig, *args: Any, **kw: Any
-    ) -> None:
-        whole.__init__(self, config, *args, **kw)
-        _cut(self, layers)
-
-    members = {
-        "__init__": build_and_cut,
-        "__module__": whole.__module__,
-        # The other stages' tensors are no surprise.
-        "_keys_to_ignore_on_load_unexpected": [r".*"],
-    }
-    return type(whole.__name__, (whole,), members)
-
-
-class _Foreign(nn.Module):
-    """Stands where another stage's module was and hands its first argument on."""
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kw: Any) -> Tensor:  # noqa: ARG002
-        return hidden_states
-
-
-class _NoPositions(nn.Module):
-    """Stands for position embeddings that the first stage has added. 0-dim: keeps the dtype."""
-
-    def forward(self, *args: Any, **kw: Any) -> Tensor:  # noqa: ARG002
-        return torch.zeros(())
-
-
-def _cut(model: PreTrainedModel, layers: range) -> None:
-    """Leave the stage's layers; embeddings on the first stage, final norm and head on the last."""
-    trunk, name = _find_trunk(model)
-    all_layers = getattr(trunk, name)
-    is_first, is_last = layers.start == 0, layers.stop == len(all_layers)
-    for i in range(len(all_layers)):
-        if i not in layers:
-            all_layers[i] = _Foreign()
-    is_tied = bool(model.config.get_text_config().tie_word_embeddings)
-    if not is_first:
-        _drop_beginning(model, trunk, keep_embedding=is_last and is_tied)
-    if not is_last:
-        _drop_end(model, trunk, name)
-
-
-def _drop_beginning(model: PreTrainedModel, trunk: nn.Module, *, keep_embedding: bool) -> None:
-    """A later stage embeds nothing; a tied last stage keeps the embedding as its head's weight."""
-    if not keep_embedding:
-        model.set_input_embeddings(_Foreign())
-    for name in _POSITION_EMBEDDINGS:
-        if hasattr(trunk, name):
-            setattr(trunk, name, _NoPositions())
-    if getattr(trunk, "project_in", None) is not None:
-        trunk.project_in = None  # type: ignore[assignment]
-
-
-def _drop_end(model: PreTrainedModel, trunk: nn.Module, layers_name: str) -> None:
-    """An earlier stage neither norms the last hidden states nor makes logits of them."""
-    plan = list(model.config.base_model_pp_plan or {})
-    named = plan[plan.index(layers_name) + 1 :] if layers_name in plan else []
-    for name in named or _FINAL_NORMS:
-        if isinstance(getattr(trunk, name, None), nn.Module):
-            setattr(trunk, name, _Foreign())
-    if getattr(trunk, "project_out", None) is not None:
-        trunk.project_out = None  # type: ignore[assignment]
-    model.set_output_embeddings(_Foreign())
-    model.all_tied_weights_keys = {}
-
-
-def _find_trunk(model: PreTrainedModel) -> tuple[nn.Module, str]:
-    """The module that owns the list of layers, and the list's name in it."""
-    num_layers = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == num_layers:
-                return module, name
-    raise UnsupportedModelError(f"no list of {num_layers} layers found in {type(model).__name__}")
-
-
-def _at_least_two(rows: Tensor, dim: int) -> Tensor:
-    """A single row is given twice: a product with one row takes another kernel (gemv).
-
-    On a CPU without AMX it rounds a bf16 result otherwise in 1 of 20,000 numbers, so an answer
-    would depend on whether the sequence was alone.
-    """
-    return torch.cat([rows, rows], dim) if rows.shape[dim] == 1 else rows
+def _pad(rows: Tensor, count: int, dim: int) -> Tensor:
+    """`count` rows along `dim`: the last one again and again behind the others, if there is one."""
+    more = count - rows.shape[dim]
+    if more <= 0 or not rows.shape[dim]:
+        return rows
+    last = rows.narrow(dim, rows.shape[dim] - 1, 1)
+    return torch.cat([rows, *[last] * more], dim)
 
 
 def _count(module: nn.Module) -> int:

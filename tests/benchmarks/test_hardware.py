@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
-from benchmarks.hardware import ERRORS, Hardware, HardwareError, add_hardware_options, hardware_of
+from benchmarks.hardware import (
+    ERRORS,
+    Hardware,
+    HardwareError,
+    MeasuredHardware,
+    add_hardware_options,
+    hardware_of,
+    num_stages_of,
+)
 from benchmarks.model_shape import read_shape
 from configs.gpus import find_gpu
-from configs.profiles import Profile, write_profile
+from configs.profiles import MeasuredStep, Profile, head_of_steps, line_of_step, write_profile
 
 PROFILE = Profile((1, 512), (0.040, 0.128))
 # Of Llama-2-13B: keys and values of 40 layers are as many numbers as two exchanges in each of them.
@@ -154,3 +162,54 @@ def test_what_is_not_described_is_refused_in_one_line(wrong: list[str]) -> None:
     with pytest.raises(ERRORS) as caught:
         hardware_of(parse(*wrong))
     assert "\n" not in str(caught.value)
+
+
+NOTES = {"stages": "2", "kv_tokens": "5000", "p2p_latency_us": "300"}
+
+
+def write_table(path: Path, notes: dict[str, str]) -> list[str]:
+    """Two stages of 1 ms and 2 ms a step, whatever its tokens; the options that name it."""
+    lines = [head_of_steps(notes)]
+    for stage in range(2):
+        for tokens in (1, 64, 512):
+            step = MeasuredStep("prefill", 1, tokens, 0, tokens, (1 + stage) / 1000)
+            lines.append(line_of_step(stage, step))
+    path.write_text("".join(lines))
+    return ["--profile", str(path)]
+
+
+def test_a_table_of_measured_stages_says_everything(tmp_path: Path) -> None:
+    options = parse(*write_table(tmp_path / "x.steps.csv", NOTES))
+    assert num_stages_of(options) == 2
+    hardware = hardware_of(options)
+    assert isinstance(hardware, MeasuredHardware)
+    node = hardware.node(2, 16, 2048)
+    assert node.num_blocks == 5000 // 16
+    assert node.hop_s == pytest.approx(0.0003)
+    assert [costs.seconds[0] for costs in node.costs] == pytest.approx([0.001, 0.002], rel=0.02)
+
+
+def test_what_is_said_besides_wins_over_the_table_s(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "x.steps.csv", NOTES)
+    hardware = hardware_of(parse(*table, "--kv-tokens", "32", "--hop-ms", "7", "--stages", "2"))
+    node = hardware.node(2, 16, 2048)
+    assert (node.num_blocks, node.hop_s) == (2, 0.007)
+
+
+def test_a_table_has_the_stages_that_were_measured(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "x.steps.csv", NOTES)
+    with pytest.raises(HardwareError, match="is of 2 stages, not of 4"):
+        num_stages_of(parse(*table, "--stages", "4"))
+    with pytest.raises(HardwareError, match="without tensor parallelism"):
+        hardware_of(parse(*table, "--tensor-parallel", "2"))
+
+
+@pytest.mark.parametrize(("key", "words"), [("kv_tokens", "kv_tokens"), ("p2p_latency_us", "us x")])
+def test_a_table_with_a_wrong_note_names_it(tmp_path: Path, key: str, words: str) -> None:
+    with pytest.raises(HardwareError, match=words):
+        hardware_of(parse(*write_table(tmp_path / "x.steps.csv", NOTES | {key: "x"})))
+
+
+def test_without_a_table_there_are_four_stages(profile: list[str]) -> None:
+    assert num_stages_of(parse(*profile)) == 4
+    assert num_stages_of(parse(*profile, "--stages", "3")) == 3

@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from configs.profiles import Profile, ProfileError, read_profile, write_profile
+from configs.profiles import (
+    MeasuredStep,
+    Profile,
+    ProfileError,
+    head_of_steps,
+    is_step_table,
+    line_of_step,
+    read_profile,
+    read_steps,
+    write_profile,
+)
 
 HEADER = "Total Length,Execute Time\n"
 
@@ -140,3 +150,84 @@ def test_a_written_profile_is_read_back_as_it_was(tmp_path: Path) -> None:
     ]
     assert read_profile(path).num_tokens == profile.num_tokens
     assert read_profile(path).seconds == pytest.approx(profile.seconds, abs=1e-9)
+
+
+NOTES = {"model": "demo", "stages": "2", "hardware": "a GPU: the large one"}
+STEPS = (
+    MeasuredStep("prefill", 1, 64, 0, 2080, 0.0015, 5),
+    MeasuredStep("decode", 8, 8, 1000, 0, 0.001, 3),
+    MeasuredStep("mixed", 9, 72, 1000, 2080, 0.002, 5),
+)
+
+
+def write_table(path: Path, *lines: str, notes: dict[str, str] = NOTES) -> Path:
+    """A rich table with these lines below its columns."""
+    path.write_text(head_of_steps(notes) + "".join(f"{line}\n" for line in lines))
+    return path
+
+
+def test_a_rich_table_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "x.steps.csv"
+    lines = [line_of_step(stage, step) for step in STEPS for stage in (0, 1)]
+    path.write_text(head_of_steps(NOTES) + "".join(lines))
+    table = read_steps(path)
+    assert table.notes == NOTES
+    assert table.stages == (STEPS, STEPS)
+    assert is_step_table(path)
+
+
+def test_a_profile_of_two_columns_is_no_rich_table(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    write_profile(Profile((1,), (1.0,)), path)
+    assert not is_step_table(path)
+    assert not is_step_table(tmp_path / "missing.csv")
+    assert not is_step_table(tmp_path)
+
+
+def test_a_note_of_several_lines_stays_on_one(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "x", "0,decode,1,1,0,0,1.0,1", notes={"model": "a\nb"})
+    assert read_steps(path).notes == {"model": "a b"}
+
+
+GOOD = ("0,decode,1,1,0,0,1.0,1", "1,decode,1,1,0,0,1.0,1")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("0,decode,1,1,0,0,1.0", "not stage,kind"),
+        ("0,decode,1,1,0,0,1.0,1,9", "not stage,kind"),
+        ("0,decoding,1,1,0,0,1.0,1", "not stage,kind"),
+        ("0,decode,one,1,0,0,1.0,1", "not stage,kind"),
+        ("0,decode,1,1,0,0,fast,1", "not stage,kind"),
+        ("-1,decode,1,1,0,0,1.0,1", "too small"),
+        ("0,decode,2,1,0,0,1.0,1", "too small"),
+        ("0,decode,1,1,-4,0,1.0,1", "too small"),
+        ("0,decode,1,1,0,0,0,1", "above 0"),
+        ("0,decode,1,1,0,0,nan,1", "above 0"),
+    ],
+)
+def test_a_wrong_line_of_a_rich_table_is_named(tmp_path: Path, line: str, words: str) -> None:
+    path = write_table(tmp_path / "x.steps.csv", *GOOD, line)
+    with pytest.raises(ProfileError, match=words) as caught:
+        read_steps(path)
+    assert f"{path}, line 7: " in str(caught.value)
+
+
+def test_a_stage_without_steps_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="no steps of stage 1"):
+        read_steps(write_table(tmp_path / "x", GOOD[0]))
+    with pytest.raises(ProfileError, match="no steps of stage 0"):
+        read_steps(write_table(tmp_path / "x"))
+    with pytest.raises(ProfileError, match="stage 2, but 2 stages"):
+        read_steps(write_table(tmp_path / "x", *GOOD, GOOD[0].replace("0,", "2,", 1)))
+
+
+def test_what_is_no_rich_table_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    for text, words in (("", "empty"), ("# a: b\n", "empty"), ("tokens,ms\n1,2\n", "columns")):
+        path.write_text(text)
+        with pytest.raises(ProfileError, match=words):
+            read_steps(path)
+    with pytest.raises(ProfileError, match="cannot read"):
+        read_steps(tmp_path / "missing")

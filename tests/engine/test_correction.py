@@ -40,7 +40,7 @@ def test_each_size_is_corrected_by_its_own_steps() -> None:
 
 def test_a_few_steps_change_nothing() -> None:
     correction = StageCorrection(measured())
-    learn(correction, {16: 3.0}, steps=10)
+    learn(correction, {16: 3.0}, steps=7)
     assert not correction.update()
     assert correction.model.linear_s(16) == 1.0
 

@@ -1,12 +1,13 @@
 """The partition: as light as can be at its heaviest, against every split there is."""
 
+from collections.abc import Sequence
 from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.partition import PartitionError, balance, split_by_hand
+from workers.partition import PartitionError, balance, fastest, split_by_hand
 
 weights = st.integers(0, 50)
 
@@ -71,3 +72,51 @@ def test_a_split_by_hand_is_taken_as_it_is() -> None:
 def test_a_split_by_hand_that_does_not_add_up_is_refused(split: tuple[int, ...]) -> None:
     with pytest.raises(PartitionError, match=f"names {sum(split)} layers, the model has 7"):
         split_by_hand(split, 7)
+
+
+@st.composite
+def pipelines(draw: st.DrawFn) -> tuple[list[list[int]], list[int], list[int], list[int]]:
+    """Seconds of each layer on each stage, what stages do besides, layers' bytes, and room."""
+    num_stages, num_layers = draw(st.integers(1, 4)), draw(st.integers(4, 8))
+    row = st.lists(weights, min_size=num_layers, max_size=num_layers)
+    layer_s = draw(st.lists(row, min_size=num_stages, max_size=num_stages))
+    extra_s = draw(st.lists(weights, min_size=num_stages, max_size=num_stages))
+    room = draw(st.lists(st.integers(20, 400), min_size=num_stages, max_size=num_stages))
+    return layer_s, extra_s, draw(row), room
+
+
+@given(pipelines())
+def test_no_split_that_fits_is_faster(
+    pipeline: tuple[list[list[int]], list[int], list[int], list[int]],
+) -> None:
+    layer_s, extra_s, sizes, room = pipeline
+
+    def fits(stage: int, start: int, end: int) -> bool:
+        return sum(sizes[start:end]) <= room[stage]
+
+    def cost_of(split: Sequence[range]) -> tuple[int, int]:
+        loads = [sum(layer_s[s][i] for i in r) + extra_s[s] for s, r in enumerate(split)]
+        return max(loads), sum(load * load for load in loads)
+
+    splits = [
+        split
+        for split in every_split(len(sizes), len(room))
+        if all(fits(s, r.start, r.stop) for s, r in enumerate(split))
+    ]
+    if not splits:
+        with pytest.raises(PartitionError, match="fits the stages' memory"):
+            fastest(layer_s, extra_s, fits)
+        return
+    chosen = fastest(layer_s, extra_s, fits)
+    assert chosen in splits
+    assert cost_of(chosen) == min(map(cost_of, splits))
+
+
+def test_a_slower_device_gets_fewer_layers() -> None:
+    split = fastest([[1.0] * 9, [2.0] * 9], [0.0, 0.0], lambda *_: True)
+    assert split == [range(6), range(6, 9)]
+
+
+def test_a_device_without_room_gets_fewer_layers() -> None:
+    split = fastest([[1.0] * 8] * 2, [0.0, 0.0], lambda stage, a, b: stage == 1 or b - a <= 2)
+    assert split == [range(2), range(2, 8)]

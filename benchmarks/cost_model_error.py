@@ -1,0 +1,200 @@
+"""How far the cost model is from real steps: `make cost-model-error`.
+
+The real stages measure themselves as at any start (or `--profile FILE.steps.csv` says what steps
+cost), then run random steps that they have not seen, as an engine would send them: rounds of
+prefill micro-batches, then of decode and mixed ones, S in flight. Prints how far the predicted
+seconds of each kind of step are from the measured ones, on each stage, as Markdown: by what was
+measured at the start, and as in service, where the model follows what the stages report. Each step
+is predicted before it is seen; the first steps, from which the service learns, are not counted.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import count
+from math import exp, log
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.real_policies import make_random_llama
+from configs import loader, logs
+from configs.profiles import MeasuredStep, ProfileError, head_of_steps, line_of_step
+from engine.correction import StageCorrection
+from engine.cost_model import CostModel, StepSize
+from engine.messages import StageCosts
+from workers.cost_fit import Array, predict
+from workers.driver import Driver, DriverError
+from workers.profile_plan import Limits
+from workers.trial import Trial, block_counts
+
+KINDS = ("prefill", "decode", "mixed")
+RANDOM_LLAMA = "random-llama"
+# Steps of one kind that follow each other: a phase is some rounds long.
+PHASE_STEPS = 8
+MOST_ROWS, MOST_PROMPT = 256, 1024
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; 2 for what cannot be measured."""
+    options, rest = _parser().parse_known_args(argv)
+    with tempfile.TemporaryDirectory(prefix="tdpipe-costs-") as temporary:
+        if rest and rest[0] == RANDOM_LLAMA:
+            rest[0] = str(make_random_llama(Path(temporary) / "llama"))
+        try:
+            # A fresh measurement each time, unless the caller has a folder for it.
+            config = loader.load(rest)
+            if "data_dir" not in config.model_fields_set:
+                config = config.model_copy(update={"data_dir": Path(temporary) / "data"})
+            logs.set_up("costs", config.log_level)
+            with Driver(config) as driver:
+                limits = Limits(
+                    config.max_num_batched_tokens,
+                    options.max_rows,
+                    min(driver.max_model_len, options.max_context),
+                    driver.cache_tokens,
+                    config.block_size,
+                )
+                measured = run(driver, limits, options.learn + options.steps, options.seed)
+                costs = [ready.costs for ready in driver.ready]
+        except (loader.ConfigError, ProfileError, DriverError, OSError, ValueError) as error:
+            print(f"tdpipe: error: {error}", file=sys.stderr)
+            return 2
+    if options.dump is not None:
+        _dump(options.dump, costs, measured)
+    print(table(costs, measured, options.learn))
+    return 0
+
+
+def random_trials(limits: Limits, seed: int) -> Iterator[Trial]:
+    """Steps without end, in phases: sizes are log-uniform, each row has lengths of its own."""
+    rng = random.Random(seed)
+    while True:
+        kind = rng.choice(KINDS)
+        for _ in range(PHASE_STEPS):
+            trial = _random_trial(kind, rng, limits)
+            while not limits.allow(trial):
+                trial = _random_trial(kind, rng, limits)
+            yield trial
+
+
+def run(driver: Driver, limits: Limits, num_steps: int, seed: int) -> list[list[MeasuredStep]]:
+    """What `num_steps` random steps took on each stage; more run before them to warm up."""
+    stream = random_trials(limits, seed)
+    trials = [trial for trial, _ in zip(stream, range(num_steps + PHASE_STEPS), strict=False)]
+    size = limits.block_size
+    blocks = max(sum(block_counts(trial, size)) for trial in trials)
+    driver.fill(min(blocks * driver.num_stages * size, limits.cache_tokens))
+    placed = (
+        replace(trial, first_block=i % driver.num_stages * blocks)
+        for i, trial in zip(count(), trials, strict=False)
+    )
+    timed = list(driver.run(placed, driver.num_stages))[PHASE_STEPS:]
+    return [
+        [t.trial.measured(t.seconds(stage), 1) for t in timed] for stage in range(driver.num_stages)
+    ]
+
+
+def in_service(costs: StageCosts, steps: Sequence[MeasuredStep]) -> Array:
+    """Seconds of each step by a model that has followed all steps before it. [steps]"""
+    correction, predicted = StageCorrection(CostModel.of(costs)), []
+    for number, step in enumerate(steps):
+        size = StepSize(step.tokens, step.rows, step.kv_tokens, step.pairs)
+        predicted.append(correction.model.step_s(size))
+        correction.observe(size, step.seconds)
+        if number % PHASE_STEPS == 0:
+            correction.update()
+    return np.array(predicted)
+
+
+def table(
+    costs: Sequence[StageCosts], measured: Sequence[Sequence[MeasuredStep]], num_learnt: int = 0
+) -> str:
+    """Median and 95th percentile of |predicted - measured| / measured, and the median's sign."""
+    lines = [
+        "| stage | steps | number | median, ms | at the start: median | p95 | signed "
+        "| in service: median | p95 | signed |",
+        "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for stage, all_steps in enumerate(measured):
+        if not costs[stage].num_tokens:
+            continue
+        steps = all_steps[num_learnt:]
+        seconds = np.array([step.seconds for step in steps])
+        errors = [
+            predict(costs[stage], steps) / seconds - 1,
+            in_service(costs[stage], all_steps)[num_learnt:] / seconds - 1,
+        ]
+        for kind in (*KINDS, "all"):
+            chosen = np.array([kind in ("all", step.kind) for step in steps], dtype=bool)
+            if chosen.any():
+                cells = " | ".join(_spread(signed[chosen]) for signed in errors)
+                middle_ms = 1000 * np.median(seconds[chosen])
+                lines.append(f"| {stage} | {kind} | {chosen.sum()} | {middle_ms:.1f} | {cells} |")
+    return "\n".join(lines)
+
+
+def _spread(signed: Array) -> str:
+    middle, high = np.percentile(np.abs(signed), [50, 95])
+    return f"{middle:.1%} | {high:.1%} | {np.median(signed):+.1%}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cost_model_error",
+        usage=f"%(prog)s [MODEL | {RANDOM_LLAMA}] [-pp S] [any setting of `tdpipe serve`]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--steps", type=int, default=240, help="random steps [240]")
+    add("--learn", type=int, default=240, help="steps before them, to learn from [240]")
+    add("--seed", type=int, default=0, help="[0]")
+    add("--max-rows", type=int, default=MOST_ROWS, help=f"rows of a step [{MOST_ROWS}]")
+    add("--max-context", type=int, default=2048, help="tokens of a row [2048]")
+    add("--dump", type=Path, help="write the steps and the costs here, to look at them")
+    return parser
+
+
+def _random_trial(kind: str, rng: random.Random, limits: Limits) -> Trial:
+    if kind == "decode":
+        starts = _contexts(rng, limits, _log_uniform(rng, 1, min(MOST_ROWS, limits.max_rows)))
+        return Trial("decode", starts, (1,) * len(starts))
+    prompts: list[int] = []
+    room = _log_uniform(rng, 16, limits.max_tokens)
+    while room > 0:
+        prompts.append(min(room, _log_uniform(rng, 8, MOST_PROMPT)))
+        room -= prompts[-1]
+    # The first row may be the rest of a prompt whose beginning is in the cache.
+    first = _log_uniform(rng, 16, MOST_PROMPT) if rng.random() < 0.3 else 0
+    begins = (first, *[0] * (len(prompts) - 1))
+    if kind == "prefill":
+        return Trial("prefill", begins, tuple(prompts))
+    starts = _contexts(rng, limits, _log_uniform(rng, 1, min(MOST_ROWS, limits.max_rows)))
+    return Trial("mixed", (*starts, *begins), (*(1,) * len(starts), *prompts))
+
+
+def _contexts(rng: random.Random, limits: Limits, num_rows: int) -> tuple[int, ...]:
+    """Rows of a batch are about as old as each other, but not quite."""
+    typical = _log_uniform(rng, 16, limits.max_model_len // 2)
+    return tuple(max(1, round(typical * rng.uniform(0.5, 1.9))) for _ in range(num_rows))
+
+
+def _log_uniform(rng: random.Random, least: int, most: int) -> int:
+    return round(exp(rng.uniform(log(least), log(max(least, most)))))
+
+
+def _dump(
+    path: Path, costs: Sequence[StageCosts], measured: Sequence[Sequence[MeasuredStep]]
+) -> None:
+    notes = {f"costs of stage {i}": repr(told) for i, told in enumerate(costs)}
+    lines = [line_of_step(i, step) for i, steps in enumerate(measured) for step in steps]
+    path.write_text(head_of_steps({"stages": str(len(costs))} | notes) + "".join(lines))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,15 @@
+"""`python -m predictor RUNTIME_DIR`: the predictor of a daemon that the supervisor has set up."""
+
+import signal
+import sys
+from pathlib import Path
+
+from configs import lifeline
+
+if __name__ == "__main__":
+    lifeline.tie_to_parent()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Late: torch takes seconds, in which the parent may already be gone.
+    from predictor.process import main
+
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,82 @@
+"""The queue: asks that wait for the encoder, no more prompts than a bound."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from predictor.checkpoint import Prediction
+from predictor.messages import Answer, Ask
+
+MAX_PROMPTS = 8192
+# Enough prompts to find such of like length, and few enough that a late ask waits for seconds.
+ROUND_PROMPTS = 256
+BATCH_PROMPTS = 32
+
+
+@dataclass(slots=True)
+class OpenAsk:
+    """An ask and what is known of its prompts so far."""
+
+    peer: str
+    ask: Ask
+    found: dict[int, Prediction] = field(default_factory=dict)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all its prompts are predicted."""
+        return len(self.found) == len(self.ask.prompts)
+
+    def answer(self) -> Answer:
+        """What it is told; only when it is done."""
+        each = [self.found[i] for i in range(len(self.ask.prompts))]
+        return Answer(
+            self.ask.request_id,
+            tuple(one.length_class for one in each),
+            tuple(one.predicted_len for one in each),
+            tuple(one.spread for one in each),
+        )
+
+
+class Queue:
+    """Asks in the order of their coming. When there are too many prompts the oldest asks go:
+    their requests have waited longest, and may well be finished."""
+
+    def __init__(self, max_prompts: int = MAX_PROMPTS) -> None:
+        self.num_prompts = 0
+        self._max_prompts = max_prompts
+        self._asks: deque[OpenAsk] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._asks)
+
+    def add(self, peer: str, ask: Ask) -> int:
+        """Take an ask in; the number of asks dropped for it, itself included where it is one."""
+        self._asks.append(OpenAsk(peer, ask))
+        self.num_prompts += len(ask.prompts)
+        num_dropped = 0
+        while self.num_prompts > self._max_prompts:
+            self._pop()
+            num_dropped += 1
+        return num_dropped
+
+    def next_round(self) -> list[OpenAsk]:
+        """The oldest asks, of about ROUND_PROMPTS prompts together."""
+        asks: list[OpenAsk] = []
+        num_prompts = 0
+        while self._asks and num_prompts < ROUND_PROMPTS:
+            asks.append(self._pop())
+            num_prompts += len(asks[-1].ask.prompts)
+        return asks
+
+    def _pop(self) -> OpenAsk:
+        ask = self._asks.popleft()
+        self.num_prompts -= len(ask.ask.prompts)
+        return ask
+
+
+def batches(asks: list[OpenAsk]) -> Iterator[list[tuple[OpenAsk, int]]]:
+    """All prompts of a round as (ask, place), in batches of like length, the short ones first."""
+    places = [(ask, i) for ask in asks for i in range(len(ask.ask.prompts))]
+    places.sort(key=lambda place: len(place[0].ask.prompts[place[1]]))
+    for start in range(0, len(places), BATCH_PROMPTS):
+        yield places[start : start + BATCH_PROMPTS]

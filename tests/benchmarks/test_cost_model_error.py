@@ -1,0 +1,53 @@
+"""The cost model's error: which steps are run, and what the table says of them."""
+
+from itertools import islice
+
+import pytest
+
+from benchmarks.cost_model_error import KINDS, in_service, main, random_trials, table
+from engine.messages import StageCosts
+from workers.profile_plan import Limits
+from workers.trial import decode, prefill
+
+LIMITS = Limits(512, 64, 256, 4096, 16)
+
+
+def test_random_steps_are_of_all_kinds_and_within_the_limits() -> None:
+    trials = list(islice(random_trials(LIMITS, 0), 200))
+    assert {trial.kind for trial in trials} == set(KINDS)
+    assert all(LIMITS.allow(trial) for trial in trials)
+    assert len({trial.num_tokens for trial in trials}) > 50
+    assert trials == list(islice(random_trials(LIMITS, 0), 200))
+    assert trials != list(islice(random_trials(LIMITS, 1), 200))
+
+
+def test_the_table_tells_how_far_the_prediction_is_off() -> None:
+    steps = [prefill([10]).measured(1.0, 1), decode(1, 9).measured(2.0, 1)]
+    lines = table([StageCosts((1, 10), (1.5, 1.5))], [steps]).splitlines()
+    assert [line.split("|")[1:4] for line in lines[2:]] == [
+        [" 0 ", " prefill ", " 1 "],
+        [" 0 ", " decode ", " 1 "],
+        [" 0 ", " all ", " 2 "],
+    ]
+    assert "50.0% | 50.0% | +50.0%" in lines[2]
+    assert "25.0% | 25.0% | -25.0%" in lines[3]
+
+
+def test_in_service_a_step_is_predicted_by_those_before_it_alone() -> None:
+    steps = [prefill([10]).measured(3.0, 1)] * 100
+    costs = StageCosts((1, 10), (1.0, 1.0))
+    predicted = in_service(costs, steps)
+    assert predicted[0] == 1.0
+    assert predicted[-1] == pytest.approx(3.0)
+    last = table([costs], [steps], num_learnt=60).splitlines()[-1]
+    assert "| 40 |" in last
+    assert last.endswith("| 0.0% | 0.0% | +0.0% |")
+
+
+def test_a_stage_that_knows_no_costs_has_no_lines() -> None:
+    assert len(table([StageCosts()], [[decode(1, 9).measured(2.0, 1)]]).splitlines()) == 2
+
+
+def test_a_wrong_setting_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--polcy=temporal"]) == 2
+    assert "unknown flag --polcy" in capsys.readouterr().err

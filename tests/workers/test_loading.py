@@ -1,0 +1,80 @@
+"""The loading: a split by measured times is found once, loaded, and kept for the next start."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from configs.schema import Config
+from tests.checkpoints import NUM_LAYERS, make_checkpoint
+from tests.workers.world import CPU
+from workers import layer_times, loading, profile_cache, stage_model
+from workers.loading import Place, load
+
+torch.set_num_threads(1)
+
+PLACE = Place(0, 1, CPU, 1)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Iterator[Config]:
+    """A group of one stage that may find its split."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield Config(
+        model=str(make_checkpoint(tmp_path / "model", "llama")),
+        dtype="bfloat16",
+        device="cpu",
+        pipeline_parallel_size=1,
+        layer_split="auto",
+        data_dir=tmp_path / "data",
+    )
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The layer ranges of each time that weights are loaded; None is the first guess."""
+    found: list[Any] = []
+    real = stage_model.load
+
+    def spy(config: Config, stage: int, device: torch.device, ranges: Any = None) -> Any:
+        found.append(ranges)
+        return real(config, stage, device, ranges)
+
+    monkeypatch.setattr(stage_model, "load", spy)
+    return found
+
+
+def test_a_split_that_stays_is_measured_once(
+    config: Config, loads: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    model, shapes = load(config, PLACE)
+    assert sorted(shapes) == list(model.layers) == list(range(NUM_LAYERS))
+    assert loads == [None]
+    load(config, PLACE)
+    assert loads == [None, [range(NUM_LAYERS)]]
+    assert "as found at an earlier start" in caplog.text
+
+
+def test_a_better_split_is_loaded_and_kept(
+    config: Config, loads: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    better = [range(NUM_LAYERS)]
+    monkeypatch.setattr(layer_times, "better_split", lambda _: better)
+    load(config, PLACE)
+    assert loads == [None, better]
+    identity = loading._split_identity(config, PLACE)
+    assert profile_cache.load_split(config.data_dir, identity) == (NUM_LAYERS,)
+    load(config, PLACE)
+    assert loads == [None, better, better]
+
+
+def test_a_split_by_parameters_measures_nothing(config: Config, loads: list[Any]) -> None:
+    load(config.model_copy(update={"layer_split": None}), PLACE)
+    assert loads == [None]
+    assert not config.data_dir.exists()

@@ -1,0 +1,105 @@
+"""The identity: what must be equal for a stage's measured times to hold on another day.
+
+Each stage leaves its own in the runtime folder, where `tdpipe profile` finds it.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
+from configs.schema import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One stage: its hardware, its part of the model, the limits of a step, and the versions."""
+
+    device: str
+    hardware: str
+    model_hash: str
+    dtype: str
+    num_stages: int
+    stage: int
+    layers: str
+    block_size: int
+    max_num_batched_tokens: int
+    torch: str
+    tdpipe: str
+
+    def key(self) -> str:
+        """A name for files: a hash of everything."""
+        return hash_of(json.dumps(asdict(self), sort_keys=True))
+
+    def save(self, folder: Path) -> None:
+        """Leave it in the runtime folder."""
+        (folder / f"stage-{self.stage}.json").write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def load(cls, folder: Path, stage: int) -> "Identity":
+        """What the stage has left there. Raises `OSError`."""
+        return cls(**json.loads((folder / f"stage-{stage}.json").read_text()))
+
+
+def identify(
+    config: Config, stage: int, layers: range | None, dtype: str, device: torch.device
+) -> Identity:
+    """Who the stage is; without `layers` it may hold any."""
+    return Identity(
+        device=device.type,
+        hardware=describe_hardware(device),
+        model_hash=hash_model(config),
+        dtype=dtype,
+        num_stages=config.pipeline_parallel_size,
+        stage=stage,
+        layers=f"{layers.start}-{layers.stop}" if layers is not None else "any",
+        block_size=config.block_size,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        torch=torch.__version__,
+        tdpipe=_version("tdpipe"),
+    )
+
+
+def hash_model(config: Config) -> str:
+    """A hash of the model's config.json; the weights' values cost no time."""
+    path = Path(config.model) / "config.json"
+    if path.is_file():
+        return hash_of(path.read_text(encoding="utf-8"))
+    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    told: str = AutoConfig.from_pretrained(config.model, **source).to_json_string()
+    return hash_of(told)
+
+
+def describe_hardware(device: torch.device) -> str:
+    """The GPU's name, or the processor's with its cores and the threads of a stage."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{_cpu_model()}, {cores} cores, {torch.get_num_threads()} threads"
+
+
+def hash_of(text: str) -> str:
+    """Sixteen hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

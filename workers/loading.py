@@ -1,0 +1,183 @@
+"""The loading: which layers this stage takes, its model, and what each layer will store."""
+
+import gc
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from configs.schema import Config
+from engine.messages import Step
+from workers import batch, kv_cache, layer_times, partition, profile_cache, stage_model
+from workers.attention import UnsupportedModelError
+from workers.identity import Identity, identify
+from workers.known_costs import agreed
+from workers.kv_cache import KvCache, LayerShape, PagedStep, Probe
+from workers.layer_times import LayerTimes
+from workers.sampler import sample
+from workers.stage_model import StageModel
+from workers.trial import Trial, make_step
+
+log = logging.getLogger("tdpipe")
+
+
+@dataclass(slots=True, frozen=True)
+class Place:
+    """Where in the pipeline this stage stands and what it runs on."""
+
+    stage: int
+    epoch: int
+    device: torch.device
+    stages_on_device: int
+
+
+@dataclass(slots=True, frozen=True)
+class TimedRun:
+    """Runs trials as steps are run, with activations that came from nowhere and go nowhere."""
+
+    model: StageModel
+    cache: KvCache
+    block_size: int
+    num_blocks: int
+    device: torch.device
+
+    def __call__(self, trial: Trial) -> float:
+        """The seconds that a step is busy with, from the activations' arrival to their packing."""
+        step = make_step(trial, self.block_size, self.num_blocks)
+        inputs = batch.build(step, self.block_size, self.device)
+        received = inputs.token_ids
+        if not self.model.is_first:
+            shape = (inputs.num_tokens, self.model.hidden_size)
+            received = torch.zeros(shape, dtype=self.model.dtype, device=self.device)
+        layer_times.wait(self.device)
+        began_at = time.perf_counter()
+        context = PagedStep(self.cache, inputs)
+        output = self.model.forward(received, inputs.position_ids, inputs.sample_at, context)
+        self._finish(output, step)
+        layer_times.wait(self.device)
+        return time.perf_counter() - began_at
+
+    def _finish(self, output: Tensor, step: Step) -> None:
+        if self.model.is_last:
+            sample(output, step)
+        else:
+            packed = torch.empty((1 + output.shape[0], output.shape[1]), dtype=output.dtype)
+            packed[1:] = output
+
+    def touch(self, num_blocks: int) -> None:
+        """Write so many blocks, if there are: reading memory that was never written is free."""
+        num_slots = min(num_blocks, self.num_blocks) * self.block_size
+        for tensors in self.cache.layers.values():
+            for tensor in tensors:
+                tensor[:num_slots].zero_()
+
+
+def load(config: Config, place: Place) -> tuple[StageModel, dict[int, LayerShape]]:
+    """The stage's model and the shapes of its KV; all stages must load at the same time.
+
+    Raises what `stage_model.load` raises.
+    """
+    if config.layer_split != "auto":
+        return _load(config, place, None)
+    kept = agreed(profile_cache.load_split(config.data_dir, _split_identity(config, place)))
+    if kept[0] is not None and kept.count(kept[0]) == len(kept):
+        num_layers = stage_model.read_config(config).get_text_config().num_hidden_layers
+        log.info("layers %s, as found at an earlier start", ",".join(map(str, kept[0])))
+        return _load(config, place, partition.split_by_hand(kept[0], num_layers))
+    model, shapes = _load(config, place, None)
+    told = agreed(_time_layers(config, place, model, shapes))
+    ranges = layer_times.better_split(told)
+    split = [len(layers) for layers in ranges or _present(told)]
+    profile_cache.save_split(config.data_dir, _split_identity(config, place), split)
+    slowest = max(sum(stage.seconds) + stage.extra_s for stage in told)
+    log.info(
+        "layers %s: measured over a reference mix, the slowest stage of the first split took "
+        "%.1f ms",
+        ",".join(map(str, split)),
+        1000 * slowest,
+    )
+    if ranges is None:
+        return model, shapes
+    del model
+    gc.collect()
+    if place.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return _load(config, place, ranges)
+
+
+def _load(
+    config: Config, place: Place, ranges: Sequence[range] | None
+) -> tuple[StageModel, dict[int, LayerShape]]:
+    began_at = time.monotonic()
+    model = stage_model.load(config, place.stage, place.device, ranges)
+    took_s = time.monotonic() - began_at
+    log.info("weights loaded in %.1f s: %s", took_s, stage_model.describe(model))
+    return model, _probe(model, config, place.device)
+
+
+def _time_layers(
+    config: Config, place: Place, model: StageModel, shapes: dict[int, LayerShape]
+) -> LayerTimes:
+    """What the others must know of this stage; with all stages at it at the same time."""
+    block_size, device = config.block_size, place.device
+    mix = layer_times.reference_mix(model.max_model_len)
+    num_tokens = max(trial.kv_tokens + trial.num_tokens for trial, _ in mix)
+    num_blocks = -(-num_tokens // block_size) + layer_times.ROWS
+    cache = KvCache(shapes, num_blocks, block_size, model.dtype, device)
+    run = TimedRun(model, cache, block_size, num_blocks, device)
+    run.touch(num_blocks)
+    agreed(True)  # nobody measures while others still load
+    seconds, extra_s = layer_times.time_layers(model, run, device)
+    kinds, sizes, extra_bytes = layer_times.describe_layers(model)
+    longest = config.max_model_len or model.max_model_len
+    kv_bytes = (shapes[i].values_per_token * model.dtype.itemsize * longest for i in model.layers)
+    free_bytes = kv_cache.free_bytes(config, device, place.stages_on_device)
+    return LayerTimes(
+        model.layers.start,
+        tuple(seconds),
+        kinds,
+        sizes,
+        tuple(kv_bytes),
+        extra_s,
+        extra_bytes,
+        free_bytes + model.num_bytes,
+        config.kv_cache_memory_bytes,
+    )
+
+
+def _present(told: Sequence[LayerTimes]) -> list[range]:
+    return [range(stage.first, stage.first + len(stage.seconds)) for stage in told]
+
+
+def _split_identity(config: Config, place: Place) -> Identity:
+    return identify(config, place.stage, None, config.dtype, place.device)
+
+
+def _probe(model: StageModel, config: Config, device: torch.device) -> dict[int, LayerShape]:
+    """What each layer stores, learnt from a forward; on a GPU it is one of the largest batch.
+
+    Raises `UnsupportedModelError` for a model with layers that keep something else than KV.
+    """
+    count = 2
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # loading may have needed more than running
+        count = min(config.max_num_batched_tokens, model.max_model_len)
+    positions = torch.arange(count, device=device)[None]
+    inputs = (
+        torch.zeros(1, count, dtype=torch.int64, device=device)
+        if model.is_first
+        else torch.zeros(count, model.hidden_size, dtype=model.dtype, device=device)
+    )
+    probe = Probe({})
+    num_sampling = config.max_live(config.pipeline_parallel_size)
+    model.forward(inputs, positions, positions[0, -num_sampling:], probe)
+    silent = [layer for layer in model.layers if layer not in probe.shapes]
+    if silent:
+        raise UnsupportedModelError(
+            f"{model.config.model_type} models cannot be served: layer {silent[0]} keeps no KV "
+            "that can be paged"
+        )
+    return probe.shapes

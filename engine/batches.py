@@ -89,9 +89,9 @@ def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int, slots: Sa
         if sequence.num_scored < min(end, sequence.num_prompt_tokens):
             scored += _scored(sequence, i, end)
     special = [sequence for sequence in compress(sequences, samples) if not sequence.is_plain]
-    setups, columns = (), b""
+    setups = tuple(slots.setup(sequence) for sequence in special if sequence.slot < 0)
+    columns = b""
     if special:
-        setups = tuple(slots.setup(sequence) for sequence in special if sequence.slot < 0)
         columns = array("i", [sequence.slot for sequence in compress(sequences, samples)]).tobytes()
     return Step(
         epoch=epoch,

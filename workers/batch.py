@@ -30,6 +30,7 @@ class Batch:
     write_slots: Tensor  # [tokens], int64
     rows: list[Row]
     sample_at: Tensor  # [sampling rows], int64: the last token of each row that samples
+    score_at: Tensor  # [scored tokens], int64: the tokens before those that are scored
 
     @property
     def num_tokens(self) -> int:
@@ -59,7 +60,17 @@ def build(step: Step, block_size: int, device: torch.device) -> Batch:
             for begin, count, read in zip(begins, counts, _split(reads, device), strict=True)
         ],
         sample_at=_tensor((begins + counts - 1)[samples], device),
+        score_at=_tensor(_scored(step, begins, counts), device),
     )
+
+
+def _scored(step: Step, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The tokens of the scored rows, but a last one whose follower is still to be sampled."""
+    parts = [
+        np.arange(begins[row.row], begins[row.row] + counts[row.row] - (row.next_token_id < 0))
+        for row in step.scored
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
 def num_tokens(step: Step) -> int:

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from configs.schema import Config
-from engine.messages import Step
 from workers import batch, kv_cache, layer_times, partition, profile_cache, stage_model
 from workers.attention import UnsupportedModelError
 from workers.identity import Identity, identify
 from workers.known_costs import agreed
 from workers.kv_cache import KvCache, LayerShape, PagedStep, Probe
 from workers.layer_times import LayerTimes
-from workers.sampler import sample
+from workers.sampler import likeliest, packed
 from workers.stage_model import StageModel
 from workers.trial import Trial, make_step
 
@@ -56,16 +55,16 @@ class TimedRun:
         began_at = time.perf_counter()
         context = PagedStep(self.cache, inputs)
         output = self.model.forward(received, inputs.position_ids, inputs.sample_at, context)
-        self._finish(output, step)
+        self._finish(output)
         layer_times.wait(self.device)
         return time.perf_counter() - began_at
 
-    def _finish(self, output: Tensor, step: Step) -> None:
+    def _finish(self, output: Tensor) -> None:
         if self.model.is_last:
-            sample(output, step)
+            packed(likeliest(output))
         else:
-            packed = torch.empty((1 + output.shape[0], output.shape[1]), dtype=output.dtype)
-            packed[1:] = output
+            outgoing = torch.empty((1 + output.shape[0], output.shape[1]), dtype=output.dtype)
+            outgoing[1:] = output
 
     def touch(self, num_blocks: int) -> None:
         """Write so many blocks, if there are: reading memory that was never written is free."""

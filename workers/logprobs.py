@@ -4,7 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.messages import Logprobs
+from engine.messages import Logprobs, Step
+
+# Positions whose logits are made fp32 together: 256 of a vocabulary of 150,000 are 150 MB.
+_AT_ONCE = 256
 
 
 def told_of(
@@ -33,12 +36,39 @@ def told_of(
     )
 
 
-def score(logits: Tensor, token_ids: np.ndarray, num_tops: int, first_position: int) -> Logprobs:
-    """Of a prompt's tokens `token_ids` [positions] from `first_position` on.
+def scores_of(logits: Tensor, step: Step) -> tuple[Logprobs, ...]:
+    """Of the tokens of the step's scored rows, row after row.
 
-    `logits` [positions, vocabulary] are those before each.
+    `logits` [scored tokens, vocabulary] are those before each, see `Batch.score_at`.
     """
-    count = len(token_ids)
+    counts = np.frombuffer(step.num_tokens, np.int32)
+    starts = np.frombuffer(step.start_positions, np.int32)
+    ends = np.cumsum(counts)
+    all_ids = np.frombuffer(step.token_ids, np.int32)
+    scores, at = [], 0
+    for row in step.scored:
+        end = int(ends[row.row])
+        token_ids = all_ids[end - counts[row.row] + 1 : end]
+        if row.next_token_id >= 0:
+            token_ids = np.append(token_ids, np.int32(row.next_token_id))
+        first = int(starts[row.row]) + 1
+        own = logits[at : at + len(token_ids)]
+        scores.append(_score(own, token_ids, row.num_logprobs, first))
+        at += len(token_ids)
+    return tuple(scores)
+
+
+def _score(logits: Tensor, token_ids: np.ndarray, num_tops: int, first: int) -> Logprobs:
+    """Of a prompt's tokens [positions] from position `first` on, some positions at a time."""
     ids = torch.from_numpy(token_ids.astype(np.int64)).to(logits.device)
-    positions = np.arange(first_position, first_position + count)
-    return told_of(logits.float(), ids, np.full(count, num_tops), positions)
+    parts = [
+        told_of(
+            logits[at : at + _AT_ONCE].float(),
+            ids[at : at + _AT_ONCE],
+            np.full(min(_AT_ONCE, len(ids) - at), num_tops),
+            np.arange(first + at, first + min(at + _AT_ONCE, len(ids))),
+        )
+        for at in range(0, len(ids), _AT_ONCE)
+    ]
+    names = Logprobs.__struct_fields__
+    return Logprobs(*(b"".join(getattr(part, name) for part in parts) for name in names))

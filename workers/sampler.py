@@ -31,7 +31,7 @@ class Sampler:
         table, device = self._table, logits.device
         for setup in step.setups:
             table.set_up(setup)
-        token_ids = logits.argmax(dim=-1)
+        token_ids = likeliest(logits)
         logprobs = None
         if step.slots:
             all_slots = np.frombuffer(step.slots, np.int32)
@@ -48,8 +48,7 @@ class Sampler:
                 logprobs = told_of(
                     logits[where].float(), token_ids[where], num_tops[told], rows[told]
                 )
-        packed: bytes = token_ids.to("cpu", torch.int32).numpy().tobytes()
-        return packed, logprobs
+        return packed(token_ids), logprobs
 
     def _pick(self, logits: Tensor, slots: np.ndarray) -> Tensor:
         """One token for each row of a copy of its logits. [rows]"""
@@ -61,6 +60,17 @@ class Sampler:
             at = torch.from_numpy(drawn).to(logits.device)
             token_ids[at] = _draw(logits[at], table, slots[drawn])
         return token_ids
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The token with the largest logit of each row. [rows]"""
+    return logits.argmax(dim=-1)
+
+
+def packed(token_ids: Tensor) -> bytes:
+    """As the doors carry them, int32."""
+    ids: bytes = token_ids.to("cpu", torch.int32).numpy().tobytes()
+    return ids
 
 
 def uniforms(seeds: np.ndarray, output_indices: np.ndarray) -> np.ndarray:

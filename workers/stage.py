@@ -3,6 +3,7 @@
 import time
 from collections import deque
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -16,7 +17,8 @@ from workers.identity import identify
 from workers.known_costs import find_costs
 from workers.kv_cache import KvCache, PagedStep
 from workers.loading import Place, TimedRun
-from workers.sampler import sample
+from workers.logprobs import scores_of
+from workers.sampler import Sampler
 from workers.transport import Transport
 from workers.trial import block_counts, prefill
 
@@ -55,6 +57,7 @@ class Stage:
         layers, dtype = self._model.layers, str(self._model.dtype).removeprefix("torch.")
         self.identity = identify(config, place.stage, layers, dtype, place.device)
         self._costs = find_costs(config, self.identity, self._measure)
+        self._sampler = Sampler(self._model.vocab_size, place.device)
         self._plans: deque[Step] = deque()
         self._transport = Transport(
             self._model.hidden_size,
@@ -97,9 +100,11 @@ class Stage:
         output = self._forward(inputs, received)
         # The time is taken before anything leaves: the next stage begins after this one has ended.
         if self._model.is_last:
-            token_ids = sample(output, step)
+            num_sampling = len(inputs.sample_at)
+            token_ids, logprobs = self._sampler.sample(output[:num_sampling], step)
+            scores = scores_of(output[num_sampling:], step) if step.scored else ()
             self._progress.count_step(step.step_id, began_at, time.monotonic())
-            engine.send(StepDone(step.epoch, step.step_id, token_ids))
+            engine.send(StepDone(step.epoch, step.step_id, token_ids, logprobs, scores))
         else:
             outgoing = self._transport.pack(step.step_id, output)
             self._progress.count_step(step.step_id, began_at, time.monotonic())
@@ -143,6 +148,6 @@ class Stage:
         return self._model.forward(
             inputs.token_ids if received is None else received,
             inputs.position_ids,
-            inputs.sample_at,
+            torch.cat([inputs.sample_at, inputs.score_at]),
             PagedStep(self._cache, inputs),
         )

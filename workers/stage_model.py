@@ -48,6 +48,11 @@ class StageModel:
         return int(self.config.hidden_size)
 
     @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return int(self.config.vocab_size)
+
+    @property
     def max_model_len(self) -> int:
         """The longest sequence in tokens that the model was made for."""
         return int(getattr(self.config, "max_position_embeddings", 1 << 20))

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from engine.batches import MicroBatch, pack
 from engine.cost_model import StepSize
-from engine.messages import Sampling, Step, Submit
+from engine.messages import Sampling, ScoredRow, Step, Submit
+from engine.sampler_slots import SamplerSlots
 from engine.sequence import Sequence
 from engine.simulation import size_of
 from tests.engine.pools import point
@@ -44,22 +45,18 @@ COLUMNS = {
     "samples": "B",
     "token_ids": "i",
     "block_tables": "i",
-    "random_rows": "i",
-    "temperatures": "f",
-    "top_ps": "f",
-    "top_ks": "i",
-    "seeds": "Q",
-    "output_indices": "i",
+    "slots": "i",
 }
 
 
 def unpacked(step: Step) -> dict[str, Any]:
     """The columns of a step as lists."""
-    columns: dict[str, Any] = {
-        name: array(code, getattr(step, name)).tolist() for name, code in COLUMNS.items()
-    }
-    columns["bans"] = [(row, array("i", ids).tolist()) for row, ids in step.bans]
-    return columns
+    return {name: array(code, getattr(step, name)).tolist() for name, code in COLUMNS.items()}
+
+
+def packed(batch: MicroBatch) -> Step:
+    """The plan, with nobody in the sampler's slots yet."""
+    return pack(batch, 1, 1, BLOCK_SIZE, SamplerSlots())
 
 
 @dataclass(frozen=True)
@@ -96,8 +93,8 @@ def twin(rows: list[Row]) -> dict[str, Any]:
     rows = sorted(rows, key=is_decode, reverse=True)
     ends = [row.sequence.num_planned + row.num_tokens for row in rows]
     sampling = [row.sequence for row in rows if row.samples]
-    is_random = [s.submit.sampling.temperature > 0 for s in sampling]
-    random = [s for s, drawn in zip(sampling, is_random, strict=True) if drawn]
+    is_special = [s.submit.sampling.temperature > 0 or s.submit.min_tokens > 0 for s in sampling]
+    slots = iter(range(len(sampling)))
     return {
         "sequence_ids": [row.sequence.sequence_id for row in rows],
         "start_positions": [row.sequence.num_planned for row in rows],
@@ -113,18 +110,9 @@ def twin(rows: list[Row]) -> dict[str, Any]:
             for row, end in zip(rows, ends, strict=True)
             for position in range(0, end, BLOCK_SIZE)
         ],
-        "random_rows": [i for i, drawn in enumerate(is_random) if drawn],
-        "temperatures": array("f", [s.submit.sampling.temperature for s in random]).tolist(),
-        "top_ps": array("f", [s.submit.sampling.top_p for s in random]).tolist(),
-        "top_ks": [s.submit.sampling.top_k for s in random],
-        "seeds": [s.submit.sampling.seed for s in random],
-        "output_indices": [len(s.token_ids) - s.num_prompt_tokens for s in random],
-        "bans": [
-            (i, list(s.submit.stop_token_ids))
-            for i, s in enumerate(sampling)
-            if len(s.token_ids) - s.num_prompt_tokens < s.submit.min_tokens
-            and s.submit.stop_token_ids
-        ],
+        "slots": [next(slots) if special else -1 for special in is_special]
+        if any(is_special)
+        else [],
     }
 
 
@@ -152,7 +140,7 @@ def rows(draw: st.DrawFn) -> Row:
 
 @given(rows=st.lists(rows(), min_size=1, max_size=8))
 def test_a_packed_batch_says_what_its_rows_say(rows: list[Row]) -> None:
-    step = pack(batch_of(rows), 3, 14, BLOCK_SIZE)
+    step = pack(batch_of(rows), 3, 14, BLOCK_SIZE, SamplerSlots())
     assert (step.epoch, step.step_id) == (3, 14)
     assert unpacked(step) == twin(rows)
 
@@ -162,7 +150,7 @@ def test_a_batch_counts_what_the_cost_model_asks_for(rows: list[Row]) -> None:
     batch = batch_of(rows)
     assert batch.total_tokens == sum(row.num_tokens for row in rows)
     assert batch.kv_tokens == sum(row.sequence.num_planned for row in rows)
-    assert batch.size == size_of(pack(batch, 1, 1, BLOCK_SIZE))
+    assert batch.size == size_of(packed(batch))
 
 
 def test_a_prompt_s_tokens_are_paired_with_all_before_them_and_themselves() -> None:
@@ -182,45 +170,78 @@ def test_a_batch_of_both_kinds_is_mixed() -> None:
 def test_a_row_samples_when_nothing_is_left_to_feed(row: Row, limit: int) -> None:
     left, batch = row.sequence.num_unplanned, MicroBatch()
     assert batch.add_prefill(row.sequence, limit) == min(left, limit)
-    assert list(pack(batch, 1, 1, BLOCK_SIZE).samples) == [limit >= left]
+    assert list(packed(batch).samples) == [limit >= left]
 
 
 def test_packing_changes_no_sequence() -> None:
     sequence = make_sequence([1, 2, 3], [4], planned=3)
-    pack(batch_of([Row(sequence, 1)]), 1, 1, BLOCK_SIZE)
+    packed(batch_of([Row(sequence, 1)]))
     assert (sequence.num_planned, sequence.token_ids.tolist()) == (3, [1, 2, 3, 4])
     assert sequence.block_table.tolist() == [100]
 
 
 def test_a_decode_feeds_the_newest_token_at_its_place() -> None:
     sequence = make_sequence([1, 2, 3, 4], [5], planned=4)
-    step = unpacked(pack(batch_of([Row(sequence, 1)]), 1, 1, BLOCK_SIZE))
+    step = unpacked(packed(batch_of([Row(sequence, 1)])))
     assert (step["start_positions"], step["num_tokens"], step["token_ids"]) == ([4], [1], [5])
     assert (step["samples"], step["block_tables"]) == ([1], [100, 101])
 
 
 def test_a_chunk_does_not_sample_and_names_only_the_blocks_up_to_its_end() -> None:
     sequence = make_sequence(list(range(10)), planned=3, min_tokens=1, stop_token_ids=(0,))
-    step = unpacked(pack(batch_of([Row(sequence, 5)]), 1, 1, BLOCK_SIZE))
+    step = unpacked(packed(batch_of([Row(sequence, 5)])))
     assert (step["token_ids"], step["block_tables"]) == ([3, 4, 5, 6, 7], [100, 101])
-    assert (step["samples"], step["bans"], step["random_rows"]) == ([0], [], [])
+    assert (step["samples"], step["slots"]) == ([0], [])
 
 
-def test_rows_are_counted_among_those_that_sample() -> None:
+def test_rows_that_do_not_just_take_the_likeliest_token_name_their_slot() -> None:
     chunk = Row(make_sequence([1] * 8), 4)
     greedy = Row(make_sequence([2]), 1)
     random = Row(make_sequence([3], [4, 5], planned=2, sampling=Sampling(0.5, 0.25, 9, 11)), 1)
     banned = Row(make_sequence([6], min_tokens=1, stop_token_ids=(7, 8)), 1)
-    step = unpacked(pack(batch_of([random, chunk, greedy, banned]), 1, 1, BLOCK_SIZE))
-    assert (step["random_rows"], step["bans"]) == ([0], [(2, [7, 8])])
-    assert (step["temperatures"], step["top_ps"], step["top_ks"]) == ([0.5], [0.25], [9])
-    assert (step["seeds"], step["output_indices"]) == ([11], [2])
+    step = packed(batch_of([random, chunk, greedy, banned]))
+    assert unpacked(step)["slots"] == [0, -1, 1]
+    drawn, forbidding = step.setups
+    assert (drawn.slot, drawn.sampling) == (0, Sampling(0.5, 0.25, 9, 11))
+    assert array("i", drawn.output_token_ids).tolist() == [4, 5]
+    assert (forbidding.min_tokens, forbidding.stop_token_ids) == (1, (7, 8))
 
 
-@pytest.mark.parametrize(("generated", "banned"), [(0, True), (1, True), (2, False)])
-def test_stop_tokens_are_banned_until_min_tokens_are_out(generated: int, banned: bool) -> None:
-    sequence = make_sequence(
-        [1], [9] * generated, planned=generated, min_tokens=2, stop_token_ids=(5,)
+def test_a_sequence_is_set_up_once_and_its_slot_goes_to_the_next() -> None:
+    slots, first, second = (
+        SamplerSlots(),
+        *(make_sequence([3], [4], planned=1, sampling=Sampling(1.0)) for _ in range(2)),
     )
-    step = pack(batch_of([Row(sequence, 1)]), 1, 1, BLOCK_SIZE)
-    assert bool(step.bans) == banned
+    assert len(pack(batch_of([Row(first, 1)]), 1, 1, BLOCK_SIZE, slots).setups) == 1
+    again = pack(batch_of([Row(first, 1), Row(second, 1)]), 1, 2, BLOCK_SIZE, slots)
+    assert (unpacked(again)["slots"], [setup.slot for setup in again.setups]) == ([0, 1], [1])
+    slots.free(first)
+    slots.free(first)
+    third = make_sequence([3], [4], planned=1, sampling=Sampling(1.0))
+    (setup,) = pack(batch_of([Row(third, 1)]), 1, 3, BLOCK_SIZE, slots).setups
+    assert setup.slot == 0
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(0.0, repetition_penalty=1.1), Sampling(0.0, bad_words=(b"\1\0\0\0",))]
+)
+def test_the_prompt_travels_only_where_the_sampler_reads_it(sampling: Sampling) -> None:
+    reading = Row(make_sequence([3, 4], sampling=sampling), 2)
+    other = Row(make_sequence([3, 4], sampling=Sampling(1.0)), 2)
+    told = [setup.prompt_token_ids for setup in packed(batch_of([reading, other])).setups]
+    assert [array("i", ids).tolist() for ids in told] == [[3, 4], []]
+
+
+def test_a_prompt_is_scored_chunk_by_chunk_and_once() -> None:
+    sequence = make_sequence([5, 6, 7, 8, 9], sampling=Sampling(0.0, num_prompt_logprobs=2))
+    first = packed(batch_of([Row(sequence, 3)]))
+    sequence.num_planned = 3
+    last = packed(batch_of([Row(sequence, 2)]))
+    assert first.scored == (ScoredRow(0, 2, 8),)
+    assert last.scored == (ScoredRow(0, 2, -1),)
+    sequence.num_planned = 0  # pre-empted
+    assert packed(batch_of([Row(sequence, 5)])).scored == ()
+
+
+def test_a_prompt_that_nobody_wants_scored_is_not() -> None:
+    assert packed(batch_of([Row(make_sequence([5, 6, 7]), 3)])).scored == ()

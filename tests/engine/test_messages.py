@@ -16,8 +16,11 @@ from engine.messages import (
     FromStage,
     Generated,
     Hello,
+    Logprobs,
     Message,
+    SamplerSetup,
     Sampling,
+    ScoredRow,
     StageCosts,
     StageStats,
     Stats,
@@ -58,9 +61,15 @@ def values(message: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
     return st.builds(message, **{f.name: FIELDS[f.type] for f in msgspec.structs.fields(message)})
 
 
-FIELDS[Sampling] = st.builds(
-    Sampling, st.floats(0, 2), st.floats(0, 1), st.integers(0, 2**31 - 1), uint64
+FIELDS[tuple[bytes, ...]] = st.lists(st.binary(max_size=8), max_size=3).map(tuple)
+FIELDS[Sampling] = values(Sampling).map(
+    lambda sampling: msgspec.structs.replace(sampling, seed=abs(sampling.seed))
 )
+FIELDS[Logprobs] = values(Logprobs)
+FIELDS[Logprobs | None] = st.none() | FIELDS[Logprobs]
+FIELDS[tuple[Logprobs, ...]] = st.lists(FIELDS[Logprobs], max_size=2).map(tuple)
+for part in (SamplerSetup, ScoredRow):
+    FIELDS[tuple[part, ...]] = st.lists(values(part), max_size=2).map(tuple)  # type: ignore[valid-type]
 FIELDS[StageCosts] = values(StageCosts)
 FIELDS[tuple[StageStats, ...]] = st.lists(values(StageStats), max_size=3).map(tuple)
 
@@ -141,7 +150,7 @@ def test_the_wire_carries_the_tag_and_the_fields_in_order() -> None:
     finished = msgspec.msgpack.decode(msgspec.msgpack.encode(Finished(3, "stop")))
     assert finished == ["Finished", 3, "stop", ""]
     generated = msgspec.msgpack.decode(msgspec.msgpack.encode(Generated(b"ab", b"c")))
-    assert generated == ["Generated", b"ab", b"c"]
+    assert generated == ["Generated", b"ab", b"c", None]
 
 
 def test_what_need_not_be_said_has_its_plain_meaning() -> None:
@@ -149,4 +158,4 @@ def test_what_need_not_be_said_has_its_plain_meaning() -> None:
     assert (submit.min_tokens, submit.stop_token_ids) == (0, ())
     assert submit.sampling == Sampling(temperature=1.0, top_p=1.0, top_k=0, seed=0)
     assert Stats(ready=False, phase="prefill").stages == ()
-    assert Step(1, 2, "decode", b"", b"", b"", b"", b"", b"").bans == ()
+    assert Step(1, 2, "decode", b"", b"", b"", b"", b"", b"").setups == ()

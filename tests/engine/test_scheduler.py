@@ -6,7 +6,18 @@ import pytest
 from msgspec.structs import replace
 
 from configs.schema import EngineConfig
-from engine.messages import EngineReady, Expect, Finished, Generated, StageReady, Step, Submit
+from engine.messages import (
+    EngineReady,
+    Expect,
+    Finished,
+    Generated,
+    Logprobs,
+    Sampling,
+    Scored,
+    StageReady,
+    Step,
+    Submit,
+)
 from engine.scheduler import ImpossibleSettingsError, Scheduler
 from tests.engine.world import World, make_submit
 
@@ -138,12 +149,12 @@ def test_one_step_is_told_in_one_message() -> None:
     assert len(generated[0].token_ids) == 7 * array("i").itemsize
 
 
-def test_sampling_parameters_reach_the_stage_only_for_rows_that_need_them() -> None:
+def test_sampling_parameters_reach_the_stage_only_where_they_are_needed() -> None:
     scheduler = Scheduler(EngineConfig(pipeline_parallel_size=1))
     scheduler.handle(StageReady(0, 1, 10, 100), 0.0)
     (step,) = scheduler.handle(make_submit(0, [1], 3), 0.0)
     assert isinstance(step, Step)
-    assert step.random_rows == step.seeds == b""
+    assert (step.slots, step.setups) == (b"", ())
 
 
 def test_a_prediction_that_comes_late_changes_who_is_admitted_first() -> None:
@@ -163,3 +174,39 @@ def test_a_prediction_that_comes_late_changes_who_is_admitted_first() -> None:
             break
     assert admitted[-1] == 3
     assert not {1, 2} & set(admitted)
+
+
+def one_logprob(index: int, top_id: int) -> Logprobs:
+    """One position with one likeliest token."""
+    ints, floats = (lambda n: array("i", [n]).tobytes()), array("f", [-0.5]).tobytes()
+    return Logprobs(ints(index), floats, ints(1), ints(1), ints(top_id), floats)
+
+
+def test_logprobs_and_scores_go_to_their_sequences_and_those_of_the_dead_to_nobody() -> None:
+    world = World(EngineConfig(pipeline_parallel_size=1, prefill_batch_tokens=100), 100)
+    asking = Sampling(temperature=0.0, num_logprobs=1, num_prompt_logprobs=1)
+    for sequence_id in range(3):
+        world.submit(replace(make_submit(sequence_id, [1, 2], 5, stop=False), sampling=asking))
+    world.abort(1)
+    while len(world.in_flight) > 1 or len(world.in_flight[0].sequence_ids) < 16:
+        world.return_step()
+    ids = list(memoryview(world.in_flight[0].sequence_ids).cast("q"))
+    world.abort(ids[0])
+    step = world.in_flight.popleft()
+    done = world.stage.run(step)
+    told = Logprobs(
+        *(array("i", range(len(ids))).tobytes(), array("f", range(len(ids))).tobytes()),
+        *(array("i", [1] * len(ids)).tobytes() for _ in range(2)),
+        array("i", [10 + i for i in range(len(ids))]).tobytes(),
+        array("f", [0.0] * len(ids)).tobytes(),
+    )
+    scores = tuple(one_logprob(1, 7) for _ in step.scored)
+    answer = world.hand(replace(done, logprobs=told, scores=scores))
+    (generated,) = (message for message in answer if isinstance(message, Generated))
+    assert generated.logprobs is not None
+    left = list(range(1, len(ids)))
+    assert array("i", generated.logprobs.indices).tolist() == [i - 1 for i in left]
+    assert array("i", generated.logprobs.top_ids).tolist() == [10 + i for i in left]
+    assert array("f", generated.logprobs.chosen).tolist() == left
+    scored = [message.sequence_id for message in answer if isinstance(message, Scored)]
+    assert scored == [ids[row.row] for row in step.scored if ids[row.row] != ids[0]]

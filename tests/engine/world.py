@@ -8,6 +8,7 @@ a lost token therefore changes the output, which is known beforehand.
 import zlib
 from array import array
 from collections import deque
+from typing import Any
 
 from configs.schema import EngineConfig
 from engine.messages import (
@@ -16,6 +17,7 @@ from engine.messages import (
     Event,
     Finished,
     Generated,
+    Logprobs,
     Sampling,
     StageCosts,
     StageLost,
@@ -27,6 +29,7 @@ from engine.messages import (
 from engine.scheduler import Outgoing, Scheduler
 
 VOCABULARY = 50
+NOTHING = Logprobs(b"", b"", b"", b"", b"", b"")
 EOS = 0
 
 
@@ -70,11 +73,14 @@ class FakeStage:
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.slots: dict[int, int] = {}
+        self.samplers: dict[int, list[Any]] = {}  # setup and tokens out, by the sampler's slot
 
     def run(self, step: Step) -> StepDone:
         """Write the step's tokens, read back every row's whole history, sample."""
         tokens, tables = deque(_ints(step.token_ids)), deque(_ints(step.block_tables))
-        banned = {row: set(_ints(ids)) for row, ids in step.bans}
+        for setup in step.setups:
+            self.samplers[setup.slot] = [setup, len(_ints(setup.output_token_ids))]
+        sampler_slots = _ints(step.slots)
         sampled: list[int] = []
         rows = zip(_ints(step.start_positions), _ints(step.num_tokens), step.samples, strict=True)
         for start, count, samples in rows:
@@ -85,11 +91,18 @@ class FakeStage:
             history = [self.slots[self._slot(table, position)] for position in range(end)]
             if samples:
                 token_id = next_token(history)
-                forbidden = banned.get(len(sampled), set())
-                sampled.append(VOCABULARY if token_id in forbidden else token_id)
+                slot = sampler_slots[len(sampled)] if sampler_slots else -1
+                if slot >= 0:
+                    setup, num_out = self.samplers[slot]
+                    assert bytes(setup.prompt_token_ids) == b""
+                    if num_out < setup.min_tokens and token_id in setup.stop_token_ids:
+                        token_id = VOCABULARY
+                    self.samplers[slot][1] += 1
+                sampled.append(token_id)
         assert not tokens
         assert not tables
-        return StepDone(step.epoch, step.step_id, array("i", sampled).tobytes())
+        scores = tuple(NOTHING for _ in step.scored)
+        return StepDone(step.epoch, step.step_id, array("i", sampled).tobytes(), None, scores)
 
     def _slot(self, table: list[int], position: int) -> int:
         return table[position // self.block_size] * self.block_size + position % self.block_size

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.messages import Step
-from workers.sampler import sample, uniforms
+from engine.messages import SamplerSetup, Sampling, Step
+from workers.sampler import Sampler, uniforms
 
 torch.set_num_threads(1)
 
@@ -33,24 +33,37 @@ GREEDY = Draw(temperature=0.0)
 
 
 def make_step(rows: list[Draw], bans: tuple[tuple[int, bytes], ...] = ()) -> Step:
-    """The sampling columns of a plan."""
-    drawn = [(i, row) for i, row in enumerate(rows) if row.temperature > 0]
+    """A plan whose rows are all new to the sampler; those that draw have a slot each."""
+    banned = dict(bans)
+    special = [i for i, row in enumerate(rows) if row.temperature > 0 or i in banned]
+    setups = tuple(
+        SamplerSetup(
+            i,
+            Sampling(rows[i].temperature, rows[i].top_p, rows[i].top_k, rows[i].seed),
+            1 << 30 if i in banned else 0,
+            tuple(array("i", banned.get(i, b""))),
+            b"",
+            bytes(4 * rows[i].index),
+        )
+        for i in special
+    )
+    slots = [i if i in special else -1 for i in range(len(rows))]
     nothing = b""
     return Step(
         *(1, 1, "decode", nothing, nothing, nothing, nothing, nothing, nothing),
-        random_rows=array("i", [i for i, _ in drawn]).tobytes(),
-        temperatures=array("f", [row.temperature for _, row in drawn]).tobytes(),
-        top_ps=array("f", [row.top_p for _, row in drawn]).tobytes(),
-        top_ks=array("i", [row.top_k for _, row in drawn]).tobytes(),
-        seeds=array("Q", [row.seed for _, row in drawn]).tobytes(),
-        output_indices=array("i", [row.index for _, row in drawn]).tobytes(),
-        bans=bans,
+        slots=array("i", slots).tobytes() if special else b"",
+        setups=setups,
     )
 
 
 def pick(logits: Tensor, rows: list[Draw], bans: tuple[tuple[int, bytes], ...] = ()) -> list[int]:
-    """The tokens of all rows; the logits are left as they are."""
-    return array("i", sample(logits.clone(), make_step(rows, bans))).tolist()
+    """The tokens of all rows."""
+    before = logits.clone()
+    sampler = Sampler(logits.shape[-1], logits.device)
+    token_ids, logprobs = sampler.sample(logits, make_step(rows, bans))
+    assert logprobs is None
+    assert torch.equal(before, logits)
+    return array("i", token_ids).tolist()
 
 
 def make_logits(rows: int, vocabulary: int = 50, seed: int = 1) -> Tensor:
@@ -92,7 +105,7 @@ def test_greedy_takes_the_largest_logit() -> None:
 
 
 def test_no_rows_give_no_tokens() -> None:
-    assert sample(torch.empty(0, 50), make_step([])) == b""
+    assert pick(torch.empty(0, 50), []) == []
 
 
 draws = st.builds(

@@ -19,6 +19,7 @@ WATCH_INTERVAL_S = 0.5
 _PR_SET_PDEATHSIG = 1
 FAILURE = "failure.txt"
 PARENT = "_TDPIPE_PARENT"
+ENV_PREFIX = "TDPIPE_"
 
 
 def tie_to_parent() -> None:
@@ -35,6 +36,18 @@ def tie_to_parent() -> None:
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
     threading.Thread(target=_watch, args=(parent,), name="lifeline", daemon=True).start()
+
+
+def environment_of_children(num_threads: int | None) -> dict[str, str]:
+    """What this process's children get: settings reach them through the runtime folder only."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
+    root = str(Path(__file__).resolve().parent.parent)
+    kept["PYTHONPATH"] = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+    # torchrun would set it to 1 with a warning; the stages set their own number of threads.
+    kept.setdefault("OMP_NUM_THREADS", str(num_threads or 1))
+    kept["TOKENIZERS_PARALLELISM"] = "false"
+    kept[PARENT] = str(os.getpid())
+    return kept
 
 
 def report_failure(folder: Path, line: str) -> None:

@@ -17,9 +17,9 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from configs.lifeline import ENV_PREFIX
 from configs.schema import DEMO_MODEL, Config
 
-ENV_PREFIX = "TDPIPE_"
 PIPELINE_FLAG = "--pipeline-parallel-size"
 RESOLVED = "config.json"
 

@@ -89,6 +89,11 @@ class PipelineConfig(Part):
     profile_seconds: float = Field(
         5.0, ge=0, description="time in which a stage measures its steps at the start; 0 never"
     )
+    exact_times: bool = Field(
+        False,
+        description="GPU stages wait for the end of each step, so that its time is known: for "
+        "traces and measurements, at the price of some overlap",
+    )
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads per stage [cores divided by stages]"
     )

@@ -115,7 +115,7 @@ class Loop:
             now = time.monotonic()
             self._watch.hear(message, now)
             self._record(lambda recorder: recorder.hear(message, now))
-            if message.step_ids:
+            if message.step_ids and message.exact:
                 self._handle(times_of(message))
             return
         if isinstance(message, StageReady):

@@ -299,7 +299,7 @@ class Heartbeat(Message, frozen=True):
 
     With it, the steps that were run since the last one: `step_ids` packed int64, `began_at` and
     `ended_at` packed float64, side by side, in seconds of the stage's own monotonic clock, as is
-    `sent_at`.
+    `sent_at`. They are `exact` unless a GPU was only told what to do.
     """
 
     stage: int
@@ -312,6 +312,7 @@ class Heartbeat(Message, frozen=True):
     step_ids: bytes = b""
     began_at: bytes = b""
     ended_at: bytes = b""
+    exact: bool = True
 
 
 # --- the engine's own events ----------------------------------------------------------------

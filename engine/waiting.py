@@ -23,6 +23,7 @@ class WaitingQueue:
     def __init__(self) -> None:
         self._keys: dict[int, _Key] = {}
         self._in_order: SortedDict[_Key, Sequence] = SortedDict()
+        self._online: SortedDict[_Key, Sequence] = SortedDict()
         self._by_length: SortedDict[_Key, Sequence] = SortedDict()
 
     def add(self, sequence: Sequence) -> None:
@@ -37,7 +38,9 @@ class WaitingQueue:
 
     def remove(self, sequence: Sequence) -> None:
         """It was admitted or has ended. Raises `KeyError` when it is not here."""
-        del self._in_order[self._keys.pop(sequence.sequence_id)]
+        key = self._keys.pop(sequence.sequence_id)
+        del self._in_order[key]
+        self._online.pop(key, None)
         self._by_length.pop(_length_key(sequence), None)
 
     @contextmanager
@@ -87,17 +90,11 @@ class WaitingQueue:
         yield from (sequence for sequence in rest if sequence.predicted_len < critical_len)
 
     def online_wait_s(self, now: float) -> float:
-        """How long the next one has waited for whom somebody waits; 0 without one."""
-        first = self.first()
-        if first is None:
-            return 0.0
-        if first.submit.offline:
-            # It may have been pre-empted, with online ones behind it.
-            behind = self._in_order.bisect_left((_ONLINE, float("-inf"), 0))
-            if behind == len(self._in_order):
-                return 0.0
-            first = self._in_order.peekitem(behind)[1]
-        return 0.0 if first.submit.offline else now - first.arrived_at
+        """How long the next one has waited for whom somebody waits; 0 without one.
+
+        It may have been pre-empted, and stand behind an offline one that was as well.
+        """
+        return now - self._online.peekitem(0)[1].arrived_at if self._online else 0.0
 
     def __iter__(self) -> Iterator[Sequence]:
         return iter(self._in_order.values())
@@ -109,6 +106,8 @@ class WaitingQueue:
         key = (lane, sequence.arrived_at, sequence.sequence_id)
         self._keys[sequence.sequence_id] = key
         self._in_order[key] = sequence
+        if not sequence.submit.offline:
+            self._online[key] = sequence
 
 
 def _length_key(sequence: Sequence) -> _Key:

@@ -13,7 +13,6 @@ that met it; its one line is the last the user reads.
 import fcntl
 import json
 import logging
-import os
 import shutil
 import signal
 import subprocess
@@ -124,7 +123,7 @@ class Supervisor:
             stdout=sys.stderr,
             # Ctrl-C reaches the supervisor alone, which ends the others in order.
             start_new_session=True,
-            env=_environment(self._config),
+            env=lifeline.environment_of_children(self._config.num_threads),
         )
 
     def _look(self) -> None:
@@ -204,18 +203,6 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
-
-
-def _environment(config: Config) -> dict[str, str]:
-    """The children's environment: settings reach them through the runtime folder only."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(loader.ENV_PREFIX)}
-    root = str(Path(__file__).resolve().parent.parent)
-    kept["PYTHONPATH"] = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-    # torchrun would set it to 1 with a warning; the stages set their own number of threads.
-    kept.setdefault("OMP_NUM_THREADS", str(config.num_threads or 1))
-    kept["TOKENIZERS_PARALLELISM"] = "false"
-    kept[lifeline.PARENT] = str(os.getpid())
-    return kept
 
 
 def _how(code: int) -> str:

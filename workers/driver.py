@@ -4,7 +4,6 @@ It starts the stages as the supervisor does, torchrun and all, sends them plans,
 their heartbeats when each of them began and ended each step.
 """
 
-import os
 import shutil
 import signal
 import subprocess
@@ -57,7 +56,12 @@ class Driver:
     def __init__(self, config: Config) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="tdpipe-profile-"))
         # What is to be measured must not be torn down and started anew behind our back.
-        changes = {"runtime_dir": self._folder, "stage_endpoint": None, "max_restarts": 0}
+        changes = {
+            "runtime_dir": self._folder,
+            "stage_endpoint": None,
+            "max_restarts": 0,
+            "exact_times": True,
+        }
         self._config = config.model_copy(update=changes)
         self.num_stages = config.pipeline_parallel_size
         self.ready: list[StageReady] = []
@@ -88,7 +92,7 @@ class Driver:
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr,
                 start_new_session=True,
-                env=_environment(self._config),
+                env=lifeline.environment_of_children(self._config.num_threads),
             )
             self._wait_ready()
         except BaseException:
@@ -201,17 +205,6 @@ class Driver:
             failure = f"{what} took too long"
         if failure is not None:
             raise DriverError(failure)
-
-
-def _environment(config: Config) -> dict[str, str]:
-    """As the supervisor's children have it: settings reach them through the folder only."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(loader.ENV_PREFIX)}
-    root = str(Path(__file__).resolve().parent.parent)
-    kept["PYTHONPATH"] = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-    kept.setdefault("OMP_NUM_THREADS", str(config.num_threads or 1))
-    kept["TOKENIZERS_PARALLELISM"] = "false"
-    kept[lifeline.PARENT] = str(os.getpid())
-    return kept
 
 
 def _how(code: int) -> str:

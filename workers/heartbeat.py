@@ -37,12 +37,16 @@ class Progress:
 
 @dataclass(slots=True)
 class HeartbeatThread:
-    """Beats for as long as it is entered. It has a socket of its own: they are not shared."""
+    """Beats for as long as it is entered. It has a socket of its own: they are not shared.
+
+    `exact` says whether the steps' times are.
+    """
 
     endpoint: str
     stage: int
     epoch: int
     progress: Progress
+    exact: bool = True
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -72,6 +76,7 @@ class HeartbeatThread:
             array("q", [step_id for step_id, _, _ in spans]).tobytes(),
             array("d", [began_at for _, began_at, _ in spans]).tobytes(),
             array("d", [ended_at for _, _, ended_at in spans]).tobytes(),
+            self.exact,
         )
 
     def _beat(self) -> None:

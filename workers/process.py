@@ -52,8 +52,9 @@ def main(runtime_dir: str) -> None:
             lifeline.report_failure(folder, line)
         sys.exit(1)
     name = f"stage-{place.stage}"
+    exact = place.device.type == "cpu" or config.exact_times
     with (
-        HeartbeatThread(config.stage_address, place.stage, place.epoch, progress),
+        HeartbeatThread(config.stage_address, place.stage, place.epoch, progress, exact),
         Spoke[ToStage](config.stage_address, name, ToStage) as engine,
     ):
         try:

@@ -10,7 +10,7 @@ from torch import Tensor
 from configs.schema import Config
 from engine.messages import StageCosts, StageReady, Step, StepDone, ToStage
 from engine.wire import Spoke
-from workers import batch, kv_cache, loading, profiler
+from workers import batch, kv_cache, layer_times, loading, profiler
 from workers.batch import Batch
 from workers.heartbeat import Progress
 from workers.identity import identify
@@ -96,8 +96,10 @@ class Stage:
     def _run_step(self, step: Step, engine: Spoke[ToStage]) -> None:
         inputs = batch.build(step, self._config.block_size, self._place.device)
         received = None if self._model.is_first else self._transport.recv(step.step_id)
+        self._wait_for_device()
         began_at = time.monotonic()
         output = self._forward(inputs, received)
+        self._wait_for_device()
         # The time is taken before anything leaves: the next stage begins after this one has ended.
         if self._model.is_last:
             num_sampling = len(inputs.sample_at)
@@ -109,6 +111,11 @@ class Stage:
             outgoing = self._transport.pack(step.step_id, output)
             self._progress.count_step(step.step_id, began_at, time.monotonic())
             self._transport.send(step.step_id, outgoing)
+
+    def _wait_for_device(self) -> None:
+        """A GPU is only told what to do: without waiting, no time is that of a step."""
+        if self._config.exact_times:
+            layer_times.wait(self._place.device)
 
     def _timed_run(self) -> TimedRun:
         """Of a part of the cache: larger than a processor's caches, but not all of the memory."""

@@ -29,6 +29,7 @@ SAMPLES = {
     "max_restarts": "0",
     "profile": "some/steps.csv",
     "profile_seconds": "0",
+    "exact_times": "true",
     "num_threads": "2",
     "block_size": "32",
     "kv_cache_memory_bytes": "1000000",

@@ -56,7 +56,9 @@ class Daemon:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TDPIPE_")}
         command = [sys.executable, str(ROOT / "tdpipe.py"), "serve"]
         command += ["--runtime-dir", str(self.folder / "run"), "--port", "0"]
-        command += ["--data-dir", str(self.folder / "data"), *self._arguments]
+        # A good profile is not what these tests are about, and there are many starts.
+        command += ["--data-dir", str(self.folder / "data"), "--profile-seconds", "0.3"]
+        command += self._arguments
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, cwd=self._cwd

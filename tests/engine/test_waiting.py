@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.sequence import Sequence
@@ -121,6 +121,13 @@ def test_a_sample_by_length_stands_for_all_fresh_offline_ones(
     assert begin == len(sorted_once)
 
 
+@example(
+    moves=[
+        *(("add", offline, 0, 1) for offline in (False, True)),
+        *(("remove", 0), ("remove", 0), ("put back", 0), ("put back", 0)),
+    ],
+    now=4,
+)
 @given(moves=Moves, now=st.integers(4, 9))
 def test_the_first_online_sequence_is_waited_for(moves: list[tuple[Any, ...]], now: int) -> None:
     queue, twin, _ = live(moves)

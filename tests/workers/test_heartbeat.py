@@ -3,6 +3,8 @@
 import threading
 from pathlib import Path
 
+import pytest
+
 from engine.messages import FromStage, Heartbeat
 from engine.wire import Hub
 from workers.heartbeat import MAX_SPANS, HeartbeatThread, Progress
@@ -41,6 +43,12 @@ def test_each_step_is_told_once_and_adds_up_to_the_busy_time() -> None:
     assert spans_of(beat) == [(1, 10.0, 10.5), (2**40, 11.0, 11.25)]
     assert sum(ended_at - began_at for _, began_at, ended_at in spans_of(beat)) == beat.busy_s
     assert not spans_of(heart.make_beat())
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_beat_says_whether_its_times_are_exact(exact: bool) -> None:
+    heart = HeartbeatThread("ipc:///nowhere", 3, 7, Progress(), exact)
+    assert heart.make_beat().exact == exact
 
 
 def test_with_nobody_to_tell_the_oldest_steps_are_forgotten() -> None:

@@ -1,0 +1,15 @@
+"""What all tests share: a command that is run within a test leaves the log as it was."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was() -> Iterator[None]:
+    root, ours = logging.getLogger(), logging.getLogger("tdpipe")
+    levels = root.level, ours.level
+    yield
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])

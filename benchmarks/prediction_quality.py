@@ -239,7 +239,7 @@ def draw(works: Sequence[Work], figures: Figures, path: Path) -> None:
         axes.set_xticks([number + 0.4 for number in range(len(POLICIES))], POLICIES)
         axes.set_ylabel("output tokens/s")
         axes.set_title(f"{work.name}, {len(work.output_lens):,} requests", fontsize="medium")
-        axes.legend(fontsize="small", loc="lower right")
+        axes.legend(fontsize="small", loc="upper left")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 

@@ -1,11 +1,13 @@
 """Predictors on real processes: `make real-predictors`.
 
 Two CPU stages of the demo model, one thread each, with a KV cache small enough to matter, answer
-held-out prompts to their natural ends, all at once, with room for far longer answers than come. Who
-predicts the lengths takes turns within a round; medians over the rounds. Prints Markdown.
+held-out prompts to their natural ends, all at once, with room for far longer answers than come;
+half of the prompts are those with the longest answers. Who predicts the lengths takes turns within
+a round; medians over the rounds. Prints Markdown.
 """
 
 import argparse
+import random
 import subprocess
 import sys
 import tempfile
@@ -25,8 +27,10 @@ from configs.schema import DEMO_MODEL
 DEMO_PREDICTOR = DEMO_MODEL.parent / "predictor"
 POLICIES = ("td-pipe", "temporal")
 NUM_STAGES, MAX_TOKENS = 2, 400
-# 1,600 tokens: about 30 of the workload's requests at their full length.
+# 1,600 tokens: about 25 of the workload's requests at their full length.
 KV_BYTES = 1_600 * 3 * 2 * 2 * 32 * 2
+# Of so many times the prompts, half of the workload are those with the longest answers.
+DRAWN = 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.real_predictors", description=__doc__
     )
-    parser.add_argument("--requests", type=int, default=600, help="[600]")
+    parser.add_argument("--requests", type=int, default=300, help="[300]")
     parser.add_argument("--rounds", type=int, default=3, help="[3]")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="tdpipe-predictors-") as temporary:
@@ -72,7 +76,11 @@ def _write_workloads(folder: Path, count: int) -> tuple[Path, Path, float]:
     from demo.answer_lengths import output_lens
     from demo.tasks import held_out
 
-    tasks = held_out(count, 0)
+    drawn = held_out(DRAWN * count, 0)
+    longest = sorted(drawn, key=lambda task: len(task.answer), reverse=True)[: count // 2]
+    rest = [task for task in drawn if task not in longest][: count - len(longest)]
+    tasks = longest + rest
+    random.Random(0).shuffle(tasks)
     model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.bfloat16).eval()
     lens = output_lens(model, AutoTokenizer.from_pretrained(DEMO_MODEL), tasks)
     blind = [Request(task.prompt, MAX_TOKENS) for task in tasks]

@@ -19,7 +19,7 @@ from engine.expectation import Expectation
 from engine.sequence import Sequence
 
 # In spreads. Four of them are a factor of seven where the spread is 0.5.
-_LOW, _HIGH, _WIDTH = -8.0, 8.0, 0.25
+_LOW, _HIGH, _WIDTH = -8.0, 8.0, 0.125
 _EDGES = np.arange(_LOW, _HIGH, _WIDTH)
 NUM_BINS = len(_EDGES)
 

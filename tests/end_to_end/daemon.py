@@ -118,11 +118,11 @@ class Daemon:
         return body
 
     def metric(self, name: str) -> float:
-        """The sum of a metric's samples over its labels."""
+        """The sum of a metric's samples over its labels, of which the first may be given."""
         values = [
             float(line.rsplit(" ", 1)[1])
             for line in self.get("/metrics")[1].splitlines()
-            if line.startswith((f"{name} ", f"{name}{{"))
+            if line.startswith((f"{name} ", f"{name}{{", f"{name},"))
         ]
         assert values, f"no metric {name}"
         return sum(values)

@@ -48,9 +48,19 @@ def no_tokenizer(folder: Path) -> list[str]:
     return [str(DEMO_MODEL), "--tokenizer", str(folder)]
 
 
+def another_tokenizer_s_predictor(folder: Path) -> list[str]:
+    """The demo model's predictor beside a checkpoint with a tokenizer of its own."""
+    model = make_checkpoint(folder / "model", "llama")
+    predictor = str(DEMO_MODEL.parent / "predictor")
+    return [str(model), "--tokenizer", str(model / TOKENIZER), "--predictor", predictor]
+
+
 @pytest.mark.parametrize(
     ("prepare", "words"),
     [
+        (another_tokenizer_s_predictor, ["predictor", "another tokenizer"]),
+        (lambda _: ["--predictor", "/nowhere/at/all"], ["predictor", "no folder /nowhere/at/all"]),
+        (lambda _: ["--profile", "/etc/hostname"], ["/etc/hostname, line 1", "columns"]),
         (no_such_folder, ["no folder /nowhere/at/all"]),
         (truncated_weights, ["stage", "model.safetensors", "truncated or damaged"]),
         (without_a_tensor, ["stage", "model-00001-of"]),

@@ -164,9 +164,9 @@ def test_those_that_have_outlived_their_prediction_live_on_as_the_others_did() -
 
 
 def test_the_tokens_generated_so_far_count() -> None:
-    # In 16 steps it will have generated 18 or 19 tokens, and a bin ends at 18.13.
-    assert num_admitted(30, row=(8, 2, 16, 10_000), ended=[(100, 100)]) == 4
-    assert num_admitted(30, row=(8, 3, 16, 10_000), ended=[(100, 100)]) == 10
+    # In 16 steps it will have generated 17 or 18 tokens, and a bin ends at 17.03.
+    assert num_admitted(30, row=(8, 1, 16, 10_000), ended=[(100, 100)]) == 4
+    assert num_admitted(30, row=(8, 2, 16, 10_000), ended=[(100, 100)]) == 10
 
 
 def test_nobody_is_expected_to_be_gone_before_the_next_step() -> None:

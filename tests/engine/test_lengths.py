@@ -13,7 +13,7 @@ from tests.engine.pools import learnt, make_pool, make_ready, make_sequence, poi
 
 Ended = st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), max_size=30)
 LiveBins = st.lists(st.integers(0, NUM_BINS - 1), max_size=30)
-HALF_A_BIN = 0.0625 + 1e-9
+HALF_A_BIN = 0.03125 + 1e-9
 NOBODY = np.array([], dtype=np.int64)
 
 
@@ -22,9 +22,9 @@ def bin_of(output_len: float, predicted_len: float) -> int:
     return int(bins_of(np.array([output_len]), np.array([predicted_len]), np.array([0.5]))[0])
 
 
-def test_a_bin_is_a_quarter_of_a_spread() -> None:
-    assert bin_of(100, 100) == bin_of(113, 100) == 32
-    assert (bin_of(99, 100), bin_of(114, 100)) == (31, 33)
+def test_a_bin_is_an_eighth_of_a_spread() -> None:
+    assert bin_of(100, 100) == bin_of(106, 100) == 64
+    assert (bin_of(99, 100), bin_of(107, 100)) == (63, 65)
     assert (bin_of(0, 1), bin_of(1, 5000), bin_of(5000, 1)) == (0, 0, NUM_BINS - 1)
 
 
@@ -72,7 +72,7 @@ def test_before_anything_has_ended_errors_are_taken_as_normal() -> None:
     survival = LengthErrors(20.0).survival(NOBODY)
     for sigmas in (-2.0, -1.0, 0.0, 1.0, 2.0):
         reached = 0.5 - 0.5 * erf(sigmas / 2**0.5)
-        assert survival[32 + int(sigmas * 0.5 / 0.125)] == pytest.approx(reached)
+        assert survival[64 + int(sigmas * 0.5 / 0.0625)] == pytest.approx(reached)
 
 
 def test_who_says_how_sure_it_is_is_measured_by_that() -> None:

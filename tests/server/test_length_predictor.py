@@ -1,5 +1,6 @@
 """The length predictor: what the engine is told, at once and later, and what is learnt."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,11 +9,12 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from configs.schema import Config
 from engine.messages import Expect, Finished, Submit
 from engine.wire import Hub
 from predictor.messages import Answer, Ask
-from server.length_predictor import histogram_path
-from tests.server.world import Daemon, config, generated, saying, serving
+from server.length_predictor import PredictorMismatchError, check_predictor, histogram_path
+from tests.server.world import TOKENIZER, Daemon, config, generated, saying, serving
 
 EXPECTS_7 = {"expected_tokens": 7}
 
@@ -194,3 +196,37 @@ def test_a_client_s_own_expectation_needs_no_encoder(tmp_path: Path) -> None:
         assert daemon.complete(**EXPECTS_7).status_code == 200
         assert samples(daemon)["tdpipe_predictor_fallbacks_total"] == 0
         assert not asked
+
+
+def described(folder: Path, tokenizer: object) -> Config:
+    """Settings with a predictor that counts in the tokens of `tokenizer`."""
+    encoder_folder = folder / "encoder"
+    encoder_folder.mkdir()
+    (encoder_folder / "predictor.json").write_text(json.dumps({"tokenizer": tokenizer}))
+    return config(folder, predictor=str(encoder_folder))
+
+
+def test_a_predictor_for_another_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(PredictorMismatchError, match="another tokenizer") as refusal:
+        check_predictor(described(tmp_path, "0123456789abcdef"), TOKENIZER)
+    assert len(str(refusal.value).splitlines()) == 1
+
+
+def test_a_predictor_for_this_tokenizer_is_taken(tmp_path: Path) -> None:
+    check_predictor(described(tmp_path, TOKENIZER.fingerprint), TOKENIZER)
+
+
+def test_a_predictor_that_does_not_say_is_taken_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_predictor(described(tmp_path, None), TOKENIZER)
+    assert "does not say" in caplog.text
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "null", "{"])
+def test_a_folder_that_is_no_predictor_is_left_to_the_predictor_s_process(
+    tmp_path: Path, text: str | None
+) -> None:
+    if text is not None:
+        (tmp_path / "predictor.json").write_text(text)
+    check_predictor(config(tmp_path, predictor=str(tmp_path)), TOKENIZER)

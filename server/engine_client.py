@@ -19,6 +19,7 @@ from engine.messages import (
     FromServer,
     Generated,
     Hello,
+    Scored,
     Stats,
     Submit,
     ToServer,
@@ -202,6 +203,8 @@ class EngineClient:
                 self._on_finished(message)
             elif isinstance(message, Stats):
                 self._on_stats(message, now)
+            elif isinstance(message, Scored):
+                pass  # nobody asks for scores yet
             else:
                 self._on_ready(message)
 

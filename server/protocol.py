@@ -48,6 +48,14 @@ class CompletionRequest(_Body):
     stream_options: StreamOptions | None = None
     ignore_eos: bool = Field(False, description="vLLM's: generate max_tokens whatever comes")
     min_tokens: int = Field(0, ge=0, description="vLLM's: do not stop before")
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0, le=2, description="vLLM's; 1 is none")
+    min_p: float = Field(0.0, ge=0, le=1, description="vLLM's")
+    logit_bias: dict[str, float] = Field({}, description="added to the logits of token ids")
+    stop_token_ids: list[int] = Field([], description="vLLM's: tokens that end a choice")
+    allowed_token_ids: list[int] = Field([], description="vLLM's: no other token is picked")
+    bad_words: list[str] = Field([], description="vLLM's: never generated")
     expected_tokens: int | None = Field(
         None, ge=1, lt=2**31, description="ours: how long an answer you expect, for the scheduler"
     )
@@ -56,11 +64,6 @@ class CompletionRequest(_Body):
     best_of: int | None = Field(None, description="only 1 or n")
     logprobs: int | None = Field(None, description="not supported")
     suffix: str | None = Field(None, description="not supported")
-    logit_bias: dict[str, float] = Field({}, description="not supported")
-    presence_penalty: float = Field(0.0, description="not supported")
-    frequency_penalty: float = Field(0.0, description="not supported")
-    repetition_penalty: float = Field(1.0, description="vLLM's, not supported")
-    min_p: float = Field(0.0, description="vLLM's, not supported")
 
     @property
     def stop_strings(self) -> list[str]:
@@ -180,11 +183,6 @@ def _path(location: tuple[int | str, ...]) -> str:
 _NEUTRAL: dict[str, Any] = {
     "logprobs": None,
     "suffix": "",
-    "logit_bias": {},
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "repetition_penalty": 1,
-    "min_p": 0,
 }
 
 

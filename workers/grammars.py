@@ -74,10 +74,10 @@ class Grammars:
             expected = self._expected.pop((step_id, setup.slot), None)
             self._places[setup.slot] = expected or self._begin(setup)
 
-    def allowed(self, slots: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """The rows that have a grammar [guided], and what each may pick [guided, vocabulary].
+    def banned(self, slots: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """The rows that have a grammar [guided], and what none may pick [guided, vocabulary].
 
-        The latter is bool, and true somewhere in every row. None where no row has a grammar. Waits
+        The latter is bool, and false somewhere in every row. None where no row has a grammar. Waits
         for masks that are not ready yet.
         """
         rows, places = self._guided(slots)
@@ -86,7 +86,7 @@ class Grammars:
         began_at = time.monotonic()
         masks = np.stack([self._mask(place) for place in places])
         self.waited_s += time.monotonic() - began_at
-        return torch.tensor(rows, device=device), unpacked(masks, self._vocab_size, device)
+        return torch.tensor(rows, device=device), unpacked(~masks, self._vocab_size, device)
 
     def advance(self, slots: np.ndarray, token_ids: np.ndarray) -> None:
         """These sequences have got these tokens [rows]: begin with their next masks."""
@@ -178,22 +178,23 @@ class Grammars:
         return LLExecutor(self._num_threads)
 
 
-def constrained(logits: Tensor, allowed: Tensor, unedited: Callable[[], Tensor]) -> Tensor:
-    """Logits [rows, vocabulary] where only what is `allowed` can be picked.
+def constrain(logits: Tensor, banned: Tensor, unedited: Callable[[], Tensor]) -> None:
+    """Leave in logits [rows, vocabulary] only what is not `banned`; in place.
 
-    The grammar has the last word: where the edits before it (allowed ids, bad words, minimum
+    The grammar has the last word: where the edits before it (allowed ids, bad words, a minimum
     length) have left nothing that it allows, the row is `unedited` but for the grammar.
     """
-    kept = logits.masked_fill(~allowed, -torch.inf)
-    is_stuck = kept.amax(dim=-1, keepdim=True) == -torch.inf
+    logits.masked_fill_(banned, -torch.inf)
+    is_stuck = logits.amax(dim=-1) == -torch.inf
     if is_stuck.any():
-        kept = torch.where(is_stuck, unedited().masked_fill(~allowed, -torch.inf), kept)
-    return kept
+        logits[is_stuck] = unedited()[is_stuck].masked_fill_(banned[is_stuck], -torch.inf)
 
 
 def unpacked(masks: np.ndarray, vocab_size: int, device: torch.device) -> Tensor:
-    """Packed masks uint32 [rows, words] as bool [rows, vocabulary]."""
+    """Masks uint32 [rows, words] as bool [rows, vocabulary], bit by bit."""
+    if device.type == "cpu":  # ten times as fast there, and nothing has to travel
+        spread = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")
+        return torch.from_numpy(spread.view(bool))[:, :vocab_size]
     packed = torch.from_numpy(masks.view(np.uint8)).to(device)
     bits = torch.arange(8, dtype=torch.uint8, device=device)
-    spread = (packed[:, :, None] >> bits) & 1
-    return spread.flatten(1)[:, :vocab_size].bool()
+    return ((packed[:, :, None] >> bits) & 1).flatten(1)[:, :vocab_size].bool()

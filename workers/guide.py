@@ -64,13 +64,13 @@ def next_masks(
     executor: LLExecutor,
 ) -> np.ndarray:
     """Read one token each; what may follow it. [guides, words]"""
-    executor.consume_token_par(
-        [
-            (guide.matcher, guide.as_read(token_id, vocabulary))
-            for guide, token_id in zip(guides, token_ids, strict=True)
-            if guide.matcher is not None
-        ]
-    )
+    read = [
+        (guide.matcher, guide.as_read(token_id, vocabulary))
+        for guide, token_id in zip(guides, token_ids, strict=True)
+        if guide.matcher is not None
+    ]
+    if read:
+        executor.consume_token_par(read)
     return _masks(guides, vocabulary, executor)
 
 
@@ -88,20 +88,21 @@ def _masks(
 ) -> np.ndarray:
     filled = np.zeros((len(guides), -(-vocabulary.tokenizer.vocab_size // 32)), np.int32)
     live = [(guide.matcher, row) for row, guide in enumerate(guides) if guide.matcher is not None]
-    if executor is None:
+    if executor is not None and len(live) > 1:
+        fill_next_token_bitmask_par(executor, live, filled)
+    else:
         for matcher, row in live:
             fill_next_token_bitmask(matcher, filled, row)
-    else:
-        fill_next_token_bitmask_par(executor, live, filled)
     masks: np.ndarray = filled.view(np.uint32)[:, : len(vocabulary.known)] & vocabulary.known
     word, bit = divmod(vocabulary.eos_token_id, 32)
     is_complete = (masks[:, word] >> bit) & 1
     for row, guide in enumerate(guides):
         # A matcher that has failed says that it is complete, and allows nothing but the end.
-        if guide.matcher is not None and guide.matcher.is_error():
-            guide.fail(guide.matcher.get_error())
-        elif not masks[row].any():
-            guide.fail("the model has no token for what must follow")
+        if guide.matcher is not None:
+            if guide.matcher.is_error():
+                guide.fail(guide.matcher.get_error())
+            elif not masks[row].any():
+                guide.fail("the model has no token for what must follow")
         if guide.matcher is None or is_complete[row]:
             masks[row, word] &= ~np.uint32(1 << bit)
             _allow(masks[row], guide.stop_token_ids or (vocabulary.eos_token_id,))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.messages import Logprobs, Step
-from workers.grammars import Grammars, constrained
+from workers.grammars import Grammars, constrain
 from workers.logprobs import told_of
 from workers.sampler_table import SamplerTable
 from workers.vocabulary import no_vocabulary
@@ -61,10 +61,12 @@ class Sampler:
         """One token for each of the rows `at`. [rows]"""
         table, edited = self._table, logits[at].float()
         table.edit(edited, slots)
-        guided = self._grammars.allowed(slots, logits.device)
+        guided = self._grammars.banned(slots, logits.device)
         if guided is not None:
-            rows, allowed = guided
-            edited[rows] = constrained(edited[rows], allowed, lambda: logits[at[rows]].float())
+            rows, banned = guided
+            own = edited[rows]
+            constrain(own, banned, lambda: logits[at[rows]].float())
+            edited[rows] = own
         token_ids = edited.argmax(dim=-1)
         drawn = np.flatnonzero(table.temperatures[slots] > 0)
         if len(drawn):

@@ -1,4 +1,4 @@
-"""Vocabularies for grammars: three kinds of tokenizers, and what each of their tokens is in bytes."""
+"""Vocabularies for grammars: three kinds of tokenizers, and what their tokens are in bytes."""
 
 import json
 from functools import cache

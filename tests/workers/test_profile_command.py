@@ -89,7 +89,9 @@ def test_a_stage_that_dies_ends_the_measurement(tmp_path: Path) -> None:
         stages[0].kill()
         with pytest.raises(DriverError):
             list(driver.run([decode(1, 5)] * 100_000, 2))
-    assert not any(stage.is_running() for stage in stages)
+    # Whom torchrun left behind, the kernel ends: its death signal comes a moment later.
+    _, alive = psutil.wait_procs(stages, timeout=30)
+    assert not alive
 
 
 def test_nothing_outlives_a_command_that_was_killed(tmp_path: Path) -> None:

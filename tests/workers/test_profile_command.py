@@ -1,6 +1,5 @@
 """`tdpipe profile`: a real pipeline of two stages is measured, and what is wrong is told."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -85,7 +84,10 @@ def test_a_stage_that_dies_ends_the_measurement(tmp_path: Path) -> None:
         assert [t.trial.kind for t in timed] == ["prefill", "decode"]
         assert all(t.seconds(stage) > 0 for t in timed for stage in (0, 1))
         assert all(t.began_at[1] >= t.ended_at[0] for t in timed)
-        stages = _stages_of(os.getpid())
+        # Other tests' daemons may be among this process's children too.
+        assert driver.pid is not None
+        stages = psutil.Process(driver.pid).children()
+        assert len(stages) == 2
         stages[0].kill()
         with pytest.raises(DriverError):
             list(driver.run([decode(1, 5)] * 100_000, 2))

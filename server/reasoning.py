@@ -37,11 +37,6 @@ class ReasoningSplitter:
         self._state: Literal["start", "reasoning", "between", "answer"] = "start"
         self._held = ""
 
-    @property
-    def is_over(self) -> bool:
-        """Whether everything from now on is the answer."""
-        return self._state == "answer"
-
     def push(self, text: str) -> tuple[str, str]:
         """What can be shown now: (reasoning, answer)."""
         if self._state == "answer":

@@ -89,15 +89,15 @@ class CallParser:
                 goes_on = steps[self._state](said)
         return "".join(said), deltas
 
-    def flush(self) -> tuple[str, list[CallDelta]]:
-        """What was held back, once no more text will come."""
+    def flush(self) -> str:
+        """What was held back and is said, once no more text will come."""
         held, self._held = self._held, ""
         if self._state == "object" and not self._is_announced:
             held = self._object_text + held
         if self._state == "after":  # white space, or the beginning of an end
             held = ""
         text = self._space + held
-        return (text.rstrip() if self.num_calls else text), []
+        return text.rstrip() if self.num_calls else text
 
     def _say(self, text: str, said: list[str]) -> None:
         text = self._space + text

@@ -195,9 +195,9 @@ class ChatRequest(SamplingFields):
     response_format: dict[str, Any] | None = Field(
         None, description='{"type": "text" | "json_object" | "json_schema", "json_schema": ...}'
     )
-    reasoning_effort: (
-        Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None
-    ) = Field(None, description="told to the chat template; none: no reasoning, where it has that")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
+        Field(None, description="told to the chat template; none: no reasoning, where it has that")
+    )
 
     # vLLM's.
     add_generation_prompt: bool | None = Field(
@@ -256,13 +256,12 @@ class ChatRequest(SamplingFields):
         return not self.continue_final_message if given is None else given
 
     @property
-    def echoed(self) -> str:
-        """The text that an answer begins with."""
-        last = self.messages[-1].for_template()
-        if not self.echo or last["role"] != "assistant":
+    def continued(self) -> str:
+        """The beginning of the answer, where the last message is that."""
+        content = self.messages[-1].content or ""
+        if not self.continue_final_message:
             return ""
-        content = last["content"]
-        return content if isinstance(content, str) else "".join(part["text"] for part in content)
+        return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 _REFUSED = {

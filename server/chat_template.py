@@ -4,27 +4,31 @@ transformers renders it, in jinja's sandbox, as it does for everybody who trains
 Templates differ in what they take; what they take is found out by trying them.
 """
 
-import asyncio
 import inspect
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
+
+from configs.schema import ChatConfig
+from server.bounded_threads import BoundedThreads
 from server.errors import ApiError, invalid
 from server.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer
 
-# Longer conversations are rendered in threads of their own: a template that does not end holds up
-# one of these for ever (Python cannot end a thread), and nobody else.
+# Longer conversations are rendered in threads of their own.
 NUM_THREADS = 2
 RENDER_TIMEOUT_S = 10.0
 # Twice the largest body: a template that makes more of it repeats itself.
 MAX_RENDERED_CHARACTERS = 16 * 1024 * 1024
 MAX_REASON_CHARACTERS = 300
+
+logger = logging.getLogger("tdpipe")
 
 _PROBE = "Wie geht es dir?"
 
@@ -76,7 +80,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._own = tokenizer.chat_templates if source is None else {"default": source}
         self._trust_requests = trust_requests
-        self._threads = ThreadPoolExecutor(NUM_THREADS, "chat-template")
+        self._threads = BoundedThreads(NUM_THREADS, "chat-template")
         self._traits = lru_cache(maxsize=16)(self._find_traits)
 
     @property
@@ -84,7 +88,9 @@ class ChatTemplate:
         """The template that conversations with tools are rendered with; empty where none is."""
         return self._own.get("tool_use") or self._own.get("default") or ""
 
-    async def render(self, conversation: Conversation, *, add_special_tokens: bool = False) -> list[int]:
+    async def render(
+        self, conversation: Conversation, *, add_special_tokens: bool = False
+    ) -> list[int]:
         """The prompt's token ids. Templates write the special tokens themselves.
 
         Raises `ApiError` (400) as `render_text`, and where the prompt is empty.
@@ -94,7 +100,9 @@ class ChatTemplate:
 
     async def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """The token ids of a rendered text. Raises `ApiError` (400) where there are none."""
-        (token_ids,) = await self._tokenizer.encode_all([text], add_special_tokens=add_special_tokens)
+        (token_ids,) = await self._tokenizer.encode_all(
+            [text], add_special_tokens=add_special_tokens
+        )
         if not token_ids:
             raise invalid("The chat template makes nothing of these messages.", "messages")
         return token_ids
@@ -109,17 +117,18 @@ class ChatTemplate:
         is_short = conversation.num_bytes <= MAX_INLINE_CHARACTERS
         if is_short and conversation.template is None:
             return self._render(source, conversation)
-        loop = asyncio.get_running_loop()
-        rendering = loop.run_in_executor(self._threads, self._render, source, conversation)
         try:
-            return await asyncio.wait_for(rendering, RENDER_TIMEOUT_S)
+            return await self._threads.run(
+                lambda: self._render(source, conversation), RENDER_TIMEOUT_S
+            )
         except TimeoutError:
-            message = f"The chat template took longer than {RENDER_TIMEOUT_S:g} s over the messages."
+            message = f"The chat template took longer than {RENDER_TIMEOUT_S:g} s."
             raise invalid(message, "messages", "chat_template_timeout") from None
 
-    def takes_tools(self, template: str | None = None) -> bool:
-        """Whether the template shows tools to the model."""
-        return self._traits(template or self.source).tools
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the model's template shows it tools."""
+        return self._traits(self.source).tools
 
     def _choose(self, conversation: Conversation) -> str:
         if conversation.template is not None:
@@ -182,12 +191,32 @@ class ChatTemplate:
         return _PROBE in text and "'type'" not in text and '"type"' not in text
 
 
-def load_chat_template(file: Path) -> str:
-    """The template in `file`. Raises `ChatTemplateError` in one line."""
+def chat_template_of(config: ChatConfig, tokenizer: Tokenizer) -> ChatTemplate:
+    """The settings' chat template. Raises `ChatTemplateError` in one line."""
+    source = None
+    if config.chat_template is not None:
+        source = _read(config.chat_template, tokenizer)
+    return ChatTemplate(tokenizer, source, trust_requests=config.trust_request_chat_template)
+
+
+def _read(file: Path, tokenizer: Tokenizer) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ChatTemplateError(f"cannot read the chat template {file}: {error}") from error
+        source = file.read_text(encoding="utf-8")
+        _compile(source, tokenizer)
+    except (OSError, UnicodeDecodeError, TemplateSyntaxError) as error:
+        reason = " ".join(str(error).split())
+        raise ChatTemplateError(f"cannot use the chat template {file}: {reason}") from error
+    return source
+
+
+def _compile(source: str, tokenizer: Tokenizer) -> None:
+    """Raise `TemplateSyntaxError` where it is none; it need not like the one message."""
+    try:
+        tokenizer.render_chat([{"role": "user", "content": _PROBE}], chat_template=source)
+    except TemplateSyntaxError:
+        raise
+    except Exception:
+        logger.debug("the chat template does not take a user's message alone", exc_info=True)
 
 
 def check_variables(variables: Mapping[str, Any]) -> None:

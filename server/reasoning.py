@@ -20,9 +20,12 @@ def format_of(template: str) -> ReasoningFormat:
     return "think" if END in template else "none"
 
 
-def leaves_open(prompt: str) -> bool:
-    """Whether the prompt ends inside the reasoning, so that its begin will not be generated."""
-    return prompt.rstrip().endswith(BEGIN)
+def leaves_open(prompt: str, continued: str = "") -> bool:
+    """Whether the prompt ends inside the reasoning, so that its begin will not be generated.
+
+    `continued` is the beginning of the message where that is given.
+    """
+    return prompt.rstrip().endswith(BEGIN) or continued.rfind(BEGIN) > continued.rfind(END)
 
 
 class ReasoningSplitter:

@@ -45,9 +45,9 @@ def format_of(template: str) -> CallFormat | None:
 
 
 class CallDelta(NamedTuple):
-    """A part of the call at `index`: `name` comes with its first part, then more arguments."""
+    """A part of one call: `name` comes with its first part, then more arguments."""
 
-    index: int
+    call_index: int
     name: str | None
     arguments: str
 

@@ -1,12 +1,14 @@
 """Cutting a text into pieces, as a model's tokens would."""
 
+from itertools import pairwise
+
 from hypothesis import strategies as st
 
 
 def cut(text: str, places: list[int]) -> list[str]:
     """The text in pieces, cut at these places."""
     ends = sorted({place % (len(text) + 1) for place in places} | {0, len(text)})
-    return [text[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(ends)]
 
 
 def texts_of(*words: str) -> st.SearchStrategy[str]:

@@ -40,10 +40,10 @@ def parse(pieces: list[str], call_format: CallFormat = HERMES, *, several: bool 
 
 def _add(calls: list[tuple[str, str]], delta: CallDelta) -> None:
     if delta.name is not None:
-        assert delta.index == len(calls), "a call's first part comes in its turn"
+        assert delta.call_index == len(calls), "a call's first part comes in its turn"
         calls.append((delta.name, ""))
-    name, arguments = calls[delta.index]
-    calls[delta.index] = (name, arguments + delta.arguments)
+    name, arguments = calls[delta.call_index]
+    calls[delta.call_index] = (name, arguments + delta.arguments)
 
 
 def hermes(body: str) -> str:
@@ -68,7 +68,11 @@ ADD_TEXT = '{"name": "add", "arguments": {"a": 1, "b": [2, {"c": "}"}]}}'
         (hermes('{"name": "add", "arguments": null}'), "", [("add", "{}")]),
         (hermes('{"name": "add", "arguments": {}}'), "", [("add", "{}")]),
         (hermes('{"name": "add", "arguments": "{\\"a\\": 1}"}'), "", [("add", '{"a": 1}')]),
-        (hermes('{"id": 7, "name": "add", "arguments": {"a":1}, "x": [1]}'), "", [("add", '{"a":1}')]),
+        (
+            hermes('{"id": 7, "name": "add", "arguments": {"a":1}, "x": [1]}'),
+            "",
+            [("add", '{"a":1}')],
+        ),
         (hermes('{"name": "n\\u00e9", "arguments": {}}'), "", [("né", "{}")]),
         (hermes('{"name": "unknown", "arguments": {}}'), "", [("unknown", "{}")]),
     ],
@@ -184,7 +188,11 @@ def test_the_cuts_do_not_matter(
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=12,
 )

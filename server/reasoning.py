@@ -39,6 +39,7 @@ class ReasoningSplitter:
         self._opened = opened
         self._state: Literal["start", "reasoning", "between", "answer"] = "start"
         self._held = ""
+        self._has_reasoned = False
 
     def push(self, text: str) -> tuple[str, str]:
         """What can be shown now: (reasoning, answer)."""
@@ -67,15 +68,18 @@ class ReasoningSplitter:
     def _start(self) -> None:
         text = self._held.lstrip()
         if text.startswith(BEGIN):
-            self._held, self._state = text[len(BEGIN) :].lstrip(), "reasoning"
+            self._held, self._state = text[len(BEGIN) :], "reasoning"
         elif not BEGIN.startswith(text):
             self._state = "reasoning" if self._opened else "answer"
 
     def _reason(self) -> str:
+        if not self._has_reasoned:
+            self._held = self._held.lstrip()
         at, is_whole = find_marker(self._held, END)
         shown = self._held[:at].rstrip()
         if is_whole:
             self._held, self._state = self._held[at + len(END) :], "between"
         else:
             self._held = self._held[len(shown) :]
+        self._has_reasoned = self._has_reasoned or bool(shown)
         return shown

@@ -76,9 +76,10 @@ class ChatRendering:
             return self._content_event(piece.choice_index, piece.text)
         message = self._messages[piece.choice_index]
         parsed = self._parse(message, piece)
-        beside = self._told_beside(piece) | self._ending(message, piece)
-        if not beside and parsed.content and not (parsed.calls or parsed.reasoning):
+        is_all = not self._plan.tells_tokens and piece.finish_reason is None
+        if is_all and parsed.content and not parsed.calls and not parsed.reasoning:
             return self._content_event(piece.choice_index, parsed.content)
+        beside = self._told_beside(piece) | self._ending(message, piece)
         delta = self._delta(parsed)
         if not delta and not beside:
             return b""

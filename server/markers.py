@@ -10,7 +10,7 @@ def find_marker(text: str, marker: str) -> tuple[int, bool]:
     at = text.find(marker)
     if at >= 0:
         return at, True
-    for length in range(min(len(marker) - 1, len(text)), 0, -1):
-        if text.endswith(marker[:length]):
-            return len(text) - length, False
-    return len(text), False
+    at = text.find(marker[0], max(0, len(text) - len(marker) + 1))
+    while at >= 0 and not marker.startswith(text[at:]):
+        at = text.find(marker[0], at + 1)
+    return (at if at >= 0 else len(text)), False

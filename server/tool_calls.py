@@ -77,6 +77,8 @@ class CallParser:
 
     def push(self, text: str) -> tuple[str, list[CallDelta]]:
         """What can be handed out now: what is said, and parts of calls."""
+        if self._is_plain(text):
+            return text, []
         self._held += text
         said: list[str] = []
         deltas: list[CallDelta] = []
@@ -98,6 +100,12 @@ class CallParser:
             held = ""
         text = self._space + held
         return text.rstrip() if self.num_calls else text
+
+    def _is_plain(self, text: str) -> bool:
+        """Whether the text is said as it is: most of what comes, so it is looked at first."""
+        if self._state != "text" or self._held or self._space or self._format.begin[0] in text:
+            return False
+        return not text[-1:].isspace()
 
     def _say(self, text: str, said: list[str]) -> None:
         text = self._space + text

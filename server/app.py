@@ -15,6 +15,7 @@ from server.drain import Drain
 from server.engine_client import EngineClient
 from server.generation import Generations
 from server.generation_route import GenerationRoute
+from server.grammars import Grammars
 from server.length_predictor import LengthPredictor
 from server.metrics import Metrics
 from server.operations import VERSION, Operations
@@ -56,8 +57,9 @@ def build_app(
     app.include_router(Operations(config, client, metrics, drain, tokenizer.fingerprint).router())
     planner = Planner(config, client, tokenizer)
     generations = Generations(client, tokenizer, metrics, predictor, config.max_num_queued_reqs)
+    grammars = Grammars(tokenizer)
     completions = GenerationRoute(
-        Completions(client, tokenizer, planner, generations),
+        Completions(client, tokenizer, planner, generations, grammars),
         metrics,
         drain,
         request=CompletionRequest,

@@ -49,6 +49,11 @@ class Tokenizer:
         """The same for the same vocabulary, see `predictor.fingerprint`."""
         return fingerprint(self._tokenizer.get_vocab())
 
+    @property
+    def serialised(self) -> str | None:
+        """The tokenizers library's JSON of it; None for a tokenizer that is not of that library."""
+        return str(self._core.to_str()) if self._core is not None else None
+
     def encode(self, text: str) -> list[int]:
         """The prompt's token ids with the special tokens that the model expects around it."""
         if self._core is not None:

@@ -69,7 +69,7 @@ def build_app(
     app.include_router(completions.router())
     template = chat_template_of(config, tokenizer)
     chat = GenerationRoute(
-        Chat(config, client, tokenizer, template, planner, generations),
+        Chat(config, client, tokenizer, template, planner, generations, grammars),
         metrics,
         drain,
         request=ChatRequest,

@@ -8,13 +8,14 @@ from typing import Any
 import msgspec
 
 from configs.schema import Config
-from server import reasoning, tool_calls
+from server import grammar_text, reasoning, tool_calls
 from server.chat_protocol import ChatRequest, parse_chat
 from server.chat_rendering import ChatRendering
 from server.chat_template import ChatTemplate, Conversation, check_variables
 from server.engine_client import EngineClient
 from server.errors import invalid
 from server.generation import Generations
+from server.grammars import Grammars
 from server.message_parser import MessageParser
 from server.operations import VERSION
 from server.planner import Planner
@@ -46,12 +47,14 @@ class Chat:
         template: ChatTemplate,
         planner: Planner,
         generations: Generations,
+        grammars: Grammars,
     ) -> None:
         self._client = client
         self._tokenizer = tokenizer
         self._template = template
         self._planner = planner
         self._generations = generations
+        self._grammars = grammars
         self._formats = _formats_of(config, template.source)
         self._fingerprint = _fingerprint(config)
 
@@ -65,6 +68,7 @@ class Chat:
         call_format = self._call_format(choice)
         prompt = await self._template.render_text(_conversation(request, choice, len(body)))
         opened = reasoning.leaves_open(prompt, request.continued)
+        grammar = await self._grammar(request, choice, call_format, opened=opened)
         token_ids = await self._template.encode(
             prompt, add_special_tokens=request.add_special_tokens
         )
@@ -76,6 +80,7 @@ class Chat:
             default_max_tokens=None,
             num_logprobs=request.num_logprobs,
             offline=offline,
+            grammar=grammar,
         )
         parser = self._parser(request, choice, call_format, opened=opened)
         rendering = ChatRendering(request, plan, self._tokenizer, parser, self._fingerprint)
@@ -94,6 +99,33 @@ class Chat:
             )
             raise invalid(message, "tools", "unsupported_parameter")
         return self._formats.calls
+
+    async def _grammar(
+        self,
+        request: ChatRequest,
+        choice: ToolChoice,
+        call_format: CallFormat | None,
+        *,
+        opened: bool,
+    ) -> str:
+        """What the answer must follow, empty for nothing. Raises `ApiError` (400, 429).
+
+        Where tools may be called, a form that is asked for is that of an answer without calls.
+        Reasoning goes before it all, where the prompt has begun it.
+        """
+        grammar, param = request.grammar, request.grammar_param
+        special_tokens = self._tokenizer.special_tokens
+        if call_format is not None and (grammar or choice.is_forced):
+            several = request.parallel_tool_calls
+            calls = call_format.grammar(choice.schemas, special_tokens, several=several)
+            await self._grammars.check(grammar, param)
+            grammar = calls if choice.is_forced else grammar_text.either(grammar, calls)
+            param = "tools"
+        if grammar and opened:
+            begin, end = reasoning.BEGIN, reasoning.END
+            grammar = grammar_text.after_reasoning(grammar, begin, end, special_tokens)
+        await self._grammars.check(grammar, param)
+        return grammar
 
     def _with_markers(self, request: ChatRequest, call_format: CallFormat | None) -> ChatRequest:
         """Keep special tokens in the text where the parsers look for some of them."""

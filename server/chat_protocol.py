@@ -192,9 +192,6 @@ class ChatRequest(SamplingFields):
         None, description="[auto where there are tools]"
     )
     parallel_tool_calls: bool = Field(True, description="whether several calls may come")
-    response_format: dict[str, Any] | None = Field(
-        None, description='{"type": "text" | "json_object" | "json_schema", "json_schema": ...}'
-    )
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
         Field(None, description="told to the chat template; none: no reasoning, where it has that")
     )
@@ -216,9 +213,6 @@ class ChatRequest(SamplingFields):
         False, description="vLLM's: also those that the tokenizer adds; templates have their own"
     )
     include_reasoning: bool = Field(True, description="vLLM's: tell the reasoning")
-    structured_outputs: dict[str, Any] | None = Field(
-        None, description="vLLM's: json, regex, choice or grammar, and json_object"
-    )
 
     # What makes no difference here.
     metadata: dict[str, Any] | None = Field(None, description=IGNORED)

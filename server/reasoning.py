@@ -9,8 +9,6 @@ from typing import Literal
 from server.markers import find_marker
 
 BEGIN, END = "<think>", "</think>"
-# Follows an open BEGIN where the answer must come at once.
-CLOSING = f"\n{END}\n\n"
 
 ReasoningFormat = Literal["think", "none"]
 

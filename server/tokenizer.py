@@ -106,11 +106,12 @@ class Tokenizer:
         return {"default": templates} if isinstance(templates, str) else dict(templates)
 
     @cached_property
-    def special_tokens(self) -> frozenset[str]:
-        """The tokens that are left out of texts."""
-        added = self._tokenizer.added_tokens_decoder.values()
-        named = map(str, self._tokenizer.all_special_tokens)
-        return frozenset(named) | {token.content for token in added if token.special}
+    def special_tokens(self) -> dict[str, int]:
+        """The tokens that are left out of texts, and their ids."""
+        tokenizer = self._tokenizer
+        named = zip(map(str, tokenizer.all_special_tokens), tokenizer.all_special_ids, strict=True)
+        added = tokenizer.added_tokens_decoder.items()
+        return dict(named) | {token.content: id_ for id_, token in added if token.special}
 
     def render_chat(self, messages: Sequence[dict[str, Any]], **arguments: Any) -> str:
         """transformers' `apply_chat_template`: the text, and whatever the template raises."""

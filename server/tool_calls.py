@@ -5,11 +5,12 @@ piece by piece is, in sum, the whole. What is said is the text with the calls cu
 white space at its end where there were calls. What turns out to be no call is said.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from server.call_object import CallObject
+from server.grammar_text import Schema, forced_tool_calls
 from server.markers import find_marker
 
 
@@ -26,6 +27,28 @@ class CallFormat:
     arguments_key: str = "arguments"
     bare: bool = False
     separators: str = ""
+
+    def grammar(
+        self,
+        tools: Sequence[tuple[str, Schema | None]],
+        special_tokens: Mapping[str, int],
+        *,
+        several: bool,
+    ) -> str:
+        """What a message of nothing but calls of these tools (names, schemas) may be."""
+        if self.bare:
+            begin, end, between = "", "", f"{self.separators} "
+        else:
+            begin, end, between = f"{self.begin}\n", f"\n{self.end}", "\n"
+        return forced_tool_calls(
+            begin,
+            end,
+            tools,
+            self.arguments_key,
+            several,
+            between=between,
+            special_tokens=special_tokens,
+        )
 
 
 HERMES = CallFormat("<tool_call>", "</tool_call>")

@@ -22,6 +22,15 @@ class ToolChoice:
         """The functions that may be called."""
         return frozenset(tool.function.name for tool in self.allowed)
 
+    @property
+    def schemas(self) -> list[tuple[str, dict[str, Any] | None]]:
+        """The functions that may be called, with the schemas of their parameters."""
+        functions = (tool.function for tool in self.allowed)
+        return [
+            (function.name, _NO_PARAMETERS if function.parameters is None else function.parameters)
+            for function in functions
+        ]
+
     def for_template(self) -> list[dict[str, Any]] | None:
         """What the prompt shows, as chat templates know it; None where nothing is shown."""
         return [_described(tool) for tool in self.shown] or None

@@ -65,7 +65,9 @@ def test_text_that_may_become_a_call_makes_no_event() -> None:
         "content": "hello"
     }
     assert found.chunk(Piece(0, "_call>")) == b""
-    assert parsed(found.chunk(Piece(0, " x")))["choices"][0]["delta"] == {"content": " <tool_call> x"}
+    assert parsed(found.chunk(Piece(0, " x")))["choices"][0]["delta"] == {
+        "content": " <tool_call> x"
+    }
 
 
 def test_tokens_of_text_that_is_held_back_are_told_at_once() -> None:

@@ -101,4 +101,4 @@ def _keep_torch_out() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    lifeline.leave_with(lambda: main(Path(sys.argv[1])))

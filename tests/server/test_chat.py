@@ -19,7 +19,7 @@ from tests.server.templates import (
     chatty,
     give_room,
 )
-from tests.server.test_completion_logprobs import logprobs
+from tests.server.test_completion_logprobs import logprobs, scripted
 from tests.server.world import (
     MODEL,
     TOKENIZER,
@@ -430,6 +430,15 @@ def test_each_token_has_its_log_probability(qwen: Daemon) -> None:
     assert choice(qwen, logprobs=True)["logprobs"]["content"][0]["top_logprobs"] == []
 
 
+def test_a_prompt_is_scored(qwen: Daemon) -> None:
+    qwen.engine.script = scripted
+    body = post(qwen, prompt_logprobs=1, max_tokens=5).json()
+    first, *others = body["prompt_logprobs"]
+    assert first is None
+    assert len(others) == body["usage"]["prompt_tokens"] - 1
+    assert all(entry.keys() >= {"5"} for entry in others)
+
+
 def test_tokens_are_told_as_ids_too(qwen: Daemon) -> None:
     qwen.engine.script = saying("hello world")
     body = post(qwen, return_token_ids=True).json()
@@ -493,6 +502,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
     ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
     ({"max_completion_tokens": 8192}, "max_tokens", "maximum context length"),
+    ({"messages": [{"role": "user", "content": "hi" * 9000}]}, "messages", "context length"),
     ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "not told in a stream"),
     (
         {"continue_final_message": True, "add_generation_prompt": True},

@@ -1,8 +1,8 @@
 """The demo model's tasks under lm-evaluation-harness: `make lm-eval`.
 
-Starts a daemon and asks it as the harness's `local-completions` model does, with lists of token ids:
-log-probabilities of given answers (echo with logprobs) and generated ones. The right answer stands
-among three of the same kind of task. `lm_eval` must be installed where `--harness` says.
+Starts a daemon and asks as the harness's `local-completions` model does, with lists of token ids:
+what given answers are worth (echo with logprobs), and generated ones. The right answer stands among
+three of the same kind of task. `lm_eval` must be installed where `--harness` says.
 """
 
 import argparse
@@ -21,17 +21,23 @@ from configs.schema import DEMO_MODEL
 from demo.tasks import Task, held_out
 
 NUM_CHOICES = 4
+# Tasks that only lend their answers.
+NUM_OTHERS = 200
 MODEL = "tdpipe-demo"
 
 
 def documents(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Held-out tasks, each with its answer among others of its kind."""
-    tasks = held_out(count, seed)
+    tasks = held_out(count + NUM_OTHERS, seed)
     answers: dict[str, list[str]] = defaultdict(list)
     for task in tasks:
         answers[task.name].append(task.answer)
     rng = random.Random(seed)
-    return [document for task in tasks if (document := _document(task, answers, rng)) is not None]
+    return [
+        document
+        for task in tasks[:count]
+        if (document := _document(task, answers, rng)) is not None
+    ]
 
 
 def task_files(folder: Path, count: int) -> None:

@@ -13,6 +13,7 @@ import uvloop
 from configs import garbage, lifeline, loader, logs
 from configs.schema import Config
 from server.app import build_app
+from server.chat_template import ChatTemplateError
 from server.drain import Drain
 from server.engine_client import EngineClient
 from server.length_predictor import (
@@ -45,7 +46,7 @@ def main(folder: Path) -> int:
             check_predictor(config, tokenizer)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_serve(config, listener, tokenizer))
-    except (ListenError, TokenizerError, PredictorMismatchError) as error:
+    except (ListenError, TokenizerError, ChatTemplateError, PredictorMismatchError) as error:
         lifeline.report_failure(config.folder, str(error))
         return 1
     return 0
@@ -100,4 +101,4 @@ def _keep_torch_out() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    lifeline.leave_with(lambda: main(Path(sys.argv[1])))

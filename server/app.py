@@ -7,6 +7,9 @@ from pydantic.json_schema import models_json_schema
 
 from configs.schema import Config
 from server import errors
+from server.chat import Chat
+from server.chat_protocol import ChatCompletion, ChatRequest
+from server.chat_template import chat_template_of
 from server.completions import Completions
 from server.drain import Drain
 from server.engine_client import EngineClient
@@ -30,7 +33,8 @@ class App(FastAPI):
             document = super().openapi()
             template = "#/components/schemas/{model}"
             _, bodies = models_json_schema(
-                [(CompletionRequest, "validation")], ref_template=template
+                [(CompletionRequest, "validation"), (ChatRequest, "validation")],
+                ref_template=template,
             )
             document["components"]["schemas"] |= bodies["$defs"]
         return super().openapi()
@@ -44,7 +48,10 @@ def build_app(
     metrics: Metrics,
     predictor: LengthPredictor,
 ) -> App:
-    """The ASGI application. The caller runs `client` and `predictor`."""
+    """The ASGI application. The caller runs `client` and `predictor`.
+
+    Raises `ChatTemplateError` when the file with the chat template cannot be used.
+    """
     app = App(title="tdpipe", version=VERSION, docs_url=None, redoc_url=None)
     errors.install(app)
     app.include_router(Operations(config, client, metrics, drain, tokenizer.fingerprint).router())
@@ -60,4 +67,14 @@ def build_app(
         summary="Complete a text",
     )
     app.include_router(completions.router())
+    template = chat_template_of(config, tokenizer)
+    chat = GenerationRoute(
+        Chat(config, client, tokenizer, template, planner, generations, grammars),
+        metrics,
+        drain,
+        request=ChatRequest,
+        response=ChatCompletion,
+        summary="Answer a conversation",
+    )
+    app.include_router(chat.router())
     return app

@@ -96,6 +96,16 @@ def forced_tool_calls(
     return lark("\n".join(lines))
 
 
+def either(said: str, called: str) -> str:
+    """What one of two grammars says, each of which is of one part."""
+    parts = {"said": said, "called": called}
+    named = [
+        {**msgspec.json.decode(grammar)["grammars"][0], "name": name}
+        for name, grammar in parts.items()
+    ]
+    return _json({"grammars": [{"lark_grammar": "start: @said | @called"}, *named]})
+
+
 def after_reasoning(
     grammar: str, begin: str, end: str, special_tokens: Mapping[str, int] | None = None
 ) -> str:

@@ -29,9 +29,10 @@ CHECK_TIMEOUT_S = 5.0
 MAX_MEMORY_BYTES = 4 << 30
 # Less than a thread of the stages has: what is nested too deeply falls here, not there.
 STACK_BYTES = 1 << 20
-# Tokens for which a grammar is followed, and the CPU time that the mask of each may take.
-NUM_TRIED = 24
+# Tokens for which a grammar is followed, and the CPU time that each of them and all may take.
+NUM_TRIED = 160
 MAX_MASK_S = 0.1
+MAX_TRIAL_S = 1.0
 MAX_WORDS = 300
 
 
@@ -115,13 +116,14 @@ def _end(process: "subprocess.Popen[bytes]", connection: Connection) -> None:
 def complaint(grammar: str, tokenizer: LLTokenizer) -> str:
     """What is wrong with a grammar, empty for nothing: some text of its own is read by it."""
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=grammar_limits())
-    rng = random.Random(0)
+    rng, began_at = random.Random(0), time.thread_time()
     for _ in range(NUM_TRIED):
-        began_at = time.thread_time()
+        resumed_at = time.thread_time()
         mask = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         if matcher.is_error():
             break
-        if time.thread_time() - began_at > MAX_MASK_S:
+        now = time.thread_time()
+        if now - resumed_at > MAX_MASK_S or now - began_at > MAX_TRIAL_S:
             return "is too slow to follow"
         token_ids = np.flatnonzero(np.unpackbits(mask, bitorder="little"))
         token_ids = token_ids[token_ids != tokenizer.eos_token]

@@ -28,6 +28,9 @@ from workers.vocabulary import Vocabulary
 PATIENCE_S = 60.0
 # Grammars that lie ready for the next sequence with the same one.
 MAX_KEPT = 64
+# Copies share their lexer, which keeps every state that it has met and ends all of them when it has
+# met too many: so many sequences have one together.
+MAX_COPIES = 64
 MAX_THREADS = 8
 
 log = logging.getLogger("tdpipe")
@@ -42,6 +45,14 @@ class _Place:
     row: int = 0
 
 
+@dataclass(slots=True, eq=False)
+class _Compiled:
+    """A grammar that is, or will be, ready to be copied."""
+
+    matcher: Future[LLMatcher]
+    num_copies: int = 0
+
+
 class Grammars:
     """The grammars of one last stage's sequences, by sampler slot.
 
@@ -53,7 +64,7 @@ class Grammars:
         self.waited_s = 0.0
         self._vocab_size, self._load = vocab_size, load
         self._vocabulary: Future[Vocabulary] | None = None
-        self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
+        self._compiled: OrderedDict[str, _Compiled] = OrderedDict()
         self._expected: dict[tuple[int, int], _Place] = {}
         self._places: dict[int, _Place] = {}
         self._num_threads = min(MAX_THREADS, os.cpu_count() or 1)
@@ -137,13 +148,16 @@ class Grammars:
         if self._vocabulary is None:
             self._vocabulary = self._beginning.submit(self._load)
         vocabulary = self._vocabulary
-        compiled = self._compiled.pop(grammar, None) or self._beginning.submit(
-            lambda: compile_grammar(grammar, vocabulary.result())
-        )
+        compiled = self._compiled.pop(grammar, None)
+        if compiled is None or compiled.num_copies == MAX_COPIES:
+            compiled = _Compiled(
+                self._beginning.submit(lambda: compile_grammar(grammar, vocabulary.result()))
+            )
+        compiled.num_copies += 1
         self._compiled[grammar] = compiled
         if len(self._compiled) > MAX_KEPT:
             self._compiled.popitem(last=False)
-        return compiled
+        return compiled.matcher
 
     # --- what the threads do; they never raise, as nobody but a step would hear of it -------------
 

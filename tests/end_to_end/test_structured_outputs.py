@@ -8,10 +8,11 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
+from pydantic import BaseModel, Field
 
 from demo.tasks import held_out
 from tests.end_to_end.daemon import Daemon
@@ -95,6 +96,29 @@ def test_openai_s_response_format_is_kept(daemon: Daemon) -> None:
     for choice in ask(daemon, temperature=2.0, response_format=wanted):
         assert choice["finish_reason"] == "stop", choice
         assert list(json.loads(choice["text"])) == ["ok"]
+
+
+class Pet(BaseModel):
+    """What a client of OpenAI's asks for."""
+
+    name: str = Field(max_length=6)
+    friend: Literal["cat", "dog"] | None
+    is_young: bool
+
+
+def test_the_official_client_parses_a_chat_into_its_own_class(daemon: Daemon) -> None:
+    with daemon.client() as client:
+        for prompt in PROMPTS[:2]:
+            answer = client.chat.completions.parse(
+                model="tdpipe-demo",
+                messages=[{"role": "user", "content": prompt}],
+                response_format=Pet,
+                temperature=0.5,
+                seed=2,
+            )
+            pet = answer.choices[0].message.parsed
+            assert isinstance(pet, Pet)
+            assert len(pet.name) <= 6
 
 
 def test_an_answer_is_what_an_expression_matches(daemon: Daemon) -> None:

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLParserLimits
 from torch import Tensor
 
 from engine.messages import SamplerSetup, Sampling, Step
 from tests.workers.vocabularies import core_of, vocabulary_of
 from workers import grammars as module
+from workers import guide
 from workers.grammars import Grammars, unpacked
+from workers.guide import compile_grammar
 from workers.sampler import Sampler
 from workers.vocabulary import Vocabulary, no_vocabulary
 
@@ -246,6 +248,48 @@ def test_the_vocabulary_is_loaded_once_and_not_before_the_first_grammar() -> Non
     run(sampler, [setup(i, (DIGITS, SCHEMA)[i % 2]) for i in range(6)])
     counted.close()
     assert loads == [1]
+
+
+@pytest.mark.parametrize(
+    ("max_copies", "max_kept", "num_compiled"), [(64, 64, 2), (2, 64, 6), (64, 1, 10)]
+)
+def test_sequences_share_a_grammar_but_not_too_many_nor_for_ever(
+    max_copies: int, max_kept: int, num_compiled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+
+    def count(grammar: str, vocabulary: Vocabulary) -> LLMatcher:
+        compiled.append(grammar)
+        return compile_grammar(grammar, vocabulary)
+
+    monkeypatch.setattr(module, "compile_grammar", count)
+    monkeypatch.setattr(module, "MAX_COPIES", max_copies)
+    monkeypatch.setattr(module, "MAX_KEPT", max_kept)
+    sharing = Grammars(VOCABULARY, lambda: vocabulary_of("demo"))
+    plans = [setup(i, (DIGITS, SCHEMA)[i % 2]) for i in range(10)]
+    sharing.expect(step(list(range(10)), *plans))
+    sharing.close()
+    assert len(compiled) == num_compiled
+
+
+def test_a_lexer_that_has_met_too_much_is_not_everybody_s(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Each sequence of a and b leads to states of its own, up to 2^14 of them.
+    wide = LLMatcher.grammar_from_regex("[ab]*a[ab]{14}c[ab]*")
+    limits = LLParserLimits(max_lexer_states=300, verbose_errors=False)
+    monkeypatch.setattr(guide, "grammar_limits", lambda: limits)
+    monkeypatch.setattr(module, "MAX_COPIES", 4)
+    sharing = Grammars(VOCABULARY, lambda: vocabulary_of("demo"))
+    sampler = Sampler(VOCABULARY, CPU, sharing)
+    with caplog.at_level(logging.ERROR, "tdpipe"):
+        for seed in range(30):
+            row = setup(0, wide, temperature=2.0, seed=seed)
+            for number in range(60):
+                plan = step([0], *(() if number else (row,)))
+                picked(sampler, logits_of(number), plan)
+    sharing.close()
+    assert not caplog.records
 
 
 def test_without_a_vocabulary_rows_with_a_grammar_stop_and_others_go_on(

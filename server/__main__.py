@@ -34,7 +34,7 @@ def main(folder: Path) -> int:
     lifeline.tie_to_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until there is something to drain
     config = loader.load_saved(folder)
-    logs.set_up("server", config.log_level)
+    logs.set_up("server", config)
     if config.log_level == "debug":
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
     if not config.trust_remote_code:

@@ -60,14 +60,6 @@ class ListenConfig(Part):
             raise ValueError(f"a socket's path has at most {MAX_UDS_BYTES} bytes, not {num_bytes}")
         return value
 
-    @model_validator(mode="after")
-    def _tls_is_whole(self) -> Self:
-        if self.ssl_certfile is None and (self.ssl_keyfile or self.ssl_ca_certs):
-            raise ValueError("ssl_keyfile and ssl_ca_certs need an ssl_certfile")
-        if self.ssl_cert_reqs and self.ssl_ca_certs is None:
-            raise ValueError(f"ssl_cert_reqs {self.ssl_cert_reqs} needs ssl_ca_certs")
-        return self
-
 
 class AccessConfig(Part):
     """Who may come in, and how much they may bring."""

@@ -30,8 +30,8 @@ class ApiKeys:
 
     def _has_key(self, scope: Scope) -> bool:
         digest = _digest(_bearer(scope))
-        # A list, not a generator: all keys are compared, also after one that fits.
-        return any([hmac.compare_digest(digest, known) for known in self._digests])
+        # All keys are compared, also after one that fits.
+        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 
 
 def _bearer(scope: Scope) -> bytes:
@@ -52,6 +52,4 @@ def _refusal(scope: Scope) -> ApiError:
         message = "Incorrect API key provided."
     else:
         message = "You didn't provide an API key: send it as 'Authorization: Bearer KEY'."
-    return ApiError(
-        401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"}
-    )
+    return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})

@@ -1,13 +1,14 @@
 """The app: every route of the server, assembled from the parts that it is handed."""
 
-from typing import Any
-
-from fastapi import FastAPI
-from pydantic.json_schema import models_json_schema
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from configs.schema import Config
-from server import errors
+from server import docs_page, errors
+from server.access import HEADER, Access
+from server.api_keys import ApiKeys
 from server.completions import Completions
+from server.document import App
 from server.drain import Drain
 from server.engine_client import EngineClient
 from server.generation import Generations
@@ -17,22 +18,8 @@ from server.metrics import Metrics
 from server.operations import VERSION, Operations
 from server.planner import Planner
 from server.protocol import Completion, CompletionRequest
+from server.tokenization import DetokenizeRequest, Tokenization, TokenizeRequest
 from server.tokenizer import Tokenizer
-
-
-class App(FastAPI):
-    """FastAPI with the request bodies in its document that the routes parse themselves."""
-
-    def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document."""
-        if self.openapi_schema is None:
-            document = super().openapi()
-            template = "#/components/schemas/{model}"
-            _, bodies = models_json_schema(
-                [(CompletionRequest, "validation")], ref_template=template
-            )
-            document["components"]["schemas"] |= bodies["$defs"]
-        return super().openapi()
 
 
 def build_app(
@@ -42,20 +29,54 @@ def build_app(
     drain: Drain,
     metrics: Metrics,
     predictor: LengthPredictor,
-) -> App:
+) -> ASGIApp:
     """The ASGI application. The caller runs `client` and `predictor`."""
-    app = App(title="tdpipe", version=VERSION, docs_url=None, redoc_url=None)
+    app = App(
+        bodies=[CompletionRequest, TokenizeRequest, DetokenizeRequest],
+        needs_key=bool(config.api_key),
+        title="tdpipe",
+        version=VERSION,
+        root_path=config.root_path,
+        redirect_slashes=False,
+        openapi_url=None if config.disable_fastapi_docs else "/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
     errors.install(app)
+    if not config.disable_fastapi_docs:
+        docs_page.install(app)
     app.include_router(Operations(config, client, metrics, drain, tokenizer.fingerprint).router())
     planner = Planner(config, client, tokenizer)
+    tokenization = Tokenization(client, tokenizer, planner, config.max_body_bytes)
+    app.include_router(tokenization.router())
     generations = Generations(client, tokenizer, metrics, predictor, config.max_num_queued_reqs)
     completions = GenerationRoute(
         Completions(client, tokenizer, planner, generations),
         metrics,
         drain,
+        config.max_body_bytes,
         request=CompletionRequest,
         response=Completion,
         summary="Complete a text",
     )
     app.include_router(completions.router())
-    return app
+    return _behind_doors(app, config)
+
+
+def _behind_doors(app: ASGIApp, config: Config) -> ASGIApp:
+    """What a request passes before the app: its name and log line, CORS, the check of its key.
+
+    They stand outside of FastAPI's own layers, so that its answers to bugs pass through them too.
+    """
+    if config.api_key:
+        app = ApiKeys(app, config.api_key, root_path=config.root_path)
+    if config.allowed_origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=config.allowed_origins,
+            allow_methods=config.allowed_methods,
+            allow_headers=config.allowed_headers,
+            allow_credentials=config.allow_credentials,
+            expose_headers=[HEADER.decode()],
+        )
+    return Access(app, root_path=config.root_path, access_log=config.access_log)

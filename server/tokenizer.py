@@ -71,6 +71,11 @@ class Tokenizer:
             return [self.encode(text) for text in texts]
         return await asyncio.to_thread(lambda: [self.encode(text) for text in texts])
 
+    def names(self, token_ids: Sequence[int]) -> list[str]:
+        """The tokens as the vocabulary has them; empty for an id that it lacks."""
+        known = self._tokenizer.convert_ids_to_tokens(list(token_ids))
+        return [name or "" for name in known]
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of the tokens; broken characters become U+FFFD."""
         if self._core is not None:

@@ -1,12 +1,12 @@
 """Errors: always OpenAI's envelope, the right status, and the field at fault."""
 
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from server import connection
-from tests.server.world import MODEL, Daemon
+from tests.server.world import MODEL, Daemon, serving
 
 REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"foo": 1}, "foo", "Unrecognized request argument supplied: foo"),
@@ -130,11 +130,11 @@ def test_unknown_paths_and_methods_have_the_envelope(
     assert response.json()["error"]["message"] == words
 
 
-def test_a_body_that_is_too_large_is_413(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "MAX_BODY_BYTES", 1000)
-    announced = daemon.complete(prompt="x" * 2000)
-    parts = (b"x" * 500 for _ in range(4))
-    chunked = httpx.post(f"{daemon.url}/v1/completions", content=parts, timeout=10)
+def test_a_body_that_is_too_large_is_413(tmp_path: Path) -> None:
+    with serving(tmp_path, max_body_bytes=1024) as daemon:
+        announced = daemon.complete(prompt="x" * 2000)
+        parts = (b"x" * 500 for _ in range(4))
+        chunked = httpx.post(f"{daemon.url}/v1/completions", content=parts, timeout=10)
     for response in (announced, chunked):
         assert response.status_code == 413
         assert response.json()["error"]["code"] == "request_too_large"

@@ -12,7 +12,7 @@ from ssl import SSLContext
 
 import uvloop
 
-from configs import lifeline, loader, logs
+from configs import garbage, lifeline, loader, logs
 from configs.schema import Config
 from server.app import build_app
 from server.drain import Drain
@@ -74,6 +74,7 @@ async def _serve(
         tls=tls,
     )
     _announce_listening(config, listener)
+    garbage.settle()
     serving = asyncio.create_task(server.serve([listener]))
     receiving = asyncio.create_task(client.run())
     announcing = asyncio.create_task(_announce_ready(config, client))

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 import uvicorn
 from starlette.types import ASGIApp
 
+from server.direct_writer import WithConnection
 from server.drain import Drain
 from server.engine_client import EngineClient
 from server.http_protocol import BoundedHttp
@@ -72,7 +73,7 @@ class DrainingServer(uvicorn.Server):
     ) -> None:
         super().__init__(
             uvicorn.Config(
-                app,
+                WithConnection(app),
                 http=BoundedHttp,
                 ws="none",
                 lifespan="off",

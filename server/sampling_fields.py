@@ -99,7 +99,8 @@ class SamplingFields(Body):
         if "" in self.bad_words:
             raise invalid("'bad_words' must not hold an empty string.", "bad_words")
         if self.truncate_prompt_tokens == 0:
-            raise invalid("'truncate_prompt_tokens' must be -1 or at least 1.")
+            message = "'truncate_prompt_tokens' must be -1 or at least 1."
+            raise invalid(message, "truncate_prompt_tokens", "invalid_value")
         if max_tokens is not None and self.min_tokens > max_tokens:
             message = "'min_tokens' is greater than 'max_tokens'."
             raise invalid(message, "min_tokens", "invalid_value")

@@ -29,7 +29,7 @@ class Access:
 
     def __init__(self, app: ASGIApp, *, root_path: str, access_log: bool) -> None:
         self._app = app
-        self._quiet_paths = {root_path + path for path in QUIET_PATHS} | QUIET_PATHS
+        self._quiet_paths = {root_path + path for path in QUIET_PATHS}
         self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -19,7 +19,7 @@ class ApiKeys:
         self._app = app
         # Digests, because compare_digest tells the lengths of what it compares.
         self._digests = [_digest(key.get_secret_value().encode()) for key in keys]
-        self._open_paths = {root_path + path for path in OPEN_PATHS} | OPEN_PATHS
+        self._open_paths = {root_path + path for path in OPEN_PATHS}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through, or answer 401."""

@@ -18,6 +18,7 @@ from server.metrics import Metrics
 from server.operations import VERSION, Operations
 from server.planner import Planner
 from server.protocol import Completion, CompletionRequest
+from server.root_path import RootPath
 from server.tokenization import DetokenizeRequest, Tokenization, TokenizeRequest
 from server.tokenizer import Tokenizer
 
@@ -36,7 +37,6 @@ def build_app(
         needs_key=bool(config.api_key),
         title="tdpipe",
         version=VERSION,
-        root_path=config.root_path,
         redirect_slashes=False,
         openapi_url=None if config.disable_fastapi_docs else "/openapi.json",
         docs_url=None,
@@ -54,7 +54,7 @@ def build_app(
         Completions(client, tokenizer, planner, generations),
         metrics,
         drain,
-        config.max_body_bytes,
+        config,
         request=CompletionRequest,
         response=Completion,
         summary="Complete a text",
@@ -79,4 +79,5 @@ def _behind_doors(app: ASGIApp, config: Config) -> ASGIApp:
             allow_credentials=config.allow_credentials,
             expose_headers=[HEADER.decode()],
         )
-    return Access(app, root_path=config.root_path, access_log=config.access_log)
+    app = Access(app, root_path=config.root_path, access_log=config.access_log)
+    return RootPath(app, config.root_path) if config.root_path else app

@@ -5,6 +5,7 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from configs.schema import ServerConfig
 from server.access import CLIENT_CLOSED_REQUEST
 from server.answer import Answer
 from server.connection import read_body
@@ -13,6 +14,7 @@ from server.drain import Drain
 from server.errors import ApiError
 from server.metrics import Metrics
 from server.reply import Endpoint
+from server.request_log import log_request
 
 SSE_TYPE = "text/event-stream"
 
@@ -25,14 +27,14 @@ class GenerationRoute:
         endpoint: Endpoint,
         metrics: Metrics,
         drain: Drain,
-        max_body_bytes: int,
+        config: ServerConfig,
         *,
         request: type[BaseModel],
         response: type[BaseModel],
         summary: str,
     ) -> None:
         self._endpoint, self._metrics, self._drain = endpoint, metrics, drain
-        self._max_body_bytes = max_body_bytes
+        self._config = config
         self._request, self._response, self._summary = request, response, summary
 
     def router(self) -> APIRouter:
@@ -56,11 +58,14 @@ class GenerationRoute:
         """The answer to one request; it submits to the engine only when it is sent."""
         try:
             self._drain.check()
-            reply = await self._endpoint.prepare(await read_body(request, self._max_body_bytes))
+            body = await read_body(request, self._config.max_body_bytes)
+            reply = await self._endpoint.prepare(body)
         except ApiError:
             self._metrics.requests.labels("refused").inc()
             raise
         except ClientDisconnect:
             self._metrics.requests.labels("disconnect").inc()
             return Response(status_code=CLIENT_CLOSED_REQUEST)
+        if self._config.log_requests:
+            log_request(reply, request.state.request_id)
         return Answer(reply, self._metrics, self._drain)

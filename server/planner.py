@@ -63,6 +63,7 @@ class Planner:
             expected_tokens=fields.expected_tokens,
             offline=offline or fields.gives_way,
             endpoint=endpoint,
+            model=self._config.name,
         )
 
     def check_model(self, model: str) -> None:

@@ -147,3 +147,22 @@ def test_head_is_get_without_a_body(daemon: Daemon) -> None:
     refused = daemon.http.head(f"{daemon.url}/v1/completions")
     assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
     assert daemon.get("/v1/models").status_code == 200  # the connection is in order
+
+
+def test_requests_are_logged_only_when_asked_and_never_with_their_text(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with serving(tmp_path / "quiet", saying("hello")) as daemon:
+        daemon.complete()
+    assert not [record for record in caplog.records if record.name == "tdpipe.requests"]
+    with serving(tmp_path / "loud", saying("an answer"), log_requests=True) as daemon:
+        answer = daemon.complete(prompt="a secret", stop=["another"], max_tokens=9, temperature=0)
+    (line,) = [record for record in caplog.records if record.name == "tdpipe.requests"]
+    text = line.getMessage()
+    assert text.startswith(f"{answer.headers['x-request-id']} {answer.json()['id']} ")
+    assert "max_tokens=9" in text
+    assert "temperature=0" in text
+    told = JsonFormatter("server").format(line)
+    assert json.loads(told)["stop_strings"] == 1
+    assert not any(word in told for word in ("secret", "another", "answer"))

@@ -153,10 +153,10 @@ def test_requests_are_logged_only_when_asked_and_never_with_their_text(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    with serving(tmp_path / "quiet", saying("hello")) as daemon:
+    with serving(tmp_path, saying("hello")) as daemon:
         daemon.complete()
     assert not [record for record in caplog.records if record.name == "tdpipe.requests"]
-    with serving(tmp_path / "loud", saying("an answer"), log_requests=True) as daemon:
+    with serving(tmp_path, saying("an answer"), log_requests=True) as daemon:
         answer = daemon.complete(prompt="a secret", stop=["another"], max_tokens=9, temperature=0)
     (line,) = [record for record in caplog.records if record.name == "tdpipe.requests"]
     text = line.getMessage()

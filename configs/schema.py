@@ -307,6 +307,9 @@ class ServerConfig(Part):
     max_num_queued_reqs: int = Field(
         1024, ge=1, description="sequences that may wait for their first token; more get 429"
     )
+    max_logprobs: int = Field(
+        20, ge=0, description="likeliest tokens that a request may ask for with each token"
+    )
     shutdown_timeout: float = Field(
         30.0, ge=0, description="seconds in which open requests may finish after SIGTERM"
     )

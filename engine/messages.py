@@ -29,7 +29,8 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     (repetition: of the prompt as well) have them. `bias_ids` (int32) get `biases` (float32) added;
     with `allowed_token_ids` (int32) no other can be picked; a sequence of `bad_words` (int32 each)
     is never completed. `num_logprobs` likeliest tokens are told with each token (-1: nothing is
-    told), `num_prompt_logprobs` with each of the prompt's.
+    told), `num_prompt_logprobs` with each of the prompt's. A `grammar` (llguidance's, as text) says
+    what the output may be.
     """
 
     temperature: float = 1.0
@@ -46,6 +47,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     bad_words: tuple[bytes, ...] = ()
     num_logprobs: int = -1
     num_prompt_logprobs: int = -1
+    grammar: str = ""
 
 
 class Submit(Message, frozen=True):

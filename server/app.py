@@ -10,10 +10,13 @@ from server import errors
 from server.completions import Completions
 from server.drain import Drain
 from server.engine_client import EngineClient
+from server.generation import Generations
+from server.generation_route import GenerationRoute
 from server.length_predictor import LengthPredictor
 from server.metrics import Metrics
 from server.operations import VERSION, Operations
-from server.protocol import CompletionRequest
+from server.planner import Planner
+from server.protocol import Completion, CompletionRequest
 from server.tokenizer import Tokenizer
 
 
@@ -44,8 +47,15 @@ def build_app(
     app = App(title="tdpipe", version=VERSION, docs_url=None, redoc_url=None)
     errors.install(app)
     app.include_router(Operations(config, client, metrics, drain, tokenizer.fingerprint).router())
-    completions = Completions(
-        config.name, client, tokenizer, metrics, predictor, drain, config.max_num_queued_reqs
+    planner = Planner(config, client, tokenizer)
+    generations = Generations(client, tokenizer, metrics, predictor, config.max_num_queued_reqs)
+    completions = GenerationRoute(
+        Completions(client, tokenizer, planner, generations),
+        metrics,
+        drain,
+        request=CompletionRequest,
+        response=Completion,
+        summary="Complete a text",
     )
     app.include_router(completions.router())
     return app

@@ -11,23 +11,37 @@ TextReason = Literal["stop", "length"]
 
 
 class Choice:
-    """Takes tokens, gives text; `finish_reason` is set once no more will come."""
+    """Takes tokens, gives text.
+
+    `finish_reason` is set once no more will come; `stop_reason` is the stop string or the stop
+    token that ended it, if the client named one.
+    """
 
     __slots__ = (
         "_detokenizer",
+        "_include_stop",
         "_min_tokens",
+        "_own_stop_ids",
         "_stop_strings",
         "_stop_token_ids",
         "finish_reason",
         "num_tokens",
+        "stop_reason",
     )
 
     def __init__(self, plan: Plan, tokenizer: Tokenizer) -> None:
         self.num_tokens = 0
         self.finish_reason: TextReason | None = None
-        self._detokenizer: Detokenizer = tokenizer.detokenizer()
-        self._stop_strings = StopStrings(plan.stop_strings) if plan.stop_strings else None
+        self.stop_reason: str | int | None = None
+        self._detokenizer: Detokenizer = tokenizer.detokenizer(
+            skip_special_tokens=plan.skip_special_tokens
+        )
+        self._stop_strings = (
+            StopStrings(plan.stop_strings, include=plan.include_stop) if plan.stop_strings else None
+        )
         self._stop_token_ids = frozenset(plan.stop_token_ids)
+        self._own_stop_ids = plan.own_stop_ids
+        self._include_stop = plan.include_stop
         self._min_tokens = plan.min_tokens
 
     def push(self, token_ids: list[int]) -> str:
@@ -36,7 +50,9 @@ class Choice:
         for token_id in token_ids:
             self.num_tokens += 1
             if token_id in self._stop_token_ids:
-                break
+                self.stop_reason = token_id if token_id in self._own_stop_ids else None
+                if not (self._include_stop and token_id in self._own_stop_ids):
+                    break
             text += self._filter(self._detokenizer.push(token_id))
             if self.finish_reason is not None:
                 break
@@ -52,9 +68,10 @@ class Choice:
         return text
 
     def _filter(self, text: str) -> str:
-        if not text or self._stop_strings is None or self.num_tokens < self._min_tokens:
+        stop_strings = self._stop_strings
+        if not text or stop_strings is None or self.num_tokens < self._min_tokens:
             return text
-        text, stopped = self._stop_strings.push(text)
+        text, stopped = stop_strings.push(text)
         if stopped:
-            self.finish_reason = "stop"
+            self.finish_reason, self.stop_reason = "stop", stop_strings.matched
         return text

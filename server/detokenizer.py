@@ -13,7 +13,7 @@ HALF_CHARACTER = "\ufffd"
 
 
 class Detokenizer(Protocol):
-    """One sequence's tokens as they become text; special tokens are skipped."""
+    """One sequence's tokens as they become text."""
 
     def push(self, token_id: int) -> str:
         """The text that this token completes, often none."""
@@ -31,10 +31,17 @@ class FastDetokenizer:
     tokens do not end a run, as they are taken out before decoding.
     """
 
-    def __init__(self, core: FastTokenizer, sticky_ids: Set[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        core: FastTokenizer,
+        sticky_ids: Set[int] = frozenset(),
+        *,
+        skip_special_tokens: bool = True,
+    ) -> None:
         self._core = core
         self._sticky_ids = sticky_ids
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._skips = skip_special_tokens
+        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
         self._held: list[int] = []
         self._token_ids: list[int] = []
         self._num_shown = 0
@@ -52,7 +59,9 @@ class FastDetokenizer:
 
     def flush(self) -> str:
         """The rest, once no more tokens will come."""
-        return self._core.decode(self._token_ids, skip_special_tokens=True)[self._num_shown :]
+        return self._core.decode(self._token_ids, skip_special_tokens=self._skips)[
+            self._num_shown :
+        ]
 
     def _show(self, text: str | None) -> str:
         if text is None:

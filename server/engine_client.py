@@ -9,6 +9,7 @@ import logging
 import time
 from array import array
 from collections.abc import Iterable
+from collections.abc import Sequence as Collection
 from dataclasses import dataclass
 
 from engine.messages import (
@@ -26,6 +27,7 @@ from engine.messages import (
 )
 from engine.wire import Spoke
 from server.errors import unavailable
+from server.logprobs import Told, unpack
 
 TICK_S = 0.25
 SILENCE_S = 3.0
@@ -55,7 +57,12 @@ class Inbox:
 
 
 class Sequence:
-    """One sequence in the engine, and what has arrived for it and was not yet taken."""
+    """One sequence in the engine, and what has arrived for it and was not yet taken.
+
+    `told` are log-probabilities, one for each token where any were asked for; `scores` those of the
+    prompt's tokens but the first, all there with the first token. `is_queued` until then, unless
+    it is offline work, which nobody waits for.
+    """
 
     __slots__ = (
         "_inbox",
@@ -63,16 +70,30 @@ class Sequence:
         "finished",
         "first_token_at",
         "index",
+        "is_queued",
         "last_token_at",
+        "prompt_token_ids",
+        "scores",
         "sequence_id",
+        "told",
     )
 
-    def __init__(self, sequence_id: int, index: int, inbox: Inbox) -> None:
+    def __init__(
+        self,
+        sequence_id: int,
+        index: int,
+        inbox: Inbox,
+        prompt_token_ids: Collection[int] = (),
+    ) -> None:
         self.sequence_id = sequence_id
         self.index = index
+        self.prompt_token_ids = prompt_token_ids
         self.finished: Finished | None = None
         self.first_token_at: float | None = None
         self.last_token_at = 0.0
+        self.is_queued = False
+        self.told: list[Told] = []
+        self.scores: list[Told] = []
         self._token_ids: list[int] = []
         self._inbox = inbox
 
@@ -151,7 +172,8 @@ class EngineClient:
     def submit(self, message: Submit, sequence: Sequence) -> None:
         """Hand the sequence to the engine; it hears of its end in any case."""
         self._open[sequence.sequence_id] = sequence
-        self.num_queued += 1
+        sequence.is_queued = not message.offline
+        self.num_queued += sequence.is_queued
         if not self._send(message):
             self._close(sequence, "The engine does not accept messages.")
 
@@ -204,22 +226,38 @@ class EngineClient:
             elif isinstance(message, Stats):
                 self._on_stats(message, now)
             elif isinstance(message, Scored):
-                pass  # nobody asks for scores yet
+                self._on_scored(message)
             else:
                 self._on_ready(message)
 
     def _on_generated(self, message: Generated, now: float) -> None:
         sequence_ids = array("q", message.sequence_ids)
-        for sequence_id, token_id in zip(sequence_ids, array("i", message.token_ids), strict=True):
+        token_ids = array("i", message.token_ids)
+        for sequence_id, token_id in zip(sequence_ids, token_ids, strict=True):
             sequence = self._open.get(sequence_id)
             if sequence is None:
                 continue
             if sequence.first_token_at is None:
                 sequence.first_token_at = now
-                self.num_queued -= 1
+                self._leave_queue(sequence)
             sequence.last_token_at = now
             sequence.put_token(token_id)
+        if message.logprobs is not None:
+            for index, told in unpack(message.logprobs, token_ids):
+                sequence = self._open.get(sequence_ids[index])
+                if sequence is not None:
+                    sequence.told.append(told)
         self.num_generated += len(sequence_ids)
+
+    def _on_scored(self, message: Scored) -> None:
+        sequence = self._open.get(message.sequence_id)
+        if sequence is not None:
+            scores = unpack(message.logprobs, sequence.prompt_token_ids)
+            sequence.scores += [told for _, told in scores]
+
+    def _leave_queue(self, sequence: Sequence) -> None:
+        self.num_queued -= sequence.is_queued
+        sequence.is_queued = False
 
     def _on_finished(self, message: Finished) -> None:
         sequence = self._open.get(message.sequence_id)
@@ -281,6 +319,5 @@ class EngineClient:
         """Whether the sequence was open until now."""
         if self._open.pop(sequence.sequence_id, None) is None:
             return False
-        if sequence.first_token_at is None:
-            self.num_queued -= 1
+        self._leave_queue(sequence)
         return True

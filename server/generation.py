@@ -4,7 +4,9 @@ The `async with` block is the lifetime. Leaving it, for whatever reason, aborts 
 has not ended, which frees its KV blocks at once.
 """
 
+import time
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from engine.messages import Expect
@@ -13,22 +15,30 @@ from server.engine_client import EngineClient, Inbox, Sequence
 from server.errors import ApiError, failed, too_busy
 from server.length_histogram import Asked
 from server.length_predictor import Expected, LengthPredictor
+from server.logprobs import Told
 from server.metrics import Metrics
 from server.plan import Plan
 from server.tokenizer import Tokenizer
 
-# What a prompt's lengths are learnt under.
-ENDPOINT = "completions"
 # Tokens of a prompt that an encoder is shown; it looks at the last 512 of its own.
 TAIL_TOKENS = 1024
 
 
 class Piece(NamedTuple):
-    """New text of one choice, and on its last piece why it ended."""
+    """New text of one choice, and on its last piece why it ended.
+
+    Where the plan `tells_tokens`, `token_ids` are the tokens since the piece before, and `told`
+    their log-probabilities if there are any. `scores` are those of the prompt's tokens but the
+    first, on the choice's first piece if they were asked for.
+    """
 
     choice_index: int
     text: str
-    finish_reason: TextReason | None
+    finish_reason: TextReason | None = None
+    stop_reason: str | int | None = None
+    token_ids: list[int] | tuple[()] = ()
+    told: list[Told] | tuple[()] = ()
+    scores: list[Told] | tuple[()] = ()
 
 
 class Generation:
@@ -58,7 +68,7 @@ class Generation:
         self._tokenizer = tokenizer
         self._predictor = predictor
         self._asked = [
-            Asked(ENDPOINT, len(prompt), max(1, max_tokens))
+            Asked(plan.endpoint, len(prompt), max(1, max_tokens))
             for prompt, max_tokens in zip(plan.prompts, plan.max_tokens, strict=True)
         ]
         self._expected: list[Expected] = []  # per prompt
@@ -77,7 +87,8 @@ class Generation:
         hint = self._plan.expected_tokens
         self._expected = [self._predictor.expect(asked, hint) for asked in self._asked]
         for index, message in enumerate(self._plan.messages(first_id, self._expected)):
-            sequence = Sequence(message.sequence_id, index, self._inbox)
+            prompt = self._plan.prompts[index // self._plan.n]
+            sequence = Sequence(message.sequence_id, index, self._inbox, prompt)
             self._sequences.append(sequence)
             self._client.submit(message, sequence)
         if self._predictor.has_encoder and hint is None:
@@ -104,7 +115,7 @@ class Generation:
             if choice.finish_reason is not None:
                 continue
             piece = self._advance(sequence, choice)
-            if piece.text or piece.finish_reason:
+            if piece.text or piece.finish_reason or piece.token_ids or piece.scores:
                 pieces.append(piece)
         return pieces
 
@@ -119,6 +130,8 @@ class Generation:
 
     def _admit(self) -> None:
         self._client.check_ready()
+        if self._plan.offline:
+            return
         asked, allowed = self._plan.num_sequences, self._max_num_queued
         if asked > allowed:
             message = f"Request too large: it asks for {asked} completions, {allowed} may wait."
@@ -139,20 +152,33 @@ class Generation:
             self._client.expect(Expect(sequence.sequence_id, predicted_len, spread))
 
     def _advance(self, sequence: Sequence, choice: Choice) -> Piece:
-        if not choice.num_tokens and sequence.first_token_at is not None:
-            self._metrics.time_to_first_token.observe(sequence.first_token_at - self.arrived_at)
         before = choice.num_tokens
-        text = choice.push(sequence.take_tokens())
-        self._num_completion_tokens += choice.num_tokens - before
+        is_first = not before and sequence.first_token_at is not None
+        if is_first and sequence.first_token_at is not None and not self._plan.offline:
+            self._metrics.time_to_first_token.observe(sequence.first_token_at - self.arrived_at)
+        token_ids = sequence.take_tokens()
+        text = "" if self._plan.only_scores else choice.push(token_ids)
+        num_new = choice.num_tokens - before
+        self._num_completion_tokens += num_new
         finished = sequence.finished
         if finished is not None and choice.finish_reason is None:
             if finished.reason not in ("stop", "length"):
                 self._failure = failed(finished.message or "The engine gave up on this request.")
+            elif self._plan.only_scores:
+                choice.finish_reason = "length"
             else:
                 text += choice.flush(finished.reason)
         if choice.finish_reason is not None:
             self._end(sequence, choice)
-        return Piece(sequence.index, text, choice.finish_reason)
+        piece = Piece(sequence.index, text, choice.finish_reason, choice.stop_reason)
+        if not self._plan.tells_tokens and not sequence.scores:
+            return piece
+        told, sequence.told = sequence.told, []
+        # They stay where they are until the first token says that they are all there.
+        scores: list[Told] = []
+        if is_first:
+            scores, sequence.scores = sequence.scores, []
+        return piece._replace(token_ids=token_ids[:num_new], told=told[:num_new], scores=scores)
 
     def _end(self, sequence: Sequence, choice: Choice) -> None:
         self.num_unfinished -= 1
@@ -163,3 +189,26 @@ class Generation:
         if sequence.first_token_at is not None and choice.num_tokens > 1:
             seconds = sequence.last_token_at - sequence.first_token_at
             self._metrics.time_per_output_token.observe(seconds / (choice.num_tokens - 1))
+
+
+@dataclass(frozen=True)
+class Generations:
+    """What generations need of the server."""
+
+    client: EngineClient
+    tokenizer: Tokenizer
+    metrics: Metrics
+    predictor: LengthPredictor
+    max_num_queued: int
+
+    def of(self, plan: Plan) -> Generation:
+        """A generation that begins when it is entered; its request arrives now."""
+        return Generation(
+            plan,
+            self.client,
+            self.tokenizer,
+            self.metrics,
+            self.predictor,
+            self.max_num_queued,
+            time.monotonic(),
+        )

@@ -3,7 +3,9 @@
 import random
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from engine.messages import Sampling, Submit
 from server.length_predictor import Expected
@@ -13,21 +15,28 @@ from server.length_predictor import Expected
 class Plan:
     """What is asked of the engine: `n` sequences of each prompt, in the client's order.
 
-    Choice `j` draws with `seed + j`; without a seed, each prompt gets one of its own.
-    `expected_tokens` is how long the client expects each answer to be.
+    Choice `j` draws with `seed + j`; without a seed, each prompt gets one of its own. `sampling` is
+    every sequence's but for the seed. `own_stop_ids` are the stop tokens that the client named
+    itself. `only_scores` asks for no text: the one token that the engine must generate is dropped.
+    `expected_tokens` is how long the client expects each answer to be; `offline` work gives way.
     """
 
     prompts: Sequence[Sequence[int]]
     n: int
     max_tokens: Sequence[int]  # per prompt; all 0 when no token is asked for
+    sampling: Sampling = field(default_factory=Sampling)
     min_tokens: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
     seed: int | None = None
     stop_strings: Sequence[str] = ()
     stop_token_ids: tuple[int, ...] = ()
+    own_stop_ids: frozenset[int] = frozenset()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    tells_tokens: bool = False
+    only_scores: bool = False
     expected_tokens: int | None = None
+    offline: bool = False
+    endpoint: str = "completions"
 
     @property
     def num_sequences(self) -> int:
@@ -41,11 +50,12 @@ class Plan:
                 sequence_id=first_id + i * self.n + j,
                 prompt_token_ids=packed,
                 max_tokens=self.max_tokens[i],
-                sampling=Sampling(self.temperature, self.top_p, self.top_k, (seed + j) % 2**64),
+                sampling=replace(self.sampling, seed=(seed + j) % 2**64),
                 min_tokens=min(self.min_tokens, self.max_tokens[i]),
                 stop_token_ids=self.stop_token_ids,
                 predicted_len=expected[i].predicted_len,
                 spread=expected[i].spread,
+                offline=self.offline,
             )
             for i, (packed, seed) in enumerate(self._packed_prompts())
             for j in range(self.n)

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Cuts a growing text before the stop string that is complete first.
+    """Cuts a growing text before the stop string that is complete first, or after it.
 
-    Of two that are complete with the same character, the longer one counts. The result does not
-    depend on how the text was cut into pieces.
+    Of two that are complete with the same character, the longer one counts; `matched` is the one
+    that did. The result does not depend on how the text was cut into pieces.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
+        self.matched: str | None = None
+        self._include = include
         self._stops = tuple(stops)
         self._held = ""
         self._longest = max(map(len, stops))
@@ -21,7 +23,8 @@ class StopStrings:
         match = self._first_match(text)
         if match is not None:
             self._held = ""
-            return text[:match], True
+            start, self.matched = match
+            return text[: start + len(self.matched) * self._include], True
         cut = len(text) - self._num_held(text)
         self._held = text[cut:]
         return text[:cut], False
@@ -31,11 +34,11 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    def _first_match(self, text: str) -> int | None:
-        """Where the first complete stop string begins."""
-        found = ((text.find(stop), len(stop)) for stop in self._stops)
-        ends = [(start + length, start) for start, length in found if start >= 0]
-        return min(ends)[1] if ends else None
+    def _first_match(self, text: str) -> tuple[int, str] | None:
+        """Where the first complete stop string begins, and which it is."""
+        found = ((text.find(stop), stop) for stop in self._stops)
+        ends = [(start + len(stop), start, stop) for start, stop in found if start >= 0]
+        return min(ends)[1:] if ends else None
 
     def _num_held(self, text: str) -> int:
         """How many of the last characters may yet become a stop string."""

@@ -12,6 +12,7 @@ from typing import Any
 from configs.schema import ModelConfig
 from predictor.fingerprint import fingerprint
 from server.detokenizer import Detokenizer, FastDetokenizer, WindowDetokenizer
+from server.token_pieces import TokenPieces
 
 # 4,000 characters take some 4 ms; beyond that, other streams would notice the pause.
 MAX_INLINE_CHARACTERS = 4_000
@@ -57,6 +58,13 @@ class Tokenizer:
         with self._lock:
             return list(self._tokenizer(text, verbose=False)["input_ids"])
 
+    def encode_plain(self, text: str) -> list[int]:
+        """The token ids of a text without special tokens around it."""
+        if self._core is not None:
+            return list(self._core.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        with self._lock:
+            return list(self._tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"])
+
     async def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode without holding up the event loop where there is much to do."""
         if sum(map(len, texts)) <= MAX_INLINE_CHARACTERS:
@@ -75,11 +83,18 @@ class Tokenizer:
             )
         return str(text)
 
-    def detokenizer(self) -> Detokenizer:
+    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
         """A fresh detokenizer for one sequence."""
         if self._core is not None:
-            return FastDetokenizer(self._core, self._sticky_ids)
-        return WindowDetokenizer(partial(self.decode, skip_special_tokens=True))
+            return FastDetokenizer(
+                self._core, self._sticky_ids, skip_special_tokens=skip_special_tokens
+            )
+        return WindowDetokenizer(partial(self.decode, skip_special_tokens=skip_special_tokens))
+
+    @cached_property
+    def pieces(self) -> TokenPieces:
+        """Single tokens as text."""
+        return TokenPieces(self._tokenizer, partial(self.decode, skip_special_tokens=False))
 
 
 def load_tokenizer(config: ModelConfig) -> Tokenizer:

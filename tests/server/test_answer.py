@@ -44,7 +44,7 @@ def test_a_chunk_has_openais_shape(daemon: Daemon) -> None:
     assert last == {
         "object": "text_completion",
         "model": MODEL,
-        "choices": [{"index": 0, "logprobs": None, "finish_reason": "stop"}],
+        "choices": [{"index": 0, "logprobs": None, "finish_reason": "stop", "stop_reason": None}],
     }
 
 

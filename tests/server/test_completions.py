@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from engine.messages import Finished, Submit, ToServer
+from engine.messages import Finished, Sampling, Submit, ToServer
+from server.plan import pack
 from server.tokenizer import Tokenizer
 from tests.server.world import (
+    BEGIN,
     MAX_MODEL_LEN,
     MODEL,
     TOKENIZER,
@@ -49,7 +51,13 @@ def test_the_answer_has_openais_shape(daemon: Daemon) -> None:
         "object": "text_completion",
         "model": MODEL,
         "choices": [
-            {"index": 0, "text": "hello world €", "logprobs": None, "finish_reason": "stop"}
+            {
+                "index": 0,
+                "text": "hello world €",
+                "logprobs": None,
+                "finish_reason": "stop",
+                "stop_reason": None,
+            }
         ],
         "usage": {"prompt_tokens": 2, "completion_tokens": 7, "total_tokens": 9},
     }
@@ -71,13 +79,61 @@ def test_every_setting_reaches_the_engine(daemon: Daemon) -> None:
         temperature=0,
         top_p=0.5,
         top_k=7,
+        min_p=0.25,
         seed=11,
         ignore_eos=True,
+        stop_token_ids=[9, 7],
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.5,
+        logit_bias={"5": 2, "6": -3.5},
+        allowed_token_ids=[5, 6],
+        bad_words=["lo"],
+        logprobs=2,
+        prompt_logprobs=1,
     )
-    assert (submit.max_tokens, submit.min_tokens, submit.stop_token_ids) == (5, 2, ())
-    sampling = submit.sampling
-    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.0, 0.5, 7)
-    assert sampling.seed == 11
+    assert (submit.max_tokens, submit.min_tokens, submit.stop_token_ids) == (5, 2, (7, 9))
+    lo, space_lo = TOKENIZER.encode("lo"), TOKENIZER.encode(" lo")
+    assert submit.sampling == Sampling(
+        temperature=0.0,
+        top_p=0.5,
+        top_k=7,
+        min_p=0.25,
+        seed=11,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.5,
+        bias_ids=pack([5, 6]),
+        biases=array("f", [2, -3.5]).tobytes(),
+        allowed_token_ids=pack([5, 6]),
+        bad_words=submit.sampling.bad_words,
+        num_logprobs=2,
+        num_prompt_logprobs=1,
+    )
+    assert set(submit.sampling.bad_words) == {pack(lo), pack(space_lo)}
+
+
+def test_an_own_stop_token_is_one_beside_the_models(daemon: Daemon) -> None:
+    (submit,) = submits(daemon, stop_token_ids=[7, 0])
+    assert submit.stop_token_ids == (0, 7)
+
+
+@pytest.mark.parametrize("fields", [{"service_tier": "flex"}, {"priority": 1}])
+def test_flexible_work_gives_way(daemon: Daemon, fields: dict[str, Any]) -> None:
+    assert not submits(daemon)[0].offline
+    assert not submits(daemon, service_tier="default", priority=-1)[0].offline
+    assert submits(daemon, **fields)[0].offline
+
+
+def test_a_prompt_is_truncated_from_its_beginning(daemon: Daemon) -> None:
+    long = [9] * 99 + [5]
+    (submit,) = submits(daemon, prompt=long, truncate_prompt_tokens=3)
+    assert prompt_of(submit) == [9, 9, 5]
+    (submit,) = submits(daemon, prompt=long, truncate_prompt_tokens=-1)
+    assert prompt_of(submit) == long[-MAX_MODEL_LEN + 1 :]
+    echoed = daemon.complete(prompt="the quick", truncate_prompt_tokens=2, echo=True).json()
+    last = TOKENIZER.decode(TOKENIZER.encode("the quick")[-2:])
+    assert echoed["choices"][0]["text"] == last + "hello world €"
 
 
 @pytest.mark.parametrize(
@@ -146,6 +202,40 @@ def test_no_token_asked_for_needs_no_engine(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop", ["world", ["xyz", "wor", "lo world"]])
 def test_a_stop_string_ends_the_text_before_it(daemon: Daemon, stop: str | list[str]) -> None:
     assert texts(daemon, stop=stop) == [(0, "hello ", "stop")]
+
+
+def ending(daemon: Daemon, **body: Any) -> tuple[str, str | int | None]:
+    (choice,) = daemon.complete(**body).json()["choices"]
+    return choice["text"], choice["stop_reason"]
+
+
+def test_the_stop_string_that_ended_a_choice_is_told(daemon: Daemon) -> None:
+    assert ending(daemon) == ("hello world €", None)
+    assert ending(daemon, stop=["world", "xyz"]) == ("hello ", "world")
+    included = {"stop": "world", "include_stop_str_in_output": True}
+    assert ending(daemon, **included) == ("hello world", "world")
+
+
+def test_the_stop_token_that_ended_a_choice_is_told(tmp_path: Path) -> None:
+    world = TOKENIZER.encode(" world")
+
+    def stopping(submit: Submit) -> list[ToServer]:
+        return [generated(submit.sequence_id, *HI, *world), Finished(submit.sequence_id, "stop")]
+
+    own: dict[str, Any] = {"stop_token_ids": world[-1:]}
+    before = TOKENIZER.decode([*HI, *world[:-1]])
+    with serving(tmp_path, stopping) as daemon:
+        assert ending(daemon, **own) == (before, world[-1])
+        assert ending(daemon, **own, include_stop_str_in_output=True) == ("hi world", world[-1])
+
+
+def test_special_tokens_are_shown_if_asked_for(tmp_path: Path) -> None:
+    def begin_in_the_middle(submit: Submit) -> list[ToServer]:
+        return [generated(submit.sequence_id, *HI, 1, *HI), Finished(submit.sequence_id, "length")]
+
+    with serving(tmp_path, begin_in_the_middle) as daemon:
+        assert texts(daemon)[0][1] == "hihi"
+        assert texts(daemon, skip_special_tokens=False)[0][1] == f"hi{BEGIN}hi"
 
 
 def test_a_stop_string_before_min_tokens_is_text(daemon: Daemon) -> None:

@@ -11,7 +11,7 @@ from tests.workers.test_sampler import Draw, make_logits, make_step
 from tests.workers.world import CPU, Ground
 from workers import batch
 from workers.kv_cache import KvCache, PagedStep, Probe
-from workers.sampler import sample
+from workers.sampler import Sampler
 from workers.stage_model import StageModel, load
 
 pytestmark = [
@@ -74,4 +74,5 @@ def test_a_gpu_draws_what_a_cpu_draws() -> None:
     ]
     bans = tuple((i, b"\1\0\0\0\7\0\0\0") for i in range(0, 300, 5))
     step = make_step(rows, bans)
-    assert sample(logits.to(GPU), step) == sample(logits.clone(), step)
+    on_gpu = Sampler(logits.shape[-1], GPU).sample(logits.to(GPU), step)
+    assert on_gpu == Sampler(logits.shape[-1], CPU).sample(logits, step)

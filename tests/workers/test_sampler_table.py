@@ -189,9 +189,7 @@ def unpacked(logprobs: Logprobs) -> list[tuple[int, float, int, list[int], list[
 
 def test_logprobs_are_the_model_s_own_whatever_the_sampling() -> None:
     sampler, logits = Sampler(VOCABULARY, CPU), make_logits(3)
-    wanting = setup(
-        0, [], [], num_logprobs=2, allowed_token_ids=ints(int(logits[0].argmin()))
-    )
+    wanting = setup(0, [], [], num_logprobs=2, allowed_token_ids=ints(int(logits[0].argmin())))
     none = setup(1, [], [], presence_penalty=1.0)
     chosen_only = setup(2, [], [], num_logprobs=0)
     ids, logprobs = sampler.sample(logits, step([0, 1, 2], wanting, none, chosen_only))

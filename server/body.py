@@ -1,0 +1,67 @@
+"""A request's body: JSON into a checked model, and errors that name the field at fault."""
+
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from server.errors import ApiError, invalid
+
+
+class Body(BaseModel):
+    """What a client sends: no field beyond those we know, no value of another type.
+
+    `expected` says in words what the fields with several shapes take.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    expected: ClassVar[dict[str, str]] = {}
+
+
+Kind = TypeVar("Kind", bound=Body)
+
+
+def parse(kind: type[Kind], body: bytes) -> Kind:
+    """The request in `body`; null stands for a field's default. Raises `ApiError` (400)."""
+    try:
+        values = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise invalid(f"We could not parse the JSON body of your request: {error}.") from error
+    if not isinstance(values, dict):
+        raise invalid("The JSON body of your request must be an object.")
+    given = {field: value for field, value in values.items() if value is not None}
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise _explain(error, kind.expected) from error
+    except RecursionError as error:
+        raise invalid("The JSON body of your request is nested too deeply.") from error
+
+
+def _explain(error: ValidationError, expected: dict[str, str]) -> ApiError:
+    problems = error.errors(include_url=False, include_context=False)
+    unknown = [str(p["loc"][-1]) for p in problems if p["type"] == "extra_forbidden"]
+    if unknown:
+        plural = "s" if len(unknown) > 1 else ""
+        message = f"Unrecognized request argument{plural} supplied: {', '.join(unknown)}"
+        return invalid(message, unknown[0], "unknown_parameter")
+    problem = problems[0]
+    if not problem["loc"]:
+        return _explain_whole(problem)
+    field = str(problem["loc"][0])
+    path = field if field in expected else ".".join(map(str, problem["loc"]))
+    if problem["type"] == "missing":
+        message = f"Missing required parameter: '{path}'."
+        return invalid(message, field, "missing_required_parameter")
+    if field in expected and problem["type"] != "too_long":
+        message = f"Invalid type for '{field}': expected {expected[field]}."
+        return invalid(message, field, "invalid_type")
+    text = problem["msg"][0].lower() + problem["msg"][1:]
+    code = "invalid_type" if problem["type"].endswith("_type") else "invalid_value"
+    return invalid(f"Invalid value for '{path}': {text}.", field, code)
+
+
+def _explain_whole(problem: Any) -> ApiError:
+    """A validator of the whole body has refused it; it raised `ValueError(text, field)`."""
+    return invalid(problem["msg"].removeprefix("Value error, "), None, "invalid_value")

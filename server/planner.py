@@ -1,0 +1,157 @@
+"""The planner: from a request's fields and its prompts' tokens to a plan, or an error in words."""
+
+from array import array
+from collections.abc import Sequence
+
+from configs.schema import Config
+from engine.messages import Sampling
+from server.engine_client import EngineClient
+from server.errors import invalid, no_such_model
+from server.plan import Plan, pack
+from server.sampling_fields import SamplingFields
+from server.tokenizer import Tokenizer
+
+MAX_SEQUENCES = 4096  # prompts x n of one request
+
+
+class Planner:
+    """Knows the model's vocabulary and how much room there is for a sequence."""
+
+    def __init__(self, config: Config, client: EngineClient, tokenizer: Tokenizer) -> None:
+        self._config = config
+        self._client = client
+        self._tokenizer = tokenizer
+
+    def plan(
+        self,
+        fields: SamplingFields,
+        prompts: Sequence[list[int]],
+        *,
+        endpoint: str,
+        max_tokens: int | None,
+        default_max_tokens: int | None,
+        num_logprobs: int = -1,
+        only_scores: bool = False,
+        offline: bool = False,
+        grammar: str = "",
+    ) -> Plan:
+        """What to ask of the engine. Raises `ApiError` (400, or 503 while there is no engine).
+
+        Without `max_tokens`, an answer may have `default_max_tokens` (None: as many as there is
+        room for). `num_logprobs` likeliest tokens are told with each token, -1 tells nothing.
+        """
+        self._check_tokens(fields)
+        prompts = [self._truncated(prompt, fields) for prompt in prompts]
+        if only_scores:
+            max_tokens = 1
+        own_stop_ids = frozenset(fields.stop_token_ids)
+        end_ids = () if fields.ignore_eos else self._tokenizer.eos_token_ids
+        return Plan(
+            prompts=prompts,
+            n=fields.n,
+            max_tokens=[self._room(len(p), max_tokens, default_max_tokens) for p in prompts],
+            sampling=self._sampling(fields, num_logprobs, grammar),
+            min_tokens=fields.min_tokens,
+            seed=fields.seed,
+            stop_strings=fields.stop_strings,
+            stop_token_ids=(*end_ids, *sorted(own_stop_ids.difference(end_ids))),
+            own_stop_ids=own_stop_ids,
+            include_stop=fields.include_stop_str_in_output,
+            skip_special_tokens=fields.skip_special_tokens,
+            tells_tokens=fields.return_token_ids or num_logprobs >= 0,
+            only_scores=only_scores,
+            expected_tokens=fields.expected_tokens,
+            offline=offline or fields.gives_way,
+            endpoint=endpoint,
+        )
+
+    def check_model(self, model: str) -> None:
+        """Raise `ApiError` (404) for a model that is not served here."""
+        if model != self._config.name:
+            raise no_such_model(model)
+
+    def check_num_sequences(self, num_prompts: int, n: int) -> None:
+        """Raise `ApiError` (400) when one request asks for too much."""
+        if num_prompts * n > MAX_SEQUENCES:
+            message = f"Too many completions: prompts x n must not exceed {MAX_SEQUENCES}."
+            raise invalid(message, "prompt", "invalid_value")
+
+    def check_ids(self, field: str, *lists: Sequence[int]) -> None:
+        """Raise `ApiError` (400) for token ids that the model does not have."""
+        vocab_size = self._tokenizer.vocab_size
+        for token_ids in lists:
+            if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
+                wrong = next(id_ for id_ in token_ids if not 0 <= id_ < vocab_size)
+                message = f"Token id {wrong} is outside the vocabulary (0 to {vocab_size - 1})."
+                raise invalid(message, field, "invalid_value")
+
+    def check_num_logprobs(self, num_logprobs: int, field: str) -> None:
+        """Raise `ApiError` (400) when more likeliest tokens are asked for than are told."""
+        limit = self._config.max_logprobs
+        if num_logprobs > limit:
+            raise invalid(f"'{field}' must not exceed {limit}.", field, "invalid_value")
+
+    def _check_tokens(self, fields: SamplingFields) -> None:
+        self.check_ids("allowed_token_ids", fields.allowed_token_ids)
+        self.check_ids("stop_token_ids", fields.stop_token_ids)
+        if not all(key.isdecimal() for key in fields.logit_bias):
+            message = "Invalid key in 'logit_bias': keys must be token ids."
+            raise invalid(message, "logit_bias", "invalid_value")
+        self.check_ids("logit_bias", [int(key) for key in fields.logit_bias])
+        if fields.prompt_logprobs is not None:
+            self.check_num_logprobs(fields.prompt_logprobs, "prompt_logprobs")
+
+    def _truncated(self, prompt: list[int], fields: SamplingFields) -> list[int]:
+        """The prompt's last tokens, where the client wants no more of it."""
+        kept = fields.truncate_prompt_tokens
+        if kept is None:
+            return prompt
+        if kept == -1:
+            ready = self._client.ready
+            kept = max(1, ready.max_model_len - 1) if ready else len(prompt)
+        return prompt[-kept:]
+
+    def _room(self, num_prompt_tokens: int, max_tokens: int | None, default: int | None) -> int:
+        """How many tokens the answer may have. Raises `ApiError` (400) when they do not fit."""
+        ready = self._client.ready
+        if ready is None:  # and so not even admitted, unless no token is asked for
+            return max_tokens or 0
+        wanted = 1 if max_tokens is None else max_tokens
+        room = ready.max_model_len - num_prompt_tokens
+        if wanted > room:
+            message = (
+                f"This model's maximum context length is {ready.max_model_len} tokens, however you "
+                f"requested {num_prompt_tokens + wanted} tokens ({num_prompt_tokens} in your "
+                f"prompt; {wanted} for the completion). Please reduce your prompt; or completion "
+                "length."
+            )
+            param = "prompt" if room < 1 else "max_tokens"
+            raise invalid(message, param, "context_length_exceeded")
+        if max_tokens is not None:
+            return max_tokens
+        return room if default is None else min(default, room)
+
+    def _sampling(self, fields: SamplingFields, num_logprobs: int, grammar: str) -> Sampling:
+        bias_ids = [int(key) for key in fields.logit_bias]
+        return Sampling(
+            temperature=fields.temperature,
+            top_p=fields.top_p,
+            top_k=max(fields.top_k, 0),
+            min_p=fields.min_p,
+            presence_penalty=fields.presence_penalty,
+            frequency_penalty=fields.frequency_penalty,
+            repetition_penalty=fields.repetition_penalty,
+            bias_ids=pack(bias_ids),
+            biases=array("f", fields.logit_bias.values()).tobytes(),
+            allowed_token_ids=pack(fields.allowed_token_ids),
+            bad_words=tuple(pack(w) for word in fields.bad_words for w in self._spellings(word)),
+            num_logprobs=num_logprobs,
+            num_prompt_logprobs=-1 if fields.prompt_logprobs is None else fields.prompt_logprobs,
+            grammar=grammar,
+        )
+
+    def _spellings(self, word: str) -> set[tuple[int, ...]]:
+        """A word's tokens at the beginning of a text and after a space."""
+        texts = {word, " " + word.lstrip(" ")}
+        spellings = {tuple(self._tokenizer.encode_plain(text)) for text in texts}
+        return {ids for ids in spellings if ids}

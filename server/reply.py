@@ -1,0 +1,60 @@
+"""The reply: one request, ready to be generated, and how its endpoint shows it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.generation import Generation, Piece
+
+
+class Rendering(Protocol):
+    """How one endpoint shows a generation: as the events of a stream, or collected as a whole."""
+
+    reply_id: str
+
+    def opening(self) -> bytes:
+        """The events that need nothing of the engine."""
+
+    def chunk(self, piece: Piece) -> bytes:
+        """The events of one piece."""
+
+    def usage(self, usage: dict[str, int]) -> bytes:
+        """The event that follows the last choice where the usage was asked for."""
+
+    def take(self, piece: Piece) -> None:
+        """Collect a piece of a whole answer."""
+
+    def whole(self, usage: dict[str, int]) -> bytes:
+        """The collected answer's JSON."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A request that has passed every check; nothing is submitted before it is generated."""
+
+    generation: Generation
+    rendering: Rendering
+    stream: bool = False
+    include_usage: bool = False
+
+    async def whole(self) -> bytes:
+        """Generate to the end; the JSON of the answer.
+
+        Raises `ApiError`: 503 without an engine, 429 when the queue is full, 500 when it is lost.
+        """
+        async with self.generation as generation:
+            while generation.num_unfinished:
+                for piece in await generation.next_pieces():
+                    self.rendering.take(piece)
+            return self.rendering.whole(generation.usage())
+
+
+class Endpoint(Protocol):
+    """What turns bodies into replies."""
+
+    path: str
+
+    async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
+        """The reply to one request; `offline` work gives way to all other.
+
+        Raises `ApiError`: 4xx for what the client got wrong, 503 while there is no engine.
+        """

@@ -1,0 +1,106 @@
+"""The fields that completions and chat share: how tokens are picked, what ends an answer.
+
+Reference: https://platform.openai.com/docs/api-reference/completions; vLLM's fields beyond it are
+marked.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from server.body import Body
+from server.errors import invalid
+
+MAX_CHOICES = 128
+MAX_STOP_STRINGS = 64
+MAX_NAMED_TOKENS = 1024  # of logit_bias, bad_words and stop_token_ids, each
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class StreamOptions(Body):
+    """What a stream tells beside its text."""
+
+    include_usage: bool = Field(False, description="end with a chunk that holds the usage")
+    include_obfuscation: bool = Field(False, description="accepted and ignored")
+
+
+class SamplingFields(Body):
+    """What a request may say of its answers, whatever the endpoint."""
+
+    model: str
+    temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1, lt=2**31, description="vLLM's; -1 or 0 is all tokens")
+    min_p: float = Field(0.0, ge=0, le=1, description="vLLM's")
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0, le=2, description="vLLM's; 1 is none")
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        {}, max_length=MAX_NAMED_TOKENS, description="added to the logits of token ids"
+    )
+    allowed_token_ids: list[TokenId] = Field([], description="vLLM's: no other token is picked")
+    bad_words: list[str] = Field(
+        [], max_length=MAX_NAMED_TOKENS, description="vLLM's: never generated"
+    )
+    stop: str | list[str] = Field([], description="text that ends a choice, itself left out")
+    stop_token_ids: list[TokenId] = Field(
+        [], max_length=MAX_NAMED_TOKENS, description="vLLM's: tokens that end a choice"
+    )
+    include_stop_str_in_output: bool = Field(False, description="vLLM's")
+    ignore_eos: bool = Field(False, description="vLLM's: go on after the model's end token")
+    min_tokens: int = Field(0, ge=0, description="vLLM's: do not stop before")
+    skip_special_tokens: bool = Field(True, description="vLLM's: leave them out of the text")
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, lt=2**31, description="vLLM's: keep the prompt's last; -1: all that fit"
+    )
+    prompt_logprobs: int | None = Field(
+        None, ge=0, description="vLLM's: score the prompt, with so many likeliest tokens"
+    )
+    return_token_ids: bool = Field(False, description="vLLM's: tell prompt and output as ids too")
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    priority: int = Field(0, description="vLLM's; above 0: gives way to others, as flex does")
+    service_tier: Literal["auto", "default", "flex"] = Field(
+        "auto", description="flex: gives way to all other requests, as batches do"
+    )
+    expected_tokens: int | None = Field(
+        None, ge=1, lt=2**31, description="ours: how long an answer you expect, for the scheduler"
+    )
+    user: str | None = Field(None, description="accepted and ignored")
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """The stop strings as a list."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether other requests go first."""
+        return self.service_tier == "flex" or self.priority > 0
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def check(self, max_tokens: int | None) -> None:
+        """Raise `ApiError` (400) for values that do not go together."""
+        if self.stream_options is not None and not self.stream:
+            raise invalid(
+                "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+                "stream_options",
+            )
+        if "" in self.stop_strings:
+            raise invalid("'stop' must not hold an empty string.", "stop", "invalid_value")
+        if len(self.stop_strings) > MAX_STOP_STRINGS:
+            raise invalid(f"'stop' holds more than {MAX_STOP_STRINGS} strings.", "stop")
+        if "" in self.bad_words:
+            raise invalid("'bad_words' must not hold an empty string.", "bad_words")
+        if self.truncate_prompt_tokens == 0:
+            message = "'truncate_prompt_tokens' must be -1 or at least 1."
+            raise invalid(message, "truncate_prompt_tokens", "invalid_value")
+        if max_tokens is not None and self.min_tokens > max_tokens:
+            message = "'min_tokens' is greater than 'max_tokens'."
+            raise invalid(message, "min_tokens", "invalid_value")

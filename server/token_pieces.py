@@ -1,0 +1,62 @@
+"""Token pieces: what a single token stands for, as text and as bytes.
+
+The pieces of an answer's tokens, one after the other, are the answer; decoding each token by itself
+would lose the space that many tokenizers put before a word.
+"""
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+_CACHED = 65536
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class TokenPieces:
+    """One tokenizer's tokens one by one; remembers those it was asked for."""
+
+    def __init__(self, tokenizer: Any, decode: Callable[[list[int]], str]) -> None:
+        self._tokenizer = tokenizer
+        self._decode = decode
+        self._bytes_of_letters = _byte_letters()
+        # A token that is a whole word wherever it stands: what follows it is not a text's first.
+        self._before = self._find_word()
+        self._before_text = decode([self._before])
+        self.text = lru_cache(_CACHED)(self._text)
+        self.bytes = lru_cache(_CACHED)(self._bytes)
+
+    def _text(self, token_id: int) -> str:
+        """The token as text; a part of a character is U+FFFD."""
+        both = self._decode([self._before, token_id])
+        if both.startswith(self._before_text):
+            return both[len(self._before_text) :]
+        return self._decode([token_id])
+
+    def _bytes(self, token_id: int) -> list[int]:
+        """The token's bytes in UTF-8, also where they are a part of a character."""
+        text = self._text(token_id)
+        if "\ufffd" not in text:
+            return list(text.encode())
+        token = str(self._tokenizer.convert_ids_to_tokens(token_id))
+        fallback = _BYTE_TOKEN.fullmatch(token)
+        if fallback:
+            return [int(fallback[1], 16)]
+        if all(letter in self._bytes_of_letters for letter in token):
+            return [self._bytes_of_letters[letter] for letter in token]
+        return list(text.encode())
+
+    def _find_word(self) -> int:
+        special = set(self._tokenizer.all_special_ids)
+        for token_id in self._tokenizer("a word", add_special_tokens=False)["input_ids"]:
+            if token_id not in special and self._decode([token_id]).strip().isalpha():
+                return int(token_id)
+        return next(id_ for id_ in range(len(self._tokenizer)) if id_ not in special)
+
+
+def _byte_letters() -> dict[str, int]:
+    """How byte-level tokenizers write bytes: printable Latin-1 as itself, the rest from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    letters = {chr(byte): byte for byte in printable}
+    rest = (byte for byte in range(256) if byte not in letters.values())
+    return letters | {chr(0x100 + i): byte for i, byte in enumerate(rest)}

@@ -55,8 +55,9 @@ async def _serve(config: Config, listener: socket, tokenizer: Tokenizer) -> None
     client = EngineClient(config.server_address)
     drain, metrics = Drain(), Metrics(client)
     predictor = LengthPredictor(config, metrics)
+    app = build_app(config, client, tokenizer, drain, metrics, predictor)
     server = DrainingServer(
-        build_app(config, client, tokenizer, drain, metrics, predictor),
+        app,
         client,
         drain,
         shutdown_timeout_s=config.shutdown_timeout,
@@ -69,11 +70,12 @@ async def _serve(config: Config, listener: socket, tokenizer: Tokenizer) -> None
     receiving = asyncio.create_task(client.run())
     announcing = asyncio.create_task(_announce_ready(config, client))
     predicting = asyncio.create_task(predictor.run())
+    batching = asyncio.create_task(app.batches.run())
     # Receiving never ends by itself: if it does, it has failed, and so does the process.
     await asyncio.wait((serving, receiving), return_when=asyncio.FIRST_COMPLETED)
     if receiving.done():
         receiving.result()
-    rest = (announcing, predicting, receiving)
+    rest = (batching, announcing, predicting, receiving)
     for task in rest:
         task.cancel()
     await asyncio.wait(rest)

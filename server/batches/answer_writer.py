@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -30,6 +31,8 @@ class AnswerWriter:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        with suppress(OSError):
+            await self.flush()
         await self._call(self.answers.close)
         self._thread.shutdown(wait=False)
 
@@ -39,9 +42,9 @@ class AnswerWriter:
         assert self._answers is not None, "only inside the block"
         return self._answers
 
-    async def add(self, answer: Answer) -> None:
-        """Write one, together with those that come meanwhile. Raises `OSError`."""
-        self._pending.append(answer)
+    async def add(self, *answers: Answer) -> None:
+        """Write them, together with those that come meanwhile. Raises `OSError`."""
+        self._pending += answers
         await self.flush()
 
     async def flush(self) -> None:

@@ -40,11 +40,12 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch database")
+        self._thread: ThreadPoolExecutor | None = None
         self._connection: sqlite3.Connection | None = None
 
     async def open(self) -> None:
         """Open it, made new where there is none. Raises `DatabaseError`."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch database")
         await self._call(self._open)
 
     async def run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
@@ -53,10 +54,13 @@ class Database:
 
     async def close(self) -> None:
         """Close it and end the thread."""
-        await self._call(self._close)
-        self._thread.shutdown(wait=False)
+        if self._thread is not None:
+            await self._call(self._close)
+            self._thread.shutdown(wait=False)
+            self._thread = None
 
     async def _call(self, work: Callable[[], Result]) -> Result:
+        assert self._thread is not None, "it is open"
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _open(self) -> None:

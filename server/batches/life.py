@@ -1,4 +1,4 @@
-"""A batch's life: its states, and what takes it from one to the next.
+r"""A batch's life: its states, and what takes it from one to the next.
 
     validating --> in_progress --> finalizing --> completed | expired
         |   \           |
@@ -36,13 +36,12 @@ class StoredBatch(Batch):
         """Whether there is something left to do."""
         return self.status not in ENDED
 
-    def validated(self, counts: RequestCounts, model: str | None, now: int) -> Self:
+    def validated(self, num_requests: int, now: int) -> Self:
         """Its input can be worked on."""
         if self.status != "validating":
             return self
-        return self._with(
-            status="in_progress", in_progress_at=now, request_counts=counts, model=model
-        )
+        counts = RequestCounts(total=num_requests)
+        return self._with(status="in_progress", in_progress_at=now, request_counts=counts)
 
     def failed(self, errors: list[BatchError], now: int) -> Self:
         """Its input cannot be worked on."""

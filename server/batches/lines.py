@@ -8,8 +8,7 @@ Reference: https://platform.openai.com/docs/guides/batch#1-prepare-your-batch-fi
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -29,13 +28,12 @@ class BadLineError(ValueError):
         self.param = param
 
 
-class LineRequest(msgspec.Struct, frozen=True):
+class LineRequest(NamedTuple):
     """One request: the endpoint's path, and the body as the client has written it."""
 
     custom_id: str
     url: str
-    body: msgspec.Raw
-    model: str
+    body: bytes
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,13 @@ class _Body(msgspec.Struct):
     stream: bool | None = None
 
 
+Value = TypeVar("Value", str, msgspec.Raw)
+
 _decode_line = msgspec.json.Decoder(_Line).decode
 _decode_body = msgspec.json.Decoder(_Body).decode
 
 
-def read_lines(file: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, bytes]]:
+def read_lines(file: BinaryIO, max_line_bytes: int = 2**40) -> Iterator[tuple[int, bytes]]:
     """Each line that is not blank with its number, counted from 1.
 
     Of a line that is too long, only the beginning comes, one byte more than is allowed.
@@ -82,11 +82,8 @@ def read_lines(file: BinaryIO, max_line_bytes: int) -> Iterator[tuple[int, bytes
             time.sleep(0)
 
 
-def parse_line(line: bytes, rules: Rules) -> LineRequest:
+def parse_line(line: bytes) -> LineRequest:
     """The request in a line. Raises `BadLineError`."""
-    if len(line) > rules.max_line_bytes:
-        message = f"This line is too long: at most {rules.max_line_bytes} bytes are accepted."
-        raise BadLineError("line_too_long", message)
     try:
         given = _decode_line(line)
     except msgspec.ValidationError as error:
@@ -100,32 +97,38 @@ def parse_line(line: bytes, rules: Rules) -> LineRequest:
         raise BadLineError("invalid_custom_id", message, "custom_id")
     if _required(given.method, "method") != "POST":
         raise BadLineError("invalid_method", "'method' must be POST.", "method")
-    url = _required(given.url, "url")
-    if url not in rules.urls:
+    url, body = _required(given.url, "url"), _required(given.body, "body")
+    return LineRequest(custom_id, url, bytes(body))
+
+
+def check_line(line: bytes, rules: Rules) -> LineRequest:
+    """The request in a line, which asks for nothing but what `rules` allow.
+
+    What else is in its body is checked when it is run. Raises `BadLineError`.
+    """
+    if len(line) > rules.max_line_bytes:
+        message = f"This line is too long: at most {rules.max_line_bytes} bytes are accepted."
+        raise BadLineError("line_too_long", message)
+    request = parse_line(line)
+    if request.url not in rules.urls:
         allowed = " or ".join(sorted(rules.urls))
-        message = f"The url '{url}' does not match the batch's endpoint: it must be {allowed}."
+        message = f"The url '{request.url}' cannot be asked here: it must be {allowed}."
         raise BadLineError("invalid_url", message, "url")
-    body = _required(given.body, "body")
-    return LineRequest(custom_id, url, body, _check_body(body, rules))
-
-
-def _check_body(body: msgspec.Raw, rules: Rules) -> str:
-    """The model that it asks for; everything else in it is checked when it is run."""
     try:
-        given = _decode_body(body)
-    except msgspec.DecodeError as error:
+        body = _decode_body(request.body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadLineError("invalid_request", f"Invalid 'body': {error}.", "body") from error
-    model = _required(given.model, "body.model")
+    model = _required(body.model, "body.model")
     if model not in rules.models:
         message = f"The model `{model}` does not exist or you do not have access to it."
         raise BadLineError("model_not_found", message, "body.model")
-    if given.stream:
+    if body.stream:
         raise BadLineError("invalid_request", "A batch cannot be streamed.", "body.stream")
-    return model
+    return request
 
 
-def _required[Value](value: Value | UnsetType, field: str) -> Value:
-    if value is UNSET:
+def _required(value: Value | UnsetType, field: str) -> Value:
+    if isinstance(value, UnsetType):
         message = f"Missing required parameter: '{field}'."
         raise BadLineError("missing_required_parameter", message, field)
     return value

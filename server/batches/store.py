@@ -19,7 +19,7 @@ from typing import IO, Generic, Literal, NamedTuple, TypeVar
 
 from server.batches.database import Database
 from server.batches.life import StoredBatch, new_id
-from server.batches.objects import FileObject, Purpose
+from server.batches.objects import FileObject
 
 Order = Literal["asc", "desc"]
 Item = TypeVar("Item")
@@ -31,6 +31,10 @@ class StoreTakenError(Exception):
 
 class UnknownCursorError(Exception):
     """There is nothing with the id that a page shall begin after."""
+
+
+class UnknownFileError(Exception):
+    """There is no such file, or no longer."""
 
 
 class FileInUseError(Exception):
@@ -101,7 +105,7 @@ class Store:
         after: str | None = None,
         limit: int = 10_000,
         order: Order = "desc",
-        purpose: Purpose | None = None,
+        purpose: str | None = None,
     ) -> Page[FileObject]:
         """Files by their creation. Raises `UnknownCursorError`."""
         where = "coalesce(expires_at > ?, TRUE) AND coalesce(purpose = ?, TRUE)"
@@ -139,9 +143,16 @@ class Store:
         return gone
 
     async def add_batch(self, batch: StoredBatch, max_open: int) -> bool:
-        """Whether it was taken; not where so many are open already."""
+        """Whether it was taken; not where so many are open already.
+
+        Raises `UnknownFileError` where its input is not, or no longer, there.
+        """
 
         def insert(connection: sqlite3.Connection) -> bool:
+            query = "SELECT TRUE FROM files WHERE id = ? AND coalesce(expires_at > ?, TRUE)"
+            row = connection.execute(query, (batch.input_file_id, batch.created_at)).fetchone()
+            if row is None:
+                raise UnknownFileError(batch.input_file_id)
             query = "SELECT count(*) FROM batches WHERE is_open"
             if connection.execute(query).fetchone()[0] >= max_open:
                 return False
@@ -188,6 +199,8 @@ class Store:
                 _insert_file(connection, file)
             return batch
 
+        if files:
+            await asyncio.to_thread(_sync_folder, self._files)
         return await self._database.run(write)
 
     def _take_lock(self) -> None:
@@ -228,10 +241,11 @@ class Store:
         def read(connection: sqlite3.Connection) -> Page[str]:
             bound = {"asc": 0, "desc": 2**63 - 1}[order]
             if after is not None:
-                row = connection.execute(f"SELECT seq FROM {table} WHERE id = ?", (after,))
-                (bound,) = row.fetchone() or (None,)
-                if bound is None:
+                query = f"SELECT seq FROM {table} WHERE id = ?"
+                row = connection.execute(query, (after,)).fetchone()
+                if row is None:
                     raise UnknownCursorError(after)
+                (bound,) = row
             beyond = ">" if order == "asc" else "<"
             rows = connection.execute(
                 f"SELECT document FROM {table} WHERE seq {beyond} ? AND {where} "
@@ -264,7 +278,11 @@ def _open_batches(connection: sqlite3.Connection) -> list[StoredBatch]:
 def _move(source: Path, target: Path) -> None:
     """Rename, so that it lasts."""
     source.rename(target)
-    descriptor = os.open(target.parent, os.O_RDONLY)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from server.batches.custom_ids import CustomIds
-from server.batches.lines import BadLineError, Rules, parse_line, read_lines
+from server.batches.lines import BadLineError, Rules, check_line, read_lines
 from server.batches.objects import BatchError
 
 MAX_ERRORS = 100
@@ -27,7 +27,6 @@ class Validation:
     rules: Rules
     max_requests: int
     num_requests: int = 0
-    model: str | None = None
     is_given_up: bool = False
     _errors: list[BatchError] = field(default_factory=list)
 
@@ -43,11 +42,10 @@ class Validation:
                     break
                 self.num_requests += 1
                 try:
-                    request = parse_line(line, self.rules)
+                    request = check_line(line, self.rules)
                 except BadLineError as error:
                     self._note(number, error)
                     continue
-                self.model = self.model or request.model
                 custom_ids.add(request.custom_id)
                 numbers.append(number)
         if not self.num_requests:
@@ -75,7 +73,7 @@ class Validation:
         with self.path.open("rb") as file:
             for number, line in read_lines(file, self.rules.max_line_bytes):
                 if number in wanted:
-                    custom_id = parse_line(line, self.rules).custom_id
+                    custom_id = check_line(line, self.rules).custom_id
                     message = f"Another request has the custom_id '{custom_id}' already."
                     error = BadLineError("duplicate_custom_id", message, "custom_id")
                     self._note(number, error)

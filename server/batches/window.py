@@ -72,9 +72,7 @@ class Window:
             await self._wait_open()
             engine = self._client.ready
             try:
-                reply = await self._endpoints[request.url].prepare(
-                    bytes(request.body), offline=True
-                )
+                reply = await self._endpoints[request.url].prepare(request.body, offline=True)
                 body = await reply.whole()
             except ApiError as error:
                 if _is_final(error):

@@ -286,7 +286,8 @@ def serving(
         listener = listen("127.0.0.1", 0)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         started.append(Daemon(url, engine, client, server, drain, asyncio.get_running_loop()))
-        receiving = asyncio.gather(client.run(), predictor.run())
+        receiving = asyncio.gather(client.run(), predictor.run(), app.batches.run())
+        await asyncio.wait_for(app.batches.was_open.wait(), PATIENCE_S)
         if ready:
             await asyncio.wait_for(client.was_ready.wait(), PATIENCE_S)
         is_up.set()

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 COMMANDS = {
     "serve": ("server.supervisor", "serve a model over an OpenAI-compatible HTTP API"),
+    "run-batch": ("server.run_batch", "answer a file of requests without a server"),
     "profile": ("workers.profile_command", "measure what steps cost on this hardware"),
     "simulate": ("benchmarks.simulate", "try policies and nodes in virtual time"),
     "timeline": ("benchmarks.timeline", "draw the stages' timeline from a trace"),

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +12,9 @@ import uvloop
 from configs import lifeline, loader, logs
 from configs.schema import Config
 from server.app import build_app
+from server.batches.service import BatchService
 from server.drain import Drain
+from server.endpoints import build_endpoints
 from server.engine_client import EngineClient
 from server.length_predictor import (
     LengthPredictor,
@@ -22,7 +23,7 @@ from server.length_predictor import (
 )
 from server.listener import DrainingServer, ListenError, listen, url
 from server.metrics import Metrics
-from server.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from server.tokenizer import Tokenizer, TokenizerError, keep_torch_out, load_tokenizer
 
 PORT_FILE = "port"
 
@@ -38,7 +39,7 @@ def main(folder: Path) -> int:
     if config.log_level == "debug":
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
     if not config.trust_remote_code:
-        _keep_torch_out()
+        keep_torch_out()
     try:
         with listen(config.host, config.port) as listener:
             tokenizer = load_tokenizer(config)
@@ -55,9 +56,10 @@ async def _serve(config: Config, listener: socket, tokenizer: Tokenizer) -> None
     client = EngineClient(config.server_address)
     drain, metrics = Drain(), Metrics(client)
     predictor = LengthPredictor(config, metrics)
-    app = build_app(config, client, tokenizer, drain, metrics, predictor)
+    endpoints = build_endpoints(config, client, tokenizer, metrics, predictor)
+    batches = BatchService(config, client, endpoints.all(), drain)
     server = DrainingServer(
-        app,
+        build_app(config, client, tokenizer, drain, metrics, endpoints, batches),
         client,
         drain,
         shutdown_timeout_s=config.shutdown_timeout,
@@ -70,7 +72,7 @@ async def _serve(config: Config, listener: socket, tokenizer: Tokenizer) -> None
     receiving = asyncio.create_task(client.run())
     announcing = asyncio.create_task(_announce_ready(config, client))
     predicting = asyncio.create_task(predictor.run())
-    batching = asyncio.create_task(app.batches.run())
+    batching = asyncio.create_task(batches.run())
     # Receiving never ends by itself: if it does, it has failed, and so does the process.
     await asyncio.wait((serving, receiving), return_when=asyncio.FIRST_COMPLETED)
     if receiving.done():
@@ -92,12 +94,6 @@ async def _announce_ready(config: Config, client: EngineClient) -> None:
         client.ready.max_model_len,
         client.ready.num_blocks * client.ready.block_size,
     )
-
-
-def _keep_torch_out() -> None:
-    """Let transformers believe that there is no torch: it saves two seconds and 300 MB."""
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,9 @@ class SortedIds:
     def __init__(self, digests: bytes) -> None:
         self._digests = np.sort(np.frombuffer(digests, dtype=f"S{_DIGEST_BYTES}"))
 
+    def __len__(self) -> int:
+        return len(self._digests)
+
     def __contains__(self, custom_id: str) -> bool:
         digest = np.bytes_(_digest(custom_id))
         index = np.searchsorted(self._digests, digest)

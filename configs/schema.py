@@ -323,6 +323,26 @@ class ServerConfig(FrontDoorConfig):
     )
 
 
+class BatchConfig(AdmissionConfig, PipelineConfig):
+    """Files and batches."""
+
+    max_file_bytes: int = Field(2**30, ge=1, description="largest file that may be uploaded")
+    max_batch_requests: int = Field(
+        1_000_000, ge=1, description="requests that a batch may have, one a line"
+    )
+    batch_concurrency: int | None = Field(
+        None,
+        ge=1,
+        description="requests of batches that are open in the engine at one time; the scheduler "
+        "sees their lengths [twice max_num_seqs]",
+    )
+
+    @property
+    def max_open_batch_requests(self) -> int:
+        """Requests of batches that are open at one time: what runs, and as much to choose from."""
+        return self.batch_concurrency or 2 * self.max_live(self.pipeline_parallel_size)
+
+
 class RuntimeConfig(Part):
     """Where the daemon's own processes meet."""
 
@@ -371,7 +391,7 @@ class RuntimeConfig(Part):
         return self.stage_endpoint or f"ipc://{self.folder}/stages.sock"
 
 
-class Config(RuntimeConfig, ServerConfig, PredictorConfig, EngineConfig):
+class Config(RuntimeConfig, BatchConfig, ServerConfig, PredictorConfig, EngineConfig):
     """All settings of `tdpipe serve`."""
 
     @field_validator("server_endpoint", "stage_endpoint")

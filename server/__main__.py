@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 from contextlib import AbstractContextManager
@@ -15,7 +14,9 @@ import uvloop
 from configs import garbage, lifeline, loader, logs
 from configs.schema import Config
 from server.app import build_app
+from server.batches.service import BatchService
 from server.drain import Drain
+from server.endpoints import build_endpoints
 from server.engine_client import EngineClient
 from server.length_predictor import (
     LengthPredictor,
@@ -25,7 +26,7 @@ from server.length_predictor import (
 from server.listener import DrainingServer, ListenError, listen, url
 from server.metrics import Metrics
 from server.tls import tls_context
-from server.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from server.tokenizer import Tokenizer, TokenizerError, keep_torch_out, load_tokenizer
 from server.unix_socket import listen_at
 
 PORT_FILE = "port"
@@ -40,7 +41,7 @@ def main(folder: Path) -> int:
     config = loader.load_saved(folder)
     logs.set_up("server", config)
     if not config.trust_remote_code:
-        _keep_torch_out()
+        keep_torch_out()
     try:
         tls = tls_context(config)
         with _listen(config) as listener:
@@ -66,8 +67,10 @@ async def _serve(
     client = EngineClient(config.server_address)
     drain, metrics = Drain(), Metrics(client)
     predictor = LengthPredictor(config, metrics)
+    endpoints = build_endpoints(config, client, tokenizer, metrics, predictor)
+    batches = BatchService(config, client, endpoints.all(), drain)
     server = DrainingServer(
-        build_app(config, client, tokenizer, drain, metrics, predictor),
+        build_app(config, client, tokenizer, drain, metrics, endpoints, batches),
         client,
         drain,
         shutdown_timeout_s=config.shutdown_timeout,
@@ -79,11 +82,12 @@ async def _serve(
     receiving = asyncio.create_task(client.run())
     announcing = asyncio.create_task(_announce_ready(config, client))
     predicting = asyncio.create_task(predictor.run())
+    batching = asyncio.create_task(batches.run())
     # Receiving never ends by itself: if it does, it has failed, and so does the process.
     await asyncio.wait((serving, receiving), return_when=asyncio.FIRST_COMPLETED)
     if receiving.done():
         receiving.result()
-    rest = (announcing, predicting, receiving)
+    rest = (batching, announcing, predicting, receiving)
     for task in rest:
         task.cancel()
     await asyncio.wait(rest)
@@ -109,12 +113,6 @@ async def _announce_ready(config: Config, client: EngineClient) -> None:
         client.ready.max_model_len,
         client.ready.num_blocks * client.ready.block_size,
     )
-
-
-def _keep_torch_out() -> None:
-    """Let transformers believe that there is no torch: it saves two seconds and 300 MB."""
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 if __name__ == "__main__":

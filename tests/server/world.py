@@ -34,7 +34,9 @@ from engine.messages import (
 )
 from engine.wire import Hub
 from server.app import build_app
+from server.batches.service import BatchService
 from server.drain import Drain
+from server.endpoints import build_endpoints
 from server.engine_client import EngineClient
 from server.length_predictor import LengthPredictor
 from server.listener import DrainingServer, listen
@@ -222,11 +224,14 @@ def config(folder: Path, **values: Any) -> Config:
 
 def make_app(
     settings: Config, client: EngineClient, drain: Drain, tokenizer: Tokenizer = TOKENIZER
-) -> tuple[ASGIApp, LengthPredictor]:
-    """The app and the predictor, which is to be run if there is an encoder."""
+) -> tuple[ASGIApp, LengthPredictor, BatchService]:
+    """The app, the predictor, which is to be run if there is an encoder, and the batches."""
     metrics = Metrics(client)
     predictor = LengthPredictor(settings, metrics)
-    return build_app(settings, client, tokenizer, drain, metrics, predictor), predictor
+    endpoints = build_endpoints(settings, client, tokenizer, metrics, predictor)
+    batches = BatchService(settings, client, endpoints.all(), drain)
+    app = build_app(settings, client, tokenizer, drain, metrics, endpoints, batches)
+    return app, predictor, batches
 
 
 @dataclass
@@ -283,7 +288,7 @@ def serving(
     async def serve() -> None:
         client = EngineClient(settings_.server_address)
         drain = Drain()
-        app, predictor = make_app(settings_, client, drain, tokenizer)
+        app, predictor, batches = make_app(settings_, client, drain, tokenizer)
         tls = tls_context(settings_)
         server = DrainingServer(
             app, client, drain, shutdown_timeout_s=settings_.shutdown_timeout, tls=tls
@@ -291,7 +296,8 @@ def serving(
         listener = listen("127.0.0.1", 0)
         url = f"http{'s' if tls else ''}://127.0.0.1:{listener.getsockname()[1]}"
         started.append(Daemon(url, engine, client, server, drain, asyncio.get_running_loop()))
-        receiving = asyncio.gather(client.run(), predictor.run())
+        receiving = asyncio.gather(client.run(), predictor.run(), batches.run())
+        await asyncio.wait_for(batches.was_open.wait(), PATIENCE_S)
         if ready:
             await asyncio.wait_for(client.was_ready.wait(), PATIENCE_S)
         is_up.set()

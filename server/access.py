@@ -47,7 +47,7 @@ class Access:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 header = (HEADER, request_id.encode())
-                message = message | {"headers": [*message.get("headers", ()), header]}
+                message = {**message, "headers": [*message.get("headers", ()), header]}
             await send(message)
 
         try:

@@ -30,7 +30,6 @@ from server.batches.objects import RequestCounts
 from server.batches.unanswered import unanswered
 from server.batches.validation import BadInputError, Validation
 from server.batches.window import Window
-from server.connection import MAX_BODY_BYTES
 from server.endpoints import PATHS, build_endpoints
 from server.engine_client import EngineClient
 from server.offline import OfflineEngine, OfflineEngineError
@@ -169,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check_input(path: Path, config: Config) -> int:
     """The number of its requests. Raises `UnusableFileError`."""
-    rules = Rules(PATHS, {config.name}, MAX_BODY_BYTES)
+    rules = Rules(PATHS, set(config.names), config.max_body_bytes)
     validation = Validation(path, rules, sys.maxsize)
     try:
         validation.run()

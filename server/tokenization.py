@@ -111,7 +111,7 @@ class Tokenization:
                 methods=["POST"],
                 summary=summary,
                 response_model=None,
-                responses={200: {"model": response}} | failures(*BODY_FAILURES, 404, 429),
+                responses={200: {"model": response}, **failures(*BODY_FAILURES, 404, 429)},
                 openapi_extra=takes(request),
             )
         return router

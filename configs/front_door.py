@@ -4,7 +4,6 @@ Names are vLLM's wherever it has the setting. What needs a look at the disk (cer
 socket's folder) is checked by the server when it opens the door.
 """
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -55,7 +54,7 @@ class ListenConfig(Part):
     @field_validator("uds")
     @classmethod
     def _fits_an_address(cls, value: Path | None) -> Path | None:
-        num_bytes = len(os.fsencode(value)) if value else 0
+        num_bytes = len(bytes(value)) if value else 0
         if num_bytes > MAX_UDS_BYTES:
             raise ValueError(f"a socket's path has at most {MAX_UDS_BYTES} bytes, not {num_bytes}")
         return value

@@ -116,4 +116,4 @@ async def _announce_ready(config: Config, client: EngineClient) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    lifeline.leave_with(lambda: main(Path(sys.argv[1])))

@@ -12,8 +12,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 WATCH_INTERVAL_S = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -36,6 +38,21 @@ def tie_to_parent() -> None:
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
     threading.Thread(target=_watch, args=(parent,), name="lifeline", daemon=True).start()
+
+
+def leave_with(main: Callable[[], int]) -> NoReturn:
+    """Run a process's `main` and end at once with the status that it returns or exits with.
+
+    Taking the interpreter apart, with all of torch in it, would take a second more, and a signal
+    that comes meanwhile would leave a traceback in the log.
+    """
+    try:
+        code = main()
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def environment_of_children(num_threads: int | None) -> dict[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import zmq
 
-from configs import lifeline, loader, logs
+from configs import garbage, lifeline, loader, logs
 from engine.loop import EngineFailedError, Loop
 from engine.scheduler import ImpossibleSettingsError
 
@@ -20,6 +20,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         with Loop(config) as loop:
+            garbage.settle()
             loop.run()
     except (EngineFailedError, ImpossibleSettingsError, zmq.ZMQError, OSError) as error:
         lifeline.report_failure(folder, str(error))
@@ -28,4 +29,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    lifeline.leave_with(main)

@@ -29,6 +29,7 @@ from engine.messages import (
     StageReady,
     StageTimes,
     Step,
+    ToServer,
 )
 from engine.recorder import Recorder
 from engine.scheduler import Outgoing, Scheduler
@@ -67,6 +68,7 @@ class Loop:
         self._busy_s = 0.0
         self._next_stats_at = 0.0
         self._ready: EngineReady | None = None
+        self._outbox: list[ToServer] = []
         same_host = config.stage_address.startswith("ipc://")
         self._watch = StageWatch(
             config.heartbeat_timeout,
@@ -109,6 +111,7 @@ class Loop:
                 self._next_stats_at = woken_at + STATS_INTERVAL_S
                 self._look_after_stages()
                 self._tell_stats()
+            self._flush()
 
     def _take_from_stage(self, message: FromStage) -> None:
         if isinstance(message, Heartbeat):
@@ -130,7 +133,7 @@ class Loop:
         for sequence in pipeline.pool.open_sequences() if pipeline else ():
             self._handle(Abort(sequence.sequence_id))
         if self._ready is not None and pipeline is not None:
-            self._server.send(SERVER, self._ready)
+            self._outbox.append(self._ready)
 
     def _handle(self, event: Event) -> None:
         now = time.monotonic()
@@ -159,7 +162,13 @@ class Loop:
                 message.num_blocks * message.block_size,
                 message.max_model_len,
             )
-        self._server.send(SERVER, message)
+        self._outbox.append(message)
+
+    def _flush(self) -> None:
+        """All that this turn has to tell the server, as one message."""
+        if self._outbox:
+            self._server.send(SERVER, *self._outbox)
+            self._outbox.clear()
 
     def _look_after_stages(self) -> None:
         """Notice a lost stage; give up when a pipeline does not come (back) in time."""
@@ -189,7 +198,7 @@ class Loop:
         pipeline = self._scheduler.pipeline
         ratios = pipeline.correction.ratios() if pipeline else {}
         stats = collect(self._scheduler, self._watch.stats(now, ratios), uptime_s, self._busy_s)
-        self._server.send(SERVER, stats)
+        self._outbox.append(stats)
         self._record(lambda recorder: recorder.sample(stats))
 
     def _record(self, note: Callable[[Recorder], None]) -> None:

@@ -2,7 +2,8 @@
 
 Endpoints are `ipc://PATH` on one host and `tcp://HOST:PORT` across hosts. A spoke names itself;
 when a process comes back under the same name, it takes the name over from the dead one.
-Nothing is queued for a peer that is not there: `Hub.send` says so instead.
+Nothing is queued for a peer that is not there: `Hub.send` says so instead. Messages that are sent
+together travel as one: to wake the other end costs more than to pack a message.
 """
 
 import os
@@ -39,16 +40,16 @@ class Hub(Generic[Received]):
         if endpoint.startswith("ipc://"):
             os.chmod(endpoint.removeprefix("ipc://"), 0o700)
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder: msgspec.msgpack.Decoder[Received] = msgspec.msgpack.Decoder(receives)
+        self._decoder: msgspec.msgpack.Decoder[list[Received]] = _decoder(receives)
 
     @property
     def endpoint(self) -> str:
         """The address as bound; for `tcp://HOST:*` it holds the port that was found free."""
         return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    def send(self, peer: str, message: msgspec.Struct) -> bool:
+    def send(self, peer: str, *messages: msgspec.Struct) -> bool:
         """Send to one peer; False when it is not connected or hopelessly behind."""
-        return self.send_encoded(peer, self._encoder.encode(message))
+        return self.send_encoded(peer, self._encoder.encode(messages))
 
     def send_encoded(self, peer: str, payload: bytes) -> bool:
         """Send what `encode` made: a plan for S stages is packed once."""
@@ -60,9 +61,9 @@ class Hub(Generic[Received]):
             raise
         return True
 
-    def encode(self, message: msgspec.Struct) -> bytes:
-        """The bytes of one message on the wire."""
-        return self._encoder.encode(message)
+    def encode(self, *messages: msgspec.Struct) -> bytes:
+        """The bytes of messages on the wire."""
+        return self._encoder.encode(messages)
 
     def drain(self) -> Iterator[tuple[str, Received]]:
         """All that has arrived, without waiting. Raises `msgspec.DecodeError` on a foreign one."""
@@ -71,7 +72,9 @@ class Hub(Generic[Received]):
                 peer, payload = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            yield peer.decode(), self._decoder.decode(payload)
+            name = peer.decode()
+            for message in self._decoder.decode(payload):
+                yield name, message
 
     def close(self) -> None:
         """Close at once; what was not yet sent is dropped."""
@@ -99,12 +102,12 @@ class Spoke(Generic[Received]):
             self.close(0)
             raise
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder: msgspec.msgpack.Decoder[Received] = msgspec.msgpack.Decoder(receives)
+        self._decoder: msgspec.msgpack.Decoder[list[Received]] = _decoder(receives)
 
-    def send(self, message: msgspec.Struct) -> bool:
+    def send(self, *messages: msgspec.Struct) -> bool:
         """Send to the hub; False when the queue to it is full."""
         try:
-            self.socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+            self.socket.send(self._encoder.encode(messages), zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
@@ -120,7 +123,7 @@ class Spoke(Generic[Received]):
                 payload = self.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            yield self._decoder.decode(payload)
+            yield from self._decoder.decode(payload)
 
     def close(self, linger_s: float = 0.2) -> None:
         """Close after trying to send what is queued for `linger_s`."""
@@ -132,6 +135,10 @@ class Spoke(Generic[Received]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _decoder(receives: Any) -> Any:
+    return msgspec.msgpack.Decoder(list[receives])
 
 
 def _set_up(socket: "zmq.Socket[bytes]") -> None:

@@ -6,10 +6,16 @@ from pathlib import Path
 
 from configs import lifeline
 
-if __name__ == "__main__":
+
+def main() -> int:
+    """Serve until SIGTERM; the exit status."""
     lifeline.tie_to_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Late: torch takes seconds, in which the parent may already be gone.
-    from predictor.process import main
+    from predictor import process
 
-    sys.exit(main(Path(sys.argv[1])))
+    return process.main(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    lifeline.leave_with(main)

@@ -9,7 +9,7 @@ from socket import socket
 
 import uvloop
 
-from configs import lifeline, loader, logs
+from configs import garbage, lifeline, loader, logs
 from configs.schema import Config
 from server.app import build_app
 from server.batches.service import BatchService
@@ -68,6 +68,7 @@ async def _serve(config: Config, listener: socket, tokenizer: Tokenizer) -> None
     port = listener.getsockname()[1]
     (config.folder / PORT_FILE).write_text(str(port))
     logger.info("listening on %s (OpenAI API under /v1)", url(config.host, port))
+    garbage.settle()
     serving = asyncio.create_task(server.serve([listener]))
     receiving = asyncio.create_task(client.run())
     announcing = asyncio.create_task(_announce_ready(config, client))
@@ -97,4 +98,4 @@ async def _announce_ready(config: Config, client: EngineClient) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    lifeline.leave_with(lambda: main(Path(sys.argv[1])))

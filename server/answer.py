@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.connection import run_while_connected
+from server.direct_writer import Connection, DirectWriter, connection_of
 from server.drain import Drain
 from server.errors import ApiError, failed
 from server.event_stream import DONE, HEADERS, error_event
@@ -34,10 +35,12 @@ class Answer(Response):
         self._metrics = metrics
         self._drain = drain
         self._outcome = "error"
+        self._connection: Connection | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write it, unless the client goes away."""
         assert scope["type"] == "http"
+        self._connection = connection_of(scope)
         write = self._write_stream if self._reply.stream else self._write_whole
         with self._drain.request(), self._recorded():
             self._drain.check()
@@ -90,6 +93,9 @@ class Answer(Response):
         opening = rendering.opening()
         if opening:
             await _send_body(send, opening, more=True)
+        connection = self._connection
+        if connection is not None and connection.is_chunked:
+            await DirectWriter(generation, rendering, connection).run()
         while generation.num_unfinished:
             events = b"".join(map(rendering.chunk, await generation.next_pieces()))
             if events:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass
 
@@ -37,23 +37,41 @@ logger = logging.getLogger("tdpipe")
 
 
 class Inbox:
-    """Where one request waits until something has arrived for any of its sequences."""
+    """Where one request learns that something has arrived for any of its sequences.
 
-    def __init__(self) -> None:
+    Whoever waits is woken; a `listener` is called instead, once for each burst. Where `only_ends`
+    matter, neither happens for a token. `woken` collects the inboxes with listeners of one burst.
+    """
+
+    def __init__(self, woken: "list[Inbox]") -> None:
+        self.listener: Callable[[], None] | None = None
+        self.only_ends = False
+        self._woken = woken
         self._changed: list[Sequence] = []
         self._arrival = asyncio.Event()
 
     def put(self, sequence: "Sequence") -> None:
         """Note that the sequence has something new."""
         self._changed.append(sequence)
-        self._arrival.set()
+        if not self.only_ends and len(self._changed) == 1:
+            self.wake()
 
-    async def take(self) -> "list[Sequence]":
-        """Wait, then take all sequences that have changed since the last call."""
-        await self._arrival.wait()
-        self._arrival.clear()
+    def wake(self) -> None:
+        """Tell whoever waits or listens."""
+        if self.listener is None:
+            self._arrival.set()
+        else:
+            self._woken.append(self)
+
+    def take(self) -> "list[Sequence]":
+        """All sequences that have changed since the last call."""
         changed, self._changed = self._changed, []
         return changed
+
+    async def wait(self) -> None:
+        """Until something has arrived."""
+        await self._arrival.wait()
+        self._arrival.clear()
 
 
 class Sequence:
@@ -108,6 +126,7 @@ class Sequence:
         self.finished = message
         if not self._token_ids:
             self._inbox.put(self)
+        self._inbox.wake()
 
     def take_tokens(self) -> list[int]:
         """The tokens since the last call."""
@@ -141,6 +160,7 @@ class EngineClient:
         self._spoke: Spoke[ToServer] = Spoke(endpoint, "server", ToServer)
         self._arrival = asyncio.Event()
         self._open: dict[int, Sequence] = {}
+        self._woken: list[Inbox] = []
         # A server that takes over from a dead one must not be handed the dead one's tokens.
         self._next_id = time.time_ns() // 1000
         self._silent_ticks = 0
@@ -163,6 +183,10 @@ class EngineClient:
             raise unavailable(
                 "The model is not ready yet. Please retry shortly.", "model_not_ready"
             )
+
+    def inbox(self) -> Inbox:
+        """An inbox for one request."""
+        return Inbox(self._woken)
 
     def next_ids(self, count: int) -> int:
         """The first of `count` ids in a row that no sequence had before."""
@@ -192,6 +216,7 @@ class EngineClient:
         for sequence in list(self._open.values()):
             self._send(Abort(sequence.sequence_id))
             self._close(sequence, reason)
+        self._tell_listeners()
 
     async def run(self) -> None:
         """Receive until cancelled."""
@@ -229,6 +254,14 @@ class EngineClient:
                 self._on_scored(message)
             else:
                 self._on_ready(message)
+        self._tell_listeners()
+
+    def _tell_listeners(self) -> None:
+        """Once for each, though it may have been woken by several of its sequences."""
+        woken, self._woken[:] = dict.fromkeys(self._woken), []
+        for inbox in woken:
+            if inbox.listener is not None:
+                inbox.listener()
 
     def _on_generated(self, message: Generated, now: float) -> None:
         sequence_ids = array("q", message.sequence_ids)

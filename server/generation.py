@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 
 from engine.messages import Expect
 from server.choice import Choice, TextReason
-from server.engine_client import EngineClient, Inbox, Sequence
+from server.engine_client import EngineClient, Sequence
 from server.errors import ApiError, failed, too_busy
 from server.length_histogram import Asked
 from server.length_predictor import Expected, LengthPredictor
@@ -74,7 +74,7 @@ class Generation:
         self._expected: list[Expected] = []  # per prompt
         self._forget_question: Callable[[], None] = lambda: None
         self._max_num_queued = max_num_queued
-        self._inbox = Inbox()
+        self._inbox = client.inbox()
         self._sequences: list[Sequence] = []
         self._choices = [Choice(plan, tokenizer) for _ in range(plan.num_sequences)]
 
@@ -101,8 +101,23 @@ class Generation:
         for sequence in self._sequences:
             self._client.abort(sequence)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will come."""
+        return not self.num_unfinished or self._failure is not None
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever there is something to take, instead of waking who waits."""
+        self._inbox.listener = listener
+
     async def next_pieces(self) -> list[Piece]:
-        """Wait for news; one piece for each choice that has new text or has ended, maybe none.
+        """Wait for news, and take it."""
+        if self._failure is None:
+            await self._inbox.wait()
+        return self.take_pieces()
+
+    def take_pieces(self) -> list[Piece]:
+        """One piece for each choice that has new text or has ended, maybe none.
 
         Raises `ApiError` (500) when the engine has given up on one of the sequences, after the
         text before it has been handed out.
@@ -110,7 +125,7 @@ class Generation:
         if self._failure is not None:
             raise self._failure
         pieces = []
-        for sequence in await self._inbox.take():
+        for sequence in self._inbox.take():
             choice = self._choices[sequence.index]
             if choice.finish_reason is not None:
                 continue

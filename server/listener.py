@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 import uvicorn
 from starlette.types import ASGIApp
 
+from server.direct_writer import WithConnection
 from server.drain import Drain
 from server.engine_client import EngineClient
 
@@ -69,7 +70,7 @@ class DrainingServer(uvicorn.Server):
     ) -> None:
         super().__init__(
             uvicorn.Config(
-                app,
+                WithConnection(app),
                 http="httptools",
                 ws="none",
                 lifespan="off",

@@ -73,6 +73,11 @@ class Driver:
         self._next_id = 0
 
     @property
+    def pid(self) -> int | None:
+        """The process above the stages, torchrun."""
+        return self._process.pid if self._process else None
+
+    @property
     def cache_tokens(self) -> int:
         """Tokens that the KV cache of every stage holds."""
         return min(stage.num_blocks for stage in self.ready) * self._config.block_size

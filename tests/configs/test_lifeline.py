@@ -85,3 +85,23 @@ def test_no_report_is_no_failure(tmp_path: Path) -> None:
     assert reported_failure(tmp_path / "no such folder") is None
     report_failure(tmp_path, "")
     assert reported_failure(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [("return 3", 3), ("sys.exit(4)", 4), ("sys.exit()", 0), ("sys.exit('x')", 1)],
+)
+def test_a_process_leaves_with_its_status_and_nothing_runs_after(ending: str, code: int) -> None:
+    script = f"""
+import atexit, sys
+from configs import lifeline
+def main():
+    atexit.register(print, "apart")
+    print("said")
+    {ending}
+lifeline.leave_with(main)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stdout) == (code, "said\n")

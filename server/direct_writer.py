@@ -1,0 +1,103 @@
+"""The direct writer: a stream's events go to its connection in the turn in which tokens arrive.
+
+Waking a task for each token of each stream and handing every event through the layers of an ASGI
+application costs more than all else that is done for a token. So the receiver of a burst of tokens
+calls the streams' writers one after the other. The task of a stream sleeps until there is something
+to wait for: its end, or a client that reads too slowly.
+"""
+
+import asyncio
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from server.generation import Generation
+from server.reply import Rendering
+
+_EXTENSION = "tdpipe.connection"
+
+
+class Connection:
+    """A response that has begun, as uvicorn keeps it: its body in parts, each a chunk of HTTP."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the client reads too slowly; what is written now would only pile up."""
+        return self._cycle.flow.write_paused
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether parts can be written; HTTP has no other way to end a body of unknown length."""
+        return bool(self._cycle.chunked_encoding)
+
+    def write(self, part: bytes) -> None:
+        """Write a part of the body, which is not empty."""
+        if not self._cycle.disconnected:
+            self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+
+    async def drain(self) -> None:
+        """Wait until it is not paused; a client that leaves cancels the wait."""
+        await self._cycle.flow.drain()
+
+
+class WithConnection:
+    """The outermost layer of the application: adds the connection to what routes are told."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass it on."""
+        cycle = getattr(send, "__self__", None)
+        if isinstance(cycle, RequestResponseCycle):
+            scope.setdefault("extensions", {})[_EXTENSION] = Connection(cycle)
+        await self._app(scope, receive, send)
+
+
+def connection_of(scope: Scope) -> Connection | None:
+    """The connection, where the server is one that has it."""
+    extensions: dict[str, Any] = scope.get("extensions") or {}
+    return extensions.get(_EXTENSION)
+
+
+class DirectWriter:
+    """Writes one generation's pieces to a connection whose response has begun."""
+
+    def __init__(
+        self, generation: Generation, rendering: Rendering, connection: Connection
+    ) -> None:
+        self._generation, self._rendering, self._connection = generation, rendering, connection
+        self._news = asyncio.Event()
+        self._error: Exception | None = None
+
+    async def run(self) -> None:
+        """Until the generation's end. Raises what `Generation.take_pieces` does."""
+        self._generation.listen(self._hear)
+        self._hear()  # something may have come before
+        while self._generation.num_unfinished:
+            await self._news.wait()
+            self._news.clear()
+            if self._error is not None:
+                raise self._error
+            await self._connection.drain()
+            self._write()
+
+    def _hear(self) -> None:
+        """There are new tokens, or an end."""
+        if not self._connection.is_paused:
+            try:
+                self._write()
+            # Raised again in the stream's own task, where it can be answered.
+            except Exception as error:
+                self._error = error
+        if self._error or self._connection.is_paused or self._generation.has_ended:
+            self._news.set()
+
+    def _write(self) -> None:
+        events = b"".join(map(self._rendering.chunk, self._generation.take_pieces()))
+        if events:
+            self._connection.write(events)

@@ -1,0 +1,56 @@
+"""The launch: torchrun, with one process per stage.
+
+torchrun notices a stage that dies within a tenth of a second and restarts the whole group. The
+stages are forked from this process where that is safe: torch and transformers are imported once,
+not once per stage (5 s of CPU each), and a restarted group is back as soon as its weights are.
+Its wall of text after a failure is kept out of the log: the stages have told the cause in a line.
+"""
+
+import logging
+import os
+import uuid
+from pathlib import Path
+
+import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, parse_args
+
+from configs import loader
+from configs.schema import Config
+from workers import process
+
+
+def main(folder: str) -> int:
+    """Run the group until it ends; 1 when it has failed more often than it may be restarted."""
+    config = loader.load_saved(Path(folder))
+    logging.disable(logging.ERROR)
+    # torch 2.13 keeps one store for all lives of the group, and a new life would read the addresses
+    # of the old one ("connection refused"): let each life make its own.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    arguments = parse_args([*_torchrun_flags(config), f"--log-dir={folder}", "stage"])
+    launch_config, _, _ = config_from_args(arguments)
+    try:
+        elastic_launch(launch_config, process.main)(folder)
+    except SignalException:
+        return 0
+    except ChildFailedError:
+        return 1
+    return 0
+
+
+def _torchrun_flags(config: Config) -> list[str]:
+    # A CUDA context does not survive a fork; device_count asks NVML and makes none.
+    uses_gpus = config.device != "cpu" and torch.cuda.device_count() > 0
+    return [
+        # One host: a store of our own on a free port of the loopback interface.
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=127.0.0.1:0",
+        f"--rdzv-id={uuid.uuid4()}",
+        "--local-addr=127.0.0.1",
+        f"--nproc-per-node={config.pipeline_parallel_size}",
+        f"--max-restarts={config.max_restarts}",
+        "--monitor-interval=0.1",
+        f"--start-method={'spawn' if uses_gpus else 'fork'}",
+    ]

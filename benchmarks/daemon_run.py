@@ -5,12 +5,20 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 START_TIMEOUT_S, RUN_TIMEOUT_S, END_TIMEOUT_S = 120.0, 300.0, 60.0
+
+
+class RunningDaemon(NamedTuple):
+    """Where it listens, and its first process."""
+
+    url: str
+    process: "subprocess.Popen[bytes]"
 
 
 def measure(
@@ -18,29 +26,44 @@ def measure(
 ) -> dict[str, Any]:
     """What the load client with the flags `load` reports of a daemon with `flags`.
 
-    CPU stages of one thread each; `folder` is made and keeps the log. Raises `OSError` or
-    `subprocess.SubprocessError` when either fails or takes too long.
+    Raises `OSError` or `subprocess.SubprocessError` when either fails or takes too long.
+    """
+    with running(model, num_stages, flags, folder) as daemon:
+        report = folder / "report.json"
+        client = [sys.executable, "-m", "benchmarks.load", f"--url={daemon.url}"]
+        subprocess.run(
+            [*client, f"--json={report}", *load],
+            check=True,
+            timeout=RUN_TIMEOUT_S,
+            cwd=ROOT,
+            capture_output=True,
+        )
+        told: dict[str, Any] = json.loads(report.read_text())
+        return told
+
+
+@contextmanager
+def running(
+    model: Path, num_stages: int, flags: Sequence[str], folder: Path
+) -> Iterator[RunningDaemon]:
+    """A ready daemon with CPU stages of one thread each; `folder` is made and keeps the log.
+
+    Raises `OSError` when it does not become ready.
     """
     folder.mkdir()
     command = [sys.executable, str(ROOT / "tdpipe.py"), "serve", str(model), "--port=0"]
     command += [f"--pipeline-parallel-size={num_stages}", "--device=cpu", "--num-threads=1"]
     command += [f"--data-dir={folder / 'data'}", *flags]
     with (folder / "log").open("wb") as log:
-        daemon = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
     try:
-        url, report = _wait_ready(folder, daemon), folder / "report.json"
-        client = [sys.executable, "-m", "benchmarks.load", f"--url={url}", f"--json={report}"]
-        subprocess.run(
-            [*client, *load], check=True, timeout=RUN_TIMEOUT_S, cwd=ROOT, capture_output=True
-        )
-        told: dict[str, Any] = json.loads(report.read_text())
-        return told
+        yield RunningDaemon(_wait_ready(folder, process), process)
     finally:
-        daemon.terminate()
+        process.terminate()
         try:
-            daemon.wait(END_TIMEOUT_S)
+            process.wait(END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            daemon.kill()
+            process.kill()
 
 
 def log_of(folder: Path) -> str:

@@ -59,4 +59,6 @@ class AnswerWriter:
         await self._call(self.answers.sync)
 
     async def _call(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        """Run it to its end, also when the caller is cancelled: its group has others' answers."""
+        loop = asyncio.get_running_loop()
+        return await asyncio.shield(loop.run_in_executor(self._thread, work))

@@ -75,9 +75,11 @@ class Store:
 
     async def close(self) -> None:
         """Let go of the folder."""
-        await self._database.close()
-        if self._lock is not None:
-            self._lock.close()
+        try:
+            await self._database.close()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
 
     def content(self, file_id: str) -> Path:
         """Where a file's content is."""

@@ -275,6 +275,7 @@ def serving(
     *,
     ready: bool = True,
     tokenizer: Tokenizer = TOKENIZER,
+    opens_batches: bool = True,
     **settings: Any,
 ) -> Iterator[Daemon]:
     """A server in a thread with a fake engine behind it, ready unless told otherwise."""
@@ -296,15 +297,16 @@ def serving(
         listener = listen("127.0.0.1", 0)
         url = f"http{'s' if tls else ''}://127.0.0.1:{listener.getsockname()[1]}"
         started.append(Daemon(url, engine, client, server, drain, asyncio.get_running_loop()))
-        receiving = asyncio.gather(client.run(), predictor.run(), batches.run())
-        await asyncio.wait_for(batches.was_open.wait(), PATIENCE_S)
+        chores = [asyncio.create_task(c.run()) for c in (client, predictor, batches)]
+        if opens_batches:
+            await asyncio.wait_for(batches.was_open.wait(), PATIENCE_S)
         if ready:
             await asyncio.wait_for(client.was_ready.wait(), PATIENCE_S)
         is_up.set()
         await server.serve([listener])
-        receiving.cancel()
-        with suppress(asyncio.CancelledError):
-            await receiving
+        for chore in chores:
+            chore.cancel()
+        await asyncio.wait(chores)
 
     def run() -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

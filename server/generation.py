@@ -112,7 +112,7 @@ class Generation:
 
     def wait_for_ends(self) -> None:
         """Be woken by ends alone, unless it is the text that decides where it ends."""
-        self._inbox.only_ends = not self._plan.stop_strings
+        self._inbox.only_ends = not self.plan.stop_strings
 
     async def next_pieces(self) -> list[Piece]:
         """Wait for news, and take it."""

@@ -7,6 +7,7 @@ from server import docs_page, errors
 from server.batches.batch_routes import BatchRoutes, CreateBatch
 from server.batches.file_routes import FileRoutes
 from server.batches.service import BatchService
+from server.chat_protocol import ChatCompletion, ChatRequest
 from server.document import App
 from server.drain import Drain
 from server.endpoints import Endpoints
@@ -31,7 +32,7 @@ def build_app(
 ) -> ASGIApp:
     """The ASGI application. The caller runs what it hands over."""
     app = App(
-        bodies=[CompletionRequest, CreateBatch, TokenizeRequest, DetokenizeRequest],
+        bodies=[CompletionRequest, ChatRequest, CreateBatch, TokenizeRequest, DetokenizeRequest],
         needs_key=bool(config.api_key),
         title="tdpipe",
         version=VERSION,
@@ -44,7 +45,9 @@ def build_app(
     if not config.disable_fastapi_docs:
         docs_page.install(app)
     app.include_router(Operations(config, client, metrics, drain, tokenizer.fingerprint).router())
-    tokenization = Tokenization(client, tokenizer, endpoints.planner, config.max_body_bytes)
+    tokenization = Tokenization(
+        client, tokenizer, endpoints.planner, endpoints.chat_template, config.max_body_bytes
+    )
     app.include_router(tokenization.router())
     completions = GenerationRoute(
         endpoints.completions,
@@ -56,6 +59,16 @@ def build_app(
         summary="Complete a text",
     )
     app.include_router(completions.router())
+    chat = GenerationRoute(
+        endpoints.chat,
+        metrics,
+        drain,
+        config,
+        request=ChatRequest,
+        response=ChatCompletion,
+        summary="Answer a conversation",
+    )
+    app.include_router(chat.router())
     app.include_router(FileRoutes(batches, config.max_file_bytes).router())
     app.include_router(BatchRoutes(batches, config.max_body_bytes).router())
     return behind_door(app, config)

@@ -5,7 +5,7 @@ Reference: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html#
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -15,6 +15,8 @@ from starlette.responses import Response
 
 from server.access import CLIENT_CLOSED_REQUEST
 from server.body import Body, parse
+from server.chat_protocol import MAX_MESSAGES, MAX_TOOLS, ChatMessage, Tool
+from server.chat_template import ChatTemplate, Conversation, check_variables
 from server.connection import read_body
 from server.document import BODY_FAILURES, failures, takes
 from server.engine_client import EngineClient
@@ -22,6 +24,7 @@ from server.errors import invalid, too_busy
 from server.planner import Planner
 from server.sampling_fields import TokenId
 from server.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer
+from server.tool_choice import ToolChoice
 
 # Long texts go to threads, and no more than so many wait for one.
 MAX_LONG_TEXTS = 32
@@ -35,8 +38,11 @@ class TokenizeRequest(Body):
 
     model: str | None = None
     prompt: str | None = Field(None, description="a text")
-    messages: list[dict[str, Any]] | None = Field(
-        None, description="a conversation, in the place of a text"
+    messages: list[ChatMessage] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        description="a conversation, in the place of a text",
     )
     add_special_tokens: bool | None = Field(
         None,
@@ -44,11 +50,14 @@ class TokenizeRequest(Body):
         "templates write them]",
     )
     return_token_strs: bool = Field(False, description="tell the tokens as the vocabulary has them")
-    add_generation_prompt: bool = Field(True, description="messages: with the answer's beginning")
+    add_generation_prompt: bool | None = Field(
+        None,
+        description="messages: with the answer's beginning [true, but for continue_final_message]",
+    )
     continue_final_message: bool = Field(False, description="messages: without the last one's end")
     chat_template: str | None = Field(None, description="messages: in the place of the model's")
     chat_template_kwargs: dict[str, Any] = Field({}, description="messages: more for the template")
-    tools: list[dict[str, Any]] | None = Field(None, description="messages: tools of the model")
+    tools: list[Tool] = Field([], max_length=MAX_TOOLS, description="messages: the model's tools")
 
 
 class Tokenized(BaseModel):
@@ -73,29 +82,22 @@ class Detokenized(BaseModel):
     prompt: str
 
 
-class Conversations(Protocol):
-    """What makes token ids of a conversation."""
-
-    async def tokens_of(self, request: TokenizeRequest) -> list[int]:
-        """The token ids of `request.messages`. Raises `ApiError` (400)."""
-
-
 class Tokenization:
-    """The two routes. Without `conversations`, messages are refused."""
+    """The two routes."""
 
     def __init__(
         self,
         client: EngineClient,
         tokenizer: Tokenizer,
         planner: Planner,
+        template: ChatTemplate,
         max_body_bytes: int,
-        conversations: Conversations | None = None,
     ) -> None:
         self._client = client
         self._tokenizer = tokenizer
         self._planner = planner
+        self._template = template
         self._max_body_bytes = max_body_bytes
-        self._conversations = conversations
         self._num_long_texts = 0
 
     def router(self) -> APIRouter:
@@ -123,7 +125,7 @@ class Tokenization:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         asked = parse(TokenizeRequest, body)
         self._check_model(asked.model)
-        token_ids = await self._encode(asked)
+        token_ids = await self._encode(asked, len(body))
         ready = self._client.ready
         return _json(
             {
@@ -159,14 +161,14 @@ class Tokenization:
         if model is not None:
             self._planner.check_model(model)
 
-    async def _encode(self, asked: TokenizeRequest) -> list[int]:
+    async def _encode(self, asked: TokenizeRequest, num_bytes: int) -> list[int]:
         text = asked.prompt
         if (text is None) == (asked.messages is None):
             raise invalid("Give either 'prompt' or 'messages'.", "prompt", "invalid_value")
         if text is None:
-            if self._conversations is None:
-                raise invalid("'messages' are not supported here.", "messages")
-            return await self._conversations.tokens_of(asked)
+            return await self._template.render(
+                _conversation(asked, num_bytes), add_special_tokens=bool(asked.add_special_tokens)
+            )
         plain = asked.add_special_tokens is False
         encode = self._tokenizer.encode_plain if plain else self._tokenizer.encode
         return await self._run(len(text), lambda: encode(text))
@@ -182,6 +184,24 @@ class Tokenization:
             return await asyncio.to_thread(work)
         finally:
             self._num_long_texts -= 1
+
+
+def _conversation(asked: TokenizeRequest, num_bytes: int) -> Conversation:
+    """Raises `ApiError` (400)."""
+    begins = asked.add_generation_prompt
+    if asked.continue_final_message and begins:
+        message = "'continue_final_message' and 'add_generation_prompt' exclude each other."
+        raise invalid(message, "continue_final_message", "invalid_value")
+    check_variables(asked.chat_template_kwargs)
+    return Conversation(
+        messages=[message.for_template() for message in asked.messages or ()],
+        tools=ToolChoice(shown=tuple(asked.tools)).for_template(),
+        add_generation_prompt=not asked.continue_final_message if begins is None else begins,
+        continue_final_message=asked.continue_final_message,
+        template=asked.chat_template,
+        variables=asked.chat_template_kwargs,
+        num_bytes=num_bytes,
+    )
 
 
 def _json(value: object) -> Response:

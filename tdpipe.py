@@ -4,7 +4,13 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from server.llm import LLM
+    from server.sampling_params import SamplingParams
+
+__all__ = ["LLM", "SamplingParams"]
 COMMANDS = {
     "serve": ("server.supervisor", "serve a model over an OpenAI-compatible HTTP API"),
     "chat": ("server.chat_command", "talk with a running daemon"),
@@ -17,6 +23,15 @@ COMMANDS = {
     "collect": ("predictor.collect", "ask a running daemon and keep the lengths of its answers"),
     "train-predictor": ("predictor.train", "train an encoder to predict those lengths"),
 }
+
+_OFFLINE = {"LLM": "server.llm", "SamplingParams": "server.sampling_params"}
+
+
+def __getattr__(name: str) -> object:
+    """The offline door, `from tdpipe import LLM, SamplingParams`, is imported late too."""
+    if name not in _OFFLINE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_OFFLINE[name]), name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

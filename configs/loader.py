@@ -39,7 +39,11 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Confi
     variables = _read_environment(os.environ if environ is None else environ)
     from_variable = variables.pop("config", None)
     path = flags.pop("config", from_variable)
-    values = (_read_yaml(Path(path)) if path else {}) | variables | flags
+    return validate((_read_yaml(Path(path)) if path else {}) | variables | flags)
+
+
+def validate(values: Mapping[str, Any]) -> Config:
+    """The settings with these values, the rest by default. Raises `ConfigError` in one line."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -54,7 +54,7 @@ def test_an_empty_text_has_no_tokens(daemon: Daemon) -> None:
     ("path", "body", "status", "param"),
     [
         ("/tokenize", {}, 400, "prompt"),
-        ("/tokenize", {"prompt": "a", "messages": []}, 400, "prompt"),
+        ("/tokenize", {"prompt": "a", "messages": []}, 400, "messages"),
         ("/tokenize", {"prompt": 7}, 400, "prompt"),
         ("/tokenize", {"prompt": "a", "model": "other"}, 404, "model"),
         ("/tokenize", {"prompt": "a", "foo": 1}, 400, "foo"),

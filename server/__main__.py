@@ -57,7 +57,7 @@ async def _serve(config: Config, listener: socket, tokenizer: Tokenizer) -> None
     drain, metrics = Drain(), Metrics(client)
     predictor = LengthPredictor(config, metrics)
     endpoints = build_endpoints(config, client, tokenizer, metrics, predictor)
-    batches = BatchService(config, client, endpoints.all(), drain)
+    batches = BatchService(config, client, endpoints.all(), drain, metrics)
     server = DrainingServer(
         build_app(config, client, tokenizer, drain, metrics, endpoints, batches),
         client,

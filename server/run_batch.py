@@ -99,13 +99,11 @@ class BatchRun:
         if len(answered):
             log.info("%s holds %d answers; going on with the rest", self._output, len(answered))
         async with OfflineEngine(self._config) as engine:
-            window = Window(
-                build_endpoints(
-                    engine.config, engine.client, engine.tokenizer, engine.metrics, engine.predictor
-                ).all(),
-                engine.client,
-                self._config.max_open_batch_requests,
+            endpoints = build_endpoints(
+                engine.config, engine.client, engine.tokenizer, engine.metrics, engine.predictor
             )
+            max_open = self._config.max_open_batch_requests
+            window = Window(endpoints.all(), engine.client, engine.metrics, max_open)
             with _progress(self._num_requests, len(answered), engine.client) as tell:
 
                 async def take(answer: Answer) -> None:

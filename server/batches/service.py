@@ -15,6 +15,7 @@ from server.connection import MAX_BODY_BYTES
 from server.drain import Drain
 from server.engine_client import EngineClient
 from server.errors import unavailable
+from server.metrics import Metrics
 from server.reply import Endpoint
 
 RETRY_S = 2.0
@@ -29,11 +30,18 @@ class BatchService:
     """
 
     def __init__(
-        self, config: Config, client: EngineClient, endpoints: Sequence[Endpoint], drain: Drain
+        self,
+        config: Config,
+        client: EngineClient,
+        endpoints: Sequence[Endpoint],
+        drain: Drain,
+        metrics: Metrics,
     ) -> None:
+        self.model = config.name
         self.paths = sorted(endpoint.path for endpoint in endpoints)
         self._store = Store(config.data_dir / "batches" / quote(config.name, safe=""))
-        window = Window(endpoints, client, config.max_open_batch_requests, lambda: drain.has_begun)
+        max_open = config.max_open_batch_requests
+        window = Window(endpoints, client, metrics, max_open, lambda: drain.has_begun)
         limits = Limits(
             models=frozenset({config.name}),
             max_line_bytes=MAX_BODY_BYTES,

@@ -227,7 +227,7 @@ def make_app(
     metrics = Metrics(client)
     predictor = LengthPredictor(settings, metrics)
     endpoints = build_endpoints(settings, client, tokenizer, metrics, predictor)
-    batches = BatchService(settings, client, endpoints.all(), drain)
+    batches = BatchService(settings, client, endpoints.all(), drain, metrics)
     app = build_app(settings, client, tokenizer, drain, metrics, endpoints, batches)
     return app, predictor, batches
 

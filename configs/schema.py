@@ -336,6 +336,23 @@ class BatchConfig(AdmissionConfig, PipelineConfig):
         return self.batch_concurrency or 2 * self.max_live(self.pipeline_parallel_size)
 
 
+class ChatConfig(Part):
+    """How conversations become prompts, and answers messages."""
+
+    chat_template: Path | None = Field(
+        None, description="file with a jinja chat template [the model's own]"
+    )
+    trust_request_chat_template: bool = Field(
+        False, description="let requests bring a chat_template: it may take any time and memory"
+    )
+    tool_call_parser: Literal["auto", "hermes", "llama3_json", "none"] = Field(
+        "auto", description="how the model writes tool calls; auto: by its chat template"
+    )
+    reasoning_parser: Literal["auto", "think", "none"] = Field(
+        "auto", description="how the model marks its reasoning; auto: by its chat template"
+    )
+
+
 class RuntimeConfig(Part):
     """Where the daemon's own processes meet."""
 
@@ -384,7 +401,7 @@ class RuntimeConfig(Part):
         return self.stage_endpoint or f"ipc://{self.folder}/stages.sock"
 
 
-class Config(RuntimeConfig, BatchConfig, ServerConfig, PredictorConfig, EngineConfig):
+class Config(RuntimeConfig, ChatConfig, BatchConfig, ServerConfig, PredictorConfig, EngineConfig):
     """All settings of `tdpipe serve`."""
 
     @field_validator("server_endpoint", "stage_endpoint")

@@ -13,6 +13,7 @@ from configs import garbage, lifeline, loader, logs
 from configs.schema import Config
 from server.app import build_app
 from server.batches.service import BatchService
+from server.chat_template import ChatTemplateError
 from server.drain import Drain
 from server.endpoints import build_endpoints
 from server.engine_client import EngineClient
@@ -46,7 +47,7 @@ def main(folder: Path) -> int:
             check_predictor(config, tokenizer)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_serve(config, listener, tokenizer))
-    except (ListenError, TokenizerError, PredictorMismatchError) as error:
+    except (ListenError, TokenizerError, ChatTemplateError, PredictorMismatchError) as error:
         lifeline.report_failure(config.folder, str(error))
         return 1
     return 0

@@ -10,6 +10,7 @@ from server import errors
 from server.batches.batch_routes import BatchRoutes, CreateBatch
 from server.batches.file_routes import FileRoutes
 from server.batches.service import BatchService
+from server.chat_protocol import ChatCompletion, ChatRequest
 from server.drain import Drain
 from server.endpoints import Endpoints
 from server.engine_client import EngineClient
@@ -29,7 +30,7 @@ class App(FastAPI):
             document = super().openapi()
             template = "#/components/schemas/{model}"
             _, bodies = models_json_schema(
-                [(CompletionRequest, "validation"), (CreateBatch, "validation")],
+                [(body, "validation") for body in (CompletionRequest, ChatRequest, CreateBatch)],
                 ref_template=template,
             )
             document["components"]["schemas"] |= bodies["$defs"]
@@ -58,6 +59,15 @@ def build_app(
         summary="Complete a text",
     )
     app.include_router(completions.router())
+    chat = GenerationRoute(
+        endpoints.chat,
+        metrics,
+        drain,
+        request=ChatRequest,
+        response=ChatCompletion,
+        summary="Answer a conversation",
+    )
+    app.include_router(chat.router())
     app.include_router(FileRoutes(batches, config.max_file_bytes).router())
     app.include_router(BatchRoutes(batches).router())
     return app

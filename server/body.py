@@ -28,6 +28,8 @@ def parse(kind: type[Kind], body: bytes) -> Kind:
         values = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise invalid(f"We could not parse the JSON body of your request: {error}.") from error
+    except RecursionError as error:
+        raise _too_deep() from error
     if not isinstance(values, dict):
         raise invalid("The JSON body of your request must be an object.")
     given = {field: value for field, value in values.items() if value is not None}
@@ -36,7 +38,11 @@ def parse(kind: type[Kind], body: bytes) -> Kind:
     except ValidationError as error:
         raise _explain(error, kind.expected) from error
     except RecursionError as error:
-        raise invalid("The JSON body of your request is nested too deeply.") from error
+        raise _too_deep() from error
+
+
+def _too_deep() -> ApiError:
+    return invalid("The JSON body of your request is nested too deeply.")
 
 
 def _explain(error: ValidationError, expected: dict[str, str]) -> ApiError:

@@ -6,6 +6,7 @@ from server.completion_rendering import CompletionRendering
 from server.engine_client import EngineClient
 from server.errors import invalid
 from server.generation import Generations
+from server.grammars import Grammars
 from server.planner import Planner
 from server.protocol import DEFAULT_MAX_TOKENS, CompletionRequest, parse_completion
 from server.reply import Reply
@@ -23,11 +24,13 @@ class Completions:
         tokenizer: Tokenizer,
         planner: Planner,
         generations: Generations,
+        grammars: Grammars,
     ) -> None:
         self._client = client
         self._tokenizer = tokenizer
         self._planner = planner
         self._generations = generations
+        self._grammars = grammars
 
     async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
         """The reply to one request, see `server.reply.Endpoint`."""
@@ -37,6 +40,8 @@ class Completions:
             self._client.check_ready()
         if request.logprobs is not None:
             self._planner.check_num_logprobs(request.logprobs, "logprobs")
+        grammar = request.grammar
+        await self._grammars.check(grammar, request.grammar_param)
         prompts = await self._read_prompts(request)
         if request.scores_prompt and request.prompt_logprobs is None:
             fields = request.model_copy(update={"prompt_logprobs": request.logprobs})
@@ -51,6 +56,7 @@ class Completions:
             num_logprobs=-1 if request.logprobs is None else request.logprobs,
             only_scores=request.only_scores,
             offline=offline,
+            grammar=grammar,
         )
         echoes = self._echoes(request, plan.prompts) if request.echo else []
         rendering = CompletionRendering(request, plan, echoes, self._tokenizer)

@@ -110,6 +110,10 @@ class Generation:
         """Call `listener` whenever there is something to take, instead of waking who waits."""
         self._inbox.listener = listener
 
+    def wait_for_ends(self) -> None:
+        """Be woken by ends alone, unless it is the text that decides where it ends."""
+        self._inbox.only_ends = not self._plan.stop_strings
+
     async def next_pieces(self) -> list[Piece]:
         """Wait for news, and take it."""
         if self._failure is None:

@@ -41,6 +41,7 @@ class Reply:
 
         Raises `ApiError`: 503 without an engine, 429 when the queue is full, 500 when it is lost.
         """
+        self.generation.wait_for_ends()
         async with self.generation as generation:
             while generation.num_unfinished:
                 for piece in await generation.next_pieces():

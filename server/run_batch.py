@@ -30,6 +30,7 @@ from server.batches.objects import RequestCounts
 from server.batches.unanswered import unanswered
 from server.batches.validation import BadInputError, Validation
 from server.batches.window import Window
+from server.chat_template import ChatTemplateError
 from server.connection import MAX_BODY_BYTES
 from server.endpoints import PATHS, build_endpoints
 from server.engine_client import EngineClient
@@ -123,7 +124,7 @@ def _answer(run: BatchRun) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             counts = runner.run(run.run())
-    except (OfflineEngineError, UnusableFileError) as error:
+    except (OfflineEngineError, ChatTemplateError, UnusableFileError) as error:
         log.error("%s", error)
         return FAILED
     except (KeyboardInterrupt, asyncio.CancelledError):

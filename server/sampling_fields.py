@@ -10,6 +10,7 @@ from pydantic import Field
 
 from server.body import Body
 from server.errors import invalid
+from server.grammars import ResponseFormat, StructuredOutputs, grammar_of
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 64
@@ -59,6 +60,10 @@ class SamplingFields(Body):
         None, ge=0, description="vLLM's: score the prompt, with so many likeliest tokens"
     )
     return_token_ids: bool = Field(False, description="vLLM's: tell prompt and output as ids too")
+    response_format: ResponseFormat | None = Field(None, description="the answer's form")
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="vLLM's: the answer's form, as a schema, an expression or a grammar"
+    )
     stream: bool = False
     stream_options: StreamOptions | None = None
     priority: int = Field(0, description="vLLM's; above 0: gives way to others, as flex does")
@@ -74,6 +79,16 @@ class SamplingFields(Body):
     def stop_strings(self) -> list[str]:
         """The stop strings as a list."""
         return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    @property
+    def grammar(self) -> str:
+        """The grammar that the answer must follow, empty for none. Raises `ApiError` (400)."""
+        return grammar_of(self.response_format, self.structured_outputs)
+
+    @property
+    def grammar_param(self) -> str:
+        """The field that asks for the grammar."""
+        return "response_format" if self.structured_outputs is None else "structured_outputs"
 
     @property
     def gives_way(self) -> bool:

@@ -51,6 +51,11 @@ class Tokenizer:
         """The same for the same vocabulary, see `predictor.fingerprint`."""
         return fingerprint(self._tokenizer.get_vocab())
 
+    @property
+    def serialised(self) -> str | None:
+        """The tokenizers library's JSON of it; None for a tokenizer that is not of that library."""
+        return str(self._core.to_str()) if self._core is not None else None
+
     def encode(self, text: str) -> list[int]:
         """The prompt's token ids with the special tokens that the model expects around it."""
         if self._core is not None:
@@ -67,11 +72,14 @@ class Tokenizer:
         with self._lock:
             return list(self._tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"])
 
-    async def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+    async def encode_all(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> list[list[int]]:
         """Encode without holding up the event loop where there is much to do."""
+        encode = self.encode if add_special_tokens else self.encode_plain
         if sum(map(len, texts)) <= MAX_INLINE_CHARACTERS:
-            return [self.encode(text) for text in texts]
-        return await asyncio.to_thread(lambda: [self.encode(text) for text in texts])
+            return [encode(text) for text in texts]
+        return await asyncio.to_thread(lambda: [encode(text) for text in texts])
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of the tokens; broken characters become U+FFFD."""
@@ -92,6 +100,24 @@ class Tokenizer:
                 self._core, self._sticky_ids, skip_special_tokens=skip_special_tokens
             )
         return WindowDetokenizer(partial(self.decode, skip_special_tokens=skip_special_tokens))
+
+    @cached_property
+    def chat_templates(self) -> dict[str, str]:
+        """The model's chat templates by name: none, "default", or that and "tool_use"."""
+        templates = self._tokenizer.chat_template or {}
+        return {"default": templates} if isinstance(templates, str) else dict(templates)
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """The tokens that are left out of texts, and their ids."""
+        tokenizer = self._tokenizer
+        named = zip(map(str, tokenizer.all_special_tokens), tokenizer.all_special_ids, strict=True)
+        added = tokenizer.added_tokens_decoder.items()
+        return dict(named) | {token.content: id_ for id_, token in added if token.special}
+
+    def render_chat(self, messages: Sequence[dict[str, Any]], **arguments: Any) -> str:
+        """transformers' `apply_chat_template`: the text, and whatever the template raises."""
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **arguments))
 
     @cached_property
     def pieces(self) -> TokenPieces:

@@ -12,15 +12,27 @@ import torch
 from torch import Tensor
 
 from engine.messages import Logprobs, Step
+from workers.grammars import Grammars, constrain
 from workers.logprobs import told_of
 from workers.sampler_table import SamplerTable
+from workers.vocabulary import no_vocabulary
 
 
 class Sampler:
-    """One last stage's sampler, with what it knows of the sequences."""
+    """One last stage's sampler, with what it knows of the sequences.
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
+    Without `grammars`, a sequence that has one is stopped at once.
+    """
+
+    def __init__(
+        self, vocab_size: int, device: torch.device, grammars: Grammars | None = None
+    ) -> None:
         self._table = SamplerTable(vocab_size, device)
+        self._grammars = grammars or Grammars(vocab_size, no_vocabulary)
+
+    def expect(self, step: Step) -> None:
+        """A plan has come and will be sampled for later: what takes a while begins now."""
+        self._grammars.expect(step)
 
     @torch.inference_mode()
     def sample(self, logits: Tensor, step: Step) -> tuple[bytes, Logprobs | None]:
@@ -28,38 +40,50 @@ class Sampler:
 
         `logits` is [sampling rows, vocabulary], and is left as it was.
         """
-        table, device = self._table, logits.device
         for setup in step.setups:
-            table.set_up(setup)
+            self._table.set_up(setup)
+            self._grammars.set_up(step.step_id, setup)
         token_ids = likeliest(logits)
-        logprobs = None
-        if step.slots:
-            all_slots = np.frombuffer(step.slots, np.int32)
-            rows = np.flatnonzero(all_slots >= 0)
-            slots = all_slots[rows]
-            at = torch.from_numpy(rows).to(device)
-            picked = self._pick(logits[at].float(), slots)
-            token_ids[at] = picked
-            table.count(slots, picked)
-            num_tops = table.num_logprobs[slots]
-            if (num_tops >= 0).any():
-                told = num_tops >= 0
-                where = torch.from_numpy(rows[told]).to(device)
-                logprobs = told_of(
-                    logits[where].float(), token_ids[where], num_tops[told], rows[told]
-                )
-        return packed(token_ids), logprobs
+        if not step.slots:
+            return packed(token_ids), None
+        all_slots = np.frombuffer(step.slots, np.int32)
+        rows = np.flatnonzero(all_slots >= 0)
+        slots = all_slots[rows]
+        at = torch.from_numpy(rows).to(logits.device)
+        picked = self._pick(logits, at, slots)
+        token_ids[at] = picked
+        self._table.count(slots, picked)
+        ids = packed(token_ids)
+        self._grammars.advance(slots, np.frombuffer(ids, np.int32)[rows])
+        return ids, self._told_of(logits, token_ids, rows, slots)
 
-    def _pick(self, logits: Tensor, slots: np.ndarray) -> Tensor:
-        """One token for each row of a copy of its logits. [rows]"""
-        table = self._table
-        table.edit(logits, slots)
-        token_ids = logits.argmax(dim=-1)
+    def _pick(self, logits: Tensor, at: Tensor, slots: np.ndarray) -> Tensor:
+        """One token for each of the rows `at`. [rows]"""
+        table, edited = self._table, logits[at].float()
+        table.edit(edited, slots)
+        guided = self._grammars.banned(slots, logits.device)
+        if guided is not None:
+            rows, banned = guided
+            own = edited[rows]
+            constrain(own, banned, lambda: logits[at[rows]].float())
+            edited[rows] = own
+        token_ids = edited.argmax(dim=-1)
         drawn = np.flatnonzero(table.temperatures[slots] > 0)
         if len(drawn):
-            at = torch.from_numpy(drawn).to(logits.device)
-            token_ids[at] = _draw(logits[at], table, slots[drawn])
+            drawing = torch.from_numpy(drawn).to(logits.device)
+            token_ids[drawing] = _draw(edited[drawing], table, slots[drawn])
         return token_ids
+
+    def _told_of(
+        self, logits: Tensor, token_ids: Tensor, rows: np.ndarray, slots: np.ndarray
+    ) -> Logprobs | None:
+        """The log-probabilities of the rows that want them."""
+        num_tops = self._table.num_logprobs[slots]
+        told = num_tops >= 0
+        if not told.any():
+            return None
+        where = torch.from_numpy(rows[told]).to(logits.device)
+        return told_of(logits[where].float(), token_ids[where], num_tops[told], rows[told])
 
 
 def likeliest(logits: Tensor) -> Tensor:

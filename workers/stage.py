@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -10,8 +11,9 @@ from torch import Tensor
 from configs.schema import Config
 from engine.messages import StageCosts, StageReady, Step, StepDone, ToStage
 from engine.wire import Spoke
-from workers import batch, kv_cache, layer_times, loading, profiler
+from workers import batch, kv_cache, layer_times, loading, profiler, vocabulary
 from workers.batch import Batch
+from workers.grammars import Grammars
 from workers.heartbeat import Progress
 from workers.identity import identify
 from workers.known_costs import find_costs
@@ -57,7 +59,9 @@ class Stage:
         layers, dtype = self._model.layers, str(self._model.dtype).removeprefix("torch.")
         self.identity = identify(config, place.stage, layers, dtype, place.device)
         self._costs = find_costs(config, self.identity, self._measure)
-        self._sampler = Sampler(self._model.vocab_size, place.device)
+        vocab_size = self._model.vocab_size
+        grammars = Grammars(vocab_size, partial(vocabulary.load, config, vocab_size))
+        self._sampler = Sampler(vocab_size, place.device, grammars)
         self._plans: deque[Step] = deque()
         self._transport = Transport(
             self._model.hidden_size,
@@ -92,6 +96,8 @@ class Stage:
             if step.epoch == self._place.epoch:
                 self._transport.expect(step.step_id, batch.num_tokens(step))
                 self._plans.append(step)
+                if self._model.is_last:
+                    self._sampler.expect(step)
 
     def _run_step(self, step: Step, engine: Spoke[ToStage]) -> None:
         inputs = batch.build(step, self._config.block_size, self._place.device)

@@ -136,6 +136,7 @@ class FakeEngine:
         self.ready: EngineReady | None = EngineReady(2, 40, 16, MAX_MODEL_LEN)
         self.stats = stats()
         self.answers_hello = True
+        self.beats = False  # tells its stats every second, as an engine does
         self.received: list[FromServer] = []
         self._changed = threading.Condition()
         self._outbox: list[ToServer] = []
@@ -179,8 +180,10 @@ class FakeEngine:
         poller.register(self._hub.socket, zmq.POLLIN)
         poller.register(self._wake_end, zmq.POLLIN)
         while not self._closing:
-            if self._wake_end in dict(poller.poll()):
+            if self._wake_end in dict(poller.poll(1000 if self.beats else None)):
                 os.read(self._wake_end, 1)
+            if self.beats:
+                self._hub.send("server", self.stats)
             for _, message in self._hub.drain():
                 self._receive(message)
             with self._changed:

@@ -1,0 +1,209 @@
+"""/v1/chat/completions: from a conversation to a reply."""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from configs.schema import Config
+from server import grammar_text, reasoning, tool_calls
+from server.chat_protocol import ChatRequest, parse_chat
+from server.chat_rendering import ChatRendering
+from server.chat_template import ChatTemplate, Conversation, check_variables
+from server.engine_client import EngineClient
+from server.errors import invalid
+from server.generation import Generations
+from server.grammars import Grammars
+from server.message_parser import MessageParser
+from server.operations import VERSION
+from server.planner import Planner
+from server.reasoning import ReasoningSplitter
+from server.reply import Reply
+from server.tokenizer import Tokenizer
+from server.tool_calls import CallFormat, CallParser
+from server.tool_choice import ToolChoice, tool_choice
+
+logger = logging.getLogger("tdpipe")
+
+
+@dataclass(frozen=True)
+class MessageFormats:
+    """How the model marks its calls and its reasoning."""
+
+    calls: CallFormat | None
+    thinks: bool
+
+    def __str__(self) -> str:
+        known = (name for name, known in tool_calls.FORMATS.items() if known is self.calls)
+        calls, thoughts = next(known, "none"), "think" if self.thinks else "none"
+        return f"tool calls {calls}, reasoning {thoughts}"
+
+
+class Chat:
+    """The endpoint and what it needs."""
+
+    path = "/v1/chat/completions"
+
+    def __init__(
+        self,
+        config: Config,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        planner: Planner,
+        generations: Generations,
+        grammars: Grammars,
+    ) -> None:
+        self._client = client
+        self._tokenizer = tokenizer
+        self._template = template
+        self._planner = planner
+        self._generations = generations
+        self._grammars = grammars
+        self._formats = _formats_of(config, template.source)
+        logger.info("chat: %s", self._formats if template.source else "no chat template")
+        self._fingerprint = _fingerprint(config)
+
+    async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
+        """The reply to one request, see `server.reply.Endpoint`."""
+        request = parse_chat(body)
+        self._planner.check_model(request.model)
+        self._client.check_ready()
+        self._planner.check_num_logprobs(request.num_logprobs, "top_logprobs")
+        choice = tool_choice(request)
+        call_format = self._call_format(choice)
+        prompt = await self._template.render_text(_conversation(request, choice, len(body)))
+        opened = reasoning.leaves_open(prompt, request.continued)
+        grammar = await self._grammar(request, choice, call_format, opened=opened)
+        token_ids = await self._template.encode(
+            prompt, add_special_tokens=request.add_special_tokens
+        )
+        self._client.check_ready()  # again: meanwhile it may have gone
+        plan = self._planner.plan(
+            self._with_markers(request, call_format),
+            [token_ids],
+            endpoint="chat",
+            max_tokens=request.answer_tokens,
+            default_max_tokens=None,
+            num_logprobs=request.num_logprobs,
+            offline=offline,
+            grammar=grammar,
+            prompt_field="messages",
+        )
+        parser = self._parser(request, choice, call_format, opened=opened)
+        rendering = ChatRendering(request, plan, self._tokenizer, parser, self._fingerprint)
+        return Reply(self._generations.of(plan), rendering, request.stream, request.include_usage)
+
+    def _call_format(self, choice: ToolChoice) -> CallFormat | None:
+        """How calls will be written, if any may come. Raises `ApiError` (400)."""
+        if not choice.allowed:
+            return None
+        if choice.is_forced:
+            return self._formats.calls or tool_calls.HERMES
+        if not self._template.takes_tools:
+            message = (
+                "This model's chat template shows no tools to the model. A call can be forced with "
+                "'tool_choice'."
+            )
+            raise invalid(message, "tools", "unsupported_parameter")
+        return self._formats.calls
+
+    async def _grammar(
+        self,
+        request: ChatRequest,
+        choice: ToolChoice,
+        call_format: CallFormat | None,
+        *,
+        opened: bool,
+    ) -> str:
+        """What the answer must follow, empty for nothing. Raises `ApiError` (400, 429).
+
+        Where tools may be called, a form that is asked for is that of an answer without calls.
+        Reasoning goes before it all, where the prompt has begun it.
+        """
+        grammar, param = request.grammar, request.grammar_param
+        special_tokens = self._tokenizer.special_tokens
+        if call_format is not None and (grammar or choice.is_forced):
+            several = request.parallel_tool_calls
+            calls = call_format.grammar(choice.schemas, special_tokens, several=several)
+            await self._grammars.check(grammar, param)
+            grammar = calls if choice.is_forced else grammar_text.either(grammar, calls)
+            param = "tools"
+        if grammar and opened:
+            begin, end = reasoning.BEGIN, reasoning.END
+            grammar = grammar_text.after_reasoning(grammar, begin, end, special_tokens)
+        await self._grammars.check(grammar, param)
+        return grammar
+
+    def _with_markers(self, request: ChatRequest, call_format: CallFormat | None) -> ChatRequest:
+        """Keep special tokens in the text where the parsers look for some of them."""
+        markers = {reasoning.BEGIN, reasoning.END} if self._formats.thinks else set()
+        if call_format is not None:
+            markers |= {call_format.begin, call_format.end}
+        if markers.isdisjoint(self._tokenizer.special_tokens):
+            return request
+        return request.model_copy(update={"skip_special_tokens": False})
+
+    def _parser(
+        self,
+        request: ChatRequest,
+        choice: ToolChoice,
+        call_format: CallFormat | None,
+        *,
+        opened: bool,
+    ) -> Callable[[], MessageParser] | None:
+        if call_format is None and not self._formats.thinks:
+            return None
+
+        def parser() -> MessageParser:
+            splitter = ReasoningSplitter(opened=opened) if self._formats.thinks else None
+            calls = None
+            if call_format is not None:
+                several = request.parallel_tool_calls
+                calls = CallParser(call_format, choice.names, several=several)
+            return MessageParser(splitter, calls)
+
+        return parser
+
+
+def _formats_of(config: Config, template: str) -> MessageFormats:
+    if config.tool_call_parser == "auto":
+        calls = tool_calls.format_of(template)
+    else:
+        calls = tool_calls.FORMATS.get(config.tool_call_parser)
+    marks = config.reasoning_parser
+    if marks == "auto":
+        marks = reasoning.format_of(template)
+    return MessageFormats(calls, thinks=marks == "think")
+
+
+def _conversation(request: ChatRequest, choice: ToolChoice, num_bytes: int) -> Conversation:
+    check_variables(request.chat_template_kwargs)
+    return Conversation(
+        messages=[message.for_template() for message in request.messages],
+        tools=choice.for_template(),
+        documents=request.documents,
+        add_generation_prompt=request.begins_message,
+        continue_final_message=request.continue_final_message,
+        template=request.chat_template,
+        variables=_effort(request) | request.chat_template_kwargs,
+        num_bytes=num_bytes,
+    )
+
+
+def _effort(request: ChatRequest) -> dict[str, Any]:
+    """How much to reason, in the two ways in which templates ask for it."""
+    if request.reasoning_effort is None:
+        return {}
+    if request.reasoning_effort == "none":
+        return {"enable_thinking": False}
+    return {"reasoning_effort": request.reasoning_effort}
+
+
+def _fingerprint(config: Config) -> str:
+    """The same for the same software with the same weights, cut in the same way."""
+    parts = [VERSION, config.model, config.revision, config.dtype, config.pipeline_parallel_size]
+    return f"fp_{hashlib.blake2s(msgspec.json.encode(parts), digest_size=5).hexdigest()}"

@@ -1,0 +1,161 @@
+"""Grammars as text: what an answer may be, in the form in which the last stage follows it.
+
+The text is llguidance's serialised grammar; what its kinds take is told in
+https://github.com/guidance-ai/llguidance/tree/main/docs. Nothing is checked here.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import any_to_lark
+
+# One space, or a new line and its indentation: free enough for every usual style, and a model
+# cannot go on with white space for ever.
+WHITESPACE = r" |\n[ \t]{0,32}"
+
+Schema = Mapping[str, Any]
+
+
+def json_schema(
+    schema: Schema | bool,
+    *,
+    lenient: bool = False,
+    whitespace: str | None = WHITESPACE,
+) -> str:
+    """JSON by a schema (draft 2020-12); properties come in the schema's order.
+
+    `lenient` ignores keywords that cannot be kept. `whitespace` is a regular expression for what
+    may stand between the parts, None for nothing.
+    """
+    return _serialised(json_schema=_with_options(schema, whitespace, lenient))
+
+
+def json_object(whitespace: str | None = WHITESPACE) -> str:
+    """Any JSON object."""
+    return json_schema({"type": "object"}, whitespace=whitespace)
+
+
+def regex(pattern: str) -> str:
+    """What the expression matches as a whole (Rust's syntax: no look-around, no references)."""
+    text: str = LLMatcher.grammar_from_regex(pattern)
+    return text
+
+
+def choice(texts: Sequence[str]) -> str:
+    """One of the texts."""
+    alternatives = " | ".join(map(_literal, texts))
+    return _serialised(lark_grammar=f"start: CHOICE\nCHOICE: {alternatives}")
+
+
+def lark(text: str) -> str:
+    """A grammar in llguidance's kind of Lark."""
+    return _serialised(lark_grammar=text)
+
+
+def ebnf(text: str) -> str:
+    """A grammar in llama.cpp's GBNF, which is also what vLLM calls EBNF. Raises `ValueError`."""
+    try:
+        return lark(any_to_lark(text))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    # The converter raises bare Exceptions.
+    except Exception as error:
+        raise ValueError(str(error)) from None
+
+
+def forced_tool_calls(
+    begin: str,
+    end: str,
+    tools: Sequence[tuple[str, Schema | None]],
+    arguments_key: str = "arguments",
+    several: bool = True,
+    *,
+    between: str = "\n",
+    special_tokens: Mapping[str, int] | None = None,
+) -> str:
+    """Calls of tools, one or, with `several`, more: `begin {"name": .., "arguments": ..} end`.
+
+    A tool is its name and its arguments' schema, which keeps its own `$defs`. `between` stands
+    between calls. What of these texts is a special token of the model's must be in
+    `special_tokens`, with its id: such a token is no text.
+    """
+    ids = special_tokens or {}
+    head, tail, gap = _sequence(begin, ids), _sequence(end, ids), _sequence(between, ids)
+    calls = " | ".join(f"tool_{i}" for i in range(len(tools)))
+    lines = [
+        f"start: call ({gap} call)*" if several else "start: call",
+        f"call: {head} ({calls}) {tail}",
+    ]
+    for i, (name, schema) in enumerate(tools):
+        opening = f'{{"name": {_json(name)}, {_json(arguments_key)}: '
+        arguments = _with_options({"type": "object", **(schema or {})}, WHITESPACE, lenient=True)
+        lines.append(f'tool_{i}: {_literal(opening)} %json {_json(arguments)} "}}"')
+    return lark("\n".join(lines))
+
+
+def either(said: str, called: str) -> str:
+    """What one of two grammars says, each of which is of one part."""
+    parts = {"said": said, "called": called}
+    named = [
+        {**msgspec.json.decode(grammar)["grammars"][0], "name": name}
+        for name, grammar in parts.items()
+    ]
+    return _json({"grammars": [{"lark_grammar": "start: @said | @called"}, *named]})
+
+
+def after_reasoning(
+    grammar: str, begin: str, end: str, special_tokens: Mapping[str, int] | None = None
+) -> str:
+    """Reasoning up to `end`, as `</think>`, and then what the grammar says.
+
+    The prompt may have begun the reasoning already; else `begin` is read with it.
+    `special_tokens` as for `forced_tool_calls`.
+    """
+    ids = special_tokens or {}
+    opened = f"({_sequence(begin, ids)})? " if begin in ids else ""  # any text is allowed anyway
+    if end in ids:
+        thought = f"thought: /(?s:.*)/ {_sequence(end, ids)}"
+    else:
+        thought = f"thought[suffix={_literal(end)}]: /(?s:.*)/"
+    rules = f"start: {opened}thought GAP @answer\n{thought}\nGAP: /\\n{{0,4}}/"
+    first, *others = msgspec.json.decode(grammar)["grammars"]
+    return _json({"grammars": [{"lark_grammar": rules}, {**first, "name": "answer"}, *others]})
+
+
+def _with_options(schema: Schema | bool, whitespace: str | None, lenient: bool) -> Schema | bool:
+    """The schema with the library's own key in it, which only counts at its root."""
+    if isinstance(schema, bool):
+        return schema
+    options: dict[str, Any] = {"coerce_one_of": True, "lenient": lenient}
+    options |= {"whitespace_pattern": whitespace} if whitespace else {"whitespace_flexible": False}
+    return {**schema, "x-guidance": options}
+
+
+def _serialised(**grammar: Any) -> str:
+    return _json({"grammars": [grammar]})
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _literal(text: str) -> str:
+    """A text in Lark's quotes, which are JSON's but for DEL."""
+    return _json(text).replace("\x7f", r"\u007f")
+
+
+def _sequence(text: str, special_tokens: Mapping[str, int]) -> str:
+    """A text with special tokens in it, as what follows one another in a rule."""
+    if not text:
+        return ""
+    if not special_tokens:
+        return _literal(text)
+    parts = re.split("(" + "|".join(map(re.escape, special_tokens)) + ")", text)
+    return " ".join(
+        f"<[{special_tokens[part]}]>" if part in special_tokens else _literal(part)
+        for part in parts
+        if part
+    )

@@ -1,0 +1,199 @@
+"""Grammars: what a client says of its answer's form, read and checked.
+
+Reference: https://platform.openai.com/docs/guides/structured-outputs for `response_format`,
+https://docs.vllm.ai/en/latest/features/structured_outputs.html for `structured_outputs`.
+"""
+
+import asyncio
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from typing import Any, Literal
+
+import msgspec
+from pydantic import Field
+
+from configs.grammar_limits import MAX_GRAMMAR_BYTES
+from server import grammar_text
+from server.body import Body
+from server.errors import ApiError, invalid, too_busy
+from server.grammar_checker import CheckedVocabulary, CheckerError, GrammarChecker
+from server.grammar_text import WHITESPACE, Schema
+from server.tokenizer import Tokenizer
+
+MAX_CHOICES = 4096
+# Its conversion is Python and takes some 10 ms here.
+MAX_EBNF_CHARACTERS = 16 * 1024
+# Grammars whose check is remembered, and that may wait for theirs.
+MAX_KNOWN = 4096
+MAX_WAITING = 256
+
+
+class JsonSchemaFormat(Body):
+    """The schema of an answer in JSON."""
+
+    name: str = Field(min_length=1, max_length=64, description="for the client's own use")
+    description: str | None = Field(None, description="accepted and ignored")
+    schema_: dict[str, Any] | None = Field(None, alias="schema", description="[any object]")
+    strict: bool | None = Field(
+        None, description="refuse a schema with keywords that cannot be kept, not ignore these"
+    )
+
+
+class ResponseFormat(Body):
+    """The form of an answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = Field(None, description="for type json_schema")
+
+
+class StructuredOutputs(Body):
+    """vLLM's: the form of an answer, exactly one of the first five."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json", description="a JSON schema")
+    regex: str | None = Field(None, description="a regular expression for the whole answer")
+    choice: list[str] | None = Field(None, description="one of these texts")
+    grammar: str | None = Field(None, description="a Lark or EBNF grammar")
+    json_object: bool = Field(False, description="any JSON object")
+    whitespace_pattern: str | None = Field(
+        None, description="what may stand between the parts of JSON"
+    )
+    disable_any_whitespace: bool = Field(False, description="compact JSON")
+
+
+def grammar_of(
+    response_format: ResponseFormat | None, structured_outputs: StructuredOutputs | None
+) -> str:
+    """The grammar that a request asks for, empty for none.
+
+    `Grammars.check` says whether it can be followed. Raises `ApiError` (400).
+    """
+    from_format = _of_format(response_format) if response_format is not None else ""
+    if structured_outputs is None:
+        return from_format
+    if from_format:
+        message = "'response_format' and 'structured_outputs' cannot both say what is generated."
+        raise invalid(message, "structured_outputs", "invalid_value")
+    return _of_outputs(structured_outputs)
+
+
+class Grammars:
+    """Checks grammars for one model, each of them once; all methods belong to one asyncio loop."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        serialised = tokenizer.serialised
+        self._checker = (
+            None
+            if serialised is None
+            else GrammarChecker(CheckedVocabulary(serialised, tokenizer.eos_token_ids))
+        )
+        # The thread stays: on Linux a process ends with the thread that has started it.
+        self._thread = ThreadPoolExecutor(1, "grammars")
+        self._known: OrderedDict[bytes, str] = OrderedDict()
+        self._waiting: dict[bytes, asyncio.Future[str]] = {}
+
+    async def check(self, grammar: str, param: str) -> None:
+        """Return if the grammar, which the field `param` asks for, can be followed.
+
+        Raises `ApiError`: 400 if not, 429 when too many others wait for their check.
+        """
+        if not grammar:
+            return
+        encoded = grammar.encode()
+        if len(encoded) > MAX_GRAMMAR_BYTES:
+            limit = f"{MAX_GRAMMAR_BYTES // 1024} KiB"
+            raise invalid(f"'{param}' is larger than {limit}.", param, "invalid_value")
+        digest = sha256(encoded).digest()
+        complaint = self._known.get(digest)
+        try:
+            complaint = await self._ask(digest, grammar) if complaint is None else complaint
+        except CheckerError as error:
+            message = f"'{param}' is not possible with this model's tokenizer: {error}."
+            raise invalid(message, param, "unsupported_parameter") from error
+        if complaint:
+            raise invalid(f"'{param}' {complaint}.", param, "invalid_value")
+
+    async def _ask(self, digest: bytes, grammar: str) -> str:
+        if self._checker is None:
+            raise CheckerError("it is not one of the tokenizers library's")
+        check = self._waiting.get(digest)
+        if check is None:
+            if len(self._waiting) >= MAX_WAITING:
+                raise too_busy("Too many new grammars are being checked. Please retry shortly.")
+            loop = asyncio.get_running_loop()
+            check = loop.run_in_executor(self._thread, self._checker.check, grammar)
+            check.add_done_callback(lambda done: self._note(digest, done))
+            self._waiting[digest] = check
+        # Others may wait for the same, and who asks next need not wait again.
+        return await asyncio.shield(check)
+
+    def _note(self, digest: bytes, check: asyncio.Future[str]) -> None:
+        del self._waiting[digest]
+        if check.cancelled() or check.exception() is not None:
+            return
+        self._known[digest] = check.result()
+        if len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+
+
+def _of_format(response_format: ResponseFormat) -> str:
+    if response_format.type == "text":
+        return ""
+    if response_format.type == "json_object":
+        return grammar_text.json_object()
+    wanted = response_format.json_schema
+    if wanted is None:
+        message = "Missing required parameter: 'response_format.json_schema'."
+        raise invalid(message, "response_format", "missing_required_parameter")
+    schema = {"type": "object"} if wanted.schema_ is None else wanted.schema_
+    return grammar_text.json_schema(schema, lenient=not wanted.strict)
+
+
+def _of_outputs(wanted: StructuredOutputs) -> str:
+    kinds = {
+        "json": wanted.json_,
+        "regex": wanted.regex,
+        "choice": wanted.choice,
+        "grammar": wanted.grammar,
+        "json_object": wanted.json_object or None,
+    }
+    given = [kind for kind, value in kinds.items() if value is not None]
+    if len(given) != 1:
+        raise _wrong(f"must have exactly one of {', '.join(kinds)}, not {len(given)}")
+    whitespace = None if wanted.disable_any_whitespace else wanted.whitespace_pattern or WHITESPACE
+    if wanted.json_ is not None:
+        return grammar_text.json_schema(_decoded(wanted.json_), whitespace=whitespace)
+    if wanted.regex is not None:
+        return grammar_text.regex(wanted.regex)
+    if wanted.choice is not None:
+        if not 0 < len(wanted.choice) <= MAX_CHOICES:
+            raise _wrong(f"must have 1 to {MAX_CHOICES} choices")
+        return grammar_text.choice(wanted.choice)
+    if wanted.grammar is not None:
+        return _of_text(wanted.grammar)
+    return grammar_text.json_object(whitespace)
+
+
+def _of_text(text: str) -> str:
+    if "::=" not in text:
+        return grammar_text.lark(text)
+    if len(text) > MAX_EBNF_CHARACTERS:
+        limit = f"{MAX_EBNF_CHARACTERS} characters"
+        raise _wrong(f"has an EBNF grammar of more than {limit}; write it in Lark")
+    try:
+        return grammar_text.ebnf(text)
+    except ValueError as error:
+        raise _wrong(f"has an EBNF grammar that cannot be read: {error}") from error
+
+
+def _decoded(schema: dict[str, Any] | str) -> Schema | bool:
+    if isinstance(schema, dict):
+        return schema
+    try:
+        return msgspec.json.decode(schema, type=dict[str, Any] | bool)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _wrong(f"has a JSON schema that cannot be read: {error}") from error
+
+
+def _wrong(words: str) -> ApiError:
+    return invalid(f"'structured_outputs' {words}.", "structured_outputs", "invalid_value")

@@ -1,0 +1,77 @@
+"""The tool choice: which tools the model is shown, and which it may or must call."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from server.chat_protocol import AllowedTools, ChatRequest, NamedTool, Tool
+from server.errors import invalid
+
+_NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
+_NOTHING_ELSE = _NO_PARAMETERS | {"additionalProperties": False}
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    """`shown` stand in the prompt; of `allowed` the model may call some, or must (`is_forced`)."""
+
+    shown: tuple[Tool, ...] = ()
+    allowed: tuple[Tool, ...] = ()
+    is_forced: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The functions that may be called."""
+        return frozenset(tool.function.name for tool in self.allowed)
+
+    @property
+    def schemas(self) -> list[tuple[str, dict[str, Any]]]:
+        """The functions that may be called, with the schemas of their parameters."""
+        return [
+            (tool.function.name, tool.function.parameters or _NOTHING_ELSE) for tool in self.allowed
+        ]
+
+    def for_template(self) -> list[dict[str, Any]] | None:
+        """What the prompt shows, as chat templates know it; None where nothing is shown."""
+        return [_described(tool) for tool in self.shown] or None
+
+
+def tool_choice(request: ChatRequest) -> ToolChoice:
+    """What the request asks for. Raises `ApiError` (400) where it names tools that it lacks.
+
+    With "none" the model is not shown the tools: it could only call them in vain.
+    """
+    tools, choice = tuple(request.tools), request.tool_choice
+    _check_names(tools)
+    if choice == "none" or (choice in (None, "auto") and not tools):
+        return ToolChoice()
+    if not tools:
+        message = "'tool_choice' is only allowed when 'tools' are specified."
+        raise invalid(message, "tool_choice")
+    if isinstance(choice, NamedTool):
+        return ToolChoice(tools, _of_names(tools, [choice]), is_forced=True)
+    if isinstance(choice, AllowedTools):
+        allowed = _of_names(tools, choice.allowed_tools.tools)
+        return ToolChoice(allowed, allowed, is_forced=choice.allowed_tools.mode == "required")
+    return ToolChoice(tools, tools, is_forced=choice == "required")
+
+
+def _check_names(tools: tuple[Tool, ...]) -> None:
+    names = [tool.function.name for tool in tools]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise invalid(f"'tools' has two functions named '{twice}'.", "tools", "invalid_value")
+
+
+def _of_names(tools: tuple[Tool, ...], named: list[NamedTool]) -> tuple[Tool, ...]:
+    by_name = {tool.function.name: tool for tool in tools}
+    names = [choice.function.name for choice in named]
+    missing = next((name for name in names if name not in by_name), None)
+    if missing is not None:
+        message = f"'tool_choice' names '{missing}', which is not among the 'tools'."
+        raise invalid(message, "tool_choice", "invalid_value")
+    return tuple(by_name[name] for name in dict.fromkeys(names))
+
+
+def _described(tool: Tool) -> dict[str, Any]:
+    function = tool.function.model_dump(exclude={"strict"}, exclude_none=True)
+    return {"type": "function", "function": {"parameters": _NO_PARAMETERS, **function}}

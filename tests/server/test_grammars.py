@@ -1,0 +1,300 @@
+"""What clients say of an answer's form: over HTTP, and how often it is checked."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.grammar_limits import MAX_GRAMMAR_BYTES
+from engine.messages import Submit
+from server import grammars as module
+from server.errors import ApiError
+from server.grammar_checker import CheckerError
+from server.grammar_text import choice, json_object, json_schema, lark, regex
+from server.grammars import Grammars, grammar_of
+from tests.server.grammar_readers import accepts
+from tests.server.world import TOKENIZER, Daemon, saying, serving
+
+SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "boolean"}}}
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with serving(tmp_path_factory.mktemp("grammars"), saying("hi")) as daemon:
+        yield daemon
+
+
+def asked(daemon: Daemon, **body: Any) -> str:
+    """The grammar that the engine was given."""
+    before = len(daemon.engine.wait_for(Submit, 0))
+    response = daemon.complete(**body)
+    assert response.status_code == 200, response.text
+    return daemon.engine.wait_for(Submit, before + 1)[-1].sampling.grammar
+
+
+def refused(daemon: Daemon, **body: Any) -> dict[str, Any]:
+    """The error of a request."""
+    response = daemon.complete(**body)
+    assert response.status_code == 400, response.text
+    error: dict[str, Any] = response.json()["error"]
+    return error
+
+
+def in_format(schema: Any, **more: Any) -> dict[str, Any]:
+    """A response_format by a schema."""
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema} | more}
+
+
+@pytest.mark.parametrize(
+    ("body", "grammar"),
+    [
+        ({}, ""),
+        ({"response_format": None, "structured_outputs": None}, ""),
+        ({"response_format": {"type": "text"}}, ""),
+        ({"response_format": {"type": "json_object"}}, json_object()),
+        ({"response_format": in_format(SCHEMA)}, json_schema(SCHEMA, lenient=True)),
+        ({"response_format": in_format(SCHEMA, strict=True)}, json_schema(SCHEMA)),
+        ({"structured_outputs": {"json": SCHEMA}}, json_schema(SCHEMA)),
+        ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, json_schema(SCHEMA)),
+        ({"structured_outputs": {"json": "true"}}, json_schema(True)),
+        (
+            {"structured_outputs": {"json": SCHEMA, "whitespace_pattern": " ?"}},
+            json_schema(SCHEMA, whitespace=" ?"),
+        ),
+        (
+            {"structured_outputs": {"json": SCHEMA, "disable_any_whitespace": True}},
+            json_schema(SCHEMA, whitespace=None),
+        ),
+        ({"structured_outputs": {"json_object": True}}, json_object()),
+        ({"structured_outputs": {"regex": "[a-c]+"}}, regex("[a-c]+")),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, choice(["yes", "no"])),
+        ({"structured_outputs": {"grammar": 'start: "a"'}}, lark('start: "a"')),
+        (
+            {"response_format": {"type": "text"}, "structured_outputs": {"regex": "a"}},
+            regex("a"),
+        ),
+    ],
+)
+def test_the_engine_is_given_the_grammar(
+    body: dict[str, Any], grammar: str, daemon: Daemon
+) -> None:
+    assert asked(daemon, **body) == grammar
+
+
+def test_properties_come_in_the_order_of_the_schema(daemon: Daemon) -> None:
+    grammar = asked(daemon, response_format=in_format(SCHEMA))
+    assert accepts(grammar, '{"b": 1, "a": true}')
+    assert not accepts(grammar, '{"a": true, "b": 1}')
+
+
+def test_an_ebnf_grammar_is_read(daemon: Daemon) -> None:
+    grammar = asked(daemon, structured_outputs={"grammar": 'root ::= "a" root | "b"'})
+    assert accepts(grammar, "aab")
+
+
+@pytest.mark.parametrize(
+    ("body", "words", "param"),
+    [
+        (
+            {"structured_outputs": {"regex": "(a"}},
+            "'structured_outputs' cannot be used: unclosed group.",
+            "structured_outputs",
+        ),
+        (
+            {"structured_outputs": {}},
+            "'structured_outputs' must have exactly one of json, regex, choice, grammar, "
+            "json_object, not 0.",
+            "structured_outputs",
+        ),
+        (
+            {"structured_outputs": {"regex": "a", "choice": ["a"]}},
+            "'structured_outputs' must have exactly one of json, regex, choice, grammar, "
+            "json_object, not 2.",
+            "structured_outputs",
+        ),
+        (
+            {"structured_outputs": {"choice": []}},
+            "'structured_outputs' must have 1 to 4096 choices.",
+            "structured_outputs",
+        ),
+        (
+            {"structured_outputs": {"json": "{"}},
+            "'structured_outputs' has a JSON schema that cannot be read: Input data was truncated.",
+            "structured_outputs",
+        ),
+        (
+            {"structured_outputs": {"grammar": "root ::= other"}},
+            "'structured_outputs' has an EBNF grammar that cannot be read: Rule 'other' not found.",
+            "structured_outputs",
+        ),
+        (
+            {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+            "'response_format' and 'structured_outputs' cannot both say what is generated.",
+            "structured_outputs",
+        ),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "Missing required parameter: 'response_format.json_schema'.",
+            "response_format",
+        ),
+        (
+            {"response_format": in_format({"type": "array", "uniqueItems": True}, strict=True)},
+            "'response_format' cannot be used: Unimplemented keys: [\"uniqueItems\"].",
+            "response_format",
+        ),
+        (
+            {"response_format": in_format({"enum": ["x" * 100 + str(i) for i in range(10_000)]})},
+            "'response_format' is larger than 256 KiB.",
+            "response_format",
+        ),
+        (
+            {"response_format": {"type": "xml"}},
+            "Invalid value for 'response_format.type': input should be 'text', 'json_object' or "
+            "'json_schema'.",
+            "response_format",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+            "Missing required parameter: 'response_format.json_schema.name'.",
+            "response_format",
+        ),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_in_the_client_s_words(
+    body: dict[str, Any], words: str, param: str, daemon: Daemon
+) -> None:
+    error = refused(daemon, **body)
+    assert (error["message"], error["param"]) == (words, param)
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("depth", [50, 200, 900, 5000])
+def test_schemas_may_be_nested_as_deeply_as_they_like_without_harm(
+    depth: int, daemon: Daemon
+) -> None:
+    body = '{"items":' * depth + "{}" + "}" * depth
+    for field in (f'"structured_outputs":{{"json":{body}}}', f'"response_format":{body}'):
+        text = f'{{"model": "little", "prompt": "hi", {field}}}'
+        assert daemon.http.post(f"{daemon.url}/v1/completions", content=text).status_code in (
+            200,
+            400,
+        )
+    assert daemon.get("/health").status_code == 200
+
+
+def test_a_tokenizer_without_bytes_is_told(tmp_path: Path) -> None:
+    class Wordy(type(TOKENIZER)):  # type: ignore[misc]
+        serialised = None
+
+    tokenizer = Wordy(TOKENIZER._tokenizer)
+    with serving(tmp_path, saying("hi"), tokenizer=tokenizer) as daemon:
+        error = refused(daemon, structured_outputs={"regex": "a"})
+        assert "not possible with this model's tokenizer" in error["message"]
+        assert error["code"] == "unsupported_parameter"
+        assert asked(daemon) == ""
+
+
+class CountedChecker:
+    """A checker that remembers what it was asked, and waits where it is told to."""
+
+    def __init__(self, _vocabulary: object) -> None:
+        self.checked: list[str] = []
+
+    def check(self, grammar: str) -> str:
+        self.checked.append(grammar)
+        if grammar == "unusable":
+            raise CheckerError("it is too small")
+        return "is wrong" if grammar == "wrong" else ""
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[Grammars, CountedChecker]:
+    checker = CountedChecker(None)
+    monkeypatch.setattr(module, "GrammarChecker", lambda _: checker)
+    return Grammars(TOKENIZER), checker
+
+
+def test_a_grammar_is_checked_once_whether_right_or_wrong(
+    counted: tuple[Grammars, CountedChecker],
+) -> None:
+    grammars, checker = counted
+
+    async def ask() -> list[object]:
+        rounds = [["right", "wrong"] * 20, ["wrong", "right"]]
+        answers: list[object] = []
+        for texts in rounds:
+            checks = (grammars.check(text, "field") for text in texts)
+            answers += await asyncio.gather(*checks, return_exceptions=True)
+        return answers
+
+    answers = asyncio.run(ask())
+    assert checker.checked == ["right", "wrong"]
+    assert sum(answer is None for answer in answers) == 21
+    assert sum(isinstance(answer, ApiError) for answer in answers) == 21
+
+
+def test_no_grammar_needs_no_check(counted: tuple[Grammars, CountedChecker]) -> None:
+    grammars, checker = counted
+    asyncio.run(grammars.check("", "field"))
+    assert not checker.checked
+
+
+def test_too_many_new_grammars_at_once_are_turned_away(
+    counted: tuple[Grammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING", 3)
+    grammars, checker = counted
+
+    async def ask() -> list[object]:
+        checks = (grammars.check(f"number {i}", "field") for i in range(5))
+        return list(await asyncio.gather(*checks, return_exceptions=True))
+
+    answers = asyncio.run(ask())
+    assert answers[:3] == [None] * 3
+    assert [answer.status for answer in answers[3:] if isinstance(answer, ApiError)] == [429] * 2
+    assert len(checker.checked) == 3
+
+
+def test_the_check_goes_on_for_others_when_one_client_leaves(
+    counted: tuple[Grammars, CountedChecker],
+) -> None:
+    grammars, checker = counted
+
+    async def ask() -> None:
+        leaving = asyncio.create_task(grammars.check("right", "field"))
+        staying = asyncio.create_task(grammars.check("right", "field"))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await staying
+
+    asyncio.run(ask())
+    assert checker.checked == ["right"]
+
+
+def test_only_so_many_grammars_are_remembered(
+    counted: tuple[Grammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_KNOWN", 2)
+    grammars, checker = counted
+
+    async def ask() -> None:
+        for text in ("a", "b", "a", "c", "b", "a"):
+            await grammars.check(text, "field")
+
+    asyncio.run(ask())
+    assert checker.checked == ["a", "b", "c", "a"]
+
+
+def test_a_grammar_is_measured_in_bytes(counted: tuple[Grammars, CountedChecker]) -> None:
+    grammars, checker = counted
+    asyncio.run(grammars.check("x" * MAX_GRAMMAR_BYTES, "field"))
+    with pytest.raises(ApiError, match="larger"):
+        asyncio.run(grammars.check("é" * (MAX_GRAMMAR_BYTES // 2 + 1), "field"))
+    assert len(checker.checked) == 1
+
+
+def test_no_field_is_no_grammar() -> None:
+    assert grammar_of(None, None) == ""

@@ -74,7 +74,9 @@ class Memory:
         self._thread.join()
 
     def _look(self) -> None:
-        while not self._ended.wait(LOOK_INTERVAL_S):
+        is_over = False
+        while not is_over:
+            is_over = self._ended.wait(LOOK_INTERVAL_S)
             self.peak_mb = max(self.peak_mb, self._process.memory_info().rss / MB)
 
 

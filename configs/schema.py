@@ -408,7 +408,7 @@ class RuntimeConfig(Part):
         return self.stage_endpoint or f"ipc://{self.folder}/stages.sock"
 
 
-class Config(RuntimeConfig, BatchConfig, ChatConfig, ServerConfig, PredictorConfig, EngineConfig):
+class Config(RuntimeConfig, ChatConfig, BatchConfig, ServerConfig, PredictorConfig, EngineConfig):
     """All settings of `tdpipe serve`."""
 
     @field_validator("server_endpoint", "stage_endpoint")

@@ -69,7 +69,7 @@ async def _serve(
     drain, metrics = Drain(), Metrics(client)
     predictor = LengthPredictor(config, metrics)
     endpoints = build_endpoints(config, client, tokenizer, metrics, predictor)
-    batches = BatchService(config, client, endpoints.all(), drain)
+    batches = BatchService(config, client, endpoints.all(), drain, metrics)
     server = DrainingServer(
         build_app(config, client, tokenizer, drain, metrics, endpoints, batches),
         client,

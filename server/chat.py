@@ -1,6 +1,7 @@
 """/v1/chat/completions: from a conversation to a reply."""
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from server.tokenizer import Tokenizer
 from server.tool_calls import CallFormat, CallParser
 from server.tool_choice import ToolChoice, tool_choice
 
+logger = logging.getLogger("tdpipe")
+
 
 @dataclass(frozen=True)
 class MessageFormats:
@@ -32,6 +35,11 @@ class MessageFormats:
 
     calls: CallFormat | None
     thinks: bool
+
+    def __str__(self) -> str:
+        known = (name for name, known in tool_calls.FORMATS.items() if known is self.calls)
+        calls, thoughts = next(known, "none"), "think" if self.thinks else "none"
+        return f"tool calls {calls}, reasoning {thoughts}"
 
 
 class Chat:
@@ -56,6 +64,7 @@ class Chat:
         self._generations = generations
         self._grammars = grammars
         self._formats = _formats_of(config, template.source)
+        logger.info("chat: %s", self._formats if template.source else "no chat template")
         self._fingerprint = _fingerprint(config)
 
     async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
@@ -72,6 +81,7 @@ class Chat:
         token_ids = await self._template.encode(
             prompt, add_special_tokens=request.add_special_tokens
         )
+        self._client.check_ready()  # again: meanwhile it may have gone
         plan = self._planner.plan(
             self._with_markers(request, call_format),
             [token_ids],
@@ -81,6 +91,7 @@ class Chat:
             num_logprobs=request.num_logprobs,
             offline=offline,
             grammar=grammar,
+            prompt_field="messages",
         )
         parser = self._parser(request, choice, call_format, opened=opened)
         rendering = ChatRendering(request, plan, self._tokenizer, parser, self._fingerprint)

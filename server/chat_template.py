@@ -43,8 +43,8 @@ class ChatTemplateError(Exception):
 class Conversation:
     """What is rendered. Messages and tools are as the API has them.
 
-    `template` is the request's own, `variables` are handed to the template by name, `num_bytes` is
-    the size of the body that all this came in.
+    `template` is the request's own, `variables` are handed to the template by name. `num_bytes` is
+    the size of the body that all this came in; what has none is taken for long.
     """
 
     messages: Sequence[Message]
@@ -54,7 +54,7 @@ class Conversation:
     continue_final_message: bool = False
     template: str | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
-    num_bytes: int = 0
+    num_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class ChatTemplate:
         self._trust_requests = trust_requests
         self._threads = BoundedThreads(NUM_THREADS, "chat-template")
         self._traits = lru_cache(maxsize=16)(self._find_traits)
+        for own in self._own.values():  # now, and not while the first request waits
+            self._traits(own)
 
     @property
     def source(self) -> str:
@@ -114,7 +116,8 @@ class ChatTemplate:
         long over it.
         """
         source = self._choose(conversation)
-        is_short = conversation.num_bytes <= MAX_INLINE_CHARACTERS
+        num_bytes = conversation.num_bytes
+        is_short = num_bytes is not None and num_bytes <= MAX_INLINE_CHARACTERS
         if is_short and conversation.template is None:
             return self._render(source, conversation)
         try:

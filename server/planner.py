@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
+from functools import partial
 
 from configs.schema import Config
 from engine.messages import Sampling
@@ -34,13 +35,16 @@ class Planner:
         only_scores: bool = False,
         offline: bool = False,
         grammar: str = "",
+        prompt_field: str = "prompt",
     ) -> Plan:
         """What to ask of the engine. Raises `ApiError` (400, or 503 while there is no engine).
 
         Without `max_tokens`, an answer may have `default_max_tokens` (None: as many as there is
         room for). `num_logprobs` likeliest tokens are told with each token, -1 tells nothing.
+        `prompt_field` is what a prompt that is too long came in.
         """
         self._check_tokens(fields)
+        room = partial(self._room, prompt_field=prompt_field)
         prompts = [self._truncated(prompt, fields) for prompt in prompts]
         if only_scores:
             max_tokens = 1
@@ -49,7 +53,7 @@ class Planner:
         return Plan(
             prompts=prompts,
             n=fields.n,
-            max_tokens=[self._room(len(p), max_tokens, default_max_tokens) for p in prompts],
+            max_tokens=[room(len(p), max_tokens, default_max_tokens) for p in prompts],
             sampling=self._sampling(fields, num_logprobs, grammar),
             min_tokens=fields.min_tokens,
             seed=fields.seed,
@@ -112,7 +116,14 @@ class Planner:
             kept = max(1, ready.max_model_len - 1) if ready else len(prompt)
         return prompt[-kept:]
 
-    def _room(self, num_prompt_tokens: int, max_tokens: int | None, default: int | None) -> int:
+    def _room(
+        self,
+        num_prompt_tokens: int,
+        max_tokens: int | None,
+        default: int | None,
+        *,
+        prompt_field: str,
+    ) -> int:
         """How many tokens the answer may have. Raises `ApiError` (400) when they do not fit."""
         ready = self._client.ready
         if ready is None:  # and so not even admitted, unless no token is asked for
@@ -126,7 +137,7 @@ class Planner:
                 f"prompt; {wanted} for the completion). Please reduce your prompt; or completion "
                 "length."
             )
-            param = "prompt" if room < 1 else "max_tokens"
+            param = prompt_field if room < 1 else "max_tokens"
             raise invalid(message, param, "context_length_exceeded")
         if max_tokens is not None:
             return max_tokens

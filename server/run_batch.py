@@ -30,6 +30,7 @@ from server.batches.objects import RequestCounts
 from server.batches.unanswered import unanswered
 from server.batches.validation import BadInputError, Validation
 from server.batches.window import Window
+from server.chat_template import ChatTemplateError
 from server.endpoints import PATHS, build_endpoints
 from server.engine_client import EngineClient
 from server.offline import OfflineEngine, OfflineEngineError
@@ -98,13 +99,11 @@ class BatchRun:
         if len(answered):
             log.info("%s holds %d answers; going on with the rest", self._output, len(answered))
         async with OfflineEngine(self._config) as engine:
-            window = Window(
-                build_endpoints(
-                    engine.config, engine.client, engine.tokenizer, engine.metrics, engine.predictor
-                ).all(),
-                engine.client,
-                self._config.max_open_batch_requests,
+            endpoints = build_endpoints(
+                engine.config, engine.client, engine.tokenizer, engine.metrics, engine.predictor
             )
+            max_open = self._config.max_open_batch_requests
+            window = Window(endpoints.all(), engine.client, engine.metrics, max_open)
             with _progress(self._num_requests, len(answered), engine.client) as tell:
 
                 async def take(answer: Answer) -> None:
@@ -124,7 +123,7 @@ def _answer(run: BatchRun) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             counts = runner.run(run.run())
-    except (OfflineEngineError, UnusableFileError) as error:
+    except (OfflineEngineError, ChatTemplateError, UnusableFileError) as error:
         log.error("%s", error)
         return FAILED
     except (KeyboardInterrupt, asyncio.CancelledError):

@@ -30,7 +30,7 @@ class CallFormat:
 
     def grammar(
         self,
-        tools: Sequence[tuple[str, Schema | None]],
+        tools: Sequence[tuple[str, Schema]],
         special_tokens: Mapping[str, int],
         *,
         several: bool,

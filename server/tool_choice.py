@@ -7,6 +7,7 @@ from server.chat_protocol import AllowedTools, ChatRequest, NamedTool, Tool
 from server.errors import invalid
 
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
+_NOTHING_ELSE = _NO_PARAMETERS | {"additionalProperties": False}
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,10 @@ class ToolChoice:
         return frozenset(tool.function.name for tool in self.allowed)
 
     @property
-    def schemas(self) -> list[tuple[str, dict[str, Any] | None]]:
+    def schemas(self) -> list[tuple[str, dict[str, Any]]]:
         """The functions that may be called, with the schemas of their parameters."""
-        functions = (tool.function for tool in self.allowed)
         return [
-            (function.name, _NO_PARAMETERS if function.parameters is None else function.parameters)
-            for function in functions
+            (tool.function.name, tool.function.parameters or _NOTHING_ELSE) for tool in self.allowed
         ]
 
     def for_template(self) -> list[dict[str, Any]] | None:

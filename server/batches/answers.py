@@ -11,6 +11,7 @@ Reference: https://platform.openai.com/docs/guides/batch#5-retrieve-the-results.
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,11 +109,14 @@ class Answers:
         self.custom_ids = CustomIds()
         self._num_successes = 0
         self._usage = [0, 0, 0, 0]  # input, cached, output, reasoning
-        self._output = _JsonLines(output)
-        self._errors = self._output if errors == output else _JsonLines(errors)
-        for file in self._files():
-            for answer in file.recover():
-                self._count(answer)
+        with ExitStack() as opened:
+            self._output = self._errors = opened.enter_context(closing(_JsonLines(output)))
+            if errors != output:
+                self._errors = opened.enter_context(closing(_JsonLines(errors)))
+            for file in self._files():
+                for answer in file.recover():
+                    self._count(answer)
+            opened.pop_all()
 
     def counts(self, total: int) -> RequestCounts:
         """Answers by kind, beside how many there will be."""

@@ -149,6 +149,7 @@ class BatchRoutes:
         return StoredBatch(
             id=new_id("batch_"),
             endpoint=body.endpoint,
+            model=self._service.model,
             input_file_id=body.input_file_id,
             completion_window=body.completion_window,
             status="validating",

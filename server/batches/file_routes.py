@@ -3,6 +3,7 @@
 Reference: https://platform.openai.com/docs/api-reference/files.
 """
 
+import logging
 import time
 from typing import Annotated, Any
 
@@ -19,10 +20,13 @@ from server.batches.service import BatchService
 from server.batches.store import FileInUseError, Order, UnknownCursorError
 from server.batches.upload import Form, receive
 from server.connection import run_while_connected
-from server.errors import ApiError, invalid, too_busy
+from server.errors import ApiError, failed, invalid, too_busy
 from server.protocol import ErrorBody
 
 MAX_UPLOADS = 16
+
+logger = logging.getLogger("tdpipe")
+
 _FIELDS = {"purpose", "expires_after[anchor]", "expires_after[seconds]"}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody},
@@ -96,6 +100,9 @@ class FileRoutes:
             await store.add_file(file, upload)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
+        except OSError as error:
+            logger.error("an upload cannot be kept: %s", error)
+            raise failed(f"The file cannot be kept: {error.strerror}.") from error
         finally:
             self._num_uploads -= 1
             upload.unlink(missing_ok=True)

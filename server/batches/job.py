@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from server.batches.answer_writer import AnswerWriter
-from server.batches.answers import not_run
+from server.batches.answers import Answer, not_run
 from server.batches.life import Ending, StoredBatch
 from server.batches.lines import Rules
 from server.batches.objects import BatchError, FileObject, RequestCounts
@@ -26,6 +26,8 @@ from server.batches.window import Window
 # How often what was done is told, and made to outlive the machine's power.
 REPORT_INTERVAL_S = 1.0
 RETRY_S = 10.0
+# Answers that are written together where none of them is waited for.
+GROUP_ANSWERS = 256
 
 logger = logging.getLogger("tdpipe")
 
@@ -183,9 +185,14 @@ class Job:
         message = "This request could not be executed before the completion window expired."
         answered = await asyncio.to_thread(writer.answers.custom_ids.sorted)
         requests = unanswered(self._store.content(batch.input_file_id), answered)
+        group: list[Answer] = []
         async with aclosing(requests):
             async for request in requests:
-                await writer.add(not_run(request.custom_id, "batch_expired", message))
+                group.append(not_run(request.custom_id, "batch_expired", message))
+                if len(group) == GROUP_ANSWERS:
+                    await writer.add(*group)
+                    group.clear()
+        await writer.add(*group)
 
     async def _report_validation(self, validation: Validation) -> None:
         while True:

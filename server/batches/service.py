@@ -14,6 +14,7 @@ from server.batches.window import Window
 from server.drain import Drain
 from server.engine_client import EngineClient
 from server.errors import unavailable
+from server.metrics import Metrics
 from server.reply import Endpoint
 
 RETRY_S = 2.0
@@ -28,11 +29,18 @@ class BatchService:
     """
 
     def __init__(
-        self, config: Config, client: EngineClient, endpoints: Sequence[Endpoint], drain: Drain
+        self,
+        config: Config,
+        client: EngineClient,
+        endpoints: Sequence[Endpoint],
+        drain: Drain,
+        metrics: Metrics,
     ) -> None:
+        self.model = config.name
         self.paths = sorted(endpoint.path for endpoint in endpoints)
         self._store = Store(config.data_dir / "batches" / quote(config.name, safe=""))
-        window = Window(endpoints, client, config.max_open_batch_requests, lambda: drain.has_begun)
+        max_open = config.max_open_batch_requests
+        window = Window(endpoints, client, metrics, max_open, lambda: drain.has_begun)
         limits = Limits(
             models=frozenset(config.names),
             max_line_bytes=config.max_body_bytes,

@@ -14,6 +14,7 @@ from server.batches.life import new_id
 from server.batches.lines import LineRequest
 from server.engine_client import EngineClient
 from server.errors import ApiError, failed
+from server.metrics import Metrics
 from server.reply import Endpoint
 
 # An engine that is lost is noticed and replaced meanwhile, or this one still gives up on it.
@@ -32,11 +33,13 @@ class Window:
         self,
         endpoints: Sequence[Endpoint],
         client: EngineClient,
+        metrics: Metrics,
         max_open: int,
         is_closed: Callable[[], bool] = lambda: False,
     ) -> None:
         self._endpoints: Mapping[str, Endpoint] = {e.path: e for e in endpoints}
         self._client = client
+        self._num_asked = metrics.batch_requests
         self._is_closed = is_closed
         self._slots = asyncio.Semaphore(max_open)
         self._door = asyncio.Lock()
@@ -64,7 +67,9 @@ class Window:
     async def _run_one(
         self, request: LineRequest, take: Callable[[Answer], Awaitable[None]]
     ) -> None:
-        await take(await self._answer(request))
+        answer = await self._answer(request)
+        await take(answer)
+        self._num_asked.labels("success" if answer.is_success else "error").inc()
 
     async def _answer(self, request: LineRequest) -> Answer:
         num_failures = 0
@@ -84,6 +89,7 @@ class Window:
                 return _refused(request, failed("The server had an error on this request."))
             else:
                 return answered(request.custom_id, OK, reply.rendering.reply_id, body)
+            self._num_asked.labels("retry").inc()
             await asyncio.sleep(RETRY_S)
             is_same_engine = self._client.is_ready and self._client.ready is engine
             num_failures += failure.status == 500 and is_same_engine

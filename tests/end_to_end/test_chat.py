@@ -1,11 +1,13 @@
 """Chat with the demo model, through the official client and the real pipeline."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 from demo.tasks import Task, held_out
 from tests.end_to_end.daemon import Daemon
@@ -111,6 +113,76 @@ def test_flex_and_stop_strings_hold_in_the_real_pipeline(demo: Daemon) -> None:
         )
     assert found.choices[0].message.content == "one two three four "
     assert found.service_tier == "flex"
+
+
+ADD: list[Any] = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "a": {"type": "integer", "minimum": 0, "maximum": 99},
+                    "word": {"enum": ["red", "blue"]},
+                },
+                "required": ["a", "word"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    for name in ("add", "subtract")
+]
+NAMED: Any = {"type": "function", "function": {"name": "subtract"}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "named"])
+def test_a_call_can_be_forced_on_a_model_that_knows_none(
+    demo: Daemon, choice: Any, stream: bool
+) -> None:
+    arguments: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "What is 23 plus 45?"}],
+        "tools": ADD,
+        "tool_choice": choice,
+        "parallel_tool_calls": False,
+        "max_completion_tokens": 200,
+        "seed": 5,
+    }
+    with demo.client() as client:
+        if stream:
+            with client.chat.completions.stream(**arguments) as events:
+                answer: Any = events.get_final_completion()
+        else:
+            answer = client.chat.completions.create(**arguments)
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert not answer.choices[0].message.content
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.name in (["subtract"] if choice is NAMED else ["add", "subtract"])
+    found = json.loads(call.function.arguments)
+    assert set(found) == {"a", "word"}
+    assert 0 <= found["a"] <= 99
+    assert found["word"] in ("red", "blue")
+
+
+class Person(BaseModel):
+    """A form that the demo model knows nothing of."""
+
+    age: int
+    is_tall: bool
+
+
+def test_an_answer_has_the_form_that_is_asked_for(demo: Daemon) -> None:
+    with demo.client() as client:
+        answer = client.chat.completions.parse(
+            model=MODEL,
+            messages=[{"role": "user", "content": "What is 23 plus 45?"}],
+            response_format=Person,
+            max_completion_tokens=200,
+            seed=5,
+        )
+    assert isinstance(answer.choices[0].message.parsed, Person)
 
 
 def test_a_chat_template_that_cannot_be_used_fails_the_start(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Reading texts by a grammar, as the last stage would."""
 
+import random
+
 import msgspec
+import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
 from configs.grammar_limits import grammar_limits
@@ -18,6 +21,20 @@ def accepts(grammar: str, *parts: str | int) -> bool:
     for part in parts:
         token_ids += [part] if isinstance(part, int) else READER.tokenize_str(part)
     return matcher.try_consume_tokens(token_ids) == len(token_ids) and matcher.is_accepting()
+
+
+def walk(grammar: str, seed: int) -> str:
+    """A text that the grammar takes, its tokens picked at random; short where it may end."""
+    matcher = LLMatcher(READER, grammar, log_level=0, limits=grammar_limits())
+    rng, token_ids = random.Random(seed), list[int]()
+    while not matcher.is_accepting() or rng.random() < 0.5:
+        bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+        allowed = [int(id_) for id_ in np.flatnonzero(bits) if id_ != END_ID]
+        if not allowed:
+            break
+        token_ids.append(rng.choice(allowed))
+        assert matcher.consume_token(token_ids[-1])
+    return str(byte_level_tokenizer().decode(token_ids))
 
 
 def rules_of(grammar: str) -> str:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from engine.messages import Finished, Generated, Submit, ToServer
+from tests.server.grammar_readers import accepts, rules_of
 from tests.server.templates import (
     CHATML,
     LLAMA3,
@@ -18,7 +19,7 @@ from tests.server.templates import (
     chatty,
     give_room,
 )
-from tests.server.test_completion_logprobs import logprobs
+from tests.server.test_completion_logprobs import logprobs, scripted
 from tests.server.world import (
     MODEL,
     TOKENIZER,
@@ -32,6 +33,7 @@ from tests.server.world import (
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 OTHER = {"type": "function", "function": {"name": "get_time"}}
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+OTHER_CALL = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
 
 
 @pytest.fixture(scope="module")
@@ -335,6 +337,75 @@ def test_parsers_can_be_chosen(tmp_path: Path) -> None:
     assert message["content"] == f"<think>Well.</think>{CALL}"
 
 
+NAMED = {"type": "function", "function": {"name": "add"}}
+PERSON = {"type": "json_schema", "json_schema": {"name": "p", "schema": {"type": "object"}}}
+
+
+def test_a_free_answer_has_no_grammar(qwen: Daemon) -> None:
+    assert submitted(qwen, tools=[TOOL]).sampling.grammar == ""
+    assert submitted(qwen, response_format={"type": "text"}).sampling.grammar == ""
+
+
+def test_forced_calls_follow_a_grammar(qwen: Daemon) -> None:
+    tools = [TOOL, OTHER]
+    qwen.engine.script = saying(CALL)
+    required = submitted(qwen, tools=tools, tool_choice="required").sampling.grammar
+    assert accepts(required, CALL)
+    assert accepts(
+        required, CALL.replace("add", "get_time").replace('{"a": 1}', "{}") + "\n" + CALL
+    )
+    assert not accepts(required, "hello")
+    named = submitted(qwen, tools=tools, tool_choice=NAMED).sampling.grammar
+    assert accepts(named, CALL)
+    assert not accepts(named, OTHER_CALL)
+    once = {"tool_choice": "required", "parallel_tool_calls": False}
+    assert not accepts(submitted(qwen, tools=tools, **once).sampling.grammar, f"{CALL}\n{CALL}")
+
+
+def test_a_form_is_that_of_an_answer_without_calls(qwen: Daemon) -> None:
+    grammar = submitted(qwen, response_format=PERSON).sampling.grammar
+    assert accepts(grammar, '{"name": "Ada"}')
+    assert not accepts(grammar, CALL)
+    grammar = submitted(qwen, response_format=PERSON, tools=[TOOL]).sampling.grammar
+    assert accepts(grammar, '{"name": "Ada"}')
+    assert accepts(grammar, CALL)
+    assert not accepts(grammar, "hello")
+    chosen = {"structured_outputs": {"choice": ["yes", "no"]}}
+    assert accepts(submitted(qwen, **chosen).sampling.grammar, "yes")
+
+
+def test_reasoning_that_the_prompt_opens_comes_before_a_form(tmp_path: Path) -> None:
+    script = saying('Well.\n</think>\n\n{"name": "Ada"}')
+    with serving(tmp_path, script, tokenizer=chatty(OPENS_REASONING)) as daemon:
+        grammar = submitted(give_room(daemon), response_format=PERSON).sampling.grammar
+        message = choice(daemon, response_format=PERSON)["message"]
+    assert accepts(grammar, 'Well.\n</think>\n\n{"name": "Ada"}')
+    assert not accepts(grammar, '{"name": "Ada"}')
+    assert (message["reasoning"], message["content"]) == ("Well.", '{"name": "Ada"}')
+
+
+def test_a_forced_call_of_a_special_token_is_read(tmp_path: Path) -> None:
+    tokenizer = chatty(QWEN, "<tool_call>", "</tool_call>")
+    written = tokenizer.encode(CALL)
+
+    def script(submit: Submit) -> list[ToServer]:
+        tokens = (generated(submit.sequence_id, id_) for id_ in written)
+        return [*tokens, Finished(submit.sequence_id, "stop")]
+
+    with serving(tmp_path, script, tokenizer=tokenizer) as daemon:
+        submit = submitted(give_room(daemon), tools=[TOOL], tool_choice="required")
+        found = choice(daemon, tools=[TOOL], tool_choice="required")
+    assert f"<[{written[0]}]>" in rules_of(submit.sampling.grammar)
+    assert found["message"]["tool_calls"][0]["function"]["name"] == "add"
+
+
+def test_a_model_of_unknown_format_can_be_made_to_call(tmp_path: Path) -> None:
+    with serving(tmp_path, saying(CALL), tokenizer=chatty(CHATML)) as daemon:
+        found = choice(give_room(daemon), tools=[TOOL], tool_choice=NAMED)
+    assert found["finish_reason"] == "tool_calls"
+    assert found["message"]["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'
+
+
 def told(submit: Submit) -> list[ToServer]:
     """A script: "hello world" with log-probabilities."""
     out: list[ToServer] = []
@@ -357,6 +428,15 @@ def test_each_token_has_its_log_probability(qwen: Daemon) -> None:
     streamed = [c["choices"][0]["logprobs"] for c in stream(qwen, logprobs=True, top_logprobs=2)]
     assert [t for part in streamed if part for t in part["content"]] == found["content"]
     assert choice(qwen, logprobs=True)["logprobs"]["content"][0]["top_logprobs"] == []
+
+
+def test_a_prompt_is_scored(qwen: Daemon) -> None:
+    qwen.engine.script = scripted
+    body = post(qwen, prompt_logprobs=1, max_tokens=5).json()
+    first, *others = body["prompt_logprobs"]
+    assert first is None
+    assert len(others) == body["usage"]["prompt_tokens"] - 1
+    assert all(entry.keys() >= {"5"} for entry in others)
 
 
 def test_tokens_are_told_as_ids_too(qwen: Daemon) -> None:
@@ -408,10 +488,21 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
         "tool_choice",
         "names 'sub'",
     ),
+    (
+        {
+            "tools": [{"type": "function", "function": {"name": "x", "parameters": {"type": 7}}}],
+            "tool_choice": "required",
+        },
+        "tools",
+        "cannot be used",
+    ),
+    ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
+    ({"response_format": {"type": "yaml"}}, "response_format", "'json_object'"),
     ({"top_logprobs": 2}, "top_logprobs", "only allowed when 'logprobs'"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
     ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
     ({"max_completion_tokens": 8192}, "max_tokens", "maximum context length"),
+    ({"messages": [{"role": "user", "content": "hi" * 9000}]}, "messages", "context length"),
     ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "not told in a stream"),
     (
         {"continue_final_message": True, "add_generation_prompt": True},

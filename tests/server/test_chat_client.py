@@ -7,6 +7,7 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 from engine.messages import Finished, Submit, ToServer
 from tests.server.templates import QWEN, chatty, give_room
@@ -108,6 +109,21 @@ def test_reasoning_stands_beside_the_content(daemon: Daemon, client: openai.Open
     message: Any = client.chat.completions.create(model=MODEL, messages=HI).choices[0].message
     assert (message.reasoning_content, message.reasoning) == ("Well.", "Well.")
     assert message.content == "hello"
+
+
+class Person(BaseModel):
+    """What the client asks for as a form."""
+
+    name: str
+    age: int
+
+
+def test_an_answer_is_parsed_into_the_clients_own_class(
+    daemon: Daemon, client: openai.OpenAI
+) -> None:
+    daemon.engine.script = saying('{"name": "Ada", "age": 36}')
+    answer = client.chat.completions.parse(model=MODEL, messages=HI, response_format=Person)
+    assert answer.choices[0].message.parsed == Person(name="Ada", age=36)
 
 
 def test_vllms_extensions(client: openai.OpenAI) -> None:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionChunk
 
@@ -42,6 +42,7 @@ def parsed(event: bytes) -> Any:
 PLAIN = rendering(n=128)
 
 
+@settings(deadline=None)
 @given(st.text(), st.integers(0, 127))
 def test_a_plain_chunk_is_what_a_model_would_encode(text: str, index: int) -> None:
     found = PLAIN

@@ -12,6 +12,7 @@ from server.grammar_text import (
     after_reasoning,
     choice,
     ebnf,
+    either,
     forced_tool_calls,
     json_object,
     json_schema,
@@ -180,3 +181,14 @@ def test_reasoning_may_be_marked_with_special_tokens() -> None:
     assert accepts(grammar, SPECIAL_ID, "hm", SPECIAL_ID, "\n12")
     assert accepts(grammar, "hm", SPECIAL_ID, "12")
     assert not accepts(grammar, "12")
+
+
+def test_either_of_two_grammars_may_be_followed() -> None:
+    calls = forced_tool_calls("<tool_call>", "</tool_call>", TOOLS, several=False)
+    called = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
+    for first, second in ((json_schema(PERSON), calls), (calls, json_schema(PERSON))):
+        assert accepts(either(first, second), called) == accepts(calls, called)
+        assert accepts(either(first, second), '{"name":"Ada","age":36}')
+        assert not accepts(either(first, second), '{"name":"Ada"}')
+        thought = after_reasoning(either(first, second), "<think>", "</think>")
+        assert accepts(thought, 'Well.</think>\n\n{"name":"Ada","age":36}')

@@ -1,6 +1,6 @@
 """A message's parts, taken from its text one after the other."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.message_parser import MessageParser
@@ -56,6 +56,7 @@ def test_the_number_of_calls_is_known_with_their_names() -> None:
     assert told.num_calls == 1
 
 
+@settings(deadline=None)
 @given(
     texts_of("<think>", "</think>", "<tool_call>", "</tool_call>", CALL),
     PLACES,

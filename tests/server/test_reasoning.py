@@ -1,7 +1,7 @@
 """Reasoning is told apart from the answer, however the text comes in pieces."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.reasoning import BEGIN, END, ReasoningSplitter, format_of, leaves_open
@@ -42,6 +42,7 @@ TEXTS = st.tuples(
 ).map("".join)
 
 
+@settings(deadline=None)
 @given(TEXTS, PLACES, st.booleans())
 def test_the_cuts_do_not_matter(text: str, places: list[int], opened: bool) -> None:
     whole = split([text], opened=opened)
@@ -49,6 +50,7 @@ def test_the_cuts_do_not_matter(text: str, places: list[int], opened: bool) -> N
     assert split(list(text), opened=opened) == whole
 
 
+@settings(deadline=None)
 @given(TEXTS, st.booleans())
 def test_nothing_is_lost_but_tags_and_white_space(text: str, opened: bool) -> None:
     def bare(part: str) -> str:

@@ -4,7 +4,7 @@ import json
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.tool_calls import (
@@ -16,6 +16,7 @@ from server.tool_calls import (
     format_of,
 )
 from tests.server.cutting import PLACES, cut, texts_of
+from tests.server.grammar_readers import walk
 
 TOOLS = ("get_weather", "add")
 
@@ -178,6 +179,7 @@ TEXTS = texts_of(
 )
 
 
+@settings(deadline=None)
 @given(TEXTS, PLACES, FORMATS, st.booleans())
 def test_the_cuts_do_not_matter(
     text: str, places: list[int], call_format: CallFormat, several: bool
@@ -198,9 +200,12 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(
-        st.tuples(st.sampled_from(TOOLS), st.dictionaries(st.text(), JSON, max_size=3)), min_size=1
+        st.tuples(st.sampled_from(TOOLS), st.dictionaries(st.text(), JSON, max_size=3)),
+        min_size=1,
+        max_size=3,
     ),
     st.booleans(),
     st.sampled_from([None, 2]),
@@ -219,6 +224,40 @@ def test_what_a_model_writes_well_is_read_exactly(
     said, read = parse([";".join(written)], LLAMA3_JSON)
     assert said == ""
     assert [(name, json.loads(arguments)) for name, arguments in read] == calls
+
+
+SCHEMAS: list[tuple[str, dict[str, object]]] = [
+    (
+        "add",
+        {
+            "type": "object",
+            "properties": {
+                "a": {"type": "integer", "minimum": 0, "maximum": 99},
+                "b": {"type": "string", "maxLength": 4},
+                "c": {"enum": ["}", {"d": "</tool_call>"}]},
+            },
+            "required": ["a", "c"],
+            "additionalProperties": False,
+        },
+    ),
+    ("get_weather", {"type": "object", "properties": {}, "additionalProperties": False}),
+]
+
+
+@pytest.mark.parametrize("call_format", [HERMES, LLAMA3_JSON])
+@pytest.mark.parametrize("seed", range(8))
+def test_what_a_forced_call_may_be_is_read_as_calls(call_format: CallFormat, seed: int) -> None:
+    grammar = call_format.grammar(SCHEMAS, {}, several=True)
+    said, calls = parse(list(walk(grammar, seed)), call_format)
+    assert said == ""
+    assert calls
+    for name, arguments in calls:
+        assert json.loads(arguments).keys() <= ({"a", "b", "c"} if name == "add" else set())
+
+
+def test_a_forced_call_is_one_where_several_are_not_wanted() -> None:
+    grammar = HERMES.grammar(SCHEMAS, {}, several=False)
+    assert {len(parse([walk(grammar, seed)]).calls) for seed in range(8)} == {1}
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,7 @@ class FakeEngine:
         self.ready: EngineReady | None = EngineReady(2, 40, 16, MAX_MODEL_LEN)
         self.stats = stats()
         self.answers_hello = True
+        self.beats = False  # tells its stats every second, as an engine does
         self.received: list[FromServer] = []
         self._changed = threading.Condition()
         self._outbox: list[ToServer] = []
@@ -181,8 +182,10 @@ class FakeEngine:
         poller.register(self._hub.socket, zmq.POLLIN)
         poller.register(self._wake_end, zmq.POLLIN)
         while not self._closing:
-            if self._wake_end in dict(poller.poll()):
+            if self._wake_end in dict(poller.poll(1000 if self.beats else None)):
                 os.read(self._wake_end, 1)
+            if self.beats:
+                self._hub.send("server", self.stats)
             for _, message in self._hub.drain():
                 self._receive(message)
             with self._changed:
@@ -229,7 +232,7 @@ def make_app(
     metrics = Metrics(client)
     predictor = LengthPredictor(settings, metrics)
     endpoints = build_endpoints(settings, client, tokenizer, metrics, predictor)
-    batches = BatchService(settings, client, endpoints.all(), drain)
+    batches = BatchService(settings, client, endpoints.all(), drain, metrics)
     app = build_app(settings, client, tokenizer, drain, metrics, endpoints, batches)
     return app, predictor, batches
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types import BatchCreateParams, FileCreateParams
 
-from engine.messages import Abort, Finished, Submit
+from engine.messages import Abort, EngineReady, Finished, Submit
+from server.metrics import BATCH_OUTCOMES
 from tests.server.batches.world import begin, line, lines, official, read, wait_ended, wait_for
 from tests.server.world import MODEL, TOKENIZER, Daemon, generated, saying, serving, stats
 
@@ -27,7 +29,7 @@ def test_a_batch_answers_every_custom_id_once(client: openai.OpenAI) -> None:
     assert ended.status == "completed"
     assert ended.request_counts is not None
     assert ended.request_counts.to_dict() == {"total": 300, "completed": 300, "failed": 0}
-    assert ended.metadata == {"night": "7"}
+    assert (ended.model, ended.metadata) == (MODEL, {"night": "7"})
     assert ended.error_file_id is None
     assert ended.usage is not None
     assert (ended.usage.input_tokens, ended.usage.output_tokens) == (600, 2100)
@@ -84,6 +86,17 @@ def test_a_batch_is_online_work_s_servant(client: openai.OpenAI, daemon: Daemon)
     assert daemon.engine.wait_for(Submit)[-1].offline
     daemon.complete()
     assert not daemon.engine.wait_for(Submit)[-1].offline
+
+
+def test_requests_of_batches_are_counted_apart(client: openai.OpenAI, daemon: Daemon) -> None:
+    def counted() -> list[float]:
+        names = [f'tdpipe_batch_requests_total{{outcome="{kind}"}}' for kind in BATCH_OUTCOMES]
+        figures = dict(text.rsplit(" ", 1) for text in daemon.get("/metrics").text.splitlines())
+        return [float(figures[name]) for name in names]
+
+    before = counted()
+    wait_ended(client, begin(client, f"{line('good')}\n{line('odd', nonsense=1)}").id)
+    assert [after - b for after, b in zip(counted(), before, strict=True)] == [1, 1, 0]
 
 
 def test_batches_are_listed_in_pages_the_youngest_first(client: openai.OpenAI) -> None:
@@ -158,8 +171,6 @@ def test_a_cancelled_batch_aborts_what_runs_and_keeps_what_is_answered(tmp_path:
         assert len(read(client, ended.output_file_id)) == 1
         assert ended.cancelling_at is not None
         assert ended.cancelled_at is not None
-        with pytest.raises(openai.NotFoundError):
-            client.batches.cancel("batch_0")
         assert client.batches.cancel(batch.id).status == "cancelled"
 
 
@@ -196,7 +207,7 @@ def test_requests_wait_for_an_engine_that_is_not_there_yet(tmp_path: Path) -> No
     ):
         batch = begin(client, lines(5))
         wait_for(client, batch.id, "in_progress")
-        daemon.engine.ready, daemon.engine.stats = ready_engine()
+        daemon.engine.ready, daemon.engine.stats = EngineReady(2, 40, 16, 64), stats()
         daemon.engine.introduce()
         ended = wait_ended(client, batch.id)
         assert ended.request_counts is not None
@@ -243,20 +254,11 @@ def test_the_document_has_the_client_s_fields(daemon: Daemon) -> None:
     schemas = document["components"]["schemas"]
     for name, model in (("Batch", openai.types.Batch), ("FileObject", openai.types.FileObject)):
         assert schemas[name]["properties"].keys() == model.model_fields.keys()
-    from openai.types import BatchCreateParams, FileCreateParams
-
     wanted = BatchCreateParams.__annotations__.keys()
     assert schemas["CreateBatch"]["properties"].keys() == wanted
     form = document["paths"]["/v1/files"]["post"]["requestBody"]["content"]["multipart/form-data"]
     fields = {field.split("[")[0] for field in form["schema"]["properties"]}
     assert fields == FileCreateParams.__annotations__.keys()
-
-
-def ready_engine() -> Any:
-    """What a ready engine tells of itself."""
-    from engine.messages import EngineReady
-
-    return EngineReady(2, 40, 16, 64), stats()
 
 
 def _output_of(folder: Path) -> list[str]:

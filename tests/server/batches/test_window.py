@@ -12,9 +12,11 @@ from server.batches.lines import LineRequest
 from server.batches.window import MAX_FAILURES, Window
 from server.engine_client import EngineClient
 from server.errors import ApiError, failed, invalid, too_busy, unavailable
+from server.metrics import Metrics
 from server.reply import Reply
 
 PATH = "/v1/completions"
+METRICS = Metrics(cast(EngineClient, None))
 
 
 @dataclass
@@ -79,7 +81,7 @@ def run(
         answers.append(answer)
 
     async def work() -> None:
-        window = Window([engine], cast(EngineClient, engine), 2, is_closed)
+        window = Window([engine], cast(EngineClient, engine), METRICS, 2, is_closed)
         async with asyncio.timeout(10):
             await window.run(several(count), take)
 
@@ -165,7 +167,7 @@ def test_what_cannot_be_written_ends_it() -> None:
 
     async def work() -> None:
         engine = FakeEngine()
-        window = Window([engine], cast(EngineClient, engine), 2)
+        window = Window([engine], cast(EngineClient, engine), METRICS, 2)
         with pytest.RaisesGroup(OSError):
             await window.run(several(3), take)
 
@@ -178,7 +180,7 @@ def test_a_batch_that_is_cancelled_gives_its_slots_back() -> None:
 
     async def work() -> list[str]:
         engine, answered = FakeEngine(), list[str]()
-        window = Window([engine], cast(EngineClient, engine), 2)
+        window = Window([engine], cast(EngineClient, engine), METRICS, 2)
 
         async def take(answer: Answer) -> None:
             answered.append(answer.custom_id)

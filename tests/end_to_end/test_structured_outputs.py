@@ -1,0 +1,177 @@
+"""Structured outputs through the real daemon: even a tiny model keeps to what it was told.
+
+All requests of a test run in one crowd, through two stages, in a KV cache so small that some are
+pre-empted.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from demo.tasks import held_out
+from tests.end_to_end.daemon import Daemon
+
+PROMPTS = [task.prompt for task in held_out(8, seed=5)]
+MAX_TOKENS = 150
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "kind": {"enum": ["cat", "dog", "Zebra"]},
+        "name": {"type": "string", "minLength": 1, "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 30},
+        "weight": {"type": "number", "minimum": 0, "maximum": 99, "multipleOf": 0.25},
+        "tags": {
+            "type": "array",
+            "items": {"$ref": "#/$defs/tag"},
+            "minItems": 1,
+            "maxItems": 3,
+        },
+    },
+    "required": ["kind", "name", "age", "weight", "tags"],
+    "additionalProperties": False,
+    "$defs": {"tag": {"type": ["string", "null"], "maxLength": 6}},
+}
+SUMS = r"""
+start: term ("+" term){3,6}
+term: NUMBER | "(" NUMBER "-" NUMBER ")"
+NUMBER: /[1-9][0-9]{0,3}/
+"""
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    arguments = ["--dtype", "float32", "--device", "cpu", "--max-num-batched-tokens", "16"]
+    arguments += ["--kv-cache-memory-bytes", "480000", "--predictor", "constant:1"]
+    with Daemon(tmp_path_factory.mktemp("structured"), *arguments) as daemon:
+        yield daemon
+
+
+def ask(daemon: Daemon, prompts: list[str] = PROMPTS, **body: Any) -> list[Any]:
+    """Each prompt's choice, asked at the same time."""
+    own = ("temperature", "max_tokens", "seed")
+    fields = {"temperature": 1.0, "seed": 7, "max_tokens": MAX_TOKENS} | body
+    extra = {key: fields.pop(key) for key in list(fields) if key not in own}
+
+    async def gather() -> list[Any]:
+        async with daemon.async_client() as client:
+            return await asyncio.gather(
+                *(
+                    client.completions.create(
+                        model="tdpipe-demo", prompt=prompt, extra_body=extra, **fields
+                    )
+                    for prompt in prompts
+                )
+            )
+
+    return [answer.choices[0].to_dict() for answer in asyncio.run(gather())]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("field", ["structured_outputs", "response_format"])
+def test_json_is_by_its_schema(field: str, temperature: float, daemon: Daemon) -> None:
+    wanted: dict[str, Any] = {"json": SCHEMA}
+    if field == "response_format":
+        named = {"name": "pet", "schema": SCHEMA, "strict": True}
+        wanted = {"type": "json_schema", "json_schema": named}
+    choices = ask(daemon, temperature=temperature, max_tokens=250, **{field: wanted})
+    for choice in choices:
+        assert choice["finish_reason"] == "stop", choice
+        pet = json.loads(choice["text"])
+        assert list(pet) == SCHEMA["required"]
+        assert pet["kind"] in ("cat", "dog", "Zebra")
+        assert 1 <= len(pet["name"]) <= 12
+        assert pet["age"] in range(31)
+        assert 0 <= pet["weight"] <= 99
+        assert pet["weight"] * 4 == int(pet["weight"] * 4)
+        assert all(tag is None or len(tag) <= 6 for tag in pet["tags"])
+        assert 1 <= len(pet["tags"]) <= 3
+    assert daemon.metric("tdpipe_preemptions_total") > 0
+
+
+def test_an_answer_is_what_an_expression_matches(daemon: Daemon) -> None:
+    expression = r"[A-Z][a-z]{2,8}-(0[1-9]|1[0-2])/20[0-9]{2} (é|ß|世界){2}"
+    for choice in ask(daemon, structured_outputs={"regex": expression}):
+        assert re.fullmatch(expression, choice["text"])
+        assert choice["finish_reason"] == "stop"
+
+
+def test_an_answer_is_one_of_the_choices(daemon: Daemon) -> None:
+    texts = ["north", "south", "south-west", "a much longer way\nover the hills"]
+    choices = ask(daemon, temperature=2.0, structured_outputs={"choice": texts})
+    assert {choice["text"] for choice in choices} <= set(texts)
+    assert len({choice["text"] for choice in choices}) > 1
+
+
+def test_an_answer_is_by_a_grammar(daemon: Daemon) -> None:
+    in_ebnf = 'root ::= "(" root ")" | [0-9] [0-9]'
+    for choice in ask(daemon, structured_outputs={"grammar": SUMS}):
+        assert re.fullmatch(r"[\d()+-]+", choice["text"])
+        assert isinstance(eval(choice["text"]), int)
+    for choice in ask(daemon, structured_outputs={"grammar": in_ebnf}, temperature=0.5):
+        if choice["finish_reason"] == "stop":
+            depth = choice["text"].count("(")
+            assert re.fullmatch(rf"\({{{depth}}}\d\d\){{{depth}}}", choice["text"])
+
+
+def test_a_crowd_changes_no_answer(daemon: Daemon) -> None:
+    wanted = {"structured_outputs": {"json": SCHEMA}, "max_tokens": 250, "seed": 3}
+    before = daemon.metric("tdpipe_preemptions_total")
+    crowd = ask(daemon, **wanted)
+    assert daemon.metric("tdpipe_preemptions_total") > before
+    assert crowd == [ask(daemon, [prompt], **wanted)[0] for prompt in PROMPTS]
+
+
+def test_neighbours_without_a_grammar_are_answered_as_ever(daemon: Daemon) -> None:
+    alone = ask(daemon, temperature=0.0, max_tokens=40)
+
+    async def mixed() -> list[str]:
+        async with daemon.async_client() as client:
+
+            def complete(prompt: str, **extra: Any) -> Any:
+                return client.completions.create(
+                    model="tdpipe-demo",
+                    prompt=prompt,
+                    max_tokens=40,
+                    temperature=0.0,
+                    extra_body=extra,
+                )
+
+            guided = {"structured_outputs": {"regex": "[0-9]{30}"}}
+            answers = await asyncio.gather(
+                *(complete(prompt, **extra) for prompt in PROMPTS for extra in ({}, guided))
+            )
+            assert all(re.fullmatch("[0-9]{30}", a.choices[0].text) for a in answers[1::2])
+            return [answer.choices[0].text for answer in answers[::2]]
+
+    assert asyncio.run(mixed()) == [choice["text"] for choice in alone]
+
+
+def test_a_complete_answer_ends_with_any_of_its_stop_tokens_or_waits_for_its_length(
+    daemon: Daemon,
+) -> None:
+    three = {"structured_outputs": {"regex": "[0-9]{3}"}}
+    named = ask(daemon, PROMPTS[:2], **three, ignore_eos=True, stop_token_ids=[40])
+    assert [(c["finish_reason"], c["stop_reason"], len(c["text"])) for c in named] == [
+        ("stop", 40, 3)
+    ] * 2
+    forever = ask(daemon, PROMPTS[:2], **three, ignore_eos=True, max_tokens=9)
+    assert [(c["finish_reason"], len(c["text"])) for c in forever] == [("length", 3)] * 2
+    longer = ask(daemon, PROMPTS[:2], **three, min_tokens=6, return_token_ids=True)
+    assert [(c["finish_reason"], len(c["text"])) for c in longer] == [("stop", 3)] * 2
+
+
+def test_what_cannot_be_followed_is_refused_and_the_rest_goes_on(daemon: Daemon) -> None:
+    for expression in ("(a", "a{1000000}", r"[^\s\S]"):
+        with pytest.raises(openai.BadRequestError, match="structured_outputs"):
+            ask(daemon, PROMPTS[:1], structured_outputs={"regex": expression})
+    assert daemon.get("/health")[0] == 200
+
+
+def test_nothing_is_left_of_all_that(daemon: Daemon) -> None:
+    daemon.wait_for(lambda: daemon.metric("tdpipe_kv_blocks_used") == 0)
+    assert "grammar failed" not in daemon.log()

@@ -104,3 +104,34 @@ def test_a_long_text_holds_nobody_up_and_too_many_are_refused(
     assert refused.status_code == 429
     assert refused.headers["retry-after"]
     assert told[0].json()["count"] > 0
+
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def test_a_conversation_is_tokenized_as_the_template_puts_it(tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text(TEMPLATE)
+    messages = [{"role": "user", "content": "hi"}]
+    with serving(tmp_path, chat_template=str(file)) as daemon:
+        told = post(daemon, "/tokenize", messages=messages).json()
+        bare = post(daemon, "/tokenize", messages=messages, add_generation_prompt=False).json()
+        both = post(
+            daemon,
+            "/tokenize",
+            messages=messages,
+            continue_final_message=True,
+            add_generation_prompt=True,
+        )
+    assert told["tokens"] == TOKENIZER.encode("[user]hi[assistant]")
+    assert bare["tokens"] == TOKENIZER.encode("[user]hi")
+    assert both.status_code == 400
+
+
+def test_without_a_template_a_conversation_is_refused(daemon: Daemon) -> None:
+    response = post(daemon, "/tokenize", messages=[{"role": "user", "content": "hi"}])
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "no_chat_template"

@@ -13,6 +13,7 @@ _FAILURES = {
     400: "The request is at fault",
     404: "There is no such thing here",
     408: "The body did not come in time",
+    409: "Not in its present state",
     413: "The body is too large",
     415: "The body is not JSON",
     429: "The queue is full",
@@ -29,7 +30,7 @@ def failures(*statuses: int) -> Responses:
     """The answers of a route that are no success, each with OpenAI's envelope."""
     return {
         status: {"model": ErrorBody, "description": _FAILURES[status]}
-        for status in (*statuses, 500)
+        for status in sorted({*statuses, 500})
     }
 
 

@@ -126,13 +126,16 @@ class Tokenization:
         asked = parse(TokenizeRequest, body)
         self._check_model(asked.model)
         token_ids = await self._encode(asked, len(body))
+        names: list[str] | None = None
+        if asked.return_token_strs:
+            names = await self._run(len(token_ids), lambda: self._tokenizer.names(token_ids))
         ready = self._client.ready
         return _json(
             {
                 "count": len(token_ids),
                 "max_model_len": ready.max_model_len if ready else None,
                 "tokens": token_ids,
-                "token_strs": self._tokenizer.names(token_ids) if asked.return_token_strs else None,
+                "token_strs": names,
             }
         )
 

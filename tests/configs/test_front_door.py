@@ -28,6 +28,16 @@ def test_keys_come_from_the_environment_too() -> None:
     assert [key.get_secret_value() for key in config.api_key] == ["one", "two"]
 
 
+def test_keys_in_yaml_are_a_list_or_have_commas(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    for text in ("[one, two]", "one,two", "\n- one\n- two"):
+        file.write_text(f"api_key: {text}\n")
+        assert [key.get_secret_value() for key in load(f"--config {file}").api_key] == [
+            "one",
+            "two",
+        ]
+
+
 def test_keys_are_shown_to_nobody_but_the_daemon_s_own_processes(tmp_path: Path) -> None:
     config = load("--api-key the-secret")
     assert "the-secret" not in json.dumps(loader.non_default(config))

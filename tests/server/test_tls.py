@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from configs.front_door import ListenConfig
 from server.listener import ListenError
 from server.tls import tls_context
-from tests.server.world import PATIENCE_S, serving
+from tests.server.world import MODEL, PATIENCE_S, events, saying, serving
 
 
 class Authority:
@@ -50,6 +50,15 @@ def test_a_client_that_trusts_the_authority_is_served(tmp_path: Path, authority:
             daemon.get("/v1/models")
         with pytest.raises(httpx.HTTPError):
             httpx.get(daemon.url.replace("https", "http") + "/v1/models")
+
+
+def test_a_stream_comes_whole_through_it(tmp_path: Path, authority: Authority) -> None:
+    script = saying("hello world €")
+    with serving(tmp_path, script, **authority.files()) as daemon, authority.client() as client:
+        body = {"model": MODEL, "prompt": "hi", "stream": True}
+        answer = client.post(f"{daemon.url}/v1/completions", json=body)
+    texts = [event["choices"][0]["text"] for event in events(answer)]
+    assert "".join(texts) == "hello world €"
 
 
 def test_a_client_s_certificate_may_be_required(tmp_path: Path, authority: Authority) -> None:

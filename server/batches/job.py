@@ -201,10 +201,14 @@ class Job:
             await self._change(partial(StoredBatch.counted, counts=counts))
 
     async def _report(self, batch: StoredBatch, writer: AnswerWriter) -> None:
+        told = batch.request_counts
         while True:
             await asyncio.sleep(REPORT_INTERVAL_S)
-            await writer.sync()
             counts = writer.answers.counts(batch.request_counts.total)
+            if counts == told:
+                continue
+            told = counts
+            await writer.sync()
             usage = writer.answers.usage()
             await self._change(partial(StoredBatch.counted, counts=counts, usage=usage))
 

@@ -6,12 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve test lint types contracts tests format paper sweep real-policies \
-<<<<<<< HEAD
-	real-predictors prediction-quality cost-model-error stream-cost batch-kill batch-memory \
-	demo-predictor demo-model clean
-=======
-	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table demo-predictor demo-model clean
->>>>>>> f7c337fef5f067c045cdb08e5b25e0a792c86e31
+	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table batch-kill \
+	batch-memory demo-predictor demo-model clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve test lint types contracts tests format paper sweep real-policies \
-	real-predictors prediction-quality cost-model-error stream-cost lm-eval batch-kill \
+	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table batch-kill \
 	batch-memory demo-predictor demo-model clean
 
 help:  ## what can be made
@@ -62,6 +62,9 @@ lm-eval: $(VENV)/dev .venv-lm-eval/ready  ## the demo's tasks under lm-evaluatio
 	$(PYTHON) -m venv .venv-lm-eval
 	.venv-lm-eval/bin/pip install --quiet 'lm-eval[api]==0.4.13' transformers==5.23.0
 	touch $@
+
+api-table: $(VENV)/dev  ## the table of fields in docs/api.md
+	$(BIN)/python -m server.field_table
 
 cost-model-error: $(VENV)/dev  ## predicted beside measured seconds of random steps on two CPU stages (about a minute)
 	$(BIN)/python -m benchmarks.cost_model_error $(ARGS)

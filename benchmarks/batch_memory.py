@@ -19,7 +19,7 @@ from typing import Any, Self
 import httpx
 import psutil
 
-from benchmarks.daemon_run import running
+from benchmarks.daemon_run import serving
 from benchmarks.machine import describe_machine
 from benchmarks.workloads import positive, positive_int
 from configs.schema import DEMO_MODEL
@@ -38,10 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(name)
         path = folder / "in.jsonl"
         write_input(path, options.lines)
-        with running(DEMO_MODEL, 2, ["--profile-seconds=0.3"], folder / "daemon") as daemon:
-            children = psutil.Process(daemon.process.pid).children()
+        with serving(DEMO_MODEL, 2, ["--profile-seconds=0.3"], folder / "daemon") as url:
+            children = psutil.Process().children(recursive=True)
             server = next(child for child in children if "server" in child.cmdline())
-            growth_mb = _exercise(daemon.url, path, server)
+            growth_mb = _exercise(url, path, server)
     print(f"machine: {json.dumps(describe_machine())}")
     print(f"the server grew by {growth_mb:.0f} MB with {options.lines:,} lines")
     return int(growth_mb > options.limit_mb)

@@ -8,17 +8,10 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 START_TIMEOUT_S, RUN_TIMEOUT_S, END_TIMEOUT_S = 120.0, 300.0, 60.0
-
-
-class RunningDaemon(NamedTuple):
-    """Where it listens, and its first process."""
-
-    url: str
-    process: "subprocess.Popen[bytes]"
 
 
 def measure(
@@ -28,42 +21,36 @@ def measure(
 
     Raises `OSError` or `subprocess.SubprocessError` when either fails or takes too long.
     """
-    with running(model, num_stages, flags, folder) as daemon:
+    with serving(model, num_stages, flags, folder) as url:
         report = folder / "report.json"
-        client = [sys.executable, "-m", "benchmarks.load", f"--url={daemon.url}"]
+        client = [sys.executable, "-m", "benchmarks.load", f"--url={url}", f"--json={report}"]
         subprocess.run(
-            [*client, f"--json={report}", *load],
-            check=True,
-            timeout=RUN_TIMEOUT_S,
-            cwd=ROOT,
-            capture_output=True,
+            [*client, *load], check=True, timeout=RUN_TIMEOUT_S, cwd=ROOT, capture_output=True
         )
         told: dict[str, Any] = json.loads(report.read_text())
         return told
 
 
 @contextmanager
-def running(
-    model: Path, num_stages: int, flags: Sequence[str], folder: Path
-) -> Iterator[RunningDaemon]:
-    """A ready daemon with CPU stages of one thread each; `folder` is made and keeps the log.
+def serving(model: Path, num_stages: int, flags: Sequence[str], folder: Path) -> Iterator[str]:
+    """The URL of a daemon with CPU stages of one thread each, for the length of the block.
 
-    Raises `OSError` when it does not become ready.
+    `folder` is made and keeps the log. Raises `OSError` when the daemon does not start.
     """
     folder.mkdir()
     command = [sys.executable, str(ROOT / "tdpipe.py"), "serve", str(model), "--port=0"]
     command += [f"--pipeline-parallel-size={num_stages}", "--device=cpu", "--num-threads=1"]
     command += [f"--data-dir={folder / 'data'}", *flags]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+        daemon = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
     try:
-        yield RunningDaemon(_wait_ready(folder, process), process)
+        yield _wait_ready(folder, daemon)
     finally:
-        process.terminate()
+        daemon.terminate()
         try:
-            process.wait(END_TIMEOUT_S)
+            daemon.wait(END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            process.kill()
+            daemon.kill()
 
 
 def log_of(folder: Path) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.daemon_run import running
+from benchmarks.daemon_run import serving
 from configs.schema import DEMO_MODEL
 from demo.tasks import Task, held_out
 
@@ -90,10 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="tdpipe-lm-eval-") as name:
         folder = Path(name)
         task_files(folder, options.documents)
-        with running(DEMO_MODEL, 2, [], folder / "daemon") as daemon:
+        with serving(DEMO_MODEL, 2, [], folder / "daemon") as url:
             arguments = {
                 "model": MODEL,
-                "base_url": f"{daemon.url}/v1/completions",
+                "base_url": f"{url}/v1/completions",
                 "tokenizer": str(DEMO_MODEL),
                 "tokenized_requests": True,
                 "num_concurrent": 8,

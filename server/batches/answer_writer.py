@@ -27,7 +27,12 @@ class AnswerWriter:
         self._answers: Answers | None = None
 
     async def __aenter__(self) -> Self:
-        self._answers = await self._call(lambda: Answers(*self._paths))
+        try:
+            await self._call(self._open)
+        except BaseException:
+            if self._answers is not None:
+                self._answers.close()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -58,7 +63,18 @@ class AnswerWriter:
         """Let all that is written outlive the machine's power. Raises `OSError`."""
         await self._call(self.answers.sync)
 
+    def _open(self) -> None:
+        self._answers = Answers(*self._paths)
+
     async def _call(self, work: Callable[[], Result]) -> Result:
-        """Run it to its end, also when the caller is cancelled: its group has others' answers."""
+        """Run it to its end, also when the caller is cancelled meanwhile.
+
+        A group has the answers of others too, and whoever opens the files next must be alone.
+        """
         loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._thread, work))
+        running = loop.run_in_executor(self._thread, work)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait((running,))
+            raise

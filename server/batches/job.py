@@ -157,27 +157,15 @@ class Job:
             counts = writer.answers.counts(batch.request_counts.total)
             usage, sizes = writer.answers.usage(), writer.answers.sizes()
         now = _now()
-        files = [
-            FileObject(
-                id=name,
-                bytes=num_bytes,
-                created_at=now,
-                expires_at=now + batch.output_expires_s if batch.output_expires_s else None,
-                filename=f"{batch.id}_{kind}.jsonl",
-                purpose="batch_output",
-            )
-            for name, kind, num_bytes in zip(
-                (batch.output_name, batch.error_name), ("output", "error"), sizes, strict=True
-            )
-            if num_bytes
-        ]
-        shown = {file.id for file in files}
-        output_id = batch.output_name if batch.output_name in shown else None
-        error_id = batch.error_name if batch.error_name in shown else None
-        ended = await self._change(
-            lambda b: b.counted(counts, usage).ended(output_id, error_id, now), *files
+        files = _files(batch, sizes, now)
+        output, errors = (
+            name if any(file.id == name for file in files) else None
+            for name in (batch.output_name, batch.error_name)
         )
-        for name in {batch.output_name, batch.error_name} - shown:
+        ended = await self._change(
+            lambda b: b.counted(counts, usage).ended(output, errors, now), *files
+        )
+        for name in {batch.output_name, batch.error_name} - {output, errors}:
             self._store.content(name).unlink(missing_ok=True)
         return ended
 
@@ -201,10 +189,14 @@ class Job:
             await self._change(partial(StoredBatch.counted, counts=counts))
 
     async def _report(self, batch: StoredBatch, writer: AnswerWriter) -> None:
+        told = batch.request_counts
         while True:
             await asyncio.sleep(REPORT_INTERVAL_S)
-            await writer.sync()
             counts = writer.answers.counts(batch.request_counts.total)
+            if counts == told:
+                continue
+            told = counts
+            await writer.sync()
             usage = writer.answers.usage()
             await self._change(partial(StoredBatch.counted, counts=counts, usage=usage))
 
@@ -234,6 +226,23 @@ async def _alongside(chore: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             yield
         finally:
             task.cancel()
+
+
+def _files(batch: StoredBatch, sizes: tuple[int, int], now: int) -> list[FileObject]:
+    """The files of answers that are not empty."""
+    lifetime_s, names = batch.output_expires_s, (batch.output_name, batch.error_name)
+    return [
+        FileObject(
+            id=name,
+            bytes=num_bytes,
+            created_at=now,
+            expires_at=None if lifetime_s is None else now + lifetime_s,
+            filename=f"{batch.id}_{kind}.jsonl",
+            purpose="batch_output",
+        )
+        for name, kind, num_bytes in zip(names, ("output", "error"), sizes, strict=True)
+        if num_bytes
+    ]
 
 
 def _now() -> int:

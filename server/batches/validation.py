@@ -48,6 +48,8 @@ class Validation:
                     continue
                 custom_ids.add(request.custom_id)
                 numbers.append(number)
+        if self.is_given_up:
+            return
         if not self.num_requests:
             message = "The input file is empty: it must hold at least one request."
             self._errors.append(BatchError(code="empty_file", message=message))

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import openai
@@ -67,6 +68,11 @@ def num_written(folder: Path) -> int:
     )
 
 
+def has_written(folder: Path, count: int) -> bool:
+    """Whether so many answers are on the disk."""
+    return num_written(folder) >= count
+
+
 def kill(daemon: Daemon) -> None:
     """Every process of it, as a power failure would."""
     everything = psutil.Process(daemon.process.pid).children(recursive=True)
@@ -98,11 +104,13 @@ def test_a_killed_daemon_goes_on_and_answers_each_request_once_as_if_undisturbed
     moments = sorted(random.Random(7).sample(range(num_requests), num_kills))
     left = []
     for moment in moments:
-        killed.wait_for(lambda m=moment: num_written(killed.folder) >= m, BATCH_TIMEOUT_S)
+        killed.wait_for(partial(has_written, killed.folder, moment), BATCH_TIMEOUT_S)
         kill(killed)
         left.append(num_requests - num_written(killed.folder))
         killed.start()
         killed.wait_ready()
+    # The pipeline's death is not the requests' fault either.
+    killed.descendants()["stage"][-1].kill()
     assert answers(killed, wait_ended(killed, batch_id)) == undisturbed
     assert left[0] > 0, "the first kill came too late to mean anything"
     assert undisturbed.keys() == {f"r{i}" for i in range(num_requests)}

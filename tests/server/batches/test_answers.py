@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,38 @@ def test_what_was_added_is_written_once_though_its_callers_were_cancelled(tmp_pa
     asyncio.run(_write_in_groups(output, errors))
     wanted = {f"r{i}" for i in range(100)} | {f"s{i}" for i in range(50)}
     assert by_custom_id(output.read_text()).keys() == wanted
+
+
+def test_files_are_not_left_before_they_are_quite_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_open, closed = threading.Event(), list[Answers]()
+
+    class SlowAnswers(Answers):
+        def __init__(self, output: Path, errors: Path) -> None:
+            assert may_open.wait(10)
+            super().__init__(output, errors)
+
+        def close(self) -> None:
+            super().close()
+            closed.append(self)
+
+    monkeypatch.setattr("server.batches.answer_writer.Answers", SlowAnswers)
+
+    async def work() -> None:
+        writer = AnswerWriter(tmp_path / "output", tmp_path / "errors")
+        entering = asyncio.create_task(writer.__aenter__())
+        await asyncio.sleep(0)
+        entering.cancel()
+        for _ in range(5):
+            await asyncio.sleep(0)
+            assert not entering.done()
+        may_open.set()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+
+    asyncio.run(work())
+    assert len(closed) == 1
 
 
 @pytest.mark.parametrize(

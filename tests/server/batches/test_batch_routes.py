@@ -11,7 +11,17 @@ from openai.types import BatchCreateParams, FileCreateParams
 
 from engine.messages import Abort, EngineReady, Finished, Submit
 from server.metrics import BATCH_OUTCOMES
-from tests.server.batches.world import begin, line, lines, official, read, wait_ended, wait_for
+from tests.server.batches.world import (
+    begin,
+    chat_line,
+    line,
+    lines,
+    official,
+    read,
+    wait_ended,
+    wait_for,
+)
+from tests.server.templates import CHATML, chatty
 from tests.server.world import MODEL, TOKENIZER, Daemon, generated, saying, serving, stats
 
 
@@ -79,6 +89,28 @@ def test_a_file_that_cannot_be_run_fails_with_the_lines_at_fault(client: openai.
         (5, "model_not_found"),
     ]
     assert ended.output_file_id is None
+
+
+def test_conversations_come_in_batches_too(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path, saying("hello"), tokenizer=chatty(CHATML)) as daemon,
+        official(daemon) as client,
+    ):
+        content = "\n".join([chat_line("a"), chat_line("b", top_logprobs=99)])
+        ended = wait_ended(client, begin(client, content, endpoint="/v1/chat/completions").id)
+        answer = read(client, ended.output_file_id)["a"]["response"]["body"]
+        assert answer["choices"][0]["message"]["content"] == "hello"
+        error = read(client, ended.error_file_id)["b"]["response"]["body"]["error"]
+        assert error["param"] == "top_logprobs"
+        assert ended.usage is not None
+        assert ended.usage.total_tokens == answer["usage"]["total_tokens"]
+
+
+def test_every_line_goes_to_the_batch_s_endpoint(client: openai.OpenAI) -> None:
+    ended = wait_ended(client, begin(client, f"{line('a')}\n{chat_line('b')}").id)
+    assert ended.errors is not None
+    assert ended.errors.data is not None
+    assert [(error.line, error.code) for error in ended.errors.data] == [(2, "invalid_url")]
 
 
 def test_a_batch_is_online_work_s_servant(client: openai.OpenAI, daemon: Daemon) -> None:

@@ -21,6 +21,15 @@ def line(custom_id: str, prompt: Any = "hi", **fields: Any) -> str:
     )
 
 
+def chat_line(custom_id: str, text: str = "hi", **fields: Any) -> str:
+    """One line of an input file, for chat."""
+    messages = [{"role": "user", "content": text}]
+    body = {"model": MODEL, "messages": messages} | fields
+    return json.dumps(
+        {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+    )
+
+
 def lines(count: int, **fields: Any) -> str:
     """An input file of so many requests: "r0", "r1" and so on."""
     return "".join(line(f"r{i}", **fields) + "\n" for i in range(count))

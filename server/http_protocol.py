@@ -7,7 +7,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server.errors import ApiError
 
-# As much as nginx and Node take together; the parser itself has no bound.
+# As much as nginx takes; the parser itself has no bound.
 MAX_HEAD_BYTES = 32 * 1024
 # From the connection, or a request's first byte, to the end of the request's head.
 HEAD_TIMEOUT_S = 60.0
@@ -16,9 +16,12 @@ HEAD_TIMEOUT_S = 60.0
 class BoundedHttp(HttpToolsProtocol):
     """One connection. A head that is too long gets 431, one that does not come 408."""
 
-    _num_head_bytes = 0
+    # Of the present head: in the parts that are whole, and as they came.
+    _num_parsed_bytes = 0
+    _num_received_bytes = 0
     _has_begun = False  # a request has, at least once
     _in_head = True
+    _num_heads = 0  # that have come whole
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -32,12 +35,13 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse; what is still a head at the end of the data has not been counted by its parts."""
+        """Parse. The parser keeps a part that has no end yet, so what comes is counted too."""
         self._has_begun = True
+        num_heads = self._num_heads
         super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
-            self._num_head_bytes += len(data)
-            if self._num_head_bytes > MAX_HEAD_BYTES:
+        if self._in_head and num_heads == self._num_heads:
+            self._num_received_bytes += len(data)
+            if self._num_received_bytes > MAX_HEAD_BYTES:
                 self._refuse(_too_long())
 
     def on_message_begin(self) -> None:
@@ -58,22 +62,23 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is there."""
         self._in_head = False
+        self._num_heads += 1
         self._stop_clock()
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
         """What could not be parsed; it may be ours that stopped the parser."""
-        too_long = self._num_head_bytes > MAX_HEAD_BYTES
+        too_long = self._num_parsed_bytes > MAX_HEAD_BYTES
         self._refuse(_too_long() if too_long else ApiError(400, msg, code="invalid_http"))
 
     def _count(self, part: bytes) -> None:
-        self._num_head_bytes += len(part)
-        if self._num_head_bytes > MAX_HEAD_BYTES:
+        self._num_parsed_bytes += len(part)
+        if self._num_parsed_bytes > MAX_HEAD_BYTES:
             raise ValueError("the head is too long")  # the parser stops
 
     def _expect_head(self) -> None:
         self._stop_clock()
-        self._in_head, self._num_head_bytes = True, 0
+        self._in_head, self._num_parsed_bytes, self._num_received_bytes = True, 0, 0
         self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._refuse, _too_slow())
 
     def _stop_clock(self) -> None:

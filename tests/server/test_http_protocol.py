@@ -75,6 +75,27 @@ def test_a_head_within_the_bound_is_served(daemon: Daemon) -> None:
     assert again.status_code == 200, "each request of a connection is counted by itself"
 
 
+def test_a_head_in_small_parts_is_counted_once(daemon: Daemon) -> None:
+    head = b"GET /v1/models HTTP/1.1\r\nconnection: close\r\nhost: x\r\n"
+    head += b"".join(b"x-%d: " % i + b"y" * 1000 + b"\r\n" for i in range(LIMIT // 1100))
+    with connect(daemon) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(head), 700):
+            client.sendall(head[start : start + 700])
+        client.sendall(b"\r\n")
+        assert read(client).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_long_body_before_the_next_request_is_not_counted(daemon: Daemon) -> None:
+    body = json.dumps({"prompt": "x" * 2 * LIMIT}).encode()
+    first = b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with connect(daemon) as client:
+        client.sendall(first + body + b"GET /v1/models HTTP/1.1\r\nhost: x\r\n")
+        client.sendall(b"connection: close\r\n\r\n")
+        answers = read(client)
+    assert answers.count(b"HTTP/1.1 200 ") == 2
+
+
 def test_a_head_that_does_not_come_is_408_and_an_idle_connection_just_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,8 +87,8 @@ async def _answer_framework(request: Request, error: Exception) -> Response:
     messages = {404: f"Invalid URL ({where})", 405: f"Method not allowed ({where})"}
     message = messages.get(error.status_code, str(error.detail))
     headers = dict(error.headers or {})
-    if error.status_code == 405:
-        headers["Allow"] = ", ".join(_allowed_methods(request))
+    if error.status_code == 405:  # static files are behind no route of ours
+        headers["Allow"] = ", ".join(_allowed_methods(request)) or "GET"
     return ApiError(error.status_code, message, headers=headers).response()
 
 

@@ -69,7 +69,7 @@ api-table: $(VENV)/dev  ## the table of fields in docs/api.md
 cost-model-error: $(VENV)/dev  ## predicted beside measured seconds of random steps on two CPU stages (about a minute)
 	$(BIN)/python -m benchmarks.cost_model_error $(ARGS)
 
-batch-kill: $(VENV)/dev  ## kill -9 of the daemon at five moments of a 2,000-line batch (about 5 minutes)
+batch-kill: $(VENV)/dev  ## kill -9 of the daemon at five moments of a 2,000-line batch (about 3 minutes)
 	$(BIN)/pytest -m long tests/end_to_end/test_batches.py $(ARGS)
 
 batch-memory: $(VENV)/dev  ## the server's memory with a batch of 200,000 lines (about a minute)

@@ -54,7 +54,8 @@ class BatchService:
     def store(self) -> Store:
         """The store. Raises `ApiError` (503) while this process cannot work there."""
         if self._problem is not None:
-            message = f"Files and batches are not available here now: {self._problem}."
+            # The log says why: paths and other daemons are not the client's.
+            message = "Files and batches are not available here now."
             raise unavailable(message, "batches_unavailable")
         return self._store
 
@@ -66,7 +67,10 @@ class BatchService:
 
     async def run(self) -> None:
         """Work until cancelled, from the moment on that no other process does."""
-        while not await self._open():
+        while (problem := await self._open()) is not None:
+            if problem != self._problem:
+                logger.warning("files and batches are not available: %s", problem)
+            self._problem = problem
             await asyncio.sleep(RETRY_S)
         self._problem, problem = None, "the server is shutting down"
         self.was_open.set()
@@ -80,12 +84,10 @@ class BatchService:
             self._problem = problem
             await self._store.close()
 
-    async def _open(self) -> bool:
+    async def _open(self) -> str | None:
+        """Why the store cannot be opened now."""
         try:
             await self._store.open()
         except (StoreTakenError, DatabaseError, OSError) as error:
-            if str(error) != self._problem:
-                logger.warning("files and batches are not available: %s", error)
-            self._problem = str(error)
-            return False
-        return True
+            return str(error)
+        return None

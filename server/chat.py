@@ -128,7 +128,11 @@ class Chat:
         special_tokens = self._tokenizer.special_tokens
         if call_format is not None and (grammar or choice.is_forced):
             several = request.parallel_tool_calls
-            calls = call_format.grammar(choice.schemas, special_tokens, several=several)
+            # Beside an answer in JSON, they have to have its white space.
+            whitespace = None if choice.is_forced else grammar_text.WHITESPACE
+            calls = call_format.grammar(
+                choice.schemas, special_tokens, several=several, whitespace=whitespace
+            )
             await self._grammars.check(grammar, param)
             grammar = calls if choice.is_forced else grammar_text.either(grammar, calls)
             param = "tools"

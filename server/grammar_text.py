@@ -75,14 +75,18 @@ def forced_tool_calls(
     *,
     between: str = "\n",
     special_tokens: Mapping[str, int] | None = None,
+    whitespace: str | None = None,
 ) -> str:
     """Calls of tools, one or, with `several`, more: `begin {"name": .., "arguments": ..} end`.
 
     A tool is its name and its arguments' schema, in which `$ref`s are from its own root. `between`
     stands between calls. What of these texts is a special token of the model's must be in
-    `special_tokens`, with its id: such a token is no text.
+    `special_tokens`, with its id: such a token is no text. Without `whitespace`, a call is laid out
+    as models have learnt it, as Python's JSON or compact.
     """
-    ids = special_tokens or {}
+    ids, options = special_tokens or {}, _options(whitespace, lenient=True)
+    if not whitespace:
+        options |= {"item_separator": ", ?", "key_separator": ": ?"}
     head, tail, gap = _sequence(begin, ids), _sequence(end, ids), _sequence(between, ids)
     calls = " | ".join(f"tool_{i}" for i in range(len(tools)))
     lines = [
@@ -103,12 +107,16 @@ def forced_tool_calls(
             "required": ["name", arguments_key],
             "additionalProperties": False,
         }
-        lines.append(f"tool_{i}: %json {_json(_with_options(call, WHITESPACE, lenient=True))}")
+        lines.append(f"tool_{i}: %json {_json({**call, 'x-guidance': options})}")
     return lark("\n".join(lines))
 
 
 def either(said: str, called: str) -> str:
-    """What one of two grammars says, each of which is of one part."""
+    """What one of two grammars says, each of which is of one part.
+
+    If both may begin with the same JSON, they must have the same white space: the library follows
+    one kind of it at a time.
+    """
     parts = {"said": said, "called": called}
     named = [
         {**msgspec.json.decode(grammar)["grammars"][0], "name": name}
@@ -140,9 +148,12 @@ def _with_options(schema: Schema | bool, whitespace: str | None, lenient: bool) 
     """The schema with the library's own key in it, which only counts at its root."""
     if isinstance(schema, bool):
         return schema
-    options: dict[str, Any] = {"coerce_one_of": True, "lenient": lenient}
-    options |= {"whitespace_pattern": whitespace} if whitespace else {"whitespace_flexible": False}
-    return {**schema, "x-guidance": options}
+    return {**schema, "x-guidance": _options(whitespace, lenient)}
+
+
+def _options(whitespace: str | None, lenient: bool) -> dict[str, Any]:
+    options = {"whitespace_pattern": whitespace} if whitespace else {"whitespace_flexible": False}
+    return {"coerce_one_of": True, "lenient": lenient, **options}
 
 
 def _rebased(schema: Any, root: str) -> Any:

@@ -34,6 +34,7 @@ class CallFormat:
         special_tokens: Mapping[str, int],
         *,
         several: bool,
+        whitespace: str | None = None,
     ) -> str:
         """What a message of nothing but calls of these tools (names, schemas) may be."""
         if self.bare:
@@ -48,6 +49,7 @@ class CallFormat:
             several,
             between=between,
             special_tokens=special_tokens,
+            whitespace=whitespace,
         )
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.grammar_text import (
+    WHITESPACE,
     after_reasoning,
     choice,
     ebnf,
@@ -137,6 +138,14 @@ def test_one_of_the_tools_must_be_called_by_its_schema() -> None:
         assert not accepts(grammar, f"<tool_call>{text}</tool_call>")
 
 
+def test_a_call_is_laid_out_as_models_have_learnt_it() -> None:
+    grammar = forced_tool_calls("", "", TOOLS)
+    value = {"name": "person", "arguments": {"name": "Ada", "age": 36}}
+    assert accepts(grammar, json.dumps(value))
+    assert accepts(grammar, json.dumps(value, separators=(",", ":")))
+    assert not accepts(grammar, json.dumps(value, indent=1))
+
+
 def test_several_calls_come_one_after_another() -> None:
     one = f"<tool_call>\n{call('stop', '{}')}\n</tool_call>"
     arguments = ("<tool_call>\n", "\n</tool_call>", TOOLS)
@@ -196,7 +205,7 @@ def test_reasoning_may_be_marked_with_special_tokens() -> None:
 def test_either_of_two_grammars_may_be_followed(
     said: str, text: str, wrong: str, begin: str, end: str
 ) -> None:
-    calls = forced_tool_calls(begin, end, TOOLS, several=True)
+    calls = forced_tool_calls(begin, end, TOOLS, several=True, whitespace=WHITESPACE)
     one = begin + call("person", '{"name": "Ada", "age": 36}') + end
     for both in (either(said, calls), either(calls, said)):
         for whole, before in (

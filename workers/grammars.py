@@ -24,7 +24,8 @@ from engine.messages import SamplerSetup, Step
 from workers.guide import Guide, compile_grammar, first_mask, next_masks, only_stops
 from workers.vocabulary import Vocabulary
 
-# Within a grammar's limits a mask takes milliseconds; the first one waits for the tokenizer.
+# How long a step waits for masks. Within the limits of grammars that is for milliseconds; the first
+# of all grammars waits for the tokenizer.
 PATIENCE_S = 60.0
 # Grammars that lie ready for the next sequence with the same one.
 MAX_KEPT = 64
@@ -95,7 +96,7 @@ class Grammars:
         if not places:
             return None
         began_at = time.monotonic()
-        masks = np.stack([self._mask(place) for place in places])
+        masks = np.stack([self._mask(place, began_at + PATIENCE_S) for place in places])
         self.waited_s += time.monotonic() - began_at
         return torch.tensor(rows, device=device), unpacked(~masks, self._vocab_size, device)
 
@@ -122,10 +123,11 @@ class Grammars:
         rows = [row for row, place in enumerate(places) if place is not None]
         return rows, [place for place in places if place is not None]
 
-    def _mask(self, place: _Place) -> np.ndarray:
-        """What may come next. [words]"""
+    def _mask(self, place: _Place, ends_at: float) -> np.ndarray:
+        """What may come next, as far as it is known by then. [words]"""
         try:
-            mask: np.ndarray = place.masks.result(PATIENCE_S)[place.row]
+            left_s = max(0.0, ends_at - time.monotonic())
+            mask: np.ndarray = place.masks.result(left_s)[place.row]
         except TimeoutError:
             # The guide belongs to the thread that is still at it: another takes its place.
             log.error("a grammar took more than %.0f s: its sequence stops", PATIENCE_S)

@@ -6,7 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from configs.schema import (
+    BatchConfig,
     CacheConfig,
+    ChatConfig,
     Config,
     EngineConfig,
     ModelConfig,
@@ -25,6 +27,8 @@ PARTS = [
     SchedulerConfig,
     PredictorConfig,
     ServerConfig,
+    BatchConfig,
+    ChatConfig,
     RuntimeConfig,
 ]
 
@@ -47,6 +51,18 @@ def test_the_whole_is_its_parts_and_each_key_is_in_one_of_them() -> None:
     keys = [key for part in PARTS for key, _ in part()]
     assert sorted(keys) == sorted(Config.model_fields)
     assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"pipeline_parallel_size": 4}, 2048),
+        ({"max_num_seqs": 5}, 10),
+        ({"batch_concurrency": 7}, 7),
+    ],
+)
+def test_batches_keep_as_much_open_again_as_runs(settings: dict[str, int], expected: int) -> None:
+    assert Config.model_validate(settings).max_open_batch_requests == expected
 
 
 def test_every_setting_is_described() -> None:

@@ -4,8 +4,10 @@ import asyncio
 import logging
 import signal
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from socket import socket
+from ssl import SSLContext
 
 import uvloop
 
@@ -24,7 +26,9 @@ from server.length_predictor import (
 )
 from server.listener import DrainingServer, ListenError, listen, url
 from server.metrics import Metrics
+from server.tls import tls_context
 from server.tokenizer import Tokenizer, TokenizerError, keep_torch_out, load_tokenizer
+from server.unix_socket import listen_at
 
 PORT_FILE = "port"
 
@@ -36,24 +40,31 @@ def main(folder: Path) -> int:
     lifeline.tie_to_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until there is something to drain
     config = loader.load_saved(folder)
-    logs.set_up("server", config.log_level)
-    if config.log_level == "debug":
-        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+    logs.set_up("server", config)
     if not config.trust_remote_code:
         keep_torch_out()
     try:
-        with listen(config.host, config.port) as listener:
+        tls = tls_context(config)
+        with _listen(config) as listener:
             tokenizer = load_tokenizer(config)
             check_predictor(config, tokenizer)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_serve(config, listener, tokenizer))
+                runner.run(_serve(config, listener, tls, tokenizer))
     except (ListenError, TokenizerError, ChatTemplateError, PredictorMismatchError) as error:
         lifeline.report_failure(config.folder, str(error))
         return 1
     return 0
 
 
-async def _serve(config: Config, listener: socket, tokenizer: Tokenizer) -> None:
+def _listen(config: Config) -> AbstractContextManager[socket]:
+    if config.uds is not None:
+        return listen_at(config.uds, int(config.uds_permissions, 8))
+    return listen(config.host, config.port)
+
+
+async def _serve(
+    config: Config, listener: socket, tls: SSLContext | None, tokenizer: Tokenizer
+) -> None:
     client = EngineClient(config.server_address)
     drain, metrics = Drain(), Metrics(client)
     predictor = LengthPredictor(config, metrics)
@@ -64,11 +75,9 @@ async def _serve(config: Config, listener: socket, tokenizer: Tokenizer) -> None
         client,
         drain,
         shutdown_timeout_s=config.shutdown_timeout,
-        access_log=config.log_level == "debug",
+        tls=tls,
     )
-    port = listener.getsockname()[1]
-    (config.folder / PORT_FILE).write_text(str(port))
-    logger.info("listening on %s (OpenAI API under /v1)", url(config.host, port))
+    _announce_listening(config, listener)
     garbage.settle()
     serving = asyncio.create_task(server.serve([listener]))
     receiving = asyncio.create_task(client.run())
@@ -84,6 +93,15 @@ async def _serve(config: Config, listener: socket, tokenizer: Tokenizer) -> None
         task.cancel()
     await asyncio.wait(rest)
     serving.result()
+
+
+def _announce_listening(config: Config, listener: socket) -> None:
+    where = f"the Unix socket {config.uds}"
+    if config.uds is None:
+        port = listener.getsockname()[1]
+        (config.folder / PORT_FILE).write_text(str(port))
+        where = url(config.host, port, tls=config.ssl_certfile is not None)
+    logger.info("listening on %s (OpenAI API under %s/v1)", where, config.root_path)
 
 
 async def _announce_ready(config: Config, client: EngineClient) -> None:

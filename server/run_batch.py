@@ -31,7 +31,6 @@ from server.batches.unanswered import unanswered
 from server.batches.validation import BadInputError, Validation
 from server.batches.window import Window
 from server.chat_template import ChatTemplateError
-from server.connection import MAX_BODY_BYTES
 from server.endpoints import PATHS, build_endpoints
 from server.engine_client import EngineClient
 from server.offline import OfflineEngine, OfflineEngineError
@@ -54,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         config = loader.load(flags)
         num_requests = _check_input(files.input, config)
         with _taken(files.input, files.output):
-            logs.set_up("tdpipe", config.log_level)
+            logs.set_up("tdpipe", config)
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             if not config.trust_remote_code:
                 keep_torch_out()
@@ -168,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check_input(path: Path, config: Config) -> int:
     """The number of its requests. Raises `UnusableFileError`."""
-    rules = Rules(PATHS, {config.name}, MAX_BODY_BYTES)
+    rules = Rules(PATHS, set(config.names), config.max_body_bytes)
     validation = Validation(path, rules, sys.maxsize)
     try:
         validation.run()

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     except loader.ConfigError as error:
         print(f"tdpipe: error: {error}", file=sys.stderr)  # noqa: T201 - no log is set up yet
         return 2
-    logs.set_up("tdpipe", config.log_level)
+    logs.set_up("tdpipe", config)
     changed = json.dumps(loader.non_default(config))
     log.info("tdpipe %s, settings that differ from the defaults: %s", _version(), changed)
     problem = check_model_path(config.model)

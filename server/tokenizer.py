@@ -81,10 +81,17 @@ class Tokenizer:
             return [encode(text) for text in texts]
         return await asyncio.to_thread(lambda: [encode(text) for text in texts])
 
+    def names(self, token_ids: Sequence[int]) -> list[str]:
+        """The tokens as the vocabulary has them; empty for an id that it lacks."""
+        known = self._tokenizer.convert_ids_to_tokens(list(token_ids))
+        return [name or "" for name in known]
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of the tokens; broken characters become U+FFFD."""
         if self._core is not None:
-            return str(self._core.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+            # The batch call lets go of the interpreter's lock, which a million tokens take for 1 s.
+            batch = [list(token_ids)]
+            return str(self._core.decode_batch(batch, skip_special_tokens=skip_special_tokens)[0])
         with self._lock:
             text = self._tokenizer.decode(
                 list(token_ids),

@@ -5,13 +5,14 @@ Reference: https://platform.openai.com/docs/api-reference/batch.
 
 import re
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from server.access import CLIENT_CLOSED_REQUEST
 from server.batches.file_routes import no_such_file
 from server.batches.life import StoredBatch, new_id
 from server.batches.objects import Batch, BatchList, ExpiresAfter
@@ -19,17 +20,12 @@ from server.batches.service import BatchService
 from server.batches.store import UnknownCursorError, UnknownFileError
 from server.body import Body, parse
 from server.connection import read_body
+from server.document import BODY_FAILURES, failures, takes
 from server.errors import ApiError, invalid, too_busy
-from server.generation_route import CLIENT_CLOSED_REQUEST
-from server.protocol import ErrorBody
 
 MAX_OPEN_BATCHES = 1000
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 _LONGEST_WINDOW_S = 366 * 24 * 3600
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorBody},
-    "5XX": {"model": ErrorBody},
-}
 
 
 class CreateBatch(Body):
@@ -53,35 +49,44 @@ class CreateBatch(Body):
 class BatchRoutes:
     """The routes; the work is the runner's."""
 
-    def __init__(self, service: BatchService) -> None:
+    def __init__(self, service: BatchService, max_body_bytes: int) -> None:
         self._service = service
+        self._max_body_bytes = max_body_bytes
 
     def router(self) -> APIRouter:
         """The routes as FastAPI takes them."""
-        router = APIRouter(prefix="/v1/batches", responses=_ERRORS)
-        schema = {"$ref": f"#/components/schemas/{CreateBatch.__name__}"}
+        router = APIRouter(prefix="/v1/batches", responses=failures(503))
         router.add_api_route(
             "",
             self.create,
             methods=["POST"],
             summary="Create a batch",
             response_model=Batch,
-            openapi_extra={
-                "requestBody": {
-                    "required": True,
-                    "content": {"application/json": {"schema": schema}},
-                }
-            },
+            responses=failures(*BODY_FAILURES, 404, 429),
+            openapi_extra=takes(CreateBatch),
         )
         get = router.add_api_route
-        get("", self.batches, summary="List batches", response_model=BatchList)
-        get("/{batch_id}", self.batch, summary="Describe a batch", response_model=Batch)
+        get(
+            "",
+            self.batches,
+            summary="List batches",
+            response_model=BatchList,
+            responses=failures(400, 404),
+        )
+        get(
+            "/{batch_id}",
+            self.batch,
+            summary="Describe a batch",
+            response_model=Batch,
+            responses=failures(404),
+        )
         router.add_api_route(
             "/{batch_id}/cancel",
             self.cancel,
             methods=["POST"],
             summary="Cancel a batch",
             response_model=Batch,
+            responses=failures(404, 409),
         )
         return router
 
@@ -89,7 +94,7 @@ class BatchRoutes:
         """A batch whose file is now validated."""
         store, runner = self._service.store, self._service.runner
         try:
-            body = parse(CreateBatch, await read_body(request))
+            body = parse(CreateBatch, await read_body(request, self._max_body_bytes))
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         batch = self._new_batch(body)

@@ -5,7 +5,7 @@ Reference: https://platform.openai.com/docs/api-reference/files.
 
 import logging
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from pydantic import ValidationError
@@ -13,25 +13,21 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from server.access import CLIENT_CLOSED_REQUEST
 from server.batches.life import new_id
 from server.batches.objects import ExpiresAfter, FileDeleted, FileList, FileObject
 from server.batches.service import BatchService
 from server.batches.store import FileInUseError, Order, UnknownCursorError
 from server.batches.upload import Form, receive
 from server.connection import run_while_connected
+from server.document import failures
 from server.errors import ApiError, failed, invalid, too_busy
-from server.generation_route import CLIENT_CLOSED_REQUEST
-from server.protocol import ErrorBody
 
 MAX_UPLOADS = 16
 
 logger = logging.getLogger("tdpipe")
 
 _FIELDS = {"purpose", "expires_after[anchor]", "expires_after[seconds]"}
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorBody},
-    "5XX": {"model": ErrorBody},
-}
 _FORM = {
     "type": "object",
     "required": ["file", "purpose"],
@@ -54,13 +50,14 @@ class FileRoutes:
 
     def router(self) -> APIRouter:
         """The routes as FastAPI takes them."""
-        router = APIRouter(prefix="/v1/files", responses=_ERRORS)
+        router = APIRouter(prefix="/v1/files", responses=failures(503))
         router.add_api_route(
             "",
             self.upload,
             methods=["POST"],
             summary="Upload a file",
             response_model=FileObject,
+            responses=failures(400, 408, 413, 429),
             openapi_extra={
                 "requestBody": {
                     "required": True,
@@ -69,14 +66,26 @@ class FileRoutes:
             },
         )
         get = router.add_api_route
-        get("", self.files, summary="List files", response_model=FileList)
-        get("/{file_id}", self.file, summary="Describe a file", response_model=FileObject)
+        get(
+            "",
+            self.files,
+            summary="List files",
+            response_model=FileList,
+            responses=failures(400, 404),
+        )
+        get(
+            "/{file_id}",
+            self.file,
+            summary="Describe a file",
+            response_model=FileObject,
+            responses=failures(404),
+        )
         get(
             "/{file_id}/content",
             self.content,
             summary="Read a file",
             response_class=Response,
-            responses={200: {"content": {"application/octet-stream": {}}}},
+            responses={200: {"content": {"application/octet-stream": {}}}, **failures(404)},
         )
         router.add_api_route(
             "/{file_id}",
@@ -84,6 +93,7 @@ class FileRoutes:
             methods=["DELETE"],
             summary="Delete a file",
             response_model=FileDeleted,
+            responses=failures(404, 409),
         )
         return router
 

@@ -11,7 +11,6 @@ from server.batches.job import Limits
 from server.batches.runner import BatchRunner
 from server.batches.store import Store, StoreTakenError
 from server.batches.window import Window
-from server.connection import MAX_BODY_BYTES
 from server.drain import Drain
 from server.engine_client import EngineClient
 from server.errors import unavailable
@@ -43,8 +42,8 @@ class BatchService:
         max_open = config.max_open_batch_requests
         window = Window(endpoints, client, metrics, max_open, lambda: drain.has_begun)
         limits = Limits(
-            models=frozenset({config.name}),
-            max_line_bytes=MAX_BODY_BYTES,
+            models=frozenset(config.names),
+            max_line_bytes=config.max_body_bytes,
             max_requests=config.max_batch_requests,
         )
         self._runner = BatchRunner(self._store, window, limits)

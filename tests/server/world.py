@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import httpx
 import uvloop
 import zmq
+from starlette.types import ASGIApp
 from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -32,7 +33,7 @@ from engine.messages import (
     ToServer,
 )
 from engine.wire import Hub
-from server.app import App, build_app
+from server.app import build_app
 from server.batches.service import BatchService
 from server.drain import Drain
 from server.endpoints import build_endpoints
@@ -40,6 +41,7 @@ from server.engine_client import EngineClient
 from server.length_predictor import LengthPredictor
 from server.listener import DrainingServer, listen
 from server.metrics import Metrics
+from server.tls import tls_context
 from server.tokenizer import Tokenizer
 
 MODEL = "little"
@@ -225,7 +227,7 @@ def config(folder: Path, **values: Any) -> Config:
 
 def make_app(
     settings: Config, client: EngineClient, drain: Drain, tokenizer: Tokenizer = TOKENIZER
-) -> tuple[App, LengthPredictor, BatchService]:
+) -> tuple[ASGIApp, LengthPredictor, BatchService]:
     """The app, the predictor, which is to be run if there is an encoder, and the batches."""
     metrics = Metrics(client)
     predictor = LengthPredictor(settings, metrics)
@@ -291,9 +293,12 @@ def serving(
         client = EngineClient(settings_.server_address)
         drain = Drain()
         app, predictor, batches = make_app(settings_, client, drain, tokenizer)
-        server = DrainingServer(app, client, drain, shutdown_timeout_s=settings_.shutdown_timeout)
+        tls = tls_context(settings_)
+        server = DrainingServer(
+            app, client, drain, shutdown_timeout_s=settings_.shutdown_timeout, tls=tls
+        )
         listener = listen("127.0.0.1", 0)
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        url = f"http{'s' if tls else ''}://127.0.0.1:{listener.getsockname()[1]}"
         started.append(Daemon(url, engine, client, server, drain, asyncio.get_running_loop()))
         chores = [asyncio.create_task(c.run()) for c in (client, predictor, batches)]
         if opens_batches:

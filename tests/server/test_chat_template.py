@@ -74,6 +74,24 @@ def test_arguments_that_are_no_json_stay_as_the_model_wrote_them() -> None:
     assert r'"arguments": "{\"a\": 1"}' in text(QWEN, CALLS | {"tool_calls": [call]})
 
 
+def test_arguments_stay_strings_where_the_template_takes_strings() -> None:
+    template = (
+        "{% for m in messages %}{{ m.content }}"
+        "{% for c in m.tool_calls %}{{ c.function.name + c.function.arguments }}{% endfor %}"
+        "{% endfor %}"
+    )
+    assert text(template, USER, CALLS) == 'How are you?add{"a": 1}'
+
+
+def test_results_are_told_with_the_name_of_the_function() -> None:
+    template = (
+        "{% for m in messages if m.role == 'tool' %}{{ m.name }}: {{ m.content }}{% endfor %}"
+    )
+    assert text(template, CALLS, RESULT) == "add: 2"
+    assert text(template, CALLS, RESULT | {"name": "mine"}) == "mine: 2"
+    assert text(template, RESULT) == ""
+
+
 def test_the_begin_token_is_not_added_twice() -> None:
     tokenizer = chatty(LLAMA3, begin=True)
     conversation = Conversation([USER])

@@ -46,7 +46,11 @@ def test_the_choice_says_what_is_shown_and_what_may_be_called(
 
 def test_a_tool_without_parameters_is_described_with_none() -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": TOOLS[:1]}
-    parameters = {"type": "object", "properties": {}}
+    function = {
+        "name": "add",
+        "description": "",
+        "parameters": {"type": "object", "properties": {}},
+    }
     assert tool_choice(ChatRequest.model_validate(body)).for_template() == [
-        {"type": "function", "function": {"name": "add", "parameters": parameters}}
+        {"type": "function", "function": function}
     ]

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve test lint types contracts tests format paper sweep real-policies \
-	real-predictors prediction-quality cost-model-error demo-predictor demo-model clean
+	real-predictors prediction-quality cost-model-error stream-cost demo-predictor demo-model clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,9 @@ real-predictors: $(VENV)/dev  ## who predicts lengths on two real CPU stages (ab
 
 prediction-quality: $(VENV)/dev  ## what predictions are worth in the simulator (about 5 minutes)
 	$(BIN)/python -m benchmarks.prediction_quality $(ARGS)
+
+stream-cost: $(VENV)/dev  ## CPU per streamed token of server and engine, without a model (about a minute)
+	$(BIN)/python -m benchmarks.stream_cost $(ARGS)
 
 cost-model-error: $(VENV)/dev  ## predicted beside measured seconds of random steps on two CPU stages (about a minute)
 	$(BIN)/python -m benchmarks.cost_model_error $(ARGS)

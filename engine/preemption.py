@@ -1,7 +1,7 @@
 """Pre-emption by recompute: a block for a row that must grow, at the cost of the youngest.
 
-The oldest sequence is never pre-empted, so that something always goes forward and admission cannot
-deadlock.
+Offline work goes before anybody's that is waited for. The oldest sequence that is left is never
+pre-empted, so that something always goes forward and admission cannot deadlock.
 """
 
 from engine.pool import Pool
@@ -17,7 +17,7 @@ def make_room(pool: Pool, sequence: Sequence, taken: list[Sequence]) -> bool:
     while not pool.ledger.extend(sequence.block_table, len(sequence.token_ids)):
         is_taken = {row.sequence_id for row in taken}
         idle = [s for s in pool.ready.values() if s.sequence_id not in is_taken]
-        youngest = max(idle, key=lambda s: (s.arrived_at, s.sequence_id))
+        youngest = max(idle, key=lambda s: (s.submit.offline, s.arrived_at, s.sequence_id))
         if youngest is sequence and len(idle) == 1:
             return False
         pool.preempt(youngest)

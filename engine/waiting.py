@@ -1,8 +1,8 @@
 """The waiting queue: who is admitted next.
 
-First those that were pre-empted, then online sequences in the order they came, then offline ones in
-that order. Offline ones may be taken by length as well: those whose answers would otherwise last
-longer than all other work, the longest first (PAPERS.md, section 2 g).
+First online sequences: those that were pre-empted, then the others, in the order they came. Then
+offline ones in the same way. Fresh offline ones may be taken by length as well: those whose answers
+would otherwise last longer than all other work, the longest first (PAPERS.md, section 2 g).
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from sortedcontainers import SortedDict
 
 from engine.sequence import Sequence
 
-_PREEMPTED, _ONLINE, _OFFLINE = range(3)
+_PREEMPTED, _ONLINE, _PREEMPTED_OFFLINE, _OFFLINE = range(4)
 _Key = tuple[float, float, int]
 
 
@@ -23,7 +23,6 @@ class WaitingQueue:
     def __init__(self) -> None:
         self._keys: dict[int, _Key] = {}
         self._in_order: SortedDict[_Key, Sequence] = SortedDict()
-        self._online: SortedDict[_Key, Sequence] = SortedDict()
         self._by_length: SortedDict[_Key, Sequence] = SortedDict()
 
     def add(self, sequence: Sequence) -> None:
@@ -34,13 +33,12 @@ class WaitingQueue:
 
     def put_back(self, sequence: Sequence) -> None:
         """A sequence that was pre-empted."""
-        self._insert(sequence, _PREEMPTED)
+        self._insert(sequence, _PREEMPTED_OFFLINE if sequence.submit.offline else _PREEMPTED)
 
     def remove(self, sequence: Sequence) -> None:
         """It was admitted or has ended. Raises `KeyError` when it is not here."""
         key = self._keys.pop(sequence.sequence_id)
         del self._in_order[key]
-        self._online.pop(key, None)
         self._by_length.pop(_length_key(sequence), None)
 
     @contextmanager
@@ -90,11 +88,9 @@ class WaitingQueue:
         yield from (sequence for sequence in rest if sequence.predicted_len < critical_len)
 
     def online_wait_s(self, now: float) -> float:
-        """How long the next one has waited for whom somebody waits; 0 without one.
-
-        It may have been pre-empted, and stand behind an offline one that was as well.
-        """
-        return now - self._online.peekitem(0)[1].arrived_at if self._online else 0.0
+        """How long the next one has waited for whom somebody waits; 0 without one."""
+        first = self.first()
+        return 0.0 if first is None or first.submit.offline else now - first.arrived_at
 
     def __iter__(self) -> Iterator[Sequence]:
         return iter(self._in_order.values())
@@ -106,8 +102,6 @@ class WaitingQueue:
         key = (lane, sequence.arrived_at, sequence.sequence_id)
         self._keys[sequence.sequence_id] = key
         self._in_order[key] = sequence
-        if not sequence.submit.offline:
-            self._online[key] = sequence
 
 
 def _length_key(sequence: Sequence) -> _Key:

@@ -34,6 +34,13 @@ def test_the_one_that_came_last_goes() -> None:
     assert (waiting(pool), len(pool.ready[2].block_table)) == ([1], 2)
 
 
+def test_offline_work_goes_before_any_that_is_waited_for() -> None:
+    ready = [(make_sequence(i, 4, offline=i == 0), 1) for i in range(3)]
+    pool = make_crowd(ready)
+    assert make_room(pool, pool.ready[1], [])
+    assert waiting(pool) == [0]
+
+
 def test_of_those_that_came_together_the_highest_id_goes() -> None:
     pool = full_pool([0, 0, 0])
     assert make_room(pool, pool.ready[0], [])

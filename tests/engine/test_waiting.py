@@ -30,7 +30,9 @@ class Twin:
     offline: list[Sequence] = field(default_factory=list)
 
     def in_order(self) -> list[Sequence]:
-        lanes = (self.preempted, self.online, self.offline)
+        preempted_offline = [s for s in self.preempted if s.submit.offline]
+        preempted_online = [s for s in self.preempted if not s.submit.offline]
+        lanes = (preempted_online, self.online, preempted_offline, self.offline)
         return [s for lane in lanes for s in sorted(lane, key=by_arrival)]
 
     def longest_first(self) -> list[Sequence]:
@@ -81,7 +83,7 @@ def live(moves: list[tuple[Any, ...]]) -> tuple[WaitingQueue, Twin, list[Sequenc
 
 
 @given(moves=Moves)
-def test_the_preempted_go_first_then_the_online_then_the_offline(
+def test_online_sequences_go_before_offline_ones_and_the_preempted_first(
     moves: list[tuple[Any, ...]],
 ) -> None:
     queue, twin, _ = live(moves)

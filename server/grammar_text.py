@@ -13,8 +13,8 @@ from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
 # One space, or a new line and its indentation: free enough for every usual style, and a model
-# cannot go on with white space for ever.
-WHITESPACE = r" |\n[ \t]{0,32}"
+# cannot go on with white space for ever. What is nested more deeply is indented less.
+WHITESPACE = r" |\n( {0,20}|\t{0,5})"
 
 Schema = Mapping[str, Any]
 

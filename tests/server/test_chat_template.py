@@ -89,7 +89,7 @@ def test_results_are_told_with_the_name_of_the_function() -> None:
     )
     assert text(template, CALLS, RESULT) == "add: 2"
     assert text(template, CALLS, RESULT | {"name": "mine"}) == "mine: 2"
-    assert text(template, RESULT) == ""
+    assert text(template, RESULT) == ": 2"
 
 
 def test_the_begin_token_is_not_added_twice() -> None:

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve test lint types contracts tests format paper sweep real-policies \
-	real-predictors prediction-quality cost-model-error stream-cost demo-predictor demo-model clean
+	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table demo-predictor demo-model clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,17 @@ prediction-quality: $(VENV)/dev  ## what predictions are worth in the simulator 
 
 stream-cost: $(VENV)/dev  ## CPU per streamed token of server and engine, without a model (about a minute)
 	$(BIN)/python -m benchmarks.stream_cost $(ARGS)
+
+lm-eval: $(VENV)/dev .venv-lm-eval/ready  ## the demo's tasks under lm-evaluation-harness (a minute)
+	$(BIN)/python -m benchmarks.lm_eval --harness .venv-lm-eval/bin/lm_eval $(ARGS)
+
+.venv-lm-eval/ready:
+	$(PYTHON) -m venv .venv-lm-eval
+	.venv-lm-eval/bin/pip install --quiet 'lm-eval[api]==0.4.13' transformers==5.23.0
+	touch $@
+
+api-table: $(VENV)/dev  ## the table of fields in docs/api.md
+	$(BIN)/python -m server.field_table
 
 cost-model-error: $(VENV)/dev  ## predicted beside measured seconds of random steps on two CPU stages (about a minute)
 	$(BIN)/python -m benchmarks.cost_model_error $(ARGS)

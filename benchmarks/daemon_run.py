@@ -5,7 +5,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,23 @@ def measure(
 ) -> dict[str, Any]:
     """What the load client with the flags `load` reports of a daemon with `flags`.
 
-    CPU stages of one thread each; `folder` is made and keeps the log. Raises `OSError` or
-    `subprocess.SubprocessError` when either fails or takes too long.
+    Raises `OSError` or `subprocess.SubprocessError` when either fails or takes too long.
+    """
+    with serving(model, num_stages, flags, folder) as url:
+        report = folder / "report.json"
+        client = [sys.executable, "-m", "benchmarks.load", f"--url={url}", f"--json={report}"]
+        subprocess.run(
+            [*client, *load], check=True, timeout=RUN_TIMEOUT_S, cwd=ROOT, capture_output=True
+        )
+        told: dict[str, Any] = json.loads(report.read_text())
+        return told
+
+
+@contextmanager
+def serving(model: Path, num_stages: int, flags: Sequence[str], folder: Path) -> Iterator[str]:
+    """The URL of a daemon with CPU stages of one thread each, for the length of the block.
+
+    `folder` is made and keeps the log. Raises `OSError` when the daemon does not start.
     """
     folder.mkdir()
     command = [sys.executable, str(ROOT / "tdpipe.py"), "serve", str(model), "--port=0"]
@@ -28,13 +44,7 @@ def measure(
     with (folder / "log").open("wb") as log:
         daemon = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
     try:
-        url, report = _wait_ready(folder, daemon), folder / "report.json"
-        client = [sys.executable, "-m", "benchmarks.load", f"--url={url}", f"--json={report}"]
-        subprocess.run(
-            [*client, *load], check=True, timeout=RUN_TIMEOUT_S, cwd=ROOT, capture_output=True
-        )
-        told: dict[str, Any] = json.loads(report.read_text())
-        return told
+        yield _wait_ready(folder, daemon)
     finally:
         daemon.terminate()
         try:

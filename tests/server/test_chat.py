@@ -301,6 +301,7 @@ def test_a_batchs_request_gives_way(tmp_path: Path) -> None:
     async def submitted() -> list[bool]:
         sent: list[Submit] = []
         receiving = asyncio.create_task(client.run())
+        await asyncio.sleep(0)  # once begun, it closes its socket at its end
         client.submit = lambda message, _: sent.append(message)  # type: ignore[method-assign]
         for offline in (True, False):
             async with (await chat.prepare(body, offline=offline)).generation:

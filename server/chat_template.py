@@ -293,5 +293,7 @@ def _calling(arguments: dict[str, str] | str) -> Message:
 
 def _refusal(error: Exception, param: str) -> ApiError:
     reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS].rstrip(".")
+    if isinstance(error, RecursionError):
+        reason = "it is nested too deeply"
     message = f"The chat template does not accept this conversation: {reason}."
     return invalid(message, param, "chat_template_refusal")

@@ -145,6 +145,11 @@ def test_a_template_that_fails_is_a_refusal(template: str) -> None:
     assert "does not accept this conversation" in refusal(template, USER)
 
 
+def test_a_conversation_without_end_is_nested_too_deeply() -> None:
+    recursive = "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}"
+    assert refusal(recursive, USER).endswith("conversation: it is nested too deeply.")
+
+
 def test_without_a_template_the_answer_says_so() -> None:
     assert "no chat template" in refusal(None, USER)
 

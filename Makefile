@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve test lint types contracts tests format paper sweep real-policies \
-	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table demo-predictor demo-model clean
+	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table batch-kill \
+	batch-memory demo-predictor demo-model clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +68,12 @@ api-table: $(VENV)/dev  ## the table of fields in docs/api.md
 
 cost-model-error: $(VENV)/dev  ## predicted beside measured seconds of random steps on two CPU stages (about a minute)
 	$(BIN)/python -m benchmarks.cost_model_error $(ARGS)
+
+batch-kill: $(VENV)/dev  ## kill -9 of the daemon at five moments of a 2,000-line batch (about 3 minutes)
+	$(BIN)/pytest -m long tests/end_to_end/test_batches.py $(ARGS)
+
+batch-memory: $(VENV)/dev  ## the server's memory with a batch of 200,000 lines (about a minute)
+	$(BIN)/python -m benchmarks.batch_memory $(ARGS)
 
 demo-predictor: $(VENV)/dev  ## train the demo model's length predictor anew (about 20 minutes)
 	$(BIN)/python -m demo.train_predictor --out demo/predictor $(ARGS)

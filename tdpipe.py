@@ -4,9 +4,18 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from server.llm import LLM
+    from server.sampling_params import SamplingParams
+
+__all__ = ["LLM", "SamplingParams"]
 COMMANDS = {
     "serve": ("server.supervisor", "serve a model over an OpenAI-compatible HTTP API"),
+    "chat": ("server.chat_command", "talk with a running daemon"),
+    "complete": ("server.complete_command", "let a running daemon go on with a text"),
+    "run-batch": ("server.run_batch", "answer a file of requests without a server"),
     "profile": ("workers.profile_command", "measure what steps cost on this hardware"),
     "simulate": ("benchmarks.simulate", "try policies and nodes in virtual time"),
     "timeline": ("benchmarks.timeline", "draw the stages' timeline from a trace"),
@@ -14,6 +23,15 @@ COMMANDS = {
     "collect": ("predictor.collect", "ask a running daemon and keep the lengths of its answers"),
     "train-predictor": ("predictor.train", "train an encoder to predict those lengths"),
 }
+
+_OFFLINE = {"LLM": "server.llm", "SamplingParams": "server.sampling_params"}
+
+
+def __getattr__(name: str) -> object:
+    """The offline door, `from tdpipe import LLM, SamplingParams`, is imported late too."""
+    if name not in _OFFLINE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_OFFLINE[name]), name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

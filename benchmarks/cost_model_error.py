@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = loader.load(rest)
             if "data_dir" not in config.model_fields_set:
                 config = config.model_copy(update={"data_dir": Path(temporary) / "data"})
-            logs.set_up("costs", config.log_level)
+            logs.set_up("costs", config)
             with Driver(config) as driver:
                 limits = Limits(
                     config.max_num_batched_tokens,

@@ -17,6 +17,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from configs.front_door import SECRETS
 from configs.lifeline import ENV_PREFIX
 from configs.schema import DEMO_MODEL, Config
 
@@ -38,7 +39,11 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Confi
     variables = _read_environment(os.environ if environ is None else environ)
     from_variable = variables.pop("config", None)
     path = flags.pop("config", from_variable)
-    values = (_read_yaml(Path(path)) if path else {}) | variables | flags
+    return validate((_read_yaml(Path(path)) if path else {}) | variables | flags)
+
+
+def validate(values: Mapping[str, Any]) -> Config:
+    """The settings with these values, the rest by default. Raises `ConfigError` in one line."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -46,8 +51,11 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Confi
 
 
 def save(config: Config, folder: Path) -> None:
-    """Write the resolved settings for the daemon's other processes."""
-    (folder / RESOLVED).write_text(config.model_dump_json(indent=2))
+    """Write the resolved settings, secrets too, where only the daemon's own user can read them."""
+    path = folder / RESOLVED
+    path.unlink(missing_ok=True)  # it may be an earlier daemon's, with other rights
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(config.model_dump_json(indent=2, context={"secrets": True}))
 
 
 def load_saved(folder: Path) -> Config:
@@ -56,7 +64,7 @@ def load_saved(folder: Path) -> Config:
 
 
 def non_default(config: Config) -> dict[str, Any]:
-    """The settings that differ from their defaults, as JSON-ready values."""
+    """The settings that differ from their defaults, as JSON-ready values; secrets are starred."""
     default = Config().model_dump(mode="json")
     return {k: v for k, v in config.model_dump(mode="json").items() if v != default[k]}
 
@@ -138,6 +146,6 @@ def _explain(error: ValidationError) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"][:1])
         text = problem["msg"].removeprefix("Value error, ")
-        given = f", not {problem['input']!r}" if key else ""
+        given = f", not {problem['input']!r}" if key and key not in SECRETS else ""
         problems.append(f"{key}: {text}{given}" if key else text)
     return "; ".join(problems)

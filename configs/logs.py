@@ -1,18 +1,60 @@
 """Logs: one line format for every process of the daemon, on standard error."""
 
+import json
 import logging
 import sys
+import time
+from collections.abc import Mapping
+from typing import Literal
+
+from configs.front_door import LogConfig
+
+# What a line of the access log tells beside its message, as attributes of its record.
+FIELDS = "fields"
 
 
-def set_up(process: str, level: str) -> logging.Logger:
+def set_up(process: str, config: LogConfig) -> logging.Logger:
     """Send this process's log to standard error under its own name; returns its logger."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        logging.Formatter(f"%(levelname)s %(asctime)s [{process}] %(message)s", "%m-%d %H:%M:%S")
-    )
+    handler.setFormatter(_formatter(process, config.log_format))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logger = logging.getLogger("tdpipe")
-    logger.setLevel(level.upper())
+    logger.setLevel(config.log_level.upper())
     return logger
+
+
+def fields(**values: object) -> Mapping[str, object]:
+    """What a line tells beside its message: `logger.info(..., extra=fields(status=200))`.
+
+    In JSON each is a key of its own; in text the message has to hold what matters.
+    """
+    return {FIELDS: values}
+
+
+class JsonFormatter(logging.Formatter):
+    """A line is an object: time (UTC), level, process, message; exception and fields if any."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object."""
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, object] = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line | getattr(record, FIELDS, {}), default=str)
+
+
+def _formatter(process: str, kind: Literal["text", "json"]) -> logging.Formatter:
+    if kind == "json":
+        return JsonFormatter(process)
+    return logging.Formatter(f"%(levelname)s %(asctime)s [{process}] %(message)s", "%m-%d %H:%M:%S")

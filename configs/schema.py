@@ -8,7 +8,10 @@ all of them.
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from configs.front_door import FrontDoorConfig, Texts
+from configs.part import Part
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
 
@@ -21,20 +24,15 @@ def _data_dir() -> Path:
         return Path("/var/tmp/tdpipe")
 
 
-class Part(BaseModel):
-    """What all parts share: frozen, and a key that is not in the schema is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
 class ModelConfig(Part):
     """Which model, in which precision."""
 
     model: str = Field(
         str(DEMO_MODEL), description="folder of a checkpoint or a Hugging Face hub id"
     )
-    served_model_name: str | None = Field(
-        None, description="the name that clients use [the last part of MODEL]"
+    served_model_name: Texts = Field(
+        (),
+        description="names that clients may use, the first is told them [the last part of MODEL]",
     )
     tokenizer: str | None = Field(None, description="folder or hub id of the tokenizer [MODEL]")
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
@@ -51,12 +49,24 @@ class ModelConfig(Part):
     @property
     def name(self) -> str:
         """The model's name in the API."""
+        return self.names[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that clients may use for the model."""
         if self.served_model_name:
             return self.served_model_name
         if self.model == str(DEMO_MODEL):
-            return "tdpipe-demo"
+            return ("tdpipe-demo",)
         path = Path(self.model)
-        return path.resolve().name if path.is_dir() else self.model
+        return (path.resolve().name if path.is_dir() else self.model,)
+
+    @field_validator("served_model_name")
+    @classmethod
+    def _not_empty(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(names):
+            raise ValueError("a name must not be empty")
+        return names
 
 
 class PipelineConfig(Part):
@@ -299,11 +309,9 @@ class PredictorConfig(Part):
         return int(rest) if kind == "constant" else None
 
 
-class ServerConfig(Part):
+class ServerConfig(FrontDoorConfig):
     """The HTTP door."""
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 finds a free one")
     max_num_queued_reqs: int = Field(
         1024, ge=1, description="sequences that may wait for their first token; more get 429"
     )
@@ -313,7 +321,26 @@ class ServerConfig(Part):
     shutdown_timeout: float = Field(
         30.0, ge=0, description="seconds in which open requests may finish after SIGTERM"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
+
+
+class BatchConfig(AdmissionConfig, PipelineConfig):
+    """Files and batches."""
+
+    max_file_bytes: int = Field(2**30, ge=1, description="largest file that may be uploaded")
+    max_batch_requests: int = Field(
+        1_000_000, ge=1, description="requests that a batch may have, one a line"
+    )
+    batch_concurrency: int | None = Field(
+        None,
+        ge=1,
+        description="requests of batches that are open in the engine at one time; the scheduler "
+        "sees their lengths [twice max_num_seqs]",
+    )
+
+    @property
+    def max_open_batch_requests(self) -> int:
+        """Requests of batches that are open at one time: what runs, and as much to choose from."""
+        return self.batch_concurrency or 2 * self.max_live(self.pipeline_parallel_size)
 
 
 class ChatConfig(Part):
@@ -381,7 +408,7 @@ class RuntimeConfig(Part):
         return self.stage_endpoint or f"ipc://{self.folder}/stages.sock"
 
 
-class Config(RuntimeConfig, ChatConfig, ServerConfig, PredictorConfig, EngineConfig):
+class Config(RuntimeConfig, ChatConfig, BatchConfig, ServerConfig, PredictorConfig, EngineConfig):
     """All settings of `tdpipe serve`."""
 
     @field_validator("server_endpoint", "stage_endpoint")

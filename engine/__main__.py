@@ -16,7 +16,7 @@ def main() -> int:
     lifeline.tie_to_parent()
     folder = Path(sys.argv[1])
     config = loader.load_saved(folder)
-    logs.set_up("engine", config.log_level)
+    logs.set_up("engine", config)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         with Loop(config) as loop:

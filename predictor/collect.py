@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,7 +90,10 @@ async def _collect(
     problems: list[str] = []
     limits = httpx.Limits(max_connections=options.concurrency)
     base = options.url.rstrip("/").removesuffix("/v1")
-    async with httpx.AsyncClient(base_url=base, timeout=options.timeout, limits=limits) as client:
+    headers = {"authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+    async with httpx.AsyncClient(
+        base_url=base, timeout=options.timeout, limits=limits, headers=headers
+    ) as client:
         target = await _target(client, options)
         _check_same(target, done, options.out)
         left = iter(prompts)
@@ -198,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--url", default="http://127.0.0.1:8000", help="the daemon [%(default)s]")
+    add("--api-key", default=_key(), help="its key [the first in TDPIPE_API_KEY]")
     add("--model", help="its name in the API [the first that is served]")
     add("--prompts", type=Path, required=True, help='JSONL with "prompt", or a prompt per line')
     add("--out", type=Path, required=True, help="JSONL to write, a finished request per line")
@@ -207,6 +212,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=_positive, help="take only so many prompts [all]")
     add("--timeout", type=float, default=600.0, help="seconds for one request [600]")
     return parser
+
+
+def _key() -> str | None:
+    return os.environ.get("TDPIPE_API_KEY", "").partition(",")[0].strip() or None
 
 
 def _positive(text: str) -> int:

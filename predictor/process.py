@@ -30,7 +30,7 @@ log = logging.getLogger("tdpipe")
 def main(folder: Path) -> int:
     """Serve until SIGTERM; 1 after a failure, whose root cause is left in the runtime folder."""
     config = loader.load_saved(folder)
-    logs.set_up("predictor", config.log_level)
+    logs.set_up("predictor", config)
     os.nice(NICENESS)
     torch.set_num_threads(1)
     try:

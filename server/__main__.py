@@ -2,19 +2,22 @@
 
 import asyncio
 import logging
-import os
 import signal
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from socket import socket
+from ssl import SSLContext
 
 import uvloop
 
 from configs import garbage, lifeline, loader, logs
 from configs.schema import Config
 from server.app import build_app
+from server.batches.service import BatchService
 from server.chat_template import ChatTemplateError
 from server.drain import Drain
+from server.endpoints import build_endpoints
 from server.engine_client import EngineClient
 from server.length_predictor import (
     LengthPredictor,
@@ -23,7 +26,9 @@ from server.length_predictor import (
 )
 from server.listener import DrainingServer, ListenError, listen, url
 from server.metrics import Metrics
-from server.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from server.tls import tls_context
+from server.tokenizer import Tokenizer, TokenizerError, keep_torch_out, load_tokenizer
+from server.unix_socket import listen_at
 
 PORT_FILE = "port"
 
@@ -35,51 +40,68 @@ def main(folder: Path) -> int:
     lifeline.tie_to_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until there is something to drain
     config = loader.load_saved(folder)
-    logs.set_up("server", config.log_level)
-    if config.log_level == "debug":
-        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+    logs.set_up("server", config)
     if not config.trust_remote_code:
-        _keep_torch_out()
+        keep_torch_out()
     try:
-        with listen(config.host, config.port) as listener:
+        tls = tls_context(config)
+        with _listen(config) as listener:
             tokenizer = load_tokenizer(config)
             check_predictor(config, tokenizer)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_serve(config, listener, tokenizer))
+                runner.run(_serve(config, listener, tls, tokenizer))
     except (ListenError, TokenizerError, ChatTemplateError, PredictorMismatchError) as error:
         lifeline.report_failure(config.folder, str(error))
         return 1
     return 0
 
 
-async def _serve(config: Config, listener: socket, tokenizer: Tokenizer) -> None:
+def _listen(config: Config) -> AbstractContextManager[socket]:
+    if config.uds is not None:
+        return listen_at(config.uds, int(config.uds_permissions, 8))
+    return listen(config.host, config.port)
+
+
+async def _serve(
+    config: Config, listener: socket, tls: SSLContext | None, tokenizer: Tokenizer
+) -> None:
     client = EngineClient(config.server_address)
     drain, metrics = Drain(), Metrics(client)
     predictor = LengthPredictor(config, metrics)
+    endpoints = build_endpoints(config, client, tokenizer, metrics, predictor)
+    batches = BatchService(config, client, endpoints.all(), drain, metrics)
     server = DrainingServer(
-        build_app(config, client, tokenizer, drain, metrics, predictor),
+        build_app(config, client, tokenizer, drain, metrics, endpoints, batches),
         client,
         drain,
         shutdown_timeout_s=config.shutdown_timeout,
-        access_log=config.log_level == "debug",
+        tls=tls,
     )
-    port = listener.getsockname()[1]
-    (config.folder / PORT_FILE).write_text(str(port))
-    logger.info("listening on %s (OpenAI API under /v1)", url(config.host, port))
+    _announce_listening(config, listener)
     garbage.settle()
     serving = asyncio.create_task(server.serve([listener]))
     receiving = asyncio.create_task(client.run())
     announcing = asyncio.create_task(_announce_ready(config, client))
     predicting = asyncio.create_task(predictor.run())
+    batching = asyncio.create_task(batches.run())
     # Receiving never ends by itself: if it does, it has failed, and so does the process.
     await asyncio.wait((serving, receiving), return_when=asyncio.FIRST_COMPLETED)
     if receiving.done():
         receiving.result()
-    rest = (announcing, predicting, receiving)
+    rest = (batching, announcing, predicting, receiving)
     for task in rest:
         task.cancel()
     await asyncio.wait(rest)
     serving.result()
+
+
+def _announce_listening(config: Config, listener: socket) -> None:
+    where = f"the Unix socket {config.uds}"
+    if config.uds is None:
+        port = listener.getsockname()[1]
+        (config.folder / PORT_FILE).write_text(str(port))
+        where = url(config.host, port, tls=config.ssl_certfile is not None)
+    logger.info("listening on %s (OpenAI API under %s/v1)", where, config.root_path)
 
 
 async def _announce_ready(config: Config, client: EngineClient) -> None:
@@ -92,12 +114,6 @@ async def _announce_ready(config: Config, client: EngineClient) -> None:
         client.ready.max_model_len,
         client.ready.num_blocks * client.ready.block_size,
     )
-
-
-def _keep_torch_out() -> None:
-    """Let transformers believe that there is no torch: it saves two seconds and 300 MB."""
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 if __name__ == "__main__":

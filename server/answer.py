@@ -64,7 +64,6 @@ class Answer(Response):
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
-            self._id_header(),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await _send_body(send, body, more=False)
@@ -72,8 +71,7 @@ class Answer(Response):
 
     async def _write_stream(self, send: Send) -> None:
         async with self._reply.generation:
-            headers = [*HEADERS, self._id_header()]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             try:
                 end = await self._write_events(send)
                 self._outcome = "success"
@@ -101,9 +99,6 @@ class Answer(Response):
             if events:
                 await _send_body(send, events, more=True)
         return rendering.usage(generation.usage()) if self._reply.include_usage else b""
-
-    def _id_header(self) -> tuple[bytes, bytes]:
-        return (b"x-request-id", self._reply.rendering.reply_id.encode())
 
 
 async def _send_body(send: Send, body: bytes, *, more: bool) -> None:

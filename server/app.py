@@ -1,43 +1,24 @@
 """The app: every route of the server, assembled from the parts that it is handed."""
 
-from typing import Any
-
-from fastapi import FastAPI
-from pydantic.json_schema import models_json_schema
+from starlette.types import ASGIApp
 
 from configs.schema import Config
-from server import errors
-from server.chat import Chat
+from server import docs_page, errors
+from server.batches.batch_routes import BatchRoutes, CreateBatch
+from server.batches.file_routes import FileRoutes
+from server.batches.service import BatchService
 from server.chat_protocol import ChatCompletion, ChatRequest
-from server.chat_template import chat_template_of
-from server.completions import Completions
+from server.document import App
 from server.drain import Drain
+from server.endpoints import Endpoints
 from server.engine_client import EngineClient
-from server.generation import Generations
+from server.front_door import behind_door
 from server.generation_route import GenerationRoute
-from server.grammars import Grammars
-from server.length_predictor import LengthPredictor
 from server.metrics import Metrics
 from server.operations import VERSION, Operations
-from server.planner import Planner
 from server.protocol import Completion, CompletionRequest
+from server.tokenization import DetokenizeRequest, Tokenization, TokenizeRequest
 from server.tokenizer import Tokenizer
-
-
-class App(FastAPI):
-    """FastAPI with the request bodies in its document that the routes parse themselves."""
-
-    def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document."""
-        if self.openapi_schema is None:
-            document = super().openapi()
-            template = "#/components/schemas/{model}"
-            _, bodies = models_json_schema(
-                [(CompletionRequest, "validation"), (ChatRequest, "validation")],
-                ref_template=template,
-            )
-            document["components"]["schemas"] |= bodies["$defs"]
-        return super().openapi()
 
 
 def build_app(
@@ -46,35 +27,48 @@ def build_app(
     tokenizer: Tokenizer,
     drain: Drain,
     metrics: Metrics,
-    predictor: LengthPredictor,
-) -> App:
-    """The ASGI application. The caller runs `client` and `predictor`.
-
-    Raises `ChatTemplateError` when the file with the chat template cannot be used.
-    """
-    app = App(title="tdpipe", version=VERSION, docs_url=None, redoc_url=None)
+    endpoints: Endpoints,
+    batches: BatchService,
+) -> ASGIApp:
+    """The ASGI application. The caller runs what it hands over."""
+    app = App(
+        bodies=[CompletionRequest, ChatRequest, CreateBatch, TokenizeRequest, DetokenizeRequest],
+        needs_key=bool(config.api_key),
+        title="tdpipe",
+        version=VERSION,
+        redirect_slashes=False,
+        openapi_url=None if config.disable_fastapi_docs else "/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
     errors.install(app)
+    if not config.disable_fastapi_docs:
+        docs_page.install(app)
     app.include_router(Operations(config, client, metrics, drain, tokenizer.fingerprint).router())
-    planner = Planner(config, client, tokenizer)
-    generations = Generations(client, tokenizer, metrics, predictor, config.max_num_queued_reqs)
-    grammars = Grammars(tokenizer)
+    tokenization = Tokenization(
+        client, tokenizer, endpoints.planner, endpoints.chat_template, config.max_body_bytes
+    )
+    app.include_router(tokenization.router())
     completions = GenerationRoute(
-        Completions(client, tokenizer, planner, generations, grammars),
+        endpoints.completions,
         metrics,
         drain,
+        config,
         request=CompletionRequest,
         response=Completion,
         summary="Complete a text",
     )
     app.include_router(completions.router())
-    template = chat_template_of(config, tokenizer)
     chat = GenerationRoute(
-        Chat(config, client, tokenizer, template, planner, generations, grammars),
+        endpoints.chat,
         metrics,
         drain,
+        config,
         request=ChatRequest,
         response=ChatCompletion,
         summary="Answer a conversation",
     )
     app.include_router(chat.router())
-    return app
+    app.include_router(FileRoutes(batches, config.max_file_bytes).router())
+    app.include_router(BatchRoutes(batches, config.max_body_bytes).router())
+    return behind_door(app, config)

@@ -124,7 +124,7 @@ class ChatRendering:
             "id": self.reply_id,
             "object": "chat.completion",
             "created": int(time.time()),
-            "model": request.model,
+            "model": self._plan.model,
             "system_fingerprint": fingerprint,
         }
         if "service_tier" in request.model_fields_set:

@@ -52,7 +52,7 @@ class CompletionRendering:
             "id": self.reply_id,
             "object": "text_completion",
             "created": int(time.time()),
-            "model": request.model,
+            "model": plan.model,
         }
         self._prefix = b"data: " + _encode(self._head)[:-1] + b',"choices":['
         self._suffix = b'],"usage":null}\n\n' if request.include_usage else b"]}\n\n"

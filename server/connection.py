@@ -8,27 +8,26 @@ from starlette.types import Receive
 
 from server.errors import ApiError
 
-# A million token ids; decoding them takes half a second, in which nobody else is served.
-MAX_BODY_BYTES = 8 * 1024 * 1024
 BODY_TIMEOUT_S = 60.0
 
 
-async def read_body(request: Request) -> bytes:
-    """The request's body.
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The body of a request that brings JSON.
 
-    Raises `ApiError` when it is too large (413) or does not come in time (408), `ClientDisconnect`
-    when the client goes away meanwhile.
+    Raises `ApiError` when it says that it is something else (415), is too large (413) or does not
+    come in time (408), `ClientDisconnect` when the client goes away meanwhile.
     """
+    _check_content_type(request)
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
-        raise _too_large()
+    if announced.isdigit() and int(announced) > max_bytes:
+        raise _too_large(max_bytes)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for part in request.stream():
                 body += part
-                if len(body) > MAX_BODY_BYTES:
-                    raise _too_large()
+                if len(body) > max_bytes:
+                    raise _too_large(max_bytes)
     except TimeoutError:
         message = f"The request's body did not come within {BODY_TIMEOUT_S:g} seconds."
         raise ApiError(408, message, code="request_timeout") from None
@@ -63,6 +62,15 @@ async def _disconnection(receive: Receive) -> None:
         pass
 
 
-def _too_large() -> ApiError:
-    message = f"Request body too large: at most {MAX_BODY_BYTES} bytes are accepted."
+def _check_content_type(request: Request) -> None:
+    """A page of another origin may send plain text and forms to us unasked, but no JSON."""
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given in ("", "application/json") or given.endswith("+json"):
+        return
+    message = f"Unsupported Content-Type '{given}': send 'application/json'."
+    raise ApiError(415, message, code="unsupported_media_type")
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    message = f"Request body too large: at most {max_bytes} bytes are accepted."
     return ApiError(413, message, code="request_too_large")

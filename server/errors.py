@@ -7,7 +7,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 RETRY_AFTER_S = 1
 
 
@@ -84,12 +86,31 @@ async def _answer_framework(request: Request, error: Exception) -> Response:
     where = f"{request.method} {request.url.path}"
     messages = {404: f"Invalid URL ({where})", 405: f"Method not allowed ({where})"}
     message = messages.get(error.status_code, str(error.detail))
-    return ApiError(error.status_code, message, headers=error.headers).response()
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # static files are behind no route of ours
+        headers["Allow"] = ", ".join(_allowed_methods(request)) or "GET"
+    return ApiError(error.status_code, message, headers=headers).response()
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """The methods of all routes with this path; the framework tells those of the first."""
+    return [
+        method
+        for method in _METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] == Match.FULL
+            for route in request.app.router.routes
+        )
+    ]
 
 
 async def _answer_validation(_request: Request, error: Exception) -> Response:
+    """A parameter of the path or the query, told by its name."""
     assert isinstance(error, RequestValidationError)
-    return invalid("; ".join(problem["msg"] for problem in error.errors())).response()
+    problem = error.errors()[0]
+    param = str(problem["loc"][-1])
+    text = problem["msg"][0].lower() + problem["msg"][1:]
+    return invalid(f"Invalid value for '{param}': {text}.", param, "invalid_value").response()
 
 
 async def _answer_bug(_request: Request, _error: Exception) -> Response:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
+from server.batches.batch_routes import CreateBatch
 from server.body import Body
 from server.chat_protocol import ChatRequest
 from server.protocol import CompletionRequest
@@ -15,6 +16,7 @@ BEGIN, END = "<!-- make api-table: begin -->\n", "<!-- make api-table: end -->\n
 BODIES: dict[str, type[Body]] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
+    "/v1/batches": CreateBatch,
 }
 
 

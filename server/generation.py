@@ -62,7 +62,7 @@ class Generation:
         self.num_unfinished = plan.num_sequences if any(plan.max_tokens) else 0
         self._num_completion_tokens = 0
         self._failure: ApiError | None = None
-        self._plan = plan
+        self.plan = plan
         self._client = client
         self._metrics = metrics
         self._tokenizer = tokenizer
@@ -82,17 +82,17 @@ class Generation:
         if not self.num_unfinished:
             return self
         self._admit()
-        self._metrics.prompt_tokens.inc(sum(map(len, self._plan.prompts)))
-        first_id = self._client.next_ids(self._plan.num_sequences)
-        hint = self._plan.expected_tokens
+        self._metrics.prompt_tokens.inc(sum(map(len, self.plan.prompts)))
+        first_id = self._client.next_ids(self.plan.num_sequences)
+        hint = self.plan.expected_tokens
         self._expected = [self._predictor.expect(asked, hint) for asked in self._asked]
-        for index, message in enumerate(self._plan.messages(first_id, self._expected)):
-            prompt = self._plan.prompts[index // self._plan.n]
+        for index, message in enumerate(self.plan.messages(first_id, self._expected)):
+            prompt = self.plan.prompts[index // self.plan.n]
             sequence = Sequence(message.sequence_id, index, self._inbox, prompt)
             self._sequences.append(sequence)
             self._client.submit(message, sequence)
         if self._predictor.has_encoder and hint is None:
-            prompts = tuple(self._tail(prompt) for prompt in self._plan.prompts)
+            prompts = tuple(self._tail(prompt) for prompt in self.plan.prompts)
             self._forget_question = self._predictor.ask(prompts, self._expect)
         return self
 
@@ -112,7 +112,7 @@ class Generation:
 
     def wait_for_ends(self) -> None:
         """Be woken by ends alone, unless it is the text that decides where it ends."""
-        self._inbox.only_ends = not self._plan.stop_strings
+        self._inbox.only_ends = not self.plan.stop_strings
 
     async def next_pieces(self) -> list[Piece]:
         """Wait for news, and take it."""
@@ -140,7 +140,7 @@ class Generation:
 
     def usage(self) -> dict[str, int]:
         """The tokens so far: each prompt once, and all choices."""
-        num_prompt_tokens = sum(map(len, self._plan.prompts))
+        num_prompt_tokens = sum(map(len, self.plan.prompts))
         return {
             "prompt_tokens": num_prompt_tokens,
             "completion_tokens": self._num_completion_tokens,
@@ -149,9 +149,9 @@ class Generation:
 
     def _admit(self) -> None:
         self._client.check_ready()
-        if self._plan.offline:
+        if self.plan.offline:
             return
-        asked, allowed = self._plan.num_sequences, self._max_num_queued
+        asked, allowed = self.plan.num_sequences, self._max_num_queued
         if asked > allowed:
             message = f"Request too large: it asks for {asked} completions, {allowed} may wait."
             raise too_busy(message, retry=False)
@@ -165,7 +165,7 @@ class Generation:
 
     def _expect(self, expected: list[Expected]) -> None:
         """A better expectation has come for each prompt."""
-        self._expected, n = expected, self._plan.n
+        self._expected, n = expected, self.plan.n
         for sequence in self._sequences:
             predicted_len, spread, _, _ = expected[sequence.index // n]
             self._client.expect(Expect(sequence.sequence_id, predicted_len, spread))
@@ -173,24 +173,24 @@ class Generation:
     def _advance(self, sequence: Sequence, choice: Choice) -> Piece:
         before = choice.num_tokens
         is_first = not before and sequence.first_token_at is not None
-        if is_first and sequence.first_token_at is not None and not self._plan.offline:
+        if is_first and sequence.first_token_at is not None and not self.plan.offline:
             self._metrics.time_to_first_token.observe(sequence.first_token_at - self.arrived_at)
         token_ids = sequence.take_tokens()
-        text = "" if self._plan.only_scores else choice.push(token_ids)
+        text = "" if self.plan.only_scores else choice.push(token_ids)
         num_new = choice.num_tokens - before
         self._num_completion_tokens += num_new
         finished = sequence.finished
         if finished is not None and choice.finish_reason is None:
             if finished.reason not in ("stop", "length"):
                 self._failure = failed(finished.message or "The engine gave up on this request.")
-            elif self._plan.only_scores:
+            elif self.plan.only_scores:
                 choice.finish_reason = "length"
             else:
                 text += choice.flush(finished.reason)
         if choice.finish_reason is not None:
             self._end(sequence, choice)
         piece = Piece(sequence.index, text, choice.finish_reason, choice.stop_reason)
-        if not self._plan.tells_tokens and not sequence.scores:
+        if not self.plan.tells_tokens and not sequence.scores:
             return piece
         told, sequence.told = sequence.told, []
         # They stay where they are until the first token says that they are all there.
@@ -202,7 +202,7 @@ class Generation:
     def _end(self, sequence: Sequence, choice: Choice) -> None:
         self.num_unfinished -= 1
         self._client.abort(sequence)
-        prompt = sequence.index // self._plan.n
+        prompt = sequence.index // self.plan.n
         if choice.num_tokens:
             self._predictor.observe(self._asked[prompt], self._expected[prompt], choice.num_tokens)
         if sequence.first_token_at is not None and choice.num_tokens > 1:

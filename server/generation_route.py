@@ -5,16 +5,18 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from configs.schema import ServerConfig
+from server.access import CLIENT_CLOSED_REQUEST
 from server.answer import Answer
 from server.connection import read_body
+from server.document import BODY_FAILURES, failures, takes
 from server.drain import Drain
 from server.errors import ApiError
 from server.metrics import Metrics
-from server.protocol import ErrorBody
 from server.reply import Endpoint
+from server.request_log import log_request
 
 SSE_TYPE = "text/event-stream"
-CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number, for the access log
 
 
 class GenerationRoute:
@@ -25,17 +27,18 @@ class GenerationRoute:
         endpoint: Endpoint,
         metrics: Metrics,
         drain: Drain,
+        config: ServerConfig,
         *,
         request: type[BaseModel],
         response: type[BaseModel],
         summary: str,
     ) -> None:
         self._endpoint, self._metrics, self._drain = endpoint, metrics, drain
+        self._config = config
         self._request, self._response, self._summary = request, response, summary
 
     def router(self) -> APIRouter:
         """The route as FastAPI takes it."""
-        schema = {"$ref": f"#/components/schemas/{self._request.__name__}"}
         router = APIRouter()
         router.add_api_route(
             self._endpoint.path,
@@ -45,15 +48,9 @@ class GenerationRoute:
             response_model=None,
             responses={
                 200: {"model": self._response, "content": {SSE_TYPE: {}}},
-                "4XX": {"model": ErrorBody},
-                "5XX": {"model": ErrorBody},
+                **failures(*BODY_FAILURES, 404, 429, 503),
             },
-            openapi_extra={
-                "requestBody": {
-                    "required": True,
-                    "content": {"application/json": {"schema": schema}},
-                }
-            },
+            openapi_extra=takes(self._request),
         )
         return router
 
@@ -61,11 +58,14 @@ class GenerationRoute:
         """The answer to one request; it submits to the engine only when it is sent."""
         try:
             self._drain.check()
-            reply = await self._endpoint.prepare(await read_body(request))
+            body = await read_body(request, self._config.max_body_bytes)
+            reply = await self._endpoint.prepare(body)
         except ApiError:
             self._metrics.requests.labels("refused").inc()
             raise
         except ClientDisconnect:
             self._metrics.requests.labels("disconnect").inc()
             return Response(status_code=CLIENT_CLOSED_REQUEST)
+        if self._config.log_requests:
+            log_request(reply, request.state.request_id)
         return Answer(reply, self._metrics, self._drain)

@@ -5,6 +5,7 @@ import errno
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp
 from server.direct_writer import WithConnection
 from server.drain import Drain
 from server.engine_client import EngineClient
+from server.http_protocol import BoundedHttp
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
@@ -47,9 +49,10 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def url(host: str, port: int) -> str:
+def url(host: str, port: int, *, tls: bool = False) -> str:
     """Where a browser finds the server."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class DrainingServer(uvicorn.Server):
@@ -66,20 +69,21 @@ class DrainingServer(uvicorn.Server):
         drain: Drain,
         *,
         shutdown_timeout_s: float,
-        access_log: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 WithConnection(app),
-                http="httptools",
+                http=BoundedHttp,
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                access_log=access_log,
+                access_log=False,  # ours is in `server.access`
                 server_header=False,
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=LAST_WORDS_S,
+                ssl_context_factory=(lambda *_: tls) if tls else None,
             )
         )
         self._client = client

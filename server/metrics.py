@@ -26,6 +26,7 @@ _REQUEST_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 OUTCOMES = ("success", "error", "disconnect", "refused")
+BATCH_OUTCOMES = ("success", "error", "retry")
 
 
 class Metrics:
@@ -59,6 +60,14 @@ class Metrics:
             buckets=_REQUEST_S,
             registry=self._registry,
         )
+        self.batch_requests = Counter(
+            "tdpipe_batch_requests",
+            "Requests of batches by outcome; one that an engine has lost counts as a retry too",
+            ["outcome"],
+            registry=self._registry,
+        )
+        for outcome in BATCH_OUTCOMES:
+            self.batch_requests.labels(outcome)
         self._add_predictions()
         self._registry.register(_EngineFigures(client))
 

@@ -1,4 +1,4 @@
-"""The operator's routes: health, readiness, version, models and metrics."""
+"""The operator's routes: health, readiness, load, version, models and metrics."""
 
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -7,21 +7,73 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from configs.schema import Config
+from server.document import failures
 from server.drain import Drain
 from server.engine_client import SILENCE_S, EngineClient
 from server.errors import no_such_model
 from server.metrics import Metrics
-from server.protocol import ErrorBody, Model, ModelList
+from server.protocol import Model, ModelList
 
 try:
     VERSION = version("tdpipe")
 except PackageNotFoundError:
     VERSION = "0.1.0"
 
-_NOT_NOW: dict[int | str, dict[str, Any]] = {503: {"description": "Not now, but soon"}}
+_TEXT = {"text/plain": {"schema": {"type": "string"}}}
+
+
+class Heartbeat(BaseModel):
+    """When a process was last heard of."""
+
+    heartbeat_age_s: float | None
+
+
+class EngineHealth(Heartbeat):
+    """The engine, and whether it works on requests."""
+
+    ready: bool
+
+
+class StageHealth(Heartbeat):
+    """One stage."""
+
+    stage: int
+    pid: int
+
+
+class Health(BaseModel):
+    """The answer of GET /health, with 503 unless the status is ok or draining."""
+
+    status: str = Field(description="ok, draining, or what is missing")
+    server: Heartbeat
+    engine: EngineHealth
+    stages: list[StageHealth]
+
+
+class Readiness(BaseModel):
+    """The answer of GET /ready."""
+
+    status: str
+
+
+class Version(BaseModel):
+    """The answer of GET /version."""
+
+    version: str
+
+
+class Load(BaseModel):
+    """The answer of GET /load; all but `server_load` is ours."""
+
+    server_load: int = Field(description="vLLM's: requests that are being answered")
+    queued_sequences: int = Field(description="without a first token yet")
+    waiting_sequences: int = Field(description="of those in the engine, the ones without KV")
+    live_sequences: int = Field(description="holding KV")
+    kv_usage: float = Field(description="part of the KV blocks that are in use, 0 to 1")
 
 
 class Operations:
@@ -46,17 +98,36 @@ class Operations:
         """The routes as FastAPI takes them."""
         router = APIRouter()
         get = router.add_api_route
-        get("/health", self.health, summary="Heartbeats of every process", responses=_NOT_NOW)
-        get("/ready", self.ready, summary="Whether requests are accepted", responses=_NOT_NOW)
-        get("/version", self.version, summary="The daemon's version")
-        get("/metrics", self.metrics, summary="Figures for Prometheus", response_class=Response)
+        get(
+            "/health",
+            self.health,
+            summary="Heartbeats of every process",
+            response_model=Health,
+            responses={503: {"model": Health, "description": "Something is missing"}},
+        )
+        get(
+            "/ready",
+            self.ready,
+            summary="Whether requests are accepted",
+            response_model=Readiness,
+            responses=failures(503),
+        )
+        get("/load", self.load, summary="How much there is to do", response_model=Load)
+        get("/version", self.version, summary="The daemon's version", response_model=Version)
+        get(
+            "/metrics",
+            self.metrics,
+            summary="Figures for Prometheus",
+            response_class=Response,
+            responses={200: {"content": _TEXT}},
+        )
         get("/v1/models", self.models, summary="List the models", response_model=ModelList)
         get(
             "/v1/models/{model:path}",
             self.model,
             summary="Describe a model",
             response_model=Model,
-            responses={404: {"model": ErrorBody}},
+            responses=failures(404),
         )
         return router
 
@@ -85,35 +156,46 @@ class Operations:
         }
         return JSONResponse(body, 200 if status in ("ok", "draining") else 503)
 
-    async def ready(self) -> JSONResponse:
+    async def ready(self) -> Readiness:
         """200 while a completion would be accepted."""
         self._drain.check()
         self._client.check_ready()
-        return JSONResponse({"status": "ready"})
+        return Readiness(status="ready")
 
-    async def version(self) -> dict[str, str]:
+    async def load(self) -> Load:
+        """What a balancer in front of several daemons looks at."""
+        stats = self._client.stats
+        return Load(
+            server_load=self._drain.num_open,
+            queued_sequences=self._client.num_queued,
+            waiting_sequences=stats.waiting if stats else 0,
+            live_sequences=stats.live if stats else 0,
+            kv_usage=stats.blocks_used / max(1, stats.blocks_total) if stats else 0.0,
+        )
+
+    async def version(self) -> Version:
         """The installed version."""
-        return {"version": VERSION}
+        return Version(version=VERSION)
 
     async def metrics(self) -> Response:
         """Prometheus' text format."""
         return Response(self._metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     async def models(self) -> ModelList:
-        """The one model that is served."""
-        return ModelList(data=[self._model()])
+        """The one model that is served, under each of its names."""
+        return ModelList(data=[self._model(name) for name in self._config.names])
 
     async def model(self, model: str) -> Model:
         """One model by name."""
-        if model != self._config.name:
+        if model not in self._config.names:
             raise no_such_model(model)
-        return self._model()
+        return self._model(model)
 
-    def _model(self) -> Model:
+    def _model(self, name: str) -> Model:
         ready = self._client.ready
         limit = ready.max_model_len if ready else self._config.max_model_len
         return Model(
-            id=self._config.name,
+            id=name,
             created=self._created,
             max_model_len=limit,
             tokenizer_fingerprint=self._tokenizer_fingerprint,

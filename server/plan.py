@@ -19,6 +19,7 @@ class Plan:
     every sequence's but for the seed. `own_stop_ids` are the stop tokens that the client named
     itself. `only_scores` asks for no text: the one token that the engine must generate is dropped.
     `expected_tokens` is how long the client expects each answer to be; `offline` work gives way.
+    `model` is the name that the answer tells.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -37,6 +38,7 @@ class Plan:
     expected_tokens: int | None = None
     offline: bool = False
     endpoint: str = "completions"
+    model: str = ""
 
     @property
     def num_sequences(self) -> int:

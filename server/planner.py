@@ -67,11 +67,12 @@ class Planner:
             expected_tokens=fields.expected_tokens,
             offline=offline or fields.gives_way,
             endpoint=endpoint,
+            model=self._config.name,
         )
 
     def check_model(self, model: str) -> None:
         """Raise `ApiError` (404) for a model that is not served here."""
-        if model != self._config.name:
+        if model not in self._config.names:
             raise no_such_model(model)
 
     def check_num_sequences(self, num_prompts: int, n: int) -> None:

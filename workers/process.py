@@ -38,14 +38,14 @@ def main(runtime_dir: str) -> None:
     warnings.filterwarnings("ignore", module="torch.distributed")
     try:
         place = _join_group(config)
-        log = logs.set_up(f"stage {place.stage}", config.log_level)
+        log = logs.set_up(f"stage {place.stage}", config)
         progress = Progress()
         stage = Stage(config, place, progress)
         stage.identity.save(folder)
     except Exception as error:  # the edge of the process: whatever it is, it is told in one line
         line = f"stage {os.environ['RANK']}: {_root_cause(error)}"
         is_first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-        logs.set_up("stages", config.log_level).log(
+        logs.set_up("stages", config).log(
             logging.DEBUG if is_first_start else logging.ERROR, line, exc_info=True
         )
         if is_first_start:

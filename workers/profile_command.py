@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         config = loader.load(rest)
-        logs.set_up("profile", config.log_level)
+        logs.set_up("profile", config)
         _check_out(options.out)
         table = _measure(config, options)
         _write(config, table, options.out)

@@ -6,7 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from configs.schema import (
+    BatchConfig,
     CacheConfig,
+    ChatConfig,
     Config,
     EngineConfig,
     ModelConfig,
@@ -25,8 +27,13 @@ PARTS = [
     SchedulerConfig,
     PredictorConfig,
     ServerConfig,
+    ChatConfig,
     RuntimeConfig,
 ]
+
+
+# BatchConfig reads what other parts have too.
+OF_BATCHES = {"max_file_bytes", "max_batch_requests", "batch_concurrency"}
 
 
 @pytest.mark.parametrize("part", [*PARTS, EngineConfig, Config])
@@ -44,7 +51,8 @@ def test_a_part_takes_no_key_that_it_does_not_know(part: type[Part]) -> None:
 
 
 def test_the_whole_is_its_parts_and_each_key_is_in_one_of_them() -> None:
-    keys = [key for part in PARTS for key, _ in part()]
+    keys = [key for part in PARTS for key, _ in part()] + sorted(OF_BATCHES)
+    assert set(BatchConfig.model_fields) >= OF_BATCHES
     assert sorted(keys) == sorted(Config.model_fields)
     assert len(set(keys)) == len(keys)
 

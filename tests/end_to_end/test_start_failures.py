@@ -68,6 +68,8 @@ def another_tokenizer_s_predictor(folder: Path) -> list[str]:
         (no_tokenizer, ["tokenizer"]),
         (lambda _: ["--layer-split", "4,4"], ["names 8 layers", "the model has 6"]),
         (lambda _: ["--max-model-len", "5000"], ["max_model_len 5000", "limit of 2048"]),
+        (lambda _: ["--ssl-certfile", "/nowhere.pem"], ["cannot read /nowhere.pem"]),
+        (lambda _: ["--uds", "/nowhere/door"], ["cannot listen on /nowhere/door"]),
         (lambda _: ["--dtype", "int3"], ["dtype", "'bfloat16'", "'int3'"]),
         (lambda _: ["--prot", "80"], ["--prot", "did you mean --port?"]),
     ],

@@ -28,6 +28,7 @@ class Daemon:
     """What came to it, and where it is."""
 
     url: str
+    keys: set[str | None] = field(default_factory=set)
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -43,12 +44,14 @@ def serving(
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            daemon.keys.add(self.headers["authorization"])
             model = {"id": "little"}
             if fingerprint:
                 model["tokenizer_fingerprint"] = fingerprint
             self._send(200, {"data": [model]} if self.path == "/v1/models" else {})
 
         def do_POST(self) -> None:
+            daemon.keys.add(self.headers["authorization"])
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             daemon.bodies.append(body)
             self._send(*answer(body))
@@ -85,6 +88,18 @@ def collected(tmp_path: Path) -> dict[str, int]:
     """Prompts and lengths, as training reads them."""
     requests = read_requests(tmp_path / "out.jsonl", min_requests=1)
     return dict(zip(requests.prompts, requests.output_lens.tolist(), strict=True))
+
+
+def test_the_key_is_sent_with_every_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TDPIPE_API_KEY", "one,two")
+    with serving() as daemon:
+        assert run(tmp_path, daemon) == 0
+        assert daemon.keys == {"Bearer one"}
+        daemon.keys.clear()
+        assert run(tmp_path, daemon, "--api-key", "mine", prompts="d\n") == 0
+        assert daemon.keys == {"Bearer mine"}
 
 
 def test_every_answer_s_length_is_kept(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from engine.messages import Abort, Finished, Submit, ToServer
@@ -162,8 +161,3 @@ def streaming(daemon: Daemon, **body: Any) -> Any:
     """A streamed request as a context; the answer's head is read on entering."""
     json = {"model": MODEL, "prompt": "hi", "stream": True} | body
     return daemon.http.stream("POST", f"{daemon.url}/v1/completions", json=json)
-
-
-def test_a_request_id_is_told_in_the_head(daemon: Daemon) -> None:
-    response: httpx.Response = daemon.complete()
-    assert response.headers["x-request-id"] == response.json()["id"]

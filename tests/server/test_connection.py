@@ -169,7 +169,7 @@ def test_a_client_that_vanishes_inside_a_send_is_aborted(
     async def run() -> None:
         client = EngineClient(settings.server_address)
         drain = Drain()
-        app, _ = make_app(settings, client, drain)
+        app, *_ = make_app(settings, client, drain)
         receiving = asyncio.create_task(client.run())
         await asyncio.wait_for(client.was_ready.wait(), PATIENCE_S)
         web = Client({"stream": stream}, lambda message: message["type"] == message_type)
@@ -200,7 +200,7 @@ def test_a_send_that_fails_is_a_client_that_left(tmp_path: Path) -> None:
 
     async def run() -> None:
         client = EngineClient(settings.server_address)
-        app, _ = make_app(settings, client, Drain())
+        app, *_ = make_app(settings, client, Drain())
         receiving = asyncio.create_task(client.run())
         await asyncio.wait_for(client.was_ready.wait(), PATIENCE_S)
         web = Client({"stream": True}, lambda _: False)

@@ -1,12 +1,12 @@
 """Errors: always OpenAI's envelope, the right status, and the field at fault."""
 
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from server import connection
-from tests.server.world import MODEL, Daemon
+from tests.server.world import MODEL, Daemon, serving
 
 REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"foo": 1}, "foo", "Unrecognized request argument supplied: foo"),
@@ -142,11 +142,61 @@ def test_unknown_paths_and_methods_have_the_envelope(
     assert response.json()["error"]["message"] == words
 
 
-def test_a_body_that_is_too_large_is_413(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "MAX_BODY_BYTES", 1000)
-    announced = daemon.complete(prompt="x" * 2000)
-    parts = (b"x" * 500 for _ in range(4))
-    chunked = httpx.post(f"{daemon.url}/v1/completions", content=parts, timeout=10)
+def test_a_body_that_is_too_large_is_413(tmp_path: Path) -> None:
+    with serving(tmp_path, max_body_bytes=1024) as daemon:
+        announced = daemon.complete(prompt="x" * 2000)
+        parts = (b"x" * 500 for _ in range(4))
+        chunked = httpx.post(f"{daemon.url}/v1/completions", content=parts, timeout=10)
     for response in (announced, chunked):
         assert response.status_code == 413
         assert response.json()["error"]["code"] == "request_too_large"
+
+
+def test_a_wrong_method_is_told_all_methods_of_the_path(daemon: Daemon) -> None:
+    response = daemon.http.put(f"{daemon.url}/v1/files")
+    assert response.status_code == 405
+    assert response.headers["allow"] == "GET, POST"
+    for path in ("/health", "/docs", "/docs-assets/swagger-ui.css"):
+        assert daemon.http.delete(daemon.url + path).headers["allow"] == "GET"
+
+
+def test_a_slash_too_many_is_404_and_no_redirect(daemon: Daemon) -> None:
+    response = daemon.http.get(f"{daemon.url}/health/")
+    assert response.status_code == 404
+    assert response.json()["error"]["message"] == "Invalid URL (GET /health/)"
+
+
+def test_a_wrong_parameter_of_the_query_is_400_and_named(daemon: Daemon) -> None:
+    response = daemon.get("/v1/batches?limit=many")
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert error["param"] == "limit"
+    assert "valid integer" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        ("application/json", 200),
+        ("Application/JSON; charset=utf-8", 200),
+        ("application/vnd.api+json", 200),
+        ("", 200),
+        ("text/plain", 415),
+        ("text/plain;charset=UTF-8", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("multipart/form-data; boundary=x", 415),
+    ],
+)
+def test_a_body_that_says_it_is_no_json_is_415(
+    daemon: Daemon, content_type: str, status: int
+) -> None:
+    response = daemon.http.post(
+        f"{daemon.url}/v1/completions",
+        content=f'{{"model": "{MODEL}", "prompt": "hi"}}',
+        headers={"content-type": content_type},
+    )
+    assert response.status_code == status
+    if status == 415:
+        error = response.json()["error"]
+        assert error["code"] == "unsupported_media_type"
+        assert content_type.partition(";")[0] in error["message"]

@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
-from openai.types import completion_create_params
+from openai.types import batch_create_params, completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
+from server.batches.batch_routes import CreateBatch
 from server.body import Body
 from server.chat_protocol import ChatRequest
 from server.field_table import BEGIN, DOCUMENT, status_of, table
@@ -15,6 +16,7 @@ from tests.server.world import MODEL, Daemon
 CLIENTS = [
     (CompletionRequest, completion_create_params.CompletionCreateParamsStreaming),
     (ChatRequest, chat_create_params.CompletionCreateParamsStreaming),
+    (CreateBatch, batch_create_params.BatchCreateParams),
 ]
 # A value of each field that is refused, which makes a difference.
 REFUSED: dict[str, Any] = {

@@ -1,8 +1,10 @@
 """The process: its port, its signals, its exit status, and one clear line when it cannot start."""
 
+import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,6 +102,35 @@ def test_a_second_signal_ends_the_process_with_a_word_to_its_clients(tmp_path: P
             engine.wait_for(Abort)
     finally:
         engine.close()
+
+
+def test_a_process_serves_on_a_unix_socket_and_takes_it_away_with_it(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    engine = FakeEngine(config(tmp_path).server_address)
+    path = tmp_path / "door.sock"
+    try:
+        with process(tmp_path, uds=path, api_key="a-secret", log_format="json") as server:
+            log = read_until(server, "ready: ")
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+                key = {"authorization": "Bearer a-secret"}
+                assert client.get("http://x/v1/models", headers=key).status_code == 200
+                assert client.get("http://x/v1/models").status_code == 401
+            log += read_until(server, '"status": 401')
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(PATIENCE_S) == 0
+    finally:
+        engine.close()
+    assert not path.exists()
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert any(f"listening on the Unix socket {path} " in line["message"] for line in lines)
+    assert [line["status"] for line in lines if "status" in line] == [200, 401]
+    assert "a-secret" not in log
+
+
+def test_a_certificate_that_is_missing_is_one_line(tmp_path: Path) -> None:
+    with process(tmp_path, ssl_certfile="/nowhere.pem") as server:
+        check_gives_up(server, tmp_path, "cannot read /nowhere.pem: No such file or directory")
 
 
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:

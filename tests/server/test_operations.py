@@ -91,6 +91,23 @@ def test_another_model_is_404(daemon: Daemon) -> None:
     assert response.json()["error"]["code"] == "model_not_found"
 
 
+def test_the_load_counts_what_is_open(tmp_path: Path) -> None:
+    report = stats(waiting=3, live=5, blocks_used=10, blocks_total=40)
+    with serving(tmp_path) as daemon:
+        daemon.engine.stats = report
+        daemon.engine.introduce()
+        daemon.wait_until(lambda: daemon.client.stats == report)
+        with daemon.drain.request():
+            body = daemon.get("/load").json()
+    assert body == {
+        "server_load": 1,
+        "queued_sequences": 0,
+        "waiting_sequences": 3,
+        "live_sequences": 5,
+        "kv_usage": 0.25,
+    }
+
+
 def test_the_version_is_told(daemon: Daemon) -> None:
     assert daemon.get("/version").json() == {"version": operations.VERSION}
 

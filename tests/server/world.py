@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import httpx
 import uvloop
 import zmq
+from starlette.types import ASGIApp
 from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -32,12 +33,15 @@ from engine.messages import (
     ToServer,
 )
 from engine.wire import Hub
-from server.app import App, build_app
+from server.app import build_app
+from server.batches.service import BatchService
 from server.drain import Drain
+from server.endpoints import build_endpoints
 from server.engine_client import EngineClient
 from server.length_predictor import LengthPredictor
 from server.listener import DrainingServer, listen
 from server.metrics import Metrics
+from server.tls import tls_context
 from server.tokenizer import Tokenizer
 
 MODEL = "little"
@@ -223,11 +227,14 @@ def config(folder: Path, **values: Any) -> Config:
 
 def make_app(
     settings: Config, client: EngineClient, drain: Drain, tokenizer: Tokenizer = TOKENIZER
-) -> tuple[App, LengthPredictor]:
-    """The app and the predictor, which is to be run if there is an encoder."""
+) -> tuple[ASGIApp, LengthPredictor, BatchService]:
+    """The app, the predictor, which is to be run if there is an encoder, and the batches."""
     metrics = Metrics(client)
     predictor = LengthPredictor(settings, metrics)
-    return build_app(settings, client, tokenizer, drain, metrics, predictor), predictor
+    endpoints = build_endpoints(settings, client, tokenizer, metrics, predictor)
+    batches = BatchService(settings, client, endpoints.all(), drain, metrics)
+    app = build_app(settings, client, tokenizer, drain, metrics, endpoints, batches)
+    return app, predictor, batches
 
 
 @dataclass
@@ -271,6 +278,7 @@ def serving(
     *,
     ready: bool = True,
     tokenizer: Tokenizer = TOKENIZER,
+    opens_batches: bool = True,
     **settings: Any,
 ) -> Iterator[Daemon]:
     """A server in a thread with a fake engine behind it, ready unless told otherwise."""
@@ -284,19 +292,24 @@ def serving(
     async def serve() -> None:
         client = EngineClient(settings_.server_address)
         drain = Drain()
-        app, predictor = make_app(settings_, client, drain, tokenizer)
-        server = DrainingServer(app, client, drain, shutdown_timeout_s=settings_.shutdown_timeout)
+        app, predictor, batches = make_app(settings_, client, drain, tokenizer)
+        tls = tls_context(settings_)
+        server = DrainingServer(
+            app, client, drain, shutdown_timeout_s=settings_.shutdown_timeout, tls=tls
+        )
         listener = listen("127.0.0.1", 0)
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        url = f"http{'s' if tls else ''}://127.0.0.1:{listener.getsockname()[1]}"
         started.append(Daemon(url, engine, client, server, drain, asyncio.get_running_loop()))
-        receiving = asyncio.gather(client.run(), predictor.run())
+        chores = [asyncio.create_task(c.run()) for c in (client, predictor, batches)]
+        if opens_batches:
+            await asyncio.wait_for(batches.was_open.wait(), PATIENCE_S)
         if ready:
             await asyncio.wait_for(client.was_ready.wait(), PATIENCE_S)
         is_up.set()
         await server.serve([listener])
-        receiving.cancel()
-        with suppress(asyncio.CancelledError):
-            await receiving
+        for chore in chores:
+            chore.cancel()
+        await asyncio.wait(chores)
 
     def run() -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

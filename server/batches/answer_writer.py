@@ -1,0 +1,80 @@
+"""The answer writer: answers from the event loop to their files, in groups and in one thread."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Self, TypeVar
+
+from server.batches.answers import Answer, Answers
+
+Result = TypeVar("Result")
+
+
+class AnswerWriter:
+    """The answers of one batch; a caller waits until its answer is in the file.
+
+    After an `OSError`, open another: what is written then is known from the files alone.
+    """
+
+    def __init__(self, output: Path, errors: Path) -> None:
+        self._paths = output, errors
+        # One thread: what follows a write that nobody waits for any more still comes after it.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
+        self._pending: list[Answer] = []
+        self._writing = asyncio.Lock()
+        self._answers: Answers | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._call(self._open)
+        except BaseException:
+            if self._answers is not None:
+                self._answers.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with suppress(OSError):
+            await self.flush()
+        await self._call(self.answers.close)
+        self._thread.shutdown(wait=False)
+
+    @property
+    def answers(self) -> Answers:
+        """What is in the files."""
+        assert self._answers is not None, "only inside the block"
+        return self._answers
+
+    async def add(self, *answers: Answer) -> None:
+        """Write them, together with those that come meanwhile. Raises `OSError`."""
+        self._pending += answers
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Write what has been added by callers that were cancelled, too. Raises `OSError`."""
+        async with self._writing:
+            if self._pending:
+                group, self._pending = self._pending, []
+                await self._call(lambda: self.answers.append(group))
+
+    async def sync(self) -> None:
+        """Let all that is written outlive the machine's power. Raises `OSError`."""
+        await self._call(self.answers.sync)
+
+    def _open(self) -> None:
+        self._answers = Answers(*self._paths)
+
+    async def _call(self, work: Callable[[], Result]) -> Result:
+        """Run it to its end, also when the caller is cancelled meanwhile.
+
+        A group has the answers of others too, and whoever opens the files next must be alone.
+        """
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(self._thread, work)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait((running,))
+            raise

@@ -1,0 +1,134 @@
+"""The lines of an input file: one request each, checked before any of them is run.
+
+    {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": ..., ...}}
+
+Reference: https://platform.openai.com/docs/guides/batch#1-prepare-your-batch-file.
+"""
+
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+MAX_CUSTOM_ID_CHARACTERS = 512
+# A thread at work on a large file lets others have the interpreter after so many lines.
+LINES_AT_A_TIME = 64
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class BadLineError(ValueError):
+    """A line is no request that can be run here; the text is for the client."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.param = param
+
+
+class LineRequest(NamedTuple):
+    """One request: the endpoint's path, and the body as the client has written it."""
+
+    custom_id: str
+    url: str
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a line may ask for here."""
+
+    urls: Collection[str]
+    models: Collection[str]
+    max_line_bytes: int
+
+
+class _Line(msgspec.Struct, forbid_unknown_fields=True):
+    custom_id: str | UnsetType = UNSET
+    method: str | UnsetType = UNSET
+    url: str | UnsetType = UNSET
+    body: msgspec.Raw | UnsetType = UNSET
+
+
+class _Body(msgspec.Struct):
+    model: str | UnsetType = UNSET
+    stream: bool | None = None
+
+
+Value = TypeVar("Value", str, msgspec.Raw)
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+_decode_body = msgspec.json.Decoder(_Body).decode
+
+
+def read_lines(file: BinaryIO, max_line_bytes: int = 2**40) -> Iterator[tuple[int, bytes]]:
+    """Each line that is not blank with its number, counted from 1.
+
+    Of a line that is too long, only the beginning comes, one byte more than is allowed.
+    """
+    number = 0
+    while line := file.readline(max_line_bytes + 1):
+        number += 1
+        part = line
+        while not part.endswith(b"\n") and len(part) > max_line_bytes:
+            part = file.readline(max_line_bytes + 1)
+        if number == 1:
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+        if not line.isspace() and line:
+            yield number, line
+        if number % LINES_AT_A_TIME == 0:
+            time.sleep(0)
+
+
+def parse_line(line: bytes) -> LineRequest:
+    """The request in a line. Raises `BadLineError`."""
+    try:
+        given = _decode_line(line)
+    except msgspec.ValidationError as error:
+        raise BadLineError("invalid_request", f"This line is not a request: {error}.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        message = f"This line is not parseable as valid JSON: {error}."
+        raise BadLineError("invalid_json_line", message) from error
+    custom_id = _required(given.custom_id, "custom_id")
+    if not 0 < len(custom_id) <= MAX_CUSTOM_ID_CHARACTERS:
+        message = f"'custom_id' must have 1 to {MAX_CUSTOM_ID_CHARACTERS} characters."
+        raise BadLineError("invalid_custom_id", message, "custom_id")
+    if _required(given.method, "method") != "POST":
+        raise BadLineError("invalid_method", "'method' must be POST.", "method")
+    url, body = _required(given.url, "url"), _required(given.body, "body")
+    return LineRequest(custom_id, url, bytes(body))
+
+
+def check_line(line: bytes, rules: Rules) -> LineRequest:
+    """The request in a line, which asks for nothing but what `rules` allow.
+
+    What else is in its body is checked when it is run. Raises `BadLineError`.
+    """
+    if len(line) > rules.max_line_bytes:
+        message = f"This line is too long: at most {rules.max_line_bytes} bytes are accepted."
+        raise BadLineError("line_too_long", message)
+    request = parse_line(line)
+    if request.url not in rules.urls:
+        allowed = " or ".join(sorted(rules.urls))
+        message = f"The url '{request.url}' cannot be asked here: it must be {allowed}."
+        raise BadLineError("invalid_url", message, "url")
+    try:
+        body = _decode_body(request.body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadLineError("invalid_request", f"Invalid 'body': {error}.", "body") from error
+    model = _required(body.model, "body.model")
+    if model not in rules.models:
+        message = f"The model `{model}` does not exist or you do not have access to it."
+        raise BadLineError("model_not_found", message, "body.model")
+    if body.stream:
+        raise BadLineError("invalid_request", "A batch cannot be streamed.", "body.stream")
+    return request
+
+
+def _required(value: Value | UnsetType, field: str) -> Value:
+    if isinstance(value, UnsetType):
+        message = f"Missing required parameter: '{field}'."
+        raise BadLineError("missing_required_parameter", message, field)
+    return value

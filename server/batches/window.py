@@ -1,0 +1,112 @@
+"""The window: a bounded number of requests open at one time, each until it has its answer.
+
+It is wide, so that the scheduler has many lengths to choose from, and all its requests are offline:
+they fill what online requests leave. A request is answered once it has succeeded or is itself at
+fault. That there is no engine, or no longer, is nobody's fault, and it is asked again.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+from server.batches.answers import OK, Answer, answered
+from server.batches.life import new_id
+from server.batches.lines import LineRequest
+from server.engine_client import EngineClient
+from server.errors import ApiError, failed
+from server.metrics import Metrics
+from server.reply import Endpoint
+
+# An engine that is lost is noticed and replaced meanwhile, or this one still gives up on it.
+RETRY_S = 1.0
+# So often may a request fail in an engine that remains as it was.
+MAX_FAILURES = 3
+POLL_INTERVAL_S = 0.1
+
+logger = logging.getLogger("tdpipe")
+
+
+class Window:
+    """Runs requests of several batches; `is_closed` says when no more may be begun."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        client: EngineClient,
+        metrics: Metrics,
+        max_open: int,
+        is_closed: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._endpoints: Mapping[str, Endpoint] = {e.path: e for e in endpoints}
+        self._client = client
+        self._num_asked = metrics.batch_requests
+        self._is_closed = is_closed
+        self._slots = asyncio.Semaphore(max_open)
+        self._door = asyncio.Lock()
+
+    async def run(
+        self,
+        requests: AsyncIterator[LineRequest],
+        take: Callable[[Answer], Awaitable[None]],
+        on_begun: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Answer all; `on_begun` is called when the last one is open. What `take` raises ends it.
+
+        Cancelled, it aborts what is open.
+        """
+        async with asyncio.TaskGroup() as group:
+            async for request in requests:
+                await self._slots.acquire()
+                task = group.create_task(self._run_one(request, take))
+                # Not in the task: one that is cancelled before it begins would keep its slot.
+                task.add_done_callback(lambda _: self._slots.release())
+                # Others have the loop between two of them, which may be long to tokenise.
+                await asyncio.sleep(0)
+            on_begun()
+
+    async def _run_one(
+        self, request: LineRequest, take: Callable[[Answer], Awaitable[None]]
+    ) -> None:
+        answer = await self._answer(request)
+        await take(answer)
+        self._num_asked.labels("success" if answer.is_success else "error").inc()
+
+    async def _answer(self, request: LineRequest) -> Answer:
+        num_failures = 0
+        while True:
+            await self._wait_open()
+            engine = self._client.ready
+            try:
+                reply = await self._endpoints[request.url].prepare(request.body, offline=True)
+                body = await reply.whole()
+            except ApiError as error:
+                if _is_final(error):
+                    return _refused(request, error)
+                failure = error
+            # The edge: a bug in one request is not the end of all others.
+            except Exception:
+                logger.exception("a request of a batch ended in a bug")
+                return _refused(request, failed("The server had an error on this request."))
+            else:
+                return answered(request.custom_id, OK, reply.rendering.reply_id, body)
+            self._num_asked.labels("retry").inc()
+            await asyncio.sleep(RETRY_S)
+            is_same_engine = self._client.is_ready and self._client.ready is engine
+            num_failures += failure.status == 500 and is_same_engine
+            if num_failures == MAX_FAILURES:
+                return _refused(request, failure)
+
+    async def _wait_open(self) -> None:
+        """Until requests are worked on; one waits for all, and then they come one by one."""
+        async with self._door:
+            while self._is_closed() or not self._client.is_ready:
+                await asyncio.sleep(POLL_INTERVAL_S)
+
+
+def _is_final(error: ApiError) -> bool:
+    """Whether it is the request's own fault."""
+    return error.status < 500 and "retry-after" not in error.headers
+
+
+def _refused(request: LineRequest, error: ApiError) -> Answer:
+    return answered(request.custom_id, error.status, new_id("req_"), error.body())

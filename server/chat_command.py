@@ -1,0 +1,71 @@
+"""`tdpipe chat`: a conversation with a running daemon, in the terminal."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from server.terminal import RemoteDaemon, parser, run
+
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Chat; the exit code: 0, 1 for what the daemon refuses, 130 after Ctrl-C."""
+    flags = parser(
+        "chat",
+        "Talk with a running daemon. It is told the whole conversation each time. Ctrl-C ends an "
+        "answer, Ctrl-D the chat.",
+    )
+    flags.add_argument("--system-prompt", help="what the model is told first")
+    options = flags.parse_args(argv)
+    settings = {"max_tokens": options.max_tokens, "temperature": options.temperature}
+    return run(options, Chat(options.system_prompt, settings).answer)
+
+
+class Chat:
+    """The conversation so far."""
+
+    def __init__(self, system_prompt: str | None, settings: dict[str, Any]) -> None:
+        self.messages: list[dict[str, str]] = []
+        self._settings = {name: value for name, value in settings.items() if value is not None}
+        if system_prompt:
+            self._say("system", system_prompt)
+
+    def answer(self, daemon: RemoteDaemon, model: str, text: str) -> None:
+        """Print the answer to the user's next words, which may be cut short by Ctrl-C.
+
+        What was printed is what the conversation goes on with. Raises `DaemonError`, after which
+        the words count as not said.
+        """
+        self._say("user", text)
+        body = {"model": model, "messages": self.messages, **self._settings}
+        said: list[str] = []
+        try:
+            for piece in _pieces(daemon.stream("/v1/chat/completions", body)):
+                said.append(piece)
+                print(piece, end="", flush=True)
+        finally:
+            if said:
+                self._say("assistant", "".join(said))
+            else:
+                self.messages.pop()
+        print()
+
+    def _say(self, role: str, content: str) -> None:
+        self.messages.append({"role": role, "content": content})
+
+
+def _pieces(choices: Iterator[dict[str, Any]]) -> Iterator[str]:
+    """The answer's text; what the model thinks before it is shown to people only."""
+    thinks = False
+    for choice in choices:
+        delta = choice.get("delta", {})
+        thought, text = delta.get("reasoning_content"), delta.get("content")
+        if thought and sys.stdout.isatty():
+            print(_DIM + thought + _PLAIN, end="", flush=True)
+            thinks = True
+        if text:
+            if thinks:
+                print("\n")
+                thinks = False
+            yield text

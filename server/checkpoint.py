@@ -1,0 +1,13 @@
+"""The checkpoint: a look at its path, before anything slow is started."""
+
+from pathlib import Path
+
+
+def check_model_path(model: str) -> str | None:
+    """Why `model` cannot be loaded, as far as a look at the path tells; a hub id passes."""
+    path = Path(model)
+    if path.is_dir():
+        return None if (path / "config.json").is_file() else f"{model} holds no config.json"
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        return f"there is no folder {model}"
+    return None

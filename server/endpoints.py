@@ -1,0 +1,57 @@
+"""The endpoints: all that turns bodies into replies, over HTTP, for batches and offline."""
+
+from dataclasses import dataclass
+
+from configs.schema import Config
+from server.chat import Chat
+from server.chat_template import ChatTemplate, chat_template_of
+from server.completions import Completions
+from server.engine_client import EngineClient
+from server.generation import Generations
+from server.grammars import Grammars
+from server.length_predictor import LengthPredictor
+from server.metrics import Metrics
+from server.planner import Planner
+from server.reply import Endpoint
+from server.tokenizer import Tokenizer
+
+PATHS = (Completions.path, Chat.path)
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """One of each kind, on one engine."""
+
+    planner: Planner
+    generations: Generations
+    chat_template: ChatTemplate
+    completions: Completions
+    chat: Chat
+
+    def all(self) -> list[Endpoint]:
+        """Those with a path of `PATHS`, in that order."""
+        return [self.completions, self.chat]
+
+
+def build_endpoints(
+    config: Config,
+    client: EngineClient,
+    tokenizer: Tokenizer,
+    metrics: Metrics,
+    predictor: LengthPredictor,
+) -> Endpoints:
+    """The endpoints of one model; the caller runs `client` and `predictor`.
+
+    Raises `ChatTemplateError` when the file with the chat template cannot be used.
+    """
+    planner = Planner(config, client, tokenizer)
+    generations = Generations(client, tokenizer, metrics, predictor, config.max_num_queued_reqs)
+    grammars = Grammars(tokenizer)
+    template = chat_template_of(config, tokenizer)
+    return Endpoints(
+        planner,
+        generations,
+        template,
+        Completions(client, tokenizer, planner, generations, grammars),
+        Chat(config, client, tokenizer, template, planner, generations, grammars),
+    )

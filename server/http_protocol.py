@@ -1,0 +1,116 @@
+"""The HTTP protocol: uvicorn's, with bounds on a request's head, and its errors in the envelope."""
+
+import asyncio
+import uuid
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from server.errors import ApiError
+
+# As much as nginx takes; the parser itself has no bound.
+MAX_HEAD_BYTES = 32 * 1024
+# From the connection, or a request's first byte, to the end of the request's head.
+HEAD_TIMEOUT_S = 60.0
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """One connection. A head that is too long gets 431, one that does not come 408."""
+
+    # Of the present head: in the parts that are whole, and as they came.
+    _num_parsed_bytes = 0
+    _num_received_bytes = 0
+    _has_begun = False  # a request has, at least once
+    _in_head = True
+    _num_heads = 0  # that have come whole
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Give it time for its first request."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse. The parser keeps a part that has no end yet, so what comes is counted too."""
+        self._has_begun = True
+        num_heads = self._num_heads
+        super().data_received(data)
+        if self._in_head and num_heads == self._num_heads:
+            self._num_received_bytes += len(data)
+            if self._num_received_bytes > MAX_HEAD_BYTES:
+                self._refuse(_too_long())
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._expect_head()
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """The target, or a part of it."""
+        self._count(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One whole header."""
+        self._count(name + value)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._in_head = False
+        self._num_heads += 1
+        self._stop_clock()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What could not be parsed; it may be ours that stopped the parser."""
+        too_long = self._num_parsed_bytes > MAX_HEAD_BYTES
+        self._refuse(_too_long() if too_long else ApiError(400, msg, code="invalid_http"))
+
+    def _count(self, part: bytes) -> None:
+        self._num_parsed_bytes += len(part)
+        if self._num_parsed_bytes > MAX_HEAD_BYTES:
+            raise ValueError("the head is too long")  # the parser stops
+
+    def _expect_head(self) -> None:
+        self._stop_clock()
+        self._in_head, self._num_parsed_bytes, self._num_received_bytes = True, 0, 0
+        self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._refuse, _too_slow())
+
+    def _stop_clock(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer outside of the app, which has not heard of the request, and hang up.
+
+        There is no answer to a connection without any request, and none in the midst of another's.
+        """
+        if self.transport.is_closing():
+            return
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if self._has_begun and not is_answering:
+            body = error.body()
+            head = (
+                b"content-type: application/json\r\n"
+                b"content-length: %d\r\n"
+                b"x-request-id: %s\r\n"
+                b"connection: close\r\n\r\n" % (len(body), uuid.uuid4().hex.encode())
+            )
+            self.transport.write(STATUS_LINE[error.status] + head + body)
+        self.transport.close()
+
+
+def _too_long() -> ApiError:
+    message = f"The request's head is too long: at most {MAX_HEAD_BYTES} bytes are accepted."
+    return ApiError(431, message, code="request_head_too_large")
+
+
+def _too_slow() -> ApiError:
+    message = f"The request's head did not come within {HEAD_TIMEOUT_S:g} seconds."
+    return ApiError(408, message, code="request_timeout")

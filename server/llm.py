@@ -1,0 +1,300 @@
+"""The offline door: `with LLM(model) as llm`, the daemon's engine and stages without HTTP.
+
+The engine's connection lives in a thread of its own with an event loop, so that the caller may be a
+script, a notebook with a loop of its own, or anything else.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, suppress
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import msgspec
+import uvloop
+from tqdm import tqdm
+
+from configs import loader
+from configs.schema import DEMO_MODEL
+from server.chat_template import Conversation
+from server.endpoints import Endpoints, build_endpoints
+from server.errors import ApiError
+from server.offline import OfflineEngine
+from server.request_output import CompletionOutput, RequestOutput
+from server.sampling_params import SamplingParams
+
+# An engine or a stage that is restarted takes its requests with it; they are asked once more.
+MAX_TRIES = 4
+RETRY_S = 0.5
+_RESTARTING = frozenset({500, 503})
+
+Prompt = str | Sequence[int]
+Message = dict[str, Any]
+Result = TypeVar("Result")
+
+
+class LLM:
+    """A model, for as long as the `with` block lasts; after it, no process is left.
+
+    `settings` are those of `tdpipe serve`, by the same names. Raises `ConfigError` for those that
+    cannot be, and on entering `OfflineEngineError` when the model cannot be loaded.
+    """
+
+    def __init__(self, model: str = str(DEMO_MODEL), **settings: Any) -> None:
+        self._config = loader.validate({"log_level": "warning", **settings, "model": model})
+        self._engine = OfflineEngine(self._config)
+        self._endpoints: Endpoints | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._leave = asyncio.Event()
+        self._was_left = False
+        self._started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._live, name="tdpipe")
+
+    def __enter__(self) -> Self:
+        """Start, and wait until requests are worked on."""
+        self._thread.start()
+        try:
+            self._started.result()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End every process and wait for it."""
+        self._was_left = True
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the thread has ended by itself
+                self._loop.call_soon_threadsafe(self._leave.set)
+        self._thread.join()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Go on with one prompt or several, texts or token ids; an output for each, in order.
+
+        One `params` is for all prompts, a list has one for each. Raises `ValueError` for what
+        cannot be asked, before anything is generated of that prompt, and `OfflineEngineError` when
+        the engine can no longer be helped.
+        """
+        each = _as_prompts(prompts)
+        return self._run(self._generate(each, _for_each(params, len(each)), use_tqdm))
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[dict[str, Any]] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or several, as the model's chat template puts them.
+
+        The answers are texts: tool calls and reasoning are in them as the model wrote them. Raises
+        as `generate`.
+        """
+        conversations = [
+            Conversation(
+                messages=list(each),
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                variables=chat_template_kwargs or {},
+            )
+            for each in _as_conversations(messages)
+        ]
+        all_params = _for_each(params, len(conversations))
+        return self._run(self._chat(conversations, all_params, use_tqdm))
+
+    async def _chat(
+        self, conversations: list[Conversation], params: list[SamplingParams], use_tqdm: bool
+    ) -> list[RequestOutput]:
+        assert self._endpoints is not None
+        template = self._endpoints.chat_template
+        texts = [await template.render_text(conversation) for conversation in conversations]
+        prompts = [await template.encode(text) for text in texts]
+        outputs = await self._generate(prompts, params, use_tqdm)
+        for output, text in zip(outputs, texts, strict=True):
+            output.prompt = text
+        return outputs
+
+    async def _generate(
+        self, prompts: Sequence[Prompt], params: list[SamplingParams], use_tqdm: bool
+    ) -> list[RequestOutput]:
+        outputs: list[RequestOutput | None] = [None] * len(prompts)
+        places = iter(range(len(prompts)))
+        with _Progress(len(prompts), use_tqdm) as tell:
+
+            async def work() -> None:
+                for i in places:
+                    outputs[i] = await self._answer(prompts[i], params[i])
+                    tell(outputs[i])
+
+            async with _first_error_alone() as group:
+                for _ in range(min(len(prompts), self._config.max_open_batch_requests)):
+                    group.create_task(work())
+        return [output for output in outputs if output is not None]
+
+    async def _answer(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
+        for num_tries in range(1, MAX_TRIES + 1):
+            try:
+                return await self._try(prompt, params)
+            except ApiError as error:
+                if error.status not in _RESTARTING or num_tries == MAX_TRIES:
+                    raise
+            await asyncio.sleep(RETRY_S)
+            await self._engine.client.was_ready.wait()
+        raise AssertionError("the last try returns or raises")
+
+    async def _try(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
+        assert self._endpoints is not None
+        given = prompt if isinstance(prompt, str) else list(prompt)
+        body = params.fields() | {
+            "model": self._config.name,
+            "prompt": given,
+            "return_token_ids": True,
+        }
+        # The way that a request over HTTP goes, so that both mean the same.
+        reply = await self._endpoints.completions.prepare(msgspec.json.encode(body), offline=True)
+        tells = params.logprobs is not None
+        async with reply.generation as generation:
+            output = RequestOutput(
+                prompt=given if isinstance(given, str) else None,
+                prompt_token_ids=list(generation.plan.prompts[0]),
+                outputs=[
+                    CompletionOutput(i, logprobs=[] if tells else None)
+                    for i in range(generation.num_choices)
+                ],
+            )
+            while generation.num_unfinished:
+                for piece in await generation.next_pieces():
+                    output.take(piece, self._engine.tokenizer.pieces)
+        return output
+
+    def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Do it in the loop's thread, and give up with the caller."""
+        if self._loop is None or not self._thread.is_alive():
+            work.close()
+            raise RuntimeError("an LLM works inside its `with` block only")
+        future = asyncio.run_coroutine_threadsafe(self._engine.run(work), self._loop)
+        try:
+            return future.result()
+        except ApiError as error:
+            kind = ValueError if error.status < 500 else RuntimeError
+            raise kind(str(error)) from error
+        finally:
+            future.cancel()  # after a Ctrl-C
+
+    def _live(self) -> None:
+        """The thread."""
+        # The children are forked from here, after tokenizers may have used threads.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                self._loop = runner.get_loop()
+                runner.run(self._work_until_left())
+        # It is the caller's thread that hears of it.
+        except BaseException as error:
+            if not self._started.done():
+                self._started.set_exception(error)
+
+    async def _work_until_left(self) -> None:
+        if self._was_left:
+            return
+        entering = asyncio.ensure_future(self._enter_and_wait())
+        leaving = asyncio.ensure_future(self._leave.wait())
+        # A Ctrl-C may come while the model is still being loaded.
+        await asyncio.wait((entering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        entering.cancel()
+        leaving.cancel()
+        await asyncio.wait((entering, leaving))
+        if not entering.cancelled():
+            entering.result()
+
+    async def _enter_and_wait(self) -> None:
+        async with self._engine as engine:
+            self._endpoints = build_endpoints(
+                engine.config, engine.client, engine.tokenizer, engine.metrics, engine.predictor
+            )
+            self._started.set_result(None)
+            await self._leave.wait()
+
+
+class _Progress:
+    """A bar with prompts and tokens per second."""
+
+    def __init__(self, num_prompts: int, is_wanted: bool) -> None:
+        self._bar = tqdm(
+            total=num_prompts, unit="prompt", disable=None if is_wanted else True, delay=0.5
+        )
+        self._num_tokens = 0
+
+    def __enter__(self) -> Callable[[RequestOutput | None], None]:
+        return self._tell
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def _tell(self, output: RequestOutput | None) -> None:
+        assert output is not None
+        self._num_tokens += sum(len(each.token_ids) for each in output.outputs)
+        seconds = self._bar.format_dict["elapsed"] or 1.0
+        self._bar.set_postfix_str(f"{self._num_tokens / seconds:.0f} tokens/s", refresh=False)
+        self._bar.update()
+
+
+@asynccontextmanager
+async def _first_error_alone() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group whose first error comes as itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as errors:
+        raise next(_leaves(errors)) from None
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    each: list[Any] = list(prompts)
+    return [each] if each and isinstance(each[0], int) else each
+
+
+def _as_conversations(
+    messages: Sequence[Message] | Sequence[Sequence[Message]],
+) -> list[Iterable[Message]]:
+    each: list[Any] = list(messages)
+    return [each] if each and isinstance(each[0], dict) else each
+
+
+def _for_each(
+    params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * num_prompts
+    if len(params) != num_prompts:
+        raise ValueError(f"there are {num_prompts} prompts, and params for {len(params)}")
+    return list(params)

@@ -1,0 +1,71 @@
+"""The outputs of the offline door, in the shape of vLLM's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from server.choice import TextReason
+from server.generation import Piece
+from server.logprobs import Told
+from server.token_pieces import TokenPieces
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """What the model thinks of a token in one place; the likeliest token's rank is 1."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+@dataclass
+class CompletionOutput:
+    """One answer to a prompt. `token_ids` has the token that ended it, `text` has not."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: TextReason | None = None
+    stop_reason: str | int | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """The log-probability of the whole answer, where that of its tokens was asked for."""
+        if self.logprobs is None:
+            return None
+        pairs = zip(self.token_ids, self.logprobs, strict=True)
+        return sum(place[token_id].logprob for token_id, place in pairs)
+
+
+@dataclass
+class RequestOutput:
+    """A prompt and the answers to it; `prompt` is None where it came as token ids."""
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    finished: bool = True
+
+    def take(self, piece: Piece, pieces: TokenPieces) -> None:
+        """Add a piece of a generation."""
+        output = self.outputs[piece.choice_index]
+        output.text += piece.text
+        output.token_ids += piece.token_ids
+        output.finish_reason = piece.finish_reason
+        output.stop_reason = piece.stop_reason
+        if output.logprobs is not None:
+            output.logprobs += _places(piece.told, pieces)
+        if piece.scores and not piece.choice_index:
+            self.prompt_logprobs = [None, *_places(piece.scores, pieces)]
+
+
+def _places(told: Sequence[Told], pieces: TokenPieces) -> list[dict[int, Logprob]]:
+    return [
+        {
+            token_id: Logprob(logprob, rank, pieces.text(token_id))
+            for token_id, (logprob, rank) in place.all.items()
+        }
+        for place in told
+    ]

@@ -1,0 +1,203 @@
+"""`tdpipe run-batch -i IN -o OUT [MODEL ...]`: a file of requests answered without a server.
+
+The lines are those of a batch, see `server.batches.lines`. Answers are written as they come; run it
+again after an interruption, and it goes on where it was.
+"""
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, aclosing, contextmanager
+from pathlib import Path
+
+import uvloop
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from configs import loader, logs
+from configs.schema import Config
+from server.batches.answer_writer import AnswerWriter
+from server.batches.answers import Answer, DamagedAnswersError, check_is_answers
+from server.batches.custom_ids import SortedIds
+from server.batches.lines import Rules
+from server.batches.objects import RequestCounts
+from server.batches.unanswered import unanswered
+from server.batches.validation import BadInputError, Validation
+from server.batches.window import Window
+from server.chat_template import ChatTemplateError
+from server.endpoints import PATHS, build_endpoints
+from server.engine_client import EngineClient
+from server.offline import OfflineEngine, OfflineEngineError
+from server.tokenizer import keep_torch_out
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+_TOLD_ERRORS = 10
+
+log = logging.getLogger("tdpipe")
+
+
+class UnusableFileError(Exception):
+    """Input or output cannot be used; the text has one line for each reason."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """0 where all requests succeeded, 1 where not, 2 for wrong settings or files."""
+    files, flags = _parser().parse_known_args(argv)
+    try:
+        config = loader.load(flags)
+        num_requests = _check_input(files.input, config)
+        with _taken(files.input, files.output):
+            logs.set_up("tdpipe", config)
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            if not config.trust_remote_code:
+                keep_torch_out()
+            return _answer(BatchRun(config, files.input, files.output, num_requests))
+    except (loader.ConfigError, UnusableFileError) as error:
+        for line in str(error).splitlines():
+            print(f"tdpipe: error: {line}", file=sys.stderr)  # noqa: T201 - for the user
+        return BAD_INPUT
+
+
+class BatchRun:
+    """One run over one input file."""
+
+    def __init__(self, config: Config, input_: Path, output: Path, num_requests: int) -> None:
+        self._config = config
+        self._input = input_
+        self._output = output
+        self._num_requests = num_requests
+
+    async def run(self) -> RequestCounts:
+        """Answer what has no answer yet; all answers by kind.
+
+        Raises `OfflineEngineError`, and `UnusableFileError` when the output cannot be written.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        try:
+            async with AnswerWriter(self._output, self._output) as writer:
+                await self._answer_rest(writer)
+                await writer.sync()
+                return writer.answers.counts(self._num_requests)
+        except* OSError as errors:
+            problem: BaseException = errors
+        while isinstance(problem, BaseExceptionGroup):
+            problem = problem.exceptions[0]
+        raise UnusableFileError(f"cannot write to {self._output}: {problem}")
+
+    async def _answer_rest(self, writer: AnswerWriter) -> None:
+        answered = await asyncio.to_thread(writer.answers.custom_ids.sorted)
+        if not await self._is_anything_left(answered):
+            return
+        if len(answered):
+            log.info("%s holds %d answers; going on with the rest", self._output, len(answered))
+        async with OfflineEngine(self._config) as engine:
+            endpoints = build_endpoints(
+                engine.config, engine.client, engine.tokenizer, engine.metrics, engine.predictor
+            )
+            max_open = self._config.max_open_batch_requests
+            window = Window(endpoints.all(), engine.client, engine.metrics, max_open)
+            with _progress(self._num_requests, len(answered), engine.client) as tell:
+
+                async def take(answer: Answer) -> None:
+                    await writer.add(answer)
+                    tell()
+
+                async with aclosing(unanswered(self._input, answered)) as requests:
+                    await engine.run(window.run(requests, take))
+
+    async def _is_anything_left(self, answered: SortedIds) -> bool:
+        async with aclosing(unanswered(self._input, answered)) as requests:
+            return await anext(requests, None) is not None
+
+
+def _answer(run: BatchRun) -> int:
+    """The exit code of a run."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            counts = runner.run(run.run())
+    except (OfflineEngineError, ChatTemplateError, UnusableFileError) as error:
+        log.error("%s", error)
+        return FAILED
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        log.error("interrupted; the same command goes on")
+        return INTERRUPTED
+    log.info(
+        "%d of %d requests succeeded, %d failed", counts.completed, counts.total, counts.failed
+    )
+    return FAILED if counts.failed else 0
+
+
+@contextmanager
+def _progress(total: int, initial: int, client: EngineClient) -> Iterator[Callable[[], None]]:
+    """A bar with tokens per second and the time left; what is yielded is called for each answer."""
+    interval_s = 0.5 if sys.stderr.isatty() else 30.0
+    began_at, generated_before = time.monotonic(), client.num_generated
+    bar = tqdm(total=total, initial=initial, unit="request", mininterval=interval_s)
+
+    def tell() -> None:
+        rate = (client.num_generated - generated_before) / (time.monotonic() - began_at)
+        bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
+        bar.update()
+
+    with bar, logging_redirect_tqdm():
+        yield tell
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "tdpipe run-batch",
+        usage="tdpipe run-batch -i IN -o OUT [MODEL] [flags of tdpipe serve]",
+        description="Answer the requests of a file, one JSON object a line, without a server.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("-i", "--input", type=Path, required=True, help="requests")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="answers; what is in it is not run again"
+    )
+    return parser
+
+
+def _check_input(path: Path, config: Config) -> int:
+    """The number of its requests. Raises `UnusableFileError`."""
+    rules = Rules(PATHS, set(config.names), config.max_body_bytes)
+    validation = Validation(path, rules, sys.maxsize)
+    try:
+        validation.run()
+    except OSError as error:
+        raise UnusableFileError(f"cannot read {path}: {error.strerror}") from error
+    except BadInputError as error:
+        told = [
+            f"{path}, line {each.line}: {each.message}" if each.line else f"{path}: {each.message}"
+            for each in error.errors
+        ]
+        if len(told) > _TOLD_ERRORS:
+            told[_TOLD_ERRORS:] = [f"{path}: and more lines like these"]
+        raise UnusableFileError("\n".join(told)) from error
+    return validation.num_requests
+
+
+@contextmanager
+def _taken(input_: Path, output: Path) -> Iterator[None]:
+    """The output for this run alone, and fit to be gone on with. Raises `UnusableFileError`."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(output.open("ab"))
+            if output.samefile(input_):
+                raise UnusableFileError(f"{output} is the input")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            check_is_answers(output)
+        except BlockingIOError as error:
+            raise UnusableFileError(f"another run writes to {output}") from error
+        except OSError as error:
+            raise UnusableFileError(f"cannot write to {output}: {error.strerror}") from error
+        except DamagedAnswersError as error:
+            raise UnusableFileError(str(error)) from error
+        yield

@@ -1,0 +1,42 @@
+"""The sampling parameters of the offline door: HTTP's fields, checked in the same way."""
+
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from server.protocol import DEFAULT_MAX_TOKENS
+from server.sampling_fields import SamplingFields
+
+# What belongs to a connection or to a request among others.
+_OF_HTTP = frozenset({"model", "stream", "stream_options", "service_tier", "priority", "user"})
+
+
+class SamplingParams(SamplingFields):
+    """How an answer's tokens are picked and what ends it, by vLLM's names.
+
+    Raises pydantic's `ValidationError`, a `ValueError`, for values that cannot be.
+    """
+
+    model: str = Field("", description="not said here")
+    max_tokens: int | None = Field(DEFAULT_MAX_TOKENS, ge=0, description="longest answer")
+    logprobs: int | None = Field(
+        None, ge=0, description="tell each token's log-probability, and so many likeliest tokens"
+    )
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _by_text(cls, biases: Any) -> Any:
+        """JSON's keys are texts, Python's may be numbers."""
+        return {str(key): value for key, value in biases.items()} if biases else {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_of_http(cls, given: Any) -> Any:
+        wrong = sorted(_OF_HTTP & given.keys()) if isinstance(given, dict) else []
+        if wrong:
+            raise ValueError(f"{wrong[0]} is for requests over HTTP")
+        return given
+
+    def fields(self) -> dict[str, Any]:
+        """What was given, as the body of POST /v1/completions has it."""
+        return self.model_dump(mode="json", exclude_unset=True, exclude_none=True)

@@ -1,0 +1,53 @@
+"""Logs: text for people, objects for collectors, and the same lines in both."""
+
+import json
+import logging
+import sys
+
+import pytest
+
+from configs import logs
+from configs.front_door import LogConfig
+
+
+def told(config: LogConfig, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a process with these settings writes: a line, and one with an exception."""
+    root = logging.getLogger()
+    handlers = root.handlers[:]
+    try:
+        log = logs.set_up("server", config)
+        log.info("hello %s", "wörld", extra=logs.fields(status=200))
+        try:
+            raise LookupError("a bug")
+        except LookupError:
+            log.exception("it failed")
+        log.debug("too much")
+        sys.stderr.flush()
+    finally:
+        root.handlers[:] = handlers
+    return capsys.readouterr().err
+
+
+def test_text_has_the_process_in_each_line(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = told(LogConfig(), capsys).splitlines()
+    assert lines[0].startswith("INFO ")
+    assert lines[0].endswith("[server] hello wörld")
+    assert lines[-1] == "LookupError: a bug"
+    assert "too much" not in lines
+
+
+def test_each_json_line_is_an_object(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = map(json.loads, told(LogConfig(log_format="json"), capsys).splitlines())
+    assert first.pop("time").endswith("Z")
+    assert first == {
+        "level": "info",
+        "process": "server",
+        "message": "hello wörld",
+        "status": 200,
+    }
+    assert second["level"] == "error"
+    assert "LookupError: a bug" in second["exception"]
+
+
+def test_less_is_told_when_less_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "hello" not in told(LogConfig(log_level="error"), capsys)

@@ -1,0 +1,135 @@
+"""The offline door with real stages: the daemon's answers without the daemon, and nothing left."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from demo.tasks import held_out
+from server.offline import OfflineEngineError
+from tdpipe import LLM, SamplingParams
+from tests.end_to_end.daemon import END_TIMEOUT_S, ROOT, Daemon, all_gone
+
+GREEDY = SamplingParams(temperature=0, max_tokens=300)
+
+
+def start(folder: Path) -> LLM:
+    return LLM(pipeline_parallel_size=2, profile_seconds=0.3, data_dir=str(folder))
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    """The demo model; the module leaves no process behind."""
+    before = set(psutil.Process().children(recursive=True))
+    with start(tmp_path_factory.mktemp("llm")) as llm:
+        processes = set(psutil.Process().children(recursive=True)) - before
+        yield llm
+    assert len(processes) >= 4, "engine, torchrun and two stages"
+    assert all_gone(list(processes), 5.0)
+
+
+def test_greedy_answers_are_the_daemon_s(llm: LLM, demo: Daemon) -> None:
+    tasks = held_out(16, seed=3)
+    outputs = llm.generate([task.prompt for task in tasks], GREEDY, use_tqdm=False)
+    assert [output.prompt for output in outputs] == [task.prompt for task in tasks]
+    with demo.client() as client:
+        for task, output in zip(tasks, outputs, strict=True):
+            answer = client.completions.create(
+                model="tdpipe-demo", prompt=task.prompt, temperature=0, max_tokens=300
+            )
+            assert output.outputs[0].text == answer.choices[0].text
+            assert output.outputs[0].finish_reason == answer.choices[0].finish_reason
+            assert answer.usage is not None
+            assert len(output.prompt_token_ids) == answer.usage.prompt_tokens
+            assert len(output.outputs[0].token_ids) == answer.usage.completion_tokens
+
+
+def test_token_ids_are_the_same_prompt_as_their_text(llm: LLM) -> None:
+    (by_text,) = llm.generate("Count to seven in words.\n", GREEDY, use_tqdm=False)
+    (by_ids,) = llm.generate(by_text.prompt_token_ids, GREEDY, use_tqdm=False)
+    (in_list,) = llm.generate([by_text.prompt_token_ids], [GREEDY], use_tqdm=False)
+    assert by_ids.prompt is None
+    assert by_text.outputs == by_ids.outputs == in_list.outputs
+    assert by_text.outputs[0].text == "one two three four five six seven"
+
+
+def test_log_probabilities_stand_at_their_tokens(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=20, logprobs=2, prompt_logprobs=0, n=2)
+    (output,) = llm.generate("Count to three in words.\n", params, use_tqdm=False)
+    assert len(output.outputs) == 2
+    for answer in output.outputs:
+        assert answer.logprobs is not None
+        for token_id, place in zip(answer.token_ids, answer.logprobs, strict=True):
+            assert place[token_id].rank == 1, "greedy"
+        assert answer.cumulative_logprob is not None
+        assert -1 < answer.cumulative_logprob < 0
+    assert output.prompt_logprobs is not None
+    assert output.prompt_logprobs[0] is None
+    assert len(output.prompt_logprobs) == len(output.prompt_token_ids)
+
+
+def test_a_conversation_is_answered(llm: LLM) -> None:
+    messages = [{"role": "user", "content": "Count to three in words."}]
+    outputs = llm.chat([messages, messages], GREEDY, use_tqdm=False)
+    assert [output.outputs[0].text for output in outputs] == ["one two three"] * 2
+    (alone,) = llm.chat(messages, GREEDY, use_tqdm=False)
+    assert alone.outputs == outputs[0].outputs
+
+
+def test_what_cannot_be_asked_is_a_value_error_and_the_rest_goes_on(llm: LLM) -> None:
+    with pytest.raises(ValueError, match="maximum context length"):
+        llm.generate(["a", "b"], SamplingParams(max_tokens=100_000), use_tqdm=False)
+    with pytest.raises(ValueError, match="vocabulary"):
+        llm.generate([[10**6]], use_tqdm=False)
+    with pytest.raises(ValueError, match="empty"):
+        llm.generate("", use_tqdm=False)
+    assert llm.generate([], use_tqdm=False) == []
+    (output,) = llm.generate("Count to three in words.\n", GREEDY, use_tqdm=False)
+    assert output.outputs[0].text == "one two three"
+
+
+def test_a_model_that_is_not_there_is_told_at_once() -> None:
+    with pytest.raises(OfflineEngineError, match="no folder /nowhere"):
+        LLM("/nowhere/at/all").__enter__()
+
+
+SCRIPT = """
+    import sys
+    from tdpipe import LLM, SamplingParams
+
+    with LLM(profile_seconds=0.3, data_dir=sys.argv[1]) as llm:
+        print("up", flush=True)
+        llm.generate(["a"] * 4, SamplingParams(max_tokens=2000, ignore_eos=True, n=16))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGINT, "KeyboardInterrupt"),
+        (signal.SIGKILL, ""),
+    ],
+    ids=["Ctrl-C", "kill -9"],
+)
+def test_no_process_outlives_its_script(tmp_path: Path, number: signal.Signals, words: str) -> None:
+    script = textwrap.dedent(SCRIPT)
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 4
+        process.send_signal(number)
+        _, told = process.communicate(timeout=END_TIMEOUT_S)
+    assert process.returncode != 0
+    assert words in told
+    assert all_gone(children, 10.0)

@@ -1,0 +1,105 @@
+"""Engine and stages without HTTP: they work inside the block, and nothing is left after it."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+
+from configs.schema import Config
+from server.endpoints import build_endpoints
+from server.errors import ApiError
+from server.offline import OfflineEngine, OfflineEngineError
+from tests.end_to_end.daemon import all_gone
+
+GONE_TIMEOUT_S = 5.0
+PROMPT, ANSWER = "Count to seven in words.\n", "one two three four five six seven"
+
+
+def settings(folder: Path, **values: object) -> Config:
+    """Two stages of the demo model that measure themselves only briefly."""
+    return Config.model_validate({"data_dir": folder, "profile_seconds": 0.3} | values)
+
+
+async def generate(engine: OfflineEngine) -> str:
+    """A greedy answer."""
+    endpoints = build_endpoints(
+        engine.config, engine.client, engine.tokenizer, engine.metrics, engine.predictor
+    )
+    body = {"model": "tdpipe-demo", "prompt": PROMPT, "temperature": 0, "max_tokens": 40}
+    reply = await endpoints.completions.prepare(json.dumps(body).encode(), offline=True)
+    text: str = json.loads(await reply.whole())["choices"][0]["text"]
+    return text
+
+
+def children() -> list[psutil.Process]:
+    """All processes that this one has started."""
+    return psutil.Process().children(recursive=True)
+
+
+def test_inside_the_block_requests_are_worked_on_and_after_it_nothing_is_left(
+    tmp_path: Path,
+) -> None:
+    async def work() -> tuple[str, list[psutil.Process], Path]:
+        async with OfflineEngine(settings(tmp_path)) as engine:
+            text = await engine.run(generate(engine))
+            return text, children(), engine.config.folder
+
+    text, processes, folder = asyncio.run(work())
+    assert text == ANSWER
+    assert len(processes) >= 4, "engine, torchrun and two stages"
+    assert all_gone(processes, GONE_TIMEOUT_S)
+    assert not folder.exists()
+
+
+def test_an_engine_that_dies_comes_back_with_new_stages(tmp_path: Path) -> None:
+    async def work() -> tuple[str, str]:
+        async with OfflineEngine(settings(tmp_path)) as engine:
+            before = await engine.run(generate(engine))
+            (victim,) = (child for child in children() if "engine" in child.cmdline())
+            victim.kill()
+            return before, await engine.run(generate_in_the_end(engine))
+
+    async def generate_in_the_end(engine: OfflineEngine) -> str:
+        while True:
+            try:
+                engine.client.check_ready()
+                return await generate(engine)
+            except ApiError:
+                await asyncio.sleep(0.05)
+
+    assert asyncio.run(work()) == (ANSWER, ANSWER)
+
+
+def test_what_cannot_be_mended_ends_the_work_in_one_line(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with OfflineEngine(settings(tmp_path, max_restarts=0)) as engine:
+            for child in children():
+                if "engine" in child.cmdline():
+                    child.kill()
+            await engine.run(asyncio.Event().wait())
+
+    with pytest.raises(OfflineEngineError, match="the engine was killed by SIGKILL"):
+        asyncio.run(work())
+    assert all_gone(children(), GONE_TIMEOUT_S)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model": "/nowhere/at/all"}, "no folder /nowhere/at/all"),
+        ({"max_model_len": 5000}, "max_model_len 5000"),
+        ({"tokenizer": "/nowhere/at/all"}, "cannot load the tokenizer"),
+    ],
+)
+def test_a_start_that_fails_is_one_line_and_leaves_nothing(
+    values: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    async def start() -> None:
+        async with OfflineEngine(settings(tmp_path, **values)):
+            pass
+
+    with pytest.raises(OfflineEngineError, match=words):
+        asyncio.run(start())
+    assert all_gone(children(), GONE_TIMEOUT_S)

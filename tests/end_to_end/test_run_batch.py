@@ -1,0 +1,116 @@
+"""`tdpipe run-batch` with the demo model: it is interrupted, killed, and goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from demo.tasks import held_out
+from tests.end_to_end.daemon import ROOT, all_gone
+from tests.server.batches.world import by_custom_id
+
+NUM_REQUESTS = 120
+PATIENCE_S = 120.0
+TASKS = held_out(NUM_REQUESTS, seed=23)
+
+
+def write_input(path: Path, *, extra: str = "") -> None:
+    """The tasks as requests."""
+    with path.open("w") as file:
+        for i, task in enumerate(TASKS):
+            body = {"model": "tdpipe-demo", "prompt": task.prompt, "max_tokens": 600}
+            line = {"custom_id": f"r{i}", "method": "POST", "url": "/v1/completions"}
+            file.write(json.dumps(line | {"body": body | {"temperature": 0}}) + "\n")
+        file.write(extra)
+
+
+def start(folder: Path, output: str = "out.jsonl") -> "subprocess.Popen[str]":
+    """The command, begun."""
+    command = [sys.executable, str(ROOT / "tdpipe.py"), "run-batch", "-i", "in.jsonl", "-o", output]
+    command += ["--data-dir", str(folder / "data"), "--profile-seconds", "0.3"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TDPIPE_")}
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def end(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """Exit code and what it has told."""
+    _, told = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, told
+
+
+def num_written(folder: Path) -> int:
+    """Whole answers so far."""
+    path = folder / "out.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def end_early(folder: Path, after: int, number: signal.Signals) -> int:
+    """Send a signal once so many answers are written; the exit code."""
+    process = start(folder)
+    deadline = time.monotonic() + PATIENCE_S
+    while num_written(folder) < after:
+        assert process.poll() is None, end(process)
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    others = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    code, _ = end(process)
+    assert others
+    assert all_gone(others, 10)
+    return code
+
+
+def test_a_run_goes_on_after_an_interruption_and_after_a_kill(tmp_path: Path) -> None:
+    write_input(tmp_path / "in.jsonl")
+    assert end_early(tmp_path, 5, signal.SIGINT) == 130
+    assert 5 <= num_written(tmp_path) < NUM_REQUESTS
+    assert end_early(tmp_path, num_written(tmp_path) + 5, signal.SIGKILL) == -signal.SIGKILL
+    assert num_written(tmp_path) < NUM_REQUESTS
+    output = tmp_path / "out.jsonl"
+    output.write_bytes(output.read_bytes()[:-7])  # as if it had been killed within a line
+    code, told = end(start(tmp_path))
+    assert code == 0, told
+    assert f"{NUM_REQUESTS} of {NUM_REQUESTS} requests succeeded" in told
+    assert "tokens/s" in told
+    texts = {
+        custom_id: answer["response"]["body"]["choices"][0]["text"]
+        for custom_id, answer in by_custom_id(output.read_text()).items()
+    }
+    assert texts.keys() == {f"r{i}" for i in range(NUM_REQUESTS)}
+    right = sum(texts[f"r{i}"] == task.answer for i, task in enumerate(TASKS))
+    assert right >= 0.95 * NUM_REQUESTS
+    before = output.read_bytes()
+    assert end(start(tmp_path))[0] == 0
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("extra", "output", "words"),
+    [
+        ('{"custom_id": 1}\n', "out.jsonl", [f"in.jsonl, line {NUM_REQUESTS + 1}: "]),
+        ("nonsense\n" * 30, "out.jsonl", ["not parseable as valid JSON", "more lines like these"]),
+        ("", "in.jsonl", ["in.jsonl is the input"]),
+        ("", "other", ["other exists and holds something else"]),
+        ("", "nowhere/out.jsonl", ["cannot write to nowhere/out.jsonl: No such file"]),
+    ],
+)
+def test_bad_files_are_told_in_lines_and_left_as_they_are(
+    extra: str, output: str, words: list[str], tmp_path: Path
+) -> None:
+    write_input(tmp_path / "in.jsonl", extra=extra)
+    (tmp_path / "other").write_text("mine\n")
+    before = (tmp_path / "in.jsonl").read_bytes()
+    code, told = end(start(tmp_path, output))
+    assert code == 2
+    assert "Traceback" not in told
+    assert len(told.splitlines()) <= 11
+    for word in words:
+        assert word in told
+    assert (tmp_path / "in.jsonl").read_bytes() == before
+    assert (tmp_path / "other").read_text() == "mine\n"

@@ -1,0 +1,198 @@
+"""The window: who is at fault when a request does not succeed, and what is asked again."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from server.batches.answers import Answer
+from server.batches.lines import LineRequest
+from server.batches.window import MAX_FAILURES, Window
+from server.engine_client import EngineClient
+from server.errors import ApiError, failed, invalid, too_busy, unavailable
+from server.metrics import Metrics
+from server.reply import Reply
+
+PATH = "/v1/completions"
+METRICS = Metrics(cast(EngineClient, None))
+
+
+@dataclass
+class FakeReply:
+    """An answer, or what happens instead."""
+
+    outcome: Callable[[], bytes]
+    reply_id: str = "cmpl-1"
+
+    @property
+    def rendering(self) -> "FakeReply":
+        """Itself: it has the id."""
+        return self
+
+    async def whole(self) -> bytes:
+        """Let others run, then give the outcome."""
+        await asyncio.sleep(0)
+        return self.outcome()
+
+
+@dataclass
+class FakeEngine:
+    """An endpoint and its engine's client in one; `outcomes` are given in order, then answers."""
+
+    outcomes: list[Callable[[], bytes]] = field(default_factory=list)
+    is_ready: bool = True
+    ready: object = field(default_factory=object)
+    path: str = PATH
+    asked: list[bytes] = field(default_factory=list)
+
+    async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
+        """As an endpoint has it."""
+        assert offline
+        self.asked.append(body)
+        outcome = self.outcomes.pop(0) if self.outcomes else lambda: b'{"usage":null}'
+        return cast(Reply, FakeReply(outcome))
+
+
+def fails(error: Exception, then: Callable[[], Any] = lambda: None) -> Callable[[], bytes]:
+    """An outcome."""
+
+    def outcome() -> bytes:
+        then()
+        raise error
+
+    return outcome
+
+
+async def several(count: int) -> AsyncIterator[LineRequest]:
+    """So many requests."""
+    for i in range(count):
+        yield LineRequest(f"r{i}", PATH, b"%d" % i)
+
+
+def run(
+    engine: FakeEngine, count: int = 1, is_closed: Callable[[], bool] = lambda: False
+) -> list[Answer]:
+    """The answers to so many requests, two at one time."""
+    answers: list[Answer] = []
+
+    async def take(answer: Answer) -> None:
+        answers.append(answer)
+
+    async def work() -> None:
+        window = Window([engine], cast(EngineClient, engine), METRICS, 2, is_closed)
+        async with asyncio.timeout(10):
+            await window.run(several(count), take)
+
+    asyncio.run(work())
+    return answers
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.batches.window.RETRY_S", 0.0)
+    monkeypatch.setattr("server.batches.window.POLL_INTERVAL_S", 0.0)
+
+
+def test_every_request_is_answered_once() -> None:
+    answers = run(engine := FakeEngine(), 50)
+    assert sorted(answer.custom_id for answer in answers) == sorted(f"r{i}" for i in range(50))
+    assert len(engine.asked) == 50
+    assert all(answer.is_success for answer in answers)
+
+
+@pytest.mark.parametrize("error", [unavailable("not now"), too_busy("full")])
+def test_a_refusal_that_is_over_soon_is_not_the_request_s_fault(error: ApiError) -> None:
+    engine = FakeEngine([fails(error)] * 20)
+    (answer,) = run(engine)
+    assert answer.is_success
+    assert len(engine.asked) == 21
+
+
+@pytest.mark.parametrize(
+    "error", [invalid("no"), too_busy("never", retry=False), ApiError(404, "gone")]
+)
+def test_a_request_that_is_wrong_is_asked_once(error: ApiError) -> None:
+    engine = FakeEngine([fails(error)])
+    (answer,) = run(engine)
+    assert not answer.is_success
+    assert b'"status_code":%d' % error.status in answer.line
+    assert len(engine.asked) == 1
+
+
+def test_engines_that_are_lost_are_never_the_request_s_fault() -> None:
+    engine = FakeEngine()
+
+    def lose() -> None:
+        engine.ready = object()
+
+    engine.outcomes = [fails(failed("lost"), lose) for _ in range(5 * MAX_FAILURES)]
+    (answer,) = run(engine)
+    assert answer.is_success
+
+
+def test_a_request_that_an_engine_gives_up_on_again_and_again_fails() -> None:
+    engine = FakeEngine([fails(failed("no room for it"))] * 100)
+    (answer,) = run(engine)
+    assert not answer.is_success
+    assert b"no room for it" in answer.line
+    assert len(engine.asked) == MAX_FAILURES
+
+
+def test_a_bug_costs_its_own_request_and_no_other() -> None:
+    engine = FakeEngine([fails(KeyError("a bug"))])
+    first, second = sorted(run(engine, 2))
+    assert b'"status_code":500' in first.line
+    assert second.is_success
+
+
+def test_nothing_is_asked_before_there_is_an_engine_and_the_window_is_open() -> None:
+    engine = FakeEngine(is_ready=False)
+    looks = []
+
+    def is_closed() -> bool:
+        assert not engine.asked
+        looks.append(1)
+        engine.is_ready = len(looks) > 3
+        return len(looks) < 6
+
+    run(engine, 1, is_closed)
+    assert len(looks) == 6
+
+
+def test_what_cannot_be_written_ends_it() -> None:
+    async def take(_: Answer) -> None:
+        raise OSError("disk full")
+
+    async def work() -> None:
+        engine = FakeEngine()
+        window = Window([engine], cast(EngineClient, engine), METRICS, 2)
+        with pytest.RaisesGroup(OSError):
+            await window.run(several(3), take)
+
+    asyncio.run(work())
+
+
+def test_a_batch_that_is_cancelled_gives_its_slots_back() -> None:
+    async def stuck(_: Answer) -> None:
+        await asyncio.Event().wait()
+
+    async def work() -> list[str]:
+        engine, answered = FakeEngine(), list[str]()
+        window = Window([engine], cast(EngineClient, engine), METRICS, 2)
+
+        async def take(answer: Answer) -> None:
+            answered.append(answer.custom_id)
+
+        for _ in range(5):
+            first = asyncio.create_task(window.run(several(9), stuck))
+            while len(engine.asked) % 2 or not engine.asked:
+                await asyncio.sleep(0)
+            first.cancel()
+            await asyncio.wait((first,))
+        async with asyncio.timeout(10):
+            await window.run(several(4), take)
+        return answered
+
+    assert sorted(asyncio.run(work())) == ["r0", "r1", "r2", "r3"]

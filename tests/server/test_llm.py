@@ -1,0 +1,71 @@
+"""The offline door without an engine: what is refused before anything is started."""
+
+import threading
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+import tdpipe
+from configs.loader import ConfigError
+from server.llm import LLM
+from server.sampling_params import SamplingParams
+
+
+def test_it_is_imported_from_the_people_s_door() -> None:
+    assert tdpipe.LLM is LLM
+    assert tdpipe.SamplingParams is SamplingParams
+    with pytest.raises(AttributeError, match="LLLM"):
+        _ = tdpipe.LLLM  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"pipeline_parallel_sise": 2}, "pipeline_parallel_sise"),
+        ({"pipeline_parallel_size": 0}, "pipeline_parallel_size"),
+        ({"dtype": "int3"}, "dtype"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        LLM("some/model", **settings)
+
+
+def test_outside_of_its_block_it_does_not_work() -> None:
+    with pytest.raises(RuntimeError, match="inside its `with` block"):
+        LLM("some/model").generate("hi")
+    assert "tdpipe" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_params_for_another_number_of_prompts_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 prompts, and params for 1"):
+        LLM("some/model").generate(["a", "b"], [SamplingParams()])
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"temperature": 3}, "less than or equal to 2"),
+        ({"max_tokens": -1}, "greater than or equal to 0"),
+        ({"temprature": 1}, "temprature"),
+        ({"stream": True}, "stream is for requests over HTTP"),
+        ({"model": "x"}, "model is for requests over HTTP"),
+    ],
+)
+def test_params_that_cannot_be_are_refused_when_they_are_made(
+    fields: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValidationError, match=words):
+        SamplingParams(**fields)
+
+
+def test_params_become_the_fields_of_a_request() -> None:
+    params = SamplingParams(n=2, temperature=0, logit_bias={5: 1.0}, stop=["a"], max_tokens=None)
+    assert params.fields() == {
+        "n": 2,
+        "temperature": 0.0,
+        "logit_bias": {"5": 1.0},
+        "stop": ["a"],
+    }
+    assert SamplingParams().fields() == {}

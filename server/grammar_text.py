@@ -13,8 +13,8 @@ from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
 # One space, or a new line and its indentation: free enough for every usual style, and a model
-# cannot go on with white space for ever.
-WHITESPACE = r" |\n[ \t]{0,32}"
+# cannot go on with white space for ever. What is nested more deeply is indented less.
+WHITESPACE = r" |\n( {0,20}|\t{0,5})"
 
 Schema = Mapping[str, Any]
 
@@ -78,8 +78,8 @@ def forced_tool_calls(
 ) -> str:
     """Calls of tools, one or, with `several`, more: `begin {"name": .., "arguments": ..} end`.
 
-    A tool is its name and its arguments' schema, which keeps its own `$defs`. `between` stands
-    between calls. What of these texts is a special token of the model's must be in
+    A tool is its name and its arguments' schema, in which `$ref`s are from its own root. `between`
+    stands between calls. What of these texts is a special token of the model's must be in
     `special_tokens`, with its id: such a token is no text.
     """
     ids = special_tokens or {}
@@ -90,9 +90,20 @@ def forced_tool_calls(
         f"call: {head} ({calls}) {tail}",
     ]
     for i, (name, schema) in enumerate(tools):
-        opening = f'{{"name": {_json(name)}, {_json(arguments_key)}: '
-        arguments = _with_options({"type": "object", **(schema or {})}, WHITESPACE, lenient=True)
-        lines.append(f'tool_{i}: {_literal(opening)} %json {_json(arguments)} "}}"')
+        # All of a call is JSON, and none of it Lark: what begins with a brace either way, as in
+        # `either`, would be told from JSON by the kind of grammar alone, and the first kind wins.
+        call = {
+            "type": "object",
+            "properties": {
+                "name": {"const": name},
+                arguments_key: _rebased(
+                    {"type": "object", **(schema or {})}, f"#/properties/{arguments_key}"
+                ),
+            },
+            "required": ["name", arguments_key],
+            "additionalProperties": False,
+        }
+        lines.append(f"tool_{i}: %json {_json(_with_options(call, WHITESPACE, lenient=True))}")
     return lark("\n".join(lines))
 
 
@@ -134,6 +145,22 @@ def _with_options(schema: Schema | bool, whitespace: str | None, lenient: bool) 
     return {**schema, "x-guidance": options}
 
 
+def _rebased(schema: Any, root: str) -> Any:
+    """The schema, or a part of it, with references that hold when it stands at `root`."""
+    if isinstance(schema, list):
+        return [_rebased(part, root) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    return {
+        key: root + part[1:] if _is_reference(key, part) else _rebased(part, root)
+        for key, part in schema.items()
+    }
+
+
+def _is_reference(key: str, part: Any) -> bool:
+    return key == "$ref" and isinstance(part, str) and (part == "#" or part.startswith("#/"))
+
+
 def _serialised(**grammar: Any) -> str:
     return _json({"grammars": [grammar]})
 
@@ -153,7 +180,8 @@ def _sequence(text: str, special_tokens: Mapping[str, int]) -> str:
         return ""
     if not special_tokens:
         return _literal(text)
-    parts = re.split("(" + "|".join(map(re.escape, special_tokens)) + ")", text)
+    longest_first = sorted(special_tokens, key=len, reverse=True)
+    parts = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
     return " ".join(
         f"<[{special_tokens[part]}]>" if part in special_tokens else _literal(part)
         for part in parts

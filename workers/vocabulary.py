@@ -51,7 +51,10 @@ def load(config: ModelConfig, vocab_size: int) -> Vocabulary:
 def make(
     serialised: str, token_ids: Collection[int], vocab_size: int, eos_token_id: int | None
 ) -> Vocabulary:
-    """The vocabulary of a tokenizer (the tokenizers library's JSON) that has `token_ids`."""
+    """The vocabulary of a tokenizer (the tokenizers library's JSON) that has `token_ids`.
+
+    Raises `ValueError` where tokens are no bytes; llguidance may also panic (no `Exception`).
+    """
     num_ids = max(vocab_size, 1 + max(token_ids))
     tokenizer = LLTokenizer(serialised, n_vocab=num_ids, eos_token=eos_token_id)
     is_known = np.zeros(-(-vocab_size // 32) * 32, bool)

@@ -199,9 +199,11 @@ def test_rows_that_do_not_just_take_the_likeliest_token_name_their_slot() -> Non
     greedy = Row(make_sequence([2]), 1)
     random = Row(make_sequence([3], [4, 5], planned=2, sampling=Sampling(0.5, 0.25, 9, 11)), 1)
     banned = Row(make_sequence([6], min_tokens=1, stop_token_ids=(7, 8)), 1)
-    step = packed(batch_of([random, chunk, greedy, banned]))
-    assert unpacked(step)["slots"] == [0, -1, 1]
-    drawn, forbidding = step.setups
+    guided = Row(make_sequence([9], sampling=Sampling(0.0, grammar="start: /a/")), 1)
+    step = packed(batch_of([random, chunk, greedy, banned, guided]))
+    assert unpacked(step)["slots"] == [0, -1, 1, 2]
+    drawn, forbidding, following = step.setups
+    assert following.sampling.grammar == "start: /a/"
     assert (drawn.slot, drawn.sampling) == (0, Sampling(0.5, 0.25, 9, 11))
     assert array("i", drawn.output_token_ids).tolist() == [4, 5]
     assert (forbidding.min_tokens, forbidding.stop_token_ids) == (1, (7, 8))

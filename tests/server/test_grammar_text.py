@@ -183,12 +183,36 @@ def test_reasoning_may_be_marked_with_special_tokens() -> None:
     assert not accepts(grammar, "12")
 
 
-def test_either_of_two_grammars_may_be_followed() -> None:
-    calls = forced_tool_calls("<tool_call>", "</tool_call>", TOOLS, several=False)
-    called = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
-    for first, second in ((json_schema(PERSON), calls), (calls, json_schema(PERSON))):
-        assert accepts(either(first, second), called) == accepts(calls, called)
-        assert accepts(either(first, second), '{"name":"Ada","age":36}')
-        assert not accepts(either(first, second), '{"name":"Ada"}')
-        thought = after_reasoning(either(first, second), "<think>", "</think>")
-        assert accepts(thought, 'Well.</think>\n\n{"name":"Ada","age":36}')
+@pytest.mark.parametrize(("begin", "end"), [("<tool_call>\n", "\n</tool_call>"), ("", "")])
+@pytest.mark.parametrize(
+    ("said", "text", "wrong"),
+    [
+        (json_schema(PERSON), '{"name": "Ada", "age": 36}', '{"name": "Ada"}'),
+        (json_schema(PERSON, whitespace=None), '{"name":"Ada","age":36}', '{"name": "Ada"'),
+        (json_schema({"type": "array"}), '[{"name": {"x": 1}}]', "{}"),
+        (regex("[a-z{]+"), "well{", "Well"),
+    ],
+)
+def test_either_of_two_grammars_may_be_followed(
+    said: str, text: str, wrong: str, begin: str, end: str
+) -> None:
+    calls = forced_tool_calls(begin, end, TOOLS, several=True)
+    one = begin + call("person", '{"name": "Ada", "age": 36}') + end
+    for both in (either(said, calls), either(calls, said)):
+        for whole, before in (
+            (both, ""),
+            (after_reasoning(both, "<think>", "</think>"), "Well.</think>\n\n"),
+        ):
+            assert accepts(whole, before + text)
+            assert accepts(whole, before + one)
+            assert accepts(whole, f"{before}{one}\n{one}")
+            assert not accepts(whole, before + wrong)
+            assert not accepts(whole, f"{before}{begin}{call('nobody', '[]')}{end}")
+
+
+def test_references_in_a_tool_s_schema_are_from_its_own_root() -> None:
+    tree = {"properties": {"left": {"$ref": "#"}, "$ref": {"enum": ["#/$ref"]}}}
+    grammar = forced_tool_calls("", "", [("grow", tree)])
+    assert accepts(grammar, call("grow", '{"left": {"left": {}, "$ref": "#/$ref"}}'))
+    assert not accepts(grammar, call("grow", '{"left": {"left": 1}}'))
+    assert not accepts(grammar, call("grow", '{"$ref": 1}'))

@@ -7,9 +7,12 @@ import torch
 
 from configs.schema import Config
 from tests.checkpoints import make_checkpoint
+from tests.workers.test_grammars import DIGITS, SCHEMA, VOCABULARY, logits_of, setup, step
 from tests.workers.test_sampler import Draw, make_logits, make_step
+from tests.workers.vocabularies import vocabulary_of
 from tests.workers.world import CPU, Ground
 from workers import batch
+from workers.grammars import Grammars
 from workers.kv_cache import KvCache, PagedStep, Probe
 from workers.sampler import Sampler
 from workers.stage_model import StageModel, load
@@ -76,3 +79,16 @@ def test_a_gpu_draws_what_a_cpu_draws() -> None:
     step = make_step(rows, bans)
     on_gpu = Sampler(logits.shape[-1], GPU).sample(logits.to(GPU), step)
     assert on_gpu == Sampler(logits.shape[-1], CPU).sample(logits, step)
+
+
+def test_a_gpu_obeys_grammars_as_a_cpu_does() -> None:
+    setups = tuple(setup(i, (DIGITS, SCHEMA, "")[i % 3], temperature=1.0, seed=i) for i in range(9))
+    told = []
+    for device in (CPU, GPU):
+        grammars = Grammars(VOCABULARY, lambda: vocabulary_of("demo"))
+        sampler = Sampler(VOCABULARY, device, grammars)
+        plans = [step(list(range(9)), *(() if number else setups)) for number in range(20)]
+        logits = [logits_of(number, 9).to(device) for number in range(20)]
+        told.append([sampler.sample(*pair)[0] for pair in zip(logits, plans, strict=True)])
+        grammars.close()
+    assert told[0] == told[1]

@@ -323,7 +323,7 @@ class ServerConfig(FrontDoorConfig):
     )
 
 
-class BatchConfig(AdmissionConfig, PipelineConfig):
+class BatchConfig(Part):
     """Files and batches."""
 
     max_file_bytes: int = Field(2**30, ge=1, description="largest file that may be uploaded")
@@ -336,11 +336,6 @@ class BatchConfig(AdmissionConfig, PipelineConfig):
         description="requests of batches that are open in the engine at one time; the scheduler "
         "sees their lengths [twice max_num_seqs]",
     )
-
-    @property
-    def max_open_batch_requests(self) -> int:
-        """Requests of batches that are open at one time: what runs, and as much to choose from."""
-        return self.batch_concurrency or 2 * self.max_live(self.pipeline_parallel_size)
 
 
 class ChatConfig(Part):
@@ -410,6 +405,11 @@ class RuntimeConfig(Part):
 
 class Config(RuntimeConfig, ChatConfig, BatchConfig, ServerConfig, PredictorConfig, EngineConfig):
     """All settings of `tdpipe serve`."""
+
+    @property
+    def max_open_batch_requests(self) -> int:
+        """Requests of batches that are open at one time: what runs, and as much to choose from."""
+        return self.batch_concurrency or 2 * self.max_live(self.pipeline_parallel_size)
 
     @field_validator("server_endpoint", "stage_endpoint")
     @classmethod

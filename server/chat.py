@@ -2,14 +2,12 @@
 
 import hashlib
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from configs.schema import Config
-from server import grammar_text, reasoning, tool_calls
+from server import grammar_text, reasoning
 from server.chat_protocol import ChatRequest, parse_chat
 from server.chat_rendering import ChatRendering
 from server.chat_template import ChatTemplate, Conversation, check_variables
@@ -17,29 +15,14 @@ from server.engine_client import EngineClient
 from server.errors import invalid
 from server.generation import Generations
 from server.grammars import Grammars
-from server.message_parser import MessageParser
+from server.message_formats import formats_of
 from server.operations import VERSION
 from server.planner import Planner
-from server.reasoning import ReasoningSplitter
 from server.reply import Reply
 from server.tokenizer import Tokenizer
-from server.tool_calls import CallFormat, CallParser
 from server.tool_choice import ToolChoice, tool_choice
 
 logger = logging.getLogger("tdpipe")
-
-
-@dataclass(frozen=True)
-class MessageFormats:
-    """How the model marks its calls and its reasoning."""
-
-    calls: CallFormat | None
-    thinks: bool
-
-    def __str__(self) -> str:
-        known = (name for name, known in tool_calls.FORMATS.items() if known is self.calls)
-        calls, thoughts = next(known, "none"), "think" if self.thinks else "none"
-        return f"tool calls {calls}, reasoning {thoughts}"
 
 
 class Chat:
@@ -63,7 +46,7 @@ class Chat:
         self._planner = planner
         self._generations = generations
         self._grammars = grammars
-        self._formats = _formats_of(config, template.source)
+        self._formats = formats_of(config, template.source)
         logger.info("chat: %s", self._formats if template.source else "no chat template")
         self._fingerprint = _fingerprint(config)
 
@@ -73,17 +56,16 @@ class Chat:
         self._planner.check_model(request.model)
         self._client.check_ready()
         self._planner.check_num_logprobs(request.num_logprobs, "top_logprobs")
-        choice = tool_choice(request)
-        call_format = self._call_format(choice)
+        choice = self._tool_choice(request)
         prompt = await self._template.render_text(_conversation(request, choice, len(body)))
         opened = reasoning.leaves_open(prompt, request.continued)
-        grammar = await self._grammar(request, choice, call_format, opened=opened)
+        grammar = await self._grammar(request, choice, opened=opened)
         token_ids = await self._template.encode(
             prompt, add_special_tokens=request.add_special_tokens
         )
         self._client.check_ready()  # again: meanwhile it may have gone
         plan = self._planner.plan(
-            self._with_markers(request, call_format),
+            self._with_markers(request, choice),
             [token_ids],
             endpoint="chat",
             max_tokens=request.answer_tokens,
@@ -93,38 +75,30 @@ class Chat:
             grammar=grammar,
             prompt_field="messages",
         )
-        parser = self._parser(request, choice, call_format, opened=opened)
+        several = request.parallel_tool_calls
+        parser = self._formats.reader(choice, several=several, opened=opened)
         rendering = ChatRendering(request, plan, self._tokenizer, parser, self._fingerprint)
         return Reply(self._generations.of(plan), rendering, request.stream, request.include_usage)
 
-    def _call_format(self, choice: ToolChoice) -> CallFormat | None:
-        """How calls will be written, if any may come. Raises `ApiError` (400)."""
-        if not choice.allowed:
-            return None
-        if choice.is_forced:
-            return self._formats.calls or tool_calls.HERMES
-        if not self._template.takes_tools:
+    def _tool_choice(self, request: ChatRequest) -> ToolChoice:
+        """The tools. Raises `ApiError` (400), also where the model would never see them."""
+        choice = tool_choice(request)
+        if choice.shown and not choice.is_forced and not self._template.takes_tools:
             message = (
                 "This model's chat template shows no tools to the model. A call can be forced with "
                 "'tool_choice'."
             )
             raise invalid(message, "tools", "unsupported_parameter")
-        return self._formats.calls
+        return choice
 
-    async def _grammar(
-        self,
-        request: ChatRequest,
-        choice: ToolChoice,
-        call_format: CallFormat | None,
-        *,
-        opened: bool,
-    ) -> str:
+    async def _grammar(self, request: ChatRequest, choice: ToolChoice, *, opened: bool) -> str:
         """What the answer must follow, empty for nothing. Raises `ApiError` (400, 429).
 
         Where tools may be called, a form that is asked for is that of an answer without calls.
         Reasoning goes before it all, where the prompt has begun it.
         """
         grammar, param = request.grammar, request.grammar_param
+        call_format = self._formats.of_calls(choice)
         special_tokens = self._tokenizer.special_tokens
         if call_format is not None and (grammar or choice.is_forced):
             several = request.parallel_tool_calls
@@ -142,46 +116,12 @@ class Chat:
         await self._grammars.check(grammar, param)
         return grammar
 
-    def _with_markers(self, request: ChatRequest, call_format: CallFormat | None) -> ChatRequest:
-        """Keep special tokens in the text where the parsers look for some of them."""
-        markers = {reasoning.BEGIN, reasoning.END} if self._formats.thinks else set()
-        if call_format is not None:
-            markers |= {call_format.begin, call_format.end}
+    def _with_markers(self, request: ChatRequest, choice: ToolChoice) -> ChatRequest:
+        """Keep special tokens in the text where some of them are looked for."""
+        markers = self._formats.markers(self._formats.of_calls(choice))
         if markers.isdisjoint(self._tokenizer.special_tokens):
             return request
         return request.model_copy(update={"skip_special_tokens": False})
-
-    def _parser(
-        self,
-        request: ChatRequest,
-        choice: ToolChoice,
-        call_format: CallFormat | None,
-        *,
-        opened: bool,
-    ) -> Callable[[], MessageParser] | None:
-        if call_format is None and not self._formats.thinks:
-            return None
-
-        def parser() -> MessageParser:
-            splitter = ReasoningSplitter(opened=opened) if self._formats.thinks else None
-            calls = None
-            if call_format is not None:
-                several = request.parallel_tool_calls
-                calls = CallParser(call_format, choice.names, several=several)
-            return MessageParser(splitter, calls)
-
-        return parser
-
-
-def _formats_of(config: Config, template: str) -> MessageFormats:
-    if config.tool_call_parser == "auto":
-        calls = tool_calls.format_of(template)
-    else:
-        calls = tool_calls.FORMATS.get(config.tool_call_parser)
-    marks = config.reasoning_parser
-    if marks == "auto":
-        marks = reasoning.format_of(template)
-    return MessageFormats(calls, thinks=marks == "think")
 
 
 def _conversation(request: ChatRequest, choice: ToolChoice, num_bytes: int) -> Conversation:

@@ -34,6 +34,8 @@ _PROBE = "Wie geht es dir?"
 
 Message = dict[str, Any]
 
+_USER: Message = {"role": "user"}
+
 
 class ChatTemplateError(Exception):
     """The file of `--chat-template` cannot be used; the text is one line for the user."""
@@ -59,10 +61,13 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Traits:
-    """What a template takes: contents as strings, as lists of parts; tools; the developer role."""
+    """What a template takes: contents as strings, as lists of parts; a call's arguments as an
+    object; tools; the developer role.
+    """
 
     strings: bool
     parts: bool
+    objects: bool
     tools: bool
     developer: bool
 
@@ -154,7 +159,8 @@ class ChatTemplate:
     def _render(self, source: str, conversation: Conversation) -> str:
         """Runs in any thread."""
         traits = self._traits(source)
-        adapted = [_adapt(message, traits) for message in conversation.messages]
+        called = _called_functions(conversation.messages)
+        adapted = [_adapt(message, traits, called) for message in conversation.messages]
         try:
             text = self._apply(source, replace(conversation, messages=adapted))
         # The edge to code that came with the model: it raises whatever it likes.
@@ -177,21 +183,29 @@ class ChatTemplate:
         )
 
     def _find_traits(self, source: str) -> Traits:
-        parts = self._shows(source, [{"type": "text", "text": _PROBE}])
+        string, part = {"content": _PROBE}, {"content": [{"type": "text", "text": _PROBE}]}
+        parts = self._shows(source, _USER | part)
+        strings = self._shows(source, _USER | string) or not parts
+        user = _USER | (string if strings else part)
         return Traits(
-            strings=self._shows(source, _PROBE) or not parts,
+            strings=strings,
             parts=parts,
+            # As an object unless only a string will do.
+            objects=self._shows(source, user, _calling({"text": _PROBE}))
+            or not self._shows(source, user, _calling(_PROBE)),
             tools=re.search(r"\btools\b", source) is not None,
             developer="developer" in source,
         )
 
-    def _shows(self, source: str, content: str | list[dict[str, str]]) -> bool:
-        """Whether a user's message with this content appears, and not as a printed list."""
+    def _shows(self, source: str, *messages: Message) -> bool:
+        """Whether the last of these messages appears, and its content not as a printed list."""
         try:
-            text = self._apply(source, Conversation([{"role": "user", "content": content}]))
-        except Exception:  # as above: then it does not take such contents
+            before = self._apply(source, Conversation(messages[:-1])) if messages[1:] else ""
+            text = self._apply(source, Conversation(messages))
+        except Exception:  # as above: then it does not take such messages
             return False
-        return _PROBE in text and "'type'" not in text and '"type"' not in text
+        is_printed = "'type'" in text or '"type": "text"' in text
+        return text.count(_PROBE) > before.count(_PROBE) and not is_printed
 
 
 def chat_template_of(config: ChatConfig, tokenizer: Tokenizer) -> ChatTemplate:
@@ -238,23 +252,31 @@ def _reserved_names() -> frozenset[str]:
     return frozenset(arguments) | {"messages", "conversations"}
 
 
-def _adapt(message: Message, traits: Traits) -> Message:
-    """The message as the template expects it; the API's may have more shapes."""
+def _adapt(message: Message, traits: Traits, called: Mapping[str, str]) -> Message:
+    """The message as the template expects it; the API's may have more shapes, and less in it."""
     adapted = {key: value for key, value in message.items() if value is not None}
     if adapted["role"] == "developer" and not traits.developer:
         adapted["role"] = "system"
+    if adapted["role"] == "tool" and adapted.get("tool_call_id") in called:
+        adapted.setdefault("name", called[adapted["tool_call_id"]])
     content = adapted.get("content")
     if isinstance(content, list) and not traits.parts:
         adapted["content"] = "\n".join(part["text"] for part in content)
     elif isinstance(content, str) and not traits.strings:
         adapted["content"] = [{"type": "text", "text": content}]
-    if "tool_calls" in adapted:
+    if "tool_calls" in adapted and traits.objects:
         adapted["tool_calls"] = [_with_parsed_arguments(call) for call in adapted["tool_calls"]]
     return adapted
 
 
+def _called_functions(messages: Sequence[Message]) -> dict[str, str]:
+    """The functions by the calls' ids; some templates want them named beside the results."""
+    calls = (call for message in messages for call in message.get("tool_calls") or ())
+    return {call["id"]: call["function"]["name"] for call in calls}
+
+
 def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    """Templates expect an object. What a model once wrote need not be one, and stays as it is."""
+    """What a model once wrote need not be JSON, and stays as it is then."""
     function = call["function"]
     try:
         arguments = json.loads(function["arguments"] or "{}")
@@ -263,7 +285,15 @@ def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
     return call | {"function": function | {"arguments": arguments}}
 
 
+def _calling(arguments: dict[str, str] | str) -> Message:
+    function = {"name": "function", "arguments": arguments}
+    call = {"id": "call_1", "type": "function", "function": function}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
 def _refusal(error: Exception, param: str) -> ApiError:
     reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS].rstrip(".")
+    if isinstance(error, RecursionError):
+        reason = "it is nested too deeply"
     message = f"The chat template does not accept this conversation: {reason}."
     return invalid(message, param, "chat_template_refusal")

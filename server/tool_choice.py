@@ -73,5 +73,11 @@ def _of_names(tools: tuple[Tool, ...], named: list[NamedTool]) -> tuple[Tool, ..
 
 
 def _described(tool: Tool) -> dict[str, Any]:
-    function = tool.function.model_dump(exclude={"strict"}, exclude_none=True)
-    return {"type": "function", "function": {"parameters": _NO_PARAMETERS, **function}}
+    """In the order, and with all the fields, that models have seen in training."""
+    function = tool.function
+    described = {
+        "name": function.name,
+        "description": function.description or "",
+        "parameters": function.parameters or _NO_PARAMETERS,
+    }
+    return {"type": "function", "function": described}

@@ -27,13 +27,10 @@ PARTS = [
     SchedulerConfig,
     PredictorConfig,
     ServerConfig,
+    BatchConfig,
     ChatConfig,
     RuntimeConfig,
 ]
-
-
-# BatchConfig reads what other parts have too.
-OF_BATCHES = {"max_file_bytes", "max_batch_requests", "batch_concurrency"}
 
 
 @pytest.mark.parametrize("part", [*PARTS, EngineConfig, Config])
@@ -51,10 +48,21 @@ def test_a_part_takes_no_key_that_it_does_not_know(part: type[Part]) -> None:
 
 
 def test_the_whole_is_its_parts_and_each_key_is_in_one_of_them() -> None:
-    keys = [key for part in PARTS for key, _ in part()] + sorted(OF_BATCHES)
-    assert set(BatchConfig.model_fields) >= OF_BATCHES
+    keys = [key for part in PARTS for key, _ in part()]
     assert sorted(keys) == sorted(Config.model_fields)
     assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"pipeline_parallel_size": 4}, 2048),
+        ({"max_num_seqs": 5}, 10),
+        ({"batch_concurrency": 7}, 7),
+    ],
+)
+def test_batches_keep_as_much_open_again_as_runs(settings: dict[str, int], expected: int) -> None:
+    assert Config.model_validate(settings).max_open_batch_requests == expected
 
 
 def test_every_setting_is_described() -> None:

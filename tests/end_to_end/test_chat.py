@@ -147,7 +147,7 @@ def test_a_call_can_be_forced_on_a_model_that_knows_none(
         "tools": ADD,
         "tool_choice": choice,
         "parallel_tool_calls": False,
-        "max_completion_tokens": 200,
+        "max_completion_tokens": 1000,
         "seed": 5,
     }
     with demo.client() as client:
@@ -179,7 +179,7 @@ def test_an_answer_has_the_form_that_is_asked_for(demo: Daemon) -> None:
             model=MODEL,
             messages=[{"role": "user", "content": "What is 23 plus 45?"}],
             response_format=Person,
-            max_completion_tokens=200,
+            max_completion_tokens=1000,
             seed=5,
         )
     assert isinstance(answer.choices[0].message.parsed, Person)

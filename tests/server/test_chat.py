@@ -1,5 +1,6 @@
 """POST /v1/chat/completions: what the engine is asked, and the answers' golden bodies."""
 
+import asyncio
 import json
 from array import array
 from collections.abc import Iterator
@@ -9,7 +10,15 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.messages import Finished, Generated, Submit, ToServer
+from engine.messages import EngineReady, Finished, Generated, Submit, ToServer
+from server.chat import Chat
+from server.chat_template import ChatTemplate
+from server.engine_client import EngineClient
+from server.generation import Generations
+from server.grammars import Grammars
+from server.length_predictor import LengthPredictor
+from server.metrics import Metrics
+from server.planner import Planner
 from tests.server.grammar_readers import accepts, rules_of
 from tests.server.templates import (
     CHATML,
@@ -24,12 +33,15 @@ from tests.server.world import (
     MODEL,
     TOKENIZER,
     Daemon,
+    config,
     events,
     generated,
     saying,
     serving,
+    stats,
 )
 
+USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 OTHER = {"type": "function", "function": {"name": "get_time"}}
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
@@ -269,6 +281,38 @@ def test_flex_gives_way_and_is_told(qwen: Daemon) -> None:
     assert "service_tier" not in post(qwen).json()
 
 
+def test_a_batchs_request_gives_way(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    client, tokenizer = EngineClient(settings.server_address), chatty(QWEN)
+    client.ready, client.stats = EngineReady(2, 40, 16, 8192), stats()
+    metrics = Metrics(client)
+    predictor = LengthPredictor(settings, metrics)
+    chat = Chat(
+        settings,
+        client,
+        tokenizer,
+        ChatTemplate(tokenizer),
+        Planner(settings, client, tokenizer),
+        Generations(client, tokenizer, metrics, predictor, 1),
+        Grammars(tokenizer),
+    )
+    body = json.dumps({"model": MODEL, "messages": [USER]}).encode()
+
+    async def submitted() -> list[bool]:
+        sent: list[Submit] = []
+        receiving = asyncio.create_task(client.run())
+        await asyncio.sleep(0)  # once begun, it closes its socket at its end
+        client.submit = lambda message, _: sent.append(message)  # type: ignore[method-assign]
+        for offline in (True, False):
+            async with (await chat.prepare(body, offline=offline)).generation:
+                pass
+        receiving.cancel()
+        await asyncio.wait([receiving])
+        return [message.offline for message in sent]
+
+    assert asyncio.run(submitted()) == [True, False]
+
+
 def test_the_prompt_is_what_the_template_makes(qwen: Daemon) -> None:
     assert prompt_of(submitted(qwen)) == ("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
     without = prompt_of(submitted(qwen, chat_template_kwargs={"enable_thinking": False}))
@@ -355,6 +399,7 @@ def test_forced_calls_follow_a_grammar(qwen: Daemon) -> None:
         required, CALL.replace("add", "get_time").replace('{"a": 1}', "{}") + "\n" + CALL
     )
     assert not accepts(required, "hello")
+    assert not accepts(required, OTHER_CALL.replace("{}", '{"x": 1}'))
     named = submitted(qwen, tools=tools, tool_choice=NAMED).sampling.grammar
     assert accepts(named, CALL)
     assert not accepts(named, OTHER_CALL)
@@ -451,7 +496,6 @@ def test_tokens_are_told_as_ids_too(qwen: Daemon) -> None:
     assert [id_ for part in parts for id_ in part.get("token_ids", [])] == [*hello, 0]
 
 
-USER = {"role": "user", "content": "hi"}
 REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"messages": []}, "messages", "at least 1"),
     ({"messages": [{"role": "robot", "content": "hi"}]}, "messages", "'system'"),

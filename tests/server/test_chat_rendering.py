@@ -77,6 +77,12 @@ def test_tokens_of_text_that_is_held_back_are_told_at_once() -> None:
     assert (choice["delta"], choice["token_ids"]) == ({}, [7])
 
 
+def test_tokens_of_plain_text_are_told_with_it() -> None:
+    found = rendering(parses=True, return_token_ids=True)
+    choice = parsed(found.chunk(Piece(0, "hello", token_ids=[7])))["choices"][0]
+    assert (choice["delta"], choice["token_ids"]) == ({"content": "hello"}, [7])
+
+
 def test_each_choice_has_a_parser_of_its_own() -> None:
     found = rendering(parses=True, n=2)
     found.chunk(Piece(0, "<think>Well."))

@@ -74,6 +74,24 @@ def test_arguments_that_are_no_json_stay_as_the_model_wrote_them() -> None:
     assert r'"arguments": "{\"a\": 1"}' in text(QWEN, CALLS | {"tool_calls": [call]})
 
 
+def test_arguments_stay_strings_where_the_template_takes_strings() -> None:
+    template = (
+        "{% for m in messages %}{{ m.content }}"
+        "{% for c in m.tool_calls %}{{ c.function.name + c.function.arguments }}{% endfor %}"
+        "{% endfor %}"
+    )
+    assert text(template, USER, CALLS) == 'How are you?add{"a": 1}'
+
+
+def test_results_are_told_with_the_name_of_the_function() -> None:
+    template = (
+        "{% for m in messages if m.role == 'tool' %}{{ m.name }}: {{ m.content }}{% endfor %}"
+    )
+    assert text(template, CALLS, RESULT) == "add: 2"
+    assert text(template, CALLS, RESULT | {"name": "mine"}) == "mine: 2"
+    assert text(template, RESULT) == ": 2"
+
+
 def test_the_begin_token_is_not_added_twice() -> None:
     tokenizer = chatty(LLAMA3, begin=True)
     conversation = Conversation([USER])
@@ -125,6 +143,11 @@ def test_what_the_template_raises_is_told_in_its_words() -> None:
 )
 def test_a_template_that_fails_is_a_refusal(template: str) -> None:
     assert "does not accept this conversation" in refusal(template, USER)
+
+
+def test_a_conversation_without_end_is_nested_too_deeply() -> None:
+    recursive = "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}"
+    assert refusal(recursive, USER).endswith("conversation: it is nested too deeply.")
 
 
 def test_without_a_template_the_answer_says_so() -> None:

@@ -74,10 +74,11 @@ ADD_TEXT = '{"name": "add", "arguments": {"a": 1, "b": [2, {"c": "}"}]}}'
             "",
             [("add", '{"a":1}')],
         ),
+        (hermes('{"name": "add", "arguments": {}, "parameters": {"a": 1}}'), "", [("add", "{}")]),
         (hermes('{"name": "n\\u00e9", "arguments": {}}'), "", [("né", "{}")]),
         (hermes('{"name": "unknown", "arguments": {}}'), "", [("unknown", "{}")]),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_hermes(text: str, said: str, calls: list[tuple[str, str]]) -> None:
     assert parse([text]) == (said, calls)

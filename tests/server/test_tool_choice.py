@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from server.chat_protocol import ChatRequest
-from server.tool_choice import tool_choice
+from server.tool_choice import ToolChoice, tool_choice
 
 TOOLS = [{"type": "function", "function": {"name": name}} for name in ("add", "sub", "mul")]
 
@@ -23,6 +23,11 @@ def names(tools: Any) -> str:
     return " ".join(tool.function.name for tool in tools)
 
 
+def chosen(choice: Any) -> ToolChoice:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": TOOLS}
+    return tool_choice(ChatRequest.model_validate(body | {"tool_choice": choice}))
+
+
 @pytest.mark.parametrize(
     ("choice", "shown", "may", "must"),
     [
@@ -38,15 +43,18 @@ def names(tools: Any) -> str:
 def test_the_choice_says_what_is_shown_and_what_may_be_called(
     choice: Any, shown: str, may: str, must: bool
 ) -> None:
-    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": TOOLS}
-    found = tool_choice(ChatRequest.model_validate(body | {"tool_choice": choice}))
+    found = chosen(choice)
     assert (names(found.shown), names(found.allowed), found.is_forced) == (shown, may, must)
     assert found.names == set(may.split())
 
 
 def test_a_tool_without_parameters_is_described_with_none() -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": TOOLS[:1]}
-    parameters = {"type": "object", "properties": {}}
+    function = {
+        "name": "add",
+        "description": "",
+        "parameters": {"type": "object", "properties": {}},
+    }
     assert tool_choice(ChatRequest.model_validate(body)).for_template() == [
-        {"type": "function", "function": {"name": "add", "parameters": parameters}}
+        {"type": "function", "function": function}
     ]

@@ -315,6 +315,12 @@ class ServerConfig(FrontDoorConfig):
     max_num_queued_reqs: int = Field(
         1024, ge=1, description="sequences that may wait for their first token; more get 429"
     )
+    max_stream_interval: float = Field(
+        0.05,
+        ge=0,
+        description="seconds for which a stream's tokens are gathered at most, where so many "
+        "streams are open that writing each by itself would keep the server busy",
+    )
     max_logprobs: int = Field(
         20, ge=0, description="likeliest tokens that a request may ask for with each token"
     )

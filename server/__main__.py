@@ -65,7 +65,7 @@ def _listen(config: Config) -> AbstractContextManager[socket]:
 async def _serve(
     config: Config, listener: socket, tls: SSLContext | None, tokenizer: Tokenizer
 ) -> None:
-    client = EngineClient(config.server_address)
+    client = EngineClient(config.server_address, config.max_stream_interval)
     drain, metrics = Drain(), Metrics(client)
     predictor = LengthPredictor(config, metrics)
     endpoints = build_endpoints(config, client, tokenizer, metrics, predictor)

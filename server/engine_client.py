@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass
 
@@ -27,6 +27,7 @@ from engine.messages import (
 )
 from engine.wire import Spoke
 from server.errors import unavailable
+from server.inbox import Inbox, Rounds
 from server.logprobs import Told, unpack
 
 TICK_S = 0.25
@@ -34,44 +35,6 @@ SILENCE_S = 3.0
 HELLO_TICKS = 2
 
 logger = logging.getLogger("tdpipe")
-
-
-class Inbox:
-    """Where one request learns that something has arrived for any of its sequences.
-
-    Whoever waits is woken; a `listener` is called instead, once for each burst. Where `only_ends`
-    matter, neither happens for a token. `woken` collects the inboxes with listeners of one burst.
-    """
-
-    def __init__(self, woken: "list[Inbox]") -> None:
-        self.listener: Callable[[], None] | None = None
-        self.only_ends = False
-        self._woken = woken
-        self._changed: list[Sequence] = []
-        self._arrival = asyncio.Event()
-
-    def put(self, sequence: "Sequence") -> None:
-        """Note that the sequence has something new."""
-        self._changed.append(sequence)
-        if not self.only_ends and len(self._changed) == 1:
-            self.wake()
-
-    def wake(self) -> None:
-        """Tell whoever waits or listens."""
-        if self.listener is None:
-            self._arrival.set()
-        else:
-            self._woken.append(self)
-
-    def take(self) -> "list[Sequence]":
-        """All sequences that have changed since the last call."""
-        changed, self._changed = self._changed, []
-        return changed
-
-    async def wait(self) -> None:
-        """Until something has arrived."""
-        await self._arrival.wait()
-        self._arrival.clear()
 
 
 class Sequence:
@@ -100,7 +63,7 @@ class Sequence:
         self,
         sequence_id: int,
         index: int,
-        inbox: Inbox,
+        inbox: "Inbox[Sequence]",
         prompt_token_ids: Collection[int] = (),
     ) -> None:
         self.sequence_id = sequence_id
@@ -115,6 +78,13 @@ class Sequence:
         self._token_ids: list[int] = []
         self._inbox = inbox
 
+    def put_first_token(self, token_id: int, now: float) -> None:
+        """The engine has begun; nobody waits for the answer to begin any more."""
+        self.first_token_at = now
+        self.put_token(token_id)
+        if not self._inbox.only_ends:
+            self._inbox.hurry()
+
     def put_token(self, token_id: int) -> None:
         """Add a token that the engine has generated."""
         if not self._token_ids:
@@ -126,7 +96,7 @@ class Sequence:
         self.finished = message
         if not self._token_ids:
             self._inbox.put(self)
-        self._inbox.wake()
+        self._inbox.hurry()
 
     def take_tokens(self) -> list[int]:
         """The tokens since the last call."""
@@ -145,10 +115,11 @@ class StageWork:
 class EngineClient:
     """Talks with the engine from one asyncio loop; all methods belong to that loop.
 
-    `ready` is the last EngineReady (None: never), `stats` the last Stats.
+    `ready` is the last EngineReady (None: never), `stats` the last Stats. Where many streams are
+    open, a stream is told of its tokens every `max_stream_interval` seconds.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, max_stream_interval: float = 0.0) -> None:
         self.ready: EngineReady | None = None
         self.stats: Stats | None = None
         self.stats_at = 0.0
@@ -160,7 +131,7 @@ class EngineClient:
         self._spoke: Spoke[ToServer] = Spoke(endpoint, "server", ToServer)
         self._arrival = asyncio.Event()
         self._open: dict[int, Sequence] = {}
-        self._woken: list[Inbox] = []
+        self._rounds = Rounds(max_stream_interval)
         # A server that takes over from a dead one must not be handed the dead one's tokens.
         self._next_id = time.time_ns() // 1000
         self._silent_ticks = 0
@@ -184,9 +155,9 @@ class EngineClient:
                 "The model is not ready yet. Please retry shortly.", "model_not_ready"
             )
 
-    def inbox(self) -> Inbox:
+    def inbox(self) -> Inbox[Sequence]:
         """An inbox for one request."""
-        return Inbox(self._woken)
+        return Inbox(self._rounds)
 
     def next_ids(self, count: int) -> int:
         """The first of `count` ids in a row that no sequence had before."""
@@ -216,7 +187,7 @@ class EngineClient:
         for sequence in list(self._open.values()):
             self._send(Abort(sequence.sequence_id))
             self._close(sequence, reason)
-        self._tell_listeners()
+        self._rounds.tell()
 
     async def run(self) -> None:
         """Receive until cancelled."""
@@ -254,14 +225,7 @@ class EngineClient:
                 self._on_scored(message)
             else:
                 self._on_ready(message)
-        self._tell_listeners()
-
-    def _tell_listeners(self) -> None:
-        """Once for each, though it may have been woken by several of its sequences."""
-        woken, self._woken[:] = dict.fromkeys(self._woken), []
-        for inbox in woken:
-            if inbox.listener is not None:
-                inbox.listener()
+        self._rounds.tell()
 
     def _on_generated(self, message: Generated, now: float) -> None:
         sequence_ids = array("q", message.sequence_ids)
@@ -270,11 +234,12 @@ class EngineClient:
             sequence = self._open.get(sequence_id)
             if sequence is None:
                 continue
-            if sequence.first_token_at is None:
-                sequence.first_token_at = now
-                self._leave_queue(sequence)
             sequence.last_token_at = now
-            sequence.put_token(token_id)
+            if sequence.first_token_at is None:
+                self._leave_queue(sequence)
+                sequence.put_first_token(token_id, now)
+            else:
+                sequence.put_token(token_id)
         if message.logprobs is not None:
             for index, told in unpack(message.logprobs, token_ids):
                 sequence = self._open.get(sequence_ids[index])

@@ -237,19 +237,17 @@ class Scheduler:
             is_alive = [sequence.state is not has_finished for sequence in step.sampling]
             token_ids = array("i", compress(token_ids, is_alive))
             logprobs = logprobs and of_those_left(logprobs, is_alive)
+        ended = []
         for sequence, token_id in zip(alive, token_ids, strict=True):
-            sequence.token_ids.append(token_id)
+            own_ids = sequence.token_ids
+            own_ids.append(token_id)
+            if token_id in sequence.stop_token_ids or len(own_ids) >= sequence.longest_len:
+                ended.append(sequence)
         pool.make_ready(alive)
         if alive:
             self.counters.generated_tokens += len(alive)
             ids = array("q", [sequence.sequence_id for sequence in alive])
             out.append(Generated(ids.tobytes(), token_ids.tobytes(), logprobs))
-        ended = [
-            sequence
-            for sequence, token_id in zip(alive, token_ids, strict=True)
-            if token_id in sequence.stop_token_ids
-            or len(sequence.token_ids) >= sequence.longest_len
-        ]
         for sequence in ended:
             self._end(pool, sequence, out)
 

@@ -17,6 +17,7 @@ Received = TypeVar("Received")
 
 # More than one message per live sequence and step; a peer this far behind is as good as gone.
 HIGH_WATER_MARK = 100_000
+_POLLIN = int(zmq.POLLIN)
 
 
 class Hub(Generic[Received]):
@@ -67,11 +68,8 @@ class Hub(Generic[Received]):
 
     def drain(self) -> Iterator[tuple[str, Received]]:
         """All that has arrived, without waiting. Raises `msgspec.DecodeError` on a foreign one."""
-        while True:
-            try:
-                peer, payload = self.socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        while _has_arrived(self.socket):
+            peer, payload = self.socket.recv_multipart(zmq.NOBLOCK)
             name = peer.decode()
             for message in self._decoder.decode(payload):
                 yield name, message
@@ -118,12 +116,8 @@ class Spoke(Generic[Received]):
 
     def drain(self) -> Iterator[Received]:
         """All that has arrived, without waiting."""
-        while True:
-            try:
-                payload = self.socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            yield from self._decoder.decode(payload)
+        while _has_arrived(self.socket):
+            yield from self._decoder.decode(self.socket.recv(zmq.NOBLOCK))
 
     def close(self, linger_s: float = 0.2) -> None:
         """Close after trying to send what is queued for `linger_s`."""
@@ -135,6 +129,11 @@ class Spoke(Generic[Received]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _has_arrived(socket: "zmq.Socket[bytes]") -> bool:
+    """Whether a message is there: a receive that fails costs 15 us for its exception alone."""
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & _POLLIN)
 
 
 def _decoder(receives: Any) -> Any:

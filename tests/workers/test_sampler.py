@@ -87,8 +87,13 @@ def probabilities(logits: Tensor, draw: Draw) -> dict[int, float]:
 
 
 def twin(logits: Tensor, draw: Draw) -> int:
-    """Walk along the kept tokens until the uniform number is used up."""
+    """Walk along the kept tokens until the uniform number is used up.
+
+    They come with the likeliest first where any are left out, else in the order of their ids.
+    """
     kept = probabilities(logits, draw)
+    if draw.top_p == 1 and not draw.top_k:
+        kept = dict(sorted(kept.items()))
     left = float(uniforms(np.array([draw.seed], np.uint64), np.array([draw.index]))[0])
     left *= sum(kept.values())
     for token, probability in kept.items():

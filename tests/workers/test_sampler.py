@@ -4,6 +4,7 @@ import math
 from array import array
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.messages import SamplerSetup, Sampling, Step
+from workers import sampler
 from workers.sampler import Sampler, uniforms
 
 torch.set_num_threads(1)
@@ -240,3 +242,19 @@ def test_uniforms_are_uniform(varying: str) -> None:
     chi_square = ((found - count / bins) ** 2 / (count / bins)).sum()
     assert chi_square < 148.2  # 99 degrees of freedom, 1 in 1000
     assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.02
+
+
+def test_a_rehearsal_is_of_a_step_in_which_every_row_is_dear(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[int] = []
+    draw = sampler._draw_kept
+
+    def counting(logits: Tensor, *rest: Any) -> Tensor:
+        drawn.append(len(logits))
+        return draw(logits, *rest)
+
+    monkeypatch.setattr(sampler, "_draw_kept", counting)
+    logits = make_logits(150)
+    Sampler(logits.shape[-1], logits.device).rehearse(logits)
+    assert drawn == [64, 64, 22]

@@ -63,7 +63,6 @@ class Chat:
         token_ids = await self._template.encode(
             prompt, add_special_tokens=request.add_special_tokens
         )
-        self._client.check_ready()  # again: meanwhile it may have gone
         plan = self._planner.plan(
             self._with_markers(request, choice),
             [token_ids],

@@ -124,10 +124,15 @@ class Planner:
         *,
         prompt_field: str,
     ) -> int:
-        """How many tokens the answer may have. Raises `ApiError` (400) when they do not fit."""
+        """How many tokens the answer may have.
+
+        Raises `ApiError`: 400 when they do not fit, 503 where there is no engine to say so.
+        """
         ready = self._client.ready
-        if ready is None:  # and so not even admitted, unless no token is asked for
-            return max_tokens or 0
+        if ready is None:  # it may have gone while the prompts were read
+            if max_tokens != 0:
+                self._client.check_ready()
+            return 0
         wanted = 1 if max_tokens is None else max_tokens
         room = ready.max_model_len - num_prompt_tokens
         if wanted > room:

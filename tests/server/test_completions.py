@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from engine.messages import Finished, Sampling, Submit, ToServer
+from server.engine_client import EngineClient
 from server.plan import pack
 from server.tokenizer import Tokenizer
+from tests.server.templates import CHATML, chatty
 from tests.server.world import (
     BEGIN,
     MAX_MODEL_LEN,
@@ -304,3 +306,34 @@ def test_before_the_engine_is_ready_it_is_503(tmp_path: Path) -> None:
         assert response.status_code == 503
         assert response.headers["retry-after"] == "1"
         assert response.json()["error"]["type"] == "server_error"
+
+
+class Losing(Tokenizer):
+    """Loses the engine while it reads a prompt."""
+
+    client: EngineClient
+
+    def encode(self, text: str) -> list[int]:
+        self.client.ready = None
+        return super().encode(text)
+
+    encode_plain = encode
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("completions", {"prompt": "hi"}, 503),
+        ("completions", {"prompt": "hi", "max_tokens": 5}, 503),
+        ("completions", {"prompt": "hi", "max_tokens": 0, "echo": True}, 200),
+        ("chat/completions", {"messages": [{"role": "user", "content": "hi"}]}, 503),
+    ],
+)
+def test_an_engine_that_is_lost_while_the_prompt_is_read_is_503(
+    tmp_path: Path, path: str, body: dict[str, Any], status: int
+) -> None:
+    tokenizer: Any = chatty(CHATML)
+    with serving(tmp_path, saying("hello"), tokenizer=tokenizer) as daemon:
+        tokenizer.__class__, tokenizer.client = Losing, daemon.client
+        url = f"{daemon.url}/v1/{path}"
+        assert daemon.http.post(url, json={"model": MODEL} | body).status_code == status

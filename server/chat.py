@@ -57,11 +57,12 @@ class Chat:
         self._client.check_ready()
         self._planner.check_num_logprobs(request.num_logprobs, "top_logprobs")
         choice = self._tool_choice(request)
-        prompt = await self._template.render_text(_conversation(request, choice, len(body)))
+        conversation = _conversation(request, choice, len(body))
+        prompt = await self._template.render_text(conversation, patient=offline)
         opened = reasoning.leaves_open(prompt, request.continued)
         grammar = await self._grammar(request, choice, opened=opened)
         token_ids = await self._template.encode(
-            prompt, add_special_tokens=request.add_special_tokens
+            prompt, add_special_tokens=request.add_special_tokens, patient=offline
         )
         plan = self._planner.plan(
             self._with_markers(request, choice),

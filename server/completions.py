@@ -42,7 +42,7 @@ class Completions:
             self._planner.check_num_logprobs(request.logprobs, "logprobs")
         grammar = request.grammar
         await self._grammars.check(grammar, request.grammar_param)
-        prompts = await self._read_prompts(request)
+        prompts = await self._read_prompts(request, patient=offline)
         if request.scores_prompt and request.prompt_logprobs is None:
             fields = request.model_copy(update={"prompt_logprobs": request.logprobs})
         else:
@@ -62,8 +62,8 @@ class Completions:
         rendering = CompletionRendering(request, plan, echoes, self._tokenizer)
         return Reply(self._generations.of(plan), rendering, request.stream, request.include_usage)
 
-    async def _read_prompts(self, request: CompletionRequest) -> list[list[int]]:
-        """Each prompt's token ids. Raises `ApiError` (400)."""
+    async def _read_prompts(self, request: CompletionRequest, *, patient: bool) -> list[list[int]]:
+        """Each prompt's token ids. Raises `ApiError` (400, 429)."""
         prompts = _as_list(request.prompt)
         if not prompts or not all(prompts):
             raise invalid("The prompt must not be empty.", "prompt", "invalid_value")
@@ -71,7 +71,7 @@ class Completions:
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         token_ids = [prompt for prompt in prompts if not isinstance(prompt, str)]
         self._planner.check_ids("prompt", *token_ids)
-        token_ids += await self._tokenizer.encode_all(texts)
+        token_ids += await self._tokenizer.encode_all(texts, patient=patient)
         if not all(token_ids):
             raise invalid("The prompt must hold at least one token.", "prompt", "invalid_value")
         return token_ids

@@ -3,9 +3,7 @@
 Reference: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html#tokenizer-api
 """
 
-import asyncio
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -20,17 +18,13 @@ from server.chat_template import ChatTemplate, Conversation, check_variables
 from server.connection import read_body
 from server.document import BODY_FAILURES, failures, takes
 from server.engine_client import EngineClient
-from server.errors import invalid, too_busy
+from server.errors import invalid
 from server.planner import Planner
 from server.sampling_fields import TokenId
-from server.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer
+from server.tokenizer import Tokenizer
 from server.tool_choice import ToolChoice
 
-# Long texts go to threads, and no more than so many wait for one.
-MAX_LONG_TEXTS = 32
 _CHARACTERS_PER_TOKEN = 4
-
-Result = TypeVar("Result")
 
 
 class TokenizeRequest(Body):
@@ -98,7 +92,6 @@ class Tokenization:
         self._planner = planner
         self._template = template
         self._max_body_bytes = max_body_bytes
-        self._num_long_texts = 0
 
     def router(self) -> APIRouter:
         """The routes as FastAPI takes them."""
@@ -128,7 +121,9 @@ class Tokenization:
         token_ids = await self._encode(asked, len(body))
         names: list[str] | None = None
         if asked.return_token_strs:
-            names = await self._run(len(token_ids), lambda: self._tokenizer.names(token_ids))
+            names = await self._tokenizer.run(
+                len(token_ids), lambda: self._tokenizer.names(token_ids)
+            )
         ready = self._client.ready
         return _json(
             {
@@ -148,7 +143,7 @@ class Tokenization:
         self._check_model(asked.model)
         self._planner.check_ids("tokens", asked.tokens)
         num_characters = len(asked.tokens) * _CHARACTERS_PER_TOKEN
-        text = await self._run(
+        text = await self._tokenizer.run(
             num_characters, lambda: self._tokenizer.decode(asked.tokens, skip_special_tokens=False)
         )
         return _json({"prompt": text})
@@ -172,21 +167,10 @@ class Tokenization:
             return await self._template.render(
                 _conversation(asked, num_bytes), add_special_tokens=bool(asked.add_special_tokens)
             )
-        plain = asked.add_special_tokens is False
-        encode = self._tokenizer.encode_plain if plain else self._tokenizer.encode
-        return await self._run(len(text), lambda: encode(text))
-
-    async def _run(self, num_characters: int, work: Callable[[], Result]) -> Result:
-        """Do it here or, where it takes long, in a thread. Raises `ApiError` (429)."""
-        if num_characters <= MAX_INLINE_CHARACTERS:
-            return work()
-        if self._num_long_texts >= MAX_LONG_TEXTS:
-            raise too_busy("Too many long texts are being tokenized. Please retry shortly.")
-        self._num_long_texts += 1
-        try:
-            return await asyncio.to_thread(work)
-        finally:
-            self._num_long_texts -= 1
+        (token_ids,) = await self._tokenizer.encode_all(
+            [text], add_special_tokens=asked.add_special_tokens is not False
+        )
+        return token_ids
 
 
 def _conversation(asked: TokenizeRequest, num_bytes: int) -> Conversation:

@@ -12,14 +12,13 @@ import uuid
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.logs import fields
-from server.errors import failed
+from server.errors import CLIENT_CLOSED_REQUEST, failed
 
 HEADER = b"x-request-id"
 # Of a client's id nothing is kept that could break a header or forge a line of the log.
 _FIT = re.compile(rb"[!-~]{1,128}")
 QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
 MAX_LOGGED_PATH = 200
-CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number
 
 logger = logging.getLogger("tdpipe.access")
 

@@ -6,11 +6,13 @@ import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 RETRY_AFTER_S = 1
+CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number
 
 
 class ApiError(Exception):
@@ -73,6 +75,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _answer)
     app.add_exception_handler(HTTPException, _answer_framework)
     app.add_exception_handler(RequestValidationError, _answer_validation)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_exception_handler(Exception, _answer_bug)
 
 
@@ -111,6 +114,11 @@ async def _answer_validation(_request: Request, error: Exception) -> Response:
     param = str(problem["loc"][-1])
     text = problem["msg"][0].lower() + problem["msg"][1:]
     return invalid(f"Invalid value for '{param}': {text}.", param, "invalid_value").response()
+
+
+async def _answer_nobody(_request: Request, _error: Exception) -> Response:
+    """The client went away while its body was read: no bug, and a status for the log."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def _answer_bug(_request: Request, _error: Exception) -> Response:

@@ -8,10 +8,8 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from server.access import CLIENT_CLOSED_REQUEST
 from server.body import Body, parse
 from server.chat_protocol import MAX_MESSAGES, MAX_TOOLS, ChatMessage, Tool
 from server.chat_template import ChatTemplate, Conversation, check_variables
@@ -113,9 +111,7 @@ class Tokenization:
 
     async def tokenize(self, request: Request) -> Response:
         """The tokens of a text or a conversation."""
-        body = await self._read(request)
-        if body is None:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        body = await read_body(request, self._max_body_bytes)
         asked = parse(TokenizeRequest, body)
         self._check_model(asked.model)
         token_ids = await self._encode(asked, len(body))
@@ -136,9 +132,7 @@ class Tokenization:
 
     async def detokenize(self, request: Request) -> Response:
         """The text of tokens, special ones included."""
-        body = await self._read(request)
-        if body is None:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        body = await read_body(request, self._max_body_bytes)
         asked = parse(DetokenizeRequest, body)
         self._check_model(asked.model)
         self._planner.check_ids("tokens", asked.tokens)
@@ -147,13 +141,6 @@ class Tokenization:
             num_characters, lambda: self._tokenizer.decode(asked.tokens, skip_special_tokens=False)
         )
         return _json({"prompt": text})
-
-    async def _read(self, request: Request) -> bytes | None:
-        """The body; None when the client goes away meanwhile."""
-        try:
-            return await read_body(request, self._max_body_bytes)
-        except ClientDisconnect:
-            return None
 
     def _check_model(self, model: str | None) -> None:
         if model is not None:

@@ -9,11 +9,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from pydantic import ValidationError
-from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from server.access import CLIENT_CLOSED_REQUEST
 from server.batches.life import new_id
 from server.batches.objects import ExpiresAfter, FileDeleted, FileList, FileObject
 from server.batches.service import BatchService
@@ -97,7 +95,7 @@ class FileRoutes:
         )
         return router
 
-    async def upload(self, request: Request) -> FileObject | Response:
+    async def upload(self, request: Request) -> FileObject:
         """Keep a file; 429 while too many are coming in."""
         store = self._service.store
         if self._num_uploads >= MAX_UPLOADS:
@@ -108,8 +106,6 @@ class FileRoutes:
             form = await receive(request, upload, self._max_file_bytes)
             file = _describe(form)
             await store.add_file(file, upload)
-        except ClientDisconnect:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
         except OSError as error:
             logger.error("an upload cannot be kept: %s", error)
             raise failed(f"The file cannot be kept: {error.strerror}.") from error

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -45,6 +46,13 @@ class ApiError(Exception):
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """400: the client's request is at fault; `param` names the field."""
     return ApiError(400, message, param=param, code=code)
+
+
+def invalid_value(path: str, problem: ErrorDetails, param: str) -> ApiError:
+    """400: what pydantic finds wrong with the value at `path`, as a sentence."""
+    text = problem["msg"][0].lower() + problem["msg"][1:]
+    code = "invalid_type" if problem["type"].endswith("_type") else "invalid_value"
+    return invalid(f"Invalid value for '{path}': {text}.", param, code)
 
 
 def no_such_model(model: str) -> ApiError:
@@ -112,8 +120,7 @@ async def _answer_validation(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problem = error.errors()[0]
     param = str(problem["loc"][-1])
-    text = problem["msg"][0].lower() + problem["msg"][1:]
-    return invalid(f"Invalid value for '{param}': {text}.", param, "invalid_value").response()
+    return invalid_value(param, problem, param).response()
 
 
 async def _answer_nobody(_request: Request, _error: Exception) -> Response:

@@ -19,7 +19,7 @@ from server.batches.store import FileInUseError, Order, UnknownCursorError
 from server.batches.upload import Form, receive
 from server.connection import run_while_connected
 from server.document import failures
-from server.errors import ApiError, failed, invalid, too_busy
+from server.errors import ApiError, failed, invalid, invalid_value, too_busy
 
 MAX_UPLOADS = 16
 
@@ -218,7 +218,7 @@ def _lifetime_s(fields: dict[str, str]) -> int | None:
     except ValidationError as error:
         problem = error.errors()[0]
         field = f"expires_after.{problem['loc'][0]}"
-        raise invalid(f"Invalid value for '{field}': {problem['msg']}.", "expires_after") from error
+        raise invalid_value(field, problem, "expires_after") from error
 
 
 def _now() -> int:

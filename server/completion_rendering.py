@@ -1,8 +1,4 @@
-"""How /v1/completions shows a generation.
-
-In a stream only a choice's text changes from chunk to chunk, so everything around it is encoded
-once and a chunk is built without a model.
-"""
+"""How /v1/completions shows a generation."""
 
 import time
 import uuid
@@ -13,13 +9,12 @@ from typing import Any
 import msgspec
 
 from server.choice import TextReason
+from server.event_stream import EventFrame
 from server.generation import Piece
 from server.logprobs import CompletionLogprobs, prompt_logprobs
 from server.plan import Plan
 from server.protocol import CompletionRequest
 from server.tokenizer import Tokenizer
-
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True)
@@ -54,9 +49,7 @@ class CompletionRendering:
             "created": int(time.time()),
             "model": plan.model,
         }
-        self._prefix = b"data: " + _encode(self._head)[:-1] + b',"choices":['
-        self._suffix = b'],"usage":null}\n\n' if request.include_usage else b"]}\n\n"
-        self._plain_end = b',"logprobs":null,"finish_reason":null}' + self._suffix
+        self._frame = EventFrame(self._head, (b'"text":', b""), include_usage=request.include_usage)
         self._collected: dict[int, _Collected] = {}
 
     def opening(self) -> bytes:
@@ -66,19 +59,14 @@ class CompletionRendering:
     def chunk(self, piece: Piece) -> bytes:
         """The event for one piece."""
         if self._is_plain and piece.finish_reason is None:
-            return b'%b{"index":%d,"text":%b%b' % (
-                self._prefix,
-                piece.choice_index,
-                _encode(piece.text),
-                self._plain_end,
-            )
+            return self._frame.text(piece.choice_index, piece.text)
         text, extras = self._shown(piece)
         choice = {"index": piece.choice_index, "text": text, "logprobs": None} | extras
-        return self._prefix + _encode(choice | _ending(piece)) + self._suffix
+        return self._frame.choice(choice | _ending(piece))
 
     def usage(self, usage: dict[str, int]) -> bytes:
         """The event that follows the last choice: no choices, but the token counts."""
-        return self._prefix + b'],"usage":' + _encode(usage) + b"}\n\n"
+        return self._frame.no_choice({"usage": usage})
 
     def take(self, piece: Piece) -> None:
         """Collect a piece of a whole answer."""
@@ -102,7 +90,7 @@ class CompletionRendering:
                 text, ending = early[index].text + text, ending or _ending(early[index])
             choice = {"index": index, "text": text, "logprobs": None}
             choices.append(choice | _joined(collected.extras) | ending)
-        return _encode(self._head | {"choices": choices, "usage": usage})
+        return msgspec.json.encode(self._head | {"choices": choices, "usage": usage})
 
     def _known_pieces(self) -> list[Piece]:
         """What is known without the engine."""

@@ -7,7 +7,8 @@ from server import docs_page, errors
 from server.batches.batch_routes import BatchRoutes, CreateBatch
 from server.batches.file_routes import FileRoutes
 from server.batches.service import BatchService
-from server.chat_protocol import ChatCompletion, ChatRequest
+from server.chat_answer import ChatCompletion
+from server.chat_protocol import ChatRequest
 from server.document import App
 from server.drain import Drain
 from server.endpoints import Endpoints

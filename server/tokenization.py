@@ -11,9 +11,9 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from server.body import Body, parse
-from server.chat_protocol import MAX_MESSAGES, MAX_TOOLS, ChatMessage, Tool
 from server.chat_template import ChatTemplate, Conversation, check_variables
 from server.connection import read_body
+from server.conversation_fields import MAX_MESSAGES, MAX_TOOLS, ChatMessage, Tool
 from server.document import BODY_FAILURES, failures, takes
 from server.engine_client import EngineClient
 from server.errors import invalid

@@ -6,7 +6,8 @@ import pytest
 from openai.types.chat import completion_create_params as client
 from openai.types.chat.chat_completion_message_param import ChatCompletionMessageParam
 
-from server.chat_protocol import ChatMessage, ChatRequest
+from server.chat_protocol import ChatRequest
+from server.conversation_fields import ChatMessage
 
 
 def test_every_field_that_the_client_can_send_is_known() -> None:

@@ -13,10 +13,9 @@ from server.body import Body, parse
 from server.conversation_fields import (
     IGNORED,
     MAX_MESSAGES,
-    MAX_TOOLS,
     UNSUPPORTED,
     ChatMessage,
-    Tool,
+    TemplateFields,
 )
 from server.errors import invalid
 from server.sampling_fields import SamplingFields
@@ -49,7 +48,7 @@ class AllowedTools(Body):
     allowed_tools: AllowedToolNames
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(SamplingFields, TemplateFields):
     """The body of POST /v1/chat/completions."""
 
     expected: ClassVar[dict[str, str]] = {
@@ -69,7 +68,6 @@ class ChatRequest(SamplingFields):
     top_logprobs: int | None = Field(
         None, ge=0, le=20, description="tell so many likeliest tokens with each token"
     )
-    tools: list[Tool] = Field([], max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = Field(
         None, description="[auto where there are tools]"
     )
@@ -79,17 +77,7 @@ class ChatRequest(SamplingFields):
     )
 
     # vLLM's.
-    add_generation_prompt: bool | None = Field(
-        None, description="vLLM's: begin the assistant's message [unless the final one goes on]"
-    )
-    continue_final_message: bool = Field(False, description="vLLM's: go on with the last message")
     echo: bool = Field(False, description="vLLM's: begin with the message that is continued")
-    chat_template: str | None = Field(
-        None, description="vLLM's: only with --trust-request-chat-template"
-    )
-    chat_template_kwargs: dict[str, Any] = Field(
-        {}, description="vLLM's: variables for the template, e.g. enable_thinking"
-    )
     documents: list[dict[str, Any]] | None = Field(None, description="vLLM's: for the template")
     add_special_tokens: bool = Field(
         False, description="vLLM's: also those that the tokenizer adds; templates have their own"
@@ -126,12 +114,6 @@ class ChatRequest(SamplingFields):
         return (self.top_logprobs or 0) if self.logprobs else -1
 
     @property
-    def begins_message(self) -> bool:
-        """Whether the prompt ends with the begin of an assistant's message."""
-        given = self.add_generation_prompt
-        return not self.continue_final_message if given is None else given
-
-    @property
     def continued(self) -> str:
         """The beginning of the answer, where the last message is that."""
         content = self.messages[-1].content or ""
@@ -160,12 +142,6 @@ def parse_chat(body: bytes) -> ChatRequest:
     if request.top_logprobs is not None and not request.logprobs:
         message = "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled."
         raise invalid(message, "top_logprobs")
-    if request.continue_final_message and request.add_generation_prompt:
-        message = (
-            "'continue_final_message' and 'add_generation_prompt' exclude each other: the answer "
-            "either goes on with the last message or begins one."
-        )
-        raise invalid(message, "continue_final_message")
     if request.prompt_logprobs is not None and request.stream:
         message = "'prompt_logprobs' are not told in a stream."
         raise invalid(message, "prompt_logprobs", "unsupported_parameter")

@@ -63,13 +63,12 @@ class Conversation:
 @dataclass(frozen=True)
 class Traits:
     """What a template takes: contents as strings, as lists of parts; a call's arguments as an
-    object; tools; the developer role.
+    object; the developer role.
     """
 
     strings: bool
     parts: bool
     objects: bool
-    tools: bool
     developer: bool
 
 
@@ -139,10 +138,10 @@ class ChatTemplate:
             message = f"The chat template took longer than {RENDER_TIMEOUT_S:g} s."
             raise invalid(message, "messages", "chat_template_timeout") from None
 
-    @property
-    def takes_tools(self) -> bool:
-        """Whether the model's template shows it tools."""
-        return self._traits(self.source).tools
+    def takes_tools(self, template: str | None) -> bool:
+        """Whether a request's own template, or else the model's, shows it tools."""
+        source = self.source if template is None else template
+        return re.search(r"\btools\b", source) is not None
 
     def _choose(self, conversation: Conversation) -> str:
         if conversation.template is not None:
@@ -199,7 +198,6 @@ class ChatTemplate:
             # As an object unless only a string will do.
             objects=self._shows(source, user, _calling({"text": _PROBE}))
             or not self._shows(source, user, _calling(_PROBE)),
-            tools=re.search(r"\btools\b", source) is not None,
             developer="developer" in source,
         )
 

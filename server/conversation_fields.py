@@ -3,12 +3,15 @@
 Reference: https://platform.openai.com/docs/api-reference/chat; vLLM's fields beyond it are marked.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.body import Body
+from server.chat_template import Conversation, check_variables
+from server.errors import invalid
 
 MAX_MESSAGES = 16_384
 MAX_TOOLS = 256
@@ -133,3 +136,44 @@ class Tool(Body):
 
     type: Literal["function"]
     function: FunctionDefinition
+
+
+class TemplateFields(Body):
+    """How the chat template puts a conversation."""
+
+    tools: list[Tool] = Field([], max_length=MAX_TOOLS)
+    add_generation_prompt: bool | None = Field(
+        None, description="vLLM's: begin the assistant's message [unless the final one goes on]"
+    )
+    continue_final_message: bool = Field(False, description="vLLM's: go on with the last message")
+    chat_template: str | None = Field(
+        None, description="vLLM's: only with --trust-request-chat-template"
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="vLLM's: variables for the template, e.g. enable_thinking"
+    )
+
+    def conversation(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[dict[str, Any]] | None,
+        num_bytes: int,
+    ) -> Conversation:
+        """What is rendered, of a body of so many bytes. Raises `ApiError` (400)."""
+        begins = self.add_generation_prompt
+        if self.continue_final_message and begins:
+            message = (
+                "'continue_final_message' and 'add_generation_prompt' exclude each other: the "
+                "answer either goes on with the last message or begins one."
+            )
+            raise invalid(message, "continue_final_message", "invalid_value")
+        check_variables(self.chat_template_kwargs)
+        return Conversation(
+            messages=[message.for_template() for message in messages],
+            tools=tools,
+            add_generation_prompt=not self.continue_final_message if begins is None else begins,
+            continue_final_message=self.continue_final_message,
+            template=self.chat_template,
+            variables=self.chat_template_kwargs,
+            num_bytes=num_bytes,
+        )

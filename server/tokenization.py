@@ -3,17 +3,15 @@
 Reference: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html#tokenizer-api
 """
 
-from typing import Any
-
 import msgspec
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from server.body import Body, parse
-from server.chat_template import ChatTemplate, Conversation, check_variables
+from server.chat_template import ChatTemplate
 from server.connection import read_body
-from server.conversation_fields import MAX_MESSAGES, MAX_TOOLS, ChatMessage, Tool
+from server.conversation_fields import MAX_MESSAGES, ChatMessage, TemplateFields
 from server.document import BODY_FAILURES, failures, takes
 from server.engine_client import EngineClient
 from server.errors import invalid
@@ -25,7 +23,7 @@ from server.tool_choice import ToolChoice
 _CHARACTERS_PER_TOKEN = 4
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(TemplateFields):
     """The body of POST /tokenize: a text, or a conversation as the model's template puts it."""
 
     model: str | None = None
@@ -42,14 +40,6 @@ class TokenizeRequest(Body):
         "templates write them]",
     )
     return_token_strs: bool = Field(False, description="tell the tokens as the vocabulary has them")
-    add_generation_prompt: bool | None = Field(
-        None,
-        description="messages: with the answer's beginning [true, but for continue_final_message]",
-    )
-    continue_final_message: bool = Field(False, description="messages: without the last one's end")
-    chat_template: str | None = Field(None, description="messages: in the place of the model's")
-    chat_template_kwargs: dict[str, Any] = Field({}, description="messages: more for the template")
-    tools: list[Tool] = Field([], max_length=MAX_TOOLS, description="messages: the model's tools")
 
 
 class Tokenized(BaseModel):
@@ -151,31 +141,15 @@ class Tokenization:
         if (text is None) == (asked.messages is None):
             raise invalid("Give either 'prompt' or 'messages'.", "prompt", "invalid_value")
         if text is None:
+            tools = ToolChoice(shown=tuple(asked.tools)).for_template()
             return await self._template.render(
-                _conversation(asked, num_bytes), add_special_tokens=bool(asked.add_special_tokens)
+                asked.conversation(asked.messages or [], tools, num_bytes),
+                add_special_tokens=bool(asked.add_special_tokens),
             )
         (token_ids,) = await self._tokenizer.encode_all(
             [text], add_special_tokens=asked.add_special_tokens is not False
         )
         return token_ids
-
-
-def _conversation(asked: TokenizeRequest, num_bytes: int) -> Conversation:
-    """Raises `ApiError` (400)."""
-    begins = asked.add_generation_prompt
-    if asked.continue_final_message and begins:
-        message = "'continue_final_message' and 'add_generation_prompt' exclude each other."
-        raise invalid(message, "continue_final_message", "invalid_value")
-    check_variables(asked.chat_template_kwargs)
-    return Conversation(
-        messages=[message.for_template() for message in asked.messages or ()],
-        tools=ToolChoice(shown=tuple(asked.tools)).for_template(),
-        add_generation_prompt=not asked.continue_final_message if begins is None else begins,
-        continue_final_message=asked.continue_final_message,
-        template=asked.chat_template,
-        variables=asked.chat_template_kwargs,
-        num_bytes=num_bytes,
-    )
 
 
 def _json(value: object) -> Response:

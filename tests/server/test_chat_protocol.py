@@ -62,9 +62,13 @@ def request(**values: Any) -> ChatRequest:
 
 
 def test_an_answer_begins_a_message_unless_the_last_one_goes_on() -> None:
-    assert request().begins_message
-    assert not request(add_generation_prompt=False).begins_message
-    assert not request(continue_final_message=True).begins_message
+    def begins(**values: Any) -> bool:
+        asked = request(**values)
+        return asked.conversation(asked.messages, None, 10).add_generation_prompt
+
+    assert begins()
+    assert not begins(add_generation_prompt=False)
+    assert not begins(continue_final_message=True)
     assert (request().continued, request(continue_final_message=True).continued) == ("", "hi")
 
 

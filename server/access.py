@@ -1,7 +1,7 @@
 """The access: every request has an id, which its answer bears, and a line in the log.
 
-It is the outermost layer, so that this holds for refusals and for bugs too. A streamed chunk costs
-it one call.
+All that answers is behind it, so that this holds for refusals and for bugs too. A streamed chunk
+costs it one call.
 """
 
 import logging

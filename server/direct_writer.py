@@ -45,7 +45,7 @@ class Connection:
 
 
 class WithConnection:
-    """The outermost layer of the application: adds the connection to what routes are told."""
+    """The outermost layer, before `server.front_door`: adds the connection to what routes know."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -6,12 +6,7 @@ from typing import Any
 import httpx
 
 from engine.messages import Submit
-from tests.server.world import (
-    MODEL,
-    TOKENIZER,
-    Daemon,
-    events,
-)
+from tests.server.world import MODEL, TOKENIZER, Daemon, events
 
 USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}

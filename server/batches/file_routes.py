@@ -14,6 +14,7 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from server.access import CLIENT_CLOSED_REQUEST
+from server.batches.database import DatabaseError
 from server.batches.life import new_id
 from server.batches.objects import ExpiresAfter, FileDeleted, FileList, FileObject
 from server.batches.service import BatchService
@@ -110,9 +111,10 @@ class FileRoutes:
             await store.add_file(file, upload)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        except OSError as error:
+        except (DatabaseError, OSError) as error:
+            # The log says why: paths are not the client's.
             logger.error("an upload cannot be kept: %s", error)
-            raise failed(f"The file cannot be kept: {error.strerror}.") from error
+            raise failed("The file cannot be kept.") from error
         finally:
             self._num_uploads -= 1
             upload.unlink(missing_ok=True)

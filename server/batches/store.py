@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Generic, Literal, NamedTuple, TypeVar
 
-from server.batches.database import Database
+from server.batches.database import Database, DatabaseError
 from server.batches.life import StoredBatch, new_id
 from server.batches.objects import FileObject
 
@@ -90,9 +90,21 @@ class Store:
         return self._uploads / new_id("")
 
     async def add_file(self, file: FileObject, upload: Path) -> None:
-        """Keep `upload`, which is whole and on the disk, as the content of `file`."""
-        await asyncio.to_thread(_move, upload, self.content(file.id))
-        await self._database.run(lambda connection: _insert_file(connection, file))
+        """Keep `upload`, which is whole and on the disk, as the content of `file`.
+
+        Raises `DatabaseError` or `OSError`; nothing is left of the file then.
+        """
+        content = self.content(file.id)
+
+        def keep(connection: sqlite3.Connection) -> None:
+            _insert_file(connection, file)
+            _move(upload, content)
+
+        try:
+            await self._database.run(keep)
+        except (DatabaseError, OSError):
+            content.unlink(missing_ok=True)
+            raise
 
     async def file(self, file_id: str, now: int) -> FileObject | None:
         """The file, unless there is none or its time has come."""

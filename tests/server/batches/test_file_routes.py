@@ -2,8 +2,9 @@
 
 import io
 import socket
+import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import httpx
@@ -146,6 +147,17 @@ def test_an_upload_whose_client_goes_away_leaves_nothing(tmp_path: Path) -> None
             daemon.wait_until(lambda: bool(list(uploads.glob("batches/*/uploads/*"))))
         daemon.wait_until(lambda: not list(uploads.glob("batches/*/uploads/*")))
         assert contents(uploads) == set()
+
+
+def test_an_upload_that_the_database_cannot_keep_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path) as daemon, official(daemon) as client:
+        (database,) = tmp_path.glob("data/batches/*/store.sqlite3")
+        with closing(sqlite3.connect(database)) as connection:
+            full = "BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
+            connection.execute(f"CREATE TRIGGER full BEFORE INSERT ON files {full}")
+        with pytest.raises(openai.InternalServerError, match="The file cannot be kept"):
+            client.files.create(file=("a", CONTENT), purpose="batch")
+        assert contents(tmp_path / "data") == set()
 
 
 def test_a_silent_upload_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,10 +63,18 @@ def test_files_are_listed_in_pages(tmp_path: Path) -> None:
         made = [client.files.create(file=("a", CONTENT), purpose="batch").id for _ in range(5)]
         assert [file.id for file in client.files.list(limit=2)] == made[::-1]
         assert [file.id for file in client.files.list(limit=2, order="asc")] == made
+        assert daemon.get("/v1/files?limit=2").json() == {
+            "object": "list",
+            "data": [client.files.retrieve(id_).to_dict() for id_ in made[:-3:-1]],
+            "first_id": made[4],
+            "last_id": made[3],
+            "has_more": True,
+        }
         page = client.files.list(after=made[2], order="asc")
         assert [file.id for file in page.data] == made[3:]
         assert not page.has_more
-        assert client.files.list(purpose="batch_output").data == []
+        nothing = daemon.get("/v1/files?purpose=batch_output").json()
+        assert (nothing["data"], nothing["first_id"], nothing["last_id"]) == ([], None, None)
         with pytest.raises(openai.NotFoundError):
             client.files.list(after="file-0")
         for wrong in ("limit=0", "limit=10001", "order=up"):

@@ -10,7 +10,7 @@ import pytest
 
 from server.batches.database import VERSION, DatabaseError
 from server.batches.life import StoredBatch, new_id
-from server.batches.objects import FileObject
+from server.batches.objects import FileList, FileObject
 from server.batches.store import FileInUseError, Store, StoreTakenError, UnknownFileError
 from tests.server.batches.world import refuse_to_commit
 
@@ -141,7 +141,7 @@ def test_expired_files_are_gone_for_the_client_at_once_and_soon_for_the_disk(
         await store.add_batch(a_batch(needed), 10)
         assert await store.file(gone.id, NOW + 4) == gone
         assert await store.file(gone.id, NOW + 5) is None
-        assert (await store.files(NOW + 5)).items == [kept]
+        assert FileList.model_validate_json(await store.files(NOW + 5)).data == [kept]
         assert await store.delete_expired(NOW + 5) == [gone.id]
         assert {path.name for path in tmp_path.glob("files/*")} == {kept.id, needed.id}
         with pytest.raises(UnknownFileError):

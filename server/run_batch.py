@@ -84,8 +84,7 @@ class BatchRun:
         try:
             async with AnswerWriter(self._output, self._output) as writer:
                 await self._answer_rest(writer)
-                await writer.sync()
-                return writer.answers.counts(self._num_requests)
+                return (await writer.progress(self._num_requests)).counts
         except* OSError as errors:
             problem: BaseException = errors
         while isinstance(problem, BaseExceptionGroup):

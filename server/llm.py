@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -24,12 +25,8 @@ from server.endpoints import Endpoints, build_endpoints
 from server.errors import ApiError
 from server.offline import OfflineEngine
 from server.request_output import CompletionOutput, RequestOutput
+from server.retry import ask_until_final
 from server.sampling_params import SamplingParams
-
-# An engine or a stage that is restarted takes its requests with it; they are asked once more.
-MAX_TRIES = 4
-RETRY_S = 0.5
-_RESTARTING = frozenset({500, 503})
 
 Prompt = str | Sequence[int]
 Message = dict[str, Any]
@@ -142,7 +139,8 @@ class LLM:
 
             async def work() -> None:
                 for i in places:
-                    outputs[i] = await self._answer(prompts[i], params[i])
+                    ask = partial(self._ask, prompts[i], params[i])
+                    outputs[i] = await ask_until_final(self._engine.client, ask)
                     tell(outputs[i])
 
             async with _first_error_alone() as group:
@@ -150,18 +148,7 @@ class LLM:
                     group.create_task(work())
         return [output for output in outputs if output is not None]
 
-    async def _answer(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
-        for num_tries in range(1, MAX_TRIES + 1):
-            try:
-                return await self._try(prompt, params)
-            except ApiError as error:
-                if error.status not in _RESTARTING or num_tries == MAX_TRIES:
-                    raise
-            await asyncio.sleep(RETRY_S)
-            await self._engine.client.was_ready.wait()
-        raise AssertionError("the last try returns or raises")
-
-    async def _try(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
+    async def _ask(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
         assert self._endpoints is not None
         given = prompt if isinstance(prompt, str) else list(prompt)
         body = params.fields() | {

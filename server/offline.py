@@ -109,7 +109,7 @@ class OfflineEngine:
             check_predictor(self.config, self.tokenizer)
         except (TokenizerError, PredictorMismatchError) as error:
             raise OfflineEngineError(str(error)) from error
-        await self.client.was_ready.wait()
+        await self.client.wait_ready()
 
 
 async def _watch(children: Children) -> None:

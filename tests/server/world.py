@@ -305,7 +305,7 @@ def serving(
         if opens_batches:
             await asyncio.wait_for(_opened(batches), PATIENCE_S)
         if ready:
-            await asyncio.wait_for(client.was_ready.wait(), PATIENCE_S)
+            await asyncio.wait_for(client.wait_ready(), PATIENCE_S)
         is_up.set()
         await server.serve([listener])
         for chore in chores:

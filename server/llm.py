@@ -5,7 +5,6 @@ script, a notebook with a loop of its own, or anything else.
 """
 
 import asyncio
-import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from configs import loader
 from configs.schema import DEMO_MODEL
 from server.chat_template import Conversation
-from server.endpoints import Endpoints, build_endpoints
+from server.endpoints import Endpoints
 from server.errors import ApiError
 from server.offline import OfflineEngine
 from server.request_output import CompletionOutput, RequestOutput
@@ -189,8 +188,6 @@ class LLM:
 
     def _live(self) -> None:
         """The thread."""
-        # The children are forked from here, after tokenizers may have used threads.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 self._loop = runner.get_loop()
@@ -215,9 +212,7 @@ class LLM:
 
     async def _enter_and_wait(self) -> None:
         async with self._engine as engine:
-            self._endpoints = build_endpoints(
-                engine.config, engine.client, engine.tokenizer, engine.metrics, engine.predictor
-            )
+            self._endpoints = engine.endpoints()
             self._started.set_result(None)
             await self._leave.wait()
 

@@ -8,7 +8,6 @@ import psutil
 import pytest
 
 from configs.schema import Config
-from server.endpoints import build_endpoints
 from server.offline import OfflineEngine, OfflineEngineError
 from server.retry import ask_until_final
 from tests.end_to_end.daemon import all_gone
@@ -24,11 +23,8 @@ def settings(folder: Path, **values: object) -> Config:
 
 async def generate(engine: OfflineEngine) -> str:
     """A greedy answer."""
-    endpoints = build_endpoints(
-        engine.config, engine.client, engine.tokenizer, engine.metrics, engine.predictor
-    )
     body = {"model": "tdpipe-demo", "prompt": PROMPT, "temperature": 0, "max_tokens": 40}
-    reply = await endpoints.completions.prepare(json.dumps(body).encode(), offline=True)
+    reply = await engine.endpoints().completions.prepare(json.dumps(body).encode(), offline=True)
     text: str = json.loads(await reply.whole())["choices"][0]["text"]
     return text
 

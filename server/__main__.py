@@ -107,7 +107,7 @@ def _announce_listening(config: Config, listener: socket) -> None:
 
 
 async def _announce_ready(config: Config, client: EngineClient) -> None:
-    await client.was_ready.wait()
+    await client.wait_ready()
     assert client.ready is not None
     logger.info(
         "ready: %s, %d stages, max_model_len %d tokens, KV cache %d tokens",

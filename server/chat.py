@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from configs.schema import Config
+from configs.version import VERSION
 from server import grammar_text, reasoning
 from server.chat_protocol import ChatRequest, parse_chat
 from server.chat_rendering import ChatRendering
@@ -17,7 +18,6 @@ from server.errors import invalid
 from server.generation import Generations
 from server.grammars import Grammars
 from server.message_formats import formats_of
-from server.operations import VERSION
 from server.planner import Planner
 from server.reply import Reply
 from server.tokenizer import Tokenizer

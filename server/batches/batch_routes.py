@@ -13,8 +13,9 @@ from pydantic import Field
 from server.batches.file_routes import no_such_file
 from server.batches.life import StoredBatch, new_id
 from server.batches.objects import Batch, BatchList, ExpiresAfter
+from server.batches.page import UnknownCursorError
 from server.batches.service import BatchService
-from server.batches.store import UnknownCursorError, UnknownFileError
+from server.batches.store import UnknownFileError
 from server.body import Body, parse
 from server.connection import read_body
 from server.document import BODY_FAILURES, failures, takes

@@ -187,7 +187,7 @@ def test_a_client_that_vanishes_inside_a_send_is_aborted(
         drain = Drain()
         app, *_ = make_app(settings, client, drain)
         receiving = asyncio.create_task(client.run())
-        await asyncio.wait_for(client.was_ready.wait(), PATIENCE_S)
+        await asyncio.wait_for(client.wait_ready(), PATIENCE_S)
         web = Client({"stream": stream}, lambda message: message["type"] == message_type)
         answering = asyncio.create_task(app(dict(SCOPE), web.receive, web.send))  # type: ignore[arg-type]
         await asyncio.wait_for(web.is_stuck.wait(), PATIENCE_S)
@@ -218,7 +218,7 @@ def test_a_send_that_fails_is_a_client_that_left(tmp_path: Path) -> None:
         client = EngineClient(settings.server_address)
         app, *_ = make_app(settings, client, Drain())
         receiving = asyncio.create_task(client.run())
-        await asyncio.wait_for(client.was_ready.wait(), PATIENCE_S)
+        await asyncio.wait_for(client.wait_ready(), PATIENCE_S)
         web = Client({"stream": True}, lambda _: False)
         answering = app(dict(SCOPE), web.receive, broken_send)  # type: ignore[arg-type]
         await asyncio.wait_for(answering, PATIENCE_S)

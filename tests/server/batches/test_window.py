@@ -9,11 +9,12 @@ import pytest
 
 from server.batches.answers import Answer
 from server.batches.lines import LineRequest
-from server.batches.window import MAX_FAILURES, Window
+from server.batches.window import Window
 from server.engine_client import EngineClient
 from server.errors import ApiError, failed, invalid, too_busy, unavailable
 from server.metrics import Metrics
 from server.reply import Reply
+from server.retry import MAX_FAILURES
 
 PATH = "/v1/completions"
 METRICS = Metrics(cast(EngineClient, None))
@@ -46,6 +47,11 @@ class FakeEngine:
     ready: object = field(default_factory=object)
     path: str = PATH
     asked: list[bytes] = field(default_factory=list)
+
+    async def wait_ready(self) -> None:
+        """One comes as soon as it is waited for."""
+        await asyncio.sleep(0)
+        self.is_ready = True
 
     async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
         """As an endpoint has it."""
@@ -91,7 +97,7 @@ def run(
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.batches.window.RETRY_S", 0.0)
+    monkeypatch.setattr("server.retry.RETRY_S", 0.0)
     monkeypatch.setattr("server.batches.window.POLL_INTERVAL_S", 0.0)
 
 
@@ -152,10 +158,11 @@ def test_nothing_is_asked_before_there_is_an_engine_and_the_window_is_open() -> 
     looks = []
 
     def is_closed() -> bool:
+        assert engine.is_ready
         assert not engine.asked
         looks.append(1)
-        engine.is_ready = len(looks) > 3
-        return len(looks) < 6
+        engine.is_ready = is_open = len(looks) == 6  # lost again and again before that
+        return not is_open
 
     run(engine, 1, is_closed)
     assert len(looks) == 6

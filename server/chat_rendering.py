@@ -108,8 +108,11 @@ class ChatRendering:
             "choices": [self._choice(i, message) for i, message in enumerate(self._messages)],
             "usage": usage,
         }
-        if self._request.prompt_logprobs is not None:
-            body["prompt_logprobs"] = prompt_logprobs(self._scores, self._tokenizer.pieces)
+        num_tops = self._request.prompt_logprobs
+        if num_tops is not None:
+            body["prompt_logprobs"] = prompt_logprobs(
+                self._scores, num_tops, self._tokenizer.pieces
+            )
         if self._request.return_token_ids:
             body["prompt_token_ids"] = list(self._plan.prompts[0])
         return msgspec.json.encode(body)

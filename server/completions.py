@@ -43,10 +43,11 @@ class Completions:
         grammar = request.grammar
         await self._grammars.check(grammar, request.grammar_param)
         prompts = await self._read_prompts(request, patient=offline)
-        if request.scores_prompt and request.prompt_logprobs is None:
-            fields = request.model_copy(update={"prompt_logprobs": request.logprobs})
-        else:
-            fields = request
+        fields = request
+        if request.scores_prompt:
+            # An echo tells of the prompt what `logprobs` asks for.
+            most = max(request.prompt_logprobs or 0, (request.echo and request.logprobs) or 0)
+            fields = request.model_copy(update={"prompt_logprobs": most})
         plan = self._planner.plan(
             fields,
             prompts,

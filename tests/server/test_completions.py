@@ -133,6 +133,8 @@ def test_a_prompt_is_truncated_from_its_beginning(daemon: Daemon) -> None:
     assert prompt_of(submit) == [9, 9, 5]
     (submit,) = submits(daemon, prompt=long, truncate_prompt_tokens=-1)
     assert prompt_of(submit) == long[-MAX_MODEL_LEN + 1 :]
+    (submit,) = submits(daemon, prompt=long, truncate_prompt_tokens=-1, max_tokens=10)
+    assert prompt_of(submit) == long[-MAX_MODEL_LEN + 10 :]
     echoed = daemon.complete(prompt="the quick", truncate_prompt_tokens=2, echo=True).json()
     last = TOKENIZER.decode(TOKENIZER.encode("the quick")[-2:])
     assert echoed["choices"][0]["text"] == last + "hello world €"
@@ -243,6 +245,7 @@ def test_special_tokens_are_shown_if_asked_for(tmp_path: Path) -> None:
 def test_a_stop_string_before_min_tokens_is_text(daemon: Daemon) -> None:
     assert texts(daemon, stop="hello", min_tokens=1)[0][1] == ""
     assert texts(daemon, stop="hello", min_tokens=2) == [(0, "hello world €", "stop")]
+    assert texts(daemon, stop="hello world", min_tokens=2) == [(0, "hello", "stop")]
 
 
 def test_what_resembled_a_stop_string_is_not_lost(daemon: Daemon) -> None:

@@ -42,7 +42,7 @@ async def ask_until_final(
         on_retry()
         await asyncio.sleep(RETRY_S)
         is_same_engine = client.is_ready and client.ready is engine
-        num_failures += failure.status == 500 and is_same_engine
+        num_failures += failure.status >= 500 and is_same_engine
         if num_failures == MAX_FAILURES:
             raise failure
 

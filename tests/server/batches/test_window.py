@@ -108,9 +108,8 @@ def test_every_request_is_answered_once() -> None:
     assert all(answer.is_success for answer in answers)
 
 
-@pytest.mark.parametrize("error", [unavailable("not now"), too_busy("full")])
-def test_a_refusal_that_is_over_soon_is_not_the_request_s_fault(error: ApiError) -> None:
-    engine = FakeEngine([fails(error)] * 20)
+def test_a_queue_that_is_full_is_not_the_request_s_fault() -> None:
+    engine = FakeEngine([fails(too_busy("full"))] * 20)
     (answer,) = run(engine)
     assert answer.is_success
     assert len(engine.asked) == 21
@@ -127,19 +126,21 @@ def test_a_request_that_is_wrong_is_asked_once(error: ApiError) -> None:
     assert len(engine.asked) == 1
 
 
-def test_engines_that_are_lost_are_never_the_request_s_fault() -> None:
+@pytest.mark.parametrize("error", [failed("lost"), unavailable("not ready")])
+def test_engines_that_are_lost_are_never_the_request_s_fault(error: ApiError) -> None:
     engine = FakeEngine()
 
     def lose() -> None:
         engine.ready = object()
 
-    engine.outcomes = [fails(failed("lost"), lose) for _ in range(5 * MAX_FAILURES)]
+    engine.outcomes = [fails(error, lose) for _ in range(5 * MAX_FAILURES)]
     (answer,) = run(engine)
     assert answer.is_success
 
 
-def test_a_request_that_an_engine_gives_up_on_again_and_again_fails() -> None:
-    engine = FakeEngine([fails(failed("no room for it"))] * 100)
+@pytest.mark.parametrize("error", [failed("no room for it"), unavailable("no room for it")])
+def test_a_request_that_an_engine_gives_up_on_again_and_again_fails(error: ApiError) -> None:
+    engine = FakeEngine([fails(error)] * 100)
     (answer,) = run(engine)
     assert not answer.is_success
     assert b"no room for it" in answer.line

@@ -90,6 +90,7 @@ SAMPLES = {
     "log_requests": "true",
     "max_num_queued_reqs": "10",
     "max_logprobs": "5",
+    "max_stream_interval": "0.1",
     "max_file_bytes": "1000",
     "max_batch_requests": "100",
     "batch_concurrency": "7",

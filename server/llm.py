@@ -6,7 +6,15 @@ script, a notebook with a loop of its own, or anything else.
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -15,11 +23,13 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 import uvloop
+from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from configs import loader
 from configs.schema import DEMO_MODEL
 from server.chat_template import Conversation
+from server.conversation_fields import ChatMessage
 from server.endpoints import Endpoints
 from server.errors import ApiError
 from server.offline import OfflineEngine
@@ -27,9 +37,12 @@ from server.request_output import CompletionOutput, RequestOutput
 from server.retry import ask_until_final
 from server.sampling_params import SamplingParams
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | Mapping[str, Any]
 Message = dict[str, Any]
 Result = TypeVar("Result")
+
+
+_MESSAGES = TypeAdapter(list[ChatMessage])
 
 
 class LLM:
@@ -130,7 +143,7 @@ class LLM:
         return outputs
 
     async def _generate(
-        self, prompts: Sequence[Prompt], params: list[SamplingParams], use_tqdm: bool
+        self, prompts: Sequence[str | list[int]], params: list[SamplingParams], use_tqdm: bool
     ) -> list[RequestOutput]:
         outputs: list[RequestOutput | None] = [None] * len(prompts)
         places = iter(range(len(prompts)))
@@ -147,12 +160,11 @@ class LLM:
                     group.create_task(work())
         return [output for output in outputs if output is not None]
 
-    async def _ask(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
+    async def _ask(self, prompt: str | list[int], params: SamplingParams) -> RequestOutput:
         assert self._endpoints is not None
-        given = prompt if isinstance(prompt, str) else list(prompt)
         body = params.fields() | {
             "model": self._config.name,
-            "prompt": given,
+            "prompt": prompt,
             "return_token_ids": True,
         }
         # The way that a request over HTTP goes, so that both mean the same.
@@ -160,7 +172,7 @@ class LLM:
         tells = params.logprobs is not None
         async with reply.generation as generation:
             output = RequestOutput(
-                prompt=given if isinstance(given, str) else None,
+                prompt=prompt if isinstance(prompt, str) else None,
                 prompt_token_ids=list(generation.plan.prompts[0]),
                 outputs=[
                     CompletionOutput(i, logprobs=[] if tells else None)
@@ -258,23 +270,47 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[str | list[int]]:
+    """One prompt or several, as several texts or lists of token ids. Raises `ValueError`."""
+    if isinstance(prompts, str | dict):
+        return [_plain_prompt(prompts)]
     each: list[Any] = list(prompts)
-    return [each] if each and isinstance(each[0], int) else each
+    is_one = bool(each) and isinstance(each[0], int)
+    return [_plain_prompt(each)] if is_one else [_plain_prompt(prompt) for prompt in each]
+
+
+def _plain_prompt(prompt: Any) -> str | list[int]:
+    """A prompt out of vLLM's dictionaries too, which name what it is."""
+    if isinstance(prompt, dict):
+        given = [prompt[key] for key in ("prompt_token_ids", "prompt") if key in prompt]
+        if len(given) != 1 or len(prompt) != 1:
+            raise ValueError("a prompt as a dictionary holds a 'prompt' or 'prompt_token_ids'")
+        (prompt,) = given
+    if isinstance(prompt, str):
+        return prompt
+    token_ids = list(prompt)
+    if not all(isinstance(token_id, int) for token_id in token_ids):
+        raise ValueError("a prompt is a text or a sequence of token ids")
+    return token_ids
 
 
 def _as_conversations(
     messages: Sequence[Message] | Sequence[Sequence[Message]],
 ) -> list[Iterable[Message]]:
+    """One conversation or several, as several. Raises `ValueError` for what is no message."""
     each: list[Any] = list(messages)
-    return [each] if each and isinstance(each[0], dict) else each
+    conversations = [each] if each and isinstance(each[0], dict) else each
+    for conversation in conversations:
+        _MESSAGES.validate_python(list(conversation))
+    return conversations
 
 
 def _for_each(
     params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
 ) -> list[SamplingParams]:
+    """The params of each prompt. Raises `ValueError` when they are not that."""
+    if isinstance(params, dict) or not isinstance(params, SamplingParams | Sequence | None):
+        raise ValueError(f"params are SamplingParams, not a {type(params).__name__}")
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * num_prompts
     if len(params) != num_prompts:

@@ -161,6 +161,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check_input(path: Path, config: Config) -> int:
     """The number of its requests. Raises `UnusableFileError`."""
+    if path.exists() and not path.is_file():
+        raise UnusableFileError(f"{path} is no regular file, and it is read more than once")
     rules = Rules(PATHS, set(config.names), config.max_body_bytes)
     validation = Validation(path, rules, sys.maxsize)
     try:

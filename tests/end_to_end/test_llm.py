@@ -34,6 +34,14 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     assert all_gone(list(processes), 5.0)
 
 
+def test_prompts_may_be_vllms_dictionaries(llm: LLM) -> None:
+    text = "Count to three in words.\n"
+    (plain,) = llm.generate(text, GREEDY, use_tqdm=False)
+    given = [{"prompt": text}, {"prompt_token_ids": plain.prompt_token_ids}]
+    for output in llm.generate(given, GREEDY, use_tqdm=False):
+        assert output.outputs[0].text == plain.outputs[0].text
+
+
 def test_greedy_answers_are_the_daemon_s(llm: LLM, demo: Daemon) -> None:
     tasks = held_out(16, seed=3)
     outputs = llm.generate([task.prompt for task in tasks], GREEDY, use_tqdm=False)

@@ -69,3 +69,25 @@ def test_params_become_the_fields_of_a_request() -> None:
         "stop": ["a"],
     }
     assert SamplingParams().fields() == {}
+
+
+@pytest.mark.parametrize(
+    "prompt", [{"text": "a"}, [{"prompt": "a", "prompt_token_ids": [1]}], [{}], [["a"]]]
+)
+def test_what_is_no_prompt_is_a_value_error(prompt: Any) -> None:
+    with pytest.raises(ValueError, match="prompt"):
+        LLM("some/model").generate(prompt)
+
+
+def test_params_are_no_dictionaries() -> None:
+    with pytest.raises(ValueError, match="SamplingParams, not a dict"):
+        LLM("some/model").generate("hi", {"temperature": 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{"content": "x"}, {"role": "assistant", "tool_calls": [{"id": "a"}]}, {"role": "me"}],
+)
+def test_what_is_no_message_is_a_value_error(message: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        LLM("some/model").chat([message])

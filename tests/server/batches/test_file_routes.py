@@ -132,6 +132,12 @@ def test_a_body_that_is_no_form_is_refused(daemon: Daemon) -> None:
         assert "multipart/form-data" in answer.json()["error"]["message"]
 
 
+def test_a_boundary_that_is_too_long_is_refused(daemon: Daemon) -> None:
+    response = post(daemon, b"", "multipart/form-data; boundary=" + "x" * 300)
+    assert response.status_code == 400
+    assert "boundary" in response.json()["error"]["message"]
+
+
 def test_a_file_that_is_too_large_is_413_and_leaves_nothing(tmp_path: Path) -> None:
     with serving(tmp_path, max_file_bytes=1000) as daemon, official(daemon) as client:
         client.files.create(file=("a", b"x" * 1000), purpose="batch")

@@ -1,0 +1,19 @@
+"""`tdpipe run-batch`: what it refuses before anything is started."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from server.run_batch import BAD_INPUT, main
+
+
+def test_a_pipe_is_refused_as_it_can_be_read_but_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["-i", str(tmp_path / "pipe"), "-o", str(tmp_path / "out.jsonl")]) == BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tdpipe: error: ")
+    assert "no regular file" in line
+    assert not (tmp_path / "out.jsonl").exists()

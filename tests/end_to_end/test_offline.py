@@ -29,9 +29,19 @@ async def generate(engine: OfflineEngine) -> str:
     return text
 
 
+@pytest.fixture(autouse=True)
+def others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whom other tests have started before, a daemon for example."""
+    present = frozenset(psutil.Process().children(recursive=True))
+    monkeypatch.setattr(f"{__name__}.OTHERS", present)
+
+
+OTHERS: frozenset[psutil.Process] = frozenset()
+
+
 def children() -> list[psutil.Process]:
-    """All processes that this one has started."""
-    return psutil.Process().children(recursive=True)
+    """All processes that this test has started."""
+    return [child for child in psutil.Process().children(recursive=True) if child not in OTHERS]
 
 
 def test_inside_the_block_requests_are_worked_on_and_after_it_nothing_is_left(

@@ -59,7 +59,7 @@ class Chat:
         choice = self._tool_choice(request)
         prompt = await self._template.render_text(_conversation(request, choice, len(body)))
         opened = reasoning.leaves_open(prompt, request.continued)
-        grammar = await self._grammar(request, choice, opened=opened)
+        grammar = await self._grammar(request, choice, opened=opened, offline=offline)
         token_ids = await self._template.encode(
             prompt, add_special_tokens=request.add_special_tokens
         )
@@ -91,8 +91,10 @@ class Chat:
             raise invalid(message, "tools", "unsupported_parameter")
         return choice
 
-    async def _grammar(self, request: ChatRequest, choice: ToolChoice, *, opened: bool) -> str:
-        """What the answer must follow, empty for nothing. Raises `ApiError` (400, 429).
+    async def _grammar(
+        self, request: ChatRequest, choice: ToolChoice, *, opened: bool, offline: bool
+    ) -> str:
+        """What the answer must follow, empty for nothing. Raises `ApiError`.
 
         Where tools may be called, a form that is asked for is that of an answer without calls.
         Reasoning goes before it all, where the prompt has begun it.
@@ -107,13 +109,13 @@ class Chat:
             calls = call_format.grammar(
                 choice.schemas, special_tokens, several=several, whitespace=whitespace
             )
-            await self._grammars.check(grammar, param)
+            await self._grammars.check(grammar, param, offline=offline)
             grammar = calls if choice.is_forced else grammar_text.either(grammar, calls)
             param = "tools"
         if grammar and opened:
             begin, end = reasoning.BEGIN, reasoning.END
             grammar = grammar_text.after_reasoning(grammar, begin, end, special_tokens)
-        await self._grammars.check(grammar, param)
+        await self._grammars.check(grammar, param, offline=offline)
         return grammar
 
     def _with_markers(self, request: ChatRequest, choice: ToolChoice) -> ChatRequest:

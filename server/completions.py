@@ -41,7 +41,7 @@ class Completions:
         if request.logprobs is not None:
             self._planner.check_num_logprobs(request.logprobs, "logprobs")
         grammar = request.grammar
-        await self._grammars.check(grammar, request.grammar_param)
+        await self._grammars.check(grammar, request.grammar_param, offline=offline)
         prompts = await self._read_prompts(request)
         if request.scores_prompt and request.prompt_logprobs is None:
             fields = request.model_copy(update={"prompt_logprobs": request.logprobs})

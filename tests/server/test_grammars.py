@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from configs.grammar_limits import MAX_GRAMMAR_BYTES
 from engine.messages import Submit
 from server import grammars as module
 from server.errors import ApiError
-from server.grammar_checker import CheckerError
+from server.grammar_checker import CheckerError, CheckerNotStartedError, CheckLostError
 from server.grammar_text import choice, json_object, json_schema, lark, regex
 from server.grammars import Grammars, grammar_of
 from tests.server.grammar_readers import accepts
@@ -198,23 +200,31 @@ def test_a_tokenizer_without_bytes_is_told(tmp_path: Path) -> None:
 
 
 class CountedChecker:
-    """A checker that remembers what it was asked, and waits where it is told to."""
+    """A checker that remembers what it was asked, and waits until it may go on."""
 
-    def __init__(self, _vocabulary: object) -> None:
+    def __init__(self) -> None:
         self.checked: list[str] = []
+        self.failures: dict[str, Exception] = {}
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
 
     def check(self, grammar: str) -> str:
         self.checked.append(grammar)
-        if grammar == "unusable":
-            raise CheckerError("it is too small")
+        self.may_go_on.wait()
+        if grammar in self.failures:
+            raise self.failures[grammar]
         return "is wrong" if grammar == "wrong" else ""
+
+    def close(self) -> None:
+        self.may_go_on.set()
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[Grammars, CountedChecker]:
-    checker = CountedChecker(None)
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Grammars, CountedChecker]]:
+    checker = CountedChecker()
     monkeypatch.setattr(module, "GrammarChecker", lambda _: checker)
-    return Grammars(TOKENIZER), checker
+    with closing(Grammars(TOKENIZER)) as grammars:
+        yield grammars, checker
 
 
 def test_a_grammar_is_checked_once_whether_right_or_wrong(
@@ -256,6 +266,69 @@ def test_too_many_new_grammars_at_once_are_turned_away(
     assert answers[:3] == [None] * 3
     assert [answer.status for answer in answers[3:] if isinstance(answer, ApiError)] == [429] * 2
     assert len(checker.checked) == 3
+
+
+def test_who_waits_for_too_long_is_turned_away_and_finds_the_answer_later(
+    counted: tuple[Grammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grammars, checker = counted
+    checker.may_go_on.clear()
+
+    async def ask() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "MAX_WAIT_S", 0.0)
+            with pytest.raises(ApiError) as refused:
+                await grammars.check("slow", "field")
+        assert refused.value.status == 429
+        checker.may_go_on.set()
+        await grammars.check("slow", "field")
+
+    asyncio.run(ask())
+    assert checker.checked == ["slow"]
+
+
+def test_offline_work_waits_one_by_one_and_leaves_room_for_others(
+    counted: tuple[Grammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grammars, checker = counted
+    checker.may_go_on.clear()
+    monkeypatch.setattr(module, "MAX_WAITING", 2)
+
+    async def ask() -> None:
+        texts = ["a", "b", "c", "a"]
+        offline = [
+            asyncio.create_task(grammars.check(text, "field", offline=True)) for text in texts
+        ]
+        await asyncio.sleep(0)
+        online = asyncio.create_task(grammars.check("online", "field"))
+        await asyncio.sleep(0)
+        monkeypatch.setattr(module, "MAX_WAIT_S", 0.0)  # does not hold for offline work
+        checker.may_go_on.set()
+        await asyncio.gather(online, *offline)
+
+    asyncio.run(ask())
+    assert checker.checked == ["a", "online", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (CheckerError("it is too small"), 400),
+        (CheckLostError("the process was ended"), 500),
+        (CheckerNotStartedError("the process did not start"), 503),
+    ],
+)
+def test_what_is_not_the_grammar_s_fault_is_told_as_such_and_not_remembered(
+    failure: Exception, status: int, counted: tuple[Grammars, CountedChecker]
+) -> None:
+    grammars, checker = counted
+    checker.failures["fine"] = failure
+    with pytest.raises(ApiError, match=str(failure)) as refused:
+        asyncio.run(grammars.check("fine", "field"))
+    assert refused.value.status == status
+    checker.failures.clear()
+    asyncio.run(grammars.check("fine", "field"))
+    assert checker.checked == ["fine", "fine"]
 
 
 def test_the_check_goes_on_for_others_when_one_client_leaves(

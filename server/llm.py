@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -231,8 +231,9 @@ class LLM:
             self._endpoints = build_endpoints(
                 engine.config, engine.client, engine.tokenizer, engine.metrics, engine.predictor
             )
-            self._started.set_result(None)
-            await self._leave.wait()
+            with closing(self._endpoints):
+                self._started.set_result(None)
+                await self._leave.wait()
 
 
 class _Progress:

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, aclosing, contextmanager
+from contextlib import ExitStack, aclosing, closing, contextmanager
 from pathlib import Path
 
 import uvloop
@@ -104,7 +104,8 @@ class BatchRun:
             )
             max_open = self._config.max_open_batch_requests
             window = Window(endpoints.all(), engine.client, engine.metrics, max_open)
-            with _progress(self._num_requests, len(answered), engine.client) as tell:
+            progress = _progress(self._num_requests, len(answered), engine.client)
+            with closing(endpoints), progress as tell:
 
                 async def take(answer: Answer) -> None:
                     await writer.add(answer)

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from configs.grammar_limits import MAX_GRAMMAR_BYTES
@@ -367,6 +368,30 @@ def test_a_grammar_is_measured_in_bytes(counted: tuple[Grammars, CountedChecker]
     with pytest.raises(ApiError, match="larger"):
         asyncio.run(grammars.check("é" * (MAX_GRAMMAR_BYTES // 2 + 1), "field"))
     assert len(checker.checked) == 1
+
+
+def test_when_they_are_closed_no_process_is_left() -> None:
+    before = set(psutil.Process().children())
+    with closing(Grammars(TOKENIZER)) as grammars:
+        asyncio.run(grammars.check(regex("a"), "field"))
+        (checker,) = set(psutil.Process().children()) - before
+    assert not checker.is_running()
+
+
+def test_a_check_that_they_are_at_does_not_keep_them_from_closing(
+    counted: tuple[Grammars, CountedChecker],
+) -> None:
+    grammars, checker = counted
+    checker.may_go_on.clear()
+
+    async def leave() -> None:
+        checks = [asyncio.create_task(grammars.check(text, "field")) for text in ("a", "b")]
+        await asyncio.sleep(0)
+        grammars.close()
+        await asyncio.gather(*checks, return_exceptions=True)
+
+    asyncio.run(leave())
+    assert "b" not in checker.checked
 
 
 def test_no_field_is_no_grammar() -> None:

@@ -8,6 +8,7 @@ import msgspec
 
 from configs.schema import Config
 from server import grammar_text, reasoning
+from server.body import not_too_deep
 from server.chat_protocol import ChatRequest, parse_chat
 from server.chat_rendering import ChatRendering
 from server.chat_template import ChatTemplate, Conversation, check_variables
@@ -59,7 +60,8 @@ class Chat:
         choice = self._tool_choice(request)
         prompt = await self._template.render_text(_conversation(request, choice, len(body)))
         opened = reasoning.leaves_open(prompt, request.continued)
-        grammar = await self._grammar(request, choice, opened=opened, offline=offline)
+        with not_too_deep():
+            grammar = await self._grammar(request, choice, opened=opened, patient=offline)
         token_ids = await self._template.encode(
             prompt, add_special_tokens=request.add_special_tokens
         )
@@ -92,7 +94,7 @@ class Chat:
         return choice
 
     async def _grammar(
-        self, request: ChatRequest, choice: ToolChoice, *, opened: bool, offline: bool
+        self, request: ChatRequest, choice: ToolChoice, *, opened: bool, patient: bool
     ) -> str:
         """What the answer must follow, empty for nothing. Raises `ApiError`.
 
@@ -109,13 +111,13 @@ class Chat:
             calls = call_format.grammar(
                 choice.schemas, special_tokens, several=several, whitespace=whitespace
             )
-            await self._grammars.check(grammar, param, offline=offline)
+            await self._grammars.check(grammar, param, patient=patient)
             grammar = calls if choice.is_forced else grammar_text.either(grammar, calls)
             param = "tools"
         if grammar and opened:
             begin, end = reasoning.BEGIN, reasoning.END
             grammar = grammar_text.after_reasoning(grammar, begin, end, special_tokens)
-        await self._grammars.check(grammar, param, offline=offline)
+        await self._grammars.check(grammar, param, patient=patient)
         return grammar
 
     def _with_markers(self, request: ChatRequest, choice: ToolChoice) -> ChatRequest:

@@ -94,7 +94,7 @@ class Grammars:
         self._thread = ThreadPoolExecutor(1, "grammars")
         self._known: OrderedDict[bytes, str] = OrderedDict()
         self._waiting: dict[bytes, asyncio.Future[str]] = {}
-        self._offline_door = asyncio.Lock()
+        self._patient_door = asyncio.Lock()
 
     def close(self) -> None:
         """End the process and the thread, and the check that they are at."""
@@ -103,11 +103,11 @@ class Grammars:
         self._thread.shutdown()
         self._checker.close()  # the process may have been started meanwhile
 
-    async def check(self, grammar: str, param: str, *, offline: bool = False) -> None:
+    async def check(self, grammar: str, param: str, *, patient: bool = False) -> None:
         """Return if the grammar, which the field `param` asks for, can be followed.
 
         Raises `ApiError`: 400 if not, 429 when others take too long with their checks, 500 and 503
-        when it is nobody's fault. `offline` work waits until it is its turn.
+        when it is nobody's fault. Who is `patient` waits for others without end.
         """
         if not grammar:
             return
@@ -116,7 +116,7 @@ class Grammars:
             limit = f"{MAX_GRAMMAR_BYTES // 1024} KiB"
             raise invalid(f"'{param}' is larger than {limit}.", param, "invalid_value")
         try:
-            complaint = await self._complaint(sha256(encoded).digest(), grammar, offline=offline)
+            complaint = await self._complaint(sha256(encoded).digest(), grammar, patient=patient)
         except CheckerError as error:
             message = f"'{param}' is not possible with this model's tokenizer: {error}."
             raise invalid(message, param, "unsupported_parameter") from error
@@ -127,11 +127,11 @@ class Grammars:
         if complaint:
             raise invalid(f"'{param}' {complaint}.", param, "invalid_value")
 
-    async def _complaint(self, digest: bytes, grammar: str, *, offline: bool) -> str:
+    async def _complaint(self, digest: bytes, grammar: str, *, patient: bool) -> str:
         if digest in self._known:
             return self._known[digest]
-        if offline:
-            async with self._offline_door:  # one by one, and so there is room for others
+        if patient:
+            async with self._patient_door:  # one by one, and so there is room for others
                 return await self._checked(digest, grammar)
         busy = too_busy("Too many new grammars are being checked. Please retry shortly.")
         if len(self._waiting) >= MAX_WAITING and digest not in self._waiting:

@@ -19,7 +19,8 @@ from server.grammar_checker import CheckerError, CheckerNotStartedError, CheckLo
 from server.grammar_text import choice, json_object, json_schema, lark, regex
 from server.grammars import Grammars, grammar_of
 from tests.server.grammar_readers import accepts
-from tests.server.world import TOKENIZER, Daemon, saying, serving
+from tests.server.templates import CHATML, chatty
+from tests.server.world import MODEL, TOKENIZER, Daemon, saying, serving
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "boolean"}}}
 
@@ -188,6 +189,32 @@ def test_schemas_may_be_nested_as_deeply_as_they_like_without_harm(
     assert daemon.get("/health").status_code == 200
 
 
+def test_no_depth_of_a_form_is_more_than_the_server_can_tell(daemon: Daemon) -> None:
+    for depth in range(900, 1000):
+        schema = '{"items":' * depth + "{}" + "}" * depth
+        form = f'{{"type":"json_schema","json_schema":{{"name":"a","schema":{schema}}}}}'
+        text = f'{{"model": "little", "prompt": "hi", "response_format":{form}}}'
+        response = daemon.http.post(f"{daemon.url}/v1/completions", content=text)
+        assert response.status_code == 400
+
+
+def test_no_depth_of_a_tool_s_schema_is_more_than_the_server_can_tell(tmp_path: Path) -> None:
+    with serving(tmp_path, saying("hi"), tokenizer=chatty(CHATML)) as daemon:
+        for depth in range(300, 700, 5):
+            schema: dict[str, Any] = {}
+            for _ in range(depth):
+                schema = {"items": schema}
+            body = {
+                "model": MODEL,
+                # Long enough that the template is rendered in a thread, with a stack of its own.
+                "messages": [{"role": "user", "content": "hi" * 10_000}],
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
+                "tool_choice": "required",
+            }
+            response = daemon.http.post(f"{daemon.url}/v1/chat/completions", json=body)
+            assert response.status_code == 400, depth
+
+
 def test_a_tokenizer_without_bytes_is_told(tmp_path: Path) -> None:
     class Wordy(type(TOKENIZER)):  # type: ignore[misc]
         serialised = None
@@ -298,7 +325,7 @@ def test_offline_work_waits_one_by_one_and_leaves_room_for_others(
     async def ask() -> None:
         texts = ["a", "b", "c", "a"]
         offline = [
-            asyncio.create_task(grammars.check(text, "field", offline=True)) for text in texts
+            asyncio.create_task(grammars.check(text, "field", patient=True)) for text in texts
         ]
         await asyncio.sleep(0)
         online = asyncio.create_task(grammars.check("online", "field"))

@@ -23,6 +23,7 @@ test: lint types contracts tests  ## everything that CI checks
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	! git grep -nE '^(<{7}|>{7}) '
 
 types: $(VENV)/dev
 	$(BIN)/mypy

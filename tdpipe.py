@@ -3,8 +3,9 @@
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+
+from configs.version import VERSION
 
 if TYPE_CHECKING:
     from server.llm import LLM
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments else "--help"
     if command in ("-V", "--version"):
-        print(_version())
+        print(VERSION)
         return 0
     if command in ("-h", "--help"):
         print(_usage())
@@ -49,13 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     run: Callable[[Sequence[str]], int] = importlib.import_module(COMMANDS[command][0]).main
     return run(arguments)
-
-
-def _version() -> str:
-    try:
-        return version("tdpipe")
-    except PackageNotFoundError:
-        return "tdpipe is not installed: this is its source folder"
 
 
 def _usage() -> str:

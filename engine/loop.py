@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from typing import Self
 
+import msgspec
 import numpy as np
 import zmq
 
@@ -146,11 +147,7 @@ class Loop:
 
     def _send(self, message: Outgoing) -> None:
         if isinstance(message, Step):
-            payload = self._stages.encode(message)
-            for stage in range(self._config.pipeline_parallel_size):
-                if not self._stages.send_encoded(stage_name(stage), payload):
-                    # Without its plan the step never returns; the watch ends the standstill.
-                    log.error("stage %d cannot be reached", stage)
+            self._send_step(message)
             return
         if isinstance(message, EngineReady):
             self._ready = message
@@ -163,6 +160,20 @@ class Loop:
                 message.max_model_len,
             )
         self._outbox.append(message)
+
+    def _send_step(self, step: Step) -> None:
+        """To every stage; what a sampler must know goes to the last alone."""
+        last = self._config.pipeline_parallel_size - 1
+        payload = self._stages.encode(step)
+        others = payload
+        if step.setups and last:
+            others = self._stages.encode(msgspec.structs.replace(step, setups=()))
+        for stage in range(last + 1):
+            if not self._stages.send_encoded(
+                stage_name(stage), payload if stage == last else others
+            ):
+                # Without its plan the step never returns; the watch ends the standstill.
+                log.error("stage %d cannot be reached", stage)
 
     def _flush(self) -> None:
         """All that this turn has to tell the server, as one message."""

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import httpx
 import msgspec
 from tqdm import tqdm
 
+from configs.client_key import KEY_VARIABLE, client_key
 from predictor.prompts import PromptsError, read_prompts
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--url", default="http://127.0.0.1:8000", help="the daemon [%(default)s]")
-    add("--api-key", default=_key(), help="its key [the first in TDPIPE_API_KEY]")
+    add("--api-key", default=client_key(), help=f"its key [the first in {KEY_VARIABLE}]")
     add("--model", help="its name in the API [the first that is served]")
     add("--prompts", type=Path, required=True, help='JSONL with "prompt", or a prompt per line')
     add("--out", type=Path, required=True, help="JSONL to write, a finished request per line")
@@ -212,10 +212,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=_positive, help="take only so many prompts [all]")
     add("--timeout", type=float, default=600.0, help="seconds for one request [600]")
     return parser
-
-
-def _key() -> str | None:
-    return os.environ.get("TDPIPE_API_KEY", "").partition(",")[0].strip() or None
 
 
 def _positive(text: str) -> int:

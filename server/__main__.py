@@ -84,11 +84,13 @@ async def _serve(
     announcing = asyncio.create_task(_announce_ready(config, client))
     predicting = asyncio.create_task(predictor.run())
     batching = asyncio.create_task(batches.run())
-    # Receiving never ends by itself: if it does, it has failed, and so does the process.
-    await asyncio.wait((serving, receiving), return_when=asyncio.FIRST_COMPLETED)
-    if receiving.done():
-        receiving.result()
-    rest = (batching, announcing, predicting, receiving)
+    # None of the chores ends by itself: if one does, it has failed, and so does the process.
+    chores = (receiving, predicting, batching)
+    await asyncio.wait((serving, *chores), return_when=asyncio.FIRST_COMPLETED)
+    for chore in chores:
+        if chore.done():
+            chore.result()
+    rest = (*chores, announcing)
     for task in rest:
         task.cancel()
     await asyncio.wait(rest)
@@ -106,7 +108,7 @@ def _announce_listening(config: Config, listener: socket) -> None:
 
 
 async def _announce_ready(config: Config, client: EngineClient) -> None:
-    await client.was_ready.wait()
+    await client.wait_ready()
     assert client.ready is not None
     logger.info(
         "ready: %s, %d stages, max_model_len %d tokens, KV cache %d tokens",

@@ -1,7 +1,7 @@
 """The access: every request has an id, which its answer bears, and a line in the log.
 
-It is the outermost layer, so that this holds for refusals and for bugs too. A streamed chunk costs
-it one call.
+All that answers is behind it, so that this holds for refusals and for bugs too. A streamed chunk
+costs it one call.
 """
 
 import logging
@@ -12,14 +12,13 @@ import uuid
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.logs import fields
-from server.errors import failed
+from server.errors import CLIENT_CLOSED_REQUEST, failed
 
 HEADER = b"x-request-id"
 # Of a client's id nothing is kept that could break a header or forge a line of the log.
 _FIT = re.compile(rb"[!-~]{1,128}")
 QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
 MAX_LOGGED_PATH = 200
-CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number
 
 logger = logging.getLogger("tdpipe.access")
 

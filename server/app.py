@@ -3,11 +3,13 @@
 from starlette.types import ASGIApp
 
 from configs.schema import Config
+from configs.version import VERSION
 from server import docs_page, errors
 from server.batches.batch_routes import BatchRoutes, CreateBatch
 from server.batches.file_routes import FileRoutes
 from server.batches.service import BatchService
-from server.chat_protocol import ChatCompletion, ChatRequest
+from server.chat_answer import ChatCompletion
+from server.chat_protocol import ChatRequest
 from server.document import App
 from server.drain import Drain
 from server.endpoints import Endpoints
@@ -15,7 +17,7 @@ from server.engine_client import EngineClient
 from server.front_door import behind_door
 from server.generation_route import GenerationRoute
 from server.metrics import Metrics
-from server.operations import VERSION, Operations
+from server.operations import Operations
 from server.protocol import Completion, CompletionRequest
 from server.tokenization import DetokenizeRequest, Tokenization, TokenizeRequest
 from server.tokenizer import Tokenizer

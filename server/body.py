@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from server.errors import ApiError, invalid
+from server.errors import ApiError, invalid, invalid_value
 
 
 class Body(BaseModel):
@@ -64,8 +64,6 @@ def _explain(error: ValidationError, expected: dict[str, str]) -> ApiError:
         message = f"Unrecognized request argument{plural} supplied: {', '.join(unknown)}"
         return invalid(message, unknown[0], "unknown_parameter")
     problem = problems[0]
-    if not problem["loc"]:
-        return _explain_whole(problem)
     field = str(problem["loc"][0])
     path = field if field in expected else ".".join(map(str, problem["loc"]))
     if problem["type"] == "missing":
@@ -74,11 +72,4 @@ def _explain(error: ValidationError, expected: dict[str, str]) -> ApiError:
     if field in expected and problem["type"] != "too_long":
         message = f"Invalid type for '{field}': expected {expected[field]}."
         return invalid(message, field, "invalid_type")
-    text = problem["msg"][0].lower() + problem["msg"][1:]
-    code = "invalid_type" if problem["type"].endswith("_type") else "invalid_value"
-    return invalid(f"Invalid value for '{path}': {text}.", field, code)
-
-
-def _explain_whole(problem: Any) -> ApiError:
-    """A validator of the whole body has refused it; it raised `ValueError(text, field)`."""
-    return invalid(problem["msg"].removeprefix("Value error, "), None, "invalid_value")
+    return invalid_value(path, problem, field)

@@ -2,22 +2,23 @@
 
 import hashlib
 import logging
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from configs.schema import Config
+from configs.version import VERSION
 from server import grammar_text, reasoning
 from server.body import not_too_deep
 from server.chat_protocol import ChatRequest, parse_chat
 from server.chat_rendering import ChatRendering
-from server.chat_template import ChatTemplate, Conversation, check_variables
+from server.chat_template import ChatTemplate
 from server.engine_client import EngineClient
 from server.errors import invalid
 from server.generation import Generations
 from server.grammars import Grammars
 from server.message_formats import formats_of
-from server.operations import VERSION
 from server.planner import Planner
 from server.reply import Reply
 from server.tokenizer import Tokenizer
@@ -58,14 +59,18 @@ class Chat:
         self._client.check_ready()
         self._planner.check_num_logprobs(request.num_logprobs, "top_logprobs")
         choice = self._tool_choice(request)
-        prompt = await self._template.render_text(_conversation(request, choice, len(body)))
+        conversation = replace(
+            request.conversation(request.messages, choice.for_template(), len(body)),
+            documents=request.documents,
+            variables=_effort(request) | request.chat_template_kwargs,
+        )
+        prompt = await self._template.render_text(conversation, patient=offline)
         opened = reasoning.leaves_open(prompt, request.continued)
         with not_too_deep():
             grammar = await self._grammar(request, choice, opened=opened, patient=offline)
         token_ids = await self._template.encode(
-            prompt, add_special_tokens=request.add_special_tokens
+            prompt, add_special_tokens=request.add_special_tokens, patient=offline
         )
-        self._client.check_ready()  # again: meanwhile it may have gone
         plan = self._planner.plan(
             self._with_markers(request, choice),
             [token_ids],
@@ -85,9 +90,10 @@ class Chat:
     def _tool_choice(self, request: ChatRequest) -> ToolChoice:
         """The tools. Raises `ApiError` (400), also where the model would never see them."""
         choice = tool_choice(request)
-        if choice.shown and not choice.is_forced and not self._template.takes_tools:
+        is_free = choice.shown and not choice.is_forced
+        if is_free and not self._template.takes_tools(request.chat_template):
             message = (
-                "This model's chat template shows no tools to the model. A call can be forced with "
+                "The chat template shows no tools to the model. A call can be forced with "
                 "'tool_choice'."
             )
             raise invalid(message, "tools", "unsupported_parameter")
@@ -126,20 +132,6 @@ class Chat:
         if markers.isdisjoint(self._tokenizer.special_tokens):
             return request
         return request.model_copy(update={"skip_special_tokens": False})
-
-
-def _conversation(request: ChatRequest, choice: ToolChoice, num_bytes: int) -> Conversation:
-    check_variables(request.chat_template_kwargs)
-    return Conversation(
-        messages=[message.for_template() for message in request.messages],
-        tools=choice.for_template(),
-        documents=request.documents,
-        add_generation_prompt=request.begins_message,
-        continue_final_message=request.continue_final_message,
-        template=request.chat_template,
-        variables=_effort(request) | request.chat_template_kwargs,
-        num_bytes=num_bytes,
-    )
 
 
 def _effort(request: ChatRequest) -> dict[str, Any]:

@@ -1,8 +1,4 @@
-"""How /v1/chat/completions shows a generation.
-
-Most chunks of a stream hold nothing but a choice's new text: for those, all around it is encoded
-once, and a chunk is built without a model.
-"""
+"""How /v1/chat/completions shows a generation."""
 
 import time
 import uuid
@@ -13,14 +9,13 @@ from typing import Any
 import msgspec
 
 from server.chat_protocol import ChatRequest
+from server.event_stream import EventFrame
 from server.generation import Piece
 from server.logprobs import Told, chat_logprobs, prompt_logprobs
 from server.message_parser import MessageDelta, MessageParser
 from server.plan import Plan
 from server.tokenizer import Tokenizer
 from server.tool_calls import CallDelta
-
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True)
@@ -56,10 +51,11 @@ class ChatRendering:
         self._scores: list[Told] = []
         self._echo = request.continued if request.echo else ""
         self._head = self._make_head(fingerprint)
-        head = self._head | {"object": "chat.completion.chunk"}
-        self._prefix = b"data: " + _encode(head)[:-1] + b',"choices":['
-        self._suffix = b'],"usage":null}\n\n' if request.include_usage else b"]}\n\n"
-        self._plain_end = b'},"logprobs":null,"finish_reason":null}' + self._suffix
+        self._frame = EventFrame(
+            self._head | {"object": "chat.completion.chunk"},
+            (b'"delta":{"content":', b"}"),
+            include_usage=request.include_usage,
+        )
 
     def opening(self) -> bytes:
         """Each choice's role, and the text that it goes on from where that is told."""
@@ -67,18 +63,18 @@ class ChatRendering:
         events = [self._event({"index": i, "delta": delta}) for i in range(self._plan.n)]
         if self._request.return_token_ids:
             prompt = {"prompt_token_ids": list(self._plan.prompts[0])}
-            events.insert(0, self._prefix + b"]," + _encode(prompt)[1:] + b"\n\n")
+            events.insert(0, self._frame.no_choice(prompt))
         return b"".join(events)
 
     def chunk(self, piece: Piece) -> bytes:
         """The event for one piece; none where its text may yet turn out to be a call."""
         if self._is_plain and piece.finish_reason is None:
-            return self._content_event(piece.choice_index, piece.text)
+            return self._frame.text(piece.choice_index, piece.text)
         message = self._messages[piece.choice_index]
         parsed = self._parse(message, piece)
         is_all = not self._plan.tells_tokens and piece.finish_reason is None
         if is_all and parsed.content and not parsed.calls and not parsed.reasoning:
-            return self._content_event(piece.choice_index, parsed.content)
+            return self._frame.text(piece.choice_index, parsed.content)
         beside = self._told_beside(piece) | self._ending(message, piece)
         delta = self._delta(parsed)
         if not delta and not beside:
@@ -87,7 +83,7 @@ class ChatRendering:
 
     def usage(self, usage: dict[str, int]) -> bytes:
         """The event that follows the last choice: no choices, but the token counts."""
-        return self._prefix + b'],"usage":' + _encode(usage) + b"}\n\n"
+        return self._frame.no_choice({"usage": usage})
 
     def take(self, piece: Piece) -> None:
         """Collect a piece of a whole answer."""
@@ -112,11 +108,14 @@ class ChatRendering:
             "choices": [self._choice(i, message) for i, message in enumerate(self._messages)],
             "usage": usage,
         }
-        if self._request.prompt_logprobs is not None:
-            body["prompt_logprobs"] = prompt_logprobs(self._scores, self._tokenizer.pieces)
+        num_tops = self._request.prompt_logprobs
+        if num_tops is not None:
+            body["prompt_logprobs"] = prompt_logprobs(
+                self._scores, num_tops, self._tokenizer.pieces
+            )
         if self._request.return_token_ids:
             body["prompt_token_ids"] = list(self._plan.prompts[0])
-        return _encode(body)
+        return msgspec.json.encode(body)
 
     def _make_head(self, fingerprint: str) -> dict[str, Any]:
         request = self._request
@@ -131,17 +130,9 @@ class ChatRendering:
             head["service_tier"] = "flex" if request.service_tier == "flex" else "default"
         return head
 
-    def _content_event(self, index: int, text: str) -> bytes:
-        return b'%b{"index":%d,"delta":{"content":%b%b' % (
-            self._prefix,
-            index,
-            _encode(text),
-            self._plain_end,
-        )
-
     def _event(self, choice: dict[str, Any]) -> bytes:
         nothing = {"logprobs": None, "finish_reason": None}
-        return self._prefix + _encode(choice | nothing | choice) + self._suffix
+        return self._frame.choice(choice | nothing | choice)
 
     def _parse(self, message: _Message, piece: Piece) -> MessageDelta:
         parsed = message.parser.push(piece.text, is_last=piece.finish_reason is not None)

@@ -23,6 +23,7 @@ from server.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer
 
 # Longer conversations are rendered in threads of their own.
 NUM_THREADS = 2
+MAX_WAITING = 64
 RENDER_TIMEOUT_S = 10.0
 # Twice the largest body: a template that makes more of it repeats itself.
 MAX_RENDERED_CHARACTERS = 16 * 1024 * 1024
@@ -62,13 +63,12 @@ class Conversation:
 @dataclass(frozen=True)
 class Traits:
     """What a template takes: contents as strings, as lists of parts; a call's arguments as an
-    object; tools; the developer role.
+    object; the developer role.
     """
 
     strings: bool
     parts: bool
     objects: bool
-    tools: bool
     developer: bool
 
 
@@ -85,7 +85,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._own = tokenizer.chat_templates if source is None else {"default": source}
         self._trust_requests = trust_requests
-        self._threads = BoundedThreads(NUM_THREADS, "chat-template")
+        self._threads = BoundedThreads(NUM_THREADS, "long conversations", MAX_WAITING)
         self._traits = lru_cache(maxsize=16)(self._find_traits)
         for own in self._own.values():  # now, and not while the first request waits
             self._traits(own)
@@ -100,25 +100,30 @@ class ChatTemplate:
     ) -> list[int]:
         """The prompt's token ids. Templates write the special tokens themselves.
 
-        Raises `ApiError` (400) as `render_text`, and where the prompt is empty.
+        Raises `ApiError` (400, 429) as `render_text` and `encode`.
         """
         text = await self.render_text(conversation)
         return await self.encode(text, add_special_tokens=add_special_tokens)
 
-    async def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """The token ids of a rendered text. Raises `ApiError` (400) where there are none."""
+    async def encode(
+        self, text: str, *, add_special_tokens: bool = False, patient: bool = False
+    ) -> list[int]:
+        """The token ids of a rendered text.
+
+        Raises `ApiError`: 400 where there are none, 429 as `Tokenizer.run`.
+        """
         (token_ids,) = await self._tokenizer.encode_all(
-            [text], add_special_tokens=add_special_tokens
+            [text], add_special_tokens=add_special_tokens, patient=patient
         )
         if not token_ids:
             raise invalid("The chat template makes nothing of these messages.", "messages")
         return token_ids
 
-    async def render_text(self, conversation: Conversation) -> str:
+    async def render_text(self, conversation: Conversation, *, patient: bool = False) -> str:
         """The prompt.
 
-        Raises `ApiError` (400): there is no template, it refuses the conversation, or it takes too
-        long over it.
+        Raises `ApiError`: 400 where there is no template, it refuses the conversation, or takes too
+        long over it; 429 where too many long ones wait already, unless this one is `patient`.
         """
         source = self._choose(conversation)
         num_bytes = conversation.num_bytes
@@ -127,16 +132,16 @@ class ChatTemplate:
             return self._render(source, conversation)
         try:
             return await self._threads.run(
-                lambda: self._render(source, conversation), RENDER_TIMEOUT_S
+                lambda: self._render(source, conversation), RENDER_TIMEOUT_S, patient=patient
             )
         except TimeoutError:
             message = f"The chat template took longer than {RENDER_TIMEOUT_S:g} s."
             raise invalid(message, "messages", "chat_template_timeout") from None
 
-    @property
-    def takes_tools(self) -> bool:
-        """Whether the model's template shows it tools."""
-        return self._traits(self.source).tools
+    def takes_tools(self, template: str | None) -> bool:
+        """Whether a request's own template, or else the model's, shows it tools."""
+        source = self.source if template is None else template
+        return re.search(r"\btools\b", source) is not None
 
     def _choose(self, conversation: Conversation) -> str:
         if conversation.template is not None:
@@ -193,7 +198,6 @@ class ChatTemplate:
             # As an object unless only a string will do.
             objects=self._shows(source, user, _calling({"text": _PROBE}))
             or not self._shows(source, user, _calling(_PROBE)),
-            tools=re.search(r"\btools\b", source) is not None,
             developer="developer" in source,
         )
 

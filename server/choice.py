@@ -69,8 +69,10 @@ class Choice:
 
     def _filter(self, text: str) -> str:
         stop_strings = self._stop_strings
-        if not text or stop_strings is None or self.num_tokens < self._min_tokens:
+        if not text or stop_strings is None:
             return text
+        if self.num_tokens < self._min_tokens:
+            return stop_strings.skip(text)
         text, stopped = stop_strings.push(text)
         if stopped:
             self.finish_reason, self.stop_reason = "stop", stop_strings.matched

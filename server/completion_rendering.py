@@ -1,8 +1,4 @@
-"""How /v1/completions shows a generation.
-
-In a stream only a choice's text changes from chunk to chunk, so everything around it is encoded
-once and a chunk is built without a model.
-"""
+"""How /v1/completions shows a generation."""
 
 import time
 import uuid
@@ -13,13 +9,12 @@ from typing import Any
 import msgspec
 
 from server.choice import TextReason
+from server.event_stream import EventFrame
 from server.generation import Piece
 from server.logprobs import CompletionLogprobs, prompt_logprobs
 from server.plan import Plan
 from server.protocol import CompletionRequest
 from server.tokenizer import Tokenizer
-
-_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True)
@@ -44,9 +39,10 @@ class CompletionRendering:
         self.reply_id = f"cmpl-{uuid.uuid4().hex}"
         self._request, self._plan, self._tokenizer = request, plan, tokenizer
         self._echoes = echoes
-        # A prompt that is scored comes with its scores, on the choice's first piece.
-        self._echoes_late = bool(echoes) and request.logprobs is not None
         self._is_plain = not (plan.tells_tokens or request.scores_prompt)
+        # A prompt of which more is told comes with that, on the choice's first piece.
+        self._echoes_late = bool(echoes) and not self._is_plain
+        self._begun: set[int] = set()
         self._logprobs: dict[int, CompletionLogprobs] = {}
         self._head = {
             "id": self.reply_id,
@@ -54,9 +50,7 @@ class CompletionRendering:
             "created": int(time.time()),
             "model": plan.model,
         }
-        self._prefix = b"data: " + _encode(self._head)[:-1] + b',"choices":['
-        self._suffix = b'],"usage":null}\n\n' if request.include_usage else b"]}\n\n"
-        self._plain_end = b',"logprobs":null,"finish_reason":null}' + self._suffix
+        self._frame = EventFrame(self._head, (b'"text":', b""), include_usage=request.include_usage)
         self._collected: dict[int, _Collected] = {}
 
     def opening(self) -> bytes:
@@ -66,23 +60,18 @@ class CompletionRendering:
     def chunk(self, piece: Piece) -> bytes:
         """The event for one piece."""
         if self._is_plain and piece.finish_reason is None:
-            return b'%b{"index":%d,"text":%b%b' % (
-                self._prefix,
-                piece.choice_index,
-                _encode(piece.text),
-                self._plain_end,
-            )
+            return self._frame.text(piece.choice_index, piece.text)
         text, extras = self._shown(piece)
         choice = {"index": piece.choice_index, "text": text, "logprobs": None} | extras
-        return self._prefix + _encode(choice | _ending(piece)) + self._suffix
+        return self._frame.choice(choice | _ending(piece))
 
     def usage(self, usage: dict[str, int]) -> bytes:
         """The event that follows the last choice: no choices, but the token counts."""
-        return self._prefix + b'],"usage":' + _encode(usage) + b"}\n\n"
+        return self._frame.no_choice({"usage": usage})
 
     def take(self, piece: Piece) -> None:
         """Collect a piece of a whole answer."""
-        collected = self._collected.setdefault(piece.choice_index, _Collected())
+        collected = self._of(piece.choice_index)
         text, extras = self._shown(piece)
         collected.texts.append(text)
         if extras:
@@ -92,26 +81,32 @@ class CompletionRendering:
 
     def whole(self, usage: dict[str, int]) -> bytes:
         """The collected answer's JSON."""
-        early = {piece.choice_index: piece for piece in self._known_pieces()}
+        known = self._known_pieces()
+        for piece in known:
+            if piece.finish_reason is not None:
+                self.take(piece)
+            else:
+                self._of(piece.choice_index).texts.insert(0, piece.text)
         choices = []
         for index in range(self._plan.num_sequences):
-            collected = self._collected.get(index, _Collected())
-            text = "".join(collected.texts)
-            ending = collected.ending
-            if index in early:
-                text, ending = early[index].text + text, ending or _ending(early[index])
-            choice = {"index": index, "text": text, "logprobs": None}
-            choices.append(choice | _joined(collected.extras) | ending)
-        return _encode(self._head | {"choices": choices, "usage": usage})
+            collected = self._of(index)
+            choice = {"index": index, "text": "".join(collected.texts), "logprobs": None}
+            choices.append(choice | _joined(collected.extras) | collected.ending)
+        return msgspec.json.encode(self._head | {"choices": choices, "usage": usage})
+
+    def _of(self, index: int) -> _Collected:
+        return self._collected.setdefault(index, _Collected())
 
     def _known_pieces(self) -> list[Piece]:
         """What is known without the engine."""
         is_all = not any(self._plan.max_tokens)
-        if not is_all and (self._echoes_late or not self._echoes):
+        echoes_now = bool(self._echoes) and not self._echoes_late
+        if not is_all and not echoes_now:
             return []
         reason: TextReason | None = "length" if is_all else None
         return [
-            Piece(index, self._echo(index), reason) for index in range(self._plan.num_sequences)
+            Piece(index, self._echo(index) if echoes_now else "", reason)
+            for index in range(self._plan.num_sequences)
         ]
 
     def _echo(self, index: int) -> str:
@@ -122,24 +117,46 @@ class CompletionRendering:
         if self._is_plain:
             return piece.text, {}
         request, index = self._request, piece.choice_index
-        prompt = self._plan.prompts[index // self._plan.n]
-        is_first, text = index not in self._logprobs, piece.text
         extras: dict[str, Any] = {}
-        told, first = piece.told, None
-        if is_first:
-            num_tops = request.logprobs or 0
-            self._logprobs[index] = CompletionLogprobs(self._tokenizer.pieces, num_tops)
-        if is_first and self._echoes_late:
-            text, told, first = self._echo(index) + text, [*piece.scores, *told], prompt[0]
+        text = piece.text
+        if index not in self._begun:
+            self._begun.add(index)
+            text, extras = self._echo(index) + text, self._of_prompt(piece)
         if request.logprobs is not None:
-            extras["logprobs"] = self._logprobs[index].of(told, first)
-        if is_first and request.prompt_logprobs is not None:
-            extras["prompt_logprobs"] = prompt_logprobs(piece.scores, self._tokenizer.pieces)
+            told = self._logprobs[index].of(piece.told)
+            extras["logprobs"] = _joined([extras, {"logprobs": told}])["logprobs"]
         if request.return_token_ids:
-            if is_first:
-                extras["prompt_token_ids"] = list(prompt)
             extras["token_ids"] = list(piece.token_ids)
         return text, extras
+
+    def _of_prompt(self, piece: Piece) -> dict[str, Any]:
+        """What is told of a choice's prompt, on its first piece."""
+        request, index, tokenizer = self._request, piece.choice_index, self._tokenizer
+        prompt = self._plan.prompts[index // self._plan.n]
+        extras: dict[str, Any] = {}
+        if request.logprobs is not None:
+            own = tokenizer.detokenizer(skip_special_tokens=self._plan.skip_special_tokens)
+            logprobs = CompletionLogprobs(self._name, request.logprobs, own)
+            self._logprobs[index] = logprobs
+            if self._echoes:
+                # Special tokens are in the text of a prompt that was given as tokens.
+                detokenizer = tokenizer.detokenizer(skip_special_tokens=request.has_text_prompts)
+                extras["logprobs"] = logprobs.of_prompt(
+                    prompt, piece.scores, self._echo(index), detokenizer
+                )
+        if request.prompt_logprobs is not None:
+            extras["prompt_logprobs"] = prompt_logprobs(
+                piece.scores, request.prompt_logprobs, tokenizer.pieces
+            )
+        if request.return_token_ids:
+            extras["prompt_token_ids"] = list(prompt)
+        return extras
+
+    def _name(self, token_id: int) -> str:
+        """How a token is written."""
+        if self._request.return_tokens_as_token_ids:
+            return f"token_id:{token_id}"
+        return self._tokenizer.pieces.name(token_id)
 
 
 def _ending(piece: Piece) -> dict[str, Any]:

@@ -44,11 +44,12 @@ class Completions:
         with not_too_deep():
             grammar = request.grammar
         await self._grammars.check(grammar, request.grammar_param, patient=offline)
-        prompts = await self._read_prompts(request)
-        if request.scores_prompt and request.prompt_logprobs is None:
-            fields = request.model_copy(update={"prompt_logprobs": request.logprobs})
-        else:
-            fields = request
+        prompts = await self._read_prompts(request, patient=offline)
+        fields = request
+        if request.scores_prompt:
+            # An echo tells of the prompt what `logprobs` asks for.
+            most = max(request.prompt_logprobs or 0, (request.echo and request.logprobs) or 0)
+            fields = request.model_copy(update={"prompt_logprobs": most})
         plan = self._planner.plan(
             fields,
             prompts,
@@ -64,8 +65,8 @@ class Completions:
         rendering = CompletionRendering(request, plan, echoes, self._tokenizer)
         return Reply(self._generations.of(plan), rendering, request.stream, request.include_usage)
 
-    async def _read_prompts(self, request: CompletionRequest) -> list[list[int]]:
-        """Each prompt's token ids. Raises `ApiError` (400)."""
+    async def _read_prompts(self, request: CompletionRequest, *, patient: bool) -> list[list[int]]:
+        """Each prompt's token ids. Raises `ApiError` (400, 429)."""
         prompts = _as_list(request.prompt)
         if not prompts or not all(prompts):
             raise invalid("The prompt must not be empty.", "prompt", "invalid_value")
@@ -73,7 +74,7 @@ class Completions:
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         token_ids = [prompt for prompt in prompts if not isinstance(prompt, str)]
         self._planner.check_ids("prompt", *token_ids)
-        token_ids += await self._tokenizer.encode_all(texts)
+        token_ids += await self._tokenizer.encode_all(texts, patient=patient)
         if not all(token_ids):
             raise invalid("The prompt must hold at least one token.", "prompt", "invalid_value")
         return token_ids

@@ -15,7 +15,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     """The body of a request that brings JSON.
 
     Raises `ApiError` when it says that it is something else (415), is too large (413) or does not
-    come in time (408), `ClientDisconnect` when the client goes away meanwhile.
+    come in time (408), `ClientDisconnect` when the client goes away meanwhile, which nobody need
+    answer (`server.errors`).
     """
     _check_content_type(request)
     announced = request.headers.get("content-length", "")

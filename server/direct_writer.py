@@ -45,7 +45,7 @@ class Connection:
 
 
 class WithConnection:
-    """The outermost layer of the application: adds the connection to what routes are told."""
+    """The outermost layer, before `server.front_door`: adds the connection to what routes know."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -77,14 +77,18 @@ class DirectWriter:
     async def run(self) -> None:
         """Until the generation's end. Raises what `Generation.take_pieces` does."""
         self._generation.listen(self._hear)
-        self._hear()  # something may have come before
-        while self._generation.num_unfinished:
-            await self._news.wait()
-            self._news.clear()
-            if self._error is not None:
-                raise self._error
-            await self._connection.drain()
-            self._write()
+        try:
+            self._hear()  # something may have come before
+            while self._generation.num_unfinished:
+                await self._news.wait()
+                self._news.clear()
+                if self._error is not None:
+                    raise self._error
+                await self._connection.drain()
+                self._write()
+        finally:
+            # After the stream the connection is another request's.
+            self._generation.listen(None)
 
     def _hear(self) -> None:
         """There are new tokens, or an end."""

@@ -127,7 +127,7 @@ class EngineClient:
         self.num_queued = 0
         self.num_generated = 0
         self.work_at_ready: StageWork | None = None
-        self.was_ready = asyncio.Event()
+        self._became_ready = asyncio.Event()
         self._spoke: Spoke[ToServer] = Spoke(endpoint, "server", ToServer)
         self._arrival = asyncio.Event()
         self._open: dict[int, Sequence] = {}
@@ -154,6 +154,11 @@ class EngineClient:
             raise unavailable(
                 "The model is not ready yet. Please retry shortly.", "model_not_ready"
             )
+
+    async def wait_ready(self) -> None:
+        """Until `is_ready`, which may come and go."""
+        while not self.is_ready:
+            await self._became_ready.wait()
 
     def inbox(self) -> Inbox[Sequence]:
         """An inbox for one request."""
@@ -283,7 +288,9 @@ class EngineClient:
 
     def _note_ready(self) -> None:
         if self.is_ready:
-            self.was_ready.set()
+            self._became_ready.set()
+        else:
+            self._became_ready.clear()
 
     async def _tick(self) -> None:
         """Notice silence, counted in ticks: a loop that was itself held up blames nobody."""
@@ -307,6 +314,7 @@ class EngineClient:
         self._lost = True
         self.ready = None
         self.work_at_ready = None
+        self._note_ready()
         self.fail_all(reason)
 
     def _close(self, sequence: Sequence, reason: str) -> None:

@@ -5,12 +5,15 @@ from collections.abc import Mapping
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 RETRY_AFTER_S = 1
+CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number
 
 
 class ApiError(Exception):
@@ -45,6 +48,13 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
     return ApiError(400, message, param=param, code=code)
 
 
+def invalid_value(path: str, problem: ErrorDetails, param: str) -> ApiError:
+    """400: what pydantic finds wrong with the value at `path`, as a sentence."""
+    text = problem["msg"][0].lower() + problem["msg"][1:]
+    code = "invalid_type" if problem["type"].endswith("_type") else "invalid_value"
+    return invalid(f"Invalid value for '{path}': {text}.", param, code)
+
+
 def no_such_model(model: str) -> ApiError:
     """404: a model that is not served here."""
     message = f"The model `{model}` does not exist or you do not have access to it."
@@ -73,6 +83,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _answer)
     app.add_exception_handler(HTTPException, _answer_framework)
     app.add_exception_handler(RequestValidationError, _answer_validation)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_exception_handler(Exception, _answer_bug)
 
 
@@ -109,8 +120,12 @@ async def _answer_validation(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problem = error.errors()[0]
     param = str(problem["loc"][-1])
-    text = problem["msg"][0].lower() + problem["msg"][1:]
-    return invalid(f"Invalid value for '{param}': {text}.", param, "invalid_value").response()
+    return invalid_value(param, problem, param).response()
+
+
+async def _answer_nobody(_request: Request, _error: Exception) -> Response:
+    """The client went away while its body was read: no bug, and a status for the log."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def _answer_bug(_request: Request, _error: Exception) -> Response:

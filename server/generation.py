@@ -106,7 +106,7 @@ class Generation:
         """Whether nothing more will come."""
         return not self.num_unfinished or self._failure is not None
 
-    def listen(self, listener: Callable[[], None]) -> None:
+    def listen(self, listener: Callable[[], None] | None) -> None:
         """Call `listener` whenever there is something to take, instead of waking who waits."""
         self._inbox.listener = listener
 

@@ -6,7 +6,6 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from configs.schema import ServerConfig
-from server.access import CLIENT_CLOSED_REQUEST
 from server.answer import Answer
 from server.connection import read_body
 from server.document import BODY_FAILURES, failures, takes
@@ -65,7 +64,7 @@ class GenerationRoute:
             raise
         except ClientDisconnect:
             self._metrics.requests.labels("disconnect").inc()
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
+            raise
         if self._config.log_requests:
             log_request(reply, request.state.request_id)
         return Answer(reply, self._metrics, self._drain)

@@ -5,11 +5,11 @@ script, a notebook with a loop of its own, or anything else.
 """
 
 import asyncio
-import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -20,16 +20,12 @@ from tqdm import tqdm
 from configs import loader
 from configs.schema import DEMO_MODEL
 from server.chat_template import Conversation
-from server.endpoints import Endpoints, build_endpoints
+from server.endpoints import Endpoints
 from server.errors import ApiError
 from server.offline import OfflineEngine
 from server.request_output import CompletionOutput, RequestOutput
+from server.retry import ask_until_final
 from server.sampling_params import SamplingParams
-
-# An engine or a stage that is restarted takes its requests with it; they are asked once more.
-MAX_TRIES = 4
-RETRY_S = 0.5
-_RESTARTING = frozenset({500, 503})
 
 Prompt = str | Sequence[int]
 Message = dict[str, Any]
@@ -142,7 +138,8 @@ class LLM:
 
             async def work() -> None:
                 for i in places:
-                    outputs[i] = await self._answer(prompts[i], params[i])
+                    ask = partial(self._ask, prompts[i], params[i])
+                    outputs[i] = await ask_until_final(self._engine.client, ask)
                     tell(outputs[i])
 
             async with _first_error_alone() as group:
@@ -150,18 +147,7 @@ class LLM:
                     group.create_task(work())
         return [output for output in outputs if output is not None]
 
-    async def _answer(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
-        for num_tries in range(1, MAX_TRIES + 1):
-            try:
-                return await self._try(prompt, params)
-            except ApiError as error:
-                if error.status not in _RESTARTING or num_tries == MAX_TRIES:
-                    raise
-            await asyncio.sleep(RETRY_S)
-            await self._engine.client.was_ready.wait()
-        raise AssertionError("the last try returns or raises")
-
-    async def _try(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
+    async def _ask(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
         assert self._endpoints is not None
         given = prompt if isinstance(prompt, str) else list(prompt)
         body = params.fields() | {
@@ -202,8 +188,6 @@ class LLM:
 
     def _live(self) -> None:
         """The thread."""
-        # The children are forked from here, after tokenizers may have used threads.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 self._loop = runner.get_loop()
@@ -228,12 +212,9 @@ class LLM:
 
     async def _enter_and_wait(self) -> None:
         async with self._engine as engine:
-            self._endpoints = build_endpoints(
-                engine.config, engine.client, engine.tokenizer, engine.metrics, engine.predictor
-            )
-            with closing(self._endpoints):
-                self._started.set_result(None)
-                await self._leave.wait()
+            self._endpoints = engine.endpoints()
+            self._started.set_result(None)
+            await self._leave.wait()
 
 
 class _Progress:

@@ -1,11 +1,12 @@
 """Log-probabilities as clients read them: OpenAI's two shapes, and vLLM's of prompts."""
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 from engine.messages import Logprobs
+from server.detokenizer import Detokenizer
 from server.token_pieces import TokenPieces
 
 # JSON has no infinity; what cannot happen is at least this unlikely.
@@ -20,10 +21,9 @@ class Told(NamedTuple):
     rank: int
     tops: tuple[tuple[int, float], ...]
 
-    @property
-    def all(self) -> dict[int, tuple[float, int]]:
-        """Log-probability and rank of the likeliest tokens and of the one that came."""
-        tops = {id_: (logprob, i + 1) for i, (id_, logprob) in enumerate(self.tops)}
+    def all(self, num_tops: int) -> dict[int, tuple[float, int]]:
+        """Log-probability and rank of so many likeliest tokens and of the one that came."""
+        tops = {id_: (logprob, i + 1) for i, (id_, logprob) in enumerate(self.tops[:num_tops])}
         return tops | {self.token_id: (self.logprob, self.rank)}
 
 
@@ -42,36 +42,53 @@ def unpack(logprobs: Logprobs, token_ids: Sequence[int]) -> Iterator[tuple[int, 
 class CompletionLogprobs:
     """The `logprobs` of one choice of a completion, as far as its tokens have come.
 
-    `None` stands for a prompt's first token, of which a model says nothing.
+    A token's offset is where its text begins in the choice's; of a character that several tokens
+    make, all have the offset of its beginning. `None` stands for a prompt's first token, of which a
+    model says nothing. `name` is how a token is written.
     """
 
-    def __init__(self, pieces: TokenPieces, num_tops: int) -> None:
-        self._pieces = pieces
+    def __init__(self, name: Callable[[int], str], num_tops: int, detokenizer: Detokenizer) -> None:
+        self._name = name
         self._num_tops = num_tops
+        self._detokenizer = detokenizer
         self._offset = 0
 
-    def of(self, told: Sequence[Told], first: int | None = None) -> dict[str, Any]:
-        """Of the next tokens; `first` is the prompt's first one, where the prompt comes now."""
-        text = self._pieces.text
-        tokens = [] if first is None else [text(first)]
-        tokens += [text(position.token_id) for position in told]
-        offsets = list(accumulate(map(len, tokens), initial=self._offset))
-        self._offset = offsets.pop()
-        unknown = [] if first is None else [None]
+    def of_prompt(
+        self, token_ids: Sequence[int], scores: Sequence[Told], text: str, detokenizer: Detokenizer
+    ) -> dict[str, list[Any]]:
+        """Of a prompt that is echoed as `text`."""
+        offsets = self._offsets(token_ids, detokenizer)
+        self._offset = len(text)
         return {
-            "tokens": tokens,
-            "token_logprobs": unknown + [position.logprob for position in told],
-            "top_logprobs": unknown + [self._tops(position) for position in told],
+            "tokens": [self._name(token_id) for token_id in token_ids],
+            "token_logprobs": [None, *(position.logprob for position in scores)],
+            "top_logprobs": [None, *map(self._tops, scores)],
             "text_offset": offsets,
         }
 
+    def of(self, told: Sequence[Told]) -> dict[str, list[Any]]:
+        """Of the next tokens."""
+        token_ids = [position.token_id for position in told]
+        return {
+            "tokens": [self._name(token_id) for token_id in token_ids],
+            "token_logprobs": [position.logprob for position in told],
+            "top_logprobs": [self._tops(position) for position in told],
+            "text_offset": self._offsets(token_ids, self._detokenizer),
+        }
+
+    def _offsets(self, token_ids: Sequence[int], detokenizer: Detokenizer) -> list[int]:
+        offsets = []
+        for token_id in token_ids:
+            offsets.append(self._offset)
+            self._offset += len(detokenizer.push(token_id))
+        return offsets
+
     def _tops(self, told: Told) -> dict[str, float]:
-        """By text; of tokens that look the same, the likeliest."""
+        """By name; of tokens that look the same, the likeliest."""
         tops: dict[str, float] = {}
-        likeliest = (*told.tops[: self._num_tops], (told.token_id, told.logprob))
-        for token_id, logprob in likeliest:
-            text = self._pieces.text(token_id)
-            tops[text] = max(logprob, tops.get(text, logprob))
+        for token_id, logprob in (*told.tops[: self._num_tops], (told.token_id, told.logprob)):
+            name = self._name(token_id)
+            tops[name] = max(logprob, tops.get(name, logprob))
         return tops
 
 
@@ -84,12 +101,14 @@ def chat_logprobs(told: Sequence[Told], pieces: TokenPieces) -> list[dict[str, A
     ]
 
 
-def prompt_logprobs(told: Sequence[Told], pieces: TokenPieces) -> list[dict[str, Any] | None]:
+def prompt_logprobs(
+    told: Sequence[Told], num_tops: int, pieces: TokenPieces
+) -> list[dict[str, Any] | None]:
     """vLLM's `prompt_logprobs`: for each token but the first, all that is known by token id."""
     return [None] + [
         {
             str(id_): {"logprob": logprob, "rank": rank, "decoded_token": pieces.text(id_)}
-            for id_, (logprob, rank) in position.all.items()
+            for id_, (logprob, rank) in position.all(num_tops).items()
         }
         for position in told
     ]

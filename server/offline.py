@@ -8,6 +8,7 @@ They are the daemon's own processes, with the same restarts and the same end.
 """
 
 import asyncio
+import os
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -16,6 +17,7 @@ from typing import Any, Self, TypeVar
 from configs.schema import Config
 from server.checkpoint import check_model_path
 from server.children import POLL_INTERVAL_S, Children, GivingUpError
+from server.endpoints import Endpoints, build_endpoints
 from server.engine_client import EngineClient
 from server.length_predictor import LengthPredictor, PredictorMismatchError, check_predictor
 from server.metrics import Metrics
@@ -32,8 +34,7 @@ class OfflineEngineError(Exception):
 class OfflineEngine:
     """Inside `async with`, requests are worked on; after it, no process is left.
 
-    The attributes are what an endpoint is made of. The loop's thread must last as long as the
-    block, see `Children`.
+    The loop's thread must last as long as the block, see `Children`.
     """
 
     client: EngineClient
@@ -89,7 +90,20 @@ class OfflineEngine:
             await asyncio.wait((working,))
         return working.result()
 
+    def endpoints(self) -> Endpoints:
+        """The daemon's own endpoints on this engine, for as long as the block lasts.
+
+        Raises `ChatTemplateError` when the file with the chat template cannot be used.
+        """
+        endpoints = build_endpoints(
+            self.config, self.client, self.tokenizer, self.metrics, self.predictor
+        )
+        self._stack.callback(endpoints.close)
+        return endpoints
+
     async def _start(self, stack: AsyncExitStack) -> None:
+        # They are forked from here, where tokenizers may have used threads before.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         children = Children(self.config, ("engine", "stages"))
         # Ending them waits for them: not on the loop, where the client has its last words.
         stack.push_async_callback(asyncio.to_thread, children.stop)
@@ -109,7 +123,7 @@ class OfflineEngine:
             check_predictor(self.config, self.tokenizer)
         except (TokenizerError, PredictorMismatchError) as error:
             raise OfflineEngineError(str(error)) from error
-        await self.client.was_ready.wait()
+        await self.client.wait_ready()
 
 
 async def _watch(children: Children) -> None:

@@ -1,7 +1,6 @@
 """The operator's routes: health, readiness, load, version, models and metrics."""
 
 import time
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter
@@ -11,17 +10,13 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from configs.schema import Config
+from configs.version import VERSION
 from server.document import failures
 from server.drain import Drain
 from server.engine_client import SILENCE_S, EngineClient
 from server.errors import no_such_model
 from server.metrics import Metrics
 from server.protocol import Model, ModelList
-
-try:
-    VERSION = version("tdpipe")
-except PackageNotFoundError:
-    VERSION = "0.1.0"
 
 _TEXT = {"text/plain": {"schema": {"type": "string"}}}
 

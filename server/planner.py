@@ -1,5 +1,6 @@
 """The planner: from a request's fields and its prompts' tokens to a plan, or an error in words."""
 
+import re
 from array import array
 from collections.abc import Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from server.sampling_fields import SamplingFields
 from server.tokenizer import Tokenizer
 
 MAX_SEQUENCES = 4096  # prompts x n of one request
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 class Planner:
@@ -45,7 +47,7 @@ class Planner:
         """
         self._check_tokens(fields)
         room = partial(self._room, prompt_field=prompt_field)
-        prompts = [self._truncated(prompt, fields) for prompt in prompts]
+        prompts = [self._truncated(prompt, fields, max_tokens) for prompt in prompts]
         if only_scores:
             max_tokens = 1
         own_stop_ids = frozenset(fields.stop_token_ids)
@@ -99,21 +101,23 @@ class Planner:
     def _check_tokens(self, fields: SamplingFields) -> None:
         self.check_ids("allowed_token_ids", fields.allowed_token_ids)
         self.check_ids("stop_token_ids", fields.stop_token_ids)
-        if not all(key.isdecimal() for key in fields.logit_bias):
+        if not all(map(_TOKEN_ID.fullmatch, fields.logit_bias)):
             message = "Invalid key in 'logit_bias': keys must be token ids."
             raise invalid(message, "logit_bias", "invalid_value")
         self.check_ids("logit_bias", [int(key) for key in fields.logit_bias])
         if fields.prompt_logprobs is not None:
             self.check_num_logprobs(fields.prompt_logprobs, "prompt_logprobs")
 
-    def _truncated(self, prompt: list[int], fields: SamplingFields) -> list[int]:
-        """The prompt's last tokens, where the client wants no more of it."""
+    def _truncated(
+        self, prompt: list[int], fields: SamplingFields, max_tokens: int | None
+    ) -> list[int]:
+        """The prompt's last tokens, where the client wants no more of it than fit or it says."""
         kept = fields.truncate_prompt_tokens
         if kept is None:
             return prompt
         if kept == -1:
             ready = self._client.ready
-            kept = max(1, ready.max_model_len - 1) if ready else len(prompt)
+            kept = max(1, ready.max_model_len - (max_tokens or 1)) if ready else len(prompt)
         return prompt[-kept:]
 
     def _room(
@@ -124,10 +128,15 @@ class Planner:
         *,
         prompt_field: str,
     ) -> int:
-        """How many tokens the answer may have. Raises `ApiError` (400) when they do not fit."""
+        """How many tokens the answer may have.
+
+        Raises `ApiError`: 400 when they do not fit, 503 where there is no engine to say so.
+        """
         ready = self._client.ready
-        if ready is None:  # and so not even admitted, unless no token is asked for
-            return max_tokens or 0
+        if ready is None:  # it may have gone while the prompts were read
+            if max_tokens != 0:
+                self._client.check_ready()
+            return 0
         wanted = 1 if max_tokens is None else max_tokens
         room = ready.max_model_len - num_prompt_tokens
         if wanted > room:

@@ -33,8 +33,20 @@ class CompletionRequest(SamplingFields):
         None, ge=0, description="tell each token's log-probability, and so many likeliest tokens"
     )
     echo: bool = Field(False, description="tell the prompt too, scored where logprobs are told")
+    add_special_tokens: bool = Field(
+        True, description="vLLM's: around prompts that are text, those that the tokenizer adds"
+    )
+    return_tokens_as_token_ids: bool = Field(
+        False, description="vLLM's: tell tokens of log-probabilities as token_id:N"
+    )
     best_of: int | None = Field(None, description="only 1 or n")
     suffix: str | None = Field(None, description="not supported")
+
+    @property
+    def has_text_prompts(self) -> bool:
+        """Whether prompts were given as text, not as tokens."""
+        first = self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+        return isinstance(first, str)
 
     @property
     def only_scores(self) -> bool:

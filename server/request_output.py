@@ -65,7 +65,7 @@ def _places(told: Sequence[Told], pieces: TokenPieces) -> list[dict[int, Logprob
     return [
         {
             token_id: Logprob(logprob, rank, pieces.text(token_id))
-            for token_id, (logprob, rank) in place.all.items()
+            for token_id, (logprob, rank) in place.all(len(place.tops)).items()
         }
         for place in told
     ]

@@ -8,12 +8,11 @@ import argparse
 import asyncio
 import fcntl
 import logging
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, aclosing, closing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
 
 import uvloop
@@ -31,7 +30,7 @@ from server.batches.unanswered import unanswered
 from server.batches.validation import BadInputError, Validation
 from server.batches.window import Window
 from server.chat_template import ChatTemplateError
-from server.endpoints import PATHS, build_endpoints
+from server.endpoints import PATHS
 from server.engine_client import EngineClient
 from server.offline import OfflineEngine, OfflineEngineError
 from server.tokenizer import keep_torch_out
@@ -54,7 +53,6 @@ def main(argv: Sequence[str]) -> int:
         num_requests = _check_input(files.input, config)
         with _taken(files.input, files.output):
             logs.set_up("tdpipe", config)
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             if not config.trust_remote_code:
                 keep_torch_out()
             return _answer(BatchRun(config, files.input, files.output, num_requests))
@@ -84,8 +82,7 @@ class BatchRun:
         try:
             async with AnswerWriter(self._output, self._output) as writer:
                 await self._answer_rest(writer)
-                await writer.sync()
-                return writer.answers.counts(self._num_requests)
+                return (await writer.progress(self._num_requests)).counts
         except* OSError as errors:
             problem: BaseException = errors
         while isinstance(problem, BaseExceptionGroup):
@@ -99,13 +96,9 @@ class BatchRun:
         if len(answered):
             log.info("%s holds %d answers; going on with the rest", self._output, len(answered))
         async with OfflineEngine(self._config) as engine:
-            endpoints = build_endpoints(
-                engine.config, engine.client, engine.tokenizer, engine.metrics, engine.predictor
-            )
             max_open = self._config.max_open_batch_requests
-            window = Window(endpoints.all(), engine.client, engine.metrics, max_open)
-            progress = _progress(self._num_requests, len(answered), engine.client)
-            with closing(endpoints), progress as tell:
+            window = Window(engine.endpoints().all(), engine.client, engine.metrics, max_open)
+            with _progress(self._num_requests, len(answered), engine.client) as tell:
 
                 async def take(answer: Answer) -> None:
                     await writer.add(answer)

@@ -4,7 +4,7 @@ Reference: https://platform.openai.com/docs/api-reference/completions; vLLM's fi
 marked.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -14,7 +14,8 @@ from server.grammars import ResponseFormat, StructuredOutputs, grammar_of
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 64
-MAX_NAMED_TOKENS = 1024  # of logit_bias, bad_words and stop_token_ids, each
+MAX_NAMED_TOKENS = 1024  # of logit_bias and stop_token_ids, each
+MAX_BAD_WORDS, MAX_BAD_WORD = 256, 128  # their number, and the characters of each
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -23,6 +24,7 @@ class StreamOptions(Body):
 
     include_usage: bool = Field(False, description="end with a chunk that holds the usage")
     include_obfuscation: bool = Field(False, description="accepted and ignored")
+    continuous_usage_stats: Literal[False] = Field(False, description="vLLM's: only false")
 
 
 class SamplingFields(Body):
@@ -42,8 +44,8 @@ class SamplingFields(Body):
         {}, max_length=MAX_NAMED_TOKENS, description="added to the logits of token ids"
     )
     allowed_token_ids: list[TokenId] = Field([], description="vLLM's: no other token is picked")
-    bad_words: list[str] = Field(
-        [], max_length=MAX_NAMED_TOKENS, description="vLLM's: never generated"
+    bad_words: list[Annotated[str, Field(max_length=MAX_BAD_WORD)]] = Field(
+        [], max_length=MAX_BAD_WORDS, description="vLLM's: never generated"
     )
     stop: str | list[str] = Field([], description="text that ends a choice, itself left out")
     stop_token_ids: list[TokenId] = Field(
@@ -74,6 +76,14 @@ class SamplingFields(Body):
         None, ge=1, lt=2**31, description="ours: how long an answer you expect, for the scheduler"
     )
     user: str | None = Field(None, description="accepted and ignored")
+
+    # What vLLM's clients send though it makes no difference here.
+    use_beam_search: Literal[False] = Field(False, description="vLLM's: only false")
+    length_penalty: float = Field(1.0, description="vLLM's: ignored, it is beam search's")
+    spaces_between_special_tokens: bool = Field(True, description="vLLM's: ignored")
+    request_id: str | None = Field(None, description="vLLM's: ignored, see X-Request-Id")
+    cache_salt: str | None = Field(None, description="vLLM's: ignored, nothing is shared")
+    vllm_xargs: dict[str, Any] | None = Field(None, description="vLLM's: ignored")
 
     @property
     def stop_strings(self) -> list[str]:

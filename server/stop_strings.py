@@ -16,6 +16,12 @@ class StopStrings:
         self._stops = tuple(stops)
         self._held = ""
         self._longest = max(map(len, stops))
+        self._skipped = ""  # the end of the text that was shown whatever it holds
+
+    def skip(self, piece: str) -> str:
+        """Text that is shown though it may hold a stop string; one may begin in it."""
+        self._skipped = (self._skipped + piece)[-(self._longest - 1) :] if self._longest > 1 else ""
+        return piece
 
     def push(self, piece: str) -> tuple[str, bool]:
         """The text that may be shown now, and whether a stop string has ended the whole."""
@@ -24,8 +30,10 @@ class StopStrings:
         if match is not None:
             self._held = ""
             start, self.matched = match
-            return text[: start + len(self.matched) * self._include], True
+            return text[: max(0, start + len(self.matched) * self._include)], True
         cut = len(text) - self._num_held(text)
+        if cut:
+            self._skipped = ""  # had a stop string begun in it, nothing would be shown
         self._held = text[cut:]
         return text[:cut], False
 
@@ -35,14 +43,20 @@ class StopStrings:
         return held
 
     def _first_match(self, text: str) -> tuple[int, str] | None:
-        """Where the first complete stop string begins, and which it is."""
-        found = ((text.find(stop), stop) for stop in self._stops)
-        ends = [(start + len(stop), start, stop) for start, stop in found if start >= 0]
+        """Where the first complete stop string begins in the text or before, and which it is."""
+        whole, before = self._skipped + text, len(self._skipped)
+        # What is complete before the text begins does not count.
+        found = (
+            (whole.find(stop, max(0, before - len(stop) + 1)) - before, stop)
+            for stop in self._stops
+        )
+        ends = [(start + len(stop), start, stop) for start, stop in found if start >= -before]
         return min(ends)[1:] if ends else None
 
     def _num_held(self, text: str) -> int:
-        """How many of the last characters may yet become a stop string."""
-        for length in range(min(self._longest - 1, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stops):
-                return length
+        """How many of the last characters may yet become a stop string, or the end of one."""
+        whole = self._skipped + text
+        for length in range(min(self._longest - 1, len(whole)), 0, -1):
+            if any(stop.startswith(whole[-length:]) for stop in self._stops):
+                return min(length, len(text))
         return 0

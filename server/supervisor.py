@@ -14,10 +14,10 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from configs import loader, logs
 from configs.schema import Config
+from configs.version import VERSION
 from server.checkpoint import check_model_path
 from server.children import POLL_INTERVAL_S, STOP_TIMEOUT_S, Children, GivingUpError
 from server.runtime_folder import FolderTakenError, runtime_folder
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     logs.set_up("tdpipe", config)
     changed = json.dumps(loader.non_default(config))
-    log.info("tdpipe %s, settings that differ from the defaults: %s", _version(), changed)
+    log.info("tdpipe %s, settings that differ from the defaults: %s", VERSION, changed)
     problem = check_model_path(config.model)
     if problem is not None:
         log.error("%s", problem)
@@ -95,10 +95,3 @@ class Supervisor:
                     log.error("the %s ended while draining", name)
                     return
             time.sleep(POLL_INTERVAL_S)
-
-
-def _version() -> str:
-    try:
-        return version("tdpipe")
-    except PackageNotFoundError:
-        return "(not installed)"

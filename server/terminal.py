@@ -11,7 +11,8 @@ from typing import Any, Self
 import httpx
 import msgspec
 
-KEY_VARIABLE = "TDPIPE_API_KEY"
+from configs.client_key import KEY_VARIABLE, client_key
+
 FAILED, INTERRUPTED = 1, 130
 CONNECT_TIMEOUT_S = 5.0
 # A daemon that is busy may let an answer wait for a while before its first token.
@@ -90,7 +91,7 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
     add("text", nargs="*", help="[standard input; in a terminal, a line at a time]")
     add("--url", default="http://127.0.0.1:8000", help="the daemon [%(default)s]")
     add("--uds", help="its Unix socket, in the place of the address in the URL")
-    add("--api-key", default=_key(), help=f"its key [the first in {KEY_VARIABLE}]")
+    add("--api-key", default=client_key(), help=f"its key [the first in {KEY_VARIABLE}]")
     add("--model", help="the model's name [the first that is served]")
     add("--max-tokens", type=int, help="longest answer in tokens")
     add("--temperature", type=float, help="of the sampling; 0 is greedy [the daemon's]")
@@ -169,8 +170,3 @@ def _refusal(status: int, body: bytes) -> str:
 
 def _complain(error: DaemonError) -> None:
     print(f"tdpipe: error: {error}", file=sys.stderr)
-
-
-def _key() -> str | None:
-    """The daemon's own variable may hold several keys, of which any will do."""
-    return os.environ.get(KEY_VARIABLE, "").partition(",")[0].strip() or None

@@ -1,7 +1,6 @@
 """Token pieces: what a single token stands for, as text and as bytes.
 
-The pieces of an answer's tokens, one after the other, are the answer; decoding each token by itself
-would lose the space that many tokenizers put before a word.
+Decoding each token by itself would lose the space that many tokenizers put before a word.
 """
 
 import re
@@ -25,6 +24,13 @@ class TokenPieces:
         self._before_text = decode([self._before])
         self.text = lru_cache(_CACHED)(self._text)
         self.bytes = lru_cache(_CACHED)(self._bytes)
+
+    def name(self, token_id: int) -> str:
+        """The token's text; of a part of a character its bytes, as OpenAI writes them."""
+        text = self.text(token_id)
+        if "\ufffd" not in text:
+            return text
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.bytes(token_id))
 
     def _text(self, token_id: int) -> str:
         """The token as text; a part of a character is U+FFFD."""

@@ -3,37 +3,27 @@
 Reference: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html#tokenizer-api
 """
 
-import asyncio
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import msgspec
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from server.access import CLIENT_CLOSED_REQUEST
 from server.body import Body, parse
-from server.chat_protocol import MAX_MESSAGES, MAX_TOOLS, ChatMessage, Tool
-from server.chat_template import ChatTemplate, Conversation, check_variables
+from server.chat_template import ChatTemplate
 from server.connection import read_body
+from server.conversation_fields import MAX_MESSAGES, ChatMessage, TemplateFields
 from server.document import BODY_FAILURES, failures, takes
 from server.engine_client import EngineClient
-from server.errors import invalid, too_busy
+from server.errors import invalid
 from server.planner import Planner
 from server.sampling_fields import TokenId
-from server.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer
+from server.tokenizer import Tokenizer
 from server.tool_choice import ToolChoice
 
-# Long texts go to threads, and no more than so many wait for one.
-MAX_LONG_TEXTS = 32
 _CHARACTERS_PER_TOKEN = 4
 
-Result = TypeVar("Result")
 
-
-class TokenizeRequest(Body):
+class TokenizeRequest(TemplateFields):
     """The body of POST /tokenize: a text, or a conversation as the model's template puts it."""
 
     model: str | None = None
@@ -50,14 +40,6 @@ class TokenizeRequest(Body):
         "templates write them]",
     )
     return_token_strs: bool = Field(False, description="tell the tokens as the vocabulary has them")
-    add_generation_prompt: bool | None = Field(
-        None,
-        description="messages: with the answer's beginning [true, but for continue_final_message]",
-    )
-    continue_final_message: bool = Field(False, description="messages: without the last one's end")
-    chat_template: str | None = Field(None, description="messages: in the place of the model's")
-    chat_template_kwargs: dict[str, Any] = Field({}, description="messages: more for the template")
-    tools: list[Tool] = Field([], max_length=MAX_TOOLS, description="messages: the model's tools")
 
 
 class Tokenized(BaseModel):
@@ -98,7 +80,6 @@ class Tokenization:
         self._planner = planner
         self._template = template
         self._max_body_bytes = max_body_bytes
-        self._num_long_texts = 0
 
     def router(self) -> APIRouter:
         """The routes as FastAPI takes them."""
@@ -120,15 +101,15 @@ class Tokenization:
 
     async def tokenize(self, request: Request) -> Response:
         """The tokens of a text or a conversation."""
-        body = await self._read(request)
-        if body is None:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        body = await read_body(request, self._max_body_bytes)
         asked = parse(TokenizeRequest, body)
         self._check_model(asked.model)
         token_ids = await self._encode(asked, len(body))
         names: list[str] | None = None
         if asked.return_token_strs:
-            names = await self._run(len(token_ids), lambda: self._tokenizer.names(token_ids))
+            names = await self._tokenizer.run(
+                len(token_ids), lambda: self._tokenizer.names(token_ids)
+            )
         ready = self._client.ready
         return _json(
             {
@@ -141,24 +122,15 @@ class Tokenization:
 
     async def detokenize(self, request: Request) -> Response:
         """The text of tokens, special ones included."""
-        body = await self._read(request)
-        if body is None:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        body = await read_body(request, self._max_body_bytes)
         asked = parse(DetokenizeRequest, body)
         self._check_model(asked.model)
         self._planner.check_ids("tokens", asked.tokens)
         num_characters = len(asked.tokens) * _CHARACTERS_PER_TOKEN
-        text = await self._run(
+        text = await self._tokenizer.run(
             num_characters, lambda: self._tokenizer.decode(asked.tokens, skip_special_tokens=False)
         )
         return _json({"prompt": text})
-
-    async def _read(self, request: Request) -> bytes | None:
-        """The body; None when the client goes away meanwhile."""
-        try:
-            return await read_body(request, self._max_body_bytes)
-        except ClientDisconnect:
-            return None
 
     def _check_model(self, model: str | None) -> None:
         if model is not None:
@@ -169,42 +141,15 @@ class Tokenization:
         if (text is None) == (asked.messages is None):
             raise invalid("Give either 'prompt' or 'messages'.", "prompt", "invalid_value")
         if text is None:
+            tools = ToolChoice(shown=tuple(asked.tools)).for_template()
             return await self._template.render(
-                _conversation(asked, num_bytes), add_special_tokens=bool(asked.add_special_tokens)
+                asked.conversation(asked.messages or [], tools, num_bytes),
+                add_special_tokens=bool(asked.add_special_tokens),
             )
-        plain = asked.add_special_tokens is False
-        encode = self._tokenizer.encode_plain if plain else self._tokenizer.encode
-        return await self._run(len(text), lambda: encode(text))
-
-    async def _run(self, num_characters: int, work: Callable[[], Result]) -> Result:
-        """Do it here or, where it takes long, in a thread. Raises `ApiError` (429)."""
-        if num_characters <= MAX_INLINE_CHARACTERS:
-            return work()
-        if self._num_long_texts >= MAX_LONG_TEXTS:
-            raise too_busy("Too many long texts are being tokenized. Please retry shortly.")
-        self._num_long_texts += 1
-        try:
-            return await asyncio.to_thread(work)
-        finally:
-            self._num_long_texts -= 1
-
-
-def _conversation(asked: TokenizeRequest, num_bytes: int) -> Conversation:
-    """Raises `ApiError` (400)."""
-    begins = asked.add_generation_prompt
-    if asked.continue_final_message and begins:
-        message = "'continue_final_message' and 'add_generation_prompt' exclude each other."
-        raise invalid(message, "continue_final_message", "invalid_value")
-    check_variables(asked.chat_template_kwargs)
-    return Conversation(
-        messages=[message.for_template() for message in asked.messages or ()],
-        tools=ToolChoice(shown=tuple(asked.tools)).for_template(),
-        add_generation_prompt=not asked.continue_final_message if begins is None else begins,
-        continue_final_message=asked.continue_final_message,
-        template=asked.chat_template,
-        variables=asked.chat_template_kwargs,
-        num_bytes=num_bytes,
-    )
+        (token_ids,) = await self._tokenizer.encode_all(
+            [text], add_special_tokens=asked.add_special_tokens is not False
+        )
+        return token_ids
 
 
 def _json(value: object) -> Response:

@@ -1,24 +1,28 @@
 """The tokenizer: text to token ids and back, and what the model's files say about its tokens."""
 
-import asyncio
 import json
 import os
 import re
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from configs.schema import ModelConfig
 from predictor.fingerprint import fingerprint
+from server.bounded_threads import BoundedThreads
 from server.detokenizer import Detokenizer, FastDetokenizer, WindowDetokenizer
 from server.token_pieces import TokenPieces
 
 # 4,000 characters take some 4 ms; beyond that, other streams would notice the pause.
 MAX_INLINE_CHARACTERS = 4_000
+NUM_THREADS = 8
+MAX_WAITING_TEXTS = 1024
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+Result = TypeVar("Result")
 
 
 class TokenizerError(Exception):
@@ -37,6 +41,7 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self._core = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         self._lock = threading.Lock()
+        self._threads = BoundedThreads(NUM_THREADS, "long texts", MAX_WAITING_TEXTS)
         self.vocab_size = vocab_size or len(tokenizer)
         self.eos_token_ids = tuple(eos_token_ids) or _as_ids(tokenizer.eos_token_id)
         self._sticky_ids: frozenset[int] = frozenset()
@@ -73,13 +78,25 @@ class Tokenizer:
             return list(self._tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"])
 
     async def encode_all(
-        self, texts: Sequence[str], *, add_special_tokens: bool = True
+        self, texts: Sequence[str], *, add_special_tokens: bool = True, patient: bool = False
     ) -> list[list[int]]:
-        """Encode without holding up the event loop where there is much to do."""
+        """The token ids of each text, see `run`."""
         encode = self.encode if add_special_tokens else self.encode_plain
-        if sum(map(len, texts)) <= MAX_INLINE_CHARACTERS:
-            return [encode(text) for text in texts]
-        return await asyncio.to_thread(lambda: [encode(text) for text in texts])
+        num_characters = sum(map(len, texts))
+        return await self.run(
+            num_characters, lambda: [encode(text) for text in texts], patient=patient
+        )
+
+    async def run(
+        self, num_characters: int, work: Callable[[], Result], *, patient: bool = False
+    ) -> Result:
+        """Do work on so many characters without holding up the event loop.
+
+        Raises `ApiError` (429) where too many long texts wait already, unless it is `patient`.
+        """
+        if num_characters <= MAX_INLINE_CHARACTERS:
+            return work()
+        return await self._threads.run(work, patient=patient)
 
     def names(self, token_ids: Sequence[int]) -> list[str]:
         """The tokens as the vocabulary has them; empty for an id that it lacks."""

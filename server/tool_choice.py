@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from server.chat_protocol import AllowedTools, ChatRequest, NamedTool, Tool
+from server.chat_protocol import AllowedTools, ChatRequest, NamedTool
+from server.conversation_fields import Tool
 from server.errors import invalid
 
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}

@@ -66,9 +66,9 @@ def test_an_unknown_command_is_named_with_what_is_allowed(
 
 
 @pytest.mark.parametrize("flag", ["-V", "--version"])
-def test_the_version_is_that_of_the_installed_package(
+def test_the_version_is_told(
     flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tdpipe, "version", {"tdpipe": "1.2.3"}.__getitem__)
+    monkeypatch.setattr(tdpipe, "VERSION", "1.2.3")
     assert tdpipe.main([flag]) == 0
     assert capsys.readouterr().out == "1.2.3\n"

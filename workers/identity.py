@@ -8,13 +8,13 @@ import json
 import os
 import platform
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig
 
 from configs.schema import Config
+from configs.version import VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def identify(
         block_size=config.block_size,
         max_num_batched_tokens=config.max_num_batched_tokens,
         torch=torch.__version__,
-        tdpipe=_version("tdpipe"),
+        tdpipe=VERSION,
     )
 
 
@@ -96,10 +96,3 @@ def _cpu_model() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

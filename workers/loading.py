@@ -16,7 +16,7 @@ from workers.identity import Identity, identify
 from workers.known_costs import agreed
 from workers.kv_cache import KvCache, LayerShape, PagedStep, Probe
 from workers.layer_times import LayerTimes
-from workers.sampler import likeliest, packed
+from workers.sampler import Sampler, likeliest, packed
 from workers.stage_model import StageModel
 from workers.trial import Trial, make_step
 
@@ -171,8 +171,11 @@ def _probe(model: StageModel, config: Config, device: torch.device) -> dict[int,
         else torch.zeros(count, model.hidden_size, dtype=model.dtype, device=device)
     )
     probe = Probe({})
-    num_sampling = config.max_live(config.pipeline_parallel_size)
-    model.forward(inputs, positions, positions[0, -num_sampling:], probe)
+    # All of a batch's tokens may be a prompt's that is to be scored.
+    output = model.forward(inputs, positions, positions[0], probe)
+    if model.is_last:
+        num_sampling = config.max_live(config.pipeline_parallel_size)
+        Sampler(model.vocab_size, device).rehearse(output[:num_sampling])
     silent = [layer for layer in model.layers if layer not in probe.shapes]
     if silent:
         raise UnsupportedModelError(

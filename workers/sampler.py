@@ -7,15 +7,20 @@ stands in its slot of a table (`workers.sampler_table`); rows without a slot tak
 token, and a step of such rows alone is one argmax.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.messages import Logprobs, Step
+from engine.messages import Logprobs, SamplerSetup, Sampling, Step
 from workers.grammars import Grammars, constrain
 from workers.logprobs import told_of
 from workers.sampler_table import SamplerTable
 from workers.vocabulary import no_vocabulary
+
+# Rows whose distributions are worked out together: of a vocabulary of 150,000, 64 take 300 MB.
+_AT_ONCE = 64
 
 
 class Sampler:
@@ -43,19 +48,32 @@ class Sampler:
         for setup in step.setups:
             self._table.set_up(setup)
             self._grammars.set_up(step.step_id, setup)
-        token_ids = likeliest(logits)
         if not step.slots:
-            return packed(token_ids), None
+            return packed(likeliest(logits)), None
         all_slots = np.frombuffer(step.slots, np.int32)
         rows = np.flatnonzero(all_slots >= 0)
         slots = all_slots[rows]
         at = torch.from_numpy(rows).to(logits.device)
         picked = self._pick(logits, at, slots)
-        token_ids[at] = picked
+        token_ids = picked
+        if len(rows) < len(all_slots):
+            token_ids = likeliest(logits)
+            token_ids[at] = picked
         self._table.count(slots, picked)
         ids = packed(token_ids)
         self._grammars.advance(slots, np.frombuffer(ids, np.int32)[rows])
         return ids, self._told_of(logits, token_ids, rows, slots)
+
+    def rehearse(self, logits: Tensor) -> None:
+        """Take the memory of the dearest step: all rows are penalised, and drawn from what is kept.
+
+        A sampler that has rehearsed is of no other use.
+        """
+        wish = Sampling(temperature=1.0, top_p=0.9, presence_penalty=0.1)
+        slots = np.arange(len(logits), dtype=np.int32)
+        setups = tuple(SamplerSetup(slot, wish, 0, (), b"", b"") for slot in slots.tolist())
+        rows = (b"",) * 6
+        self.sample(logits, Step(0, 0, "decode", *rows, slots=slots.tobytes(), setups=setups))
 
     def _pick(self, logits: Tensor, at: Tensor, slots: np.ndarray) -> Tensor:
         """One token for each of the rows `at`. [rows]"""
@@ -67,8 +85,11 @@ class Sampler:
             own = edited[rows]
             constrain(own, banned, lambda: logits[at[rows]].float())
             edited[rows] = own
-        token_ids = edited.argmax(dim=-1)
-        drawn = np.flatnonzero(table.temperatures[slots] > 0)
+        is_drawn = table.temperatures[slots] > 0
+        if is_drawn.all():
+            return _draw(edited, table, slots)
+        token_ids = likeliest(edited)
+        drawn = np.flatnonzero(is_drawn)
         if len(drawn):
             drawing = torch.from_numpy(drawn).to(logits.device)
             token_ids[drawing] = _draw(edited[drawing], table, slots[drawn])
@@ -115,17 +136,46 @@ def _mix(state: np.ndarray) -> np.ndarray:
 
 def _draw(logits: Tensor, table: SamplerTable, slots: np.ndarray) -> Tensor:
     """One token per row from its tempered, filtered distribution. [rows]"""
+    device = logits.device
+    draws = torch.from_numpy(uniforms(table.seeds[slots], table.num_outputs[slots])).to(device)
+    # Below this, dividing would overflow; it is greedy by then in any case.
+    temperatures = torch.from_numpy(table.temperatures[slots]).to(device).clamp(min=1e-6)
+    tempered = (logits - logits.amax(-1, keepdim=True)) / temperatures[:, None]
+    is_filtered = (table.top_ps[slots] < 1) | (table.top_ks[slots] > 0) | (table.min_ps[slots] > 0)
+    token_ids = torch.empty(len(slots), dtype=torch.long, device=device)
+    for rows in _parts(np.flatnonzero(is_filtered)):
+        at = torch.from_numpy(rows).to(device)
+        token_ids[at] = _draw_kept(tempered[at], draws[at], table, slots[rows])
+    for rows in _parts(np.flatnonzero(~is_filtered)):
+        at = torch.from_numpy(rows).to(device)
+        token_ids[at] = _draw_any(tempered[at], draws[at])
+    return token_ids
+
+
+def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Some rows at a time."""
+    return (rows[at : at + _AT_ONCE] for at in range(0, len(rows), _AT_ONCE))
+
+
+def _draw_any(logits: Tensor, draws: Tensor) -> Tensor:
+    """From all tokens, in the order of their ids: no sort, which would take most of the time."""
+    cumulated = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    mass = cumulated[:, -1:]
+    picked = torch.searchsorted(cumulated, draws[:, None] * mass, right=True)
+    # Rounding may point beyond the last token that has any chance.
+    last = (cumulated < mass).sum(dim=-1, keepdim=True)
+    return torch.minimum(picked, last)[:, 0]
+
+
+def _draw_kept(logits: Tensor, draws: Tensor, table: SamplerTable, slots: np.ndarray) -> Tensor:
+    """From those that each row keeps, the likeliest first."""
     device, vocabulary = logits.device, logits.shape[-1]
 
     def column(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values[slots]).to(device)[:, None]
 
-    temperatures, top_ps = column(table.temperatures), column(table.top_ps)
-    top_ks, min_ps = column(table.top_ks), column(table.min_ps)
-    draws = uniforms(table.seeds[slots], table.num_outputs[slots])
-    # Below this, dividing would overflow; it is greedy by then in any case.
-    tempered = (logits - logits.amax(-1, keepdim=True)) / temperatures.clamp(min=1e-6)
-    ordered, order = tempered.sort(dim=-1, descending=True, stable=True)
+    top_ps, top_ks, min_ps = column(table.top_ps), column(table.top_ks), column(table.min_ps)
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     chances = ordered.softmax(dim=-1, dtype=torch.float64)
     cumulated = chances.cumsum(dim=-1)
     # What stays is a prefix of the order: until top_p is reached, no more than top_k tokens, and
@@ -135,6 +185,5 @@ def _draw(logits: Tensor, table: SamplerTable, slots: np.ndarray) -> Tensor:
     above_min = (chances >= min_ps * chances[:, :1]).sum(dim=-1, keepdim=True)
     kept = torch.minimum(torch.minimum(within_p, within_k), above_min).clamp(1, vocabulary)
     mass = cumulated.gather(-1, kept - 1)
-    target = torch.from_numpy(draws).to(device)[:, None] * mass
-    picked = torch.minimum(torch.searchsorted(cumulated, target, right=True), kept - 1)
-    return order.gather(-1, picked)[:, 0]
+    picked = torch.searchsorted(cumulated, draws[:, None] * mass, right=True)
+    return order.gather(-1, torch.minimum(picked, kept - 1))[:, 0]

@@ -4,7 +4,7 @@ Plain numbers stand in columns, so that a step's rows are one look-up each; pena
 the device, for the sequences that have any. Lists are kept for the few that name tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from engine.messages import SamplerSetup
+from workers.bad_words import BadWords
 
 _FIRST_SLOTS = 64
 
 
 @dataclass(slots=True)
 class _Named:
-    """Tokens that one sequence names; ids are int64 on the device."""
+    """Tokens that one sequence names."""
 
-    bias_ids: Tensor | None = None
-    biases: Tensor | None = None
-    others: Tensor | None = None  # bool [vocabulary], all but the allowed
-    stop_ids: Tensor | None = None  # until min_tokens are out
-    bad_words: tuple[tuple[int, ...], ...] = ()
-    history: list[int] | None = None  # prompt and output, for bad words of several tokens
+    bias_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    biases: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    others: Tensor | None = None  # bool [vocabulary] on the device, all but the allowed
+    stop_ids: tuple[int, ...] = ()  # until min_tokens are out
+    bad_words: BadWords | None = None
 
 
 class SamplerTable:
@@ -80,12 +80,17 @@ class SamplerTable:
     def edit(self, logits: Tensor, slots: np.ndarray) -> None:
         """Change logits [rows, vocabulary] in place as the sequences in `slots` want it."""
         self._penalise(logits, slots)
-        if not self._named:
+        named = self._named_of(slots)
+        if not named:
             return
-        for row, slot in enumerate(slots.tolist()):
-            named = self._named.get(slot)
-            if named is not None:
-                self._edit_named(logits[row], named, slot)
+        self._bias(logits, named)
+        for row, _, own in named:
+            if own.others is not None:
+                logits[row].masked_fill_(own.others, -torch.inf)
+        banned = [(row, id_) for row, slot, own in named for id_ in self._banned(slot, own)]
+        if banned:
+            rows, ids = torch.tensor(banned, device=self._device).T
+            logits[rows, ids] = -torch.inf
 
     def count(self, slots: np.ndarray, token_ids: Tensor) -> None:
         """These sequences have got these tokens. [rows]"""
@@ -96,16 +101,19 @@ class SamplerTable:
             at = torch.from_numpy(counted).to(self._device)
             places = torch.from_numpy(rows[counted]).to(self._device)
             self._counts[places, token_ids[at]] += 1
-        remembering = [
-            (row, named)
-            for row, slot in enumerate(slots.tolist() if self._named else ())
-            if (named := self._named.get(slot)) is not None and named.history is not None
-        ]
-        if remembering:
+        remembering = [(row, own.bad_words) for row, _, own in self._named_of(slots)]
+        if any(words is not None for _, words in remembering):
             picked = token_ids.tolist()
-            for row, named in remembering:
-                assert named.history is not None
-                named.history.append(picked[row])
+            for row, words in remembering:
+                if words is not None:
+                    words.append(picked[row])
+
+    def _named_of(self, slots: np.ndarray) -> list[tuple[int, int, _Named]]:
+        """Row, slot and what is named, of the rows whose sequences name any tokens."""
+        if not self._named:
+            return []
+        found = ((row, slot, self._named.get(slot)) for row, slot in enumerate(slots.tolist()))
+        return [(row, slot, named) for row, slot, named in found if named is not None]
 
     def _penalise(self, logits: Tensor, slots: np.ndarray) -> None:
         """Repetition, then frequency and presence (vLLM's order)."""
@@ -126,42 +134,39 @@ class SamplerTable:
         own -= column(self._frequency) * counts + column(self._presence) * (counts > 0)
         logits[at] = own
 
-    def _edit_named(self, logits: Tensor, named: _Named, slot: int) -> None:
-        """One row, [vocabulary]."""
-        if named.bias_ids is not None and named.biases is not None:
-            logits.index_add_(0, named.bias_ids, named.biases)
-        if named.others is not None:
-            logits.masked_fill_(named.others, -torch.inf)
-        if named.stop_ids is not None and self.num_outputs[slot] < self._min_tokens[slot]:
-            logits[named.stop_ids] = -torch.inf
-        if named.bad_words:
-            history = named.history or []
-            banned = [
-                word[-1]
-                for word in named.bad_words
-                if len(word) == 1 or tuple(history[1 - len(word) :]) == word[:-1]
-            ]
-            if banned:
-                logits[torch.tensor(banned, device=self._device)] = -torch.inf
+    def _bias(self, logits: Tensor, named: list[tuple[int, int, _Named]]) -> None:
+        """`logit_bias` of all rows that have any."""
+        biased = [(row, own) for row, _, own in named if len(own.bias_ids)]
+        if not biased:
+            return
+        ids = np.concatenate([own.bias_ids for _, own in biased])
+        rows = np.repeat([row for row, _ in biased], [len(own.bias_ids) for _, own in biased])
+        biases = np.concatenate([own.biases for _, own in biased])
+        at, ids_at = (torch.from_numpy(each).to(self._device) for each in (rows, ids))
+        logits.index_put_((at, ids_at), torch.from_numpy(biases).to(self._device), accumulate=True)
+
+    def _banned(self, slot: int, named: _Named) -> list[int]:
+        """Tokens that the sequence may not get now, whatever the model thinks."""
+        too_early = self.num_outputs[slot] < self._min_tokens[slot]
+        stops = list(named.stop_ids) if too_early else []
+        return stops + (named.bad_words.banned() if named.bad_words is not None else [])
 
     def _names(self, setup: SamplerSetup, output: np.ndarray) -> _Named | None:
         sampling, named, names_any = setup.sampling, _Named(), False
         if sampling.bias_ids:
-            named.bias_ids = self._ids(sampling.bias_ids)
-            biases = np.frombuffer(sampling.biases, np.float32).copy()
-            named.biases, names_any = torch.from_numpy(biases).to(self._device), True
+            named.bias_ids = np.frombuffer(sampling.bias_ids, np.int32).astype(np.int64)
+            named.biases, names_any = np.frombuffer(sampling.biases, np.float32), True
         if sampling.allowed_token_ids:
             others = torch.ones(self._vocab_size, dtype=torch.bool, device=self._device)
             others[self._ids(sampling.allowed_token_ids)] = False
             named.others, names_any = others, True
         if setup.min_tokens and setup.stop_token_ids:
-            ids = torch.tensor(setup.stop_token_ids, device=self._device)
-            named.stop_ids, names_any = ids, True
+            named.stop_ids, names_any = setup.stop_token_ids, True
         if sampling.bad_words:
             words = (np.frombuffer(word, np.int32).tolist() for word in sampling.bad_words)
-            named.bad_words, names_any = tuple(map(tuple, words)), True
             prompt = np.frombuffer(setup.prompt_token_ids, np.int32)
-            named.history = [*prompt.tolist(), *output.tolist()]
+            tokens = [*prompt.tolist(), *output.tolist()]
+            named.bad_words, names_any = BadWords(map(tuple, words), tokens), True
         return named if names_any else None
 
     def _ids(self, packed: bytes) -> Tensor:

@@ -5,11 +5,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from server.batches.answers import Answer, Answers
+from server.batches.objects import BatchUsage, RequestCounts
 
 Result = TypeVar("Result")
+
+
+class Progress(NamedTuple):
+    """What is answered, and the tokens of just that."""
+
+    counts: RequestCounts
+    usage: BatchUsage
 
 
 class AnswerWriter:
@@ -59,9 +67,17 @@ class AnswerWriter:
                 group, self._pending = self._pending, []
                 await self._call(lambda: self.answers.append(group))
 
-    async def sync(self) -> None:
-        """Let all that is written outlive the machine's power. Raises `OSError`."""
-        await self._call(self.answers.sync)
+    async def progress(self, total: int) -> Progress:
+        """How far it is of so many; what is counted outlives the machine's power.
+
+        Raises `OSError`.
+        """
+
+        def count() -> Progress:
+            self.answers.sync()
+            return Progress(self.answers.counts(total), self.answers.usage())
+
+        return await self._call(count)
 
     def _open(self) -> None:
         self._answers = Answers(*self._paths)

@@ -9,15 +9,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response
 
-from server.access import CLIENT_CLOSED_REQUEST
 from server.batches.file_routes import no_such_file
 from server.batches.life import StoredBatch, new_id
 from server.batches.objects import Batch, BatchList, ExpiresAfter
+from server.batches.page import UnknownCursorError
 from server.batches.service import BatchService
-from server.batches.store import UnknownCursorError, UnknownFileError
+from server.batches.store import UnknownFileError
 from server.body import Body, parse
 from server.connection import read_body
 from server.document import BODY_FAILURES, failures, takes
@@ -90,13 +88,10 @@ class BatchRoutes:
         )
         return router
 
-    async def create(self, request: Request) -> Batch | Response:
+    async def create(self, request: Request) -> Batch:
         """A batch whose file is now validated."""
         store, runner = self._service.store, self._service.runner
-        try:
-            body = parse(CreateBatch, await read_body(request, self._max_body_bytes))
-        except ClientDisconnect:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        body = parse(CreateBatch, await read_body(request, self._max_body_bytes))
         batch = self._new_batch(body)
         try:
             was_taken = await store.add_batch(batch, MAX_OPEN_BATCHES)

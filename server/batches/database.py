@@ -49,7 +49,11 @@ class Database:
         await self._call(self._open)
 
     async def run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        """What `work` returns; all that it does is one transaction, undone when it raises."""
+        """What `work` returns; all that it does is one transaction, undone when it raises.
+
+        Raises `DatabaseError`, and whatever `work` raises. It runs to its end, or not at all, also
+        when the caller is cancelled.
+        """
         return await self._call(lambda: self._transact(work))
 
     async def close(self) -> None:
@@ -86,15 +90,14 @@ class Database:
             raise
 
     def _transact(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        assert self._connection is not None, "it is open"
-        self._connection.execute("BEGIN IMMEDIATE")
+        connection = self._connection
+        assert connection is not None, "it is open"
         try:
-            result = work(self._connection)
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
-        return result
+            with connection:  # ends in COMMIT or ROLLBACK; in both where the COMMIT fails
+                connection.execute("BEGIN IMMEDIATE")
+                return work(connection)
+        except sqlite3.Error as error:
+            raise DatabaseError(f"cannot use {self._path}: {error}") from error
 
     def _close(self) -> None:
         if self._connection is not None:

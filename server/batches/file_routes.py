@@ -9,19 +9,19 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from pydantic import ValidationError
-from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from server.access import CLIENT_CLOSED_REQUEST
+from server.batches.database import DatabaseError
 from server.batches.life import new_id
 from server.batches.objects import ExpiresAfter, FileDeleted, FileList, FileObject
+from server.batches.page import Order, UnknownCursorError
 from server.batches.service import BatchService
-from server.batches.store import FileInUseError, Order, UnknownCursorError
+from server.batches.store import FileInUseError
 from server.batches.upload import Form, receive
 from server.connection import run_while_connected
 from server.document import failures
-from server.errors import ApiError, failed, invalid, too_busy
+from server.errors import ApiError, failed, invalid, invalid_value, too_busy
 
 MAX_UPLOADS = 16
 
@@ -97,7 +97,7 @@ class FileRoutes:
         )
         return router
 
-    async def upload(self, request: Request) -> FileObject | Response:
+    async def upload(self, request: Request) -> FileObject:
         """Keep a file; 429 while too many are coming in."""
         store = self._service.store
         if self._num_uploads >= MAX_UPLOADS:
@@ -108,11 +108,10 @@ class FileRoutes:
             form = await receive(request, upload, self._max_file_bytes)
             file = _describe(form)
             await store.add_file(file, upload)
-        except ClientDisconnect:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        except OSError as error:
+        except (DatabaseError, OSError) as error:
+            # The log says why: paths are not the client's.
             logger.error("an upload cannot be kept: %s", error)
-            raise failed(f"The file cannot be kept: {error.strerror}.") from error
+            raise failed("The file cannot be kept.") from error
         finally:
             self._num_uploads -= 1
             upload.unlink(missing_ok=True)
@@ -124,20 +123,15 @@ class FileRoutes:
         limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
         order: Order = "desc",
         purpose: str | None = None,
-    ) -> FileList:
+    ) -> Response:
         """A page of files."""
         try:
-            files, has_more = await self._service.store.files(
+            page = await self._service.store.files(
                 _now(), after=after, limit=limit, order=order, purpose=purpose
             )
         except UnknownCursorError as error:
             raise no_such_file(str(error), "after") from error
-        return FileList(
-            data=files,
-            first_id=files[0].id if files else None,
-            last_id=files[-1].id if files else None,
-            has_more=has_more,
-        )
+        return Response(page, media_type="application/json")
 
     async def file(self, file_id: str) -> FileObject:
         """One file."""
@@ -222,7 +216,7 @@ def _lifetime_s(fields: dict[str, str]) -> int | None:
     except ValidationError as error:
         problem = error.errors()[0]
         field = f"expires_after.{problem['loc'][0]}"
-        raise invalid(f"Invalid value for '{field}': {problem['msg']}.", "expires_after") from error
+        raise invalid_value(field, problem, "expires_after") from error
 
 
 def _now() -> int:

@@ -153,9 +153,8 @@ class Job:
         async with self._writer(batch) as writer:
             if batch.ends_as == "expired" and batch.in_progress_at is not None:
                 await self._answer_rest(batch, writer)
-            await writer.sync()
-            counts = writer.answers.counts(batch.request_counts.total)
-            usage, sizes = writer.answers.usage(), writer.answers.sizes()
+            counts, usage = await writer.progress(batch.request_counts.total)
+            sizes = writer.answers.sizes()
         now = _now()
         files = _files(batch, sizes, now)
         output, errors = (
@@ -192,13 +191,10 @@ class Job:
         told = batch.request_counts
         while True:
             await asyncio.sleep(REPORT_INTERVAL_S)
-            counts = writer.answers.counts(batch.request_counts.total)
-            if counts == told:
-                continue
+            counts, usage = await writer.progress(batch.request_counts.total)
+            if counts != told:
+                await self._change(partial(StoredBatch.counted, counts=counts, usage=usage))
             told = counts
-            await writer.sync()
-            usage = writer.answers.usage()
-            await self._change(partial(StoredBatch.counted, counts=counts, usage=usage))
 
     def _writer(self, batch: StoredBatch) -> AnswerWriter:
         content = self._store.content

@@ -1,8 +1,10 @@
 """The batch runner: a job for every batch that has not ended."""
 
 import asyncio
+import logging
 import time
 
+from server.batches.database import DatabaseError
 from server.batches.job import Job, Limits, Turns
 from server.batches.life import StoredBatch
 from server.batches.store import Store
@@ -10,12 +12,14 @@ from server.batches.window import Window
 
 SWEEP_INTERVAL_S = 60.0
 
+logger = logging.getLogger("tdpipe")
+
 
 class BatchRunner:
     """Runs what is open in the store, and what is begun later, as long as `run` lasts."""
 
     def __init__(self, store: Store, window: Window, limits: Limits) -> None:
-        self._store = store
+        self.store = store
         self._window = window
         self._limits = limits
         self._turns = Turns()
@@ -25,17 +29,17 @@ class BatchRunner:
     async def run(self) -> None:
         """Until cancelled; what is open then goes on at the next start."""
         async with self._group:
-            for batch in await self._store.open_batches():
+            for batch in await self.store.open_batches():
                 self.begin(batch)
             while True:
-                await self._store.delete_expired(int(time.time()))
+                await self._sweep()
                 await asyncio.sleep(SWEEP_INTERVAL_S)
 
     def begin(self, batch: StoredBatch) -> None:
         """Take up a batch, after those that were taken up before."""
         if batch.id in self._jobs:
             return
-        job = Job(batch.id, self._store, self._window, self._limits, self._turns)
+        job = Job(batch.id, self.store, self._window, self._limits, self._turns)
         self._jobs[batch.id] = job
         task = self._group.create_task(job.run())
         task.add_done_callback(lambda _: self._jobs.pop(batch.id))
@@ -43,7 +47,14 @@ class BatchRunner:
     async def cancel(self, batch_id: str) -> StoredBatch | None:
         """The batch, which is cancelling if it was not too late for that; None: no such batch."""
         now = int(time.time())
-        batch = await self._store.change_batch(batch_id, lambda b: b.cancelling(now))
+        batch = await self.store.change_batch(batch_id, lambda b: b.cancelling(now))
         if batch is not None and batch.status == "cancelling" and batch_id in self._jobs:
             self._jobs[batch_id].stop()
         return batch
+
+    async def _sweep(self) -> None:
+        """Delete what has expired; what cannot be deleted now has its turn again."""
+        try:
+            await self.store.delete_expired(int(time.time()))
+        except (DatabaseError, OSError) as error:
+            logger.error("files that have expired cannot be deleted: %s", error)

@@ -23,10 +23,7 @@ logger = logging.getLogger("tdpipe")
 
 
 class BatchService:
-    """Files and batches of one model, in a folder of its own under `data_dir`.
-
-    `was_open` is set once this process works there.
-    """
+    """Files and batches of one model, in a folder of its own under `data_dir`."""
 
     def __init__(
         self,
@@ -40,54 +37,56 @@ class BatchService:
         self.paths = sorted(endpoint.path for endpoint in endpoints)
         self._store = Store(config.data_dir / "batches" / quote(config.name, safe=""))
         max_open = config.max_open_batch_requests
-        window = Window(endpoints, client, metrics, max_open, lambda: drain.has_begun)
-        limits = Limits(
+        self._window = Window(endpoints, client, metrics, max_open, lambda: drain.has_begun)
+        self._limits = Limits(
             models=frozenset(config.names),
             max_line_bytes=config.max_body_bytes,
             max_requests=config.max_batch_requests,
         )
-        self._runner = BatchRunner(self._store, window, limits)
-        self.was_open = asyncio.Event()
-        self._problem: str | None = "they are not open yet"
+        self._runner: BatchRunner | None = None
 
     @property
     def store(self) -> Store:
         """The store. Raises `ApiError` (503) while this process cannot work there."""
-        if self._problem is not None:
-            # The log says why: paths and other daemons are not the client's.
-            message = "Files and batches are not available here now."
-            raise unavailable(message, "batches_unavailable")
-        return self._store
+        return self.runner.store
 
     @property
     def runner(self) -> BatchRunner:
         """The runner. Raises `ApiError` (503) while this process cannot work there."""
-        assert self.store
+        if self._runner is None:
+            # The log says why: paths and other daemons are not the client's.
+            message = "Files and batches are not available here now."
+            raise unavailable(message, "batches_unavailable")
         return self._runner
 
     async def run(self) -> None:
-        """Work until cancelled, from the moment on that no other process does."""
-        while (problem := await self._open()) is not None:
-            if problem != self._problem:
-                logger.warning("files and batches are not available: %s", problem)
-            self._problem = problem
+        """Work until cancelled, whenever no other process does."""
+        while True:
+            await self._open()
+            try:
+                await self._work()
+            # The edge: what is served online goes on.
+            except Exception:
+                logger.exception("batches have ended in a bug; they go on in %g s", RETRY_S)
             await asyncio.sleep(RETRY_S)
-        self._problem, problem = None, "the server is shutting down"
-        self.was_open.set()
+
+    async def _open(self) -> None:
+        """Take the store, as soon as that can be; say why not, once for each reason."""
+        told = ""
+        while True:
+            try:
+                return await self._store.open()
+            except (StoreTakenError, DatabaseError, OSError) as error:
+                problem = str(error)
+            if problem != told:
+                logger.warning("files and batches are not available: %s", problem)
+            told = problem
+            await asyncio.sleep(RETRY_S)
+
+    async def _work(self) -> None:
+        self._runner = BatchRunner(self._store, self._window, self._limits)
         try:
             await self._runner.run()
-        # The edge: what is served online goes on.
-        except Exception:
-            logger.exception("batches have ended in a bug; they go on at the next start")
-            problem = "they have failed"
         finally:
-            self._problem = problem
+            self._runner = None
             await self._store.close()
-
-    async def _open(self) -> str | None:
-        """Why the store cannot be opened now."""
-        try:
-            await self._store.open()
-        except (StoreTakenError, DatabaseError, OSError) as error:
-            return str(error)
-        return None

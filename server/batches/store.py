@@ -5,7 +5,7 @@
     FOLDER/uploads/NAME    what is still coming in
     FOLDER/lock            held by the one process that works here
 
-A file's content is whole and on the disk before its row is written, and its row is gone before its
+A file's content is whole and on the disk before its row is there, and its row is gone before its
 content is. So a content without a row is nobody's, and goes when the store is opened.
 """
 
@@ -15,22 +15,16 @@ import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Generic, Literal, NamedTuple, TypeVar
+from typing import IO
 
-from server.batches.database import Database
+from server.batches.database import Database, DatabaseError
 from server.batches.life import StoredBatch, new_id
 from server.batches.objects import FileObject
-
-Order = Literal["asc", "desc"]
-Item = TypeVar("Item")
+from server.batches.page import Order, read_page
 
 
 class StoreTakenError(Exception):
     """Another process works in this folder; the text is one line for the user."""
-
-
-class UnknownCursorError(Exception):
-    """There is nothing with the id that a page shall begin after."""
 
 
 class UnknownFileError(Exception):
@@ -39,13 +33,6 @@ class UnknownFileError(Exception):
 
 class FileInUseError(Exception):
     """A batch that has not ended needs the file; the text is the batch's id."""
-
-
-class Page(NamedTuple, Generic[Item]):
-    """Some items in order, and whether more follow."""
-
-    items: list[Item]
-    has_more: bool
 
 
 class Store:
@@ -90,9 +77,21 @@ class Store:
         return self._uploads / new_id("")
 
     async def add_file(self, file: FileObject, upload: Path) -> None:
-        """Keep `upload`, which is whole and on the disk, as the content of `file`."""
-        await asyncio.to_thread(_move, upload, self.content(file.id))
-        await self._database.run(lambda connection: _insert_file(connection, file))
+        """Keep `upload`, which is whole and on the disk, as the content of `file`.
+
+        Raises `DatabaseError` or `OSError`; nothing is left of the file then.
+        """
+        content = self.content(file.id)
+
+        def keep(connection: sqlite3.Connection) -> None:
+            _insert_file(connection, file)
+            _move(upload, content)
+
+        try:
+            await self._database.run(keep)
+        except (DatabaseError, OSError):
+            content.unlink(missing_ok=True)
+            raise
 
     async def file(self, file_id: str, now: int) -> FileObject | None:
         """The file, unless there is none or its time has come."""
@@ -108,11 +107,15 @@ class Store:
         limit: int = 10_000,
         order: Order = "desc",
         purpose: str | None = None,
-    ) -> Page[FileObject]:
-        """Files by their creation. Raises `UnknownCursorError`."""
+    ) -> bytes:
+        """Files by their creation, a `FileList` as JSON. Raises `UnknownCursorError`."""
         where = "coalesce(expires_at > ?, TRUE) AND coalesce(purpose = ?, TRUE)"
-        page = await self._page("files", where, (now, purpose), after, limit, order)
-        return Page([FileObject.model_validate_json(d) for d in page.items], page.has_more)
+
+        def read(connection: sqlite3.Connection) -> bytes:
+            page = read_page(connection, "files", where, (now, purpose), after, limit, order)
+            return page.as_list()
+
+        return await self._database.run(read)
 
     async def delete_file(self, file_id: str) -> bool:
         """Whether there was such a file. Raises `FileInUseError`."""
@@ -170,10 +173,14 @@ class Store:
         """The batch, if there is one."""
         return await self._database.run(lambda connection: _batch(connection, batch_id))
 
-    async def batches(self, *, after: str | None = None, limit: int = 20) -> Page[StoredBatch]:
-        """Batches, the youngest first. Raises `UnknownCursorError`."""
-        page = await self._page("batches", "TRUE", (), after, limit, "desc")
-        return Page([StoredBatch.model_validate_json(d) for d in page.items], page.has_more)
+    async def batches(
+        self, *, after: str | None = None, limit: int = 20
+    ) -> tuple[list[StoredBatch], bool]:
+        """Batches, the youngest first, and whether more follow. Raises `UnknownCursorError`."""
+        rows, has_more = await self._database.run(
+            lambda connection: read_page(connection, "batches", "TRUE", (), after, limit, "desc")
+        )
+        return [StoredBatch.model_validate_json(document) for _, document in rows], has_more
 
     async def open_batches(self) -> list[StoredBatch]:
         """What has not ended, the oldest first."""
@@ -228,35 +235,6 @@ class Store:
         for path in [*self._uploads.iterdir(), *self._files.iterdir()]:
             if path.parent == self._uploads or path.name not in names:
                 path.unlink(missing_ok=True)
-
-    async def _page(
-        self,
-        table: str,
-        where: str,
-        values: tuple[object, ...],
-        after: str | None,
-        limit: int,
-        order: Order,
-    ) -> Page[str]:
-        """Documents of a page; `table`, `where` and `order` are ours, never the client's words."""
-
-        def read(connection: sqlite3.Connection) -> Page[str]:
-            bound = {"asc": 0, "desc": 2**63 - 1}[order]
-            if after is not None:
-                query = f"SELECT seq FROM {table} WHERE id = ?"
-                row = connection.execute(query, (after,)).fetchone()
-                if row is None:
-                    raise UnknownCursorError(after)
-                (bound,) = row
-            beyond = ">" if order == "asc" else "<"
-            rows = connection.execute(
-                f"SELECT document FROM {table} WHERE seq {beyond} ? AND {where} "
-                f"ORDER BY seq {order} LIMIT ?",
-                (bound, *values, limit + 1),
-            ).fetchall()
-            return Page([document for (document,) in rows[:limit]], len(rows) > limit)
-
-        return await self._database.run(read)
 
 
 def _insert_file(connection: sqlite3.Connection, file: FileObject) -> None:

@@ -1,8 +1,7 @@
 """The window: a bounded number of requests open at one time, each until it has its answer.
 
 It is wide, so that the scheduler has many lengths to choose from, and all its requests are offline:
-they fill what online requests leave. A request is answered once it has succeeded or is itself at
-fault. That there is no engine, or no longer, is nobody's fault, and it is asked again.
+they fill what online requests leave. Each is asked until its answer is final, see `server.retry`.
 """
 
 import asyncio
@@ -16,11 +15,8 @@ from server.engine_client import EngineClient
 from server.errors import ApiError, failed
 from server.metrics import Metrics
 from server.reply import Endpoint
+from server.retry import ask_until_final
 
-# An engine that is lost is noticed and replaced meanwhile, or this one still gives up on it.
-RETRY_S = 1.0
-# So often may a request fail in an engine that remains as it was.
-MAX_FAILURES = 3
 POLL_INTERVAL_S = 0.1
 
 logger = logging.getLogger("tdpipe")
@@ -72,40 +68,33 @@ class Window:
         self._num_asked.labels("success" if answer.is_success else "error").inc()
 
     async def _answer(self, request: LineRequest) -> Answer:
-        num_failures = 0
-        while True:
-            await self._wait_open()
-            engine = self._client.ready
-            try:
-                reply = await self._endpoints[request.url].prepare(request.body, offline=True)
-                body = await reply.whole()
-            except ApiError as error:
-                if _is_final(error):
-                    return _refused(request, error)
-                failure = error
-            # The edge: a bug in one request is not the end of all others.
-            except Exception:
-                logger.exception("a request of a batch ended in a bug")
-                return _refused(request, failed("The server had an error on this request."))
-            else:
-                return answered(request.custom_id, OK, reply.rendering.reply_id, body)
-            self._num_asked.labels("retry").inc()
-            await asyncio.sleep(RETRY_S)
-            is_same_engine = self._client.is_ready and self._client.ready is engine
-            num_failures += failure.status == 500 and is_same_engine
-            if num_failures == MAX_FAILURES:
-                return _refused(request, failure)
+        try:
+            reply_id, body = await ask_until_final(
+                self._client,
+                lambda: self._ask(request),
+                wait_open=self._wait_open,
+                on_retry=self._num_asked.labels("retry").inc,
+            )
+        except ApiError as error:
+            return _refused(request, error)
+        # The edge: a bug in one request is not the end of all others.
+        except Exception:
+            logger.exception("a request of a batch ended in a bug")
+            return _refused(request, failed("The server had an error on this request."))
+        return answered(request.custom_id, OK, reply_id, body)
+
+    async def _ask(self, request: LineRequest) -> tuple[str, bytes]:
+        """The reply's id and body."""
+        reply = await self._endpoints[request.url].prepare(request.body, offline=True)
+        return reply.rendering.reply_id, await reply.whole()
 
     async def _wait_open(self) -> None:
         """Until requests are worked on; one waits for all, and then they come one by one."""
         async with self._door:
-            while self._is_closed() or not self._client.is_ready:
+            await self._client.wait_ready()
+            while self._is_closed():
                 await asyncio.sleep(POLL_INTERVAL_S)
-
-
-def _is_final(error: ApiError) -> bool:
-    """Whether it is the request's own fault."""
-    return error.status < 500 and "retry-after" not in error.headers
+                await self._client.wait_ready()
 
 
 def _refused(request: LineRequest, error: ApiError) -> Answer:

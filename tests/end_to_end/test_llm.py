@@ -104,6 +104,17 @@ def test_a_form_is_kept_to_and_its_checker_ends_with_the_block(tmp_path: Path) -
     assert not checker.is_running()
 
 
+def test_prompts_outlast_a_stage_and_an_engine_that_are_killed(tmp_path: Path) -> None:
+    others = psutil.Process().children(recursive=True)
+    with start(tmp_path) as llm:
+        for module in ("workers", "engine"):
+            processes = psutil.Process().children(recursive=True)
+            victims = [p for p in processes if p not in others and module in p.cmdline()]
+            victims[-1].kill()  # of the workers, the first is torchrun
+            outputs = llm.generate(["Count to three in words.\n"] * 4, GREEDY, use_tqdm=False)
+            assert [output.outputs[0].text for output in outputs] == ["one two three"] * 4
+
+
 def test_a_model_that_is_not_there_is_told_at_once() -> None:
     with pytest.raises(OfflineEngineError, match="no folder /nowhere"):
         LLM("/nowhere/at/all").__enter__()

@@ -8,9 +8,8 @@ import psutil
 import pytest
 
 from configs.schema import Config
-from server.endpoints import build_endpoints
-from server.errors import ApiError
 from server.offline import OfflineEngine, OfflineEngineError
+from server.retry import ask_until_final
 from tests.end_to_end.daemon import all_gone
 
 GONE_TIMEOUT_S = 5.0
@@ -24,11 +23,8 @@ def settings(folder: Path, **values: object) -> Config:
 
 async def generate(engine: OfflineEngine) -> str:
     """A greedy answer."""
-    endpoints = build_endpoints(
-        engine.config, engine.client, engine.tokenizer, engine.metrics, engine.predictor
-    )
     body = {"model": "tdpipe-demo", "prompt": PROMPT, "temperature": 0, "max_tokens": 40}
-    reply = await endpoints.completions.prepare(json.dumps(body).encode(), offline=True)
+    reply = await engine.endpoints().completions.prepare(json.dumps(body).encode(), offline=True)
     text: str = json.loads(await reply.whole())["choices"][0]["text"]
     return text
 
@@ -59,15 +55,8 @@ def test_an_engine_that_dies_comes_back_with_new_stages(tmp_path: Path) -> None:
             before = await engine.run(generate(engine))
             (victim,) = (child for child in children() if "engine" in child.cmdline())
             victim.kill()
-            return before, await engine.run(generate_in_the_end(engine))
-
-    async def generate_in_the_end(engine: OfflineEngine) -> str:
-        while True:
-            try:
-                engine.client.check_ready()
-                return await generate(engine)
-            except ApiError:
-                await asyncio.sleep(0.05)
+            after = ask_until_final(engine.client, lambda: generate(engine))
+            return before, await engine.run(after)
 
     assert asyncio.run(work()) == (ANSWER, ANSWER)
 

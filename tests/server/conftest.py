@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.server.templates import QWEN, chatty, give_room
 from tests.server.world import Daemon, saying, serving
 
 
@@ -12,3 +13,11 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A server whose engine says "hello world €" to everything."""
     with serving(tmp_path_factory.mktemp("daemon"), saying("hello world €")) as daemon:
         yield daemon
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A server that chats, with Qwen's template."""
+    folder = tmp_path_factory.mktemp("qwen")
+    with serving(folder, saying("hello world €"), tokenizer=chatty(QWEN)) as daemon:
+        yield give_room(daemon)

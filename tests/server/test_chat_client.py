@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from engine.messages import Finished, Submit, ToServer
+from tests.server.chatting import prompt_of
 from tests.server.templates import QWEN, chatty, give_room
-from tests.server.test_chat import prompt_of
 from tests.server.world import MODEL, TOKENIZER, Daemon, generated, saying, serving
 
 TOOLS: list[Any] = [

@@ -6,7 +6,8 @@ import pytest
 from openai.types.chat import completion_create_params as client
 from openai.types.chat.chat_completion_message_param import ChatCompletionMessageParam
 
-from server.chat_protocol import ChatMessage, ChatRequest
+from server.chat_protocol import ChatRequest
+from server.conversation_fields import ChatMessage
 
 
 def test_every_field_that_the_client_can_send_is_known() -> None:
@@ -61,9 +62,13 @@ def request(**values: Any) -> ChatRequest:
 
 
 def test_an_answer_begins_a_message_unless_the_last_one_goes_on() -> None:
-    assert request().begins_message
-    assert not request(add_generation_prompt=False).begins_message
-    assert not request(continue_final_message=True).begins_message
+    def begins(**values: Any) -> bool:
+        asked = request(**values)
+        return asked.conversation(asked.messages, None, 10).add_generation_prompt
+
+    assert begins()
+    assert not begins(add_generation_prompt=False)
+    assert not begins(continue_final_message=True)
     assert (request().continued, request(continue_final_message=True).continued) == ("", "hi")
 
 

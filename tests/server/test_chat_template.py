@@ -187,11 +187,15 @@ class Slow(Tokenizer):
 
 def test_a_template_that_does_not_end_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "RENDER_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(chat_template, "NUM_THREADS", 1)
     slow = chatty(CHATML)
     template = ChatTemplate(slow)
     slow.__class__ = Slow
     try:
         assert "took longer than" in refusal(template, USER, num_bytes=1_000_000)
+        with pytest.raises(ApiError) as refused:
+            text(template, USER, num_bytes=1_000_000)
+        assert refused.value.status == 429, "it found no thread, and has taken no time"
     finally:
         Slow.let.set()
 

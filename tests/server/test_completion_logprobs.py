@@ -151,3 +151,48 @@ def test_what_cannot_happen_has_a_number_that_json_knows(tmp_path: Path) -> None
     with serving(tmp_path, impossible) as daemon:
         (choice,) = daemon.complete(logprobs=1, max_tokens=1).json()["choices"]
         assert choice["logprobs"]["top_logprobs"][0][text_of(5)] == -9999.0
+
+
+def test_offsets_count_characters_and_parts_of_one_are_bytes(tmp_path: Path) -> None:
+    euro = TOKENIZER.encode_plain("€")
+    assert len(euro) == 3
+
+    def split_character(submit: Submit) -> list[ToServer]:
+        out: list[ToServer] = []
+        for token_id in (*HELLO[:1], *euro, *HELLO[:1]):
+            message = generated(submit.sequence_id, token_id)
+            told = logprobs([0], [(id_, -1.0) for id_ in euro])
+            out.append(Generated(message.sequence_ids, message.token_ids, told))
+        return [*out, Finished(submit.sequence_id, "length")]
+
+    hello = text_of(HELLO[0])
+    with serving(tmp_path, split_character) as daemon:
+        (choice,) = daemon.complete(prompt="the €", echo=False, logprobs=3).json()["choices"]
+        found = choice["logprobs"]
+        assert choice["text"] == f"{hello}€{hello}"
+        parts = ["bytes:\\xe2", "bytes:\\x82", "bytes:\\xac"]
+        assert found["tokens"] == [hello, *parts, hello]
+        begin = len(hello)
+        assert found["text_offset"] == [0, begin, begin, begin, begin + 1]
+        assert set(found["top_logprobs"][0]) == {*parts, hello}
+        (choice,) = daemon.complete(logprobs=0, return_tokens_as_token_ids=True).json()["choices"]
+        assert choice["logprobs"]["tokens"][0] == f"token_id:{HELLO[0]}"
+
+
+def test_an_echo_is_told_as_much_of_as_it_asks_for(daemon: Daemon) -> None:
+    choice = whole(daemon, echo=True, logprobs=2, prompt_logprobs=1)
+    assert len(choice["logprobs"]["top_logprobs"][1]) == 3
+    assert len(choice["prompt_logprobs"][1]) == 2
+    choice = whole(daemon, echo=True, logprobs=1, prompt_logprobs=2)
+    assert len(choice["logprobs"]["top_logprobs"][1]) == 2
+    assert len(choice["prompt_logprobs"][1]) == 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_token_asked_for_tells_the_prompts_tokens(daemon: Daemon, stream: bool) -> None:
+    body = {"prompt": "the quick", "max_tokens": 0, "return_token_ids": True, "echo": True}
+    response = daemon.complete(**body, stream=stream)
+    (choice,) = (events(response)[0] if stream else response.json())["choices"]
+    assert choice["text"] == "the quick"
+    assert choice["prompt_token_ids"] == TOKENIZER.encode("the quick")
+    assert choice["token_ids"] == []

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from engine.messages import Finished, Sampling, Submit, ToServer
+from server.engine_client import EngineClient
 from server.plan import pack
 from server.tokenizer import Tokenizer
+from tests.server.templates import CHATML, chatty
 from tests.server.world import (
     BEGIN,
     MAX_MODEL_LEN,
@@ -131,6 +133,8 @@ def test_a_prompt_is_truncated_from_its_beginning(daemon: Daemon) -> None:
     assert prompt_of(submit) == [9, 9, 5]
     (submit,) = submits(daemon, prompt=long, truncate_prompt_tokens=-1)
     assert prompt_of(submit) == long[-MAX_MODEL_LEN + 1 :]
+    (submit,) = submits(daemon, prompt=long, truncate_prompt_tokens=-1, max_tokens=10)
+    assert prompt_of(submit) == long[-MAX_MODEL_LEN + 10 :]
     echoed = daemon.complete(prompt="the quick", truncate_prompt_tokens=2, echo=True).json()
     last = TOKENIZER.decode(TOKENIZER.encode("the quick")[-2:])
     assert echoed["choices"][0]["text"] == last + "hello world €"
@@ -241,6 +245,7 @@ def test_special_tokens_are_shown_if_asked_for(tmp_path: Path) -> None:
 def test_a_stop_string_before_min_tokens_is_text(daemon: Daemon) -> None:
     assert texts(daemon, stop="hello", min_tokens=1)[0][1] == ""
     assert texts(daemon, stop="hello", min_tokens=2) == [(0, "hello world €", "stop")]
+    assert texts(daemon, stop="hello world", min_tokens=2) == [(0, "hello", "stop")]
 
 
 def test_what_resembled_a_stop_string_is_not_lost(daemon: Daemon) -> None:
@@ -304,3 +309,34 @@ def test_before_the_engine_is_ready_it_is_503(tmp_path: Path) -> None:
         assert response.status_code == 503
         assert response.headers["retry-after"] == "1"
         assert response.json()["error"]["type"] == "server_error"
+
+
+class Losing(Tokenizer):
+    """Loses the engine while it reads a prompt."""
+
+    client: EngineClient
+
+    def encode(self, text: str) -> list[int]:
+        self.client.ready = None
+        return super().encode(text)
+
+    encode_plain = encode
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("completions", {"prompt": "hi"}, 503),
+        ("completions", {"prompt": "hi", "max_tokens": 5}, 503),
+        ("completions", {"prompt": "hi", "max_tokens": 0, "echo": True}, 200),
+        ("chat/completions", {"messages": [{"role": "user", "content": "hi"}]}, 503),
+    ],
+)
+def test_an_engine_that_is_lost_while_the_prompt_is_read_is_503(
+    tmp_path: Path, path: str, body: dict[str, Any], status: int
+) -> None:
+    tokenizer: Any = chatty(CHATML)
+    with serving(tmp_path, saying("hello"), tokenizer=tokenizer) as daemon:
+        tokenizer.__class__, tokenizer.client = Losing, daemon.client
+        url = f"{daemon.url}/v1/{path}"
+        assert daemon.http.post(url, json={"model": MODEL} | body).status_code == status

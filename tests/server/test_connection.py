@@ -75,7 +75,10 @@ def test_a_client_that_reads_nothing_and_leaves_is_aborted(tmp_path: Path) -> No
         assert daemon.engine.wait_for(Abort) == [Abort(submit.sequence_id)]
 
 
-HALF_A_REQUEST = b'POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{"mod'
+def half_a_request(path: str) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n"
+    form = "content-type: multipart/form-data; boundary=b\r\n" if path == "/v1/files" else ""
+    return f"{head}{form}\r\n--b".encode()
 
 
 def test_a_client_that_leaves_while_it_sends_is_counted_and_no_bug(
@@ -84,10 +87,23 @@ def test_a_client_that_leaves_while_it_sends_is_counted_and_no_bug(
     with serving(tmp_path) as daemon:
         host, port = daemon.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), PATIENCE_S) as client:
-            client.sendall(HALF_A_REQUEST)
+            client.sendall(half_a_request("/v1/completions"))
         counted = 'tdpipe_requests_total{outcome="disconnect"} 1.0'
         daemon.wait_until(lambda: counted in httpx.get(f"{daemon.url}/metrics").text)
     assert "Traceback" not in caplog.text
+    assert "Exception" not in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/v1/batches", "/v1/files"])
+def test_a_client_that_leaves_while_it_sends_is_a_499_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    caplog.set_level("INFO", "tdpipe.access")
+    with serving(tmp_path) as daemon:
+        host, port = daemon.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), PATIENCE_S) as client:
+            client.sendall(half_a_request(path))
+        daemon.wait_until(lambda: f"POST {path} 499" in caplog.text)
     assert "Exception" not in caplog.text
 
 
@@ -98,7 +114,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(
     with serving(tmp_path) as daemon:
         host, port = daemon.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), PATIENCE_S) as client:
-            client.sendall(HALF_A_REQUEST)
+            client.sendall(half_a_request("/v1/completions"))
             answer = client.recv(65536)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"request_timeout" in answer
@@ -171,7 +187,7 @@ def test_a_client_that_vanishes_inside_a_send_is_aborted(
         drain = Drain()
         app, *_ = make_app(settings, client, drain)
         receiving = asyncio.create_task(client.run())
-        await asyncio.wait_for(client.was_ready.wait(), PATIENCE_S)
+        await asyncio.wait_for(client.wait_ready(), PATIENCE_S)
         web = Client({"stream": stream}, lambda message: message["type"] == message_type)
         answering = asyncio.create_task(app(dict(SCOPE), web.receive, web.send))  # type: ignore[arg-type]
         await asyncio.wait_for(web.is_stuck.wait(), PATIENCE_S)
@@ -202,7 +218,7 @@ def test_a_send_that_fails_is_a_client_that_left(tmp_path: Path) -> None:
         client = EngineClient(settings.server_address)
         app, *_ = make_app(settings, client, Drain())
         receiving = asyncio.create_task(client.run())
-        await asyncio.wait_for(client.was_ready.wait(), PATIENCE_S)
+        await asyncio.wait_for(client.wait_ready(), PATIENCE_S)
         web = Client({"stream": True}, lambda _: False)
         answering = app(dict(SCOPE), web.receive, broken_send)  # type: ignore[arg-type]
         await asyncio.wait_for(answering, PATIENCE_S)

@@ -46,14 +46,14 @@ class FakeGeneration:
         self.num_unfinished = 1
         self.failure: ApiError | None = None
         self.arrived = ""
-        self.tell: Callable[[], None] = lambda: None
+        self.listener: Callable[[], None] | None = None
 
     @property
     def has_ended(self) -> bool:
         return not self.num_unfinished or self.failure is not None
 
-    def listen(self, listener: Callable[[], None]) -> None:
-        self.tell = listener
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        self.listener = listener
 
     def take_pieces(self) -> list[Piece]:
         arrived, self.arrived = self.arrived, ""
@@ -65,7 +65,8 @@ class FakeGeneration:
 
     def put(self, text: str) -> None:
         self.arrived += text
-        self.tell()
+        assert self.listener is not None
+        self.listener()
 
 
 class Letters:
@@ -84,7 +85,10 @@ async def writing(
     running = asyncio.create_task(writer.run())
     await asyncio.sleep(0)
     play(generation, connection)
-    await asyncio.wait_for(running, PATIENCE_S)
+    try:
+        await asyncio.wait_for(running, PATIENCE_S)
+    finally:
+        assert generation.listener is None
     return connection
 
 

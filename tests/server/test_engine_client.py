@@ -1,5 +1,6 @@
 """The engine client: who hears what when the engine comes, falls silent, or is another one."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from engine.messages import EngineReady, Finished, Hello, Submit
 from server import engine_client
 from tests.server.world import (
     MODEL,
+    PATIENCE_S,
     TOKENIZER,
     Daemon,
     FakeEngine,
@@ -103,6 +105,17 @@ def test_a_lost_pipeline_is_a_pause_for_open_requests_and_503_for_new_ones(mute:
         response.read()
         assert events(response)[-1]["choices"][0]["finish_reason"] == "length"
     assert len(mute.engine.wait_for(Hello)) == 1
+
+
+def test_an_engine_that_is_no_longer_ready_is_waited_for_anew(mute: Daemon) -> None:
+    mute.engine.send(stats(ready=False, uptime_s=2.0))
+    mute.wait_until(lambda: not mute.client.is_ready)
+    waiting = asyncio.run_coroutine_threadsafe(mute.client.wait_ready(), mute.loop)
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), mute.loop).result(PATIENCE_S)
+    assert not waiting.done()
+    mute.engine.send(EngineReady(2, 40, 16, 64), stats(uptime_s=3.0))
+    waiting.result(PATIENCE_S)
+    assert mute.client.is_ready
 
 
 def test_words_about_unknown_sequences_are_ignored(mute: Daemon) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from configs.version import VERSION
 from engine.messages import StageStats, Stats
 from server import engine_client, operations
 from tests.server.world import MODEL, TOKENIZER, Daemon, serving, stats
@@ -109,7 +110,7 @@ def test_the_load_counts_what_is_open(tmp_path: Path) -> None:
 
 
 def test_the_version_is_told(daemon: Daemon) -> None:
-    assert daemon.get("/version").json() == {"version": operations.VERSION}
+    assert daemon.get("/version").json() == {"version": VERSION}
 
 
 def test_the_document_describes_every_route_and_resolves(daemon: Daemon) -> None:

@@ -54,3 +54,29 @@ def test_a_stop_string_over_three_pieces_is_cut_out() -> None:
 
 def test_what_looked_like_a_stop_string_is_shown_when_it_is_none() -> None:
     assert in_pieces(["one ST", "AY"], ["STOP"]) == (["one ", "STAY", ""], False)
+
+
+@given(few_letters, st.lists(few_letters, max_size=8), stop_lists)
+def test_a_stop_string_may_begin_in_what_was_shown_and_must_not_end_in_it(
+    skipped: str, pieces: list[str], stops: list[str]
+) -> None:
+    stop_strings = StopStrings(stops)
+    middle = len(skipped) // 2
+    shown = stop_strings.skip(skipped[:middle]) + stop_strings.skip(skipped[middle:])
+    assert shown == skipped
+    stopped = False
+    for piece in pieces:
+        text, stopped = stop_strings.push(piece)
+        shown += text
+        if stopped:
+            break
+    else:
+        shown += stop_strings.flush()
+    whole, expected = skipped + "".join(pieces), (skipped + "".join(pieces), False)
+    for end in range(len(skipped) + 1, len(whole) + 1):
+        complete = [stop for stop in stops if whole[:end].endswith(stop)]
+        if complete:
+            cut = end - max(map(len, complete))
+            expected = whole[: max(cut, len(skipped))], True
+            break
+    assert (shown, stopped) == expected

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server import tokenization
+from server import tokenizer as tokenizer_module
 from server.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer
 from tests.server.world import MODEL, TOKENIZER, Daemon, byte_level_tokenizer, serving
 
@@ -77,7 +77,8 @@ def test_a_wrong_request_names_the_field(
 def test_a_long_text_holds_nobody_up_and_too_many_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenization, "MAX_LONG_TEXTS", 1)
+    monkeypatch.setattr(tokenizer_module, "NUM_THREADS", 1)
+    monkeypatch.setattr(tokenizer_module, "MAX_WAITING_TEXTS", 0)
     begun, go_on = threading.Event(), threading.Event()
 
     class Slow(Tokenizer):
@@ -97,12 +98,13 @@ def test_a_long_text_holds_nobody_up_and_too_many_are_refused(
         first.start()
         assert begun.wait(10)
         assert daemon.get("/v1/models").status_code == 200, "while it is being tokenized"
-        refused = post(daemon, "/tokenize", prompt=long_text)
+        refused = [post(daemon, "/tokenize", prompt=long_text), daemon.complete(prompt=long_text)]
         go_on.set()
         first.join()
         assert post(daemon, "/tokenize", prompt=long_text).status_code == 200
-    assert refused.status_code == 429
-    assert refused.headers["retry-after"]
+    for response in refused:
+        assert response.status_code == 429
+        assert response.headers["retry-after"]
     assert told[0].json()["count"] > 0
 
 

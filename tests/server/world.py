@@ -38,6 +38,7 @@ from server.batches.service import BatchService
 from server.drain import Drain
 from server.endpoints import build_endpoints
 from server.engine_client import EngineClient
+from server.errors import ApiError
 from server.length_predictor import LengthPredictor
 from server.listener import DrainingServer, listen
 from server.metrics import Metrics
@@ -302,9 +303,9 @@ def serving(
         started.append(Daemon(url, engine, client, server, drain, asyncio.get_running_loop()))
         chores = [asyncio.create_task(c.run()) for c in (client, predictor, batches)]
         if opens_batches:
-            await asyncio.wait_for(batches.was_open.wait(), PATIENCE_S)
+            await asyncio.wait_for(_opened(batches), PATIENCE_S)
         if ready:
-            await asyncio.wait_for(client.was_ready.wait(), PATIENCE_S)
+            await asyncio.wait_for(client.wait_ready(), PATIENCE_S)
         is_up.set()
         await server.serve([listener])
         for chore in chores:
@@ -335,6 +336,15 @@ def events(response: httpx.Response) -> list[Any]:
     lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
     assert lines[-1] == "[DONE]"
     return [json.loads(line) for line in lines[:-1]]
+
+
+async def _opened(batches: BatchService) -> None:
+    """Until files and batches are there."""
+    while True:
+        with suppress(ApiError):
+            _ = batches.store
+            return
+        await asyncio.sleep(0.002)
 
 
 def _set_exit(server: DrainingServer) -> None:

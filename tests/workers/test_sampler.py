@@ -4,6 +4,7 @@ import math
 from array import array
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.messages import SamplerSetup, Sampling, Step
+from workers import sampler
 from workers.sampler import Sampler, uniforms
 
 torch.set_num_threads(1)
@@ -87,8 +89,13 @@ def probabilities(logits: Tensor, draw: Draw) -> dict[int, float]:
 
 
 def twin(logits: Tensor, draw: Draw) -> int:
-    """Walk along the kept tokens until the uniform number is used up."""
+    """Walk along the kept tokens until the uniform number is used up.
+
+    They come with the likeliest first where any are left out, else in the order of their ids.
+    """
     kept = probabilities(logits, draw)
+    if draw.top_p == 1 and not draw.top_k:
+        kept = dict(sorted(kept.items()))
     left = float(uniforms(np.array([draw.seed], np.uint64), np.array([draw.index]))[0])
     left *= sum(kept.values())
     for token, probability in kept.items():
@@ -235,3 +242,19 @@ def test_uniforms_are_uniform(varying: str) -> None:
     chi_square = ((found - count / bins) ** 2 / (count / bins)).sum()
     assert chi_square < 148.2  # 99 degrees of freedom, 1 in 1000
     assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.02
+
+
+def test_a_rehearsal_is_of_a_step_in_which_every_row_is_dear(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[int] = []
+    draw = sampler._draw_kept
+
+    def counting(logits: Tensor, *rest: Any) -> Tensor:
+        drawn.append(len(logits))
+        return draw(logits, *rest)
+
+    monkeypatch.setattr(sampler, "_draw_kept", counting)
+    logits = make_logits(150)
+    Sampler(logits.shape[-1], logits.device).rehearse(logits)
+    assert drawn == [64, 64, 22]

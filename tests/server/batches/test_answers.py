@@ -139,7 +139,7 @@ def test_a_write_that_fails_leaves_no_torn_line(
 async def _write_in_groups(output: Path, errors: Path) -> None:
     async with AnswerWriter(output, errors) as writer:
         await asyncio.gather(*(writer.add(success(f"r{i}")) for i in range(100)))
-        assert writer.answers.counts(100).completed == 100
+        assert (await writer.progress(100)).counts.completed == 100
         cancelled = [asyncio.create_task(writer.add(success(f"s{i}"))) for i in range(50)]
         await asyncio.sleep(0)
         for task in cancelled:
@@ -151,6 +151,21 @@ def test_what_was_added_is_written_once_though_its_callers_were_cancelled(tmp_pa
     asyncio.run(_write_in_groups(output, errors))
     wanted = {f"r{i}" for i in range(100)} | {f"s{i}" for i in range(50)}
     assert by_custom_id(output.read_text()).keys() == wanted
+
+
+def test_the_tokens_that_are_told_are_those_of_the_answers_that_are_told(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with AnswerWriter(tmp_path / "output", tmp_path / "errors") as writer:
+            telling = [
+                asyncio.create_task(each)
+                for i in range(50)
+                for each in (writer.add(success(f"r{i}")), writer.progress(50))
+            ]
+            told = [each for each in await asyncio.gather(*telling) if each is not None]
+            assert [p.usage.total_tokens for p in told] == [7 * p.counts.completed for p in told]
+            assert (await writer.progress(50)).counts.completed == 50
+
+    asyncio.run(work())
 
 
 def test_files_are_not_left_before_they_are_quite_open(

@@ -2,8 +2,9 @@
 
 import io
 import socket
+import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import httpx
@@ -62,10 +63,18 @@ def test_files_are_listed_in_pages(tmp_path: Path) -> None:
         made = [client.files.create(file=("a", CONTENT), purpose="batch").id for _ in range(5)]
         assert [file.id for file in client.files.list(limit=2)] == made[::-1]
         assert [file.id for file in client.files.list(limit=2, order="asc")] == made
+        assert daemon.get("/v1/files?limit=2").json() == {
+            "object": "list",
+            "data": [client.files.retrieve(id_).to_dict() for id_ in made[:-3:-1]],
+            "first_id": made[4],
+            "last_id": made[3],
+            "has_more": True,
+        }
         page = client.files.list(after=made[2], order="asc")
         assert [file.id for file in page.data] == made[3:]
         assert not page.has_more
-        assert client.files.list(purpose="batch_output").data == []
+        nothing = daemon.get("/v1/files?purpose=batch_output").json()
+        assert (nothing["data"], nothing["first_id"], nothing["last_id"]) == ([], None, None)
         with pytest.raises(openai.NotFoundError):
             client.files.list(after="file-0")
         for wrong in ("limit=0", "limit=10001", "order=up"):
@@ -146,6 +155,17 @@ def test_an_upload_whose_client_goes_away_leaves_nothing(tmp_path: Path) -> None
             daemon.wait_until(lambda: bool(list(uploads.glob("batches/*/uploads/*"))))
         daemon.wait_until(lambda: not list(uploads.glob("batches/*/uploads/*")))
         assert contents(uploads) == set()
+
+
+def test_an_upload_that_the_database_cannot_keep_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path) as daemon, official(daemon) as client:
+        (database,) = tmp_path.glob("data/batches/*/store.sqlite3")
+        with closing(sqlite3.connect(database)) as connection:
+            full = "BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
+            connection.execute(f"CREATE TRIGGER full BEFORE INSERT ON files {full}")
+        with pytest.raises(openai.InternalServerError, match="The file cannot be kept"):
+            client.files.create(file=("a", CONTENT), purpose="batch")
+        assert contents(tmp_path / "data") == set()
 
 
 def test_a_silent_upload_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

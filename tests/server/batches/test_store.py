@@ -10,8 +10,9 @@ import pytest
 
 from server.batches.database import VERSION, DatabaseError
 from server.batches.life import StoredBatch, new_id
-from server.batches.objects import FileObject
+from server.batches.objects import FileList, FileObject
 from server.batches.store import FileInUseError, Store, StoreTakenError, UnknownFileError
+from tests.server.batches.world import refuse_to_commit
 
 NOW = 1_000
 
@@ -105,10 +106,28 @@ def test_a_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
     async def work(store: Store) -> None:
         await add(store, file)
         await store.add_batch(batch, 10)
-        with pytest.raises(sqlite3.IntegrityError):
+        with pytest.raises(DatabaseError):
             await store.change_batch(batch.id, lambda b: b.validated(5, NOW), [file])
         assert await store.batch(batch.id) == batch
 
+    run(tmp_path, work)
+
+
+def refuse(_: sqlite3.Connection) -> None:
+    """What a full disk says to a row."""
+    raise sqlite3.OperationalError("database or disk is full")
+
+
+@pytest.mark.parametrize("fail", [refuse, refuse_to_commit])
+def test_an_upload_whose_row_cannot_be_kept_leaves_no_content(
+    fail: Callable[[sqlite3.Connection], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(store: Store) -> None:
+        with pytest.raises(DatabaseError):
+            await add(store, a_file())
+        assert not list(tmp_path.glob("files/*"))
+
+    monkeypatch.setattr("server.batches.store._insert_file", lambda c, _: fail(c))
     run(tmp_path, work)
 
 
@@ -122,7 +141,7 @@ def test_expired_files_are_gone_for_the_client_at_once_and_soon_for_the_disk(
         await store.add_batch(a_batch(needed), 10)
         assert await store.file(gone.id, NOW + 4) == gone
         assert await store.file(gone.id, NOW + 5) is None
-        assert (await store.files(NOW + 5)).items == [kept]
+        assert FileList.model_validate_json(await store.files(NOW + 5)).data == [kept]
         assert await store.delete_expired(NOW + 5) == [gone.id]
         assert {path.name for path in tmp_path.glob("files/*")} == {kept.id, needed.id}
         with pytest.raises(UnknownFileError):

@@ -9,11 +9,12 @@ import pytest
 
 from server.batches.answers import Answer
 from server.batches.lines import LineRequest
-from server.batches.window import MAX_FAILURES, Window
+from server.batches.window import Window
 from server.engine_client import EngineClient
 from server.errors import ApiError, failed, invalid, too_busy, unavailable
 from server.metrics import Metrics
 from server.reply import Reply
+from server.retry import MAX_FAILURES
 
 PATH = "/v1/completions"
 METRICS = Metrics(cast(EngineClient, None))
@@ -46,6 +47,11 @@ class FakeEngine:
     ready: object = field(default_factory=object)
     path: str = PATH
     asked: list[bytes] = field(default_factory=list)
+
+    async def wait_ready(self) -> None:
+        """One comes as soon as it is waited for."""
+        await asyncio.sleep(0)
+        self.is_ready = True
 
     async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
         """As an endpoint has it."""
@@ -91,7 +97,7 @@ def run(
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.batches.window.RETRY_S", 0.0)
+    monkeypatch.setattr("server.retry.RETRY_S", 0.0)
     monkeypatch.setattr("server.batches.window.POLL_INTERVAL_S", 0.0)
 
 
@@ -102,9 +108,8 @@ def test_every_request_is_answered_once() -> None:
     assert all(answer.is_success for answer in answers)
 
 
-@pytest.mark.parametrize("error", [unavailable("not now"), too_busy("full")])
-def test_a_refusal_that_is_over_soon_is_not_the_request_s_fault(error: ApiError) -> None:
-    engine = FakeEngine([fails(error)] * 20)
+def test_a_queue_that_is_full_is_not_the_request_s_fault() -> None:
+    engine = FakeEngine([fails(too_busy("full"))] * 20)
     (answer,) = run(engine)
     assert answer.is_success
     assert len(engine.asked) == 21
@@ -121,19 +126,21 @@ def test_a_request_that_is_wrong_is_asked_once(error: ApiError) -> None:
     assert len(engine.asked) == 1
 
 
-def test_engines_that_are_lost_are_never_the_request_s_fault() -> None:
+@pytest.mark.parametrize("error", [failed("lost"), unavailable("not ready")])
+def test_engines_that_are_lost_are_never_the_request_s_fault(error: ApiError) -> None:
     engine = FakeEngine()
 
     def lose() -> None:
         engine.ready = object()
 
-    engine.outcomes = [fails(failed("lost"), lose) for _ in range(5 * MAX_FAILURES)]
+    engine.outcomes = [fails(error, lose) for _ in range(5 * MAX_FAILURES)]
     (answer,) = run(engine)
     assert answer.is_success
 
 
-def test_a_request_that_an_engine_gives_up_on_again_and_again_fails() -> None:
-    engine = FakeEngine([fails(failed("no room for it"))] * 100)
+@pytest.mark.parametrize("error", [failed("no room for it"), unavailable("no room for it")])
+def test_a_request_that_an_engine_gives_up_on_again_and_again_fails(error: ApiError) -> None:
+    engine = FakeEngine([fails(error)] * 100)
     (answer,) = run(engine)
     assert not answer.is_success
     assert b"no room for it" in answer.line
@@ -152,10 +159,11 @@ def test_nothing_is_asked_before_there_is_an_engine_and_the_window_is_open() -> 
     looks = []
 
     def is_closed() -> bool:
+        assert engine.is_ready
         assert not engine.asked
         looks.append(1)
-        engine.is_ready = len(looks) > 3
-        return len(looks) < 6
+        engine.is_ready = is_open = len(looks) == 6  # lost again and again before that
+        return not is_open
 
     run(engine, 1, is_closed)
     assert len(looks) == 6

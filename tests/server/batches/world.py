@@ -1,6 +1,7 @@
 """A small world of batches: input lines, and a client that waits for a batch's end."""
 
 import json
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -80,3 +81,13 @@ def by_custom_id(text: str) -> dict[str, Any]:
 def contents(folder: Path) -> set[str]:
     """The names of all contents that a data folder keeps."""
     return {path.name for path in folder.glob("batches/*/files/*")}
+
+
+def refuse_to_commit(connection: sqlite3.Connection) -> None:
+    """From now on a COMMIT fails, as on a full disk."""
+
+    def authorize(action: int, word: str | None, *_: str | None) -> int:
+        is_commit = action == sqlite3.SQLITE_TRANSACTION and word == "COMMIT"
+        return sqlite3.SQLITE_DENY if is_commit else sqlite3.SQLITE_OK
+
+    connection.set_authorizer(authorize)

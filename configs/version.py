@@ -1,0 +1,8 @@
+"""The version: that of the installed package."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    VERSION = version("tdpipe")
+except PackageNotFoundError:  # it runs in its source folder
+    VERSION = "not installed"

@@ -61,12 +61,8 @@ class CheckerError(Exception):
     """No grammar can be checked: the tokenizer is none that grammars can be followed in."""
 
 
-class CheckerNotStartedError(Exception):
-    """There is no process that could check anything now."""
-
-
-class CheckLostError(Exception):
-    """The check came to no end, and it was not the grammar's fault."""
+class UncheckedError(Exception):
+    """The check did not come to its end, or not even begin, and not by the grammar's fault."""
 
 
 class _Child(NamedTuple):
@@ -89,7 +85,7 @@ class GrammarChecker:
     def check(self, grammar: str) -> str:
         """What is wrong with the grammar, in words that follow its name; empty for nothing.
 
-        Raises `CheckerError`, `CheckerNotStartedError` and `CheckLostError`.
+        Raises `CheckerError` and `UncheckedError`.
         """
         if self._child is None or self._child.process.poll() is not None:
             self._child = self._start()
@@ -123,12 +119,12 @@ class GrammarChecker:
                     raise CheckerError(problem)
                 return _Child(process, ours)
         self.close()
-        raise CheckerNotStartedError("the process that checks grammars did not start")
+        raise UncheckedError("the process that checks grammars did not start")
 
     def _fate(self, code: int) -> str:
         """What it says of a grammar that the process has ended over it, and how."""
         if code in (-signal.SIGKILL, -signal.SIGTERM):
-            raise CheckLostError("the process that checks grammars was ended")
+            raise UncheckedError("the process that checks grammars was ended")
         if code == -signal.SIGXCPU:
             return f"takes longer than {self._limits.max_cpu_s} seconds to prepare"
         return "is too complex"

@@ -16,13 +16,12 @@ from pydantic import Field
 from configs.grammar_limits import MAX_GRAMMAR_BYTES
 from server import grammar_text
 from server.body import Body
-from server.errors import ApiError, failed, invalid, too_busy, unavailable
+from server.errors import ApiError, invalid, too_busy, unavailable
 from server.grammar_checker import (
     CheckedVocabulary,
     CheckerError,
-    CheckerNotStartedError,
-    CheckLostError,
     GrammarChecker,
+    UncheckedError,
 )
 from server.grammar_text import WHITESPACE, Schema
 from server.tokenizer import Tokenizer
@@ -106,8 +105,8 @@ class Grammars:
     async def check(self, grammar: str, param: str, *, patient: bool = False) -> None:
         """Return if the grammar, which the field `param` asks for, can be followed.
 
-        Raises `ApiError`: 400 if not, 429 when others take too long with their checks, 500 and 503
-        when it is nobody's fault. Who is `patient` waits for others without end.
+        Raises `ApiError`: 400 if not, 429 when others take too long with their checks, 503 when no
+        check came to an end. Who is `patient` waits for others without end.
         """
         if not grammar:
             return
@@ -120,10 +119,8 @@ class Grammars:
         except CheckerError as error:
             message = f"'{param}' is not possible with this model's tokenizer: {error}."
             raise invalid(message, param, "unsupported_parameter") from error
-        except CheckerNotStartedError as error:
-            raise unavailable(f"'{param}' cannot be checked now: {error}.") from error
-        except CheckLostError as error:
-            raise failed(f"'{param}' could not be checked: {error}.") from error
+        except UncheckedError as error:
+            raise unavailable(f"'{param}' could not be checked: {error}.") from error
         if complaint:
             raise invalid(f"'{param}' {complaint}.", param, "invalid_value")
 

@@ -12,10 +12,9 @@ from server import grammar_checker
 from server.grammar_checker import (
     CheckedVocabulary,
     CheckerError,
-    CheckerNotStartedError,
     CheckLimits,
-    CheckLostError,
     GrammarChecker,
+    UncheckedError,
 )
 from server.grammar_text import choice, json_schema, lark, regex
 from tests.checkpoints import make_tokenizer
@@ -143,7 +142,7 @@ def test_what_exceeds_a_limit_is_refused_and_the_next_is_served(
 
 def test_a_check_that_gets_no_time_is_lost_and_the_next_is_served() -> None:
     checker = GrammarChecker(VOCABULARY, CheckLimits(**GENEROUS | {"patience_s": 0.0}))
-    with pytest.raises(CheckLostError):
+    with pytest.raises(UncheckedError):
         checker.check(SLOW)
     checker._limits = CheckLimits(**GENEROUS)
     assert checker.check(FINE) == ""
@@ -164,7 +163,7 @@ def test_a_check_whose_process_is_ended_from_elsewhere_is_lost(
         checker.close()
 
     monkeypatch.setattr(connection, "send_bytes", send_and_end)
-    with pytest.raises(CheckLostError):
+    with pytest.raises(UncheckedError):
         checker.check(FINE)
     assert checker.check("no grammar")
     checker.close()
@@ -174,7 +173,7 @@ def test_a_process_that_does_not_start_is_no_complaint(monkeypatch: pytest.Monke
     checker = GrammarChecker(VOCABULARY)
     with monkeypatch.context() as patch:
         patch.setattr(grammar_checker, "START_TIMEOUT_S", 0.0)
-        with pytest.raises(CheckerNotStartedError):
+        with pytest.raises(UncheckedError):
             checker.check(FINE)
     assert checker.check(FINE) == ""
     checker.close()

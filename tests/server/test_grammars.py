@@ -15,7 +15,7 @@ from configs.grammar_limits import MAX_GRAMMAR_BYTES
 from engine.messages import Submit
 from server import grammars as module
 from server.errors import ApiError
-from server.grammar_checker import CheckerError, CheckerNotStartedError, CheckLostError
+from server.grammar_checker import CheckerError, UncheckedError
 from server.grammar_text import choice, json_object, json_schema, lark, regex
 from server.grammars import Grammars, grammar_of
 from tests.server.grammar_readers import accepts
@@ -342,8 +342,7 @@ def test_offline_work_waits_one_by_one_and_leaves_room_for_others(
     ("failure", "status"),
     [
         (CheckerError("it is too small"), 400),
-        (CheckLostError("the process was ended"), 500),
-        (CheckerNotStartedError("the process did not start"), 503),
+        (UncheckedError("the process was ended"), 503),
     ],
 )
 def test_what_is_not_the_grammar_s_fault_is_told_as_such_and_not_remembered(

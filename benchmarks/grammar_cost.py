@@ -113,10 +113,10 @@ def follow(vocabulary: Vocabulary, compiled: LLMatcher, times: int = 5) -> list[
         guide, seconds = Guide((END_ID,)), []
         first_mask(guide, compiled, (), vocabulary)
         for token_id in vocabulary.tokenizer.tokenize_str(TEXT):
+            assert guide.matcher is not None, "the text does not follow the grammar"
             began_at = perf_counter()
             next_masks([guide], [token_id], vocabulary, executor)
             seconds.append(perf_counter() - began_at)
-        assert guide.matcher is not None, "the text does not follow the grammar"
     return seconds
 
 

@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -72,9 +71,7 @@ def serving(num_stages: int, step_ms: float) -> Iterator[Served]:
         loader.save(config, folder)
 
         def start(*arguments: str) -> psutil.Process:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", *arguments], env=lifeline.environment_of_children(1)
-            )
+            process = lifeline.start(*arguments)
             stack.callback(process.wait)
             stack.callback(process.kill)
             return psutil.Process(process.pid)

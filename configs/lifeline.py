@@ -9,10 +9,11 @@ elsewhere.
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -22,6 +23,22 @@ _PR_SET_PDEATHSIG = 1
 FAILURE = "failure.txt"
 PARENT = "_TDPIPE_PARENT"
 ENV_PREFIX = "TDPIPE_"
+
+
+def start(
+    module: str, *arguments: str, num_threads: int | None = None, pass_fds: Sequence[int] = ()
+) -> "subprocess.Popen[bytes]":
+    """Start `python -m module`, one of ours that ties itself to this process."""
+    return subprocess.Popen(
+        # -P: a server.py or a configs folder where the user stands is not ours.
+        [sys.executable, "-P", "-m", module, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        # Ctrl-C reaches the parent alone, which ends the others in order.
+        start_new_session=True,
+        env=environment_of_children(num_threads),
+        pass_fds=pass_fds,
+    )
 
 
 def tie_to_parent() -> None:

@@ -94,6 +94,7 @@ async def _serve(
     for task in rest:
         task.cancel()
     await asyncio.wait(rest)
+    endpoints.close()
     serving.result()
 
 

@@ -1,5 +1,7 @@
 """A request's body: JSON into a checked model, and errors that name the field at fault."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar, TypeVar
 
 import msgspec
@@ -37,6 +39,15 @@ def parse(kind: type[Kind], body: bytes) -> Kind:
         return kind.model_validate(given)
     except ValidationError as error:
         raise _explain(error, kind.expected) from error
+    except RecursionError as error:
+        raise _too_deep() from error
+
+
+@contextmanager
+def not_too_deep() -> Iterator[None]:
+    """For work on parts of a body: raises `ApiError` (400) where the stack is too small for it."""
+    try:
+        yield
     except RecursionError as error:
         raise _too_deep() from error
 

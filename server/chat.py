@@ -10,6 +10,7 @@ import msgspec
 from configs.schema import Config
 from configs.version import VERSION
 from server import grammar_text, reasoning
+from server.body import not_too_deep
 from server.chat_protocol import ChatRequest, parse_chat
 from server.chat_rendering import ChatRendering
 from server.chat_template import ChatTemplate
@@ -65,7 +66,8 @@ class Chat:
         )
         prompt = await self._template.render_text(conversation, patient=offline)
         opened = reasoning.leaves_open(prompt, request.continued)
-        grammar = await self._grammar(request, choice, opened=opened)
+        with not_too_deep():
+            grammar = await self._grammar(request, choice, opened=opened, patient=offline)
         token_ids = await self._template.encode(
             prompt, add_special_tokens=request.add_special_tokens, patient=offline
         )
@@ -97,8 +99,10 @@ class Chat:
             raise invalid(message, "tools", "unsupported_parameter")
         return choice
 
-    async def _grammar(self, request: ChatRequest, choice: ToolChoice, *, opened: bool) -> str:
-        """What the answer must follow, empty for nothing. Raises `ApiError` (400, 429).
+    async def _grammar(
+        self, request: ChatRequest, choice: ToolChoice, *, opened: bool, patient: bool
+    ) -> str:
+        """What the answer must follow, empty for nothing. Raises `ApiError`.
 
         Where tools may be called, a form that is asked for is that of an answer without calls.
         Reasoning goes before it all, where the prompt has begun it.
@@ -113,13 +117,13 @@ class Chat:
             calls = call_format.grammar(
                 choice.schemas, special_tokens, several=several, whitespace=whitespace
             )
-            await self._grammars.check(grammar, param)
+            await self._grammars.check(grammar, param, patient=patient)
             grammar = calls if choice.is_forced else grammar_text.either(grammar, calls)
             param = "tools"
         if grammar and opened:
             begin, end = reasoning.BEGIN, reasoning.END
             grammar = grammar_text.after_reasoning(grammar, begin, end, special_tokens)
-        await self._grammars.check(grammar, param)
+        await self._grammars.check(grammar, param, patient=patient)
         return grammar
 
     def _with_markers(self, request: ChatRequest, choice: ToolChoice) -> ChatRequest:

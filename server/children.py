@@ -8,7 +8,6 @@ it, and ends all.
 import logging
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from typing import Literal
@@ -89,14 +88,8 @@ class Children:
 
     def _start(self, name: Name) -> None:
         module = "workers" if name == "stages" else name
-        self._processes[name] = subprocess.Popen(
-            # -P: a server.py or a configs folder where the user stands is not ours.
-            [sys.executable, "-P", "-m", module, str(self._config.folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr,
-            # Ctrl-C reaches the parent alone, which ends the others in order.
-            start_new_session=True,
-            env=lifeline.environment_of_children(self._config.num_threads),
+        self._processes[name] = lifeline.start(
+            module, str(self._config.folder), num_threads=self._config.num_threads
         )
 
     def _why_not_restart(self, name: Name, code: int) -> str | None:

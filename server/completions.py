@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from server.body import not_too_deep
 from server.completion_rendering import CompletionRendering
 from server.engine_client import EngineClient
 from server.errors import invalid
@@ -40,8 +41,9 @@ class Completions:
             self._client.check_ready()
         if request.logprobs is not None:
             self._planner.check_num_logprobs(request.logprobs, "logprobs")
-        grammar = request.grammar
-        await self._grammars.check(grammar, request.grammar_param)
+        with not_too_deep():
+            grammar = request.grammar
+        await self._grammars.check(grammar, request.grammar_param, patient=offline)
         prompts = await self._read_prompts(request, patient=offline)
         fields = request
         if request.scores_prompt:

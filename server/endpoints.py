@@ -20,13 +20,18 @@ PATHS = (Completions.path, Chat.path)
 
 @dataclass(frozen=True)
 class Endpoints:
-    """One of each kind, on one engine."""
+    """One of each kind, on one engine; `grammars` has a process, until they are closed."""
 
     planner: Planner
     generations: Generations
     chat_template: ChatTemplate
     completions: Completions
     chat: Chat
+    grammars: Grammars
+
+    def close(self) -> None:
+        """End what they have started."""
+        self.grammars.close()
 
     def all(self) -> list[Endpoint]:
         """Those with a path of `PATHS`, in that order."""
@@ -40,7 +45,7 @@ def build_endpoints(
     metrics: Metrics,
     predictor: LengthPredictor,
 ) -> Endpoints:
-    """The endpoints of one model; the caller runs `client` and `predictor`.
+    """The endpoints of one model; the caller runs `client` and `predictor`, and closes them.
 
     Raises `ChatTemplateError` when the file with the chat template cannot be used.
     """
@@ -54,4 +59,5 @@ def build_endpoints(
         template,
         Completions(client, tokenizer, planner, generations, grammars),
         Chat(config, client, tokenizer, template, planner, generations, grammars),
+        grammars,
     )

@@ -5,8 +5,10 @@ the last stage keeps to, in a process that is ended when it takes too long, too 
 fall: nothing that a client sends can hold up or take down the server, or get as far as a stage.
 """
 
+import math
 import random
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,20 +27,13 @@ from configs import lifeline
 from configs.grammar_limits import grammar_limits
 
 START_TIMEOUT_S = 60.0
-CHECK_TIMEOUT_S = 5.0
-# What the process may take, its tokenizer included.
-MAX_MEMORY_BYTES = 4 << 30
 # Less than a thread of the stages has: what is nested too deeply falls here, not there.
 STACK_BYTES = 1 << 20
-# Tokens for which a grammar is followed, and the CPU time that each of them and all may take.
-NUM_TRIED = 160
-MAX_MASK_S = 0.1
-MAX_TRIAL_S = 1.0
 MAX_WORDS = 300
 
 
 class CheckedVocabulary(msgspec.Struct, frozen=True, array_like=True):
-    """The tokenizer that grammars are checked for: the tokenizers library's JSON.
+    """The tokenizer that grammars are checked for: the tokenizers library's JSON, or nothing.
 
     The first of `eos_token_ids`, if there is any, ends its texts.
     """
@@ -46,84 +42,110 @@ class CheckedVocabulary(msgspec.Struct, frozen=True, array_like=True):
     eos_token_ids: tuple[int, ...]
 
 
+class CheckLimits(msgspec.Struct, frozen=True, array_like=True):
+    """What one grammar may take. Its own are seconds of CPU: a busy machine makes none of it wrong.
+
+    It is followed for `num_tokens`: `max_mask_s` is for each, `max_trial_s` for all, `max_cpu_s`
+    has what came before in it, and `max_memory_bytes` the tokenizer. The server waits `patience_s`.
+    """
+
+    num_tokens: int = 160
+    max_mask_s: float = 0.1
+    max_trial_s: float = 1.0
+    max_cpu_s: int = 5
+    max_memory_bytes: int = 4 << 30
+    patience_s: float = 15.0
+
+
 class CheckerError(Exception):
     """No grammar can be checked: the tokenizer is none that grammars can be followed in."""
+
+
+class UncheckedError(Exception):
+    """The check did not come to its end, or not even begin, and not by the grammar's fault."""
+
+
+class _Child(NamedTuple):
+    process: "subprocess.Popen[bytes]"
+    connection: Connection
 
 
 class GrammarChecker:
     """The process, started with the first check and again after it had to be ended.
 
-    For one thread at a time.
+    For one thread at a time, but for `close`.
     """
 
-    def __init__(self, vocabulary: CheckedVocabulary) -> None:
+    def __init__(self, vocabulary: CheckedVocabulary, limits: CheckLimits | None = None) -> None:
         self._vocabulary = vocabulary
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
+        self._limits = limits or CheckLimits()
+        self._child: _Child | None = None
         self._end: Callable[[], object] = lambda: None
 
     def check(self, grammar: str) -> str:
         """What is wrong with the grammar, in words that follow its name; empty for nothing.
 
-        Raises `CheckerError`.
+        Raises `CheckerError` and `UncheckedError`.
         """
-        if self._process is not None and self._process.poll() is not None:
-            self.close()  # somebody else has ended it meanwhile
-        connection = self._connection or self._start()
+        if self._child is None or self._child.process.poll() is not None:
+            self._child = self._start()
+        process, connection = self._child
         with suppress(EOFError, OSError):
             connection.send_bytes(grammar.encode())
-            if not connection.poll(CHECK_TIMEOUT_S):
-                self.close()
-                return f"takes longer than {CHECK_TIMEOUT_S:.0f} seconds to prepare"
+            if not connection.poll(self._limits.patience_s):
+                process.kill()
             return connection.recv_bytes().decode()
-        self.close()
-        return "is too complex"
+        return self._fate(process.wait())
 
     def close(self) -> None:
-        """End the process; so does the end of the checker."""
+        """End the process; so does the end of the checker. A check under way is lost."""
         self._end()
-        self._process = self._connection = None
 
-    def _start(self) -> Connection:
-        ours, theirs = Pipe()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "server.grammar_checker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env=lifeline.environment_of_children(None),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        theirs.close()
-        self._connection = ours
-        self._end = weakref.finalize(self, _end, self._process, ours)
-        problem = "the process that checks them did not start"
+    def _start(self) -> _Child:
+        if not self._vocabulary.serialised:
+            raise CheckerError("it is not one of the tokenizers library's")
+        self.close()
         with suppress(EOFError, OSError):
-            ours.send_bytes(msgspec.msgpack.encode(self._vocabulary))
+            ours, theirs = Pipe()
+            with theirs:
+                process = lifeline.start(
+                    "server.grammar_checker", str(theirs.fileno()), pass_fds=[theirs.fileno()]
+                )
+            self._end = weakref.finalize(self, _end, process)
+            ours.send_bytes(msgspec.msgpack.encode((self._vocabulary, self._limits)))
             if ours.poll(START_TIMEOUT_S):
                 problem = ours.recv_bytes().decode()
-        if problem:
-            self.close()
-            raise CheckerError(problem)
-        return ours
+                if problem:
+                    raise CheckerError(problem)
+                return _Child(process, ours)
+        self.close()
+        raise UncheckedError("the process that checks grammars did not start")
+
+    def _fate(self, code: int) -> str:
+        """What it says of a grammar that the process has ended over it, and how."""
+        if code in (-signal.SIGKILL, -signal.SIGTERM):
+            raise UncheckedError("the process that checks grammars was ended")
+        if code == -signal.SIGXCPU:
+            return f"takes longer than {self._limits.max_cpu_s} seconds to prepare"
+        return "is too complex"
 
 
-def _end(process: "subprocess.Popen[bytes]", connection: Connection) -> None:
+def _end(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
     process.wait()
-    connection.close()
 
 
-def complaint(grammar: str, tokenizer: LLTokenizer) -> str:
+def complaint(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> str:
     """What is wrong with a grammar, empty for nothing: some text of its own is read by it."""
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=grammar_limits())
     rng, began_at = random.Random(0), time.thread_time()
-    for _ in range(NUM_TRIED):
+    for _ in range(limits.num_tokens):
         resumed_at = time.thread_time()
         mask = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         if matcher.is_error():
             break
         now = time.thread_time()
-        if now - resumed_at > MAX_MASK_S or now - began_at > MAX_TRIAL_S:
+        if now - resumed_at > limits.max_mask_s or now - began_at > limits.max_trial_s:
             return "is too slow to follow"
         token_ids = np.flatnonzero(np.unpackbits(mask, bitorder="little"))
         token_ids = token_ids[token_ids != tokenizer.eos_token]
@@ -146,9 +168,11 @@ def _words(error: str) -> str:
 
 def main(connection: Connection) -> None:
     """Check what comes until the server is gone."""
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    vocabulary = msgspec.msgpack.decode(connection.recv_bytes(), type=CheckedVocabulary)
+    vocabulary, limits = msgspec.msgpack.decode(
+        connection.recv_bytes(), type=tuple[CheckedVocabulary, CheckLimits]
+    )
+    _limit(resource.RLIMIT_AS, limits.max_memory_bytes)
+    _limit(resource.RLIMIT_CORE, 0)
     try:
         eos_token_id = next(iter(vocabulary.eos_token_ids), None)
         tokenizer = LLTokenizer(vocabulary.serialised, eos_token=eos_token_id)
@@ -159,7 +183,14 @@ def main(connection: Connection) -> None:
     with suppress(EOFError):
         while True:
             grammar = connection.recv_bytes().decode()
-            connection.send_bytes(complaint(grammar, tokenizer).encode())
+            _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + limits.max_cpu_s)
+            connection.send_bytes(complaint(grammar, tokenizer, limits).encode())
+
+
+def _limit(kind: int, value: int) -> None:
+    """What exceeds it ends this process, or fails there."""
+    with suppress(ValueError, OSError):
+        resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
 
 
 def _run_in_thread(connection: Connection) -> None:

@@ -16,17 +16,23 @@ from pydantic import Field
 from configs.grammar_limits import MAX_GRAMMAR_BYTES
 from server import grammar_text
 from server.body import Body
-from server.errors import ApiError, invalid, too_busy
-from server.grammar_checker import CheckedVocabulary, CheckerError, GrammarChecker
+from server.errors import ApiError, invalid, too_busy, unavailable
+from server.grammar_checker import (
+    CheckedVocabulary,
+    CheckerError,
+    GrammarChecker,
+    UncheckedError,
+)
 from server.grammar_text import WHITESPACE, Schema
 from server.tokenizer import Tokenizer
 
 MAX_CHOICES = 4096
 # Its conversion is Python and takes some 10 ms here.
 MAX_EBNF_CHARACTERS = 16 * 1024
-# Grammars whose check is remembered, and that may wait for theirs.
+# Grammars whose check is remembered, and that may wait for theirs, and for how long.
 MAX_KNOWN = 4096
-MAX_WAITING = 256
+MAX_WAITING = 16
+MAX_WAIT_S = 20.0
 
 
 class JsonSchemaFormat(Body):
@@ -81,21 +87,26 @@ class Grammars:
     """Checks grammars for one model, each of them once; all methods belong to one asyncio loop."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        serialised = tokenizer.serialised
-        self._checker = (
-            None
-            if serialised is None
-            else GrammarChecker(CheckedVocabulary(serialised, tokenizer.eos_token_ids))
-        )
+        vocabulary = CheckedVocabulary(tokenizer.serialised or "", tokenizer.eos_token_ids)
+        self._checker = GrammarChecker(vocabulary)
         # The thread stays: on Linux a process ends with the thread that has started it.
         self._thread = ThreadPoolExecutor(1, "grammars")
         self._known: OrderedDict[bytes, str] = OrderedDict()
         self._waiting: dict[bytes, asyncio.Future[str]] = {}
+        self._patient_door = asyncio.Lock()
 
-    async def check(self, grammar: str, param: str) -> None:
+    def close(self) -> None:
+        """End the process and the thread, and the check that they are at."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._checker.close()
+        self._thread.shutdown()
+        self._checker.close()  # the process may have been started meanwhile
+
+    async def check(self, grammar: str, param: str, *, patient: bool = False) -> None:
         """Return if the grammar, which the field `param` asks for, can be followed.
 
-        Raises `ApiError`: 400 if not, 429 when too many others wait for their check.
+        Raises `ApiError`: 400 if not, 429 when others take too long with their checks, 503 when no
+        check came to an end. Who is `patient` waits for others without end.
         """
         if not grammar:
             return
@@ -103,23 +114,36 @@ class Grammars:
         if len(encoded) > MAX_GRAMMAR_BYTES:
             limit = f"{MAX_GRAMMAR_BYTES // 1024} KiB"
             raise invalid(f"'{param}' is larger than {limit}.", param, "invalid_value")
-        digest = sha256(encoded).digest()
-        complaint = self._known.get(digest)
         try:
-            complaint = await self._ask(digest, grammar) if complaint is None else complaint
+            complaint = await self._complaint(sha256(encoded).digest(), grammar, patient=patient)
         except CheckerError as error:
             message = f"'{param}' is not possible with this model's tokenizer: {error}."
             raise invalid(message, param, "unsupported_parameter") from error
+        except UncheckedError as error:
+            raise unavailable(f"'{param}' could not be checked: {error}.") from error
         if complaint:
             raise invalid(f"'{param}' {complaint}.", param, "invalid_value")
 
-    async def _ask(self, digest: bytes, grammar: str) -> str:
-        if self._checker is None:
-            raise CheckerError("it is not one of the tokenizers library's")
+    async def _complaint(self, digest: bytes, grammar: str, *, patient: bool) -> str:
+        if digest in self._known:
+            return self._known[digest]
+        if patient:
+            async with self._patient_door:  # one by one, and so there is room for others
+                return await self._checked(digest, grammar)
+        busy = too_busy("Too many new grammars are being checked. Please retry shortly.")
+        if len(self._waiting) >= MAX_WAITING and digest not in self._waiting:
+            raise busy
+        try:
+            async with asyncio.timeout(MAX_WAIT_S):
+                return await self._checked(digest, grammar)
+        except TimeoutError:
+            raise busy from None
+
+    async def _checked(self, digest: bytes, grammar: str) -> str:
+        if digest in self._known:  # another's, while this one waited at the door
+            return self._known[digest]
         check = self._waiting.get(digest)
         if check is None:
-            if len(self._waiting) >= MAX_WAITING:
-                raise too_busy("Too many new grammars are being checked. Please retry shortly.")
             loop = asyncio.get_running_loop()
             check = loop.run_in_executor(self._thread, self._checker.check, grammar)
             check.add_done_callback(lambda done: self._note(digest, done))

@@ -91,13 +91,15 @@ class OfflineEngine:
         return working.result()
 
     def endpoints(self) -> Endpoints:
-        """The daemon's own endpoints on this engine, inside the block.
+        """The daemon's own endpoints on this engine, for as long as the block lasts.
 
         Raises `ChatTemplateError` when the file with the chat template cannot be used.
         """
-        return build_endpoints(
+        endpoints = build_endpoints(
             self.config, self.client, self.tokenizer, self.metrics, self.predictor
         )
+        self._stack.callback(endpoints.close)
+        return endpoints
 
     async def _start(self, stack: AsyncExitStack) -> None:
         # They are forked from here, where tokenizers may have used threads before.

@@ -7,7 +7,6 @@ their heartbeats when each of them began and ended each step.
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from array import array
@@ -92,12 +91,8 @@ class Driver:
         try:
             loader.save(self._config, self._folder)
             self._hub = Hub(self._config.stage_address, FromStage)
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "workers", str(self._folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=sys.stderr,
-                start_new_session=True,
-                env=lifeline.environment_of_children(self._config.num_threads),
+            self._process = lifeline.start(
+                "workers", str(self._folder), num_threads=self._config.num_threads
             )
             self._wait_ready()
         except BaseException:

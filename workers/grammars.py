@@ -11,9 +11,9 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -27,8 +27,9 @@ from workers.vocabulary import Vocabulary
 # How long a step waits for masks. Within the limits of grammars that is for milliseconds; the first
 # of all grammars waits for the tokenizer.
 PATIENCE_S = 60.0
-# Grammars that lie ready for the next sequence with the same one.
-MAX_KEPT = 64
+# Grammars that lie ready for the next sequence with the same one. To compile one takes 2 ms; what
+# it has met may have grown to 100 MB (`max_lexer_states`).
+MAX_KEPT = 8
 # Copies share their lexer, which keeps every state that it has met and ends all of them when it has
 # met too many: so many sequences have one together.
 MAX_COPIES = 64
@@ -68,10 +69,7 @@ class Grammars:
         self._compiled: OrderedDict[str, _Compiled] = OrderedDict()
         self._expected: dict[tuple[int, int], _Place] = {}
         self._places: dict[int, _Place] = {}
-        self._num_threads = min(MAX_THREADS, os.cpu_count() or 1)
-        # Apart: a new grammar may take a while, and the next masks of others must not.
-        self._beginning = ThreadPoolExecutor(self._num_threads, "grammar")
-        self._following = ThreadPoolExecutor(1, "mask")
+        self._start_threads()
 
     def expect(self, step: Step) -> None:
         """A plan has come and will be run later: begin with the grammars that are new in it."""
@@ -96,7 +94,10 @@ class Grammars:
         if not places:
             return None
         began_at = time.monotonic()
-        masks = np.stack([self._mask(place, began_at + PATIENCE_S) for place in places])
+        late = wait({place.masks for place in places}, PATIENCE_S).not_done
+        if late:
+            self._give_up([place for place in places if place.masks in late])
+        masks = np.stack([place.masks.result()[place.row] for place in places])  # [guided, words]
         self.waited_s += time.monotonic() - began_at
         return torch.tensor(rows, device=device), unpacked(~masks, self._vocab_size, device)
 
@@ -123,19 +124,25 @@ class Grammars:
         rows = [row for row, place in enumerate(places) if place is not None]
         return rows, [place for place in places if place is not None]
 
-    def _mask(self, place: _Place, ends_at: float) -> np.ndarray:
-        """What may come next, as far as it is known by then. [words]"""
-        try:
-            left_s = max(0.0, ends_at - time.monotonic())
-            mask: np.ndarray = place.masks.result(left_s)[place.row]
-        except TimeoutError:
+    def _give_up(self, places: Sequence[_Place]) -> None:
+        """Stop these sequences, and leave alone what they wait for: it may never end."""
+        log.error("grammars took more than %.0f s: %d sequences stop", PATIENCE_S, len(places))
+        for place in places:
             # The guide belongs to the thread that is still at it: another takes its place.
-            log.error("a grammar took more than %.0f s: its sequence stops", PATIENCE_S)
             place.guide, place.row = Guide(place.guide.stop_token_ids), 0
-            mask = only_stops(place.guide, self._num_words)
             place.masks = Future()
-            place.masks.set_result(mask[None])
-        return mask
+            place.masks.set_result(only_stops(place.guide, self._num_words)[None])
+        self._compiled.clear()
+        self._beginning.shutdown(wait=False)
+        self._following.shutdown(wait=False)
+        self._start_threads()
+
+    def _start_threads(self) -> None:
+        # Apart: a new grammar may take a while, and the next masks of others must not. Several, so
+        # that a step waits for its own masks alone.
+        self._beginning = ThreadPoolExecutor(MAX_THREADS, "grammar")
+        self._following = ThreadPoolExecutor(MAX_THREADS, "mask")
+        self._executor = cache(partial(LLExecutor, min(MAX_THREADS, os.cpu_count() or 1)))
 
     def _begin(self, setup: SamplerSetup) -> _Place:
         """A guide whose first mask is on its way."""
@@ -174,7 +181,7 @@ class Grammars:
 
     def _follow(self, guides: Sequence[Guide], token_ids: Sequence[int]) -> np.ndarray:
         try:
-            return next_masks(guides, token_ids, self._loaded, self._executor)
+            return next_masks(guides, token_ids, self._loaded, self._executor())
         except BaseException as error:
             for guide in guides:
                 guide.fail(str(error))
@@ -188,10 +195,6 @@ class Grammars:
     @property
     def _num_words(self) -> int:
         return -(-self._vocab_size // 32)
-
-    @cached_property
-    def _executor(self) -> LLExecutor:
-        return LLExecutor(self._num_threads)
 
 
 def constrain(logits: Tensor, banned: Tensor, unedited: Callable[[], Tensor]) -> None:

@@ -21,8 +21,9 @@ log = logging.getLogger("tdpipe")
 
 @dataclass(slots=True, eq=False)
 class Guide:
-    """What reads one sequence's output; `matcher` is None before it has begun and once it failed.
+    """What reads one sequence's output.
 
+    `matcher` is None before it has begun, and again once the output is complete or it has failed.
     Without `stop_token_ids` of its own, as with `ignore_eos`, a sequence that is complete goes on
     with the vocabulary's end token.
     """
@@ -101,6 +102,8 @@ def _masks(
         if guide.matcher is not None:
             if guide.matcher.is_error():
                 guide.fail(guide.matcher.get_error())
+            elif guide.matcher.is_stopped():
+                guide.matcher = None  # complete: the slot may keep it long after its end
             elif not masks[row].any():
                 guide.fail("the model has no token for what must follow")
         if guide.matcher is None or is_complete[row]:

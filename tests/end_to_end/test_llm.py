@@ -102,6 +102,16 @@ def test_what_cannot_be_asked_is_a_value_error_and_the_rest_goes_on(llm: LLM) ->
     assert output.outputs[0].text == "one two three"
 
 
+def test_a_form_is_kept_to_and_its_checker_ends_with_the_block(tmp_path: Path) -> None:
+    params = SamplingParams.model_validate({"structured_outputs": {"choice": ["yes", "no"]}})
+    with start(tmp_path) as llm:
+        before = set(psutil.Process().children())
+        (output,) = llm.generate("Count to three in words.\n", params, use_tqdm=False)
+        (checker,) = set(psutil.Process().children()) - before
+    assert output.outputs[0].text in ("yes", "no")
+    assert not checker.is_running()
+
+
 def test_prompts_outlast_a_stage_and_an_engine_that_are_killed(tmp_path: Path) -> None:
     others = psutil.Process().children(recursive=True)
     with start(tmp_path) as llm:

@@ -2,13 +2,20 @@
 
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from server import grammar_checker
-from server.grammar_checker import CheckedVocabulary, CheckerError, GrammarChecker
+from server.grammar_checker import (
+    CheckedVocabulary,
+    CheckerError,
+    CheckLimits,
+    GrammarChecker,
+    UncheckedError,
+)
 from server.grammar_text import choice, json_schema, lark, regex
 from tests.checkpoints import make_tokenizer
 from tests.server.grammar_readers import READER
@@ -16,11 +23,19 @@ from tests.server.world import TOKENIZER
 
 VOCABULARY = CheckedVocabulary(TOKENIZER.serialised or "", TOKENIZER.eos_token_ids)
 FINE = regex("[a-z]+")
+SLOW = regex("a{1000000}")  # some 0.5 s and 130 MB
+# More than any of these takes on any machine.
+GENEROUS: dict[str, Any] = {
+    "max_mask_s": 600.0,
+    "max_trial_s": 600.0,
+    "max_cpu_s": 600,
+    "patience_s": 600.0,
+}
 
 
 @pytest.fixture(scope="module")
 def checker() -> Iterator[GrammarChecker]:
-    made = GrammarChecker(VOCABULARY)
+    made = GrammarChecker(VOCABULARY, CheckLimits(**GENEROUS))
     yield made
     made.close()
 
@@ -75,7 +90,7 @@ def test_what_can_be_followed_is_fine(grammar: str, checker: GrammarChecker) -> 
         (regex(r"(a)\1"), "backreferences are not supported"),
         (regex("(?=a)b"), "look-around"),
         (regex(r"[^\s\S]"), "matches nothing"),
-        (regex("a{1000000}"), "too slow"),
+        (SLOW, "too many expressions"),
         (regex("((a{1,100}){1,100}){1,100}"), "too many expressions"),
         (regex("(" * 10_000 + "a" + ")" * 10_000), "nested parentheses"),
         (lark("start: nowhere"), "nowhere"),
@@ -106,14 +121,70 @@ def test_what_cannot_be_followed_is_told_in_one_line(
     assert "\n" not in complaint
 
 
-def test_who_takes_too_long_is_cut_off_and_the_next_is_served(
+@pytest.mark.parametrize(
+    ("limits", "grammar", "words"),
+    [
+        ({"max_mask_s": 0.0}, FINE, "is too slow to follow"),
+        ({"max_trial_s": 0.0}, FINE, "is too slow to follow"),
+        ({"max_cpu_s": 0, "num_tokens": 10**9}, FINE, "takes longer than 0 seconds to prepare"),
+        ({"max_memory_bytes": 1}, SLOW, "is too complex"),
+    ],
+    ids=["mask", "trial", "CPU", "memory"],
+)
+def test_what_exceeds_a_limit_is_refused_and_the_next_is_served(
+    limits: dict[str, Any], grammar: str, words: str
+) -> None:
+    checker = GrammarChecker(VOCABULARY, CheckLimits(**GENEROUS | limits))
+    assert checker.check(grammar) == words
+    assert checker.check("no grammar").startswith("cannot be used")
+    checker.close()
+
+
+def test_a_check_that_gets_no_time_is_lost_and_the_next_is_served() -> None:
+    checker = GrammarChecker(VOCABULARY, CheckLimits(**GENEROUS | {"patience_s": 0.0}))
+    with pytest.raises(UncheckedError):
+        checker.check(SLOW)
+    checker._limits = CheckLimits(**GENEROUS)
+    assert checker.check(FINE) == ""
+    checker.close()
+
+
+def test_a_check_whose_process_is_ended_from_elsewhere_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    checker = GrammarChecker(VOCABULARY, CheckLimits(**GENEROUS, num_tokens=10**9))
+    assert checker.check("no grammar")
+    assert checker._child is not None
+    connection = checker._child.connection
+    send = connection.send_bytes
+
+    def send_and_end(data: bytes) -> None:
+        send(data)
+        checker.close()
+
+    monkeypatch.setattr(connection, "send_bytes", send_and_end)
+    with pytest.raises(UncheckedError):
+        checker.check(FINE)
+    assert checker.check("no grammar")
+    checker.close()
+
+
+def test_a_process_that_does_not_start_is_no_complaint(monkeypatch: pytest.MonkeyPatch) -> None:
     checker = GrammarChecker(VOCABULARY)
-    assert checker.check(FINE) == ""
     with monkeypatch.context() as patch:
-        patch.setattr(grammar_checker, "CHECK_TIMEOUT_S", 0.001)
-        assert "takes longer" in checker.check(regex("a{1000000}"))
+        patch.setattr(grammar_checker, "START_TIMEOUT_S", 0.0)
+        with pytest.raises(UncheckedError):
+            checker.check(FINE)
+    assert checker.check(FINE) == ""
+    checker.close()
+
+
+def test_files_where_the_user_stands_are_not_taken_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "server.py").write_text("raise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
+    checker = GrammarChecker(VOCABULARY)
     assert checker.check(FINE) == ""
     checker.close()
 
@@ -150,9 +221,10 @@ def test_no_process_outlives_its_checker() -> None:
 
 def test_a_tokenizer_without_bytes_is_told() -> None:
     words_only = make_tokenizer(20).backend_tokenizer.to_str()
-    checker = GrammarChecker(CheckedVocabulary(words_only, (2,)))
-    with pytest.raises(CheckerError, match="decoder"):
-        checker.check(FINE)
+    for serialised, words in [(words_only, "decoder"), ("", "not one of")]:
+        checker = GrammarChecker(CheckedVocabulary(serialised, (2,)))
+        with pytest.raises(CheckerError, match=words):
+            checker.check(FINE)
 
 
 def test_without_an_end_token_of_its_own_a_tokenizer_can_be_used() -> None:
@@ -163,4 +235,5 @@ def test_without_an_end_token_of_its_own_a_tokenizer_can_be_used() -> None:
 
 def test_the_same_grammar_gets_the_same_answer_without_a_process(checker: GrammarChecker) -> None:
     grammar = regex("[0-9]{3}")
-    assert checker.check(grammar) == grammar_checker.complaint(grammar, READER) == ""
+    complaint = grammar_checker.complaint(grammar, READER, CheckLimits(**GENEROUS))
+    assert checker.check(grammar) == complaint == ""

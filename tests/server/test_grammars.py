@@ -2,21 +2,25 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from configs.grammar_limits import MAX_GRAMMAR_BYTES
 from engine.messages import Submit
 from server import grammars as module
 from server.errors import ApiError
-from server.grammar_checker import CheckerError
+from server.grammar_checker import CheckerError, UncheckedError
 from server.grammar_text import choice, json_object, json_schema, lark, regex
 from server.grammars import Grammars, grammar_of
 from tests.server.grammar_readers import accepts
-from tests.server.world import TOKENIZER, Daemon, saying, serving
+from tests.server.templates import CHATML, chatty
+from tests.server.world import MODEL, TOKENIZER, Daemon, saying, serving
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "boolean"}}}
 
@@ -185,6 +189,32 @@ def test_schemas_may_be_nested_as_deeply_as_they_like_without_harm(
     assert daemon.get("/health").status_code == 200
 
 
+def test_no_depth_of_a_form_is_more_than_the_server_can_tell(daemon: Daemon) -> None:
+    for depth in range(900, 1000):
+        schema = '{"items":' * depth + "{}" + "}" * depth
+        form = f'{{"type":"json_schema","json_schema":{{"name":"a","schema":{schema}}}}}'
+        text = f'{{"model": "little", "prompt": "hi", "response_format":{form}}}'
+        response = daemon.http.post(f"{daemon.url}/v1/completions", content=text)
+        assert response.status_code == 400
+
+
+def test_no_depth_of_a_tool_s_schema_is_more_than_the_server_can_tell(tmp_path: Path) -> None:
+    with serving(tmp_path, saying("hi"), tokenizer=chatty(CHATML)) as daemon:
+        for depth in range(300, 700, 5):
+            schema: dict[str, Any] = {}
+            for _ in range(depth):
+                schema = {"items": schema}
+            body = {
+                "model": MODEL,
+                # Long enough that the template is rendered in a thread, with a stack of its own.
+                "messages": [{"role": "user", "content": "hi" * 10_000}],
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
+                "tool_choice": "required",
+            }
+            response = daemon.http.post(f"{daemon.url}/v1/chat/completions", json=body)
+            assert response.status_code == 400, depth
+
+
 def test_a_tokenizer_without_bytes_is_told(tmp_path: Path) -> None:
     class Wordy(type(TOKENIZER)):  # type: ignore[misc]
         serialised = None
@@ -198,23 +228,31 @@ def test_a_tokenizer_without_bytes_is_told(tmp_path: Path) -> None:
 
 
 class CountedChecker:
-    """A checker that remembers what it was asked, and waits where it is told to."""
+    """A checker that remembers what it was asked, and waits until it may go on."""
 
-    def __init__(self, _vocabulary: object) -> None:
+    def __init__(self) -> None:
         self.checked: list[str] = []
+        self.failures: dict[str, Exception] = {}
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
 
     def check(self, grammar: str) -> str:
         self.checked.append(grammar)
-        if grammar == "unusable":
-            raise CheckerError("it is too small")
+        self.may_go_on.wait()
+        if grammar in self.failures:
+            raise self.failures[grammar]
         return "is wrong" if grammar == "wrong" else ""
+
+    def close(self) -> None:
+        self.may_go_on.set()
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[Grammars, CountedChecker]:
-    checker = CountedChecker(None)
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Grammars, CountedChecker]]:
+    checker = CountedChecker()
     monkeypatch.setattr(module, "GrammarChecker", lambda _: checker)
-    return Grammars(TOKENIZER), checker
+    with closing(Grammars(TOKENIZER)) as grammars:
+        yield grammars, checker
 
 
 def test_a_grammar_is_checked_once_whether_right_or_wrong(
@@ -258,6 +296,68 @@ def test_too_many_new_grammars_at_once_are_turned_away(
     assert len(checker.checked) == 3
 
 
+def test_who_waits_for_too_long_is_turned_away_and_finds_the_answer_later(
+    counted: tuple[Grammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grammars, checker = counted
+    checker.may_go_on.clear()
+
+    async def ask() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "MAX_WAIT_S", 0.0)
+            with pytest.raises(ApiError) as refused:
+                await grammars.check("slow", "field")
+        assert refused.value.status == 429
+        checker.may_go_on.set()
+        await grammars.check("slow", "field")
+
+    asyncio.run(ask())
+    assert checker.checked == ["slow"]
+
+
+def test_offline_work_waits_one_by_one_and_leaves_room_for_others(
+    counted: tuple[Grammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grammars, checker = counted
+    checker.may_go_on.clear()
+    monkeypatch.setattr(module, "MAX_WAITING", 2)
+
+    async def ask() -> None:
+        texts = ["a", "b", "c", "a"]
+        offline = [
+            asyncio.create_task(grammars.check(text, "field", patient=True)) for text in texts
+        ]
+        await asyncio.sleep(0)
+        online = asyncio.create_task(grammars.check("online", "field"))
+        await asyncio.sleep(0)
+        monkeypatch.setattr(module, "MAX_WAIT_S", 0.0)  # does not hold for offline work
+        checker.may_go_on.set()
+        await asyncio.gather(online, *offline)
+
+    asyncio.run(ask())
+    assert checker.checked == ["a", "online", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (CheckerError("it is too small"), 400),
+        (UncheckedError("the process was ended"), 503),
+    ],
+)
+def test_what_is_not_the_grammar_s_fault_is_told_as_such_and_not_remembered(
+    failure: Exception, status: int, counted: tuple[Grammars, CountedChecker]
+) -> None:
+    grammars, checker = counted
+    checker.failures["fine"] = failure
+    with pytest.raises(ApiError, match=str(failure)) as refused:
+        asyncio.run(grammars.check("fine", "field"))
+    assert refused.value.status == status
+    checker.failures.clear()
+    asyncio.run(grammars.check("fine", "field"))
+    assert checker.checked == ["fine", "fine"]
+
+
 def test_the_check_goes_on_for_others_when_one_client_leaves(
     counted: tuple[Grammars, CountedChecker],
 ) -> None:
@@ -294,6 +394,30 @@ def test_a_grammar_is_measured_in_bytes(counted: tuple[Grammars, CountedChecker]
     with pytest.raises(ApiError, match="larger"):
         asyncio.run(grammars.check("é" * (MAX_GRAMMAR_BYTES // 2 + 1), "field"))
     assert len(checker.checked) == 1
+
+
+def test_when_they_are_closed_no_process_is_left() -> None:
+    before = set(psutil.Process().children())
+    with closing(Grammars(TOKENIZER)) as grammars:
+        asyncio.run(grammars.check(regex("a"), "field"))
+        (checker,) = set(psutil.Process().children()) - before
+    assert not checker.is_running()
+
+
+def test_a_check_that_they_are_at_does_not_keep_them_from_closing(
+    counted: tuple[Grammars, CountedChecker],
+) -> None:
+    grammars, checker = counted
+    checker.may_go_on.clear()
+
+    async def leave() -> None:
+        checks = [asyncio.create_task(grammars.check(text, "field")) for text in ("a", "b")]
+        await asyncio.sleep(0)
+        grammars.close()
+        await asyncio.gather(*checks, return_exceptions=True)
+
+    asyncio.run(leave())
+    assert "b" not in checker.checked
 
 
 def test_no_field_is_no_grammar() -> None:

@@ -1,11 +1,13 @@
 """Grammars in the sampler: rows with and without one, whoever had the slot before, and failures."""
 
+import itertools
 import json
 import logging
 import re
 import threading
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -324,6 +326,60 @@ def test_a_grammar_that_takes_too_long_stops_its_row(
     slow.close()
     assert (first, second) == ([END], [END])
     assert "took more than" in caplog.text
+
+
+@contextmanager
+def hanging(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[None]:
+    """The first call of a function hangs, until the end of the block."""
+    function, numbers, go_on = getattr(module, name), itertools.count(), threading.Event()
+
+    def hang_at_first(*arguments: Any) -> Any:
+        if next(numbers) == 0:
+            go_on.wait()
+        return function(*arguments)
+
+    monkeypatch.setattr(module, name, hang_at_first)
+    try:
+        yield
+    finally:
+        go_on.set()
+
+
+def test_a_mask_that_hangs_holds_up_no_other_step(
+    monkeypatch: pytest.MonkeyPatch, grammars: Grammars
+) -> None:
+    sampler = Sampler(VOCABULARY, CPU, grammars)
+    with hanging(monkeypatch, "next_masks"):
+        picked(sampler, logits_of(0), step([0], setup(0, DIGITS)))
+        (output,) = run(sampler, [setup(1, DIGITS)])
+    assert re.fullmatch("[0-9]{3,6}", text_of(output))
+
+
+@pytest.mark.parametrize("name", ["compile_grammar", "next_masks"])
+def test_a_thread_that_hangs_is_replaced(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "MAX_THREADS", 1)
+    grammars = Grammars(VOCABULARY, lambda: vocabulary_of("demo"))
+    sampler = Sampler(VOCABULARY, CPU, grammars)
+    plans = [step([0], setup(0, DIGITS)), step([0], step_id=2)]
+    with hanging(monkeypatch, name), caplog.at_level(logging.ERROR, "tdpipe"):
+        if name == "next_masks":
+            picked(sampler, logits_of(0), plans.pop(0))
+        with monkeypatch.context() as impatient:
+            impatient.setattr(module, "PATIENCE_S", 0.0)
+            assert picked(sampler, logits_of(1), plans[0]) == [END]
+        (output,) = run(sampler, [setup(1, DIGITS)])
+    grammars.close()
+    assert re.fullmatch("[0-9]{3,6}", text_of(output))
+    assert len(caplog.records) == 1
+
+
+def test_a_sequence_that_is_complete_lets_go_of_its_grammar(grammars: Grammars) -> None:
+    sampler = Sampler(VOCABULARY, CPU, grammars)
+    run(sampler, [setup(0, DIGITS)])
+    assert picked(sampler, logits_of(1), step([0])) == [END]
+    assert grammars._places[0].guide.matcher is None
 
 
 def test_a_mask_has_a_bit_for_each_token() -> None:

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from server.errors import ApiError, invalid, invalid_value
 
@@ -19,6 +19,14 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     expected: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        """Null is the same as leaving a field out, at any depth."""
+        if not isinstance(values, dict):
+            return values
+        return {field: value for field, value in values.items() if value is not None}
 
 
 Kind = TypeVar("Kind", bound=Body)
@@ -34,9 +42,8 @@ def parse(kind: type[Kind], body: bytes) -> Kind:
         raise _too_deep() from error
     if not isinstance(values, dict):
         raise invalid("The JSON body of your request must be an object.")
-    given = {field: value for field, value in values.items() if value is not None}
     try:
-        return kind.model_validate(given)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise _explain(error, kind.expected) from error
     except RecursionError as error:

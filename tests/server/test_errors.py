@@ -87,6 +87,8 @@ def test_a_wrong_request_is_400_and_names_the_field(
         {"use_beam_search": False, "length_penalty": 1.0, "request_id": "x", "cache_salt": "y"},
         {"spaces_between_special_tokens": True, "add_special_tokens": True, "vllm_xargs": {}},
         {"stream": True, "stream_options": {"continuous_usage_stats": False}},
+        {"stream": True, "stream_options": {"include_usage": None}},
+        {"structured_outputs": {"regex": "a", "json": None}},
         {"best_of": 1, "repetition_penalty": 1.0, "min_p": 0, "temperature": None, "n": None},
         {"best_of": 2, "n": 2, "user": "me", "stream_options": None, "top_k": -1, "seed": -5},
     ],

@@ -27,7 +27,7 @@ SCHEMA = {
         "kind": {"enum": ["cat", "dog", "Zebra"]},
         "name": {"type": "string", "minLength": 1, "maxLength": 8},
         "age": {"type": "integer", "minimum": 0, "maximum": 30},
-        "weight": {"type": "number", "minimum": 0, "maximum": 99},
+        "weight": {"type": "number", "minimum": 0, "maximum": 99, "multipleOf": 0.25},
         "tags": {
             "type": "array",
             "items": {"$ref": "#/$defs/tag"},

@@ -10,6 +10,7 @@ import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 Phase = Literal["prefill", "decode", "mixed"]
+Doing = Literal["idle", "waits", "computes"]
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -58,7 +59,8 @@ class Submit(Message, frozen=True):
     Ids are unique for the life of an engine process. `predicted_len` is the mean number of output
     tokens that a predictor expects, 0 where none was asked, and `spread` the standard deviation of
     their logarithm, 0 where it does not say. `offline` work is nobody's to wait for: it gives way
-    to the rest and may be reordered.
+    to the rest and may be reordered. `output_token_ids` (packed int32) were generated before, by an
+    engine that is gone: they are fed like the prompt, and counted and judged as what they are.
     """
 
     sequence_id: int
@@ -70,6 +72,7 @@ class Submit(Message, frozen=True):
     predicted_len: int = 0
     offline: bool = False
     spread: float = 0.0
+    output_token_ids: bytes = b""
 
 
 class Expect(Message, frozen=True):
@@ -87,7 +90,11 @@ class Abort(Message, frozen=True):
 
 
 class Hello(Message, frozen=True):
-    """A server has (re)connected: abort all that is open and answer with Stats and EngineReady."""
+    """Somebody has (re)connected and asks the other end to introduce itself.
+
+    From a server: abort all that is open, and answer with EngineReady if there is a pipeline. From
+    an engine, to a stage: answer with StageReady once all plans before this are done.
+    """
 
 
 # --- engine -> server -----------------------------------------------------------------------
@@ -189,7 +196,7 @@ class Stats(Message, frozen=True):
     stages: tuple[StageStats, ...] = ()
 
 
-# --- engine -> stages -----------------------------------------------------------------------
+# --- engine -> stages, which hear Hello as well ----------------------------------------------
 
 
 class SamplerSetup(msgspec.Struct, frozen=True, array_like=True):
@@ -272,7 +279,7 @@ class StageReady(Message, frozen=True):
 
     `epoch` names one life of the whole stage group: all stages of a group share it, a restarted
     group has a greater one. `max_model_len` is the model's own limit in tokens. `costs` are empty
-    where nothing was measured.
+    where nothing was measured. `last_step_id` is the last step that it was given, -1 for none.
     """
 
     stage: int
@@ -280,6 +287,7 @@ class StageReady(Message, frozen=True):
     num_blocks: int
     max_model_len: int
     costs: StageCosts = StageCosts()
+    last_step_id: int = -1
 
 
 class StepDone(Message, frozen=True):
@@ -299,6 +307,8 @@ class StepDone(Message, frozen=True):
 class Heartbeat(Message, frozen=True):
     """A stage is alive; `progress` grows with every chore it finishes.
 
+    It `waits` for the stage before it, or for the one after to take what it has sent.
+
     With it, the steps that were run since the last one: `step_ids` packed int64, `began_at` and
     `ended_at` packed float64, side by side, in seconds of the stage's own monotonic clock, as is
     `sent_at`. They are `exact` unless a GPU was only told what to do.
@@ -315,16 +325,30 @@ class Heartbeat(Message, frozen=True):
     began_at: bytes = b""
     ended_at: bytes = b""
     exact: bool = True
+    doing: Doing = "idle"
+
+
+class StageFailed(Message, frozen=True):
+    """The stage ends because of step `step_id`, and none of its neighbours is the reason."""
+
+    stage: int
+    epoch: int
+    step_id: int
+    reason: str
 
 
 # --- the engine's own events ----------------------------------------------------------------
 
 
 class StageLost(Message, frozen=True):
-    """The stage group `epoch` is gone or hangs: nothing it still owes will come."""
+    """The stage group `epoch` is gone or hangs: nothing it still owes will come.
+
+    `step_id` is the step that a stage failed in, -1 where none has said so.
+    """
 
     epoch: int
     reason: str
+    step_id: int = -1
 
 
 class StageTimes(Message, frozen=True):
@@ -341,5 +365,5 @@ Event = Submit | Expect | Abort | StepDone | StageReady | StageLost | StageTimes
 
 FromServer = Submit | Expect | Abort | Hello
 ToServer = EngineReady | Generated | Scored | Finished | Stats
-FromStage = StageReady | StepDone | Heartbeat
-ToStage = Step
+FromStage = StageReady | StepDone | StageFailed | Heartbeat
+ToStage = Step | Hello

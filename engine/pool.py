@@ -17,6 +17,8 @@ class Pool:
     with them: `live_tokens` counts the tokens of live sequences whose KV is planned,
     `waiting_tokens` those that waiting sequences have to feed, `waiting_output` those that they are
     predicted to generate.
+
+    It outlives the pipelines that work on it: one that is lost takes the KV and no sequence.
     """
 
     def __init__(
@@ -104,13 +106,16 @@ class Pool:
         """ready -> front of waiting: its blocks go, all its tokens stay and are fed again later."""
         assert sequence.state is State.READY
         self.counters.preemptions += 1
-        self.counters.recomputed_tokens += sequence.num_planned
-        self._leave_live(sequence)
-        sequence.num_planned = 0
-        sequence.cohort = -1
-        sequence.state = State.WAITING
-        self.waiting.put_back(sequence)
-        self._count_waiting(sequence, 1)
+        self._put_back(sequence)
+
+    def lose_stages(self) -> None:
+        """live -> front of waiting, all of them: what the stages knew is gone."""
+        for sequence in list(self.live.values()):
+            self._put_back(sequence)
+        for sequence in self.waiting:
+            sequence.lose_stages()
+        self.slots = SamplerSlots()
+        self.num_in_flight = 0
 
     def finish(self, sequence: Sequence) -> None:
         """Any state -> finished: its blocks are free at once, also while a step is in flight."""
@@ -123,6 +128,13 @@ class Pool:
         self.num_online -= not sequence.submit.offline
         self.slots.free(sequence)
         sequence.state = State.FINISHED
+
+    def _put_back(self, sequence: Sequence) -> None:
+        self.counters.recomputed_tokens += sequence.num_planned
+        self._leave_live(sequence)
+        sequence.lose_kv()
+        self.waiting.put_back(sequence)
+        self._count_waiting(sequence, 1)
 
     def _count_waiting(self, sequence: Sequence, sign: int) -> None:
         self.waiting_tokens += sign * sequence.num_unplanned

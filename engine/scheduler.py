@@ -5,6 +5,7 @@ messages, in production, in simulation and in replay.
 
 Laws, held by tests/engine/test_scheduler_laws.py:
   every Submit is answered by exactly one Finished, unless it is aborted;
+  no loss of the stages loses a sequence, or a token that it has generated;
   every block is free or in exactly one table;
   with anything open and the pipeline ready, a step is in flight.
 """
@@ -42,6 +43,7 @@ from engine.messages import (
 from engine.policies import make_policy
 from engine.policy import Policy
 from engine.pool import Pool
+from engine.probation import Probation, accuse
 from engine.sequence import Sequence, State
 from engine.waiting import WaitingQueue
 
@@ -57,9 +59,10 @@ class ImpossibleSettingsError(Exception):
 
 @dataclass(slots=True)
 class InFlight:
-    """A step on its way: its rows that sample, and those that are scored, in order."""
+    """A step on its way: its rows, those of them that sample, and those that are scored."""
 
     step_id: int
+    rows: list[Sequence]
     sampling: list[Sequence]
     scored: list[Sequence]
 
@@ -69,24 +72,31 @@ class Pipeline:
     """One life of the stage group, from the moment that all its stages are ready."""
 
     epoch: int
-    pool: Pool
     policy: Policy
     correction: Correction
-    max_model_len: int
+    probation: Probation | None
     in_flight: deque["InFlight"] = field(default_factory=deque)
 
 
 class Scheduler:
-    """Turns requests into steps for `config.pipeline_parallel_size` stages."""
+    """Turns requests into steps for `config.pipeline_parallel_size` stages.
+
+    `pipeline` is None while there are no stages. `max_model_len` is the longest prompt + output in
+    tokens on the last ones, 0 before there were any; from then on sequences are taken at any time.
+    """
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.counters = Counters()
         self.pipeline: Pipeline | None = None
+        self.max_model_len = 0
+        self._errors = LengthErrors(_PRIOR_WEIGHT)
+        self.pool = Pool(
+            BlockLedger(0, config.block_size), WaitingQueue(), self._errors, self.counters
+        )
         self._stages_ready: dict[int, StageReady] = {}
         self._newest_epoch = 0
         self._next_step_id = 0
-        self._errors = LengthErrors(_PRIOR_WEIGHT)
 
     def handle(self, event: Event, now: float) -> list[Outgoing]:
         """Take one event and decide; `now` is in seconds and never goes back.
@@ -117,16 +127,17 @@ class Scheduler:
         if refusal is not None:
             out.append(Finished(submit.sequence_id, "error", refusal))
             return
-        assert self.pipeline is not None
         sequence = Sequence(submit, now, self._expectation(submit, submit.max_tokens))
         self.counters.prompt_tokens += sequence.num_prompt_tokens
-        self.pipeline.pool.add(sequence)
+        self.pool.add(sequence)
+        if sequence.num_generated:
+            self._end(sequence, out)  # it had come to its end, and only the word of it was lost
 
     def _expect(self, expect: Expect) -> None:
-        pool = self.pipeline.pool if self.pipeline else None
-        sequence = pool.find(expect.sequence_id) if pool else None
-        if pool is not None and sequence is not None:
-            pool.expect(sequence, self._expectation(expect, sequence.submit.max_tokens))
+        sequence = self.pool.find(expect.sequence_id)
+        if sequence is not None:
+            expected = self._expectation(expect, sequence.submit.max_tokens)
+            self.pool.expect(sequence, expected)
 
     def _expectation(self, message: Submit | Expect, max_tokens: int) -> Expectation:
         return expectation_of(
@@ -139,27 +150,27 @@ class Scheduler:
 
     def _refusal(self, submit: Submit) -> str | None:
         """Why a sequence cannot be taken. One that could not fit alone would wait for ever."""
-        pipeline, size = self.pipeline, len(submit.prompt_token_ids)
-        if pipeline is None:
+        size = len(submit.prompt_token_ids)
+        if not self.max_model_len:
             return "the pipeline is not ready"
-        if pipeline.pool.find(submit.sequence_id) is not None:
+        if self.pool.find(submit.sequence_id) is not None:
             return f"sequence {submit.sequence_id} is already open"
         if not size or size % array("i").itemsize or submit.max_tokens < 1:
             return "a sequence needs at least one prompt token and one output token"
-        num_tokens = size // array("i").itemsize + submit.max_tokens
-        if num_tokens > pipeline.max_model_len:
-            return (
-                f"prompt and output of {num_tokens} tokens exceed the longest possible sequence "
-                f"of {pipeline.max_model_len} tokens"
-            )
-        return None
+        return self._too_long(size // array("i").itemsize + submit.max_tokens)
+
+    def _too_long(self, num_tokens: int) -> str | None:
+        if num_tokens <= self.max_model_len:
+            return None
+        return (
+            f"prompt and output of {num_tokens} tokens exceed the longest possible sequence "
+            f"of {self.max_model_len} tokens"
+        )
 
     def _abort(self, abort: Abort) -> None:
-        if self.pipeline is None:
-            return
-        sequence = self.pipeline.pool.find(abort.sequence_id)
+        sequence = self.pool.find(abort.sequence_id)
         if sequence is not None:
-            self.pipeline.pool.finish(sequence)
+            self.pool.finish(sequence)
 
     def _stage_ready(self, ready: StageReady, out: list[Outgoing]) -> None:
         """Collect the stages of one life of the group; the first of a newer life ends the older."""
@@ -180,38 +191,47 @@ class Scheduler:
     def _begin_pipeline(self, stages: list[StageReady], out: list[Outgoing]) -> None:
         block_size, num_stages = self.config.block_size, self.config.pipeline_parallel_size
         num_blocks = min(stage.num_blocks for stage in stages)
-        max_model_len = _longest_sequence(
+        self.max_model_len = _longest_sequence(
             self.config.max_model_len,
             min(stage.max_model_len for stage in stages),
             num_blocks * block_size,
         )
         measured = {s.stage: CostModel.of(s.costs) for s in stages if s.costs.num_tokens}
         correction = Correction(measured)
+        self.pool.ledger = BlockLedger(num_blocks, block_size)
+        for sequence in self.pool.open_sequences():
+            problem = self._too_long(sequence.longest_len)
+            if problem is not None:  # the stages have come back with less memory
+                self._fail(sequence, problem, out)
+        suspects = [sequence for sequence in self.pool.waiting if sequence.strikes]
         self.pipeline = Pipeline(
             stages[0].epoch,
-            Pool(
-                BlockLedger(num_blocks, block_size),
-                WaitingQueue(),
-                self._errors,
-                self.counters,
-            ),
             make_policy(self.config, num_stages, correction.cost),
             correction,
-            max_model_len,
+            Probation(suspects, num_stages, self.config.max_num_batched_tokens),
         )
-        out.append(EngineReady(num_stages, num_blocks, block_size, max_model_len))
+        # A group that outlived its engine has seen ids already, and may still tell of them.
+        last_step_id = max(stage.last_step_id for stage in stages)
+        self._next_step_id = max(self._next_step_id, last_step_id + 1)
+        out.append(EngineReady(num_stages, num_blocks, block_size, self.max_model_len))
 
     def _stage_lost(self, lost: StageLost, out: list[Outgoing]) -> None:
         pipeline = self.pipeline
         if pipeline is None or pipeline.epoch != lost.epoch:
             return
-        message = f"the pipeline was lost while the request was running: {lost.reason}"
-        for sequence in pipeline.pool.open_sequences():
-            pipeline.pool.finish(sequence)
-            out.append(Finished(sequence.sequence_id, "error", message))
         self.pipeline = None
         self._stages_ready = {}
+        self._newest_epoch = max(self._newest_epoch, lost.epoch + 1)
         self.counters.restarts += 1
+        rows = {step.step_id: step.rows for step in pipeline.in_flight}
+        guilty = accuse(rows, lost.step_id)
+        self.pool.lose_stages()
+        if guilty is not None:
+            self._fail(guilty, f"a stage failed each time it worked on this: {lost.reason}", out)
+
+    def _fail(self, sequence: Sequence, message: str, out: list[Outgoing]) -> None:
+        self.pool.finish(sequence)
+        out.append(Finished(sequence.sequence_id, "error", message))
 
     def _observe(self, times: StageTimes, now: float) -> None:
         if self.pipeline is None or times.epoch != self.pipeline.epoch:
@@ -225,9 +245,9 @@ class Scheduler:
         if pipeline is None or done.epoch != pipeline.epoch:
             return
         step = pipeline.in_flight.popleft()
-        pipeline.pool.num_in_flight -= 1
+        self.pool.num_in_flight -= 1
         assert step.step_id == done.step_id, "steps come back in the order they were sent"
-        pool, token_ids, has_finished = pipeline.pool, array("i", done.token_ids), State.FINISHED
+        token_ids, has_finished = array("i", done.token_ids), State.FINISHED
         logprobs = done.logprobs
         for sequence, scores in zip(step.scored, done.scores, strict=True):
             if sequence.state is not has_finished:
@@ -237,21 +257,18 @@ class Scheduler:
             is_alive = [sequence.state is not has_finished for sequence in step.sampling]
             token_ids = array("i", compress(token_ids, is_alive))
             logprobs = logprobs and of_those_left(logprobs, is_alive)
-        ended = []
-        for sequence, token_id in zip(alive, token_ids, strict=True):
-            own_ids = sequence.token_ids
-            own_ids.append(token_id)
-            if token_id in sequence.stop_token_ids or len(own_ids) >= sequence.longest_len:
-                ended.append(sequence)
-        pool.make_ready(alive)
+        ended = _append(alive, token_ids)
+        if pipeline.probation is not None:
+            pipeline.probation.clear(alive)
+        self.pool.make_ready(alive)
         if alive:
             self.counters.generated_tokens += len(alive)
             ids = array("q", [sequence.sequence_id for sequence in alive])
             out.append(Generated(ids.tobytes(), token_ids.tobytes(), logprobs))
         for sequence in ended:
-            self._end(pool, sequence, out)
+            self._end(sequence, out)
 
-    def _end(self, pool: Pool, sequence: Sequence, out: list[Outgoing]) -> None:
+    def _end(self, sequence: Sequence, out: list[Outgoing]) -> None:
         """It has met a stop token, perhaps too early to count, or its limit."""
         if sequence.has_stopped():
             reason: FinishReason = "stop"
@@ -259,7 +276,7 @@ class Scheduler:
             reason = "length"
         else:
             return
-        pool.finish(sequence)
+        self.pool.finish(sequence)
         self._errors.observe(sequence.num_generated, sequence.expected)
         out.append(Finished(sequence.sequence_id, reason))
 
@@ -268,24 +285,38 @@ class Scheduler:
         pipeline = self.pipeline
         if pipeline is None:
             return
-        while len(pipeline.in_flight) < pipeline.policy.max_in_flight:
-            batch = pipeline.policy.next_micro_batch(pipeline.pool, now)
+        if pipeline.probation is not None and pipeline.probation.is_over():
+            pipeline.probation = None
+        policy = pipeline.probation or pipeline.policy
+        while len(pipeline.in_flight) < policy.max_in_flight:
+            batch = policy.next_micro_batch(self.pool, now)
             if batch is None:
                 break
             out.append(self._launch(pipeline, batch))
 
     def _launch(self, pipeline: Pipeline, batch: MicroBatch) -> Step:
         step_id = self._next_step_id
-        step = pack(batch, pipeline.epoch, step_id, self.config.block_size, pipeline.pool.slots)
-        pipeline.pool.launch(batch.sequences, batch.num_tokens)
+        step = pack(batch, pipeline.epoch, step_id, self.config.block_size, self.pool.slots)
+        self.pool.launch(batch.sequences, batch.num_tokens)
         sampling = list(compress(batch.sequences, step.samples))
         scored = [batch.sequences[row.row] for row in step.scored]
-        pipeline.in_flight.append(InFlight(step_id, sampling, scored))
-        pipeline.pool.num_in_flight += 1
+        pipeline.in_flight.append(InFlight(step_id, batch.sequences, sampling, scored))
+        self.pool.num_in_flight += 1
         pipeline.correction.launch(step_id, batch.size)
         self._next_step_id += 1
         self.counters.steps += 1
         return step
+
+
+def _append(sequences: list[Sequence], token_ids: "array[int]") -> list[Sequence]:
+    """Give each its new token; those that may have ended with it."""
+    ended = []
+    for sequence, token_id in zip(sequences, token_ids, strict=True):
+        own_ids = sequence.token_ids
+        own_ids.append(token_id)
+        if token_id in sequence.stop_token_ids or len(own_ids) >= sequence.longest_len:
+            ended.append(sequence)
+    return ended
 
 
 def _longest_sequence(wanted: int | None, model: int, kv_tokens: int) -> int:

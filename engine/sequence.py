@@ -32,7 +32,8 @@ class Sequence:
     `expected` is what is expected of its output's length, `cohort` the decode micro-batch that it
     belongs to where micro-batches keep their members. `is_plain` sequences need nothing of the
     sampler but the likeliest token; others have a `slot` there once they have sampled. The first
-    `num_scored` tokens of the prompt have been scored, or will be by steps in flight.
+    `num_scored` tokens of the prompt have been scored, or will be by steps in flight. `strikes`
+    counts the lives of the pipeline that have ended with it in flight, since it was last cleared.
     """
 
     __slots__ = (
@@ -50,18 +51,20 @@ class Sequence:
         "slot",
         "state",
         "stop_token_ids",
+        "strikes",
         "submit",
         "token_ids",
     )
 
     def __init__(self, submit: Submit, arrived_at: float, expected: Expectation) -> None:
-        """A waiting sequence. Raises `ValueError` when the prompt is not packed int32."""
+        """A waiting sequence. Raises `ValueError` when its tokens are not packed int32."""
         self.submit = submit
         self.sequence_id = submit.sequence_id
         self.arrived_at = arrived_at
         self.token_ids = array("i")
         self.token_ids.frombytes(submit.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
+        self.token_ids.frombytes(submit.output_token_ids)
         self.longest_len = self.num_prompt_tokens + submit.max_tokens
         self.shortest_len = self.num_prompt_tokens + submit.min_tokens
         self.stop_token_ids = frozenset(submit.stop_token_ids)
@@ -73,6 +76,7 @@ class Sequence:
         self.num_planned = 0
         self.cohort = -1
         self.slot = -1
+        self.strikes = 0
 
     @property
     def num_generated(self) -> int:
@@ -93,6 +97,18 @@ class Sequence:
     def predicted_remaining(self) -> int:
         """Output tokens still expected; 0 once the prediction is exceeded."""
         return max(0, self.expected.mean - self.num_generated)
+
+    def lose_kv(self) -> None:
+        """Nothing of it is in the stages any more; all its tokens stay."""
+        self.num_planned = 0
+        self.cohort = -1
+        self.state = State.WAITING
+
+    def lose_stages(self) -> None:
+        """The stages that knew it are gone, and with them the scores that they have not told."""
+        self.slot = -1
+        if not self.num_generated:
+            self.num_scored = 0
 
     def has_stopped(self) -> bool:
         """Whether the last token is a stop token that may end the sequence."""

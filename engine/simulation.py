@@ -208,9 +208,7 @@ class _Simulation:
         return token_ids.tobytes()
 
     def _sample(self, now: float) -> None:
-        pipeline = self._scheduler.pipeline
-        assert pipeline is not None
-        pool = pipeline.pool
+        pool = self._scheduler.pool
         self.result.gauges.append(
             Gauges(
                 now,

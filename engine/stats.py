@@ -73,22 +73,19 @@ def collect(
     scheduler: Scheduler, stages: tuple[StageStats, ...], uptime_s: float, busy_s: float
 ) -> Stats:
     """The engine's figures as of now."""
-    pipeline = scheduler.pipeline
+    pipeline, pool = scheduler.pipeline, scheduler.pool
     common = {
         **asdict(scheduler.counters),
         "uptime_s": uptime_s,
         "busy_s": busy_s,
         "stages": stages,
     }
-    if pipeline is None:
-        return Stats(ready=False, phase="prefill", **common)
-    pool = pipeline.pool
     return Stats(
-        ready=True,
-        phase=pipeline.policy.phase,
+        ready=pipeline is not None,
+        phase=pipeline.policy.phase if pipeline else "prefill",
         waiting=len(pool.waiting),
         live=pool.num_live,
-        in_flight=len(pipeline.in_flight),
+        in_flight=pool.num_in_flight,
         blocks_used=pool.ledger.num_used,
         blocks_total=pool.ledger.num_blocks,
         **common,

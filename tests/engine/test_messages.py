@@ -50,6 +50,7 @@ FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     str: st.text(max_size=20),
     messages.FinishReason: st.sampled_from(get_args(messages.FinishReason)),
     messages.Phase: st.sampled_from(get_args(messages.Phase)),
+    messages.Doing: st.sampled_from(get_args(messages.Doing)),
     tuple[int, ...]: st.lists(int64, max_size=4).map(tuple),
     tuple[float, ...]: st.lists(st.floats(allow_nan=False), max_size=4).map(tuple),
     tuple[tuple[int, bytes], ...]: st.lists(st.tuples(int64, st.binary(max_size=8))).map(tuple),

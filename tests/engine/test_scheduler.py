@@ -14,12 +14,13 @@ from engine.messages import (
     Logprobs,
     Sampling,
     Scored,
+    StageLost,
     StageReady,
     Step,
     Submit,
 )
 from engine.scheduler import ImpossibleSettingsError, Scheduler
-from tests.engine.world import World, make_submit
+from tests.engine.world import World, expected_output, make_submit
 
 
 def test_a_prompt_that_cannot_fit_is_answered() -> None:
@@ -85,26 +86,88 @@ def test_a_late_word_of_an_older_life_changes_nothing() -> None:
     assert world.finished[0].reason == "length"
 
 
-def test_a_lost_pipeline_answers_every_open_request_and_serves_again_when_it_is_back() -> None:
+def test_a_lost_pipeline_loses_no_sequence_and_no_token() -> None:
     world = World(EngineConfig(), 100)
     for i in range(5):
         world.submit(make_submit(i, [1 + i], 10, stop=False))
-    world.return_step()
-    world.lose_pipeline()
-    assert {end.reason for end in world.finished.values()} == {"error"}
-    assert len(world.finished) == 5
-    world.submit(make_submit(9, [9], 4, stop=False))
+    for _ in range(8):
+        world.return_step()
+    told = {i: list(output) for i, output in world.outputs.items()}
+    assert any(told.values())
+    world.hand(StageLost(world.epoch, "a stage died"))
+    world.submit(make_submit(9, [9], 4, stop=False))  # waits with the others
+    assert not world.finished
+    world.start_pipeline()
     world.run_dry()
+    world.check_ends()
+    assert all(world.outputs[i][: len(output)] == output for i, output in told.items())
     assert len(world.outputs[9]) == 4
     assert world.scheduler.counters.restarts == 1
 
 
-def test_stages_that_come_back_unannounced_end_the_old_requests() -> None:
+def test_stages_that_come_back_unannounced_take_up_the_old_requests() -> None:
     world = World(EngineConfig(), 100)
-    world.submit(make_submit(0, [1], 10))
+    world.submit(make_submit(0, [1], 10, stop=False))
     world.start_pipeline()
+    world.run_dry()
+    world.check_ends()
+    assert world.finished[0].reason == "length"
+
+
+def test_the_late_ready_of_a_lost_group_makes_no_pipeline() -> None:
+    world = World(EngineConfig(pipeline_parallel_size=1), 100)
+    world.hand(StageLost(world.epoch, "a stage died"))
+    world.hand(StageReady(0, world.epoch, 100, 100))
+    assert world.scheduler.pipeline is None
+
+
+def test_an_abort_finds_its_sequence_while_there_are_no_stages() -> None:
+    world = World(EngineConfig(), 100)
+    world.submit(make_submit(0, [1], 10, stop=False))
+    world.hand(StageLost(world.epoch, "a stage died"))
+    world.abort(0)
+    assert not world.scheduler.pool.open_sequences()
+
+
+def test_stages_that_come_back_with_less_memory_keep_those_that_still_fit() -> None:
+    world = World(EngineConfig(block_size=4), 10)
+    world.submit(make_submit(0, [1] * 30, 10, stop=False))
+    world.submit(make_submit(1, [1] * 10, 10, stop=False))
+    world.num_blocks = 6
+    world.lose_pipeline()
+    world.run_dry()
+    world.check_ends()
     assert world.finished[0].reason == "error"
-    assert "restarted" in world.finished[0].message
+    assert "24 tokens" in world.finished[0].message
+    assert world.finished[1].reason == "length"
+
+
+def test_a_new_engine_goes_on_where_the_last_one_was() -> None:
+    submit = make_submit(0, [3, 4], 12, stop=False)
+    whole = expected_output(submit)
+    world = World(EngineConfig(), 100)
+    world.submit(replace(submit, output_token_ids=array("i", whole[:5]).tobytes()))
+    world.run_dry()
+    assert world.outputs[0] == whole[5:]
+    assert world.finished[0].reason == "length"
+
+
+def test_what_had_come_to_its_end_in_the_last_engine_ends_at_once() -> None:
+    submit = make_submit(0, [3, 4], 5, stop=False)
+    output = array("i", expected_output(submit)).tobytes()
+    world = World(EngineConfig(), 100)
+    world.submit(replace(submit, output_token_ids=output))
+    assert world.finished[0].reason == "length"
+    assert world.outputs[0] == []
+
+
+def test_the_steps_of_a_new_engine_are_not_those_that_its_stages_know() -> None:
+    scheduler = Scheduler(EngineConfig(pipeline_parallel_size=2))
+    for stage in range(2):
+        scheduler.handle(StageReady(stage, 1, 10, 100, last_step_id=41), 0.0)
+    (step,) = scheduler.handle(make_submit(0, [1], 3), 0.0)
+    assert isinstance(step, Step)
+    assert step.step_id == 42
 
 
 @pytest.mark.parametrize(
@@ -168,7 +231,7 @@ def test_a_prediction_that_comes_late_changes_who_is_admitted_first() -> None:
     world.hand(Expect(99, 300, 0.2))  # nobody's
     admitted = []
     while world.return_step():
-        live = list(world.scheduler.pipeline.pool.live) if world.scheduler.pipeline else []
+        live = list(world.scheduler.pool.live)
         admitted += [sequence_id for sequence_id in live if sequence_id not in admitted]
         if 3 in admitted:
             break

@@ -1,5 +1,6 @@
 """The scheduler's laws, held against random lives of the daemon."""
 
+from collections.abc import Collection
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args
@@ -105,12 +106,16 @@ def live(
     spare_blocks: int,
     actions: list[tuple[Any, ...]],
     costs: StageCosts = StageCosts(),  # noqa: B008 - frozen
+    *,
+    poison: Collection[int] = (),
+    names_step: bool = True,
 ) -> World:
     """One life: the actions in order, then until nothing is open.
 
     The KV cache holds the largest possible request (50 tokens) and `spare_blocks` more.
     """
     world = World(config, -(-50 // config.block_size) + spare_blocks, costs)
+    world.poison, world.names_step = set(poison), names_step
     for action in actions:
         match action:
             case ("submit", prompt, max_tokens, min_tokens, stop, predicted_len, offline, spread):
@@ -145,6 +150,24 @@ def test_every_request_ends_exactly_once_with_its_own_tokens(policy: str, data: 
         st.tuples(configs(policy), SPARE_BLOCKS, ACTIONS, COSTS)
     )
     live(config, spare_blocks, actions, costs).check_ends()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_one_that_ends_the_stages_is_found_and_nobody_else_loses_a_token(
+    policy: str, data: Any
+) -> None:
+    """By its second loss where the stage names the step, by its third where it does not."""
+    config, spare_blocks, burst, costs = data.draw(
+        st.tuples(configs(policy), SPARE_BLOCKS, st.lists(SUBMIT, min_size=1, max_size=12), COSTS)
+    )
+    poison, names_step = data.draw(st.tuples(st.integers(0, len(burst) - 1), st.booleans()))
+    world = live(config, spare_blocks, burst, costs, poison={poison}, names_step=names_step)
+    world.check_ends()
+    assert "boom" in world.finished[poison].message
+    assert [i for i, end in world.finished.items() if end.reason == "error"] == [poison]
+    assert world.scheduler.counters.restarts <= (2 if names_step else 3)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -97,8 +97,7 @@ def test_requests_that_come_one_by_one_go_to_the_virtual_engines_in_turn() -> No
     world, engines = make_world(3), []
     for i in range(6):
         submit(world, BUDGET, max_tokens=2)
-        assert world.scheduler.pipeline is not None
-        engines.append(world.scheduler.pipeline.pool.live[i].cohort)
+        engines.append(world.scheduler.pool.live[i].cohort)
         world.run_dry()
     assert engines in ([0, 1, 2, 0, 1, 2], [0, 2, 1, 0, 2, 1])
 
@@ -155,11 +154,9 @@ def test_a_prompt_longer_than_the_budget_begins_a_micro_batch_and_goes_in_chunks
 def test_no_more_sequences_than_may_hold_kv_are_let_in() -> None:
     world = make_world(2, max_num_seqs=3)
     submit(world, *[BUDGET] * 8, max_tokens=4)
-    pipeline = world.scheduler.pipeline
-    assert pipeline is not None
-    num_live = [pipeline.pool.num_live]
+    num_live = [world.scheduler.pool.num_live]
     while world.return_step():
-        num_live.append(pipeline.pool.num_live)
+        num_live.append(world.scheduler.pool.num_live)
     assert max(num_live) == 3
     world.check_ends()
 

@@ -26,6 +26,7 @@ from engine.messages import (
     StepDone,
     Submit,
 )
+from engine.probation import STRIKES_UNTOLD
 from engine.scheduler import Outgoing, Scheduler
 
 VOCABULARY = 50
@@ -129,6 +130,8 @@ class World:
         self.finished: dict[int, Finished] = {}
         self.aborted: set[int] = set()
         self.epoch = 0
+        self.poison: set[int] = set()  # sequences that no stage survives
+        self.names_step = True  # a stage that fails says in which step
         self.stage = FakeStage(config.block_size)
         self.start_pipeline()
 
@@ -157,10 +160,15 @@ class World:
         self.start_pipeline()
 
     def return_step(self) -> bool:
-        """The oldest step in flight comes back; False when there is none."""
+        """The oldest step in flight comes back, or ends the stages; False when there is none."""
         if not self.in_flight:
             return False
-        self.hand(self.stage.run(self.in_flight.popleft()))
+        step = self.in_flight.popleft()
+        if self.poison.isdisjoint(memoryview(step.sequence_ids).cast("q")):
+            self.hand(self.stage.run(step))
+        else:
+            self.hand(StageLost(self.epoch, "boom", step.step_id if self.names_step else -1))
+            self.start_pipeline()
         return True
 
     def run_dry(self) -> None:
@@ -197,10 +205,10 @@ class World:
 
     def check_laws(self) -> None:
         """Blocks are conserved and in no two tables; nothing open waits with nothing in flight."""
-        pipeline = self.scheduler.pipeline
+        pipeline, pool = self.scheduler.pipeline, self.scheduler.pool
         if pipeline is None:
+            assert not pool.live
             return
-        pool = pipeline.pool
         held = [block for sequence in pool.open_sequences() for block in sequence.block_table]
         assert len(held) == len(set(held)), "a block is in two tables"
         assert len(held) + pool.ledger.num_free == self.num_blocks, "a block is lost"
@@ -221,14 +229,16 @@ class World:
                 continue
             end = self.finished[sequence_id]
             if end.reason == "error":
+                # Whoever is alone when three lives end in a row, before its next token, is blamed.
+                is_blamed = self.scheduler.counters.restarts >= STRIKES_UNTOLD
+                assert sequence_id in self.poison or is_blamed or "exceed" in end.message
                 continue
             output = expected_output(submit)
             assert self.outputs[sequence_id] == output
             last_stops = output[-1] in submit.stop_token_ids and len(output) >= submit.min_tokens
             assert end.reason == ("stop" if last_stops else "length")
-        pipeline = self.scheduler.pipeline
-        assert pipeline is not None
-        assert pipeline.pool.ledger.num_used == 0
+        assert self.scheduler.pool.ledger.num_used == 0
+        assert not self.scheduler.pool.open_sequences()
 
 
 def _ints(packed: bytes) -> list[int]:

@@ -67,9 +67,11 @@ def main(folder: Path, step_s: float) -> None:
         num_steps += _answer(stages[-1], stages[-1].drain(), step_s)
 
 
-def _answer(last: Spoke[ToStage], steps: Iterable[Step], step_s: float) -> int:
+def _answer(last: Spoke[ToStage], messages: Iterable[ToStage], step_s: float) -> int:
     num_steps = 0
-    for step in steps:
+    for step in messages:
+        if not isinstance(step, Step):
+            continue
         if step_s:
             time.sleep(step_s)
         last.send(StepDone(step.epoch, step.step_id, tokens_of(step)))

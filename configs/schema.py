@@ -88,10 +88,16 @@ class PipelineConfig(Part):
         600.0, gt=0, description="seconds in which every stage must have loaded its weights"
     )
     heartbeat_timeout: float = Field(
-        30.0, gt=0, description="seconds without a heartbeat after which a stage counts as lost"
+        1.5,
+        gt=0,
+        description="seconds without a heartbeat after which a process is lost, and without "
+        "anybody's progress after which a stage that waits for its neighbour is",
     )
     max_restarts: int = Field(
-        3, ge=0, description="restarts of stages or engine before the daemon gives up"
+        3, ge=0, description="restarts of stages, and of the engine, in one restart_window"
+    )
+    restart_window: float = Field(
+        600.0, gt=0, description="seconds in which more than max_restarts end the daemon"
     )
     profile: Path | None = Field(
         None, description="what steps cost, from `tdpipe profile` [measured at the first start]"

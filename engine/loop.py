@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from typing import Self
@@ -26,6 +27,7 @@ from engine.messages import (
     FromStage,
     Heartbeat,
     Hello,
+    StageFailed,
     StageLost,
     StageReady,
     StageTimes,
@@ -34,7 +36,8 @@ from engine.messages import (
 )
 from engine.recorder import Recorder
 from engine.scheduler import Outgoing, Scheduler
-from engine.stats import StageWatch, collect
+from engine.stage_watch import StageWatch
+from engine.stats import collect
 from engine.wire import Hub
 
 SERVER = "server"
@@ -71,7 +74,10 @@ class Loop:
         self._ready: EngineReady | None = None
         self._outbox: list[ToServer] = []
         same_host = config.stage_address.startswith("ipc://")
+        self._lost_at: deque[float] = deque()
+        self._failed_life = 0
         self._watch = StageWatch(
+            STATS_INTERVAL_S,
             config.heartbeat_timeout,
             config.heartbeat_timeout + config.distributed_timeout_seconds,
             same_host=same_host,
@@ -116,24 +122,40 @@ class Loop:
 
     def _take_from_stage(self, message: FromStage) -> None:
         if isinstance(message, Heartbeat):
-            now = time.monotonic()
-            self._watch.hear(message, now)
-            self._record(lambda recorder: recorder.hear(message, now))
-            if message.step_ids and message.exact:
-                self._handle(times_of(message))
-            return
-        if isinstance(message, StageReady):
-            log.info("stage %d is ready: %d KV blocks", message.stage, message.num_blocks)
-        self._handle(message)
+            self._hear(message)
+        elif isinstance(message, StageFailed):
+            self._take_failure(message)
+        else:
+            if isinstance(message, StageReady):
+                log.info("stage %d is ready: %d KV blocks", message.stage, message.num_blocks)
+            self._handle(message)
+
+    def _hear(self, beat: Heartbeat) -> None:
+        now = time.monotonic()
+        self._watch.hear(beat, now)
+        self._record(lambda recorder: recorder.hear(beat, now))
+        if beat.step_ids and beat.exact:
+            self._handle(times_of(beat))
+        if beat.progress and not self._scheduler.knows(beat.stage, beat.epoch):
+            # It was ready for an engine before this one.
+            self._stages.send(stage_name(beat.stage), Hello())
+
+    def _take_failure(self, failed: StageFailed) -> None:
+        pipeline = self._scheduler.pipeline
+        if pipeline is not None and failed.epoch == pipeline.epoch:
+            reason = f"stage {failed.stage} failed: {failed.reason}"
+            self._lose_stages(StageLost(failed.epoch, reason, failed.step_id))
+        elif not failed.epoch and failed.life > self._failed_life:
+            self._failed_life = failed.life
+            self._count_loss(failed.reason)
 
     def _take_from_server(self, message: FromServer) -> None:
         if not isinstance(message, Hello):
             self._handle(message)
             return
-        pipeline = self._scheduler.pipeline
-        for sequence in pipeline.pool.open_sequences() if pipeline else ():
+        for sequence in self._scheduler.pool.open_sequences():
             self._handle(Abort(sequence.sequence_id))
-        if self._ready is not None and pipeline is not None:
+        if self._ready is not None and self._scheduler.pipeline is not None:
             self._outbox.append(self._ready)
 
     def _handle(self, event: Event) -> None:
@@ -148,6 +170,9 @@ class Loop:
     def _send(self, message: Outgoing) -> None:
         if isinstance(message, Step):
             self._send_step(message)
+            return
+        if isinstance(message, StageLost):
+            self._end_stages(message)
             return
         if isinstance(message, EngineReady):
             self._ready = message
@@ -183,24 +208,52 @@ class Loop:
 
     def _look_after_stages(self) -> None:
         """Notice a lost stage; give up when a pipeline does not come (back) in time."""
-        now, pipeline = time.monotonic(), self._scheduler.pipeline
-        lost = self._watch.find_lost(pipeline.epoch, now) if pipeline is not None else None
+        pipeline = self._scheduler.pipeline
+        lost = self._watch.find_lost(pipeline.epoch) if pipeline is not None else None
         if pipeline is not None and lost is not None:
             beat, reason = lost
-            log.error("%s; every open request gets an error, the stages are restarted", reason)
-            if self._watch.same_host:
-                # What hangs does not end by itself; torchrun restarts the group when it is gone.
-                with suppress(ProcessLookupError, PermissionError):
-                    os.kill(beat.pid, signal.SIGKILL)
-            self._handle(StageLost(pipeline.epoch, reason))
+            self._kill(beat.pid)
+            self._lose_stages(StageLost(pipeline.epoch, reason))
         if self._scheduler.pipeline is not None:
             return
+        now = time.monotonic()
         if self._waiting_for_stages_since is None:
             self._waiting_for_stages_since = now
         if now - self._waiting_for_stages_since > self._config.stage_start_timeout:
             raise EngineFailedError(
                 f"not all {self._config.pipeline_parallel_size} stages were ready within "
                 f"{self._config.stage_start_timeout:g} s (stage_start_timeout)"
+            )
+
+    def _lose_stages(self, lost: StageLost) -> None:
+        log.error("%s; the stages are restarted, what is open goes on after that", lost.reason)
+        self._handle(lost)
+        self._count_loss(lost.reason)
+
+    def _end_stages(self, lost: StageLost) -> None:
+        """These are of no use, and do not know it."""
+        pid = self._watch.pid(lost.epoch)
+        if pid is not None:
+            self._kill(pid)
+        log.error("%s; the stages are restarted", lost.reason)
+        self._count_loss(lost.reason)
+
+    def _kill(self, pid: int) -> None:
+        """What hangs does not end by itself; torchrun restarts the group when one is gone."""
+        if self._watch.same_host:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _count_loss(self, reason: str) -> None:
+        """Raises `EngineFailedError` when there were too many of late."""
+        config, now = self._config, time.monotonic()
+        self._lost_at.append(now)
+        while self._lost_at[0] < now - config.restart_window:
+            self._lost_at.popleft()
+        if len(self._lost_at) > config.max_restarts:
+            raise EngineFailedError(
+                f"{reason}; the stages were restarted {config.max_restarts} times in "
+                f"{config.restart_window:g} s before (max_restarts, restart_window)"
             )
 
     def _tell_stats(self) -> None:

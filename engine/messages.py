@@ -329,12 +329,16 @@ class Heartbeat(Message, frozen=True):
 
 
 class StageFailed(Message, frozen=True):
-    """The stage ends because of step `step_id`, and none of its neighbours is the reason."""
+    """The stage ends because of step `step_id`, and none of its neighbours is the reason.
+
+    Or it could not start: then `epoch` is 0, and `life` counts the lives of the group before.
+    """
 
     stage: int
     epoch: int
     step_id: int
     reason: str
+    life: int = 0
 
 
 # --- the engine's own events ----------------------------------------------------------------

@@ -50,7 +50,7 @@ from engine.waiting import WaitingQueue
 # The assumed distribution of length errors counts as much as so many sequences.
 _PRIOR_WEIGHT = 20.0
 
-Outgoing = EngineReady | Generated | Scored | Finished | Step
+Outgoing = EngineReady | Generated | Scored | Finished | Step | StageLost
 
 
 class ImpossibleSettingsError(Exception):
@@ -122,6 +122,10 @@ class Scheduler:
         self._pump(now, out)
         return out
 
+    def knows(self, stage: int, epoch: int) -> bool:
+        """Whether this stage has said that it is ready, or is of a life that is over."""
+        return epoch < self._newest_epoch or stage in self._stages_ready
+
     def _submit(self, submit: Submit, now: float, out: list[Outgoing]) -> None:
         refusal = self._refusal(submit)
         if refusal is not None:
@@ -186,7 +190,19 @@ class Scheduler:
         }
         self._stages_ready[ready.stage] = ready
         if self.pipeline is None and len(self._stages_ready) == self.config.pipeline_parallel_size:
-            self._begin_pipeline(list(self._stages_ready.values()), out)
+            self._meet_stages(out)
+
+    def _meet_stages(self, out: list[Outgoing]) -> None:
+        """All are there. Those that outlived their engine must have been given the same plans."""
+        stages = list(self._stages_ready.values())
+        if len({stage.last_step_id for stage in stages}) == 1:
+            self._begin_pipeline(stages, out)
+            return
+        epoch = stages[0].epoch
+        self._stages_ready, self._newest_epoch = {}, epoch + 1
+        out.append(
+            StageLost(epoch, "the last plan of an engine that died did not reach all stages")
+        )
 
     def _begin_pipeline(self, stages: list[StageReady], out: list[Outgoing]) -> None:
         block_size, num_stages = self.config.block_size, self.config.pipeline_parallel_size
@@ -211,8 +227,7 @@ class Scheduler:
             Probation(suspects, num_stages, self.config.max_num_batched_tokens),
         )
         # A group that outlived its engine has seen ids already, and may still tell of them.
-        last_step_id = max(stage.last_step_id for stage in stages)
-        self._next_step_id = max(self._next_step_id, last_step_id + 1)
+        self._next_step_id = max(self._next_step_id, stages[0].last_step_id + 1)
         out.append(EngineReady(num_stages, num_blocks, block_size, self.max_model_len))
 
     def _stage_lost(self, lost: StageLost, out: list[Outgoing]) -> None:

@@ -181,7 +181,7 @@ class Driver:
             elif isinstance(message, StepDone):
                 self._done.add(message.step_id)
                 was_step = True
-            else:
+            elif isinstance(message, Heartbeat):
                 self._take_spans(message)
         return was_step
 

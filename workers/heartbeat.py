@@ -8,10 +8,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Self
 
-from engine.messages import Heartbeat
+from engine.messages import Doing, Heartbeat
 from engine.wire import Spoke
 
-INTERVAL_S = 0.5
+INTERVAL_S = 0.25
 # Of steps of 0.1 ms this is what runs between two beats; more than that is not told.
 MAX_SPANS = 5000
 
@@ -20,12 +20,14 @@ MAX_SPANS = 5000
 class Progress:
     """What the stage's main thread counts.
 
-    `spans` are the steps that the engine has not been told of, as (id, began, ended).
+    `spans` are the steps that the engine has not been told of, as (id, began, ended). `doing` tells
+    a stage that has much to compute from one whose neighbours do not answer.
     """
 
     chores: int = 0
     steps: int = 0
     busy_s: float = 0.0
+    doing: Doing = "idle"
     spans: deque[tuple[int, float, float]] = field(default_factory=lambda: deque(maxlen=MAX_SPANS))
 
     def count_step(self, step_id: int, began_at: float, ended_at: float) -> None:
@@ -77,6 +79,7 @@ class HeartbeatThread:
             array("d", [began_at for _, began_at, _ in spans]).tobytes(),
             array("d", [ended_at for _, _, ended_at in spans]).tobytes(),
             self.exact,
+            counted.doing,
         )
 
     def _beat(self) -> None:

@@ -21,6 +21,8 @@ from configs import loader
 from configs.schema import Config
 from workers import process
 
+_ALWAYS = 1_000_000
+
 
 def main(folder: str) -> int:
     """Run the group until it ends; 1 when it has failed more often than it may be restarted."""
@@ -50,7 +52,8 @@ def _torchrun_flags(config: Config) -> list[str]:
         f"--rdzv-id={uuid.uuid4()}",
         "--local-addr=127.0.0.1",
         f"--nproc-per-node={config.pipeline_parallel_size}",
-        f"--max-restarts={config.max_restarts}",
+        # How often is enough is for the engine to say, which knows when each loss was.
+        f"--max-restarts={_ALWAYS if config.max_restarts else 0}",
         "--monitor-interval=0.1",
         f"--start-method={'spawn' if uses_gpus else 'fork'}",
     ]

@@ -15,18 +15,19 @@ from transformers.utils import logging as transformers_logging
 
 from configs import lifeline, loader, logs
 from configs.schema import Config
-from engine.messages import ToStage
+from engine.messages import StageFailed, ToStage
 from engine.wire import Spoke
 from workers.heartbeat import HeartbeatThread, Progress
 from workers.loading import Place
 from workers.stage import Stage
+from workers.transport import TransportError
 
 
 def main(runtime_dir: str) -> None:
     """Run one stage until it fails, and exit with code 1.
 
     A failure at the first start would only come again: it is left in the runtime folder and ends
-    the daemon. After a later one torchrun restarts the group.
+    the daemon. After a later one torchrun restarts the group, as often as the engine lets it.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # not torchrun's own, which a fork brings along
@@ -43,13 +44,15 @@ def main(runtime_dir: str) -> None:
         stage = Stage(config, place, progress)
         stage.identity.save(folder)
     except Exception as error:  # the edge of the process: whatever it is, it is told in one line
-        line = f"stage {os.environ['RANK']}: {_root_cause(error)}"
-        is_first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        rank, life = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+        line = f"stage {rank}: {_root_cause(error)}"
         logs.set_up("stages", config).log(
-            logging.DEBUG if is_first_start else logging.ERROR, line, exc_info=True
+            logging.ERROR if life else logging.DEBUG, line, exc_info=True
         )
-        if is_first_start:
+        if not life:
             lifeline.report_failure(folder, line)
+        with Spoke[None](config.stage_address, f"failed-{rank}", None) as engine:
+            engine.send(StageFailed(rank, 0, -1, line, life))
         sys.exit(1)
     name = f"stage-{place.stage}"
     exact = place.device.type == "cpu" or config.exact_times
@@ -60,7 +63,10 @@ def main(runtime_dir: str) -> None:
         try:
             stage.run(engine)
         except Exception as error:
-            log.error("%s", _root_cause(error), exc_info=config.log_level == "debug")
+            cause = _root_cause(error)
+            log.error("%s", cause, exc_info=config.log_level == "debug")
+            if not isinstance(error, TransportError):  # else a neighbour is to blame
+                engine.send(StageFailed(place.stage, place.epoch, stage.step_id, cause))
             sys.exit(1)
 
 

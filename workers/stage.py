@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs.schema import Config
-from engine.messages import StageCosts, StageReady, Step, StepDone, ToStage
+from engine.messages import Hello, StageCosts, StageReady, Step, StepDone, ToStage
 from engine.wire import Spoke
 from workers import batch, kv_cache, layer_times, loading, profiler, vocabulary
 from workers.batch import Batch
@@ -62,7 +62,9 @@ class Stage:
         vocab_size = self._model.vocab_size
         grammars = Grammars(vocab_size, partial(vocabulary.load, config, vocab_size))
         self._sampler = Sampler(vocab_size, place.device, grammars)
-        self._plans: deque[Step] = deque()
+        self.step_id = -1  # of the plan that is looked at
+        self._plans: deque[ToStage] = deque()
+        self._last_step_id = -1
         self._transport = Transport(
             self._model.hidden_size,
             self._model.dtype,
@@ -72,36 +74,50 @@ class Stage:
 
     def run(self, engine: Spoke[ToStage]) -> None:
         """Obey plans for ever. Raises `TransportError` when a neighbour is gone."""
-        place = self._place
-        engine.send(
-            StageReady(
-                place.stage,
-                place.epoch,
-                self._num_blocks,
-                self._model.max_model_len,
-                self._costs,
-            )
-        )
+        engine.send(self._ready())
         while True:
             self._take_plans(engine)
             if self._plans:
-                self._run_step(self._plans.popleft(), engine)
+                self._obey(self._plans.popleft(), engine)
             self._progress.chores += 1
+            self._progress.doing = "idle"
+
+    def _ready(self) -> StageReady:
+        return StageReady(
+            self._place.stage,
+            self._place.epoch,
+            self._num_blocks,
+            self._model.max_model_len,
+            self._costs,
+            self._last_step_id,
+        )
 
     def _take_plans(self, engine: Spoke[ToStage]) -> None:
         """Take what has come; wait for it only with nothing to do. Receives are posted at once."""
         if not self._plans and not engine.wait(IDLE_WAIT_S):
             return
-        for step in engine.drain():
-            if step.epoch == self._place.epoch:
-                self._transport.expect(step.step_id, batch.num_tokens(step))
-                self._plans.append(step)
+        for message in engine.drain():
+            if isinstance(message, Hello):
+                self._plans.append(message)
+            elif message.epoch == self._place.epoch:
+                self.step_id = self._last_step_id = message.step_id
+                self._transport.expect(message.step_id, batch.num_tokens(message))
+                self._plans.append(message)
                 if self._model.is_last:
-                    self._sampler.expect(step)
+                    self._sampler.expect(message)
+
+    def _obey(self, message: ToStage, engine: Spoke[ToStage]) -> None:
+        if isinstance(message, Step):
+            self._run_step(message, engine)
+        else:
+            engine.send(self._ready())  # to a new engine, which knows nothing of us
 
     def _run_step(self, step: Step, engine: Spoke[ToStage]) -> None:
+        self.step_id, progress = step.step_id, self._progress
         inputs = batch.build(step, self._config.block_size, self._place.device)
+        progress.doing = "waits"
         received = None if self._model.is_first else self._transport.recv(step.step_id)
+        progress.doing = "computes"
         self._wait_for_device()
         began_at = time.monotonic()
         output = self._forward(inputs, received)
@@ -111,11 +127,12 @@ class Stage:
             num_sampling = len(inputs.sample_at)
             token_ids, logprobs = self._sampler.sample(output[:num_sampling], step)
             scores = scores_of(output[num_sampling:], step) if step.scored else ()
-            self._progress.count_step(step.step_id, began_at, time.monotonic())
+            progress.count_step(step.step_id, began_at, time.monotonic())
             engine.send(StepDone(step.epoch, step.step_id, token_ids, logprobs, scores))
         else:
             outgoing = self._transport.pack(step.step_id, output)
-            self._progress.count_step(step.step_id, began_at, time.monotonic())
+            progress.count_step(step.step_id, began_at, time.monotonic())
+            progress.doing = "waits"
             self._transport.send(step.step_id, outgoing)
 
     def _wait_for_device(self) -> None:

@@ -9,6 +9,8 @@ gloo moves host memory: stages on GPUs without NCCL stage their tensors through 
 """
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor
 
 
 class TransportError(Exception):
-    """A neighbour's tensor did not come in time, or is not the one that the plan names."""
+    """A neighbour did not send or take a tensor in time, or sent another than the plan's."""
 
 
 @dataclass(slots=True)
@@ -54,7 +56,8 @@ class Transport:
         if self._from_previous is None:
             return
         buffer = self._buffer(num_tokens)
-        work = dist.irecv(buffer, self._stage - 1, self._from_previous, tag=_tag(step_id))
+        with self._link(f"get step {step_id} from stage {self._stage - 1}"):
+            work = dist.irecv(buffer, self._stage - 1, self._from_previous, tag=_tag(step_id))
         self._expected.append(_Expected(step_id, buffer, work))
 
     def recv(self, step_id: int) -> Tensor:
@@ -63,13 +66,8 @@ class Transport:
         Raises `TransportError` when they do not come in time or belong to another step.
         """
         expected = self._expected.popleft()
-        try:
+        with self._link(f"get step {step_id} from stage {self._stage - 1}"):
             self._wait(expected.work)
-        except RuntimeError as error:
-            raise TransportError(
-                f"stage {self._stage} did not get step {step_id} from stage {self._stage - 1}: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
         arrived = int(_header(expected.buffer).item())
         if not arrived == expected.step_id == step_id:
             raise TransportError(f"stage {self._stage} got step {arrived}, not step {step_id}")
@@ -83,14 +81,24 @@ class Transport:
         return buffer
 
     def send(self, step_id: int, packed: Tensor) -> None:
-        """Hand `packed` to the next stage without waiting for it."""
+        """Hand `packed` to the next stage without waiting for it. Raises `TransportError`."""
         assert self._to_next is not None, "the last stage has nobody to send to"
-        work = dist.isend(packed, self._stage + 1, self._to_next, tag=_tag(step_id))
-        self._sent.append((work, packed))
-        # At most S steps are in flight, so what was sent S steps ago has long been received.
-        if len(self._sent) > self._num_stages:
-            oldest, _ = self._sent.popleft()
-            self._wait(oldest)
+        with self._link(f"send step {step_id} to stage {self._stage + 1}"):
+            work = dist.isend(packed, self._stage + 1, self._to_next, tag=_tag(step_id))
+            self._sent.append((work, packed))
+            # At most S steps are in flight, so what was sent S steps ago has long been received.
+            if len(self._sent) > self._num_stages:
+                oldest, _ = self._sent.popleft()
+                self._wait(oldest)
+
+    @contextmanager
+    def _link(self, what: str) -> Iterator[None]:
+        """Torch's errors on a link are a neighbour's fault."""
+        try:
+            yield
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise TransportError(f"stage {self._stage} did not {what}: {reason}") from error
 
     def _wait(self, work: Any) -> None:
         # NCCL only orders its stream here, and its watchdog knows the group's time-out; given a

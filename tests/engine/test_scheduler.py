@@ -161,6 +161,17 @@ def test_what_had_come_to_its_end_in_the_last_engine_ends_at_once() -> None:
     assert world.outputs[0] == []
 
 
+def test_stages_that_were_not_given_the_same_plans_are_ended() -> None:
+    scheduler = Scheduler(EngineConfig(pipeline_parallel_size=2))
+    scheduler.handle(StageReady(0, 3, 10, 100, last_step_id=41), 0.0)
+    (lost,) = scheduler.handle(StageReady(1, 3, 10, 100, last_step_id=40), 0.0)
+    assert isinstance(lost, StageLost)
+    assert lost.epoch == 3
+    scheduler.handle(StageReady(0, 3, 10, 100, last_step_id=41), 0.0)
+    assert scheduler.handle(StageReady(1, 3, 10, 100, last_step_id=41), 0.0) == []
+    assert [scheduler.knows(stage, epoch) for stage, epoch in ((0, 3), (0, 4))] == [True, False]
+
+
 def test_the_steps_of_a_new_engine_are_not_those_that_its_stages_know() -> None:
     scheduler = Scheduler(EngineConfig(pipeline_parallel_size=2))
     for stage in range(2):

@@ -200,7 +200,7 @@ class World:
                 assert message.sequence_id not in self.finished, "ended twice"
                 assert message.sequence_id not in self.aborted, "ended after its abort"
                 self.finished[message.sequence_id] = message
-            case EngineReady():
+            case EngineReady() | StageLost():
                 pass
 
     def check_laws(self) -> None:

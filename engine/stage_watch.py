@@ -1,0 +1,113 @@
+"""The stage watch: the stages' heartbeats, and who of them is lost.
+
+A stage is lost when
+  its process is gone, which is seen at the next look where it runs on this host;
+  its heartbeat is silent;
+  it waits for a neighbour, and for as long nobody in the group has computed anything: a link is
+  cut, or a plan has not reached all;
+  it computes, and makes no progress for much longer than any step takes.
+
+Time is counted in looks: a watch that was itself held up blames nobody.
+"""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+
+from engine.messages import Heartbeat, StageStats
+
+
+@dataclass(slots=True)
+class _Stage:
+    """A stage as last heard of, and the looks since its last beat and its last progress."""
+
+    beat: Heartbeat
+    heard_at: float
+    silent_looks: int = 0
+    still_looks: int = 0
+
+
+class StageWatch:
+    """Call `hear` with each heartbeat and `find_lost` every `interval_s` seconds.
+
+    Silence and waiting are borne for `silence_s`, a standstill in a step for `standstill_s`.
+    """
+
+    def __init__(
+        self, interval_s: float, silence_s: float, standstill_s: float, *, same_host: bool
+    ) -> None:
+        self.same_host = same_host
+        self._interval_s, self._silence_s, self._standstill_s = interval_s, silence_s, standstill_s
+        self._stages: dict[int, _Stage] = {}
+        self._quiet_looks = 0  # since anybody of the group has computed
+
+    def hear(self, beat: Heartbeat, now: float) -> None:
+        """Take a stage's heartbeat."""
+        known = self._stages.get(beat.stage)
+        new = _Stage(beat, now)
+        if known is not None and known.beat.epoch == beat.epoch:
+            if known.beat.progress == beat.progress:
+                new.still_looks = known.still_looks
+            if known.beat.steps == beat.steps and beat.doing != "computes":
+                self._stages[beat.stage] = new
+                return
+        self._quiet_looks = 0
+        self._stages[beat.stage] = new
+
+    def pid(self, epoch: int) -> int | None:
+        """A process of this life of the group."""
+        pids = (stage.beat.pid for stage in self._stages.values() if stage.beat.epoch == epoch)
+        return next(pids, None)
+
+    def find_lost(self, epoch: int) -> tuple[Heartbeat, str] | None:
+        """The first stage of this epoch that is lost, and what is wrong with it."""
+        self._quiet_looks += 1
+        for stage in self._stages.values():
+            stage.silent_looks += 1
+            stage.still_looks += 1
+        present = [stage for stage in self._stages.values() if stage.beat.epoch == epoch]
+        gone = [s.beat for s in present if self.same_host and not _exists(s.beat.pid)]
+        if gone:
+            # torchrun ends the others at once, so it may be too late to tell which died first.
+            who = f"stage {gone[0].stage}" if len(gone) == 1 else "the stages"
+            return gone[0], f"{who} died"
+        return next(
+            ((stage.beat, reason) for stage in present if (reason := self._trouble(stage))), None
+        )
+
+    def _trouble(self, stage: _Stage) -> str:
+        name = f"stage {stage.beat.stage}"
+        silent_s = stage.silent_looks * self._interval_s
+        still_s = stage.still_looks * self._interval_s
+        quiet_s = self._quiet_looks * self._interval_s
+        if silent_s > self._silence_s:
+            return f"{name} was silent for {silent_s:.1f} s"
+        if stage.beat.doing == "waits" and min(still_s, quiet_s) > self._silence_s:
+            return f"{name} waited for a neighbour for {still_s:.1f} s, and nobody worked"
+        if still_s > self._standstill_s:
+            return f"{name} has stood still for {still_s:.1f} s"
+        return ""
+
+    def stats(self, now: float, cost_ratios: dict[int, float]) -> tuple[StageStats, ...]:
+        """What is known of each stage, with what the cost model predicted over what it took."""
+        return tuple(
+            StageStats(
+                stage.beat.stage,
+                stage.beat.pid,
+                now - stage.heard_at,
+                stage.beat.progress,
+                stage.beat.steps,
+                stage.beat.busy_s,
+                cost_ratios.get(number, 0.0),
+            )
+            for number, stage in sorted(self._stages.items())
+        )
+
+
+def _exists(pid: int) -> bool:
+    with suppress(PermissionError):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+    return True

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import zmq
 
+from configs.pulse import INTERVAL_S, Pulse
 from configs.schema import Config
 from engine.journal import Journal
 from engine.messages import (
@@ -41,7 +42,7 @@ from engine.stats import collect
 from engine.wire import Hub
 
 SERVER = "server"
-STATS_INTERVAL_S = 0.25
+STATS_INTERVAL_S = INTERVAL_S
 
 log = logging.getLogger("tdpipe")
 
@@ -71,7 +72,10 @@ class Loop:
         self._waiting_for_stages_since: float | None = self._began_at
         self._busy_s = 0.0
         self._next_stats_at = 0.0
+        self._pulse = Pulse(config.folder, "engine")
         self._ready: EngineReady | None = None
+        self._hello = 0
+        self._trouble = ""
         self._outbox: list[ToServer] = []
         same_host = config.stage_address.startswith("ipc://")
         self._lost_at: deque[float] = deque()
@@ -116,6 +120,7 @@ class Loop:
             self._busy_s += time.monotonic() - woken_at
             if woken_at >= self._next_stats_at:
                 self._next_stats_at = woken_at + STATS_INTERVAL_S
+                self._pulse.beat()
                 self._look_after_stages()
                 self._tell_stats()
             self._flush()
@@ -155,8 +160,9 @@ class Loop:
             return
         for sequence in self._scheduler.pool.open_sequences():
             self._handle(Abort(sequence.sequence_id))
+        self._hello = message.number
         if self._ready is not None and self._scheduler.pipeline is not None:
-            self._outbox.append(self._ready)
+            self._tell_ready(self._ready)
 
     def _handle(self, event: Event) -> None:
         now = time.monotonic()
@@ -175,8 +181,7 @@ class Loop:
             self._end_stages(message)
             return
         if isinstance(message, EngineReady):
-            self._ready = message
-            self._waiting_for_stages_since = None
+            self._waiting_for_stages_since, self._trouble = None, ""
             log.info(
                 "KV cache: %d blocks of %d tokens = %d tokens; longest sequence %d tokens",
                 message.num_blocks,
@@ -184,7 +189,13 @@ class Loop:
                 message.num_blocks * message.block_size,
                 message.max_model_len,
             )
+            self._tell_ready(message)
+            return
         self._outbox.append(message)
+
+    def _tell_ready(self, ready: EngineReady) -> None:
+        self._ready = ready
+        self._outbox.append(msgspec.structs.replace(ready, hello=self._hello))
 
     def _send_step(self, step: Step) -> None:
         """To every stage; what a sampler must know goes to the last alone."""
@@ -247,6 +258,7 @@ class Loop:
     def _count_loss(self, reason: str) -> None:
         """Raises `EngineFailedError` when there were too many of late."""
         config, now = self._config, time.monotonic()
+        self._trouble = reason
         self._lost_at.append(now)
         while self._lost_at[0] < now - config.restart_window:
             self._lost_at.popleft()
@@ -261,7 +273,8 @@ class Loop:
         uptime_s = now - self._began_at
         pipeline = self._scheduler.pipeline
         ratios = pipeline.correction.ratios() if pipeline else {}
-        stats = collect(self._scheduler, self._watch.stats(now, ratios), uptime_s, self._busy_s)
+        stages = self._watch.stats(now, ratios)
+        stats = collect(self._scheduler, stages, uptime_s, self._busy_s, self._trouble)
         self._outbox.append(stats)
         self._record(lambda recorder: recorder.sample(stats))
 

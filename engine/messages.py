@@ -92,9 +92,12 @@ class Abort(Message, frozen=True):
 class Hello(Message, frozen=True):
     """Somebody has (re)connected and asks the other end to introduce itself.
 
-    From a server: abort all that is open, and answer with EngineReady if there is a pipeline. From
-    an engine, to a stage: answer with StageReady once all plans before this are done.
+    From a server: abort all that is open, and answer with EngineReady if there is a pipeline; each
+    one says which `number` was heard last. From an engine, to a stage: answer with StageReady once
+    all plans before this are done.
     """
+
+    number: int = 0
 
 
 # --- engine -> server -----------------------------------------------------------------------
@@ -103,13 +106,15 @@ class Hello(Message, frozen=True):
 class EngineReady(Message, frozen=True):
     """All stages are loaded; sent again whenever a lost pipeline has come back.
 
-    `max_model_len` is the longest prompt + output in tokens that this engine accepts.
+    `max_model_len` is the longest prompt + output in tokens that this engine accepts, `hello` the
+    number of the last Hello before this.
     """
 
     num_stages: int
     num_blocks: int
     block_size: int
     max_model_len: int
+    hello: int = 0
 
 
 class Logprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -173,7 +178,8 @@ class StageStats(msgspec.Struct, frozen=True, array_like=True):
 class Stats(Message, frozen=True):
     """The engine's counters (since its start) and gauges (now); sent four times a second.
 
-    It is the engine's heartbeat as well. `phase` is the scheduler's present phase.
+    It is the engine's heartbeat as well. `phase` is the scheduler's present phase. `trouble` says
+    why the pipeline was lost that is not back yet.
     """
 
     ready: bool
@@ -194,6 +200,7 @@ class Stats(Message, frozen=True):
     uptime_s: float = 0.0
     busy_s: float = 0.0
     stages: tuple[StageStats, ...] = ()
+    trouble: str = ""
 
 
 # --- engine -> stages, which hear Hello as well ----------------------------------------------

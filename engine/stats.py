@@ -7,7 +7,11 @@ from engine.scheduler import Scheduler
 
 
 def collect(
-    scheduler: Scheduler, stages: tuple[StageStats, ...], uptime_s: float, busy_s: float
+    scheduler: Scheduler,
+    stages: tuple[StageStats, ...],
+    uptime_s: float,
+    busy_s: float,
+    trouble: str,
 ) -> Stats:
     """The engine's figures as of now."""
     pipeline, pool = scheduler.pipeline, scheduler.pool
@@ -16,6 +20,7 @@ def collect(
         "uptime_s": uptime_s,
         "busy_s": busy_s,
         "stages": stages,
+        "trouble": trouble,
     }
     return Stats(
         ready=pipeline is not None,

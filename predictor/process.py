@@ -14,6 +14,7 @@ import torch
 import zmq
 
 from configs import lifeline, loader, logs
+from configs.pulse import Pulse
 from engine.wire import Hub
 from predictor.asks import OpenAsk, Queue, batches
 from predictor.checkpoint import Prediction, PredictorError, load_predictor
@@ -44,7 +45,8 @@ def main(folder: Path) -> int:
                 len(told.classes),
                 told.max_tokens,
             )
-            serve(hub, predictor.predict)
+            pulse = Pulse(folder, "predictor")
+            serve(hub, predictor.predict, on_round=pulse.beat)
     except (PredictorError, zmq.ZMQError, OSError) as error:
         lifeline.report_failure(folder, f"predictor: {error}")
         return 1
@@ -57,11 +59,16 @@ def serve(
     queue: Queue | None = None,
     is_over: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
+    on_round: Callable[[], None] = lambda: None,
 ) -> None:
-    """Answer asks until `is_over`, which is looked at between batches and while nothing comes."""
+    """Answer asks until `is_over`, which is looked at between batches and while nothing comes.
+
+    So is `on_round` called.
+    """
     queue = Queue() if queue is None else queue  # an empty one is false
     dropped = DropCount()
     while not is_over():
+        on_round()
         if not queue:
             hub.socket.poll(100)
         _take(hub, queue, dropped, clock)
@@ -69,6 +76,7 @@ def serve(
             _run(hub, predict, batch)
             # Between batches, so that the bound is that of the queue and not of the socket.
             _take(hub, queue, dropped, clock)
+            on_round()
             if is_over():
                 return
 

@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from socket import socket
 from ssl import SSLContext
@@ -12,6 +13,7 @@ from ssl import SSLContext
 import uvloop
 
 from configs import garbage, lifeline, loader, logs
+from configs.pulse import INTERVAL_S, Pulse
 from configs.schema import Config
 from server.app import build_app
 from server.batches.service import BatchService
@@ -65,7 +67,9 @@ def _listen(config: Config) -> AbstractContextManager[socket]:
 async def _serve(
     config: Config, listener: socket, tls: SSLContext | None, tokenizer: Tokenizer
 ) -> None:
-    client = EngineClient(config.server_address, config.max_stream_interval)
+    client = EngineClient(
+        config.server_address, config.max_stream_interval, config.stage_start_timeout
+    )
     drain, metrics = Drain(), Metrics(client)
     predictor = LengthPredictor(config, metrics)
     endpoints = build_endpoints(config, client, tokenizer, metrics, predictor)
@@ -76,6 +80,7 @@ async def _serve(
         drain,
         shutdown_timeout_s=config.shutdown_timeout,
         tls=tls,
+        failure=partial(lifeline.reported_failure, config.folder),
     )
     _announce_listening(config, listener)
     garbage.settle()
@@ -84,8 +89,9 @@ async def _serve(
     announcing = asyncio.create_task(_announce_ready(config, client))
     predicting = asyncio.create_task(predictor.run())
     batching = asyncio.create_task(batches.run())
+    beating = asyncio.create_task(_beat(Pulse(config.folder, "server")))
     # None of the chores ends by itself: if one does, it has failed, and so does the process.
-    chores = (receiving, predicting, batching)
+    chores = (receiving, predicting, batching, beating)
     await asyncio.wait((serving, *chores), return_when=asyncio.FIRST_COMPLETED)
     for chore in chores:
         if chore.done():
@@ -105,6 +111,12 @@ def _announce_listening(config: Config, listener: socket) -> None:
         (config.folder / PORT_FILE).write_text(str(port))
         where = url(config.host, port, tls=config.ssl_certfile is not None)
     logger.info("listening on %s (OpenAI API under %s/v1)", where, config.root_path)
+
+
+async def _beat(pulse: Pulse) -> None:
+    while True:
+        pulse.beat()
+        await asyncio.sleep(INTERVAL_S)
 
 
 async def _announce_ready(config: Config, client: EngineClient) -> None:

@@ -56,7 +56,7 @@ class Chat:
         """The reply to one request, see `server.reply.Endpoint`."""
         request = parse_chat(body)
         self._planner.check_model(request.model)
-        self._client.check_ready()
+        self._client.check_known()
         self._planner.check_num_logprobs(request.num_logprobs, "top_logprobs")
         choice = self._tool_choice(request)
         conversation = replace(

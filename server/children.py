@@ -1,22 +1,26 @@
 """The children: a daemon's processes, started, restarted while that can help, and ended.
 
 Nothing is orphaned: each child dies with its parent (`configs.lifeline`), and what is stopped is
-waited for. A failure that no restart can mend is left in the runtime folder by the process that met
-it, and ends all.
+waited for. One that hangs is ended (`configs.pulse`), and then is one that has died. A failure that
+no restart can mend is left in the runtime folder by the process that met it, and ends all.
 """
 
 import logging
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Literal
 
 from configs import lifeline
+from configs.pulse import PulseWatch
 from configs.schema import Config
 
 POLL_INTERVAL_S = 0.05
 STOP_TIMEOUT_S = 5.0
+# A loop that reads large requests, or waits for the processor behind all others, is no engine's.
+PATIENCE_S = {"server": 10.0, "predictor": 30.0}
 
 Name = Literal["server", "engine", "stages", "predictor"]
 
@@ -40,8 +44,9 @@ class Children:
         if config.predictor_folder is not None:
             self._names.append("predictor")
         self._processes: dict[Name, subprocess.Popen[bytes]] = {}
-        self._restarts = 0
-        self._predictor_restarts = 0
+        self._pulses: dict[Name, PulseWatch] = {}
+        self._restarts = Restarts(config)
+        self._predictor_restarts = Restarts(config)
 
     def start(self) -> None:
         """Start all, without waiting for anything."""
@@ -52,12 +57,18 @@ class Children:
         """The present process of this name."""
         return self._processes[name]
 
-    def look(self) -> None:
-        """Restart what may be restarted; raises `GivingUpError` for what may not."""
+    def look(self, *, ending: Name | None = None) -> None:
+        """Restart what may be restarted; raises `GivingUpError` for what may not.
+
+        Call it every `POLL_INTERVAL_S`. The process that is `ending` is left alone.
+        """
         failure = lifeline.reported_failure(self._config.folder)
         if failure is not None:
             raise GivingUpError(failure)
         for name, child in list(self._processes.items()):
+            if name == ending:
+                continue
+            self._feel_pulse(name)
             code = child.poll()
             if code is None:
                 continue
@@ -86,7 +97,16 @@ class Children:
                 child.kill()
                 child.wait()
 
+    def _feel_pulse(self, name: Name) -> None:
+        still_s = self._pulses[name].look()
+        if still_s:
+            log.error("the %s has stood still for %.1f s", name, still_s)
+            self._processes[name].kill()
+            self._processes[name].wait()
+
     def _start(self, name: Name) -> None:
+        silence_s = PATIENCE_S.get(name, self._config.heartbeat_timeout)
+        self._pulses[name] = PulseWatch(self._config.folder, name, POLL_INTERVAL_S, silence_s)
         module = "workers" if name == "stages" else name
         self._processes[name] = lifeline.start(
             module, str(self._config.folder), num_threads=self._config.num_threads
@@ -95,30 +115,50 @@ class Children:
     def _why_not_restart(self, name: Name, code: int) -> str | None:
         if name == "server":
             return f"the server {_how(code)}; its clients' connections are gone with it"
-        if name == "stages" and code > 0:
-            return f"the stages failed more than {self._config.max_restarts} times (max_restarts)"
-        if self._restarts >= self._config.max_restarts:
-            return f"the {name} {_how(code)}, after {self._restarts} restarts (max_restarts)"
+        if self._restarts.are_used_up():
+            return f"the {name} {_how(code)}, {self._restarts}"
         return None
 
     def _restart(self, name: Name, code: int) -> None:
-        """Stages hold plans of the engine that sent them: a new engine gets new stages."""
+        """Stages outlive their engine, with their weights; an engine outlives its stages."""
         log.error("the %s %s; restarting", name, _how(code))
-        self._restarts += 1
-        stale: tuple[Name, ...] = ("engine", "stages") if name == "engine" else ("stages",)
-        self.stop(*stale)
-        for each in stale:
-            self._start(each)
+        self._restarts.count()
+        self._start(name)
 
     def _restart_predictor(self, code: int) -> None:
         """Nobody's answer hangs on it: when it has died too often, the daemon goes on without."""
         del self._processes["predictor"]
-        if self._predictor_restarts >= self._config.max_restarts:
-            log.error("the predictor %s; going on without it", _how(code))
+        if self._predictor_restarts.are_used_up():
+            log.error(
+                "the predictor %s, %s; going on without", _how(code), self._predictor_restarts
+            )
             return
         log.error("the predictor %s; restarting", _how(code))
-        self._predictor_restarts += 1
+        self._predictor_restarts.count()
         self._start("predictor")
+
+
+class Restarts:
+    """So many of them in so much time and no more."""
+
+    def __init__(self, config: Config) -> None:
+        self._most, self._window_s = config.max_restarts, config.restart_window
+        self._restarted_at: deque[float] = deque()
+
+    def count(self) -> None:
+        """One has come about."""
+        self._restarted_at.append(time.monotonic())
+
+    def are_used_up(self) -> bool:
+        """Whether there were as many as there may be in the window that ends now."""
+        begin = time.monotonic() - self._window_s
+        while self._restarted_at and self._restarted_at[0] < begin:
+            self._restarted_at.popleft()
+        return len(self._restarted_at) >= self._most
+
+    def __str__(self) -> str:
+        settings = "max_restarts, restart_window"
+        return f"after {self._most} restarts in {self._window_s:g} s ({settings})"
 
 
 def _how(code: int) -> str:

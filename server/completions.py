@@ -38,7 +38,7 @@ class Completions:
         request = parse_completion(body)
         self._planner.check_model(request.model)
         if request.max_tokens != 0 or request.only_scores:
-            self._client.check_ready()
+            self._client.check_known()
         if request.logprobs is not None:
             self._planner.check_num_logprobs(request.logprobs, "logprobs")
         with not_too_deep():

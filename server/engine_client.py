@@ -1,7 +1,9 @@
 """The engine client: the server's door to the engine, and what it last heard through it.
 
-It hands each burst of tokens to the sequences they belong to, and when the engine falls silent or
-comes back as another process, it tells every open sequence so: nothing waits for ever.
+It hands each burst of tokens to the sequences they belong to. When the engine comes back as another
+process, it is given every open sequence with what has been generated of it: nobody hears of the
+change but by a pause. When none comes back in time, every sequence is told so: nothing waits for
+ever.
 """
 
 import asyncio
@@ -11,6 +13,8 @@ from array import array
 from collections.abc import Iterable
 from collections.abc import Sequence as Collection
 from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from engine.messages import (
     Abort,
@@ -42,7 +46,7 @@ class Sequence:
 
     `told` are log-probabilities, one for each token where any were asked for; `scores` those of the
     prompt's tokens but the first, all there with the first token. `is_queued` until then, unless
-    it is offline work, which nobody waits for.
+    it is offline work, which nobody waits for. `output_ids` are all tokens so far.
     """
 
     __slots__ = (
@@ -53,9 +57,11 @@ class Sequence:
         "index",
         "is_queued",
         "last_token_at",
+        "output_ids",
         "prompt_token_ids",
         "scores",
         "sequence_id",
+        "submit",
         "told",
     )
 
@@ -67,6 +73,8 @@ class Sequence:
         prompt_token_ids: Collection[int] = (),
     ) -> None:
         self.sequence_id = sequence_id
+        self.submit: Submit | None = None
+        self.output_ids = array("i")
         self.index = index
         self.prompt_token_ids = prompt_token_ids
         self.finished: Finished | None = None
@@ -90,6 +98,7 @@ class Sequence:
         if not self._token_ids:
             self._inbox.put(self)
         self._token_ids.append(token_id)
+        self.output_ids.append(token_id)
 
     def finish(self, message: Finished) -> None:
         """Note the last message; tokens before it are still there to take."""
@@ -97,6 +106,15 @@ class Sequence:
         if not self._token_ids:
             self._inbox.put(self)
         self._inbox.hurry()
+
+    def resubmission(self) -> Submit:
+        """Its `Submit` for an engine that has never heard of it."""
+        assert self.submit is not None
+        if not self.output_ids:
+            return self.submit
+        sampling = replace(self.submit.sampling, num_prompt_logprobs=-1)  # all told
+        output = self.output_ids.tobytes()
+        return replace(self.submit, sampling=sampling, output_token_ids=output)
 
     def take_tokens(self) -> list[int]:
         """The tokens since the last call."""
@@ -116,10 +134,13 @@ class EngineClient:
     """Talks with the engine from one asyncio loop; all methods belong to that loop.
 
     `ready` is the last EngineReady (None: never), `stats` the last Stats. Where many streams are
-    open, a stream is told of its tokens every `max_stream_interval` seconds.
+    open, a stream is told of its tokens every `max_stream_interval` seconds. An engine that is gone
+    is waited for for `patience_s`.
     """
 
-    def __init__(self, endpoint: str, max_stream_interval: float = 0.0) -> None:
+    def __init__(
+        self, endpoint: str, max_stream_interval: float = 0.0, patience_s: float = 600.0
+    ) -> None:
         self.ready: EngineReady | None = None
         self.stats: Stats | None = None
         self.stats_at = 0.0
@@ -134,8 +155,14 @@ class EngineClient:
         self._rounds = Rounds(max_stream_interval)
         # A server that takes over from a dead one must not be handed the dead one's tokens.
         self._next_id = time.time_ns() // 1000
+        self._ticks = 0
         self._silent_ticks = 0
+        self._patience_s = patience_s
         self._lost = False
+        # The number of our last Hello, and whether the engine has heard it: what came before that
+        # it has forgotten, and what it tells before that is of no concern.
+        self._hello = 0
+        self._is_introduced = False
 
     @property
     def is_connected(self) -> bool:
@@ -144,16 +171,22 @@ class EngineClient:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a sequence submitted now would be worked on."""
+        """Whether a sequence submitted now would be worked on at once."""
         stats = self.stats
-        return self.is_connected and stats is not None and stats.ready and self.ready is not None
+        return self.is_connected and stats is not None and stats.ready and self._is_introduced
 
-    def check_ready(self) -> None:
-        """Raise `ApiError` (503) unless `is_ready`."""
-        if not self.is_ready:
+    def check_known(self) -> None:
+        """Raise `ApiError` (503) before there was a pipeline; one that is gone is waited for."""
+        if self.ready is None:
             raise unavailable(
                 "The model is not ready yet. Please retry shortly.", "model_not_ready"
             )
+
+    def check_ready(self) -> None:
+        """Raise `ApiError` (503) unless `is_ready`."""
+        self.check_known()
+        if not self.is_ready:
+            raise unavailable("The model is being restarted. Requests wait.", "model_not_ready")
 
     async def wait_ready(self) -> None:
         """Until `is_ready`, which may come and go."""
@@ -172,25 +205,28 @@ class EngineClient:
     def submit(self, message: Submit, sequence: Sequence) -> None:
         """Hand the sequence to the engine; it hears of its end in any case."""
         self._open[sequence.sequence_id] = sequence
+        sequence.submit = message
         sequence.is_queued = not message.offline
         self.num_queued += sequence.is_queued
-        if not self._send(message):
-            self._close(sequence, "The engine does not accept messages.")
+        self._send_submit(sequence)
 
     def expect(self, message: Expect) -> None:
         """Tell the engine what is now expected of a sequence, if it is still open."""
-        if message.sequence_id in self._open:
-            self._send(message)
+        sequence = self._open.get(message.sequence_id)
+        if sequence is not None and sequence.submit is not None:
+            expected = {"predicted_len": message.predicted_len, "spread": message.spread}
+            sequence.submit = replace(sequence.submit, **expected)
+            self._tell(message)
 
     def abort(self, sequence: Sequence) -> None:
         """Forget the sequence here and there, at once."""
         if self._forget(sequence):
-            self._send(Abort(sequence.sequence_id))
+            self._tell(Abort(sequence.sequence_id))
 
     def fail_all(self, reason: str) -> None:
         """End every open sequence with an error, and abort it in case the engine still has it."""
         for sequence in list(self._open.values()):
-            self._send(Abort(sequence.sequence_id))
+            self._tell(Abort(sequence.sequence_id))
             self._close(sequence, reason)
         self._rounds.tell()
 
@@ -211,6 +247,14 @@ class EngineClient:
             loop.remove_reader(self._spoke.socket.fileno())
             self._spoke.close()
 
+    def _send_submit(self, sequence: Sequence) -> None:
+        if not self._tell(sequence.resubmission()):
+            self._close(sequence, "The engine does not accept messages.")
+
+    def _tell(self, message: FromServer) -> bool:
+        """Send to an engine that knows us; another one is told all when it does."""
+        return self._send(message) if self._is_introduced else True
+
     def _send(self, message: FromServer) -> bool:
         sent = self._spoke.send(message)
         # A send may swallow the socket's signal that something has arrived: look for it.
@@ -220,6 +264,8 @@ class EngineClient:
     def _dispatch(self, burst: Iterable[ToServer]) -> None:
         now = time.monotonic()
         for message in burst:
+            if not self._is_introduced and not isinstance(message, Stats | EngineReady):
+                continue  # of what we had of it before it forgets that
             if isinstance(message, Generated):
                 self._on_generated(message, now)
             elif isinstance(message, Finished):
@@ -254,9 +300,12 @@ class EngineClient:
 
     def _on_scored(self, message: Scored) -> None:
         sequence = self._open.get(message.sequence_id)
-        if sequence is not None:
-            scores = unpack(message.logprobs, sequence.prompt_token_ids)
-            sequence.scores += [told for _, told in scores]
+        if sequence is None:
+            return
+        for position, told in unpack(message.logprobs, sequence.prompt_token_ids):
+            # After a loss of the stages all are told once more.
+            if position == len(sequence.scores) + 1:
+                sequence.scores.append(told)
 
     def _leave_queue(self, sequence: Sequence) -> None:
         self.num_queued -= sequence.is_queued
@@ -272,8 +321,7 @@ class EngineClient:
         before = self.stats
         self._silent_ticks = 0
         if before is not None and message.uptime_s < before.uptime_s:
-            self._lose("The engine was restarted.")
-            self._send(Hello())
+            self._meet()
         self._lost = False
         self.stats, self.stats_at = message, now
         if self.is_ready and self.work_at_ready is None:
@@ -282,9 +330,26 @@ class EngineClient:
         self._note_ready()
 
     def _on_ready(self, message: EngineReady) -> None:
+        if message.hello != self._hello:
+            return  # it has not heard us yet
         self.ready = message
         self.work_at_ready = None
+        if not self._is_introduced:
+            self._is_introduced = True
+            for sequence in list(self._open.values()):
+                self._send_submit(sequence)
         self._note_ready()
+
+    def _meet(self) -> None:
+        """An engine that does not know us."""
+        if self._open:
+            logger.warning("another engine: %d sequences are handed to it", len(self._open))
+        self._is_introduced = False
+        self._greet()
+
+    def _greet(self) -> None:
+        self._hello += 1
+        self._send(Hello(self._hello))
 
     def _note_ready(self) -> None:
         if self.is_ready:
@@ -296,26 +361,27 @@ class EngineClient:
         """Notice silence, counted in ticks: a loop that was itself held up blames nobody."""
         while True:
             self.ticked_at = time.monotonic()
+            self._ticks += 1
             self._silent_ticks += 1
-            if self.is_connected and self._silent_ticks * TICK_S > SILENCE_S:
-                self._lose("The engine has stopped answering.")
-            if self._silent_ticks % HELLO_TICKS == 1 and self._has_to_introduce_itself():
-                self._send(Hello())
+            silent_s = self._silent_ticks * TICK_S
+            if self.is_connected and silent_s > SILENCE_S:
+                self._lose()
+            if self._open and silent_s > self._patience_s:
+                self.fail_all("The engine has stopped answering.")
+            if self._ticks % HELLO_TICKS == 0 and self._has_to_introduce_itself():
+                self._greet()
             await asyncio.sleep(TICK_S)
 
     def _has_to_introduce_itself(self) -> bool:
-        """Whether the engine does not know of us, or we not of it."""
-        if self.stats is None or self._lost:
-            return True
-        return self.stats.ready and self.ready is None
+        """Whether an engine is there that does not know of us, or perhaps never heard us."""
+        may_hear = self.stats is None or self._lost or self.stats.ready
+        return may_hear and not self._is_introduced
 
-    def _lose(self, reason: str) -> None:
-        logger.warning("lost the engine: %s", reason)
+    def _lose(self) -> None:
+        logger.warning("the engine has stopped answering; what is open waits for it")
         self._lost = True
-        self.ready = None
         self.work_at_ready = None
         self._note_ready()
-        self.fail_all(reason)
 
     def _close(self, sequence: Sequence, reason: str) -> None:
         if self._forget(sequence):

@@ -44,7 +44,7 @@ class Piece(NamedTuple):
 class Generation:
     """Use as `async with`; then call `next_pieces` while `num_unfinished`.
 
-    Entering raises `ApiError`: 503 when there is no engine, 429 when the queue is full.
+    Entering raises `ApiError`: 503 before there was an engine, 429 when the queue is full.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Generation:
         }
 
     def _admit(self) -> None:
-        self._client.check_ready()
+        self._client.check_known()
         if self.plan.offline:
             return
         asked, allowed = self.plan.num_sequences, self._max_num_queued

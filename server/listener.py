@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import uvicorn
@@ -59,7 +59,8 @@ class DrainingServer(uvicorn.Server):
     """Serves until a signal, then lets open requests finish within `shutdown_timeout_s`.
 
     While it drains it still listens, so that clients and probes get an answer: 503. A second
-    signal ends it at once; either way, requests still open get an error before it goes.
+    signal ends it at once; either way, requests still open get an error before it goes. So they do
+    without delay where there is a `failure`: the daemon's, in words for the client.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class DrainingServer(uvicorn.Server):
         *,
         shutdown_timeout_s: float,
         tls: ssl.SSLContext | None = None,
+        failure: Callable[[], str | None] = lambda: None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -88,6 +90,7 @@ class DrainingServer(uvicorn.Server):
         )
         self._client = client
         self._drain = drain
+        self._failure = failure
         self._shutdown_timeout_s = shutdown_timeout_s
         self._draining: asyncio.Task[None] | None = None
 
@@ -115,8 +118,10 @@ class DrainingServer(uvicorn.Server):
 
     async def _end(self, timeout_s: float) -> None:
         logger.info("shutting down: %d requests are open", self._drain.num_open)
-        if not await self._drain.wait(timeout_s):
-            self._client.fail_all("The server is shutting down.")
+        failure = self._failure()
+        if failure is not None or not await self._drain.wait(timeout_s):
+            because = f" It has failed: {failure}" if failure else ""
+            self._client.fail_all(f"The server is shutting down.{because}")
             await self._drain.wait(LAST_WORDS_S)
         self.should_exit = True
 

@@ -74,8 +74,7 @@ class OfflineEngine:
     async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """The result of `work`; cancels it and raises `OfflineEngineError` if the engine gives up.
 
-        A lost engine or stage that is restarted is no such end: its requests fail with `ApiError`
-        (500), and new ones with 503 until it is back.
+        A lost engine or stage that is restarted is no such end: its requests wait for it.
         """
         assert self._chores, "only inside the block"
         working = asyncio.ensure_future(work)
@@ -108,7 +107,9 @@ class OfflineEngine:
         # Ending them waits for them: not on the loop, where the client has its last words.
         stack.push_async_callback(asyncio.to_thread, children.stop)
         children.start()
-        self.client = EngineClient(self.config.server_address)
+        self.client = EngineClient(
+            self.config.server_address, patience_s=self.config.stage_start_timeout
+        )
         self.metrics = Metrics(self.client)
         self.predictor = LengthPredictor(self.config, self.metrics)
         for chore in (_watch(children), self.client.run(), self.predictor.run()):

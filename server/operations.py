@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from configs import lifeline
 from configs.schema import Config
 from configs.version import VERSION
 from server.document import failures
@@ -44,6 +45,7 @@ class Health(BaseModel):
     """The answer of GET /health, with 503 unless the status is ok or draining."""
 
     status: str = Field(description="ok, draining, or what is missing")
+    reason: str | None = Field(description="how that came about, where it is known")
     server: Heartbeat
     engine: EngineHealth
     stages: list[StageHealth]
@@ -139,9 +141,11 @@ class Operations:
             }
             for stage in (stats.stages if stats else ())
         ]
-        status = self._status(engine_age_s, stages)
+        failure = lifeline.reported_failure(self._config.folder)
+        status = "failed" if failure else self._status(engine_age_s, stages)
         body = {
             "status": status,
+            "reason": failure or (stats.trouble if stats else None) or None,
             "server": {"heartbeat_age_s": round(now - client.ticked_at, 3)},
             "engine": {
                 "heartbeat_age_s": None if engine_age_s is None else round(engine_age_s, 3),

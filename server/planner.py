@@ -135,7 +135,7 @@ class Planner:
         ready = self._client.ready
         if ready is None:  # it may have gone while the prompts were read
             if max_tokens != 0:
-                self._client.check_ready()
+                self._client.check_known()
             return 0
         wanted = 1 if max_tokens is None else max_tokens
         room = ready.max_model_len - num_prompt_tokens

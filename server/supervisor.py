@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from configs import loader, logs
+from configs import lifeline, loader, logs
 from configs.schema import Config
 from configs.version import VERSION
 from server.checkpoint import check_model_path
@@ -68,6 +68,8 @@ class Supervisor:
             self._drain()
         except GivingUpError as error:
             failure = str(error)
+            # The server tells it to everybody whose request is open.
+            lifeline.report_failure(self._config.folder, failure)
         finally:
             self._children.stop()
         if failure is None:
@@ -90,8 +92,5 @@ class Supervisor:
                 log.info("second signal: ending at once")
                 server.terminate()
                 told, deadline = self._signals, time.monotonic() + STOP_TIMEOUT_S
-            for name in ("engine", "stages"):
-                if self._children.process(name).poll() is not None:
-                    log.error("the %s ended while draining", name)
-                    return
+            self._children.look(ending="server")
             time.sleep(POLL_INTERVAL_S)

@@ -1,4 +1,4 @@
-"""The stage watch: the dead, the silent, those who wait for nobody, and those who only work long."""
+"""The stage watch: the dead, the silent, who waits for nobody and who just works long."""
 
 import os
 import subprocess

@@ -196,3 +196,14 @@ def test_no_token_asked_for_tells_the_prompts_tokens(daemon: Daemon, stream: boo
     assert choice["text"] == "the quick"
     assert choice["prompt_token_ids"] == TOKENIZER.encode("the quick")
     assert choice["token_ids"] == []
+
+
+def test_scores_that_are_told_again_after_a_loss_are_taken_once(tmp_path: Path) -> None:
+    def stuttering(submit: Submit) -> list[ToServer]:
+        told = scripted(submit)
+        return [*(message for message in told if isinstance(message, Scored)), *told]
+
+    with serving(tmp_path, scripted) as daemon:
+        expected = whole(daemon, prompt_logprobs=1)["prompt_logprobs"]
+        daemon.engine.script = stuttering
+        assert whole(daemon, prompt_logprobs=1)["prompt_logprobs"] == expected

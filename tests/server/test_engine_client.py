@@ -1,11 +1,13 @@
 """The engine client: who hears what when the engine comes, falls silent, or is another one."""
 
 import asyncio
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from engine.messages import EngineReady, Finished, Hello, Submit
 from server import engine_client
@@ -23,7 +25,7 @@ from tests.server.world import (
     stats,
 )
 
-HELLO = TOKENIZER.encode("hello")
+HELLO, WORLD = TOKENIZER.encode("hello"), TOKENIZER.encode(" world")
 
 
 @pytest.fixture
@@ -67,37 +69,105 @@ def test_an_engine_that_starts_after_the_server_is_found(tmp_path: Path) -> None
         assert daemon.complete().status_code == 200
 
 
-def test_a_new_engine_process_ends_what_the_old_one_had(mute: Daemon) -> None:
+def test_a_new_engine_process_goes_on_where_the_old_one_was(mute: Daemon) -> None:
     mute.engine.send(stats(uptime_s=9.0))
-    with streaming(mute) as response:
-        mute.engine.wait_for(Submit)
+    with streaming(mute, max_tokens=len(HELLO + WORLD)) as response:
+        (first,) = mute.engine.wait_for(Submit)
+        mute.engine.send(generated(first.sequence_id, *HELLO))
+        mute.wait_until(lambda: mute.client.num_generated == len(HELLO))
         mute.engine.send(stats(uptime_s=0.5))
+        _, again = mute.engine.wait_for(Submit, 2)
+        assert again == replace(first, output_token_ids=array("i", HELLO).tobytes())
+        mute.engine.send(
+            generated(first.sequence_id, *WORLD), Finished(first.sequence_id, "length")
+        )
         response.read()
-        assert events(response)[-1]["error"]["message"] == "The engine was restarted."
+    assert "".join(event["choices"][0]["text"] for event in events(response)) == "hello world"
+
+
+def test_what_a_new_engine_says_before_it_knows_us_is_of_no_concern(mute: Daemon) -> None:
+    """It may have been given an old message that was still under way."""
+    mute.engine.send(stats(uptime_s=9.0))
+    with streaming(mute, max_tokens=len(HELLO)) as response:
+        (submit,) = mute.engine.wait_for(Submit)
+        mute.engine.answers_hello = False
+        mute.engine.send(stats(uptime_s=0.5))
+        mute.engine.wait_for(Hello, 2)
+        mute.engine.send(
+            generated(submit.sequence_id, *HELLO), Finished(submit.sequence_id, "length")
+        )
+        mute.engine.introduce()
+        _, again = mute.engine.wait_for(Submit, 2)
+        assert again == submit
+        mute.engine.send(
+            generated(submit.sequence_id, *HELLO), Finished(submit.sequence_id, "length")
+        )
+        response.read()
+    assert "".join(event["choices"][0]["text"] for event in events(response)) == "hello"
+
+
+def test_requests_that_come_while_there_is_no_engine_are_handed_to_the_next(mute: Daemon) -> None:
+    mute.engine.answers_hello = False
+    mute.engine.send(stats(uptime_s=0.5))
     mute.engine.wait_for(Hello, 2)
+    with streaming(mute) as response:
+        assert mute.get("/ready").status_code == 503
+        assert not [m for m in mute.engine.received if isinstance(m, Submit)]
+        mute.engine.introduce()
+        (submit,) = mute.engine.wait_for(Submit)
+        mute.engine.send(
+            generated(submit.sequence_id, *HELLO), Finished(submit.sequence_id, "length")
+        )
+        response.read()
+    assert events(response)[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_one_who_leaves_while_there_is_no_engine_is_not_handed_on(mute: Daemon) -> None:
+    with streaming(mute):
+        mute.engine.wait_for(Submit)
+        mute.engine.answers_hello = False
+        mute.engine.send(stats(uptime_s=0.5))
+        mute.engine.wait_for(Hello, 2)
+    mute.wait_until(lambda: mute.client.num_queued == 0)
+    mute.engine.introduce()
     mute.wait_until(lambda: mute.client.is_ready)
     mute.engine.script = saying("hello")
     assert mute.complete().status_code == 200
+    assert len(mute.engine.wait_for(Submit)) == 2
 
 
 @pytest.mark.usefixtures("quick_ticks")
-def test_a_silent_engine_ends_open_requests_and_is_greeted_again(
-    mute: Daemon,
+def test_a_silent_engine_is_waited_for_and_what_it_has_is_not_asked_twice(mute: Daemon) -> None:
+    with streaming(mute) as response:
+        (submit,) = mute.engine.wait_for(Submit)
+        mute.wait_until(lambda: not mute.client.is_connected)
+        mute.engine.send(stats(uptime_s=8.0))
+        mute.engine.send(
+            generated(submit.sequence_id, *HELLO), Finished(submit.sequence_id, "length")
+        )
+        response.read()
+    assert events(response)[-1]["choices"][0]["finish_reason"] == "length"
+    assert len(mute.engine.wait_for(Submit)) == 1
+
+
+@pytest.mark.usefixtures("quick_ticks")
+def test_an_engine_that_stays_silent_ends_open_requests_at_last(
+    mute: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mute.client, "_patience_s", 0.2)
     response = mute.complete()
     assert response.status_code == 500
     assert response.json()["error"]["message"] == "The engine has stopped answering."
-    # Greeted again, it answers, and all is well.
-    mute.engine.wait_for(Hello, 2)
-    mute.wait_until(lambda: mute.client.is_ready)
 
 
-def test_a_lost_pipeline_is_a_pause_for_open_requests_and_503_for_new_ones(mute: Daemon) -> None:
+def test_a_lost_pipeline_is_a_pause_for_open_requests_and_for_new_ones(mute: Daemon) -> None:
     with streaming(mute) as response:
         (submit,) = mute.engine.wait_for(Submit)
         mute.engine.send(stats(ready=False, uptime_s=2.0))
         mute.wait_until(lambda: not mute.client.is_ready)
-        assert mute.complete().status_code == 503
+        assert mute.get("/ready").status_code == 503
+        with streaming(mute):
+            mute.engine.wait_for(Submit, 2)
         mute.engine.send(EngineReady(2, 40, 16, 64), stats(uptime_s=3.0))
         mute.engine.send(
             generated(submit.sequence_id, *HELLO), Finished(submit.sequence_id, "length")

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import httpx
 import uvloop
 import zmq
+from msgspec.structs import replace
 from starlette.types import ASGIApp
 from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
@@ -141,6 +142,7 @@ class FakeEngine:
         self.answers_hello = True
         self.beats = False  # tells its stats every second, as an engine does
         self.received: list[FromServer] = []
+        self._hello = 0
         self._changed = threading.Condition()
         self._outbox: list[ToServer] = []
         self._hub: Hub[FromServer] = Hub(endpoint, FromServer)
@@ -192,12 +194,15 @@ class FakeEngine:
             with self._changed:
                 outbox, self._outbox = self._outbox, []
             for out in outbox:
-                self._hub.send("server", out)
+                is_ready = isinstance(out, EngineReady)
+                self._hub.send("server", replace(out, hello=self._hello) if is_ready else out)
 
     def _receive(self, message: FromServer) -> None:
         with self._changed:
             self.received.append(message)
             self._changed.notify_all()
+        if isinstance(message, Hello):
+            self._hello = message.number
         if isinstance(message, Hello) and self.answers_hello:
             self.introduce()
         elif isinstance(message, Submit):

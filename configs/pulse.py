@@ -1,0 +1,54 @@
+"""The pulse: a process whose main loop stands still is found out by its parent, and ended.
+
+A process that was stopped or hangs does not end, so nobody would start it anew. Its main loop
+touches a file in the runtime folder instead, which costs next to nothing and waits for nobody.
+"""
+
+import os
+from pathlib import Path
+
+INTERVAL_S = 0.25
+"""How often to beat."""
+
+
+class Pulse:
+    """The beating end; `name` is the process's."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._path = _path(folder, name)
+        self._path.touch()
+
+    def beat(self) -> None:
+        """The main loop goes round."""
+        os.utime(self._path)
+
+
+class PulseWatch:
+    """The parent's end: looks every `interval_s` seconds, bears a standstill for `silence_s`.
+
+    Time is counted in looks: a parent that was itself held up blames nobody. Before its first beat
+    a process may take as long as it likes.
+    """
+
+    def __init__(self, folder: Path, name: str, interval_s: float, silence_s: float) -> None:
+        self._path = _path(folder, name)
+        self._path.unlink(missing_ok=True)
+        self._interval_s, self._silence_s = interval_s, silence_s
+        self._last_beat = 0
+        self._still_looks = 0
+
+    def look(self) -> float:
+        """The seconds for which it has stood still, 0 while that is no cause for alarm."""
+        try:
+            beat = self._path.stat().st_mtime_ns
+        except OSError:
+            return 0.0
+        if beat != self._last_beat:
+            self._last_beat, self._still_looks = beat, 0
+        self._still_looks += 1
+        still_s = self._still_looks * self._interval_s
+        return still_s if still_s > self._silence_s else 0.0
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.pulse"

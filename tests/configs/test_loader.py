@@ -27,6 +27,7 @@ SAMPLES = {
     "stage_start_timeout": "60",
     "heartbeat_timeout": "5",
     "max_restarts": "0",
+    "restart_window": "60",
     "profile": "some/steps.csv",
     "profile_seconds": "0",
     "exact_times": "true",

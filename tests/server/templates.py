@@ -101,7 +101,6 @@ def chatty(template: str | None, *special: str, begin: bool = False) -> Tokenize
 def give_room(daemon: Daemon, max_model_len: int = 8192) -> Daemon:
     """Chat prompts are long for a tokenizer of bytes: let the engine take them."""
     daemon.engine.ready = EngineReady(2, max_model_len // 16, 16, max_model_len)
-    daemon.engine.beats = True  # these tests take longer than a server waits for a sign of life
     daemon.engine.introduce()
     daemon.wait_until(
         lambda: daemon.client.ready is not None and daemon.client.ready.max_model_len > 64

@@ -138,6 +138,7 @@ def test_one_who_leaves_while_there_is_no_engine_is_not_handed_on(mute: Daemon) 
 
 @pytest.mark.usefixtures("quick_ticks")
 def test_a_silent_engine_is_waited_for_and_what_it_has_is_not_asked_twice(mute: Daemon) -> None:
+    mute.engine.beats = False
     with streaming(mute) as response:
         (submit,) = mute.engine.wait_for(Submit)
         mute.wait_until(lambda: not mute.client.is_connected)
@@ -154,6 +155,7 @@ def test_a_silent_engine_is_waited_for_and_what_it_has_is_not_asked_twice(mute: 
 def test_an_engine_that_stays_silent_ends_open_requests_at_last(
     mute: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    mute.engine.beats = False
     monkeypatch.setattr(mute.client, "_patience_s", 0.2)
     response = mute.complete()
     assert response.status_code == 500

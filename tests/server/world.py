@@ -140,7 +140,7 @@ class FakeEngine:
         self.ready: EngineReady | None = EngineReady(2, 40, 16, MAX_MODEL_LEN)
         self.stats = stats()
         self.answers_hello = True
-        self.beats = False  # tells its stats every second, as an engine does
+        self.beats = True  # tells its stats every second, as an engine does, if more slowly
         self.received: list[FromServer] = []
         self._hello = 0
         self._changed = threading.Condition()
@@ -194,6 +194,8 @@ class FakeEngine:
             with self._changed:
                 outbox, self._outbox = self._outbox, []
             for out in outbox:
+                if isinstance(out, Stats):
+                    self.stats = out
                 is_ready = isinstance(out, EngineReady)
                 self._hub.send("server", replace(out, hello=self._hello) if is_ready else out)
 

@@ -1,7 +1,6 @@
 """A micro-batch: the rows of one step, packed into the plan that every stage gets."""
 
 from array import array
-from collections.abc import Iterator
 from itertools import compress
 
 from engine.cost_model import StepSize
@@ -86,8 +85,11 @@ def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int, slots: Sa
         samples.append(end == len(sequence.token_ids))
         token_ids += sequence.token_ids[starts[i] : end]
         tables.append(sequence.block_table[: -(-end // block_size)])
-        if sequence.num_scored < min(end, sequence.num_prompt_tokens):
-            scored += _scored(sequence, i, end)
+        num_scored = min(end, sequence.num_prompt_tokens)
+        if sequence.num_scored < num_scored:  # what is fed again is not scored again
+            sequence.num_scored = num_scored
+            if sequence.submit.sampling.num_prompt_logprobs >= 0:
+                scored.append(_scored(sequence, i, end))
     special = [sequence for sequence in compress(sequences, samples) if not sequence.is_plain]
     setups = tuple(slots.setup(sequence) for sequence in special if sequence.slot < 0)
     columns = b""
@@ -109,10 +111,7 @@ def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int, slots: Sa
     )
 
 
-def _scored(sequence: Sequence, row: int, end: int) -> Iterator[ScoredRow]:
-    """The row, if its prompt is to be scored; once, also where it is fed again later."""
-    num_logprobs = sequence.submit.sampling.num_prompt_logprobs
-    sequence.num_scored = min(end, sequence.num_prompt_tokens)
-    if num_logprobs >= 0:
-        is_within = end < sequence.num_prompt_tokens
-        yield ScoredRow(row, num_logprobs, sequence.token_ids[end] if is_within else -1)
+def _scored(sequence: Sequence, row: int, end: int) -> ScoredRow:
+    """The row of a prompt that is scored as far as `end`."""
+    follower = sequence.token_ids[end] if end < sequence.num_prompt_tokens else -1
+    return ScoredRow(row, sequence.submit.sampling.num_prompt_logprobs, follower)

@@ -117,13 +117,13 @@ class Chat:
             calls = call_format.grammar(
                 choice.schemas, special_tokens, several=several, whitespace=whitespace
             )
-            await self._grammars.check(grammar, param, patient=patient)
+            await self._grammars.check(grammar, param, copies=request.n, patient=patient)
             grammar = calls if choice.is_forced else grammar_text.either(grammar, calls)
             param = "tools"
         if grammar and opened:
             begin, end = reasoning.BEGIN, reasoning.END
             grammar = grammar_text.after_reasoning(grammar, begin, end, special_tokens)
-        await self._grammars.check(grammar, param, patient=patient)
+        await self._grammars.check(grammar, param, copies=request.n, patient=patient)
         return grammar
 
     def _with_markers(self, request: ChatRequest, choice: ToolChoice) -> ChatRequest:

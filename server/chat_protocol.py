@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from server.body import Body, parse
+from server.body import Body, ListOf, parse
 from server.conversation_fields import (
     IGNORED,
     MAX_MESSAGES,
@@ -38,7 +38,7 @@ class AllowedToolNames(Body):
     """The tools that may be called, and whether one must."""
 
     mode: Literal["auto", "required"]
-    tools: list[NamedTool] = Field(min_length=1)
+    tools: ListOf[NamedTool] = Field(min_length=1)
 
 
 class AllowedTools(Body):
@@ -59,7 +59,7 @@ class ChatRequest(SamplingFields, TemplateFields):
         ),
     }
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: ListOf[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(
         None, ge=1, description="reasoning included [as many as the model has room for]"
     )
@@ -78,7 +78,7 @@ class ChatRequest(SamplingFields, TemplateFields):
 
     # vLLM's.
     echo: bool = Field(False, description="vLLM's: begin with the message that is continued")
-    documents: list[dict[str, Any]] | None = Field(None, description="vLLM's: for the template")
+    documents: ListOf[dict[str, Any]] | None = Field(None, description="vLLM's: for the template")
     add_special_tokens: bool = Field(
         False, description="vLLM's: also those that the tokenizer adds; templates have their own"
     )
@@ -93,7 +93,7 @@ class ChatRequest(SamplingFields, TemplateFields):
     prompt_cache_options: dict[str, Any] | None = Field(None, description=IGNORED)
     prediction: dict[str, Any] | None = Field(None, description=IGNORED)
     verbosity: Literal["low", "medium", "high"] | None = Field(None, description=IGNORED)
-    modalities: list[Literal["text"]] | None = Field(None, description="only text")
+    modalities: ListOf[Literal["text"]] | None = Field(None, description="only text")
 
     # What we cannot do.
     functions: list[Any] | None = Field(None, description="not supported: use tools")

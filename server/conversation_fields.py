@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.body import Body
+from server.body import Body, ListOf
 from server.chat_template import Conversation, check_variables
 from server.errors import invalid
 
@@ -48,7 +48,7 @@ def _only_text(content: object) -> object:
     ]
 
 
-Content = Annotated[str | list[TextPart], BeforeValidator(_only_text)]
+Content = Annotated[str | ListOf[TextPart], BeforeValidator(_only_text)]
 
 
 class CalledFunction(Body):
@@ -74,7 +74,7 @@ class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = Field(None, description="of an assistant")
+    tool_calls: ListOf[ToolCall] | None = Field(None, description="of an assistant")
     tool_call_id: str | None = Field(None, description="of a tool: the call that this answers")
     refusal: str | None = Field(None, description="of an assistant")
     reasoning_content: str | None = Field(None, description="vLLM's: of an assistant")
@@ -141,7 +141,7 @@ class Tool(Body):
 class TemplateFields(Body):
     """How the chat template puts a conversation."""
 
-    tools: list[Tool] = Field([], max_length=MAX_TOOLS)
+    tools: ListOf[Tool] = Field([], max_length=MAX_TOOLS)
     add_generation_prompt: bool | None = Field(
         None, description="vLLM's: begin the assistant's message [unless the final one goes on]"
     )

@@ -2,7 +2,7 @@
 
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from configs.schema import Config
@@ -13,7 +13,6 @@ from server.plan import Plan, pack
 from server.sampling_fields import SamplingFields
 from server.tokenizer import Tokenizer
 
-MAX_SEQUENCES = 4096  # prompts x n of one request
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -77,11 +76,10 @@ class Planner:
         if model not in self._config.names:
             raise no_such_model(model)
 
-    def check_num_sequences(self, num_prompts: int, n: int) -> None:
-        """Raise `ApiError` (400) when one request asks for too much."""
-        if num_prompts * n > MAX_SEQUENCES:
-            message = f"Too many completions: prompts x n must not exceed {MAX_SEQUENCES}."
-            raise invalid(message, "prompt", "invalid_value")
+    def check_lengths(self, num_prompt_tokens: Iterable[int], max_tokens: int | None) -> None:
+        """Raise `ApiError` (400) for prompts that do not fit, before anything is done with them."""
+        for number in num_prompt_tokens:
+            self._room(number, max_tokens, None, prompt_field="prompt")
 
     def check_ids(self, field: str, *lists: Sequence[int]) -> None:
         """Raise `ApiError` (400) for token ids that the model does not have."""

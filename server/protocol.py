@@ -4,15 +4,35 @@ Reference: https://platform.openai.com/docs/api-reference/completions. Fields of
 marked. A field that we cannot honour is refused unless it has its neutral value.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
-from server.body import parse
+from server.body import ListOf, parse
 from server.errors import invalid
 from server.sampling_fields import SamplingFields
 
 DEFAULT_MAX_TOKENS = 16
+MAX_SEQUENCES = 4096  # prompts x n of one request
+
+
+def check_num_sequences(number: int) -> None:
+    """Raise `ApiError` (400) when one request asks for too much."""
+    if number > MAX_SEQUENCES:
+        message = f"Too many completions: prompts x n must not exceed {MAX_SEQUENCES}."
+        raise invalid(message, "prompt", "invalid_value")
+
+
+def _not_too_many(prompt: object) -> object:
+    """Count prompts before each of them is looked at."""
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        check_num_sequences(len(prompt))
+    return prompt
+
+
+Prompt = Annotated[
+    str | ListOf[str] | ListOf[int] | ListOf[ListOf[int]], BeforeValidator(_not_too_many)
+]
 
 
 class CompletionRequest(SamplingFields):
@@ -23,9 +43,7 @@ class CompletionRequest(SamplingFields):
         "stop": "a string or an array of strings",
     }
 
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(
-        description="text, texts, token ids, or lists of token ids"
-    )
+    prompt: Prompt = Field(description="text, texts, token ids, or lists of token ids")
     max_tokens: int | None = Field(
         None, ge=0, description=f"[{DEFAULT_MAX_TOKENS}, cut to what the model has room for]"
     )

@@ -6,9 +6,10 @@ marked.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
-from server.body import Body
+from server.body import Body, ListOf
 from server.errors import invalid
 from server.grammars import ResponseFormat, StructuredOutputs, grammar_of
 
@@ -17,6 +18,16 @@ MAX_STOP_STRINGS = 64
 MAX_NAMED_TOKENS = 1024  # of logit_bias and stop_token_ids, each
 MAX_BAD_WORDS, MAX_BAD_WORD = 256, 128  # their number, and the characters of each
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _not_too_many(biases: object) -> object:
+    """Count before each of them is looked at."""
+    if isinstance(biases, dict) and len(biases) > MAX_NAMED_TOKENS:
+        text = "dictionary should have at most {max_length} items, not {actual_length}"
+        raise PydanticCustomError(
+            "too_long", text, {"max_length": MAX_NAMED_TOKENS, "actual_length": len(biases)}
+        )
+    return biases
 
 
 class StreamOptions(Body):
@@ -40,15 +51,15 @@ class SamplingFields(Body):
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, gt=0, le=2, description="vLLM's; 1 is none")
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        {}, max_length=MAX_NAMED_TOKENS, description="added to the logits of token ids"
-    )
-    allowed_token_ids: list[TokenId] = Field([], description="vLLM's: no other token is picked")
-    bad_words: list[Annotated[str, Field(max_length=MAX_BAD_WORD)]] = Field(
+    logit_bias: Annotated[
+        dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_not_too_many)
+    ] = Field({}, max_length=MAX_NAMED_TOKENS, description="added to the logits of token ids")
+    allowed_token_ids: ListOf[TokenId] = Field([], description="vLLM's: no other token is picked")
+    bad_words: ListOf[Annotated[str, Field(max_length=MAX_BAD_WORD)]] = Field(
         [], max_length=MAX_BAD_WORDS, description="vLLM's: never generated"
     )
-    stop: str | list[str] = Field([], description="text that ends a choice, itself left out")
-    stop_token_ids: list[TokenId] = Field(
+    stop: str | ListOf[str] = Field([], description="text that ends a choice, itself left out")
+    stop_token_ids: ListOf[TokenId] = Field(
         [], max_length=MAX_NAMED_TOKENS, description="vLLM's: tokens that end a choice"
     )
     include_stop_str_in_output: bool = Field(False, description="vLLM's")

@@ -112,6 +112,14 @@ def test_a_prompt_that_is_too_long_is_told_the_numbers(daemon: Daemon) -> None:
     assert error["code"] == "context_length_exceeded"
 
 
+def test_a_prompt_that_is_too_long_is_not_read_to_its_end(daemon: Daemon) -> None:
+    unknown = 10**6
+    error = daemon.complete(prompt=[[9], [9] * 64 + [unknown]]).json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    error = daemon.complete(prompt=[9] * 64 + [unknown], truncate_prompt_tokens=9).json()["error"]
+    assert error["message"].startswith("Token id 1000000 is outside the vocabulary")
+
+
 def test_an_unknown_model_is_404(daemon: Daemon) -> None:
     response = daemon.complete(model="other")
     assert response.status_code == 404

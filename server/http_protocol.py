@@ -71,6 +71,9 @@ class BoundedHttp(HttpToolsProtocol):
         too_long = self._num_parsed_bytes > MAX_HEAD_BYTES
         self._refuse(_too_long() if too_long else ApiError(400, msg, code="invalid_http"))
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: a server may go on without the upgrade (RFC 9110, 7.8), and clients offer it."""
+
     def _count(self, part: bytes) -> None:
         self._num_parsed_bytes += len(part)
         if self._num_parsed_bytes > MAX_HEAD_BYTES:

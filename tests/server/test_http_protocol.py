@@ -131,3 +131,11 @@ def test_garbage_after_a_request_does_not_cut_into_its_answer(tmp_path: Path) ->
         rest = read(client)
     assert begun.startswith(b"HTTP/1.1 200 ")
     assert b"HTTP/1.1" not in rest
+
+
+def test_an_upgrade_that_is_offered_is_passed_over_in_silence(
+    daemon: Daemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    offer = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    assert daemon.http.get(f"{daemon.url}/v1/models", headers=offer).status_code == 200
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]

@@ -104,7 +104,8 @@ class BatchRun:
                     await writer.add(answer)
                     tell()
 
-                async with aclosing(unanswered(self._input, answered)) as requests:
+                num_in_order = window.num_in_order(self._num_requests)
+                async with aclosing(unanswered(self._input, answered, num_in_order)) as requests:
                     await engine.run(window.run(requests, take))
 
     @contextmanager

@@ -35,6 +35,7 @@ class CompletionRendering:
         plan: Plan,
         echoes: Sequence[str],
         tokenizer: Tokenizer,
+        fingerprint: str,
     ) -> None:
         self.reply_id = f"cmpl-{uuid.uuid4().hex}"
         self._request, self._plan, self._tokenizer = request, plan, tokenizer
@@ -49,6 +50,7 @@ class CompletionRendering:
             "object": "text_completion",
             "created": int(time.time()),
             "model": plan.model,
+            "system_fingerprint": fingerprint,
         }
         self._frame = EventFrame(self._head, (b'"text":', b""), include_usage=request.include_usage)
         self._collected: dict[int, _Collected] = {}

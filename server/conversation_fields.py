@@ -17,6 +17,7 @@ MAX_MESSAGES = 16_384
 MAX_TOOLS = 256
 IGNORED = "accepted and ignored"
 UNSUPPORTED = "not supported"
+RETURNED = "ours: ignored; messages that were told come back with it"
 
 
 class TextPart(Body):
@@ -24,6 +25,14 @@ class TextPart(Body):
 
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: dict[str, Any] | None = Field(None, exclude=True, description=IGNORED)
+
+
+class RefusalPart(Body):
+    """A part of an assistant's content that was a refusal; it is read as text."""
+
+    type: Literal["refusal"]
+    refusal: str
 
 
 def _only_text(content: object) -> object:
@@ -48,7 +57,10 @@ def _only_text(content: object) -> object:
     ]
 
 
-Content = Annotated[str | list[TextPart], BeforeValidator(_only_text)]
+Content = Annotated[
+    str | list[TextPart],
+    BeforeValidator(_only_text, json_schema_input_type=str | list[TextPart | RefusalPart]),
+]
 
 
 class CalledFunction(Body):
@@ -56,7 +68,7 @@ class CalledFunction(Body):
 
     name: str
     arguments: str = Field(description="JSON, as the model has written it")
-    parsed_arguments: Any = Field(None, description=IGNORED)
+    parsed_arguments: Any = Field(None, description=RETURNED)
 
 
 class ToolCall(Body):
@@ -65,7 +77,7 @@ class ToolCall(Body):
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: int | None = Field(None, description=IGNORED)
+    index: int | None = Field(None, description=RETURNED)
 
 
 class ChatMessage(Body):
@@ -78,9 +90,9 @@ class ChatMessage(Body):
     tool_call_id: str | None = Field(None, description="of a tool: the call that this answers")
     refusal: str | None = Field(None, description="of an assistant")
     reasoning_content: str | None = Field(None, description="vLLM's: of an assistant")
-    reasoning: str | None = Field(None, description="vLLM's: the same by another name")
-    annotations: list[Any] | None = Field(None, description=IGNORED)
-    parsed: Any = Field(None, description=IGNORED)
+    reasoning: str | None = Field(None, description="vLLM's: reasoning_content by another name")
+    annotations: list[Any] | None = Field(None, description=RETURNED)
+    parsed: Any = Field(None, description=RETURNED)
     audio: None = Field(None, description=UNSUPPORTED)
     function_call: None = Field(None, description="not supported: use tool_calls")
 

@@ -1,23 +1,56 @@
 """The fields of the API, beside those of the official client: none is forgotten, none is new."""
 
-from typing import Any
+import types
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any, Literal, NotRequired, Required, Union, get_args, get_origin
 
+import pydantic
 import pytest
-from openai.types import batch_create_params, completion_create_params
+from openai import pagination
+from openai._types import SequenceNotStr
+from openai.types import Batch as OpenAIBatch
+from openai.types import (
+    Completion,
+    FileDeleted,
+    FileObject,
+    batch_create_params,
+    batch_list_params,
+    completion_create_params,
+    file_create_params,
+    file_list_params,
+)
+from openai.types import Model as OpenAIModel
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.chat import completion_create_params as chat_create_params
+from typing_extensions import get_type_hints, is_typeddict
 
-from server.batches.batch_routes import CreateBatch
-from server.body import Body
-from server.chat_protocol import ChatRequest
-from server.field_table import BEGIN, DOCUMENT, status_of, table
-from server.protocol import CompletionRequest
+from server.field_table import BEGIN, BODIES, CHAT, COMPLETION, DOCUMENT, END, Body, Row, table
 from tests.server.world import MODEL, Daemon
 
-CLIENTS = [
-    (CompletionRequest, completion_create_params.CompletionCreateParamsStreaming),
-    (ChatRequest, chat_create_params.CompletionCreateParamsStreaming),
-    (CreateBatch, batch_create_params.BatchCreateParams),
-]
+# What the client has as types, by our titles. Its pages name no envelope but these two fields.
+CLIENT: dict[str, Any] = {
+    "`POST /v1/completions`": completion_create_params.CompletionCreateParamsStreaming,
+    "`POST /v1/chat/completions`": chat_create_params.CompletionCreateParamsStreaming,
+    "A completion": Completion,
+    "A chunk of a completion": Completion,
+    "A chat completion": ChatCompletion,
+    "A chunk of a chat completion": ChatCompletionChunk,
+    "`POST /v1/files`": file_create_params.FileCreateParams,
+    "`GET /v1/files`": file_list_params.FileListParams,
+    "A file": FileObject,
+    "A list of files": pagination.SyncCursorPage[FileObject],
+    "A deleted file": FileDeleted,
+    "`POST /v1/batches`": batch_create_params.BatchCreateParams,
+    "`GET /v1/batches`": batch_list_params.BatchListParams,
+    "A batch": OpenAIBatch,
+    "A list of batches": pagination.SyncCursorPage[OpenAIBatch],
+    "A list of models": pagination.SyncPage[OpenAIModel],
+}
+ENVELOPE = {"first_id", "last_id", "has_more", "object"}
+ARRAYS = {list, Iterable, Sequence, SequenceNotStr}
+TRANSPARENT = {Union, types.UnionType}
+QUALIFIERS = {Annotated, Required, NotRequired}
+BESIDE = [body for body in BODIES if body.title in CLIENT]
 # A value of each field that is refused, which makes a difference.
 REFUSED: dict[str, Any] = {
     "suffix": "x",
@@ -26,27 +59,153 @@ REFUSED: dict[str, Any] = {
     "audio": {"voice": "alloy", "format": "mp3"},
     "web_search_options": {"search_context_size": "low"},
     "moderation": {"model": "x"},
+    "messages[].audio": [{"role": "assistant", "content": "a", "audio": {"id": "x"}}],
+    "messages[].function_call": [
+        {"role": "assistant", "content": "a", "function_call": {"name": "f", "arguments": ""}}
+    ],
+    "messages[].content[].image_url": [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+    ],
+    "messages[].content[].input_audio": [
+        {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "x"}}]}
+    ],
+    "messages[].content[].file": [
+        {"role": "user", "content": [{"type": "file", "file": {"file_id": "x"}}]}
+    ],
+    "messages[].tool_calls[].custom": [
+        {"role": "assistant", "tool_calls": [{"id": "x", "type": "custom", "custom": {}}]}
+    ],
+    "tools[].custom": [{"type": "custom", "custom": {"name": "f"}}],
+    "tool_choice.custom": {"type": "custom", "custom": {"name": "f"}},
 }
 
 
-@pytest.mark.parametrize(("body", "params"), CLIENTS)
-def test_every_field_of_the_official_client_is_known(body: type[Body], params: Any) -> None:
-    assert set(params.__annotations__) <= set(body.model_fields)
+def client_fields(kind: Any, path: str = "") -> Iterator[tuple[str, set[str]]]:
+    """Each field of one of the client's types by its path, and the values it may have."""
+    hints: dict[str, Any] = {}
+    if is_typeddict(kind):
+        hints = get_type_hints(kind)
+    elif isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
+        hints = {name: field.annotation for name, field in kind.model_fields.items()}
+    for name, hint in hints.items():
+        inner = f"{path}.{name}" if path else name
+        yield inner, set(values_of(hint))
+        yield from client_fields(hint, inner)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in QUALIFIERS:
+        yield from client_fields(arguments[0], path)
+    elif origin in TRANSPARENT:
+        for argument in arguments:
+            yield from client_fields(argument, path)
+    elif origin in ARRAYS:
+        yield from client_fields(arguments[0], f"{path}[]")
 
 
-@pytest.mark.parametrize("body", [CompletionRequest, ChatRequest])
-def test_what_is_called_refused_is(daemon: Daemon, body: type[Body]) -> None:
-    path = "/v1/completions" if body is CompletionRequest else "/v1/chat/completions"
+def values_of(hint: Any) -> Iterator[str]:
+    """The texts among the values of a type."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        yield from (value for value in arguments if isinstance(value, str))
+    elif origin in QUALIFIERS:
+        yield from values_of(arguments[0])
+    elif origin in TRANSPARENT:
+        for argument in arguments:
+            yield from values_of(argument)
+    elif origin in ARRAYS:
+        yield from values_of(arguments[0])
+
+
+def rows_of(body: Body) -> dict[str, Row]:
+    """A body's rows by their paths; a form's are written in another way."""
+    return {row.path.replace("[anchor]", ".anchor").replace("[seconds]", ".seconds"): row
+            for row in body.rows()}  # fmt: skip
+
+
+def covers(row: Row, path: str) -> bool:
+    """Whether a field is within one that is left out as a whole, or always empty."""
+    is_closed = row.status != "supported" or row.words.startswith("always")
+    return is_closed and path.startswith((f"{row.path}.", f"{row.path}["))
+
+
+def test_the_walk_over_the_client_types_sees_what_is_within() -> None:
+    chat = dict(client_fields(chat_create_params.CompletionCreateParamsStreaming))
+    assert {
+        "messages[].content[].image_url.url",
+        "messages[].tool_calls[].function.arguments",
+        "response_format.json_schema.strict",
+        "stream_options.include_obfuscation",
+        "tool_choice.allowed_tools.mode",
+        "tools[].function.parameters",
+    } <= chat.keys()
+    assert {"auto", "default", "flex", "scale", "priority"} <= chat["service_tier"]
+    whole = dict(client_fields(ChatCompletion))
+    assert "usage.completion_tokens_details.reasoning_tokens" in whole
+    assert "content_filter" in whole["choices[].finish_reason"]
+
+
+@pytest.mark.parametrize("body", BESIDE, ids=lambda body: body.title)
+def test_every_field_of_the_official_client_is_in_the_table(body: Body) -> None:
+    rows = rows_of(body)
+    forgotten = [
+        path
+        for path, _ in client_fields(CLIENT[body.title])
+        if path not in rows
+        and not any(covers(row, path) for row in rows.values())
+        and not any(known.startswith(f"{path}.") for known in rows)  # a form has only the parts
+    ]
+    assert not forgotten
+
+
+@pytest.mark.parametrize("body", BESIDE, ids=lambda body: body.title)
+def test_a_field_is_called_openais_only_if_its_client_has_it(body: Body) -> None:
+    client = {path for path, _ in client_fields(CLIENT[body.title])} | ENVELOPE
+    for path, row in rows_of(body).items():
+        if path.startswith("tool_choice.allowed_tools.tools[]"):  # any objects in the client
+            continue
+        assert (row.owner == "OpenAI") == (path in client), path
+
+
+@pytest.mark.parametrize("body", BESIDE, ids=lambda body: body.title)
+def test_every_value_that_the_reference_counts_is_spoken_of(body: Body) -> None:
+    rows = rows_of(body)
+    for path, values in client_fields(CLIENT[body.title]):
+        row = rows.get(path)
+        if row is None or row.status != "supported" or "only " in row.words:
+            continue
+        if path == "choices[].delta.role":  # of all who speak in a conversation, one answers
+            values &= {"assistant"}
+        beside = path.rpartition(".")[0]
+        unspoken = {
+            value
+            for value in values - words_of(row)
+            # A kind of part, tool or choice that is refused has a row of its own.
+            if f"{beside}.{value}" not in rows or rows[f"{beside}.{value}"].status == "supported"
+        }
+        assert not unspoken, path
+
+
+def words_of(row: Row) -> set[str]:
+    """The words of a row, without their punctuation."""
+    return set(row.words.replace("`", " ").replace(",", " ").replace(";", " ").split())
+
+
+@pytest.mark.parametrize("body", [COMPLETION, CHAT], ids=lambda body: body.title)
+def test_what_is_called_refused_is(daemon: Daemon, body: Body) -> None:
+    path = "/v1/completions" if body is COMPLETION else "/v1/chat/completions"
     own: dict[str, Any] = {"prompt": "hi"}
-    if body is ChatRequest:
+    if body is CHAT:
         own = {"messages": [{"role": "user", "content": "hi"}]}
-    refused = [name for name, field in body.model_fields.items() if status_of(field) == "refused"]
+    refused = [row.path for row in body.rows() if row.status == "refused"]
     assert refused
     for name in refused:
-        request = {"model": MODEL, name: REFUSED[name]} | own
-        error = daemon.http.post(daemon.url + path, json=request).json()["error"]
-        assert (error["param"], error["code"]) == (name, "unsupported_parameter")
+        field = name.replace("[", ".").partition(".")[0]
+        request = {"model": MODEL} | own | {field: REFUSED[name]}
+        response = daemon.http.post(daemon.url + path, json=request)
+        assert response.status_code == 400, name
+        assert response.json()["error"]["param"] in (field, "custom"), name
+        if name == field:
+            assert response.json()["error"]["code"] == "unsupported_parameter"
 
 
 def test_the_document_has_the_present_table() -> None:
-    assert BEGIN + table() in DOCUMENT.read_text(), "make api-table writes it"
+    assert BEGIN + table() + END in DOCUMENT.read_text(), "make api-table writes it"

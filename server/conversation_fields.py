@@ -17,6 +17,7 @@ MAX_MESSAGES = 16_384
 MAX_TOOLS = 256
 IGNORED = "accepted and ignored"
 UNSUPPORTED = "not supported"
+FUNCTIONS_ONLY = "not supported: tools are functions"
 RETURNED = "ours: ignored; messages that were told come back with it"
 
 
@@ -77,6 +78,7 @@ class ToolCall(Body):
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
+    custom: None = Field(None, description=FUNCTIONS_ONLY)
     index: int | None = Field(None, description=RETURNED)
 
 
@@ -148,6 +150,7 @@ class Tool(Body):
 
     type: Literal["function"]
     function: FunctionDefinition
+    custom: None = Field(None, description=FUNCTIONS_ONLY)
 
 
 class TemplateFields(Body):

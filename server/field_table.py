@@ -68,7 +68,6 @@ class Body:
 
 
 _TEXT_ONLY = "this server reads text"
-_FUNCTIONS_ONLY = "tools are functions"
 _USAGE = {
     "usage.prompt_tokens_details": "the stages share prefixes, and nobody counts for whom",
     "usage.completion_tokens_details": "there are texts alone, and reasoning is not counted apart",
@@ -87,9 +86,6 @@ CHAT = Body(
         "messages[].content[].image_url": _TEXT_ONLY,
         "messages[].content[].input_audio": _TEXT_ONLY,
         "messages[].content[].file": _TEXT_ONLY,
-        "messages[].tool_calls[].custom": _FUNCTIONS_ONLY,
-        "tool_choice.custom": _FUNCTIONS_ONLY,
-        "tools[].custom": _FUNCTIONS_ONLY,
     },
 )
 BODIES = (
@@ -111,7 +107,7 @@ BODIES = (
         lacks=_USAGE
         | {f"choices[].message.{name}": words for name, words in _SPOKEN.items()}
         | {
-            "choices[].message.tool_calls[].custom": _FUNCTIONS_ONLY,
+            "choices[].message.tool_calls[].custom": "tools are functions",
             "metadata": "nothing is stored",
             "moderation": "nothing is moderated",
         },

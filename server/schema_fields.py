@@ -45,7 +45,7 @@ def _shapes(schema: Schema, models: Schema, path: str) -> Iterator[tuple[Schema,
     if "$ref" in schema:
         schema = models[schema["$ref"].rpartition("/")[2]]
     yield schema, path
-    for other in schema.get("anyOf", ()):
+    for other in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
         yield from _shapes(other, models, path)
     if "items" in schema:
         yield from _shapes(schema["items"], models, f"{path}[]")

@@ -6,7 +6,8 @@ marked.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from server.body import Body
 from server.errors import invalid
@@ -22,12 +23,22 @@ GIVES_WAY = "flex gives way to all other requests, as batches do; all others are
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
+def _bool(value: object) -> object:
+    if not isinstance(value, bool):
+        raise PydanticCustomError("bool_type", "input should be false")
+    return value
+
+
+# To Python, 0 is the same.
+OnlyFalse = Annotated[Literal[False], BeforeValidator(_bool)]
+
+
 class StreamOptions(Body):
     """What a stream tells beside its text."""
 
     include_usage: bool = Field(False, description="end with a chunk that holds the usage")
     include_obfuscation: bool = Field(False, description="accepted and ignored: nothing is padded")
-    continuous_usage_stats: Literal[False] = Field(False, description="vLLM's: only false")
+    continuous_usage_stats: OnlyFalse = Field(False, description="vLLM's: only false")
 
 
 class SamplingFields(Body):
@@ -79,7 +90,7 @@ class SamplingFields(Body):
     user: str | None = Field(None, description="accepted and ignored")
 
     # What vLLM's clients send though it makes no difference here.
-    use_beam_search: Literal[False] = Field(False, description="vLLM's: only false")
+    use_beam_search: OnlyFalse = Field(False, description="vLLM's: only false")
     length_penalty: float = Field(1.0, description="vLLM's: ignored, it is beam search's")
     spaces_between_special_tokens: bool = Field(True, description="vLLM's: ignored")
     request_id: str | None = Field(None, description="vLLM's: ignored, see X-Request-Id")

@@ -26,7 +26,7 @@ def within(scope: Scope, num_bytes: int) -> Scope:
         return without(scope)
     if first and last and int(last) < int(first):
         return without(scope)
-    begin = int(first) if first else num_bytes - int(last)
+    begin = int(first) if first else max(0, num_bytes - int(last))
     if begin < num_bytes:
         return scope
     if "if-range" in headers:

@@ -79,6 +79,8 @@ class Chat:
             grammar=grammar,
             prompt_field="messages",
         )
+        if self._formats.thinks:
+            plan = replace(plan, reasoning="opened" if opened else "marked")
         several = request.parallel_tool_calls
         parser = self._formats.reader(choice, several=several, opened=opened)
         rendering = ChatRendering(request, plan, self._tokenizer, parser, self._fingerprint)

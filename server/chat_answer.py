@@ -13,6 +13,20 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 NEVER = "content_filter and function_call never come"
 
 
+class CompletionTokensDetails(BaseModel):
+    """Of the answers' tokens."""
+
+    reasoning_tokens: int = Field(description="tags included")
+
+
+class ChatUsage(Usage):
+    """Tokens, and how many of them are reasoning."""
+
+    completion_tokens_details: CompletionTokensDetails | None = Field(
+        None, description="where the model marks its reasoning"
+    )
+
+
 class ToldFunction(BaseModel):
     """The function of a call."""
 
@@ -127,7 +141,7 @@ class ChatCompletion(_ChatHead):
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
-    usage: Usage
+    usage: ChatUsage
     prompt_logprobs: list[dict[str, Any] | None] | None = Field(
         None, description="vLLM's: where asked for"
     )
@@ -138,6 +152,6 @@ class ChatCompletionChunk(_ChatHead):
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice] = Field(description="none beside the usage")
-    usage: Usage | None = Field(
+    usage: ChatUsage | None = Field(
         None, description="of the last chunk, where include_usage asks for it; null before"
     )

@@ -67,7 +67,7 @@ class CompletionRendering:
         choice = {"index": piece.choice_index, "text": text, "logprobs": None} | extras
         return self._frame.choice(choice | _ending(piece))
 
-    def usage(self, usage: dict[str, int]) -> bytes:
+    def usage(self, usage: dict[str, Any]) -> bytes:
         """The event that follows the last choice: no choices, but the token counts."""
         return self._frame.no_choice({"usage": usage})
 
@@ -81,7 +81,7 @@ class CompletionRendering:
         if piece.finish_reason is not None:
             collected.ending = _ending(piece)
 
-    def whole(self, usage: dict[str, int]) -> bytes:
+    def whole(self, usage: dict[str, Any]) -> bytes:
         """The collected answer's JSON."""
         known = self._known_pieces()
         for piece in known:

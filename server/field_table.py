@@ -68,9 +68,18 @@ class Body:
 
 
 _TEXT_ONLY = "this server reads text"
-_USAGE = {
-    "usage.prompt_tokens_details": "the stages share prefixes, and nobody counts for whom",
-    "usage.completion_tokens_details": "there are texts alone, and reasoning is not counted apart",
+_NOT_COUNTED = {
+    "usage.prompt_tokens_details": "what comes from the cache is not counted by request"
+}
+_USAGE = _NOT_COUNTED | {"usage.completion_tokens_details": "all of it is text"}
+_CHAT_USAGE = _NOT_COUNTED | {
+    f"usage.completion_tokens_details.{name}": words
+    for name, words in {
+        "accepted_prediction_tokens": "predictions are ignored",
+        "rejected_prediction_tokens": "predictions are ignored",
+        "audio_tokens": "answers are text",
+        "text_tokens": "answers are text",
+    }.items()
 }
 _SPOKEN = {"audio": "answers are text", "function_call": "see tool_calls"}
 
@@ -104,7 +113,7 @@ BODIES = (
         "A chat completion",
         ChatCompletion,
         is_answer=True,
-        lacks=_USAGE
+        lacks=_CHAT_USAGE
         | {f"choices[].message.{name}": words for name, words in _SPOKEN.items()}
         | {
             "choices[].message.tool_calls[].custom": "tools are functions",
@@ -116,7 +125,7 @@ BODIES = (
         "A chunk of a chat completion",
         ChatCompletionChunk,
         is_answer=True,
-        lacks=_USAGE
+        lacks=_CHAT_USAGE
         | {f"choices[].delta.{name}": words for name, words in _SPOKEN.items()}
         | {
             "choices[].delta.refusal": "a refusal is content",

@@ -96,7 +96,7 @@ class InputTokensDetails(_Object):
 class OutputTokensDetails(_Object):
     """Of the answers' tokens."""
 
-    reasoning_tokens: int = 0
+    reasoning_tokens: int = Field(0, description="of chats whose model marks them")
 
 
 class BatchUsage(_Object):

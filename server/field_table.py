@@ -17,6 +17,8 @@ from server.batches.objects import (
     FileList,
     FileObject,
     FileQuery,
+    InputLine,
+    OutputLine,
     UploadForm,
 )
 from server.chat_answer import ChatCompletion, ChatCompletionChunk
@@ -144,6 +146,8 @@ BODIES = (
     Body("`GET /v1/batches`", BatchQuery, note="In the query:"),
     Body("A batch", Batch, is_answer=True, note="All times are Unix seconds, null until then."),
     Body("A list of batches", BatchList, is_answer=True, note="Each of `data` is a batch."),
+    Body("A line of a batch's input", InputLine),
+    Body("A line of a batch's output, or of its errors", OutputLine, is_answer=True),
     Body(
         "A list of models",
         ModelList,

@@ -4,7 +4,7 @@ References: https://platform.openai.com/docs/api-reference/files and
 https://platform.openai.com/docs/api-reference/batch.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
@@ -153,6 +153,39 @@ class ExpiresAfter(BaseModel):
 
     anchor: Literal["created_at"]
     seconds: Lifetime = Field(description="an hour to 30 days")
+
+
+class InputLine(_Object):
+    """A line of a batch's input, which `server.batches.lines` reads."""
+
+    custom_id: str = Field(description="the client's own, up to 512 characters, no two the same")
+    method: Literal["POST"]
+    url: str = Field(description="the batch's endpoint")
+    body: dict[str, Any] = Field(description="the request, without stream")
+
+
+class LineResponse(_Object):
+    """What a request of a batch was answered with."""
+
+    status_code: int
+    request_id: str
+    body: dict[str, Any] = Field(description="the completion or the error, as over HTTP")
+
+
+class LineError(_Object):
+    """Why a request of a batch was not run."""
+
+    code: str = Field(description="batch_expired")
+    message: str
+
+
+class OutputLine(_Object):
+    """A line of a batch's answers or errors, which `server.batches.answers` writes."""
+
+    id: str
+    custom_id: str
+    response: LineResponse | None = Field(description="null where there is an error")
+    error: LineError | None = Field(description="null for all that was run, even if it failed")
 
 
 class UploadForm(BaseModel):

@@ -1,5 +1,6 @@
 """The fields of the API, beside those of the official client: none is forgotten, none is new."""
 
+import json
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, NotRequired, Required, Union, get_args, get_origin
@@ -24,8 +25,12 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.chat import completion_create_params as chat_create_params
 from typing_extensions import get_type_hints, is_typeddict
 
+from server import chat_answer, protocol
+from server.batches import objects
 from server.field_table import BEGIN, BODIES, CHAT, COMPLETION, DOCUMENT, END, Body, Row, table
-from tests.server.world import MODEL, Daemon
+from tests.server.batches.world import official
+from tests.server.chatting import CALL, TOOL, post, stream
+from tests.server.world import MODEL, Daemon, events, saying
 
 # What the client has as types, by our titles. Its pages name no envelope but these two fields.
 CLIENT: dict[str, Any] = {
@@ -209,6 +214,55 @@ def test_what_is_called_refused_is(daemon: Daemon, body: Body) -> None:
         assert response.json()["error"]["param"] == field, name
         if name == field:
             assert response.json()["error"]["code"] == "unsupported_parameter"
+
+
+RICH = {"n": 2, "return_token_ids": True, "service_tier": "flex", "stop": ["zzz"]}
+TOLD = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+@pytest.mark.parametrize("fields", [{}, RICH | {"echo": True, "logprobs": 1, "prompt_logprobs": 1}])
+def test_a_completion_has_no_field_that_the_table_lacks(
+    daemon: Daemon, fields: dict[str, Any]
+) -> None:
+    protocol.Completion.model_validate(daemon.complete(**fields).json(), extra="forbid")
+    chunks = events(daemon.complete(**fields, **TOLD))
+    for chunk in chunks:
+        protocol.CompletionChunk.model_validate(chunk, extra="forbid")
+    assert chunks[-1]["usage"]
+
+
+@pytest.mark.parametrize("fields", [{}, RICH | {"tools": [TOOL], "logprobs": True}])
+def test_a_chat_completion_has_no_field_that_the_table_lacks(
+    qwen: Daemon, fields: dict[str, Any]
+) -> None:
+    qwen.engine.script = saying(f"<think>Well.</think>\n\nhello {CALL}")
+    whole = post(qwen, **fields).json()
+    chat_answer.ChatCompletion.model_validate(whole, extra="forbid")
+    assert whole["choices"][0]["message"]["reasoning"] == "Well."
+    for chunk in stream(qwen, **fields, stream_options={"include_usage": True}):
+        chat_answer.ChatCompletionChunk.model_validate(chunk, extra="forbid")
+
+
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/v1/files", objects.FileList),
+        ("/v1/batches", objects.BatchList),
+        ("/v1/models", protocol.ModelList),
+        ("/v1/nowhere", protocol.ErrorBody),
+    ],
+)
+def test_a_list_has_no_field_that_the_table_lacks(
+    daemon: Daemon, path: str, model: type[pydantic.BaseModel]
+) -> None:
+    with official(daemon) as client:
+        line = {"custom_id": "a", "method": "POST", "url": "/v1/completions"}
+        content = json.dumps(line | {"body": {"model": MODEL, "prompt": "hi"}}).encode()
+        file = client.files.create(file=("in.jsonl", content), purpose="batch")
+        client.batches.create(
+            input_file_id=file.id, endpoint="/v1/completions", completion_window="24h"
+        )
+    model.model_validate(daemon.get(path).json(), extra="forbid")
 
 
 def test_the_document_has_the_present_table() -> None:

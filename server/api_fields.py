@@ -63,11 +63,11 @@ class ApiBody:
         rows: list[Row] = []
         for known in fields_of(self.model, "serialization" if self.is_answer else "validation"):
             owner, words = _owner(known.words)
-            above = next((row.owner for row in rows if row.holds(known.path)), "OpenAI")
+            above = [row.owner for row in rows if row.holds(known.path) and row.owner != "OpenAI"]
             status: Status = "supported" if self.is_answer else _status(words)
             values = ", ".join(f"`{value}`" for value in known.values)
             words = ": ".join(filter(None, (values, words)))
-            rows.append(Row(known.path, owner if above == "OpenAI" else above, status, words))
+            rows.append(Row(known.path, [*above, owner][0], status, words))
         lacks: Status = "not sent" if self.is_answer else "refused"
         rows += [Row(path, "OpenAI", lacks, words) for path, words in self.lacks.items()]
         closed = [row for row in rows if row.status != "supported"]

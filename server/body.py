@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from server.errors import ApiError, invalid, invalid_value
@@ -32,6 +40,11 @@ ListOf = Annotated[list[Item], _UpToFirstError()]
 the errors of a million token ids that are no texts took twelve seconds."""
 
 
+_NULL = {"type": "null"}
+# What a schema says of a field beside its shape.
+_BESIDE = {"title", "description", "default"}
+
+
 class Body(BaseModel):
     """What a client sends: no field beyond those we know, no value of another type.
 
@@ -51,6 +64,26 @@ class Body(BaseModel):
         if len(values) > MAX_FIELDS:
             raise invalid(f"An object in your request has more than {MAX_FIELDS} fields.")
         return {field: value for field, value in values.items() if value is not None}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """What the document says: null may stand wherever a field may be left out."""
+        schema = handler(core_schema)
+        body = handler.resolve_ref_schema(schema)
+        fields, required = body.get("properties", {}), body.get("required", ())
+        for name in fields.keys() - set(required):
+            fields[name] = _or_null(fields[name])
+        return schema
+
+
+def _or_null(field: JsonSchemaValue) -> JsonSchemaValue:
+    beside = {name: field[name] for name in _BESIDE & field.keys()}
+    shape = {name: value for name, value in field.items() if name not in _BESIDE}
+    shapes = shape.get("anyOf", [shape])
+    takes_all = not shape or _NULL in shapes
+    return field if takes_all else beside | {"anyOf": [*shapes, _NULL]}
 
 
 Kind = TypeVar("Kind", bound=Body)

@@ -1,14 +1,10 @@
 """/v1/chat/completions: from a conversation to a reply."""
 
-import hashlib
 import logging
 from dataclasses import replace
 from typing import Any
 
-import msgspec
-
 from configs.schema import Config
-from configs.version import VERSION
 from server import grammar_text, reasoning
 from server.body import not_too_deep
 from server.chat_protocol import ChatRequest, parse_chat
@@ -16,6 +12,7 @@ from server.chat_rendering import ChatRendering
 from server.chat_template import ChatTemplate
 from server.engine_client import EngineClient
 from server.errors import invalid
+from server.fingerprint import system_fingerprint
 from server.generation import Generations
 from server.grammars import Grammars
 from server.message_formats import formats_of
@@ -50,7 +47,7 @@ class Chat:
         self._grammars = grammars
         self._formats = formats_of(config, template.source)
         logger.info("chat: %s", self._formats if template.source else "no chat template")
-        self._fingerprint = _fingerprint(config)
+        self._fingerprint = system_fingerprint(config)
 
     async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
         """The reply to one request, see `server.reply.Endpoint`."""
@@ -82,6 +79,8 @@ class Chat:
             grammar=grammar,
             prompt_field="messages",
         )
+        if self._formats.thinks:
+            plan = replace(plan, reasoning="opened" if opened else "marked")
         several = request.parallel_tool_calls
         parser = self._formats.reader(choice, several=several, opened=opened)
         rendering = ChatRendering(request, plan, self._tokenizer, parser, self._fingerprint)
@@ -141,9 +140,3 @@ def _effort(request: ChatRequest) -> dict[str, Any]:
     if request.reasoning_effort == "none":
         return {"enable_thinking": False}
     return {"reasoning_effort": request.reasoning_effort}
-
-
-def _fingerprint(config: Config) -> str:
-    """The same for the same software with the same weights, cut in the same way."""
-    parts = [VERSION, config.model, config.revision, config.dtype, config.pipeline_parallel_size]
-    return f"fp_{hashlib.blake2s(msgspec.json.encode(parts), digest_size=5).hexdigest()}"

@@ -5,12 +5,13 @@ Every field of the reference is supported, accepted and ignored where that chang
 client could see, or refused in words.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from server.body import Body, ListOf, parse
 from server.conversation_fields import (
+    FUNCTIONS_ONLY,
     IGNORED,
     MAX_MESSAGES,
     UNSUPPORTED,
@@ -32,6 +33,7 @@ class NamedTool(Body):
 
     type: Literal["function"]
     function: ToolName
+    custom: None = Field(None, description=FUNCTIONS_ONLY)
 
 
 class AllowedToolNames(Body):
@@ -46,6 +48,10 @@ class AllowedTools(Body):
 
     type: Literal["allowed_tools"]
     allowed_tools: AllowedToolNames
+
+
+# By its type: else what is wrong with one would be called unknown to the other.
+ChosenTools = Annotated[NamedTool | AllowedTools, Field(discriminator="type")]
 
 
 class ChatRequest(SamplingFields, TemplateFields):
@@ -68,7 +74,7 @@ class ChatRequest(SamplingFields, TemplateFields):
     top_logprobs: int | None = Field(
         None, ge=0, le=20, description="tell so many likeliest tokens with each token"
     )
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = Field(
+    tool_choice: Literal["none", "auto", "required"] | ChosenTools | None = Field(
         None, description="[auto where there are tools]"
     )
     parallel_tool_calls: bool = Field(True, description="whether several calls may come")

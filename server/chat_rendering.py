@@ -81,7 +81,7 @@ class ChatRendering:
             return b""
         return self._event({"index": piece.choice_index, "delta": delta} | beside)
 
-    def usage(self, usage: dict[str, int]) -> bytes:
+    def usage(self, usage: dict[str, Any]) -> bytes:
         """The event that follows the last choice: no choices, but the token counts."""
         return self._frame.no_choice({"usage": usage})
 
@@ -102,7 +102,7 @@ class ChatRendering:
             self._scores = list(piece.scores)
         message.ending = self._ending(message, piece)
 
-    def whole(self, usage: dict[str, int]) -> bytes:
+    def whole(self, usage: dict[str, Any]) -> bytes:
         """The collected answer's JSON."""
         body = self._head | {
             "choices": [self._choice(i, message) for i, message in enumerate(self._messages)],

@@ -32,12 +32,14 @@ class Completions:
         planner: Planner,
         generations: Generations,
         grammars: Grammars,
+        fingerprint: str,
     ) -> None:
         self._client = client
         self._tokenizer = tokenizer
         self._planner = planner
         self._generations = generations
         self._grammars = grammars
+        self._fingerprint = fingerprint
 
     async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
         """The reply to one request, see `server.reply.Endpoint`."""
@@ -70,7 +72,7 @@ class Completions:
             grammar=grammar,
         )
         echoes = self._echoes(request, plan.prompts) if request.echo else []
-        rendering = CompletionRendering(request, plan, echoes, self._tokenizer)
+        rendering = CompletionRendering(request, plan, echoes, self._tokenizer, self._fingerprint)
         return Reply(self._generations.of(plan), rendering, request.stream, request.include_usage)
 
     async def _read_prompts(self, request: CompletionRequest, *, patient: bool) -> list[list[int]]:

@@ -17,6 +17,8 @@ MAX_MESSAGES = 16_384
 MAX_TOOLS = 256
 IGNORED = "accepted and ignored"
 UNSUPPORTED = "not supported"
+FUNCTIONS_ONLY = "not supported: tools are functions"
+RETURNED = "ours: ignored; messages that were told come back with it"
 
 
 class TextPart(Body):
@@ -24,6 +26,14 @@ class TextPart(Body):
 
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: dict[str, Any] | None = Field(None, exclude=True, description=IGNORED)
+
+
+class RefusalPart(Body):
+    """A part of an assistant's content that was a refusal; it is read as text."""
+
+    type: Literal["refusal"]
+    refusal: str
 
 
 def _only_text(content: object) -> object:
@@ -48,7 +58,10 @@ def _only_text(content: object) -> object:
     ]
 
 
-Content = Annotated[str | ListOf[TextPart], BeforeValidator(_only_text)]
+Content = Annotated[
+    str | ListOf[TextPart],
+    BeforeValidator(_only_text, json_schema_input_type=str | list[TextPart | RefusalPart]),
+]
 
 
 class CalledFunction(Body):
@@ -56,7 +69,7 @@ class CalledFunction(Body):
 
     name: str
     arguments: str = Field(description="JSON, as the model has written it")
-    parsed_arguments: Any = Field(None, description=IGNORED)
+    parsed_arguments: Any = Field(None, description=RETURNED)
 
 
 class ToolCall(Body):
@@ -65,7 +78,8 @@ class ToolCall(Body):
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: int | None = Field(None, description=IGNORED)
+    custom: None = Field(None, description=FUNCTIONS_ONLY)
+    index: int | None = Field(None, description=RETURNED)
 
 
 class ChatMessage(Body):
@@ -78,9 +92,9 @@ class ChatMessage(Body):
     tool_call_id: str | None = Field(None, description="of a tool: the call that this answers")
     refusal: str | None = Field(None, description="of an assistant")
     reasoning_content: str | None = Field(None, description="vLLM's: of an assistant")
-    reasoning: str | None = Field(None, description="vLLM's: the same by another name")
-    annotations: list[Any] | None = Field(None, description=IGNORED)
-    parsed: Any = Field(None, description=IGNORED)
+    reasoning: str | None = Field(None, description="vLLM's: reasoning_content by another name")
+    annotations: list[Any] | None = Field(None, description=RETURNED)
+    parsed: Any = Field(None, description=RETURNED)
     audio: None = Field(None, description=UNSUPPORTED)
     function_call: None = Field(None, description="not supported: use tool_calls")
 
@@ -136,6 +150,7 @@ class Tool(Body):
 
     type: Literal["function"]
     function: FunctionDefinition
+    custom: None = Field(None, description=FUNCTIONS_ONLY)
 
 
 class TemplateFields(Body):

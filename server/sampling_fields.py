@@ -17,6 +17,9 @@ MAX_CHOICES = 128
 MAX_STOP_STRINGS = 64
 MAX_NAMED_TOKENS = 1024  # of logit_bias and stop_token_ids, each
 MAX_BAD_WORDS, MAX_BAD_WORD = 256, 128  # their number, and the characters of each
+# Of OpenAI's tiers only one is another treatment; an answer tells which it had.
+ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
+GIVES_WAY = "flex gives way to all other requests, as batches do; all others are default"
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -30,18 +33,28 @@ def _not_too_many(biases: object) -> object:
     return biases
 
 
+def _bool(value: object) -> object:
+    if not isinstance(value, bool):
+        raise PydanticCustomError("bool_type", "input should be false")
+    return value
+
+
+# To Python, 0 is the same.
+OnlyFalse = Annotated[Literal[False], BeforeValidator(_bool)]
+
+
 class StreamOptions(Body):
     """What a stream tells beside its text."""
 
     include_usage: bool = Field(False, description="end with a chunk that holds the usage")
-    include_obfuscation: bool = Field(False, description="accepted and ignored")
-    continuous_usage_stats: Literal[False] = Field(False, description="vLLM's: only false")
+    include_obfuscation: bool = Field(False, description="accepted and ignored: nothing is padded")
+    continuous_usage_stats: OnlyFalse = Field(False, description="vLLM's: only false")
 
 
 class SamplingFields(Body):
     """What a request may say of its answers, whatever the endpoint."""
 
-    model: str
+    model: str = Field(description="only a name of the model that is served")
     temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1, lt=2**31, description="vLLM's; -1 or 0 is all tokens")
@@ -80,16 +93,14 @@ class SamplingFields(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     priority: int = Field(0, description="vLLM's; above 0: gives way to others, as flex does")
-    service_tier: Literal["auto", "default", "flex"] = Field(
-        "auto", description="flex: gives way to all other requests, as batches do"
-    )
+    service_tier: ServiceTier = Field("auto", description=GIVES_WAY)
     expected_tokens: int | None = Field(
         None, ge=1, lt=2**31, description="ours: how long an answer you expect, for the scheduler"
     )
     user: str | None = Field(None, description="accepted and ignored")
 
     # What vLLM's clients send though it makes no difference here.
-    use_beam_search: Literal[False] = Field(False, description="vLLM's: only false")
+    use_beam_search: OnlyFalse = Field(False, description="vLLM's: only false")
     length_penalty: float = Field(1.0, description="vLLM's: ignored, it is beam search's")
     spaces_between_special_tokens: bool = Field(True, description="vLLM's: ignored")
     request_id: str | None = Field(None, description="vLLM's: ignored, see X-Request-Id")

@@ -58,7 +58,12 @@ def test_the_answer_has_openais_shape(qwen: Daemon) -> None:
                 "stop_reason": None,
             }
         ],
-        "usage": {"prompt_tokens": 52, "completion_tokens": 7, "total_tokens": 59},
+        "usage": {
+            "prompt_tokens": 52,
+            "completion_tokens": 7,
+            "total_tokens": 59,
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        },
     }
 
 

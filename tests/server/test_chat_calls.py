@@ -6,9 +6,19 @@ from typing import Any
 import pytest
 
 from engine.messages import Finished, Submit, ToServer
-from tests.server.chatting import CALL, OTHER, TOOL, choice, prompt_of, stream, submitted, summed
+from tests.server.chatting import (
+    CALL,
+    OTHER,
+    TOOL,
+    choice,
+    post,
+    prompt_of,
+    stream,
+    submitted,
+    summed,
+)
 from tests.server.templates import LLAMA3, OPENS_REASONING, QWEN, chatty, give_room
-from tests.server.world import Daemon, generated, saying, serving
+from tests.server.world import TOKENIZER, Daemon, generated, saying, serving
 
 
 @pytest.mark.parametrize(
@@ -105,6 +115,26 @@ def test_reasoning_that_the_prompt_opens_is_reasoning(tmp_path: Path) -> None:
     with serving(tmp_path, script, tokenizer=chatty(OPENS_REASONING)) as daemon:
         message = choice(give_room(daemon))["message"]
     assert (message["reasoning"], message["content"]) == ("Well.", "hello")
+
+
+@pytest.mark.parametrize(
+    ("template", "reasoning"), [(QWEN, "<think>Well.</think>"), (OPENS_REASONING, "Well.</think>")]
+)
+def test_the_usage_tells_the_tokens_of_reasoning(
+    tmp_path: Path, template: str, reasoning: str
+) -> None:
+    with serving(tmp_path, saying(f"{reasoning}hello"), tokenizer=chatty(template)) as daemon:
+        give_room(daemon)
+        whole = post(daemon, n=2).json()["usage"]
+        *_, last = stream(daemon, n=2, stream_options={"include_usage": True})
+    told = whole["completion_tokens_details"]["reasoning_tokens"]
+    assert told == 2 * len(TOKENIZER.encode(reasoning))
+    assert told < whole["completion_tokens"]
+    assert last["usage"] == whole
+
+
+def test_the_usage_is_silent_on_reasoning_that_nobody_looks_for(daemon: Daemon) -> None:
+    assert "completion_tokens_details" not in daemon.complete().json()["usage"]
 
 
 def test_calls_begin_with_a_special_token_in_llama(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"modalities": ["text", "audio"]}, "modalities", "'text'"),
     ({"web_search_options": {"x": 1}}, "web_search_options", "searches nothing"),
     ({"moderation": {"model": "x"}}, "moderation", "moderates nothing"),
-    ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "custom", "Unrecognized"),
+    ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools", "should be 'function'"),
     ({"tools": [TOOL, TOOL]}, "tools", "two functions named 'add'"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools", "pattern"),
     ({"tool_choice": "required"}, "tool_choice", "only allowed when 'tools'"),

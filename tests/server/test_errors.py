@@ -60,7 +60,9 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"allowed_token_ids": [-1]}, "allowed_token_ids", "greater than or equal to 0"),
     ({"bad_words": [""]}, "bad_words", "empty string"),
     ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "at least 1"),
-    ({"service_tier": "gold"}, "service_tier", "'auto', 'default' or 'flex'"),
+    ({"service_tier": "gold"}, "service_tier", "'auto', 'default', 'flex', 'scale'"),
+    ({"use_beam_search": True}, "use_beam_search", "should be False"),
+    ({"use_beam_search": 0}, "use_beam_search", "should be false"),
     ({"best_of": 3, "n": 2}, "best_of", "not supported"),
 ]
 
@@ -84,6 +86,8 @@ def test_a_wrong_request_is_400_and_names_the_field(
         {"logprobs": None, "suffix": None, "logit_bias": None, "stop": None, "user": None},
         {"logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0.0, "suffix": ""},
         {"logprobs": None, "service_tier": "default", "priority": -3},
+        {"service_tier": "priority"},
+        {"service_tier": "scale"},
         {"use_beam_search": False, "length_penalty": 1.0, "request_id": "x", "cache_salt": "y"},
         {"spaces_between_special_tokens": True, "add_special_tokens": True, "vllm_xargs": {}},
         {"stream": True, "stream_options": {"continuous_usage_stats": False}},

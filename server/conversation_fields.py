@@ -60,7 +60,7 @@ def _only_text(content: object) -> object:
 
 Content = Annotated[
     str | ListOf[TextPart],
-    BeforeValidator(_only_text, json_schema_input_type=str | list[TextPart | RefusalPart]),
+    BeforeValidator(_only_text, json_schema_input_type=str | ListOf[TextPart | RefusalPart]),
 ]
 
 

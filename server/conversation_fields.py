@@ -51,6 +51,19 @@ def _only_text(content: object) -> object:
 Content = Annotated[str | list[TextPart], BeforeValidator(_only_text)]
 
 
+class _OfFunction(Body):
+    """What is of the one type of tool that there is here."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_functions(cls, values: Any) -> Any:
+        kind = values.get("type") if isinstance(values, dict) else None
+        if isinstance(kind, str) and kind != "function":
+            text = "this server knows only tools of the type 'function', not '{kind}'"
+            raise PydanticCustomError("tool_type", text, {"kind": kind})
+        return values
+
+
 class CalledFunction(Body):
     """A function that the assistant has called."""
 
@@ -59,7 +72,7 @@ class CalledFunction(Body):
     parsed_arguments: Any = Field(None, description=IGNORED)
 
 
-class ToolCall(Body):
+class ToolCall(_OfFunction):
     """A call in an assistant's message."""
 
     id: str
@@ -131,7 +144,7 @@ class FunctionDefinition(Body):
     strict: bool | None = Field(None, description="arguments of forced calls always are")
 
 
-class Tool(Body):
+class Tool(_OfFunction):
     """A tool that the model may call."""
 
     type: Literal["function"]

@@ -81,16 +81,23 @@ class CallParser:
     """Splits a growing text into what is said and the calls of one message.
 
     `names` are the tools on offer: where an object stands bare, it is a call only of one of them.
-    Without `several`, calls after the first are left out.
+    Without `several`, calls after the first are left out. With `only_calls` the text can be nothing
+    else, and the beginning of a call that was cut off is not said.
     """
 
     def __init__(
-        self, call_format: CallFormat, names: Collection[str], *, several: bool = True
+        self,
+        call_format: CallFormat,
+        names: Collection[str],
+        *,
+        several: bool = True,
+        only_calls: bool = False,
     ) -> None:
         self.num_calls = 0
         self._format = call_format
         self._names = names
         self._several = several
+        self._only_calls = only_calls
         self._state: Literal["start", "text", "object", "after"] = (
             "start" if call_format.bare else "text"
         )
@@ -121,7 +128,7 @@ class CallParser:
         held, self._held = self._held, ""
         if self._state == "object" and not self._is_announced:
             held = self._object_text + held
-        if self._state == "after":  # white space, or the beginning of an end
+        if self._state == "after" or self._only_calls:  # white space, or a part of a marker
             held = ""
         text = self._space + held
         return text.rstrip() if self.num_calls else text

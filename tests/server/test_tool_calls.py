@@ -28,8 +28,10 @@ class Message(NamedTuple):
     calls: list[tuple[str, str]]
 
 
-def parse(pieces: list[str], call_format: CallFormat = HERMES, *, several: bool = True) -> Message:
-    parser = CallParser(call_format, TOOLS, several=several)
+def parse(
+    pieces: list[str], call_format: CallFormat = HERMES, *, several: bool = True, only: bool = False
+) -> Message:
+    parser = CallParser(call_format, TOOLS, several=several, only_calls=only)
     said = ""
     calls: list[tuple[str, str]] = []
     for text, deltas in [*map(parser.push, pieces), (parser.flush(), [])]:
@@ -254,6 +256,13 @@ def test_what_a_forced_call_may_be_is_read_as_calls(call_format: CallFormat, see
     assert calls
     for name, arguments in calls:
         assert json.loads(arguments).keys() <= ({"a", "b", "c"} if name == "add" else set())
+
+
+@pytest.mark.parametrize("call_format", [HERMES, LLAMA3_JSON])
+def test_wherever_a_forced_call_is_cut_off_nothing_of_it_is_said(call_format: CallFormat) -> None:
+    text = "".join(walk(call_format.grammar(SCHEMAS, {}, several=True), 1))
+    assert {parse([text[:at]], call_format, only=True).said for at in range(len(text))} == {""}
+    assert {parse([text[:at]], call_format).said for at in range(len(text))} != {""}
 
 
 def test_a_forced_call_is_one_where_several_are_not_wanted() -> None:

@@ -117,6 +117,7 @@ class Chat:
         Reasoning goes before it all, where the prompt has begun it.
         """
         grammar, param = request.grammar, request.grammar_param
+        await self._grammars.check(grammar, param, patient=patient)
         call_format = self._formats.of_calls(choice)
         special_tokens = self._tokenizer.special_tokens
         if call_format is not None and (grammar or choice.is_forced):
@@ -126,7 +127,6 @@ class Chat:
             calls = call_format.grammar(
                 choice.schemas, special_tokens, several=several, whitespace=whitespace
             )
-            await self._grammars.check(grammar, param, patient=patient)
             grammar = calls if choice.is_forced else grammar_text.either(grammar, calls)
             param = "tools"
         if grammar and opened:

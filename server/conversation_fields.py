@@ -60,7 +60,7 @@ class _OfFunction(Body):
         kind = values.get("type") if isinstance(values, dict) else None
         if isinstance(kind, str) and kind != "function":
             text = "this server knows only tools of the type 'function', not '{kind}'"
-            raise PydanticCustomError("tool_type", text, {"kind": kind})
+            raise PydanticCustomError("only_functions", text, {"kind": kind})
         return values
 
 

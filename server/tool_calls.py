@@ -2,7 +2,8 @@
 
 The laws: the result does not depend on how the text was cut into pieces, and what is handed out
 piece by piece is, in sum, the whole. What is said is the text with the calls cut out, without the
-white space at its end where there were calls. What turns out to be no call is said.
+white space at its end where there were calls. What turns out to be no call is said, unless it is
+the text's end and the beginning of one more.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -125,13 +126,10 @@ class CallParser:
 
     def flush(self) -> str:
         """What was held back and is said, once no more text will come."""
-        held, self._held = self._held, ""
-        if self._state == "object" and not self._is_announced:
-            held = self._object_text + held
-        if self._state == "after" or self._only_calls:  # white space, or a part of a marker
-            held = ""
-        text = self._space + held
-        return text.rstrip() if self.num_calls else text
+        if self.num_calls or self._only_calls:  # white space, or a call that was cut off
+            return ""
+        unfinished = self._object_text if self._state == "object" else ""
+        return self._space + unfinished + self._held
 
     def _is_plain(self, text: str) -> bool:
         """Whether the text is said as it is: most of what comes, so it is looked at first."""

@@ -123,6 +123,13 @@ def test_a_call_once_told_stays_one_when_its_end_is_missing(
     assert parse([text]) == (said, [("add", arguments)])
 
 
+@pytest.mark.parametrize("begun", ["<tool", "<tool_call>", '<tool_call>{"name": "ad'])
+def test_after_a_call_the_beginning_of_another_is_not_said(begun: str) -> None:
+    assert parse([f"I add.\n{hermes(ADD_TEXT)}\n{begun}"]) == ("I add.", [ADD])
+    no_call = f'{begun}"? Done.'
+    assert parse([f"{hermes(ADD_TEXT)}\n{no_call}"]) == (f"\n{no_call}", [ADD])
+
+
 def test_a_call_after_a_broken_begin_is_one() -> None:
     assert parse([f"<tool_call>{hermes(ADD_TEXT)}"]) == ("<tool_call>", [ADD])
 

@@ -139,8 +139,8 @@ class ChatTemplate:
             raise invalid(message, "messages", "chat_template_timeout") from None
 
     def takes_tools(self, template: str | None) -> bool:
-        """Whether a request's own template, or else the model's, shows it tools."""
-        source = self.source if template is None else template
+        """Whether a request's own template, if it is trusted, or else the model's shows it tools."""
+        source = template if template is not None and self._trust_requests else self.source
         return re.search(r"\btools\b", source) is not None
 
     def _choose(self, conversation: Conversation) -> str:

@@ -126,6 +126,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
         "exclude each other",
     ),
     ({"chat_template": "{{ 1 }}"}, "chat_template", "--trust-request-chat-template"),
+    ({"chat_template": "{{ 1 }}", "tools": [TOOL]}, "chat_template", "is not accepted"),
     ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs", "must not hold 'tools'"),
     ({"min_tokens": 5, "max_tokens": 4}, "min_tokens", "greater than 'max_tokens'"),
     ({"service_tier": "gold"}, "service_tier", "'flex'"),

@@ -139,7 +139,7 @@ class ChatTemplate:
             raise invalid(message, "messages", "chat_template_timeout") from None
 
     def takes_tools(self, template: str | None) -> bool:
-        """Whether a request's own template, if it is trusted, or else the model's shows it tools."""
+        """Whether the request's own template, if trusted, or else the model's shows it tools."""
         source = template if template is not None and self._trust_requests else self.source
         return re.search(r"\btools\b", source) is not None
 

@@ -5,7 +5,7 @@ from itertools import compress
 
 from engine.cost_model import StepSize
 from engine.messages import Phase, ScoredRow, Step
-from engine.sampler_slots import SamplerSlots
+from engine.sampler_seats import SamplerSeats
 from engine.sequence import Sequence
 
 
@@ -68,10 +68,10 @@ class MicroBatch:
         return num_tokens
 
 
-def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int, slots: SamplerSlots) -> Step:
+def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int, seats: SamplerSeats) -> Step:
     """The plan for the stages. Each row's block table must already hold the row's tokens.
 
-    Rows that sample for the first time, and not just the likeliest token, get a slot of `slots`.
+    Rows that sample for the first time, and not just the likeliest token, get a seat of `seats`.
     """
     sequences, decodes = batch.sequences, batch.sequences[: batch.num_decodes]
     starts = [sequence.num_planned for sequence in sequences]
@@ -91,10 +91,10 @@ def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int, slots: Sa
             if sequence.submit.sampling.num_prompt_logprobs >= 0:
                 scored.append(_scored(sequence, i, end))
     special = [sequence for sequence in compress(sequences, samples) if not sequence.is_plain]
-    setups = tuple(slots.setup(sequence) for sequence in special if sequence.slot < 0)
+    setups = tuple(seats.setup(sequence) for sequence in special if sequence.seat < 0)
     columns = b""
     if special:
-        columns = array("i", [sequence.slot for sequence in compress(sequences, samples)]).tobytes()
+        columns = array("i", [sequence.seat for sequence in compress(sequences, samples)]).tobytes()
     return Step(
         epoch=epoch,
         step_id=step_id,
@@ -105,7 +105,7 @@ def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int, slots: Sa
         samples=bytes(samples),
         token_ids=token_ids.tobytes(),
         block_tables=b"".join(tables),
-        slots=columns,
+        seats=columns,
         setups=setups,
         scored=tuple(scored),
     )

@@ -4,7 +4,7 @@ from engine.blocks import BlockLedger
 from engine.counters import Counters
 from engine.expectation import Expectation
 from engine.lengths import LengthErrors
-from engine.sampler_slots import SamplerSlots
+from engine.sampler_seats import SamplerSeats
 from engine.sequence import Sequence, State
 from engine.waiting import WaitingQueue
 
@@ -27,7 +27,7 @@ class Pool:
         counters: Counters,
     ) -> None:
         self.ledger = ledger
-        self.slots = SamplerSlots()
+        self.seats = SamplerSeats()
         self.errors = errors
         self.waiting = waiting
         self.counters = counters
@@ -121,7 +121,7 @@ class Pool:
             self.num_finished += 1
             self._leave_live(sequence)
         self.num_online -= not sequence.submit.offline
-        self.slots.free(sequence)
+        self.seats.free(sequence)
         sequence.state = State.FINISHED
 
     def _count_waiting(self, sequence: Sequence, sign: int) -> None:

@@ -122,7 +122,11 @@ def _too_deep() -> ApiError:
 
 def _explain(error: ValidationError, expected: dict[str, str]) -> ApiError:
     problems = error.errors(include_url=False, include_context=False)
-    unknown = [str(p["loc"][-1]) for p in problems if p["type"] == "extra_forbidden"]
+    unknown = [
+        str(p["loc"][-1])
+        for p in problems
+        if p["type"] == "extra_forbidden" and p["loc"][0] not in expected
+    ]
     if unknown:
         plural = "s" if len(unknown) > 1 else ""
         message = f"Unrecognized request argument{plural} supplied: {', '.join(unknown)}"

@@ -9,9 +9,9 @@ from server import grammar_text, reasoning
 from server.body import not_too_deep
 from server.chat_protocol import ChatRequest, parse_chat
 from server.chat_rendering import ChatRendering
-from server.chat_template import ChatTemplate
+from server.chat_template import ChatTemplate, continued
 from server.engine_client import EngineClient
-from server.errors import invalid
+from server.errors import ApiError, invalid
 from server.fingerprint import system_fingerprint
 from server.generation import Generations
 from server.grammars import Grammars
@@ -19,7 +19,8 @@ from server.message_formats import formats_of
 from server.planner import Planner
 from server.reply import Reply
 from server.tokenizer import Tokenizer
-from server.tool_choice import ToolChoice, tool_choice
+from server.tool_calls import CallFormat
+from server.tool_choice import ToolChoice, parameters_param, tool_choice
 
 logger = logging.getLogger("tdpipe")
 
@@ -62,7 +63,8 @@ class Chat:
             variables=_effort(request) | request.chat_template_kwargs,
         )
         prompt = await self._template.render_text(conversation, patient=offline)
-        opened = reasoning.leaves_open(prompt, request.continued)
+        begun = continued(prompt, conversation)
+        opened = reasoning.leaves_open(prompt, begun)
         with not_too_deep():
             grammar = await self._grammar(request, choice, opened=opened, patient=offline)
         token_ids = await self._template.encode(
@@ -83,7 +85,14 @@ class Chat:
             plan = replace(plan, reasoning="opened" if opened else "marked")
         several = request.parallel_tool_calls
         parser = self._formats.reader(choice, several=several, opened=opened)
-        rendering = ChatRendering(request, plan, self._tokenizer, parser, self._fingerprint)
+        rendering = ChatRendering(
+            request,
+            plan,
+            self._tokenizer,
+            parser,
+            self._fingerprint,
+            echo=begun if request.echo else "",
+        )
         return Reply(self._generations.of(plan), rendering, request.stream, request.include_usage)
 
     def _tool_choice(self, request: ChatRequest) -> ToolChoice:
@@ -107,6 +116,7 @@ class Chat:
         Reasoning goes before it all, where the prompt has begun it.
         """
         grammar, param = request.grammar, request.grammar_param
+        await self._grammars.check(grammar, param, patient=patient)
         call_format = self._formats.of_calls(choice)
         special_tokens = self._tokenizer.special_tokens
         if call_format is not None and (grammar or choice.is_forced):
@@ -116,14 +126,30 @@ class Chat:
             calls = call_format.grammar(
                 choice.schemas, special_tokens, several=several, whitespace=whitespace
             )
-            await self._grammars.check(grammar, param, copies=request.n, patient=patient)
             grammar = calls if choice.is_forced else grammar_text.either(grammar, calls)
             param = "tools"
         if grammar and opened:
             begin, end = reasoning.BEGIN, reasoning.END
             grammar = grammar_text.after_reasoning(grammar, begin, end, special_tokens)
-        await self._grammars.check(grammar, param, copies=request.n, patient=patient)
+        try:
+            await self._grammars.check(grammar, param, copies=request.n, patient=patient)
+        except ApiError as error:
+            if param == "tools" and call_format is not None and error.status == 400:
+                await self._blame(request, choice, call_format, patient=patient)
+            raise
         return grammar
+
+    async def _blame(
+        self, request: ChatRequest, choice: ToolChoice, call_format: CallFormat, *, patient: bool
+    ) -> None:
+        """Raise `ApiError` (400) by the name of the first tool that cannot be called even alone."""
+        schemas = dict(choice.schemas)
+        for index, tool in enumerate(request.tools):
+            if (name := tool.function.name) in schemas:
+                alone = call_format.grammar(
+                    [(name, schemas[name])], self._tokenizer.special_tokens, several=False
+                )
+                await self._grammars.check(alone, parameters_param(index), patient=patient)
 
     def _with_markers(self, request: ChatRequest, choice: ToolChoice) -> ChatRequest:
         """Keep special tokens in the text where some of them are looked for."""

@@ -119,14 +119,6 @@ class ChatRequest(SamplingFields, TemplateFields):
         """So many likeliest tokens are told with each token; -1: nothing is."""
         return (self.top_logprobs or 0) if self.logprobs else -1
 
-    @property
-    def continued(self) -> str:
-        """The beginning of the answer, where the last message is that."""
-        content = self.messages[-1].content or ""
-        if not self.continue_final_message:
-            return ""
-        return content if isinstance(content, str) else "".join(part.text for part in content)
-
 
 _REFUSED = {
     "functions": "use 'tools'",

@@ -64,6 +64,19 @@ Content = Annotated[
 ]
 
 
+class _OfFunction(Body):
+    """What is of the one type of tool that there is here."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_functions(cls, values: Any) -> Any:
+        kind = values.get("type") if isinstance(values, dict) else None
+        if isinstance(kind, str) and kind != "function":
+            text = "this server knows only tools of the type 'function', not '{kind}'"
+            raise PydanticCustomError("only_functions", text, {"kind": kind})
+        return values
+
+
 class CalledFunction(Body):
     """A function that the assistant has called."""
 
@@ -72,7 +85,7 @@ class CalledFunction(Body):
     parsed_arguments: Any = Field(None, description=RETURNED)
 
 
-class ToolCall(Body):
+class ToolCall(_OfFunction):
     """A call in an assistant's message."""
 
     id: str
@@ -145,7 +158,7 @@ class FunctionDefinition(Body):
     strict: bool | None = Field(None, description="arguments of forced calls always are")
 
 
-class Tool(Body):
+class Tool(_OfFunction):
     """A tool that the model may call."""
 
     type: Literal["function"]

@@ -2,7 +2,7 @@
 
 import re
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from functools import partial
 
 from configs.schema import Config
@@ -51,11 +51,13 @@ class Planner:
             max_tokens = 1
         own_stop_ids = frozenset(fields.stop_token_ids)
         end_ids = () if fields.ignore_eos else self._tokenizer.eos_token_ids
+        sampling = self._sampling(fields, num_logprobs, grammar)
+        _check_choice(fields, sampling, own_stop_ids.union(end_ids))
         return Plan(
             prompts=prompts,
             n=fields.n,
             max_tokens=[room(len(p), max_tokens, default_max_tokens) for p in prompts],
-            sampling=self._sampling(fields, num_logprobs, grammar),
+            sampling=sampling,
             min_tokens=fields.min_tokens,
             seed=fields.seed,
             stop_strings=fields.stop_strings,
@@ -174,3 +176,20 @@ class Planner:
         texts = {word, " " + word.lstrip(" ")}
         spellings = {tuple(self._tokenizer.encode_plain(text)) for text in texts}
         return {ids for ids in spellings if ids}
+
+
+def _check_choice(fields: SamplingFields, sampling: Sampling, stop_ids: Set[int]) -> None:
+    """Raise `ApiError` (400) where no token is left for the first one to be."""
+    if not fields.allowed_token_ids:
+        return
+    banned = {word for word in sampling.bad_words if len(word) == len(pack([0]))}
+    left = {id_ for id_ in fields.allowed_token_ids if pack([id_]) not in banned}
+    if not left:
+        message = "'bad_words' forbids all of 'allowed_token_ids'."
+        raise invalid(message, "allowed_token_ids", "invalid_value")
+    if fields.min_tokens and left <= stop_ids:
+        message = (
+            "'allowed_token_ids' leaves only tokens that end the answer, and those must not come "
+            "before 'min_tokens'."
+        )
+        raise invalid(message, "allowed_token_ids", "invalid_value")

@@ -77,6 +77,22 @@ def test_a_call_that_is_cut_off_ends_by_length(qwen: Daemon) -> None:
     assert found["message"]["tool_calls"][0]["function"]["name"] == "add"
 
 
+@pytest.mark.parametrize("num_tokens", [1, 15, 24, 36])
+def test_what_is_cut_off_before_a_forced_call_is_one_is_not_said(
+    qwen: Daemon, num_tokens: int
+) -> None:
+    """The last cut is behind the arguments' key."""
+    qwen.engine.script = saying(CALL)
+    body = {"tools": [TOOL], "tool_choice": "required", "max_tokens": num_tokens}
+    for found in (choice(qwen, **body), summed(stream(qwen, **body))):
+        assert found["finish_reason"] == "length"
+        assert found["message"]["content"] == ""
+        assert "tool_calls" not in found["message"]
+    free = choice(qwen, tools=[TOOL], max_tokens=15)["message"]["content"]
+    assert CALL.startswith(free)
+    assert free.startswith("<tool_call>")
+
+
 def test_only_one_call_comes_where_several_are_not_wanted(qwen: Daemon) -> None:
     qwen.engine.script = saying(CALL + CALL)
     found = choice(qwen, tools=[TOOL], parallel_tool_calls=False)

@@ -158,15 +158,15 @@ class Steps:
             self._matrix @ self._matrix
 
     def _step(self, batch: int, *, is_first: bool) -> Step:
-        slots = range(batch * NUM_ROWS, (batch + 1) * NUM_ROWS)
-        setups = tuple(self._setup(slot, slot % NUM_ROWS < self._guided) for slot in slots)
+        seats = range(batch * NUM_ROWS, (batch + 1) * NUM_ROWS)
+        setups = tuple(self._setup(seat, seat % NUM_ROWS < self._guided) for seat in seats)
         return Step(
             *(1, 1, "decode", b"", b"", b"", b"", b"", b""),
-            slots=array("i", slots).tobytes(),
+            seats=array("i", seats).tobytes(),
             setups=setups if is_first else (),
         )
 
-    def _setup(self, slot: int, has_grammar: bool) -> SamplerSetup:
+    def _setup(self, seat: int, has_grammar: bool) -> SamplerSetup:
         # Greedy, as sorting a large vocabulary would hide all else; a bias needs the sampler, too.
         sampling = Sampling(
             temperature=0.0,
@@ -174,7 +174,7 @@ class Steps:
             biases=array("f", [-1.0]).tobytes(),
             grammar=GRAMMAR if has_grammar else "",
         )
-        return SamplerSetup(slot, sampling, 0, (END_ID,), b"", b"")
+        return SamplerSetup(seat, sampling, 0, (END_ID,), b"", b"")
 
 
 def learn_tokenizer(vocab_size: int, texts: Iterator[str]) -> Tokenizer:

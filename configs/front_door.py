@@ -81,7 +81,7 @@ class AccessConfig(Part):
         8 * 1024 * 1024,
         ge=1024,
         description="longest body of a JSON request; more gets 413. A million token ids are about "
-        "8 MiB, and decoding them holds everybody up for half a second",
+        "8 MiB, and reading them holds everybody up for a tenth of a second",
     )
     disable_fastapi_docs: bool = Field(False, description="no /docs and no /openapi.json")
 

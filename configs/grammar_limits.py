@@ -7,8 +7,10 @@ where a comment says why not.
 
 from llguidance import LLParserLimits
 
-# A grammar travels with its request to every stage and lies in the journal.
+# A grammar travels with each sequence to every stage and lies in the journal.
 MAX_GRAMMAR_BYTES = 256 * 1024
+# Of all sequences of one request: 4 KiB for each of the most that it may have (4096).
+MAX_GRAMMAR_BYTES_OF_REQUEST = 16 * 1024 * 1024
 
 
 def grammar_limits() -> LLParserLimits:

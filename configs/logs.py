@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from configs.front_door import LogConfig
 
@@ -22,6 +24,8 @@ def set_up(process: str, config: LogConfig) -> logging.Logger:
     root.setLevel(logging.WARNING)
     logger = logging.getLogger("tdpipe")
     logger.setLevel(config.log_level.upper())
+    if config.log_format == "json":
+        _catch_all(logger)
     return logger
 
 
@@ -52,6 +56,22 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line | getattr(record, FIELDS, {}), default=str)
+
+
+def _catch_all(logger: logging.Logger) -> None:
+    """Let nothing but objects come from this process and its children.
+
+    Warnings and uncaught exceptions become lines like all others. transformers and its hub would
+    write their own text and bars; they read the environment when they are imported.
+    """
+    os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
+
+    def tell(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:
+        logger.critical("ended by a bug", exc_info=(kind, error or kind(), trace))
+
+    logging.captureWarnings(True)
+    sys.excepthook = tell
+    threading.excepthook = lambda told: tell(told.exc_type, told.exc_value, told.exc_traceback)
 
 
 def _formatter(process: str, kind: Literal["text", "json"]) -> logging.Formatter:

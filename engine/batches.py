@@ -1,12 +1,11 @@
 """A micro-batch: the rows of one step, packed into the plan that every stage gets."""
 
 from array import array
-from collections.abc import Iterator
 from itertools import compress
 
 from engine.cost_model import StepSize
 from engine.messages import Phase, ScoredRow, Step
-from engine.sampler_slots import SamplerSlots
+from engine.sampler_seats import SamplerSeats
 from engine.sequence import Sequence
 
 
@@ -69,10 +68,10 @@ class MicroBatch:
         return num_tokens
 
 
-def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int, slots: SamplerSlots) -> Step:
+def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int, seats: SamplerSeats) -> Step:
     """The plan for the stages. Each row's block table must already hold the row's tokens.
 
-    Rows that sample for the first time, and not just the likeliest token, get a slot of `slots`.
+    Rows that sample for the first time, and not just the likeliest token, get a seat of `seats`.
     """
     sequences, decodes = batch.sequences, batch.sequences[: batch.num_decodes]
     starts = [sequence.num_planned for sequence in sequences]
@@ -86,13 +85,16 @@ def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int, slots: Sa
         samples.append(end == len(sequence.token_ids))
         token_ids += sequence.token_ids[starts[i] : end]
         tables.append(sequence.block_table[: -(-end // block_size)])
-        if sequence.num_scored < min(end, sequence.num_prompt_tokens):
-            scored += _scored(sequence, i, end)
+        num_scored = min(end, sequence.num_prompt_tokens)
+        if sequence.num_scored < num_scored:  # what is fed again is not scored again
+            sequence.num_scored = num_scored
+            if sequence.submit.sampling.num_prompt_logprobs >= 0:
+                scored.append(_scored(sequence, i, end))
     special = [sequence for sequence in compress(sequences, samples) if not sequence.is_plain]
-    setups = tuple(slots.setup(sequence) for sequence in special if sequence.slot < 0)
+    setups = tuple(seats.setup(sequence) for sequence in special if sequence.seat < 0)
     columns = b""
     if special:
-        columns = array("i", [sequence.slot for sequence in compress(sequences, samples)]).tobytes()
+        columns = array("i", [sequence.seat for sequence in compress(sequences, samples)]).tobytes()
     return Step(
         epoch=epoch,
         step_id=step_id,
@@ -103,16 +105,13 @@ def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int, slots: Sa
         samples=bytes(samples),
         token_ids=token_ids.tobytes(),
         block_tables=b"".join(tables),
-        slots=columns,
+        seats=columns,
         setups=setups,
         scored=tuple(scored),
     )
 
 
-def _scored(sequence: Sequence, row: int, end: int) -> Iterator[ScoredRow]:
-    """The row, if its prompt is to be scored; once, also where it is fed again later."""
-    num_logprobs = sequence.submit.sampling.num_prompt_logprobs
-    sequence.num_scored = min(end, sequence.num_prompt_tokens)
-    if num_logprobs >= 0:
-        is_within = end < sequence.num_prompt_tokens
-        yield ScoredRow(row, num_logprobs, sequence.token_ids[end] if is_within else -1)
+def _scored(sequence: Sequence, row: int, end: int) -> ScoredRow:
+    """The row of a prompt that is scored as far as `end`."""
+    follower = sequence.token_ids[end] if end < sequence.num_prompt_tokens else -1
+    return ScoredRow(row, sequence.submit.sampling.num_prompt_logprobs, follower)

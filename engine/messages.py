@@ -210,11 +210,11 @@ class SamplerSetup(msgspec.Struct, frozen=True, array_like=True):
     """What the last stage must know of a sequence that does not just take the likeliest token.
 
     It is told once, with the first step that samples for the sequence; from then on the stage
-    counts with its own tokens, and a row names the `slot` alone. Until `min_tokens` tokens are out,
+    counts with its own tokens, and a row names the `seat` alone. Until `min_tokens` tokens are out,
     none of `stop_token_ids` is picked. Token ids are packed int32.
     """
 
-    slot: int
+    seat: int
     sampling: Sampling
     min_tokens: int
     stop_token_ids: tuple[int, ...]
@@ -244,7 +244,7 @@ class Step(Message, frozen=True):
     Ragged, row after row:
       `token_ids`        int32 [sum num_tokens]
       `block_tables`     int32, ceil((start_position + num_tokens) / block_size) blocks per row
-    `slots` int32 [sampling rows], the sampler's slot or -1 for the likeliest token; empty where all
+    `seats` int32 [sampling rows], the sampler's seat or -1 for the likeliest token; empty where all
     are -1. `setups` come before the step's own draws. `scored` rows are of prompts.
     """
 
@@ -257,7 +257,7 @@ class Step(Message, frozen=True):
     samples: bytes
     token_ids: bytes
     block_tables: bytes
-    slots: bytes = b""
+    seats: bytes = b""
     setups: tuple[SamplerSetup, ...] = ()
     scored: tuple[ScoredRow, ...] = ()
 

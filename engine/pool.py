@@ -4,7 +4,7 @@ from engine.blocks import BlockLedger
 from engine.counters import Counters
 from engine.expectation import Expectation
 from engine.lengths import LengthErrors
-from engine.sampler_slots import SamplerSlots
+from engine.sampler_seats import SamplerSeats
 from engine.sequence import Sequence, State
 from engine.waiting import WaitingQueue
 
@@ -29,7 +29,7 @@ class Pool:
         counters: Counters,
     ) -> None:
         self.ledger = ledger
-        self.slots = SamplerSlots()
+        self.seats = SamplerSeats()
         self.errors = errors
         self.waiting = waiting
         self.counters = counters
@@ -114,7 +114,7 @@ class Pool:
             self._put_back(sequence)
         for sequence in self.waiting:
             sequence.lose_stages()
-        self.slots = SamplerSlots()
+        self.seats = SamplerSeats()
         self.num_in_flight = 0
 
     def finish(self, sequence: Sequence) -> None:
@@ -126,7 +126,7 @@ class Pool:
             self.num_finished += 1
             self._leave_live(sequence)
         self.num_online -= not sequence.submit.offline
-        self.slots.free(sequence)
+        self.seats.free(sequence)
         sequence.state = State.FINISHED
 
     def _put_back(self, sequence: Sequence) -> None:

@@ -311,7 +311,7 @@ class Scheduler:
 
     def _launch(self, pipeline: Pipeline, batch: MicroBatch) -> Step:
         step_id = self._next_step_id
-        step = pack(batch, pipeline.epoch, step_id, self.config.block_size, self.pool.slots)
+        step = pack(batch, pipeline.epoch, step_id, self.config.block_size, self.pool.seats)
         self.pool.launch(batch.sequences, batch.num_tokens)
         sampling = list(compress(batch.sequences, step.samples))
         scored = [batch.sequences[row.row] for row in step.scored]

@@ -31,7 +31,7 @@ class Sequence:
     length in tokens at which it is full, `shortest_len` the one from which a stop token ends it.
     `expected` is what is expected of its output's length, `cohort` the decode micro-batch that it
     belongs to where micro-batches keep their members. `is_plain` sequences need nothing of the
-    sampler but the likeliest token; others have a `slot` there once they have sampled. The first
+    sampler but the likeliest token; others have a `seat` there once they have sampled. The first
     `num_scored` tokens of the prompt have been scored, or will be by steps in flight. `strikes`
     counts the lives of the pipeline that have ended with it in flight, since it was last cleared.
     """
@@ -46,9 +46,9 @@ class Sequence:
         "num_planned",
         "num_prompt_tokens",
         "num_scored",
+        "seat",
         "sequence_id",
         "shortest_len",
-        "slot",
         "state",
         "stop_token_ids",
         "strikes",
@@ -75,7 +75,7 @@ class Sequence:
         self.block_table = array("i")
         self.num_planned = 0
         self.cohort = -1
-        self.slot = -1
+        self.seat = -1
         self.strikes = 0
 
     @property
@@ -106,7 +106,7 @@ class Sequence:
 
     def lose_stages(self) -> None:
         """The stages that knew it are gone, and with them the scores that they have not told."""
-        self.slot = -1
+        self.seat = -1
         if not self.num_generated:
             self.num_scored = 0
 

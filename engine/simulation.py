@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from itertools import islice
 
 from msgspec import structs
 
@@ -90,15 +91,21 @@ class Run:
 
 
 def simulate(
-    config: EngineConfig, node: Node, arrivals: Sequence[Arrival], *, record: bool = False
+    config: EngineConfig,
+    node: Node,
+    arrivals: Sequence[Arrival],
+    *,
+    record: bool = False,
+    max_open: int | None = None,
 ) -> Run:
     """Serve the arrivals from an empty node until all have ended.
 
-    `record` keeps the spans and gauges for pictures. Raises `ImpossibleSettingsError` when
+    With `max_open`, so many are there at one time: the next comes when one has ended, whatever the
+    hour. `record` keeps the spans and gauges for pictures. Raises `ImpossibleSettingsError` when
     the node cannot be run with these settings and `SimulationError` when a request is refused.
     """
     simulation = _Simulation(config, node, arrivals, record=record)
-    simulation.run()
+    simulation.run(len(arrivals) if max_open is None else max_open)
     return simulation.result
 
 
@@ -113,7 +120,7 @@ class _Simulation:
         self._scheduler = Scheduler(config)
         self._node = node
         self._longest = min(node.max_model_len, node.num_blocks * config.block_size)
-        self._arrivals = arrivals
+        self._to_come = enumerate(arrivals)
         self._record = record
         self._models = [CostModel.of(costs) for costs in node.costs]
         self._free_at = [0.0] * len(node.costs)
@@ -125,7 +132,7 @@ class _Simulation:
         self.result.drain_began_at = [0.0] * len(node.costs)
         self.result.busy_before_drain_s = [0.0] * len(node.costs)
 
-    def run(self) -> None:
+    def run(self, max_open: int) -> None:
         for stage, costs in enumerate(self._node.costs):
             overhead_s = self._node.overhead_s
             seconds = tuple(s + overhead_s for s in costs.seconds)
@@ -133,7 +140,7 @@ class _Simulation:
             self._push(
                 0.0, StageReady(stage, 1, self._node.num_blocks, self._node.max_model_len, told)
             )
-        for sequence_id, arrival in enumerate(self._arrivals):
+        for sequence_id, arrival in islice(self._to_come, max_open):
             self._push(arrival.at_s, self._submit(sequence_id, arrival))
         now = 0.0
         while self._events:
@@ -175,6 +182,9 @@ class _Simulation:
                 if message.reason == "error":
                     raise SimulationError(message.message)
                 self.result.lives[message.sequence_id].ended_at = now
+                for sequence_id, arrival in islice(self._to_come, 1):
+                    self.result.lives[sequence_id].arrived_at = now
+                    self._push(now, self._submit(sequence_id, arrival))
 
     def _run_step(self, step: Step, now: float) -> None:
         """All its times are known at once: stages take steps in order."""

@@ -32,7 +32,7 @@ class TdPipe(Policy):
         self._cost = cost
         self._use: FutureUse | None = None
         self._half_fed: Sequence | None = None
-        self._slot = 0
+        self._next_cohort = 0
         self._decode_launches = 0
         self._decode_began_with = 0
         self._finished_before = 0
@@ -131,17 +131,17 @@ class TdPipe(Policy):
     def _decode(self, pool: Pool) -> MicroBatch | None:
         """The next of S micro-batches that has any row."""
         for _ in range(self._num_stages):
-            slot = self._slot
-            self._slot = (slot + 1) % self._num_stages
-            batch = self._decode_slot(pool, slot)
+            cohort = self._next_cohort
+            self._next_cohort = (cohort + 1) % self._num_stages
+            batch = self._decode_cohort(pool, cohort)
             if batch.sequences:
                 self._decode_launches += 1
                 return batch
         return None
 
-    def _decode_slot(self, pool: Pool, slot: int) -> MicroBatch:
+    def _decode_cohort(self, pool: Pool, cohort: int) -> MicroBatch:
         """Those of the micro-batch that came back, at the average size if work stealing is on."""
-        members = [s for s in pool.ready.values() if s.cohort == slot]
+        members = [s for s in pool.ready.values() if s.cohort == cohort]
         withheld = [s for s in pool.ready.values() if s.cohort == _WITHHELD]
         num_rows = len(members)
         if self._config.work_stealing:
@@ -152,7 +152,7 @@ class TdPipe(Policy):
         for sequence in members[num_rows:]:
             sequence.cohort = _WITHHELD
         for sequence in batch.sequences:
-            sequence.cohort = slot
+            sequence.cohort = cohort
         return batch
 
     # --- decode -> prefill ------------------------------------------------------------------

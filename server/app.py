@@ -8,7 +8,7 @@ from server import docs_page, errors
 from server.batches.batch_routes import BatchRoutes, CreateBatch
 from server.batches.file_routes import FileRoutes
 from server.batches.service import BatchService
-from server.chat_answer import ChatCompletion
+from server.chat_answer import ChatCompletion, ChatCompletionChunk
 from server.chat_protocol import ChatRequest
 from server.document import App
 from server.drain import Drain
@@ -18,7 +18,7 @@ from server.front_door import behind_door
 from server.generation_route import GenerationRoute
 from server.metrics import Metrics
 from server.operations import Operations
-from server.protocol import Completion, CompletionRequest
+from server.protocol import Completion, CompletionChunk, CompletionRequest
 from server.tokenization import DetokenizeRequest, Tokenization, TokenizeRequest
 from server.tokenizer import Tokenizer
 
@@ -34,7 +34,15 @@ def build_app(
 ) -> ASGIApp:
     """The ASGI application. The caller runs what it hands over."""
     app = App(
-        bodies=[CompletionRequest, ChatRequest, CreateBatch, TokenizeRequest, DetokenizeRequest],
+        models=[
+            CompletionRequest,
+            CompletionChunk,
+            ChatRequest,
+            ChatCompletionChunk,
+            CreateBatch,
+            TokenizeRequest,
+            DetokenizeRequest,
+        ],
         needs_key=bool(config.api_key),
         title="tdpipe",
         version=VERSION,
@@ -51,6 +59,7 @@ def build_app(
         client, tokenizer, endpoints.planner, endpoints.chat_template, config.max_body_bytes
     )
     app.include_router(tokenization.router())
+    model = {"model": config.names[0]}
     completions = GenerationRoute(
         endpoints.completions,
         metrics,
@@ -58,6 +67,8 @@ def build_app(
         config,
         request=CompletionRequest,
         response=Completion,
+        chunk=CompletionChunk,
+        example=model | {"prompt": "Count to seven in words.\n", "max_tokens": 40},
         summary="Complete a text",
     )
     app.include_router(completions.router())
@@ -68,6 +79,8 @@ def build_app(
         config,
         request=ChatRequest,
         response=ChatCompletion,
+        chunk=ChatCompletionChunk,
+        example=model | {"messages": [{"role": "user", "content": "Count to seven in words."}]},
         summary="Answer a conversation",
     )
     app.include_router(chat.router())

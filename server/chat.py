@@ -1,28 +1,26 @@
 """/v1/chat/completions: from a conversation to a reply."""
 
-import hashlib
 import logging
 from dataclasses import replace
 from typing import Any
 
-import msgspec
-
 from configs.schema import Config
-from configs.version import VERSION
 from server import grammar_text, reasoning
 from server.body import not_too_deep
 from server.chat_protocol import ChatRequest, parse_chat
 from server.chat_rendering import ChatRendering
-from server.chat_template import ChatTemplate
+from server.chat_template import ChatTemplate, continued
 from server.engine_client import EngineClient
-from server.errors import invalid
+from server.errors import ApiError, invalid
+from server.fingerprint import system_fingerprint
 from server.generation import Generations
 from server.grammars import Grammars
 from server.message_formats import formats_of
 from server.planner import Planner
 from server.reply import Reply
 from server.tokenizer import Tokenizer
-from server.tool_choice import ToolChoice, tool_choice
+from server.tool_calls import CallFormat
+from server.tool_choice import ToolChoice, parameters_param, tool_choice
 
 logger = logging.getLogger("tdpipe")
 
@@ -50,7 +48,7 @@ class Chat:
         self._grammars = grammars
         self._formats = formats_of(config, template.source)
         logger.info("chat: %s", self._formats if template.source else "no chat template")
-        self._fingerprint = _fingerprint(config)
+        self._fingerprint = system_fingerprint(config)
 
     async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
         """The reply to one request, see `server.reply.Endpoint`."""
@@ -65,7 +63,8 @@ class Chat:
             variables=_effort(request) | request.chat_template_kwargs,
         )
         prompt = await self._template.render_text(conversation, patient=offline)
-        opened = reasoning.leaves_open(prompt, request.continued)
+        begun = continued(prompt, conversation)
+        opened = reasoning.leaves_open(prompt, begun)
         with not_too_deep():
             grammar = await self._grammar(request, choice, opened=opened, patient=offline)
         token_ids = await self._template.encode(
@@ -82,9 +81,18 @@ class Chat:
             grammar=grammar,
             prompt_field="messages",
         )
+        if self._formats.thinks:
+            plan = replace(plan, reasoning="opened" if opened else "marked")
         several = request.parallel_tool_calls
         parser = self._formats.reader(choice, several=several, opened=opened)
-        rendering = ChatRendering(request, plan, self._tokenizer, parser, self._fingerprint)
+        rendering = ChatRendering(
+            request,
+            plan,
+            self._tokenizer,
+            parser,
+            self._fingerprint,
+            echo=begun if request.echo else "",
+        )
         return Reply(self._generations.of(plan), rendering, request.stream, request.include_usage)
 
     def _tool_choice(self, request: ChatRequest) -> ToolChoice:
@@ -108,6 +116,7 @@ class Chat:
         Reasoning goes before it all, where the prompt has begun it.
         """
         grammar, param = request.grammar, request.grammar_param
+        await self._grammars.check(grammar, param, patient=patient)
         call_format = self._formats.of_calls(choice)
         special_tokens = self._tokenizer.special_tokens
         if call_format is not None and (grammar or choice.is_forced):
@@ -117,14 +126,30 @@ class Chat:
             calls = call_format.grammar(
                 choice.schemas, special_tokens, several=several, whitespace=whitespace
             )
-            await self._grammars.check(grammar, param, patient=patient)
             grammar = calls if choice.is_forced else grammar_text.either(grammar, calls)
             param = "tools"
         if grammar and opened:
             begin, end = reasoning.BEGIN, reasoning.END
             grammar = grammar_text.after_reasoning(grammar, begin, end, special_tokens)
-        await self._grammars.check(grammar, param, patient=patient)
+        try:
+            await self._grammars.check(grammar, param, copies=request.n, patient=patient)
+        except ApiError as error:
+            if param == "tools" and call_format is not None and error.status == 400:
+                await self._blame(request, choice, call_format, patient=patient)
+            raise
         return grammar
+
+    async def _blame(
+        self, request: ChatRequest, choice: ToolChoice, call_format: CallFormat, *, patient: bool
+    ) -> None:
+        """Raise `ApiError` (400) by the name of the first tool that cannot be called even alone."""
+        schemas = dict(choice.schemas)
+        for index, tool in enumerate(request.tools):
+            if (name := tool.function.name) in schemas:
+                alone = call_format.grammar(
+                    [(name, schemas[name])], self._tokenizer.special_tokens, several=False
+                )
+                await self._grammars.check(alone, parameters_param(index), patient=patient)
 
     def _with_markers(self, request: ChatRequest, choice: ToolChoice) -> ChatRequest:
         """Keep special tokens in the text where some of them are looked for."""
@@ -141,9 +166,3 @@ def _effort(request: ChatRequest) -> dict[str, Any]:
     if request.reasoning_effort == "none":
         return {"enable_thinking": False}
     return {"reasoning_effort": request.reasoning_effort}
-
-
-def _fingerprint(config: Config) -> str:
-    """The same for the same software with the same weights, cut in the same way."""
-    parts = [VERSION, config.model, config.revision, config.dtype, config.pipeline_parallel_size]
-    return f"fp_{hashlib.blake2s(msgspec.json.encode(parts), digest_size=5).hexdigest()}"

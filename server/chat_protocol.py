@@ -5,12 +5,13 @@ Every field of the reference is supported, accepted and ignored where that chang
 client could see, or refused in words.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from server.body import Body, parse
+from server.body import Body, ListOf, parse
 from server.conversation_fields import (
+    FUNCTIONS_ONLY,
     IGNORED,
     MAX_MESSAGES,
     UNSUPPORTED,
@@ -32,13 +33,14 @@ class NamedTool(Body):
 
     type: Literal["function"]
     function: ToolName
+    custom: None = Field(None, description=FUNCTIONS_ONLY)
 
 
 class AllowedToolNames(Body):
     """The tools that may be called, and whether one must."""
 
     mode: Literal["auto", "required"]
-    tools: list[NamedTool] = Field(min_length=1)
+    tools: ListOf[NamedTool] = Field(min_length=1)
 
 
 class AllowedTools(Body):
@@ -46,6 +48,10 @@ class AllowedTools(Body):
 
     type: Literal["allowed_tools"]
     allowed_tools: AllowedToolNames
+
+
+# By its type: else what is wrong with one would be called unknown to the other.
+ChosenTools = Annotated[NamedTool | AllowedTools, Field(discriminator="type")]
 
 
 class ChatRequest(SamplingFields, TemplateFields):
@@ -59,7 +65,7 @@ class ChatRequest(SamplingFields, TemplateFields):
         ),
     }
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: ListOf[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(
         None, ge=1, description="reasoning included [as many as the model has room for]"
     )
@@ -68,7 +74,7 @@ class ChatRequest(SamplingFields, TemplateFields):
     top_logprobs: int | None = Field(
         None, ge=0, le=20, description="tell so many likeliest tokens with each token"
     )
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = Field(
+    tool_choice: Literal["none", "auto", "required"] | ChosenTools | None = Field(
         None, description="[auto where there are tools]"
     )
     parallel_tool_calls: bool = Field(True, description="whether several calls may come")
@@ -78,7 +84,7 @@ class ChatRequest(SamplingFields, TemplateFields):
 
     # vLLM's.
     echo: bool = Field(False, description="vLLM's: begin with the message that is continued")
-    documents: list[dict[str, Any]] | None = Field(None, description="vLLM's: for the template")
+    documents: ListOf[dict[str, Any]] | None = Field(None, description="vLLM's: for the template")
     add_special_tokens: bool = Field(
         False, description="vLLM's: also those that the tokenizer adds; templates have their own"
     )
@@ -93,7 +99,7 @@ class ChatRequest(SamplingFields, TemplateFields):
     prompt_cache_options: dict[str, Any] | None = Field(None, description=IGNORED)
     prediction: dict[str, Any] | None = Field(None, description=IGNORED)
     verbosity: Literal["low", "medium", "high"] | None = Field(None, description=IGNORED)
-    modalities: list[Literal["text"]] | None = Field(None, description="only text")
+    modalities: ListOf[Literal["text"]] | None = Field(None, description="only text")
 
     # What we cannot do.
     functions: list[Any] | None = Field(None, description="not supported: use tools")
@@ -112,14 +118,6 @@ class ChatRequest(SamplingFields, TemplateFields):
     def num_logprobs(self) -> int:
         """So many likeliest tokens are told with each token; -1: nothing is."""
         return (self.top_logprobs or 0) if self.logprobs else -1
-
-    @property
-    def continued(self) -> str:
-        """The beginning of the answer, where the last message is that."""
-        content = self.messages[-1].content or ""
-        if not self.continue_final_message:
-            return ""
-        return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 _REFUSED = {

@@ -33,7 +33,10 @@ class _Message:
 
 
 class ChatRendering:
-    """One chat completion; `parser` makes a choice's parser where there is more than content."""
+    """One chat completion; `parser` makes a choice's parser where there is more than content.
+
+    `echo` is the beginning of the message, where that is told though the prompt has it.
+    """
 
     def __init__(
         self,
@@ -42,6 +45,8 @@ class ChatRendering:
         tokenizer: Tokenizer,
         parser: Callable[[], MessageParser] | None,
         fingerprint: str,
+        *,
+        echo: str = "",
     ) -> None:
         self.reply_id = f"chatcmpl-{uuid.uuid4().hex}"
         self._request, self._plan, self._tokenizer = request, plan, tokenizer
@@ -49,7 +54,7 @@ class ChatRendering:
         new_parser = parser or (lambda: MessageParser(None, None))
         self._messages = [_Message(new_parser()) for _ in range(plan.num_sequences)]
         self._scores: list[Told] = []
-        self._echo = request.continued if request.echo else ""
+        self._echo = echo
         self._head = self._make_head(fingerprint)
         self._frame = EventFrame(
             self._head | {"object": "chat.completion.chunk"},
@@ -60,10 +65,12 @@ class ChatRendering:
     def opening(self) -> bytes:
         """Each choice's role, and the text that it goes on from where that is told."""
         delta = {"role": "assistant", "content": self._echo}
-        events = [self._event({"index": i, "delta": delta}) for i in range(self._plan.n)]
+        prompt: dict[str, Any] = {}
         if self._request.return_token_ids:
             prompt = {"prompt_token_ids": list(self._plan.prompts[0])}
-            events.insert(0, self._frame.no_choice(prompt))
+        first, *others = range(self._plan.n)
+        events = [self._event({"index": first, "delta": delta}, prompt)]
+        events += [self._event({"index": i, "delta": delta}) for i in others]
         return b"".join(events)
 
     def chunk(self, piece: Piece) -> bytes:
@@ -81,7 +88,7 @@ class ChatRendering:
             return b""
         return self._event({"index": piece.choice_index, "delta": delta} | beside)
 
-    def usage(self, usage: dict[str, int]) -> bytes:
+    def usage(self, usage: dict[str, Any]) -> bytes:
         """The event that follows the last choice: no choices, but the token counts."""
         return self._frame.no_choice({"usage": usage})
 
@@ -102,7 +109,7 @@ class ChatRendering:
             self._scores = list(piece.scores)
         message.ending = self._ending(message, piece)
 
-    def whole(self, usage: dict[str, int]) -> bytes:
+    def whole(self, usage: dict[str, Any]) -> bytes:
         """The collected answer's JSON."""
         body = self._head | {
             "choices": [self._choice(i, message) for i, message in enumerate(self._messages)],
@@ -130,9 +137,9 @@ class ChatRendering:
             head["service_tier"] = "flex" if request.service_tier == "flex" else "default"
         return head
 
-    def _event(self, choice: dict[str, Any]) -> bytes:
+    def _event(self, choice: dict[str, Any], beside: dict[str, Any] | None = None) -> bytes:
         nothing = {"logprobs": None, "finish_reason": None}
-        return self._frame.choice(choice | nothing | choice)
+        return self._frame.choice(choice | nothing | choice, beside)
 
     def _parse(self, message: _Message, piece: Piece) -> MessageDelta:
         parsed = message.parser.push(piece.text, is_last=piece.finish_reason is not None)

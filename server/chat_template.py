@@ -139,8 +139,8 @@ class ChatTemplate:
             raise invalid(message, "messages", "chat_template_timeout") from None
 
     def takes_tools(self, template: str | None) -> bool:
-        """Whether a request's own template, or else the model's, shows it tools."""
-        source = self.source if template is None else template
+        """Whether the request's own template, if trusted, or else the model's shows it tools."""
+        source = template if template is not None and self._trust_requests else self.source
         return re.search(r"\btools\b", source) is not None
 
     def _choose(self, conversation: Conversation) -> str:
@@ -210,6 +210,25 @@ class ChatTemplate:
             return False
         is_printed = "'type'" in text or '"type": "text"' in text
         return text.count(_PROBE) > before.count(_PROBE) and not is_printed
+
+
+def continued(prompt: str, conversation: Conversation) -> str:
+    """The final message as far as `prompt` ends with it; empty where the answer begins one.
+
+    It is taken from there because templates trim contents and join their parts in ways of their
+    own, and the answer goes on with what the model has read.
+    """
+    if not conversation.continue_final_message:
+        return ""
+    content = conversation.messages[-1].get("content") or ""
+    parts = [content] if isinstance(content, str) else [part["text"] for part in content]
+    at, indent = len(prompt), ""
+    for part in reversed(parts):
+        begin = prompt.rfind(part.strip(), 0, at)
+        if begin < 0:  # the template leaves it out
+            break
+        at, indent = begin, part[: len(part) - len(part.lstrip())]
+    return prompt[at - len(indent) if prompt.endswith(indent, 0, at) else at :]
 
 
 def chat_template_of(config: ChatConfig, tokenizer: Tokenizer) -> ChatTemplate:

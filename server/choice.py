@@ -4,6 +4,7 @@ from typing import Literal
 
 from server.detokenizer import Detokenizer
 from server.plan import Plan
+from server.reasoning import ReasoningCounter
 from server.stop_strings import StopStrings
 from server.tokenizer import Tokenizer
 
@@ -22,6 +23,7 @@ class Choice:
         "_include_stop",
         "_min_tokens",
         "_own_stop_ids",
+        "_reasoning",
         "_stop_strings",
         "_stop_token_ids",
         "finish_reason",
@@ -42,7 +44,15 @@ class Choice:
         self._stop_token_ids = frozenset(plan.stop_token_ids)
         self._own_stop_ids = plan.own_stop_ids
         self._include_stop = plan.include_stop
+        self._reasoning = (
+            None if plan.reasoning is None else ReasoningCounter(opened=plan.reasoning == "opened")
+        )
         self._min_tokens = plan.min_tokens
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Those of its tokens that are no answer."""
+        return 0 if self._reasoning is None else self._reasoning.num_tokens
 
     def push(self, token_ids: list[int]) -> str:
         """The text that these tokens release; sets `finish_reason` at a stop string."""
@@ -53,7 +63,10 @@ class Choice:
                 self.stop_reason = token_id if token_id in self._own_stop_ids else None
                 if not (self._include_stop and token_id in self._own_stop_ids):
                     break
-            text += self._filter(self._detokenizer.push(token_id))
+            new_text = self._detokenizer.push(token_id)
+            if self._reasoning is not None:
+                self._reasoning.push(new_text)
+            text += self._filter(new_text)
             if self.finish_reason is not None:
                 break
         return text

@@ -35,6 +35,7 @@ class CompletionRendering:
         plan: Plan,
         echoes: Sequence[str],
         tokenizer: Tokenizer,
+        fingerprint: str,
     ) -> None:
         self.reply_id = f"cmpl-{uuid.uuid4().hex}"
         self._request, self._plan, self._tokenizer = request, plan, tokenizer
@@ -49,6 +50,7 @@ class CompletionRendering:
             "object": "text_completion",
             "created": int(time.time()),
             "model": plan.model,
+            "system_fingerprint": fingerprint,
         }
         self._frame = EventFrame(self._head, (b'"text":', b""), include_usage=request.include_usage)
         self._collected: dict[int, _Collected] = {}
@@ -65,7 +67,7 @@ class CompletionRendering:
         choice = {"index": piece.choice_index, "text": text, "logprobs": None} | extras
         return self._frame.choice(choice | _ending(piece))
 
-    def usage(self, usage: dict[str, int]) -> bytes:
+    def usage(self, usage: dict[str, Any]) -> bytes:
         """The event that follows the last choice: no choices, but the token counts."""
         return self._frame.no_choice({"usage": usage})
 
@@ -79,7 +81,7 @@ class CompletionRendering:
         if piece.finish_reason is not None:
             collected.ending = _ending(piece)
 
-    def whole(self, usage: dict[str, int]) -> bytes:
+    def whole(self, usage: dict[str, Any]) -> bytes:
         """The collected answer's JSON."""
         known = self._known_pieces()
         for piece in known:

@@ -1,6 +1,7 @@
 """/v1/completions: from the client's body to a reply."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from server.body import not_too_deep
 from server.completion_rendering import CompletionRendering
@@ -9,7 +10,12 @@ from server.errors import invalid
 from server.generation import Generations
 from server.grammars import Grammars
 from server.planner import Planner
-from server.protocol import DEFAULT_MAX_TOKENS, CompletionRequest, parse_completion
+from server.protocol import (
+    DEFAULT_MAX_TOKENS,
+    CompletionRequest,
+    check_num_sequences,
+    parse_completion,
+)
 from server.reply import Reply
 from server.tokenizer import Tokenizer
 
@@ -26,12 +32,14 @@ class Completions:
         planner: Planner,
         generations: Generations,
         grammars: Grammars,
+        fingerprint: str,
     ) -> None:
         self._client = client
         self._tokenizer = tokenizer
         self._planner = planner
         self._generations = generations
         self._grammars = grammars
+        self._fingerprint = fingerprint
 
     async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
         """The reply to one request, see `server.reply.Endpoint`."""
@@ -43,8 +51,10 @@ class Completions:
             self._planner.check_num_logprobs(request.logprobs, "logprobs")
         with not_too_deep():
             grammar = request.grammar
-        await self._grammars.check(grammar, request.grammar_param, patient=offline)
         prompts = await self._read_prompts(request, patient=offline)
+        await self._grammars.check(
+            grammar, request.grammar_param, copies=len(prompts) * request.n, patient=offline
+        )
         fields = request
         if request.scores_prompt:
             # An echo tells of the prompt what `logprobs` asks for.
@@ -62,7 +72,7 @@ class Completions:
             grammar=grammar,
         )
         echoes = self._echoes(request, plan.prompts) if request.echo else []
-        rendering = CompletionRendering(request, plan, echoes, self._tokenizer)
+        rendering = CompletionRendering(request, plan, echoes, self._tokenizer, self._fingerprint)
         return Reply(self._generations.of(plan), rendering, request.stream, request.include_usage)
 
     async def _read_prompts(self, request: CompletionRequest, *, patient: bool) -> list[list[int]]:
@@ -70,9 +80,11 @@ class Completions:
         prompts = _as_list(request.prompt)
         if not prompts or not all(prompts):
             raise invalid("The prompt must not be empty.", "prompt", "invalid_value")
-        self._planner.check_num_sequences(len(prompts), request.n)
+        check_num_sequences(len(prompts) * request.n)
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         token_ids = [prompt for prompt in prompts if not isinstance(prompt, str)]
+        if request.truncate_prompt_tokens is None:
+            self._planner.check_lengths(map(len, token_ids), request.max_tokens)
         self._planner.check_ids("prompt", *token_ids)
         token_ids += await self._tokenizer.encode_all(texts, patient=patient)
         if not all(token_ids):
@@ -90,9 +102,10 @@ class Completions:
         ]
 
 
-def _as_list(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
-    """One prompt or several, as several."""
+def _as_list(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[str | list[int]]:
+    """One prompt or several, as several. Lists are of one kind: of a million, one item is asked."""
     if isinstance(prompt, str):
         return [prompt]
-    token_ids = [part for part in prompt if isinstance(part, int)]
-    return [token_ids] if token_ids else [part for part in prompt if not isinstance(part, int)]
+    if prompt and isinstance(prompt[0], int):
+        return [prompt]
+    return cast(list[str | list[int]], prompt)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.body import Body
+from server.body import Body, ListOf
 from server.chat_template import Conversation, check_variables
 from server.errors import invalid
 
@@ -17,6 +17,8 @@ MAX_MESSAGES = 16_384
 MAX_TOOLS = 256
 IGNORED = "accepted and ignored"
 UNSUPPORTED = "not supported"
+FUNCTIONS_ONLY = "not supported: tools are functions"
+RETURNED = "ours: ignored; messages that were told come back with it"
 
 
 class TextPart(Body):
@@ -24,6 +26,14 @@ class TextPart(Body):
 
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: dict[str, Any] | None = Field(None, exclude=True, description=IGNORED)
+
+
+class RefusalPart(Body):
+    """A part of an assistant's content that was a refusal; it is read as text."""
+
+    type: Literal["refusal"]
+    refusal: str
 
 
 def _only_text(content: object) -> object:
@@ -48,7 +58,23 @@ def _only_text(content: object) -> object:
     ]
 
 
-Content = Annotated[str | list[TextPart], BeforeValidator(_only_text)]
+Content = Annotated[
+    str | ListOf[TextPart],
+    BeforeValidator(_only_text, json_schema_input_type=str | ListOf[TextPart | RefusalPart]),
+]
+
+
+class _OfFunction(Body):
+    """What is of the one type of tool that there is here."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_functions(cls, values: Any) -> Any:
+        kind = values.get("type") if isinstance(values, dict) else None
+        if isinstance(kind, str) and kind != "function":
+            text = "this server knows only tools of the type 'function', not '{kind}'"
+            raise PydanticCustomError("only_functions", text, {"kind": kind})
+        return values
 
 
 class CalledFunction(Body):
@@ -56,16 +82,17 @@ class CalledFunction(Body):
 
     name: str
     arguments: str = Field(description="JSON, as the model has written it")
-    parsed_arguments: Any = Field(None, description=IGNORED)
+    parsed_arguments: Any = Field(None, description=RETURNED)
 
 
-class ToolCall(Body):
+class ToolCall(_OfFunction):
     """A call in an assistant's message."""
 
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: int | None = Field(None, description=IGNORED)
+    custom: None = Field(None, description=FUNCTIONS_ONLY)
+    index: int | None = Field(None, description=RETURNED)
 
 
 class ChatMessage(Body):
@@ -74,13 +101,13 @@ class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = Field(None, description="of an assistant")
+    tool_calls: ListOf[ToolCall] | None = Field(None, description="of an assistant")
     tool_call_id: str | None = Field(None, description="of a tool: the call that this answers")
     refusal: str | None = Field(None, description="of an assistant")
     reasoning_content: str | None = Field(None, description="vLLM's: of an assistant")
-    reasoning: str | None = Field(None, description="vLLM's: the same by another name")
-    annotations: list[Any] | None = Field(None, description=IGNORED)
-    parsed: Any = Field(None, description=IGNORED)
+    reasoning: str | None = Field(None, description="vLLM's: reasoning_content by another name")
+    annotations: list[Any] | None = Field(None, description=RETURNED)
+    parsed: Any = Field(None, description=RETURNED)
     audio: None = Field(None, description=UNSUPPORTED)
     function_call: None = Field(None, description="not supported: use tool_calls")
 
@@ -131,17 +158,18 @@ class FunctionDefinition(Body):
     strict: bool | None = Field(None, description="arguments of forced calls always are")
 
 
-class Tool(Body):
+class Tool(_OfFunction):
     """A tool that the model may call."""
 
     type: Literal["function"]
     function: FunctionDefinition
+    custom: None = Field(None, description=FUNCTIONS_ONLY)
 
 
 class TemplateFields(Body):
     """How the chat template puts a conversation."""
 
-    tools: list[Tool] = Field([], max_length=MAX_TOOLS)
+    tools: ListOf[Tool] = Field([], max_length=MAX_TOOLS)
     add_generation_prompt: bool | None = Field(
         None, description="vLLM's: begin the assistant's message [unless the final one goes on]"
     )

@@ -6,6 +6,9 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import HTMLResponse
+from starlette.types import Receive, Scope, Send
+
+from server import ranges
 
 PATH = "/docs"
 ASSETS_PATH = "/docs-assets"
@@ -13,9 +16,16 @@ ASSETS_PATH = "/docs-assets"
 
 def install(app: FastAPI) -> None:
     """Add the page. Its script and style come with the package fastapi-offline."""
-    assets = StaticFiles(directory=str(files("fastapi_offline") / "static"))
+    assets = _Assets(directory=str(files("fastapi_offline") / "static"))
     app.mount(ASSETS_PATH, assets, name="docs-assets")
     app.add_route(PATH, _page, include_in_schema=False)
+
+
+class _Assets(StaticFiles):
+    """Files that are only given whole."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(ranges.without(scope), receive, send)
 
 
 async def _page(request: Request) -> HTMLResponse:

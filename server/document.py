@@ -16,6 +16,7 @@ _FAILURES = {
     409: "Not in its present state",
     413: "The body is too large",
     415: "The body is not JSON",
+    416: "The range lies outside of the file",
     429: "The queue is full",
     500: "The request was lost on our side",
     503: "Not now, but soon",
@@ -34,10 +35,27 @@ def failures(*statuses: int) -> Responses:
     }
 
 
-def takes(body: type[BaseModel]) -> dict[str, Any]:
+def takes(body: type[BaseModel], **examples: dict[str, Any]) -> dict[str, Any]:
     """`openapi_extra` of a route that parses its body itself; the app has to know the model."""
-    schema = {"$ref": _SCHEMA.format(model=body.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    content: dict[str, Any] = {"schema": _schema(body)}
+    if examples:
+        content["examples"] = {name: {"value": value} for name, value in examples.items()}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def streams(chunk: type[BaseModel]) -> dict[str, Any]:
+    """The `content` of an answer that may be a stream of chunks; the app has to know the model.
+
+    The schema is that of one event, as OpenAPI 3.1 has it.
+    """
+    told = {"anyOf": [_schema(chunk), _schema(ErrorBody)]}
+    data = {"contentMediaType": "application/json", "contentSchema": told}
+    event = {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"type": "string", "anyOf": [{"const": "[DONE]"}, data]}},
+    }
+    return {"text/event-stream": {"schema": event}}
 
 
 # What `failures` needs for a route whose body is read by `connection.read_body`.
@@ -45,11 +63,11 @@ BODY_FAILURES = (400, 408, 413, 415)
 
 
 class App(FastAPI):
-    """FastAPI whose document has the bodies that routes parse themselves, and the keys."""
+    """FastAPI whose document has the `models` that routes parse and write themselves, and keys."""
 
-    def __init__(self, *, bodies: Sequence[type[BaseModel]], needs_key: bool, **settings: Any):
+    def __init__(self, *, models: Sequence[type[BaseModel]], needs_key: bool, **settings: Any):
         super().__init__(**settings)
-        self._bodies = bodies
+        self._models = models
         self._needs_key = needs_key
 
     def openapi(self) -> dict[str, Any]:
@@ -57,7 +75,7 @@ class App(FastAPI):
         if self.openapi_schema is None:
             document = super().openapi()
             _, schemas = models_json_schema(
-                [(body, "validation") for body in self._bodies], ref_template=_SCHEMA
+                [(model, "validation") for model in self._models], ref_template=_SCHEMA
             )
             document["components"]["schemas"] |= schemas["$defs"]
             for path, operations in document["paths"].items():
@@ -77,6 +95,10 @@ class App(FastAPI):
             responses["401"] = _failure("The key is missing or wrong")
 
 
+def _schema(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _SCHEMA.format(model=model.__name__)}
+
+
 def _failure(description: str) -> Mapping[str, Any]:
-    content = {"application/json": {"schema": {"$ref": _SCHEMA.format(model="ErrorBody")}}}
+    content = {"application/json": {"schema": _schema(ErrorBody)}}
     return {"description": description, "content": content}

@@ -7,6 +7,7 @@ from server.chat import Chat
 from server.chat_template import ChatTemplate, chat_template_of
 from server.completions import Completions
 from server.engine_client import EngineClient
+from server.fingerprint import system_fingerprint
 from server.generation import Generations
 from server.grammars import Grammars
 from server.length_predictor import LengthPredictor
@@ -57,7 +58,7 @@ def build_endpoints(
         planner,
         generations,
         template,
-        Completions(client, tokenizer, planner, generations, grammars),
+        Completions(client, tokenizer, planner, generations, grammars, system_fingerprint(config)),
         Chat(config, client, tokenizer, template, planner, generations, grammars),
         grammars,
     )

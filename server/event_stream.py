@@ -40,9 +40,11 @@ class EventFrame:
             self._after_text,
         )
 
-    def choice(self, choice: dict[str, Any]) -> bytes:
-        """The event of a choice."""
-        return self._prefix + _encode(choice) + self._suffix
+    def choice(self, choice: dict[str, Any], beside: dict[str, Any] | None = None) -> bytes:
+        """The event of a choice, and of what is told `beside` the choices."""
+        if not beside:
+            return self._prefix + _encode(choice) + self._suffix
+        return self._prefix + _encode(choice) + b"]," + _encode(beside)[1:-1] + self._suffix[1:]
 
     def no_choice(self, told: dict[str, Any]) -> bytes:
         """An event of something else, such as the usage."""

@@ -1,54 +1,43 @@
-"""The table of fields in docs/api.md, made from the request bodies: `make api-table`."""
+"""The table of fields in docs/api.md: `make api-table`."""
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic.fields import FieldInfo
-
-from server.batches.batch_routes import CreateBatch
-from server.body import Body
-from server.chat_protocol import ChatRequest
-from server.protocol import CompletionRequest
+from server.api_fields import BODIES, CHAT, COMPLETION, ApiBody, Row
+from server.batches.objects import BatchList, FileList
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "api.md"
 BEGIN, END = "<!-- make api-table: begin -->\n", "<!-- make api-table: end -->\n"
-BODIES: dict[str, type[Body]] = {
-    "/v1/completions": CompletionRequest,
-    "/v1/chat/completions": ChatRequest,
-    "/v1/batches": CreateBatch,
-}
 
 
 def table() -> str:
     """Markdown, a table for each body."""
-    return "\n".join(line for path, body in BODIES.items() for line in _lines(path, body))
+    return "\n".join(line for lines in (_both(), *map(_lines, BODIES)) for line in lines)
 
 
-def status_of(field: FieldInfo) -> str:
-    """Whether a field is supported, ignored or refused: its description says so."""
-    words = field.description or ""
-    if "not supported" in words:
-        return "refused"
-    return "ignored" if "ignored" in words else "supported"
+def _both() -> Iterator[str]:
+    yield "### Both `POST /v1/completions` and `POST /v1/chat/completions`\n"
+    of_chat = set(CHAT.rows())
+    yield from _printed([row for row in COMPLETION.rows() if row in of_chat])
 
 
-def _lines(path: str, body: type[Body]) -> Iterator[str]:
-    yield f"### `POST {path}`\n"
+def _lines(body: ApiBody) -> Iterator[str]:
+    yield f"### {body.title}\n"
+    if body.note:
+        yield f"{body.note}\n"
+    told = {row for other in BODIES if other.model in body.beside for row in other.rows()}
+    rows = [row for row in body.rows() if row not in told]
+    if body.model in (FileList, BatchList):  # of what has a table of its own
+        rows = [row for row in rows if not row.path.startswith("data[]")]
+    yield from _printed(rows)
+
+
+def _printed(rows: list[Row]) -> Iterator[str]:
     yield "| field | of | is | |\n|---|---|---|---|"
-    for name, field in sorted(body.model_fields.items()):
-        words = (field.description or "").replace("|", "\\|")
-        owner, words = _owner(words)
-        yield f"| `{name}` | {owner} | {status_of(field)} | {words} |"
+    for path, owner, status, words in rows:
+        yield f"| `{path}` | {owner} | {status} | {words.replace('|', chr(92) + '|')} |"
     yield ""
-
-
-def _owner(words: str) -> tuple[str, str]:
-    """Whose field it is, and the rest of what is said of it."""
-    for owner, mark in (("vLLM", "vLLM's"), ("tdpipe", "ours")):
-        if words.startswith(mark):
-            return owner, words.removeprefix(mark).lstrip(",:; ")
-    return "OpenAI", words
 
 
 def main() -> int:

@@ -3,12 +3,12 @@
 All of it stands outside of FastAPI's own layers, so that its answers to bugs pass through it too.
 """
 
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from configs.front_door import FrontDoorConfig
 from server.access import HEADER, Access
 from server.api_keys import ApiKeys
+from server.cors import Cors
 from server.root_path import RootPath
 
 
@@ -17,7 +17,7 @@ def behind_door(app: ASGIApp, config: FrontDoorConfig) -> ASGIApp:
     if config.api_key:
         app = ApiKeys(app, config.api_key, root_path=config.root_path)
     if config.allowed_origins:
-        app = CORSMiddleware(
+        app = Cors(
             app,
             allow_origins=config.allowed_origins,
             allow_methods=config.allowed_methods,

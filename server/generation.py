@@ -7,7 +7,7 @@ has not ended, which frees its KV blocks at once.
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from engine.messages import Expect
 from server.choice import Choice, TextReason
@@ -138,14 +138,18 @@ class Generation:
                 pieces.append(piece)
         return pieces
 
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """The tokens so far: each prompt once, and all choices."""
         num_prompt_tokens = sum(map(len, self.plan.prompts))
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": num_prompt_tokens,
             "completion_tokens": self._num_completion_tokens,
             "total_tokens": num_prompt_tokens + self._num_completion_tokens,
         }
+        if self.plan.reasoning is not None:
+            num_reasoning = sum(choice.num_reasoning_tokens for choice in self._choices)
+            usage["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}
+        return usage
 
     def _admit(self) -> None:
         self._client.check_known()

@@ -1,5 +1,7 @@
 """A generation route: an endpoint's door, POST a body and get an answer, whole or as a stream."""
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
@@ -8,18 +10,20 @@ from starlette.responses import Response
 from configs.schema import ServerConfig
 from server.answer import Answer
 from server.connection import read_body
-from server.document import BODY_FAILURES, failures, takes
+from server.document import BODY_FAILURES, failures, streams, takes
 from server.drain import Drain
 from server.errors import ApiError
 from server.metrics import Metrics
 from server.reply import Endpoint
 from server.request_log import log_request
 
-SSE_TYPE = "text/event-stream"
-
 
 class GenerationRoute:
-    """The route of one endpoint; `request` and `response` are its bodies in the document."""
+    """The route of one endpoint.
+
+    `request`, `response` and `chunk` are its bodies in the document, which shows `example` whole
+    and as a stream.
+    """
 
     def __init__(
         self,
@@ -30,11 +34,14 @@ class GenerationRoute:
         *,
         request: type[BaseModel],
         response: type[BaseModel],
+        chunk: type[BaseModel],
+        example: dict[str, Any],
         summary: str,
     ) -> None:
         self._endpoint, self._metrics, self._drain = endpoint, metrics, drain
         self._config = config
-        self._request, self._response, self._summary = request, response, summary
+        self._request, self._response, self._chunk = request, response, chunk
+        self._example, self._summary = example, summary
 
     def router(self) -> APIRouter:
         """The route as FastAPI takes it."""
@@ -46,10 +53,14 @@ class GenerationRoute:
             summary=self._summary,
             response_model=None,
             responses={
-                200: {"model": self._response, "content": {SSE_TYPE: {}}},
+                200: {"model": self._response, "content": streams(self._chunk)},
                 **failures(*BODY_FAILURES, 404, 429, 503),
             },
-            openapi_extra=takes(self._request),
+            openapi_extra=takes(
+                self._request,
+                whole=self._example,
+                stream=self._example | {"stream": True, "stream_options": {"include_usage": True}},
+            ),
         )
         return router
 

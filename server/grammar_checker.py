@@ -139,7 +139,7 @@ def complaint(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> str:
     """What is wrong with a grammar, empty for nothing: some text of its own is read by it."""
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=grammar_limits())
     rng, began_at = random.Random(0), time.thread_time()
-    for _ in range(limits.num_tokens):
+    for number in range(limits.num_tokens):
         resumed_at = time.thread_time()
         mask = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         if matcher.is_error():
@@ -150,7 +150,9 @@ def complaint(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> str:
         token_ids = np.flatnonzero(np.unpackbits(mask, bitorder="little"))
         token_ids = token_ids[token_ids != tokenizer.eos_token]
         if not len(token_ids):
-            return "" if matcher.is_accepting() else "matches nothing"
+            if not matcher.is_accepting():
+                return "matches nothing"
+            return "" if number else "matches nothing but the empty text"
         matcher.consume_token(int(rng.choice(token_ids)))
     return _words(matcher.get_error())
 

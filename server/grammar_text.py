@@ -101,7 +101,7 @@ def forced_tool_calls(
             "properties": {
                 "name": {"const": name},
                 arguments_key: _rebased(
-                    {"type": "object", **(schema or {})}, f"#/properties/{arguments_key}"
+                    {**(schema or {}), "type": "object"}, f"#/properties/{arguments_key}"
                 ),
             },
             "required": ["name", arguments_key],

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import msgspec
 from pydantic import Field
 
-from configs.grammar_limits import MAX_GRAMMAR_BYTES
+from configs.grammar_limits import MAX_GRAMMAR_BYTES, MAX_GRAMMAR_BYTES_OF_REQUEST
 from server import grammar_text
-from server.body import Body
+from server.body import Body, ListOf
 from server.errors import ApiError, invalid, too_busy, unavailable
 from server.grammar_checker import (
     CheckedVocabulary,
@@ -58,7 +58,7 @@ class StructuredOutputs(Body):
 
     json_: dict[str, Any] | str | None = Field(None, alias="json", description="a JSON schema")
     regex: str | None = Field(None, description="a regular expression for the whole answer")
-    choice: list[str] | None = Field(None, description="one of these texts")
+    choice: ListOf[str] | None = Field(None, description="one of these texts")
     grammar: str | None = Field(None, description="a Lark or EBNF grammar")
     json_object: bool = Field(False, description="any JSON object")
     whitespace_pattern: str | None = Field(
@@ -102,11 +102,14 @@ class Grammars:
         self._thread.shutdown()
         self._checker.close()  # the process may have been started meanwhile
 
-    async def check(self, grammar: str, param: str, *, patient: bool = False) -> None:
+    async def check(
+        self, grammar: str, param: str, *, copies: int = 1, patient: bool = False
+    ) -> None:
         """Return if the grammar, which the field `param` asks for, can be followed.
 
-        Raises `ApiError`: 400 if not, 429 when others take too long with their checks, 503 when no
-        check came to an end. Who is `patient` waits for others without end.
+        It goes with each of `copies` sequences. Raises `ApiError`: 400 if it cannot, 429 when
+        others take too long with their checks, 503 when no check came to an end. Who is `patient`
+        waits for others without end.
         """
         if not grammar:
             return
@@ -114,6 +117,12 @@ class Grammars:
         if len(encoded) > MAX_GRAMMAR_BYTES:
             limit = f"{MAX_GRAMMAR_BYTES // 1024} KiB"
             raise invalid(f"'{param}' is larger than {limit}.", param, "invalid_value")
+        if len(encoded) * copies > MAX_GRAMMAR_BYTES_OF_REQUEST:
+            message = (
+                f"'{param}' is too large for {copies} completions: each takes a grammar of "
+                f"{len(encoded)} bytes, and {MAX_GRAMMAR_BYTES_OF_REQUEST} are allowed in all."
+            )
+            raise invalid(message, param, "invalid_value")
         try:
             complaint = await self._complaint(sha256(encoded).digest(), grammar, patient=patient)
         except CheckerError as error:

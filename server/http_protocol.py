@@ -71,6 +71,9 @@ class BoundedHttp(HttpToolsProtocol):
         too_long = self._num_parsed_bytes > MAX_HEAD_BYTES
         self._refuse(_too_long() if too_long else ApiError(400, msg, code="invalid_http"))
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: a server may go on without the upgrade (RFC 9110, 7.8), and clients offer it."""
+
     def _count(self, part: bytes) -> None:
         self._num_parsed_bytes += len(part)
         if self._num_parsed_bytes > MAX_HEAD_BYTES:
@@ -87,13 +90,18 @@ class BoundedHttp(HttpToolsProtocol):
             self._deadline = None
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer outside of the app, which has not heard of the request, and hang up.
+        """Answer outside of the app, and hang up.
 
-        There is no answer to a connection without any request, and none in the midst of another's.
+        It has not heard of the request, or its client is gone for it in the midst of a body. There
+        is no answer to a connection without any request, and none in the midst of another's.
         """
         if self.transport.is_closing():
             return
-        is_answering = self.cycle is not None and not self.cycle.response_complete
+        cycle = self.cycle
+        if self._is_reading_body():
+            cycle.disconnected = True
+            cycle.message_event.set()
+        is_answering = not (cycle is None or cycle.response_complete or cycle.disconnected)
         if self._has_begun and not is_answering:
             body = error.body()
             head = (
@@ -104,6 +112,16 @@ class BoundedHttp(HttpToolsProtocol):
             )
             self.transport.write(STATUS_LINE[error.status] + head + body)
         self.transport.close()
+
+    def _is_reading_body(self) -> bool:
+        """Whether the present request's body is on its way, and nothing of its answer."""
+        cycle = self.cycle
+        return (
+            cycle is not None
+            and cycle.more_body
+            and not cycle.response_started
+            and not self.pipeline  # in which it would wait behind another
+        )
 
 
 def _too_long() -> ApiError:

@@ -175,7 +175,12 @@ class LLM:
                 prompt=prompt if isinstance(prompt, str) else None,
                 prompt_token_ids=list(generation.plan.prompts[0]),
                 outputs=[
-                    CompletionOutput(i, logprobs=[] if tells else None)
+                    CompletionOutput(
+                        i,
+                        # Where no token is asked for, nothing comes that would tell.
+                        finish_reason=None if generation.num_unfinished else "length",
+                        logprobs=[] if tells else None,
+                    )
                     for i in range(generation.num_choices)
                 ],
             )

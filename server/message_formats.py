@@ -48,10 +48,14 @@ class MessageFormats:
         def parser() -> MessageParser:
             return MessageParser(
                 ReasoningSplitter(opened=opened) if thinks else None,
-                CallParser(call_format, choice.names, several=several) if call_format else None,
+                _call_parser(call_format, choice, several=several) if call_format else None,
             )
 
         return parser
+
+
+def _call_parser(call_format: CallFormat, choice: ToolChoice, *, several: bool) -> CallParser:
+    return CallParser(call_format, choice.names, several=several, only_calls=choice.is_forced)
 
 
 def formats_of(config: ChatConfig, template: str) -> MessageFormats:

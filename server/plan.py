@@ -4,6 +4,7 @@ import random
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from msgspec.structs import replace
 
@@ -19,7 +20,8 @@ class Plan:
     every sequence's but for the seed. `own_stop_ids` are the stop tokens that the client named
     itself. `only_scores` asks for no text: the one token that the engine must generate is dropped.
     `expected_tokens` is how long the client expects each answer to be; `offline` work gives way.
-    `model` is the name that the answer tells.
+    `model` is the name that the answer tells. `reasoning` says whether the answers' tokens may be
+    marked as such, and whether the prompt has opened the first.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -39,6 +41,7 @@ class Plan:
     offline: bool = False
     endpoint: str = "completions"
     model: str = ""
+    reasoning: Literal["marked", "opened"] | None = None
 
     @property
     def num_sequences(self) -> int:

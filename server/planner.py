@@ -2,7 +2,7 @@
 
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from functools import partial
 
 from configs.schema import Config
@@ -13,7 +13,6 @@ from server.plan import Plan, pack
 from server.sampling_fields import SamplingFields
 from server.tokenizer import Tokenizer
 
-MAX_SEQUENCES = 4096  # prompts x n of one request
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -52,11 +51,13 @@ class Planner:
             max_tokens = 1
         own_stop_ids = frozenset(fields.stop_token_ids)
         end_ids = () if fields.ignore_eos else self._tokenizer.eos_token_ids
+        sampling = self._sampling(fields, num_logprobs, grammar)
+        _check_choice(fields, sampling, own_stop_ids.union(end_ids))
         return Plan(
             prompts=prompts,
             n=fields.n,
             max_tokens=[room(len(p), max_tokens, default_max_tokens) for p in prompts],
-            sampling=self._sampling(fields, num_logprobs, grammar),
+            sampling=sampling,
             min_tokens=fields.min_tokens,
             seed=fields.seed,
             stop_strings=fields.stop_strings,
@@ -77,11 +78,10 @@ class Planner:
         if model not in self._config.names:
             raise no_such_model(model)
 
-    def check_num_sequences(self, num_prompts: int, n: int) -> None:
-        """Raise `ApiError` (400) when one request asks for too much."""
-        if num_prompts * n > MAX_SEQUENCES:
-            message = f"Too many completions: prompts x n must not exceed {MAX_SEQUENCES}."
-            raise invalid(message, "prompt", "invalid_value")
+    def check_lengths(self, num_prompt_tokens: Iterable[int], max_tokens: int | None) -> None:
+        """Raise `ApiError` (400) for prompts that do not fit, before anything is done with them."""
+        for number in num_prompt_tokens:
+            self._room(number, max_tokens, None, prompt_field="prompt")
 
     def check_ids(self, field: str, *lists: Sequence[int]) -> None:
         """Raise `ApiError` (400) for token ids that the model does not have."""
@@ -176,3 +176,20 @@ class Planner:
         texts = {word, " " + word.lstrip(" ")}
         spellings = {tuple(self._tokenizer.encode_plain(text)) for text in texts}
         return {ids for ids in spellings if ids}
+
+
+def _check_choice(fields: SamplingFields, sampling: Sampling, stop_ids: Set[int]) -> None:
+    """Raise `ApiError` (400) where no token is left for the first one to be."""
+    if not fields.allowed_token_ids:
+        return
+    banned = {word for word in sampling.bad_words if len(word) == len(pack([0]))}
+    left = {id_ for id_ in fields.allowed_token_ids if pack([id_]) not in banned}
+    if not left:
+        message = "'bad_words' forbids all of 'allowed_token_ids'."
+        raise invalid(message, "allowed_token_ids", "invalid_value")
+    if fields.min_tokens and left <= stop_ids:
+        message = (
+            "'allowed_token_ids' leaves only tokens that end the answer, and those must not come "
+            "before 'min_tokens'."
+        )
+        raise invalid(message, "allowed_token_ids", "invalid_value")

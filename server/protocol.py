@@ -4,15 +4,36 @@ Reference: https://platform.openai.com/docs/api-reference/completions. Fields of
 marked. A field that we cannot honour is refused unless it has its neutral value.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
-from server.body import parse
+from server.body import ListOf, parse
 from server.errors import invalid
-from server.sampling_fields import SamplingFields
+from server.grammars import ResponseFormat
+from server.sampling_fields import GIVES_WAY, SamplingFields, ServiceTier
 
 DEFAULT_MAX_TOKENS = 16
+MAX_SEQUENCES = 4096  # prompts x n of one request
+
+
+def check_num_sequences(number: int) -> None:
+    """Raise `ApiError` (400) when one request asks for too much."""
+    if number > MAX_SEQUENCES:
+        message = f"Too many completions: prompts x n must not exceed {MAX_SEQUENCES}."
+        raise invalid(message, "prompt", "invalid_value")
+
+
+def _not_too_many(prompt: object) -> object:
+    """Count prompts before each of them is looked at."""
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        check_num_sequences(len(prompt))
+    return prompt
+
+
+Prompt = Annotated[
+    str | ListOf[str] | ListOf[int] | ListOf[ListOf[int]], BeforeValidator(_not_too_many)
+]
 
 
 class CompletionRequest(SamplingFields):
@@ -23,9 +44,7 @@ class CompletionRequest(SamplingFields):
         "stop": "a string or an array of strings",
     }
 
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(
-        description="text, texts, token ids, or lists of token ids"
-    )
+    prompt: Prompt = Field(description="text, texts, token ids, or lists of token ids")
     max_tokens: int | None = Field(
         None, ge=0, description=f"[{DEFAULT_MAX_TOKENS}, cut to what the model has room for]"
     )
@@ -40,6 +59,8 @@ class CompletionRequest(SamplingFields):
         False, description="vLLM's: tell tokens of log-probabilities as token_id:N"
     )
     best_of: int | None = Field(None, description="only 1 or n")
+    response_format: ResponseFormat | None = Field(None, description="vLLM's: the answer's form")
+    service_tier: ServiceTier = Field("auto", description=f"ours: {GIVES_WAY}")
     suffix: str | None = Field(None, description="not supported")
 
     @property
@@ -62,8 +83,8 @@ class CompletionRequest(SamplingFields):
 class Usage(BaseModel):
     """Tokens of the prompts, each counted once, and of all choices."""
 
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int = Field(description="of all prompts, each counted once")
+    completion_tokens: int = Field(description="of all choices")
     total_tokens: int
 
 
@@ -71,35 +92,63 @@ class CompletionLogprobs(BaseModel):
     """Log-probabilities of a choice's tokens, side by side; null for a prompt's first."""
 
     tokens: list[str]
-    token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int]
+    token_logprobs: list[float | None] = Field(description="null for a prompt's first token")
+    top_logprobs: list[dict[str, float] | None] = Field(
+        description="the likeliest and the one that came, by their texts"
+    )
+    text_offset: list[int] = Field(description="in characters of the choice's text")
 
 
-class CompletionChoice(BaseModel):
-    """One choice; prompt `i`'s choice `j` has the index `i * n + j`."""
-
-    index: int
+class _Choice(BaseModel):
+    index: int = Field(description="prompt i's choice j has the index i x n + j")
     text: str
-    logprobs: CompletionLogprobs | None = None
-    finish_reason: Literal["stop", "length"] | None
+    logprobs: CompletionLogprobs | None = Field(None, description="where asked for")
     stop_reason: str | int | None = Field(
         None, description="vLLM's: the stop string or the named stop token that ended it"
     )
-    prompt_logprobs: list[dict[str, Any] | None] | None = Field(None, description="vLLM's")
-    prompt_token_ids: list[int] | None = Field(None, description="vLLM's")
-    token_ids: list[int] | None = Field(None, description="vLLM's")
+    prompt_logprobs: list[dict[str, Any] | None] | None = Field(
+        None, description="vLLM's: where asked for"
+    )
+    prompt_token_ids: list[int] | None = Field(None, description="vLLM's: where asked for")
+    token_ids: list[int] | None = Field(None, description="vLLM's: where asked for")
 
 
-class Completion(BaseModel):
-    """The answer of POST /v1/completions, and the shape of each chunk of a stream."""
+class CompletionChoice(_Choice):
+    """One choice."""
 
+    finish_reason: Literal["stop", "length"] = Field(description="content_filter never comes")
+
+
+class CompletionChunkChoice(_Choice):
+    """What is new of one choice."""
+
+    finish_reason: Literal["stop", "length"] | None = Field(
+        description="of its last text; content_filter never comes"
+    )
+
+
+class _CompletionHead(BaseModel):
     id: str
     object: Literal["text_completion"]
-    created: int
-    model: str
+    created: int = Field(description="Unix seconds")
+    model: str = Field(description="the first of its names")
+    system_fingerprint: str = Field(description="the same for the same software and model")
+
+
+class Completion(_CompletionHead):
+    """The answer of POST /v1/completions."""
+
     choices: list[CompletionChoice]
-    usage: Usage | None = None
+    usage: Usage
+
+
+class CompletionChunk(_CompletionHead):
+    """An event of a stream of /v1/completions."""
+
+    choices: list[CompletionChunkChoice] = Field(description="none beside the usage")
+    usage: Usage | None = Field(
+        None, description="of the last chunk, where include_usage asks for it; null before"
+    )
 
 
 class Model(BaseModel):
@@ -107,10 +156,12 @@ class Model(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "tdpipe"
-    max_model_len: int | None = Field(description="longest prompt + output in tokens, once known")
-    tokenizer_fingerprint: str = Field(description="the same for the same vocabulary")
+    created: int = Field(description="when the server began, in Unix seconds")
+    owned_by: str = Field("tdpipe", description="always tdpipe")
+    max_model_len: int | None = Field(
+        description="vLLM's: longest prompt + output in tokens, once known"
+    )
+    tokenizer_fingerprint: str = Field(description="ours: the same for the same vocabulary")
 
 
 class ModelList(BaseModel):
@@ -124,9 +175,9 @@ class ErrorDetail(BaseModel):
     """What went wrong, in words and in codes."""
 
     message: str
-    type: str
-    param: str | None
-    code: str | None
+    type: str = Field(description="invalid_request_error, requests or server_error")
+    param: str | None = Field(description="the field at fault")
+    code: str | None = Field(description="the same for the same mistake")
 
 
 class ErrorBody(BaseModel):

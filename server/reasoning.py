@@ -38,6 +38,12 @@ class ReasoningSplitter:
         self._state: Literal["start", "reasoning", "between", "answer"] = "start"
         self._held = ""
         self._has_reasoned = False
+        self.has_begun = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether what comes now is the answer."""
+        return self._state in ("between", "answer")
 
     def push(self, text: str) -> tuple[str, str]:
         """What can be shown now: (reasoning, answer)."""
@@ -69,6 +75,7 @@ class ReasoningSplitter:
             self._held, self._state = text[len(BEGIN) :], "reasoning"
         elif not BEGIN.startswith(text):
             self._state = "reasoning" if self._opened else "answer"
+        self.has_begun = self._state == "reasoning"
 
     def _reason(self) -> str:
         if not self._has_reasoned:
@@ -81,3 +88,23 @@ class ReasoningSplitter:
             self._held = self._held[len(shown) :]
         self._has_reasoned = self._has_reasoned or bool(shown)
         return shown
+
+
+class ReasoningCounter:
+    """Counts the tokens that are reasoning, tags included; `opened` as for the splitter."""
+
+    def __init__(self, *, opened: bool = False) -> None:
+        self._splitter = ReasoningSplitter(opened=opened)
+        self._opened = opened
+        self._num_tokens = 0
+
+    def push(self, text: str) -> None:
+        """The next token, which gives this text."""
+        if not self._splitter.has_ended:
+            self._num_tokens += 1
+            self._splitter.push(text)
+
+    @property
+    def num_tokens(self) -> int:
+        """So far; the token that ends it is the last."""
+        return self._num_tokens if self._splitter.has_begun or self._opened else 0

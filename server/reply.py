@@ -1,7 +1,7 @@
 """The reply: one request, ready to be generated, and how its endpoint shows it."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from server.generation import Generation, Piece
 
@@ -17,13 +17,13 @@ class Rendering(Protocol):
     def chunk(self, piece: Piece) -> bytes:
         """The events of one piece."""
 
-    def usage(self, usage: dict[str, int]) -> bytes:
+    def usage(self, usage: dict[str, Any]) -> bytes:
         """The event that follows the last choice where the usage was asked for."""
 
     def take(self, piece: Piece) -> None:
         """Collect a piece of a whole answer."""
 
-    def whole(self, usage: dict[str, int]) -> bytes:
+    def whole(self, usage: dict[str, Any]) -> bytes:
         """The collected answer's JSON."""
 
 

@@ -98,14 +98,39 @@ class BatchRun:
         async with OfflineEngine(self._config) as engine:
             max_open = self._config.max_open_batch_requests
             window = Window(engine.endpoints().all(), engine.client, engine.metrics, max_open)
-            with _progress(self._num_requests, len(answered), engine.client) as tell:
+            with self._progress(len(answered), engine.client) as tell:
 
                 async def take(answer: Answer) -> None:
                     await writer.add(answer)
                     tell()
 
-                async with aclosing(unanswered(self._input, answered)) as requests:
+                num_in_order = window.num_in_order(self._num_requests)
+                async with aclosing(unanswered(self._input, answered, num_in_order)) as requests:
                     await engine.run(window.run(requests, take))
+
+    @contextmanager
+    def _progress(self, initial: int, client: EngineClient) -> Iterator[Callable[[], None]]:
+        """A bar with tokens per second and the time left; call what is yielded for each answer.
+
+        A log for machines has none.
+        """
+        interval_s = 0.5 if sys.stderr.isatty() else 30.0
+        began_at, generated_before = time.monotonic(), client.num_generated
+        bar = tqdm(
+            total=self._num_requests,
+            initial=initial,
+            unit="request",
+            mininterval=interval_s,
+            disable=self._config.log_format == "json",
+        )
+
+        def tell() -> None:
+            rate = (client.num_generated - generated_before) / (time.monotonic() - began_at)
+            bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
+            bar.update()
+
+        with bar, logging_redirect_tqdm():
+            yield tell
 
     async def _is_anything_left(self, answered: SortedIds) -> bool:
         async with aclosing(unanswered(self._input, answered)) as requests:
@@ -127,22 +152,6 @@ def _answer(run: BatchRun) -> int:
         "%d of %d requests succeeded, %d failed", counts.completed, counts.total, counts.failed
     )
     return FAILED if counts.failed else 0
-
-
-@contextmanager
-def _progress(total: int, initial: int, client: EngineClient) -> Iterator[Callable[[], None]]:
-    """A bar with tokens per second and the time left; what is yielded is called for each answer."""
-    interval_s = 0.5 if sys.stderr.isatty() else 30.0
-    began_at, generated_before = time.monotonic(), client.num_generated
-    bar = tqdm(total=total, initial=initial, unit="request", mininterval=interval_s)
-
-    def tell() -> None:
-        rate = (client.num_generated - generated_before) / (time.monotonic() - began_at)
-        bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
-        bar.update()
-
-    with bar, logging_redirect_tqdm():
-        yield tell
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,9 +6,10 @@ marked.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
-from server.body import Body
+from server.body import Body, ListOf
 from server.errors import invalid
 from server.grammars import ResponseFormat, StructuredOutputs, grammar_of
 
@@ -16,21 +17,44 @@ MAX_CHOICES = 128
 MAX_STOP_STRINGS = 64
 MAX_NAMED_TOKENS = 1024  # of logit_bias and stop_token_ids, each
 MAX_BAD_WORDS, MAX_BAD_WORD = 256, 128  # their number, and the characters of each
+# Of OpenAI's tiers only one is another treatment; an answer tells which it had.
+ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
+GIVES_WAY = "flex gives way to all other requests, as batches do; all others are default"
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _not_too_many(biases: object) -> object:
+    """Count before each of them is looked at."""
+    if isinstance(biases, dict) and len(biases) > MAX_NAMED_TOKENS:
+        text = "dictionary should have at most {max_length} items, not {actual_length}"
+        raise PydanticCustomError(
+            "too_long", text, {"max_length": MAX_NAMED_TOKENS, "actual_length": len(biases)}
+        )
+    return biases
+
+
+def _bool(value: object) -> object:
+    if not isinstance(value, bool):
+        raise PydanticCustomError("bool_type", "input should be false")
+    return value
+
+
+# To Python, 0 is the same.
+OnlyFalse = Annotated[Literal[False], BeforeValidator(_bool)]
 
 
 class StreamOptions(Body):
     """What a stream tells beside its text."""
 
     include_usage: bool = Field(False, description="end with a chunk that holds the usage")
-    include_obfuscation: bool = Field(False, description="accepted and ignored")
-    continuous_usage_stats: Literal[False] = Field(False, description="vLLM's: only false")
+    include_obfuscation: bool = Field(False, description="accepted and ignored: nothing is padded")
+    continuous_usage_stats: OnlyFalse = Field(False, description="vLLM's: only false")
 
 
 class SamplingFields(Body):
     """What a request may say of its answers, whatever the endpoint."""
 
-    model: str
+    model: str = Field(description="only a name of the model that is served")
     temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1, lt=2**31, description="vLLM's; -1 or 0 is all tokens")
@@ -40,15 +64,15 @@ class SamplingFields(Body):
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, gt=0, le=2, description="vLLM's; 1 is none")
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        {}, max_length=MAX_NAMED_TOKENS, description="added to the logits of token ids"
-    )
-    allowed_token_ids: list[TokenId] = Field([], description="vLLM's: no other token is picked")
-    bad_words: list[Annotated[str, Field(max_length=MAX_BAD_WORD)]] = Field(
+    logit_bias: Annotated[
+        dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_not_too_many)
+    ] = Field({}, max_length=MAX_NAMED_TOKENS, description="added to the logits of token ids")
+    allowed_token_ids: ListOf[TokenId] = Field([], description="vLLM's: no other token is picked")
+    bad_words: ListOf[Annotated[str, Field(max_length=MAX_BAD_WORD)]] = Field(
         [], max_length=MAX_BAD_WORDS, description="vLLM's: never generated"
     )
-    stop: str | list[str] = Field([], description="text that ends a choice, itself left out")
-    stop_token_ids: list[TokenId] = Field(
+    stop: str | ListOf[str] = Field([], description="text that ends a choice, itself left out")
+    stop_token_ids: ListOf[TokenId] = Field(
         [], max_length=MAX_NAMED_TOKENS, description="vLLM's: tokens that end a choice"
     )
     include_stop_str_in_output: bool = Field(False, description="vLLM's")
@@ -69,16 +93,14 @@ class SamplingFields(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     priority: int = Field(0, description="vLLM's; above 0: gives way to others, as flex does")
-    service_tier: Literal["auto", "default", "flex"] = Field(
-        "auto", description="flex: gives way to all other requests, as batches do"
-    )
+    service_tier: ServiceTier = Field("auto", description=GIVES_WAY)
     expected_tokens: int | None = Field(
         None, ge=1, lt=2**31, description="ours: how long an answer you expect, for the scheduler"
     )
     user: str | None = Field(None, description="accepted and ignored")
 
     # What vLLM's clients send though it makes no difference here.
-    use_beam_search: Literal[False] = Field(False, description="vLLM's: only false")
+    use_beam_search: OnlyFalse = Field(False, description="vLLM's: only false")
     length_penalty: float = Field(1.0, description="vLLM's: ignored, it is beam search's")
     spaces_between_special_tokens: bool = Field(True, description="vLLM's: ignored")
     request_id: str | None = Field(None, description="vLLM's: ignored, see X-Request-Id")

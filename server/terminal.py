@@ -18,6 +18,7 @@ CONNECT_TIMEOUT_S = 5.0
 # A daemon that is busy may let an answer wait for a while before its first token.
 READ_TIMEOUT_S = 600.0
 PROMPT = "> "
+_JSON = {"content-type": "application/json"}
 
 
 class DaemonError(Exception):
@@ -28,11 +29,12 @@ class RemoteDaemon:
     """A running daemon; use as `with`."""
 
     def __init__(self, url: str, api_key: str | None = None, uds: str | None = None) -> None:
-        self._url = url.rstrip("/").removesuffix("/v1")
+        base_url = url.rstrip("/").removesuffix("/v1")
+        self._where = uds or base_url
         try:
             self._client = httpx.Client(
-                base_url=self._url,
-                headers={"authorization": f"Bearer {api_key}"} if api_key else {},
+                base_url=base_url,
+                headers={"authorization": _bearer(api_key)} if api_key else {},
                 timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
                 transport=httpx.HTTPTransport(uds=uds) if uds else None,
             )
@@ -59,12 +61,13 @@ class RemoteDaemon:
         try:
             return str(response.json()["data"][0]["id"])
         except (ValueError, LookupError, TypeError) as error:
-            raise DaemonError(f"no OpenAI API at {self._url}: it names no model") from error
+            raise DaemonError(f"no OpenAI API at {self._where}: it names no model") from error
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The first choice of each event of a streamed answer. Raises `DaemonError`."""
-        request = {**body, "stream": True}
-        with self._failures_told(), self._client.stream("POST", path, json=request) as response:
+        request = _encode({**body, "stream": True})
+        asking = self._client.stream("POST", path, content=request, headers=_JSON)
+        with self._failures_told(), asking as response:
             if response.status_code != 200:
                 raise DaemonError(_refusal(response.status_code, response.read()))
             for line in response.iter_lines():
@@ -72,7 +75,7 @@ class RemoteDaemon:
                     return
                 if line.startswith("data: "):
                     yield from _choices(line.removeprefix("data: "))
-        raise DaemonError(f"the daemon at {self._url} hung up in the middle of its answer")
+        raise DaemonError(f"the daemon at {self._where} hung up in the middle of its answer")
 
     @contextmanager
     def _failures_told(self) -> Iterator[None]:
@@ -81,7 +84,7 @@ class RemoteDaemon:
             yield
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
-            raise DaemonError(f"no daemon at {self._url}: {reason}") from error
+            raise DaemonError(f"no daemon at {self._where}: {reason}") from error
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -133,6 +136,9 @@ def _converse(answer: Callable[[str], None]) -> None:
         except (EOFError, KeyboardInterrupt):
             print()
             return
+        except UnicodeDecodeError as error:
+            _complain(_no_text(error))
+            continue
         if not line.strip():
             continue
         try:
@@ -147,7 +153,29 @@ def _given_text(words: list[str]) -> str | None:
     """What to ask; None when the user is at a terminal and has yet to say it."""
     if words:
         return " ".join(words)
-    return None if sys.stdin.isatty() else sys.stdin.read()
+    try:
+        return None if sys.stdin.isatty() else sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise _no_text(error) from error
+
+
+def _bearer(api_key: str) -> str:
+    """The key as a header; what a daemon would not take as one of its keys is not sent either."""
+    if not (api_key.isascii() and api_key.isprintable()):
+        raise DaemonError("the API key must consist of printable ASCII characters")
+    return f"Bearer {api_key}"
+
+
+def _encode(body: Mapping[str, Any]) -> bytes:
+    """The body's JSON; what came from a command line or a terminal need not be text."""
+    try:
+        return msgspec.json.encode(body)
+    except UnicodeEncodeError as error:
+        raise _no_text(error) from error
+
+
+def _no_text(error: UnicodeError) -> DaemonError:
+    return DaemonError(f"what is asked is no text: {error}")
 
 
 def _choices(event: str) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from server.body import Body, parse
+from server.body import Body, ListOf, parse
 from server.chat_template import ChatTemplate
 from server.connection import read_body
 from server.conversation_fields import MAX_MESSAGES, ChatMessage, TemplateFields
@@ -28,7 +28,7 @@ class TokenizeRequest(TemplateFields):
 
     model: str | None = None
     prompt: str | None = Field(None, description="a text")
-    messages: list[ChatMessage] | None = Field(
+    messages: ListOf[ChatMessage] | None = Field(
         None,
         min_length=1,
         max_length=MAX_MESSAGES,
@@ -55,7 +55,7 @@ class DetokenizeRequest(Body):
     """The body of POST /detokenize."""
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: ListOf[TokenId]
 
 
 class Detokenized(BaseModel):

@@ -2,7 +2,8 @@
 
 The laws: the result does not depend on how the text was cut into pieces, and what is handed out
 piece by piece is, in sum, the whole. What is said is the text with the calls cut out, without the
-white space at its end where there were calls. What turns out to be no call is said.
+white space at its end where there were calls. What turns out to be no call is said, unless it is
+the text's end and the beginning of one more.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -81,16 +82,23 @@ class CallParser:
     """Splits a growing text into what is said and the calls of one message.
 
     `names` are the tools on offer: where an object stands bare, it is a call only of one of them.
-    Without `several`, calls after the first are left out.
+    Without `several`, calls after the first are left out. With `only_calls` the text can be nothing
+    else, and the beginning of a call that was cut off is not said.
     """
 
     def __init__(
-        self, call_format: CallFormat, names: Collection[str], *, several: bool = True
+        self,
+        call_format: CallFormat,
+        names: Collection[str],
+        *,
+        several: bool = True,
+        only_calls: bool = False,
     ) -> None:
         self.num_calls = 0
         self._format = call_format
         self._names = names
         self._several = several
+        self._only_calls = only_calls
         self._state: Literal["start", "text", "object", "after"] = (
             "start" if call_format.bare else "text"
         )
@@ -118,13 +126,10 @@ class CallParser:
 
     def flush(self) -> str:
         """What was held back and is said, once no more text will come."""
-        held, self._held = self._held, ""
-        if self._state == "object" and not self._is_announced:
-            held = self._object_text + held
-        if self._state == "after":  # white space, or the beginning of an end
-            held = ""
-        text = self._space + held
-        return text.rstrip() if self.num_calls else text
+        if self.num_calls or self._only_calls:  # white space, or a call that was cut off
+            return ""
+        unfinished = self._object_text if self._state == "object" else ""
+        return self._space + unfinished + self._held
 
     def _is_plain(self, text: str) -> bool:
         """Whether the text is said as it is: most of what comes, so it is looked at first."""

@@ -1,12 +1,17 @@
 """The tool choice: which tools the model is shown, and which it may or must call."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from server.chat_protocol import AllowedTools, ChatRequest, NamedTool
 from server.conversation_fields import Tool
 from server.errors import invalid
 
+# Of objects and arrays in one another; what follows grammars reads 128, a call's own included.
+MAX_SCHEMA_DEPTH = 120
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 _NOTHING_ELSE = _NO_PARAMETERS | {"additionalProperties": False}
 
@@ -37,12 +42,16 @@ class ToolChoice:
 
 
 def tool_choice(request: ChatRequest) -> ToolChoice:
-    """What the request asks for. Raises `ApiError` (400) where it names tools that it lacks.
+    """What the request asks for.
+
+    Raises `ApiError` (400) where it names tools that it lacks, or tools that cannot be called.
 
     With "none" the model is not shown the tools: it could only call them in vain.
     """
     tools, choice = tuple(request.tools), request.tool_choice
     _check_names(tools)
+    for index, tool in enumerate(tools):
+        _check_parameters(parameters_param(index), tool)
     if choice == "none" or (choice in (None, "auto") and not tools):
         return ToolChoice()
     if not tools:
@@ -56,11 +65,43 @@ def tool_choice(request: ChatRequest) -> ToolChoice:
     return ToolChoice(tools, tools, is_forced=choice == "required")
 
 
+def parameters_param(index: int) -> str:
+    """How errors name the schema of a tool of the request."""
+    return f"tools[{index}].function.parameters"
+
+
 def _check_names(tools: tuple[Tool, ...]) -> None:
     names = [tool.function.name for tool in tools]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise invalid(f"'tools' has two functions named '{twice}'.", "tools", "invalid_value")
+
+
+def _check_parameters(param: str, tool: Tool) -> None:
+    """A call's arguments are an object, whatever its schema says beside that."""
+    schema = tool.function.parameters or {}
+    kind = schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        message = (
+            f"Invalid schema for function '{tool.function.name}': the type of its parameters must "
+            f'be "object", not {msgspec.json.encode(kind).decode()}.'
+        )
+        raise invalid(message, param, "invalid_function_parameters")
+    if _is_too_deep(schema):
+        message = f"'{param}' is nested more than {MAX_SCHEMA_DEPTH} levels deep."
+        raise invalid(message, param, "invalid_function_parameters")
+
+
+def _is_too_deep(schema: Mapping[str, Any]) -> bool:
+    """Level by level, for there is no telling how deep it is."""
+    level: list[Any] = [schema]
+    for _ in range(MAX_SCHEMA_DEPTH):
+        inner = (
+            part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+            for part in level
+        )
+        level = [part for parts in inner for part in parts]
+    return any(isinstance(part, dict | list) for part in level)
 
 
 def _of_names(tools: tuple[Tool, ...], named: list[NamedTool]) -> tuple[Tool, ...]:

@@ -40,7 +40,7 @@ log = logging.getLogger("tdpipe")
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """A slot's guide, and the masks that a thread makes: its own is in `row`."""
+    """A seat's guide, and the masks that a thread makes: its own is in `row`."""
 
     guide: Guide
     masks: Future[np.ndarray] = field(default_factory=Future)
@@ -56,7 +56,7 @@ class _Compiled:
 
 
 class Grammars:
-    """The grammars of one last stage's sequences, by sampler slot.
+    """The grammars of one last stage's sequences, by sampler seat.
 
     `load` gives the vocabulary; it is called once, in a thread, for the first grammar. `waited_s`
     sums up the seconds that steps have waited for masks.
@@ -75,22 +75,22 @@ class Grammars:
         """A plan has come and will be run later: begin with the grammars that are new in it."""
         for setup in step.setups:
             if setup.sampling.grammar:
-                self._expected[step.step_id, setup.slot] = self._begin(setup)
+                self._expected[step.step_id, setup.seat] = self._begin(setup)
 
     def set_up(self, step_id: int, setup: SamplerSetup) -> None:
-        """A new sequence in a slot; whoever had it before is forgotten."""
-        self._places.pop(setup.slot, None)
+        """A new sequence in a seat; whoever had it before is forgotten."""
+        self._places.pop(setup.seat, None)
         if setup.sampling.grammar:
-            expected = self._expected.pop((step_id, setup.slot), None)
-            self._places[setup.slot] = expected or self._begin(setup)
+            expected = self._expected.pop((step_id, setup.seat), None)
+            self._places[setup.seat] = expected or self._begin(setup)
 
-    def banned(self, slots: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    def banned(self, seats: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """The rows that have a grammar [guided], and what none may pick [guided, vocabulary].
 
         The latter is bool, and false somewhere in every row. None where no row has a grammar. Waits
         for masks that are not ready yet.
         """
-        rows, places = self._guided(slots)
+        rows, places = self._guided(seats)
         if not places:
             return None
         began_at = time.monotonic()
@@ -101,9 +101,9 @@ class Grammars:
         self.waited_s += time.monotonic() - began_at
         return torch.tensor(rows, device=device), unpacked(~masks, self._vocab_size, device)
 
-    def advance(self, slots: np.ndarray, token_ids: np.ndarray) -> None:
+    def advance(self, seats: np.ndarray, token_ids: np.ndarray) -> None:
         """These sequences have got these tokens [rows]: begin with their next masks."""
-        rows, places = self._guided(slots)
+        rows, places = self._guided(seats)
         if not places:
             return
         guides = [place.guide for place in places]
@@ -116,11 +116,11 @@ class Grammars:
         self._beginning.shutdown()
         self._following.shutdown()
 
-    def _guided(self, slots: np.ndarray) -> tuple[list[int], list[_Place]]:
-        """The rows that have a grammar, and what is in their slots."""
+    def _guided(self, seats: np.ndarray) -> tuple[list[int], list[_Place]]:
+        """The rows that have a grammar, and what is in their seats."""
         if not self._places:
             return [], []
-        places = [self._places.get(slot) for slot in slots.tolist()]
+        places = [self._places.get(seat) for seat in seats.tolist()]
         rows = [row for row, place in enumerate(places) if place is not None]
         return rows, [place for place in places if place is not None]
 

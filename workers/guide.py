@@ -103,7 +103,7 @@ def _masks(
             if guide.matcher.is_error():
                 guide.fail(guide.matcher.get_error())
             elif guide.matcher.is_stopped():
-                guide.matcher = None  # complete: the slot may keep it long after its end
+                guide.matcher = None  # complete: the seat may keep it long after its end
             elif not masks[row].any():
                 guide.fail("the model has no token for what must follow")
         if guide.matcher is None or is_complete[row]:

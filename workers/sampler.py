@@ -3,7 +3,7 @@
 The draw for output token `i` of a sequence is a hash of (seed, i), so it needs no generator whose
 state would have to survive a pre-emption or a restart, and knows nothing of the batch. One uniform
 number per row picks the token by inverting the distribution's cumulated sum. What a sequence wants
-stands in its slot of a table (`workers.sampler_table`); rows without a slot take the likeliest
+stands in its seat of a table (`workers.sampler_table`); rows without a seat take the likeliest
 token, and a step of such rows alone is one argmax.
 """
 
@@ -48,21 +48,21 @@ class Sampler:
         for setup in step.setups:
             self._table.set_up(setup)
             self._grammars.set_up(step.step_id, setup)
-        if not step.slots:
+        if not step.seats:
             return packed(likeliest(logits)), None
-        all_slots = np.frombuffer(step.slots, np.int32)
-        rows = np.flatnonzero(all_slots >= 0)
-        slots = all_slots[rows]
+        all_seats = np.frombuffer(step.seats, np.int32)
+        rows = np.flatnonzero(all_seats >= 0)
+        seats = all_seats[rows]
         at = torch.from_numpy(rows).to(logits.device)
-        picked = self._pick(logits, at, slots)
+        picked = self._pick(logits, at, seats)
         token_ids = picked
-        if len(rows) < len(all_slots):
+        if len(rows) < len(all_seats):
             token_ids = likeliest(logits)
             token_ids[at] = picked
-        self._table.count(slots, picked)
+        self._table.count(seats, picked)
         ids = packed(token_ids)
-        self._grammars.advance(slots, np.frombuffer(ids, np.int32)[rows])
-        return ids, self._told_of(logits, token_ids, rows, slots)
+        self._grammars.advance(seats, np.frombuffer(ids, np.int32)[rows])
+        return ids, self._told_of(logits, token_ids, rows, seats)
 
     def rehearse(self, logits: Tensor) -> None:
         """Take the memory of the dearest step: all rows are penalised, and drawn from what is kept.
@@ -70,36 +70,36 @@ class Sampler:
         A sampler that has rehearsed is of no other use.
         """
         wish = Sampling(temperature=1.0, top_p=0.9, presence_penalty=0.1)
-        slots = np.arange(len(logits), dtype=np.int32)
-        setups = tuple(SamplerSetup(slot, wish, 0, (), b"", b"") for slot in slots.tolist())
+        seats = np.arange(len(logits), dtype=np.int32)
+        setups = tuple(SamplerSetup(seat, wish, 0, (), b"", b"") for seat in seats.tolist())
         rows = (b"",) * 6
-        self.sample(logits, Step(0, 0, "decode", *rows, slots=slots.tobytes(), setups=setups))
+        self.sample(logits, Step(0, 0, "decode", *rows, seats=seats.tobytes(), setups=setups))
 
-    def _pick(self, logits: Tensor, at: Tensor, slots: np.ndarray) -> Tensor:
+    def _pick(self, logits: Tensor, at: Tensor, seats: np.ndarray) -> Tensor:
         """One token for each of the rows `at`. [rows]"""
         table, edited = self._table, logits[at].float()
-        table.edit(edited, slots)
-        guided = self._grammars.banned(slots, logits.device)
+        table.edit(edited, seats)
+        guided = self._grammars.banned(seats, logits.device)
         if guided is not None:
             rows, banned = guided
             own = edited[rows]
             constrain(own, banned, lambda: logits[at[rows]].float())
             edited[rows] = own
-        is_drawn = table.temperatures[slots] > 0
+        is_drawn = table.temperatures[seats] > 0
         if is_drawn.all():
-            return _draw(edited, table, slots)
+            return _draw(edited, table, seats)
         token_ids = likeliest(edited)
         drawn = np.flatnonzero(is_drawn)
         if len(drawn):
             drawing = torch.from_numpy(drawn).to(logits.device)
-            token_ids[drawing] = _draw(edited[drawing], table, slots[drawn])
+            token_ids[drawing] = _draw(edited[drawing], table, seats[drawn])
         return token_ids
 
     def _told_of(
-        self, logits: Tensor, token_ids: Tensor, rows: np.ndarray, slots: np.ndarray
+        self, logits: Tensor, token_ids: Tensor, rows: np.ndarray, seats: np.ndarray
     ) -> Logprobs | None:
         """The log-probabilities of the rows that want them."""
-        num_tops = self._table.num_logprobs[slots]
+        num_tops = self._table.num_logprobs[seats]
         told = num_tops >= 0
         if not told.any():
             return None
@@ -134,18 +134,18 @@ def _mix(state: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def _draw(logits: Tensor, table: SamplerTable, slots: np.ndarray) -> Tensor:
+def _draw(logits: Tensor, table: SamplerTable, seats: np.ndarray) -> Tensor:
     """One token per row from its tempered, filtered distribution. [rows]"""
     device = logits.device
-    draws = torch.from_numpy(uniforms(table.seeds[slots], table.num_outputs[slots])).to(device)
+    draws = torch.from_numpy(uniforms(table.seeds[seats], table.num_outputs[seats])).to(device)
     # Below this, dividing would overflow; it is greedy by then in any case.
-    temperatures = torch.from_numpy(table.temperatures[slots]).to(device).clamp(min=1e-6)
+    temperatures = torch.from_numpy(table.temperatures[seats]).to(device).clamp(min=1e-6)
     tempered = (logits - logits.amax(-1, keepdim=True)) / temperatures[:, None]
-    is_filtered = (table.top_ps[slots] < 1) | (table.top_ks[slots] > 0) | (table.min_ps[slots] > 0)
-    token_ids = torch.empty(len(slots), dtype=torch.long, device=device)
+    is_filtered = (table.top_ps[seats] < 1) | (table.top_ks[seats] > 0) | (table.min_ps[seats] > 0)
+    token_ids = torch.empty(len(seats), dtype=torch.long, device=device)
     for rows in _parts(np.flatnonzero(is_filtered)):
         at = torch.from_numpy(rows).to(device)
-        token_ids[at] = _draw_kept(tempered[at], draws[at], table, slots[rows])
+        token_ids[at] = _draw_kept(tempered[at], draws[at], table, seats[rows])
     for rows in _parts(np.flatnonzero(~is_filtered)):
         at = torch.from_numpy(rows).to(device)
         token_ids[at] = _draw_any(tempered[at], draws[at])
@@ -167,12 +167,12 @@ def _draw_any(logits: Tensor, draws: Tensor) -> Tensor:
     return torch.minimum(picked, last)[:, 0]
 
 
-def _draw_kept(logits: Tensor, draws: Tensor, table: SamplerTable, slots: np.ndarray) -> Tensor:
+def _draw_kept(logits: Tensor, draws: Tensor, table: SamplerTable, seats: np.ndarray) -> Tensor:
     """From those that each row keeps, the likeliest first."""
     device, vocabulary = logits.device, logits.shape[-1]
 
     def column(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values[slots]).to(device)[:, None]
+        return torch.from_numpy(values[seats]).to(device)[:, None]
 
     top_ps, top_ks, min_ps = column(table.top_ps), column(table.top_ks), column(table.min_ps)
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""The sampler's table: what each slot's sequence wants, and what it has generated so far.
+"""The sampler's table: what each seat's sequence wants, and what it has generated so far.
 
 Plain numbers stand in columns, so that a step's rows are one look-up each; penalties keep counts on
 the device, for the sequences that have any. Lists are kept for the few that name tokens.
@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.messages import SamplerSetup
 from workers.bad_words import BadWords
 
-_FIRST_SLOTS = 64
+_FIRST_SEATS = 64
 
 
 @dataclass(slots=True)
@@ -29,95 +29,95 @@ class _Named:
 
 
 class SamplerTable:
-    """Columns by slot; they grow as slots come."""
+    """Columns by seat; they grow as seats come."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._vocab_size, self._device = vocab_size, device
-        self.temperatures = np.zeros(_FIRST_SLOTS, np.float32)
-        self.top_ps = np.ones(_FIRST_SLOTS, np.float32)
-        self.top_ks = np.zeros(_FIRST_SLOTS, np.int32)
-        self.min_ps = np.zeros(_FIRST_SLOTS, np.float32)
-        self.seeds = np.zeros(_FIRST_SLOTS, np.uint64)
-        self.num_outputs = np.zeros(_FIRST_SLOTS, np.int32)
-        self.num_logprobs = np.full(_FIRST_SLOTS, -1, np.int32)
-        self._min_tokens = np.zeros(_FIRST_SLOTS, np.int32)
-        self._presence = np.zeros(_FIRST_SLOTS, np.float32)
-        self._frequency = np.zeros(_FIRST_SLOTS, np.float32)
-        self._repetition = np.ones(_FIRST_SLOTS, np.float32)
+        self.temperatures = np.zeros(_FIRST_SEATS, np.float32)
+        self.top_ps = np.ones(_FIRST_SEATS, np.float32)
+        self.top_ks = np.zeros(_FIRST_SEATS, np.int32)
+        self.min_ps = np.zeros(_FIRST_SEATS, np.float32)
+        self.seeds = np.zeros(_FIRST_SEATS, np.uint64)
+        self.num_outputs = np.zeros(_FIRST_SEATS, np.int32)
+        self.num_logprobs = np.full(_FIRST_SEATS, -1, np.int32)
+        self._min_tokens = np.zeros(_FIRST_SEATS, np.int32)
+        self._presence = np.zeros(_FIRST_SEATS, np.float32)
+        self._frequency = np.zeros(_FIRST_SEATS, np.float32)
+        self._repetition = np.ones(_FIRST_SEATS, np.float32)
         self._named: dict[int, _Named] = {}
         # Rows of the counts; -1 for a sequence without penalties.
-        self._count_rows = np.full(_FIRST_SLOTS, -1, np.int64)
+        self._count_rows = np.full(_FIRST_SEATS, -1, np.int64)
         self._free_rows: list[int] = []
         self._counts = torch.zeros(0, vocab_size, dtype=torch.int32, device=device)
         self._in_prompt = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
 
     def set_up(self, setup: SamplerSetup) -> None:
-        """A new sequence in a slot; whoever had it before is forgotten."""
-        slot, sampling = setup.slot, setup.sampling
-        while slot >= len(self.temperatures):
+        """A new sequence in a seat; whoever had it before is forgotten."""
+        seat, sampling = setup.seat, setup.sampling
+        while seat >= len(self.temperatures):
             self._grow()
-        self._forget(slot)
+        self._forget(seat)
         output = np.frombuffer(setup.output_token_ids, np.int32)
-        self.temperatures[slot] = sampling.temperature
-        self.top_ps[slot], self.top_ks[slot] = sampling.top_p, sampling.top_k
-        self.min_ps[slot], self.seeds[slot] = sampling.min_p, sampling.seed
-        self.num_outputs[slot] = len(output)
-        self.num_logprobs[slot] = sampling.num_logprobs
-        self._min_tokens[slot] = setup.min_tokens
-        self._presence[slot] = sampling.presence_penalty
-        self._frequency[slot] = sampling.frequency_penalty
-        self._repetition[slot] = sampling.repetition_penalty
+        self.temperatures[seat] = sampling.temperature
+        self.top_ps[seat], self.top_ks[seat] = sampling.top_p, sampling.top_k
+        self.min_ps[seat], self.seeds[seat] = sampling.min_p, sampling.seed
+        self.num_outputs[seat] = len(output)
+        self.num_logprobs[seat] = sampling.num_logprobs
+        self._min_tokens[seat] = setup.min_tokens
+        self._presence[seat] = sampling.presence_penalty
+        self._frequency[seat] = sampling.frequency_penalty
+        self._repetition[seat] = sampling.repetition_penalty
         if (
             sampling.presence_penalty
             or sampling.frequency_penalty
             or (sampling.repetition_penalty != 1)
         ):
-            self._add_counts(slot, np.frombuffer(setup.prompt_token_ids, np.int32), output)
+            self._add_counts(seat, np.frombuffer(setup.prompt_token_ids, np.int32), output)
         named = self._names(setup, output)
         if named is not None:
-            self._named[slot] = named
+            self._named[seat] = named
 
-    def edit(self, logits: Tensor, slots: np.ndarray) -> None:
-        """Change logits [rows, vocabulary] in place as the sequences in `slots` want it."""
-        self._penalise(logits, slots)
-        named = self._named_of(slots)
+    def edit(self, logits: Tensor, seats: np.ndarray) -> None:
+        """Change logits [rows, vocabulary] in place as the sequences in `seats` want it."""
+        self._penalise(logits, seats)
+        named = self._named_of(seats)
         if not named:
             return
         self._bias(logits, named)
         for row, _, own in named:
             if own.others is not None:
                 logits[row].masked_fill_(own.others, -torch.inf)
-        banned = [(row, id_) for row, slot, own in named for id_ in self._banned(slot, own)]
+        banned = [(row, id_) for row, seat, own in named for id_ in self._banned(seat, own)]
         if banned:
             rows, ids = torch.tensor(banned, device=self._device).T
             logits[rows, ids] = -torch.inf
 
-    def count(self, slots: np.ndarray, token_ids: Tensor) -> None:
+    def count(self, seats: np.ndarray, token_ids: Tensor) -> None:
         """These sequences have got these tokens. [rows]"""
-        self.num_outputs[slots] += 1
-        rows = self._count_rows[slots]
+        self.num_outputs[seats] += 1
+        rows = self._count_rows[seats]
         counted = np.flatnonzero(rows >= 0)
         if len(counted):
             at = torch.from_numpy(counted).to(self._device)
             places = torch.from_numpy(rows[counted]).to(self._device)
             self._counts[places, token_ids[at]] += 1
-        remembering = [(row, own.bad_words) for row, _, own in self._named_of(slots)]
+        remembering = [(row, own.bad_words) for row, _, own in self._named_of(seats)]
         if any(words is not None for _, words in remembering):
             picked = token_ids.tolist()
             for row, words in remembering:
                 if words is not None:
                     words.append(picked[row])
 
-    def _named_of(self, slots: np.ndarray) -> list[tuple[int, int, _Named]]:
-        """Row, slot and what is named, of the rows whose sequences name any tokens."""
+    def _named_of(self, seats: np.ndarray) -> list[tuple[int, int, _Named]]:
+        """Row, seat and what is named, of the rows whose sequences name any tokens."""
         if not self._named:
             return []
-        found = ((row, slot, self._named.get(slot)) for row, slot in enumerate(slots.tolist()))
-        return [(row, slot, named) for row, slot, named in found if named is not None]
+        found = ((row, seat, self._named.get(seat)) for row, seat in enumerate(seats.tolist()))
+        return [(row, seat, named) for row, seat, named in found if named is not None]
 
-    def _penalise(self, logits: Tensor, slots: np.ndarray) -> None:
+    def _penalise(self, logits: Tensor, seats: np.ndarray) -> None:
         """Repetition, then frequency and presence (vLLM's order)."""
-        rows = self._count_rows[slots]
+        rows = self._count_rows[seats]
         chosen = np.flatnonzero(rows >= 0)
         if not len(chosen):
             return
@@ -126,7 +126,7 @@ class SamplerTable:
         own, counts = logits[at], self._counts[places]
 
         def column(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(values[slots[chosen]]).to(self._device)[:, None]
+            return torch.from_numpy(values[seats[chosen]]).to(self._device)[:, None]
 
         seen = (counts > 0) | self._in_prompt[places]
         repetition = column(self._repetition)
@@ -145,9 +145,9 @@ class SamplerTable:
         at, ids_at = (torch.from_numpy(each).to(self._device) for each in (rows, ids))
         logits.index_put_((at, ids_at), torch.from_numpy(biases).to(self._device), accumulate=True)
 
-    def _banned(self, slot: int, named: _Named) -> list[int]:
+    def _banned(self, seat: int, named: _Named) -> list[int]:
         """Tokens that the sequence may not get now, whatever the model thinks."""
-        too_early = self.num_outputs[slot] < self._min_tokens[slot]
+        too_early = self.num_outputs[seat] < self._min_tokens[seat]
         stops = list(named.stop_ids) if too_early else []
         return stops + (named.bad_words.banned() if named.bad_words is not None else [])
 
@@ -173,25 +173,25 @@ class SamplerTable:
         ids = np.frombuffer(packed, np.int32).astype(np.int64)
         return torch.from_numpy(ids).to(self._device)
 
-    def _add_counts(self, slot: int, prompt: np.ndarray, output: np.ndarray) -> None:
+    def _add_counts(self, seat: int, prompt: np.ndarray, output: np.ndarray) -> None:
         if not self._free_rows:
             self._grow_counts()
         row = self._free_rows.pop()
-        self._count_rows[slot] = row
+        self._count_rows[seat] = row
         counts = np.bincount(output, minlength=self._vocab_size)[: self._vocab_size]
         self._counts[row] = torch.from_numpy(counts.astype(np.int32)).to(self._device)
         in_prompt = np.zeros(self._vocab_size, bool)
         in_prompt[prompt] = True
         self._in_prompt[row] = torch.from_numpy(in_prompt).to(self._device)
 
-    def _forget(self, slot: int) -> None:
-        self._named.pop(slot, None)
-        if self._count_rows[slot] >= 0:
-            self._free_rows.append(int(self._count_rows[slot]))
-            self._count_rows[slot] = -1
+    def _forget(self, seat: int) -> None:
+        self._named.pop(seat, None)
+        if self._count_rows[seat] >= 0:
+            self._free_rows.append(int(self._count_rows[seat]))
+            self._count_rows[seat] = -1
 
     def _grow(self) -> None:
-        """Twice as many slots."""
+        """Twice as many seats."""
         for name, column in vars(self).items():
             if isinstance(column, np.ndarray):
                 setattr(self, name, np.concatenate([column, _unset_like(name, column)]))

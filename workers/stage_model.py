@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -229,11 +228,11 @@ def _count(module: nn.Module) -> int:
 def _progress_of(
     stage: int,
 ) -> Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]:
-    """transformers' progress bars under the stage's name."""
+    """transformers' progress bars, where it shows any, under the stage's name."""
 
-    def make_bar(_factory: Callable[..., Any], args: tuple[Any, ...], kw: dict[str, Any]) -> Any:
+    def make_bar(factory: Callable[..., Any], args: tuple[Any, ...], kw: dict[str, Any]) -> Any:
         kw |= {"desc": f"stage {stage}: {kw.get('desc', 'loading').lower()}", "unit": " tensors"}
-        return tqdm(*args, **kw)
+        return factory(*args, **kw)
 
     return make_bar
 

@@ -30,7 +30,7 @@ class AnswerWriter:
         self._paths = output, errors
         # One thread: what follows a write that nobody waits for any more still comes after it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
-        self._pending: list[Answer] = []
+        self._unwritten: list[Answer] = []
         self._writing = asyncio.Lock()
         self._answers: Answers | None = None
 
@@ -57,14 +57,14 @@ class AnswerWriter:
 
     async def add(self, *answers: Answer) -> None:
         """Write them, together with those that come meanwhile. Raises `OSError`."""
-        self._pending += answers
+        self._unwritten += answers
         await self.flush()
 
     async def flush(self) -> None:
         """Write what has been added by callers that were cancelled, too. Raises `OSError`."""
         async with self._writing:
-            if self._pending:
-                group, self._pending = self._pending, []
+            if self._unwritten:
+                group, self._unwritten = self._unwritten, []
                 await self._call(lambda: self.answers.append(group))
 
     async def progress(self, total: int) -> Progress:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from server.batches.file_routes import no_such_file
 from server.batches.life import StoredBatch, new_id
-from server.batches.objects import Batch, BatchList, ExpiresAfter
+from server.batches.objects import Batch, BatchList, BatchQuery, ExpiresAfter
 from server.batches.page import UnknownCursorError
 from server.batches.service import BatchService
 from server.batches.store import UnknownFileError
@@ -30,7 +30,9 @@ class CreateBatch(Body):
     """The body of POST /v1/batches."""
 
     input_file_id: str = Field(description="a file with the purpose batch")
-    endpoint: str = Field(description="where all its requests go")
+    endpoint: str = Field(
+        description="where all its requests go: only /v1/completions and /v1/chat/completions"
+    )
     completion_window: str = Field(description="24h, or another number of s, m, h or d")
     metadata: (
         dict[
@@ -38,7 +40,7 @@ class CreateBatch(Body):
             Annotated[str, Field(max_length=512)],
         ]
         | None
-    ) = Field(None, max_length=16)
+    ) = Field(None, max_length=16, description="up to 16 texts of 512 characters")
     output_expires_after: ExpiresAfter | None = Field(
         None, description="when the files of answers go, counted from their creation"
     )
@@ -102,14 +104,11 @@ class BatchRoutes:
         runner.begin(batch)
         return batch
 
-    async def batches(
-        self,
-        after: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    ) -> BatchList:
+    async def batches(self, query: Annotated[BatchQuery, Query()]) -> BatchList:
         """A page of batches."""
+        store = self._service.store
         try:
-            batches, has_more = await self._service.store.batches(after=after, limit=limit)
+            batches, has_more = await store.batches(after=query.after, limit=query.limit)
         except UnknownCursorError as error:
             raise no_such_batch(str(error), "after") from error
         return BatchList(

@@ -5,17 +5,26 @@ Reference: https://platform.openai.com/docs/api-reference/files.
 
 import logging
 import time
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from pydantic import ValidationError
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from server import ranges
 from server.batches.database import DatabaseError
 from server.batches.life import new_id
-from server.batches.objects import ExpiresAfter, FileDeleted, FileList, FileObject
-from server.batches.page import Order, UnknownCursorError
+from server.batches.objects import (
+    ExpiresAfter,
+    FileDeleted,
+    FileList,
+    FileObject,
+    FileQuery,
+    UploadForm,
+)
+from server.batches.page import UnknownCursorError
 from server.batches.service import BatchService
 from server.batches.store import FileInUseError
 from server.batches.upload import Form, receive
@@ -27,17 +36,9 @@ MAX_UPLOADS = 16
 
 logger = logging.getLogger("tdpipe")
 
-_FIELDS = {"purpose", "expires_after[anchor]", "expires_after[seconds]"}
-_FORM = {
-    "type": "object",
-    "required": ["file", "purpose"],
-    "properties": {
-        "file": {"type": "string", "format": "binary"},
-        "purpose": {"type": "string", "enum": ["batch"]},
-        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
-    },
-}
+_FORM = UploadForm.model_json_schema()
+_BYTES: dict[str, Any] = {"application/octet-stream": {}}
+_FIELDS = set(_FORM["properties"]) - {"file"}
 
 
 class FileRoutes:
@@ -85,7 +86,11 @@ class FileRoutes:
             self.content,
             summary="Read a file",
             response_class=Response,
-            responses={200: {"content": {"application/octet-stream": {}}}, **failures(404)},
+            responses={
+                200: {"content": _BYTES},
+                206: {"content": _BYTES, "description": "The range that was asked for"},
+                **failures(404, 416),
+            },
         )
         router.add_api_route(
             "/{file_id}",
@@ -117,17 +122,15 @@ class FileRoutes:
             upload.unlink(missing_ok=True)
         return file
 
-    async def files(
-        self,
-        after: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
-        order: Order = "desc",
-        purpose: str | None = None,
-    ) -> Response:
+    async def files(self, query: Annotated[FileQuery, Query()]) -> Response:
         """A page of files."""
         try:
             page = await self._service.store.files(
-                _now(), after=after, limit=limit, order=order, purpose=purpose
+                _now(),
+                after=query.after,
+                limit=query.limit,
+                order=query.order,
+                purpose=query.purpose,
             )
         except UnknownCursorError as error:
             raise no_such_file(str(error), "after") from error
@@ -141,7 +144,7 @@ class FileRoutes:
         return file
 
     async def content(self, file_id: str) -> Response:
-        """What is in it."""
+        """What is in it, or a range of that."""
         file = await self.file(file_id)
         path = self._service.store.content(file_id)
         if not path.is_file():
@@ -172,6 +175,8 @@ class _Content(FileResponse):
     """Read for as long as its client stays."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write it. Raises `ApiError` (416)."""
+        scope = ranges.within(scope, Path(self.path).stat().st_size)
         await run_while_connected(super().__call__(scope, receive, send), receive)
 
 

@@ -144,7 +144,8 @@ class Job:
     async def _answer_all(self, batch: StoredBatch, on_begun: Callable[[], None]) -> None:
         async with self._writer(batch) as writer:
             answered = await asyncio.to_thread(writer.answers.custom_ids.sorted)
-            requests = unanswered(self._store.content(batch.input_file_id), answered)
+            num_in_order = self._window.num_in_order(batch.request_counts.total)
+            requests = unanswered(self._store.content(batch.input_file_id), answered, num_in_order)
             async with aclosing(requests), _alongside(self._report(batch, writer)):
                 await self._window.run(requests, writer.add, on_begun)
 

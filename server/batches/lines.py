@@ -16,6 +16,7 @@ from msgspec import UNSET, UnsetType
 MAX_CUSTOM_ID_CHARACTERS = 512
 # A thread at work on a large file lets others have the interpreter after so many lines.
 LINES_AT_A_TIME = 64
+ANY_LENGTH = 2**31 - 1
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -57,10 +58,19 @@ class _Body(msgspec.Struct):
     stream: bool | None = None
 
 
+class _Lengths(msgspec.Struct):
+    """Raw, because a value may still be anything."""
+
+    expected_tokens: msgspec.Raw = msgspec.Raw()
+    max_completion_tokens: msgspec.Raw = msgspec.Raw()
+    max_tokens: msgspec.Raw = msgspec.Raw()
+
+
 Value = TypeVar("Value", str, msgspec.Raw)
 
 _decode_line = msgspec.json.Decoder(_Line).decode
 _decode_body = msgspec.json.Decoder(_Body).decode
+_decode_lengths = msgspec.json.Decoder(_Lengths).decode
 
 
 def read_lines(file: BinaryIO, max_line_bytes: int = 2**40) -> Iterator[tuple[int, bytes]]:
@@ -99,6 +109,19 @@ def parse_line(line: bytes) -> LineRequest:
         raise BadLineError("invalid_method", "'method' must be POST.", "method")
     url, body = _required(given.url, "url"), _required(given.body, "body")
     return LineRequest(custom_id, url, bytes(body))
+
+
+def longest_answer(body: bytes) -> int:
+    """How many tokens a checked request's answer may have, as far as the client says.
+
+    That is what it expects, else its limit; without either the answer may have any length.
+    """
+    told = _decode_lengths(body)
+    for length in (told.expected_tokens, told.max_completion_tokens, told.max_tokens):
+        digits = bytes(length)
+        if digits.isdigit() and len(digits) <= len(str(ANY_LENGTH)):
+            return int(digits)
+    return ANY_LENGTH
 
 
 def check_line(line: bytes, rules: Rules) -> LineRequest:

@@ -4,11 +4,15 @@ References: https://platform.openai.com/docs/api-reference/files and
 https://platform.openai.com/docs/api-reference/batch.
 """
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from server.batches.page import Order
 
 Purpose = Literal["batch", "batch_output"]
+Lifetime = Annotated[int, Field(ge=3600, le=30 * 24 * 3600)]
 Status = Literal[
     "validating",
     "failed",
@@ -32,11 +36,13 @@ class FileObject(_Object):
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
-    expires_at: int | None = None
+    expires_at: int | None = Field(None, description="null: never")
     filename: str
-    purpose: Purpose
-    status: Literal["uploaded", "processed", "error"] = "processed"
-    status_details: str | None = None
+    purpose: Purpose = Field(description="only these")
+    status: Literal["uploaded", "processed", "error"] = Field(
+        "processed", description="always processed: contents are checked with the batch"
+    )
+    status_details: str | None = Field(None, description="always null")
 
 
 class FileList(_Object):
@@ -63,7 +69,7 @@ class BatchError(_Object):
     code: str
     message: str
     param: str | None = None
-    line: int | None = None
+    line: int | None = Field(None, description="from 1")
 
 
 class BatchErrors(_Object):
@@ -76,7 +82,7 @@ class BatchErrors(_Object):
 class RequestCounts(_Object):
     """Requests of a batch; while it is validated, `total` grows with the lines that were read."""
 
-    total: int = 0
+    total: int = Field(0, description="while it is validated, the lines that were read")
     completed: int = 0
     failed: int = 0
 
@@ -84,13 +90,13 @@ class RequestCounts(_Object):
 class InputTokensDetails(_Object):
     """Of the prompts' tokens."""
 
-    cached_tokens: int = 0
+    cached_tokens: int = Field(0, description="always 0: not counted")
 
 
 class OutputTokensDetails(_Object):
     """Of the answers' tokens."""
 
-    reasoning_tokens: int = 0
+    reasoning_tokens: int = Field(0, description="of chats whose model marks them")
 
 
 class BatchUsage(_Object):
@@ -109,16 +115,16 @@ class Batch(_Object):
     id: str
     object: Literal["batch"] = "batch"
     endpoint: str
-    model: str | None = None
-    errors: BatchErrors | None = None
+    model: str | None = Field(None, description="the first name of the model that is served")
+    errors: BatchErrors | None = Field(None, description="of a file that is refused")
     input_file_id: str
     completion_window: str
     status: Status
-    output_file_id: str | None = None
-    error_file_id: str | None = None
+    output_file_id: str | None = Field(None, description="once it has ended, if any succeeded")
+    error_file_id: str | None = Field(None, description="once it has ended, if any failed")
     created_at: int
     in_progress_at: int | None = None
-    expires_at: int
+    expires_at: int = Field(description="when the completion window is over")
     finalizing_at: int | None = None
     completed_at: int | None = None
     failed_at: int | None = None
@@ -126,7 +132,7 @@ class Batch(_Object):
     cancelling_at: int | None = None
     cancelled_at: int | None = None
     request_counts: RequestCounts = RequestCounts()
-    usage: BatchUsage | None = None
+    usage: BatchUsage | None = Field(None, description="grows with the answers")
     metadata: dict[str, str] | None = None
 
 
@@ -146,4 +152,68 @@ class ExpiresAfter(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     anchor: Literal["created_at"]
-    seconds: int = Field(ge=3600, le=30 * 24 * 3600)
+    seconds: Lifetime = Field(description="an hour to 30 days")
+
+
+class InputLine(_Object):
+    """A line of a batch's input, which `server.batches.lines` reads."""
+
+    custom_id: str = Field(description="the client's own, up to 512 characters, no two the same")
+    method: Literal["POST"]
+    url: str = Field(description="the batch's endpoint")
+    body: dict[str, Any] = Field(description="the request, without stream")
+
+
+class LineResponse(_Object):
+    """What a request of a batch was answered with."""
+
+    status_code: int
+    request_id: str
+    body: dict[str, Any] = Field(description="the completion or the error, as over HTTP")
+
+
+class LineError(_Object):
+    """Why a request of a batch was not run."""
+
+    code: str = Field(description="batch_expired")
+    message: str
+
+
+class OutputLine(_Object):
+    """A line of a batch's answers or errors, which `server.batches.answers` writes."""
+
+    id: str
+    custom_id: str
+    response: LineResponse | None = Field(description="null where there is an error")
+    error: LineError | None = Field(description="null for all that was run, even if it failed")
+
+
+class UploadForm(BaseModel):
+    """The form of POST /v1/files, by the names of its fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: bytes = Field(description="written to the disk as it comes, up to --max-file-bytes")
+    purpose: Literal["batch"] = Field(description="only batch")
+    expires_after_anchor: Literal["created_at"] | SkipJsonSchema[None] = Field(
+        None, alias="expires_after[anchor]"
+    )
+    expires_after_seconds: Lifetime | SkipJsonSchema[None] = Field(
+        None, alias="expires_after[seconds]", description="an hour to 30 days"
+    )
+
+
+class FileQuery(BaseModel):
+    """The query of GET /v1/files."""
+
+    after: str | None = Field(None, description="the id that the page begins after")
+    limit: int = Field(10_000, ge=1, le=10_000, description="1 to 10,000 [10,000]")
+    order: Order = Field("desc", description="by creation [desc]")
+    purpose: str | None = Field(None, description="files of this purpose alone")
+
+
+class BatchQuery(BaseModel):
+    """The query of GET /v1/batches."""
+
+    after: str | None = Field(None, description="the id that the page begins after")
+    limit: int = Field(20, ge=1, le=100, description="1 to 100 [20]")

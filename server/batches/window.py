@@ -18,6 +18,8 @@ from server.reply import Endpoint
 from server.retry import ask_until_final
 
 POLL_INTERVAL_S = 0.1
+# Windows at the end of a batch in which the longest answers are begun first.
+SORTED_WINDOWS = 2
 
 logger = logging.getLogger("tdpipe")
 
@@ -37,8 +39,17 @@ class Window:
         self._client = client
         self._num_asked = metrics.batch_requests
         self._is_closed = is_closed
+        self._max_open = max_open
         self._slots = asyncio.Semaphore(max_open)
         self._door = asyncio.Lock()
+
+    def num_in_order(self, num_requests: int) -> int:
+        """How many of so many requests are to be begun in the file's order.
+
+        Of the rest the longest go first, so that none is left to run alone when all others have
+        ended. Sooner it is the scheduler that chooses, from a window in which all lengths are.
+        """
+        return max(0, num_requests - SORTED_WINDOWS * self._max_open)
 
     async def run(
         self,

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import sys
 
 import pytest
@@ -47,6 +48,33 @@ def test_each_json_line_is_an_object(capsys: pytest.CaptureFixture[str]) -> None
     }
     assert second["level"] == "error"
     assert "LookupError: a bug" in second["exception"]
+
+
+def test_in_json_what_nobody_catches_is_an_object_too() -> None:
+    script = """if True:
+    import threading, warnings
+    from configs import logs
+    from configs.front_door import LogConfig
+    logs.set_up("server", LogConfig(log_format="json"))
+    warnings.warn("odd")
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    raise LookupError("a bug")
+    """
+    run = subprocess.run(
+        [sys.executable, "-W", "default", "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 1
+    warning, in_thread, last = map(json.loads, run.stderr.splitlines())
+    assert (warning["level"], in_thread["level"], last["level"]) == (
+        "warning",
+        "critical",
+        "critical",
+    )
+    assert "UserWarning: odd" in warning["message"]
+    assert "ZeroDivisionError" in in_thread["exception"]
+    assert "LookupError: a bug" in last["exception"]
 
 
 def test_less_is_told_when_less_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

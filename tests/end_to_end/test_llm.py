@@ -67,6 +67,11 @@ def test_token_ids_are_the_same_prompt_as_their_text(llm: LLM) -> None:
     assert by_text.outputs[0].text == "one two three four five six seven"
 
 
+def test_an_answer_without_tokens_has_its_length(llm: LLM) -> None:
+    (output,) = llm.generate("Hello", SamplingParams(max_tokens=0, n=2), use_tqdm=False)
+    assert [(each.text, each.finish_reason) for each in output.outputs] == [("", "length")] * 2
+
+
 def test_log_probabilities_stand_at_their_tokens(llm: LLM) -> None:
     params = SamplingParams(temperature=0, max_tokens=20, logprobs=2, prompt_logprobs=0, n=2)
     (output,) = llm.generate("Count to three in words.\n", params, use_tqdm=False)

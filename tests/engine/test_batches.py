@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engine.batches import MicroBatch, pack
 from engine.cost_model import StepSize
 from engine.messages import Sampling, ScoredRow, Step, Submit
-from engine.sampler_slots import SamplerSlots
+from engine.sampler_seats import SamplerSeats
 from engine.sequence import Sequence
 from engine.simulation import size_of
 from tests.engine.pools import point
@@ -45,7 +45,7 @@ COLUMNS = {
     "samples": "B",
     "token_ids": "i",
     "block_tables": "i",
-    "slots": "i",
+    "seats": "i",
 }
 
 
@@ -55,8 +55,8 @@ def unpacked(step: Step) -> dict[str, Any]:
 
 
 def packed(batch: MicroBatch) -> Step:
-    """The plan, with nobody in the sampler's slots yet."""
-    return pack(batch, 1, 1, BLOCK_SIZE, SamplerSlots())
+    """The plan, with nobody in the sampler's seats yet."""
+    return pack(batch, 1, 1, BLOCK_SIZE, SamplerSeats())
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def twin(rows: list[Row]) -> dict[str, Any]:
     ends = [row.sequence.num_planned + row.num_tokens for row in rows]
     sampling = [row.sequence for row in rows if row.samples]
     is_special = [s.submit.sampling.temperature > 0 or s.submit.min_tokens > 0 for s in sampling]
-    slots = iter(range(len(sampling)))
+    seats = iter(range(len(sampling)))
     return {
         "sequence_ids": [row.sequence.sequence_id for row in rows],
         "start_positions": [row.sequence.num_planned for row in rows],
@@ -110,7 +110,7 @@ def twin(rows: list[Row]) -> dict[str, Any]:
             for row, end in zip(rows, ends, strict=True)
             for position in range(0, end, BLOCK_SIZE)
         ],
-        "slots": [next(slots) if special else -1 for special in is_special]
+        "seats": [next(seats) if special else -1 for special in is_special]
         if any(is_special)
         else [],
     }
@@ -140,7 +140,7 @@ def rows(draw: st.DrawFn) -> Row:
 
 @given(rows=st.lists(rows(), min_size=1, max_size=8))
 def test_a_packed_batch_says_what_its_rows_say(rows: list[Row]) -> None:
-    step = pack(batch_of(rows), 3, 14, BLOCK_SIZE, SamplerSlots())
+    step = pack(batch_of(rows), 3, 14, BLOCK_SIZE, SamplerSeats())
     assert (step.epoch, step.step_id) == (3, 14)
     assert unpacked(step) == twin(rows)
 
@@ -191,37 +191,37 @@ def test_a_chunk_does_not_sample_and_names_only_the_blocks_up_to_its_end() -> No
     sequence = make_sequence(list(range(10)), planned=3, min_tokens=1, stop_token_ids=(0,))
     step = unpacked(packed(batch_of([Row(sequence, 5)])))
     assert (step["token_ids"], step["block_tables"]) == ([3, 4, 5, 6, 7], [100, 101])
-    assert (step["samples"], step["slots"]) == ([0], [])
+    assert (step["samples"], step["seats"]) == ([0], [])
 
 
-def test_rows_that_do_not_just_take_the_likeliest_token_name_their_slot() -> None:
+def test_rows_that_do_not_just_take_the_likeliest_token_name_their_seat() -> None:
     chunk = Row(make_sequence([1] * 8), 4)
     greedy = Row(make_sequence([2]), 1)
     random = Row(make_sequence([3], [4, 5], planned=2, sampling=Sampling(0.5, 0.25, 9, 11)), 1)
     banned = Row(make_sequence([6], min_tokens=1, stop_token_ids=(7, 8)), 1)
     guided = Row(make_sequence([9], sampling=Sampling(0.0, grammar="start: /a/")), 1)
     step = packed(batch_of([random, chunk, greedy, banned, guided]))
-    assert unpacked(step)["slots"] == [0, -1, 1, 2]
+    assert unpacked(step)["seats"] == [0, -1, 1, 2]
     drawn, forbidding, following = step.setups
     assert following.sampling.grammar == "start: /a/"
-    assert (drawn.slot, drawn.sampling) == (0, Sampling(0.5, 0.25, 9, 11))
+    assert (drawn.seat, drawn.sampling) == (0, Sampling(0.5, 0.25, 9, 11))
     assert array("i", drawn.output_token_ids).tolist() == [4, 5]
     assert (forbidding.min_tokens, forbidding.stop_token_ids) == (1, (7, 8))
 
 
-def test_a_sequence_is_set_up_once_and_its_slot_goes_to_the_next() -> None:
-    slots, first, second = (
-        SamplerSlots(),
+def test_a_sequence_is_set_up_once_and_its_seat_goes_to_the_next() -> None:
+    seats, first, second = (
+        SamplerSeats(),
         *(make_sequence([3], [4], planned=1, sampling=Sampling(1.0)) for _ in range(2)),
     )
-    assert len(pack(batch_of([Row(first, 1)]), 1, 1, BLOCK_SIZE, slots).setups) == 1
-    again = pack(batch_of([Row(first, 1), Row(second, 1)]), 1, 2, BLOCK_SIZE, slots)
-    assert (unpacked(again)["slots"], [setup.slot for setup in again.setups]) == ([0, 1], [1])
-    slots.free(first)
-    slots.free(first)
+    assert len(pack(batch_of([Row(first, 1)]), 1, 1, BLOCK_SIZE, seats).setups) == 1
+    again = pack(batch_of([Row(first, 1), Row(second, 1)]), 1, 2, BLOCK_SIZE, seats)
+    assert (unpacked(again)["seats"], [setup.seat for setup in again.setups]) == ([0, 1], [1])
+    seats.free(first)
+    seats.free(first)
     third = make_sequence([3], [4], planned=1, sampling=Sampling(1.0))
-    (setup,) = pack(batch_of([Row(third, 1)]), 1, 3, BLOCK_SIZE, slots).setups
-    assert setup.slot == 0
+    (setup,) = pack(batch_of([Row(third, 1)]), 1, 3, BLOCK_SIZE, seats).setups
+    assert setup.seat == 0
 
 
 @pytest.mark.parametrize(

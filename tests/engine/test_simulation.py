@@ -20,12 +20,18 @@ def constant(seconds: float) -> StageCosts:
     return StageCosts((1,), (seconds,))
 
 
-def run(*costs: StageCosts, arrivals: list[Arrival], record: bool = True, **settings: Any) -> Run:
+def run(
+    *costs: StageCosts,
+    arrivals: list[Arrival],
+    record: bool = True,
+    max_open: int | None = None,
+    **settings: Any,
+) -> Run:
     config = EngineConfig.model_validate(
         {"policy": "separate", "pipeline_parallel_size": len(costs), **settings}
     )
     node = Node(costs, num_blocks=100, max_model_len=256, overhead_s=OVERHEAD_S, hop_s=HOP_S)
-    return simulate(config, node, arrivals, record=record)
+    return simulate(config, node, arrivals, record=record, max_open=max_open)
 
 
 def spans(run: Run) -> list[tuple[int, int, float, float]]:
@@ -98,6 +104,15 @@ def test_a_request_is_unknown_before_it_comes() -> None:
     # The third comes while the first is on its way, and has to wait for it.
     assert [life.first_token_at for life in result.lives] == [101.75, 1.75, 103.5]
     assert [life.ended_at for life in result.lives] == [101.75, 1.75, 103.5]
+
+
+def test_no_more_are_there_than_may_be_open_and_the_next_comes_when_one_has_ended() -> None:
+    arrivals = [Arrival(0.0, 5, 1), Arrival(0.0, 5, 3), Arrival(0.0, 5, 1), Arrival(0.0, 5, 1)]
+    result = run(constant(1.0), arrivals=arrivals, max_open=2)
+    first, second, third, fourth = result.lives
+    assert (first.arrived_at, second.arrived_at) == (0.0, 0.0)
+    assert third.arrived_at == first.ended_at < second.ended_at
+    assert fourth.arrived_at == min(second.ended_at, third.ended_at)
 
 
 def test_the_drain_begins_on_each_stage_when_it_has_fed_the_last_prompt() -> None:

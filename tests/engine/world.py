@@ -74,14 +74,14 @@ class FakeStage:
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.slots: dict[int, int] = {}
-        self.samplers: dict[int, list[Any]] = {}  # setup and tokens out, by the sampler's slot
+        self.samplers: dict[int, list[Any]] = {}  # setup and tokens out, by the sampler's seat
 
     def run(self, step: Step) -> StepDone:
         """Write the step's tokens, read back every row's whole history, sample."""
         tokens, tables = deque(_ints(step.token_ids)), deque(_ints(step.block_tables))
         for setup in step.setups:
-            self.samplers[setup.slot] = [setup, len(_ints(setup.output_token_ids))]
-        sampler_slots = _ints(step.slots)
+            self.samplers[setup.seat] = [setup, len(_ints(setup.output_token_ids))]
+        seats = _ints(step.seats)
         sampled: list[int] = []
         rows = zip(_ints(step.start_positions), _ints(step.num_tokens), step.samples, strict=True)
         for start, count, samples in rows:
@@ -92,13 +92,13 @@ class FakeStage:
             history = [self.slots[self._slot(table, position)] for position in range(end)]
             if samples:
                 token_id = next_token(history)
-                slot = sampler_slots[len(sampled)] if sampler_slots else -1
-                if slot >= 0:
-                    setup, num_out = self.samplers[slot]
+                seat = seats[len(sampled)] if seats else -1
+                if seat >= 0:
+                    setup, num_out = self.samplers[seat]
                     assert bytes(setup.prompt_token_ids) == b""
                     if num_out < setup.min_tokens and token_id in setup.stop_token_ids:
                         token_id = VOCABULARY
-                    self.samplers[slot][1] += 1
+                    self.samplers[seat][1] += 1
                 sampled.append(token_id)
         assert not tokens
         assert not tables

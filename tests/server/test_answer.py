@@ -39,6 +39,7 @@ def test_a_chunk_has_openais_shape(daemon: Daemon) -> None:
     *_, last = events(response)
     assert last.pop("id").startswith("cmpl-")
     assert isinstance(last.pop("created"), int)
+    assert last.pop("system_fingerprint").startswith("fp_")
     last["choices"][0].pop("text")
     assert last == {
         "object": "text_completion",

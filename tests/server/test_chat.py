@@ -58,7 +58,12 @@ def test_the_answer_has_openais_shape(qwen: Daemon) -> None:
                 "stop_reason": None,
             }
         ],
-        "usage": {"prompt_tokens": 52, "completion_tokens": 7, "total_tokens": 59},
+        "usage": {
+            "prompt_tokens": 52,
+            "completion_tokens": 7,
+            "total_tokens": 59,
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        },
     }
 
 
@@ -177,6 +182,15 @@ def test_the_last_message_goes_on(qwen: Daemon) -> None:
     assert summed(stream(qwen, **body, echo=True))["message"]["content"] == "hello world"
 
 
+def test_what_is_echoed_is_the_prompts_end_however_the_template_joins_parts(qwen: Daemon) -> None:
+    qwen.engine.script = saying(" world")
+    parts = [{"type": "text", "text": text} for text in ("hello", "my")]
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": parts}]
+    body = {"messages": messages, "continue_final_message": True, "echo": True}
+    assert prompt_of(submitted(qwen, **body)).endswith("assistant\nhello\nmy")
+    assert choice(qwen, **body)["message"]["content"] == "hello\nmy world"
+
+
 def told(submit: Submit) -> list[ToServer]:
     """A script: "hello world" with log-probabilities."""
     out: list[ToServer] = []
@@ -216,8 +230,11 @@ def test_tokens_are_told_as_ids_too(qwen: Daemon) -> None:
     hello = TOKENIZER.encode("hello world")
     assert body["choices"][0]["token_ids"] == [*hello, 0]
     assert len(body["prompt_token_ids"]) == body["usage"]["prompt_tokens"]
-    chunks = stream(qwen, return_token_ids=True)
+    chunks = stream(qwen, return_token_ids=True, stream_options={"include_usage": True})
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert chunks[0]["prompt_token_ids"] == body["prompt_token_ids"]
+    assert not any("prompt_token_ids" in chunk for chunk in chunks[1:])
+    assert [chunk["usage"] is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
     parts = [part for chunk in chunks for part in chunk["choices"]]
     assert [id_ for part in parts for id_ in part.get("token_ids", [])] == [*hello, 0]
 

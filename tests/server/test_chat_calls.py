@@ -6,9 +6,19 @@ from typing import Any
 import pytest
 
 from engine.messages import Finished, Submit, ToServer
-from tests.server.chatting import CALL, OTHER, TOOL, choice, prompt_of, stream, submitted, summed
+from tests.server.chatting import (
+    CALL,
+    OTHER,
+    TOOL,
+    choice,
+    post,
+    prompt_of,
+    stream,
+    submitted,
+    summed,
+)
 from tests.server.templates import LLAMA3, OPENS_REASONING, QWEN, chatty, give_room
-from tests.server.world import Daemon, generated, saying, serving
+from tests.server.world import TOKENIZER, Daemon, generated, saying, serving
 
 
 @pytest.mark.parametrize(
@@ -67,6 +77,22 @@ def test_a_call_that_is_cut_off_ends_by_length(qwen: Daemon) -> None:
     assert found["message"]["tool_calls"][0]["function"]["name"] == "add"
 
 
+@pytest.mark.parametrize("num_tokens", [1, 15, 24, 36])
+def test_what_is_cut_off_before_a_forced_call_is_one_is_not_said(
+    qwen: Daemon, num_tokens: int
+) -> None:
+    """The last cut is behind the arguments' key."""
+    qwen.engine.script = saying(CALL)
+    body = {"tools": [TOOL], "tool_choice": "required", "max_tokens": num_tokens}
+    for found in (choice(qwen, **body), summed(stream(qwen, **body))):
+        assert found["finish_reason"] == "length"
+        assert found["message"]["content"] == ""
+        assert "tool_calls" not in found["message"]
+    free = choice(qwen, tools=[TOOL], max_tokens=15)["message"]["content"]
+    assert CALL.startswith(free)
+    assert free.startswith("<tool_call>")
+
+
 def test_only_one_call_comes_where_several_are_not_wanted(qwen: Daemon) -> None:
     qwen.engine.script = saying(CALL + CALL)
     found = choice(qwen, tools=[TOOL], parallel_tool_calls=False)
@@ -105,6 +131,26 @@ def test_reasoning_that_the_prompt_opens_is_reasoning(tmp_path: Path) -> None:
     with serving(tmp_path, script, tokenizer=chatty(OPENS_REASONING)) as daemon:
         message = choice(give_room(daemon))["message"]
     assert (message["reasoning"], message["content"]) == ("Well.", "hello")
+
+
+@pytest.mark.parametrize(
+    ("template", "reasoning"), [(QWEN, "<think>Well.</think>"), (OPENS_REASONING, "Well.</think>")]
+)
+def test_the_usage_tells_the_tokens_of_reasoning(
+    tmp_path: Path, template: str, reasoning: str
+) -> None:
+    with serving(tmp_path, saying(f"{reasoning}hello"), tokenizer=chatty(template)) as daemon:
+        give_room(daemon)
+        whole = post(daemon, n=2).json()["usage"]
+        *_, last = stream(daemon, n=2, stream_options={"include_usage": True})
+    told = whole["completion_tokens_details"]["reasoning_tokens"]
+    assert told == 2 * len(TOKENIZER.encode(reasoning))
+    assert told < whole["completion_tokens"]
+    assert last["usage"] == whole
+
+
+def test_the_usage_is_silent_on_reasoning_that_nobody_looks_for(daemon: Daemon) -> None:
+    assert "completion_tokens_details" not in daemon.complete().json()["usage"]
 
 
 def test_calls_begin_with_a_special_token_in_llama(tmp_path: Path) -> None:

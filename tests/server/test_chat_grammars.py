@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from engine.messages import Finished, Submit, ToServer
-from tests.server.chatting import CALL, OTHER, OTHER_CALL, TOOL, choice, submitted
+from tests.server.chatting import CALL, OTHER, OTHER_CALL, TOOL, choice, error, submitted
 from tests.server.grammar_readers import accepts, rules_of
 from tests.server.templates import CHATML, OPENS_REASONING, QWEN, chatty, give_room
 from tests.server.world import Daemon, generated, saying, serving
@@ -54,6 +54,12 @@ def test_reasoning_that_the_prompt_opens_comes_before_a_form(tmp_path: Path) -> 
     assert accepts(grammar, 'Well.\n</think>\n\n{"name": "Ada"}')
     assert not accepts(grammar, '{"name": "Ada"}')
     assert (message["reasoning"], message["content"]) == ("Well.", '{"name": "Ada"}')
+
+
+def test_reasoning_does_not_hide_that_a_form_is_none(tmp_path: Path) -> None:
+    with serving(tmp_path, tokenizer=chatty(OPENS_REASONING)) as daemon:
+        found = error(give_room(daemon), structured_outputs={"grammar": "root ::= "})
+    assert "matches nothing but the empty text" in found["message"]
 
 
 def test_a_forced_call_of_a_special_token_is_read(tmp_path: Path) -> None:

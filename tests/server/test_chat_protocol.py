@@ -69,7 +69,6 @@ def test_an_answer_begins_a_message_unless_the_last_one_goes_on() -> None:
     assert begins()
     assert not begins(add_generation_prompt=False)
     assert not begins(continue_final_message=True)
-    assert (request().continued, request(continue_final_message=True).continued) == ("", "hi")
 
 
 def test_logprobs_are_counted_as_the_engine_counts_them() -> None:

@@ -7,7 +7,23 @@ import pytest
 
 from tests.server.chatting import TOOL, USER, choice, error, prompt_of, submitted
 from tests.server.templates import CHATML, chatty
-from tests.server.world import Daemon, saying, serving
+from tests.server.world import TOKENIZER, Daemon, saying, serving
+
+CUSTOM_CALL = {"id": "call_1", "type": "custom", "custom": {"name": "x", "input": "y"}}
+
+
+def function(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """A tool."""
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    """A schema of so many objects in one another."""
+    schema: dict[str, Any] = {}
+    for _ in range(depth - 1):
+        schema = {"items": schema}
+    return schema
+
 
 REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"messages": []}, "messages", "at least 1"),
@@ -35,7 +51,21 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"modalities": ["text", "audio"]}, "modalities", "'text'"),
     ({"web_search_options": {"x": 1}}, "web_search_options", "searches nothing"),
     ({"moderation": {"model": "x"}}, "moderation", "moderates nothing"),
-    ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "custom", "Unrecognized"),
+    (
+        {"tools": [{"type": "custom", "custom": {"name": "x"}}]},
+        "tools",
+        "only tools of the type 'function', not 'custom'",
+    ),
+    (
+        {"messages": [USER, {"role": "assistant", "tool_calls": [CUSTOM_CALL]}]},
+        "messages",
+        "only tools of the type 'function', not 'custom'",
+    ),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "custom", "custom": {"name": "x"}}},
+        "tool_choice",
+        "expected 'none'",
+    ),
     ({"tools": [TOOL, TOOL]}, "tools", "two functions named 'add'"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools", "pattern"),
     ({"tool_choice": "required"}, "tool_choice", "only allowed when 'tools'"),
@@ -46,12 +76,41 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
         "names 'sub'",
     ),
     (
-        {
-            "tools": [{"type": "function", "function": {"name": "x", "parameters": {"type": 7}}}],
-            "tool_choice": "required",
-        },
-        "tools",
-        "cannot be used",
+        {"tools": [TOOL, function("x", {"type": "string"})]},
+        "tools[1].function.parameters",
+        'must be "object", not "string"',
+    ),
+    (
+        {"tools": [function("x", {"properties": 5}), TOOL], "tool_choice": "required"},
+        "tools[0].function.parameters",
+        "'tools[0].function.parameters' cannot be used",
+    ),
+    (
+        {"tools": [TOOL, function("x", {"$ref": "#/$defs/y", "$defs": {"y": {"type": "null"}}})]}
+        | {"tool_choice": "required"},
+        "tools[1].function.parameters",
+        "'arguments' is unsatisfiable",
+    ),
+    (
+        {"tools": [TOOL, function("x", nested(121))]},
+        "tools[1].function.parameters",
+        "'tools[1].function.parameters' is nested more than 120 levels deep",
+    ),
+    ({"allowed_token_ids": [0], "min_tokens": 5}, "allowed_token_ids", "only tokens that end"),
+    (
+        {"allowed_token_ids": [7], "stop_token_ids": [7], "min_tokens": 1},
+        "allowed_token_ids",
+        "only tokens that end",
+    ),
+    (
+        {"allowed_token_ids": TOKENIZER.encode("x"), "bad_words": ["x"]},
+        "allowed_token_ids",
+        "forbids all",
+    ),
+    (
+        {"structured_outputs": {"grammar": "root ::= "}},
+        "structured_outputs",
+        "matches nothing but the empty text",
     ),
     ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
     ({"response_format": {"type": "yaml"}}, "response_format", "'json_object'"),
@@ -67,6 +126,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
         "exclude each other",
     ),
     ({"chat_template": "{{ 1 }}"}, "chat_template", "--trust-request-chat-template"),
+    ({"chat_template": "{{ 1 }}", "tools": [TOOL]}, "chat_template", "is not accepted"),
     ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs", "must not hold 'tools'"),
     ({"min_tokens": 5, "max_tokens": 4}, "min_tokens", "greater than 'max_tokens'"),
     ({"service_tier": "gold"}, "service_tier", "'flex'"),
@@ -81,6 +141,17 @@ def test_a_wrong_request_is_400_and_names_the_field(
     assert found["param"] == param
     assert words in found["message"]
     assert found["type"] == "invalid_request_error"
+
+
+def test_the_deepest_schema_that_is_accepted_can_be_followed(qwen: Daemon) -> None:
+    body = {"tools": [function("x", nested(120))], "tool_choice": "required"}
+    assert submitted(qwen, **body).sampling.grammar
+
+
+def test_tokens_that_end_the_answer_are_allowed_where_it_may_end(qwen: Daemon) -> None:
+    assert submitted(qwen, allowed_token_ids=[0])
+    assert submitted(qwen, allowed_token_ids=[0], min_tokens=5, ignore_eos=True)
+    assert submitted(qwen, allowed_token_ids=[0, 7], min_tokens=5)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from server.chat_template import (
     Conversation,
     chat_template_of,
     check_variables,
+    continued,
 )
 from server.errors import ApiError
 from server.tokenizer import Tokenizer
@@ -126,6 +127,33 @@ def test_the_final_message_goes_on_without_its_end() -> None:
     begun = {"role": "assistant", "content": "I am"}
     prompt = text(CHATML, USER, begun, add_generation_prompt=False, continue_final_message=True)
     assert prompt.endswith("<|im_start|>assistant\nI am")
+
+
+@pytest.mark.parametrize(
+    ("template", "texts", "end"),
+    [
+        (CHATML, [" I am "], " I am "),
+        (CHATML, ["\n"], "\n"),
+        (CHATML, ["I am", "", "I am"], "I am\n\nI am"),
+        (LLAMA3, [" I am "], "I am"),
+        (LLAMA3, [" I", "am "], "I\nam"),
+        (PARTS_ONLY, ["I am"], "I am"),
+        (PARTS_ONLY, [" I", "am ", "I"], " I|am |I"),
+        (PARTS_ONLY.replace("part.text }}", "part.text | trim('b') }}"), ["b", "am"], "am"),
+    ],
+)
+def test_what_goes_on_is_the_end_of_the_prompt(template: str, texts: list[str], end: str) -> None:
+    parts = [{"type": "text", "text": text} for text in texts]
+    for content in (parts, texts[0]) if len(texts) == 1 else (parts,):
+        begun = {"role": "assistant", "content": content}
+        goes_on = {"add_generation_prompt": False, "continue_final_message": True}
+        prompt = text(template, USER, begun, **goes_on)
+        assert continued(prompt, Conversation([USER, begun], **goes_on)) == end
+        assert prompt.endswith(end)
+
+
+def test_a_new_message_goes_on_with_nothing() -> None:
+    assert continued("hi", Conversation([USER])) == ""
 
 
 def test_variables_reach_the_template() -> None:

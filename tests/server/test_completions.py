@@ -49,6 +49,7 @@ def test_the_answer_has_openais_shape(daemon: Daemon) -> None:
     assert response.headers["content-type"] == "application/json"
     assert body.pop("id").startswith("cmpl-")
     assert isinstance(body.pop("created"), int)
+    assert body.pop("system_fingerprint").startswith("fp_")
     assert body == {
         "object": "text_completion",
         "model": MODEL,

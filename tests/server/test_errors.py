@@ -60,7 +60,9 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"allowed_token_ids": [-1]}, "allowed_token_ids", "greater than or equal to 0"),
     ({"bad_words": [""]}, "bad_words", "empty string"),
     ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "at least 1"),
-    ({"service_tier": "gold"}, "service_tier", "'auto', 'default' or 'flex'"),
+    ({"service_tier": "gold"}, "service_tier", "'auto', 'default', 'flex', 'scale'"),
+    ({"use_beam_search": True}, "use_beam_search", "should be False"),
+    ({"use_beam_search": 0}, "use_beam_search", "should be false"),
     ({"best_of": 3, "n": 2}, "best_of", "not supported"),
 ]
 
@@ -84,6 +86,8 @@ def test_a_wrong_request_is_400_and_names_the_field(
         {"logprobs": None, "suffix": None, "logit_bias": None, "stop": None, "user": None},
         {"logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0.0, "suffix": ""},
         {"logprobs": None, "service_tier": "default", "priority": -3},
+        {"service_tier": "priority"},
+        {"service_tier": "scale"},
         {"use_beam_search": False, "length_penalty": 1.0, "request_id": "x", "cache_salt": "y"},
         {"spaces_between_special_tokens": True, "add_special_tokens": True, "vllm_xargs": {}},
         {"stream": True, "stream_options": {"continuous_usage_stats": False}},
@@ -110,6 +114,14 @@ def test_a_prompt_that_is_too_long_is_told_the_numbers(daemon: Daemon) -> None:
     error = daemon.complete(prompt=[9] * 64).json()["error"]
     assert error["param"] == "prompt"
     assert error["code"] == "context_length_exceeded"
+
+
+def test_a_prompt_that_is_too_long_is_not_read_to_its_end(daemon: Daemon) -> None:
+    unknown = 10**6
+    error = daemon.complete(prompt=[[9], [9] * 64 + [unknown]]).json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    error = daemon.complete(prompt=[9] * 64 + [unknown], truncate_prompt_tokens=9).json()["error"]
+    assert error["message"].startswith("Token id 1000000 is outside the vocabulary")
 
 
 def test_an_unknown_model_is_404(daemon: Daemon) -> None:

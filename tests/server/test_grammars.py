@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from configs.grammar_limits import MAX_GRAMMAR_BYTES
+from configs.grammar_limits import MAX_GRAMMAR_BYTES, MAX_GRAMMAR_BYTES_OF_REQUEST
 from engine.messages import Submit
 from server import grammars as module
 from server.errors import ApiError
@@ -394,6 +394,18 @@ def test_a_grammar_is_measured_in_bytes(counted: tuple[Grammars, CountedChecker]
     with pytest.raises(ApiError, match="larger"):
         asyncio.run(grammars.check("é" * (MAX_GRAMMAR_BYTES // 2 + 1), "field"))
     assert len(checker.checked) == 1
+
+
+def test_a_grammar_for_many_completions_is_measured_with_each_of_them(daemon: Daemon) -> None:
+    text = f'start: "a" // {"x" * (MAX_GRAMMAR_BYTES // 2)}'
+    body: dict[str, Any] = {"structured_outputs": {"grammar": text}, "n": 64}
+    assert asked(daemon, **body) == lark(text)
+    error = refused(daemon, **body, prompt=["a", "b"])
+    assert error["param"] == "structured_outputs"
+    assert error["message"] == (
+        "'structured_outputs' is too large for 128 completions: each takes a grammar of "
+        f"{len(lark(text))} bytes, and {MAX_GRAMMAR_BYTES_OF_REQUEST} are allowed in all."
+    )
 
 
 def test_when_they_are_closed_no_process_is_left() -> None:

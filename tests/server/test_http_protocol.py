@@ -131,3 +131,27 @@ def test_garbage_after_a_request_does_not_cut_into_its_answer(tmp_path: Path) ->
         rest = read(client)
     assert begun.startswith(b"HTTP/1.1 200 ")
     assert b"HTTP/1.1" not in rest
+
+
+def test_an_upgrade_that_is_offered_is_passed_over_in_silence(
+    daemon: Daemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    offer = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    assert daemon.http.get(f"{daemon.url}/v1/models", headers=offer).status_code == 200
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
+
+
+@pytest.mark.parametrize("is_read", [False, True], ids=["at once", "while it is read"])
+def test_a_body_that_is_no_http_is_400(daemon: Daemon, *, is_read: bool) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
+    with connect(daemon) as client:
+        if not is_read:
+            client.sendall(head + b"\r\n1\r\n{\r\nno number\r\n")
+        else:
+            client.sendall(head + b"expect: 100-continue\r\n\r\n")
+            assert client.recv(65536).startswith(b"HTTP/1.1 100 "), "it asks for the body"
+            client.sendall(b"1\r\n{\r\nno number\r\n")
+        answer = read(client)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert error_in(answer)["code"] == "invalid_http"

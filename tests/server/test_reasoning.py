@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.reasoning import BEGIN, END, ReasoningSplitter, format_of, leaves_open
+from server.reasoning import BEGIN, END, ReasoningCounter, ReasoningSplitter, format_of, leaves_open
 from tests.server.cutting import PLACES, cut, texts_of
 
 
@@ -69,3 +69,27 @@ def test_the_begin_that_the_prompt_has_written_is_seen() -> None:
 def test_a_template_tells_whether_its_model_thinks_aloud() -> None:
     assert format_of("{{ content.split('</think>')[-1] }}") == "think"
     assert format_of("{{ content }}") == "none"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "opened", "num_tokens"),
+    [
+        (["<think>", "a", " b", "</think>", "\n\n", "Seven"], False, 4),
+        (["<", "think", ">", "a", "</", "think", ">", "Seven"], False, 7),
+        (["", "<think>", "", "é", "</think>", "Seven"], False, 5),
+        (["<think>", "</think>", "Seven"], False, 2),
+        (["<think>", "a"], False, 2),
+        (["a", "</think>", "Seven"], True, 2),
+        (["\n", "a"], True, 2),
+        (["Seven", "<think>", "a", "</think>"], False, 0),
+        (["<", "b", ">"], False, 0),
+        ([], True, 0),
+    ],
+)
+def test_tokens_of_reasoning_are_counted_with_their_tags(
+    tokens: list[str], *, opened: bool, num_tokens: int
+) -> None:
+    counter = ReasoningCounter(opened=opened)
+    for token in tokens:
+        counter.push(token)
+    assert counter.num_tokens == num_tokens

@@ -3,6 +3,7 @@
 import io
 import json
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -208,3 +209,59 @@ def test_a_key_that_is_wrong_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert tdpipe.main(["complete", "x", *flags, "--api-key", "right"]) == 0
         assert tdpipe.main(["complete", "x", *flags, "--api-key", "right", "--model", MODEL]) == 0
     assert capsys.readouterr().out == "hello\nhello\n"
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "a\nb", "a\udcffb", "\x7f"])
+def test_a_key_that_fits_in_no_header_is_told_and_not_shown(
+    key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tdpipe.main(["chat", "x", "--api-key", key]) == terminal.FAILED
+    told = capsys.readouterr().err
+    assert told == "tdpipe: error: the API key must consist of printable ASCII characters\n"
+
+
+def test_a_socket_behind_which_there_is_no_daemon_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "daemon.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        hanging_up = threading.Thread(target=lambda: listener.accept()[0].close())
+        hanging_up.start()
+        assert tdpipe.main(["chat", "x", "--uds", path]) == terminal.FAILED
+        hanging_up.join()
+    told = capsys.readouterr().err
+    assert told.startswith(f"tdpipe: error: no daemon at {path}: ")
+    assert "http:" not in told
+    assert len(told.splitlines()) == 1
+
+
+def test_what_is_no_text_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with fake() as daemon:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), "utf-8"))
+        assert tdpipe.main(["complete", "--url", daemon.url]) == terminal.FAILED
+        assert tdpipe.main(["chat", "caf\udce9", "--url", daemon.url]) == terminal.FAILED
+        assert not daemon.asked
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("tdpipe: error: what is asked is no text: ") for line in lines)
+
+
+def test_a_line_that_is_no_text_does_not_end_the_chat(
+    monkeypatch: pytest.MonkeyPatch, typed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(_prompt: str = "") -> str:
+        if not typed:
+            raise EOFError
+        return typed.pop(0).encode("latin-1").decode()
+
+    monkeypatch.setattr("builtins.input", read)
+    typed += ["café", "hello"]
+    with fake(["Hi"]) as daemon:
+        assert tdpipe.main(["chat", "--url", daemon.url]) == 0
+    told = capsys.readouterr()
+    assert told.out == "Hi\n\n"
+    assert told.err.startswith("tdpipe: error: what is asked is no text: ")

@@ -28,8 +28,10 @@ class Message(NamedTuple):
     calls: list[tuple[str, str]]
 
 
-def parse(pieces: list[str], call_format: CallFormat = HERMES, *, several: bool = True) -> Message:
-    parser = CallParser(call_format, TOOLS, several=several)
+def parse(
+    pieces: list[str], call_format: CallFormat = HERMES, *, several: bool = True, only: bool = False
+) -> Message:
+    parser = CallParser(call_format, TOOLS, several=several, only_calls=only)
     said = ""
     calls: list[tuple[str, str]] = []
     for text, deltas in [*map(parser.push, pieces), (parser.flush(), [])]:
@@ -119,6 +121,13 @@ def test_a_call_once_told_stays_one_when_its_end_is_missing(
     text: str, said: str, arguments: str
 ) -> None:
     assert parse([text]) == (said, [("add", arguments)])
+
+
+@pytest.mark.parametrize("begun", ["<tool", "<tool_call>", '<tool_call>{"name": "ad'])
+def test_after_a_call_the_beginning_of_another_is_not_said(begun: str) -> None:
+    assert parse([f"I add.\n{hermes(ADD_TEXT)}\n{begun}"]) == ("I add.", [ADD])
+    no_call = f'{begun}"? Done.'
+    assert parse([f"{hermes(ADD_TEXT)}\n{no_call}"]) == (f"\n{no_call}", [ADD])
 
 
 def test_a_call_after_a_broken_begin_is_one() -> None:
@@ -254,6 +263,13 @@ def test_what_a_forced_call_may_be_is_read_as_calls(call_format: CallFormat, see
     assert calls
     for name, arguments in calls:
         assert json.loads(arguments).keys() <= ({"a", "b", "c"} if name == "add" else set())
+
+
+@pytest.mark.parametrize("call_format", [HERMES, LLAMA3_JSON])
+def test_wherever_a_forced_call_is_cut_off_nothing_of_it_is_said(call_format: CallFormat) -> None:
+    text = "".join(walk(call_format.grammar(SCHEMAS, {}, several=True), 1))
+    assert {parse([text[:at]], call_format, only=True).said for at in range(len(text))} == {""}
+    assert {parse([text[:at]], call_format).said for at in range(len(text))} != {""}
 
 
 def test_a_forced_call_is_one_where_several_are_not_wanted() -> None:

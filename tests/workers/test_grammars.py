@@ -1,4 +1,4 @@
-"""Grammars in the sampler: rows with and without one, whoever had the slot before, and failures."""
+"""Grammars in the sampler: rows with and without one, whoever had the seat before, and failures."""
 
 import itertools
 import json
@@ -56,19 +56,19 @@ def grammars() -> Iterator[Grammars]:
     made.close()
 
 
-def setup(slot: int, grammar: str, output: Sequence[int] = (), **wants: Any) -> SamplerSetup:
+def setup(seat: int, grammar: str, output: Sequence[int] = (), **wants: Any) -> SamplerSetup:
     """A sequence's settings; greedy unless told otherwise."""
     min_tokens, stops = wants.pop("min_tokens", 0), wants.pop("stop_token_ids", (END,))
     sampling = Sampling(**({"temperature": 0.0, "grammar": grammar} | wants))
-    return SamplerSetup(slot, sampling, min_tokens, stops, b"", array("i", output).tobytes())
+    return SamplerSetup(seat, sampling, min_tokens, stops, b"", array("i", output).tobytes())
 
 
-def step(slots: list[int], *setups: SamplerSetup, step_id: int = 1) -> Step:
-    """Rows of these slots, -1 for the likeliest token."""
+def step(seats: list[int], *setups: SamplerSetup, step_id: int = 1) -> Step:
+    """Rows of these seats, -1 for the likeliest token."""
     nothing = b""
     return Step(
         *(1, step_id, "decode", nothing, nothing, nothing, nothing, nothing, nothing),
-        slots=array("i", slots).tobytes(),
+        seats=array("i", seats).tobytes(),
         setups=setups,
     )
 
@@ -94,7 +94,7 @@ def run(sampler: Sampler, rows: list[SamplerSetup], max_tokens: int = 120) -> li
     outputs: list[list[int]] = [[] for _ in rows]
     going = list(range(len(rows)))
     for number in range(max_tokens):
-        plan = step([rows[i].slot for i in going], *([] if number else rows))
+        plan = step([rows[i].seat for i in going], *([] if number else rows))
         tokens = picked(sampler, logits_of(number, len(rows))[going], plan)
         for i, token in zip(going, tokens, strict=True):
             outputs[i].append(token)
@@ -180,13 +180,13 @@ def test_a_complete_output_is_filled_with_stop_tokens_up_to_its_minimum(
     assert tokens == [core_of("demo").token_to_id("7"), END, END, END, END]
 
 
-def test_a_slot_forgets_the_grammar_that_it_had(grammars: Grammars) -> None:
+def test_a_seat_forgets_the_grammar_that_it_had(grammars: Grammars) -> None:
     sampler, logits = Sampler(VOCABULARY, CPU, grammars), logits_of(1)
     picked(sampler, logits, step([0], setup(0, DIGITS)))
     assert picked(sampler, logits, step([0], setup(0, ""))) == [int(logits.argmax())]
 
 
-def test_a_plan_that_came_early_leaves_the_slot_to_whom_it_belongs_until_it_runs(
+def test_a_plan_that_came_early_leaves_the_seat_to_whom_it_belongs_until_it_runs(
     grammars: Grammars,
 ) -> None:
     sampler = Sampler(VOCABULARY, CPU, grammars)
@@ -225,9 +225,9 @@ def test_the_first_mask_is_made_when_the_plan_comes(grammars: Grammars) -> None:
     assert [len(allowed) for allowed in _allowed(grammars, [0])] == [10]
 
 
-def _allowed(grammars: Grammars, slots: list[int]) -> list[list[int]]:
-    """The tokens that each slot may pick."""
-    guided = grammars.banned(np.array(slots), CPU)
+def _allowed(grammars: Grammars, seats: list[int]) -> list[list[int]]:
+    """The tokens that each seat may pick."""
+    guided = grammars.banned(np.array(seats), CPU)
     assert guided is not None
     return [(~row).nonzero()[:, 0].tolist() for row in guided[1]]
 

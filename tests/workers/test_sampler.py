@@ -35,7 +35,7 @@ GREEDY = Draw(temperature=0.0)
 
 
 def make_step(rows: list[Draw], bans: tuple[tuple[int, bytes], ...] = ()) -> Step:
-    """A plan whose rows are all new to the sampler; those that draw have a slot each."""
+    """A plan whose rows are all new to the sampler; those that draw have a seat each."""
     banned = dict(bans)
     special = [i for i, row in enumerate(rows) if row.temperature > 0 or i in banned]
     setups = tuple(
@@ -49,11 +49,11 @@ def make_step(rows: list[Draw], bans: tuple[tuple[int, bytes], ...] = ()) -> Ste
         )
         for i in special
     )
-    slots = [i if i in special else -1 for i in range(len(rows))]
+    seats = [i if i in special else -1 for i in range(len(rows))]
     nothing = b""
     return Step(
         *(1, 1, "decode", nothing, nothing, nothing, nothing, nothing, nothing),
-        slots=array("i", slots).tobytes() if special else b"",
+        seats=array("i", seats).tobytes() if special else b"",
         setups=setups,
     )
 

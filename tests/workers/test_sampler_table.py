@@ -25,11 +25,11 @@ def ints(*values: int) -> bytes:
     return array("i", values).tobytes()
 
 
-def setup(slot: int, prompt: list[int], output: list[int], **wants: Any) -> SamplerSetup:
+def setup(seat: int, prompt: list[int], output: list[int], **wants: Any) -> SamplerSetup:
     """A greedy sequence with wants of its own."""
     min_tokens, stops = wants.pop("min_tokens", 0), wants.pop("stop_token_ids", ())
     sampling = Sampling(temperature=0.0, **wants)
-    return SamplerSetup(slot, sampling, min_tokens, stops, ints(*prompt), ints(*output))
+    return SamplerSetup(seat, sampling, min_tokens, stops, ints(*prompt), ints(*output))
 
 
 def edited(logits: Tensor, *setups: SamplerSetup) -> Tensor:
@@ -38,7 +38,7 @@ def edited(logits: Tensor, *setups: SamplerSetup) -> Tensor:
     for one in setups:
         table.set_up(one)
     own = logits.clone()
-    table.edit(own, np.array([one.slot for one in setups]))
+    table.edit(own, np.array([one.seat for one in setups]))
     return own
 
 
@@ -114,12 +114,12 @@ def test_a_bad_word_is_never_completed(history: list[int], banned: set[int]) -> 
         assert set(torch.isinf(got[0]).nonzero()[:, 0].tolist()) == banned
 
 
-def step(slots: list[int], *setups: SamplerSetup) -> Step:
-    """Rows of these slots, -1 for the likeliest token."""
+def step(seats: list[int], *setups: SamplerSetup) -> Step:
+    """Rows of these seats, -1 for the likeliest token."""
     nothing = b""
     return Step(
         *(1, 1, "decode", nothing, nothing, nothing, nothing, nothing, nothing),
-        slots=ints(*slots),
+        seats=ints(*seats),
         setups=setups,
     )
 
@@ -136,7 +136,7 @@ def test_the_table_counts_its_own_tokens() -> None:
     assert tokens == order * 2
 
 
-def test_a_slot_forgets_whom_it_had_before() -> None:
+def test_a_seat_forgets_whom_it_had_before() -> None:
     sampler, logits = Sampler(VOCABULARY, CPU), make_logits(1)
     likeliest = int(logits.argmax())
     demanding = setup(
@@ -154,7 +154,7 @@ def test_a_slot_forgets_whom_it_had_before() -> None:
     assert array("i", second).tolist() == [likeliest]
 
 
-def test_hundreds_of_slots_and_counts_grow_without_mixing() -> None:
+def test_hundreds_of_seats_and_counts_grow_without_mixing() -> None:
     sampler, count = Sampler(VOCABULARY, CPU), 300
     logits = make_logits(1).expand(count, -1).clone()
     likeliest = int(logits[0].argmax())

@@ -17,6 +17,7 @@ from server.batches.answers import (
     check_is_answers,
     not_run,
 )
+from server.batches.objects import OutputLine
 from tests.server.batches.world import by_custom_id
 
 BODY = (
@@ -56,6 +57,24 @@ def test_successes_and_failures_go_to_their_files_in_the_reference_s_shape(tmp_p
     assert bad["b"]["error"] is None
     assert bad["c"]["response"] is None
     assert bad["c"]["error"] == {"code": "batch_expired", "message": "too late"}
+
+
+@pytest.mark.parametrize("answer", [success("a"), failure("b"), not_run("c", "batch_expired", "")])
+def test_the_api_knows_every_field_of_a_line(answer: Answer) -> None:
+    assert OutputLine.model_validate_json(answer.line).model_dump() == json.loads(answer.line)
+
+
+def test_tokens_of_reasoning_are_summed_up(tmp_path: Path) -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    details = {"completion_tokens_details": {"reasoning_tokens": 2}}
+    body = json.dumps({"usage": usage | details}).encode()
+    answers = Answers(tmp_path / "output", tmp_path / "errors")
+    answers.append(
+        [answered(custom_id, 200, "cmpl-1", body) for custom_id in "ab"] + [success("c")]
+    )
+    assert answers.usage().output_tokens_details.reasoning_tokens == 4
+    assert answers.usage().output_tokens == 12
+    answers.close()
 
 
 def test_a_body_with_line_breaks_is_still_one_line(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from engine.messages import Finished, Submit
-from tests.server.batches.world import begin, lines, official, read, wait_ended
+from tests.server.batches.world import begin, line, lines, official, read, wait_ended
 from tests.server.world import MODEL, TOKENIZER, Daemon, generated, saying, serving
 
 
@@ -149,3 +149,13 @@ def test_a_batch_that_stumbles_is_taken_up_again(
         away.rename(input_path)
         ended = wait_ended(client, batch_id)
         assert (ended.status, ended.output_file_id) == ("completed", output_id)
+
+
+def test_the_longest_of_the_last_requests_are_begun_first(tmp_path: Path) -> None:
+    content = "".join(
+        line(f"r{i}", max_tokens=number) + "\n" for i, number in enumerate([2, 1, 4, 8, 16])
+    )
+    with life(tmp_path, saying("hello"), batch_concurrency=1) as (daemon, client):
+        assert wait_ended(client, begin(client, content).id).status == "completed"
+        begun = [submit.max_tokens for submit in daemon.engine.wait_for(Submit, 5)]
+    assert begun == [2, 1, 4, 16, 8]

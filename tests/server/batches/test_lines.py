@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.batches.lines import BadLineError, Rules, check_line, read_lines
+from server.batches.objects import InputLine
 
 RULES = Rules({"/v1/completions"}, {"little"}, 200)
 GOOD: dict[str, Any] = {
@@ -30,6 +31,13 @@ def test_a_body_comes_as_it_was_written() -> None:
     line = b'{"custom_id":"a","method":"POST","url":"/v1/completions","body":%b}\r\n' % body
     request = check_line(line, RULES)
     assert (request.custom_id, request.url, request.body) == ("a", "/v1/completions", body)
+
+
+def test_the_api_knows_every_field_of_a_line() -> None:
+    assert InputLine.model_validate(GOOD).model_dump() == GOOD
+    for field in InputLine.model_fields:
+        with pytest.raises(BadLineError, match=field):
+            check_line(changed(**{field: None}), RULES)
 
 
 @pytest.mark.parametrize(

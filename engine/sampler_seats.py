@@ -1,32 +1,32 @@
-"""Sampler slots: who of the sequences the last stage's sampler knows already.
+"""Sampler seats: who of the sequences the last stage's sampler knows already.
 
-A sequence that draws, or whose logits are changed, has a slot in the sampler's tables from the
+A sequence that draws, or whose logits are changed, has a seat in the sampler's tables from the
 first step that samples for it until it ends. Its settings travel once, and a decode step says no
-more of it than the slot.
+more of it than the seat.
 """
 
 from engine.messages import SamplerSetup
 from engine.sequence import Sequence
 
 
-class SamplerSlots:
-    """The slots of one life of the pipeline."""
+class SamplerSeats:
+    """The seats of one life of the pipeline."""
 
     def __init__(self) -> None:
         self._free: list[int] = []
-        self._num_slots = 0
+        self._num_seats = 0
 
     def setup(self, sequence: Sequence) -> SamplerSetup:
-        """Give the sequence a slot; what the sampler must be told."""
-        assert sequence.slot < 0
+        """Give the sequence a seat; what the sampler must be told."""
+        assert sequence.seat < 0
         if not self._free:
-            self._free.append(self._num_slots)
-            self._num_slots += 1
-        sequence.slot = self._free.pop()
+            self._free.append(self._num_seats)
+            self._num_seats += 1
+        sequence.seat = self._free.pop()
         submit, num_prompt_tokens = sequence.submit, sequence.num_prompt_tokens
         reads_prompt = submit.sampling.repetition_penalty != 1 or submit.sampling.bad_words
         return SamplerSetup(
-            sequence.slot,
+            sequence.seat,
             submit.sampling,
             submit.min_tokens,
             submit.stop_token_ids,
@@ -35,7 +35,7 @@ class SamplerSlots:
         )
 
     def free(self, sequence: Sequence) -> None:
-        """The sequence has ended; steps in flight still sample for it before the slot's next."""
-        if sequence.slot >= 0:
-            self._free.append(sequence.slot)
-            sequence.slot = -1
+        """The sequence has ended; steps in flight still sample for it before the seat's next."""
+        if sequence.seat >= 0:
+            self._free.append(sequence.seat)
+            sequence.seat = -1

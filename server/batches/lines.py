@@ -98,7 +98,7 @@ def parse_line(line: bytes) -> LineRequest:
         given = _decode_line(line)
     except msgspec.ValidationError as error:
         raise BadLineError("invalid_request", f"This line is not a request: {error}.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = f"This line is not parseable as valid JSON: {error}."
         raise BadLineError("invalid_json_line", message) from error
     custom_id = _required(given.custom_id, "custom_id")

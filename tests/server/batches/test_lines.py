@@ -68,6 +68,16 @@ def test_a_bad_line_is_refused_by_name(line: bytes, code: str, param: str | None
     assert (refused.value.code, refused.value.param) == (code, param)
 
 
+def test_a_line_that_is_nested_too_deeply_is_no_more_than_a_bad_line() -> None:
+    rules = Rules(RULES.urls, RULES.models, 10_000_000)
+    for depth in (2000, 1_000_000):
+        body = b'{"model":"little","prompt":' + b"[" * depth + b"]" * depth + b"}"
+        line = b'{"custom_id":"a","method":"POST","url":"/v1/completions","body":%b}' % body
+        with pytest.raises(BadLineError) as refused:
+            check_line(line, rules)
+        assert refused.value.code == "invalid_json_line"
+
+
 def test_lines_are_counted_from_one_and_blank_ones_are_passed_over() -> None:
     file = BytesIO(b"\xef\xbb\xbfone\n\n  \r\ntwo\nthree")
     assert list(read_lines(file)) == [(1, b"one\n"), (4, b"two\n"), (5, b"three")]

@@ -21,6 +21,9 @@ from server.errors import ApiError, invalid, invalid_value
 
 # Far more than any body has by name; what is refused is told field by field.
 MAX_FIELDS = 256
+# Twice as deep as a schema may be. What reads a body goes down to its bottom more than once, and
+# how deep the interpreter's stack lets it is another thing in each version.
+MAX_DEPTH = 256
 
 Item = TypeVar("Item")
 
@@ -99,6 +102,9 @@ def parse(kind: type[Kind], body: bytes) -> Kind:
         raise _too_deep() from error
     if not isinstance(values, dict):
         raise invalid("The JSON body of your request must be an object.")
+    # Most bodies have so few brackets that nobody need look how they are nested.
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_too_deep(values):
+        raise _too_deep()
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -114,6 +120,16 @@ def not_too_deep() -> Iterator[None]:
         yield
     except RecursionError as error:
         raise _too_deep() from error
+
+
+def _is_too_deep(values: dict[str, Any]) -> bool:
+    level: list[Any] = [values]
+    for _ in range(MAX_DEPTH):
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for part in inner for each in part if isinstance(each, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _too_deep() -> ApiError:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError
 
 import server.app  # noqa: F401 - with all bodies
-from server.body import MAX_FIELDS, Body, parse
+from server.body import MAX_DEPTH, MAX_FIELDS, Body, parse
 from server.errors import ApiError
 from server.protocol import CompletionRequest
 
@@ -73,6 +73,24 @@ def test_biases_are_counted_before_they_are_looked_at() -> None:
     assert told == (
         "Invalid value for 'logit_bias': dictionary should have at most 1024 items, not 1025."
     )
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH, 990, 100_000])
+@pytest.mark.parametrize(("begin", "end"), [("[", "]"), ('{"a":', "}")])
+def test_a_body_that_is_nested_too_deeply_is_told_so(depth: int, begin: str, end: str) -> None:
+    inner = "1" if begin == '{"a":' else ""
+    value = begin * depth + inner + end * depth
+    with pytest.raises(ApiError, match="nested too deeply") as caught:
+        parse(Order, f'{{"name": "x", "free": {value}}}'.encode())
+    assert caught.value.status == 400
+
+
+def test_brackets_that_are_not_nested_are_as_many_as_one_likes() -> None:
+    free = [[[1]]] * MAX_DEPTH + ["[" * MAX_DEPTH]
+    body = msgspec.json.encode({"name": "x", "free": free})
+    assert parse(Order, body).free == free
+    deepest = "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)
+    assert parse(Order, f'{{"name": "[x", "free": {deepest}}}'.encode()).free
 
 
 class Inner(Body):

@@ -79,6 +79,7 @@ async def _serve(
         client,
         drain,
         shutdown_timeout_s=config.shutdown_timeout,
+        send_timeout_s=config.send_timeout,
         tls=tls,
         failure=partial(lifeline.reported_failure, config.folder),
     )

@@ -1,6 +1,10 @@
-"""The HTTP protocol: uvicorn's, with bounds on a request's head, and its errors in the envelope."""
+"""The HTTP protocol: uvicorn's, bounded: a head's length and time, the time that nothing is read.
+
+Its errors are in the envelope.
+"""
 
 import asyncio
+import logging
 import uuid
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -11,6 +15,8 @@ from server.errors import ApiError
 MAX_HEAD_BYTES = 32 * 1024
 # From the connection, or a request's first byte, to the end of the request's head.
 HEAD_TIMEOUT_S = 60.0
+
+logger = logging.getLogger("tdpipe")
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -23,6 +29,9 @@ class BoundedHttp(HttpToolsProtocol):
     _in_head = True
     _num_heads = 0  # that have come whole
     _deadline: asyncio.TimerHandle | None = None
+    # Bytes that were left for the client when it was last seen to read, or not to have to.
+    _num_unread = 0
+    _read_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Give it time for its first request."""
@@ -43,6 +52,20 @@ class BoundedHttp(HttpToolsProtocol):
             self._num_received_bytes += len(data)
             if self._num_received_bytes > MAX_HEAD_BYTES:
                 self._refuse(_too_long())
+
+    def check_reads(self, now: float, timeout_s: float) -> None:
+        """Hang up on a client that has read nothing for so long; to be called time and again.
+
+        Only where it is waited for: what is there for it fills the buffer, or is the last. So
+        nothing is added meanwhile, and each byte that it takes is seen.
+        """
+        is_awaited = self.flow.write_paused or self.transport.is_closing()
+        num_unread = self.transport.get_write_buffer_size() if is_awaited else 0
+        if not num_unread or num_unread != self._num_unread:
+            self._num_unread, self._read_at = num_unread, now
+        elif now - self._read_at > timeout_s:
+            logger.info("a client has read nothing for %g s: its connection is cut", timeout_s)
+            self.transport.abort()
 
     def on_message_begin(self) -> None:
         """A request begins."""

@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -19,6 +20,7 @@ from server.http_protocol import BoundedHttp
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
+TICKS_PER_SECOND = 10
 LAST_WORDS_S = 2  # for the error events of requests that the drain's end has cut off
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -60,7 +62,8 @@ class DrainingServer(uvicorn.Server):
 
     While it drains it still listens, so that clients and probes get an answer: 503. A second
     signal ends it at once; either way, requests still open get an error before it goes. So they do
-    without delay where there is a `failure`: the daemon's, in words for the client.
+    without delay where there is a `failure`: the daemon's, in words for the client. A client that
+    reads nothing for `send_timeout_s` is hung up on.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class DrainingServer(uvicorn.Server):
         drain: Drain,
         *,
         shutdown_timeout_s: float,
+        send_timeout_s: float = 60.0,
         tls: ssl.SSLContext | None = None,
         failure: Callable[[], str | None] = lambda: None,
     ) -> None:
@@ -92,6 +96,7 @@ class DrainingServer(uvicorn.Server):
         self._drain = drain
         self._failure = failure
         self._shutdown_timeout_s = shutdown_timeout_s
+        self._send_timeout_s = send_timeout_s
         self._draining: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
@@ -102,6 +107,15 @@ class DrainingServer(uvicorn.Server):
         else:
             self._draining.cancel()
             self._draining = asyncio.create_task(self._end(0))
+
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn's, ten times a second: look every second after clients that do not read."""
+        if counter % TICKS_PER_SECOND == 0:
+            now = time.monotonic()
+            for connection in list(self.server_state.connections):
+                assert isinstance(connection, BoundedHttp)
+                connection.check_reads(now, self._send_timeout_s)
+        return await super().on_tick(counter)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -303,7 +303,12 @@ def serving(
         app, predictor, batches = make_app(settings_, client, drain, tokenizer)
         tls = tls_context(settings_)
         server = DrainingServer(
-            app, client, drain, shutdown_timeout_s=settings_.shutdown_timeout, tls=tls
+            app,
+            client,
+            drain,
+            shutdown_timeout_s=settings_.shutdown_timeout,
+            send_timeout_s=settings_.send_timeout,
+            tls=tls,
         )
         listener = listen("127.0.0.1", 0)
         url = f"http{'s' if tls else ''}://127.0.0.1:{listener.getsockname()[1]}"

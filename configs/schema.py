@@ -321,6 +321,22 @@ class ServerConfig(FrontDoorConfig):
     max_num_queued_reqs: int = Field(
         1024, ge=1, description="sequences that may wait for their first token; more get 429"
     )
+    max_num_queued_tokens: int = Field(
+        1024 * 4096, ge=1, description="tokens that their prompts may have in all; more get 429"
+    )
+    request_timeout: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds that a request may take, queued or running, unless its own timeout is "
+        "shorter; not for batches [no limit]",
+    )
+    send_timeout: float = Field(
+        60.0,
+        gt=0,
+        description="seconds after which a client that reads nothing of what is there for it is "
+        "hung up on",
+    )
     max_stream_interval: float = Field(
         0.05,
         ge=0,

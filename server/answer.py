@@ -1,11 +1,11 @@
-"""The answer: a reply written to its client, whole or as a stream of events.
+"""The answer: a reply prepared for its client and written to it, whole or as a stream of events.
 
 It lives as long as its client stays; a stream that has begun ends in `[DONE]` or with the client.
 """
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from starlette.responses import Response
@@ -19,32 +19,37 @@ from server.event_stream import DONE, HEADERS, error_event
 from server.metrics import Metrics
 from server.reply import Reply
 
+# Of requests that were let in.
+_OUTCOMES = {408: "timeout", 500: "error"}
+
 logger = logging.getLogger("tdpipe")
 
 
 class Answer(Response):
-    """The answer to one request.
+    """The answer to one request, which `prepare` makes a reply of.
 
-    Raises `ApiError` while nothing has been sent: the request was not admitted, or a whole answer
-    could not be completed.
+    Raises `ApiError` while nothing has been sent: the request was refused, or a whole answer could
+    not be completed.
     """
 
-    def __init__(self, reply: Reply, metrics: Metrics, drain: Drain) -> None:
+    def __init__(
+        self, prepare: Callable[[], Awaitable[Reply]], metrics: Metrics, drain: Drain
+    ) -> None:
         super().__init__()
-        self._reply = reply
+        self._prepare = prepare
         self._metrics = metrics
         self._drain = drain
         self._outcome = "error"
+        self._arrived_at: float | None = None  # None: it was refused before
         self._connection: Connection | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write it, unless the client goes away."""
         assert scope["type"] == "http"
         self._connection = connection_of(scope)
-        write = self._write_stream if self._reply.stream else self._write_whole
         with self._drain.request(), self._recorded():
             self._drain.check()
-            if not await run_while_connected(write(send), receive):
+            if not await run_while_connected(self._answer(send), receive):
                 self._outcome = "disconnect"
 
     @contextmanager
@@ -52,15 +57,20 @@ class Answer(Response):
         try:
             yield
         except ApiError as error:
-            self._outcome = "error" if error.status == 500 else "refused"
+            self._outcome = _OUTCOMES.get(error.status, "refused")
             raise
         finally:
-            seconds = time.monotonic() - self._reply.generation.arrived_at
             self._metrics.requests.labels(self._outcome).inc()
-            self._metrics.request_duration.observe(seconds)
+            if self._arrived_at is not None:
+                self._metrics.request_duration.observe(time.monotonic() - self._arrived_at)
 
-    async def _write_whole(self, send: Send) -> None:
-        body = await self._reply.whole()
+    async def _answer(self, send: Send) -> None:
+        reply = await self._prepare()
+        self._arrived_at = reply.generation.arrived_at
+        await (self._write_stream if reply.stream else self._write_whole)(reply, send)
+
+    async def _write_whole(self, reply: Reply, send: Send) -> None:
+        body = await reply.whole()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
@@ -69,13 +79,15 @@ class Answer(Response):
         await _send_body(send, body, more=False)
         self._outcome = "success"
 
-    async def _write_stream(self, send: Send) -> None:
-        async with self._reply.generation:
+    async def _write_stream(self, reply: Reply, send: Send) -> None:
+        async with reply.generation:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             try:
-                end = await self._write_events(send)
+                async with reply.deadline.kept():
+                    end = await self._write_events(reply, send)
                 self._outcome = "success"
             except ApiError as error:
+                self._outcome = _OUTCOMES.get(error.status, "error")
                 end = error_event(error)
             except OSError:
                 raise
@@ -85,9 +97,9 @@ class Answer(Response):
                 end = error_event(failed("The server had an error while processing your request."))
         await _send_body(send, end + DONE, more=False)
 
-    async def _write_events(self, send: Send) -> bytes:
+    async def _write_events(self, reply: Reply, send: Send) -> bytes:
         """Write all pieces; returns what is to come before the end."""
-        generation, rendering = self._reply.generation, self._reply.rendering
+        generation, rendering = reply.generation, reply.rendering
         opening = rendering.opening()
         if opening:
             await _send_body(send, opening, more=True)
@@ -98,7 +110,7 @@ class Answer(Response):
             events = b"".join(map(rendering.chunk, await generation.next_pieces()))
             if events:
                 await _send_body(send, events, more=True)
-        return rendering.usage(generation.usage()) if self._reply.include_usage else b""
+        return rendering.usage(generation.usage()) if reply.include_usage else b""
 
 
 async def _send_body(send: Send, body: bytes, *, more: bool) -> None:

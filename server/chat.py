@@ -10,6 +10,7 @@ from server.body import not_too_deep
 from server.chat_protocol import ChatRequest, parse_chat
 from server.chat_rendering import ChatRendering
 from server.chat_template import ChatTemplate, continued
+from server.deadline import Deadline
 from server.engine_client import EngineClient
 from server.errors import ApiError, invalid
 from server.fingerprint import system_fingerprint
@@ -54,11 +55,20 @@ class Chat:
         """The reply to one request, see `server.reply.Endpoint`."""
         request = parse_chat(body)
         self._planner.check_model(request.model)
+        deadline = self._generations.deadline(request.timeout, offline=offline)
+        async with deadline.kept():
+            return await self._prepare(request, len(body), deadline, offline=offline)
+
+    async def _prepare(
+        self, request: ChatRequest, num_bytes: int, deadline: Deadline, *, offline: bool
+    ) -> Reply:
         self._client.check_known()
+        if not (offline or request.gives_way):
+            self._generations.admission.check(request.n)
         self._planner.check_num_logprobs(request.num_logprobs, "top_logprobs")
         choice = self._tool_choice(request)
         conversation = replace(
-            request.conversation(request.messages, choice.for_template(), len(body)),
+            request.conversation(request.messages, choice.for_template(), num_bytes),
             documents=request.documents,
             variables=_effort(request) | request.chat_template_kwargs,
         )
@@ -93,7 +103,9 @@ class Chat:
             self._fingerprint,
             echo=begun if request.echo else "",
         )
-        return Reply(self._generations.of(plan), rendering, request.stream, request.include_usage)
+        return Reply(
+            self._generations.of(plan), rendering, request.stream, request.include_usage, deadline
+        )
 
     def _tool_choice(self, request: ChatRequest) -> ToolChoice:
         """The tools. Raises `ApiError` (400), also where the model would never see them."""

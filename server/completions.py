@@ -5,6 +5,7 @@ from typing import cast
 
 from server.body import not_too_deep
 from server.completion_rendering import CompletionRendering
+from server.deadline import Deadline
 from server.engine_client import EngineClient
 from server.errors import invalid
 from server.generation import Generations
@@ -45,15 +46,25 @@ class Completions:
         """The reply to one request, see `server.reply.Endpoint`."""
         request = parse_completion(body)
         self._planner.check_model(request.model)
+        deadline = self._generations.deadline(request.timeout, offline=offline)
+        async with deadline.kept():
+            return await self._prepare(request, deadline, offline=offline)
+
+    async def _prepare(
+        self, request: CompletionRequest, deadline: Deadline, *, offline: bool
+    ) -> Reply:
+        num_sequences = _num_sequences(request)
         if request.max_tokens != 0 or request.only_scores:
             self._client.check_known()
+            if not (offline or request.gives_way):
+                self._generations.admission.check(num_sequences)
         if request.logprobs is not None:
             self._planner.check_num_logprobs(request.logprobs, "logprobs")
         with not_too_deep():
             grammar = request.grammar
         prompts = await self._read_prompts(request, patient=offline)
         await self._grammars.check(
-            grammar, request.grammar_param, copies=len(prompts) * request.n, patient=offline
+            grammar, request.grammar_param, copies=num_sequences, patient=offline
         )
         fields = request
         if request.scores_prompt:
@@ -73,14 +84,13 @@ class Completions:
         )
         echoes = self._echoes(request, plan.prompts) if request.echo else []
         rendering = CompletionRendering(request, plan, echoes, self._tokenizer, self._fingerprint)
-        return Reply(self._generations.of(plan), rendering, request.stream, request.include_usage)
+        return Reply(
+            self._generations.of(plan), rendering, request.stream, request.include_usage, deadline
+        )
 
     async def _read_prompts(self, request: CompletionRequest, *, patient: bool) -> list[list[int]]:
         """Each prompt's token ids. Raises `ApiError` (400, 429)."""
         prompts = _as_list(request.prompt)
-        if not prompts or not all(prompts):
-            raise invalid("The prompt must not be empty.", "prompt", "invalid_value")
-        check_num_sequences(len(prompts) * request.n)
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         token_ids = [prompt for prompt in prompts if not isinstance(prompt, str)]
         if request.truncate_prompt_tokens is None:
@@ -100,6 +110,16 @@ class Completions:
             else self._tokenizer.decode(token_ids, skip_special_tokens=False)
             for given, token_ids in zip(_as_list(request.prompt), prompts, strict=True)
         ]
+
+
+def _num_sequences(request: CompletionRequest) -> int:
+    """How many are asked for. Raises `ApiError` (400) where it is none, or too many."""
+    prompts = _as_list(request.prompt)
+    if not prompts or not all(prompts):
+        raise invalid("The prompt must not be empty.", "prompt", "invalid_value")
+    num_sequences = len(prompts) * request.n
+    check_num_sequences(num_sequences)
+    return num_sequences
 
 
 def _as_list(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[str | list[int]]:

@@ -12,7 +12,7 @@ from server.protocol import ErrorBody
 _FAILURES = {
     400: "The request is at fault",
     404: "There is no such thing here",
-    408: "The body did not come in time",
+    408: "The body did not come, or the answer was not complete, in time",
     409: "Not in its present state",
     413: "The body is too large",
     415: "The body is not JSON",

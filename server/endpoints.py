@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from configs.schema import Config
+from server.admission import Admission
 from server.chat import Chat
 from server.chat_template import ChatTemplate, chat_template_of
 from server.completions import Completions
@@ -51,7 +52,10 @@ def build_endpoints(
     Raises `ChatTemplateError` when the file with the chat template cannot be used.
     """
     planner = Planner(config, client, tokenizer)
-    generations = Generations(client, tokenizer, metrics, predictor, config.max_num_queued_reqs)
+    admission = Admission(config, client)
+    generations = Generations(
+        client, tokenizer, metrics, predictor, admission, config.request_timeout
+    )
     grammars = Grammars(tokenizer)
     template = chat_template_of(config, tokenizer)
     return Endpoints(

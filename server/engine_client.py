@@ -146,6 +146,7 @@ class EngineClient:
         self.stats_at = 0.0
         self.ticked_at = time.monotonic()
         self.num_queued = 0
+        self.num_queued_tokens = 0  # of their prompts
         self.num_generated = 0
         self.work_at_ready: StageWork | None = None
         self._became_ready = asyncio.Event()
@@ -208,6 +209,7 @@ class EngineClient:
         sequence.submit = message
         sequence.is_queued = not message.offline
         self.num_queued += sequence.is_queued
+        self.num_queued_tokens += sequence.is_queued * len(sequence.prompt_token_ids)
         self._send_submit(sequence)
 
     def expect(self, message: Expect) -> None:
@@ -309,6 +311,7 @@ class EngineClient:
 
     def _leave_queue(self, sequence: Sequence) -> None:
         self.num_queued -= sequence.is_queued
+        self.num_queued_tokens -= sequence.is_queued * len(sequence.prompt_token_ids)
         sequence.is_queued = False
 
     def _on_finished(self, message: Finished) -> None:

@@ -38,6 +38,13 @@ class ApiError(Exception):
         """The envelope as JSON."""
         return msgspec.json.encode({"error": self._error})
 
+    @property
+    def is_final(self) -> bool:
+        """Whether the same request would be answered so again."""
+        if self.headers.get("x-should-retry") == "false":
+            return True
+        return self.status < 500 and "retry-after" not in self.headers
+
     def response(self) -> Response:
         """The whole answer, for a response that has not begun."""
         return Response(self.body(), self.status, self.headers, media_type="application/json")
@@ -71,6 +78,13 @@ def unavailable(message: str, code: str = "service_unavailable") -> ApiError:
     """503: not now, but soon."""
     headers = {"retry-after": str(RETRY_AFTER_S)}
     return ApiError(503, message, kind="server_error", code=code, headers=headers)
+
+
+def timed_out(timeout_s: float) -> ApiError:
+    """408: the request's time is over. Clients repeat it unasked, and it would be over again."""
+    message = f"The answer was not complete within {timeout_s:g} seconds, as long as it may take."
+    headers = {"x-should-retry": "false"}
+    return ApiError(408, message, kind="requests", code="deadline_exceeded", headers=headers)
 
 
 def failed(message: str) -> ApiError:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from engine.messages import Expect
+from server.admission import Admission
 from server.choice import Choice, TextReason
+from server.deadline import Deadline, sooner_of
 from server.engine_client import EngineClient, Sequence
-from server.errors import ApiError, failed, too_busy
+from server.errors import ApiError, failed
 from server.length_histogram import Asked
 from server.length_predictor import Expected, LengthPredictor
 from server.logprobs import Told
@@ -54,7 +56,7 @@ class Generation:
         tokenizer: Tokenizer,
         metrics: Metrics,
         predictor: LengthPredictor,
-        max_num_queued: int,
+        admission: Admission,
         arrived_at: float,
     ) -> None:
         self.arrived_at = arrived_at
@@ -73,7 +75,7 @@ class Generation:
         ]
         self._expected: list[Expected] = []  # per prompt
         self._forget_question: Callable[[], None] = lambda: None
-        self._max_num_queued = max_num_queued
+        self._admission = admission
         self._inbox = client.inbox()
         self._sequences: list[Sequence] = []
         self._choices = [Choice(plan, tokenizer) for _ in range(plan.num_sequences)]
@@ -155,12 +157,8 @@ class Generation:
         self._client.check_known()
         if self.plan.offline:
             return
-        asked, allowed = self.plan.num_sequences, self._max_num_queued
-        if asked > allowed:
-            message = f"Request too large: it asks for {asked} completions, {allowed} may wait."
-            raise too_busy(message, retry=False)
-        if self._client.num_queued + asked > allowed:
-            raise too_busy(f"The queue is full: {allowed} may wait. Please retry shortly.")
+        num_tokens = self.plan.n * sum(map(len, self.plan.prompts))
+        self._admission.check(self.plan.num_sequences, num_tokens)
 
     def _tail(self, prompt: Collection[int]) -> str:
         """The end of a prompt, which says most of the answer."""
@@ -222,7 +220,12 @@ class Generations:
     tokenizer: Tokenizer
     metrics: Metrics
     predictor: LengthPredictor
-    max_num_queued: int
+    admission: Admission
+    request_timeout_s: float | None = None
+
+    def deadline(self, timeout_s: float | None, *, offline: bool) -> Deadline:
+        """By what the client says, and what an online request may take at most."""
+        return sooner_of(timeout_s, None if offline else self.request_timeout_s)
 
     def of(self, plan: Plan) -> Generation:
         """A generation that begins when it is entered; its request arrives now."""
@@ -232,6 +235,6 @@ class Generations:
             self.tokenizer,
             self.metrics,
             self.predictor,
-            self.max_num_queued,
+            self.admission,
             time.monotonic(),
         )

@@ -14,7 +14,7 @@ from server.document import BODY_FAILURES, failures, streams, takes
 from server.drain import Drain
 from server.errors import ApiError
 from server.metrics import Metrics
-from server.reply import Endpoint
+from server.reply import Endpoint, Reply
 from server.request_log import log_request
 
 
@@ -65,17 +65,21 @@ class GenerationRoute:
         return router
 
     async def create(self, request: Request) -> Response:
-        """The answer to one request; it submits to the engine only when it is sent."""
+        """The answer to one request; nothing is done for it before it is sent."""
         try:
             self._drain.check()
             body = await read_body(request, self._config.max_body_bytes)
-            reply = await self._endpoint.prepare(body)
         except ApiError:
             self._metrics.requests.labels("refused").inc()
             raise
         except ClientDisconnect:
             self._metrics.requests.labels("disconnect").inc()
             raise
-        if self._config.log_requests:
-            log_request(reply, request.state.request_id)
-        return Answer(reply, self._metrics, self._drain)
+
+        async def prepare() -> Reply:
+            reply = await self._endpoint.prepare(body)
+            if self._config.log_requests:
+                log_request(reply, request.state.request_id)
+            return reply
+
+        return Answer(prepare, self._metrics, self._drain)

@@ -25,7 +25,7 @@ _REQUEST_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 # A time beside each counter, which nobody reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-OUTCOMES = ("success", "error", "disconnect", "refused")
+OUTCOMES = ("success", "error", "disconnect", "timeout", "refused")
 BATCH_OUTCOMES = ("success", "error", "retry")
 
 
@@ -122,6 +122,9 @@ class _EngineFigures(Collector):
         client = self._client
         yield _counter("tdpipe_generated_tokens", "Tokens generated", client.num_generated)
         yield _gauge("tdpipe_queued_sequences", "Without a first token yet", client.num_queued)
+        yield _gauge(
+            "tdpipe_queued_prompt_tokens", "Tokens of their prompts", client.num_queued_tokens
+        )
         yield _gauge("tdpipe_ready", "1 while requests are worked on", int(client.is_ready))
         if client.stats is not None:
             yield from _scheduler_figures(client.stats)

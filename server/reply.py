@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from server.deadline import NO_DEADLINE, Deadline
 from server.generation import Generation, Piece
 
 
@@ -29,20 +30,25 @@ class Rendering(Protocol):
 
 @dataclass(frozen=True)
 class Reply:
-    """A request that has passed every check; nothing is submitted before it is generated."""
+    """A request that has passed every check; nothing is submitted before it is generated.
+
+    Whoever generates it keeps the deadline.
+    """
 
     generation: Generation
     rendering: Rendering
     stream: bool = False
     include_usage: bool = False
+    deadline: Deadline = NO_DEADLINE
 
     async def whole(self) -> bytes:
         """Generate to the end; the JSON of the answer.
 
-        Raises `ApiError`: 503 without an engine, 429 when the queue is full, 500 when it is lost.
+        Raises `ApiError`: 503 without an engine, 429 when the queue is full, 500 when it is lost,
+        408 when its time is over.
         """
         self.generation.wait_for_ends()
-        async with self.generation as generation:
+        async with self.deadline.kept(), self.generation as generation:
             while generation.num_unfinished:
                 for piece in await generation.next_pieces():
                     self.rendering.take(piece)
@@ -57,5 +63,6 @@ class Endpoint(Protocol):
     async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
         """The reply to one request; `offline` work gives way to all other.
 
-        Raises `ApiError`: 4xx for what the client got wrong, 503 while there is no engine.
+        Raises `ApiError`: 4xx for what the client got wrong, 429 where the queue is full already,
+        503 before there was an engine, 408 when its time is over.
         """

@@ -36,7 +36,7 @@ async def ask_until_final(
         try:
             return await ask()
         except ApiError as error:
-            if _is_final(error):
+            if error.is_final:
                 raise
             failure = error
         on_retry()
@@ -45,8 +45,3 @@ async def ask_until_final(
         num_failures += failure.status >= 500 and is_same_engine
         if num_failures == MAX_FAILURES:
             raise failure
-
-
-def _is_final(error: ApiError) -> bool:
-    """Whether it is the request's own fault."""
-    return error.status < 500 and "retry-after" not in error.headers

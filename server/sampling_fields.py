@@ -14,7 +14,7 @@ from server.errors import invalid
 from server.grammars import ResponseFormat, StructuredOutputs, grammar_of
 
 MAX_CHOICES = 128
-MAX_STOP_STRINGS = 64
+MAX_STOP_STRINGS, MAX_STOP_STRING = 64, 256  # their number, and the characters of each
 MAX_NAMED_TOKENS = 1024  # of logit_bias and stop_token_ids, each
 MAX_BAD_WORDS, MAX_BAD_WORD = 256, 128  # their number, and the characters of each
 # Of OpenAI's tiers only one is another treatment; an answer tells which it had.
@@ -97,6 +97,12 @@ class SamplingFields(Body):
     expected_tokens: int | None = Field(
         None, ge=1, lt=2**31, description="ours: how long an answer you expect, for the scheduler"
     )
+    timeout: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="ours: seconds after which the request ends with an error, queued or running",
+    )
     user: str | None = Field(None, description="accepted and ignored")
 
     # What vLLM's clients send though it makes no difference here.
@@ -142,7 +148,11 @@ class SamplingFields(Body):
         if "" in self.stop_strings:
             raise invalid("'stop' must not hold an empty string.", "stop", "invalid_value")
         if len(self.stop_strings) > MAX_STOP_STRINGS:
-            raise invalid(f"'stop' holds more than {MAX_STOP_STRINGS} strings.", "stop")
+            message = f"'stop' holds more than {MAX_STOP_STRINGS} strings."
+            raise invalid(message, "stop", "invalid_value")
+        if any(len(stop) > MAX_STOP_STRING for stop in self.stop_strings):
+            message = f"'stop' holds a string of more than {MAX_STOP_STRING} characters."
+            raise invalid(message, "stop", "invalid_value")
         if "" in self.bad_words:
             raise invalid("'bad_words' must not hold an empty string.", "bad_words")
         if self.truncate_prompt_tokens == 0:

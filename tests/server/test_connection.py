@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import pytest
 from engine.messages import Abort, Submit
 from server.drain import Drain
 from server.engine_client import EngineClient
+from server.grammar_checker import GrammarChecker
+from server.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer
+from tests.server.templates import CHATML, chatty
 from tests.server.world import (
     MODEL,
     PATIENCE_S,
@@ -29,12 +33,13 @@ from tests.server.world import (
 HELLO = TOKENIZER.encode("hello")
 
 
-def connect(daemon: Daemon, **body: Any) -> socket.socket:
+def connect(daemon: Daemon, path: str = "completions", **body: Any) -> socket.socket:
     """A client that has sent its request and may vanish."""
     host, port = daemon.url.removeprefix("http://").split(":")
     client = socket.create_connection((host, int(port)), PATIENCE_S)
-    payload = json.dumps({"model": MODEL, "prompt": "hi"} | body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(payload)}\r\n\r\n"
+    prompt = {"prompt": "hi"} if path == "completions" else {}
+    payload = json.dumps({"model": MODEL} | prompt | body).encode()
+    head = f"POST /v1/{path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(payload)}\r\n\r\n"
     client.sendall(head.encode() + payload)
     return client
 
@@ -118,6 +123,97 @@ def test_a_body_that_does_not_come_is_not_waited_for(
             answer = client.recv(65536)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"request_timeout" in answer
+
+
+class Gate:
+    """Work in a thread that waits at it until it is opened."""
+
+    def __init__(self) -> None:
+        self.is_reached, self._opened = threading.Event(), threading.Event()
+
+    def wait(self) -> None:
+        self.is_reached.set()
+        assert self._opened.wait(PATIENCE_S)
+
+    def open(self) -> None:
+        self._opened.set()
+
+
+class GatedTokenizer(Tokenizer):
+    """Reads texts only once the gate is open."""
+
+    gate: Gate
+
+    def encode(self, text: str) -> list[int]:
+        self.gate.wait()
+        return super().encode(text)
+
+    encode_plain = encode
+
+
+def leave_at(daemon: Daemon, gate: Gate, path: str = "completions", **body: Any) -> None:
+    """Ask, and leave when the gate is reached; nothing is left then, and nothing was submitted."""
+    with connect(daemon, path=path, **body):
+        assert gate.is_reached.wait(PATIENCE_S)
+        assert daemon.drain.num_open == 1
+    daemon.wait_until(lambda: daemon.drain.num_open == 0)
+    gate.open()
+    daemon.engine.script = saying("hello")
+    assert daemon.complete().json()["choices"][0]["text"] == "hello"
+    assert len(daemon.engine.wait_for(Submit)) == 1
+    left = daemon.get("/metrics").text
+    assert 'tdpipe_requests_total{outcome="disconnect"} 1.0' in left
+
+
+LONG = "x" * (MAX_INLINE_CHARACTERS + 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("completions", {"prompt": LONG, "n": 8}),
+        ("completions", {"prompt": [LONG] * 3, "stream": True}),
+        ("chat/completions", {"messages": [{"role": "user", "content": LONG}]}),
+    ],
+)
+def test_a_client_that_leaves_while_its_prompt_is_read_is_forgotten(
+    tmp_path: Path, path: str, body: dict[str, Any]
+) -> None:
+    tokenizer: Any = chatty(CHATML)
+    with serving(tmp_path, tokenizer=tokenizer) as daemon:
+        tokenizer.__class__, tokenizer.gate = GatedTokenizer, Gate()
+        leave_at(daemon, tokenizer.gate, path, **body)
+
+
+def test_a_client_that_leaves_while_its_grammar_is_checked_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+
+    def check(_self: GrammarChecker, _grammar: str) -> str:
+        gate.wait()
+        return ""
+
+    monkeypatch.setattr(GrammarChecker, "check", check)
+    with serving(tmp_path) as daemon:
+        leave_at(daemon, gate, n=8, response_format={"type": "json_object"})
+
+
+@pytest.mark.parametrize("num_begun", [0, 3, 8])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_all_of_its_choices(
+    tmp_path: Path, stream: bool, num_begun: int
+) -> None:
+    with serving(tmp_path) as daemon:
+        with connect(daemon, stream=stream, n=8):
+            submits = daemon.engine.wait_for(Submit, 8)
+            for submit in submits[:num_begun]:
+                daemon.engine.send(generated(submit.sequence_id, *HELLO))
+            daemon.wait_until(lambda: daemon.client.num_queued == 8 - num_begun)
+        aborts = daemon.engine.wait_for(Abort, 8)
+        assert [a.sequence_id for a in aborts] == [s.sequence_id for s in submits]
+        daemon.wait_until(lambda: daemon.drain.num_open == 0)
+        assert (daemon.client.num_queued, daemon.client.num_queued_tokens) == (0, 0)
 
 
 def test_a_client_that_leaves_others_alone_does_so(tmp_path: Path) -> None:

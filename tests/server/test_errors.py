@@ -36,6 +36,8 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"stop": 5}, "stop", "valid"),
     ({"stop": [""]}, "stop", "empty string"),
     ({"stop": ["a"] * 65}, "stop", "64"),
+    ({"stop": "a" * 257}, "stop", "more than 256 characters"),
+    ({"stop": ["a", "b" * 257]}, "stop", "more than 256 characters"),
     ({"stream": "yes"}, "stream", "boolean"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "only allowed when"),
     ({"stream": True, "stream_options": {"x": 1}}, "x", "Unrecognized"),

@@ -11,7 +11,7 @@ from server.batches.answers import Answer
 from server.batches.lines import LineRequest
 from server.batches.window import Window
 from server.engine_client import EngineClient
-from server.errors import ApiError, failed, invalid, too_busy, unavailable
+from server.errors import ApiError, failed, invalid, timed_out, too_busy, unavailable
 from server.metrics import Metrics
 from server.reply import Reply
 from server.retry import MAX_FAILURES
@@ -116,7 +116,8 @@ def test_a_queue_that_is_full_is_not_the_request_s_fault() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [invalid("no"), too_busy("never", retry=False), ApiError(404, "gone")]
+    "error",
+    [invalid("no"), too_busy("never", retry=False), ApiError(404, "gone"), timed_out(5.0)],
 )
 def test_a_request_that_is_wrong_is_asked_once(error: ApiError) -> None:
     engine = FakeEngine([fails(error)])

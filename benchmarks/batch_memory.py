@@ -10,25 +10,24 @@ import argparse
 import json
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import httpx
 import psutil
 
 from benchmarks.daemon_run import serving
 from benchmarks.machine import describe_machine
+from benchmarks.memory import MB, Memory, process_of
 from benchmarks.workloads import positive, positive_int
 from configs.schema import DEMO_MODEL
 
 MODEL = "tdpipe-demo"
 PATIENCE_S = 600.0
-POLL_INTERVAL_S, LOOK_INTERVAL_S = 0.25, 0.02
+POLL_INTERVAL_S = 0.25
 NUM_ANSWERS = 2000
-MB = 1e6
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = folder / "in.jsonl"
         write_input(path, options.lines)
         with serving(DEMO_MODEL, 2, ["--profile-seconds=0.3"], folder / "daemon") as url:
-            children = psutil.Process().children(recursive=True)
-            server = next(child for child in children if "server" in child.cmdline())
-            growth_mb = _exercise(url, path, server)
+            growth_mb = _exercise(url, path, process_of("server"))
     print(f"machine: {json.dumps(describe_machine())}")
     print(f"the server grew by {growth_mb:.0f} MB with {options.lines:,} lines")
     return int(growth_mb > options.limit_mb)
@@ -54,30 +51,6 @@ def write_input(path: Path, num_lines: int) -> None:
     with path.open("w") as file:
         for i in range(num_lines):
             file.write(json.dumps({"custom_id": f"request-{i}"} | line) + "\n")
-
-
-class Memory:
-    """The resident memory of a process, looked at many times a second while the block lasts."""
-
-    def __init__(self, process: psutil.Process) -> None:
-        self.before_mb = self.peak_mb = process.memory_info().rss / MB
-        self._process = process
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        is_over = False
-        while not is_over:
-            is_over = self._ended.wait(LOOK_INTERVAL_S)
-            self.peak_mb = max(self.peak_mb, self._process.memory_info().rss / MB)
 
 
 def _exercise(url: str, path: Path, server: psutil.Process) -> float:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import msgspec
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
@@ -15,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from server.errors import ApiError, invalid, invalid_value
 
@@ -41,6 +42,20 @@ class _UpToFirstError:
 ListOf = Annotated[list[Item], _UpToFirstError()]
 """A list in a body, read up to its first wrong item. A union tries each of its kinds of lists, and
 the errors of a million token ids that are no texts took twelve seconds."""
+
+
+def counted_first(limit: int) -> BeforeValidator:
+    """For a list or an object that may be long: counted before each of its items is looked at."""
+
+    def count(values: object) -> object:
+        if isinstance(values, list | dict) and len(values) > limit:
+            kind = "list" if isinstance(values, list) else "dictionary"
+            text = "{kind} should have at most {max_length} items, not {actual_length}"
+            told = {"kind": kind, "max_length": limit, "actual_length": len(values)}
+            raise PydanticCustomError("too_long", text, told)
+        return values
+
+    return BeforeValidator(count)
 
 
 _NULL = {"type": "null"}

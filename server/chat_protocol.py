@@ -15,7 +15,7 @@ from server.conversation_fields import (
     IGNORED,
     MAX_MESSAGES,
     UNSUPPORTED,
-    ChatMessage,
+    Messages,
     TemplateFields,
 )
 from server.errors import invalid
@@ -65,7 +65,7 @@ class ChatRequest(SamplingFields, TemplateFields):
         ),
     }
 
-    messages: ListOf[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Messages = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(
         None, ge=1, description="reasoning included [as many as the model has room for]"
     )

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.body import Body, ListOf
+from server.body import Body, ListOf, counted_first
 from server.chat_template import Conversation, check_variables
 from server.errors import invalid
 
@@ -164,6 +164,9 @@ class Tool(_OfFunction):
     type: Literal["function"]
     function: FunctionDefinition
     custom: None = Field(None, description=FUNCTIONS_ONLY)
+
+
+Messages = Annotated[ListOf[ChatMessage], counted_first(MAX_MESSAGES)]
 
 
 class TemplateFields(Body):

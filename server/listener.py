@@ -22,6 +22,8 @@ BACKLOG = 2048
 KEEP_ALIVE_S = 75
 TICKS_PER_SECOND = 10
 LAST_WORDS_S = 2  # for the error events of requests that the drain's end has cut off
+# These tell of every malformed request, for which the client hears a 400: they could fill a disk.
+_LOUD = ("uvicorn.error", "python_multipart")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 logger = logging.getLogger("tdpipe")
@@ -92,6 +94,8 @@ class DrainingServer(uvicorn.Server):
                 ssl_context_factory=(lambda *_: tls) if tls else None,
             )
         )
+        for name in _LOUD:
+            logging.getLogger(name).setLevel(logging.ERROR)
         self._client = client
         self._drain = drain
         self._failure = failure

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from server.body import Body, ListOf
+from server.body import Body, ListOf, counted_first
 from server.errors import invalid
 from server.grammars import ResponseFormat, StructuredOutputs, grammar_of
 
@@ -21,16 +21,6 @@ MAX_BAD_WORDS, MAX_BAD_WORD = 256, 128  # their number, and the characters of ea
 ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
 GIVES_WAY = "flex gives way to all other requests, as batches do; all others are default"
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-
-
-def _not_too_many(biases: object) -> object:
-    """Count before each of them is looked at."""
-    if isinstance(biases, dict) and len(biases) > MAX_NAMED_TOKENS:
-        text = "dictionary should have at most {max_length} items, not {actual_length}"
-        raise PydanticCustomError(
-            "too_long", text, {"max_length": MAX_NAMED_TOKENS, "actual_length": len(biases)}
-        )
-    return biases
 
 
 def _bool(value: object) -> object:
@@ -65,7 +55,7 @@ class SamplingFields(Body):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, gt=0, le=2, description="vLLM's; 1 is none")
     logit_bias: Annotated[
-        dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_not_too_many)
+        dict[str, Annotated[float, Field(ge=-100, le=100)]], counted_first(MAX_NAMED_TOKENS)
     ] = Field({}, max_length=MAX_NAMED_TOKENS, description="added to the logits of token ids")
     allowed_token_ids: ListOf[TokenId] = Field([], description="vLLM's: no other token is picked")
     bad_words: ListOf[Annotated[str, Field(max_length=MAX_BAD_WORD)]] = Field(

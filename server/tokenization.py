@@ -11,7 +11,7 @@ from starlette.responses import Response
 from server.body import Body, ListOf, parse
 from server.chat_template import ChatTemplate
 from server.connection import read_body
-from server.conversation_fields import MAX_MESSAGES, ChatMessage, TemplateFields
+from server.conversation_fields import MAX_MESSAGES, Messages, TemplateFields
 from server.document import BODY_FAILURES, failures, takes
 from server.engine_client import EngineClient
 from server.errors import invalid
@@ -28,7 +28,7 @@ class TokenizeRequest(TemplateFields):
 
     model: str | None = None
     prompt: str | None = Field(None, description="a text")
-    messages: ListOf[ChatMessage] | None = Field(
+    messages: Messages | None = Field(
         None,
         min_length=1,
         max_length=MAX_MESSAGES,

@@ -9,8 +9,11 @@ from pydantic import BaseModel, Field, ValidationError
 
 import server.app  # noqa: F401 - with all bodies
 from server.body import MAX_DEPTH, MAX_FIELDS, Body, parse
+from server.chat_protocol import ChatRequest
+from server.conversation_fields import MAX_MESSAGES
 from server.errors import ApiError
 from server.protocol import CompletionRequest
+from server.tokenization import TokenizeRequest
 
 
 def kinds(kind: type[Body]) -> Iterator[type[Body]]:
@@ -73,6 +76,15 @@ def test_biases_are_counted_before_they_are_looked_at() -> None:
     assert told == (
         "Invalid value for 'logit_bias': dictionary should have at most 1024 items, not 1025."
     )
+
+
+def test_messages_are_counted_before_they_are_looked_at() -> None:
+    for message in ({"role": "user", "content": "x"}, {}, 1):
+        body = msgspec.json.encode({"model": "m", "messages": [message] * (MAX_MESSAGES + 1)})
+        for kind in (ChatRequest, TokenizeRequest):
+            with pytest.raises(ApiError) as caught:
+                parse(kind, body)
+            assert "list should have at most 16384 items, not 16385" in str(caught.value)
 
 
 @pytest.mark.parametrize("depth", [MAX_DEPTH, 990, 100_000])

@@ -2,7 +2,9 @@
 
 A daemon with the demo model is first asked all at once, to learn its rate; then at nine tenths of
 that, which it keeps up with; then at ten times as much. Prints Markdown: what was answered, how
-soon the others were refused, and how much memory the processes held.
+soon the others were refused, and how much memory the processes held. `--step-ms` puts stages that
+only wait in the model's place: on a machine of few cores, that leaves the server those that it has
+where stages compute on GPUs.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from typing import Any
 import psutil
 import uvloop
 
-from benchmarks.daemon_run import serving
+from benchmarks import daemon_run, stream_cost
 from benchmarks.exchange import Address
 from benchmarks.machine import describe_machine
 from benchmarks.measurement import Target, measure
@@ -35,6 +37,7 @@ from configs.schema import DEMO_MODEL
 
 SCALE = 0.25  # of ShareGPT's lengths, for a CPU
 BURST = 200
+SCRIPTED_SEQS = 64
 SUSTAINED = 0.9  # of the rate of a burst
 # Before which nothing counts: the queue fills, and everything is met for the first time.
 RAMP_S = 15.0
@@ -135,11 +138,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     print(f"machine: {json.dumps(describe_machine())}", file=sys.stderr)
     with (
-        tempfile.TemporaryDirectory() as name,
-        serving(DEMO_MODEL, 2, ["--no-access-log"], Path(name) / "daemon") as url,
+        _serving(options.step_ms) as address,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        steady, overload = runner.run(_run(Address.of(url), options))
+        steady, overload = runner.run(_run(address, options))
     print("\n".join(_table(steady, overload)))
     goodput = overload.tokens_per_s / steady.tokens_per_s
     print(f"\nGoodput beside the uncongested: {goodput:.2f}.")
@@ -148,6 +150,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_good = goodput >= MIN_GOODPUT and refusal_s["p99"] < MAX_REFUSAL_S
     is_whole = not (steady.num_failed or overload.num_failed)
     return int(not (is_good and is_whole and overload.growth_mb < MAX_GROWTH_MB))
+
+
+@contextmanager
+def _serving(step_ms: float | None) -> Iterator[Address]:
+    """The daemon, or one whose steps take so long and compute nothing."""
+    if step_ms is not None:
+        settings = {"max_num_queued_reqs": 1024, "max_num_seqs": SCRIPTED_SEQS, "access_log": False}
+        with stream_cost.serving(2, step_ms, **settings) as served:
+            yield served.address
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "daemon"
+        with daemon_run.serving(DEMO_MODEL, 2, ["--no-access-log"], folder) as url:
+            yield Address.of(url)
 
 
 async def _run(address: Address, options: argparse.Namespace) -> tuple[Load, Load]:
@@ -208,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--seconds", type=positive, default=120.0, help="of each load [120]")
     add("--factor", type=positive, default=10.0, help="how many times too much [10]")
+    add("--step-ms", type=positive, help="of stages that only wait, in the model's place")
     add("--rate", type=positive, help="requests a second that are not too much [found out]")
     return parser
 

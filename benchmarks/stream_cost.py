@@ -53,7 +53,7 @@ class Served:
 
 
 @contextmanager
-def serving(num_stages: int, step_ms: float) -> Iterator[Served]:
+def serving(num_stages: int, step_ms: float, **settings: object) -> Iterator[Served]:
     """All processes for the length of the block. Raises OSError when they do not start."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tdpipe-cost-")))
@@ -66,6 +66,7 @@ def serving(num_stages: int, step_ms: float) -> Iterator[Served]:
                 "max_num_queued_reqs": 100_000,
                 "max_num_seqs": 4096,
                 "log_level": "warning",
+                **settings,
             }
         )
         loader.save(config, folder)

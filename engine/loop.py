@@ -63,9 +63,13 @@ def times_of(beat: Heartbeat) -> StageTimes:
 
 
 class Loop:
-    """The engine process. Raises `zmq.ZMQError` when an endpoint is taken."""
+    """The engine process. Raises `zmq.ZMQError` when an endpoint is taken.
 
-    def __init__(self, config: Config) -> None:
+    `life` counts the daemon's engines before this one: a journal goes on, a trace gets a file of
+    its own.
+    """
+
+    def __init__(self, config: Config, life: int = 0) -> None:
         self._config = config
         self._scheduler = Scheduler(config)
         self._began_at = time.monotonic()
@@ -92,12 +96,15 @@ class Loop:
             )
             self._stages: Hub[FromStage] = stack.enter_context(Hub(config.stage_address, FromStage))
             self._journal = (
-                stack.enter_context(Journal(config.journal, config)) if config.journal else None
+                stack.enter_context(Journal(config.journal, config, goes_on=life > 0))
+                if config.journal
+                else None
             )
             self._recorder: Recorder | None = None
             if config.trace:
+                stem = f"{config.trace.stem}.{life + 1}" if life else config.trace.stem
                 recorder = Recorder(
-                    config.trace,
+                    config.trace.with_stem(stem),
                     config.pipeline_parallel_size,
                     self._began_at,
                     same_host=same_host,

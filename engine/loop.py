@@ -72,6 +72,7 @@ class Loop:
     def __init__(self, config: Config, life: int = 0) -> None:
         self._config = config
         self._scheduler = Scheduler(config)
+        self._engine = time.time_ns()
         self._began_at = time.monotonic()
         self._waiting_for_stages_since: float | None = self._began_at
         self._busy_s = 0.0
@@ -272,7 +273,9 @@ class Loop:
         pipeline = self._scheduler.pipeline
         ratios = pipeline.correction.ratios() if pipeline else {}
         stages = self._watch.stats(now, ratios)
-        stats = collect(self._scheduler, stages, uptime_s, self._busy_s, self._trouble)
+        stats = collect(
+            self._scheduler, stages, uptime_s, self._busy_s, self._trouble, self._engine
+        )
         self._outbox.append(stats)
         self._record(lambda recorder: recorder.sample(stats))
 

@@ -148,6 +148,7 @@ class EngineClient:
         self.num_queued = 0
         self.num_queued_tokens = 0  # of their prompts
         self.num_generated = 0
+        self.num_engines_lost = 0
         self.work_at_ready: StageWork | None = None
         self._became_ready = asyncio.Event()
         self._spoke: Spoke[ToServer] = Spoke(endpoint, "server", ToServer)
@@ -323,7 +324,7 @@ class EngineClient:
     def _on_stats(self, message: Stats, now: float) -> None:
         before = self.stats
         self._silent_ticks = 0
-        if before is not None and message.uptime_s < before.uptime_s:
+        if before is not None and message.engine != before.engine:
             self._meet()
         self._lost = False
         self.stats, self.stats_at = message, now
@@ -345,6 +346,7 @@ class EngineClient:
 
     def _meet(self) -> None:
         """An engine that does not know us."""
+        self.num_engines_lost += 1
         if self._open:
             logger.warning("another engine: %d sequences are handed to it", len(self._open))
         self._is_introduced = False
@@ -371,7 +373,7 @@ class EngineClient:
                 self._lose()
             if self._open and silent_s > self._patience_s:
                 self.fail_all("The engine has stopped answering.")
-            if self._ticks % HELLO_TICKS == 0 and self._has_to_introduce_itself():
+            if self._ticks % HELLO_TICKS == 1 and self._has_to_introduce_itself():
                 self._greet()
             await asyncio.sleep(TICK_S)
 

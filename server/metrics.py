@@ -126,6 +126,9 @@ class _EngineFigures(Collector):
             "tdpipe_queued_prompt_tokens", "Tokens of their prompts", client.num_queued_tokens
         )
         yield _gauge("tdpipe_ready", "1 while requests are worked on", int(client.is_ready))
+        yield _counter(
+            "tdpipe_engine_restarts", "Times that another engine came", client.num_engines_lost
+        )
         if client.stats is not None:
             yield from _scheduler_figures(client.stats)
             yield from _stage_figures(client, client.stats)
@@ -151,6 +154,9 @@ def _scheduler_figures(stats: Stats) -> Iterator[Metric]:
     yield _counter("tdpipe_recomputed_tokens", "Computed once more", stats.recomputed_tokens)
     yield _counter("tdpipe_steps", "Micro-batches through all stages", stats.steps)
     yield _counter("tdpipe_pipeline_restarts", "Times that the pipeline was lost", stats.restarts)
+    yield _counter(
+        "tdpipe_culprits", "Requests found out to end the stages each time", stats.culprits
+    )
     yield _counter("tdpipe_scheduler_busy_seconds", "Engine process at work", stats.busy_s)
 
 

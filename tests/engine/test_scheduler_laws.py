@@ -168,6 +168,7 @@ def test_one_that_ends_the_stages_is_found_and_nobody_else_loses_a_token(
     assert "boom" in world.finished[poison].message
     assert [i for i, end in world.finished.items() if end.reason == "error"] == [poison]
     assert world.scheduler.counters.restarts <= (2 if names_step else 3)
+    assert world.scheduler.counters.culprits == 1
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -251,6 +252,22 @@ def test_a_journal_cut_short_is_replayed_up_to_the_cut(tmp_path: Path) -> None:
             journal.write(event, now, answer)
     path.write_bytes(path.read_bytes()[:-3])
     assert replay(path) == len(world.events) - 1
+
+
+def test_the_lives_of_a_daemon_s_engines_are_one_journal(tmp_path: Path) -> None:
+    world = World(EngineConfig(), 8)
+    world.submit(make_submit(0, [1, 2, 3], 5))
+    world.run_dry()
+    path = tmp_path / "journal"
+    for goes_on in (False, True, True):
+        with Journal(path, EngineConfig(), goes_on=goes_on) as journal:
+            for now, event, answer in world.events:
+                journal.write(event, now, answer)
+        path.write_bytes(path.read_bytes()[:-3])  # killed
+    assert replay(path) == 3 * (len(world.events) - 1)
+    with Journal(path, EngineConfig()):
+        pass  # another daemon
+    assert replay(path) == 0
 
 
 def test_an_abort_before_the_pipeline_is_ready_is_harmless() -> None:

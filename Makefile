@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 .PHONY: help serve test lint types contracts tests format paper sweep real-policies \
 	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table batch-kill \
-	batch-memory soak batch-order demo-predictor demo-model clean
+	batch-memory soak abuse overload batch-order demo-predictor demo-model clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,12 @@ cost-model-error: $(VENV)/dev  ## predicted beside measured seconds of random st
 
 batch-kill: $(VENV)/dev  ## kill -9 of the daemon at five moments of a 2,000-line batch (about 3 minutes)
 	$(BIN)/pytest -m long tests/end_to_end/test_batches.py $(ARGS)
+
+abuse: $(VENV)/dev  ## 10,000 malformed requests beside good ones (about 7 minutes)
+	$(BIN)/python -m benchmarks.abuse $(ARGS)
+
+overload: $(VENV)/dev  ## ten times too much load for two minutes (about 6 minutes)
+	$(BIN)/python -m benchmarks.overload $(ARGS)
 
 batch-order: $(VENV)/dev  ## what the order of a batch's requests is worth in the simulator (about 3 minutes)
 	$(BIN)/python -m benchmarks.batch_order $(ARGS)

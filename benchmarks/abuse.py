@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks.abuse", description=__doc__)
     add = parser.add_argument
     add("--requests", type=positive_int, default=10_000, help="malformed ones [10000]")
-    add("--rate", type=positive, default=100.0, help="of them in a second [100]")
+    add("--rate", type=positive, default=50.0, help="of them in a second [50]")
     add("--good-rate", type=positive, default=4.0, help="good ones in a second [4]")
     return parser
 

@@ -1,7 +1,7 @@
 """Ten times what a daemon can do, for two minutes: `make overload`.
 
-A daemon with the demo model is first asked too much, to learn its rate; then at nine tenths of that,
-which it keeps up with; then at ten times as much. Prints Markdown: what was answered, how
+A daemon with the demo model is first asked too much, to learn its rate; then at nine tenths of
+that, which it keeps up with; then at ten times as much. Prints Markdown: what was answered, how
 soon the others were refused, and how much memory the processes held. `--step-ms` puts stages that
 only wait in the model's place: on a machine of few cores, that leaves the server those that it has
 where stages compute on GPUs.

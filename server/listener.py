@@ -6,7 +6,6 @@ import logging
 import signal
 import socket
 import ssl
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -16,11 +15,11 @@ from starlette.types import ASGIApp
 from server.direct_writer import WithConnection
 from server.drain import Drain
 from server.engine_client import EngineClient
-from server.http_protocol import BoundedHttp
+from server.http_protocol import LOOK_S, BoundedHttp
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
-TICKS_PER_SECOND = 10
+TICKS_PER_LOOK = round(10 * LOOK_S)
 LAST_WORDS_S = 2  # for the error events of requests that the drain's end has cut off
 # These tell of every malformed request, for which the client hears a 400: they could fill a disk.
 _LOUD = ("uvicorn.error", "python_multipart")
@@ -113,12 +112,11 @@ class DrainingServer(uvicorn.Server):
             self._draining = asyncio.create_task(self._end(0))
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn's, ten times a second: look every second after clients that do not read."""
-        if counter % TICKS_PER_SECOND == 0:
-            now = time.monotonic()
+        """uvicorn's, ten times a second: look now and then after clients that do not read."""
+        if counter % TICKS_PER_LOOK == 0:
             for connection in list(self.server_state.connections):
                 assert isinstance(connection, BoundedHttp)
-                connection.check_reads(now, self._send_timeout_s)
+                connection.check_reads(self._send_timeout_s)
         return await super().on_tick(counter)
 
     @contextmanager

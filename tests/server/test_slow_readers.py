@@ -13,14 +13,27 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from engine.messages import Abort, Finished, Submit, ToServer
 from server.http_protocol import BoundedHttp
+from server.listener import listen
 from tests.server.batches.world import official
 from tests.server.world import MODEL, PATIENCE_S, TOKENIZER, Daemon, generated, serving
 
 HELLO = TOKENIZER.encode("hello")
 SEND_TIMEOUT_S = 0.5
-# More than all buffers of two sockets hold.
-NUM_BYTES = 8 * 2**20
-BURST = 4000  # words of an answer that come at once
+# More than the buffers hold: the two sockets' small ones, and the server's.
+NUM_BYTES = 2**20
+BURST = 400  # words of an answer that come at once
+
+
+@pytest.fixture(autouse=True)
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections take what the listening socket has; as it is, they would hold 4 MiB."""
+
+    def listen_small(host: str, port: int) -> socket.socket:
+        listener = listen(host, port)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return listener
+
+    monkeypatch.setattr("tests.server.world.listen", listen_small)
 
 
 @contextmanager

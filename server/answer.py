@@ -65,7 +65,10 @@ class Answer(Response):
                 self._metrics.request_duration.observe(time.monotonic() - self._arrived_at)
 
     async def _answer(self, send: Send) -> None:
-        reply = await self._prepare()
+        try:
+            reply = await self._prepare()
+        except OSError as error:  # no send's, which would mean that the client has left
+            raise RuntimeError("a request could not be prepared") from error
         self._arrived_at = reply.generation.arrived_at
         await (self._write_stream if reply.stream else self._write_whole)(reply, send)
 

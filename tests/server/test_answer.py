@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from engine.messages import Abort, Finished, Submit, ToServer
+from server.completions import Completions
 from server.stop_strings import StopStrings
 from tests.server.world import (
     MODEL,
@@ -156,6 +157,19 @@ def test_a_bug_of_ours_ends_a_stream_in_words(
         assert response.status_code == 500
         assert response.json()["error"]["type"] == "server_error"
     assert "a bug" in caplog.text
+
+
+def test_a_system_error_before_the_answer_is_not_taken_for_a_client_that_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(Completions, "prepare", fail)
+    with serving(tmp_path) as daemon:
+        response = daemon.complete()
+        assert response.status_code == 500
+        assert response.json()["error"]["code"] == "internal_error"
 
 
 def streaming(daemon: Daemon, **body: Any) -> Any:

@@ -83,6 +83,12 @@ class AccessConfig(Part):
         description="longest body of a JSON request; more gets 413. A million token ids are about "
         "8 MiB, and reading them holds everybody up for a tenth of a second",
     )
+    max_intake_bytes: int = Field(
+        256 * 1024 * 1024,
+        ge=1024,
+        description="bytes that the bodies of generations may have in all until their prompts are "
+        "read, the first 64 KiB of each left out; more get 429",
+    )
     disable_fastapi_docs: bool = Field(False, description="no /docs and no /openapi.json")
 
     @field_validator("api_key")

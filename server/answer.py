@@ -48,7 +48,6 @@ class Answer(Response):
         assert scope["type"] == "http"
         self._connection = connection_of(scope)
         with self._drain.request(), self._recorded():
-            self._drain.check()
             if not await run_while_connected(self._answer(send), receive):
                 self._outcome = "disconnect"
 

@@ -16,6 +16,7 @@ from server.endpoints import Endpoints
 from server.engine_client import EngineClient
 from server.front_door import behind_door
 from server.generation_route import GenerationRoute
+from server.intake import Intake
 from server.metrics import Metrics
 from server.operations import Operations
 from server.protocol import Completion, CompletionChunk, CompletionRequest
@@ -60,10 +61,12 @@ def build_app(
     )
     app.include_router(tokenization.router())
     model = {"model": config.names[0]}
+    intake = Intake(config.max_intake_bytes)
     completions = GenerationRoute(
         endpoints.completions,
         metrics,
         drain,
+        intake,
         config,
         request=CompletionRequest,
         response=Completion,
@@ -76,6 +79,7 @@ def build_app(
         endpoints.chat,
         metrics,
         drain,
+        intake,
         config,
         request=ChatRequest,
         response=ChatCompletion,

@@ -1,7 +1,7 @@
 """The connection: a body of bounded size, and work that ends when its client goes away."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
@@ -11,8 +11,10 @@ from server.errors import ApiError
 BODY_TIMEOUT_S = 60.0
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body of a request that brings JSON.
+async def read_body(
+    request: Request, max_bytes: int, on_growth: Callable[[int], None] = lambda _: None
+) -> bytes:
+    """The body of a request that brings JSON; `on_growth` hears how long it is by now.
 
     Raises `ApiError` when it says that it is something else (415), is too large (413) or does not
     come in time (408), `ClientDisconnect` when the client goes away meanwhile, which nobody need
@@ -29,6 +31,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
                 body += part
                 if len(body) > max_bytes:
                     raise _too_large(max_bytes)
+                on_growth(len(body))
     except TimeoutError:
         message = f"The request's body did not come within {BODY_TIMEOUT_S:g} seconds."
         raise ApiError(408, message, code="request_timeout") from None

@@ -13,6 +13,7 @@ from server.connection import read_body
 from server.document import BODY_FAILURES, failures, streams, takes
 from server.drain import Drain
 from server.errors import ApiError
+from server.intake import Held, Intake
 from server.metrics import Metrics
 from server.reply import Endpoint, Reply
 from server.request_log import log_request
@@ -30,6 +31,7 @@ class GenerationRoute:
         endpoint: Endpoint,
         metrics: Metrics,
         drain: Drain,
+        intake: Intake,
         config: ServerConfig,
         *,
         request: type[BaseModel],
@@ -39,7 +41,7 @@ class GenerationRoute:
         summary: str,
     ) -> None:
         self._endpoint, self._metrics, self._drain = endpoint, metrics, drain
-        self._config = config
+        self._intake, self._config = intake, config
         self._request, self._response, self._chunk = request, response, chunk
         self._example, self._summary = example, summary
 
@@ -66,18 +68,25 @@ class GenerationRoute:
 
     async def create(self, request: Request) -> Response:
         """The answer to one request; nothing is done for it before it is sent."""
+        held = Held(self._intake)
         try:
             self._drain.check()
-            body = await read_body(request, self._config.max_body_bytes)
+            body = await read_body(request, self._config.max_body_bytes, held.grow)
         except ApiError:
+            held.let_go()
             self._metrics.requests.labels("refused").inc()
             raise
         except ClientDisconnect:
+            held.let_go()
             self._metrics.requests.labels("disconnect").inc()
             raise
 
         async def prepare() -> Reply:
-            reply = await self._endpoint.prepare(body)
+            try:
+                self._drain.check()
+                reply = await self._endpoint.prepare(body)
+            finally:
+                held.let_go()
             if self._config.log_requests:
                 log_request(reply, request.state.request_id)
             return reply

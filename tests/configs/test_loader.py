@@ -85,6 +85,7 @@ SAMPLES = {
     "allowed_headers": "X-One",
     "allow_credentials": "true",
     "max_body_bytes": "2048",
+    "max_intake_bytes": "4096",
     "disable_fastapi_docs": "true",
     "log_format": "json",
     "access_log": "false",

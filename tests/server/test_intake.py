@@ -1,0 +1,78 @@
+"""The intake: what comes in at one time is bounded in all, and free again in any case."""
+
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.errors import ApiError
+from server.intake import FREE_BYTES, Held, Intake
+from tests.server.world import PATIENCE_S, Daemon, saying, serving
+
+BODY_BYTES = 100_000
+
+
+def test_the_first_bytes_of_a_body_are_free() -> None:
+    intake = Intake(10)
+    for _ in range(100):
+        Held(intake).grow(FREE_BYTES)
+    assert intake.num_bytes == 0
+
+
+def test_what_is_held_is_free_again_once() -> None:
+    intake = Intake(10)
+    one, other = Held(intake), Held(intake)
+    one.grow(FREE_BYTES + 4)
+    one.grow(FREE_BYTES + 6)
+    other.grow(FREE_BYTES + 4)
+    with pytest.raises(ApiError, match="Too many large requests") as refused:
+        other.grow(FREE_BYTES + 5)
+    assert refused.value.status == 429
+    assert refused.value.headers["retry-after"]
+    one.let_go()
+    one.let_go()
+    assert intake.num_bytes == 4
+    other.grow(FREE_BYTES + 10)
+    other.let_go()
+    assert intake.num_bytes == 0
+
+
+def uploading(daemon: Daemon, stack: ExitStack, length: int = BODY_BYTES) -> socket.socket:
+    """A client that has sent all of its body but the last byte."""
+    host, port = daemon.url.removeprefix("http://").split(":")
+    client = stack.enter_context(socket.create_connection((host, int(port)), PATIENCE_S))
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n"
+    client.sendall(head.encode() + b"x" * (length - 1))
+    return client
+
+
+def test_large_bodies_are_refused_while_others_come_in_and_small_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intakes: list[Intake] = []
+
+    def one_of(max_bytes: int) -> Intake:
+        intakes.append(Intake(max_bytes))
+        return intakes[-1]
+
+    monkeypatch.setattr("server.app.Intake", one_of)
+    held = BODY_BYTES - 1 - FREE_BYTES
+    large: dict[str, Any] = {"prompt": "hi", "user": "x" * BODY_BYTES}
+    with serving(tmp_path, saying("hello"), max_intake_bytes=2 * held + 1) as daemon:
+        (intake,) = intakes
+        with ExitStack() as stack:
+            first, _ = uploading(daemon, stack), uploading(daemon, stack)
+            daemon.wait_until(lambda: intake.num_bytes == 2 * held)
+            refused = daemon.complete(**large)
+            assert refused.status_code == 429
+            assert refused.headers["retry-after"] == "1"
+            assert daemon.complete().status_code == 200
+            # One is complete, and no JSON; the other leaves.
+            first.sendall(b"x")
+            assert first.recv(65536).startswith(b"HTTP/1.1 400 ")
+            daemon.wait_until(lambda: intake.num_bytes == held)
+        daemon.wait_until(lambda: intake.num_bytes == 0)
+        assert daemon.complete(**large).status_code == 200
+        assert intake.num_bytes == 0

@@ -86,6 +86,7 @@ class Loop:
         self._restarts = Restarts(config)
         self._failed_life = 0
         self._watch = StageWatch(
+            config.pipeline_parallel_size,
             STATS_INTERVAL_S,
             config.heartbeat_timeout,
             config.heartbeat_timeout + config.distributed_timeout_seconds,
@@ -154,13 +155,12 @@ class Loop:
             self._stages.send(stage_name(beat.stage), Hello())
 
     def _take_failure(self, failed: StageFailed) -> None:
-        pipeline = self._scheduler.pipeline
-        if pipeline is not None and failed.epoch == pipeline.epoch:
-            reason = f"stage {failed.stage} failed: {failed.reason}"
+        reason = f"stage {failed.stage} failed: {failed.reason}"
+        if failed.epoch and not self._scheduler.is_over(failed.epoch):
             self._lose_stages(StageLost(failed.epoch, reason, failed.step_id))
         elif not failed.epoch and failed.life > self._failed_life:
             self._failed_life = failed.life
-            self._count_restart(failed.reason)
+            self._count_restart(reason)
 
     def _take_from_server(self, message: FromServer) -> None:
         if not isinstance(message, Hello):
@@ -231,7 +231,7 @@ class Loop:
         """Notice a lost stage; give up when a pipeline does not come (back) in time."""
         # Also of those that are not all ready: one may wait for a plan that its last engine sent to
         # others alone.
-        epoch = self._watch.newest_epoch()
+        epoch = self._watch.newest_epoch
         if not self._scheduler.is_over(epoch) and (trouble := self._watch.find_trouble(epoch)):
             self._lose_stages(StageLost(epoch, trouble))
         if self._scheduler.pipeline is not None:

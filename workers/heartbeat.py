@@ -27,7 +27,7 @@ class Progress:
     chores: int = 0
     steps: int = 0
     busy_s: float = 0.0
-    doing: Doing = "idle"
+    doing: Doing = "loads"
     spans: deque[tuple[int, float, float]] = field(default_factory=lambda: deque(maxlen=MAX_SPANS))
 
     def count_step(self, step_id: int, began_at: float, ended_at: float) -> None:

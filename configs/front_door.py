@@ -22,10 +22,16 @@ from configs.part import Part, split_commas
 
 # What Linux leaves for a path in a socket's address (unix(7)), without the closing zero.
 MAX_UDS_BYTES = 107
-SECRETS = frozenset({"api_key"})
+SECRETS = frozenset({"api_key", "cluster_secret"})
 _KEY = re.compile(r"[!-~]+")  # it travels in a header
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
+
+
+def shown_secret(secret: SecretStr, info: SerializationInfo) -> str:
+    """Starred out, unless the context of the serialisation says `secrets`."""
+    shown = bool(info.context and info.context.get("secrets"))
+    return secret.get_secret_value() if shown else str(secret)
 
 
 class ListenConfig(Part):
@@ -107,9 +113,7 @@ class AccessConfig(Part):
 
     @field_serializer("api_key", when_used="json")
     def _hide(self, keys: tuple[SecretStr, ...], info: SerializationInfo) -> list[str]:
-        """Starred out, unless the context says `secrets`."""
-        shown = bool(info.context and info.context.get("secrets"))
-        return [key.get_secret_value() if shown else str(key) for key in keys]
+        return [shown_secret(key, info) for key in keys]
 
 
 class LogConfig(Part):

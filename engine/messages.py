@@ -179,7 +179,8 @@ class Stats(Message, frozen=True):
     """The engine's counters (since its start) and gauges (now); sent four times a second.
 
     It is the engine's heartbeat as well. `phase` is the scheduler's present phase. `trouble` says
-    why the pipeline was lost that is not back yet.
+    why the pipeline was lost that is not back yet. `dropped` counts strangers' messages, and
+    strangers who were not let in.
     """
 
     ready: bool
@@ -201,6 +202,7 @@ class Stats(Message, frozen=True):
     busy_s: float = 0.0
     stages: tuple[StageStats, ...] = ()
     trouble: str = ""
+    dropped: int = 0
 
 
 # --- engine -> stages, which hear Hello as well ----------------------------------------------

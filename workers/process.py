@@ -51,14 +51,16 @@ def main(runtime_dir: str) -> None:
         )
         if not life:
             lifeline.report_failure(folder, line)
-        with Spoke[None](config.stage_address, f"failed-{rank}", None) as engine:
+        with Spoke[None](config.stage_address, f"failed-{rank}", None, config.secret) as engine:
             engine.send(StageFailed(rank, 0, -1, line, life))
         sys.exit(1)
     name = f"stage-{place.stage}"
     exact = place.device.type == "cpu" or config.exact_times
     with (
-        HeartbeatThread(config.stage_address, place.stage, place.epoch, progress, exact),
-        Spoke[ToStage](config.stage_address, name, ToStage) as engine,
+        HeartbeatThread(
+            config.stage_address, place.stage, place.epoch, progress, exact, config.secret
+        ),
+        Spoke[ToStage](config.stage_address, name, ToStage, config.secret) as engine,
     ):
         try:
             stage.run(engine)

@@ -45,6 +45,7 @@ class Children:
             self._names.append("predictor")
         self._processes: dict[Name, subprocess.Popen[bytes]] = {}
         self._pulses: dict[Name, PulseWatch] = {}
+        self._num_engines = 0
         self._restarts = Restarts(config)
         self._predictor_restarts = Restarts(config)
 
@@ -108,8 +109,12 @@ class Children:
         silence_s = PATIENCE_S.get(name, self._config.heartbeat_timeout)
         self._pulses[name] = PulseWatch(self._config.folder, name, POLL_INTERVAL_S, silence_s)
         module = "workers" if name == "stages" else name
+        arguments = [str(self._config.folder)]
+        if name == "engine":
+            arguments.append(str(self._num_engines))
+            self._num_engines += 1
         self._processes[name] = lifeline.start(
-            module, str(self._config.folder), num_threads=self._config.num_threads
+            module, *arguments, num_threads=self._config.num_threads
         )
 
     def _why_not_restart(self, name: Name, code: int) -> str | None:

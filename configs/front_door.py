@@ -72,7 +72,16 @@ class AccessConfig(Part):
     api_key: Annotated[tuple[SecretStr, ...], BeforeValidator(split_commas)] = Field(
         (),
         description="keys of which clients must send one (Authorization: Bearer KEY), for "
-        "everything but /health; better in TDPIPE_API_KEY than here, where `ps` shows it [none]",
+        "everything but /health and open_paths; better in TDPIPE_API_KEY than here, where `ps` "
+        "shows it [none]",
+    )
+    open_paths: Annotated[
+        tuple[Literal["/ready", "/metrics", "/load", "/version"], ...],
+        BeforeValidator(split_commas),
+    ] = Field(
+        (),
+        description="of /ready, /metrics, /load and /version, those that need no key either, for "
+        "probes and Prometheus [none]",
     )
     root_path: str = Field(
         "", description="path under which a proxy offers the server, e.g. /llm [none]"
@@ -122,6 +131,11 @@ class LogConfig(Part):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
     log_format: Literal["text", "json"] = Field(
         "text", description="json: an object a line, for log collectors"
+    )
+    log_file: Path | None = Field(
+        None,
+        description="file that all processes append their log to; SIGHUP opens it anew, for "
+        "logrotate [standard error]",
     )
     access_log: bool = Field(
         True, description="a line for each request but those to /health, /ready and /metrics"

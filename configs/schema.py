@@ -393,7 +393,6 @@ class RuntimeConfig(Part):
     )
     cluster_secret: SecretStr | None = Field(
         None,
-        min_length=MIN_SECRET,
         description="what all processes of the daemon know, and strangers on a tcp endpoint do "
         "not; better in TDPIPE_CLUSTER_SECRET or YAML than here, where `ps` shows it [none]",
     )
@@ -420,14 +419,20 @@ class RuntimeConfig(Part):
     def _reachable_endpoints_need_a_secret(self) -> Self:
         endpoints = {"server_endpoint": self.server_endpoint, "stage_endpoint": self.stage_endpoint}
         for key, endpoint in endpoints.items():
-            if endpoint and endpoint.startswith("tcp://") and not self.cluster_secret:
-                if _is_reachable(endpoint):
-                    raise ValueError(
-                        f"{key} {endpoint} can be reached from other hosts: it needs a "
-                        f"cluster_secret of at least {MIN_SECRET} characters, e.g. from "
-                        "`openssl rand -hex 32` in TDPIPE_CLUSTER_SECRET"
-                    )
+            if endpoint and _is_reachable(endpoint) and not self.cluster_secret:
+                raise ValueError(
+                    f"{key} {endpoint} can be reached from other hosts: it needs a cluster_secret "
+                    f"of at least {MIN_SECRET} characters, e.g. from `openssl rand -hex 32`, best "
+                    "in TDPIPE_CLUSTER_SECRET"
+                )
         return self
+
+    @field_validator("cluster_secret")
+    @classmethod
+    def _hard_to_guess(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and len(secret) < MIN_SECRET:
+            raise ValueError(f"must have at least {MIN_SECRET} characters")
+        return secret
 
     @field_serializer("cluster_secret", when_used="json")
     def _hide_secret(self, secret: SecretStr | None, info: SerializationInfo) -> str | None:
@@ -463,7 +468,7 @@ class RuntimeConfig(Part):
 def _is_reachable(endpoint: str) -> bool:
     """Whether other hosts may reach it. A name may become any address, but for that of the host."""
     host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-    if host == "localhost":
+    if endpoint.startswith("ipc://") or host == "localhost":
         return False
     try:
         return not ip_address(host).is_loopback

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from configs import lifeline, loader, logs
+from configs import lifeline, loader, log_file, logs
 from configs.schema import Config
 from configs.version import VERSION
 from server.checkpoint import check_model_path
@@ -32,7 +32,13 @@ def main(argv: Sequence[str]) -> int:
     except loader.ConfigError as error:
         print(f"tdpipe: error: {error}", file=sys.stderr)  # noqa: T201 - no log is set up yet
         return 2
-    logs.set_up("tdpipe", config)
+    log_file.block_hangup()
+    try:
+        terminal = log_file.begin(config.log_file) if config.log_file else None
+    except log_file.LogFileError as error:
+        print(f"tdpipe: error: {error}", file=sys.stderr)  # noqa: T201 - as above
+        return 2
+    logs.set_up("tdpipe", config, terminal)
     changed = json.dumps(loader.non_default(config))
     log.info("tdpipe %s, settings that differ from the defaults: %s", VERSION, changed)
     problem = check_model_path(config.model)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
-from configs import lifeline, loader, logs
+from configs import lifeline, loader, log_file, logs
 from configs.schema import Config
 from engine.messages import StageFailed, ToStage
 from engine.wire import Spoke
@@ -32,6 +32,7 @@ def main(runtime_dir: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # not torchrun's own, which a fork brings along
     lifeline.tie_to_parent()
+    log_file.follow()
     folder = Path(runtime_dir)
     config = loader.load_saved(folder)
     logging.disable(logging.NOTSET)

@@ -13,6 +13,7 @@ Time is counted in looks: a watch that was itself held up blames nobody.
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.messages import Heartbeat, StageStats
 
@@ -101,6 +102,9 @@ class StageWatch:
 
 
 def _exists(pid: int) -> bool:
+    """Whether it runs. One that has died may stay for as long as nobody asks how."""
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     with suppress(PermissionError):
         try:
             os.kill(pid, 0)

@@ -23,6 +23,8 @@ STOP_TIMEOUT_S = 5.0
 PATIENCE_S = {"server": 10.0, "predictor": 30.0}
 
 Name = Literal["server", "engine", "stages", "predictor"]
+# In the log, what is not called by its own name.
+_NAMES = {"stages": "stages' torchrun"}
 
 log = logging.getLogger("tdpipe")
 
@@ -121,12 +123,12 @@ class Children:
         if name == "server":
             return f"the server {_how(code)}; its clients' connections are gone with it"
         if self._restarts.are_used_up():
-            return f"the {name} {_how(code)}, {self._restarts}"
+            return f"the {_NAMES.get(name, name)} {_how(code)}, {self._restarts}"
         return None
 
     def _restart(self, name: Name, code: int) -> None:
         """Stages outlive their engine, with their weights; an engine outlives its stages."""
-        log.error("the %s %s; restarting", name, _how(code))
+        log.error("the %s %s; restarting", _NAMES.get(name, name), _how(code))
         self._restarts.count()
         self._start(name)
 
@@ -134,9 +136,8 @@ class Children:
         """Nobody's answer hangs on it: when it has died too often, the daemon goes on without."""
         del self._processes["predictor"]
         if self._predictor_restarts.are_used_up():
-            log.error(
-                "the predictor %s, %s; going on without", _how(code), self._predictor_restarts
-            )
+            told = "the predictor %s, %s; going on without it"
+            log.error(told, _how(code), self._predictor_restarts)
             return
         log.error("the predictor %s; restarting", _how(code))
         self._predictor_restarts.count()

@@ -97,10 +97,12 @@ def test_another_life_is_not_looked_at() -> None:
 
 def test_a_dead_process_is_noticed_at_the_next_look_on_the_same_host_only() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
     for same_host in (True, False):
         watch = make_watch(same_host=same_host)
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet asked how
         assert troubles(watch, 1, beat(0, 1, pid=child.pid)) == ["stage 0 died"] * same_host
+    child.wait()
+    assert troubles(make_watch(), 1, beat(0, 1, pid=child.pid)) == ["stage 0 died"]
 
 
 def test_the_processes_of_a_life_are_known_until_others_have_come() -> None:

@@ -17,8 +17,10 @@ from configs import lifeline, loader, log_file, logs
 from configs.schema import Config
 from engine.messages import StageFailed, ToStage
 from engine.wire import Spoke
+from workers.agreement import agreed
 from workers.heartbeat import HeartbeatThread, Progress
 from workers.loading import Place
+from workers.rendezvous import group_store
 from workers.stage import Stage
 from workers.transport import TransportError
 
@@ -88,18 +90,21 @@ def _join_group(config: Config) -> Place:
         # NCCL refuses two ranks on one GPU (before 2.30); gloo stages through the host then.
         backend = "nccl" if num_gpus >= num_stages else "gloo"
         sharing = -(-num_stages // num_gpus)
+    timeout = timedelta(seconds=config.stage_start_timeout)
     dist.init_process_group(
         backend,
-        timeout=timedelta(seconds=config.stage_start_timeout),
+        store=group_store(config.folder, timeout),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timeout,
         device_id=device if backend == "nccl" else None,
     )
     if dist.get_world_size() != num_stages:
         raise ValueError(
             f"{dist.get_world_size()} processes for {num_stages} stages (pipeline_parallel_size)"
         )
-    epoch = [time.time_ns()]
-    dist.broadcast_object_list(epoch, src=0)
-    return Place(dist.get_rank(), epoch[0], device, sharing)
+    epoch = agreed(time.time_ns(), int)[0]
+    return Place(dist.get_rank(), epoch, device, sharing)
 
 
 def _num_cores() -> int:

@@ -47,6 +47,11 @@ class ModelConfig(Part):
     tokenizer: str | None = Field(None, description="folder or hub id of the tokenizer [MODEL]")
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
     trust_remote_code: bool = Field(False, description="run model code that comes with the weights")
+    load_format: Literal["safetensors", "pt"] = Field(
+        "safetensors",
+        description="files that weights are read from; pt: pytorch_model.bin, of which nothing but "
+        "tensors is unpickled",
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="precision of weights and KV cache; auto is the checkpoint's own"
     )

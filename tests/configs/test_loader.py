@@ -18,6 +18,7 @@ SAMPLES = {
     "tokenizer": "some/tokenizer",
     "revision": "v1.0",
     "trust_remote_code": "true",
+    "load_format": "pt",
     "dtype": "float32",
     "max_model_len": "100",
     "pipeline_parallel_size": "3",

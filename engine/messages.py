@@ -198,6 +198,7 @@ class Stats(Message, frozen=True):
     preemptions: int = 0
     steps: int = 0
     restarts: int = 0
+    culprits: int = 0
     uptime_s: float = 0.0
     busy_s: float = 0.0
     stages: tuple[StageStats, ...] = ()

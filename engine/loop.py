@@ -73,6 +73,7 @@ class Loop:
     def __init__(self, config: Config, life: int = 0) -> None:
         self._config = config
         self._scheduler = Scheduler(config)
+        self._engine = time.time_ns()
         self._began_at = time.monotonic()
         self._waiting_for_stages_since: float | None = self._began_at
         self._busy_s = 0.0
@@ -278,7 +279,15 @@ class Loop:
         stages = self._watch.stats(now, ratios)
         dropped = self._server.num_dropped + self._stages.num_dropped
         self._tell_dropped(dropped, now)
-        stats = collect(self._scheduler, stages, uptime_s, self._busy_s, self._trouble, dropped)
+        stats = collect(
+            self._scheduler,
+            stages,
+            uptime_s,
+            self._busy_s,
+            self._trouble,
+            self._engine,
+            dropped,
+        )
         self._outbox.append(stats)
         self._record(lambda recorder: recorder.sample(stats))
 

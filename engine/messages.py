@@ -178,9 +178,9 @@ class StageStats(msgspec.Struct, frozen=True, array_like=True):
 class Stats(Message, frozen=True):
     """The engine's counters (since its start) and gauges (now); sent four times a second.
 
-    It is the engine's heartbeat as well. `phase` is the scheduler's present phase. `trouble` says
-    why the pipeline was lost that is not back yet. `dropped` counts strangers' messages, and
-    strangers who were not let in.
+    It is the engine's heartbeat as well, and `engine` names this process among those before and
+    after it. `phase` is the scheduler's present phase. `trouble` says why the pipeline was lost
+    that is not back yet. `dropped` counts strangers' messages, and strangers who were not let in.
     """
 
     ready: bool
@@ -203,6 +203,7 @@ class Stats(Message, frozen=True):
     busy_s: float = 0.0
     stages: tuple[StageStats, ...] = ()
     trouble: str = ""
+    engine: int = 0
     dropped: int = 0
 
 

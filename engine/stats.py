@@ -12,6 +12,7 @@ def collect(
     uptime_s: float,
     busy_s: float,
     trouble: str,
+    engine: int,
     dropped: int,
 ) -> Stats:
     """The engine's figures as of now."""
@@ -22,6 +23,7 @@ def collect(
         "busy_s": busy_s,
         "stages": stages,
         "trouble": trouble,
+        "engine": engine,
         "dropped": dropped,
     }
     return Stats(

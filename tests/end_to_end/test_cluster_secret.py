@@ -56,5 +56,13 @@ def test_a_stranger_is_kept_out_and_counted(tmp_path: Path) -> None:
         assert SECRET not in told
 
 
+def test_without_a_secret_an_endpoint_for_other_hosts_is_refused(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, "--stage-endpoint", "tcp://0.0.0.0:7000")
+    daemon.start()
+    assert daemon.wait_end() == 2
+    assert "stage_endpoint tcp://0.0.0.0:7000 can be reached from other hosts" in daemon.log()
+    assert daemon.log().count("\n") == 1
+
+
 def _dropped(daemon: Daemon) -> float:
     return daemon.metric("tdpipe_dropped_messages_total")

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import psutil
 
+from configs.schema import DEMO_MODEL
 from tests.end_to_end.daemon import Daemon
 
-NAMES = ("tdpipe", "server", "engine", "stage 0", "stage 1")
+NAMES = ("tdpipe", "server", "engine", "stage 0", "stage 1", "predictor")
+PREDICTOR = str(DEMO_MODEL.parent / "predictor")
 
 
 def log_of(process: psutil.Process) -> str:
@@ -17,9 +19,8 @@ def log_of(process: psutil.Process) -> str:
 
 def test_after_a_rotation_every_process_writes_to_the_new_file(tmp_path: Path) -> None:
     path, moved = tmp_path / "tdpipe.log", tmp_path / "tdpipe.log.1"
-    with Daemon(tmp_path, "--log-file", str(path)) as daemon:
-        for name in NAMES:
-            assert f"[{name}] " in path.read_text()
+    with Daemon(tmp_path, "--log-file", str(path), "--predictor", PREDICTOR) as daemon:
+        daemon.wait_for(lambda: all(f"[{name}] " in path.read_text() for name in NAMES))
         everybody = [psutil.Process(daemon.process.pid)]
         everybody += everybody[0].children(recursive=True)
         assert {log_of(process) for process in everybody} == {str(path)}
@@ -49,3 +50,11 @@ def test_a_failure_is_told_where_the_daemon_was_started(tmp_path: Path) -> None:
     assert daemon.wait_end() == 1
     for log in (daemon.log(), (tmp_path / "tdpipe.log").read_text()):
         assert "no folder /nowhere/at/all" in log.splitlines()[-1]
+
+
+def test_a_log_file_that_cannot_be_is_told_before_anything_starts(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, "--log-file", "/nowhere/log")
+    daemon.start()
+    assert daemon.wait_end() == 2
+    assert daemon.log().startswith("tdpipe: error: cannot write to the log file /nowhere/log")
+    assert daemon.log().count("\n") == 1

@@ -26,6 +26,8 @@ Received = TypeVar("Received")
 HIGH_WATER_MARK = 100_000
 # The longest prompt's tokens with 20 log-probabilities each are some tens of MB.
 MAX_MESSAGE_BYTES = 1 << 30
+# How the names begin that ZeroMQ makes up for peers without one.
+_UNNAMED = b"\0"
 _POLLIN = int(zmq.POLLIN)
 # What a guess of the secret costs who has overheard a handshake (scrypt, RFC 7914): 16 MiB, 0.08 s.
 _GUESS_COST = {"n": 1 << 14, "r": 8, "p": 1}
@@ -100,11 +102,13 @@ class Hub(Generic[Received]):
     def _read(self, frames: list[bytes]) -> list[tuple[str, Received]]:
         try:
             peer, payload = frames
-            name = peer.decode()
-            return [(name, message) for message in self._decoder.decode(payload)]
+            if not peer.startswith(_UNNAMED):
+                name = peer.decode()
+                return [(name, message) for message in self._decoder.decode(payload)]
         except (ValueError, RecursionError):  # msgspec's errors and those of Unicode are the former
-            self.num_dropped += 1
-            return []
+            pass
+        self.num_dropped += 1
+        return []
 
     def close(self) -> None:
         """Close at once; what was not yet sent is dropped."""

@@ -241,7 +241,7 @@ def test_a_message_that_is_not_ours_is_dropped_and_counted_and_the_next_is_read(
         (b"server", (b"\xdd\xff\xff\xff\xff",)),  # says that it is four billion messages
         (b"server", (b"\x90", b"\x90")),
         (b"\xff\xfe", (b"\x90",)),
-        (None, (b"\x90",)),  # ZeroMQ makes up a name, which is no text
+        (None, (b"\x90",)),  # ZeroMQ makes up a name
     ],
 )
 def test_bytes_from_anywhere_do_not_end_the_hub(

@@ -34,6 +34,8 @@ SCRIPT = """if True:
         agreed("a text" if stage else 1, int)
     except ValueError as error:
         print("refused:", error)
+    dist.barrier()
+    dist.destroy_process_group()
 """
 
 

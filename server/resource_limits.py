@@ -6,6 +6,7 @@ gets by with less than its settings allow it to need.
 
 import resource
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,7 +74,10 @@ def _disk(config: Config) -> Iterator[str]:
 
 
 def _free_bytes(folder: Path) -> int:
-    """Of the file system that the folder is on, or will be."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    """Of the file system that the folder is on, or will be; where nobody can tell, enough."""
+    try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return sys.maxsize

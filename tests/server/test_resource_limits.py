@@ -99,5 +99,15 @@ def test_a_data_dir_that_is_not_there_yet_is_measured_where_it_will_be(
     assert "1024 MiB" in line
 
 
+def test_a_folder_that_cannot_be_looked_at_is_no_reason_not_to_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> object:
+        raise PermissionError
+
+    monkeypatch.setattr(shutil, "disk_usage", refuse)
+    assert not told(Config(data_dir=tmp_path), "data_dir")
+
+
 def test_this_machine_can_be_asked() -> None:
     assert isinstance(list(resource_limits.shortages(Config(data_dir=Path(os.sep)))), list)

@@ -180,7 +180,7 @@ class Stats(Message, frozen=True):
 
     It is the engine's heartbeat as well, and `engine` names this process among those before and
     after it. `phase` is the scheduler's present phase. `trouble` says why the pipeline was lost
-    that is not back yet.
+    that is not back yet. `dropped` counts strangers' messages, and strangers who were not let in.
     """
 
     ready: bool
@@ -204,6 +204,7 @@ class Stats(Message, frozen=True):
     stages: tuple[StageStats, ...] = ()
     trouble: str = ""
     engine: int = 0
+    dropped: int = 0
 
 
 # --- engine -> stages, which hear Hello as well ----------------------------------------------

@@ -14,12 +14,14 @@ import torch
 import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
-from configs import lifeline, loader, logs
+from configs import lifeline, loader, log_file, logs
 from configs.schema import Config
 from engine.messages import StageFailed, ToStage
 from engine.wire import Spoke
+from workers.agreement import agreed
 from workers.heartbeat import HeartbeatThread, Progress
 from workers.loading import Place
+from workers.rendezvous import group_store
 from workers.stage import Stage
 from workers.transport import TransportError
 
@@ -35,6 +37,7 @@ def main(runtime_dir: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # not torchrun's own, which a fork brings along
     lifeline.tie_to_parent()
+    log_file.follow()
     config = loader.load_saved(Path(runtime_dir))
     logging.disable(logging.NOTSET)
     transformers_logging.set_verbosity_error()
@@ -42,7 +45,7 @@ def main(runtime_dir: str) -> None:
     with ExitStack() as stack:
         stage, epoch = _start(config, stack)
         engine = stack.enter_context(
-            Spoke[ToStage](config.stage_address, f"stage-{stage.number}", ToStage)
+            Spoke[ToStage](config.stage_address, f"stage-{stage.number}", ToStage, config.secret)
         )
         try:
             stage.run(engine)
@@ -64,7 +67,9 @@ def _start(config: Config, stack: ExitStack) -> tuple[Stage, int]:
         # From here on, so that one that hangs while it loads is noticed too.
         exact = place.device.type == "cpu" or config.exact_times
         stack.enter_context(
-            HeartbeatThread(config.stage_address, place.stage, epoch, progress, exact)
+            HeartbeatThread(
+                config.stage_address, place.stage, epoch, progress, exact, config.secret
+            )
         )
         stage = Stage(config, place, progress)
         stage.identity.save(config.folder)
@@ -75,7 +80,7 @@ def _start(config: Config, stack: ExitStack) -> tuple[Stage, int]:
         logs.set_up("stages", config).log(level, "stage %d: %s", rank, cause, exc_info=True)
         if not life:
             lifeline.report_failure(config.folder, f"stage {rank}: {cause}")
-        with Spoke[None](config.stage_address, f"failed-{rank}", None) as engine:
+        with Spoke[None](config.stage_address, f"failed-{rank}", None, config.secret) as engine:
             engine.send(StageFailed(rank, epoch, -1, cause, life))
         sys.exit(1)
     return stage, epoch
@@ -96,18 +101,21 @@ def _join_group(config: Config) -> Place:
         # NCCL refuses two ranks on one GPU (before 2.30); gloo stages through the host then.
         backend = "nccl" if num_gpus >= num_stages else "gloo"
         sharing = -(-num_stages // num_gpus)
+    timeout = timedelta(seconds=config.stage_start_timeout)
     dist.init_process_group(
         backend,
-        timeout=timedelta(seconds=config.stage_start_timeout),
+        store=group_store(config.folder, timeout),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timeout,
         device_id=device if backend == "nccl" else None,
     )
     if dist.get_world_size() != num_stages:
         raise ValueError(
             f"{dist.get_world_size()} processes for {num_stages} stages (pipeline_parallel_size)"
         )
-    epoch = [time.time_ns()]
-    dist.broadcast_object_list(epoch, src=0)
-    return Place(dist.get_rank(), epoch[0], device, sharing)
+    epoch = agreed(time.time_ns(), int)[0]
+    return Place(dist.get_rank(), epoch, device, sharing)
 
 
 def _num_cores() -> int:

@@ -135,11 +135,15 @@ class EngineClient:
 
     `ready` is the last EngineReady (None: never), `stats` the last Stats. Where many streams are
     open, a stream is told of its tokens every `max_stream_interval` seconds. An engine that is gone
-    is waited for for `patience_s`.
+    is waited for for `patience_s`. The `secret` is the cluster's.
     """
 
     def __init__(
-        self, endpoint: str, max_stream_interval: float = 0.0, patience_s: float = 600.0
+        self,
+        endpoint: str,
+        max_stream_interval: float = 0.0,
+        patience_s: float = 600.0,
+        secret: str | None = None,
     ) -> None:
         self.ready: EngineReady | None = None
         self.stats: Stats | None = None
@@ -151,7 +155,7 @@ class EngineClient:
         self.num_engines_lost = 0
         self.work_at_ready: StageWork | None = None
         self._became_ready = asyncio.Event()
-        self._spoke: Spoke[ToServer] = Spoke(endpoint, "server", ToServer)
+        self._spoke: Spoke[ToServer] = Spoke(endpoint, "server", ToServer, secret)
         self._arrival = asyncio.Event()
         self._open: dict[int, Sequence] = {}
         self._rounds = Rounds(max_stream_interval)
@@ -334,7 +338,7 @@ class EngineClient:
         self._note_ready()
 
     def _on_ready(self, message: EngineReady) -> None:
-        if message.hello != self._hello:
+        if not self._hello or message.hello != self._hello:
             return  # it has not heard us yet
         self.ready = message
         self.work_at_ready = None
@@ -380,7 +384,7 @@ class EngineClient:
     def _has_to_introduce_itself(self) -> bool:
         """Whether an engine is there that does not know of us, or perhaps never heard us."""
         may_hear = self.stats is None or self._lost or self.stats.ready
-        return may_hear and not self._is_introduced
+        return not self._is_introduced and (may_hear or not self._hello)
 
     def _lose(self) -> None:
         logger.warning("the engine has stopped answering; what is open waits for it")

@@ -81,6 +81,11 @@ class Daemon:
         return self.process.wait(timeout_s)
 
     @property
+    def is_running(self) -> bool:
+        """Whether there is a supervisor."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def process(self) -> "subprocess.Popen[bytes]":
         """The supervisor."""
         assert self._process is not None

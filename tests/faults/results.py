@@ -1,0 +1,71 @@
+"""The results: what the cells measured, as the table in docs/reliability.md."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from tests.faults.cells import FAULTS, PROCESSES, STAGES, Cell, why_not
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
+BEGIN, END = "<!-- make faults: begin -->", "<!-- make faults: end -->"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One cell: seconds from the fault to the notice, the longest pause that clients saw, and, where
+    the daemon ended, from its end until nothing was left.
+    """
+
+    cell: Cell
+    noticed_s: float
+    pause_s: float | None
+    gone_s: float | None
+
+
+@dataclass
+class Results:
+    """Those of one run."""
+
+    measured: list[Measured] = field(default_factory=list)
+
+    def table(self) -> str:
+        """A line for each fault and process."""
+        return "\n".join(self._lines())
+
+    def write(self) -> None:
+        """Put it into the document."""
+        before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+        after = rest.partition(END)[2]
+        DOCUMENT.write_text(f"{before}{BEGIN}\n{self.table()}\n{END}{after}")
+
+    def _lines(self) -> Iterator[str]:
+        yield (
+            "| fault | process | cells | noticed after, s | longest pause of all streams, s "
+            "| nothing left after, s |"
+        )
+        yield "|---|---|---:|---:|---:|---:|"
+        rows: dict[tuple[str, str], list[Measured]] = defaultdict(list)
+        for measured in self.measured:
+            rows[measured.cell.fault, measured.cell.process].append(measured)
+        for fault in FAULTS:
+            for process in PROCESSES:
+                cells = rows[fault, process]
+                if cells:
+                    noticed = _spread([cell.noticed_s for cell in cells])
+                    pause = _spread([c.pause_s for c in cells if c.pause_s is not None])
+                    gone = _spread([c.gone_s for c in cells if c.gone_s is not None])
+                    yield f"| {fault} | {process} | {len(cells)} | {noticed} | {pause} | {gone} |"
+        for process in PROCESSES:
+            if process in STAGES:
+                continue
+            for fault in FAULTS:
+                reason = why_not(fault, process)
+                if reason:
+                    yield f"| {fault} | {process} | – | {reason} | | |"
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    """Median and largest."""
+    return f"{median(seconds):.2f} / {max(seconds):.2f}" if seconds else "–"

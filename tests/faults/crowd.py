@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -79,8 +80,9 @@ class Stream:
 class Crowd:
     """Streams that begin together; start it within `async with`, which ends when all have."""
 
-    def __init__(self, url: str, asked: list[dict[str, Any]]) -> None:
-        self._client = httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S)
+    def __init__(self, url: str, asked: list[dict[str, Any]], uds: Path | None = None) -> None:
+        transport = httpx.AsyncHTTPTransport(uds=str(uds)) if uds else None
+        self._client = httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, transport=transport)
         self._news = asyncio.Event()
         self.streams = [Stream(body, self._news.set) for body in asked]
         self.began_at = 0.0
@@ -125,8 +127,8 @@ class Crowd:
         return sorted([self.began_at, *(at for s in self.streams for at in s.arrivals)])
 
 
-async def run_crowd(url: str, asked: list[dict[str, Any]]) -> Crowd:
+async def run_crowd(url: str, asked: list[dict[str, Any]], uds: Path | None = None) -> Crowd:
     """One from beginning to end."""
-    async with Crowd(url, asked) as crowd:
+    async with Crowd(url, asked, uds) as crowd:
         pass
     return crowd

@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaForCausalLM
 
-POISON = (187, 188, 189)  # bytes that no text has, in the demo's tokenizer: one for each stage
+# Bytes that no text has, in the demo's tokenizer: one for each stage, and one more.
+POISON = (187, 188, 189)
+DEADLY = 186
 _MARK = 1e9  # in the hidden state of a poisonous token, times the stage that is meant
 
 
@@ -42,6 +44,8 @@ class LeveredLlama(LlamaForCausalLM):
             raise RuntimeError("a lever was pulled")
         if inputs.get("input_ids") is not None:
             is_poisoned = bool((inputs["input_ids"] == POISON[0]).any())
+            if bool((inputs["input_ids"] == DEADLY).any()):
+                os.abort()
         else:
             marks = inputs["inputs_embeds"][..., 0] / _MARK
             is_poisoned = bool(((marks - stage).abs() < 0.1).any())

@@ -14,8 +14,9 @@ BEGIN, END = "<!-- make faults: begin -->", "<!-- make faults: end -->"
 
 @dataclass(frozen=True)
 class Measured:
-    """One cell: seconds from the fault to the notice, the longest pause that clients saw, and, where
-    the daemon ended, from its end until nothing was left.
+    """One cell: seconds from the fault to the notice, and the longest pause that clients saw.
+
+    Where the daemon ended, `gone_s` from its end until nothing was left.
     """
 
     cell: Cell

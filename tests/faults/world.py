@@ -21,9 +21,9 @@ from tests.faults.checkpoint import Levers, levered_demo
 from tests.faults.crowd import bodies, run_crowd
 
 NUM_STAGES = 3
-BATCH_SIZE = 60
-# Of that many answers some are there, and not all, when the fault comes.
-BATCH_BEGUN = 5
+BATCH_SIZE = 40
+TOKENS_APART = 8  # so that answers come one after the other
+BATCH_BEGUN = 5  # answers that are there when the fault comes
 ANSWERS_S = 120.0
 
 
@@ -82,15 +82,15 @@ class World:
     def begin_batch(self) -> str:
         """A batch's id."""
         tasks = held_out(BATCH_SIZE, seed=31)
-        settings = {"model": "tdpipe-demo", "max_tokens": 100, "temperature": 0, "ignore_eos": True}
+        settings = {"model": "tdpipe-demo", "temperature": 0, "ignore_eos": True}
         lines = [
             {
                 "custom_id": f"r{i}",
                 "method": "POST",
                 "url": "/v1/completions",
-                "body": {"prompt": task.prompt, **settings},
+                "body": {"prompt": task.prompt, "max_tokens": TOKENS_APART * i, **settings},
             }
-            for i, task in enumerate(tasks)
+            for i, task in enumerate(tasks, 1)
         ]
         return begin(self.daemon, "".join(json.dumps(line) + "\n" for line in lines))
 

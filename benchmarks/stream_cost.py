@@ -76,7 +76,7 @@ def serving(num_stages: int, step_ms: float) -> Iterator[Served]:
             stack.callback(process.kill)
             return psutil.Process(process.pid)
 
-        engine = start("engine", str(folder))
+        engine = start("engine", str(folder), "0")
         start("benchmarks.scripted_stages", str(folder), str(step_ms))
         server = start("server", str(folder))
         yield Served(_wait_ready(folder), server, engine)

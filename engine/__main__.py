@@ -1,4 +1,7 @@
-"""`python -m engine RUNTIME_DIR`: the engine process of a daemon that the supervisor has set up."""
+"""`python -m engine RUNTIME_DIR LIFE`: the engine process of a daemon that was set up before.
+
+LIFE counts the engines before this one.
+"""
 
 import signal
 import sys
@@ -19,7 +22,7 @@ def main() -> int:
     logs.set_up("engine", config)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        with Loop(config) as loop:
+        with Loop(config, life=int(sys.argv[2])) as loop:
             garbage.settle()
             loop.run()
     except (EngineFailedError, ImpossibleSettingsError, zmq.ZMQError, OSError) as error:

@@ -1,9 +1,11 @@
 """The journal: every event with its time and a digest of the decisions; replay proves them equal.
 
-A file of length-prefixed MessagePack frames: first the settings, then one `Entry` per event.
-A journal cut short by a crash is read up to its last whole frame.
+A file of length-prefixed frames: for each life of the engine first the settings, as JSON, then one
+`Entry` per event, as MessagePack. A life that was cut short is read up to its last whole frame, and
+the next one begins there.
 """
 
+import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,6 +19,7 @@ from engine.messages import Event
 from engine.scheduler import Outgoing, Scheduler
 
 _LENGTH = struct.Struct("<I")
+_NONE = "{} is not a journal of this version"
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -32,10 +35,11 @@ class JournalError(Exception):
 
 
 class Journal:
-    """Writes a journal. Raises `OSError` when the file cannot be written."""
+    """Writes a journal, or goes on with one. Raises `OSError` when the file cannot be written."""
 
-    def __init__(self, path: Path, config: EngineConfig) -> None:
-        self._file: BinaryIO = path.open("wb")
+    def __init__(self, path: Path, config: EngineConfig, *, goes_on: bool = False) -> None:
+        self._file: BinaryIO = path.open("r+b" if goes_on and path.exists() else "wb")
+        self._file.truncate(self._file.seek(sum(_sizes(path))))
         self._encoder = msgspec.msgpack.Encoder()
         settings = EngineConfig.model_validate(
             config.model_dump(include=set(EngineConfig.model_fields))
@@ -65,39 +69,56 @@ def digest(answer: Sequence[Outgoing]) -> int:
 
 
 def replay(path: Path) -> int:
-    """Hand the journal's events to a new scheduler; the number of events.
+    """Hand each life's events to a new scheduler; the number of events.
 
     Raises `JournalError` at the first decision that differs, `OSError` when it cannot be read.
     """
-    frames = _frames(path)
-    try:
-        config = EngineConfig.model_validate_json(next(frames, b""))
-    except ValueError as error:
-        raise JournalError(f"{path} is not a journal of this version") from error
-    scheduler = Scheduler(config)
-    decoder = msgspec.msgpack.Decoder(Entry)
+    scheduler: Scheduler | None = None
     count = 0
-    for count, frame in enumerate(frames, start=1):
-        entry = decoder.decode(frame)
+    for frame in _records(path):
+        if isinstance(frame, EngineConfig):
+            scheduler = Scheduler(frame)
+            continue
+        if scheduler is None:
+            break
+        count, entry = count + 1, frame
         if digest(scheduler.handle(entry.event, entry.now)) != entry.digest:
             kind = type(entry.event).__name__
             raise JournalError(f"event {count} ({kind} at {entry.now:.6f} s) is decided otherwise")
+    if scheduler is None:
+        raise JournalError(_NONE.format(path))
     return count
 
 
 def entries(path: Path) -> Iterator[Entry]:
-    """The journal's events in order. Raises `OSError` when it cannot be read."""
+    """The journal's events in order. Raises as `replay` does where it is none."""
+    return (record for record in _records(path) if isinstance(record, Entry))
+
+
+def _records(path: Path) -> Iterator[EngineConfig | Entry]:
     decoder = msgspec.msgpack.Decoder(Entry)
-    frames = _frames(path)
-    next(frames, b"")
-    for frame in frames:
-        yield decoder.decode(frame)
+    for frame in _frames(path):
+        try:
+            is_settings = frame.startswith(b"{")
+            yield EngineConfig.model_validate_json(frame) if is_settings else decoder.decode(frame)
+        except ValueError as error:
+            raise JournalError(_NONE.format(path)) from error
 
 
 def _frames(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
+        for size in _sizes(path):
+            yield file.read(size)[_LENGTH.size :]
+
+
+def _sizes(path: Path) -> Iterator[int]:
+    """Bytes of each whole frame."""
+    with path.open("rb") as file:
+        left = os.fstat(file.fileno()).st_size
         while len(prefix := file.read(_LENGTH.size)) == _LENGTH.size:
-            (length,) = _LENGTH.unpack(prefix)
-            if len(frame := file.read(length)) < length:
+            size = _LENGTH.size + _LENGTH.unpack(prefix)[0]
+            left -= size
+            if left < 0:
                 return
-            yield frame
+            yield size
+            file.seek(size - _LENGTH.size, os.SEEK_CUR)

@@ -63,9 +63,13 @@ def times_of(beat: Heartbeat) -> StageTimes:
 
 
 class Loop:
-    """The engine process. Raises `zmq.ZMQError` when an endpoint is taken."""
+    """The engine process. Raises `zmq.ZMQError` when an endpoint is taken.
 
-    def __init__(self, config: Config) -> None:
+    `life` counts the daemon's engines before this one: a journal goes on, a trace gets a file of
+    its own.
+    """
+
+    def __init__(self, config: Config, life: int = 0) -> None:
         self._config = config
         self._scheduler = Scheduler(config)
         self._began_at = time.monotonic()
@@ -92,12 +96,15 @@ class Loop:
             )
             self._stages: Hub[FromStage] = stack.enter_context(Hub(config.stage_address, FromStage))
             self._journal = (
-                stack.enter_context(Journal(config.journal, config)) if config.journal else None
+                stack.enter_context(Journal(config.journal, config, goes_on=life > 0))
+                if config.journal
+                else None
             )
             self._recorder: Recorder | None = None
             if config.trace:
+                stem = f"{config.trace.stem}.{life + 1}" if life else config.trace.stem
                 recorder = Recorder(
-                    config.trace,
+                    config.trace.with_stem(stem),
                     config.pipeline_parallel_size,
                     self._began_at,
                     same_host=same_host,
@@ -220,11 +227,8 @@ class Loop:
     def _look_after_stages(self) -> None:
         """Notice a lost stage; give up when a pipeline does not come (back) in time."""
         pipeline = self._scheduler.pipeline
-        lost = self._watch.find_lost(pipeline.epoch) if pipeline is not None else None
-        if pipeline is not None and lost is not None:
-            beat, reason = lost
-            self._kill(beat.pid)
-            self._lose_stages(StageLost(pipeline.epoch, reason))
+        if pipeline is not None and (trouble := self._watch.find_trouble(pipeline.epoch)):
+            self._lose_stages(StageLost(pipeline.epoch, trouble))
         if self._scheduler.pipeline is not None:
             return
         now = time.monotonic()
@@ -237,23 +241,19 @@ class Loop:
             )
 
     def _lose_stages(self, lost: StageLost) -> None:
-        log.error("%s; the stages are restarted, what is open goes on after that", lost.reason)
         self._handle(lost)
-        self._count_loss(lost.reason)
+        self._end_stages(lost)
 
     def _end_stages(self, lost: StageLost) -> None:
-        """These are of no use, and do not know it."""
-        pid = self._watch.pid(lost.epoch)
-        if pid is not None:
-            self._kill(pid)
-        log.error("%s; the stages are restarted", lost.reason)
-        self._count_loss(lost.reason)
+        """What hangs does not end by itself; torchrun restarts the group when one is gone.
 
-    def _kill(self, pid: int) -> None:
-        """What hangs does not end by itself; torchrun restarts the group when one is gone."""
-        if self._watch.same_host:
+        All of them, since it asks the others politely, and waits for those that cannot hear.
+        """
+        log.error("%s; the stages are restarted, what is open goes on after that", lost.reason)
+        for pid in self._watch.pids(lost.epoch) if self._watch.same_host else ():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
+        self._count_loss(lost.reason)
 
     def _count_loss(self, reason: str) -> None:
         """Raises `EngineFailedError` when there were too many of late."""

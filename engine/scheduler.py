@@ -124,7 +124,8 @@ class Scheduler:
 
     def knows(self, stage: int, epoch: int) -> bool:
         """Whether this stage has said that it is ready, or is of a life that is over."""
-        return epoch < self._newest_epoch or stage in self._stages_ready
+        ready = self._stages_ready.get(stage)
+        return epoch < self._newest_epoch or (ready is not None and ready.epoch == epoch)
 
     def _submit(self, submit: Submit, now: float, out: list[Outgoing]) -> None:
         refusal = self._refusal(submit)

@@ -13,6 +13,7 @@ Time is counted in looks: a watch that was itself held up blames nobody.
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.messages import Heartbeat, StageStats
 
@@ -28,7 +29,7 @@ class _Stage:
 
 
 class StageWatch:
-    """Call `hear` with each heartbeat and `find_lost` every `interval_s` seconds.
+    """Call `hear` with each heartbeat and `find_trouble` every `interval_s` seconds.
 
     Silence and waiting are borne for `silence_s`, a standstill in a step for `standstill_s`.
     """
@@ -54,26 +55,22 @@ class StageWatch:
         self._quiet_looks = 0
         self._stages[beat.stage] = new
 
-    def pid(self, epoch: int) -> int | None:
-        """A process of this life of the group."""
-        pids = (stage.beat.pid for stage in self._stages.values() if stage.beat.epoch == epoch)
-        return next(pids, None)
+    def pids(self, epoch: int) -> list[int]:
+        """The processes of this life of the group."""
+        return [stage.beat.pid for stage in self._stages.values() if stage.beat.epoch == epoch]
 
-    def find_lost(self, epoch: int) -> tuple[Heartbeat, str] | None:
-        """The first stage of this epoch that is lost, and what is wrong with it."""
+    def find_trouble(self, epoch: int) -> str:
+        """What is wrong with a stage of this epoch that is lost; empty where none is."""
         self._quiet_looks += 1
         for stage in self._stages.values():
             stage.silent_looks += 1
             stage.still_looks += 1
         present = [stage for stage in self._stages.values() if stage.beat.epoch == epoch]
-        gone = [s.beat for s in present if self.same_host and not _exists(s.beat.pid)]
+        gone = [s.beat.stage for s in present if self.same_host and not _exists(s.beat.pid)]
         if gone:
             # torchrun ends the others at once, so it may be too late to tell which died first.
-            who = f"stage {gone[0].stage}" if len(gone) == 1 else "the stages"
-            return gone[0], f"{who} died"
-        return next(
-            ((stage.beat, reason) for stage in present if (reason := self._trouble(stage))), None
-        )
+            return f"stage {gone[0]} died" if len(gone) == 1 else "the stages died"
+        return next(filter(None, map(self._trouble, present)), "")
 
     def _trouble(self, stage: _Stage) -> str:
         name = f"stage {stage.beat.stage}"
@@ -105,6 +102,9 @@ class StageWatch:
 
 
 def _exists(pid: int) -> bool:
+    """Whether it runs. One that has died may stay for as long as nobody asks how."""
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     with suppress(PermissionError):
         try:
             os.kill(pid, 0)

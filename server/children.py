@@ -23,6 +23,8 @@ STOP_TIMEOUT_S = 5.0
 PATIENCE_S = {"server": 10.0, "predictor": 30.0}
 
 Name = Literal["server", "engine", "stages", "predictor"]
+# In the log, what is not called by its own name.
+_NAMES = {"stages": "stages' torchrun"}
 
 log = logging.getLogger("tdpipe")
 
@@ -45,6 +47,7 @@ class Children:
             self._names.append("predictor")
         self._processes: dict[Name, subprocess.Popen[bytes]] = {}
         self._pulses: dict[Name, PulseWatch] = {}
+        self._num_engines = 0
         self._restarts = Restarts(config)
         self._predictor_restarts = Restarts(config)
 
@@ -108,20 +111,24 @@ class Children:
         silence_s = PATIENCE_S.get(name, self._config.heartbeat_timeout)
         self._pulses[name] = PulseWatch(self._config.folder, name, POLL_INTERVAL_S, silence_s)
         module = "workers" if name == "stages" else name
+        arguments = [str(self._config.folder)]
+        if name == "engine":
+            arguments.append(str(self._num_engines))
+            self._num_engines += 1
         self._processes[name] = lifeline.start(
-            module, str(self._config.folder), num_threads=self._config.num_threads
+            module, *arguments, num_threads=self._config.num_threads
         )
 
     def _why_not_restart(self, name: Name, code: int) -> str | None:
         if name == "server":
             return f"the server {_how(code)}; its clients' connections are gone with it"
         if self._restarts.are_used_up():
-            return f"the {name} {_how(code)}, {self._restarts}"
+            return f"the {_NAMES.get(name, name)} {_how(code)}, {self._restarts}"
         return None
 
     def _restart(self, name: Name, code: int) -> None:
         """Stages outlive their engine, with their weights; an engine outlives its stages."""
-        log.error("the %s %s; restarting", name, _how(code))
+        log.error("the %s %s; restarting", _NAMES.get(name, name), _how(code))
         self._restarts.count()
         self._start(name)
 
@@ -129,9 +136,8 @@ class Children:
         """Nobody's answer hangs on it: when it has died too often, the daemon goes on without."""
         del self._processes["predictor"]
         if self._predictor_restarts.are_used_up():
-            log.error(
-                "the predictor %s, %s; going on without", _how(code), self._predictor_restarts
-            )
+            told = "the predictor %s, %s; going on without it"
+            log.error(told, _how(code), self._predictor_restarts)
             return
         log.error("the predictor %s; restarting", _how(code))
         self._predictor_restarts.count()

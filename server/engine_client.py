@@ -147,6 +147,7 @@ class EngineClient:
         self.ticked_at = time.monotonic()
         self.num_queued = 0
         self.num_generated = 0
+        self.num_engines_lost = 0
         self.work_at_ready: StageWork | None = None
         self._became_ready = asyncio.Event()
         self._spoke: Spoke[ToServer] = Spoke(endpoint, "server", ToServer)
@@ -342,6 +343,7 @@ class EngineClient:
 
     def _meet(self) -> None:
         """An engine that does not know us."""
+        self.num_engines_lost += 1
         if self._open:
             logger.warning("another engine: %d sequences are handed to it", len(self._open))
         self._is_introduced = False

@@ -123,6 +123,9 @@ class _EngineFigures(Collector):
         yield _counter("tdpipe_generated_tokens", "Tokens generated", client.num_generated)
         yield _gauge("tdpipe_queued_sequences", "Without a first token yet", client.num_queued)
         yield _gauge("tdpipe_ready", "1 while requests are worked on", int(client.is_ready))
+        yield _counter(
+            "tdpipe_engine_restarts", "Times that another engine came", client.num_engines_lost
+        )
         if client.stats is not None:
             yield from _scheduler_figures(client.stats)
             yield from _stage_figures(client, client.stats)

@@ -70,6 +70,7 @@ def _client() -> Any:
     stages = tuple(StageStats(stage, 1, 0.0, 0, 0, 0.0) for stage in (0, 1))
     return SimpleNamespace(
         num_generated=0,
+        num_engines_lost=0,
         num_queued=0,
         is_ready=True,
         stats=Stats(ready=True, phase="decode", stages=stages),

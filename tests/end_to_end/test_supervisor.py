@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import time
@@ -12,6 +13,7 @@ import openai
 import psutil
 import pytest
 
+from configs.schema import DEMO_MODEL
 from tests.end_to_end.daemon import Daemon, all_gone
 
 MODEL = "tdpipe-demo"
@@ -182,5 +184,32 @@ def test_without_server_or_supervisor_nothing_is_left(victim: str, tmp_path: Pat
     else:
         os.kill(daemon.process.pid, signal.SIGKILL)
         daemon.wait_end()
+    assert all_gone(processes, GONE_TIMEOUT_S)
+    assert port_is_free(daemon)
+
+
+def test_stages_that_cannot_be_restarted_end_the_daemon_and_all_are_told_why(
+    tmp_path: Path,
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(DEMO_MODEL, model)
+
+    async def lose(daemon: Daemon) -> None:
+        async with daemon.async_client() as client:
+            started = asyncio.Event()
+            running = asyncio.create_task(long_stream(client, started))
+            await started.wait()
+            next(model.glob("*.safetensors")).write_bytes(b"torn")
+            daemon.descendants()["stage"][0].kill()
+            with pytest.raises(openai.APIError, match="It has failed: stage"):
+                await asyncio.wait_for(running, 60)
+
+    daemon = Daemon(tmp_path, str(model), "--served-model-name", MODEL, "--max-restarts", "2")
+    daemon.start()
+    daemon.wait_ready()
+    processes = everything(daemon)
+    asyncio.run(lose(daemon))
+    assert daemon.wait_end() == 1
+    assert "were restarted 2 times in 600 s before" in daemon.log().splitlines()[-1]
     assert all_gone(processes, GONE_TIMEOUT_S)
     assert port_is_free(daemon)

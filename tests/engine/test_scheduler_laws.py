@@ -253,5 +253,21 @@ def test_a_journal_cut_short_is_replayed_up_to_the_cut(tmp_path: Path) -> None:
     assert replay(path) == len(world.events) - 1
 
 
+def test_the_lives_of_a_daemon_s_engines_are_one_journal(tmp_path: Path) -> None:
+    world = World(EngineConfig(), 8)
+    world.submit(make_submit(0, [1, 2, 3], 5))
+    world.run_dry()
+    path = tmp_path / "journal"
+    for goes_on in (False, True, True):
+        with Journal(path, EngineConfig(), goes_on=goes_on) as journal:
+            for now, event, answer in world.events:
+                journal.write(event, now, answer)
+        path.write_bytes(path.read_bytes()[:-3])  # killed
+    assert replay(path) == 3 * (len(world.events) - 1)
+    with Journal(path, EngineConfig()):
+        pass  # another daemon
+    assert replay(path) == 0
+
+
 def test_an_abort_before_the_pipeline_is_ready_is_harmless() -> None:
     assert Scheduler(EngineConfig()).handle(Abort(1), 0.0) == []

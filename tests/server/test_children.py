@@ -1,0 +1,148 @@
+"""The children: who is restarted when, with whom, how often, and what is told when it is enough."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs import lifeline
+from configs.pulse import Pulse
+from configs.schema import Config
+from server import children
+from server.children import Children, GivingUpError
+
+Processes = dict[str, list["subprocess.Popen[bytes]"]]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
+    """Every process that is started, by its module; each sleeps until it is ended."""
+    processes: Processes = {}
+
+    def start(module: str, *_: str, **__: Any) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
+        processes.setdefault(module, []).append(process)
+        return process
+
+    monkeypatch.setattr(lifeline, "start", start)
+    yield processes
+    for each in processes.values():
+        for process in each:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def make(tmp_path: Path, started: Processes) -> Callable[..., Children]:
+    """Children that have been started, with these settings."""
+    assert not started
+
+    def make_children(**settings: Any) -> Children:
+        config = Config.model_validate({"runtime_dir": tmp_path, **settings})
+        family = Children(config, ("server", "engine", "stages"))
+        family.start()
+        return family
+
+    return make_children
+
+
+def kill(started: Processes, module: str) -> None:
+    """End the newest process of a module."""
+    started[module][-1].kill()
+    started[module][-1].wait()
+
+
+def count(started: Processes) -> dict[str, int]:
+    """How often each has been started."""
+    return {module: len(processes) for module, processes in started.items()}
+
+
+def test_an_engine_is_restarted_alone_and_so_are_stages(
+    make: Callable[..., Children], started: Processes
+) -> None:
+    family = make()
+    for module in ("engine", "workers"):
+        kill(started, module)
+        family.look()
+    assert count(started) == {"server": 1, "engine": 2, "workers": 2}
+
+
+def test_without_its_server_a_daemon_is_over(
+    make: Callable[..., Children], started: Processes
+) -> None:
+    family = make()
+    kill(started, "server")
+    with pytest.raises(GivingUpError, match="the server was killed by SIGKILL"):
+        family.look()
+
+
+def test_too_many_restarts_in_a_window_are_the_end(
+    make: Callable[..., Children], started: Processes
+) -> None:
+    family = make(max_restarts=2)
+    for _ in range(2):
+        kill(started, "engine")
+        family.look()
+    kill(started, "engine")
+    with pytest.raises(GivingUpError, match=r"the engine was .* after 2 restarts in 600 s"):
+        family.look()
+
+
+def test_restarts_long_ago_do_not_count(
+    make: Callable[..., Children], started: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, now = make(max_restarts=1), [0.0]
+    monkeypatch.setattr(children.time, "monotonic", lambda: now[0])
+    for _ in range(5):
+        kill(started, "engine")
+        family.look()
+        now[0] += 601
+    assert count(started)["engine"] == 6
+
+
+def test_one_that_hangs_is_ended_and_started_anew(
+    make: Callable[..., Children], started: Processes, tmp_path: Path
+) -> None:
+    family = make(heartbeat_timeout=10 * children.POLL_INTERVAL_S)
+    Pulse(tmp_path, "engine").beat()
+    for _ in range(10):
+        family.look()
+    assert count(started)["engine"] == 1
+    for _ in range(2):
+        family.look()
+    assert count(started)["engine"] == 2
+    assert started["engine"][0].poll() is not None
+
+
+def test_a_predictor_that_keeps_dying_is_gone_on_without(
+    make: Callable[..., Children], started: Processes, tmp_path: Path
+) -> None:
+    family = make(predictor=str(tmp_path), max_restarts=1)
+    for _ in range(2):
+        kill(started, "predictor")
+        family.look()
+    family.look()
+    assert count(started)["predictor"] == 2
+
+
+def test_what_no_restart_can_mend_is_told_in_the_words_of_who_met_it(
+    make: Callable[..., Children], started: Processes, tmp_path: Path
+) -> None:
+    family = make()
+    lifeline.report_failure(tmp_path, "stage 1: the file is torn")
+    kill(started, "workers")
+    with pytest.raises(GivingUpError, match=r"^stage 1: the file is torn$"):
+        family.look()
+
+
+def test_the_one_that_is_ending_is_left_alone(
+    make: Callable[..., Children], started: Processes
+) -> None:
+    family = make()
+    kill(started, "server")
+    kill(started, "engine")
+    family.look(ending="server")
+    assert count(started) == {"server": 1, "engine": 2, "workers": 1}

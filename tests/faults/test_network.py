@@ -50,7 +50,7 @@ def test_streams_outlive_the_loss_of_the_network(namespace: str, tmp_path: Path)
 
     def is_ok() -> bool:
         try:
-            return client.get("/health").status_code == 200
+            return door.exists() and client.get("/health").status_code == 200
         except httpx.TransportError:
             return False
 

@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 .PHONY: help serve test lint types contracts tests format paper sweep real-policies \
 	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table batch-kill \
-	batch-memory soak batch-order demo-predictor demo-model clean
+	batch-memory faults soak batch-order demo-predictor demo-model clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -75,6 +75,9 @@ batch-kill: $(VENV)/dev  ## kill -9 of the daemon at five moments of a 2,000-lin
 
 batch-order: $(VENV)/dev  ## what the order of a batch's requests is worth in the simulator (about 3 minutes)
 	$(BIN)/python -m benchmarks.batch_order $(ARGS)
+
+faults: $(VENV)/dev  ## every fault on every process at every moment (about 20 minutes; ARGS=--write into docs)
+	$(BIN)/pytest -m '' tests/faults $(ARGS)
 
 soak: $(VENV)/dev  ## mixed traffic while things break (20 minutes; ARGS="--minutes 2" for less)
 	$(BIN)/python -m benchmarks.soak $(ARGS)

@@ -148,6 +148,16 @@ class Daemon:
         kinds["stage"] = kinds["torchrun"][0].children()
         return kinds
 
+    def present(self) -> list[psutil.Process]:
+        """Every process that works in its folder, whoever started it; a zombie works no more."""
+        folder = str(self.folder / "run")
+        return [
+            process
+            for process in psutil.process_iter(["cmdline", "status"])
+            if folder in (process.info["cmdline"] or ())
+            if process.info["status"] != psutil.STATUS_ZOMBIE
+        ]
+
     def log(self) -> str:
         """What the daemon has printed."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""

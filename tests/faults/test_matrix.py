@@ -100,7 +100,7 @@ def wait_gone(world: World, before: list[psutil.Process]) -> float:
     assert code != 0
     ended_at = time.monotonic()
     assert all_gone(before, GONE_S), "processes are left"
-    assert not world.strays()
+    assert not daemon.present()
     assert port_is_free(daemon)
     return time.monotonic() - ended_at
 

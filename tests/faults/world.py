@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,11 +114,5 @@ class World:
 
     def strays(self) -> list[psutil.Process]:
         """Processes that work in the daemon's folder and do not belong to it."""
-        own = {os.getpid(), self.daemon.process.pid, *(p.pid for p in self.processes())}
-        folder = str(self.daemon.folder / "run")
-        return [
-            process
-            for process in psutil.process_iter(["cmdline", "status"])
-            if folder in (process.info["cmdline"] or ()) and process.pid not in own
-            if process.info["status"] != psutil.STATUS_ZOMBIE
-        ]
+        own = {self.daemon.process.pid, *(process.pid for process in self.processes())}
+        return [process for process in self.daemon.present() if process.pid not in own]

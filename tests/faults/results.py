@@ -1,5 +1,6 @@
 """The results: what the cells measured, as the table in docs/reliability.md."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +17,14 @@ BEGIN, END = "<!-- make faults: begin -->", "<!-- make faults: end -->"
 class Measured:
     """One cell: seconds from the fault to the notice, and the longest pause that clients saw.
 
-    Where the daemon ended, `gone_s` from its end until nothing was left.
+    Where the daemon ended, `gone_s` from its end until nothing was left. What does not apply is not
+    a number.
     """
 
     cell: Cell
     noticed_s: float
-    pause_s: float | None
-    gone_s: float | None
+    pause_s: float
+    gone_s: float
 
 
 @dataclass
@@ -55,8 +57,8 @@ class Results:
                 cells = rows[fault, process]
                 if cells:
                     noticed = _spread([cell.noticed_s for cell in cells])
-                    pause = _spread([c.pause_s for c in cells if c.pause_s is not None])
-                    gone = _spread([c.gone_s for c in cells if c.gone_s is not None])
+                    pause = _spread([cell.pause_s for cell in cells])
+                    gone = _spread([cell.gone_s for cell in cells])
                     yield f"| {fault} | {process} | {len(cells)} | {noticed} | {pause} | {gone} |"
         for process in PROCESSES:
             if process in STAGES:
@@ -68,5 +70,6 @@ class Results:
 
 
 def _spread(seconds: Sequence[float]) -> str:
-    """Median and largest."""
-    return f"{median(seconds):.2f} / {max(seconds):.2f}" if seconds else "–"
+    """Median and largest of those that are numbers."""
+    numbers = [second for second in seconds if not math.isnan(second)]
+    return f"{median(numbers):.2f} / {max(numbers):.2f}" if numbers else "–"

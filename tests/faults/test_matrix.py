@@ -1,6 +1,7 @@
 """Whatever is done to whichever process at whatever moment: nothing is lost, and nothing lies."""
 
 import asyncio
+import math
 import time
 from itertools import pairwise
 
@@ -35,34 +36,26 @@ def test_a_fault_costs_time_and_nothing_else(cell: Cell, world: World, results: 
         pytest.skip("this system does not let us cut another process's connections")
     world.revive()
     before = world.processes()
+    strike = strike_batch if cell.moment == "batch" else strike_crowd
     with Witness(world.daemon) as witness:
-        act = strike_batch if cell.moment == "batch" else strike_crowd
-        struck, crowd, batch_id = act(cell, world, witness)
-        gone_s = wait_gone(world, before) if cell.process in MORTAL else None
-        batch = None
+        struck, crowd, batch_id = strike(cell, world, witness)
+        gone_s = wait_gone(world, before) if cell.process in MORTAL else math.nan
         if batch_id is not None:
-            world.revive()  # its next start, where the fault was the daemon's death
-            batch = world.answers(batch_id)
-        struck_at = struck()
-        witness.wait_noticed(struck_at, NOTICE_S[cell.process] + LATE_S)
+            world.revive()  # where the fault was the daemon's death, it is its next start
+            assert world.answers(batch_id) == world.batch
+        noticed_s = witness.wait_noticed(struck(), NOTICE_S[cell.process] + LATE_S)
         if cell.process not in MORTAL:
             world.revive()
-    noticed_s = witness.noticed_at(struck_at) - struck_at
-    if batch_id is not None:
-        assert batch == world.batch
-    if crowd is not None and cell.process in MORTAL:
-        assert all(len(stream.ends) == 1 for stream in crowd.streams)
-        assert all(stream.ends[0].startswith(("connection", "error")) for stream in crowd.streams)
-    elif crowd is not None:
-        assert [stream.ends for stream in crowd.streams] == [["length"]] * len(crowd.streams)
-        assert [stream.num_done for stream in crowd.streams] == [1] * len(crowd.streams)
-        assert crowd.texts == world.texts
-        assert not witness.lies(crowd.progress, STALL_S)
-    if cell.process not in MORTAL:
-        check_whole(world, before)
-    held_up_s = witness.held_up_s(struck_at, struck_at + noticed_s)
+    held_up_s = witness.held_up_s(struck(), struck() + noticed_s)
     results.measured.append(Measured(cell, noticed_s, longest_pause_s(crowd), gone_s))
     assert noticed_s <= NOTICE_S[cell.process] + held_up_s
+    if cell.process in MORTAL:
+        check_cut_off(crowd)
+        return
+    check_whole(world, before)
+    if crowd is not None:
+        check_answers(crowd, world)
+        check_health(cell, crowd, witness, witness.green_s(struck()) - held_up_s)
 
 
 def strike_crowd(cell: Cell, world: World, witness: Witness) -> tuple[Struck, Crowd | None, None]:
@@ -105,6 +98,27 @@ def wait_gone(world: World, before: list[psutil.Process]) -> float:
     return time.monotonic() - ended_at
 
 
+def check_cut_off(crowd: Crowd | None) -> None:
+    """All that a client without its server can be told, once."""
+    for stream in crowd.streams if crowd is not None else ():
+        (end,) = stream.ends
+        assert end.startswith(("connection", "error"))
+
+
+def check_answers(crowd: Crowd, world: World) -> None:
+    """Each has ended once, and as if nothing had been."""
+    assert [stream.ends for stream in crowd.streams] == [["length"]] * len(crowd.streams)
+    assert [stream.num_done for stream in crowd.streams] == [1] * len(crowd.streams)
+    assert crowd.texts == world.texts
+
+
+def check_health(cell: Cell, crowd: Crowd, witness: Witness, green_s: float) -> None:
+    """It was not green for long while nothing worked, and was not before something did."""
+    if cell.process != "predictor" and longest_pause_s(crowd) > STALL_S:
+        assert green_s <= STALL_S
+    assert not witness.lies(crowd.progress, STALL_S)
+
+
 def check_whole(world: World, before: list[psutil.Process]) -> None:
     """No block is taken, no process of the time before is left, all are there again."""
     daemon = world.daemon
@@ -115,8 +129,8 @@ def check_whole(world: World, before: list[psutil.Process]) -> None:
     assert not world.strays()
 
 
-def longest_pause_s(crowd: Crowd | None) -> float | None:
-    """The longest time in which no stream had anything new."""
+def longest_pause_s(crowd: Crowd | None) -> float:
+    """The longest time in which no stream had anything new; not a number where there was none."""
     if crowd is None or not any(stream.text for stream in crowd.streams):
-        return None
+        return math.nan
     return max(later - earlier for earlier, later in pairwise(crowd.progress))

@@ -1,6 +1,7 @@
 """The witness: looks at /health, /ready and the log all the time, and knows when it was held up."""
 
 import http.client
+import math
 import threading
 import time
 from bisect import bisect
@@ -23,6 +24,11 @@ class Look:
     at: float
     health: int
     ready: int
+
+    @property
+    def is_green(self) -> bool:
+        """Whether either claims that all is well."""
+        return 200 in (self.health, self.ready)
 
 
 class Witness:
@@ -52,26 +58,33 @@ class Witness:
         told += [look.at for look in self.looks if look.at >= since and look.health != 200]
         return min(told, default=None)
 
-    def wait_noticed(self, since: float, timeout_s: float) -> None:
-        """Until then; an AssertionError after the time."""
+    def wait_noticed(self, since: float, timeout_s: float) -> float:
+        """Until then, in seconds since; an AssertionError after the time."""
         deadline = time.monotonic() + timeout_s
-        while self.noticed_at(since) is None:
+        while (at := self.noticed_at(since)) is None:
             assert time.monotonic() < deadline, f"not noticed within {timeout_s} s"
             time.sleep(LOOK_S)
+        return at - since
+
+    def green_s(self, since: float) -> float:
+        """For how long it went on to look well."""
+        red = [look.at for look in self.looks if look.at >= since and not look.is_green]
+        return min(red, default=math.inf) - since
 
     def held_up_s(self, since: float, until: float) -> float:
         """For how long the machine gave this thread nothing to run on."""
         return sum(late_s for at, late_s in self._late if since <= at <= until + 1)
 
     def lies(self, progress: Sequence[float], bound_s: float) -> list[Look]:
-        """Green looks while nothing worked, neither `bound_s` before nor soon after them."""
-        return [
-            look
-            for look in self.looks
-            if 200 in (look.health, look.ready) and progress[0] <= look.at <= progress[-1]
-            if look.at - progress[bisect(progress, look.at) - 1] > bound_s
-            if progress[min(bisect(progress, look.at), len(progress) - 1)] - look.at > RESUME_S
-        ]
+        """Green looks when nothing had come for `bound_s`, and nothing came soon after them."""
+
+        def is_lie(look: Look) -> bool:
+            following = bisect(progress, look.at)
+            before, after = progress[following - 1], progress[following]
+            return look.at - before > bound_s and after - look.at > RESUME_S
+
+        within = [look for look in self.looks if progress[0] <= look.at < progress[-1]]
+        return [look for look in within if look.is_green and is_lie(look)]
 
     def _watch(self) -> None:
         while not self._stop.is_set():
@@ -81,7 +94,7 @@ class Witness:
             self._late.append((now, now - before - LOOK_S))
             self._read_log()
             health = self._ask("/health")
-            self.looks.append(Look(now, health, self._ask("/ready") if health == 200 else 0))
+            self.looks.append(Look(now, health, self._ask("/ready")))
 
     def _ask(self, path: str) -> int:
         connection = http.client.HTTPConnection(self._address, timeout=ANSWER_TIMEOUT_S)

@@ -79,7 +79,8 @@ class StageWatch:
         quiet_s = self._quiet_looks * self._interval_s
         if silent_s > self._silence_s:
             return f"{name} was silent for {silent_s:.1f} s"
-        if stage.beat.doing == "waits" and min(still_s, quiet_s) > self._silence_s:
+        # Not longer than the silence, but as long: word of the last work is itself late by a beat.
+        if stage.beat.doing == "waits" and min(still_s, quiet_s) >= self._silence_s:
             return f"{name} waited for a neighbour for {still_s:.1f} s, and nobody worked"
         if still_s > self._standstill_s:
             return f"{name} has stood still for {still_s:.1f} s"

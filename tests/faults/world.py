@@ -31,7 +31,14 @@ def levered_daemon(folder: Path, *arguments: str) -> tuple[Daemon, Levers]:
     model, levers = levered_demo(folder)
     # Where the daemon's processes find the model's code: copied once, and not by all at once.
     dynamic_module_utils.get_cached_module_file(str(model), "levered_llama.py")
-    common = ["--trust-remote-code", "-pp", str(NUM_STAGES), "--dtype", "float32"]
+    common = [
+        "--no-access-log",
+        "--trust-remote-code",
+        "-pp",
+        str(NUM_STAGES),
+        "--dtype",
+        "float32",
+    ]
     return Daemon(folder, str(model), *common, *arguments), levers
 
 

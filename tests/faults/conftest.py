@@ -34,5 +34,5 @@ def results(request: pytest.FixtureRequest) -> Iterator[Results]:
     yield results
     if results.measured:
         print(f"\n{results.table()}")  # noqa: T201
-        if request.config.getoption("--write"):
+        if request.config.getoption("--write", default=False):
             results.write()

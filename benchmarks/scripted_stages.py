@@ -4,6 +4,7 @@ What they "generate" depends on a token's position alone, so that whoever reads 
 must stand in it. `python -m benchmarks.scripted_stages RUNTIME_DIR STEP_MS`.
 """
 
+import os
 import sys
 import time
 from array import array
@@ -64,7 +65,8 @@ def main(folder: Path, step_s: float) -> None:
         for spoke in stages[:-1]:
             for _ in spoke.drain():
                 pass
-        num_steps += _answer(stages[-1], stages[-1].drain(), step_s)
+        # What has come by now: there is always more to come, and the heart must beat.
+        num_steps += _answer(stages[-1], list(stages[-1].drain()), step_s)
 
 
 def _answer(last: Spoke[ToStage], messages: Iterable[ToStage], step_s: float) -> int:
@@ -82,7 +84,9 @@ def _answer(last: Spoke[ToStage], messages: Iterable[ToStage], step_s: float) ->
 def _beat(stages: list[Spoke[ToStage]], num_steps: int) -> None:
     nothing = array("q").tobytes()
     for stage, spoke in enumerate(stages):
-        beat = Heartbeat(stage, 1, 0, num_steps, num_steps, 0.0, time.monotonic(), nothing)
+        beat = Heartbeat(
+            stage, 1, os.getpid(), num_steps, num_steps, 0.0, time.monotonic(), nothing
+        )
         spoke.send(beat)
 
 

@@ -68,6 +68,8 @@ BAD = (
     {"prompt": "x", "structured_outputs": {"regex": "("}},
 )
 
+FORM = "([a-z]{3,9} ){5,30}[0-9]{4}"
+
 Text = tuple[str, ...]
 
 
@@ -97,13 +99,15 @@ class Findings:
 
 
 def make_asks(count: int, rng: random.Random) -> list[Ask]:
-    """Greedy tasks, long seeded draws, chats, and several choices at once."""
+    """Greedy tasks, long seeded draws, forms, penalties, chats, and several choices at once."""
     asks = []
+    drawn = {"temperature": 1.0, "extra_body": {"ignore_eos": True}}
+    formed = {"temperature": 1.0, "extra_body": {"structured_outputs": {"regex": FORM}}}
+    penalised = {"temperature": 0.0, "frequency_penalty": 0.7, "presence_penalty": 0.3}
     for i, task in enumerate(held_out(count, seed=23)):
-        common = {"model": MODEL, "max_tokens": rng.choice([20, 60, 200])}
-        drawn = {"temperature": 1.0, "seed": i, "extra_body": {"ignore_eos": True}}
-        body = common | (drawn if i % 3 == 1 else {"temperature": 0.0})
-        if i % 4 == 3:
+        common = {"model": MODEL, "max_tokens": rng.choice([20, 60, 200]), "seed": i}
+        body = common | ({"temperature": 0.0}, drawn, formed, penalised)[i % 4]
+        if i % 6 > 3:
             message = {"role": "user", "content": task.prompt.strip()}
             asks.append(Ask(True, i % 2 == 0, body | {"messages": [message]}))
         else:

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from typing import Self
@@ -18,6 +17,7 @@ import numpy as np
 import zmq
 
 from configs.pulse import INTERVAL_S, Pulse
+from configs.restarts import Restarts
 from configs.schema import Config
 from engine.journal import Journal
 from engine.messages import (
@@ -72,6 +72,7 @@ class Loop:
     def __init__(self, config: Config, life: int = 0) -> None:
         self._config = config
         self._scheduler = Scheduler(config)
+        self._engine = time.time_ns()
         self._began_at = time.monotonic()
         self._waiting_for_stages_since: float | None = self._began_at
         self._busy_s = 0.0
@@ -82,7 +83,7 @@ class Loop:
         self._trouble = ""
         self._outbox: list[ToServer] = []
         same_host = config.stage_address.startswith("ipc://")
-        self._lost_at: deque[float] = deque()
+        self._restarts = Restarts(config)
         self._failed_life = 0
         self._watch = StageWatch(
             STATS_INTERVAL_S,
@@ -159,7 +160,7 @@ class Loop:
             self._lose_stages(StageLost(failed.epoch, reason, failed.step_id))
         elif not failed.epoch and failed.life > self._failed_life:
             self._failed_life = failed.life
-            self._count_loss(failed.reason)
+            self._count_restart(failed.reason)
 
     def _take_from_server(self, message: FromServer) -> None:
         if not isinstance(message, Hello):
@@ -241,7 +242,11 @@ class Loop:
             )
 
     def _lose_stages(self, lost: StageLost) -> None:
+        counters = self._scheduler.counters
+        num_culprits = counters.culprits
         self._handle(lost)
+        if counters.culprits > num_culprits:
+            self._restarts.forget()
         self._end_stages(lost)
 
     def _end_stages(self, lost: StageLost) -> None:
@@ -253,20 +258,14 @@ class Loop:
         for pid in self._watch.pids(lost.epoch) if self._watch.same_host else ():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        self._count_loss(lost.reason)
+        self._count_restart(lost.reason)
 
-    def _count_loss(self, reason: str) -> None:
+    def _count_restart(self, reason: str) -> None:
         """Raises `EngineFailedError` when there were too many of late."""
-        config, now = self._config, time.monotonic()
         self._trouble = reason
-        self._lost_at.append(now)
-        while self._lost_at[0] < now - config.restart_window:
-            self._lost_at.popleft()
-        if len(self._lost_at) > config.max_restarts:
-            raise EngineFailedError(
-                f"{reason}; the stages were restarted {config.max_restarts} times in "
-                f"{config.restart_window:g} s before (max_restarts, restart_window)"
-            )
+        if self._restarts.are_used_up():
+            raise EngineFailedError(f"{reason}, {self._restarts}")
+        self._restarts.count()
 
     def _tell_stats(self) -> None:
         now = time.monotonic()
@@ -274,7 +273,9 @@ class Loop:
         pipeline = self._scheduler.pipeline
         ratios = pipeline.correction.ratios() if pipeline else {}
         stages = self._watch.stats(now, ratios)
-        stats = collect(self._scheduler, stages, uptime_s, self._busy_s, self._trouble)
+        stats = collect(
+            self._scheduler, stages, uptime_s, self._busy_s, self._trouble, self._engine
+        )
         self._outbox.append(stats)
         self._record(lambda recorder: recorder.sample(stats))
 

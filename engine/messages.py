@@ -178,8 +178,9 @@ class StageStats(msgspec.Struct, frozen=True, array_like=True):
 class Stats(Message, frozen=True):
     """The engine's counters (since its start) and gauges (now); sent four times a second.
 
-    It is the engine's heartbeat as well. `phase` is the scheduler's present phase. `trouble` says
-    why the pipeline was lost that is not back yet.
+    It is the engine's heartbeat as well, and `engine` names this process among those before and
+    after it. `phase` is the scheduler's present phase. `trouble` says why the pipeline was lost
+    that is not back yet.
     """
 
     ready: bool
@@ -197,10 +198,12 @@ class Stats(Message, frozen=True):
     preemptions: int = 0
     steps: int = 0
     restarts: int = 0
+    culprits: int = 0
     uptime_s: float = 0.0
     busy_s: float = 0.0
     stages: tuple[StageStats, ...] = ()
     trouble: str = ""
+    engine: int = 0
 
 
 # --- engine -> stages, which hear Hello as well ----------------------------------------------

@@ -243,6 +243,7 @@ class Scheduler:
         guilty = accuse(rows, lost.step_id)
         self.pool.lose_stages()
         if guilty is not None:
+            self.counters.culprits += 1
             self._fail(guilty, f"a stage failed each time it worked on this: {lost.reason}", out)
 
     def _fail(self, sequence: Sequence, message: str, out: list[Outgoing]) -> None:

@@ -12,6 +12,7 @@ def collect(
     uptime_s: float,
     busy_s: float,
     trouble: str,
+    engine: int,
 ) -> Stats:
     """The engine's figures as of now."""
     pipeline, pool = scheduler.pipeline, scheduler.pool
@@ -21,6 +22,7 @@ def collect(
         "busy_s": busy_s,
         "stages": stages,
         "trouble": trouble,
+        "engine": engine,
     }
     return Stats(
         ready=pipeline is not None,

@@ -9,12 +9,12 @@ import logging
 import signal
 import subprocess
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import Literal
 
 from configs import lifeline
 from configs.pulse import PulseWatch
+from configs.restarts import Restarts
 from configs.schema import Config
 
 POLL_INTERVAL_S = 0.05
@@ -142,29 +142,6 @@ class Children:
         log.error("the predictor %s; restarting", _how(code))
         self._predictor_restarts.count()
         self._start("predictor")
-
-
-class Restarts:
-    """So many of them in so much time and no more."""
-
-    def __init__(self, config: Config) -> None:
-        self._most, self._window_s = config.max_restarts, config.restart_window
-        self._restarted_at: deque[float] = deque()
-
-    def count(self) -> None:
-        """One has come about."""
-        self._restarted_at.append(time.monotonic())
-
-    def are_used_up(self) -> bool:
-        """Whether there were as many as there may be in the window that ends now."""
-        begin = time.monotonic() - self._window_s
-        while self._restarted_at and self._restarted_at[0] < begin:
-            self._restarted_at.popleft()
-        return len(self._restarted_at) >= self._most
-
-    def __str__(self) -> str:
-        settings = "max_restarts, restart_window"
-        return f"after {self._most} restarts in {self._window_s:g} s ({settings})"
 
 
 def _how(code: int) -> str:

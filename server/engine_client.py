@@ -321,7 +321,7 @@ class EngineClient:
     def _on_stats(self, message: Stats, now: float) -> None:
         before = self.stats
         self._silent_ticks = 0
-        if before is not None and message.uptime_s < before.uptime_s:
+        if before is not None and message.engine != before.engine:
             self._meet()
         self._lost = False
         self.stats, self.stats_at = message, now
@@ -370,7 +370,7 @@ class EngineClient:
                 self._lose()
             if self._open and silent_s > self._patience_s:
                 self.fail_all("The engine has stopped answering.")
-            if self._ticks % HELLO_TICKS == 0 and self._has_to_introduce_itself():
+            if self._ticks % HELLO_TICKS == 1 and self._has_to_introduce_itself():
                 self._greet()
             await asyncio.sleep(TICK_S)
 

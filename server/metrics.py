@@ -151,6 +151,9 @@ def _scheduler_figures(stats: Stats) -> Iterator[Metric]:
     yield _counter("tdpipe_recomputed_tokens", "Computed once more", stats.recomputed_tokens)
     yield _counter("tdpipe_steps", "Micro-batches through all stages", stats.steps)
     yield _counter("tdpipe_pipeline_restarts", "Times that the pipeline was lost", stats.restarts)
+    yield _counter(
+        "tdpipe_culprits", "Requests found out to end the stages each time", stats.culprits
+    )
     yield _counter("tdpipe_scheduler_busy_seconds", "Engine process at work", stats.busy_s)
 
 

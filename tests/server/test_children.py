@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from configs import lifeline
+from configs import lifeline, restarts
 from configs.pulse import Pulse
 from configs.schema import Config
 from server import children
@@ -95,7 +95,7 @@ def test_restarts_long_ago_do_not_count(
     make: Callable[..., Children], started: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family, now = make(max_restarts=1), [0.0]
-    monkeypatch.setattr(children.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(restarts.time, "monotonic", lambda: now[0])
     for _ in range(5):
         kill(started, "engine")
         family.look()

@@ -70,12 +70,11 @@ def test_an_engine_that_starts_after_the_server_is_found(tmp_path: Path) -> None
 
 
 def test_a_new_engine_process_goes_on_where_the_old_one_was(mute: Daemon) -> None:
-    mute.engine.send(stats(uptime_s=9.0))
     with streaming(mute, max_tokens=len(HELLO + WORLD)) as response:
         (first,) = mute.engine.wait_for(Submit)
         mute.engine.send(generated(first.sequence_id, *HELLO))
         mute.wait_until(lambda: mute.client.num_generated == len(HELLO))
-        mute.engine.send(stats(uptime_s=0.5))
+        mute.engine.send(stats(engine=2))
         _, again = mute.engine.wait_for(Submit, 2)
         assert again == replace(first, output_token_ids=array("i", HELLO).tobytes())
         mute.engine.send(
@@ -87,11 +86,10 @@ def test_a_new_engine_process_goes_on_where_the_old_one_was(mute: Daemon) -> Non
 
 def test_what_a_new_engine_says_before_it_knows_us_is_of_no_concern(mute: Daemon) -> None:
     """It may have been given an old message that was still under way."""
-    mute.engine.send(stats(uptime_s=9.0))
     with streaming(mute, max_tokens=len(HELLO)) as response:
         (submit,) = mute.engine.wait_for(Submit)
         mute.engine.answers_hello = False
-        mute.engine.send(stats(uptime_s=0.5))
+        mute.engine.send(stats(engine=2))
         mute.engine.wait_for(Hello, 2)
         mute.engine.send(
             generated(submit.sequence_id, *HELLO), Finished(submit.sequence_id, "length")
@@ -108,7 +106,7 @@ def test_what_a_new_engine_says_before_it_knows_us_is_of_no_concern(mute: Daemon
 
 def test_requests_that_come_while_there_is_no_engine_are_handed_to_the_next(mute: Daemon) -> None:
     mute.engine.answers_hello = False
-    mute.engine.send(stats(uptime_s=0.5))
+    mute.engine.send(stats(engine=2))
     mute.engine.wait_for(Hello, 2)
     with streaming(mute) as response:
         assert mute.get("/ready").status_code == 503
@@ -126,7 +124,7 @@ def test_one_who_leaves_while_there_is_no_engine_is_not_handed_on(mute: Daemon) 
     with streaming(mute):
         mute.engine.wait_for(Submit)
         mute.engine.answers_hello = False
-        mute.engine.send(stats(uptime_s=0.5))
+        mute.engine.send(stats(engine=2))
         mute.engine.wait_for(Hello, 2)
     mute.wait_until(lambda: mute.client.num_queued == 0)
     mute.engine.introduce()

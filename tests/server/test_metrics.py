@@ -75,8 +75,9 @@ def test_the_engines_figures_are_its_last_stats(tmp_path: Path) -> None:
 def test_the_bubble_ratio_is_the_idle_part_since_ready(tmp_path: Path) -> None:
     with serving(tmp_path) as daemon:
         client = daemon.client
+        before = client.ready
         daemon.engine.send(EngineReady(2, 40, 16, 64), stats())
-        daemon.wait_until(lambda: client.work_at_ready is not None)
+        daemon.wait_until(lambda: client.ready is not before and client.work_at_ready is not None)
         assert client.work_at_ready is not None
         assert set(client.work_at_ready.busy_s) == {0, 1}
         # A stage that was busy for no time at all since then, and one busy for ever.

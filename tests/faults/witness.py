@@ -19,11 +19,12 @@ RESUME_S = 6.0  # after a green look, for the first token: others share the mach
 
 @dataclass(frozen=True)
 class Look:
-    """What was answered at a time; 0 where nobody did."""
+    """What was answered at a time; 0 where nobody did. `body` is that of /health."""
 
     at: float
     health: int
     ready: int
+    body: str
 
     @property
     def is_green(self) -> bool:
@@ -93,16 +94,18 @@ class Witness:
             now = time.monotonic()
             self._late.append((now, now - before - LOOK_S))
             self._read_log()
-            health = self._ask("/health")
-            self.looks.append(Look(now, health, self._ask("/ready")))
+            health, body = self._ask("/health")
+            ready, _ = self._ask("/ready")
+            self.looks.append(Look(now, health, ready, body))
 
-    def _ask(self, path: str) -> int:
+    def _ask(self, path: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection(self._address, timeout=ANSWER_TIMEOUT_S)
         try:
             connection.request("GET", path)
-            return connection.getresponse().status
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
         except (OSError, http.client.HTTPException):
-            return 0
+            return 0, ""
         finally:
             connection.close()
 

@@ -164,7 +164,9 @@ class Loop:
 
     def _take_from_server(self, message: FromServer) -> None:
         if not isinstance(message, Hello):
-            self._handle(message)
+            # What comes before was meant for the engine before this; the server will say it again.
+            if self._hello:
+                self._handle(message)
             return
         for sequence in self._scheduler.pool.open_sequences():
             self._handle(Abort(sequence.sequence_id))
@@ -227,9 +229,11 @@ class Loop:
 
     def _look_after_stages(self) -> None:
         """Notice a lost stage; give up when a pipeline does not come (back) in time."""
-        pipeline = self._scheduler.pipeline
-        if pipeline is not None and (trouble := self._watch.find_trouble(pipeline.epoch)):
-            self._lose_stages(StageLost(pipeline.epoch, trouble))
+        # Also of those that are not all ready: one may wait for a plan that its last engine sent to
+        # others alone.
+        epoch = self._watch.newest_epoch()
+        if not self._scheduler.is_over(epoch) and (trouble := self._watch.find_trouble(epoch)):
+            self._lose_stages(StageLost(epoch, trouble))
         if self._scheduler.pipeline is not None:
             return
         now = time.monotonic()

@@ -97,7 +97,7 @@ class Hello(Message, frozen=True):
     all plans before this are done.
     """
 
-    number: int = 0
+    number: int = 1
 
 
 # --- engine -> server -----------------------------------------------------------------------

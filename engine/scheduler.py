@@ -125,7 +125,11 @@ class Scheduler:
     def knows(self, stage: int, epoch: int) -> bool:
         """Whether this stage has said that it is ready, or is of a life that is over."""
         ready = self._stages_ready.get(stage)
-        return epoch < self._newest_epoch or (ready is not None and ready.epoch == epoch)
+        return self.is_over(epoch) or (ready is not None and ready.epoch == epoch)
+
+    def is_over(self, epoch: int) -> bool:
+        """Whether this life of the stages is lost, or a newer one is known."""
+        return epoch < self._newest_epoch
 
     def _submit(self, submit: Submit, now: float, out: list[Outgoing]) -> None:
         refusal = self._refusal(submit)
@@ -181,9 +185,9 @@ class Scheduler:
         """Collect the stages of one life of the group; the first of a newer life ends the older."""
         if ready.epoch < self._newest_epoch:
             return  # a late word of a group that is gone
-        self._newest_epoch = ready.epoch
         if self.pipeline is not None and self.pipeline.epoch != ready.epoch:
             self._stage_lost(StageLost(self.pipeline.epoch, "the stages were restarted"), out)
+        self._newest_epoch = ready.epoch
         self._stages_ready = {
             stage: other
             for stage, other in self._stages_ready.items()
@@ -232,13 +236,14 @@ class Scheduler:
         out.append(EngineReady(num_stages, num_blocks, block_size, self.max_model_len))
 
     def _stage_lost(self, lost: StageLost, out: list[Outgoing]) -> None:
-        pipeline = self.pipeline
-        if pipeline is None or pipeline.epoch != lost.epoch:
+        if lost.epoch < self._newest_epoch:
             return
-        self.pipeline = None
+        pipeline, self.pipeline = self.pipeline, None
         self._stages_ready = {}
-        self._newest_epoch = max(self._newest_epoch, lost.epoch + 1)
+        self._newest_epoch = lost.epoch + 1
         self.counters.restarts += 1
+        if pipeline is None:
+            return  # it was not there yet
         rows = {step.step_id: step.rows for step in pipeline.in_flight}
         guilty = accuse(rows, lost.step_id)
         self.pool.lose_stages()

@@ -55,6 +55,10 @@ class StageWatch:
         self._quiet_looks = 0
         self._stages[beat.stage] = new
 
+    def newest_epoch(self) -> int:
+        """The youngest life of the group that was heard of, 0 before any."""
+        return max((stage.beat.epoch for stage in self._stages.values()), default=0)
+
     def pids(self, epoch: int) -> list[int]:
         """The processes of this life of the group."""
         return [stage.beat.pid for stage in self._stages.values() if stage.beat.epoch == epoch]

@@ -331,7 +331,7 @@ class EngineClient:
         self._note_ready()
 
     def _on_ready(self, message: EngineReady) -> None:
-        if message.hello != self._hello:
+        if not self._hello or message.hello != self._hello:
             return  # it has not heard us yet
         self.ready = message
         self.work_at_ready = None
@@ -377,7 +377,7 @@ class EngineClient:
     def _has_to_introduce_itself(self) -> bool:
         """Whether an engine is there that does not know of us, or perhaps never heard us."""
         may_hear = self.stats is None or self._lost or self.stats.ready
-        return may_hear and not self._is_introduced
+        return not self._is_introduced and (may_hear or not self._hello)
 
     def _lose(self) -> None:
         logger.warning("the engine has stopped answering; what is open waits for it")

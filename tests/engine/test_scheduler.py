@@ -121,6 +121,16 @@ def test_the_late_ready_of_a_lost_group_makes_no_pipeline() -> None:
     assert world.scheduler.pipeline is None
 
 
+def test_stages_that_are_lost_before_all_were_ready_are_not_waited_for() -> None:
+    scheduler = Scheduler(EngineConfig(pipeline_parallel_size=2))
+    scheduler.handle(StageReady(0, 5, 10, 100), 0.0)
+    scheduler.handle(StageLost(5, "stage 1 waited for a neighbour"), 0.0)
+    assert scheduler.is_over(5)
+    assert scheduler.handle(StageReady(1, 5, 10, 100), 0.0) == []
+    scheduler.handle(StageReady(0, 6, 10, 100), 0.0)
+    assert scheduler.handle(StageReady(1, 6, 10, 100), 0.0) != []
+
+
 def test_an_abort_finds_its_sequence_while_there_are_no_stages() -> None:
     world = World(EngineConfig(), 100)
     world.submit(make_submit(0, [1], 10, stop=False))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from engine.messages import EngineReady, Finished, Hello, Submit
+from engine.messages import EngineReady, Finished, Hello, Message, Submit
 from server import engine_client
 from tests.server.world import (
     MODEL,
@@ -186,6 +186,27 @@ def test_an_engine_that_is_no_longer_ready_is_waited_for_anew(mute: Daemon) -> N
     mute.engine.send(EngineReady(2, 40, 16, 64), stats(uptime_s=3.0))
     waiting.result(PATIENCE_S)
     assert mute.client.is_ready
+
+
+@pytest.mark.usefixtures("quick_ticks")
+def test_an_engine_that_spoke_first_is_greeted_all_the_same(tmp_path: Path) -> None:
+    """What is handed to an engine that was never greeted is not for it."""
+
+    async def meet() -> list[Message]:
+        client = engine_client.EngineClient(config(tmp_path).server_address)
+        while not await asyncio.to_thread(client._spoke.wait, 1.0):
+            pass  # its stats are there before the client looks for the first time
+        running = asyncio.create_task(client.run())
+        hellos = await asyncio.to_thread(engine.wait_for, Hello)
+        running.cancel()
+        return hellos
+
+    engine = FakeEngine(config(tmp_path).server_address)
+    engine.ready, engine.stats = None, stats(ready=False)
+    try:
+        assert asyncio.run(meet())
+    finally:
+        engine.close()
 
 
 def test_words_about_unknown_sequences_are_ignored(mute: Daemon) -> None:

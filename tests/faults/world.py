@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from tests.faults.crowd import bodies, run_crowd
 NUM_STAGES = 3
 BATCH_SIZE = 40
 TOKENS_APART = 8  # so that answers come one after the other
+PULSE_AGE_S = 1.0
 BATCH_BEGUN = 5  # answers that are there when the fault comes
 ANSWERS_S = 120.0
 
@@ -82,8 +84,16 @@ class World:
         daemon = self.daemon
         if not daemon.is_running:
             daemon.start()
-        daemon.wait_for((daemon.folder / "run" / "predictor.pulse").exists, 120)
+        daemon.wait_for(self._predictor_is_well, 120)
         daemon.wait_for(lambda: daemon.get("/health")[0] == 200, 120)
+
+    def _predictor_is_well(self) -> bool:
+        """Whether its pulse is young: one that is stopped ahead of its first is not missed."""
+        try:
+            beat_at = (self.daemon.folder / "run" / "predictor.pulse").stat().st_mtime
+        except OSError:
+            return False
+        return time.time() - beat_at < PULSE_AGE_S
 
     def begin_batch(self) -> str:
         """A batch's id."""

@@ -17,10 +17,16 @@ COPY workers workers
 RUN python3 -m venv --system-site-packages /opt/venv \
     && /opt/venv/bin/pip install -c constraints.txt .
 
-RUN useradd --create-home --uid 10001 tdpipe
-USER tdpipe
+# The code stays root's: the daemon's user can write into its home alone. The folders are made here
+# so that a volume that is mounted on one becomes that user's. A number, so that Kubernetes can tell
+# that it is not root (runAsNonRoot).
+RUN useradd --create-home --uid 10001 tdpipe \
+    && install -d -m 700 -o tdpipe -g tdpipe \
+        /home/tdpipe/.cache/huggingface /home/tdpipe/.local/share/tdpipe \
+    && chown -R tdpipe:tdpipe /home/tdpipe
+USER 10001:10001
 WORKDIR /home/tdpipe
-ENV PATH=/opt/venv/bin:${PATH} HF_HOME=/home/tdpipe/.cache/huggingface
+ENV PATH=/opt/venv/bin:${PATH} HOME=/home/tdpipe PYTHONDONTWRITEBYTECODE=1
 
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \

@@ -47,7 +47,7 @@ def main(folder: Path, step_s: float) -> None:
     config = loader.load_saved(folder)
     num_stages = config.pipeline_parallel_size
     stages = [
-        Spoke[ToStage](config.stage_address, f"stage-{stage}", ToStage)
+        Spoke[ToStage](config.stage_address, f"stage-{stage}", ToStage, config.secret)
         for stage in range(num_stages)
     ]
     for stage, spoke in enumerate(stages):

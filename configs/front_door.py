@@ -22,10 +22,16 @@ from configs.part import Part, split_commas
 
 # What Linux leaves for a path in a socket's address (unix(7)), without the closing zero.
 MAX_UDS_BYTES = 107
-SECRETS = frozenset({"api_key"})
+SECRETS = frozenset({"api_key", "cluster_secret"})
 _KEY = re.compile(r"[!-~]+")  # it travels in a header
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
+
+
+def shown_secret(secret: SecretStr, info: SerializationInfo) -> str:
+    """Starred out, unless the context of the serialisation says `secrets`."""
+    shown = bool(info.context and info.context.get("secrets"))
+    return secret.get_secret_value() if shown else str(secret)
 
 
 class ListenConfig(Part):
@@ -66,7 +72,16 @@ class AccessConfig(Part):
     api_key: Annotated[tuple[SecretStr, ...], BeforeValidator(split_commas)] = Field(
         (),
         description="keys of which clients must send one (Authorization: Bearer KEY), for "
-        "everything but /health; better in TDPIPE_API_KEY than here, where `ps` shows it [none]",
+        "everything but /health and open_paths; better in TDPIPE_API_KEY than here, where `ps` "
+        "shows it [none]",
+    )
+    open_paths: Annotated[
+        tuple[Literal["/ready", "/metrics", "/load", "/version"], ...],
+        BeforeValidator(split_commas),
+    ] = Field(
+        (),
+        description="of /ready, /metrics, /load and /version, those that need no key either, for "
+        "probes and Prometheus [none]",
     )
     root_path: str = Field(
         "", description="path under which a proxy offers the server, e.g. /llm [none]"
@@ -107,9 +122,7 @@ class AccessConfig(Part):
 
     @field_serializer("api_key", when_used="json")
     def _hide(self, keys: tuple[SecretStr, ...], info: SerializationInfo) -> list[str]:
-        """Starred out, unless the context says `secrets`."""
-        shown = bool(info.context and info.context.get("secrets"))
-        return [key.get_secret_value() if shown else str(key) for key in keys]
+        return [shown_secret(key, info) for key in keys]
 
 
 class LogConfig(Part):
@@ -118,6 +131,11 @@ class LogConfig(Part):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
     log_format: Literal["text", "json"] = Field(
         "text", description="json: an object a line, for log collectors"
+    )
+    log_file: Path | None = Field(
+        None,
+        description="file that all processes append their log to; SIGHUP opens it anew, for "
+        "logrotate [standard error]",
     )
     access_log: bool = Field(
         True, description="a line for each request but those to /health, /ready and /metrics"

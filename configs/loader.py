@@ -100,7 +100,8 @@ def _read_flags(argv: Sequence[str]) -> dict[str, Any]:
             message = "unknown flag --model; MODEL comes first and without a flag"
         elif unknown:
             flags = [f"--{key.replace('_', '-')}" for key in _Flags.model_fields if key != "model"]
-            message = f"unknown flag {unknown[1]}; {_allowed(unknown[1], flags)}"
+            flag = unknown[1].split("=")[0]  # what follows may be a secret
+            message = f"unknown flag {flag}; {_allowed(flag, flags)}"
         raise ConfigError(message) from error
 
 
@@ -121,8 +122,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"cannot read the settings in {path}: {reason}") from error
+        raise ConfigError(f"cannot read the settings in {path}: {_reason(error)}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -132,6 +132,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             allowed = _allowed(str(key), Config.model_fields)
             raise ConfigError(f"unknown key {key} in {path}; {allowed}")
     return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def _reason(error: Exception) -> str:
+    """Without the line that is wrong, as yaml would show it: there may be a secret in it."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem} (line {error.problem_mark.line + 1})"
+    return " ".join(str(error).split())
 
 
 def _allowed(wrong: str, known: Iterable[str]) -> str:

@@ -1,4 +1,7 @@
-"""Logs: one line format for every process of the daemon, on standard error."""
+"""Logs: one line format for every process of the daemon, on standard error.
+
+Which may be a file: see `configs.log_file`.
+"""
 
 import json
 import logging
@@ -7,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from configs.front_door import LogConfig
 
@@ -15,12 +18,19 @@ from configs.front_door import LogConfig
 FIELDS = "fields"
 
 
-def set_up(process: str, config: LogConfig) -> logging.Logger:
-    """Send this process's log to standard error under its own name; returns its logger."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_formatter(process, config.log_format))
+def set_up(process: str, config: LogConfig, terminal: TextIO | None = None) -> logging.Logger:
+    """Send this process's log to standard error under its own name; returns its logger.
+
+    Errors go to the `terminal` as well: where the log is in a file, nobody may look there.
+    """
+    formatter = _formatter(process, config.log_format)
+    handlers = [logging.StreamHandler(sys.stderr)]
+    if terminal is not None:
+        handlers.append(_Terminal(terminal))
+    for handler in handlers:
+        handler.setFormatter(formatter)
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = handlers
     root.setLevel(logging.WARNING)
     logger = logging.getLogger("tdpipe")
     logger.setLevel(config.log_level.upper())
@@ -56,6 +66,17 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line | getattr(record, FIELDS, {}), default=str)
+
+
+class _Terminal(logging.StreamHandler[TextIO]):
+    """Errors for whoever has started the daemon."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.setLevel(logging.ERROR)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """It may have been closed; the file has the line."""
 
 
 def _catch_all(logger: logging.Logger) -> None:

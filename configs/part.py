@@ -6,7 +6,10 @@ from pydantic import BaseModel, ConfigDict
 class Part(BaseModel):
     """Frozen, and a key that is not in the schema is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Inputs may be secrets, and an error's text may come into a log.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
 
 
 def split_commas(value: object) -> object:

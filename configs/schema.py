@@ -5,14 +5,24 @@ over. A room takes the part it needs (`def __init__(self, config: SchedulerConfi
 all of them.
 """
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    SerializationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
-from configs.front_door import FrontDoorConfig, Texts
+from configs.front_door import FrontDoorConfig, Texts, shown_secret
 from configs.part import Part
 
+# Who overhears a handshake can try guesses without asking anybody.
+MIN_SECRET = 16
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
 
 
@@ -37,6 +47,11 @@ class ModelConfig(Part):
     tokenizer: str | None = Field(None, description="folder or hub id of the tokenizer [MODEL]")
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
     trust_remote_code: bool = Field(False, description="run model code that comes with the weights")
+    load_format: Literal["safetensors", "pt"] = Field(
+        "safetensors",
+        description="files that weights are read from; pt: pytorch_model.bin, of which nothing but "
+        "tensors is unpickled",
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="precision of weights and KV cache; auto is the checkpoint's own"
     )
@@ -381,6 +396,11 @@ class RuntimeConfig(Part):
         None,
         description="engine's address for the stages, ipc:// or tcp:// [a socket in the folder]",
     )
+    cluster_secret: SecretStr | None = Field(
+        None,
+        description="what all processes of the daemon know, and strangers on a tcp endpoint do "
+        "not; better in TDPIPE_CLUSTER_SECRET or YAML than here, where `ps` shows it [none]",
+    )
     data_dir: Path = Field(
         default_factory=_data_dir,
         description="folder for what is kept across restarts: profiles, lengths of answers "
@@ -393,11 +413,46 @@ class RuntimeConfig(Part):
         None, description="write every stage's steps here, for `tdpipe timeline` and Perfetto"
     )
 
+    @field_validator("server_endpoint", "stage_endpoint")
+    @classmethod
+    def _known_transport(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("ipc://", "tcp://")):
+            raise ValueError("must begin with ipc:// or tcp://")
+        return value
+
+    @model_validator(mode="after")
+    def _reachable_endpoints_need_a_secret(self) -> Self:
+        endpoints = {"server_endpoint": self.server_endpoint, "stage_endpoint": self.stage_endpoint}
+        for key, endpoint in endpoints.items():
+            if endpoint and _is_reachable(endpoint) and not self.cluster_secret:
+                raise ValueError(
+                    f"{key} {endpoint} can be reached from other hosts: it needs a cluster_secret "
+                    f"of at least {MIN_SECRET} characters, e.g. from `openssl rand -hex 32`, best "
+                    "in TDPIPE_CLUSTER_SECRET"
+                )
+        return self
+
+    @field_validator("cluster_secret")
+    @classmethod
+    def _hard_to_guess(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None and len(secret) < MIN_SECRET:
+            raise ValueError(f"must have at least {MIN_SECRET} characters")
+        return secret
+
+    @field_serializer("cluster_secret", when_used="json")
+    def _hide_secret(self, secret: SecretStr | None, info: SerializationInfo) -> str | None:
+        return None if secret is None else shown_secret(secret, info)
+
     @property
     def folder(self) -> Path:
         """The folder, once the supervisor has chosen one."""
         assert self.runtime_dir is not None, "the supervisor sets runtime_dir"
         return self.runtime_dir
+
+    @property
+    def secret(self) -> str | None:
+        """The cluster's secret, in clear."""
+        return self.cluster_secret.get_secret_value() if self.cluster_secret else None
 
     @property
     def server_address(self) -> str:
@@ -415,6 +470,17 @@ class RuntimeConfig(Part):
         return self.stage_endpoint or f"ipc://{self.folder}/stages.sock"
 
 
+def _is_reachable(endpoint: str) -> bool:
+    """Whether other hosts may reach it. A name may become any address, but for that of the host."""
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    if endpoint.startswith("ipc://") or host == "localhost":
+        return False
+    try:
+        return not ip_address(host).is_loopback
+    except ValueError:
+        return True
+
+
 class Config(RuntimeConfig, ChatConfig, BatchConfig, ServerConfig, PredictorConfig, EngineConfig):
     """All settings of `tdpipe serve`."""
 
@@ -422,10 +488,3 @@ class Config(RuntimeConfig, ChatConfig, BatchConfig, ServerConfig, PredictorConf
     def max_open_batch_requests(self) -> int:
         """Requests of batches that are open at one time: what runs, and as much to choose from."""
         return self.batch_concurrency or 2 * self.max_live(self.pipeline_parallel_size)
-
-    @field_validator("server_endpoint", "stage_endpoint")
-    @classmethod
-    def _known_transport(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("ipc://", "tcp://")):
-            raise ValueError("must begin with ipc:// or tcp://")
-        return value

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import zmq
 
-from configs import garbage, lifeline, loader, logs
+from configs import garbage, lifeline, loader, log_file, logs
 from engine.loop import EngineFailedError, Loop
 from engine.scheduler import ImpossibleSettingsError
 
@@ -17,6 +17,7 @@ from engine.scheduler import ImpossibleSettingsError
 def main() -> int:
     """Run until SIGTERM; 1 after a failure, whose root cause is left in the runtime folder."""
     lifeline.tie_to_parent()
+    log_file.follow()
     folder = Path(sys.argv[1])
     config = loader.load_saved(folder)
     logs.set_up("engine", config)

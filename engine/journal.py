@@ -35,10 +35,14 @@ class JournalError(Exception):
 
 
 class Journal:
-    """Writes a journal, or goes on with one. Raises `OSError` when the file cannot be written."""
+    """Writes a journal, or goes on with one. Raises `OSError` when the file cannot be written.
+
+    It is for its owner to read alone: all prompts are in it, as token ids.
+    """
 
     def __init__(self, path: Path, config: EngineConfig, *, goes_on: bool = False) -> None:
-        self._file: BinaryIO = path.open("r+b" if goes_on and path.exists() else "wb")
+        flags = os.O_RDWR | os.O_CREAT | (0 if goes_on else os.O_TRUNC)
+        self._file: BinaryIO = os.fdopen(os.open(path, flags, 0o600), "r+b")
         self._file.truncate(self._file.seek(sum(_sizes(path))))
         self._encoder = msgspec.msgpack.Encoder()
         settings = EngineConfig.model_validate(

@@ -43,6 +43,7 @@ from engine.wire import Hub
 
 SERVER = "server"
 STATS_INTERVAL_S = INTERVAL_S
+DROPPED_LINE_INTERVAL_S = 60.0
 
 log = logging.getLogger("tdpipe")
 
@@ -77,6 +78,7 @@ class Loop:
         self._waiting_for_stages_since: float | None = self._began_at
         self._busy_s = 0.0
         self._next_stats_at = 0.0
+        self._dropped_told, self._next_dropped_line_at = 0, 0.0
         self._pulse = Pulse(config.folder, "engine")
         self._ready: EngineReady | None = None
         self._hello = 0
@@ -86,6 +88,7 @@ class Loop:
         self._restarts = Restarts(config)
         self._failed_life = 0
         self._watch = StageWatch(
+            config.pipeline_parallel_size,
             STATS_INTERVAL_S,
             config.heartbeat_timeout,
             config.heartbeat_timeout + config.distributed_timeout_seconds,
@@ -93,9 +96,11 @@ class Loop:
         )
         with ExitStack() as stack:
             self._server: Hub[FromServer] = stack.enter_context(
-                Hub(config.server_address, FromServer)
+                Hub(config.server_address, FromServer, config.secret)
             )
-            self._stages: Hub[FromStage] = stack.enter_context(Hub(config.stage_address, FromStage))
+            self._stages: Hub[FromStage] = stack.enter_context(
+                Hub(config.stage_address, FromStage, config.secret)
+            )
             self._journal = (
                 stack.enter_context(Journal(config.journal, config, goes_on=life > 0))
                 if config.journal
@@ -154,13 +159,12 @@ class Loop:
             self._stages.send(stage_name(beat.stage), Hello())
 
     def _take_failure(self, failed: StageFailed) -> None:
-        pipeline = self._scheduler.pipeline
-        if pipeline is not None and failed.epoch == pipeline.epoch:
-            reason = f"stage {failed.stage} failed: {failed.reason}"
+        reason = f"stage {failed.stage} failed: {failed.reason}"
+        if failed.epoch and not self._scheduler.is_over(failed.epoch):
             self._lose_stages(StageLost(failed.epoch, reason, failed.step_id))
         elif not failed.epoch and failed.life > self._failed_life:
             self._failed_life = failed.life
-            self._count_restart(failed.reason)
+            self._count_restart(reason)
 
     def _take_from_server(self, message: FromServer) -> None:
         if not isinstance(message, Hello):
@@ -231,7 +235,7 @@ class Loop:
         """Notice a lost stage; give up when a pipeline does not come (back) in time."""
         # Also of those that are not all ready: one may wait for a plan that its last engine sent to
         # others alone.
-        epoch = self._watch.newest_epoch()
+        epoch = self._watch.newest_epoch
         if not self._scheduler.is_over(epoch) and (trouble := self._watch.find_trouble(epoch)):
             self._lose_stages(StageLost(epoch, trouble))
         if self._scheduler.pipeline is not None:
@@ -277,11 +281,26 @@ class Loop:
         pipeline = self._scheduler.pipeline
         ratios = pipeline.correction.ratios() if pipeline else {}
         stages = self._watch.stats(now, ratios)
+        dropped = self._server.num_dropped + self._stages.num_dropped
+        self._tell_dropped(dropped, now)
         stats = collect(
-            self._scheduler, stages, uptime_s, self._busy_s, self._trouble, self._engine
+            self._scheduler,
+            stages,
+            uptime_s,
+            self._busy_s,
+            self._trouble,
+            self._engine,
+            dropped,
         )
         self._outbox.append(stats)
         self._record(lambda recorder: recorder.sample(stats))
+
+    def _tell_dropped(self, dropped: int, now: float) -> None:
+        """It may be one of ours with another secret, who would wait without a word."""
+        if dropped > self._dropped_told and now >= self._next_dropped_line_at:
+            news, self._dropped_told = dropped - self._dropped_told, dropped
+            self._next_dropped_line_at = now + DROPPED_LINE_INTERVAL_S
+            log.warning("dropped %d messages of strangers, or of another cluster_secret", news)
 
     def _record(self, note: Callable[[Recorder], None]) -> None:
         """Add to the trace, if there is one. A full disk ends the trace, not the service."""

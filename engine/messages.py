@@ -10,7 +10,7 @@ import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 Phase = Literal["prefill", "decode", "mixed"]
-Doing = Literal["idle", "waits", "computes"]
+Doing = Literal["loads", "idle", "waits", "computes"]
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -180,7 +180,7 @@ class Stats(Message, frozen=True):
 
     It is the engine's heartbeat as well, and `engine` names this process among those before and
     after it. `phase` is the scheduler's present phase. `trouble` says why the pipeline was lost
-    that is not back yet.
+    that is not back yet. `dropped` counts strangers' messages, and strangers who were not let in.
     """
 
     ready: bool
@@ -204,6 +204,7 @@ class Stats(Message, frozen=True):
     stages: tuple[StageStats, ...] = ()
     trouble: str = ""
     engine: int = 0
+    dropped: int = 0
 
 
 # --- engine -> stages, which hear Hello as well ----------------------------------------------
@@ -317,7 +318,8 @@ class StepDone(Message, frozen=True):
 class Heartbeat(Message, frozen=True):
     """A stage is alive; `progress` grows with every chore it finishes.
 
-    It `waits` for the stage before it, or for the one after to take what it has sent.
+    It `loads` until it is ready, and `waits` for the stage before it, or for the one after to take
+    what it has sent. All stages of a group begin to beat at the same time.
 
     With it, the steps that were run since the last one: `step_ids` packed int64, `began_at` and
     `ended_at` packed float64, side by side, in seconds of the stage's own monotonic clock, as is
@@ -341,7 +343,8 @@ class Heartbeat(Message, frozen=True):
 class StageFailed(Message, frozen=True):
     """The stage ends because of step `step_id`, and none of its neighbours is the reason.
 
-    Or it could not start: then `epoch` is 0, and `life` counts the lives of the group before.
+    Or it could not start: then `step_id` is -1, and `epoch` 0 where it had not met the others.
+    `life` counts the lives of the group before.
     """
 
     stage: int

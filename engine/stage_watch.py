@@ -2,10 +2,12 @@
 
 A stage is lost when
   its process is gone, which is seen at the next look where it runs on this host;
-  its heartbeat is silent;
+  its heartbeat is silent, or was never heard of although another's was;
   it waits for a neighbour, and for as long nobody in the group has computed anything: a link is
   cut, or a plan has not reached all;
   it computes, and makes no progress for much longer than any step takes.
+
+Loading weights may hold a process up for long; how long all of it may take, others say.
 
 Time is counted in looks: a watch that was itself held up blames nobody.
 """
@@ -16,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.messages import Heartbeat, StageStats
+
+# Silence that is borne of a stage that loads.
+LOADING_SILENCE_S = 30.0
 
 
 @dataclass(slots=True)
@@ -35,15 +40,26 @@ class StageWatch:
     """
 
     def __init__(
-        self, interval_s: float, silence_s: float, standstill_s: float, *, same_host: bool
+        self,
+        num_stages: int,
+        interval_s: float,
+        silence_s: float,
+        standstill_s: float,
+        *,
+        same_host: bool,
     ) -> None:
         self.same_host = same_host
+        self._num_stages = num_stages
+        self._newest_epoch = 0
+        self._newest_looks = 0  # since its first beat
         self._interval_s, self._silence_s, self._standstill_s = interval_s, silence_s, standstill_s
         self._stages: dict[int, _Stage] = {}
         self._quiet_looks = 0  # since anybody of the group has computed
 
     def hear(self, beat: Heartbeat, now: float) -> None:
         """Take a stage's heartbeat."""
+        if beat.epoch > self._newest_epoch:
+            self._newest_epoch, self._newest_looks = beat.epoch, 0
         known = self._stages.get(beat.stage)
         new = _Stage(beat, now)
         if known is not None and known.beat.epoch == beat.epoch:
@@ -55,9 +71,10 @@ class StageWatch:
         self._quiet_looks = 0
         self._stages[beat.stage] = new
 
+    @property
     def newest_epoch(self) -> int:
         """The youngest life of the group that was heard of, 0 before any."""
-        return max((stage.beat.epoch for stage in self._stages.values()), default=0)
+        return self._newest_epoch
 
     def pids(self, epoch: int) -> list[int]:
         """The processes of this life of the group."""
@@ -66,6 +83,7 @@ class StageWatch:
     def find_trouble(self, epoch: int) -> str:
         """What is wrong with a stage of this epoch that is lost; empty where none is."""
         self._quiet_looks += 1
+        self._newest_looks += 1
         for stage in self._stages.values():
             stage.silent_looks += 1
             stage.still_looks += 1
@@ -74,6 +92,9 @@ class StageWatch:
         if gone:
             # torchrun ends the others at once, so it may be too late to tell which died first.
             return f"stage {gone[0]} died" if len(gone) == 1 else "the stages died"
+        missing = set(range(self._num_stages)) - {stage.beat.stage for stage in present}
+        if missing and present and self._newest_looks * self._interval_s > self._silence_s:
+            return f"stage {min(missing)} was never heard of"
         return next(filter(None, map(self._trouble, present)), "")
 
     def _trouble(self, stage: _Stage) -> str:
@@ -81,12 +102,13 @@ class StageWatch:
         silent_s = stage.silent_looks * self._interval_s
         still_s = stage.still_looks * self._interval_s
         quiet_s = self._quiet_looks * self._interval_s
-        if silent_s > self._silence_s:
+        is_loading = stage.beat.doing == "loads"
+        if silent_s > (LOADING_SILENCE_S if is_loading else self._silence_s):
             return f"{name} was silent for {silent_s:.1f} s"
         # Not longer than the silence, but as long: word of the last work is itself late by a beat.
         if stage.beat.doing == "waits" and min(still_s, quiet_s) >= self._silence_s:
             return f"{name} waited for a neighbour for {still_s:.1f} s, and nobody worked"
-        if still_s > self._standstill_s:
+        if still_s > self._standstill_s and not is_loading:
             return f"{name} has stood still for {still_s:.1f} s"
         return ""
 

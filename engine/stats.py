@@ -13,6 +13,7 @@ def collect(
     busy_s: float,
     trouble: str,
     engine: int,
+    dropped: int,
 ) -> Stats:
     """The engine's figures as of now."""
     pipeline, pool = scheduler.pipeline, scheduler.pool
@@ -23,6 +24,7 @@ def collect(
         "stages": stages,
         "trouble": trouble,
         "engine": engine,
+        "dropped": dropped,
     }
     return Stats(
         ready=pipeline is not None,

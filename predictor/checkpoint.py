@@ -157,7 +157,11 @@ def _read_description(path: Path) -> Description:
 def _encoder_with_weights(folder: Path) -> Any:
     """Raises ValueError where a weight is missing: transformers would make one up."""
     encoder, told = AutoModel.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        folder,
+        dtype=torch.float32,
+        local_files_only=True,
+        weights_only=True,  # of a pickle nothing but tensors: encoders are older than safetensors
+        output_loading_info=True,
     )
     missing = [name for name in told["missing_keys"] if not name.startswith("pooler.")]
     unfit = [str(name) for name in told.get("mismatched_keys", ())]

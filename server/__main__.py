@@ -12,7 +12,7 @@ from ssl import SSLContext
 
 import uvloop
 
-from configs import garbage, lifeline, loader, logs
+from configs import garbage, lifeline, loader, log_file, logs
 from configs.pulse import INTERVAL_S, Pulse
 from configs.schema import Config
 from server.app import build_app
@@ -40,6 +40,7 @@ logger = logging.getLogger("tdpipe")
 def main(folder: Path) -> int:
     """Serve until told to end; returns the exit status."""
     lifeline.tie_to_parent()
+    log_file.follow()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until there is something to drain
     config = loader.load_saved(folder)
     logs.set_up("server", config)
@@ -68,7 +69,10 @@ async def _serve(
     config: Config, listener: socket, tls: SSLContext | None, tokenizer: Tokenizer
 ) -> None:
     client = EngineClient(
-        config.server_address, config.max_stream_interval, config.stage_start_timeout
+        config.server_address,
+        config.max_stream_interval,
+        config.stage_start_timeout,
+        config.secret,
     )
     drain, metrics = Drain(), Metrics(client)
     predictor = LengthPredictor(config, metrics)

@@ -1,7 +1,7 @@
-"""API keys: who sends none of them is turned away, whatever the path but /health."""
+"""API keys: who sends none of them is turned away, whatever the path but few that are open."""
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
 from pydantic import SecretStr
@@ -9,17 +9,27 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError
 
-OPEN_PATHS = frozenset({"/health"})
+ALWAYS_OPEN = "/health"
 
 
 class ApiKeys:
-    """ASGI middleware. A key is compared with all keys in a time that tells nothing of them."""
+    """ASGI middleware. A key is compared with all keys in a time that tells nothing of them.
 
-    def __init__(self, app: ASGIApp, keys: Sequence[SecretStr], *, root_path: str) -> None:
+    `open_paths` need no key, nor does `ALWAYS_OPEN`.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Sequence[SecretStr],
+        *,
+        open_paths: Iterable[str] = (),
+        root_path: str,
+    ) -> None:
         self._app = app
         # Digests, because compare_digest tells the lengths of what it compares.
         self._digests = [_digest(key.get_secret_value().encode()) for key in keys]
-        self._open_paths = {root_path + path for path in OPEN_PATHS}
+        self._open_paths = {root_path + path for path in (ALWAYS_OPEN, *open_paths)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through, or answer 401."""

@@ -5,6 +5,7 @@ from starlette.types import ASGIApp
 from configs.schema import Config
 from configs.version import VERSION
 from server import docs_page, errors
+from server.api_keys import ALWAYS_OPEN
 from server.batches.batch_routes import BatchRoutes, CreateBatch
 from server.batches.file_routes import FileRoutes
 from server.batches.service import BatchService
@@ -44,6 +45,7 @@ def build_app(
             DetokenizeRequest,
         ],
         needs_key=bool(config.api_key),
+        open_paths=(ALWAYS_OPEN, *config.open_paths),
         title="tdpipe",
         version=VERSION,
         redirect_slashes=False,

@@ -1,6 +1,6 @@
 """The OpenAPI document: what routes say of themselves beyond what FastAPI finds out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -63,12 +63,23 @@ BODY_FAILURES = (400, 408, 413, 415)
 
 
 class App(FastAPI):
-    """FastAPI whose document has the `models` that routes parse and write themselves, and keys."""
+    """FastAPI whose document has the `models` that routes parse and write themselves, and keys.
 
-    def __init__(self, *, models: Sequence[type[BaseModel]], needs_key: bool, **settings: Any):
+    With `needs_key`, they are needed for all but `open_paths`.
+    """
+
+    def __init__(
+        self,
+        *,
+        models: Sequence[type[BaseModel]],
+        needs_key: bool,
+        open_paths: Container[str],
+        **settings: Any,
+    ):
         super().__init__(**settings)
         self._models = models
         self._needs_key = needs_key
+        self._open_paths = open_paths
 
     def openapi(self) -> dict[str, Any]:
         """The document."""
@@ -90,7 +101,7 @@ class App(FastAPI):
     def _correct(self, path: str, operation: dict[str, Any]) -> None:
         responses = operation["responses"]
         responses.pop("422", None)  # FastAPI's own; here it is a 400
-        if self._needs_key and path != "/health":
+        if self._needs_key and path not in self._open_paths:
             operation["security"] = [{"key": []}]
             responses["401"] = _failure("The key is missing or wrong")
 

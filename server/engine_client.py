@@ -135,11 +135,15 @@ class EngineClient:
 
     `ready` is the last EngineReady (None: never), `stats` the last Stats. Where many streams are
     open, a stream is told of its tokens every `max_stream_interval` seconds. An engine that is gone
-    is waited for for `patience_s`.
+    is waited for for `patience_s`. The `secret` is the cluster's.
     """
 
     def __init__(
-        self, endpoint: str, max_stream_interval: float = 0.0, patience_s: float = 600.0
+        self,
+        endpoint: str,
+        max_stream_interval: float = 0.0,
+        patience_s: float = 600.0,
+        secret: str | None = None,
     ) -> None:
         self.ready: EngineReady | None = None
         self.stats: Stats | None = None
@@ -150,7 +154,7 @@ class EngineClient:
         self.num_engines_lost = 0
         self.work_at_ready: StageWork | None = None
         self._became_ready = asyncio.Event()
-        self._spoke: Spoke[ToServer] = Spoke(endpoint, "server", ToServer)
+        self._spoke: Spoke[ToServer] = Spoke(endpoint, "server", ToServer, secret)
         self._arrival = asyncio.Event()
         self._open: dict[int, Sequence] = {}
         self._rounds = Rounds(max_stream_interval)

@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
-from configs import lifeline
+from configs import lifeline, log_file
 from configs.grammar_limits import grammar_limits
 
 START_TIMEOUT_S = 60.0
@@ -204,4 +204,5 @@ def _run_in_thread(connection: Connection) -> None:
 
 if __name__ == "__main__":
     lifeline.tie_to_parent()
+    log_file.follow()
     _run_in_thread(Connection(int(sys.argv[1])))

@@ -154,6 +154,9 @@ def _scheduler_figures(stats: Stats) -> Iterator[Metric]:
     yield _counter(
         "tdpipe_culprits", "Requests found out to end the stages each time", stats.culprits
     )
+    yield _counter(
+        "tdpipe_dropped_messages", "Of strangers, and strangers not let in", stats.dropped
+    )
     yield _counter("tdpipe_scheduler_busy_seconds", "Engine process at work", stats.busy_s)
 
 

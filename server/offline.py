@@ -108,7 +108,9 @@ class OfflineEngine:
         stack.push_async_callback(asyncio.to_thread, children.stop)
         children.start()
         self.client = EngineClient(
-            self.config.server_address, patience_s=self.config.stage_start_timeout
+            self.config.server_address,
+            patience_s=self.config.stage_start_timeout,
+            secret=self.config.secret,
         )
         self.metrics = Metrics(self.client)
         self.predictor = LengthPredictor(self.config, self.metrics)

@@ -13,6 +13,8 @@ from server.plan import Plan, pack
 from server.sampling_fields import SamplingFields
 from server.tokenizer import Tokenizer
 
+# They go with each sequence to the engine and lie in the journal; a grammar's bound is the same.
+MAX_LIST_BYTES_OF_REQUEST = 16 * 1024 * 1024
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -52,6 +54,7 @@ class Planner:
         own_stop_ids = frozenset(fields.stop_token_ids)
         end_ids = () if fields.ignore_eos else self._tokenizer.eos_token_ids
         sampling = self._sampling(fields, num_logprobs, grammar)
+        _check_copies(sampling, len(prompts) * fields.n)
         _check_choice(fields, sampling, own_stop_ids.union(end_ids))
         return Plan(
             prompts=prompts,
@@ -164,7 +167,7 @@ class Planner:
             repetition_penalty=fields.repetition_penalty,
             bias_ids=pack(bias_ids),
             biases=array("f", fields.logit_bias.values()).tobytes(),
-            allowed_token_ids=pack(fields.allowed_token_ids),
+            allowed_token_ids=pack(sorted(set(fields.allowed_token_ids))),
             bad_words=tuple(pack(w) for word in fields.bad_words for w in self._spellings(word)),
             num_logprobs=num_logprobs,
             num_prompt_logprobs=-1 if fields.prompt_logprobs is None else fields.prompt_logprobs,
@@ -176,6 +179,19 @@ class Planner:
         texts = {word, " " + word.lstrip(" ")}
         spellings = {tuple(self._tokenizer.encode_plain(text)) for text in texts}
         return {ids for ids in spellings if ids}
+
+
+def _check_copies(sampling: Sampling, copies: int) -> None:
+    """Raise `ApiError` (400) where lists of tokens are too much for as many sequences."""
+    sizes = {
+        "allowed_token_ids": len(sampling.allowed_token_ids),
+        "bad_words": sum(map(len, sampling.bad_words)),
+        "logit_bias": len(sampling.bias_ids) + len(sampling.biases),
+    }
+    if sum(sizes.values()) * copies > MAX_LIST_BYTES_OF_REQUEST:
+        largest = max(sizes, key=lambda field: sizes[field])
+        message = f"'{largest}' is too large for {copies} completions."
+        raise invalid(message, largest, "invalid_value")
 
 
 def _check_choice(fields: SamplingFields, sampling: Sampling, stop_ids: Set[int]) -> None:

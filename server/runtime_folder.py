@@ -1,6 +1,11 @@
-"""The runtime folder: where one set of processes meets, taken for as long as they run."""
+"""The runtime folder: where one set of processes meets, taken for as long as they run.
+
+It holds sockets and secrets, so nobody else may write into it: whoever can could put a socket of
+his own in the place of the engine's.
+"""
 
 import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,19 +15,23 @@ from pathlib import Path
 from configs import lifeline, loader
 from configs.schema import Config
 
+PID_FILE = "pid"
+
 
 class FolderTakenError(Exception):
-    """Other processes run in this folder; the text is one line for the user."""
+    """The folder is others', or other processes run in it; the text is one line for the user."""
 
 
 @contextmanager
 def runtime_folder(config: Config) -> Iterator[Config]:
     """`config` with a folder that is locked, holds these settings, and knows of no failure yet.
 
-    A folder that nobody has chosen is a temporary one. Raises `FolderTakenError`.
+    It holds the id of this process too, for signals. A folder that nobody has chosen is a temporary
+    one. Raises `FolderTakenError`.
     """
     folder = config.runtime_dir or Path(tempfile.mkdtemp(prefix="tdpipe-"))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _keep_others_out(folder)
     try:
         with (folder / "lock").open("w") as lock:
             try:
@@ -33,7 +42,18 @@ def runtime_folder(config: Config) -> Iterator[Config]:
             placed = config.model_copy(update={"runtime_dir": folder})
             (folder / lifeline.FAILURE).unlink(missing_ok=True)
             loader.save(placed, folder)
+            (folder / PID_FILE).write_text(f"{os.getpid()}\n")
             yield placed
     finally:
         if config.runtime_dir is None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep_others_out(folder: Path) -> None:
+    status = folder.stat()
+    if status.st_uid != os.geteuid():
+        raise FolderTakenError(
+            f"{folder} (runtime_dir) is another user's; a folder that is not there yet will do"
+        )
+    if status.st_mode & 0o022:
+        folder.chmod(status.st_mode & 0o755)

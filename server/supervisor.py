@@ -15,9 +15,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from configs import lifeline, loader, logs
+from configs import lifeline, loader, log_file, logs
 from configs.schema import Config
 from configs.version import VERSION
+from server import resource_limits
 from server.checkpoint import check_model_path
 from server.children import POLL_INTERVAL_S, STOP_TIMEOUT_S, Children, GivingUpError
 from server.runtime_folder import FolderTakenError, runtime_folder
@@ -32,9 +33,18 @@ def main(argv: Sequence[str]) -> int:
     except loader.ConfigError as error:
         print(f"tdpipe: error: {error}", file=sys.stderr)  # noqa: T201 - no log is set up yet
         return 2
-    logs.set_up("tdpipe", config)
+    log_file.block_hangup()
+    try:
+        terminal = log_file.begin(config.log_file) if config.log_file else None
+    except log_file.LogFileError as error:
+        print(f"tdpipe: error: {error}", file=sys.stderr)  # noqa: T201 - as above
+        return 2
+    logs.set_up("tdpipe", config, terminal)
     changed = json.dumps(loader.non_default(config))
     log.info("tdpipe %s, settings that differ from the defaults: %s", VERSION, changed)
+    resource_limits.raise_open_files()
+    for shortage in resource_limits.shortages(config):
+        log.warning("%s", shortage)
     problem = check_model_path(config.model)
     if problem is not None:
         log.error("%s", problem)

@@ -2,12 +2,13 @@
 
 import sys
 
-from configs import lifeline
+from configs import lifeline, log_file
 
 
 def main() -> int:
     """Run the stages; the exit status."""
     lifeline.tie_to_parent()
+    log_file.follow()
     # Late: torch takes seconds, in which the parent may already be gone.
     from workers import launch
 

@@ -27,7 +27,7 @@ class Progress:
     chores: int = 0
     steps: int = 0
     busy_s: float = 0.0
-    doing: Doing = "idle"
+    doing: Doing = "loads"
     spans: deque[tuple[int, float, float]] = field(default_factory=lambda: deque(maxlen=MAX_SPANS))
 
     def count_step(self, step_id: int, began_at: float, ended_at: float) -> None:
@@ -49,6 +49,7 @@ class HeartbeatThread:
     epoch: int
     progress: Progress
     exact: bool = True
+    secret: str | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -83,7 +84,7 @@ class HeartbeatThread:
         )
 
     def _beat(self) -> None:
-        with Spoke[None](self.endpoint, f"heartbeat-{self.stage}", None) as spoke:
+        with Spoke[None](self.endpoint, f"heartbeat-{self.stage}", None, self.secret) as spoke:
             while True:
                 spoke.send(self.make_beat())
                 if self._stop.wait(INTERVAL_S):

@@ -2,18 +2,14 @@
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
-
-import torch.distributed as dist
 
 from configs.profiles import StepTable, read_steps
 from configs.schema import Config
 from engine.messages import StageCosts
 from workers import profile_cache
+from workers.agreement import agreed
 from workers.cost_fit import fit
 from workers.identity import Identity
-
-Told = TypeVar("Told")
 
 log = logging.getLogger("tdpipe")
 
@@ -31,19 +27,12 @@ def find_costs(config: Config, identity: Identity, measure: Callable[[], StageCo
     if not config.profile_seconds:
         return StageCosts()
     kept = profile_cache.load_costs(config.data_dir, identity)
-    if all(agreed(kept is not None)) and kept is not None:
+    if all(agreed(kept is not None, bool)) and kept is not None:
         return _told(kept, f"as measured at an earlier start ({config.data_dir})")
     costs = measure()
     if costs.num_tokens:
         profile_cache.save_costs(config.data_dir, identity, costs)
     return _told(costs, "measured now")
-
-
-def agreed(mine: Told) -> list[Told]:
-    """What each stage tells, in order."""
-    told: list[Told] = [mine] * dist.get_world_size()
-    dist.all_gather_object(told, mine)
-    return told
 
 
 def check_table(table: StepTable, identity: Identity, name: str) -> None:

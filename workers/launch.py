@@ -8,6 +8,7 @@ Its wall of text after a failure is kept out of the log: the stages have told th
 
 import logging
 import os
+import sys
 import uuid
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from torch.distributed.run import config_from_args, parse_args
 
 from configs import loader
 from configs.schema import Config
-from workers import process
+from workers import process, rendezvous
 
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 _ALWAYS = 1_000_000
 
 
@@ -28,9 +30,9 @@ def main(folder: str) -> int:
     """Run the group until it ends; 1 when it has failed more often than it may be restarted."""
     config = loader.load_saved(Path(folder))
     logging.disable(logging.ERROR)
-    # torch 2.13 keeps one store for all lives of the group, and a new life would read the addresses
-    # of the old one ("connection refused"): let each life make its own.
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    rendezvous.register()
+    for library in ("GLOO", "NCCL"):  # these would listen where other hosts can reach them
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", LOOPBACK)
     arguments = parse_args([*_torchrun_flags(config), f"--log-dir={folder}", "stage"])
     launch_config, _, _ = config_from_args(arguments)
     try:
@@ -46,11 +48,8 @@ def _torchrun_flags(config: Config) -> list[str]:
     # A CUDA context does not survive a fork; device_count asks NVML and makes none.
     uses_gpus = config.device != "cpu" and torch.cuda.device_count() > 0
     return [
-        # One host: a store of our own on a free port of the loopback interface.
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=127.0.0.1:0",
+        f"--rdzv-backend={rendezvous.BACKEND}",
         f"--rdzv-id={uuid.uuid4()}",
-        "--local-addr=127.0.0.1",
         f"--nproc-per-node={config.pipeline_parallel_size}",
         # How often is enough is for the engine to say, which knows when each loss was.
         f"--max-restarts={_ALWAYS if config.max_restarts else 0}",

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from configs.schema import Config
 from workers import batch, kv_cache, layer_times, partition, profile_cache, stage_model
+from workers.agreement import agreed
 from workers.attention import UnsupportedModelError
 from workers.identity import Identity, identify
-from workers.known_costs import agreed
 from workers.kv_cache import KvCache, LayerShape, PagedStep, Probe
 from workers.layer_times import LayerTimes
 from workers.sampler import Sampler, likeliest, packed
@@ -81,13 +81,14 @@ def load(config: Config, place: Place) -> tuple[StageModel, dict[int, LayerShape
     """
     if config.layer_split != "auto":
         return _load(config, place, None)
-    kept = agreed(profile_cache.load_split(config.data_dir, _split_identity(config, place)))
+    known = profile_cache.load_split(config.data_dir, _split_identity(config, place))
+    kept = agreed(known, tuple[int, ...] | None)
     if kept[0] is not None and kept.count(kept[0]) == len(kept):
         num_layers = stage_model.read_config(config).get_text_config().num_hidden_layers
         log.info("layers %s, as found at an earlier start", ",".join(map(str, kept[0])))
         return _load(config, place, partition.split_by_hand(kept[0], num_layers))
     model, shapes = _load(config, place, None)
-    told = agreed(_time_layers(config, place, model, shapes))
+    told = agreed(_time_layers(config, place, model, shapes), LayerTimes)
     ranges = layer_times.better_split(told)
     split = [len(layers) for layers in ranges or _present(told)]
     profile_cache.save_split(config.data_dir, _split_identity(config, place), split)
@@ -128,7 +129,7 @@ def _time_layers(
     cache = KvCache(shapes, num_blocks, block_size, model.dtype, device)
     run = TimedRun(model, cache, block_size, num_blocks, device)
     run.touch(num_blocks)
-    agreed(True)  # nobody measures while others still load
+    agreed(True, bool)  # nobody measures while others still load
     seconds, extra_s = layer_times.time_layers(model, run, device)
     kinds, sizes, extra_bytes = layer_times.describe_layers(model)
     longest = config.max_model_len or model.max_model_len

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import warnings
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,14 +14,18 @@ import torch
 import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
-from configs import lifeline, loader, logs
+from configs import lifeline, loader, log_file, logs
 from configs.schema import Config
 from engine.messages import StageFailed, ToStage
 from engine.wire import Spoke
+from workers.agreement import agreed
 from workers.heartbeat import HeartbeatThread, Progress
 from workers.loading import Place
+from workers.rendezvous import group_store
 from workers.stage import Stage
 from workers.transport import TransportError
+
+log = logging.getLogger("tdpipe")
 
 
 def main(runtime_dir: str) -> None:
@@ -32,42 +37,53 @@ def main(runtime_dir: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # not torchrun's own, which a fork brings along
     lifeline.tie_to_parent()
-    folder = Path(runtime_dir)
-    config = loader.load_saved(folder)
+    log_file.follow()
+    config = loader.load_saved(Path(runtime_dir))
     logging.disable(logging.NOTSET)
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module="torch.distributed")
-    try:
-        place = _join_group(config)
-        log = logs.set_up(f"stage {place.stage}", config)
-        progress = Progress()
-        stage = Stage(config, place, progress)
-        stage.identity.save(folder)
-    except Exception as error:  # the edge of the process: whatever it is, it is told in one line
-        rank, life = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-        line = f"stage {rank}: {_root_cause(error)}"
-        logs.set_up("stages", config).log(
-            logging.ERROR if life else logging.DEBUG, line, exc_info=True
+    with ExitStack() as stack:
+        stage, epoch = _start(config, stack)
+        engine = stack.enter_context(
+            Spoke[ToStage](config.stage_address, f"stage-{stage.number}", ToStage, config.secret)
         )
-        if not life:
-            lifeline.report_failure(folder, line)
-        with Spoke[None](config.stage_address, f"failed-{rank}", None) as engine:
-            engine.send(StageFailed(rank, 0, -1, line, life))
-        sys.exit(1)
-    name = f"stage-{place.stage}"
-    exact = place.device.type == "cpu" or config.exact_times
-    with (
-        HeartbeatThread(config.stage_address, place.stage, place.epoch, progress, exact),
-        Spoke[ToStage](config.stage_address, name, ToStage) as engine,
-    ):
         try:
             stage.run(engine)
         except Exception as error:
             cause = _root_cause(error)
             log.error("%s", cause, exc_info=config.log_level == "debug")
             if not isinstance(error, TransportError):  # else a neighbour is to blame
-                engine.send(StageFailed(place.stage, place.epoch, stage.step_id, cause))
+                engine.send(StageFailed(stage.number, epoch, stage.step_id, cause))
             sys.exit(1)
+
+
+def _start(config: Config, stack: ExitStack) -> tuple[Stage, int]:
+    """A stage that is ready, its heart beating, and the group's epoch; exits where that fails."""
+    epoch = 0
+    try:
+        place = _join_group(config)
+        epoch, progress = place.epoch, Progress()
+        logs.set_up(f"stage {place.stage}", config)
+        # From here on, so that one that hangs while it loads is noticed too.
+        exact = place.device.type == "cpu" or config.exact_times
+        stack.enter_context(
+            HeartbeatThread(
+                config.stage_address, place.stage, epoch, progress, exact, config.secret
+            )
+        )
+        stage = Stage(config, place, progress)
+        stage.identity.save(config.folder)
+    except Exception as error:  # the edge of the process: whatever it is, it is told in one line
+        rank, life = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+        cause = _root_cause(error)
+        level = logging.ERROR if life else logging.DEBUG
+        logs.set_up("stages", config).log(level, "stage %d: %s", rank, cause, exc_info=True)
+        if not life:
+            lifeline.report_failure(config.folder, f"stage {rank}: {cause}")
+        with Spoke[None](config.stage_address, f"failed-{rank}", None, config.secret) as engine:
+            engine.send(StageFailed(rank, epoch, -1, cause, life))
+        sys.exit(1)
+    return stage, epoch
 
 
 def _join_group(config: Config) -> Place:
@@ -85,18 +101,21 @@ def _join_group(config: Config) -> Place:
         # NCCL refuses two ranks on one GPU (before 2.30); gloo stages through the host then.
         backend = "nccl" if num_gpus >= num_stages else "gloo"
         sharing = -(-num_stages // num_gpus)
+    timeout = timedelta(seconds=config.stage_start_timeout)
     dist.init_process_group(
         backend,
-        timeout=timedelta(seconds=config.stage_start_timeout),
+        store=group_store(config.folder, timeout),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timeout,
         device_id=device if backend == "nccl" else None,
     )
     if dist.get_world_size() != num_stages:
         raise ValueError(
             f"{dist.get_world_size()} processes for {num_stages} stages (pipeline_parallel_size)"
         )
-    epoch = [time.time_ns()]
-    dist.broadcast_object_list(epoch, src=0)
-    return Place(dist.get_rank(), epoch[0], device, sharing)
+    epoch = agreed(time.time_ns(), int)[0]
+    return Place(dist.get_rank(), epoch, device, sharing)
 
 
 def _num_cores() -> int:

@@ -74,6 +74,7 @@ class Stage:
 
     def run(self, engine: Spoke[ToStage]) -> None:
         """Obey plans for ever. Raises `TransportError` when a neighbour is gone."""
+        self._progress.doing = "idle"
         engine.send(self._ready())
         while True:
             self._take_plans(engine)
@@ -81,6 +82,11 @@ class Stage:
                 self._obey(self._plans.popleft(), engine)
             self._progress.chores += 1
             self._progress.doing = "idle"
+
+    @property
+    def number(self) -> int:
+        """Its place in the pipeline."""
+        return self._place.stage
 
     def _ready(self) -> StageReady:
         return StageReady(

@@ -124,7 +124,7 @@ def load(
     source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     layers = (ranges or split(config, model_config))[stage]
-    _check_files(Path(config.model))
+    _check_files(Path(config.model), config.load_format)
     stage_class = cutting.stage_class(_model_class(model_config, config), layers)
     previous_hook = transformers_logging.set_tqdm_hook(_progress_of(stage))
     try:
@@ -134,7 +134,8 @@ def load(
             dtype=dtype,
             attn_implementation=attention.NAME,
             device_map={"": device},
-            use_safetensors=True,
+            use_safetensors=config.load_format == "safetensors",
+            weights_only=True,
             output_loading_info=True,
         )
     finally:
@@ -181,9 +182,17 @@ def split(config: Config, model_config: PretrainedConfig) -> list[range]:
     return partition.balance(layers, _count(embedding), _count(head), config.pipeline_parallel_size)
 
 
-def _check_files(folder: Path) -> None:
+def _check_files(folder: Path, load_format: str) -> None:
     """Name the file that is damaged, which the loading itself would not. Reads headers only."""
-    for path in sorted(folder.glob("*.safetensors")):
+    paths = sorted(folder.glob("*.safetensors"))
+    if load_format == "pt":
+        return
+    if not paths and any(folder.glob("pytorch_model*.bin")):
+        raise ValueError(
+            f"{folder} has its weights in pytorch_model.bin alone, which is read where load_format "
+            "is pt (--load-format pt); safetensors load faster, and without unpickling"
+        )
+    for path in paths:
         try:
             with safe_open(path, framework="pt"):
                 pass

@@ -22,6 +22,12 @@ RETRY_S = 2.0
 logger = logging.getLogger("tdpipe")
 
 
+def folder_name(model: str) -> str:
+    """A model's name as that of a folder, which leads nowhere else."""
+    name = quote(model, safe="")
+    return name if name.strip(".") else name.replace(".", "%2E")
+
+
 class BatchService:
     """Files and batches of one model, in a folder of its own under `data_dir`."""
 
@@ -35,7 +41,7 @@ class BatchService:
     ) -> None:
         self.model = config.name
         self.paths = sorted(endpoint.path for endpoint in endpoints)
-        self._store = Store(config.data_dir / "batches" / quote(config.name, safe=""))
+        self._store = Store(config.data_dir / "batches" / folder_name(config.name))
         max_open = config.max_open_batch_requests
         self._window = Window(endpoints, client, metrics, max_open, lambda: drain.has_begun)
         self._limits = Limits(

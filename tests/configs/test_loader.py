@@ -18,6 +18,7 @@ SAMPLES = {
     "tokenizer": "some/tokenizer",
     "revision": "v1.0",
     "trust_remote_code": "true",
+    "load_format": "pt",
     "dtype": "float32",
     "max_model_len": "100",
     "pipeline_parallel_size": "3",
@@ -79,6 +80,9 @@ SAMPLES = {
     "ssl_ca_certs": "authorities.pem",
     "ssl_cert_reqs": "1",
     "api_key": "key-one,key-two",
+    "cluster_secret": "0123456789abcdef",
+    "log_file": "some/log",
+    "open_paths": "/metrics,/ready",
     "root_path": "/llm",
     "allowed_origins": "https://one,https://two",
     "allowed_methods": "GET,POST",
@@ -273,11 +277,47 @@ def test_a_yaml_file_cannot_name_another() -> None:
         ("--shutdown-timeout inf", ["shutdown_timeout", "finite"]),
         ("--shutdown-timeout nan", ["shutdown_timeout", "nan"]),
         ("--port", ["--port"]),
+        ("--stage-endpoint tcp://0.0.0.0:7000", ["stage_endpoint tcp://0.0.0.0:7000", "secret"]),
+        ("--server-endpoint tcp://*:7000", ["server_endpoint tcp://*:7000", "openssl rand"]),
+        ("--stage-endpoint tcp://gpu-1:7000", ["other hosts"]),
+        ("--stage-endpoint tcp://[::]:7000", ["other hosts"]),
+        ("--stage-endpoint tcp://10.0.0.1:7000", ["other hosts"]),
+        ("--cluster-secret short", ["cluster_secret", "16"]),
+        ("--open-paths /v1/models", ["open_paths", "/metrics"]),
     ],
 )
 def test_a_wrong_value_names_its_key_and_what_is_allowed(flags: str, words: list[str]) -> None:
     line = refusal(flags)
     assert [word for word in words if word not in line] == []
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["ipc:///run/stages", "tcp://127.0.0.1:7000", "tcp://[::1]:7000", "tcp://localhost:*"],
+)
+def test_an_endpoint_of_this_host_alone_needs_no_secret(endpoint: str) -> None:
+    assert load(f"--stage-endpoint {endpoint}").stage_address == endpoint
+
+
+def test_an_endpoint_for_other_hosts_is_taken_with_a_secret() -> None:
+    flags = "--stage-endpoint tcp://0.0.0.0:7000"
+    config = load(flags, TDPIPE_CLUSTER_SECRET="sixteen letters!")
+    assert config.secret == "sixteen letters!"
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ("--cluster-secret hunter2", "cluster_secret: hunter2"),
+        ("--api-key hunter2(ü", "api_key: hunter2(ü"),
+        ("--api-keys=hunter2", "api_key: [hunter2"),
+        ("--stage-endpoint tcp://*:1 --api-key hunter2", "api_key: 'hunter2"),
+    ],
+)
+def test_no_refusal_tells_a_secret(flags: str, text: str, file: Path) -> None:
+    file.write_text(text + "\n")
+    assert "hunter2" not in refusal(flags)
+    assert "hunter2" not in refusal(f"--config {file}")
 
 
 def test_a_wrong_value_is_named_wherever_it_stands(file: Path) -> None:

@@ -89,8 +89,8 @@ def test_without_endpoints_the_sockets_lie_in_the_runtime_folder() -> None:
 
 
 def test_endpoints_are_taken_as_they_are() -> None:
-    config = Config(server_endpoint="tcp://10.0.0.1:1", stage_endpoint="ipc://y")
-    assert (config.server_address, config.stage_address) == ("tcp://10.0.0.1:1", "ipc://y")
+    config = Config(server_endpoint="tcp://127.0.0.1:1", stage_endpoint="ipc://y")
+    assert (config.server_address, config.stage_address) == ("tcp://127.0.0.1:1", "ipc://y")
 
 
 def test_the_folder_is_not_asked_for_before_it_is_chosen() -> None:
@@ -125,3 +125,9 @@ def test_a_predictor_is_embedded_or_a_folder() -> None:
     assert PredictorConfig(predictor="constant:64").constant_len == 64
     for predictor in ("histogram", "oracle", "constant:64"):
         assert PredictorConfig(predictor=predictor).predictor_folder is None
+
+
+def test_no_error_shows_what_was_given() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Config.model_validate({"api_key": "hunter2", "port": "hunter2"})
+    assert "hunter2" not in str(caught.value)

@@ -9,16 +9,16 @@ from engine.messages import Heartbeat
 from engine.stage_watch import StageWatch
 
 
-def make_watch(*, same_host: bool = True) -> StageWatch:
+def make_watch(num_stages: int = 1, *, same_host: bool = True) -> StageWatch:
     """A look a second; silence counts after 5 s, a standstill after 60 s."""
-    return StageWatch(1.0, 5.0, 60.0, same_host=same_host)
+    return StageWatch(num_stages, 1.0, 5.0, 60.0, same_host=same_host)
 
 
 def beat(
     stage: int, progress: int, *, epoch: int = 1, pid: int | None = None, **more: Any
 ) -> Heartbeat:
     """A heartbeat of this very process, unless told otherwise."""
-    more = {"steps": progress, **more}
+    more = {"steps": progress, "doing": "idle", **more}
     return Heartbeat(stage, epoch, pid or os.getpid(), progress, busy_s=0.0, **more)
 
 
@@ -87,6 +87,23 @@ def test_a_new_life_begins_with_a_fresh_standstill() -> None:
     watch.hear(beat(0, 7, epoch=2), 100.0)
     for _ in range(5):
         assert not watch.find_trouble(2)
+
+
+def test_a_stage_that_is_never_heard_of_is_lost() -> None:
+    """All begin to beat at the same time; one that stood still when the engine died never does."""
+    watch = make_watch(2)
+    assert not troubles(watch, 5, beat(1, 7))
+    assert troubles(watch, 1, beat(1, 7)) == ["stage 0 was never heard of"]
+    watch.hear(beat(1, 1, epoch=2), 0.0)
+    assert not watch.find_trouble(2)
+
+
+def test_a_stage_that_loads_may_be_held_up_for_longer() -> None:
+    watch = make_watch()
+    watch.hear(beat(0, 0, doing="loads"), 0.0)
+    assert not troubles(watch, 30)
+    assert troubles(watch, 1) == ["stage 0 was silent for 31.0 s"]
+    assert not troubles(make_watch(), 500, beat(0, 0, doing="loads"))
 
 
 def test_another_life_is_not_looked_at() -> None:

@@ -99,6 +99,19 @@ def test_the_document_names_the_key_where_it_is_wanted(locked: Daemon) -> None:
     assert "security" not in document["paths"]["/health"]["get"]
 
 
+def test_paths_are_open_that_the_settings_open_and_no_others(tmp_path: Path) -> None:
+    open_paths = ["/metrics", "/ready"]
+    with serving(tmp_path, api_key=KEYS, open_paths=open_paths, root_path="/llm") as daemon:
+        for path in (*open_paths, "/llm/metrics"):
+            assert daemon.get(path).status_code == 200, path
+        for path in ("/load", "/version", "/metrics/", "/metricsx", "/llm/v1/models", "/docs"):
+            assert daemon.get(path).status_code == 401, path
+        with_key = {"authorization": f"Bearer {KEYS[0]}"}
+        document = daemon.http.get(f"{daemon.url}/openapi.json", headers=with_key).json()
+    assert "security" not in document["paths"]["/metrics"]["get"]
+    assert document["paths"]["/load"]["get"]["security"] == [{"key": []}]
+
+
 def test_an_answer_under_a_key_is_the_same_as_without(locked: Daemon, daemon: Daemon) -> None:
     response = locked.http.post(
         f"{locked.url}/v1/completions",

@@ -188,7 +188,6 @@ def test_an_engine_that_is_no_longer_ready_is_waited_for_anew(mute: Daemon) -> N
     assert mute.client.is_ready
 
 
-@pytest.mark.usefixtures("quick_ticks")
 def test_an_engine_that_spoke_first_is_greeted_all_the_same(tmp_path: Path) -> None:
     """What is handed to an engine that was never greeted is not for it."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,24 @@ def test_a_prompt_is_encoded_as_transformers_does(text: str) -> None:
 
 def test_a_prompt_begins_with_the_begin_token_where_the_model_has_one() -> None:
     assert TOKENIZER.encode("hello")[0] == 1
+
+
+def test_code_beside_the_tokenizer_is_not_run_unless_asked_for(tmp_path: Path) -> None:
+    folder, trace = save_model(tmp_path), tmp_path / "trace"
+    (folder / "custom.py").write_text(
+        f"from pathlib import Path\nPath({str(trace)!r}).touch()\nclass Custom: ...\n"
+    )
+    auto_map = {"AutoTokenizer": ["custom.Custom", None], "AutoConfig": "custom.Custom"}
+    for name in ("tokenizer_config.json", "config.json"):
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(values | {"auto_map": auto_map}))
+    assert load(folder).encode("hello"), "transformers has a class of its own for it"
+    values = json.loads((folder / "tokenizer_config.json").read_text())
+    values["tokenizer_class"] = "Custom"
+    (folder / "tokenizer_config.json").write_text(json.dumps(values))
+    with suppress(TokenizerError):
+        load(folder)
+    assert not trace.exists()
 
 
 def test_long_texts_are_encoded_as_short_ones_are() -> None:

@@ -1,8 +1,10 @@
 """The stage's model, against its slow twins: the whole model, and transformers' own attention."""
 
 import functools
+import json
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +229,68 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-50])
     with pytest.raises(ValueError, match=f"{shard} is truncated or damaged"):
         make_stages(path, (2, 2))
+
+
+def as_pickle(model: Path, **extra: Any) -> Path:
+    """The checkpoint with its weights as torch.save writes them, and what else is to be in it."""
+    weights = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    torch.save(weights | extra, model / "pytorch_model.bin")
+    return model
+
+
+def test_pickled_weights_are_refused_unless_asked_for(tmp_path: Path) -> None:
+    model = make_checkpoint(tmp_path / "model", "llama")
+    (expected,) = make_stages(model, (NUM_LAYERS,))
+    as_pickle(model)
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin alone.*--load-format pt"):
+        make_stages(model, (NUM_LAYERS,))
+    first, second = make_stages(model, (1, NUM_LAYERS - 1), load_format="pt")
+    assert first.num_parameters + second.num_parameters == expected.num_parameters
+    for mine, theirs in zip(
+        [*first.layer_modules, *second.layer_modules], expected.layer_modules, strict=True
+    ):
+        for name, weight in mine.state_dict().items():
+            assert torch.equal(weight, theirs.state_dict()[name])
+
+
+class Program:
+    """What a pickle may hold in the place of weights."""
+
+    def __init__(self, trace: Path) -> None:
+        self._trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._trace,)
+
+
+def test_pickled_weights_run_no_code(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    model = as_pickle(make_checkpoint(tmp_path / "model", "llama"), extra=Program(trace))
+    torch.load(model / "pytorch_model.bin", weights_only=False)
+    assert trace.exists(), "the test's own program does nothing"
+    trace.unlink()
+    with pytest.raises(Exception, match=r"(?i)weights.only|unpickl"):
+        make_stages(model, (NUM_LAYERS,), load_format="pt")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("kind", ["AutoConfig", "AutoModelForCausalLM"])
+def test_code_beside_the_weights_is_not_run_unless_asked_for(kind: str, tmp_path: Path) -> None:
+    model, trace = make_checkpoint(tmp_path / "model", "llama"), tmp_path / "trace"
+    (model / "custom.py").write_text(
+        f"from pathlib import Path\nPath({str(trace)!r}).touch()\nclass Custom: ...\n"
+    )
+    config = json.loads((model / "config.json").read_text())
+    config["auto_map"] = {kind: "custom.Custom"}
+    (model / "config.json").write_text(json.dumps(config))
+    with suppress(ValueError):  # where transformers has classes of its own for the family
+        make_stages(model, (NUM_LAYERS,))
+    config["model_type"] = "a_family_of_its_own"
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="cannot load"):
+        make_stages(model, (NUM_LAYERS,))
+    assert not trace.exists()
 
 
 def test_a_tensor_that_is_nowhere_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -45,6 +46,42 @@ def test_a_file_of_many_chunks_comes_whole(client: openai.OpenAI) -> None:
     content = lines(20_000).encode()
     file = client.files.create(file=io.BytesIO(content), purpose="batch")
     assert client.files.content(file.id).content == content
+
+
+STRANGE_IDS = [
+    *("..", ".", "../store.sqlite3", "..%2fstore.sqlite3", "%2e%2e", "%2e%2e%2fstore.sqlite3"),
+    *("..%5cstore.sqlite3", "%2fetc%2fpasswd", "//etc/passwd", "file-%0a", "%00", "%ff"),
+    "x" * 10_000,
+]
+
+
+@pytest.mark.parametrize("file_id", STRANGE_IDS)
+def test_no_file_s_id_leads_out_of_the_folder(file_id: str, daemon: Daemon) -> None:
+    host = daemon.url.removeprefix("http://")
+    for suffix in ("", "/content"):
+        for method in ("GET", "DELETE"):
+            # httpx would follow the dots itself.
+            with closing(HTTPConnection(host, timeout=PATIENCE_S)) as connection:
+                connection.request(method, f"/v1/files/{file_id}{suffix}")
+                response = connection.getresponse()
+                assert response.status in (404, 405)
+                assert b'"error"' in response.read()
+    with official(daemon) as client, pytest.raises(openai.NotFoundError):
+        client.batches.create(
+            endpoint="/v1/completions", completion_window="24h", input_file_id=file_id
+        )
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/etc/passwd", 'a"; filename="b', "..", "a\\b", ""])
+def test_a_file_s_name_is_told_and_never_used(name: str, tmp_path: Path) -> None:
+    with serving(tmp_path) as daemon, official(daemon) as client:
+        before = {path for path in tmp_path.rglob("*") if path.name.startswith("evil")}
+        file = client.files.create(file=(name, CONTENT), purpose="batch")
+        answer = client.files.content(file.id)
+        assert answer.content == CONTENT
+        assert "\n" not in answer.response.headers["content-disposition"]
+        assert contents(tmp_path / "data") == {file.id}
+        assert {path for path in tmp_path.rglob("*") if path.name.startswith("evil")} == before
 
 
 def test_a_deleted_file_is_gone_from_the_disk_too(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""The resource limits: what the system grants the daemon, raised or told of before it starts.
+
+Each shortage is one line with what to do about it. None ends the start: a daemon with little to do
+gets by with less than its settings allow it to need.
+"""
+
+import resource
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from configs.schema import Config
+
+# A process's own: libraries, sockets, logs, caches of the tokenizer.
+SPARE_FILES = 256
+# Larger tables than this only slow down what walks over them.
+MOST_FILES = 1 << 20
+# What NCCL may take for a stage's links. Docker gives a whole container 64 MiB.
+SHARED_BYTES_PER_STAGE = 64 << 20
+SHARED_MEMORY = Path("/dev/shm")
+NVIDIA_DRIVER = Path("/proc/driver/nvidia")
+
+
+def raise_open_files() -> None:
+    """Let this process, and all that it starts, have as many open files as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def shortages(config: Config) -> Iterator[str]:
+    """What there is too little of for these settings, a line each."""
+    yield from _open_files(config)
+    yield from _shared_memory(config)
+    yield from _disk(config)
+
+
+def _open_files(config: Config) -> Iterator[str]:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    clients = config.max_num_queued_reqs + config.max_live(config.pipeline_parallel_size)
+    needed = clients + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        yield (
+            f"at most {soft} files may be open, {needed} are needed for {clients} clients "
+            f"(max_num_queued_reqs, max_num_seqs): raise the limit with `ulimit -Hn {needed}`, "
+            f"LimitNOFILE={needed} in a systemd unit, or `docker run --ulimit nofile={needed}`"
+        )
+
+
+def _shared_memory(config: Config) -> Iterator[str]:
+    """Only NCCL needs it, that is several stages with a GPU each."""
+    num_stages = config.pipeline_parallel_size
+    if config.device == "cpu" or num_stages < 2 or not NVIDIA_DRIVER.exists():
+        return
+    needed = num_stages * SHARED_BYTES_PER_STAGE
+    free = _free_bytes(SHARED_MEMORY)
+    if free < needed:
+        yield (
+            f"{SHARED_MEMORY} has {free >> 20} MiB free, and NCCL may need {needed >> 20} MiB for "
+            f"{num_stages} stages: `docker run --shm-size=1g` or `--ipc=host`, in Kubernetes an "
+            "emptyDir with medium Memory"
+        )
+
+
+def _disk(config: Config) -> Iterator[str]:
+    free = _free_bytes(config.data_dir)
+    if free < config.max_file_bytes:
+        yield (
+            f"{config.data_dir} (data_dir) has {free >> 20} MiB free, less than one upload may "
+            f"have (max_file_bytes, {config.max_file_bytes >> 20} MiB): files and batches may fail"
+        )
+
+
+def _free_bytes(folder: Path) -> int:
+    """Of the file system that the folder is on, or will be; where nobody can tell, enough."""
+    try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return sys.maxsize

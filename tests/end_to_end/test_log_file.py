@@ -1,0 +1,60 @@
+"""The log file of a real daemon: after a rotation every process writes to the new one."""
+
+import signal
+from pathlib import Path
+
+import psutil
+
+from configs.schema import DEMO_MODEL
+from tests.end_to_end.daemon import Daemon
+
+NAMES = ("tdpipe", "server", "engine", "stage 0", "stage 1", "predictor")
+PREDICTOR = str(DEMO_MODEL.parent / "predictor")
+
+
+def log_of(process: psutil.Process) -> str:
+    """What the process has for its standard error."""
+    return str(Path(f"/proc/{process.pid}/fd/2").readlink())
+
+
+def test_after_a_rotation_every_process_writes_to_the_new_file(tmp_path: Path) -> None:
+    path, moved = tmp_path / "tdpipe.log", tmp_path / "tdpipe.log.1"
+    with Daemon(tmp_path, "--log-file", str(path), "--predictor", PREDICTOR) as daemon:
+        daemon.wait_for(lambda: all(f"[{name}] " in path.read_text() for name in NAMES))
+        everybody = [psutil.Process(daemon.process.pid)]
+        everybody += everybody[0].children(recursive=True)
+        assert {log_of(process) for process in everybody} == {str(path)}
+        path.rename(moved)
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for(lambda: {log_of(process) for process in everybody} == {str(path)})
+        daemon.wait_for(lambda: all(f"[{name}] opened" in path.read_text() for name in NAMES))
+        assert daemon.get("/v1/models")[0] == 200
+        assert daemon.metric("tdpipe_pipeline_restarts_total") == 0
+        assert all(process.is_running() for process in everybody)
+    assert "GET /v1/models 200" in path.read_text()
+    assert "stopped" in path.read_text()
+    assert daemon.log() == ""
+
+
+def test_a_hangup_without_a_log_file_ends_nobody(tmp_path: Path) -> None:
+    with Daemon(tmp_path) as daemon:
+        everybody = psutil.Process(daemon.process.pid).children(recursive=True)
+        daemon.process.send_signal(signal.SIGHUP)
+        assert daemon.get("/ready")[0] == 200
+        assert all(process.is_running() for process in everybody)
+
+
+def test_a_failure_is_told_where_the_daemon_was_started(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, "/nowhere/at/all", "--log-file", str(tmp_path / "tdpipe.log"))
+    daemon.start()
+    assert daemon.wait_end() == 1
+    for log in (daemon.log(), (tmp_path / "tdpipe.log").read_text()):
+        assert "no folder /nowhere/at/all" in log.splitlines()[-1]
+
+
+def test_a_log_file_that_cannot_be_is_told_before_anything_starts(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, "--log-file", "/nowhere/log")
+    daemon.start()
+    assert daemon.wait_end() == 2
+    assert daemon.log().startswith("tdpipe: error: cannot write to the log file /nowhere/log")
+    assert daemon.log().count("\n") == 1

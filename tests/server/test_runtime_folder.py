@@ -1,0 +1,56 @@
+"""The runtime folder: one daemon's, and nobody else can write into it."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from configs.schema import Config
+from server.runtime_folder import PID_FILE, FolderTakenError, runtime_folder
+
+
+def rights(path: Path) -> int:
+    """Its rights alone."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_folder_of_our_own_making_is_ours_alone_and_goes_with_us() -> None:
+    with runtime_folder(Config()) as config:
+        assert rights(config.folder) == 0o700
+        assert rights(config.folder / "config.json") == 0o600
+        assert int((config.folder / PID_FILE).read_text()) == os.getpid()
+    assert not config.folder.exists()
+
+
+@pytest.mark.parametrize(("before", "after"), [(0o777, 0o755), (0o775, 0o755), (0o750, 0o750)])
+def test_others_cannot_write_into_a_folder_that_was_there(
+    before: int, after: int, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    folder.chmod(before)
+    with runtime_folder(Config(runtime_dir=folder)):
+        assert rights(folder) == after
+    assert folder.exists()
+
+
+def test_another_user_s_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with (
+        pytest.raises(FolderTakenError, match="another user"),
+        runtime_folder(Config(runtime_dir=tmp_path)),
+    ):
+        pass
+
+
+def test_a_second_set_of_processes_is_refused_and_leaves_the_first_one_s_files(
+    tmp_path: Path,
+) -> None:
+    with runtime_folder(Config(runtime_dir=tmp_path)):
+        with (
+            pytest.raises(FolderTakenError, match="another daemon runs in"),
+            runtime_folder(Config(runtime_dir=tmp_path)),
+        ):
+            pass
+        assert int((tmp_path / PID_FILE).read_text()) == os.getpid()

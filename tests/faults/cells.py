@@ -75,9 +75,9 @@ def why_not(fault: Fault, process: Process) -> str:
     if fault == "memory error":
         return "the kernel's OOM killer ends it: kill"
     if process == "torchrun" and fault != "kill":
-        return "a stopped torchrun is missed by nobody; it raises nothing of its own"
+        return "nobody misses a stopped one; what raises there ends it: kill"
     if process == "supervisor" and fault != "kill":
-        return "its children watch only whether it is there; what raises there ends it: kill"
+        return "nobody misses a stopped one; what raises there ends it: kill"
     return ""
 
 

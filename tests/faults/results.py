@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from tests.faults.cells import FAULTS, PROCESSES, STAGES, Cell, why_not
+from tests.faults.cells import FAULTS, PROCESSES, Cell, Process, why_not
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- make faults: begin -->", "<!-- make faults: end -->"
@@ -38,10 +38,15 @@ class Results:
         return "\n".join(self._lines())
 
     def write(self) -> None:
-        """Put it into the document."""
+        """Put it into the document, where lines of cells that were not run stay as they are."""
         before, _, rest = DOCUMENT.read_text().partition(BEGIN)
-        after = rest.partition(END)[2]
-        DOCUMENT.write_text(f"{before}{BEGIN}\n{self.table()}\n{END}{after}")
+        old, _, after = rest.partition(END)
+        lines = {_key(line): line for line in old.strip().splitlines()[2:]}
+        head = self.table().splitlines()
+        lines |= {_key(line): line for line in head[2:]}
+        known = [line for key in _keys() if (line := lines.get(key))]
+        table = "\n".join([*head[:2], *known])
+        DOCUMENT.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
 
     def _lines(self) -> Iterator[str]:
         yield (
@@ -61,12 +66,30 @@ class Results:
                     gone = _spread([cell.gone_s for cell in cells])
                     yield f"| {fault} | {process} | {len(cells)} | {noticed} | {pause} | {gone} |"
         for process in PROCESSES:
-            if process in STAGES:
-                continue
-            for fault in FAULTS:
-                reason = why_not(fault, process)
-                if reason:
-                    yield f"| {fault} | {process} | – | {reason} | | |"
+            for reason, faults in _impossible(process).items():
+                yield f"| {', '.join(faults)} | {process} | – | {reason} | | |"
+
+
+def _impossible(process: Process) -> dict[str, list[str]]:
+    """Faults that the process does not have, by the reason."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for fault in FAULTS:
+        if reason := why_not(fault, process):
+            reasons[reason].append(fault)
+    return reasons
+
+
+def _key(line: str) -> tuple[str, str]:
+    """Fault and process of a line."""
+    fault, process = line.split(" | ")[:2]
+    return fault.removeprefix("| "), process
+
+
+def _keys() -> Iterator[tuple[str, str]]:
+    """Those of all lines, in their order."""
+    yield from ((fault, process) for fault in FAULTS for process in PROCESSES)
+    for process in PROCESSES:
+        yield from ((", ".join(faults), process) for faults in _impossible(process).values())
 
 
 def _spread(seconds: Sequence[float]) -> str:

@@ -14,12 +14,13 @@ from tests.end_to_end.daemon import Daemon
 
 LOOK_S = 0.03
 ANSWER_TIMEOUT_S = 1.0
+SILENT = -1  # somebody is there and does not answer: nobody has noticed that yet
 RESUME_S = 6.0  # after a green look, for the first token: others share the machine
 
 
 @dataclass(frozen=True)
 class Look:
-    """What was answered at a time; 0 where nobody did. `body` is that of /health."""
+    """What was answered at a time; 0 where nobody was there. `body` is that of /health."""
 
     at: float
     health: int
@@ -56,7 +57,9 @@ class Witness:
     def noticed_at(self, since: float) -> float | None:
         """When the daemon first showed that it knows: an error in its log, or a /health not ok."""
         told = [at for at, _ in self.errors if at >= since]
-        told += [look.at for look in self.looks if look.at >= since and look.health != 200]
+        told += [
+            look.at for look in self.looks if look.at >= since and look.health not in (200, SILENT)
+        ]
         return min(told, default=None)
 
     def wait_noticed(self, since: float, timeout_s: float) -> float:
@@ -104,6 +107,8 @@ class Witness:
             connection.request("GET", path)
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
+        except TimeoutError:
+            return SILENT, ""
         except (OSError, http.client.HTTPException):
             return 0, ""
         finally:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from tests.faults.cells import FAULTS, PROCESSES, Cell, Process, why_not
+from tests.faults.cells import FAULTS, PROCESSES, Cell, why_not
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- make faults: begin -->", "<!-- make faults: end -->"
@@ -41,11 +41,16 @@ class Results:
         """Put it into the document, where lines of cells that were not run stay as they are."""
         before, _, rest = DOCUMENT.read_text().partition(BEGIN)
         old, _, after = rest.partition(END)
-        lines = {_key(line): line for line in old.strip().splitlines()[2:]}
-        head = self.table().splitlines()
-        lines |= {_key(line): line for line in head[2:]}
-        known = [line for key in _keys() if (line := lines.get(key))]
-        table = "\n".join([*head[:2], *known])
+        new = self.table().splitlines()
+        lines = {_key(line): line for line in [*old.strip().splitlines(), *new]}
+        # What no process has is not among the pairs that were measured, and comes last.
+        measured = [
+            lines[fault, process]
+            for fault in FAULTS
+            for process in PROCESSES
+            if (fault, process) in lines and not why_not(fault, process)
+        ]
+        table = "\n".join([*new[:2], *measured, *_impossible_lines()])
         DOCUMENT.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
 
     def _lines(self) -> Iterator[str]:
@@ -65,31 +70,23 @@ class Results:
                     pause = _spread([cell.pause_s for cell in cells])
                     gone = _spread([cell.gone_s for cell in cells])
                     yield f"| {fault} | {process} | {len(cells)} | {noticed} | {pause} | {gone} |"
-        for process in PROCESSES:
-            for reason, faults in _impossible(process).items():
-                yield f"| {', '.join(faults)} | {process} | – | {reason} | | |"
+        yield from _impossible_lines()
 
 
-def _impossible(process: Process) -> dict[str, list[str]]:
-    """Faults that the process does not have, by the reason."""
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for fault in FAULTS:
-        if reason := why_not(fault, process):
-            reasons[reason].append(fault)
-    return reasons
-
-
-def _key(line: str) -> tuple[str, str]:
-    """Fault and process of a line."""
-    fault, process = line.split(" | ")[:2]
-    return fault.removeprefix("| "), process
-
-
-def _keys() -> Iterator[tuple[str, str]]:
-    """Those of all lines, in their order."""
-    yield from ((fault, process) for fault in FAULTS for process in PROCESSES)
+def _impossible_lines() -> Iterator[str]:
+    """A line for each process and reason why it does not have some faults."""
     for process in PROCESSES:
-        yield from ((", ".join(faults), process) for faults in _impossible(process).values())
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for fault in FAULTS:
+            if reason := why_not(fault, process):
+                reasons[reason].append(fault)
+        for reason, faults in reasons.items():
+            yield f"| {', '.join(faults)} | {process} | – | {reason} | | |"
+
+
+def _key(line: str) -> tuple[str, ...]:
+    """Fault and process of a line."""
+    return tuple(line.removeprefix("| ").split(" | ")[:2])
 
 
 def _spread(seconds: Sequence[float]) -> str:

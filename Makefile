@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 .PHONY: help serve test lint types contracts tests format paper sweep real-policies \
 	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table batch-kill \
-	batch-memory soak abuse overload batch-order demo-predictor demo-model clean
+	batch-memory faults soak abuse overload batch-order demo-predictor demo-model clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -81,6 +81,9 @@ overload: $(VENV)/dev  ## ten times too much load for two minutes (about 6 minut
 
 batch-order: $(VENV)/dev  ## what the order of a batch's requests is worth in the simulator (about 3 minutes)
 	$(BIN)/python -m benchmarks.batch_order $(ARGS)
+
+faults: $(VENV)/dev  ## every fault on every process at every moment (about 20 minutes; ARGS=--write into docs)
+	$(BIN)/pytest -m '' tests/faults $(ARGS)
 
 soak: $(VENV)/dev  ## mixed traffic while things break (20 minutes; ARGS="--minutes 2" for less)
 	$(BIN)/python -m benchmarks.soak $(ARGS)

@@ -150,6 +150,10 @@ class Loop:
 
     def _hear(self, beat: Heartbeat) -> None:
         now = time.monotonic()
+        pipeline = self._scheduler.pipeline
+        if pipeline is not None and beat.epoch > pipeline.epoch:
+            # torchrun was quicker than our next look, and the new ones beat while they load.
+            self._lose_stages(StageLost(pipeline.epoch, "the stages died"))
         self._watch.hear(beat, now)
         self._record(lambda recorder: recorder.hear(beat, now))
         if beat.step_ids and beat.exact:

@@ -105,7 +105,8 @@ class StageWatch:
         is_loading = stage.beat.doing == "loads"
         if silent_s > (LOADING_SILENCE_S if is_loading else self._silence_s):
             return f"{name} was silent for {silent_s:.1f} s"
-        if stage.beat.doing == "waits" and min(still_s, quiet_s) > self._silence_s:
+        # Not longer than the silence, but as long: word of the last work is itself late by a beat.
+        if stage.beat.doing == "waits" and min(still_s, quiet_s) >= self._silence_s:
             return f"{name} waited for a neighbour for {still_s:.1f} s, and nobody worked"
         if still_s > self._standstill_s and not is_loading:
             return f"{name} has stood still for {still_s:.1f} s"

@@ -35,7 +35,7 @@ from server.inbox import Inbox, Rounds
 from server.logprobs import Told, unpack
 
 TICK_S = 0.25
-SILENCE_S = 3.0
+SILENCE_S = 1.5
 HELLO_TICKS = 2
 
 logger = logging.getLogger("tdpipe")

@@ -76,7 +76,9 @@ def _start(config: Config, stack: ExitStack) -> tuple[Stage, int]:
     except Exception as error:  # the edge of the process: whatever it is, it is told in one line
         rank, life = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
         cause = _root_cause(error)
-        level = logging.ERROR if life else logging.DEBUG
+        # Where the daemon is ending for the same reason already, once is enough.
+        is_told = not life or lifeline.reported_failure(config.folder) is not None
+        level = logging.DEBUG if is_told else logging.ERROR
         logs.set_up("stages", config).log(level, "stage %d: %s", rank, cause, exc_info=True)
         if not life:
             lifeline.report_failure(config.folder, f"stage {rank}: {cause}")

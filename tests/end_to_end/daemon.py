@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,11 +22,17 @@ END_TIMEOUT_S = 60.0
 
 
 class Daemon:
-    """`tdpipe serve ARGUMENTS` for the length of a `with` block, which ends with SIGTERM."""
+    """`tdpipe serve ARGUMENTS` for the length of a `with` block, which ends with SIGTERM.
 
-    def __init__(self, folder: Path, *arguments: str, cwd: Path = ROOT) -> None:
+    It is started by the command `under`, if there is one.
+    """
+
+    def __init__(
+        self, folder: Path, *arguments: str, cwd: Path = ROOT, under: Sequence[str] = ()
+    ) -> None:
         self.folder = folder
         self._cwd = cwd
+        self._under = under
         self.log_path = folder / "daemon.log"
         self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
@@ -54,7 +60,7 @@ class Daemon:
         """Start it and return at once."""
         self.folder.mkdir(parents=True, exist_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TDPIPE_")}
-        command = [sys.executable, str(ROOT / "tdpipe.py"), "serve"]
+        command = [*self._under, sys.executable, str(ROOT / "tdpipe.py"), "serve"]
         command += ["--runtime-dir", str(self.folder / "run"), "--port", "0"]
         # A good profile is not what these tests are about, and there are many starts.
         command += ["--data-dir", str(self.folder / "data"), "--profile-seconds", "0.3"]
@@ -79,6 +85,11 @@ class Daemon:
     def wait_end(self, timeout_s: float = END_TIMEOUT_S) -> int:
         """The exit code, within the time."""
         return self.process.wait(timeout_s)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a supervisor."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def process(self) -> "subprocess.Popen[bytes]":
@@ -136,6 +147,16 @@ class Daemon:
             kinds["torchrun" if module == "workers" else module] = [child]
         kinds["stage"] = kinds["torchrun"][0].children()
         return kinds
+
+    def present(self) -> list[psutil.Process]:
+        """Every process that works in its folder, whoever started it; a zombie works no more."""
+        folder = str(self.folder / "run")
+        return [
+            process
+            for process in psutil.process_iter(["cmdline", "status"])
+            if folder in (process.info["cmdline"] or ())
+            if process.info["status"] != psutil.STATUS_ZOMBIE
+        ]
 
     def log(self) -> str:
         """What the daemon has printed."""

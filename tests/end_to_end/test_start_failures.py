@@ -11,6 +11,7 @@ import pytest
 from configs.schema import DEMO_MODEL
 from tests.checkpoints import TOKENIZER, make_checkpoint
 from tests.end_to_end.daemon import Daemon
+from tests.faults.world import keep_model_code, levered_daemon
 
 Prepare = Callable[[Path], list[str]]
 
@@ -27,6 +28,15 @@ def truncated_weights(folder: Path) -> list[str]:
     weights = model / "model.safetensors"
     weights.chmod(0o644)
     weights.write_bytes(weights.read_bytes()[:100_000])
+    return [str(model)]
+
+
+def damaged_weights(folder: Path) -> list[str]:
+    """A checkpoint whose first bytes are no longer what they were."""
+    model = shutil.copytree(DEMO_MODEL, folder / "model", copy_function=shutil.copyfile)
+    with (model / "model.safetensors").open("r+b") as weights:
+        weights.seek(64)
+        weights.write(b"\0" * 64)
     return [str(model)]
 
 
@@ -63,10 +73,18 @@ def another_tokenizer_s_predictor(folder: Path) -> list[str]:
         (lambda _: ["--profile", "/etc/hostname"], ["/etc/hostname, line 1", "columns"]),
         (no_such_folder, ["no folder /nowhere/at/all"]),
         (truncated_weights, ["stage", "model.safetensors", "truncated or damaged"]),
+        (damaged_weights, ["stage", "model.safetensors", "truncated or damaged"]),
         (without_a_tensor, ["stage", "model-00001-of"]),
         (foreign_family, ["bloom models cannot be served"]),
         (no_tokenizer, ["tokenizer"]),
         (lambda _: ["--layer-split", "4,4"], ["names 8 layers", "the model has 6"]),
+        (lambda _: ["-pp", "7"], ["7 stages", "6 layers"]),
+        (lambda _: ["-pp", "3", "--layer-split", "3,3"], ["layer_split 3,3", "3 stages"]),
+        (lambda _: ["--kv-cache-memory-bytes", "1000"], ["stage", "do not hold one KV block"]),
+        (
+            lambda _: ["--kv-cache-memory-bytes", "100000", "--max-model-len", "2048"],
+            ["max_model_len 2048", "kv_cache_memory_bytes"],
+        ),
         (lambda _: ["--max-model-len", "5000"], ["max_model_len 5000", "limit of 2048"]),
         (lambda _: ["--ssl-certfile", "/nowhere.pem"], ["cannot read /nowhere.pem"]),
         (lambda _: ["--uds", "/nowhere/door"], ["cannot listen on /nowhere/door"]),
@@ -84,6 +102,20 @@ def test_the_last_line_names_the_root_cause(
     for word in words:
         assert word in last_line, daemon.log()
     assert "Traceback" not in daemon.log()
+    assert not daemon.present()
+
+
+def test_a_stage_that_never_reports_ends_the_start_in_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_model_code(tmp_path / "model-code", monkeypatch)
+    daemon, levers = levered_daemon(tmp_path, "--stage-start-timeout", "10")
+    levers.hang(1)
+    daemon.start()
+    assert daemon.wait_end() == 1
+    last_line = daemon.log().strip().splitlines()[-1]
+    assert "not all 3 stages were ready within 10 s (stage_start_timeout)" in last_line
+    assert not daemon.present()
 
 
 def test_a_folder_has_one_daemon(tmp_path: Path) -> None:

@@ -58,9 +58,9 @@ def test_a_watch_that_was_itself_held_up_blames_nobody() -> None:
 
 def test_a_stage_that_waits_while_nobody_works_is_lost() -> None:
     idle, waits = beat(0, 7), beat(1, 6, doing="waits")
-    assert not troubles(make_watch(), 5, idle, waits)
-    told = troubles(make_watch(), 6, idle, waits)
-    assert told == ["stage 1 waited for a neighbour for 6.0 s, and nobody worked"]
+    assert not troubles(make_watch(), 4, idle, waits)
+    told = troubles(make_watch(), 5, idle, waits)
+    assert told == ["stage 1 waited for a neighbour for 5.0 s, and nobody worked"]
 
 
 def test_a_stage_that_waits_for_one_that_works_long_is_not_lost() -> None:

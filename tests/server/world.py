@@ -140,7 +140,7 @@ class FakeEngine:
         self.ready: EngineReady | None = EngineReady(2, 40, 16, MAX_MODEL_LEN)
         self.stats = stats()
         self.answers_hello = True
-        self.beats = True  # tells its stats every second, as an engine does, if more slowly
+        self.beats = True  # tells its stats four times a second, as an engine does
         self.received: list[FromServer] = []
         self._hello = 0
         self._changed = threading.Condition()
@@ -185,7 +185,7 @@ class FakeEngine:
         poller.register(self._hub.socket, zmq.POLLIN)
         poller.register(self._wake_end, zmq.POLLIN)
         while not self._closing:
-            if self._wake_end in dict(poller.poll(1000 if self.beats else None)):
+            if self._wake_end in dict(poller.poll(250 if self.beats else None)):
                 os.read(self._wake_end, 1)
             if self.beats:
                 self._hub.send("server", self.stats)

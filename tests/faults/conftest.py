@@ -1,0 +1,38 @@
+"""One daemon for all cells, and the table of what they measured."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.results import Results
+from tests.faults.world import World, keep_model_code
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make faults ARGS=--write`."""
+    parser.addoption("--write", action="store_true", help="the table into docs/reliability.md")
+
+
+@pytest.fixture(scope="session")
+def _model_code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        keep_model_code(tmp_path_factory.mktemp("model-code"), patch)
+        yield
+
+
+@pytest.fixture(scope="session")
+def world(_model_code: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """It outlives what is done to it, or is started anew."""
+    with World.begin(tmp_path_factory.mktemp("faults")) as world:
+        yield world
+
+
+@pytest.fixture(scope="session")
+def results(request: pytest.FixtureRequest) -> Iterator[Results]:
+    """Of this run."""
+    results = Results()
+    yield results
+    if results.measured:
+        print(f"\n{results.table()}")  # noqa: T201
+        if request.config.getoption("--write", default=False):
+            results.write()

@@ -1,0 +1,59 @@
+"""A Llama with levers: it fails in the stage, at the moment and in the way that a test asks for.
+
+It lies in a checkpoint like any model's own code (`--trust-remote-code`), so that a real stage
+raises for a real reason and nothing in the daemon knows of it. A lever is a file with the way to
+fail, named by the stage; it is pulled once. Besides, `POISON` token ids make their stage raise each
+time.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import LlamaForCausalLM
+
+# Bytes that no text has, in the demo's tokenizer: one for each stage, and one more.
+POISON = (187, 188, 189)
+DEADLY = 186
+_MARK = 1e9  # in the hidden state of a poisonous token, times the stage that is meant
+
+
+class LeveredLlama(LlamaForCausalLM):
+    """The model that `config.levers`, a folder, may make fail."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self._levers = Path(config.levers)
+        self.model.register_forward_pre_hook(self._look, with_kwargs=True)
+        self.model.register_forward_hook(self._mark, with_kwargs=True)
+        while (self._levers / f"hang-{os.environ.get('RANK')}").exists():
+            time.sleep(1)
+
+    def _look(self, _: Any, __: Any, inputs: dict[str, Any]) -> None:
+        stage = dist.get_rank()
+        lever = self._levers / str(stage)
+        if lever.exists():
+            how = lever.read_text()
+            lever.unlink()
+            (self._levers / "pulled").write_text(str(time.monotonic()))
+            if how == "memory error":
+                torch.empty(1 << 60, dtype=torch.uint8)
+            raise RuntimeError("a lever was pulled")
+        if inputs.get("input_ids") is not None:
+            is_poisoned = bool((inputs["input_ids"] == POISON[0]).any())
+            if bool((inputs["input_ids"] == DEADLY).any()):
+                os.abort()
+        else:
+            marks = inputs["inputs_embeds"][..., 0] / _MARK
+            is_poisoned = bool(((marks - stage).abs() < 0.1).any())
+        if is_poisoned:
+            raise RuntimeError("poison")
+
+    def _mark(self, _: Any, __: Any, inputs: dict[str, Any], output: Any) -> None:
+        token_ids = inputs.get("input_ids")
+        if token_ids is not None:
+            for stage, poison in enumerate(POISON):
+                output.last_hidden_state[..., 0].masked_fill_(token_ids == poison, _MARK * stage)

@@ -1,0 +1,50 @@
+"""More restarts than there may be: everybody who waits is told, and the daemon goes, all of it."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.daemon import Daemon, all_gone
+from tests.end_to_end.test_supervisor import port_is_free
+from tests.faults.blow import stages_of
+from tests.faults.crowd import Crowd, bodies
+from tests.faults.witness import Witness
+
+LONG = 1200  # tokens: still open when the second stage dies
+GONE_S = 5.0
+
+
+@pytest.mark.long
+def test_after_too_many_restarts_all_are_told_and_nothing_is_left(tmp_path: Path) -> None:
+    asked = [{**body, "max_tokens": LONG} for body in bodies()]
+
+    def lives(daemon: Daemon) -> int:
+        return daemon.log().count("KV cache:")
+
+    async def kill_twice(daemon: Daemon) -> Crowd:
+        async with Crowd(daemon.url, asked) as crowd:
+            await crowd.reach("decode")
+            stages_of(daemon)[2].kill()
+            await asyncio.to_thread(daemon.wait_for, lambda: lives(daemon) == 2)
+            # As the engine tells it, once it has heard from the new ones.
+            await asyncio.to_thread(daemon.wait_for, lambda: daemon.get("/health")[0] == 200)
+            stages_of(daemon)[0].kill()
+        return crowd
+
+    with Daemon(tmp_path, "-pp", "3", "--max-restarts", "1") as daemon:
+        with Witness(daemon) as witness:
+            crowd = asyncio.run(kill_twice(daemon))
+            assert daemon.wait_end() == 1
+        failed_at = [at for at, line in witness.errors if "[engine]" in line and "died" in line][1]
+        red = [look for look in witness.looks if not look.is_green]
+        assert all(not look.is_green for look in witness.looks if look.at > failed_at)
+        assert any(look.health == 503 and " died" in look.body for look in red)
+        assert "died, after 1 restarts in 600 s" in daemon.log().splitlines()[-1]
+        assert all_gone(daemon.present(), GONE_S)
+        assert port_is_free(daemon)
+    for stream in crowd.streams:
+        (end,) = stream.ends
+        assert end.startswith("error: The server is shutting down. It has failed:")
+        assert "died, after 1 restarts in 600 s" in end
+        assert stream.num_done == 1

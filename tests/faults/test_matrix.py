@@ -1,0 +1,136 @@
+"""Whatever is done to whichever process at whatever moment: nothing is lost, and nothing lies."""
+
+import asyncio
+import math
+import time
+from itertools import pairwise
+
+import psutil
+import pytest
+
+from tests.end_to_end.daemon import all_gone
+from tests.end_to_end.test_supervisor import port_is_free
+from tests.faults.blow import Struck, deal
+from tests.faults.cells import AT_ONCE, MORTAL, NOTICE_S, STALL_S, Cell, all_cells
+from tests.faults.crowd import Crowd, run_crowd
+from tests.faults.cut import can_cut
+from tests.faults.results import Measured, Results
+from tests.faults.witness import Witness
+from tests.faults.world import World
+
+GONE_S = 5.0
+LATE_S = 30.0  # how much too late a notice is still waited for, to be told how late it was
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        pytest.param(cell, marks=[] if cell.is_short else [pytest.mark.long], id=str(cell))
+        for cell in all_cells()
+    ],
+)
+def test_a_fault_costs_time_and_nothing_else(cell: Cell, world: World, results: Results) -> None:
+    if cell.fault == "cut link" and not can_cut():
+        pytest.skip("this system does not let us cut another process's connections")
+    world.revive()
+    before = world.processes()
+    strike = strike_batch if cell.moment == "batch" else strike_crowd
+    with Witness(world.daemon) as witness:
+        struck, crowd, batch_id = strike(cell, world, witness)
+        gone_s = wait_gone(world, before) if cell.process in MORTAL else math.nan
+        if batch_id is not None:
+            world.revive()  # where the fault was the daemon's death, it is its next start
+            assert world.answers(batch_id) == world.batch
+        noticed_s = witness.wait_noticed(struck(), NOTICE_S[cell.process] + LATE_S)
+        if cell.process not in MORTAL:
+            world.revive()
+    held_up_s = witness.held_up_s(struck(), struck() + noticed_s)
+    results.measured.append(Measured(cell, noticed_s, longest_pause_s(crowd), gone_s))
+    assert noticed_s <= NOTICE_S[cell.process] + held_up_s
+    if cell.process in MORTAL:
+        check_cut_off(crowd)
+        return
+    check_whole(world, before)
+    if crowd is not None:
+        check_answers(crowd, world)
+        check_health(cell, crowd, witness, witness.green_s(struck()) - held_up_s)
+
+
+def strike_crowd(cell: Cell, world: World, witness: Witness) -> tuple[Struck, Crowd | None, None]:
+    """The fault among streams, or ahead of them."""
+
+    async def among() -> tuple[Struck, Crowd]:
+        async with Crowd(world.daemon.url, world.asked) as crowd:
+            await crowd.reach(cell.moment)
+            struck = deal(cell.fault, cell.process, world.daemon, world.levers)
+        return struck, crowd
+
+    if cell.moment != "idle":
+        return *asyncio.run(among()), None
+    struck = deal(cell.fault, cell.process, world.daemon, world.levers)
+    if cell.fault in AT_ONCE:
+        witness.wait_noticed(struck(), NOTICE_S[cell.process] + LATE_S)
+    if cell.process in MORTAL:
+        return struck, None, None
+    crowd = asyncio.run(run_crowd(world.daemon.url, world.asked))
+    # Nobody can know of a cut before there is something to send.
+    return (lambda: crowd.began_at) if cell.fault == "cut link" else struck, crowd, None
+
+
+def strike_batch(cell: Cell, world: World, _: Witness) -> tuple[Struck, None, str]:
+    """The fault while a batch is worked on."""
+    batch_id = world.begin_batch()
+    world.wait_begun(batch_id)
+    return deal(cell.fault, cell.process, world.daemon, world.levers), None, batch_id
+
+
+def wait_gone(world: World, before: list[psutil.Process]) -> float:
+    """Seconds from the supervisor's end until nothing is left, the port included."""
+    daemon = world.daemon
+    code = daemon.wait_end()
+    assert code != 0
+    ended_at = time.monotonic()
+    assert all_gone(before, GONE_S), "processes are left"
+    assert not daemon.present()
+    assert port_is_free(daemon)
+    return time.monotonic() - ended_at
+
+
+def check_cut_off(crowd: Crowd | None) -> None:
+    """All that a client without its server can be told, once."""
+    for stream in crowd.streams if crowd is not None else ():
+        (end,) = stream.ends
+        assert end.startswith(("connection", "error"))
+
+
+def check_answers(crowd: Crowd, world: World) -> None:
+    """Each has ended once, and as if nothing had been."""
+    assert [stream.ends for stream in crowd.streams] == [["length"]] * len(crowd.streams)
+    assert [stream.num_done for stream in crowd.streams] == [1] * len(crowd.streams)
+    assert crowd.texts == world.texts
+
+
+def check_health(cell: Cell, crowd: Crowd, witness: Witness, green_s: float) -> None:
+    """It was not green for long while nothing worked, and was not before something did."""
+    if cell.process != "predictor" and longest_pause_s(crowd) > STALL_S:
+        assert green_s <= STALL_S
+    assert not witness.lies(crowd.progress, STALL_S)
+
+
+def check_whole(world: World, before: list[psutil.Process]) -> None:
+    """No block is taken, no process of the time before is left, all are there again."""
+    daemon = world.daemon
+    daemon.wait_for(lambda: daemon.metric("tdpipe_kv_blocks_used") == 0)
+    assert daemon.metric("tdpipe_live_sequences") == daemon.metric("tdpipe_queued_sequences") == 0
+    now = {process.pid for process in world.processes()}
+    assert all_gone([process for process in before if process.pid not in now], GONE_S)
+    assert not world.strays()
+
+
+def longest_pause_s(crowd: Crowd | None) -> float:
+    """The longest time in which no stream had anything new; not a number where there was none."""
+    if crowd is None or not any(stream.text for stream in crowd.streams):
+        return math.nan
+    return max(later - earlier for earlier, later in pairwise(crowd.progress))

@@ -27,13 +27,15 @@ class PulseWatch:
     """The parent's end: looks every `interval_s` seconds, bears a standstill for `silence_s`.
 
     Time is counted in looks: a parent that was itself held up blames nobody. Before its first beat
-    a process may take as long as it likes.
+    a process may take `start_s`.
     """
 
-    def __init__(self, folder: Path, name: str, interval_s: float, silence_s: float) -> None:
+    def __init__(
+        self, folder: Path, name: str, interval_s: float, silence_s: float, start_s: float
+    ) -> None:
         self._path = _path(folder, name)
         self._path.unlink(missing_ok=True)
-        self._interval_s, self._silence_s = interval_s, silence_s
+        self._interval_s, self._silence_s, self._start_s = interval_s, silence_s, start_s
         self._last_beat = 0
         self._still_looks = 0
 
@@ -42,12 +44,12 @@ class PulseWatch:
         try:
             beat = self._path.stat().st_mtime_ns
         except OSError:
-            return 0.0
+            beat = 0
         if beat != self._last_beat:
             self._last_beat, self._still_looks = beat, 0
         self._still_looks += 1
         still_s = self._still_looks * self._interval_s
-        return still_s if still_s > self._silence_s else 0.0
+        return still_s if still_s > (self._silence_s if beat else self._start_s) else 0.0
 
 
 def _path(folder: Path, name: str) -> Path:

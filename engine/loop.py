@@ -266,11 +266,11 @@ class Loop:
 
         All of them, since it asks the others politely, and waits for those that cannot hear.
         """
-        log.error("%s; the stages are restarted, what is open goes on after that", lost.reason)
         for pid in self._watch.pids(lost.epoch) if self._watch.same_host else ():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         self._count_restart(lost.reason)
+        log.error("%s; the stages are restarted, what is open goes on after that", lost.reason)
 
     def _count_restart(self, reason: str) -> None:
         """Raises `EngineFailedError` when there were too many of late."""

@@ -19,8 +19,9 @@ from configs.schema import Config
 
 POLL_INTERVAL_S = 0.05
 STOP_TIMEOUT_S = 5.0
-# A loop that reads large requests, or waits for the processor behind all others, is no engine's.
-PATIENCE_S = {"server": 10.0, "predictor": 30.0}
+# A loop that reads large requests, waits for the processor behind all others, or for processes that
+# must be asked to end, is no engine's.
+PATIENCE_S = {"server": 10.0, "predictor": 30.0, "stages": 60.0}
 
 Name = Literal["server", "engine", "stages", "predictor"]
 # In the log, what is not called by its own name.
@@ -109,7 +110,13 @@ class Children:
 
     def _start(self, name: Name) -> None:
         silence_s = PATIENCE_S.get(name, self._config.heartbeat_timeout)
-        self._pulses[name] = PulseWatch(self._config.folder, name, POLL_INTERVAL_S, silence_s)
+        self._pulses[name] = PulseWatch(
+            self._config.folder,
+            name,
+            POLL_INTERVAL_S,
+            silence_s,
+            self._config.stage_start_timeout,
+        )
         module = "workers" if name == "stages" else name
         arguments = [str(self._config.folder)]
         if name == "engine":

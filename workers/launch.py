@@ -19,6 +19,7 @@ from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
 from configs import loader
+from configs.pulse import Pulse
 from configs.schema import Config
 from workers import process, rendezvous
 
@@ -30,7 +31,7 @@ def main(folder: str) -> int:
     """Run the group until it ends; 1 when it has failed more often than it may be restarted."""
     config = loader.load_saved(Path(folder))
     logging.disable(logging.ERROR)
-    rendezvous.register()
+    rendezvous.register(Pulse(config.folder, "stages"))
     for library in ("GLOO", "NCCL"):  # these would listen where other hosts can reach them
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", LOOPBACK)
     arguments = parse_args([*_torchrun_flags(config), f"--log-dir={folder}", "stage"])

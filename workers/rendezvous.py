@@ -8,6 +8,7 @@ addresses that the stages tell each other.
 
 import os
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from torch.distributed import FileStore, HashStore  # type: ignore[attr-defined]
@@ -19,14 +20,20 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
+from configs.pulse import Pulse
+
 BACKEND = "one-host"
 
 
 class OneHost(RendezvousHandler):
-    """torchrun on one host has only itself to agree with."""
+    """torchrun on one host has only itself to agree with.
 
-    def __init__(self, parameters: RendezvousParameters) -> None:
+    It asks for newcomers ten times a second: with that its pulse beats.
+    """
+
+    def __init__(self, pulse: Pulse, parameters: RendezvousParameters) -> None:
         self._run_id = parameters.run_id
+        self._pulse = pulse
 
     def get_backend(self) -> str:
         """The name that torchrun's settings have for it."""
@@ -46,6 +53,7 @@ class OneHost(RendezvousHandler):
 
     def num_nodes_waiting(self) -> int:
         """Nobody else may come."""
+        self._pulse.beat()
         return 0
 
     def get_run_id(self) -> str:
@@ -57,9 +65,9 @@ class OneHost(RendezvousHandler):
         return True
 
 
-def register() -> None:
+def register(pulse: Pulse) -> None:
     """Let torchrun know of `BACKEND`."""
-    rendezvous_handler_registry.register(BACKEND, OneHost)
+    rendezvous_handler_registry.register(BACKEND, partial(OneHost, pulse))
 
 
 def group_store(folder: Path, timeout: timedelta) -> FileStore:

@@ -7,8 +7,8 @@ from configs.pulse import Pulse, PulseWatch
 
 
 def make_watch(folder: Path) -> PulseWatch:
-    """A look a second; a standstill counts after 3 s."""
-    return PulseWatch(folder, "engine", 1.0, 3.0)
+    """A look a second; a standstill counts after 3 s, a start after 100."""
+    return PulseWatch(folder, "engine", 1.0, 3.0, 100.0)
 
 
 def later(folder: Path, pulse: Pulse, seconds: int) -> None:
@@ -17,9 +17,10 @@ def later(folder: Path, pulse: Pulse, seconds: int) -> None:
     os.utime(folder / "engine.pulse", (seconds, seconds))
 
 
-def test_before_its_first_beat_a_process_may_take_as_long_as_it_likes(tmp_path: Path) -> None:
+def test_before_its_first_beat_a_process_may_take_long_but_not_for_ever(tmp_path: Path) -> None:
     watch = make_watch(tmp_path)
     assert [watch.look() for _ in range(100)] == [0.0] * 100
+    assert watch.look() == 101.0
 
 
 def test_a_loop_that_beats_is_left_alone(tmp_path: Path) -> None:

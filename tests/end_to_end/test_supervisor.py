@@ -139,23 +139,12 @@ def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, 
         yield daemon, asyncio.run(stream_all(daemon, lambda: None))
 
 
-@pytest.mark.parametrize(
-    ("victim", "number"),
-    [
-        ("stage", signal.SIGKILL),
-        ("stage", signal.SIGSTOP),
-        ("torchrun", signal.SIGKILL),
-        ("engine", signal.SIGKILL),
-        ("engine", signal.SIGSTOP),
-    ],
-)
-def test_open_requests_survive(
-    victim: str, number: signal.Signals, lasting: tuple[Daemon, list[str]]
-) -> None:
+@pytest.mark.parametrize("victim", ["stage", "engine"])
+def test_open_requests_survive(victim: str, lasting: tuple[Daemon, list[str]]) -> None:
     """Greedy, drawn, penalised, bound to a form: token for token what they would have been."""
     daemon, undisturbed = lasting
     hurt = daemon.descendants()[victim][-1]
-    assert asyncio.run(stream_all(daemon, lambda: hurt.send_signal(number))) == undisturbed
+    assert asyncio.run(stream_all(daemon, hurt.kill)) == undisturbed
     daemon.wait_ready()
     assert daemon.get("/health")[0] == 200
     assert not hurt.is_running() or hurt.status() == psutil.STATUS_ZOMBIE

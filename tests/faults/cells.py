@@ -75,7 +75,7 @@ def why_not(fault: Fault, process: Process) -> str:
     if fault == "memory error":
         return "the kernel's OOM killer ends it: kill"
     if process == "torchrun" and fault != "kill":
-        return "nobody misses a stopped one; what raises there ends it: kill"
+        return "ended when it has stood still for 60 s; what raises there ends it: kill"
     if process == "supervisor" and fault != "kill":
         return "nobody misses a stopped one; what raises there ends it: kill"
     return ""

@@ -1,5 +1,6 @@
 """The rendezvous: a group meets in a file of its own life, and opens no port for it."""
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+from configs.pulse import Pulse
 from workers import rendezvous
 
 
@@ -20,8 +22,9 @@ def life(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_torchrun_meets_itself_at_once_and_listens_nowhere() -> None:
-    rendezvous.register()
+def test_torchrun_meets_itself_at_once_and_listens_nowhere(tmp_path: Path) -> None:
+    pulse = Pulse(tmp_path, "stages")
+    rendezvous.register(pulse)
     parameters = RendezvousParameters(rendezvous.BACKEND, "", "run", 1, 1)
     handler = get_rendezvous_handler(parameters)
     before = psutil.Process().net_connections("inet")
@@ -30,7 +33,10 @@ def test_torchrun_meets_itself_at_once_and_listens_nowhere() -> None:
         assert (met.rank, met.world_size) == (0, 1)
         met.store.set("key", "value")
         assert met.store.get("key") == b"value"
+    (file,) = tmp_path.iterdir()
+    os.utime(file, (0, 0))
     assert handler.num_nodes_waiting() == 0
+    assert file.stat().st_mtime > 0
     assert handler.get_run_id() == "run"
     assert psutil.Process().net_connections("inet") == before
 

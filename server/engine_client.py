@@ -11,10 +11,7 @@ import logging
 import time
 from array import array
 from collections.abc import Iterable
-from collections.abc import Sequence as Collection
 from dataclasses import dataclass
-
-from msgspec.structs import replace
 
 from engine.messages import (
     Abort,
@@ -26,100 +23,19 @@ from engine.messages import (
     Hello,
     Scored,
     Stats,
-    Submit,
     ToServer,
 )
 from engine.wire import Spoke
 from server.errors import unavailable
 from server.inbox import Inbox, Rounds
-from server.logprobs import Told, unpack
+from server.logprobs import unpack
+from server.open_sequence import Sequence
 
 TICK_S = 0.25
 SILENCE_S = 1.5
 HELLO_TICKS = 2
 
 logger = logging.getLogger("tdpipe")
-
-
-class Sequence:
-    """One sequence in the engine, and what has arrived for it and was not yet taken.
-
-    `told` are log-probabilities, one for each token where any were asked for; `scores` those of the
-    prompt's tokens but the first, all there with the first token. `is_queued` until then, unless
-    it is offline work, which nobody waits for. `output_ids` are all tokens so far.
-    """
-
-    __slots__ = (
-        "_inbox",
-        "_token_ids",
-        "finished",
-        "first_token_at",
-        "index",
-        "is_queued",
-        "last_token_at",
-        "output_ids",
-        "prompt_token_ids",
-        "scores",
-        "sequence_id",
-        "submit",
-        "told",
-    )
-
-    def __init__(
-        self,
-        sequence_id: int,
-        index: int,
-        inbox: "Inbox[Sequence]",
-        prompt_token_ids: Collection[int] = (),
-    ) -> None:
-        self.sequence_id = sequence_id
-        self.submit: Submit | None = None
-        self.output_ids = array("i")
-        self.index = index
-        self.prompt_token_ids = prompt_token_ids
-        self.finished: Finished | None = None
-        self.first_token_at: float | None = None
-        self.last_token_at = 0.0
-        self.is_queued = False
-        self.told: list[Told] = []
-        self.scores: list[Told] = []
-        self._token_ids: list[int] = []
-        self._inbox = inbox
-
-    def put_first_token(self, token_id: int, now: float) -> None:
-        """The engine has begun; nobody waits for the answer to begin any more."""
-        self.first_token_at = now
-        self.put_token(token_id)
-        if not self._inbox.only_ends:
-            self._inbox.hurry()
-
-    def put_token(self, token_id: int) -> None:
-        """Add a token that the engine has generated."""
-        if not self._token_ids:
-            self._inbox.put(self)
-        self._token_ids.append(token_id)
-        self.output_ids.append(token_id)
-
-    def finish(self, message: Finished) -> None:
-        """Note the last message; tokens before it are still there to take."""
-        self.finished = message
-        if not self._token_ids:
-            self._inbox.put(self)
-        self._inbox.hurry()
-
-    def resubmission(self) -> Submit:
-        """Its `Submit` for an engine that has never heard of it."""
-        assert self.submit is not None
-        if not self.output_ids:
-            return self.submit
-        sampling = replace(self.submit.sampling, num_prompt_logprobs=-1)  # all told
-        output = self.output_ids.tobytes()
-        return replace(self.submit, sampling=sampling, output_token_ids=output)
-
-    def take_tokens(self) -> list[int]:
-        """The tokens since the last call."""
-        token_ids, self._token_ids = self._token_ids, []
-        return token_ids
 
 
 @dataclass(frozen=True)
@@ -208,11 +124,9 @@ class EngineClient:
         self._next_id += count
         return self._next_id - count
 
-    def submit(self, message: Submit, sequence: Sequence) -> None:
+    def submit(self, sequence: Sequence) -> None:
         """Hand the sequence to the engine; it hears of its end in any case."""
         self._open[sequence.sequence_id] = sequence
-        sequence.submit = message
-        sequence.is_queued = not message.offline
         self.num_queued += sequence.is_queued
         self.num_queued_tokens += sequence.is_queued * len(sequence.prompt_token_ids)
         self._send_submit(sequence)
@@ -220,9 +134,8 @@ class EngineClient:
     def expect(self, message: Expect) -> None:
         """Tell the engine what is now expected of a sequence, if it is still open."""
         sequence = self._open.get(message.sequence_id)
-        if sequence is not None and sequence.submit is not None:
-            expected = {"predicted_len": message.predicted_len, "spread": message.spread}
-            sequence.submit = replace(sequence.submit, **expected)
+        if sequence is not None:
+            sequence.expect(message.predicted_len, message.spread)
             self._tell(message)
 
     def abort(self, sequence: Sequence) -> None:
@@ -307,12 +220,8 @@ class EngineClient:
 
     def _on_scored(self, message: Scored) -> None:
         sequence = self._open.get(message.sequence_id)
-        if sequence is None:
-            return
-        for position, told in unpack(message.logprobs, sequence.prompt_token_ids):
-            # After a loss of the stages all are told once more.
-            if position == len(sequence.scores) + 1:
-                sequence.scores.append(told)
+        if sequence is not None:
+            sequence.put_scores(unpack(message.logprobs, sequence.prompt_token_ids))
 
     def _leave_queue(self, sequence: Sequence) -> None:
         self.num_queued -= sequence.is_queued

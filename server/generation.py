@@ -13,12 +13,13 @@ from engine.messages import Expect
 from server.admission import Admission
 from server.choice import Choice, TextReason
 from server.deadline import Deadline, sooner_of
-from server.engine_client import EngineClient, Sequence
+from server.engine_client import EngineClient
 from server.errors import ApiError, failed
 from server.length_histogram import Asked
 from server.length_predictor import Expected, LengthPredictor
 from server.logprobs import Told
 from server.metrics import Metrics
+from server.open_sequence import Sequence
 from server.plan import Plan
 from server.tokenizer import Tokenizer
 
@@ -90,9 +91,9 @@ class Generation:
         self._expected = [self._predictor.expect(asked, hint) for asked in self._asked]
         for index, message in enumerate(self.plan.messages(first_id, self._expected)):
             prompt = self.plan.prompts[index // self.plan.n]
-            sequence = Sequence(message.sequence_id, index, self._inbox, prompt)
+            sequence = Sequence(message, index, self._inbox, prompt)
             self._sequences.append(sequence)
-            self._client.submit(message, sequence)
+            self._client.submit(sequence)
         if self._predictor.has_encoder and hint is None:
             prompts = tuple(self._tail(prompt) for prompt in self.plan.prompts)
             self._forget_question = self._predictor.ask(prompts, self._expect)

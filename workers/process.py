@@ -34,8 +34,7 @@ def main(runtime_dir: str) -> None:
     A failure at the first start would only come again: it is left in the runtime folder and ends
     the daemon. After a later one torchrun restarts the group, as often as the engine lets it.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)  # not torchrun's own, which a fork brings along
+    forget_handlers()
     lifeline.tie_to_parent()
     log_file.follow()
     config = loader.load_saved(Path(runtime_dir))
@@ -55,6 +54,12 @@ def main(runtime_dir: str) -> None:
             if not isinstance(error, TransportError):  # else a neighbour is to blame
                 engine.send(StageFailed(stage.number, epoch, stage.step_id, cause))
             sys.exit(1)
+
+
+def forget_handlers() -> None:
+    """End by a signal like any process, whatever the one has set that this was forked from."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _start(config: Config, stack: ExitStack) -> tuple[Stage, int]:

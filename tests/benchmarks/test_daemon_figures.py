@@ -72,6 +72,7 @@ def _client() -> Any:
         num_generated=0,
         num_engines_lost=0,
         num_queued=0,
+        num_queued_tokens=0,
         is_ready=True,
         stats=Stats(ready=True, phase="decode", stages=stages),
         stats_at=0.0,

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from engine.messages import EngineReady, Finished, Generated, Submit, ToServer
+from server.admission import Admission
 from server.chat import Chat
 from server.chat_template import ChatTemplate
 from server.engine_client import EngineClient
@@ -145,7 +146,7 @@ def test_a_batchs_request_gives_way(tmp_path: Path) -> None:
         tokenizer,
         ChatTemplate(tokenizer),
         Planner(settings, client, tokenizer),
-        Generations(client, tokenizer, metrics, predictor, 1),
+        Generations(client, tokenizer, metrics, predictor, Admission(settings, client)),
         Grammars(tokenizer),
     )
     body = json.dumps({"model": MODEL, "messages": [USER]}).encode()
@@ -154,7 +155,7 @@ def test_a_batchs_request_gives_way(tmp_path: Path) -> None:
         sent: list[Submit] = []
         receiving = asyncio.create_task(client.run())
         await asyncio.sleep(0)  # once begun, it closes its socket at its end
-        client.submit = lambda message, _: sent.append(message)  # type: ignore[method-assign]
+        client.submit = lambda sequence: sent.append(sequence.submit)  # type: ignore[method-assign]
         for offline in (True, False):
             async with (await chat.prepare(body, offline=offline)).generation:
                 pass

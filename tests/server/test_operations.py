@@ -53,7 +53,7 @@ def test_health_is_503_when_the_engine_is_silent(
         monkeypatch.setattr(operations, "SILENCE_S", 0.0)
         assert daemon.get("/health").json()["status"] == "engine lost"
         monkeypatch.undo()
-        daemon.engine.answers_hello = False
+        daemon.engine.answers_hello = daemon.engine.beats = False
         monkeypatch.setattr(engine_client, "SILENCE_S", 0.0)
         daemon.wait_until(lambda: not daemon.client.is_connected)
         assert daemon.get("/health").status_code == 503

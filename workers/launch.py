@@ -31,8 +31,8 @@ def main(folder: str) -> int:
     """Run the group until it ends; 1 when it has failed more often than it may be restarted."""
     config = loader.load_saved(Path(folder))
     logging.disable(logging.ERROR)
-    # A fork brings torchrun's handlers along: a stage that is ended in its first moment would tell of
-    # it in a traceback.
+    # A fork brings torchrun's handlers along: a stage that is ended in its first moment would tell
+    # of it in a traceback.
     os.register_at_fork(after_in_child=process.forget_handlers)
     rendezvous.register(Pulse(config.folder, "stages"))
     for library in ("GLOO", "NCCL"):  # these would listen where other hosts can reach them

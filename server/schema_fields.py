@@ -35,7 +35,7 @@ def _walk(schema: Schema, models: Schema, prefix: str) -> Iterator[SchemaField]:
     for shape, path in _shapes(schema, models, prefix):
         for name, inner in shape.get("properties", {}).items():
             field = f"{path}.{name}" if path else name
-            values = tuple(value for value in _values(inner, models))
+            values = tuple(_values(inner, models))
             yield SchemaField(field, inner.get("description", ""), values)
             yield from _walk(inner, models, field)
 

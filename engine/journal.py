@@ -43,6 +43,7 @@ class Journal:
     def __init__(self, path: Path, config: EngineConfig, *, goes_on: bool = False) -> None:
         flags = os.O_RDWR | os.O_CREAT | (0 if goes_on else os.O_TRUNC)
         self._file: BinaryIO = os.fdopen(os.open(path, flags, 0o600), "r+b")
+        os.fchmod(self._file.fileno(), 0o600)  # one that was there already, too
         self._file.truncate(self._file.seek(sum(_sizes(path))))
         self._encoder = msgspec.msgpack.Encoder()
         settings = EngineConfig.model_validate(

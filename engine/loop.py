@@ -79,7 +79,6 @@ class Loop:
         self._busy_s = 0.0
         self._next_stats_at = 0.0
         self._dropped_told, self._next_dropped_line_at = 0, 0.0
-        self._pulse = Pulse(config.folder, "engine")
         self._ready: EngineReady | None = None
         self._hello = 0
         self._trouble = ""
@@ -120,6 +119,8 @@ class Loop:
 
     def run(self) -> None:
         """Until a signal or a failure. Raises `EngineFailedError`, `ImpossibleSettingsError`."""
+        # The first beat: until now there was a journal to be read, which may take its time.
+        pulse = Pulse(self._config.folder, "engine")
         poller = zmq.Poller()
         poller.register(self._server.socket, zmq.POLLIN)
         poller.register(self._stages.socket, zmq.POLLIN)
@@ -133,7 +134,7 @@ class Loop:
             self._busy_s += time.monotonic() - woken_at
             if woken_at >= self._next_stats_at:
                 self._next_stats_at = woken_at + STATS_INTERVAL_S
-                self._pulse.beat()
+                pulse.beat()
                 self._look_after_stages()
                 self._tell_stats()
             self._flush()

@@ -9,6 +9,7 @@ Its wall of text after a failure is kept out of the log: the stages have told th
 import logging
 import os
 import sys
+import threading
 import uuid
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from configs.schema import Config
 from workers import process, rendezvous
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+SIGNAL_AGAIN_S = 0.05
 _ALWAYS = 1_000_000
 
 
@@ -34,6 +36,7 @@ def main(folder: str) -> int:
     # A fork brings torchrun's handlers along: a stage that is ended in its first moment would tell
     # of it in a traceback.
     os.register_at_fork(after_in_child=process.forget_handlers)
+    sys.unraisablehook = _signal_again
     rendezvous.register(Pulse(config.folder, "stages"))
     for library in ("GLOO", "NCCL"):  # these would listen where other hosts can reach them
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", LOOPBACK)
@@ -46,6 +49,15 @@ def main(folder: str) -> int:
     except ChildFailedError:
         return 1
     return 0
+
+
+def _signal_again(ignored: "sys.UnraisableHookArgs") -> None:
+    """Torchrun's handlers raise, which comes to nothing in the middle of a fork: after it, again."""
+    if isinstance(ignored.exc_value, SignalException):
+        arguments = (os.getpid(), ignored.exc_value.sigval)
+        threading.Timer(SIGNAL_AGAIN_S, os.kill, arguments).start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _torchrun_flags(config: Config) -> list[str]:

@@ -152,11 +152,15 @@ class Scored(Message, frozen=True):
 
 
 class Finished(Message, frozen=True):
-    """The last message about a sequence. `message` says why in the client's words on "error"."""
+    """The last message about a sequence. `message` says why in the client's words on "error".
+
+    It `is_final` where the same would be said of the same request again.
+    """
 
     sequence_id: int
     reason: FinishReason
     message: str = ""
+    is_final: bool = False
 
 
 class StageStats(msgspec.Struct, frozen=True, array_like=True):

@@ -134,7 +134,8 @@ class Scheduler:
     def _submit(self, submit: Submit, now: float, out: list[Outgoing]) -> None:
         refusal = self._refusal(submit)
         if refusal is not None:
-            out.append(Finished(submit.sequence_id, "error", refusal))
+            is_final = bool(self.max_model_len)
+            out.append(Finished(submit.sequence_id, "error", refusal, is_final))
             return
         sequence = Sequence(submit, now, self._expectation(submit, submit.max_tokens))
         self.counters.prompt_tokens += sequence.num_prompt_tokens
@@ -253,7 +254,7 @@ class Scheduler:
 
     def _fail(self, sequence: Sequence, message: str, out: list[Outgoing]) -> None:
         self.pool.finish(sequence)
-        out.append(Finished(sequence.sequence_id, "error", message))
+        out.append(Finished(sequence.sequence_id, "error", message, is_final=True))
 
     def _observe(self, times: StageTimes, now: float) -> None:
         if self.pipeline is None or times.epoch != self.pipeline.epoch:

@@ -10,14 +10,19 @@ from server.errors import too_busy
 
 
 class Admission:
-    """The bounds of the queue; offline work waits elsewhere and is not to be asked about."""
+    """The bounds of the queue, and of the one of what gives way: it has as much room of its own.
+
+    Offline work waits elsewhere and is not to be asked about.
+    """
 
     def __init__(self, config: ServerConfig, client: EngineClient) -> None:
         self._max_sequences = config.max_num_queued_reqs
         self._max_tokens = config.max_num_queued_tokens
         self._client = client
 
-    def check(self, num_sequences: int, num_tokens: int | None = None) -> None:
+    def check(
+        self, num_sequences: int, num_tokens: int | None = None, *, gives_way: bool = False
+    ) -> None:
         """Return if there is room for so many sequences with so many tokens of prompts in all.
 
         Where the tokens are not yet counted, it is for one each. Raises `ApiError` (429).
@@ -35,11 +40,12 @@ class Admission:
                 f"{self._max_tokens} may wait.",
                 retry=False,
             )
-        if self._client.num_queued + num_sequences > self._max_sequences:
+        queue = self._client.later_queue if gives_way else self._client.queue
+        if queue.num_sequences + num_sequences > self._max_sequences:
             raise too_busy(
                 f"The queue is full: {self._max_sequences} may wait. Please retry shortly."
             )
-        if self._client.num_queued_tokens + num_tokens > self._max_tokens:
+        if queue.num_tokens + num_tokens > self._max_tokens:
             raise too_busy(
                 f"The queue is full: {self._max_tokens} tokens of prompts may wait. Please retry "
                 "shortly."

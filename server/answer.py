@@ -36,7 +36,7 @@ class Answer(Response):
         self, prepare: Callable[[], Awaitable[Reply]], metrics: Metrics, drain: Drain
     ) -> None:
         super().__init__()
-        self._prepare = prepare
+        self._prepare: Callable[[], Awaitable[Reply]] | None = prepare
         self._metrics = metrics
         self._drain = drain
         self._outcome = "error"
@@ -64,10 +64,13 @@ class Answer(Response):
                 self._metrics.request_duration.observe(time.monotonic() - self._arrived_at)
 
     async def _answer(self, send: Send) -> None:
+        prepare, self._prepare = self._prepare, None
+        assert prepare is not None, "an answer is given once"
         try:
-            reply = await self._prepare()
+            reply = await prepare()
         except OSError as error:  # no send's, which would mean that the client has left
             raise RuntimeError("a request could not be prepared") from error
+        del prepare  # the request's body is not needed any more
         self._arrived_at = reply.generation.arrived_at
         await (self._write_stream if reply.stream else self._write_whole)(reply, send)
 

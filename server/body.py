@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import msgspec
 from pydantic import (
@@ -72,6 +72,16 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     expected: ClassVar[dict[str, str]] = {}
+
+    def only(self, *fields: str) -> Self:
+        """A copy with only these fields, for what outlives the reading of prompts, which are long.
+
+        To ask it for another one that has no default raises `AttributeError`.
+        """
+        told = self.model_fields_set.intersection(fields)
+        values = {field: getattr(self, field) for field in told}
+        # Pydantic's plugin for mypy knows no subclass of this one.
+        return type(self).model_construct(told, **values)  # type: ignore[return-value]
 
     @model_validator(mode="before")
     @classmethod

@@ -63,8 +63,8 @@ class Chat:
         self, request: ChatRequest, num_bytes: int, deadline: Deadline, *, offline: bool
     ) -> Reply:
         self._client.check_known()
-        if not (offline or request.gives_way):
-            self._generations.admission.check(request.n)
+        if not offline:
+            self._generations.admission.check(request.n, gives_way=request.gives_way)
         self._planner.check_num_logprobs(request.num_logprobs, "top_logprobs")
         choice = self._tool_choice(request)
         conversation = replace(

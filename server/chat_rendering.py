@@ -32,6 +32,17 @@ class _Message:
     ending: dict[str, Any] = field(default_factory=dict)
 
 
+# Fields that say what is told.
+_SHOWN = (
+    "include_reasoning",
+    "logprobs",
+    "prompt_logprobs",
+    "return_token_ids",
+    "service_tier",
+    "top_logprobs",
+)
+
+
 class ChatRendering:
     """One chat completion; `parser` makes a choice's parser where there is more than content.
 
@@ -49,7 +60,8 @@ class ChatRendering:
         echo: str = "",
     ) -> None:
         self.reply_id = f"chatcmpl-{uuid.uuid4().hex}"
-        self._request, self._plan, self._tokenizer = request, plan, tokenizer
+        self._request = request.only(*_SHOWN)
+        self._plan, self._tokenizer = plan, tokenizer
         self._is_plain = parser is None and not plan.tells_tokens
         new_parser = parser or (lambda: MessageParser(None, None))
         self._messages = [_Message(new_parser()) for _ in range(plan.num_sequences)]

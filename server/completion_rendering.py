@@ -26,6 +26,10 @@ class _Collected:
     ending: dict[str, Any] = field(default_factory=dict)
 
 
+# Fields that say what is told.
+_SHOWN = ("logprobs", "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids")
+
+
 class CompletionRendering:
     """One completion; `echoes` holds the text of each prompt where it is told."""
 
@@ -38,7 +42,9 @@ class CompletionRendering:
         fingerprint: str,
     ) -> None:
         self.reply_id = f"cmpl-{uuid.uuid4().hex}"
-        self._request, self._plan, self._tokenizer = request, plan, tokenizer
+        self._request = request.only(*_SHOWN)
+        self._has_text_prompts = request.has_text_prompts
+        self._plan, self._tokenizer = plan, tokenizer
         self._echoes = echoes
         self._is_plain = not (plan.tells_tokens or request.scores_prompt)
         # A prompt of which more is told comes with that, on the choice's first piece.
@@ -142,7 +148,7 @@ class CompletionRendering:
             self._logprobs[index] = logprobs
             if self._echoes:
                 # Special tokens are in the text of a prompt that was given as tokens.
-                detokenizer = tokenizer.detokenizer(skip_special_tokens=request.has_text_prompts)
+                detokenizer = tokenizer.detokenizer(skip_special_tokens=self._has_text_prompts)
                 extras["logprobs"] = logprobs.of_prompt(
                     prompt, piece.scores, self._echo(index), detokenizer
                 )

@@ -56,8 +56,8 @@ class Completions:
         num_sequences = _num_sequences(request)
         if request.max_tokens != 0 or request.only_scores:
             self._client.check_known()
-            if not (offline or request.gives_way):
-                self._generations.admission.check(num_sequences)
+            if not offline:
+                self._generations.admission.check(num_sequences, gives_way=request.gives_way)
         if request.logprobs is not None:
             self._planner.check_num_logprobs(request.logprobs, "logprobs")
         with not_too_deep():

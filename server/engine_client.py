@@ -29,7 +29,7 @@ from engine.wire import Spoke
 from server.errors import unavailable
 from server.inbox import Inbox, Rounds
 from server.logprobs import unpack
-from server.open_sequence import Sequence
+from server.open_sequence import Queue, Sequence
 
 TICK_S = 0.25
 SILENCE_S = 1.5
@@ -65,8 +65,8 @@ class EngineClient:
         self.stats: Stats | None = None
         self.stats_at = 0.0
         self.ticked_at = time.monotonic()
-        self.num_queued = 0
-        self.num_queued_tokens = 0  # of their prompts
+        self.queue = Queue()
+        self.later_queue = Queue()  # of what gives way
         self.num_generated = 0
         self.num_engines_lost = 0
         self.work_at_ready: StageWork | None = None
@@ -96,6 +96,16 @@ class EngineClient:
         """Whether a sequence submitted now would be worked on at once."""
         stats = self.stats
         return self.is_connected and stats is not None and stats.ready and self._is_introduced
+
+    @property
+    def num_queued(self) -> int:
+        """Sequences without a first token, but for offline work."""
+        return self.queue.num_sequences + self.later_queue.num_sequences
+
+    @property
+    def num_queued_tokens(self) -> int:
+        """Tokens of their prompts."""
+        return self.queue.num_tokens + self.later_queue.num_tokens
 
     def check_known(self) -> None:
         """Raise `ApiError` (503) before there was a pipeline; one that is gone is waited for."""
@@ -127,8 +137,7 @@ class EngineClient:
     def submit(self, sequence: Sequence) -> None:
         """Hand the sequence to the engine; it hears of its end in any case."""
         self._open[sequence.sequence_id] = sequence
-        self.num_queued += sequence.is_queued
-        self.num_queued_tokens += sequence.is_queued * len(sequence.prompt_token_ids)
+        sequence.enter_queue()
         self._send_submit(sequence)
 
     def expect(self, message: Expect) -> None:
@@ -207,7 +216,6 @@ class EngineClient:
                 continue
             sequence.last_token_at = now
             if sequence.first_token_at is None:
-                self._leave_queue(sequence)
                 sequence.put_first_token(token_id, now)
             else:
                 sequence.put_token(token_id)
@@ -222,11 +230,6 @@ class EngineClient:
         sequence = self._open.get(message.sequence_id)
         if sequence is not None:
             sequence.put_scores(unpack(message.logprobs, sequence.prompt_token_ids))
-
-    def _leave_queue(self, sequence: Sequence) -> None:
-        self.num_queued -= sequence.is_queued
-        self.num_queued_tokens -= sequence.is_queued * len(sequence.prompt_token_ids)
-        sequence.is_queued = False
 
     def _on_finished(self, message: Finished) -> None:
         sequence = self._open.get(message.sequence_id)
@@ -309,5 +312,5 @@ class EngineClient:
         """Whether the sequence was open until now."""
         if self._open.pop(sequence.sequence_id, None) is None:
             return False
-        self._leave_queue(sequence)
+        sequence.leave_queue()
         return True

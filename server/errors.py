@@ -87,9 +87,10 @@ def timed_out(timeout_s: float) -> ApiError:
     return ApiError(408, message, kind="requests", code="deadline_exceeded", headers=headers)
 
 
-def failed(message: str) -> ApiError:
-    """500: the request was lost on our side."""
-    return ApiError(500, message, kind="server_error", code="internal_error")
+def failed(message: str, *, retry: bool = True) -> ApiError:
+    """500: the request was lost on our side; without `retry` it would be so again."""
+    headers = {} if retry else {"x-should-retry": "false"}
+    return ApiError(500, message, kind="server_error", code="internal_error", headers=headers)
 
 
 def install(app: FastAPI) -> None:

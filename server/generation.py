@@ -19,7 +19,7 @@ from server.length_histogram import Asked
 from server.length_predictor import Expected, LengthPredictor
 from server.logprobs import Told
 from server.metrics import Metrics
-from server.open_sequence import Sequence
+from server.open_sequence import Queue, Sequence
 from server.plan import Plan
 from server.tokenizer import Tokenizer
 
@@ -91,7 +91,7 @@ class Generation:
         self._expected = [self._predictor.expect(asked, hint) for asked in self._asked]
         for index, message in enumerate(self.plan.messages(first_id, self._expected)):
             prompt = self.plan.prompts[index // self.plan.n]
-            sequence = Sequence(message, index, self._inbox, prompt)
+            sequence = Sequence(message, index, self._inbox, prompt, self._queue())
             self._sequences.append(sequence)
             self._client.submit(sequence)
         if self._predictor.has_encoder and hint is None:
@@ -159,7 +159,12 @@ class Generation:
         if self.plan.offline:
             return
         num_tokens = self.plan.n * sum(map(len, self.plan.prompts))
-        self._admission.check(self.plan.num_sequences, num_tokens)
+        self._admission.check(self.plan.num_sequences, num_tokens, gives_way=self.plan.gives_way)
+
+    def _queue(self) -> Queue | None:
+        if self.plan.offline:
+            return None
+        return self._client.later_queue if self.plan.gives_way else self._client.queue
 
     def _tail(self, prompt: Collection[int]) -> str:
         """The end of a prompt, which says most of the answer."""
@@ -176,7 +181,7 @@ class Generation:
     def _advance(self, sequence: Sequence, choice: Choice) -> Piece:
         before = choice.num_tokens
         is_first = not before and sequence.first_token_at is not None
-        if is_first and sequence.first_token_at is not None and not self.plan.offline:
+        if is_first and sequence.first_token_at is not None and not self.plan.gives_way:
             self._metrics.time_to_first_token.observe(sequence.first_token_at - self.arrived_at)
         token_ids = sequence.take_tokens()
         text = "" if self.plan.only_scores else choice.push(token_ids)
@@ -185,7 +190,8 @@ class Generation:
         finished = sequence.finished
         if finished is not None and choice.finish_reason is None:
             if finished.reason not in ("stop", "length"):
-                self._failure = failed(finished.message or "The engine gave up on this request.")
+                message = finished.message or "The engine gave up on this request."
+                self._failure = failed(message, retry=not finished.is_final)
             elif self.plan.only_scores:
                 choice.finish_reason = "length"
             else:

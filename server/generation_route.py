@@ -1,5 +1,6 @@
 """A generation route: an endpoint's door, POST a body and get an answer, whole or as a stream."""
 
+from contextlib import ExitStack
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -68,25 +69,23 @@ class GenerationRoute:
 
     async def create(self, request: Request) -> Response:
         """The answer to one request; nothing is done for it before it is sent."""
-        held = Held(self._intake)
-        try:
-            self._drain.check()
-            body = await read_body(request, self._config.max_body_bytes, held.grow)
-        except ApiError:
-            held.let_go()
-            self._metrics.requests.labels("refused").inc()
-            raise
-        except ClientDisconnect:
-            held.let_go()
-            self._metrics.requests.labels("disconnect").inc()
-            raise
-
-        async def prepare() -> Reply:
+        with ExitStack() as stack:
+            held = stack.enter_context(Held(self._intake))
             try:
                 self._drain.check()
+                body = await read_body(request, self._config.max_body_bytes, held.grow)
+            except ApiError:
+                self._metrics.requests.labels("refused").inc()
+                raise
+            except ClientDisconnect:
+                self._metrics.requests.labels("disconnect").inc()
+                raise
+            still_held = stack.pop_all()
+
+        async def prepare() -> Reply:
+            with still_held:
+                self._drain.check()
                 reply = await self._endpoint.prepare(body)
-            finally:
-                held.let_go()
             if self._config.log_requests:
                 log_request(reply, request.state.request_id)
             return reply

@@ -3,6 +3,8 @@
 One body is bounded, and so is the queue. Before it, thousands could come in and wait to be read.
 """
 
+from typing import Self
+
 from server.errors import too_busy
 
 # uvicorn reads as much ahead on each connection, whatever is held here.
@@ -24,7 +26,7 @@ class Intake:
 
 
 class Held:
-    """What one body holds of the intake, until it is let go."""
+    """What one body holds of the intake, for the length of a `with` block."""
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
@@ -37,7 +39,9 @@ class Held:
             self._intake.take(more)
             self._num_bytes += more
 
-    def let_go(self) -> None:
-        """The body is done with; once is enough."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._intake.num_bytes -= self._num_bytes
         self._num_bytes = 0

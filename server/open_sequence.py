@@ -6,6 +6,7 @@ It is enough to hand it to another engine, which goes on where the last one was.
 from array import array
 from collections import abc
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from msgspec.structs import replace
 
@@ -14,13 +15,20 @@ from server.inbox import Inbox
 from server.logprobs import Told
 
 
+@dataclass
+class Queue:
+    """How many sequences wait for their first token, and the tokens of their prompts in all."""
+
+    num_sequences: int = 0
+    num_tokens: int = 0
+
+
 class Sequence:
     """One sequence in the engine, and what has arrived for it.
 
     `output_ids` are all tokens so far; `told` the log-probabilities that were not yet taken, one
     for each token where any were asked for; `scores` those of the prompt's tokens but the first,
-    all there with the first token. `is_queued` until then, unless it is offline work, which nobody
-    waits for.
+    all there with the first token. Until then it is in a `queue`, unless it is offline work.
     """
 
     __slots__ = (
@@ -29,10 +37,10 @@ class Sequence:
         "finished",
         "first_token_at",
         "index",
-        "is_queued",
         "last_token_at",
         "output_ids",
         "prompt_token_ids",
+        "queue",
         "scores",
         "submit",
         "told",
@@ -44,6 +52,7 @@ class Sequence:
         index: int,
         inbox: "Inbox[Sequence]",
         prompt_token_ids: abc.Sequence[int] = (),
+        queue: Queue | None = None,
     ) -> None:
         """The `index` is its choice's; what has arrived is told to the `inbox`."""
         self.submit = submit
@@ -53,7 +62,7 @@ class Sequence:
         self.finished: Finished | None = None
         self.first_token_at: float | None = None
         self.last_token_at = 0.0
-        self.is_queued = not submit.offline
+        self.queue = queue
         self.told: list[Told] = []
         self.scores: list[Told] = []
         self._num_taken = 0
@@ -64,8 +73,22 @@ class Sequence:
         """Its id in every engine."""
         return self.submit.sequence_id
 
+    def enter_queue(self) -> None:
+        """It waits for its first token from now on."""
+        if self.queue is not None:
+            self.queue.num_sequences += 1
+            self.queue.num_tokens += len(self.prompt_token_ids)
+
+    def leave_queue(self) -> None:
+        """It waits no longer; once is enough."""
+        if self.queue is not None:
+            self.queue.num_sequences -= 1
+            self.queue.num_tokens -= len(self.prompt_token_ids)
+            self.queue = None
+
     def put_first_token(self, token_id: int, now: float) -> None:
         """The engine has begun; nobody waits for the answer to begin any more."""
+        self.leave_queue()
         self.first_token_at = now
         self.put_token(token_id)
         if not self._inbox.only_ends:

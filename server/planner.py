@@ -71,7 +71,8 @@ class Planner:
             tells_tokens=fields.return_token_ids or num_logprobs >= 0,
             only_scores=only_scores,
             expected_tokens=fields.expected_tokens,
-            offline=offline or fields.gives_way,
+            offline=offline,
+            gives_way=offline or fields.gives_way,
             endpoint=endpoint,
             model=self._config.name,
         )

@@ -52,7 +52,7 @@ def main(folder: str) -> int:
 
 
 def _signal_again(ignored: "sys.UnraisableHookArgs") -> None:
-    """Torchrun's handlers raise, which comes to nothing in the middle of a fork: after it, again."""
+    """Torchrun's handlers raise, which comes to nothing within a fork: once more, after it."""
     if isinstance(ignored.exc_value, SignalException):
         arguments = (os.getpid(), ignored.exc_value.sigval)
         threading.Timer(SIGNAL_AGAIN_S, os.kill, arguments).start()

@@ -149,7 +149,7 @@ def test_a_client_s_largest_seed_fits() -> None:
 def test_the_wire_carries_the_tag_and_the_fields_in_order() -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(Hello(7))) == ["Hello", 7]
     finished = msgspec.msgpack.decode(msgspec.msgpack.encode(Finished(3, "stop")))
-    assert finished == ["Finished", 3, "stop", ""]
+    assert finished == ["Finished", 3, "stop", "", False]
     generated = msgspec.msgpack.decode(msgspec.msgpack.encode(Generated(b"ab", b"c")))
     assert generated == ["Generated", b"ab", b"c", None]
 

@@ -1,12 +1,16 @@
 """A request that fails its stage each time is found out, and is the only one that pays for it."""
 
 import asyncio
+import json
 
 import pytest
 
+from demo.tasks import held_out
+from tests.end_to_end.test_batches import begin, wait_ended
 from tests.faults.crowd import run_crowd
 from tests.faults.levered_llama import DEADLY, POISON
 from tests.faults.world import World
+from tests.server.batches.world import by_custom_id
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -34,3 +38,32 @@ def test_poison_is_refused_alone(token_id: int, num_restarts: int, world: World)
     assert world.daemon.metric("tdpipe_pipeline_restarts_total") == before + num_restarts
     world.revive()
     assert asyncio.run(run_crowd(world.daemon.url, world.asked)).texts == world.texts
+
+
+@pytest.mark.long
+def test_a_poisonous_line_of_a_batch_is_asked_once_and_all_others_are_answered(
+    world: World,
+) -> None:
+    world.revive()
+    before = world.daemon.metric("tdpipe_pipeline_restarts_total")
+    prompts = [task.prompt for task in held_out(20, seed=37)]
+    lines = [
+        {
+            "custom_id": f"r{i}",
+            "method": "POST",
+            "url": "/v1/completions",
+            "body": {"model": "tdpipe-demo", "prompt": prompt, "max_tokens": 20},
+        }
+        for i, prompt in enumerate([*prompts, [POISON[1]]])
+    ]
+    batch_id = begin(world.daemon, "".join(json.dumps(line) + "\n" for line in lines))
+    batch = wait_ended(world.daemon, batch_id)
+    assert batch.output_file_id is not None
+    assert batch.error_file_id is not None
+    with world.daemon.client() as client:
+        answered = by_custom_id(client.files.content(batch.output_file_id).text)
+        failed = by_custom_id(client.files.content(batch.error_file_id).text)
+    assert set(answered) == {f"r{i}" for i in range(len(prompts))}
+    assert set(failed) == {f"r{len(prompts)}"}
+    assert "failed each time" in json.dumps(failed)
+    assert world.daemon.metric("tdpipe_pipeline_restarts_total") == before + 2

@@ -10,7 +10,7 @@ from engine.messages import Finished, Submit
 from server.tokenizer import Tokenizer
 from tests.server.batches.world import begin, lines, official
 from tests.server.templates import CHATML, chatty
-from tests.server.world import MODEL, TOKENIZER, Daemon, generated, saying, serving
+from tests.server.world import MODEL, TOKENIZER, Daemon, generated, saying, serving, silent
 
 HI = TOKENIZER.encode("hi")
 
@@ -94,19 +94,22 @@ def test_batches_never_make_an_online_request_be_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("fields", [{"service_tier": "flex"}, {"priority": 1}])
-def test_what_gives_way_neither_fills_the_queue_nor_finds_it_full(
-    tmp_path: Path, fields: dict[str, Any]
-) -> None:
-    with (
-        serving(tmp_path, max_num_queued_reqs=1) as daemon,
-        wait_in_queue(daemon, **fields),
-        wait_in_queue(daemon, **fields),
-        wait_in_queue(daemon),
-    ):
-        daemon.engine.wait_for(Submit, 3)
-        assert daemon.complete().status_code == 429
-        daemon.engine.script = saying("hello")
-        assert daemon.complete(**fields).status_code == 200
+def test_what_gives_way_has_a_queue_of_its_own(tmp_path: Path, fields: dict[str, Any]) -> None:
+    with serving(tmp_path, max_num_queued_reqs=1) as daemon:
+        with wait_in_queue(daemon, **fields):
+            daemon.engine.wait_for(Submit)
+            assert daemon.complete(**fields).status_code == 429
+            daemon.engine.script = saying("hello")
+            assert daemon.complete().status_code == 200
+            daemon.engine.script = silent
+            with wait_in_queue(daemon):
+                daemon.engine.wait_for(Submit, 3)
+                assert daemon.complete().status_code == 429
+        daemon.wait_until(lambda: daemon.client.num_queued == 0)
+        with wait_in_queue(daemon):
+            daemon.engine.wait_for(Submit, 4)
+            daemon.engine.script = saying("hello")
+            assert daemon.complete(**fields).status_code == 200
 
 
 def test_a_full_queue_does_not_hold_up_batches(tmp_path: Path) -> None:

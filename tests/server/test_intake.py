@@ -1,15 +1,21 @@
 """The intake: what comes in at one time is bounded in all, and free again in any case."""
 
+import gc
 import socket
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine.messages import Finished, Submit
+from server.connection import read_body
 from server.errors import ApiError
 from server.intake import FREE_BYTES, Held, Intake
-from tests.server.world import PATIENCE_S, Daemon, saying, serving
+from server.sampling_fields import SamplingFields
+from tests.server.templates import CHATML, chatty
+from tests.server.world import MODEL, PATIENCE_S, Daemon, saying, serving
 
 BODY_BYTES = 100_000
 
@@ -17,7 +23,7 @@ BODY_BYTES = 100_000
 def test_the_first_bytes_of_a_body_are_free() -> None:
     intake = Intake(10)
     for _ in range(100):
-        Held(intake).grow(FREE_BYTES)
+        Held(intake).grow(FREE_BYTES)  # and never let go
     assert intake.num_bytes == 0
 
 
@@ -31,11 +37,11 @@ def test_what_is_held_is_free_again_once() -> None:
         other.grow(FREE_BYTES + 5)
     assert refused.value.status == 429
     assert refused.value.headers["retry-after"]
-    one.let_go()
-    one.let_go()
+    with one:
+        pass
     assert intake.num_bytes == 4
-    other.grow(FREE_BYTES + 10)
-    other.let_go()
+    with other:
+        other.grow(FREE_BYTES + 10)
     assert intake.num_bytes == 0
 
 
@@ -76,3 +82,54 @@ def test_large_bodies_are_refused_while_others_come_in_and_small_ones_are_not(
         daemon.wait_until(lambda: intake.num_bytes == 0)
         assert daemon.complete(**large).status_code == 200
         assert intake.num_bytes == 0
+
+
+class Watched(bytes):
+    """A body that tells of its end."""
+
+    num_alive = 0
+
+    def __new__(cls, body: bytes) -> "Watched":
+        """One more."""
+        cls.num_alive += 1
+        return super().__new__(cls, body)
+
+    def __del__(self) -> None:
+        """One less."""
+        Watched.num_alive -= 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("completions", {"prompt": "hi"}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_neither_body_nor_messages_outlive_the_reading_of_the_prompt(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    body: dict[str, Any],
+    stream: bool,
+) -> None:
+    async def read_watched(*arguments: Any) -> Watched:
+        return Watched(await read_body(*arguments))
+
+    monkeypatch.setattr("server.generation_route.read_body", read_watched)
+    tokenizer: Any = chatty(CHATML)
+    with serving(tmp_path, tokenizer=tokenizer) as daemon:
+        sent = {"model": MODEL, "stream": stream, "return_token_ids": True} | body
+
+        def ask() -> None:
+            daemon.http.post(f"{daemon.url}/v1/{path}", json=sent)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        (submit,) = daemon.engine.wait_for(Submit)
+        daemon.wait_until(lambda: Watched.num_alive == 0)
+        kept = [each for each in gc.get_objects() if isinstance(each, SamplingFields)]
+        assert [each.model_fields_set for each in kept] == [{"return_token_ids"}]
+        daemon.engine.send(Finished(submit.sequence_id, "length"))
+        asking.join()

@@ -117,7 +117,13 @@ def test_a_queue_that_is_full_is_not_the_request_s_fault() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [invalid("no"), too_busy("never", retry=False), ApiError(404, "gone"), timed_out(5.0)],
+    [
+        invalid("no"),
+        too_busy("never", retry=False),
+        ApiError(404, "gone"),
+        timed_out(5.0),
+        failed("a stage failed each time", retry=False),
+    ],
 )
 def test_a_request_that_is_wrong_is_asked_once(error: ApiError) -> None:
     engine = FakeEngine([fails(error)])

@@ -231,10 +231,13 @@ class Loop:
                 log.error("stage %d cannot be reached", stage)
 
     def _flush(self) -> None:
-        """All that this turn has to tell the server, as one message."""
-        if self._outbox:
-            self._server.send(SERVER, *self._outbox)
-            self._outbox.clear()
+        """All that this turn has to tell the server, as one message.
+
+        If it cannot be told, we are another engine from now on: it says anew what it wants.
+        """
+        if self._outbox and not self._server.send(SERVER, *self._outbox):
+            self._engine, self._hello = time.time_ns(), 0
+        self._outbox.clear()
 
     def _look_after_stages(self) -> None:
         """Notice a lost stage; give up when a pipeline does not come (back) in time."""

@@ -17,15 +17,6 @@ def collect(
 ) -> Stats:
     """The engine's figures as of now."""
     pipeline, pool = scheduler.pipeline, scheduler.pool
-    common = {
-        **asdict(scheduler.counters),
-        "uptime_s": uptime_s,
-        "busy_s": busy_s,
-        "stages": stages,
-        "trouble": trouble,
-        "engine": engine,
-        "dropped": dropped,
-    }
     return Stats(
         ready=pipeline is not None,
         phase=pipeline.policy.phase if pipeline else "prefill",
@@ -34,5 +25,11 @@ def collect(
         in_flight=pool.num_in_flight,
         blocks_used=pool.ledger.num_used,
         blocks_total=pool.ledger.num_blocks,
-        **common,
+        uptime_s=uptime_s,
+        busy_s=busy_s,
+        stages=stages,
+        trouble=trouble,
+        engine=engine,
+        dropped=dropped,
+        **asdict(scheduler.counters),
     )

@@ -9,6 +9,7 @@ import logging
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -48,7 +49,7 @@ class Children:
             self._names.append("predictor")
         self._processes: dict[Name, subprocess.Popen[bytes]] = {}
         self._pulses: dict[Name, PulseWatch] = {}
-        self._num_engines = 0
+        self._num_lives: Counter[Name] = Counter()
         self._restarts = Restarts(config)
         self._predictor_restarts = Restarts(config)
 
@@ -119,9 +120,9 @@ class Children:
         )
         module = "workers" if name == "stages" else name
         arguments = [str(self._config.folder)]
-        if name == "engine":
-            arguments.append(str(self._num_engines))
-            self._num_engines += 1
+        if name in ("engine", "stages"):
+            arguments.append(str(self._num_lives[name]))
+            self._num_lives[name] += 1
         self._processes[name] = lifeline.start(
             module, *arguments, num_threads=self._config.num_threads
         )

@@ -1,4 +1,7 @@
-"""`python -m workers RUNTIME_DIR`: the stages of a daemon that the supervisor has set up."""
+"""`python -m workers RUNTIME_DIR LIFE`: the stages of a daemon that the supervisor has set up.
+
+LIFE counts the torchruns before this one.
+"""
 
 import sys
 
@@ -12,7 +15,7 @@ def main() -> int:
     # Late: torch takes seconds, in which the parent may already be gone.
     from workers import launch
 
-    return launch.main(sys.argv[1])
+    return launch.main(sys.argv[1], int(sys.argv[2]))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ class Driver:
             loader.save(self._config, self._folder)
             self._hub = Hub(self._config.stage_address, FromStage)
             self._process = lifeline.start(
-                "workers", str(self._folder), num_threads=self._config.num_threads
+                "workers", str(self._folder), "0", num_threads=self._config.num_threads
             )
             self._wait_ready()
         except BaseException:

@@ -5,6 +5,7 @@ import threading
 import time
 from array import array
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -21,14 +22,23 @@ class Progress:
     """What the stage's main thread counts.
 
     `spans` are the steps that the engine has not been told of, as (id, began, ended). `doing` tells
-    a stage that has much to compute from one whose neighbours do not answer.
+    a stage that has much to compute from one whose neighbours do not answer; what its device still
+    computes, or another thread loads, goes before that (`now`).
     """
 
     chores: int = 0
     steps: int = 0
     busy_s: float = 0.0
     doing: Doing = "loads"
+    is_device_busy: Callable[[], bool] = lambda: False
+    is_loading: bool = False
     spans: deque[tuple[int, float, float]] = field(default_factory=lambda: deque(maxlen=MAX_SPANS))
+
+    def now(self) -> Doing:
+        """What there is to be patient with."""
+        if self.is_loading:
+            return "loads"
+        return "computes" if self.is_device_busy() else self.doing
 
     def count_step(self, step_id: int, began_at: float, ended_at: float) -> None:
         """A step has been run; times in seconds of the monotonic clock."""
@@ -80,7 +90,7 @@ class HeartbeatThread:
             array("d", [began_at for _, began_at, _ in spans]).tobytes(),
             array("d", [ended_at for _, _, ended_at in spans]).tobytes(),
             self.exact,
-            counted.doing,
+            counted.now(),
         )
 
     def _beat(self) -> None:

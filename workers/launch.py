@@ -29,8 +29,11 @@ SIGNAL_AGAIN_S = 0.05
 _ALWAYS = 1_000_000
 
 
-def main(folder: str) -> int:
-    """Run the group until it ends; 1 when it has failed more often than it may be restarted."""
+def main(folder: str, life: int) -> int:
+    """Run the group until it ends; 1 when it has failed more often than it may be restarted.
+
+    `life` counts the torchruns of this daemon before this one.
+    """
     config = loader.load_saved(Path(folder))
     logging.disable(logging.ERROR)
     # A fork brings torchrun's handlers along: a stage that is ended in its first moment would tell
@@ -38,12 +41,13 @@ def main(folder: str) -> int:
     os.register_at_fork(after_in_child=process.forget_handlers)
     sys.unraisablehook = _signal_again
     rendezvous.register(Pulse(config.folder, "stages"))
+    rendezvous.forget_groups(config.folder)
     for library in ("GLOO", "NCCL"):  # these would listen where other hosts can reach them
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", LOOPBACK)
     arguments = parse_args([*_torchrun_flags(config), f"--log-dir={folder}", "stage"])
     launch_config, _, _ = config_from_args(arguments)
     try:
-        elastic_launch(launch_config, process.main)(folder)
+        elastic_launch(launch_config, process.main)(folder, life * _ALWAYS)
     except SignalException:
         return 0
     except ChildFailedError:

@@ -28,8 +28,8 @@ from workers.transport import TransportError
 log = logging.getLogger("tdpipe")
 
 
-def main(runtime_dir: str) -> None:
-    """Run one stage until it fails, and exit with code 1.
+def main(runtime_dir: str, num_lives: int) -> None:
+    """Run one stage until it fails, and exit with code 1. `num_lives` were before this torchrun.
 
     A failure at the first start would only come again: it is left in the runtime folder and ends
     the daemon. After a later one torchrun restarts the group, as often as the engine lets it.
@@ -42,7 +42,8 @@ def main(runtime_dir: str) -> None:
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module="torch.distributed")
     with ExitStack() as stack:
-        stage, epoch = _start(config, stack)
+        life = num_lives + int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+        stage, epoch = _start(config, stack, life)
         engine = stack.enter_context(
             Spoke[ToStage](config.stage_address, f"stage-{stage.number}", ToStage, config.secret)
         )
@@ -62,7 +63,7 @@ def forget_handlers() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _start(config: Config, stack: ExitStack) -> tuple[Stage, int]:
+def _start(config: Config, stack: ExitStack, life: int) -> tuple[Stage, int]:
     """A stage that is ready, its heart beating, and the group's epoch; exits where that fails."""
     epoch = 0
     try:
@@ -79,8 +80,7 @@ def _start(config: Config, stack: ExitStack) -> tuple[Stage, int]:
         stage = Stage(config, place, progress)
         stage.identity.save(config.folder)
     except Exception as error:  # the edge of the process: whatever it is, it is told in one line
-        rank, life = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-        cause = _root_cause(error)
+        rank, cause = int(os.environ["RANK"]), _root_cause(error)
         # Where the daemon is ending for the same reason already, once is enough.
         is_told = not life or lifeline.reported_failure(config.folder) is not None
         level = logging.DEBUG if is_told else logging.ERROR

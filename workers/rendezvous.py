@@ -70,6 +70,12 @@ def register(pulse: Pulse) -> None:
     rendezvous_handler_registry.register(BACKEND, partial(OneHost, pulse))
 
 
+def forget_groups(folder: Path) -> None:
+    """Remove the files of groups that are gone."""
+    for file in folder.glob("group-*"):
+        file.unlink(missing_ok=True)
+
+
 def group_store(folder: Path, timeout: timedelta) -> FileStore:
     """Where the stages of one life of the group meet; `folder` is their user's alone.
 

@@ -2,7 +2,6 @@
 
 import time
 from collections import deque
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -23,6 +22,7 @@ from workers.logprobs import scores_of
 from workers.sampler import Sampler
 from workers.transport import Transport
 from workers.trial import block_counts, prefill
+from workers.vocabulary import Vocabulary
 
 IDLE_WAIT_S = 1.0
 # What the warm-up may take; 64 sizes of the demo model take 0.6 s.
@@ -60,8 +60,11 @@ class Stage:
         self.identity = identify(config, place.stage, layers, dtype, place.device)
         self._costs = find_costs(config, self.identity, self._measure)
         vocab_size = self._model.vocab_size
-        grammars = Grammars(vocab_size, partial(vocabulary.load, config, vocab_size))
+        grammars = Grammars(vocab_size, self._load_vocabulary)
         self._sampler = Sampler(vocab_size, place.device, grammars)
+        if place.device.type == "cuda":
+            self._device_work = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            progress.is_device_busy = self._is_device_busy
         self.step_id = -1  # of the plan that is looked at
         self._plans: deque[ToStage] = deque()
         self._last_step_id = -1
@@ -127,6 +130,7 @@ class Stage:
         self._wait_for_device()
         began_at = time.monotonic()
         output = self._forward(inputs, received)
+        self._note_device_work()
         self._wait_for_device()
         # The time is taken before anything leaves: the next stage begins after this one has ended.
         if self._model.is_last:
@@ -145,6 +149,22 @@ class Stage:
         """A GPU is only told what to do: without waiting, no time is that of a step."""
         if self._config.exact_times:
             layer_times.wait(self._place.device)
+
+    def _note_device_work(self) -> None:
+        """A GPU may be at it for long after this thread has gone on to wait for a neighbour."""
+        if self._place.device.type == "cuda":
+            self._device_work.record()
+
+    def _is_device_busy(self) -> bool:
+        return not self._device_work.query()  # type: ignore[no-untyped-call]
+
+    def _load_vocabulary(self) -> Vocabulary:
+        """In a thread, with the first grammar: for a second, no other may run."""
+        self._progress.is_loading = True
+        try:
+            return vocabulary.load(self._config, self._model.vocab_size)
+        finally:
+            self._progress.is_loading = False
 
     def _timed_run(self) -> TimedRun:
         """Of a part of the cache: larger than a processor's caches, but not all of the memory."""

@@ -15,7 +15,7 @@ from tests.faults.cells import AT_ONCE, MORTAL, NOTICE_S, STALL_S, Cell, all_cel
 from tests.faults.crowd import Crowd, run_crowd
 from tests.faults.cut import can_cut
 from tests.faults.results import Measured, Results
-from tests.faults.witness import Witness
+from tests.faults.witness import SILENT, Witness
 from tests.faults.world import World
 
 GONE_S = 5.0
@@ -49,13 +49,13 @@ def test_a_fault_costs_time_and_nothing_else(cell: Cell, world: World, results: 
     held_up_s = witness.held_up_s(struck(), struck() + noticed_s)
     results.measured.append(Measured(cell, noticed_s, longest_pause_s(crowd), gone_s))
     assert noticed_s <= NOTICE_S[cell.process] + held_up_s
+    check_health(cell, witness, struck() + STALL_S + held_up_s)
     if cell.process in MORTAL:
         check_cut_off(crowd)
         return
     check_whole(world, before)
     if crowd is not None:
         check_answers(crowd, world)
-        check_health(cell, crowd, witness, witness.green_s(struck()) - held_up_s)
 
 
 def strike_crowd(cell: Cell, world: World, witness: Witness) -> tuple[Struck, Crowd | None, None]:
@@ -112,11 +112,12 @@ def check_answers(crowd: Crowd, world: World) -> None:
     assert crowd.texts == world.texts
 
 
-def check_health(cell: Cell, crowd: Crowd, witness: Witness, green_s: float) -> None:
-    """It was not green for long while nothing worked, and was not before something did."""
-    if cell.process != "predictor" and longest_pause_s(crowd) > STALL_S:
-        assert green_s <= STALL_S
-    assert not witness.lies(crowd.progress, STALL_S)
+def check_health(cell: Cell, witness: Witness, since: float) -> None:
+    """It was not green before something worked again; nothing stops to for want of a predictor."""
+    if cell.process == "predictor":
+        assert {look.health for look in witness.looks} <= {200, SILENT}
+    else:
+        assert not witness.lies(since)
 
 
 def check_whole(world: World, before: list[psutil.Process]) -> None:

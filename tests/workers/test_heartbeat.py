@@ -34,6 +34,16 @@ def test_a_beat_tells_what_was_counted() -> None:
     assert (beat.steps, beat.busy_s) == (2, 0.75)
 
 
+def test_a_beat_tells_what_is_still_computed_or_loaded_beside_the_main_thread() -> None:
+    progress = Progress(doing="waits")
+    heart = heart_of(progress)
+    assert heart.make_beat().doing == "waits"
+    progress.is_device_busy = lambda: True
+    assert heart.make_beat().doing == "computes"
+    progress.is_loading = True
+    assert heart.make_beat().doing == "loads"
+
+
 def test_each_step_is_told_once_and_adds_up_to_the_busy_time() -> None:
     progress = Progress()
     heart = heart_of(progress)

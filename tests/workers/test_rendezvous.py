@@ -59,3 +59,12 @@ def test_a_store_is_not_waited_for_for_ever(life: pytest.MonkeyPatch, tmp_path: 
     assert store.timeout == timedelta(milliseconds=50)
     with pytest.raises(RuntimeError):
         store.wait(["never"])
+
+
+@pytest.mark.usefixtures("life")
+def test_what_groups_that_are_gone_have_left_is_removed(tmp_path: Path) -> None:
+    rendezvous.group_store(tmp_path, timedelta(seconds=1)).set("key", "value")
+    other = tmp_path / "settings.json"
+    other.touch()
+    rendezvous.forget_groups(tmp_path)
+    assert [*tmp_path.iterdir()] == [other]

@@ -32,7 +32,7 @@ contracts: $(VENV)/dev
 	$(BIN)/lint-imports
 
 tests: $(VENV)/dev
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 format: $(VENV)/dev  ## let ruff lay out the code
 	$(BIN)/ruff check --fix .

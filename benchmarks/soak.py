@@ -3,8 +3,8 @@
 A daemon with the demo model answers streams, whole answers, chats, several choices, bad input,
 clients that leave, and batches. Every 30 seconds on average a stage, the engine, torchrun or the
 predictor is killed or stopped. At the end every answer that was waited for must have come, and been
-the one that an undisturbed daemon gave; no KV block, process or descriptor may be left over, the
-server's memory may not have grown, and the journal must replay to the same decisions.
+the one that an undisturbed daemon gave; no KV block, process or descriptor may be left over, no
+process's memory may have grown, and the journal must replay to the same decisions.
 
 Prints what was seen, and exits with 1 where anything of that is not so.
 """
@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import openai
 import psutil
 
 from benchmarks.daemon_figures import parse_figures
 from benchmarks.daemon_run import END_TIMEOUT_S, ROOT, log_of, serving
+from benchmarks.lives import Lives
 from benchmarks.machine import describe_machine
 from configs.schema import DEMO_MODEL
 from demo.tasks import held_out
@@ -43,10 +43,6 @@ NUM_STAGES = 2
 NUM_ASKS, NUM_CLIENTS, NUM_LINES = 48, 12, 150
 RECOVERY_TIMEOUT_S, ANSWER_TIMEOUT_S = 60.0, 180.0
 SAMPLE_S = 2.0
-# What a long stay may cost: allocators keep some, and a log line is not nothing.
-MOST_MB_PER_MINUTE, MOST_DESCRIPTORS = 0.5, 8
-# Before that, memory still comes to its size.
-SETTLED_S = 600.0
 
 # Who is hurt and how, as often as they stand here.
 FAULTS = (
@@ -89,8 +85,7 @@ class Findings:
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     recovered_s: list[float] = field(default_factory=list)
-    server_mb: list[tuple[float, float]] = field(default_factory=list)
-    descriptors: list[int] = field(default_factory=list)
+    lives: Lives = field(default_factory=Lives)
 
     def check(self, right: bool, problem: str) -> None:
         """Note a problem unless all is right."""
@@ -268,35 +263,27 @@ class Soak:
                 await asyncio.sleep(0.05)
 
     async def _sample(self, began_at: float) -> None:
-        (server,) = self._processes()["server"]
-        while time.monotonic() < self._ends_at:
-            used_mb = server.memory_info().rss / 2**20
-            self.findings.server_mb.append((time.monotonic() - began_at, used_mb))
-            self.findings.descriptors.append(server.num_fds())
+        look = self.findings.lives.look
+        while (now := time.monotonic()) < self._ends_at:
+            look("supervisor", self._daemon, now - began_at)
+            for kind, found in self._processes().items():
+                for process in found:
+                    look(kind, process, now - began_at)
             await asyncio.sleep(SAMPLE_S)
 
     async def _come_to_rest(self, kinds: dict[str, int]) -> None:
         """Nothing may be left of all that."""
         ends_at = time.monotonic() + 10.0
-        blocks = descriptors = -1
-        (server,) = self._processes()["server"]
+        blocks = -1
         async with httpx.AsyncClient() as client:
             while time.monotonic() < ends_at and blocks:
                 await asyncio.sleep(0.5)
                 page = parse_figures((await client.get(f"{self._url}/metrics")).text)
                 blocks = int(page["tdpipe_kv_blocks_used", ""])
-        await asyncio.sleep(1.0)
-        descriptors = server.num_fds()
         now = {kind: len(found) for kind, found in self._processes().items()}
-        check, before = self.findings.check, self.findings.descriptors[0]
-        check(blocks == 0, f"{blocks} KV blocks are left")
-        check(now == kinds, f"processes: {now}, at the start {kinds}")
-        check(
-            descriptors <= before + MOST_DESCRIPTORS,
-            f"the server has {descriptors} descriptors, at the start {before}",
-        )
-        slope = mb_per_minute(self.findings.server_mb) if self._seconds >= SETTLED_S else 0.0
-        check(slope <= MOST_MB_PER_MINUTE, f"the server grows by {slope:.2f} MB a minute")
+        self.findings.check(blocks == 0, f"{blocks} KV blocks are left")
+        self.findings.check(now == kinds, f"processes: {now}, at the start {kinds}")
+        self.findings.problems += self.findings.lives.problems()
 
     def _processes(self) -> dict[str, list[psutil.Process]]:
         kinds: dict[str, list[psutil.Process]] = {}
@@ -308,15 +295,6 @@ class Soak:
                 if module == "workers":
                     kinds["stage"] = child.children()
         return kinds
-
-
-def mb_per_minute(samples: Sequence[tuple[float, float]]) -> float:
-    """How fast memory grows in the later two thirds, when caches have their size."""
-    rest = samples[len(samples) // 3 :]
-    if len(rest) < 10:
-        return 0.0
-    seconds, used_mb = zip(*rest, strict=True)
-    return float(np.polyfit(np.array(seconds) / 60, np.array(used_mb), 1)[0])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -356,10 +334,8 @@ def report(findings: Findings, replayed: str) -> None:
     if findings.recovered_s:
         median, most = statistics.median(findings.recovered_s), max(findings.recovered_s)
         tell(f"ready again after {median:.1f} s at the median, {most:.1f} s at most\n")
-    used_mb = [mb for _, mb in findings.server_mb]
-    slope = mb_per_minute(findings.server_mb)
-    tell(f"the server's memory: {used_mb[0]:.0f} to {max(used_mb):.0f} MB, {slope:+.2f} MB/min\n")
-    tell(f"its descriptors: {findings.descriptors[0]} to {max(findings.descriptors)}\n")
+    for line in findings.lives.table():
+        tell(f"{line}\n")
     tell(f"{replayed}\n{len(findings.problems)} problems\n")
     for problem in findings.problems[:20]:
         tell(f"  {problem}\n")

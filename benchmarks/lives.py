@@ -1,0 +1,81 @@
+"""Lives: the memory and the descriptors of processes that come and go, and who leaks."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+import psutil
+
+MB = 2**20
+# What a long stay may cost: allocators keep some, and a log line is not nothing.
+MOST_MB_PER_MINUTE, MOST_DESCRIPTORS = 0.5, 8
+# Before that, memory still comes to its size, and few samples say nothing.
+SETTLED_S, MIN_SAMPLES = 600.0, 30
+
+
+@dataclass
+class Life:
+    """One process, looked at again and again."""
+
+    kind: str
+    at: list[float] = field(default_factory=list)  # seconds
+    used_mb: list[float] = field(default_factory=list)
+    descriptors: list[int] = field(default_factory=list)
+
+    def mb_per_minute(self) -> float:
+        """How fast memory grows in the later two thirds, when caches have their size."""
+        rest = slice(len(self.at) // 3, None)
+        minutes = np.array(self.at[rest]) / 60
+        return float(np.polyfit(minutes, np.array(self.used_mb[rest]), 1)[0])
+
+    def more_descriptors(self) -> int:
+        """The fewest of the last third over the most of the first."""
+        third = len(self.at) // 3
+        return min(self.descriptors[-third:]) - max(self.descriptors[:third])
+
+    def problems(self) -> Iterator[str]:
+        """What has grown that may not, as far as it has lived long enough to tell."""
+        if len(self.at) < MIN_SAMPLES:
+            return
+        if (more := self.more_descriptors()) > MOST_DESCRIPTORS:
+            yield f"the {self.kind} has {more} descriptors more than at first"
+        slope = self.mb_per_minute()
+        if self.at[-1] - self.at[0] >= SETTLED_S and slope > MOST_MB_PER_MINUTE:
+            yield f"the {self.kind} grows by {slope:.2f} MB a minute"
+
+
+class Lives:
+    """All that were seen."""
+
+    def __init__(self) -> None:
+        self._lives: dict[psutil.Process, Life] = {}
+
+    def look(self, kind: str, process: psutil.Process, at: float) -> None:
+        """Take a sample of a process, if it is still there."""
+        with suppress(psutil.NoSuchProcess), process.oneshot():
+            used_mb, descriptors = process.memory_info().rss / MB, process.num_fds()
+            life = self._lives.setdefault(process, Life(kind))
+            life.at.append(at)
+            life.used_mb.append(used_mb)
+            life.descriptors.append(descriptors)
+
+    def of(self, kind: str) -> list[Life]:
+        """Those of a kind."""
+        return [life for life in self._lives.values() if life.kind == kind]
+
+    def problems(self) -> list[str]:
+        """Everybody's."""
+        return [problem for life in self._lives.values() for problem in life.problems()]
+
+    def table(self) -> Iterable[str]:
+        """A line for each kind: how many there were, and the one that was there for longest."""
+        yield f"{'':12}{'lives':>6}{'longest, s':>12}{'MB':>14}{'MB/min':>8}{'descriptors':>14}"
+        for kind in sorted({life.kind for life in self._lives.values()}):
+            lives = self.of(kind)
+            life = max(lives, key=lambda each: each.at[-1] - each.at[0])
+            slope = f"{life.mb_per_minute():+.2f}" if len(life.at) >= MIN_SAMPLES else "-"
+            used = f"{life.used_mb[0]:.0f} to {max(life.used_mb):.0f}"
+            files = f"{life.descriptors[0]} to {max(life.descriptors)}"
+            seconds = life.at[-1] - life.at[0]
+            yield f"{kind:12}{len(lives):6}{seconds:12.0f}{used:>14}{slope:>8}{files:>14}"

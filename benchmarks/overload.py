@@ -59,6 +59,7 @@ class Load:
     refusal_s: dict[str, float] | None
     num_refused: int
     num_failed: int
+    client_cores: float
     # Mean resident megabytes in the first and the last third.
     memory_mb: dict[str, tuple[float, float]]
 
@@ -84,6 +85,7 @@ def load_of(report: dict[str, Any], rate: float, seconds: float, looks: "Looks")
         refusal_s=spread(r["e2e_s"] for r in refused),
         num_refused=len(refused),
         num_failed=sum(not r["error"].startswith("open when the run") for r in failed),
+        client_cores=report["client_cpu_s"] / seconds,
         memory_mb=looks.thirds(),
     )
 
@@ -198,9 +200,9 @@ def _requests(rate: float, seconds: float, seed: int) -> list[Request]:
 def _table(*loads: Load) -> Iterator[str]:
     yield (
         "| asked, requests/s | answered/s | output tokens/s | TTFT p50, ms | refused | "
-        "refusal p50, ms | p99 | failed | server, MB | engine, MB |"
+        "refusal p50, ms | p99 | failed | client, cores | server, MB | engine, MB |"
     )
-    yield "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    yield "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
     for load in loads:
         columns = (
             f"{load.rate:.1f}",
@@ -211,6 +213,7 @@ def _table(*loads: Load) -> Iterator[str]:
             _ms(load.refusal_s, "p50"),
             _ms(load.refusal_s, "p99"),
             str(load.num_failed),
+            f"{load.client_cores:.2f}",
             *(f"{first:.0f} → {last:.0f}" for first, last in load.memory_mb.values()),
         )
         yield f"| {' | '.join(columns)} |"

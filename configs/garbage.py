@@ -7,7 +7,7 @@ through all of them now and then, at 8 % of the engine's time.
 
 import gc
 
-_YOUNG_OBJECTS, _YOUNG_ROUNDS, _MIDDLE_ROUNDS = 50_000, 20, 50
+_YOUNG_OBJECTS, _YOUNG_ROUNDS, _MIDDLE_ROUNDS = 5_000, 20, 50
 
 
 def settle() -> None:

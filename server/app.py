@@ -58,12 +58,12 @@ def build_app(
     if not config.disable_fastapi_docs:
         docs_page.install(app)
     app.include_router(Operations(config, client, metrics, drain, tokenizer.fingerprint).router())
+    intake = Intake(config.max_intake_bytes, config.max_body_bytes)
     tokenization = Tokenization(
-        client, tokenizer, endpoints.planner, endpoints.chat_template, config.max_body_bytes
+        client, tokenizer, endpoints.planner, endpoints.chat_template, intake
     )
     app.include_router(tokenization.router())
     model = {"model": config.names[0]}
-    intake = Intake(config.max_intake_bytes)
     completions = GenerationRoute(
         endpoints.completions,
         metrics,
@@ -91,5 +91,5 @@ def build_app(
     )
     app.include_router(chat.router())
     app.include_router(FileRoutes(batches, config.max_file_bytes).router())
-    app.include_router(BatchRoutes(batches, config.max_body_bytes).router())
+    app.include_router(BatchRoutes(batches, intake).router())
     return behind_door(app, config)

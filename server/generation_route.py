@@ -1,6 +1,6 @@
 """A generation route: an endpoint's door, POST a body and get an answer, whole or as a stream."""
 
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,11 +10,10 @@ from starlette.responses import Response
 
 from configs.schema import ServerConfig
 from server.answer import Answer
-from server.connection import read_body
 from server.document import BODY_FAILURES, failures, streams, takes
 from server.drain import Drain
 from server.errors import ApiError
-from server.intake import Held, Intake
+from server.intake import Intake
 from server.metrics import Metrics
 from server.reply import Endpoint, Reply
 from server.request_log import log_request
@@ -69,11 +68,10 @@ class GenerationRoute:
 
     async def create(self, request: Request) -> Response:
         """The answer to one request; nothing is done for it before it is sent."""
-        with ExitStack() as stack:
-            held = stack.enter_context(Held(self._intake))
+        async with AsyncExitStack() as stack:
             try:
                 self._drain.check()
-                body = await read_body(request, self._config.max_body_bytes, held.grow)
+                body = await stack.enter_async_context(self._intake.body(request))
             except ApiError:
                 self._metrics.requests.labels("refused").inc()
                 raise
@@ -83,7 +81,7 @@ class GenerationRoute:
             still_held = stack.pop_all()
 
         async def prepare() -> Reply:
-            with still_held:
+            async with still_held:
                 self._drain.check()
                 reply = await self._endpoint.prepare(body)
             if self._config.log_requests:

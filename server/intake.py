@@ -3,8 +3,12 @@
 One body is bounded, and so is the queue. Before it, thousands could come in and wait to be read.
 """
 
-from typing import Self
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+from starlette.requests import Request
+
+from server.connection import read_body
 from server.errors import too_busy
 
 # uvicorn reads as much ahead on each connection, whatever is held here.
@@ -12,36 +16,32 @@ FREE_BYTES = 64 * 1024
 
 
 class Intake:
-    """At most `max_bytes` in all of what exceeds `FREE_BYTES` in each body."""
+    """At most `max_body_bytes` in each body, `max_bytes` in all beyond the `FREE_BYTES` of each.
 
-    def __init__(self, max_bytes: int) -> None:
+    A batch's file is not one of them: it goes to the disk.
+    """
+
+    def __init__(self, max_bytes: int, max_body_bytes: int) -> None:
         self.num_bytes = 0
-        self._max_bytes = max_bytes
+        self._max_bytes, self._max_body_bytes = max_bytes, max_body_bytes
 
-    def take(self, num_bytes: int) -> None:
-        """So much more is held. Raises `ApiError` (429) where there is no room for it."""
-        if self.num_bytes + num_bytes > self._max_bytes:
-            raise too_busy("Too many large requests are coming in. Please retry shortly.")
-        self.num_bytes += num_bytes
+    @asynccontextmanager
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """A request's body, which is held for the length of the block.
 
+        Raises what `read_body` raises, and `ApiError` (429) where there is no room for it.
+        """
+        held = 0
 
-class Held:
-    """What one body holds of the intake, for the length of a `with` block."""
+        def grow(num_bytes: int) -> None:
+            nonlocal held
+            more = max(0, num_bytes - FREE_BYTES) - held
+            if self.num_bytes + more > self._max_bytes:
+                raise too_busy("Too many large requests are coming in. Please retry shortly.")
+            self.num_bytes += more
+            held += more
 
-    def __init__(self, intake: Intake) -> None:
-        self._intake = intake
-        self._num_bytes = 0
-
-    def grow(self, num_bytes: int) -> None:
-        """The body has so many bytes by now. Raises `ApiError` (429)."""
-        more = max(0, num_bytes - FREE_BYTES) - self._num_bytes
-        if more > 0:
-            self._intake.take(more)
-            self._num_bytes += more
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._intake.num_bytes -= self._num_bytes
-        self._num_bytes = 0
+        try:
+            yield await read_body(request, self._max_body_bytes, grow)
+        finally:
+            self.num_bytes -= held

@@ -105,7 +105,7 @@ class Operations:
         get(
             "/ready",
             self.ready,
-            summary="Whether requests are accepted",
+            summary="Whether requests are worked on",
             response_model=Readiness,
             responses=failures(503),
         )
@@ -156,7 +156,7 @@ class Operations:
         return JSONResponse(body, 200 if status in ("ok", "draining") else 503)
 
     async def ready(self) -> Readiness:
-        """200 while a completion would be accepted."""
+        """200 while a completion would be worked on; during a restart one is taken, and waits."""
         self._drain.check()
         self._client.check_ready()
         return Readiness(status="ready")

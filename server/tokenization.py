@@ -3,6 +3,8 @@
 Reference: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html#tokenizer-api
 """
 
+from functools import partial
+
 import msgspec
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
@@ -10,11 +12,11 @@ from starlette.responses import Response
 
 from server.body import Body, ListOf, parse
 from server.chat_template import ChatTemplate
-from server.connection import read_body
 from server.conversation_fields import MAX_MESSAGES, Messages, TemplateFields
 from server.document import BODY_FAILURES, failures, takes
 from server.engine_client import EngineClient
 from server.errors import invalid
+from server.intake import Intake
 from server.planner import Planner
 from server.sampling_fields import TokenId
 from server.tokenizer import Tokenizer
@@ -73,13 +75,13 @@ class Tokenization:
         tokenizer: Tokenizer,
         planner: Planner,
         template: ChatTemplate,
-        max_body_bytes: int,
+        intake: Intake,
     ) -> None:
         self._client = client
         self._tokenizer = tokenizer
         self._planner = planner
         self._template = template
-        self._max_body_bytes = max_body_bytes
+        self._intake = intake
 
     def router(self) -> APIRouter:
         """The routes as FastAPI takes them."""
@@ -101,10 +103,10 @@ class Tokenization:
 
     async def tokenize(self, request: Request) -> Response:
         """The tokens of a text or a conversation."""
-        body = await read_body(request, self._max_body_bytes)
-        asked = parse(TokenizeRequest, body)
-        self._check_model(asked.model)
-        token_ids = await self._encode(asked, len(body))
+        async with self._intake.body(request) as body:
+            asked = parse(TokenizeRequest, body)
+            self._check_model(asked.model)
+            token_ids = await self._encode(asked, len(body))
         names: list[str] | None = None
         if asked.return_token_strs:
             names = await self._tokenizer.run(
@@ -122,14 +124,13 @@ class Tokenization:
 
     async def detokenize(self, request: Request) -> Response:
         """The text of tokens, special ones included."""
-        body = await read_body(request, self._max_body_bytes)
-        asked = parse(DetokenizeRequest, body)
-        self._check_model(asked.model)
-        self._planner.check_ids("tokens", asked.tokens)
-        num_characters = len(asked.tokens) * _CHARACTERS_PER_TOKEN
-        text = await self._tokenizer.run(
-            num_characters, lambda: self._tokenizer.decode(asked.tokens, skip_special_tokens=False)
-        )
+        decode = partial(self._tokenizer.decode, skip_special_tokens=False)
+        async with self._intake.body(request) as body:
+            asked = parse(DetokenizeRequest, body)
+            self._check_model(asked.model)
+            self._planner.check_ids("tokens", asked.tokens)
+            num_characters = len(asked.tokens) * _CHARACTERS_PER_TOKEN
+            text = await self._tokenizer.run(num_characters, partial(decode, asked.tokens))
         return _json({"prompt": text})
 
     def _check_model(self, model: str | None) -> None:

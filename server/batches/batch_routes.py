@@ -17,9 +17,9 @@ from server.batches.page import UnknownCursorError
 from server.batches.service import BatchService
 from server.batches.store import UnknownFileError
 from server.body import Body, parse
-from server.connection import read_body
 from server.document import BODY_FAILURES, failures, takes
 from server.errors import ApiError, invalid, too_busy
+from server.intake import Intake
 
 MAX_OPEN_BATCHES = 1000
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
@@ -49,9 +49,9 @@ class CreateBatch(Body):
 class BatchRoutes:
     """The routes; the work is the runner's."""
 
-    def __init__(self, service: BatchService, max_body_bytes: int) -> None:
+    def __init__(self, service: BatchService, intake: Intake) -> None:
         self._service = service
-        self._max_body_bytes = max_body_bytes
+        self._intake = intake
 
     def router(self) -> APIRouter:
         """The routes as FastAPI takes them."""
@@ -93,7 +93,8 @@ class BatchRoutes:
     async def create(self, request: Request) -> Batch:
         """A batch whose file is now validated."""
         store, runner = self._service.store, self._service.runner
-        body = parse(CreateBatch, await read_body(request, self._max_body_bytes))
+        async with self._intake.body(request) as content:
+            body = parse(CreateBatch, content)
         batch = self._new_batch(body)
         try:
             was_taken = await store.add_batch(batch, MAX_OPEN_BATCHES)

@@ -26,7 +26,7 @@ def test_answers_count_that_end_between_the_ramp_and_the_end() -> None:
         request(RAMP_S, 9.0, tokens=30),
         request(RAMP_S, 11.0, tokens=40),
     ]
-    load = load_of({"requests": requests}, 1.0, SECONDS, Looks())
+    load = load_of({"requests": requests, "client_cpu_s": 1.0}, 1.0, SECONDS, Looks())
     assert (load.answers_per_s, load.tokens_per_s) == (0.2, 5.0)
     assert (load.num_asked, load.num_refused, load.num_failed) == (4, 0, 0)
 
@@ -39,7 +39,7 @@ def test_refusals_are_no_failures_and_what_is_open_at_the_end_is_neither() -> No
         request(1.0, SECONDS - 1, "open when the run timed out"),
         request(1.0, None, "not sent"),
     ]
-    load = load_of({"requests": requests}, 1.0, SECONDS, Looks())
+    load = load_of({"requests": requests, "client_cpu_s": 1.0}, 1.0, SECONDS, Looks())
     assert (load.num_refused, load.num_failed) == (2, 1)
     assert load.refusal_s is not None
     assert load.refusal_s["p50"] == pytest.approx(0.02)
@@ -54,6 +54,6 @@ def test_memory_that_grows_from_the_first_third_to_the_last_is_seen(
     looks = Looks()
     with looks.running():
         held = [os.urandom(100_000) for _ in range(600)]
-    load = load_of({"requests": []}, 1.0, SECONDS, looks)
+    load = load_of({"requests": [], "client_cpu_s": 1.0}, 1.0, SECONDS, looks)
     assert load.growth_mb > 5
     assert held

@@ -68,6 +68,12 @@ class Lives:
         """Everybody's."""
         return [problem for life in self._lives.values() for problem in life.problems()]
 
+    def left_over(self, kind: str, process: psutil.Process) -> Iterator[str]:
+        """What a process that rests has more than when it was first looked at."""
+        first, now = self._lives[process].descriptors[0], process.num_fds()
+        if now > first + MOST_DESCRIPTORS:
+            yield f"the {kind} has {now} descriptors at rest, and had {first} at first"
+
     def table(self) -> Iterable[str]:
         """A line for each kind: how many there were, and the one that was there for longest."""
         yield f"{'':12}{'lives':>6}{'longest, s':>12}{'MB':>14}{'MB/min':>8}{'descriptors':>14}"

@@ -4,7 +4,8 @@ A daemon with the demo model answers streams, whole answers, chats, several choi
 clients that leave, and batches. Every 30 seconds on average a stage, the engine, torchrun or the
 predictor is killed or stopped. At the end every answer that was waited for must have come, and been
 the one that an undisturbed daemon gave; no KV block, process or descriptor may be left over, no
-process's memory may have grown, and the journal must replay to the same decisions.
+process that has lived for ten minutes may have grown, and the journal must replay to the same
+decisions.
 
 Prints what was seen, and exits with 1 where anything of that is not so.
 """
@@ -283,6 +284,10 @@ class Soak:
         now = {kind: len(found) for kind, found in self._processes().items()}
         self.findings.check(blocks == 0, f"{blocks} KV blocks are left")
         self.findings.check(now == kinds, f"processes: {now}, at the start {kinds}")
+        await asyncio.sleep(1.0)
+        (server,) = self._processes()["server"]
+        for kind, process in (("server", server), ("supervisor", self._daemon)):
+            self.findings.problems += self.findings.lives.left_over(kind, process)
         self.findings.problems += self.findings.lives.problems()
 
     def _processes(self) -> dict[str, list[psutil.Process]]:

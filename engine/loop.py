@@ -177,8 +177,7 @@ class Loop:
             if self._hello:
                 self._handle(message)
             return
-        for sequence in self._scheduler.pool.open_sequences():
-            self._handle(Abort(sequence.sequence_id))
+        self._forget_all()
         self._hello = message.number
         if self._ready is not None and self._scheduler.pipeline is not None:
             self._tell_ready(self._ready)
@@ -233,11 +232,17 @@ class Loop:
     def _flush(self) -> None:
         """All that this turn has to tell the server, as one message.
 
-        If it cannot be told, we are another engine from now on: it says anew what it wants.
+        What cannot be told is lost to it. So it meets another engine, and says anew what it wants.
         """
-        if self._outbox and not self._server.send(SERVER, *self._outbox):
+        if self._outbox and not self._server.send(SERVER, *self._outbox) and self._hello:
+            self._forget_all()
             self._engine, self._hello = time.time_ns(), 0
+            self._next_stats_at = 0.0  # at once: they say who we are
         self._outbox.clear()
+
+    def _forget_all(self) -> None:
+        for sequence in self._scheduler.pool.open_sequences():
+            self._handle(Abort(sequence.sequence_id))
 
     def _look_after_stages(self) -> None:
         """Notice a lost stage; give up when a pipeline does not come (back) in time."""

@@ -182,9 +182,10 @@ class StageStats(msgspec.Struct, frozen=True, array_like=True):
 class Stats(Message, frozen=True):
     """The engine's counters (since its start) and gauges (now); sent four times a second.
 
-    It is the engine's heartbeat as well, and `engine` names this process among those before and
-    after it. `phase` is the scheduler's present phase. `trouble` says why the pipeline was lost
-    that is not back yet. `dropped` counts strangers' messages, and strangers who were not let in.
+    It is the engine's heartbeat as well, and `engine` is another number for each process, and after
+    each message that could not be delivered. `phase` is the scheduler's present phase. `trouble`
+    says why the pipeline was lost that is not back yet. `dropped` counts strangers' messages, and
+    strangers who were not let in.
     """
 
     ready: bool

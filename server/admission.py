@@ -10,7 +10,7 @@ from server.errors import too_busy
 
 
 class Admission:
-    """The bounds of the queue, and of the one of what gives way: it has as much room of its own.
+    """The bounds of two queues: what gives way has its own, which is as large.
 
     Offline work waits elsewhere and is not to be asked about.
     """

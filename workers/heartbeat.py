@@ -19,11 +19,11 @@ MAX_SPANS = 5000
 
 @dataclass(slots=True)
 class Progress:
-    """What the stage's main thread counts.
+    """How far a stage has come, and what it is at.
 
-    `spans` are the steps that the engine has not been told of, as (id, began, ended). `doing` tells
-    a stage that has much to compute from one whose neighbours do not answer; what its device still
-    computes, or another thread loads, goes before that (`now`).
+    `spans` are the steps that the engine has not been told of, as (id, began, ended). `doing` is
+    what the main thread is at: it tells a stage that has much to compute from one whose neighbours
+    do not answer. `now` puts first what the device still computes, or another thread loads.
     """
 
     chores: int = 0

@@ -26,7 +26,7 @@ from workers import process, rendezvous
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 SIGNAL_AGAIN_S = 0.05
-_ALWAYS = 1_000_000
+_ALWAYS = _LIVES_APART = 1_000_000
 
 
 def main(folder: str, life: int) -> int:
@@ -39,7 +39,7 @@ def main(folder: str, life: int) -> int:
     # A fork brings torchrun's handlers along: a stage that is ended in its first moment would tell
     # of it in a traceback.
     os.register_at_fork(after_in_child=process.forget_handlers)
-    sys.unraisablehook = _signal_again
+    sys.unraisablehook = signal_again
     rendezvous.register(Pulse(config.folder, "stages"))
     rendezvous.forget_groups(config.folder)
     for library in ("GLOO", "NCCL"):  # these would listen where other hosts can reach them
@@ -47,7 +47,7 @@ def main(folder: str, life: int) -> int:
     arguments = parse_args([*_torchrun_flags(config), f"--log-dir={folder}", "stage"])
     launch_config, _, _ = config_from_args(arguments)
     try:
-        elastic_launch(launch_config, process.main)(folder, life * _ALWAYS)
+        elastic_launch(launch_config, process.main)(folder, life * _LIVES_APART)
     except SignalException:
         return 0
     except ChildFailedError:
@@ -55,7 +55,7 @@ def main(folder: str, life: int) -> int:
     return 0
 
 
-def _signal_again(ignored: "sys.UnraisableHookArgs") -> None:
+def signal_again(ignored: "sys.UnraisableHookArgs") -> None:
     """Torchrun's handlers raise, which comes to nothing within a fork: once more, after it."""
     if isinstance(ignored.exc_value, SignalException):
         arguments = (os.getpid(), ignored.exc_value.sigval)

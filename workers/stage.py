@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from contextlib import suppress
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,7 @@ from engine.wire import Spoke
 from workers import batch, kv_cache, layer_times, loading, profiler, vocabulary
 from workers.batch import Batch
 from workers.grammars import Grammars
-from workers.heartbeat import Progress
+from workers.heartbeat import INTERVAL_S, Progress
 from workers.identity import identify
 from workers.known_costs import find_costs
 from workers.kv_cache import KvCache, PagedStep
@@ -156,11 +157,14 @@ class Stage:
             self._device_work.record()
 
     def _is_device_busy(self) -> bool:
-        return not self._device_work.query()  # type: ignore[no-untyped-call]
+        with suppress(RuntimeError):  # the device has failed, of which the main thread tells
+            return not self._device_work.query()  # type: ignore[no-untyped-call]
+        return False
 
     def _load_vocabulary(self) -> Vocabulary:
-        """In a thread, with the first grammar: for a second, no other may run."""
+        """In a thread, with the first grammar: it may keep all others from running for a second."""
         self._progress.is_loading = True
+        time.sleep(2 * INTERVAL_S)  # until a heartbeat has told so
         try:
             return vocabulary.load(self._config, self._model.vocab_size)
         finally:

@@ -1,9 +1,12 @@
 """Lives: who grows is told, and who only breathes is not."""
 
+from contextlib import ExitStack
+from pathlib import Path
+
 import psutil
 import pytest
 
-from benchmarks.lives import MIN_SAMPLES, SETTLED_S, Life, Lives
+from benchmarks.lives import MIN_SAMPLES, MOST_DESCRIPTORS, SETTLED_S, Life, Lives
 
 
 def life(mb_per_minute: float = 0.0, descriptors_per_minute: float = 0.0) -> Life:
@@ -35,6 +38,17 @@ def test_a_short_life_says_nothing(count: int) -> None:
     for column in (short.at, short.used_mb, short.descriptors):
         del column[count:]
     assert not [*short.problems()]
+
+
+def test_descriptors_that_stay_open_are_told_at_rest() -> None:
+    lives, own = Lives(), psutil.Process()
+    lives.look("test", own, 0.0)
+    assert not [*lives.left_over("test", own)]
+    with ExitStack() as stack:
+        for _ in range(MOST_DESCRIPTORS + 1):
+            stack.enter_context(Path("/dev/null").open())
+        (problem,) = lives.left_over("test", own)
+    assert "descriptors at rest" in problem
 
 
 def test_one_that_is_gone_is_not_looked_at() -> None:

@@ -43,7 +43,7 @@ def test_an_engine_that_could_not_tell_its_server_something_is_another_to_it(
     with Spoke[ToServer](config.server_address, "server", ToServer) as server:
         first = next_stats(server)
         assert next_stats(server).engine == first.engine
-    time.sleep(1.0)  # several times it has had something to say
+    time.sleep(1.0)  # it has something to say four times; nobody could tell us that it has
     with Spoke[ToServer](config.server_address, "server", ToServer) as server:
         second = next_stats(server)
         assert second.engine != first.engine

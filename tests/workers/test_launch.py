@@ -1,0 +1,39 @@
+"""The launch: a signal that comes to nothing within a fork is sent again."""
+
+import os
+import signal
+import sys
+import threading
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from torch.distributed.elastic.multiprocessing.api import SignalException
+
+from workers import launch
+
+
+def unraisable(error: BaseException) -> Any:
+    """What Python tells its hook."""
+    return cast(Any, SimpleNamespace(exc_value=error))
+
+
+def test_a_signal_that_was_swallowed_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, has_come = [], threading.Event()
+
+    def kill(pid: int, number: int) -> None:
+        sent.append((pid, number))
+        has_come.set()
+
+    monkeypatch.setattr("workers.launch.os.kill", kill)
+    launch.signal_again(unraisable(SignalException("15", signal.SIGTERM)))
+    assert has_come.wait(10)
+    assert sent == [(os.getpid(), signal.SIGTERM)]
+
+
+def test_all_else_is_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "__unraisablehook__", told.append)
+    other = unraisable(ValueError("no signal"))
+    launch.signal_again(other)
+    assert told == [other]

@@ -2,8 +2,8 @@
 
 What was made at the start never becomes garbage, and what a token needs is freed by its reference
 count: only cycles are left to be found. By default Python would look for them every 700 objects,
-through all of them now and then, at 8 % of the engine's time. Too seldom is no good either: after
-50,000 objects, those of 1,700 connections, nobody was answered for 60 to 130 ms.
+through all of them now and then, at 8 % of the engine's time. Too seldom is no good either: to
+look through 50,000 new ones takes 60 to 130 ms, in which nobody is answered.
 """
 
 import gc

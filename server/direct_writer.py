@@ -53,9 +53,15 @@ class WithConnection:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass it on."""
         cycle = getattr(send, "__self__", None)
-        if isinstance(cycle, RequestResponseCycle):
-            scope.setdefault("extensions", {})[_EXTENSION] = Connection(cycle)
-        await self._app(scope, receive, send)
+        if not isinstance(cycle, RequestResponseCycle):
+            return await self._app(scope, receive, send)
+        extensions = scope.setdefault("extensions", {})
+        extensions[_EXTENSION] = Connection(cycle)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            # The cycle keeps the scope: both would wait for the garbage collector.
+            del extensions[_EXTENSION]
 
 
 def connection_of(scope: Scope) -> Connection | None:

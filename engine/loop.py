@@ -169,7 +169,11 @@ class Loop:
             self._lose_stages(StageLost(failed.epoch, reason, failed.step_id))
         elif not failed.epoch and failed.life > self._failed_life:
             self._failed_life = failed.life
-            self._count_restart(reason)
+            if failed.is_apart:
+                # Nothing of ours has failed: they try again for as long as a start may take.
+                self._trouble = reason
+            else:
+                self._count_restart(reason)
 
     def _take_from_server(self, message: FromServer) -> None:
         if not isinstance(message, Hello):
@@ -260,6 +264,7 @@ class Loop:
             raise EngineFailedError(
                 f"not all {self._config.pipeline_parallel_size} stages were ready within "
                 f"{self._config.stage_start_timeout:g} s (stage_start_timeout)"
+                f"{self._trouble and f'; {self._trouble}'}"
             )
 
     def _lose_stages(self, lost: StageLost) -> None:

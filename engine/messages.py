@@ -348,8 +348,8 @@ class Heartbeat(Message, frozen=True):
 class StageFailed(Message, frozen=True):
     """The stage ends because of step `step_id`, and none of its neighbours is the reason.
 
-    Or it could not start: then `step_id` is -1, and `epoch` 0 where it had not met the others.
-    `life` counts the lives of the group before.
+    Or it could not start: then `step_id` is -1, and `epoch` 0 where it had not met the others, who
+    could not be reached where it `is_apart`. `life` counts the lives of the group before.
     """
 
     stage: int
@@ -357,6 +357,7 @@ class StageFailed(Message, frozen=True):
     step_id: int
     reason: str
     life: int = 0
+    is_apart: bool = False
 
 
 # --- the engine's own events ----------------------------------------------------------------

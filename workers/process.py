@@ -25,14 +25,22 @@ from workers.rendezvous import group_store
 from workers.stage import Stage
 from workers.transport import TransportError
 
+# Between two attempts to meet. A network that is gone is no reason to restart without a pause.
+MEET_AGAIN_S = 1.0
+
 log = logging.getLogger("tdpipe")
+
+
+class ApartError(Exception):
+    """The other stages cannot be reached."""
 
 
 def main(runtime_dir: str, num_lives: int) -> None:
     """Run one stage until it fails, and exit with code 1. `num_lives` were before this torchrun.
 
     A failure at the first start would only come again: it is left in the runtime folder and ends
-    the daemon. After a later one torchrun restarts the group, as often as the engine lets it.
+    the daemon. After a later one torchrun restarts the group, as often as the engine lets it, or
+    for as long where the stages do not reach each other.
     """
     forget_handlers()
     lifeline.tie_to_parent()
@@ -81,14 +89,19 @@ def _start(config: Config, stack: ExitStack, life: int) -> tuple[Stage, int]:
         stage.identity.save(config.folder)
     except Exception as error:  # the edge of the process: whatever it is, it is told in one line
         rank, cause = int(os.environ["RANK"]), _root_cause(error)
+        is_apart = isinstance(error, ApartError)
         # Where the daemon is ending for the same reason already, once is enough.
         is_told = not life or lifeline.reported_failure(config.folder) is not None
         level = logging.DEBUG if is_told else logging.ERROR
-        logs.set_up("stages", config).log(level, "stage %d: %s", rank, cause, exc_info=True)
+        logs.set_up("stages", config).log(
+            level, "stage %d: %s", rank, cause, exc_info=not is_apart
+        )
         if not life:
             lifeline.report_failure(config.folder, f"stage {rank}: {cause}")
         with Spoke[None](config.stage_address, f"failed-{rank}", None, config.secret) as engine:
-            engine.send(StageFailed(rank, epoch, -1, cause, life))
+            engine.send(StageFailed(rank, epoch, -1, cause, life, is_apart))
+        if is_apart and life:
+            time.sleep(MEET_AGAIN_S)
         sys.exit(1)
     return stage, epoch
 
@@ -108,21 +121,30 @@ def _join_group(config: Config) -> Place:
         # NCCL refuses two ranks on one GPU (before 2.30); gloo stages through the host then.
         backend = "nccl" if num_gpus >= num_stages else "gloo"
         sharing = -(-num_stages // num_gpus)
-    timeout = timedelta(seconds=config.stage_start_timeout)
-    dist.init_process_group(
-        backend,
-        store=group_store(config.folder, timeout),
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=timeout,
-        device_id=device if backend == "nccl" else None,
-    )
-    if dist.get_world_size() != num_stages:
+    num_processes = int(os.environ["WORLD_SIZE"])
+    if num_processes != num_stages:
         raise ValueError(
-            f"{dist.get_world_size()} processes for {num_stages} stages (pipeline_parallel_size)"
+            f"{num_processes} processes for {num_stages} stages (pipeline_parallel_size)"
         )
-    epoch = agreed(time.time_ns(), int)[0]
+    epoch = _meet(config, backend, device)
     return Place(dist.get_rank(), epoch, device, sharing)
+
+
+def _meet(config: Config, backend: str, device: torch.device) -> int:
+    """Make the group; the epoch. Raises `ApartError`."""
+    timeout = timedelta(seconds=config.stage_start_timeout)
+    try:
+        dist.init_process_group(
+            backend,
+            store=group_store(config.folder, timeout),
+            rank=int(os.environ["RANK"]),
+            world_size=config.pipeline_parallel_size,
+            timeout=timeout,
+            device_id=device if backend == "nccl" else None,
+        )
+        return agreed(time.time_ns(), int)[0]
+    except RuntimeError as error:  # torch's, whatever lies between us and the others
+        raise ApartError(f"the other stages cannot be reached: {error}") from error
 
 
 def _num_cores() -> int:

@@ -1,7 +1,8 @@
-"""The daemon in a network of its own, which goes away and comes back: requests wait for it.
+"""Stages on two hosts, whose link is cut and mended: requests wait for it.
 
-Client and daemon are in two network namespaces and meet at a Unix socket. What the stages send each
-other, and what torchrun does, goes over the daemon's own loopback interface.
+The hosts are two network namespaces with a pair of virtual network cards between them. The first
+stage is on one and the others are on the other, so that all activations from stage to stage pass
+the link; the rest of the daemon is where the test is.
 """
 
 import asyncio
@@ -11,72 +12,107 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.end_to_end.daemon import Daemon
+from tests.faults.blow import stages_of
 from tests.faults.crowd import Crowd, bodies, run_crowd
+from tests.faults.witness import Witness
 
-URL = "http://daemon"
-NOTICE_S = 6.0  # on a busy machine; the matrix measures it
-AWAY_S = 3.0
+HOSTS = Path(__file__).parent / "hosts"  # puts the stages there
+CARD = "link0"
+NOTICE_S = 2.0
+AWAY_S = 5.0
+
+
+class Link:
+    """Two hosts, and the cable between them."""
+
+    def __init__(self) -> None:
+        self.hosts = tuple(f"tdpipe-{os.getpid()}-{end}" for end in "ab")
+
+    def lay(self) -> None:
+        """Set it up. Raises `OSError` or `CalledProcessError` where that is not allowed."""
+        for host in self.hosts:
+            _ip("netns", "add", host)
+            _ip("-n", host, "link", "set", "lo", "up")
+        one, other = self.hosts
+        ends = ["netns", one, "type", "veth", "peer", "name", CARD, "netns", other]
+        _ip("link", "add", CARD, *ends)
+        for number, host in enumerate(self.hosts, 1):
+            _ip("-n", host, "address", "add", f"192.0.2.{number}/24", "dev", CARD)
+            _ip("-n", host, "link", "set", CARD, "up")
+
+    def cut(self) -> None:
+        """Nothing arrives any more."""
+        _ip("-n", self.hosts[1], "link", "set", CARD, "down")
+
+    def mend(self) -> None:
+        """What is sent arrives again."""
+        _ip("-n", self.hosts[1], "link", "set", CARD, "up")
+
+    def remove(self) -> None:
+        """As if it had never been."""
+        for host in self.hosts:
+            subprocess.run(["ip", "netns", "delete", host], check=False, capture_output=True)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
 @pytest.fixture
-def namespace() -> Iterator[str]:
-    """A network namespace with nothing but a loopback interface."""
+def link(monkeypatch: pytest.MonkeyPatch) -> Iterator[Link]:
+    """It joins the first stage's host and that of the second and third."""
     if os.geteuid():
         pytest.skip("needs root")
-    name = f"tdpipe-{os.getpid()}"
+    link = Link()
     try:
-        subprocess.run(["ip", "netns", "add", name], check=True, capture_output=True)
+        link.lay()
     except (OSError, subprocess.CalledProcessError) as error:
+        link.remove()
         pytest.skip(f"no network namespaces here: {error}")
-    set_link(name, "up")
-    yield name
-    subprocess.run(["ip", "netns", "delete", name], check=True)
-
-
-def set_link(name: str, state: str) -> None:
-    """The namespace's only interface, up or down."""
-    subprocess.run(["ip", "-n", name, "link", "set", "lo", state], check=True)
+    one, other = link.hosts
+    monkeypatch.setenv("TEST_HOSTS", f"{one} {other} {other}")
+    monkeypatch.setenv("PYTHONPATH", str(HOSTS))
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", CARD)
+    yield link
+    link.remove()
 
 
 @pytest.mark.long
 @pytest.mark.timeout(400)
-def test_streams_outlive_the_loss_of_the_network(namespace: str, tmp_path: Path) -> None:
-    door = tmp_path / "door"
-    client = httpx.Client(transport=httpx.HTTPTransport(uds=str(door)), base_url=URL)
-
-    def is_ok() -> bool:
-        try:
-            return door.exists() and client.get("/health").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    async def stream(daemon: Daemon) -> Crowd:
-        async with Crowd(URL, bodies(), door) as crowd:
-            await crowd.reach("decode")
-            set_link(namespace, "down")
-            began_at = time.monotonic()
-            await asyncio.to_thread(daemon.wait_for, lambda: not is_ok(), NOTICE_S)
-            await asyncio.sleep(AWAY_S - (time.monotonic() - began_at))
-            assert not any(stream.ends for stream in crowd.streams)
-            set_link(namespace, "up")
-        return crowd
-
-    daemon = Daemon(
-        tmp_path,
-        *("--uds", str(door), "-pp", "3", "--dtype", "float32"),
-        under=("ip", "netns", "exec", namespace),
-    )
-    daemon.start()
-    with client:
-        daemon.wait_for(is_ok, 120)
-        undisturbed = asyncio.run(run_crowd(URL, bodies(), door))
-        crowd = asyncio.run(stream(daemon))
+def test_streams_outlive_a_cut_link(link: Link, tmp_path: Path) -> None:
+    with Daemon(tmp_path, "-pp", "3", "--dtype", "float32", "--device", "cpu") as daemon:
+        assert_apart(daemon)
+        undisturbed = asyncio.run(run_crowd(daemon.url, bodies()))
+        crowd, noticed_s = asyncio.run(stream_while_cut(link, daemon))
+        assert noticed_s < NOTICE_S
         assert [stream.ends for stream in crowd.streams] == [["length"]] * len(crowd.streams)
         assert crowd.texts == undisturbed.texts
-        daemon.wait_for(is_ok)
-    daemon.process.terminate()
-    assert daemon.wait_end() == 0
+        daemon.wait_for(lambda: daemon.metric("tdpipe_kv_blocks_used") == 0)
+        assert_apart(daemon)
+
+
+async def stream_while_cut(link: Link, daemon: Daemon) -> tuple[Crowd, float]:
+    """Streams that meet it while they decode, and how long it took to notice."""
+    async with Crowd(daemon.url, bodies()) as crowd:
+        await crowd.reach("decode")
+        with Witness(daemon) as witness:
+            link.cut()
+            cut_at = time.monotonic()
+            noticed_s = await asyncio.to_thread(witness.wait_noticed, cut_at, 10 * NOTICE_S)
+            held_up_s = witness.held_up_s(cut_at, cut_at + noticed_s)
+            await asyncio.sleep(max(0.0, AWAY_S - noticed_s))
+            assert not witness.lies(cut_at + NOTICE_S + held_up_s)
+        assert not any(stream.ends for stream in crowd.streams)
+        link.mend()
+    return crowd, noticed_s - held_up_s
+
+
+def assert_apart(daemon: Daemon) -> None:
+    """The first stage is on one host, and the others are on the other."""
+    stages = stages_of(daemon).items()
+    hosts = [Path(f"/proc/{stage.pid}/ns/net").readlink() for _, stage in sorted(stages)]
+    assert hosts[0] != hosts[1] == hosts[2]
+    assert Path("/proc/self/ns/net").readlink() not in hosts

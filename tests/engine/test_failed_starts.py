@@ -1,0 +1,81 @@
+"""Stages that do not come back: what the engine bears, for how long, and what it says then."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from configs import lifeline, loader
+from configs.schema import Config
+from engine.messages import StageFailed, Stats, ToServer
+from engine.wire import Spoke
+
+PATIENCE_S = 30.0
+
+
+class Engine:
+    """Its process, and what it has left when it ended."""
+
+    def __init__(self, folder: Path, **settings: float) -> None:
+        self.config = Config.model_validate({"model": "none", "runtime_dir": folder, **settings})
+        loader.save(self.config, folder)
+        self.process = lifeline.start("engine", str(folder), "0")
+
+    def hear(self, *failed: StageFailed) -> None:
+        """Of a stage that could not start."""
+        stage = Spoke[None](self.config.stage_address, "failed-0", None)
+        stage.send(*failed)
+        stage.close(PATIENCE_S)
+
+    def trouble(self) -> str:
+        """What it says is wrong, as soon as it says so; it is still there."""
+        with Spoke[ToServer](self.config.server_address, "server", ToServer) as server:
+            deadline = time.monotonic() + PATIENCE_S
+            while time.monotonic() < deadline:
+                server.wait(0.5)
+                for message in server.drain():
+                    if isinstance(message, Stats) and message.trouble:
+                        return message.trouble
+        raise AssertionError("no trouble")
+
+    def last_words(self) -> str | None:
+        """The root cause that it has left, when it has ended."""
+        assert self.process.wait(PATIENCE_S) == 1
+        return lifeline.reported_failure(self.config.folder)
+
+
+@pytest.fixture
+def processes() -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """All are ended."""
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_starts_that_fail_are_counted_as_restarts(
+    tmp_path: Path, processes: list["subprocess.Popen[bytes]"]
+) -> None:
+    engine = Engine(tmp_path, max_restarts=1)
+    processes.append(engine.process)
+    # Two stages of one life are one start.
+    engine.hear(*(StageFailed(0, 0, -1, "no device", life) for life in (1, 1, 2)))
+    last_words = engine.last_words()
+    assert last_words is not None
+    assert last_words.startswith("stage 0 failed: no device, after 1 restarts")
+
+
+def test_stages_that_do_not_reach_each_other_may_try_for_as_long_as_a_start_may_take(
+    tmp_path: Path, processes: list["subprocess.Popen[bytes]"]
+) -> None:
+    engine = Engine(tmp_path, max_restarts=1, stage_start_timeout=4)
+    processes.append(engine.process)
+    lives = range(1, 6)
+    engine.hear(*(StageFailed(0, 0, -1, "no route", life, is_apart=True) for life in lives))
+    assert engine.trouble() == "stage 0 failed: no route"
+    assert engine.last_words() == (
+        "not all 2 stages were ready within 4 s (stage_start_timeout); stage 0 failed: no route"
+    )

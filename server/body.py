@@ -25,6 +25,10 @@ MAX_FIELDS = 256
 # Twice as deep as a schema may be. What reads a body goes down to its bottom more than once, and
 # how deep the interpreter's stack lets it is another thing in each version.
 MAX_DEPTH = 256
+# Objects and lists are what costs: 0.7 us and 140 bytes each, ten times a number's or a text's time.
+# Brackets in texts count too, since to tell them apart would take longer than to decode them: 8 MiB
+# of source text have 30,000 (Python) to 140,000 (minified JavaScript).
+MAX_BRACKETS = 262_144
 
 Item = TypeVar("Item")
 
@@ -119,6 +123,12 @@ Kind = TypeVar("Kind", bound=Body)
 
 def parse(kind: type[Kind], body: bytes) -> Kind:
     """The request in `body`; null stands for a field's default. Raises `ApiError` (400)."""
+    num_brackets = body.count(b"[") + body.count(b"{")
+    if num_brackets > MAX_BRACKETS:
+        raise invalid(
+            f"The JSON body of your request has more than {MAX_BRACKETS} opening brackets "
+            "([ and {), those in its texts included."
+        )
     try:
         values = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -128,7 +138,7 @@ def parse(kind: type[Kind], body: bytes) -> Kind:
     if not isinstance(values, dict):
         raise invalid("The JSON body of your request must be an object.")
     # Most bodies have so few brackets that nobody need look how they are nested.
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_too_deep(values):
+    if num_brackets > MAX_DEPTH and _is_too_deep(values):
         raise _too_deep()
     try:
         return kind.model_validate(values)

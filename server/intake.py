@@ -3,6 +3,7 @@
 One body is bounded, and so is the queue. Before it, thousands could come in and wait to be read.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,12 +19,15 @@ FREE_BYTES = 64 * 1024
 class Intake:
     """At most `max_body_bytes` in each body, `max_bytes` in all beyond the `FREE_BYTES` of each.
 
-    A batch's file is not one of them: it goes to the disk.
+    Large ones that are whole at the same time are handed out one by one, so that the loop turns
+    between the reading of one and of the next. A batch's file is not one of them: it goes to the
+    disk.
     """
 
     def __init__(self, max_bytes: int, max_body_bytes: int) -> None:
         self.num_bytes = 0
         self._max_bytes, self._max_body_bytes = max_bytes, max_body_bytes
+        self._turn = asyncio.Lock()
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
@@ -42,6 +46,10 @@ class Intake:
             held += more
 
         try:
-            yield await read_body(request, self._max_body_bytes, grow)
+            body = await read_body(request, self._max_body_bytes, grow)
+            if held:
+                async with self._turn:
+                    await asyncio.sleep(0)
+            yield body
         finally:
             self.num_bytes -= held

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError
 
 import server.app  # noqa: F401 - with all bodies
-from server.body import MAX_DEPTH, MAX_FIELDS, Body, parse
+from server.body import MAX_BRACKETS, MAX_DEPTH, MAX_FIELDS, Body, parse
 from server.chat_protocol import ChatRequest
 from server.conversation_fields import MAX_MESSAGES
 from server.errors import ApiError
@@ -103,6 +103,26 @@ def test_brackets_that_are_not_nested_are_as_many_as_one_likes() -> None:
     assert parse(Order, body).free == free
     deepest = "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)
     assert parse(Order, f'{{"name": "[x", "free": {deepest}}}'.encode()).free
+
+
+@pytest.mark.parametrize("value", ['{"":{}},', "[],", "[[[]]],"])
+def test_so_many_objects_and_lists_and_no_more(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def body(num_brackets: int) -> bytes:
+        many = value * ((num_brackets - 2) // (value.count("[") + value.count("{")))
+        return f'{{"name": "x", "free": [{many}1]}}'.encode()
+
+    assert parse(Order, body(MAX_BRACKETS)).free
+    monkeypatch.delattr(msgspec.json, "decode")
+    with pytest.raises(ApiError, match="more than 262144 opening brackets") as caught:
+        parse(Order, body(MAX_BRACKETS + 4))
+    assert caught.value.status == 400
+
+
+def test_source_text_and_token_ids_are_not_too_many_values() -> None:
+    line = "for (const [key, value] of Object.entries(options)) { table[key] = value; }\n"
+    megabytes = 4 << 20
+    long = {"name": line * (megabytes // len(line)), "free": [300] * (megabytes // 4)}
+    assert parse(Order, msgspec.json.encode(long)) == Order(**long)
 
 
 class Inner(Body):

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine.messages import Finished, Submit
@@ -57,6 +58,39 @@ def test_large_bodies_are_refused_while_others_come_in_and_small_ones_are_not(
         daemon.wait_until(lambda: intake.num_bytes == 0)
         assert daemon.complete(**large).status_code == 200
         assert intake.num_bytes == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize"])
+def test_the_loop_turns_between_the_reading_of_large_bodies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    turns, read_at, num_bodies = [0], list[int](), 8
+    decode = msgspec.json.decode
+
+    def decode_watched(body: bytes) -> Any:
+        if len(body) == BODY_BYTES:
+            read_at.append(turns[0])
+        return decode(body)
+
+    monkeypatch.setattr(msgspec.json, "decode", decode_watched)
+    sent = threading.Event()
+    tokenizer: Any = chatty(CHATML)
+    with serving(tmp_path, tokenizer=tokenizer) as daemon, ExitStack() as stack:
+
+        def turn() -> None:
+            turns[0] += 1
+            if len(read_at) < num_bodies:
+                daemon.loop.call_soon(turn)
+
+        clients = [uploading(daemon, stack, path, BODY_BYTES) for _ in range(num_bodies)]
+        daemon.loop.call_soon_threadsafe(sent.wait, PATIENCE_S)
+        daemon.loop.call_soon_threadsafe(turn)
+        for client in clients:
+            client.sendall(b"x")
+        sent.set()
+        for client in clients:
+            assert client.recv(65536).startswith(b"HTTP/1.1 400 ")
+    assert len(set(read_at)) == num_bodies
 
 
 class Watched(bytes):

@@ -137,6 +137,7 @@ def _wrong_lengths(rng: random.Random) -> bytes:
             (b"content-length: 0x10",),
             (b"content-length: 1e3",),
             (b"content-length: " + b"9" * 30,),
+            (b"content-length: " + b"0" * 5_000 + b"%d" % len(body),),
             (b"content-length: 5, 5",),
             (b"content-length:",),
             (b"content-length: 99999999999",),

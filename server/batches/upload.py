@@ -13,6 +13,7 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from server.connection import announces_more
 from server.errors import ApiError, invalid
 
 # A client may be slow, but not silent.
@@ -122,8 +123,7 @@ async def receive(request: Request, target: Path, max_file_bytes: int) -> Form:
     Raises `ApiError`: 400, 408 when the client falls silent, 413 for a file that is too large;
     `ClientDisconnect` when it goes away, `OSError`.
     """
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > max_file_bytes + _ROOM_FOR_FIELDS:
+    if announces_more(request, max_file_bytes + _ROOM_FOR_FIELDS):
         raise too_large(max_file_bytes)
     form = Form(request.headers.get("content-type", ""), max_file_bytes)
     with target.open("wb") as file:

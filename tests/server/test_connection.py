@@ -10,8 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 
 from engine.messages import Abort, Submit
+from server.connection import announces_more
 from server.drain import Drain
 from server.engine_client import EngineClient
 from server.grammar_checker import GrammarChecker
@@ -123,6 +125,33 @@ def test_a_body_that_does_not_come_is_not_waited_for(
             answer = client.recv(65536)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"request_timeout" in answer
+
+
+def announcing(length: str) -> Request:
+    """A request with this for its body's length."""
+    headers = [(b"content-length", length.encode("latin-1"))]
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": headers})
+
+
+@pytest.mark.parametrize("length", ["101", "0101", "9" * 5_000, "0" * 5_000 + "101"])
+def test_a_length_with_any_number_of_digits_is_compared(length: str) -> None:
+    assert announces_more(announcing(length), 100)
+
+
+@pytest.mark.parametrize("length", ["100", "0100", "0" * 5_000 + "100", "0", "", "²", "-1", "1e9"])
+def test_what_is_no_longer_or_no_number_announces_no_more(length: str) -> None:
+    assert not announces_more(announcing(length), 100)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/files"])
+def test_a_length_of_many_digits_is_read(tmp_path: Path, path: str) -> None:
+    rest = half_a_request(path).replace(b"content-length: 99", b"content-length: %b3")
+    with serving(tmp_path) as daemon:
+        host, port = daemon.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), PATIENCE_S) as client:
+            client.sendall(rest.replace(b"%b", b"0" * 5_000))
+            answer = client.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 400 ")
 
 
 class Gate:

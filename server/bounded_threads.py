@@ -54,7 +54,11 @@ class BoundedThreads:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(self._finish, outcome, settle)
 
-        threading.Thread(target=work, name=self._name, daemon=True).start()
+        try:
+            threading.Thread(target=work, name=self._name, daemon=True).start()
+        except RuntimeError:  # the system has no thread more
+            self._free.release()
+            raise
         async with asyncio.timeout(timeout_s):
             return await outcome
 

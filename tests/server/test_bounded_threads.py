@@ -74,3 +74,18 @@ def test_a_call_may_outlive_its_loop() -> None:
     let.set()
     threads[0].join(10)
     assert not threads[0].is_alive()
+
+
+def test_a_thread_that_cannot_be_started_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def run() -> None:
+        threads = BoundedThreads(1, "tests", 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            with pytest.raises(RuntimeError, match="can't start"):
+                await threads.run(lambda: 7)
+        assert await threads.run(lambda: 7, 10) == 7
+
+    asyncio.run(run())

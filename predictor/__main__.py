@@ -1,4 +1,7 @@
-"""`python -m predictor RUNTIME_DIR`: the predictor of a daemon that the supervisor has set up."""
+"""`python -m predictor RUNTIME_DIR LIFE`: the predictor of a daemon that was set up before.
+
+LIFE counts the predictors before this one.
+"""
 
 import signal
 import sys
@@ -15,7 +18,7 @@ def main() -> int:
     # Late: torch takes seconds, in which the parent may already be gone.
     from predictor import process
 
-    return process.main(Path(sys.argv[1]))
+    return process.main(Path(sys.argv[1]), int(sys.argv[2]))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,12 @@ Predict = Callable[[list[str]], list[Prediction]]
 log = logging.getLogger("tdpipe")
 
 
-def main(folder: Path) -> int:
-    """Serve until SIGTERM; 1 after a failure, whose root cause is left in the runtime folder."""
+def main(folder: Path, life: int) -> int:
+    """Serve until SIGTERM; 1 after a failure.
+
+    The first one's root cause is left in the runtime folder and ends the daemon: the settings are
+    wrong. The daemon can do without one that does not come back.
+    """
     config = loader.load_saved(folder)
     logs.set_up("predictor", config)
     os.nice(NICENESS)
@@ -48,7 +52,10 @@ def main(folder: Path) -> int:
             pulse = Pulse(folder, "predictor")
             serve(hub, predictor.predict, on_round=pulse.beat)
     except (PredictorError, zmq.ZMQError, OSError) as error:
-        lifeline.report_failure(folder, f"predictor: {error}")
+        if life:
+            log.error("%s", error)
+        else:
+            lifeline.report_failure(folder, f"predictor: {error}")
         return 1
     return 0
 

@@ -120,7 +120,7 @@ class Children:
         )
         module = "workers" if name == "stages" else name
         arguments = [str(self._config.folder)]
-        if name in ("engine", "stages"):
+        if name != "server":  # which has no other life
             arguments.append(str(self._num_lives[name]))
             self._num_lives[name] += 1
         self._processes[name] = lifeline.start(

@@ -18,11 +18,19 @@ Processes = dict[str, list["subprocess.Popen[bytes]"]]
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
+def lives() -> list[tuple[str, ...]]:
+    """The module and the arguments of every process that is started."""
+    return []
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, lives: list[tuple[str, ...]]) -> Iterator[Processes]:
     """Every process that is started, by its module; each sleeps until it is ended."""
     processes: Processes = {}
 
-    def start(module: str, *_: str, **__: Any) -> "subprocess.Popen[bytes]":
+    def start(*command: str, **_: Any) -> "subprocess.Popen[bytes]":
+        lives.append(command)
+        module = command[0]
         process = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
         processes.setdefault(module, []).append(process)
         return process
@@ -126,6 +134,21 @@ def test_a_predictor_that_keeps_dying_is_gone_on_without(
         family.look()
     family.look()
     assert count(started)["predictor"] == 2
+
+
+def test_each_but_the_server_is_told_which_of_its_lives_it_lives(
+    make: Callable[..., Children], started: Processes, lives: list[tuple[str, ...]], tmp_path: Path
+) -> None:
+    family = make(predictor=str(tmp_path))
+    for module in ("engine", "workers", "predictor"):
+        kill(started, module)
+        family.look()
+    folder = str(tmp_path)
+    assert lives == [
+        ("server", folder),
+        *((module, folder, "0") for module in ("engine", "workers", "predictor")),
+        *((module, folder, "1") for module in ("engine", "workers", "predictor")),
+    ]
 
 
 def test_what_no_restart_can_mend_is_told_in_the_words_of_who_met_it(

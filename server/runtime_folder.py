@@ -32,19 +32,16 @@ def runtime_folder(config: Config) -> Iterator[Config]:
     folder = config.runtime_dir or Path(tempfile.mkdtemp(prefix="tdpipe-"))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _keep_others_out(folder)
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        with (folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                message = f"another daemon runs in {folder} (runtime_dir)"
-                raise FolderTakenError(message) from error
-            placed = config.model_copy(update={"runtime_dir": folder})
-            (folder / lifeline.FAILURE).unlink(missing_ok=True)
-            loader.save(placed, folder)
-            (folder / PID_FILE).write_text(f"{os.getpid()}\n")
-            yield placed
+        _lock(opened, folder)
+        placed = config.model_copy(update={"runtime_dir": folder})
+        (folder / lifeline.FAILURE).unlink(missing_ok=True)
+        loader.save(placed, folder)
+        (folder / PID_FILE).write_text(f"{os.getpid()}\n")
+        yield placed
     finally:
+        os.close(opened)
         if config.runtime_dir is None:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -57,3 +54,14 @@ def _keep_others_out(folder: Path) -> None:
         )
     if status.st_mode & 0o022:
         folder.chmod(status.st_mode & 0o755)
+
+
+def _lock(opened: int, folder: Path) -> None:
+    """The folder itself, since systemd-tmpfiles leaves a locked one in /tmp alone (tmpfiles.d(5)).
+
+    After ten days it would take away the settings, which every restart reads.
+    """
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise FolderTakenError(f"another daemon runs in {folder} (runtime_dir)") from error

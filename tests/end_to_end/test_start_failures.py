@@ -1,6 +1,7 @@
 """A start that cannot succeed ends in one line that names the root cause, and leaves nothing."""
 
 import fcntl
+import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -120,11 +121,14 @@ def test_a_stage_that_never_reports_ends_the_start_in_its_time(
 
 def test_a_folder_has_one_daemon(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with (tmp_path / "run" / "lock").open("w") as lock:
+    lock = os.open(tmp_path / "run", os.O_RDONLY)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         daemon = Daemon(tmp_path)
         daemon.start()
         assert daemon.wait_end() == 1
+    finally:
+        os.close(lock)
     assert "another daemon runs in" in daemon.log().strip().splitlines()[-1]
 
 

@@ -1,5 +1,6 @@
 """The runtime folder: one daemon's, and nobody else can write into it."""
 
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -42,6 +43,24 @@ def test_another_user_s_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         runtime_folder(Config(runtime_dir=tmp_path)),
     ):
         pass
+
+
+def test_a_folder_that_runs_is_not_cleaned_away(tmp_path: Path) -> None:
+    """`systemd-tmpfiles --clean` asks for a shared lock of each folder before it looks into it."""
+
+    def may_clean(folder: Path) -> bool:
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(opened)
+        return True
+
+    with runtime_folder(Config(runtime_dir=tmp_path)):
+        assert not may_clean(tmp_path)
+    assert may_clean(tmp_path)
 
 
 def test_a_second_set_of_processes_is_refused_and_leaves_the_first_one_s_files(

@@ -2,8 +2,9 @@
 
 Endpoints are `ipc://PATH` on one host and `tcp://HOST:PORT` across hosts. A spoke names itself;
 when a process comes back under the same name, it takes the name over from the dead one.
-Nothing is queued for a peer that is not there: `Hub.send` says so instead. Messages that are sent
-together travel as one: to wake the other end costs more than to pack a message.
+Nothing is queued for a peer that is not there: `Hub.send` says so instead. A spoke's messages wait
+for its hub, if they are worth it. Messages that are sent together travel as one: to wake the other
+end costs more than to pack a message.
 
 An ipc socket is its user's alone. On tcp, who shares a secret is let in and nobody else (CurveZMQ,
 <https://rfc.zeromq.org/spec/26/>): both ends make their keys of it, and what passes is encrypted.
@@ -128,13 +129,23 @@ class Hub(Generic[Received]):
 class Spoke(Generic[Received]):
     """The connecting end with a name of its own. May connect before the hub is there.
 
-    On tcp it must know the hub's `secret`, if that has one.
+    What is sent before waits for it, unless it is meant for one who is there (`queues_ahead`). On
+    tcp it must know the hub's `secret`, if that has one.
     """
 
-    def __init__(self, endpoint: str, name: str, receives: Any, secret: str | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        name: str,
+        receives: Any,
+        secret: str | None = None,
+        *,
+        queues_ahead: bool = True,
+    ) -> None:
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         _set_up(self.socket)
+        self.socket.setsockopt(zmq.IMMEDIATE, not queues_ahead)
         self.socket.setsockopt(zmq.IDENTITY, name.encode())
         if secret and _needs_keys(endpoint):
             public, own = _keys("spoke", secret)
@@ -150,7 +161,7 @@ class Spoke(Generic[Received]):
         self._decoder: msgspec.msgpack.Decoder[list[Received]] = _decoder(receives)
 
     def send(self, *messages: msgspec.Struct) -> bool:
-        """Send to the hub; False when the queue to it is full."""
+        """Send to the hub; False when the queue to it is full, or there may be none."""
         try:
             self.socket.send(self._encoder.encode(messages), zmq.NOBLOCK)
         except zmq.Again:

@@ -32,7 +32,8 @@ class PredictorClient:
 
     def __init__(self, endpoint: str) -> None:
         self.num_open_prompts = 0
-        self._spoke: Spoke[Answer] = Spoke(endpoint, "server", Answer)
+        # One that is gone for good would be owed 8 KiB a request for ever.
+        self._spoke: Spoke[Answer] = Spoke(endpoint, "server", Answer, queues_ahead=False)
         self._open: dict[int, _Open] = {}
         self._next_id = time.time_ns()
         self._arrival = asyncio.Event()
@@ -40,14 +41,16 @@ class PredictorClient:
     def ask(self, prompts: tuple[str, ...], take: Callable[[Answer, float], None]) -> int | None:
         """Ask about prompts; `take` is called with the answer and the seconds that it took.
 
-        The question's id for `forget`, or None when there is too much open to ask more.
+        The question's id for `forget`, or None when there is too much open to ask more, or nobody
+        there to ask.
         """
         if self.num_open_prompts + len(prompts) > MAX_OPEN_PROMPTS:
             return None
         self._next_id += 1
-        if not self._spoke.send(Ask(self._next_id, prompts)):
-            return None
+        is_sent = self._spoke.send(Ask(self._next_id, prompts))
         self._arrival.set()  # the send may have swallowed the socket's signal
+        if not is_sent:
+            return None
         self.num_open_prompts += len(prompts)
         self._open[self._next_id] = _Open(len(prompts), time.monotonic(), take)
         return self._next_id

@@ -67,6 +67,19 @@ def receive_at(spoke: ServerSpoke, count: int) -> list[ToServer]:
     return got
 
 
+def test_a_spoke_that_queues_nothing_ahead_sends_to_a_hub_that_is_there_and_comes_back(
+    tmp_path: Path,
+) -> None:
+    endpoint = f"ipc://{tmp_path}/hub.sock"
+    with Spoke[ToServer](endpoint, "server", ToServer, queues_ahead=False) as spoke:
+        for _ in range(2):
+            assert not any(spoke.send(Hello(7)) for _ in range(100))
+            with make_hub(endpoint) as hub:
+                wait_until(lambda: spoke.send(Hello(8)))
+                assert receive(hub, 1) == [("server", Hello(8))]
+            wait_until(lambda: not spoke.send(Hello(7)))
+
+
 @pytest.fixture(params=["ipc", "tcp"])
 def endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where a hub may listen."""

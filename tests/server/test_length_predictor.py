@@ -14,7 +14,7 @@ from engine.messages import Expect, Finished, Submit
 from engine.wire import Hub
 from predictor.messages import Answer, Ask
 from server.length_predictor import PredictorMismatchError, check_predictor, histogram_path
-from tests.server.world import TOKENIZER, Daemon, config, generated, saying, serving
+from tests.server.world import PATIENCE_S, TOKENIZER, Daemon, config, generated, saying, serving
 
 EXPECTS_7 = {"expected_tokens": 7}
 
@@ -23,10 +23,11 @@ EXPECTS_7 = {"expected_tokens": 7}
 def encoder(folder: Path, answer: Callable[[Ask], Answer | None]) -> Iterator[list[Ask]]:
     """An encoder's process that is a thread: it answers as it is told, and keeps what was asked."""
     asked: list[Ask] = []
-    is_over = threading.Event()
+    is_there, is_over = threading.Event(), threading.Event()
 
     def run() -> None:
         with Hub[Ask](config(folder).predictor_address, Ask) as hub:
+            is_there.set()
             while not is_over.is_set():
                 if not hub.socket.poll(20):
                     continue
@@ -39,6 +40,7 @@ def encoder(folder: Path, answer: Callable[[Ask], Answer | None]) -> Iterator[li
     thread = threading.Thread(target=run)
     thread.start()
     try:
+        assert is_there.wait(PATIENCE_S)
         yield asked
     finally:
         is_over.set()

@@ -4,6 +4,8 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from configs.schema import Config
 from server import grammar_text, reasoning
 from server.body import not_too_deep
@@ -15,7 +17,7 @@ from server.engine_client import EngineClient
 from server.errors import ApiError, invalid
 from server.fingerprint import system_fingerprint
 from server.generation import Generations
-from server.grammars import Grammars
+from server.grammars import Grammars, check_text
 from server.message_formats import formats_of
 from server.planner import Planner
 from server.reply import Reply
@@ -24,6 +26,7 @@ from server.tool_calls import CallFormat
 from server.tool_choice import ToolChoice, parameters_param, tool_choice
 
 logger = logging.getLogger("tdpipe")
+_encode = msgspec.json.Encoder().encode
 
 
 class Chat:
@@ -127,11 +130,12 @@ class Chat:
         Where tools may be called, a form that is asked for is that of an answer without calls.
         Reasoning goes before it all, where the prompt has begun it.
         """
-        grammar, param = request.grammar, request.grammar_param
-        await self._grammars.check(grammar, param, patient=patient)
+        param = request.grammar_param
+        grammar = await self._grammars.check(request.grammar, param, patient=patient)
         call_format = self._formats.of_calls(choice)
         special_tokens = self._tokenizer.special_tokens
         if call_format is not None and (grammar or choice.is_forced):
+            _check_schemas(request, choice)
             several = request.parallel_tool_calls
             # Beside an answer in JSON, they have to have its white space.
             whitespace = None if choice.is_forced else grammar_text.WHITESPACE
@@ -144,12 +148,11 @@ class Chat:
             begin, end = reasoning.BEGIN, reasoning.END
             grammar = grammar_text.after_reasoning(grammar, begin, end, special_tokens)
         try:
-            await self._grammars.check(grammar, param, copies=request.n, patient=patient)
+            return await self._grammars.check(grammar, param, copies=request.n, patient=patient)
         except ApiError as error:
             if param == "tools" and call_format is not None and error.status == 400:
                 await self._blame(request, choice, call_format, patient=patient)
             raise
-        return grammar
 
     async def _blame(
         self, request: ChatRequest, choice: ToolChoice, call_format: CallFormat, *, patient: bool
@@ -169,6 +172,14 @@ class Chat:
         if markers.isdisjoint(self._tokenizer.special_tokens):
             return request
         return request.model_copy(update={"skip_special_tokens": False})
+
+
+def _check_schemas(request: ChatRequest, choice: ToolChoice) -> None:
+    """Raise `ApiError` (400) where they are too large to be looked at one by one."""
+    sizes = {name: len(_encode(schema)) for name, schema in choice.schemas}
+    for index, tool in enumerate(request.tools):
+        check_text(sizes.get(tool.function.name, 0), parameters_param(index))
+    check_text(sum(sizes.values()), "tools")
 
 
 def _effort(request: ChatRequest) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Completions:
         with not_too_deep():
             grammar = request.grammar
         prompts = await self._read_prompts(request, patient=offline)
-        await self._grammars.check(
+        grammar = await self._grammars.check(
             grammar, request.grammar_param, copies=num_sequences, patient=offline
         )
         fields = request

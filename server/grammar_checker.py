@@ -1,8 +1,8 @@
 """The grammar checker: a process of the server's that tries grammars before they are admitted.
 
-A grammar is a client's program. It is compiled and followed for some tokens under the limits that
-the last stage keeps to, in a process that is ended when it takes too long, too much memory or a
-fall: nothing that a client sends can hold up or take down the server, or get as far as a stage.
+A grammar is a client's program. It is read, compiled and followed for some tokens under the limits
+that the last stage keeps to, in a process that is ended when it takes too long, too much memory or
+a fall: nothing that a client sends can hold up or take down the server, or get as far as a stage.
 """
 
 import math
@@ -25,6 +25,7 @@ from llguidance import LLMatcher, LLTokenizer
 
 from configs import lifeline, log_file
 from configs.grammar_limits import grammar_limits
+from server.grammar_text import is_ebnf, lark_of
 
 START_TIMEOUT_S = 60.0
 # Less than a thread of the stages has: what is nested too deeply falls here, not there.
@@ -57,6 +58,16 @@ class CheckLimits(msgspec.Struct, frozen=True, array_like=True):
     patience_s: float = 15.0
 
 
+class Verdict(msgspec.Struct, frozen=True, array_like=True):
+    """What is wrong with a grammar, in words that follow its name; empty for nothing.
+
+    `lark` is the grammar to be followed where the one that was checked is EBNF, and else empty.
+    """
+
+    complaint: str
+    lark: str = ""
+
+
 class CheckerError(Exception):
     """No grammar can be checked: the tokenizer is none that grammars can be followed in."""
 
@@ -82,11 +93,8 @@ class GrammarChecker:
         self._child: _Child | None = None
         self._end: Callable[[], object] = lambda: None
 
-    def check(self, grammar: str) -> str:
-        """What is wrong with the grammar, in words that follow its name; empty for nothing.
-
-        Raises `CheckerError` and `UncheckedError`.
-        """
+    def check(self, grammar: str) -> Verdict:
+        """Whether the grammar can be followed. Raises `CheckerError` and `UncheckedError`."""
         if self._child is None or self._child.process.poll() is not None:
             self._child = self._start()
         process, connection = self._child
@@ -94,8 +102,8 @@ class GrammarChecker:
             connection.send_bytes(grammar.encode())
             if not connection.poll(self._limits.patience_s):
                 process.kill()
-            return connection.recv_bytes().decode()
-        return self._fate(process.wait())
+            return msgspec.msgpack.decode(connection.recv_bytes(), type=Verdict)
+        return Verdict(self._fate(process.wait()))
 
     def close(self) -> None:
         """End the process; so does the end of the checker. A check under way is lost."""
@@ -133,6 +141,17 @@ class GrammarChecker:
 def _end(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
     process.wait()
+
+
+def verdict(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> Verdict:
+    """Whether a grammar can be followed, and in which words if it is EBNF."""
+    if not is_ebnf(grammar):
+        return Verdict(complaint(grammar, tokenizer, limits))
+    try:
+        lark = lark_of(grammar)
+    except ValueError as error:
+        return Verdict(f"has an EBNF grammar that cannot be read: {str(error)[:MAX_WORDS]}")
+    return Verdict(complaint(lark, tokenizer, limits), lark)
 
 
 def complaint(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> str:
@@ -186,7 +205,8 @@ def main(connection: Connection) -> None:
         while True:
             grammar = connection.recv_bytes().decode()
             _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + limits.max_cpu_s)
-            connection.send_bytes(complaint(grammar, tokenizer, limits).encode())
+            told = verdict(grammar, tokenizer, limits)
+            connection.send_bytes(msgspec.msgpack.encode(told))
 
 
 def _limit(kind: int, value: int) -> None:

@@ -1,7 +1,8 @@
 """Grammars as text: what an answer may be, in the form in which the last stage follows it.
 
 The text is llguidance's serialised grammar; what its kinds take is told in
-https://github.com/guidance-ai/llguidance/tree/main/docs. Nothing is checked here.
+https://github.com/guidance-ai/llguidance/tree/main/docs. Nothing is checked here, and nothing but
+`lark_of` takes more time than a text is long.
 """
 
 import re
@@ -15,6 +16,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 # One space, or a new line and its indentation: free enough for every usual style, and a model
 # cannot go on with white space for ever. What is nested more deeply is indented less.
 WHITESPACE = r" |\n( {0,20}|\t{0,5})"
+_EBNF = '{"grammars":[{"ebnf_grammar":'
 
 Schema = Mapping[str, Any]
 
@@ -56,9 +58,28 @@ def lark(text: str) -> str:
 
 
 def ebnf(text: str) -> str:
-    """A grammar in llama.cpp's GBNF, which is also what vLLM calls EBNF. Raises `ValueError`."""
+    """A grammar in llama.cpp's GBNF, which is also what vLLM calls EBNF; see `lark_of`.
+
+    This kind is ours: the library does not know it.
+    """
+    return _serialised(ebnf_grammar=text)
+
+
+def is_ebnf(grammar: str) -> bool:
+    """Whether it is one of `ebnf`'s."""
+    return grammar.startswith(_EBNF)
+
+
+def lark_of(grammar: str) -> str:
+    """The same as one of `ebnf`'s in Lark. Raises `ValueError`.
+
+    Some texts of 16 KiB take seconds: it is not for the event loop.
+    """
+    (told,) = msgspec.json.decode(grammar)["grammars"]
     try:
-        return lark(any_to_lark(text))
+        return lark(any_to_lark(told["ebnf_grammar"]))
+    except MemoryError:
+        raise
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     # The converter raises bare Exceptions.

@@ -22,15 +22,17 @@ from server.grammar_checker import (
     CheckerError,
     GrammarChecker,
     UncheckedError,
+    Verdict,
 )
 from server.grammar_text import WHITESPACE, Schema
 from server.tokenizer import Tokenizer
 
 MAX_CHOICES = 4096
-# Its conversion is Python and takes some 10 ms here.
+# The checker's process turns it into Lark, in Python: usually in some 10 ms, at worst in 3 s.
 MAX_EBNF_CHARACTERS = 16 * 1024
-# Grammars whose check is remembered, and that may wait for theirs, and for how long.
-MAX_KNOWN = 4096
+# Grammars whose check is remembered, those in EBNF with as much Lark, and that may wait for theirs,
+# and for how long.
+MAX_KNOWN = 1024
 MAX_WAITING = 16
 MAX_WAIT_S = 20.0
 
@@ -91,8 +93,8 @@ class Grammars:
         self._checker = GrammarChecker(vocabulary)
         # The thread stays: on Linux a process ends with the thread that has started it.
         self._thread = ThreadPoolExecutor(1, "grammars")
-        self._known: OrderedDict[bytes, str] = OrderedDict()
-        self._waiting: dict[bytes, asyncio.Future[str]] = {}
+        self._known: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._waiting: dict[bytes, asyncio.Future[Verdict]] = {}
         self._patient_door = asyncio.Lock()
 
     def close(self) -> None:
@@ -104,36 +106,31 @@ class Grammars:
 
     async def check(
         self, grammar: str, param: str, *, copies: int = 1, patient: bool = False
-    ) -> None:
-        """Return if the grammar, which the field `param` asks for, can be followed.
+    ) -> str:
+        """The grammar, which the field `param` asks for, as a stage can follow it.
 
-        It goes with each of `copies` sequences. Raises `ApiError`: 400 if it cannot, 429 when
-        others take too long with their checks, 503 when no check came to an end. Who is `patient`
-        waits for others without end.
+        It goes with each of `copies` sequences. Raises `ApiError`: 400 if it cannot be followed,
+        429 when others take too long with their checks, 503 when no check came to an end. Who is
+        `patient` waits for others without end.
         """
         if not grammar:
-            return
+            return ""
         encoded = grammar.encode()
-        if len(encoded) > MAX_GRAMMAR_BYTES:
-            limit = f"{MAX_GRAMMAR_BYTES // 1024} KiB"
-            raise invalid(f"'{param}' is larger than {limit}.", param, "invalid_value")
-        if len(encoded) * copies > MAX_GRAMMAR_BYTES_OF_REQUEST:
-            message = (
-                f"'{param}' is too large for {copies} completions: each takes a grammar of "
-                f"{len(encoded)} bytes, and {MAX_GRAMMAR_BYTES_OF_REQUEST} are allowed in all."
-            )
-            raise invalid(message, param, "invalid_value")
+        _check_size(len(encoded), param, copies)
         try:
-            complaint = await self._complaint(sha256(encoded).digest(), grammar, patient=patient)
+            verdict = await self._verdict(sha256(encoded).digest(), grammar, patient=patient)
         except CheckerError as error:
             message = f"'{param}' is not possible with this model's tokenizer: {error}."
             raise invalid(message, param, "unsupported_parameter") from error
         except UncheckedError as error:
             raise unavailable(f"'{param}' could not be checked: {error}.") from error
-        if complaint:
-            raise invalid(f"'{param}' {complaint}.", param, "invalid_value")
+        if verdict.complaint:
+            raise invalid(f"'{param}' {verdict.complaint}.", param, "invalid_value")
+        if verdict.lark:
+            _check_size(len(verdict.lark.encode()), param, copies)
+        return verdict.lark or grammar
 
-    async def _complaint(self, digest: bytes, grammar: str, *, patient: bool) -> str:
+    async def _verdict(self, digest: bytes, grammar: str, *, patient: bool) -> Verdict:
         if digest in self._known:
             return self._known[digest]
         if patient:
@@ -148,7 +145,7 @@ class Grammars:
         except TimeoutError:
             raise busy from None
 
-    async def _checked(self, digest: bytes, grammar: str) -> str:
+    async def _checked(self, digest: bytes, grammar: str) -> Verdict:
         if digest in self._known:  # another's, while this one waited at the door
             return self._known[digest]
         check = self._waiting.get(digest)
@@ -160,13 +157,30 @@ class Grammars:
         # Others may wait for the same, and who asks next need not wait again.
         return await asyncio.shield(check)
 
-    def _note(self, digest: bytes, check: asyncio.Future[str]) -> None:
+    def _note(self, digest: bytes, check: asyncio.Future[Verdict]) -> None:
         del self._waiting[digest]
         if check.cancelled() or check.exception() is not None:
             return
         self._known[digest] = check.result()
         if len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
+
+
+def check_text(num_characters: int, param: str) -> None:
+    """Raise `ApiError` (400) where what a grammar is to be made of is longer than it may be."""
+    if num_characters > MAX_GRAMMAR_BYTES:
+        limit = f"{MAX_GRAMMAR_BYTES // 1024} KiB"
+        raise invalid(f"'{param}' is larger than {limit}.", param, "invalid_value")
+
+
+def _check_size(num_bytes: int, param: str, copies: int) -> None:
+    check_text(num_bytes, param)
+    if num_bytes * copies > MAX_GRAMMAR_BYTES_OF_REQUEST:
+        message = (
+            f"'{param}' is too large for {copies} completions: each takes a grammar of "
+            f"{num_bytes} bytes, and {MAX_GRAMMAR_BYTES_OF_REQUEST} are allowed in all."
+        )
+        raise invalid(message, param, "invalid_value")
 
 
 def _of_format(response_format: ResponseFormat) -> str:
@@ -201,6 +215,7 @@ def _of_outputs(wanted: StructuredOutputs) -> str:
     if wanted.choice is not None:
         if not 0 < len(wanted.choice) <= MAX_CHOICES:
             raise _wrong(f"must have 1 to {MAX_CHOICES} choices")
+        check_text(sum(map(len, wanted.choice)), "structured_outputs")
         return grammar_text.choice(wanted.choice)
     if wanted.grammar is not None:
         return _of_text(wanted.grammar)
@@ -213,10 +228,7 @@ def _of_text(text: str) -> str:
     if len(text) > MAX_EBNF_CHARACTERS:
         limit = f"{MAX_EBNF_CHARACTERS} characters"
         raise _wrong(f"has an EBNF grammar of more than {limit}; write it in Lark")
-    try:
-        return grammar_text.ebnf(text)
-    except ValueError as error:
-        raise _wrong(f"has an EBNF grammar that cannot be read: {error}") from error
+    return grammar_text.ebnf(text)
 
 
 def _decoded(schema: dict[str, Any] | str) -> Schema | bool:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from configs.grammar_limits import MAX_GRAMMAR_BYTES
 from engine.messages import Finished, Submit, ToServer
 from tests.server.chatting import CALL, OTHER, OTHER_CALL, TOOL, choice, error, submitted
 from tests.server.grammar_readers import accepts, rules_of
@@ -32,6 +33,17 @@ def test_forced_calls_follow_a_grammar(qwen: Daemon) -> None:
     assert not accepts(named, OTHER_CALL)
     once = {"tool_choice": "required", "parallel_tool_calls": False}
     assert not accepts(submitted(qwen, tools=tools, **once).sampling.grammar, f"{CALL}\n{CALL}")
+
+
+def test_schemas_that_are_too_large_for_a_grammar_are_told_by_their_names(qwen: Daemon) -> None:
+    large = {"type": "object", "properties": {"a": {"enum": ["x" * MAX_GRAMMAR_BYTES]}}}
+    tools = [TOOL, {"type": "function", "function": {"name": "big", "parameters": large}}]
+    found = error(qwen, tools=tools, tool_choice="required")
+    assert found["param"] == "tools[1].function.parameters"
+    assert found["message"] == "'tools[1].function.parameters' is larger than 256 KiB."
+    half = {"type": "object", "properties": {"a": {"enum": ["x" * (MAX_GRAMMAR_BYTES // 2)]}}}
+    tools = [{"type": "function", "function": {"name": name, "parameters": half}} for name in "abc"]
+    assert error(qwen, tools=tools, tool_choice="required")["param"] == "tools"
 
 
 def test_a_form_is_that_of_an_answer_without_calls(qwen: Daemon) -> None:

@@ -16,7 +16,7 @@ from engine.messages import Abort, Submit
 from server.connection import announces_more
 from server.drain import Drain
 from server.engine_client import EngineClient
-from server.grammar_checker import GrammarChecker
+from server.grammar_checker import GrammarChecker, Verdict
 from server.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer
 from tests.server.templates import CHATML, chatty
 from tests.server.world import (
@@ -219,9 +219,9 @@ def test_a_client_that_leaves_while_its_grammar_is_checked_is_forgotten(
 ) -> None:
     gate = Gate()
 
-    def check(_self: GrammarChecker, _grammar: str) -> str:
+    def check(_self: GrammarChecker, _grammar: str) -> Verdict:
         gate.wait()
-        return ""
+        return Verdict("")
 
     monkeypatch.setattr(GrammarChecker, "check", check)
     with serving(tmp_path) as daemon:

@@ -18,6 +18,7 @@ from server.grammar_text import (
     json_object,
     json_schema,
     lark,
+    lark_of,
     regex,
 )
 from tests.server.grammar_readers import SPECIAL, SPECIAL_ID, accepts
@@ -102,7 +103,7 @@ def test_a_choice_is_one_of_the_texts(texts: list[str]) -> None:
 def test_a_grammar_may_be_in_lark_or_in_ebnf() -> None:
     sums = ["1+1", "12+(3+4)"]
     in_lark = lark('start: term ("+" term)*\nterm: NUMBER | "(" start ")"\nNUMBER: /[0-9]+/')
-    in_ebnf = ebnf('root ::= term ("+" term)*\nterm ::= [0-9]+ | "(" root ")"')
+    in_ebnf = lark_of(ebnf('root ::= term ("+" term)*\nterm ::= [0-9]+ | "(" root ")"'))
     for text in sums:
         assert accepts(in_lark, text)
         assert accepts(in_ebnf, text)
@@ -113,7 +114,7 @@ def test_a_grammar_may_be_in_lark_or_in_ebnf() -> None:
 @pytest.mark.parametrize("text", ['root ::= "a', "root ::= b", "root ::= " + "(" * 5000])
 def test_ebnf_that_cannot_be_read_is_told(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        ebnf(text)
+        lark_of(ebnf(text))
 
 
 TOOLS = [("person", PERSON), ("person_more", {"properties": {"q": {"enum": [1]}}}), ("stop", None)]

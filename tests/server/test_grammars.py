@@ -13,16 +13,19 @@ import pytest
 
 from configs.grammar_limits import MAX_GRAMMAR_BYTES, MAX_GRAMMAR_BYTES_OF_REQUEST
 from engine.messages import Submit
+from server import grammar_text
 from server import grammars as module
 from server.errors import ApiError
-from server.grammar_checker import CheckerError, UncheckedError
-from server.grammar_text import choice, json_object, json_schema, lark, regex
-from server.grammars import Grammars, grammar_of
+from server.grammar_checker import CheckerError, UncheckedError, Verdict
+from server.grammar_text import choice, ebnf, json_object, json_schema, lark, regex
+from server.grammars import MAX_EBNF_CHARACTERS, Grammars, grammar_of
 from tests.server.grammar_readers import accepts
 from tests.server.templates import CHATML, chatty
 from tests.server.world import MODEL, TOKENIZER, Daemon, saying, serving
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "boolean"}}}
+# It takes a second to be turned into Lark, and cannot be followed then.
+CHAIN = "root::=a0\n" + "".join(f"a{i}::=a{i + 1}\n" for i in range(1246)) + 'a1246::="x"'
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,10 @@ def test_properties_come_in_the_order_of_the_schema(daemon: Daemon) -> None:
     assert not accepts(grammar, '{"a": true, "b": 1}')
 
 
-def test_an_ebnf_grammar_is_read(daemon: Daemon) -> None:
+def test_an_ebnf_grammar_is_read(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not in this process, where it would hold up all who are served.
+    monkeypatch.setattr(grammar_text, "lark_of", None)
+    monkeypatch.setattr(grammar_text, "any_to_lark", None)
     grammar = asked(daemon, structured_outputs={"grammar": 'root ::= "a" root | "b"'})
     assert accepts(grammar, "aab")
 
@@ -132,6 +138,22 @@ def test_an_ebnf_grammar_is_read(daemon: Daemon) -> None:
         (
             {"structured_outputs": {"grammar": "root ::= other"}},
             "'structured_outputs' has an EBNF grammar that cannot be read: Rule 'other' not found.",
+            "structured_outputs",
+        ),
+        (
+            {"structured_outputs": {"grammar": CHAIN}},
+            "'structured_outputs' is too complex.",
+            "structured_outputs",
+        ),
+        (
+            {"structured_outputs": {"grammar": "root ::= " + "a" * MAX_EBNF_CHARACTERS}},
+            "'structured_outputs' has an EBNF grammar of more than 16384 characters; write it in "
+            "Lark.",
+            "structured_outputs",
+        ),
+        (
+            {"structured_outputs": {"choice": ["\x7f" * MAX_GRAMMAR_BYTES, "a"]}},
+            "'structured_outputs' is larger than 256 KiB.",
             "structured_outputs",
         ),
         (
@@ -233,15 +255,16 @@ class CountedChecker:
     def __init__(self) -> None:
         self.checked: list[str] = []
         self.failures: dict[str, Exception] = {}
+        self.lark: dict[str, str] = {}
         self.may_go_on = threading.Event()
         self.may_go_on.set()
 
-    def check(self, grammar: str) -> str:
+    def check(self, grammar: str) -> Verdict:
         self.checked.append(grammar)
         self.may_go_on.wait()
         if grammar in self.failures:
             raise self.failures[grammar]
-        return "is wrong" if grammar == "wrong" else ""
+        return Verdict("is wrong" if grammar == "wrong" else "", self.lark.get(grammar, ""))
 
     def close(self) -> None:
         self.may_go_on.set()
@@ -270,8 +293,25 @@ def test_a_grammar_is_checked_once_whether_right_or_wrong(
 
     answers = asyncio.run(ask())
     assert checker.checked == ["right", "wrong"]
-    assert sum(answer is None for answer in answers) == 21
+    assert sum(answer == "right" for answer in answers) == 21
     assert sum(isinstance(answer, ApiError) for answer in answers) == 21
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_ebnf_is_turned_into_lark_where_it_is_checked_and_measured_then(
+    patient: bool, counted: tuple[Grammars, CountedChecker]
+) -> None:
+    grammars, checker = counted
+    text = ebnf("root ::= [a]")
+    checker.lark[text] = "much larger" * 1000
+
+    def check(copies: int) -> str:
+        return asyncio.run(grammars.check(text, "field", copies=copies, patient=patient))
+
+    assert check(1) == checker.lark[text]
+    with pytest.raises(ApiError, match="11000 bytes"):
+        check(2000)
+    assert checker.checked == [text]
 
 
 def test_no_grammar_needs_no_check(counted: tuple[Grammars, CountedChecker]) -> None:
@@ -291,7 +331,7 @@ def test_too_many_new_grammars_at_once_are_turned_away(
         return list(await asyncio.gather(*checks, return_exceptions=True))
 
     answers = asyncio.run(ask())
-    assert answers[:3] == [None] * 3
+    assert answers[:3] == ["number 0", "number 1", "number 2"]
     assert [answer.status for answer in answers[3:] if isinstance(answer, ApiError)] == [429] * 2
     assert len(checker.checked) == 3
 

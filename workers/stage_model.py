@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from configs.schema import Config
-from workers import attention, cutting, partition
+from workers import attention, cutting, experts, partition
 from workers.attention import UnsupportedModelError
 from workers.cutting import find_trunk
 
@@ -121,11 +121,16 @@ def load(
     checkpoint that is missing, damaged or incomplete (`OSError`, `ValueError`, `SafetensorError`).
     """
     model_config = read_config(config)
-    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    source: dict[str, Any] = {
+        "revision": config.revision,
+        "trust_remote_code": config.trust_remote_code,
+    }
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     layers = (ranges or split(config, model_config))[stage]
     _check_files(Path(config.model), config.load_format)
     stage_class = cutting.stage_class(_model_class(model_config, config), layers)
+    if device.type == "cpu" and getattr(model_config, "quantization_config", None) is None:
+        source["experts_implementation"] = experts.NAME
     previous_hook = transformers_logging.set_tqdm_hook(_progress_of(stage))
     try:
         model, report = stage_class.from_pretrained(

@@ -85,7 +85,6 @@ class Loop:
         self._outbox: list[ToServer] = []
         same_host = config.stage_address.startswith("ipc://")
         self._restarts = Restarts(config)
-        self._failed_life = 0
         self._watch = StageWatch(
             config.pipeline_parallel_size,
             STATS_INTERVAL_S,
@@ -165,15 +164,13 @@ class Loop:
 
     def _take_failure(self, failed: StageFailed) -> None:
         reason = f"stage {failed.stage} failed: {failed.reason}"
-        if failed.epoch and not self._scheduler.is_over(failed.epoch):
+        if self._scheduler.is_over(failed.epoch):
+            return
+        if failed.is_apart:
+            # Nothing of ours has failed: they try again for as long as a start may take.
+            self._trouble = reason
+        else:
             self._lose_stages(StageLost(failed.epoch, reason, failed.step_id))
-        elif not failed.epoch and failed.life > self._failed_life:
-            self._failed_life = failed.life
-            if failed.is_apart:
-                # Nothing of ours has failed: they try again for as long as a start may take.
-                self._trouble = reason
-            else:
-                self._count_restart(reason)
 
     def _take_from_server(self, message: FromServer) -> None:
         if not isinstance(message, Hello):

@@ -348,15 +348,14 @@ class Heartbeat(Message, frozen=True):
 class StageFailed(Message, frozen=True):
     """The stage ends because of step `step_id`, and none of its neighbours is the reason.
 
-    Or it could not start: then `step_id` is -1, and `epoch` 0 where it had not met the others, who
-    could not be reached where it `is_apart`. `life` counts the lives of the group before.
+    Or it could not start: then `step_id` is -1. Where it `is_apart`, that is because the others
+    could not be reached.
     """
 
     stage: int
     epoch: int
     step_id: int
     reason: str
-    life: int = 0
     is_apart: bool = False
 
 

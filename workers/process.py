@@ -18,7 +18,6 @@ from configs import lifeline, loader, log_file, logs
 from configs.schema import Config
 from engine.messages import StageFailed, ToStage
 from engine.wire import Spoke
-from workers.agreement import agreed
 from workers.heartbeat import HeartbeatThread, Progress
 from workers.loading import Place
 from workers.rendezvous import group_store
@@ -73,10 +72,11 @@ def forget_handlers() -> None:
 
 def _start(config: Config, stack: ExitStack, life: int) -> tuple[Stage, int]:
     """A stage that is ready, its heart beating, and the group's epoch; exits where that fails."""
-    epoch = 0
+    # Each life of the group is newer than the last one, whatever is done to the clock.
+    epoch = life + 1
     try:
-        place = _join_group(config)
-        epoch, progress = place.epoch, Progress()
+        place = _join_group(config, epoch)
+        progress = Progress()
         logs.set_up(f"stage {place.stage}", config)
         # From here on, so that one that hangs while it loads is noticed too.
         exact = place.device.type == "cpu" or config.exact_times
@@ -93,21 +93,19 @@ def _start(config: Config, stack: ExitStack, life: int) -> tuple[Stage, int]:
         # Where the daemon is ending for the same reason already, once is enough.
         is_told = not life or lifeline.reported_failure(config.folder) is not None
         level = logging.DEBUG if is_told else logging.ERROR
-        logs.set_up("stages", config).log(
-            level, "stage %d: %s", rank, cause, exc_info=not is_apart
-        )
+        logs.set_up("stages", config).log(level, "stage %d: %s", rank, cause, exc_info=not is_apart)
         if not life:
             lifeline.report_failure(config.folder, f"stage {rank}: {cause}")
         with Spoke[None](config.stage_address, f"failed-{rank}", None, config.secret) as engine:
-            engine.send(StageFailed(rank, epoch, -1, cause, life, is_apart))
+            engine.send(StageFailed(rank, epoch, -1, cause, is_apart))
         if is_apart and life:
             time.sleep(MEET_AGAIN_S)
         sys.exit(1)
     return stage, epoch
 
 
-def _join_group(config: Config) -> Place:
-    """Meet the other stages; the first one names the group's epoch."""
+def _join_group(config: Config, epoch: int) -> Place:
+    """Meet the other stages. Raises `ApartError`."""
     num_stages = config.pipeline_parallel_size
     torch.set_num_threads(config.num_threads or max(1, _num_cores() // num_stages))
     local_rank = dist.get_node_local_rank(fallback_rank=0)
@@ -126,12 +124,11 @@ def _join_group(config: Config) -> Place:
         raise ValueError(
             f"{num_processes} processes for {num_stages} stages (pipeline_parallel_size)"
         )
-    epoch = _meet(config, backend, device)
+    _meet(config, backend, device)
     return Place(dist.get_rank(), epoch, device, sharing)
 
 
-def _meet(config: Config, backend: str, device: torch.device) -> int:
-    """Make the group; the epoch. Raises `ApartError`."""
+def _meet(config: Config, backend: str, device: torch.device) -> None:
     timeout = timedelta(seconds=config.stage_start_timeout)
     try:
         dist.init_process_group(
@@ -142,8 +139,9 @@ def _meet(config: Config, backend: str, device: torch.device) -> int:
             timeout=timeout,
             device_id=device if backend == "nccl" else None,
         )
-        return agreed(time.time_ns(), int)[0]
-    except RuntimeError as error:  # torch's, whatever lies between us and the others
+    except RuntimeError as error:  # gloo's, NCCL's and the store's are all of this kind
+        if "cuda" in str(error).lower():
+            raise
         raise ApartError(f"the other stages cannot be reached: {error}") from error
 
 

@@ -62,7 +62,7 @@ def test_starts_that_fail_are_counted_as_restarts(
     engine = Engine(tmp_path, max_restarts=1)
     processes.append(engine.process)
     # Two stages of one life are one start.
-    engine.hear(*(StageFailed(0, 0, -1, "no device", life) for life in (1, 1, 2)))
+    engine.hear(*(StageFailed(0, epoch, -1, "no device") for epoch in (2, 2, 3)))
     last_words = engine.last_words()
     assert last_words is not None
     assert last_words.startswith("stage 0 failed: no device, after 1 restarts")
@@ -73,8 +73,8 @@ def test_stages_that_do_not_reach_each_other_may_try_for_as_long_as_a_start_may_
 ) -> None:
     engine = Engine(tmp_path, max_restarts=1, stage_start_timeout=4)
     processes.append(engine.process)
-    lives = range(1, 6)
-    engine.hear(*(StageFailed(0, 0, -1, "no route", life, is_apart=True) for life in lives))
+    epochs = range(2, 7)
+    engine.hear(*(StageFailed(0, epoch, -1, "no route", is_apart=True) for epoch in epochs))
     assert engine.trouble() == "stage 0 failed: no route"
     assert engine.last_words() == (
         "not all 2 stages were ready within 4 s (stage_start_timeout); stage 0 failed: no route"

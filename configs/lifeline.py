@@ -7,6 +7,7 @@ elsewhere.
 """
 
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -23,6 +24,8 @@ _PR_SET_PDEATHSIG = 1
 FAILURE = "failure.txt"
 PARENT = "_TDPIPE_PARENT"
 ENV_PREFIX = "TDPIPE_"
+
+log = logging.getLogger("tdpipe")
 
 
 def start(
@@ -85,9 +88,18 @@ def environment_of_children(num_threads: int | None) -> dict[str, str]:
 
 
 def report_failure(folder: Path, line: str) -> None:
-    """Leave the root cause of a failure that no restart can mend; the first one is kept."""
-    with suppress(FileExistsError), (folder / FAILURE).open("x") as file:
-        file.write(" ".join(line.split()))
+    """Leave the root cause of a failure that no restart can mend; the first one is kept.
+
+    Where it cannot be left, as on a full disk, it is in the log at least.
+    """
+    told = " ".join(line.split())
+    try:
+        with (folder / FAILURE).open("x") as file:
+            file.write(told)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        log.error("%s; this could not be left in the runtime folder: %s", told, error)
 
 
 def reported_failure(folder: Path) -> str | None:

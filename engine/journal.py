@@ -2,13 +2,15 @@
 
 A file of length-prefixed frames: for each life of the engine first the settings, as JSON, then one
 `Entry` per event, as MessagePack. A life that was cut short is read up to its last whole frame, and
-the next one begins there.
+the next one begins there. So does one that a full disk has ended.
 """
 
+import logging
 import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -20,6 +22,8 @@ from engine.scheduler import Outgoing, Scheduler
 
 _LENGTH = struct.Struct("<I")
 _NONE = "{} is not a journal of this version"
+
+log = logging.getLogger("tdpipe")
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -41,6 +45,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, config: EngineConfig, *, goes_on: bool = False) -> None:
+        self._path = path
         flags = os.O_RDWR | os.O_CREAT | (0 if goes_on else os.O_TRUNC)
         self._file: BinaryIO = os.fdopen(os.open(path, flags, 0o600), "r+b")
         os.fchmod(self._file.fileno(), 0o600)  # one that was there already, too
@@ -52,8 +57,15 @@ class Journal:
         self._frame(settings.model_dump_json().encode())
 
     def write(self, event: Event, now: float, answer: Sequence[Outgoing]) -> None:
-        """Add one event and what came of it."""
-        self._frame(self._encoder.encode(Entry(now, event, digest(answer))))
+        """Add one event and what came of it. A full disk ends the journal, not the service."""
+        if self._file.closed:
+            return
+        try:
+            self._frame(self._encoder.encode(Entry(now, event, digest(answer))))
+        except OSError as error:
+            self._tell_end(error)
+            with suppress(OSError):
+                self._file.close()
 
     def _frame(self, payload: bytes) -> None:
         self._file.write(_LENGTH.pack(len(payload)) + payload)
@@ -61,8 +73,14 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
+    def _tell_end(self, error: OSError) -> None:
+        log.error("the journal %s ends here: %s", self._path, error)
+
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            self._tell_end(error)
 
 
 def digest(answer: Sequence[Outgoing]) -> int:

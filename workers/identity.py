@@ -5,6 +5,7 @@ Each stage leaves its own in the runtime folder, where `tdpipe profile` finds it
 
 import hashlib
 import json
+import logging
 import os
 import platform
 from dataclasses import asdict, dataclass
@@ -15,6 +16,8 @@ from transformers import AutoConfig
 
 from configs.schema import Config
 from configs.version import VERSION
+
+log = logging.getLogger("tdpipe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,11 @@ class Identity:
         return hash_of(json.dumps(asdict(self), sort_keys=True))
 
     def save(self, folder: Path) -> None:
-        """Leave it in the runtime folder."""
-        (folder / f"stage-{self.stage}.json").write_text(json.dumps(asdict(self)))
+        """Leave it in the runtime folder; a full disk is no reason not to serve."""
+        try:
+            (folder / f"stage-{self.stage}.json").write_text(json.dumps(asdict(self)))
+        except OSError as error:
+            log.warning("what stage %d runs on is not kept: %s", self.stage, error)
 
     @classmethod
     def load(cls, folder: Path, stage: int) -> "Identity":

@@ -1,6 +1,7 @@
 """The lifeline: a child does not outlive its parent, and the first root cause is the one told."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -84,6 +85,21 @@ def test_no_report_is_no_failure(tmp_path: Path) -> None:
     assert reported_failure(tmp_path) is None
     assert reported_failure(tmp_path / "no such folder") is None
     report_failure(tmp_path, "")
+    assert reported_failure(tmp_path) is None
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_failure_that_cannot_be_left_is_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_full: bool
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        report_failure(tmp_path if is_full else tmp_path / "nowhere", "stage 1:\nno weights")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("stage 1: no weights; this could not be left in ")
     assert reported_failure(tmp_path) is None
 
 

@@ -104,3 +104,11 @@ def test_nothing_half_written_is_left(tmp_path: Path) -> None:
 def test_an_identity_left_in_a_folder_is_found_there(tmp_path: Path) -> None:
     WHO.save(tmp_path)
     assert Identity.load(tmp_path, WHO.stage) == WHO
+
+
+def test_an_identity_that_cannot_be_left_is_no_reason_to_stop(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    WHO.save(tmp_path / "nowhere")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("what stage 1 runs on is not kept: ")

@@ -47,6 +47,11 @@ class Pool:
         """Sequences that hold KV."""
         return len(self.live)
 
+    @property
+    def has_offline(self) -> bool:
+        """Whether any open sequence is nobody's to wait for."""
+        return len(self.live) + len(self.waiting) > self.num_online
+
     def find(self, sequence_id: int) -> Sequence | None:
         """The open sequence with this id."""
         return self.live.get(sequence_id) or self.waiting.find(sequence_id)

@@ -22,6 +22,7 @@ from engine.correction import Correction
 from engine.cost_model import CostModel
 from engine.counters import Counters
 from engine.expectation import Expectation, expectation_of
+from engine.giving_way import GivingWay
 from engine.lengths import LengthErrors
 from engine.logprobs import of_those_left
 from engine.messages import (
@@ -74,6 +75,7 @@ class Pipeline:
     epoch: int
     policy: Policy
     correction: Correction
+    giving_way: GivingWay
     probation: Probation | None
     in_flight: deque["InFlight"] = field(default_factory=deque)
 
@@ -230,6 +232,7 @@ class Scheduler:
             stages[0].epoch,
             make_policy(self.config, num_stages, correction.cost),
             correction,
+            GivingWay(self.config, num_stages),
             Probation(suspects, num_stages, self.config.max_num_batched_tokens),
         )
         # A group that outlived its engine has seen ids already, and may still tell of them.
@@ -311,6 +314,8 @@ class Scheduler:
         if pipeline.probation is not None and pipeline.probation.is_over():
             pipeline.probation = None
         policy = pipeline.probation or pipeline.policy
+        if pipeline.probation is None:
+            pipeline.giving_way.make_room(self.pool, now)
         while len(pipeline.in_flight) < policy.max_in_flight:
             batch = policy.next_micro_batch(self.pool, now)
             if batch is None:

@@ -22,7 +22,8 @@ def never_alone(
 
     Answers `[tokens, hidden]`.
     """
-    rows_of = torch.bincount(top_k_index.flatten(), minlength=int(module.num_experts))
+    num_experts: int = module.num_experts  # type: ignore[assignment]
+    rows_of = torch.bincount(top_k_index.flatten(), minlength=num_experts)
     is_alone = (rows_of == 1)[top_k_index].any(-1)
     count = len(hidden_states)
     rows = torch.cat([torch.arange(count), is_alone.nonzero().flatten()])

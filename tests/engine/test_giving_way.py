@@ -1,0 +1,117 @@
+"""Giving way: a full house of offline work keeps nobody waiting who is waited for."""
+
+import msgspec
+import pytest
+
+from configs.schema import EngineConfig
+from engine.messages import Submit
+from tests.engine.world import World, make_submit
+
+POLICIES = ("td-pipe", "temporal", "hybrid", "separate")
+LONG, SHORT = 400, 4
+WAIT_S = 0.1
+FIRST_ONLINE = 100
+
+
+def offline(sequence_id: int, num_prompt: int = 3, max_tokens: int = LONG) -> Submit:
+    """A line of a batch whose answer is long, as is predicted."""
+    submit = make_submit(sequence_id, [sequence_id] * num_prompt, max_tokens, stop=False)
+    return msgspec.structs.replace(submit, offline=True, predicted_len=max_tokens)
+
+
+def online(sequence_id: int, num_prompt: int = 3) -> Submit:
+    """Somebody waits for this one."""
+    submit = make_submit(sequence_id, [sequence_id] * num_prompt, SHORT, stop=False)
+    return msgspec.structs.replace(submit, predicted_len=SHORT)
+
+
+def world_of(policy: str, num_blocks: int = 1000, **settings: object) -> World:
+    """Two stages, blocks of four tokens."""
+    return World(
+        EngineConfig.model_validate(
+            {
+                "policy": policy,
+                "pipeline_parallel_size": 2,
+                "block_size": 4,
+                "max_prefill_wait": WAIT_S,
+                **settings,
+            }
+        ),
+        num_blocks,
+    )
+
+
+def steps_until_ended(world: World, *sequence_ids: int) -> int:
+    """Steps that come back until all of these have ended."""
+    count = 0
+    while not all(sequence_id in world.finished for sequence_id in sequence_ids):
+        assert world.return_step()
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_seats_are_given_up_for_somebody_who_is_waited_for(policy: str) -> None:
+    world = world_of(policy, max_num_seqs=4)
+    for sequence_id in range(6):
+        world.submit(offline(sequence_id))
+    for _ in range(20):
+        world.return_step()
+    for sequence_id in range(FIRST_ONLINE, FIRST_ONLINE + 3):
+        world.submit(online(sequence_id))
+    assert steps_until_ended(world, *range(FIRST_ONLINE, FIRST_ONLINE + 3)) < LONG / 4
+    assert not any(sequence_id in world.finished for sequence_id in range(6))
+    world.run_dry()
+    world.check_ends()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_blocks_are_given_up_too(policy: str) -> None:
+    world = world_of(policy, num_blocks=120)
+    for sequence_id in range(8):
+        world.submit(offline(sequence_id, num_prompt=40, max_tokens=60))
+    for _ in range(10):
+        world.return_step()
+    assert world.scheduler.pool.ledger.num_free < 60
+    world.submit(online(FIRST_ONLINE, num_prompt=240))
+    ended = steps_until_ended(world, FIRST_ONLINE)
+    assert ended < 60
+    world.run_dry()
+    world.check_ends()
+
+
+@pytest.mark.parametrize("policy", ["td-pipe", "temporal"])  # the others expect nothing
+def test_what_the_live_are_expected_to_need_keeps_nobody_out_for_long(policy: str) -> None:
+    world = world_of(policy, num_blocks=110)
+    # It fits with all of its answer, and nobody beside it.
+    world.submit(offline(0, num_prompt=200, max_tokens=230))
+    for _ in range(10):
+        world.return_step()
+    world.submit(msgspec.structs.replace(online(FIRST_ONLINE), max_tokens=200, predicted_len=200))
+    num_steps = 0
+    while not world.outputs[FIRST_ONLINE]:
+        assert world.return_step()
+        num_steps += 1
+    assert num_steps < 60
+    world.run_dry()
+    world.check_ends()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_nobody_goes_before_the_wait_is_over(policy: str) -> None:
+    world = world_of(policy, max_num_seqs=2, max_prefill_wait=1000.0)
+    for sequence_id in range(2):
+        world.submit(offline(sequence_id))
+    world.submit(online(FIRST_ONLINE))
+    world.run_dry()
+    assert world.scheduler.counters.preemptions == 0
+    world.check_ends()
+
+
+def test_nobody_who_is_waited_for_goes() -> None:
+    world = world_of("td-pipe", max_num_seqs=2)
+    for sequence_id in range(FIRST_ONLINE, FIRST_ONLINE + 4):
+        world.submit(msgspec.structs.replace(online(sequence_id), max_tokens=LONG))
+    world.run_dry()
+    assert world.scheduler.counters.preemptions == 0
+    world.check_ends()

@@ -85,7 +85,7 @@ batch-order: $(VENV)/dev  ## what the order of a batch's requests is worth in th
 faults: $(VENV)/dev  ## every fault on every process at every moment (about 17 minutes; ARGS=--write into docs)
 	$(BIN)/pytest -m '' tests/faults $(ARGS)
 
-soak: $(VENV)/dev  ## mixed traffic while things break (20 minutes; ARGS="--minutes 2" for less)
+soak: $(VENV)/dev  ## mixed traffic while things break (31 minutes; ARGS="--minutes 2 --calm-minutes 1" for less)
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 batch-memory: $(VENV)/dev  ## the server's memory with a batch of 200,000 lines (about a minute)

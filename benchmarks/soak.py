@@ -1,10 +1,11 @@
-"""The soak: hours in small. `make soak` runs mixed traffic for 20 minutes while things break.
+"""The soak: hours in small. `make soak` runs mixed traffic for 20 minutes while things break, and
+for 11 more in which nothing does, so that engine and stages live long enough to show a leak.
 
 A daemon with the demo model answers streams, whole answers, chats, several choices, bad input,
 clients that leave, and batches. Every 30 seconds on average a stage, the engine, torchrun or the
 predictor is killed or stopped. At the end every answer that was waited for must have come, and been
 the one that an undisturbed daemon gave; no KV block, process or descriptor may be left over, no
-process that has lived for ten minutes may have grown, and the journal must replay to the same
+process that has lived for ten minutes may grow, and the journal must replay to the same
 decisions.
 
 Prints what was seen, and exits with 1 where anything of that is not so.
@@ -134,13 +135,15 @@ async def answer(client: openai.AsyncOpenAI, ask: Ask, leave_after: int = 0) -> 
 
 
 class Soak:
-    """One daemon under traffic and faults until `ends_at`."""
+    """One daemon under traffic with faults, and then without."""
 
-    def __init__(self, url: str, seed: int, seconds: float, fault_every_s: float) -> None:
+    def __init__(
+        self, url: str, seed: int, seconds: float, calm_s: float, fault_every_s: float
+    ) -> None:
         self.findings = Findings()
         self._rng = random.Random(seed)
         self._url = url
-        self._seconds, self._fault_every_s = seconds, fault_every_s
+        self._seconds, self._calm_s, self._fault_every_s = seconds, calm_s, fault_every_s
         self._ends_at = 0.0
         (self._daemon,) = psutil.Process().children()
         self._client = openai.AsyncOpenAI(
@@ -155,7 +158,7 @@ class Soak:
             self._expected[number] = await answer(self._client, ask)
         kinds = {kind: len(found) for kind, found in self._processes().items()}
         began_at = time.monotonic()
-        self._ends_at = began_at + self._seconds
+        self._ends_at = began_at + self._seconds + self._calm_s
         async with asyncio.TaskGroup() as group:
             for i in range(NUM_CLIENTS):
                 group.create_task(self._ask_on(random.Random(self._rng.random() + i)))
@@ -239,7 +242,7 @@ class Soak:
     async def _break_things(self) -> None:
         while True:
             pause_s = self._rng.expovariate(1 / self._fault_every_s)
-            if time.monotonic() + pause_s > self._ends_at:
+            if time.monotonic() + pause_s > self._ends_at - self._calm_s:
                 return
             await asyncio.sleep(pause_s)
             victim, number = self._rng.choice(FAULTS)
@@ -305,7 +308,8 @@ class Soak:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what was found; 1 where anything is wrong."""
     parser = argparse.ArgumentParser("python -m benchmarks.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=20.0, help="[20]")
+    parser.add_argument("--minutes", type=float, default=20.0, help="with faults [20]")
+    parser.add_argument("--calm-minutes", type=float, default=11.0, help="without [11]")
     parser.add_argument("--fault-every", type=float, default=30.0, help="seconds on average [30]")
     parser.add_argument("--seed", type=int, default=1, help="[1]")
     arguments = parser.parse_args(argv)
@@ -315,7 +319,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags = ["--dtype=float32", f"--journal={journal}", "--max-restarts=100000"]
         flags += [f"--predictor={PREDICTOR}", "--policy=td-pipe", "--no-access-log"]
         with serving(DEMO_MODEL, NUM_STAGES, flags, folder) as url:
-            soak = Soak(url, arguments.seed, 60 * arguments.minutes, arguments.fault_every)
+            seconds, calm_s = 60 * arguments.minutes, 60 * arguments.calm_minutes
+            soak = Soak(url, arguments.seed, seconds, calm_s, arguments.fault_every)
             asyncio.run(soak.run())
             everybody = psutil.Process().children(recursive=True)
         findings = soak.findings

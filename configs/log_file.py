@@ -3,7 +3,8 @@
 All processes of the daemon append to it, each line in one write, so that lines stay whole. Whoever
 has moved it away (logrotate) tells the supervisor, which opens the name anew and tells its
 children, and they theirs. A thread takes the signal, whatever the main thread is at. All other
-threads have it blocked, and so has every process that they start: it ends nobody.
+threads have it blocked, and so has every process that they start: it ends nobody. Without a log
+file there is nothing of all this.
 """
 
 import io
@@ -26,11 +27,6 @@ log = logging.getLogger("tdpipe")
 
 class LogFileError(Exception):
     """The file cannot be written to; the text is one line for the user."""
-
-
-def block_hangup() -> None:
-    """Neither this thread and those that it starts, nor its processes, are ended by SIGHUP."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
 
 def begin(path: Path) -> TextIO:
@@ -57,7 +53,7 @@ def follow() -> None:
     path = os.environ.get(VARIABLE)
     if path is None:
         return
-    block_hangup()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     # Python would write a long line in pieces, between which another process's may come.
     raw = io.FileIO(_STDERR, "w", closefd=False)
     sys.stderr = io.TextIOWrapper(raw, errors="backslashreplace", write_through=True)

@@ -33,7 +33,6 @@ def main(argv: Sequence[str]) -> int:
     except loader.ConfigError as error:
         print(f"tdpipe: error: {error}", file=sys.stderr)  # noqa: T201 - no log is set up yet
         return 2
-    log_file.block_hangup()
     try:
         terminal = log_file.begin(config.log_file) if config.log_file else None
     except log_file.LogFileError as error:
@@ -69,6 +68,9 @@ class Supervisor:
         """Start everything and watch it until a signal or a failure; the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._take_signal)
+        # A log file is opened anew (`configs.log_file`), and nohup means what it says.
+        if not self._config.log_file and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._take_signal)
         failure: str | None = None
         try:
             self._children.start()
@@ -88,8 +90,10 @@ class Supervisor:
         log.error("%s", failure)
         return 1
 
-    def _take_signal(self, *_: object) -> None:
-        self._signals += 1
+    def _take_signal(self, number: int, _: object) -> None:
+        # That a terminal was closed is told by the kernel and by the shell: nobody is in a hurry.
+        if number != signal.SIGHUP or not self._signals:
+            self._signals += 1
 
     def _drain(self) -> None:
         """Let the server finish what is open; a second signal ends it at once."""

@@ -36,14 +36,6 @@ def test_after_a_rotation_every_process_writes_to_the_new_file(tmp_path: Path) -
     assert daemon.log() == ""
 
 
-def test_a_hangup_without_a_log_file_ends_nobody(tmp_path: Path) -> None:
-    with Daemon(tmp_path) as daemon:
-        everybody = psutil.Process(daemon.process.pid).children(recursive=True)
-        daemon.process.send_signal(signal.SIGHUP)
-        assert daemon.get("/ready")[0] == 200
-        assert all(process.is_running() for process in everybody)
-
-
 def test_a_failure_is_told_where_the_daemon_was_started(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, "/nowhere/at/all", "--log-file", str(tmp_path / "tdpipe.log"))
     daemon.start()

@@ -104,6 +104,33 @@ def test_a_second_signal_ends_the_daemon_at_once(tmp_path: Path) -> None:
         assert all_gone(processes, GONE_TIMEOUT_S)
 
 
+def test_a_closed_terminal_lets_open_requests_finish_and_ends_the_daemon(tmp_path: Path) -> None:
+    async def hang_up(daemon: Daemon) -> int:
+        async with daemon.async_client() as client:
+            started = asyncio.Event()
+            running = asyncio.create_task(long_stream(client, started, max_tokens=600))
+            await started.wait()
+            for _ in range(2):  # the kernel tells of it, and the shell
+                daemon.process.send_signal(signal.SIGHUP)
+                daemon.wait_for(lambda: "draining" in daemon.log())
+            return await running
+
+    with Daemon(tmp_path) as daemon:
+        processes = everything(daemon)
+        assert asyncio.run(hang_up(daemon)) > 1
+        assert daemon.wait_end() == 0
+        assert all_gone(processes, GONE_TIMEOUT_S)
+        assert "second signal" not in daemon.log()
+
+
+def test_under_nohup_a_closed_terminal_is_nothing(tmp_path: Path) -> None:
+    with Daemon(tmp_path, under=("nohup",)) as daemon:
+        daemon.process.send_signal(signal.SIGHUP)
+        assert ask(daemon)
+        assert daemon.get("/ready")[0] == 200
+        assert "draining" not in daemon.log()
+
+
 LONG = {"model": MODEL, "prompt": "Count to nine in words.\n", "max_tokens": 200}
 ENDLESS: list[dict[str, Any]] = [
     {**LONG, "temperature": 0, "extra_body": {"ignore_eos": True}},

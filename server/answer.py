@@ -7,15 +7,17 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.connection import run_while_connected
-from server.direct_writer import Connection, DirectWriter, connection_of
+from server.direct_writer import Connection, DirectWriter, connection_of, events_of
 from server.drain import Drain
 from server.errors import ApiError, failed
 from server.event_stream import DONE, HEADERS, error_event
+from server.generation import num_logprobs
 from server.metrics import Metrics
 from server.reply import Reply
 
@@ -112,7 +114,10 @@ class Answer(Response):
         if connection is not None and connection.is_chunked:
             await DirectWriter(generation, rendering, connection).run()
         while generation.num_unfinished:
-            events = b"".join(map(rendering.chunk, await generation.next_pieces()))
+            pieces = await generation.next_pieces()
+            events = await generation.render(
+                num_logprobs(pieces), partial(events_of, rendering, pieces)
+            )
             if events:
                 await _send_body(send, events, more=True)
         return rendering.usage(generation.usage()) if reply.include_usage else b""

@@ -8,6 +8,7 @@ import msgspec
 
 from configs.schema import Config
 from server import grammar_text, reasoning
+from server.answer_size import Sizes, check_size
 from server.body import not_too_deep
 from server.chat_protocol import ChatRequest, parse_chat
 from server.chat_rendering import ChatRendering
@@ -90,10 +91,15 @@ class Chat:
             max_tokens=request.answer_tokens,
             default_max_tokens=None,
             num_logprobs=request.num_logprobs,
+            num_prompt_logprobs=(
+                -1 if request.prompt_logprobs is None else request.prompt_logprobs
+            ),
             offline=offline,
             grammar=grammar,
             prompt_field="messages",
         )
+        echo = begun if request.echo else ""
+        check_size(Sizes(echo=request.n * len(echo)))
         if self._formats.thinks:
             plan = replace(plan, reasoning="opened" if opened else "marked")
         several = request.parallel_tool_calls
@@ -104,7 +110,7 @@ class Chat:
             self._tokenizer,
             parser,
             self._fingerprint,
-            echo=begun if request.echo else "",
+            echo=echo,
         )
         return Reply(
             self._generations.of(plan), rendering, request.stream, request.include_usage, deadline

@@ -1,8 +1,10 @@
 """/v1/completions: from the client's body to a reply."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
+from server.answer_size import Sizes, check_size
 from server.body import not_too_deep
 from server.completion_rendering import CompletionRendering
 from server.deadline import Deadline
@@ -66,23 +68,20 @@ class Completions:
         grammar = await self._grammars.check(
             grammar, request.grammar_param, copies=num_sequences, patient=offline
         )
-        fields = request
-        if request.scores_prompt:
-            # An echo tells of the prompt what `logprobs` asks for.
-            most = max(request.prompt_logprobs or 0, (request.echo and request.logprobs) or 0)
-            fields = request.model_copy(update={"prompt_logprobs": most})
         plan = self._planner.plan(
-            fields,
+            request,
             prompts,
             endpoint="completions",
             max_tokens=request.max_tokens,
             default_max_tokens=DEFAULT_MAX_TOKENS,
             num_logprobs=-1 if request.logprobs is None else request.logprobs,
+            num_prompt_logprobs=request.num_prompt_logprobs,
             only_scores=request.only_scores,
             offline=offline,
             grammar=grammar,
         )
-        echoes = self._echoes(request, plan.prompts) if request.echo else []
+        echoes = await self._echoes(request, plan.prompts, patient=offline)
+        check_size(Sizes(echo=request.n * sum(map(len, echoes))))
         rendering = CompletionRendering(request, plan, echoes, self._tokenizer, self._fingerprint)
         return Reply(
             self._generations.of(plan), rendering, request.stream, request.include_usage, deadline
@@ -101,15 +100,18 @@ class Completions:
             raise invalid("The prompt must hold at least one token.", "prompt", "invalid_value")
         return token_ids
 
-    def _echoes(self, request: CompletionRequest, prompts: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each prompt."""
-        is_whole = request.truncate_prompt_tokens is None
-        return [
-            given
-            if is_whole and isinstance(given, str)
-            else self._tokenizer.decode(token_ids, skip_special_tokens=False)
-            for given, token_ids in zip(_as_list(request.prompt), prompts, strict=True)
-        ]
+    async def _echoes(
+        self, request: CompletionRequest, prompts: Sequence[Sequence[int]], *, patient: bool
+    ) -> list[str]:
+        """The text of each prompt where it is told. Raises `ApiError` (429)."""
+        if not request.echo:
+            return []
+        if request.has_text_prompts and request.truncate_prompt_tokens is None:
+            return [given for given in _as_list(request.prompt) if isinstance(given, str)]
+        decode = partial(self._tokenizer.decode, skip_special_tokens=False)
+        return await self._tokenizer.run(
+            sum(map(len, prompts)), lambda: list(map(decode, prompts)), patient=patient
+        )
 
 
 def _num_sequences(request: CompletionRequest) -> int:

@@ -7,12 +7,14 @@ to wait for: its end, or a client that reads too slowly.
 """
 
 import asyncio
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from server.generation import Generation
+from server.generation import Generation, Piece, num_logprobs, takes_long
 from server.reply import Rendering
 
 _EXTENSION = "tdpipe.connection"
@@ -70,8 +72,16 @@ def connection_of(scope: Scope) -> Connection | None:
     return extensions.get(_EXTENSION)
 
 
+def events_of(rendering: Rendering, pieces: Iterable[Piece]) -> bytes:
+    """The events of all pieces."""
+    return b"".join(map(rendering.chunk, pieces))
+
+
 class DirectWriter:
-    """Writes one generation's pieces to a connection whose response has begun."""
+    """Writes one generation's pieces to a connection whose response has begun.
+
+    Pieces that take long to be rendered, and what comes after them, are the stream's own task's.
+    """
 
     def __init__(
         self, generation: Generation, rendering: Rendering, connection: Connection
@@ -79,26 +89,30 @@ class DirectWriter:
         self._generation, self._rendering, self._connection = generation, rendering, connection
         self._news = asyncio.Event()
         self._error: Exception | None = None
+        self._long: list[Piece] = []
 
     async def run(self) -> None:
         """Until the generation's end. Raises what `Generation.take_pieces` does."""
         self._generation.listen(self._hear)
         try:
             self._hear()  # something may have come before
-            while self._generation.num_unfinished:
+            while self._generation.num_unfinished or self._long:
                 await self._news.wait()
                 self._news.clear()
                 if self._error is not None:
                     raise self._error
                 await self._connection.drain()
-                self._write()
+                if self._long:
+                    await self._write_long()
+                else:
+                    self._write()
         finally:
             # After the stream the connection is another request's.
             self._generation.listen(None)
 
     def _hear(self) -> None:
         """There are new tokens, or an end."""
-        if not self._connection.is_paused:
+        if not self._connection.is_paused and not self._long:
             try:
                 self._write()
             # Raised again in the stream's own task, where it can be answered.
@@ -108,6 +122,15 @@ class DirectWriter:
             self._news.set()
 
     def _write(self) -> None:
-        events = b"".join(map(self._rendering.chunk, self._generation.take_pieces()))
-        if events:
+        pieces = self._generation.take_pieces()
+        if takes_long(num_logprobs(pieces)):
+            self._long = pieces
+            self._news.set()
+        elif events := events_of(self._rendering, pieces):
             self._connection.write(events)
+
+    async def _write_long(self) -> None:
+        work = partial(events_of, self._rendering, self._long)
+        self._connection.write(await self._generation.render(num_logprobs(self._long), work))
+        self._long = []
+        self._news.set()  # something may have come meanwhile

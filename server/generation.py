@@ -5,12 +5,13 @@ has not ended, which frees its KV blocks at once.
 """
 
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self, TypeVar
 
 from engine.messages import Expect
 from server.admission import Admission
+from server.bounded_threads import BoundedThreads
 from server.choice import Choice, TextReason
 from server.deadline import Deadline, sooner_of
 from server.engine_client import EngineClient
@@ -25,6 +26,12 @@ from server.tokenizer import Tokenizer
 
 # Tokens of a prompt that an encoder is shown; it looks at the last 512 of its own.
 TAIL_TOKENS = 1024
+# Log-probabilities that are rendered at once take some 2 us each; more of them, and other streams
+# would notice the pause.
+MAX_INLINE_LOGPROBS = 4096
+NUM_RENDERING_THREADS = 2
+
+Result = TypeVar("Result")
 
 
 class Piece(NamedTuple):
@@ -43,6 +50,23 @@ class Piece(NamedTuple):
     told: list[Told] | tuple[()] = ()
     scores: list[Told] | tuple[()] = ()
 
+    @property
+    def num_logprobs(self) -> int:
+        """How many log-probabilities are told with it."""
+        return sum(
+            len(each) * (1 + len(each[-1].tops)) for each in (self.told, self.scores) if each
+        )
+
+
+def num_logprobs(pieces: Iterable[Piece]) -> int:
+    """How many log-probabilities are told with all of them, see `Generation.render`."""
+    return sum(piece.num_logprobs for piece in pieces)
+
+
+def takes_long(num_logprobs: int) -> bool:
+    """Whether others would notice it if so many were rendered on the event loop."""
+    return num_logprobs > MAX_INLINE_LOGPROBS
+
 
 class Generation:
     """Use as `async with`; then call `next_pieces` while `num_unfinished`.
@@ -58,6 +82,7 @@ class Generation:
         metrics: Metrics,
         predictor: LengthPredictor,
         admission: Admission,
+        threads: BoundedThreads,
         arrived_at: float,
     ) -> None:
         self.arrived_at = arrived_at
@@ -77,6 +102,7 @@ class Generation:
         self._expected: list[Expected] = []  # per prompt
         self._forget_question: Callable[[], None] = lambda: None
         self._admission = admission
+        self._threads = threads
         self._inbox = client.inbox()
         self._sequences: list[Sequence] = []
         self._choices = [Choice(plan, tokenizer) for _ in range(plan.num_sequences)]
@@ -140,6 +166,12 @@ class Generation:
             if piece.text or piece.finish_reason or piece.token_ids or piece.scores:
                 pieces.append(piece)
         return pieces
+
+    async def render(self, num_logprobs: int, work: Callable[[], Result]) -> Result:
+        """Do work on so many log-probabilities without holding up the event loop."""
+        if takes_long(num_logprobs):
+            return await self._threads.run(work, patient=True)
+        return work()
 
     def usage(self) -> dict[str, Any]:
         """The tokens so far: each prompt once, and all choices."""
@@ -229,6 +261,9 @@ class Generations:
     predictor: LengthPredictor
     admission: Admission
     request_timeout_s: float | None = None
+    threads: BoundedThreads = field(
+        default_factory=lambda: BoundedThreads(NUM_RENDERING_THREADS, "long answers", 0)
+    )
 
     def deadline(self, timeout_s: float | None, *, offline: bool) -> Deadline:
         """By what the client says, and what an online request may take at most."""
@@ -243,5 +278,6 @@ class Generations:
             self.metrics,
             self.predictor,
             self.admission,
+            self.threads,
             time.monotonic(),
         )

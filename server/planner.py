@@ -7,6 +7,7 @@ from functools import partial
 
 from configs.schema import Config
 from engine.messages import Sampling
+from server.answer_size import check_size, room_for_tokens, size_of_prompts, size_of_tokens
 from server.engine_client import EngineClient
 from server.errors import invalid, no_such_model
 from server.plan import Plan, pack
@@ -35,6 +36,7 @@ class Planner:
         max_tokens: int | None,
         default_max_tokens: int | None,
         num_logprobs: int = -1,
+        num_prompt_logprobs: int = -1,
         only_scores: bool = False,
         offline: bool = False,
         grammar: str = "",
@@ -43,7 +45,8 @@ class Planner:
         """What to ask of the engine. Raises `ApiError` (400, or 503 while there is no engine).
 
         Without `max_tokens`, an answer may have `default_max_tokens` (None: as many as there is
-        room for). `num_logprobs` likeliest tokens are told with each token, -1 tells nothing.
+        room for), and no more than may be told. `num_logprobs` likeliest tokens are told with each
+        token, and `num_prompt_logprobs` with each of the prompt's; -1 tells nothing.
         `prompt_field` is what a prompt that is too long came in.
         """
         self._check_tokens(fields)
@@ -51,15 +54,22 @@ class Planner:
         prompts = [self._truncated(prompt, fields, max_tokens) for prompt in prompts]
         if only_scores:
             max_tokens = 1
+        sizes = size_of_prompts(fields, fields.n * sum(map(len, prompts)), num_prompt_logprobs)
+        tellable = room_for_tokens(sizes, num_logprobs)
+        if tellable is not None:
+            each = max(tellable // (len(prompts) * fields.n), fields.min_tokens, 1)
+            default_max_tokens = min(default_max_tokens or each, each)
+        all_max_tokens = [room(len(p), max_tokens, default_max_tokens) for p in prompts]
+        check_size(sizes + size_of_tokens(fields.n * sum(all_max_tokens), num_logprobs))
         own_stop_ids = frozenset(fields.stop_token_ids)
         end_ids = () if fields.ignore_eos else self._tokenizer.eos_token_ids
-        sampling = self._sampling(fields, num_logprobs, grammar)
+        sampling = self._sampling(fields, num_logprobs, num_prompt_logprobs, grammar)
         _check_copies(sampling, len(prompts) * fields.n)
         _check_choice(fields, sampling, own_stop_ids.union(end_ids))
         return Plan(
             prompts=prompts,
             n=fields.n,
-            max_tokens=[room(len(p), max_tokens, default_max_tokens) for p in prompts],
+            max_tokens=all_max_tokens,
             sampling=sampling,
             min_tokens=fields.min_tokens,
             seed=fields.seed,
@@ -156,7 +166,9 @@ class Planner:
             return max_tokens
         return room if default is None else min(default, room)
 
-    def _sampling(self, fields: SamplingFields, num_logprobs: int, grammar: str) -> Sampling:
+    def _sampling(
+        self, fields: SamplingFields, num_logprobs: int, num_prompt_logprobs: int, grammar: str
+    ) -> Sampling:
         bias_ids = [int(key) for key in fields.logit_bias]
         return Sampling(
             temperature=fields.temperature,
@@ -171,7 +183,7 @@ class Planner:
             allowed_token_ids=pack(sorted(set(fields.allowed_token_ids))),
             bad_words=tuple(pack(w) for word in fields.bad_words for w in self._spellings(word)),
             num_logprobs=num_logprobs,
-            num_prompt_logprobs=-1 if fields.prompt_logprobs is None else fields.prompt_logprobs,
+            num_prompt_logprobs=num_prompt_logprobs,
             grammar=grammar,
         )
 

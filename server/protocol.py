@@ -79,6 +79,16 @@ class CompletionRequest(SamplingFields):
         """Whether the prompt's tokens are scored."""
         return self.prompt_logprobs is not None or (self.echo and self.logprobs is not None)
 
+    @property
+    def num_prompt_logprobs(self) -> int:
+        """So many likeliest tokens are told with each of the prompt's; -1: nothing is.
+
+        An echo tells of the prompt what `logprobs` asks for.
+        """
+        if not self.scores_prompt:
+            return -1
+        return max(self.prompt_logprobs or 0, (self.echo and self.logprobs) or 0)
+
 
 class Usage(BaseModel):
     """Tokens of the prompts, each counted once, and of all choices."""

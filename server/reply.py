@@ -1,10 +1,12 @@
 """The reply: one request, ready to be generated, and how its endpoint shows it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from server.deadline import NO_DEADLINE, Deadline
-from server.generation import Generation, Piece
+from server.generation import Generation, Piece, num_logprobs
 
 
 class Rendering(Protocol):
@@ -49,10 +51,17 @@ class Reply:
         """
         self.generation.wait_for_ends()
         async with self.deadline.kept(), self.generation as generation:
+            total = 0
             while generation.num_unfinished:
-                for piece in await generation.next_pieces():
-                    self.rendering.take(piece)
-            return self.rendering.whole(generation.usage())
+                pieces = await generation.next_pieces()
+                told = num_logprobs(pieces)
+                await generation.render(told, partial(self._take, pieces))
+                total += told
+            return await generation.render(total, partial(self.rendering.whole, generation.usage()))
+
+    def _take(self, pieces: Iterable[Piece]) -> None:
+        for piece in pieces:
+            self.rendering.take(piece)
 
 
 class Endpoint(Protocol):

@@ -1,5 +1,6 @@
 """Log-probabilities of a completion: of its tokens, of an echoed prompt, whole and streamed."""
 
+import threading
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 
 from engine.messages import Finished, Generated, Logprobs, Scored, Submit, ToServer
+from server import generation
+from server.completion_rendering import CompletionRendering
 from tests.server.world import TOKENIZER, Daemon, events, generated, serving
 
 HI, HELLO = TOKENIZER.encode("the"), TOKENIZER.encode("hello world")
@@ -46,8 +49,10 @@ def scripted(submit: Submit) -> list[ToServer]:
     return [*out, Finished(id_, "length")]
 
 
-@pytest.fixture
-def daemon(tmp_path: Path) -> Any:
+@pytest.fixture(params=["inline", "in threads"])
+def daemon(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    if request.param == "in threads":
+        monkeypatch.setattr(generation, "MAX_INLINE_LOGPROBS", 0)
     with serving(tmp_path, scripted) as daemon:
         yield daemon
 
@@ -207,3 +212,23 @@ def test_scores_that_are_told_again_after_a_loss_are_taken_once(tmp_path: Path) 
         expected = whole(daemon, prompt_logprobs=1)["prompt_logprobs"]
         daemon.engine.script = stuttering
         assert whole(daemon, prompt_logprobs=1)["prompt_logprobs"] == expected
+
+
+@pytest.mark.parametrize("limit", [0, 10**6])
+@pytest.mark.parametrize("stream", [False, True])
+def test_much_that_is_told_is_rendered_off_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, stream: bool, limit: int
+) -> None:
+    threads: set[str] = set()
+    render = CompletionRendering._of_prompt
+
+    def of_prompt(self: CompletionRendering, piece: generation.Piece) -> dict[str, Any]:
+        threads.add(threading.current_thread().name)
+        return render(self, piece)
+
+    monkeypatch.setattr(CompletionRendering, "_of_prompt", of_prompt)
+    monkeypatch.setattr(generation, "MAX_INLINE_LOGPROBS", limit)
+    with serving(tmp_path, scripted) as daemon:
+        whole_or_not = {"stream": stream, "prompt_logprobs": 2, "max_tokens": 2}
+        assert daemon.complete(prompt="the quick", **whole_or_not).status_code == 200
+    assert threads == {"long answers" if limit == 0 else "server"}

@@ -12,10 +12,15 @@ import pytest
 from engine.messages import Abort, Submit
 from server.direct_writer import DirectWriter
 from server.errors import ApiError, failed
-from server.generation import Piece
+from server.generation import MAX_INLINE_LOGPROBS, Piece
+from server.logprobs import Told
 from tests.server.world import MODEL, PATIENCE_S, TOKENIZER, generated, serving
 
 HELLO = TOKENIZER.encode("hello")
+
+
+# A token with so many likeliest ones that it takes long to tell.
+MUCH = Told(5, -1.0, 1, tuple((5, -1.0) for _ in range(MAX_INLINE_LOGPROBS)))
 
 
 class FakeConnection:
@@ -47,6 +52,7 @@ class FakeGeneration:
         self.failure: ApiError | None = None
         self.arrived = ""
         self.listener: Callable[[], None] | None = None
+        self.is_rendered = asyncio.Event()
 
     @property
     def has_ended(self) -> bool:
@@ -61,7 +67,12 @@ class FakeGeneration:
             raise self.failure
         if "." in arrived:
             self.num_unfinished = 0
-        return [Piece(0, arrived)] if arrived else []
+        told = [MUCH] if "!" in arrived else ()
+        return [Piece(0, arrived, told=told)] if arrived else []
+
+    async def render(self, _num_logprobs: int, work: Callable[[], bytes]) -> bytes:
+        await self.is_rendered.wait()
+        return work()
 
     def put(self, text: str) -> None:
         self.arrived += text
@@ -112,6 +123,26 @@ def test_nothing_is_written_to_a_client_that_does_not_read_and_nothing_is_lost()
         connection.read()
 
     assert asyncio.run(writing(play)).written == [b"a", b"bcd."]
+
+
+def test_what_takes_long_to_render_is_written_in_its_place() -> None:
+    def play(generation: FakeGeneration, connection: FakeConnection) -> None:
+        for text in ("a", "b!", "c", "d."):
+            generation.put(text)
+        assert connection.written == [b"a"]
+        generation.is_rendered.set()
+
+    assert asyncio.run(writing(play)).written == [b"a", b"b!", b"cd."]
+
+
+def test_an_end_that_takes_long_to_render_is_written_once_it_can_be() -> None:
+    def play(generation: FakeGeneration, connection: FakeConnection) -> None:
+        connection.is_paused = True
+        generation.put("!.")
+        generation.is_rendered.set()
+        connection.read()
+
+    assert asyncio.run(writing(play)).written == [b"!."]
 
 
 def test_a_failure_comes_after_the_text_before_it() -> None:

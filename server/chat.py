@@ -84,7 +84,7 @@ class Chat:
         token_ids = await self._template.encode(
             prompt, add_special_tokens=request.add_special_tokens, patient=offline
         )
-        plan = self._planner.plan(
+        plan = await self._planner.plan(
             self._with_markers(request, choice),
             [token_ids],
             endpoint="chat",

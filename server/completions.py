@@ -68,7 +68,7 @@ class Completions:
         grammar = await self._grammars.check(
             grammar, request.grammar_param, copies=num_sequences, patient=offline
         )
-        plan = self._planner.plan(
+        plan = await self._planner.plan(
             request,
             prompts,
             endpoint="completions",

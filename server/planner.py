@@ -27,7 +27,7 @@ class Planner:
         self._client = client
         self._tokenizer = tokenizer
 
-    def plan(
+    async def plan(
         self,
         fields: SamplingFields,
         prompts: Sequence[list[int]],
@@ -42,7 +42,9 @@ class Planner:
         grammar: str = "",
         prompt_field: str = "prompt",
     ) -> Plan:
-        """What to ask of the engine. Raises `ApiError` (400, or 503 while there is no engine).
+        """What to ask of the engine.
+
+        Raises `ApiError`: 400, 503 while there is no engine, 429 where long texts wait already.
 
         Without `max_tokens`, an answer may have `default_max_tokens` (None: as many as there is
         room for), and no more than may be told. `num_logprobs` likeliest tokens are told with each
@@ -63,7 +65,8 @@ class Planner:
         check_size(sizes + size_of_tokens(fields.n * sum(all_max_tokens), num_logprobs))
         own_stop_ids = frozenset(fields.stop_token_ids)
         end_ids = () if fields.ignore_eos else self._tokenizer.eos_token_ids
-        sampling = self._sampling(fields, num_logprobs, num_prompt_logprobs, grammar)
+        bad_words = await self._spelt(fields.bad_words, patient=offline)
+        sampling = _sampling(fields, bad_words, num_logprobs, num_prompt_logprobs, grammar)
         _check_copies(sampling, len(prompts) * fields.n)
         _check_choice(fields, sampling, own_stop_ids.union(end_ids))
         return Plan(
@@ -166,25 +169,12 @@ class Planner:
             return max_tokens
         return room if default is None else min(default, room)
 
-    def _sampling(
-        self, fields: SamplingFields, num_logprobs: int, num_prompt_logprobs: int, grammar: str
-    ) -> Sampling:
-        bias_ids = [int(key) for key in fields.logit_bias]
-        return Sampling(
-            temperature=fields.temperature,
-            top_p=fields.top_p,
-            top_k=max(fields.top_k, 0),
-            min_p=fields.min_p,
-            presence_penalty=fields.presence_penalty,
-            frequency_penalty=fields.frequency_penalty,
-            repetition_penalty=fields.repetition_penalty,
-            bias_ids=pack(bias_ids),
-            biases=array("f", fields.logit_bias.values()).tobytes(),
-            allowed_token_ids=pack(sorted(set(fields.allowed_token_ids))),
-            bad_words=tuple(pack(w) for word in fields.bad_words for w in self._spellings(word)),
-            num_logprobs=num_logprobs,
-            num_prompt_logprobs=num_prompt_logprobs,
-            grammar=grammar,
+    async def _spelt(self, words: Sequence[str], *, patient: bool) -> tuple[bytes, ...]:
+        """The tokens of all spellings of the words. Raises `ApiError` (429)."""
+        return await self._tokenizer.run(
+            2 * sum(map(len, words)),
+            lambda: tuple(pack(ids) for word in words for ids in self._spellings(word)),
+            patient=patient,
         )
 
     def _spellings(self, word: str) -> set[tuple[int, ...]]:
@@ -192,6 +182,32 @@ class Planner:
         texts = {word, " " + word.lstrip(" ")}
         spellings = {tuple(self._tokenizer.encode_plain(text)) for text in texts}
         return {ids for ids in spellings if ids}
+
+
+def _sampling(
+    fields: SamplingFields,
+    bad_words: tuple[bytes, ...],
+    num_logprobs: int,
+    num_prompt_logprobs: int,
+    grammar: str,
+) -> Sampling:
+    bias_ids = [int(key) for key in fields.logit_bias]
+    return Sampling(
+        temperature=fields.temperature,
+        top_p=fields.top_p,
+        top_k=max(fields.top_k, 0),
+        min_p=fields.min_p,
+        presence_penalty=fields.presence_penalty,
+        frequency_penalty=fields.frequency_penalty,
+        repetition_penalty=fields.repetition_penalty,
+        bias_ids=pack(bias_ids),
+        biases=array("f", fields.logit_bias.values()).tobytes(),
+        allowed_token_ids=pack(sorted(set(fields.allowed_token_ids))),
+        bad_words=bad_words,
+        num_logprobs=num_logprobs,
+        num_prompt_logprobs=num_prompt_logprobs,
+        grammar=grammar,
+    )
 
 
 def _check_copies(sampling: Sampling, copies: int) -> None:

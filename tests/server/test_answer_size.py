@@ -1,5 +1,6 @@
 """The answer's size: no sane request is refused, and no other is begun."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def plan(
     """What the planner makes of so many prompts of so many tokens."""
     told = SamplingFields(model=MODEL, **fields)
     planner = Planner(config(Path("/")), Ready(), TOKENIZER)  # type: ignore[arg-type]
-    return planner.plan(
+    planning = planner.plan(
         told,
         [[5] * num_tokens] * num_prompts,
         endpoint="chat",
@@ -52,6 +53,7 @@ def plan(
         num_prompt_logprobs=-1 if told.prompt_logprobs is None else told.prompt_logprobs,
         offline=offline,
     )
+    return asyncio.run(planning)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """The planner: what a request asks of the engine, and what is too much to ask."""
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from engine.messages import Submit
 from server.plan import pack
+from server.tokenizer import Tokenizer
 from tests.server.world import Daemon, saying, serving
 
 # 256 words of 128 tokens, each in two spellings: 1/4 MiB.
@@ -33,6 +35,27 @@ def test_a_list_that_names_a_token_again_and_again_is_no_longer_for_it(tmp_path:
         for submit in daemon.engine.wait_for(Submit, 64):
             assert isinstance(submit, Submit)
             assert submit.sampling.allowed_token_ids == pack([5, 6])
+
+
+@pytest.mark.parametrize(
+    ("words", "thread"), [(LONG_WORDS, "long texts"), (LONG_WORDS[:15], "server")]
+)
+def test_long_lists_of_words_are_spelt_off_the_event_loop(
+    words: list[str], thread: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[str] = set()
+    encode = Tokenizer.encode_plain
+
+    def encode_plain(self: Tokenizer, text: str) -> list[int]:
+        threads.add(threading.current_thread().name)
+        return encode(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode_plain", encode_plain)
+    with serving(tmp_path, saying("hello")) as daemon:
+        assert daemon.complete(bad_words=words).status_code == 200
+        (submit,) = daemon.engine.wait_for(Submit, 1)
+    assert len(submit.sampling.bad_words) == 2 * len(words)
+    assert threads == {thread}
 
 
 def test_long_lists_are_taken_for_few(tmp_path: Path) -> None:

@@ -227,8 +227,8 @@ def _check_choice(fields: SamplingFields, sampling: Sampling, stop_ids: Set[int]
     """Raise `ApiError` (400) where no token is left for the first one to be."""
     if not fields.allowed_token_ids:
         return
-    banned = {word for word in sampling.bad_words if len(word) == len(pack([0]))}
-    left = {id_ for id_ in fields.allowed_token_ids if pack([id_]) not in banned}
+    banned = {array("i", word)[0] for word in sampling.bad_words if len(word) == len(pack([0]))}
+    left = set(fields.allowed_token_ids) - banned
     if not left:
         message = "'bad_words' forbids all of 'allowed_token_ids'."
         raise invalid(message, "allowed_token_ids", "invalid_value")

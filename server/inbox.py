@@ -10,6 +10,10 @@ from typing import Any, Generic, TypeVar
 PAUSE_PER_LISTENER_S = 0.0002
 SHORTEST_PAUSE_S = 0.005
 
+# A whole answer is read as it comes, so many tokens at a time: each takes 5 us, and all at the end
+# would hold up others.
+MANY_TOKENS = 4096
+
 Item = TypeVar("Item")
 
 
@@ -17,7 +21,7 @@ class Inbox(Generic[Item]):
     """Where one request learns which of its sequences have something new.
 
     Whoever waits is woken; a `listener` is called instead, in `rounds`. Where `only_ends` matter,
-    neither happens for what is not urgent.
+    neither happens for what is not urgent, nor much.
     """
 
     def __init__(self, rounds: "Rounds") -> None:
@@ -25,6 +29,7 @@ class Inbox(Generic[Item]):
         self.only_ends = False
         self._rounds = rounds
         self._changed: list[Item] = []
+        self._num_tokens = 0
         self._arrival = asyncio.Event()
 
     def put(self, changed: Item) -> None:
@@ -37,6 +42,12 @@ class Inbox(Generic[Item]):
         else:
             self._rounds.add(self)
 
+    def count_token(self) -> None:
+        """Note that a token has come; many of them are not left to wait for an end."""
+        self._num_tokens += 1
+        if self._num_tokens == MANY_TOKENS:
+            self.hurry()
+
     def hurry(self) -> None:
         """What is new is a first token or an end: somebody waits for it."""
         if self.listener is None:
@@ -46,6 +57,7 @@ class Inbox(Generic[Item]):
 
     def take(self) -> list[Item]:
         """All that has changed since the last call."""
+        self._num_tokens = 0
         changed, self._changed = self._changed, []
         return changed
 

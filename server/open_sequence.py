@@ -99,6 +99,7 @@ class Sequence:
         if len(self.output_ids) == self._num_taken:
             self._inbox.put(self)
         self.output_ids.append(token_id)
+        self._inbox.count_token()
 
     def put_scores(self, scores: Iterable[tuple[int, Told]]) -> None:
         """Add those of the prompt's tokens, by position, that were not told before a loss."""

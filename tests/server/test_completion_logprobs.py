@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.messages import Finished, Generated, Logprobs, Scored, Submit, ToServer
-from server import generation
+from server import generation, inbox
 from server.completion_rendering import CompletionRendering
 from tests.server.world import TOKENIZER, Daemon, events, generated, serving
 
@@ -49,10 +49,12 @@ def scripted(submit: Submit) -> list[ToServer]:
     return [*out, Finished(id_, "length")]
 
 
-@pytest.fixture(params=["inline", "in threads"])
+@pytest.fixture(params=["inline", "in threads", "token by token"])
 def daemon(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     if request.param == "in threads":
         monkeypatch.setattr(generation, "MAX_INLINE_LOGPROBS", 0)
+    if request.param == "token by token":
+        monkeypatch.setattr(inbox, "MANY_TOKENS", 1)
     with serving(tmp_path, scripted) as daemon:
         yield daemon
 

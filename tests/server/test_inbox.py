@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from server.inbox import PAUSE_PER_LISTENER_S, Inbox, Rounds
+from server.inbox import MANY_TOKENS, PAUSE_PER_LISTENER_S, Inbox, Rounds
 
 MANY = 100
 PAUSE_S = MANY * PAUSE_PER_LISTENER_S
@@ -113,5 +113,23 @@ def test_who_waits_is_woken_by_anything_or_by_ends_alone() -> None:
         patient.hurry()
         await asyncio.wait_for(waiting, 10)
         assert patient.take() == ["a"]
+
+    asyncio.run(play())
+
+
+def test_who_waits_for_ends_is_woken_by_many_tokens_and_by_as_many_more() -> None:
+    async def play() -> None:
+        inbox = Inbox[str](Rounds(0.0))
+        inbox.only_ends = True
+        for text in "ab":
+            inbox.put(text)
+            for _ in range(MANY_TOKENS - 1):
+                inbox.count_token()
+            waiting = asyncio.create_task(inbox.wait())
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            inbox.count_token()
+            await asyncio.wait_for(waiting, 10)
+            assert inbox.take() == [text]
 
     asyncio.run(play())

@@ -20,7 +20,7 @@ from benchmarks.record import Record
 from benchmarks.report import describe_request
 from benchmarks.request import Request
 from benchmarks.summary import summarise
-from configs import garbage
+from configs.garbage import Garbage
 
 PATH = "/v1/completions"
 
@@ -50,7 +50,7 @@ async def measure(requests: Sequence[Request], target: Target, bounds: Bounds) -
         "versions": describe_versions(),
     }
     calls = [address.post(PATH, _body(r, server["model"], target.temperature)) for r in requests]
-    garbage.settle()  # a look through all requests took a second, which latencies then had in them
+    Garbage()  # a look through all requests took a second, which latencies then had in them
     cpu_before_s = time.process_time()
     loop, ending = await _send_all(requests, calls, address, bounds)
     client_cpu_s = time.process_time() - cpu_before_s

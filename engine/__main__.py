@@ -9,7 +9,7 @@ from pathlib import Path
 
 import zmq
 
-from configs import garbage, lifeline, loader, log_file, logs
+from configs import lifeline, loader, log_file, logs
 from engine.loop import EngineFailedError, Loop
 from engine.scheduler import ImpossibleSettingsError
 
@@ -24,7 +24,6 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         with Loop(config, life=int(sys.argv[2])) as loop:
-            garbage.settle()
             loop.run()
     except (EngineFailedError, ImpossibleSettingsError, zmq.ZMQError, OSError) as error:
         lifeline.report_failure(folder, str(error))

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import zmq
 
+from configs.garbage import Garbage
 from configs.pulse import INTERVAL_S, Pulse
 from configs.restarts import Restarts
 from configs.schema import Config
@@ -119,7 +120,7 @@ class Loop:
     def run(self) -> None:
         """Until a signal or a failure. Raises `EngineFailedError`, `ImpossibleSettingsError`."""
         # The first beat: until now there was a journal to be read, which may take its time.
-        pulse = Pulse(self._config.folder, "engine")
+        pulse, garbage = Pulse(self._config.folder, "engine"), Garbage()
         poller = zmq.Poller()
         poller.register(self._server.socket, zmq.POLLIN)
         poller.register(self._stages.socket, zmq.POLLIN)
@@ -134,6 +135,7 @@ class Loop:
             if woken_at >= self._next_stats_at:
                 self._next_stats_at = woken_at + STATS_INTERVAL_S
                 pulse.beat()
+                garbage.tidy()
                 self._look_after_stages()
                 self._tell_stats()
             self._flush()

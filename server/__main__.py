@@ -12,7 +12,8 @@ from ssl import SSLContext
 
 import uvloop
 
-from configs import garbage, lifeline, loader, log_file, logs
+from configs import lifeline, loader, log_file, logs
+from configs.garbage import Garbage
 from configs.pulse import INTERVAL_S, Pulse
 from configs.schema import Config
 from server.app import build_app
@@ -88,13 +89,12 @@ async def _serve(
         failure=partial(lifeline.reported_failure, config.folder),
     )
     _announce_listening(config, listener)
-    garbage.settle()
     serving = asyncio.create_task(server.serve([listener]))
     receiving = asyncio.create_task(client.run())
     announcing = asyncio.create_task(_announce_ready(config, client))
     predicting = asyncio.create_task(predictor.run())
     batching = asyncio.create_task(batches.run())
-    beating = asyncio.create_task(_beat(Pulse(config.folder, "server")))
+    beating = asyncio.create_task(_beat(Pulse(config.folder, "server"), Garbage()))
     # None of the chores ends by itself: if one does, it has failed, and so does the process.
     chores = (receiving, predicting, batching, beating)
     await asyncio.wait((serving, *chores), return_when=asyncio.FIRST_COMPLETED)
@@ -118,9 +118,10 @@ def _announce_listening(config: Config, listener: socket) -> None:
     logger.info("listening on %s (OpenAI API under %s/v1)", where, config.root_path)
 
 
-async def _beat(pulse: Pulse) -> None:
+async def _beat(pulse: Pulse, garbage: Garbage) -> None:
     while True:
         pulse.beat()
+        garbage.tidy()
         await asyncio.sleep(INTERVAL_S)
 
 

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -26,6 +27,8 @@ from workers import process, rendezvous
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 SIGNAL_AGAIN_S = 0.05
+# Of stages that compute on the cores which the others need: a third of an equal share of those.
+NICENESS = 5
 _ALWAYS = _LIVES_APART = 1_000_000
 
 
@@ -44,6 +47,8 @@ def main(folder: str, life: int) -> int:
     rendezvous.forget_groups(config.folder)
     for library in ("GLOO", "NCCL"):  # these would listen where other hosts can reach them
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", LOOPBACK)
+    if not _uses_gpus(config):
+        stand_back()
     arguments = parse_args([*_torchrun_flags(config), f"--log-dir={folder}", "stage"])
     launch_config, _, _ = config_from_args(arguments)
     try:
@@ -55,6 +60,16 @@ def main(folder: str, life: int) -> int:
     return 0
 
 
+def stand_back() -> None:
+    """Let engine and server have a core whenever they want one: they want little and hold up all.
+
+    Linux shares its cores between sessions first, and heeds `nice` only within one.
+    """
+    os.nice(NICENESS)
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
+
+
 def signal_again(ignored: "sys.UnraisableHookArgs") -> None:
     """Torchrun's handlers raise, which comes to nothing within a fork: once more, after it."""
     if isinstance(ignored.exc_value, SignalException):
@@ -64,9 +79,12 @@ def signal_again(ignored: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(ignored)
 
 
+def _uses_gpus(config: Config) -> bool:
+    """device_count asks NVML and makes no CUDA context, which would not survive a fork."""
+    return config.device != "cpu" and torch.cuda.device_count() > 0
+
+
 def _torchrun_flags(config: Config) -> list[str]:
-    # A CUDA context does not survive a fork; device_count asks NVML and makes none.
-    uses_gpus = config.device != "cpu" and torch.cuda.device_count() > 0
     return [
         f"--rdzv-backend={rendezvous.BACKEND}",
         f"--rdzv-id={uuid.uuid4()}",
@@ -74,5 +92,5 @@ def _torchrun_flags(config: Config) -> list[str]:
         # How often is enough is for the engine to say, which knows when each loss was.
         f"--max-restarts={_ALWAYS if config.max_restarts else 0}",
         "--monitor-interval=0.1",
-        f"--start-method={'spawn' if uses_gpus else 'fork'}",
+        f"--start-method={'spawn' if _uses_gpus(config) else 'fork'}",
     ]

@@ -5,7 +5,6 @@ cannot keep up with are dropped.
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import zmq
 
 from configs import lifeline, loader, logs
 from configs.pulse import Pulse
+from configs.standing_back import stand_back
 from engine.wire import Hub
 from predictor.asks import OpenAsk, Queue, batches
 from predictor.checkpoint import Prediction, PredictorError, load_predictor
@@ -29,34 +29,35 @@ log = logging.getLogger("tdpipe")
 
 
 def main(folder: Path, life: int) -> int:
-    """Serve until SIGTERM; 1 after a failure.
+    """Serve until SIGTERM; 1 where it cannot begin.
 
     The first one's root cause is left in the runtime folder and ends the daemon: the settings are
     wrong. The daemon can do without one that does not come back.
     """
     config = loader.load_saved(folder)
     logs.set_up("predictor", config)
-    os.nice(NICENESS)
+    stand_back(NICENESS)
     torch.set_num_threads(1)
     try:
         if config.predictor_folder is None:
             raise PredictorError(f"predictor {config.predictor} is no folder")
         predictor = load_predictor(config.predictor_folder)
-        with Hub[Ask](config.predictor_address, Ask) as hub:
-            told = predictor.description
-            log.info(
-                "predictor ready: %d classes of lengths, the last %d tokens of a prompt",
-                len(told.classes),
-                told.max_tokens,
-            )
-            pulse = Pulse(folder, "predictor")
-            serve(hub, predictor.predict, on_round=pulse.beat)
+        hub = Hub[Ask](config.predictor_address, Ask)
     except (PredictorError, zmq.ZMQError, OSError) as error:
         if life:
             log.error("%s", error)
         else:
             lifeline.report_failure(folder, f"predictor: {error}")
         return 1
+    with hub:
+        told = predictor.description
+        log.info(
+            "predictor ready: %d classes of lengths, the last %d tokens of a prompt",
+            len(told.classes),
+            told.max_tokens,
+        )
+        pulse = Pulse(folder, "predictor")
+        serve(hub, predictor.predict, on_round=pulse.beat)
     return 0
 
 

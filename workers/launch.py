@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 import uuid
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -23,11 +22,13 @@ from torch.distributed.run import config_from_args, parse_args
 from configs import loader
 from configs.pulse import Pulse
 from configs.schema import Config
+from configs.standing_back import stand_back
 from workers import process, rendezvous
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 SIGNAL_AGAIN_S = 0.05
-# Of stages that compute on the cores which the others need: a third of an equal share of those.
+# Of stages on the cores that engine and server need, who want little and hold up all: a third of an
+# equal share.
 NICENESS = 5
 _ALWAYS = _LIVES_APART = 1_000_000
 
@@ -48,7 +49,7 @@ def main(folder: str, life: int) -> int:
     for library in ("GLOO", "NCCL"):  # these would listen where other hosts can reach them
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", LOOPBACK)
     if not _uses_gpus(config):
-        stand_back()
+        stand_back(NICENESS)
     arguments = parse_args([*_torchrun_flags(config), f"--log-dir={folder}", "stage"])
     launch_config, _, _ = config_from_args(arguments)
     try:
@@ -58,16 +59,6 @@ def main(folder: str, life: int) -> int:
     except ChildFailedError:
         return 1
     return 0
-
-
-def stand_back() -> None:
-    """Let engine and server have a core whenever they want one: they want little and hold up all.
-
-    Linux shares its cores between sessions first, and heeds `nice` only within one.
-    """
-    os.nice(NICENESS)
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 def signal_again(ignored: "sys.UnraisableHookArgs") -> None:

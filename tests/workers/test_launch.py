@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 from types import SimpleNamespace
@@ -38,21 +37,3 @@ def test_all_else_is_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     other = unraisable(ValueError("no signal"))
     launch.signal_again(other)
     assert told == [other]
-
-
-def test_stages_on_cores_stand_back_behind_engine_and_server() -> None:
-    code = (
-        "import os, pathlib; from workers.launch import stand_back; stand_back();"
-        "group = pathlib.Path('/proc/self/autogroup');"
-        "print(os.nice(0), group.read_text().split()[-1] if group.exists() else '')"
-    )
-    told = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        start_new_session=True,
-    )
-    niceness, _, of_group = told.stdout.strip().partition(" ")
-    assert int(niceness) == os.nice(0) + launch.NICENESS
-    assert of_group in ("", str(launch.NICENESS))

@@ -1,0 +1,26 @@
+"""Standing back: within the session and, where Linux looks at that first, with all of it."""
+
+import os
+import subprocess
+import sys
+
+CODE = """
+import os, pathlib
+from configs.standing_back import stand_back
+stand_back(3)
+group = pathlib.Path("/proc/self/autogroup")
+print(os.nice(0), group.read_text().split()[-1] if group.exists() else "")
+"""
+
+
+def test_a_process_stands_back_with_its_session() -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", CODE],
+        capture_output=True,
+        text=True,
+        check=True,
+        start_new_session=True,
+    )
+    niceness, _, of_session = told.stdout.strip().partition(" ")
+    assert int(niceness) == os.nice(0) + 3
+    assert of_session in ("", "3")

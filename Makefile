@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help serve test lint types contracts tests format paper sweep real-policies \
+.PHONY: help serve test test-all lint types contracts tests format paper sweep real-policies \
 	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table batch-kill \
 	batch-memory faults soak abuse overload batch-order demo-predictor demo-model clean
 
@@ -33,6 +33,9 @@ contracts: $(VENV)/dev
 
 tests: $(VENV)/dev
 	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+test-all: $(VENV)/dev  ## the long tests as well (about 50 minutes)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m '' $(ARGS)
 
 format: $(VENV)/dev  ## let ruff lay out the code
 	$(BIN)/ruff check --fix .

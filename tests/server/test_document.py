@@ -109,7 +109,7 @@ def ask_everything(
     file.write_text(json.dumps(document))
     command = [sys.executable, "-m", "schemathesis.cli", "run", str(file), "--url", daemon.url]
     command += ["--phases", phases, "--checks", ",".join(CHECKS), "--request-timeout", "60"]
-    command += ["--max-examples", "40", "--generation-deterministic", "--no-shrink"]
+    command += ["--max-examples", "30", "--generation-deterministic", "--no-shrink"]
     command += ["--suppress-health-check", "all", "--warnings", "off"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 

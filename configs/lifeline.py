@@ -99,6 +99,8 @@ def report_failure(folder: Path, line: str) -> None:
     except FileExistsError:
         pass
     except OSError as error:
+        with suppress(OSError):  # an empty one would keep others' from being left
+            (folder / FAILURE).unlink(missing_ok=True)
         log.error("%s; this could not be left in the runtime folder: %s", told, error)
 
 

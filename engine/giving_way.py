@@ -23,30 +23,43 @@ class GivingWay:
         self._max_live = config.max_live(num_stages)
         self._patience = _PATIENCE_ROUNDS * num_stages
         self._first: Sequence | None = None
-        self._num_looks = 0
+        self._step = 0  # since which it is the first, or others went for it
         self._num_next = 1
 
     def make_room(self, pool: Pool, now: float) -> None:
         """Pre-empt as many offline rows as are in the way of the first who is waited for."""
-        first = pool.waiting.first()
+        first, step = pool.waiting.first(), pool.counters.steps
         if first is None or first.submit.offline or not pool.has_offline:
             return
         if pool.waiting.online_wait_s(now) < self._max_wait_s:
             return
         if first is not self._first:
-            self._first, self._num_looks, self._num_next = first, 0, 1
-        victims = sorted(
-            (s for s in pool.ready.values() if s.submit.offline),
-            key=lambda s: (s.arrived_at, s.sequence_id),
-        )
-        self._num_looks += 1
-        if self._num_looks > self._patience:
-            for _ in range(min(self._num_next, len(victims))):
-                pool.preempt(victims.pop())
-            self._num_looks, self._num_next = 0, 2 * self._num_next
-        while victims and not self._has_room(pool, first):
-            pool.preempt(victims.pop())
+            self._first, self._step, self._num_next = first, step, 1
+        if not self._has_room(pool, first):
+            if self._can_have_room(pool, first):
+                for victim in _youngest_first(pool):
+                    pool.preempt(victim)
+                    self._step = step
+                    if self._has_room(pool, first):
+                        return
+        elif step - self._step > self._patience:
+            for victim in _youngest_first(pool)[: self._num_next]:
+                pool.preempt(victim)
+            self._step, self._num_next = step, 2 * self._num_next
 
     def _has_room(self, pool: Pool, sequence: Sequence) -> bool:
         needed = pool.ledger.blocks_for(len(sequence.token_ids))
         return pool.num_live < self._max_live and needed <= pool.ledger.num_free
+
+    def _can_have_room(self, pool: Pool, sequence: Sequence) -> bool:
+        """Whether all offline rows together are enough, those in flight too: they will come back."""
+        offline = [s for s in pool.live.values() if s.submit.offline]
+        num_blocks = pool.ledger.num_free + sum(len(s.block_table) for s in offline)
+        has_blocks = pool.ledger.blocks_for(len(sequence.token_ids)) <= num_blocks
+        return has_blocks and pool.num_live - len(offline) < self._max_live
+
+
+def _youngest_first(pool: Pool) -> list[Sequence]:
+    """The offline rows that are not in flight."""
+    idle = (s for s in pool.ready.values() if s.submit.offline)
+    return sorted(idle, key=lambda s: (s.arrived_at, s.sequence_id), reverse=True)

@@ -314,7 +314,8 @@ class Scheduler:
         if pipeline.probation is not None and pipeline.probation.is_over():
             pipeline.probation = None
         policy = pipeline.probation or pipeline.policy
-        if pipeline.probation is None:
+        may_look = len(pipeline.in_flight) < policy.max_in_flight
+        if may_look and pipeline.probation is None:
             pipeline.giving_way.make_room(self.pool, now)
         while len(pipeline.in_flight) < policy.max_in_flight:
             batch = policy.next_micro_batch(self.pool, now)

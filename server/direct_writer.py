@@ -131,6 +131,7 @@ class DirectWriter:
 
     async def _write_long(self) -> None:
         work = partial(events_of, self._rendering, self._long)
-        self._connection.write(await self._generation.render(num_logprobs(self._long), work))
+        if events := await self._generation.render(num_logprobs(self._long), work):
+            self._connection.write(events)
         self._long = []
         self._news.set()  # something may have come meanwhile

@@ -130,10 +130,12 @@ def _join_group(config: Config, epoch: int) -> Place:
 
 def _meet(config: Config, backend: str, device: torch.device) -> None:
     timeout = timedelta(seconds=config.stage_start_timeout)
+    store = group_store(config.folder, timeout)
+    store.set(f"stage-{os.environ['RANK']}", "")  # where that fails, it is not the others' fault
     try:
         dist.init_process_group(
             backend,
-            store=group_store(config.folder, timeout),
+            store=store,
             rank=int(os.environ["RANK"]),
             world_size=config.pipeline_parallel_size,
             timeout=timeout,

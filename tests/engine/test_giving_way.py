@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from configs.schema import EngineConfig
-from engine.messages import Submit
+from engine.messages import Abort, Submit
 from tests.engine.world import World, make_submit
 
 POLICIES = ("td-pipe", "temporal", "hybrid", "separate")
@@ -114,4 +114,34 @@ def test_nobody_who_is_waited_for_goes() -> None:
         world.submit(msgspec.structs.replace(online(sequence_id), max_tokens=LONG))
     world.run_dry()
     assert world.scheduler.counters.preemptions == 0
+    world.check_ends()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_events_between_steps_drive_nobody_out(policy: str) -> None:
+    world = world_of(policy, max_num_seqs=8)
+    for sequence_id in range(8):
+        world.submit(offline(sequence_id))
+    for _ in range(20):
+        world.return_step()
+    world.submit(online(FIRST_ONLINE))
+    for _ in range(10):
+        for _ in range(100):
+            world.hand(Abort(999))
+        world.return_step()
+    steps_until_ended(world, FIRST_ONLINE)
+    assert world.scheduler.counters.preemptions in (1, 2)
+
+
+def test_nobody_goes_where_that_would_not_be_enough() -> None:
+    world = world_of("td-pipe", num_blocks=100)
+    world.submit(msgspec.structs.replace(online(FIRST_ONLINE, num_prompt=200), max_tokens=80))
+    world.submit(offline(0, num_prompt=60, max_tokens=40))
+    for _ in range(10):
+        world.return_step()
+    assert set(world.scheduler.pool.live) == {0, FIRST_ONLINE}
+    world.submit(online(FIRST_ONLINE + 1, num_prompt=250))
+    steps_until_ended(world, FIRST_ONLINE)
+    assert world.scheduler.counters.preemptions == 0
+    world.run_dry()
     world.check_ends()

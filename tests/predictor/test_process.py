@@ -137,7 +137,9 @@ def process(folder: Path, predictor: str, life: int = 0) -> Iterator[subprocess.
     loader.save(Config(predictor=predictor, runtime_dir=folder), folder)
     environment = os.environ | {lifeline.PARENT: str(os.getpid()), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-P", "-m", "predictor", str(folder), str(life)]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    child = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
     try:
         yield child
     finally:

@@ -35,24 +35,23 @@ class GivingWay:
             return
         if first is not self._first:
             self._first, self._step, self._num_next = first, step, 1
-        if not self._has_room(pool, first):
-            if self._can_have_room(pool, first):
-                for victim in _youngest_first(pool):
+        if self._has_room(pool, first):
+            if step - self._step > self._patience:
+                for victim in _youngest_first(pool)[: self._num_next]:
                     pool.preempt(victim)
-                    self._step = step
-                    if self._has_room(pool, first):
-                        return
-        elif step - self._step > self._patience:
-            for victim in _youngest_first(pool)[: self._num_next]:
-                pool.preempt(victim)
-            self._step, self._num_next = step, 2 * self._num_next
+                self._step, self._num_next = step, 2 * self._num_next
+            return
+        victims = _youngest_first(pool) if self._can_have_room(pool, first) else []
+        while victims and not self._has_room(pool, first):
+            pool.preempt(victims.pop(0))
+            self._step = step
 
     def _has_room(self, pool: Pool, sequence: Sequence) -> bool:
         needed = pool.ledger.blocks_for(len(sequence.token_ids))
         return pool.num_live < self._max_live and needed <= pool.ledger.num_free
 
     def _can_have_room(self, pool: Pool, sequence: Sequence) -> bool:
-        """Whether all offline rows together are enough, those in flight too: they will come back."""
+        """Whether all offline rows are enough; those in flight will come back."""
         offline = [s for s in pool.live.values() if s.submit.offline]
         num_blocks = pool.ledger.num_free + sum(len(s.block_table) for s in offline)
         has_blocks = pool.ledger.blocks_for(len(sequence.token_ids)) <= num_blocks

@@ -85,7 +85,7 @@ overload: $(VENV)/dev  ## ten times too much load for two minutes (about 6 minut
 batch-order: $(VENV)/dev  ## what the order of a batch's requests is worth in the simulator (about 3 minutes)
 	$(BIN)/python -m benchmarks.batch_order $(ARGS)
 
-faults: $(VENV)/dev  ## every fault on every process at every moment (about 17 minutes; ARGS=--write into docs)
+faults: $(VENV)/dev  ## every fault on every process at every moment (about 20 minutes; ARGS=--write into docs)
 	$(BIN)/pytest -m '' tests/faults $(ARGS)
 
 soak: $(VENV)/dev  ## mixed traffic while things break (31 minutes; ARGS="--minutes 2 --calm-minutes 1" for less)

@@ -40,7 +40,7 @@ def answers(reference: Reference) -> list[tuple[list[int], list[int]]]:
         ["td-pipe"],
         ["temporal"],
         ["separate"],
-        ["hybrid", "--hybrid", "vllm"],
+        pytest.param(["hybrid", "--hybrid", "vllm"], marks=pytest.mark.long),
         ["hybrid", "--hybrid", "throttled"],
     ],
     ids=" ".join,

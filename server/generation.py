@@ -60,7 +60,11 @@ class Piece(NamedTuple):
 
 def num_logprobs(pieces: Iterable[Piece]) -> int:
     """How many log-probabilities are told with all of them, see `Generation.render`."""
-    return sum(piece.num_logprobs for piece in pieces)
+    total = 0
+    for piece in pieces:
+        if piece.told or piece.scores:  # most have neither, and this is looked at for each token
+            total += piece.num_logprobs
+    return total
 
 
 def takes_long(num_logprobs: int) -> bool:

@@ -25,7 +25,7 @@ from configs import loader, logs
 from configs.profiles import MeasuredStep, ProfileError, head_of_steps, line_of_step
 from engine.correction import StageCorrection
 from engine.cost_model import CostModel, StepSize
-from engine.messages import StageCosts
+from wire.messages import StageCosts
 from workers.cost_fit import Array, predict
 from workers.driver import Driver, DriverError
 from workers.profile_plan import Limits

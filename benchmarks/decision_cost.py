@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from time import perf_counter
 
 from configs.schema import EngineConfig
-from engine.messages import Sampling, StageCosts, StageReady, Step, StepDone, Submit
 from engine.policies import POLICIES
 from engine.scheduler import Scheduler
+from wire.messages import Sampling, StageCosts, StageReady, Step, StepDone, Submit
 
 NUM_STAGES = 8
 PROMPT, OUTPUT = 64, 400

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from configs.schema import DEMO_MODEL
-from engine.messages import SamplerSetup, Sampling, Step
+from wire.messages import SamplerSetup, Sampling, Step
 from workers.grammars import Grammars
 from workers.guide import Guide, compile_grammar, first_mask, next_masks
 from workers.sampler import Sampler

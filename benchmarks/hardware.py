@@ -17,8 +17,8 @@ from configs.profiles import (
     read_profile,
     read_steps,
 )
-from engine.messages import StageCosts
 from engine.simulation import Node
+from wire.messages import StageCosts
 from workers.cost_fit import fit
 
 # Partial sums that each token's layers exchange under tensor parallelism: attention and MLP.

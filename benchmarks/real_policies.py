@@ -23,8 +23,8 @@ from benchmarks.simulate import summarise
 from benchmarks.workloads import make_workload
 from configs.schema import DEMO_MODEL, EngineConfig
 from engine.journal import entries
-from engine.messages import StageCosts, StageReady
 from engine.simulation import Arrival, Node, simulate
+from wire.messages import StageCosts, StageReady
 
 POLICIES: dict[str, Mapping[str, str]] = {
     "separate": {"policy": "separate"},

@@ -15,8 +15,8 @@ import numpy as np
 import zmq
 
 from configs import lifeline, loader
-from engine.messages import Heartbeat, StageReady, Step, StepDone, ToStage
-from engine.wire import Spoke
+from wire.messages import Heartbeat, StageReady, Step, StepDone, ToStage
+from wire.sockets import Spoke
 
 NUM_BLOCKS = 1 << 16
 MAX_MODEL_LEN = 4096

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.messages import Phase
 from engine.trace import Gauges, Span, TraceError, read_trace
+from wire.messages import Phase
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,10 +22,10 @@ from demo.tasks import Task, held_out, training_tasks
 from predictor.checkpoint import Predictor, load_predictor
 from predictor.classes import LengthClasses
 from predictor.dataset import Requests
-from predictor.fingerprint import fingerprint
 from predictor.fitting import Settings, class_probabilities
 from predictor.report import measure
 from predictor.train import save, train, written_whole
+from wire.vocabulary_fingerprint import fingerprint
 
 LR = 1e-3  # from random weights, not a fine-tuning
 _BATCH = 64

@@ -4,9 +4,9 @@ from array import array
 from itertools import compress
 
 from engine.cost_model import StepSize
-from engine.messages import Phase, ScoredRow, Step
 from engine.sampler_seats import SamplerSeats
 from engine.sequence import Sequence
+from wire.messages import Phase, ScoredRow, Step
 
 
 class MicroBatch:

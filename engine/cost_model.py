@@ -7,7 +7,7 @@ points and carried on at its average slope beyond the last. A row reads the KV b
 token: a decode row all of its context, a chunk of a prompt the chunks before it. A model without
 the second term is wrong: at 13B on L20 with 170k tokens resident it is as long as the weights'.
 Rows cost something of their own where attention goes through them one by one, as on a CPU, and on
-the last stage for sampling. Pairs are a prompt's own attention, see `engine.messages.StageCosts`.
+the last stage for sampling. Pairs are a prompt's own attention, see `wire.messages.StageCosts`.
 """
 
 from bisect import bisect_right
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.messages import StageCosts
+from wire.messages import StageCosts
 
 # Up to here a step's seconds are looked up, beyond they are computed.
 TABLE_TOKENS = 8192

@@ -10,11 +10,11 @@ the prefill tokens of a step follow the work that waits and the KV that is free:
 from configs.schema import HybridConfig
 from engine.batches import MicroBatch
 from engine.decoding import add_decodes
-from engine.messages import Phase
 from engine.policy import Policy
 from engine.pool import Pool
 from engine.prefilling import PrefillLane
 from engine.separate import first_with_room
+from wire.messages import Phase
 
 
 class Hybrid(Policy):

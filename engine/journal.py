@@ -17,8 +17,8 @@ from typing import BinaryIO, Self
 import msgspec
 
 from configs.schema import EngineConfig
-from engine.messages import Event
 from engine.scheduler import Outgoing, Scheduler
+from wire.messages import Event
 
 _LENGTH = struct.Struct("<I")
 _NONE = "{} is not a journal of this version"

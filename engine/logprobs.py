@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from engine.messages import Logprobs
+from wire.messages import Logprobs
 
 
 def of_those_left(logprobs: Logprobs, is_left: list[bool]) -> Logprobs | None:

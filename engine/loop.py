@@ -21,7 +21,11 @@ from configs.pulse import INTERVAL_S, Pulse
 from configs.restarts import Restarts
 from configs.schema import Config
 from engine.journal import Journal
-from engine.messages import (
+from engine.recorder import Recorder
+from engine.scheduler import Outgoing, Scheduler
+from engine.stage_watch import StageWatch
+from engine.stats import collect
+from wire.messages import (
     Abort,
     EngineReady,
     Event,
@@ -36,11 +40,7 @@ from engine.messages import (
     Step,
     ToServer,
 )
-from engine.recorder import Recorder
-from engine.scheduler import Outgoing, Scheduler
-from engine.stage_watch import StageWatch
-from engine.stats import collect
-from engine.wire import Hub
+from wire.sockets import Hub
 
 SERVER = "server"
 STATS_INTERVAL_S = INTERVAL_S

@@ -3,8 +3,8 @@
 from typing import Protocol
 
 from engine.batches import MicroBatch
-from engine.messages import Phase
 from engine.pool import Pool
+from wire.messages import Phase
 
 
 class Policy(Protocol):

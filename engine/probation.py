@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 
 from engine.batches import MicroBatch
-from engine.messages import Phase
 from engine.policy import Policy
 from engine.pool import Pool
 from engine.prefilling import PrefillLane
 from engine.sequence import Sequence, State
+from wire.messages import Phase
 
 STRIKES_TOLD = 2
 """So many strikes prove it where a stage has named the step that it failed in."""

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.messages import Heartbeat, Message, Phase, Stats, Step
 from engine.trace import Gauges, Span, TraceWriter
+from wire.messages import Heartbeat, Message, Phase, Stats, Step
 
 # Steps are forgotten oldest first beyond this: those of a lost pipeline are never reported.
 MAX_OPEN_STEPS = 10_000

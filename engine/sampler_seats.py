@@ -5,8 +5,8 @@ first step that samples for it until it ends. Its settings travel once, and a de
 more of it than the seat.
 """
 
-from engine.messages import SamplerSetup
 from engine.sequence import Sequence
+from wire.messages import SamplerSetup
 
 
 class SamplerSeats:

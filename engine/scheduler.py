@@ -25,7 +25,13 @@ from engine.expectation import Expectation, expectation_of
 from engine.giving_way import GivingWay
 from engine.lengths import LengthErrors
 from engine.logprobs import of_those_left
-from engine.messages import (
+from engine.policies import make_policy
+from engine.policy import Policy
+from engine.pool import Pool
+from engine.probation import Probation, accuse
+from engine.sequence import Sequence, State
+from engine.waiting import WaitingQueue
+from wire.messages import (
     Abort,
     EngineReady,
     Event,
@@ -41,12 +47,6 @@ from engine.messages import (
     StepDone,
     Submit,
 )
-from engine.policies import make_policy
-from engine.policy import Policy
-from engine.pool import Pool
-from engine.probation import Probation, accuse
-from engine.sequence import Sequence, State
-from engine.waiting import WaitingQueue
 
 # The assumed distribution of length errors counts as much as so many sequences.
 _PRIOR_WEIGHT = 20.0

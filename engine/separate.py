@@ -12,11 +12,11 @@ from collections import deque
 from configs.schema import AdmissionConfig
 from engine.batches import MicroBatch
 from engine.decoding import add_decodes
-from engine.messages import Phase
 from engine.policy import Policy
 from engine.pool import Pool
 from engine.prefilling import PrefillLane
 from engine.sequence import Sequence
+from wire.messages import Phase
 
 
 class Separate(Policy):

@@ -11,7 +11,7 @@ from array import array
 from enum import Enum, auto
 
 from engine.expectation import Expectation
-from engine.messages import Sampling, Submit
+from wire.messages import Sampling, Submit
 
 
 class State(Enum):

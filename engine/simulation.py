@@ -16,7 +16,9 @@ from msgspec import structs
 from configs.schema import EngineConfig
 from engine.cost_model import CostModel, StepSize
 from engine.counters import Counters
-from engine.messages import (
+from engine.scheduler import Outgoing, Scheduler
+from engine.trace import Gauges, Span
+from wire.messages import (
     Event,
     Finished,
     Generated,
@@ -26,8 +28,6 @@ from engine.messages import (
     StepDone,
     Submit,
 )
-from engine.scheduler import Outgoing, Scheduler
-from engine.trace import Gauges, Span
 
 STOP_TOKEN = 1
 _OTHER_TOKEN = 0

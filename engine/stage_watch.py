@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.messages import Heartbeat, StageStats
+from wire.messages import Heartbeat, StageStats
 
 # Silence that is borne of a stage that loads.
 LOADING_SILENCE_S = 30.0

@@ -2,8 +2,8 @@
 
 from dataclasses import asdict
 
-from engine.messages import StageStats, Stats
 from engine.scheduler import Scheduler
+from wire.messages import StageStats, Stats
 
 
 def collect(

@@ -12,11 +12,11 @@ from engine.cost_model import CostModel
 from engine.decoding import add_decodes
 from engine.greedy_prefill import FutureUse
 from engine.intensity import spatial_intensity, temporal_intensity
-from engine.messages import Phase
 from engine.policy import Policy
 from engine.pool import Pool
 from engine.sequence import Sequence, State
 from engine.work_stealing import average_rows
+from wire.messages import Phase
 
 _WITHHELD = -1
 """Cohort of those that belong to no decode micro-batch at present."""

@@ -23,13 +23,13 @@ from engine.greedy_prefill import FutureUse
 from engine.horizon import rounds_to_pay
 from engine.kv_plan import KvPlan
 from engine.lengths import OUTCOME_WEIGHTS, Floats
-from engine.messages import Phase
 from engine.policy import Policy
 from engine.pool import Pool
 from engine.prefilling import PrefillLane
 from engine.refill import idle_loss_s, switch_cost_s
 from engine.sequence import Sequence, State
 from engine.topup import knee
+from wire.messages import Phase
 
 # Candidates for admission that are looked at once in so many rounds.
 _LOOK_AHEAD, _LOOK_ROUNDS = 64, 4

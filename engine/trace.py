@@ -13,7 +13,7 @@ from typing import Self
 
 import msgspec
 
-from engine.messages import Phase
+from wire.messages import Phase
 
 # Written out when so much has come together; less waits for `flush` or the end.
 CHUNK_BYTES = 1 << 16

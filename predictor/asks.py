@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from predictor.checkpoint import Prediction
-from predictor.messages import Answer, Ask
+from wire.predictor_messages import Answer, Ask
 
 MAX_PROMPTS = 8192
 # Enough prompts to find such of like length, and few enough that a late ask waits for seconds.

@@ -15,10 +15,10 @@ import zmq
 from configs import lifeline, loader, logs
 from configs.pulse import Pulse
 from configs.standing_back import stand_back
-from engine.wire import Hub
 from predictor.asks import OpenAsk, Queue, batches
 from predictor.checkpoint import Prediction, PredictorError, load_predictor
-from predictor.messages import Ask
+from wire.predictor_messages import Ask
+from wire.sockets import Hub
 
 NICENESS = 10
 LOG_INTERVAL_S = 60.0

@@ -13,7 +13,11 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.messages import (
+from server.errors import unavailable
+from server.inbox import Inbox, Rounds
+from server.logprobs import unpack
+from server.open_sequence import Queue, Sequence
+from wire.messages import (
     Abort,
     EngineReady,
     Expect,
@@ -25,11 +29,7 @@ from engine.messages import (
     Stats,
     ToServer,
 )
-from engine.wire import Spoke
-from server.errors import unavailable
-from server.inbox import Inbox, Rounds
-from server.logprobs import unpack
-from server.open_sequence import Queue, Sequence
+from wire.sockets import Spoke
 
 TICK_S = 0.25
 SILENCE_S = 1.5

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, TypeVar
 
-from engine.messages import Expect
 from server.admission import Admission
 from server.bounded_threads import BoundedThreads
 from server.choice import Choice, TextReason
@@ -23,6 +22,7 @@ from server.metrics import Metrics
 from server.open_sequence import Queue, Sequence
 from server.plan import Plan
 from server.tokenizer import Tokenizer
+from wire.messages import Expect
 
 # Tokens of a prompt that an encoder is shown; it looks at the last 512 of its own.
 TAIL_TOKENS = 1024

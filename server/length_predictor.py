@@ -16,11 +16,11 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from configs.schema import Config
-from predictor.messages import Answer
 from server.length_histogram import Asked, HistogramError, LengthHistogram
 from server.metrics import Metrics
 from server.predictor_client import PredictorClient
 from server.tokenizer import Tokenizer
+from wire.predictor_messages import Answer
 
 SAVE_INTERVAL_S = 30.0
 # Finished sequences over which the error of the sum is shown.
@@ -44,7 +44,7 @@ class PredictorMismatchError(Exception):
 
 
 class Expected(NamedTuple):
-    """Output tokens that are expected: see `engine.messages.Submit`; and who says so.
+    """Output tokens that are expected: see `wire.messages.Submit`; and who says so.
 
     `length_class` is the encoder's class of lengths, else the power of two that the length reaches.
     """

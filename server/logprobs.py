@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from engine.messages import Logprobs
 from server.detokenizer import Detokenizer
 from server.token_pieces import TokenPieces
+from wire.messages import Logprobs
 
 _encode = msgspec.json.Encoder().encode
 # JSON has no infinity; what cannot happen is at least this unlikely.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from engine.messages import Finished, Submit
 from server.inbox import Inbox
 from server.logprobs import Told
+from wire.messages import Finished, Submit
 
 
 @dataclass

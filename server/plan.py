@@ -8,8 +8,8 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from engine.messages import Sampling, Submit
 from server.length_predictor import Expected
+from wire.messages import Sampling, Submit
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence, Set
 from functools import partial
 
 from configs.schema import Config
-from engine.messages import Sampling
 from server.answer_size import check_size, room_for_tokens, size_of_prompts, size_of_tokens
 from server.engine_client import EngineClient
 from server.errors import invalid, no_such_model
 from server.plan import Plan, pack
 from server.sampling_fields import SamplingFields
 from server.tokenizer import Tokenizer
+from wire.messages import Sampling
 
 # They go with each sequence to the engine and lie in the journal; a grammar's bound is the same.
 MAX_LIST_BYTES_OF_REQUEST = 16 * 1024 * 1024

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.wire import Spoke
-from predictor.messages import Answer, Ask
+from wire.predictor_messages import Answer, Ask
+from wire.sockets import Spoke
 
 # Prompts that may be open at a time, and for how long.
 MAX_OPEN_PROMPTS = 8192

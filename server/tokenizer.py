@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from configs.schema import ModelConfig
-from predictor.fingerprint import fingerprint
 from server.bounded_threads import BoundedThreads
 from server.detokenizer import Detokenizer, FastDetokenizer, WindowDetokenizer
 from server.token_pieces import TokenPieces
+from wire.vocabulary_fingerprint import fingerprint
 
 # 4,000 characters take some 4 ms; beyond that, other streams would notice the pause.
 MAX_INLINE_CHARACTERS = 4_000
@@ -53,7 +53,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The same for the same vocabulary, see `predictor.fingerprint`."""
+        """The same for the same vocabulary, see `wire.vocabulary_fingerprint`."""
         return fingerprint(self._tokenizer.get_vocab())
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.messages import Step
+from wire.messages import Step
 
 
 @dataclass(slots=True, frozen=True)

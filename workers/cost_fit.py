@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.profiles import MeasuredStep
-from engine.messages import StageCosts
+from wire.messages import StageCosts
 
 ROUNDS = 12
 # Huber's tuning constant: errors up to so many standard deviations count in full.

@@ -18,8 +18,8 @@ from typing import Self
 
 from configs import lifeline, loader
 from configs.schema import Config
-from engine.messages import FromStage, Heartbeat, StageReady, StepDone
-from engine.wire import Hub
+from wire.messages import FromStage, Heartbeat, StageReady, StepDone
+from wire.sockets import Hub
 from workers.identity import Identity
 from workers.trial import Trial, make_step
 

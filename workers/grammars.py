@@ -20,7 +20,7 @@ import torch
 from llguidance import LLExecutor, LLMatcher
 from torch import Tensor
 
-from engine.messages import SamplerSetup, Step
+from wire.messages import SamplerSetup, Step
 from workers.guide import Guide, compile_grammar, first_mask, next_masks, only_stops
 from workers.vocabulary import Vocabulary
 

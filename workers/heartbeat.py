@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
-from engine.messages import Doing, Heartbeat
-from engine.wire import Spoke
+from wire.messages import Doing, Heartbeat
+from wire.sockets import Spoke
 
 INTERVAL_S = 0.25
 # Of steps of 0.1 ms this is what runs between two beats; more than that is not told.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from configs.profiles import StepTable, read_steps
 from configs.schema import Config
-from engine.messages import StageCosts
+from wire.messages import StageCosts
 from workers import profile_cache
 from workers.agreement import agreed
 from workers.cost_fit import fit

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.messages import Logprobs, Step
+from wire.messages import Logprobs, Step
 
 # Positions whose logits are made fp32 together: 256 of a vocabulary of 150,000 are 150 MB.
 _AT_ONCE = 256

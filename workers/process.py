@@ -16,8 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from configs import lifeline, loader, log_file, logs
 from configs.schema import Config
-from engine.messages import StageFailed, ToStage
-from engine.wire import Spoke
+from wire.messages import StageFailed, ToStage
+from wire.sockets import Spoke
 from workers.heartbeat import HeartbeatThread, Progress
 from workers.loading import Place
 from workers.rendezvous import group_store

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from engine.messages import StageCosts
+from wire.messages import StageCosts
 from workers.identity import Identity
 
 FOLDER = "profiles"

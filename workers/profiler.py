@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from configs.profiles import MeasuredStep
-from engine.messages import StageCosts
+from wire.messages import StageCosts
 from workers.cost_fit import fit
 from workers.trial import Trial, decode, mixed, prefill
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.messages import Logprobs, SamplerSetup, Sampling, Step
+from wire.messages import Logprobs, SamplerSetup, Sampling, Step
 from workers.grammars import Grammars, constrain
 from workers.logprobs import told_of
 from workers.sampler_table import SamplerTable

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.messages import SamplerSetup
+from wire.messages import SamplerSetup
 from workers.bad_words import BadWords
 
 _FIRST_SEATS = 64

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs.schema import Config
-from engine.messages import Hello, StageCosts, StageReady, Step, StepDone, ToStage
-from engine.wire import Spoke
+from wire.messages import Hello, StageCosts, StageReady, Step, StepDone, ToStage
+from wire.sockets import Spoke
 from workers import batch, kv_cache, layer_times, loading, profiler, vocabulary
 from workers.batch import Batch
 from workers.grammars import Grammars

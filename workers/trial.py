@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from configs.profiles import MeasuredStep
-from engine.messages import Phase, Step
+from wire.messages import Phase, Step
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 
 from benchmarks.cost_model_error import KINDS, in_service, main, random_trials, table
-from engine.messages import StageCosts
+from wire.messages import StageCosts
 from workers.profile_plan import Limits
 from workers.trial import decode, prefill
 

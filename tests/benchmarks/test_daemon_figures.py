@@ -14,9 +14,9 @@ from benchmarks.daemon_figures import (
     read_settled_figures,
 )
 from benchmarks.exchange import Address
-from engine.messages import StageStats, Stats
 from server.metrics import Metrics
 from tests.benchmarks.world import Answer, metrics, serving
+from wire.messages import StageStats, Stats
 
 UPTIME = "tdpipe_engine_uptime_seconds"
 BEFORE, AFTER = (parse_figures(metrics(scrape).decode()) for scrape in (1, 3))

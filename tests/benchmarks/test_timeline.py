@@ -12,8 +12,8 @@ from matplotlib.image import imread
 
 from benchmarks import timeline
 from benchmarks.timeline import COLOURS, bubble_ratios, draw, main
-from engine.messages import Phase
 from engine.trace import Gauges, Span, TraceError, TraceWriter
+from wire.messages import Phase
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_STAGES = 2

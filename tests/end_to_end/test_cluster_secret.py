@@ -7,9 +7,9 @@ from pathlib import Path
 import psutil
 
 from configs import loader
-from engine.messages import Hello, ToServer
-from engine.wire import Spoke
 from tests.end_to_end.daemon import Daemon
+from wire.messages import Hello, ToServer
+from wire.sockets import Spoke
 
 SECRET = "a-secret-of-this-test"
 

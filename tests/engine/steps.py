@@ -1,7 +1,7 @@
 """What was launched in a world, read back from the packed steps."""
 
-from engine.messages import Step
 from tests.engine.world import World
+from wire.messages import Step
 
 Row = tuple[int, int]
 """Whose, and how many tokens."""

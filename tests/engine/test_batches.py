@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from engine.batches import MicroBatch, pack
 from engine.cost_model import StepSize
-from engine.messages import Sampling, ScoredRow, Step, Submit
 from engine.sampler_seats import SamplerSeats
 from engine.sequence import Sequence
 from engine.simulation import size_of
 from tests.engine.pools import point
+from wire.messages import Sampling, ScoredRow, Step, Submit
 
 BLOCK_SIZE = 4
 

@@ -8,8 +8,8 @@ import pytest
 from configs.schema import EngineConfig
 from engine.correction import MOST, Correction, StageCorrection
 from engine.cost_model import CostModel, StepSize
-from engine.messages import StageCosts, StageTimes
 from tests.engine.world import World, make_submit
+from wire.messages import StageCosts, StageTimes
 
 
 def measured() -> CostModel:

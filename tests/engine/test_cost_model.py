@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cost_model import TABLE_TOKENS, CostModel, StepSize
-from engine.messages import StageCosts
 from tests.engine.costs import Stair, staircases, stairs
+from wire.messages import StageCosts
 
 Measured = st.dictionaries(st.integers(1, 2 * TABLE_TOKENS), st.floats(0.001, 10.0), min_size=1)
 few = settings(max_examples=30, deadline=None)

@@ -9,8 +9,8 @@ import pytest
 
 from configs import lifeline, loader
 from configs.schema import Config
-from engine.messages import StageFailed, Stats, ToServer
-from engine.wire import Spoke
+from wire.messages import StageFailed, Stats, ToServer
+from wire.sockets import Spoke
 
 PATIENCE_S = 30.0
 

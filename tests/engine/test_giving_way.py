@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from configs.schema import EngineConfig
-from engine.messages import Abort, Submit
 from tests.engine.world import World, make_submit
+from wire.messages import Abort, Submit
 
 POLICIES = ("td-pipe", "temporal", "hybrid", "separate")
 LONG, SHORT = 400, 4

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from engine.expectation import Expectation
 from engine.greedy_prefill import FUTURE_POINTS, FutureUse
-from engine.messages import Submit
 from engine.sequence import Sequence
+from wire.messages import Submit
 
 Admitted = st.lists(st.tuples(st.integers(1, 3000), st.integers(0, 5000)), max_size=12)
 

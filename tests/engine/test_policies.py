@@ -6,12 +6,12 @@ import pytest
 from pydantic import ValidationError
 
 from configs.schema import EngineConfig, SchedulerConfig
-from engine.messages import Phase
 from engine.policies import POLICIES, make_policy
 from engine.policy import Policy
 from engine.pool import Pool
 from tests.engine.costs import stairs
 from tests.engine.pools import ids, make_pool, make_sequence
+from wire.messages import Phase
 
 BY_NAME = pytest.mark.parametrize("name", POLICIES)
 

@@ -1,8 +1,8 @@
 """Probation: who is suspected, who is cleared, who is found guilty, and what waits meanwhile."""
 
 from configs.schema import EngineConfig
-from engine.messages import StageLost, Step
 from tests.engine.world import World, make_submit
+from wire.messages import StageLost, Step
 
 FOUR_STAGES = EngineConfig(pipeline_parallel_size=4)
 

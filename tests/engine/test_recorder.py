@@ -9,9 +9,9 @@ import pytest
 from configs.schema import Config
 from engine import recorder as recorder_module
 from engine.loop import Loop
-from engine.messages import Finished, Heartbeat, Phase, Stats, Step
 from engine.recorder import Recorder
 from engine.trace import Gauges, Span, Trace, read_trace
+from wire.messages import Finished, Heartbeat, Phase, Stats, Step
 
 BEGAN_AT = 1000.0  # by the engine's clock
 

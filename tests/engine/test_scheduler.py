@@ -6,7 +6,9 @@ import pytest
 from msgspec.structs import replace
 
 from configs.schema import EngineConfig
-from engine.messages import (
+from engine.scheduler import ImpossibleSettingsError, Scheduler
+from tests.engine.world import World, expected_output, make_submit
+from wire.messages import (
     EngineReady,
     Expect,
     Finished,
@@ -19,8 +21,6 @@ from engine.messages import (
     Step,
     Submit,
 )
-from engine.scheduler import ImpossibleSettingsError, Scheduler
-from tests.engine.world import World, expected_output, make_submit
 
 
 def test_a_prompt_that_cannot_fit_is_answered() -> None:

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 
 from configs.schema import Config, EngineConfig
 from engine.journal import Journal, JournalError, replay
-from engine.messages import Abort, Expect, StageCosts, Step
 from engine.scheduler import Scheduler
 from tests.engine.world import World, make_submit
+from wire.messages import Abort, Expect, StageCosts, Step
 
 POLICIES = get_args(EngineConfig.model_fields["policy"].annotation)
 ANY = {

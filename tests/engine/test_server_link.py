@@ -8,8 +8,8 @@ import pytest
 
 from configs import lifeline, loader
 from configs.schema import Config
-from engine.messages import Hello, Stats, ToServer
-from engine.wire import Spoke
+from wire.messages import Hello, Stats, ToServer
+from wire.sockets import Spoke
 
 PATIENCE_S = 30.0
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from configs.schema import EngineConfig
-from engine.messages import StageCosts
 from engine.policies import POLICIES
 from engine.simulation import Arrival, Life, Node, Run, SimulationError, simulate, split_evenly
+from wire.messages import StageCosts
 
 # Binary fractions, so that sums are exact.
 OVERHEAD_S, HOP_S = 0.25, 0.5

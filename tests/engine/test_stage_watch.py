@@ -5,8 +5,8 @@ import subprocess
 import sys
 from typing import Any
 
-from engine.messages import Heartbeat
 from engine.stage_watch import StageWatch
+from wire.messages import Heartbeat
 
 
 def make_watch(num_stages: int = 1, *, same_host: bool = True) -> StageWatch:

@@ -1,8 +1,8 @@
 """Policy td-pipe: the phases, the balance of decode micro-batches, pre-emption."""
 
 from configs.schema import EngineConfig
-from engine.messages import Finished, Step
 from tests.engine.world import World, expected_output, make_submit
+from wire.messages import Finished, Step
 
 
 def phases(world: World) -> list[str]:

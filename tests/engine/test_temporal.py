@@ -7,10 +7,10 @@ from typing import Any
 from msgspec.structs import replace
 
 from configs.schema import EngineConfig
-from engine.messages import StageCosts
 from engine.simulation import Arrival, Node, Run, simulate, split_evenly
 from tests.engine.steps import row_ids, row_tokens, steps_of
 from tests.engine.world import World, make_submit
+from wire.messages import StageCosts
 
 # Stairs at 64, 128, 256; beyond 256 tokens a token gets no cheaper: the knee.
 STAIRS = StageCosts(

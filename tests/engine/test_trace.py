@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from engine.messages import Phase
 from engine.trace import CHUNK_BYTES, Gauges, Span, Trace, TraceError, TraceWriter, read_trace
+from wire.messages import Phase
 
 
 def make_span(

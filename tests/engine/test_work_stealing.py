@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.schema import EngineConfig
-from engine.messages import Step
 from engine.work_stealing import average_rows
 from tests.engine.world import World, make_submit
+from wire.messages import Step
 
 
 class SlidingWindow:

@@ -11,7 +11,9 @@ from collections import deque
 from typing import Any
 
 from configs.schema import EngineConfig
-from engine.messages import (
+from engine.probation import STRIKES_UNTOLD
+from engine.scheduler import Outgoing, Scheduler
+from wire.messages import (
     Abort,
     EngineReady,
     Event,
@@ -26,8 +28,6 @@ from engine.messages import (
     StepDone,
     Submit,
 )
-from engine.probation import STRIKES_UNTOLD
-from engine.scheduler import Outgoing, Scheduler
 
 VOCABULARY = 50
 NOTHING = Logprobs(b"", b"", b"", b"", b"", b"")

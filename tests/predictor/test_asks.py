@@ -3,7 +3,7 @@
 from predictor import asks
 from predictor.asks import OpenAsk, Queue, batches
 from predictor.checkpoint import Prediction
-from predictor.messages import Answer, Ask
+from wire.predictor_messages import Answer, Ask
 
 
 def ask(request_id: int, *prompts: str) -> Ask:

@@ -14,12 +14,12 @@ import pytest
 
 from configs import lifeline, loader
 from configs.schema import Config
-from engine.wire import Hub, Spoke
 from predictor.asks import Queue
 from predictor.checkpoint import Prediction, load_predictor
-from predictor.messages import Answer, Ask
 from predictor.process import LOG_INTERVAL_S, DropCount, serve
 from tests.predictor.world import make_predictor
+from wire.predictor_messages import Answer, Ask
+from wire.sockets import Hub, Spoke
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 200.0  # it starts at a low priority

@@ -5,8 +5,8 @@ from typing import Any
 
 import httpx
 
-from engine.messages import Submit
 from tests.server.world import MODEL, TOKENIZER, Daemon, events
+from wire.messages import Submit
 
 USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}

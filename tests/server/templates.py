@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from engine.messages import EngineReady
 from server.tokenizer import Tokenizer
 from tests.server.world import Daemon, byte_level_tokenizer
+from wire.messages import EngineReady
 
 # Plain ChatML; knows system, user and assistant, no tools.
 CHATML = """\

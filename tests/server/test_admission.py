@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from engine.messages import Finished, Submit
 from server.tokenizer import Tokenizer
 from tests.server.batches.world import begin, lines, official
 from tests.server.templates import CHATML, chatty
 from tests.server.world import MODEL, TOKENIZER, Daemon, generated, saying, serving, silent
+from wire.messages import Finished, Submit
 
 HI = TOKENIZER.encode("hi")
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from engine.messages import Abort, Finished, Submit, ToServer
 from server.completions import Completions
 from server.stop_strings import StopStrings
 from tests.server.world import (
@@ -17,6 +16,7 @@ from tests.server.world import (
     saying,
     serving,
 )
+from wire.messages import Abort, Finished, Submit, ToServer
 
 HI = TOKENIZER.encode("hi")
 

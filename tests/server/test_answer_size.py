@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from engine.messages import Submit
 from server import answer_size
 from server.answer_size import LOGPROB_BYTES, MAX_ANSWER_BYTES
 from server.errors import ApiError
@@ -17,6 +16,7 @@ from server.sampling_fields import SamplingFields
 from tests.server.chatting import USER, post
 from tests.server.templates import CHATML, chatty
 from tests.server.world import MODEL, TOKENIZER, Daemon, config, saying, serving
+from wire.messages import Submit
 
 CONTEXT = 131_072
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 from pathlib import Path
 
-from engine.messages import EngineReady, Finished, Generated, Submit, ToServer
 from server.admission import Admission
 from server.chat import Chat
 from server.chat_template import ChatTemplate
@@ -34,6 +33,7 @@ from tests.server.world import (
     saying,
     stats,
 )
+from wire.messages import EngineReady, Finished, Generated, Submit, ToServer
 
 
 def test_the_answer_has_openais_shape(qwen: Daemon) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from engine.messages import Finished, Submit, ToServer
 from tests.server.chatting import (
     CALL,
     OTHER,
@@ -19,6 +18,7 @@ from tests.server.chatting import (
 )
 from tests.server.templates import LLAMA3, OPENS_REASONING, QWEN, chatty, give_room
 from tests.server.world import TOKENIZER, Daemon, generated, saying, serving
+from wire.messages import Finished, Submit, ToServer
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from engine.messages import Finished, Submit, ToServer
 from tests.server.chatting import prompt_of
 from tests.server.templates import QWEN, chatty, give_room
 from tests.server.world import MODEL, TOKENIZER, Daemon, generated, saying, serving
+from wire.messages import Finished, Submit, ToServer
 
 TOOLS: list[Any] = [
     {

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from configs.grammar_limits import MAX_GRAMMAR_BYTES
-from engine.messages import Finished, Submit, ToServer
 from tests.server.chatting import CALL, OTHER, OTHER_CALL, TOOL, choice, error, submitted
 from tests.server.grammar_readers import accepts, rules_of
 from tests.server.templates import CHATML, OPENS_REASONING, QWEN, chatty, give_room
 from tests.server.world import Daemon, generated, saying, serving
+from wire.messages import Finished, Submit, ToServer
 
 NAMED = {"type": "function", "function": {"name": "add"}}
 PERSON = {"type": "json_schema", "json_schema": {"name": "p", "schema": {"type": "object"}}}

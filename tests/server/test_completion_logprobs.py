@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from engine.messages import Finished, Generated, Logprobs, Scored, Submit, ToServer
 from server import generation, inbox
 from server.completion_rendering import CompletionRendering
 from tests.server.world import TOKENIZER, Daemon, events, generated, serving
+from wire.messages import Finished, Generated, Logprobs, Scored, Submit, ToServer
 
 HI, HELLO = TOKENIZER.encode("the"), TOKENIZER.encode("hello world")
 

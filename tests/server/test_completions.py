@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from engine.messages import Finished, Sampling, Submit, ToServer
 from server.engine_client import EngineClient
 from server.plan import pack
 from server.tokenizer import Tokenizer
@@ -23,6 +22,7 @@ from tests.server.world import (
     serving,
     silent,
 )
+from wire.messages import Finished, Sampling, Submit, ToServer
 
 HI = TOKENIZER.encode("hi")
 

@@ -12,7 +12,6 @@ import httpx
 import pytest
 from starlette.requests import Request
 
-from engine.messages import Abort, Submit
 from server.connection import announces_more
 from server.drain import Drain
 from server.engine_client import EngineClient
@@ -31,6 +30,7 @@ from tests.server.world import (
     saying,
     serving,
 )
+from wire.messages import Abort, Submit
 
 HELLO = TOKENIZER.encode("hello")
 

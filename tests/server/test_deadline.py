@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from engine.messages import Abort, Finished, Submit
 from server.deadline import Deadline, sooner_of
 from server.errors import ApiError
 from server.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer
@@ -22,6 +21,7 @@ from tests.server.world import (
     generated,
     serving,
 )
+from wire.messages import Abort, Finished, Submit
 
 HI = TOKENIZER.encode("hi")
 SOON_S, LATE_S = 0.05, 1000.0

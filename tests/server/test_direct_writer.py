@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from engine.messages import Abort, Submit
 from server.direct_writer import DirectWriter
 from server.errors import ApiError, failed
 from server.generation import MAX_INLINE_LOGPROBS, Piece
 from server.logprobs import Told
 from tests.server.world import MODEL, PATIENCE_S, TOKENIZER, generated, serving
+from wire.messages import Abort, Submit
 
 HELLO = TOKENIZER.encode("hello")
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from engine.messages import Submit, ToServer
 from server import engine_client, operations
 from server.access import QUIET_PATHS
 from tests.server.templates import QWEN, chatty, give_room
 from tests.server.world import MODEL, Daemon, saying, serving
+from wire.messages import Submit, ToServer
 
 CHECKS = [
     "not_a_server_error",

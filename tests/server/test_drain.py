@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from engine.messages import Abort, Finished, Submit
 from tests.server.world import MODEL, TOKENIZER, Daemon, events, generated, serving
+from wire.messages import Abort, Finished, Submit
 
 HELLO = TOKENIZER.encode("hello")
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from engine.messages import EngineReady, Finished, Hello, Message, Submit
 from server import engine_client
 from tests.server.world import (
     MODEL,
@@ -24,6 +23,7 @@ from tests.server.world import (
     serving,
     stats,
 )
+from wire.messages import EngineReady, Finished, Hello, Message, Submit
 
 HELLO, WORLD = TOKENIZER.encode("hello"), TOKENIZER.encode(" world")
 

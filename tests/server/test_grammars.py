@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from configs.grammar_limits import MAX_GRAMMAR_BYTES, MAX_GRAMMAR_BYTES_OF_REQUEST
-from engine.messages import Submit
 from server import grammar_text
 from server import grammars as module
 from server.errors import ApiError
@@ -22,6 +21,7 @@ from server.grammars import MAX_EBNF_CHARACTERS, Grammars, grammar_of
 from tests.server.grammar_readers import accepts
 from tests.server.templates import CHATML, chatty
 from tests.server.world import MODEL, TOKENIZER, Daemon, saying, serving
+from wire.messages import Submit
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "boolean"}}}
 # It takes a second to be turned into Lark, and cannot be followed then.

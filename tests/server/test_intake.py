@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.messages import Finished, Submit
 from server.connection import read_body
 from server.intake import FREE_BYTES, Intake
 from server.sampling_fields import SamplingFields
 from tests.server.templates import CHATML, chatty
 from tests.server.world import MODEL, PATIENCE_S, Daemon, saying, serving
+from wire.messages import Finished, Submit
 
 BODY_BYTES = 100_000
 

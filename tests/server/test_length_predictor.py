@@ -10,11 +10,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from configs.schema import Config
-from engine.messages import Expect, Finished, Submit
-from engine.wire import Hub
-from predictor.messages import Answer, Ask
 from server.length_predictor import PredictorMismatchError, check_predictor, histogram_path
 from tests.server.world import PATIENCE_S, TOKENIZER, Daemon, config, generated, saying, serving
+from wire.messages import Expect, Finished, Submit
+from wire.predictor_messages import Answer, Ask
+from wire.sockets import Hub
 
 EXPECTS_7 = {"expected_tokens": 7}
 

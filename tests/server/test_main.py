@@ -16,7 +16,6 @@ import httpx
 
 from configs import loader
 from configs.lifeline import reported_failure
-from engine.messages import Abort, Finished, Submit
 from tests.server.world import (
     MODEL,
     PATIENCE_S,
@@ -27,6 +26,7 @@ from tests.server.world import (
     generated,
     save_model,
 )
+from wire.messages import Abort, Finished, Submit
 
 ROOT = Path(__file__).parents[2]
 

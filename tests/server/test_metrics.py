@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.messages import EngineReady, StageStats, Submit
 from tests.server.world import Daemon, generated, saying, serving, stats
+from wire.messages import EngineReady, StageStats, Submit
 
 
 def samples(daemon: Daemon) -> dict[str, float]:

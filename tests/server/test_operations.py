@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from configs.version import VERSION
-from engine.messages import StageStats, Stats
 from server import engine_client, operations
 from tests.server.world import MODEL, TOKENIZER, Daemon, serving, stats
+from wire.messages import StageStats, Stats
 
 
 def test_health_tells_the_age_of_every_heartbeat(daemon: Daemon) -> None:

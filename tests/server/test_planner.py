@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.messages import Submit
 from server.plan import pack
 from server.tokenizer import Tokenizer
 from tests.server.world import Daemon, saying, serving
+from wire.messages import Submit
 
 # 256 words of 128 tokens, each in two spellings: 1/4 MiB.
 LONG_WORDS = [f"{i:0128}" for i in range(256)]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.wire import Hub
-from predictor.messages import Answer, Ask
 from server import predictor_client
 from server.predictor_client import MAX_OPEN_PROMPTS, PredictorClient
+from wire.predictor_messages import Answer, Ask
+from wire.sockets import Hub
 
 
 def nobody(_answer: Answer, _seconds: float) -> None:

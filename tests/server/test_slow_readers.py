@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
-from engine.messages import Abort, Finished, Submit, ToServer
 from server.http_protocol import BoundedHttp
 from server.listener import listen
 from tests.server.batches.world import official
 from tests.server.world import MODEL, PATIENCE_S, TOKENIZER, Daemon, generated, serving
+from wire.messages import Abort, Finished, Submit, ToServer
 
 HELLO = TOKENIZER.encode("hello")
 SEND_TIMEOUT_S = 0.5

@@ -22,18 +22,6 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from configs.schema import Config
-from engine.messages import (
-    EngineReady,
-    Finished,
-    FromServer,
-    Generated,
-    Hello,
-    StageStats,
-    Stats,
-    Submit,
-    ToServer,
-)
-from engine.wire import Hub
 from server.app import build_app
 from server.batches.service import BatchService
 from server.drain import Drain
@@ -45,6 +33,18 @@ from server.listener import DrainingServer, listen
 from server.metrics import Metrics
 from server.tls import tls_context
 from server.tokenizer import Tokenizer
+from wire.messages import (
+    EngineReady,
+    Finished,
+    FromServer,
+    Generated,
+    Hello,
+    StageStats,
+    Stats,
+    Submit,
+    ToServer,
+)
+from wire.sockets import Hub
 
 MODEL = "little"
 MAX_MODEL_LEN = 64

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.profiles import MeasuredStep
-from engine.messages import StageCosts
+from wire.messages import StageCosts
 from workers.cost_fit import fit, predict
 from workers.trial import Trial, decode, mixed, prefill
 

@@ -16,8 +16,8 @@ import torch
 from llguidance import LLMatcher, LLParserLimits
 from torch import Tensor
 
-from engine.messages import SamplerSetup, Sampling, Step
 from tests.workers.vocabularies import core_of, vocabulary_of
+from wire.messages import SamplerSetup, Sampling, Step
 from workers import grammars as module
 from workers import guide
 from workers.grammars import Grammars, unpacked

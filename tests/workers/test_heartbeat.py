@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.messages import FromStage, Heartbeat
-from engine.wire import Hub
+from wire.messages import FromStage, Heartbeat
+from wire.sockets import Hub
 from workers.heartbeat import MAX_SPANS, HeartbeatThread, Progress
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from configs.profiles import StepTable, head_of_steps, line_of_step
 from configs.schema import Config
-from engine.messages import StageCosts
+from wire.messages import StageCosts
 from workers.identity import Identity
 from workers.known_costs import check_table, find_costs
 from workers.trial import prefill

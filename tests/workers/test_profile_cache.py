@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.messages import StageCosts
+from wire.messages import StageCosts
 from workers import profile_cache
 from workers.identity import Identity
 from workers.profile_cache import load_costs, load_split, path_of, save_costs, save_split

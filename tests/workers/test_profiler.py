@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from engine.messages import StageCosts
+from wire.messages import StageCosts
 from workers import batch, profiler
 from workers.trial import Trial, decode, make_step, mixed, prefill
 

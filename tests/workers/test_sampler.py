@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.messages import SamplerSetup, Sampling, Step
+from wire.messages import SamplerSetup, Sampling, Step
 from workers import sampler
 from workers.sampler import Sampler, uniforms
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.messages import Logprobs, SamplerSetup, Sampling, Step
+from wire.messages import Logprobs, SamplerSetup, Sampling, Step
 from workers.sampler import Sampler
 from workers.sampler_table import SamplerTable
 

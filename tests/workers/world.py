@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from engine.messages import Step
+from wire.messages import Step
 from workers.batch import Batch, build
 
 CPU = torch.device("cpu")

@@ -9,7 +9,6 @@ import openai
 import pytest
 from openai.types import BatchCreateParams, FileCreateParams
 
-from engine.messages import Abort, EngineReady, Finished, Submit
 from server.metrics import BATCH_OUTCOMES
 from tests.server.batches.world import (
     begin,
@@ -23,6 +22,7 @@ from tests.server.batches.world import (
 )
 from tests.server.templates import CHATML, chatty
 from tests.server.world import MODEL, TOKENIZER, Daemon, generated, saying, serving, stats
+from wire.messages import Abort, EngineReady, Finished, Submit
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from typing import Any
 import openai
 import pytest
 
-from engine.messages import Finished, Submit
 from tests.server.batches.world import begin, line, lines, official, read, wait_ended
 from tests.server.world import MODEL, TOKENIZER, Daemon, generated, saying, serving
+from wire.messages import Finished, Submit
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import pytest
 
-from predictor.fingerprint import fingerprint
+from wire.vocabulary_fingerprint import fingerprint
 
 
 def test_a_fingerprint_is_sixteen_hex_digits_and_never_changes() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import zmq
 
-from engine.messages import Abort, EngineReady, Finished, FromServer, Hello, Submit, ToServer
-from engine.wire import Hub, Spoke
+from wire.messages import Abort, EngineReady, Finished, FromServer, Hello, Submit, ToServer
+from wire.sockets import Hub, Spoke
 
 PATIENCE_S = 20.0
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import messages
-from engine.messages import (
+from wire import messages
+from wire.messages import (
     Event,
     Finished,
     FromServer,

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from configs.version import VERSION
+from daemon.version import VERSION
 
 if TYPE_CHECKING:
     from server.llm import LLM
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LLM", "SamplingParams"]
 COMMANDS = {
-    "serve": ("server.supervisor", "serve a model over an OpenAI-compatible HTTP API"),
+    "serve": ("daemon.supervisor", "serve a model over an OpenAI-compatible HTTP API"),
     "chat": ("server.chat_command", "talk with a running daemon"),
     "complete": ("server.complete_command", "let a running daemon go on with a text"),
     "run-batch": ("server.run_batch", "answer a file of requests without a server"),

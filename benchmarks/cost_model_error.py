@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.real_policies import make_random_llama
-from configs import loader, logs
+from configs import loader
 from configs.profiles import MeasuredStep, ProfileError, head_of_steps, line_of_step
+from daemon import logs
 from engine.correction import StageCorrection
 from engine.cost_model import CostModel, StepSize
 from wire.messages import StageCosts

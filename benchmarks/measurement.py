@@ -20,7 +20,7 @@ from benchmarks.record import Record
 from benchmarks.report import describe_request
 from benchmarks.request import Request
 from benchmarks.summary import summarise
-from configs.garbage import Garbage
+from daemon.gc_tuning import Garbage
 
 PATH = "/v1/completions"
 

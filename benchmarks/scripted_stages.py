@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import zmq
 
-from configs import lifeline, loader
+from configs import loader
+from daemon import child_process
 from wire.messages import Heartbeat, StageReady, Step, StepDone, ToStage
 from wire.sockets import Spoke
 
@@ -43,7 +44,7 @@ def tokens_of(step: Step) -> bytes:
 
 def main(folder: Path, step_s: float) -> None:
     """Until killed."""
-    lifeline.tie_to_parent()
+    child_process.tie_to_parent()
     config = loader.load_saved(folder)
     num_stages = config.pipeline_parallel_size
     stages = [

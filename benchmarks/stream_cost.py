@@ -25,8 +25,9 @@ from transformers import AutoTokenizer
 from benchmarks.exchange import Address, exchange, fetch
 from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.scripted_stages import token_at
-from configs import lifeline, loader
+from configs import loader
 from configs.schema import DEMO_MODEL, Config
+from daemon import child_process
 
 PROMPT = [5] * 8
 START_TIMEOUT_S = 60.0
@@ -72,7 +73,7 @@ def serving(num_stages: int, step_ms: float, **settings: object) -> Iterator[Ser
         loader.save(config, folder)
 
         def start(*arguments: str) -> psutil.Process:
-            process = lifeline.start(*arguments)
+            process = child_process.start(*arguments)
             stack.callback(process.wait)
             stack.callback(process.kill)
             return psutil.Process(process.pid)

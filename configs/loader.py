@@ -18,7 +18,7 @@ from pydantic_settings import (
 )
 
 from configs.front_door import SECRETS
-from configs.lifeline import ENV_PREFIX
+from configs.part import ENV_PREFIX
 from configs.schema import DEMO_MODEL, Config
 
 PIPELINE_FLAG = "--pipeline-parallel-size"

@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict
 
+ENV_PREFIX = "TDPIPE_"
+
 
 class Part(BaseModel):
     """Frozen, and a key that is not in the schema is an error."""

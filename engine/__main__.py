@@ -9,14 +9,15 @@ from pathlib import Path
 
 import zmq
 
-from configs import lifeline, loader, log_file, logs
+from configs import loader
+from daemon import child_process, log_file, logs
 from engine.loop import EngineFailedError, Loop
 from engine.scheduler import ImpossibleSettingsError
 
 
 def main() -> int:
     """Run until SIGTERM; 1 after a failure, whose root cause is left in the runtime folder."""
-    lifeline.tie_to_parent()
+    child_process.tie_to_parent()
     log_file.follow()
     folder = Path(sys.argv[1])
     config = loader.load_saved(folder)
@@ -26,10 +27,10 @@ def main() -> int:
         with Loop(config, life=int(sys.argv[2])) as loop:
             loop.run()
     except (EngineFailedError, ImpossibleSettingsError, zmq.ZMQError, OSError) as error:
-        lifeline.report_failure(folder, str(error))
+        child_process.report_failure(folder, str(error))
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    lifeline.leave_with(main)
+    child_process.leave_with(main)

@@ -16,10 +16,10 @@ import msgspec
 import numpy as np
 import zmq
 
-from configs.garbage import Garbage
-from configs.pulse import INTERVAL_S, Pulse
-from configs.restarts import Restarts
 from configs.schema import Config
+from daemon.gc_tuning import Garbage
+from daemon.restarts import Restarts
+from daemon.watchdog_file import INTERVAL_S, Pulse
 from engine.journal import Journal
 from engine.recorder import Recorder
 from engine.scheduler import Outgoing, Scheduler

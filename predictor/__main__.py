@@ -7,12 +7,12 @@ import signal
 import sys
 from pathlib import Path
 
-from configs import lifeline, log_file
+from daemon import child_process, log_file
 
 
 def main() -> int:
     """Serve until SIGTERM; the exit status."""
-    lifeline.tie_to_parent()
+    child_process.tie_to_parent()
     log_file.follow()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Late: torch takes seconds, in which the parent may already be gone.
@@ -22,4 +22,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    lifeline.leave_with(main)
+    child_process.leave_with(main)

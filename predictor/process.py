@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 import zmq
 
-from configs import lifeline, loader, logs
-from configs.pulse import Pulse
-from configs.standing_back import stand_back
+from configs import loader
+from daemon import child_process, logs
+from daemon.process_priority import stand_back
+from daemon.watchdog_file import Pulse
 from predictor.asks import OpenAsk, Queue, batches
 from predictor.checkpoint import Prediction, PredictorError, load_predictor
 from wire.predictor_messages import Ask
@@ -47,7 +48,7 @@ def main(folder: Path, life: int) -> int:
         if life:
             log.error("%s", error)
         else:
-            lifeline.report_failure(folder, f"predictor: {error}")
+            child_process.report_failure(folder, f"predictor: {error}")
         return 1
     with hub:
         told = predictor.description

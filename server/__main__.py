@@ -12,10 +12,11 @@ from ssl import SSLContext
 
 import uvloop
 
-from configs import lifeline, loader, log_file, logs
-from configs.garbage import Garbage
-from configs.pulse import INTERVAL_S, Pulse
+from configs import loader
 from configs.schema import Config
+from daemon import child_process, log_file, logs
+from daemon.gc_tuning import Garbage
+from daemon.watchdog_file import INTERVAL_S, Pulse
 from server.app import build_app
 from server.batches.service import BatchService
 from server.chat_template import ChatTemplateError
@@ -40,7 +41,7 @@ logger = logging.getLogger("tdpipe")
 
 def main(folder: Path) -> int:
     """Serve until told to end; returns the exit status."""
-    lifeline.tie_to_parent()
+    child_process.tie_to_parent()
     log_file.follow()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until there is something to drain
     config = loader.load_saved(folder)
@@ -55,7 +56,7 @@ def main(folder: Path) -> int:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_serve(config, listener, tls, tokenizer))
     except (ListenError, TokenizerError, ChatTemplateError, PredictorMismatchError) as error:
-        lifeline.report_failure(config.folder, str(error))
+        child_process.report_failure(config.folder, str(error))
         return 1
     return 0
 
@@ -86,7 +87,7 @@ async def _serve(
         shutdown_timeout_s=config.shutdown_timeout,
         send_timeout_s=config.send_timeout,
         tls=tls,
-        failure=partial(lifeline.reported_failure, config.folder),
+        failure=partial(child_process.reported_failure, config.folder),
     )
     _announce_listening(config, listener)
     serving = asyncio.create_task(server.serve([listener]))
@@ -138,4 +139,4 @@ async def _announce_ready(config: Config, client: EngineClient) -> None:
 
 
 if __name__ == "__main__":
-    lifeline.leave_with(lambda: main(Path(sys.argv[1])))
+    child_process.leave_with(lambda: main(Path(sys.argv[1])))

@@ -11,7 +11,7 @@ import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from configs.logs import fields
+from daemon.logs import fields
 from server.errors import CLIENT_CLOSED_REQUEST, failed
 
 HEADER = b"x-request-id"

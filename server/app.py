@@ -3,7 +3,7 @@
 from starlette.types import ASGIApp
 
 from configs.schema import Config
-from configs.version import VERSION
+from daemon.version import VERSION
 from server import docs_page, errors
 from server.api_keys import ALWAYS_OPEN
 from server.batches.batch_routes import BatchRoutes, CreateBatch

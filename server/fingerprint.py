@@ -5,7 +5,7 @@ import hashlib
 import msgspec
 
 from configs.schema import Config
-from configs.version import VERSION
+from daemon.version import VERSION
 
 
 def system_fingerprint(config: Config) -> str:

@@ -23,8 +23,8 @@ import msgspec
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
-from configs import lifeline, log_file
 from configs.grammar_limits import grammar_limits
+from daemon import child_process, log_file
 from server.grammar_text import is_ebnf, lark_of
 
 START_TIMEOUT_S = 60.0
@@ -116,7 +116,7 @@ class GrammarChecker:
         with suppress(EOFError, OSError):
             ours, theirs = Pipe()
             with theirs:
-                process = lifeline.start(
+                process = child_process.start(
                     "server.grammar_checker", str(theirs.fileno()), pass_fds=[theirs.fileno()]
                 )
             self._end = weakref.finalize(self, _end, process)
@@ -223,6 +223,6 @@ def _run_in_thread(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
-    lifeline.tie_to_parent()
+    child_process.tie_to_parent()
     log_file.follow()
     _run_in_thread(Connection(int(sys.argv[1])))

@@ -15,13 +15,13 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from configs.schema import Config
-from server.checkpoint import check_model_path
-from server.children import POLL_INTERVAL_S, Children, GivingUpError
+from daemon.checkpoint import check_model_path
+from daemon.children import POLL_INTERVAL_S, Children, GivingUpError
+from daemon.runtime_folder import FolderTakenError, runtime_folder
 from server.endpoints import Endpoints, build_endpoints
 from server.engine_client import EngineClient
 from server.length_predictor import LengthPredictor, PredictorMismatchError, check_predictor
 from server.metrics import Metrics
-from server.runtime_folder import FolderTakenError, runtime_folder
 from server.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 
 Result = TypeVar("Result")

@@ -9,9 +9,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from configs import lifeline
 from configs.schema import Config
-from configs.version import VERSION
+from daemon import child_process
+from daemon.version import VERSION
 from server.document import failures
 from server.drain import Drain
 from server.engine_client import SILENCE_S, EngineClient
@@ -141,7 +141,7 @@ class Operations:
             }
             for stage in (stats.stages if stats else ())
         ]
-        failure = lifeline.reported_failure(self._config.folder)
+        failure = child_process.reported_failure(self._config.folder)
         status = "failed" if failure else self._status(engine_age_s, stages)
         body = {
             "status": status,

@@ -2,7 +2,7 @@
 
 import logging
 
-from configs.logs import fields
+from daemon.logs import fields
 from server.reply import Reply
 
 logger = logging.getLogger("tdpipe.requests")

@@ -19,8 +19,9 @@ import uvloop
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from configs import loader, logs
+from configs import loader
 from configs.schema import Config
+from daemon import logs
 from server.batches.answer_writer import AnswerWriter
 from server.batches.answers import Answer, DamagedAnswersError, check_is_answers
 from server.batches.custom_ids import SortedIds

@@ -5,12 +5,12 @@ LIFE counts the torchruns before this one.
 
 import sys
 
-from configs import lifeline, log_file
+from daemon import child_process, log_file
 
 
 def main() -> int:
     """Run the stages; the exit status."""
-    lifeline.tie_to_parent()
+    child_process.tie_to_parent()
     log_file.follow()
     # Late: torch takes seconds, in which the parent may already be gone.
     from workers import launch
@@ -19,4 +19,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    lifeline.leave_with(main)
+    child_process.leave_with(main)

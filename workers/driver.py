@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from configs import lifeline, loader
+from configs import loader
 from configs.schema import Config
+from daemon import child_process
 from wire.messages import FromStage, Heartbeat, StageReady, StepDone
 from wire.sockets import Hub
 from workers.identity import Identity
@@ -91,7 +92,7 @@ class Driver:
         try:
             loader.save(self._config, self._folder)
             self._hub = Hub(self._config.stage_address, FromStage)
-            self._process = lifeline.start(
+            self._process = child_process.start(
                 "workers", str(self._folder), "0", num_threads=self._config.num_threads
             )
             self._wait_ready()
@@ -198,9 +199,9 @@ class Driver:
 
     def _check(self, ends_at: float, what: str) -> None:
         assert self._process is not None
-        failure = lifeline.reported_failure(self._folder)
+        failure = child_process.reported_failure(self._folder)
         if failure is None and self._process.poll() is not None:
-            failure = lifeline.reported_failure(self._folder) or _how(self._process.returncode)
+            failure = child_process.reported_failure(self._folder) or _how(self._process.returncode)
         if failure is None and time.monotonic() > ends_at:
             failure = f"{what} took too long"
         if failure is not None:

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig
 
 from configs.schema import Config
-from configs.version import VERSION
+from daemon.version import VERSION
 
 log = logging.getLogger("tdpipe")
 

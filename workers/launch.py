@@ -20,9 +20,9 @@ from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
 from configs import loader
-from configs.pulse import Pulse
 from configs.schema import Config
-from configs.standing_back import stand_back
+from daemon.process_priority import stand_back
+from daemon.watchdog_file import Pulse
 from workers import process, rendezvous
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"

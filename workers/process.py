@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
-from configs import lifeline, loader, log_file, logs
+from configs import loader
 from configs.schema import Config
+from daemon import child_process, log_file, logs
 from wire.messages import StageFailed, ToStage
 from wire.sockets import Spoke
 from workers.heartbeat import HeartbeatThread, Progress
@@ -42,7 +43,7 @@ def main(runtime_dir: str, num_lives: int) -> None:
     for as long where the stages do not reach each other.
     """
     forget_handlers()
-    lifeline.tie_to_parent()
+    child_process.tie_to_parent()
     log_file.follow()
     config = loader.load_saved(Path(runtime_dir))
     logging.disable(logging.NOTSET)
@@ -91,11 +92,11 @@ def _start(config: Config, stack: ExitStack, life: int) -> tuple[Stage, int]:
         rank, cause = int(os.environ["RANK"]), _root_cause(error)
         is_apart = isinstance(error, ApartError)
         # Where the daemon is ending for the same reason already, once is enough.
-        is_told = not life or lifeline.reported_failure(config.folder) is not None
+        is_told = not life or child_process.reported_failure(config.folder) is not None
         level = logging.DEBUG if is_told else logging.ERROR
         logs.set_up("stages", config).log(level, "stage %d: %s", rank, cause, exc_info=not is_apart)
         if not life:
-            lifeline.report_failure(config.folder, f"stage {rank}: {cause}")
+            child_process.report_failure(config.folder, f"stage {rank}: {cause}")
         with Spoke[None](config.stage_address, f"failed-{rank}", None, config.secret) as engine:
             engine.send(StageFailed(rank, epoch, -1, cause, is_apart))
         if is_apart and life:

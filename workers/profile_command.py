@@ -15,7 +15,7 @@ from statistics import median
 
 from tqdm import tqdm
 
-from configs import loader, logs
+from configs import loader
 from configs.profiles import (
     MeasuredStep,
     Profile,
@@ -27,6 +27,7 @@ from configs.profiles import (
     write_profile,
 )
 from configs.schema import Config
+from daemon import logs
 from workers.driver import Driver, DriverError, Timed
 from workers.profile_plan import Limits, copies, full_trials, most_cache_tokens
 from workers.profile_plot import draw, staircase

@@ -20,7 +20,7 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
-from configs.pulse import Pulse
+from daemon.watchdog_file import Pulse
 
 BACKEND = "one-host"
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from configs import lifeline, loader
+from configs import loader
 from configs.schema import Config
+from daemon import child_process
 from wire.messages import StageFailed, Stats, ToServer
 from wire.sockets import Spoke
 
@@ -21,7 +22,7 @@ class Engine:
     def __init__(self, folder: Path, **settings: float) -> None:
         self.config = Config.model_validate({"model": "none", "runtime_dir": folder, **settings})
         loader.save(self.config, folder)
-        self.process = lifeline.start("engine", str(folder), "0")
+        self.process = child_process.start("engine", str(folder), "0")
 
     def hear(self, *failed: StageFailed) -> None:
         """Of a stage that could not start."""
@@ -43,7 +44,7 @@ class Engine:
     def last_words(self) -> str | None:
         """The root cause that it has left, when it has ended."""
         assert self.process.wait(PATIENCE_S) == 1
-        return lifeline.reported_failure(self.config.folder)
+        return child_process.reported_failure(self.config.folder)
 
 
 @pytest.fixture

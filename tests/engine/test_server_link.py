@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from configs import lifeline, loader
+from configs import loader
 from configs.schema import Config
+from daemon import child_process
 from wire.messages import Hello, Stats, ToServer
 from wire.sockets import Spoke
 
@@ -19,7 +20,7 @@ def config(tmp_path: Path) -> Iterator[Config]:
     """Of an engine that runs, without stages."""
     config = Config(model="none", runtime_dir=tmp_path)
     loader.save(config, tmp_path)
-    engine = lifeline.start("engine", str(tmp_path), "0")
+    engine = child_process.start("engine", str(tmp_path), "0")
     yield config
     engine.kill()
     engine.wait()

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from configs import lifeline, loader
+from configs import loader
 from configs.schema import Config
+from daemon import child_process
 from predictor.asks import Queue
 from predictor.checkpoint import Prediction, load_predictor
 from predictor.process import LOG_INTERVAL_S, DropCount, serve
@@ -135,7 +136,7 @@ def test_drops_are_told_once_a_minute_and_none_is_forgotten(
 def process(folder: Path, predictor: str, life: int = 0) -> Iterator[subprocess.Popen[str]]:
     """`python -m predictor`, as the supervisor starts it."""
     loader.save(Config(predictor=predictor, runtime_dir=folder), folder)
-    environment = os.environ | {lifeline.PARENT: str(os.getpid()), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {child_process.PARENT: str(os.getpid()), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-P", "-m", "predictor", str(folder), str(life)]
     child = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
@@ -175,7 +176,7 @@ def test_the_real_process_answers_as_the_loaded_predictor_would_and_ends_on_sigt
 def test_a_process_that_cannot_start_leaves_the_reason(tmp_path: Path, predictor: str) -> None:
     with process(tmp_path, predictor) as child:
         assert child.wait(PATIENCE_S) == 1
-    told = lifeline.reported_failure(tmp_path)
+    told = child_process.reported_failure(tmp_path)
     assert told is not None
     assert told.startswith("predictor: ")
     assert predictor in told
@@ -189,4 +190,4 @@ def test_one_that_cannot_start_again_says_so_in_the_log_and_ends_nothing_else(
     assert child.returncode == 1
     assert log.count("\n") == 1
     assert "nowhere" in log
-    assert lifeline.reported_failure(tmp_path) is None
+    assert child_process.reported_failure(tmp_path) is None

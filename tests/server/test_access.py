@@ -9,7 +9,7 @@ import anyio
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from configs.logs import JsonFormatter
+from daemon.logs import JsonFormatter
 from server.access import Access
 from tests.server.world import Daemon, saying, serving
 

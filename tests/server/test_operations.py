@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from configs.version import VERSION
+from daemon.version import VERSION
 from server import engine_client, operations
 from tests.server.world import MODEL, TOKENIZER, Daemon, serving, stats
 from wire.messages import StageStats, Stats

@@ -9,7 +9,7 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from configs.pulse import Pulse
+from daemon.watchdog_file import Pulse
 from workers import rendezvous
 
 

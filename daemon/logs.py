@@ -1,6 +1,6 @@
 """Logs: one line format for every process of the daemon, on standard error.
 
-Which may be a file: see `configs.log_file`.
+Which may be a file: see `daemon.log_file`.
 """
 
 import json

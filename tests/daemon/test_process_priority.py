@@ -6,7 +6,7 @@ import sys
 
 CODE = """
 import os, pathlib
-from configs.standing_back import stand_back
+from daemon.process_priority import stand_back
 stand_back(3)
 group = pathlib.Path("/proc/self/autogroup")
 print(os.nice(0), group.read_text().split()[-1] if group.exists() else "")

@@ -1,8 +1,9 @@
 """The children: a daemon's processes, started, restarted while that can help, and ended.
 
-Nothing is orphaned: each child dies with its parent (`configs.lifeline`), and what is stopped is
-waited for. One that hangs is ended (`configs.pulse`), and then is one that has died. A failure that
-no restart can mend is left in the runtime folder by the process that met it, and ends all.
+Nothing is orphaned: each child dies with its parent (`daemon.child_process`), and a stopped child is
+waited for. One that hangs is ended (`daemon.watchdog_file`) and then handled like one that died. A
+failure that no restart can mend is left in the runtime folder by the process that met it; it ends
+the daemon.
 """
 
 import logging
@@ -13,10 +14,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-from configs import lifeline
-from configs.pulse import PulseWatch
-from configs.restarts import Restarts
 from configs.schema import Config
+from daemon import child_process
+from daemon.restarts import Restarts
+from daemon.watchdog_file import PulseWatch
 
 POLL_INTERVAL_S = 0.05
 STOP_TIMEOUT_S = 5.0
@@ -67,7 +68,7 @@ class Children:
 
         Call it every `POLL_INTERVAL_S`. The process that is `ending` is left alone.
         """
-        failure = lifeline.reported_failure(self._config.folder)
+        failure = child_process.reported_failure(self._config.folder)
         if failure is not None:
             raise GivingUpError(failure)
         for name, child in list(self._processes.items()):
@@ -77,11 +78,11 @@ class Children:
             code = child.poll()
             if code is None:
                 continue
-            if name == "predictor" and lifeline.reported_failure(self._config.folder) is None:
+            if name == "predictor" and child_process.reported_failure(self._config.folder) is None:
                 self._restart_predictor(code)
                 continue
             # The child's own account may have come between the two looks.
-            told = lifeline.reported_failure(self._config.folder)
+            told = child_process.reported_failure(self._config.folder)
             reason = told or self._why_not_restart(name, code)
             if reason is not None:
                 raise GivingUpError(reason)
@@ -123,7 +124,7 @@ class Children:
         if name != "server":  # which has no other life
             arguments.append(str(self._num_lives[name]))
             self._num_lives[name] += 1
-        self._processes[name] = lifeline.start(
+        self._processes[name] = child_process.start(
             module, *arguments, num_threads=self._config.num_threads
         )
 

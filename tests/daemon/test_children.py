@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from configs import lifeline, restarts
-from configs.pulse import Pulse
 from configs.schema import Config
-from server import children
-from server.children import Children, GivingUpError
+from daemon import child_process, children, restarts
+from daemon.children import Children, GivingUpError
+from daemon.watchdog_file import Pulse
 
 Processes = dict[str, list["subprocess.Popen[bytes]"]]
 
@@ -35,7 +34,7 @@ def started(monkeypatch: pytest.MonkeyPatch, lives: list[tuple[str, ...]]) -> It
         processes.setdefault(module, []).append(process)
         return process
 
-    monkeypatch.setattr(lifeline, "start", start)
+    monkeypatch.setattr(child_process, "start", start)
     yield processes
     for each in processes.values():
         for process in each:
@@ -155,7 +154,7 @@ def test_what_no_restart_can_mend_is_told_in_the_words_of_who_met_it(
     make: Callable[..., Children], started: Processes, tmp_path: Path
 ) -> None:
     family = make()
-    lifeline.report_failure(tmp_path, "stage 1: the file is torn")
+    child_process.report_failure(tmp_path, "stage 1: the file is torn")
     kill(started, "workers")
     with pytest.raises(GivingUpError, match=r"^stage 1: the file is torn$"):
         family.look()

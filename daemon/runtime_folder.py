@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from configs import lifeline, loader
+from configs import loader
 from configs.schema import Config
+from daemon import child_process
 
 PID_FILE = "pid"
 
@@ -36,7 +37,7 @@ def runtime_folder(config: Config) -> Iterator[Config]:
     try:
         _lock(opened, folder)
         placed = config.model_copy(update={"runtime_dir": folder})
-        (folder / lifeline.FAILURE).unlink(missing_ok=True)
+        (folder / child_process.FAILURE).unlink(missing_ok=True)
         loader.save(placed, folder)
         (folder / PID_FILE).write_text(f"{os.getpid()}\n")
         yield placed

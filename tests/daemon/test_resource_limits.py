@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs.schema import Config
-from server import resource_limits
+from daemon import resource_limits
 from tests.end_to_end.daemon import ROOT
 
 
@@ -34,7 +34,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> dict[Path, int]:
 def test_open_files_are_raised_to_what_the_system_grants_and_inherited() -> None:
     script = """if True:
     import resource, subprocess, sys
-    from server import resource_limits
+    from daemon import resource_limits
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128))
     resource_limits.raise_open_files()
     code = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE))"

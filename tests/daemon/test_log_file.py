@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from configs import log_file
+from daemon import log_file
 
 # A process that begins, with a child of ours and one that knows nothing of log files.
 SCRIPT = """if True:
     import os, signal, subprocess, sys, time
     from pathlib import Path
-    from configs import log_file, logs
+    from daemon import log_file
+    from daemon import logs
     from configs.front_door import LogConfig
 
     path, moved = Path(sys.argv[1]), Path(sys.argv[2])
@@ -21,7 +22,8 @@ SCRIPT = """if True:
     log = logs.set_up("parent", LogConfig(), terminal)
     child = subprocess.Popen([sys.executable, "-c", '''if True:
         import sys
-        from configs import log_file, logs
+        from daemon import log_file
+        from daemon import logs
         from configs.front_door import LogConfig
         log_file.follow()
         log = logs.set_up("child", LogConfig())
@@ -78,7 +80,7 @@ def test_a_moved_file_is_let_go_of_by_all_that_follow(tmp_path: Path) -> None:
 def test_without_a_file_a_hangup_is_what_it_was() -> None:
     script = """if True:
     import os, signal
-    from configs import log_file
+    from daemon import log_file
     log_file.follow()
     os.kill(os.getpid(), signal.SIGHUP)
     """
@@ -89,7 +91,8 @@ def test_long_lines_of_many_processes_stay_whole(tmp_path: Path) -> None:
     script = """if True:
     import os, sys
     from pathlib import Path
-    from configs import log_file, logs
+    from daemon import log_file
+    from daemon import logs
     from configs.front_door import LogConfig
     log_file.begin(Path(sys.argv[1]))
     children = []

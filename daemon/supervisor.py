@@ -15,13 +15,13 @@ import sys
 import time
 from collections.abc import Sequence
 
-from configs import lifeline, loader, log_file, logs
+from configs import loader
 from configs.schema import Config
-from configs.version import VERSION
-from server import resource_limits
-from server.checkpoint import check_model_path
-from server.children import POLL_INTERVAL_S, STOP_TIMEOUT_S, Children, GivingUpError
-from server.runtime_folder import FolderTakenError, runtime_folder
+from daemon import child_process, log_file, logs, resource_limits
+from daemon.checkpoint import check_model_path
+from daemon.children import POLL_INTERVAL_S, STOP_TIMEOUT_S, Children, GivingUpError
+from daemon.runtime_folder import FolderTakenError, runtime_folder
+from daemon.version import VERSION
 
 log = logging.getLogger("tdpipe")
 
@@ -68,7 +68,7 @@ class Supervisor:
         """Start everything and watch it until a signal or a failure; the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._take_signal)
-        # A log file is opened anew (`configs.log_file`), and nohup means what it says.
+        # A log file is opened anew (`daemon.log_file`), and nohup means what it says.
         if not self._config.log_file and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             signal.signal(signal.SIGHUP, self._take_signal)
         failure: str | None = None
@@ -81,7 +81,7 @@ class Supervisor:
         except GivingUpError as error:
             failure = str(error)
             # The server tells it to everybody whose request is open.
-            lifeline.report_failure(self._config.folder, failure)
+            child_process.report_failure(self._config.folder, failure)
         finally:
             self._children.stop()
         if failure is None:

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from configs import logs
 from configs.front_door import LogConfig
+from daemon import logs
 
 
 def told(config: LogConfig, capsys: pytest.CaptureFixture[str]) -> str:
@@ -53,7 +53,7 @@ def test_each_json_line_is_an_object(capsys: pytest.CaptureFixture[str]) -> None
 def test_in_json_what_nobody_catches_is_an_object_too() -> None:
     script = """if True:
     import threading, warnings
-    from configs import logs
+    from daemon import logs
     from configs.front_door import LogConfig
     logs.set_up("server", LogConfig(log_format="json"))
     warnings.warn("odd")

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from configs.pulse import Pulse, PulseWatch
+from daemon.watchdog_file import Pulse, PulseWatch
 
 
 def make_watch(folder: Path) -> PulseWatch:

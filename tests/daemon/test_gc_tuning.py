@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from configs import garbage
-from configs.garbage import Garbage
+from daemon import gc_tuning
+from daemon.gc_tuning import Garbage
 
 
 class Thing:
@@ -38,7 +38,7 @@ def test_what_has_lived_for_a_while_is_looked_through_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(garbage.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(gc_tuning.time, "monotonic", lambda: now[0])
     collector = Garbage()
     kept = Thing()
     thing = weakref.ref(kept)
@@ -46,6 +46,6 @@ def test_what_has_lived_for_a_while_is_looked_through_in_the_end(
     del kept
     collector.tidy()
     assert thing() is not None
-    now[0] = garbage.FULL_INTERVAL_S
+    now[0] = gc_tuning.FULL_INTERVAL_S
     collector.tidy()
     assert thing() is None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs.schema import Config
-from server.runtime_folder import PID_FILE, FolderTakenError, runtime_folder
+from daemon.runtime_folder import PID_FILE, FolderTakenError, runtime_folder
 
 
 def rights(path: Path) -> int:

@@ -19,11 +19,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from configs.part import ENV_PREFIX
+
 WATCH_INTERVAL_S = 0.5
 _PR_SET_PDEATHSIG = 1
 FAILURE = "failure.txt"
 PARENT = "_TDPIPE_PARENT"
-ENV_PREFIX = "TDPIPE_"
 
 log = logging.getLogger("tdpipe")
 

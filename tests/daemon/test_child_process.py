@@ -12,17 +12,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from configs.lifeline import report_failure, reported_failure
+from daemon.child_process import report_failure, reported_failure
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 30.0
 
 CHILD = """
 import sys, time
-from configs import lifeline
+from daemon import child_process
 if "watch only" in sys.argv:
-    lifeline.ctypes.CDLL = lambda _: None  # no parent-death signal, as elsewhere than on Linux
-lifeline.tie_to_parent()
+    child_process.ctypes.CDLL = lambda _: None  # no parent-death signal, as elsewhere than on Linux
+child_process.tie_to_parent()
 print("tied", flush=True)
 time.sleep(600)
 """
@@ -110,12 +110,12 @@ def test_a_failure_that_cannot_be_left_is_in_the_log(
 def test_a_process_leaves_with_its_status_and_nothing_runs_after(ending: str, code: int) -> None:
     script = f"""
 import atexit, sys
-from configs import lifeline
+from daemon import child_process
 def main():
     atexit.register(print, "apart")
     print("said")
     {ending}
-lifeline.leave_with(main)
+child_process.leave_with(main)
 """
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30

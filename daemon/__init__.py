@@ -1,0 +1,1 @@
+"""The life of processes: start, watch, restart, end, log."""

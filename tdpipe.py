@@ -20,7 +20,7 @@ COMMANDS = {
     "profile": ("workers.profile_command", "measure what steps cost on this hardware"),
     "simulate": ("benchmarks.simulate", "try policies and nodes in virtual time"),
     "timeline": ("benchmarks.timeline", "draw the stages' timeline from a trace"),
-    "replay": ("engine.replay", "check that a journal's decisions come out the same again"),
+    "replay": ("engine.trace.replay", "check that a journal's decisions come out the same again"),
     "collect": ("predictor.collect", "ask a running daemon and keep the lengths of its answers"),
     "train-predictor": ("predictor.train", "train an encoder to predict those lengths"),
 }

@@ -24,8 +24,8 @@ from benchmarks.real_policies import make_random_llama
 from configs import loader
 from configs.profiles import MeasuredStep, ProfileError, head_of_steps, line_of_step
 from daemon import logs
-from engine.correction import StageCorrection
-from engine.cost_model import CostModel, StepSize
+from engine.costs.correction import StageCorrection
+from engine.costs.cost_model import CostModel, StepSize
 from wire.messages import StageCosts
 from workers.cost_fit import Array, predict
 from workers.driver import Driver, DriverError

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from time import perf_counter
 
 from configs.schema import EngineConfig
-from engine.policies import POLICIES
+from engine.policies.registry import POLICIES
 from engine.scheduler import Scheduler
 from wire.messages import Sampling, StageCosts, StageReady, Step, StepDone, Submit
 

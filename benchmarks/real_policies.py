@@ -22,8 +22,8 @@ from benchmarks.daemon_run import log_of, measure
 from benchmarks.simulate import summarise
 from benchmarks.workloads import make_workload
 from configs.schema import DEMO_MODEL, EngineConfig
-from engine.journal import entries
 from engine.simulation import Arrival, Node, simulate
+from engine.trace.journal import entries
 from wire.messages import StageCosts, StageReady
 
 POLICIES: dict[str, Mapping[str, str]] = {

@@ -24,7 +24,7 @@ from configs.loader import ConfigError, load
 from configs.schema import EngineConfig
 from engine.scheduler import ImpossibleSettingsError
 from engine.simulation import Arrival, Run, SimulationError, simulate
-from engine.trace import TraceWriter
+from engine.trace.trace_file import TraceWriter
 
 # A prediction e^10 times too long says as little as any.
 MOST_SIGMA = 10.0

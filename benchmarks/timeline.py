@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.trace import Gauges, Span, TraceError, read_trace
+from engine.trace.trace_file import Gauges, Span, TraceError, read_trace
 from wire.messages import Phase
 
 if TYPE_CHECKING:

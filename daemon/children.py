@@ -1,9 +1,9 @@
 """The children: a daemon's processes, started, restarted while that can help, and ended.
 
-Nothing is orphaned: each child dies with its parent (`daemon.child_process`), and a stopped child is
-waited for. One that hangs is ended (`daemon.watchdog_file`) and then handled like one that died. A
-failure that no restart can mend is left in the runtime folder by the process that met it; it ends
-the daemon.
+Nothing is orphaned: each child dies with its parent (`daemon.child_process`), and a stopped child
+is waited for. One that hangs is ended (`daemon.watchdog_file`) and then handled like one that
+died. A failure that no restart can mend is left in the runtime folder by the process that met it;
+it ends the daemon.
 """
 
 import logging

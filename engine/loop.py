@@ -20,11 +20,11 @@ from configs.schema import Config
 from daemon.gc_tuning import Garbage
 from daemon.restarts import Restarts
 from daemon.watchdog_file import INTERVAL_S, Pulse
-from engine.journal import Journal
-from engine.recorder import Recorder
 from engine.scheduler import Outgoing, Scheduler
 from engine.stage_watch import StageWatch
 from engine.stats import collect
+from engine.trace.journal import Journal
+from engine.trace.recorder import Recorder
 from wire.messages import (
     Abort,
     EngineReady,

@@ -16,21 +16,21 @@ from dataclasses import dataclass, field
 from itertools import compress
 
 from configs.schema import EngineConfig
-from engine.batches import MicroBatch, pack
-from engine.blocks import BlockLedger
-from engine.correction import Correction
-from engine.cost_model import CostModel
-from engine.counters import Counters
-from engine.expectation import Expectation, expectation_of
-from engine.giving_way import GivingWay
-from engine.lengths import LengthErrors
-from engine.logprobs import of_those_left
-from engine.policies import make_policy
-from engine.policy import Policy
-from engine.pool import Pool
-from engine.probation import Probation, accuse
-from engine.sequence import Sequence, State
-from engine.waiting import WaitingQueue
+from engine.costs.correction import Correction
+from engine.costs.cost_model import CostModel
+from engine.policies.policy import Policy
+from engine.policies.registry import make_policy
+from engine.priority_preemption import GivingWay
+from engine.quarantine import Probation, accuse
+from engine.state.blocks import BlockLedger
+from engine.state.counters import Counters
+from engine.state.expectation import Expectation, expectation_of
+from engine.state.length_errors import LengthErrors
+from engine.state.logprobs import of_those_left
+from engine.state.micro_batch import MicroBatch, pack
+from engine.state.pool import Pool
+from engine.state.sequence import Sequence, State
+from engine.state.waiting import WaitingQueue
 from wire.messages import (
     Abort,
     EngineReady,

@@ -14,10 +14,10 @@ from itertools import islice
 from msgspec import structs
 
 from configs.schema import EngineConfig
-from engine.cost_model import CostModel, StepSize
-from engine.counters import Counters
+from engine.costs.cost_model import CostModel, StepSize
 from engine.scheduler import Outgoing, Scheduler
-from engine.trace import Gauges, Span
+from engine.state.counters import Counters
+from engine.trace.trace_file import Gauges, Span
 from wire.messages import (
     Event,
     Finished,

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 
 from configs.profiles import MeasuredStep, StepTable
 
-# The smallest step whose tokens are about as cheap as any can be; see engine.topup.
+# The smallest step whose tokens are about as cheap as any can be, see
+# engine.policies.temporal.topup.
 KNEE_TOLERANCE = 0.08
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.decision_cost import Steady, time_decisions
-from engine.policies import POLICIES
+from engine.policies.registry import POLICIES
 
 NUM_LIVE, NUM_STEPS = 64, 150
 

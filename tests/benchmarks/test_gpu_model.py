@@ -14,7 +14,7 @@ from benchmarks.gpu_model import (
 )
 from benchmarks.model_shape import read_shape
 from configs.gpus import Gpu, find_gpu, read_gpus
-from engine.cost_model import CostModel
+from engine.costs.cost_model import CostModel
 
 GPUS = list(read_gpus().values())
 BY_NAME = pytest.mark.parametrize("gpu", GPUS, ids=[gpu.name for gpu in GPUS])

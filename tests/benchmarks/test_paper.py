@@ -32,7 +32,7 @@ from benchmarks.workloads import make_workload
 from configs.gpus import find_gpu
 from configs.profiles import Profile, write_profile
 from configs.schema import EngineConfig
-from engine import policies
+from engine.policies.registry import registry
 from engine.simulation import simulate
 
 NUM_REQUESTS = 16
@@ -209,7 +209,7 @@ def test_a_fresh_clone_without_profiles_has_the_gpu_model_s(tmp_path: Path) -> N
 
 
 def test_the_tables_leave_out_no_policy() -> None:
-    assert {settings["policy"] for settings in POLICIES.values()} == set(policies.POLICIES)
+    assert {settings["policy"] for settings in POLICIES.values()} == set(registry.POLICIES)
 
 
 @pytest.mark.parametrize(

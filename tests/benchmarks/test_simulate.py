@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.request import Request, WorkloadError
 from benchmarks.simulate import main, make_arrivals
-from engine.policies import POLICIES
-from engine.trace import read_trace
+from engine.policies.registry import POLICIES
+from engine.trace.trace_file import read_trace
 
 NODE = ["--gpu", "L20", "--model", "llama2-13b", "--kv-tokens", "20000"]
 WORKLOAD = ["--workload", "fixed:40:100:30"]

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from benchmarks import timeline
 from benchmarks.timeline import COLOURS, bubble_ratios, draw, main
-from engine.trace import Gauges, Span, TraceError, TraceWriter
+from engine.trace.trace_file import Gauges, Span, TraceError, TraceWriter
 from wire.messages import Phase
 
 ROOT = Path(__file__).resolve().parents[2]

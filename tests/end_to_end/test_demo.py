@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from demo.tasks import Task, held_out
-from engine.journal import replay
+from engine.trace.journal import replay
 from tests.end_to_end.daemon import Daemon
 
 MODEL = "tdpipe-demo"

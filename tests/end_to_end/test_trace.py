@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.daemon_figures import Figures, read_settled_figures
 from benchmarks.exchange import Address
-from engine.trace import Span, Trace, read_trace
+from engine.trace.trace_file import Span, Trace, read_trace
 from tests.end_to_end.asking import complete
 from tests.end_to_end.daemon import Daemon
 

@@ -4,7 +4,7 @@ from itertools import accumulate
 
 from hypothesis import strategies as st
 
-from engine.cost_model import TABLE_TOKENS, CostModel
+from engine.costs.cost_model import TABLE_TOKENS, CostModel
 
 Stair = tuple[int, float]
 """The greatest number of tokens that costs so many seconds."""

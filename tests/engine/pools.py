@@ -2,13 +2,13 @@
 
 from msgspec.structs import replace
 
-from engine.blocks import BlockLedger
-from engine.counters import Counters
-from engine.expectation import Expectation, expectation_of
-from engine.lengths import LengthErrors
-from engine.pool import Pool
-from engine.sequence import Sequence
-from engine.waiting import WaitingQueue
+from engine.state.blocks import BlockLedger
+from engine.state.counters import Counters
+from engine.state.expectation import Expectation, expectation_of
+from engine.state.length_errors import LengthErrors
+from engine.state.pool import Pool
+from engine.state.sequence import Sequence
+from engine.state.waiting import WaitingQueue
 from tests.engine.world import make_submit
 
 BLOCK_SIZE = 4

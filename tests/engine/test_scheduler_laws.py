@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from configs.schema import Config, EngineConfig
-from engine.journal import Journal, JournalError, replay
 from engine.scheduler import Scheduler
+from engine.trace.journal import Journal, JournalError, replay
 from tests.engine.world import World, make_submit
 from wire.messages import Abort, Expect, StageCosts, Step
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from configs.schema import EngineConfig
-from engine.policies import POLICIES
+from engine.policies.registry import POLICIES
 from engine.simulation import Arrival, Life, Node, Run, SimulationError, simulate, split_evenly
 from wire.messages import StageCosts
 

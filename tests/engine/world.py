@@ -11,7 +11,7 @@ from collections import deque
 from typing import Any
 
 from configs.schema import EngineConfig
-from engine.probation import STRIKES_UNTOLD
+from engine.quarantine import STRIKES_UNTOLD
 from engine.scheduler import Outgoing, Scheduler
 from wire.messages import (
     Abort,

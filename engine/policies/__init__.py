@@ -1,0 +1,1 @@
+"""Scheduling policies: each decides the next micro-batch."""

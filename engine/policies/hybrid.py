@@ -1,0 +1,58 @@
+"""Policy hybrid: every step mixes decodes with chunks of prompts (chunked prefill).
+
+Setting `vllm`: all idle decodes go into one micro-batch, prompts fill it up to the token budget.
+Setting `throttled` (after gLLM's token throttling): decodes are spread over S micro-batches, and
+the prefill tokens of a step follow the work that waits and the KV that is free:
+
+    tokens = min(waiting / iterations, max * (free - reserve) / (1 - reserve)), at least min
+"""
+
+from configs.schema import HybridConfig
+from engine.policies.chunked_prefill import PrefillLane
+from engine.policies.decode_rows import add_decodes
+from engine.policies.policy import Policy
+from engine.policies.separate import first_with_room
+from engine.state.micro_batch import MicroBatch
+from engine.state.pool import Pool
+from wire.messages import Phase
+
+
+class Hybrid(Policy):
+    """Decodes and prefill chunks in every step."""
+
+    phase: Phase = "mixed"
+
+    def __init__(self, config: HybridConfig, num_stages: int) -> None:
+        self._config = config
+        self._num_stages = num_stages
+        self._max_live = config.max_live(num_stages)
+        self._lane = PrefillLane()
+
+    @property
+    def max_in_flight(self) -> int:
+        """See `Policy.max_in_flight`."""
+        return self._num_stages
+
+    def next_micro_batch(self, pool: Pool, now: float) -> MicroBatch | None:  # noqa: ARG002
+        """See `Policy.next_micro_batch`."""
+        batch, budget = MicroBatch(), self._config.max_num_batched_tokens
+        rows = min(len(pool.ready), budget)
+        if self._config.hybrid == "throttled":
+            rows = min(rows, -(-pool.num_live // self._num_stages))
+        add_decodes(pool, batch, list(pool.ready.values()), rows)
+        room = budget - batch.total_tokens
+        if self._config.hybrid == "throttled":
+            room = min(room, self._throttled_tokens(pool))
+        self._lane.fill(pool, batch, room, lambda: first_with_room(pool, self._max_live))
+        return batch if batch.sequences else None
+
+    def _throttled_tokens(self, pool: Pool) -> int:
+        config, ledger = self._config, pool.ledger
+        half_fed = self._lane.half_fed
+        waiting = pool.waiting_tokens + (half_fed.num_unplanned if half_fed else 0)
+        free = (ledger.num_free / ledger.num_blocks - config.throttle_kv_free) / (
+            1 - config.throttle_kv_free
+        )
+        by_work = waiting / config.throttle_iterations
+        by_kv = config.throttle_max_tokens * free
+        return max(config.throttle_min_tokens, int(min(by_work, by_kv, config.throttle_max_tokens)))

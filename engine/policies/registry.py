@@ -1,0 +1,27 @@
+"""The policies by name."""
+
+from typing import get_args
+
+from configs.schema import SchedulerConfig
+from engine.costs.cost_model import CostModel
+from engine.policies.hybrid import Hybrid
+from engine.policies.policy import Policy
+from engine.policies.separate import Separate
+from engine.policies.td_pipe.policy import TdPipe
+from engine.policies.temporal.policy import Temporal
+
+POLICIES = get_args(SchedulerConfig.model_fields["policy"].annotation)
+"""The names."""
+
+
+def make_policy(config: SchedulerConfig, num_stages: int, cost: CostModel) -> Policy:
+    """The policy that the settings name, for one life of the pipeline."""
+    match config.policy:
+        case "td-pipe":
+            return TdPipe(config, num_stages, cost)
+        case "temporal":
+            return Temporal(config, num_stages, cost)
+        case "separate":
+            return Separate(config, num_stages)
+        case "hybrid":
+            return Hybrid(config, num_stages)

@@ -1,0 +1,1 @@
+"""Policy td-pipe: the paper's scheduler, one file for each of its ideas."""

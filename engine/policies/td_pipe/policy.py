@@ -1,0 +1,196 @@
+"""Policy td-pipe: long prefill phases, long decode phases, on the same stages (TD-Pipe, section 3).
+
+The three ideas stand in `greedy_prefill`, `work_stealing` and `intensity`; here they meet. Each can
+be switched off for the paper's ablations.
+"""
+
+from collections.abc import Iterator
+
+from configs.schema import TdPipeConfig
+from engine.costs.cost_model import CostModel
+from engine.policies.decode_rows import add_decodes
+from engine.policies.policy import Policy
+from engine.policies.td_pipe.greedy_prefill import FutureUse
+from engine.policies.td_pipe.intensity import spatial_intensity, temporal_intensity
+from engine.policies.td_pipe.work_stealing import average_rows
+from engine.state.micro_batch import MicroBatch
+from engine.state.pool import Pool
+from engine.state.sequence import Sequence, State
+from wire.messages import Phase
+
+_WITHHELD = -1
+"""Cohort of those that belong to no decode micro-batch at present."""
+
+
+class TdPipe(Policy):
+    """Prefill until simulated KV use is full, then decode in `num_stages` equal micro-batches."""
+
+    def __init__(self, config: TdPipeConfig, num_stages: int, cost: CostModel) -> None:
+        self.phase: Phase = "prefill"
+        self._config = config
+        self._num_stages = num_stages
+        self._cost = cost
+        self._use: FutureUse | None = None
+        self._half_fed: Sequence | None = None
+        self._next_cohort = 0
+        self._decode_launches = 0
+        self._decode_began_with = 0
+        self._finished_before = 0
+
+    @property
+    def max_in_flight(self) -> int:
+        """One for each stage; prompts do not wait for one another, so more of them run ahead."""
+        ahead = self._config.prefill_ahead if self.phase == "prefill" else 1
+        return ahead * self._num_stages
+
+    def next_micro_batch(self, pool: Pool, now: float) -> MicroBatch | None:
+        """See `Policy.next_micro_batch`."""
+        if self.phase == "decode" and self._is_decode_over(pool, now):
+            self._begin_prefill(pool)
+        if self.phase == "prefill":
+            batch = self._prefill(pool)
+            if batch is None and not pool.ready:
+                return None  # nothing to decode yet: what comes meanwhile joins this phase
+            if batch is None:
+                self._begin_decode(pool)
+        if self.phase == "decode":
+            batch = self._decode(pool)
+        return batch
+
+    def _begin_prefill(self, pool: Pool) -> None:
+        self.phase = "prefill"
+        pool.counters.switches += 1
+        self._use = None
+
+    def _begin_decode(self, pool: Pool) -> None:
+        self.phase = "decode"
+        pool.counters.switches += 1
+        self._decode_launches = 0
+        self._decode_began_with = pool.num_live
+        self._finished_before = pool.num_finished
+        for i, sequence in enumerate(pool.live.values()):
+            sequence.cohort = i % self._num_stages
+
+    # --- prefill phase ----------------------------------------------------------------------
+
+    def _prefill(self, pool: Pool) -> MicroBatch | None:
+        """Whole prompts until they are enough for a micro-batch; a long one alone, in chunks.
+
+        As in the paper's code a micro-batch is full when count x longest reaches a number of
+        tokens. Where a prompt is cut depends on its own length only: its KV, and with it every
+        token, is then the same in any company.
+        """
+        batch, budget = MicroBatch(), self._config.max_num_batched_tokens
+        longest = 0
+        if self._half_fed is not None and self._half_fed.state is not State.FINISHED:
+            self._feed(batch, self._half_fed)
+            return batch
+        self._half_fed = None
+        while longest * len(batch.sequences) < self._config.prefill_batch_tokens:
+            sequence = pool.waiting.first()
+            if sequence is None:
+                break
+            num_tokens = min(sequence.num_unplanned, budget)
+            if batch.sequences and batch.total_tokens + num_tokens > budget:
+                break
+            if not self._admits(pool, sequence) or not pool.admit(sequence):
+                break
+            if self._use is not None:
+                self._use.add(sequence)
+            longest = max(longest, num_tokens)
+            self._feed(batch, sequence)
+            if self._half_fed is not None:
+                break
+        return batch if batch.sequences else None
+
+    def _feed(self, batch: MicroBatch, sequence: Sequence) -> None:
+        num_tokens = batch.add_prefill(sequence, self._config.max_num_batched_tokens)
+        self._half_fed = sequence if num_tokens < sequence.num_unplanned else None
+
+    def _admits(self, pool: Pool, sequence: Sequence) -> bool:
+        """Room for one more, now and later. One alone is let in: `Submit` checked that it fits."""
+        if not pool.num_live:
+            self._use = None  # all that it counted has ended
+            return True
+        if not self._has_room_now(pool, sequence):
+            return False
+        if not self._config.greedy_prefill:
+            return pool.ledger.num_used < self._config.prefill_occupancy * pool.ledger.num_blocks
+        if self._use is None:
+            self._use = FutureUse.of_live(pool, self._config.kv_occupancy)
+        return self._use.admits(sequence)
+
+    def _has_room_now(self, pool: Pool, sequence: Sequence) -> bool:
+        return (
+            pool.num_live < self._config.max_live(self._num_stages)
+            and pool.ledger.blocks_for(len(sequence.token_ids)) <= pool.ledger.num_free
+        )
+
+    # --- decode phase -----------------------------------------------------------------------
+
+    def _decode(self, pool: Pool) -> MicroBatch | None:
+        """The next of S micro-batches that has any row."""
+        for _ in range(self._num_stages):
+            cohort = self._next_cohort
+            self._next_cohort = (cohort + 1) % self._num_stages
+            batch = self._decode_cohort(pool, cohort)
+            if batch.sequences:
+                self._decode_launches += 1
+                return batch
+        return None
+
+    def _decode_cohort(self, pool: Pool, cohort: int) -> MicroBatch:
+        """Those of the micro-batch that came back, at the average size if work stealing is on."""
+        members = [s for s in pool.ready.values() if s.cohort == cohort]
+        withheld = [s for s in pool.ready.values() if s.cohort == _WITHHELD]
+        num_rows = len(members)
+        if self._config.work_stealing:
+            num_rows = average_rows(num_rows + len(withheld), pool.num_live, self._num_stages)
+        batch = MicroBatch()
+        add_decodes(pool, batch, members + withheld, num_rows)
+        pool.counters.steals += max(0, batch.num_decodes - len(members))
+        for sequence in members[num_rows:]:
+            sequence.cohort = _WITHHELD
+        for sequence in batch.sequences:
+            sequence.cohort = cohort
+        return batch
+
+    # --- decode -> prefill ------------------------------------------------------------------
+
+    def _is_decode_over(self, pool: Pool, now: float) -> bool:
+        """Asked once a round of S launches, as in the paper's code."""
+        first = pool.waiting.first()
+        if first is None:
+            return False
+        if not pool.num_live:
+            return True
+        if self._decode_launches % self._num_stages:
+            return False
+        if not self._has_room_now(pool, first):
+            return False  # a prefill phase would admit nobody
+        if pool.waiting.online_wait_s(now) >= self._config.max_prefill_wait:
+            return self._new_use(pool).admits(first)
+        if not self._config.intensity:
+            finished = pool.num_finished - self._finished_before
+            return finished >= self._config.finish_ratio * self._decode_began_with
+        rows = pool.num_live / self._num_stages
+        spatial = spatial_intensity(
+            rows, self._cost, self._config.saturating_rows, self._config.saturated_rows
+        )
+        if spatial >= 1.0:
+            return False
+        decode_s = self._cost.linear_s(max(1, round(rows)))
+        return spatial < temporal_intensity(self._next_prefills_s(pool), decode_s)
+
+    def _next_prefills_s(self, pool: Pool) -> Iterator[float]:
+        """Seconds of each prefill that a phase beginning now would admit."""
+        use, free = self._new_use(pool), pool.ledger.num_free
+        room = self._config.max_live(self._num_stages) - pool.num_live
+        for sequence, _ in zip(pool.waiting, range(room), strict=False):
+            free -= pool.ledger.blocks_for(len(sequence.token_ids))
+            if free < 0 or not use.take(sequence):
+                return
+            yield self._cost.linear_s(sequence.num_unplanned)
+
+    def _new_use(self, pool: Pool) -> FutureUse:
+        return FutureUse.of_live(pool, self._config.kv_occupancy)

@@ -1,0 +1,1 @@
+"""Policy temporal: temporal disaggregation without phase-switch bubbles."""

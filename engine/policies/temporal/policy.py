@@ -1,0 +1,254 @@
+"""Policy temporal: temporal disaggregation without its bubbles.
+
+Refills and decode phases alternate as in TD-Pipe, but a refill does not stop decoding: its steps
+are decode micro-batches topped up with prefill tokens to the knee of the cost model. All steps of a
+refill are of one size and the next phase follows them at once, so no stage waits for another within
+a phase and hardly at a switch. Each idea has a file of its own: `balance`, `topup`, `refill`,
+`kv_plan`, `lengths`, `waiting`.
+"""
+
+from collections import deque
+from itertools import islice, takewhile
+from math import ceil
+
+import numpy as np
+
+from configs.schema import TemporalConfig
+from engine.costs.cost_model import CostModel
+from engine.policies.chunked_prefill import PrefillLane
+from engine.policies.decode_rows import add_decodes
+from engine.policies.policy import Policy
+from engine.policies.td_pipe.greedy_prefill import FutureUse
+from engine.policies.temporal.balance import most_rows
+from engine.policies.temporal.forecast import Rest, best_size
+from engine.policies.temporal.horizon import rounds_to_pay
+from engine.policies.temporal.kv_plan import KvPlan
+from engine.policies.temporal.refill import idle_loss_s, switch_cost_s
+from engine.policies.temporal.topup import knee
+from engine.state.length_errors import OUTCOME_WEIGHTS, Floats
+from engine.state.micro_batch import MicroBatch
+from engine.state.pool import Pool
+from engine.state.sequence import Sequence, State
+from wire.messages import Phase
+
+# Candidates for admission that are looked at once in so many rounds.
+_LOOK_AHEAD, _LOOK_ROUNDS = 64, 4
+# Rounds between two forecasts, and groups that stand for all sequences in one.
+_FORECAST_ROUNDS, _GROUPS = 64, 16
+# A forecast is made anew at once when so many times the work has come.
+_MUCH_MORE = 1.5
+# Weight of the newest step in the mean number of tokens of a step.
+_MEAN_WEIGHT = 1 / 256
+
+
+class Temporal(Policy):
+    """Decode in balanced micro-batches, top them up with prompts while the KV plan has room."""
+
+    def __init__(self, config: TemporalConfig, num_stages: int, cost: CostModel) -> None:
+        self.phase: Phase = "decode"
+        self._config = config
+        self._num_stages = num_stages
+        self._cost = cost
+        self._max_live = config.max_live(num_stages)
+        self._knee = self._find_knee()
+        self._lane = PrefillLane()
+        self._admitted: deque[Sequence] = deque()
+        self._refill_size = 0
+        self._idle_loss_s = 0.0
+        self._target_size = 0
+        self._launches = 0
+        self._mean_tokens = float(self._knee)
+        self._most = self._knee
+        self._pauses = False
+        self._next_forecast = 0
+        self._forecast_work = 0
+        self._next_look = 0
+        self._had_room = True
+        self._first_seen: Sequence | None = None
+
+    @property
+    def max_in_flight(self) -> int:
+        """See `Policy.max_in_flight`."""
+        return self._num_stages
+
+    def next_micro_batch(self, pool: Pool, now: float) -> MicroBatch | None:
+        """See `Policy.next_micro_batch`."""
+        if self._is_look_due(pool):
+            self._look(pool)
+        if self.phase == "decode" and self._is_refill_due(pool, now):
+            self._switch(pool, "prefill")
+        batch = MicroBatch()
+        if self.phase == "decode" or self._decodes_in_refills(pool):
+            self._decode(pool, batch)
+        if not self._refill(pool, batch) and self.phase == "prefill":
+            self._switch(pool, "decode")
+            if not batch.sequences:
+                self._decode(pool, batch)
+        if not batch.sequences:
+            return None
+        if self.phase == "decode" and batch.num_decodes:
+            more = len(self._admitted) / self._num_stages
+            self._idle_loss_s += idle_loss_s(self._cost, batch.num_decodes, more)
+        self._launches += 1
+        self._mean_tokens += (batch.total_tokens - self._mean_tokens) * _MEAN_WEIGHT
+        return batch
+
+    def _decodes_in_refills(self, pool: Pool) -> bool:
+        """Offline work may pause where that ends it sooner; nobody's answer does."""
+        return self._config.topup and (not self._pauses or pool.num_online > 0)
+
+    def _switch(self, pool: Pool, phase: Phase) -> None:
+        self.phase = phase
+        self._idle_loss_s = 0.0
+        self._refill_size = self._target_size if phase == "prefill" else 0
+        pool.counters.switches += 1
+
+    def _decode(self, pool: Pool, batch: MicroBatch) -> None:
+        """An equal share of the live sequences."""
+        num_rows, kv_tokens = -(-pool.num_live // self._num_stages), float("inf")
+        if self._config.balance_time:
+            num_rows = most_rows(self._cost, pool.num_live, self._num_stages)
+            kv_tokens = pool.live_tokens / self._num_stages
+        if not pool.waiting:
+            num_rows = max(num_rows, self._config.merge_rows)
+        add_decodes(pool, batch, list(pool.ready.values()), num_rows, kv_tokens)
+
+    def _refill(self, pool: Pool, batch: MicroBatch) -> int:
+        """Top up to the knee, in a decode phase to the end of the stair; the tokens added."""
+        size = self._cost.edge(batch.num_decodes) if batch.num_decodes else 0
+        if self.phase == "prefill":
+            size = max(size, self._refill_size)
+        size = min(size, self._config.max_num_batched_tokens)
+        room = size - batch.num_decodes
+        return self._lane.fill(pool, batch, room, lambda: self._next_admitted(pool))
+
+    def _next_admitted(self, pool: Pool) -> Sequence | None:
+        if not self._admitted and self._had_room and pool.waiting and self.phase == "prefill":
+            self._look(pool)
+        while self._admitted:
+            sequence = self._admitted.popleft()
+            if sequence.state is State.WAITING:
+                return sequence
+        return None
+
+    def _is_refill_due(self, pool: Pool, now: float) -> bool:
+        """With all that waits, or once the idle blocks have cost as much as a switch."""
+        if not self._admitted and not self._lane.half_fed:
+            return False
+        if (
+            not self._config.lazy_refill
+            or not pool.ready  # nothing else to run
+            or len(self._admitted) >= len(pool.waiting)
+            or pool.waiting.online_wait_s(now) >= self._config.max_prefill_wait
+        ):
+            return True
+        rows = -(-pool.num_live // self._num_stages)
+        return self._idle_loss_s >= switch_cost_s(self._cost, rows, max(rows, self._target_size))
+
+    def _is_look_due(self, pool: Pool) -> bool:
+        """Every few rounds, when a refill has fed what it was given, for new ones that may fit."""
+        if self._launches >= self._next_look or not pool.num_in_flight:
+            return True
+        first = pool.waiting.first()
+        if first is None:
+            return False
+        expected = self._admitted[0] if self._admitted else self._first_seen
+        if not first.submit.offline and first is not expected:
+            return True
+        if self._admitted:
+            return False
+        is_idle = not pool.ready and self._had_room
+        return is_idle or (self.phase == "prefill" and self._lane.half_fed is None)
+
+    def _look(self, pool: Pool) -> None:
+        """Who is admitted next, and how large steps must be to feed them in good time."""
+        config, num_stages = self._config, self._num_stages
+        self._next_look = self._launches + _LOOK_ROUNDS * num_stages
+        self._first_seen = pool.waiting.first()
+        work = pool.waiting_tokens + pool.waiting_output
+        if self._launches >= self._next_forecast or work > _MUCH_MORE * self._forecast_work:
+            self._next_forecast = self._launches + _FORECAST_ROUNDS * num_stages
+            self._forecast_work = work
+            self._knee = self._find_knee()  # the cost model may have been corrected
+            self._most, self._pauses = self._forecast(pool)
+        room = min(_LOOK_AHEAD, self._max_live - pool.num_live)
+        candidates: list[Sequence] = []
+        admitted: list[Sequence] = []
+        if room > 0 and pool.waiting:
+            plan = KvPlan(pool, pool.errors, config.kv_margin)
+            critical = self._critical_len(pool, work, plan.survival)
+            candidates = list(islice(pool.waiting.with_critical_first(critical), room))
+            admitted = self._admissible(pool, plan, candidates)
+        self._admitted = deque(admitted)
+        self._had_room = room > 0 and len(admitted) == len(candidates)
+        if self._had_room:
+            self._target_size = self._most
+        else:
+            supply = sum(sequence.num_unplanned for sequence in admitted)
+            rows = -(-pool.num_live // num_stages)
+            pace = supply / (num_stages * config.refill_rounds)
+            self._target_size = min(self._most, self._cost.edge(rows + ceil(pace)))
+        if self.phase == "prefill":
+            self._refill_size = max(self._refill_size, self._target_size)
+
+    def _find_knee(self) -> int:
+        return knee(self._cost, self._config.max_num_batched_tokens, self._config.knee_tolerance)
+
+    def _critical_len(self, pool: Pool, work: int, survival: Floats) -> float:
+        """The predicted length from which on an answer lasts a good part of the rounds left."""
+        if not self._config.longest_first:
+            return float("inf")
+        rounds = work / (self._num_stages * self._mean_tokens)
+        config = self._config
+        return pool.errors.prediction_of(
+            rounds / config.critical_slack, survival, config.critical_sigmas
+        )
+
+    def _forecast(self, pool: Pool) -> tuple[int, bool]:
+        """The size of a refill's steps, the knee or what ends the work sooner; whether to pause."""
+        sample = pool.waiting.by_length(_GROUPS)
+        if not self._config.forecast or not sample:
+            return self._knee, False
+        stride = max(1, pool.num_live // _GROUPS)
+        live = list(islice(pool.live.values(), 0, None, stride))
+        chosen = live + [sequence for sequence, _ in sample]
+        counts = np.array([stride] * len(live) + [count for _, count in sample], dtype=float)
+        errors = pool.errors
+        lens = errors.real_lens(
+            np.array([s.expected.median for s in chosen]),
+            np.array([s.expected.spread for s in chosen]),
+            errors.survival_beside(pool.live.values()),
+        )
+        rest = Rest(
+            np.outer(counts, OUTCOME_WEIGHTS).ravel(),
+            np.repeat([float(len(s.token_ids)) for s in chosen], len(OUTCOME_WEIGHTS)),
+            np.repeat([float(s.num_unplanned) for s in chosen], len(OUTCOME_WEIGHTS)),
+            np.maximum(1.0, lens.T - np.array([[s.num_generated] for s in chosen])).ravel(),
+        )
+        longest = self._config.max_num_batched_tokens
+        sizes = [self._knee, *(size for size in self._cost.edges if self._knee < size < longest)]
+        kv_tokens = pool.ledger.num_blocks * pool.ledger.block_size
+        return best_size(self._cost, sizes, rest, self._num_stages, kv_tokens)
+
+    def _horizons(self, pool: Pool, candidates: list[Sequence]) -> list[float]:
+        """For how many rounds each must fit, if it is admitted after those before it."""
+        if not self._config.horizon:
+            return [float("inf")] * len(candidates)
+        prefill_s = self._cost.linear_s(self._knee) / self._knee
+        return [
+            self._config.horizon
+            * rounds_to_pay(
+                self._cost, -(-(pool.num_live + i) // self._num_stages), len(s.token_ids), prefill_s
+            )
+            for i, s in enumerate(candidates, start=1)
+        ]
+
+    def _admissible(self, pool: Pool, plan: KvPlan, candidates: list[Sequence]) -> list[Sequence]:
+        """Those that have room now and for good, up to the first that has not."""
+        if self._config.survival:
+            admitted = plan.admit(candidates, self._horizons(pool, candidates))
+        else:
+            use = FutureUse.of_live(pool, self._config.kv_occupancy)
+            admitted = list(takewhile(use.take, candidates))
+        # One alone is let in: `Submit` checked that it fits.
+        return admitted if admitted or pool.num_live else candidates[:1]

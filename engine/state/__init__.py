@@ -1,0 +1,1 @@
+"""What the scheduler keeps: sequences, KV blocks, queues."""

@@ -1,0 +1,117 @@
+"""A micro-batch: the rows of one step, packed into the plan that every stage gets."""
+
+from array import array
+from itertools import compress
+
+from engine.costs.cost_model import StepSize
+from engine.state.sampler_slots import SamplerSeats
+from engine.state.sequence import Sequence
+from wire.messages import Phase, ScoredRow, Step
+
+
+class MicroBatch:
+    """The rows of one step, side by side: `sequences[i]` feeds its next `num_tokens[i]` tokens.
+
+    Decodes come before prefills. A row whose tokens are all that its sequence has left to feed
+    samples the next one. The totals that the cost model asks for grow with the rows: tokens fed,
+    resident KV tokens read, and pairs of tokens in prompts.
+    """
+
+    __slots__ = (
+        "kv_tokens",
+        "num_decodes",
+        "num_pairs",
+        "num_tokens",
+        "sequences",
+        "total_tokens",
+    )
+
+    def __init__(self) -> None:
+        self.sequences: list[Sequence] = []
+        self.num_tokens: list[int] = []
+        self.total_tokens = 0
+        self.kv_tokens = 0
+        self.num_pairs = 0.0
+        self.num_decodes = 0
+
+    @property
+    def size(self) -> StepSize:
+        """What its seconds depend on."""
+        return StepSize(self.total_tokens, len(self.sequences), self.kv_tokens, self.num_pairs)
+
+    @property
+    def phase(self) -> Phase:
+        """What its rows do."""
+        if not self.num_decodes:
+            return "prefill"
+        return "decode" if self.num_decodes == len(self.sequences) else "mixed"
+
+    def add_decodes(self, sequences: list[Sequence]) -> None:
+        """Rows that feed the newest token of each; before any prefill."""
+        assert self.num_decodes == len(self.sequences)
+        count = len(sequences)
+        self.sequences += sequences
+        self.num_tokens += [1] * count
+        self.total_tokens += count
+        self.kv_tokens += sum([sequence.num_planned for sequence in sequences])
+        self.num_decodes += count
+
+    def add_prefill(self, sequence: Sequence, limit: int) -> int:
+        """A row of what the sequence still has to feed, at most `limit` tokens; their number."""
+        num_tokens = min(sequence.num_unplanned, limit)
+        self.sequences.append(sequence)
+        self.num_tokens.append(num_tokens)
+        self.total_tokens += num_tokens
+        self.kv_tokens += sequence.num_planned
+        if num_tokens > 1:
+            self.num_pairs += num_tokens * (sequence.num_planned + (num_tokens + 1) / 2)
+        return num_tokens
+
+
+def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int, seats: SamplerSeats) -> Step:
+    """The plan for the stages. Each row's block table must already hold the row's tokens.
+
+    Rows that sample for the first time, and not just the likeliest token, get a seat of `seats`.
+    """
+    sequences, decodes = batch.sequences, batch.sequences[: batch.num_decodes]
+    starts = [sequence.num_planned for sequence in sequences]
+    # A decode row samples after its one token, and its table holds no block beyond it.
+    samples = bytearray(b"\1" * len(decodes))
+    token_ids = array("i", [sequence.token_ids[-1] for sequence in decodes])
+    tables = [sequence.block_table for sequence in decodes]
+    scored: list[ScoredRow] = []
+    for i in range(len(decodes), len(sequences)):
+        sequence, end = sequences[i], starts[i] + batch.num_tokens[i]
+        samples.append(end == len(sequence.token_ids))
+        token_ids += sequence.token_ids[starts[i] : end]
+        tables.append(sequence.block_table[: -(-end // block_size)])
+        num_scored = min(end, sequence.num_prompt_tokens)
+        if sequence.num_scored < num_scored:  # what is fed again is not scored again
+            sequence.num_scored = num_scored
+            if sequence.submit.sampling.num_prompt_logprobs >= 0:
+                scored.append(_scored(sequence, i, end))
+    special = [sequence for sequence in compress(sequences, samples) if not sequence.is_plain]
+    setups = tuple(seats.setup(sequence) for sequence in special if sequence.seat < 0)
+    columns = b""
+    if special:
+        columns = array("i", [sequence.seat for sequence in compress(sequences, samples)]).tobytes()
+    return Step(
+        epoch=epoch,
+        step_id=step_id,
+        phase=batch.phase,
+        sequence_ids=array("q", [sequence.sequence_id for sequence in sequences]).tobytes(),
+        start_positions=array("i", starts).tobytes(),
+        num_tokens=array("i", batch.num_tokens).tobytes(),
+        samples=bytes(samples),
+        token_ids=token_ids.tobytes(),
+        block_tables=b"".join(tables),
+        seats=columns,
+        setups=setups,
+        scored=tuple(scored),
+    )
+
+
+def _scored(sequence: Sequence, row: int, end: int) -> ScoredRow:
+    """The row of a prompt that is scored as far as `end`."""
+    follower = sequence.token_ids[end] if end < sequence.num_prompt_tokens else -1
+    return ScoredRow(row, sequence.submit.sampling.num_prompt_logprobs, follower)

@@ -1,0 +1,152 @@
+"""The pool: every open sequence by its state, and the moves between states with their blocks."""
+
+from engine.state.blocks import BlockLedger
+from engine.state.counters import Counters
+from engine.state.expectation import Expectation
+from engine.state.length_errors import LengthErrors
+from engine.state.sampler_slots import SamplerSeats
+from engine.state.sequence import Sequence, State
+from engine.state.waiting import WaitingQueue
+
+
+class Pool:
+    """Open sequences and the ledger they draw blocks from.
+
+    Every open sequence is either in `waiting` or in `live`; of the live ones those without a step
+    in flight are in `ready` too, in the order in which they became ready. The totals grow and fall
+    with them: `live_tokens` counts the tokens of live sequences whose KV is planned,
+    `waiting_tokens` those that waiting sequences have to feed, `waiting_output` those that they are
+    predicted to generate.
+
+    It outlives the pipelines that work on it: one that is lost takes the KV and no sequence.
+    """
+
+    def __init__(
+        self,
+        ledger: BlockLedger,
+        waiting: WaitingQueue,
+        errors: LengthErrors,
+        counters: Counters,
+    ) -> None:
+        self.ledger = ledger
+        self.seats = SamplerSeats()
+        self.errors = errors
+        self.waiting = waiting
+        self.counters = counters
+        self.live: dict[int, Sequence] = {}
+        self.ready: dict[int, Sequence] = {}
+        self.live_tokens = 0
+        self.waiting_tokens = 0
+        self.waiting_output = 0
+        self.num_online = 0  # open ones that somebody waits for
+        self.num_finished = 0  # of those that held KV
+        self.num_in_flight = 0  # micro-batches
+
+    @property
+    def num_live(self) -> int:
+        """Sequences that hold KV."""
+        return len(self.live)
+
+    @property
+    def has_offline(self) -> bool:
+        """Whether any open sequence is nobody's to wait for."""
+        return len(self.live) + len(self.waiting) > self.num_online
+
+    def find(self, sequence_id: int) -> Sequence | None:
+        """The open sequence with this id."""
+        return self.live.get(sequence_id) or self.waiting.find(sequence_id)
+
+    def open_sequences(self) -> list[Sequence]:
+        """All that have not ended."""
+        return [*self.waiting, *self.live.values()]
+
+    def add(self, sequence: Sequence) -> None:
+        """A new sequence joins the queue."""
+        self.waiting.add(sequence)
+        self.num_online += not sequence.submit.offline
+        self.errors.expect(sequence.expected)
+        self._count_waiting(sequence, 1)
+
+    def expect(self, sequence: Sequence, expected: Expectation) -> None:
+        """A better expectation of an open sequence's output; a waiting one may change its place."""
+        self.errors.expect(sequence.expected, -1)
+        self.errors.expect(expected)
+        if sequence.state is not State.WAITING:
+            sequence.expected = expected
+            return
+        self._count_waiting(sequence, -1)
+        with self.waiting.moving(sequence):
+            sequence.expected = expected
+        self._count_waiting(sequence, 1)
+
+    def admit(self, sequence: Sequence) -> bool:
+        """waiting -> running with blocks for all its tokens; False, and no change, without them."""
+        if not self.ledger.extend(sequence.block_table, len(sequence.token_ids)):
+            return False
+        self.waiting.remove(sequence)
+        self._count_waiting(sequence, -1)
+        self.live[sequence.sequence_id] = sequence
+        sequence.state = State.RUNNING
+        return True
+
+    def launch(self, sequences: list[Sequence], num_tokens: list[int]) -> None:
+        """ready or running -> running, with more tokens of each on their way to the cache."""
+        # Names of its own: a look into the enumeration for each row would be half the cost.
+        ready, is_ready, is_running = self.ready, State.READY, State.RUNNING
+        for sequence, count in zip(sequences, num_tokens, strict=True):
+            if sequence.state is is_ready:
+                del ready[sequence.sequence_id]
+                sequence.state = is_running
+            sequence.num_planned += count
+        self.live_tokens += sum(num_tokens)
+
+    def make_ready(self, sequences: list[Sequence]) -> None:
+        """running -> ready: the next token of each can be fed."""
+        ready, is_ready = self.ready, State.READY
+        for sequence in sequences:
+            sequence.state = is_ready
+            ready[sequence.sequence_id] = sequence
+
+    def preempt(self, sequence: Sequence) -> None:
+        """ready -> front of waiting: its blocks go, all its tokens stay and are fed again later."""
+        assert sequence.state is State.READY
+        self.counters.preemptions += 1
+        self._put_back(sequence)
+
+    def lose_stages(self) -> None:
+        """live -> front of waiting, all of them: what the stages knew is gone."""
+        for sequence in list(self.live.values()):
+            self._put_back(sequence)
+        for sequence in self.waiting:
+            sequence.lose_stages()
+        self.seats = SamplerSeats()
+        self.num_in_flight = 0
+
+    def finish(self, sequence: Sequence) -> None:
+        """Any state -> finished: its blocks are free at once, also while a step is in flight."""
+        if sequence.state is State.WAITING:
+            self.waiting.remove(sequence)
+            self._count_waiting(sequence, -1)
+        else:
+            self.num_finished += 1
+            self._leave_live(sequence)
+        self.num_online -= not sequence.submit.offline
+        self.seats.free(sequence)
+        sequence.state = State.FINISHED
+
+    def _put_back(self, sequence: Sequence) -> None:
+        self.counters.recomputed_tokens += sequence.num_planned
+        self._leave_live(sequence)
+        sequence.lose_kv()
+        self.waiting.put_back(sequence)
+        self._count_waiting(sequence, 1)
+
+    def _count_waiting(self, sequence: Sequence, sign: int) -> None:
+        self.waiting_tokens += sign * sequence.num_unplanned
+        self.waiting_output += sign * sequence.predicted_remaining
+
+    def _leave_live(self, sequence: Sequence) -> None:
+        del self.live[sequence.sequence_id]
+        self.ready.pop(sequence.sequence_id, None)
+        self.live_tokens -= sequence.num_planned
+        self.ledger.free(sequence.block_table)

@@ -1,0 +1,108 @@
+"""The waiting queue: who is admitted next.
+
+First online sequences: those that were pre-empted, then the others, in the order they came. Then
+offline ones in the same way. Fresh offline ones may be taken by length as well: those whose answers
+would otherwise last longer than all other work, the longest first (PAPERS.md, section 2 g).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, takewhile
+
+from sortedcontainers import SortedDict
+
+from engine.state.sequence import Sequence
+
+_PREEMPTED, _ONLINE, _PREEMPTED_OFFLINE, _OFFLINE = range(4)
+_Key = tuple[float, float, int]
+
+
+class WaitingQueue:
+    """Sequences without KV, in the order of admission; all operations are O(log n)."""
+
+    def __init__(self) -> None:
+        self._keys: dict[int, _Key] = {}
+        self._in_order: SortedDict[_Key, Sequence] = SortedDict()
+        self._by_length: SortedDict[_Key, Sequence] = SortedDict()
+
+    def add(self, sequence: Sequence) -> None:
+        """A new sequence."""
+        if sequence.submit.offline:
+            self._by_length[_length_key(sequence)] = sequence
+        self._insert(sequence, _OFFLINE if sequence.submit.offline else _ONLINE)
+
+    def put_back(self, sequence: Sequence) -> None:
+        """A sequence that was pre-empted."""
+        self._insert(sequence, _PREEMPTED_OFFLINE if sequence.submit.offline else _PREEMPTED)
+
+    def remove(self, sequence: Sequence) -> None:
+        """It was admitted or has ended. Raises `KeyError` when it is not here."""
+        key = self._keys.pop(sequence.sequence_id)
+        del self._in_order[key]
+        self._by_length.pop(_length_key(sequence), None)
+
+    @contextmanager
+    def moving(self, sequence: Sequence) -> Iterator[None]:
+        """While what is expected of a waiting sequence is changed."""
+        by_length = self._by_length.pop(_length_key(sequence), None)
+        yield
+        if by_length is not None:
+            self._by_length[_length_key(sequence)] = sequence
+
+    def find(self, sequence_id: int) -> Sequence | None:
+        """The waiting sequence with this id."""
+        key = self._keys.get(sequence_id)
+        return None if key is None else self._in_order[key]
+
+    def first(self) -> Sequence | None:
+        """The next one in order."""
+        return self._in_order.peekitem(0)[1] if self._in_order else None
+
+    def by_length(self, count: int) -> list[tuple[Sequence, int]]:
+        """Fresh offline sequences from the longest to the shortest, each with how many it is for.
+
+        The first alone, then each for twice as many, up to `count` equal parts of all.
+        """
+        number, chosen, begin = len(self._by_length), [], 0
+        most = max(1, number // count)
+        while begin < number:
+            width = min(max(1, begin), most, number - begin)
+            chosen.append((self._by_length.values()[begin + width // 2], width))
+            begin += width
+        return chosen
+
+    def with_critical_first(self, critical_len: float) -> Iterator[Sequence]:
+        """In order, except that of the fresh offline ones the critical go first, by length.
+
+        Those are predicted to generate `critical_len` tokens or more.
+        """
+        in_order = iter(self._in_order.items())
+        head: list[Sequence] = []
+        for (lane, _, _), sequence in in_order:
+            if lane == _OFFLINE:
+                head.append(sequence)
+                break
+            yield sequence
+        yield from takewhile(lambda s: s.predicted_len >= critical_len, self._by_length.values())
+        rest = chain(head, (sequence for _, sequence in in_order))
+        yield from (sequence for sequence in rest if sequence.predicted_len < critical_len)
+
+    def online_wait_s(self, now: float) -> float:
+        """How long the next one has waited for whom somebody waits; 0 without one."""
+        first = self.first()
+        return 0.0 if first is None or first.submit.offline else now - first.arrived_at
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._in_order.values())
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def _insert(self, sequence: Sequence, lane: int) -> None:
+        key = (lane, sequence.arrived_at, sequence.sequence_id)
+        self._keys[sequence.sequence_id] = key
+        self._in_order[key] = sequence
+
+
+def _length_key(sequence: Sequence) -> _Key:
+    return (-sequence.predicted_len, sequence.arrived_at, sequence.sequence_id)

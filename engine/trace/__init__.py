@@ -1,0 +1,1 @@
+"""Records of a run: the journal of decisions and the trace of steps."""

@@ -1,0 +1,100 @@
+"""The recorder: makes a trace of what the running engine launches and its stages report."""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.trace.trace_file import Gauges, Span, TraceWriter
+from wire.messages import Heartbeat, Message, Phase, Stats, Step
+
+# Steps are forgotten oldest first beyond this: those of a lost pipeline are never reported.
+MAX_OPEN_STEPS = 10_000
+# Heartbeats (two a second) among which the one that travelled fastest sets a stage's clock.
+CLOCK_WINDOW = 60
+
+
+@dataclass(slots=True)
+class _OpenStep:
+    """A step that not all stages have reported."""
+
+    phase: Phase
+    num_rows: int
+    num_tokens: int
+    stages_missing: int
+
+
+class Recorder:
+    """Writes the trace of one engine process. Every method may raise `OSError`.
+
+    Times are handed in by the engine's clock and written as seconds since `began_at`. Stages on the
+    `same_host` have that clock. Elsewhere a stage's is set by its heartbeats: the least that the
+    engine's clock has been ahead when one came in is the two clocks' difference, give or take the
+    fastest journey.
+    """
+
+    def __init__(self, path: Path, num_stages: int, began_at: float, *, same_host: bool) -> None:
+        self._writer = TraceWriter(path, num_stages)
+        self._num_stages, self._began_at, self._same_host = num_stages, began_at, same_host
+        self._open_steps: dict[int, _OpenStep] = {}
+        self._leads: dict[tuple[int, int], deque[float]] = {}
+        self._ended_at = [0.0] * num_stages
+
+    def launch(self, answer: Iterable[Message], now: float) -> None:
+        """Note the steps among the scheduler's messages."""
+        for message in answer:
+            if not isinstance(message, Step):
+                continue
+            self._writer.write_phase(message.phase, now - self._began_at)
+            num_rows, num_tokens = len(message.sequence_ids) // 8, len(message.token_ids) // 4
+            self._open_steps[message.step_id] = _OpenStep(
+                message.phase, num_rows, num_tokens, self._num_stages
+            )
+            if len(self._open_steps) > MAX_OPEN_STEPS:
+                del self._open_steps[next(iter(self._open_steps))]
+
+    def hear(self, beat: Heartbeat, now: float) -> None:
+        """Write the steps that a stage reports."""
+        shift_s = self._lead(beat, now) - self._began_at
+        columns = (
+            memoryview(beat.step_ids).cast("q"),
+            memoryview(beat.began_at).cast("d"),
+            memoryview(beat.ended_at).cast("d"),
+        )
+        for step_id, began_at, ended_at in zip(*columns, strict=True):
+            step = self._open_steps.get(step_id)
+            if step is None:
+                continue
+            self._write(beat.stage, step_id, step, began_at + shift_s, ended_at + shift_s)
+            step.stages_missing -= 1
+            if not step.stages_missing:
+                del self._open_steps[step_id]
+
+    def sample(self, stats: Stats) -> None:
+        """Write the gauges, and all that has come together to the file."""
+        self._writer.write_gauges(
+            Gauges(stats.uptime_s, stats.blocks_used, stats.blocks_total, stats.waiting, stats.live)
+        )
+        self._writer.flush()
+
+    def close(self) -> None:
+        """End the file; a second time does nothing."""
+        self._writer.close()
+
+    def _write(
+        self, stage: int, step_id: int, step: _OpenStep, began_at: float, ended_at: float
+    ) -> None:
+        # A clock that has just been set back must not make a stage's steps overlap.
+        began_at = max(began_at, self._ended_at[stage])
+        ended_at = self._ended_at[stage] = max(began_at, ended_at)
+        self._writer.write_span(
+            Span(stage, step_id, step.phase, step.num_rows, step.num_tokens, began_at, ended_at)
+        )
+
+    def _lead(self, beat: Heartbeat, now: float) -> float:
+        """Seconds by which the engine's clock is ahead of the stage's."""
+        if self._same_host:
+            return 0.0
+        leads = self._leads.setdefault((beat.stage, beat.epoch), deque(maxlen=CLOCK_WINDOW))
+        leads.append(now - beat.sent_at)
+        return min(leads)

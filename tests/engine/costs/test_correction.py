@@ -1,0 +1,113 @@
+"""Correction: what it learns from the stages, and what it does not fall for."""
+
+import random
+from array import array
+
+import pytest
+
+from configs.schema import EngineConfig
+from engine.costs.correction import MOST, Correction, StageCorrection
+from engine.costs.cost_model import CostModel, StepSize
+from tests.engine.world import World, make_submit
+from wire.messages import StageCosts, StageTimes
+
+
+def measured() -> CostModel:
+    """A second a step up to 64 tokens, then as many as tokens / 64."""
+    return CostModel([1, 64, 4096], [1.0, 1.0, 64.0], 0.01)
+
+
+def learn(correction: StageCorrection, factors: dict[int, float], steps: int = 40) -> None:
+    """Steps of each size, that take so many times what was measured, a few of them far more."""
+    rng = random.Random(1)
+    for _ in range(steps):
+        for num_tokens, factor in factors.items():
+            size = StepSize(num_tokens, kv_tokens=10)
+            noise = rng.choice([0.98, 1.0, 1.0, 1.02, 30.0])
+            correction.observe(size, noise * factor * measured().step_s(size))
+
+
+def test_each_size_is_corrected_by_its_own_steps() -> None:
+    correction = StageCorrection(measured())
+    learn(correction, {16: 2.0, 1024: 0.5})
+    assert correction.update()
+    assert correction.model.linear_s(16) == pytest.approx(2.0, rel=0.03)
+    assert correction.model.linear_s(1024) == pytest.approx(8.0, rel=0.03)
+    # What was never seen goes with its neighbours.
+    assert correction.model.linear_s(1) == pytest.approx(2.0, rel=0.03)
+    assert 8.0 < correction.model.linear_s(1024) * 2 <= 2 * correction.model.linear_s(2048)
+
+
+def test_a_few_steps_change_nothing() -> None:
+    correction = StageCorrection(measured())
+    learn(correction, {16: 3.0}, steps=7)
+    assert not correction.update()
+    assert correction.model.linear_s(16) == 1.0
+
+
+def test_no_factor_is_believed_beyond_the_bound() -> None:
+    correction = StageCorrection(measured())
+    learn(correction, {16: 100.0, 1024: 0.001})
+    assert correction.update()
+    assert correction.model.linear_s(16) == pytest.approx(MOST)
+    assert correction.model.linear_s(1024) == pytest.approx(16 / MOST)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan")])
+def test_nonsense_is_left_out(seconds: float) -> None:
+    correction = StageCorrection(measured())
+    correction.observe(StepSize(16), seconds)
+    assert correction.ratio == 0.0
+
+
+def test_small_changes_leave_the_model_as_it_is() -> None:
+    correction = StageCorrection(measured())
+    learn(correction, {16: 1.03})
+    before = correction.model
+    assert not correction.update()
+    assert correction.model is before
+
+
+def test_the_ratio_is_predicted_over_real_and_nears_one() -> None:
+    correction = StageCorrection(measured())
+    size = StepSize(16)
+    for _ in range(100):
+        correction.observe(size, 2.0)
+    assert correction.ratio == pytest.approx(0.5)
+    correction.update()
+    for _ in range(300):
+        correction.observe(size, 2.0)
+    assert correction.ratio == pytest.approx(1.0)
+
+
+def test_the_model_that_policies_hold_follows_the_slowest_stage() -> None:
+    correction = Correction({0: measured(), 1: measured()})
+    cost = correction.cost
+    for step_id in range(100):
+        correction.launch(step_id, StepSize(16))
+    correction.observe(1, range(100), [3.0] * 100, now=0.0)
+    assert cost.linear_s(16) == pytest.approx(3.0)
+    assert correction.ratios() == {0: 0.0, 1: pytest.approx(1 / 3)}
+
+
+def test_steps_and_stages_that_are_not_known_are_left_out() -> None:
+    correction = Correction({0: measured()})
+    correction.observe(0, [1, 2], [1.0, 1.0], now=0.0)
+    correction.observe(7, [1, 2], [1.0, 1.0], now=0.0)
+    assert correction.ratios() == {0: 0.0}
+
+
+def test_the_scheduler_learns_from_what_its_stages_tell() -> None:
+    costs = StageCosts((1, 64), (1.0, 1.0))
+    world = World(EngineConfig(pipeline_parallel_size=1), 100, costs)
+    world.submit(make_submit(0, [1, 2, 3], 100, stop=False))
+    world.run_dry()
+    pipeline = world.scheduler.pipeline
+    assert pipeline is not None
+    step_ids, seconds = array("q", range(100)), array("d", [2.0] * 100)
+    columns = step_ids.tobytes(), seconds.tobytes()
+    world.hand(StageTimes(0, world.epoch - 1, *columns))  # of a life that is over
+    assert pipeline.correction.ratios() == {0: 0.0}
+    world.hand(StageTimes(0, world.epoch, *columns))
+    assert pipeline.correction.ratios() == {0: pytest.approx(0.5)}
+    assert pipeline.correction.cost.linear_s(1) == pytest.approx(2.0)

@@ -1,0 +1,190 @@
+"""The KV plan, against a twin that goes through sequences and points one by one."""
+
+from itertools import takewhile
+from math import ceil, inf, sqrt
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from engine.policies.td_pipe.greedy_prefill import FUTURE_POINTS, FutureUse
+from engine.policies.temporal.kv_plan import POINTS, KvPlan
+from engine.state.length_errors import Floats, LengthErrors, bins_of
+from engine.state.pool import Pool
+from engine.state.sequence import Sequence
+from tests.engine.pools import BLOCK_SIZE, learnt, make_crowd, make_pool, make_sequence
+
+Row = tuple[int, int, int, int]
+"""Tokens of the prompt, generated so far, predicted, and the most that may be generated."""
+ROW = st.tuples(
+    st.integers(1, 60), st.integers(0, 8), st.integers(1, 400), st.sampled_from([9, 16, 64, 900])
+)
+ROWS = st.lists(ROW, max_size=5)
+ENDED = st.lists(st.tuples(st.integers(1, 900), st.integers(1, 900)), max_size=8)
+
+
+def sequences(rows: list[Row]) -> list[Sequence]:
+    """A waiting sequence for each row; one that has generated was pre-empted."""
+    waiting = []
+    for i, (prompt, generated, predicted, most) in enumerate(rows):
+        sequence = make_sequence(100 + i, prompt, predicted_len=predicted, max_tokens=most)
+        sequence.token_ids.extend([1] * generated)
+        waiting.append(sequence)
+    return waiting
+
+
+def crowd(rows: list[Row], spare_blocks: int, errors: LengthErrors) -> Pool:
+    """A live sequence for each row."""
+    ready = [
+        (make_sequence(i, prompt, predicted_len=predicted, max_tokens=most), generated + 1)
+        for i, (prompt, generated, predicted, most) in enumerate(rows)
+    ]
+    return make_crowd(ready, spare_blocks, errors)
+
+
+def reached(survival: Floats, sequence: Sequence, ahead: float) -> float:
+    """The part of sequences like this one that get so far."""
+    output_len, expected = float(sequence.num_generated) + ahead, sequence.expected
+    (index,) = bins_of(*(np.array([x]) for x in (output_len, expected.median, expected.spread)))
+    return float(survival[index])
+
+
+def mean_and_variance(survival: Floats, rows: list[Sequence], point: float) -> tuple[float, float]:
+    """Blocks in use `point` steps from now: each sequence is still there or it is not."""
+    mean = variance = 0.0
+    for sequence in rows:
+        length = len(sequence.token_ids) + point
+        chance = reached(survival, sequence, point) / max(reached(survival, sequence, 0), 1e-12)
+        if length > sequence.longest_len:
+            chance = 0.0
+        if point == POINTS[0]:
+            chance = 1.0
+        blocks = ceil(length / BLOCK_SIZE)
+        mean += chance * blocks
+        variance += chance * blocks**2 - (chance * blocks) ** 2
+    return mean, variance
+
+
+@settings(deadline=None)
+@given(data=st.data(), live=ROWS, waiting=st.lists(ROW, min_size=1, max_size=5), ended=ENDED)
+def test_a_sequence_is_admitted_if_mean_and_margin_fit_at_each_point_up_to_its_horizon(
+    data: st.DataObject, live: list[Row], waiting: list[Row], ended: list[tuple[int, int]]
+) -> None:
+    errors = learnt(ended, data.draw(st.sampled_from([0.0, 20.0])))
+    margin, candidates = data.draw(st.sampled_from([-1.0, 0.0, 0.5, 2.0])), sequences(waiting)
+    horizons = [data.draw(st.sampled_from([0.0, 1.0, 40.0, 300.0, inf])) for _ in candidates]
+    there = list(crowd(live, 0, errors).live.values())
+    survival, needs = errors.survival_beside(there), list[float]()
+    for candidate, horizon in zip(candidates, horizons, strict=True):
+        there.append(candidate)
+        use = [mean_and_variance(survival, there, p) for p in POINTS if p <= max(1, horizon)]
+        needs.append(max(mean + margin * sqrt(max(0.0, v)) for mean, v in use))
+    # As many blocks as one of them needs, or just not so many.
+    need = data.draw(st.sampled_from(needs))
+    num_blocks = ceil(need) - data.draw(st.integers(0, 1))
+    pool = crowd(live, max(0, num_blocks - crowd(live, 0, errors).ledger.num_used), errors)
+    excess = [need - pool.ledger.num_blocks for need in needs]
+    assume(all(e == 0 or abs(e) > 1e-9 for e in excess))  # no matter how it is summed
+    expected = takewhile(lambda pair: pair[1] <= 0, zip(candidates, excess, strict=True))
+    admitted = KvPlan(pool, errors, margin).admit(candidates, horizons)
+    assert admitted == [candidate for candidate, _ in expected]
+
+
+# Between a prediction and what still counts as it, an eighth of the logarithm, lies no point.
+CLEAR = st.tuples(
+    st.integers(1, 60),
+    st.integers(0, 2),
+    st.sampled_from([20, 40, 80, 150, 300, 600, 1200]),
+    st.just(10_000),
+)
+
+
+@settings(deadline=None)
+@given(
+    live=st.lists(CLEAR, max_size=5),
+    waiting=st.lists(CLEAR, min_size=1, max_size=5),
+    spare_blocks=st.integers(0, 900),
+)
+def test_where_all_end_as_predicted_the_plan_is_the_paper_s_future_use(
+    live: list[Row], waiting: list[Row], spare_blocks: int
+) -> None:
+    assert set(FUTURE_POINTS[2:-1]) < set(POINTS)
+    errors = learnt([(100, 100)])
+    pool, candidates = crowd(live, spare_blocks, errors), sequences(waiting)
+    use = FutureUse.of_live(pool, occupancy=1.0)
+    expected = []
+    for candidate in candidates:
+        if not use.take(candidate):
+            break
+        expected.append(candidate)
+    assert KvPlan(pool, errors, 0.0).admit(candidates, [inf] * len(candidates)) == expected
+
+
+# The one of two ends as predicted, the other at four times that.
+EITHER = [(100, 100), (400, 100)]
+FRESH: Row = (8, 0, 100, 10_000)
+
+
+def num_admitted(
+    num_blocks: int,
+    row: Row = FRESH,
+    ended: list[tuple[int, int]] = EITHER,
+    *,
+    margin: float = 0.0,
+    horizon: float = inf,
+) -> int:
+    """Of twenty sequences alike, after so many have ended so."""
+    plan = KvPlan(make_pool(num_blocks), learnt(ended), margin)
+    return len(plan.admit(sequences([row] * 20), [horizon] * 20))
+
+
+def test_blocks_are_planned_for_those_that_are_expected_to_be_there() -> None:
+    # At point 96 all are there with 26 blocks each, at 384 the half with 98 blocks each.
+    assert [num_admitted(blocks) for blocks in (20 * 49, 20 * 49 - 1, 10 * 49)] == [20, 19, 10]
+
+
+def test_the_margin_is_in_standard_deviations() -> None:
+    # Of n, n / 2 are there with 98 blocks each, give or take sqrt(n) / 2: 16 * 49 + 2 * 98 * 2.
+    assert num_admitted(16 * 49 + 391, margin=2.0) == 15
+    assert [num_admitted(16 * 49 + 392, margin=m) for m in (2.0, 1.0, 0.0)] == [16, 19, 20]
+
+
+@pytest.mark.parametrize(("horizon", "blocks"), [(384, 49), (383, 33), (255, 26), (95, 18), (0, 3)])
+def test_what_lies_beyond_the_horizon_is_not_planned(horizon: float, blocks: int) -> None:
+    # At the point before it: half of 98 at 384, half of 66 at 256, all of 26, of 18, of 3 at 1.
+    assert num_admitted(20 * blocks, horizon=horizon) == 20
+    assert num_admitted(20 * blocks - 1, horizon=horizon) == 19
+
+
+def test_those_that_have_outlived_their_prediction_live_on_as_the_others_did() -> None:
+    # All of them are still there after 256 more tokens, with 104 blocks each.
+    assert num_admitted(1040, row=(8, 150, 100, 10_000)) == 10
+    assert num_admitted(1039, row=(8, 150, 100, 10_000)) == 9
+
+
+def test_the_tokens_generated_so_far_count() -> None:
+    # In 16 steps it will have generated 17 or 18 tokens, and a bin ends at 17.03.
+    assert num_admitted(30, row=(8, 1, 16, 10_000), ended=[(100, 100)]) == 4
+    assert num_admitted(30, row=(8, 2, 16, 10_000), ended=[(100, 100)]) == 10
+
+
+def test_nobody_is_expected_to_be_gone_before_the_next_step() -> None:
+    # The half has ended with its first token; these have one each, and two blocks.
+    assert num_admitted(15, row=(3, 1, 1, 100), ended=[(1, 1), (8, 1)], horizon=1) == 7
+
+
+def test_a_sequence_is_planned_up_to_the_length_at_which_it_is_full() -> None:
+    # With 16 more tokens 6 blocks, before that 3.
+    assert num_admitted(12, row=(8, 0, 100, 16), ended=[(100, 100)]) == 2
+    assert num_admitted(12, row=(8, 0, 100, 15), ended=[(100, 100)]) == 4
+
+
+def test_those_admitted_before_count_in_and_those_refused_do_not() -> None:
+    candidates, plan = sequences([FRESH] * 20), KvPlan(make_pool(10 * 49), learnt(EITHER), 0.0)
+    assert len(plan.admit(candidates[:7], [inf] * 7)) == 7
+    assert plan.admit([], []) == []
+    assert plan.admit(candidates[7:], [inf] * 13) == candidates[7:10]
+    assert plan.admit(candidates[10:], [inf] * 10) == []
+    # Up to point 64 each of the ten holds 18 of the 490 blocks.
+    assert len(plan.admit(sequences([FRESH] * 20), [64] * 20)) == 17

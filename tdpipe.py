@@ -17,7 +17,7 @@ COMMANDS = {
     "chat": ("server.chat_command", "talk with a running daemon"),
     "complete": ("server.complete_command", "let a running daemon go on with a text"),
     "run-batch": ("server.run_batch", "answer a file of requests without a server"),
-    "profile": ("workers.profile_command", "measure what steps cost on this hardware"),
+    "profile": ("workers.profiling.command", "measure what steps cost on this hardware"),
     "simulate": ("benchmarks.simulate", "try policies and nodes in virtual time"),
     "timeline": ("benchmarks.timeline", "draw the stages' timeline from a trace"),
     "replay": ("engine.trace.replay", "check that a journal's decisions come out the same again"),

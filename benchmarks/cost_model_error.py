@@ -27,10 +27,10 @@ from daemon import logs
 from engine.costs.correction import StageCorrection
 from engine.costs.cost_model import CostModel, StepSize
 from wire.messages import StageCosts
-from workers.cost_fit import Array, predict
-from workers.driver import Driver, DriverError
-from workers.profile_plan import Limits
-from workers.trial import Trial, block_counts
+from workers.profiling.cost_fit import Array, predict
+from workers.profiling.driver import Driver, DriverError
+from workers.profiling.dummy_run import Trial, block_counts
+from workers.profiling.plan import Limits
 
 KINDS = ("prefill", "decode", "mixed")
 RANDOM_LLAMA = "random-llama"

@@ -23,10 +23,10 @@ from transformers import AutoTokenizer
 
 from configs.schema import DEMO_MODEL
 from wire.messages import SamplerSetup, Sampling, Step
-from workers.grammars import Grammars
-from workers.guide import Guide, compile_grammar, first_mask, next_masks
-from workers.sampler import Sampler
-from workers.vocabulary import Vocabulary, make
+from workers.sampling.grammars import Grammars
+from workers.sampling.guide import Guide, compile_grammar, first_mask, next_masks
+from workers.sampling.sampler import Sampler
+from workers.sampling.vocabulary import Vocabulary, make
 
 END_ID = 0
 NUM_ROWS = 32

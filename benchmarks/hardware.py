@@ -19,7 +19,7 @@ from configs.profiles import (
 )
 from engine.simulation import Node
 from wire.messages import StageCosts
-from workers.cost_fit import fit
+from workers.profiling.cost_fit import fit
 
 # Partial sums that each token's layers exchange under tensor parallelism: attention and MLP.
 ALLREDUCES_PER_LAYER = 2

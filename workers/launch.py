@@ -23,7 +23,8 @@ from configs import loader
 from configs.schema import Config
 from daemon.process_priority import stand_back
 from daemon.watchdog_file import Pulse
-from workers import process, rendezvous
+from workers import process
+from workers.comm import rendezvous
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 SIGNAL_AGAIN_S = 0.05

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from configs.schema import Config
-from workers import batch, kv_cache, layer_times, partition, profile_cache, stage_model
-from workers.agreement import agreed
-from workers.attention import UnsupportedModelError
-from workers.identity import Identity, identify
-from workers.kv_cache import KvCache, LayerShape, PagedStep, Probe
-from workers.layer_times import LayerTimes
-from workers.sampler import Sampler, likeliest, packed
-from workers.stage_model import StageModel
-from workers.trial import Trial, make_step
+from workers.comm.all_gather import agreed
+from workers.model import batch, kv_cache, layer_split, stage_model
+from workers.model.attention import UnsupportedModelError
+from workers.model.kv_cache import KvCache, LayerShape, PagedStep, Probe
+from workers.model.stage_model import StageModel
+from workers.profiling import layer_times, profile_cache
+from workers.profiling.dummy_run import Trial, make_step
+from workers.profiling.layer_times import LayerTimes
+from workers.profiling.stage_fingerprint import Identity, identify
+from workers.sampling.sampler import Sampler, likeliest, packed
 
 log = logging.getLogger("tdpipe")
 
@@ -86,7 +87,7 @@ def load(config: Config, place: Place) -> tuple[StageModel, dict[int, LayerShape
     if kept[0] is not None and kept.count(kept[0]) == len(kept):
         num_layers = stage_model.read_config(config).get_text_config().num_hidden_layers
         log.info("layers %s, as found at an earlier start", ",".join(map(str, kept[0])))
-        return _load(config, place, partition.split_by_hand(kept[0], num_layers))
+        return _load(config, place, layer_split.split_by_hand(kept[0], num_layers))
     model, shapes = _load(config, place, None)
     told = agreed(_time_layers(config, place, model, shapes), LayerTimes)
     ranges = layer_times.better_split(told)

@@ -19,11 +19,11 @@ from configs.schema import Config
 from daemon import child_process, log_file, logs
 from wire.messages import StageFailed, ToStage
 from wire.sockets import Spoke
+from workers.comm.rendezvous import group_store
+from workers.comm.transport import TransportError
 from workers.heartbeat import HeartbeatThread, Progress
 from workers.loading import Place
-from workers.rendezvous import group_store
 from workers.stage import Stage
-from workers.transport import TransportError
 
 # Between two attempts to meet. A network that is gone is no reason to restart without a pause.
 MEET_AGAIN_S = 1.0

@@ -11,19 +11,22 @@ from torch import Tensor
 from configs.schema import Config
 from wire.messages import Hello, StageCosts, StageReady, Step, StepDone, ToStage
 from wire.sockets import Spoke
-from workers import batch, kv_cache, layer_times, loading, profiler, vocabulary
-from workers.batch import Batch
-from workers.grammars import Grammars
+from workers import loading
+from workers.comm.transport import Transport
 from workers.heartbeat import INTERVAL_S, Progress
-from workers.identity import identify
-from workers.known_costs import find_costs
-from workers.kv_cache import KvCache, PagedStep
 from workers.loading import Place, TimedRun
-from workers.logprobs import scores_of
-from workers.sampler import Sampler
-from workers.transport import Transport
-from workers.trial import block_counts, prefill
-from workers.vocabulary import Vocabulary
+from workers.model import batch, kv_cache
+from workers.model.batch import Batch
+from workers.model.kv_cache import KvCache, PagedStep
+from workers.profiling import layer_times, profiler
+from workers.profiling.dummy_run import block_counts, prefill
+from workers.profiling.known_costs import find_costs
+from workers.profiling.stage_fingerprint import identify
+from workers.sampling import vocabulary
+from workers.sampling.grammars import Grammars
+from workers.sampling.logprobs import scores_of
+from workers.sampling.sampler import Sampler
+from workers.sampling.vocabulary import Vocabulary
 
 IDLE_WAIT_S = 1.0
 # What the warm-up may take; 64 sizes of the demo model take 0.6 s.

@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks.cost_model_error import KINDS, in_service, main, random_trials, table
 from wire.messages import StageCosts
-from workers.profile_plan import Limits
-from workers.trial import decode, prefill
+from workers.profiling.dummy_run import decode, prefill
+from workers.profiling.plan import Limits
 
 LIMITS = Limits(512, 64, 256, 4096, 16)
 

@@ -19,7 +19,7 @@ MAX_TOKENS = 24
 LENGTHS = (1, 2, 3, 7, 16, 17, 31, 40, 64, 100, 150, 333)
 
 
-# All families' stages are compared with the whole model in tests/workers/test_stage_model.py.
+# All families' stages are compared with the whole model in tests/workers/model/test_stage_model.py.
 @pytest.mark.parametrize(
     "family",
     [

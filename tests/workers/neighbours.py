@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from workers.transport import Transport, TransportError
+from workers.comm.transport import Transport, TransportError
 
 HIDDEN = 8
 NUM_STEPS = 40

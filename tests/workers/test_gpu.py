@@ -7,15 +7,15 @@ import torch
 
 from configs.schema import Config
 from tests.checkpoints import make_checkpoint
-from tests.workers.test_grammars import DIGITS, SCHEMA, VOCABULARY, logits_of, setup, step
-from tests.workers.test_sampler import Draw, make_logits, make_step
+from tests.workers.sampling.test_grammars import DIGITS, SCHEMA, VOCABULARY, logits_of, setup, step
+from tests.workers.sampling.test_sampler import Draw, make_logits, make_step
 from tests.workers.vocabularies import vocabulary_of
 from tests.workers.world import CPU, Ground
-from workers import batch
-from workers.grammars import Grammars
-from workers.kv_cache import KvCache, PagedStep, Probe
-from workers.sampler import Sampler
-from workers.stage_model import StageModel, load
+from workers.model import batch
+from workers.model.kv_cache import KvCache, PagedStep, Probe
+from workers.model.stage_model import StageModel, load
+from workers.sampling.grammars import Grammars
+from workers.sampling.sampler import Sampler
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,8 +12,10 @@ import torch.distributed as dist
 from configs.schema import Config
 from tests.checkpoints import NUM_LAYERS, make_checkpoint
 from tests.workers.world import CPU
-from workers import layer_times, loading, profile_cache, stage_model
+from workers import loading
 from workers.loading import Place, load
+from workers.model import stage_model
+from workers.profiling import layer_times, profile_cache
 
 torch.set_num_threads(1)
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from configs.schema import DEMO_MODEL
 from tests.server.world import byte_fallback_core, byte_level_tokenizer
-from workers.vocabulary import Vocabulary, make
+from workers.sampling.vocabulary import Vocabulary, make
 
 # Beyond each tokenizer's own ids, as models' heads often are; not a multiple of 32.
 SPARE_IDS = 45

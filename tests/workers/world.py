@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wire.messages import Step
-from workers.batch import Batch, build
+from workers.model.batch import Batch, build
 
 CPU = torch.device("cpu")
 

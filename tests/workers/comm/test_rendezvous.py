@@ -1,0 +1,70 @@
+"""The rendezvous: a group meets in a file of its own life, and opens no port for it."""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+from daemon.watchdog_file import Pulse
+from workers.comm import rendezvous
+
+
+@pytest.fixture
+def life(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """What torchrun tells the only stage of a group in its first life."""
+    told = {"TORCHELASTIC_RUN_ID": "run", "TORCHELASTIC_RESTART_COUNT": "0", "WORLD_SIZE": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_torchrun_meets_itself_at_once_and_listens_nowhere(tmp_path: Path) -> None:
+    pulse = Pulse(tmp_path, "stages")
+    rendezvous.register(pulse)
+    parameters = RendezvousParameters(rendezvous.BACKEND, "", "run", 1, 1)
+    handler = get_rendezvous_handler(parameters)
+    before = psutil.Process().net_connections("inet")
+    for _ in range(2):  # a restarted group meets anew
+        met = handler.next_rendezvous()
+        assert (met.rank, met.world_size) == (0, 1)
+        met.store.set("key", "value")
+        assert met.store.get("key") == b"value"
+    (file,) = tmp_path.iterdir()
+    os.utime(file, (0, 0))
+    assert handler.num_nodes_waiting() == 0
+    assert file.stat().st_mtime > 0
+    assert handler.get_run_id() == "run"
+    assert psutil.Process().net_connections("inet") == before
+
+
+def test_a_life_does_not_read_what_another_has_left(
+    life: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    timeout = timedelta(milliseconds=50)
+    first = rendezvous.group_store(tmp_path, timeout)
+    first.set("address", "of a stage that is gone")
+    life.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    second = rendezvous.group_store(tmp_path, timeout)
+    with pytest.raises(RuntimeError):
+        second.get("address")
+
+
+def test_a_store_is_not_waited_for_for_ever(life: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert life
+    store = rendezvous.group_store(tmp_path, timedelta(milliseconds=50))
+    assert store.timeout == timedelta(milliseconds=50)
+    with pytest.raises(RuntimeError):
+        store.wait(["never"])
+
+
+@pytest.mark.usefixtures("life")
+def test_what_groups_that_are_gone_have_left_is_removed(tmp_path: Path) -> None:
+    rendezvous.group_store(tmp_path, timedelta(seconds=1)).set("key", "value")
+    other = tmp_path / "settings.json"
+    other.touch()
+    rendezvous.forget_groups(tmp_path)
+    assert [*tmp_path.iterdir()] == [other]

@@ -1,0 +1,77 @@
+"""The batch: every token at its position and slot, against a twin that counts one by one."""
+
+from typing import Any
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.workers.world import CPU, Ground, History, ints
+from workers.model.batch import build, num_tokens
+
+# (tokens fed before, tokens fed now, tokens left for later)
+shares = st.lists(
+    st.tuples(st.integers(0, 12), st.integers(1, 12), st.integers(0, 2)), min_size=1, max_size=6
+)
+
+
+def twin(fed: list[tuple[History, int]], block_size: int) -> dict[str, Any]:
+    """The same, one token after the other."""
+    tokens: list[int] = []
+    positions, writes, spans, reads, sample_at = [], [], [], [], []
+    for sequence, count in fed:
+        begin = len(tokens)
+        for position in range(sequence.fed, sequence.fed + count):
+            tokens.append(sequence.token_ids[position])
+            positions.append(position)
+            writes.append(sequence.slot(position, block_size))
+        spans.append((begin, len(tokens)))
+        reads.append([sequence.slot(p, block_size) for p in range(sequence.fed + count)])
+        if sequence.fed + count == len(sequence.token_ids):
+            sample_at.append(len(tokens) - 1)
+    return {
+        "token_ids": tokens,
+        "position_ids": positions,
+        "write_slots": writes,
+        "spans": spans,
+        "reads": reads,
+        "sample_at": sample_at,
+    }
+
+
+@given(shares=shares, block_size=st.integers(1, 5))
+def test_a_built_batch_is_its_twin(shares: list[tuple[int, int, int]], block_size: int) -> None:
+    ground = Ground(block_size, num_blocks=200)
+    fed = []
+    for number, (before, now, later) in enumerate(shares):
+        sequence = ground.sequence([100 * number + i for i in range(before + now + later)])
+        sequence.fed = before
+        fed.append((sequence, now))
+    want = twin(fed, block_size)
+    step = ground.step(fed)
+    batch = build(step, block_size, CPU)
+    assert batch.num_tokens == num_tokens(step) == len(want["token_ids"])
+    assert batch.token_ids.shape == batch.position_ids.shape == (1, batch.num_tokens)
+    assert [(row.begin, row.end) for row in batch.rows] == want["spans"]
+    assert [ints(row.read_slots) for row in batch.rows] == want["reads"]
+    for name in ("token_ids", "position_ids", "write_slots", "sample_at"):
+        tensor = getattr(batch, name)
+        assert tensor.dtype == torch.int64
+        assert ints(tensor) == want[name], name
+
+
+def test_a_chunk_and_a_decode_by_hand() -> None:
+    ground = Ground(block_size=4)
+    chunk, decode = History([10, 11, 12, 13, 14, 15], [7, 2], fed=2), History([20, 21], [5], fed=1)
+    batch = build(ground.step([(chunk, 3), (decode, 1)]), 4, CPU)
+    assert ints(batch.token_ids) == [12, 13, 14, 21]
+    assert ints(batch.position_ids) == [2, 3, 4, 1]
+    assert ints(batch.write_slots) == [30, 31, 8, 21]
+    assert ints(batch.rows[0].read_slots) == [28, 29, 30, 31, 8]
+    assert ints(batch.rows[1].read_slots) == [20, 21]
+    assert ints(batch.sample_at) == [3]
+
+
+def test_a_step_in_which_nobody_samples_has_no_place_to_sample_at() -> None:
+    ground = Ground()
+    assert ground.batch([(ground.sequence([1, 2, 3]), 2)]).sample_at.shape == (0,)

@@ -1,0 +1,76 @@
+"""The KV cache: as many blocks as fit, no more than can be used, and a refusal in words."""
+
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from configs.schema import Config
+from tests.workers.world import CPU
+from workers.model.kv_cache import CPU_MEMORY_PART, KvCache, KvCacheError, LayerShape, count_blocks
+
+# 2 x (3 + 5) + 1 x (4 + 4) = 24 numbers a token
+SHAPES = {7: LayerShape(2, 3, 5), 9: LayerShape(1, 4, 4)}
+
+
+def count(
+    *, max_model_len: int = 1000, itemsize: int = 2, stages_on_device: int = 1, **settings: int
+) -> int:
+    """Blocks of 10 tokens (480 bytes in two-byte numbers) unless said otherwise."""
+    config = Config.model_validate({"block_size": 10, **settings})
+    return count_blocks(config, SHAPES, itemsize, max_model_len, CPU, stages_on_device)
+
+
+@pytest.fixture
+def free_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with room for exactly 100 blocks of 480 bytes."""
+    available = int(480 * 100 / CPU_MEMORY_PART)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+
+
+def test_the_bytes_asked_for_are_filled_with_whole_blocks() -> None:
+    assert count(kv_cache_memory_bytes=480) == 1
+    assert count(kv_cache_memory_bytes=480 * 8 - 1) == 7
+    assert count(kv_cache_memory_bytes=480 * 8) == 8
+
+
+def test_wider_numbers_and_larger_blocks_leave_fewer() -> None:
+    assert count(kv_cache_memory_bytes=480 * 8, itemsize=4) == 4
+    assert count(kv_cache_memory_bytes=480 * 8, block_size=20) == 4
+
+
+@pytest.mark.usefixtures("free_bytes")
+def test_the_bytes_asked_for_are_taken_whatever_is_free_or_of_use() -> None:
+    assert count(kv_cache_memory_bytes=480 * 5000, max_num_seqs=1) == 5000
+
+
+@pytest.mark.usefixtures("free_bytes")
+def test_without_a_wish_a_part_of_the_free_memory_is_taken() -> None:
+    assert count() == 100
+
+
+@pytest.mark.usefixtures("free_bytes")
+def test_the_stages_on_one_machine_share_its_memory() -> None:
+    assert count(stages_on_device=4) == 25
+
+
+@pytest.mark.usefixtures("free_bytes")
+def test_no_more_is_taken_than_all_sequences_could_fill() -> None:
+    assert count(max_num_seqs=3, max_model_len=21) == 9
+    assert count(max_num_seqs=3, max_model_len=20) == 6
+
+
+@pytest.mark.usefixtures("free_bytes")
+def test_room_for_not_even_one_block_is_refused_with_the_figures() -> None:
+    with pytest.raises(KvCacheError, match=r"479 bytes .* 480 bytes \(10 tokens\)"):
+        count(kv_cache_memory_bytes=479)
+    with pytest.raises(KvCacheError, match="one KV block"):
+        count(stages_on_device=101)
+
+
+def test_each_layer_has_its_own_shape_in_the_cache() -> None:
+    cache = KvCache(SHAPES, 6, 10, torch.bfloat16, CPU)
+    shapes = {layer: tuple(t.shape for t in pair) for layer, pair in cache.layers.items()}
+    assert shapes == {7: ((60, 2, 3), (60, 2, 5)), 9: ((60, 1, 4), (60, 1, 4))}
+    assert {t.dtype for pair in cache.layers.values() for t in pair} == {torch.bfloat16}

@@ -1,0 +1,131 @@
+"""The profiler: what it measures, within its budget, on a fake stage."""
+
+import time
+
+import pytest
+import torch
+
+from wire.messages import StageCosts
+from workers.model import batch
+from workers.profiling import profiler
+from workers.profiling.dummy_run import Trial, decode, make_step, mixed, prefill
+
+CPU = torch.device("cpu")
+
+
+class FakeStage:
+    """Remembers the trials; each takes a while where that is asked for."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.trials: list[Trial] = []
+        self._seconds = seconds
+
+    def run(self, trial: Trial) -> float:
+        self.trials.append(trial)
+        time.sleep(self._seconds)
+        return self._seconds or 1e-3 * (1 + trial.num_tokens / 100)
+
+
+def trials(**limits: int) -> list[Trial]:
+    """Of a CPU stage with steps of up to 300 tokens, unless said otherwise."""
+    given = {
+        "max_tokens": 300,
+        "max_model_len": 2048,
+        "max_rows": 512,
+        "cache_tokens": 100_000,
+        **limits,
+    }
+    return profiler.quick_trials(**given, has_stairs=False)
+
+
+def test_sizes_up_to_the_largest_step_are_measured() -> None:
+    costs = profiler.profile(FakeStage().run, trials(), 10.0)
+    assert {1, 2, 4, 8, 16, 32, 64, 128, 256, 300} <= set(costs.num_tokens)
+    assert list(costs.seconds) == sorted(costs.seconds)
+    assert min(costs.seconds) > 0
+
+
+def test_each_term_has_steps_that_tell_it_from_the_others() -> None:
+    chosen = trials()
+    assert len({trial.num_rows for trial in chosen if trial.num_tokens == 256}) > 1
+    assert len({trial.kv_tokens for trial in chosen if trial.num_rows == 32}) > 1
+    assert {trial.kind for trial in chosen} == {"prefill", "decode", "mixed"}
+    assert any(trial.kind == "prefill" and trial.kv_tokens for trial in chosen)
+
+
+def test_without_a_budget_nothing_runs() -> None:
+    stage = FakeStage()
+    assert profiler.profile(stage.run, trials(), 0.0) == StageCosts()
+    assert stage.trials == []
+
+
+def test_when_time_is_up_what_matters_less_is_left_out() -> None:
+    stage = FakeStage(seconds=0.01)
+    costs = profiler.profile(stage.run, trials(), 0.1)
+    assert costs.num_tokens
+    ran = list(dict.fromkeys(stage.trials))
+    assert ran == [trial for trial in trials() if trial in ran]
+    assert ran[0] == trials()[0]
+    assert len(ran) < len(trials())
+
+
+def test_even_a_budget_that_is_too_small_measures_one_step() -> None:
+    assert profiler.profile(FakeStage(seconds=0.02).run, trials(), 1e-6).num_tokens == (1,)
+
+
+def test_a_step_is_never_repeated_before_all_have_been_run() -> None:
+    stage = FakeStage()
+    chosen = trials()
+    profiler.measure(stage.run, chosen, 10.0)
+    of_first_round = 2 * len(chosen)  # one to warm up
+    assert set(stage.trials[:of_first_round]) == set(chosen)
+    assert stage.trials[of_first_round : of_first_round + len(chosen)] == chosen
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"cache_tokens": 64},
+        {"max_model_len": 100},
+        {"max_rows": 3},
+        {"max_tokens": 1},
+        {"max_tokens": 8192, "cache_tokens": 9000},
+    ],
+)
+def test_no_trial_is_beyond_what_the_stage_can_run(limits: dict[str, int]) -> None:
+    chosen = trials(**limits)
+    assert chosen
+    for trial in chosen:
+        assert trial.num_tokens <= limits.get("max_tokens", 300)
+        assert trial.longest <= limits.get("max_model_len", 2048)
+        assert trial.num_rows <= limits.get("max_rows", 512)
+        assert trial.kv_tokens + trial.num_tokens <= limits.get("cache_tokens", 100_000)
+
+
+def test_a_stage_that_fails_is_not_measured_and_goes_on() -> None:
+    def run(trial: Trial) -> float:
+        raise RuntimeError(f"no memory for {trial.num_rows} rows")
+
+    assert profiler.profile(run, trials(), 1.0) == StageCosts()
+
+
+@pytest.mark.parametrize("has_stairs", [True, False])
+def test_both_sides_of_a_stair_are_measured_where_there_are_stairs(*, has_stairs: bool) -> None:
+    sizes = profiler.sizes(1000, has_stairs=has_stairs)
+    assert ({128, 129, 256, 257, 384, 385} <= set(sizes)) == has_stairs
+    assert sizes[-1] == 1000
+    assert sizes == sorted(set(sizes))
+
+
+def test_the_steps_can_be_built_as_any_other() -> None:
+    built = batch.build(make_step(prefill([256, 256, 88]), 16, 100), 16, CPU)
+    assert built.num_tokens == 600
+    assert [row.end - row.begin for row in built.rows] == [256, 256, 88]
+    chunk = batch.build(make_step(mixed(2, 20, 30), 16, 100), 16, CPU)
+    assert [len(row.read_slots) for row in chunk.rows] == [21, 21, 30]
+
+
+def test_rows_share_blocks_where_the_cache_is_small() -> None:
+    built = batch.build(make_step(decode(3, 40), 16, 5), 16, CPU)
+    assert [len(row.read_slots) for row in built.rows] == [41, 41, 41]
+    assert int(torch.stack([row.read_slots for row in built.rows]).max()) < 5 * 16

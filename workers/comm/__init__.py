@@ -1,0 +1,1 @@
+"""Communication between stages: rendezvous, all-gather, point-to-point activations."""

@@ -1,0 +1,144 @@
+"""The KV cache of one stage: two tensors per layer, and how many blocks fit the memory."""
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+from configs.schema import Config
+from workers.model.attention import Form, attend_one
+from workers.model.batch import Batch
+
+# Without a setting, a CPU's stages together take this part of the memory that is free at the start.
+CPU_MEMORY_PART = 0.4
+
+
+@dataclass(slots=True, frozen=True)
+class LayerShape:
+    """What one token leaves in one layer."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def values_per_token(self) -> int:
+        """Numbers of key and value together."""
+        return self.num_kv_heads * (self.key_dim + self.value_dim)
+
+
+class KvCacheError(Exception):
+    """The memory holds no KV cache worth the name; the text is for the user."""
+
+
+class KvCache:
+    """Keys and values by layer, `[slots, KV heads, dim]`.
+
+    Not zeroed: a slot is read only after it was written, and untouched pages cost no memory.
+    """
+
+    def __init__(
+        self,
+        shapes: dict[int, LayerShape],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        num_slots = num_blocks * block_size
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {
+            layer: (
+                torch.empty(num_slots, s.num_kv_heads, s.key_dim, dtype=dtype, device=device),
+                torch.empty(num_slots, s.num_kv_heads, s.value_dim, dtype=dtype, device=device),
+            )
+            for layer, s in shapes.items()
+        }
+
+    @property
+    def num_bytes(self) -> int:
+        """What all layers may come to take in memory."""
+        return sum(tensor.nbytes for tensors in self.layers.values() for tensor in tensors)
+
+
+@dataclass(slots=True, frozen=True)
+class PagedStep:
+    """One step's context in the attention layers: where its KV goes and where to read it."""
+
+    cache: KvCache
+    batch: Batch
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
+        """See `workers.model.attention.Attend`."""
+        keys, values = self.cache.layers[layer]
+        count = self.batch.num_tokens  # the model may carry a token more, see StageModel.forward
+        keys.index_copy_(0, self.batch.write_slots, key[:, :count].transpose(0, 1))
+        values.index_copy_(0, self.batch.write_slots, value[:, :count].transpose(0, 1))
+        heads, tokens, _ = query.shape
+        attended = query.new_empty(tokens, heads, value.shape[-1])
+        for row in self.batch.rows:
+            part = attend_one(
+                query[:, row.begin : row.end],
+                keys.index_select(0, row.read_slots).transpose(0, 1),
+                values.index_select(0, row.read_slots).transpose(0, 1),
+                form,
+            )
+            attended[row.begin : row.end] = part.transpose(0, 1)
+        if tokens > count:
+            attended[count:] = attended[count - 1]  # a true double: it must not route otherwise
+        return attended
+
+
+@dataclass(slots=True, frozen=True)
+class Probe:
+    """A context that only looks: it learns what each layer would store."""
+
+    shapes: dict[int, LayerShape]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
+        """See `workers.model.attention.Attend`; attends within the tokens at hand."""
+        self.shapes[layer] = LayerShape(key.shape[0], key.shape[2], value.shape[2])
+        return attend_one(query, key, value, form).transpose(0, 1)
+
+
+def count_blocks(
+    config: Config,
+    shapes: dict[int, LayerShape],
+    itemsize: int,
+    max_model_len: int,
+    device: torch.device,
+    stages_on_device: int,
+) -> int:
+    """KV blocks that this stage can hold; raises `KvCacheError` when there is not even one.
+
+    Never more than what the most live sequences could fill at full length. On a GPU, call it after
+    a forward of the largest batch, whose memory is then known to the allocator.
+    """
+    block_bytes = config.block_size * itemsize * sum(s.values_per_token for s in shapes.values())
+    if config.kv_cache_memory_bytes is not None:
+        room_bytes = config.kv_cache_memory_bytes
+        num_blocks = room_bytes // block_bytes
+    else:
+        room_bytes = free_bytes(config, device, stages_on_device)
+        useful = config.max_live(config.pipeline_parallel_size) * -(
+            -max_model_len // config.block_size
+        )
+        num_blocks = min(room_bytes // block_bytes, useful)
+    if num_blocks < 1:
+        raise KvCacheError(
+            f"{max(0, room_bytes):,} bytes do not hold one KV block of {block_bytes:,} bytes "
+            f"({config.block_size} tokens)"
+        )
+    return num_blocks
+
+
+def free_bytes(config: Config, device: torch.device, stages_on_device: int) -> int:
+    """What a stage's KV cache may take of the device's memory, without a setting."""
+    if device.type == "cpu":
+        return int(psutil.virtual_memory().available * CPU_MEMORY_PART) // stages_on_device
+    free, total = torch.cuda.mem_get_info(device)
+    activations = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    used_by_all = total - free
+    share = int(total * config.gpu_memory_utilization) - used_by_all
+    return share // stages_on_device + reserved - activations

@@ -1,0 +1,95 @@
+"""The cut: a model's class that keeps one stage's part of the model it builds."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from workers.model.attention import UnsupportedModelError
+
+# Where a model names no pipeline plan, its final norm has one of these names.
+_FINAL_NORMS = ("norm", "final_layer_norm", "ln_f", "final_norm", "final_layernorm")
+# Absolute position embeddings, which the first stage alone adds.
+_POSITION_EMBEDDINGS = ("embed_positions", "wpe")
+
+
+def stage_class(whole: type[PreTrainedModel], layers: range) -> type[PreTrainedModel]:
+    """A class that builds the whole skeleton and keeps the stage's part of it."""
+
+    def build_and_cut(
+        self: PreTrainedModel, config: PretrainedConfig, *args: Any, **kw: Any
+    ) -> None:
+        whole.__init__(self, config, *args, **kw)
+        _cut(self, layers)
+
+    members = {
+        "__init__": build_and_cut,
+        "__module__": whole.__module__,
+        # The other stages' tensors are no surprise.
+        "_keys_to_ignore_on_load_unexpected": [r".*"],
+    }
+    return type(whole.__name__, (whole,), members)
+
+
+def find_trunk(model: PreTrainedModel) -> tuple[nn.Module, str]:
+    """The module that owns the list of layers, and the list's name in it."""
+    num_layers = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == num_layers:
+                return module, name
+    raise UnsupportedModelError(f"no list of {num_layers} layers found in {type(model).__name__}")
+
+
+class _Foreign(nn.Module):
+    """Stands where another stage's module was and hands its first argument on."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kw: Any) -> Tensor:  # noqa: ARG002
+        return hidden_states
+
+
+class _NoPositions(nn.Module):
+    """Stands for position embeddings that the first stage has added. 0-dim: keeps the dtype."""
+
+    def forward(self, *args: Any, **kw: Any) -> Tensor:  # noqa: ARG002
+        return torch.zeros(())
+
+
+def _cut(model: PreTrainedModel, layers: range) -> None:
+    """Leave the stage's layers; embeddings on the first stage, final norm and head on the last."""
+    trunk, name = find_trunk(model)
+    all_layers = getattr(trunk, name)
+    is_first, is_last = layers.start == 0, layers.stop == len(all_layers)
+    for i in range(len(all_layers)):
+        if i not in layers:
+            all_layers[i] = _Foreign()
+    is_tied = bool(model.config.get_text_config().tie_word_embeddings)
+    if not is_first:
+        _drop_beginning(model, trunk, keep_embedding=is_last and is_tied)
+    if not is_last:
+        _drop_end(model, trunk, name)
+
+
+def _drop_beginning(model: PreTrainedModel, trunk: nn.Module, *, keep_embedding: bool) -> None:
+    """A later stage embeds nothing; a tied last stage keeps the embedding as its head's weight."""
+    if not keep_embedding:
+        model.set_input_embeddings(_Foreign())
+    for name in _POSITION_EMBEDDINGS:
+        if hasattr(trunk, name):
+            setattr(trunk, name, _NoPositions())
+    if getattr(trunk, "project_in", None) is not None:
+        trunk.project_in = None  # type: ignore[assignment]
+
+
+def _drop_end(model: PreTrainedModel, trunk: nn.Module, layers_name: str) -> None:
+    """An earlier stage neither norms the last hidden states nor makes logits of them."""
+    plan = list(model.config.base_model_pp_plan or {})
+    named = plan[plan.index(layers_name) + 1 :] if layers_name in plan else []
+    for name in named or _FINAL_NORMS:
+        if isinstance(getattr(trunk, name, None), nn.Module):
+            setattr(trunk, name, _Foreign())
+    if getattr(trunk, "project_out", None) is not None:
+        trunk.project_out = None  # type: ignore[assignment]
+    model.set_output_embeddings(_Foreign())
+    model.all_tied_weights_keys = {}

@@ -1,0 +1,260 @@
+"""The stage's model: transformers' own model code, cut down to one range of layers.
+
+A subclass of the model's class cuts itself after it is built on the meta device, so that
+transformers' `from_pretrained` does everything else: it reads only the tensors that are left
+(safetensors are mapped lazily), renames and merges old checkpoints' weights, ties embeddings,
+makes buffers and undoes quantisation.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from configs.schema import Config
+from workers.model import attention, experts, layer_split, partitioning
+from workers.model.attention import UnsupportedModelError
+from workers.model.partitioning import find_trunk
+
+log = logging.getLogger("tdpipe")
+
+
+class StageModel:
+    """Layers `layers` of a causal language model, and what stands before and after them.
+
+    The first stage takes token ids, the others hidden states; the last answers logits.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: range) -> None:
+        self._model = model
+        self.layers = layers
+        self.config = model.config.get_text_config()
+        self.is_first = layers.start == 0
+        self.is_last = layers.stop == self.config.num_hidden_layers
+        self.dtype: torch.dtype = model.dtype
+        self.compiles_for_each_size = model.device.type == "cpu" and self.dtype != torch.float32
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the activations between stages."""
+        return int(self.config.hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return int(self.config.vocab_size)
+
+    @property
+    def max_model_len(self) -> int:
+        """The longest sequence in tokens that the model was made for."""
+        return int(getattr(self.config, "max_position_embeddings", 1 << 20))
+
+    @property
+    def layer_modules(self) -> list[nn.Module]:
+        """The layers that the stage holds, in order."""
+        trunk, name = find_trunk(self._model)
+        all_layers = getattr(trunk, name)
+        return [all_layers[i] for i in self.layers]
+
+    @property
+    def num_bytes(self) -> int:
+        """What the weights take in memory."""
+        return bytes_of(self._model)
+
+    @torch.inference_mode()
+    def forward(
+        self, inputs: Tensor, position_ids: Tensor, sample_at: Tensor, step: attention.Attend
+    ) -> Tensor:
+        """Run the layers on `inputs`: token ids `[1, tokens]`, or `[tokens, hidden]` from before.
+
+        Answers `[tokens, hidden]`, or logits `[sampling rows, vocabulary]` on the last stage.
+        """
+        count = self._padded(position_ids.shape[1])
+        arguments: dict[str, Any] = {
+            "position_ids": _pad(position_ids, count, dim=1),
+            "use_cache": False,
+            "step": step,
+        }
+        if self.is_first:
+            arguments["input_ids"] = _pad(inputs, count, dim=1)
+        else:
+            arguments["inputs_embeds"] = _pad(inputs, count, dim=0)[None]
+        if self.is_last:
+            keep = _pad(sample_at, self._padded(len(sample_at)), dim=0)
+            logits: Tensor = self._model(**arguments, logits_to_keep=keep).logits
+            return logits[0, : len(sample_at)]
+        hidden: Tensor = self._model.base_model(**arguments).last_hidden_state
+        return hidden[0, : position_ids.shape[1]]
+
+    def sizes(self, most: int) -> list[int]:
+        """The numbers of rows, up to `most` tokens, that are computed where they are few."""
+        return sorted({self._padded(count) for count in range(1, most + 1)})
+
+    def _padded(self, count: int) -> int:
+        """Rows to compute for `count` of them: at least two, and on a CPU one of a few numbers.
+
+        A product with one row takes another kernel (gemv): on a CPU without AMX it rounds a bf16
+        result otherwise in 1 of 20,000 numbers, so an answer would depend on whether the sequence
+        was alone. And oneDNN compiles a product for each number of rows that it meets, 1 ms each:
+        the demo model's steps took 1.5 times as long at the median, the first time in each size.
+        """
+        if not self.compiles_for_each_size or count <= 2:
+            return max(count, 2)
+        step = 1 << max(2, (count - 1).bit_length() - 4)  # eight numbers to an octave
+        return -(-count // step) * step
+
+
+def load(
+    config: Config, stage: int, device: torch.device, ranges: Sequence[range] | None = None
+) -> StageModel:
+    """The stage's share of the model that the settings name, with its weights on the device.
+
+    `ranges` are the layers of all stages where they are known already. Raises
+    `UnsupportedModelError`, `PartitionError`, or what transformers and safetensors raise for a
+    checkpoint that is missing, damaged or incomplete (`OSError`, `ValueError`, `SafetensorError`).
+    """
+    model_config = read_config(config)
+    source: dict[str, Any] = {
+        "revision": config.revision,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    layers = (ranges or split(config, model_config))[stage]
+    _check_files(Path(config.model), config.load_format)
+    stage_class = partitioning.stage_class(_model_class(model_config, config), layers)
+    if device.type == "cpu" and getattr(model_config, "quantization_config", None) is None:
+        source["experts_implementation"] = experts.NAME
+    previous_hook = transformers_logging.set_tqdm_hook(_progress_of(stage))
+    try:
+        model, report = stage_class.from_pretrained(
+            config.model,
+            **source,
+            dtype=dtype,
+            attn_implementation=attention.NAME,
+            device_map={"": device},
+            use_safetensors=config.load_format == "safetensors",
+            weights_only=True,
+            output_loading_info=True,
+        )
+    finally:
+        transformers_logging.set_tqdm_hook(previous_hook)
+    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if lacking:
+        raise ValueError(f"the checkpoint lacks {len(lacking)} tensors, e.g. {lacking[0]}")
+    return StageModel(model.eval(), layers)
+
+
+def read_config(config: Config) -> PretrainedConfig:
+    """The model's own settings. Raises `ValueError` in one line."""
+    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        return AutoConfig.from_pretrained(config.model, **source)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ValueError(f"cannot load {config.model}: {first_line}") from error
+
+
+def bytes_per_token(config: Config) -> int:
+    """What one token's activations are on their way to the next stage. Raises `ValueError`."""
+    model_config = read_config(config)
+    dtype = model_config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    width = int(model_config.get_text_config().hidden_size)
+    return width * int((dtype or torch.float32).itemsize)
+
+
+def bytes_of(module: nn.Module) -> int:
+    """What a module's weights take in memory."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+
+
+def split(config: Config, model_config: PretrainedConfig) -> list[range]:
+    """The layers of each stage: by hand, or balanced by parameters."""
+    num_layers = model_config.get_text_config().num_hidden_layers
+    if isinstance(config.layer_split, tuple):
+        return layer_split.split_by_hand(config.layer_split, num_layers)
+    with torch.device("meta"):
+        whole = _model_class(model_config, config)._from_config(model_config)
+    trunk, name = find_trunk(whole)
+    layers = [_count(layer) for layer in getattr(trunk, name)]
+    embedding, head = whole.get_input_embeddings(), whole.get_output_embeddings()
+    return layer_split.balance(
+        layers, _count(embedding), _count(head), config.pipeline_parallel_size
+    )
+
+
+def _check_files(folder: Path, load_format: str) -> None:
+    """Name the file that is damaged, which the loading itself would not. Reads headers only."""
+    paths = sorted(folder.glob("*.safetensors"))
+    if load_format == "pt":
+        return
+    if not paths and any(folder.glob("pytorch_model*.bin")):
+        raise ValueError(
+            f"{folder} has its weights in pytorch_model.bin alone, which is read where load_format "
+            "is pt (--load-format pt); safetensors load faster, and without unpickling"
+        )
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{path} is truncated or damaged: {error}") from None
+
+
+def _model_class(model_config: PretrainedConfig, config: Config) -> type[PreTrainedModel]:
+    """The causal language model of this family, if it can take our attention."""
+    family = model_config.model_type
+    if config.trust_remote_code and "AutoModelForCausalLM" in getattr(model_config, "auto_map", {}):
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        reference = model_config.auto_map["AutoModelForCausalLM"]
+        model_class = get_class_from_dynamic_module(reference, config.model)
+    elif type(model_config) in AutoModelForCausalLM._model_mapping:
+        model_class = AutoModelForCausalLM._model_mapping[type(model_config)]
+    else:
+        raise UnsupportedModelError(f"{family} models are no causal language models")
+    if not model_class._supports_attention_backend:
+        raise UnsupportedModelError(
+            f"{family} models cannot be served: {model_class.__name__} in transformers does not "
+            "take its attention from AttentionInterface"
+        )
+    found: type[PreTrainedModel] = model_class
+    return found
+
+
+def _pad(rows: Tensor, count: int, dim: int) -> Tensor:
+    """`count` rows along `dim`: the last one again and again behind the others, if there is one."""
+    more = count - rows.shape[dim]
+    if more <= 0 or not rows.shape[dim]:
+        return rows
+    last = rows.narrow(dim, rows.shape[dim] - 1, 1)
+    return torch.cat([rows, *[last] * more], dim)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _progress_of(
+    stage: int,
+) -> Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]:
+    """transformers' progress bars, where it shows any, under the stage's name."""
+
+    def make_bar(factory: Callable[..., Any], args: tuple[Any, ...], kw: dict[str, Any]) -> Any:
+        kw |= {"desc": f"stage {stage}: {kw.get('desc', 'loading').lower()}", "unit": " tensors"}
+        return factory(*args, **kw)
+
+    return make_bar
+
+
+def describe(model: StageModel) -> str:
+    """One line for the log."""
+    layers = f"layers {model.layers.start}-{model.layers.stop - 1}"
+    parts = ["embedding"] * model.is_first + [layers] + ["head"] * model.is_last
+    return f"{' + '.join(parts)}, {model.num_parameters / 1e6:.1f} M parameters, {model.dtype}"

@@ -1,0 +1,1 @@
+"""Measuring what steps cost on this hardware."""

@@ -1,0 +1,230 @@
+"""`tdpipe profile`: what steps cost on this hardware, through the real pipeline, into tables.
+
+Writes FILE.steps.csv, a line for each step of each stage as it comes, so that a run that was
+interrupted goes on where it was; FILE.csv in TD-Pipe's two columns; and FILE.png.
+"""
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+from tqdm import tqdm
+
+from configs import loader
+from configs.profiles import (
+    MeasuredStep,
+    Profile,
+    ProfileError,
+    StepTable,
+    head_of_steps,
+    line_of_step,
+    read_steps,
+    write_profile,
+)
+from configs.schema import Config
+from daemon import logs
+from workers.model.stage_model import bytes_per_token
+from workers.profiling.driver import Driver, DriverError, Timed
+from workers.profiling.dummy_run import Trial, prefill
+from workers.profiling.plan import Limits, copies, full_trials, most_cache_tokens
+from workers.profiling.plot import draw, staircase
+
+P2P_REPEATS = 20
+# The notes that must agree for a table to be gone on with.
+SAME = ("model_hash", "dtype", "stages", "layers", "block_size", "hardware", "torch", "tdpipe")
+
+
+def main(argv: Sequence[str]) -> int:
+    """`tdpipe profile ARGV`: the exit code."""
+    options, rest = _parser().parse_known_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        config = loader.load(rest)
+        logs.set_up("profile", config)
+        _check_out(options.out)
+        table = _measure(config, options)
+        _write(config, table, options.out)
+    except (loader.ConfigError, ValueError, DriverError, OSError) as error:
+        print(f"tdpipe: error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print("tdpipe: stopped; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        return 128 + signal.SIGINT
+    return 0
+
+
+def steps_path(out: Path) -> Path:
+    """Where the rich table of `--out FILE.csv` is."""
+    return out.with_suffix(".steps.csv")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tdpipe profile",
+        usage="tdpipe profile MODEL -pp S --out FILE.csv [any setting of `tdpipe serve`]",
+        description="Measure what steps cost on this hardware, through the real pipeline.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="FILE.csv; FILE.steps.csv and FILE.png go beside")
+    add("--repeats", type=_positive, default=5, help="of each step; the median counts [5]")
+    add(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep what FILE.steps.csv holds already [--resume]",
+    )
+    add("--max-tokens", type=_positive, help="tokens of a step [max_num_batched_tokens]")
+    add("--max-rows", type=_positive, default=512, help="rows of a decode [512]")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return int(text)
+
+
+def _check_out(out: Path) -> None:
+    """Before minutes of work, not after. Raises `OSError` or `ProfileError`."""
+    if out.suffix != ".csv":
+        raise ProfileError(f"--out {out} must end in .csv")
+    for path in (out, steps_path(out), out.with_suffix(".png")):
+        was_there = path.exists()
+        path.open("ab").close()
+        if not was_there:
+            path.unlink()
+
+
+def _measure(config: Config, options: argparse.Namespace) -> StepTable:
+    # The stages need not know what we are about to find out.
+    config = config.model_copy(update={"profile": None, "profile_seconds": 0.0})
+    path = steps_path(options.out)
+    kept = read_steps(path) if options.resume and path.exists() else None
+    with Driver(config) as driver:
+        notes = _notes(config, driver)
+        if kept is not None:
+            _check_same(kept, notes, path)
+        limits = Limits(
+            min(options.max_tokens or config.max_num_batched_tokens, driver.cache_tokens),
+            options.max_rows,
+            driver.max_model_len,
+            driver.cache_tokens,
+            config.block_size,
+        )
+        trials = full_trials(limits, has_stairs=driver.identities[0].device == "cuda")
+        fill_tokens = most_cache_tokens(trials, driver.num_stages, config.block_size)
+        driver.fill(fill_tokens)
+        if kept is None:
+            notes |= _measure_hops(config, driver, limits.max_tokens)
+            path.write_text(head_of_steps(notes), encoding="utf-8")
+        missing = _missing(trials, kept)
+        if kept is not None:
+            print(f"{len(trials) - len(missing)} of {len(trials)} steps are in {path}")  # noqa: T201
+        with path.open("a", encoding="utf-8") as file:
+            measured = _measure_each(driver, missing, options.repeats, config.block_size)
+            for steps in tqdm(measured, total=len(missing), unit=" steps", disable=None):
+                file.writelines(line_of_step(stage, step) for stage, step in enumerate(steps))
+                file.flush()
+    return read_steps(path)
+
+
+def _notes(config: Config, driver: Driver) -> dict[str, str]:
+    first = driver.identities[0]
+    hardware = list(dict.fromkeys(identity.hardware for identity in driver.identities))
+    return {
+        "model": config.name,
+        "model_hash": first.model_hash,
+        "dtype": first.dtype,
+        "stages": str(driver.num_stages),
+        "layers": ",".join(identity.layers for identity in driver.identities),
+        "block_size": str(config.block_size),
+        "kv_tokens": str(driver.cache_tokens),
+        "max_model_len": str(driver.max_model_len),
+        "hardware": "; ".join(hardware),
+        "torch": first.torch,
+        "tdpipe": first.tdpipe,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _check_same(kept: StepTable, notes: dict[str, str], path: Path) -> None:
+    for key in SAME:
+        if kept.notes.get(key) != notes[key]:
+            raise ProfileError(
+                f"{path} is of another {key} ({kept.notes.get(key)}, not {notes[key]}); "
+                "--no-resume overwrites it"
+            )
+
+
+def _missing(trials: list[Trial], kept: StepTable | None) -> list[Trial]:
+    if kept is None:
+        return trials
+    known = [{_sizes(step) for step in steps} for steps in kept.stages]
+    return [t for t in trials if not all(_sizes(t.measured(1.0, 1)) in sizes for sizes in known)]
+
+
+def _sizes(step: MeasuredStep) -> tuple[str, int, int, int, int]:
+    return step.kind, step.rows, step.tokens, step.kv_tokens, step.pairs
+
+
+def _measure_each(
+    driver: Driver, trials: Sequence[Trial], repeats: int, block_size: int
+) -> Iterator[list[MeasuredStep]]:
+    """The medians of each stage for each trial, with as many in flight as there are stages.
+
+    One stream of steps: to wait for the heartbeat that tells of each trial would take most of the
+    time. The first of each trial's steps share the pipeline with the trial before, and warm up.
+    """
+    num_stages = driver.num_stages
+    count = repeats + num_stages
+    stream = (copy for t in trials for copy in copies(t, count, num_stages, block_size))
+    timed = driver.run(stream, num_stages)
+    for trial in trials:
+        counted = list(islice(timed, count))[num_stages:]
+        yield [
+            trial.measured(median(t.seconds(stage) for t in counted), repeats)
+            for stage in range(num_stages)
+        ]
+
+
+def _measure_hops(config: Config, driver: Driver, max_tokens: int) -> dict[str, str]:
+    """From a step's end on one stage to its beginning on the next, with nothing else in flight.
+
+    All stages of this command are on one host, so their clocks are the same.
+    """
+    if driver.num_stages == 1:
+        return {}
+    small = prefill([1])
+    large = prefill([min(max_tokens, driver.max_model_len)])
+    gaps = [_gaps(list(driver.run([trial] * P2P_REPEATS, 1))[1:]) for trial in (small, large)]
+    num_bytes = (large.num_tokens - 1) * bytes_per_token(config)
+    rates = [
+        f"{num_bytes / (more - less) / 1e9:.3f}" if more > less and num_bytes else "not known"
+        for less, more in zip(*gaps, strict=True)
+    ]
+    return {
+        "p2p_latency_us": ",".join(f"{1e6 * gap:.0f}" for gap in gaps[0]),
+        "p2p_gb_per_s": ",".join(rates),
+    }
+
+
+def _gaps(timed: list[Timed]) -> list[float]:
+    """The median seconds of each link."""
+    links = range(len(timed[0].began_at) - 1)
+    return [median(t.began_at[s + 1] - t.ended_at[s] for t in timed) for s in links]
+
+
+def _write(config: Config, table: StepTable, out: Path) -> None:
+    stairs = [staircase(steps) for steps in table.stages]
+    tokens = tuple(n for n in stairs[0] if all(n in stage for stage in stairs))
+    seconds = tuple(sum(stage[n] for stage in stairs) for n in tokens)
+    notes = "\n".join(f"{key}: {value}" for key, value in table.notes.items())
+    write_profile(Profile(tokens, seconds), out, notes)
+    title = f"{config.name}, {len(table.stages)} stages, {table.notes.get('hardware', '')}"
+    draw(table, out.with_suffix(".png"), title)

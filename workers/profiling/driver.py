@@ -1,0 +1,213 @@
+"""The driver: plays the engine for real stages, to measure them as they will be used.
+
+It starts the stages as the supervisor does, torchrun and all, sends them plans, and reads from
+their heartbeats when each of them began and ended each step.
+"""
+
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from array import array
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from configs import loader
+from configs.schema import Config
+from daemon import child_process
+from wire.messages import FromStage, Heartbeat, StageReady, StepDone
+from wire.sockets import Hub
+from workers.profiling.dummy_run import Trial, make_step
+from workers.profiling.stage_fingerprint import Identity
+
+STOP_TIMEOUT_S = 5.0
+POLL_INTERVAL_S = 0.1
+# Tokens in a step that only fills the cache.
+FILL_TOKENS = 512
+
+
+class DriverError(Exception):
+    """The stages cannot be measured; the text is one line for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A trial that was run: when each stage began and ended it, by the host's monotonic clock."""
+
+    trial: Trial
+    began_at: tuple[float, ...]
+    ended_at: tuple[float, ...]
+
+    def seconds(self, stage: int) -> float:
+        """What it took on the stage."""
+        return self.ended_at[stage] - self.began_at[stage]
+
+
+class Driver:
+    """Real stages for the length of a `with` block; nothing of them is left after it.
+
+    Entering waits for all of them and raises `DriverError` with what kept one from starting.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="tdpipe-profile-"))
+        # What is to be measured must not be torn down and started anew behind our back.
+        changes = {
+            "runtime_dir": self._folder,
+            "stage_endpoint": None,
+            "max_restarts": 0,
+            "exact_times": True,
+        }
+        self._config = config.model_copy(update=changes)
+        self.num_stages = config.pipeline_parallel_size
+        self.ready: list[StageReady] = []
+        self.identities: list[Identity] = []
+        self._hub: Hub[FromStage] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._spans: list[dict[int, tuple[float, float]]] = [{} for _ in range(self.num_stages)]
+        self._done: set[int] = set()
+        self._next_id = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The process above the stages, torchrun."""
+        return self._process.pid if self._process else None
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that the KV cache of every stage holds."""
+        return min(stage.num_blocks for stage in self.ready) * self._config.block_size
+
+    @property
+    def max_model_len(self) -> int:
+        """The longest sequence in tokens that fits the model, the settings and the cache."""
+        limit = self._config.max_model_len or self.ready[0].max_model_len
+        return min(limit, self.ready[0].max_model_len, self.cache_tokens)
+
+    def __enter__(self) -> Self:
+        try:
+            loader.save(self._config, self._folder)
+            self._hub = Hub(self._config.stage_address, FromStage)
+            self._process = child_process.start(
+                "workers", str(self._folder), "0", num_threads=self._config.num_threads
+            )
+            self._wait_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the stages: politely, then for good."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._hub is not None:
+            self._hub.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def run(self, trials: Iterable[Trial], in_flight: int) -> Iterator[Timed]:
+        """Run the trials in order, `in_flight` at a time, and tell each one's times in order.
+
+        Raises `DriverError` when a stage fails or nothing happens for too long.
+        """
+        waiting = iter(trials)
+        sent: deque[tuple[int, Trial]] = deque()
+        self._done.clear()
+        first_id, moved_at = self._next_id, time.monotonic()
+        is_over = False
+        while not is_over or sent:
+            while not is_over and self._next_id - first_id - len(self._done) < in_flight:
+                trial = next(waiting, None)
+                if trial is None:
+                    is_over = True
+                else:
+                    sent.append((self._send(trial), trial))
+            if self._hear():
+                moved_at = time.monotonic()
+            while sent and all(sent[0][0] in spans for spans in self._spans):
+                step_id, trial = sent.popleft()
+                began_at, ended_at = zip(*(s.pop(step_id) for s in self._spans), strict=True)
+                yield Timed(trial, began_at, ended_at)
+                moved_at = time.monotonic()
+            self._check(moved_at + self._config.distributed_timeout_seconds, "the steps")
+
+    def fill(self, num_tokens: int) -> None:
+        """Write so much of the KV cache: memory that was never written is read for nothing."""
+        size = self._config.block_size
+        rows = max(1, min(self._config.max_num_batched_tokens, FILL_TOKENS) // size)
+        blocks = range(0, -(-min(num_tokens, self.cache_tokens) // size), rows)
+        trials = (Trial("prefill", (0,) * rows, (size,) * rows, block) for block in blocks)
+        for _ in self.run(trials, self.num_stages):
+            pass
+
+    def _wait_ready(self) -> None:
+        ends_at = time.monotonic() + self._config.stage_start_timeout
+        while len(self.ready) < self.num_stages:
+            self._hear()
+            self._check(ends_at, "the start of the stages")
+        self.ready.sort(key=lambda ready: ready.stage)
+        self.identities = [Identity.load(self._folder, s) for s in range(self.num_stages)]
+
+    def _send(self, trial: Trial) -> int:
+        assert self._hub is not None
+        step_id, self._next_id = self._next_id, self._next_id + 1
+        num_blocks = min(stage.num_blocks for stage in self.ready)
+        epoch = self.ready[0].epoch
+        plan = make_step(trial, self._config.block_size, num_blocks, epoch=epoch, step_id=step_id)
+        for stage in range(self.num_stages):
+            if not self._hub.send(f"stage-{stage}", plan):
+                raise DriverError(f"stage {stage} is gone")
+        return step_id
+
+    def _hear(self) -> bool:
+        """Take what the stages tell; whether a step was among it."""
+        assert self._hub is not None
+        self._hub.socket.poll(int(POLL_INTERVAL_S * 1000))
+        was_step = False
+        for _, message in self._hub.drain():
+            if isinstance(message, StageReady):
+                self.ready.append(message)
+            elif isinstance(message, StepDone):
+                self._done.add(message.step_id)
+                was_step = True
+            elif isinstance(message, Heartbeat):
+                self._take_spans(message)
+        return was_step
+
+    def _take_spans(self, beat: Heartbeat) -> None:
+        ids, began, ended = array("q"), array("d"), array("d")
+        for numbers, packed in (
+            (ids, beat.step_ids),
+            (began, beat.began_at),
+            (ended, beat.ended_at),
+        ):
+            numbers.frombytes(packed)
+        for step_id, began_at, ended_at in zip(ids, began, ended, strict=True):
+            self._spans[beat.stage][step_id] = (began_at, ended_at)
+
+    def _check(self, ends_at: float, what: str) -> None:
+        assert self._process is not None
+        failure = child_process.reported_failure(self._folder)
+        if failure is None and self._process.poll() is not None:
+            failure = child_process.reported_failure(self._folder) or _how(self._process.returncode)
+        if failure is None and time.monotonic() > ends_at:
+            failure = f"{what} took too long"
+        if failure is not None:
+            raise DriverError(failure)
+
+
+def _how(code: int) -> str:
+    name = f"were killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return f"the stages {name}"

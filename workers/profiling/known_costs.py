@@ -1,0 +1,72 @@
+"""The known costs: from a table that the user gives, from the last start, or measured now."""
+
+import logging
+from collections.abc import Callable
+
+from configs.profiles import StepTable, read_steps
+from configs.schema import Config
+from wire.messages import StageCosts
+from workers.comm.all_gather import agreed
+from workers.profiling import profile_cache
+from workers.profiling.cost_fit import fit
+from workers.profiling.stage_fingerprint import Identity
+
+log = logging.getLogger("tdpipe")
+
+
+def find_costs(config: Config, identity: Identity, measure: Callable[[], StageCosts]) -> StageCosts:
+    """What steps cost on this stage. All stages must ask at the same time.
+
+    They `measure` together if one of them must: stages that share cores would find them free
+    otherwise. Raises `ValueError` for a table of another model or pipeline.
+    """
+    if config.profile is not None:
+        table = read_steps(config.profile)
+        check_table(table, identity, str(config.profile))
+        return _told(fit(table.stages[identity.stage]), f"from {config.profile}")
+    if not config.profile_seconds:
+        return StageCosts()
+    kept = profile_cache.load_costs(config.data_dir, identity)
+    if all(agreed(kept is not None, bool)) and kept is not None:
+        return _told(kept, f"as measured at an earlier start ({config.data_dir})")
+    costs = measure()
+    if costs.num_tokens:
+        profile_cache.save_costs(config.data_dir, identity, costs)
+    return _told(costs, "measured now")
+
+
+def check_table(table: StepTable, identity: Identity, name: str) -> None:
+    """Raises `ValueError` in one line for a table of another model or pipeline.
+
+    Other hardware or versions are only worth a warning: nobody else has better figures.
+    """
+    layers = table.notes.get("layers", "").split(",")
+    here: dict[str, tuple[str | None, str]] = {
+        "model": (table.notes.get("model_hash"), identity.model_hash),
+        "dtype": (table.notes.get("dtype"), identity.dtype),
+        "number of stages": (str(len(table.stages)), str(identity.num_stages)),
+        "layers": (dict(enumerate(layers)).get(identity.stage), identity.layers),
+    }
+    for what, (told, mine) in here.items():
+        if told != mine:
+            raise ValueError(
+                f"the profile {name} is of another {what}: {told or 'not told'}, not {mine}"
+            )
+    for what, mine in (("hardware", identity.hardware), ("torch", identity.torch)):
+        if table.notes.get(what) != mine:
+            log.warning("the profile %s is of %s %s", name, what, table.notes.get(what))
+
+
+def _told(costs: StageCosts, source: str) -> StageCosts:
+    if costs.num_tokens:
+        some = sorted({0, len(costs.num_tokens) // 2, len(costs.num_tokens) - 1})
+        log.info(
+            "a step takes %s tokens, %.1f us for a row, %.0f ns for each token of KV, %.1f ns for "
+            "each pair of a prompt's; %s",
+            ", ".join(f"{1e3 * costs.seconds[i]:.1f} ms for {costs.num_tokens[i]}" for i in some),
+            1e6 * costs.row_s,
+            1e9 * costs.kv_s_per_token,
+            1e9 * costs.pair_s,
+            source,
+        )
+    return costs

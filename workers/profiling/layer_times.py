@@ -1,0 +1,154 @@
+"""The layer times: what each layer and the rest of a stage take, and the split that they call for.
+
+`--layer-split auto`: parameters say little of a stage's seconds where the vocabulary is large, the
+layers differ or the devices do. So each stage times its layers with hooks over a reference mix of
+steps, all stages hear of each other's times, and the next split's slowest stage is as fast as can
+be.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+
+from workers.model.layer_split import PartitionError, fastest
+from workers.model.stage_model import StageModel, bytes_of
+from workers.profiling.dummy_run import Trial, decode, prefill
+
+# A request of 512 tokens and an answer of 128 in batches of 32 makes four decode steps of its own
+# to one prefill.
+PROMPT, CONTEXT, ROWS, DECODES = 512, 256, 32, 4
+ROUNDS, WARM_UP_ROUNDS = 5, 1
+# A split that is faster by less than this is not worth loading the weights again.
+WORTH = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTimes:
+    """One stage's layers (`first` and on): seconds, bytes and kinds; and of what is not a layer.
+
+    Layers of one kind cost the same on one device. `limit_bytes` hold weights and KV,
+    `kv_limit_bytes` KV alone where that was set; `kv_bytes` are those of a longest sequence.
+    """
+
+    first: int
+    seconds: tuple[float, ...]
+    kinds: tuple[str, ...]
+    weight_bytes: tuple[int, ...]
+    kv_bytes: tuple[int, ...]
+    extra_s: float
+    extra_bytes: int
+    limit_bytes: int
+    kv_limit_bytes: int | None = None
+
+
+def reference_mix(max_model_len: int) -> list[tuple[Trial, int]]:
+    """Trials and how often each counts."""
+    prompt = prefill([min(PROMPT, max_model_len)])
+    return [(prompt, 1), (decode(ROWS, min(CONTEXT, max_model_len - 1)), DECODES)]
+
+
+def time_layers(
+    model: StageModel, run: Callable[[Trial], float], device: torch.device
+) -> tuple[list[float], float]:
+    """Seconds of each layer and of all the rest, over the reference mix."""
+    layers = model.layer_modules
+    began_at, spent = [0.0] * len(layers), [0.0] * len(layers)
+
+    def begin(i: int, *_: Any) -> None:
+        wait(device)
+        began_at[i] = time.perf_counter()
+
+    def end(i: int, *_: Any) -> None:
+        wait(device)
+        spent[i] += time.perf_counter() - began_at[i]
+
+    rounds = []
+    with ExitStack() as hooks:
+        for i, layer in enumerate(layers):
+            hooks.callback(layer.register_forward_pre_hook(partial(begin, i)).remove)
+            hooks.callback(layer.register_forward_hook(partial(end, i)).remove)
+        for _ in range(ROUNDS + WARM_UP_ROUNDS):
+            totals = [0.0] * (len(layers) + 1)
+            for trial, times in reference_mix(model.max_model_len):
+                spent[:] = [0.0] * len(layers)
+                whole = run(trial)
+                for i, seconds in enumerate([*spent, whole - sum(spent)]):
+                    totals[i] += times * seconds
+            rounds.append(totals)
+    *of_layers, rest = (median(column) for column in zip(*rounds[WARM_UP_ROUNDS:], strict=True))
+    return of_layers, max(0.0, rest)
+
+
+def describe_layers(model: StageModel) -> tuple[tuple[str, ...], tuple[int, ...], int]:
+    """Kinds and bytes of the layers, and the bytes of all the rest."""
+    layers = model.layer_modules
+    sizes = tuple(bytes_of(layer) for layer in layers)
+    kinds = tuple(
+        f"{type(layer).__name__} {size}" for layer, size in zip(layers, sizes, strict=True)
+    )
+    return kinds, sizes, model.num_bytes - sum(sizes)
+
+
+def better_split(stages: Sequence[LayerTimes]) -> list[range] | None:
+    """The split that these times call for; None where it brings too little over the present one."""
+    layer_s = _seconds_everywhere(stages)
+    extra_s = [stage.extra_s for stage in stages]
+    weight_bytes = [size for stage in stages for size in stage.weight_bytes]
+    kv_bytes = [size for stage in stages for size in stage.kv_bytes]
+
+    def fits(stage: int, start: int, end: int) -> bool:
+        kv, device = sum(kv_bytes[start:end]), stages[stage]
+        total = sum(weight_bytes[start:end]) + device.extra_bytes + kv
+        is_kv_held = device.kv_limit_bytes is None or kv <= device.kv_limit_bytes
+        return total <= device.limit_bytes and is_kv_held
+
+    try:
+        ranges = fastest(layer_s, extra_s, fits)
+    except PartitionError:
+        return None
+
+    def slowest(split: Sequence[range]) -> float:
+        times = zip(layer_s, extra_s, split, strict=True)
+        return max(sum(seconds[r.start : r.stop]) + extra for seconds, extra, r in times)
+
+    present = [range(stage.first, stage.first + len(stage.seconds)) for stage in stages]
+    return ranges if slowest(ranges) * (1 + WORTH) < slowest(present) else None
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _seconds_everywhere(stages: Sequence[LayerTimes]) -> list[list[float]]:
+    """[stages][layers]: as measured there, or elsewhere times how much slower this device is."""
+    kinds = [kind for stage in stages for kind in stage.kinds]
+    owners = [stage for stage, told in enumerate(stages) for _ in told.kinds]
+    known = [_seconds_of_kinds(stage) for stage in stages]
+    return [
+        [
+            known[stage].get(kind, known[owner][kind] * _slower(known[stage], known[owner]))
+            for kind, owner in zip(kinds, owners, strict=True)
+        ]
+        for stage in range(len(stages))
+    ]
+
+
+def _seconds_of_kinds(stage: LayerTimes) -> dict[str, float]:
+    times: dict[str, list[float]] = {}
+    for kind, seconds in zip(stage.kinds, stage.seconds, strict=True):
+        times.setdefault(kind, []).append(seconds)
+    return {kind: median(seconds) for kind, seconds in times.items()}
+
+
+def _slower(here: dict[str, float], there: dict[str, float]) -> float:
+    """How much longer a layer takes here than there, by the kinds that both have measured."""
+    ratios = [here[kind] / there[kind] for kind in here if there.get(kind)]
+    return median(ratios) if ratios else 1.0

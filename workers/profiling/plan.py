@@ -1,0 +1,67 @@
+"""The profile's plan: which steps `tdpipe profile` measures."""
+
+from dataclasses import dataclass, replace
+
+from workers.profiling.dummy_run import Trial, block_counts, decode, mixed, prefill
+from workers.profiling.profiler import sizes
+
+SHORT_ROW, MIDDLE_ROW = 32, 128
+DECODE_CONTEXTS = (16, 256, 1024, 4096)
+CHUNK_CONTEXTS = (256, 1024, 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a step may be: tokens and rows in it, tokens of a row, tokens of KV in all."""
+
+    max_tokens: int
+    max_rows: int
+    max_model_len: int
+    cache_tokens: int
+    block_size: int
+
+    def allow(self, trial: Trial) -> bool:
+        """Whether the trial stays within all of them."""
+        blocks = sum(block_counts(trial, self.block_size))
+        return (
+            trial.num_tokens <= self.max_tokens
+            and trial.num_rows <= self.max_rows
+            and trial.longest <= self.max_model_len
+            and blocks * self.block_size <= self.cache_tokens
+        )
+
+
+def full_trials(limits: Limits, *, has_stairs: bool) -> list[Trial]:
+    """Prefills with and without context, decodes over little and much KV, and both at once."""
+    tokens = sizes(limits.max_tokens, has_stairs=has_stairs)
+    coarse = [size for size in tokens if size & (size - 1) == 0 or size == limits.max_tokens]
+    rows = [1 << power for power in range(10)]
+    trials = [
+        *(prefill(_rows(size, limits.max_model_len)) for size in tokens),
+        *(prefill(_rows(n, row)) for n in coarse if n >= 64 for row in (SHORT_ROW, MIDDLE_ROW)),
+        *(prefill([n], kv) for n in coarse if n >= 16 for kv in CHUNK_CONTEXTS),
+        *(decode(count, kv) for kv in DECODE_CONTEXTS for count in rows),
+        *(decode(count, limits.max_model_len - 1) for count in rows),
+        *(
+            mixed(count, kv, total - count)
+            for count in (4, 16, 64)
+            for kv in (128, 512)
+            for total in (128, 512)
+        ),
+    ]
+    return [trial for trial in dict.fromkeys(trials) if limits.allow(trial)]
+
+
+def most_cache_tokens(trials: list[Trial], num_copies: int, block_size: int) -> int:
+    """Tokens of KV cache that `num_copies` of the largest trial need side by side."""
+    return num_copies * block_size * max(sum(block_counts(t, block_size)) for t in trials)
+
+
+def copies(trial: Trial, count: int, num_stages: int, block_size: int) -> list[Trial]:
+    """The trial `count` times, each on other blocks than those that are in flight with it."""
+    blocks = sum(block_counts(trial, block_size))
+    return [replace(trial, first_block=i % num_stages * blocks) for i in range(count)]
+
+
+def _rows(total: int, longest: int) -> list[int]:
+    return [min(longest, total - at) for at in range(0, total, longest)]

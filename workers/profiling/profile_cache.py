@@ -1,0 +1,107 @@
+"""The profile cache: what was measured at one start and still holds at the next.
+
+A JSON file for each thing measured, in `profiles` of the data folder, under a hash of all that must
+be equal. It is a help and never a condition: what cannot be read is measured anew, what cannot be
+written is told and forgotten.
+"""
+
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from wire.messages import StageCosts
+from workers.profiling.stage_fingerprint import Identity
+
+FOLDER = "profiles"
+
+Thing = Literal["costs", "split"]
+
+log = logging.getLogger("tdpipe")
+
+
+def load_costs(data_dir: Path, identity: Identity) -> StageCosts | None:
+    """The costs that were kept for this identity."""
+    path = path_of(data_dir, "costs", identity)
+    try:
+        kept = _read(path, identity)
+        return None if kept is None else _valid_costs(msgspec.convert(kept, StageCosts))
+    except (OSError, ValueError) as error:
+        log.warning("%s is measured anew: %s", path, error)
+        return None
+
+
+def save_costs(data_dir: Path, identity: Identity, costs: StageCosts) -> None:
+    """Keep the costs for the next start."""
+    _write(path_of(data_dir, "costs", identity), identity, msgspec.to_builtins(costs))
+
+
+def load_split(data_dir: Path, identity: Identity) -> tuple[int, ...] | None:
+    """The layers of each stage that were found best; the identity is that of any layers."""
+    path = path_of(data_dir, "split", identity)
+    try:
+        kept = _read(path, identity)
+        if kept is None:
+            return None
+        split = msgspec.convert(kept, tuple[int, ...])
+        if len(split) != identity.num_stages or min(split) < 1:
+            raise ValueError(f"{split} is no split for {identity.num_stages} stages")
+        return split
+    except (OSError, ValueError) as error:
+        log.warning("%s is measured anew: %s", path, error)
+        return None
+
+
+def save_split(data_dir: Path, identity: Identity, split: Sequence[int]) -> None:
+    """Keep the split for the next start."""
+    _write(path_of(data_dir, "split", identity), identity, list(split))
+
+
+def path_of(data_dir: Path, thing: Thing, identity: Identity) -> Path:
+    """The file that keeps it."""
+    return data_dir / FOLDER / f"{thing}-{identity.key()}.json"
+
+
+def _read(path: Path, identity: Identity) -> Any:
+    """What is kept, None where nothing is. Raises `OSError`, and `ValueError` when damaged."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    kept = json.loads(text)
+    if not isinstance(kept, dict) or kept.get("of") != asdict(identity) or "value" not in kept:
+        raise ValueError("the file is damaged")
+    return kept["value"]
+
+
+def _write(path: Path, identity: Identity, value: object) -> None:
+    """Whole or not at all: another stage, or the next start, may read at any moment."""
+    text = json.dumps({"of": asdict(identity), "value": value}, indent=1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(text)
+        os.replace(file.name, path)
+    except OSError as error:
+        log.warning("what was measured cannot be kept for the next start: %s", error)
+
+
+def _valid_costs(costs: StageCosts) -> StageCosts:
+    terms = (*costs.seconds, costs.kv_s_per_token, costs.row_s, costs.pair_s)
+    is_sound = (
+        len(costs.num_tokens) == len(costs.seconds) > 0
+        and list(costs.num_tokens) == sorted(set(costs.num_tokens))
+        and costs.num_tokens[0] > 0
+        and costs.seconds[0] > 0
+        and all(math.isfinite(term) and term >= 0 for term in terms)
+    )
+    if not is_sound:
+        raise ValueError("its costs make no sense")
+    return costs

@@ -1,0 +1,134 @@
+"""The profiler: what a step costs on this stage, measured as it will be run.
+
+A quick look at the start, within a budget of seconds: prefills of growing size in long and in short
+rows, decodes of several numbers of rows over little and over much resident KV, and both at once;
+what matters most first. All stages measure at the same time, so those that share cores share them
+here too. The steps are measured in rounds, never one step many times in a row: what disturbs the
+machine for a moment disturbs one measurement of each, and no step finds its own KV in the cache.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from configs.profiles import MeasuredStep
+from wire.messages import StageCosts
+from workers.profiling.cost_fit import fit
+from workers.profiling.dummy_run import Trial, decode, mixed, prefill
+
+SHORT_CONTEXT, LONG_CONTEXT = 16, 512
+MAX_ROUNDS = 9
+# A step that takes more than this part of the budget is not run just to warm up.
+WARM_UP_PART = 0.03
+
+Run = Callable[[Trial], float]
+"""Runs a trial and answers the seconds that it took."""
+
+log = logging.getLogger("tdpipe")
+
+
+def profile(run: Run, trials: Sequence[Trial], budget_s: float) -> StageCosts:
+    """What the trials' steps cost, as far as `budget_s` reaches.
+
+    Empty where the budget is 0 or something fails: a stage that cannot be measured can be used.
+    """
+    if not budget_s or not trials:
+        return StageCosts()
+    try:
+        return fit(measure(run, trials, budget_s))
+    except Exception as error:  # whatever it is, serving goes on without
+        log.warning("the stage could not be measured: %s", error)
+        return StageCosts()
+
+
+def measure(run: Run, trials: Sequence[Trial], budget_s: float) -> list[MeasuredStep]:
+    """The trials' median seconds over a few rounds; those that the budget does not reach lack.
+
+    At least the first trial is measured.
+    """
+    ends_at = time.monotonic() + budget_s
+    times: dict[Trial, list[float]] = {}
+    for trial in trials:
+        if times and time.monotonic() + _round_s(trial, times, budget_s) > ends_at:
+            continue
+        seconds = run(trial)
+        if seconds < WARM_UP_PART * budget_s:
+            seconds = run(trial)
+        times[trial] = [seconds]
+    for _ in range(MAX_ROUNDS - 1):
+        for trial, measured in times.items():
+            if time.monotonic() + measured[0] > ends_at:
+                continue
+            measured.append(run(trial))
+    return [trial.measured(median(seconds), len(seconds)) for trial, seconds in times.items()]
+
+
+def quick_trials(
+    *,
+    max_tokens: int,
+    max_model_len: int,
+    max_rows: int,
+    cache_tokens: int,
+    has_stairs: bool,
+) -> list[Trial]:
+    """The steps to measure at the start, what matters most first.
+
+    Within steps of `max_tokens` tokens, rows of `max_model_len` with their context, and as many
+    rows and as much KV as there can be.
+    """
+    most = min(max_tokens, cache_tokens)
+    contexts = (SHORT_CONTEXT, LONG_CONTEXT)
+    first: list[Trial] = [
+        *(decode(count, context) for count in (1, 8, 32, 128) for context in contexts),
+        *(prefill([size]) for size in (4, 16, 64, 256)),
+        prefill([32]),
+        prefill([8] * 8),
+        prefill([32] * 8),
+        prefill([64], 448),
+        prefill([256], 256),
+        mixed(16, 256, 112),
+    ]
+    # Each of them may take as long as all others together.
+    largest = [prefill(_split(most, min(256, max_model_len))), prefill([min(most, max_model_len)])]
+    second: list[Trial] = [
+        *(prefill([size]) for size in sizes(most, has_stairs=has_stairs)),
+        *(prefill(_split(size, 128)) for size in (512, 1024)),
+        *(decode(1 << power, kv) for power in range(10) for kv in (*contexts, 192, 1536)),
+        *(mixed(count, 128, chunk) for count, chunk in ((4, 60), (64, 64), (32, 480))),
+        prefill([16] * 4, 240),
+        prefill([512], 512),
+    ]
+    chosen = dict.fromkeys([*sorted(first, key=_work), *largest, *sorted(second, key=_work)])
+    return [
+        trial
+        for trial in chosen
+        if trial.num_tokens <= most
+        and trial.longest <= max_model_len
+        and trial.num_rows <= max_rows
+        and trial.kv_tokens + trial.num_tokens <= cache_tokens
+    ]
+
+
+def sizes(max_tokens: int, *, has_stairs: bool) -> list[int]:
+    """Numbers of tokens to measure: powers of two, and both sides of a GPU's stairs."""
+    chosen = {1 << power for power in range(14)}
+    if has_stairs:
+        chosen |= {edge + beyond for edge in range(128, 2049, 128) for beyond in (0, 1)}
+    return sorted({size for size in chosen if size < max_tokens} | {max_tokens})
+
+
+def _split(total: int, part: int) -> list[int]:
+    return [min(part, total - at) for at in range(0, total, part)]
+
+
+def _work(trial: Trial) -> float:
+    """About how long a trial takes, in tokens: the KV of 50 costs as much as one that is fed."""
+    return trial.num_tokens + trial.num_rows + (trial.kv_tokens + trial.pairs / 16) / 50
+
+
+def _round_s(trial: Trial, times: dict[Trial, list[float]], budget_s: float) -> float:
+    """What a trial's first measurement may take, by the largest that has been measured."""
+    largest = max(times, key=_work)
+    expected_s = times[largest][0] * max(1.0, _work(trial) / _work(largest))
+    return expected_s if expected_s > WARM_UP_PART * budget_s else 2 * expected_s

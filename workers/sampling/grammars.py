@@ -1,0 +1,219 @@
+"""Grammars: what each sequence's grammar lets it pick next, worked out while others are at work.
+
+As soon as a step's tokens are picked, a thread reads them and makes the masks for the next draws;
+it lets go of the interpreter's lock meanwhile. With other micro-batches in flight, a mask lies
+ready when its sequence samples again. A new sequence's grammar is begun when its plan arrives,
+which on the last stage is well before its activations.
+"""
+
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import cache, partial
+
+import numpy as np
+import torch
+from llguidance import LLExecutor, LLMatcher
+from torch import Tensor
+
+from wire.messages import SamplerSetup, Step
+from workers.sampling.guide import Guide, compile_grammar, first_mask, next_masks, only_stops
+from workers.sampling.vocabulary import Vocabulary
+
+# How long a step waits for masks. Within the limits of grammars that is for milliseconds; the first
+# of all grammars waits for the tokenizer.
+PATIENCE_S = 60.0
+# Grammars that lie ready for the next sequence with the same one. To compile one takes 2 ms; what
+# it has met may have grown to 100 MB (`max_lexer_states`).
+MAX_KEPT = 8
+# Copies share their lexer, which keeps every state that it has met and ends all of them when it has
+# met too many: so many sequences have one together.
+MAX_COPIES = 64
+MAX_THREADS = 8
+
+log = logging.getLogger("tdpipe")
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """A seat's guide, and the masks that a thread makes: its own is in `row`."""
+
+    guide: Guide
+    masks: Future[np.ndarray] = field(default_factory=Future)
+    row: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Compiled:
+    """A grammar that is, or will be, ready to be copied."""
+
+    matcher: Future[LLMatcher]
+    num_copies: int = 0
+
+
+class Grammars:
+    """The grammars of one last stage's sequences, by sampler seat.
+
+    `load` gives the vocabulary; it is called once, in a thread, for the first grammar. `waited_s`
+    sums up the seconds that steps have waited for masks.
+    """
+
+    def __init__(self, vocab_size: int, load: Callable[[], Vocabulary]) -> None:
+        self.waited_s = 0.0
+        self._vocab_size, self._load = vocab_size, load
+        self._vocabulary: Future[Vocabulary] | None = None
+        self._compiled: OrderedDict[str, _Compiled] = OrderedDict()
+        self._expected: dict[tuple[int, int], _Place] = {}
+        self._places: dict[int, _Place] = {}
+        self._start_threads()
+
+    def expect(self, step: Step) -> None:
+        """A plan has come and will be run later: begin with the grammars that are new in it."""
+        for setup in step.setups:
+            if setup.sampling.grammar:
+                self._expected[step.step_id, setup.seat] = self._begin(setup)
+
+    def set_up(self, step_id: int, setup: SamplerSetup) -> None:
+        """A new sequence in a seat; whoever had it before is forgotten."""
+        self._places.pop(setup.seat, None)
+        if setup.sampling.grammar:
+            expected = self._expected.pop((step_id, setup.seat), None)
+            self._places[setup.seat] = expected or self._begin(setup)
+
+    def banned(self, seats: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """The rows that have a grammar [guided], and what none may pick [guided, vocabulary].
+
+        The latter is bool, and false somewhere in every row. None where no row has a grammar. Waits
+        for masks that are not ready yet.
+        """
+        rows, places = self._guided(seats)
+        if not places:
+            return None
+        began_at = time.monotonic()
+        late = wait({place.masks for place in places}, PATIENCE_S).not_done
+        if late:
+            self._give_up([place for place in places if place.masks in late])
+        masks = np.stack([place.masks.result()[place.row] for place in places])  # [guided, words]
+        self.waited_s += time.monotonic() - began_at
+        return torch.tensor(rows, device=device), unpacked(~masks, self._vocab_size, device)
+
+    def advance(self, seats: np.ndarray, token_ids: np.ndarray) -> None:
+        """These sequences have got these tokens [rows]: begin with their next masks."""
+        rows, places = self._guided(seats)
+        if not places:
+            return
+        guides = [place.guide for place in places]
+        masks = self._following.submit(self._follow, guides, token_ids[rows].tolist())
+        for row, place in enumerate(places):
+            place.masks, place.row = masks, row
+
+    def close(self) -> None:
+        """End the threads when they are done with what they have."""
+        self._beginning.shutdown()
+        self._following.shutdown()
+
+    def _guided(self, seats: np.ndarray) -> tuple[list[int], list[_Place]]:
+        """The rows that have a grammar, and what is in their seats."""
+        if not self._places:
+            return [], []
+        places = [self._places.get(seat) for seat in seats.tolist()]
+        rows = [row for row, place in enumerate(places) if place is not None]
+        return rows, [place for place in places if place is not None]
+
+    def _give_up(self, places: Sequence[_Place]) -> None:
+        """Stop these sequences, and leave alone what they wait for: it may never end."""
+        log.error("grammars took more than %.0f s: %d sequences stop", PATIENCE_S, len(places))
+        for place in places:
+            # The guide belongs to the thread that is still at it: another takes its place.
+            place.guide, place.row = Guide(place.guide.stop_token_ids), 0
+            place.masks = Future()
+            place.masks.set_result(only_stops(place.guide, self._num_words)[None])
+        self._compiled.clear()
+        self._beginning.shutdown(wait=False)
+        self._following.shutdown(wait=False)
+        self._start_threads()
+
+    def _start_threads(self) -> None:
+        # Apart: a new grammar may take a while, and the next masks of others must not. Several, so
+        # that a step waits for its own masks alone.
+        self._beginning = ThreadPoolExecutor(MAX_THREADS, "grammar")
+        self._following = ThreadPoolExecutor(MAX_THREADS, "mask")
+        self._executor = cache(partial(LLExecutor, min(MAX_THREADS, os.cpu_count() or 1)))
+
+    def _begin(self, setup: SamplerSetup) -> _Place:
+        """A guide whose first mask is on its way."""
+        place = _Place(Guide(setup.stop_token_ids))
+        output = np.frombuffer(setup.output_token_ids, np.int32).tolist()
+        compiled = self._compile(setup.sampling.grammar)
+        # Jobs begin in the order in which they are submitted: none can wait for a later one.
+        place.masks = self._beginning.submit(self._start, place.guide, compiled, output)
+        return place
+
+    def _compile(self, grammar: str) -> Future[LLMatcher]:
+        if self._vocabulary is None:
+            self._vocabulary = self._beginning.submit(self._load)
+        vocabulary = self._vocabulary
+        compiled = self._compiled.pop(grammar, None)
+        if compiled is None or compiled.num_copies == MAX_COPIES:
+            compiled = _Compiled(
+                self._beginning.submit(lambda: compile_grammar(grammar, vocabulary.result()))
+            )
+        compiled.num_copies += 1
+        self._compiled[grammar] = compiled
+        if len(self._compiled) > MAX_KEPT:
+            self._compiled.popitem(last=False)
+        return compiled.matcher
+
+    # --- what the threads do; they never raise, as nobody but a step would hear of it -------------
+
+    def _start(
+        self, guide: Guide, compiled: Future[LLMatcher], output: Sequence[int]
+    ) -> np.ndarray:
+        try:
+            return first_mask(guide, compiled.result(), output, self._loaded)
+        except BaseException as error:  # a panic of the library's is no Exception
+            guide.fail(str(error))
+            return only_stops(guide, self._num_words)[None]
+
+    def _follow(self, guides: Sequence[Guide], token_ids: Sequence[int]) -> np.ndarray:
+        try:
+            return next_masks(guides, token_ids, self._loaded, self._executor())
+        except BaseException as error:
+            for guide in guides:
+                guide.fail(str(error))
+            return np.stack([only_stops(guide, self._num_words) for guide in guides])
+
+    @property
+    def _loaded(self) -> Vocabulary:
+        assert self._vocabulary is not None
+        return self._vocabulary.result()
+
+    @property
+    def _num_words(self) -> int:
+        return -(-self._vocab_size // 32)
+
+
+def constrain(logits: Tensor, banned: Tensor, unedited: Callable[[], Tensor]) -> None:
+    """Leave in logits [rows, vocabulary] only what is not `banned`; in place.
+
+    The grammar has the last word: where the edits before it (allowed ids, bad words, a minimum
+    length) have left nothing that it allows, the row is `unedited` but for the grammar.
+    """
+    logits.masked_fill_(banned, -torch.inf)
+    is_stuck = logits.amax(dim=-1) == -torch.inf
+    if is_stuck.any():
+        logits[is_stuck] = unedited()[is_stuck].masked_fill_(banned[is_stuck], -torch.inf)
+
+
+def unpacked(masks: np.ndarray, vocab_size: int, device: torch.device) -> Tensor:
+    """Masks uint32 [rows, words] as bool [rows, vocabulary], bit by bit."""
+    if device.type == "cpu":  # ten times as fast there, and nothing has to travel
+        spread = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")
+        return torch.from_numpy(spread.view(bool))[:, :vocab_size]
+    packed = torch.from_numpy(masks.view(np.uint8)).to(device)
+    bits = torch.arange(8, dtype=torch.uint8, device=device)
+    return ((packed[:, :, None] >> bits) & 1).flatten(1)[:, :vocab_size].bool()

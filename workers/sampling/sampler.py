@@ -1,0 +1,189 @@
+"""The sampler: from the last stage's logits to token ids.
+
+The draw for output token `i` of a sequence is a hash of (seed, i), so it needs no generator whose
+state would have to survive a pre-emption or a restart, and does not depend on the batch. One
+uniform number per row picks the token by inverting the distribution's cumulated sum. A sequence's
+sampling parameters stand in its slot of a table (`workers.sampling.sampler_table`); rows without a
+slot take the likeliest token, and a step of only such rows is one argmax.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wire.messages import Logprobs, SamplerSetup, Sampling, Step
+from workers.sampling.grammars import Grammars, constrain
+from workers.sampling.logprobs import told_of
+from workers.sampling.sampler_table import SamplerTable
+from workers.sampling.vocabulary import no_vocabulary
+
+# Rows whose distributions are worked out together: of a vocabulary of 150,000, 64 take 300 MB.
+_AT_ONCE = 64
+
+
+class Sampler:
+    """One last stage's sampler, with what it knows of the sequences.
+
+    Without `grammars`, a sequence that has one is stopped at once.
+    """
+
+    def __init__(
+        self, vocab_size: int, device: torch.device, grammars: Grammars | None = None
+    ) -> None:
+        self._table = SamplerTable(vocab_size, device)
+        self._grammars = grammars or Grammars(vocab_size, no_vocabulary)
+
+    def expect(self, step: Step) -> None:
+        """A plan has come and will be sampled for later: what takes a while begins now."""
+        self._grammars.expect(step)
+
+    @torch.inference_mode()
+    def sample(self, logits: Tensor, step: Step) -> tuple[bytes, Logprobs | None]:
+        """A token id for each row, packed int32, and what is told of them.
+
+        `logits` is [sampling rows, vocabulary], and is left as it was.
+        """
+        for setup in step.setups:
+            self._table.set_up(setup)
+            self._grammars.set_up(step.step_id, setup)
+        if not step.seats:
+            return packed(likeliest(logits)), None
+        all_seats = np.frombuffer(step.seats, np.int32)
+        rows = np.flatnonzero(all_seats >= 0)
+        seats = all_seats[rows]
+        at = torch.from_numpy(rows).to(logits.device)
+        picked = self._pick(logits, at, seats)
+        token_ids = picked
+        if len(rows) < len(all_seats):
+            token_ids = likeliest(logits)
+            token_ids[at] = picked
+        self._table.count(seats, picked)
+        ids = packed(token_ids)
+        self._grammars.advance(seats, np.frombuffer(ids, np.int32)[rows])
+        return ids, self._told_of(logits, token_ids, rows, seats)
+
+    def rehearse(self, logits: Tensor) -> None:
+        """Take the memory of the dearest step: all rows are penalised, and drawn from what is kept.
+
+        A sampler that has rehearsed is of no other use.
+        """
+        wish = Sampling(temperature=1.0, top_p=0.9, presence_penalty=0.1)
+        seats = np.arange(len(logits), dtype=np.int32)
+        setups = tuple(SamplerSetup(seat, wish, 0, (), b"", b"") for seat in seats.tolist())
+        rows = (b"",) * 6
+        self.sample(logits, Step(0, 0, "decode", *rows, seats=seats.tobytes(), setups=setups))
+
+    def _pick(self, logits: Tensor, at: Tensor, seats: np.ndarray) -> Tensor:
+        """One token for each of the rows `at`. [rows]"""
+        table, edited = self._table, logits[at].float()
+        table.edit(edited, seats)
+        guided = self._grammars.banned(seats, logits.device)
+        if guided is not None:
+            rows, banned = guided
+            own = edited[rows]
+            constrain(own, banned, lambda: logits[at[rows]].float())
+            edited[rows] = own
+        is_drawn = table.temperatures[seats] > 0
+        if is_drawn.all():
+            return _draw(edited, table, seats)
+        token_ids = likeliest(edited)
+        drawn = np.flatnonzero(is_drawn)
+        if len(drawn):
+            drawing = torch.from_numpy(drawn).to(logits.device)
+            token_ids[drawing] = _draw(edited[drawing], table, seats[drawn])
+        return token_ids
+
+    def _told_of(
+        self, logits: Tensor, token_ids: Tensor, rows: np.ndarray, seats: np.ndarray
+    ) -> Logprobs | None:
+        """The log-probabilities of the rows that want them."""
+        num_tops = self._table.num_logprobs[seats]
+        told = num_tops >= 0
+        if not told.any():
+            return None
+        where = torch.from_numpy(rows[told]).to(logits.device)
+        return told_of(logits[where].float(), token_ids[where], num_tops[told], rows[told])
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The token with the largest logit of each row. [rows]"""
+    return logits.argmax(dim=-1)
+
+
+def packed(token_ids: Tensor) -> bytes:
+    """As the doors carry them, int32."""
+    ids: bytes = token_ids.to("cpu", torch.int32).numpy().tobytes()
+    return ids
+
+
+def uniforms(seeds: np.ndarray, output_indices: np.ndarray) -> np.ndarray:
+    """One number in [0, 1) for each (seed, index), by two rounds of splitmix64 (Steele 2014).
+
+    seeds uint64, output_indices any integer type; answers float64 of the same length.
+    """
+    state = _mix(seeds) ^ output_indices.astype(np.uint64)
+    return (_mix(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(state: np.ndarray) -> np.ndarray:
+    z = state + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _draw(logits: Tensor, table: SamplerTable, seats: np.ndarray) -> Tensor:
+    """One token per row from its tempered, filtered distribution. [rows]"""
+    device = logits.device
+    draws = torch.from_numpy(uniforms(table.seeds[seats], table.num_outputs[seats])).to(device)
+    # Below this, dividing would overflow; it is greedy by then in any case.
+    temperatures = torch.from_numpy(table.temperatures[seats]).to(device).clamp(min=1e-6)
+    tempered = (logits - logits.amax(-1, keepdim=True)) / temperatures[:, None]
+    is_filtered = (table.top_ps[seats] < 1) | (table.top_ks[seats] > 0) | (table.min_ps[seats] > 0)
+    token_ids = torch.empty(len(seats), dtype=torch.long, device=device)
+    for rows in _parts(np.flatnonzero(is_filtered)):
+        at = torch.from_numpy(rows).to(device)
+        token_ids[at] = _draw_kept(tempered[at], draws[at], table, seats[rows])
+    for rows in _parts(np.flatnonzero(~is_filtered)):
+        at = torch.from_numpy(rows).to(device)
+        token_ids[at] = _draw_any(tempered[at], draws[at])
+    return token_ids
+
+
+def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Some rows at a time."""
+    return (rows[at : at + _AT_ONCE] for at in range(0, len(rows), _AT_ONCE))
+
+
+def _draw_any(logits: Tensor, draws: Tensor) -> Tensor:
+    """From all tokens, in the order of their ids: no sort, which would take most of the time."""
+    cumulated = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    mass = cumulated[:, -1:]
+    picked = torch.searchsorted(cumulated, draws[:, None] * mass, right=True)
+    # Rounding may point beyond the last token that has any chance.
+    last = (cumulated < mass).sum(dim=-1, keepdim=True)
+    return torch.minimum(picked, last)[:, 0]
+
+
+def _draw_kept(logits: Tensor, draws: Tensor, table: SamplerTable, seats: np.ndarray) -> Tensor:
+    """From those that each row keeps, the likeliest first."""
+    device, vocabulary = logits.device, logits.shape[-1]
+
+    def column(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values[seats]).to(device)[:, None]
+
+    top_ps, top_ks, min_ps = column(table.top_ps), column(table.top_ks), column(table.min_ps)
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    chances = ordered.softmax(dim=-1, dtype=torch.float64)
+    cumulated = chances.cumsum(dim=-1)
+    # What stays is a prefix of the order: until top_p is reached, no more than top_k tokens, and
+    # none that is less likely than min_p of the likeliest.
+    within_p = (cumulated < top_ps).sum(dim=-1, keepdim=True) + 1
+    within_k = torch.where(top_ks > 0, top_ks, vocabulary)
+    above_min = (chances >= min_ps * chances[:, :1]).sum(dim=-1, keepdim=True)
+    kept = torch.minimum(torch.minimum(within_p, within_k), above_min).clamp(1, vocabulary)
+    mass = cumulated.gather(-1, kept - 1)
+    picked = torch.searchsorted(cumulated, draws[:, None] * mass, right=True)
+    return order.gather(-1, torch.minimum(picked, kept - 1))[:, 0]

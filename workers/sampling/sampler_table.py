@@ -1,0 +1,211 @@
+"""The sampler's table: what each seat's sequence wants, and what it has generated so far.
+
+Plain numbers stand in columns, so that a step's rows are one look-up each; penalties keep counts on
+the device, for the sequences that have any. Lists are kept for the few that name tokens.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wire.messages import SamplerSetup
+from workers.sampling.bad_words import BadWords
+
+_FIRST_SEATS = 64
+
+
+@dataclass(slots=True)
+class _Named:
+    """Tokens that one sequence names."""
+
+    bias_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    biases: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    others: Tensor | None = None  # bool [vocabulary] on the device, all but the allowed
+    stop_ids: tuple[int, ...] = ()  # until min_tokens are out
+    bad_words: BadWords | None = None
+
+
+class SamplerTable:
+    """Columns by seat; they grow as seats come."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self._vocab_size, self._device = vocab_size, device
+        self.temperatures = np.zeros(_FIRST_SEATS, np.float32)
+        self.top_ps = np.ones(_FIRST_SEATS, np.float32)
+        self.top_ks = np.zeros(_FIRST_SEATS, np.int32)
+        self.min_ps = np.zeros(_FIRST_SEATS, np.float32)
+        self.seeds = np.zeros(_FIRST_SEATS, np.uint64)
+        self.num_outputs = np.zeros(_FIRST_SEATS, np.int32)
+        self.num_logprobs = np.full(_FIRST_SEATS, -1, np.int32)
+        self._min_tokens = np.zeros(_FIRST_SEATS, np.int32)
+        self._presence = np.zeros(_FIRST_SEATS, np.float32)
+        self._frequency = np.zeros(_FIRST_SEATS, np.float32)
+        self._repetition = np.ones(_FIRST_SEATS, np.float32)
+        self._named: dict[int, _Named] = {}
+        # Rows of the counts; -1 for a sequence without penalties.
+        self._count_rows = np.full(_FIRST_SEATS, -1, np.int64)
+        self._free_rows: list[int] = []
+        self._counts = torch.zeros(0, vocab_size, dtype=torch.int32, device=device)
+        self._in_prompt = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
+
+    def set_up(self, setup: SamplerSetup) -> None:
+        """A new sequence in a seat; whoever had it before is forgotten."""
+        seat, sampling = setup.seat, setup.sampling
+        while seat >= len(self.temperatures):
+            self._grow()
+        self._forget(seat)
+        output = np.frombuffer(setup.output_token_ids, np.int32)
+        self.temperatures[seat] = sampling.temperature
+        self.top_ps[seat], self.top_ks[seat] = sampling.top_p, sampling.top_k
+        self.min_ps[seat], self.seeds[seat] = sampling.min_p, sampling.seed
+        self.num_outputs[seat] = len(output)
+        self.num_logprobs[seat] = sampling.num_logprobs
+        self._min_tokens[seat] = setup.min_tokens
+        self._presence[seat] = sampling.presence_penalty
+        self._frequency[seat] = sampling.frequency_penalty
+        self._repetition[seat] = sampling.repetition_penalty
+        if (
+            sampling.presence_penalty
+            or sampling.frequency_penalty
+            or (sampling.repetition_penalty != 1)
+        ):
+            self._add_counts(seat, np.frombuffer(setup.prompt_token_ids, np.int32), output)
+        named = self._names(setup, output)
+        if named is not None:
+            self._named[seat] = named
+
+    def edit(self, logits: Tensor, seats: np.ndarray) -> None:
+        """Change logits [rows, vocabulary] in place as the sequences in `seats` want it."""
+        self._penalise(logits, seats)
+        named = self._named_of(seats)
+        if not named:
+            return
+        self._bias(logits, named)
+        for row, _, own in named:
+            if own.others is not None:
+                logits[row].masked_fill_(own.others, -torch.inf)
+        banned = [(row, id_) for row, seat, own in named for id_ in self._banned(seat, own)]
+        if banned:
+            rows, ids = torch.tensor(banned, device=self._device).T
+            logits[rows, ids] = -torch.inf
+
+    def count(self, seats: np.ndarray, token_ids: Tensor) -> None:
+        """These sequences have got these tokens. [rows]"""
+        self.num_outputs[seats] += 1
+        rows = self._count_rows[seats]
+        counted = np.flatnonzero(rows >= 0)
+        if len(counted):
+            at = torch.from_numpy(counted).to(self._device)
+            places = torch.from_numpy(rows[counted]).to(self._device)
+            self._counts[places, token_ids[at]] += 1
+        remembering = [(row, own.bad_words) for row, _, own in self._named_of(seats)]
+        if any(words is not None for _, words in remembering):
+            picked = token_ids.tolist()
+            for row, words in remembering:
+                if words is not None:
+                    words.append(picked[row])
+
+    def _named_of(self, seats: np.ndarray) -> list[tuple[int, int, _Named]]:
+        """Row, seat and what is named, of the rows whose sequences name any tokens."""
+        if not self._named:
+            return []
+        found = ((row, seat, self._named.get(seat)) for row, seat in enumerate(seats.tolist()))
+        return [(row, seat, named) for row, seat, named in found if named is not None]
+
+    def _penalise(self, logits: Tensor, seats: np.ndarray) -> None:
+        """Repetition, then frequency and presence (vLLM's order)."""
+        rows = self._count_rows[seats]
+        chosen = np.flatnonzero(rows >= 0)
+        if not len(chosen):
+            return
+        at = torch.from_numpy(chosen).to(self._device)
+        places = torch.from_numpy(rows[chosen]).to(self._device)
+        own, counts = logits[at], self._counts[places]
+
+        def column(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values[seats[chosen]]).to(self._device)[:, None]
+
+        seen = (counts > 0) | self._in_prompt[places]
+        repetition = column(self._repetition)
+        own = torch.where(seen, torch.where(own > 0, own / repetition, own * repetition), own)
+        own -= column(self._frequency) * counts + column(self._presence) * (counts > 0)
+        logits[at] = own
+
+    def _bias(self, logits: Tensor, named: list[tuple[int, int, _Named]]) -> None:
+        """`logit_bias` of all rows that have any."""
+        biased = [(row, own) for row, _, own in named if len(own.bias_ids)]
+        if not biased:
+            return
+        ids = np.concatenate([own.bias_ids for _, own in biased])
+        rows = np.repeat([row for row, _ in biased], [len(own.bias_ids) for _, own in biased])
+        biases = np.concatenate([own.biases for _, own in biased])
+        at, ids_at = (torch.from_numpy(each).to(self._device) for each in (rows, ids))
+        logits.index_put_((at, ids_at), torch.from_numpy(biases).to(self._device), accumulate=True)
+
+    def _banned(self, seat: int, named: _Named) -> list[int]:
+        """Tokens that the sequence may not get now, whatever the model thinks."""
+        too_early = self.num_outputs[seat] < self._min_tokens[seat]
+        stops = list(named.stop_ids) if too_early else []
+        return stops + (named.bad_words.banned() if named.bad_words is not None else [])
+
+    def _names(self, setup: SamplerSetup, output: np.ndarray) -> _Named | None:
+        sampling, named, names_any = setup.sampling, _Named(), False
+        if sampling.bias_ids:
+            named.bias_ids = np.frombuffer(sampling.bias_ids, np.int32).astype(np.int64)
+            named.biases, names_any = np.frombuffer(sampling.biases, np.float32), True
+        if sampling.allowed_token_ids:
+            others = torch.ones(self._vocab_size, dtype=torch.bool, device=self._device)
+            others[self._ids(sampling.allowed_token_ids)] = False
+            named.others, names_any = others, True
+        if setup.min_tokens and setup.stop_token_ids:
+            named.stop_ids, names_any = setup.stop_token_ids, True
+        if sampling.bad_words:
+            words = (np.frombuffer(word, np.int32).tolist() for word in sampling.bad_words)
+            prompt = np.frombuffer(setup.prompt_token_ids, np.int32)
+            tokens = [*prompt.tolist(), *output.tolist()]
+            named.bad_words, names_any = BadWords(map(tuple, words), tokens), True
+        return named if names_any else None
+
+    def _ids(self, packed: bytes) -> Tensor:
+        ids = np.frombuffer(packed, np.int32).astype(np.int64)
+        return torch.from_numpy(ids).to(self._device)
+
+    def _add_counts(self, seat: int, prompt: np.ndarray, output: np.ndarray) -> None:
+        if not self._free_rows:
+            self._grow_counts()
+        row = self._free_rows.pop()
+        self._count_rows[seat] = row
+        counts = np.bincount(output, minlength=self._vocab_size)[: self._vocab_size]
+        self._counts[row] = torch.from_numpy(counts.astype(np.int32)).to(self._device)
+        in_prompt = np.zeros(self._vocab_size, bool)
+        in_prompt[prompt] = True
+        self._in_prompt[row] = torch.from_numpy(in_prompt).to(self._device)
+
+    def _forget(self, seat: int) -> None:
+        self._named.pop(seat, None)
+        if self._count_rows[seat] >= 0:
+            self._free_rows.append(int(self._count_rows[seat]))
+            self._count_rows[seat] = -1
+
+    def _grow(self) -> None:
+        """Twice as many seats."""
+        for name, column in vars(self).items():
+            if isinstance(column, np.ndarray):
+                setattr(self, name, np.concatenate([column, _unset_like(name, column)]))
+
+    def _grow_counts(self) -> None:
+        size = len(self._counts)
+        more = max(8, size)
+        self._counts = torch.cat([self._counts, self._counts.new_zeros(more, self._vocab_size)])
+        self._in_prompt = torch.cat(
+            [self._in_prompt, self._in_prompt.new_zeros(more, self._vocab_size)]
+        )
+        self._free_rows += range(size, size + more)
+
+
+def _unset_like(name: str, column: np.ndarray) -> np.ndarray[Any, Any]:
+    """More of a column, of which only the rows without counts must be told from others."""
+    return np.full_like(column, -1 if name == "_count_rows" else 0)

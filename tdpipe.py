@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from daemon.version import VERSION
 
 if TYPE_CHECKING:
-    from server.llm import LLM
-    from server.sampling_params import SamplingParams
+    from client.llm import LLM
+    from client.sampling_params import SamplingParams
 
 __all__ = ["LLM", "SamplingParams"]
 COMMANDS = {
     "serve": ("daemon.supervisor", "serve a model over an OpenAI-compatible HTTP API"),
-    "chat": ("server.chat_command", "talk with a running daemon"),
-    "complete": ("server.complete_command", "let a running daemon go on with a text"),
-    "run-batch": ("server.run_batch", "answer a file of requests without a server"),
+    "chat": ("client.chat", "talk with a running daemon"),
+    "complete": ("client.complete", "let a running daemon go on with a text"),
+    "run-batch": ("client.run_batch", "answer a file of requests without a server"),
     "profile": ("workers.profiling.command", "measure what steps cost on this hardware"),
     "simulate": ("benchmarks.simulate", "try policies and nodes in virtual time"),
     "timeline": ("benchmarks.timeline", "draw the stages' timeline from a trace"),
@@ -25,7 +25,7 @@ COMMANDS = {
     "train-predictor": ("predictor.train", "train an encoder to predict those lengths"),
 }
 
-_OFFLINE = {"LLM": "server.llm", "SamplingParams": "server.sampling_params"}
+_OFFLINE = {"LLM": "client.llm", "SamplingParams": "client.sampling_params"}
 
 
 def __getattr__(name: str) -> object:

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from client.offline import OfflineEngineError
 from demo.tasks import held_out
-from server.offline import OfflineEngineError
 from tdpipe import LLM, SamplingParams
 from tests.end_to_end.daemon import END_TIMEOUT_S, ROOT, Daemon, all_gone
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from client.offline import OfflineEngine, OfflineEngineError
 from configs.schema import Config
-from server.offline import OfflineEngine, OfflineEngineError
 from server.retry import ask_until_final
 from tests.end_to_end.daemon import all_gone
 

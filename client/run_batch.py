@@ -19,6 +19,7 @@ import uvloop
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from client.offline import OfflineEngine, OfflineEngineError
 from configs import loader
 from configs.schema import Config
 from daemon import logs
@@ -33,7 +34,6 @@ from server.batches.window import Window
 from server.chat_template import ChatTemplateError
 from server.endpoints import PATHS
 from server.engine_client import EngineClient
-from server.offline import OfflineEngine, OfflineEngineError
 from server.tokenizer import keep_torch_out
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from server.terminal import RemoteDaemon, parser, run
+from client.terminal import RemoteDaemon, parser, run
 
 DEFAULT_MAX_TOKENS = 256
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.run_batch import BAD_INPUT, main
+from client.run_batch import BAD_INPUT, main
 
 
 def test_a_pipe_is_refused_as_it_can_be_read_but_once(

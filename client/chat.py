@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from server.terminal import RemoteDaemon, parser, run
+from client.terminal import RemoteDaemon, parser, run
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 

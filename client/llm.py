@@ -26,16 +26,16 @@ import uvloop
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
+from client.offline import OfflineEngine
+from client.request_output import CompletionOutput, RequestOutput
+from client.sampling_params import SamplingParams
 from configs import loader
 from configs.schema import DEMO_MODEL
 from server.chat_template import Conversation
 from server.conversation_fields import ChatMessage
 from server.endpoints import Endpoints
 from server.errors import ApiError
-from server.offline import OfflineEngine
-from server.request_output import CompletionOutput, RequestOutput
 from server.retry import ask_until_final
-from server.sampling_params import SamplingParams
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 Message = dict[str, Any]

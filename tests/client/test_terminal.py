@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import tdpipe
-from server import terminal
+from client import terminal
 from tests.server.world import MAX_MODEL_LEN, MODEL, Daemon, saying, serving
 
 

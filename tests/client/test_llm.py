@@ -7,9 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 import tdpipe
+from client.llm import LLM
+from client.sampling_params import SamplingParams
 from configs.loader import ConfigError
-from server.llm import LLM
-from server.sampling_params import SamplingParams
 
 
 def test_it_is_imported_from_the_people_s_door() -> None:

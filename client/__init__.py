@@ -1,0 +1,1 @@
+"""Clients: the offline LLM class, run-batch, and the terminal commands."""

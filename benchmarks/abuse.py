@@ -25,8 +25,8 @@ from benchmarks.malformed import malformed
 from benchmarks.measurement import Target, measure
 from benchmarks.memory import Memory, process_of
 from benchmarks.open_loop import Bounds
-from benchmarks.workloads import make_workload, positive, positive_int, with_arrivals
 from configs.schema import DEMO_MODEL
+from simulator.workloads.make_workload import make_workload, positive, positive_int, with_arrivals
 
 BOUNDS = Bounds(request_timeout_s=60.0, timeout_s=1200.0)
 # How many times as long the good requests may take.

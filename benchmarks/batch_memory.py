@@ -21,8 +21,8 @@ import psutil
 from benchmarks.daemon_run import serving
 from benchmarks.machine import describe_machine
 from benchmarks.memory import MB, Memory, process_of
-from benchmarks.workloads import positive, positive_int
 from configs.schema import DEMO_MODEL
+from simulator.workloads.make_workload import positive, positive_int
 
 MODEL = "tdpipe-demo"
 PATIENCE_S = 600.0

@@ -21,10 +21,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.paper import MAX_MODEL_LEN, NUM_GPUS, PROFILES, SETUPS, hardware_of_setup
-from benchmarks.simulate import make_arrivals, summarise
-from benchmarks.workloads import make_workload, positive_int
 from configs.schema import EngineConfig
-from engine.simulation import Arrival, simulate
+from simulator.command import make_arrivals, summarise
+from simulator.simulation import Arrival, simulate
+from simulator.workloads.make_workload import make_workload, positive_int
 
 POLICIES = ("td-pipe", "temporal", "hybrid")
 SIGMA = 0.5

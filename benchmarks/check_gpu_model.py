@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu_model import forward_s, matrices_s
-from benchmarks.model_shape import read_shape
-from configs.gpus import find_gpu
 from configs.profiles import Profile, ProfileError, read_profile
+from simulator.hardware.gpu_model import forward_s, matrices_s
+from simulator.hardware.gpus import find_gpu
+from simulator.hardware.model_shape import read_shape
 
 PROFILES = Path(__file__).parents[2] / "shared" / "profiles"
 # File, GPU, model.

@@ -17,8 +17,14 @@ from benchmarks.exchange import Address
 from benchmarks.measurement import DaemonError, Target, measure
 from benchmarks.open_loop import Bounds
 from benchmarks.report import table
-from benchmarks.request import WorkloadError
-from benchmarks.workloads import KINDS, add_workload_options, positive, positive_int, workload_of
+from simulator.workloads.make_workload import (
+    KINDS,
+    add_workload_options,
+    positive,
+    positive_int,
+    workload_of,
+)
+from simulator.workloads.request import WorkloadError
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 

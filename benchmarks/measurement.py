@@ -18,9 +18,9 @@ from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.open_loop import Bounds, OpenLoop
 from benchmarks.record import Record
 from benchmarks.report import describe_request
-from benchmarks.request import Request
 from benchmarks.summary import summarise
 from daemon.gc_tuning import Garbage
+from simulator.workloads.request import Request
 
 PATH = "/v1/completions"
 

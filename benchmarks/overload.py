@@ -30,10 +30,10 @@ from benchmarks.machine import describe_machine
 from benchmarks.measurement import Target, measure
 from benchmarks.memory import MB, process_of
 from benchmarks.open_loop import Bounds
-from benchmarks.request import Request
-from benchmarks.summary import spread
-from benchmarks.workloads import make_workload, positive, with_arrivals
 from configs.schema import DEMO_MODEL
+from simulator.spread import spread
+from simulator.workloads.make_workload import make_workload, positive, with_arrivals
+from simulator.workloads.request import Request
 
 SCALE = 0.25  # of ShareGPT's lengths, for a CPU
 BURST = 200

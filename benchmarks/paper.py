@@ -18,15 +18,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
-from benchmarks.hardware import Hardware
-from benchmarks.model_shape import read_shape
-from benchmarks.simulate import make_arrivals, summarise
-from benchmarks.workloads import make_workload
-from configs.gpus import find_gpu
 from configs.profiles import read_profile
 from configs.schema import EngineConfig
-from engine.simulation import simulate
+from simulator.command import make_arrivals, summarise
+from simulator.hardware.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
+from simulator.hardware.gpus import find_gpu
+from simulator.hardware.hardware import Hardware
+from simulator.hardware.model_shape import read_shape
+from simulator.simulation import simulate
+from simulator.workloads.make_workload import make_workload
 
 PROFILES = Path("../shared/profiles")
 MAX_MODEL_LEN = 2048

@@ -28,11 +28,11 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.paper import DOCUMENT, MAX_MODEL_LEN, NUM_GPUS, PROFILES, SETUPS, hardware_of_setup
-from benchmarks.simulate import summarise
-from benchmarks.workloads import make_workload
 from configs.schema import DEMO_MODEL, EngineConfig
-from engine.simulation import Arrival, simulate
 from predictor.classes import LengthClasses
+from simulator.command import summarise
+from simulator.simulation import Arrival, simulate
+from simulator.workloads.make_workload import make_workload
 
 CHART = Path("docs/prediction_quality.svg")
 BEGIN = "<!-- make prediction-quality: begin -->"

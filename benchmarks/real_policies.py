@@ -19,11 +19,11 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.daemon_run import log_of, measure
-from benchmarks.simulate import summarise
-from benchmarks.workloads import make_workload
 from configs.schema import DEMO_MODEL, EngineConfig
-from engine.simulation import Arrival, Node, simulate
 from engine.trace.journal import entries
+from simulator.command import summarise
+from simulator.simulation import Arrival, Node, simulate
+from simulator.workloads.make_workload import make_workload
 from wire.messages import StageCosts, StageReady
 
 POLICIES: dict[str, Mapping[str, str]] = {

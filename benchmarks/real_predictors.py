@@ -20,9 +20,9 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.daemon_run import log_of, measure
-from benchmarks.request import Request
-from benchmarks.request_file import to_line
 from configs.schema import DEMO_MODEL
+from simulator.workloads.request import Request
+from simulator.workloads.request_file import to_line
 
 DEMO_PREDICTOR = DEMO_MODEL.parent / "predictor"
 POLICIES = ("td-pipe", "temporal")

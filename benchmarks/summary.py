@@ -1,26 +1,12 @@
 """The summary of a run: counts, throughput and the spread of each latency."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from benchmarks.record import Record
-from benchmarks.request import Request
-
-PERCENTILES = (50, 90, 99)
-
-
-def spread(values: Iterable[float | None]) -> dict[str, float] | None:
-    """Mean and percentiles (linear between neighbours); None where there are no values."""
-    known = np.array([value for value in values if value is not None], dtype=float)
-    if not known.size:
-        return None
-    figures = {"mean": float(known.mean())}
-    for percent, value in zip(PERCENTILES, np.percentile(known, PERCENTILES), strict=True):
-        figures[f"p{percent}"] = float(value)
-    return figures
+from simulator.spread import spread
+from simulator.workloads.request import Request
 
 
 def summarise(

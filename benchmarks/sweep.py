@@ -16,7 +16,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.hardware import Hardware
 from benchmarks.paper import (
     MAX_MODEL_LEN,
     POLICIES,
@@ -25,10 +24,11 @@ from benchmarks.paper import (
     Settings,
     hardware_of_setup,
 )
-from benchmarks.simulate import make_arrivals
-from benchmarks.workloads import make_workload
 from configs.schema import EngineConfig
-from engine.simulation import Arrival, simulate
+from simulator.command import make_arrivals
+from simulator.hardware.hardware import Hardware
+from simulator.simulation import Arrival, simulate
+from simulator.workloads.make_workload import make_workload
 
 WORKLOADS = {
     "mixed": "sharegpt:1200",

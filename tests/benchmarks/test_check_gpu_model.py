@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.check_gpu_model import MEASURED, PROFILES, check_layers, check_profiles, main
-from benchmarks.gpu_model import profile_of
-from benchmarks.model_shape import read_shape
-from configs.gpus import find_gpu
 from configs.profiles import write_profile
+from simulator.hardware.gpu_model import profile_of
+from simulator.hardware.gpus import find_gpu
+from simulator.hardware.model_shape import read_shape
 
 # What it is allowed to be off by: median, p95.
 LIMITS = {"llama2-13b": (0.03, 0.06), "qwen2.5-32b": (0.04, 0.12), "opt-125m": (0.06, 0.20)}

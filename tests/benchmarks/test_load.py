@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import load
-from benchmarks.workloads import make_workload
+from simulator.workloads.make_workload import make_workload
 from tests.benchmarks.world import Answer, Script, piece, serving, whole_answer
 
 

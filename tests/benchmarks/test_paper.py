@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_model import profile_of
-from benchmarks.hardware import Hardware
-from benchmarks.model_shape import read_shape
 from benchmarks.paper import (
     BEGIN,
     CHART,
@@ -27,13 +24,16 @@ from benchmarks.paper import (
     hardware_of_setup,
     main,
 )
-from benchmarks.simulate import make_arrivals
-from benchmarks.workloads import make_workload
-from configs.gpus import find_gpu
 from configs.profiles import Profile, write_profile
 from configs.schema import EngineConfig
 from engine.policies.registry import registry
-from engine.simulation import simulate
+from simulator.command import make_arrivals
+from simulator.hardware.gpu_model import profile_of
+from simulator.hardware.gpus import find_gpu
+from simulator.hardware.hardware import Hardware
+from simulator.hardware.model_shape import read_shape
+from simulator.simulation import simulate
+from simulator.workloads.make_workload import make_workload
 
 NUM_REQUESTS = 16
 L20_13B, L20_32B = SETUPS

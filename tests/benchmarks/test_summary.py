@@ -1,15 +1,11 @@
 """The summary: percentiles and throughput from records whose times are known."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from benchmarks.record import Record
-from benchmarks.request import Request
-from benchmarks.summary import spread, summarise
+from benchmarks.summary import summarise
+from simulator.workloads.request import Request
 from tests.benchmarks.world import DONE, piece, usage
-
-TIMES = st.lists(st.floats(0, 1000), min_size=1)
 
 
 def record(sent_s: float, *piece_s: float, texts: str = "abcdefgh") -> Record:
@@ -21,24 +17,6 @@ def record(sent_s: float, *piece_s: float, texts: str = "abcdefgh") -> Record:
     made.feed(200, usage(10, len(piece_s)) + DONE, piece_s[-1])
     made.end(200, piece_s[-1])
     return made
-
-
-def test_percentiles_lie_between_their_neighbours() -> None:
-    figures = spread(range(1, 102))
-    assert figures == {"mean": 51.0, "p50": 51.0, "p90": 91.0, "p99": 100.0}
-    assert spread([1.0, 2.0]) == {"mean": 1.5, "p50": 1.5, "p90": 1.9, "p99": 1.99}
-
-
-@given(TIMES)
-def test_percentiles_ascend_within_the_values(values: list[float]) -> None:
-    figures = spread(values)
-    assert figures is not None
-    assert min(values) <= figures["p50"] <= figures["p90"] <= figures["p99"] <= max(values)
-
-
-def test_what_is_unknown_is_left_out_and_nothing_known_has_no_spread() -> None:
-    assert spread([None, 2.0]) == {"mean": 2.0, "p50": 2.0, "p90": 2.0, "p99": 2.0}
-    assert spread([None]) is None
 
 
 def test_latencies_and_throughput_are_those_of_the_scripted_times() -> None:

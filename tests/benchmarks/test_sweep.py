@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import sweep
-from benchmarks.hardware import Hardware
 from benchmarks.paper import MAX_MODEL_LEN, POLICIES, SETUPS, Settings, hardware_of_setup
-from benchmarks.simulate import make_arrivals
-from benchmarks.workloads import make_workload
 from configs.profiles import Profile, write_profile
 from configs.schema import EngineConfig
-from engine.simulation import Arrival, simulate
+from simulator.command import make_arrivals
+from simulator.hardware.hardware import Hardware
+from simulator.simulation import Arrival, simulate
+from simulator.workloads.make_workload import make_workload
 
 LINE = re.compile(
     r"\| (?P<case>[^|]+) \| (?P<mine>[\d,]+) \| (?P<best>[^|]+) \| (?P<its>[\d,]+) "

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.costs.cost_model import StepSize
-from engine.simulation import size_of
 from engine.state.micro_batch import MicroBatch, pack
 from engine.state.sampler_slots import SamplerSeats
 from engine.state.sequence import Sequence
+from simulator.simulation import size_of
 from tests.engine.pools import point
 from wire.messages import Sampling, ScoredRow, Step, Submit
 

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from configs.schema import EngineConfig
-from engine.simulation import Arrival, Node, Run, simulate, split_evenly
+from simulator.simulation import Arrival, Node, Run, simulate, split_evenly
 from tests.engine.steps import row_ids, row_tokens, steps_of
 from tests.engine.world import World, make_submit
 from wire.messages import StageCosts

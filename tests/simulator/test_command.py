@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.request import Request, WorkloadError
-from benchmarks.simulate import main, make_arrivals
 from engine.policies.registry import POLICIES
 from engine.trace.trace_file import read_trace
+from simulator.command import main, make_arrivals
+from simulator.workloads.request import Request, WorkloadError
 
 NODE = ["--gpu", "L20", "--model", "llama2-13b", "--kv-tokens", "20000"]
 WORKLOAD = ["--workload", "fixed:40:100:30"]

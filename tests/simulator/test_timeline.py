@@ -10,9 +10,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from benchmarks import timeline
-from benchmarks.timeline import COLOURS, bubble_ratios, draw, main
 from engine.trace.trace_file import Gauges, Span, TraceError, TraceWriter
+from simulator import timeline
+from simulator.timeline import COLOURS, bubble_ratios, draw, main
 from wire.messages import Phase
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,7 +145,7 @@ def test_a_picture_of_another_kind_is_refused(path: Path) -> None:
 
 def test_matplotlib_is_there_only_when_something_is_drawn_and_pyplot_never(path: Path) -> None:
     script = (
-        "import sys; from benchmarks.timeline import main; assert 'matplotlib' not in sys.modules;"
+        "import sys; from simulator.timeline import main; assert 'matplotlib' not in sys.modules;"
         f"main([{str(path)!r}]); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

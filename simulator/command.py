@@ -15,16 +15,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benchmarks.hardware import ERRORS, add_hardware_options, hardware_of, num_stages_of
-from benchmarks.request import Request, WorkloadError
-from benchmarks.summary import spread
-from benchmarks.timeline import draw
-from benchmarks.workloads import KINDS, add_workload_options, not_negative, workload_of
 from configs.loader import ConfigError, load
 from configs.schema import EngineConfig
 from engine.scheduler import ImpossibleSettingsError
-from engine.simulation import Arrival, Run, SimulationError, simulate
 from engine.trace.trace_file import TraceWriter
+from simulator.hardware.hardware import ERRORS, add_hardware_options, hardware_of, num_stages_of
+from simulator.simulation import Arrival, Run, SimulationError, simulate
+from simulator.spread import spread
+from simulator.timeline import draw
+from simulator.workloads.make_workload import KINDS, add_workload_options, not_negative, workload_of
+from simulator.workloads.request import Request, WorkloadError
 
 # A prediction e^10 times too long says as little as any.
 MOST_SIGMA = 10.0

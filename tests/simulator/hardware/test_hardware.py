@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
-from benchmarks.hardware import (
+from configs.profiles import MeasuredStep, Profile, head_of_steps, line_of_step, write_profile
+from simulator.hardware.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
+from simulator.hardware.gpus import find_gpu
+from simulator.hardware.hardware import (
     ERRORS,
     Hardware,
     HardwareError,
@@ -16,9 +18,7 @@ from benchmarks.hardware import (
     hardware_of,
     num_stages_of,
 )
-from benchmarks.model_shape import read_shape
-from configs.gpus import find_gpu
-from configs.profiles import MeasuredStep, Profile, head_of_steps, line_of_step, write_profile
+from simulator.hardware.model_shape import read_shape
 
 PROFILE = Profile((1, 512), (0.040, 0.128))
 # Of Llama-2-13B: keys and values of 40 layers are as many numbers as two exchanges in each of them.

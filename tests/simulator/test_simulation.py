@@ -8,7 +8,7 @@ import pytest
 
 from configs.schema import EngineConfig
 from engine.policies.registry import POLICIES
-from engine.simulation import Arrival, Life, Node, Run, SimulationError, simulate, split_evenly
+from simulator.simulation import Arrival, Life, Node, Run, SimulationError, simulate, split_evenly
 from wire.messages import StageCosts
 
 # Binary fractions, so that sums are exact.

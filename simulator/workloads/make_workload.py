@@ -1,7 +1,7 @@
 """Workloads: what to ask, how long the answers are, and when; the same for the same seed.
 
-`python -m benchmarks.workloads --workload sharegpt:200 > mine.jsonl` writes one as a file, and its
-lengths to standard error.
+`python -m simulator.workloads.make_workload --workload sharegpt:200 > mine.jsonl` writes a workload
+as a file, and its lengths to standard error.
 """
 
 import argparse
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.arrivals import arrival_times
-from benchmarks.request import Request, WorkloadError
-from benchmarks.request_file import read_requests, to_line
-from benchmarks.sharegpt import draw_lengths
 from demo.tasks import held_out
+from simulator.workloads.arrivals import arrival_times
+from simulator.workloads.request import Request, WorkloadError
+from simulator.workloads.request_file import read_requests, to_line
+from simulator.workloads.sharegpt import draw_lengths
 
 KINDS = """\
 workloads:
@@ -133,7 +133,7 @@ def positive_int(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a workload as JSONL to standard output; the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.workloads",
+        prog="python -m simulator.workloads.make_workload",
         description="Write a workload as JSONL to standard output.",
         epilog=KINDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.model_shape import ModelShapeError, known_models, read_shape, shape_of
+from simulator.hardware.model_shape import ModelShapeError, known_models, read_shape, shape_of
 
 TINY_LLAMA = {
     "model_type": "llama",

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from configs.gpus import Architecture, Gpu, GpuError, find_gpu, read_gpus
+from simulator.hardware.gpus import Architecture, Gpu, GpuError, find_gpu, read_gpus
 
 GPUS = list(read_gpus().values())
 BY_NAME = pytest.mark.parametrize("gpu", GPUS, ids=[gpu.name for gpu in GPUS])

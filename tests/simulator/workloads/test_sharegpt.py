@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.sharegpt import draw_lengths
+from simulator.workloads.sharegpt import draw_lengths
 
 
 @given(st.integers(), st.integers(1, 300))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MODELS = Path(__file__).parents[1] / "configs" / "models"
+MODELS = Path(__file__).with_name("models")
 BYTES_PER_NUMBER = 2
 
 _IN_A_LAYER = re.compile(r"\.\d+\.")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import workloads
-from benchmarks.request import Request, WorkloadError
-from benchmarks.workloads import make_workload, with_arrivals
 from demo.tasks import held_out
+from simulator.workloads import make_workload as module
+from simulator.workloads.make_workload import make_workload, with_arrivals
+from simulator.workloads.request import Request, WorkloadError
 
 MAKERS = ["sharegpt:20", "demo:20", "fixed:20:5:6"]
 
@@ -78,7 +78,7 @@ def test_demo_requests_are_held_out_tasks_with_room_for_the_right_answer() -> No
 def test_a_name_that_cannot_be_made_is_refused_in_one_line(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workloads, "held_out", _few_tasks)
+    monkeypatch.setattr(module, "held_out", _few_tasks)
     with pytest.raises(WorkloadError) as refusal:
         make_workload(name)
     assert "\n" not in str(refusal.value)
@@ -104,7 +104,7 @@ def test_a_written_workload_is_read_back_as_it_was(
 ) -> None:
     file = tmp_path / "mine.jsonl"
     arguments = ["--workload", "sharegpt:8", "--request-rate", "2", "--seed", "5"]
-    assert workloads.main(arguments) == 0
+    assert module.main(arguments) == 0
     file.write_text(capsys.readouterr().out)
     made = with_arrivals(make_workload("sharegpt:8", seed=5), 2.0, 1.0, seed=5)
     assert make_workload(f"jsonl:{file}") == made
@@ -113,7 +113,7 @@ def test_a_written_workload_is_read_back_as_it_was(
 def test_the_maker_tells_the_lengths_beside_the_requests(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert workloads.main(["--workload", "fixed:3:5:6"]) == 0
+    assert module.main(["--workload", "fixed:3:5:6"]) == 0
     assert capsys.readouterr().err.splitlines() == [
         "input tokens: mean 5, p50 5, p90 5, p99 5, max 5",
         "max_tokens: mean 6, p50 6, p90 6, p99 6, max 6",
@@ -121,7 +121,7 @@ def test_the_maker_tells_the_lengths_beside_the_requests(
 
 
 def test_the_maker_refuses_in_one_line_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert workloads.main(["--workload", "other:5"]) == 2
+    assert module.main(["--workload", "other:5"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: unknown workload 'other:5'")

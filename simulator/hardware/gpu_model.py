@@ -15,9 +15,9 @@ how far the result is from what was measured.
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.model_shape import BYTES_PER_NUMBER, ModelShape
-from configs.gpus import Architecture, Gpu
 from configs.profiles import Profile
+from simulator.hardware.gpus import Architecture, Gpu
+from simulator.hardware.model_shape import BYTES_PER_NUMBER, ModelShape
 
 Counts = NDArray[np.int64]
 Numbers = NDArray[np.float64]

@@ -5,16 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.gpu_model import (
+from engine.costs.cost_model import CostModel
+from simulator.hardware.gpu_model import (
     forward_s,
     kv_capacity_tokens,
     kv_read_s_per_token,
     matrices_s,
     profile_of,
 )
-from benchmarks.model_shape import read_shape
-from configs.gpus import Gpu, find_gpu, read_gpus
-from engine.costs.cost_model import CostModel
+from simulator.hardware.gpus import Gpu, find_gpu, read_gpus
+from simulator.hardware.model_shape import read_shape
 
 GPUS = list(read_gpus().values())
 BY_NAME = pytest.mark.parametrize("gpu", GPUS, ids=[gpu.name for gpu in GPUS])

@@ -5,10 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from benchmarks.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
-from benchmarks.model_shape import BYTES_PER_NUMBER, ModelShapeError, read_shape
-from benchmarks.workloads import not_negative, positive, positive_int
-from configs.gpus import GpuError, find_gpu
 from configs.profiles import (
     Profile,
     ProfileError,
@@ -17,7 +13,11 @@ from configs.profiles import (
     read_profile,
     read_steps,
 )
-from engine.simulation import Node
+from simulator.hardware.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
+from simulator.hardware.gpus import GpuError, find_gpu
+from simulator.hardware.model_shape import BYTES_PER_NUMBER, ModelShapeError, read_shape
+from simulator.simulation import Node
+from simulator.workloads.make_workload import not_negative, positive, positive_int
 from wire.messages import StageCosts
 from workers.profiling.cost_fit import fit
 
@@ -89,8 +89,11 @@ def add_hardware_options(parser: argparse.ArgumentParser) -> None:
         help="CSV of `Total Length,Execute Time` (tokens, ms), one GPU, or FILE.steps.csv of "
         "`tdpipe profile`",
     )
-    add("--gpu", help="a GPU of configs/gpus.yaml instead of a profile")
-    add("--model", help="with --gpu: a config.json, its folder, or a name of configs/models")
+    add("--gpu", help="a GPU of simulator/hardware/gpus.yaml instead of a profile")
+    add(
+        "--model",
+        help="with --gpu: a config.json, its folder, or a name of simulator/hardware/models",
+    )
     add("--stages", type=positive_int, help="pipeline stages [4, or those of FILE.steps.csv]")
     add(
         "--kv-tokens",
@@ -193,7 +196,9 @@ def _number(path: Path, table: StepTable, key: str) -> int:
 
 def _of_gpu(options: argparse.Namespace) -> Hardware:
     if options.model is None:
-        raise HardwareError("--gpu needs --model: a config.json or a name of configs/models")
+        raise HardwareError(
+            "--gpu needs --model: a config.json or a name of simulator/hardware/models"
+        )
     gpu, shape = find_gpu(options.gpu), read_shape(options.model)
     num_gpus = num_stages_of(options) * options.tensor_parallel
     kv_tokens = kv_capacity_tokens(gpu, shape, num_gpus)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.request import Request, WorkloadError
-from benchmarks.request_file import read_requests, to_line
+from simulator.workloads.request import Request, WorkloadError
+from simulator.workloads.request_file import read_requests, to_line
 
 GOOD = '{"prompt": "a", "max_tokens": 5}'
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from benchmarks.arrivals import arrival_times
+from simulator.workloads.arrivals import arrival_times
 
 
 def gaps(burstiness: float) -> list[float]:

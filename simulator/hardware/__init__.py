@@ -1,0 +1,1 @@
+"""Simulated hardware: GPUs, models and what a step costs on them."""

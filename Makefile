@@ -42,10 +42,10 @@ format: $(VENV)/dev  ## let ruff lay out the code
 	$(BIN)/ruff format .
 
 paper: $(VENV)/dev  ## the paper's tables in the simulator (about 5 minutes; ARGS=--write into docs)
-	$(BIN)/python -m benchmarks.paper $(ARGS)
+	$(BIN)/python -m benchmarks.virtual.paper $(ARGS)
 
 sweep: $(VENV)/dev  ## temporal beside every other policy in many set-ups (about 5 minutes)
-	$(BIN)/python -m benchmarks.sweep $(ARGS)
+	$(BIN)/python -m benchmarks.virtual.sweep $(ARGS)
 
 real-policies: $(VENV)/dev  ## the policies on two real CPU stages, beside the simulator (about 15 minutes)
 	$(BIN)/python -m benchmarks.real_policies $(ARGS)
@@ -54,7 +54,7 @@ real-predictors: $(VENV)/dev  ## who predicts lengths on two real CPU stages (ab
 	$(BIN)/python -m benchmarks.real_predictors $(ARGS)
 
 prediction-quality: $(VENV)/dev  ## what predictions are worth in the simulator (about 5 minutes)
-	$(BIN)/python -m benchmarks.prediction_quality $(ARGS)
+	$(BIN)/python -m benchmarks.virtual.prediction_quality $(ARGS)
 
 stream-cost: $(VENV)/dev  ## CPU per streamed token of server and engine, without a model (about a minute)
 	$(BIN)/python -m benchmarks.stream_cost $(ARGS)
@@ -77,22 +77,22 @@ batch-kill: $(VENV)/dev  ## kill -9 of the daemon at five moments of a 2,000-lin
 	$(BIN)/pytest -m long tests/end_to_end/test_batches.py $(ARGS)
 
 abuse: $(VENV)/dev  ## 10,000 malformed requests beside good ones (about 7 minutes)
-	$(BIN)/python -m benchmarks.abuse $(ARGS)
+	$(BIN)/python -m benchmarks.stress.abuse $(ARGS)
 
 overload: $(VENV)/dev  ## ten times too much load for two minutes (about 6 minutes)
-	$(BIN)/python -m benchmarks.overload $(ARGS)
+	$(BIN)/python -m benchmarks.stress.overload $(ARGS)
 
 batch-order: $(VENV)/dev  ## what the order of a batch's requests is worth in the simulator (about 3 minutes)
-	$(BIN)/python -m benchmarks.batch_order $(ARGS)
+	$(BIN)/python -m benchmarks.virtual.batch_order $(ARGS)
 
 faults: $(VENV)/dev  ## every fault on every process at every moment (about 20 minutes; ARGS=--write into docs)
 	$(BIN)/pytest -m '' tests/faults $(ARGS)
 
 soak: $(VENV)/dev  ## mixed traffic while things break (31 minutes; ARGS="--minutes 2 --calm-minutes 1" for less)
-	$(BIN)/python -m benchmarks.soak $(ARGS)
+	$(BIN)/python -m benchmarks.stress.soak $(ARGS)
 
 batch-memory: $(VENV)/dev  ## the server's memory with a batch of 200,000 lines (about a minute)
-	$(BIN)/python -m benchmarks.batch_memory $(ARGS)
+	$(BIN)/python -m benchmarks.stress.batch_memory $(ARGS)
 
 demo-predictor: $(VENV)/dev  ## train the demo model's length predictor anew (about 20 minutes)
 	$(BIN)/python -m demo.train_predictor --out demo/predictor $(ARGS)

@@ -22,7 +22,7 @@ import uvloop
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from benchmarks.exchange import Address, exchange, fetch
+from benchmarks.load.exchange import Address, exchange, fetch
 from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.scripted_stages import token_at
 from configs import loader

@@ -8,8 +8,8 @@ A roofline with stairs. A matrix of P parameters over n rows takes
 
 since neither quite hides behind the other where they are alike. To the matrices of all layers and
 the head come the prompt's own attention, the activations' ways to memory and back, and an overhead
-for each layer. Every constant below says what it was fitted to; `benchmarks.check_gpu_model` tells
-how far the result is from what was measured.
+for each layer. Every constant below says what it was fitted to;
+`benchmarks.virtual.check_gpu_model` prints the error against measured times.
 """
 
 import numpy as np

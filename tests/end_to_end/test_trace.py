@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from benchmarks.daemon_figures import Figures, read_settled_figures
-from benchmarks.exchange import Address
+from benchmarks.load.daemon_figures import Figures, read_settled_figures
+from benchmarks.load.exchange import Address
 from engine.trace.trace_file import Span, Trace, read_trace
 from tests.end_to_end.asking import complete
 from tests.end_to_end.daemon import Daemon

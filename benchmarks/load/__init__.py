@@ -1,0 +1,1 @@
+"""The load client: an open loop of requests against a running daemon."""

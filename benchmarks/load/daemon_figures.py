@@ -1,0 +1,109 @@
+"""The daemon's own figures over a run: what its counters in /metrics grew by."""
+
+import asyncio
+from dataclasses import asdict, dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.load.exchange import Address, fetch
+
+# A stage's heartbeat may be 0.5 s old and the engine's word of it another 0.25 s.
+SETTLE_S = 1.0
+PATIENCE_S = 10.0
+_PAUSE_S = 0.1
+_UPTIME = "tdpipe_engine_uptime_seconds"
+
+# Counter -> its name in the report.
+COUNTERS = {
+    "tdpipe_phase_switches_total": "phase_switches",
+    "tdpipe_work_steals_total": "work_steals",
+    "tdpipe_preemptions_total": "preemptions",
+    "tdpipe_steps_total": "steps",
+    "tdpipe_prefilled_tokens_total": "prefilled_tokens",
+    "tdpipe_recomputed_tokens_total": "recomputed_tokens",
+    "tdpipe_generated_tokens_total": "generated_tokens",
+    "tdpipe_pipeline_restarts_total": "pipeline_restarts",
+    "tdpipe_scheduler_busy_seconds_total": "scheduler_busy_s",
+}
+
+# (name, stage or "") -> value.
+Figures = dict[tuple[str, str], float]
+
+
+@dataclass(frozen=True, slots=True)
+class StageWork:
+    """A stage over the run; `bubble_ratio` is the part of it that the stage stood idle.
+
+    In an open loop a stage also idles because nobody asks: compare bubbles at a full load.
+    """
+
+    stage: int
+    busy_s: float
+    steps: int
+    bubble_ratio: float
+
+
+def parse_figures(text: str) -> Figures:
+    """All samples of the page, by name and stage."""
+    return {
+        (sample.name, sample.labels.get("stage", "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def read_figures(address: Address) -> Figures | None:
+    """The figures as of now; None where there is no such page, or not this daemon's."""
+    try:
+        status, body = await fetch(address, "/metrics")
+        figures = parse_figures(body.decode()) if status == 200 else {}
+    except (OSError, ValueError):
+        return None
+    return figures if (_UPTIME, "") in figures else None
+
+
+async def read_settled_figures(address: Address) -> Figures | None:
+    """The figures once they tell of everything that has happened until now, within patience."""
+    figures = first = await read_figures(address)
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + PATIENCE_S
+    while first and figures and loop.time() < give_up_at:
+        if not 0 <= figures[_UPTIME, ""] - first[_UPTIME, ""] < SETTLE_S:
+            break
+        await asyncio.sleep(_PAUSE_S)
+        figures = await read_figures(address)
+    return figures
+
+
+def growth(before: Figures, after: Figures, duration_s: float) -> dict[str, object]:
+    """What the counters grew by in a run of `duration_s`, as the report has it.
+
+    Counters begin anew when the engine or a stage does: a figure that shrank is reported as None.
+    """
+    report: dict[str, object] = {}
+    for name, label in COUNTERS.items():
+        grown = _grown(before, after, (name, ""))
+        report[label] = grown if grown is None or label.endswith("_s") else int(grown)
+    report["stages"] = [
+        None if work is None else asdict(work) for work in _stages(before, after, duration_s)
+    ]
+    return report
+
+
+def _stages(before: Figures, after: Figures, duration_s: float) -> list[StageWork | None]:
+    numbers = sorted(int(stage) for name, stage in after if name == "tdpipe_stage_steps_total")
+    return [_stage(before, after, number, duration_s) for number in numbers]
+
+
+def _stage(before: Figures, after: Figures, stage: int, duration_s: float) -> StageWork | None:
+    busy_s = _grown(before, after, ("tdpipe_stage_busy_seconds_total", str(stage)))
+    steps = _grown(before, after, ("tdpipe_stage_steps_total", str(stage)))
+    if busy_s is None or steps is None:
+        return None
+    return StageWork(stage, busy_s, int(steps), max(0.0, 1 - busy_s / duration_s))
+
+
+def _grown(before: Figures, after: Figures, key: tuple[str, str]) -> float | None:
+    if key not in before or key not in after or after[key] < before[key]:
+        return None
+    return after[key] - before[key]

@@ -1,0 +1,109 @@
+"""The open loop: every request starts at its arrival time, whatever the others do.
+
+A closed loop would slow down with the server and hide its queue.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
+
+from benchmarks.load.record import Record
+
+# Asks the request of this index and fills its record; raises OSError when that fails.
+Ask = Callable[[int, Record], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What holds a run in; a request waits for its slot, and that wait is not timed out."""
+
+    request_timeout_s: float
+    timeout_s: float
+    max_concurrency: int | None = None
+
+
+class OpenLoop:
+    """One run; times in its records are seconds since `run` began."""
+
+    def __init__(
+        self,
+        arrivals: Sequence[float],
+        ask: Ask,
+        bounds: Bounds,
+        on_end: Callable[[Record], None] = lambda _: None,
+        # Not the event loop's time: uvloop's has a resolution of a millisecond.
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.records = [Record(arrival_s) for arrival_s in arrivals]
+        self.duration_s = 0.0
+        self._ask = ask
+        self._bounds = bounds
+        self._on_end = on_end
+        self._clock = clock
+        self._interrupted = asyncio.Event()
+        self._began_at = 0.0
+        limit = bounds.max_concurrency
+        self._slots: AbstractAsyncContextManager[None] = (
+            asyncio.Semaphore(limit) if limit else nullcontext()
+        )
+
+    def interrupt(self) -> None:
+        """Cut the run off; what has come stays in the records."""
+        self._interrupted.set()
+
+    def now(self) -> float:
+        """Seconds since `run` began."""
+        return self._clock() - self._began_at
+
+    async def run(self) -> str:
+        """Send all requests and wait for their ends; "finished", "timed out" or "interrupted"."""
+        self._began_at = self._clock()
+        sending = asyncio.create_task(self._send_all())
+        interruption = asyncio.create_task(self._interrupted.wait())
+        await asyncio.wait(
+            (sending, interruption),
+            timeout=self._bounds.timeout_s,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        ending = "finished" if sending.done() else "timed out"
+        if interruption.done() and not sending.done():
+            ending = "interrupted"
+        self.duration_s = self.now()
+        await _cancel(sending, interruption)
+        if not sending.cancelled():
+            sending.result()
+        self._close(ending)
+        return ending
+
+    async def _send_all(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for index, record in enumerate(self.records):
+                await asyncio.sleep(max(0.0, record.arrival_s - self.now()))
+                group.create_task(self._send(index, record))
+
+    async def _send(self, index: int, record: Record) -> None:
+        async with self._slots:
+            record.send(self.now())
+            limit_s = self._bounds.request_timeout_s
+            try:
+                async with asyncio.timeout(limit_s):
+                    await self._ask(index, record)
+            except TimeoutError:
+                record.fail(f"no whole answer within {limit_s:g} s", self.now())
+            except OSError as error:
+                record.fail(str(error) or type(error).__name__, self.now())
+        self._on_end(record)
+
+    def _close(self, ending: str) -> None:
+        was = "was " if ending == "interrupted" else ""
+        for record in self.records:
+            if record.sent_s is not None and record.ended_s is None:
+                record.fail(f"open when the run {was}{ending}", self.duration_s)
+
+
+async def _cancel(*tasks: asyncio.Task[object]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)

@@ -1,0 +1,1 @@
+"""Experiments that overload or attack a running daemon."""

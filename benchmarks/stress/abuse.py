@@ -1,0 +1,139 @@
+"""Ten thousand malformed requests beside good ones: `make abuse`.
+
+A daemon with the demo model answers a steady load of good requests, first alone and then while
+malformed ones come in. Prints Markdown: what became of these by kind, and how the good ones fared.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from benchmarks.daemon_run import log_of, serving
+from benchmarks.load.exchange import Address
+from benchmarks.load.measurement import Target, measure
+from benchmarks.load.open_loop import Bounds
+from benchmarks.machine import describe_machine
+from benchmarks.stress.attack import Attack
+from benchmarks.stress.malformed import malformed
+from benchmarks.stress.memory import Memory, process_of
+from configs.schema import DEMO_MODEL
+from simulator.workloads.make_workload import make_workload, positive, positive_int, with_arrivals
+
+BOUNDS = Bounds(request_timeout_s=60.0, timeout_s=1200.0)
+# How many times as long the good requests may take.
+MAX_RATIO = 2.0
+LATENCIES = ("ttft_s", "e2e_s")
+_COLUMNS = ("2xx", "4xx", "5xx", "closed", "left", "hung")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What both loads came to; `alone` and `beside` are summaries of the good requests."""
+
+    attack: Attack
+    alone: dict[str, Any]
+    beside: dict[str, Any]
+    before_mb: float
+    peak_mb: float
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing failed that must not, and the good requests hardly noticed."""
+        num_failed = self.alone["num_failed"] + self.beside["num_failed"]
+        return not (self.attack.failures() or num_failed) and self.ratio("e2e_s") <= MAX_RATIO
+
+    def ratio(self, latency: str, figure: str = "p50") -> float:
+        """How many times as long it took beside the attack."""
+        return float(self.beside[latency][figure] / self.alone[latency][figure])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables; 1 where something was not as it must be."""
+    options = _parser().parse_args(argv)
+    print(f"machine: {json.dumps(describe_machine())}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "daemon"
+        flags = ["--profile-seconds=0.3", "--no-access-log"]
+        with (
+            serving(DEMO_MODEL, 2, flags, folder) as url,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            outcome = runner.run(_run(Address.of(url), options))
+        num_bugs = log_of(folder).count("Traceback")
+    print("\n".join((*_table(outcome), "", *_latencies(outcome))))
+    print(f"\nThe server: {outcome.before_mb:.0f} MB before, {outcome.peak_mb:.0f} MB at its most.")
+    print(f"Tracebacks in the log: {num_bugs}.")
+    return int(not outcome.is_good or num_bugs > 0)
+
+
+async def _run(address: Address, options: argparse.Namespace) -> Outcome:
+    seconds = options.requests / options.rate
+    attack, requests = Attack(address), list(malformed(options.requests))
+    await _good(address, 5, options.good_rate)  # to warm up
+    alone = await _good(address, seconds, options.good_rate)
+    with Memory(process_of("server")) as memory:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(attack.run(requests, options.rate))
+            good = group.create_task(_good(address, seconds, options.good_rate))
+    return Outcome(attack, alone, good.result(), memory.before_mb, memory.peak_mb)
+
+
+async def _good(address: Address, seconds: float, rate: float) -> dict[str, Any]:
+    """The summary of good requests at this rate."""
+    workload = make_workload(f"demo:{max(1, round(seconds * rate))}")
+    requests = with_arrivals(workload, rate, burstiness=1.0, seed=0)
+    summary: dict[str, Any] = (await measure(requests, Target(address), BOUNDS))["summary"]
+    return summary
+
+
+def _table(outcome: Outcome) -> Iterator[str]:
+    yield f"| malformed | sent | {' | '.join(_COLUMNS)} |"
+    yield f"|---|--:|{'--:|' * len(_COLUMNS)}"
+    everything: Counter[int | str] = Counter()
+    for kind, outcomes in outcome.attack.outcomes.items():
+        everything += outcomes
+        yield _row(kind, outcomes)
+    yield _row("all", everything)
+
+
+def _row(kind: str, outcomes: Counter[int | str]) -> str:
+    counts = Counter[str]()
+    for what, count in outcomes.items():
+        counts[f"{what // 100}xx" if isinstance(what, int) else what.split()[0]] += count
+    columns = (outcomes.total(), *(counts[column] for column in _COLUMNS))
+    return f"| {kind} | {' | '.join(map(str, columns))} |"
+
+
+def _latencies(outcome: Outcome) -> Iterator[str]:
+    yield "| good requests, ms | alone p50 | p90 | p99 | beside p50 | p90 | p99 | ratio of p50 |"
+    yield "|---|--:|--:|--:|--:|--:|--:|--:|"
+    for latency in LATENCIES:
+        figures = [
+            f"{1000 * summary[latency][percentile]:.0f}"
+            for summary in (outcome.alone, outcome.beside)
+            for percentile in ("p50", "p90", "p99")
+        ]
+        name = latency.removesuffix("_s").upper()
+        yield " | ".join((f"| {name}", *figures, f"{outcome.ratio(latency):.2f} |"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m benchmarks.stress.abuse", description=__doc__)
+    add = parser.add_argument
+    add("--requests", type=positive_int, default=10_000, help="malformed ones [10000]")
+    add("--rate", type=positive, default=50.0, help="of them in a second [50]")
+    add("--good-rate", type=positive, default=4.0, help="good ones in a second [4]")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""temporal beside every other policy, in many set-ups: `make sweep`.
+
+1, 2, 4 and 8 stages; short, long, mixed, prompt-heavy and answer-heavy lengths; a KV cache that is
+tight or ample; predictions from an oracle's to none. Prints a line for each, with the best other
+policy and temporal's ratio to it; those where temporal loses more than 2 % are marked.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain, product
+from multiprocessing import get_context
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.virtual.paper import (
+    MAX_MODEL_LEN,
+    POLICIES,
+    PROFILES,
+    SETUPS,
+    Settings,
+    hardware_of_setup,
+)
+from configs.schema import EngineConfig
+from simulator.command import make_arrivals
+from simulator.hardware.hardware import Hardware
+from simulator.simulation import Arrival, simulate
+from simulator.workloads.make_workload import make_workload
+
+WORKLOADS = {
+    "mixed": "sharegpt:1200",
+    "short": "fixed:1500:64:48",
+    "long": "fixed:250:900:600",
+    "prompts": "fixed:600:1000:24",
+    "answers": "fixed:500:32:500",
+}
+KV_PARTS = {"tight": 0.15, "ample": 1.0}
+PREDICTIONS = {"oracle": 0.0, "sigma 0.5": 0.5, "constant": None}
+STAGES = (1, 2, 4, 8)
+WORST = 0.98
+PREDICTING = ("td-pipe", "temporal")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One set-up, for all predictions."""
+
+    label: str
+    hardware: Hardware
+    num_stages: int
+    workload: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Output tokens/s of temporal and of the best other policy."""
+
+    case: str
+    mine: float
+    best: str
+    its: float
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the lines; the exit code is that of a clean run whatever they say."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.virtual.sweep", description=__doc__)
+    parser.add_argument("--profiles", type=Path, default=PROFILES, help=f"[{PROFILES}]")
+    options = parser.parse_args(argv)
+    print("| case | temporal, tokens/s | best other | tokens/s | ratio |\n|---|--:|---|--:|--:|")
+    ratios = []
+    worlds = list(_worlds(options.profiles))
+    with ProcessPoolExecutor(mp_context=get_context("fork")) as processes:
+        outcomes = processes.map(compare, worlds)
+        for outcome in chain.from_iterable(tqdm(outcomes, total=len(worlds), file=sys.stderr)):
+            ratios.append(outcome.mine / outcome.its)
+            mark = " **<**" if ratios[-1] < WORST else ""
+            print(
+                f"| {outcome.case} | {outcome.mine:,.0f} | {outcome.best} | {outcome.its:,.0f} "
+                f"| {ratios[-1]:.3f}{mark} |",
+                flush=True,
+            )
+    behind = sum(ratio < WORST for ratio in ratios)
+    print(
+        f"\n{len(ratios)} cases: ratio from {min(ratios):.3f} to {max(ratios):.3f}, "
+        f"below {WORST} in {behind}."
+    )
+    return 0
+
+
+def compare(world: World) -> list[Outcome]:
+    """temporal beside the others in one set-up, for each quality of predictions."""
+    requests = make_workload(world.workload, seed=0)
+    outcomes, known = [], dict[str, float]()
+    for prediction, sigma in PREDICTIONS.items():
+        arrivals = make_arrivals(requests, sigma, 0)
+        rates = dict(known)
+        for name, settings in POLICIES.items():
+            if name not in rates:
+                rates[name] = _rate(world, arrivals, settings)
+        known = {n: rate for n, rate in rates.items() if POLICIES[n]["policy"] not in PREDICTING}
+        mine = rates.pop("temporal")
+        best = max(rates, key=lambda name: rates[name])
+        outcomes.append(Outcome(f"{world.label}, {prediction}", mine, best, rates[best]))
+    return outcomes
+
+
+def _worlds(folder: Path) -> Iterator[World]:
+    for setup, num_stages, (kind, workload), (kv, part) in product(
+        SETUPS, STAGES, WORKLOADS.items(), KV_PARTS.items()
+    ):
+        hardware, _ = hardware_of_setup(setup, folder)
+        hardware = replace(hardware, kv_tokens=int(hardware.kv_tokens * part))
+        label = f"{setup.name}, {num_stages} stages, {kind}, {kv}"
+        yield World(label, hardware, num_stages, workload)
+
+
+def _rate(world: World, arrivals: list[Arrival], settings: Settings) -> float:
+    config = EngineConfig.model_validate(
+        {"pipeline_parallel_size": world.num_stages, "max_num_seqs": 4096, **settings}
+    )
+    node = world.hardware.node(world.num_stages, config.block_size, MAX_MODEL_LEN)
+    run = simulate(config, node, arrivals)
+    return sum(life.output_len for life in run.lives) / run.makespan_s
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,118 @@
+"""A record: its figures follow from when the pieces came, however the bytes were cut."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.load.record import Record
+from tests.benchmarks.world import DONE, piece, usage, whole_answer
+
+
+def answered(*events: tuple[float, bytes], ended_s: float = 9.0) -> Record:
+    """A record that is sent at 1.0 s and fed each event at its time."""
+    record = Record(arrival_s=0.5)
+    record.send(1.0)
+    for now, data in events:
+        record.feed(200, data, now)
+    record.end(200, ended_s)
+    return record
+
+
+def test_latencies_follow_from_the_times_of_the_pieces() -> None:
+    record = answered(
+        (1.5, piece("a")),
+        (2.0, piece("b")),
+        (4.0, piece("c")),
+        (4.5, piece("", "stop")),
+        (4.6, usage(7, 4) + DONE),
+        ended_s=5.0,
+    )
+    assert record.error is None
+    assert record.ttft_s == 0.5
+    assert record.itl_s == [0.5, 2.0, 0.5]
+    assert record.tpot_s == pytest.approx((4.5 - 1.5) / 3)
+    assert record.e2e_s == 4.0
+    assert (record.text, record.finish_reason) == ("abc", "stop")
+    assert (record.num_prompt_tokens, record.num_output_tokens) == (7, 4)
+
+
+def test_tokens_are_counted_by_the_usage_and_not_by_the_pieces() -> None:
+    record = answered((2.0, piece("a")), (5.0, piece("bcd", "length")), (5.0, usage(1, 7) + DONE))
+    assert record.num_output_tokens == 7
+    assert record.tpot_s == pytest.approx(3.0 / 6)
+
+
+def test_a_single_piece_tells_nothing_of_the_time_per_token() -> None:
+    record = answered((2.0, piece("abc", "length")), (2.0, usage(1, 3) + DONE))
+    assert record.error is None
+    assert record.tpot_s is None
+    assert record.itl_s == []
+
+
+def test_a_request_that_was_never_sent_is_an_error_without_figures() -> None:
+    record = Record(arrival_s=0.5)
+    assert record.error == "not sent"
+    assert (record.ttft_s, record.tpot_s, record.e2e_s) == (None, None, None)
+
+
+@given(st.lists(st.integers(0, 400), max_size=6))
+def test_a_stream_reads_the_same_however_it_is_cut(cuts: list[int]) -> None:
+    stream = b"".join(whole_answer("é", "\n", "data: x"))
+    edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    parts = [stream[a:b] for a, b in pairwise(edges)]
+    record = answered(*((2.0, part) for part in parts))
+    assert record.error is None
+    assert record.text == "é\ndata: x"
+    assert record.num_output_tokens == 3
+
+
+def test_lines_that_end_in_carriage_returns_and_comments_are_read_too() -> None:
+    stream = b": a comment\r\n\r\n" + b"".join(whole_answer("a")).replace(b"\n", b"\r\n")
+    assert answered((2.0, stream)).error is None
+
+
+def test_a_stream_that_ends_early_is_an_error() -> None:
+    assert answered((2.0, piece("a")), (3.0, usage(1, 1))).error == "no whole answer"
+
+
+def test_a_stream_without_usage_is_an_error() -> None:
+    assert answered((2.0, piece("a", "stop") + DONE)).error == "no usage in the stream"
+
+
+def test_an_error_event_is_the_error_of_the_request() -> None:
+    event = b'data: {"error": {"message": "the engine gave up", "type": "server_error"}}\n\n'
+    assert answered((2.0, piece("a")), (3.0, event + DONE)).error == "the engine gave up"
+
+
+def test_an_event_that_is_no_completion_is_an_error() -> None:
+    error = answered((2.0, b"data: {oops\n\n" + DONE)).error
+    assert error is not None
+    assert error.startswith("not an event of a completion")
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b'{"error": {"message": "the queue is full"}}', "HTTP 429: the queue is full"),
+        (b"{}", "HTTP 429: no message"),
+        (b"<html>busy</html>", "HTTP 429: <html>busy</html>"),
+    ],
+)
+def test_a_refusal_tells_its_status_and_its_words(body: bytes, error: str) -> None:
+    record = Record(arrival_s=0.0)
+    record.send(1.0)
+    record.feed(429, body[:5], 1.1)
+    record.feed(429, body[5:], 1.2)
+    record.end(429, 1.3)
+    assert record.error == error
+    assert record.ttft_s is None
+
+
+def test_a_failure_keeps_what_had_come() -> None:
+    record = Record(arrival_s=0.0)
+    record.send(1.0)
+    record.feed(200, piece("a"), 1.5)
+    record.fail("cut", 2.0)
+    assert (record.error, record.text, record.ttft_s, record.e2e_s) == ("cut", "a", 0.5, 1.0)

@@ -31,11 +31,11 @@ from client.request_output import CompletionOutput, RequestOutput
 from client.sampling_params import SamplingParams
 from configs import loader
 from configs.schema import DEMO_MODEL
-from server.chat_template import Conversation
-from server.conversation_fields import ChatMessage
+from server.chat.chat_template import Conversation
 from server.endpoints import Endpoints
-from server.errors import ApiError
-from server.retry import ask_until_final
+from server.http.errors import ApiError
+from server.openai.fields.conversation import ChatMessage
+from server.requests.retry import ask_until_final
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 Message = dict[str, Any]

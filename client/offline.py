@@ -19,10 +19,10 @@ from daemon.checkpoint import check_model_path
 from daemon.children import POLL_INTERVAL_S, Children, GivingUpError
 from daemon.runtime_folder import FolderTakenError, runtime_folder
 from server.endpoints import Endpoints, build_endpoints
-from server.engine_client import EngineClient
-from server.length_predictor import LengthPredictor, PredictorMismatchError, check_predictor
+from server.lengths.length_predictor import LengthPredictor, PredictorMismatchError, check_predictor
 from server.metrics import Metrics
-from server.tokenizer import Tokenizer, TokenizerError, load_tokenizer
+from server.requests.engine_client import EngineClient
+from server.text.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 
 Result = TypeVar("Result")
 

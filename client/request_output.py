@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from server.choice import TextReason
-from server.generation import Piece
-from server.logprobs import Told
-from server.token_pieces import TokenPieces
+from server.openai.rendering.logprobs import Told
+from server.requests.choice import TextReason
+from server.requests.generation import Piece
+from server.text.token_pieces import TokenPieces
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """`tdpipe run-batch -i IN -o OUT [MODEL ...]`: a file of requests answered without a server.
 
-The lines are those of a batch, see `server.batches.lines`. Answers are written as they come; run it
-again after an interruption, and it goes on where it was.
+The lines are those of a batch, see `server.batches.storage.lines`. Answers are written as they
+come. Run again after an interruption, it continues with the requests that have no answer yet.
 """
 
 import argparse
@@ -23,18 +23,18 @@ from client.offline import OfflineEngine, OfflineEngineError
 from configs import loader
 from configs.schema import Config
 from daemon import logs
-from server.batches.answer_writer import AnswerWriter
-from server.batches.answers import Answer, DamagedAnswersError, check_is_answers
-from server.batches.custom_ids import SortedIds
-from server.batches.lines import Rules
-from server.batches.objects import RequestCounts
+from server.batches.storage.answer_writer import AnswerWriter
+from server.batches.storage.answers import Answer, DamagedAnswersError, check_is_answers
+from server.batches.storage.custom_ids import SortedIds
+from server.batches.storage.lines import Rules
+from server.batches.storage.objects import RequestCounts
 from server.batches.unanswered import unanswered
 from server.batches.validation import BadInputError, Validation
 from server.batches.window import Window
-from server.chat_template import ChatTemplateError
+from server.chat.chat_template import ChatTemplateError
 from server.endpoints import PATHS
-from server.engine_client import EngineClient
-from server.tokenizer import keep_torch_out
+from server.requests.engine_client import EngineClient
+from server.text.tokenizer import keep_torch_out
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 _TOLD_ERRORS = 10

@@ -4,8 +4,8 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from server.protocol import DEFAULT_MAX_TOKENS
-from server.sampling_fields import SamplingFields
+from server.openai.fields.completion import DEFAULT_MAX_TOKENS
+from server.openai.fields.sampling import SamplingFields
 
 # What belongs to a connection or to a request among others.
 _OF_HTTP = frozenset({"model", "stream", "stream_options", "service_tier", "priority", "user"})

@@ -19,20 +19,20 @@ from daemon.gc_tuning import Garbage
 from daemon.watchdog_file import INTERVAL_S, Pulse
 from server.app import build_app
 from server.batches.service import BatchService
-from server.chat_template import ChatTemplateError
-from server.drain import Drain
+from server.chat.chat_template import ChatTemplateError
 from server.endpoints import build_endpoints
-from server.engine_client import EngineClient
-from server.length_predictor import (
+from server.http.drain import Drain
+from server.http.listener import DrainingServer, ListenError, listen, url
+from server.http.tls import tls_context
+from server.http.unix_socket import listen_at
+from server.lengths.length_predictor import (
     LengthPredictor,
     PredictorMismatchError,
     check_predictor,
 )
-from server.listener import DrainingServer, ListenError, listen, url
 from server.metrics import Metrics
-from server.tls import tls_context
-from server.tokenizer import Tokenizer, TokenizerError, keep_torch_out, load_tokenizer
-from server.unix_socket import listen_at
+from server.requests.engine_client import EngineClient
+from server.text.tokenizer import Tokenizer, TokenizerError, keep_torch_out, load_tokenizer
 
 PORT_FILE = "port"
 

@@ -4,25 +4,25 @@ from starlette.types import ASGIApp
 
 from configs.schema import Config
 from daemon.version import VERSION
-from server import docs_page, errors
-from server.api_keys import ALWAYS_OPEN
-from server.batches.batch_routes import BatchRoutes, CreateBatch
-from server.batches.file_routes import FileRoutes
+from server.batches.routes.batch_routes import BatchRoutes, CreateBatch
+from server.batches.routes.file_routes import FileRoutes
 from server.batches.service import BatchService
-from server.chat_answer import ChatCompletion, ChatCompletionChunk
-from server.chat_protocol import ChatRequest
-from server.document import App
-from server.drain import Drain
 from server.endpoints import Endpoints
-from server.engine_client import EngineClient
-from server.front_door import behind_door
-from server.generation_route import GenerationRoute
-from server.intake import Intake
+from server.http import docs_page, errors
+from server.http.api_keys import ALWAYS_OPEN
+from server.http.body_memory import Intake
+from server.http.drain import Drain
+from server.http.front_door import behind_door
+from server.http.openapi import App
 from server.metrics import Metrics
-from server.operations import Operations
-from server.protocol import Completion, CompletionChunk, CompletionRequest
-from server.tokenization import DetokenizeRequest, Tokenization, TokenizeRequest
-from server.tokenizer import Tokenizer
+from server.openai.fields.chat import ChatRequest
+from server.openai.fields.chat_answer import ChatCompletion, ChatCompletionChunk
+from server.openai.fields.completion import Completion, CompletionChunk, CompletionRequest
+from server.openai.routes.generation_route import GenerationRoute
+from server.openai.routes.operations import Operations
+from server.openai.routes.tokenization import DetokenizeRequest, Tokenization, TokenizeRequest
+from server.requests.engine_client import EngineClient
+from server.text.tokenizer import Tokenizer
 
 
 def build_app(

@@ -3,19 +3,19 @@
 from dataclasses import dataclass
 
 from configs.schema import Config
-from server.admission import Admission
-from server.chat import Chat
-from server.chat_template import ChatTemplate, chat_template_of
-from server.completions import Completions
-from server.engine_client import EngineClient
-from server.fingerprint import system_fingerprint
-from server.generation import Generations
-from server.grammars import Grammars
-from server.length_predictor import LengthPredictor
+from server.chat.chat_template import ChatTemplate, chat_template_of
+from server.grammar.grammars import Grammars
+from server.lengths.length_predictor import LengthPredictor
 from server.metrics import Metrics
-from server.planner import Planner
-from server.reply import Endpoint
-from server.tokenizer import Tokenizer
+from server.openai.routes.chat import Chat
+from server.openai.routes.completions import Completions
+from server.openai.routes.fingerprint import system_fingerprint
+from server.requests.admission import Admission
+from server.requests.engine_client import EngineClient
+from server.requests.generation import Generations
+from server.requests.planner import Planner
+from server.requests.reply import Endpoint
+from server.text.tokenizer import Tokenizer
 
 PATHS = (Completions.path, Chat.path)
 

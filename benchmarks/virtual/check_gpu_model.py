@@ -1,8 +1,8 @@
 """The error of the GPU model against measured times.
 
-`python -m benchmarks.virtual.check_gpu_model [FOLDER]` prints two Markdown tables: whole forwards on L20 (TD-Pipe's published profiles, which are not part
-of this project: FOLDER holds them where they are at hand), and the matrices of one layer of
-Llama-2-70B on other GPUs.
+`python -m benchmarks.virtual.check_gpu_model [FOLDER]` prints two Markdown tables:
+whole forwards on L20 (TD-Pipe's published profiles, which are not part of this project: FOLDER
+holds a copy), and the matrices of one layer of Llama-2-70B on other GPUs.
 """
 
 import argparse

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from server.batches.answer_writer import AnswerWriter
-from server.batches.answers import Answer, not_run
-from server.batches.life import Ending, StoredBatch
-from server.batches.lines import Rules
-from server.batches.objects import BatchError, FileObject, RequestCounts
-from server.batches.store import Store
+from server.batches.storage.answer_writer import AnswerWriter
+from server.batches.storage.answers import Answer, not_run
+from server.batches.storage.lines import Rules
+from server.batches.storage.objects import BatchError, FileObject, RequestCounts
+from server.batches.storage.states import Ending, StoredBatch
+from server.batches.storage.store import Store
 from server.batches.unanswered import unanswered
 from server.batches.validation import BadInputError, Validation
 from server.batches.window import Window

@@ -4,10 +4,10 @@ import asyncio
 import logging
 import time
 
-from server.batches.database import DatabaseError
 from server.batches.job import Job, Limits, Turns
-from server.batches.life import StoredBatch
-from server.batches.store import Store
+from server.batches.storage.database import DatabaseError
+from server.batches.storage.states import StoredBatch
+from server.batches.storage.store import Store
 from server.batches.window import Window
 
 SWEEP_INTERVAL_S = 60.0

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 from configs.schema import Config
-from server.batches.database import DatabaseError
 from server.batches.job import Limits
 from server.batches.runner import BatchRunner
-from server.batches.store import Store, StoreTakenError
+from server.batches.storage.database import DatabaseError
+from server.batches.storage.store import Store, StoreTakenError
 from server.batches.window import Window
-from server.drain import Drain
-from server.engine_client import EngineClient
-from server.errors import unavailable
+from server.http.drain import Drain
+from server.http.errors import unavailable
 from server.metrics import Metrics
-from server.reply import Endpoint
+from server.requests.engine_client import EngineClient
+from server.requests.reply import Endpoint
 
 RETRY_S = 2.0
 

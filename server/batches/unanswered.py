@@ -7,8 +7,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
-from server.batches.custom_ids import SortedIds
-from server.batches.lines import LineRequest, longest_answer, parse_line, read_lines
+from server.batches.storage.custom_ids import SortedIds
+from server.batches.storage.lines import LineRequest, longest_answer, parse_line, read_lines
 
 CHUNK_LINES, CHUNK_BYTES = 256, 2**20
 

@@ -4,9 +4,9 @@ from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from server.batches.custom_ids import CustomIds
-from server.batches.lines import BadLineError, Rules, check_line, read_lines
-from server.batches.objects import BatchError
+from server.batches.storage.custom_ids import CustomIds
+from server.batches.storage.lines import BadLineError, Rules, check_line, read_lines
+from server.batches.storage.objects import BatchError
 
 MAX_ERRORS = 100
 

@@ -1,21 +1,22 @@
 """The window: a bounded number of requests open at one time, each until it has its answer.
 
 It is wide, so that the scheduler has many lengths to choose from, and all its requests are offline:
-they fill what online requests leave. Each is asked until its answer is final, see `server.retry`.
+they use the capacity that online requests leave. Each is retried until its answer is final, see
+`server.requests.retry`.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
-from server.batches.answers import OK, Answer, answered
-from server.batches.life import new_id
-from server.batches.lines import LineRequest
-from server.engine_client import EngineClient
-from server.errors import ApiError, failed
+from server.batches.storage.answers import OK, Answer, answered
+from server.batches.storage.lines import LineRequest
+from server.batches.storage.states import new_id
+from server.http.errors import ApiError, failed
 from server.metrics import Metrics
-from server.reply import Endpoint
-from server.retry import ask_until_final
+from server.requests.engine_client import EngineClient
+from server.requests.reply import Endpoint
+from server.requests.retry import ask_until_final
 
 POLL_INTERVAL_S = 0.1
 # Windows at the end of a batch in which the longest answers are begun first.

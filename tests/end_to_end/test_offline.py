@@ -9,7 +9,7 @@ import pytest
 
 from client.offline import OfflineEngine, OfflineEngineError
 from configs.schema import Config
-from server.retry import ask_until_final
+from server.requests.retry import ask_until_final
 from tests.end_to_end.daemon import all_gone
 
 GONE_TIMEOUT_S = 5.0

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from server.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 from tests.server.world import Daemon, byte_level_tokenizer
 from wire.messages import EngineReady
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from server.generation import Generation
-from server.open_sequence import Sequence
+from server.requests.generation import Generation
+from server.requests.open_sequence import Sequence
 from tests.server.world import MODEL, Daemon, saying, serving
 
 

@@ -24,15 +24,15 @@ from transformers import PreTrainedTokenizerFast
 from configs.schema import Config
 from server.app import build_app
 from server.batches.service import BatchService
-from server.drain import Drain
 from server.endpoints import build_endpoints
-from server.engine_client import EngineClient
-from server.errors import ApiError
-from server.length_predictor import LengthPredictor
-from server.listener import DrainingServer, listen
+from server.http.drain import Drain
+from server.http.errors import ApiError
+from server.http.listener import DrainingServer, listen
+from server.http.tls import tls_context
+from server.lengths.length_predictor import LengthPredictor
 from server.metrics import Metrics
-from server.tls import tls_context
-from server.tokenizer import Tokenizer
+from server.requests.engine_client import EngineClient
+from server.text.tokenizer import Tokenizer
 from wire.messages import (
     EngineReady,
     Finished,

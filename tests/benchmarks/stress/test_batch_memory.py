@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from benchmarks.stress.batch_memory import MODEL, write_input
-from server.batches.lines import Rules
+from server.batches.storage.lines import Rules
 from server.batches.validation import Validation
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.batches.custom_ids import CustomIds
-from server.batches.lines import ANY_LENGTH, longest_answer
+from server.batches.storage.custom_ids import CustomIds
+from server.batches.storage.lines import ANY_LENGTH, longest_answer
 from server.batches.unanswered import CHUNK_LINES, unanswered
 from tests.server.batches.world import chat_line, line
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from server.batches.lines import Rules
+from server.batches.storage.lines import Rules
 from server.batches.validation import MAX_ERRORS, BadInputError, Validation
 from tests.server.batches.world import line, lines
 from tests.server.world import MODEL

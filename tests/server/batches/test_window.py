@@ -7,14 +7,14 @@ from typing import Any, cast
 
 import pytest
 
-from server.batches.answers import Answer
-from server.batches.lines import LineRequest
+from server.batches.storage.answers import Answer
+from server.batches.storage.lines import LineRequest
 from server.batches.window import Window
-from server.engine_client import EngineClient
-from server.errors import ApiError, failed, invalid, timed_out, too_busy, unavailable
+from server.http.errors import ApiError, failed, invalid, timed_out, too_busy, unavailable
 from server.metrics import Metrics
-from server.reply import Reply
-from server.retry import MAX_FAILURES
+from server.requests.engine_client import EngineClient
+from server.requests.reply import Reply
+from server.requests.retry import MAX_FAILURES
 
 PATH = "/v1/completions"
 METRICS = Metrics(cast(EngineClient, None))
@@ -97,7 +97,7 @@ def run(
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.retry.RETRY_S", 0.0)
+    monkeypatch.setattr("server.requests.retry.RETRY_S", 0.0)
     monkeypatch.setattr("server.batches.window.POLL_INTERVAL_S", 0.0)
 
 

@@ -1,0 +1,179 @@
+"""/v1/batches: create, watch and cancel.
+
+Reference: https://platform.openai.com/docs/api-reference/batch.
+"""
+
+import re
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
+
+from server.batches.routes.file_routes import no_such_file
+from server.batches.service import BatchService
+from server.batches.storage.objects import Batch, BatchList, BatchQuery, ExpiresAfter
+from server.batches.storage.page import UnknownCursorError
+from server.batches.storage.states import StoredBatch, new_id
+from server.batches.storage.store import UnknownFileError
+from server.http.body import Body, parse
+from server.http.body_memory import Intake
+from server.http.errors import ApiError, invalid, too_busy
+from server.http.openapi import BODY_FAILURES, failures, takes
+
+MAX_OPEN_BATCHES = 1000
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+_LONGEST_WINDOW_S = 366 * 24 * 3600
+
+
+class CreateBatch(Body):
+    """The body of POST /v1/batches."""
+
+    input_file_id: str = Field(description="a file with the purpose batch")
+    endpoint: str = Field(
+        description="where all its requests go: only /v1/completions and /v1/chat/completions"
+    )
+    completion_window: str = Field(description="24h, or another number of s, m, h or d")
+    metadata: (
+        dict[
+            Annotated[str, Field(max_length=64)],
+            Annotated[str, Field(max_length=512)],
+        ]
+        | None
+    ) = Field(None, max_length=16, description="up to 16 texts of 512 characters")
+    output_expires_after: ExpiresAfter | None = Field(
+        None, description="when the files of answers go, counted from their creation"
+    )
+
+
+class BatchRoutes:
+    """The routes; the work is the runner's."""
+
+    def __init__(self, service: BatchService, intake: Intake) -> None:
+        self._service = service
+        self._intake = intake
+
+    def router(self) -> APIRouter:
+        """The routes as FastAPI takes them."""
+        router = APIRouter(prefix="/v1/batches", responses=failures(503))
+        router.add_api_route(
+            "",
+            self.create,
+            methods=["POST"],
+            summary="Create a batch",
+            response_model=Batch,
+            responses=failures(*BODY_FAILURES, 404, 429),
+            openapi_extra=takes(CreateBatch),
+        )
+        get = router.add_api_route
+        get(
+            "",
+            self.batches,
+            summary="List batches",
+            response_model=BatchList,
+            responses=failures(400, 404),
+        )
+        get(
+            "/{batch_id}",
+            self.batch,
+            summary="Describe a batch",
+            response_model=Batch,
+            responses=failures(404),
+        )
+        router.add_api_route(
+            "/{batch_id}/cancel",
+            self.cancel,
+            methods=["POST"],
+            summary="Cancel a batch",
+            response_model=Batch,
+            responses=failures(404, 409),
+        )
+        return router
+
+    async def create(self, request: Request) -> Batch:
+        """A batch whose file is now validated."""
+        store, runner = self._service.store, self._service.runner
+        async with self._intake.body(request) as content:
+            body = parse(CreateBatch, content)
+        batch = self._new_batch(body)
+        try:
+            was_taken = await store.add_batch(batch, MAX_OPEN_BATCHES)
+        except UnknownFileError as error:
+            raise no_such_file(body.input_file_id, "input_file_id") from error
+        if not was_taken:
+            raise too_busy(f"Too many batches: {MAX_OPEN_BATCHES} are open.", retry=False)
+        runner.begin(batch)
+        return batch
+
+    async def batches(self, query: Annotated[BatchQuery, Query()]) -> BatchList:
+        """A page of batches."""
+        store = self._service.store
+        try:
+            batches, has_more = await store.batches(after=query.after, limit=query.limit)
+        except UnknownCursorError as error:
+            raise no_such_batch(str(error), "after") from error
+        return BatchList(
+            data=batches,
+            first_id=batches[0].id if batches else None,
+            last_id=batches[-1].id if batches else None,
+            has_more=has_more,
+        )
+
+    async def batch(self, batch_id: str) -> Batch:
+        """One batch."""
+        batch = await self._service.store.batch(batch_id)
+        if batch is None:
+            raise no_such_batch(batch_id)
+        return batch
+
+    async def cancel(self, batch_id: str) -> Batch:
+        """Abort what runs of it; what is answered already stays."""
+        batch = await self._service.runner.cancel(batch_id)
+        if batch is None:
+            raise no_such_batch(batch_id)
+        if batch.status not in ("cancelling", "cancelled"):
+            message = f"Cannot cancel a batch with status '{batch.status}'."
+            headers = {"x-should-retry": "false"}
+            raise ApiError(409, message, code="batch_not_cancellable", headers=headers)
+        return batch
+
+    def _new_batch(self, body: CreateBatch) -> StoredBatch:
+        if body.endpoint not in self._service.paths:
+            allowed = " and ".join(self._service.paths)
+            message = f"Invalid value for 'endpoint': '{body.endpoint}'. Supported: {allowed}."
+            raise invalid(message, "endpoint", "invalid_value")
+        window_s = _window_s(body.completion_window)
+        now = int(time.time())
+        expires_after = body.output_expires_after
+        return StoredBatch(
+            id=new_id("batch_"),
+            endpoint=body.endpoint,
+            model=self._service.model,
+            input_file_id=body.input_file_id,
+            completion_window=body.completion_window,
+            status="validating",
+            created_at=now,
+            expires_at=now + window_s,
+            metadata=body.metadata,
+            output_name=new_id("file-"),
+            error_name=new_id("file-"),
+            output_expires_s=expires_after.seconds if expires_after else None,
+        )
+
+
+def no_such_batch(batch_id: str, param: str = "batch_id") -> ApiError:
+    """404."""
+    return ApiError(404, f"No batch found with id '{batch_id}'.", param=param)
+
+
+def _window_s(window: str) -> int:
+    """The completion window in seconds. Raises `ApiError` (400)."""
+    match = re.fullmatch(r"([0-9]{1,9})([smhd])", window)
+    seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
+    if not 0 < seconds <= _LONGEST_WINDOW_S:
+        message = (
+            f"Invalid value for 'completion_window': '{window}'. It must be 24h or another number "
+            "of s, m, h or d, at most a year."
+        )
+        raise invalid(message, "completion_window", "invalid_value")
+    return seconds

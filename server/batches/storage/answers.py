@@ -1,0 +1,251 @@
+"""The answers: lines of a file that only grows, which is its own journal.
+
+A request is answered when its line is whole in the file, and not before. Whatever kills the process
+leaves at most one torn line at the end, which goes when the file is opened again; all that is not
+in the file is then run once more. So each custom_id is answered once, with no second record that
+would have to agree with the first.
+
+Reference: https://platform.openai.com/docs/guides/batch#5-retrieve-the-results.
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from server.batches.storage.custom_ids import CustomIds
+from server.batches.storage.lines import LINES_AT_A_TIME
+from server.batches.storage.objects import (
+    BatchUsage,
+    InputTokensDetails,
+    OutputTokensDetails,
+    RequestCounts,
+)
+from server.batches.storage.states import new_id
+
+OK = 200
+_BEGINNING = b'{"id":"batch_req_'
+
+
+class DamagedAnswersError(Exception):
+    """A file that should hold answers holds something else; the text is one line for the user."""
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = 0
+
+
+class _OutputDetails(msgspec.Struct):
+    reasoning_tokens: int | None = 0
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
+
+
+class _Body(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+class _Response(msgspec.Struct):
+    status_code: int
+    request_id: str
+    body: _Body
+
+
+class _AnswerLine(msgspec.Struct):
+    id: str
+    custom_id: str
+    response: _Response | None
+
+
+_decode_line = msgspec.json.Decoder(_AnswerLine).decode
+_decode_body = msgspec.json.Decoder(_Body).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Answer(NamedTuple):
+    """One request's line, and what of it is counted."""
+
+    custom_id: str
+    line: bytes
+    is_success: bool
+    usage: _Usage | None
+
+
+def answered(custom_id: str, status: int, request_id: str, body: bytes) -> Answer:
+    """The answer of a request that was run; `body` is its JSON."""
+    if b"\n" in body:
+        body = msgspec.json.format(body, indent=-1)
+    response = {"status_code": status, "request_id": request_id, "body": msgspec.Raw(body)}
+    usage = _decode_body(body).usage if status == OK else None
+    return Answer(custom_id, _line(custom_id, response, None), status == OK, usage)
+
+
+def not_run(custom_id: str, code: str, message: str) -> Answer:
+    """The answer of a request that was not run."""
+    error = {"code": code, "message": message}
+    return Answer(custom_id, _line(custom_id, None, error), is_success=False, usage=None)
+
+
+class Answers:
+    """The answers of one batch so far: successes in `output`, the rest in `errors`.
+
+    Both may be the same file. All methods block, and belong to one thread at a time.
+    """
+
+    def __init__(self, output: Path, errors: Path) -> None:
+        """Open the files, made new where there are none, and cut off what is torn.
+
+        Raises `OSError`.
+        """
+        self.custom_ids = CustomIds()
+        self._num_successes = 0
+        self._usage = [0, 0, 0, 0]  # input, cached, output, reasoning
+        with ExitStack() as opened:
+            self._output = self._errors = opened.enter_context(closing(_JsonLines(output)))
+            if errors != output:
+                self._errors = opened.enter_context(closing(_JsonLines(errors)))
+            for file in self._files():
+                for answer in file.recover():
+                    self._count(answer)
+            opened.pop_all()
+
+    def counts(self, total: int) -> RequestCounts:
+        """Answers by kind, beside how many there will be."""
+        failed = len(self.custom_ids) - self._num_successes
+        return RequestCounts(total=total, completed=self._num_successes, failed=failed)
+
+    def usage(self) -> BatchUsage:
+        """Tokens of all successes."""
+        input_tokens, cached_tokens, output_tokens, reasoning_tokens = self._usage
+        return BatchUsage(
+            input_tokens=input_tokens,
+            input_tokens_details=InputTokensDetails(cached_tokens=cached_tokens),
+            output_tokens=output_tokens,
+            output_tokens_details=OutputTokensDetails(reasoning_tokens=reasoning_tokens),
+            total_tokens=input_tokens + output_tokens,
+        )
+
+    def append(self, answers: Iterable[Answer]) -> None:
+        """Write lines, which then outlive this process. Raises `OSError`; none is torn then."""
+        for file in self._files():
+            chosen = [a for a in answers if self._file_of(a) is file]
+            file.append(b"".join(answer.line for answer in chosen))
+            for answer in chosen:
+                self._count(answer)
+
+    def sync(self) -> None:
+        """Let all lines outlive the machine's power as well. Raises `OSError`."""
+        for file in self._files():
+            file.sync()
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of output and errors."""
+        return self._output.num_bytes, self._errors.num_bytes
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files():
+            file.close()
+
+    def _files(self) -> "list[_JsonLines]":
+        return list(dict.fromkeys((self._output, self._errors)))
+
+    def _file_of(self, answer: Answer) -> "_JsonLines":
+        return self._output if answer.is_success else self._errors
+
+    def _count(self, answer: Answer) -> None:
+        self.custom_ids.add(answer.custom_id)
+        self._num_successes += answer.is_success
+        if answer.usage is not None:
+            usage, of_prompt = answer.usage, answer.usage.prompt_tokens_details
+            of_output = usage.completion_tokens_details
+            self._usage[0] += usage.prompt_tokens
+            self._usage[1] += (of_prompt and of_prompt.cached_tokens) or 0
+            self._usage[2] += usage.completion_tokens
+            self._usage[3] += (of_output and of_output.reasoning_tokens) or 0
+
+
+def check_is_answers(path: Path) -> None:
+    """Raises `DamagedAnswersError` where `path` holds anything but answers and a torn last line.
+
+    For a file that the user has named: what is torn is cut off, and something else is not ours to
+    cut.
+    """
+    with path.open("rb") as file:
+        if not _begins_as_answer(file.read(len(_BEGINNING))):
+            raise DamagedAnswersError(f"{path} exists and holds something else than answers")
+        file.seek(0)
+        for number, line in enumerate(file, 1):
+            is_torn = not line.endswith(b"\n")
+            if not _begins_as_answer(line) or not (is_torn or _parse(line)):
+                raise DamagedAnswersError(f"{path}, line {number}: this is no answer")
+
+
+class _JsonLines:
+    """A file that grows by whole lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.num_bytes = 0
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._path = path
+
+    def recover(self) -> Iterator[Answer]:
+        """The lines before the first that is not whole; what follows is cut off."""
+        with self._path.open("rb") as file:
+            for number, line in enumerate(file):
+                answer = _parse(line)
+                if answer is None:
+                    break
+                self.num_bytes += len(line)
+                yield answer
+                if number % LINES_AT_A_TIME == 0:
+                    time.sleep(0)
+        os.ftruncate(self._file, self.num_bytes)
+
+    def append(self, lines: bytes) -> None:
+        view = memoryview(lines)
+        try:
+            while view:
+                view = view[os.write(self._file, view) :]
+        except OSError:
+            os.ftruncate(self._file, self.num_bytes)
+            raise
+        self.num_bytes += len(lines)
+
+    def sync(self) -> None:
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def _line(custom_id: str, response: object, error: object) -> bytes:
+    line = {"id": new_id("batch_req_"), "custom_id": custom_id}
+    return _encode(line | {"response": response, "error": error}) + b"\n"
+
+
+def _begins_as_answer(line: bytes) -> bool:
+    return line.startswith(_BEGINNING) or _BEGINNING.startswith(line)
+
+
+def _parse(line: bytes) -> Answer | None:
+    """The answer, of which the line itself is not kept; None where it is not whole."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        parsed = _decode_line(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    response = parsed.response
+    is_success = response is not None and response.status_code == OK
+    usage = response.body.usage if response is not None else None
+    return Answer(parsed.custom_id, b"", is_success, usage)

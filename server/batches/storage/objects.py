@@ -1,0 +1,219 @@
+"""The objects of the API: files and batches in the reference's shapes.
+
+References: https://platform.openai.com/docs/api-reference/files and
+https://platform.openai.com/docs/api-reference/batch.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from server.batches.storage.page import Order
+
+Purpose = Literal["batch", "batch_output"]
+Lifetime = Annotated[int, Field(ge=3600, le=30 * 24 * 3600)]
+Status = Literal[
+    "validating",
+    "failed",
+    "in_progress",
+    "finalizing",
+    "completed",
+    "expired",
+    "cancelling",
+    "cancelled",
+]
+
+
+class _Object(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class FileObject(_Object):
+    """A file; times are Unix seconds."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int | None = Field(None, description="null: never")
+    filename: str
+    purpose: Purpose = Field(description="only these")
+    status: Literal["uploaded", "processed", "error"] = Field(
+        "processed", description="always processed: contents are checked with the batch"
+    )
+    status_details: str | None = Field(None, description="always null")
+
+
+class FileList(_Object):
+    """A page of files; the next one begins after `last_id`."""
+
+    object: Literal["list"] = "list"
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FileDeleted(_Object):
+    """The answer to a deletion."""
+
+    id: str
+    object: Literal["file"] = "file"
+    deleted: Literal[True] = True
+
+
+class BatchError(_Object):
+    """Why a batch failed; `line` counts from 1."""
+
+    code: str
+    message: str
+    param: str | None = None
+    line: int | None = Field(None, description="from 1")
+
+
+class BatchErrors(_Object):
+    """All reasons, as far as there is room for them."""
+
+    object: Literal["list"] = "list"
+    data: list[BatchError]
+
+
+class RequestCounts(_Object):
+    """Requests of a batch; while it is validated, `total` grows with the lines that were read."""
+
+    total: int = Field(0, description="while it is validated, the lines that were read")
+    completed: int = 0
+    failed: int = 0
+
+
+class InputTokensDetails(_Object):
+    """Of the prompts' tokens."""
+
+    cached_tokens: int = Field(0, description="always 0: not counted")
+
+
+class OutputTokensDetails(_Object):
+    """Of the answers' tokens."""
+
+    reasoning_tokens: int = Field(0, description="of chats whose model marks them")
+
+
+class BatchUsage(_Object):
+    """Tokens of all requests that were answered."""
+
+    input_tokens: int = 0
+    input_tokens_details: InputTokensDetails = InputTokensDetails()
+    output_tokens: int = 0
+    output_tokens_details: OutputTokensDetails = OutputTokensDetails()
+    total_tokens: int = 0
+
+
+class Batch(_Object):
+    """A batch; times are Unix seconds, None for what has not happened."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    model: str | None = Field(None, description="the first name of the model that is served")
+    errors: BatchErrors | None = Field(None, description="of a file that is refused")
+    input_file_id: str
+    completion_window: str
+    status: Status
+    output_file_id: str | None = Field(None, description="once it has ended, if any succeeded")
+    error_file_id: str | None = Field(None, description="once it has ended, if any failed")
+    created_at: int
+    in_progress_at: int | None = None
+    expires_at: int = Field(description="when the completion window is over")
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    request_counts: RequestCounts = RequestCounts()
+    usage: BatchUsage | None = Field(None, description="grows with the answers")
+    metadata: dict[str, str] | None = None
+
+
+class BatchList(_Object):
+    """A page of batches, the youngest first; the next one begins after `last_id`."""
+
+    object: Literal["list"] = "list"
+    data: list[Batch]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class ExpiresAfter(BaseModel):
+    """When a file goes by itself: seconds after its creation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    anchor: Literal["created_at"]
+    seconds: Lifetime = Field(description="an hour to 30 days")
+
+
+class InputLine(_Object):
+    """A line of a batch's input, which `server.batches.storage.lines` reads."""
+
+    custom_id: str = Field(description="the client's own, up to 512 characters, no two the same")
+    method: Literal["POST"]
+    url: str = Field(description="the batch's endpoint")
+    body: dict[str, Any] = Field(description="the request, without stream")
+
+
+class LineResponse(_Object):
+    """What a request of a batch was answered with."""
+
+    status_code: int
+    request_id: str
+    body: dict[str, Any] = Field(description="the completion or the error, as over HTTP")
+
+
+class LineError(_Object):
+    """Why a request of a batch was not run."""
+
+    code: str = Field(description="batch_expired")
+    message: str
+
+
+class OutputLine(_Object):
+    """A line of a batch's answers or errors, which `server.batches.storage.answers` writes."""
+
+    id: str
+    custom_id: str
+    response: LineResponse | None = Field(description="null where there is an error")
+    error: LineError | None = Field(description="null for all that was run, even if it failed")
+
+
+class UploadForm(BaseModel):
+    """The form of POST /v1/files, by the names of its fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: bytes = Field(description="written to the disk as it comes, up to --max-file-bytes")
+    purpose: Literal["batch"] = Field(description="only batch")
+    expires_after_anchor: Literal["created_at"] | SkipJsonSchema[None] = Field(
+        None, alias="expires_after[anchor]"
+    )
+    expires_after_seconds: Lifetime | SkipJsonSchema[None] = Field(
+        None, alias="expires_after[seconds]", description="an hour to 30 days"
+    )
+
+
+class FileQuery(BaseModel):
+    """The query of GET /v1/files."""
+
+    after: str | None = Field(None, description="the id that the page begins after")
+    limit: int = Field(10_000, ge=1, le=10_000, description="1 to 10,000 [10,000]")
+    order: Order = Field("desc", description="by creation [desc]")
+    purpose: str | None = Field(None, description="files of this purpose alone")
+
+
+class BatchQuery(BaseModel):
+    """The query of GET /v1/batches."""
+
+    after: str | None = Field(None, description="the id that the page begins after")
+    limit: int = Field(20, ge=1, le=100, description="1 to 100 [20]")

@@ -1,0 +1,322 @@
+"""The chat template: from a conversation to the text, and the token ids, that the model knows.
+
+transformers renders it, in jinja's sandbox, as it does for everybody who trains or runs the model.
+Templates differ in what they take; what they take is found out by trying them.
+"""
+
+import inspect
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateSyntaxError
+
+from configs.schema import ChatConfig
+from server.http.errors import ApiError, invalid
+from server.text.bounded_threads import BoundedThreads
+from server.text.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer
+
+# Longer conversations are rendered in threads of their own.
+NUM_THREADS = 2
+MAX_WAITING = 64
+RENDER_TIMEOUT_S = 10.0
+# Twice the largest body: a template that makes more of it repeats itself.
+MAX_RENDERED_CHARACTERS = 16 * 1024 * 1024
+MAX_REASON_CHARACTERS = 300
+
+logger = logging.getLogger("tdpipe")
+
+_PROBE = "Wie geht es dir?"
+
+Message = dict[str, Any]
+
+_USER: Message = {"role": "user"}
+
+
+class ChatTemplateError(Exception):
+    """The file of `--chat-template` cannot be used; the text is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What is rendered. Messages and tools are as the API has them.
+
+    `template` is the request's own, `variables` are handed to the template by name. `num_bytes` is
+    the size of the body that all this came in; what has none is taken for long.
+    """
+
+    messages: Sequence[Message]
+    tools: Sequence[dict[str, Any]] | None = None
+    documents: Sequence[dict[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    template: str | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    num_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a template takes: contents as strings, as lists of parts; a call's arguments as an
+    object; the developer role.
+    """
+
+    strings: bool
+    parts: bool
+    objects: bool
+    developer: bool
+
+
+class ChatTemplate:
+    """Renders conversations for one model.
+
+    `source` replaces the model's own template. With `trust_requests`, a conversation may bring
+    its own: a template can take any time and memory, whatever sandbox it runs in.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, source: str | None = None, *, trust_requests: bool = False
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._own = tokenizer.chat_templates if source is None else {"default": source}
+        self._trust_requests = trust_requests
+        self._threads = BoundedThreads(NUM_THREADS, "long conversations", MAX_WAITING)
+        self._traits = lru_cache(maxsize=16)(self._find_traits)
+        for own in self._own.values():  # now, and not while the first request waits
+            self._traits(own)
+
+    @property
+    def source(self) -> str:
+        """The template that conversations with tools are rendered with; empty where none is."""
+        return self._own.get("tool_use") or self._own.get("default") or ""
+
+    async def render(
+        self, conversation: Conversation, *, add_special_tokens: bool = False
+    ) -> list[int]:
+        """The prompt's token ids. Templates write the special tokens themselves.
+
+        Raises `ApiError` (400, 429) as `render_text` and `encode`.
+        """
+        text = await self.render_text(conversation)
+        return await self.encode(text, add_special_tokens=add_special_tokens)
+
+    async def encode(
+        self, text: str, *, add_special_tokens: bool = False, patient: bool = False
+    ) -> list[int]:
+        """The token ids of a rendered text.
+
+        Raises `ApiError`: 400 where there are none, 429 as `Tokenizer.run`.
+        """
+        (token_ids,) = await self._tokenizer.encode_all(
+            [text], add_special_tokens=add_special_tokens, patient=patient
+        )
+        if not token_ids:
+            raise invalid("The chat template makes nothing of these messages.", "messages")
+        return token_ids
+
+    async def render_text(self, conversation: Conversation, *, patient: bool = False) -> str:
+        """The prompt.
+
+        Raises `ApiError`: 400 where there is no template, it refuses the conversation, or takes too
+        long over it; 429 where too many long ones wait already, unless this one is `patient`.
+        """
+        source = self._choose(conversation)
+        num_bytes = conversation.num_bytes
+        is_short = num_bytes is not None and num_bytes <= MAX_INLINE_CHARACTERS
+        if is_short and conversation.template is None:
+            return self._render(source, conversation)
+        try:
+            return await self._threads.run(
+                lambda: self._render(source, conversation), RENDER_TIMEOUT_S, patient=patient
+            )
+        except TimeoutError:
+            message = f"The chat template took longer than {RENDER_TIMEOUT_S:g} s."
+            raise invalid(message, "messages", "chat_template_timeout") from None
+
+    def takes_tools(self, template: str | None) -> bool:
+        """Whether the request's own template, if trusted, or else the model's shows it tools."""
+        source = template if template is not None and self._trust_requests else self.source
+        return re.search(r"\btools\b", source) is not None
+
+    def _choose(self, conversation: Conversation) -> str:
+        if conversation.template is not None:
+            if not self._trust_requests:
+                message = (
+                    "'chat_template' is not accepted: this server renders with the model's own "
+                    "template (it was started without --trust-request-chat-template)."
+                )
+                raise invalid(message, "chat_template", "unsupported_parameter")
+            return conversation.template
+        source = self.source if conversation.tools else self._own.get("default")
+        if not source:
+            message = (
+                "This model has no chat template, so it cannot chat; /v1/completions works. A "
+                "template can be given to the server with --chat-template."
+            )
+            raise invalid(message, "messages", "no_chat_template")
+        return source
+
+    def _render(self, source: str, conversation: Conversation) -> str:
+        """Runs in any thread."""
+        traits = self._traits(source)
+        called = _called_functions(conversation.messages)
+        adapted = [_adapt(message, traits, called) for message in conversation.messages]
+        try:
+            text = self._apply(source, replace(conversation, messages=adapted))
+        # The edge to code that came with the model: it raises whatever it likes.
+        except Exception as error:
+            raise _refusal(error, "messages") from error
+        if len(text) > MAX_RENDERED_CHARACTERS:
+            message = f"The chat template makes {len(text)} characters of these messages."
+            raise invalid(message, "messages", "context_length_exceeded")
+        return text
+
+    def _apply(self, source: str, conversation: Conversation) -> str:
+        return self._tokenizer.render_chat(
+            conversation.messages,
+            chat_template=source,
+            tools=conversation.tools,
+            documents=conversation.documents,
+            add_generation_prompt=conversation.add_generation_prompt,
+            continue_final_message=conversation.continue_final_message,
+            **conversation.variables,
+        )
+
+    def _find_traits(self, source: str) -> Traits:
+        string, part = {"content": _PROBE}, {"content": [{"type": "text", "text": _PROBE}]}
+        parts = self._shows(source, _USER | part)
+        strings = self._shows(source, _USER | string) or not parts
+        user = _USER | (string if strings else part)
+        return Traits(
+            strings=strings,
+            parts=parts,
+            # As an object unless only a string will do.
+            objects=self._shows(source, user, _calling({"text": _PROBE}))
+            or not self._shows(source, user, _calling(_PROBE)),
+            developer="developer" in source,
+        )
+
+    def _shows(self, source: str, *messages: Message) -> bool:
+        """Whether the last of these messages appears, and its content not as a printed list."""
+        try:
+            before = self._apply(source, Conversation(messages[:-1])) if messages[1:] else ""
+            text = self._apply(source, Conversation(messages))
+        except Exception:  # as above: then it does not take such messages
+            return False
+        is_printed = "'type'" in text or '"type": "text"' in text
+        return text.count(_PROBE) > before.count(_PROBE) and not is_printed
+
+
+def continued(prompt: str, conversation: Conversation) -> str:
+    """The final message as far as `prompt` ends with it; empty where the answer begins one.
+
+    It is taken from there because templates trim contents and join their parts in ways of their
+    own, and the answer goes on with what the model has read.
+    """
+    if not conversation.continue_final_message:
+        return ""
+    content = conversation.messages[-1].get("content") or ""
+    parts = [content] if isinstance(content, str) else [part["text"] for part in content]
+    at, indent = len(prompt), ""
+    for part in reversed(parts):
+        begin = prompt.rfind(part.strip(), 0, at)
+        if begin < 0:  # the template leaves it out
+            break
+        at, indent = begin, part[: len(part) - len(part.lstrip())]
+    return prompt[at - len(indent) if prompt.endswith(indent, 0, at) else at :]
+
+
+def chat_template_of(config: ChatConfig, tokenizer: Tokenizer) -> ChatTemplate:
+    """The settings' chat template. Raises `ChatTemplateError` in one line."""
+    source = None
+    if config.chat_template is not None:
+        source = _read(config.chat_template, tokenizer)
+    return ChatTemplate(tokenizer, source, trust_requests=config.trust_request_chat_template)
+
+
+def _read(file: Path, tokenizer: Tokenizer) -> str:
+    try:
+        source = file.read_text(encoding="utf-8")
+        _compile(source, tokenizer)
+    except (OSError, UnicodeDecodeError, TemplateSyntaxError) as error:
+        reason = " ".join(str(error).split())
+        raise ChatTemplateError(f"cannot use the chat template {file}: {reason}") from error
+    return source
+
+
+def _compile(source: str, tokenizer: Tokenizer) -> None:
+    """Raise `TemplateSyntaxError` where it is none; it need not like the one message."""
+    try:
+        tokenizer.render_chat([{"role": "user", "content": _PROBE}], chat_template=source)
+    except TemplateSyntaxError:
+        raise
+    except Exception:
+        logger.debug("the chat template does not take a user's message alone", exc_info=True)
+
+
+def check_variables(variables: Mapping[str, Any]) -> None:
+    """Raise `ApiError` (400) where `chat_template_kwargs` would replace what is not theirs."""
+    taken = sorted(_reserved_names() & variables.keys())
+    if taken:
+        message = f"'chat_template_kwargs' must not hold '{taken[0]}'."
+        raise invalid(message, "chat_template_kwargs", "invalid_value")
+
+
+@lru_cache(maxsize=1)
+def _reserved_names() -> frozenset[str]:
+    from transformers import PreTrainedTokenizerBase
+
+    arguments = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    return frozenset(arguments) | {"messages", "conversations"}
+
+
+def _adapt(message: Message, traits: Traits, called: Mapping[str, str]) -> Message:
+    """The message as the template expects it; the API's may have more shapes, and less in it."""
+    adapted = {key: value for key, value in message.items() if value is not None}
+    if adapted["role"] == "developer" and not traits.developer:
+        adapted["role"] = "system"
+    if adapted["role"] == "tool" and adapted.get("tool_call_id") in called:
+        adapted.setdefault("name", called[adapted["tool_call_id"]])
+    content = adapted.get("content")
+    if isinstance(content, list) and not traits.parts:
+        adapted["content"] = "\n".join(part["text"] for part in content)
+    elif isinstance(content, str) and not traits.strings:
+        adapted["content"] = [{"type": "text", "text": content}]
+    if "tool_calls" in adapted and traits.objects:
+        adapted["tool_calls"] = [_with_parsed_arguments(call) for call in adapted["tool_calls"]]
+    return adapted
+
+
+def _called_functions(messages: Sequence[Message]) -> dict[str, str]:
+    """The functions by the calls' ids; some templates want them named beside the results."""
+    calls = (call for message in messages for call in message.get("tool_calls") or ())
+    return {call["id"]: call["function"]["name"] for call in calls}
+
+
+def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    """What a model once wrote need not be JSON, and stays as it is then."""
+    function = call["function"]
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError:
+        arguments = function["arguments"]
+    return call | {"function": function | {"arguments": arguments}}
+
+
+def _calling(arguments: dict[str, str] | str) -> Message:
+    function = {"name": "function", "arguments": arguments}
+    call = {"id": "call_1", "type": "function", "function": function}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def _refusal(error: Exception, param: str) -> ApiError:
+    reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS].rstrip(".")
+    if isinstance(error, RecursionError):
+        reason = "it is nested too deeply"
+    message = f"The chat template does not accept this conversation: {reason}."
+    return invalid(message, param, "chat_template_refusal")

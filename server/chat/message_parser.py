@@ -1,0 +1,46 @@
+"""The message parser: a choice's text as the parts of a chat message, while it comes."""
+
+from typing import NamedTuple
+
+from server.chat.reasoning import ReasoningSplitter
+from server.chat.tool_calls import CallDelta, CallParser
+
+
+class MessageDelta(NamedTuple):
+    """What has come since the delta before; each may be empty."""
+
+    reasoning: str
+    content: str
+    calls: list[CallDelta]
+
+
+class MessageParser:
+    """Reasoning first, then content and calls; either part may be left out."""
+
+    def __init__(self, splitter: ReasoningSplitter | None, calls: CallParser | None) -> None:
+        self._splitter = splitter
+        self._calls = calls
+
+    @property
+    def num_calls(self) -> int:
+        """The calls that have begun."""
+        return 0 if self._calls is None else self._calls.num_calls
+
+    def push(self, text: str, *, is_last: bool) -> MessageDelta:
+        """What can be told now; of the last text, all."""
+        reasoning, content = self._split(text, is_last=is_last)
+        if self._calls is None:
+            return MessageDelta(reasoning, content, [])
+        said, deltas = self._calls.push(content)
+        if is_last:
+            said += self._calls.flush()
+        return MessageDelta(reasoning, said, deltas)
+
+    def _split(self, text: str, *, is_last: bool) -> tuple[str, str]:
+        if self._splitter is None:
+            return "", text
+        reasoning, content = self._splitter.push(text)
+        if is_last:
+            last_reasoning, last_content = self._splitter.flush()
+            reasoning, content = reasoning + last_reasoning, content + last_content
+        return reasoning, content

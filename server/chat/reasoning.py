@@ -1,0 +1,110 @@
+"""Reasoning: what a model thinks aloud before it answers, told apart from its answer.
+
+The laws: the result does not depend on how the text was cut into pieces; nothing of the text is
+lost but the tags and the white space beside them.
+"""
+
+from typing import Literal
+
+from server.chat.markers import find_marker
+
+BEGIN, END = "<think>", "</think>"
+
+ReasoningFormat = Literal["think", "none"]
+
+
+def format_of(template: str) -> ReasoningFormat:
+    """How a model with this chat template marks its reasoning."""
+    return "think" if END in template else "none"
+
+
+def leaves_open(prompt: str, continued: str = "") -> bool:
+    """Whether the prompt ends inside the reasoning, so that its begin will not be generated.
+
+    `continued` is the beginning of the message where that is given.
+    """
+    return prompt.rstrip().endswith(BEGIN) or continued.rfind(BEGIN) > continued.rfind(END)
+
+
+class ReasoningSplitter:
+    """Splits a growing text that may begin with its reasoning in tags.
+
+    `opened`: the prompt has written the begin tag already. Reasoning without an end tag is
+    reasoning to its end.
+    """
+
+    def __init__(self, *, opened: bool = False) -> None:
+        self._opened = opened
+        self._state: Literal["start", "reasoning", "between", "answer"] = "start"
+        self._held = ""
+        self._has_reasoned = False
+        self.has_begun = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether what comes now is the answer."""
+        return self._state in ("between", "answer")
+
+    def push(self, text: str) -> tuple[str, str]:
+        """What can be shown now: (reasoning, answer)."""
+        if self._state == "answer":
+            return "", text
+        self._held += text
+        if self._state == "start":
+            self._start()
+        reasoning = self._reason() if self._state == "reasoning" else ""
+        if self._state == "between":
+            self._held = self._held.lstrip()
+            if self._held:
+                self._state = "answer"
+        if self._state != "answer":
+            return reasoning, ""
+        answer, self._held = self._held, ""
+        return reasoning, answer
+
+    def flush(self) -> tuple[str, str]:
+        """What was held back, once no more text will come."""
+        held, self._held = self._held, ""
+        if self._state == "reasoning" or (self._state == "start" and self._opened):
+            return held.strip(), ""
+        return "", held
+
+    def _start(self) -> None:
+        text = self._held.lstrip()
+        if text.startswith(BEGIN):
+            self._held, self._state = text[len(BEGIN) :], "reasoning"
+        elif not BEGIN.startswith(text):
+            self._state = "reasoning" if self._opened else "answer"
+        self.has_begun = self._state == "reasoning"
+
+    def _reason(self) -> str:
+        if not self._has_reasoned:
+            self._held = self._held.lstrip()
+        at, is_whole = find_marker(self._held, END)
+        shown = self._held[:at].rstrip()
+        if is_whole:
+            self._held, self._state = self._held[at + len(END) :], "between"
+        else:
+            self._held = self._held[len(shown) :]
+        self._has_reasoned = self._has_reasoned or bool(shown)
+        return shown
+
+
+class ReasoningCounter:
+    """Counts the tokens that are reasoning, tags included; `opened` as for the splitter."""
+
+    def __init__(self, *, opened: bool = False) -> None:
+        self._splitter = ReasoningSplitter(opened=opened)
+        self._opened = opened
+        self._num_tokens = 0
+
+    def push(self, text: str) -> None:
+        """The next token, which gives this text."""
+        if not self._splitter.has_ended:
+            self._num_tokens += 1
+            self._splitter.push(text)
+
+    @property
+    def num_tokens(self) -> int:
+        """So far; the token that ends it is the last."""
+        return self._num_tokens if self._splitter.has_begun or self._opened else 0

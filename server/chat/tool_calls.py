@@ -1,0 +1,212 @@
+"""Tool calls: what a model writes when it calls tools, told apart from what it says.
+
+The laws: the result does not depend on how the text was cut into pieces, and what is handed out
+piece by piece is, in sum, the whole. What is said is the text with the calls cut out, without the
+white space at its end where there were calls. What turns out to be no call is said, unless it is
+the text's end and the beginning of one more.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from server.chat.call_object import CallObject
+from server.chat.markers import find_marker
+from server.grammar.grammar_text import Schema, forced_tool_calls
+
+
+@dataclass(frozen=True)
+class CallFormat:
+    """How a family of models writes calls: JSON objects with a begin and an end around each.
+
+    `bare`: an object may stand without them where the text or another call has just begun or
+    ended; several are parted by `separators`.
+    """
+
+    begin: str
+    end: str = ""
+    arguments_key: str = "arguments"
+    bare: bool = False
+    separators: str = ""
+
+    def grammar(
+        self,
+        tools: Sequence[tuple[str, Schema]],
+        special_tokens: Mapping[str, int],
+        *,
+        several: bool,
+        whitespace: str | None = None,
+    ) -> str:
+        """What a message of nothing but calls of these tools (names, schemas) may be."""
+        if self.bare:
+            begin, end, between = "", "", f"{self.separators} "
+        else:
+            begin, end, between = f"{self.begin}\n", f"\n{self.end}", "\n"
+        return forced_tool_calls(
+            begin,
+            end,
+            tools,
+            self.arguments_key,
+            several,
+            between=between,
+            special_tokens=special_tokens,
+            whitespace=whitespace,
+        )
+
+
+HERMES = CallFormat("<tool_call>", "</tool_call>")
+LLAMA3_JSON = CallFormat("<|python_tag|>", "", "parameters", bare=True, separators=";")
+FORMATS = {"hermes": HERMES, "llama3_json": LLAMA3_JSON}
+# Others write <tool_call>, too, and then no JSON: Qwen3-Coder and GLM-4.5.
+_XML = ("<function=", "<arg_key>")
+
+
+def format_of(template: str) -> CallFormat | None:
+    """How a model with this chat template writes its calls; None where we cannot read them."""
+    if HERMES.begin in template:
+        return None if any(tag in template for tag in _XML) else HERMES
+    if LLAMA3_JSON.begin in template or "Environment: ipython" in template:
+        return LLAMA3_JSON
+    return None
+
+
+class CallDelta(NamedTuple):
+    """A part of one call: `name` comes with its first part, then more arguments."""
+
+    call_index: int
+    name: str | None
+    arguments: str
+
+
+class CallParser:
+    """Splits a growing text into what is said and the calls of one message.
+
+    `names` are the tools on offer: where an object stands bare, it is a call only of one of them.
+    Without `several`, calls after the first are left out. With `only_calls` the text can be nothing
+    else, and the beginning of a call that was cut off is not said.
+    """
+
+    def __init__(
+        self,
+        call_format: CallFormat,
+        names: Collection[str],
+        *,
+        several: bool = True,
+        only_calls: bool = False,
+    ) -> None:
+        self.num_calls = 0
+        self._format = call_format
+        self._names = names
+        self._several = several
+        self._only_calls = only_calls
+        self._state: Literal["start", "text", "object", "after"] = (
+            "start" if call_format.bare else "text"
+        )
+        self._held = ""
+        self._space = ""  # white space that is said only if something follows
+        self._object = CallObject()
+        self._object_text = ""  # with its begin, as long as it may turn out to be no call
+        self._is_announced = False
+
+    def push(self, text: str) -> tuple[str, list[CallDelta]]:
+        """What can be handed out now: what is said, and parts of calls."""
+        if self._is_plain(text):
+            return text, []
+        self._held += text
+        said: list[str] = []
+        deltas: list[CallDelta] = []
+        steps = {"start": self._start, "text": self._read_text, "after": self._finish_call}
+        goes_on = True
+        while goes_on and self._held:
+            if self._state == "object":
+                goes_on = self._read_object(said, deltas)
+            else:
+                goes_on = steps[self._state](said)
+        return "".join(said), deltas
+
+    def flush(self) -> str:
+        """What was held back and is said, once no more text will come."""
+        if self.num_calls or self._only_calls:  # white space, or a call that was cut off
+            return ""
+        unfinished = self._object_text if self._state == "object" else ""
+        return self._space + unfinished + self._held
+
+    def _is_plain(self, text: str) -> bool:
+        """Whether the text is said as it is: most of what comes, so it is looked at first."""
+        if self._state != "text" or self._held or self._space or self._format.begin[0] in text:
+            return False
+        return not text[-1:].isspace()
+
+    def _say(self, text: str, said: list[str]) -> None:
+        text = self._space + text
+        shown = text.rstrip()
+        self._space = text[len(shown) :]
+        said.append(shown)
+
+    def _start(self, _said: list[str]) -> bool:
+        text = self._held.lstrip()
+        if text.startswith("{"):
+            self._begin_object(len(self._held) - len(text), self._names)
+        elif text:
+            self._state = "text"
+        return bool(text)
+
+    def _read_text(self, said: list[str]) -> bool:
+        at, is_whole = find_marker(self._held, self._format.begin)
+        self._say(self._held[:at], said)
+        self._held = self._held[at:]
+        if is_whole:
+            self._begin_object(len(self._format.begin), None)
+        return is_whole
+
+    def _begin_object(self, num_before: int, only_names: Collection[str] | None) -> None:
+        """Read an object after so many characters that belong to it."""
+        self._state = "object"
+        self._object = CallObject(only_names)
+        self._object_text, self._held = self._held[:num_before], self._held[num_before:]
+        self._is_announced = False
+
+    def _read_object(self, said: list[str], deltas: list[CallDelta]) -> bool:
+        count = self._object.push(self._held)
+        text, self._held = self._held[:count], self._held[count:]
+        if not self._is_announced:
+            self._object_text += text
+        if self._object.is_call:
+            self._tell(deltas)
+        if self._object.is_broken and not self._is_announced:
+            self._state = "text"
+            self._say(self._object_text, said)
+        elif self._object.is_broken or self._object.is_done:
+            self._state = "after"
+        return self._state != "object"
+
+    def _tell(self, deltas: list[CallDelta]) -> None:
+        name = None if self._is_announced else self._object.name
+        self.num_calls += not self._is_announced
+        self._is_announced = True
+        arguments = self._object.take_arguments()
+        if (name or arguments) and (self._several or self.num_calls == 1):
+            deltas.append(CallDelta(self.num_calls - 1, name, arguments))
+
+    def _finish_call(self, _said: list[str]) -> bool:
+        """Pass over the call's end, or over what parts it from the next."""
+        text = self._held.lstrip()
+        end, begin = self._format.end, self._format.begin
+        if end and text.startswith(end):
+            self._held, self._state = text[len(end) :], "text"
+            return True
+        if end and end.startswith(text):
+            return False
+        if not self._format.bare:
+            self._state = "text"
+            return True
+        text = self._held.lstrip(f"{self._format.separators} \t\r\n")
+        if text.startswith("{"):
+            self._held = text
+            self._begin_object(0, self._names)
+        elif text.startswith(begin) or not begin.startswith(text):
+            self._held = text if text.startswith(begin) else self._held
+            self._state = "text"
+        else:
+            return False
+        return True

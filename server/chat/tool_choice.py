@@ -1,0 +1,125 @@
+"""The tool choice: which tools the model is shown, and which it may or must call."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from server.http.errors import invalid
+from server.openai.fields.chat import AllowedTools, ChatRequest, NamedTool
+from server.openai.fields.conversation import Tool
+
+# Of objects and arrays in one another; what follows grammars reads 128, a call's own included.
+MAX_SCHEMA_DEPTH = 120
+_NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
+_NOTHING_ELSE = _NO_PARAMETERS | {"additionalProperties": False}
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    """`shown` stand in the prompt; of `allowed` the model may call some, or must (`is_forced`)."""
+
+    shown: tuple[Tool, ...] = ()
+    allowed: tuple[Tool, ...] = ()
+    is_forced: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The functions that may be called."""
+        return frozenset(tool.function.name for tool in self.allowed)
+
+    @property
+    def schemas(self) -> list[tuple[str, dict[str, Any]]]:
+        """The functions that may be called, with the schemas of their parameters."""
+        return [
+            (tool.function.name, tool.function.parameters or _NOTHING_ELSE) for tool in self.allowed
+        ]
+
+    def for_template(self) -> list[dict[str, Any]] | None:
+        """What the prompt shows, as chat templates know it; None where nothing is shown."""
+        return [_described(tool) for tool in self.shown] or None
+
+
+def tool_choice(request: ChatRequest) -> ToolChoice:
+    """What the request asks for.
+
+    Raises `ApiError` (400) where it names tools that it lacks, or tools that cannot be called.
+
+    With "none" the model is not shown the tools: it could only call them in vain.
+    """
+    tools, choice = tuple(request.tools), request.tool_choice
+    _check_names(tools)
+    for index, tool in enumerate(tools):
+        _check_parameters(parameters_param(index), tool)
+    if choice == "none" or (choice in (None, "auto") and not tools):
+        return ToolChoice()
+    if not tools:
+        message = "'tool_choice' is only allowed when 'tools' are specified."
+        raise invalid(message, "tool_choice")
+    if isinstance(choice, NamedTool):
+        return ToolChoice(tools, _of_names(tools, [choice]), is_forced=True)
+    if isinstance(choice, AllowedTools):
+        allowed = _of_names(tools, choice.allowed_tools.tools)
+        return ToolChoice(allowed, allowed, is_forced=choice.allowed_tools.mode == "required")
+    return ToolChoice(tools, tools, is_forced=choice == "required")
+
+
+def parameters_param(index: int) -> str:
+    """How errors name the schema of a tool of the request."""
+    return f"tools[{index}].function.parameters"
+
+
+def _check_names(tools: tuple[Tool, ...]) -> None:
+    names = [tool.function.name for tool in tools]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise invalid(f"'tools' has two functions named '{twice}'.", "tools", "invalid_value")
+
+
+def _check_parameters(param: str, tool: Tool) -> None:
+    """A call's arguments are an object, whatever its schema says beside that."""
+    schema = tool.function.parameters or {}
+    kind = schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        message = (
+            f"Invalid schema for function '{tool.function.name}': the type of its parameters must "
+            f'be "object", not {msgspec.json.encode(kind).decode()}.'
+        )
+        raise invalid(message, param, "invalid_function_parameters")
+    if _is_too_deep(schema):
+        message = f"'{param}' is nested more than {MAX_SCHEMA_DEPTH} levels deep."
+        raise invalid(message, param, "invalid_function_parameters")
+
+
+def _is_too_deep(schema: Mapping[str, Any]) -> bool:
+    """Level by level, for there is no telling how deep it is."""
+    level: list[Any] = [schema]
+    for _ in range(MAX_SCHEMA_DEPTH):
+        inner = (
+            part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+            for part in level
+        )
+        level = [part for parts in inner for part in parts]
+    return any(isinstance(part, dict | list) for part in level)
+
+
+def _of_names(tools: tuple[Tool, ...], named: list[NamedTool]) -> tuple[Tool, ...]:
+    by_name = {tool.function.name: tool for tool in tools}
+    names = [choice.function.name for choice in named]
+    missing = next((name for name in names if name not in by_name), None)
+    if missing is not None:
+        message = f"'tool_choice' names '{missing}', which is not among the 'tools'."
+        raise invalid(message, "tool_choice", "invalid_value")
+    return tuple(by_name[name] for name in dict.fromkeys(names))
+
+
+def _described(tool: Tool) -> dict[str, Any]:
+    """In the order, and with all the fields, that models have seen in training."""
+    function = tool.function
+    described = {
+        "name": function.name,
+        "description": function.description or "",
+        "parameters": function.parameters or _NO_PARAMETERS,
+    }
+    return {"type": "function", "function": described}

@@ -1,0 +1,1 @@
+"""Structured outputs: grammars, read and checked before a request is admitted."""

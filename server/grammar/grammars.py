@@ -1,0 +1,244 @@
+"""Grammars: what a client says of its answer's form, read and checked.
+
+Reference: https://platform.openai.com/docs/guides/structured-outputs for `response_format`,
+https://docs.vllm.ai/en/latest/features/structured_outputs.html for `structured_outputs`.
+"""
+
+import asyncio
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from typing import Any, Literal
+
+import msgspec
+from pydantic import Field
+
+from configs.grammar_limits import MAX_GRAMMAR_BYTES, MAX_GRAMMAR_BYTES_OF_REQUEST
+from server.grammar import grammar_text
+from server.grammar.grammar_checker import (
+    CheckedVocabulary,
+    CheckerError,
+    GrammarChecker,
+    UncheckedError,
+    Verdict,
+)
+from server.grammar.grammar_text import WHITESPACE, Schema
+from server.http.body import Body, ListOf
+from server.http.errors import ApiError, invalid, too_busy, unavailable
+from server.text.tokenizer import Tokenizer
+
+MAX_CHOICES = 4096
+# The checker's process turns it into Lark, in Python: usually in some 10 ms, at worst in 3 s.
+MAX_EBNF_CHARACTERS = 16 * 1024
+# Grammars whose check is remembered, those in EBNF with as much Lark, and that may wait for theirs,
+# and for how long.
+MAX_KNOWN = 1024
+MAX_WAITING = 16
+MAX_WAIT_S = 20.0
+
+
+class JsonSchemaFormat(Body):
+    """The schema of an answer in JSON."""
+
+    name: str = Field(min_length=1, max_length=64, description="for the client's own use")
+    description: str | None = Field(None, description="accepted and ignored")
+    schema_: dict[str, Any] | None = Field(None, alias="schema", description="[any object]")
+    strict: bool | None = Field(
+        None, description="refuse a schema with keywords that cannot be kept, not ignore these"
+    )
+
+
+class ResponseFormat(Body):
+    """The form of an answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = Field(None, description="for type json_schema")
+
+
+class StructuredOutputs(Body):
+    """vLLM's: the form of an answer, exactly one of the first five."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json", description="a JSON schema")
+    regex: str | None = Field(None, description="a regular expression for the whole answer")
+    choice: ListOf[str] | None = Field(None, description="one of these texts")
+    grammar: str | None = Field(None, description="a Lark or EBNF grammar")
+    json_object: bool = Field(False, description="any JSON object")
+    whitespace_pattern: str | None = Field(
+        None, description="what may stand between the parts of JSON"
+    )
+    disable_any_whitespace: bool = Field(False, description="compact JSON")
+
+
+def grammar_of(
+    response_format: ResponseFormat | None, structured_outputs: StructuredOutputs | None
+) -> str:
+    """The grammar that a request asks for, empty for none.
+
+    `Grammars.check` says whether it can be followed. Raises `ApiError` (400).
+    """
+    from_format = _of_format(response_format) if response_format is not None else ""
+    if structured_outputs is None:
+        return from_format
+    if from_format:
+        message = "'response_format' and 'structured_outputs' cannot both say what is generated."
+        raise invalid(message, "structured_outputs", "invalid_value")
+    return _of_outputs(structured_outputs)
+
+
+class Grammars:
+    """Checks grammars for one model, each of them once; all methods belong to one asyncio loop."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        vocabulary = CheckedVocabulary(tokenizer.serialised or "", tokenizer.eos_token_ids)
+        self._checker = GrammarChecker(vocabulary)
+        # The thread stays: on Linux a process ends with the thread that has started it.
+        self._thread = ThreadPoolExecutor(1, "grammars")
+        self._known: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._waiting: dict[bytes, asyncio.Future[Verdict]] = {}
+        self._patient_door = asyncio.Lock()
+
+    def close(self) -> None:
+        """End the process and the thread, and the check that they are at."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._checker.close()
+        self._thread.shutdown()
+        self._checker.close()  # the process may have been started meanwhile
+
+    async def check(
+        self, grammar: str, param: str, *, copies: int = 1, patient: bool = False
+    ) -> str:
+        """The grammar, which the field `param` asks for, as a stage can follow it.
+
+        It goes with each of `copies` sequences. Raises `ApiError`: 400 if it cannot be followed,
+        429 when others take too long with their checks, 503 when no check came to an end. Who is
+        `patient` waits for others without end.
+        """
+        if not grammar:
+            return ""
+        encoded = grammar.encode()
+        _check_size(len(encoded), param, copies)
+        try:
+            verdict = await self._verdict(sha256(encoded).digest(), grammar, patient=patient)
+        except CheckerError as error:
+            message = f"'{param}' is not possible with this model's tokenizer: {error}."
+            raise invalid(message, param, "unsupported_parameter") from error
+        except UncheckedError as error:
+            raise unavailable(f"'{param}' could not be checked: {error}.") from error
+        if verdict.complaint:
+            raise invalid(f"'{param}' {verdict.complaint}.", param, "invalid_value")
+        if verdict.lark:
+            _check_size(len(verdict.lark.encode()), param, copies)
+        return verdict.lark or grammar
+
+    async def _verdict(self, digest: bytes, grammar: str, *, patient: bool) -> Verdict:
+        if digest in self._known:
+            return self._known[digest]
+        if patient:
+            async with self._patient_door:  # one by one, and so there is room for others
+                return await self._checked(digest, grammar)
+        busy = too_busy("Too many new grammars are being checked. Please retry shortly.")
+        if len(self._waiting) >= MAX_WAITING and digest not in self._waiting:
+            raise busy
+        try:
+            async with asyncio.timeout(MAX_WAIT_S):
+                return await self._checked(digest, grammar)
+        except TimeoutError:
+            raise busy from None
+
+    async def _checked(self, digest: bytes, grammar: str) -> Verdict:
+        if digest in self._known:  # another's, while this one waited at the door
+            return self._known[digest]
+        check = self._waiting.get(digest)
+        if check is None:
+            loop = asyncio.get_running_loop()
+            check = loop.run_in_executor(self._thread, self._checker.check, grammar)
+            check.add_done_callback(lambda done: self._note(digest, done))
+            self._waiting[digest] = check
+        # Others may wait for the same, and who asks next need not wait again.
+        return await asyncio.shield(check)
+
+    def _note(self, digest: bytes, check: asyncio.Future[Verdict]) -> None:
+        del self._waiting[digest]
+        if check.cancelled() or check.exception() is not None:
+            return
+        self._known[digest] = check.result()
+        if len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+
+
+def check_text(num_characters: int, param: str) -> None:
+    """Raise `ApiError` (400) where what a grammar is to be made of is longer than it may be."""
+    if num_characters > MAX_GRAMMAR_BYTES:
+        limit = f"{MAX_GRAMMAR_BYTES // 1024} KiB"
+        raise invalid(f"'{param}' is larger than {limit}.", param, "invalid_value")
+
+
+def _check_size(num_bytes: int, param: str, copies: int) -> None:
+    check_text(num_bytes, param)
+    if num_bytes * copies > MAX_GRAMMAR_BYTES_OF_REQUEST:
+        message = (
+            f"'{param}' is too large for {copies} completions: each takes a grammar of "
+            f"{num_bytes} bytes, and {MAX_GRAMMAR_BYTES_OF_REQUEST} are allowed in all."
+        )
+        raise invalid(message, param, "invalid_value")
+
+
+def _of_format(response_format: ResponseFormat) -> str:
+    if response_format.type == "text":
+        return ""
+    if response_format.type == "json_object":
+        return grammar_text.json_object()
+    wanted = response_format.json_schema
+    if wanted is None:
+        message = "Missing required parameter: 'response_format.json_schema'."
+        raise invalid(message, "response_format", "missing_required_parameter")
+    schema = {"type": "object"} if wanted.schema_ is None else wanted.schema_
+    return grammar_text.json_schema(schema, lenient=not wanted.strict)
+
+
+def _of_outputs(wanted: StructuredOutputs) -> str:
+    kinds = {
+        "json": wanted.json_,
+        "regex": wanted.regex,
+        "choice": wanted.choice,
+        "grammar": wanted.grammar,
+        "json_object": wanted.json_object or None,
+    }
+    given = [kind for kind, value in kinds.items() if value is not None]
+    if len(given) != 1:
+        raise _wrong(f"must have exactly one of {', '.join(kinds)}, not {len(given)}")
+    whitespace = None if wanted.disable_any_whitespace else wanted.whitespace_pattern or WHITESPACE
+    if wanted.json_ is not None:
+        return grammar_text.json_schema(_decoded(wanted.json_), whitespace=whitespace)
+    if wanted.regex is not None:
+        return grammar_text.regex(wanted.regex)
+    if wanted.choice is not None:
+        if not 0 < len(wanted.choice) <= MAX_CHOICES:
+            raise _wrong(f"must have 1 to {MAX_CHOICES} choices")
+        check_text(sum(map(len, wanted.choice)), "structured_outputs")
+        return grammar_text.choice(wanted.choice)
+    if wanted.grammar is not None:
+        return _of_text(wanted.grammar)
+    return grammar_text.json_object(whitespace)
+
+
+def _of_text(text: str) -> str:
+    if "::=" not in text:
+        return grammar_text.lark(text)
+    if len(text) > MAX_EBNF_CHARACTERS:
+        limit = f"{MAX_EBNF_CHARACTERS} characters"
+        raise _wrong(f"has an EBNF grammar of more than {limit}; write it in Lark")
+    return grammar_text.ebnf(text)
+
+
+def _decoded(schema: dict[str, Any] | str) -> Schema | bool:
+    if isinstance(schema, dict):
+        return schema
+    try:
+        return msgspec.json.decode(schema, type=dict[str, Any] | bool)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _wrong(f"has a JSON schema that cannot be read: {error}") from error
+
+
+def _wrong(words: str) -> ApiError:
+    return invalid(f"'structured_outputs' {words}.", "structured_outputs", "invalid_value")

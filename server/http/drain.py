@@ -1,0 +1,44 @@
+"""The drain: which requests are open, and how the server lets them finish before it ends."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from server.http.errors import unavailable
+
+
+class Drain:
+    """Counts open requests; once begun, admits no more."""
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self.num_open = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def begin(self) -> None:
+        """Admit no more requests."""
+        self.has_begun = True
+
+    def check(self) -> None:
+        """Raise `ApiError` (503) once the drain has begun."""
+        if self.has_begun:
+            raise unavailable("The server is shutting down. Please retry shortly.", "shutting_down")
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """The time in which a request is open."""
+        self.num_open += 1
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self.num_open -= 1
+            if not self.num_open:
+                self._empty.set()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Whether all open requests have ended within the time."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), timeout_s)
+        return not self.num_open

@@ -1,0 +1,115 @@
+"""The OpenAPI document: what routes say of themselves beyond what FastAPI finds out."""
+
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from server.openai.fields.completion import ErrorBody
+
+_FAILURES = {
+    400: "The request is at fault",
+    404: "There is no such thing here",
+    408: "The body did not come, or the answer was not complete, in time",
+    409: "Not in its present state",
+    413: "The body is too large",
+    415: "The body is not JSON",
+    416: "The range lies outside of the file",
+    429: "The queue is full",
+    500: "The request was lost on our side",
+    503: "Not now, but soon",
+}
+_SCHEMA = "#/components/schemas/{model}"
+_BEARER = {"type": "http", "scheme": "bearer"}
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def failures(*statuses: int) -> Responses:
+    """The answers of a route that are no success, each with OpenAI's envelope."""
+    return {
+        status: {"model": ErrorBody, "description": _FAILURES[status]}
+        for status in sorted({*statuses, 500})
+    }
+
+
+def takes(body: type[BaseModel], **examples: dict[str, Any]) -> dict[str, Any]:
+    """`openapi_extra` of a route that parses its body itself; the app has to know the model."""
+    content: dict[str, Any] = {"schema": _schema(body)}
+    if examples:
+        content["examples"] = {name: {"value": value} for name, value in examples.items()}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def streams(chunk: type[BaseModel]) -> dict[str, Any]:
+    """The `content` of an answer that may be a stream of chunks; the app has to know the model.
+
+    The schema is that of one event, as OpenAPI 3.1 has it.
+    """
+    told = {"anyOf": [_schema(chunk), _schema(ErrorBody)]}
+    data = {"contentMediaType": "application/json", "contentSchema": told}
+    event = {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"type": "string", "anyOf": [{"const": "[DONE]"}, data]}},
+    }
+    return {"text/event-stream": {"schema": event}}
+
+
+# What `failures` needs for a route whose body is read by `connection.read_body`.
+BODY_FAILURES = (400, 408, 413, 415)
+
+
+class App(FastAPI):
+    """FastAPI whose document has the `models` that routes parse and write themselves, and keys.
+
+    With `needs_key`, they are needed for all but `open_paths`.
+    """
+
+    def __init__(
+        self,
+        *,
+        models: Sequence[type[BaseModel]],
+        needs_key: bool,
+        open_paths: Container[str],
+        **settings: Any,
+    ):
+        super().__init__(**settings)
+        self._models = models
+        self._needs_key = needs_key
+        self._open_paths = open_paths
+
+    def openapi(self) -> dict[str, Any]:
+        """The document."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            _, schemas = models_json_schema(
+                [(model, "validation") for model in self._models], ref_template=_SCHEMA
+            )
+            document["components"]["schemas"] |= schemas["$defs"]
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    self._correct(path, operation)
+            for unused in ("HTTPValidationError", "ValidationError"):
+                document["components"]["schemas"].pop(unused, None)
+            if self._needs_key:
+                document["components"]["securitySchemes"] = {"key": _BEARER}
+        return super().openapi()
+
+    def _correct(self, path: str, operation: dict[str, Any]) -> None:
+        responses = operation["responses"]
+        responses.pop("422", None)  # FastAPI's own; here it is a 400
+        if self._needs_key and path not in self._open_paths:
+            operation["security"] = [{"key": []}]
+            responses["401"] = _failure("The key is missing or wrong")
+
+
+def _schema(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _SCHEMA.format(model=model.__name__)}
+
+
+def _failure(description: str) -> Mapping[str, Any]:
+    content = {"application/json": {"schema": _schema(ErrorBody)}}
+    return {"description": description, "content": content}

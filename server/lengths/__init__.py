@@ -1,0 +1,1 @@
+"""Predicted output lengths."""

@@ -1,0 +1,180 @@
+"""The length predictor: what to tell the engine of how long an answer will be.
+
+A length that the client itself expects goes before all. Else it is what `--predictor` names. An
+encoder answers when it can: the request is submitted with the histogram's answer, and the encoder's
+follows. So if it is late or dead, the histogram's stands.
+"""
+
+import asyncio
+import json
+import logging
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from configs.schema import Config
+from server.lengths.length_histogram import Asked, HistogramError, LengthHistogram
+from server.lengths.predictor_client import PredictorClient
+from server.metrics import Metrics
+from server.text.tokenizer import Tokenizer
+from wire.predictor_messages import Answer
+
+SAVE_INTERVAL_S = 30.0
+# Finished sequences over which the error of the sum is shown.
+ERROR_WINDOW = 256
+# Of a constant, as lengths of traffic scatter.
+_CONSTANT_SPREAD = 1.0
+_LEAST_SPREAD = 0.01
+CLIENT, HISTOGRAM, CONSTANT, ORACLE, ENCODER = (
+    "client",
+    "histogram",
+    "constant",
+    "oracle",
+    "encoder",
+)
+
+logger = logging.getLogger("tdpipe")
+
+
+class PredictorMismatchError(Exception):
+    """The predictor counts in other tokens than the model; the text is one line for the user."""
+
+
+class Expected(NamedTuple):
+    """Output tokens that are expected: see `wire.messages.Submit`; and who says so.
+
+    `length_class` is the encoder's class of lengths, else the power of two that the length reaches.
+    """
+
+    predicted_len: int
+    spread: float
+    source: str
+    length_class: str
+
+
+class LengthPredictor:
+    """One per server; all methods belong to its asyncio loop."""
+
+    def __init__(self, config: Config, metrics: Metrics) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._path = histogram_path(config)
+        self._histogram = _load(self._path)
+        self._saved = self._histogram.num_observed
+        self._recent = deque[tuple[int, int]](maxlen=ERROR_WINDOW)
+        self._encoder = (
+            PredictorClient(config.predictor_address) if config.predictor_folder else None
+        )
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether a better answer may follow, see `ask`."""
+        return self._encoder is not None
+
+    def expect(self, asked: Asked, hint: int | None = None) -> Expected:
+        """What is known at once; `hint` is what the client expects."""
+        config = self._config
+        if hint is not None:
+            return _expected(min(hint, asked.max_tokens), 0.0, CLIENT)
+        if config.constant_len is not None:
+            return _expected(config.constant_len, _CONSTANT_SPREAD, CONSTANT)
+        if config.predictor == ORACLE:
+            return _expected(asked.max_tokens, 0.0, ORACLE)
+        length = self._histogram.predict(asked)
+        return _expected(length.mean, max(_LEAST_SPREAD, length.spread), HISTOGRAM)
+
+    def ask(
+        self, prompts: tuple[str, ...], take: Callable[[list[Expected]], None]
+    ) -> Callable[[], None]:
+        """Ask the encoder; `take` is called with its answers, if they come.
+
+        Call what is returned when they are no longer of interest.
+        """
+        assert self._encoder is not None
+
+        def take_answer(answer: Answer, seconds: float) -> None:
+            self._metrics.predictor_latency.observe(seconds)
+            columns = zip(answer.predicted_lens, answer.spreads, answer.classes, strict=True)
+            take([Expected(max(1, n), s, ENCODER, str(c)) for n, s, c in columns])
+
+        encoder, question = self._encoder, self._encoder.ask(prompts, take_answer)
+        return lambda: encoder.forget(question) if question is not None else None
+
+    def observe(self, asked: Asked, expected: Expected, output_len: int) -> None:
+        """A sequence has ended by itself after `output_len` tokens, at least one."""
+        self._histogram.observe(asked, output_len)
+        metrics = self._metrics
+        metrics.predictions.labels(expected.source, expected.length_class).inc()
+        predicted = metrics.predicted_tokens.labels(expected.source, expected.length_class)
+        predicted.inc(expected.predicted_len)
+        metrics.real_tokens.labels(expected.source, expected.length_class).inc(output_len)
+        if self._encoder is not None and expected.source == HISTOGRAM:
+            metrics.predictor_fallbacks.inc()
+        self._recent.append((expected.predicted_len, output_len))
+        sum_predicted, sum_real = map(sum, zip(*self._recent, strict=True))
+        metrics.prediction_error.set((sum_predicted - sum_real) / sum_real)
+
+    async def run(self) -> None:
+        """Receive answers and keep the histogram until cancelled."""
+        receiving = asyncio.create_task(self._encoder.run()) if self._encoder else None
+        try:
+            while True:
+                await asyncio.sleep(SAVE_INTERVAL_S)
+                self.save()
+        finally:
+            if receiving is not None:
+                receiving.cancel()
+                with suppress(asyncio.CancelledError):
+                    await receiving
+            self.save()
+
+    def save(self) -> None:
+        """Keep what was learnt since the last time; a full disk is no reason to stop."""
+        if self._histogram.num_observed == self._saved:
+            return
+        try:
+            self._histogram.save(self._path)
+        except OSError as error:
+            logger.warning("the lengths of answers are not kept: %s", error)
+        self._saved = self._histogram.num_observed
+
+
+def check_predictor(config: Config, tokenizer: Tokenizer) -> None:
+    """Raises `PredictorMismatchError` where the encoder was made for another tokenizer.
+
+    A folder that is no predictor is for the predictor's own process to tell.
+    """
+    if config.predictor_folder is None:
+        return
+    description: dict[str, object] = {}
+    with suppress(OSError, ValueError):
+        description = json.loads((config.predictor_folder / "predictor.json").read_text())
+    counted_in = description.get("tokenizer") if isinstance(description, dict) else None
+    if counted_in not in (None, tokenizer.fingerprint):
+        raise PredictorMismatchError(
+            f"the predictor in {config.predictor_folder} was trained on lengths in another "
+            f"tokenizer's tokens than those of {config.tokenizer or config.model}"
+        )
+    if counted_in is None and description:
+        logger.warning("the predictor does not say whose tokens it counts in")
+
+
+def histogram_path(config: Config) -> Path:
+    """Where the lengths of this model's answers are kept."""
+    return config.data_dir / "lengths" / f"{quote(config.name, safe='')}.json"
+
+
+def _load(path: Path) -> LengthHistogram:
+    try:
+        return LengthHistogram.load(path)
+    except (HistogramError, OSError) as error:
+        logger.warning("the lengths of answers are learnt anew: %s", error)
+        return LengthHistogram()
+
+
+def _expected(length: float, spread: float, source: str) -> Expected:
+    predicted_len = max(1, round(length))
+    return Expected(predicted_len, spread, source, str(1 << (predicted_len - 1).bit_length()))

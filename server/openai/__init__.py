@@ -1,0 +1,1 @@
+"""The OpenAI API: routes and how answers are rendered."""

@@ -1,0 +1,1 @@
+"""Fields of requests and answers, as pydantic models."""

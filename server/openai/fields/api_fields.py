@@ -1,0 +1,185 @@
+"""The fields of the API: what may be sent and what is answered, field by field, whose each is.
+
+All that we take and send comes from the models that check it; what only OpenAI has stands here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel
+
+from server.batches.routes.batch_routes import CreateBatch
+from server.batches.storage.objects import (
+    Batch,
+    BatchList,
+    BatchQuery,
+    FileDeleted,
+    FileList,
+    FileObject,
+    FileQuery,
+    InputLine,
+    OutputLine,
+    UploadForm,
+)
+from server.openai.fields.chat import ChatRequest
+from server.openai.fields.chat_answer import ChatCompletion, ChatCompletionChunk
+from server.openai.fields.completion import (
+    Completion,
+    CompletionChunk,
+    CompletionRequest,
+    ErrorBody,
+    ModelList,
+)
+from server.openai.fields.schema_fields import fields_of
+
+Status = Literal["supported", "refused", "ignored", "not sent"]
+
+
+class Row(NamedTuple):
+    """A field by its path; `owner` is whose field it is."""
+
+    path: str
+    owner: str
+    status: Status
+    words: str
+
+    def holds(self, path: str) -> bool:
+        """Whether a field stands within this one."""
+        return path.startswith((f"{self.path}.", f"{self.path}["))
+
+
+@dataclass(frozen=True)
+class ApiBody:
+    """What is sent or answered in one place.
+
+    `lacks` has the fields of OpenAI's that the model leaves out, each with what is to be said of
+    it. Rows that one of the bodies in `beside` has as well are not told again.
+    """
+
+    title: str
+    model: type[BaseModel]
+    is_answer: bool = False
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    beside: tuple[type[BaseModel], ...] = ()
+    note: str = ""
+
+    def rows(self) -> list[Row]:
+        """All fields in the order of the alphabet; one that is refused is not opened."""
+        rows: list[Row] = []
+        for known in fields_of(self.model, "serialization" if self.is_answer else "validation"):
+            owner, words = _owner(known.words)
+            above = [row.owner for row in rows if row.holds(known.path) and row.owner != "OpenAI"]
+            status: Status = "supported" if self.is_answer else _status(words)
+            values = ", ".join(f"`{value}`" for value in known.values)
+            words = ": ".join(filter(None, (values, words)))
+            rows.append(Row(known.path, [*above, owner][0], status, words))
+        lacks: Status = "not sent" if self.is_answer else "refused"
+        rows += [Row(path, "OpenAI", lacks, words) for path, words in self.lacks.items()]
+        closed = [row for row in rows if row.status != "supported"]
+        return sorted(row for row in rows if not any(one.holds(row.path) for one in closed))
+
+
+_TEXT_ONLY = "this server reads text"
+_NOT_COUNTED = {
+    "usage.prompt_tokens_details": "what comes from the cache is not counted by request"
+}
+_USAGE = _NOT_COUNTED | {"usage.completion_tokens_details": "all of it is text"}
+_CHAT_USAGE = _NOT_COUNTED | {
+    f"usage.completion_tokens_details.{name}": words
+    for name, words in {
+        "accepted_prediction_tokens": "predictions are ignored",
+        "rejected_prediction_tokens": "predictions are ignored",
+        "audio_tokens": "answers are text",
+        "text_tokens": "answers are text",
+    }.items()
+}
+_SPOKEN = {"audio": "answers are text", "function_call": "see tool_calls"}
+
+COMPLETION = ApiBody(
+    "`POST /v1/completions`", CompletionRequest, beside=(ChatRequest,), note="Beside those of both:"
+)
+CHAT = ApiBody(
+    "`POST /v1/chat/completions`",
+    ChatRequest,
+    beside=(CompletionRequest,),
+    note="Beside those of both:",
+    lacks={
+        "messages[].content[].image_url": _TEXT_ONLY,
+        "messages[].content[].input_audio": _TEXT_ONLY,
+        "messages[].content[].file": _TEXT_ONLY,
+    },
+)
+BODIES = (
+    COMPLETION,
+    CHAT,
+    ApiBody("A completion", Completion, is_answer=True, lacks=_USAGE),
+    ApiBody(
+        "A chunk of a completion",
+        CompletionChunk,
+        is_answer=True,
+        lacks=_USAGE,
+        beside=(Completion,),
+        note="As the completion, but for:",
+    ),
+    ApiBody(
+        "A chat completion",
+        ChatCompletion,
+        is_answer=True,
+        lacks=_CHAT_USAGE
+        | {f"choices[].message.{name}": words for name, words in _SPOKEN.items()}
+        | {
+            "choices[].message.tool_calls[].custom": "tools are functions",
+            "metadata": "nothing is stored",
+            "moderation": "nothing is moderated",
+        },
+    ),
+    ApiBody(
+        "A chunk of a chat completion",
+        ChatCompletionChunk,
+        is_answer=True,
+        lacks=_CHAT_USAGE
+        | {f"choices[].delta.{name}": words for name, words in _SPOKEN.items()}
+        | {
+            "choices[].delta.refusal": "a refusal is content",
+            "moderation": "nothing is moderated",
+            "obfuscation": "nothing is padded",
+        },
+        beside=(ChatCompletion,),
+        note="As the chat completion, but for:",
+    ),
+    ApiBody("`POST /v1/files`", UploadForm, note="A form (multipart/form-data):"),
+    ApiBody("`GET /v1/files`", FileQuery, note="In the query:"),
+    ApiBody("A file", FileObject, is_answer=True),
+    ApiBody("A list of files", FileList, is_answer=True, note="Each of `data` is a file."),
+    ApiBody("A deleted file", FileDeleted, is_answer=True),
+    ApiBody("`POST /v1/batches`", CreateBatch),
+    ApiBody("`GET /v1/batches`", BatchQuery, note="In the query:"),
+    ApiBody("A batch", Batch, is_answer=True, note="All times are Unix seconds, null until then."),
+    ApiBody("A list of batches", BatchList, is_answer=True, note="Each of `data` is a batch."),
+    ApiBody("A line of a batch's input", InputLine),
+    ApiBody("A line of a batch's output, or of its errors", OutputLine, is_answer=True),
+    ApiBody(
+        "A list of models",
+        ModelList,
+        is_answer=True,
+        lacks={"data[].shutdown_date": "nobody knows"},
+        note="Each of `data` is what `GET /v1/models/{id}` answers.",
+    ),
+    ApiBody("An error", ErrorBody, is_answer=True),
+)
+
+
+def _status(words: str) -> Status:
+    """Whether a field of a request is supported, ignored or refused: its description says so."""
+    if "not supported" in words:
+        return "refused"
+    return "ignored" if "ignored" in words else "supported"
+
+
+def _owner(words: str) -> tuple[str, str]:
+    """Whose field it is, and the rest of what is said of it."""
+    for owner, mark in (("vLLM", "vLLM's"), ("tdpipe", "ours")):
+        if words.startswith(mark):
+            return owner, words.removeprefix(mark).lstrip(",:; ")
+    return "OpenAI", words

@@ -1,0 +1,208 @@
+"""The protocol: the bodies of `/v1/completions` and `/v1/models`.
+
+Reference: https://platform.openai.com/docs/api-reference/completions. Fields of vLLM beyond it are
+marked. A field that we cannot honour is refused unless it has its neutral value.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from server.grammar.grammars import ResponseFormat
+from server.http.body import ListOf, parse
+from server.http.errors import invalid
+from server.openai.fields.sampling import GIVES_WAY, SamplingFields, ServiceTier
+
+DEFAULT_MAX_TOKENS = 16
+MAX_SEQUENCES = 4096  # prompts x n of one request
+
+
+def check_num_sequences(number: int) -> None:
+    """Raise `ApiError` (400) when one request asks for too much."""
+    if number > MAX_SEQUENCES:
+        message = f"Too many completions: prompts x n must not exceed {MAX_SEQUENCES}."
+        raise invalid(message, "prompt", "invalid_value")
+
+
+def _not_too_many(prompt: object) -> object:
+    """Count prompts before each of them is looked at."""
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        check_num_sequences(len(prompt))
+    return prompt
+
+
+Prompt = Annotated[
+    str | ListOf[str] | ListOf[int] | ListOf[ListOf[int]], BeforeValidator(_not_too_many)
+]
+
+
+class CompletionRequest(SamplingFields):
+    """The body of POST /v1/completions."""
+
+    expected: ClassVar[dict[str, str]] = {
+        "prompt": "a string, an array of strings, an array of token ids or an array of such arrays",
+        "stop": "a string or an array of strings",
+    }
+
+    prompt: Prompt = Field(description="text, texts, token ids, or lists of token ids")
+    max_tokens: int | None = Field(
+        None, ge=0, description=f"[{DEFAULT_MAX_TOKENS}, cut to what the model has room for]"
+    )
+    logprobs: int | None = Field(
+        None, ge=0, description="tell each token's log-probability, and so many likeliest tokens"
+    )
+    echo: bool = Field(False, description="tell the prompt too, scored where logprobs are told")
+    add_special_tokens: bool = Field(
+        True, description="vLLM's: around prompts that are text, those that the tokenizer adds"
+    )
+    return_tokens_as_token_ids: bool = Field(
+        False, description="vLLM's: tell tokens of log-probabilities as token_id:N"
+    )
+    best_of: int | None = Field(None, description="only 1 or n")
+    response_format: ResponseFormat | None = Field(None, description="vLLM's: the answer's form")
+    service_tier: ServiceTier = Field("auto", description=f"ours: {GIVES_WAY}")
+    suffix: str | None = Field(None, description="not supported")
+
+    @property
+    def has_text_prompts(self) -> bool:
+        """Whether prompts were given as text, not as tokens."""
+        first = self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+        return isinstance(first, str)
+
+    @property
+    def only_scores(self) -> bool:
+        """Whether no token is asked for, but what the model thinks of the prompt's."""
+        return self.max_tokens == 0 and self.scores_prompt
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's tokens are scored."""
+        return self.prompt_logprobs is not None or (self.echo and self.logprobs is not None)
+
+    @property
+    def num_prompt_logprobs(self) -> int:
+        """So many likeliest tokens are told with each of the prompt's; -1: nothing is.
+
+        An echo tells of the prompt what `logprobs` asks for.
+        """
+        if not self.scores_prompt:
+            return -1
+        return max(self.prompt_logprobs or 0, (self.echo and self.logprobs) or 0)
+
+
+class Usage(BaseModel):
+    """Tokens of the prompts, each counted once, and of all choices."""
+
+    prompt_tokens: int = Field(description="of all prompts, each counted once")
+    completion_tokens: int = Field(description="of all choices")
+    total_tokens: int
+
+
+class CompletionLogprobs(BaseModel):
+    """Log-probabilities of a choice's tokens, side by side; null for a prompt's first."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None] = Field(description="null for a prompt's first token")
+    top_logprobs: list[dict[str, float] | None] = Field(
+        description="the likeliest and the one that came, by their texts"
+    )
+    text_offset: list[int] = Field(description="in characters of the choice's text")
+
+
+class _Choice(BaseModel):
+    index: int = Field(description="prompt i's choice j has the index i x n + j")
+    text: str
+    logprobs: CompletionLogprobs | None = Field(None, description="where asked for")
+    stop_reason: str | int | None = Field(
+        None, description="vLLM's: the stop string or the named stop token that ended it"
+    )
+    prompt_logprobs: list[dict[str, Any] | None] | None = Field(
+        None, description="vLLM's: where asked for"
+    )
+    prompt_token_ids: list[int] | None = Field(None, description="vLLM's: where asked for")
+    token_ids: list[int] | None = Field(None, description="vLLM's: where asked for")
+
+
+class CompletionChoice(_Choice):
+    """One choice."""
+
+    finish_reason: Literal["stop", "length"] = Field(description="content_filter never comes")
+
+
+class CompletionChunkChoice(_Choice):
+    """What is new of one choice."""
+
+    finish_reason: Literal["stop", "length"] | None = Field(
+        description="of its last text; content_filter never comes"
+    )
+
+
+class _CompletionHead(BaseModel):
+    id: str
+    object: Literal["text_completion"]
+    created: int = Field(description="Unix seconds")
+    model: str = Field(description="the first of its names")
+    system_fingerprint: str = Field(description="the same for the same software and model")
+
+
+class Completion(_CompletionHead):
+    """The answer of POST /v1/completions."""
+
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class CompletionChunk(_CompletionHead):
+    """An event of a stream of /v1/completions."""
+
+    choices: list[CompletionChunkChoice] = Field(description="none beside the usage")
+    usage: Usage | None = Field(
+        None, description="of the last chunk, where include_usage asks for it; null before"
+    )
+
+
+class Model(BaseModel):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="when the server began, in Unix seconds")
+    owned_by: str = Field("tdpipe", description="always tdpipe")
+    max_model_len: int | None = Field(
+        description="vLLM's: longest prompt + output in tokens, once known"
+    )
+    tokenizer_fingerprint: str = Field(description="ours: the same for the same vocabulary")
+
+
+class ModelList(BaseModel):
+    """The answer of GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, in words and in codes."""
+
+    message: str
+    type: str = Field(description="invalid_request_error, requests or server_error")
+    param: str | None = Field(description="the field at fault")
+    code: str | None = Field(description="the same for the same mistake")
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+def parse_completion(body: bytes) -> CompletionRequest:
+    """The request in `body`. Raises `ApiError` (400)."""
+    request = parse(CompletionRequest, body)
+    if request.suffix:
+        raise invalid("'suffix' is not supported here.", "suffix", "unsupported_parameter")
+    if request.best_of not in (None, 1, request.n):
+        message = "'best_of' is not supported here unless it is 1 or equal to 'n'."
+        raise invalid(message, "best_of", "unsupported_parameter")
+    request.check(DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens)
+    return request

@@ -1,0 +1,210 @@
+"""The fields of a conversation: its messages and tools, and how the chat template puts them.
+
+Reference: https://platform.openai.com/docs/api-reference/chat; vLLM's fields beyond it are marked.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.chat.chat_template import Conversation, check_variables
+from server.http.body import Body, ListOf, counted_first
+from server.http.errors import invalid
+
+MAX_MESSAGES = 16_384
+MAX_TOOLS = 256
+IGNORED = "accepted and ignored"
+UNSUPPORTED = "not supported"
+FUNCTIONS_ONLY = "not supported: tools are functions"
+RETURNED = "ours: ignored; messages that were told come back with it"
+
+
+class TextPart(Body):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+    prompt_cache_breakpoint: dict[str, Any] | None = Field(None, exclude=True, description=IGNORED)
+
+
+class RefusalPart(Body):
+    """A part of an assistant's content that was a refusal; it is read as text."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+def _only_text(content: object) -> object:
+    """Say in words what is wrong with a content before pydantic says it in its own."""
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise PydanticCustomError("content_type", "expected a string or an array of text parts")
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "refusal" and isinstance(part.get("refusal"), str):
+            continue
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise PydanticCustomError(
+                "content_part",
+                "expected a text part, got '{kind}': this server reads no images, audio or files",
+                {"kind": str(kind)},
+            )
+    return [
+        {"type": "text", "text": part["refusal"]} if part["type"] == "refusal" else part
+        for part in content
+    ]
+
+
+Content = Annotated[
+    str | ListOf[TextPart],
+    BeforeValidator(_only_text, json_schema_input_type=str | ListOf[TextPart | RefusalPart]),
+]
+
+
+class _OfFunction(Body):
+    """What is of the one type of tool that there is here."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_functions(cls, values: Any) -> Any:
+        kind = values.get("type") if isinstance(values, dict) else None
+        if isinstance(kind, str) and kind != "function":
+            text = "this server knows only tools of the type 'function', not '{kind}'"
+            raise PydanticCustomError("only_functions", text, {"kind": kind})
+        return values
+
+
+class CalledFunction(Body):
+    """A function that the assistant has called."""
+
+    name: str
+    arguments: str = Field(description="JSON, as the model has written it")
+    parsed_arguments: Any = Field(None, description=RETURNED)
+
+
+class ToolCall(_OfFunction):
+    """A call in an assistant's message."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    custom: None = Field(None, description=FUNCTIONS_ONLY)
+    index: int | None = Field(None, description=RETURNED)
+
+
+class ChatMessage(Body):
+    """One message of the conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content | None = None
+    name: str | None = None
+    tool_calls: ListOf[ToolCall] | None = Field(None, description="of an assistant")
+    tool_call_id: str | None = Field(None, description="of a tool: the call that this answers")
+    refusal: str | None = Field(None, description="of an assistant")
+    reasoning_content: str | None = Field(None, description="vLLM's: of an assistant")
+    reasoning: str | None = Field(None, description="vLLM's: reasoning_content by another name")
+    annotations: list[Any] | None = Field(None, description=RETURNED)
+    parsed: Any = Field(None, description=RETURNED)
+    audio: None = Field(None, description=UNSUPPORTED)
+    function_call: None = Field(None, description="not supported: use tool_calls")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        missing = None
+        if self.role != "assistant" and self.content is None:
+            missing = "content"
+        elif self.role == "tool" and self.tool_call_id is None:
+            missing = "tool_call_id"
+        elif self.role == "function" and self.name is None:
+            missing = "name"
+        elif self.role == "assistant" and self.content is self.refusal is None:
+            missing = None if self.tool_calls or self._thoughts else "content"
+        if missing is not None:
+            text = "a message of the role '{role}' needs '{missing}'"
+            raise PydanticCustomError("incomplete", text, {"role": self.role, "missing": missing})
+        if self.tool_calls is not None and self.role != "assistant":
+            text = "only an assistant's message has 'tool_calls'"
+            raise PydanticCustomError("tool_calls", text)
+        return self
+
+    @property
+    def _thoughts(self) -> str | None:
+        return self.reasoning_content or self.reasoning
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as chat templates know it."""
+        kept = {"role", "content", "name", "tool_calls", "tool_call_id"}
+        message = self.model_dump(include=kept, exclude_none=True)
+        if self.content is None and self.refusal is not None:
+            message["content"] = self.refusal
+        if self.role == "assistant":
+            message.setdefault("content", "")
+            if self._thoughts:
+                message["reasoning_content"] = self._thoughts
+        if not message.get("tool_calls", True):
+            del message["tool_calls"]
+        return message
+
+
+class FunctionDefinition(Body):
+    """A function that the model may call."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.:-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="JSON schema [no parameters]")
+    strict: bool | None = Field(None, description="arguments of forced calls always are")
+
+
+class Tool(_OfFunction):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+    custom: None = Field(None, description=FUNCTIONS_ONLY)
+
+
+Messages = Annotated[ListOf[ChatMessage], counted_first(MAX_MESSAGES)]
+
+
+class TemplateFields(Body):
+    """How the chat template puts a conversation."""
+
+    tools: ListOf[Tool] = Field([], max_length=MAX_TOOLS)
+    add_generation_prompt: bool | None = Field(
+        None, description="vLLM's: begin the assistant's message [unless the final one goes on]"
+    )
+    continue_final_message: bool = Field(False, description="vLLM's: go on with the last message")
+    chat_template: str | None = Field(
+        None, description="vLLM's: only with --trust-request-chat-template"
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="vLLM's: variables for the template, e.g. enable_thinking"
+    )
+
+    def conversation(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[dict[str, Any]] | None,
+        num_bytes: int,
+    ) -> Conversation:
+        """What is rendered, of a body of so many bytes. Raises `ApiError` (400)."""
+        begins = self.add_generation_prompt
+        if self.continue_final_message and begins:
+            message = (
+                "'continue_final_message' and 'add_generation_prompt' exclude each other: the "
+                "answer either goes on with the last message or begins one."
+            )
+            raise invalid(message, "continue_final_message", "invalid_value")
+        check_variables(self.chat_template_kwargs)
+        return Conversation(
+            messages=[message.for_template() for message in messages],
+            tools=tools,
+            add_generation_prompt=not self.continue_final_message if begins is None else begins,
+            continue_final_message=self.continue_final_message,
+            template=self.chat_template,
+            variables=self.chat_template_kwargs,
+            num_bytes=num_bytes,
+        )

@@ -1,0 +1,52 @@
+"""The table of fields in docs/api.md: `make api-table`."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from server.batches.storage.objects import BatchList, FileList
+from server.openai.fields.api_fields import BODIES, CHAT, COMPLETION, ApiBody, Row
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "api.md"
+BEGIN, END = "<!-- make api-table: begin -->\n", "<!-- make api-table: end -->\n"
+
+
+def table() -> str:
+    """Markdown, a table for each body."""
+    return "\n".join(line for lines in (_both(), *map(_lines, BODIES)) for line in lines)
+
+
+def _both() -> Iterator[str]:
+    yield "### Both `POST /v1/completions` and `POST /v1/chat/completions`\n"
+    of_chat = set(CHAT.rows())
+    yield from _printed([row for row in COMPLETION.rows() if row in of_chat])
+
+
+def _lines(body: ApiBody) -> Iterator[str]:
+    yield f"### {body.title}\n"
+    if body.note:
+        yield f"{body.note}\n"
+    told = {row for other in BODIES if other.model in body.beside for row in other.rows()}
+    rows = [row for row in body.rows() if row not in told]
+    if body.model in (FileList, BatchList):  # of what has a table of its own
+        rows = [row for row in rows if not row.path.startswith("data[]")]
+    yield from _printed(rows)
+
+
+def _printed(rows: list[Row]) -> Iterator[str]:
+    yield "| field | of | is | |\n|---|---|---|---|"
+    for path, owner, status, words in rows:
+        yield f"| `{path}` | {owner} | {status} | {words.replace('|', chr(92) + '|')} |"
+    yield ""
+
+
+def main() -> int:
+    """Write the tables into the document."""
+    before, rest = DOCUMENT.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    DOCUMENT.write_text(f"{before}{BEGIN}{table()}{END}{after}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""The fields that completions and chat share: how tokens are picked, what ends an answer.
+
+Reference: https://platform.openai.com/docs/api-reference/completions; vLLM's fields beyond it are
+marked.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from server.grammar.grammars import ResponseFormat, StructuredOutputs, grammar_of
+from server.http.body import Body, ListOf, counted_first
+from server.http.errors import invalid
+
+MAX_CHOICES = 128
+MAX_STOP_STRINGS, MAX_STOP_STRING = 64, 256  # their number, and the characters of each
+MAX_NAMED_TOKENS = 1024  # of logit_bias and stop_token_ids, each
+MAX_BAD_WORDS, MAX_BAD_WORD = 256, 128  # their number, and the characters of each
+# Of OpenAI's tiers only one is another treatment; an answer tells which it had.
+ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
+GIVES_WAY = "flex gives way to all other requests, as batches do; all others are default"
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _bool(value: object) -> object:
+    if not isinstance(value, bool):
+        raise PydanticCustomError("bool_type", "input should be false")
+    return value
+
+
+# To Python, 0 is the same.
+OnlyFalse = Annotated[Literal[False], BeforeValidator(_bool)]
+
+
+class StreamOptions(Body):
+    """What a stream tells beside its text."""
+
+    include_usage: bool = Field(False, description="end with a chunk that holds the usage")
+    include_obfuscation: bool = Field(False, description="accepted and ignored: nothing is padded")
+    continuous_usage_stats: OnlyFalse = Field(False, description="vLLM's: only false")
+
+
+class SamplingFields(Body):
+    """What a request may say of its answers, whatever the endpoint."""
+
+    model: str = Field(description="only a name of the model that is served")
+    temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1, lt=2**31, description="vLLM's; -1 or 0 is all tokens")
+    min_p: float = Field(0.0, ge=0, le=1, description="vLLM's")
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0, le=2, description="vLLM's; 1 is none")
+    logit_bias: Annotated[
+        dict[str, Annotated[float, Field(ge=-100, le=100)]], counted_first(MAX_NAMED_TOKENS)
+    ] = Field({}, max_length=MAX_NAMED_TOKENS, description="added to the logits of token ids")
+    allowed_token_ids: ListOf[TokenId] = Field([], description="vLLM's: no other token is picked")
+    bad_words: ListOf[Annotated[str, Field(max_length=MAX_BAD_WORD)]] = Field(
+        [], max_length=MAX_BAD_WORDS, description="vLLM's: never generated"
+    )
+    stop: str | ListOf[str] = Field([], description="text that ends a choice, itself left out")
+    stop_token_ids: ListOf[TokenId] = Field(
+        [], max_length=MAX_NAMED_TOKENS, description="vLLM's: tokens that end a choice"
+    )
+    include_stop_str_in_output: bool = Field(False, description="vLLM's")
+    ignore_eos: bool = Field(False, description="vLLM's: go on after the model's end token")
+    min_tokens: int = Field(0, ge=0, description="vLLM's: do not stop before")
+    skip_special_tokens: bool = Field(True, description="vLLM's: leave them out of the text")
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, lt=2**31, description="vLLM's: keep the prompt's last; -1: all that fit"
+    )
+    prompt_logprobs: int | None = Field(
+        None, ge=0, description="vLLM's: score the prompt, with so many likeliest tokens"
+    )
+    return_token_ids: bool = Field(False, description="vLLM's: tell prompt and output as ids too")
+    response_format: ResponseFormat | None = Field(None, description="the answer's form")
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="vLLM's: the answer's form, as a schema, an expression or a grammar"
+    )
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    priority: int = Field(0, description="vLLM's; above 0: gives way to others, as flex does")
+    service_tier: ServiceTier = Field("auto", description=GIVES_WAY)
+    expected_tokens: int | None = Field(
+        None, ge=1, lt=2**31, description="ours: how long an answer you expect, for the scheduler"
+    )
+    timeout: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="ours: seconds after which the request ends with an error, queued or running",
+    )
+    user: str | None = Field(None, description="accepted and ignored")
+
+    # What vLLM's clients send though it makes no difference here.
+    use_beam_search: OnlyFalse = Field(False, description="vLLM's: only false")
+    length_penalty: float = Field(1.0, description="vLLM's: ignored, it is beam search's")
+    spaces_between_special_tokens: bool = Field(True, description="vLLM's: ignored")
+    request_id: str | None = Field(None, description="vLLM's: ignored, see X-Request-Id")
+    cache_salt: str | None = Field(None, description="vLLM's: ignored, nothing is shared")
+    vllm_xargs: dict[str, Any] | None = Field(None, description="vLLM's: ignored")
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """The stop strings as a list."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    @property
+    def grammar(self) -> str:
+        """The grammar that the answer must follow, empty for none. Raises `ApiError` (400)."""
+        return grammar_of(self.response_format, self.structured_outputs)
+
+    @property
+    def grammar_param(self) -> str:
+        """The field that asks for the grammar."""
+        return "response_format" if self.structured_outputs is None else "structured_outputs"
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether other requests go first."""
+        return self.service_tier == "flex" or self.priority > 0
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def check(self, max_tokens: int | None) -> None:
+        """Raise `ApiError` (400) for values that do not go together."""
+        if self.stream_options is not None and not self.stream:
+            raise invalid(
+                "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+                "stream_options",
+            )
+        if "" in self.stop_strings:
+            raise invalid("'stop' must not hold an empty string.", "stop", "invalid_value")
+        if len(self.stop_strings) > MAX_STOP_STRINGS:
+            message = f"'stop' holds more than {MAX_STOP_STRINGS} strings."
+            raise invalid(message, "stop", "invalid_value")
+        if any(len(stop) > MAX_STOP_STRING for stop in self.stop_strings):
+            message = f"'stop' holds a string of more than {MAX_STOP_STRING} characters."
+            raise invalid(message, "stop", "invalid_value")
+        if "" in self.bad_words:
+            raise invalid("'bad_words' must not hold an empty string.", "bad_words")
+        if self.truncate_prompt_tokens == 0:
+            message = "'truncate_prompt_tokens' must be -1 or at least 1."
+            raise invalid(message, "truncate_prompt_tokens", "invalid_value")
+        if max_tokens is not None and self.min_tokens > max_tokens:
+            message = "'min_tokens' is greater than 'max_tokens'."
+            raise invalid(message, "min_tokens", "invalid_value")

@@ -1,0 +1,1 @@
+"""How answers look: events of a stream, whole answers, log-probabilities."""

@@ -1,0 +1,225 @@
+"""How /v1/chat/completions shows a generation."""
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from server.chat.message_parser import MessageDelta, MessageParser
+from server.chat.tool_calls import CallDelta
+from server.openai.fields.chat import ChatRequest
+from server.openai.rendering.event_stream import EventFrame
+from server.openai.rendering.logprobs import Told, chat_logprobs, prompt_logprobs
+from server.requests.generation import Piece
+from server.requests.plan import Plan
+from server.text.tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class _Message:
+    """One choice's message as far as it has come; what a stream has told is not kept."""
+
+    parser: MessageParser
+    reasoning: list[str] = field(default_factory=list)
+    content: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    arguments: list[list[str]] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    ending: dict[str, Any] = field(default_factory=dict)
+
+
+# Fields that say what is told.
+_SHOWN = (
+    "include_reasoning",
+    "logprobs",
+    "prompt_logprobs",
+    "return_token_ids",
+    "service_tier",
+    "top_logprobs",
+)
+
+
+class ChatRendering:
+    """One chat completion; `parser` makes a choice's parser where there is more than content.
+
+    `echo` is the beginning of the message, where that is told though the prompt has it.
+    """
+
+    def __init__(
+        self,
+        request: ChatRequest,
+        plan: Plan,
+        tokenizer: Tokenizer,
+        parser: Callable[[], MessageParser] | None,
+        fingerprint: str,
+        *,
+        echo: str = "",
+    ) -> None:
+        self.reply_id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._request = request.only(*_SHOWN)
+        self._plan, self._tokenizer = plan, tokenizer
+        self._is_plain = parser is None and not plan.tells_tokens
+        new_parser = parser or (lambda: MessageParser(None, None))
+        self._messages = [_Message(new_parser()) for _ in range(plan.num_sequences)]
+        self._scores: list[Told] = []
+        self._echo = echo
+        self._head = self._make_head(fingerprint)
+        self._frame = EventFrame(
+            self._head | {"object": "chat.completion.chunk"},
+            (b'"delta":{"content":', b"}"),
+            include_usage=request.include_usage,
+        )
+
+    def opening(self) -> bytes:
+        """Each choice's role, and the text that it goes on from where that is told."""
+        delta = {"role": "assistant", "content": self._echo}
+        prompt: dict[str, Any] = {}
+        if self._request.return_token_ids:
+            prompt = {"prompt_token_ids": list(self._plan.prompts[0])}
+        first, *others = range(self._plan.n)
+        events = [self._event({"index": first, "delta": delta}, prompt)]
+        events += [self._event({"index": i, "delta": delta}) for i in others]
+        return b"".join(events)
+
+    def chunk(self, piece: Piece) -> bytes:
+        """The event for one piece; none where its text may yet turn out to be a call."""
+        if self._is_plain and piece.finish_reason is None:
+            return self._frame.text(piece.choice_index, piece.text)
+        message = self._messages[piece.choice_index]
+        parsed = self._parse(message, piece)
+        is_all = not self._plan.tells_tokens and piece.finish_reason is None
+        if is_all and parsed.content and not parsed.calls and not parsed.reasoning:
+            return self._frame.text(piece.choice_index, parsed.content)
+        beside = self._told_beside(piece) | self._ending(message, piece)
+        delta = self._delta(parsed)
+        if not delta and not beside:
+            return b""
+        return self._event({"index": piece.choice_index, "delta": delta} | beside)
+
+    def usage(self, usage: dict[str, Any]) -> bytes:
+        """The event that follows the last choice: no choices, but the token counts."""
+        return self._frame.no_choice({"usage": usage})
+
+    def take(self, piece: Piece) -> None:
+        """Collect a piece of a whole answer."""
+        message = self._messages[piece.choice_index]
+        reasoning, content, calls = self._parse(message, piece)
+        message.reasoning.append(reasoning)
+        message.content.append(content)
+        for index, name, arguments in calls:
+            if name is not None:
+                message.names.append(name)
+                message.arguments.append([])
+            message.arguments[index].append(arguments)
+        message.told += piece.told
+        message.token_ids += piece.token_ids
+        if piece.scores and not piece.choice_index:
+            self._scores = list(piece.scores)
+        message.ending = self._ending(message, piece)
+
+    def whole(self, usage: dict[str, Any]) -> bytes:
+        """The collected answer's JSON."""
+        body = self._head | {
+            "choices": [self._choice(i, message) for i, message in enumerate(self._messages)],
+            "usage": usage,
+        }
+        num_tops = self._request.prompt_logprobs
+        if num_tops is not None:
+            body["prompt_logprobs"] = prompt_logprobs(
+                self._scores, num_tops, self._tokenizer.pieces
+            )
+        if self._request.return_token_ids:
+            body["prompt_token_ids"] = list(self._plan.prompts[0])
+        return msgspec.json.encode(body)
+
+    def _make_head(self, fingerprint: str) -> dict[str, Any]:
+        request = self._request
+        head: dict[str, Any] = {
+            "id": self.reply_id,
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": self._plan.model,
+            "system_fingerprint": fingerprint,
+        }
+        if "service_tier" in request.model_fields_set:
+            head["service_tier"] = "flex" if request.service_tier == "flex" else "default"
+        return head
+
+    def _event(self, choice: dict[str, Any], beside: dict[str, Any] | None = None) -> bytes:
+        nothing = {"logprobs": None, "finish_reason": None}
+        return self._frame.choice(choice | nothing | choice, beside)
+
+    def _parse(self, message: _Message, piece: Piece) -> MessageDelta:
+        parsed = message.parser.push(piece.text, is_last=piece.finish_reason is not None)
+        return parsed if self._request.include_reasoning else parsed._replace(reasoning="")
+
+    def _told_beside(self, piece: Piece) -> dict[str, Any]:
+        beside: dict[str, Any] = {}
+        if self._request.logprobs:
+            beside["logprobs"] = self._logprobs(piece.told)
+        if self._request.return_token_ids:
+            beside["token_ids"] = list(piece.token_ids)
+        return beside
+
+    def _logprobs(self, told: list[Told] | tuple[()]) -> dict[str, Any]:
+        return {"content": chat_logprobs(told, self._tokenizer.pieces), "refusal": None}
+
+    def _ending(self, message: _Message, piece: Piece) -> dict[str, Any]:
+        if piece.finish_reason is None:
+            return {}
+        calls = message.parser.num_calls and piece.finish_reason == "stop"
+        reason = "tool_calls" if calls else piece.finish_reason
+        return {"finish_reason": reason, "stop_reason": piece.stop_reason}
+
+    def _delta(self, parsed: MessageDelta) -> dict[str, Any]:
+        delta: dict[str, Any] = {}
+        if parsed.reasoning:
+            delta["reasoning_content"] = delta["reasoning"] = parsed.reasoning
+        if parsed.content:
+            delta["content"] = parsed.content
+        if parsed.calls:
+            delta["tool_calls"] = [_call_delta(part) for part in parsed.calls]
+        return delta
+
+    def _choice(self, index: int, message: _Message) -> dict[str, Any]:
+        content, reasoning = "".join(message.content), "".join(message.reasoning)
+        content = self._echo + content
+        told: dict[str, Any] = {
+            "role": "assistant",
+            "content": content if content or not (message.names or reasoning) else None,
+            "refusal": None,
+            "annotations": [],
+        }
+        if reasoning:
+            told["reasoning_content"] = told["reasoning"] = reasoning
+        if message.names:
+            told["tool_calls"] = [
+                _call(_new_call_id(), name, "".join(arguments))
+                for name, arguments in zip(message.names, message.arguments, strict=True)
+            ]
+        choice: dict[str, Any] = {"index": index, "message": told, "logprobs": None}
+        if self._request.logprobs:
+            choice["logprobs"] = self._logprobs(message.told)
+        if self._request.return_token_ids:
+            choice["token_ids"] = message.token_ids
+        return choice | message.ending
+
+
+def _call_delta(part: CallDelta) -> dict[str, Any]:
+    index, name, arguments = part
+    if name is None:
+        return {"index": index, "function": {"arguments": arguments}}
+    return {"index": index} | _call(_new_call_id(), name, arguments)
+
+
+def _call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return {"id": call_id, "type": "function", "function": function}
+
+
+def _new_call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"

@@ -1,0 +1,189 @@
+"""How /v1/completions shows a generation."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from server.openai.fields.completion import CompletionRequest
+from server.openai.rendering.event_stream import EventFrame
+from server.openai.rendering.logprobs import CompletionLogprobs, prompt_logprobs
+from server.requests.choice import TextReason
+from server.requests.generation import Piece
+from server.requests.plan import Plan
+from server.text.tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class _Collected:
+    """One choice of a whole answer as far as it has come."""
+
+    texts: list[str] = field(default_factory=list)
+    extras: list[dict[str, Any]] = field(default_factory=list)
+    ending: dict[str, Any] = field(default_factory=dict)
+
+
+# Fields that say what is told.
+_SHOWN = ("logprobs", "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids")
+
+
+class CompletionRendering:
+    """One completion; `echoes` holds the text of each prompt where it is told."""
+
+    def __init__(
+        self,
+        request: CompletionRequest,
+        plan: Plan,
+        echoes: Sequence[str],
+        tokenizer: Tokenizer,
+        fingerprint: str,
+    ) -> None:
+        self.reply_id = f"cmpl-{uuid.uuid4().hex}"
+        self._request = request.only(*_SHOWN)
+        self._has_text_prompts = request.has_text_prompts
+        self._plan, self._tokenizer = plan, tokenizer
+        self._echoes = echoes
+        self._is_plain = not (plan.tells_tokens or request.scores_prompt)
+        # A prompt of which more is told comes with that, on the choice's first piece.
+        self._echoes_late = bool(echoes) and not self._is_plain
+        self._begun: set[int] = set()
+        self._logprobs: dict[int, CompletionLogprobs] = {}
+        self._head = {
+            "id": self.reply_id,
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": plan.model,
+            "system_fingerprint": fingerprint,
+        }
+        self._frame = EventFrame(self._head, (b'"text":', b""), include_usage=request.include_usage)
+        self._collected: dict[int, _Collected] = {}
+
+    def opening(self) -> bytes:
+        """The prompts that are echoed, or all there is where no token is asked for."""
+        return b"".join(map(self.chunk, self._known_pieces()))
+
+    def chunk(self, piece: Piece) -> bytes:
+        """The event for one piece."""
+        if self._is_plain and piece.finish_reason is None:
+            return self._frame.text(piece.choice_index, piece.text)
+        text, extras = self._shown(piece)
+        choice = {"index": piece.choice_index, "text": text, "logprobs": None} | extras
+        return self._frame.choice(choice | _ending(piece))
+
+    def usage(self, usage: dict[str, Any]) -> bytes:
+        """The event that follows the last choice: no choices, but the token counts."""
+        return self._frame.no_choice({"usage": usage})
+
+    def take(self, piece: Piece) -> None:
+        """Collect a piece of a whole answer."""
+        collected = self._of(piece.choice_index)
+        text, extras = self._shown(piece)
+        collected.texts.append(text)
+        if extras:
+            collected.extras.append(extras)
+        if piece.finish_reason is not None:
+            collected.ending = _ending(piece)
+
+    def whole(self, usage: dict[str, Any]) -> bytes:
+        """The collected answer's JSON."""
+        known = self._known_pieces()
+        for piece in known:
+            if piece.finish_reason is not None:
+                self.take(piece)
+            else:
+                self._of(piece.choice_index).texts.insert(0, piece.text)
+        choices = []
+        for index in range(self._plan.num_sequences):
+            collected = self._of(index)
+            choice = {"index": index, "text": "".join(collected.texts), "logprobs": None}
+            choices.append(choice | _joined(collected.extras) | collected.ending)
+        return msgspec.json.encode(self._head | {"choices": choices, "usage": usage})
+
+    def _of(self, index: int) -> _Collected:
+        return self._collected.setdefault(index, _Collected())
+
+    def _known_pieces(self) -> list[Piece]:
+        """What is known without the engine."""
+        is_all = not any(self._plan.max_tokens)
+        echoes_now = bool(self._echoes) and not self._echoes_late
+        if not is_all and not echoes_now:
+            return []
+        reason: TextReason | None = "length" if is_all else None
+        return [
+            Piece(index, self._echo(index) if echoes_now else "", reason)
+            for index in range(self._plan.num_sequences)
+        ]
+
+    def _echo(self, index: int) -> str:
+        return self._echoes[index // self._plan.n] if self._echoes else ""
+
+    def _shown(self, piece: Piece) -> tuple[str, dict[str, Any]]:
+        """The piece's text and what is told beside it."""
+        if self._is_plain:
+            return piece.text, {}
+        request, index = self._request, piece.choice_index
+        extras: dict[str, Any] = {}
+        text = piece.text
+        if index not in self._begun:
+            self._begun.add(index)
+            text, extras = self._echo(index) + text, self._of_prompt(piece)
+        if request.logprobs is not None:
+            told = self._logprobs[index].of(piece.told)
+            extras["logprobs"] = _joined([extras, {"logprobs": told}])["logprobs"]
+        if request.return_token_ids:
+            extras["token_ids"] = list(piece.token_ids)
+        return text, extras
+
+    def _of_prompt(self, piece: Piece) -> dict[str, Any]:
+        """What is told of a choice's prompt, on its first piece."""
+        request, index, tokenizer = self._request, piece.choice_index, self._tokenizer
+        prompt = self._plan.prompts[index // self._plan.n]
+        extras: dict[str, Any] = {}
+        if request.logprobs is not None:
+            own = tokenizer.detokenizer(skip_special_tokens=self._plan.skip_special_tokens)
+            logprobs = CompletionLogprobs(self._name, request.logprobs, own)
+            self._logprobs[index] = logprobs
+            if self._echoes:
+                # Special tokens are in the text of a prompt that was given as tokens.
+                detokenizer = tokenizer.detokenizer(skip_special_tokens=self._has_text_prompts)
+                extras["logprobs"] = logprobs.of_prompt(
+                    prompt, piece.scores, self._echo(index), detokenizer
+                )
+        if request.prompt_logprobs is not None:
+            extras["prompt_logprobs"] = prompt_logprobs(
+                piece.scores, request.prompt_logprobs, tokenizer.pieces
+            )
+        if request.return_token_ids:
+            extras["prompt_token_ids"] = list(prompt)
+        return extras
+
+    def _name(self, token_id: int) -> str:
+        """How a token is written."""
+        if self._request.return_tokens_as_token_ids:
+            return f"token_id:{token_id}"
+        return self._tokenizer.pieces.name(token_id)
+
+
+def _ending(piece: Piece) -> dict[str, Any]:
+    ending: dict[str, Any] = {"finish_reason": piece.finish_reason}
+    if piece.finish_reason is not None:
+        ending["stop_reason"] = piece.stop_reason
+    return ending
+
+
+def _joined(extras: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was told beside each piece, end to end."""
+    joined: dict[str, Any] = {}
+    for told in extras:
+        for name, value in told.items():
+            if isinstance(value, dict):
+                before = joined.setdefault(name, {key: [] for key in value})
+                for key, column in value.items():
+                    before[key] += column
+            else:
+                joined.setdefault(name, [])
+                joined[name] += value
+    return joined

@@ -1,0 +1,133 @@
+"""/v1/completions: from the client's body to a reply."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import cast
+
+from server.grammar.grammars import Grammars
+from server.http.body import not_too_deep
+from server.http.errors import invalid
+from server.openai.fields.completion import (
+    DEFAULT_MAX_TOKENS,
+    CompletionRequest,
+    check_num_sequences,
+    parse_completion,
+)
+from server.openai.rendering.completion import CompletionRendering
+from server.requests.answer_size import Sizes, check_size
+from server.requests.deadline import Deadline
+from server.requests.engine_client import EngineClient
+from server.requests.generation import Generations
+from server.requests.planner import Planner
+from server.requests.reply import Reply
+from server.text.tokenizer import Tokenizer
+
+
+class Completions:
+    """The endpoint and what it needs."""
+
+    path = "/v1/completions"
+
+    def __init__(
+        self,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        planner: Planner,
+        generations: Generations,
+        grammars: Grammars,
+        fingerprint: str,
+    ) -> None:
+        self._client = client
+        self._tokenizer = tokenizer
+        self._planner = planner
+        self._generations = generations
+        self._grammars = grammars
+        self._fingerprint = fingerprint
+
+    async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
+        """The reply to one request, see `server.requests.reply.Endpoint`."""
+        request = parse_completion(body)
+        self._planner.check_model(request.model)
+        deadline = self._generations.deadline(request.timeout, offline=offline)
+        async with deadline.kept():
+            return await self._prepare(request, deadline, offline=offline)
+
+    async def _prepare(
+        self, request: CompletionRequest, deadline: Deadline, *, offline: bool
+    ) -> Reply:
+        num_sequences = _num_sequences(request)
+        if request.max_tokens != 0 or request.only_scores:
+            self._client.check_known()
+            if not offline:
+                self._generations.admission.check(num_sequences, gives_way=request.gives_way)
+        if request.logprobs is not None:
+            self._planner.check_num_logprobs(request.logprobs, "logprobs")
+        with not_too_deep():
+            grammar = request.grammar
+        prompts = await self._read_prompts(request, patient=offline)
+        grammar = await self._grammars.check(
+            grammar, request.grammar_param, copies=num_sequences, patient=offline
+        )
+        plan = await self._planner.plan(
+            request,
+            prompts,
+            endpoint="completions",
+            max_tokens=request.max_tokens,
+            default_max_tokens=DEFAULT_MAX_TOKENS,
+            num_logprobs=-1 if request.logprobs is None else request.logprobs,
+            num_prompt_logprobs=request.num_prompt_logprobs,
+            only_scores=request.only_scores,
+            offline=offline,
+            grammar=grammar,
+        )
+        echoes = await self._echoes(request, plan.prompts, patient=offline)
+        check_size(Sizes(echo=request.n * sum(map(len, echoes))))
+        rendering = CompletionRendering(request, plan, echoes, self._tokenizer, self._fingerprint)
+        return Reply(
+            self._generations.of(plan), rendering, request.stream, request.include_usage, deadline
+        )
+
+    async def _read_prompts(self, request: CompletionRequest, *, patient: bool) -> list[list[int]]:
+        """Each prompt's token ids. Raises `ApiError` (400, 429)."""
+        prompts = _as_list(request.prompt)
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        token_ids = [prompt for prompt in prompts if not isinstance(prompt, str)]
+        if request.truncate_prompt_tokens is None:
+            self._planner.check_lengths(map(len, token_ids), request.max_tokens)
+        self._planner.check_ids("prompt", *token_ids)
+        token_ids += await self._tokenizer.encode_all(texts, patient=patient)
+        if not all(token_ids):
+            raise invalid("The prompt must hold at least one token.", "prompt", "invalid_value")
+        return token_ids
+
+    async def _echoes(
+        self, request: CompletionRequest, prompts: Sequence[Sequence[int]], *, patient: bool
+    ) -> list[str]:
+        """The text of each prompt where it is told. Raises `ApiError` (429)."""
+        if not request.echo:
+            return []
+        if request.has_text_prompts and request.truncate_prompt_tokens is None:
+            return [given for given in _as_list(request.prompt) if isinstance(given, str)]
+        decode = partial(self._tokenizer.decode, skip_special_tokens=False)
+        return await self._tokenizer.run(
+            sum(map(len, prompts)), lambda: list(map(decode, prompts)), patient=patient
+        )
+
+
+def _num_sequences(request: CompletionRequest) -> int:
+    """How many are asked for. Raises `ApiError` (400) where it is none, or too many."""
+    prompts = _as_list(request.prompt)
+    if not prompts or not all(prompts):
+        raise invalid("The prompt must not be empty.", "prompt", "invalid_value")
+    num_sequences = len(prompts) * request.n
+    check_num_sequences(num_sequences)
+    return num_sequences
+
+
+def _as_list(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[str | list[int]]:
+    """One prompt or several, as several. Lists are of one kind: of a million, one item is asked."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if prompt and isinstance(prompt[0], int):
+        return [prompt]
+    return cast(list[str | list[int]], prompt)

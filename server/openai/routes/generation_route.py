@@ -1,0 +1,91 @@
+"""A generation route: an endpoint's door, POST a body and get an answer, whole or as a stream."""
+
+from contextlib import AsyncExitStack
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from configs.schema import ServerConfig
+from server.http.body_memory import Intake
+from server.http.drain import Drain
+from server.http.errors import ApiError
+from server.http.openapi import BODY_FAILURES, failures, streams, takes
+from server.metrics import Metrics
+from server.openai.rendering.answer import Answer
+from server.openai.routes.request_log import log_request
+from server.requests.reply import Endpoint, Reply
+
+
+class GenerationRoute:
+    """The route of one endpoint.
+
+    `request`, `response` and `chunk` are its bodies in the document, which shows `example` whole
+    and as a stream.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        metrics: Metrics,
+        drain: Drain,
+        intake: Intake,
+        config: ServerConfig,
+        *,
+        request: type[BaseModel],
+        response: type[BaseModel],
+        chunk: type[BaseModel],
+        example: dict[str, Any],
+        summary: str,
+    ) -> None:
+        self._endpoint, self._metrics, self._drain = endpoint, metrics, drain
+        self._intake, self._config = intake, config
+        self._request, self._response, self._chunk = request, response, chunk
+        self._example, self._summary = example, summary
+
+    def router(self) -> APIRouter:
+        """The route as FastAPI takes it."""
+        router = APIRouter()
+        router.add_api_route(
+            self._endpoint.path,
+            self.create,
+            methods=["POST"],
+            summary=self._summary,
+            response_model=None,
+            responses={
+                200: {"model": self._response, "content": streams(self._chunk)},
+                **failures(*BODY_FAILURES, 404, 429, 503),
+            },
+            openapi_extra=takes(
+                self._request,
+                whole=self._example,
+                stream=self._example | {"stream": True, "stream_options": {"include_usage": True}},
+            ),
+        )
+        return router
+
+    async def create(self, request: Request) -> Response:
+        """The answer to one request; nothing is done for it before it is sent."""
+        async with AsyncExitStack() as stack:
+            try:
+                self._drain.check()
+                body = await stack.enter_async_context(self._intake.body(request))
+            except ApiError:
+                self._metrics.requests.labels("refused").inc()
+                raise
+            except ClientDisconnect:
+                self._metrics.requests.labels("disconnect").inc()
+                raise
+            still_held = stack.pop_all()
+
+        async def prepare() -> Reply:
+            async with still_held:
+                self._drain.check()
+                reply = await self._endpoint.prepare(body)
+            if self._config.log_requests:
+                log_request(reply, request.state.request_id)
+            return reply
+
+        return Answer(prepare, self._metrics, self._drain)

@@ -1,0 +1,214 @@
+"""The operator's routes: health, readiness, load, version, models and metrics."""
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from configs.schema import Config
+from daemon import child_process
+from daemon.version import VERSION
+from server.http.drain import Drain
+from server.http.errors import no_such_model
+from server.http.openapi import failures
+from server.metrics import Metrics
+from server.openai.fields.completion import Model, ModelList
+from server.requests.engine_client import SILENCE_S, EngineClient
+
+_TEXT = {"text/plain": {"schema": {"type": "string"}}}
+
+
+class Heartbeat(BaseModel):
+    """When a process was last heard of."""
+
+    heartbeat_age_s: float | None
+
+
+class EngineHealth(Heartbeat):
+    """The engine, and whether it works on requests."""
+
+    ready: bool
+
+
+class StageHealth(Heartbeat):
+    """One stage."""
+
+    stage: int
+    pid: int
+
+
+class Health(BaseModel):
+    """The answer of GET /health, with 503 unless the status is ok or draining."""
+
+    status: str = Field(description="ok, draining, or what is missing")
+    reason: str | None = Field(description="how that came about, where it is known")
+    server: Heartbeat
+    engine: EngineHealth
+    stages: list[StageHealth]
+
+
+class Readiness(BaseModel):
+    """The answer of GET /ready."""
+
+    status: str
+
+
+class Version(BaseModel):
+    """The answer of GET /version."""
+
+    version: str
+
+
+class Load(BaseModel):
+    """The answer of GET /load; all but `server_load` is ours."""
+
+    server_load: int = Field(description="vLLM's: requests that are being answered")
+    queued_sequences: int = Field(description="without a first token yet")
+    waiting_sequences: int = Field(description="of those in the engine, the ones without KV")
+    live_sequences: int = Field(description="holding KV")
+    kv_usage: float = Field(description="part of the KV blocks that are in use, 0 to 1")
+
+
+class Operations:
+    """The routes that tell how the daemon is."""
+
+    def __init__(
+        self,
+        config: Config,
+        client: EngineClient,
+        metrics: Metrics,
+        drain: Drain,
+        tokenizer_fingerprint: str,
+    ) -> None:
+        self._tokenizer_fingerprint = tokenizer_fingerprint
+        self._config = config
+        self._client = client
+        self._metrics = metrics
+        self._drain = drain
+        self._created = int(time.time())
+
+    def router(self) -> APIRouter:
+        """The routes as FastAPI takes them."""
+        router = APIRouter()
+        get = router.add_api_route
+        get(
+            "/health",
+            self.health,
+            summary="Heartbeats of every process",
+            response_model=Health,
+            responses={503: {"model": Health, "description": "Something is missing"}},
+        )
+        get(
+            "/ready",
+            self.ready,
+            summary="Whether requests are worked on",
+            response_model=Readiness,
+            responses=failures(503),
+        )
+        get("/load", self.load, summary="How much there is to do", response_model=Load)
+        get("/version", self.version, summary="The daemon's version", response_model=Version)
+        get(
+            "/metrics",
+            self.metrics,
+            summary="Figures for Prometheus",
+            response_class=Response,
+            responses={200: {"content": _TEXT}},
+        )
+        get("/v1/models", self.models, summary="List the models", response_model=ModelList)
+        get(
+            "/v1/models/{model:path}",
+            self.model,
+            summary="Describe a model",
+            response_model=Model,
+            responses=failures(404),
+        )
+        return router
+
+    async def health(self) -> JSONResponse:
+        """200 while every process's heart beats: server, engine and all stages."""
+        now = time.monotonic()
+        client, stats = self._client, self._client.stats
+        engine_age_s = now - client.stats_at if stats else None
+        stages = [
+            {
+                "stage": stage.stage,
+                "pid": stage.pid,
+                "heartbeat_age_s": round(stage.heartbeat_age_s + (engine_age_s or 0.0), 3),
+            }
+            for stage in (stats.stages if stats else ())
+        ]
+        failure = child_process.reported_failure(self._config.folder)
+        status = "failed" if failure else self._status(engine_age_s, stages)
+        body = {
+            "status": status,
+            "reason": failure or (stats.trouble if stats else None) or None,
+            "server": {"heartbeat_age_s": round(now - client.ticked_at, 3)},
+            "engine": {
+                "heartbeat_age_s": None if engine_age_s is None else round(engine_age_s, 3),
+                "ready": client.is_ready,
+            },
+            "stages": stages,
+        }
+        return JSONResponse(body, 200 if status in ("ok", "draining") else 503)
+
+    async def ready(self) -> Readiness:
+        """200 while a completion would be worked on; during a restart one is taken, and waits."""
+        self._drain.check()
+        self._client.check_ready()
+        return Readiness(status="ready")
+
+    async def load(self) -> Load:
+        """What a balancer in front of several daemons looks at."""
+        stats = self._client.stats
+        return Load(
+            server_load=self._drain.num_open,
+            queued_sequences=self._client.num_queued,
+            waiting_sequences=stats.waiting if stats else 0,
+            live_sequences=stats.live if stats else 0,
+            kv_usage=stats.blocks_used / max(1, stats.blocks_total) if stats else 0.0,
+        )
+
+    async def version(self) -> Version:
+        """The installed version."""
+        return Version(version=VERSION)
+
+    async def metrics(self) -> Response:
+        """Prometheus' text format."""
+        return Response(self._metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    async def models(self) -> ModelList:
+        """The one model that is served, under each of its names."""
+        return ModelList(data=[self._model(name) for name in self._config.names])
+
+    async def model(self, model: str) -> Model:
+        """One model by name."""
+        if model not in self._config.names:
+            raise no_such_model(model)
+        return self._model(model)
+
+    def _model(self, name: str) -> Model:
+        ready = self._client.ready
+        limit = ready.max_model_len if ready else self._config.max_model_len
+        return Model(
+            id=name,
+            created=self._created,
+            max_model_len=limit,
+            tokenizer_fingerprint=self._tokenizer_fingerprint,
+        )
+
+    def _status(self, engine_age_s: float | None, stages: list[dict[str, Any]]) -> str:
+        """In one word: what is wrong, if anything is."""
+        if engine_age_s is None:
+            return "starting"
+        if engine_age_s > SILENCE_S or not self._client.is_connected:
+            return "engine lost"
+        alive = [s for s in stages if s["heartbeat_age_s"] <= self._config.heartbeat_timeout]
+        if len(alive) < self._config.pipeline_parallel_size:
+            return "stage missing"
+        if not self._client.is_ready:
+            return "not ready"
+        return "draining" if self._drain.has_begun else "ok"

@@ -1,0 +1,157 @@
+"""The tokenizer's routes: /tokenize and /detokenize, in vLLM's shapes.
+
+Reference: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html#tokenizer-api
+"""
+
+from functools import partial
+
+import msgspec
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from server.chat.chat_template import ChatTemplate
+from server.chat.tool_choice import ToolChoice
+from server.http.body import Body, ListOf, parse
+from server.http.body_memory import Intake
+from server.http.errors import invalid
+from server.http.openapi import BODY_FAILURES, failures, takes
+from server.openai.fields.conversation import MAX_MESSAGES, Messages, TemplateFields
+from server.openai.fields.sampling import TokenId
+from server.requests.engine_client import EngineClient
+from server.requests.planner import Planner
+from server.text.tokenizer import Tokenizer
+
+_CHARACTERS_PER_TOKEN = 4
+
+
+class TokenizeRequest(TemplateFields):
+    """The body of POST /tokenize: a text, or a conversation as the model's template puts it."""
+
+    model: str | None = None
+    prompt: str | None = Field(None, description="a text")
+    messages: Messages | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        description="a conversation, in the place of a text",
+    )
+    add_special_tokens: bool | None = Field(
+        None,
+        description="put the model's special tokens around it [true; for messages false, because "
+        "templates write them]",
+    )
+    return_token_strs: bool = Field(False, description="tell the tokens as the vocabulary has them")
+
+
+class Tokenized(BaseModel):
+    """The answer of POST /tokenize."""
+
+    count: int
+    max_model_len: int | None = Field(description="longest prompt + output in tokens, once known")
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizeRequest(Body):
+    """The body of POST /detokenize."""
+
+    model: str | None = None
+    tokens: ListOf[TokenId]
+
+
+class Detokenized(BaseModel):
+    """The answer of POST /detokenize."""
+
+    prompt: str
+
+
+class Tokenization:
+    """The two routes."""
+
+    def __init__(
+        self,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        planner: Planner,
+        template: ChatTemplate,
+        intake: Intake,
+    ) -> None:
+        self._client = client
+        self._tokenizer = tokenizer
+        self._planner = planner
+        self._template = template
+        self._intake = intake
+
+    def router(self) -> APIRouter:
+        """The routes as FastAPI takes them."""
+        router = APIRouter()
+        for path, route, request, response, summary in (
+            ("/tokenize", self.tokenize, TokenizeRequest, Tokenized, "A text's tokens"),
+            ("/detokenize", self.detokenize, DetokenizeRequest, Detokenized, "Tokens' text"),
+        ):
+            router.add_api_route(
+                path,
+                route,
+                methods=["POST"],
+                summary=summary,
+                response_model=None,
+                responses={200: {"model": response}, **failures(*BODY_FAILURES, 404, 429)},
+                openapi_extra=takes(request),
+            )
+        return router
+
+    async def tokenize(self, request: Request) -> Response:
+        """The tokens of a text or a conversation."""
+        async with self._intake.body(request) as body:
+            asked = parse(TokenizeRequest, body)
+            self._check_model(asked.model)
+            token_ids = await self._encode(asked, len(body))
+        names: list[str] | None = None
+        if asked.return_token_strs:
+            names = await self._tokenizer.run(
+                len(token_ids), lambda: self._tokenizer.names(token_ids)
+            )
+        ready = self._client.ready
+        return _json(
+            {
+                "count": len(token_ids),
+                "max_model_len": ready.max_model_len if ready else None,
+                "tokens": token_ids,
+                "token_strs": names,
+            }
+        )
+
+    async def detokenize(self, request: Request) -> Response:
+        """The text of tokens, special ones included."""
+        decode = partial(self._tokenizer.decode, skip_special_tokens=False)
+        async with self._intake.body(request) as body:
+            asked = parse(DetokenizeRequest, body)
+            self._check_model(asked.model)
+            self._planner.check_ids("tokens", asked.tokens)
+            num_characters = len(asked.tokens) * _CHARACTERS_PER_TOKEN
+            text = await self._tokenizer.run(num_characters, partial(decode, asked.tokens))
+        return _json({"prompt": text})
+
+    def _check_model(self, model: str | None) -> None:
+        if model is not None:
+            self._planner.check_model(model)
+
+    async def _encode(self, asked: TokenizeRequest, num_bytes: int) -> list[int]:
+        text = asked.prompt
+        if (text is None) == (asked.messages is None):
+            raise invalid("Give either 'prompt' or 'messages'.", "prompt", "invalid_value")
+        if text is None:
+            tools = ToolChoice(shown=tuple(asked.tools)).for_template()
+            return await self._template.render(
+                asked.conversation(asked.messages or [], tools, num_bytes),
+                add_special_tokens=bool(asked.add_special_tokens),
+            )
+        (token_ids,) = await self._tokenizer.encode_all(
+            [text], add_special_tokens=asked.add_special_tokens is not False
+        )
+        return token_ids
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")

@@ -1,0 +1,1 @@
+"""The lifecycle of a request between its body and the engine."""

@@ -1,0 +1,52 @@
+"""The admission: how much may wait for its first token; what comes beyond that is told so.
+
+A request is looked at twice. The first time is before anything costly is done with it, so that a
+full queue can go on refusing whatever the rate at which it is asked.
+"""
+
+from configs.schema import ServerConfig
+from server.http.errors import too_busy
+from server.requests.engine_client import EngineClient
+
+
+class Admission:
+    """The bounds of two queues: what gives way has its own, which is as large.
+
+    Offline work waits elsewhere and is not to be asked about.
+    """
+
+    def __init__(self, config: ServerConfig, client: EngineClient) -> None:
+        self._max_sequences = config.max_num_queued_reqs
+        self._max_tokens = config.max_num_queued_tokens
+        self._client = client
+
+    def check(
+        self, num_sequences: int, num_tokens: int | None = None, *, gives_way: bool = False
+    ) -> None:
+        """Return if there is room for so many sequences with so many tokens of prompts in all.
+
+        Where the tokens are not yet counted, it is for one each. Raises `ApiError` (429).
+        """
+        num_tokens = num_sequences if num_tokens is None else num_tokens
+        if num_sequences > self._max_sequences:
+            raise too_busy(
+                f"Request too large: it asks for {num_sequences} completions, "
+                f"{self._max_sequences} may wait.",
+                retry=False,
+            )
+        if num_tokens > self._max_tokens:
+            raise too_busy(
+                f"Request too large: its completions have {num_tokens} tokens of prompts in all, "
+                f"{self._max_tokens} may wait.",
+                retry=False,
+            )
+        queue = self._client.later_queue if gives_way else self._client.queue
+        if queue.num_sequences + num_sequences > self._max_sequences:
+            raise too_busy(
+                f"The queue is full: {self._max_sequences} may wait. Please retry shortly."
+            )
+        if queue.num_tokens + num_tokens > self._max_tokens:
+            raise too_busy(
+                f"The queue is full: {self._max_tokens} tokens of prompts may wait. Please retry "
+                "shortly."
+            )

@@ -1,0 +1,92 @@
+"""A choice: one sequence's tokens on their way to the text that its client sees."""
+
+from typing import Literal
+
+from server.chat.reasoning import ReasoningCounter
+from server.requests.plan import Plan
+from server.text.detokenizer import Detokenizer
+from server.text.stop_strings import StopStrings
+from server.text.tokenizer import Tokenizer
+
+TextReason = Literal["stop", "length"]
+
+
+class Choice:
+    """Takes tokens, gives text.
+
+    `finish_reason` is set once no more will come; `stop_reason` is the stop string or the stop
+    token that ended it, if the client named one.
+    """
+
+    __slots__ = (
+        "_detokenizer",
+        "_include_stop",
+        "_min_tokens",
+        "_own_stop_ids",
+        "_reasoning",
+        "_stop_strings",
+        "_stop_token_ids",
+        "finish_reason",
+        "num_tokens",
+        "stop_reason",
+    )
+
+    def __init__(self, plan: Plan, tokenizer: Tokenizer) -> None:
+        self.num_tokens = 0
+        self.finish_reason: TextReason | None = None
+        self.stop_reason: str | int | None = None
+        self._detokenizer: Detokenizer = tokenizer.detokenizer(
+            skip_special_tokens=plan.skip_special_tokens
+        )
+        self._stop_strings = (
+            StopStrings(plan.stop_strings, include=plan.include_stop) if plan.stop_strings else None
+        )
+        self._stop_token_ids = frozenset(plan.stop_token_ids)
+        self._own_stop_ids = plan.own_stop_ids
+        self._include_stop = plan.include_stop
+        self._reasoning = (
+            None if plan.reasoning is None else ReasoningCounter(opened=plan.reasoning == "opened")
+        )
+        self._min_tokens = plan.min_tokens
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Those of its tokens that are no answer."""
+        return 0 if self._reasoning is None else self._reasoning.num_tokens
+
+    def push(self, token_ids: list[int]) -> str:
+        """The text that these tokens release; sets `finish_reason` at a stop string."""
+        text = ""
+        for token_id in token_ids:
+            self.num_tokens += 1
+            if token_id in self._stop_token_ids:
+                self.stop_reason = token_id if token_id in self._own_stop_ids else None
+                if not (self._include_stop and token_id in self._own_stop_ids):
+                    break
+            new_text = self._detokenizer.push(token_id)
+            if self._reasoning is not None:
+                self._reasoning.push(new_text)
+            text += self._filter(new_text)
+            if self.finish_reason is not None:
+                break
+        return text
+
+    def flush(self, reason: TextReason) -> str:
+        """The rest of the text, once the engine has ended the sequence."""
+        text = self._filter(self._detokenizer.flush())
+        if self.finish_reason is None:
+            self.finish_reason = reason
+            if self._stop_strings is not None:
+                text += self._stop_strings.flush()
+        return text
+
+    def _filter(self, text: str) -> str:
+        stop_strings = self._stop_strings
+        if not text or stop_strings is None:
+            return text
+        if self.num_tokens < self._min_tokens:
+            return stop_strings.skip(text)
+        text, stopped = stop_strings.push(text)
+        if stopped:
+            self.finish_reason, self.stop_reason = "stop", stop_strings.matched
+        return text

@@ -1,0 +1,80 @@
+"""The plan: what one request asks of the engine, and the messages that ask it."""
+
+import random
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from msgspec.structs import replace
+
+from server.lengths.length_predictor import Expected
+from wire.messages import Sampling, Submit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of the engine: `n` sequences of each prompt, in the client's order.
+
+    Choice `j` draws with `seed + j`; without a seed, each prompt gets one of its own. `sampling` is
+    every sequence's but for the seed. `own_stop_ids` are the stop tokens that the client named
+    itself. `only_scores` asks for no text: the one token that the engine must generate is dropped.
+    `expected_tokens` is how long the client expects each answer to be. Nobody waits for `offline`
+    work; it `gives_way`, as other requests may.
+    `model` is the name that the answer tells. `reasoning` says whether the answers' tokens may be
+    marked as such, and whether the prompt has opened the first.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    n: int
+    max_tokens: Sequence[int]  # per prompt; all 0 when no token is asked for
+    sampling: Sampling = field(default_factory=Sampling)
+    min_tokens: int = 0
+    seed: int | None = None
+    stop_strings: Sequence[str] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    own_stop_ids: frozenset[int] = frozenset()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    tells_tokens: bool = False
+    only_scores: bool = False
+    expected_tokens: int | None = None
+    offline: bool = False
+    gives_way: bool = False
+    endpoint: str = "completions"
+    model: str = ""
+    reasoning: Literal["marked", "opened"] | None = None
+
+    @property
+    def num_sequences(self) -> int:
+        """Prompts times n."""
+        return len(self.prompts) * self.n
+
+    def messages(self, first_id: int, expected: Sequence[Expected]) -> list[Submit]:
+        """The submissions, with ids from `first_id` on and what is expected of each prompt."""
+        return [
+            Submit(
+                sequence_id=first_id + i * self.n + j,
+                prompt_token_ids=packed,
+                max_tokens=self.max_tokens[i],
+                sampling=replace(self.sampling, seed=(seed + j) % 2**64),
+                min_tokens=min(self.min_tokens, self.max_tokens[i]),
+                stop_token_ids=self.stop_token_ids,
+                predicted_len=expected[i].predicted_len,
+                spread=expected[i].spread,
+                offline=self.gives_way,
+            )
+            for i, (packed, seed) in enumerate(self._packed_prompts())
+            for j in range(self.n)
+        ]
+
+    def _packed_prompts(self) -> list[tuple[bytes, int]]:
+        return [
+            (pack(prompt), random.getrandbits(63) if self.seed is None else self.seed)
+            for prompt in self.prompts
+        ]
+
+
+def pack(token_ids: Sequence[int]) -> bytes:
+    """Token ids as the doors carry them, int32."""
+    return array("i", token_ids).tobytes()

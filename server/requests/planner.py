@@ -1,0 +1,240 @@
+"""The planner: from a request's fields and its prompts' tokens to a plan, or an error in words."""
+
+import re
+from array import array
+from collections.abc import Iterable, Sequence, Set
+from functools import partial
+
+from configs.schema import Config
+from server.http.errors import invalid, no_such_model
+from server.openai.fields.sampling import SamplingFields
+from server.requests.answer_size import check_size, room_for_tokens, size_of_prompts, size_of_tokens
+from server.requests.engine_client import EngineClient
+from server.requests.plan import Plan, pack
+from server.text.tokenizer import Tokenizer
+from wire.messages import Sampling
+
+# They go with each sequence to the engine and lie in the journal; a grammar's bound is the same.
+MAX_LIST_BYTES_OF_REQUEST = 16 * 1024 * 1024
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
+
+
+class Planner:
+    """Knows the model's vocabulary and how much room there is for a sequence."""
+
+    def __init__(self, config: Config, client: EngineClient, tokenizer: Tokenizer) -> None:
+        self._config = config
+        self._client = client
+        self._tokenizer = tokenizer
+
+    async def plan(
+        self,
+        fields: SamplingFields,
+        prompts: Sequence[list[int]],
+        *,
+        endpoint: str,
+        max_tokens: int | None,
+        default_max_tokens: int | None,
+        num_logprobs: int = -1,
+        num_prompt_logprobs: int = -1,
+        only_scores: bool = False,
+        offline: bool = False,
+        grammar: str = "",
+        prompt_field: str = "prompt",
+    ) -> Plan:
+        """What to ask of the engine.
+
+        Raises `ApiError`: 400, 503 while there is no engine, 429 where long texts wait already.
+
+        Without `max_tokens`, an answer may have `default_max_tokens` (None: as many as there is
+        room for), and no more than may be told. `num_logprobs` likeliest tokens are told with each
+        token, and `num_prompt_logprobs` with each of the prompt's; -1 tells nothing.
+        `prompt_field` is what a prompt that is too long came in.
+        """
+        self._check_tokens(fields)
+        room = partial(self._room, prompt_field=prompt_field)
+        prompts = [self._truncated(prompt, fields, max_tokens) for prompt in prompts]
+        if only_scores:
+            max_tokens = 1
+        sizes = size_of_prompts(fields, fields.n * sum(map(len, prompts)), num_prompt_logprobs)
+        tellable = room_for_tokens(sizes, num_logprobs)
+        if tellable is not None:
+            each = max(tellable // (len(prompts) * fields.n), fields.min_tokens, 1)
+            default_max_tokens = min(default_max_tokens or each, each)
+        all_max_tokens = [room(len(p), max_tokens, default_max_tokens) for p in prompts]
+        check_size(sizes + size_of_tokens(fields.n * sum(all_max_tokens), num_logprobs))
+        own_stop_ids = frozenset(fields.stop_token_ids)
+        end_ids = () if fields.ignore_eos else self._tokenizer.eos_token_ids
+        bad_words = await self._spelt(fields.bad_words, patient=offline)
+        sampling = _sampling(fields, bad_words, num_logprobs, num_prompt_logprobs, grammar)
+        _check_copies(sampling, len(prompts) * fields.n)
+        _check_choice(fields, sampling, own_stop_ids.union(end_ids))
+        return Plan(
+            prompts=prompts,
+            n=fields.n,
+            max_tokens=all_max_tokens,
+            sampling=sampling,
+            min_tokens=fields.min_tokens,
+            seed=fields.seed,
+            stop_strings=fields.stop_strings,
+            stop_token_ids=(*end_ids, *sorted(own_stop_ids.difference(end_ids))),
+            own_stop_ids=own_stop_ids,
+            include_stop=fields.include_stop_str_in_output,
+            skip_special_tokens=fields.skip_special_tokens,
+            tells_tokens=fields.return_token_ids or num_logprobs >= 0,
+            only_scores=only_scores,
+            expected_tokens=fields.expected_tokens,
+            offline=offline,
+            gives_way=offline or fields.gives_way,
+            endpoint=endpoint,
+            model=self._config.name,
+        )
+
+    def check_model(self, model: str) -> None:
+        """Raise `ApiError` (404) for a model that is not served here."""
+        if model not in self._config.names:
+            raise no_such_model(model)
+
+    def check_lengths(self, num_prompt_tokens: Iterable[int], max_tokens: int | None) -> None:
+        """Raise `ApiError` (400) for prompts that do not fit, before anything is done with them."""
+        for number in num_prompt_tokens:
+            self._room(number, max_tokens, None, prompt_field="prompt")
+
+    def check_ids(self, field: str, *lists: Sequence[int]) -> None:
+        """Raise `ApiError` (400) for token ids that the model does not have."""
+        vocab_size = self._tokenizer.vocab_size
+        for token_ids in lists:
+            if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
+                wrong = next(id_ for id_ in token_ids if not 0 <= id_ < vocab_size)
+                message = f"Token id {wrong} is outside the vocabulary (0 to {vocab_size - 1})."
+                raise invalid(message, field, "invalid_value")
+
+    def check_num_logprobs(self, num_logprobs: int, field: str) -> None:
+        """Raise `ApiError` (400) when more likeliest tokens are asked for than are told."""
+        limit = self._config.max_logprobs
+        if num_logprobs > limit:
+            raise invalid(f"'{field}' must not exceed {limit}.", field, "invalid_value")
+
+    def _check_tokens(self, fields: SamplingFields) -> None:
+        self.check_ids("allowed_token_ids", fields.allowed_token_ids)
+        self.check_ids("stop_token_ids", fields.stop_token_ids)
+        if not all(map(_TOKEN_ID.fullmatch, fields.logit_bias)):
+            message = "Invalid key in 'logit_bias': keys must be token ids."
+            raise invalid(message, "logit_bias", "invalid_value")
+        self.check_ids("logit_bias", [int(key) for key in fields.logit_bias])
+        if fields.prompt_logprobs is not None:
+            self.check_num_logprobs(fields.prompt_logprobs, "prompt_logprobs")
+
+    def _truncated(
+        self, prompt: list[int], fields: SamplingFields, max_tokens: int | None
+    ) -> list[int]:
+        """The prompt's last tokens, where the client wants no more of it than fit or it says."""
+        kept = fields.truncate_prompt_tokens
+        if kept is None:
+            return prompt
+        if kept == -1:
+            ready = self._client.ready
+            kept = max(1, ready.max_model_len - (max_tokens or 1)) if ready else len(prompt)
+        return prompt[-kept:]
+
+    def _room(
+        self,
+        num_prompt_tokens: int,
+        max_tokens: int | None,
+        default: int | None,
+        *,
+        prompt_field: str,
+    ) -> int:
+        """How many tokens the answer may have.
+
+        Raises `ApiError`: 400 when they do not fit, 503 where there is no engine to say so.
+        """
+        ready = self._client.ready
+        if ready is None:  # it may have gone while the prompts were read
+            if max_tokens != 0:
+                self._client.check_known()
+            return 0
+        wanted = 1 if max_tokens is None else max_tokens
+        room = ready.max_model_len - num_prompt_tokens
+        if wanted > room:
+            message = (
+                f"This model's maximum context length is {ready.max_model_len} tokens, however you "
+                f"requested {num_prompt_tokens + wanted} tokens ({num_prompt_tokens} in your "
+                f"prompt; {wanted} for the completion). Please reduce your prompt; or completion "
+                "length."
+            )
+            param = prompt_field if room < 1 else "max_tokens"
+            raise invalid(message, param, "context_length_exceeded")
+        if max_tokens is not None:
+            return max_tokens
+        return room if default is None else min(default, room)
+
+    async def _spelt(self, words: Sequence[str], *, patient: bool) -> tuple[bytes, ...]:
+        """The tokens of all spellings of the words. Raises `ApiError` (429)."""
+        return await self._tokenizer.run(
+            2 * sum(map(len, words)),
+            lambda: tuple(pack(ids) for word in words for ids in self._spellings(word)),
+            patient=patient,
+        )
+
+    def _spellings(self, word: str) -> set[tuple[int, ...]]:
+        """A word's tokens at the beginning of a text and after a space."""
+        texts = {word, " " + word.lstrip(" ")}
+        spellings = {tuple(self._tokenizer.encode_plain(text)) for text in texts}
+        return {ids for ids in spellings if ids}
+
+
+def _sampling(
+    fields: SamplingFields,
+    bad_words: tuple[bytes, ...],
+    num_logprobs: int,
+    num_prompt_logprobs: int,
+    grammar: str,
+) -> Sampling:
+    bias_ids = [int(key) for key in fields.logit_bias]
+    return Sampling(
+        temperature=fields.temperature,
+        top_p=fields.top_p,
+        top_k=max(fields.top_k, 0),
+        min_p=fields.min_p,
+        presence_penalty=fields.presence_penalty,
+        frequency_penalty=fields.frequency_penalty,
+        repetition_penalty=fields.repetition_penalty,
+        bias_ids=pack(bias_ids),
+        biases=array("f", fields.logit_bias.values()).tobytes(),
+        allowed_token_ids=pack(sorted(set(fields.allowed_token_ids))),
+        bad_words=bad_words,
+        num_logprobs=num_logprobs,
+        num_prompt_logprobs=num_prompt_logprobs,
+        grammar=grammar,
+    )
+
+
+def _check_copies(sampling: Sampling, copies: int) -> None:
+    """Raise `ApiError` (400) where lists of tokens are too much for as many sequences."""
+    sizes = {
+        "allowed_token_ids": len(sampling.allowed_token_ids),
+        "bad_words": sum(map(len, sampling.bad_words)),
+        "logit_bias": len(sampling.bias_ids) + len(sampling.biases),
+    }
+    if sum(sizes.values()) * copies > MAX_LIST_BYTES_OF_REQUEST:
+        largest = max(sizes, key=lambda field: sizes[field])
+        message = f"'{largest}' is too large for {copies} completions."
+        raise invalid(message, largest, "invalid_value")
+
+
+def _check_choice(fields: SamplingFields, sampling: Sampling, stop_ids: Set[int]) -> None:
+    """Raise `ApiError` (400) where no token is left for the first one to be."""
+    if not fields.allowed_token_ids:
+        return
+    banned = {array("i", word)[0] for word in sampling.bad_words if len(word) == len(pack([0]))}
+    left = set(fields.allowed_token_ids) - banned
+    if not left:
+        message = "'bad_words' forbids all of 'allowed_token_ids'."
+        raise invalid(message, "allowed_token_ids", "invalid_value")
+    if fields.min_tokens and left <= stop_ids:
+        message = (
+            "'allowed_token_ids' leaves only tokens that end the answer, and those must not come "
+            "before 'min_tokens'."
+        )
+        raise invalid(message, "allowed_token_ids", "invalid_value")

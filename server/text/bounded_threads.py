@@ -1,0 +1,95 @@
+"""Bounded threads: calls that take long, a few at a time, and no more waiting than is of use.
+
+A call that may never return is given up on after a while, and is not to blame for its wait. Python
+cannot end a thread. One that does not return keeps its place, and as a daemon thread it does not
+keep the process from ending.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from server.http.errors import ApiError, too_busy
+
+Result = TypeVar("Result")
+
+
+class BoundedThreads:
+    """At most `num_threads` calls at once, while `max_waiting` others wait for their turn.
+
+    `name` says in the plural what the calls work on. All belong to one asyncio loop.
+    """
+
+    def __init__(self, num_threads: int, name: str, max_waiting: int) -> None:
+        self._free = asyncio.Semaphore(num_threads)
+        self._patience = asyncio.Lock()  # only one of those who have it waits among the others
+        self._name = name
+        self._max_waiting = max_waiting
+        self._num_waiting = 0
+
+    async def run(
+        self,
+        call: Callable[[], Result],
+        timeout_s: float | None = None,
+        *,
+        patient: bool = False,
+    ) -> Result:
+        """What `call` returns or raises; `TimeoutError` when it has run for so many seconds.
+
+        Raises `ApiError` (429) where too many others wait, or no turn has come within that time.
+        `patient` work waits for as long as it takes, and holds up nobody who waits.
+        """
+        if patient:
+            async with self._patience:
+                await self._free.acquire()
+        else:
+            await self._wait_for_turn(timeout_s)
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[Result] = loop.create_future()
+
+        def work() -> None:
+            settle = _outcome_of(call, outcome)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._finish, outcome, settle)
+
+        try:
+            threading.Thread(target=work, name=self._name, daemon=True).start()
+        except RuntimeError:  # the system has no thread more
+            self._free.release()
+            raise
+        async with asyncio.timeout(timeout_s):
+            return await outcome
+
+    async def _wait_for_turn(self, timeout_s: float | None) -> None:
+        if self._free.locked() and self._num_waiting >= self._max_waiting:
+            raise self._too_busy()
+        self._num_waiting += 1
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._free.acquire()
+        except TimeoutError:
+            raise self._too_busy() from None
+        finally:
+            self._num_waiting -= 1
+
+    def _too_busy(self) -> ApiError:
+        return too_busy(f"Too many {self._name} are being worked on. Please retry shortly.")
+
+    def _finish(self, outcome: "asyncio.Future[Result]", settle: Callable[[], None]) -> None:
+        self._free.release()
+        if not outcome.done():
+            settle()
+
+
+def _outcome_of(
+    call: Callable[[], Result], outcome: "asyncio.Future[Result]"
+) -> Callable[[], None]:
+    """Make the call; returns what tells its outcome."""
+    try:
+        result = call()
+    except Exception as error:  # to be raised where it is awaited
+        failure = error
+        return lambda: outcome.set_exception(failure)
+    return lambda: outcome.set_result(result)

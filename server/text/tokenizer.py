@@ -1,0 +1,218 @@
+"""The tokenizer: text to token ids and back, and what the model's files say about its tokens."""
+
+import json
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from configs.schema import ModelConfig
+from server.text.bounded_threads import BoundedThreads
+from server.text.detokenizer import Detokenizer, FastDetokenizer, WindowDetokenizer
+from server.text.token_pieces import TokenPieces
+from wire.vocabulary_fingerprint import fingerprint
+
+# 4,000 characters take some 4 ms; beyond that, other streams would notice the pause.
+MAX_INLINE_CHARACTERS = 4_000
+NUM_THREADS = 8
+MAX_WAITING_TEXTS = 1024
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+Result = TypeVar("Result")
+
+
+class TokenizerError(Exception):
+    """The tokenizer is missing or damaged; the text is one line for the user."""
+
+
+class Tokenizer:
+    """One model's tokenizer; encoding may run in several threads at once.
+
+    `vocab_size` bounds the ids that the model knows, `eos_token_ids` are those that end its texts.
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, vocab_size: int | None = None, eos_token_ids: Sequence[int] = ()
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._core = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+        self._lock = threading.Lock()
+        self._threads = BoundedThreads(NUM_THREADS, "long texts", MAX_WAITING_TEXTS)
+        self.vocab_size = vocab_size or len(tokenizer)
+        self.eos_token_ids = tuple(eos_token_ids) or _as_ids(tokenizer.eos_token_id)
+        self._sticky_ids: frozenset[int] = frozenset()
+        if self._core is not None:
+            self._core.no_truncation()
+            self._core.no_padding()
+            self._core.encode_special_tokens = tokenizer.split_special_tokens
+            self._sticky_ids = _sticky_ids(tokenizer)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The same for the same vocabulary, see `wire.vocabulary_fingerprint`."""
+        return fingerprint(self._tokenizer.get_vocab())
+
+    @property
+    def serialised(self) -> str | None:
+        """The tokenizers library's JSON of it; None for a tokenizer that is not of that library."""
+        return str(self._core.to_str()) if self._core is not None else None
+
+    def encode(self, text: str) -> list[int]:
+        """The prompt's token ids with the special tokens that the model expects around it."""
+        if self._core is not None:
+            # Not the wrapper's own call: it sets truncation each time, which threads cannot share.
+            # The batch call lets go of the interpreter's lock, encode does not.
+            return list(self._core.encode_batch_fast([text])[0].ids)
+        with self._lock:
+            return list(self._tokenizer(text, verbose=False)["input_ids"])
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The token ids of a text without special tokens around it."""
+        if self._core is not None:
+            return list(self._core.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        with self._lock:
+            return list(self._tokenizer(text, verbose=False, add_special_tokens=False)["input_ids"])
+
+    async def encode_all(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True, patient: bool = False
+    ) -> list[list[int]]:
+        """The token ids of each text, see `run`."""
+        encode = self.encode if add_special_tokens else self.encode_plain
+        num_characters = sum(map(len, texts))
+        return await self.run(
+            num_characters, lambda: [encode(text) for text in texts], patient=patient
+        )
+
+    async def run(
+        self, num_characters: int, work: Callable[[], Result], *, patient: bool = False
+    ) -> Result:
+        """Do work on so many characters without holding up the event loop.
+
+        Raises `ApiError` (429) where too many long texts wait already, unless it is `patient`.
+        """
+        if num_characters <= MAX_INLINE_CHARACTERS:
+            return work()
+        return await self._threads.run(work, patient=patient)
+
+    def names(self, token_ids: Sequence[int]) -> list[str]:
+        """The tokens as the vocabulary has them; empty for an id that it lacks."""
+        known = self._tokenizer.convert_ids_to_tokens(list(token_ids))
+        return [name or "" for name in known]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of the tokens; broken characters become U+FFFD."""
+        if self._core is not None:
+            # The batch call lets go of the interpreter's lock, which a million tokens take for 1 s.
+            batch = [list(token_ids)]
+            return str(self._core.decode_batch(batch, skip_special_tokens=skip_special_tokens)[0])
+        with self._lock:
+            text = self._tokenizer.decode(
+                list(token_ids),
+                skip_special_tokens=skip_special_tokens,
+                clean_up_tokenization_spaces=False,
+            )
+        return str(text)
+
+    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
+        """A fresh detokenizer for one sequence."""
+        if self._core is not None:
+            return FastDetokenizer(
+                self._core, self._sticky_ids, skip_special_tokens=skip_special_tokens
+            )
+        return WindowDetokenizer(partial(self.decode, skip_special_tokens=skip_special_tokens))
+
+    @cached_property
+    def chat_templates(self) -> dict[str, str]:
+        """The model's chat templates by name: none, "default", or that and "tool_use"."""
+        templates = self._tokenizer.chat_template or {}
+        return {"default": templates} if isinstance(templates, str) else dict(templates)
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """The tokens that are left out of texts, and their ids."""
+        tokenizer = self._tokenizer
+        named = zip(map(str, tokenizer.all_special_tokens), tokenizer.all_special_ids, strict=True)
+        added = tokenizer.added_tokens_decoder.items()
+        return dict(named) | {token.content: id_ for id_, token in added if token.special}
+
+    def render_chat(self, messages: Sequence[dict[str, Any]], **arguments: Any) -> str:
+        """transformers' `apply_chat_template`: the text, and whatever the template raises."""
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **arguments))
+
+    @cached_property
+    def pieces(self) -> TokenPieces:
+        """Single tokens as text."""
+        return TokenPieces(self._tokenizer, partial(self.decode, skip_special_tokens=False))
+
+
+def keep_torch_out() -> None:
+    """Let transformers believe that there is no torch: it saves two seconds and 300 MB.
+
+    For processes of ours alone; to be called before anything imports transformers.
+    """
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def load_tokenizer(config: ModelConfig) -> Tokenizer:
+    """The tokenizer of `config.tokenizer` or the model. Raises `TokenizerError` in one line."""
+    # Here and not above: this import takes a second, and a port that is taken should show at once.
+    from transformers import AutoTokenizer
+
+    name = config.tokenizer or config.model
+    if not Path(name).exists() and Path(name).is_absolute():
+        raise TokenizerError(f"cannot load the tokenizer: there is no folder {name}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    # A damaged file surfaces as anything, from KeyError to a bare Exception out of Rust.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise TokenizerError(f"cannot load the tokenizer of {name}: {reason}") from error
+    model = _read_json(config, "config.json")
+    generation = _read_json(config, "generation_config.json")
+    text_model = model.get("text_config") or {}
+    return Tokenizer(
+        tokenizer,
+        vocab_size=model.get("vocab_size") or text_model.get("vocab_size"),
+        eos_token_ids=_as_ids(generation.get("eos_token_id"))
+        or _as_ids(model.get("eos_token_id"))
+        or _as_ids(text_model.get("eos_token_id")),
+    )
+
+
+def _read_json(config: ModelConfig, file: str) -> dict[str, Any]:
+    """A JSON file of the model's, from its folder or the hub; empty where there is none."""
+    from transformers.utils import cached_file
+
+    path = cached_file(
+        config.model,
+        file,
+        revision=config.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
+        return {}
+    try:
+        values = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"cannot read {path}: {error}") from error
+    return values if isinstance(values, dict) else {}
+
+
+def _as_ids(value: int | list[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _sticky_ids(tokenizer: Any) -> frozenset[int]:
+    vocabulary = tokenizer.get_vocab()
+    byte_ids = {id_ for token, id_ in vocabulary.items() if _BYTE_TOKEN.fullmatch(token)}
+    return frozenset(byte_ids | set(tokenizer.all_special_ids)) if byte_ids else frozenset()

@@ -1,0 +1,294 @@
+"""Tool calls are told apart from what is said, however the text comes in pieces."""
+
+import json
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.chat.tool_calls import (
+    HERMES,
+    LLAMA3_JSON,
+    CallDelta,
+    CallFormat,
+    CallParser,
+    format_of,
+)
+from tests.server.cutting import PLACES, cut, texts_of
+from tests.server.grammar.grammar_readers import walk
+
+TOOLS = ("get_weather", "add")
+
+
+class Message(NamedTuple):
+    """What a text is, in the end."""
+
+    said: str
+    calls: list[tuple[str, str]]
+
+
+def parse(
+    pieces: list[str], call_format: CallFormat = HERMES, *, several: bool = True, only: bool = False
+) -> Message:
+    parser = CallParser(call_format, TOOLS, several=several, only_calls=only)
+    said = ""
+    calls: list[tuple[str, str]] = []
+    for text, deltas in [*map(parser.push, pieces), (parser.flush(), [])]:
+        said += text
+        for delta in deltas:
+            _add(calls, delta)
+    return Message(said, calls)
+
+
+def _add(calls: list[tuple[str, str]], delta: CallDelta) -> None:
+    if delta.name is not None:
+        assert delta.call_index == len(calls), "a call's first part comes in its turn"
+        calls.append((delta.name, ""))
+    name, arguments = calls[delta.call_index]
+    calls[delta.call_index] = (name, arguments + delta.arguments)
+
+
+def hermes(body: str) -> str:
+    return f"<tool_call>\n{body}\n</tool_call>"
+
+
+ADD = ("add", '{"a": 1, "b": [2, {"c": "}"}]}')
+ADD_TEXT = '{"name": "add", "arguments": {"a": 1, "b": [2, {"c": "}"}]}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "calls"),
+    [
+        ("Seven.", "Seven.", []),
+        (" Seven. \n", " Seven. \n", []),
+        (hermes(ADD_TEXT), "", [ADD]),
+        (f"\n\n{hermes(ADD_TEXT)}\n{hermes(ADD_TEXT)}\n", "", [ADD, ADD]),
+        (f"I add.\n{hermes(ADD_TEXT)}", "I add.", [ADD]),
+        (f"I add.\n{hermes(ADD_TEXT)}Done.", "I add.\nDone.", [ADD]),
+        (hermes('{"arguments": {"a": 1}, "name": "add"}'), "", [("add", '{"a": 1}')]),
+        (hermes('{"name": "add"}'), "", [("add", "{}")]),
+        (hermes('{"name": "add", "arguments": null}'), "", [("add", "{}")]),
+        (hermes('{"name": "add", "arguments": {}}'), "", [("add", "{}")]),
+        (hermes('{"name": "add", "arguments": "{\\"a\\": 1}"}'), "", [("add", '{"a": 1}')]),
+        (
+            hermes('{"id": 7, "name": "add", "arguments": {"a":1}, "x": [1]}'),
+            "",
+            [("add", '{"a":1}')],
+        ),
+        (hermes('{"name": "add", "arguments": {}, "parameters": {"a": 1}}'), "", [("add", "{}")]),
+        (hermes('{"name": "n\\u00e9", "arguments": {}}'), "", [("né", "{}")]),
+        (hermes('{"name": "unknown", "arguments": {}}'), "", [("unknown", "{}")]),
+    ],
+    ids=range(15),
+)
+def test_hermes(text: str, said: str, calls: list[tuple[str, str]]) -> None:
+    assert parse([text]) == (said, calls)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<tool_call>",
+        "<tool_call>\nadd(1, 2)\n</tool_call>",
+        hermes('{"name": "", "arguments": {}}'),
+        hermes('{"arguments": {"a": 1}}'),
+        hermes('{"name": "add", "arguments": [1]}'),
+        hermes('{"name": "add", "arguments": 1}'),
+        hermes('{"name": "\\x", "arguments": {}}'),
+        hermes('{"name": "add", "arguments": "\\x"}'),
+        hermes("{name: 'add'}"),
+        "<tool_call>{",
+        '<tool_call>{"name": "add"',
+        "a <tool_",
+    ],
+)
+def test_what_is_no_call_is_said(text: str) -> None:
+    assert parse([text]) == (text, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "arguments"),
+    [
+        ('<tool_call>{"name": "add", "arguments": {"a": "x', "", '{"a": "x'),
+        ('<tool_call>{"name": "add", "arguments": {"a": 1}</tool_call>', "", '{"a": 1}'),
+        ('<tool_call>{"name": "add", "arguments": {"a": 1</tool_call>', "", '{"a": 1'),
+        ('<tool_call>{"name": "add", "arguments": {"a": 1}} Done.', " Done.", '{"a": 1}'),
+        ('<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_', "", '{"a": 1}'),
+    ],
+)
+def test_a_call_once_told_stays_one_when_its_end_is_missing(
+    text: str, said: str, arguments: str
+) -> None:
+    assert parse([text]) == (said, [("add", arguments)])
+
+
+@pytest.mark.parametrize("begun", ["<tool", "<tool_call>", '<tool_call>{"name": "ad'])
+def test_after_a_call_the_beginning_of_another_is_not_said(begun: str) -> None:
+    assert parse([f"I add.\n{hermes(ADD_TEXT)}\n{begun}"]) == ("I add.", [ADD])
+    no_call = f'{begun}"? Done.'
+    assert parse([f"{hermes(ADD_TEXT)}\n{no_call}"]) == (f"\n{no_call}", [ADD])
+
+
+def test_a_call_after_a_broken_begin_is_one() -> None:
+    assert parse([f"<tool_call>{hermes(ADD_TEXT)}"]) == ("<tool_call>", [ADD])
+
+
+LLAMA_ADD = '{"name": "add", "parameters": {"a": 1}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "calls"),
+    [
+        (LLAMA_ADD, "", 1),
+        (f"\n {LLAMA_ADD}", "", 1),
+        (f"<|python_tag|>{LLAMA_ADD}", "", 1),
+        (f"<|python_tag|>{LLAMA_ADD}; {LLAMA_ADD}\n{LLAMA_ADD}", "", 3),
+        (f"{LLAMA_ADD};<|python_tag|>{LLAMA_ADD}", "", 2),
+        (f"{LLAMA_ADD} Done.", " Done.", 1),
+        (f"I add: <|python_tag|>{LLAMA_ADD}", "I add:", 1),
+        (f"I add: {LLAMA_ADD}", f"I add: {LLAMA_ADD}", 0),
+        ('{"name": "Ada", "parameters": {}}', '{"name": "Ada", "parameters": {}}', 0),
+        ('{"answer": {"name": "add"}}', '{"answer": {"name": "add"}}', 0),
+        ("<|python_tag|>print(1)", "<|python_tag|>print(1)", 0),
+        ('{"type": "function", ' + LLAMA_ADD[1:], "", 1),
+    ],
+)
+def test_llama3_json(text: str, said: str, calls: int) -> None:
+    assert parse([text], LLAMA3_JSON) == (said, [("add", '{"a": 1}')] * calls)
+
+
+def test_an_answer_that_is_json_is_said_from_its_first_key_on() -> None:
+    parser = CallParser(LLAMA3_JSON, TOOLS)
+    assert parser.push('{"answer":')[0] == '{"answer":'
+
+
+def test_arguments_are_told_while_they_come() -> None:
+    parser = CallParser(HERMES, TOOLS)
+    parser.push('<tool_call>{"name": "add", "arguments": ')
+    assert parser.push('{"a": ') == ("", [CallDelta(0, "add", '{"a": ')])
+    assert parser.push("1") == ("", [CallDelta(0, None, "1")])
+
+
+def test_without_several_calls_only_the_first_is_told() -> None:
+    text = f"{hermes(ADD_TEXT)}{hermes(ADD_TEXT)} Done."
+    assert parse([text], several=False) == (" Done.", [ADD])
+
+
+FORMATS = st.sampled_from([HERMES, LLAMA3_JSON])
+TEXTS = texts_of(
+    "<tool_call>",
+    "</tool_call>",
+    "<|python_tag|>",
+    '{"name": "add", ',
+    '"arguments": ',
+    '"parameters": {"a": 1}}',
+    ADD_TEXT,
+    LLAMA_ADD,
+    ";",
+)
+
+
+@settings(deadline=None)
+@given(TEXTS, PLACES, FORMATS, st.booleans())
+def test_the_cuts_do_not_matter(
+    text: str, places: list[int], call_format: CallFormat, several: bool
+) -> None:
+    whole = parse([text], call_format, several=several)
+    assert parse(cut(text, places), call_format, several=several) == whole
+    assert parse(list(text), call_format, several=several) == whole
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(TOOLS), st.dictionaries(st.text(), JSON, max_size=3)),
+        min_size=1,
+        max_size=3,
+    ),
+    st.booleans(),
+    st.sampled_from([None, 2]),
+)
+def test_what_a_model_writes_well_is_read_exactly(
+    calls: list[tuple[str, dict[str, object]]], ascii_only: bool, indent: int | None
+) -> None:
+    def dump(value: object) -> str:
+        return json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+
+    written = [hermes(dump({"name": name, "arguments": args})) for name, args in calls]
+    said, read = parse(["Now then.\n", *written])
+    assert said == "Now then."
+    assert [(name, json.loads(arguments)) for name, arguments in read] == calls
+    written = [dump({"name": name, "parameters": args}) for name, args in calls]
+    said, read = parse([";".join(written)], LLAMA3_JSON)
+    assert said == ""
+    assert [(name, json.loads(arguments)) for name, arguments in read] == calls
+
+
+SCHEMAS: list[tuple[str, dict[str, object]]] = [
+    (
+        "add",
+        {
+            "type": "object",
+            "properties": {
+                "a": {"type": "integer", "minimum": 0, "maximum": 99},
+                "b": {"type": "string", "maxLength": 4},
+                "c": {"enum": ["}", {"d": "</tool_call>"}]},
+            },
+            "required": ["a", "c"],
+            "additionalProperties": False,
+        },
+    ),
+    ("get_weather", {"type": "object", "properties": {}, "additionalProperties": False}),
+]
+
+
+@pytest.mark.parametrize("call_format", [HERMES, LLAMA3_JSON])
+@pytest.mark.parametrize("seed", range(8))
+def test_what_a_forced_call_may_be_is_read_as_calls(call_format: CallFormat, seed: int) -> None:
+    grammar = call_format.grammar(SCHEMAS, {}, several=True)
+    said, calls = parse(list(walk(grammar, seed)), call_format)
+    assert said == ""
+    assert calls
+    for name, arguments in calls:
+        assert json.loads(arguments).keys() <= ({"a", "b", "c"} if name == "add" else set())
+
+
+@pytest.mark.parametrize("call_format", [HERMES, LLAMA3_JSON])
+def test_wherever_a_forced_call_is_cut_off_nothing_of_it_is_said(call_format: CallFormat) -> None:
+    text = "".join(walk(call_format.grammar(SCHEMAS, {}, several=True), 1))
+    assert {parse([text[:at]], call_format, only=True).said for at in range(len(text))} == {""}
+    assert {parse([text[:at]], call_format).said for at in range(len(text))} != {""}
+
+
+def test_a_forced_call_is_one_where_several_are_not_wanted() -> None:
+    grammar = HERMES.grammar(SCHEMAS, {}, several=False)
+    assert {len(parse([walk(grammar, seed)]).calls) for seed in range(8)} == {1}
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ('<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}', HERMES),
+        ("<tool_call>{{ call.function.name }}<arg_key>", None),
+        ("<tool_call>\n<function=example>", None),
+        ("{{- '<|python_tag|>' }}", LLAMA3_JSON),
+        ("Environment: ipython", LLAMA3_JSON),
+        ("{{ messages }}", None),
+    ],
+)
+def test_a_template_tells_how_its_model_writes_calls(
+    template: str, expected: CallFormat | None
+) -> None:
+    assert format_of(template) is expected

@@ -1,0 +1,168 @@
+"""The access: ids on every answer, a line for every request that matters."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from daemon.logs import JsonFormatter
+from server.http.access import Access
+from tests.server.world import Daemon, saying, serving
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/models", 200),
+        ("GET", "/health", 200),
+        ("GET", "/nowhere", 404),
+        ("DELETE", "/v1/models", 405),
+        ("POST", "/v1/completions", 400),
+        ("HEAD", "/v1/models", 200),
+    ],
+)
+def test_every_answer_bears_the_client_s_id(
+    daemon: Daemon, method: str, path: str, status: int
+) -> None:
+    response = daemon.http.request(method, daemon.url + path, headers={"X-Request-Id": "mine-1"})
+    assert response.status_code == status
+    assert response.headers.get_list("x-request-id") == ["mine-1"]
+
+
+def test_a_stream_bears_it_too(daemon: Daemon) -> None:
+    response = daemon.complete(stream=True)
+    assert len(response.headers.get_list("x-request-id")) == 1
+
+
+@pytest.mark.parametrize(
+    "given", ["", "a b", "x" * 129, "é", "a\tb", 'a"; evil'], ids=lambda value: value[:9]
+)
+def test_an_id_that_is_not_fit_is_replaced(daemon: Daemon, given: str) -> None:
+    headers = [("x-request-id", given.encode())]
+    response = daemon.http.get(f"{daemon.url}/v1/models", headers=headers)
+    (told,) = response.headers.get_list("x-request-id")
+    assert told != given
+    assert len(told) == 32
+
+
+def test_ids_of_our_own_differ(daemon: Daemon) -> None:
+    ids = {daemon.get("/v1/models").headers["x-request-id"] for _ in range(20)}
+    assert len(ids) == 20
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.name == "tdpipe.access"]
+
+
+def test_a_request_is_a_line_and_probes_are_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with serving(tmp_path, saying("hello")) as daemon:
+        for path in ("/health", "/ready", "/metrics"):
+            daemon.get(path)
+        daemon.http.get(f"{daemon.url}/v1/models?secret=1", headers={"x-request-id": "mine"})
+        daemon.complete(stream=True)
+        daemon.get("/a%0Ab")
+        daemon.wait_until(lambda: len(lines(caplog)) == 3)
+    told = [record.getMessage() for record in lines(caplog)]
+    heads = {line.rsplit(" ", 2)[0] for line in told}
+    assert heads == {"GET /v1/models 200", "POST /v1/completions 200", "GET /a%0Ab 404"}
+    assert told[0].endswith("s mine")
+    assert not any("secret" in line for line in told)
+
+
+def test_a_line_in_json_has_its_parts_as_keys(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with serving(tmp_path) as daemon:
+        daemon.http.get(f"{daemon.url}/v1/models", headers={"x-request-id": "mine"})
+        daemon.wait_until(lambda: len(lines(caplog)) == 1)
+    line = json.loads(JsonFormatter("server").format(lines(caplog)[0]))
+    assert line["method"] == "GET"
+    assert line["path"] == "/v1/models"
+    assert line["status"] == 200
+    assert 0 <= line["seconds"] < 10
+    assert line["request_id"] == "mine"
+
+
+def test_without_an_access_log_there_is_no_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with serving(tmp_path, access_log=False) as daemon:
+        assert daemon.get("/v1/models").headers["x-request-id"]
+    assert lines(caplog) == []
+
+
+def run(app: Any, method: str = "GET") -> list[Message]:
+    """What the app sends behind Access; an exception of it is expected to come through."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope = {"type": "http", "method": method, "path": "/x", "raw_path": b"/x", "headers": []}
+
+    async def call() -> None:
+        with pytest.raises(LookupError):
+            await Access(app, root_path="", access_log=True)(scope, receive, send)
+
+    anyio.run(call)
+    return sent
+
+
+def test_a_bug_behind_it_is_500_in_the_envelope() -> None:
+    async def bug(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise LookupError("a bug")
+
+    start, body = run(bug)
+    assert start["status"] == 500
+    assert b"x-request-id" in dict(start["headers"])
+    assert json.loads(body["body"])["error"]["code"] == "internal_error"
+    assert b"a bug" not in body["body"]
+
+
+def test_a_bug_after_the_answer_has_begun_is_not_answered_twice() -> None:
+    async def bug(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise LookupError("a bug")
+
+    assert [message["type"] for message in run(bug)] == ["http.response.start"]
+
+
+def test_head_is_get_without_a_body(daemon: Daemon) -> None:
+    get, head = daemon.get("/v1/models"), daemon.http.head(f"{daemon.url}/v1/models")
+    assert head.status_code == 200
+    assert head.content == b""
+    assert head.headers["content-length"] == get.headers["content-length"]
+    refused = daemon.http.head(f"{daemon.url}/v1/completions")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    assert daemon.get("/v1/models").status_code == 200  # the connection is in order
+
+
+def test_requests_are_logged_only_when_asked_and_never_with_their_text(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with serving(tmp_path, saying("hello")) as daemon:
+        daemon.complete()
+    assert not [record for record in caplog.records if record.name == "tdpipe.requests"]
+    with serving(tmp_path, saying("an answer"), log_requests=True) as daemon:
+        answer = daemon.complete(prompt="a secret", stop=["another"], max_tokens=9, temperature=0)
+    (line,) = [record for record in caplog.records if record.name == "tdpipe.requests"]
+    text = line.getMessage()
+    assert text.startswith(f"{answer.headers['x-request-id']} {answer.json()['id']} ")
+    assert "max_tokens=9" in text
+    assert "temperature=0" in text
+    told = JsonFormatter("server").format(line)
+    assert json.loads(told)["stop_strings"] == 1
+    assert not any(word in told for word in ("secret", "another", "answer"))

@@ -1,0 +1,23 @@
+"""The table in the document is the one that the code makes."""
+
+import re
+
+from server.openai.fields.field_table import BEGIN, DOCUMENT, END, table
+
+
+def test_the_document_has_the_present_table() -> None:
+    assert BEGIN + table() + END in DOCUMENT.read_text(), "make api-table writes it"
+
+
+def test_every_line_of_a_table_has_four_cells() -> None:
+    lines = [line for line in table().splitlines() if line.startswith("|")]
+    assert len(lines) > 100
+    for line in lines:
+        assert len(re.findall(r"(?<!\\)\|", line)) == 5, line
+
+
+def test_fields_of_both_endpoints_stand_there_once() -> None:
+    both, completions, *_ = re.split("^### .*$", table(), flags=re.MULTILINE)[1:]
+    assert "| `seed` |" in both
+    assert "| `seed` |" not in completions
+    assert "| `suffix` |" in completions

@@ -1,0 +1,98 @@
+"""The tokenizer: as transformers has it, and clear words when it is missing or damaged."""
+
+import asyncio
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.schema import ModelConfig
+from server.text.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer, TokenizerError, load_tokenizer
+from tests.server.world import byte_level_tokenizer, save_model
+
+WRAPPER = byte_level_tokenizer(begin=True)
+TOKENIZER = Tokenizer(byte_level_tokenizer(begin=True))
+
+
+def load(folder: Path) -> Tokenizer:
+    return load_tokenizer(ModelConfig.model_validate({"model": str(folder)}))
+
+
+@given(st.text(max_size=40))
+def test_a_prompt_is_encoded_as_transformers_does(text: str) -> None:
+    assert TOKENIZER.encode(text) == WRAPPER(text)["input_ids"]
+
+
+def test_a_prompt_begins_with_the_begin_token_where_the_model_has_one() -> None:
+    assert TOKENIZER.encode("hello")[0] == 1
+
+
+def test_code_beside_the_tokenizer_is_not_run_unless_asked_for(tmp_path: Path) -> None:
+    folder, trace = save_model(tmp_path), tmp_path / "trace"
+    (folder / "custom.py").write_text(
+        f"from pathlib import Path\nPath({str(trace)!r}).touch()\nclass Custom: ...\n"
+    )
+    auto_map = {"AutoTokenizer": ["custom.Custom", None], "AutoConfig": "custom.Custom"}
+    for name in ("tokenizer_config.json", "config.json"):
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(values | {"auto_map": auto_map}))
+    assert load(folder).encode("hello"), "transformers has a class of its own for it"
+    values = json.loads((folder / "tokenizer_config.json").read_text())
+    values["tokenizer_class"] = "Custom"
+    (folder / "tokenizer_config.json").write_text(json.dumps(values))
+    with suppress(TokenizerError):
+        load(folder)
+    assert not trace.exists()
+
+
+def test_long_texts_are_encoded_as_short_ones_are() -> None:
+    long = "the quick brown fox " * (MAX_INLINE_CHARACTERS // 10)
+    token_ids = asyncio.run(TOKENIZER.encode_all([long, "fox"]))
+    assert token_ids == [TOKENIZER.encode(long), TOKENIZER.encode("fox")]
+
+
+def test_the_end_tokens_are_the_generation_configs_first(tmp_path: Path) -> None:
+    folder = save_model(tmp_path)
+    assert load(folder).eos_token_ids == (0,)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 7]}')
+    assert load(folder).eos_token_ids == (0, 7)
+
+
+def test_the_end_token_is_the_tokenizers_where_the_model_names_none(tmp_path: Path) -> None:
+    folder = save_model(tmp_path)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    tokenizer = load(folder)
+    assert tokenizer.eos_token_ids == (0,)
+    assert tokenizer.vocab_size == len(WRAPPER)
+
+
+def test_the_vocabulary_is_the_models_even_where_it_is_padded(tmp_path: Path) -> None:
+    folder = save_model(tmp_path)
+    nested = {"model_type": "llama", "text_config": {"vocab_size": 512, "eos_token_id": [3]}}
+    (folder / "config.json").write_text(json.dumps(nested))
+    tokenizer = load(folder)
+    assert tokenizer.vocab_size == 512
+    assert tokenizer.eos_token_ids == (3,)
+    assert tokenizer.decode([511]) == ""
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"there is no folder .*/nowhere$"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize("content", ["{broken", "[]"])
+def test_a_damaged_file_is_told_in_one_line(tmp_path: Path, file: str, content: str) -> None:
+    folder = save_model(tmp_path)
+    (folder / file).write_text(content)
+    with pytest.raises(TokenizerError, match=r"^cannot [^\n]+$"):
+        load(folder)
+
+
+def test_a_folder_without_a_tokenizer_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"^cannot load the tokenizer of [^\n]+$"):
+        load(tmp_path)

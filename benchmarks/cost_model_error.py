@@ -29,7 +29,7 @@ from engine.costs.cost_model import CostModel, StepSize
 from wire.messages import StageCosts
 from workers.profiling.cost_fit import Array, predict
 from workers.profiling.driver import Driver, DriverError
-from workers.profiling.dummy_run import Trial, block_counts
+from workers.profiling.dummy_run import DummyRun, block_counts
 from workers.profiling.plan import Limits
 
 KINDS = ("prefill", "decode", "mixed")
@@ -70,32 +70,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def random_trials(limits: Limits, seed: int) -> Iterator[Trial]:
+def random_dummy_runs(limits: Limits, seed: int) -> Iterator[DummyRun]:
     """Steps without end, in phases: sizes are log-uniform, each row has lengths of its own."""
     rng = random.Random(seed)
     while True:
         kind = rng.choice(KINDS)
         for _ in range(PHASE_STEPS):
-            trial = _random_trial(kind, rng, limits)
-            while not limits.allow(trial):
-                trial = _random_trial(kind, rng, limits)
-            yield trial
+            dummy_run = _random_dummy_run(kind, rng, limits)
+            while not limits.allow(dummy_run):
+                dummy_run = _random_dummy_run(kind, rng, limits)
+            yield dummy_run
 
 
 def run(driver: Driver, limits: Limits, num_steps: int, seed: int) -> list[list[MeasuredStep]]:
     """What `num_steps` random steps took on each stage; more run before them to warm up."""
-    stream = random_trials(limits, seed)
-    trials = [trial for trial, _ in zip(stream, range(num_steps + PHASE_STEPS), strict=False)]
+    stream = random_dummy_runs(limits, seed)
+    dummy_runs = [
+        dummy_run for dummy_run, _ in zip(stream, range(num_steps + PHASE_STEPS), strict=False)
+    ]
     size = limits.block_size
-    blocks = max(sum(block_counts(trial, size)) for trial in trials)
+    blocks = max(sum(block_counts(dummy_run, size)) for dummy_run in dummy_runs)
     driver.fill(min(blocks * driver.num_stages * size, limits.cache_tokens))
     placed = (
-        replace(trial, first_block=i % driver.num_stages * blocks)
-        for i, trial in zip(count(), trials, strict=False)
+        replace(dummy_run, first_block=i % driver.num_stages * blocks)
+        for i, dummy_run in zip(count(), dummy_runs, strict=False)
     )
     timed = list(driver.run(placed, driver.num_stages))[PHASE_STEPS:]
     return [
-        [t.trial.measured(t.seconds(stage), 1) for t in timed] for stage in range(driver.num_stages)
+        [t.dummy_run.measured(t.seconds(stage), 1) for t in timed]
+        for stage in range(driver.num_stages)
     ]
 
 
@@ -161,10 +164,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _random_trial(kind: str, rng: random.Random, limits: Limits) -> Trial:
+def _random_dummy_run(kind: str, rng: random.Random, limits: Limits) -> DummyRun:
     if kind == "decode":
         starts = _contexts(rng, limits, _log_uniform(rng, 1, min(MOST_ROWS, limits.max_rows)))
-        return Trial("decode", starts, (1,) * len(starts))
+        return DummyRun("decode", starts, (1,) * len(starts))
     prompts: list[int] = []
     room = _log_uniform(rng, 16, limits.max_tokens)
     while room > 0:
@@ -174,9 +177,9 @@ def _random_trial(kind: str, rng: random.Random, limits: Limits) -> Trial:
     first = _log_uniform(rng, 16, MOST_PROMPT) if rng.random() < 0.3 else 0
     begins = (first, *[0] * (len(prompts) - 1))
     if kind == "prefill":
-        return Trial("prefill", begins, tuple(prompts))
+        return DummyRun("prefill", begins, tuple(prompts))
     starts = _contexts(rng, limits, _log_uniform(rng, 1, min(MOST_ROWS, limits.max_rows)))
-    return Trial("mixed", (*starts, *begins), (*(1,) * len(starts), *prompts))
+    return DummyRun("mixed", (*starts, *begins), (*(1,) * len(starts), *prompts))
 
 
 def _contexts(rng: random.Random, limits: Limits, num_rows: int) -> tuple[int, ...]:

@@ -158,15 +158,18 @@ class Steps:
             self._matrix @ self._matrix
 
     def _step(self, batch: int, *, is_first: bool) -> Step:
-        seats = range(batch * NUM_ROWS, (batch + 1) * NUM_ROWS)
-        setups = tuple(self._setup(seat, seat % NUM_ROWS < self._guided) for seat in seats)
+        sampler_slots = range(batch * NUM_ROWS, (batch + 1) * NUM_ROWS)
+        setups = tuple(
+            self._setup(sampler_slot, sampler_slot % NUM_ROWS < self._guided)
+            for sampler_slot in sampler_slots
+        )
         return Step(
             *(1, 1, "decode", b"", b"", b"", b"", b"", b""),
-            seats=array("i", seats).tobytes(),
+            sampler_slots=array("i", sampler_slots).tobytes(),
             setups=setups if is_first else (),
         )
 
-    def _setup(self, seat: int, has_grammar: bool) -> SamplerSetup:
+    def _setup(self, sampler_slot: int, has_grammar: bool) -> SamplerSetup:
         # Greedy, as sorting a large vocabulary would hide all else; a bias needs the sampler, too.
         sampling = Sampling(
             temperature=0.0,
@@ -174,7 +177,7 @@ class Steps:
             biases=array("f", [-1.0]).tobytes(),
             grammar=GRAMMAR if has_grammar else "",
         )
-        return SamplerSetup(seat, sampling, 0, (END_ID,), b"", b"")
+        return SamplerSetup(sampler_slot, sampling, 0, (END_ID,), b"", b"")
 
 
 def learn_tokenizer(vocab_size: int, texts: Iterator[str]) -> Tokenizer:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from server.openai.rendering.logprobs import Told
+from server.openai.rendering.logprobs import TokenLogprobs
 from server.requests.choice import TextReason
 from server.requests.generation import Piece
 from server.text.token_pieces import TokenPieces
@@ -61,7 +61,7 @@ class RequestOutput:
             self.prompt_logprobs = [None, *_places(piece.scores, pieces)]
 
 
-def _places(told: Sequence[Told], pieces: TokenPieces) -> list[dict[int, Logprob]]:
+def _places(told: Sequence[TokenLogprobs], pieces: TokenPieces) -> list[dict[int, Logprob]]:
     return [
         {
             token_id: Logprob(logprob, rank, pieces.text(token_id))

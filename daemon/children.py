@@ -17,7 +17,7 @@ from typing import Literal
 from configs.schema import Config
 from daemon import child_process
 from daemon.restarts import Restarts
-from daemon.watchdog_file import PulseWatch
+from daemon.watchdog_file import Watchdog
 
 POLL_INTERVAL_S = 0.05
 STOP_TIMEOUT_S = 5.0
@@ -49,8 +49,8 @@ class Children:
         if config.predictor_folder is not None:
             self._names.append("predictor")
         self._processes: dict[Name, subprocess.Popen[bytes]] = {}
-        self._pulses: dict[Name, PulseWatch] = {}
-        self._num_lives: Counter[Name] = Counter()
+        self._watchdogs: dict[Name, Watchdog] = {}
+        self._num_incarnations: Counter[Name] = Counter()
         self._restarts = Restarts(config)
         self._predictor_restarts = Restarts(config)
 
@@ -74,7 +74,7 @@ class Children:
         for name, child in list(self._processes.items()):
             if name == ending:
                 continue
-            self._feel_pulse(name)
+            self._check_watchdog(name)
             code = child.poll()
             if code is None:
                 continue
@@ -103,8 +103,8 @@ class Children:
                 child.kill()
                 child.wait()
 
-    def _feel_pulse(self, name: Name) -> None:
-        still_s = self._pulses[name].look()
+    def _check_watchdog(self, name: Name) -> None:
+        still_s = self._watchdogs[name].look()
         if still_s:
             log.error("the %s has stood still for %.1f s", name, still_s)
             self._processes[name].kill()
@@ -112,7 +112,7 @@ class Children:
 
     def _start(self, name: Name) -> None:
         silence_s = PATIENCE_S.get(name, self._config.heartbeat_timeout)
-        self._pulses[name] = PulseWatch(
+        self._watchdogs[name] = Watchdog(
             self._config.folder,
             name,
             POLL_INTERVAL_S,
@@ -122,8 +122,8 @@ class Children:
         module = "workers" if name == "stages" else name
         arguments = [str(self._config.folder)]
         if name != "server":  # which has no other life
-            arguments.append(str(self._num_lives[name]))
-            self._num_lives[name] += 1
+            arguments.append(str(self._num_incarnations[name]))
+            self._num_incarnations[name] += 1
         self._processes[name] = child_process.start(
             module, *arguments, num_threads=self._config.num_threads
         )

@@ -14,7 +14,7 @@ import time
 FULL_INTERVAL_S = 120.0
 
 
-class Garbage:
+class GcTuning:
     """From now on only `tidy` looks for garbage; make it when the process has all that it keeps."""
 
     def __init__(self) -> None:

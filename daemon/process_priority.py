@@ -9,7 +9,7 @@ from pathlib import Path
 _NUM_TRIES, _PAUSE_S = 5, 0.15
 
 
-def stand_back(niceness: int) -> None:
+def lower_priority(niceness: int) -> None:
     """Lower the priority of this process and of all that it starts, by Linux's `nice` of so much.
 
     Linux may share its cores between sessions first (autogroup), and then heeds `nice` only within

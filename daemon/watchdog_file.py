@@ -11,7 +11,7 @@ INTERVAL_S = 0.25
 """How often to beat."""
 
 
-class Pulse:
+class WatchdogFile:
     """The beating end; `name` is the process's."""
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -23,7 +23,7 @@ class Pulse:
         os.utime(self._path)
 
 
-class PulseWatch:
+class Watchdog:
     """The parent's end: looks every `interval_s` seconds, bears a standstill for `silence_s`.
 
     Time is counted in looks: a parent that was itself held up blames nobody. Before its first beat
@@ -53,4 +53,4 @@ class PulseWatch:
 
 
 def _path(folder: Path, name: str) -> Path:
-    return folder / f"{name}.pulse"
+    return folder / f"{name}.watchdog"

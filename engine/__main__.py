@@ -1,6 +1,6 @@
-"""`python -m engine RUNTIME_DIR LIFE`: the engine process of a daemon that was set up before.
+"""The engine's process: `python -m engine RUNTIME_DIR INCARNATION`, started by the supervisor.
 
-LIFE counts the engines before this one.
+INCARNATION counts the engines before this one.
 """
 
 import signal
@@ -24,7 +24,7 @@ def main() -> int:
     logs.set_up("engine", config)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        with Loop(config, life=int(sys.argv[2])) as loop:
+        with Loop(config, incarnation=int(sys.argv[2])) as loop:
             loop.run()
     except (EngineFailedError, ImpossibleSettingsError, zmq.ZMQError, OSError) as error:
         child_process.report_failure(folder, str(error))

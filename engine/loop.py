@@ -17,9 +17,9 @@ import numpy as np
 import zmq
 
 from configs.schema import Config
-from daemon.gc_tuning import Garbage
+from daemon.gc_tuning import GcTuning
 from daemon.restarts import Restarts
-from daemon.watchdog_file import INTERVAL_S, Pulse
+from daemon.watchdog_file import INTERVAL_S, WatchdogFile
 from engine.scheduler import Outgoing, Scheduler
 from engine.stage_watch import StageWatch
 from engine.stats import collect
@@ -67,11 +67,11 @@ def times_of(beat: Heartbeat) -> StageTimes:
 class Loop:
     """The engine process. Raises `zmq.ZMQError` when an endpoint is taken.
 
-    `life` counts the daemon's engines before this one: a journal goes on, a trace gets a file of
-    its own.
+    `incarnation` counts the daemon's engines before this one: a journal is continued, a trace gets
+    a new file.
     """
 
-    def __init__(self, config: Config, life: int = 0) -> None:
+    def __init__(self, config: Config, incarnation: int = 0) -> None:
         self._config = config
         self._scheduler = Scheduler(config)
         self._engine = time.time_ns()
@@ -101,13 +101,15 @@ class Loop:
                 Hub(config.stage_address, FromStage, config.secret)
             )
             self._journal = (
-                stack.enter_context(Journal(config.journal, config, goes_on=life > 0))
+                stack.enter_context(Journal(config.journal, config, goes_on=incarnation > 0))
                 if config.journal
                 else None
             )
             self._recorder: Recorder | None = None
             if config.trace:
-                stem = f"{config.trace.stem}.{life + 1}" if life else config.trace.stem
+                stem = (
+                    f"{config.trace.stem}.{incarnation + 1}" if incarnation else config.trace.stem
+                )
                 recorder = Recorder(
                     config.trace.with_stem(stem),
                     config.pipeline_parallel_size,
@@ -120,7 +122,7 @@ class Loop:
     def run(self) -> None:
         """Until a signal or a failure. Raises `EngineFailedError`, `ImpossibleSettingsError`."""
         # The first beat: until now there was a journal to be read, which may take its time.
-        pulse, garbage = Pulse(self._config.folder, "engine"), Garbage()
+        watchdog_file, gc_tuning = WatchdogFile(self._config.folder, "engine"), GcTuning()
         poller = zmq.Poller()
         poller.register(self._server.socket, zmq.POLLIN)
         poller.register(self._stages.socket, zmq.POLLIN)
@@ -134,8 +136,8 @@ class Loop:
             self._busy_s += time.monotonic() - woken_at
             if woken_at >= self._next_stats_at:
                 self._next_stats_at = woken_at + STATS_INTERVAL_S
-                pulse.beat()
-                garbage.tidy()
+                watchdog_file.beat()
+                gc_tuning.tidy()
                 self._look_after_stages()
                 self._tell_stats()
             self._flush()
@@ -268,9 +270,9 @@ class Loop:
 
     def _lose_stages(self, lost: StageLost) -> None:
         counters = self._scheduler.counters
-        num_culprits = counters.culprits
+        num_poison_requests = counters.poison_requests
         self._handle(lost)
-        if counters.culprits > num_culprits:
+        if counters.poison_requests > num_poison_requests:
             self._restarts.forget()
         self._end_stages(lost)
 

@@ -15,7 +15,7 @@ from engine.state.sequence import Sequence
 _PATIENCE_ROUNDS = 5
 
 
-class GivingWay:
+class PriorityPreemption:
     """Call `make_room` before each look for a micro-batch."""
 
     def __init__(self, config: AdmissionConfig, num_stages: int) -> None:

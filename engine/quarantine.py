@@ -11,47 +11,47 @@ in any case, and prompts make small steps.
 from collections import deque
 from collections.abc import Iterable, Mapping
 
-from engine.policies.chunked_prefill import PrefillLane
+from engine.policies.chunked_prefill import PrefillCursor
 from engine.policies.policy import Policy
 from engine.state.micro_batch import MicroBatch
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence, State
 from wire.messages import Phase
 
-STRIKES_TOLD = 2
+MAX_NAMED_FAILURES = 2
 """So many strikes prove it where a stage has named the step that it failed in."""
-STRIKES_UNTOLD = 3
+MAX_UNNAMED_FAILURES = 3
 """And so many where the stages were killed or silent, which may be anybody's fault."""
 
 
-class Probation(Policy):
+class Quarantine(Policy):
     """Feeds suspects, one to a step, until all of them are cleared or gone."""
 
     phase: Phase = "prefill"
 
     def __init__(self, suspects: Iterable[Sequence], num_stages: int, max_tokens: int) -> None:
         """`max_tokens` of a suspect are fed in one step. The gravest suspects come first."""
-        self._open = sorted(suspects, key=lambda s: (-s.strikes, s.arrived_at, s.sequence_id))
+        self._open = sorted(suspects, key=lambda s: (-s.num_failures, s.arrived_at, s.sequence_id))
         self._unfed = deque(self._open)
         self._num_stages, self._max_tokens = num_stages, max_tokens
-        self._lane = PrefillLane()
+        self._cursor = PrefillCursor()
         self._num_fed = 0
 
     @property
     def max_in_flight(self) -> int:
         """One where a second loss may have to be told from a third by who was in flight."""
-        is_grave = any(s.strikes >= STRIKES_TOLD for s in self._open)
+        is_grave = any(s.num_failures >= MAX_NAMED_FAILURES for s in self._open)
         return 1 if is_grave else self._num_stages
 
     def is_over(self) -> bool:
         """Whether nobody is left under suspicion."""
-        self._open = [s for s in self._open if s.strikes and s.state is not State.FINISHED]
+        self._open = [s for s in self._open if s.num_failures and s.state is not State.FINISHED]
         return not self._open
 
     def clear(self, sequences: Iterable[Sequence]) -> None:
         """These have sampled once more, and the stages are still there."""
         for sequence in sequences:
-            sequence.strikes = 0
+            sequence.num_failures = 0
 
     def next_micro_batch(self, pool: Pool, now: float) -> MicroBatch | None:  # noqa: ARG002
         """See `Policy.next_micro_batch`."""
@@ -60,7 +60,7 @@ class Probation(Policy):
         def next_admitted() -> Sequence | None:
             return None if batch.sequences else self._next_suspect(pool)
 
-        self._lane.fill(pool, batch, self._max_tokens, next_admitted)
+        self._cursor.fill(pool, batch, self._max_tokens, next_admitted)
         return batch if batch.sequences else None
 
     def _next_suspect(self, pool: Pool) -> Sequence | None:
@@ -70,29 +70,33 @@ class Probation(Policy):
             return None
         sequence = self._unfed.popleft()
         # Some policies' micro-batches keep their members: spread these over all.
-        sequence.cohort = self._num_fed % self._num_stages
+        sequence.micro_batch_index = self._num_fed % self._num_stages
         self._num_fed += 1
         return sequence
 
 
-def accuse(steps: Mapping[int, Iterable[Sequence]], failed_step: int) -> Sequence | None:
+def record_failure(steps: Mapping[int, Iterable[Sequence]], failed_step: int) -> Sequence | None:
     """Give a strike to all rows of the failed step, or of all `steps` in flight if none is named.
 
     The one whose guilt that proves, if any.
     """
     is_told = failed_step in steps
-    accused = {
+    suspects = {
         sequence.sequence_id: sequence
         for step_id, rows in steps.items()
         for sequence in rows
         if sequence.state is not State.FINISHED and (not is_told or step_id == failed_step)
     }
-    for sequence in accused.values():
-        sequence.strikes += 1
-    if len(accused) != 1:
+    for sequence in suspects.values():
+        sequence.num_failures += 1
+    if len(suspects) != 1:
         return None
-    (alone,) = accused.values()
-    return alone if alone.strikes >= (STRIKES_TOLD if is_told else STRIKES_UNTOLD) else None
+    (alone,) = suspects.values()
+    return (
+        alone
+        if alone.num_failures >= (MAX_NAMED_FAILURES if is_told else MAX_UNNAMED_FAILURES)
+        else None
+    )
 
 
 def _make_room(pool: Pool, sequence: Sequence) -> bool:

@@ -20,8 +20,8 @@ from engine.costs.correction import Correction
 from engine.costs.cost_model import CostModel
 from engine.policies.policy import Policy
 from engine.policies.registry import make_policy
-from engine.priority_preemption import GivingWay
-from engine.quarantine import Probation, accuse
+from engine.priority_preemption import PriorityPreemption
+from engine.quarantine import Quarantine, record_failure
 from engine.state.blocks import BlockLedger
 from engine.state.counters import Counters
 from engine.state.expectation import Expectation, expectation_of
@@ -75,8 +75,8 @@ class Pipeline:
     epoch: int
     policy: Policy
     correction: Correction
-    giving_way: GivingWay
-    probation: Probation | None
+    priority_preemption: PriorityPreemption
+    quarantine: Quarantine | None
     in_flight: deque["InFlight"] = field(default_factory=deque)
 
 
@@ -227,13 +227,13 @@ class Scheduler:
             problem = self._too_long(sequence.longest_len)
             if problem is not None:  # the stages have come back with less memory
                 self._fail(sequence, problem, out)
-        suspects = [sequence for sequence in self.pool.waiting if sequence.strikes]
+        suspects = [sequence for sequence in self.pool.waiting if sequence.num_failures]
         self.pipeline = Pipeline(
             stages[0].epoch,
             make_policy(self.config, num_stages, correction.cost),
             correction,
-            GivingWay(self.config, num_stages),
-            Probation(suspects, num_stages, self.config.max_num_batched_tokens),
+            PriorityPreemption(self.config, num_stages),
+            Quarantine(suspects, num_stages, self.config.max_num_batched_tokens),
         )
         # A group that outlived its engine has seen ids already, and may still tell of them.
         self._next_step_id = max(self._next_step_id, stages[0].last_step_id + 1)
@@ -249,11 +249,11 @@ class Scheduler:
         if pipeline is None:
             return  # it was not there yet
         rows = {step.step_id: step.rows for step in pipeline.in_flight}
-        guilty = accuse(rows, lost.step_id)
+        poison = record_failure(rows, lost.step_id)
         self.pool.lose_stages()
-        if guilty is not None:
-            self.counters.culprits += 1
-            self._fail(guilty, f"a stage failed each time it worked on this: {lost.reason}", out)
+        if poison is not None:
+            self.counters.poison_requests += 1
+            self._fail(poison, f"a stage failed each time it worked on this: {lost.reason}", out)
 
     def _fail(self, sequence: Sequence, message: str, out: list[Outgoing]) -> None:
         self.pool.finish(sequence)
@@ -284,8 +284,8 @@ class Scheduler:
             token_ids = array("i", compress(token_ids, is_alive))
             logprobs = logprobs and of_those_left(logprobs, is_alive)
         ended = _append(alive, token_ids)
-        if pipeline.probation is not None:
-            pipeline.probation.clear(alive)
+        if pipeline.quarantine is not None:
+            pipeline.quarantine.clear(alive)
         self.pool.make_ready(alive)
         if alive:
             self.counters.generated_tokens += len(alive)
@@ -311,12 +311,12 @@ class Scheduler:
         pipeline = self.pipeline
         if pipeline is None:
             return
-        if pipeline.probation is not None and pipeline.probation.is_over():
-            pipeline.probation = None
-        policy = pipeline.probation or pipeline.policy
+        if pipeline.quarantine is not None and pipeline.quarantine.is_over():
+            pipeline.quarantine = None
+        policy = pipeline.quarantine or pipeline.policy
         may_look = len(pipeline.in_flight) < policy.max_in_flight
-        if may_look and pipeline.probation is None:
-            pipeline.giving_way.make_room(self.pool, now)
+        if may_look and pipeline.quarantine is None:
+            pipeline.priority_preemption.make_room(self.pool, now)
         while len(pipeline.in_flight) < policy.max_in_flight:
             batch = policy.next_micro_batch(self.pool, now)
             if batch is None:
@@ -325,7 +325,7 @@ class Scheduler:
 
     def _launch(self, pipeline: Pipeline, batch: MicroBatch) -> Step:
         step_id = self._next_step_id
-        step = pack(batch, pipeline.epoch, step_id, self.config.block_size, self.pool.seats)
+        step = pack(batch, pipeline.epoch, step_id, self.config.block_size, self.pool.sampler_slots)
         self.pool.launch(batch.sequences, batch.num_tokens)
         sampling = list(compress(batch.sequences, step.samples))
         scored = [batch.sequences[row.row] for row in step.scored]

@@ -1,4 +1,4 @@
-"""`python -m predictor RUNTIME_DIR LIFE`: the predictor of a daemon that was set up before.
+"""`python -m predictor RUNTIME_DIR INCARNATION`: the predictor of a daemon that was set up before.
 
 LIFE counts the predictors before this one.
 """

@@ -14,8 +14,8 @@ import zmq
 
 from configs import loader
 from daemon import child_process, logs
-from daemon.process_priority import stand_back
-from daemon.watchdog_file import Pulse
+from daemon.process_priority import lower_priority
+from daemon.watchdog_file import WatchdogFile
 from predictor.asks import OpenAsk, Queue, batches
 from predictor.checkpoint import Prediction, PredictorError, load_predictor
 from wire.predictor_messages import Ask
@@ -29,7 +29,7 @@ Predict = Callable[[list[str]], list[Prediction]]
 log = logging.getLogger("tdpipe")
 
 
-def main(folder: Path, life: int) -> int:
+def main(folder: Path, incarnation: int) -> int:
     """Serve until SIGTERM; 1 where it cannot begin.
 
     The first one's root cause is left in the runtime folder and ends the daemon: the settings are
@@ -37,7 +37,7 @@ def main(folder: Path, life: int) -> int:
     """
     config = loader.load_saved(folder)
     logs.set_up("predictor", config)
-    stand_back(NICENESS)
+    lower_priority(NICENESS)
     torch.set_num_threads(1)
     try:
         if config.predictor_folder is None:
@@ -45,7 +45,7 @@ def main(folder: Path, life: int) -> int:
         predictor = load_predictor(config.predictor_folder)
         hub = Hub[Ask](config.predictor_address, Ask)
     except (PredictorError, zmq.ZMQError, OSError) as error:
-        if life:
+        if incarnation:
             log.error("%s", error)
         else:
             child_process.report_failure(folder, f"predictor: {error}")
@@ -57,8 +57,8 @@ def main(folder: Path, life: int) -> int:
             len(told.classes),
             told.max_tokens,
         )
-        pulse = Pulse(folder, "predictor")
-        serve(hub, predictor.predict, on_round=pulse.beat)
+        watchdog_file = WatchdogFile(folder, "predictor")
+        serve(hub, predictor.predict, on_round=watchdog_file.beat)
     return 0
 
 

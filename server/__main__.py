@@ -15,8 +15,8 @@ import uvloop
 from configs import loader
 from configs.schema import Config
 from daemon import child_process, log_file, logs
-from daemon.gc_tuning import Garbage
-from daemon.watchdog_file import INTERVAL_S, Pulse
+from daemon.gc_tuning import GcTuning
+from daemon.watchdog_file import INTERVAL_S, WatchdogFile
 from server.app import build_app
 from server.batches.service import BatchService
 from server.chat.chat_template import ChatTemplateError
@@ -95,7 +95,7 @@ async def _serve(
     announcing = asyncio.create_task(_announce_ready(config, client))
     predicting = asyncio.create_task(predictor.run())
     batching = asyncio.create_task(batches.run())
-    beating = asyncio.create_task(_beat(Pulse(config.folder, "server"), Garbage()))
+    beating = asyncio.create_task(_beat(WatchdogFile(config.folder, "server"), GcTuning()))
     # None of the chores ends by itself: if one does, it has failed, and so does the process.
     chores = (receiving, predicting, batching, beating)
     await asyncio.wait((serving, *chores), return_when=asyncio.FIRST_COMPLETED)
@@ -119,10 +119,10 @@ def _announce_listening(config: Config, listener: socket) -> None:
     logger.info("listening on %s (OpenAI API under %s/v1)", where, config.root_path)
 
 
-async def _beat(pulse: Pulse, garbage: Garbage) -> None:
+async def _beat(watchdog_file: WatchdogFile, gc_tuning: GcTuning) -> None:
     while True:
-        pulse.beat()
-        garbage.tidy()
+        watchdog_file.beat()
+        gc_tuning.tidy()
         await asyncio.sleep(INTERVAL_S)
 
 

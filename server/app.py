@@ -10,9 +10,9 @@ from server.batches.service import BatchService
 from server.endpoints import Endpoints
 from server.http import docs_page, errors
 from server.http.api_keys import ALWAYS_OPEN
-from server.http.body_memory import Intake
+from server.http.body_memory import BodyMemory
 from server.http.drain import Drain
-from server.http.front_door import behind_door
+from server.http.front_door import with_middleware
 from server.http.openapi import App
 from server.metrics import Metrics
 from server.openai.fields.chat import ChatRequest
@@ -58,9 +58,9 @@ def build_app(
     if not config.disable_fastapi_docs:
         docs_page.install(app)
     app.include_router(Operations(config, client, metrics, drain, tokenizer.fingerprint).router())
-    intake = Intake(config.max_intake_bytes, config.max_body_bytes)
+    body_memory = BodyMemory(config.max_intake_bytes, config.max_body_bytes)
     tokenization = Tokenization(
-        client, tokenizer, endpoints.planner, endpoints.chat_template, intake
+        client, tokenizer, endpoints.planner, endpoints.chat_template, body_memory
     )
     app.include_router(tokenization.router())
     model = {"model": config.names[0]}
@@ -68,7 +68,7 @@ def build_app(
         endpoints.completions,
         metrics,
         drain,
-        intake,
+        body_memory,
         config,
         request=CompletionRequest,
         response=Completion,
@@ -81,7 +81,7 @@ def build_app(
         endpoints.chat,
         metrics,
         drain,
-        intake,
+        body_memory,
         config,
         request=ChatRequest,
         response=ChatCompletion,
@@ -91,5 +91,5 @@ def build_app(
     )
     app.include_router(chat.router())
     app.include_router(FileRoutes(batches, config.max_file_bytes).router())
-    app.include_router(BatchRoutes(batches, intake).router())
-    return behind_door(app, config)
+    app.include_router(BatchRoutes(batches, body_memory).router())
+    return with_middleware(app, config)

@@ -155,7 +155,7 @@ def _scheduler_figures(stats: Stats) -> Iterator[Metric]:
     yield _counter("tdpipe_steps", "Micro-batches through all stages", stats.steps)
     yield _counter("tdpipe_pipeline_restarts", "Times that the pipeline was lost", stats.restarts)
     yield _counter(
-        "tdpipe_culprits", "Requests found out to end the stages each time", stats.culprits
+        "tdpipe_culprits", "Requests found out to end the stages each time", stats.poison_requests
     )
     yield _counter(
         "tdpipe_dropped_messages", "Of strangers, and strangers not let in", stats.dropped

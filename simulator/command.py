@@ -59,8 +59,8 @@ def make_arrivals(requests: Sequence[Request], sigma: float | None, seed: int) -
 
 def summarise(run: Run) -> dict[str, Any]:
     """The figures of a run as one JSON object."""
-    num_output = sum(life.output_len for life in run.lives)
-    num_prompt = sum(life.num_prompt_tokens for life in run.lives)
+    num_output = sum(times.output_len for times in run.sequences)
+    num_prompt = sum(times.num_prompt_tokens for times in run.sequences)
     until_drain = zip(run.busy_before_drain_s, run.drain_began_at, strict=True)
     return {
         "output_tokens_per_s": num_output / run.makespan_s,
@@ -69,13 +69,13 @@ def summarise(run: Run) -> dict[str, Any]:
         "drain_began_s": min(run.drain_began_at),
         "bubble_ratio": [1 - busy / run.makespan_s for busy in run.busy_s],
         "bubble_ratio_before_drain": [1 - busy / end if end else 0.0 for busy, end in until_drain],
-        "ttft_s": spread(life.first_token_at - life.arrived_at for life in run.lives),
+        "ttft_s": spread(times.first_token_at - times.arrived_at for times in run.sequences),
         "tpot_s": spread(
-            (life.ended_at - life.first_token_at) / (life.output_len - 1)
-            for life in run.lives
-            if life.output_len > 1
+            (times.ended_at - times.first_token_at) / (times.output_len - 1)
+            for times in run.sequences
+            if times.output_len > 1
         ),
-        "num_requests": len(run.lives),
+        "num_requests": len(run.sequences),
         "num_output_tokens": num_output,
         "num_prompt_tokens": num_prompt,
         **{

@@ -62,7 +62,7 @@ class Arrival:
 
 
 @dataclass(slots=True)
-class Life:
+class SequenceTimes:
     """One request's times, in seconds of the run."""
 
     arrived_at: float
@@ -80,7 +80,7 @@ class Run:
     `busy_before_drain_s`.
     """
 
-    lives: list[Life]
+    sequences: list[SequenceTimes]
     counters: Counters
     makespan_s: float = 0.0
     busy_s: list[float] = field(default_factory=list)
@@ -127,8 +127,8 @@ class _Simulation:
         self._remaining = [arrival.output_len for arrival in arrivals]
         self._events: list[tuple[float, int, Event]] = []
         self._num_events = 0
-        lives = [Life(a.at_s, a.num_prompt_tokens, a.output_len) for a in arrivals]
-        self.result = Run(lives, self._scheduler.counters, busy_s=[0.0] * len(node.costs))
+        sequences = [SequenceTimes(a.at_s, a.num_prompt_tokens, a.output_len) for a in arrivals]
+        self.result = Run(sequences, self._scheduler.counters, busy_s=[0.0] * len(node.costs))
         self.result.drain_began_at = [0.0] * len(node.costs)
         self.result.busy_before_drain_s = [0.0] * len(node.costs)
 
@@ -150,7 +150,7 @@ class _Simulation:
             if self._record and isinstance(event, StepDone):
                 self._sample(now)
         self.result.makespan_s = now
-        num_open = sum(life.ended_at < 0 for life in self.result.lives)
+        num_open = sum(times.ended_at < 0 for times in self.result.sequences)
         if num_open:
             raise SimulationError(f"the schedule stands still with {num_open} requests open")
 
@@ -175,15 +175,15 @@ class _Simulation:
                 self._run_step(message, now)
             case Generated():
                 for sequence_id in memoryview(message.sequence_ids).cast("q"):
-                    life = self.result.lives[sequence_id]
-                    if life.first_token_at < 0:
-                        life.first_token_at = now
+                    times = self.result.sequences[sequence_id]
+                    if times.first_token_at < 0:
+                        times.first_token_at = now
             case Finished():
                 if message.reason == "error":
                     raise SimulationError(message.message)
-                self.result.lives[message.sequence_id].ended_at = now
+                self.result.sequences[message.sequence_id].ended_at = now
                 for sequence_id, arrival in islice(self._to_come, 1):
-                    self.result.lives[sequence_id].arrived_at = now
+                    self.result.sequences[sequence_id].arrived_at = now
                     self._push(now, self._submit(sequence_id, arrival))
 
     def _run_step(self, step: Step, now: float) -> None:

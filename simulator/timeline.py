@@ -29,9 +29,9 @@ KV_COLOUR, LIVE_COLOUR, WAITING_COLOUR = "#999999", "#000000", "#D55E00"
 
 # In inches; of all lanes together at most ALL_LANES.
 WIDTH, LEFT, RIGHT, TOP, BOTTOM, GAP = 14.0, 0.9, 1.2, 0.5, 0.6, 0.25
-LANE, ALL_LANES, PANEL = 0.5, 10.0, 1.2
+TRACK, ALL_TRACKS, PANEL = 0.5, 10.0, 1.2
 DOTS_PER_INCH = 120
-LANE_FILL = 0.8  # part of its lane's height that a step takes
+TRACK_FILL = 0.8  # part of its lane's height that a step takes
 # Steps at least this wide get an edge, to be told from the ones before.
 EDGED_PIXELS = 8
 # Where no more KV is ever used, the scale ends there and not at 100.
@@ -76,17 +76,17 @@ def draw(
     window = window or window_of(spans)
     if not window[0] < window[1]:
         raise TraceError(f"there is nothing to draw from {window[0]:g} s to {window[1]:g} s")
-    lanes = _lanes_of(spans)
-    lanes_height = min(LANE * len(lanes), ALL_LANES)
-    height = TOP + lanes_height + 2 * (GAP + PANEL) + BOTTOM
+    tracks = _tracks_of(spans)
+    tracks_height = min(TRACK * len(tracks), ALL_TRACKS)
+    height = TOP + tracks_height + 2 * (GAP + PANEL) + BOTTOM
     figure = Figure((WIDTH, height), DOTS_PER_INCH)
     sequences = _add_panel(figure, BOTTOM, PANEL, window)
     kv = _add_panel(figure, BOTTOM + PANEL + GAP, PANEL, window)
-    stages = _add_panel(figure, BOTTOM + 2 * (PANEL + GAP), lanes_height, window)
+    stages = _add_panel(figure, BOTTOM + 2 * (PANEL + GAP), tracks_height, window)
     stages.set_title(title, loc="left", fontweight="bold")
     sequences.set_xlabel("seconds since the run began")
     sequences.tick_params(labelbottom=True)
-    _draw_lanes(stages, lanes, window)
+    _draw_tracks(stages, tracks, window)
     within = _within(gauges, window)
     _draw_kv(kv, within)
     _draw_sequences(sequences, within)
@@ -102,21 +102,21 @@ def window_of(spans: Sequence[Span]) -> Window:
 
 def bubble_ratios(spans: Sequence[Span], window: Window) -> list[float]:
     """The part of the window that each stage idles."""
-    return [lane.bubble_ratio(window) for lane in _lanes_of(spans)]
+    return [track.bubble_ratio(window) for track in _tracks_of(spans)]
 
 
 @dataclass(frozen=True, slots=True)
-class _Lane:
+class _Track:
     """One stage's steps in the order in which it ran them, side by side."""
 
     phases: np.ndarray
     began_at: np.ndarray
     ended_at: np.ndarray
 
-    def only(self, phase: Phase) -> "_Lane":
+    def only(self, phase: Phase) -> "_Track":
         """Its steps of one phase."""
         chosen = self.phases == phase
-        return _Lane(self.phases[chosen], self.began_at[chosen], self.ended_at[chosen])
+        return _Track(self.phases[chosen], self.began_at[chosen], self.ended_at[chosen])
 
     def busy_s(self, edges: np.ndarray) -> np.ndarray:
         """Seconds in steps between each edge and the next. [edges - 1]"""
@@ -132,13 +132,13 @@ class _Lane:
         return 1 - float(self.busy_s(np.array(window))[0]) / (window[1] - window[0])
 
 
-def _lanes_of(spans: Sequence[Span]) -> list[_Lane]:
+def _tracks_of(spans: Sequence[Span]) -> list[_Track]:
     stages = np.array([span.stage for span in spans])
     phases = np.array([span.phase for span in spans])
     times = np.array([(span.began_at, span.ended_at) for span in spans])
     order = np.argsort(times[:, 0], kind="stable")
-    lanes = [order[stages[order] == stage] for stage in range(stages.max() + 1)]
-    return [_Lane(phases[lane], times[lane, 0], times[lane, 1]) for lane in lanes]
+    tracks = [order[stages[order] == stage] for stage in range(stages.max() + 1)]
+    return [_Track(phases[track], times[track, 0], times[track, 1]) for track in tracks]
 
 
 def _within(gauges: Sequence[Gauges], window: Window) -> list[Gauges]:
@@ -165,40 +165,40 @@ def _add_panel(figure: "Figure", bottom: float, height: float, window: Window) -
     return axes
 
 
-def _draw_lanes(axes: "Axes", lanes: Sequence[_Lane], window: Window) -> None:
+def _draw_tracks(axes: "Axes", tracks: Sequence[_Track], window: Window) -> None:
     edges = np.linspace(*window, round(axes.get_window_extent().width) + 1)
-    half = LANE_FILL / 2
-    for stage, lane in enumerate(lanes):
+    half = TRACK_FILL / 2
+    for stage, track in enumerate(tracks):
         top, bottom = stage - half, stage + half
         extent = (*window, bottom, top)
-        axes.imshow(_blend(lane, edges), extent=extent, aspect="auto", interpolation="none")
-        wide = lane.ended_at - lane.began_at > EDGED_PIXELS * (edges[1] - edges[0])
-        axes.vlines(lane.began_at[wide], top, bottom, colors="black", alpha=0.4, linewidth=0.6)
-        text = f"{lane.bubble_ratio(window):.1%} bubble"
+        axes.imshow(_blend(track, edges), extent=extent, aspect="auto", interpolation="none")
+        wide = track.ended_at - track.began_at > EDGED_PIXELS * (edges[1] - edges[0])
+        axes.vlines(track.began_at[wide], top, bottom, colors="black", alpha=0.4, linewidth=0.6)
+        text = f"{track.bubble_ratio(window):.1%} bubble"
         axes.text(1.01, stage, text, transform=axes.get_yaxis_transform(), va="center")
     axes.set_xlim(window)
-    axes.set_ylim(len(lanes) - 0.5, -0.5)
-    axes.set_yticks(range(len(lanes)), [f"stage {stage}" for stage in range(len(lanes))])
+    axes.set_ylim(len(tracks) - 0.5, -0.5)
+    axes.set_yticks(range(len(tracks)), [f"stage {stage}" for stage in range(len(tracks))])
     axes.spines["left"].set_visible(False)
     axes.tick_params(left=False)
-    _add_legend(axes, lanes)
+    _add_legend(axes, tracks)
 
 
-def _blend(lane: _Lane, edges: np.ndarray) -> np.ndarray:
+def _blend(track: _Track, edges: np.ndarray) -> np.ndarray:
     """Each column's colour, of its phases' and white by their shares of it. [1, columns, 3]"""
     from matplotlib.colors import to_rgb
 
     image = np.ones((1, len(edges) - 1, 3))
     for phase, colour in COLOURS.items():
-        share = lane.only(phase).busy_s(edges) / np.diff(edges)
+        share = track.only(phase).busy_s(edges) / np.diff(edges)
         image -= share[:, None] * (1 - np.array(to_rgb(colour)))
     return image.clip(0, 1)
 
 
-def _add_legend(axes: "Axes", lanes: Sequence[_Lane]) -> None:
+def _add_legend(axes: "Axes", tracks: Sequence[_Track]) -> None:
     from matplotlib.patches import Patch
 
-    present = {phase for lane in lanes for phase in np.unique(lane.phases)}
+    present = {phase for track in tracks for phase in np.unique(track.phases)}
     handles = [Patch(color=COLOURS[phase], label=phase) for phase in COLOURS if phase in present]
     handles.append(Patch(facecolor="white", edgecolor="#999999", label="idle (paler: in part)"))
     axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False)

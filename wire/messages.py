@@ -203,7 +203,7 @@ class Stats(Message, frozen=True):
     preemptions: int = 0
     steps: int = 0
     restarts: int = 0
-    culprits: int = 0
+    poison_requests: int = 0
     uptime_s: float = 0.0
     busy_s: float = 0.0
     stages: tuple[StageStats, ...] = ()
@@ -218,12 +218,12 @@ class Stats(Message, frozen=True):
 class SamplerSetup(msgspec.Struct, frozen=True, array_like=True):
     """What the last stage must know of a sequence that does not just take the likeliest token.
 
-    It is told once, with the first step that samples for the sequence; from then on the stage
-    counts with its own tokens, and a row names the `seat` alone. Until `min_tokens` tokens are out,
-    none of `stop_token_ids` is picked. Token ids are packed int32.
+    It is sent once, with the first step that samples for the sequence; from then on the stage
+    counts with its own tokens, and a row names only the `sampler_slot`. Until `min_tokens` tokens
+    are out, none of `stop_token_ids` is picked. Token ids are packed int32.
     """
 
-    seat: int
+    sampler_slot: int
     sampling: Sampling
     min_tokens: int
     stop_token_ids: tuple[int, ...]
@@ -253,8 +253,8 @@ class Step(Message, frozen=True):
     Ragged, row after row:
       `token_ids`        int32 [sum num_tokens]
       `block_tables`     int32, ceil((start_position + num_tokens) / block_size) blocks per row
-    `seats` int32 [sampling rows], the sampler's seat or -1 for the likeliest token; empty where all
-    are -1. `setups` come before the step's own draws. `scored` rows are of prompts.
+    `sampler_slots` int32 [sampling rows], -1 for rows that take the likeliest token; empty where
+    all are -1. `setups` come before the step's own draws. `scored` rows are of prompts.
     """
 
     epoch: int
@@ -266,7 +266,7 @@ class Step(Message, frozen=True):
     samples: bytes
     token_ids: bytes
     block_tables: bytes
-    seats: bytes = b""
+    sampler_slots: bytes = b""
     setups: tuple[SamplerSetup, ...] = ()
     scored: tuple[ScoredRow, ...] = ()
 

@@ -1,6 +1,6 @@
-"""`python -m workers RUNTIME_DIR LIFE`: the stages of a daemon that the supervisor has set up.
+"""The stages' parent process: `python -m workers RUNTIME_DIR INCARNATION`.
 
-LIFE counts the torchruns before this one.
+The supervisor starts it. INCARNATION counts the torchrun processes before this one.
 """
 
 import sys

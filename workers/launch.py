@@ -21,8 +21,8 @@ from torch.distributed.run import config_from_args, parse_args
 
 from configs import loader
 from configs.schema import Config
-from daemon.process_priority import stand_back
-from daemon.watchdog_file import Pulse
+from daemon.process_priority import lower_priority
+from daemon.watchdog_file import WatchdogFile
 from workers import process
 from workers.comm import rendezvous
 
@@ -34,10 +34,10 @@ NICENESS = 5
 _ALWAYS = _LIVES_APART = 1_000_000
 
 
-def main(folder: str, life: int) -> int:
+def main(folder: str, incarnation: int) -> int:
     """Run the group until it ends; 1 when it has failed more often than it may be restarted.
 
-    `life` counts the torchruns of this daemon before this one.
+    `incarnation` counts the torchruns of this daemon before this one.
     """
     config = loader.load_saved(Path(folder))
     logging.disable(logging.ERROR)
@@ -45,16 +45,16 @@ def main(folder: str, life: int) -> int:
     # of it in a traceback.
     os.register_at_fork(after_in_child=process.forget_handlers)
     sys.unraisablehook = signal_again
-    rendezvous.register(Pulse(config.folder, "stages"))
+    rendezvous.register(WatchdogFile(config.folder, "stages"))
     rendezvous.forget_groups(config.folder)
     for library in ("GLOO", "NCCL"):  # these would listen where other hosts can reach them
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", LOOPBACK)
     if not _uses_gpus(config):
-        stand_back(NICENESS)
+        lower_priority(NICENESS)
     arguments = parse_args([*_torchrun_flags(config), f"--log-dir={folder}", "stage"])
     launch_config, _, _ = config_from_args(arguments)
     try:
-        elastic_launch(launch_config, process.main)(folder, life * _LIVES_APART)
+        elastic_launch(launch_config, process.main)(folder, incarnation * _LIVES_APART)
     except SignalException:
         return 0
     except ChildFailedError:

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from configs.schema import Config
-from workers.comm.all_gather import agreed
+from workers.comm.all_gather import all_gather
 from workers.model import batch, kv_cache, layer_split, stage_model
 from workers.model.attention import UnsupportedModelError
 from workers.model.kv_cache import KvCache, LayerShape, PagedStep, Probe
 from workers.model.stage_model import StageModel
 from workers.profiling import layer_times, profile_cache
-from workers.profiling.dummy_run import Trial, make_step
+from workers.profiling.dummy_run import DummyRun, make_step
 from workers.profiling.layer_times import LayerTimes
-from workers.profiling.stage_fingerprint import Identity, identify
+from workers.profiling.stage_fingerprint import StageFingerprint, fingerprint_of
 from workers.sampling.sampler import Sampler, likeliest, packed
 
 log = logging.getLogger("tdpipe")
@@ -44,9 +44,9 @@ class TimedRun:
     num_blocks: int
     device: torch.device
 
-    def __call__(self, trial: Trial) -> float:
+    def __call__(self, dummy_run: DummyRun) -> float:
         """The seconds that a step is busy with, from the activations' arrival to their packing."""
-        step = make_step(trial, self.block_size, self.num_blocks)
+        step = make_step(dummy_run, self.block_size, self.num_blocks)
         inputs = batch.build(step, self.block_size, self.device)
         received = inputs.token_ids
         if not self.model.is_first:
@@ -82,17 +82,17 @@ def load(config: Config, place: Place) -> tuple[StageModel, dict[int, LayerShape
     """
     if config.layer_split != "auto":
         return _load(config, place, None)
-    known = profile_cache.load_split(config.data_dir, _split_identity(config, place))
-    kept = agreed(known, tuple[int, ...] | None)
+    known = profile_cache.load_split(config.data_dir, _split_fingerprint(config, place))
+    kept = all_gather(known, tuple[int, ...] | None)
     if kept[0] is not None and kept.count(kept[0]) == len(kept):
         num_layers = stage_model.read_config(config).get_text_config().num_hidden_layers
         log.info("layers %s, as found at an earlier start", ",".join(map(str, kept[0])))
         return _load(config, place, layer_split.split_by_hand(kept[0], num_layers))
     model, shapes = _load(config, place, None)
-    told = agreed(_time_layers(config, place, model, shapes), LayerTimes)
+    told = all_gather(_time_layers(config, place, model, shapes), LayerTimes)
     ranges = layer_times.better_split(told)
     split = [len(layers) for layers in ranges or _present(told)]
-    profile_cache.save_split(config.data_dir, _split_identity(config, place), split)
+    profile_cache.save_split(config.data_dir, _split_fingerprint(config, place), split)
     slowest = max(sum(stage.seconds) + stage.extra_s for stage in told)
     log.info(
         "layers %s: measured over a reference mix, the slowest stage of the first split took "
@@ -125,12 +125,12 @@ def _time_layers(
     """What the others must know of this stage; with all stages at it at the same time."""
     block_size, device = config.block_size, place.device
     mix = layer_times.reference_mix(model.max_model_len)
-    num_tokens = max(trial.kv_tokens + trial.num_tokens for trial, _ in mix)
+    num_tokens = max(dummy_run.kv_tokens + dummy_run.num_tokens for dummy_run, _ in mix)
     num_blocks = -(-num_tokens // block_size) + layer_times.ROWS
     cache = KvCache(shapes, num_blocks, block_size, model.dtype, device)
     run = TimedRun(model, cache, block_size, num_blocks, device)
     run.touch(num_blocks)
-    agreed(True, bool)  # nobody measures while others still load
+    all_gather(True, bool)  # nobody measures while others still load
     seconds, extra_s = layer_times.time_layers(model, run, device)
     kinds, sizes, extra_bytes = layer_times.describe_layers(model)
     longest = config.max_model_len or model.max_model_len
@@ -153,8 +153,8 @@ def _present(told: Sequence[LayerTimes]) -> list[range]:
     return [range(stage.first, stage.first + len(stage.seconds)) for stage in told]
 
 
-def _split_identity(config: Config, place: Place) -> Identity:
-    return identify(config, place.stage, None, config.dtype, place.device)
+def _split_fingerprint(config: Config, place: Place) -> StageFingerprint:
+    return fingerprint_of(config, place.stage, None, config.dtype, place.device)
 
 
 def _probe(model: StageModel, config: Config, device: torch.device) -> dict[int, LayerShape]:
@@ -177,7 +177,7 @@ def _probe(model: StageModel, config: Config, device: torch.device) -> dict[int,
     output = model.forward(inputs, positions, positions[0], probe)
     if model.is_last:
         num_sampling = config.max_live(config.pipeline_parallel_size)
-        Sampler(model.vocab_size, device).rehearse(output[:num_sampling])
+        Sampler(model.vocab_size, device).dummy_run(output[:num_sampling])
     silent = [layer for layer in model.layers if layer not in probe.shapes]
     if silent:
         raise UnsupportedModelError(

@@ -35,8 +35,10 @@ class ApartError(Exception):
     """The other stages cannot be reached."""
 
 
-def main(runtime_dir: str, num_lives: int) -> None:
-    """Run one stage until it fails, and exit with code 1. `num_lives` were before this torchrun.
+def main(runtime_dir: str, num_incarnations: int) -> None:
+    """Run one stage until it fails, and exit with code 1.
+
+    `num_incarnations` counts the torchrun processes before this one.
 
     A failure at the first start would only come again: it is left in the runtime folder and ends
     the daemon. After a later one torchrun restarts the group, as often as the engine lets it, or
@@ -50,8 +52,8 @@ def main(runtime_dir: str, num_lives: int) -> None:
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module="torch.distributed")
     with ExitStack() as stack:
-        life = num_lives + int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-        stage, epoch = _start(config, stack, life)
+        incarnation = num_incarnations + int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+        stage, epoch = _start(config, stack, incarnation)
         engine = stack.enter_context(
             Spoke[ToStage](config.stage_address, f"stage-{stage.number}", ToStage, config.secret)
         )
@@ -71,10 +73,10 @@ def forget_handlers() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _start(config: Config, stack: ExitStack, life: int) -> tuple[Stage, int]:
+def _start(config: Config, stack: ExitStack, incarnation: int) -> tuple[Stage, int]:
     """A stage that is ready, its heart beating, and the group's epoch; exits where that fails."""
     # Each life of the group is newer than the last one, whatever is done to the clock.
-    epoch = life + 1
+    epoch = incarnation + 1
     try:
         place = _join_group(config, epoch)
         progress = Progress()
@@ -87,19 +89,19 @@ def _start(config: Config, stack: ExitStack, life: int) -> tuple[Stage, int]:
             )
         )
         stage = Stage(config, place, progress)
-        stage.identity.save(config.folder)
+        stage.fingerprint.save(config.folder)
     except Exception as error:  # the edge of the process: whatever it is, it is told in one line
         rank, cause = int(os.environ["RANK"]), _root_cause(error)
         is_apart = isinstance(error, ApartError)
         # Where the daemon is ending for the same reason already, once is enough.
-        is_told = not life or child_process.reported_failure(config.folder) is not None
+        is_told = not incarnation or child_process.reported_failure(config.folder) is not None
         level = logging.DEBUG if is_told else logging.ERROR
         logs.set_up("stages", config).log(level, "stage %d: %s", rank, cause, exc_info=not is_apart)
-        if not life:
+        if not incarnation:
             child_process.report_failure(config.folder, f"stage {rank}: {cause}")
         with Spoke[None](config.stage_address, f"failed-{rank}", None, config.secret) as engine:
             engine.send(StageFailed(rank, epoch, -1, cause, is_apart))
-        if is_apart and life:
+        if is_apart and incarnation:
             time.sleep(MEET_AGAIN_S)
         sys.exit(1)
     return stage, epoch

@@ -21,7 +21,7 @@ from workers.model.kv_cache import KvCache, PagedStep
 from workers.profiling import layer_times, profiler
 from workers.profiling.dummy_run import block_counts, prefill
 from workers.profiling.known_costs import find_costs
-from workers.profiling.stage_fingerprint import identify
+from workers.profiling.stage_fingerprint import fingerprint_of
 from workers.sampling import vocabulary
 from workers.sampling.grammars import Grammars
 from workers.sampling.logprobs import scores_of
@@ -61,8 +61,8 @@ class Stage:
         )
         self._warm_up()
         layers, dtype = self._model.layers, str(self._model.dtype).removeprefix("torch.")
-        self.identity = identify(config, place.stage, layers, dtype, place.device)
-        self._costs = find_costs(config, self.identity, self._measure)
+        self.fingerprint = fingerprint_of(config, place.stage, layers, dtype, place.device)
+        self._costs = find_costs(config, self.fingerprint, self._measure)
         vocab_size = self._model.vocab_size
         grammars = Grammars(vocab_size, self._load_vocabulary)
         self._sampler = Sampler(vocab_size, place.device, grammars)
@@ -197,15 +197,15 @@ class Stage:
     def _measure(self) -> StageCosts:
         config, model = self._config, self._model
         run = self._timed_run()
-        trials = profiler.quick_trials(
+        dummy_runs = profiler.quick_dummy_runs(
             max_tokens=config.max_num_batched_tokens,
             max_model_len=min(model.max_model_len, config.max_model_len or model.max_model_len),
             max_rows=config.max_live(config.pipeline_parallel_size),
             cache_tokens=self._num_blocks * config.block_size,
             has_stairs=self._place.device.type == "cuda",
         )
-        run.touch(max(sum(block_counts(t, config.block_size)) for t in trials))
-        return profiler.profile(run, trials, config.profile_seconds)
+        run.touch(max(sum(block_counts(t, config.block_size)) for t in dummy_runs))
+        return profiler.profile(run, dummy_runs, config.profile_seconds)
 
     def _forward(self, inputs: Batch, received: Tensor | None) -> Tensor:
         return self._model.forward(

@@ -19,7 +19,7 @@ from benchmarks.load.record import Record
 from benchmarks.load.report import describe_request
 from benchmarks.load.summary import summarise
 from benchmarks.machine import describe_machine, describe_versions
-from daemon.gc_tuning import Garbage
+from daemon.gc_tuning import GcTuning
 from simulator.workloads.request import Request
 
 PATH = "/v1/completions"
@@ -50,7 +50,7 @@ async def measure(requests: Sequence[Request], target: Target, bounds: Bounds) -
         "versions": describe_versions(),
     }
     calls = [address.post(PATH, _body(r, server["model"], target.temperature)) for r in requests]
-    Garbage()  # a look through all requests took a second, which latencies then had in them
+    GcTuning()  # a look through all requests took a second, which latencies then had in them
     cpu_before_s = time.process_time()
     loop, ending = await _send_all(requests, calls, address, bounds)
     client_cpu_s = time.process_time() - cpu_before_s

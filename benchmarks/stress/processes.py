@@ -15,7 +15,7 @@ SETTLED_S, MIN_SAMPLES = 600.0, 30
 
 
 @dataclass
-class Life:
+class ProcessSamples:
     """One process, looked at again and again."""
 
     kind: str
@@ -45,43 +45,43 @@ class Life:
             yield f"the {self.kind} grows by {slope:.2f} MB a minute"
 
 
-class Lives:
+class Processes:
     """All that were seen."""
 
     def __init__(self) -> None:
-        self._lives: dict[psutil.Process, Life] = {}
+        self._samples: dict[psutil.Process, ProcessSamples] = {}
 
     def look(self, kind: str, process: psutil.Process, at: float) -> None:
         """Take a sample of a process, if it is still there."""
         with suppress(psutil.NoSuchProcess), process.oneshot():
             used_mb, descriptors = process.memory_info().rss / MB, process.num_fds()
-            life = self._lives.setdefault(process, Life(kind))
-            life.at.append(at)
-            life.used_mb.append(used_mb)
-            life.descriptors.append(descriptors)
+            samples = self._samples.setdefault(process, ProcessSamples(kind))
+            samples.at.append(at)
+            samples.used_mb.append(used_mb)
+            samples.descriptors.append(descriptors)
 
-    def of(self, kind: str) -> list[Life]:
+    def of(self, kind: str) -> list[ProcessSamples]:
         """Those of a kind."""
-        return [life for life in self._lives.values() if life.kind == kind]
+        return [process for process in self._samples.values() if process.kind == kind]
 
     def problems(self) -> list[str]:
         """Everybody's."""
-        return [problem for life in self._lives.values() for problem in life.problems()]
+        return [problem for process in self._samples.values() for problem in process.problems()]
 
     def left_over(self, kind: str, process: psutil.Process) -> Iterator[str]:
         """What a process that rests has more than when it was first looked at."""
-        first, now = self._lives[process].descriptors[0], process.num_fds()
+        first, now = self._samples[process].descriptors[0], process.num_fds()
         if now > first + MOST_DESCRIPTORS:
             yield f"the {kind} has {now} descriptors at rest, and had {first} at first"
 
     def table(self) -> Iterable[str]:
         """A line for each kind: how many there were, and the one that was there for longest."""
-        yield f"{'':12}{'lives':>6}{'longest, s':>12}{'MB':>14}{'MB/min':>8}{'descriptors':>14}"
-        for kind in sorted({life.kind for life in self._lives.values()}):
-            lives = self.of(kind)
-            life = max(lives, key=lambda each: each.at[-1] - each.at[0])
-            slope = f"{life.mb_per_minute():+.2f}" if len(life.at) >= MIN_SAMPLES else "-"
-            used = f"{life.used_mb[0]:.0f} to {max(life.used_mb):.0f}"
-            files = f"{life.descriptors[0]} to {max(life.descriptors)}"
-            seconds = life.at[-1] - life.at[0]
-            yield f"{kind:12}{len(lives):6}{seconds:12.0f}{used:>14}{slope:>8}{files:>14}"
+        yield f"{'':12}{'count':>6}{'longest, s':>12}{'MB':>14}{'MB/min':>8}{'descriptors':>14}"
+        for kind in sorted({process.kind for process in self._samples.values()}):
+            processes = self.of(kind)
+            process = max(processes, key=lambda each: each.at[-1] - each.at[0])
+            slope = f"{process.mb_per_minute():+.2f}" if len(process.at) >= MIN_SAMPLES else "-"
+            used = f"{process.used_mb[0]:.0f} to {max(process.used_mb):.0f}"
+            files = f"{process.descriptors[0]} to {max(process.descriptors)}"
+            seconds = process.at[-1] - process.at[0]
+            yield f"{kind:12}{len(processes):6}{seconds:12.0f}{used:>14}{slope:>8}{files:>14}"

@@ -35,7 +35,7 @@ import psutil
 from benchmarks.daemon_run import END_TIMEOUT_S, ROOT, log_of, serving
 from benchmarks.load.daemon_figures import parse_figures
 from benchmarks.machine import describe_machine
-from benchmarks.stress.processes import Lives
+from benchmarks.stress.processes import Processes
 from configs.schema import DEMO_MODEL
 from demo.tasks import held_out
 
@@ -87,7 +87,7 @@ class Findings:
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     recovered_s: list[float] = field(default_factory=list)
-    lives: Lives = field(default_factory=Lives)
+    processes: Processes = field(default_factory=Processes)
 
     def check(self, right: bool, problem: str) -> None:
         """Note a problem unless all is right."""
@@ -267,7 +267,7 @@ class Soak:
                 await asyncio.sleep(0.05)
 
     async def _sample(self, began_at: float) -> None:
-        look = self.findings.lives.look
+        look = self.findings.processes.look
         while (now := time.monotonic()) < self._ends_at:
             look("supervisor", self._daemon, now - began_at)
             for kind, found in self._processes().items():
@@ -290,8 +290,8 @@ class Soak:
         await asyncio.sleep(1.0)
         (server,) = self._processes()["server"]
         for kind, process in (("server", server), ("supervisor", self._daemon)):
-            self.findings.problems += self.findings.lives.left_over(kind, process)
-        self.findings.problems += self.findings.lives.problems()
+            self.findings.problems += self.findings.processes.left_over(kind, process)
+        self.findings.problems += self.findings.processes.problems()
 
     def _processes(self) -> dict[str, list[psutil.Process]]:
         kinds: dict[str, list[psutil.Process]] = {}
@@ -344,7 +344,7 @@ def report(findings: Findings, replayed: str) -> None:
     if findings.recovered_s:
         median, most = statistics.median(findings.recovered_s), max(findings.recovered_s)
         tell(f"ready again after {median:.1f} s at the median, {most:.1f} s at most\n")
-    for line in findings.lives.table():
+    for line in findings.processes.table():
         tell(f"{line}\n")
     tell(f"{replayed}\n{len(findings.problems)} problems\n")
     for problem in findings.problems[:20]:

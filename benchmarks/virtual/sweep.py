@@ -123,7 +123,7 @@ def _rate(world: World, arrivals: list[Arrival], settings: Settings) -> float:
     )
     node = world.hardware.node(world.num_stages, config.block_size, MAX_MODEL_LEN)
     run = simulate(config, node, arrivals)
-    return sum(life.output_len for life in run.lives) / run.makespan_s
+    return sum(times.output_len for times in run.sequences) / run.makespan_s
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from engine.state.pool import Pool
 from engine.state.sequence import Sequence, State
 
 
-class PrefillLane:
+class PrefillCursor:
     """Feeds prompts one after the other; the last one of a micro-batch perhaps in part.
 
     The rest of a prompt leads the next micro-batch, also while its first chunks are in flight: the

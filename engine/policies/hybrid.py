@@ -8,7 +8,7 @@ the prefill tokens of a step follow the work that waits and the KV that is free:
 """
 
 from configs.schema import HybridConfig
-from engine.policies.chunked_prefill import PrefillLane
+from engine.policies.chunked_prefill import PrefillCursor
 from engine.policies.decode_rows import add_decodes
 from engine.policies.policy import Policy
 from engine.policies.separate import first_with_room
@@ -26,7 +26,7 @@ class Hybrid(Policy):
         self._config = config
         self._num_stages = num_stages
         self._max_live = config.max_live(num_stages)
-        self._lane = PrefillLane()
+        self._cursor = PrefillCursor()
 
     @property
     def max_in_flight(self) -> int:
@@ -43,12 +43,12 @@ class Hybrid(Policy):
         room = budget - batch.total_tokens
         if self._config.hybrid == "throttled":
             room = min(room, self._throttled_tokens(pool))
-        self._lane.fill(pool, batch, room, lambda: first_with_room(pool, self._max_live))
+        self._cursor.fill(pool, batch, room, lambda: first_with_room(pool, self._max_live))
         return batch if batch.sequences else None
 
     def _throttled_tokens(self, pool: Pool) -> int:
         config, ledger = self._config, pool.ledger
-        half_fed = self._lane.half_fed
+        half_fed = self._cursor.half_fed
         waiting = pool.waiting_tokens + (half_fed.num_unplanned if half_fed else 0)
         free = (ledger.num_free / ledger.num_blocks - config.throttle_kv_free) / (
             1 - config.throttle_kv_free

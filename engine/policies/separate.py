@@ -10,7 +10,7 @@ worse.
 from collections import deque
 
 from configs.schema import AdmissionConfig
-from engine.policies.chunked_prefill import PrefillLane
+from engine.policies.chunked_prefill import PrefillCursor
 from engine.policies.decode_rows import add_decodes
 from engine.policies.policy import Policy
 from engine.state.micro_batch import MicroBatch
@@ -26,20 +26,20 @@ class Separate(Policy):
         self.phase: Phase = "prefill"
         self._config = config
         self._max_live = config.max_live(num_stages)
-        self._lanes = [PrefillLane() for _ in range(num_stages)]
+        self._cursors = [PrefillCursor() for _ in range(num_stages)]
         self._launched: deque[int] = deque()
         self._turn = 0
 
     @property
     def max_in_flight(self) -> int:
         """See `Policy.max_in_flight`."""
-        return len(self._lanes)
+        return len(self._cursors)
 
     def next_micro_batch(self, pool: Pool, now: float) -> MicroBatch | None:  # noqa: ARG002
         """See `Policy.next_micro_batch`."""
         while len(self._launched) > pool.num_in_flight:
             self._launched.popleft()
-        num_engines = len(self._lanes)
+        num_engines = len(self._cursors)
         for engine in ((self._turn + i) % num_engines for i in range(num_engines)):
             if engine in self._launched:
                 continue
@@ -55,8 +55,8 @@ class Separate(Policy):
     def _prefill(self, pool: Pool, engine: int) -> MicroBatch | None:
         """Whole prompts up to the budget; one that exceeds it alone, in chunks."""
         batch, budget = MicroBatch(), self._config.max_num_batched_tokens
-        share = -(-(pool.num_live + len(pool.waiting)) // len(self._lanes))
-        others = sum([sequence.cohort == engine for sequence in pool.live.values()])
+        share = -(-(pool.num_live + len(pool.waiting)) // len(self._cursors))
+        others = sum([sequence.micro_batch_index == engine for sequence in pool.live.values()])
 
         def next_admitted() -> Sequence | None:
             sequence = first_with_room(pool, self._max_live)
@@ -68,14 +68,16 @@ class Separate(Policy):
                 return None
             return sequence
 
-        self._lanes[engine].fill(pool, batch, budget, next_admitted)
+        self._cursors[engine].fill(pool, batch, budget, next_admitted)
         for sequence in batch.sequences:
-            sequence.cohort = engine
+            sequence.micro_batch_index = engine
         return batch if batch.sequences else None
 
     def _decode(self, pool: Pool, engine: int) -> MicroBatch | None:
         batch = MicroBatch()
-        members = [sequence for sequence in pool.ready.values() if sequence.cohort == engine]
+        members = [
+            sequence for sequence in pool.ready.values() if sequence.micro_batch_index == engine
+        ]
         add_decodes(pool, batch, members, len(members))
         return batch if batch.sequences else None
 

@@ -15,4 +15,4 @@ class Counters:
     preemptions: int = 0
     steps: int = 0
     restarts: int = 0
-    culprits: int = 0
+    poison_requests: int = 0

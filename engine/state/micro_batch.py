@@ -4,7 +4,7 @@ from array import array
 from itertools import compress
 
 from engine.costs.cost_model import StepSize
-from engine.state.sampler_slots import SamplerSeats
+from engine.state.sampler_slots import SamplerSlots
 from engine.state.sequence import Sequence
 from wire.messages import Phase, ScoredRow, Step
 
@@ -68,10 +68,12 @@ class MicroBatch:
         return num_tokens
 
 
-def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int, seats: SamplerSeats) -> Step:
+def pack(
+    batch: MicroBatch, epoch: int, step_id: int, block_size: int, sampler_slots: SamplerSlots
+) -> Step:
     """The plan for the stages. Each row's block table must already hold the row's tokens.
 
-    Rows that sample for the first time, and not just the likeliest token, get a seat of `seats`.
+    Rows that sample for the first time, and not just the likeliest token, get a sampler slot.
     """
     sequences, decodes = batch.sequences, batch.sequences[: batch.num_decodes]
     starts = [sequence.num_planned for sequence in sequences]
@@ -91,10 +93,14 @@ def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int, seats: Sa
             if sequence.submit.sampling.num_prompt_logprobs >= 0:
                 scored.append(_scored(sequence, i, end))
     special = [sequence for sequence in compress(sequences, samples) if not sequence.is_plain]
-    setups = tuple(seats.setup(sequence) for sequence in special if sequence.seat < 0)
+    setups = tuple(
+        sampler_slots.setup(sequence) for sequence in special if sequence.sampler_slot < 0
+    )
     columns = b""
     if special:
-        columns = array("i", [sequence.seat for sequence in compress(sequences, samples)]).tobytes()
+        columns = array(
+            "i", [sequence.sampler_slot for sequence in compress(sequences, samples)]
+        ).tobytes()
     return Step(
         epoch=epoch,
         step_id=step_id,
@@ -105,7 +111,7 @@ def pack(batch: MicroBatch, epoch: int, step_id: int, block_size: int, seats: Sa
         samples=bytes(samples),
         token_ids=token_ids.tobytes(),
         block_tables=b"".join(tables),
-        seats=columns,
+        sampler_slots=columns,
         setups=setups,
         scored=tuple(scored),
     )

@@ -4,7 +4,7 @@ from engine.state.blocks import BlockLedger
 from engine.state.counters import Counters
 from engine.state.expectation import Expectation
 from engine.state.length_errors import LengthErrors
-from engine.state.sampler_slots import SamplerSeats
+from engine.state.sampler_slots import SamplerSlots
 from engine.state.sequence import Sequence, State
 from engine.state.waiting import WaitingQueue
 
@@ -29,7 +29,7 @@ class Pool:
         counters: Counters,
     ) -> None:
         self.ledger = ledger
-        self.seats = SamplerSeats()
+        self.sampler_slots = SamplerSlots()
         self.errors = errors
         self.waiting = waiting
         self.counters = counters
@@ -119,7 +119,7 @@ class Pool:
             self._put_back(sequence)
         for sequence in self.waiting:
             sequence.lose_stages()
-        self.seats = SamplerSeats()
+        self.sampler_slots = SamplerSlots()
         self.num_in_flight = 0
 
     def finish(self, sequence: Sequence) -> None:
@@ -131,7 +131,7 @@ class Pool:
             self.num_finished += 1
             self._leave_live(sequence)
         self.num_online -= not sequence.submit.offline
-        self.seats.free(sequence)
+        self.sampler_slots.free(sequence)
         sequence.state = State.FINISHED
 
     def _put_back(self, sequence: Sequence) -> None:

@@ -9,24 +9,24 @@ from engine.state.sequence import Sequence
 from wire.messages import SamplerSetup
 
 
-class SamplerSeats:
+class SamplerSlots:
     """The seats of one life of the pipeline."""
 
     def __init__(self) -> None:
         self._free: list[int] = []
-        self._num_seats = 0
+        self._num_slots = 0
 
     def setup(self, sequence: Sequence) -> SamplerSetup:
         """Give the sequence a seat; what the sampler must be told."""
-        assert sequence.seat < 0
+        assert sequence.sampler_slot < 0
         if not self._free:
-            self._free.append(self._num_seats)
-            self._num_seats += 1
-        sequence.seat = self._free.pop()
+            self._free.append(self._num_slots)
+            self._num_slots += 1
+        sequence.sampler_slot = self._free.pop()
         submit, num_prompt_tokens = sequence.submit, sequence.num_prompt_tokens
         reads_prompt = submit.sampling.repetition_penalty != 1 or submit.sampling.bad_words
         return SamplerSetup(
-            sequence.seat,
+            sequence.sampler_slot,
             submit.sampling,
             submit.min_tokens,
             submit.stop_token_ids,
@@ -36,6 +36,6 @@ class SamplerSeats:
 
     def free(self, sequence: Sequence) -> None:
         """The sequence has ended; steps in flight still sample for it before the seat's next."""
-        if sequence.seat >= 0:
-            self._free.append(sequence.seat)
-            sequence.seat = -1
+        if sequence.sampler_slot >= 0:
+            self._free.append(sequence.sampler_slot)
+            sequence.sampler_slot = -1

@@ -29,29 +29,29 @@ class Sequence:
     `token_ids` is the prompt and what has been generated; `num_planned` counts the leading tokens
     whose KV is in the cache or on its way there through steps in flight. `longest_len` is the
     length in tokens at which it is full, `shortest_len` the one from which a stop token ends it.
-    `expected` is what is expected of its output's length, `cohort` the decode micro-batch that it
-    belongs to where micro-batches keep their members. `is_plain` sequences need nothing of the
-    sampler but the likeliest token; others have a `seat` there once they have sampled. The first
-    `num_scored` tokens of the prompt have been scored, or will be by steps in flight. `strikes`
-    counts the lives of the pipeline that have ended with it in flight, since it was last cleared.
+    `expected` is the predicted output length, `micro_batch_index` the decode micro-batch that it
+    belongs to where micro-batches keep their members. `is_plain` sequences need only the likeliest
+    token; others have a `sampler_slot` once they have sampled. The first `num_scored` tokens of the
+    prompt have been scored, or will be by steps in flight. `num_failures` counts the pipelines that
+    failed with it in flight, since it was last cleared.
     """
 
     __slots__ = (
         "arrived_at",
         "block_table",
-        "cohort",
         "expected",
         "is_plain",
         "longest_len",
+        "micro_batch_index",
+        "num_failures",
         "num_planned",
         "num_prompt_tokens",
         "num_scored",
-        "seat",
+        "sampler_slot",
         "sequence_id",
         "shortest_len",
         "state",
         "stop_token_ids",
-        "strikes",
         "submit",
         "token_ids",
     )
@@ -74,9 +74,9 @@ class Sequence:
         self.state = State.WAITING
         self.block_table = array("i")
         self.num_planned = 0
-        self.cohort = -1
-        self.seat = -1
-        self.strikes = 0
+        self.micro_batch_index = -1
+        self.sampler_slot = -1
+        self.num_failures = 0
 
     @property
     def num_generated(self) -> int:
@@ -101,12 +101,12 @@ class Sequence:
     def lose_kv(self) -> None:
         """Nothing of it is in the stages any more; all its tokens stay."""
         self.num_planned = 0
-        self.cohort = -1
+        self.micro_batch_index = -1
         self.state = State.WAITING
 
     def lose_stages(self) -> None:
         """The stages that knew it are gone, and with them the scores that they have not told."""
-        self.seat = -1
+        self.sampler_slot = -1
         if not self.num_generated:
             self.num_scored = 0
 

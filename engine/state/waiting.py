@@ -78,8 +78,8 @@ class WaitingQueue:
         """
         in_order = iter(self._in_order.items())
         head: list[Sequence] = []
-        for (lane, _, _), sequence in in_order:
-            if lane == _OFFLINE:
+        for (queue, _, _), sequence in in_order:
+            if queue == _OFFLINE:
                 head.append(sequence)
                 break
             yield sequence
@@ -98,8 +98,8 @@ class WaitingQueue:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def _insert(self, sequence: Sequence, lane: int) -> None:
-        key = (lane, sequence.arrived_at, sequence.sequence_id)
+    def _insert(self, sequence: Sequence, queue: int) -> None:
+        key = (queue, sequence.arrived_at, sequence.sequence_id)
         self._keys[sequence.sequence_id] = key
         self._in_order[key] = sequence
 

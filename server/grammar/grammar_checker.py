@@ -46,13 +46,13 @@ class CheckedVocabulary(msgspec.Struct, frozen=True, array_like=True):
 class CheckLimits(msgspec.Struct, frozen=True, array_like=True):
     """What one grammar may take. Its own are seconds of CPU: a busy machine makes none of it wrong.
 
-    It is followed for `num_tokens`: `max_mask_s` is for each, `max_trial_s` for all, `max_cpu_s`
+    It is followed for `num_tokens`: `max_mask_s` is for each, `max_total_s` for all, `max_cpu_s`
     has what came before in it, and `max_memory_bytes` the tokenizer. The server waits `patience_s`.
     """
 
     num_tokens: int = 160
     max_mask_s: float = 0.1
-    max_trial_s: float = 1.0
+    max_total_s: float = 1.0
     max_cpu_s: int = 5
     max_memory_bytes: int = 4 << 30
     patience_s: float = 15.0
@@ -166,7 +166,7 @@ def complaint(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> str:
         if matcher.is_error():
             break
         now = time.thread_time()
-        if now - resumed_at > limits.max_mask_s or now - began_at > limits.max_trial_s:
+        if now - resumed_at > limits.max_mask_s or now - began_at > limits.max_total_s:
             return "is too slow to follow"
         token_ids = np.flatnonzero(np.unpackbits(mask, bitorder="little"))
         token_ids = token_ids[token_ids != tokenizer.eos_token]

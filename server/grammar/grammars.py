@@ -95,7 +95,7 @@ class Grammars:
         self._thread = ThreadPoolExecutor(1, "grammars")
         self._known: OrderedDict[bytes, Verdict] = OrderedDict()
         self._waiting: dict[bytes, asyncio.Future[Verdict]] = {}
-        self._patient_door = asyncio.Lock()
+        self._patient_queue = asyncio.Lock()
 
     def close(self) -> None:
         """End the process and the thread, and the check that they are at."""
@@ -134,7 +134,7 @@ class Grammars:
         if digest in self._known:
             return self._known[digest]
         if patient:
-            async with self._patient_door:  # one by one, and so there is room for others
+            async with self._patient_queue:  # one by one, and so there is room for others
                 return await self._checked(digest, grammar)
         busy = too_busy("Too many new grammars are being checked. Please retry shortly.")
         if len(self._waiting) >= MAX_WAITING and digest not in self._waiting:

@@ -16,7 +16,7 @@ from server.http.errors import too_busy
 FREE_BYTES = 64 * 1024
 
 
-class Intake:
+class BodyMemory:
     """At most `max_body_bytes` in each body, `max_bytes` in all beyond the `FREE_BYTES` of each.
 
     Large ones that are whole at the same time are handed out one by one, so that the loop turns

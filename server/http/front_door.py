@@ -12,7 +12,7 @@ from server.http.cors import Cors
 from server.http.root_path import RootPath
 
 
-def behind_door(app: ASGIApp, config: FrontDoorConfig) -> ASGIApp:
+def with_middleware(app: ASGIApp, config: FrontDoorConfig) -> ASGIApp:
     """The app with as much of it before it as the settings ask for."""
     if config.api_key:
         app = ApiKeys(app, config.api_key, open_paths=config.open_paths, root_path=config.root_path)

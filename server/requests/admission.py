@@ -21,7 +21,7 @@ class Admission:
         self._client = client
 
     def check(
-        self, num_sequences: int, num_tokens: int | None = None, *, gives_way: bool = False
+        self, num_sequences: int, num_tokens: int | None = None, *, low_priority: bool = False
     ) -> None:
         """Return if there is room for so many sequences with so many tokens of prompts in all.
 
@@ -40,7 +40,7 @@ class Admission:
                 f"{self._max_tokens} may wait.",
                 retry=False,
             )
-        queue = self._client.later_queue if gives_way else self._client.queue
+        queue = self._client.low_priority_queue if low_priority else self._client.queue
         if queue.num_sequences + num_sequences > self._max_sequences:
             raise too_busy(
                 f"The queue is full: {self._max_sequences} may wait. Please retry shortly."

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from server.http.errors import unavailable
 from server.openai.rendering.logprobs import unpack
 from server.requests.open_sequence import Queue, Sequence
-from server.requests.output_coalescing import Inbox, Rounds
+from server.requests.output_coalescing import Inbox, OutputCoalescer
 from wire.messages import (
     Abort,
     EngineReady,
@@ -66,7 +66,7 @@ class EngineClient:
         self.stats_at = 0.0
         self.ticked_at = time.monotonic()
         self.queue = Queue()
-        self.later_queue = Queue()  # of what gives way
+        self.low_priority_queue = Queue()  # of what gives way
         self.num_generated = 0
         self.num_engines_lost = 0
         self.work_at_ready: StageWork | None = None
@@ -74,7 +74,7 @@ class EngineClient:
         self._spoke: Spoke[ToServer] = Spoke(endpoint, "server", ToServer, secret)
         self._arrival = asyncio.Event()
         self._open: dict[int, Sequence] = {}
-        self._rounds = Rounds(max_stream_interval)
+        self._coalescer = OutputCoalescer(max_stream_interval)
         # A server that takes over from a dead one must not be handed the dead one's tokens.
         self._next_id = time.time_ns() // 1000
         self._ticks = 0
@@ -100,12 +100,12 @@ class EngineClient:
     @property
     def num_queued(self) -> int:
         """Sequences without a first token, but for offline work."""
-        return self.queue.num_sequences + self.later_queue.num_sequences
+        return self.queue.num_sequences + self.low_priority_queue.num_sequences
 
     @property
     def num_queued_tokens(self) -> int:
         """Tokens of their prompts."""
-        return self.queue.num_tokens + self.later_queue.num_tokens
+        return self.queue.num_tokens + self.low_priority_queue.num_tokens
 
     def check_known(self) -> None:
         """Raise `ApiError` (503) before there was a pipeline; one that is gone is waited for."""
@@ -127,7 +127,7 @@ class EngineClient:
 
     def inbox(self) -> Inbox[Sequence]:
         """An inbox for one request."""
-        return Inbox(self._rounds)
+        return Inbox(self._coalescer)
 
     def next_ids(self, count: int) -> int:
         """The first of `count` ids in a row that no sequence had before."""
@@ -157,7 +157,7 @@ class EngineClient:
         for sequence in list(self._open.values()):
             self._tell(Abort(sequence.sequence_id))
             self._close(sequence, reason)
-        self._rounds.tell()
+        self._coalescer.tell()
 
     async def run(self) -> None:
         """Receive until cancelled."""
@@ -205,7 +205,7 @@ class EngineClient:
                 self._on_scored(message)
             else:
                 self._on_ready(message)
-        self._rounds.tell()
+        self._coalescer.tell()
 
     def _on_generated(self, message: Generated, now: float) -> None:
         sequence_ids = array("q", message.sequence_ids)

@@ -13,7 +13,7 @@ from server.http.errors import ApiError, failed
 from server.lengths.length_histogram import Asked
 from server.lengths.length_predictor import Expected, LengthPredictor
 from server.metrics import Metrics
-from server.openai.rendering.logprobs import Told
+from server.openai.rendering.logprobs import TokenLogprobs
 from server.requests.admission import Admission
 from server.requests.choice import Choice, TextReason
 from server.requests.deadline import Deadline, sooner_of
@@ -47,8 +47,8 @@ class Piece(NamedTuple):
     finish_reason: TextReason | None = None
     stop_reason: str | int | None = None
     token_ids: list[int] | tuple[()] = ()
-    told: list[Told] | tuple[()] = ()
-    scores: list[Told] | tuple[()] = ()
+    told: list[TokenLogprobs] | tuple[()] = ()
+    scores: list[TokenLogprobs] | tuple[()] = ()
 
     @property
     def num_logprobs(self) -> int:
@@ -195,12 +195,14 @@ class Generation:
         if self.plan.offline:
             return
         num_tokens = self.plan.n * sum(map(len, self.plan.prompts))
-        self._admission.check(self.plan.num_sequences, num_tokens, gives_way=self.plan.gives_way)
+        self._admission.check(
+            self.plan.num_sequences, num_tokens, low_priority=self.plan.low_priority
+        )
 
     def _queue(self) -> Queue | None:
         if self.plan.offline:
             return None
-        return self._client.later_queue if self.plan.gives_way else self._client.queue
+        return self._client.low_priority_queue if self.plan.low_priority else self._client.queue
 
     def _tail(self, prompt: Collection[int]) -> str:
         """The end of a prompt, which says most of the answer."""
@@ -217,7 +219,7 @@ class Generation:
     def _advance(self, sequence: Sequence, choice: Choice) -> Piece:
         before = choice.num_tokens
         is_first = not before and sequence.first_token_at is not None
-        if is_first and sequence.first_token_at is not None and not self.plan.gives_way:
+        if is_first and sequence.first_token_at is not None and not self.plan.low_priority:
             self._metrics.time_to_first_token.observe(sequence.first_token_at - self.arrived_at)
         token_ids = sequence.take_tokens()
         text = "" if self.plan.only_scores else choice.push(token_ids)
@@ -239,7 +241,7 @@ class Generation:
             return piece
         told, sequence.told = sequence.told, []
         # They stay where they are until the first token says that they are all there.
-        scores: list[Told] = []
+        scores: list[TokenLogprobs] = []
         if is_first:
             scores, sequence.scores = sequence.scores, []
         return piece._replace(token_ids=token_ids[:num_new], told=told[:num_new], scores=scores)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from server.openai.rendering.logprobs import Told
+from server.openai.rendering.logprobs import TokenLogprobs
 from server.requests.output_coalescing import Inbox
 from wire.messages import Finished, Submit
 
@@ -63,8 +63,8 @@ class Sequence:
         self.first_token_at: float | None = None
         self.last_token_at = 0.0
         self.queue = queue
-        self.told: list[Told] = []
-        self.scores: list[Told] = []
+        self.told: list[TokenLogprobs] = []
+        self.scores: list[TokenLogprobs] = []
         self._num_taken = 0
         self._inbox = inbox
 
@@ -101,7 +101,7 @@ class Sequence:
         self.output_ids.append(token_id)
         self._inbox.count_token()
 
-    def put_scores(self, scores: Iterable[tuple[int, Told]]) -> None:
+    def put_scores(self, scores: Iterable[tuple[int, TokenLogprobs]]) -> None:
         """Add those of the prompt's tokens, by position, that were not told before a loss."""
         for position, told in scores:
             if position == len(self.scores) + 1:

@@ -24,10 +24,10 @@ class Inbox(Generic[Item]):
     neither happens for what is not urgent, nor much.
     """
 
-    def __init__(self, rounds: "Rounds") -> None:
+    def __init__(self, rounds: "OutputCoalescer") -> None:
         self.listener: Callable[[], None] | None = None
         self.only_ends = False
-        self._rounds = rounds
+        self._coalescer = rounds
         self._changed: list[Item] = []
         self._num_tokens = 0
         self._arrival = asyncio.Event()
@@ -40,7 +40,7 @@ class Inbox(Generic[Item]):
         if self.listener is None:
             self._arrival.set()
         else:
-            self._rounds.add(self)
+            self._coalescer.add(self)
 
     def count_token(self) -> None:
         """Note that a token has come; many of them are not left to wait for an end."""
@@ -53,7 +53,7 @@ class Inbox(Generic[Item]):
         if self.listener is None:
             self._arrival.set()
         else:
-            self._rounds.add_urgent(self)
+            self._coalescer.add_urgent(self)
 
     def take(self) -> list[Item]:
         """All that has changed since the last call."""
@@ -67,7 +67,7 @@ class Inbox(Generic[Item]):
         self._arrival.clear()
 
 
-class Rounds:
+class OutputCoalescer:
     """Tells listeners in rounds: what arrives for one between two rounds is told together.
 
     A round is followed by a pause that grows with the number of its listeners, up to

@@ -20,7 +20,7 @@ class Plan:
     every sequence's but for the seed. `own_stop_ids` are the stop tokens that the client named
     itself. `only_scores` asks for no text: the one token that the engine must generate is dropped.
     `expected_tokens` is how long the client expects each answer to be. Nobody waits for `offline`
-    work; it `gives_way`, as other requests may.
+    work; it `low_priority`, as other requests may.
     `model` is the name that the answer tells. `reasoning` says whether the answers' tokens may be
     marked as such, and whether the prompt has opened the first.
     """
@@ -40,7 +40,7 @@ class Plan:
     only_scores: bool = False
     expected_tokens: int | None = None
     offline: bool = False
-    gives_way: bool = False
+    low_priority: bool = False
     endpoint: str = "completions"
     model: str = ""
     reasoning: Literal["marked", "opened"] | None = None
@@ -62,7 +62,7 @@ class Plan:
                 stop_token_ids=self.stop_token_ids,
                 predicted_len=expected[i].predicted_len,
                 spread=expected[i].spread,
-                offline=self.gives_way,
+                offline=self.low_priority,
             )
             for i, (packed, seed) in enumerate(self._packed_prompts())
             for j in range(self.n)

@@ -85,7 +85,7 @@ class Planner:
             only_scores=only_scores,
             expected_tokens=fields.expected_tokens,
             offline=offline,
-            gives_way=offline or fields.gives_way,
+            low_priority=offline or fields.low_priority,
             endpoint=endpoint,
             model=self._config.name,
         )

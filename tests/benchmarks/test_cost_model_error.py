@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from benchmarks.cost_model_error import KINDS, in_service, main, random_trials, table
+from benchmarks.cost_model_error import KINDS, in_service, main, random_dummy_runs, table
 from wire.messages import StageCosts
 from workers.profiling.dummy_run import decode, prefill
 from workers.profiling.plan import Limits
@@ -13,12 +13,12 @@ LIMITS = Limits(512, 64, 256, 4096, 16)
 
 
 def test_random_steps_are_of_all_kinds_and_within_the_limits() -> None:
-    trials = list(islice(random_trials(LIMITS, 0), 200))
-    assert {trial.kind for trial in trials} == set(KINDS)
-    assert all(LIMITS.allow(trial) for trial in trials)
-    assert len({trial.num_tokens for trial in trials}) > 50
-    assert trials == list(islice(random_trials(LIMITS, 0), 200))
-    assert trials != list(islice(random_trials(LIMITS, 1), 200))
+    dummy_runs = list(islice(random_dummy_runs(LIMITS, 0), 200))
+    assert {dummy_run.kind for dummy_run in dummy_runs} == set(KINDS)
+    assert all(LIMITS.allow(dummy_run) for dummy_run in dummy_runs)
+    assert len({dummy_run.num_tokens for dummy_run in dummy_runs}) > 50
+    assert dummy_runs == list(islice(random_dummy_runs(LIMITS, 0), 200))
+    assert dummy_runs != list(islice(random_dummy_runs(LIMITS, 1), 200))
 
 
 def test_the_table_tells_how_far_the_prediction_is_off() -> None:

@@ -11,24 +11,26 @@ import pytest
 from configs.schema import Config
 from daemon import child_process, children, restarts
 from daemon.children import Children, GivingUpError
-from daemon.watchdog_file import Pulse
+from daemon.watchdog_file import WatchdogFile
 
 Processes = dict[str, list["subprocess.Popen[bytes]"]]
 
 
 @pytest.fixture
-def lives() -> list[tuple[str, ...]]:
+def incarnations() -> list[tuple[str, ...]]:
     """The module and the arguments of every process that is started."""
     return []
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch, lives: list[tuple[str, ...]]) -> Iterator[Processes]:
+def started(
+    monkeypatch: pytest.MonkeyPatch, incarnations: list[tuple[str, ...]]
+) -> Iterator[Processes]:
     """Every process that is started, by its module; each sleeps until it is ended."""
     processes: Processes = {}
 
     def start(*command: str, **_: Any) -> "subprocess.Popen[bytes]":
-        lives.append(command)
+        incarnations.append(command)
         module = command[0]
         process = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
         processes.setdefault(module, []).append(process)
@@ -114,7 +116,7 @@ def test_one_that_hangs_is_ended_and_started_anew(
     make: Callable[..., Children], started: Processes, tmp_path: Path
 ) -> None:
     family = make(heartbeat_timeout=10 * children.POLL_INTERVAL_S)
-    Pulse(tmp_path, "engine").beat()
+    WatchdogFile(tmp_path, "engine").beat()
     for _ in range(10):
         family.look()
     assert count(started)["engine"] == 1
@@ -136,14 +138,17 @@ def test_a_predictor_that_keeps_dying_is_gone_on_without(
 
 
 def test_each_but_the_server_is_told_which_of_its_lives_it_lives(
-    make: Callable[..., Children], started: Processes, lives: list[tuple[str, ...]], tmp_path: Path
+    make: Callable[..., Children],
+    started: Processes,
+    incarnations: list[tuple[str, ...]],
+    tmp_path: Path,
 ) -> None:
     family = make(predictor=str(tmp_path))
     for module in ("engine", "workers", "predictor"):
         kill(started, module)
         family.look()
     folder = str(tmp_path)
-    assert lives == [
+    assert incarnations == [
         ("server", folder),
         *((module, folder, "0") for module in ("engine", "workers", "predictor")),
         *((module, folder, "1") for module in ("engine", "workers", "predictor")),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from daemon import gc_tuning
-from daemon.gc_tuning import Garbage
+from daemon.gc_tuning import GcTuning
 
 
 class Thing:
@@ -26,7 +26,7 @@ def _as_before() -> Iterator[None]:
 
 
 def test_what_is_new_is_looked_through_at_once() -> None:
-    collector = Garbage()
+    collector = GcTuning()
     assert not gc.isenabled()
     thing = weakref.ref(Thing())
     assert thing() is not None
@@ -39,7 +39,7 @@ def test_what_has_lived_for_a_while_is_looked_through_in_the_end(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(gc_tuning.time, "monotonic", lambda: now[0])
-    collector = Garbage()
+    collector = GcTuning()
     kept = Thing()
     thing = weakref.ref(kept)
     collector.tidy()

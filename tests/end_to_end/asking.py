@@ -16,7 +16,7 @@ def random_prompts(seed: str, lengths: Sequence[int]) -> list[list[int]]:
     return [[rng.randrange(3, VOCABULARY) for _ in range(length)] for length in lengths]
 
 
-def ask_crowd(daemon: Daemon, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+def ask_at_once(daemon: Daemon, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
     """Output ids of all prompts, asked at the same time."""
 
     async def ask() -> list[str]:

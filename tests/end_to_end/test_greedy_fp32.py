@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from configs.schema import DEMO_MODEL
 from demo.tasks import held_out
 from tests.checkpoints import TOKENIZER, make_checkpoint
-from tests.end_to_end.asking import ask_crowd, complete, random_prompts
+from tests.end_to_end.asking import ask_at_once, complete, random_prompts
 from tests.end_to_end.daemon import Daemon
 from tests.end_to_end.reference import Reference
 
@@ -34,7 +34,7 @@ def test_a_random_checkpoint_answers_as_in_transformers(family: str, tmp_path: P
     # The two longest prompts go in chunks.
     arguments += ["--device", "cpu", "--max-num-batched-tokens", "128"]
     with Daemon(tmp_path, str(checkpoint), *arguments) as daemon:
-        outputs = ask_crowd(daemon, prompts, MAX_TOKENS)
+        outputs = ask_at_once(daemon, prompts, MAX_TOKENS)
     reference = Reference(checkpoint, torch.float32)
     near_ties = 0
     for prompt, got in zip(prompts, outputs, strict=True):

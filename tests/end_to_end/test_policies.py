@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.checkpoints import TOKENIZER, make_checkpoint
-from tests.end_to_end.asking import ask_crowd, random_prompts
+from tests.end_to_end.asking import ask_at_once, random_prompts
 from tests.end_to_end.daemon import Daemon
 from tests.end_to_end.reference import Reference
 
@@ -57,7 +57,7 @@ def test_every_policy_gives_the_same_greedy_tokens(
     arguments += ["--device", "cpu", "--max-num-batched-tokens", "64", "--predicted-output-len"]
     arguments += ["1", "--kv-cache-memory-bytes", str(NUM_BLOCKS * BLOCK_BYTES)]
     with Daemon(tmp_path, str(checkpoint), *arguments, "--policy", *policy) as daemon:
-        outputs = ask_crowd(daemon, [prompt for prompt, _ in answers], MAX_TOKENS)
+        outputs = ask_at_once(daemon, [prompt for prompt, _ in answers], MAX_TOKENS)
         assert daemon.metric("tdpipe_preemptions_total") > 0
         daemon.wait_for(lambda: daemon.metric("tdpipe_kv_blocks_used") == 0)
     near_ties = 0

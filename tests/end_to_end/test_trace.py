@@ -30,7 +30,7 @@ def settled(daemon: Daemon) -> Figures:
     return told
 
 
-async def ask_crowd(daemon: Daemon) -> None:
+async def ask_at_once(daemon: Daemon) -> None:
     """Requests of several lengths at the same time; their prefills and decodes take many steps."""
     async with daemon.async_client() as client:
         await asyncio.gather(
@@ -47,54 +47,54 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trace, Figures]:
     folder = tmp_path_factory.mktemp("trace")
     path = folder / "trace.json"
     with Daemon(folder, "-pp", str(NUM_STAGES), "--trace", str(path)) as daemon:
-        asyncio.run(ask_crowd(daemon))
+        asyncio.run(ask_at_once(daemon))
         figures = settled(daemon)
     return read_trace(path), figures
 
 
 @pytest.fixture
-def lanes(run: tuple[Trace, Figures]) -> list[list[Span]]:
+def tracks(run: tuple[Trace, Figures]) -> list[list[Span]]:
     """Each stage's spans in the file's order."""
     return [[s for s in run[0].spans if s.stage == stage] for stage in range(NUM_STAGES)]
 
 
 def test_every_step_of_every_stage_is_there_once_and_in_order(
-    run: tuple[Trace, Figures], lanes: list[list[Span]]
+    run: tuple[Trace, Figures], tracks: list[list[Span]]
 ) -> None:
     num_steps = int(run[1]["tdpipe_steps_total", ""])
     assert num_steps > 10
-    for lane in lanes:
-        assert [span.step_id for span in lane] == list(range(num_steps))
+    for track in tracks:
+        assert [span.step_id for span in track] == list(range(num_steps))
 
 
-def test_all_stages_tell_the_same_of_a_step(lanes: list[list[Span]]) -> None:
-    for spans in zip(*lanes, strict=True):
+def test_all_stages_tell_the_same_of_a_step(tracks: list[list[Span]]) -> None:
+    for spans in zip(*tracks, strict=True):
         assert len({(span.phase, span.num_rows, span.num_tokens) for span in spans}) == 1
-    assert {span.phase for span in lanes[0]} == {"prefill", "decode"}
-    prefilled = sum(span.num_rows for span in lanes[0] if span.phase == "prefill")
+    assert {span.phase for span in tracks[0]} == {"prefill", "decode"}
+    prefilled = sum(span.num_rows for span in tracks[0] if span.phase == "prefill")
     assert prefilled >= NUM_REQUESTS
 
 
-def test_a_stage_never_overlaps_itself(lanes: list[list[Span]]) -> None:
-    for lane in lanes:
-        assert all(span.began_at < span.ended_at for span in lane)
-        assert all(one.ended_at <= next_.began_at for one, next_ in pairwise(lane))
+def test_a_stage_never_overlaps_itself(tracks: list[list[Span]]) -> None:
+    for track in tracks:
+        assert all(span.began_at < span.ended_at for span in track)
+        assert all(one.ended_at <= next_.began_at for one, next_ in pairwise(track))
 
 
 def test_a_step_begins_on_a_stage_after_it_has_ended_on_the_one_before(
-    lanes: list[list[Span]],
+    tracks: list[list[Span]],
 ) -> None:
-    for spans in zip(*lanes, strict=True):
+    for spans in zip(*tracks, strict=True):
         assert all(one.ended_at <= next_.began_at for one, next_ in pairwise(spans))
 
 
 def test_the_steps_add_up_to_the_busy_seconds(
-    run: tuple[Trace, Figures], lanes: list[list[Span]]
+    run: tuple[Trace, Figures], tracks: list[list[Span]]
 ) -> None:
-    for stage, lane in enumerate(lanes):
+    for stage, track in enumerate(tracks):
         busy_s = run[1]["tdpipe_stage_busy_seconds_total", str(stage)]
-        seconds = sum(span.ended_at - span.began_at for span in lane)
-        assert seconds == pytest.approx(busy_s, abs=1e-6 * len(lane))  # the file's resolution
+        seconds = sum(span.ended_at - span.began_at for span in track)
+        assert seconds == pytest.approx(busy_s, abs=1e-6 * len(track))  # the file's resolution
 
 
 def test_the_gauges_come_back_to_zero(run: tuple[Trace, Figures]) -> None:

@@ -71,7 +71,7 @@ def make_ready(pool: Pool, sequence: Sequence, num_generated: int = 1) -> Sequen
     return sequence
 
 
-def make_crowd(
+def make_sequences(
     rows: list[tuple[Sequence, int]], spare_blocks: int = 0, errors: LengthErrors | None = None
 ) -> Pool:
     """A pool where each is ready after so many tokens, and `spare_blocks` blocks are free."""

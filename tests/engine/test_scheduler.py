@@ -238,7 +238,7 @@ def test_sampling_parameters_reach_the_stage_only_where_they_are_needed() -> Non
     scheduler.handle(StageReady(0, 1, 10, 100), 0.0)
     (step,) = scheduler.handle(make_submit(0, [1], 3), 0.0)
     assert isinstance(step, Step)
-    assert (step.seats, step.setups) == (b"", ())
+    assert (step.sampler_slots, step.setups) == (b"", ())
 
 
 def test_a_prediction_that_comes_late_changes_who_is_admitted_first() -> None:

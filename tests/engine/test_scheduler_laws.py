@@ -168,7 +168,7 @@ def test_one_that_ends_the_stages_is_found_and_nobody_else_loses_a_token(
     assert "boom" in world.finished[poison].message
     assert [i for i, end in world.finished.items() if end.reason == "error"] == [poison]
     assert world.scheduler.counters.restarts <= (2 if names_step else 3)
-    assert world.scheduler.counters.culprits == 1
+    assert world.scheduler.counters.poison_requests == 1
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -11,7 +11,7 @@ from collections import deque
 from typing import Any
 
 from configs.schema import EngineConfig
-from engine.quarantine import STRIKES_UNTOLD
+from engine.quarantine import MAX_UNNAMED_FAILURES
 from engine.scheduler import Outgoing, Scheduler
 from wire.messages import (
     Abort,
@@ -80,8 +80,8 @@ class FakeStage:
         """Write the step's tokens, read back every row's whole history, sample."""
         tokens, tables = deque(_ints(step.token_ids)), deque(_ints(step.block_tables))
         for setup in step.setups:
-            self.samplers[setup.seat] = [setup, len(_ints(setup.output_token_ids))]
-        seats = _ints(step.seats)
+            self.samplers[setup.sampler_slot] = [setup, len(_ints(setup.output_token_ids))]
+        sampler_slots = _ints(step.sampler_slots)
         sampled: list[int] = []
         rows = zip(_ints(step.start_positions), _ints(step.num_tokens), step.samples, strict=True)
         for start, count, samples in rows:
@@ -92,13 +92,13 @@ class FakeStage:
             history = [self.slots[self._slot(table, position)] for position in range(end)]
             if samples:
                 token_id = next_token(history)
-                seat = seats[len(sampled)] if seats else -1
-                if seat >= 0:
-                    setup, num_out = self.samplers[seat]
+                sampler_slot = sampler_slots[len(sampled)] if sampler_slots else -1
+                if sampler_slot >= 0:
+                    setup, num_out = self.samplers[sampler_slot]
                     assert bytes(setup.prompt_token_ids) == b""
                     if num_out < setup.min_tokens and token_id in setup.stop_token_ids:
                         token_id = VOCABULARY
-                    self.samplers[seat][1] += 1
+                    self.samplers[sampler_slot][1] += 1
                 sampled.append(token_id)
         assert not tokens
         assert not tables
@@ -230,7 +230,7 @@ class World:
             end = self.finished[sequence_id]
             if end.reason == "error":
                 # Whoever is alone when three lives end in a row, before its next token, is blamed.
-                is_blamed = self.scheduler.counters.restarts >= STRIKES_UNTOLD
+                is_blamed = self.scheduler.counters.restarts >= MAX_UNNAMED_FAILURES
                 assert sequence_id in self.poison or is_blamed or "exceed" in end.message
                 continue
             output = expected_output(submit)

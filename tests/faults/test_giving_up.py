@@ -9,7 +9,7 @@ import pytest
 from tests.end_to_end.daemon import Daemon, all_gone
 from tests.end_to_end.test_supervisor import port_is_free
 from tests.faults.blow import stages_of
-from tests.faults.crowd import Crowd, bodies
+from tests.faults.clients import Clients, bodies
 from tests.faults.witness import Witness
 
 LONG = 1200  # tokens: still open when the second stage dies
@@ -21,14 +21,14 @@ TELLING_S = 1.0  # until it is noticed and the server has heard of it
 def test_after_too_many_restarts_all_are_told_and_nothing_is_left(tmp_path: Path) -> None:
     asked = [{**body, "max_tokens": LONG} for body in bodies()]
 
-    def lives(daemon: Daemon) -> int:
+    def incarnations(daemon: Daemon) -> int:
         return daemon.log().count("KV cache:")
 
-    async def kill_twice(daemon: Daemon) -> tuple[Crowd, float]:
-        async with Crowd(daemon.url, asked) as crowd:
+    async def kill_twice(daemon: Daemon) -> tuple[Clients, float]:
+        async with Clients(daemon.url, asked) as crowd:
             await crowd.reach("decode")
             stages_of(daemon)[2].kill()
-            await asyncio.to_thread(daemon.wait_for, lambda: lives(daemon) == 2)
+            await asyncio.to_thread(daemon.wait_for, lambda: incarnations(daemon) == 2)
             # As the engine tells it, once it has heard from the new ones.
             await asyncio.to_thread(daemon.wait_for, lambda: daemon.get("/health")[0] == 200)
             stages_of(daemon)[0].kill()

@@ -12,7 +12,7 @@ from tests.end_to_end.daemon import all_gone
 from tests.end_to_end.test_supervisor import port_is_free
 from tests.faults.blow import Struck, deal
 from tests.faults.cells import AT_ONCE, MORTAL, NOTICE_S, STALL_S, Cell, all_cells
-from tests.faults.crowd import Crowd, run_crowd
+from tests.faults.clients import Clients, run_clients
 from tests.faults.cut import can_cut
 from tests.faults.results import Measured, Results
 from tests.faults.witness import SILENT, Witness
@@ -36,9 +36,9 @@ def test_a_fault_costs_time_and_nothing_else(cell: Cell, world: World, results: 
         pytest.skip("this system does not let us cut another process's connections")
     world.revive()
     before = world.processes()
-    strike = strike_batch if cell.moment == "batch" else strike_crowd
+    inject = fault_during_batch if cell.moment == "batch" else fault_during_load
     with Witness(world.daemon) as witness:
-        struck, crowd, batch_id = strike(cell, world, witness)
+        struck, crowd, batch_id = inject(cell, world, witness)
         gone_s = wait_gone(world, before) if cell.process in MORTAL else math.nan
         if batch_id is not None:
             world.revive()  # where the fault was the daemon's death, it is its next start
@@ -58,11 +58,13 @@ def test_a_fault_costs_time_and_nothing_else(cell: Cell, world: World, results: 
         check_answers(crowd, world)
 
 
-def strike_crowd(cell: Cell, world: World, witness: Witness) -> tuple[Struck, Crowd | None, None]:
+def fault_during_load(
+    cell: Cell, world: World, witness: Witness
+) -> tuple[Struck, Clients | None, None]:
     """The fault among streams, or ahead of them."""
 
-    async def among() -> tuple[Struck, Crowd]:
-        async with Crowd(world.daemon.url, world.asked) as crowd:
+    async def among() -> tuple[Struck, Clients]:
+        async with Clients(world.daemon.url, world.asked) as crowd:
             await crowd.reach(cell.moment)
             struck = deal(cell.fault, cell.process, world.daemon, world.levers)
         return struck, crowd
@@ -74,12 +76,12 @@ def strike_crowd(cell: Cell, world: World, witness: Witness) -> tuple[Struck, Cr
         witness.wait_noticed(struck(), NOTICE_S[cell.process] + LATE_S)
     if cell.process in MORTAL:
         return struck, None, None
-    crowd = asyncio.run(run_crowd(world.daemon.url, world.asked))
+    crowd = asyncio.run(run_clients(world.daemon.url, world.asked))
     # Nobody can know of a cut before there is something to send.
     return (lambda: crowd.began_at) if cell.fault == "cut link" else struck, crowd, None
 
 
-def strike_batch(cell: Cell, world: World, _: Witness) -> tuple[Struck, None, str]:
+def fault_during_batch(cell: Cell, world: World, _: Witness) -> tuple[Struck, None, str]:
     """The fault while a batch is worked on."""
     batch_id = world.begin_batch()
     world.wait_begun(batch_id)
@@ -98,14 +100,14 @@ def wait_gone(world: World, before: list[psutil.Process]) -> float:
     return time.monotonic() - ended_at
 
 
-def check_cut_off(crowd: Crowd | None) -> None:
+def check_cut_off(crowd: Clients | None) -> None:
     """All that a client without its server can be told, once."""
     for stream in crowd.streams if crowd is not None else ():
         (end,) = stream.ends
         assert end.startswith(("connection", "error"))
 
 
-def check_answers(crowd: Crowd, world: World) -> None:
+def check_answers(crowd: Clients, world: World) -> None:
     """Each has ended once, and as if nothing had been."""
     assert [stream.ends for stream in crowd.streams] == [["length"]] * len(crowd.streams)
     assert [stream.num_done for stream in crowd.streams] == [1] * len(crowd.streams)
@@ -130,7 +132,7 @@ def check_whole(world: World, before: list[psutil.Process]) -> None:
     assert not world.strays()
 
 
-def longest_pause_s(crowd: Crowd | None) -> float:
+def longest_pause_s(crowd: Clients | None) -> float:
     """The longest time in which no stream had anything new; not a number where there was none."""
     if crowd is None or not any(stream.text for stream in crowd.streams):
         return math.nan

@@ -16,7 +16,7 @@ import pytest
 
 from tests.end_to_end.daemon import Daemon
 from tests.faults.blow import stages_of
-from tests.faults.crowd import Crowd, bodies, run_crowd
+from tests.faults.clients import Clients, bodies, run_clients
 from tests.faults.witness import Witness
 
 HOSTS = Path(__file__).parent / "hosts"  # puts the stages there
@@ -85,7 +85,7 @@ def link(monkeypatch: pytest.MonkeyPatch) -> Iterator[Link]:
 def test_streams_outlive_a_cut_link(link: Link, tmp_path: Path) -> None:
     with Daemon(tmp_path, "-pp", "3", "--dtype", "float32", "--device", "cpu") as daemon:
         assert_apart(daemon)
-        undisturbed = asyncio.run(run_crowd(daemon.url, bodies()))
+        undisturbed = asyncio.run(run_clients(daemon.url, bodies()))
         crowd, noticed_s = asyncio.run(stream_while_cut(link, daemon))
         assert noticed_s < NOTICE_S
         assert [stream.ends for stream in crowd.streams] == [["length"]] * len(crowd.streams)
@@ -94,9 +94,9 @@ def test_streams_outlive_a_cut_link(link: Link, tmp_path: Path) -> None:
         assert_apart(daemon)
 
 
-async def stream_while_cut(link: Link, daemon: Daemon) -> tuple[Crowd, float]:
+async def stream_while_cut(link: Link, daemon: Daemon) -> tuple[Clients, float]:
     """Streams that meet it while they decode, and how long it took to notice."""
-    async with Crowd(daemon.url, bodies()) as crowd:
+    async with Clients(daemon.url, bodies()) as crowd:
         await crowd.reach("decode")
         with Witness(daemon) as witness:
             link.cut()

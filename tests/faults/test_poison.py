@@ -7,7 +7,7 @@ import pytest
 
 from demo.tasks import held_out
 from tests.end_to_end.test_batches import begin, wait_ended
-from tests.faults.crowd import run_crowd
+from tests.faults.clients import run_clients
 from tests.faults.levered_llama import DEADLY, POISON
 from tests.faults.world import World
 from tests.server.batches.world import by_custom_id
@@ -28,16 +28,16 @@ def test_poison_is_refused_alone(token_id: int, num_restarts: int, world: World)
     world.revive()
     before = world.daemon.metric("tdpipe_pipeline_restarts_total")
     poison = {**world.asked[0], "prompt": [token_id]}
-    crowd = asyncio.run(run_crowd(world.daemon.url, [*world.asked, poison]))
-    *others, guilty = crowd.streams
-    (end,) = guilty.ends
+    crowd = asyncio.run(run_clients(world.daemon.url, [*world.asked, poison]))
+    *others, poison = crowd.streams
+    (end,) = poison.ends
     assert end.startswith("error: a stage failed each time it worked on this")
-    assert guilty.num_done == 1
+    assert poison.num_done == 1
     assert [stream.ends for stream in others] == [["length"]] * len(others)
     assert [stream.text for stream in others] == world.texts
     assert world.daemon.metric("tdpipe_pipeline_restarts_total") == before + num_restarts
     world.revive()
-    assert asyncio.run(run_crowd(world.daemon.url, world.asked)).texts == world.texts
+    assert asyncio.run(run_clients(world.daemon.url, world.asked)).texts == world.texts
 
 
 @pytest.mark.long

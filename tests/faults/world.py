@@ -18,12 +18,12 @@ from demo.tasks import held_out
 from tests.end_to_end.daemon import Daemon
 from tests.end_to_end.test_batches import answers, begin, wait_ended
 from tests.faults.checkpoint import Levers, levered_demo
-from tests.faults.crowd import bodies, run_crowd
+from tests.faults.clients import bodies, run_clients
 
 NUM_STAGES = 3
 BATCH_SIZE = 40
 TOKENS_APART = 8  # so that answers come one after the other
-PULSE_AGE_S = 1.0
+WATCHDOG_AGE_S = 1.0
 BATCH_BEGUN = 5  # answers that are there when the fault comes
 ANSWERS_S = 120.0
 
@@ -69,7 +69,7 @@ class World:
         world = cls(*levered_daemon(folder, *settings))
         try:
             world.revive()
-            crowd = asyncio.run(run_crowd(world.daemon.url, world.asked))
+            crowd = asyncio.run(run_clients(world.daemon.url, world.asked))
             assert all(stream.ends == ["length"] for stream in crowd.streams)
             world.texts = crowd.texts
             world.batch = world.answers(world.begin_batch())
@@ -90,10 +90,10 @@ class World:
     def _predictor_is_well(self) -> bool:
         """Whether its pulse is young: one that is stopped ahead of its first is not missed."""
         try:
-            beat_at = (self.daemon.folder / "run" / "predictor.pulse").stat().st_mtime
+            beat_at = (self.daemon.folder / "run" / "predictor.watchdog").stat().st_mtime
         except OSError:
             return False
-        return time.time() - beat_at < PULSE_AGE_S
+        return time.time() - beat_at < WATCHDOG_AGE_S
 
     def begin_batch(self) -> str:
         """A batch's id."""

@@ -133,11 +133,11 @@ def test_drops_are_told_once_a_minute_and_none_is_forgotten(
 
 
 @contextmanager
-def process(folder: Path, predictor: str, life: int = 0) -> Iterator[subprocess.Popen[str]]:
+def process(folder: Path, predictor: str, incarnation: int = 0) -> Iterator[subprocess.Popen[str]]:
     """`python -m predictor`, as the supervisor starts it."""
     loader.save(Config(predictor=predictor, runtime_dir=folder), folder)
     environment = os.environ | {child_process.PARENT: str(os.getpid()), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-P", "-m", "predictor", str(folder), str(life)]
+    command = [sys.executable, "-P", "-m", "predictor", str(folder), str(incarnation)]
     child = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
@@ -185,7 +185,7 @@ def test_a_process_that_cannot_start_leaves_the_reason(tmp_path: Path, predictor
 def test_one_that_cannot_start_again_says_so_in_the_log_and_ends_nothing_else(
     tmp_path: Path,
 ) -> None:
-    with process(tmp_path, "nowhere", life=1) as child:
+    with process(tmp_path, "nowhere", incarnation=1) as child:
         _, log = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == 1
     assert log.count("\n") == 1

@@ -8,7 +8,15 @@ import pytest
 
 from configs.schema import EngineConfig
 from engine.policies.registry import POLICIES
-from simulator.simulation import Arrival, Life, Node, Run, SimulationError, simulate, split_evenly
+from simulator.simulation import (
+    Arrival,
+    Node,
+    Run,
+    SequenceTimes,
+    SimulationError,
+    simulate,
+    split_evenly,
+)
 from wire.messages import StageCosts
 
 # Binary fractions, so that sums are exact.
@@ -50,7 +58,7 @@ def mixed_arrivals(seed: int) -> list[Arrival]:
 def test_one_request_on_one_stage_takes_a_step_for_each_token() -> None:
     result = run(constant(1.0), arrivals=[Arrival(2.0, 5, 3)])
     step_s = 1.0 + OVERHEAD_S + HOP_S
-    assert result.lives == [Life(2.0, 5, 3, 2.0 + step_s, 2.0 + 3 * step_s)]
+    assert result.sequences == [SequenceTimes(2.0, 5, 3, 2.0 + step_s, 2.0 + 3 * step_s)]
     assert result.makespan_s == 2.0 + 3 * step_s
     assert result.busy_s == [3 * 1.25]
 
@@ -63,7 +71,7 @@ def test_one_request_on_two_stages_passes_them_in_turn() -> None:
         (1, 0, 4.5, 5.75),
         (1, 1, 6.25, 8.5),
     ]
-    assert result.lives == [Life(0.0, 5, 2, 4.5, 9.0)]
+    assert result.sequences == [SequenceTimes(0.0, 5, 2, 4.5, 9.0)]
     assert result.busy_s == [2.5, 4.5]
     assert result.counters.steps == 2
 
@@ -80,7 +88,7 @@ def test_a_second_micro_batch_waits_where_the_stage_before_it_is_busy() -> None:
         (3, 0, 6.75, 8.0),
         (3, 1, 8.5, 10.75),
     ]
-    assert [life.ended_at for life in result.lives] == [9.0, 11.25]
+    assert [times.ended_at for times in result.sequences] == [9.0, 11.25]
     assert result.busy_s == [5.0, 9.0]
 
 
@@ -102,14 +110,14 @@ def test_a_request_is_unknown_before_it_comes() -> None:
     arrivals = [Arrival(100.0, 5, 1), Arrival(0.0, 5, 1), Arrival(100.5, 5, 1)]
     result = run(constant(1.0), arrivals=arrivals)
     # The third comes while the first is on its way, and has to wait for it.
-    assert [life.first_token_at for life in result.lives] == [101.75, 1.75, 103.5]
-    assert [life.ended_at for life in result.lives] == [101.75, 1.75, 103.5]
+    assert [times.first_token_at for times in result.sequences] == [101.75, 1.75, 103.5]
+    assert [times.ended_at for times in result.sequences] == [101.75, 1.75, 103.5]
 
 
 def test_no_more_are_there_than_may_be_open_and_the_next_comes_when_one_has_ended() -> None:
     arrivals = [Arrival(0.0, 5, 1), Arrival(0.0, 5, 3), Arrival(0.0, 5, 1), Arrival(0.0, 5, 1)]
     result = run(constant(1.0), arrivals=arrivals, max_open=2)
-    first, second, third, fourth = result.lives
+    first, second, third, fourth = result.sequences
     assert (first.arrived_at, second.arrived_at) == (0.0, 0.0)
     assert third.arrived_at == first.ended_at < second.ended_at
     assert fourth.arrived_at == min(second.ended_at, third.ended_at)
@@ -151,24 +159,24 @@ def test_every_request_ends_with_its_own_number_of_tokens(policy: str) -> None:
     arrivals = mixed_arrivals(seed=0)
     result = run(constant(1.0), constant(1.0), arrivals=arrivals, policy=policy, block_size=4)
     assert result.counters.generated_tokens == sum(a.output_len for a in arrivals)
-    for arrival, life in zip(arrivals, result.lives, strict=True):
-        assert arrival.at_s < life.first_token_at <= life.ended_at <= result.makespan_s
-        assert (life.first_token_at == life.ended_at) == (arrival.output_len == 1)
+    for arrival, times in zip(arrivals, result.sequences, strict=True):
+        assert arrival.at_s < times.first_token_at <= times.ended_at <= result.makespan_s
+        assert (times.first_token_at == times.ended_at) == (arrival.output_len == 1)
 
 
 def test_online_requests_go_before_offline_ones_that_came_earlier() -> None:
     arrivals = [Arrival(0.0, 5, 1), Arrival(0.25, 5, 1), Arrival(0.5, 5, 1, offline=False)]
     result = run(constant(1.0), arrivals=arrivals, max_num_seqs=1)
-    assert [life.first_token_at for life in result.lives] == [1.75, 5.25, 3.5]
+    assert [times.first_token_at for times in result.sequences] == [1.75, 5.25, 3.5]
     assert [gauges.waiting for gauges in result.gauges] == [1, 0, 0]
 
 
 def test_the_scheduler_is_told_the_predicted_length_and_not_the_real_one() -> None:
-    def lives(predicted_len: int) -> list[Life]:
+    def sequences(predicted_len: int) -> list[SequenceTimes]:
         arrivals = [Arrival(0.0, 16, 2, predicted_len)] * 30
-        return run(constant(1.0), arrivals=arrivals, policy="td-pipe").lives
+        return run(constant(1.0), arrivals=arrivals, policy="td-pipe").sequences
 
-    assert lives(200) != lives(2)
+    assert sequences(200) != sequences(2)
 
 
 def test_a_span_tells_the_phase_the_rows_and_the_tokens_of_its_step() -> None:

@@ -35,10 +35,10 @@ SPANS = [
 GAUGES = [Gauges(0.0, 10, 100, 3, 1), Gauges(4.0, 80, 100, 0, 4), Gauges(12.0, 0, 100, 0, 0)]
 
 
-def lane_pixels(path: Path, stage: int) -> np.ndarray:
+def track_pixels(path: Path, stage: int) -> np.ndarray:
     """The middle row of a stage's lane in the picture. [columns, 3]"""
     image = imread(path)[:, :, :3]
-    row = (timeline.TOP + (stage + 0.5) * timeline.LANE) * timeline.DOTS_PER_INCH
+    row = (timeline.TOP + (stage + 0.5) * timeline.TRACK) * timeline.DOTS_PER_INCH
     left, right = timeline.LEFT, timeline.WIDTH - timeline.RIGHT
     columns = slice(*(round(inches * timeline.DOTS_PER_INCH) for inches in (left, right)))
     pixels: np.ndarray = image[round(row), columns]
@@ -70,7 +70,7 @@ def test_a_bubble_is_what_is_not_a_step() -> None:
 def test_steps_have_their_phase_s_colour_and_bubbles_are_white(tmp_path: Path) -> None:
     draw(SPANS, GAUGES, tmp_path / "out.png")
     for stage, shares in enumerate([(0.2, 0.1, 0.4, 0.3), (0.2, 0.1, 0.1, 0.6)]):
-        pixels = lane_pixels(tmp_path / "out.png", stage)
+        pixels = track_pixels(tmp_path / "out.png", stage)
         for colour, share in zip((*COLOURS.values(), "white"), shares, strict=True):
             assert share_of(pixels, colour) == pytest.approx(share, abs=0.005)
 
@@ -80,14 +80,14 @@ def test_steps_narrower_than_a_pixel_darken_it_by_their_share(tmp_path: Path) ->
     spans = [make_span(i % NUM_STAGES, "decode", 0.01 * i, 0.01 * i + 0.005) for i in range(20_000)]
     draw(spans, [], tmp_path / "out.png")
     for stage in range(NUM_STAGES):
-        darkness = 1 - lane_pixels(tmp_path / "out.png", stage).mean(axis=0)
+        darkness = 1 - track_pixels(tmp_path / "out.png", stage).mean(axis=0)
         full = 1 - np.array(to_rgb(COLOURS["decode"]))
         assert darkness == pytest.approx(0.25 * full, abs=0.01)
 
 
 def test_only_the_window_is_drawn(tmp_path: Path) -> None:
     draw(SPANS, GAUGES, tmp_path / "out.png", window=(4.0, 6.0))
-    pixels = lane_pixels(tmp_path / "out.png", 0)
+    pixels = track_pixels(tmp_path / "out.png", 0)
     assert share_of(pixels, COLOURS["decode"]) == pytest.approx(0.5, abs=0.005)
     assert share_of(pixels, COLOURS["mixed"]) == pytest.approx(0.5, abs=0.005)
 

@@ -70,8 +70,8 @@ def test_a_better_split_is_loaded_and_kept(
     monkeypatch.setattr(layer_times, "better_split", lambda _: better)
     load(config, PLACE)
     assert loads == [None, better]
-    identity = loading._split_identity(config, PLACE)
-    assert profile_cache.load_split(config.data_dir, identity) == (NUM_LAYERS,)
+    fingerprint = loading._split_fingerprint(config, PLACE)
+    assert profile_cache.load_split(config.data_dir, fingerprint) == (NUM_LAYERS,)
     load(config, PLACE)
     assert loads == [None, better, better]
 

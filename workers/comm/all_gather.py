@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Told = TypeVar("Told")
+Value = TypeVar("Value")
 
 
-def agreed(mine: Told, kind: Any) -> list[Told]:
+def all_gather(mine: Value, kind: Any) -> list[Value]:
     """What each stage tells, in order; all must ask at the same time.
 
     `kind` is the type of it, any that msgspec knows. Raises `msgspec.ValidationError` when another

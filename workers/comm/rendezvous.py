@@ -20,7 +20,7 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
-from daemon.watchdog_file import Pulse
+from daemon.watchdog_file import WatchdogFile
 
 BACKEND = "one-host"
 
@@ -31,9 +31,9 @@ class OneHost(RendezvousHandler):
     It asks for newcomers ten times a second: with that its pulse beats.
     """
 
-    def __init__(self, pulse: Pulse, parameters: RendezvousParameters) -> None:
+    def __init__(self, watchdog_file: WatchdogFile, parameters: RendezvousParameters) -> None:
         self._run_id = parameters.run_id
-        self._pulse = pulse
+        self._watchdog_file = watchdog_file
 
     def get_backend(self) -> str:
         """The name that torchrun's settings have for it."""
@@ -53,7 +53,7 @@ class OneHost(RendezvousHandler):
 
     def num_nodes_waiting(self) -> int:
         """Nobody else may come."""
-        self._pulse.beat()
+        self._watchdog_file.beat()
         return 0
 
     def get_run_id(self) -> str:
@@ -65,9 +65,9 @@ class OneHost(RendezvousHandler):
         return True
 
 
-def register(pulse: Pulse) -> None:
+def register(watchdog_file: WatchdogFile) -> None:
     """Let torchrun know of `BACKEND`."""
-    rendezvous_handler_registry.register(BACKEND, partial(OneHost, pulse))
+    rendezvous_handler_registry.register(BACKEND, partial(OneHost, watchdog_file))
 
 
 def forget_groups(folder: Path) -> None:
@@ -81,7 +81,7 @@ def group_store(folder: Path, timeout: timedelta) -> FileStore:
 
     Each life has a file of its own: what stands in another's is of no use, and misleads.
     """
-    life = f"{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
-    store = FileStore(str(folder / f"group-{life}"), int(os.environ["WORLD_SIZE"]))
+    incarnation = f"{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    store = FileStore(str(folder / f"group-{incarnation}"), int(os.environ["WORLD_SIZE"]))
     store.set_timeout(timeout)
     return store

@@ -12,7 +12,7 @@ from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_f
 NAME = "tdpipe_never_alone"
 
 
-def never_alone(
+def at_least_two_rows(
     module: nn.Module,
     hidden_states: Tensor,  # [tokens, hidden]
     top_k_index: Tensor,  # [tokens, experts of each]
@@ -24,13 +24,13 @@ def never_alone(
     """
     num_experts: int = module.num_experts  # type: ignore[assignment]
     rows_of = torch.bincount(top_k_index.flatten(), minlength=num_experts)
-    is_alone = (rows_of == 1)[top_k_index].any(-1)
+    is_single = (rows_of == 1)[top_k_index].any(-1)
     count = len(hidden_states)
-    rows = torch.cat([torch.arange(count), is_alone.nonzero().flatten()])
+    rows = torch.cat([torch.arange(count), is_single.nonzero().flatten()])
     results: Tensor = grouped_mm_experts_forward(
         module, hidden_states[rows], top_k_index[rows], top_k_weights[rows]
     )
     return results[:count]
 
 
-ExpertsInterface.register(NAME, never_alone)
+ExpertsInterface.register(NAME, at_least_two_rows)

@@ -30,8 +30,8 @@ from configs.schema import Config
 from daemon import logs
 from workers.model.stage_model import bytes_per_token
 from workers.profiling.driver import Driver, DriverError, Timed
-from workers.profiling.dummy_run import Trial, prefill
-from workers.profiling.plan import Limits, copies, full_trials, most_cache_tokens
+from workers.profiling.dummy_run import DummyRun, prefill
+from workers.profiling.plan import Limits, copies, full_dummy_runs, most_cache_tokens
 from workers.profiling.plot import draw, staircase
 
 P2P_REPEATS = 20
@@ -117,15 +117,15 @@ def _measure(config: Config, options: argparse.Namespace) -> StepTable:
             driver.cache_tokens,
             config.block_size,
         )
-        trials = full_trials(limits, has_stairs=driver.identities[0].device == "cuda")
-        fill_tokens = most_cache_tokens(trials, driver.num_stages, config.block_size)
+        dummy_runs = full_dummy_runs(limits, has_stairs=driver.identities[0].device == "cuda")
+        fill_tokens = most_cache_tokens(dummy_runs, driver.num_stages, config.block_size)
         driver.fill(fill_tokens)
         if kept is None:
             notes |= _measure_hops(config, driver, limits.max_tokens)
             path.write_text(head_of_steps(notes), encoding="utf-8")
-        missing = _missing(trials, kept)
+        missing = _missing(dummy_runs, kept)
         if kept is not None:
-            print(f"{len(trials) - len(missing)} of {len(trials)} steps are in {path}")  # noqa: T201
+            print(f"{len(dummy_runs) - len(missing)} of {len(dummy_runs)} steps are in {path}")  # noqa: T201
         with path.open("a", encoding="utf-8") as file:
             measured = _measure_each(driver, missing, options.repeats, config.block_size)
             for steps in tqdm(measured, total=len(missing), unit=" steps", disable=None):
@@ -136,13 +136,13 @@ def _measure(config: Config, options: argparse.Namespace) -> StepTable:
 
 def _notes(config: Config, driver: Driver) -> dict[str, str]:
     first = driver.identities[0]
-    hardware = list(dict.fromkeys(identity.hardware for identity in driver.identities))
+    hardware = list(dict.fromkeys(fingerprint.hardware for fingerprint in driver.identities))
     return {
         "model": config.name,
         "model_hash": first.model_hash,
         "dtype": first.dtype,
         "stages": str(driver.num_stages),
-        "layers": ",".join(identity.layers for identity in driver.identities),
+        "layers": ",".join(fingerprint.layers for fingerprint in driver.identities),
         "block_size": str(config.block_size),
         "kv_tokens": str(driver.cache_tokens),
         "max_model_len": str(driver.max_model_len),
@@ -162,11 +162,13 @@ def _check_same(kept: StepTable, notes: dict[str, str], path: Path) -> None:
             )
 
 
-def _missing(trials: list[Trial], kept: StepTable | None) -> list[Trial]:
+def _missing(dummy_runs: list[DummyRun], kept: StepTable | None) -> list[DummyRun]:
     if kept is None:
-        return trials
+        return dummy_runs
     known = [{_sizes(step) for step in steps} for steps in kept.stages]
-    return [t for t in trials if not all(_sizes(t.measured(1.0, 1)) in sizes for sizes in known)]
+    return [
+        t for t in dummy_runs if not all(_sizes(t.measured(1.0, 1)) in sizes for sizes in known)
+    ]
 
 
 def _sizes(step: MeasuredStep) -> tuple[str, int, int, int, int]:
@@ -174,7 +176,7 @@ def _sizes(step: MeasuredStep) -> tuple[str, int, int, int, int]:
 
 
 def _measure_each(
-    driver: Driver, trials: Sequence[Trial], repeats: int, block_size: int
+    driver: Driver, dummy_runs: Sequence[DummyRun], repeats: int, block_size: int
 ) -> Iterator[list[MeasuredStep]]:
     """The medians of each stage for each trial, with as many in flight as there are stages.
 
@@ -183,12 +185,12 @@ def _measure_each(
     """
     num_stages = driver.num_stages
     count = repeats + num_stages
-    stream = (copy for t in trials for copy in copies(t, count, num_stages, block_size))
+    stream = (copy for t in dummy_runs for copy in copies(t, count, num_stages, block_size))
     timed = driver.run(stream, num_stages)
-    for trial in trials:
+    for dummy_run in dummy_runs:
         counted = list(islice(timed, count))[num_stages:]
         yield [
-            trial.measured(median(t.seconds(stage) for t in counted), repeats)
+            dummy_run.measured(median(t.seconds(stage) for t in counted), repeats)
             for stage in range(num_stages)
         ]
 
@@ -202,7 +204,9 @@ def _measure_hops(config: Config, driver: Driver, max_tokens: int) -> dict[str, 
         return {}
     small = prefill([1])
     large = prefill([min(max_tokens, driver.max_model_len)])
-    gaps = [_gaps(list(driver.run([trial] * P2P_REPEATS, 1))[1:]) for trial in (small, large)]
+    gaps = [
+        _gaps(list(driver.run([dummy_run] * P2P_REPEATS, 1))[1:]) for dummy_run in (small, large)
+    ]
     num_bytes = (large.num_tokens - 1) * bytes_per_token(config)
     rates = [
         f"{num_bytes / (more - less) / 1e9:.3f}" if more > less and num_bytes else "not known"

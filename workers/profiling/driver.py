@@ -21,8 +21,8 @@ from configs.schema import Config
 from daemon import child_process
 from wire.messages import FromStage, Heartbeat, StageReady, StepDone
 from wire.sockets import Hub
-from workers.profiling.dummy_run import Trial, make_step
-from workers.profiling.stage_fingerprint import Identity
+from workers.profiling.dummy_run import DummyRun, make_step
+from workers.profiling.stage_fingerprint import StageFingerprint
 
 STOP_TIMEOUT_S = 5.0
 POLL_INTERVAL_S = 0.1
@@ -38,7 +38,7 @@ class DriverError(Exception):
 class Timed:
     """A trial that was run: when each stage began and ended it, by the host's monotonic clock."""
 
-    trial: Trial
+    dummy_run: DummyRun
     began_at: tuple[float, ...]
     ended_at: tuple[float, ...]
 
@@ -65,7 +65,7 @@ class Driver:
         self._config = config.model_copy(update=changes)
         self.num_stages = config.pipeline_parallel_size
         self.ready: list[StageReady] = []
-        self.identities: list[Identity] = []
+        self.identities: list[StageFingerprint] = []
         self._hub: Hub[FromStage] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._spans: list[dict[int, tuple[float, float]]] = [{} for _ in range(self.num_stages)]
@@ -117,29 +117,29 @@ class Driver:
             self._hub.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def run(self, trials: Iterable[Trial], in_flight: int) -> Iterator[Timed]:
+    def run(self, dummy_runs: Iterable[DummyRun], in_flight: int) -> Iterator[Timed]:
         """Run the trials in order, `in_flight` at a time, and tell each one's times in order.
 
         Raises `DriverError` when a stage fails or nothing happens for too long.
         """
-        waiting = iter(trials)
-        sent: deque[tuple[int, Trial]] = deque()
+        waiting = iter(dummy_runs)
+        sent: deque[tuple[int, DummyRun]] = deque()
         self._done.clear()
         first_id, moved_at = self._next_id, time.monotonic()
         is_over = False
         while not is_over or sent:
             while not is_over and self._next_id - first_id - len(self._done) < in_flight:
-                trial = next(waiting, None)
-                if trial is None:
+                dummy_run = next(waiting, None)
+                if dummy_run is None:
                     is_over = True
                 else:
-                    sent.append((self._send(trial), trial))
+                    sent.append((self._send(dummy_run), dummy_run))
             if self._hear():
                 moved_at = time.monotonic()
             while sent and all(sent[0][0] in spans for spans in self._spans):
-                step_id, trial = sent.popleft()
+                step_id, dummy_run = sent.popleft()
                 began_at, ended_at = zip(*(s.pop(step_id) for s in self._spans), strict=True)
-                yield Timed(trial, began_at, ended_at)
+                yield Timed(dummy_run, began_at, ended_at)
                 moved_at = time.monotonic()
             self._check(moved_at + self._config.distributed_timeout_seconds, "the steps")
 
@@ -148,8 +148,8 @@ class Driver:
         size = self._config.block_size
         rows = max(1, min(self._config.max_num_batched_tokens, FILL_TOKENS) // size)
         blocks = range(0, -(-min(num_tokens, self.cache_tokens) // size), rows)
-        trials = (Trial("prefill", (0,) * rows, (size,) * rows, block) for block in blocks)
-        for _ in self.run(trials, self.num_stages):
+        dummy_runs = (DummyRun("prefill", (0,) * rows, (size,) * rows, block) for block in blocks)
+        for _ in self.run(dummy_runs, self.num_stages):
             pass
 
     def _wait_ready(self) -> None:
@@ -158,14 +158,16 @@ class Driver:
             self._hear()
             self._check(ends_at, "the start of the stages")
         self.ready.sort(key=lambda ready: ready.stage)
-        self.identities = [Identity.load(self._folder, s) for s in range(self.num_stages)]
+        self.identities = [StageFingerprint.load(self._folder, s) for s in range(self.num_stages)]
 
-    def _send(self, trial: Trial) -> int:
+    def _send(self, dummy_run: DummyRun) -> int:
         assert self._hub is not None
         step_id, self._next_id = self._next_id, self._next_id + 1
         num_blocks = min(stage.num_blocks for stage in self.ready)
         epoch = self.ready[0].epoch
-        plan = make_step(trial, self._config.block_size, num_blocks, epoch=epoch, step_id=step_id)
+        plan = make_step(
+            dummy_run, self._config.block_size, num_blocks, epoch=epoch, step_id=step_id
+        )
         for stage in range(self.num_stages):
             if not self._hub.send(f"stage-{stage}", plan):
                 raise DriverError(f"stage {stage} is gone")

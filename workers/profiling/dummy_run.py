@@ -9,7 +9,7 @@ from wire.messages import Phase, Step
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class DummyRun:
     """Rows of `counts` new tokens after `starts` others; all rows sample, greedily.
 
     Their KV lies from `first_block` on; rows share blocks where the cache is small.
@@ -59,43 +59,43 @@ class Trial:
         )
 
 
-def prefill(counts: Sequence[int], context: int = 0) -> Trial:
+def prefill(counts: Sequence[int], context: int = 0) -> DummyRun:
     """Prompts, or chunks of prompts that have `context` tokens in the cache already."""
-    return Trial("prefill", (context,) * len(counts), tuple(counts))
+    return DummyRun("prefill", (context,) * len(counts), tuple(counts))
 
 
-def decode(num_rows: int, context: int) -> Trial:
+def decode(num_rows: int, context: int) -> DummyRun:
     """Rows of one token after `context` others."""
-    return Trial("decode", (context,) * num_rows, (1,) * num_rows)
+    return DummyRun("decode", (context,) * num_rows, (1,) * num_rows)
 
 
-def mixed(num_rows: int, context: int, chunk: int) -> Trial:
+def mixed(num_rows: int, context: int, chunk: int) -> DummyRun:
     """Decode rows, and a prompt of `chunk` tokens beside them."""
-    return Trial("mixed", (context,) * num_rows + (0,), (1,) * num_rows + (chunk,))
+    return DummyRun("mixed", (context,) * num_rows + (0,), (1,) * num_rows + (chunk,))
 
 
-def block_counts(trial: Trial, block_size: int) -> list[int]:
+def block_counts(dummy_run: DummyRun, block_size: int) -> list[int]:
     """Blocks of KV that each row needs."""
-    rows = zip(trial.starts, trial.counts, strict=True)
+    rows = zip(dummy_run.starts, dummy_run.counts, strict=True)
     return [-(-(start + count) // block_size) for start, count in rows]
 
 
 def make_step(
-    trial: Trial, block_size: int, num_blocks: int, *, epoch: int = 0, step_id: int = -1
+    dummy_run: DummyRun, block_size: int, num_blocks: int, *, epoch: int = 0, step_id: int = -1
 ) -> Step:
     """The plan of a trial on stages with `num_blocks` blocks of KV cache."""
-    tables, next_block = array("i"), trial.first_block
-    for length in block_counts(trial, block_size):
+    tables, next_block = array("i"), dummy_run.first_block
+    for length in block_counts(dummy_run, block_size):
         tables.extend(block % num_blocks for block in range(next_block, next_block + length))
         next_block += length
     return Step(
         epoch=epoch,
         step_id=step_id,
-        phase=trial.kind,
-        sequence_ids=array("q", range(trial.num_rows)).tobytes(),
-        start_positions=array("i", trial.starts).tobytes(),
-        num_tokens=array("i", trial.counts).tobytes(),
-        samples=b"\1" * trial.num_rows,
-        token_ids=bytes(4 * trial.num_tokens),
+        phase=dummy_run.kind,
+        sequence_ids=array("q", range(dummy_run.num_rows)).tobytes(),
+        start_positions=array("i", dummy_run.starts).tobytes(),
+        num_tokens=array("i", dummy_run.counts).tobytes(),
+        samples=b"\1" * dummy_run.num_rows,
+        token_ids=bytes(4 * dummy_run.num_tokens),
         block_tables=tables.tobytes(),
     )

@@ -6,15 +6,17 @@ from collections.abc import Callable
 from configs.profiles import StepTable, read_steps
 from configs.schema import Config
 from wire.messages import StageCosts
-from workers.comm.all_gather import agreed
+from workers.comm.all_gather import all_gather
 from workers.profiling import profile_cache
 from workers.profiling.cost_fit import fit
-from workers.profiling.stage_fingerprint import Identity
+from workers.profiling.stage_fingerprint import StageFingerprint
 
 log = logging.getLogger("tdpipe")
 
 
-def find_costs(config: Config, identity: Identity, measure: Callable[[], StageCosts]) -> StageCosts:
+def find_costs(
+    config: Config, fingerprint: StageFingerprint, measure: Callable[[], StageCosts]
+) -> StageCosts:
     """What steps cost on this stage. All stages must ask at the same time.
 
     They `measure` together if one of them must: stages that share cores would find them free
@@ -22,37 +24,37 @@ def find_costs(config: Config, identity: Identity, measure: Callable[[], StageCo
     """
     if config.profile is not None:
         table = read_steps(config.profile)
-        check_table(table, identity, str(config.profile))
-        return _told(fit(table.stages[identity.stage]), f"from {config.profile}")
+        check_table(table, fingerprint, str(config.profile))
+        return _told(fit(table.stages[fingerprint.stage]), f"from {config.profile}")
     if not config.profile_seconds:
         return StageCosts()
-    kept = profile_cache.load_costs(config.data_dir, identity)
-    if all(agreed(kept is not None, bool)) and kept is not None:
+    kept = profile_cache.load_costs(config.data_dir, fingerprint)
+    if all(all_gather(kept is not None, bool)) and kept is not None:
         return _told(kept, f"as measured at an earlier start ({config.data_dir})")
     costs = measure()
     if costs.num_tokens:
-        profile_cache.save_costs(config.data_dir, identity, costs)
+        profile_cache.save_costs(config.data_dir, fingerprint, costs)
     return _told(costs, "measured now")
 
 
-def check_table(table: StepTable, identity: Identity, name: str) -> None:
+def check_table(table: StepTable, fingerprint: StageFingerprint, name: str) -> None:
     """Raises `ValueError` in one line for a table of another model or pipeline.
 
     Other hardware or versions are only worth a warning: nobody else has better figures.
     """
     layers = table.notes.get("layers", "").split(",")
     here: dict[str, tuple[str | None, str]] = {
-        "model": (table.notes.get("model_hash"), identity.model_hash),
-        "dtype": (table.notes.get("dtype"), identity.dtype),
-        "number of stages": (str(len(table.stages)), str(identity.num_stages)),
-        "layers": (dict(enumerate(layers)).get(identity.stage), identity.layers),
+        "model": (table.notes.get("model_hash"), fingerprint.model_hash),
+        "dtype": (table.notes.get("dtype"), fingerprint.dtype),
+        "number of stages": (str(len(table.stages)), str(fingerprint.num_stages)),
+        "layers": (dict(enumerate(layers)).get(fingerprint.stage), fingerprint.layers),
     }
     for what, (told, mine) in here.items():
         if told != mine:
             raise ValueError(
                 f"the profile {name} is of another {what}: {told or 'not told'}, not {mine}"
             )
-    for what, mine in (("hardware", identity.hardware), ("torch", identity.torch)):
+    for what, mine in (("hardware", fingerprint.hardware), ("torch", fingerprint.torch)):
         if table.notes.get(what) != mine:
             log.warning("the profile %s is of %s %s", name, what, table.notes.get(what))
 

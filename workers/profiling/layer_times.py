@@ -18,7 +18,7 @@ import torch
 
 from workers.model.layer_split import PartitionError, fastest
 from workers.model.stage_model import StageModel, bytes_of
-from workers.profiling.dummy_run import Trial, decode, prefill
+from workers.profiling.dummy_run import DummyRun, decode, prefill
 
 # A request of 512 tokens and an answer of 128 in batches of 32 makes four decode steps of its own
 # to one prefill.
@@ -47,14 +47,14 @@ class LayerTimes:
     kv_limit_bytes: int | None = None
 
 
-def reference_mix(max_model_len: int) -> list[tuple[Trial, int]]:
+def reference_mix(max_model_len: int) -> list[tuple[DummyRun, int]]:
     """Trials and how often each counts."""
     prompt = prefill([min(PROMPT, max_model_len)])
     return [(prompt, 1), (decode(ROWS, min(CONTEXT, max_model_len - 1)), DECODES)]
 
 
 def time_layers(
-    model: StageModel, run: Callable[[Trial], float], device: torch.device
+    model: StageModel, run: Callable[[DummyRun], float], device: torch.device
 ) -> tuple[list[float], float]:
     """Seconds of each layer and of all the rest, over the reference mix."""
     layers = model.layer_modules
@@ -75,9 +75,9 @@ def time_layers(
             hooks.callback(layer.register_forward_hook(partial(end, i)).remove)
         for _ in range(ROUNDS + WARM_UP_ROUNDS):
             totals = [0.0] * (len(layers) + 1)
-            for trial, times in reference_mix(model.max_model_len):
+            for dummy_run, times in reference_mix(model.max_model_len):
                 spent[:] = [0.0] * len(layers)
-                whole = run(trial)
+                whole = run(dummy_run)
                 for i, seconds in enumerate([*spent, whole - sum(spent)]):
                     totals[i] += times * seconds
             rounds.append(totals)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from workers.profiling.dummy_run import Trial, block_counts, decode, mixed, prefill
+from workers.profiling.dummy_run import DummyRun, block_counts, decode, mixed, prefill
 from workers.profiling.profiler import sizes
 
 SHORT_ROW, MIDDLE_ROW = 32, 128
@@ -20,23 +20,23 @@ class Limits:
     cache_tokens: int
     block_size: int
 
-    def allow(self, trial: Trial) -> bool:
+    def allow(self, dummy_run: DummyRun) -> bool:
         """Whether the trial stays within all of them."""
-        blocks = sum(block_counts(trial, self.block_size))
+        blocks = sum(block_counts(dummy_run, self.block_size))
         return (
-            trial.num_tokens <= self.max_tokens
-            and trial.num_rows <= self.max_rows
-            and trial.longest <= self.max_model_len
+            dummy_run.num_tokens <= self.max_tokens
+            and dummy_run.num_rows <= self.max_rows
+            and dummy_run.longest <= self.max_model_len
             and blocks * self.block_size <= self.cache_tokens
         )
 
 
-def full_trials(limits: Limits, *, has_stairs: bool) -> list[Trial]:
+def full_dummy_runs(limits: Limits, *, has_stairs: bool) -> list[DummyRun]:
     """Prefills with and without context, decodes over little and much KV, and both at once."""
     tokens = sizes(limits.max_tokens, has_stairs=has_stairs)
     coarse = [size for size in tokens if size & (size - 1) == 0 or size == limits.max_tokens]
     rows = [1 << power for power in range(10)]
-    trials = [
+    dummy_runs = [
         *(prefill(_rows(size, limits.max_model_len)) for size in tokens),
         *(prefill(_rows(n, row)) for n in coarse if n >= 64 for row in (SHORT_ROW, MIDDLE_ROW)),
         *(prefill([n], kv) for n in coarse if n >= 16 for kv in CHUNK_CONTEXTS),
@@ -49,18 +49,18 @@ def full_trials(limits: Limits, *, has_stairs: bool) -> list[Trial]:
             for total in (128, 512)
         ),
     ]
-    return [trial for trial in dict.fromkeys(trials) if limits.allow(trial)]
+    return [dummy_run for dummy_run in dict.fromkeys(dummy_runs) if limits.allow(dummy_run)]
 
 
-def most_cache_tokens(trials: list[Trial], num_copies: int, block_size: int) -> int:
+def most_cache_tokens(dummy_runs: list[DummyRun], num_copies: int, block_size: int) -> int:
     """Tokens of KV cache that `num_copies` of the largest trial need side by side."""
-    return num_copies * block_size * max(sum(block_counts(t, block_size)) for t in trials)
+    return num_copies * block_size * max(sum(block_counts(t, block_size)) for t in dummy_runs)
 
 
-def copies(trial: Trial, count: int, num_stages: int, block_size: int) -> list[Trial]:
+def copies(dummy_run: DummyRun, count: int, num_stages: int, block_size: int) -> list[DummyRun]:
     """The trial `count` times, each on other blocks than those that are in flight with it."""
-    blocks = sum(block_counts(trial, block_size))
-    return [replace(trial, first_block=i % num_stages * blocks) for i in range(count)]
+    blocks = sum(block_counts(dummy_run, block_size))
+    return [replace(dummy_run, first_block=i % num_stages * blocks) for i in range(count)]
 
 
 def _rows(total: int, longest: int) -> list[int]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from wire.messages import StageCosts
-from workers.profiling.stage_fingerprint import Identity
+from workers.profiling.stage_fingerprint import StageFingerprint
 
 FOLDER = "profiles"
 
@@ -27,63 +27,63 @@ Thing = Literal["costs", "split"]
 log = logging.getLogger("tdpipe")
 
 
-def load_costs(data_dir: Path, identity: Identity) -> StageCosts | None:
+def load_costs(data_dir: Path, fingerprint: StageFingerprint) -> StageCosts | None:
     """The costs that were kept for this identity."""
-    path = path_of(data_dir, "costs", identity)
+    path = path_of(data_dir, "costs", fingerprint)
     try:
-        kept = _read(path, identity)
+        kept = _read(path, fingerprint)
         return None if kept is None else _valid_costs(msgspec.convert(kept, StageCosts))
     except (OSError, ValueError) as error:
         log.warning("%s is measured anew: %s", path, error)
         return None
 
 
-def save_costs(data_dir: Path, identity: Identity, costs: StageCosts) -> None:
+def save_costs(data_dir: Path, fingerprint: StageFingerprint, costs: StageCosts) -> None:
     """Keep the costs for the next start."""
-    _write(path_of(data_dir, "costs", identity), identity, msgspec.to_builtins(costs))
+    _write(path_of(data_dir, "costs", fingerprint), fingerprint, msgspec.to_builtins(costs))
 
 
-def load_split(data_dir: Path, identity: Identity) -> tuple[int, ...] | None:
+def load_split(data_dir: Path, fingerprint: StageFingerprint) -> tuple[int, ...] | None:
     """The layers of each stage that were found best; the identity is that of any layers."""
-    path = path_of(data_dir, "split", identity)
+    path = path_of(data_dir, "split", fingerprint)
     try:
-        kept = _read(path, identity)
+        kept = _read(path, fingerprint)
         if kept is None:
             return None
         split = msgspec.convert(kept, tuple[int, ...])
-        if len(split) != identity.num_stages or min(split) < 1:
-            raise ValueError(f"{split} is no split for {identity.num_stages} stages")
+        if len(split) != fingerprint.num_stages or min(split) < 1:
+            raise ValueError(f"{split} is no split for {fingerprint.num_stages} stages")
         return split
     except (OSError, ValueError) as error:
         log.warning("%s is measured anew: %s", path, error)
         return None
 
 
-def save_split(data_dir: Path, identity: Identity, split: Sequence[int]) -> None:
+def save_split(data_dir: Path, fingerprint: StageFingerprint, split: Sequence[int]) -> None:
     """Keep the split for the next start."""
-    _write(path_of(data_dir, "split", identity), identity, list(split))
+    _write(path_of(data_dir, "split", fingerprint), fingerprint, list(split))
 
 
-def path_of(data_dir: Path, thing: Thing, identity: Identity) -> Path:
+def path_of(data_dir: Path, thing: Thing, fingerprint: StageFingerprint) -> Path:
     """The file that keeps it."""
-    return data_dir / FOLDER / f"{thing}-{identity.key()}.json"
+    return data_dir / FOLDER / f"{thing}-{fingerprint.key()}.json"
 
 
-def _read(path: Path, identity: Identity) -> Any:
+def _read(path: Path, fingerprint: StageFingerprint) -> Any:
     """What is kept, None where nothing is. Raises `OSError`, and `ValueError` when damaged."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
     kept = json.loads(text)
-    if not isinstance(kept, dict) or kept.get("of") != asdict(identity) or "value" not in kept:
+    if not isinstance(kept, dict) or kept.get("of") != asdict(fingerprint) or "value" not in kept:
         raise ValueError("the file is damaged")
     return kept["value"]
 
 
-def _write(path: Path, identity: Identity, value: object) -> None:
+def _write(path: Path, fingerprint: StageFingerprint, value: object) -> None:
     """Whole or not at all: another stage, or the next start, may read at any moment."""
-    text = json.dumps({"of": asdict(identity), "value": value}, indent=1)
+    text = json.dumps({"of": asdict(fingerprint), "value": value}, indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:

@@ -15,63 +15,65 @@ from statistics import median
 from configs.profiles import MeasuredStep
 from wire.messages import StageCosts
 from workers.profiling.cost_fit import fit
-from workers.profiling.dummy_run import Trial, decode, mixed, prefill
+from workers.profiling.dummy_run import DummyRun, decode, mixed, prefill
 
 SHORT_CONTEXT, LONG_CONTEXT = 16, 512
 MAX_ROUNDS = 9
 # A step that takes more than this part of the budget is not run just to warm up.
 WARM_UP_PART = 0.03
 
-Run = Callable[[Trial], float]
+Run = Callable[[DummyRun], float]
 """Runs a trial and answers the seconds that it took."""
 
 log = logging.getLogger("tdpipe")
 
 
-def profile(run: Run, trials: Sequence[Trial], budget_s: float) -> StageCosts:
+def profile(run: Run, dummy_runs: Sequence[DummyRun], budget_s: float) -> StageCosts:
     """What the trials' steps cost, as far as `budget_s` reaches.
 
     Empty where the budget is 0 or something fails: a stage that cannot be measured can be used.
     """
-    if not budget_s or not trials:
+    if not budget_s or not dummy_runs:
         return StageCosts()
     try:
-        return fit(measure(run, trials, budget_s))
+        return fit(measure(run, dummy_runs, budget_s))
     except Exception as error:  # whatever it is, serving goes on without
         log.warning("the stage could not be measured: %s", error)
         return StageCosts()
 
 
-def measure(run: Run, trials: Sequence[Trial], budget_s: float) -> list[MeasuredStep]:
+def measure(run: Run, dummy_runs: Sequence[DummyRun], budget_s: float) -> list[MeasuredStep]:
     """The trials' median seconds over a few rounds; those that the budget does not reach lack.
 
     At least the first trial is measured.
     """
     ends_at = time.monotonic() + budget_s
-    times: dict[Trial, list[float]] = {}
-    for trial in trials:
-        if times and time.monotonic() + _round_s(trial, times, budget_s) > ends_at:
+    times: dict[DummyRun, list[float]] = {}
+    for dummy_run in dummy_runs:
+        if times and time.monotonic() + _round_s(dummy_run, times, budget_s) > ends_at:
             continue
-        seconds = run(trial)
+        seconds = run(dummy_run)
         if seconds < WARM_UP_PART * budget_s:
-            seconds = run(trial)
-        times[trial] = [seconds]
+            seconds = run(dummy_run)
+        times[dummy_run] = [seconds]
     for _ in range(MAX_ROUNDS - 1):
-        for trial, measured in times.items():
+        for dummy_run, measured in times.items():
             if time.monotonic() + measured[0] > ends_at:
                 continue
-            measured.append(run(trial))
-    return [trial.measured(median(seconds), len(seconds)) for trial, seconds in times.items()]
+            measured.append(run(dummy_run))
+    return [
+        dummy_run.measured(median(seconds), len(seconds)) for dummy_run, seconds in times.items()
+    ]
 
 
-def quick_trials(
+def quick_dummy_runs(
     *,
     max_tokens: int,
     max_model_len: int,
     max_rows: int,
     cache_tokens: int,
     has_stairs: bool,
-) -> list[Trial]:
+) -> list[DummyRun]:
     """The steps to measure at the start, what matters most first.
 
     Within steps of `max_tokens` tokens, rows of `max_model_len` with their context, and as many
@@ -79,7 +81,7 @@ def quick_trials(
     """
     most = min(max_tokens, cache_tokens)
     contexts = (SHORT_CONTEXT, LONG_CONTEXT)
-    first: list[Trial] = [
+    first: list[DummyRun] = [
         *(decode(count, context) for count in (1, 8, 32, 128) for context in contexts),
         *(prefill([size]) for size in (4, 16, 64, 256)),
         prefill([32]),
@@ -91,7 +93,7 @@ def quick_trials(
     ]
     # Each of them may take as long as all others together.
     largest = [prefill(_split(most, min(256, max_model_len))), prefill([min(most, max_model_len)])]
-    second: list[Trial] = [
+    second: list[DummyRun] = [
         *(prefill([size]) for size in sizes(most, has_stairs=has_stairs)),
         *(prefill(_split(size, 128)) for size in (512, 1024)),
         *(decode(1 << power, kv) for power in range(10) for kv in (*contexts, 192, 1536)),
@@ -101,12 +103,12 @@ def quick_trials(
     ]
     chosen = dict.fromkeys([*sorted(first, key=_work), *largest, *sorted(second, key=_work)])
     return [
-        trial
-        for trial in chosen
-        if trial.num_tokens <= most
-        and trial.longest <= max_model_len
-        and trial.num_rows <= max_rows
-        and trial.kv_tokens + trial.num_tokens <= cache_tokens
+        dummy_run
+        for dummy_run in chosen
+        if dummy_run.num_tokens <= most
+        and dummy_run.longest <= max_model_len
+        and dummy_run.num_rows <= max_rows
+        and dummy_run.kv_tokens + dummy_run.num_tokens <= cache_tokens
     ]
 
 
@@ -122,13 +124,17 @@ def _split(total: int, part: int) -> list[int]:
     return [min(part, total - at) for at in range(0, total, part)]
 
 
-def _work(trial: Trial) -> float:
+def _work(dummy_run: DummyRun) -> float:
     """About how long a trial takes, in tokens: the KV of 50 costs as much as one that is fed."""
-    return trial.num_tokens + trial.num_rows + (trial.kv_tokens + trial.pairs / 16) / 50
+    return (
+        dummy_run.num_tokens
+        + dummy_run.num_rows
+        + (dummy_run.kv_tokens + dummy_run.pairs / 16) / 50
+    )
 
 
-def _round_s(trial: Trial, times: dict[Trial, list[float]], budget_s: float) -> float:
+def _round_s(dummy_run: DummyRun, times: dict[DummyRun, list[float]], budget_s: float) -> float:
     """What a trial's first measurement may take, by the largest that has been measured."""
     largest = max(times, key=_work)
-    expected_s = times[largest][0] * max(1.0, _work(trial) / _work(largest))
+    expected_s = times[largest][0] * max(1.0, _work(dummy_run) / _work(largest))
     return expected_s if expected_s > WARM_UP_PART * budget_s else 2 * expected_s

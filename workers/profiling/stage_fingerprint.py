@@ -21,7 +21,7 @@ log = logging.getLogger("tdpipe")
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class StageFingerprint:
     """One stage: its hardware, its part of the model, the limits of a step, and the versions."""
 
     device: str
@@ -48,16 +48,16 @@ class Identity:
             log.warning("what stage %d runs on is not kept: %s", self.stage, error)
 
     @classmethod
-    def load(cls, folder: Path, stage: int) -> "Identity":
+    def load(cls, folder: Path, stage: int) -> "StageFingerprint":
         """What the stage has left there. Raises `OSError`."""
         return cls(**json.loads((folder / f"stage-{stage}.json").read_text()))
 
 
-def identify(
+def fingerprint_of(
     config: Config, stage: int, layers: range | None, dtype: str, device: torch.device
-) -> Identity:
+) -> StageFingerprint:
     """Who the stage is; without `layers` it may hold any."""
-    return Identity(
+    return StageFingerprint(
         device=device.type,
         hardware=describe_hardware(device),
         model_hash=hash_model(config),

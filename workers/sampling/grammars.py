@@ -75,22 +75,24 @@ class Grammars:
         """A plan has come and will be run later: begin with the grammars that are new in it."""
         for setup in step.setups:
             if setup.sampling.grammar:
-                self._expected[step.step_id, setup.seat] = self._begin(setup)
+                self._expected[step.step_id, setup.sampler_slot] = self._begin(setup)
 
     def set_up(self, step_id: int, setup: SamplerSetup) -> None:
         """A new sequence in a seat; whoever had it before is forgotten."""
-        self._places.pop(setup.seat, None)
+        self._places.pop(setup.sampler_slot, None)
         if setup.sampling.grammar:
-            expected = self._expected.pop((step_id, setup.seat), None)
-            self._places[setup.seat] = expected or self._begin(setup)
+            expected = self._expected.pop((step_id, setup.sampler_slot), None)
+            self._places[setup.sampler_slot] = expected or self._begin(setup)
 
-    def banned(self, seats: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    def banned(
+        self, sampler_slots: np.ndarray, device: torch.device
+    ) -> tuple[Tensor, Tensor] | None:
         """The rows that have a grammar [guided], and what none may pick [guided, vocabulary].
 
         The latter is bool, and false somewhere in every row. None where no row has a grammar. Waits
         for masks that are not ready yet.
         """
-        rows, places = self._guided(seats)
+        rows, places = self._guided(sampler_slots)
         if not places:
             return None
         began_at = time.monotonic()
@@ -101,9 +103,9 @@ class Grammars:
         self.waited_s += time.monotonic() - began_at
         return torch.tensor(rows, device=device), unpacked(~masks, self._vocab_size, device)
 
-    def advance(self, seats: np.ndarray, token_ids: np.ndarray) -> None:
+    def advance(self, sampler_slots: np.ndarray, token_ids: np.ndarray) -> None:
         """These sequences have got these tokens [rows]: begin with their next masks."""
-        rows, places = self._guided(seats)
+        rows, places = self._guided(sampler_slots)
         if not places:
             return
         guides = [place.guide for place in places]
@@ -116,11 +118,11 @@ class Grammars:
         self._beginning.shutdown()
         self._following.shutdown()
 
-    def _guided(self, seats: np.ndarray) -> tuple[list[int], list[_Place]]:
+    def _guided(self, sampler_slots: np.ndarray) -> tuple[list[int], list[_Place]]:
         """The rows that have a grammar, and what is in their seats."""
         if not self._places:
             return [], []
-        places = [self._places.get(seat) for seat in seats.tolist()]
+        places = [self._places.get(sampler_slot) for sampler_slot in sampler_slots.tolist()]
         rows = [row for row, place in enumerate(places) if place is not None]
         return rows, [place for place in places if place is not None]
 

@@ -48,58 +48,64 @@ class Sampler:
         for setup in step.setups:
             self._table.set_up(setup)
             self._grammars.set_up(step.step_id, setup)
-        if not step.seats:
+        if not step.sampler_slots:
             return packed(likeliest(logits)), None
-        all_seats = np.frombuffer(step.seats, np.int32)
-        rows = np.flatnonzero(all_seats >= 0)
-        seats = all_seats[rows]
+        all_sampler_slots = np.frombuffer(step.sampler_slots, np.int32)
+        rows = np.flatnonzero(all_sampler_slots >= 0)
+        sampler_slots = all_sampler_slots[rows]
         at = torch.from_numpy(rows).to(logits.device)
-        picked = self._pick(logits, at, seats)
+        picked = self._pick(logits, at, sampler_slots)
         token_ids = picked
-        if len(rows) < len(all_seats):
+        if len(rows) < len(all_sampler_slots):
             token_ids = likeliest(logits)
             token_ids[at] = picked
-        self._table.count(seats, picked)
+        self._table.count(sampler_slots, picked)
         ids = packed(token_ids)
-        self._grammars.advance(seats, np.frombuffer(ids, np.int32)[rows])
-        return ids, self._told_of(logits, token_ids, rows, seats)
+        self._grammars.advance(sampler_slots, np.frombuffer(ids, np.int32)[rows])
+        return ids, self._told_of(logits, token_ids, rows, sampler_slots)
 
-    def rehearse(self, logits: Tensor) -> None:
+    def dummy_run(self, logits: Tensor) -> None:
         """Take the memory of the dearest step: all rows are penalised, and drawn from what is kept.
 
         A sampler that has rehearsed is of no other use.
         """
         wish = Sampling(temperature=1.0, top_p=0.9, presence_penalty=0.1)
-        seats = np.arange(len(logits), dtype=np.int32)
-        setups = tuple(SamplerSetup(seat, wish, 0, (), b"", b"") for seat in seats.tolist())
+        sampler_slots = np.arange(len(logits), dtype=np.int32)
+        setups = tuple(
+            SamplerSetup(sampler_slot, wish, 0, (), b"", b"")
+            for sampler_slot in sampler_slots.tolist()
+        )
         rows = (b"",) * 6
-        self.sample(logits, Step(0, 0, "decode", *rows, seats=seats.tobytes(), setups=setups))
+        self.sample(
+            logits,
+            Step(0, 0, "decode", *rows, sampler_slots=sampler_slots.tobytes(), setups=setups),
+        )
 
-    def _pick(self, logits: Tensor, at: Tensor, seats: np.ndarray) -> Tensor:
+    def _pick(self, logits: Tensor, at: Tensor, sampler_slots: np.ndarray) -> Tensor:
         """One token for each of the rows `at`. [rows]"""
         table, edited = self._table, logits[at].float()
-        table.edit(edited, seats)
-        guided = self._grammars.banned(seats, logits.device)
+        table.edit(edited, sampler_slots)
+        guided = self._grammars.banned(sampler_slots, logits.device)
         if guided is not None:
             rows, banned = guided
             own = edited[rows]
             constrain(own, banned, lambda: logits[at[rows]].float())
             edited[rows] = own
-        is_drawn = table.temperatures[seats] > 0
+        is_drawn = table.temperatures[sampler_slots] > 0
         if is_drawn.all():
-            return _draw(edited, table, seats)
+            return _draw(edited, table, sampler_slots)
         token_ids = likeliest(edited)
         drawn = np.flatnonzero(is_drawn)
         if len(drawn):
             drawing = torch.from_numpy(drawn).to(logits.device)
-            token_ids[drawing] = _draw(edited[drawing], table, seats[drawn])
+            token_ids[drawing] = _draw(edited[drawing], table, sampler_slots[drawn])
         return token_ids
 
     def _told_of(
-        self, logits: Tensor, token_ids: Tensor, rows: np.ndarray, seats: np.ndarray
+        self, logits: Tensor, token_ids: Tensor, rows: np.ndarray, sampler_slots: np.ndarray
     ) -> Logprobs | None:
         """The log-probabilities of the rows that want them."""
-        num_tops = self._table.num_logprobs[seats]
+        num_tops = self._table.num_logprobs[sampler_slots]
         told = num_tops >= 0
         if not told.any():
             return None
@@ -134,18 +140,24 @@ def _mix(state: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def _draw(logits: Tensor, table: SamplerTable, seats: np.ndarray) -> Tensor:
+def _draw(logits: Tensor, table: SamplerTable, sampler_slots: np.ndarray) -> Tensor:
     """One token per row from its tempered, filtered distribution. [rows]"""
     device = logits.device
-    draws = torch.from_numpy(uniforms(table.seeds[seats], table.num_outputs[seats])).to(device)
+    draws = torch.from_numpy(
+        uniforms(table.seeds[sampler_slots], table.num_outputs[sampler_slots])
+    ).to(device)
     # Below this, dividing would overflow; it is greedy by then in any case.
-    temperatures = torch.from_numpy(table.temperatures[seats]).to(device).clamp(min=1e-6)
+    temperatures = torch.from_numpy(table.temperatures[sampler_slots]).to(device).clamp(min=1e-6)
     tempered = (logits - logits.amax(-1, keepdim=True)) / temperatures[:, None]
-    is_filtered = (table.top_ps[seats] < 1) | (table.top_ks[seats] > 0) | (table.min_ps[seats] > 0)
-    token_ids = torch.empty(len(seats), dtype=torch.long, device=device)
+    is_filtered = (
+        (table.top_ps[sampler_slots] < 1)
+        | (table.top_ks[sampler_slots] > 0)
+        | (table.min_ps[sampler_slots] > 0)
+    )
+    token_ids = torch.empty(len(sampler_slots), dtype=torch.long, device=device)
     for rows in _parts(np.flatnonzero(is_filtered)):
         at = torch.from_numpy(rows).to(device)
-        token_ids[at] = _draw_kept(tempered[at], draws[at], table, seats[rows])
+        token_ids[at] = _draw_kept(tempered[at], draws[at], table, sampler_slots[rows])
     for rows in _parts(np.flatnonzero(~is_filtered)):
         at = torch.from_numpy(rows).to(device)
         token_ids[at] = _draw_any(tempered[at], draws[at])
@@ -167,12 +179,14 @@ def _draw_any(logits: Tensor, draws: Tensor) -> Tensor:
     return torch.minimum(picked, last)[:, 0]
 
 
-def _draw_kept(logits: Tensor, draws: Tensor, table: SamplerTable, seats: np.ndarray) -> Tensor:
+def _draw_kept(
+    logits: Tensor, draws: Tensor, table: SamplerTable, sampler_slots: np.ndarray
+) -> Tensor:
     """From those that each row keeps, the likeliest first."""
     device, vocabulary = logits.device, logits.shape[-1]
 
     def column(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values[seats]).to(device)[:, None]
+        return torch.from_numpy(values[sampler_slots]).to(device)[:, None]
 
     top_ps, top_ks, min_ps = column(table.top_ps), column(table.top_ks), column(table.min_ps)
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from wire.messages import SamplerSetup
 from workers.sampling.bad_words import BadWords
 
-_FIRST_SEATS = 64
+_FIRST_SLOTS = 64
 
 
 @dataclass(slots=True)
@@ -33,91 +33,100 @@ class SamplerTable:
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._vocab_size, self._device = vocab_size, device
-        self.temperatures = np.zeros(_FIRST_SEATS, np.float32)
-        self.top_ps = np.ones(_FIRST_SEATS, np.float32)
-        self.top_ks = np.zeros(_FIRST_SEATS, np.int32)
-        self.min_ps = np.zeros(_FIRST_SEATS, np.float32)
-        self.seeds = np.zeros(_FIRST_SEATS, np.uint64)
-        self.num_outputs = np.zeros(_FIRST_SEATS, np.int32)
-        self.num_logprobs = np.full(_FIRST_SEATS, -1, np.int32)
-        self._min_tokens = np.zeros(_FIRST_SEATS, np.int32)
-        self._presence = np.zeros(_FIRST_SEATS, np.float32)
-        self._frequency = np.zeros(_FIRST_SEATS, np.float32)
-        self._repetition = np.ones(_FIRST_SEATS, np.float32)
+        self.temperatures = np.zeros(_FIRST_SLOTS, np.float32)
+        self.top_ps = np.ones(_FIRST_SLOTS, np.float32)
+        self.top_ks = np.zeros(_FIRST_SLOTS, np.int32)
+        self.min_ps = np.zeros(_FIRST_SLOTS, np.float32)
+        self.seeds = np.zeros(_FIRST_SLOTS, np.uint64)
+        self.num_outputs = np.zeros(_FIRST_SLOTS, np.int32)
+        self.num_logprobs = np.full(_FIRST_SLOTS, -1, np.int32)
+        self._min_tokens = np.zeros(_FIRST_SLOTS, np.int32)
+        self._presence = np.zeros(_FIRST_SLOTS, np.float32)
+        self._frequency = np.zeros(_FIRST_SLOTS, np.float32)
+        self._repetition = np.ones(_FIRST_SLOTS, np.float32)
         self._named: dict[int, _Named] = {}
         # Rows of the counts; -1 for a sequence without penalties.
-        self._count_rows = np.full(_FIRST_SEATS, -1, np.int64)
+        self._count_rows = np.full(_FIRST_SLOTS, -1, np.int64)
         self._free_rows: list[int] = []
         self._counts = torch.zeros(0, vocab_size, dtype=torch.int32, device=device)
         self._in_prompt = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
 
     def set_up(self, setup: SamplerSetup) -> None:
         """A new sequence in a seat; whoever had it before is forgotten."""
-        seat, sampling = setup.seat, setup.sampling
-        while seat >= len(self.temperatures):
+        sampler_slot, sampling = setup.sampler_slot, setup.sampling
+        while sampler_slot >= len(self.temperatures):
             self._grow()
-        self._forget(seat)
+        self._forget(sampler_slot)
         output = np.frombuffer(setup.output_token_ids, np.int32)
-        self.temperatures[seat] = sampling.temperature
-        self.top_ps[seat], self.top_ks[seat] = sampling.top_p, sampling.top_k
-        self.min_ps[seat], self.seeds[seat] = sampling.min_p, sampling.seed
-        self.num_outputs[seat] = len(output)
-        self.num_logprobs[seat] = sampling.num_logprobs
-        self._min_tokens[seat] = setup.min_tokens
-        self._presence[seat] = sampling.presence_penalty
-        self._frequency[seat] = sampling.frequency_penalty
-        self._repetition[seat] = sampling.repetition_penalty
+        self.temperatures[sampler_slot] = sampling.temperature
+        self.top_ps[sampler_slot], self.top_ks[sampler_slot] = sampling.top_p, sampling.top_k
+        self.min_ps[sampler_slot], self.seeds[sampler_slot] = sampling.min_p, sampling.seed
+        self.num_outputs[sampler_slot] = len(output)
+        self.num_logprobs[sampler_slot] = sampling.num_logprobs
+        self._min_tokens[sampler_slot] = setup.min_tokens
+        self._presence[sampler_slot] = sampling.presence_penalty
+        self._frequency[sampler_slot] = sampling.frequency_penalty
+        self._repetition[sampler_slot] = sampling.repetition_penalty
         if (
             sampling.presence_penalty
             or sampling.frequency_penalty
             or (sampling.repetition_penalty != 1)
         ):
-            self._add_counts(seat, np.frombuffer(setup.prompt_token_ids, np.int32), output)
+            self._add_counts(sampler_slot, np.frombuffer(setup.prompt_token_ids, np.int32), output)
         named = self._names(setup, output)
         if named is not None:
-            self._named[seat] = named
+            self._named[sampler_slot] = named
 
-    def edit(self, logits: Tensor, seats: np.ndarray) -> None:
-        """Change logits [rows, vocabulary] in place as the sequences in `seats` want it."""
-        self._penalise(logits, seats)
-        named = self._named_of(seats)
+    def edit(self, logits: Tensor, sampler_slots: np.ndarray) -> None:
+        """Change logits [rows, vocabulary] in place as the sequences in `sampler_slots` want it."""
+        self._penalise(logits, sampler_slots)
+        named = self._named_of(sampler_slots)
         if not named:
             return
         self._bias(logits, named)
         for row, _, own in named:
             if own.others is not None:
                 logits[row].masked_fill_(own.others, -torch.inf)
-        banned = [(row, id_) for row, seat, own in named for id_ in self._banned(seat, own)]
+        banned = [
+            (row, id_)
+            for row, sampler_slot, own in named
+            for id_ in self._banned(sampler_slot, own)
+        ]
         if banned:
             rows, ids = torch.tensor(banned, device=self._device).T
             logits[rows, ids] = -torch.inf
 
-    def count(self, seats: np.ndarray, token_ids: Tensor) -> None:
+    def count(self, sampler_slots: np.ndarray, token_ids: Tensor) -> None:
         """These sequences have got these tokens. [rows]"""
-        self.num_outputs[seats] += 1
-        rows = self._count_rows[seats]
+        self.num_outputs[sampler_slots] += 1
+        rows = self._count_rows[sampler_slots]
         counted = np.flatnonzero(rows >= 0)
         if len(counted):
             at = torch.from_numpy(counted).to(self._device)
             places = torch.from_numpy(rows[counted]).to(self._device)
             self._counts[places, token_ids[at]] += 1
-        remembering = [(row, own.bad_words) for row, _, own in self._named_of(seats)]
+        remembering = [(row, own.bad_words) for row, _, own in self._named_of(sampler_slots)]
         if any(words is not None for _, words in remembering):
             picked = token_ids.tolist()
             for row, words in remembering:
                 if words is not None:
                     words.append(picked[row])
 
-    def _named_of(self, seats: np.ndarray) -> list[tuple[int, int, _Named]]:
+    def _named_of(self, sampler_slots: np.ndarray) -> list[tuple[int, int, _Named]]:
         """Row, seat and what is named, of the rows whose sequences name any tokens."""
         if not self._named:
             return []
-        found = ((row, seat, self._named.get(seat)) for row, seat in enumerate(seats.tolist()))
-        return [(row, seat, named) for row, seat, named in found if named is not None]
+        found = (
+            (row, sampler_slot, self._named.get(sampler_slot))
+            for row, sampler_slot in enumerate(sampler_slots.tolist())
+        )
+        return [
+            (row, sampler_slot, named) for row, sampler_slot, named in found if named is not None
+        ]
 
-    def _penalise(self, logits: Tensor, seats: np.ndarray) -> None:
+    def _penalise(self, logits: Tensor, sampler_slots: np.ndarray) -> None:
         """Repetition, then frequency and presence (vLLM's order)."""
-        rows = self._count_rows[seats]
+        rows = self._count_rows[sampler_slots]
         chosen = np.flatnonzero(rows >= 0)
         if not len(chosen):
             return
@@ -126,7 +135,7 @@ class SamplerTable:
         own, counts = logits[at], self._counts[places]
 
         def column(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(values[seats[chosen]]).to(self._device)[:, None]
+            return torch.from_numpy(values[sampler_slots[chosen]]).to(self._device)[:, None]
 
         seen = (counts > 0) | self._in_prompt[places]
         repetition = column(self._repetition)
@@ -145,9 +154,9 @@ class SamplerTable:
         at, ids_at = (torch.from_numpy(each).to(self._device) for each in (rows, ids))
         logits.index_put_((at, ids_at), torch.from_numpy(biases).to(self._device), accumulate=True)
 
-    def _banned(self, seat: int, named: _Named) -> list[int]:
+    def _banned(self, sampler_slot: int, named: _Named) -> list[int]:
         """Tokens that the sequence may not get now, whatever the model thinks."""
-        too_early = self.num_outputs[seat] < self._min_tokens[seat]
+        too_early = self.num_outputs[sampler_slot] < self._min_tokens[sampler_slot]
         stops = list(named.stop_ids) if too_early else []
         return stops + (named.bad_words.banned() if named.bad_words is not None else [])
 
@@ -173,22 +182,22 @@ class SamplerTable:
         ids = np.frombuffer(packed, np.int32).astype(np.int64)
         return torch.from_numpy(ids).to(self._device)
 
-    def _add_counts(self, seat: int, prompt: np.ndarray, output: np.ndarray) -> None:
+    def _add_counts(self, sampler_slot: int, prompt: np.ndarray, output: np.ndarray) -> None:
         if not self._free_rows:
             self._grow_counts()
         row = self._free_rows.pop()
-        self._count_rows[seat] = row
+        self._count_rows[sampler_slot] = row
         counts = np.bincount(output, minlength=self._vocab_size)[: self._vocab_size]
         self._counts[row] = torch.from_numpy(counts.astype(np.int32)).to(self._device)
         in_prompt = np.zeros(self._vocab_size, bool)
         in_prompt[prompt] = True
         self._in_prompt[row] = torch.from_numpy(in_prompt).to(self._device)
 
-    def _forget(self, seat: int) -> None:
-        self._named.pop(seat, None)
-        if self._count_rows[seat] >= 0:
-            self._free_rows.append(int(self._count_rows[seat]))
-            self._count_rows[seat] = -1
+    def _forget(self, sampler_slot: int) -> None:
+        self._named.pop(sampler_slot, None)
+        if self._count_rows[sampler_slot] >= 0:
+            self._free_rows.append(int(self._count_rows[sampler_slot]))
+            self._count_rows[sampler_slot] = -1
 
     def _grow(self) -> None:
         """Twice as many seats."""

@@ -32,7 +32,7 @@ class TdPipe(Policy):
         self._cost = cost
         self._use: FutureUse | None = None
         self._half_fed: Sequence | None = None
-        self._next_cohort = 0
+        self._next_micro_batch_index = 0
         self._decode_launches = 0
         self._decode_began_with = 0
         self._finished_before = 0
@@ -69,7 +69,7 @@ class TdPipe(Policy):
         self._decode_began_with = pool.num_live
         self._finished_before = pool.num_finished
         for i, sequence in enumerate(pool.live.values()):
-            sequence.cohort = i % self._num_stages
+            sequence.micro_batch_index = i % self._num_stages
 
     # --- prefill phase ----------------------------------------------------------------------
 
@@ -131,18 +131,18 @@ class TdPipe(Policy):
     def _decode(self, pool: Pool) -> MicroBatch | None:
         """The next of S micro-batches that has any row."""
         for _ in range(self._num_stages):
-            cohort = self._next_cohort
-            self._next_cohort = (cohort + 1) % self._num_stages
-            batch = self._decode_cohort(pool, cohort)
+            micro_batch_index = self._next_micro_batch_index
+            self._next_micro_batch_index = (micro_batch_index + 1) % self._num_stages
+            batch = self._decode_micro_batch(pool, micro_batch_index)
             if batch.sequences:
                 self._decode_launches += 1
                 return batch
         return None
 
-    def _decode_cohort(self, pool: Pool, cohort: int) -> MicroBatch:
+    def _decode_micro_batch(self, pool: Pool, micro_batch_index: int) -> MicroBatch:
         """Those of the micro-batch that came back, at the average size if work stealing is on."""
-        members = [s for s in pool.ready.values() if s.cohort == cohort]
-        withheld = [s for s in pool.ready.values() if s.cohort == _WITHHELD]
+        members = [s for s in pool.ready.values() if s.micro_batch_index == micro_batch_index]
+        withheld = [s for s in pool.ready.values() if s.micro_batch_index == _WITHHELD]
         num_rows = len(members)
         if self._config.work_stealing:
             num_rows = average_rows(num_rows + len(withheld), pool.num_live, self._num_stages)
@@ -150,9 +150,9 @@ class TdPipe(Policy):
         add_decodes(pool, batch, members + withheld, num_rows)
         pool.counters.steals += max(0, batch.num_decodes - len(members))
         for sequence in members[num_rows:]:
-            sequence.cohort = _WITHHELD
+            sequence.micro_batch_index = _WITHHELD
         for sequence in batch.sequences:
-            sequence.cohort = cohort
+            sequence.micro_batch_index = micro_batch_index
         return batch
 
     # --- decode -> prefill ------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 
 from configs.schema import TemporalConfig
 from engine.costs.cost_model import CostModel
-from engine.policies.chunked_prefill import PrefillLane
+from engine.policies.chunked_prefill import PrefillCursor
 from engine.policies.decode_rows import add_decodes
 from engine.policies.policy import Policy
 from engine.policies.td_pipe.greedy_prefill import FutureUse
@@ -51,7 +51,7 @@ class Temporal(Policy):
         self._cost = cost
         self._max_live = config.max_live(num_stages)
         self._knee = self._find_knee()
-        self._lane = PrefillLane()
+        self._cursor = PrefillCursor()
         self._admitted: deque[Sequence] = deque()
         self._refill_size = 0
         self._idle_loss_s = 0.0
@@ -120,7 +120,7 @@ class Temporal(Policy):
             size = max(size, self._refill_size)
         size = min(size, self._config.max_num_batched_tokens)
         room = size - batch.num_decodes
-        return self._lane.fill(pool, batch, room, lambda: self._next_admitted(pool))
+        return self._cursor.fill(pool, batch, room, lambda: self._next_admitted(pool))
 
     def _next_admitted(self, pool: Pool) -> Sequence | None:
         if not self._admitted and self._had_room and pool.waiting and self.phase == "prefill":
@@ -133,7 +133,7 @@ class Temporal(Policy):
 
     def _is_refill_due(self, pool: Pool, now: float) -> bool:
         """With all that waits, or once the idle blocks have cost as much as a switch."""
-        if not self._admitted and not self._lane.half_fed:
+        if not self._admitted and not self._cursor.half_fed:
             return False
         if (
             not self._config.lazy_refill
@@ -158,7 +158,7 @@ class Temporal(Policy):
         if self._admitted:
             return False
         is_idle = not pool.ready and self._had_room
-        return is_idle or (self.phase == "prefill" and self._lane.half_fed is None)
+        return is_idle or (self.phase == "prefill" and self._cursor.half_fed is None)
 
     def _look(self, pool: Pool) -> None:
         """Who is admitted next, and how large steps must be to feed them in good time."""

@@ -17,7 +17,7 @@ from server.batches.storage.page import UnknownCursorError
 from server.batches.storage.states import StoredBatch, new_id
 from server.batches.storage.store import UnknownFileError
 from server.http.body import Body, parse
-from server.http.body_memory import Intake
+from server.http.body_memory import BodyMemory
 from server.http.errors import ApiError, invalid, too_busy
 from server.http.openapi import BODY_FAILURES, failures, takes
 
@@ -49,9 +49,9 @@ class CreateBatch(Body):
 class BatchRoutes:
     """The routes; the work is the runner's."""
 
-    def __init__(self, service: BatchService, intake: Intake) -> None:
+    def __init__(self, service: BatchService, body_memory: BodyMemory) -> None:
         self._service = service
-        self._intake = intake
+        self._body_memory = body_memory
 
     def router(self) -> APIRouter:
         """The routes as FastAPI takes them."""
@@ -93,7 +93,7 @@ class BatchRoutes:
     async def create(self, request: Request) -> Batch:
         """A batch whose file is now validated."""
         store, runner = self._service.store, self._service.runner
-        async with self._intake.body(request) as content:
+        async with self._body_memory.body(request) as content:
             body = parse(CreateBatch, content)
         batch = self._new_batch(body)
         try:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from server.grammar.grammars import ResponseFormat
 from server.http.body import ListOf, parse
 from server.http.errors import invalid
-from server.openai.fields.sampling import GIVES_WAY, SamplingFields, ServiceTier
+from server.openai.fields.sampling import LOW_PRIORITY, SamplingFields, ServiceTier
 
 DEFAULT_MAX_TOKENS = 16
 MAX_SEQUENCES = 4096  # prompts x n of one request
@@ -60,7 +60,7 @@ class CompletionRequest(SamplingFields):
     )
     best_of: int | None = Field(None, description="only 1 or n")
     response_format: ResponseFormat | None = Field(None, description="vLLM's: the answer's form")
-    service_tier: ServiceTier = Field("auto", description=f"ours: {GIVES_WAY}")
+    service_tier: ServiceTier = Field("auto", description=f"ours: {LOW_PRIORITY}")
     suffix: str | None = Field(None, description="not supported")
 
     @property

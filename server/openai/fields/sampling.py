@@ -19,7 +19,7 @@ MAX_NAMED_TOKENS = 1024  # of logit_bias and stop_token_ids, each
 MAX_BAD_WORDS, MAX_BAD_WORD = 256, 128  # their number, and the characters of each
 # Of OpenAI's tiers only one is another treatment; an answer tells which it had.
 ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
-GIVES_WAY = "flex gives way to all other requests, as batches do; all others are default"
+LOW_PRIORITY = "flex gives way to all other requests, as batches do; all others are default"
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -83,7 +83,7 @@ class SamplingFields(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     priority: int = Field(0, description="vLLM's; above 0: gives way to others, as flex does")
-    service_tier: ServiceTier = Field("auto", description=GIVES_WAY)
+    service_tier: ServiceTier = Field("auto", description=LOW_PRIORITY)
     expected_tokens: int | None = Field(
         None, ge=1, lt=2**31, description="ours: how long an answer you expect, for the scheduler"
     )
@@ -119,7 +119,7 @@ class SamplingFields(Body):
         return "response_format" if self.structured_outputs is None else "structured_outputs"
 
     @property
-    def gives_way(self) -> bool:
+    def low_priority(self) -> bool:
         """Whether other requests go first."""
         return self.service_tier == "flex" or self.priority > 0
 

@@ -12,7 +12,7 @@ from server.chat.message_parser import MessageDelta, MessageParser
 from server.chat.tool_calls import CallDelta
 from server.openai.fields.chat import ChatRequest
 from server.openai.rendering.event_stream import EventFrame
-from server.openai.rendering.logprobs import Told, chat_logprobs, prompt_logprobs
+from server.openai.rendering.logprobs import TokenLogprobs, chat_logprobs, prompt_logprobs
 from server.requests.generation import Piece
 from server.requests.plan import Plan
 from server.text.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ class _Message:
     content: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     arguments: list[list[str]] = field(default_factory=list)
-    told: list[Told] = field(default_factory=list)
+    told: list[TokenLogprobs] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     ending: dict[str, Any] = field(default_factory=dict)
 
@@ -65,7 +65,7 @@ class ChatRendering:
         self._is_plain = parser is None and not plan.tells_tokens
         new_parser = parser or (lambda: MessageParser(None, None))
         self._messages = [_Message(new_parser()) for _ in range(plan.num_sequences)]
-        self._scores: list[Told] = []
+        self._scores: list[TokenLogprobs] = []
         self._echo = echo
         self._head = self._make_head(fingerprint)
         self._frame = EventFrame(
@@ -165,7 +165,7 @@ class ChatRendering:
             beside["token_ids"] = list(piece.token_ids)
         return beside
 
-    def _logprobs(self, told: list[Told] | tuple[()]) -> dict[str, Any]:
+    def _logprobs(self, told: list[TokenLogprobs] | tuple[()]) -> dict[str, Any]:
         return {"content": chat_logprobs(told, self._tokenizer.pieces), "refusal": None}
 
     def _ending(self, message: _Message, piece: Piece) -> dict[str, Any]:

@@ -16,7 +16,7 @@ _encode = msgspec.json.Encoder().encode
 _LEAST = -9999.0
 
 
-class Told(NamedTuple):
+class TokenLogprobs(NamedTuple):
     """What is told of one position: the token that came, its rank from 1, and the likeliest."""
 
     token_id: int
@@ -30,7 +30,7 @@ class Told(NamedTuple):
         return tops | {self.token_id: (self.logprob, self.rank)}
 
 
-def unpack(logprobs: Logprobs, token_ids: Sequence[int]) -> Iterator[tuple[int, Told]]:
+def unpack(logprobs: Logprobs, token_ids: Sequence[int]) -> Iterator[tuple[int, TokenLogprobs]]:
     """Each position that something is told of, and what; `token_ids` are those of all positions."""
     indices, num_tops = array("i", logprobs.indices), array("i", logprobs.num_tops)
     chosen, ranks = array("f", logprobs.chosen), array("i", logprobs.ranks)
@@ -39,7 +39,10 @@ def unpack(logprobs: Logprobs, token_ids: Sequence[int]) -> Iterator[tuple[int, 
     for index, logprob, rank, start, count in zip(
         indices, _finite(chosen), ranks, starts, num_tops, strict=False
     ):
-        yield index, Told(token_ids[index], logprob, rank, tuple(tops[start : start + count]))
+        yield (
+            index,
+            TokenLogprobs(token_ids[index], logprob, rank, tuple(tops[start : start + count])),
+        )
 
 
 class CompletionLogprobs:
@@ -57,7 +60,11 @@ class CompletionLogprobs:
         self._offset = 0
 
     def of_prompt(
-        self, token_ids: Sequence[int], scores: Sequence[Told], text: str, detokenizer: Detokenizer
+        self,
+        token_ids: Sequence[int],
+        scores: Sequence[TokenLogprobs],
+        text: str,
+        detokenizer: Detokenizer,
     ) -> dict[str, list[Any]]:
         """Of a prompt that is echoed as `text`."""
         offsets = self._offsets(token_ids, detokenizer)
@@ -69,7 +76,7 @@ class CompletionLogprobs:
             "text_offset": offsets,
         }
 
-    def of(self, told: Sequence[Told]) -> dict[str, list[Any]]:
+    def of(self, told: Sequence[TokenLogprobs]) -> dict[str, list[Any]]:
         """Of the next tokens."""
         token_ids = [position.token_id for position in told]
         return {
@@ -86,7 +93,7 @@ class CompletionLogprobs:
             self._offset += len(detokenizer.push(token_id))
         return offsets
 
-    def _tops(self, told: Told) -> dict[str, float]:
+    def _tops(self, told: TokenLogprobs) -> dict[str, float]:
         """By name; of tokens that look the same, the likeliest."""
         tops: dict[str, float] = {}
         for token_id, logprob in (*told.tops[: self._num_tops], (told.token_id, told.logprob)):
@@ -95,7 +102,7 @@ class CompletionLogprobs:
         return tops
 
 
-def chat_logprobs(told: Sequence[Told], pieces: TokenPieces) -> list[msgspec.Raw]:
+def chat_logprobs(told: Sequence[TokenLogprobs], pieces: TokenPieces) -> list[msgspec.Raw]:
     """The `logprobs.content` of a chat's choice, one for each token, in JSON."""
     return [
         _encoded(
@@ -107,7 +114,7 @@ def chat_logprobs(told: Sequence[Told], pieces: TokenPieces) -> list[msgspec.Raw
 
 
 def prompt_logprobs(
-    told: Sequence[Told], num_tops: int, pieces: TokenPieces
+    told: Sequence[TokenLogprobs], num_tops: int, pieces: TokenPieces
 ) -> list[msgspec.Raw | None]:
     """vLLM's `prompt_logprobs`: for each token but the first, all that is known by token id."""
     return [None] + [

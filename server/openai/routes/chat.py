@@ -69,7 +69,7 @@ class Chat:
     ) -> Reply:
         self._client.check_known()
         if not offline:
-            self._generations.admission.check(request.n, gives_way=request.gives_way)
+            self._generations.admission.check(request.n, low_priority=request.low_priority)
         self._planner.check_num_logprobs(request.num_logprobs, "top_logprobs")
         choice = self._tool_choice(request)
         conversation = replace(

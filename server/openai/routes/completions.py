@@ -59,7 +59,7 @@ class Completions:
         if request.max_tokens != 0 or request.only_scores:
             self._client.check_known()
             if not offline:
-                self._generations.admission.check(num_sequences, gives_way=request.gives_way)
+                self._generations.admission.check(num_sequences, low_priority=request.low_priority)
         if request.logprobs is not None:
             self._planner.check_num_logprobs(request.logprobs, "logprobs")
         with not_too_deep():

@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from configs.schema import ServerConfig
-from server.http.body_memory import Intake
+from server.http.body_memory import BodyMemory
 from server.http.drain import Drain
 from server.http.errors import ApiError
 from server.http.openapi import BODY_FAILURES, failures, streams, takes
@@ -31,7 +31,7 @@ class GenerationRoute:
         endpoint: Endpoint,
         metrics: Metrics,
         drain: Drain,
-        intake: Intake,
+        body_memory: BodyMemory,
         config: ServerConfig,
         *,
         request: type[BaseModel],
@@ -41,7 +41,7 @@ class GenerationRoute:
         summary: str,
     ) -> None:
         self._endpoint, self._metrics, self._drain = endpoint, metrics, drain
-        self._intake, self._config = intake, config
+        self._body_memory, self._config = body_memory, config
         self._request, self._response, self._chunk = request, response, chunk
         self._example, self._summary = example, summary
 
@@ -71,7 +71,7 @@ class GenerationRoute:
         async with AsyncExitStack() as stack:
             try:
                 self._drain.check()
-                body = await stack.enter_async_context(self._intake.body(request))
+                body = await stack.enter_async_context(self._body_memory.body(request))
             except ApiError:
                 self._metrics.requests.labels("refused").inc()
                 raise

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from server.chat.chat_template import ChatTemplate
 from server.chat.tool_choice import ToolChoice
 from server.http.body import Body, ListOf, parse
-from server.http.body_memory import Intake
+from server.http.body_memory import BodyMemory
 from server.http.errors import invalid
 from server.http.openapi import BODY_FAILURES, failures, takes
 from server.openai.fields.conversation import MAX_MESSAGES, Messages, TemplateFields
@@ -75,13 +75,13 @@ class Tokenization:
         tokenizer: Tokenizer,
         planner: Planner,
         template: ChatTemplate,
-        intake: Intake,
+        body_memory: BodyMemory,
     ) -> None:
         self._client = client
         self._tokenizer = tokenizer
         self._planner = planner
         self._template = template
-        self._intake = intake
+        self._body_memory = body_memory
 
     def router(self) -> APIRouter:
         """The routes as FastAPI takes them."""
@@ -103,7 +103,7 @@ class Tokenization:
 
     async def tokenize(self, request: Request) -> Response:
         """The tokens of a text or a conversation."""
-        async with self._intake.body(request) as body:
+        async with self._body_memory.body(request) as body:
             asked = parse(TokenizeRequest, body)
             self._check_model(asked.model)
             token_ids = await self._encode(asked, len(body))
@@ -125,7 +125,7 @@ class Tokenization:
     async def detokenize(self, request: Request) -> Response:
         """The text of tokens, special ones included."""
         decode = partial(self._tokenizer.decode, skip_special_tokens=False)
-        async with self._intake.body(request) as body:
+        async with self._body_memory.body(request) as body:
             asked = parse(DetokenizeRequest, body)
             self._check_model(asked.model)
             self._planner.check_ids("tokens", asked.tokens)

@@ -6,13 +6,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.stress.processes import MIN_SAMPLES, MOST_DESCRIPTORS, SETTLED_S, Life, Lives
+from benchmarks.stress.processes import (
+    MIN_SAMPLES,
+    MOST_DESCRIPTORS,
+    SETTLED_S,
+    Processes,
+    ProcessSamples,
+)
 
 
-def life(mb_per_minute: float = 0.0, descriptors_per_minute: float = 0.0) -> Life:
+def process(mb_per_minute: float = 0.0, descriptors_per_minute: float = 0.0) -> ProcessSamples:
     """One that lives for long, with a little noise."""
     seconds = [2.0 * i for i in range(int(SETTLED_S))]
-    return Life(
+    return ProcessSamples(
         "server",
         seconds,
         [100 + i % 7 + mb_per_minute * at / 60 for i, at in enumerate(seconds)],
@@ -21,47 +27,47 @@ def life(mb_per_minute: float = 0.0, descriptors_per_minute: float = 0.0) -> Lif
 
 
 def test_what_only_breathes_leaks_nothing() -> None:
-    assert not [*life().problems()]
-    assert abs(life().mb_per_minute()) < 0.05
+    assert not [*process().problems()]
+    assert abs(process().mb_per_minute()) < 0.05
 
 
 def test_memory_and_descriptors_that_grow_are_told() -> None:
-    (problem,) = life(mb_per_minute=0.7).problems()
+    (problem,) = process(mb_per_minute=0.7).problems()
     assert problem == "the server grows by 0.70 MB a minute"
-    (problem,) = life(descriptors_per_minute=2.0).problems()
+    (problem,) = process(descriptors_per_minute=2.0).problems()
     assert "descriptors more than at first" in problem
 
 
 @pytest.mark.parametrize("count", [1, MIN_SAMPLES - 1])
 def test_a_short_life_says_nothing(count: int) -> None:
-    short = life(mb_per_minute=50.0, descriptors_per_minute=500.0)
+    short = process(mb_per_minute=50.0, descriptors_per_minute=500.0)
     for column in (short.at, short.used_mb, short.descriptors):
         del column[count:]
     assert not [*short.problems()]
 
 
 def test_descriptors_that_stay_open_are_told_at_rest() -> None:
-    lives, own = Lives(), psutil.Process()
-    lives.look("test", own, 0.0)
-    assert not [*lives.left_over("test", own)]
+    processes, own = Processes(), psutil.Process()
+    processes.look("test", own, 0.0)
+    assert not [*processes.left_over("test", own)]
     with ExitStack() as stack:
         for _ in range(MOST_DESCRIPTORS + 1):
             stack.enter_context(Path("/dev/null").open())
-        (problem,) = lives.left_over("test", own)
+        (problem,) = processes.left_over("test", own)
     assert "descriptors at rest" in problem
 
 
 def test_one_that_is_gone_is_not_looked_at() -> None:
-    lives, own = Lives(), psutil.Process()
+    processes, own = Processes(), psutil.Process()
     gone = psutil.Popen(["true"])
     gone.wait()
     for at in range(MIN_SAMPLES):
-        lives.look("test", own, float(at))
-        lives.look("gone", gone, float(at))
-    assert not lives.of("gone")
-    (mine,) = lives.of("test")
+        processes.look("test", own, float(at))
+        processes.look("gone", gone, float(at))
+    assert not processes.of("gone")
+    (mine,) = processes.of("test")
     assert len(mine.at) == MIN_SAMPLES
     assert min(mine.used_mb) > 1
-    header, line = lives.table()
+    header, line = processes.table()
     assert line.startswith("test")
     assert len(header) == len(line)

@@ -26,7 +26,7 @@ from benchmarks.virtual.paper import (
 )
 from configs.profiles import Profile, write_profile
 from configs.schema import EngineConfig
-from engine.policies.registry import registry
+from engine.policies import registry
 from simulator.command import make_arrivals
 from simulator.hardware.gpu_model import profile_of
 from simulator.hardware.gpus import find_gpu
@@ -100,7 +100,7 @@ def row(settings: Settings, hardware: Hardware, num_stages: int) -> list[str]:
     config = EngineConfig.model_validate({"pipeline_parallel_size": num_stages, **settings})
     arrivals = make_arrivals(make_workload(f"sharegpt:{NUM_REQUESTS}", seed=0), 0.5, 0)
     run = simulate(config, hardware.node(num_stages, config.block_size, MAX_MODEL_LEN), arrivals)
-    num_output = sum(life.output_len for life in run.lives)
+    num_output = sum(times.output_len for times in run.sequences)
     bubble = 1 - min(run.busy_s) / run.makespan_s
     return [f"{num_output / run.makespan_s:,.0f}", f"{bubble:.1%}"]
 

@@ -70,7 +70,7 @@ def rate(hardware: Hardware, arrivals: list[Arrival], settings: Settings) -> flo
     """Output tokens per second of a run of our own on two stages."""
     config = EngineConfig.model_validate({"pipeline_parallel_size": 2, **settings})
     run = simulate(config, hardware.node(2, config.block_size, MAX_MODEL_LEN), arrivals)
-    return sum(life.output_len for life in run.lives) / run.makespan_s
+    return sum(times.output_len for times in run.sequences) / run.makespan_s
 
 
 @pytest.mark.parametrize("rivals", [[*POLICIES], ["td-pipe", "temporal"]], ids=["all", "one"])

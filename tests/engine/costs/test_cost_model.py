@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.costs.cost_model import TABLE_TOKENS, CostModel, StepSize
-from tests.engine.costs import Stair, staircases, stairs
+from tests.engine.staircases import Stair, staircases, stairs
 from wire.messages import StageCosts
 
 Measured = st.dictionaries(st.integers(1, 2 * TABLE_TOKENS), st.floats(0.001, 10.0), min_size=1)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.policies.chunked_prefill import PrefillLane
+from engine.policies.chunked_prefill import PrefillCursor
 from engine.state.micro_batch import MicroBatch
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence, State
@@ -24,14 +24,14 @@ def queue_of(prompts: list[int], num_blocks: int = 1000) -> Pool:
 
 
 def fill(
-    lane: PrefillLane,
+    cursor: PrefillCursor,
     pool: Pool,
     num_tokens: int,
     next_admitted: Callable[[], Sequence | None] | None = None,
 ) -> list[Chunk]:
     """Fill a micro-batch and launch it; its rows."""
     batch = MicroBatch()
-    added = lane.fill(pool, batch, num_tokens, next_admitted or pool.waiting.first)
+    added = cursor.fill(pool, batch, num_tokens, next_admitted or pool.waiting.first)
     assert added == batch.total_tokens
     rows = zip(batch.sequences, batch.num_tokens, strict=True)
     chunks = [(s.sequence_id, s.num_planned, count) for s, count in rows]
@@ -46,88 +46,88 @@ def fill(
 def test_each_step_feeds_the_next_tokens_of_all_prompts_laid_end_to_end(
     prompts: list[int], sizes: list[int]
 ) -> None:
-    lane, pool = PrefillLane(), queue_of(prompts)
+    cursor, pool = PrefillCursor(), queue_of(prompts)
     tokens = [(i, place) for i, num_tokens in enumerate(prompts) for place in range(num_tokens)]
     for size in sizes:
-        chunks = fill(lane, pool, size)
+        chunks = fill(cursor, pool, size)
         fed = [(i, start + n) for i, start, count in chunks for n in range(count)]
         assert fed == tokens[:size]
         assert len({i for i, _, _ in chunks}) == len(chunks)
         assert all(count > 0 for _, _, count in chunks)
         del tokens[:size]
         # What is left of the prompt that was begun, and nobody else's.
-        begun = lane.half_fed
+        begun = cursor.half_fed
         assert (begun is not None) == bool(tokens and tokens[0][1] > 0)
         assert begun is None or begun.num_planned == tokens[0][1]
 
 
 def test_the_rest_of_a_prompt_leads_the_next_step_while_its_first_chunk_is_in_flight() -> None:
-    lane, pool = PrefillLane(), queue_of([10, 3])
-    assert fill(lane, pool, 6) == [(0, 0, 6)]
+    cursor, pool = PrefillCursor(), queue_of([10, 3])
+    assert fill(cursor, pool, 6) == [(0, 0, 6)]
     assert pool.live[0].state is State.RUNNING
-    assert fill(lane, pool, 6) == [(0, 6, 4), (1, 0, 2)]
-    assert fill(lane, pool, 6) == [(1, 2, 1)]
-    assert fill(lane, pool, 6) == []
+    assert fill(cursor, pool, 6) == [(0, 6, 4), (1, 0, 2)]
+    assert fill(cursor, pool, 6) == [(1, 2, 1)]
+    assert fill(cursor, pool, 6) == []
 
 
 def test_a_prompt_that_ends_with_the_step_leaves_nothing_half_fed() -> None:
-    lane, pool = PrefillLane(), queue_of([6, 3])
-    assert fill(lane, pool, 6) == [(0, 0, 6)]
-    assert lane.half_fed is None
+    cursor, pool = PrefillCursor(), queue_of([6, 3])
+    assert fill(cursor, pool, 6) == [(0, 0, 6)]
+    assert cursor.half_fed is None
 
 
 def test_without_room_nobody_is_asked_for() -> None:
-    lane, pool = PrefillLane(), queue_of([10, 3])
+    cursor, pool = PrefillCursor(), queue_of([10, 3])
 
     def nobody() -> Sequence | None:
         raise AssertionError
 
-    assert fill(lane, pool, 0, nobody) == []
-    assert lane.fill(pool, MicroBatch(), -3, nobody) == 0
-    fill(lane, pool, 4)
-    assert lane.fill(pool, MicroBatch(), -3, nobody) == 0
-    assert fill(lane, pool, 4, nobody) == [(0, 4, 4)]
+    assert fill(cursor, pool, 0, nobody) == []
+    assert cursor.fill(pool, MicroBatch(), -3, nobody) == 0
+    fill(cursor, pool, 4)
+    assert cursor.fill(pool, MicroBatch(), -3, nobody) == 0
+    assert fill(cursor, pool, 4, nobody) == [(0, 4, 4)]
 
 
 def test_a_prompt_for_which_there_are_no_blocks_goes_on_waiting() -> None:
-    lane, pool = PrefillLane(), queue_of([8, 9, 1], num_blocks=4)
-    assert fill(lane, pool, 100) == [(0, 0, 8)]
+    cursor, pool = PrefillCursor(), queue_of([8, 9, 1], num_blocks=4)
+    assert fill(cursor, pool, 100) == [(0, 0, 8)]
     assert [s.sequence_id for s in pool.waiting] == [1, 2]
-    assert lane.half_fed is None
+    assert cursor.half_fed is None
 
 
 def test_a_begun_prompt_holds_the_blocks_for_all_of_it() -> None:
-    lane, pool = PrefillLane(), queue_of([13])
-    fill(lane, pool, 1)
+    cursor, pool = PrefillCursor(), queue_of([13])
+    fill(cursor, pool, 1)
     assert pool.ledger.num_used == 4
 
 
 def test_whoever_is_named_is_fed_not_who_waits_longest() -> None:
-    lane, pool = PrefillLane(), queue_of([5, 5, 5])
+    cursor, pool = PrefillCursor(), queue_of([5, 5, 5])
     named = iter([pool.waiting.find(2), pool.waiting.find(0), None])
-    assert fill(lane, pool, 100, lambda: next(named)) == [(2, 0, 5), (0, 0, 5)]
+    assert fill(cursor, pool, 100, lambda: next(named)) == [(2, 0, 5), (0, 0, 5)]
 
 
 def test_a_prompt_that_ended_half_fed_gives_way_to_the_next() -> None:
-    lane, pool = PrefillLane(), queue_of([10, 3])
-    fill(lane, pool, 6)
+    cursor, pool = PrefillCursor(), queue_of([10, 3])
+    fill(cursor, pool, 6)
     pool.finish(pool.live[0])
-    assert lane.half_fed is None
-    assert fill(lane, pool, 6) == [(1, 0, 3)]
+    assert cursor.half_fed is None
+    assert fill(cursor, pool, 6) == [(1, 0, 3)]
 
 
 def test_what_a_preempted_sequence_had_generated_is_fed_again_with_its_prompt() -> None:
-    lane, pool = PrefillLane(), make_pool(1000)
+    cursor, pool = PrefillCursor(), make_pool(1000)
     sequence = make_ready(pool, make_sequence(0, 7), num_generated=3)
     pool.preempt(sequence)
-    assert fill(lane, pool, 6) == [(0, 0, 6)]
-    assert fill(lane, pool, 6) == [(0, 6, 4)]
+    assert fill(cursor, pool, 6) == [(0, 0, 6)]
+    assert fill(cursor, pool, 6) == [(0, 6, 4)]
 
 
 def test_prompts_follow_the_decodes_of_their_step() -> None:
     pool, batch = queue_of([4]), MicroBatch()
     decode = make_ready(pool, make_sequence(9, 2))
     batch.add_decodes([decode])
-    assert PrefillLane().fill(pool, batch, 3, pool.waiting.first) == 3
+    assert PrefillCursor().fill(pool, batch, 3, pool.waiting.first) == 3
     assert [s.sequence_id for s in batch.sequences] == [9, 0]
     assert (batch.num_tokens, batch.phase) == ([1, 3], "mixed")

@@ -13,7 +13,7 @@ from engine.policies.preemption import make_room
 from engine.state.micro_batch import MicroBatch
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence, State
-from tests.engine.pools import BLOCK_SIZE, ids, make_crowd, make_sequence
+from tests.engine.pools import BLOCK_SIZE, ids, make_sequence, make_sequences
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def crowd(rows: list[Row], spare_blocks: int) -> Pool:
         (make_sequence(i, row.num_prompt_tokens, arrived_at=row.arrived_at), row.num_generated)
         for i, row in enumerate(rows)
     ]
-    return make_crowd(ready, spare_blocks)
+    return make_sequences(ready, spare_blocks)
 
 
 def decodes(pool: Pool, num_rows: int, kv_tokens: float = inf) -> list[int]:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from engine.policies.preemption import make_room
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence, State
-from tests.engine.pools import ids, make_crowd, make_sequence
+from tests.engine.pools import ids, make_sequence, make_sequences
 
 
 def full_pool(arrivals: list[float], spare_blocks: int = 0) -> Pool:
@@ -14,7 +14,7 @@ def full_pool(arrivals: list[float], spare_blocks: int = 0) -> Pool:
     ready = [
         (make_sequence(i, 4, arrived_at=arrived_at), 1) for i, arrived_at in enumerate(arrivals)
     ]
-    return make_crowd(ready, spare_blocks)
+    return make_sequences(ready, spare_blocks)
 
 
 def waiting(pool: Pool) -> list[int]:
@@ -36,7 +36,7 @@ def test_the_one_that_came_last_goes() -> None:
 
 def test_offline_work_goes_before_any_that_is_waited_for() -> None:
     ready = [(make_sequence(i, 4, offline=i == 0), 1) for i in range(3)]
-    pool = make_crowd(ready)
+    pool = make_sequences(ready)
     assert make_room(pool, pool.ready[1], [])
     assert waiting(pool) == [0]
 

@@ -9,8 +9,8 @@ from configs.schema import EngineConfig, SchedulerConfig
 from engine.policies.policy import Policy
 from engine.policies.registry import POLICIES, make_policy
 from engine.state.pool import Pool
-from tests.engine.costs import stairs
 from tests.engine.pools import ids, make_pool, make_sequence
+from tests.engine.staircases import stairs
 from wire.messages import Phase
 
 BY_NAME = pytest.mark.parametrize("name", POLICIES)

@@ -97,7 +97,7 @@ def test_requests_that_come_one_by_one_go_to_the_virtual_engines_in_turn() -> No
     world, engines = make_world(3), []
     for i in range(6):
         submit(world, BUDGET, max_tokens=2)
-        engines.append(world.scheduler.pool.live[i].cohort)
+        engines.append(world.scheduler.pool.live[i].micro_batch_index)
         world.run_dry()
     assert engines in ([0, 1, 2, 0, 1, 2], [0, 2, 1, 0, 2, 1])
 

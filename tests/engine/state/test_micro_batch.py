@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine.costs.cost_model import StepSize
 from engine.state.micro_batch import MicroBatch, pack
-from engine.state.sampler_slots import SamplerSeats
+from engine.state.sampler_slots import SamplerSlots
 from engine.state.sequence import Sequence
 from simulator.simulation import size_of
 from tests.engine.pools import point
@@ -56,7 +56,7 @@ def unpacked(step: Step) -> dict[str, Any]:
 
 def packed(batch: MicroBatch) -> Step:
     """The plan, with nobody in the sampler's seats yet."""
-    return pack(batch, 1, 1, BLOCK_SIZE, SamplerSeats())
+    return pack(batch, 1, 1, BLOCK_SIZE, SamplerSlots())
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def twin(rows: list[Row]) -> dict[str, Any]:
     ends = [row.sequence.num_planned + row.num_tokens for row in rows]
     sampling = [row.sequence for row in rows if row.samples]
     is_special = [s.submit.sampling.temperature > 0 or s.submit.min_tokens > 0 for s in sampling]
-    seats = iter(range(len(sampling)))
+    sampler_slots = iter(range(len(sampling)))
     return {
         "sequence_ids": [row.sequence.sequence_id for row in rows],
         "start_positions": [row.sequence.num_planned for row in rows],
@@ -110,7 +110,7 @@ def twin(rows: list[Row]) -> dict[str, Any]:
             for row, end in zip(rows, ends, strict=True)
             for position in range(0, end, BLOCK_SIZE)
         ],
-        "seats": [next(seats) if special else -1 for special in is_special]
+        "seats": [next(sampler_slots) if special else -1 for special in is_special]
         if any(is_special)
         else [],
     }
@@ -140,7 +140,7 @@ def rows(draw: st.DrawFn) -> Row:
 
 @given(rows=st.lists(rows(), min_size=1, max_size=8))
 def test_a_packed_batch_says_what_its_rows_say(rows: list[Row]) -> None:
-    step = pack(batch_of(rows), 3, 14, BLOCK_SIZE, SamplerSeats())
+    step = pack(batch_of(rows), 3, 14, BLOCK_SIZE, SamplerSlots())
     assert (step.epoch, step.step_id) == (3, 14)
     assert unpacked(step) == twin(rows)
 
@@ -204,24 +204,27 @@ def test_rows_that_do_not_just_take_the_likeliest_token_name_their_seat() -> Non
     assert unpacked(step)["seats"] == [0, -1, 1, 2]
     drawn, forbidding, following = step.setups
     assert following.sampling.grammar == "start: /a/"
-    assert (drawn.seat, drawn.sampling) == (0, Sampling(0.5, 0.25, 9, 11))
+    assert (drawn.sampler_slot, drawn.sampling) == (0, Sampling(0.5, 0.25, 9, 11))
     assert array("i", drawn.output_token_ids).tolist() == [4, 5]
     assert (forbidding.min_tokens, forbidding.stop_token_ids) == (1, (7, 8))
 
 
 def test_a_sequence_is_set_up_once_and_its_seat_goes_to_the_next() -> None:
-    seats, first, second = (
-        SamplerSeats(),
+    sampler_slots, first, second = (
+        SamplerSlots(),
         *(make_sequence([3], [4], planned=1, sampling=Sampling(1.0)) for _ in range(2)),
     )
-    assert len(pack(batch_of([Row(first, 1)]), 1, 1, BLOCK_SIZE, seats).setups) == 1
-    again = pack(batch_of([Row(first, 1), Row(second, 1)]), 1, 2, BLOCK_SIZE, seats)
-    assert (unpacked(again)["seats"], [setup.seat for setup in again.setups]) == ([0, 1], [1])
-    seats.free(first)
-    seats.free(first)
+    assert len(pack(batch_of([Row(first, 1)]), 1, 1, BLOCK_SIZE, sampler_slots).setups) == 1
+    again = pack(batch_of([Row(first, 1), Row(second, 1)]), 1, 2, BLOCK_SIZE, sampler_slots)
+    assert (unpacked(again)["seats"], [setup.sampler_slot for setup in again.setups]) == (
+        [0, 1],
+        [1],
+    )
+    sampler_slots.free(first)
+    sampler_slots.free(first)
     third = make_sequence([3], [4], planned=1, sampling=Sampling(1.0))
-    (setup,) = pack(batch_of([Row(third, 1)]), 1, 3, BLOCK_SIZE, seats).setups
-    assert setup.seat == 0
+    (setup,) = pack(batch_of([Row(third, 1)]), 1, 3, BLOCK_SIZE, sampler_slots).setups
+    assert setup.sampler_slot == 0
 
 
 @pytest.mark.parametrize(

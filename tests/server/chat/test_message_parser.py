@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from server.chat.message_parser import MessageParser
 from server.chat.reasoning import ReasoningSplitter
 from server.chat.tool_calls import HERMES, CallDelta, CallParser
-from tests.server.cutting import PLACES, cut, texts_of
+from tests.server.splitting import PLACES, cut, texts_of
 
 CALL = '<tool_call>{"name": "add", "arguments": {}}</tool_call>'
 

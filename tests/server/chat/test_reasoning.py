@@ -12,7 +12,7 @@ from server.chat.reasoning import (
     format_of,
     leaves_open,
 )
-from tests.server.cutting import PLACES, cut, texts_of
+from tests.server.splitting import PLACES, cut, texts_of
 
 
 def split(pieces: list[str], *, opened: bool = False) -> tuple[str, str]:

@@ -15,8 +15,8 @@ from server.chat.tool_calls import (
     CallParser,
     format_of,
 )
-from tests.server.cutting import PLACES, cut, texts_of
 from tests.server.grammar.grammar_readers import walk
+from tests.server.splitting import PLACES, cut, texts_of
 
 TOOLS = ("get_weather", "add")
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from server.http.body_memory import FREE_BYTES, Intake
+from server.http.body_memory import FREE_BYTES, BodyMemory
 from server.http.connection import read_body
 from server.openai.fields.sampling import SamplingFields
 from tests.server.templates import CHATML, chatty
@@ -33,20 +33,20 @@ def uploading(daemon: Daemon, stack: ExitStack, path: str, length: int) -> socke
 def test_large_bodies_are_refused_while_others_come_in_and_small_ones_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    intakes: list[Intake] = []
+    body_memories: list[BodyMemory] = []
 
-    def one_of(max_bytes: int, max_body_bytes: int) -> Intake:
-        intakes.append(Intake(max_bytes, max_body_bytes))
-        return intakes[-1]
+    def one_of(max_bytes: int, max_body_bytes: int) -> BodyMemory:
+        body_memories.append(BodyMemory(max_bytes, max_body_bytes))
+        return body_memories[-1]
 
     monkeypatch.setattr("server.app.Intake", one_of)
     held = BODY_BYTES - 1 - FREE_BYTES
     large: dict[str, Any] = {"prompt": "hi", "user": "x" * BODY_BYTES}
     with serving(tmp_path, saying("hello"), max_intake_bytes=2 * held + 1) as daemon:
-        (intake,) = intakes
+        (body_memory,) = body_memories
         with ExitStack() as stack:
             first, _ = (uploading(daemon, stack, path, BODY_BYTES) for _ in range(2))
-            daemon.wait_until(lambda: intake.num_bytes == 2 * held)
+            daemon.wait_until(lambda: body_memory.num_bytes == 2 * held)
             refused = daemon.complete(**large)
             assert refused.status_code == 429
             assert refused.headers["retry-after"] == "1"
@@ -54,10 +54,10 @@ def test_large_bodies_are_refused_while_others_come_in_and_small_ones_are_not(
             # One is complete, and no JSON; the other leaves.
             first.sendall(b"x")
             assert first.recv(65536).startswith(b"HTTP/1.1 400 ")
-            daemon.wait_until(lambda: intake.num_bytes == held)
-        daemon.wait_until(lambda: intake.num_bytes == 0)
+            daemon.wait_until(lambda: body_memory.num_bytes == held)
+        daemon.wait_until(lambda: body_memory.num_bytes == 0)
         assert daemon.complete(**large).status_code == 200
-        assert intake.num_bytes == 0
+        assert body_memory.num_bytes == 0
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize"])

@@ -5,7 +5,12 @@ from collections.abc import Callable
 
 import pytest
 
-from server.requests.output_coalescing import MANY_TOKENS, PAUSE_PER_LISTENER_S, Inbox, Rounds
+from server.requests.output_coalescing import (
+    MANY_TOKENS,
+    PAUSE_PER_LISTENER_S,
+    Inbox,
+    OutputCoalescer,
+)
 
 MANY = 100
 PAUSE_S = MANY * PAUSE_PER_LISTENER_S
@@ -16,7 +21,7 @@ class World:
 
     def __init__(self, num_listeners: int, longest_pause_s: float = 1.0) -> None:
         self.now = 0.0
-        self.rounds = Rounds(longest_pause_s, lambda: self.now)
+        self.rounds = OutputCoalescer(longest_pause_s, lambda: self.now)
         self.told: dict[int, list[list[str]]] = {}
         self.inboxes = [self._listening(i) for i in range(num_listeners)]
 
@@ -102,7 +107,7 @@ def test_what_is_urgent_is_told_at_once_and_once() -> None:
 
 def test_who_waits_is_woken_by_anything_or_by_ends_alone() -> None:
     async def play() -> None:
-        inbox, patient = Inbox[str](Rounds(0.0)), Inbox[str](Rounds(0.0))
+        inbox, patient = Inbox[str](OutputCoalescer(0.0)), Inbox[str](OutputCoalescer(0.0))
         patient.only_ends = True
         for each in (inbox, patient):
             each.put("a")
@@ -119,7 +124,7 @@ def test_who_waits_is_woken_by_anything_or_by_ends_alone() -> None:
 
 def test_who_waits_for_ends_is_woken_by_many_tokens_and_by_as_many_more() -> None:
     async def play() -> None:
-        inbox = Inbox[str](Rounds(0.0))
+        inbox = Inbox[str](OutputCoalescer(0.0))
         inbox.only_ends = True
         for text in "ab":
             inbox.put(text)

@@ -9,12 +9,12 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from daemon.watchdog_file import Pulse
+from daemon.watchdog_file import WatchdogFile
 from workers.comm import rendezvous
 
 
 @pytest.fixture
-def life(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def incarnation(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """What torchrun tells the only stage of a group in its first life."""
     told = {"TORCHELASTIC_RUN_ID": "run", "TORCHELASTIC_RESTART_COUNT": "0", "WORLD_SIZE": "1"}
     for name, value in told.items():
@@ -23,8 +23,8 @@ def life(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_torchrun_meets_itself_at_once_and_listens_nowhere(tmp_path: Path) -> None:
-    pulse = Pulse(tmp_path, "stages")
-    rendezvous.register(pulse)
+    watchdog_file = WatchdogFile(tmp_path, "stages")
+    rendezvous.register(watchdog_file)
     parameters = RendezvousParameters(rendezvous.BACKEND, "", "run", 1, 1)
     handler = get_rendezvous_handler(parameters)
     before = psutil.Process().net_connections("inet")
@@ -42,19 +42,21 @@ def test_torchrun_meets_itself_at_once_and_listens_nowhere(tmp_path: Path) -> No
 
 
 def test_a_life_does_not_read_what_another_has_left(
-    life: pytest.MonkeyPatch, tmp_path: Path
+    incarnation: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     timeout = timedelta(milliseconds=50)
     first = rendezvous.group_store(tmp_path, timeout)
     first.set("address", "of a stage that is gone")
-    life.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    incarnation.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     second = rendezvous.group_store(tmp_path, timeout)
     with pytest.raises(RuntimeError):
         second.get("address")
 
 
-def test_a_store_is_not_waited_for_for_ever(life: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert life
+def test_a_store_is_not_waited_for_for_ever(
+    incarnation: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert incarnation
     store = rendezvous.group_store(tmp_path, timedelta(milliseconds=50))
     assert store.timeout == timedelta(milliseconds=50)
     with pytest.raises(RuntimeError):

@@ -22,7 +22,7 @@ def test_no_expert_has_a_single_row(monkeypatch: pytest.MonkeyPatch) -> None:
     index = torch.tensor([[0, 1], [0, 2], [3, 2], [0, 2]])  # 1 and 3 have one row each
     weights = torch.full((4, 2), 0.5)
     module: Any = SimpleNamespace(num_experts=5)
-    assert torch.equal(experts.never_alone(module, hidden, index, weights), hidden)
+    assert torch.equal(experts.at_least_two_rows(module, hidden, index, weights), hidden)
     (sent,) = seen
     assert sent.tolist() == [*index.tolist(), [0, 1], [3, 2]]
     assert 1 not in torch.bincount(sent.flatten())

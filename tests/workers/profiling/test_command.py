@@ -81,7 +81,7 @@ def test_a_stage_that_dies_ends_the_measurement(tmp_path: Path) -> None:
     config = Config(device="cpu", num_threads=1, profile_seconds=0, data_dir=tmp_path)
     with Driver(config) as driver:
         timed = list(driver.run([prefill([3]), decode(2, 5)], 2))
-        assert [t.trial.kind for t in timed] == ["prefill", "decode"]
+        assert [t.dummy_run.kind for t in timed] == ["prefill", "decode"]
         assert all(t.seconds(stage) > 0 for t in timed for stage in (0, 1))
         assert all(t.began_at[1] >= t.ended_at[0] for t in timed)
         # Other tests' daemons may be among this process's children too.

@@ -10,32 +10,32 @@ from hypothesis import strategies as st
 from configs.profiles import MeasuredStep
 from wire.messages import StageCosts
 from workers.profiling.cost_fit import fit, predict
-from workers.profiling.dummy_run import Trial, decode, mixed, prefill
+from workers.profiling.dummy_run import DummyRun, decode, mixed, prefill
 
-TRIALS: list[Trial] = [
+DUMMY_RUNS: list[DummyRun] = [
     *(prefill([n]) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)),
     *(prefill([n // 8] * 8) for n in (32, 64, 128, 256, 512, 1024)),
     *(prefill([n], 512) for n in (32, 128, 512)),
     *(decode(rows, kv) for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256) for kv in (16, 256, 1024)),
     *(mixed(rows, 128, rows) for rows in (16, 64, 128)),
 ]
-TOKENS = sorted({trial.num_tokens for trial in TRIALS})
+TOKENS = sorted({dummy_run.num_tokens for dummy_run in DUMMY_RUNS})
 
 
-def steps_of(trials: list[Trial], seconds: float = 1.0) -> list[MeasuredStep]:
-    return [trial.measured(seconds, 1) for trial in trials]
+def steps_of(dummy_runs: list[DummyRun], seconds: float = 1.0) -> list[MeasuredStep]:
+    return [dummy_run.measured(seconds, 1) for dummy_run in dummy_runs]
 
 
 def measure(costs: StageCosts, noise: float = 0.0, outliers: float = 0.0) -> list[MeasuredStep]:
     """The trials as a stage of these costs would run them, some of them delayed."""
     rng = random.Random(7)
     measured = []
-    for trial in TRIALS:
-        (seconds,) = predict(costs, steps_of([trial]))
+    for dummy_run in DUMMY_RUNS:
+        (seconds,) = predict(costs, steps_of([dummy_run]))
         seconds *= rng.gauss(1.0, noise)
         if rng.random() < outliers:
             seconds *= rng.uniform(1.5, 5.0)
-        measured.append(trial.measured(seconds, 1))
+        measured.append(dummy_run.measured(seconds, 1))
     return measured
 
 
@@ -83,8 +83,8 @@ def test_the_terms_are_told_apart() -> None:
 
 
 def test_a_stair_stays_where_it_is() -> None:
-    trials = [prefill([n]) for n in (1, 64, 128, 129, 192, 256, 257)]
-    steps = [t.measured(1.0 + (t.num_tokens - 1) // 128, 1) for t in trials]
+    dummy_runs = [prefill([n]) for n in (1, 64, 128, 129, 192, 256, 257)]
+    steps = [t.measured(1.0 + (t.num_tokens - 1) // 128, 1) for t in dummy_runs]
     assert fit(steps).seconds == pytest.approx((1, 1, 1, 2, 2, 2, 3), rel=0.01)
 
 
@@ -105,6 +105,6 @@ def test_beyond_the_last_point_the_average_slope_goes_on() -> None:
 
 
 def test_a_trial_counts_what_the_cost_model_asks_for() -> None:
-    step = Trial("mixed", (5, 10, 0), (1, 4, 3)).measured(1.0, 2)
+    step = DummyRun("mixed", (5, 10, 0), (1, 4, 3)).measured(1.0, 2)
     assert (step.rows, step.tokens, step.kv_tokens) == (3, 8, 15)
     assert step.pairs == 4 * (10 + 2.5) + 3 * 2

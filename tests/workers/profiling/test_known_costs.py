@@ -13,9 +13,11 @@ from configs.schema import Config
 from wire.messages import StageCosts
 from workers.profiling.dummy_run import prefill
 from workers.profiling.known_costs import check_table, find_costs
-from workers.profiling.stage_fingerprint import Identity
+from workers.profiling.stage_fingerprint import StageFingerprint
 
-WHO = Identity("cpu", "a processor", "abc", "bfloat16", 1, 0, "0-4", 16, 2048, "2.13", "0.1")
+WHO = StageFingerprint(
+    "cpu", "a processor", "abc", "bfloat16", 1, 0, "0-4", 16, 2048, "2.13", "0.1"
+)
 COSTS = StageCosts((1, 64), (0.001, 0.002), 1e-8, 2e-6, 3e-9)
 NOTES = {
     "model_hash": "abc",

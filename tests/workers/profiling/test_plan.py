@@ -3,24 +3,24 @@
 import pytest
 
 from workers.profiling.dummy_run import decode
-from workers.profiling.plan import Limits, copies, full_trials, most_cache_tokens
+from workers.profiling.plan import Limits, copies, full_dummy_runs, most_cache_tokens
 
 WIDE = Limits(2048, 512, 8192, 1_000_000, 16)
 
 
 def test_prefills_decodes_and_both_are_measured() -> None:
-    trials = full_trials(WIDE, has_stairs=False)
-    sizes = {t.num_tokens for t in trials if t.kind == "prefill" and not t.kv_tokens}
+    dummy_runs = full_dummy_runs(WIDE, has_stairs=False)
+    sizes = {t.num_tokens for t in dummy_runs if t.kind == "prefill" and not t.kv_tokens}
     assert {1 << power for power in range(12)} <= sizes
-    rows = {t.num_rows for t in trials if t.kind == "decode"}
+    rows = {t.num_rows for t in dummy_runs if t.kind == "decode"}
     assert rows == {1 << power for power in range(10)}
-    assert any(t.kind == "prefill" and t.kv_tokens for t in trials)
-    assert any(t.kind == "mixed" for t in trials)
-    assert len(trials) == len(set(trials))
+    assert any(t.kind == "prefill" and t.kv_tokens for t in dummy_runs)
+    assert any(t.kind == "mixed" for t in dummy_runs)
+    assert len(dummy_runs) == len(set(dummy_runs))
 
 
 def test_both_sides_of_a_gpu_s_stairs_are_measured() -> None:
-    sizes = {t.num_tokens for t in full_trials(WIDE, has_stairs=True) if t.kind == "prefill"}
+    sizes = {t.num_tokens for t in full_dummy_runs(WIDE, has_stairs=True) if t.kind == "prefill"}
     assert {128, 129, 1920, 1921} <= sizes
 
 
@@ -34,9 +34,9 @@ def test_both_sides_of_a_gpu_s_stairs_are_measured() -> None:
     ],
 )
 def test_nothing_is_beyond_the_limits(limits: Limits) -> None:
-    trials = full_trials(limits, has_stairs=True)
-    assert trials
-    assert all(limits.allow(trial) for trial in trials)
+    dummy_runs = full_dummy_runs(limits, has_stairs=True)
+    assert dummy_runs
+    assert all(limits.allow(dummy_run) for dummy_run in dummy_runs)
 
 
 def test_copies_in_flight_together_lie_on_different_blocks() -> None:

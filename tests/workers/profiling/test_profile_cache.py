@@ -9,9 +9,11 @@ import pytest
 from wire.messages import StageCosts
 from workers.profiling import profile_cache
 from workers.profiling.profile_cache import load_costs, load_split, path_of, save_costs, save_split
-from workers.profiling.stage_fingerprint import Identity
+from workers.profiling.stage_fingerprint import StageFingerprint
 
-WHO = Identity("cpu", "a processor", "abc", "bfloat16", 3, 1, "2-4", 16, 2048, "2.13", "0.1")
+WHO = StageFingerprint(
+    "cpu", "a processor", "abc", "bfloat16", 3, 1, "2-4", 16, 2048, "2.13", "0.1"
+)
 COSTS = StageCosts((1, 64), (0.001, 0.002), 1e-8, 2e-6, 3e-9)
 
 
@@ -103,7 +105,7 @@ def test_nothing_half_written_is_left(tmp_path: Path) -> None:
 
 def test_an_identity_left_in_a_folder_is_found_there(tmp_path: Path) -> None:
     WHO.save(tmp_path)
-    assert Identity.load(tmp_path, WHO.stage) == WHO
+    assert StageFingerprint.load(tmp_path, WHO.stage) == WHO
 
 
 def test_an_identity_that_cannot_be_left_is_no_reason_to_stop(

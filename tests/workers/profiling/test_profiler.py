@@ -8,7 +8,7 @@ import torch
 from wire.messages import StageCosts
 from workers.model import batch
 from workers.profiling import profiler
-from workers.profiling.dummy_run import Trial, decode, make_step, mixed, prefill
+from workers.profiling.dummy_run import DummyRun, decode, make_step, mixed, prefill
 
 CPU = torch.device("cpu")
 
@@ -17,16 +17,16 @@ class FakeStage:
     """Remembers the trials; each takes a while where that is asked for."""
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self.trials: list[Trial] = []
+        self.dummy_runs: list[DummyRun] = []
         self._seconds = seconds
 
-    def run(self, trial: Trial) -> float:
-        self.trials.append(trial)
+    def run(self, dummy_run: DummyRun) -> float:
+        self.dummy_runs.append(dummy_run)
         time.sleep(self._seconds)
-        return self._seconds or 1e-3 * (1 + trial.num_tokens / 100)
+        return self._seconds or 1e-3 * (1 + dummy_run.num_tokens / 100)
 
 
-def trials(**limits: int) -> list[Trial]:
+def dummy_runs(**limits: int) -> list[DummyRun]:
     """Of a CPU stage with steps of up to 300 tokens, unless said otherwise."""
     given = {
         "max_tokens": 300,
@@ -35,51 +35,51 @@ def trials(**limits: int) -> list[Trial]:
         "cache_tokens": 100_000,
         **limits,
     }
-    return profiler.quick_trials(**given, has_stairs=False)
+    return profiler.quick_dummy_runs(**given, has_stairs=False)
 
 
 def test_sizes_up_to_the_largest_step_are_measured() -> None:
-    costs = profiler.profile(FakeStage().run, trials(), 10.0)
+    costs = profiler.profile(FakeStage().run, dummy_runs(), 10.0)
     assert {1, 2, 4, 8, 16, 32, 64, 128, 256, 300} <= set(costs.num_tokens)
     assert list(costs.seconds) == sorted(costs.seconds)
     assert min(costs.seconds) > 0
 
 
 def test_each_term_has_steps_that_tell_it_from_the_others() -> None:
-    chosen = trials()
-    assert len({trial.num_rows for trial in chosen if trial.num_tokens == 256}) > 1
-    assert len({trial.kv_tokens for trial in chosen if trial.num_rows == 32}) > 1
-    assert {trial.kind for trial in chosen} == {"prefill", "decode", "mixed"}
-    assert any(trial.kind == "prefill" and trial.kv_tokens for trial in chosen)
+    chosen = dummy_runs()
+    assert len({dummy_run.num_rows for dummy_run in chosen if dummy_run.num_tokens == 256}) > 1
+    assert len({dummy_run.kv_tokens for dummy_run in chosen if dummy_run.num_rows == 32}) > 1
+    assert {dummy_run.kind for dummy_run in chosen} == {"prefill", "decode", "mixed"}
+    assert any(dummy_run.kind == "prefill" and dummy_run.kv_tokens for dummy_run in chosen)
 
 
 def test_without_a_budget_nothing_runs() -> None:
     stage = FakeStage()
-    assert profiler.profile(stage.run, trials(), 0.0) == StageCosts()
-    assert stage.trials == []
+    assert profiler.profile(stage.run, dummy_runs(), 0.0) == StageCosts()
+    assert stage.dummy_runs == []
 
 
 def test_when_time_is_up_what_matters_less_is_left_out() -> None:
     stage = FakeStage(seconds=0.01)
-    costs = profiler.profile(stage.run, trials(), 0.1)
+    costs = profiler.profile(stage.run, dummy_runs(), 0.1)
     assert costs.num_tokens
-    ran = list(dict.fromkeys(stage.trials))
-    assert ran == [trial for trial in trials() if trial in ran]
-    assert ran[0] == trials()[0]
-    assert len(ran) < len(trials())
+    ran = list(dict.fromkeys(stage.dummy_runs))
+    assert ran == [dummy_run for dummy_run in dummy_runs() if dummy_run in ran]
+    assert ran[0] == dummy_runs()[0]
+    assert len(ran) < len(dummy_runs())
 
 
 def test_even_a_budget_that_is_too_small_measures_one_step() -> None:
-    assert profiler.profile(FakeStage(seconds=0.02).run, trials(), 1e-6).num_tokens == (1,)
+    assert profiler.profile(FakeStage(seconds=0.02).run, dummy_runs(), 1e-6).num_tokens == (1,)
 
 
 def test_a_step_is_never_repeated_before_all_have_been_run() -> None:
     stage = FakeStage()
-    chosen = trials()
+    chosen = dummy_runs()
     profiler.measure(stage.run, chosen, 10.0)
     of_first_round = 2 * len(chosen)  # one to warm up
-    assert set(stage.trials[:of_first_round]) == set(chosen)
-    assert stage.trials[of_first_round : of_first_round + len(chosen)] == chosen
+    assert set(stage.dummy_runs[:of_first_round]) == set(chosen)
+    assert stage.dummy_runs[of_first_round : of_first_round + len(chosen)] == chosen
 
 
 @pytest.mark.parametrize(
@@ -93,20 +93,20 @@ def test_a_step_is_never_repeated_before_all_have_been_run() -> None:
     ],
 )
 def test_no_trial_is_beyond_what_the_stage_can_run(limits: dict[str, int]) -> None:
-    chosen = trials(**limits)
+    chosen = dummy_runs(**limits)
     assert chosen
-    for trial in chosen:
-        assert trial.num_tokens <= limits.get("max_tokens", 300)
-        assert trial.longest <= limits.get("max_model_len", 2048)
-        assert trial.num_rows <= limits.get("max_rows", 512)
-        assert trial.kv_tokens + trial.num_tokens <= limits.get("cache_tokens", 100_000)
+    for dummy_run in chosen:
+        assert dummy_run.num_tokens <= limits.get("max_tokens", 300)
+        assert dummy_run.longest <= limits.get("max_model_len", 2048)
+        assert dummy_run.num_rows <= limits.get("max_rows", 512)
+        assert dummy_run.kv_tokens + dummy_run.num_tokens <= limits.get("cache_tokens", 100_000)
 
 
 def test_a_stage_that_fails_is_not_measured_and_goes_on() -> None:
-    def run(trial: Trial) -> float:
-        raise RuntimeError(f"no memory for {trial.num_rows} rows")
+    def run(dummy_run: DummyRun) -> float:
+        raise RuntimeError(f"no memory for {dummy_run.num_rows} rows")
 
-    assert profiler.profile(run, trials(), 1.0) == StageCosts()
+    assert profiler.profile(run, dummy_runs(), 1.0) == StageCosts()
 
 
 @pytest.mark.parametrize("has_stairs", [True, False])

@@ -56,19 +56,23 @@ def grammars() -> Iterator[Grammars]:
     made.close()
 
 
-def setup(seat: int, grammar: str, output: Sequence[int] = (), **wants: Any) -> SamplerSetup:
+def setup(
+    sampler_slot: int, grammar: str, output: Sequence[int] = (), **wants: Any
+) -> SamplerSetup:
     """A sequence's settings; greedy unless told otherwise."""
     min_tokens, stops = wants.pop("min_tokens", 0), wants.pop("stop_token_ids", (END,))
     sampling = Sampling(**({"temperature": 0.0, "grammar": grammar} | wants))
-    return SamplerSetup(seat, sampling, min_tokens, stops, b"", array("i", output).tobytes())
+    return SamplerSetup(
+        sampler_slot, sampling, min_tokens, stops, b"", array("i", output).tobytes()
+    )
 
 
-def step(seats: list[int], *setups: SamplerSetup, step_id: int = 1) -> Step:
+def step(sampler_slots: list[int], *setups: SamplerSetup, step_id: int = 1) -> Step:
     """Rows of these seats, -1 for the likeliest token."""
     nothing = b""
     return Step(
         *(1, step_id, "decode", nothing, nothing, nothing, nothing, nothing, nothing),
-        seats=array("i", seats).tobytes(),
+        sampler_slots=array("i", sampler_slots).tobytes(),
         setups=setups,
     )
 
@@ -94,7 +98,7 @@ def run(sampler: Sampler, rows: list[SamplerSetup], max_tokens: int = 120) -> li
     outputs: list[list[int]] = [[] for _ in rows]
     going = list(range(len(rows)))
     for number in range(max_tokens):
-        plan = step([rows[i].seat for i in going], *([] if number else rows))
+        plan = step([rows[i].sampler_slot for i in going], *([] if number else rows))
         tokens = picked(sampler, logits_of(number, len(rows))[going], plan)
         for i, token in zip(going, tokens, strict=True):
             outputs[i].append(token)
@@ -225,9 +229,9 @@ def test_the_first_mask_is_made_when_the_plan_comes(grammars: Grammars) -> None:
     assert [len(allowed) for allowed in _allowed(grammars, [0])] == [10]
 
 
-def _allowed(grammars: Grammars, seats: list[int]) -> list[list[int]]:
+def _allowed(grammars: Grammars, sampler_slots: list[int]) -> list[list[int]]:
     """The tokens that each seat may pick."""
-    guided = grammars.banned(np.array(seats), CPU)
+    guided = grammars.banned(np.array(sampler_slots), CPU)
     assert guided is not None
     return [(~row).nonzero()[:, 0].tolist() for row in guided[1]]
 

@@ -49,11 +49,11 @@ def make_step(rows: list[Draw], bans: tuple[tuple[int, bytes], ...] = ()) -> Ste
         )
         for i in special
     )
-    seats = [i if i in special else -1 for i in range(len(rows))]
+    sampler_slots = [i if i in special else -1 for i in range(len(rows))]
     nothing = b""
     return Step(
         *(1, 1, "decode", nothing, nothing, nothing, nothing, nothing, nothing),
-        seats=array("i", seats).tobytes() if special else b"",
+        sampler_slots=array("i", sampler_slots).tobytes() if special else b"",
         setups=setups,
     )
 
@@ -256,5 +256,5 @@ def test_a_rehearsal_is_of_a_step_in_which_every_row_is_dear(
 
     monkeypatch.setattr(sampler, "_draw_kept", counting)
     logits = make_logits(150)
-    Sampler(logits.shape[-1], logits.device).rehearse(logits)
+    Sampler(logits.shape[-1], logits.device).dummy_run(logits)
     assert drawn == [64, 64, 22]

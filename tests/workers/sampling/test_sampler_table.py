@@ -25,11 +25,11 @@ def ints(*values: int) -> bytes:
     return array("i", values).tobytes()
 
 
-def setup(seat: int, prompt: list[int], output: list[int], **wants: Any) -> SamplerSetup:
+def setup(sampler_slot: int, prompt: list[int], output: list[int], **wants: Any) -> SamplerSetup:
     """A greedy sequence with wants of its own."""
     min_tokens, stops = wants.pop("min_tokens", 0), wants.pop("stop_token_ids", ())
     sampling = Sampling(temperature=0.0, **wants)
-    return SamplerSetup(seat, sampling, min_tokens, stops, ints(*prompt), ints(*output))
+    return SamplerSetup(sampler_slot, sampling, min_tokens, stops, ints(*prompt), ints(*output))
 
 
 def edited(logits: Tensor, *setups: SamplerSetup) -> Tensor:
@@ -38,7 +38,7 @@ def edited(logits: Tensor, *setups: SamplerSetup) -> Tensor:
     for one in setups:
         table.set_up(one)
     own = logits.clone()
-    table.edit(own, np.array([one.seat for one in setups]))
+    table.edit(own, np.array([one.sampler_slot for one in setups]))
     return own
 
 
@@ -114,12 +114,12 @@ def test_a_bad_word_is_never_completed(history: list[int], banned: set[int]) -> 
         assert set(torch.isinf(got[0]).nonzero()[:, 0].tolist()) == banned
 
 
-def step(seats: list[int], *setups: SamplerSetup) -> Step:
+def step(sampler_slots: list[int], *setups: SamplerSetup) -> Step:
     """Rows of these seats, -1 for the likeliest token."""
     nothing = b""
     return Step(
         *(1, 1, "decode", nothing, nothing, nothing, nothing, nothing, nothing),
-        seats=ints(*seats),
+        sampler_slots=ints(*sampler_slots),
         setups=setups,
     )
 

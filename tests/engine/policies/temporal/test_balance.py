@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from engine.costs.cost_model import TABLE_TOKENS
 from engine.policies.temporal.balance import most_rows
-from tests.engine.costs import Stair, staircases, stairs
+from tests.engine.staircases import Stair, staircases, stairs
 
 COST = stairs((128, 1.0), (256, 1.51), (TABLE_TOKENS, 9.0))
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.costs.cost_model import TABLE_TOKENS, CostModel
 from engine.policies.temporal.forecast import Rest, best_size, rest_s
-from tests.engine.costs import stairs
+from tests.engine.staircases import stairs
 
 
 class Group(NamedTuple):

@@ -13,7 +13,7 @@ from engine.policies.temporal.kv_plan import POINTS, KvPlan
 from engine.state.length_errors import Floats, LengthErrors, bins_of
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence
-from tests.engine.pools import BLOCK_SIZE, learnt, make_crowd, make_pool, make_sequence
+from tests.engine.pools import BLOCK_SIZE, learnt, make_pool, make_sequence, make_sequences
 
 Row = tuple[int, int, int, int]
 """Tokens of the prompt, generated so far, predicted, and the most that may be generated."""
@@ -40,7 +40,7 @@ def crowd(rows: list[Row], spare_blocks: int, errors: LengthErrors) -> Pool:
         (make_sequence(i, prompt, predicted_len=predicted, max_tokens=most), generated + 1)
         for i, (prompt, generated, predicted, most) in enumerate(rows)
     ]
-    return make_crowd(ready, spare_blocks, errors)
+    return make_sequences(ready, spare_blocks, errors)
 
 
 def reached(survival: Floats, sequence: Sequence, ahead: float) -> float:

@@ -131,7 +131,7 @@ def test_decode_micro_batches_read_an_equal_share_of_the_kv() -> None:
 def test_an_online_request_waits_for_little_more_than_a_round_while_there_is_room() -> None:
     result = run(poisson(250, rate=40.0), kv_tokens=100_000)
     longest_step_s = max(span.ended_at - span.began_at for span in result.spans)
-    waits = sorted(life.first_token_at - life.arrived_at for life in result.lives)
+    waits = sorted(times.first_token_at - times.arrived_at for times in result.sequences)
     # One round until the next launch, its own way through the stages, chunks of a long prompt.
     assert waits[len(waits) * 99 // 100] < 4 * 4 * longest_step_s
 
@@ -139,7 +139,7 @@ def test_an_online_request_waits_for_little_more_than_a_round_while_there_is_roo
 def test_a_refill_begins_only_for_somebody_and_not_again_for_those_who_do_not_fit() -> None:
     for kv_tokens in (3_000, 100_000):
         result = run(poisson(150, rate=60.0), kv_tokens=kv_tokens)
-        num_fed = len(result.lives) + result.counters.preemptions
+        num_fed = len(result.sequences) + result.counters.preemptions
         assert result.counters.switches <= 2 * num_fed + 2
 
 

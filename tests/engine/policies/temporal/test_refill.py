@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.policies.temporal.refill import idle_loss_s, switch_cost_s
-from tests.engine.costs import Stair, staircases, stairs
+from tests.engine.staircases import Stair, staircases, stairs
 
 # A decode step takes a second, whatever its rows; a step of a refill three.
 FLAT = stairs((128, 1.0), (512, 3.0))

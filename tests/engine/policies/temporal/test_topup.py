@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from engine.costs.cost_model import TABLE_TOKENS, CostModel
 from engine.policies.temporal.topup import knee
-from tests.engine.costs import Stair, staircases, stairs
+from tests.engine.staircases import Stair, staircases, stairs
 
 # Tokens cost 10, 6, 5.5 and 5.4 ms at the ends of the stairs.
 COST = stairs((100, 1.0), (200, 1.2), (400, 2.2), (1000, 5.4), (TABLE_TOKENS, 99.0))

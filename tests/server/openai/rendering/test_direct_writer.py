@@ -11,7 +11,7 @@ import pytest
 
 from server.http.errors import ApiError, failed
 from server.openai.rendering.direct_writer import DirectWriter
-from server.openai.rendering.logprobs import Told
+from server.openai.rendering.logprobs import TokenLogprobs
 from server.requests.generation import MAX_INLINE_LOGPROBS, Piece
 from tests.server.world import MODEL, PATIENCE_S, TOKENIZER, generated, serving
 from wire.messages import Abort, Submit
@@ -20,7 +20,7 @@ HELLO = TOKENIZER.encode("hello")
 
 
 # A token with so many likeliest ones that it takes long to tell.
-MUCH = Told(5, -1.0, 1, tuple((5, -1.0) for _ in range(MAX_INLINE_LOGPROBS)))
+MUCH = TokenLogprobs(5, -1.0, 1, tuple((5, -1.0) for _ in range(MAX_INLINE_LOGPROBS)))
 
 
 class FakeConnection:

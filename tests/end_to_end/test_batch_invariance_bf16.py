@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.checkpoints import TOKENIZER, make_checkpoint
-from tests.end_to_end.asking import ask_crowd, ask_one_by_one, random_prompts
+from tests.end_to_end.asking import ask_at_once, ask_one_by_one, random_prompts
 from tests.end_to_end.daemon import Daemon
 from tests.end_to_end.reference import Reference
 
@@ -30,23 +30,23 @@ def test_answers_are_the_same_alone_and_in_a_crowd_through_1_2_and_3_stages(
     prompts = random_prompts("company", LENGTHS)
     with _daemon(tmp_path / "two", checkpoint, "-pp", "2") as daemon:
         alone = ask_one_by_one(daemon, prompts, MAX_TOKENS)
-        assert ask_crowd(daemon, prompts, MAX_TOKENS) == alone
-        assert ask_crowd(daemon, prompts[::-1] * 2, MAX_TOKENS) == alone[::-1] * 2
+        assert ask_at_once(daemon, prompts, MAX_TOKENS) == alone
+        assert ask_at_once(daemon, prompts[::-1] * 2, MAX_TOKENS) == alone[::-1] * 2
     for num_stages in ("1", "3"):
         with _daemon(tmp_path / num_stages, checkpoint, "-pp", num_stages) as daemon:
-            assert ask_crowd(daemon, prompts, MAX_TOKENS) == alone
+            assert ask_at_once(daemon, prompts, MAX_TOKENS) == alone
 
 
 def test_preemption_changes_an_answer_at_near_ties_only(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", "llama")
     prompts = random_prompts("preemption", [5, 30, 60, 90] * 6)
     with _daemon(tmp_path / "ample", checkpoint) as daemon:
-        undisturbed = ask_crowd(daemon, prompts, 60)
+        undisturbed = ask_at_once(daemon, prompts, 60)
         assert daemon.metric("tdpipe_preemptions_total") == 0
     block_bytes = 16 * 2 * 2 * 2 * 16 * 2  # tokens, layers, K and V, KV heads, head dim, bf16
     tight = ["--kv-cache-memory-bytes", str(40 * block_bytes), "--predicted-output-len", "1"]
     with _daemon(tmp_path / "tight", checkpoint, *tight) as daemon:
-        preempted = ask_crowd(daemon, prompts, 60)
+        preempted = ask_at_once(daemon, prompts, 60)
         assert daemon.metric("tdpipe_preemptions_total") > 0
         daemon.wait_for(lambda: daemon.metric("tdpipe_kv_blocks_used") == 0)
     reference = Reference(checkpoint, torch.bfloat16)

@@ -77,7 +77,7 @@ class Stream:
         self._on_token()
 
 
-class Crowd:
+class Clients:
     """Streams that begin together; start it within `async with`, which ends when all have."""
 
     def __init__(self, url: str, asked: list[dict[str, Any]], uds: Path | None = None) -> None:
@@ -88,7 +88,7 @@ class Crowd:
         self.began_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> "Crowd":
+    async def __aenter__(self) -> "Clients":
         self.began_at = time.monotonic()
         self._tasks = [asyncio.create_task(stream.run(self._client)) for stream in self.streams]
         return self
@@ -127,8 +127,8 @@ class Crowd:
         return sorted([self.began_at, *(at for s in self.streams for at in s.arrivals)])
 
 
-async def run_crowd(url: str, asked: list[dict[str, Any]], uds: Path | None = None) -> Crowd:
+async def run_clients(url: str, asked: list[dict[str, Any]], uds: Path | None = None) -> Clients:
     """One from beginning to end."""
-    async with Crowd(url, asked, uds) as crowd:
+    async with Clients(url, asked, uds) as crowd:
         pass
     return crowd

@@ -6,8 +6,8 @@ import sys
 
 CODE = """
 import os, pathlib
-from daemon.process_priority import stand_back
-stand_back(3)
+from daemon.process_priority import lower_priority
+lower_priority(3)
 group = pathlib.Path("/proc/self/autogroup")
 print(os.nice(0), group.read_text().split()[-1] if group.exists() else "")
 """

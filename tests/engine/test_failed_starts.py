@@ -36,7 +36,7 @@ class Engine:
             deadline = time.monotonic() + PATIENCE_S
             while time.monotonic() < deadline:
                 server.wait(0.5)
-                for message in server.http.drain():
+                for message in server.drain():
                     if isinstance(message, Stats) and message.trouble:
                         return message.trouble
         raise AssertionError("no trouble")

@@ -32,7 +32,7 @@ def next_stats(server: Spoke[ToServer]) -> Stats:
     while time.monotonic() < deadline:
         server.send(Hello())
         server.wait(0.5)
-        for message in server.http.drain():
+        for message in server.drain():
             if isinstance(message, Stats):
                 return message
     raise AssertionError("no Stats came")

@@ -262,7 +262,7 @@ def test_bytes_from_anywhere_do_not_end_the_hub(
 ) -> None:
     with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
         if name is not None:
-            stranger.setsockopt(zmq.FINGERPRINT, name)
+            stranger.setsockopt(zmq.IDENTITY, name)
         stranger.connect(hub.endpoint)
         stranger.send_multipart(frames)
         wait_until(lambda: list(hub.drain()) == [] and hub.num_dropped == 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from server.batches.storage.objects import BatchList, FileList
 from server.openai.fields.api_fields import BODIES, CHAT, COMPLETION, ApiBody, Row
 
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "api.md"
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "api.md"
 BEGIN, END = "<!-- make api-table: begin -->\n", "<!-- make api-table: end -->\n"
 
 

@@ -45,7 +45,7 @@ COLUMNS = {
     "samples": "B",
     "token_ids": "i",
     "block_tables": "i",
-    "seats": "i",
+    "sampler_slots": "i",
 }
 
 
@@ -110,7 +110,7 @@ def twin(rows: list[Row]) -> dict[str, Any]:
             for row, end in zip(rows, ends, strict=True)
             for position in range(0, end, BLOCK_SIZE)
         ],
-        "seats": [next(sampler_slots) if special else -1 for special in is_special]
+        "sampler_slots": [next(sampler_slots) if special else -1 for special in is_special]
         if any(is_special)
         else [],
     }
@@ -191,7 +191,7 @@ def test_a_chunk_does_not_sample_and_names_only_the_blocks_up_to_its_end() -> No
     sequence = make_sequence(list(range(10)), planned=3, min_tokens=1, stop_token_ids=(0,))
     step = unpacked(packed(batch_of([Row(sequence, 5)])))
     assert (step["token_ids"], step["block_tables"]) == ([3, 4, 5, 6, 7], [100, 101])
-    assert (step["samples"], step["seats"]) == ([0], [])
+    assert (step["samples"], step["sampler_slots"]) == ([0], [])
 
 
 def test_rows_that_do_not_just_take_the_likeliest_token_name_their_seat() -> None:
@@ -201,7 +201,7 @@ def test_rows_that_do_not_just_take_the_likeliest_token_name_their_seat() -> Non
     banned = Row(make_sequence([6], min_tokens=1, stop_token_ids=(7, 8)), 1)
     guided = Row(make_sequence([9], sampling=Sampling(0.0, grammar="start: /a/")), 1)
     step = packed(batch_of([random, chunk, greedy, banned, guided]))
-    assert unpacked(step)["seats"] == [0, -1, 1, 2]
+    assert unpacked(step)["sampler_slots"] == [0, -1, 1, 2]
     drawn, forbidding, following = step.setups
     assert following.sampling.grammar == "start: /a/"
     assert (drawn.sampler_slot, drawn.sampling) == (0, Sampling(0.5, 0.25, 9, 11))
@@ -216,7 +216,7 @@ def test_a_sequence_is_set_up_once_and_its_seat_goes_to_the_next() -> None:
     )
     assert len(pack(batch_of([Row(first, 1)]), 1, 1, BLOCK_SIZE, sampler_slots).setups) == 1
     again = pack(batch_of([Row(first, 1), Row(second, 1)]), 1, 2, BLOCK_SIZE, sampler_slots)
-    assert (unpacked(again)["seats"], [setup.sampler_slot for setup in again.setups]) == (
+    assert (unpacked(again)["sampler_slots"], [setup.sampler_slot for setup in again.setups]) == (
         [0, 1],
         [1],
     )

@@ -32,8 +32,8 @@ class Twin:
     def in_order(self) -> list[Sequence]:
         preempted_offline = [s for s in self.preempted if s.submit.offline]
         preempted_online = [s for s in self.preempted if not s.submit.offline]
-        queues = (preempted_online, self.online, preempted_offline, self.offline)
-        return [s for queue in queues for s in sorted(queue, key=by_arrival)]
+        parts = (preempted_online, self.online, preempted_offline, self.offline)
+        return [s for part in parts for s in sorted(part, key=by_arrival)]
 
     def longest_first(self) -> list[Sequence]:
         return sorted(self.offline, key=lambda s: (-s.predicted_len, *by_arrival(s)))
@@ -67,9 +67,9 @@ def live(moves: list[tuple[Any, ...]]) -> tuple[WaitingQueue, Twin, list[Sequenc
             case ("remove", index) if waiting := twin.in_order():
                 sequence = waiting[index % len(waiting)]
                 queue.remove(sequence)
-                for queue in (twin.preempted, twin.online, twin.offline):
-                    if sequence in queue:
-                        queue.remove(sequence)
+                for part in (twin.preempted, twin.online, twin.offline):
+                    if sequence in part:
+                        part.remove(sequence)
                 left.append(sequence)
             case ("put back", index) if left:
                 sequence = left.pop(index % len(left))

@@ -8,9 +8,9 @@ import pytest
 
 from configs.schema import Config
 from engine.loop import Loop
+from engine.trace import recorder as recorder_module
 from engine.trace.recorder import Recorder
 from engine.trace.trace_file import Gauges, Span, Trace, read_trace
-from engine.trace.trace_file import recorder as recorder_module
 from wire.messages import Finished, Heartbeat, Phase, Stats, Step
 
 BEGAN_AT = 1000.0  # by the engine's clock

@@ -39,7 +39,7 @@ def test_large_bodies_are_refused_while_others_come_in_and_small_ones_are_not(
         body_memories.append(BodyMemory(max_bytes, max_body_bytes))
         return body_memories[-1]
 
-    monkeypatch.setattr("server.app.Intake", one_of)
+    monkeypatch.setattr("server.app.BodyMemory", one_of)
     held = BODY_BYTES - 1 - FREE_BYTES
     large: dict[str, Any] = {"prompt": "hi", "user": "x" * BODY_BYTES}
     with serving(tmp_path, saying("hello"), max_intake_bytes=2 * held + 1) as daemon:

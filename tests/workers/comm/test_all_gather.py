@@ -13,7 +13,7 @@ SCRIPT = """if True:
     from datetime import timedelta
     from pathlib import Path
     import torch, torch.distributed as dist
-    from workers.comm.all_gather import agreed
+    from workers.comm.all_gather import all_gather
     from workers.profiling.layer_times import LayerTimes
     from workers.comm.rendezvous import group_store
 
@@ -22,16 +22,16 @@ SCRIPT = """if True:
     torch.set_num_threads(1)
     store = group_store(folder, timedelta(seconds=60))
     dist.init_process_group("gloo", store=store, rank=stage, world_size=2)
-    assert agreed(stage == 1, bool) == [False, True]
-    assert agreed(2**62 + stage, int) == [2**62, 2**62 + 1]
-    assert agreed((1, 2) if stage else None, tuple[int, ...] | None) == [None, (1, 2)]
+    assert all_gather(stage == 1, bool) == [False, True]
+    assert all_gather(2**62 + stage, int) == [2**62, 2**62 + 1]
+    assert all_gather((1, 2) if stage else None, tuple[int, ...] | None) == [None, (1, 2)]
     times = [
         LayerTimes(i, (0.5,) * i, ("a",) * i, (1,), (2,), 0.25, 3, 4, None if i else 5)
         for i in range(2)
     ]
-    assert agreed(times[stage], LayerTimes) == times
+    assert all_gather(times[stage], LayerTimes) == times
     try:
-        agreed("a text" if stage else 1, int)
+        all_gather("a text" if stage else 1, int)
     except ValueError as error:
         print("refused:", error)
     dist.barrier()

@@ -63,7 +63,7 @@ def test_a_store_is_not_waited_for_for_ever(
         store.wait(["never"])
 
 
-@pytest.mark.usefixtures("life")
+@pytest.mark.usefixtures("incarnation")
 def test_what_groups_that_are_gone_have_left_is_removed(tmp_path: Path) -> None:
     rendezvous.group_store(tmp_path, timedelta(seconds=1)).set("key", "value")
     other = tmp_path / "settings.json"

@@ -184,9 +184,8 @@ class LLM:
                     for i in range(generation.num_choices)
                 ],
             )
-            while generation.num_unfinished:
-                for piece in await generation.next_pieces():
-                    output.take(piece, self._engine.tokenizer.pieces)
+            async for piece in generation:
+                output.take(piece, self._engine.tokenizer.pieces)
         return output
 
     def _run(self, work: Coroutine[Any, Any, Result]) -> Result:

@@ -22,6 +22,7 @@ from server.endpoints import Endpoints, build_endpoints
 from server.lengths.length_predictor import LengthPredictor, PredictorMismatchError, check_predictor
 from server.metrics import Metrics
 from server.requests.engine_client import EngineClient
+from server.requests.engine_metrics import EngineCollector
 from server.text.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 
 Result = TypeVar("Result")
@@ -112,7 +113,7 @@ class OfflineEngine:
             patience_s=self.config.stage_start_timeout,
             secret=self.config.secret,
         )
-        self.metrics = Metrics(self.client)
+        self.metrics = Metrics(EngineCollector(self.client))
         self.predictor = LengthPredictor(self.config, self.metrics)
         for chore in (_watch(children), self.client.run(), self.predictor.run()):
             task = asyncio.create_task(chore)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from server.openai.rendering.logprobs import TokenLogprobs
 from server.requests.choice import TextReason
 from server.requests.generation import Piece
+from server.requests.logprobs import TokenLogprobs
 from server.text.token_pieces import TokenPieces
 
 
@@ -56,7 +56,7 @@ class RequestOutput:
         output.finish_reason = piece.finish_reason
         output.stop_reason = piece.stop_reason
         if output.logprobs is not None:
-            output.logprobs += _places(piece.told, pieces)
+            output.logprobs += _places(piece.logprobs, pieces)
         if piece.scores and not piece.choice_index:
             self.prompt_logprobs = [None, *_places(piece.scores, pieces)]
 

@@ -32,6 +32,7 @@ from server.lengths.length_predictor import (
 )
 from server.metrics import Metrics
 from server.requests.engine_client import EngineClient
+from server.requests.engine_metrics import EngineCollector
 from server.text.tokenizer import Tokenizer, TokenizerError, keep_torch_out, load_tokenizer
 
 PORT_FILE = "port"
@@ -76,13 +77,13 @@ async def _serve(
         config.stage_start_timeout,
         config.secret,
     )
-    drain, metrics = Drain(), Metrics(client)
+    drain, metrics = Drain(), Metrics(EngineCollector(client))
     predictor = LengthPredictor(config, metrics)
     endpoints = build_endpoints(config, client, tokenizer, metrics, predictor)
     batches = BatchService(config, client, endpoints.all(), drain, metrics)
     server = DrainingServer(
         build_app(config, client, tokenizer, drain, metrics, endpoints, batches),
-        client,
+        client.fail_all,
         drain,
         shutdown_timeout_s=config.shutdown_timeout,
         send_timeout_s=config.send_timeout,

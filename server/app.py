@@ -9,10 +9,9 @@ from server.batches.routes.file_routes import FileRoutes
 from server.batches.service import BatchService
 from server.endpoints import Endpoints
 from server.http import docs_page, errors
-from server.http.api_keys import ALWAYS_OPEN
-from server.http.body_memory import BodyMemory
+from server.http.body_reader import BodyMemory
 from server.http.drain import Drain
-from server.http.front_door import with_middleware
+from server.http.middleware import ALWAYS_OPEN, with_middleware
 from server.http.openapi import App
 from server.metrics import Metrics
 from server.openai.fields.chat import ChatRequest

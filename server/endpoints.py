@@ -1,20 +1,24 @@
-"""The endpoints: all that turns bodies into replies, over HTTP, for batches and offline."""
+"""The endpoints of one model, built once for HTTP, batches and the offline `LLM` class."""
 
+import hashlib
 from dataclasses import dataclass
+from typing import Any
+
+import msgspec
 
 from configs.schema import Config
+from daemon.version import VERSION
 from server.chat.chat_template import ChatTemplate, chat_template_of
 from server.grammar.grammars import Grammars
 from server.lengths.length_predictor import LengthPredictor
 from server.metrics import Metrics
 from server.openai.routes.chat import Chat
 from server.openai.routes.completions import Completions
-from server.openai.routes.fingerprint import system_fingerprint
+from server.openai.routes.endpoint import Endpoint
 from server.requests.admission import Admission
 from server.requests.engine_client import EngineClient
 from server.requests.generation import Generations
 from server.requests.planner import Planner
-from server.requests.reply import Endpoint
 from server.text.tokenizer import Tokenizer
 
 PATHS = (Completions.path, Chat.path)
@@ -22,7 +26,7 @@ PATHS = (Completions.path, Chat.path)
 
 @dataclass(frozen=True)
 class Endpoints:
-    """One of each kind, on one engine; `grammars` has a process, until they are closed."""
+    """The endpoints on one engine; `grammars` owns a process until `close`."""
 
     planner: Planner
     generations: Generations
@@ -32,11 +36,11 @@ class Endpoints:
     grammars: Grammars
 
     def close(self) -> None:
-        """End what they have started."""
+        """End the process that checks grammars."""
         self.grammars.close()
 
-    def all(self) -> list[Endpoint]:
-        """Those with a path of `PATHS`, in that order."""
+    def all(self) -> list[Endpoint[Any]]:
+        """The endpoints of `PATHS`, in that order."""
         return [self.completions, self.chat]
 
 
@@ -47,22 +51,28 @@ def build_endpoints(
     metrics: Metrics,
     predictor: LengthPredictor,
 ) -> Endpoints:
-    """The endpoints of one model; the caller runs `client` and `predictor`, and closes them.
+    """The endpoints of one model; the caller runs `client` and `predictor`, and closes the result.
 
     Raises `ChatTemplateError` when the file with the chat template cannot be used.
     """
     planner = Planner(config, client, tokenizer)
     admission = Admission(config, client)
-    generations = Generations(
-        client, tokenizer, metrics, predictor, admission, config.request_timeout
-    )
+    generations = Generations(client, tokenizer, metrics, predictor, config.request_timeout)
     grammars = Grammars(tokenizer)
     template = chat_template_of(config, tokenizer)
+    fingerprint = system_fingerprint(config)
+    core = (client, admission, planner, generations)
     return Endpoints(
         planner,
         generations,
         template,
-        Completions(client, tokenizer, planner, generations, grammars, system_fingerprint(config)),
-        Chat(config, client, tokenizer, template, planner, generations, grammars),
+        Completions(*core, tokenizer, grammars, fingerprint),
+        Chat(config, *core, tokenizer, template, grammars, fingerprint),
         grammars,
     )
+
+
+def system_fingerprint(config: Config) -> str:
+    """`system_fingerprint`: equal for equal software, weights, precision and number of stages."""
+    parts = [VERSION, config.model, config.revision, config.dtype, config.pipeline_parallel_size]
+    return f"fp_{hashlib.blake2s(msgspec.json.encode(parts), digest_size=5).hexdigest()}"

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import quote
 
 from configs.schema import Config
@@ -14,8 +15,8 @@ from server.batches.window import Window
 from server.http.drain import Drain
 from server.http.errors import unavailable
 from server.metrics import Metrics
+from server.openai.routes.endpoint import Endpoint
 from server.requests.engine_client import EngineClient
-from server.requests.reply import Endpoint
 
 RETRY_S = 2.0
 
@@ -35,7 +36,7 @@ class BatchService:
         self,
         config: Config,
         client: EngineClient,
-        endpoints: Sequence[Endpoint],
+        endpoints: Sequence[Endpoint[Any]],
         drain: Drain,
         metrics: Metrics,
     ) -> None:

@@ -8,14 +8,15 @@ they use the capacity that online requests leave. Each is retried until its answ
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from server.batches.storage.answers import OK, Answer, answered
 from server.batches.storage.lines import LineRequest
 from server.batches.storage.states import new_id
 from server.http.errors import ApiError, failed
 from server.metrics import Metrics
+from server.openai.routes.endpoint import Endpoint
 from server.requests.engine_client import EngineClient
-from server.requests.reply import Endpoint
 from server.requests.retry import ask_until_final
 
 POLL_INTERVAL_S = 0.1
@@ -30,13 +31,13 @@ class Window:
 
     def __init__(
         self,
-        endpoints: Sequence[Endpoint],
+        endpoints: Sequence[Endpoint[Any]],
         client: EngineClient,
         metrics: Metrics,
         max_open: int,
         is_closed: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._endpoints: Mapping[str, Endpoint] = {e.path: e for e in endpoints}
+        self._endpoints: Mapping[str, Endpoint[Any]] = {e.path: e for e in endpoints}
         self._client = client
         self._num_asked = metrics.batch_requests
         self._is_closed = is_closed

@@ -1,53 +1,73 @@
-"""The connection: a body of bounded size, and work that ends when its client goes away."""
+"""The connection: work that ends when its client disconnects, and direct writes of chunks."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
+from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from server.http.errors import ApiError
-
-BODY_TIMEOUT_S = 60.0
-
-
-async def read_body(
-    request: Request, max_bytes: int, on_growth: Callable[[int], None] = lambda _: None
-) -> bytes:
-    """The body of a request that brings JSON; `on_growth` hears how long it is by now.
-
-    Raises `ApiError` when it says that it is something else (415), is too large (413) or does not
-    come in time (408), `ClientDisconnect` when the client goes away meanwhile, which nobody need
-    answer (`server.http.errors`).
-    """
-    _check_content_type(request)
-    if announces_more(request, max_bytes):
-        raise _too_large(max_bytes)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for part in request.stream():
-                body += part
-                if len(body) > max_bytes:
-                    raise _too_large(max_bytes)
-                on_growth(len(body))
-    except TimeoutError:
-        message = f"The request's body did not come within {BODY_TIMEOUT_S:g} seconds."
-        raise ApiError(408, message, code="request_timeout") from None
-    return bytes(body)
+_EXTENSION = "tdpipe.connection"
 
 
-def announces_more(request: Request, max_bytes: int) -> bool:
-    """Whether its body is longer by its own account. Python reads no number of 4,301 digits."""
-    digits = request.headers.get("content-length", "").lstrip("0")
-    return digits.isdecimal() and (len(digits) > len(str(max_bytes)) or int(digits) > max_bytes)
+class Connection:
+    """A response that has begun, as uvicorn keeps it: its body in parts, each an HTTP chunk."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the client reads too slowly; more writes would only fill the buffer."""
+        return self._cycle.flow.write_paused
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether parts can be written: only chunked encoding ends a body of unknown length."""
+        return bool(self._cycle.chunked_encoding)
+
+    def write(self, part: bytes) -> None:
+        """Write a part of the body, which is not empty."""
+        if not self._cycle.disconnected:
+            self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+
+    async def drain(self) -> None:
+        """Wait until it is not paused; a client that disconnects cancels the wait."""
+        await self._cycle.flow.drain()
+
+
+class WithConnection:
+    """The outermost ASGI layer: adds the connection to the request's scope."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        cycle = getattr(send, "__self__", None)
+        if not isinstance(cycle, RequestResponseCycle):
+            return await self._app(scope, receive, send)
+        extensions = scope.setdefault("extensions", {})
+        extensions[_EXTENSION] = Connection(cycle)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            # The cycle keeps the scope: both would wait for the garbage collector.
+            del extensions[_EXTENSION]
+
+
+def connection_of(scope: Scope) -> Connection | None:
+    """The connection, where the server is uvicorn with `WithConnection`."""
+    extensions: dict[str, Any] = scope.get("extensions") or {}
+    return extensions.get(_EXTENSION)
 
 
 async def run_while_connected(work: Coroutine[None, None, None], receive: Receive) -> bool:
     """Run `work` to its end, or cancel it when the client disconnects; False if it did.
 
-    The work is cancelled wherever it waits, inside the sending of a chunk too. What it raises is
-    raised here.
+    The work is cancelled wherever it waits, inside the sending of a chunk too. Raises what the work
+    raises.
     """
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_disconnection(receive))
@@ -69,17 +89,3 @@ async def run_while_connected(work: Coroutine[None, None, None], receive: Receiv
 async def _disconnection(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _check_content_type(request: Request) -> None:
-    """A page of another origin may send plain text and forms to us unasked, but no JSON."""
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if given in ("", "application/json") or given.endswith("+json"):
-        return
-    message = f"Unsupported Content-Type '{given}': send 'application/json'."
-    raise ApiError(415, message, code="unsupported_media_type")
-
-
-def _too_large(max_bytes: int) -> ApiError:
-    message = f"Request body too large: at most {max_bytes} bytes are accepted."
-    return ApiError(413, message, code="request_too_large")

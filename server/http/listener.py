@@ -1,4 +1,4 @@
-"""The listener: the port, taken before anything slow is loaded, and a uvicorn that drains."""
+"""The listener: the port, bound before anything slow is loaded, and a uvicorn that drains."""
 
 import asyncio
 import errno
@@ -12,16 +12,15 @@ from contextlib import contextmanager, suppress
 import uvicorn
 from starlette.types import ASGIApp
 
+from server.http.connection import WithConnection
 from server.http.drain import Drain
 from server.http.http_protocol import LOOK_S, BoundedHttp
-from server.openai.rendering.direct_writer import WithConnection
-from server.requests.engine_client import EngineClient
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 TICKS_PER_LOOK = round(10 * LOOK_S)
-LAST_WORDS_S = 2  # for the error events of requests that the drain's end has cut off
-# These tell of every malformed request, for which the client hears a 400: they could fill a disk.
+LAST_WORDS_S = 2  # for the error events of requests that are still open when the drain ends
+# These log every malformed request, which the client is answered with 400: they could fill a disk.
 _LOUD = ("uvicorn.error", "python_multipart")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -29,7 +28,7 @@ logger = logging.getLogger("tdpipe")
 
 
 class ListenError(Exception):
-    """The address cannot be listened on; the text is one line for the user."""
+    """The address cannot be bound; the text is one line for the user."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -53,7 +52,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url(host: str, port: int, *, tls: bool = False) -> str:
-    """Where a browser finds the server."""
+    """The server's URL."""
     scheme = "https" if tls else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
@@ -61,16 +60,16 @@ def url(host: str, port: int, *, tls: bool = False) -> str:
 class DrainingServer(uvicorn.Server):
     """Serves until a signal, then lets open requests finish within `shutdown_timeout_s`.
 
-    While it drains it still listens, so that clients and probes get an answer: 503. A second
-    signal ends it at once; either way, requests still open get an error before it goes. So they do
-    without delay where there is a `failure`: the daemon's, in words for the client. A client that
-    reads nothing for `send_timeout_s` is hung up on.
+    While it drains it still listens, so that clients and probes are answered with 503. A second
+    signal ends it at once; either way, `fail_all` ends requests still open with an error first. A
+    `failure` of the daemon (one line for clients) does so without delay. The connection of a client
+    that reads nothing for `send_timeout_s` is closed.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        client: EngineClient,
+        fail_all: Callable[[str], None],
         drain: Drain,
         *,
         shutdown_timeout_s: float,
@@ -85,7 +84,7 @@ class DrainingServer(uvicorn.Server):
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                access_log=False,  # ours is in `server.http.access`
+                access_log=False,  # ours is in `server.http.middleware`
                 server_header=False,
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
@@ -95,7 +94,7 @@ class DrainingServer(uvicorn.Server):
         )
         for name in _LOUD:
             logging.getLogger(name).setLevel(logging.ERROR)
-        self._client = client
+        self._fail_all = fail_all
         self._drain = drain
         self._failure = failure
         self._shutdown_timeout_s = shutdown_timeout_s
@@ -112,7 +111,7 @@ class DrainingServer(uvicorn.Server):
             self._draining = asyncio.create_task(self._end(0))
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn's, ten times a second: look now and then after clients that do not read."""
+        """uvicorn's, ten times a second: checks for clients that do not read."""
         if counter % TICKS_PER_LOOK == 0:
             for connection in list(self.server_state.connections):
                 assert isinstance(connection, BoundedHttp)
@@ -121,9 +120,9 @@ class DrainingServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take the signals in the place of uvicorn, which would stop listening at once."""
+        """Handle the signals instead of uvicorn, which would stop listening at once."""
         loop = asyncio.get_running_loop()
-        # Not the main thread (tests): there are no signals to take.
+        # Outside the main thread (tests) there are no signals to handle.
         with suppress(ValueError, RuntimeError):
             for number in _SIGNALS:
                 loop.add_signal_handler(number, self.stop)
@@ -137,7 +136,7 @@ class DrainingServer(uvicorn.Server):
         failure = self._failure()
         if failure is not None or not await self._drain.wait(timeout_s):
             because = f" It has failed: {failure}" if failure else ""
-            self._client.fail_all(f"The server is shutting down.{because}")
+            self._fail_all(f"The server is shutting down.{because}")
             await self._drain.wait(LAST_WORDS_S)
         self.should_exit = True
 

@@ -58,7 +58,7 @@ def streams(chunk: type[BaseModel]) -> dict[str, Any]:
     return {"text/event-stream": {"schema": event}}
 
 
-# What `failures` needs for a route whose body is read by `connection.read_body`.
+# What `failures` needs for a route whose body is read by `body_reader.read_body`.
 BODY_FAILURES = (400, 408, 413, 415)
 
 

@@ -1,7 +1,8 @@
-"""The admission: how much may wait for its first token; what comes beyond that is told so.
+"""Admission: how much may wait for its first token; requests beyond that get 429.
 
-A request is looked at twice. The first time is before anything costly is done with it, so that a
-full queue can go on refusing whatever the rate at which it is asked.
+The one place where a 429 for a full queue is decided. `server.openai.routes.endpoint` asks it twice
+for each request: before anything costly is done for it, so that a full queue refuses at any request
+rate, and once more when its prompts' tokens are counted.
 """
 
 from configs.schema import ServerConfig
@@ -10,9 +11,9 @@ from server.requests.engine_client import EngineClient
 
 
 class Admission:
-    """The bounds of two queues: what gives way has its own, which is as large.
+    """The bounds of two queues of equal size: one for low-priority requests, one for all others.
 
-    Offline work waits elsewhere and is not to be asked about.
+    Offline work is bounded elsewhere (`server.batches.window`) and is not checked here.
     """
 
     def __init__(self, config: ServerConfig, client: EngineClient) -> None:
@@ -23,9 +24,9 @@ class Admission:
     def check(
         self, num_sequences: int, num_tokens: int | None = None, *, low_priority: bool = False
     ) -> None:
-        """Return if there is room for so many sequences with so many tokens of prompts in all.
+        """Return if the queue has space for these sequences with `num_tokens` of prompts in all.
 
-        Where the tokens are not yet counted, it is for one each. Raises `ApiError` (429).
+        Where the tokens are not yet counted, one each is assumed. Raises `ApiError` (429).
         """
         num_tokens = num_sequences if num_tokens is None else num_tokens
         if num_sequences > self._max_sequences:

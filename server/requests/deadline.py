@@ -1,4 +1,4 @@
-"""The deadline: how long a request may take, queued or running, before it is ended in words."""
+"""The deadline: how long a request may take, queued or running, before it ends with 408."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ from server.http.errors import timed_out
 
 
 class Deadline:
-    """One request's, from now on; None is no limit. It belongs to one asyncio loop."""
+    """One request's deadline, counted from now; None is no limit. It belongs to one event loop."""
 
     def __init__(self, timeout_s: float | None) -> None:
         self._timeout_s = timeout_s
@@ -18,7 +18,7 @@ class Deadline:
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
-        """Cancel the block when the time is over. Raises `ApiError` (408) then."""
+        """Cancel the block at the deadline. Raises `ApiError` (408) then."""
         if self._timeout_s is None:
             yield
             return
@@ -36,5 +36,5 @@ NO_DEADLINE = Deadline(None)
 
 
 def sooner_of(*timeouts_s: float | None) -> Deadline:
-    """The deadline by the shortest of these."""
+    """The deadline by the shortest of these timeouts."""
     return Deadline(min((each for each in timeouts_s if each is not None), default=None))

@@ -1,9 +1,8 @@
-"""The engine client: the server's door to the engine, and what it last heard through it.
+"""The engine client: the server's connection to the engine, and the engine's last messages.
 
-It hands each burst of tokens to the sequences they belong to. When the engine comes back as another
-process, it is given every open sequence with what has been generated of it: nobody hears of the
-change but by a pause. When none comes back in time, every sequence is told so: nothing waits for
-ever.
+It distributes each burst of tokens to the sequences they belong to. When the engine is restarted,
+it resubmits every open sequence with the output so far: clients notice only a pause. When no engine
+comes back in time, every open sequence ends with an error, so that no request waits for ever.
 """
 
 import asyncio
@@ -14,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from server.http.errors import unavailable
-from server.openai.rendering.logprobs import unpack
-from server.requests.open_sequence import Queue, Sequence
+from server.requests.logprobs import unpack
+from server.requests.open_sequence import OpenSequence, Queue
 from server.requests.output_coalescing import Inbox, OutputCoalescer
 from wire.messages import (
     Abort,
@@ -47,11 +46,11 @@ class StageWork:
 
 
 class EngineClient:
-    """Talks with the engine from one asyncio loop; all methods belong to that loop.
+    """Talks to the engine from one asyncio loop; all methods belong to that loop.
 
     `ready` is the last EngineReady (None: never), `stats` the last Stats. Where many streams are
-    open, a stream is told of its tokens every `max_stream_interval` seconds. An engine that is gone
-    is waited for for `patience_s`. The `secret` is the cluster's.
+    open, a stream's tokens are coalesced for up to `max_stream_interval` seconds. A lost engine is
+    waited for for `patience_s` seconds. The `secret` is the cluster's.
     """
 
     def __init__(
@@ -66,14 +65,14 @@ class EngineClient:
         self.stats_at = 0.0
         self.ticked_at = time.monotonic()
         self.queue = Queue()
-        self.low_priority_queue = Queue()  # of what gives way
+        self.low_priority_queue = Queue()
         self.num_generated = 0
         self.num_engines_lost = 0
         self.work_at_ready: StageWork | None = None
         self._became_ready = asyncio.Event()
         self._spoke: Spoke[ToServer] = Spoke(endpoint, "server", ToServer, secret)
         self._arrival = asyncio.Event()
-        self._open: dict[int, Sequence] = {}
+        self._open: dict[int, OpenSequence] = {}
         self._coalescer = OutputCoalescer(max_stream_interval)
         # A server that takes over from a dead one must not be handed the dead one's tokens.
         self._next_id = time.time_ns() // 1000
@@ -81,8 +80,8 @@ class EngineClient:
         self._silent_ticks = 0
         self._patience_s = patience_s
         self._lost = False
-        # The number of our last Hello, and whether the engine has heard it: what came before that
-        # it has forgotten, and what it tells before that is of no concern.
+        # The number of our last Hello, and whether the engine has acknowledged it. The engine
+        # forgets what it received before; messages that it sent before are ignored.
         self._hello = 0
         self._is_introduced = False
 
@@ -93,13 +92,13 @@ class EngineClient:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a sequence submitted now would be worked on at once."""
+        """Whether a sequence submitted now would be scheduled at once."""
         stats = self.stats
         return self.is_connected and stats is not None and stats.ready and self._is_introduced
 
     @property
     def num_queued(self) -> int:
-        """Sequences without a first token, but for offline work."""
+        """Sequences without a first token, offline work excluded."""
         return self.queue.num_sequences + self.low_priority_queue.num_sequences
 
     @property
@@ -108,7 +107,7 @@ class EngineClient:
         return self.queue.num_tokens + self.low_priority_queue.num_tokens
 
     def check_known(self) -> None:
-        """Raise `ApiError` (503) before there was a pipeline; one that is gone is waited for."""
+        """Raise `ApiError` (503) before the first pipeline was ready; a lost one is waited for."""
         if self.ready is None:
             raise unavailable(
                 "The model is not ready yet. Please retry shortly.", "model_not_ready"
@@ -121,43 +120,43 @@ class EngineClient:
             raise unavailable("The model is being restarted. Requests wait.", "model_not_ready")
 
     async def wait_ready(self) -> None:
-        """Until `is_ready`, which may come and go."""
+        """Wait until `is_ready`, which may become false again."""
         while not self.is_ready:
             await self._became_ready.wait()
 
-    def inbox(self) -> Inbox[Sequence]:
+    def inbox(self) -> Inbox[OpenSequence]:
         """An inbox for one request."""
         return Inbox(self._coalescer)
 
     def next_ids(self, count: int) -> int:
-        """The first of `count` ids in a row that no sequence had before."""
+        """The first of `count` consecutive ids that no sequence had before."""
         self._next_id += count
         return self._next_id - count
 
-    def submit(self, sequence: Sequence) -> None:
-        """Hand the sequence to the engine; it hears of its end in any case."""
+    def submit(self, sequence: OpenSequence) -> None:
+        """Send the sequence to the engine; its `finish` is called in any case."""
         self._open[sequence.sequence_id] = sequence
         sequence.enter_queue()
         self._send_submit(sequence)
 
     def expect(self, message: Expect) -> None:
-        """Tell the engine what is now expected of a sequence, if it is still open."""
+        """Send the engine a better length prediction for a sequence that is still open."""
         sequence = self._open.get(message.sequence_id)
         if sequence is not None:
             sequence.expect(message.predicted_len, message.spread)
-            self._tell(message)
+            self._send_if_known(message)
 
-    def abort(self, sequence: Sequence) -> None:
-        """Forget the sequence here and there, at once."""
+    def abort(self, sequence: OpenSequence) -> None:
+        """Drop the sequence here and in the engine, at once."""
         if self._forget(sequence):
-            self._tell(Abort(sequence.sequence_id))
+            self._send_if_known(Abort(sequence.sequence_id))
 
     def fail_all(self, reason: str) -> None:
         """End every open sequence with an error, and abort it in case the engine still has it."""
         for sequence in list(self._open.values()):
-            self._tell(Abort(sequence.sequence_id))
+            self._send_if_known(Abort(sequence.sequence_id))
             self._close(sequence, reason)
-        self._coalescer.tell()
+        self._coalescer.end_burst()
 
     async def run(self) -> None:
         """Receive until cancelled."""
@@ -176,17 +175,17 @@ class EngineClient:
             loop.remove_reader(self._spoke.socket.fileno())
             self._spoke.close()
 
-    def _send_submit(self, sequence: Sequence) -> None:
-        if not self._tell(sequence.resubmission()):
+    def _send_submit(self, sequence: OpenSequence) -> None:
+        if not self._send_if_known(sequence.resubmission()):
             self._close(sequence, "The engine does not accept messages.")
 
-    def _tell(self, message: FromServer) -> bool:
-        """Send to an engine that knows us; another one is told all when it does."""
+    def _send_if_known(self, message: FromServer) -> bool:
+        """Send to an engine that knows us; another one receives everything once it does."""
         return self._send(message) if self._is_introduced else True
 
     def _send(self, message: FromServer) -> bool:
         sent = self._spoke.send(message)
-        # A send may swallow the socket's signal that something has arrived: look for it.
+        # A send may consume the socket's readiness signal: check for arrivals.
         self._arrival.set()
         return sent
 
@@ -194,7 +193,7 @@ class EngineClient:
         now = time.monotonic()
         for message in burst:
             if not self._is_introduced and not isinstance(message, Stats | EngineReady):
-                continue  # of what we had of it before it forgets that
+                continue  # about sequences that it is about to forget
             if isinstance(message, Generated):
                 self._on_generated(message, now)
             elif isinstance(message, Finished):
@@ -205,7 +204,7 @@ class EngineClient:
                 self._on_scored(message)
             else:
                 self._on_ready(message)
-        self._coalescer.tell()
+        self._coalescer.end_burst()
 
     def _on_generated(self, message: Generated, now: float) -> None:
         sequence_ids = array("q", message.sequence_ids)
@@ -220,10 +219,10 @@ class EngineClient:
             else:
                 sequence.put_token(token_id)
         if message.logprobs is not None:
-            for index, told in unpack(message.logprobs, token_ids):
+            for index, logprobs in unpack(message.logprobs, token_ids):
                 sequence = self._open.get(sequence_ids[index])
                 if sequence is not None:
-                    sequence.told.append(told)
+                    sequence.logprobs.append(logprobs)
         self.num_generated += len(sequence_ids)
 
     def _on_scored(self, message: Scored) -> None:
@@ -251,7 +250,7 @@ class EngineClient:
 
     def _on_ready(self, message: EngineReady) -> None:
         if not self._hello or message.hello != self._hello:
-            return  # it has not heard us yet
+            return  # an answer to an earlier Hello
         self.ready = message
         self.work_at_ready = None
         if not self._is_introduced:
@@ -261,10 +260,10 @@ class EngineClient:
         self._note_ready()
 
     def _meet(self) -> None:
-        """An engine that does not know us."""
+        """Introduce the server to a new engine process."""
         self.num_engines_lost += 1
         if self._open:
-            logger.warning("another engine: %d sequences are handed to it", len(self._open))
+            logger.warning("a new engine process: resubmitting %d sequences", len(self._open))
         self._is_introduced = False
         self._greet()
 
@@ -279,7 +278,7 @@ class EngineClient:
             self._became_ready.clear()
 
     async def _tick(self) -> None:
-        """Notice silence, counted in ticks: a loop that was itself held up blames nobody."""
+        """Detect silence, counted in ticks: time in which this loop was blocked does not count."""
         while True:
             self.ticked_at = time.monotonic()
             self._ticks += 1
@@ -294,21 +293,21 @@ class EngineClient:
             await asyncio.sleep(TICK_S)
 
     def _has_to_introduce_itself(self) -> bool:
-        """Whether an engine is there that does not know of us, or perhaps never heard us."""
-        may_hear = self.stats is None or self._lost or self.stats.ready
-        return not self._is_introduced and (may_hear or not self._hello)
+        """Whether there is an engine that does not know us, or may not have received our Hello."""
+        may_receive = self.stats is None or self._lost or self.stats.ready
+        return not self._is_introduced and (may_receive or not self._hello)
 
     def _lose(self) -> None:
-        logger.warning("the engine has stopped answering; what is open waits for it")
+        logger.warning("the engine has stopped answering; open requests wait for it")
         self._lost = True
         self.work_at_ready = None
         self._note_ready()
 
-    def _close(self, sequence: Sequence, reason: str) -> None:
+    def _close(self, sequence: OpenSequence, reason: str) -> None:
         if self._forget(sequence):
             sequence.finish(Finished(sequence.sequence_id, "error", reason))
 
-    def _forget(self, sequence: Sequence) -> bool:
+    def _forget(self, sequence: OpenSequence) -> bool:
         """Whether the sequence was open until now."""
         if self._open.pop(sequence.sequence_id, None) is None:
             return False

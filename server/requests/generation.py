@@ -1,11 +1,12 @@
-"""A generation: one request's life in the engine, from submission to its last token or an abort.
+"""A generation: the lifecycle of one request in the engine, from submission to its last token.
 
-The `async with` block is the lifetime. Leaving it, for whatever reason, aborts every sequence that
-has not ended, which frees its KV blocks at once.
+Entering the `async with` block submits its sequences. Leaving it, for whatever reason, aborts every
+sequence that has not ended, which frees its KV blocks at once. In between, `async for` yields its
+output piece by piece.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -13,21 +14,20 @@ from server.http.errors import ApiError, failed
 from server.lengths.length_histogram import Asked
 from server.lengths.length_predictor import Expected, LengthPredictor
 from server.metrics import Metrics
-from server.openai.rendering.logprobs import TokenLogprobs
-from server.requests.admission import Admission
 from server.requests.choice import Choice, TextReason
 from server.requests.deadline import Deadline, sooner_of
 from server.requests.engine_client import EngineClient
-from server.requests.open_sequence import Queue, Sequence
+from server.requests.logprobs import TokenLogprobs
+from server.requests.open_sequence import OpenSequence, Queue
 from server.requests.plan import Plan
 from server.text.bounded_threads import BoundedThreads
 from server.text.tokenizer import Tokenizer
 from wire.messages import Expect
 
-# Tokens of a prompt that an encoder is shown; it looks at the last 512 of its own.
+# Tokens of a prompt that an encoder is given; it reads the last 512 of its own.
 TAIL_TOKENS = 1024
-# Log-probabilities that are rendered at once take some 2 us each; more of them, and other streams
-# would notice the pause.
+# Rendering takes some 2 us for each log-probability; more of them at once would delay other
+# streams noticeably.
 MAX_INLINE_LOGPROBS = 4096
 NUM_RENDERING_THREADS = 2
 
@@ -37,9 +37,9 @@ Result = TypeVar("Result")
 class Piece(NamedTuple):
     """New text of one choice, and on its last piece why it ended.
 
-    Where the plan `tells_tokens`, `token_ids` are the tokens since the piece before, and `told`
-    their log-probabilities if there are any. `scores` are those of the prompt's tokens but the
-    first, on the choice's first piece if they were asked for.
+    With `plan.returns_tokens`, `token_ids` are the tokens since the last piece, and `logprobs`
+    theirs if any were asked for. `scores` are those of the prompt's tokens but the first, on the
+    choice's first piece if they were asked for.
     """
 
     choice_index: int
@@ -47,35 +47,27 @@ class Piece(NamedTuple):
     finish_reason: TextReason | None = None
     stop_reason: str | int | None = None
     token_ids: list[int] | tuple[()] = ()
-    told: list[TokenLogprobs] | tuple[()] = ()
+    logprobs: list[TokenLogprobs] | tuple[()] = ()
     scores: list[TokenLogprobs] | tuple[()] = ()
 
     @property
     def num_logprobs(self) -> int:
-        """How many log-probabilities are told with it."""
+        """The number of log-probabilities in it, see `Generation.render`."""
         return sum(
-            len(each) * (1 + len(each[-1].tops)) for each in (self.told, self.scores) if each
+            len(each) * (1 + len(each[-1].tops)) for each in (self.logprobs, self.scores) if each
         )
 
 
-def num_logprobs(pieces: Iterable[Piece]) -> int:
-    """How many log-probabilities are told with all of them, see `Generation.render`."""
-    total = 0
-    for piece in pieces:
-        if piece.told or piece.scores:  # most have neither, and this is looked at for each token
-            total += piece.num_logprobs
-    return total
-
-
 def takes_long(num_logprobs: int) -> bool:
-    """Whether others would notice it if so many were rendered on the event loop."""
+    """Whether rendering so many on the event loop would delay other requests noticeably."""
     return num_logprobs > MAX_INLINE_LOGPROBS
 
 
 class Generation:
-    """Use as `async with`; then call `next_pieces` while `num_unfinished`.
+    """Use as `async with`, and inside it `async for piece in generation`.
 
-    Entering raises `ApiError`: 503 before there was an engine, 429 when the queue is full.
+    Entering submits its sequences without waiting for anything. The iterator raises `ApiError`
+    (500) when the engine has given up on a sequence, after the text before it.
     """
 
     def __init__(
@@ -85,13 +77,12 @@ class Generation:
         tokenizer: Tokenizer,
         metrics: Metrics,
         predictor: LengthPredictor,
-        admission: Admission,
         threads: BoundedThreads,
         arrived_at: float,
     ) -> None:
         self.arrived_at = arrived_at
         self.num_choices = plan.num_sequences
-        self.num_unfinished = plan.num_sequences if any(plan.max_tokens) else 0
+        self.num_unfinished = plan.num_sequences if plan.needs_engine else 0
         self._num_completion_tokens = 0
         self._failure: ApiError | None = None
         self.plan = plan
@@ -105,23 +96,21 @@ class Generation:
         ]
         self._expected: list[Expected] = []  # per prompt
         self._forget_question: Callable[[], None] = lambda: None
-        self._admission = admission
         self._threads = threads
         self._inbox = client.inbox()
-        self._sequences: list[Sequence] = []
+        self._sequences: list[OpenSequence] = []
         self._choices = [Choice(plan, tokenizer) for _ in range(plan.num_sequences)]
 
     async def __aenter__(self) -> Self:
         if not self.num_unfinished:
             return self
-        self._admit()
         self._metrics.prompt_tokens.inc(sum(map(len, self.plan.prompts)))
         first_id = self._client.next_ids(self.plan.num_sequences)
         hint = self.plan.expected_tokens
         self._expected = [self._predictor.expect(asked, hint) for asked in self._asked]
         for index, message in enumerate(self.plan.messages(first_id, self._expected)):
             prompt = self.plan.prompts[index // self.plan.n]
-            sequence = Sequence(message, index, self._inbox, prompt, self._queue())
+            sequence = OpenSequence(message, index, self._inbox, prompt, self._queue())
             self._sequences.append(sequence)
             self._client.submit(sequence)
         if self._predictor.has_encoder and hint is None:
@@ -134,30 +123,27 @@ class Generation:
         for sequence in self._sequences:
             self._client.abort(sequence)
 
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        return self._iterate()
+
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether no more output will come."""
         return not self.num_unfinished or self._failure is not None
 
     def listen(self, listener: Callable[[], None] | None) -> None:
-        """Call `listener` whenever there is something to take, instead of waking who waits."""
+        """Call `listener` whenever `take_pieces` has output, instead of waking the iterator."""
         self._inbox.listener = listener
 
     def wait_for_ends(self) -> None:
-        """Be woken by ends alone, unless it is the text that decides where it ends."""
+        """Wake the iterator for ends only, unless stop strings in the text decide the end."""
         self._inbox.only_ends = not self.plan.stop_strings
-
-    async def next_pieces(self) -> list[Piece]:
-        """Wait for news, and take it."""
-        if self._failure is None:
-            await self._inbox.wait()
-        return self.take_pieces()
 
     def take_pieces(self) -> list[Piece]:
         """One piece for each choice that has new text or has ended, maybe none.
 
         Raises `ApiError` (500) when the engine has given up on one of the sequences, after the
-        text before it has been handed out.
+        text before it has been returned.
         """
         if self._failure is not None:
             raise self._failure
@@ -172,7 +158,7 @@ class Generation:
         return pieces
 
     async def render(self, num_logprobs: int, work: Callable[[], Result]) -> Result:
-        """Do work on so many log-probabilities without holding up the event loop."""
+        """Run work on so many log-probabilities, in a thread where it would block the loop."""
         if takes_long(num_logprobs):
             return await self._threads.run(work, patient=True)
         return work()
@@ -190,33 +176,32 @@ class Generation:
             usage["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}
         return usage
 
-    def _admit(self) -> None:
-        self._client.check_known()
-        if self.plan.offline:
-            return
-        num_tokens = self.plan.n * sum(map(len, self.plan.prompts))
-        self._admission.check(
-            self.plan.num_sequences, num_tokens, low_priority=self.plan.low_priority
-        )
+    async def _iterate(self) -> AsyncIterator[Piece]:
+        while self.num_unfinished:
+            if self._failure is None:
+                await self._inbox.wait()
+            for piece in self.take_pieces():
+                yield piece
 
     def _queue(self) -> Queue | None:
         if self.plan.offline:
             return None
-        return self._client.low_priority_queue if self.plan.low_priority else self._client.queue
+        client = self._client
+        return client.low_priority_queue if self.plan.low_priority else client.queue
 
     def _tail(self, prompt: Collection[int]) -> str:
-        """The end of a prompt, which says most of the answer."""
+        """The end of a prompt, which says most about the answer's length."""
         tail = list(prompt)[-TAIL_TOKENS:]
         return self._tokenizer.decode(tail, skip_special_tokens=False)
 
     def _expect(self, expected: list[Expected]) -> None:
-        """A better expectation has come for each prompt."""
+        """Pass on the encoder's predictions, one for each prompt."""
         self._expected, n = expected, self.plan.n
         for sequence in self._sequences:
             predicted_len, spread, _, _ = expected[sequence.index // n]
             self._client.expect(Expect(sequence.sequence_id, predicted_len, spread))
 
-    def _advance(self, sequence: Sequence, choice: Choice) -> Piece:
+    def _advance(self, sequence: OpenSequence, choice: Choice) -> Piece:
         before = choice.num_tokens
         is_first = not before and sequence.first_token_at is not None
         if is_first and sequence.first_token_at is not None and not self.plan.low_priority:
@@ -237,16 +222,18 @@ class Generation:
         if choice.finish_reason is not None:
             self._end(sequence, choice)
         piece = Piece(sequence.index, text, choice.finish_reason, choice.stop_reason)
-        if not self.plan.tells_tokens and not sequence.scores:
+        if not self.plan.returns_tokens and not sequence.scores:
             return piece
-        told, sequence.told = sequence.told, []
-        # They stay where they are until the first token says that they are all there.
+        logprobs, sequence.logprobs = sequence.logprobs, []
+        # Scores are complete with the first token, and stay where they are until then.
         scores: list[TokenLogprobs] = []
         if is_first:
             scores, sequence.scores = sequence.scores, []
-        return piece._replace(token_ids=token_ids[:num_new], told=told[:num_new], scores=scores)
+        return piece._replace(
+            token_ids=token_ids[:num_new], logprobs=logprobs[:num_new], scores=scores
+        )
 
-    def _end(self, sequence: Sequence, choice: Choice) -> None:
+    def _end(self, sequence: OpenSequence, choice: Choice) -> None:
         self.num_unfinished -= 1
         self._client.abort(sequence)
         prompt = sequence.index // self.plan.n
@@ -257,33 +244,40 @@ class Generation:
             self._metrics.time_per_output_token.observe(seconds / (choice.num_tokens - 1))
 
 
+def num_logprobs(pieces: Iterable[Piece]) -> int:
+    """The number of log-probabilities in all of them."""
+    total = 0
+    for piece in pieces:
+        if piece.logprobs or piece.scores:  # most have neither, and this runs for each token
+            total += piece.num_logprobs
+    return total
+
+
 @dataclass(frozen=True)
 class Generations:
-    """What generations need of the server."""
+    """Makes generations out of plans."""
 
     client: EngineClient
     tokenizer: Tokenizer
     metrics: Metrics
     predictor: LengthPredictor
-    admission: Admission
     request_timeout_s: float | None = None
     threads: BoundedThreads = field(
         default_factory=lambda: BoundedThreads(NUM_RENDERING_THREADS, "long answers", 0)
     )
 
     def deadline(self, timeout_s: float | None, *, offline: bool) -> Deadline:
-        """By what the client says, and what an online request may take at most."""
+        """By the client's timeout, and for online requests by the server's."""
         return sooner_of(timeout_s, None if offline else self.request_timeout_s)
 
     def of(self, plan: Plan) -> Generation:
-        """A generation that begins when it is entered; its request arrives now."""
+        """A generation that is submitted when it is entered; its request arrives now."""
         return Generation(
             plan,
             self.client,
             self.tokenizer,
             self.metrics,
             self.predictor,
-            self.admission,
             self.threads,
             time.monotonic(),
         )

@@ -1,39 +1,39 @@
-"""The inbox: how a request learns that something has arrived for it, and how often."""
+"""Output coalescing: how a request learns that output has arrived for it, and how often."""
 
 import asyncio
 import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-# To write an event to a client costs the server 10 to 20 us. A pause of ten times as much keeps it
-# from doing little else; below the shortest there is nothing to be won.
+# Writing an event to a client costs the server 10 to 20 us. A pause of ten times as much leaves it
+# time for other work; pauses below the shortest gain nothing.
 PAUSE_PER_LISTENER_S = 0.0002
 SHORTEST_PAUSE_S = 0.005
 
-# A whole answer is read as it comes, so many tokens at a time: each takes 5 us, and all at the end
-# would hold up others.
+# A whole answer is decoded as it arrives, this many tokens at a time: each takes 5 us, and all of
+# them at the end would block the event loop.
 MANY_TOKENS = 4096
 
 Item = TypeVar("Item")
 
 
 class Inbox(Generic[Item]):
-    """Where one request learns which of its sequences have something new.
+    """One request's list of sequences that have new output.
 
-    Whoever waits is woken; a `listener` is called instead, in `rounds`. Where `only_ends` matter,
-    neither happens for what is not urgent, nor much.
+    An arrival wakes the task that waits; where there is a `listener`, the coalescer calls it
+    instead. With `only_ends`, neither happens until an end, an urgent arrival or many tokens.
     """
 
-    def __init__(self, rounds: "OutputCoalescer") -> None:
+    def __init__(self, coalescer: "OutputCoalescer") -> None:
         self.listener: Callable[[], None] | None = None
         self.only_ends = False
-        self._coalescer = rounds
+        self._coalescer = coalescer
         self._changed: list[Item] = []
         self._num_tokens = 0
         self._arrival = asyncio.Event()
 
     def put(self, changed: Item) -> None:
-        """Note that it has something new."""
+        """Note that a sequence has new output."""
         self._changed.append(changed)
         if self.only_ends or len(self._changed) > 1:
             return
@@ -43,13 +43,13 @@ class Inbox(Generic[Item]):
             self._coalescer.add(self)
 
     def count_token(self) -> None:
-        """Note that a token has come; many of them are not left to wait for an end."""
+        """Note that a token has arrived; many tokens do not wait for an end."""
         self._num_tokens += 1
         if self._num_tokens == MANY_TOKENS:
-            self.hurry()
+            self.flush_soon()
 
-    def hurry(self) -> None:
-        """What is new is a first token or an end: somebody waits for it."""
+    def flush_soon(self) -> None:
+        """Note an urgent arrival: a first token or an end."""
         if self.listener is None:
             self._arrival.set()
         else:
@@ -62,16 +62,16 @@ class Inbox(Generic[Item]):
         return changed
 
     async def wait(self) -> None:
-        """Until something has arrived."""
+        """Wait until something has arrived."""
         await self._arrival.wait()
         self._arrival.clear()
 
 
 class OutputCoalescer:
-    """Tells listeners in rounds: what arrives for one between two rounds is told together.
+    """Flushes inboxes together: arrivals between two flushes are delivered in one call each.
 
-    A round is followed by a pause that grows with the number of its listeners, up to
-    `longest_pause_s`. What is urgent does not wait for a round.
+    A flush is followed by a pause that grows with the number of listeners it called, up to
+    `longest_pause_s`. Urgent arrivals do not wait for a flush.
     """
 
     def __init__(self, longest_pause_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -83,15 +83,15 @@ class OutputCoalescer:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, inbox: Inbox[Any]) -> None:
-        """Tell its listener in the next round."""
+        """Call its listener at the next flush."""
         self._waiting[inbox] = None
 
     def add_urgent(self, inbox: Inbox[Any]) -> None:
-        """Tell its listener after this burst."""
+        """Call its listener after this burst."""
         self._urgent[inbox] = None
 
-    def tell(self) -> None:
-        """A burst has arrived: tell who is urgent, and all if it is time for a round."""
+    def end_burst(self) -> None:
+        """A burst of messages has been dispatched: call urgent listeners, all if a flush is due."""
         urgent, self._urgent = self._urgent, {}
         for inbox in urgent:
             self._waiting.pop(inbox, None)
@@ -100,16 +100,16 @@ class OutputCoalescer:
             return
         now = self._clock()
         if now >= self._next_at:
-            self._tell_all(now)
+            self._flush(now)
         elif self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._next_at - now, self._on_time)
 
     def _on_time(self) -> None:
         self._timer = None
-        self._tell_all(self._clock())
+        self._flush(self._clock())
 
-    def _tell_all(self, now: float) -> None:
+    def _flush(self, now: float) -> None:
         waiting, self._waiting = self._waiting, {}
         for inbox in waiting:
             _call(inbox)

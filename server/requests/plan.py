@@ -1,4 +1,4 @@
-"""The plan: what one request asks of the engine, and the messages that ask it."""
+"""The plan: what one request submits to the engine, and the messages that submit it."""
 
 import random
 from array import array
@@ -14,15 +14,16 @@ from wire.messages import Sampling, Submit
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of the engine: `n` sequences of each prompt, in the client's order.
+    """One request's sequences: `n` for each prompt, in the client's order.
 
-    Choice `j` draws with `seed + j`; without a seed, each prompt gets one of its own. `sampling` is
-    every sequence's but for the seed. `own_stop_ids` are the stop tokens that the client named
-    itself. `only_scores` asks for no text: the one token that the engine must generate is dropped.
-    `expected_tokens` is how long the client expects each answer to be. Nobody waits for `offline`
-    work; it `low_priority`, as other requests may.
-    `model` is the name that the answer tells. `reasoning` says whether the answers' tokens may be
-    marked as such, and whether the prompt has opened the first.
+    Choice `j` draws with `seed + j`; without a seed, each prompt gets its own. `sampling` holds for
+    every sequence, its seed excepted. `own_stop_ids` are the stop tokens that the client named.
+    `returns_tokens`: pieces carry token ids and log-probabilities. `only_scores`: the answer has no
+    text, and the one token that the engine must generate is dropped. `expected_tokens` is the
+    client's own estimate of each answer's length. `offline` requests (batches, the `LLM` class) are
+    not counted in a queue; they and flex requests have `low_priority`. `model` is the name that the
+    answer shows. `reasoning` says whether the model marks reasoning tokens, and whether the prompt
+    has opened the first such part.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -36,7 +37,7 @@ class Plan:
     own_stop_ids: frozenset[int] = frozenset()
     include_stop: bool = False
     skip_special_tokens: bool = True
-    tells_tokens: bool = False
+    returns_tokens: bool = False
     only_scores: bool = False
     expected_tokens: int | None = None
     offline: bool = False
@@ -50,8 +51,18 @@ class Plan:
         """Prompts times n."""
         return len(self.prompts) * self.n
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of all sequences' prompts."""
+        return self.n * sum(map(len, self.prompts))
+
+    @property
+    def needs_engine(self) -> bool:
+        """Whether any token is to be generated."""
+        return any(self.max_tokens)
+
     def messages(self, first_id: int, expected: Sequence[Expected]) -> list[Submit]:
-        """The submissions, with ids from `first_id` on and what is expected of each prompt."""
+        """The submissions, with ids from `first_id` on and the predicted length of each prompt."""
         return [
             Submit(
                 sequence_id=first_id + i * self.n + j,
@@ -76,5 +87,5 @@ class Plan:
 
 
 def pack(token_ids: Sequence[int]) -> bytes:
-    """Token ids as the doors carry them, int32."""
+    """Token ids as the messages carry them, int32."""
     return array("i", token_ids).tobytes()

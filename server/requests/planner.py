@@ -81,7 +81,7 @@ class Planner:
             own_stop_ids=own_stop_ids,
             include_stop=fields.include_stop_str_in_output,
             skip_special_tokens=fields.skip_special_tokens,
-            tells_tokens=fields.return_token_ids or num_logprobs >= 0,
+            returns_tokens=fields.return_token_ids or num_logprobs >= 0,
             only_scores=only_scores,
             expected_tokens=fields.expected_tokens,
             offline=offline,

@@ -1,27 +1,26 @@
-"""The reply: one request, ready to be generated, and how its endpoint shows it."""
+"""The reply: one prepared request, and how its endpoint renders it."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 from server.requests.deadline import NO_DEADLINE, Deadline
-from server.requests.generation import Generation, Piece, num_logprobs
+from server.requests.generation import Generation, Piece
 
 
 class Rendering(Protocol):
-    """How one endpoint shows a generation: as the events of a stream, or collected as a whole."""
+    """How one endpoint renders a generation: as the events of a stream, or as a whole answer."""
 
     reply_id: str
 
     def opening(self) -> bytes:
-        """The events that need nothing of the engine."""
+        """The events that need nothing from the engine."""
 
     def chunk(self, piece: Piece) -> bytes:
         """The events of one piece."""
 
     def usage(self, usage: dict[str, Any]) -> bytes:
-        """The event that follows the last choice where the usage was asked for."""
+        """The event after the last choice where the usage was asked for."""
 
     def take(self, piece: Piece) -> None:
         """Collect a piece of a whole answer."""
@@ -32,9 +31,9 @@ class Rendering(Protocol):
 
 @dataclass(frozen=True)
 class Reply:
-    """A request that has passed every check; nothing is submitted before it is generated.
+    """A request that has passed every check; entering its `generation` submits it.
 
-    Whoever generates it keeps the deadline.
+    The code that runs the generation keeps the deadline.
     """
 
     generation: Generation
@@ -46,32 +45,13 @@ class Reply:
     async def whole(self) -> bytes:
         """Generate to the end; the JSON of the answer.
 
-        Raises `ApiError`: 503 without an engine, 429 when the queue is full, 500 when it is lost,
-        408 when its time is over.
+        Raises `ApiError`: 500 when the engine gives up on it, 408 at its deadline.
         """
         self.generation.wait_for_ends()
         async with self.deadline.kept(), self.generation as generation:
-            total = 0
-            while generation.num_unfinished:
-                pieces = await generation.next_pieces()
-                told = num_logprobs(pieces)
-                await generation.render(told, partial(self._take, pieces))
-                total += told
-            return await generation.render(total, partial(self.rendering.whole, generation.usage()))
-
-    def _take(self, pieces: Iterable[Piece]) -> None:
-        for piece in pieces:
-            self.rendering.take(piece)
-
-
-class Endpoint(Protocol):
-    """What turns bodies into replies."""
-
-    path: str
-
-    async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
-        """The reply to one request; `offline` work gives way to all other.
-
-        Raises `ApiError`: 4xx for what the client got wrong, 429 where the queue is full already,
-        503 before there was an engine, 408 when its time is over.
-        """
+            num_logprobs = 0
+            async for piece in generation:
+                await generation.render(piece.num_logprobs, partial(self.rendering.take, piece))
+                num_logprobs += piece.num_logprobs
+            finish = partial(self.rendering.whole, generation.usage())
+            return await generation.render(num_logprobs, finish)

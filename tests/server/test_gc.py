@@ -9,7 +9,7 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from server.requests.generation import Generation
-from server.requests.open_sequence import Sequence
+from server.requests.open_sequence import OpenSequence
 from tests.server.world import MODEL, Daemon, saying, serving
 
 
@@ -26,7 +26,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 def num_in_memory() -> int:
     """What is left of requests, those of other servers included."""
-    kinds = (RequestResponseCycle, Generation, Sequence)
+    kinds = (RequestResponseCycle, Generation, OpenSequence)
     return sum(issubclass(type(each), kinds) for each in gc.get_objects())
 
 

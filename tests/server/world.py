@@ -32,6 +32,7 @@ from server.http.tls import tls_context
 from server.lengths.length_predictor import LengthPredictor
 from server.metrics import Metrics
 from server.requests.engine_client import EngineClient
+from server.requests.engine_metrics import EngineCollector
 from server.text.tokenizer import Tokenizer
 from wire.messages import (
     EngineReady,
@@ -237,7 +238,7 @@ def make_app(
     settings: Config, client: EngineClient, drain: Drain, tokenizer: Tokenizer = TOKENIZER
 ) -> tuple[ASGIApp, LengthPredictor, BatchService]:
     """The app, the predictor, which is to be run if there is an encoder, and the batches."""
-    metrics = Metrics(client)
+    metrics = Metrics(EngineCollector(client))
     predictor = LengthPredictor(settings, metrics)
     endpoints = build_endpoints(settings, client, tokenizer, metrics, predictor)
     batches = BatchService(settings, client, endpoints.all(), drain, metrics)
@@ -304,7 +305,7 @@ def serving(
         tls = tls_context(settings_)
         server = DrainingServer(
             app,
-            client,
+            client.fail_all,
             drain,
             shutdown_timeout_s=settings_.shutdown_timeout,
             send_timeout_s=settings_.send_timeout,

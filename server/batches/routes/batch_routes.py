@@ -17,7 +17,7 @@ from server.batches.storage.page import UnknownCursorError
 from server.batches.storage.states import StoredBatch, new_id
 from server.batches.storage.store import UnknownFileError
 from server.http.body import Body, parse
-from server.http.body_memory import BodyMemory
+from server.http.body_reader import BodyMemory
 from server.http.errors import ApiError, invalid, too_busy
 from server.http.openapi import BODY_FAILURES, failures, takes
 

@@ -13,7 +13,7 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from server.http.connection import announces_more
+from server.http.body_reader import announces_more
 from server.http.errors import ApiError, invalid
 
 # A client may be slow, but not silent.

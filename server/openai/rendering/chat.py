@@ -11,9 +11,10 @@ import msgspec
 from server.chat.message_parser import MessageDelta, MessageParser
 from server.chat.tool_calls import CallDelta
 from server.openai.fields.chat import ChatRequest
-from server.openai.rendering.event_stream import EventFrame
-from server.openai.rendering.logprobs import TokenLogprobs, chat_logprobs, prompt_logprobs
+from server.openai.rendering.logprobs import chat_logprobs, prompt_logprobs
+from server.openai.rendering.sse import EventFrame
 from server.requests.generation import Piece
+from server.requests.logprobs import TokenLogprobs
 from server.requests.plan import Plan
 from server.text.tokenizer import Tokenizer
 
@@ -62,7 +63,7 @@ class ChatRendering:
         self.reply_id = f"chatcmpl-{uuid.uuid4().hex}"
         self._request = request.only(*_SHOWN)
         self._plan, self._tokenizer = plan, tokenizer
-        self._is_plain = parser is None and not plan.tells_tokens
+        self._is_plain = parser is None and not plan.returns_tokens
         new_parser = parser or (lambda: MessageParser(None, None))
         self._messages = [_Message(new_parser()) for _ in range(plan.num_sequences)]
         self._scores: list[TokenLogprobs] = []
@@ -91,7 +92,7 @@ class ChatRendering:
             return self._frame.text(piece.choice_index, piece.text)
         message = self._messages[piece.choice_index]
         parsed = self._parse(message, piece)
-        is_all = not self._plan.tells_tokens and piece.finish_reason is None
+        is_all = not self._plan.returns_tokens and piece.finish_reason is None
         if is_all and parsed.content and not parsed.calls and not parsed.reasoning:
             return self._frame.text(piece.choice_index, parsed.content)
         beside = self._told_beside(piece) | self._ending(message, piece)
@@ -115,7 +116,7 @@ class ChatRendering:
                 message.names.append(name)
                 message.arguments.append([])
             message.arguments[index].append(arguments)
-        message.told += piece.told
+        message.told += piece.logprobs
         message.token_ids += piece.token_ids
         if piece.scores and not piece.choice_index:
             self._scores = list(piece.scores)
@@ -160,7 +161,7 @@ class ChatRendering:
     def _told_beside(self, piece: Piece) -> dict[str, Any]:
         beside: dict[str, Any] = {}
         if self._request.logprobs:
-            beside["logprobs"] = self._logprobs(piece.told)
+            beside["logprobs"] = self._logprobs(piece.logprobs)
         if self._request.return_token_ids:
             beside["token_ids"] = list(piece.token_ids)
         return beside

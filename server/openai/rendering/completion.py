@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from server.openai.fields.completion import CompletionRequest
-from server.openai.rendering.event_stream import EventFrame
 from server.openai.rendering.logprobs import CompletionLogprobs, prompt_logprobs
+from server.openai.rendering.sse import EventFrame
 from server.requests.choice import TextReason
 from server.requests.generation import Piece
 from server.requests.plan import Plan
@@ -46,7 +46,7 @@ class CompletionRendering:
         self._has_text_prompts = request.has_text_prompts
         self._plan, self._tokenizer = plan, tokenizer
         self._echoes = echoes
-        self._is_plain = not (plan.tells_tokens or request.scores_prompt)
+        self._is_plain = not (plan.returns_tokens or request.scores_prompt)
         # A prompt of which more is told comes with that, on the choice's first piece.
         self._echoes_late = bool(echoes) and not self._is_plain
         self._begun: set[int] = set()
@@ -131,7 +131,7 @@ class CompletionRendering:
             self._begun.add(index)
             text, extras = self._echo(index) + text, self._of_prompt(piece)
         if request.logprobs is not None:
-            told = self._logprobs[index].of(piece.told)
+            told = self._logprobs[index].of(piece.logprobs)
             extras["logprobs"] = _joined([extras, {"logprobs": told}])["logprobs"]
         if request.return_token_ids:
             extras["token_ids"] = list(piece.token_ids)

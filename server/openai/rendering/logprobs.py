@@ -1,48 +1,15 @@
-"""Log-probabilities as clients read them: OpenAI's two shapes, and vLLM's of prompts."""
+"""Log-probabilities as clients receive them: OpenAI's two forms, and vLLM's for prompts."""
 
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
+from server.requests.logprobs import TokenLogprobs
 from server.text.detokenizer import Detokenizer
 from server.text.token_pieces import TokenPieces
-from wire.messages import Logprobs
 
 _encode = msgspec.json.Encoder().encode
-# JSON has no infinity; what cannot happen is at least this unlikely.
-_LEAST = -9999.0
-
-
-class TokenLogprobs(NamedTuple):
-    """What is told of one position: the token that came, its rank from 1, and the likeliest."""
-
-    token_id: int
-    logprob: float
-    rank: int
-    tops: tuple[tuple[int, float], ...]
-
-    def all(self, num_tops: int) -> dict[int, tuple[float, int]]:
-        """Log-probability and rank of so many likeliest tokens and of the one that came."""
-        tops = {id_: (logprob, i + 1) for i, (id_, logprob) in enumerate(self.tops[:num_tops])}
-        return tops | {self.token_id: (self.logprob, self.rank)}
-
-
-def unpack(logprobs: Logprobs, token_ids: Sequence[int]) -> Iterator[tuple[int, TokenLogprobs]]:
-    """Each position that something is told of, and what; `token_ids` are those of all positions."""
-    indices, num_tops = array("i", logprobs.indices), array("i", logprobs.num_tops)
-    chosen, ranks = array("f", logprobs.chosen), array("i", logprobs.ranks)
-    tops = list(zip(array("i", logprobs.top_ids), _finite(array("f", logprobs.tops)), strict=True))
-    starts = accumulate(num_tops, initial=0)
-    for index, logprob, rank, start, count in zip(
-        indices, _finite(chosen), ranks, starts, num_tops, strict=False
-    ):
-        yield (
-            index,
-            TokenLogprobs(token_ids[index], logprob, rank, tuple(tops[start : start + count])),
-        )
 
 
 class CompletionLogprobs:
@@ -135,7 +102,3 @@ def _chat_token(token_id: int, logprob: float, pieces: TokenPieces) -> dict[str,
 def _encoded(told: dict[str, Any]) -> msgspec.Raw:
     """In JSON, which takes 90 bytes where its objects took 270: there may be a million."""
     return msgspec.Raw(_encode(told))
-
-
-def _finite(values: Iterable[float]) -> list[float]:
-    return [max(value, _LEAST) for value in values]

@@ -1,4 +1,4 @@
-"""/v1/chat/completions: from a conversation to a reply."""
+"""/v1/chat/completions: renders a conversation and plans its answers."""
 
 import logging
 from dataclasses import replace
@@ -18,21 +18,22 @@ from server.http.body import not_too_deep
 from server.http.errors import ApiError, invalid
 from server.openai.fields.chat import ChatRequest, parse_chat
 from server.openai.rendering.chat import ChatRendering
-from server.openai.routes.fingerprint import system_fingerprint
+from server.openai.routes.endpoint import Endpoint
+from server.requests.admission import Admission
 from server.requests.answer_size import Sizes, check_size
-from server.requests.deadline import Deadline
 from server.requests.engine_client import EngineClient
 from server.requests.generation import Generations
+from server.requests.plan import Plan
 from server.requests.planner import Planner
-from server.requests.reply import Reply
+from server.requests.reply import Rendering
 from server.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("tdpipe")
 _encode = msgspec.json.Encoder().encode
 
 
-class Chat:
-    """The endpoint and what it needs."""
+class Chat(Endpoint[ChatRequest]):
+    """The endpoint."""
 
     path = "/v1/chat/completions"
 
@@ -40,36 +41,35 @@ class Chat:
         self,
         config: Config,
         client: EngineClient,
-        tokenizer: Tokenizer,
-        template: ChatTemplate,
+        admission: Admission,
         planner: Planner,
         generations: Generations,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
         grammars: Grammars,
+        fingerprint: str,
     ) -> None:
-        self._client = client
+        super().__init__(client, admission, planner, generations)
         self._tokenizer = tokenizer
         self._template = template
-        self._planner = planner
-        self._generations = generations
         self._grammars = grammars
+        self._fingerprint = fingerprint
         self._formats = formats_of(config, template.source)
         logger.info("chat: %s", self._formats if template.source else "no chat template")
-        self._fingerprint = system_fingerprint(config)
 
-    async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
-        """The reply to one request, see `server.requests.reply.Endpoint`."""
-        request = parse_chat(body)
-        self._planner.check_model(request.model)
-        deadline = self._generations.deadline(request.timeout, offline=offline)
-        async with deadline.kept():
-            return await self._prepare(request, len(body), deadline, offline=offline)
+    def _parse(self, body: bytes) -> ChatRequest:
+        return parse_chat(body)
 
-    async def _prepare(
-        self, request: ChatRequest, num_bytes: int, deadline: Deadline, *, offline: bool
-    ) -> Reply:
-        self._client.check_known()
-        if not offline:
-            self._generations.admission.check(request.n, low_priority=request.low_priority)
+    def _num_sequences(self, fields: ChatRequest) -> int:
+        return fields.n
+
+    def _needs_engine(self, fields: ChatRequest) -> bool:  # noqa: ARG002
+        return True
+
+    async def _plan(
+        self, fields: ChatRequest, num_bytes: int, *, offline: bool
+    ) -> tuple[Plan, Rendering]:
+        request = fields
         self._planner.check_num_logprobs(request.num_logprobs, "top_logprobs")
         choice = self._tool_choice(request)
         conversation = replace(
@@ -113,12 +113,10 @@ class Chat:
             self._fingerprint,
             echo=echo,
         )
-        return Reply(
-            self._generations.of(plan), rendering, request.stream, request.include_usage, deadline
-        )
+        return plan, rendering
 
     def _tool_choice(self, request: ChatRequest) -> ToolChoice:
-        """The tools. Raises `ApiError` (400), also where the model would never see them."""
+        """The tools. Raises `ApiError` (400), also where the prompt would not show them."""
         choice = tool_choice(request)
         is_free = choice.shown and not choice.is_forced
         if is_free and not self._template.takes_tools(request.chat_template):
@@ -132,10 +130,10 @@ class Chat:
     async def _grammar(
         self, request: ChatRequest, choice: ToolChoice, *, opened: bool, patient: bool
     ) -> str:
-        """What the answer must follow, empty for nothing. Raises `ApiError`.
+        """The grammar that the answer must follow, empty for none. Raises `ApiError`.
 
-        Where tools may be called, a form that is asked for is that of an answer without calls.
-        Reasoning goes before it all, where the prompt has begun it.
+        Where tools may be called, `response_format` applies to answers without calls. Reasoning
+        precedes both where the prompt has opened it.
         """
         param = request.grammar_param
         grammar = await self._grammars.check(request.grammar, param, patient=patient)
@@ -144,7 +142,7 @@ class Chat:
         if call_format is not None and (grammar or choice.is_forced):
             _check_schemas(request, choice)
             several = request.parallel_tool_calls
-            # Beside an answer in JSON, they have to have its white space.
+            # Next to an answer in JSON, calls must allow the same white space.
             whitespace = None if choice.is_forced else grammar_text.WHITESPACE
             calls = call_format.grammar(
                 choice.schemas, special_tokens, several=several, whitespace=whitespace
@@ -158,23 +156,23 @@ class Chat:
             return await self._grammars.check(grammar, param, copies=request.n, patient=patient)
         except ApiError as error:
             if param == "tools" and call_format is not None and error.status == 400:
-                await self._blame(request, choice, call_format, patient=patient)
+                await self._check_each_tool(request, choice, call_format, patient=patient)
             raise
 
-    async def _blame(
+    async def _check_each_tool(
         self, request: ChatRequest, choice: ToolChoice, call_format: CallFormat, *, patient: bool
     ) -> None:
-        """Raise `ApiError` (400) by the name of the first tool that cannot be called even alone."""
+        """Raise `ApiError` (400) naming the first tool whose grammar fails by itself."""
         schemas = dict(choice.schemas)
         for index, tool in enumerate(request.tools):
             if (name := tool.function.name) in schemas:
-                alone = call_format.grammar(
+                single = call_format.grammar(
                     [(name, schemas[name])], self._tokenizer.special_tokens, several=False
                 )
-                await self._grammars.check(alone, parameters_param(index), patient=patient)
+                await self._grammars.check(single, parameters_param(index), patient=patient)
 
     def _with_markers(self, request: ChatRequest, choice: ToolChoice) -> ChatRequest:
-        """Keep special tokens in the text where some of them are looked for."""
+        """Keep special tokens in the text where the parsers look for some of them."""
         markers = self._formats.markers(self._formats.of_calls(choice))
         if markers.isdisjoint(self._tokenizer.special_tokens):
             return request
@@ -182,7 +180,7 @@ class Chat:
 
 
 def _check_schemas(request: ChatRequest, choice: ToolChoice) -> None:
-    """Raise `ApiError` (400) where they are too large to be looked at one by one."""
+    """Raise `ApiError` (400) where a schema, or all of them, are too large to be checked."""
     sizes = {name: len(_encode(schema)) for name, schema in choice.schemas}
     for index, tool in enumerate(request.tools):
         check_text(sizes.get(tool.function.name, 0), parameters_param(index))
@@ -190,7 +188,7 @@ def _check_schemas(request: ChatRequest, choice: ToolChoice) -> None:
 
 
 def _effort(request: ChatRequest) -> dict[str, Any]:
-    """How much to reason, in the two ways in which templates ask for it."""
+    """The reasoning effort, as the two variables that chat templates use for it."""
     if request.reasoning_effort is None:
         return {}
     if request.reasoning_effort == "none":

@@ -1,4 +1,4 @@
-"""/v1/completions: from the client's body to a reply."""
+"""/v1/completions: reads prompts and plans their sequences."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,59 +14,66 @@ from server.openai.fields.completion import (
     parse_completion,
 )
 from server.openai.rendering.completion import CompletionRendering
+from server.openai.routes.endpoint import Endpoint
+from server.requests.admission import Admission
 from server.requests.answer_size import Sizes, check_size
-from server.requests.deadline import Deadline
 from server.requests.engine_client import EngineClient
 from server.requests.generation import Generations
+from server.requests.plan import Plan
 from server.requests.planner import Planner
-from server.requests.reply import Reply
+from server.requests.reply import Rendering
 from server.text.tokenizer import Tokenizer
 
 
-class Completions:
-    """The endpoint and what it needs."""
+class Completions(Endpoint[CompletionRequest]):
+    """The endpoint."""
 
     path = "/v1/completions"
 
     def __init__(
         self,
         client: EngineClient,
-        tokenizer: Tokenizer,
+        admission: Admission,
         planner: Planner,
         generations: Generations,
+        tokenizer: Tokenizer,
         grammars: Grammars,
         fingerprint: str,
     ) -> None:
-        self._client = client
+        super().__init__(client, admission, planner, generations)
         self._tokenizer = tokenizer
-        self._planner = planner
-        self._generations = generations
         self._grammars = grammars
         self._fingerprint = fingerprint
 
-    async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
-        """The reply to one request, see `server.requests.reply.Endpoint`."""
-        request = parse_completion(body)
-        self._planner.check_model(request.model)
-        deadline = self._generations.deadline(request.timeout, offline=offline)
-        async with deadline.kept():
-            return await self._prepare(request, deadline, offline=offline)
+    def _parse(self, body: bytes) -> CompletionRequest:
+        return parse_completion(body)
 
-    async def _prepare(
-        self, request: CompletionRequest, deadline: Deadline, *, offline: bool
-    ) -> Reply:
-        num_sequences = _num_sequences(request)
-        if request.max_tokens != 0 or request.only_scores:
-            self._client.check_known()
-            if not offline:
-                self._generations.admission.check(num_sequences, low_priority=request.low_priority)
+    def _num_sequences(self, fields: CompletionRequest) -> int:
+        prompts = _as_list(fields.prompt)
+        if not prompts or not all(prompts):
+            raise invalid("The prompt must not be empty.", "prompt", "invalid_value")
+        num_sequences = len(prompts) * fields.n
+        check_num_sequences(num_sequences)
+        return num_sequences
+
+    def _needs_engine(self, fields: CompletionRequest) -> bool:
+        return fields.max_tokens != 0 or fields.only_scores
+
+    async def _plan(
+        self,
+        fields: CompletionRequest,
+        num_bytes: int,  # noqa: ARG002
+        *,
+        offline: bool,
+    ) -> tuple[Plan, Rendering]:
+        request = fields
         if request.logprobs is not None:
             self._planner.check_num_logprobs(request.logprobs, "logprobs")
         with not_too_deep():
             grammar = request.grammar
         prompts = await self._read_prompts(request, patient=offline)
         grammar = await self._grammars.check(
-            grammar, request.grammar_param, copies=num_sequences, patient=offline
+            grammar, request.grammar_param, copies=self._num_sequences(request), patient=offline
         )
         plan = await self._planner.plan(
             request,
@@ -83,9 +90,7 @@ class Completions:
         echoes = await self._echoes(request, plan.prompts, patient=offline)
         check_size(Sizes(echo=request.n * sum(map(len, echoes))))
         rendering = CompletionRendering(request, plan, echoes, self._tokenizer, self._fingerprint)
-        return Reply(
-            self._generations.of(plan), rendering, request.stream, request.include_usage, deadline
-        )
+        return plan, rendering
 
     async def _read_prompts(self, request: CompletionRequest, *, patient: bool) -> list[list[int]]:
         """Each prompt's token ids. Raises `ApiError` (400, 429)."""
@@ -103,7 +108,7 @@ class Completions:
     async def _echoes(
         self, request: CompletionRequest, prompts: Sequence[Sequence[int]], *, patient: bool
     ) -> list[str]:
-        """The text of each prompt where it is told. Raises `ApiError` (429)."""
+        """The text of each prompt where it is echoed. Raises `ApiError` (429)."""
         if not request.echo:
             return []
         if request.has_text_prompts and request.truncate_prompt_tokens is None:
@@ -114,18 +119,8 @@ class Completions:
         )
 
 
-def _num_sequences(request: CompletionRequest) -> int:
-    """How many are asked for. Raises `ApiError` (400) where it is none, or too many."""
-    prompts = _as_list(request.prompt)
-    if not prompts or not all(prompts):
-        raise invalid("The prompt must not be empty.", "prompt", "invalid_value")
-    num_sequences = len(prompts) * request.n
-    check_num_sequences(num_sequences)
-    return num_sequences
-
-
 def _as_list(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[str | list[int]]:
-    """One prompt or several, as several. Lists are of one kind: of a million, one item is asked."""
+    """One prompt or several, as a list. Lists hold one kind of item, so the first one decides."""
     if isinstance(prompt, str):
         return [prompt]
     if prompt and isinstance(prompt[0], int):

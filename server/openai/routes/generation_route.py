@@ -1,4 +1,4 @@
-"""A generation route: an endpoint's door, POST a body and get an answer, whole or as a stream."""
+"""A generation route: POST a body to an endpoint, and get an answer, whole or as a stream."""
 
 from contextlib import AsyncExitStack
 from typing import Any
@@ -9,26 +9,25 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from configs.schema import ServerConfig
-from server.http.body_memory import BodyMemory
+from server.http.body_reader import BodyMemory
 from server.http.drain import Drain
 from server.http.errors import ApiError
 from server.http.openapi import BODY_FAILURES, failures, streams, takes
 from server.metrics import Metrics
-from server.openai.rendering.answer import Answer
-from server.openai.routes.request_log import log_request
-from server.requests.reply import Endpoint, Reply
+from server.openai.routes.answer import Answer
+from server.openai.routes.endpoint import Endpoint
 
 
 class GenerationRoute:
     """The route of one endpoint.
 
-    `request`, `response` and `chunk` are its bodies in the document, which shows `example` whole
-    and as a stream.
+    `request`, `response` and `chunk` are its models in the OpenAPI document, which shows `example`
+    whole and as a stream.
     """
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        endpoint: Endpoint[Any],
         metrics: Metrics,
         drain: Drain,
         body_memory: BodyMemory,
@@ -67,25 +66,22 @@ class GenerationRoute:
         return router
 
     async def create(self, request: Request) -> Response:
-        """The answer to one request; nothing is done for it before it is sent."""
-        async with AsyncExitStack() as stack:
+        """The answer to one request; the request is prepared while the answer is sent."""
+        async with AsyncExitStack() as body_memory:
             try:
                 self._drain.check()
-                body = await stack.enter_async_context(self._body_memory.body(request))
+                body = await body_memory.enter_async_context(self._body_memory.body(request))
             except ApiError:
                 self._metrics.requests.labels("refused").inc()
                 raise
             except ClientDisconnect:
                 self._metrics.requests.labels("disconnect").inc()
                 raise
-            still_held = stack.pop_all()
-
-        async def prepare() -> Reply:
-            async with still_held:
-                self._drain.check()
-                reply = await self._endpoint.prepare(body)
-            if self._config.log_requests:
-                log_request(reply, request.state.request_id)
-            return reply
-
-        return Answer(prepare, self._metrics, self._drain)
+            return Answer(
+                self._endpoint,
+                body,
+                body_memory.pop_all(),
+                self._metrics,
+                self._drain,
+                log_requests=self._config.log_requests,
+            )

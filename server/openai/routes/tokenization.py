@@ -13,7 +13,7 @@ from starlette.responses import Response
 from server.chat.chat_template import ChatTemplate
 from server.chat.tool_choice import ToolChoice
 from server.http.body import Body, ListOf, parse
-from server.http.body_memory import BodyMemory
+from server.http.body_reader import BodyMemory
 from server.http.errors import invalid
 from server.http.openapi import BODY_FAILURES, failures, takes
 from server.openai.fields.conversation import MAX_MESSAGES, Messages, TemplateFields

@@ -15,6 +15,7 @@ from benchmarks.load.daemon_figures import (
 )
 from benchmarks.load.exchange import Address
 from server.metrics import Metrics
+from server.requests.engine_metrics import EngineCollector
 from tests.benchmarks.world import Answer, metrics, serving
 from wire.messages import StageStats, Stats
 
@@ -58,7 +59,7 @@ def test_settled_figures_are_those_of_a_later_page() -> None:
 
 
 def test_every_figure_of_the_report_is_on_the_daemon_s_own_page() -> None:
-    page = parse_figures(Metrics(_client()).render().decode())
+    page = parse_figures(Metrics(EngineCollector(_client())).render().decode())
     stages = ("tdpipe_stage_busy_seconds_total", "tdpipe_stage_steps_total")
     assert {(UPTIME, ""), *((name, "") for name in COUNTERS)} <= set(page)
     assert {(name, str(stage)) for name in stages for stage in (0, 1)} <= set(page)

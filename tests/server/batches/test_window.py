@@ -17,7 +17,7 @@ from server.requests.reply import Reply
 from server.requests.retry import MAX_FAILURES
 
 PATH = "/v1/completions"
-METRICS = Metrics(cast(EngineClient, None))
+METRICS = Metrics()
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from daemon.logs import JsonFormatter
-from server.http.access import Access
+from server.http.middleware import Access
 from tests.server.world import Daemon, saying, serving
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from server.http.access import QUIET_PATHS
+from server.http.middleware import QUIET_PATHS
 from server.openai.routes import operations
 from server.requests import engine_client
 from tests.server.templates import QWEN, chatty, give_room

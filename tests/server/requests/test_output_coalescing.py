@@ -1,4 +1,4 @@
-"""Rounds: what arrives between two is told together, and what is urgent at once."""
+"""Output coalescing: arrivals between two flushes are delivered together, urgent ones at once."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,25 +17,25 @@ PAUSE_S = MANY * PAUSE_PER_LISTENER_S
 
 
 class World:
-    """Listeners that take what they are told, and a clock that is set."""
+    """Listeners that record deliveries, and a clock that the test sets."""
 
     def __init__(self, num_listeners: int, longest_pause_s: float = 1.0) -> None:
         self.now = 0.0
-        self.rounds = OutputCoalescer(longest_pause_s, lambda: self.now)
-        self.told: dict[int, list[list[str]]] = {}
+        self.coalescer = OutputCoalescer(longest_pause_s, lambda: self.now)
+        self.delivered: dict[int, list[list[str]]] = {}
         self.inboxes = [self._listening(i) for i in range(num_listeners)]
 
     def _listening(self, index: int) -> Inbox[str]:
-        inbox = Inbox[str](self.rounds)
-        inbox.listener = lambda: self.told.setdefault(index, []).append(inbox.take())
+        inbox = Inbox[str](self.coalescer)
+        inbox.listener = lambda: self.delivered.setdefault(index, []).append(inbox.take())
         return inbox
 
     def burst(self, what: str, now: float) -> None:
-        """Something for everybody."""
+        """An arrival for each inbox."""
         self.now = now
         for inbox in self.inboxes:
             inbox.put(what)
-        self.rounds.tell()
+        self.coalescer.end_burst()
 
 
 def in_loop(play: Callable[[], None]) -> None:
@@ -45,23 +45,23 @@ def in_loop(play: Callable[[], None]) -> None:
     asyncio.run(run())
 
 
-def test_few_listeners_are_told_of_each_burst() -> None:
+def test_few_listeners_are_called_for_each_burst() -> None:
     world = World(3)
     for burst in "abc":
         world.burst(burst, 0.0)
-    assert world.told == {i: [["a"], ["b"], ["c"]] for i in range(3)}
+    assert world.delivered == {i: [["a"], ["b"], ["c"]] for i in range(3)}
 
 
-def test_many_listeners_are_told_after_a_pause_that_grows_with_their_number() -> None:
+def test_many_listeners_are_called_after_a_pause_that_grows_with_their_number() -> None:
     world = World(MANY)
 
     def play() -> None:
         world.burst("a", 0.0)
         world.burst("b", PAUSE_S * 0.5)
         world.burst("c", PAUSE_S * 0.9)
-        assert world.told[7] == [["a"]]
+        assert world.delivered[7] == [["a"]]
         world.burst("d", PAUSE_S)
-        assert world.told[7] == [["a"], ["b", "c", "d"]]
+        assert world.delivered[7] == [["a"], ["b", "c", "d"]]
 
     in_loop(play)
 
@@ -71,7 +71,7 @@ def test_a_pause_that_is_not_wanted_is_not_made(longest_pause_s: float) -> None:
     world = World(MANY, longest_pause_s)
     for burst in "ab":
         world.burst(burst, 0.0)
-    assert world.told[7] == [["a"], ["b"]]
+    assert world.delivered[7] == [["a"], ["b"]]
 
 
 def test_a_pause_ends_though_no_other_burst_comes() -> None:
@@ -80,32 +80,32 @@ def test_a_pause_ends_though_no_other_burst_comes() -> None:
     async def play() -> None:
         world.burst("a", 0.0)
         world.burst("b", 0.0)
-        assert world.told[7] == [["a"]]
-        while world.told[7] == [["a"]]:
+        assert world.delivered[7] == [["a"]]
+        while world.delivered[7] == [["a"]]:
             await asyncio.sleep(0.001)
-        assert world.told[7] == [["a"], ["b"]]
+        assert world.delivered[7] == [["a"], ["b"]]
 
     asyncio.run(asyncio.wait_for(play(), 10))
 
 
-def test_what_is_urgent_is_told_at_once_and_once() -> None:
+def test_an_urgent_arrival_is_delivered_at_once_and_once() -> None:
     world = World(MANY)
 
     def play() -> None:
         world.burst("a", 0.0)
         world.inboxes[7].put("b")
         world.inboxes[7].put("c")
-        world.inboxes[7].hurry()
+        world.inboxes[7].flush_soon()
         world.inboxes[8].put("b")
-        world.rounds.tell()
-        assert (world.told[7], world.told[8]) == ([["a"], ["b", "c"]], [["a"]])
+        world.coalescer.end_burst()
+        assert (world.delivered[7], world.delivered[8]) == ([["a"], ["b", "c"]], [["a"]])
         world.burst("d", 1.0)
-        assert (world.told[7][2:], world.told[8][1:]) == ([["d"]], [["b", "d"]])
+        assert (world.delivered[7][2:], world.delivered[8][1:]) == ([["d"]], [["b", "d"]])
 
     in_loop(play)
 
 
-def test_who_waits_is_woken_by_anything_or_by_ends_alone() -> None:
+def test_a_waiting_task_is_woken_by_any_arrival_or_only_by_ends() -> None:
     async def play() -> None:
         inbox, patient = Inbox[str](OutputCoalescer(0.0)), Inbox[str](OutputCoalescer(0.0))
         patient.only_ends = True
@@ -115,14 +115,14 @@ def test_who_waits_is_woken_by_anything_or_by_ends_alone() -> None:
         waiting = asyncio.create_task(patient.wait())
         await asyncio.sleep(0)
         assert not waiting.done()
-        patient.hurry()
+        patient.flush_soon()
         await asyncio.wait_for(waiting, 10)
         assert patient.take() == ["a"]
 
     asyncio.run(play())
 
 
-def test_who_waits_for_ends_is_woken_by_many_tokens_and_by_as_many_more() -> None:
+def test_a_task_that_waits_for_ends_is_woken_by_many_tokens_and_by_as_many_more() -> None:
     async def play() -> None:
         inbox = Inbox[str](OutputCoalescer(0.0))
         inbox.only_ends = True

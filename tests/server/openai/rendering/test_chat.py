@@ -22,7 +22,7 @@ HI = [{"role": "user", "content": "hi"}]
 
 def rendering(*, parses: bool = False, **fields: Any) -> ChatRendering:
     request = ChatRequest.model_validate({"model": "m", "messages": HI, "stream": True} | fields)
-    plan = Plan([[1, 2]], request.n, [9], tells_tokens=request.return_token_ids, model="m")
+    plan = Plan([[1, 2]], request.n, [9], returns_tokens=request.return_token_ids, model="m")
 
     def parser() -> MessageParser:
         return MessageParser(ReasoningSplitter(), CallParser(HERMES, ["add"]))

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from server.http.errors import ApiError, failed
-from server.openai.rendering.direct_writer import DirectWriter
-from server.openai.rendering.logprobs import TokenLogprobs
+from server.openai.rendering.sse import DirectWriter
 from server.requests.generation import MAX_INLINE_LOGPROBS, Piece
+from server.requests.logprobs import TokenLogprobs
 from tests.server.world import MODEL, PATIENCE_S, TOKENIZER, generated, serving
 from wire.messages import Abort, Submit
 
 HELLO = TOKENIZER.encode("hello")
 
 
-# A token with so many likeliest ones that it takes long to tell.
+# A token with so many likeliest ones that it takes long to render.
 MUCH = TokenLogprobs(5, -1.0, 1, tuple((5, -1.0) for _ in range(MAX_INLINE_LOGPROBS)))
 
 
@@ -67,8 +67,8 @@ class FakeGeneration:
             raise self.failure
         if "." in arrived:
             self.num_unfinished = 0
-        told = [MUCH] if "!" in arrived else ()
-        return [Piece(0, arrived, told=told)] if arrived else []
+        logprobs = [MUCH] if "!" in arrived else ()
+        return [Piece(0, arrived, logprobs=logprobs)] if arrived else []
 
     async def render(self, _num_logprobs: int, work: Callable[[], bytes]) -> bytes:
         await self.is_rendered.wait()

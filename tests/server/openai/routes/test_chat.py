@@ -11,6 +11,7 @@ from server.metrics import Metrics
 from server.openai.routes.chat import Chat
 from server.requests.admission import Admission
 from server.requests.engine_client import EngineClient
+from server.requests.engine_metrics import EngineCollector
 from server.requests.generation import Generations
 from server.requests.planner import Planner
 from tests.server.openai.chatting import (
@@ -138,16 +139,18 @@ def test_a_batchs_request_gives_way(tmp_path: Path) -> None:
     settings = config(tmp_path)
     client, tokenizer = EngineClient(settings.server_address), chatty(QWEN)
     client.ready, client.stats = EngineReady(2, 40, 16, 8192), stats()
-    metrics = Metrics(client)
+    metrics = Metrics(EngineCollector(client))
     predictor = LengthPredictor(settings, metrics)
     chat = Chat(
         settings,
         client,
+        Admission(settings, client),
+        Planner(settings, client, tokenizer),
+        Generations(client, tokenizer, metrics, predictor),
         tokenizer,
         ChatTemplate(tokenizer),
-        Planner(settings, client, tokenizer),
-        Generations(client, tokenizer, metrics, predictor, Admission(settings, client)),
         Grammars(tokenizer),
+        "fp",
     )
     body = json.dumps({"model": MODEL, "messages": [USER]}).encode()
 

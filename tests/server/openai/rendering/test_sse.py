@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from server.openai.rendering.event_stream import EventFrame
+from server.openai.rendering.sse import EventFrame
 
 HEAD = {"id": "cmpl-1", "model": "little"}
 

@@ -10,8 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from server.http.body_memory import FREE_BYTES, BodyMemory
-from server.http.connection import read_body
+from server.http.body_reader import FREE_BYTES, BodyMemory, read_body
 from server.openai.fields.sampling import SamplingFields
 from tests.server.templates import CHATML, chatty
 from tests.server.world import MODEL, PATIENCE_S, Daemon, saying, serving
@@ -132,7 +131,7 @@ def test_neither_body_nor_messages_outlive_the_reading_of_the_prompt(
     async def read_watched(*arguments: Any) -> Watched:
         return Watched(await read_body(*arguments))
 
-    monkeypatch.setattr("server.http.body_memory.read_body", read_watched)
+    monkeypatch.setattr("server.http.body_reader.read_body", read_watched)
     tokenizer: Any = chatty(CHATML)
     with serving(tmp_path, tokenizer=tokenizer) as daemon:
         sent = {"model": MODEL, "stream": stream, "return_token_ids": True} | body

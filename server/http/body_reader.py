@@ -1,0 +1,102 @@
+"""Reading request bodies: a size limit for each, a memory limit for all that are being read.
+
+Each body is bounded, and so is the queue of requests. Between the two, thousands of bodies could be
+received and wait for a thread that tokenizes them; the memory limit bounds those.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from starlette.requests import Request
+
+from server.http.errors import ApiError, too_busy
+
+BODY_TIMEOUT_S = 60.0
+# uvicorn reads this far ahead on each connection, whatever the limit.
+FREE_BYTES = 64 * 1024
+
+
+class BodyMemory:
+    """At most `max_body_bytes` in each body, `max_bytes` in all beyond the `FREE_BYTES` of each.
+
+    Large bodies that are complete at the same time are handed out one at a time, so that the event
+    loop runs between the parsing of one and of the next. Batch files do not count: they are written
+    to disk as they are received.
+    """
+
+    def __init__(self, max_bytes: int, max_body_bytes: int) -> None:
+        self.num_bytes = 0
+        self._max_bytes, self._max_body_bytes = max_bytes, max_body_bytes
+        self._turn = asyncio.Lock()
+
+    @asynccontextmanager
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """A request's body, which counts against the limit for the length of the block.
+
+        Raises what `read_body` raises, and `ApiError` (429) where the limit is reached.
+        """
+        held = 0
+
+        def grow(num_bytes: int) -> None:
+            nonlocal held
+            more = max(0, num_bytes - FREE_BYTES) - held
+            if self.num_bytes + more > self._max_bytes:
+                raise too_busy("Too many large requests are coming in. Please retry shortly.")
+            self.num_bytes += more
+            held += more
+
+        try:
+            body = await read_body(request, self._max_body_bytes, grow)
+            if held:
+                async with self._turn:
+                    await asyncio.sleep(0)
+            yield body
+        finally:
+            self.num_bytes -= held
+
+
+async def read_body(
+    request: Request, max_bytes: int, on_growth: Callable[[int], None] = lambda _: None
+) -> bytes:
+    """The body of a JSON request; `on_growth` is called with its length so far.
+
+    Raises `ApiError` for another content type (415), a body that is too large (413) or one that is
+    not received in time (408), `ClientDisconnect` when the client disconnects meanwhile, which
+    needs no response (`server.http.errors`).
+    """
+    _check_content_type(request)
+    if announces_more(request, max_bytes):
+        raise _too_large(max_bytes)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > max_bytes:
+                    raise _too_large(max_bytes)
+                on_growth(len(body))
+    except TimeoutError:
+        message = f"The request's body did not come within {BODY_TIMEOUT_S:g} seconds."
+        raise ApiError(408, message, code="request_timeout") from None
+    return bytes(body)
+
+
+def announces_more(request: Request, max_bytes: int) -> bool:
+    """Whether its content-length exceeds the limit. Python parses no number of 4,301 digits."""
+    digits = request.headers.get("content-length", "").lstrip("0")
+    return digits.isdecimal() and (len(digits) > len(str(max_bytes)) or int(digits) > max_bytes)
+
+
+def _check_content_type(request: Request) -> None:
+    """Browsers let pages of other origins send plain text and forms without asking, but no JSON."""
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given in ("", "application/json") or given.endswith("+json"):
+        return
+    message = f"Unsupported Content-Type '{given}': send 'application/json'."
+    raise ApiError(415, message, code="unsupported_media_type")
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    message = f"Request body too large: at most {max_bytes} bytes are accepted."
+    return ApiError(413, message, code="request_too_large")

@@ -1,0 +1,207 @@
+"""The middleware: request ids, access log, CORS and API keys, in the order a request passes them.
+
+All of it stands outside FastAPI's own layers, so that its error responses pass through it too.
+"""
+
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+
+from pydantic import SecretStr
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from configs.front_door import FrontDoorConfig
+from daemon.logs import fields
+from server.http.errors import CLIENT_CLOSED_REQUEST, ApiError, failed, invalid
+
+HEADER = b"x-request-id"
+ALWAYS_OPEN = "/health"
+QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
+MAX_LOGGED_PATH = 200
+# A client's id is kept only where it can neither break a header nor forge a log line.
+_FIT = re.compile(rb"[!-~]{1,128}")
+
+logger = logging.getLogger("tdpipe.access")
+
+
+def with_middleware(app: ASGIApp, config: FrontDoorConfig) -> ASGIApp:
+    """The app behind the middleware that the settings ask for."""
+    if config.api_key:
+        app = ApiKeys(app, config.api_key, open_paths=config.open_paths, root_path=config.root_path)
+    if config.allowed_origins:
+        app = Cors(
+            app,
+            allow_origins=config.allowed_origins,
+            allow_methods=config.allowed_methods,
+            allow_headers=config.allowed_headers,
+            allow_credentials=config.allow_credentials,
+            expose_headers=[HEADER.decode()],
+        )
+    app = Access(app, root_path=config.root_path, access_log=config.access_log)
+    return RootPath(app, config.root_path) if config.root_path else app
+
+
+class RootPath:
+    """A reverse proxy's path prefix, whether the proxy strips it or not.
+
+    ASGI middleware. Behind it, `path` begins with `root_path`, as the ASGI specification has it.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on under its whole path."""
+        if scope["type"] == "http":
+            scope["root_path"] = self._root_path
+            if not f"{scope['path']}/".startswith(f"{self._root_path}/"):
+                scope["path"] = self._root_path + scope["path"]
+        await self._app(scope, receive, send)
+
+
+class Access:
+    """Request ids and the access log: every response has an id, and its request a log line.
+
+    ASGI middleware. The id is in the scope's state as `request_id`. A streamed chunk costs one
+    extra call.
+    """
+
+    def __init__(self, app: ASGIApp, *, root_path: str, access_log: bool) -> None:
+        self._app = app
+        self._quiet_paths = {root_path + path for path in QUIET_PATHS}
+        self._access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; answer 500 where the app failed before it answered."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began_at = time.monotonic()
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                header = (HEADER, request_id.encode())
+                message = {**message, "headers": [*message.get("headers", ()), header]}
+            await send(message)
+
+        try:
+            await self._app(_with_get_for_head(scope), receive, send_with_id)
+        except Exception:
+            if not status:
+                response = failed("The server had an error while processing your request.")
+                await response.response()(scope, receive, send_with_id)
+            raise  # uvicorn logs it
+        finally:
+            if self._access_log and scope["path"] not in self._quiet_paths:
+                self._log(scope, status or CLIENT_CLOSED_REQUEST, began_at)
+
+    def _log(self, scope: Scope, status: int, began_at: float) -> None:
+        path = scope.get("raw_path", b"")[:MAX_LOGGED_PATH].decode("ascii", "backslashreplace")
+        seconds = round(time.monotonic() - began_at, 6)
+        method, request_id = scope["method"], scope["state"]["request_id"]
+        logger.info(
+            "%s %s %d %.3fs %s",
+            method,
+            path,
+            status,
+            seconds,
+            request_id,
+            extra=fields(
+                method=method, path=path, status=status, seconds=seconds, request_id=request_id
+            ),
+        )
+
+
+class Cors(CORSMiddleware):
+    """Starlette's CORS middleware, with refusals in OpenAI's error envelope."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The response to a browser's preflight request."""
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        # "Disallowed CORS origin, method"
+        refusal = invalid(f"{bytes(response.body).decode()}.", code="cors_refused").response()
+        for name, value in response.headers.items():
+            refusal.headers.setdefault(name, value)
+        return refusal
+
+
+class ApiKeys:
+    """API keys: requests without a valid key get 401, on every path but a few open ones.
+
+    ASGI middleware. The comparison takes the same time whatever the key, so that it reveals nothing
+    about the valid keys. `open_paths` need no key, nor does `ALWAYS_OPEN`.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Sequence[SecretStr],
+        *,
+        open_paths: Iterable[str] = (),
+        root_path: str,
+    ) -> None:
+        self._app = app
+        # Digests, because the time of compare_digest depends on the lengths that it compares.
+        self._digests = [_digest(key.get_secret_value().encode()) for key in keys]
+        self._open_paths = {root_path + path for path in (ALWAYS_OPEN, *open_paths)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer 401."""
+        if scope["type"] != "http" or scope["path"] in self._open_paths or self._has_key(scope):
+            await self._app(scope, receive, send)
+        else:
+            await _refusal(scope).response()(scope, receive, send)
+
+    def _has_key(self, scope: Scope) -> bool:
+        digest = _digest(_bearer(scope))
+        # All keys are compared, also after one that fits.
+        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own id where it is fit to be kept, else a new one."""
+    for name, value in scope["headers"]:
+        if name == HEADER and _FIT.fullmatch(value):
+            return str(value, "ascii")
+    return uuid.uuid4().hex
+
+
+def _with_get_for_head(scope: Scope) -> Scope:
+    """HEAD is GET without a body; uvicorn, which keeps the original scope, omits the body."""
+    return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+
+
+def _bearer(scope: Scope) -> bytes:
+    """The key that the client sent; empty when it sent none."""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            scheme, _, key = value.partition(b" ")
+            return bytes(key.strip()) if scheme.lower() == b"bearer" else b""
+    return b""
+
+
+def _digest(key: bytes) -> bytes:
+    return sha256(key).digest()
+
+
+def _refusal(scope: Scope) -> ApiError:
+    if _bearer(scope):
+        message = "Incorrect API key provided."
+    else:
+        message = "You didn't provide an API key: send it as 'Authorization: Bearer KEY'."
+    return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})

@@ -1,0 +1,158 @@
+"""Server-sent events: the frame of a stream's events, and the sink that writes them.
+
+Waking a task for each token of each stream, and passing every event through the layers of an ASGI
+application, costs more than everything else that is done for a token. So where the connection
+allows it, the receiver of a burst of tokens calls the streams' writers one after the other
+(`server.requests.output_coalescing`), and each writes its events to its connection at once. The
+stream's task sleeps until there is something to wait for: its end, or a client that reads slowly.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import msgspec
+from starlette.types import Send
+
+from server.http.connection import Connection
+from server.http.errors import ApiError
+from server.requests.generation import Generation, Piece, num_logprobs, takes_long
+from server.requests.reply import Rendering, Reply
+
+DONE = b"data: [DONE]\n\n"
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+_encode = msgspec.json.Encoder().encode
+
+
+class EventFrame:
+    """The part that all events of one stream share, encoded once so that an event costs little.
+
+    `around_text` is the JSON before and after the text of a choice that has no other fields.
+    """
+
+    def __init__(
+        self, head: dict[str, Any], around_text: tuple[bytes, bytes], *, include_usage: bool
+    ) -> None:
+        self._prefix = b"data: " + _encode(head)[:-1] + b',"choices":['
+        self._suffix = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._before_text, after_text = around_text
+        self._after_text = after_text + b',"logprobs":null,"finish_reason":null}' + self._suffix
+
+    def text(self, index: int, text: str) -> bytes:
+        """The event of a choice's new text; most events are of this kind, built without a model."""
+        return b'%b{"index":%d,%b%b%b' % (
+            self._prefix,
+            index,
+            self._before_text,
+            _encode(text),
+            self._after_text,
+        )
+
+    def choice(self, choice: dict[str, Any], beside: dict[str, Any] | None = None) -> bytes:
+        """The event of a choice, with the fields `beside` the choices."""
+        if not beside:
+            return self._prefix + _encode(choice) + self._suffix
+        return self._prefix + _encode(choice) + b"]," + _encode(beside)[1:-1] + self._suffix[1:]
+
+    def no_choice(self, fields: dict[str, Any]) -> bytes:
+        """An event without choices, such as the usage."""
+        return self._prefix + b"]," + _encode(fields)[1:] + b"\n\n"
+
+
+def error_event(error: ApiError) -> bytes:
+    """The event for a failure after the stream has begun."""
+    return b"data: " + error.body() + b"\n\n"
+
+
+async def write_events(reply: Reply, connection: Connection | None, send: Send) -> bytes:
+    """Write the events of all pieces; returns those to be written before the end.
+
+    Raises `ApiError` as the generation does. Without a chunked `connection`, events are sent one by
+    one through ASGI.
+    """
+    generation, rendering = reply.generation, reply.rendering
+    if opening := rendering.opening():
+        await send_body(send, opening, more=True)
+    if connection is not None and connection.is_chunked:
+        await DirectWriter(generation, rendering, connection).run()
+    else:
+        async for piece in generation:
+            event = await generation.render(piece.num_logprobs, partial(rendering.chunk, piece))
+            if event:
+                await send_body(send, event, more=True)
+    return rendering.usage(generation.usage()) if reply.include_usage else b""
+
+
+async def send_body(send: Send, body: bytes, *, more: bool) -> None:
+    """Send a part of a response's body through ASGI."""
+    await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+class DirectWriter:
+    """Writes one generation's pieces to a connection whose response has begun.
+
+    Pieces that take long to render, and those after them, are written by the stream's own task.
+    """
+
+    def __init__(
+        self, generation: Generation, rendering: Rendering, connection: Connection
+    ) -> None:
+        self._generation, self._rendering, self._connection = generation, rendering, connection
+        self._wake = asyncio.Event()
+        self._error: Exception | None = None
+        self._long: list[Piece] = []
+
+    async def run(self) -> None:
+        """Write until the generation's end. Raises what `Generation.take_pieces` raises."""
+        self._generation.listen(self._on_output)
+        try:
+            self._on_output()  # something may have arrived before
+            while self._generation.num_unfinished or self._long:
+                await self._wake.wait()
+                self._wake.clear()
+                if self._error is not None:
+                    raise self._error
+                await self._connection.drain()
+                if self._long:
+                    await self._write_long()
+                else:
+                    self._write()
+        finally:
+            # After the stream the connection belongs to another request.
+            self._generation.listen(None)
+
+    def _on_output(self) -> None:
+        """There are new tokens, or an end."""
+        if not self._connection.is_paused and not self._long:
+            try:
+                self._write()
+            # Raised again in the stream's own task, where it can be answered.
+            except Exception as error:
+                self._error = error
+        if self._error or self._connection.is_paused or self._generation.has_ended:
+            self._wake.set()
+
+    def _write(self) -> None:
+        pieces = self._generation.take_pieces()
+        if takes_long(num_logprobs(pieces)):
+            self._long = pieces
+            self._wake.set()
+        elif events := _events_of(self._rendering, pieces):
+            self._connection.write(events)
+
+    async def _write_long(self) -> None:
+        work = partial(_events_of, self._rendering, self._long)
+        if events := await self._generation.render(num_logprobs(self._long), work):
+            self._connection.write(events)
+        self._long = []
+        self._wake.set()  # something may have arrived meanwhile
+
+
+def _events_of(rendering: Rendering, pieces: Iterable[Piece]) -> bytes:
+    return b"".join(map(rendering.chunk, pieces))

@@ -1,0 +1,124 @@
+"""The answer: prepares one request and writes the response, whole or as a stream of events.
+
+It ends when its client disconnects. A stream that has begun ends with `[DONE]`, unless its client
+has left.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.http.connection import Connection, connection_of, run_while_connected
+from server.http.drain import Drain
+from server.http.errors import ApiError, failed
+from server.metrics import Metrics
+from server.openai.rendering.sse import DONE, HEADERS, error_event, send_body, write_events
+from server.openai.routes.endpoint import Endpoint
+from server.openai.routes.request_log import log_request
+from server.requests.reply import Reply
+
+# Of requests that were admitted.
+_OUTCOMES = {408: "timeout", 500: "error"}
+
+logger = logging.getLogger("tdpipe")
+
+
+class Answer(Response):
+    """The answer of an endpoint to one body.
+
+    `body_memory` is left once the request is prepared; its body is then no longer needed. Raises
+    `ApiError` while nothing has been sent: the request was refused, or a whole answer could not be
+    completed.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint[Any],
+        body: bytes,
+        body_memory: AsyncExitStack,
+        metrics: Metrics,
+        drain: Drain,
+        *,
+        log_requests: bool,
+    ) -> None:
+        super().__init__()
+        self._endpoint = endpoint
+        self._request: tuple[bytes, AsyncExitStack] | None = (body, body_memory)
+        self._metrics = metrics
+        self._drain = drain
+        self._log_requests = log_requests
+        self._outcome = "error"
+        self._arrived_at: float | None = None  # None: it was refused before
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write the response, unless the client disconnects."""
+        assert scope["type"] == "http"
+        with self._drain.request(), self._recorded():
+            if not await run_while_connected(self._answer(scope, send), receive):
+                self._outcome = "disconnect"
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        try:
+            yield
+        except ApiError as error:
+            self._outcome = _OUTCOMES.get(error.status, "refused")
+            raise
+        finally:
+            self._metrics.requests.labels(self._outcome).inc()
+            if self._arrived_at is not None:
+                self._metrics.request_duration.observe(time.monotonic() - self._arrived_at)
+
+    async def _answer(self, scope: Scope, send: Send) -> None:
+        try:
+            reply = await self._prepare()
+        except OSError as error:  # not from `send`, where it would mean that the client has left
+            raise RuntimeError("a request could not be prepared") from error
+        self._arrived_at = reply.generation.arrived_at
+        if self._log_requests:
+            log_request(reply, scope["state"]["request_id"])
+        if reply.stream:
+            await self._write_stream(reply, connection_of(scope), send)
+        else:
+            await self._write_whole(reply, send)
+
+    async def _prepare(self) -> Reply:
+        request, self._request = self._request, None
+        assert request is not None, "an answer is given once"
+        body, body_memory = request
+        async with body_memory:
+            self._drain.check()
+            return await self._endpoint.prepare(body)
+
+    async def _write_whole(self, reply: Reply, send: Send) -> None:
+        body = await reply.whole()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send_body(send, body, more=False)
+        self._outcome = "success"
+
+    async def _write_stream(self, reply: Reply, connection: Connection | None, send: Send) -> None:
+        async with reply.generation:
+            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            try:
+                async with reply.deadline.kept():
+                    end = await write_events(reply, connection, send)
+                self._outcome = "success"
+            except ApiError as error:
+                self._outcome = _OUTCOMES.get(error.status, "error")
+                end = error_event(error)
+            except OSError:
+                raise
+            # A bug is logged, and the client receives an error event.
+            except Exception:
+                logger.exception("a stream ended in a bug")
+                end = error_event(failed("The server had an error while processing your request."))
+        await send_body(send, end + DONE, more=False)

@@ -1,0 +1,83 @@
+"""An endpoint: turns a request's body into a reply that is ready to be generated.
+
+The same code prepares requests over HTTP, lines of a batch, and prompts of the offline `LLM` class.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Generic, TypeVar
+
+from server.openai.fields.sampling import SamplingFields
+from server.requests.admission import Admission
+from server.requests.engine_client import EngineClient
+from server.requests.generation import Generations
+from server.requests.plan import Plan
+from server.requests.planner import Planner
+from server.requests.reply import Rendering, Reply
+
+Fields = TypeVar("Fields", bound=SamplingFields)
+
+
+class Endpoint(ABC, Generic[Fields]):
+    """One path of the API; subclasses parse its bodies and plan its requests."""
+
+    path: ClassVar[str]
+
+    def __init__(
+        self,
+        client: EngineClient,
+        admission: Admission,
+        planner: Planner,
+        generations: Generations,
+    ) -> None:
+        self._client = client
+        self._admission = admission
+        self._planner = planner
+        self._generations = generations
+
+    async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
+        """The reply to one request; `offline` work is not counted in a queue.
+
+        No other code runs between this function's return and an immediate submission, so that what
+        was admitted still fits into the queue.
+
+        Raises `ApiError`: 4xx for a request that is at fault, 429 where the queue is full, 503
+        before the first pipeline was ready, 408 at the request's deadline.
+        """
+        fields = self._parse(body)
+        self._planner.check_model(fields.model)
+        deadline = self._generations.deadline(fields.timeout, offline=offline)
+        async with deadline.kept():
+            num_sequences = self._num_sequences(fields)
+            if self._needs_engine(fields):
+                self._client.check_known()
+                if not offline:
+                    self._admission.check(num_sequences, low_priority=fields.low_priority)
+            plan, rendering = await self._plan(fields, len(body), offline=offline)
+            if plan.needs_engine and not offline:
+                self._admission.check(
+                    num_sequences, plan.num_prompt_tokens, low_priority=fields.low_priority
+                )
+        return Reply(
+            self._generations.of(plan), rendering, fields.stream, fields.include_usage, deadline
+        )
+
+    @abstractmethod
+    def _parse(self, body: bytes) -> Fields:
+        """The body's fields. Raises `ApiError` (400)."""
+
+    @abstractmethod
+    def _num_sequences(self, fields: Fields) -> int:
+        """The number of sequences that it asks for. Raises `ApiError` (400)."""
+
+    @abstractmethod
+    def _needs_engine(self, fields: Fields) -> bool:
+        """Whether it asks for any token."""
+
+    @abstractmethod
+    async def _plan(
+        self, fields: Fields, num_bytes: int, *, offline: bool
+    ) -> tuple[Plan, Rendering]:
+        """The plan and how its output is rendered; `num_bytes` is the body's size.
+
+        Raises `ApiError`.
+        """

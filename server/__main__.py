@@ -41,7 +41,7 @@ logger = logging.getLogger("tdpipe")
 
 
 def main(folder: Path) -> int:
-    """Serve until told to end; returns the exit status."""
+    """Serve until a signal; returns the exit status."""
     child_process.tie_to_parent()
     log_file.follow()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until there is something to drain
@@ -97,7 +97,7 @@ async def _serve(
     predicting = asyncio.create_task(predictor.run())
     batching = asyncio.create_task(batches.run())
     beating = asyncio.create_task(_beat(WatchdogFile(config.folder, "server"), GcTuning()))
-    # None of the chores ends by itself: if one does, it has failed, and so does the process.
+    # These tasks never end by themselves: if one does, it has failed, and the process fails.
     chores = (receiving, predicting, batching, beating)
     await asyncio.wait((serving, *chores), return_when=asyncio.FIRST_COMPLETED)
     for chore in chores:

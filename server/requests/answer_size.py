@@ -1,7 +1,7 @@
-"""The answer's size: what a request may have told of its tokens, before anything is generated.
+"""The answer's size: a bound on log-probabilities and token ids, checked before any are generated.
 
-Text that is generated costs its clients time, and the server little. What is told beside it does
-not: 8,000 ids in a body, scored with 20 likeliest tokens for 128 choices, would be gigabytes.
+Generated text is bounded by the time it takes. Fields beside it are not: 8,000 ids in a body,
+scored with 20 likeliest tokens for 128 choices, would be gigabytes.
 """
 
 from collections import Counter
@@ -20,9 +20,9 @@ Sizes = Counter[str]
 
 
 def size_of_prompts(fields: SamplingFields, num_tokens: int, num_prompt_logprobs: int) -> Sizes:
-    """What is told of so many tokens of prompts, those of each choice counted.
+    """The fields about `num_tokens` tokens of prompts, those of each choice counted.
 
-    `num_prompt_logprobs` likeliest tokens are told with each, -1 tells nothing.
+    `num_prompt_logprobs` likeliest tokens are returned for each, -1 for none at all.
     """
     scored = "logprobs" if fields.prompt_logprobs is None else "prompt_logprobs"
     sizes = Sizes({scored: LOGPROB_BYTES * num_tokens * (1 + num_prompt_logprobs)})
@@ -31,24 +31,24 @@ def size_of_prompts(fields: SamplingFields, num_tokens: int, num_prompt_logprobs
 
 
 def size_of_tokens(num_tokens: int, num_logprobs: int) -> Sizes:
-    """The log-probabilities of so many tokens that are generated."""
+    """The log-probabilities of `num_tokens` generated tokens."""
     return Sizes(logprobs=LOGPROB_BYTES * num_tokens * (1 + num_logprobs))
 
 
-def room_for_tokens(sizes: Sizes, num_logprobs: int) -> int | None:
-    """How many tokens may be generated beside what is told already; None: this bounds them not."""
+def max_tokens_within(sizes: Sizes, num_logprobs: int) -> int | None:
+    """The tokens that may be generated beside `sizes`; None without log-probabilities."""
     if num_logprobs < 0:
         return None
     return (MAX_ANSWER_BYTES - sizes.total()) // size_of_tokens(1, num_logprobs).total()
 
 
 def check_size(sizes: Sizes) -> None:
-    """Raise `ApiError` (400) where that is too much."""
+    """Raise `ApiError` (400) where the answer would be too large."""
     if sizes.total() > MAX_ANSWER_BYTES:
         ((largest, _),) = sizes.most_common(1)
         message = (
             f"'{largest}' makes the answer too large: it would have some "
             f"{-(-sizes.total() // 2**20)} MiB, and {MAX_ANSWER_BYTES // 2**20} MiB are allowed. "
-            "Please ask for less to be told, or for fewer or shorter completions or prompts."
+            "Please ask for fewer log-probabilities, or fewer or shorter completions or prompts."
         )
         raise invalid(message, largest, "invalid_value")

@@ -1,26 +1,31 @@
-"""The planner: from a request's fields and its prompts' tokens to a plan, or an error in words."""
+"""The planner: from a request's fields and its prompts' tokens to a plan, or an error."""
 
 import re
 from array import array
 from collections.abc import Iterable, Sequence, Set
-from functools import partial
 
 from configs.schema import Config
 from server.http.errors import invalid, no_such_model
 from server.openai.fields.sampling import SamplingFields
-from server.requests.answer_size import check_size, room_for_tokens, size_of_prompts, size_of_tokens
+from server.requests.answer_size import (
+    check_size,
+    max_tokens_within,
+    size_of_prompts,
+    size_of_tokens,
+)
 from server.requests.engine_client import EngineClient
 from server.requests.plan import Plan, pack
 from server.text.tokenizer import Tokenizer
 from wire.messages import Sampling
 
-# They go with each sequence to the engine and lie in the journal; a grammar's bound is the same.
+# Bytes of token lists, which are sent with each sequence and journalled; grammars have the same
+# bound.
 MAX_LIST_BYTES_OF_REQUEST = 16 * 1024 * 1024
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 class Planner:
-    """Knows the model's vocabulary and how much room there is for a sequence."""
+    """Checks requests against the model's vocabulary and the longest possible sequence."""
 
     def __init__(self, config: Config, client: EngineClient, tokenizer: Tokenizer) -> None:
         self._config = config
@@ -42,26 +47,28 @@ class Planner:
         grammar: str = "",
         prompt_field: str = "prompt",
     ) -> Plan:
-        """What to ask of the engine.
+        """The plan of a request.
 
-        Raises `ApiError`: 400, 503 while there is no engine, 429 where long texts wait already.
+        Raises `ApiError`: 400, 503 before the first pipeline was ready, 429 where too many long
+        texts wait to be tokenized.
 
-        Without `max_tokens`, an answer may have `default_max_tokens` (None: as many as there is
-        room for), and no more than may be told. `num_logprobs` likeliest tokens are told with each
-        token, and `num_prompt_logprobs` with each of the prompt's; -1 tells nothing.
-        `prompt_field` is what a prompt that is too long came in.
+        Without `max_tokens`, an answer may have `default_max_tokens` (None: up to the longest
+        sequence), reduced to what log-probabilities leave of the answer's size limit. Each output
+        token is returned with `num_logprobs` likeliest tokens, each prompt token with
+        `num_prompt_logprobs`; -1 for none at all. `prompt_field` is the field that a prompt which
+        is too long came in.
         """
         self._check_tokens(fields)
-        room = partial(self._room, prompt_field=prompt_field)
         prompts = [self._truncated(prompt, fields, max_tokens) for prompt in prompts]
-        if only_scores:
-            max_tokens = 1
         sizes = size_of_prompts(fields, fields.n * sum(map(len, prompts)), num_prompt_logprobs)
-        tellable = room_for_tokens(sizes, num_logprobs)
-        if tellable is not None:
-            each = max(tellable // (len(prompts) * fields.n), fields.min_tokens, 1)
-            default_max_tokens = min(default_max_tokens or each, each)
-        all_max_tokens = [room(len(p), max_tokens, default_max_tokens) for p in prompts]
+        all_max_tokens = self._all_max_tokens(
+            fields,
+            prompts,
+            1 if only_scores else max_tokens,
+            default_max_tokens,
+            max_tokens_within(sizes, num_logprobs),
+            prompt_field,
+        )
         check_size(sizes + size_of_tokens(fields.n * sum(all_max_tokens), num_logprobs))
         own_stop_ids = frozenset(fields.stop_token_ids)
         end_ids = () if fields.ignore_eos else self._tokenizer.eos_token_ids
@@ -96,9 +103,9 @@ class Planner:
             raise no_such_model(model)
 
     def check_lengths(self, num_prompt_tokens: Iterable[int], max_tokens: int | None) -> None:
-        """Raise `ApiError` (400) for prompts that do not fit, before anything is done with them."""
+        """Raise `ApiError` (400) for prompts that do not fit, before they are processed."""
         for number in num_prompt_tokens:
-            self._room(number, max_tokens, None, prompt_field="prompt")
+            self._max_tokens(number, max_tokens, None, prompt_field="prompt")
 
     def check_ids(self, field: str, *lists: Sequence[int]) -> None:
         """Raise `ApiError` (400) for token ids that the model does not have."""
@@ -110,10 +117,28 @@ class Planner:
                 raise invalid(message, field, "invalid_value")
 
     def check_num_logprobs(self, num_logprobs: int, field: str) -> None:
-        """Raise `ApiError` (400) when more likeliest tokens are asked for than are told."""
+        """Raise `ApiError` (400) when more likeliest tokens are asked for than may be returned."""
         limit = self._config.max_logprobs
         if num_logprobs > limit:
             raise invalid(f"'{field}' must not exceed {limit}.", field, "invalid_value")
+
+    def _all_max_tokens(
+        self,
+        fields: SamplingFields,
+        prompts: Sequence[list[int]],
+        max_tokens: int | None,
+        default: int | None,
+        returnable: int | None,
+        prompt_field: str,
+    ) -> list[int]:
+        """Each prompt's `max_tokens`; all sequences may return `returnable` tokens (None: any)."""
+        if returnable is not None:
+            each = max(returnable // (len(prompts) * fields.n), fields.min_tokens, 1)
+            default = min(default or each, each)
+        return [
+            self._max_tokens(len(prompt), max_tokens, default, prompt_field=prompt_field)
+            for prompt in prompts
+        ]
 
     def _check_tokens(self, fields: SamplingFields) -> None:
         self.check_ids("allowed_token_ids", fields.allowed_token_ids)
@@ -128,7 +153,7 @@ class Planner:
     def _truncated(
         self, prompt: list[int], fields: SamplingFields, max_tokens: int | None
     ) -> list[int]:
-        """The prompt's last tokens, where the client wants no more of it than fit or it says."""
+        """The prompt's last tokens, by `truncate_prompt_tokens`."""
         kept = fields.truncate_prompt_tokens
         if kept is None:
             return prompt
@@ -137,7 +162,7 @@ class Planner:
             kept = max(1, ready.max_model_len - (max_tokens or 1)) if ready else len(prompt)
         return prompt[-kept:]
 
-    def _room(
+    def _max_tokens(
         self,
         num_prompt_tokens: int,
         max_tokens: int | None,
@@ -145,9 +170,9 @@ class Planner:
         *,
         prompt_field: str,
     ) -> int:
-        """How many tokens the answer may have.
+        """The number of tokens that the answer may have.
 
-        Raises `ApiError`: 400 when they do not fit, 503 where there is no engine to say so.
+        Raises `ApiError`: 400 when they do not fit, 503 before the first pipeline was ready.
         """
         ready = self._client.ready
         if ready is None:  # it may have gone while the prompts were read
@@ -155,19 +180,19 @@ class Planner:
                 self._client.check_known()
             return 0
         wanted = 1 if max_tokens is None else max_tokens
-        room = ready.max_model_len - num_prompt_tokens
-        if wanted > room:
+        space = ready.max_model_len - num_prompt_tokens
+        if wanted > space:
             message = (
                 f"This model's maximum context length is {ready.max_model_len} tokens, however you "
                 f"requested {num_prompt_tokens + wanted} tokens ({num_prompt_tokens} in your "
                 f"prompt; {wanted} for the completion). Please reduce your prompt; or completion "
                 "length."
             )
-            param = prompt_field if room < 1 else "max_tokens"
+            param = prompt_field if space < 1 else "max_tokens"
             raise invalid(message, param, "context_length_exceeded")
         if max_tokens is not None:
             return max_tokens
-        return room if default is None else min(default, room)
+        return space if default is None else min(default, space)
 
     async def _spelt(self, words: Sequence[str], *, patient: bool) -> tuple[bytes, ...]:
         """The tokens of all spellings of the words. Raises `ApiError` (429)."""

@@ -1,6 +1,6 @@
-"""The retry: an offline request is asked again until it has succeeded or is itself at fault.
+"""The retry: an offline request is repeated until it succeeds or is itself at fault.
 
-That there is no engine, or no longer, is nobody's fault: it is waited for.
+A missing engine is not the request's fault: the retry waits for it.
 """
 
 import asyncio
@@ -10,9 +10,9 @@ from typing import TypeVar
 from server.http.errors import ApiError
 from server.requests.engine_client import EngineClient
 
-# An engine that is lost is noticed and replaced meanwhile, or this one still gives up on it.
+# Meanwhile a lost engine is detected and replaced.
 RETRY_S = 1.0
-# So often may a request fail in an engine that remains as it was.
+# Failures of one request while the engine was not replaced.
 MAX_FAILURES = 3
 
 Answer = TypeVar("Answer")
@@ -25,9 +25,9 @@ async def ask_until_final(
     wait_open: Callable[[], Awaitable[None]] | None = None,
     on_retry: Callable[[], None] = lambda: None,
 ) -> Answer:
-    """What `ask` returns in the end, or the `ApiError` that is the request's own fault.
+    """The result of `ask`. Raises the `ApiError` that is the request's own fault.
 
-    `wait_open` is waited for before each try, by default for the engine alone.
+    `wait_open` is awaited before each try; the default waits for the engine.
     """
     num_failures = 0
     while True:

@@ -10,7 +10,7 @@ from tests.server.world import Daemon, saying, serving
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A server whose engine says "hello world €" to everything."""
+    """A server whose engine answers every request with "hello world €"."""
     with serving(tmp_path_factory.mktemp("daemon"), saying("hello world €")) as daemon:
         yield daemon
 

@@ -47,6 +47,6 @@ def test_a_model_has_all_its_names(tmp_path: Path) -> None:
         assert daemon.get("/v1/models/two").json()["id"] == "two"
         for name in ("one", "two"):
             answer = daemon.complete(model=name)
-            assert answer.json()["model"] == "one", "the first is told"
+            assert answer.json()["model"] == "one", "the first name is shown"
             assert '"model":"one"' in daemon.complete(model=name, stream=True).text
         assert daemon.complete(model="three").status_code == 404

@@ -1,4 +1,4 @@
-"""Requests leave nothing to the garbage collector: it would hold the loop up to find it."""
+"""Requests leave no reference cycles: the garbage collector would block the event loop."""
 
 import gc
 from collections.abc import Iterator

@@ -54,7 +54,7 @@ def read_until(server: subprocess.Popen[str], words: str) -> str:
     raise AssertionError(f"{words!r} is not in the log:\n{log}")
 
 
-def test_a_process_serves_tells_its_port_and_drains_on_sigterm(tmp_path: Path) -> None:
+def test_a_process_serves_returns_its_port_and_drains_on_sigterm(tmp_path: Path) -> None:
     save_model(tmp_path / "model")
     engine = FakeEngine(config(tmp_path).server_address)
     try:
@@ -107,7 +107,7 @@ def test_a_second_signal_ends_the_process_with_a_word_to_its_clients(tmp_path: P
 def test_a_process_serves_on_a_unix_socket_and_takes_it_away_with_it(tmp_path: Path) -> None:
     save_model(tmp_path / "model")
     engine = FakeEngine(config(tmp_path).server_address)
-    path = tmp_path / "door.sock"
+    path = tmp_path / "server.sock"
     try:
         with process(tmp_path, uds=path, api_key="a-secret", log_format="json") as server:
             log = read_until(server, "ready: ")
@@ -149,11 +149,11 @@ def test_a_tokenizer_that_is_damaged_is_one_line(tmp_path: Path) -> None:
 def check_gives_up(server: subprocess.Popen[str], folder: Path, words: str) -> None:
     _, log = server.communicate(timeout=PATIENCE_S)
     assert server.returncode == 1
-    assert log == "", "the supervisor tells it, once and last"
+    assert log == "", "the supervisor logs it, once and last"
     assert words in (reported_failure(folder) or "")
 
 
 def loaded_libraries(pid: int) -> str:
-    """The files that a process has mapped, where the system tells."""
+    """The files that a process has mapped, where the system lists them."""
     maps = Path(f"/proc/{pid}/maps")
     return maps.read_text() if os.path.exists(maps) else ""

@@ -141,7 +141,7 @@ class FakeEngine:
         self.ready: EngineReady | None = EngineReady(2, 40, 16, MAX_MODEL_LEN)
         self.stats = stats()
         self.answers_hello = True
-        self.beats = True  # tells its stats four times a second, as an engine does
+        self.beats = True  # sends its stats four times a second, as an engine does
         self.received: list[FromServer] = []
         self._hello = 0
         self._changed = threading.Condition()
@@ -290,7 +290,7 @@ def serving(
     opens_batches: bool = True,
     **settings: Any,
 ) -> Iterator[Daemon]:
-    """A server in a thread with a fake engine behind it, ready unless told otherwise."""
+    """A server in a thread with a fake engine behind it, ready by default."""
     settings_ = config(folder, **settings)
     engine = FakeEngine(settings_.server_address, script)
     if not ready:

@@ -1,4 +1,4 @@
-"""How /v1/chat/completions shows a generation."""
+"""Renders generations of /v1/chat/completions."""
 
 import time
 import uuid
@@ -21,19 +21,19 @@ from server.text.tokenizer import Tokenizer
 
 @dataclass(slots=True)
 class _Message:
-    """One choice's message as far as it has come; what a stream has told is not kept."""
+    """One choice's message so far; streams keep only the parser's state."""
 
     parser: MessageParser
     reasoning: list[str] = field(default_factory=list)
     content: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     arguments: list[list[str]] = field(default_factory=list)
-    told: list[TokenLogprobs] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     ending: dict[str, Any] = field(default_factory=dict)
 
 
-# Fields that say what is told.
+# Fields that decide what an answer contains.
 _SHOWN = (
     "include_reasoning",
     "logprobs",
@@ -45,9 +45,9 @@ _SHOWN = (
 
 
 class ChatRendering:
-    """One chat completion; `parser` makes a choice's parser where there is more than content.
+    """One chat completion; `parser` makes a choice's parser where there may be more than content.
 
-    `echo` is the beginning of the message, where that is told though the prompt has it.
+    `echo` is the beginning of the message that the prompt already contains, where it is returned.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ChatRendering:
         )
 
     def opening(self) -> bytes:
-        """Each choice's role, and the text that it goes on from where that is told."""
+        """Each choice's role, and the text that it continues where that is returned."""
         delta = {"role": "assistant", "content": self._echo}
         prompt: dict[str, Any] = {}
         if self._request.return_token_ids:
@@ -87,7 +87,7 @@ class ChatRendering:
         return b"".join(events)
 
     def chunk(self, piece: Piece) -> bytes:
-        """The event for one piece; none where its text may yet turn out to be a call."""
+        """The event for one piece; empty while its text may still become a tool call."""
         if self._is_plain and piece.finish_reason is None:
             return self._frame.text(piece.choice_index, piece.text)
         message = self._messages[piece.choice_index]
@@ -95,7 +95,7 @@ class ChatRendering:
         is_all = not self._plan.returns_tokens and piece.finish_reason is None
         if is_all and parsed.content and not parsed.calls and not parsed.reasoning:
             return self._frame.text(piece.choice_index, parsed.content)
-        beside = self._told_beside(piece) | self._ending(message, piece)
+        beside = self._beside(piece) | self._ending(message, piece)
         delta = self._delta(parsed)
         if not delta and not beside:
             return b""
@@ -116,7 +116,7 @@ class ChatRendering:
                 message.names.append(name)
                 message.arguments.append([])
             message.arguments[index].append(arguments)
-        message.told += piece.logprobs
+        message.logprobs += piece.logprobs
         message.token_ids += piece.token_ids
         if piece.scores and not piece.choice_index:
             self._scores = list(piece.scores)
@@ -158,7 +158,7 @@ class ChatRendering:
         parsed = message.parser.push(piece.text, is_last=piece.finish_reason is not None)
         return parsed if self._request.include_reasoning else parsed._replace(reasoning="")
 
-    def _told_beside(self, piece: Piece) -> dict[str, Any]:
+    def _beside(self, piece: Piece) -> dict[str, Any]:
         beside: dict[str, Any] = {}
         if self._request.logprobs:
             beside["logprobs"] = self._logprobs(piece.logprobs)
@@ -166,8 +166,8 @@ class ChatRendering:
             beside["token_ids"] = list(piece.token_ids)
         return beside
 
-    def _logprobs(self, told: list[TokenLogprobs] | tuple[()]) -> dict[str, Any]:
-        return {"content": chat_logprobs(told, self._tokenizer.pieces), "refusal": None}
+    def _logprobs(self, logprobs: list[TokenLogprobs] | tuple[()]) -> dict[str, Any]:
+        return {"content": chat_logprobs(logprobs, self._tokenizer.pieces), "refusal": None}
 
     def _ending(self, message: _Message, piece: Piece) -> dict[str, Any]:
         if piece.finish_reason is None:
@@ -189,22 +189,22 @@ class ChatRendering:
     def _choice(self, index: int, message: _Message) -> dict[str, Any]:
         content, reasoning = "".join(message.content), "".join(message.reasoning)
         content = self._echo + content
-        told: dict[str, Any] = {
+        answer: dict[str, Any] = {
             "role": "assistant",
             "content": content if content or not (message.names or reasoning) else None,
             "refusal": None,
             "annotations": [],
         }
         if reasoning:
-            told["reasoning_content"] = told["reasoning"] = reasoning
+            answer["reasoning_content"] = answer["reasoning"] = reasoning
         if message.names:
-            told["tool_calls"] = [
+            answer["tool_calls"] = [
                 _call(_new_call_id(), name, "".join(arguments))
                 for name, arguments in zip(message.names, message.arguments, strict=True)
             ]
-        choice: dict[str, Any] = {"index": index, "message": told, "logprobs": None}
+        choice: dict[str, Any] = {"index": index, "message": answer, "logprobs": None}
         if self._request.logprobs:
-            choice["logprobs"] = self._logprobs(message.told)
+            choice["logprobs"] = self._logprobs(message.logprobs)
         if self._request.return_token_ids:
             choice["token_ids"] = message.token_ids
         return choice | message.ending

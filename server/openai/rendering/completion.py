@@ -1,4 +1,4 @@
-"""How /v1/completions shows a generation."""
+"""Renders generations of /v1/completions."""
 
 import time
 import uuid
@@ -19,19 +19,19 @@ from server.text.tokenizer import Tokenizer
 
 @dataclass(slots=True)
 class _Collected:
-    """One choice of a whole answer as far as it has come."""
+    """One choice of a whole answer so far."""
 
     texts: list[str] = field(default_factory=list)
     extras: list[dict[str, Any]] = field(default_factory=list)
     ending: dict[str, Any] = field(default_factory=dict)
 
 
-# Fields that say what is told.
+# Fields that decide what an answer contains.
 _SHOWN = ("logprobs", "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids")
 
 
 class CompletionRendering:
-    """One completion; `echoes` holds the text of each prompt where it is told."""
+    """One completion; `echoes` holds the text of each prompt where it is returned."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class CompletionRendering:
         self._plan, self._tokenizer = plan, tokenizer
         self._echoes = echoes
         self._is_plain = not (plan.returns_tokens or request.scores_prompt)
-        # A prompt of which more is told comes with that, on the choice's first piece.
+        # An echo with log-probabilities or token ids is rendered with the choice's first piece.
         self._echoes_late = bool(echoes) and not self._is_plain
         self._begun: set[int] = set()
         self._logprobs: dict[int, CompletionLogprobs] = {}
@@ -62,7 +62,7 @@ class CompletionRendering:
         self._collected: dict[int, _Collected] = {}
 
     def opening(self) -> bytes:
-        """The prompts that are echoed, or all there is where no token is asked for."""
+        """The echoed prompts, or the whole answer where no token is asked for."""
         return b"".join(map(self.chunk, self._known_pieces()))
 
     def chunk(self, piece: Piece) -> bytes:
@@ -106,7 +106,7 @@ class CompletionRendering:
         return self._collected.setdefault(index, _Collected())
 
     def _known_pieces(self) -> list[Piece]:
-        """What is known without the engine."""
+        """Pieces that need nothing from the engine."""
         is_all = not any(self._plan.max_tokens)
         echoes_now = bool(self._echoes) and not self._echoes_late
         if not is_all and not echoes_now:
@@ -121,7 +121,7 @@ class CompletionRendering:
         return self._echoes[index // self._plan.n] if self._echoes else ""
 
     def _shown(self, piece: Piece) -> tuple[str, dict[str, Any]]:
-        """The piece's text and what is told beside it."""
+        """The piece's text and the fields beside it."""
         if self._is_plain:
             return piece.text, {}
         request, index = self._request, piece.choice_index
@@ -131,14 +131,14 @@ class CompletionRendering:
             self._begun.add(index)
             text, extras = self._echo(index) + text, self._of_prompt(piece)
         if request.logprobs is not None:
-            told = self._logprobs[index].of(piece.logprobs)
-            extras["logprobs"] = _joined([extras, {"logprobs": told}])["logprobs"]
+            logprobs = self._logprobs[index].of(piece.logprobs)
+            extras["logprobs"] = _joined([extras, {"logprobs": logprobs}])["logprobs"]
         if request.return_token_ids:
             extras["token_ids"] = list(piece.token_ids)
         return text, extras
 
     def _of_prompt(self, piece: Piece) -> dict[str, Any]:
-        """What is told of a choice's prompt, on its first piece."""
+        """The fields about a choice's prompt, on its first piece."""
         request, index, tokenizer = self._request, piece.choice_index, self._tokenizer
         prompt = self._plan.prompts[index // self._plan.n]
         extras: dict[str, Any] = {}
@@ -175,10 +175,10 @@ def _ending(piece: Piece) -> dict[str, Any]:
 
 
 def _joined(extras: list[dict[str, Any]]) -> dict[str, Any]:
-    """What was told beside each piece, end to end."""
+    """The fields beside each piece, concatenated."""
     joined: dict[str, Any] = {}
-    for told in extras:
-        for name, value in told.items():
+    for fields in extras:
+        for name, value in fields.items():
             if isinstance(value, dict):
                 before = joined.setdefault(name, {key: [] for key in value})
                 for key, column in value.items():

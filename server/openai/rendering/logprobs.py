@@ -16,8 +16,8 @@ class CompletionLogprobs:
     """The `logprobs` of one choice of a completion, as far as its tokens have come.
 
     A token's offset is where its text begins in the choice's; of a character that several tokens
-    make, all have the offset of its beginning. `None` stands for a prompt's first token, of which a
-    model says nothing. `name` is how a token is written.
+    make, all have the offset of its beginning. `None` stands for a prompt's first token, for which the
+    model makes no prediction. `name` returns how a token is written.
     """
 
     def __init__(self, name: Callable[[int], str], num_tops: int, detokenizer: Detokenizer) -> None:
@@ -43,13 +43,13 @@ class CompletionLogprobs:
             "text_offset": offsets,
         }
 
-    def of(self, told: Sequence[TokenLogprobs]) -> dict[str, list[Any]]:
+    def of(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, list[Any]]:
         """Of the next tokens."""
-        token_ids = [position.token_id for position in told]
+        token_ids = [position.token_id for position in logprobs]
         return {
             "tokens": [self._name(token_id) for token_id in token_ids],
-            "token_logprobs": [position.logprob for position in told],
-            "top_logprobs": [self._tops(position) for position in told],
+            "token_logprobs": [position.logprob for position in logprobs],
+            "top_logprobs": [self._tops(position) for position in logprobs],
             "text_offset": self._offsets(token_ids, self._detokenizer),
         }
 
@@ -60,30 +60,33 @@ class CompletionLogprobs:
             self._offset += len(detokenizer.push(token_id))
         return offsets
 
-    def _tops(self, told: TokenLogprobs) -> dict[str, float]:
-        """By name; of tokens that look the same, the likeliest."""
+    def _tops(self, position: TokenLogprobs) -> dict[str, float]:
+        """By name; of tokens with equal names, the likeliest."""
         tops: dict[str, float] = {}
-        for token_id, logprob in (*told.tops[: self._num_tops], (told.token_id, told.logprob)):
+        for token_id, logprob in (
+            *position.tops[: self._num_tops],
+            (position.token_id, position.logprob),
+        ):
             name = self._name(token_id)
             tops[name] = max(logprob, tops.get(name, logprob))
         return tops
 
 
-def chat_logprobs(told: Sequence[TokenLogprobs], pieces: TokenPieces) -> list[msgspec.Raw]:
+def chat_logprobs(logprobs: Sequence[TokenLogprobs], pieces: TokenPieces) -> list[msgspec.Raw]:
     """The `logprobs.content` of a chat's choice, one for each token, in JSON."""
     return [
         _encoded(
             _chat_token(position.token_id, position.logprob, pieces)
             | {"top_logprobs": [_chat_token(*top, pieces) for top in position.tops]}
         )
-        for position in told
+        for position in logprobs
     ]
 
 
 def prompt_logprobs(
-    told: Sequence[TokenLogprobs], num_tops: int, pieces: TokenPieces
+    logprobs: Sequence[TokenLogprobs], num_tops: int, pieces: TokenPieces
 ) -> list[msgspec.Raw | None]:
-    """vLLM's `prompt_logprobs`: for each token but the first, all that is known by token id."""
+    """vLLM's `prompt_logprobs`: for each token but the first, its candidates by token id."""
     return [None] + [
         _encoded(
             {
@@ -91,7 +94,7 @@ def prompt_logprobs(
                 for id_, (logprob, rank) in position.all(num_tops).items()
             }
         )
-        for position in told
+        for position in logprobs
     ]
 
 
@@ -99,6 +102,6 @@ def _chat_token(token_id: int, logprob: float, pieces: TokenPieces) -> dict[str,
     return {"token": pieces.text(token_id), "logprob": logprob, "bytes": pieces.bytes(token_id)}
 
 
-def _encoded(told: dict[str, Any]) -> msgspec.Raw:
-    """In JSON, which takes 90 bytes where its objects took 270: there may be a million."""
-    return msgspec.Raw(_encode(told))
+def _encoded(fields: dict[str, Any]) -> msgspec.Raw:
+    """As JSON, which takes 90 bytes where objects took 270: an answer may have a million."""
+    return msgspec.Raw(_encode(fields))

@@ -1,4 +1,4 @@
-"""The operator's routes: health, readiness, load, version, models and metrics."""
+"""The operational routes: health, readiness, load, version, models and metrics."""
 
 import time
 from typing import Any
@@ -23,13 +23,13 @@ _TEXT = {"text/plain": {"schema": {"type": "string"}}}
 
 
 class Heartbeat(BaseModel):
-    """When a process was last heard of."""
+    """The age of a process's last heartbeat."""
 
     heartbeat_age_s: float | None
 
 
 class EngineHealth(Heartbeat):
-    """The engine, and whether it works on requests."""
+    """The engine, and whether it schedules requests."""
 
     ready: bool
 
@@ -45,7 +45,7 @@ class Health(BaseModel):
     """The answer of GET /health, with 503 unless the status is ok or draining."""
 
     status: str = Field(description="ok, draining, or what is missing")
-    reason: str | None = Field(description="how that came about, where it is known")
+    reason: str | None = Field(description="the cause, where it is known")
     server: Heartbeat
     engine: EngineHealth
     stages: list[StageHealth]
@@ -74,7 +74,7 @@ class Load(BaseModel):
 
 
 class Operations:
-    """The routes that tell how the daemon is."""
+    """The routes that report the daemon's state."""
 
     def __init__(
         self,
@@ -105,16 +105,16 @@ class Operations:
         get(
             "/ready",
             self.ready,
-            summary="Whether requests are worked on",
+            summary="Whether requests are being scheduled",
             response_model=Readiness,
             responses=failures(503),
         )
-        get("/load", self.load, summary="How much there is to do", response_model=Load)
+        get("/load", self.load, summary="Current load", response_model=Load)
         get("/version", self.version, summary="The daemon's version", response_model=Version)
         get(
             "/metrics",
             self.metrics,
-            summary="Figures for Prometheus",
+            summary="Metrics for Prometheus",
             response_class=Response,
             responses={200: {"content": _TEXT}},
         )
@@ -129,7 +129,7 @@ class Operations:
         return router
 
     async def health(self) -> JSONResponse:
-        """200 while every process's heart beats: server, engine and all stages."""
+        """200 while every process sends heartbeats: server, engine and all stages."""
         now = time.monotonic()
         client, stats = self._client, self._client.stats
         engine_age_s = now - client.stats_at if stats else None
@@ -156,13 +156,13 @@ class Operations:
         return JSONResponse(body, 200 if status in ("ok", "draining") else 503)
 
     async def ready(self) -> Readiness:
-        """200 while a completion would be worked on; during a restart one is taken, and waits."""
+        """200 while a completion would be scheduled; during a restart it is accepted, and waits."""
         self._drain.check()
         self._client.check_ready()
         return Readiness(status="ready")
 
     async def load(self) -> Load:
-        """What a balancer in front of several daemons looks at."""
+        """The figures that a load balancer in front of several daemons needs."""
         stats = self._client.stats
         return Load(
             server_load=self._drain.num_open,
@@ -201,7 +201,7 @@ class Operations:
         )
 
     def _status(self, engine_age_s: float | None, stages: list[dict[str, Any]]) -> str:
-        """In one word: what is wrong, if anything is."""
+        """The status in a word or two."""
         if engine_age_s is None:
             return "starting"
         if engine_age_s > SILENCE_S or not self._client.is_connected:

@@ -1,4 +1,4 @@
-"""The request log: what a generation was asked for, in lengths and settings and never in text."""
+"""The request log: each generation's lengths and settings, never its text."""
 
 import logging
 
@@ -9,7 +9,7 @@ logger = logging.getLogger("tdpipe.requests")
 
 
 def log_request(reply: Reply, request_id: str) -> None:
-    """One line for one request. Stop strings, grammars and the like are texts: they are counted."""
+    """One line for one request. Stop strings and grammars are counted, not logged."""
     plan, sampling = reply.generation.plan, reply.generation.plan.sampling
     settings = {
         "prompts": len(plan.prompts),
@@ -28,11 +28,11 @@ def log_request(reply: Reply, request_id: str) -> None:
         "offline": plan.offline,
         "gives_way": plan.low_priority,
     }
-    told = " ".join(f"{name}={value}" for name, value in settings.items())
+    text = " ".join(f"{name}={value}" for name, value in settings.items())
     logger.info(
         "%s %s %s",
         request_id,
         reply.rendering.reply_id,
-        told,
+        text,
         extra=fields(request_id=request_id, reply_id=reply.rendering.reply_id, **settings),
     )

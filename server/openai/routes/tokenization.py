@@ -34,14 +34,16 @@ class TokenizeRequest(TemplateFields):
         None,
         min_length=1,
         max_length=MAX_MESSAGES,
-        description="a conversation, in the place of a text",
+        description="a conversation, instead of a text",
     )
     add_special_tokens: bool | None = Field(
         None,
         description="put the model's special tokens around it [true; for messages false, because "
         "templates write them]",
     )
-    return_token_strs: bool = Field(False, description="tell the tokens as the vocabulary has them")
+    return_token_strs: bool = Field(
+        False, description="return the tokens as the vocabulary spells them"
+    )
 
 
 class Tokenized(BaseModel):

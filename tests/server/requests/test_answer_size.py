@@ -22,7 +22,7 @@ CONTEXT = 131_072
 
 
 class Ready:
-    """A client of an engine with room for long sequences."""
+    """A client of an engine that accepts long sequences."""
 
     max_model_len = CONTEXT
 
@@ -41,16 +41,16 @@ def plan(
     **fields: Any,
 ) -> Plan:
     """What the planner makes of so many prompts of so many tokens."""
-    told = SamplingFields(model=MODEL, **fields)
+    reported = SamplingFields(model=MODEL, **fields)
     planner = Planner(config(Path("/")), Ready(), TOKENIZER)  # type: ignore[arg-type]
     planning = planner.plan(
-        told,
+        reported,
         [[5] * num_tokens] * num_prompts,
         endpoint="chat",
         max_tokens=max_tokens,
         default_max_tokens=None,
         num_logprobs=num_logprobs,
-        num_prompt_logprobs=-1 if told.prompt_logprobs is None else told.prompt_logprobs,
+        num_prompt_logprobs=-1 if reported.prompt_logprobs is None else reported.prompt_logprobs,
         offline=offline,
     )
     return asyncio.run(planning)
@@ -69,7 +69,7 @@ def plan(
         {"num_prompts": 4096, "num_tokens": 30, "max_tokens": 4096},
     ],
 )
-def test_what_is_asked_for_in_earnest_is_told(asked: dict[str, Any]) -> None:
+def test_what_is_asked_for_in_earnest_is_returned(asked: dict[str, Any]) -> None:
     wanted = asked.get("max_tokens", 16)
     assert list(plan(**asked).max_tokens) == [wanted] * asked["num_prompts"]
 
@@ -122,11 +122,11 @@ def test_what_would_fill_the_memory_is_refused(
     assert (refused.value.status, error["param"]) == (400, param)
     assert str(refused.value) == (
         f"'{param}' makes the answer too large: it would have some {size} MiB, and 64 MiB are "
-        "allowed. Please ask for less to be told, or for fewer or shorter completions or prompts."
+        "allowed. Please ask for fewer log-probabilities, or fewer or shorter completions or prompts."
     )
 
 
-def test_an_answer_of_no_given_length_is_as_long_as_can_be_told() -> None:
+def test_an_answer_of_no_given_length_is_as_long_as_can_be_returned() -> None:
     most = MAX_ANSWER_BYTES // LOGPROB_BYTES
     assert plan(1, 1000, None).max_tokens == [CONTEXT - 1000]
     assert plan(1, 1000, None, num_logprobs=0).max_tokens == [CONTEXT - 1000]

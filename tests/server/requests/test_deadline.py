@@ -83,10 +83,10 @@ class Slow(Tokenizer):
 
     def __init__(self) -> None:
         super().__init__(byte_level_tokenizer())
-        self.told = threading.Event()
+        self.reported = threading.Event()
 
     def encode(self, text: str) -> list[int]:
-        assert self.told.wait(PATIENCE_S)
+        assert self.reported.wait(PATIENCE_S)
         return super().encode(text)
 
 
@@ -95,7 +95,7 @@ def test_the_time_in_which_a_prompt_is_read_counts(tmp_path: Path) -> None:
     with serving(tmp_path, tokenizer=tokenizer) as daemon:
         response = daemon.complete(prompt="x" * (MAX_INLINE_CHARACTERS + 1), timeout=SOON_S)
         assert response.status_code == 408
-        tokenizer.told.set()
+        tokenizer.reported.set()
         assert not daemon.engine.wait_for(Submit, 0)
 
 
@@ -113,9 +113,9 @@ def test_a_batch_keeps_its_lines_own_deadlines_and_not_the_one_for_online_reques
         assert batch.request_counts is not None
         assert (batch.request_counts.completed, batch.request_counts.failed) == (1, 1)
         assert batch.error_file_id is not None
-        told = client.files.content(batch.error_file_id).text
-        assert '"status_code":408' in told
-        assert "deadline_exceeded" in told
+        reported = client.files.content(batch.error_file_id).text
+        assert '"status_code":408' in reported
+        assert "deadline_exceeded" in reported
         # It is not asked once more.
         assert len(daemon.engine.wait_for(Submit, 3)) == 3
 

@@ -1,4 +1,4 @@
-"""The engine client: who hears what when the engine comes, falls silent, or is another one."""
+"""The engine client: what happens when the engine starts, falls silent, or is replaced."""
 
 import asyncio
 from array import array
@@ -120,7 +120,7 @@ def test_requests_that_come_while_there_is_no_engine_are_handed_to_the_next(mute
     assert events(response)[-1]["choices"][0]["finish_reason"] == "length"
 
 
-def test_one_who_leaves_while_there_is_no_engine_is_not_handed_on(mute: Daemon) -> None:
+def test_a_client_that_leaves_while_there_is_no_engine_is_not_resubmitted(mute: Daemon) -> None:
     with streaming(mute):
         mute.engine.wait_for(Submit)
         mute.engine.answers_hello = False

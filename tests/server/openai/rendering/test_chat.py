@@ -71,13 +71,13 @@ def test_text_that_may_become_a_call_makes_no_event() -> None:
     }
 
 
-def test_tokens_of_text_that_is_held_back_are_told_at_once() -> None:
+def test_tokens_of_text_that_is_held_back_are_returned_at_once() -> None:
     found = rendering(parses=True, return_token_ids=True)
     choice = parsed(found.chunk(Piece(0, "<tool", token_ids=[7])))["choices"][0]
     assert (choice["delta"], choice["token_ids"]) == ({}, [7])
 
 
-def test_tokens_of_plain_text_are_told_with_it() -> None:
+def test_tokens_of_plain_text_are_returned_with_it() -> None:
     found = rendering(parses=True, return_token_ids=True)
     choice = parsed(found.chunk(Piece(0, "hello", token_ids=[7])))["choices"][0]
     assert (choice["delta"], choice["token_ids"]) == ({"content": "hello"}, [7])

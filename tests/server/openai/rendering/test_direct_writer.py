@@ -24,7 +24,7 @@ MUCH = TokenLogprobs(5, -1.0, 1, tuple((5, -1.0) for _ in range(MAX_INLINE_LOGPR
 
 
 class FakeConnection:
-    """A connection whose client reads when it is told to."""
+    """A connection whose client reads on request."""
 
     def __init__(self) -> None:
         self.is_paused = False

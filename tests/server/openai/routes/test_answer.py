@@ -99,7 +99,7 @@ def test_tokens_that_wait_together_share_a_chunk(tmp_path: Path) -> None:
         assert joined(rest) == ""
 
 
-def test_nothing_of_a_stop_string_is_streamed_and_the_engine_is_told(tmp_path: Path) -> None:
+def test_nothing_of_a_stop_string_is_streamed_and_the_engine_is_informed(tmp_path: Path) -> None:
     with serving(tmp_path) as daemon, streaming(daemon, stop=["STOP"]) as response:
         (submit,) = daemon.engine.wait_for(Submit)
         for letter in "a STOP b":

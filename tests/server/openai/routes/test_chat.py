@@ -94,7 +94,7 @@ def test_a_stream_begins_with_the_role_and_ends_with_the_reason(qwen: Daemon) ->
     assert last == [nothing | {"finish_reason": "stop", "stop_reason": None}]
 
 
-def test_a_stream_tells_its_usage_last_where_it_is_asked_for(qwen: Daemon) -> None:
+def test_a_stream_returns_its_usage_last_where_it_is_asked_for(qwen: Daemon) -> None:
     qwen.engine.script = saying("hello")
     *chunks, last = stream(qwen, stream_options={"include_usage": True})
     assert all(chunk["usage"] is None for chunk in chunks)
@@ -102,7 +102,7 @@ def test_a_stream_tells_its_usage_last_where_it_is_asked_for(qwen: Daemon) -> No
     assert last["usage"]["total_tokens"] == last["usage"]["prompt_tokens"] + 2
 
 
-def test_choices_are_told_by_their_index(qwen: Daemon) -> None:
+def test_choices_are_named_by_their_index(qwen: Daemon) -> None:
     qwen.engine.script = saying("hello")
     found = post(qwen, n=3).json()["choices"]
     assert [(c["index"], c["message"]["content"]) for c in found] == [
@@ -113,7 +113,7 @@ def test_choices_are_told_by_their_index(qwen: Daemon) -> None:
     assert roles == [0, 1, 2]
 
 
-def test_an_answer_may_be_as_long_as_there_is_room(qwen: Daemon) -> None:
+def test_an_answer_may_be_as_long_as_the_longest_sequence_allows(qwen: Daemon) -> None:
     qwen.engine.script = saying("hello")
     submit = submitted(qwen)
     assert submit.max_tokens == 8192 - len(submit.prompt_token_ids) // 4
@@ -128,14 +128,14 @@ def test_the_sampling_fields_reach_the_engine(qwen: Daemon) -> None:
     assert (sampling.presence_penalty, sampling.seed, submit.offline) == (1.0, 3, False)
 
 
-def test_flex_gives_way_and_is_told(qwen: Daemon) -> None:
+def test_flex_has_low_priority_and_is_returned(qwen: Daemon) -> None:
     assert submitted(qwen, service_tier="flex").offline
     assert post(qwen, service_tier="flex").json()["service_tier"] == "flex"
     assert post(qwen, service_tier="auto").json()["service_tier"] == "default"
     assert "service_tier" not in post(qwen).json()
 
 
-def test_a_batchs_request_gives_way(tmp_path: Path) -> None:
+def test_a_batchs_request_has_low_priority(tmp_path: Path) -> None:
     settings = config(tmp_path)
     client, tokenizer = EngineClient(settings.server_address), chatty(QWEN)
     client.ready, client.stats = EngineReady(2, 40, 16, 8192), stats()
@@ -195,7 +195,7 @@ def test_what_is_echoed_is_the_prompts_end_however_the_template_joins_parts(qwen
     assert choice(qwen, **body)["message"]["content"] == "hello\nmy world"
 
 
-def told(submit: Submit) -> list[ToServer]:
+def reported(submit: Submit) -> list[ToServer]:
     """A script: "hello world" with log-probabilities."""
     out: list[ToServer] = []
     for token_id in TOKENIZER.encode("hello world"):
@@ -206,7 +206,7 @@ def told(submit: Submit) -> list[ToServer]:
 
 
 def test_each_token_has_its_log_probability(qwen: Daemon) -> None:
-    qwen.engine.script = told
+    qwen.engine.script = reported
     found = choice(qwen, logprobs=True, top_logprobs=2)["logprobs"]
     assert "".join(token["token"] for token in found["content"]) == "hello world"
     assert found["refusal"] is None
@@ -228,7 +228,7 @@ def test_a_prompt_is_scored(qwen: Daemon) -> None:
     assert all(entry.keys() >= {"5"} for entry in others)
 
 
-def test_tokens_are_told_as_ids_too(qwen: Daemon) -> None:
+def test_tokens_are_returned_as_ids_too(qwen: Daemon) -> None:
     qwen.engine.script = saying("hello world")
     body = post(qwen, return_token_ids=True).json()
     hello = TOKENIZER.encode("hello world")

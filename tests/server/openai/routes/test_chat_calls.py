@@ -56,14 +56,14 @@ def test_a_message_is_the_same_whole_and_streamed(
     qwen.engine.script = saying(text)
     for found in (choice(qwen, tools=[TOOL]), summed(stream(qwen, tools=[TOOL]))):
         assert found["finish_reason"] == reason
-        told = found["message"]
-        assert told.pop("role") == "assistant"
-        told.pop("refusal", None), told.pop("annotations", None)
-        calls = told.pop("tool_calls", [])
-        told["content"] = told["content"] or None
+        reported = found["message"]
+        assert reported.pop("role") == "assistant"
+        reported.pop("refusal", None), reported.pop("annotations", None)
+        calls = reported.pop("tool_calls", [])
+        reported["content"] = reported["content"] or None
         expected = dict(message)
         expected_calls = expected.pop("calls", [])
-        assert told == expected
+        assert reported == expected
         assert [tuple(call["function"].values()) for call in calls] == expected_calls
         assert all(call["id"].startswith("call_") for call in calls)
         assert len({call["id"] for call in calls}) == len(calls)
@@ -136,20 +136,20 @@ def test_reasoning_that_the_prompt_opens_is_reasoning(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "reasoning"), [(QWEN, "<think>Well.</think>"), (OPENS_REASONING, "Well.</think>")]
 )
-def test_the_usage_tells_the_tokens_of_reasoning(
+def test_the_usage_returns_the_tokens_of_reasoning(
     tmp_path: Path, template: str, reasoning: str
 ) -> None:
     with serving(tmp_path, saying(f"{reasoning}hello"), tokenizer=chatty(template)) as daemon:
         give_room(daemon)
         whole = post(daemon, n=2).json()["usage"]
         *_, last = stream(daemon, n=2, stream_options={"include_usage": True})
-    told = whole["completion_tokens_details"]["reasoning_tokens"]
-    assert told == 2 * len(TOKENIZER.encode(reasoning))
-    assert told < whole["completion_tokens"]
+    reported = whole["completion_tokens_details"]["reasoning_tokens"]
+    assert reported == 2 * len(TOKENIZER.encode(reasoning))
+    assert reported < whole["completion_tokens"]
     assert last["usage"] == whole
 
 
-def test_the_usage_is_silent_on_reasoning_that_nobody_looks_for(daemon: Daemon) -> None:
+def test_the_usage_is_silent_on_reasoning_that_is_not_parsed(daemon: Daemon) -> None:
     assert "completion_tokens_details" not in daemon.complete().json()["usage"]
 
 

@@ -35,7 +35,7 @@ def test_forced_calls_follow_a_grammar(qwen: Daemon) -> None:
     assert not accepts(submitted(qwen, tools=tools, **once).sampling.grammar, f"{CALL}\n{CALL}")
 
 
-def test_schemas_that_are_too_large_for_a_grammar_are_told_by_their_names(qwen: Daemon) -> None:
+def test_schemas_that_are_too_large_for_a_grammar_are_named_by_their_names(qwen: Daemon) -> None:
     large = {"type": "object", "properties": {"a": {"enum": ["x" * MAX_GRAMMAR_BYTES]}}}
     tools = [TOOL, {"type": "function", "function": {"name": "big", "parameters": large}}]
     found = error(qwen, tools=tools, tool_choice="required")

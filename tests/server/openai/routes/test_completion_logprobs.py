@@ -43,8 +43,8 @@ def scripted(submit: Submit) -> list[ToServer]:
     for token_id in HELLO[: submit.max_tokens]:
         message = generated(id_, token_id)
         if sampling.num_logprobs >= 0:
-            told = logprobs([0], likeliest[: sampling.num_logprobs])
-            message = Generated(message.sequence_ids, message.token_ids, told)
+            reported = logprobs([0], likeliest[: sampling.num_logprobs])
+            message = Generated(message.sequence_ids, message.token_ids, reported)
         out.append(message)
     return [*out, Finished(id_, "length")]
 
@@ -101,10 +101,10 @@ def test_an_echoed_prompt_is_scored_but_for_its_first_token(daemon: Daemon) -> N
 def test_a_prompt_may_be_scored_and_nothing_generated(daemon: Daemon, stream: bool) -> None:
     body = {"prompt": ["the quick", "the"], "max_tokens": 0, "echo": True, "logprobs": 0}
     response = daemon.complete(**body, stream=stream)
-    told = events(response) if stream else [response.json()]
+    reported = events(response) if stream else [response.json()]
     prompts = [TOKENIZER.encode("the quick"), TOKENIZER.encode("the")]
     for index, text in enumerate(["the quick", "the"]):
-        parts = [c for event in told for c in event["choices"] if c["index"] == index]
+        parts = [c for event in reported for c in event["choices"] if c["index"] == index]
         assert "".join(part["text"] for part in parts) == text
         assert parts[-1]["finish_reason"] == "length"
         scores = [score for part in parts for score in part["logprobs"]["token_logprobs"]]
@@ -112,7 +112,7 @@ def test_a_prompt_may_be_scored_and_nothing_generated(daemon: Daemon, stream: bo
     assert daemon.engine.wait_for(Submit)[0].max_tokens == 1
 
 
-def test_a_stream_tells_the_same_as_a_whole_answer(daemon: Daemon) -> None:
+def test_a_stream_returns_the_same_as_a_whole_answer(daemon: Daemon) -> None:
     body = {"logprobs": 1, "echo": True, "return_token_ids": True, "prompt_logprobs": 1}
     expected = whole(daemon, **body)
     response = daemon.complete(prompt="the quick", max_tokens=len(HELLO), stream=True, n=2, **body)
@@ -139,7 +139,7 @@ def test_vllms_prompt_logprobs_name_tokens_by_id(daemon: Daemon) -> None:
     assert choice["logprobs"] is None
 
 
-def test_token_ids_are_told_if_asked_for(daemon: Daemon) -> None:
+def test_token_ids_are_returned_if_asked_for(daemon: Daemon) -> None:
     choice = whole(daemon, return_token_ids=True)
     assert choice["token_ids"] == HELLO
     assert choice["prompt_token_ids"] == TOKENIZER.encode("the quick")
@@ -149,9 +149,9 @@ def test_token_ids_are_told_if_asked_for(daemon: Daemon) -> None:
 def test_what_cannot_happen_has_a_number_that_json_knows(tmp_path: Path) -> None:
     def impossible(submit: Submit) -> list[ToServer]:
         message = generated(submit.sequence_id, HELLO[0])
-        told = logprobs([0], [(5, float("-inf"))])
+        reported = logprobs([0], [(5, float("-inf"))])
         return [
-            Generated(message.sequence_ids, message.token_ids, told),
+            Generated(message.sequence_ids, message.token_ids, reported),
             Finished(submit.sequence_id, "length"),
         ]
 
@@ -168,8 +168,8 @@ def test_offsets_count_characters_and_parts_of_one_are_bytes(tmp_path: Path) -> 
         out: list[ToServer] = []
         for token_id in (*HELLO[:1], *euro, *HELLO[:1]):
             message = generated(submit.sequence_id, token_id)
-            told = logprobs([0], [(id_, -1.0) for id_ in euro])
-            out.append(Generated(message.sequence_ids, message.token_ids, told))
+            reported = logprobs([0], [(id_, -1.0) for id_ in euro])
+            out.append(Generated(message.sequence_ids, message.token_ids, reported))
         return [*out, Finished(submit.sequence_id, "length")]
 
     hello = text_of(HELLO[0])
@@ -186,7 +186,7 @@ def test_offsets_count_characters_and_parts_of_one_are_bytes(tmp_path: Path) -> 
         assert choice["logprobs"]["tokens"][0] == f"token_id:{HELLO[0]}"
 
 
-def test_an_echo_is_told_as_much_of_as_it_asks_for(daemon: Daemon) -> None:
+def test_an_echo_returns_what_it_asks_for(daemon: Daemon) -> None:
     choice = whole(daemon, echo=True, logprobs=2, prompt_logprobs=1)
     assert len(choice["logprobs"]["top_logprobs"][1]) == 3
     assert len(choice["prompt_logprobs"][1]) == 2
@@ -196,7 +196,7 @@ def test_an_echo_is_told_as_much_of_as_it_asks_for(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_no_token_asked_for_tells_the_prompts_tokens(daemon: Daemon, stream: bool) -> None:
+def test_no_token_asked_for_returns_the_prompts_tokens(daemon: Daemon, stream: bool) -> None:
     body = {"prompt": "the quick", "max_tokens": 0, "return_token_ids": True, "echo": True}
     response = daemon.complete(**body, stream=stream)
     (choice,) = (events(response)[0] if stream else response.json())["choices"]
@@ -205,10 +205,10 @@ def test_no_token_asked_for_tells_the_prompts_tokens(daemon: Daemon, stream: boo
     assert choice["token_ids"] == []
 
 
-def test_scores_that_are_told_again_after_a_loss_are_taken_once(tmp_path: Path) -> None:
+def test_scores_that_arrive_again_after_a_loss_are_taken_once(tmp_path: Path) -> None:
     def stuttering(submit: Submit) -> list[ToServer]:
-        told = scripted(submit)
-        return [*(message for message in told if isinstance(message, Scored)), *told]
+        reported = scripted(submit)
+        return [*(message for message in reported if isinstance(message, Scored)), *reported]
 
     with serving(tmp_path, scripted) as daemon:
         expected = whole(daemon, prompt_logprobs=1)["prompt_logprobs"]
@@ -218,7 +218,7 @@ def test_scores_that_are_told_again_after_a_loss_are_taken_once(tmp_path: Path) 
 
 @pytest.mark.parametrize("limit", [0, 10**6])
 @pytest.mark.parametrize("stream", [False, True])
-def test_much_that_is_told_is_rendered_off_the_event_loop(
+def test_many_logprobs_are_rendered_off_the_event_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, stream: bool, limit: int
 ) -> None:
     threads: set[str] = set()

@@ -122,7 +122,7 @@ def test_an_own_stop_token_is_one_beside_the_models(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("fields", [{"service_tier": "flex"}, {"priority": 1}])
-def test_flexible_work_gives_way(daemon: Daemon, fields: dict[str, Any]) -> None:
+def test_flexible_work_has_low_priority(daemon: Daemon, fields: dict[str, Any]) -> None:
     assert not submits(daemon)[0].offline
     assert not submits(daemon, service_tier="default", priority=-1)[0].offline
     assert submits(daemon, **fields)[0].offline
@@ -179,7 +179,7 @@ def test_choices_of_many_prompts_are_in_order(tmp_path: Path) -> None:
         assert usage["completion_tokens"] == 2 * num_prompt_tokens + 4
 
 
-def test_the_default_length_is_cut_to_the_room_there_is(daemon: Daemon) -> None:
+def test_the_default_length_is_cut_to_the_longest_sequence(daemon: Daemon) -> None:
     lengths = [s.max_tokens for s in submits(daemon, prompt=[[9] * 60, [9] * 63, [9]])]
     assert lengths == [4, 1, 16]
 
@@ -214,14 +214,14 @@ def ending(daemon: Daemon, **body: Any) -> tuple[str, str | int | None]:
     return choice["text"], choice["stop_reason"]
 
 
-def test_the_stop_string_that_ended_a_choice_is_told(daemon: Daemon) -> None:
+def test_the_stop_string_that_ended_a_choice_is_returned(daemon: Daemon) -> None:
     assert ending(daemon) == ("hello world €", None)
     assert ending(daemon, stop=["world", "xyz"]) == ("hello ", "world")
     included = {"stop": "world", "include_stop_str_in_output": True}
     assert ending(daemon, **included) == ("hello world", "world")
 
 
-def test_the_stop_token_that_ended_a_choice_is_told(tmp_path: Path) -> None:
+def test_the_stop_token_that_ended_a_choice_is_returned(tmp_path: Path) -> None:
     world = TOKENIZER.encode(" world")
 
     def stopping(submit: Submit) -> list[ToServer]:
@@ -286,7 +286,7 @@ def test_a_full_queue_is_429(tmp_path: Path) -> None:
         assert response.status_code == 429
         assert response.headers["retry-after"] == "1"
         assert response.json()["error"]["code"] == "rate_limit_exceeded"
-        # A first token makes room for another sequence.
+        # A first token frees a place in the queue.
         daemon.engine.script = saying("hello")
         daemon.engine.send(generated(first.sequence_id, *HI))
         daemon.wait_until(lambda: daemon.client.num_queued == 1)

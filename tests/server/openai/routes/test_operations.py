@@ -12,7 +12,7 @@ from tests.server.world import MODEL, TOKENIZER, Daemon, serving, stats
 from wire.messages import StageStats, Stats
 
 
-def test_health_tells_the_age_of_every_heartbeat(daemon: Daemon) -> None:
+def test_health_returns_the_age_of_every_heartbeat(daemon: Daemon) -> None:
     daemon.engine.introduce()
     response = daemon.get("/health")
     body = response.json()
@@ -112,7 +112,7 @@ def test_the_load_counts_what_is_open(tmp_path: Path) -> None:
     }
 
 
-def test_the_version_is_told(daemon: Daemon) -> None:
+def test_the_version_is_returned(daemon: Daemon) -> None:
     assert daemon.get("/version").json() == {"version": VERSION}
 
 

@@ -18,21 +18,21 @@ def post(daemon: Daemon, path: str, **body: Any) -> httpx.Response:
 
 def test_a_text_comes_back_from_its_tokens(daemon: Daemon) -> None:
     text = "hello world € 日本"
-    told = post(daemon, "/tokenize", model=MODEL, prompt=text).json()
-    assert told["tokens"] == TOKENIZER.encode(text)
-    assert told["count"] == len(told["tokens"])
-    assert told["max_model_len"] == 64
-    assert told["token_strs"] is None
-    back = post(daemon, "/detokenize", model=MODEL, tokens=told["tokens"])
+    reported = post(daemon, "/tokenize", model=MODEL, prompt=text).json()
+    assert reported["tokens"] == TOKENIZER.encode(text)
+    assert reported["count"] == len(reported["tokens"])
+    assert reported["max_model_len"] == 64
+    assert reported["token_strs"] is None
+    back = post(daemon, "/detokenize", model=MODEL, tokens=reported["tokens"])
     assert back.json() == {"prompt": text}
 
 
-def test_tokens_are_told_as_the_vocabulary_has_them(daemon: Daemon) -> None:
-    told = post(daemon, "/tokenize", prompt="hello hello", return_token_strs=True).json()
-    assert told["token_strs"] == ["hello", "Ġ", "hello"] or "".join(told["token_strs"]) == (
+def test_tokens_are_returned_as_the_vocabulary_has_them(daemon: Daemon) -> None:
+    reported = post(daemon, "/tokenize", prompt="hello hello", return_token_strs=True).json()
+    assert reported["token_strs"] == ["hello", "Ġ", "hello"] or "".join(reported["token_strs"]) == (
         "helloĠhello"
     )
-    assert len(told["token_strs"]) == told["count"]
+    assert len(reported["token_strs"]) == reported["count"]
 
 
 def test_special_tokens_are_left_out_when_asked(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_wrong_request_names_the_field(
     assert response.json()["error"]["param"] == param
 
 
-def test_a_long_text_holds_nobody_up_and_too_many_are_refused(
+def test_a_long_text_blocks_no_other_request_and_too_many_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokenizer_module, "NUM_THREADS", 1)
@@ -88,10 +88,10 @@ def test_a_long_text_holds_nobody_up_and_too_many_are_refused(
             return super().encode(text)
 
     long_text = "x" * (MAX_INLINE_CHARACTERS + 1)
-    told: list[httpx.Response] = []
+    reported: list[httpx.Response] = []
     with serving(tmp_path, tokenizer=Slow(byte_level_tokenizer())) as daemon:
         first = threading.Thread(
-            target=lambda: told.append(
+            target=lambda: reported.append(
                 httpx.post(f"{daemon.url}/tokenize", json={"prompt": long_text})
             )
         )
@@ -105,7 +105,7 @@ def test_a_long_text_holds_nobody_up_and_too_many_are_refused(
     for response in refused:
         assert response.status_code == 429
         assert response.headers["retry-after"]
-    assert told[0].json()["count"] > 0
+    assert reported[0].json()["count"] > 0
 
 
 TEMPLATE = (
@@ -119,7 +119,7 @@ def test_a_conversation_is_tokenized_as_the_template_puts_it(tmp_path: Path) -> 
     file.write_text(TEMPLATE)
     messages = [{"role": "user", "content": "hi"}]
     with serving(tmp_path, chat_template=str(file)) as daemon:
-        told = post(daemon, "/tokenize", messages=messages).json()
+        reported = post(daemon, "/tokenize", messages=messages).json()
         bare = post(daemon, "/tokenize", messages=messages, add_generation_prompt=False).json()
         both = post(
             daemon,
@@ -128,7 +128,7 @@ def test_a_conversation_is_tokenized_as_the_template_puts_it(tmp_path: Path) -> 
             continue_final_message=True,
             add_generation_prompt=True,
         )
-    assert told["tokens"] == TOKENIZER.encode("[user]hi[assistant]")
+    assert reported["tokens"] == TOKENIZER.encode("[user]hi[assistant]")
     assert bare["tokens"] == TOKENIZER.encode("[user]hi")
     assert both.status_code == 400
 

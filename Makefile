@@ -68,7 +68,7 @@ lm-eval: $(VENV)/dev .venv-lm-eval/ready  ## the demo's tasks under lm-evaluatio
 	touch $@
 
 api-table: $(VENV)/dev  ## the table of fields in docs/api.md
-	$(BIN)/python -m server.openai.fields.field_table
+	$(BIN)/python -m server.api_table.field_table
 
 cost-model-error: $(VENV)/dev  ## predicted beside measured seconds of random steps on two CPU stages (about a minute)
 	$(BIN)/python -m benchmarks.cost_model_error $(ARGS)

@@ -15,9 +15,9 @@ _encode = msgspec.json.Encoder().encode
 class CompletionLogprobs:
     """The `logprobs` of one choice of a completion, as far as its tokens have come.
 
-    A token's offset is where its text begins in the choice's; of a character that several tokens
-    make, all have the offset of its beginning. `None` stands for a prompt's first token, for which the
-    model makes no prediction. `name` returns how a token is written.
+    A token's offset is where its text begins in the choice's text; tokens that form one character
+    share its offset. `None` stands for a prompt's first token, for which the model makes no
+    prediction. `name` returns how a token is written.
     """
 
     def __init__(self, name: Callable[[int], str], num_tops: int, detokenizer: Detokenizer) -> None:

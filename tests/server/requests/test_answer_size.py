@@ -122,7 +122,8 @@ def test_what_would_fill_the_memory_is_refused(
     assert (refused.value.status, error["param"]) == (400, param)
     assert str(refused.value) == (
         f"'{param}' makes the answer too large: it would have some {size} MiB, and 64 MiB are "
-        "allowed. Please ask for fewer log-probabilities, or fewer or shorter completions or prompts."
+        "allowed. Please ask for fewer log-probabilities, or fewer or shorter completions or "
+        "prompts."
     )
 
 

@@ -119,7 +119,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
     ({"max_completion_tokens": 8192}, "max_tokens", "maximum context length"),
     ({"messages": [{"role": "user", "content": "hi" * 9000}]}, "messages", "context length"),
-    ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "not reported in a stream"),
+    ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "in a stream"),
     (
         {"continue_final_message": True, "add_generation_prompt": True},
         "continue_final_message",

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
+from server.api_table.schema_fields import fields_of
 from server.batches.routes.batch_routes import CreateBatch
 from server.batches.storage.objects import (
     Batch,
@@ -31,7 +32,6 @@ from server.openai.fields.completion import (
     ErrorBody,
     ModelList,
 )
-from server.openai.fields.schema_fields import fields_of
 
 Status = Literal["supported", "refused", "ignored", "not sent"]
 

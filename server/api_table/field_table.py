@@ -4,10 +4,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from server.api_table.api_fields import BODIES, CHAT, COMPLETION, ApiBody, Row
 from server.batches.storage.objects import BatchList, FileList
-from server.openai.fields.api_fields import BODIES, CHAT, COMPLETION, ApiBody, Row
 
-DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "api.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 BEGIN, END = "<!-- make api-table: begin -->\n", "<!-- make api-table: end -->\n"
 
 

@@ -26,9 +26,9 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.chat import completion_create_params as chat_create_params
 from typing_extensions import get_type_hints, is_typeddict
 
+from server.api_table.api_fields import BODIES, CHAT, COMPLETION, ApiBody, Row
 from server.batches.storage import objects
 from server.openai.fields import chat_answer, completion
-from server.openai.fields.api_fields import BODIES, CHAT, COMPLETION, ApiBody, Row
 from tests.server.batches.world import official
 from tests.server.openai.chatting import CALL, TOOL, post, stream
 from tests.server.world import MODEL, Daemon, events, saying

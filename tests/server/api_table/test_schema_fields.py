@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from server.openai.fields.schema_fields import SchemaField, fields_of
+from server.api_table.schema_fields import SchemaField, fields_of
 
 
 class Leaf(BaseModel):

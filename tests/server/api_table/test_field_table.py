@@ -2,7 +2,7 @@
 
 import re
 
-from server.openai.fields.field_table import BEGIN, DOCUMENT, END, table
+from server.api_table.field_table import BEGIN, DOCUMENT, END, table
 
 
 def test_the_document_has_the_present_table() -> None:

@@ -1,0 +1,1 @@
+"""The tables of fields in docs/api.md, generated from the models (`make api-table`)."""

@@ -8,11 +8,15 @@ ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /opt/tdpipe
 COPY pyproject.toml constraints.txt README.md tdpipe.py ./
 COPY benchmarks benchmarks
+COPY client client
 COPY configs configs
+COPY daemon daemon
 COPY demo demo
 COPY engine engine
 COPY predictor predictor
 COPY server server
+COPY simulator simulator
+COPY wire wire
 COPY workers workers
 RUN python3 -m venv --system-site-packages /opt/venv \
     && /opt/venv/bin/pip install -c constraints.txt .

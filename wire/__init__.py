@@ -1,1 +1,1 @@
-"""How the processes talk: the messages, and the sockets that carry them."""
+"""Communication between processes: the messages, and the sockets that carry them."""

@@ -1,18 +1,21 @@
-"""The predictor's door: what crosses between it and the server."""
+"""The messages between the server and the predictor."""
 
 import msgspec
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """How long will the answers to these prompts be? Nobody waits for it: it may come late."""
+    """Ask for the output lengths of these prompts. No request waits for the answer."""
 
     request_id: int
     prompts: tuple[str, ...]
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """For each prompt in order: the most likely class of lengths, the mean in tokens over all
-    classes as likely as they are, and the standard deviation of the logarithm."""
+    """The predictions of an `Ask`, one entry per prompt, in order.
+
+    `classes` are the most likely length classes, `predicted_lens` the mean lengths in tokens
+    (weighted over all classes), `spreads` the standard deviations of the logarithm of the length.
+    """
 
     request_id: int
     classes: tuple[int, ...]

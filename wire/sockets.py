@@ -1,14 +1,14 @@
-"""The doors' sockets: typed ZeroMQ, one hub that binds and many spokes that connect.
+"""Typed ZeroMQ sockets: one hub binds, and any number of spokes connect.
 
-Endpoints are `ipc://PATH` on one host and `tcp://HOST:PORT` across hosts. A spoke names itself;
-when a process comes back under the same name, it takes the name over from the dead one.
-Nothing is queued for a peer that is not there: `Hub.send` says so instead. A spoke's messages wait
-for its hub, if they are worth it. Messages that are sent together travel as one: to wake the other
-end costs more than to pack a message.
+Endpoints are `ipc://PATH` on one host and `tcp://HOST:PORT` across hosts. A spoke has a name; a new
+process with the same name replaces the dead one. The hub queues nothing for a peer that is not
+connected: `Hub.send` returns False. Messages of a spoke are queued until its hub is there, if
+`queues_ahead` is set. Messages that are sent together are one ZeroMQ message: waking the receiver
+costs more than encoding.
 
-An ipc socket is its user's alone. On tcp, who shares a secret is let in and nobody else (CurveZMQ,
-<https://rfc.zeromq.org/spec/26/>): both ends make their keys of it, and what passes is encrypted.
-What a stranger sends all the same is dropped and counted; nothing that is received can run code.
+An ipc socket is accessible only to its user. On tcp, only peers with the same secret are accepted
+(CurveZMQ, <https://rfc.zeromq.org/spec/26/>): both ends derive their keys from it, and all traffic
+is encrypted. Invalid messages are dropped and counted; no received data is executed.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ from zmq.utils import z85
 
 Received = TypeVar("Received")
 
-# More than one message per live sequence and step; a peer this far behind is as good as gone.
+# Messages queued per peer, more than one per live sequence and step: a peer this far behind hangs.
 HIGH_WATER_MARK = 100_000
-# The longest prompt's tokens with 20 log-probabilities each are some tens of MB.
+# The tokens of the longest prompts with 20 log-probabilities each take some tens of MB.
 MAX_MESSAGE_BYTES = 1 << 30
-# How the names begin that ZeroMQ makes up for peers without one.
+# First byte of the names that ZeroMQ generates for peers without one.
 _UNNAMED = b"\0"
 _POLLIN = int(zmq.POLLIN)
-# What a guess of the secret costs who has overheard a handshake (scrypt, RFC 7914): 16 MiB, 0.08 s.
+# Cost of one guess of the secret after recording a handshake (scrypt, RFC 7914): 16 MiB, 0.08 s.
 _GUESS_COST = {"n": 1 << 14, "r": 8, "p": 1}
 _HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -42,10 +42,10 @@ _HANDSHAKE_FAILED = (
 class Hub(Generic[Received]):
     """The binding end: receives `Received` messages from named peers, sends to them by name.
 
-    Raises `zmq.ZMQError` when a tcp port is taken or the endpoint makes no sense. An ipc path is
-    taken over from whoever had it; the supervisor sees to it that a folder has one daemon.
-    `num_dropped` counts what was dropped: handshakes of those who do not know the `secret`, and
-    messages that are not ours.
+    `receives` is the union of message types; peers with another `secret` are refused on tcp.
+    Raises `zmq.ZMQError` if a tcp port is in use or the endpoint is invalid. An existing ipc path
+    is taken over; the supervisor ensures that a runtime folder has only one daemon. `num_dropped`
+    counts failed handshakes (another secret) and malformed messages.
     """
 
     def __init__(self, endpoint: str, receives: Any, secret: str | None = None) -> None:
@@ -70,15 +70,15 @@ class Hub(Generic[Received]):
 
     @property
     def endpoint(self) -> str:
-        """The address as bound; for `tcp://HOST:*` it holds the port that was found free."""
+        """The bound address; for `tcp://HOST:*` with the actual port."""
         return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def send(self, peer: str, *messages: msgspec.Struct) -> bool:
-        """Send to one peer; False when it is not connected or hopelessly behind."""
+        """Send to a peer; False if it is not connected or its queue is full."""
         return self.send_encoded(peer, self._encoder.encode(messages))
 
     def send_encoded(self, peer: str, payload: bytes) -> bool:
-        """Send what `encode` made: a plan for S stages is packed once."""
+        """Send the result of `encode`, so that a step for S stages is encoded once."""
         try:
             self.socket.send_multipart((peer.encode(), payload), zmq.NOBLOCK)
         except zmq.ZMQError as error:
@@ -88,14 +88,14 @@ class Hub(Generic[Received]):
         return True
 
     def encode(self, *messages: msgspec.Struct) -> bytes:
-        """The bytes of messages on the wire."""
+        """Encode messages for `send_encoded`."""
         return self._encoder.encode(messages)
 
     def drain(self) -> Iterator[tuple[str, Received]]:
-        """All that has arrived, without waiting, but for what is dropped."""
+        """All messages that have arrived, with their senders, without waiting."""
         while _has_arrived(self.socket):
             yield from self._read(self.socket.recv_multipart(zmq.NOBLOCK))
-        # Here, because libzmq stops to write down for whom it does not read.
+        # The monitor must be read regularly: libzmq stops writing events when its queue is full.
         while self._monitor is not None and _has_arrived(self._monitor):
             self._monitor.recv_multipart(zmq.NOBLOCK)
             self.num_dropped += 1
@@ -106,13 +106,13 @@ class Hub(Generic[Received]):
             if not peer.startswith(_UNNAMED):
                 name = peer.decode()
                 return [(name, message) for message in self._decoder.decode(payload)]
-        except (ValueError, RecursionError):  # msgspec's errors and those of Unicode are the former
+        except (ValueError, RecursionError):  # the errors of msgspec and Unicode are ValueErrors
             pass
         self.num_dropped += 1
         return []
 
     def close(self) -> None:
-        """Close at once; what was not yet sent is dropped."""
+        """Close immediately; messages not sent yet are dropped."""
         if self._monitor is not None:
             self.socket.disable_monitor()
             self._monitor.close(linger=0)
@@ -127,10 +127,11 @@ class Hub(Generic[Received]):
 
 
 class Spoke(Generic[Received]):
-    """The connecting end with a name of its own. May connect before the hub is there.
+    """The connecting end, with a name of its own. It may connect before the hub exists.
 
-    What is sent before waits for it, unless it is meant for one who is there (`queues_ahead`). On
-    tcp it must know the hub's `secret`, if that has one.
+    With `queues_ahead`, messages are queued until the hub is connected; otherwise `send` returns
+    False. On tcp it needs the `secret` of the hub, if that has one. Raises `zmq.ZMQError` if the
+    endpoint is invalid.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class Spoke(Generic[Received]):
         self._decoder: msgspec.msgpack.Decoder[list[Received]] = _decoder(receives)
 
     def send(self, *messages: msgspec.Struct) -> bool:
-        """Send to the hub; False when the queue to it is full, or there may be none."""
+        """Send to the hub; False if the queue is full, or without a connection (`queues_ahead`)."""
         try:
             self.socket.send(self._encoder.encode(messages), zmq.NOBLOCK)
         except zmq.Again:
@@ -169,16 +170,16 @@ class Spoke(Generic[Received]):
         return True
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether something has arrived within the time."""
+        """Wait until a message has arrived, at most `timeout_s`; whether one has."""
         return bool(self.socket.poll(int(timeout_s * 1000)))
 
     def drain(self) -> Iterator[Received]:
-        """All that has arrived, without waiting."""
+        """All messages that have arrived, without waiting."""
         while _has_arrived(self.socket):
             yield from self._decoder.decode(self.socket.recv(zmq.NOBLOCK))
 
     def close(self, linger_s: float = 0.2) -> None:
-        """Close after trying to send what is queued for `linger_s`."""
+        """Close, after trying for `linger_s` to send queued messages."""
         self.socket.close(linger=int(linger_s * 1000))
         self._context.term()
 
@@ -190,7 +191,7 @@ class Spoke(Generic[Received]):
 
 
 def _has_arrived(socket: "zmq.Socket[bytes]") -> bool:
-    """Whether a message is there: a receive that fails costs 15 us for its exception alone."""
+    """Whether a message has arrived; a failing receive costs 15 us for its exception."""
     return bool(int(socket.getsockopt(zmq.EVENTS)) & _POLLIN)
 
 
@@ -199,16 +200,16 @@ def _decoder(receives: Any) -> Any:
 
 
 def _needs_keys(endpoint: str) -> bool:
-    """A socket file has its rights, and its folder's; there is nobody to keep out."""
+    """Whether keys are needed: access to an ipc socket is limited by file permissions."""
     return endpoint.startswith("tcp://")
 
 
 @lru_cache(maxsize=4)
 def _keys(end: str, secret: str) -> tuple[bytes, bytes]:
-    """(public, secret) of one end. The hub's public key is as secret as the secret itself.
+    """(public, secret) key of one end, derived from the secret.
 
-    That is why no list of spokes' keys is needed: without the hub's, which never travels, nobody
-    can say the handshake's first word.
+    The public key of the hub is never sent, and is as confidential as the secret: no handshake can
+    begin without it. Therefore the hub needs no list of spoke keys.
     """
     salt = f"tdpipe {end}".encode()
     own = z85.encode(hashlib.scrypt(secret.encode(), salt=salt, dklen=32, **_GUESS_COST))
@@ -216,7 +217,7 @@ def _keys(end: str, secret: str) -> tuple[bytes, bytes]:
 
 
 def _bind(socket: "zmq.Socket[bytes]", endpoint: str) -> None:
-    """Listen; a socket file is its user's alone from the first moment."""
+    """Bind; a socket file is accessible only to its user from its creation on."""
     mask = os.umask(0o077)
     try:
         socket.bind(endpoint)
@@ -229,7 +230,7 @@ def _set_up(socket: "zmq.Socket[bytes]") -> None:
     socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
     socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
     socket.setsockopt(zmq.LINGER, 0)
-    # Across hosts a cut link is otherwise noticed only after the kernel's two hours.
+    # Without keepalive, a broken connection between hosts is noticed after two hours.
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
     socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)

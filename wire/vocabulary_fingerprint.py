@@ -1,4 +1,4 @@
-"""The fingerprint of a vocabulary: lengths are counted in tokens of one tokenizer and no other."""
+"""The fingerprint of a vocabulary: predicted lengths are valid only for one tokenizer."""
 
 import hashlib
 import json
@@ -6,6 +6,6 @@ from collections.abc import Mapping
 
 
 def fingerprint(vocabulary: Mapping[str, int]) -> str:
-    """16 hex digits, the same for the same tokens under the same ids."""
+    """16 hex digits of a SHA-256, equal for vocabularies with the same tokens and ids."""
     pairs = sorted((token_id, token) for token, token_id in vocabulary.items())
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]

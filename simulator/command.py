@@ -1,7 +1,8 @@
-"""The wind tunnel: `tdpipe simulate`, the production scheduler in virtual time.
+"""`tdpipe simulate`: the production scheduler in virtual time.
 
-The stages are a profile (seconds over tokens of the whole model on one GPU) cut into S, with the KV
-that a step reads on top. Any setting of `tdpipe serve` that decides may be given, `--policy` first.
+The stages are equal parts of a profile (seconds over tokens of the whole model on one GPU), plus
+the time to read the KV of a step. All settings of `tdpipe serve` that affect scheduling are
+accepted, above all `--policy`.
 """
 
 import argparse
@@ -26,21 +27,21 @@ from simulator.timeline import draw
 from simulator.workloads.make_workload import KINDS, add_workload_options, not_negative, workload_of
 from simulator.workloads.request import Request, WorkloadError
 
-# A prediction e^10 times too long says as little as any.
+# Upper bound of --prediction-sigma: a prediction e^10 times too long is as bad as any.
 MOST_SIGMA = 10.0
 
 
 def make_arrivals(requests: Sequence[Request], sigma: float | None, seed: int) -> list[Arrival]:
-    """The requests with predicted output lengths: real times e to a normal error of `sigma`.
+    """The requests with predicted output lengths: real length x exp(normal error of `sigma`).
 
-    0 is an oracle, None predicts nothing. Without arrival times they are offline work. Raises
-    `WorkloadError` for prompts whose tokens are not known.
+    `sigma` 0 is an oracle, None predicts nothing. Requests without arrival times are offline.
+    Raises `WorkloadError` for prompts given as text.
     """
     rng = random.Random(f"predictions {seed}")
     arrivals = []
     for request in requests:
         if isinstance(request.prompt, str):
-            raise WorkloadError("a simulation counts tokens: give prompt_token_ids, not text")
+            raise WorkloadError("the simulator needs prompt_token_ids, not text")
         error = rng.gauss(0.0, 1.0)
         predicted_len = 0
         if sigma is not None:
@@ -87,7 +88,7 @@ def summarise(run: Run) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when all requests have ended, 2 for what cannot be simulated."""
+    """Run `tdpipe simulate`. Returns 0, or 2 after an error in the options or the run."""
     options, rest = _parser().parse_known_args(argv)
     try:
         options.stages = num_stages_of(options)
@@ -125,7 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tdpipe simulate",
         description="Serve a workload in virtual time with the production scheduler.",
-        epilog=KINDS + "\nany setting of `tdpipe serve` that decides may follow, e.g. --policy",
+        epilog=KINDS
+        + "\nall settings of `tdpipe serve` that affect scheduling are accepted, e.g. --policy",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -136,12 +138,17 @@ def _parser() -> argparse.ArgumentParser:
         "--prediction",
         choices=("oracle", "noisy", "constant"),
         default="noisy",
-        help="output lengths that the scheduler is told [noisy]",
+        help="predicted output lengths: exact, with an error, or none [noisy]",
     )
-    add("--prediction-sigma", type=_sigma, default=0.5, help="of ln(predicted / real) [0.5]")
+    add(
+        "--prediction-sigma",
+        type=_sigma,
+        default=0.5,
+        help="standard deviation of ln(predicted / real) [0.5]",
+    )
     add("--json", action="store_true", help="print one JSON object")
     add("--trace", type=Path, help="write a Chrome/Perfetto trace")
-    add("--timeline", type=Path, help="draw the stages' timeline (.png, .svg, .pdf)")
+    add("--timeline", type=Path, help="draw the timeline of the stages (.png, .svg, .pdf)")
     return parser
 
 

@@ -1,12 +1,13 @@
-"""The wind tunnel: the production scheduler in virtual time, a cost model in the stages' place.
+"""The simulation: the production scheduler in virtual time, with a cost model for the stages.
 
-The scheduler is the one that serves: it is handed the same events and cannot tell the difference.
-A step takes each stage its cost model's seconds and a fixed overhead, moves on after a hop, and
-waits where the next stage is still busy. Nothing is random: the same arrivals give the same run.
+The scheduler is the same object as in production and gets the same events. On each stage, a step
+takes the seconds of the cost model plus a fixed overhead. It moves to the next stage after a hop,
+and waits there while the stage is busy. There are no random numbers: the same arrivals give the
+same run.
 """
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import islice
@@ -35,11 +36,11 @@ _OTHER_TOKEN = 0
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """The stages to be simulated.
+    """The simulated stages.
 
-    `costs` of each stage, without the `overhead_s` that every step adds on every stage; `hop_s` is
-    the way of activations to the next stage and of sampled tokens back to the engine.
-    `num_blocks` KV blocks, `max_model_len` in tokens.
+    `costs` are those of each stage, without `overhead_s`, which every step adds on every stage.
+    `hop_s` is the time in which activations reach the next stage, and sampled tokens the engine.
+    `num_blocks` is the size of the KV cache, `max_model_len` is in tokens.
     """
 
     costs: tuple[StageCosts, ...]
@@ -51,7 +52,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request and the number of output tokens after which its answer ends, unknown to us."""
+    """A request, with the length of its output, which the scheduler does not know."""
 
     at_s: float
     num_prompt_tokens: int
@@ -63,7 +64,7 @@ class Arrival:
 
 @dataclass(slots=True)
 class SequenceTimes:
-    """One request's times, in seconds of the run."""
+    """The times of a request, in seconds since the start of the run; -1 until they are known."""
 
     arrived_at: float
     num_prompt_tokens: int
@@ -74,10 +75,10 @@ class SequenceTimes:
 
 @dataclass(slots=True)
 class Run:
-    """What came of it.
+    """The result of a simulation.
 
-    A stage's drain begins when it has fed the last prompt; until then it was busy for
-    `busy_before_drain_s`.
+    The drain of a stage begins when it has fed the last prompt; until then it was busy for
+    `busy_before_drain_s`. Lists of seconds have one entry per stage.
     """
 
     sequences: list[SequenceTimes]
@@ -98,11 +99,12 @@ def simulate(
     record: bool = False,
     max_open: int | None = None,
 ) -> Run:
-    """Serve the arrivals from an empty node until all have ended.
+    """Serve the arrivals on an initially empty node until all have ended.
 
-    With `max_open`, so many are there at one time: the next comes when one has ended, whatever the
-    hour. `record` keeps the spans and gauges for pictures. Raises `ImpossibleSettingsError` when
-    the node cannot be run with these settings and `SimulationError` when a request is refused.
+    With `max_open`, at most that many requests are open: the next one arrives when one has ended,
+    whatever its `at_s`. `record` keeps the spans and gauges for a timeline. Raises
+    `ImpossibleSettingsError` if the node does not support the settings, and `SimulationError` if a
+    request is refused.
     """
     simulation = _Simulation(config, node, arrivals, record=record)
     simulation.run(len(arrivals) if max_open is None else max_open)
@@ -136,9 +138,9 @@ class _Simulation:
         for stage, costs in enumerate(self._node.costs):
             overhead_s = self._node.overhead_s
             seconds = tuple(s + overhead_s for s in costs.seconds)
-            told = structs.replace(costs, seconds=seconds)
+            reported = structs.replace(costs, seconds=seconds)
             self._push(
-                0.0, StageReady(stage, 1, self._node.num_blocks, self._node.max_model_len, told)
+                0.0, StageReady(stage, 1, self._node.num_blocks, self._node.max_model_len, reported)
             )
         for sequence_id, arrival in islice(self._to_come, max_open):
             self._push(arrival.at_s, self._submit(sequence_id, arrival))
@@ -152,7 +154,7 @@ class _Simulation:
         self.result.makespan_s = now
         num_open = sum(times.ended_at < 0 for times in self.result.sequences)
         if num_open:
-            raise SimulationError(f"the schedule stands still with {num_open} requests open")
+            raise SimulationError(f"the scheduler has stopped with {num_open} requests open")
 
     def _submit(self, sequence_id: int, arrival: Arrival) -> Submit:
         return Submit(
@@ -187,7 +189,7 @@ class _Simulation:
                     self._push(now, self._submit(sequence_id, arrival))
 
     def _run_step(self, step: Step, now: float) -> None:
-        """All its times are known at once: stages take steps in order."""
+        """Compute the times of a step on all stages, which run steps in order."""
         size = size_of(step)
         arrives_at, result = now, self.result
         for stage, model in enumerate(self._models):
@@ -231,7 +233,7 @@ class _Simulation:
 
 
 def size_of(step: Step) -> StepSize:
-    """What the step's seconds depend on."""
+    """The figures of a step that determine its seconds."""
     starts, counts = memoryview(step.start_positions).cast("i"), memoryview(step.num_tokens)
     num_tokens, num_rows, num_pairs = len(step.token_ids) // 4, len(step.samples), 0.0
     if num_tokens > num_rows:
@@ -239,11 +241,3 @@ def size_of(step: Step) -> StepSize:
             if count > 1:
                 num_pairs += count * (start + (count + 1) / 2)
     return StepSize(num_tokens, num_rows, sum(starts), num_pairs)
-
-
-def split_evenly(
-    num_tokens: Iterable[int], seconds: Iterable[float], num_stages: int, kv_s_per_token: float
-) -> tuple[StageCosts, ...]:
-    """The costs of S equal stages of a model whose whole forward takes `seconds`."""
-    costs = StageCosts(tuple(num_tokens), tuple(s / num_stages for s in seconds), kv_s_per_token)
-    return (costs,) * num_stages

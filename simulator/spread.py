@@ -1,4 +1,4 @@
-"""The spread of a figure: its mean and percentiles."""
+"""The spread of a figure: mean and percentiles."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ PERCENTILES = (50, 90, 99)
 
 
 def spread(values: Iterable[float | None]) -> dict[str, float] | None:
-    """Mean and percentiles (linear between neighbours); None where there are no values."""
+    """Mean and percentiles (linear interpolation), without None values; None if none are left."""
     known = np.array([value for value in values if value is not None], dtype=float)
     if not known.size:
         return None

@@ -1,9 +1,9 @@
-"""The timeline: a trace as a picture. `tdpipe timeline TRACE -o OUT.png [--from S] [--to S]`.
+"""The timeline: draws a trace. `tdpipe timeline TRACE -o OUT.png [--from S] [--to S]`.
 
-A lane per stage, coloured by what its steps do and white where it idles, with its bubble ratio at
-the end; below it the KV blocks in use and the number of sequences. A column of pixels that several
-steps share has their colours in proportion, and white for its idle part: no bubble is too short to
-show, and 100,000 steps are as legible as 100.
+One track per stage, coloured by phase and white while the stage is idle, with its bubble ratio at
+the end; below are the KV blocks in use and the number of sequences. If several steps share a column
+of pixels, their colours are mixed in proportion, with white for the idle part. Short bubbles remain
+visible, and 100,000 steps are as legible as 100.
 """
 
 import argparse
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
-# Okabe and Ito's colours, which are told apart in every kind of colour blindness.
+# The colours of Okabe and Ito, which can be distinguished with every kind of colour blindness.
 COLOURS: dict[Phase, str] = {"prefill": "#E69F00", "decode": "#0072B2", "mixed": "#009E73"}
 KV_COLOUR, LIVE_COLOUR, WAITING_COLOUR = "#999999", "#000000", "#D55E00"
 
-# In inches; of all lanes together at most ALL_LANES.
+# In inches; all tracks together are at most ALL_TRACKS high.
 WIDTH, LEFT, RIGHT, TOP, BOTTOM, GAP = 14.0, 0.9, 1.2, 0.5, 0.6, 0.25
 TRACK, ALL_TRACKS, PANEL = 0.5, 10.0, 1.2
 DOTS_PER_INCH = 120
-TRACK_FILL = 0.8  # part of its lane's height that a step takes
-# Steps at least this wide get an edge, to be told from the ones before.
+TRACK_FILL = 0.8  # part of the height of a track that a step takes
+# Steps wider than this get an edge, to separate them from the previous one.
 EDGED_PIXELS = 8
-# Where no more KV is ever used, the scale ends there and not at 100.
+# If the peak of KV use is lower, the axis is scaled to the peak instead of 100 %.
 LOW_KV_PERCENT = 25
 
 Window = tuple[float, float]
-"""From when to when, in seconds since the run began."""
+"""Begin and end, in seconds since the run began."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw one trace; 0, or 1 with the reason why there is no picture."""
+    """Run `tdpipe timeline`. Returns 0, or 1 after printing an error."""
     options = _parser().parse_args(argv)
     path: Path = options.output or options.trace.with_suffix(".png")
     try:
@@ -67,9 +67,9 @@ def draw(
     title: str = "",
     window: Window | None = None,
 ) -> None:
-    """Draw the window [all steps] to `path`, whose suffix is one of `SUFFIXES`.
+    """Draw the window (by default, all steps) to `path`, whose suffix is one of `SUFFIXES`.
 
-    Raises `TraceError` where there is nothing to draw, `ImportError` without matplotlib, `OSError`.
+    Raises `TraceError` if there is nothing to draw, `ImportError` without matplotlib, `OSError`.
     """
     from matplotlib.figure import Figure
 
@@ -94,32 +94,32 @@ def draw(
 
 
 def window_of(spans: Sequence[Span]) -> Window:
-    """From the first step's begin to the last one's end. Raises `TraceError` without any."""
+    """From the first begin to the last end of a step. Raises `TraceError` without steps."""
     if not spans:
         raise TraceError("there are no steps in the trace")
     return min(span.began_at for span in spans), max(span.ended_at for span in spans)
 
 
 def bubble_ratios(spans: Sequence[Span], window: Window) -> list[float]:
-    """The part of the window that each stage idles."""
+    """The part of the window in which each stage is idle."""
     return [track.bubble_ratio(window) for track in _tracks_of(spans)]
 
 
 @dataclass(frozen=True, slots=True)
 class _Track:
-    """One stage's steps in the order in which it ran them, side by side."""
+    """The steps of a stage in order, as columns [steps]; times in seconds."""
 
     phases: np.ndarray
     began_at: np.ndarray
     ended_at: np.ndarray
 
     def only(self, phase: Phase) -> "_Track":
-        """Its steps of one phase."""
+        """The steps of one phase."""
         chosen = self.phases == phase
         return _Track(self.phases[chosen], self.began_at[chosen], self.ended_at[chosen])
 
     def busy_s(self, edges: np.ndarray) -> np.ndarray:
-        """Seconds in steps between each edge and the next. [edges - 1]"""
+        """Seconds in steps between each edge and the next, [edges - 1]."""
         if not self.phases.size:
             return np.zeros(len(edges) - 1)
         done_s = np.cumsum(self.ended_at - self.began_at)
@@ -128,7 +128,7 @@ class _Track:
         return np.diff(np.interp(edges, times, np.column_stack((before_s, done_s)).ravel()))
 
     def bubble_ratio(self, window: Window) -> float:
-        """The part of the window that it idles."""
+        """The part of the window in which the stage is idle."""
         return 1 - float(self.busy_s(np.array(window))[0]) / (window[1] - window[0])
 
 
@@ -142,7 +142,7 @@ def _tracks_of(spans: Sequence[Span]) -> list[_Track]:
 
 
 def _within(gauges: Sequence[Gauges], window: Window) -> list[Gauges]:
-    """Those of the window, which begins with the last one before it and ends with the last one."""
+    """The gauges of the window, with the last one before it and the last one at its ends."""
     begin, end = window
     inside = [gauge for gauge in gauges if begin < gauge.at < end]
     before = [gauge for gauge in gauges if gauge.at <= begin][-1:]
@@ -154,7 +154,7 @@ def _within(gauges: Sequence[Gauges], window: Window) -> list[Gauges]:
 
 
 def _add_panel(figure: "Figure", bottom: float, height: float, window: Window) -> "Axes":
-    """Axes over the whole width, from so many inches above the bottom."""
+    """Add axes over the whole width, `bottom` inches above the lower edge."""
     whole = figure.get_figheight()
     axes = figure.add_axes(
         (LEFT / WIDTH, bottom / whole, 1 - (LEFT + RIGHT) / WIDTH, height / whole)
@@ -185,7 +185,7 @@ def _draw_tracks(axes: "Axes", tracks: Sequence[_Track], window: Window) -> None
 
 
 def _blend(track: _Track, edges: np.ndarray) -> np.ndarray:
-    """Each column's colour, of its phases' and white by their shares of it. [1, columns, 3]"""
+    """The colour of each column: phases and white in proportion, [1, columns, 3]."""
     from matplotlib.colors import to_rgb
 
     image = np.ones((1, len(edges) - 1, 3))
@@ -227,10 +227,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("tdpipe timeline", description="Draw a trace.")
     add = parser.add_argument
     add("trace", type=Path, help="file written by `tdpipe serve --trace` or `tdpipe simulate`")
-    add("-o", "--output", type=_picture, help=f"{', '.join(SUFFIXES)} [beside TRACE, .png]")
-    add("--from", dest="begin", type=float, metavar="S", help="second to begin at [first step]")
-    add("--to", dest="end", type=float, metavar="S", help="second to end at [last step's end]")
-    add("--title", help="above the picture [TRACE's name]")
+    add("-o", "--output", type=_picture, help=f"{', '.join(SUFFIXES)} [TRACE with suffix .png]")
+    add("--from", dest="begin", type=float, metavar="S", help="begin in seconds [first step]")
+    add("--to", dest="end", type=float, metavar="S", help="end in seconds [end of the last step]")
+    add("--title", help="title of the picture [name of TRACE]")
     return parser
 
 

@@ -1,1 +1,1 @@
-"""Simulated hardware: GPUs, models and what a step costs on them."""
+"""Simulated hardware: GPUs, models, and the cost of a step on them."""

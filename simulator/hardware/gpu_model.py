@@ -1,15 +1,15 @@
-"""The GPU model: seconds of a forward on a GPU that nobody has measured, from its data sheet.
+"""The GPU model: seconds of a forward on a GPU without measurements, from its data sheet.
 
 A roofline with stairs. A matrix of P parameters over n rows takes
 
     read     2 P bytes / (bandwidth * the part of it that kernels reach)
-    compute  2 P * (n rounded up to whole tiles) / (what large products reach)
+    compute  2 P * (n rounded up to whole tiles) / (FLOP/s that large products reach)
     together (read ** OVERLAP + compute ** OVERLAP) ** (1 / OVERLAP)
 
-since neither quite hides behind the other where they are alike. To the matrices of all layers and
-the head come the prompt's own attention, the activations' ways to memory and back, and an overhead
-for each layer. Every constant below says what it was fitted to;
-`benchmarks.virtual.check_gpu_model` prints the error against measured times.
+since the two do not overlap completely if they are of similar length. Besides the matrices of all
+layers and the head, a forward includes the attention within the prompt, the memory traffic of
+activations, and an overhead per layer. The comment of each constant says what it was fitted to;
+`benchmarks.virtual.check_gpu_model` prints the errors against measured times.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ from simulator.hardware.model_shape import BYTES_PER_NUMBER, ModelShape
 Counts = NDArray[np.int64]
 Numbers = NDArray[np.float64]
 
-# The part of the data sheet's bandwidth at which weights are read, by rows: up to FEW_ROWS, more.
+# The part of the data sheet's bandwidth at which weights are read: up to FEW_ROWS rows, and more.
 # Ada: n = 2..16 and 17..64 of TD-Pipe's profiles of a 13B and a 32B on L20. Ampere and Hopper:
 # one layer of Llama-2-70B at 1..64 rows on A100, A40 and H100 in microsoft/vidur's profiles.
 READ_EFFICIENCY: dict[Architecture, tuple[float, float]] = {
@@ -33,28 +33,28 @@ READ_EFFICIENCY: dict[Architecture, tuple[float, float]] = {
 FEW_ROWS = 16
 # Rows are computed in tiles of 16, 32, 64 or 128, more than 128 in tiles of 128: the stairs at
 # 129, 257, 385, ... of every profile. Whole waves of tiles over the SMs, with the best of eight
-# tile shapes and split-K for each matrix, were tried too and came no nearer.
+# tile shapes and split-K for each matrix, were tried as well and were not more accurate.
 SMALLEST_TILE, TILE = 16, 128
-# A100, A40 and H100 want 3, L20 wants 4.
+# Best fit: 3 for A100, A40 and H100, 4 for L20.
 OVERLAP = 3.5
-# How often a number that a matrix reads or writes crosses the memory's bus besides: residuals,
-# norms, rotations, activation functions. Fitted to the 13B and the 32B on L20, as is the next.
+# Memory accesses per number that a matrix reads or writes, for residuals, norms, rotations and
+# activation functions. Fitted to the 13B and the 32B on L20, as is LAYER_OVERHEAD_S.
 ACTIVATION_PASSES = 0.57
-# GPU time of a layer's small kernels and the gaps between them: what makes a byte of the 13B slower
-# to read than one of the 32B on L20.
+# GPU time of the small kernels of a layer and the gaps between them. It explains why a byte of the
+# 13B takes longer to read than one of the 32B on L20.
 LAYER_OVERHEAD_S = 90e-6
-# CPU time to launch a layer's kernels, below which no layer gets: opt-125m on L20, 2.8 ms for 12
-# layers at any n up to 600. It is that of vLLM 0.5.3 on that host; CUDA graphs have none.
+# CPU time to launch the kernels of a layer, a lower bound of its time: opt-125m on L20 takes 2.8 ms
+# for 12 layers at any n up to 600. This is vLLM 0.5.3 on that host; with CUDA graphs it is zero.
 LAYER_LAUNCH_S = 230e-6
-# Rows that are sampled and pass the head: all of a decode step, one of each prompt. An assumption.
+# Rows that are sampled and pass the head: all rows of a decode step, one per prompt. An assumption.
 HEAD_ROWS = 256
 # The part of the bandwidth at which decode attention reads KV: 0.61 to 0.84 with FlashAttention's
-# paged kernel on A100 for 54 to 108 sequences of 2,432 tokens (microsoft/vidur). Of no other GPU.
+# paged kernel on A100 for 54 to 108 sequences of 2,432 tokens (microsoft/vidur). Only for A100.
 KV_READ_EFFICIENCY = 0.75
-# CUDA's own memory and the activations of 2,048 tokens, on each GPU. An assumption.
+# Memory of CUDA and the activations of 2,048 tokens, on each GPU. An assumption.
 RESERVED_BYTES = int(1.5 * 2**30)
 
-# Where TD-Pipe's profiles end.
+# The last point of TD-Pipe's profiles.
 MAX_TOKENS = 2048
 
 
@@ -64,9 +64,9 @@ def profile_of(
     max_tokens: int = MAX_TOKENS,
     layer_launch_s: float = LAYER_LAUNCH_S,
 ) -> Profile:
-    """Seconds of a forward through the whole model on one such GPU, at 1..`max_tokens` tokens.
+    """Seconds of a forward through the whole model on one GPU, at 1..`max_tokens` tokens.
 
-    The weights need not fit that GPU: a stage of a node takes its share of the seconds.
+    The weights need not fit on one GPU: each stage of a node takes its share of the seconds.
     """
     num_tokens = np.arange(1, max_tokens + 1)
     seconds = forward_s(gpu, shape, num_tokens, layer_launch_s)
@@ -76,7 +76,7 @@ def profile_of(
 def forward_s(
     gpu: Gpu, shape: ModelShape, num_tokens: Counts, layer_launch_s: float = LAYER_LAUNCH_S
 ) -> Numbers:
-    """Seconds of a forward that feeds so many tokens of one prompt and reads no KV before them."""
+    """Seconds of a forward over `num_tokens` tokens of one new prompt; same shape."""
     gpu_s = (
         matrices_s(gpu, shape.layer_parameters, num_tokens)
         + _experts_s(gpu, shape, num_tokens)
@@ -89,7 +89,7 @@ def forward_s(
 
 
 def matrices_s(gpu: Gpu, num_parameters: Numbers | int, rows: Counts | Numbers) -> Numbers:
-    """Seconds of matrices with so many parameters in all, each over so many rows."""
+    """Seconds of matrices with `num_parameters` in total, each over `rows` rows; same shape."""
     few, more = READ_EFFICIENCY[gpu.architecture]
     reached = gpu.bytes_per_s * np.where(rows <= FEW_ROWS, few, more)
     read_s = num_parameters * BYTES_PER_NUMBER / reached
@@ -98,18 +98,12 @@ def matrices_s(gpu: Gpu, num_parameters: Numbers | int, rows: Counts | Numbers) 
     return together
 
 
-def kv_read_s_per_token(gpu: Gpu, shape: ModelShape, num_stages: int) -> float:
-    """Seconds that one token of resident KV adds to a decode step of one of the stages."""
-    reached = gpu.bytes_per_s * KV_READ_EFFICIENCY
-    return shape.kv_bytes_per_token / (num_stages * reached)
-
-
 def kv_capacity_tokens(
     gpu: Gpu, shape: ModelShape, num_gpus: int, gpu_memory_utilization: float = 0.9
 ) -> int:
-    """Tokens of KV that a node of such GPUs holds besides the weights; 0 where those do not fit.
+    """Tokens of KV that `num_gpus` GPUs hold beside the weights; 0 if the weights do not fit.
 
-    The layers are taken as split evenly: the tightest stage of a real split holds a little less.
+    Layers are taken as evenly split; the fullest stage of a real split holds slightly less.
     """
     usable = gpu.memory_bytes * gpu_memory_utilization - RESERVED_BYTES
     free_bytes = num_gpus * usable - shape.weight_bytes
@@ -117,7 +111,7 @@ def kv_capacity_tokens(
 
 
 def _experts_s(gpu: Gpu, shape: ModelShape, num_tokens: Counts) -> Numbers | float:
-    """Seconds of the routed experts; a token is taken to route to any of them alike."""
+    """Seconds of the routed experts, if every expert is equally likely for a token."""
     if not shape.num_experts:
         return 0.0
     part = shape.experts_per_token / shape.num_experts
@@ -127,7 +121,7 @@ def _experts_s(gpu: Gpu, shape: ModelShape, num_tokens: Counts) -> Numbers | flo
 
 
 def _attention_s(gpu: Gpu, shape: ModelShape, num_tokens: Counts) -> Numbers:
-    """Scores and weighted values over the tokens before each in the same prompt, half of all."""
+    """Seconds of causal attention within the prompt: half of all pairs of tokens."""
     pairs = num_tokens.astype(np.float64) ** 2 / 2
     flops = 2 * pairs * shape.num_layers * shape.num_heads * (shape.key_dim + shape.value_dim)
     return flops / gpu.matmul_flops
@@ -139,7 +133,7 @@ def _activations_s(gpu: Gpu, shape: ModelShape, num_tokens: Counts) -> Numbers:
 
 
 def _in_tiles(rows: Counts | Numbers) -> Numbers:
-    """Rows as they are computed, in whole tiles."""
+    """The number of rows rounded up to whole tiles."""
     small = 2 ** np.ceil(np.log2(np.maximum(rows, SMALLEST_TILE)))
     whole: Numbers = np.ceil(rows / TILE) * TILE
     return np.where(rows <= TILE, small, whole)

@@ -1,4 +1,4 @@
-"""GPUs: the figures of the cards in `gpus.yaml`, which says where each is from."""
+"""GPUs: the figures of the cards in `gpus.yaml`, which gives their sources."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ class GpuError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One card. `matmul_tflops` is what large bf16 products reach, `peak_tflops` the data sheet."""
+    """One card. `matmul_tflops` is reached by large bf16 products, `peak_tflops` the data sheet."""
 
     name: str
     architecture: Architecture
@@ -34,12 +34,12 @@ class Gpu:
 
     @property
     def matmul_flops(self) -> float:
-        """Floating-point operations a second in large products."""
+        """Floating-point operations per second in large products."""
         return self.matmul_tflops * 1e12
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that programs see."""
+        """Memory available to programs."""
         return int(self.memory_gib * 2**30)
 
 
@@ -50,9 +50,9 @@ def read_gpus() -> dict[str, Gpu]:
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU of that name, in upper or lower case. Raises `GpuError`, which names those known."""
+    """The GPU of that name, ignoring case. Raises `GpuError`, which lists the known names."""
     gpus = read_gpus()
     for known, gpu in gpus.items():
         if known.lower() == name.lower():
             return gpu
-    raise GpuError(f"no figures for a GPU {name!r}; known are {', '.join(gpus)}")
+    raise GpuError(f"no figures for a GPU {name!r}; known GPUs: {', '.join(gpus)}")

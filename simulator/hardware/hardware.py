@@ -1,4 +1,4 @@
-"""The hardware of a simulation: a node of equal GPUs, and what a model costs on it."""
+"""The hardware of a simulation: a node of equal GPUs, and the costs of a model on it."""
 
 import argparse
 from dataclasses import dataclass, replace
@@ -21,21 +21,22 @@ from simulator.workloads.make_workload import not_negative, positive, positive_i
 from wire.messages import StageCosts
 from workers.profiling.cost_fit import fit
 
-# Partial sums that each token's layers exchange under tensor parallelism: attention and MLP.
+# Partial sums per layer and token that tensor parallelism exchanges: attention and MLP.
 ALLREDUCES_PER_LAYER = 2
 DEFAULT_STAGES, DEFAULT_HOP_MS = 4, 0.1
 
 
 class HardwareError(ValueError):
-    """The node is not described well enough; the text is one line for the user."""
+    """The description of the node is incomplete or contradictory; the text is for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """`profile` is of the whole model on one GPU; the KV cache is that of the whole node.
+    """A node of equal stages, from a profile of the whole model on one GPU.
 
-    With `tensor_parallel` N each stage is N GPUs that share every layer and exchange
-    `allreduce_bytes_per_token` at `allreduce_bytes_per_s` (the paper's node: 14.65 GB/s).
+    `kv_tokens` is the size of the KV cache of the whole node. With `tensor_parallel` N, each stage
+    is N GPUs that share every layer and exchange `allreduce_bytes_per_token` at
+    `allreduce_bytes_per_s` (14.65 GB/s on the paper's node).
     """
 
     profile: Profile
@@ -49,7 +50,7 @@ class Hardware:
     allreduce_bytes_per_s: float = 14.65e9
 
     def node(self, num_stages: int, block_size: int, max_model_len: int) -> Node:
-        """The hardware as equal stages, its GPUs shared out among them."""
+        """The hardware as `num_stages` equal stages of `tensor_parallel` GPUs each."""
         num_gpus = num_stages * self.tensor_parallel
         allreduce_s = 0.0
         if self.tensor_parallel > 1:
@@ -66,7 +67,7 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredHardware:
-    """Stages that `tdpipe profile` has measured, each with its own costs."""
+    """Stages measured by `tdpipe profile`, each with its own costs."""
 
     costs: tuple[StageCosts, ...]
     kv_tokens: int
@@ -74,64 +75,66 @@ class MeasuredHardware:
     hop_s: float = 0.0001
 
     def node(self, num_stages: int, block_size: int, max_model_len: int) -> Node:
-        """The stages as they were measured; there are neither more nor fewer."""
-        assert num_stages == len(self.costs), "num_stages_of tells how many there are"
+        """The measured stages; `num_stages` must be their number."""
+        assert num_stages == len(self.costs), "num_stages must come from num_stages_of"
         num_blocks = self.kv_tokens // block_size
         return Node(self.costs, num_blocks, max_model_len, self.overhead_s, self.hop_s)
 
 
 def add_hardware_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is simulated: a profile, or a GPU and a model."""
+    """Add the options of the hardware: a profile, or a GPU and a model."""
     add = parser.add_argument
     add(
         "--profile",
         type=Path,
-        help="CSV of `Total Length,Execute Time` (tokens, ms), one GPU, or FILE.steps.csv of "
+        help="CSV of `Total Length,Execute Time` (tokens, ms) of one GPU, or FILE.steps.csv of "
         "`tdpipe profile`",
     )
-    add("--gpu", help="a GPU of simulator/hardware/gpus.yaml instead of a profile")
+    add("--gpu", help="a GPU of simulator/hardware/gpus.yaml, instead of a profile")
     add(
         "--model",
-        help="with --gpu: a config.json, its folder, or a name of simulator/hardware/models",
+        help="with --gpu: a config.json, its folder, or a name from simulator/hardware/models",
     )
     add("--stages", type=positive_int, help="pipeline stages [4, or those of FILE.steps.csv]")
     add(
         "--kv-tokens",
         type=positive_int,
-        help="tokens in the node's KV cache [with --gpu: what fits; as in FILE.steps.csv]",
+        help="tokens in the KV cache of the node [with --gpu: what fits; as in FILE.steps.csv]",
     )
-    add("--kv-bytes-per-token", type=positive, help="over all layers [with --gpu: the model's]")
-    add("--memory-bandwidth", type=positive, help="GB/s of one GPU [with --gpu: the GPU's]")
+    add("--kv-bytes-per-token", type=positive, help="over all layers [with --gpu: of the model]")
+    add("--memory-bandwidth", type=positive, help="GB/s of one GPU [with --gpu: of the GPU]")
     add(
-        "--overhead-ms", type=not_negative, default=0.2, help="what each step adds on a stage [0.2]"
+        "--overhead-ms",
+        type=not_negative,
+        default=0.2,
+        help="overhead of each step on a stage [0.2]",
     )
     add(
         "--hop-ms",
         type=not_negative,
-        help="the way to the next stage [0.1, or as measured in FILE.steps.csv]",
+        help="time to the next stage [0.1, or as measured in FILE.steps.csv]",
     )
     add("--tensor-parallel", type=positive_int, default=1, help="GPUs that share each stage [1]")
     add("--allreduce-bandwidth", type=positive, default=14.65, help="GB/s [14.65, PCIe switch]")
-    add("--allreduce-bytes-per-token", type=positive, help="2 x layers x hidden x 2 [the model's]")
+    add("--allreduce-bytes-per-token", type=positive, help="2 x layers x hidden x 2 [of the model]")
 
 
 def num_stages_of(options: argparse.Namespace) -> int:
-    """The stages that are asked for, 4 where nobody says.
+    """The number of stages: `--stages`, those of a table of measured stages, or 4.
 
-    Raises `HardwareError` for another number than a table of measured stages has, or
-    `ProfileError`.
+    Raises `HardwareError` if `--stages` contradicts the table, and `ProfileError`.
     """
     given: int | None = options.stages
     if options.profile is None or not is_step_table(options.profile):
         return given or DEFAULT_STAGES
     measured = len(read_steps(options.profile).stages)
     if given not in (None, measured):
-        raise HardwareError(f"{options.profile} is of {measured} stages, not of {given}")
+        raise HardwareError(f"{options.profile} has {measured} stages, not {given}")
     return measured
 
 
 def hardware_of(options: argparse.Namespace) -> Hardware | MeasuredHardware:
-    """What `add_hardware_options` describes.
+    """The hardware that the options of `add_hardware_options` describe.
 
     Raises `HardwareError`, `ProfileError`, `GpuError` or `ModelShapeError`, each one line.
     """
@@ -161,13 +164,13 @@ def _of_profile(options: argparse.Namespace) -> Hardware:
         needed.append("allreduce_bytes_per_token")
     missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(options, name) is None]
     if missing:
-        raise HardwareError(f"a profile does not say it all: give {', '.join(missing)} too")
+        raise HardwareError(f"a profile is not enough: give {', '.join(missing)} too")
     return Hardware(read_profile(options.profile), 0, 0.0, 1.0)
 
 
 def _of_steps(options: argparse.Namespace) -> MeasuredHardware:
     if options.tensor_parallel > 1:
-        raise HardwareError(f"{options.profile} is of stages without tensor parallelism")
+        raise HardwareError(f"{options.profile} was measured without tensor parallelism")
     table = read_steps(options.profile)
     return MeasuredHardware(
         tuple(fit(steps) for steps in table.stages),
@@ -180,24 +183,26 @@ def _of_steps(options: argparse.Namespace) -> MeasuredHardware:
 def _hop_ms(options: argparse.Namespace, table: StepTable) -> float:
     if options.hop_ms is not None:
         return float(options.hop_ms)
-    told = table.notes.get("p2p_latency_us")
+    links = table.notes.get("p2p_latency_us")
+    if not links:
+        return DEFAULT_HOP_MS
     try:
-        return median(float(link) for link in told.split(",")) / 1000 if told else DEFAULT_HOP_MS
+        return median(float(link) for link in links.split(",")) / 1000
     except ValueError:
-        raise HardwareError(f"{options.profile}: p2p_latency_us {told} is no number") from None
+        raise HardwareError(f"{options.profile}: p2p_latency_us {links} is not a number") from None
 
 
 def _number(path: Path, table: StepTable, key: str) -> int:
-    told = table.notes.get(key, "")
-    if not told.isdecimal() or not int(told):
-        raise HardwareError(f"{path} does not tell {key}: give --{key.replace('_', '-')}")
-    return int(told)
+    number = table.notes.get(key, "")
+    if not number.isdecimal() or not int(number):
+        raise HardwareError(f"{path} does not contain {key}: give --{key.replace('_', '-')}")
+    return int(number)
 
 
 def _of_gpu(options: argparse.Namespace) -> Hardware:
     if options.model is None:
         raise HardwareError(
-            "--gpu needs --model: a config.json or a name of simulator/hardware/models"
+            "--gpu needs --model: a config.json or a name from simulator/hardware/models"
         )
     gpu, shape = find_gpu(options.gpu), read_shape(options.model)
     num_gpus = num_stages_of(options) * options.tensor_parallel
@@ -215,4 +220,4 @@ def _of_gpu(options: argparse.Namespace) -> Hardware:
 
 
 ERRORS = (HardwareError, ProfileError, GpuError, ModelShapeError)
-"""What `hardware_of` raises."""
+"""The exceptions that `hardware_of` raises."""

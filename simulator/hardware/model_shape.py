@@ -1,8 +1,8 @@
-"""The shape of a model: what its forward reads and computes, counted from transformers' skeleton.
+"""The shape of a model: what its forward reads and computes, counted from its modules.
 
-The skeleton is built on the meta device from nothing but a config.json, so every family that
-transformers knows is counted by the same few lines, mixtures of experts too. Weights and KV are
-taken as 16-bit numbers, as they are served.
+transformers builds the modules on the meta device from a config.json, so that all its families,
+including mixtures of experts, are counted in the same way. Weights and KV are taken as 16-bit
+numbers.
 """
 
 import json
@@ -22,73 +22,63 @@ BYTES_PER_NUMBER = 2
 _IN_A_LAYER = re.compile(r"\.\d+\.")
 _ROUTED = re.compile(r"\.experts\.")
 _OF_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
-# What the configs of the families call their experts.
+# Names for experts in the configs of the families.
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 
 
 class ModelShapeError(ValueError):
-    """The model cannot be counted; the text is one line for the user."""
+    """The shape cannot be determined; the text is one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Counts of a decoder. Parameters are of all layers together and of matrices only, but for
-    `num_parameters`, which are all there are (tied ones once).
+    """Counts of a decoder. Parameters are those of the matrices of all layers together, except
+    `num_parameters`, which is the total of the model (tied parameters once).
     """
 
     name: str
     num_layers: int
     hidden_size: int
-    vocab_size: int
     num_heads: int
     num_kv_heads: int
     key_dim: int
     value_dim: int
-    ties_embedding: bool
     num_parameters: int
     layer_parameters: int
-    """Those that every token passes: attention, dense MLPs, shared experts, routers."""
+    """Parameters that every token passes: attention, dense MLPs, shared experts, routers."""
     expert_parameters: int
-    """Those of the routed experts."""
+    """Parameters of the routed experts."""
     num_experts: int
-    """Routed experts of a layer; 0 in a dense model."""
+    """Routed experts per layer; 0 in a dense model."""
     experts_per_token: int
     head_parameters: int
     layer_width: float
-    """Numbers that one token's matrices read and write, over all layers."""
-
-    @property
-    def active_parameters(self) -> int:
-        """What one token passes: of the routed experts, its own."""
-        if not self.num_experts:
-            return self.num_parameters
-        idle = self.num_experts - self.experts_per_token
-        return self.num_parameters - self.expert_parameters * idle // self.num_experts
+    """Numbers that the matrices read and write for one token, over all layers."""
 
     @property
     def weight_bytes(self) -> int:
-        """All parameters as they lie in memory."""
+        """Bytes of all parameters."""
         return self.num_parameters * BYTES_PER_NUMBER
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of one token in all layers, as the daemon keeps them: sliding windows
-        are not cut off, and it serves no layers without KV.
+        """Bytes of keys and values of one token in all layers, as the daemon stores them: sliding
+        windows are stored completely, and models with layers without KV are not served.
         """
         numbers = self.num_layers * self.num_kv_heads * (self.key_dim + self.value_dim)
         return numbers * BYTES_PER_NUMBER
 
 
 def known_models() -> list[str]:
-    """Names that `read_shape` takes without a file."""
+    """The names that `read_shape` accepts without a file."""
     return sorted(path.stem for path in MODELS.glob("*.json"))
 
 
 def read_shape(model: str) -> ModelShape:
     """The shape of a known model, of a folder with a config.json, or of such a file.
 
-    Raises `ModelShapeError`. The first call takes the seconds that importing transformers takes.
+    Raises `ModelShapeError`. The first call imports transformers, which takes seconds.
     """
     path = Path(model)
     if path.is_dir():
@@ -105,18 +95,18 @@ def read_shape(model: str) -> ModelShape:
     except (OSError, ValueError) as error:
         raise ModelShapeError(f"cannot read {path}: {error}") from error
     if not isinstance(config, dict) or "model_type" not in config:
-        raise ModelShapeError(f"{path} is no model's config: it names no model_type")
+        raise ModelShapeError(f"{path} is not the config of a model: model_type is missing")
     return shape_of(config, name)
 
 
 def shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
-    """The shape of the model with that config.json. Raises `ModelShapeError`."""
+    """The shape of the model with this config.json. Raises `ModelShapeError`."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     family = config["model_type"]
     if config.get("quantization_config"):
-        raise ModelShapeError(f"{name} is quantised: its bytes and products cannot be counted")
+        raise ModelShapeError(f"{name} is quantised, which the GPU model does not support")
     facts = {key: value for key, value in config.items() if key != "model_type"}
     try:
         parsed = AutoConfig.for_model(family, **facts)
@@ -125,7 +115,7 @@ def shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
         return _count(skeleton, parsed.get_text_config(), name)
     except ModelShapeError:
         raise
-    except Exception as error:  # a family's own code may fail in any way over a wrong config
+    except Exception as error:  # the code of a family may raise anything for a wrong config
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelShapeError(f"{name} cannot be built as a {family} model: {reason}") from error
 
@@ -148,12 +138,10 @@ def _count(skeleton: "PreTrainedModel", config: Any, name: str) -> ModelShape:
         name=name,
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
         num_heads=config.num_attention_heads,
         num_kv_heads=num_kv_heads,
         key_dim=key_dim,
         value_dim=value_dim,
-        ties_embedding=bool(config.tie_word_embeddings),
         num_parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
         layer_parameters=sum(math.prod(shape) for shape in dense),
         expert_parameters=sum(math.prod(shape) for _, shape in routed),
@@ -167,18 +155,20 @@ def _count(skeleton: "PreTrainedModel", config: Any, name: str) -> ModelShape:
 def _width_of_own(
     path: str, shape: tuple[int, ...], num_experts: int, experts_per_token: int
 ) -> float:
-    """Numbers that the experts of one token read and write in this matrix; a bias adds none."""
+    """Numbers that the experts of one token read and write in this matrix; 0 for a bias."""
     if _OF_ONE_EXPERT.search(path):
         return sum(shape) * experts_per_token / num_experts
     return sum(shape[1:]) * experts_per_token if len(shape) == 3 else 0.0
 
 
 def _routing(config: Any, name: str) -> tuple[int, int]:
-    """Routed experts of a layer, and how many of them a token passes."""
+    """Routed experts per layer, and how many of them a token passes."""
     num_experts = _first_number(config, _NUM_EXPERTS)
     experts_per_token = _first_number(config, _EXPERTS_PER_TOKEN)
     if num_experts is None or experts_per_token is None:
-        raise ModelShapeError(f"{name}: its config does not say how it routes to its experts")
+        raise ModelShapeError(
+            f"{name}: the config has no number of experts, or of experts per token"
+        )
     return num_experts, experts_per_token
 
 
@@ -188,9 +178,9 @@ def _first_number(config: Any, keys: Sequence[str]) -> int | None:
 
 
 def _kv_dims(config: Any) -> tuple[int, int, int]:
-    """KV heads, and the lengths of a key and a value, as transformers' attention hands them over.
+    """KV heads, key dimension and value dimension, as transformers passes them to attention.
 
-    Latent attention (DeepSeek's) hands over the keys and values of all heads, written out.
+    Latent attention (DeepSeek) passes the expanded keys and values of all heads.
     """
     num_heads = config.num_attention_heads
     if getattr(config, "qk_nope_head_dim", None):

@@ -1,7 +1,7 @@
-"""Workloads: what to ask, how long the answers are, and when; the same for the same seed.
+"""Workloads: prompts, output lengths and arrival times, reproducible by seed.
 
 `python -m simulator.workloads.make_workload --workload sharegpt:200 > mine.jsonl` writes a workload
-as a file, and its lengths to standard error.
+to a file, and a summary of its lengths to standard error.
 """
 
 import argparse
@@ -14,25 +14,24 @@ from dataclasses import replace
 from pathlib import Path
 
 from demo.tasks import held_out
-from simulator.workloads.arrivals import arrival_times
 from simulator.workloads.request import Request, WorkloadError
 from simulator.workloads.request_file import read_requests, to_line
 from simulator.workloads.sharegpt import draw_lengths
 
 KINDS = """\
 workloads:
-  sharegpt:N      lengths like ShareGPT's, random token ids, forced output lengths
-  demo:N          held-out tasks of the demo model with their right answers, natural ends
+  sharegpt:N      lengths like those of ShareGPT, random token ids, forced output lengths
+  demo:N          held-out tasks of the demo model with their correct answers, natural ends
   fixed:N:IN:OUT  N requests of IN random token ids and OUT tokens each
-  jsonl:PATH      one's own, a request per line: prompt or prompt_token_ids, max_tokens, and if
-                  wanted ignore_eos, answer (the right one), arrival_s and expected_tokens
+  jsonl:PATH      a file, one request per line: prompt or prompt_token_ids, max_tokens; optional
+                  ignore_eos, answer (the correct one), arrival_s and expected_tokens
 """
 
-# Most vocabularies begin with their special tokens.
+# Smaller ids are special tokens in most vocabularies.
 FIRST_TOKEN_ID = 3
-# The demo model's; any larger vocabulary has these ids too.
+# The vocabulary of the demo model; larger vocabularies have these ids as well.
 DEFAULT_VOCAB_SIZE = 768
-# A token is at least a byte, and what comes this far beyond the right answer is wrong anyway.
+# Tokens beyond the bytes of the correct answer: a token has at least one byte.
 SPARE_TOKENS = 8
 
 
@@ -41,7 +40,7 @@ def make_workload(
 ) -> list[Request]:
     """The requests of the workload `name`, see `KINDS`. Raises `WorkloadError`.
 
-    Only a file says when they arrive; the others are there at once, or see `with_arrivals`.
+    Only files have arrival times; other requests are present at the start, see `with_arrivals`.
     """
     kind, _, rest = name.partition(":")
     rng = random.Random(f"{kind} {seed}")
@@ -64,36 +63,52 @@ def make_workload(
 def with_arrivals(
     requests: Sequence[Request], rate: float, burstiness: float, seed: int
 ) -> list[Request]:
-    """The requests at `rate` per second. Raises `WorkloadError` where a file says their times."""
+    """The requests at `rate` per second. Raises `WorkloadError` if a file has arrival times."""
     if requests[0].arrival_s is not None:
-        raise WorkloadError("the workload has its own arrivals: leave out --request-rate")
+        raise WorkloadError("the workload has arrival times: leave out --request-rate")
     times = arrival_times(len(requests), rate, burstiness, seed)
     return [replace(r, arrival_s=time) for r, time in zip(requests, times, strict=True)]
 
 
+def arrival_times(count: int, rate: float, burstiness: float, seed: int) -> list[float]:
+    """`count` arrival times in seconds, ascending from 0; `rate` requests per second on average.
+
+    The gaps follow a gamma distribution of shape `burstiness`, as in vLLM's `bench serve`: 1 is a
+    Poisson process, less is burstier, more is steadier. With an infinite rate all are 0.
+    """
+    if math.isinf(rate):
+        return [0.0] * count
+    rng = random.Random(f"arrivals {seed}")
+    times, now = [], 0.0
+    for _ in range(count):
+        times.append(now)
+        now += rng.gammavariate(burstiness, 1 / (rate * burstiness))
+    return times
+
+
 def add_workload_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is asked and when."""
+    """Add the options of a workload and its arrival times."""
     add = parser.add_argument
-    add("--workload", required=True, help="which requests, see below")
-    add("--seed", type=int, default=0, help="of lengths, prompts and arrivals [0]")
-    add("--scale", type=positive, default=1.0, help="factor on sharegpt's lengths [1]")
+    add("--workload", required=True, help="the requests, see below")
+    add("--seed", type=int, default=0, help="seed of lengths, prompts and arrivals [0]")
+    add("--scale", type=positive, default=1.0, help="factor on the lengths of sharegpt [1]")
     add(
         "--vocab-size",
         type=int,
         default=DEFAULT_VOCAB_SIZE,
-        help=f"random token ids are below this [{DEFAULT_VOCAB_SIZE}, the demo model's]",
+        help=f"random token ids are below this [{DEFAULT_VOCAB_SIZE}, as in the demo model]",
     )
     add("--request-rate", type=positive_or_inf, help="requests per second, or inf [all at once]")
     add(
         "--burstiness",
         type=positive,
         default=1.0,
-        help="1 is a Poisson stream, less is burstier, more is steadier [1]",
+        help="1 is a Poisson process, less is burstier, more is steadier [1]",
     )
 
 
 def workload_of(options: argparse.Namespace) -> list[Request]:
-    """The requests that `add_workload_options` describes. Raises `WorkloadError`."""
+    """The requests that the options describe. Raises `WorkloadError`."""
     requests = make_workload(
         options.workload, seed=options.seed, scale=options.scale, vocab_size=options.vocab_size
     )
@@ -103,7 +118,7 @@ def workload_of(options: argparse.Namespace) -> list[Request]:
 
 
 def positive(text: str) -> float:
-    """A finite number above zero, as argparse wants its types."""
+    """A finite number above zero (an argparse type)."""
     number = positive_or_inf(text)
     if math.isinf(number):
         raise argparse.ArgumentTypeError(f"{text} is not finite")
@@ -111,7 +126,7 @@ def positive(text: str) -> float:
 
 
 def positive_or_inf(text: str) -> float:
-    """A number above zero, infinity included, as argparse wants its types."""
+    """A number above zero, or infinity (an argparse type)."""
     number = float(text)
     if not number > 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
@@ -119,19 +134,19 @@ def positive_or_inf(text: str) -> float:
 
 
 def not_negative(text: str) -> float:
-    """A finite number of 0 or more, as argparse wants its types."""
+    """A finite number of 0 or more (an argparse type)."""
     return 0.0 if float(text) == 0 else positive(text)
 
 
 def positive_int(text: str) -> int:
-    """A whole number above zero, as argparse wants its types."""
+    """An integer above zero (an argparse type)."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write a workload as JSONL to standard output; the exit code."""
+    """Write a workload as JSONL to standard output. Returns 0, or 2 after an error."""
     parser = argparse.ArgumentParser(
         prog="python -m simulator.workloads.make_workload",
         description="Write a workload as JSONL to standard output.",
@@ -155,17 +170,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _numbers(name: str, rest: str, form: str) -> list[int]:
-    """The positive whole numbers after the workload's kind, as many as `form` has."""
+    """The positive integers after the kind of the workload, as many as in `form`."""
     parts = rest.split(":")
     if len(parts) != form.count(":") or not all(p.isdecimal() and int(p) for p in parts):
-        raise WorkloadError(f"workload {name!r} must be {form}, in numbers above 0")
+        raise WorkloadError(f"workload {name!r} must be {form}, with numbers above 0")
     return [int(part) for part in parts]
 
 
 def _random_prompts(
     lengths: Sequence[tuple[int, int]], vocab_size: int, rng: random.Random
 ) -> list[Request]:
-    """Random ids, so that no two prompts share a prefix; the outputs' lengths are forced."""
+    """Random ids, so that no prompts share a prefix; output lengths are forced."""
     if vocab_size <= FIRST_TOKEN_ID:
         raise WorkloadError(f"--vocab-size must be above {FIRST_TOKEN_ID}")
     ids = range(FIRST_TOKEN_ID, vocab_size)

@@ -1,19 +1,18 @@
-"""A request of a workload, and the error of a workload that cannot be made."""
+"""A request of a workload, and the error for invalid workloads."""
 
 from dataclasses import dataclass
 
 
 class WorkloadError(ValueError):
-    """The workload cannot be made; the text is one line for the user."""
+    """The workload is invalid; the text is one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to ask and when; `answer` is the text that is right, where one is known.
+    """A prompt (text or token ids), the output length in tokens, and the arrival time.
 
-    `expected_tokens` is told to the daemon as the client's own expectation.
-
-    Without `arrival_s`, in seconds, it is there from the beginning.
+    `answer` is the correct answer, if known. `expected_tokens` is sent to the daemon as the
+    prediction of the client. Without `arrival_s` (seconds), the request is present at the start.
     """
 
     prompt: str | tuple[int, ...]

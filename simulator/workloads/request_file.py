@@ -1,4 +1,4 @@
-"""Workloads as files: JSONL, a request per line."""
+"""Workload files: JSONL, one request per line."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from simulator.workloads.request import Request, WorkloadError
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One line: one of the two prompts, and `arrival_s` in all lines or in none."""
+    """One line: one of the two prompts; `arrival_s` is in all lines or in none."""
 
     max_tokens: int
     prompt: str | None = None
@@ -20,9 +20,9 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
 
 def read_requests(path: Path) -> list[Request]:
-    """The requests in the order of their arrival.
+    """The requests of a file in order of arrival.
 
-    Raises `WorkloadError`, which names the line that is wrong.
+    Raises `WorkloadError`, which contains the number of an invalid line.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -34,14 +34,14 @@ def read_requests(path: Path) -> list[Request]:
         if line.strip()
     ]
     if not requests:
-        raise WorkloadError(f"{path} holds no requests")
+        raise WorkloadError(f"{path} contains no requests")
     if len({request.arrival_s is None for request in requests}) > 1:
         raise WorkloadError(f"{path}: arrival_s must be in all lines or in none")
     return sorted(requests, key=lambda request: request.arrival_s or 0.0)
 
 
 def to_line(request: Request) -> str:
-    """The request as a line, without its end."""
+    """The request as a line, without the newline."""
     prompt = request.prompt
     line = Line(
         max_tokens=request.max_tokens,

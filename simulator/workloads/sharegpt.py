@@ -1,9 +1,9 @@
-"""Lengths like ShareGPT's, without its texts: two lognormal draws under the paper's filter.
+"""Lengths like those of ShareGPT, without its texts: two lognormal draws with the paper's filter.
 
-The dataset is not shipped. Of its lengths under this filter the means are public: vLLM's benchmark
-counted 229,711 prompt and 203,068 output tokens in 1,000 requests (vllm-project/vllm#18566, Llama
-3.1's tokenizer). The medians below are fitted to those two; the spreads are assumptions: a prompt
-is a line or a pasted page, answers differ less. 40,000 draws give:
+The dataset is not part of the project. The means of its lengths with this filter are public: vLLM's
+benchmark counted 229,711 prompt and 203,068 output tokens in 1,000 requests
+(vllm-project/vllm#18566, tokenizer of Llama 3.1). The medians below are fitted to these two means;
+the spreads are assumptions (a prompt is a line or a pasted page, answers vary less). 40,000 draws:
 
 |        | mean | p50 | p90 | p99  |
 |--------|-----:|----:|----:|-----:|
@@ -13,7 +13,7 @@ is a line or a pasted page, answers differ less. 40,000 draws give:
 
 import random
 
-# The paper's filter.
+# The filter of the paper.
 MIN_TOKENS = 4
 MAX_INPUT_TOKENS = 1023
 MAX_TOTAL_TOKENS = 2048
@@ -26,7 +26,7 @@ OUTPUT_LOG = (4.85, 1.0)
 def draw_lengths(count: int, rng: random.Random, scale: float = 1.0) -> list[tuple[int, int]]:
     """`count` pairs (input tokens, output tokens).
 
-    `scale` shortens both after the filter (never below its minimum), which keeps their shape.
+    Both are multiplied by `scale` after the filter, but are never below its minimum.
     """
     pairs: list[tuple[int, int]] = []
     while len(pairs) < count:

@@ -15,7 +15,6 @@ from simulator.simulation import (
     SequenceTimes,
     SimulationError,
     simulate,
-    split_evenly,
 )
 from wire.messages import StageCosts
 
@@ -204,8 +203,3 @@ def test_the_gauges_tell_the_blocks_and_the_sequences() -> None:
 def test_a_request_that_cannot_fit_ends_the_simulation_in_words() -> None:
     with pytest.raises(SimulationError, match="260 tokens exceed"):
         run(constant(1.0), arrivals=[Arrival(0.0, 250, 10)])
-
-
-def test_an_even_split_shares_the_seconds_but_not_the_tokens() -> None:
-    costs = split_evenly([1, 128], [4.0, 8.0], 4, 0.5)
-    assert costs == (StageCosts((1, 128), (1.0, 2.0), 0.5),) * 4

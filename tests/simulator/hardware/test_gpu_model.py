@@ -9,7 +9,6 @@ from engine.costs.cost_model import CostModel
 from simulator.hardware.gpu_model import (
     forward_s,
     kv_capacity_tokens,
-    kv_read_s_per_token,
     matrices_s,
     profile_of,
 )
@@ -106,10 +105,3 @@ def test_a_node_that_cannot_hold_the_weights_holds_no_kv() -> None:
 def test_a_greater_share_of_the_memory_holds_more_kv() -> None:
     gpu, shape = find_gpu("L20"), read_shape("qwen2.5-32b")
     assert kv_capacity_tokens(gpu, shape, 4, 0.95) > kv_capacity_tokens(gpu, shape, 4)
-
-
-def test_a_full_pool_s_kv_takes_about_as_long_to_read_as_the_weights() -> None:
-    gpu, shape = find_gpu("L20"), read_shape("llama2-13b")
-    kv_s = 170_000 / 4 * kv_read_s_per_token(gpu, shape, num_stages=1)
-    assert kv_s == pytest.approx(seconds(gpu, "llama2-13b", 64)[0], rel=0.3)
-    assert kv_read_s_per_token(gpu, shape, num_stages=4) == pytest.approx(kv_s * 4 / 170_000 / 4)

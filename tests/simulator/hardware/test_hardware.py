@@ -99,6 +99,14 @@ def test_a_gpu_and_a_model_say_everything() -> None:
     assert hardware.allreduce_bytes_per_token == 2 * 40 * 5120 * 2
 
 
+def test_reading_a_full_kv_cache_takes_about_as_long_as_reading_the_weights() -> None:
+    hardware = hardware_of(parse(*BY_MODEL))
+    of_one, of_four = (hardware.node(stages, 16, 2048).costs[0] for stages in (1, 4))
+    kv_s = 170_000 / 4 * of_one.kv_s_per_token
+    assert kv_s == pytest.approx(of_one.seconds[64 - 1], rel=0.3)
+    assert of_four.kv_s_per_token == pytest.approx(kv_s * 4 / 170_000 / 4)
+
+
 def test_what_is_said_besides_wins_over_the_gpu_s_and_the_model_s() -> None:
     said = ["--allreduce-bytes-per-token", "7", "--allreduce-bandwidth", "50"]
     hardware = hardware_of(parse(*BY_MODEL, *SIZES, *said))
@@ -198,7 +206,7 @@ def test_what_is_said_besides_wins_over_the_table_s(tmp_path: Path) -> None:
 
 def test_a_table_has_the_stages_that_were_measured(tmp_path: Path) -> None:
     table = write_table(tmp_path / "x.steps.csv", NOTES)
-    with pytest.raises(HardwareError, match="is of 2 stages, not of 4"):
+    with pytest.raises(HardwareError, match="has 2 stages, not 4"):
         num_stages_of(parse(*table, "--stages", "4"))
     with pytest.raises(HardwareError, match="without tensor parallelism"):
         hardware_of(parse(*table, "--tensor-parallel", "2"))

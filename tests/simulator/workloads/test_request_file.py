@@ -67,7 +67,7 @@ def test_times_in_some_lines_only_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_without_requests_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WorkloadError, match="holds no requests"):
+    with pytest.raises(WorkloadError, match="contains no requests"):
         read(tmp_path, "", "")
 
 

@@ -259,9 +259,6 @@ class TemporalConfig(TdPipeConfig):
     survival: bool = Field(
         True, description="temporal: plan KV by survival, not by predicted lengths alone"
     )
-    kv_margin: float = Field(
-        0.0, description="temporal: standard deviations of planned KV use that stay free"
-    )
     horizon: float = Field(
         0.25, ge=0, description="temporal: plan KV for so many times what pays a pre-emption, 0 all"
     )
@@ -281,9 +278,6 @@ class TemporalConfig(TdPipeConfig):
     )
     longest_first: bool = Field(
         True, description="temporal: admit offline requests with long predicted outputs first"
-    )
-    merge_rows: int = Field(
-        0, ge=0, description="temporal: least rows of a micro-batch when nothing waits any more"
     )
 
 

@@ -1,1 +1,1 @@
-"""The engine: one scheduler process that speaks tokens, blocks and time."""
+"""The engine: one process that schedules tokens and KV blocks over time."""

@@ -1,6 +1,6 @@
-"""The engine's process: `python -m engine RUNTIME_DIR INCARNATION`, started by the supervisor.
+"""The engine process: `python -m engine RUNTIME_DIR INCARNATION`, started by the supervisor.
 
-INCARNATION counts the engines before this one.
+INCARNATION is the number of engine processes that this daemon has started before.
 """
 
 import signal
@@ -16,7 +16,7 @@ from engine.scheduler import ImpossibleSettingsError
 
 
 def main() -> int:
-    """Run until SIGTERM; 1 after a failure, whose root cause is left in the runtime folder."""
+    """Run until SIGTERM. Returns 1 after a failure and writes its cause to the runtime folder."""
     child_process.tie_to_parent()
     log_file.follow()
     folder = Path(sys.argv[1])

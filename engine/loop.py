@@ -1,7 +1,8 @@
-"""The loop: the only place in the engine that knows the hour.
+"""The loop: the only module in the engine that reads the clock.
 
-It waits on the sockets, stamps each event, hands it to the scheduler, journals it and sends what
-comes out. It also watches the stages' heartbeats and tells the server the engine's figures.
+It waits on the sockets, passes each event with its time to the scheduler, writes it to the journal
+and sends the resulting messages. It also checks the stages' heartbeats and sends `Stats` to the
+server.
 """
 
 import logging
@@ -44,31 +45,31 @@ from wire.sockets import Hub
 
 SERVER = "server"
 STATS_INTERVAL_S = INTERVAL_S
-DROPPED_LINE_INTERVAL_S = 60.0
+DROPPED_LOG_INTERVAL_S = 60.0
 
 log = logging.getLogger("tdpipe")
 
 
 class EngineFailedError(Exception):
-    """The engine cannot go on; the text is one line for the user."""
+    """The engine cannot continue; the text is one line for the user."""
 
 
 def stage_name(stage: int) -> str:
-    """A stage's name on the wire."""
+    """The name under which a stage connects to the hub."""
     return f"stage-{stage}"
 
 
 def times_of(beat: Heartbeat) -> StageTimes:
-    """What the steps that a stage reports have taken."""
+    """The seconds of the steps that a heartbeat reports."""
     began_at, ended_at = (np.frombuffer(column) for column in (beat.began_at, beat.ended_at))
     return StageTimes(beat.stage, beat.epoch, beat.step_ids, (ended_at - began_at).tobytes())
 
 
 class Loop:
-    """The engine process. Raises `zmq.ZMQError` when an endpoint is taken.
+    """The engine process. Raises `zmq.ZMQError` if an address is in use, `OSError` for its files.
 
-    `incarnation` counts the daemon's engines before this one: a journal is continued, a trace gets
-    a new file.
+    `incarnation` is the number of engine processes of this daemon before this one: above 0, an
+    existing journal is continued, and the trace gets a new file (`NAME.2.json` for incarnation 1).
     """
 
     def __init__(self, config: Config, incarnation: int = 0) -> None:
@@ -79,7 +80,7 @@ class Loop:
         self._waiting_for_stages_since: float | None = self._began_at
         self._busy_s = 0.0
         self._next_stats_at = 0.0
-        self._dropped_told, self._next_dropped_line_at = 0, 0.0
+        self._dropped_logged, self._next_dropped_log_at = 0, 0.0
         self._ready: EngineReady | None = None
         self._hello = 0
         self._trouble = ""
@@ -101,7 +102,7 @@ class Loop:
                 Hub(config.stage_address, FromStage, config.secret)
             )
             self._journal = (
-                stack.enter_context(Journal(config.journal, config, goes_on=incarnation > 0))
+                stack.enter_context(Journal(config.journal, config, append=incarnation > 0))
                 if config.journal
                 else None
             )
@@ -120,8 +121,11 @@ class Loop:
             self._exits = stack.pop_all()
 
     def run(self) -> None:
-        """Until a signal or a failure. Raises `EngineFailedError`, `ImpossibleSettingsError`."""
-        # The first beat: until now there was a journal to be read, which may take its time.
+        """Run until a signal or a failure.
+
+        Raises `EngineFailedError` or `ImpossibleSettingsError`.
+        """
+        # The watchdog file is created only now: reading a journal before it may take long.
         watchdog_file, gc_tuning = WatchdogFile(self._config.folder, "engine"), GcTuning()
         poller = zmq.Poller()
         poller.register(self._server.socket, zmq.POLLIN)
@@ -138,13 +142,13 @@ class Loop:
                 self._next_stats_at = woken_at + STATS_INTERVAL_S
                 watchdog_file.beat()
                 gc_tuning.tidy()
-                self._look_after_stages()
-                self._tell_stats()
+                self._check_stages()
+                self._send_stats()
             self._flush()
 
     def _take_from_stage(self, message: FromStage) -> None:
         if isinstance(message, Heartbeat):
-            self._hear(message)
+            self._take_heartbeat(message)
         elif isinstance(message, StageFailed):
             self._take_failure(message)
         else:
@@ -152,18 +156,18 @@ class Loop:
                 log.info("stage %d is ready: %d KV blocks", message.stage, message.num_blocks)
             self._handle(message)
 
-    def _hear(self, beat: Heartbeat) -> None:
+    def _take_heartbeat(self, beat: Heartbeat) -> None:
         now = time.monotonic()
         pipeline = self._scheduler.pipeline
         if pipeline is not None and beat.epoch > pipeline.epoch:
-            # torchrun was quicker than our next look, and the new ones beat while they load.
+            # torchrun restarted the group before the next check; the new stages beat while loading.
             self._lose_stages(StageLost(pipeline.epoch, "the stages died"))
-        self._watch.hear(beat, now)
-        self._record(lambda recorder: recorder.hear(beat, now))
+        self._watch.observe(beat, now)
+        self._record(lambda recorder: recorder.observe(beat, now))
         if beat.step_ids and beat.exact:
             self._handle(times_of(beat))
         if beat.progress and not self._scheduler.knows(beat.stage, beat.epoch):
-            # It was ready for an engine before this one.
+            # The stage was ready for the previous engine process.
             self._stages.send(stage_name(beat.stage), Hello())
 
     def _take_failure(self, failed: StageFailed) -> None:
@@ -171,21 +175,21 @@ class Loop:
         if self._scheduler.is_over(failed.epoch):
             return
         if failed.is_apart:
-            # Nothing of ours has failed: they try again for as long as a start may take.
+            # No stage has failed: the group retries until stage_start_timeout.
             self._trouble = reason
         else:
             self._lose_stages(StageLost(failed.epoch, reason, failed.step_id))
 
     def _take_from_server(self, message: FromServer) -> None:
         if not isinstance(message, Hello):
-            # What comes before was meant for the engine before this; the server will say it again.
+            # Messages before the first Hello are for the previous engine; the server repeats them.
             if self._hello:
                 self._handle(message)
             return
-        self._forget_all()
+        self._abort_all()
         self._hello = message.number
         if self._ready is not None and self._scheduler.pipeline is not None:
-            self._tell_ready(self._ready)
+            self._send_ready(self._ready)
 
     def _handle(self, event: Event) -> None:
         now = time.monotonic()
@@ -212,16 +216,16 @@ class Loop:
                 message.num_blocks * message.block_size,
                 message.max_model_len,
             )
-            self._tell_ready(message)
+            self._send_ready(message)
             return
         self._outbox.append(message)
 
-    def _tell_ready(self, ready: EngineReady) -> None:
+    def _send_ready(self, ready: EngineReady) -> None:
         self._ready = ready
         self._outbox.append(msgspec.structs.replace(ready, hello=self._hello))
 
     def _send_step(self, step: Step) -> None:
-        """To every stage; what a sampler must know goes to the last alone."""
+        """Send a step to every stage; `setups` only to the last, which samples."""
         last = self._config.pipeline_parallel_size - 1
         payload = self._stages.encode(step)
         others = payload
@@ -231,28 +235,29 @@ class Loop:
             if not self._stages.send_encoded(
                 stage_name(stage), payload if stage == last else others
             ):
-                # Without its plan the step never returns; the watch ends the standstill.
+                # The step cannot return without this stage; the stage watch will detect it.
                 log.error("stage %d cannot be reached", stage)
 
     def _flush(self) -> None:
-        """All that this turn has to tell the server, as one message.
+        """Send the messages collected in this pass to the server, as one ZeroMQ message.
 
-        What cannot be told is lost to it. So it meets another engine, and says anew what it wants.
+        If it cannot be delivered, it is lost. The engine then aborts all sequences and takes a new
+        engine number, so that the server submits its open requests again.
         """
         if self._outbox and not self._server.send(SERVER, *self._outbox) and self._hello:
-            self._forget_all()
+            self._abort_all()
             self._engine, self._hello = time.time_ns(), 0
-            self._next_stats_at = 0.0  # at once: they say who we are
+            self._next_stats_at = 0.0  # send Stats now: they carry the new number
         self._outbox.clear()
 
-    def _forget_all(self) -> None:
+    def _abort_all(self) -> None:
         for sequence in self._scheduler.pool.open_sequences():
             self._handle(Abort(sequence.sequence_id))
 
-    def _look_after_stages(self) -> None:
-        """Notice a lost stage; give up when a pipeline does not come (back) in time."""
-        # Also of those that are not all ready: one may wait for a plan that its last engine sent to
-        # others alone.
+    def _check_stages(self) -> None:
+        """Detect a lost stage. Raises `EngineFailedError` after `stage_start_timeout`."""
+        # Also before all stages are ready: one may wait for a plan that the previous engine sent
+        # only to other stages.
         epoch = self._watch.newest_epoch
         if not self._scheduler.is_over(epoch) and (trouble := self._watch.find_trouble(epoch)):
             self._lose_stages(StageLost(epoch, trouble))
@@ -277,31 +282,32 @@ class Loop:
         self._end_stages(lost)
 
     def _end_stages(self, lost: StageLost) -> None:
-        """What hangs does not end by itself; torchrun restarts the group when one is gone.
+        """Kill the stages of a lost group; torchrun then restarts the group.
 
-        All of them, since it asks the others politely, and waits for those that cannot hear.
+        All of them get SIGKILL: torchrun sends SIGTERM to the others when one is gone, and would
+        wait for a stage that hangs.
         """
         for pid in self._watch.pids(lost.epoch) if self._watch.same_host else ():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         self._count_restart(lost.reason)
-        log.error("%s; the stages are restarted, what is open goes on after that", lost.reason)
+        log.error("%s; restarting the stages, open requests continue afterwards", lost.reason)
 
     def _count_restart(self, reason: str) -> None:
-        """Raises `EngineFailedError` when there were too many of late."""
+        """Count a restart. Raises `EngineFailedError` after too many recent ones."""
         self._trouble = reason
         if self._restarts.are_used_up():
             raise EngineFailedError(f"{reason}, {self._restarts}")
         self._restarts.count()
 
-    def _tell_stats(self) -> None:
+    def _send_stats(self) -> None:
         now = time.monotonic()
         uptime_s = now - self._began_at
         pipeline = self._scheduler.pipeline
         ratios = pipeline.correction.ratios() if pipeline else {}
         stages = self._watch.stats(now, ratios)
         dropped = self._server.num_dropped + self._stages.num_dropped
-        self._tell_dropped(dropped, now)
+        self._log_dropped(dropped, now)
         stats = collect(
             self._scheduler,
             stages,
@@ -314,15 +320,17 @@ class Loop:
         self._outbox.append(stats)
         self._record(lambda recorder: recorder.sample(stats))
 
-    def _tell_dropped(self, dropped: int, now: float) -> None:
-        """It may be one of ours with another secret, who would wait without a word."""
-        if dropped > self._dropped_told and now >= self._next_dropped_line_at:
-            news, self._dropped_told = dropped - self._dropped_told, dropped
-            self._next_dropped_line_at = now + DROPPED_LINE_INTERVAL_S
-            log.warning("dropped %d messages of strangers, or of another cluster_secret", news)
+    def _log_dropped(self, dropped: int, now: float) -> None:
+        """Warn at most once a minute: a stage or server with another secret waits silently."""
+        if dropped > self._dropped_logged and now >= self._next_dropped_log_at:
+            num_new, self._dropped_logged = dropped - self._dropped_logged, dropped
+            self._next_dropped_log_at = now + DROPPED_LOG_INTERVAL_S
+            log.warning(
+                "dropped %d messages: malformed, or sent without the cluster_secret", num_new
+            )
 
     def _record(self, note: Callable[[Recorder], None]) -> None:
-        """Add to the trace, if there is one. A full disk ends the trace, not the service."""
+        """Write to the trace, if enabled. A full disk ends the trace, not the service."""
         if self._recorder is None:
             return
         try:

@@ -1,33 +1,38 @@
-"""Giving way: offline rows go for somebody who has been waited for too long.
+"""Priority preemption: offline rows are preempted for online requests that wait too long.
 
-Every policy admits online sequences first, but only into room that there is. A batch of long
-answers may hold all of it for minutes, while online requests queue until they are refused. So once
-the first of them has waited for `max_prefill_wait`, the youngest offline rows are pre-empted until
-there is room. A policy that has room may still expect the live ones to need it; where the same one
-waits on, more of them go, in growing numbers, so that it waits for no long answer's end.
+Every policy admits online sequences first, but only into free capacity. A batch of long answers
+can occupy all capacity for minutes, while online requests queue until they are refused. So once
+the first online request has waited for `max_prefill_wait`, the youngest offline rows are preempted
+until it fits. A policy may still not admit it, because it expects the live sequences to need the
+blocks. If the same request keeps waiting, offline rows are preempted in doubling numbers, so that
+it never waits for the end of a long answer.
 """
 
 from configs.schema import AdmissionConfig
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence
 
-# Every policy looks at who waits at least once in four rounds of S steps.
-_PATIENCE_ROUNDS = 5
+# Pipeline turns before more rows are preempted: every policy checks the waiting queue at least once
+# in four turns of S steps.
+_PATIENCE_TURNS = 5
 
 
 class PriorityPreemption:
-    """Call `make_room` before each look for a micro-batch."""
+    """Call `preempt_offline` before each request for a micro-batch."""
 
     def __init__(self, config: AdmissionConfig, num_stages: int) -> None:
         self._max_wait_s = config.max_prefill_wait
         self._max_live = config.max_live(num_stages)
-        self._patience = _PATIENCE_ROUNDS * num_stages
+        self._patience = _PATIENCE_TURNS * num_stages
         self._first: Sequence | None = None
-        self._step = 0  # since which it is the first, or others went for it
+        self._step = 0  # of the last preemption for `_first`, or since when it is first
         self._num_next = 1
 
-    def make_room(self, pool: Pool, now: float) -> None:
-        """Pre-empt as many offline rows as are in the way of the first who is waited for."""
+    def preempt_offline(self, pool: Pool, now: float) -> None:
+        """Preempt as many offline rows as the first online request needs.
+
+        Nothing happens before it has waited for `max_prefill_wait`. `now` is in seconds.
+        """
         first, step = pool.waiting.first(), pool.counters.steps
         if first is None or first.submit.offline or not pool.has_offline:
             return
@@ -35,23 +40,23 @@ class PriorityPreemption:
             return
         if first is not self._first:
             self._first, self._step, self._num_next = first, step, 1
-        if self._has_room(pool, first):
+        if self._fits(pool, first):
             if step - self._step > self._patience:
                 for victim in _youngest_first(pool)[: self._num_next]:
                     pool.preempt(victim)
                 self._step, self._num_next = step, 2 * self._num_next
             return
-        victims = _youngest_first(pool) if self._can_have_room(pool, first) else []
-        while victims and not self._has_room(pool, first):
+        victims = _youngest_first(pool) if self._can_fit(pool, first) else []
+        while victims and not self._fits(pool, first):
             pool.preempt(victims.pop(0))
             self._step = step
 
-    def _has_room(self, pool: Pool, sequence: Sequence) -> bool:
+    def _fits(self, pool: Pool, sequence: Sequence) -> bool:
         needed = pool.ledger.blocks_for(len(sequence.token_ids))
         return pool.num_live < self._max_live and needed <= pool.ledger.num_free
 
-    def _can_have_room(self, pool: Pool, sequence: Sequence) -> bool:
-        """Whether all offline rows are enough; those in flight will come back."""
+    def _can_fit(self, pool: Pool, sequence: Sequence) -> bool:
+        """Whether preempting all offline rows is enough, including those now in flight."""
         offline = [s for s in pool.live.values() if s.submit.offline]
         num_blocks = pool.ledger.num_free + sum(len(s.block_table) for s in offline)
         has_blocks = pool.ledger.blocks_for(len(sequence.token_ids)) <= num_blocks
@@ -59,6 +64,6 @@ class PriorityPreemption:
 
 
 def _youngest_first(pool: Pool) -> list[Sequence]:
-    """The offline rows that are not in flight."""
+    """The offline sequences that are ready (not in flight), youngest first."""
     idle = (s for s in pool.ready.values() if s.submit.offline)
     return sorted(idle, key=lambda s: (s.arrived_at, s.sequence_id), reverse=True)

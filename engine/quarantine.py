@@ -1,11 +1,11 @@
-"""Probation: after a loss those that were in flight are tried alone, so that a guilty one is found.
+"""Poison-request quarantine: finds a request that makes the stages fail, and answers it.
 
-A request that makes a stage fail does so again after every restart, and would take everybody else's
-with it. So each row that was in flight when the stages were lost has a strike, and the next life of
-the pipeline begins by feeding those sequences in steps of their own, all they have so far, until
-each has sampled once more: that is where it was. Who gets there is cleared, who fails there alone
-once more is guilty, and answered. What this costs is little: what was in flight has to be fed anew
-in any case, and prompts make small steps.
+Such a request fails again after every restart, and would block all other requests. Therefore each
+sequence in flight when the stages were lost becomes a suspect with a failure count. The next
+incarnation of the pipeline begins by feeding the suspects one per step, with all their tokens so
+far, until each has sampled one more token, which is where it was. A suspect that gets there is
+cleared; one that fails there again, as the only suspect in flight, is the poison request and is
+answered with an error. The overhead is small: what was in flight must be recomputed in any case.
 """
 
 from collections import deque
@@ -19,18 +19,18 @@ from engine.state.sequence import Sequence, State
 from wire.messages import Phase
 
 MAX_NAMED_FAILURES = 2
-"""So many strikes prove it where a stage has named the step that it failed in."""
+"""Failures that prove a poison request if a stage has reported the step in which it failed."""
 MAX_UNNAMED_FAILURES = 3
-"""And so many where the stages were killed or silent, which may be anybody's fault."""
+"""Failures that prove it if the stages were killed or silent, which can have other causes."""
 
 
 class Quarantine(Policy):
-    """Feeds suspects, one to a step, until all of them are cleared or gone."""
+    """Feeds suspects, one per step, until all of them are cleared or finished."""
 
     phase: Phase = "prefill"
 
     def __init__(self, suspects: Iterable[Sequence], num_stages: int, max_tokens: int) -> None:
-        """`max_tokens` of a suspect are fed in one step. The gravest suspects come first."""
+        """Up to `max_tokens` of a suspect are fed per step. The most failures come first."""
         self._open = sorted(suspects, key=lambda s: (-s.num_failures, s.arrived_at, s.sequence_id))
         self._unfed = deque(self._open)
         self._num_stages, self._max_tokens = num_stages, max_tokens
@@ -39,17 +39,17 @@ class Quarantine(Policy):
 
     @property
     def max_in_flight(self) -> int:
-        """One where a second loss may have to be told from a third by who was in flight."""
-        is_grave = any(s.num_failures >= MAX_NAMED_FAILURES for s in self._open)
-        return 1 if is_grave else self._num_stages
+        """One if another failure proves a suspect: it must then be the only one in flight."""
+        is_decisive = any(s.num_failures >= MAX_NAMED_FAILURES for s in self._open)
+        return 1 if is_decisive else self._num_stages
 
     def is_over(self) -> bool:
-        """Whether nobody is left under suspicion."""
+        """Whether all suspects are cleared or finished."""
         self._open = [s for s in self._open if s.num_failures and s.state is not State.FINISHED]
         return not self._open
 
     def clear(self, sequences: Iterable[Sequence]) -> None:
-        """These have sampled once more, and the stages are still there."""
+        """Clear sequences that have sampled one more token."""
         for sequence in sequences:
             sequence.num_failures = 0
 
@@ -66,43 +66,41 @@ class Quarantine(Policy):
     def _next_suspect(self, pool: Pool) -> Sequence | None:
         while self._unfed and self._unfed[0].state is State.FINISHED:
             self._unfed.popleft()
-        if not self._unfed or not _make_room(pool, self._unfed[0]):
+        if not self._unfed or not _free_blocks(pool, self._unfed[0]):
             return None
         sequence = self._unfed.popleft()
-        # Some policies' micro-batches keep their members: spread these over all.
+        # Some policies keep the members of a micro-batch together: spread the suspects over all.
         sequence.micro_batch_index = self._num_fed % self._num_stages
         self._num_fed += 1
         return sequence
 
 
 def record_failure(steps: Mapping[int, Iterable[Sequence]], failed_step: int) -> Sequence | None:
-    """Give a strike to all rows of the failed step, or of all `steps` in flight if none is named.
+    """Count a failure for the rows of the failed step, or of all `steps` in flight if unknown.
 
-    The one whose guilt that proves, if any.
+    Returns the poison request if this failure proves one.
     """
-    is_told = failed_step in steps
+    is_named = failed_step in steps
     suspects = {
         sequence.sequence_id: sequence
         for step_id, rows in steps.items()
         for sequence in rows
-        if sequence.state is not State.FINISHED and (not is_told or step_id == failed_step)
+        if sequence.state is not State.FINISHED and (not is_named or step_id == failed_step)
     }
     for sequence in suspects.values():
         sequence.num_failures += 1
     if len(suspects) != 1:
         return None
-    (alone,) = suspects.values()
-    return (
-        alone
-        if alone.num_failures >= (MAX_NAMED_FAILURES if is_told else MAX_UNNAMED_FAILURES)
-        else None
-    )
+    (suspect,) = suspects.values()
+    max_failures = MAX_NAMED_FAILURES if is_named else MAX_UNNAMED_FAILURES
+    return suspect if suspect.num_failures >= max_failures else None
 
 
-def _make_room(pool: Pool, sequence: Sequence) -> bool:
-    """Room for all its tokens, if need be that of the cleared; False where it must be waited for.
+def _free_blocks(pool: Pool, sequence: Sequence) -> bool:
+    """Make enough blocks free for all tokens of a suspect; False if steps in flight hold them.
 
-    Only a cache that has become smaller needs that: all of them were in the last one together.
+    Cleared sequences are preempted if necessary, the youngest first. That happens only if the KV
+    cache has become smaller: all suspects were in the previous one together.
     """
     ledger = pool.ledger
     while ledger.blocks_for(len(sequence.token_ids)) > ledger.num_free:

@@ -1,19 +1,21 @@
 """The scheduler: a pure object, `handle(event, now) -> messages`.
 
-It owns no socket, no clock, no random number. The same events at the same times give the same
-messages, in production, in simulation and in replay.
+It has no socket, no clock and no random numbers. The same events at the same times give the same
+messages in production, in the simulator and in replay.
 
-Laws, held by tests/engine/test_scheduler_laws.py:
-  every Submit is answered by exactly one Finished, unless it is aborted;
-  no loss of the stages loses a sequence, or a token that it has generated;
-  every block is free or in exactly one table;
-  with anything open and the pipeline ready, a step is in flight.
+Invariants, checked by tests/engine/test_scheduler_laws.py:
+  every Submit gets exactly one Finished, unless it is aborted;
+  when the stages are lost, no sequence and no generated token is lost;
+  every block is free or in exactly one block table;
+  while any sequence is open and the pipeline is ready, a step is in flight.
 """
 
 from array import array
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import compress
+
+import numpy as np
 
 from configs.schema import EngineConfig
 from engine.costs.correction import Correction
@@ -26,7 +28,6 @@ from engine.state.blocks import BlockLedger
 from engine.state.counters import Counters
 from engine.state.expectation import Expectation, expectation_of
 from engine.state.length_errors import LengthErrors
-from engine.state.logprobs import of_those_left
 from engine.state.micro_batch import MicroBatch, pack
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence, State
@@ -39,6 +40,7 @@ from wire.messages import (
     Finished,
     FinishReason,
     Generated,
+    Logprobs,
     Scored,
     StageLost,
     StageReady,
@@ -48,19 +50,19 @@ from wire.messages import (
     Submit,
 )
 
-# The assumed distribution of length errors counts as much as so many sequences.
+# Weight of the prior distribution of length errors, in sequences.
 _PRIOR_WEIGHT = 20.0
 
 Outgoing = EngineReady | Generated | Scored | Finished | Step | StageLost
 
 
 class ImpossibleSettingsError(Exception):
-    """The settings cannot be met by this model on these stages; the text is for the user."""
+    """This model on these stages cannot satisfy the settings; the text is for the user."""
 
 
 @dataclass(slots=True)
 class InFlight:
-    """A step on its way: its rows, those of them that sample, and those that are scored."""
+    """A step in flight: its rows, the rows that sample, and the rows that are scored."""
 
     step_id: int
     rows: list[Sequence]
@@ -70,7 +72,7 @@ class InFlight:
 
 @dataclass(slots=True)
 class Pipeline:
-    """One life of the stage group, from the moment that all its stages are ready."""
+    """One incarnation of the stage group, from the moment when all its stages are ready."""
 
     epoch: int
     policy: Policy
@@ -83,8 +85,9 @@ class Pipeline:
 class Scheduler:
     """Turns requests into steps for `config.pipeline_parallel_size` stages.
 
-    `pipeline` is None while there are no stages. `max_model_len` is the longest prompt + output in
-    tokens on the last ones, 0 before there were any; from then on sequences are taken at any time.
+    `pipeline` is None while not all stages are ready. `max_model_len` is the longest prompt +
+    output in tokens on the latest stages, 0 before the first were ready. After that, sequences are
+    accepted at any time, also while the stages restart.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -101,9 +104,9 @@ class Scheduler:
         self._next_step_id = 0
 
     def handle(self, event: Event, now: float) -> list[Outgoing]:
-        """Take one event and decide; `now` is in seconds and never goes back.
+        """Process one event and return the messages to send; `now` is in seconds and monotonic.
 
-        Raises `ImpossibleSettingsError` when the stages, all ready, cannot serve these settings.
+        Raises `ImpossibleSettingsError` if the stages, once ready, cannot serve the settings.
         """
         out: list[Outgoing] = []
         match event:
@@ -114,23 +117,23 @@ class Scheduler:
             case Abort():
                 self._abort(event)
             case StepDone():
-                self._land(event, out)
+                self._complete_step(event, out)
             case StageReady():
                 self._stage_ready(event, out)
             case StageLost():
                 self._stage_lost(event, out)
             case StageTimes():
                 self._observe(event, now)
-        self._pump(now, out)
+        self._launch_steps(now, out)
         return out
 
     def knows(self, stage: int, epoch: int) -> bool:
-        """Whether this stage has said that it is ready, or is of a life that is over."""
+        """Whether this stage has reported `StageReady`, or belongs to an epoch that is over."""
         ready = self._stages_ready.get(stage)
         return self.is_over(epoch) or (ready is not None and ready.epoch == epoch)
 
     def is_over(self, epoch: int) -> bool:
-        """Whether this life of the stages is lost, or a newer one is known."""
+        """Whether this epoch of the stages is lost, or a newer one is known."""
         return epoch < self._newest_epoch
 
     def _submit(self, submit: Submit, now: float, out: list[Outgoing]) -> None:
@@ -143,7 +146,9 @@ class Scheduler:
         self.counters.prompt_tokens += sequence.num_prompt_tokens
         self.pool.add(sequence)
         if sequence.num_generated:
-            self._end(sequence, out)  # it had come to its end, and only the word of it was lost
+            self._end(
+                sequence, out
+            )  # it may be complete: only its Finished was lost with the previous engine
 
     def _expect(self, expect: Expect) -> None:
         sequence = self.pool.find(expect.sequence_id)
@@ -161,7 +166,7 @@ class Scheduler:
         )
 
     def _refusal(self, submit: Submit) -> str | None:
-        """Why a sequence cannot be taken. One that could not fit alone would wait for ever."""
+        """Why a sequence is refused, if it is. One that exceeds the KV cache would wait forever."""
         size = len(submit.prompt_token_ids)
         if not self.max_model_len:
             return "the pipeline is not ready"
@@ -185,9 +190,9 @@ class Scheduler:
             self.pool.finish(sequence)
 
     def _stage_ready(self, ready: StageReady, out: list[Outgoing]) -> None:
-        """Collect the stages of one life of the group; the first of a newer life ends the older."""
+        """Collect the stages of one epoch; the first stage of a newer epoch ends the older one."""
         if ready.epoch < self._newest_epoch:
-            return  # a late word of a group that is gone
+            return  # a late message of a lost group
         if self.pipeline is not None and self.pipeline.epoch != ready.epoch:
             self._stage_lost(StageLost(self.pipeline.epoch, "the stages were restarted"), out)
         self._newest_epoch = ready.epoch
@@ -198,10 +203,10 @@ class Scheduler:
         }
         self._stages_ready[ready.stage] = ready
         if self.pipeline is None and len(self._stages_ready) == self.config.pipeline_parallel_size:
-            self._meet_stages(out)
+            self._all_stages_ready(out)
 
-    def _meet_stages(self, out: list[Outgoing]) -> None:
-        """All are there. Those that outlived their engine must have been given the same plans."""
+    def _all_stages_ready(self, out: list[Outgoing]) -> None:
+        """Begin if all stages have the same last step, which may be from a previous engine."""
         stages = list(self._stages_ready.values())
         if len({stage.last_step_id for stage in stages}) == 1:
             self._begin_pipeline(stages, out)
@@ -209,7 +214,7 @@ class Scheduler:
         epoch = stages[0].epoch
         self._stages_ready, self._newest_epoch = {}, epoch + 1
         out.append(
-            StageLost(epoch, "the last plan of an engine that died did not reach all stages")
+            StageLost(epoch, "the last plan of the previous engine did not reach all stages")
         )
 
     def _begin_pipeline(self, stages: list[StageReady], out: list[Outgoing]) -> None:
@@ -225,7 +230,7 @@ class Scheduler:
         self.pool.ledger = BlockLedger(num_blocks, block_size)
         for sequence in self.pool.open_sequences():
             problem = self._too_long(sequence.longest_len)
-            if problem is not None:  # the stages have come back with less memory
+            if problem is not None:  # the new stages have less KV memory
                 self._fail(sequence, problem, out)
         suspects = [sequence for sequence in self.pool.waiting if sequence.num_failures]
         self.pipeline = Pipeline(
@@ -235,7 +240,7 @@ class Scheduler:
             PriorityPreemption(self.config, num_stages),
             Quarantine(suspects, num_stages, self.config.max_num_batched_tokens),
         )
-        # A group that outlived its engine has seen ids already, and may still tell of them.
+        # A group that survived its engine has used these ids, and may still report such steps.
         self._next_step_id = max(self._next_step_id, stages[0].last_step_id + 1)
         out.append(EngineReady(num_stages, num_blocks, block_size, self.max_model_len))
 
@@ -247,7 +252,7 @@ class Scheduler:
         self._newest_epoch = lost.epoch + 1
         self.counters.restarts += 1
         if pipeline is None:
-            return  # it was not there yet
+            return  # the pipeline was not ready yet
         rows = {step.step_id: step.rows for step in pipeline.in_flight}
         poison = record_failure(rows, lost.step_id)
         self.pool.lose_stages()
@@ -265,8 +270,8 @@ class Scheduler:
         step_ids, seconds = memoryview(times.step_ids), memoryview(times.seconds)
         self.pipeline.correction.observe(times.stage, step_ids.cast("q"), seconds.cast("d"), now)
 
-    def _land(self, done: StepDone, out: list[Outgoing]) -> None:
-        """A step has come back: hand its tokens to its rows."""
+    def _complete_step(self, done: StepDone, out: list[Outgoing]) -> None:
+        """Process the result of a step: append the new tokens to the sequences of its rows."""
         pipeline = self.pipeline
         if pipeline is None or done.epoch != pipeline.epoch:
             return
@@ -278,24 +283,24 @@ class Scheduler:
         for sequence, scores in zip(step.scored, done.scores, strict=True):
             if sequence.state is not has_finished:
                 out.append(Scored(sequence.sequence_id, scores))
-        alive = [sequence for sequence in step.sampling if sequence.state is not has_finished]
-        if len(alive) < len(step.sampling):
-            is_alive = [sequence.state is not has_finished for sequence in step.sampling]
-            token_ids = array("i", compress(token_ids, is_alive))
-            logprobs = logprobs and of_those_left(logprobs, is_alive)
-        ended = _append(alive, token_ids)
+        open_rows = [sequence for sequence in step.sampling if sequence.state is not has_finished]
+        if len(open_rows) < len(step.sampling):
+            is_open = [sequence.state is not has_finished for sequence in step.sampling]
+            token_ids = array("i", compress(token_ids, is_open))
+            logprobs = logprobs and _only_rows(logprobs, is_open)
+        ended = _append(open_rows, token_ids)
         if pipeline.quarantine is not None:
-            pipeline.quarantine.clear(alive)
-        self.pool.make_ready(alive)
-        if alive:
-            self.counters.generated_tokens += len(alive)
-            ids = array("q", [sequence.sequence_id for sequence in alive])
+            pipeline.quarantine.clear(open_rows)
+        self.pool.make_ready(open_rows)
+        if open_rows:
+            self.counters.generated_tokens += len(open_rows)
+            ids = array("q", [sequence.sequence_id for sequence in open_rows])
             out.append(Generated(ids.tobytes(), token_ids.tobytes(), logprobs))
         for sequence in ended:
             self._end(sequence, out)
 
     def _end(self, sequence: Sequence, out: list[Outgoing]) -> None:
-        """It has met a stop token, perhaps too early to count, or its limit."""
+        """Finish a sequence if its last token is a stop token that counts, or the last allowed."""
         if sequence.has_stopped():
             reason: FinishReason = "stop"
         elif len(sequence.token_ids) >= sequence.longest_len:
@@ -306,17 +311,17 @@ class Scheduler:
         self._errors.observe(sequence.num_generated, sequence.expected)
         out.append(Finished(sequence.sequence_id, reason))
 
-    def _pump(self, now: float, out: list[Outgoing]) -> None:
-        """Keep as many micro-batches in flight as the policy wants, as long as it has any."""
+    def _launch_steps(self, now: float, out: list[Outgoing]) -> None:
+        """Launch micro-batches up to the policy's `max_in_flight`, as long as it has any."""
         pipeline = self.pipeline
         if pipeline is None:
             return
         if pipeline.quarantine is not None and pipeline.quarantine.is_over():
             pipeline.quarantine = None
         policy = pipeline.quarantine or pipeline.policy
-        may_look = len(pipeline.in_flight) < policy.max_in_flight
-        if may_look and pipeline.quarantine is None:
-            pipeline.priority_preemption.make_room(self.pool, now)
+        may_launch = len(pipeline.in_flight) < policy.max_in_flight
+        if may_launch and pipeline.quarantine is None:
+            pipeline.priority_preemption.preempt_offline(self.pool, now)
         while len(pipeline.in_flight) < policy.max_in_flight:
             batch = policy.next_micro_batch(self.pool, now)
             if batch is None:
@@ -338,7 +343,7 @@ class Scheduler:
 
 
 def _append(sequences: list[Sequence], token_ids: "array[int]") -> list[Sequence]:
-    """Give each its new token; those that may have ended with it."""
+    """Append to each sequence its new token; returns those that may have ended with it."""
     ended = []
     for sequence, token_id in zip(sequences, token_ids, strict=True):
         own_ids = sequence.token_ids
@@ -348,8 +353,31 @@ def _append(sequences: list[Sequence], token_ids: "array[int]") -> list[Sequence
     return ended
 
 
+def _only_rows(logprobs: Logprobs, is_kept: list[bool]) -> Logprobs | None:
+    """The log-probabilities of some rows, with indices that count these; None for no rows."""
+    rows = np.array(is_kept)
+    indices, num_tops = _ints(logprobs.indices), _ints(logprobs.num_tops)
+    kept = rows[indices]
+    if not kept.any():
+        return None
+    kept_tops = np.repeat(kept, num_tops)
+    new_indices = np.cumsum(rows) - 1
+    return Logprobs(
+        indices=new_indices[indices[kept]].astype(np.int32).tobytes(),
+        chosen=np.frombuffer(logprobs.chosen, np.float32)[kept].tobytes(),
+        ranks=_ints(logprobs.ranks)[kept].tobytes(),
+        num_tops=num_tops[kept].tobytes(),
+        top_ids=_ints(logprobs.top_ids)[kept_tops].tobytes(),
+        tops=np.frombuffer(logprobs.tops, np.float32)[kept_tops].tobytes(),
+    )
+
+
+def _ints(packed: bytes) -> np.ndarray:
+    return np.frombuffer(packed, np.int32)
+
+
 def _longest_sequence(wanted: int | None, model: int, kv_tokens: int) -> int:
-    """The longest prompt + output: as asked for, or as far as model and KV cache reach."""
+    """The longest prompt + output: the setting, or the limit of the model and the KV cache."""
     if wanted is None:
         return min(model, kv_tokens)
     if wanted > model:

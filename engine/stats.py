@@ -1,4 +1,4 @@
-"""Stats: what the engine tells about itself four times a second."""
+"""Stats: the figures of the engine, collected four times a second."""
 
 from dataclasses import asdict
 
@@ -15,7 +15,7 @@ def collect(
     engine: int,
     dropped: int,
 ) -> Stats:
-    """The engine's figures as of now."""
+    """The `Stats` of this moment: gauges of the scheduler, and all counters by name."""
     pipeline, pool = scheduler.pipeline, scheduler.pool
     return Stats(
         ready=pipeline is not None,

@@ -67,10 +67,8 @@ TEMPORAL_ABLATIONS: dict[str, Settings] = {
     "refill at once": {"lazy_refill": False},
     "point predictions for KV": {"survival": False},
     "KV planned to the end": {"horizon": 0},
-    "a margin of one deviation": {"kv_margin": 1},
     "first come, first served": {"longest_first": False},
     "no forecast": {"forecast": False},
-    "end game merged to 64 rows": {"merge_rows": 64},
 }
 
 

@@ -1,1 +1,1 @@
-"""What a step costs: the cost model and its correction by measured times."""
+"""The cost of a step: the cost model and its correction by measured times."""

@@ -1,9 +1,9 @@
-"""Correction: the cost model follows what the stages report while they serve.
+"""Correction: adapts the cost model to the step times that the stages report in service.
 
-A profile is taken in a few seconds, before there is company on the machine, over contexts that
-nobody asked for. So each stage's steps are compared with what was measured for their size: the
-median of real / measured over the newest steps of about one size corrects that size. It is robust,
-since a single slow step moves no median, and bounded, since no factor beyond `MOST` is believed.
+A profile is measured in a few seconds, before other load runs on the machine, and with synthetic
+contexts. Therefore the steps of each stage are compared with the profile: the median of
+real / profiled seconds over the newest steps of about one size corrects that size. A single slow
+step does not move the median, and factors are clipped to `1 / MAX_FACTOR` .. `MAX_FACTOR`.
 """
 
 from collections import deque
@@ -13,61 +13,61 @@ import numpy as np
 
 from engine.costs.cost_model import CostModel, Floats, StepSize
 
-MOST = 4.0
-"""No stage is taken to be so many times slower or faster than measured."""
-# Sizes are told apart by powers of two of their tokens.
+MAX_FACTOR = 4.0
+"""Largest factor by which a stage can be slower or faster than its profile."""
+# Step sizes are grouped by powers of two of their tokens.
 NUM_BUCKETS = 14
 _POINTS: Floats = np.exp2(np.arange(NUM_BUCKETS, dtype=np.float64))
-# Steps of a bucket that are remembered, and from how many on it has a factor of its own.
-_WINDOW, _ENOUGH = 64, 8
-# Steps over which the ratio is taken that is shown.
-_SHOWN = 256
-# Steps are forgotten oldest first beyond this: a stage tells of them twice a second.
-_MOST_OPEN = 10_000
-# Factors that have changed by less than this part are left as they are, and looked at so often.
+# Steps kept per bucket, and the number from which on a bucket has its own factor.
+_WINDOW, _MIN_SAMPLES = 64, 8
+# Steps over which the exported ratio (`StageStats.cost_ratio`) is computed.
+_RATIO_WINDOW = 256
+# Launched steps kept until the stages report them (twice a second); the oldest are dropped first.
+_MAX_OPEN = 10_000
+# The factors are recomputed at this interval, and applied if one has changed by more than 5 %.
 _TOLERANCE, _INTERVAL_S = 0.05, 2.0
 
 
 class StageCorrection:
-    """One stage's measured costs, and how its steps differ from them."""
+    """The profiled costs of one stage, corrected by its reported steps."""
 
     def __init__(self, measured: CostModel) -> None:
         self.model = measured
         self._measured = measured
         self._ratios = [deque[float](maxlen=_WINDOW) for _ in range(NUM_BUCKETS)]
         self._factors = np.ones(NUM_BUCKETS)
-        self._shown = deque[tuple[float, float]](maxlen=_SHOWN)
+        self._recent = deque[tuple[float, float]](maxlen=_RATIO_WINDOW)
 
     def observe(self, size: StepSize, seconds: float) -> None:
-        """A step of this size took so many seconds; nonsense is left out."""
+        """Record the seconds of a step. Values that are not positive and finite are ignored."""
         if not 0 < seconds < float("inf"):
             return
         bucket = min(NUM_BUCKETS, size.num_tokens.bit_length()) - 1
         self._ratios[bucket].append(seconds / max(1e-9, self._measured.step_s(size)))
-        self._shown.append((self.model.step_s(size), seconds))
+        self._recent.append((self.model.step_s(size), seconds))
 
     @property
     def ratio(self) -> float:
-        """Predicted over real seconds of the newest steps; 0 before any."""
-        if not self._shown:
+        """Predicted / real seconds over the newest steps; 0 before the first."""
+        if not self._recent:
             return 0.0
-        predicted, real = map(sum, zip(*self._shown, strict=True))
+        predicted, real = map(sum, zip(*self._recent, strict=True))
         return predicted / real
 
     def factors(self) -> Floats:
-        """Real over measured at 1, 2, 4, ... tokens, within `MOST`; 1 where too little is known.
+        """Real / profiled seconds at 1, 2, 4, ... tokens [NUM_BUCKETS]; 1 without enough steps.
 
-        Sizes of which too few steps are known take the factor of the nearest size that has one.
+        Buckets with too few steps are interpolated between those that have enough.
         """
-        known = [i for i, ratios in enumerate(self._ratios) if len(ratios) >= _ENOUGH]
+        known = [i for i, ratios in enumerate(self._ratios) if len(ratios) >= _MIN_SAMPLES]
         if not known:
             return np.ones(NUM_BUCKETS)
         medians = [float(np.median(self._ratios[i])) for i in known]
         factors = np.interp(np.arange(NUM_BUCKETS), known, medians)
-        return np.clip(factors, 1 / MOST, MOST)
+        return np.clip(factors, 1 / MAX_FACTOR, MAX_FACTOR)
 
     def update(self) -> bool:
-        """Correct the model if a factor has changed for good."""
+        """Correct the model if a factor has changed by more than the tolerance; whether it has."""
         factors = self.factors()
         if (abs(factors / self._factors - 1) <= _TOLERANCE).all():
             return False
@@ -77,7 +77,10 @@ class StageCorrection:
 
 
 class Correction:
-    """The cost model that the policies hold, and all stages' corrections to it."""
+    """The cost model that the policies use, and the corrections of all stages.
+
+    `stages` has the profiled costs by stage; `cost` is the slowest stage at each size.
+    """
 
     def __init__(self, stages: dict[int, CostModel]) -> None:
         self._stages = {stage: StageCorrection(model) for stage, model in stages.items()}
@@ -86,15 +89,15 @@ class Correction:
         self._next_update_at = 0.0
 
     def launch(self, step_id: int, size: StepSize) -> None:
-        """Note a step, for when the stages tell what it took."""
+        """Store the size of a step until the stages report its seconds."""
         self._sizes[step_id] = size
-        if len(self._sizes) > _MOST_OPEN:
+        if len(self._sizes) > _MAX_OPEN:
             del self._sizes[next(iter(self._sizes))]
 
     def observe(
         self, stage: int, step_ids: Sequence[int], seconds: Sequence[float], now: float
     ) -> None:
-        """What steps have taken on a stage. Steps that are not known are left out."""
+        """Record the seconds of steps on a stage. Unknown stages and steps are ignored."""
         correction = self._stages.get(stage)
         if correction is None:
             return
@@ -107,7 +110,7 @@ class Correction:
             self._update()
 
     def ratios(self) -> dict[int, float]:
-        """Predicted over real seconds of each stage's newest steps; 0 before any."""
+        """Predicted / real seconds of the newest steps by stage; 0 before the first."""
         return {stage: correction.ratio for stage, correction in self._stages.items()}
 
     def _update(self) -> None:

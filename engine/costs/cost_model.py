@@ -1,13 +1,14 @@
-"""The cost model: seconds of one stage for a step of so many tokens over so much resident KV.
+"""The cost model: seconds that a step takes on one stage.
 
     seconds = linear(tokens fed) + a * KV tokens read + b * rows + c * pairs
 
-`linear` is the measured staircase of a forward (GPU tiles make it jump), interpolated between its
-points and carried on at its average slope beyond the last. A row reads the KV before its first new
-token: a decode row all of its context, a chunk of a prompt the chunks before it. A model without
-the second term is wrong: at 13B on L20 with 170k tokens resident it is as long as the weights'.
-Rows cost something of their own where attention goes through them one by one, as on a CPU, and on
-the last stage for sampling. Pairs are a prompt's own attention, see `wire.messages.StageCosts`.
+`linear` is the measured staircase of a forward (it jumps at the tile sizes of GPU kernels). It is
+interpolated between the measured points, and continues at the average slope beyond the last. A row
+reads the KV before its first new token: a decode row its whole context, a chunk of a prompt the
+chunks before it. This term cannot be left out: with 170k resident tokens, a 13B on L20 spends as
+long on reading KV as on reading weights. Each row adds a cost where attention processes rows one by
+one, as on a CPU, and on the last stage for sampling. Pairs are the attention within a prompt, see
+`wire.messages.StageCosts`.
 """
 
 from bisect import bisect_right
@@ -20,16 +21,16 @@ from numpy.typing import NDArray
 
 from wire.messages import StageCosts
 
-# Up to here a step's seconds are looked up, beyond they are computed.
+# Seconds of steps of up to this many tokens are in a table; those of larger steps are computed.
 TABLE_TOKENS = 8192
-# Two steps whose seconds differ by less stand on one stair.
+# Step sizes whose seconds differ by less (relative) are on one stair.
 _STAIR_TOLERANCE = 0.02
 
 Floats = NDArray[np.float64]
 
 
 class StepSize(NamedTuple):
-    """What a step's seconds depend on, summed over its rows."""
+    """The figures of a step that determine its seconds, summed over its rows."""
 
     num_tokens: int
     num_rows: int = 0
@@ -38,7 +39,10 @@ class StepSize(NamedTuple):
 
 
 class CostModel:
-    """Seconds of one stage, or of the slowest one, which sets the pipeline's pace."""
+    """Seconds of one stage, or of the slowest stage, which limits the pipeline.
+
+    `num_tokens` (ascending) and `seconds` are the points of the staircase.
+    """
 
     def __init__(
         self,
@@ -53,17 +57,17 @@ class CostModel:
         self._xs, self._ys = np.array(num_tokens, float), np.array(seconds, float)
         self._array = self._interpolate(np.arange(TABLE_TOKENS + 1))
         self._table: list[float] = self._array.tolist()
-        # What is measured has noise: never fewer seconds for more tokens, when looking for stairs.
+        # Measurements have noise: for finding stairs, more tokens never take fewer seconds.
         self._rising: list[float] = np.maximum.accumulate(self._array).tolist()
 
     @classmethod
     def of(cls, costs: StageCosts) -> "CostModel":
-        """One stage's, as it was measured; it has been."""
+        """The model of a stage from its measured costs, which must not be empty."""
         return cls(costs.num_tokens, costs.seconds, costs.kv_s_per_token, costs.row_s, costs.pair_s)
 
     @classmethod
     def slowest(cls, models: Sequence["CostModel"]) -> "CostModel":
-        """The slowest of the stages at each number of tokens; without any, 1 s a step."""
+        """The slowest stage at each number of tokens; 1 s per step if `models` is empty."""
         if not models:
             return cls([1], [1.0])
         grid = sorted({int(n) for model in models for n in model._xs})
@@ -76,10 +80,10 @@ class CostModel:
         )
 
     def scaled(self, points: Floats, factors: Floats) -> "CostModel":
-        """The same with times `factors`, which are known at `points` of tokens, ascending.
+        """The model with its seconds times `factors`, known at `points` (tokens, ascending).
 
-        Between points they follow the logarithm of the tokens; what does not depend on the tokens
-        grows by their mean.
+        Between the points, factors are interpolated over the logarithm of the tokens. Terms that do
+        not depend on the tokens fed are multiplied by the mean factor.
         """
         between = points[(points > self._xs[0]) & (points < self._xs[-1])]
         xs = np.union1d(self._xs, between)
@@ -94,22 +98,22 @@ class CostModel:
         )
 
     def become(self, other: "CostModel") -> None:
-        """Take over the figures of another; who holds this one sees them from now on."""
-        self.__dict__.clear()  # with all that was cached
+        """Copy the figures of another model into this one, for all objects that hold it."""
+        self.__dict__.clear()  # including cached properties
         self.__dict__.update({k: v for k, v in other.__dict__.items() if k != "edges"})
 
     def linear_s(self, num_tokens: int) -> float:
-        """Seconds for the tokens fed, whatever their context."""
+        """Seconds for the tokens fed, without the KV read, the rows and the pairs."""
         if num_tokens <= TABLE_TOKENS:
             return self._table[num_tokens]
         return float(self._interpolate(np.array([num_tokens]))[0])
 
     def linear_many(self, num_tokens: NDArray[np.int64]) -> Floats:
-        """`linear_s` of each, up to `TABLE_TOKENS` tokens."""
+        """`linear_s` of each number of tokens, clipped to `TABLE_TOKENS`; same shape."""
         return self._array[np.minimum(num_tokens, TABLE_TOKENS)]
 
     def decode_s(self, num_rows: int) -> float:
-        """Seconds of a step of so many decode rows, but for the KV that they read."""
+        """Seconds of a step of decode rows, without reading their KV."""
         return self.linear_s(num_rows) + num_rows * self.row_s
 
     def step_s(self, size: StepSize) -> float:
@@ -122,7 +126,7 @@ class CostModel:
         )
 
     def edge(self, num_tokens: int) -> int:
-        """The greatest number of tokens that costs hardly more: the end of the stair."""
+        """The end of the stair: the most tokens that cost at most 2 % more than `num_tokens`."""
         limit = self.linear_s(num_tokens) * (1 + _STAIR_TOLERANCE)
         last = min(bisect_right(self._rising, limit) - 1, TABLE_TOKENS)
         return max(num_tokens, last)

@@ -1,1 +1,1 @@
-"""Scheduling policies: each decides the next micro-batch."""
+"""Scheduling policies: each decides what the next micro-batch contains."""

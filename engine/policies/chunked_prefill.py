@@ -1,4 +1,4 @@
-"""Prefill rows: prompts in order of admission, cut to a number of tokens, chunks back to back."""
+"""Chunked prefill: fills micro-batches with prompts in order of admission, in chunks."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,10 @@ from engine.state.sequence import Sequence, State
 
 
 class PrefillCursor:
-    """Feeds prompts one after the other; the last one of a micro-batch perhaps in part.
+    """Feeds prompts one after the other; the last prompt of a micro-batch may be fed in part.
 
-    The rest of a prompt leads the next micro-batch, also while its first chunks are in flight: the
-    stages run steps in order, so the keys and values it needs are there in time.
+    The rest of that prompt comes first in the next micro-batch, also while its first chunks are in
+    flight: the stages run steps in order, so that the KV of the first chunks is stored in time.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class PrefillCursor:
 
     @property
     def half_fed(self) -> Sequence | None:
-        """The prompt of which a part is still to be fed."""
+        """The prompt that is fed in part, if any."""
         if self._half_fed is not None and self._half_fed.state is State.FINISHED:
             self._half_fed = None
         return self._half_fed
@@ -31,21 +31,35 @@ class PrefillCursor:
         num_tokens: int,
         next_admitted: Callable[[], Sequence | None],
     ) -> int:
-        """Add up to `num_tokens` tokens of prompts; their number.
+        """Add up to `num_tokens` tokens of prompts; returns how many were added.
 
-        `next_admitted` names the waiting sequence to go on with, None for nobody.
+        `next_admitted` returns the next waiting sequence to admit, None to stop.
         """
-        room = num_tokens
-        if self.half_fed is not None and room > 0:
-            room -= self._feed(batch, self.half_fed, room)
-        while room > 0 and self.half_fed is None:
+        left = num_tokens
+        if self.half_fed is not None and left > 0:
+            left -= self._feed(batch, self.half_fed, left)
+        while left > 0 and self.half_fed is None:
             sequence = next_admitted()
             if sequence is None or not pool.admit(sequence):
                 break
-            room -= self._feed(batch, sequence, room)
-        return num_tokens - room
+            left -= self._feed(batch, sequence, left)
+        return num_tokens - left
 
     def _feed(self, batch: MicroBatch, sequence: Sequence, limit: int) -> int:
         num_tokens = batch.add_prefill(sequence, limit)
         self._half_fed = sequence if num_tokens < sequence.num_unplanned else None
         return num_tokens
+
+
+def first_fitting(pool: Pool, max_live: int) -> Sequence | None:
+    """The next waiting sequence, if the blocks for its tokens are free now; otherwise None.
+
+    1 % of the blocks is kept for sequences that grow (vLLM's watermark). If no sequence is live,
+    the next one is always returned: the scheduler checked in `Submit` that it fits by itself.
+    """
+    sequence, ledger = pool.waiting.first(), pool.ledger
+    if sequence is None or not pool.num_live:
+        return sequence
+    spare = ledger.num_free - ledger.num_blocks // 100
+    fits = ledger.blocks_for(len(sequence.token_ids)) <= spare
+    return sequence if fits and pool.num_live < max_live else None

@@ -1,10 +1,10 @@
-"""Decode rows: who of the ready sequences goes into a micro-batch."""
+"""Decode rows: selects ready sequences for a micro-batch and reserves their blocks."""
 
 from bisect import bisect_left
 from itertools import accumulate
 from math import inf
 
-from engine.policies.preemption import make_room
+from engine.policies.preemption import reserve_blocks
 from engine.state.micro_batch import MicroBatch
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence, State
@@ -13,9 +13,9 @@ from engine.state.sequence import Sequence, State
 def add_decodes(
     pool: Pool, batch: MicroBatch, idle: list[Sequence], num_rows: int, kv_tokens: float = inf
 ) -> None:
-    """Add the ready sequences `idle` in order, pre-empting others for their blocks.
+    """Add the ready sequences `idle` in order; preempt others if they need blocks.
 
-    Up to `num_rows`, and until the rows read `kv_tokens` of resident KV.
+    At most `num_rows` rows are added, and only until they read `kv_tokens` of resident KV.
     """
     rows = idle[:num_rows]
     if kv_tokens < inf:
@@ -23,7 +23,7 @@ def add_decodes(
         rows = rows[: bisect_left(reads, kv_tokens) + 1]
     size, ledger = pool.ledger.block_size, pool.ledger
     growing = [s for s in rows if len(s.token_ids) > len(s.block_table) * size]
-    if len(growing) <= ledger.num_free:  # each by a block
+    if len(growing) <= ledger.num_free:  # each needs one block
         for sequence in growing:
             ledger.extend(sequence.block_table, len(sequence.token_ids))
     else:
@@ -34,13 +34,13 @@ def add_decodes(
 def _preempting(
     pool: Pool, idle: list[Sequence], num_rows: int, kv_tokens: float
 ) -> list[Sequence]:
-    """The rows that find room one after the other; those that must go make it."""
+    """Select rows one after the other, preempting the youngest ready sequences for blocks."""
     rows: list[Sequence] = []
     for sequence in idle:
         if len(rows) >= num_rows or kv_tokens <= 0:
             break
-        # One that is no longer ready was pre-empted for one before it.
-        if sequence.state is State.READY and make_room(pool, sequence, rows):
+        # A sequence that is no longer ready was preempted for an earlier one.
+        if sequence.state is State.READY and reserve_blocks(pool, sequence, rows):
             rows.append(sequence)
             kv_tokens -= sequence.num_planned
     return rows

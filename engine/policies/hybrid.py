@@ -1,17 +1,17 @@
-"""Policy hybrid: every step mixes decodes with chunks of prompts (chunked prefill).
+"""Policy hybrid: every step mixes decode rows with chunks of prompts (chunked prefill).
 
-Setting `vllm`: all idle decodes go into one micro-batch, prompts fill it up to the token budget.
-Setting `throttled` (after gLLM's token throttling): decodes are spread over S micro-batches, and
-the prefill tokens of a step follow the work that waits and the KV that is free:
+`--hybrid vllm`: one micro-batch has all idle decode rows, and prompts fill it up to the token
+budget. `--hybrid throttled` (after gLLM's token throttling, docs/papers.md, section 5): decode
+rows are spread over S micro-batches, and the prefill tokens of a step depend on the waiting work
+and the free KV:
 
     tokens = min(waiting / iterations, max * (free - reserve) / (1 - reserve)), at least min
 """
 
 from configs.schema import HybridConfig
-from engine.policies.chunked_prefill import PrefillCursor
+from engine.policies.chunked_prefill import PrefillCursor, first_fitting
 from engine.policies.decode_rows import add_decodes
 from engine.policies.policy import Policy
-from engine.policies.separate import first_with_room
 from engine.state.micro_batch import MicroBatch
 from engine.state.pool import Pool
 from wire.messages import Phase
@@ -40,10 +40,10 @@ class Hybrid(Policy):
         if self._config.hybrid == "throttled":
             rows = min(rows, -(-pool.num_live // self._num_stages))
         add_decodes(pool, batch, list(pool.ready.values()), rows)
-        room = budget - batch.total_tokens
+        num_tokens = budget - batch.total_tokens
         if self._config.hybrid == "throttled":
-            room = min(room, self._throttled_tokens(pool))
-        self._cursor.fill(pool, batch, room, lambda: first_with_room(pool, self._max_live))
+            num_tokens = min(num_tokens, self._throttled_tokens(pool))
+        self._cursor.fill(pool, batch, num_tokens, lambda: first_fitting(pool, self._max_live))
         return batch if batch.sequences else None
 
     def _throttled_tokens(self, pool: Pool) -> int:

@@ -1,4 +1,4 @@
-"""What a policy is: it decides the next micro-batch."""
+"""The interface of scheduling policies."""
 
 from typing import Protocol
 
@@ -8,22 +8,22 @@ from wire.messages import Phase
 
 
 class Policy(Protocol):
-    """Decides what runs next. It may admit and pre-empt through the pool while it builds.
+    """Decides what the next micro-batch contains. It admits and preempts through the pool.
 
-    It counts switches and steals in the pool's counters.
+    Phase switches and work stealing are counted in `pool.counters`.
     """
 
     phase: Phase
 
     @property
     def max_in_flight(self) -> int:
-        """Micro-batches that may be in flight at present."""
+        """The number of micro-batches that may be in flight now."""
         ...
 
     def next_micro_batch(self, pool: Pool, now: float) -> MicroBatch | None:
-        """The rows to launch now, or None to wait for a step to return or a request to come.
+        """The micro-batch to launch at `now` (seconds), or None to wait for the next event.
 
-        Every row's sequence is admitted and its block table holds the row's tokens. With nothing in
-        flight and any sequence open, an answer of None would be a deadlock and is never given.
+        The sequence of every row is admitted, and its block table has blocks for the row's tokens.
+        With no step in flight and any sequence open, None would be a deadlock and is not allowed.
         """
         ...

@@ -1,18 +1,18 @@
-"""Pre-emption by recompute: a block for a row that must grow, at the cost of the youngest.
+"""Preemption by recomputation: the youngest sequences free blocks for a row that must grow.
 
-Offline work goes before anybody's that is waited for. The oldest sequence that is left is never
-pre-empted, so that something always goes forward and admission cannot deadlock.
+Offline sequences are preempted before online ones. The oldest remaining sequence is never
+preempted, so that there is always progress and admission cannot deadlock.
 """
 
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence
 
 
-def make_room(pool: Pool, sequence: Sequence, taken: list[Sequence]) -> bool:
-    """Blocks for all tokens of the ready `sequence`, if need be those of ready ones not in `taken`.
+def reserve_blocks(pool: Pool, sequence: Sequence, taken: list[Sequence]) -> bool:
+    """Reserve blocks for all tokens of a ready sequence; preempt others that are not in `taken`.
 
-    False when it was itself the youngest and had to go, or when it must wait: those in flight come
-    back, with blocks or as victims.
+    False if the sequence was itself the youngest and was preempted, or if it must wait until steps
+    in flight return and their sequences can be preempted.
     """
     while not pool.ledger.extend(sequence.block_table, len(sequence.token_ids)):
         is_taken = {row.sequence_id for row in taken}

@@ -11,11 +11,14 @@ from engine.policies.td_pipe.policy import TdPipe
 from engine.policies.temporal.policy import Temporal
 
 POLICIES = get_args(SchedulerConfig.model_fields["policy"].annotation)
-"""The names."""
+"""The names of the policies, as in `--policy`."""
 
 
 def make_policy(config: SchedulerConfig, num_stages: int, cost: CostModel) -> Policy:
-    """The policy that the settings name, for one life of the pipeline."""
+    """The policy of the settings, for one incarnation of the pipeline.
+
+    `cost` is corrected in service (`engine.costs.correction`).
+    """
     match config.policy:
         case "td-pipe":
             return TdPipe(config, num_stages, cost)

@@ -1,16 +1,16 @@
-"""Policy separate: prefill-first separate batching in S virtual engines (vLLM's pipeline
-parallelism at the time of the paper, its baseline PP+SB).
+"""Policy separate: prefill-first separate batching in S virtual engines.
 
-Each virtual engine has one micro-batch in flight: a prefill of waiting prompts as long as any fits,
-otherwise a decode of all its own sequences. Prompts go to the one with the fewest sequences. KV
-blocks are common to all; in vLLM 0.5 each virtual engine has a fixed share, which is a little
-worse.
+This is vLLM's pipeline parallelism at the time of the paper, which calls it PP+SB. Each virtual
+engine has one micro-batch in flight: a prefill of waiting prompts while any fits, otherwise a
+decode of all its sequences. A virtual engine takes prompts up to an equal share of the sequences.
+KV blocks are shared by all; in vLLM 0.5 each virtual engine has a fixed part of them, which is a
+little worse.
 """
 
 from collections import deque
 
 from configs.schema import AdmissionConfig
-from engine.policies.chunked_prefill import PrefillCursor
+from engine.policies.chunked_prefill import PrefillCursor, first_fitting
 from engine.policies.decode_rows import add_decodes
 from engine.policies.policy import Policy
 from engine.state.micro_batch import MicroBatch
@@ -53,13 +53,13 @@ class Separate(Policy):
         return None
 
     def _prefill(self, pool: Pool, engine: int) -> MicroBatch | None:
-        """Whole prompts up to the budget; one that exceeds it alone, in chunks."""
+        """Whole prompts up to the token budget; a prompt that exceeds it by itself, in chunks."""
         batch, budget = MicroBatch(), self._config.max_num_batched_tokens
         share = -(-(pool.num_live + len(pool.waiting)) // len(self._cursors))
         others = sum([sequence.micro_batch_index == engine for sequence in pool.live.values()])
 
         def next_admitted() -> Sequence | None:
-            sequence = first_with_room(pool, self._max_live)
+            sequence = first_fitting(pool, self._max_live)
             if (
                 sequence is None
                 or others + len(batch.sequences) >= share
@@ -80,17 +80,3 @@ class Separate(Policy):
         ]
         add_decodes(pool, batch, members, len(members))
         return batch if batch.sequences else None
-
-
-def first_with_room(pool: Pool, max_live: int) -> Sequence | None:
-    """The next waiting sequence, if there is room for its tokens now.
-
-    1 % of the blocks is kept for those that grow (vLLM's watermark). One alone is let in: `Submit`
-    checked that it fits.
-    """
-    sequence, ledger = pool.waiting.first(), pool.ledger
-    if sequence is None or not pool.num_live:
-        return sequence
-    spare = ledger.num_free - ledger.num_blocks // 100
-    fits = ledger.blocks_for(len(sequence.token_ids)) <= spare
-    return sequence if fits and pool.num_live < max_live else None

@@ -1,1 +1,1 @@
-"""What the scheduler keeps: sequences, KV blocks, queues."""
+"""The state of the scheduler: sequences, KV blocks and queues."""

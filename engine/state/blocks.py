@@ -1,9 +1,9 @@
 """The block ledger: which KV blocks are free, and how many a sequence needs.
 
-Blocks are numbered once for all stages: block 7 of a sequence is block 7 in every stage's cache.
+Block numbers are the same on all stages: block 7 of a sequence is block 7 in the cache of each.
 
-A block may be handed on while a step that still writes to it is in flight: every stage runs steps
-in the order received, so the new owner's writes come later and cover all that it will ever read.
+A block can be reassigned while a step that still writes to it is in flight: every stage runs steps
+in the order received, so the writes of the new owner come later and cover all that it reads.
 """
 
 from array import array
@@ -15,29 +15,29 @@ class BlockLedger:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        # Popped from the end: low numbers first, and a freed block is reused while it is warm.
+        # Taken from the end: low numbers first, and a freed block is reused while it is in cache.
         self._free = array("i", range(num_blocks - 1, -1, -1))
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody holds."""
+        """Blocks in no table."""
         return len(self._free)
 
     @property
     def num_used(self) -> int:
-        """Blocks in somebody's table."""
+        """Blocks in the tables of sequences."""
         return self.num_blocks - len(self._free)
 
     def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that `num_tokens` tokens fill, the last one perhaps in part."""
+        """Blocks for `num_tokens` tokens; the last one may be partly filled."""
         return -(-num_tokens // self.block_size)
 
     def missing(self, block_table: "array[int]", num_tokens: int) -> int:
-        """Blocks that the table lacks to hold `num_tokens` tokens."""
+        """Blocks to add to the table so that it holds `num_tokens` tokens."""
         return max(0, self.blocks_for(num_tokens) - len(block_table))
 
     def extend(self, block_table: "array[int]", num_tokens: int) -> bool:
-        """Grow the table to hold `num_tokens`; False, and no change, when too few are free."""
+        """Grow the table to hold `num_tokens`; False, and no change, if too few blocks are free."""
         if num_tokens <= len(block_table) * self.block_size:
             return True
         count = self.missing(block_table, num_tokens)
@@ -50,7 +50,7 @@ class BlockLedger:
         return True
 
     def free(self, block_table: "array[int]") -> None:
-        """Take all blocks of the table back and empty it."""
+        """Free all blocks of the table and empty it."""
         block_table.reverse()
         self._free.extend(block_table)
         del block_table[:]

@@ -1,11 +1,11 @@
-"""Counters: what has happened since the engine began; they only grow."""
+"""Counters of the engine since its start; they only grow."""
 
 from dataclasses import dataclass
 
 
 @dataclass(slots=True)
 class Counters:
-    """Counted by the scheduler, the pool and the policy; told as fields of `Stats`."""
+    """Counted by the scheduler, the pool and the policy; exported as fields of `Stats`."""
 
     prompt_tokens: int = 0
     generated_tokens: int = 0

@@ -1,37 +1,37 @@
-"""Expectation: what is known beforehand of an output's length, and how well it is known."""
+"""Expectation: the predicted length of an output, and how certain the prediction is."""
 
 from dataclasses import dataclass
 from math import exp
 from typing import Literal
 
-# Spread of the logarithms of output lengths in ShareGPT-like traffic.
+# Standard deviation of ln(output length) in ShareGPT-like traffic.
 _GUESS_SPREAD = 1.1
-# A predictor that claims less is not believed: a length twice as long would be beyond all bins.
-_LEAST_SPREAD = 0.2
-_MOST_SPREAD = 3.0
+# Lower bound for predicted spreads: below it, a length twice as long would be beyond all bins.
+_MIN_SPREAD = 0.2
+_MAX_SPREAD = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What is expected of an output's length, in tokens.
+    """The expected output length in tokens; `spread` is the standard deviation of its logarithm.
 
-    `kind` is "told" where the predictor says how sure it is, "point" where it names a length only,
-    and "guess" where nobody predicts.
+    `kind` is "distribution" if the predictor returned a spread, "point" if it returned only a
+    length, and "guess" without a prediction.
     """
 
     mean: int
     median: float
     spread: float
-    kind: Literal["told", "point", "guess"]
+    kind: Literal["distribution", "point", "guess"]
 
 
 def expectation_of(
     predicted_len: int, spread: float, max_tokens: int, *, guess: int, point_spread: float
 ) -> Expectation:
-    """From a message's fields, where 0 is unknown: `guess` tokens, or a spread of `point_spread`.
+    """The expectation from the fields of a message, in which 0 means unknown.
 
-    Lengths are lognormal for the purpose, so the mean lies spread^2 / 2 above the median in their
-    logarithm.
+    `guess` (tokens) replaces an unknown length, `point_spread` an unknown spread. Lengths are taken
+    as lognormal: ln(mean) is ln(median) + spread^2 / 2.
     """
     if not predicted_len:
         mean = min(guess, max_tokens)
@@ -39,6 +39,6 @@ def expectation_of(
     mean = min(predicted_len, max_tokens)
     if not spread:
         return Expectation(mean, mean, point_spread, "point")
-    spread = min(_MOST_SPREAD, max(0.0, spread))
+    spread = min(_MAX_SPREAD, max(0.0, spread))
     median = min(max_tokens, max(1.0, predicted_len * exp(-(spread**2) / 2)))
-    return Expectation(mean, median, max(_LEAST_SPREAD, spread), "told")
+    return Expectation(mean, median, max(_MIN_SPREAD, spread), "distribution")

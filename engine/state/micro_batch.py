@@ -1,4 +1,4 @@
-"""A micro-batch: the rows of one step, packed into the plan that every stage gets."""
+"""A micro-batch: the rows of one step, packed into the `Step` for every stage."""
 
 from array import array
 from itertools import compress
@@ -10,11 +10,11 @@ from wire.messages import Phase, ScoredRow, Step
 
 
 class MicroBatch:
-    """The rows of one step, side by side: `sequences[i]` feeds its next `num_tokens[i]` tokens.
+    """The rows of one step, as columns: `sequences[i]` feeds its next `num_tokens[i]` tokens.
 
-    Decodes come before prefills. A row whose tokens are all that its sequence has left to feed
-    samples the next one. The totals that the cost model asks for grow with the rows: tokens fed,
-    resident KV tokens read, and pairs of tokens in prompts.
+    Decode rows come before prefill rows. A row that feeds all remaining tokens of its sequence
+    samples the next token. The totals for the cost model are kept as rows are added: tokens fed,
+    resident KV tokens read, and pairs of tokens within prompts.
     """
 
     __slots__ = (
@@ -36,18 +36,18 @@ class MicroBatch:
 
     @property
     def size(self) -> StepSize:
-        """What its seconds depend on."""
+        """The totals that determine the seconds of the step."""
         return StepSize(self.total_tokens, len(self.sequences), self.kv_tokens, self.num_pairs)
 
     @property
     def phase(self) -> Phase:
-        """What its rows do."""
+        """Whether its rows are prefills, decodes, or both."""
         if not self.num_decodes:
             return "prefill"
         return "decode" if self.num_decodes == len(self.sequences) else "mixed"
 
     def add_decodes(self, sequences: list[Sequence]) -> None:
-        """Rows that feed the newest token of each; before any prefill."""
+        """Add rows that feed the newest token of each sequence; before any prefill row."""
         assert self.num_decodes == len(self.sequences)
         count = len(sequences)
         self.sequences += sequences
@@ -57,7 +57,7 @@ class MicroBatch:
         self.num_decodes += count
 
     def add_prefill(self, sequence: Sequence, limit: int) -> int:
-        """A row of what the sequence still has to feed, at most `limit` tokens; their number."""
+        """Add a row with the next tokens of a sequence, at most `limit`; returns their number."""
         num_tokens = min(sequence.num_unplanned, limit)
         self.sequences.append(sequence)
         self.num_tokens.append(num_tokens)
@@ -71,13 +71,13 @@ class MicroBatch:
 def pack(
     batch: MicroBatch, epoch: int, step_id: int, block_size: int, sampler_slots: SamplerSlots
 ) -> Step:
-    """The plan for the stages. Each row's block table must already hold the row's tokens.
+    """The message for the stages. Each block table must already have blocks for its row's tokens.
 
-    Rows that sample for the first time, and not just the likeliest token, get a sampler slot.
+    Rows that sample for the first time get a sampler slot, unless they are plain.
     """
     sequences, decodes = batch.sequences, batch.sequences[: batch.num_decodes]
     starts = [sequence.num_planned for sequence in sequences]
-    # A decode row samples after its one token, and its table holds no block beyond it.
+    # A decode row feeds one token and samples, and its table has no block beyond that token.
     samples = bytearray(b"\1" * len(decodes))
     token_ids = array("i", [sequence.token_ids[-1] for sequence in decodes])
     tables = [sequence.block_table for sequence in decodes]
@@ -88,7 +88,7 @@ def pack(
         token_ids += sequence.token_ids[starts[i] : end]
         tables.append(sequence.block_table[: -(-end // block_size)])
         num_scored = min(end, sequence.num_prompt_tokens)
-        if sequence.num_scored < num_scored:  # what is fed again is not scored again
+        if sequence.num_scored < num_scored:  # tokens that are fed again are not scored again
             sequence.num_scored = num_scored
             if sequence.submit.sampling.num_prompt_logprobs >= 0:
                 scored.append(_scored(sequence, i, end))
@@ -118,6 +118,6 @@ def pack(
 
 
 def _scored(sequence: Sequence, row: int, end: int) -> ScoredRow:
-    """The row of a prompt that is scored as far as `end`."""
+    """A row of a prompt that is scored up to position `end`."""
     follower = sequence.token_ids[end] if end < sequence.num_prompt_tokens else -1
     return ScoredRow(row, sequence.submit.sampling.num_prompt_logprobs, follower)

@@ -1,4 +1,4 @@
-"""The pool: every open sequence by its state, and the moves between states with their blocks."""
+"""The pool: all open sequences by state, and the transitions between states with their blocks."""
 
 from engine.state.blocks import BlockLedger
 from engine.state.counters import Counters
@@ -10,15 +10,15 @@ from engine.state.waiting import WaitingQueue
 
 
 class Pool:
-    """Open sequences and the ledger they draw blocks from.
+    """Open sequences and the ledger of their blocks.
 
-    Every open sequence is either in `waiting` or in `live`; of the live ones those without a step
-    in flight are in `ready` too, in the order in which they became ready. The totals grow and fall
-    with them: `live_tokens` counts the tokens of live sequences whose KV is planned,
+    Every open sequence is either in `waiting` or in `live`; live sequences without a step in flight
+    are also in `ready`, in the order in which they became ready. Totals are updated with each
+    transition: `live_tokens` counts the tokens of live sequences whose KV is planned,
     `waiting_tokens` those that waiting sequences have to feed, `waiting_output` those that they are
     predicted to generate.
 
-    It outlives the pipelines that work on it: one that is lost takes the KV and no sequence.
+    The pool outlives pipelines: when the stages are lost, the KV is lost and no sequence is.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class Pool:
         self.live_tokens = 0
         self.waiting_tokens = 0
         self.waiting_output = 0
-        self.num_online = 0  # open ones that somebody waits for
-        self.num_finished = 0  # of those that held KV
+        self.num_online = 0  # open sequences that are not offline
+        self.num_finished = 0  # sequences that held KV when they ended
         self.num_in_flight = 0  # micro-batches
 
     @property
@@ -49,7 +49,7 @@ class Pool:
 
     @property
     def has_offline(self) -> bool:
-        """Whether any open sequence is nobody's to wait for."""
+        """Whether any open sequence is offline."""
         return len(self.live) + len(self.waiting) > self.num_online
 
     def find(self, sequence_id: int) -> Sequence | None:
@@ -57,18 +57,18 @@ class Pool:
         return self.live.get(sequence_id) or self.waiting.find(sequence_id)
 
     def open_sequences(self) -> list[Sequence]:
-        """All that have not ended."""
+        """All sequences that have not ended."""
         return [*self.waiting, *self.live.values()]
 
     def add(self, sequence: Sequence) -> None:
-        """A new sequence joins the queue."""
+        """Add a new sequence to the waiting queue."""
         self.waiting.add(sequence)
         self.num_online += not sequence.submit.offline
         self.errors.expect(sequence.expected)
         self._count_waiting(sequence, 1)
 
     def expect(self, sequence: Sequence, expected: Expectation) -> None:
-        """A better expectation of an open sequence's output; a waiting one may change its place."""
+        """Replace the expectation of an open sequence; this can move it within the queue."""
         self.errors.expect(sequence.expected, -1)
         self.errors.expect(expected)
         if sequence.state is not State.WAITING:
@@ -80,7 +80,7 @@ class Pool:
         self._count_waiting(sequence, 1)
 
     def admit(self, sequence: Sequence) -> bool:
-        """waiting -> running with blocks for all its tokens; False, and no change, without them."""
+        """waiting -> running, with blocks for all its tokens; False, and no change, if too few."""
         if not self.ledger.extend(sequence.block_table, len(sequence.token_ids)):
             return False
         self.waiting.remove(sequence)
@@ -90,8 +90,8 @@ class Pool:
         return True
 
     def launch(self, sequences: list[Sequence], num_tokens: list[int]) -> None:
-        """ready or running -> running, with more tokens of each on their way to the cache."""
-        # Names of its own: a look into the enumeration for each row would be half the cost.
+        """ready or running -> running, with `num_tokens[i]` more planned tokens of each."""
+        # Local names: reading the enumeration for each row would double the cost.
         ready, is_ready, is_running = self.ready, State.READY, State.RUNNING
         for sequence, count in zip(sequences, num_tokens, strict=True):
             if sequence.state is is_ready:
@@ -101,20 +101,20 @@ class Pool:
         self.live_tokens += sum(num_tokens)
 
     def make_ready(self, sequences: list[Sequence]) -> None:
-        """running -> ready: the next token of each can be fed."""
+        """running -> ready: the next token of each sequence can be fed."""
         ready, is_ready = self.ready, State.READY
         for sequence in sequences:
             sequence.state = is_ready
             ready[sequence.sequence_id] = sequence
 
     def preempt(self, sequence: Sequence) -> None:
-        """ready -> front of waiting: its blocks go, all its tokens stay and are fed again later."""
+        """ready -> front of waiting: its blocks are freed, its tokens are kept and fed again."""
         assert sequence.state is State.READY
         self.counters.preemptions += 1
         self._put_back(sequence)
 
     def lose_stages(self) -> None:
-        """live -> front of waiting, all of them: what the stages knew is gone."""
+        """live -> front of waiting for all sequences: the KV and the sampler slots are lost."""
         for sequence in list(self.live.values()):
             self._put_back(sequence)
         for sequence in self.waiting:
@@ -123,7 +123,7 @@ class Pool:
         self.num_in_flight = 0
 
     def finish(self, sequence: Sequence) -> None:
-        """Any state -> finished: its blocks are free at once, also while a step is in flight."""
+        """Any state -> finished: its blocks are free immediately, also with a step in flight."""
         if sequence.state is State.WAITING:
             self.waiting.remove(sequence)
             self._count_waiting(sequence, -1)

@@ -1,8 +1,8 @@
-"""Sampler seats: who of the sequences the last stage's sampler knows already.
+"""Sampler slots: rows in the tables of the last stage's sampler.
 
-A sequence that draws, or whose logits are changed, has a seat in the sampler's tables from the
-first step that samples for it until it ends. Its settings travel once, and a decode step says no
-more of it than the seat.
+A sequence that draws its tokens, or changes its logits, has a slot from the first step that samples
+for it until it ends. Its sampling parameters are sent once, with that step; later steps contain
+only the number of the slot.
 """
 
 from engine.state.sequence import Sequence
@@ -10,14 +10,14 @@ from wire.messages import SamplerSetup
 
 
 class SamplerSlots:
-    """The seats of one life of the pipeline."""
+    """The slots of one incarnation of the pipeline."""
 
     def __init__(self) -> None:
         self._free: list[int] = []
         self._num_slots = 0
 
     def setup(self, sequence: Sequence) -> SamplerSetup:
-        """Give the sequence a seat; what the sampler must be told."""
+        """Assign a slot to the sequence; returns the message that sets it up."""
         assert sequence.sampler_slot < 0
         if not self._free:
             self._free.append(self._num_slots)
@@ -35,7 +35,7 @@ class SamplerSlots:
         )
 
     def free(self, sequence: Sequence) -> None:
-        """The sequence has ended; steps in flight still sample for it before the seat's next."""
+        """Free the slot of an ended sequence; steps in flight run before its next use."""
         if sequence.sampler_slot >= 0:
             self._free.append(sequence.sampler_slot)
             sequence.sampler_slot = -1

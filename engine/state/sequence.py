@@ -1,10 +1,11 @@
-"""A sequence: one request's tokens inside the engine, and where it stands.
+"""A sequence: the tokens of a request in the engine, and its state.
 
     waiting --admit--> running <--> ready --> finished
        ^                               |
        +----------- preempt -----------+
 
-waiting holds no KV, ready holds KV and is idle, running is in at least one step in flight.
+A waiting sequence holds no KV, a ready one holds KV and is idle, a running one is in at least one
+step in flight.
 """
 
 from array import array
@@ -15,7 +16,7 @@ from wire.messages import Sampling, Submit
 
 
 class State(Enum):
-    """Where a sequence stands."""
+    """The state of a sequence."""
 
     WAITING = auto()
     READY = auto()
@@ -26,14 +27,14 @@ class State(Enum):
 class Sequence:
     """Tokens, KV blocks and progress of one sequence.
 
-    `token_ids` is the prompt and what has been generated; `num_planned` counts the leading tokens
-    whose KV is in the cache or on its way there through steps in flight. `longest_len` is the
-    length in tokens at which it is full, `shortest_len` the one from which a stop token ends it.
-    `expected` is the predicted output length, `micro_batch_index` the decode micro-batch that it
-    belongs to where micro-batches keep their members. `is_plain` sequences need only the likeliest
+    `token_ids` is the prompt and the generated tokens; `num_planned` counts the leading tokens
+    whose KV is in the cache or computed by steps in flight. `longest_len` is the maximum length in
+    tokens, `shortest_len` the length from which on a stop token ends the sequence. `expected` is
+    the predicted output length, `micro_batch_index` the decode micro-batch of the sequence under
+    policies that keep the members of micro-batches. `is_plain` sequences need only the likeliest
     token; others have a `sampler_slot` once they have sampled. The first `num_scored` tokens of the
-    prompt have been scored, or will be by steps in flight. `num_failures` counts the pipelines that
-    failed with it in flight, since it was last cleared.
+    prompt are scored, or will be by steps in flight. `num_failures` counts the pipelines that
+    failed while it was in flight, since it was last cleared (see `engine.quarantine`).
     """
 
     __slots__ = (
@@ -57,7 +58,7 @@ class Sequence:
     )
 
     def __init__(self, submit: Submit, arrived_at: float, expected: Expectation) -> None:
-        """A waiting sequence. Raises `ValueError` when its tokens are not packed int32."""
+        """A waiting sequence. Raises `ValueError` if the token ids are not packed int32."""
         self.submit = submit
         self.sequence_id = submit.sequence_id
         self.arrived_at = arrived_at
@@ -90,22 +91,22 @@ class Sequence:
 
     @property
     def predicted_len(self) -> int:
-        """Output tokens expected in all."""
+        """The expected number of output tokens."""
         return self.expected.mean
 
     @property
     def predicted_remaining(self) -> int:
-        """Output tokens still expected; 0 once the prediction is exceeded."""
+        """Output tokens still expected; 0 if the prediction is exceeded."""
         return max(0, self.expected.mean - self.num_generated)
 
     def lose_kv(self) -> None:
-        """Nothing of it is in the stages any more; all its tokens stay."""
+        """Its KV is freed or lost; its tokens are kept."""
         self.num_planned = 0
         self.micro_batch_index = -1
         self.state = State.WAITING
 
     def lose_stages(self) -> None:
-        """The stages that knew it are gone, and with them the scores that they have not told."""
+        """The stages are lost, with its sampler slot and the scores that were not returned."""
         self.sampler_slot = -1
         if not self.num_generated:
             self.num_scored = 0
@@ -118,7 +119,7 @@ class Sequence:
 
 
 def _is_plain(submit: Submit) -> bool:
-    """Whether the likeliest token, and nothing told of it, is all that is wanted."""
+    """Whether the sequence needs only the likeliest token, without log-probabilities."""
     sampling = submit.sampling
     plain = Sampling(
         temperature=0.0,

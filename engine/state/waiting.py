@@ -1,8 +1,8 @@
-"""The waiting queue: who is admitted next.
+"""The waiting queue: the order of admission.
 
-First online sequences: those that were pre-empted, then the others, in the order they came. Then
-offline ones in the same way. Fresh offline ones may be taken by length as well: those whose answers
-would otherwise last longer than all other work, the longest first (PAPERS.md, section 2 g).
+Online sequences come first: preempted ones, then the others, in order of arrival. Offline sequences
+follow in the same way. New offline sequences can also be admitted by length: those whose answers
+would last longer than all other work, the longest first (docs/papers.md, section 2 g).
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _Key = tuple[float, float, int]
 
 
 class WaitingQueue:
-    """Sequences without KV, in the order of admission; all operations are O(log n)."""
+    """Sequences without KV, in order of admission; add, move and remove are O(log n)."""
 
     def __init__(self) -> None:
         self._keys: dict[int, _Key] = {}
@@ -26,24 +26,24 @@ class WaitingQueue:
         self._by_length: SortedDict[_Key, Sequence] = SortedDict()
 
     def add(self, sequence: Sequence) -> None:
-        """A new sequence."""
+        """Add a new sequence."""
         if sequence.submit.offline:
             self._by_length[_length_key(sequence)] = sequence
         self._insert(sequence, _OFFLINE if sequence.submit.offline else _ONLINE)
 
     def put_back(self, sequence: Sequence) -> None:
-        """A sequence that was pre-empted."""
+        """Add a sequence that was preempted."""
         self._insert(sequence, _PREEMPTED_OFFLINE if sequence.submit.offline else _PREEMPTED)
 
     def remove(self, sequence: Sequence) -> None:
-        """It was admitted or has ended. Raises `KeyError` when it is not here."""
+        """Remove a sequence that was admitted or has ended. Raises `KeyError` if it is not here."""
         key = self._keys.pop(sequence.sequence_id)
         del self._in_order[key]
         self._by_length.pop(_length_key(sequence), None)
 
     @contextmanager
     def moving(self, sequence: Sequence) -> Iterator[None]:
-        """While what is expected of a waiting sequence is changed."""
+        """Context in which the expected length of a waiting sequence may change."""
         by_length = self._by_length.pop(_length_key(sequence), None)
         yield
         if by_length is not None:
@@ -59,9 +59,9 @@ class WaitingQueue:
         return self._in_order.peekitem(0)[1] if self._in_order else None
 
     def by_length(self, count: int) -> list[tuple[Sequence, int]]:
-        """Fresh offline sequences from the longest to the shortest, each with how many it is for.
+        """A sample of the new offline sequences, longest first, each with its group's size.
 
-        The first alone, then each for twice as many, up to `count` equal parts of all.
+        The first group has one sequence, each next one is twice as large, up to 1 / `count` of all.
         """
         number, chosen, begin = len(self._by_length), [], 0
         most = max(1, number // count)
@@ -72,9 +72,10 @@ class WaitingQueue:
         return chosen
 
     def with_critical_first(self, critical_len: float) -> Iterator[Sequence]:
-        """In order, except that of the fresh offline ones the critical go first, by length.
+        """The sequences in order, but critical ones come first among the new offline ones.
 
-        Those are predicted to generate `critical_len` tokens or more.
+        Critical sequences are predicted to generate `critical_len` tokens or more; the longest
+        comes first.
         """
         in_order = iter(self._in_order.items())
         head: list[Sequence] = []
@@ -88,7 +89,7 @@ class WaitingQueue:
         yield from (sequence for sequence in rest if sequence.predicted_len < critical_len)
 
     def online_wait_s(self, now: float) -> float:
-        """How long the next one has waited for whom somebody waits; 0 without one."""
+        """Seconds for which the first sequence has waited if it is online; otherwise 0."""
         first = self.first()
         return 0.0 if first is None or first.submit.offline else now - first.arrived_at
 

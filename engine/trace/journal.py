@@ -1,8 +1,8 @@
-"""The journal: every event with its time and a digest of the decisions; replay proves them equal.
+"""The journal: every event with its time and a digest of the decisions, for replay.
 
-A file of length-prefixed frames: for each life of the engine first the settings, as JSON, then one
-`Entry` per event, as MessagePack. A life that was cut short is read up to its last whole frame, and
-the next one begins there. So does one that a full disk has ended.
+A file of length-prefixed frames: for each engine process first the settings, as JSON, then one
+`Entry` per event, as MessagePack. If a process was killed, or the disk was full, the file is valid
+up to the last complete frame, and the next process continues there.
 """
 
 import logging
@@ -27,7 +27,7 @@ log = logging.getLogger("tdpipe")
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """One event as the scheduler was handed it, and the digest of what it answered."""
+    """One event as passed to the scheduler, and the digest of the resulting messages."""
 
     now: float
     event: Event
@@ -35,20 +35,20 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class JournalError(Exception):
-    """The file is no journal, or the decisions differ; the text is for the user."""
+    """The file is not a journal, or the decisions differ; the text is for the user."""
 
 
 class Journal:
-    """Writes a journal, or goes on with one. Raises `OSError` when the file cannot be written.
+    """Writes a journal, or continues one. Raises `OSError` if the file cannot be written.
 
-    It is for its owner to read alone: all prompts are in it, as token ids.
+    Only the owner of the file can read it: it contains all prompts, as token ids.
     """
 
-    def __init__(self, path: Path, config: EngineConfig, *, goes_on: bool = False) -> None:
+    def __init__(self, path: Path, config: EngineConfig, *, append: bool = False) -> None:
         self._path = path
-        flags = os.O_RDWR | os.O_CREAT | (0 if goes_on else os.O_TRUNC)
+        flags = os.O_RDWR | os.O_CREAT | (0 if append else os.O_TRUNC)
         self._file: BinaryIO = os.fdopen(os.open(path, flags, 0o600), "r+b")
-        os.fchmod(self._file.fileno(), 0o600)  # one that was there already, too
+        os.fchmod(self._file.fileno(), 0o600)  # also of an existing file
         self._file.truncate(self._file.seek(sum(_sizes(path))))
         self._encoder = msgspec.msgpack.Encoder()
         settings = EngineConfig.model_validate(
@@ -57,13 +57,13 @@ class Journal:
         self._frame(settings.model_dump_json().encode())
 
     def write(self, event: Event, now: float, answer: Sequence[Outgoing]) -> None:
-        """Add one event and what came of it. A full disk ends the journal, not the service."""
+        """Append an event and its decisions. A full disk ends the journal, not the service."""
         if self._file.closed:
             return
         try:
             self._frame(self._encoder.encode(Entry(now, event, digest(answer))))
         except OSError as error:
-            self._tell_end(error)
+            self._log_end(error)
             with suppress(OSError):
                 self._file.close()
 
@@ -73,18 +73,18 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def _tell_end(self, error: OSError) -> None:
+    def _log_end(self, error: OSError) -> None:
         log.error("the journal %s ends here: %s", self._path, error)
 
     def __exit__(self, *_: object) -> None:
         try:
             self._file.close()
         except OSError as error:
-            self._tell_end(error)
+            self._log_end(error)
 
 
 def digest(answer: Sequence[Outgoing]) -> int:
-    """A checksum of the messages as they would be sent."""
+    """A checksum (CRC-32) of the encoded messages."""
     checksum = 0
     for message in answer:
         checksum = zlib.crc32(msgspec.msgpack.encode(message), checksum)
@@ -92,9 +92,9 @@ def digest(answer: Sequence[Outgoing]) -> int:
 
 
 def replay(path: Path) -> int:
-    """Hand each life's events to a new scheduler; the number of events.
+    """Pass the events of each engine process to a new scheduler; returns the number of events.
 
-    Raises `JournalError` at the first decision that differs, `OSError` when it cannot be read.
+    Raises `JournalError` at the first decision that differs, `OSError` if it cannot be read.
     """
     scheduler: Scheduler | None = None
     count = 0
@@ -114,7 +114,7 @@ def replay(path: Path) -> int:
 
 
 def entries(path: Path) -> Iterator[Entry]:
-    """The journal's events in order. Raises as `replay` does where it is none."""
+    """The events of a journal in order. Raises `JournalError` or `OSError`, like `replay`."""
     return (record for record in _records(path) if isinstance(record, Entry))
 
 
@@ -135,7 +135,7 @@ def _frames(path: Path) -> Iterator[bytes]:
 
 
 def _sizes(path: Path) -> Iterator[int]:
-    """Bytes of each whole frame."""
+    """Bytes of each complete frame, with its prefix."""
     with path.open("rb") as file:
         left = os.fstat(file.fileno()).st_size
         while len(prefix := file.read(_LENGTH.size)) == _LENGTH.size:

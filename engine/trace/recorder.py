@@ -1,4 +1,4 @@
-"""The recorder: makes a trace of what the running engine launches and its stages report."""
+"""The recorder: writes a trace of the launched steps and the times that stages report."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -8,15 +8,15 @@ from pathlib import Path
 from engine.trace.trace_file import Gauges, Span, TraceWriter
 from wire.messages import Heartbeat, Message, Phase, Stats, Step
 
-# Steps are forgotten oldest first beyond this: those of a lost pipeline are never reported.
+# Launched steps kept until all stages report them; steps of a lost pipeline are never reported.
 MAX_OPEN_STEPS = 10_000
-# Heartbeats (two a second) among which the one that travelled fastest sets a stage's clock.
+# Heartbeats (two a second) of which the one with the shortest delay sets the offset of a clock.
 CLOCK_WINDOW = 60
 
 
 @dataclass(slots=True)
 class _OpenStep:
-    """A step that not all stages have reported."""
+    """A step that not all stages have reported yet."""
 
     phase: Phase
     num_rows: int
@@ -27,10 +27,10 @@ class _OpenStep:
 class Recorder:
     """Writes the trace of one engine process. Every method may raise `OSError`.
 
-    Times are handed in by the engine's clock and written as seconds since `began_at`. Stages on the
-    `same_host` have that clock. Elsewhere a stage's is set by its heartbeats: the least that the
-    engine's clock has been ahead when one came in is the two clocks' difference, give or take the
-    fastest journey.
+    Times (`now`, in seconds) are of the engine's monotonic clock and are written as seconds since
+    `began_at`. Stages on the `same_host` have the same clock. For others, the offset of the clock
+    is estimated from heartbeats: it is the smallest difference between the times of receipt and of
+    sending, and too large by the shortest delay of a heartbeat.
     """
 
     def __init__(self, path: Path, num_stages: int, began_at: float, *, same_host: bool) -> None:
@@ -41,7 +41,7 @@ class Recorder:
         self._ended_at = [0.0] * num_stages
 
     def launch(self, answer: Iterable[Message], now: float) -> None:
-        """Note the steps among the scheduler's messages."""
+        """Record the steps among the messages of the scheduler."""
         for message in answer:
             if not isinstance(message, Step):
                 continue
@@ -53,8 +53,8 @@ class Recorder:
             if len(self._open_steps) > MAX_OPEN_STEPS:
                 del self._open_steps[next(iter(self._open_steps))]
 
-    def hear(self, beat: Heartbeat, now: float) -> None:
-        """Write the steps that a stage reports."""
+    def observe(self, beat: Heartbeat, now: float) -> None:
+        """Write the steps that a heartbeat reports."""
         shift_s = self._lead(beat, now) - self._began_at
         columns = (
             memoryview(beat.step_ids).cast("q"),
@@ -71,20 +71,20 @@ class Recorder:
                 del self._open_steps[step_id]
 
     def sample(self, stats: Stats) -> None:
-        """Write the gauges, and all that has come together to the file."""
+        """Write the gauges, and flush the file."""
         self._writer.write_gauges(
             Gauges(stats.uptime_s, stats.blocks_used, stats.blocks_total, stats.waiting, stats.live)
         )
         self._writer.flush()
 
     def close(self) -> None:
-        """End the file; a second time does nothing."""
+        """Close the file. Further calls do nothing."""
         self._writer.close()
 
     def _write(
         self, stage: int, step_id: int, step: _OpenStep, began_at: float, ended_at: float
     ) -> None:
-        # A clock that has just been set back must not make a stage's steps overlap.
+        # The steps of a stage must not overlap when the estimated offset has just decreased.
         began_at = max(began_at, self._ended_at[stage])
         ended_at = self._ended_at[stage] = max(began_at, ended_at)
         self._writer.write_span(

@@ -1,4 +1,4 @@
-"""`tdpipe replay FILE`: hand a journal's events to the scheduler again and compare."""
+"""`tdpipe replay FILE`: pass the events of a journal to the scheduler and compare decisions."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from engine.trace.journal import JournalError, replay
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 when every decision came out the same, 1 with the first that did not."""
+    """Return 0 if all decisions are identical; otherwise 1, after printing the first difference."""
     parser = argparse.ArgumentParser("tdpipe replay", description=__doc__)
     parser.add_argument("journal", type=Path, help="file written by `tdpipe serve --journal`")
     path: Path = parser.parse_args(argv).journal

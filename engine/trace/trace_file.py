@@ -1,9 +1,9 @@
-"""The trace: what every stage did when, as a file that ui.perfetto.dev and chrome://tracing open.
+"""The trace file: the steps of every stage over time, for ui.perfetto.dev and chrome://tracing.
 
-Trace events in the array form, one to a line: a track for the engine's phases, one per stage with
-an event per step, counters for KV blocks and sequences. Both viewers take an array without its
-closing bracket, and only whole lines are written at a time, so the file of a process that was
-killed is a good one. Times are seconds since the run began, in the file whole microseconds.
+Trace events in the JSON array format, one per line: a track for the phases of the engine, one per
+stage with an event per step, and counters for KV blocks and sequences. Both viewers accept an array
+without its closing bracket, and only complete lines are written, so the file of a killed process is
+valid. Times are seconds since the run began, and whole microseconds in the file.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ import msgspec
 
 from wire.messages import Phase
 
-# Written out when so much has come together; less waits for `flush` or the end.
+# Bytes that are buffered before a write; `flush` and `close` write fewer.
 CHUNK_BYTES = 1 << 16
 
 _BEGIN, _END = b"[\n", b"\n]\n"
 _BLOCKS, _SEQUENCES = "KV blocks", "sequences"
 _ENGINE_TRACK, _FIRST_STAGE_TRACK = 1, 2
-# Of the few names that chrome://tracing has colours for; Perfetto gives each phase one by itself.
+# Colour names of chrome://tracing; Perfetto assigns a colour to each phase automatically.
 _COLOURS: dict[Phase, str] = {
     "prefill": "thread_state_iowait",
     "decode": "rail_response",
@@ -30,12 +30,12 @@ _COLOURS: dict[Phase, str] = {
 
 
 class TraceError(Exception):
-    """The file is no trace; the text is one line for the user."""
+    """The file is not a trace, or cannot be drawn; the text is one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One step on one stage: the forward, and the sampling on the last stage."""
+    """One step on one stage: the forward, and on the last stage the sampling. Times in seconds."""
 
     stage: int
     step_id: int
@@ -48,7 +48,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """KV blocks and sequences, from `at` until the next."""
+    """KV blocks and sequences from `at` (seconds) until the next gauges."""
 
     at: float
     blocks_used: int
@@ -59,14 +59,14 @@ class Gauges:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What was read from a trace, in the order in which it was written."""
+    """The contents of a trace file, in file order."""
 
     spans: list[Span]
     gauges: list[Gauges]
 
 
 class TraceWriter:
-    """Writes a trace to `path`, which it begins anew. Every method may raise `OSError`."""
+    """Writes a trace to `path`, replacing an existing file. Every method may raise `OSError`."""
 
     def __init__(self, path: Path, num_stages: int) -> None:
         self._encoder = msgspec.json.Encoder()
@@ -82,7 +82,7 @@ class TraceWriter:
             self._name_track(_FIRST_STAGE_TRACK + stage, f"stage {stage}")
 
     def write_span(self, span: Span) -> None:
-        """A step on its stage's track. A stage's spans come in order and do not overlap."""
+        """Write a step to the track of its stage. Its spans are in order and do not overlap."""
         began_us, ended_us = self._microseconds(span.began_at), self._microseconds(span.ended_at)
         args = _StepArgs(span.step_id, span.num_rows, span.num_tokens)
         track = _FIRST_STAGE_TRACK + span.stage
@@ -91,7 +91,7 @@ class TraceWriter:
         )
 
     def write_gauges(self, gauges: Gauges) -> None:
-        """The counters as of `gauges.at`; nothing where none has changed."""
+        """Write the counters at `gauges.at`, unless none has changed."""
         if self._gauges is not None and _figures(gauges) == _figures(self._gauges):
             return
         self._gauges = gauges
@@ -100,7 +100,7 @@ class TraceWriter:
         self._add(_Counter(_SEQUENCES, now_us, {"waiting": gauges.waiting, "live": gauges.live}))
 
     def write_phase(self, phase: Phase, at: float) -> None:
-        """The engine's phase from `at` on; nothing where it is the same as before."""
+        """Write the phase of the engine from `at` on, unless it is unchanged."""
         if phase == self._phase:
             return
         now_us = self._microseconds(at)
@@ -109,14 +109,14 @@ class TraceWriter:
         self._phase = phase
 
     def flush(self) -> None:
-        """Write out what has come together."""
+        """Write the buffered events to the file."""
         rest = memoryview(bytes(self._chunk))
         self._chunk.clear()
         while rest:
             rest = rest[self._file.write(rest) :]
 
     def close(self) -> None:
-        """End the array and the file; a second time does nothing."""
+        """Close the array and the file. Further calls do nothing."""
         if self._file.closed:
             return
         try:
@@ -141,7 +141,7 @@ class TraceWriter:
             self.flush()
 
     def _microseconds(self, seconds: float) -> int:
-        """Whole ones: what abuts or follows in seconds does so in the file."""
+        """Whole microseconds: rounding each time keeps the order and adjacency of spans."""
         microseconds = round(seconds * 1e6)
         self._newest_us = max(self._newest_us, microseconds)
         return microseconds
@@ -154,7 +154,7 @@ class TraceWriter:
 
 
 def read_trace(path: Path) -> Trace:
-    """What a `TraceWriter` has written, also where it was cut off. Raises `TraceError`."""
+    """Read the file of a `TraceWriter`, which may be incomplete. Raises `TraceError`."""
     trace = Trace([], [])
     figures = dict.fromkeys(("used", "free", "waiting", "live"), 0)
     for event in _read_events(path):
@@ -174,7 +174,7 @@ class _StepArgs(msgspec.Struct, frozen=True):
 
 
 class _Event(msgspec.Struct, frozen=True, tag_field="ph"):
-    """An event in the words of the trace event format: `ph` is its type, `tid` its track."""
+    """An event of the trace event format: `ph` is its type, `tid` its track."""
 
 
 class _Meta(_Event, frozen=True, tag="M"):

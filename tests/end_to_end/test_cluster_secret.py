@@ -41,7 +41,7 @@ def test_a_stranger_is_kept_out_and_counted(tmp_path: Path) -> None:
             with Spoke[ToServer](f"tcp://127.0.0.1:{port}", "server", ToServer) as stranger:
                 stranger.send(Hello())  # which would make the engine abort all that is open
                 daemon.wait_for(lambda seen=seen: _dropped(daemon) > seen)
-        daemon.wait_for(lambda: "messages of strangers" in daemon.log())
+        daemon.wait_for(lambda: "without the cluster_secret" in daemon.log())
         answer = daemon.client().completions.create(
             model="tdpipe-demo", prompt="Count to three in words.\n", max_tokens=20, temperature=0
         )

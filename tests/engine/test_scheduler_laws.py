@@ -46,13 +46,11 @@ OF_POLICY = {
         "balance_time": st.booleans(),
         "lazy_refill": st.booleans(),
         "survival": st.booleans(),
-        "kv_margin": st.floats(-3, 3),
         "horizon": st.sampled_from([0.0, 0.1, 2.0]),
         "forecast": st.booleans(),
         "critical_slack": st.floats(0.1, 10),
         "critical_sigmas": st.floats(0, 5),
         "longest_first": st.booleans(),
-        "merge_rows": st.integers(0, 4),
     },
     "separate": {},
     "hybrid": {
@@ -259,8 +257,8 @@ def test_the_lives_of_a_daemon_s_engines_are_one_journal(tmp_path: Path) -> None
     world.submit(make_submit(0, [1, 2, 3], 5))
     world.run_dry()
     path = tmp_path / "journal"
-    for goes_on in (False, True, True):
-        with Journal(path, EngineConfig(), goes_on=goes_on) as journal:
+    for append in (False, True, True):
+        with Journal(path, EngineConfig(), append=append) as journal:
             for now, event, answer in world.events:
                 journal.write(event, now, answer)
         path.write_bytes(path.read_bytes()[:-3])  # killed

@@ -27,7 +27,7 @@ def troubles(watch: StageWatch, seconds: int, *beats: Heartbeat) -> list[str]:
     told = []
     for second in range(seconds):
         for each in beats:
-            watch.hear(each, float(second))
+            watch.observe(each, float(second))
         trouble = watch.find_trouble(1)
         told += [trouble] if trouble else []
     return told
@@ -41,18 +41,18 @@ def test_a_stage_that_beats_and_moves_is_not_lost() -> None:
 
 def test_silence_is_noticed() -> None:
     watch = make_watch()
-    watch.hear(beat(0, 1), 0.0)
+    watch.observe(beat(0, 1), 0.0)
     assert not troubles(watch, 5)
     assert troubles(watch, 1) == ["stage 0 was silent for 6.0 s"]
 
 
 def test_a_watch_that_was_itself_held_up_blames_nobody() -> None:
     watch = make_watch()
-    watch.hear(beat(0, 1), 0.0)
-    watch.hear(beat(0, 2), 1000.0)
+    watch.observe(beat(0, 1), 0.0)
+    watch.observe(beat(0, 2), 1000.0)
     assert not watch.find_trouble(1)
     watch = make_watch()
-    watch.hear(beat(0, 1), 0.0)  # and the next look comes when it comes
+    watch.observe(beat(0, 1), 0.0)  # and the next look comes when it comes
     assert not watch.find_trouble(1)
 
 
@@ -60,7 +60,7 @@ def test_a_stage_that_waits_while_nobody_works_is_lost() -> None:
     idle, waits = beat(0, 7), beat(1, 6, doing="waits")
     assert not troubles(make_watch(), 4, idle, waits)
     told = troubles(make_watch(), 5, idle, waits)
-    assert told == ["stage 1 waited for a neighbour for 5.0 s, and nobody worked"]
+    assert told == ["stage 1 waited for a neighbour for 5.0 s, and no stage computed"]
 
 
 def test_a_stage_that_waits_for_one_that_works_long_is_not_lost() -> None:
@@ -78,13 +78,13 @@ def test_a_stage_that_computes_without_end_is_lost() -> None:
     stuck = beat(1, 7, doing="computes")
     assert not troubles(watch, 60, beat(0, 3, doing="computes"), stuck)
     told = troubles(watch, 1, beat(0, 4), stuck)
-    assert told == ["stage 1 has stood still for 61.0 s"]
+    assert told == ["stage 1 has made no progress for 61.0 s"]
 
 
 def test_a_new_life_begins_with_a_fresh_standstill() -> None:
     watch = make_watch()
     assert not troubles(watch, 50, beat(0, 7))
-    watch.hear(beat(0, 7, epoch=2), 100.0)
+    watch.observe(beat(0, 7, epoch=2), 100.0)
     for _ in range(5):
         assert not watch.find_trouble(2)
 
@@ -93,14 +93,14 @@ def test_a_stage_that_is_never_heard_of_is_lost() -> None:
     """All begin to beat at the same time; one that stood still when the engine died never does."""
     watch = make_watch(2)
     assert not troubles(watch, 5, beat(1, 7))
-    assert troubles(watch, 1, beat(1, 7)) == ["stage 0 was never heard of"]
-    watch.hear(beat(1, 1, epoch=2), 0.0)
+    assert troubles(watch, 1, beat(1, 7)) == ["stage 0 has sent no heartbeat"]
+    watch.observe(beat(1, 1, epoch=2), 0.0)
     assert not watch.find_trouble(2)
 
 
 def test_a_stage_that_loads_may_be_held_up_for_longer() -> None:
     watch = make_watch()
-    watch.hear(beat(0, 0, doing="loads"), 0.0)
+    watch.observe(beat(0, 0, doing="loads"), 0.0)
     assert not troubles(watch, 30)
     assert troubles(watch, 1) == ["stage 0 was silent for 31.0 s"]
     assert not troubles(make_watch(), 500, beat(0, 0, doing="loads"))
@@ -108,7 +108,7 @@ def test_a_stage_that_loads_may_be_held_up_for_longer() -> None:
 
 def test_another_life_is_not_looked_at() -> None:
     watch = make_watch()
-    watch.hear(beat(0, 1, epoch=2), 0.0)
+    watch.observe(beat(0, 1, epoch=2), 0.0)
     assert not troubles(watch, 1000)
 
 
@@ -124,17 +124,17 @@ def test_a_dead_process_is_noticed_at_the_next_look_on_the_same_host_only() -> N
 
 def test_the_processes_of_a_life_are_known_until_others_have_come() -> None:
     watch = make_watch()
-    watch.hear(beat(0, 1, pid=7), 0.0)
-    watch.hear(beat(1, 1, pid=8), 0.0)
+    watch.observe(beat(0, 1, pid=7), 0.0)
+    watch.observe(beat(1, 1, pid=8), 0.0)
     assert watch.pids(1) == [7, 8]
-    watch.hear(beat(0, 1, pid=9, epoch=2), 0.0)
+    watch.observe(beat(0, 1, pid=9, epoch=2), 0.0)
     assert (watch.pids(1), watch.pids(2)) == ([8], [9])
 
 
 def test_stages_are_told_in_their_order() -> None:
     watch = make_watch()
-    watch.hear(beat(1, 5), 1.0)
-    watch.hear(beat(0, 3), 2.0)
+    watch.observe(beat(1, 5), 1.0)
+    watch.observe(beat(0, 3), 2.0)
     assert [(s.stage, s.progress, s.heartbeat_age_s) for s in watch.stats(4.0, {})] == [
         (0, 3, 2.0),
         (1, 5, 3.0),

@@ -1,1 +1,1 @@
-"""Policy td-pipe: the paper's scheduler, one file for each of its ideas."""
+"""Policy td-pipe: the scheduler of the paper, one file per idea."""

@@ -1,8 +1,8 @@
-"""Greedy prefill: how long a prefill phase may go on (TD-Pipe, section 3.3).
+"""Greedy prefill: when a prefill phase ends (TD-Pipe, section 3.3).
 
-At a list of future points, p decode steps ahead, KV use is simulated: a sequence of length L that
-is predicted to go on for r tokens holds ceil((L + p) / block) blocks at every p <= r and none
-after. Prefill goes on while the peak over p stays within the capacity.
+KV use is simulated at a list of future points, p decode steps ahead: a sequence of length L with r
+predicted remaining tokens holds ceil((L + p) / block_size) blocks at every p <= r and none after.
+The prefill phase continues while the peak over p stays within the capacity.
 """
 
 import numpy as np
@@ -11,12 +11,12 @@ from engine.state.pool import Pool
 from engine.state.sequence import Sequence
 
 FUTURE_POINTS = (5, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-"""Decode steps ahead at which use is simulated (the paper's code)."""
+"""Decode steps ahead at which KV use is simulated (from the paper's code)."""
 _POINTS = np.array(FUTURE_POINTS)
 
 
 class FutureUse:
-    """Simulated block use of the admitted sequences at each future point."""
+    """Simulated use of blocks by the admitted sequences at each future point."""
 
     def __init__(self, capacity_blocks: float, block_size: int) -> None:
         self._capacity_blocks = capacity_blocks
@@ -25,7 +25,7 @@ class FutureUse:
 
     @classmethod
     def of_live(cls, pool: Pool, occupancy: float) -> "FutureUse":
-        """The live sequences' use, within the part `occupancy` of all blocks."""
+        """The use of the live sequences; the capacity is `occupancy` (0..1) of all blocks."""
         ledger = pool.ledger
         use = cls(occupancy * ledger.num_blocks, ledger.block_size)
         live = [(len(s.token_ids), s.predicted_remaining) for s in pool.live.values()]
@@ -36,24 +36,24 @@ class FutureUse:
         return use
 
     def admits(self, sequence: Sequence) -> bool:
-        """Whether the peak stays within the capacity with one more sequence."""
+        """Whether the peak stays within the capacity with this sequence."""
         more = self._blocks(len(sequence.token_ids), sequence.predicted_remaining)
         return all(u + m <= self._capacity_blocks for u, m in zip(self._use, more, strict=True))
 
     def add(self, sequence: Sequence) -> None:
-        """Count in a sequence with its tokens so far and those it is predicted to generate."""
+        """Add a sequence, with its tokens so far and those it is predicted to generate."""
         more = self._blocks(len(sequence.token_ids), sequence.predicted_remaining)
         self._use = [u + m for u, m in zip(self._use, more, strict=True)]
 
     def take(self, sequence: Sequence) -> bool:
-        """Count the sequence in if it is admitted; whether it is."""
+        """Add the sequence if it is admitted; whether it is."""
         if not self.admits(sequence):
             return False
         self.add(sequence)
         return True
 
     def _blocks(self, length: int, remaining: int) -> list[int]:
-        # What is nearly done still holds its blocks at the first point: never counted as nothing.
+        # A sequence that is nearly complete still holds its blocks at the first point.
         last = max(remaining, FUTURE_POINTS[0])
         size = self._block_size
         return [-(-(length + point) // size) if point <= last else 0 for point in FUTURE_POINTS]

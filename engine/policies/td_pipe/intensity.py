@@ -1,10 +1,9 @@
-"""Spatial-temporal intensity: when a decode phase has become less worth than a switch (TD-Pipe,
-section 3.5).
+"""Spatial-temporal intensity: when to switch from decode to prefill (TD-Pipe, section 3.5).
 
 Spatial intensity is how well decoding uses the stages now: the rate of the present micro-batch over
-the rate at a saturating one. Temporal intensity is how well a prefill phase would use them in time:
-the part of it that is not the bubble which the first prefills leave behind short decode steps. The
-phase ends when the spatial intensity is below the temporal.
+the rate of a saturating one. Temporal intensity is how well a prefill phase would use their time:
+the part of the phase that is not the bubble between short decode steps and the first prefills. The
+decode phase ends when the spatial intensity is below the temporal.
 """
 
 from collections.abc import Iterable
@@ -17,8 +16,8 @@ def spatial_intensity(
 ) -> float:
     """Rate of a decode step of `num_rows` over that of `saturating_rows`, usually below 1.
 
-    1 from `saturated_rows` on. As in the paper's code the rate is read from the profile of
-    prefills, so reading the KV is not in it.
+    It is 1 from `saturated_rows` on. As in the paper's code, the rate comes from the profile of
+    prefills, without the time to read KV.
     """
     if num_rows >= saturated_rows:
         return 1.0
@@ -30,8 +29,8 @@ def spatial_intensity(
 def temporal_intensity(prefills_s: Iterable[float], decode_s: float) -> float:
     """1 - bubble / total of a prefill phase of these prefills after decode steps of `decode_s`.
 
-    The bubble is what the longest prefill exceeds a decode step by; seconds of one stage in both.
-    0 when nothing would be admitted.
+    The bubble is the longest prefill minus a decode step; both are in seconds of one stage. 0 if
+    nothing would be admitted.
     """
     prefills = list(prefills_s)
     if not prefills:

@@ -1,7 +1,7 @@
-"""Policy td-pipe: long prefill phases, long decode phases, on the same stages (TD-Pipe, section 3).
+"""Policy td-pipe: long prefill and long decode phases on the same stages (TD-Pipe, section 3).
 
-The three ideas stand in `greedy_prefill`, `work_stealing` and `intensity`; here they meet. Each can
-be switched off for the paper's ablations.
+This module combines the three ideas in `greedy_prefill`, `work_stealing` and `intensity`. Each can
+be switched off, for the ablations of the paper.
 """
 
 from collections.abc import Iterator
@@ -19,11 +19,11 @@ from engine.state.sequence import Sequence, State
 from wire.messages import Phase
 
 _WITHHELD = -1
-"""Cohort of those that belong to no decode micro-batch at present."""
+"""Micro-batch index of sequences that belong to no decode micro-batch at present."""
 
 
 class TdPipe(Policy):
-    """Prefill until simulated KV use is full, then decode in `num_stages` equal micro-batches."""
+    """Prefill until the simulated KV use is full, then decode in S equal micro-batches."""
 
     def __init__(self, config: TdPipeConfig, num_stages: int, cost: CostModel) -> None:
         self.phase: Phase = "prefill"
@@ -39,7 +39,7 @@ class TdPipe(Policy):
 
     @property
     def max_in_flight(self) -> int:
-        """One for each stage; prompts do not wait for one another, so more of them run ahead."""
+        """One per stage; `prefill_ahead` per stage for prefills, which are independent."""
         ahead = self._config.prefill_ahead if self.phase == "prefill" else 1
         return ahead * self._num_stages
 
@@ -50,7 +50,7 @@ class TdPipe(Policy):
         if self.phase == "prefill":
             batch = self._prefill(pool)
             if batch is None and not pool.ready:
-                return None  # nothing to decode yet: what comes meanwhile joins this phase
+                return None  # nothing to decode yet: prompts that arrive meanwhile join this phase
             if batch is None:
                 self._begin_decode(pool)
         if self.phase == "decode":
@@ -74,11 +74,11 @@ class TdPipe(Policy):
     # --- prefill phase ----------------------------------------------------------------------
 
     def _prefill(self, pool: Pool) -> MicroBatch | None:
-        """Whole prompts until they are enough for a micro-batch; a long one alone, in chunks.
+        """Whole prompts up to the size of a micro-batch; a long prompt by itself, in chunks.
 
-        As in the paper's code a micro-batch is full when count x longest reaches a number of
-        tokens. Where a prompt is cut depends on its own length only: its KV, and with it every
-        token, is then the same in any company.
+        As in the paper's code, a micro-batch is full when count x longest reaches a number of
+        tokens. Where a prompt is split into chunks depends only on its own length. Its KV, and
+        therefore every token, does not depend on the other rows (batch invariance).
         """
         batch, budget = MicroBatch(), self._config.max_num_batched_tokens
         longest = 0
@@ -108,11 +108,14 @@ class TdPipe(Policy):
         self._half_fed = sequence if num_tokens < sequence.num_unplanned else None
 
     def _admits(self, pool: Pool, sequence: Sequence) -> bool:
-        """Room for one more, now and later. One alone is let in: `Submit` checked that it fits."""
+        """Whether one more sequence fits, now and later.
+
+        Without live sequences it is always admitted: `Submit` checked that it fits by itself.
+        """
         if not pool.num_live:
-            self._use = None  # all that it counted has ended
+            self._use = None  # all sequences that it counted have ended
             return True
-        if not self._has_room_now(pool, sequence):
+        if not self._fits_now(pool, sequence):
             return False
         if not self._config.greedy_prefill:
             return pool.ledger.num_used < self._config.prefill_occupancy * pool.ledger.num_blocks
@@ -120,7 +123,7 @@ class TdPipe(Policy):
             self._use = FutureUse.of_live(pool, self._config.kv_occupancy)
         return self._use.admits(sequence)
 
-    def _has_room_now(self, pool: Pool, sequence: Sequence) -> bool:
+    def _fits_now(self, pool: Pool, sequence: Sequence) -> bool:
         return (
             pool.num_live < self._config.max_live(self._num_stages)
             and pool.ledger.blocks_for(len(sequence.token_ids)) <= pool.ledger.num_free
@@ -140,7 +143,7 @@ class TdPipe(Policy):
         return None
 
     def _decode_micro_batch(self, pool: Pool, micro_batch_index: int) -> MicroBatch:
-        """Those of the micro-batch that came back, at the average size if work stealing is on."""
+        """The ready members of a micro-batch; with work stealing, up to the average size."""
         members = [s for s in pool.ready.values() if s.micro_batch_index == micro_batch_index]
         withheld = [s for s in pool.ready.values() if s.micro_batch_index == _WITHHELD]
         num_rows = len(members)
@@ -158,7 +161,7 @@ class TdPipe(Policy):
     # --- decode -> prefill ------------------------------------------------------------------
 
     def _is_decode_over(self, pool: Pool, now: float) -> bool:
-        """Asked once a round of S launches, as in the paper's code."""
+        """Whether to switch to prefill; checked once per S launches, as in the paper's code."""
         first = pool.waiting.first()
         if first is None:
             return False
@@ -166,8 +169,8 @@ class TdPipe(Policy):
             return True
         if self._decode_launches % self._num_stages:
             return False
-        if not self._has_room_now(pool, first):
-            return False  # a prefill phase would admit nobody
+        if not self._fits_now(pool, first):
+            return False  # a prefill phase would admit nothing
         if pool.waiting.online_wait_s(now) >= self._config.max_prefill_wait:
             return self._new_use(pool).admits(first)
         if not self._config.intensity:
@@ -185,8 +188,8 @@ class TdPipe(Policy):
     def _next_prefills_s(self, pool: Pool) -> Iterator[float]:
         """Seconds of each prefill that a phase beginning now would admit."""
         use, free = self._new_use(pool), pool.ledger.num_free
-        room = self._config.max_live(self._num_stages) - pool.num_live
-        for sequence, _ in zip(pool.waiting, range(room), strict=False):
+        max_more = self._config.max_live(self._num_stages) - pool.num_live
+        for sequence, _ in zip(pool.waiting, range(max_more), strict=False):
             free -= pool.ledger.blocks_for(len(sequence.token_ids))
             if free < 0 or not use.take(sequence):
                 return

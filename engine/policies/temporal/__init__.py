@@ -1,1 +1,1 @@
-"""Policy temporal: temporal disaggregation without phase-switch bubbles."""
+"""Policy temporal: temporal disaggregation without bubbles at phase switches."""

@@ -1,11 +1,12 @@
-"""Forecast: how long the rest of the work takes with steps of a given size.
+"""Forecast: estimates how long the remaining work takes with steps of a given size.
 
-Large steps make tokens cheap and let everybody in soon; small ones make short rounds for the
-longest answer, which takes as many rounds as it has tokens, and fill the rows that it would leave
-empty. Where the KV cache lets in only some at a time, rounds go by until others have left, and
-prompts are best fed beside their decodes. Which size is best depends on what is left, so it is
-reckoned through: prompts are fed in order at so many tokens a step, each sequence decodes from its
-admission on, one token a round, and when all are in the rows run out one after the other.
+Large steps make tokens cheap and admit all sequences early. Small steps make pipeline turns short
+for the longest answer, which takes one turn per token, and fill the rows that would be empty beside
+it. If the KV cache holds only some of the sequences at a time, turns pass until others have ended,
+and prompts are best fed beside their decode rows. The best size depends on the remaining work, so
+it is computed: prompts are fed in order with a given number of tokens per step, each sequence
+decodes one token per turn from its admission on, and after the last admission the rows end one by
+one.
 """
 
 from dataclasses import dataclass
@@ -15,18 +16,18 @@ import numpy as np
 from engine.costs.cost_model import CostModel
 from engine.state.length_errors import Floats
 
-# Each brings the number of rounds closer; four digits of it are enough to compare sizes.
+# Fixed-point iterations for the number of turns; four digits are enough to compare sizes.
 _ITERATIONS = 8
-# All has room at once up to so many times the KV cache, since it does not all end at once.
-_ROOM_AT_ONCE = 1.2
+# Work of up to this many KV caches is taken to fit at once, because not all of it ends together.
+_OVERCOMMIT = 1.2
 
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """What is left, in groups of sequences alike, in order of admission; all arrays are [groups].
+    """The remaining work in groups of similar sequences, in order of admission; arrays [groups].
 
-    `counts` of sequences, tokens that each has (`lengths`), has to feed (`prompt_tokens`, 0 where
-    it is live) and to generate (`output_lens`).
+    `counts` is the number of sequences; `lengths` the tokens that each has now, `prompt_tokens`
+    those that it has to feed (0 if it is live), `output_lens` those that it has to generate.
     """
 
     counts: Floats
@@ -35,15 +36,15 @@ class Rest:
     output_lens: Floats
 
     def refills(self, kv_tokens: int) -> float:
-        """How often a KV cache of `kv_tokens` must be filled for it, at least once."""
+        """How often a KV cache of `kv_tokens` must be filled for the work; at least 1."""
         tokens = float(self.counts @ (self.lengths + self.output_lens))
-        return max(1.0, tokens / (_ROOM_AT_ONCE * kv_tokens))
+        return max(1.0, tokens / (_OVERCOMMIT * kv_tokens))
 
     def most_live(self, kv_tokens: int) -> float:
-        """Sequences that a KV cache of `kv_tokens` holds, each half way through its answer."""
-        row_rounds = self.counts * self.output_lens
+        """Sequences that a KV cache of `kv_tokens` holds when each is half generated."""
+        row_turns = self.counts * self.output_lens
         return float(
-            kv_tokens * row_rounds.sum() / (row_rounds @ (self.lengths + self.output_lens / 2))
+            kv_tokens * row_turns.sum() / (row_turns @ (self.lengths + self.output_lens / 2))
         )
 
 
@@ -56,27 +57,27 @@ def rest_s(
     *,
     decoding: bool = True,
 ) -> Floats:
-    """Seconds until all have ended with steps of each size, [sizes].
+    """Seconds until all sequences have ended, for each step size [sizes].
 
-    `decoding` says whether those that are live go on while prompts are fed.
+    `sizes` are tokens per step. `decoding` is whether live sequences decode while prompts are fed.
     """
     step_tokens, step_s = np.array(sizes, dtype=float), cost.linear_many(np.array(sizes))
     to_feed = rest.counts * rest.prompt_tokens
     total = to_feed.sum()
-    # The part of the admissions that is over when a group begins.
+    # The part of the admissions that is complete when a group begins.
     starts = (to_feed.cumsum() - to_feed) / max(1.0, total) if decoding else 1.0
-    rounds, most_live = total / (num_stages * step_tokens), rest.most_live(kv_tokens)
+    turns, most_live = total / (num_stages * step_tokens), rest.most_live(kv_tokens)
     for _ in range(_ITERATIONS):
-        decoded = np.minimum(rest.output_lens, rounds[:, None] * (1 - starts)) @ rest.counts
-        rounds = np.maximum((total + decoded) / (num_stages * step_tokens), decoded / most_live)
-    steps = rounds * num_stages
+        decoded = np.minimum(rest.output_lens, turns[:, None] * (1 - starts)) @ rest.counts
+        turns = np.maximum((total + decoded) / (num_stages * step_tokens), decoded / most_live)
+    steps = turns * num_stages
     rows = decoded / np.maximum(1.0, steps)
     fed_in = np.minimum(steps, total / np.maximum(1.0, step_tokens - rows))
     fill_s = fed_in * step_s + (steps - fed_in) * _linear_s(cost, rows)
-    # Behind the last steps of a refill, the first of another size leave a bubble.
+    # The first steps of another size after a refill leave a bubble.
     bubble_s = rest.refills(kv_tokens) * (num_stages - 1) * step_s
-    # Rounds that each group goes on after the last admission, [sizes, groups].
-    left = np.maximum(0.0, rounds[:, None] * (starts - 1) + rest.output_lens)
+    # Turns for which each group continues after the last admission, [sizes, groups].
+    left = np.maximum(0.0, turns[:, None] * (starts - 1) + rest.output_lens)
     order = left.argsort(axis=1)
     left = np.take_along_axis(left, order, axis=1)
     ended = rest.counts[order].cumsum(axis=1)
@@ -90,9 +91,9 @@ def rest_s(
 def best_size(
     cost: CostModel, sizes: list[int], rest: Rest, num_stages: int, kv_tokens: int
 ) -> tuple[int, bool]:
-    """The size with which the rest ends first, and whether decoding should pause for that.
+    """The step size in tokens with which the work ends first, and whether decoding should pause.
 
-    It may pause where all that waits has room in one refill.
+    Decoding may pause only if all waiting work fits into the KV cache in one refill.
     """
     mixed = rest_s(cost, sizes, rest, num_stages, kv_tokens)
     paused = rest_s(cost, sizes, rest, num_stages, kv_tokens, decoding=False)

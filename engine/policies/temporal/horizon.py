@@ -1,24 +1,26 @@
-"""Horizon: how far ahead the KV of an admitted sequence must last.
+"""Horizon: how far ahead KV must be planned for an admitted sequence.
 
-A sequence that is pre-empted loses no token, only its KV, which must be fed again at the price of
-prefill tokens. If until then it has filled a row that would have stayed empty, each of its tokens
-has saved what a token costs in steps as small as these. After
+A preempted sequence loses its KV but no token; its tokens must be fed again at the cost of prefill
+tokens. If it has filled a row until then that would have been empty, each of its tokens has saved
+the cost of a token in steps of this size. After
 
-    length * ratio / (1 - ratio)     rounds, where ratio = price of a prefill token / of a decode,
+    length * ratio / (1 - ratio)     pipeline turns, ratio = cost of a prefill token / of a decode,
 
-the saving has paid for the feeding, and what comes later need not be planned. Small decode
-micro-batches, whose tokens are dear, thus admit boldly; near the knee a decode costs as much as a
-prefill token, nothing pays for a pre-emption, and the plan must hold to the end. The setting's
-part of it is less than all because those pre-empted are the youngest, which have the least to lose.
+the saving has paid for the recomputation, and KV need not be planned beyond that. With small decode
+micro-batches, in which tokens are expensive, many sequences are admitted. Near the knee a decode
+token costs as much as a prefill token, a preemption never pays, and KV is planned to the end. The
+default of `--horizon` is a quarter of these turns: preempted sequences are the youngest, which have
+the fewest tokens to recompute.
 """
 
 from engine.costs.cost_model import CostModel
 
 
-def rounds_to_pay(cost: CostModel, num_rows: int, length: int, prefill_s: float) -> float:
-    """Rounds after which a row of a sequence of `length` tokens has paid for feeding it again.
+def turns_to_pay(cost: CostModel, num_rows: int, length: int, prefill_s: float) -> float:
+    """Pipeline turns after which a sequence of `length` tokens has paid for its recomputation.
 
-    `prefill_s` are seconds of a prefill token; infinite where it never pays.
+    `num_rows` is the size of a decode micro-batch, `prefill_s` the seconds of a prefill token.
+    Infinite if a preemption never pays.
     """
     ratio = prefill_s * num_rows / cost.decode_s(num_rows)
     return length * ratio / (1 - ratio) if ratio < 1 else float("inf")

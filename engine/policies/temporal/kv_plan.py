@@ -1,9 +1,11 @@
-"""The KV plan: will what is admitted now still fit when it has grown? (PAPERS.md, section 2 e)
+"""The KV plan: whether admitted sequences still fit when they have grown.
 
-TD-Pipe assumes each sequence to end exactly at its predicted length. Here a sequence that has
-generated g tokens is still there p steps later with the probability S(g + p) / S(g) of its survival
-function, and holds ceil((length + p) / block) blocks if so. The sum over the sequences is about
-normal: its mean plus a margin of so many standard deviations must fit at every future point.
+TD-Pipe assumes that each sequence ends exactly at its predicted length. Here (docs/papers.md,
+section 2 e) a sequence that has generated g tokens is still running p steps later with probability
+S(g + p) / S(g), where S is its survival function, and then holds ceil((length + p) / block_size)
+blocks. The mean of the sum over the sequences must fit at every future point. A margin of one
+standard deviation was measured and removed: once the plan had a horizon, it changed the throughput
+on L20 by +0.2 % (13B) and -2.0 % (32B).
 """
 
 from collections.abc import Iterable
@@ -20,33 +22,33 @@ POINTS = np.array([1, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 
 
 
 class KvPlan:
-    """Mean and variance of the blocks in use at each future point, as sequences are admitted."""
+    """Mean number of blocks in use at each future point, as sequences are admitted."""
 
-    def __init__(self, pool: Pool, errors: LengthErrors, margin: float) -> None:
-        self._ledger, self._margin = pool.ledger, margin
+    def __init__(self, pool: Pool, errors: LengthErrors) -> None:
+        self._ledger = pool.ledger
         live = _Columns.of(pool.live.values())
         self.survival = errors.survival(bins_of(live.generated, live.medians, live.spreads))
-        mean, variance = _use(live, self.survival, self._ledger.block_size)
-        self._mean, self._variance = mean.sum(axis=0), variance.sum(axis=0)
+        self._mean = _mean_use(live, self.survival, self._ledger.block_size).sum(axis=0)
 
     def admit(self, candidates: list[Sequence], horizons: list[float]) -> list[Sequence]:
-        """Those up to the first that does not fit for so many rounds, counted in."""
+        """Add the candidates up to the first that does not fit; returns the added ones.
+
+        `horizons[i]` is the number of pipeline turns for which candidate i must fit.
+        """
         if not candidates:
             return []
-        mean, variance = _use(_Columns.of(candidates), self.survival, self._ledger.block_size)
-        mean = self._mean + mean.cumsum(axis=0)
-        variance = self._variance + variance.cumsum(axis=0)
+        more = _mean_use(_Columns.of(candidates), self.survival, self._ledger.block_size)
+        mean = self._mean + more.cumsum(axis=0)
         planned = np.maximum(np.array(horizons), POINTS[0])[:, None] >= POINTS
-        fits = mean + self._margin * np.sqrt(variance) <= self._ledger.num_blocks
-        fits = (fits | ~planned).all(axis=1)
+        fits = ((mean <= self._ledger.num_blocks) | ~planned).all(axis=1)
         number = int(len(candidates) if fits.all() else fits.argmin())
         if number:
-            self._mean, self._variance = mean[number - 1], variance[number - 1]
+            self._mean = mean[number - 1]
         return candidates[:number]
 
 
 class _Columns(NamedTuple):
-    """Of each sequence, in tokens: [sequences]."""
+    """Figures of sequences in tokens (spreads: of the logarithm), each [sequences]."""
 
     generated: Floats
     medians: Floats
@@ -56,7 +58,7 @@ class _Columns(NamedTuple):
 
     @classmethod
     def of(cls, sequences: Iterable[Sequence]) -> "_Columns":
-        """Tokens generated, what is expected of them, present and longest length."""
+        """Tokens generated, expected median and spread, present and maximum length."""
         rows = [
             (
                 len(s.token_ids) - s.num_prompt_tokens,
@@ -70,14 +72,14 @@ class _Columns(NamedTuple):
         return cls(*np.array(rows, dtype=np.float64).reshape(-1, 5).T)
 
 
-def _use(rows: _Columns, survival: Floats, block_size: int) -> tuple[Floats, Floats]:
-    """Mean and variance of each sequence's blocks at each point, both [sequences, points]."""
+def _mean_use(rows: _Columns, survival: Floats, block_size: int) -> Floats:
+    """Mean number of each sequence's blocks at each point, [sequences, points]."""
     generated, medians, spreads = rows.generated, rows.medians, rows.spreads
     later = survival[bins_of(generated[:, None] + POINTS, medians[:, None], spreads[:, None])]
     now = survival[bins_of(generated, medians, spreads)]
     chance = later / np.maximum(now, 1e-12)[:, None]
     held = rows.lengths[:, None] + POINTS
     chance = np.where(held <= rows.longest[:, None], chance, 0.0)
-    chance[:, 0] = 1.0  # nobody is gone before the next step
-    blocks = np.ceil(held / block_size)
-    return chance * blocks, chance * (1 - chance) * blocks * blocks
+    chance[:, 0] = 1.0  # no sequence ends before the next step
+    mean: Floats = chance * np.ceil(held / block_size)
+    return mean

@@ -2,9 +2,10 @@
 
 Refills and decode phases alternate as in TD-Pipe, but a refill does not stop decoding: its steps
 are decode micro-batches topped up with prefill tokens to the knee of the cost model. All steps of a
-refill are of one size and the next phase follows them at once, so no stage waits for another within
-a phase and hardly at a switch. Each idea has a file of its own: `balance`, `topup`, `refill`,
-`kv_plan`, `lengths`, `waiting`.
+refill have the same size, and the next phase follows without a pause, so that stages do not wait
+for each other within a phase, and little at a switch. Each idea has its own module: `balance`,
+`topup`, `forecast`, `horizon`, `refill`, `kv_plan`, and in `engine.state` `length_errors` and
+`waiting`.
 """
 
 from collections import deque
@@ -21,7 +22,7 @@ from engine.policies.policy import Policy
 from engine.policies.td_pipe.greedy_prefill import FutureUse
 from engine.policies.temporal.balance import most_rows
 from engine.policies.temporal.forecast import Rest, best_size
-from engine.policies.temporal.horizon import rounds_to_pay
+from engine.policies.temporal.horizon import turns_to_pay
 from engine.policies.temporal.kv_plan import KvPlan
 from engine.policies.temporal.refill import idle_loss_s, switch_cost_s
 from engine.policies.temporal.topup import knee
@@ -31,18 +32,18 @@ from engine.state.pool import Pool
 from engine.state.sequence import Sequence, State
 from wire.messages import Phase
 
-# Candidates for admission that are looked at once in so many rounds.
-_LOOK_AHEAD, _LOOK_ROUNDS = 64, 4
-# Rounds between two forecasts, and groups that stand for all sequences in one.
-_FORECAST_ROUNDS, _GROUPS = 64, 16
-# A forecast is made anew at once when so many times the work has come.
+# Most candidates of an admission plan, and pipeline turns between two plans.
+_MAX_CANDIDATES, _PLAN_TURNS = 64, 4
+# Pipeline turns between two forecasts, and groups of sequences in a forecast.
+_FORECAST_TURNS, _GROUPS = 64, 16
+# The forecast is repeated immediately when the waiting work has grown by this factor.
 _MUCH_MORE = 1.5
-# Weight of the newest step in the mean number of tokens of a step.
+# Weight of the newest step in the moving average of tokens per step.
 _MEAN_WEIGHT = 1 / 256
 
 
 class Temporal(Policy):
-    """Decode in balanced micro-batches, top them up with prompts while the KV plan has room."""
+    """Decode in balanced micro-batches, topped up with prompts that the KV plan admits."""
 
     def __init__(self, config: TemporalConfig, num_stages: int, cost: CostModel) -> None:
         self.phase: Phase = "decode"
@@ -62,8 +63,8 @@ class Temporal(Policy):
         self._pauses = False
         self._next_forecast = 0
         self._forecast_work = 0
-        self._next_look = 0
-        self._had_room = True
+        self._next_plan = 0
+        self._all_fitted = True
         self._first_seen: Sequence | None = None
 
     @property
@@ -73,8 +74,8 @@ class Temporal(Policy):
 
     def next_micro_batch(self, pool: Pool, now: float) -> MicroBatch | None:
         """See `Policy.next_micro_batch`."""
-        if self._is_look_due(pool):
-            self._look(pool)
+        if self._is_plan_due(pool):
+            self._plan_admission(pool)
         if self.phase == "decode" and self._is_refill_due(pool, now):
             self._switch(pool, "prefill")
         batch = MicroBatch()
@@ -94,7 +95,7 @@ class Temporal(Policy):
         return batch
 
     def _decodes_in_refills(self, pool: Pool) -> bool:
-        """Offline work may pause where that ends it sooner; nobody's answer does."""
+        """Whether to decode during a refill. It pauses only if all open sequences are offline."""
         return self._config.topup and (not self._pauses or pool.num_online > 0)
 
     def _switch(self, pool: Pool, phase: Phase) -> None:
@@ -104,27 +105,25 @@ class Temporal(Policy):
         pool.counters.switches += 1
 
     def _decode(self, pool: Pool, batch: MicroBatch) -> None:
-        """An equal share of the live sequences."""
+        """Add decode rows: an equal share of the live sequences."""
         num_rows, kv_tokens = -(-pool.num_live // self._num_stages), float("inf")
         if self._config.balance_time:
             num_rows = most_rows(self._cost, pool.num_live, self._num_stages)
             kv_tokens = pool.live_tokens / self._num_stages
-        if not pool.waiting:
-            num_rows = max(num_rows, self._config.merge_rows)
         add_decodes(pool, batch, list(pool.ready.values()), num_rows, kv_tokens)
 
     def _refill(self, pool: Pool, batch: MicroBatch) -> int:
-        """Top up to the knee, in a decode phase to the end of the stair; the tokens added."""
+        """Top up to the knee, in a decode phase to the end of the stair; returns tokens added."""
         size = self._cost.edge(batch.num_decodes) if batch.num_decodes else 0
         if self.phase == "prefill":
             size = max(size, self._refill_size)
         size = min(size, self._config.max_num_batched_tokens)
-        room = size - batch.num_decodes
-        return self._cursor.fill(pool, batch, room, lambda: self._next_admitted(pool))
+        num_tokens = size - batch.num_decodes
+        return self._cursor.fill(pool, batch, num_tokens, lambda: self._next_admitted(pool))
 
     def _next_admitted(self, pool: Pool) -> Sequence | None:
-        if not self._admitted and self._had_room and pool.waiting and self.phase == "prefill":
-            self._look(pool)
+        if not self._admitted and self._all_fitted and pool.waiting and self.phase == "prefill":
+            self._plan_admission(pool)
         while self._admitted:
             sequence = self._admitted.popleft()
             if sequence.state is State.WAITING:
@@ -132,12 +131,16 @@ class Temporal(Policy):
         return None
 
     def _is_refill_due(self, pool: Pool, now: float) -> bool:
-        """With all that waits, or once the idle blocks have cost as much as a switch."""
+        """Whether a refill begins: once the idle blocks have cost as much as a switch.
+
+        It begins earlier if all waiting sequences are admitted, if nothing else can run, or if an
+        online request has waited for `max_prefill_wait`.
+        """
         if not self._admitted and not self._cursor.half_fed:
             return False
         if (
             not self._config.lazy_refill
-            or not pool.ready  # nothing else to run
+            or not pool.ready  # nothing else can run
             or len(self._admitted) >= len(pool.waiting)
             or pool.waiting.online_wait_s(now) >= self._config.max_prefill_wait
         ):
@@ -145,9 +148,9 @@ class Temporal(Policy):
         rows = -(-pool.num_live // self._num_stages)
         return self._idle_loss_s >= switch_cost_s(self._cost, rows, max(rows, self._target_size))
 
-    def _is_look_due(self, pool: Pool) -> bool:
-        """Every few rounds, when a refill has fed what it was given, for new ones that may fit."""
-        if self._launches >= self._next_look or not pool.num_in_flight:
+    def _is_plan_due(self, pool: Pool) -> bool:
+        """Whether to plan admission again: every few turns, or when the plan has been fed."""
+        if self._launches >= self._next_plan or not pool.num_in_flight:
             return True
         first = pool.waiting.first()
         if first is None:
@@ -157,31 +160,31 @@ class Temporal(Policy):
             return True
         if self._admitted:
             return False
-        is_idle = not pool.ready and self._had_room
+        is_idle = not pool.ready and self._all_fitted
         return is_idle or (self.phase == "prefill" and self._cursor.half_fed is None)
 
-    def _look(self, pool: Pool) -> None:
-        """Who is admitted next, and how large steps must be to feed them in good time."""
+    def _plan_admission(self, pool: Pool) -> None:
+        """Choose the sequences to admit next, and the step size to feed them in time."""
         config, num_stages = self._config, self._num_stages
-        self._next_look = self._launches + _LOOK_ROUNDS * num_stages
+        self._next_plan = self._launches + _PLAN_TURNS * num_stages
         self._first_seen = pool.waiting.first()
         work = pool.waiting_tokens + pool.waiting_output
         if self._launches >= self._next_forecast or work > _MUCH_MORE * self._forecast_work:
-            self._next_forecast = self._launches + _FORECAST_ROUNDS * num_stages
+            self._next_forecast = self._launches + _FORECAST_TURNS * num_stages
             self._forecast_work = work
             self._knee = self._find_knee()  # the cost model may have been corrected
             self._most, self._pauses = self._forecast(pool)
-        room = min(_LOOK_AHEAD, self._max_live - pool.num_live)
+        num_places = min(_MAX_CANDIDATES, self._max_live - pool.num_live)
         candidates: list[Sequence] = []
         admitted: list[Sequence] = []
-        if room > 0 and pool.waiting:
-            plan = KvPlan(pool, pool.errors, config.kv_margin)
+        if num_places > 0 and pool.waiting:
+            plan = KvPlan(pool, pool.errors)
             critical = self._critical_len(pool, work, plan.survival)
-            candidates = list(islice(pool.waiting.with_critical_first(critical), room))
+            candidates = list(islice(pool.waiting.with_critical_first(critical), num_places))
             admitted = self._admissible(pool, plan, candidates)
         self._admitted = deque(admitted)
-        self._had_room = room > 0 and len(admitted) == len(candidates)
-        if self._had_room:
+        self._all_fitted = num_places > 0 and len(admitted) == len(candidates)
+        if self._all_fitted:
             self._target_size = self._most
         else:
             supply = sum(sequence.num_unplanned for sequence in admitted)
@@ -195,17 +198,20 @@ class Temporal(Policy):
         return knee(self._cost, self._config.max_num_batched_tokens, self._config.knee_tolerance)
 
     def _critical_len(self, pool: Pool, work: int, survival: Floats) -> float:
-        """The predicted length from which on an answer lasts a good part of the rounds left."""
+        """The predicted length in tokens from which on an answer is critical.
+
+        A critical answer may need a large part of the remaining pipeline turns.
+        """
         if not self._config.longest_first:
             return float("inf")
-        rounds = work / (self._num_stages * self._mean_tokens)
+        turns = work / (self._num_stages * self._mean_tokens)
         config = self._config
         return pool.errors.prediction_of(
-            rounds / config.critical_slack, survival, config.critical_sigmas
+            turns / config.critical_slack, survival, config.critical_sigmas
         )
 
     def _forecast(self, pool: Pool) -> tuple[int, bool]:
-        """The size of a refill's steps, the knee or what ends the work sooner; whether to pause."""
+        """The step size of a refill (the knee or larger), and whether decoding pauses."""
         sample = pool.waiting.by_length(_GROUPS)
         if not self._config.forecast or not sample:
             return self._knee, False
@@ -231,24 +237,24 @@ class Temporal(Policy):
         return best_size(self._cost, sizes, rest, self._num_stages, kv_tokens)
 
     def _horizons(self, pool: Pool, candidates: list[Sequence]) -> list[float]:
-        """For how many rounds each must fit, if it is admitted after those before it."""
+        """For how many pipeline turns each candidate must fit, after those before it."""
         if not self._config.horizon:
             return [float("inf")] * len(candidates)
         prefill_s = self._cost.linear_s(self._knee) / self._knee
         return [
             self._config.horizon
-            * rounds_to_pay(
+            * turns_to_pay(
                 self._cost, -(-(pool.num_live + i) // self._num_stages), len(s.token_ids), prefill_s
             )
             for i, s in enumerate(candidates, start=1)
         ]
 
     def _admissible(self, pool: Pool, plan: KvPlan, candidates: list[Sequence]) -> list[Sequence]:
-        """Those that have room now and for good, up to the first that has not."""
+        """The candidates that fit now and when they have grown, up to the first that does not."""
         if self._config.survival:
             admitted = plan.admit(candidates, self._horizons(pool, candidates))
         else:
             use = FutureUse.of_live(pool, self._config.kv_occupancy)
             admitted = list(takewhile(use.take, candidates))
-        # One alone is let in: `Submit` checked that it fits.
+        # Without live sequences the first is always admitted: `Submit` checked that it fits.
         return admitted if admitted or pool.num_live else candidates[:1]

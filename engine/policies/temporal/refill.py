@@ -1,17 +1,17 @@
-"""Refill: when does a decode phase end? (PAPERS.md, section 2 f)
+"""Refill: when a decode phase ends (docs/papers.md, section 2 f).
 
-While a decode phase goes on, sequences finish and the blocks they leave lie idle. A step with fewer
-rows than could be there loses the part (1 - rate now / rate when refilled) of its seconds. A switch
-costs about the bubble between short and long steps. A cycle is cheapest on average when it ends as
-its marginal rate has fallen to its mean rate, which is when what the idle blocks have cost since
-the last refill equals what a switch costs.
+During a decode phase sequences finish, and their blocks stay idle. A step with fewer rows than
+possible loses the part (1 - rate now / rate after a refill) of its seconds. A switch costs about
+the bubble between short and long steps. The mean cost of a cycle is lowest if it ends when its
+marginal rate has fallen to its mean rate. That is when the idle blocks have cost as much since the
+last refill as a switch costs.
 """
 
 from engine.costs.cost_model import CostModel
 
 
 def idle_loss_s(cost: CostModel, num_rows: int, num_more: float) -> float:
-    """Seconds that a decode step of `num_rows` loses because `num_more` rows are not there."""
+    """Seconds that a decode step of `num_rows` loses because `num_more` rows are missing."""
     step_s = cost.decode_s(num_rows)
     full_s = cost.decode_s(round(num_rows + num_more))
     gain = (num_rows + num_more) / num_rows * step_s / full_s

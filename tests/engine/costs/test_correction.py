@@ -6,7 +6,7 @@ from array import array
 import pytest
 
 from configs.schema import EngineConfig
-from engine.costs.correction import MOST, Correction, StageCorrection
+from engine.costs.correction import MAX_FACTOR, Correction, StageCorrection
 from engine.costs.cost_model import CostModel, StepSize
 from tests.engine.world import World, make_submit
 from wire.messages import StageCosts, StageTimes
@@ -49,8 +49,8 @@ def test_no_factor_is_believed_beyond_the_bound() -> None:
     correction = StageCorrection(measured())
     learn(correction, {16: 100.0, 1024: 0.001})
     assert correction.update()
-    assert correction.model.linear_s(16) == pytest.approx(MOST)
-    assert correction.model.linear_s(1024) == pytest.approx(16 / MOST)
+    assert correction.model.linear_s(16) == pytest.approx(MAX_FACTOR)
+    assert correction.model.linear_s(1024) == pytest.approx(16 / MAX_FACTOR)
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan")])

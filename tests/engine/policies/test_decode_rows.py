@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.policies.decode_rows import add_decodes
-from engine.policies.preemption import make_room
+from engine.policies.preemption import reserve_blocks
 from engine.state.micro_batch import MicroBatch
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence, State
@@ -56,7 +56,7 @@ def one_by_one(pool: Pool, idle: list[Sequence], num_rows: int, kv_tokens: float
     for sequence in idle:
         if len(rows) == num_rows or sum(row.num_planned for row in rows) >= kv_tokens:
             break
-        if sequence.state is State.READY and make_room(pool, sequence, rows):
+        if sequence.state is State.READY and reserve_blocks(pool, sequence, rows):
             rows.append(sequence)
     return rows
 

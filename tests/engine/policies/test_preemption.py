@@ -1,9 +1,9 @@
-"""Pre-emption: who goes when a row must grow, and who never does."""
+"""Preemption: who goes when a row must grow, and who never does."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.policies.preemption import make_room
+from engine.policies.preemption import reserve_blocks
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence, State
 from tests.engine.pools import ids, make_sequence, make_sequences
@@ -18,38 +18,38 @@ def full_pool(arrivals: list[float], spare_blocks: int = 0) -> Pool:
 
 
 def waiting(pool: Pool) -> list[int]:
-    """Who has been pre-empted."""
+    """Who has been preempted."""
     return ids(list(pool.waiting))
 
 
 def test_with_a_free_block_nobody_goes() -> None:
     pool = full_pool([0, 1, 2], spare_blocks=1)
-    assert make_room(pool, pool.ready[1], [])
+    assert reserve_blocks(pool, pool.ready[1], [])
     assert (waiting(pool), len(pool.ready[1].block_table)) == ([], 2)
 
 
 def test_the_one_that_came_last_goes() -> None:
     pool = full_pool([0, 5, 3])
-    assert make_room(pool, pool.ready[2], [])
+    assert reserve_blocks(pool, pool.ready[2], [])
     assert (waiting(pool), len(pool.ready[2].block_table)) == ([1], 2)
 
 
 def test_offline_work_goes_before_any_that_is_waited_for() -> None:
     ready = [(make_sequence(i, 4, offline=i == 0), 1) for i in range(3)]
     pool = make_sequences(ready)
-    assert make_room(pool, pool.ready[1], [])
+    assert reserve_blocks(pool, pool.ready[1], [])
     assert waiting(pool) == [0]
 
 
 def test_of_those_that_came_together_the_highest_id_goes() -> None:
     pool = full_pool([0, 0, 0])
-    assert make_room(pool, pool.ready[0], [])
+    assert reserve_blocks(pool, pool.ready[0], [])
     assert waiting(pool) == [2]
 
 
 def test_a_row_already_taken_is_spared() -> None:
     pool = full_pool([0, 1, 2])
-    assert make_room(pool, pool.ready[0], taken=[pool.ready[2]])
+    assert reserve_blocks(pool, pool.ready[0], taken=[pool.ready[2]])
     assert waiting(pool) == [1]
 
 
@@ -57,14 +57,14 @@ def test_a_sequence_in_flight_is_spared() -> None:
     pool = full_pool([0, 1, 2])
     in_flight = pool.ready[2]
     pool.launch([in_flight], [1])
-    assert make_room(pool, pool.ready[0], [])
+    assert reserve_blocks(pool, pool.ready[0], [])
     assert (waiting(pool), in_flight.state) == ([1], State.RUNNING)
 
 
 def test_the_youngest_itself_goes_rather_than_an_older_one() -> None:
     pool = full_pool([0, 1, 2])
     youngest = pool.ready[2]
-    assert not make_room(pool, youngest, [])
+    assert not reserve_blocks(pool, youngest, [])
     assert (waiting(pool), youngest.state, pool.ledger.num_free) == ([2], State.WAITING, 1)
 
 
@@ -72,13 +72,13 @@ def test_the_last_idle_one_waits_with_its_blocks_for_those_in_flight() -> None:
     pool = full_pool([0, 1, 2])
     alone = pool.ready[2]
     pool.launch([pool.ready[0], pool.ready[1]], [1, 1])
-    assert not make_room(pool, alone, [])
+    assert not reserve_blocks(pool, alone, [])
     assert (waiting(pool), alone.state, len(alone.block_table)) == ([], State.READY, 1)
 
 
 def test_the_last_one_not_taken_waits_with_its_blocks() -> None:
     pool = full_pool([0, 1])
-    assert not make_room(pool, pool.ready[1], taken=[pool.ready[0]])
+    assert not reserve_blocks(pool, pool.ready[1], taken=[pool.ready[0]])
     assert (waiting(pool), len(pool.ready[1].block_table)) == ([], 1)
 
 
@@ -86,7 +86,7 @@ def test_a_victim_keeps_its_tokens_and_waits_before_all_that_never_ran() -> None
     pool = full_pool([0, 1])
     pool.add(make_sequence(7, arrived_at=-1.0))
     victim = pool.ready[1]
-    assert make_room(pool, pool.ready[0], [])
+    assert reserve_blocks(pool, pool.ready[0], [])
     assert waiting(pool) == [1, 7]
     assert (victim.num_generated, victim.num_unplanned, list(victim.block_table)) == (1, 5, [])
     assert (pool.counters.preemptions, pool.counters.recomputed_tokens) == (1, 4)
@@ -106,7 +106,7 @@ def test_whoever_goes_is_idle_and_no_older_and_never_the_oldest(
         if not idle:
             break
         sequence = idle[index % len(idle)]
-        made = make_room(pool, sequence, [])
+        made = reserve_blocks(pool, sequence, [])
         assert made == (len(sequence.block_table) == 2)
         victims = [s for s in idle if s.state is State.WAITING]
         assert all(age(victim) >= age(sequence) for victim in victims)

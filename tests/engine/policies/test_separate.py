@@ -3,7 +3,7 @@
 import pytest
 
 from configs.schema import EngineConfig
-from engine.policies.separate import first_with_room
+from engine.policies.chunked_prefill import first_fitting
 from tests.engine.pools import make_pool, make_ready, make_sequence
 from tests.engine.steps import row_ids, rows_of, steps_of
 from tests.engine.world import World, make_submit
@@ -167,14 +167,14 @@ def test_a_hundredth_of_the_blocks_is_kept_for_those_that_grow(num_blocks: int, 
     size = pool.ledger.block_size
     make_ready(pool, make_sequence(0, 100 * size))  # 200 are free, 3 of them kept
     pool.add(make_sequence(1, num_blocks * size))
-    assert (first_with_room(pool, 10) is not None) == fits
+    assert (first_fitting(pool, 10) is not None) == fits
 
 
 def test_one_alone_is_let_in_whatever_is_kept() -> None:
     pool = make_pool(num_blocks=300)
     sequence = make_sequence(0, 300 * pool.ledger.block_size)
     pool.add(sequence)
-    assert first_with_room(pool, 10) is sequence
+    assert first_fitting(pool, 10) is sequence
 
 
 def test_whoever_waits_behind_one_that_does_not_fit_waits_too() -> None:
@@ -183,4 +183,4 @@ def test_whoever_waits_behind_one_that_does_not_fit_waits_too() -> None:
     make_ready(pool, make_sequence(0, 200 * size))
     pool.add(make_sequence(1, 200 * size))
     pool.add(make_sequence(2, 1))
-    assert first_with_room(pool, 10) is None
+    assert first_fitting(pool, 10) is None

@@ -22,7 +22,7 @@ def test_a_prediction_that_does_not_say_how_sure_it_is_gets_the_assumed_spread()
 
 def test_the_median_lies_below_the_mean_of_a_lognormal() -> None:
     told = expect(200, 0.8)
-    assert (told.mean, told.spread, told.kind) == (200, 0.8, "told")
+    assert (told.mean, told.spread, told.kind) == (200, 0.8, "distribution")
     assert told.median == pytest.approx(200 * exp(-0.32))
 
 

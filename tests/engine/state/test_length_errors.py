@@ -79,7 +79,7 @@ def test_who_says_how_sure_it_is_is_measured_by_that() -> None:
     # One spread above the median each, whatever the spread: 100 * e^0.3, 100 * e^0.9.
     errors = LengthErrors(0.0)
     for output_len, spread in ((135, 0.3), (246, 0.9)):
-        errors.observe(output_len, Expectation(100, 100.0, spread, "told"))
+        errors.observe(output_len, Expectation(100, 100.0, spread, "distribution"))
     survival = errors.survival(NOBODY)
     one_above = int(bins_of(np.array([135.0]), np.array([100.0]), np.array([0.3]))[0])
     assert survival[one_above] == 1.0

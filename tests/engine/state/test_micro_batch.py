@@ -244,7 +244,7 @@ def test_a_prompt_is_scored_chunk_by_chunk_and_once() -> None:
     last = packed(batch_of([Row(sequence, 2)]))
     assert first.scored == (ScoredRow(0, 2, 8),)
     assert last.scored == (ScoredRow(0, 2, -1),)
-    sequence.num_planned = 0  # pre-empted
+    sequence.num_planned = 0  # preempted
     assert packed(batch_of([Row(sequence, 5)])).scored == ()
 
 

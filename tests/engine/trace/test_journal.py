@@ -49,7 +49,7 @@ def test_a_full_disk_ends_the_journal_in_a_line_and_it_is_replayed_up_to_there(
     assert num_kept < len(world.events)
     if num_kept:
         assert replay(path) == num_kept
-    with Journal(path, EngineConfig(), goes_on=True) as journal:
+    with Journal(path, EngineConfig(), append=True) as journal:
         for now, event, answer in world.events:
             journal.write(event, now, answer)
     assert replay(path) == num_kept + len(world.events)

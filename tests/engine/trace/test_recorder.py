@@ -67,8 +67,8 @@ def elsewhere(tmp_path: Path) -> Recording:
 
 def test_a_step_is_written_for_each_stage_with_its_phase_rows_and_tokens(here: Recording) -> None:
     here.recorder.launch([Finished(1, "stop"), make_step(7, "prefill", 3)], 1000.5)
-    here.recorder.hear(make_beat(0, {7: (1001.0, 1002.0)}), 1003.0)
-    here.recorder.hear(make_beat(1, {7: (1002.5, 1003.0)}), 1003.5)
+    here.recorder.observe(make_beat(0, {7: (1001.0, 1002.0)}), 1003.0)
+    here.recorder.observe(make_beat(1, {7: (1002.5, 1003.0)}), 1003.5)
     assert here.end().spans == [
         Span(0, 7, "prefill", 3, 6, 1.0, 2.0),
         Span(1, 7, "prefill", 3, 6, 2.5, 3.0),
@@ -78,7 +78,7 @@ def test_a_step_is_written_for_each_stage_with_its_phase_rows_and_tokens(here: R
 def test_steps_are_forgotten_once_all_stages_have_reported_them(here: Recording) -> None:
     here.recorder.launch([make_step(7)], 1000.5)
     for stage in (0, 1, 0):
-        here.recorder.hear(make_beat(stage, {7: (1001.0, 1002.0)}), 1003.0)
+        here.recorder.observe(make_beat(stage, {7: (1001.0, 1002.0)}), 1003.0)
     assert [span.stage for span in here.end().spans] == [0, 1]
 
 
@@ -88,12 +88,12 @@ def test_steps_that_are_never_reported_do_not_pile_up(
     monkeypatch.setattr(recorder_module, "MAX_OPEN_STEPS", 10)
     here.recorder.launch([make_step(step_id) for step_id in range(30)], 1000.5)
     reported = {step_id: (1001.0 + step_id, 1002.0 + step_id) for step_id in range(30)}
-    here.recorder.hear(make_beat(0, reported), 1100.0)
+    here.recorder.observe(make_beat(0, reported), 1100.0)
     assert [span.step_id for span in here.end().spans] == list(range(20, 30))
 
 
 def test_a_heartbeat_without_steps_writes_none(here: Recording) -> None:
-    here.recorder.hear(make_beat(0, {}), 1003.0)
+    here.recorder.observe(make_beat(0, {}), 1003.0)
     assert not here.end().spans
 
 
@@ -107,7 +107,7 @@ def test_a_sample_brings_all_that_was_heard_to_the_disk(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     recorder = Recorder(path, 1, BEGAN_AT, same_host=True)
     recorder.launch([make_step(7)], 1000.5)
-    recorder.hear(make_beat(0, {7: (1001.0, 1002.0)}), 1003.0)
+    recorder.observe(make_beat(0, {7: (1001.0, 1002.0)}), 1003.0)
     recorder.sample(Stats(True, "decode"))
     assert len(read_trace(path).spans) == 1
     recorder.close()
@@ -116,19 +116,19 @@ def test_a_sample_brings_all_that_was_heard_to_the_disk(tmp_path: Path) -> None:
 def test_another_host_s_clock_is_set_by_its_fastest_heartbeat(elsewhere: Recording) -> None:
     """Stage 0 began counting 900 s after the engine; beats took 50, 1 and 30 ms."""
     elsewhere.recorder.launch([make_step(7)], 1000.5)
-    elsewhere.recorder.hear(make_beat(0, {}, sent_at=101.0), 1001.050)
-    elsewhere.recorder.hear(make_beat(0, {}, sent_at=101.5), 1001.501)
+    elsewhere.recorder.observe(make_beat(0, {}, sent_at=101.0), 1001.050)
+    elsewhere.recorder.observe(make_beat(0, {}, sent_at=101.5), 1001.501)
     reported = {7: (101.6, 101.9)}
-    elsewhere.recorder.hear(make_beat(0, reported, sent_at=102.0), 1002.030)
+    elsewhere.recorder.observe(make_beat(0, reported, sent_at=102.0), 1002.030)
     (span,) = elsewhere.end().spans
     assert [span.began_at, span.ended_at] == pytest.approx([1.601, 1.901])
 
 
 def test_a_clock_that_is_set_back_makes_no_steps_overlap(elsewhere: Recording) -> None:
     elsewhere.recorder.launch([make_step(step_id) for step_id in range(3)], 1000.5)
-    elsewhere.recorder.hear(make_beat(0, {0: (1.0, 2.0)}, sent_at=2.0), 1003.0)
+    elsewhere.recorder.observe(make_beat(0, {0: (1.0, 2.0)}, sent_at=2.0), 1003.0)
     later = {1: (2.0, 2.9), 2: (2.9, 3.5)}
-    elsewhere.recorder.hear(make_beat(0, later, sent_at=3.5), 1003.6)
+    elsewhere.recorder.observe(make_beat(0, later, sent_at=3.5), 1003.6)
     spans = elsewhere.end().spans
     assert len(spans) == 3
     assert all(one.ended_at <= next_.began_at for one, next_ in pairwise(spans))
@@ -140,6 +140,6 @@ def test_a_full_disk_ends_the_trace_and_not_the_engine(
 ) -> None:
     with Loop(Config(runtime_dir=tmp_path, trace=Path("/dev/full"))) as loop:
         for _ in range(3):
-            loop._tell_stats()
+            loop._send_stats()
     errors = [record.message for record in caplog.records]
     assert errors == ["the trace ends here: [Errno 28] No space left on device"]

@@ -1,4 +1,4 @@
-"""Policy td-pipe: the phases, the balance of decode micro-batches, pre-emption."""
+"""Policy td-pipe: the phases, the balance of decode micro-batches, preemption."""
 
 from configs.schema import EngineConfig
 from tests.engine.world import World, expected_output, make_submit

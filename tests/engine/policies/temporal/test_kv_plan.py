@@ -1,7 +1,7 @@
 """The KV plan, against a twin that goes through sequences and points one by one."""
 
 from itertools import takewhile
-from math import ceil, inf, sqrt
+from math import ceil, inf
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ ENDED = st.lists(st.tuples(st.integers(1, 900), st.integers(1, 900)), max_size=8
 
 
 def sequences(rows: list[Row]) -> list[Sequence]:
-    """A waiting sequence for each row; one that has generated was pre-empted."""
+    """A waiting sequence for each row; one that has generated was preempted."""
     waiting = []
     for i, (prompt, generated, predicted, most) in enumerate(rows):
         sequence = make_sequence(100 + i, prompt, predicted_len=predicted, max_tokens=most)
@@ -50,9 +50,9 @@ def reached(survival: Floats, sequence: Sequence, ahead: float) -> float:
     return float(survival[index])
 
 
-def mean_and_variance(survival: Floats, rows: list[Sequence], point: float) -> tuple[float, float]:
+def mean_use(survival: Floats, rows: list[Sequence], point: float) -> float:
     """Blocks in use `point` steps from now: each sequence is still there or it is not."""
-    mean = variance = 0.0
+    mean = 0.0
     for sequence in rows:
         length = len(sequence.token_ids) + point
         chance = reached(survival, sequence, point) / max(reached(survival, sequence, 0), 1e-12)
@@ -60,26 +60,23 @@ def mean_and_variance(survival: Floats, rows: list[Sequence], point: float) -> t
             chance = 0.0
         if point == POINTS[0]:
             chance = 1.0
-        blocks = ceil(length / BLOCK_SIZE)
-        mean += chance * blocks
-        variance += chance * blocks**2 - (chance * blocks) ** 2
-    return mean, variance
+        mean += chance * ceil(length / BLOCK_SIZE)
+    return mean
 
 
 @settings(deadline=None)
 @given(data=st.data(), live=ROWS, waiting=st.lists(ROW, min_size=1, max_size=5), ended=ENDED)
-def test_a_sequence_is_admitted_if_mean_and_margin_fit_at_each_point_up_to_its_horizon(
+def test_a_sequence_is_admitted_if_the_mean_use_fits_at_each_point_up_to_its_horizon(
     data: st.DataObject, live: list[Row], waiting: list[Row], ended: list[tuple[int, int]]
 ) -> None:
     errors = learnt(ended, data.draw(st.sampled_from([0.0, 20.0])))
-    margin, candidates = data.draw(st.sampled_from([-1.0, 0.0, 0.5, 2.0])), sequences(waiting)
+    candidates = sequences(waiting)
     horizons = [data.draw(st.sampled_from([0.0, 1.0, 40.0, 300.0, inf])) for _ in candidates]
     there = list(crowd(live, 0, errors).live.values())
     survival, needs = errors.survival_beside(there), list[float]()
     for candidate, horizon in zip(candidates, horizons, strict=True):
         there.append(candidate)
-        use = [mean_and_variance(survival, there, p) for p in POINTS if p <= max(1, horizon)]
-        needs.append(max(mean + margin * sqrt(max(0.0, v)) for mean, v in use))
+        needs.append(max(mean_use(survival, there, p) for p in POINTS if p <= max(1, horizon)))
     # As many blocks as one of them needs, or just not so many.
     need = data.draw(st.sampled_from(needs))
     num_blocks = ceil(need) - data.draw(st.integers(0, 1))
@@ -87,7 +84,7 @@ def test_a_sequence_is_admitted_if_mean_and_margin_fit_at_each_point_up_to_its_h
     excess = [need - pool.ledger.num_blocks for need in needs]
     assume(all(e == 0 or abs(e) > 1e-9 for e in excess))  # no matter how it is summed
     expected = takewhile(lambda pair: pair[1] <= 0, zip(candidates, excess, strict=True))
-    admitted = KvPlan(pool, errors, margin).admit(candidates, horizons)
+    admitted = KvPlan(pool, errors).admit(candidates, horizons)
     assert admitted == [candidate for candidate, _ in expected]
 
 
@@ -118,7 +115,7 @@ def test_where_all_end_as_predicted_the_plan_is_the_paper_s_future_use(
         if not use.take(candidate):
             break
         expected.append(candidate)
-    assert KvPlan(pool, errors, 0.0).admit(candidates, [inf] * len(candidates)) == expected
+    assert KvPlan(pool, errors).admit(candidates, [inf] * len(candidates)) == expected
 
 
 # The one of two ends as predicted, the other at four times that.
@@ -131,23 +128,16 @@ def num_admitted(
     row: Row = FRESH,
     ended: list[tuple[int, int]] = EITHER,
     *,
-    margin: float = 0.0,
     horizon: float = inf,
 ) -> int:
     """Of twenty sequences alike, after so many have ended so."""
-    plan = KvPlan(make_pool(num_blocks), learnt(ended), margin)
+    plan = KvPlan(make_pool(num_blocks), learnt(ended))
     return len(plan.admit(sequences([row] * 20), [horizon] * 20))
 
 
 def test_blocks_are_planned_for_those_that_are_expected_to_be_there() -> None:
     # At point 96 all are there with 26 blocks each, at 384 the half with 98 blocks each.
     assert [num_admitted(blocks) for blocks in (20 * 49, 20 * 49 - 1, 10 * 49)] == [20, 19, 10]
-
-
-def test_the_margin_is_in_standard_deviations() -> None:
-    # Of n, n / 2 are there with 98 blocks each, give or take sqrt(n) / 2: 16 * 49 + 2 * 98 * 2.
-    assert num_admitted(16 * 49 + 391, margin=2.0) == 15
-    assert [num_admitted(16 * 49 + 392, margin=m) for m in (2.0, 1.0, 0.0)] == [16, 19, 20]
 
 
 @pytest.mark.parametrize(("horizon", "blocks"), [(384, 49), (383, 33), (255, 26), (95, 18), (0, 3)])
@@ -181,7 +171,7 @@ def test_a_sequence_is_planned_up_to_the_length_at_which_it_is_full() -> None:
 
 
 def test_those_admitted_before_count_in_and_those_refused_do_not() -> None:
-    candidates, plan = sequences([FRESH] * 20), KvPlan(make_pool(10 * 49), learnt(EITHER), 0.0)
+    candidates, plan = sequences([FRESH] * 20), KvPlan(make_pool(10 * 49), learnt(EITHER))
     assert len(plan.admit(candidates[:7], [inf] * 7)) == 7
     assert plan.admit([], []) == []
     assert plan.admit(candidates[7:], [inf] * 13) == candidates[7:10]

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from configs.schema import EngineConfig
-from simulator.simulation import Arrival, Node, Run, simulate, split_evenly
+from simulator.simulation import Arrival, Node, Run, simulate
 from tests.engine.steps import row_ids, row_tokens, steps_of
 from tests.engine.world import World, make_submit
 from wire.messages import StageCosts
@@ -36,9 +36,8 @@ def submit(
 
 def run(arrivals: list[Arrival], kv_tokens: int, **settings: Any) -> Run:
     config = {"policy": "temporal", "pipeline_parallel_size": 4, **settings}
-    milliseconds = [0.001 * s for s in STAIRS.seconds]
-    costs = split_evenly(STAIRS.num_tokens, milliseconds, 4, 1e-8)
-    node = Node(costs, kv_tokens // 16, 2048)
+    quarters = tuple(0.001 * s / 4 for s in STAIRS.seconds)  # of a forward, in milliseconds
+    node = Node((StageCosts(STAIRS.num_tokens, quarters, 1e-8),) * 4, kv_tokens // 16, 2048)
     return simulate(EngineConfig.model_validate(config), node, arrivals, record=True)
 
 

@@ -20,11 +20,12 @@ from configs.loader import ConfigError, load
 from configs.schema import EngineConfig
 from engine.scheduler import ImpossibleSettingsError
 from engine.trace.trace_file import TraceWriter
+from simulator.argument_types import not_negative
 from simulator.hardware.hardware import ERRORS, add_hardware_options, hardware_of, num_stages_of
 from simulator.simulation import Arrival, Run, SimulationError, simulate
 from simulator.spread import spread
 from simulator.timeline import draw
-from simulator.workloads.make_workload import KINDS, add_workload_options, not_negative, workload_of
+from simulator.workloads.make_workload import KINDS, add_workload_options, workload_of
 from simulator.workloads.request import Request, WorkloadError
 
 # Upper bound of --prediction-sigma: a prediction e^10 times too long is as bad as any.

@@ -17,11 +17,10 @@ from benchmarks.load.exchange import Address
 from benchmarks.load.measurement import DaemonError, Target, measure
 from benchmarks.load.open_loop import Bounds
 from benchmarks.load.report import table
+from simulator.argument_types import positive, positive_int
 from simulator.workloads.make_workload import (
     KINDS,
     add_workload_options,
-    positive,
-    positive_int,
     workload_of,
 )
 from simulator.workloads.request import WorkloadError

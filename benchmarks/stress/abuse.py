@@ -26,7 +26,8 @@ from benchmarks.stress.attack import Attack
 from benchmarks.stress.malformed import malformed
 from benchmarks.stress.memory import Memory, process_of
 from configs.schema import DEMO_MODEL
-from simulator.workloads.make_workload import make_workload, positive, positive_int, with_arrivals
+from simulator.argument_types import positive, positive_int
+from simulator.workloads.make_workload import make_workload, with_arrivals
 
 BOUNDS = Bounds(request_timeout_s=60.0, timeout_s=1200.0)
 # How many times as long the good requests may take.

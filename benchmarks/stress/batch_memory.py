@@ -22,7 +22,7 @@ from benchmarks.daemon_run import serving
 from benchmarks.machine import describe_machine
 from benchmarks.stress.memory import MB, Memory, process_of
 from configs.schema import DEMO_MODEL
-from simulator.workloads.make_workload import positive, positive_int
+from simulator.argument_types import positive, positive_int
 
 MODEL = "tdpipe-demo"
 PATIENCE_S = 600.0

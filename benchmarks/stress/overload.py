@@ -31,8 +31,9 @@ from benchmarks.load.open_loop import Bounds
 from benchmarks.machine import describe_machine
 from benchmarks.stress.memory import MB, process_of
 from configs.schema import DEMO_MODEL
+from simulator.argument_types import positive
 from simulator.spread import spread
-from simulator.workloads.make_workload import make_workload, positive, with_arrivals
+from simulator.workloads.make_workload import make_workload, with_arrivals
 from simulator.workloads.request import Request
 
 SCALE = 0.25  # of ShareGPT's lengths, for a CPU

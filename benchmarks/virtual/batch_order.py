@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from benchmarks.virtual.paper import MAX_MODEL_LEN, NUM_GPUS, PROFILES, SETUPS, hardware_of_setup
 from configs.schema import EngineConfig
+from simulator.argument_types import positive_int
 from simulator.command import make_arrivals, summarise
 from simulator.simulation import Arrival, simulate
-from simulator.workloads.make_workload import make_workload, positive_int
+from simulator.workloads.make_workload import make_workload
 
 POLICIES = ("td-pipe", "temporal", "hybrid")
 SIGMA = 0.5

@@ -13,11 +13,11 @@ from configs.profiles import (
     read_profile,
     read_steps,
 )
+from simulator.argument_types import not_negative, positive, positive_int
 from simulator.hardware.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
 from simulator.hardware.gpus import GpuError, find_gpu
 from simulator.hardware.model_shape import BYTES_PER_NUMBER, ModelShapeError, read_shape
 from simulator.simulation import Node
-from simulator.workloads.make_workload import not_negative, positive, positive_int
 from wire.messages import StageCosts
 from workers.profiling.cost_fit import fit
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from demo.tasks import held_out
+from simulator.argument_types import positive, positive_or_inf
 from simulator.workloads.request import Request, WorkloadError
 from simulator.workloads.request_file import read_requests, to_line
 from simulator.workloads.sharegpt import draw_lengths
@@ -115,34 +116,6 @@ def workload_of(options: argparse.Namespace) -> list[Request]:
     if options.request_rate is None:
         return requests
     return with_arrivals(requests, options.request_rate, options.burstiness, options.seed)
-
-
-def positive(text: str) -> float:
-    """A finite number above zero (an argparse type)."""
-    number = positive_or_inf(text)
-    if math.isinf(number):
-        raise argparse.ArgumentTypeError(f"{text} is not finite")
-    return number
-
-
-def positive_or_inf(text: str) -> float:
-    """A number above zero, or infinity (an argparse type)."""
-    number = float(text)
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
-
-
-def not_negative(text: str) -> float:
-    """A finite number of 0 or more (an argparse type)."""
-    return 0.0 if float(text) == 0 else positive(text)
-
-
-def positive_int(text: str) -> int:
-    """An integer above zero (an argparse type)."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

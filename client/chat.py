@@ -19,10 +19,10 @@ def main(argv: Sequence[str]) -> int:
     flags.add_argument("--system-prompt", help="what the model is told first")
     options = flags.parse_args(argv)
     settings = {"max_tokens": options.max_tokens, "temperature": options.temperature}
-    return run(options, Chat(options.system_prompt, settings).answer)
+    return run(options, ChatSession(options.system_prompt, settings).answer)
 
 
-class Chat:
+class ChatSession:
     """The conversation so far."""
 
     def __init__(self, system_prompt: str | None, settings: dict[str, Any]) -> None:

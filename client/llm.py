@@ -31,10 +31,9 @@ from client.request_output import CompletionOutput, RequestOutput
 from client.sampling_params import SamplingParams
 from configs import loader
 from configs.schema import DEMO_MODEL
-from server.chat.chat_template import Conversation
 from server.endpoints import Endpoints
 from server.http.errors import ApiError
-from server.openai.fields.conversation import ChatMessage
+from server.openai.fields.conversation import ChatMessage, Conversation
 from server.requests.retry import ask_until_final
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -147,7 +146,7 @@ class LLM:
     ) -> list[RequestOutput]:
         outputs: list[RequestOutput | None] = [None] * len(prompts)
         places = iter(range(len(prompts)))
-        with _Progress(len(prompts), use_tqdm) as tell:
+        with _ProgressBar(len(prompts), use_tqdm) as tell:
 
             async def work() -> None:
                 for i in places:
@@ -233,7 +232,7 @@ class LLM:
             await self._leave.wait()
 
 
-class _Progress:
+class _ProgressBar:
     """A bar with prompts and tokens per second."""
 
     def __init__(self, num_prompts: int, is_wanted: bool) -> None:

@@ -24,15 +24,15 @@ from configs import loader
 from configs.schema import Config
 from daemon import logs
 from server.batches.storage.answer_writer import AnswerWriter
-from server.batches.storage.answers import Answer, DamagedAnswersError, check_is_answers
+from server.batches.storage.answers import DamagedAnswersError, LineAnswer, check_is_answers
 from server.batches.storage.custom_ids import SortedIds
 from server.batches.storage.lines import Rules
-from server.batches.storage.objects import RequestCounts
 from server.batches.unanswered import unanswered
 from server.batches.validation import BadInputError, Validation
 from server.batches.window import Window
 from server.chat.chat_template import ChatTemplateError
 from server.endpoints import PATHS
+from server.openai.fields.batch import RequestCounts
 from server.requests.engine_client import EngineClient
 from server.text.tokenizer import keep_torch_out
 
@@ -101,7 +101,7 @@ class BatchRun:
             window = Window(engine.endpoints().all(), engine.client, engine.metrics, max_open)
             with self._progress(len(answered), engine.client) as tell:
 
-                async def take(answer: Answer) -> None:
+                async def take(answer: LineAnswer) -> None:
                     await writer.add(answer)
                     tell()
 

@@ -4,7 +4,7 @@ from starlette.types import ASGIApp
 
 from configs.schema import Config
 from daemon.version import VERSION
-from server.batches.routes.batch_routes import BatchRoutes, CreateBatch
+from server.batches.routes.batch_routes import BatchRoutes
 from server.batches.routes.file_routes import FileRoutes
 from server.batches.service import BatchService
 from server.endpoints import Endpoints
@@ -14,6 +14,7 @@ from server.http.drain import Drain
 from server.http.middleware import ALWAYS_OPEN, with_middleware
 from server.http.openapi import App
 from server.metrics import Metrics
+from server.openai.fields.batch import CreateBatch
 from server.openai.fields.chat import ChatRequest
 from server.openai.fields.chat_answer import ChatCompletion, ChatCompletionChunk
 from server.openai.fields.completion import Completion, CompletionChunk, CompletionRequest

@@ -9,7 +9,7 @@ import msgspec
 from configs.schema import Config
 from daemon.version import VERSION
 from server.chat.chat_template import ChatTemplate, chat_template_of
-from server.grammar.grammars import Grammars
+from server.grammar.grammars import CheckedGrammars
 from server.lengths.length_predictor import LengthPredictor
 from server.metrics import Metrics
 from server.openai.routes.chat import Chat
@@ -33,7 +33,7 @@ class Endpoints:
     chat_template: ChatTemplate
     completions: Completions
     chat: Chat
-    grammars: Grammars
+    grammars: CheckedGrammars
 
     def close(self) -> None:
         """End the process that checks grammars."""
@@ -58,7 +58,7 @@ def build_endpoints(
     planner = Planner(config, client, tokenizer)
     admission = Admission(config, client)
     generations = Generations(client, tokenizer, metrics, predictor, config.request_timeout)
-    grammars = Grammars(tokenizer)
+    grammars = CheckedGrammars(tokenizer)
     template = chat_template_of(config, tokenizer)
     fingerprint = system_fingerprint(config)
     core = (client, admission, planner, generations)

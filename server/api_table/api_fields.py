@@ -10,11 +10,12 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel
 
 from server.api_table.schema_fields import fields_of
-from server.batches.routes.batch_routes import CreateBatch
-from server.batches.storage.objects import (
+from server.http.errors import ErrorBody
+from server.openai.fields.batch import (
     Batch,
     BatchList,
     BatchQuery,
+    CreateBatch,
     FileDeleted,
     FileList,
     FileObject,
@@ -29,14 +30,13 @@ from server.openai.fields.completion import (
     Completion,
     CompletionChunk,
     CompletionRequest,
-    ErrorBody,
     ModelList,
 )
 
 Status = Literal["supported", "refused", "ignored", "not sent"]
 
 
-class Row(NamedTuple):
+class FieldRow(NamedTuple):
     """A field by its path; `owner` is whose field it is."""
 
     path: str
@@ -64,18 +64,18 @@ class ApiBody:
     beside: tuple[type[BaseModel], ...] = ()
     note: str = ""
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[FieldRow]:
         """All fields in the order of the alphabet; one that is refused is not opened."""
-        rows: list[Row] = []
+        rows: list[FieldRow] = []
         for known in fields_of(self.model, "serialization" if self.is_answer else "validation"):
             owner, words = _owner(known.words)
             above = [row.owner for row in rows if row.holds(known.path) and row.owner != "OpenAI"]
             status: Status = "supported" if self.is_answer else _status(words)
             values = ", ".join(f"`{value}`" for value in known.values)
             words = ": ".join(filter(None, (values, words)))
-            rows.append(Row(known.path, [*above, owner][0], status, words))
+            rows.append(FieldRow(known.path, [*above, owner][0], status, words))
         lacks: Status = "not sent" if self.is_answer else "refused"
-        rows += [Row(path, "OpenAI", lacks, words) for path, words in self.lacks.items()]
+        rows += [FieldRow(path, "OpenAI", lacks, words) for path, words in self.lacks.items()]
         closed = [row for row in rows if row.status != "supported"]
         return sorted(row for row in rows if not any(one.holds(row.path) for one in closed))
 

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from server.api_table.api_fields import BODIES, CHAT, COMPLETION, ApiBody, Row
-from server.batches.storage.objects import BatchList, FileList
+from server.api_table.api_fields import BODIES, CHAT, COMPLETION, ApiBody, FieldRow
+from server.openai.fields.batch import BatchList, FileList
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 BEGIN, END = "<!-- make api-table: begin -->\n", "<!-- make api-table: end -->\n"
@@ -33,7 +33,7 @@ def _lines(body: ApiBody) -> Iterator[str]:
     yield from _printed(rows)
 
 
-def _printed(rows: list[Row]) -> Iterator[str]:
+def _printed(rows: list[FieldRow]) -> Iterator[str]:
     yield "| field | of | is | |\n|---|---|---|---|"
     for path, owner, status, words in rows:
         yield f"| `{path}` | {owner} | {status} | {words.replace('|', chr(92) + '|')} |"

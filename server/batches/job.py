@@ -14,14 +14,14 @@ from functools import partial
 from typing import Any
 
 from server.batches.storage.answer_writer import AnswerWriter
-from server.batches.storage.answers import Answer, not_run
+from server.batches.storage.answers import LineAnswer, not_run
+from server.batches.storage.lifecycle import Ending, StoredBatch
 from server.batches.storage.lines import Rules
-from server.batches.storage.objects import BatchError, FileObject, RequestCounts
-from server.batches.storage.states import Ending, StoredBatch
 from server.batches.storage.store import Store
 from server.batches.unanswered import unanswered
 from server.batches.validation import BadInputError, Validation
 from server.batches.window import Window
+from server.openai.fields.batch import BatchError, FileObject, RequestCounts
 
 # How often what was done is told, and made to outlive the machine's power.
 REPORT_INTERVAL_S = 1.0
@@ -33,7 +33,7 @@ logger = logging.getLogger("tdpipe")
 
 
 @dataclass(frozen=True)
-class Limits:
+class BatchLimits:
     """What batches may be."""
 
     models: frozenset[str]
@@ -57,7 +57,7 @@ class Job:
     """Brings one batch to its end; `stop` when its status has become cancelling."""
 
     def __init__(
-        self, batch_id: str, store: Store, window: Window, limits: Limits, turns: Turns
+        self, batch_id: str, store: Store, window: Window, limits: BatchLimits, turns: Turns
     ) -> None:
         self._id = batch_id
         self._store = store
@@ -173,7 +173,7 @@ class Job:
         message = "This request could not be executed before the completion window expired."
         answered = await asyncio.to_thread(writer.answers.custom_ids.sorted)
         requests = unanswered(self._store.content(batch.input_file_id), answered)
-        group: list[Answer] = []
+        group: list[LineAnswer] = []
         async with aclosing(requests):
             async for request in requests:
                 group.append(not_run(request.custom_id, "batch_expired", message))

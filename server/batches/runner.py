@@ -4,9 +4,9 @@ import asyncio
 import logging
 import time
 
-from server.batches.job import Job, Limits, Turns
+from server.batches.job import BatchLimits, Job, Turns
 from server.batches.storage.database import DatabaseError
-from server.batches.storage.states import StoredBatch
+from server.batches.storage.lifecycle import StoredBatch
 from server.batches.storage.store import Store
 from server.batches.window import Window
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("tdpipe")
 class BatchRunner:
     """Runs what is open in the store, and what is begun later, as long as `run` lasts."""
 
-    def __init__(self, store: Store, window: Window, limits: Limits) -> None:
+    def __init__(self, store: Store, window: Window, limits: BatchLimits) -> None:
         self.store = store
         self._window = window
         self._limits = limits

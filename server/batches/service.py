@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from configs.schema import Config
-from server.batches.job import Limits
+from server.batches.job import BatchLimits
 from server.batches.runner import BatchRunner
 from server.batches.storage.database import DatabaseError
 from server.batches.storage.store import Store, StoreTakenError
@@ -45,7 +45,7 @@ class BatchService:
         self._store = Store(config.data_dir / "batches" / folder_name(config.name))
         max_open = config.max_open_batch_requests
         self._window = Window(endpoints, client, metrics, max_open, lambda: drain.has_begun)
-        self._limits = Limits(
+        self._limits = BatchLimits(
             models=frozenset(config.names),
             max_line_bytes=config.max_body_bytes,
             max_requests=config.max_batch_requests,

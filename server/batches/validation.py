@@ -6,7 +6,7 @@ from pathlib import Path
 
 from server.batches.storage.custom_ids import CustomIds
 from server.batches.storage.lines import BadLineError, Rules, check_line, read_lines
-from server.batches.storage.objects import BatchError
+from server.openai.fields.batch import BatchError
 
 MAX_ERRORS = 100
 

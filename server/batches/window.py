@@ -10,9 +10,9 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from server.batches.storage.answers import OK, Answer, answered
+from server.batches.storage.answers import OK, LineAnswer, answered
+from server.batches.storage.lifecycle import new_id
 from server.batches.storage.lines import LineRequest
-from server.batches.storage.states import new_id
 from server.http.errors import ApiError, failed
 from server.metrics import Metrics
 from server.openai.routes.endpoint import Endpoint
@@ -56,7 +56,7 @@ class Window:
     async def run(
         self,
         requests: AsyncIterator[LineRequest],
-        take: Callable[[Answer], Awaitable[None]],
+        take: Callable[[LineAnswer], Awaitable[None]],
         on_begun: Callable[[], None] = lambda: None,
     ) -> None:
         """Answer all; `on_begun` is called when the last one is open. What `take` raises ends it.
@@ -74,13 +74,13 @@ class Window:
             on_begun()
 
     async def _run_one(
-        self, request: LineRequest, take: Callable[[Answer], Awaitable[None]]
+        self, request: LineRequest, take: Callable[[LineAnswer], Awaitable[None]]
     ) -> None:
         answer = await self._answer(request)
         await take(answer)
         self._num_asked.labels("success" if answer.is_success else "error").inc()
 
-    async def _answer(self, request: LineRequest) -> Answer:
+    async def _answer(self, request: LineRequest) -> LineAnswer:
         try:
             reply_id, body = await ask_until_final(
                 self._client,
@@ -110,5 +110,5 @@ class Window:
                 await self._client.wait_ready()
 
 
-def _refused(request: LineRequest, error: ApiError) -> Answer:
+def _refused(request: LineRequest, error: ApiError) -> LineAnswer:
     return answered(request.custom_id, error.status, new_id("req_"), error.body())

@@ -4,12 +4,11 @@ transformers renders it, in jinja's sandbox, as it does for everybody who trains
 Templates differ in what they take; what they take is found out by trying them.
 """
 
-import inspect
 import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from jinja2 import TemplateSyntaxError
 
 from configs.schema import ChatConfig
 from server.http.errors import ApiError, invalid
+from server.openai.fields.conversation import Conversation
 from server.text.bounded_threads import BoundedThreads
 from server.text.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer
 
@@ -40,24 +40,6 @@ _USER: Message = {"role": "user"}
 
 class ChatTemplateError(Exception):
     """The file of `--chat-template` cannot be used; the text is one line for the user."""
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """What is rendered. Messages and tools are as the API has them.
-
-    `template` is the request's own, `variables` are handed to the template by name. `num_bytes` is
-    the size of the body that all this came in; what has none is taken for long.
-    """
-
-    messages: Sequence[Message]
-    tools: Sequence[dict[str, Any]] | None = None
-    documents: Sequence[dict[str, Any]] | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    template: str | None = None
-    variables: Mapping[str, Any] = field(default_factory=dict)
-    num_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -257,22 +239,6 @@ def _compile(source: str, tokenizer: Tokenizer) -> None:
         raise
     except Exception:
         logger.debug("the chat template does not take a user's message alone", exc_info=True)
-
-
-def check_variables(variables: Mapping[str, Any]) -> None:
-    """Raise `ApiError` (400) where `chat_template_kwargs` would replace what is not theirs."""
-    taken = sorted(_reserved_names() & variables.keys())
-    if taken:
-        message = f"'chat_template_kwargs' must not hold '{taken[0]}'."
-        raise invalid(message, "chat_template_kwargs", "invalid_value")
-
-
-@lru_cache(maxsize=1)
-def _reserved_names() -> frozenset[str]:
-    from transformers import PreTrainedTokenizerBase
-
-    arguments = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
-    return frozenset(arguments) | {"messages", "conversations"}
 
 
 def _adapt(message: Message, traits: Traits, called: Mapping[str, str]) -> Message:

@@ -74,7 +74,7 @@ def grammar_of(
 ) -> str:
     """The grammar that a request asks for, empty for none.
 
-    `Grammars.check` says whether it can be followed. Raises `ApiError` (400).
+    `CheckedGrammars.check` says whether it can be followed. Raises `ApiError` (400).
     """
     from_format = _of_format(response_format) if response_format is not None else ""
     if structured_outputs is None:
@@ -85,7 +85,7 @@ def grammar_of(
     return _of_outputs(structured_outputs)
 
 
-class Grammars:
+class CheckedGrammars:
     """Checks grammars for one model, each of them once; all methods belong to one asyncio loop."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -14,6 +15,21 @@ from starlette.routing import Match
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 RETRY_AFTER_S = 1
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, in words and in codes."""
+
+    message: str
+    type: str = Field(description="invalid_request_error, requests or server_error")
+    param: str | None = Field(description="the field at fault")
+    code: str | None = Field(description="the same for the same mistake")
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
 
 
 class ApiError(Exception):

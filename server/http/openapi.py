@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from server.openai.fields.completion import ErrorBody
+from server.http.errors import ErrorBody
 
 _FAILURES = {
     400: "The request is at fault",

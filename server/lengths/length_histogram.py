@@ -35,7 +35,7 @@ class HistogramError(ValueError):
     """The file holds no histogram of this version; the text is one line for the log."""
 
 
-class Asked(NamedTuple):
+class LengthQuery(NamedTuple):
     """What is known of a request beforehand."""
 
     endpoint: str
@@ -56,15 +56,15 @@ class LengthHistogram:
     def __init__(self) -> None:
         self.num_observed = 0
         self._cells: dict[_Key, _Floats] = {}
-        self._expected: dict[Asked, Length] = {}  # until the next observation
+        self._expected: dict[LengthQuery, Length] = {}  # until the next observation
 
-    def predict(self, asked: Asked) -> Length:
+    def predict(self, asked: LengthQuery) -> Length:
         """What to expect of such a request."""
         if asked not in self._expected:
             self._expected[asked] = self._predict(asked)
         return self._expected[asked]
 
-    def observe(self, asked: Asked, output_len: int) -> None:
+    def observe(self, asked: LengthQuery, output_len: int) -> None:
         """Such a request was answered with so many tokens, at least one."""
         self.num_observed += 1
         self._expected.clear()
@@ -109,7 +109,7 @@ class LengthHistogram:
             raise HistogramError(f"{path} holds no lengths: {error!r}") from error
         return histogram
 
-    def _predict(self, asked: Asked) -> Length:
+    def _predict(self, asked: LengthQuery) -> Length:
         part = _prior()
         for key in _keys(asked):
             counts = self._cells.get(key)
@@ -123,7 +123,7 @@ class LengthHistogram:
         return Length(max(1.0, mean), spread)
 
 
-def _keys(asked: Asked) -> Iterator[_Key]:
+def _keys(asked: LengthQuery) -> Iterator[_Key]:
     """The cells that a request belongs to, from the widest to the narrowest."""
     most, prompt = str(asked.max_tokens.bit_length()), str(asked.num_prompt_tokens.bit_length())
     yield ()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from configs.schema import Config
-from server.lengths.length_histogram import Asked, HistogramError, LengthHistogram
+from server.lengths.length_histogram import HistogramError, LengthHistogram, LengthQuery
 from server.lengths.predictor_client import PredictorClient
 from server.metrics import Metrics
 from server.text.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ class PredictorMismatchError(Exception):
     """The predictor counts in other tokens than the model; the text is one line for the user."""
 
 
-class Expected(NamedTuple):
+class ExpectedLength(NamedTuple):
     """Output tokens that are expected: see `wire.messages.Submit`; and who says so.
 
     `length_class` is the encoder's class of lengths, else the power of two that the length reaches.
@@ -74,7 +74,7 @@ class LengthPredictor:
         """Whether a better answer may follow, see `ask`."""
         return self._encoder is not None
 
-    def expect(self, asked: Asked, hint: int | None = None) -> Expected:
+    def expect(self, asked: LengthQuery, hint: int | None = None) -> ExpectedLength:
         """What is known at once; `hint` is what the client expects."""
         config = self._config
         if hint is not None:
@@ -87,7 +87,7 @@ class LengthPredictor:
         return _expected(length.mean, max(_LEAST_SPREAD, length.spread), HISTOGRAM)
 
     def ask(
-        self, prompts: tuple[str, ...], take: Callable[[list[Expected]], None]
+        self, prompts: tuple[str, ...], take: Callable[[list[ExpectedLength]], None]
     ) -> Callable[[], None]:
         """Ask the encoder; `take` is called with its answers, if they come.
 
@@ -98,12 +98,12 @@ class LengthPredictor:
         def take_answer(answer: Answer, seconds: float) -> None:
             self._metrics.predictor_latency.observe(seconds)
             columns = zip(answer.predicted_lens, answer.spreads, answer.classes, strict=True)
-            take([Expected(max(1, n), s, ENCODER, str(c)) for n, s, c in columns])
+            take([ExpectedLength(max(1, n), s, ENCODER, str(c)) for n, s, c in columns])
 
         encoder, question = self._encoder, self._encoder.ask(prompts, take_answer)
         return lambda: encoder.forget(question) if question is not None else None
 
-    def observe(self, asked: Asked, expected: Expected, output_len: int) -> None:
+    def observe(self, asked: LengthQuery, expected: ExpectedLength, output_len: int) -> None:
         """A sequence has ended by itself after `output_len` tokens, at least one."""
         self._histogram.observe(asked, output_len)
         metrics = self._metrics
@@ -175,6 +175,6 @@ def _load(path: Path) -> LengthHistogram:
         return LengthHistogram()
 
 
-def _expected(length: float, spread: float, source: str) -> Expected:
+def _expected(length: float, spread: float, source: str) -> ExpectedLength:
     predicted_len = max(1, round(length))
-    return Expected(predicted_len, spread, source, str(1 << (predicted_len - 1).bit_length()))
+    return ExpectedLength(predicted_len, spread, source, str(1 << (predicted_len - 1).bit_length()))

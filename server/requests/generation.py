@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, TypeVar
 
 from server.http.errors import ApiError, failed
-from server.lengths.length_histogram import Asked
-from server.lengths.length_predictor import Expected, LengthPredictor
+from server.lengths.length_histogram import LengthQuery
+from server.lengths.length_predictor import ExpectedLength, LengthPredictor
 from server.metrics import Metrics
 from server.requests.choice import Choice, TextReason
 from server.requests.deadline import Deadline, sooner_of
@@ -91,10 +91,10 @@ class Generation:
         self._tokenizer = tokenizer
         self._predictor = predictor
         self._asked = [
-            Asked(plan.endpoint, len(prompt), max(1, max_tokens))
+            LengthQuery(plan.endpoint, len(prompt), max(1, max_tokens))
             for prompt, max_tokens in zip(plan.prompts, plan.max_tokens, strict=True)
         ]
-        self._expected: list[Expected] = []  # per prompt
+        self._expected: list[ExpectedLength] = []  # per prompt
         self._forget_question: Callable[[], None] = lambda: None
         self._threads = threads
         self._inbox = client.inbox()
@@ -194,7 +194,7 @@ class Generation:
         tail = list(prompt)[-TAIL_TOKENS:]
         return self._tokenizer.decode(tail, skip_special_tokens=False)
 
-    def _expect(self, expected: list[Expected]) -> None:
+    def _expect(self, expected: list[ExpectedLength]) -> None:
         """Pass on the encoder's predictions, one for each prompt."""
         self._expected, n = expected, self.plan.n
         for sequence in self._sequences:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from server.lengths.length_predictor import Expected
+from server.lengths.length_predictor import ExpectedLength
 from wire.messages import Sampling, Submit
 
 
@@ -61,7 +61,7 @@ class Plan:
         """Whether any token is to be generated."""
         return any(self.max_tokens)
 
-    def messages(self, first_id: int, expected: Sequence[Expected]) -> list[Submit]:
+    def messages(self, first_id: int, expected: Sequence[ExpectedLength]) -> list[Submit]:
         """The submissions, with ids from `first_id` on and the predicted length of each prompt."""
         return [
             Submit(

@@ -8,42 +8,21 @@ import time
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
-from pydantic import Field
 
 from server.batches.routes.file_routes import no_such_file
 from server.batches.service import BatchService
-from server.batches.storage.objects import Batch, BatchList, BatchQuery, ExpiresAfter
+from server.batches.storage.lifecycle import StoredBatch, new_id
 from server.batches.storage.page import UnknownCursorError
-from server.batches.storage.states import StoredBatch, new_id
 from server.batches.storage.store import UnknownFileError
-from server.http.body import Body, parse
+from server.http.body import parse
 from server.http.body_reader import BodyMemory
 from server.http.errors import ApiError, invalid, too_busy
 from server.http.openapi import BODY_FAILURES, failures, takes
+from server.openai.fields.batch import Batch, BatchList, BatchQuery, CreateBatch
 
 MAX_OPEN_BATCHES = 1000
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 _LONGEST_WINDOW_S = 366 * 24 * 3600
-
-
-class CreateBatch(Body):
-    """The body of POST /v1/batches."""
-
-    input_file_id: str = Field(description="a file with the purpose batch")
-    endpoint: str = Field(
-        description="where all its requests go: only /v1/completions and /v1/chat/completions"
-    )
-    completion_window: str = Field(description="24h, or another number of s, m, h or d")
-    metadata: (
-        dict[
-            Annotated[str, Field(max_length=64)],
-            Annotated[str, Field(max_length=512)],
-        ]
-        | None
-    ) = Field(None, max_length=16, description="up to 16 texts of 512 characters")
-    output_expires_after: ExpiresAfter | None = Field(
-        None, description="when the files of answers go, counted from their creation"
-    )
 
 
 class BatchRoutes:

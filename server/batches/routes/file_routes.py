@@ -13,10 +13,17 @@ from pydantic import ValidationError
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from server.batches.routes.upload import Form, receive
+from server.batches.routes.upload import MultipartForm, receive
 from server.batches.service import BatchService
 from server.batches.storage.database import DatabaseError
-from server.batches.storage.objects import (
+from server.batches.storage.lifecycle import new_id
+from server.batches.storage.page import UnknownCursorError
+from server.batches.storage.store import FileInUseError
+from server.http import ranges
+from server.http.connection import run_while_connected
+from server.http.errors import ApiError, failed, invalid, invalid_value, too_busy
+from server.http.openapi import failures
+from server.openai.fields.batch import (
     ExpiresAfter,
     FileDeleted,
     FileList,
@@ -24,13 +31,6 @@ from server.batches.storage.objects import (
     FileQuery,
     UploadForm,
 )
-from server.batches.storage.page import UnknownCursorError
-from server.batches.storage.states import new_id
-from server.batches.storage.store import FileInUseError
-from server.http import ranges
-from server.http.connection import run_while_connected
-from server.http.errors import ApiError, failed, invalid, invalid_value, too_busy
-from server.http.openapi import failures
 
 MAX_UPLOADS = 16
 
@@ -180,7 +180,7 @@ class _Content(FileResponse):
         await run_while_connected(super().__call__(scope, receive, send), receive)
 
 
-def _describe(form: Form) -> FileObject:
+def _describe(form: MultipartForm) -> FileObject:
     """The file that the form asks to keep. Raises `ApiError` (400)."""
     unknown = sorted(form.fields.keys() - _FIELDS)
     if unknown:

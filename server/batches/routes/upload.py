@@ -24,7 +24,7 @@ MAX_FIELD_BYTES = 1024
 _ROOM_FOR_FIELDS = 64 * 1024
 
 
-class Form:
+class MultipartForm:
     """A multipart form on its way; feed it with `write`, which returns what is the file's.
 
     Raises `ApiError` (400, and 413 for a file above `max_file_bytes`).
@@ -117,7 +117,7 @@ class Form:
         self.is_complete = True
 
 
-async def receive(request: Request, target: Path, max_file_bytes: int) -> Form:
+async def receive(request: Request, target: Path, max_file_bytes: int) -> MultipartForm:
     """The request's form; its file is whole and on the disk at `target`.
 
     Raises `ApiError`: 400, 408 when the client falls silent, 413 for a file that is too large;
@@ -125,7 +125,7 @@ async def receive(request: Request, target: Path, max_file_bytes: int) -> Form:
     """
     if announces_more(request, max_file_bytes + _ROOM_FOR_FIELDS):
         raise too_large(max_file_bytes)
-    form = Form(request.headers.get("content-type", ""), max_file_bytes)
+    form = MultipartForm(request.headers.get("content-type", ""), max_file_bytes)
     with target.open("wb") as file:
         stream = aiter(request.stream())
         while (data := await _next_data(stream)) is not None:

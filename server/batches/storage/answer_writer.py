@@ -7,13 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
 
-from server.batches.storage.answers import Answer, Answers
-from server.batches.storage.objects import BatchUsage, RequestCounts
+from server.batches.storage.answers import Answers, LineAnswer
+from server.openai.fields.batch import BatchUsage, RequestCounts
 
 Result = TypeVar("Result")
 
 
-class Progress(NamedTuple):
+class BatchProgress(NamedTuple):
     """What is answered, and the tokens of just that."""
 
     counts: RequestCounts
@@ -30,7 +30,7 @@ class AnswerWriter:
         self._paths = output, errors
         # One thread: what follows a write that nobody waits for any more still comes after it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
-        self._unwritten: list[Answer] = []
+        self._unwritten: list[LineAnswer] = []
         self._writing = asyncio.Lock()
         self._answers: Answers | None = None
 
@@ -55,7 +55,7 @@ class AnswerWriter:
         assert self._answers is not None, "only inside the block"
         return self._answers
 
-    async def add(self, *answers: Answer) -> None:
+    async def add(self, *answers: LineAnswer) -> None:
         """Write them, together with those that come meanwhile. Raises `OSError`."""
         self._unwritten += answers
         await self.flush()
@@ -67,15 +67,15 @@ class AnswerWriter:
                 group, self._unwritten = self._unwritten, []
                 await self._call(lambda: self.answers.append(group))
 
-    async def progress(self, total: int) -> Progress:
+    async def progress(self, total: int) -> BatchProgress:
         """How far it is of so many; what is counted outlives the machine's power.
 
         Raises `OSError`.
         """
 
-        def count() -> Progress:
+        def count() -> BatchProgress:
             self.answers.sync()
-            return Progress(self.answers.counts(total), self.answers.usage())
+            return BatchProgress(self.answers.counts(total), self.answers.usage())
 
         return await self._call(count)
 

@@ -18,14 +18,14 @@ from typing import NamedTuple
 import msgspec
 
 from server.batches.storage.custom_ids import CustomIds
+from server.batches.storage.lifecycle import new_id
 from server.batches.storage.lines import LINES_AT_A_TIME
-from server.batches.storage.objects import (
+from server.openai.fields.batch import (
     BatchUsage,
     InputTokensDetails,
     OutputTokensDetails,
     RequestCounts,
 )
-from server.batches.storage.states import new_id
 
 OK = 200
 _BEGINNING = b'{"id":"batch_req_'
@@ -43,21 +43,21 @@ class _OutputDetails(msgspec.Struct):
     reasoning_tokens: int | None = 0
 
 
-class _Usage(msgspec.Struct):
+class _AnswerUsage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
 
 
-class _Body(msgspec.Struct):
-    usage: _Usage | None = None
+class _AnswerBody(msgspec.Struct):
+    usage: _AnswerUsage | None = None
 
 
 class _Response(msgspec.Struct):
     status_code: int
     request_id: str
-    body: _Body
+    body: _AnswerBody
 
 
 class _AnswerLine(msgspec.Struct):
@@ -67,32 +67,32 @@ class _AnswerLine(msgspec.Struct):
 
 
 _decode_line = msgspec.json.Decoder(_AnswerLine).decode
-_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_body = msgspec.json.Decoder(_AnswerBody).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class Answer(NamedTuple):
+class LineAnswer(NamedTuple):
     """One request's line, and what of it is counted."""
 
     custom_id: str
     line: bytes
     is_success: bool
-    usage: _Usage | None
+    usage: _AnswerUsage | None
 
 
-def answered(custom_id: str, status: int, request_id: str, body: bytes) -> Answer:
+def answered(custom_id: str, status: int, request_id: str, body: bytes) -> LineAnswer:
     """The answer of a request that was run; `body` is its JSON."""
     if b"\n" in body:
         body = msgspec.json.format(body, indent=-1)
     response = {"status_code": status, "request_id": request_id, "body": msgspec.Raw(body)}
     usage = _decode_body(body).usage if status == OK else None
-    return Answer(custom_id, _line(custom_id, response, None), status == OK, usage)
+    return LineAnswer(custom_id, _line(custom_id, response, None), status == OK, usage)
 
 
-def not_run(custom_id: str, code: str, message: str) -> Answer:
+def not_run(custom_id: str, code: str, message: str) -> LineAnswer:
     """The answer of a request that was not run."""
     error = {"code": code, "message": message}
-    return Answer(custom_id, _line(custom_id, None, error), is_success=False, usage=None)
+    return LineAnswer(custom_id, _line(custom_id, None, error), is_success=False, usage=None)
 
 
 class Answers:
@@ -134,7 +134,7 @@ class Answers:
             total_tokens=input_tokens + output_tokens,
         )
 
-    def append(self, answers: Iterable[Answer]) -> None:
+    def append(self, answers: Iterable[LineAnswer]) -> None:
         """Write lines, which then outlive this process. Raises `OSError`; none is torn then."""
         for file in self._files():
             chosen = [a for a in answers if self._file_of(a) is file]
@@ -159,10 +159,10 @@ class Answers:
     def _files(self) -> "list[_JsonLines]":
         return list(dict.fromkeys((self._output, self._errors)))
 
-    def _file_of(self, answer: Answer) -> "_JsonLines":
+    def _file_of(self, answer: LineAnswer) -> "_JsonLines":
         return self._output if answer.is_success else self._errors
 
-    def _count(self, answer: Answer) -> None:
+    def _count(self, answer: LineAnswer) -> None:
         self.custom_ids.add(answer.custom_id)
         self._num_successes += answer.is_success
         if answer.usage is not None:
@@ -198,7 +198,7 @@ class _JsonLines:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._path = path
 
-    def recover(self) -> Iterator[Answer]:
+    def recover(self) -> Iterator[LineAnswer]:
         """The lines before the first that is not whole; what follows is cut off."""
         with self._path.open("rb") as file:
             for number, line in enumerate(file):
@@ -237,7 +237,7 @@ def _begins_as_answer(line: bytes) -> bool:
     return line.startswith(_BEGINNING) or _BEGINNING.startswith(line)
 
 
-def _parse(line: bytes) -> Answer | None:
+def _parse(line: bytes) -> LineAnswer | None:
     """The answer, of which the line itself is not kept; None where it is not whole."""
     if not line.endswith(b"\n"):
         return None
@@ -248,4 +248,4 @@ def _parse(line: bytes) -> Answer | None:
     response = parsed.response
     is_success = response is not None and response.status_code == OK
     usage = response.body.usage if response is not None else None
-    return Answer(parsed.custom_id, b"", is_success, usage)
+    return LineAnswer(parsed.custom_id, b"", is_success, usage)

@@ -46,14 +46,14 @@ class Rules:
     max_line_bytes: int
 
 
-class _Line(msgspec.Struct, forbid_unknown_fields=True):
+class _InputLine(msgspec.Struct, forbid_unknown_fields=True):
     custom_id: str | UnsetType = UNSET
     method: str | UnsetType = UNSET
     url: str | UnsetType = UNSET
     body: msgspec.Raw | UnsetType = UNSET
 
 
-class _Body(msgspec.Struct):
+class _RequestBody(msgspec.Struct):
     model: str | UnsetType = UNSET
     stream: bool | None = None
 
@@ -68,8 +68,8 @@ class _Lengths(msgspec.Struct):
 
 Value = TypeVar("Value", str, msgspec.Raw)
 
-_decode_line = msgspec.json.Decoder(_Line).decode
-_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_line = msgspec.json.Decoder(_InputLine).decode
+_decode_body = msgspec.json.Decoder(_RequestBody).decode
 _decode_lengths = msgspec.json.Decoder(_Lengths).decode
 
 

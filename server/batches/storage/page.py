@@ -1,11 +1,11 @@
 """The page: a part of a table in the order of creation, as the API lists it."""
 
 import sqlite3
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-Order = Literal["asc", "desc"]
+from server.openai.fields.batch import Order
 
 
 class UnknownCursorError(Exception):

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import IO
 
 from server.batches.storage.database import Database, DatabaseError
-from server.batches.storage.objects import FileObject
-from server.batches.storage.page import Order, read_page
-from server.batches.storage.states import StoredBatch, new_id
+from server.batches.storage.lifecycle import StoredBatch, new_id
+from server.batches.storage.page import read_page
+from server.openai.fields.batch import FileObject, Order
 
 
 class StoreTakenError(Exception):

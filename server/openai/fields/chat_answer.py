@@ -27,35 +27,35 @@ class ChatUsage(Usage):
     )
 
 
-class ToldFunction(BaseModel):
+class FunctionCall(BaseModel):
     """The function of a call."""
 
     name: str
     arguments: str = Field(description="as the model has written them: JSON, unless cut off")
 
 
-class ToldCall(BaseModel):
+class FunctionToolCall(BaseModel):
     """A call that the model makes."""
 
     id: str
     type: Literal["function"]
-    function: ToldFunction
+    function: FunctionCall
 
 
-class ToldFunctionDelta(BaseModel):
+class FunctionCallDelta(BaseModel):
     """What is new of a call's function."""
 
     name: str | None = Field(None, description="with the call's first part")
     arguments: str
 
 
-class ToldCallDelta(BaseModel):
+class FunctionToolCallDelta(BaseModel):
     """What is new of a call; the first part has all fields."""
 
     index: int
     id: str | None = Field(None, description="with the call's first part")
     type: Literal["function"] | None = Field(None, description="with the call's first part")
-    function: ToldFunctionDelta
+    function: FunctionCallDelta
 
 
 class AssistantMessage(BaseModel):
@@ -67,7 +67,7 @@ class AssistantMessage(BaseModel):
     annotations: list[Any] = Field([], description="always empty")
     reasoning_content: str | None = Field(None, description="vLLM's: where the model marks it")
     reasoning: str | None = Field(None, description="vLLM's: reasoning_content by another name")
-    tool_calls: list[ToldCall] | None = Field(None, description="where there are any")
+    tool_calls: list[FunctionToolCall] | None = Field(None, description="where there are any")
 
 
 class Delta(BaseModel):
@@ -77,7 +77,7 @@ class Delta(BaseModel):
     content: str | None = None
     reasoning_content: str | None = Field(None, description="vLLM's: where the model marks it")
     reasoning: str | None = Field(None, description="vLLM's: reasoning_content by another name")
-    tool_calls: list[ToldCallDelta] | None = None
+    tool_calls: list[FunctionToolCallDelta] | None = None
 
 
 class TokenLogprob(BaseModel):
@@ -101,7 +101,7 @@ class ChatLogprobs(BaseModel):
     refusal: None = Field(None, description="always null")
 
 
-class _Choice(BaseModel):
+class _ChatChoiceHead(BaseModel):
     index: int
     logprobs: ChatLogprobs | None = Field(None, description="where asked for")
     stop_reason: str | int | None = Field(
@@ -110,14 +110,14 @@ class _Choice(BaseModel):
     token_ids: list[int] | None = Field(None, description="vLLM's: where asked for")
 
 
-class ChatChoice(_Choice):
+class ChatChoice(_ChatChoiceHead):
     """One answer."""
 
     message: AssistantMessage
     finish_reason: FinishReason = Field(description=NEVER)
 
 
-class ChatChunkChoice(_Choice):
+class ChatChunkChoice(_ChatChoiceHead):
     """What is new of one answer."""
 
     delta: Delta

@@ -109,7 +109,7 @@ class CompletionLogprobs(BaseModel):
     text_offset: list[int] = Field(description="in characters of the choice's text")
 
 
-class _Choice(BaseModel):
+class _CompletionChoiceHead(BaseModel):
     index: int = Field(description="prompt i's choice j has the index i x n + j")
     text: str
     logprobs: CompletionLogprobs | None = Field(None, description="where asked for")
@@ -123,13 +123,13 @@ class _Choice(BaseModel):
     token_ids: list[int] | None = Field(None, description="vLLM's: where asked for")
 
 
-class CompletionChoice(_Choice):
+class CompletionChoice(_CompletionChoiceHead):
     """One choice."""
 
     finish_reason: Literal["stop", "length"] = Field(description="content_filter never comes")
 
 
-class CompletionChunkChoice(_Choice):
+class CompletionChunkChoice(_CompletionChoiceHead):
     """What is new of one choice."""
 
     finish_reason: Literal["stop", "length"] | None = Field(
@@ -179,21 +179,6 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[Model]
-
-
-class ErrorDetail(BaseModel):
-    """What went wrong, in words and in codes."""
-
-    message: str
-    type: str = Field(description="invalid_request_error, requests or server_error")
-    param: str | None = Field(description="the field at fault")
-    code: str | None = Field(description="the same for the same mistake")
-
-
-class ErrorBody(BaseModel):
-    """The body of every answer that is not a success."""
-
-    error: ErrorDetail
 
 
 def parse_completion(body: bytes) -> CompletionRequest:

@@ -3,13 +3,15 @@
 Reference: https://platform.openai.com/docs/api-reference/chat; vLLM's fields beyond it are marked.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.chat.chat_template import Conversation, check_variables
 from server.http.body import Body, ListOf, counted_first
 from server.http.errors import invalid
 
@@ -169,6 +171,24 @@ class Tool(_OfFunction):
 Messages = Annotated[ListOf[ChatMessage], counted_first(MAX_MESSAGES)]
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """What is rendered. Messages and tools are as the API has them.
+
+    `template` is the request's own, `variables` are handed to the template by name. `num_bytes` is
+    the size of the body that all this came in; what has none is taken for long.
+    """
+
+    messages: Sequence[dict[str, Any]]
+    tools: Sequence[dict[str, Any]] | None = None
+    documents: Sequence[dict[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    template: str | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    num_bytes: int | None = None
+
+
 class TemplateFields(Body):
     """How the chat template puts a conversation."""
 
@@ -208,3 +228,19 @@ class TemplateFields(Body):
             variables=self.chat_template_kwargs,
             num_bytes=num_bytes,
         )
+
+
+def check_variables(variables: Mapping[str, Any]) -> None:
+    """Raise `ApiError` (400) where `chat_template_kwargs` would replace what is not theirs."""
+    taken = sorted(_reserved_names() & variables.keys())
+    if taken:
+        message = f"'chat_template_kwargs' must not hold '{taken[0]}'."
+        raise invalid(message, "chat_template_kwargs", "invalid_value")
+
+
+@lru_cache(maxsize=1)
+def _reserved_names() -> frozenset[str]:
+    from transformers import PreTrainedTokenizerBase
+
+    arguments = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    return frozenset(arguments) | {"messages", "conversations"}

@@ -13,7 +13,7 @@ from server.chat.message_formats import formats_of
 from server.chat.tool_calls import CallFormat
 from server.chat.tool_choice import ToolChoice, parameters_param, tool_choice
 from server.grammar import grammar_text
-from server.grammar.grammars import Grammars, check_text
+from server.grammar.grammars import CheckedGrammars, check_text
 from server.http.body import not_too_deep
 from server.http.errors import ApiError, invalid
 from server.openai.fields.chat import ChatRequest, parse_chat
@@ -46,7 +46,7 @@ class Chat(Endpoint[ChatRequest]):
         generations: Generations,
         tokenizer: Tokenizer,
         template: ChatTemplate,
-        grammars: Grammars,
+        grammars: CheckedGrammars,
         fingerprint: str,
     ) -> None:
         super().__init__(client, admission, planner, generations)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
-from server.grammar.grammars import Grammars
+from server.grammar.grammars import CheckedGrammars
 from server.http.body import not_too_deep
 from server.http.errors import invalid
 from server.openai.fields.completion import (
@@ -37,7 +37,7 @@ class Completions(Endpoint[CompletionRequest]):
         planner: Planner,
         generations: Generations,
         tokenizer: Tokenizer,
-        grammars: Grammars,
+        grammars: CheckedGrammars,
         fingerprint: str,
     ) -> None:
         super().__init__(client, admission, planner, generations)

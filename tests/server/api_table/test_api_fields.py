@@ -26,9 +26,9 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.chat import completion_create_params as chat_create_params
 from typing_extensions import get_type_hints, is_typeddict
 
-from server.api_table.api_fields import BODIES, CHAT, COMPLETION, ApiBody, Row
-from server.batches.storage import objects
-from server.openai.fields import chat_answer, completion
+from server.api_table.api_fields import BODIES, CHAT, COMPLETION, ApiBody, FieldRow
+from server.http.errors import ErrorBody
+from server.openai.fields import batch, chat_answer, completion
 from tests.server.batches.world import official
 from tests.server.openai.chatting import CALL, TOOL, post, stream
 from tests.server.world import MODEL, Daemon, events, saying
@@ -125,12 +125,12 @@ def values_of(hint: Any) -> Iterator[str]:
         yield from values_of(arguments[0])
 
 
-def rows_of(body: ApiBody) -> dict[str, Row]:
+def rows_of(body: ApiBody) -> dict[str, FieldRow]:
     """A body's rows by their paths, with those of a form written as the others are."""
     return {re.sub(r"\[(\w+)\]", r".\1", row.path): row for row in body.rows()}
 
 
-def covers(row: Row, path: str) -> bool:
+def covers(row: FieldRow, path: str) -> bool:
     """Whether a field is within one that is left out as a whole, or always empty."""
     is_closed = row.status != "supported" or row.words.startswith("always")
     return is_closed and row.holds(path)
@@ -193,7 +193,7 @@ def test_every_value_that_the_reference_counts_is_spoken_of(body: ApiBody) -> No
         assert not unspoken, path
 
 
-def words_of(row: Row) -> set[str]:
+def words_of(row: FieldRow) -> set[str]:
     """The words of a row, without their punctuation."""
     return set(row.words.replace("`", " ").replace(",", " ").replace(";", " ").split())
 
@@ -246,10 +246,10 @@ def test_a_chat_completion_has_no_field_that_the_table_lacks(
 @pytest.mark.parametrize(
     ("path", "model"),
     [
-        ("/v1/files", objects.FileList),
-        ("/v1/batches", objects.BatchList),
+        ("/v1/files", batch.FileList),
+        ("/v1/batches", batch.BatchList),
         ("/v1/models", completion.ModelList),
-        ("/v1/nowhere", completion.ErrorBody),
+        ("/v1/nowhere", ErrorBody),
     ],
 )
 def test_a_list_has_no_field_that_the_table_lacks(

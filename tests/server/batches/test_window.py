@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from server.batches.storage.answers import Answer
+from server.batches.storage.answers import LineAnswer
 from server.batches.storage.lines import LineRequest
 from server.batches.window import Window
 from server.http.errors import ApiError, failed, invalid, timed_out, too_busy, unavailable
@@ -79,11 +79,11 @@ async def several(count: int) -> AsyncIterator[LineRequest]:
 
 def run(
     engine: FakeEngine, count: int = 1, is_closed: Callable[[], bool] = lambda: False
-) -> list[Answer]:
+) -> list[LineAnswer]:
     """The answers to so many requests, two at one time."""
-    answers: list[Answer] = []
+    answers: list[LineAnswer] = []
 
-    async def take(answer: Answer) -> None:
+    async def take(answer: LineAnswer) -> None:
         answers.append(answer)
 
     async def work() -> None:
@@ -177,7 +177,7 @@ def test_nothing_is_asked_before_there_is_an_engine_and_the_window_is_open() -> 
 
 
 def test_what_cannot_be_written_ends_it() -> None:
-    async def take(_: Answer) -> None:
+    async def take(_: LineAnswer) -> None:
         raise OSError("disk full")
 
     async def work() -> None:
@@ -190,14 +190,14 @@ def test_what_cannot_be_written_ends_it() -> None:
 
 
 def test_a_batch_that_is_cancelled_gives_its_slots_back() -> None:
-    async def stuck(_: Answer) -> None:
+    async def stuck(_: LineAnswer) -> None:
         await asyncio.Event().wait()
 
     async def work() -> list[str]:
         engine, answered = FakeEngine(), list[str]()
         window = Window([engine], cast(EngineClient, engine), METRICS, 2)
 
-        async def take(answer: Answer) -> None:
+        async def take(answer: LineAnswer) -> None:
             answered.append(answer.custom_id)
 
         for _ in range(5):

@@ -11,12 +11,11 @@ from server.chat import chat_template
 from server.chat.chat_template import (
     ChatTemplate,
     ChatTemplateError,
-    Conversation,
     chat_template_of,
-    check_variables,
     continued,
 )
 from server.http.errors import ApiError
+from server.openai.fields.conversation import Conversation
 from server.text.tokenizer import Tokenizer
 from tests.server.templates import CHATML, LLAMA3, PARTS_ONLY, QWEN, chatty
 from tests.server.world import BEGIN, config
@@ -251,9 +250,3 @@ def test_a_file_that_is_no_template_fails_the_start(tmp_path: Path, content: byt
         file.write_bytes(content)
     with pytest.raises(ChatTemplateError, match=r"^cannot use the chat template [^\n]*$"):
         chat_template_of(config(tmp_path, chat_template=file), chatty(CHATML))
-
-
-def test_variables_do_not_replace_what_is_not_theirs() -> None:
-    check_variables({"enable_thinking": False})
-    with pytest.raises(ApiError, match="must not hold 'messages'"):
-        check_variables({"messages": []})

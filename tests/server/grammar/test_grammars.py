@@ -16,7 +16,7 @@ from server.grammar import grammar_text
 from server.grammar import grammars as module
 from server.grammar.grammar_checker import CheckerError, UncheckedError, Verdict
 from server.grammar.grammar_text import choice, ebnf, json_object, json_schema, lark, regex
-from server.grammar.grammars import MAX_EBNF_CHARACTERS, Grammars, grammar_of
+from server.grammar.grammars import MAX_EBNF_CHARACTERS, CheckedGrammars, grammar_of
 from server.http.errors import ApiError
 from tests.server.grammar.grammar_readers import accepts
 from tests.server.templates import CHATML, chatty
@@ -271,15 +271,15 @@ class CountedChecker:
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Grammars, CountedChecker]]:
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[CheckedGrammars, CountedChecker]]:
     checker = CountedChecker()
     monkeypatch.setattr(module, "GrammarChecker", lambda _: checker)
-    with closing(Grammars(TOKENIZER)) as grammars:
+    with closing(CheckedGrammars(TOKENIZER)) as grammars:
         yield grammars, checker
 
 
 def test_a_grammar_is_checked_once_whether_right_or_wrong(
-    counted: tuple[Grammars, CountedChecker],
+    counted: tuple[CheckedGrammars, CountedChecker],
 ) -> None:
     grammars, checker = counted
 
@@ -299,7 +299,7 @@ def test_a_grammar_is_checked_once_whether_right_or_wrong(
 
 @pytest.mark.parametrize("patient", [False, True])
 def test_ebnf_is_turned_into_lark_where_it_is_checked_and_measured_then(
-    patient: bool, counted: tuple[Grammars, CountedChecker]
+    patient: bool, counted: tuple[CheckedGrammars, CountedChecker]
 ) -> None:
     grammars, checker = counted
     text = ebnf("root ::= [a]")
@@ -314,14 +314,14 @@ def test_ebnf_is_turned_into_lark_where_it_is_checked_and_measured_then(
     assert checker.checked == [text]
 
 
-def test_no_grammar_needs_no_check(counted: tuple[Grammars, CountedChecker]) -> None:
+def test_no_grammar_needs_no_check(counted: tuple[CheckedGrammars, CountedChecker]) -> None:
     grammars, checker = counted
     asyncio.run(grammars.check("", "field"))
     assert not checker.checked
 
 
 def test_too_many_new_grammars_at_once_are_turned_away(
-    counted: tuple[Grammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
+    counted: tuple[CheckedGrammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_WAITING", 3)
     grammars, checker = counted
@@ -337,7 +337,7 @@ def test_too_many_new_grammars_at_once_are_turned_away(
 
 
 def test_who_waits_for_too_long_is_turned_away_and_finds_the_answer_later(
-    counted: tuple[Grammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
+    counted: tuple[CheckedGrammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grammars, checker = counted
     checker.may_go_on.clear()
@@ -356,7 +356,7 @@ def test_who_waits_for_too_long_is_turned_away_and_finds_the_answer_later(
 
 
 def test_offline_work_waits_one_by_one_and_leaves_room_for_others(
-    counted: tuple[Grammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
+    counted: tuple[CheckedGrammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grammars, checker = counted
     checker.may_go_on.clear()
@@ -386,7 +386,7 @@ def test_offline_work_waits_one_by_one_and_leaves_room_for_others(
     ],
 )
 def test_what_is_not_the_grammar_s_fault_is_told_as_such_and_not_remembered(
-    failure: Exception, status: int, counted: tuple[Grammars, CountedChecker]
+    failure: Exception, status: int, counted: tuple[CheckedGrammars, CountedChecker]
 ) -> None:
     grammars, checker = counted
     checker.failures["fine"] = failure
@@ -399,7 +399,7 @@ def test_what_is_not_the_grammar_s_fault_is_told_as_such_and_not_remembered(
 
 
 def test_the_check_goes_on_for_others_when_one_client_leaves(
-    counted: tuple[Grammars, CountedChecker],
+    counted: tuple[CheckedGrammars, CountedChecker],
 ) -> None:
     grammars, checker = counted
 
@@ -415,7 +415,7 @@ def test_the_check_goes_on_for_others_when_one_client_leaves(
 
 
 def test_only_so_many_grammars_are_remembered(
-    counted: tuple[Grammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
+    counted: tuple[CheckedGrammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_KNOWN", 2)
     grammars, checker = counted
@@ -428,7 +428,7 @@ def test_only_so_many_grammars_are_remembered(
     assert checker.checked == ["a", "b", "c", "a"]
 
 
-def test_a_grammar_is_measured_in_bytes(counted: tuple[Grammars, CountedChecker]) -> None:
+def test_a_grammar_is_measured_in_bytes(counted: tuple[CheckedGrammars, CountedChecker]) -> None:
     grammars, checker = counted
     asyncio.run(grammars.check("x" * MAX_GRAMMAR_BYTES, "field"))
     with pytest.raises(ApiError, match="larger"):
@@ -450,14 +450,14 @@ def test_a_grammar_for_many_completions_is_measured_with_each_of_them(daemon: Da
 
 def test_when_they_are_closed_no_process_is_left() -> None:
     before = set(psutil.Process().children())
-    with closing(Grammars(TOKENIZER)) as grammars:
+    with closing(CheckedGrammars(TOKENIZER)) as grammars:
         asyncio.run(grammars.check(regex("a"), "field"))
         (checker,) = set(psutil.Process().children()) - before
     assert not checker.is_running()
 
 
 def test_a_check_that_they_are_at_does_not_keep_them_from_closing(
-    counted: tuple[Grammars, CountedChecker],
+    counted: tuple[CheckedGrammars, CountedChecker],
 ) -> None:
     grammars, checker = counted
     checker.may_go_on.clear()

@@ -8,22 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.lengths.length_histogram import Asked, HistogramError, LengthHistogram
+from server.lengths.length_histogram import HistogramError, LengthHistogram, LengthQuery
 
 ANY = st.builds(
-    Asked,
+    LengthQuery,
     st.sampled_from(["completions", "chat"]),
     st.integers(1, 1 << 20),
     st.integers(1, 1 << 20),
 )
 
 
-def asked(max_tokens: int = 2048, prompt: int = 20, endpoint: str = "completions") -> Asked:
+def asked(max_tokens: int = 2048, prompt: int = 20, endpoint: str = "completions") -> LengthQuery:
     """A request, unless told otherwise a short prompt with room for a long answer."""
-    return Asked(endpoint, prompt, max_tokens)
+    return LengthQuery(endpoint, prompt, max_tokens)
 
 
-def taught(*seen: tuple[Asked, int]) -> LengthHistogram:
+def taught(*seen: tuple[LengthQuery, int]) -> LengthHistogram:
     """A histogram that has seen these."""
     histogram = LengthHistogram()
     for one, output_len in seen:
@@ -79,7 +79,7 @@ def test_the_sum_over_many_is_about_right() -> None:
 
 @given(ANY, st.lists(st.tuples(ANY, st.integers(1, 1 << 21)), max_size=20))
 def test_an_expectation_lies_between_one_token_and_max_tokens(
-    one: Asked, seen: list[tuple[Asked, int]]
+    one: LengthQuery, seen: list[tuple[LengthQuery, int]]
 ) -> None:
     length = taught(*seen).predict(one)
     assert 1 <= length.mean <= one.max_tokens * (1 + 1e-9)

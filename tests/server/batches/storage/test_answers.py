@@ -10,14 +10,14 @@ import pytest
 
 from server.batches.storage.answer_writer import AnswerWriter
 from server.batches.storage.answers import (
-    Answer,
     Answers,
     DamagedAnswersError,
+    LineAnswer,
     answered,
     check_is_answers,
     not_run,
 )
-from server.batches.storage.objects import OutputLine
+from server.openai.fields.batch import OutputLine
 from tests.server.batches.world import by_custom_id
 
 BODY = (
@@ -25,17 +25,17 @@ BODY = (
 )
 
 
-def success(custom_id: str) -> Answer:
+def success(custom_id: str) -> LineAnswer:
     """An answer of seven tokens."""
     return answered(custom_id, 200, "cmpl-1", BODY)
 
 
-def failure(custom_id: str) -> Answer:
+def failure(custom_id: str) -> LineAnswer:
     """A request that was refused."""
     return answered(custom_id, 400, "req_1", b'{"error":{"message":"no"}}')
 
 
-def write(output: Path, errors: Path, *answers: Answer) -> None:
+def write(output: Path, errors: Path, *answers: LineAnswer) -> None:
     """Write these, and leave the files as a kill leaves them."""
     opened = Answers(output, errors)
     opened.append(answers)
@@ -60,7 +60,7 @@ def test_successes_and_failures_go_to_their_files_in_the_reference_s_shape(tmp_p
 
 
 @pytest.mark.parametrize("answer", [success("a"), failure("b"), not_run("c", "batch_expired", "")])
-def test_the_api_knows_every_field_of_a_line(answer: Answer) -> None:
+def test_the_api_knows_every_field_of_a_line(answer: LineAnswer) -> None:
     assert OutputLine.model_validate_json(answer.line).model_dump() == json.loads(answer.line)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.batches.storage.lines import BadLineError, Rules, check_line, read_lines
-from server.batches.storage.objects import InputLine
+from server.openai.fields.batch import InputLine
 
 RULES = Rules({"/v1/completions"}, {"little"}, 200)
 GOOD: dict[str, Any] = {

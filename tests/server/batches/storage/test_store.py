@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from server.batches.storage.database import VERSION, DatabaseError
-from server.batches.storage.objects import FileList, FileObject
-from server.batches.storage.states import StoredBatch, new_id
+from server.batches.storage.lifecycle import StoredBatch, new_id
 from server.batches.storage.store import FileInUseError, Store, StoreTakenError, UnknownFileError
+from server.openai.fields.batch import FileList, FileObject
 from tests.server.batches.world import refuse_to_commit
 
 NOW = 1_000

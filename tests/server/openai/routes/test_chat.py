@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from server.chat.chat_template import ChatTemplate
-from server.grammar.grammars import Grammars
+from server.grammar.grammars import CheckedGrammars
 from server.lengths.length_predictor import LengthPredictor
 from server.metrics import Metrics
 from server.openai.routes.chat import Chat
@@ -149,7 +149,7 @@ def test_a_batchs_request_has_low_priority(tmp_path: Path) -> None:
         Generations(client, tokenizer, metrics, predictor),
         tokenizer,
         ChatTemplate(tokenizer),
-        Grammars(tokenizer),
+        CheckedGrammars(tokenizer),
         "fp",
     )
     body = json.dumps({"model": MODEL, "messages": [USER]}).encode()

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from server.batches.storage.objects import BatchError, RequestCounts
-from server.batches.storage.states import ENDED, StoredBatch
+from server.batches.storage.lifecycle import ENDED, StoredBatch
+from server.openai.fields.batch import BatchError, RequestCounts
 
 Step = Callable[[StoredBatch], StoredBatch]
 

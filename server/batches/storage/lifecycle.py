@@ -12,7 +12,7 @@ meanwhile, changes nothing.
 import uuid
 from typing import Any, Literal, Self
 
-from server.batches.storage.objects import Batch, BatchError, BatchErrors, BatchUsage, RequestCounts
+from server.openai.fields.batch import Batch, BatchError, BatchErrors, BatchUsage, RequestCounts
 
 Ending = Literal["completed", "expired", "cancelled"]
 

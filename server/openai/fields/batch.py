@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from server.batches.storage.page import Order
+from server.http.body import Body
 
+Order = Literal["asc", "desc"]
 Purpose = Literal["batch", "batch_output"]
 Lifetime = Annotated[int, Field(ge=3600, le=30 * 24 * 3600)]
 Status = Literal[
@@ -153,6 +154,26 @@ class ExpiresAfter(BaseModel):
 
     anchor: Literal["created_at"]
     seconds: Lifetime = Field(description="an hour to 30 days")
+
+
+class CreateBatch(Body):
+    """The body of POST /v1/batches."""
+
+    input_file_id: str = Field(description="a file with the purpose batch")
+    endpoint: str = Field(
+        description="where all its requests go: only /v1/completions and /v1/chat/completions"
+    )
+    completion_window: str = Field(description="24h, or another number of s, m, h or d")
+    metadata: (
+        dict[
+            Annotated[str, Field(max_length=64)],
+            Annotated[str, Field(max_length=512)],
+        ]
+        | None
+    ) = Field(None, max_length=16, description="up to 16 texts of 512 characters")
+    output_expires_after: ExpiresAfter | None = Field(
+        None, description="when the files of answers go, counted from their creation"
+    )
 
 
 class InputLine(_Object):

@@ -1,15 +1,15 @@
-"""A call's JSON object, read character by character: `{"name": ..., "arguments": {...}}`.
+"""A call's JSON object, parsed character by character: `{"name": ..., "arguments": {...}}`.
 
-The arguments are handed out while they come, as the model writes them. They are not checked beyond
-strings, brackets and JSON's alphabet: the client must do so anyway (OpenAI's reference: "the model
-does not always generate valid JSON").
+The arguments are returned as they arrive, as the model writes them. They are not checked beyond
+strings, brackets and JSON's alphabet: clients must validate them anyway (OpenAI's reference: "the
+model does not always generate valid JSON").
 """
 
 import json
 from collections.abc import Callable, Collection
 
 ARGUMENTS_KEYS = frozenset({"arguments", "parameters"})
-# What stands in objects that are meant as calls.
+# The keys of objects that are meant as calls.
 _KNOWN_KEYS = ARGUMENTS_KEYS | {"name", "type", "id"}
 _SPACE = frozenset(" \t\r\n")
 _SCALAR = frozenset("+-.0123456789abcdefghijklmnopqrstuvwxyzE")
@@ -17,11 +17,11 @@ _NO_ARGUMENTS = "{}"
 
 
 class CallObject:
-    """Reads one object; feed it until `is_done` or `is_broken`.
+    """Parses one object; feed it until `is_done` or `is_broken`.
 
     With `only_names`, an object with another name or with unknown keys is not a call, so that an
-    answer that happens to be JSON is soon told from one. It is broken at the first character that
-    shows that it is none.
+    answer that happens to be JSON is recognised early. The object is broken at the first character
+    that rules out a call.
     """
 
     def __init__(self, only_names: Collection[str] | None = None) -> None:
@@ -30,8 +30,8 @@ class CallObject:
         self.is_broken = False
         self._only_names = only_names
         self._key = ""
-        self._arguments: list[str] | None = None  # not handed out yet; None before they begin
-        self._is_arguments = False  # of the value that is being read
+        self._arguments: list[str] | None = None  # not returned yet; None before they begin
+        self._is_arguments = False  # whether the current value is the arguments
         self._value: list[str] = []
         self._depth = 0
         self._in_string = False
@@ -40,11 +40,11 @@ class CallObject:
 
     @property
     def is_call(self) -> bool:
-        """Whether the name is known and the arguments have begun: from now on it is a call."""
+        """Whether the name is known and the arguments have begun, which makes it a call."""
         return bool(self.name) and self._arguments is not None
 
     def push(self, text: str) -> int:
-        """Read `text`; returns how many characters belong to the object."""
+        """Parse `text`; returns how many characters belong to the object."""
         for i, char in enumerate(text):
             self._read(char)
             if self.is_broken:
@@ -54,7 +54,7 @@ class CallObject:
         return len(text)
 
     def take_arguments(self) -> str:
-        """The arguments' text since the last call."""
+        """The arguments' text since the last `take_arguments`."""
         parts, self._arguments = self._arguments or [], []
         return "".join(parts)
 
@@ -108,7 +108,7 @@ class CallObject:
             name = self._text()
             self.is_broken = not name or not self._allows(name)
             self.name = "" if self.is_broken else name
-        elif self._is_arguments:  # some models write them as a string that holds the JSON
+        elif self._is_arguments:  # some models write them as JSON inside a string
             text = self._text()
             self._arguments = None if self.is_broken else [text]
 
@@ -154,7 +154,7 @@ class CallObject:
         self._read = read
 
     def _ends_string(self, char: str) -> bool:
-        """Take one character of a string; whether it is the closing quote."""
+        """Add one character of a string; whether it is the closing quote."""
         if self._escaped:
             self._escaped = False
         elif char == '"':
@@ -168,7 +168,7 @@ class CallObject:
         return self._only_names is None or name in self._only_names
 
     def _text(self) -> str:
-        """The string that has just ended; broken escapes break the object."""
+        """The string that has just ended; an invalid escape breaks the object."""
         try:
             return str(json.loads(f'"{"".join(self._value)}"', strict=False))
         except ValueError:

@@ -1,7 +1,7 @@
-"""The chat template: from a conversation to the text, and the token ids, that the model knows.
+"""The chat template: from a conversation to the prompt's text and token ids.
 
-transformers renders it, in jinja's sandbox, as it does for everybody who trains or runs the model.
-Templates differ in what they take; what they take is found out by trying them.
+transformers renders it in jinja's sandbox, as in training and in other servers. Templates accept
+different message shapes; which ones is found out by test renderings.
 """
 
 import json
@@ -21,11 +21,11 @@ from server.openai.fields.conversation import Conversation
 from server.text.bounded_threads import BoundedThreads
 from server.text.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer
 
-# Longer conversations are rendered in threads of their own.
+# Longer conversations are rendered in separate threads.
 NUM_THREADS = 2
 MAX_WAITING = 64
 RENDER_TIMEOUT_S = 10.0
-# Twice the largest body: a template that makes more of it repeats itself.
+# Twice the largest body: a template that renders more than that repeats itself.
 MAX_RENDERED_CHARACTERS = 16 * 1024 * 1024
 MAX_REASON_CHARACTERS = 300
 
@@ -39,13 +39,13 @@ _USER: Message = {"role": "user"}
 
 
 class ChatTemplateError(Exception):
-    """The file of `--chat-template` cannot be used; the text is one line for the user."""
+    """The file of `--chat-template` cannot be used; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What a template takes: contents as strings, as lists of parts; a call's arguments as an
-    object; the developer role.
+    """What a template accepts: contents as strings, contents as lists of parts, a call's arguments
+    as objects, the developer role.
     """
 
     strings: bool
@@ -57,8 +57,8 @@ class Traits:
 class ChatTemplate:
     """Renders conversations for one model.
 
-    `source` replaces the model's own template. With `trust_requests`, a conversation may bring
-    its own: a template can take any time and memory, whatever sandbox it runs in.
+    `source` replaces the model's own template. With `trust_requests`, a conversation may have its
+    own: the sandbox does not limit a template's time and memory.
     """
 
     def __init__(
@@ -69,20 +69,20 @@ class ChatTemplate:
         self._trust_requests = trust_requests
         self._threads = BoundedThreads(NUM_THREADS, "long conversations", MAX_WAITING)
         self._traits = lru_cache(maxsize=16)(self._find_traits)
-        for own in self._own.values():  # now, and not while the first request waits
+        for own in self._own.values():  # now, so that the first request need not wait
             self._traits(own)
 
     @property
     def source(self) -> str:
-        """The template that conversations with tools are rendered with; empty where none is."""
+        """The template for conversations with tools; empty if there is none."""
         return self._own.get("tool_use") or self._own.get("default") or ""
 
     async def render(
         self, conversation: Conversation, *, add_special_tokens: bool = False
     ) -> list[int]:
-        """The prompt's token ids. Templates write the special tokens themselves.
+        """The prompt's token ids. By default, special tokens come from the template only.
 
-        Raises `ApiError` (400, 429) as `render_text` and `encode`.
+        Raises `ApiError` (400, 429) like `render_text` and `encode`.
         """
         text = await self.render_text(conversation)
         return await self.encode(text, add_special_tokens=add_special_tokens)
@@ -92,20 +92,20 @@ class ChatTemplate:
     ) -> list[int]:
         """The token ids of a rendered text.
 
-        Raises `ApiError`: 400 where there are none, 429 as `Tokenizer.run`.
+        Raises `ApiError`: 400 where there are none, 429 like `Tokenizer.run`.
         """
         (token_ids,) = await self._tokenizer.encode_all(
             [text], add_special_tokens=add_special_tokens, patient=patient
         )
         if not token_ids:
-            raise invalid("The chat template makes nothing of these messages.", "messages")
+            raise invalid("The chat template renders these messages as nothing.", "messages")
         return token_ids
 
     async def render_text(self, conversation: Conversation, *, patient: bool = False) -> str:
-        """The prompt.
+        """The prompt's text.
 
-        Raises `ApiError`: 400 where there is no template, it refuses the conversation, or takes too
-        long over it; 429 where too many long ones wait already, unless this one is `patient`.
+        Raises `ApiError`: 400 where there is no template, it refuses the conversation, or rendering
+        takes too long; 429 where too many long conversations already wait, unless `patient`.
         """
         source = self._choose(conversation)
         num_bytes = conversation.num_bytes
@@ -121,7 +121,7 @@ class ChatTemplate:
             raise invalid(message, "messages", "chat_template_timeout") from None
 
     def takes_tools(self, template: str | None) -> bool:
-        """Whether the request's own template, if trusted, or else the model's shows it tools."""
+        """Whether the request's own template, if trusted, or else the model's uses tools."""
         source = template if template is not None and self._trust_requests else self.source
         return re.search(r"\btools\b", source) is not None
 
@@ -144,17 +144,17 @@ class ChatTemplate:
         return source
 
     def _render(self, source: str, conversation: Conversation) -> str:
-        """Runs in any thread."""
+        """The prompt's text; may run in any thread."""
         traits = self._traits(source)
         called = _called_functions(conversation.messages)
         adapted = [_adapt(message, traits, called) for message in conversation.messages]
         try:
             text = self._apply(source, replace(conversation, messages=adapted))
-        # The edge to code that came with the model: it raises whatever it likes.
+        # The boundary to code that came with the model, which raises any exception.
         except Exception as error:
             raise _refusal(error, "messages") from error
         if len(text) > MAX_RENDERED_CHARACTERS:
-            message = f"The chat template makes {len(text)} characters of these messages."
+            message = f"The chat template renders these messages as {len(text)} characters."
             raise invalid(message, "messages", "context_length_exceeded")
         return text
 
@@ -177,7 +177,7 @@ class ChatTemplate:
         return Traits(
             strings=strings,
             parts=parts,
-            # As an object unless only a string will do.
+            # As an object unless only a string works.
             objects=self._shows(source, user, _calling({"text": _PROBE}))
             or not self._shows(source, user, _calling(_PROBE)),
             developer="developer" in source,
@@ -188,17 +188,17 @@ class ChatTemplate:
         try:
             before = self._apply(source, Conversation(messages[:-1])) if messages[1:] else ""
             text = self._apply(source, Conversation(messages))
-        except Exception:  # as above: then it does not take such messages
+        except Exception:  # as above: the template does not accept such messages
             return False
         is_printed = "'type'" in text or '"type": "text"' in text
         return text.count(_PROBE) > before.count(_PROBE) and not is_printed
 
 
 def continued(prompt: str, conversation: Conversation) -> str:
-    """The final message as far as `prompt` ends with it; empty where the answer begins one.
+    """The part of the final message at the end of `prompt`; empty if the answer begins a message.
 
-    It is taken from there because templates trim contents and join their parts in ways of their
-    own, and the answer goes on with what the model has read.
+    It is taken from the prompt because templates trim contents and join their parts in different
+    ways, and the answer continues what the model has read.
     """
     if not conversation.continue_final_message:
         return ""
@@ -207,7 +207,7 @@ def continued(prompt: str, conversation: Conversation) -> str:
     at, indent = len(prompt), ""
     for part in reversed(parts):
         begin = prompt.rfind(part.strip(), 0, at)
-        if begin < 0:  # the template leaves it out
+        if begin < 0:  # the template omits it
             break
         at, indent = begin, part[: len(part) - len(part.lstrip())]
     return prompt[at - len(indent) if prompt.endswith(indent, 0, at) else at :]
@@ -232,17 +232,17 @@ def _read(file: Path, tokenizer: Tokenizer) -> str:
 
 
 def _compile(source: str, tokenizer: Tokenizer) -> None:
-    """Raise `TemplateSyntaxError` where it is none; it need not like the one message."""
+    """Raise `TemplateSyntaxError` for invalid syntax; other errors may be about the message."""
     try:
         tokenizer.render_chat([{"role": "user", "content": _PROBE}], chat_template=source)
     except TemplateSyntaxError:
         raise
     except Exception:
-        logger.debug("the chat template does not take a user's message alone", exc_info=True)
+        logger.debug("the chat template does not accept a single user message", exc_info=True)
 
 
 def _adapt(message: Message, traits: Traits, called: Mapping[str, str]) -> Message:
-    """The message as the template expects it; the API's may have more shapes, and less in it."""
+    """The message as the template expects it; the API allows more shapes and fewer fields."""
     adapted = {key: value for key, value in message.items() if value is not None}
     if adapted["role"] == "developer" and not traits.developer:
         adapted["role"] = "system"
@@ -259,13 +259,13 @@ def _adapt(message: Message, traits: Traits, called: Mapping[str, str]) -> Messa
 
 
 def _called_functions(messages: Sequence[Message]) -> dict[str, str]:
-    """The functions by the calls' ids; some templates want them named beside the results."""
+    """The functions' names by call id; some templates show them with the results."""
     calls = (call for message in messages for call in message.get("tool_calls") or ())
     return {call["id"]: call["function"]["name"] for call in calls}
 
 
 def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    """What a model once wrote need not be JSON, and stays as it is then."""
+    """The call with its arguments as an object; a model's arguments that are not JSON are kept."""
     function = call["function"]
     try:
         arguments = json.loads(function["arguments"] or "{}")

@@ -1,11 +1,11 @@
-"""Markers: fixed words in a growing text, of which only the beginning may have come."""
+"""Markers: fixed strings in a growing text, of which only the beginning may have arrived."""
 
 
 def find_marker(text: str, marker: str) -> tuple[int, bool]:
-    """Where `marker` first begins in `text`, and whether it is there in full.
+    """Where `marker` first begins in `text`, and whether it is complete.
 
-    (i, True): it is. (i, False): what begins at `i` may become one with the text to come, which is
-    the text's end where nothing can.
+    (i, True): it is. (i, False): the text from `i` on may become a marker; `i` is the text's end
+    where it cannot.
     """
     at = text.find(marker)
     if at >= 0:

@@ -1,4 +1,4 @@
-"""Message formats: how a model marks its calls and its reasoning, and who reads them."""
+"""Message formats: how a model marks its calls and its reasoning, and their parsers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from server.chat.tool_choice import ToolChoice
 
 @dataclass(frozen=True)
 class MessageFormats:
-    """One model's ways; `calls` is None where they cannot be read."""
+    """One model's formats; `calls` is None where no parser reads them."""
 
     calls: CallFormat | None
     thinks: bool
@@ -24,20 +24,20 @@ class MessageFormats:
         return f"tool calls {calls}, reasoning {thoughts}"
 
     def of_calls(self, choice: ToolChoice) -> CallFormat | None:
-        """How calls will be written, if any may come that can be read."""
+        """The format of the calls, if the model may call tools and a parser reads them."""
         if not choice.allowed:
             return None
         return self.calls or HERMES if choice.is_forced else self.calls
 
     def markers(self, call_format: CallFormat | None) -> set[str]:
-        """What readers look for in a text."""
+        """The markers that the parsers search a text for."""
         markers = {reasoning.BEGIN, reasoning.END} if self.thinks else set()
         return markers if call_format is None else markers | {call_format.begin, call_format.end}
 
     def reader(
         self, choice: ToolChoice, *, several: bool, opened: bool
     ) -> Callable[[], MessageParser] | None:
-        """What makes a parser for each choice of an answer; None where all of it is content.
+        """A factory of parsers, one for each choice of an answer; None if all of it is content.
 
         `several` calls may come, and the prompt may have `opened` the reasoning.
         """
@@ -59,7 +59,7 @@ def _call_parser(call_format: CallFormat, choice: ToolChoice, *, several: bool) 
 
 
 def formats_of(config: ChatConfig, template: str) -> MessageFormats:
-    """What the settings say, or else the chat template."""
+    """The formats in the settings; "auto" detects them from the chat template."""
     if config.tool_call_parser == "auto":
         calls = tool_calls.format_of(template)
     else:

@@ -1,4 +1,4 @@
-"""The message parser: a choice's text as the parts of a chat message, while it comes."""
+"""The message parser: splits a choice's growing text into the parts of a chat message."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from server.chat.tool_calls import CallDelta, CallParser
 
 
 class MessageDelta(NamedTuple):
-    """What has come since the delta before; each may be empty."""
+    """What is new since the last delta; each part may be empty."""
 
     reasoning: str
     content: str
@@ -15,7 +15,7 @@ class MessageDelta(NamedTuple):
 
 
 class MessageParser:
-    """Reasoning first, then content and calls; either part may be left out."""
+    """Splits off reasoning first, then calls; each step is optional."""
 
     def __init__(self, splitter: ReasoningSplitter | None, calls: CallParser | None) -> None:
         self._splitter = splitter
@@ -27,14 +27,14 @@ class MessageParser:
         return 0 if self._calls is None else self._calls.num_calls
 
     def push(self, text: str, *, is_last: bool) -> MessageDelta:
-        """What can be told now; of the last text, all."""
+        """The parts that are certain by now; with `is_last`, all that is left."""
         reasoning, content = self._split(text, is_last=is_last)
         if self._calls is None:
             return MessageDelta(reasoning, content, [])
-        said, deltas = self._calls.push(content)
+        text, deltas = self._calls.push(content)
         if is_last:
-            said += self._calls.flush()
-        return MessageDelta(reasoning, said, deltas)
+            text += self._calls.flush()
+        return MessageDelta(reasoning, text, deltas)
 
     def _split(self, text: str, *, is_last: bool) -> tuple[str, str]:
         if self._splitter is None:

@@ -1,7 +1,7 @@
-"""Reasoning: what a model thinks aloud before it answers, told apart from its answer.
+"""Reasoning: separates the reasoning that a model writes first from its answer.
 
-The laws: the result does not depend on how the text was cut into pieces; nothing of the text is
-lost but the tags and the white space beside them.
+The invariants: the result does not depend on how the text was split into pieces; nothing is lost
+but the tags and the white space around them.
 """
 
 from typing import Literal
@@ -19,18 +19,18 @@ def format_of(template: str) -> ReasoningFormat:
 
 
 def leaves_open(prompt: str, continued: str = "") -> bool:
-    """Whether the prompt ends inside the reasoning, so that its begin will not be generated.
+    """Whether the prompt ends inside the reasoning, so that the begin tag is not generated.
 
-    `continued` is the beginning of the message where that is given.
+    `continued` is the given beginning of the message, if any.
     """
     return prompt.rstrip().endswith(BEGIN) or continued.rfind(BEGIN) > continued.rfind(END)
 
 
 class ReasoningSplitter:
-    """Splits a growing text that may begin with its reasoning in tags.
+    """Splits a growing text that may begin with reasoning in tags.
 
-    `opened`: the prompt has written the begin tag already. Reasoning without an end tag is
-    reasoning to its end.
+    `opened`: the begin tag is in the prompt. Reasoning without an end tag extends to the text's
+    end.
     """
 
     def __init__(self, *, opened: bool = False) -> None:
@@ -42,11 +42,11 @@ class ReasoningSplitter:
 
     @property
     def has_ended(self) -> bool:
-        """Whether what comes now is the answer."""
+        """Whether the reasoning is over and the answer follows."""
         return self._state in ("between", "answer")
 
     def push(self, text: str) -> tuple[str, str]:
-        """What can be shown now: (reasoning, answer)."""
+        """What is certain by now: (reasoning, answer)."""
         if self._state == "answer":
             return "", text
         self._held += text
@@ -63,7 +63,7 @@ class ReasoningSplitter:
         return reasoning, answer
 
     def flush(self) -> tuple[str, str]:
-        """What was held back, once no more text will come."""
+        """The text that was held back, after the last piece."""
         held, self._held = self._held, ""
         if self._state == "reasoning" or (self._state == "start" and self._opened):
             return held.strip(), ""
@@ -91,7 +91,7 @@ class ReasoningSplitter:
 
 
 class ReasoningCounter:
-    """Counts the tokens that are reasoning, tags included; `opened` as for the splitter."""
+    """Counts reasoning tokens, including the tags; `opened` as for the splitter."""
 
     def __init__(self, *, opened: bool = False) -> None:
         self._splitter = ReasoningSplitter(opened=opened)
@@ -99,12 +99,12 @@ class ReasoningCounter:
         self._num_tokens = 0
 
     def push(self, text: str) -> None:
-        """The next token, which gives this text."""
+        """Count the next token, which has this text."""
         if not self._splitter.has_ended:
             self._num_tokens += 1
             self._splitter.push(text)
 
     @property
     def num_tokens(self) -> int:
-        """So far; the token that ends it is the last."""
+        """Tokens so far, up to and including the one that ends the reasoning."""
         return self._num_tokens if self._splitter.has_begun or self._opened else 0

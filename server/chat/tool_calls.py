@@ -1,9 +1,9 @@
-"""Tool calls: what a model writes when it calls tools, told apart from what it says.
+"""Tool calls: separates the calls that a model writes from the message's content.
 
-The laws: the result does not depend on how the text was cut into pieces, and what is handed out
-piece by piece is, in sum, the whole. What is said is the text with the calls cut out, without the
-white space at its end where there were calls. What turns out to be no call is said, unless it is
-the text's end and the beginning of one more.
+The invariants: the result does not depend on how the text was split into pieces, and the returned
+parts add up to the whole. The content is the text without the calls, and without the white space
+at its end if there were calls. Text that turns out not to be a call is content, unless it is an
+incomplete call at the text's end after other calls.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,10 +17,10 @@ from server.grammar.grammar_text import Schema, forced_tool_calls
 
 @dataclass(frozen=True)
 class CallFormat:
-    """How a family of models writes calls: JSON objects with a begin and an end around each.
+    """How a family of models writes calls: JSON objects between a begin and an end marker.
 
-    `bare`: an object may stand without them where the text or another call has just begun or
-    ended; several are parted by `separators`.
+    `bare`: an object may appear without markers at the text's start or after another call; several
+    are separated by `separators`.
     """
 
     begin: str
@@ -37,7 +37,7 @@ class CallFormat:
         several: bool,
         whitespace: str | None = None,
     ) -> str:
-        """What a message of nothing but calls of these tools (names, schemas) may be."""
+        """The grammar of a message that consists of calls of these tools (names, schemas)."""
         if self.bare:
             begin, end, between = "", "", f"{self.separators} "
         else:
@@ -57,12 +57,12 @@ class CallFormat:
 HERMES = CallFormat("<tool_call>", "</tool_call>")
 LLAMA3_JSON = CallFormat("<|python_tag|>", "", "parameters", bare=True, separators=";")
 FORMATS = {"hermes": HERMES, "llama3_json": LLAMA3_JSON}
-# Others write <tool_call>, too, and then no JSON: Qwen3-Coder and GLM-4.5.
+# Qwen3-Coder and GLM-4.5 write <tool_call> too, but with XML inside.
 _XML = ("<function=", "<arg_key>")
 
 
 def format_of(template: str) -> CallFormat | None:
-    """How a model with this chat template writes its calls; None where we cannot read them."""
+    """The call format of a model with this chat template; None if no parser reads it."""
     if HERMES.begin in template:
         return None if any(tag in template for tag in _XML) else HERMES
     if LLAMA3_JSON.begin in template or "Environment: ipython" in template:
@@ -71,7 +71,7 @@ def format_of(template: str) -> CallFormat | None:
 
 
 class CallDelta(NamedTuple):
-    """A part of one call: `name` comes with its first part, then more arguments."""
+    """A part of one call: `name` is in its first part, later parts have more arguments."""
 
     call_index: int
     name: str | None
@@ -79,11 +79,11 @@ class CallDelta(NamedTuple):
 
 
 class CallParser:
-    """Splits a growing text into what is said and the calls of one message.
+    """Splits a growing text into the content and the calls of one message.
 
-    `names` are the tools on offer: where an object stands bare, it is a call only of one of them.
-    Without `several`, calls after the first are left out. With `only_calls` the text can be nothing
-    else, and the beginning of a call that was cut off is not said.
+    `names` are the available tools: a bare object is a call only if it names one of them. Without
+    `several`, calls after the first are dropped. With `only_calls`, the text consists of calls, and
+    an incomplete one at its end is not content.
     """
 
     def __init__(
@@ -103,47 +103,47 @@ class CallParser:
             "start" if call_format.bare else "text"
         )
         self._held = ""
-        self._space = ""  # white space that is said only if something follows
+        self._space = ""  # white space that is content only if more content follows
         self._object = CallObject()
-        self._object_text = ""  # with its begin, as long as it may turn out to be no call
+        self._object_text = ""  # with its begin marker, until it is certain to be a call
         self._is_announced = False
 
     def push(self, text: str) -> tuple[str, list[CallDelta]]:
-        """What can be handed out now: what is said, and parts of calls."""
+        """What is certain by now: content, and parts of calls."""
         if self._is_plain(text):
             return text, []
         self._held += text
-        said: list[str] = []
+        content: list[str] = []
         deltas: list[CallDelta] = []
         steps = {"start": self._start, "text": self._read_text, "after": self._finish_call}
         goes_on = True
         while goes_on and self._held:
             if self._state == "object":
-                goes_on = self._read_object(said, deltas)
+                goes_on = self._read_object(content, deltas)
             else:
-                goes_on = steps[self._state](said)
-        return "".join(said), deltas
+                goes_on = steps[self._state](content)
+        return "".join(content), deltas
 
     def flush(self) -> str:
-        """What was held back and is said, once no more text will come."""
-        if self.num_calls or self._only_calls:  # white space, or a call that was cut off
+        """Content that was held back, after the last text."""
+        if self.num_calls or self._only_calls:  # white space, or an incomplete call
             return ""
         unfinished = self._object_text if self._state == "object" else ""
         return self._space + unfinished + self._held
 
     def _is_plain(self, text: str) -> bool:
-        """Whether the text is said as it is: most of what comes, so it is looked at first."""
+        """Whether the text is content as it is: the most frequent case, so it is checked first."""
         if self._state != "text" or self._held or self._space or self._format.begin[0] in text:
             return False
         return not text[-1:].isspace()
 
-    def _say(self, text: str, said: list[str]) -> None:
+    def _add_content(self, text: str, content: list[str]) -> None:
         text = self._space + text
         shown = text.rstrip()
         self._space = text[len(shown) :]
-        said.append(shown)
+        content.append(shown)
 
-    def _start(self, _said: list[str]) -> bool:
+    def _start(self, _content: list[str]) -> bool:
         text = self._held.lstrip()
         if text.startswith("{"):
             self._begin_object(len(self._held) - len(text), self._names)
@@ -151,36 +151,36 @@ class CallParser:
             self._state = "text"
         return bool(text)
 
-    def _read_text(self, said: list[str]) -> bool:
+    def _read_text(self, content: list[str]) -> bool:
         at, is_whole = find_marker(self._held, self._format.begin)
-        self._say(self._held[:at], said)
+        self._add_content(self._held[:at], content)
         self._held = self._held[at:]
         if is_whole:
             self._begin_object(len(self._format.begin), None)
         return is_whole
 
     def _begin_object(self, num_before: int, only_names: Collection[str] | None) -> None:
-        """Read an object after so many characters that belong to it."""
+        """Read an object; its begin marker has the first `num_before` characters."""
         self._state = "object"
         self._object = CallObject(only_names)
         self._object_text, self._held = self._held[:num_before], self._held[num_before:]
         self._is_announced = False
 
-    def _read_object(self, said: list[str], deltas: list[CallDelta]) -> bool:
+    def _read_object(self, content: list[str], deltas: list[CallDelta]) -> bool:
         count = self._object.push(self._held)
         text, self._held = self._held[:count], self._held[count:]
         if not self._is_announced:
             self._object_text += text
         if self._object.is_call:
-            self._tell(deltas)
+            self._add_delta(deltas)
         if self._object.is_broken and not self._is_announced:
             self._state = "text"
-            self._say(self._object_text, said)
+            self._add_content(self._object_text, content)
         elif self._object.is_broken or self._object.is_done:
             self._state = "after"
         return self._state != "object"
 
-    def _tell(self, deltas: list[CallDelta]) -> None:
+    def _add_delta(self, deltas: list[CallDelta]) -> None:
         name = None if self._is_announced else self._object.name
         self.num_calls += not self._is_announced
         self._is_announced = True
@@ -188,8 +188,8 @@ class CallParser:
         if (name or arguments) and (self._several or self.num_calls == 1):
             deltas.append(CallDelta(self.num_calls - 1, name, arguments))
 
-    def _finish_call(self, _said: list[str]) -> bool:
-        """Pass over the call's end, or over what parts it from the next."""
+    def _finish_call(self, _content: list[str]) -> bool:
+        """Skip the call's end marker, or the separators before the next call."""
         text = self._held.lstrip()
         end, begin = self._format.end, self._format.begin
         if end and text.startswith(end):

@@ -1,4 +1,4 @@
-"""The tool choice: which tools the model is shown, and which it may or must call."""
+"""The tool choice: which tools the prompt shows, and which the model may or must call."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from server.http.errors import invalid
 from server.openai.fields.chat import AllowedTools, ChatRequest, NamedTool
 from server.openai.fields.conversation import Tool
 
-# Of objects and arrays in one another; what follows grammars reads 128, a call's own included.
+# Nested objects and arrays; the grammar library allows 128 levels, including the call's own.
 MAX_SCHEMA_DEPTH = 120
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 _NOTHING_ELSE = _NO_PARAMETERS | {"additionalProperties": False}
@@ -18,7 +18,10 @@ _NOTHING_ELSE = _NO_PARAMETERS | {"additionalProperties": False}
 
 @dataclass(frozen=True)
 class ToolChoice:
-    """`shown` stand in the prompt; of `allowed` the model may call some, or must (`is_forced`)."""
+    """The prompt has the tools in `shown`; the model may call those in `allowed`.
+
+    With `is_forced` it must call at least one of them.
+    """
 
     shown: tuple[Tool, ...] = ()
     allowed: tuple[Tool, ...] = ()
@@ -37,16 +40,17 @@ class ToolChoice:
         ]
 
     def for_template(self) -> list[dict[str, Any]] | None:
-        """What the prompt shows, as chat templates know it; None where nothing is shown."""
+        """The shown tools in the shape that chat templates expect; None if there are none."""
         return [_described(tool) for tool in self.shown] or None
 
 
 def tool_choice(request: ChatRequest) -> ToolChoice:
-    """What the request asks for.
+    """The request's tool choice.
 
-    Raises `ApiError` (400) where it names tools that it lacks, or tools that cannot be called.
+    Raises `ApiError` (400) where it names tools that it does not define, or tools that cannot be
+    called.
 
-    With "none" the model is not shown the tools: it could only call them in vain.
+    With "none" the prompt does not show the tools: the model could not call them anyway.
     """
     tools, choice = tuple(request.tools), request.tool_choice
     _check_names(tools)
@@ -66,7 +70,7 @@ def tool_choice(request: ChatRequest) -> ToolChoice:
 
 
 def parameters_param(index: int) -> str:
-    """How errors name the schema of a tool of the request."""
+    """The path by which errors name the schema of one of the request's tools."""
     return f"tools[{index}].function.parameters"
 
 
@@ -78,7 +82,7 @@ def _check_names(tools: tuple[Tool, ...]) -> None:
 
 
 def _check_parameters(param: str, tool: Tool) -> None:
-    """A call's arguments are an object, whatever its schema says beside that."""
+    """A call's arguments are always an object, so the schema must allow one."""
     schema = tool.function.parameters or {}
     kind = schema.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
@@ -93,7 +97,7 @@ def _check_parameters(param: str, tool: Tool) -> None:
 
 
 def _is_too_deep(schema: Mapping[str, Any]) -> bool:
-    """Level by level, for there is no telling how deep it is."""
+    """Checked level by level, because recursion could exceed the stack."""
     level: list[Any] = [schema]
     for _ in range(MAX_SCHEMA_DEPTH):
         inner = (
@@ -115,7 +119,7 @@ def _of_names(tools: tuple[Tool, ...], named: list[NamedTool]) -> tuple[Tool, ..
 
 
 def _described(tool: Tool) -> dict[str, Any]:
-    """In the order, and with all the fields, that models have seen in training."""
+    """The tool with all fields and in the order that models have seen in training."""
     function = tool.function
     described = {
         "name": function.name,

@@ -1,1 +1,1 @@
-"""Structured outputs: grammars, read and checked before a request is admitted."""
+"""Structured outputs: grammars, validated and checked before a request is admitted."""

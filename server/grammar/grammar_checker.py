@@ -1,8 +1,8 @@
-"""The grammar checker: a process of the server's that tries grammars before they are admitted.
+"""The grammar checker: a child process that tests grammars before they are admitted.
 
-A grammar is a client's program. It is read, compiled and followed for some tokens under the limits
-that the last stage keeps to, in a process that is ended when it takes too long, too much memory or
-a fall: nothing that a client sends can hold up or take down the server, or get as far as a stage.
+A grammar is a program from a client. The process parses it, compiles it and follows it for some
+tokens under the limits of the last stage, and is killed when it takes too much time or memory, or
+crashes: no grammar can block or crash the server, or reach a stage unchecked.
 """
 
 import math
@@ -28,15 +28,15 @@ from daemon import child_process, log_file
 from server.grammar.grammar_text import is_ebnf, lark_of
 
 START_TIMEOUT_S = 60.0
-# Less than a thread of the stages has: what is nested too deeply falls here, not there.
+# Less than in a stage's threads: a grammar that is nested too deeply crashes here, not there.
 STACK_BYTES = 1 << 20
 MAX_WORDS = 300
 
 
 class CheckedVocabulary(msgspec.Struct, frozen=True, array_like=True):
-    """The tokenizer that grammars are checked for: the tokenizers library's JSON, or nothing.
+    """The tokenizer to check grammars for: the tokenizers library's JSON, or empty.
 
-    The first of `eos_token_ids`, if there is any, ends its texts.
+    The first of `eos_token_ids`, if any, is its end-of-text token.
     """
 
     serialised: str
@@ -44,10 +44,11 @@ class CheckedVocabulary(msgspec.Struct, frozen=True, array_like=True):
 
 
 class CheckLimits(msgspec.Struct, frozen=True, array_like=True):
-    """What one grammar may take. Its own are seconds of CPU: a busy machine makes none of it wrong.
+    """Limits of one check, in CPU seconds, so that a busy machine does not cause refusals.
 
-    It is followed for `num_tokens`: `max_mask_s` is for each, `max_total_s` for all, `max_cpu_s`
-    has what came before in it, and `max_memory_bytes` the tokenizer. The server waits `patience_s`.
+    The grammar is followed for `num_tokens` tokens: `max_mask_s` limits each, `max_total_s` all of
+    them, `max_cpu_s` parsing and compiling as well. `max_memory_bytes` includes the tokenizer. The
+    server waits `patience_s` of wall-clock time.
     """
 
     num_tokens: int = 160
@@ -59,9 +60,9 @@ class CheckLimits(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, array_like=True):
-    """What is wrong with a grammar, in words that follow its name; empty for nothing.
+    """The complaint about a grammar, a predicate to follow its name; empty if it is valid.
 
-    `lark` is the grammar to be followed where the one that was checked is EBNF, and else empty.
+    `lark` is the Lark form of a checked EBNF grammar, otherwise empty.
     """
 
     complaint: str
@@ -69,11 +70,11 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True):
 
 
 class CheckerError(Exception):
-    """No grammar can be checked: the tokenizer is none that grammars can be followed in."""
+    """No grammar can be checked: the grammar library does not support the tokenizer."""
 
 
 class UncheckedError(Exception):
-    """The check did not come to its end, or not even begin, and not by the grammar's fault."""
+    """The check did not start or finish, for a reason unrelated to the grammar."""
 
 
 class _Child(NamedTuple):
@@ -82,9 +83,9 @@ class _Child(NamedTuple):
 
 
 class GrammarChecker:
-    """The process, started with the first check and again after it had to be ended.
+    """The process, started with the first check and restarted after it was killed.
 
-    For one thread at a time, but for `close`.
+    For one thread at a time, except `close`.
     """
 
     def __init__(self, vocabulary: CheckedVocabulary, limits: CheckLimits | None = None) -> None:
@@ -94,7 +95,7 @@ class GrammarChecker:
         self._end: Callable[[], object] = lambda: None
 
     def check(self, grammar: str) -> Verdict:
-        """Whether the grammar can be followed. Raises `CheckerError` and `UncheckedError`."""
+        """Check one grammar. Raises `CheckerError` and `UncheckedError`."""
         if self._child is None or self._child.process.poll() is not None:
             self._child = self._start()
         process, connection = self._child
@@ -106,7 +107,7 @@ class GrammarChecker:
         return Verdict(self._fate(process.wait()))
 
     def close(self) -> None:
-        """End the process; so does the end of the checker. A check under way is lost."""
+        """Kill the process, as does the checker's finalizer. A running check is lost."""
         self._end()
 
     def _start(self) -> _Child:
@@ -132,9 +133,9 @@ class GrammarChecker:
         raise UncheckedError("the process that checks grammars did not start")
 
     def _fate(self, code: int) -> str:
-        """What it says of a grammar that the process has ended over it, and how."""
+        """The complaint about a grammar after its check ended the process with this exit code."""
         if code in (-signal.SIGKILL, -signal.SIGTERM):
-            raise UncheckedError("the process that checks grammars was ended")
+            raise UncheckedError("the process that checks grammars was killed")
         if code == -signal.SIGXCPU:
             return f"takes longer than {self._limits.max_cpu_s} seconds to prepare"
         return "is too complex"
@@ -146,7 +147,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def verdict(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> Verdict:
-    """Whether a grammar can be followed, and in which words if it is EBNF."""
+    """Check a grammar; EBNF is converted to Lark first."""
     if not is_ebnf(grammar):
         return Verdict(complaint(grammar, tokenizer, limits))
     try:
@@ -157,7 +158,7 @@ def verdict(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> Verdic
 
 
 def complaint(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> str:
-    """What is wrong with a grammar, empty for nothing: some text of its own is read by it."""
+    """The complaint about a grammar, empty if valid: it is followed along a random text."""
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=grammar_limits())
     rng, began_at = random.Random(0), time.thread_time()
     for number in range(limits.num_tokens):
@@ -179,18 +180,18 @@ def complaint(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> str:
 
 
 def _words(error: str) -> str:
-    """The library's complaint in one line; it points at places in several."""
+    """The library's error message, reduced to one line."""
     lines = [line.strip() for line in error.splitlines() if line.strip() != "<non-verbose/>"]
     if not lines:
         return ""
     if lines[0].startswith("NoExtension"):
         return "matches nothing"
-    told = next((line for line in lines if line.startswith("error: ")), lines[0])
-    return f"cannot be used: {told.removeprefix('error: ').rstrip('.')[:MAX_WORDS]}"
+    message = next((line for line in lines if line.startswith("error: ")), lines[0])
+    return f"cannot be used: {message.removeprefix('error: ').rstrip('.')[:MAX_WORDS]}"
 
 
 def main(connection: Connection) -> None:
-    """Check what comes until the server is gone."""
+    """Check grammars until the server closes the connection."""
     vocabulary, limits = msgspec.msgpack.decode(
         connection.recv_bytes(), type=tuple[CheckedVocabulary, CheckLimits]
     )
@@ -199,7 +200,7 @@ def main(connection: Connection) -> None:
     try:
         eos_token_id = next(iter(vocabulary.eos_token_ids), None)
         tokenizer = LLTokenizer(vocabulary.serialised, eos_token=eos_token_id)
-    except BaseException as error:  # the library panics where it had not thought of a tokenizer
+    except BaseException as error:  # the library panics on some unsupported tokenizers
         connection.send_bytes((str(error).partition("\n")[0] or "unknown reason").encode())
         return
     connection.send_bytes(b"")
@@ -207,12 +208,12 @@ def main(connection: Connection) -> None:
         while True:
             grammar = connection.recv_bytes().decode()
             _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + limits.max_cpu_s)
-            told = verdict(grammar, tokenizer, limits)
-            connection.send_bytes(msgspec.msgpack.encode(told))
+            result = verdict(grammar, tokenizer, limits)
+            connection.send_bytes(msgspec.msgpack.encode(result))
 
 
 def _limit(kind: int, value: int) -> None:
-    """What exceeds it ends this process, or fails there."""
+    """Set a resource limit; exceeding it kills this process or fails the allocation."""
     with suppress(ValueError, OSError):
         resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
 

@@ -1,8 +1,8 @@
-"""Grammars as text: what an answer may be, in the form in which the last stage follows it.
+"""Grammars as text: the allowed answers, in the form that the last stage's library parses.
 
-The text is llguidance's serialised grammar; what its kinds take is told in
-https://github.com/guidance-ai/llguidance/tree/main/docs. Nothing is checked here, and nothing but
-`lark_of` takes more time than a text is long.
+The text is llguidance's serialised grammar; its kinds are documented in
+https://github.com/guidance-ai/llguidance/tree/main/docs. These functions validate nothing, and all
+but `lark_of` run in time linear in their input.
 """
 
 import re
@@ -13,8 +13,8 @@ import msgspec
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
-# One space, or a new line and its indentation: free enough for every usual style, and a model
-# cannot go on with white space for ever. What is nested more deeply is indented less.
+# One space, or a new line and its indentation: this allows every usual style, and a model cannot
+# generate white space without end. Deeper nesting gets less indentation.
 WHITESPACE = r" |\n( {0,20}|\t{0,5})"
 _EBNF = '{"grammars":[{"ebnf_grammar":'
 
@@ -27,10 +27,10 @@ def json_schema(
     lenient: bool = False,
     whitespace: str | None = WHITESPACE,
 ) -> str:
-    """JSON by a schema (draft 2020-12); properties come in the schema's order.
+    """JSON that follows a schema (draft 2020-12), with properties in the schema's order.
 
-    `lenient` ignores keywords that cannot be kept. `whitespace` is a regular expression for what
-    may stand between the parts, None for nothing.
+    `lenient` ignores keywords that cannot be enforced. `whitespace` is a regular expression for the
+    white space between the parts, None for none.
     """
     return _serialised(json_schema=_with_options(schema, whitespace, lenient))
 
@@ -41,7 +41,7 @@ def json_object(whitespace: str | None = WHITESPACE) -> str:
 
 
 def regex(pattern: str) -> str:
-    """What the expression matches as a whole (Rust's syntax: no look-around, no references)."""
+    """Texts that the whole expression matches (Rust's syntax: no look-around, no references)."""
     text: str = LLMatcher.grammar_from_regex(pattern)
     return text
 
@@ -53,31 +53,31 @@ def choice(texts: Sequence[str]) -> str:
 
 
 def lark(text: str) -> str:
-    """A grammar in llguidance's kind of Lark."""
+    """A grammar in llguidance's dialect of Lark."""
     return _serialised(lark_grammar=text)
 
 
 def ebnf(text: str) -> str:
     """A grammar in llama.cpp's GBNF, which is also what vLLM calls EBNF; see `lark_of`.
 
-    This kind is ours: the library does not know it.
+    The library does not know this kind: the server converts it.
     """
     return _serialised(ebnf_grammar=text)
 
 
 def is_ebnf(grammar: str) -> bool:
-    """Whether it is one of `ebnf`'s."""
+    """Whether the grammar is one of `ebnf`'s."""
     return grammar.startswith(_EBNF)
 
 
 def lark_of(grammar: str) -> str:
-    """The same as one of `ebnf`'s in Lark. Raises `ValueError`.
+    """Convert one of `ebnf`'s grammars to Lark. Raises `ValueError`.
 
-    Some texts of 16 KiB take seconds: it is not for the event loop.
+    Some texts of 16 KiB take seconds: do not call it on the event loop.
     """
-    (told,) = msgspec.json.decode(grammar)["grammars"]
+    (part,) = msgspec.json.decode(grammar)["grammars"]
     try:
-        return lark(any_to_lark(told["ebnf_grammar"]))
+        return lark(any_to_lark(part["ebnf_grammar"]))
     except MemoryError:
         raise
     except RecursionError:
@@ -98,12 +98,12 @@ def forced_tool_calls(
     special_tokens: Mapping[str, int] | None = None,
     whitespace: str | None = None,
 ) -> str:
-    """Calls of tools, one or, with `several`, more: `begin {"name": .., "arguments": ..} end`.
+    """One call of a tool, or several: `begin {"name": .., "arguments": ..} end`.
 
-    A tool is its name and its arguments' schema, in which `$ref`s are from its own root. `between`
-    stands between calls. What of these texts is a special token of the model's must be in
-    `special_tokens`, with its id: such a token is no text. Without `whitespace`, a call is laid out
-    as models have learnt it, as Python's JSON or compact.
+    A tool is its name and its arguments' schema; `$ref`s in it start at its own root. `between`
+    separates calls. Special tokens of the model in these texts must be in `special_tokens` with
+    their ids, because a special token is not text. Without `whitespace`, the JSON of a call has the
+    layout of training data: that of Python's `json.dumps`, or compact.
     """
     ids, options = special_tokens or {}, _options(whitespace, lenient=True)
     if not whitespace:
@@ -115,8 +115,9 @@ def forced_tool_calls(
         f"call: {head} ({calls}) {tail}",
     ]
     for i, (name, schema) in enumerate(tools):
-        # All of a call is JSON, and none of it Lark: what begins with a brace either way, as in
-        # `either`, would be told from JSON by the kind of grammar alone, and the first kind wins.
+        # A call is one JSON rule, not Lark with JSON in it: where two alternatives begin with a
+        # brace, as in `either`, the library distinguishes them by the kind of rule, and the first
+        # kind wins.
         call = {
             "type": "object",
             "properties": {
@@ -132,27 +133,27 @@ def forced_tool_calls(
     return lark("\n".join(lines))
 
 
-def either(said: str, called: str) -> str:
-    """What one of two grammars says, each of which is of one part.
+def either(content: str, calls: str) -> str:
+    """Either of two grammars, each of which has one part.
 
-    If both may begin with the same JSON, they must have the same white space: the library follows
+    If both may begin with the same JSON, their white space must be the same: the library follows
     one kind of it at a time.
     """
-    parts = {"said": said, "called": called}
+    parts = {"content": content, "calls": calls}
     named = [
         {**msgspec.json.decode(grammar)["grammars"][0], "name": name}
         for name, grammar in parts.items()
     ]
-    return _json({"grammars": [{"lark_grammar": "start: @said | @called"}, *named]})
+    return _json({"grammars": [{"lark_grammar": "start: @content | @calls"}, *named]})
 
 
 def after_reasoning(
     grammar: str, begin: str, end: str, special_tokens: Mapping[str, int] | None = None
 ) -> str:
-    """Reasoning up to `end`, as `</think>`, and then what the grammar says.
+    """Reasoning up to `end`, such as `</think>`, followed by a text of the grammar.
 
-    The prompt may have begun the reasoning already; else `begin` is read with it.
-    `special_tokens` as for `forced_tool_calls`.
+    The prompt may have begun the reasoning; otherwise `begin` is allowed first. `special_tokens` as
+    for `forced_tool_calls`.
     """
     ids = special_tokens or {}
     opened = f"({_sequence(begin, ids)})? " if begin in ids else ""  # any text is allowed anyway
@@ -166,7 +167,7 @@ def after_reasoning(
 
 
 def _with_options(schema: Schema | bool, whitespace: str | None, lenient: bool) -> Schema | bool:
-    """The schema with the library's own key in it, which only counts at its root."""
+    """The schema with the library's options, which count only at its root."""
     if isinstance(schema, bool):
         return schema
     return {**schema, "x-guidance": _options(whitespace, lenient)}
@@ -178,7 +179,7 @@ def _options(whitespace: str | None, lenient: bool) -> dict[str, Any]:
 
 
 def _rebased(schema: Any, root: str) -> Any:
-    """The schema, or a part of it, with references that hold when it stands at `root`."""
+    """The schema, or a part of it, with references that are valid when it is moved to `root`."""
     if isinstance(schema, list):
         return [_rebased(part, root) for part in schema]
     if not isinstance(schema, Mapping):
@@ -202,12 +203,12 @@ def _json(value: Any) -> str:
 
 
 def _literal(text: str) -> str:
-    """A text in Lark's quotes, which are JSON's but for DEL."""
+    """A text as a Lark string, which is a JSON string except for DEL."""
     return _json(text).replace("\x7f", r"\u007f")
 
 
 def _sequence(text: str, special_tokens: Mapping[str, int]) -> str:
-    """A text with special tokens in it, as what follows one another in a rule."""
+    """A text with special tokens in it, as the sequence of a Lark rule."""
     if not text:
         return ""
     if not special_tokens:

@@ -1,4 +1,4 @@
-"""Grammars: what a client says of its answer's form, read and checked.
+"""Grammars: a request's constraints on its answer's form, parsed and checked.
 
 Reference: https://platform.openai.com/docs/guides/structured-outputs for `response_format`,
 https://docs.vllm.ai/en/latest/features/structured_outputs.html for `structured_outputs`.
@@ -28,23 +28,23 @@ from server.http.errors import ApiError, invalid, too_busy, unavailable
 from server.text.tokenizer import Tokenizer
 
 MAX_CHOICES = 4096
-# The checker's process turns it into Lark, in Python: usually in some 10 ms, at worst in 3 s.
+# The checker's process converts it to Lark, in Python: usually in some 10 ms, at worst in 3 s.
 MAX_EBNF_CHARACTERS = 16 * 1024
-# Grammars whose check is remembered, those in EBNF with as much Lark, and that may wait for theirs,
-# and for how long.
+# Cached verdicts (those of EBNF include the Lark), checks that may wait, and for how long.
 MAX_KNOWN = 1024
 MAX_WAITING = 16
 MAX_WAIT_S = 20.0
 
 
 class JsonSchemaFormat(Body):
-    """The schema of an answer in JSON."""
+    """The schema of a JSON answer."""
 
     name: str = Field(min_length=1, max_length=64, description="for the client's own use")
     description: str | None = Field(None, description="accepted and ignored")
     schema_: dict[str, Any] | None = Field(None, alias="schema", description="[any object]")
     strict: bool | None = Field(
-        None, description="refuse a schema with keywords that cannot be kept, not ignore these"
+        None,
+        description="refuse keywords of the schema that cannot be enforced [ignored]",
     )
 
 
@@ -56,7 +56,7 @@ class ResponseFormat(Body):
 
 
 class StructuredOutputs(Body):
-    """vLLM's: the form of an answer, exactly one of the first five."""
+    """vLLM's: the form of an answer, given by exactly one of the first five fields."""
 
     json_: dict[str, Any] | str | None = Field(None, alias="json", description="a JSON schema")
     regex: str | None = Field(None, description="a regular expression for the whole answer")
@@ -64,7 +64,7 @@ class StructuredOutputs(Body):
     grammar: str | None = Field(None, description="a Lark or EBNF grammar")
     json_object: bool = Field(False, description="any JSON object")
     whitespace_pattern: str | None = Field(
-        None, description="what may stand between the parts of JSON"
+        None, description="a regular expression for the white space in JSON"
     )
     disable_any_whitespace: bool = Field(False, description="compact JSON")
 
@@ -74,44 +74,44 @@ def grammar_of(
 ) -> str:
     """The grammar that a request asks for, empty for none.
 
-    `CheckedGrammars.check` says whether it can be followed. Raises `ApiError` (400).
+    It is not checked yet, see `CheckedGrammars.check`. Raises `ApiError` (400).
     """
     from_format = _of_format(response_format) if response_format is not None else ""
     if structured_outputs is None:
         return from_format
     if from_format:
-        message = "'response_format' and 'structured_outputs' cannot both say what is generated."
+        message = "'response_format' and 'structured_outputs' cannot both be used."
         raise invalid(message, "structured_outputs", "invalid_value")
     return _of_outputs(structured_outputs)
 
 
 class CheckedGrammars:
-    """Checks grammars for one model, each of them once; all methods belong to one asyncio loop."""
+    """Checks grammars for one model, each of them once; methods belong to one asyncio loop."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         vocabulary = CheckedVocabulary(tokenizer.serialised or "", tokenizer.eos_token_ids)
         self._checker = GrammarChecker(vocabulary)
-        # The thread stays: on Linux a process ends with the thread that has started it.
+        # The thread stays alive: the parent-death signal fires when the starting thread ends.
         self._thread = ThreadPoolExecutor(1, "grammars")
         self._known: OrderedDict[bytes, Verdict] = OrderedDict()
         self._waiting: dict[bytes, asyncio.Future[Verdict]] = {}
         self._patient_queue = asyncio.Lock()
 
     def close(self) -> None:
-        """End the process and the thread, and the check that they are at."""
+        """End the process and the thread, and any running check."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._checker.close()
         self._thread.shutdown()
-        self._checker.close()  # the process may have been started meanwhile
+        self._checker.close()  # the process may have been started in between
 
     async def check(
         self, grammar: str, param: str, *, copies: int = 1, patient: bool = False
     ) -> str:
-        """The grammar, which the field `param` asks for, as a stage can follow it.
+        """The grammar that the field `param` asks for, in a form that a stage can follow.
 
-        It goes with each of `copies` sequences. Raises `ApiError`: 400 if it cannot be followed,
-        429 when others take too long with their checks, 503 when no check came to an end. Who is
-        `patient` waits for others without end.
+        It is sent with each of `copies` sequences. Raises `ApiError`: 400 for an invalid grammar,
+        429 when other checks take too long, 503 when the check did not finish. A `patient` caller
+        waits for others without limit.
         """
         if not grammar:
             return ""
@@ -134,7 +134,7 @@ class CheckedGrammars:
         if digest in self._known:
             return self._known[digest]
         if patient:
-            async with self._patient_queue:  # one by one, and so there is room for others
+            async with self._patient_queue:  # one by one, to leave capacity for others
                 return await self._checked(digest, grammar)
         busy = too_busy("Too many new grammars are being checked. Please retry shortly.")
         if len(self._waiting) >= MAX_WAITING and digest not in self._waiting:
@@ -146,7 +146,7 @@ class CheckedGrammars:
             raise busy from None
 
     async def _checked(self, digest: bytes, grammar: str) -> Verdict:
-        if digest in self._known:  # another's, while this one waited at the door
+        if digest in self._known:  # checked for another request while this one waited
             return self._known[digest]
         check = self._waiting.get(digest)
         if check is None:
@@ -154,7 +154,7 @@ class CheckedGrammars:
             check = loop.run_in_executor(self._thread, self._checker.check, grammar)
             check.add_done_callback(lambda done: self._note(digest, done))
             self._waiting[digest] = check
-        # Others may wait for the same, and who asks next need not wait again.
+        # Shielded: others may wait for the same check, and later requests use its verdict.
         return await asyncio.shield(check)
 
     def _note(self, digest: bytes, check: asyncio.Future[Verdict]) -> None:
@@ -167,7 +167,7 @@ class CheckedGrammars:
 
 
 def check_text(num_characters: int, param: str) -> None:
-    """Raise `ApiError` (400) where what a grammar is to be made of is longer than it may be."""
+    """Raise `ApiError` (400) where the source of a grammar is too long."""
     if num_characters > MAX_GRAMMAR_BYTES:
         limit = f"{MAX_GRAMMAR_BYTES // 1024} KiB"
         raise invalid(f"'{param}' is larger than {limit}.", param, "invalid_value")

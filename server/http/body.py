@@ -1,4 +1,4 @@
-"""A request's body: JSON into a checked model, and errors that name the field at fault."""
+"""Request bodies: JSON parsed into a validated model; errors name the field at fault."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +20,14 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from server.http.errors import ApiError, invalid, invalid_value
 
-# Far more than any body has by name; what is refused is told field by field.
+# Far more than any body has by name; unknown fields are listed one by one in the error.
 MAX_FIELDS = 256
-# Twice as deep as a schema may be. What reads a body goes down to its bottom more than once, and
-# how deep the interpreter's stack lets it is another thing in each version.
+# Twice as deep as a schema may be. Several readers recurse to the bottom of a body, and the
+# interpreter's recursion limit differs between versions.
 MAX_DEPTH = 256
-# Objects and lists are what costs: 0.7 us and 140 bytes each, a number or a text a tenth of that
-# time. Brackets in texts count too, since to tell them apart would take longer than to decode them:
-# 8 MiB of source text have 30,000 (Python) to 140,000 (minified JavaScript).
+# Objects and lists dominate the cost: 0.7 us and 140 bytes each, a number or a string a tenth of
+# that time. Brackets inside strings count too, because telling them apart would take longer than
+# decoding: 8 MiB of source text have 30,000 (Python) to 140,000 (minified JavaScript).
 MAX_BRACKETS = 262_144
 
 Item = TypeVar("Item")
@@ -35,7 +35,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class _UpToFirstError:
-    """Pydantic's own `FailFast`, but hashable, as parts of a union must be."""
+    """Pydantic's own `FailFast`, but hashable, which members of a union must be."""
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -44,33 +44,33 @@ class _UpToFirstError:
 
 
 ListOf = Annotated[list[Item], _UpToFirstError()]
-"""A list in a body, read up to its first wrong item. A union tries each of its kinds of lists, and
-the errors of a million token ids that are no texts took twelve seconds."""
+"""A list in a body, validated up to its first invalid item. A union tries each of its list types,
+and collecting the errors of a million token ids that are not strings took twelve seconds."""
 
 
 def counted_first(limit: int) -> BeforeValidator:
-    """For a list or an object that may be long: counted before each of its items is looked at."""
+    """For a list or an object that may be long: check its size before its items are validated."""
 
     def count(values: object) -> object:
         if isinstance(values, list | dict) and len(values) > limit:
             kind = "list" if isinstance(values, list) else "dictionary"
             text = "{kind} should have at most {max_length} items, not {actual_length}"
-            told = {"kind": kind, "max_length": limit, "actual_length": len(values)}
-            raise PydanticCustomError("too_long", text, told)
+            context = {"kind": kind, "max_length": limit, "actual_length": len(values)}
+            raise PydanticCustomError("too_long", text, context)
         return values
 
     return BeforeValidator(count)
 
 
 _NULL = {"type": "null"}
-# What a schema says of a field beside its shape.
-_BESIDE = {"title", "description", "default"}
+# Keys of a schema that annotate a field and do not restrict its value.
+_ANNOTATIONS = {"title", "description", "default"}
 
 
 class Body(BaseModel):
-    """What a client sends: no field beyond those we know, no value of another type.
+    """Base of request bodies: unknown fields and values of another type are refused.
 
-    `expected` says in words what the fields with several shapes take.
+    `expected` describes, for error messages, the values of fields that accept several types.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -78,19 +78,19 @@ class Body(BaseModel):
     expected: ClassVar[dict[str, str]] = {}
 
     def only(self, *fields: str) -> Self:
-        """A copy with only these fields, for what outlives the reading of prompts, which are long.
+        """A copy with only these fields, so that long prompts are freed once they are tokenised.
 
-        To ask it for another one that has no default raises `AttributeError`.
+        Reading another field that has no default raises `AttributeError`.
         """
-        told = self.model_fields_set.intersection(fields)
-        values = {field: getattr(self, field) for field in told}
-        # Pydantic's plugin for mypy knows no subclass of this one.
-        return type(self).model_construct(told, **values)  # type: ignore[return-value]
+        given = self.model_fields_set.intersection(fields)
+        values = {field: getattr(self, field) for field in given}
+        # Pydantic's mypy plugin does not see the subclasses of this class.
+        return type(self).model_construct(given, **values)  # type: ignore[return-value]
 
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, values: Any) -> Any:
-        """Null is the same as leaving a field out, at any depth."""
+        """Null is the same as omitting the field, at any depth."""
         if not isinstance(values, dict):
             return values
         if len(values) > MAX_FIELDS:
@@ -101,7 +101,7 @@ class Body(BaseModel):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """What the document says: null may stand wherever a field may be left out."""
+        """The OpenAPI schema: null is allowed wherever a field may be omitted."""
         schema = handler(core_schema)
         body = handler.resolve_ref_schema(schema)
         fields, required = body.get("properties", {}), body.get("required", ())
@@ -111,23 +111,23 @@ class Body(BaseModel):
 
 
 def _or_null(field: JsonSchemaValue) -> JsonSchemaValue:
-    beside = {name: field[name] for name in _BESIDE & field.keys()}
-    shape = {name: value for name, value in field.items() if name not in _BESIDE}
+    annotations = {name: field[name] for name in _ANNOTATIONS & field.keys()}
+    shape = {name: value for name, value in field.items() if name not in _ANNOTATIONS}
     shapes = shape.get("anyOf", [shape])
     takes_all = not shape or _NULL in shapes
-    return field if takes_all else beside | {"anyOf": [*shapes, _NULL]}
+    return field if takes_all else annotations | {"anyOf": [*shapes, _NULL]}
 
 
 Kind = TypeVar("Kind", bound=Body)
 
 
 def parse(kind: type[Kind], body: bytes) -> Kind:
-    """The request in `body`; null stands for a field's default. Raises `ApiError` (400)."""
+    """Parse `body`; null selects a field's default. Raises `ApiError` (400)."""
     num_brackets = body.count(b"[") + body.count(b"{")
     if num_brackets > MAX_BRACKETS:
         raise invalid(
             f"The JSON body of your request has more than {MAX_BRACKETS} opening brackets "
-            "([ and {), those in its texts included."
+            "([ and {), including those inside strings."
         )
     try:
         values = msgspec.json.decode(body)
@@ -137,7 +137,7 @@ def parse(kind: type[Kind], body: bytes) -> Kind:
         raise _too_deep() from error
     if not isinstance(values, dict):
         raise invalid("The JSON body of your request must be an object.")
-    # Most bodies have so few brackets that nobody need look how they are nested.
+    # Most bodies have too few brackets to be nested too deeply, and skip this check.
     if num_brackets > MAX_DEPTH and _is_too_deep(values):
         raise _too_deep()
     try:
@@ -150,7 +150,7 @@ def parse(kind: type[Kind], body: bytes) -> Kind:
 
 @contextmanager
 def not_too_deep() -> Iterator[None]:
-    """For work on parts of a body: raises `ApiError` (400) where the stack is too small for it."""
+    """For work on parts of a body: turns `RecursionError` into `ApiError` (400)."""
     try:
         yield
     except RecursionError as error:

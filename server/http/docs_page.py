@@ -1,4 +1,4 @@
-"""The docs page: /docs, an interactive page for the API that needs nothing from the internet."""
+"""The page /docs: interactive API documentation that works without internet access."""
 
 from importlib.resources import files
 
@@ -15,14 +15,14 @@ ASSETS_PATH = "/docs-assets"
 
 
 def install(app: FastAPI) -> None:
-    """Add the page. Its script and style come with the package fastapi-offline."""
+    """Add the page. Its script and style sheet are in the package fastapi-offline."""
     assets = _Assets(directory=str(files("fastapi_offline") / "static"))
     app.mount(ASSETS_PATH, assets, name="docs-assets")
     app.add_route(PATH, _page, include_in_schema=False)
 
 
 class _Assets(StaticFiles):
-    """Files that are only given whole."""
+    """Static files without support for range requests."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await super().__call__(ranges.without(scope), receive, send)

@@ -1,4 +1,4 @@
-"""The drain: which requests are open, and how the server lets them finish before it ends."""
+"""Draining: the server counts open requests and lets them finish before it shuts down."""
 
 import asyncio
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from server.http.errors import unavailable
 
 
 class Drain:
-    """Counts open requests; once begun, admits no more."""
+    """Counts open requests; once the drain has begun, new ones are refused."""
 
     def __init__(self) -> None:
         self.has_begun = False
@@ -17,7 +17,7 @@ class Drain:
         self._empty.set()
 
     def begin(self) -> None:
-        """Admit no more requests."""
+        """Refuse new requests from now on."""
         self.has_begun = True
 
     def check(self) -> None:
@@ -27,7 +27,7 @@ class Drain:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """The time in which a request is open."""
+        """Count a request as open inside the block."""
         self.num_open += 1
         self._empty.clear()
         try:
@@ -38,7 +38,7 @@ class Drain:
                 self._empty.set()
 
     async def wait(self, timeout_s: float) -> bool:
-        """Whether all open requests have ended within the time."""
+        """Wait; whether all open requests ended within `timeout_s`."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), timeout_s)
         return not self.num_open

@@ -1,4 +1,4 @@
-"""Errors as the client reads them: OpenAI's envelope with the right status, for every failure."""
+"""Error responses: every failure is answered with OpenAI's error body and the right status."""
 
 from collections.abc import Mapping
 
@@ -14,26 +14,26 @@ from starlette.routing import Match
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 RETRY_AFTER_S = 1
-CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number
+CLIENT_CLOSED_REQUEST = 499  # only for the access log, after the client has gone; nginx's number
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong, in words and in codes."""
+    """An error: its message and codes."""
 
     message: str
     type: str = Field(description="invalid_request_error, requests or server_error")
     param: str | None = Field(description="the field at fault")
-    code: str | None = Field(description="the same for the same mistake")
+    code: str | None = Field(description="stable identifier of the kind of error")
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer that is not a success."""
+    """The body of every response that is not a success."""
 
     error: ErrorDetail
 
 
 class ApiError(Exception):
-    """A failure with the words, the status and the headers that the client gets."""
+    """A failure with the status, message and headers of its response."""
 
     def __init__(
         self,
@@ -51,70 +51,73 @@ class ApiError(Exception):
         self._error = {"message": message, "type": kind, "param": param, "code": code}
 
     def body(self) -> bytes:
-        """The envelope as JSON."""
+        """The error body as JSON."""
         return msgspec.json.encode({"error": self._error})
 
     @property
     def is_final(self) -> bool:
-        """Whether the same request would be answered so again."""
+        """Whether retrying the same request cannot succeed."""
         if self.headers.get("x-should-retry") == "false":
             return True
         return self.status < 500 and "retry-after" not in self.headers
 
     def response(self) -> Response:
-        """The whole answer, for a response that has not begun."""
+        """The complete response, where none has been started yet."""
         return Response(self.body(), self.status, self.headers, media_type="application/json")
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """400: the client's request is at fault; `param` names the field."""
+    """400: the request is invalid; `param` names the field."""
     return ApiError(400, message, param=param, code=code)
 
 
 def invalid_value(path: str, problem: ErrorDetails, param: str) -> ApiError:
-    """400: what pydantic finds wrong with the value at `path`, as a sentence."""
+    """400: a pydantic error about the value at `path`, as a sentence."""
     text = problem["msg"][0].lower() + problem["msg"][1:]
     code = "invalid_type" if problem["type"].endswith("_type") else "invalid_value"
     return invalid(f"Invalid value for '{path}': {text}.", param, code)
 
 
 def no_such_model(model: str) -> ApiError:
-    """404: a model that is not served here."""
+    """404: this server does not serve the model."""
     message = f"The model `{model}` does not exist or you do not have access to it."
     return ApiError(404, message, param="model", code="model_not_found")
 
 
 def too_busy(message: str, *, retry: bool = True) -> ApiError:
-    """429: the queue is full; without `retry` the request is too large for any queue here."""
+    """429: the queue is full; without `retry`, the request exceeds the queue's capacity."""
     headers = {"retry-after": str(RETRY_AFTER_S)} if retry else {"x-should-retry": "false"}
     return ApiError(429, message, kind="requests", code="rate_limit_exceeded", headers=headers)
 
 
 def unavailable(message: str, code: str = "service_unavailable") -> ApiError:
-    """503: not now, but soon."""
+    """503: temporarily unavailable."""
     headers = {"retry-after": str(RETRY_AFTER_S)}
     return ApiError(503, message, kind="server_error", code=code, headers=headers)
 
 
 def timed_out(timeout_s: float) -> ApiError:
-    """408: the request's time is over. Clients repeat it unasked, and it would be over again."""
-    message = f"The answer was not complete within {timeout_s:g} seconds, as long as it may take."
+    """408: the request's timeout has expired.
+
+    Clients retry a 408 by default, and it would time out again.
+    """
+    message = f"The answer was not complete within {timeout_s:g} seconds, the request's timeout."
     headers = {"x-should-retry": "false"}
     return ApiError(408, message, kind="requests", code="deadline_exceeded", headers=headers)
 
 
 def failed(message: str, *, retry: bool = True) -> ApiError:
-    """500: the request was lost on our side; without `retry` it would be so again."""
+    """500: the server failed; without `retry`, the same request would fail again."""
     headers = {} if retry else {"x-should-retry": "false"}
     return ApiError(500, message, kind="server_error", code="internal_error", headers=headers)
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception in the envelope, those of the framework included."""
+    """Answer every exception with an error body, the framework's exceptions included."""
     app.add_exception_handler(ApiError, _answer)
     app.add_exception_handler(HTTPException, _answer_framework)
     app.add_exception_handler(RequestValidationError, _answer_validation)
-    app.add_exception_handler(ClientDisconnect, _answer_nobody)
+    app.add_exception_handler(ClientDisconnect, _answer_disconnect)
     app.add_exception_handler(Exception, _answer_bug)
 
 
@@ -129,13 +132,13 @@ async def _answer_framework(request: Request, error: Exception) -> Response:
     messages = {404: f"Invalid URL ({where})", 405: f"Method not allowed ({where})"}
     message = messages.get(error.status_code, str(error.detail))
     headers = dict(error.headers or {})
-    if error.status_code == 405:  # static files are behind no route of ours
+    if error.status_code == 405:  # static files are mounted and have no route
         headers["Allow"] = ", ".join(_allowed_methods(request)) or "GET"
     return ApiError(error.status_code, message, headers=headers).response()
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """The methods of all routes with this path; the framework tells those of the first."""
+    """The methods of all routes with this path; the framework lists those of the first only."""
     return [
         method
         for method in _METHODS
@@ -147,15 +150,15 @@ def _allowed_methods(request: Request) -> list[str]:
 
 
 async def _answer_validation(_request: Request, error: Exception) -> Response:
-    """A parameter of the path or the query, told by its name."""
+    """A parameter of the path or the query; the error names it."""
     assert isinstance(error, RequestValidationError)
     problem = error.errors()[0]
     param = str(problem["loc"][-1])
     return invalid_value(param, problem, param).response()
 
 
-async def _answer_nobody(_request: Request, _error: Exception) -> Response:
-    """The client went away while its body was read: no bug, and a status for the log."""
+async def _answer_disconnect(_request: Request, _error: Exception) -> Response:
+    """The client disconnected while its body was read: a status for the log, not a bug."""
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 

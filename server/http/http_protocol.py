@@ -1,6 +1,6 @@
-"""The HTTP protocol: uvicorn's, bounded: a head's length and time, the time that nothing is read.
+"""uvicorn's HTTP protocol with limits: the size and time of request heads, the time without reads.
 
-Its errors are in the envelope.
+Its errors have OpenAI's error body.
 """
 
 import asyncio
@@ -11,41 +11,41 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server.http.errors import ApiError
 
-# As much as nginx takes; the parser itself has no bound.
+# nginx's limit; the parser itself has none.
 MAX_HEAD_BYTES = 32 * 1024
-# From the connection, or a request's first byte, to the end of the request's head.
+# From the connection's start, or a request's first byte, to the end of the request's head.
 HEAD_TIMEOUT_S = 60.0
-LOOK_S = 1.0
+CHECK_INTERVAL_S = 1.0
 
 logger = logging.getLogger("tdpipe")
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection. A head that is too long gets 431, one that does not come 408."""
+    """One connection. A head that is too long is answered with 431, a late one with 408."""
 
-    # Of the present head: in the parts that are whole, and as they came.
+    # Of the current head: bytes in complete parts, and bytes as received.
     _num_parsed_bytes = 0
     _num_received_bytes = 0
-    _has_begun = False  # a request has, at least once
+    _has_begun = False  # whether any request has begun
     _in_head = True
-    _num_heads = 0  # that have come whole
+    _num_heads = 0  # received completely
     _deadline: asyncio.TimerHandle | None = None
-    # Bytes that are left for the client, and how often they were looked at since they became fewer.
+    # Bytes that the client has not read yet, and the checks since their number last changed.
     _num_unread = 0
-    _num_looks = 0
+    _num_checks = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Give it time for its first request."""
+        """Start the timeout of the first request's head."""
         super().connection_made(transport)
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Cancel the timeout."""
         self._stop_clock()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse. The parser keeps a part that has no end yet, so what comes is counted too."""
+        """Parse. The parser buffers an incomplete part, so received bytes are counted too."""
         self._has_begun = True
         num_heads = self._num_heads
         super().data_received(data)
@@ -55,20 +55,21 @@ class BoundedHttp(HttpToolsProtocol):
                 self._refuse(_too_long())
 
     def check_reads(self, timeout_s: float) -> None:
-        """Hang up on a client that has read nothing for so long; to be called every `LOOK_S`.
+        """Abort the connection of a client that has read nothing for `timeout_s`.
 
-        Only where it is waited for: what is there for it fills the buffer, or is the last. So
-        nothing is added meanwhile, and each byte that it takes is seen. Time is counted in looks:
-        a machine that stood still blames nobody.
+        To be called every `CHECK_INTERVAL_S`. Only a connection that waits for its client is
+        checked: its buffer is full, or holds the end of the last response. So nothing is added
+        meanwhile, and the client's every read shows as a change. Time is counted in checks: a
+        machine that was suspended for a while does not count against the client.
         """
         is_awaited = self.flow.write_paused or self.transport.is_closing()
         num_unread = self.transport.get_write_buffer_size() if is_awaited else 0
         if not num_unread or num_unread != self._num_unread:
-            self._num_unread, self._num_looks = num_unread, 0
+            self._num_unread, self._num_checks = num_unread, 0
             return
-        self._num_looks += 1
-        if self._num_looks * LOOK_S >= timeout_s:
-            logger.info("a client has read nothing for %g s: its connection is cut", timeout_s)
+        self._num_checks += 1
+        if self._num_checks * CHECK_INTERVAL_S >= timeout_s:
+            logger.info("a client has read nothing for %g s: its connection is aborted", timeout_s)
             self.transport.abort()
 
     def on_message_begin(self) -> None:
@@ -77,29 +78,29 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """The target, or a part of it."""
+        """Count the target, or a part of it."""
         self._count(url)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One whole header."""
+        """Count one complete header."""
         self._count(name + value)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is there."""
+        """The head is complete."""
         self._in_head = False
         self._num_heads += 1
         self._stop_clock()
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """What could not be parsed; it may be ours that stopped the parser."""
+        """Answer a request that cannot be parsed, or whose head exceeds the limit."""
         too_long = self._num_parsed_bytes > MAX_HEAD_BYTES
         self._refuse(_too_long() if too_long else ApiError(400, msg, code="invalid_http"))
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Nothing: a server may go on without the upgrade (RFC 9110, 7.8), and clients offer it."""
+        """Do not warn: clients offer upgrades, and a server may ignore them (RFC 9110, 7.8)."""
 
     def _count(self, part: bytes) -> None:
         self._num_parsed_bytes += len(part)
@@ -117,10 +118,11 @@ class BoundedHttp(HttpToolsProtocol):
             self._deadline = None
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer outside of the app, and hang up.
+        """Answer outside of the app, and close the connection.
 
-        It has not heard of the request, or its client is gone for it in the midst of a body. There
-        is no answer to a connection without any request, and none in the midst of another's.
+        The app has not seen the request, or treats its client as disconnected in the middle of a
+        body. A connection without any request gets no answer, nor does one in the middle of another
+        response.
         """
         if self.transport.is_closing():
             return
@@ -141,13 +143,13 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.close()
 
     def _is_reading_body(self) -> bool:
-        """Whether the present request's body is on its way, and nothing of its answer."""
+        """Whether the current request's body is being received and its response has not begun."""
         cycle = self.cycle
         return (
             cycle is not None
             and cycle.more_body
             and not cycle.response_started
-            and not self.pipeline  # in which it would wait behind another
+            and not self.pipeline  # a pipelined request waits for the one before it
         )
 
 
@@ -157,5 +159,5 @@ def _too_long() -> ApiError:
 
 
 def _too_slow() -> ApiError:
-    message = f"The request's head did not come within {HEAD_TIMEOUT_S:g} seconds."
+    message = f"The request's head was not received within {HEAD_TIMEOUT_S:g} seconds."
     return ApiError(408, message, code="request_timeout")

@@ -14,11 +14,11 @@ from starlette.types import ASGIApp
 
 from server.http.connection import WithConnection
 from server.http.drain import Drain
-from server.http.http_protocol import LOOK_S, BoundedHttp
+from server.http.http_protocol import CHECK_INTERVAL_S, BoundedHttp
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
-TICKS_PER_LOOK = round(10 * LOOK_S)
+TICKS_PER_LOOK = round(10 * CHECK_INTERVAL_S)
 LAST_WORDS_S = 2  # for the error events of requests that are still open when the drain ends
 # These log every malformed request, which the client is answered with 400: they could fill a disk.
 _LOUD = ("uvicorn.error", "python_multipart")

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what routes say of themselves beyond what FastAPI finds out."""
+"""The OpenAPI document: what routes declare beyond what FastAPI infers."""
 
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
@@ -10,16 +10,16 @@ from pydantic.json_schema import models_json_schema
 from server.http.errors import ErrorBody
 
 _FAILURES = {
-    400: "The request is at fault",
-    404: "There is no such thing here",
-    408: "The body did not come, or the answer was not complete, in time",
-    409: "Not in its present state",
+    400: "The request is invalid",
+    404: "Not found",
+    408: "The body was not received, or the answer was not complete, in time",
+    409: "Not possible in its current state",
     413: "The body is too large",
     415: "The body is not JSON",
     416: "The range lies outside of the file",
     429: "The queue is full",
-    500: "The request was lost on our side",
-    503: "Not now, but soon",
+    500: "The server failed",
+    503: "Temporarily unavailable",
 }
 _SCHEMA = "#/components/schemas/{model}"
 _BEARER = {"type": "http", "scheme": "bearer"}
@@ -28,7 +28,7 @@ Responses = dict[int | str, dict[str, Any]]
 
 
 def failures(*statuses: int) -> Responses:
-    """The answers of a route that are no success, each with OpenAI's envelope."""
+    """A route's responses other than success, each with OpenAI's error body."""
     return {
         status: {"model": ErrorBody, "description": _FAILURES[status]}
         for status in sorted({*statuses, 500})
@@ -36,7 +36,7 @@ def failures(*statuses: int) -> Responses:
 
 
 def takes(body: type[BaseModel], **examples: dict[str, Any]) -> dict[str, Any]:
-    """`openapi_extra` of a route that parses its body itself; the app has to know the model."""
+    """`openapi_extra` of a route that parses its body itself; `App` must be given the model."""
     content: dict[str, Any] = {"schema": _schema(body)}
     if examples:
         content["examples"] = {name: {"value": value} for name, value in examples.items()}
@@ -44,12 +44,12 @@ def takes(body: type[BaseModel], **examples: dict[str, Any]) -> dict[str, Any]:
 
 
 def streams(chunk: type[BaseModel]) -> dict[str, Any]:
-    """The `content` of an answer that may be a stream of chunks; the app has to know the model.
+    """The `content` of a response that may be a stream of chunks; `App` must be given the model.
 
-    The schema is that of one event, as OpenAPI 3.1 has it.
+    The schema describes one event, as in OpenAPI 3.1.
     """
-    told = {"anyOf": [_schema(chunk), _schema(ErrorBody)]}
-    data = {"contentMediaType": "application/json", "contentSchema": told}
+    payload = {"anyOf": [_schema(chunk), _schema(ErrorBody)]}
+    data = {"contentMediaType": "application/json", "contentSchema": payload}
     event = {
         "type": "object",
         "required": ["data"],
@@ -58,14 +58,14 @@ def streams(chunk: type[BaseModel]) -> dict[str, Any]:
     return {"text/event-stream": {"schema": event}}
 
 
-# What `failures` needs for a route whose body is read by `body_reader.read_body`.
+# Statuses for `failures` of a route that reads its body with `body_reader.read_body`.
 BODY_FAILURES = (400, 408, 413, 415)
 
 
 class App(FastAPI):
-    """FastAPI whose document has the `models` that routes parse and write themselves, and keys.
+    """FastAPI whose document has the `models` that routes parse and write themselves.
 
-    With `needs_key`, they are needed for all but `open_paths`.
+    With `needs_key`, it declares an API key for all paths but `open_paths`.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class App(FastAPI):
 
     def _correct(self, path: str, operation: dict[str, Any]) -> None:
         responses = operation["responses"]
-        responses.pop("422", None)  # FastAPI's own; here it is a 400
+        responses.pop("422", None)  # FastAPI's default; this server answers 400
         if self._needs_key and path not in self._open_paths:
             operation["security"] = [{"key": []}]
             responses["401"] = _failure("The key is missing or wrong")

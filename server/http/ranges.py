@@ -1,7 +1,7 @@
-"""The range: the one part of a file that a client may ask for, by RFC 9110, section 14.
+"""Range requests: the part of a file that a client asks for, by RFC 9110, section 14.
 
-A range that cannot be read may be taken for none, and so may several: what answers then is the
-whole file. Starlette would answer such requests itself, in plain text.
+A server may ignore a malformed range, and several ranges: the response is then the whole file.
+Starlette would answer such requests itself, in plain text.
 """
 
 import re
@@ -15,9 +15,9 @@ _ONE = re.compile(r"\s*bytes\s*=\s*([0-9]{0,18})-([0-9]{0,18})\s*", re.IGNORECAS
 
 
 def within(scope: Scope, num_bytes: int) -> Scope:
-    """The request with a range that a file of so many bytes can answer, or with none.
+    """The request with a range that a file of `num_bytes` bytes can satisfy, or without any.
 
-    Raises `ApiError` (416) for one that lies outside of it.
+    Raises `ApiError` (416) for a range outside of the file.
     """
     headers = Headers(scope=scope)
     match = _ONE.fullmatch(headers.get("range", ""))
@@ -32,11 +32,11 @@ def within(scope: Scope, num_bytes: int) -> Scope:
     if "if-range" in headers:
         return without(scope)
     message = f"The range lies outside of the file, which has {num_bytes} bytes."
-    told = {"content-range": f"bytes */{num_bytes}"}
-    raise ApiError(416, message, code="range_not_satisfiable", headers=told)
+    size = {"content-range": f"bytes */{num_bytes}"}
+    raise ApiError(416, message, code="range_not_satisfiable", headers=size)
 
 
 def without(scope: Scope) -> Scope:
-    """The request for all of it."""
+    """The request without its range: for the whole file."""
     headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
     return {**scope, "headers": headers}

@@ -1,4 +1,4 @@
-"""TLS: the server's certificate, and those it asks of its clients."""
+"""TLS: the server's certificate, and the verification of client certificates."""
 
 import ssl
 from pathlib import Path
@@ -8,13 +8,13 @@ from server.http.listener import ListenError
 
 
 def tls_context(config: ListenConfig) -> ssl.SSLContext | None:
-    """What connections are wrapped in; None without a certificate. Raises `ListenError`."""
+    """The context for all connections; None without a certificate. Raises `ListenError`."""
     if config.ssl_certfile is None:
         if config.ssl_keyfile or config.ssl_ca_certs or config.ssl_cert_reqs:
-            raise ListenError("there is no TLS without an ssl_certfile")
+            raise ListenError("TLS needs an ssl_certfile")
         return None
     if config.ssl_cert_reqs and config.ssl_ca_certs is None:
-        raise ListenError("ssl_cert_reqs needs ssl_ca_certs, by which clients are checked")
+        raise ListenError("ssl_cert_reqs needs ssl_ca_certs to verify clients against")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     key = config.ssl_keyfile or config.ssl_certfile
     for file in (config.ssl_certfile, key, config.ssl_ca_certs):
@@ -24,8 +24,7 @@ def tls_context(config: ListenConfig) -> ssl.SSLContext | None:
         context.load_cert_chain(config.ssl_certfile, key, password=_no_password)
     except (ssl.SSLError, ValueError) as error:
         raise ListenError(
-            f"the certificate {config.ssl_certfile} and the key {key} are not fit for use: "
-            f"{_explain(error)}"
+            f"cannot use the certificate {config.ssl_certfile} and the key {key}: {_explain(error)}"
         ) from error
     if config.ssl_ca_certs is not None:
         try:
@@ -46,7 +45,7 @@ def _check_readable(file: Path) -> None:
 
 
 def _no_password() -> str:
-    # OpenSSL would ask for it on a terminal that the server does not have.
+    # OpenSSL would prompt for it on a terminal that the server does not have.
     raise ValueError("the key is encrypted")
 
 

@@ -1,4 +1,4 @@
-"""The Unix socket: listening on a path, with rights, in the place of a port."""
+"""Unix sockets: listening on a path with file permissions, instead of on a port."""
 
 import errno
 import socket
@@ -12,15 +12,15 @@ from server.http.listener import BACKLOG, ListenError
 
 @contextmanager
 def listen_at(path: Path, permissions: int) -> Iterator[socket.socket]:
-    """A listening socket whose file is there as long as the block runs. Raises `ListenError`.
+    """A listening socket; its file exists as long as the block runs. Raises `ListenError`.
 
-    A socket file that nobody listens on any more is taken over.
+    A stale socket file, on which no process listens, is replaced.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
             _clear(path)
             listener.bind(str(path))
-            # Nobody can connect before `listen`, and then the rights are as they should be.
+            # Clients cannot connect before `listen`, so the permissions are set in time.
             path.chmod(permissions)
             listener.listen(BACKLOG)
         except OSError as error:
@@ -31,15 +31,15 @@ def listen_at(path: Path, permissions: int) -> Iterator[socket.socket]:
             yield listener
         finally:
             with suppress(OSError):
-                if path.stat().st_ino == own:  # and not a successor's
+                if path.stat().st_ino == own:  # not the file of a later server
                     path.unlink()
 
 
 def _clear(path: Path) -> None:
-    """Remove a dead server's socket. Raises `OSError` for a live one's, or for another file."""
+    """Remove a stale socket. Raises `OSError` if a server listens there, or for another file."""
     try:
         if not S_ISSOCK(path.stat().st_mode):
-            raise FileExistsError(errno.EEXIST, "there is a file that is no socket")
+            raise FileExistsError(errno.EEXIST, "the file exists and is not a socket")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

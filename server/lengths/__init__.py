@@ -1,1 +1,1 @@
-"""Predicted output lengths."""
+"""Prediction of output lengths."""

@@ -1,8 +1,8 @@
-"""The length histogram: how long answers have been, by endpoint, max_tokens and prompt length.
+"""The length histogram: past answer lengths by endpoint, max_tokens and prompt length.
 
-It needs no weights and learns from every finished request. A cell that has seen little leans on the
-one above it (the same max_tokens, the same endpoint, everything), and that on an assumption of what
-traffic is like, so that it is sane from the first request on.
+It needs no weights and learns from every finished request. A cell with few observations is smoothed
+with the cell above it (the same max_tokens, the same endpoint, everything), and the top one with a
+prior for typical traffic, so that predictions are reasonable from the first request on.
 """
 
 import json
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 _BINS_PER_OCTAVE, _NUM_OCTAVES = 4, 20
 _CENTRES = 2.0 ** (np.arange(_NUM_OCTAVES * _BINS_PER_OCTAVE) / _BINS_PER_OCTAVE)
 _LOGS = np.log(_CENTRES)
-# Median and deviation of the logarithm in ShareGPT-like traffic.
+# Median, and standard deviation of the logarithm, in ShareGPT-like traffic.
 _PRIOR_MEDIAN, _PRIOR_SPREAD = 126.0, 1.0
-# What is above a cell counts as much as so many requests of its own.
-_LEAN = 4.0
-# A cell that has seen so many forgets half: what was long ago is not what comes now.
+# The weight of the cell above, in observations of the cell itself.
+_PARENT_WEIGHT = 4.0
+# At this many observations a cell halves its counts, so that recent traffic dominates.
 _MOST_COUNTED = 4096.0
 _VERSION = 1
 
@@ -32,11 +32,11 @@ _Floats = NDArray[np.float64]
 
 
 class HistogramError(ValueError):
-    """The file holds no histogram of this version; the text is one line for the log."""
+    """The file holds no histogram of this version; the message is one line for the log."""
 
 
 class LengthQuery(NamedTuple):
-    """What is known of a request beforehand."""
+    """What is known of a request before it runs."""
 
     endpoint: str
     num_prompt_tokens: int
@@ -51,32 +51,32 @@ class Length(NamedTuple):
 
 
 class LengthHistogram:
-    """Counts of output lengths in cells, and what they make one expect."""
+    """Counts of output lengths in cells, and predictions from them."""
 
     def __init__(self) -> None:
         self.num_observed = 0
         self._cells: dict[_Key, _Floats] = {}
         self._expected: dict[LengthQuery, Length] = {}  # until the next observation
 
-    def predict(self, asked: LengthQuery) -> Length:
-        """What to expect of such a request."""
-        if asked not in self._expected:
-            self._expected[asked] = self._predict(asked)
-        return self._expected[asked]
+    def predict(self, query: LengthQuery) -> Length:
+        """The expected length of such a request's answer."""
+        if query not in self._expected:
+            self._expected[query] = self._predict(query)
+        return self._expected[query]
 
-    def observe(self, asked: LengthQuery, output_len: int) -> None:
-        """Such a request was answered with so many tokens, at least one."""
+    def observe(self, query: LengthQuery, output_len: int) -> None:
+        """Add an answer of `output_len` tokens, at least one."""
         self.num_observed += 1
         self._expected.clear()
         bin_ = min(len(_CENTRES) - 1, round(math.log2(output_len) * _BINS_PER_OCTAVE))
-        for key in _keys(asked):
+        for key in _keys(query):
             counts = self._cells.setdefault(key, np.zeros(len(_CENTRES)))
             if counts.sum() >= _MOST_COUNTED:
                 counts /= 2
             counts[bin_] += 1
 
     def save(self, path: Path) -> None:
-        """Write it to `path`, whole or not at all. Raises `OSError`."""
+        """Write it to `path` atomically. Raises `OSError`."""
         cells = [
             [list(key), {int(bin_): round(float(counts[bin_]), 3) for bin_ in counts.nonzero()[0]}]
             for key, counts in self._cells.items()
@@ -88,14 +88,14 @@ class LengthHistogram:
 
     @classmethod
     def load(cls, path: Path) -> "LengthHistogram":
-        """The one in `path`, an empty one without the file. Raises `HistogramError`, `OSError`."""
+        """Load `path`; empty if there is no such file. Raises `HistogramError`, `OSError`."""
         histogram = cls()
         try:
             text = path.read_text()
         except FileNotFoundError:
             return histogram
         except UnicodeDecodeError as error:
-            raise HistogramError(f"{path} holds no lengths: it is no text") from error
+            raise HistogramError(f"{path} holds no lengths: it is not text") from error
         try:
             content = json.loads(text)
             if content["version"] != _VERSION:
@@ -109,31 +109,31 @@ class LengthHistogram:
             raise HistogramError(f"{path} holds no lengths: {error!r}") from error
         return histogram
 
-    def _predict(self, asked: LengthQuery) -> Length:
+    def _predict(self, query: LengthQuery) -> Length:
         part = _prior()
-        for key in _keys(asked):
+        for key in _keys(query):
             counts = self._cells.get(key)
             if counts is not None:
-                part = (counts + _LEAN * part) / (counts.sum() + _LEAN)
-        longest = math.log(asked.max_tokens)
+                part = (counts + _PARENT_WEIGHT * part) / (counts.sum() + _PARENT_WEIGHT)
+        longest = math.log(query.max_tokens)
         logs = np.minimum(_LOGS, longest)
         mean_log = float(part @ logs)
         spread = math.sqrt(max(0.0, float(part @ (logs - mean_log) ** 2)))
-        mean = float(part @ np.minimum(_CENTRES, asked.max_tokens))
+        mean = float(part @ np.minimum(_CENTRES, query.max_tokens))
         return Length(max(1.0, mean), spread)
 
 
-def _keys(asked: LengthQuery) -> Iterator[_Key]:
-    """The cells that a request belongs to, from the widest to the narrowest."""
-    most, prompt = str(asked.max_tokens.bit_length()), str(asked.num_prompt_tokens.bit_length())
+def _keys(query: LengthQuery) -> Iterator[_Key]:
+    """The cells of a request, from the widest to the narrowest."""
+    most, prompt = str(query.max_tokens.bit_length()), str(query.num_prompt_tokens.bit_length())
     yield ()
-    yield (asked.endpoint,)
-    yield (asked.endpoint, most)
-    yield (asked.endpoint, most, prompt)
+    yield (query.endpoint,)
+    yield (query.endpoint, most)
+    yield (query.endpoint, most, prompt)
 
 
 def _prior() -> _Floats:
-    """The part of each bin before anything is known."""
+    """The fraction of each bin before any observation."""
     part = np.exp(-(((_LOGS - math.log(_PRIOR_MEDIAN)) / _PRIOR_SPREAD) ** 2) / 2)
     prior: _Floats = part / part.sum()
     return prior

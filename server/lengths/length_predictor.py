@@ -1,8 +1,8 @@
-"""The length predictor: what to tell the engine of how long an answer will be.
+"""The length predictor: the expected answer lengths that the engine schedules by.
 
-A length that the client itself expects goes before all. Else it is what `--predictor` names. An
-encoder answers when it can: the request is submitted with the histogram's answer, and the encoder's
-follows. So if it is late or dead, the histogram's stands.
+A length given by the client takes precedence over `--predictor`. With an encoder, a request is
+submitted with the histogram's prediction, and the encoder's follows when it is ready: if the
+encoder is late or down, the histogram's prediction is used.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from server.text.tokenizer import Tokenizer
 from wire.predictor_messages import Answer
 
 SAVE_INTERVAL_S = 30.0
-# Finished sequences over which the error of the sum is shown.
+# Finished sequences over which the metric for the error of the sum is computed.
 ERROR_WINDOW = 256
-# Of a constant, as lengths of traffic scatter.
+# Of a constant: the spread of lengths in typical traffic.
 _CONSTANT_SPREAD = 1.0
 _LEAST_SPREAD = 0.01
 CLIENT, HISTOGRAM, CONSTANT, ORACLE, ENCODER = (
@@ -40,13 +40,14 @@ logger = logging.getLogger("tdpipe")
 
 
 class PredictorMismatchError(Exception):
-    """The predictor counts in other tokens than the model; the text is one line for the user."""
+    """The predictor was trained for another tokenizer; the message is one line for the user."""
 
 
 class ExpectedLength(NamedTuple):
-    """Output tokens that are expected: see `wire.messages.Submit`; and who says so.
+    """An expected number of output tokens, see `wire.messages.Submit`, and its source.
 
-    `length_class` is the encoder's class of lengths, else the power of two that the length reaches.
+    `length_class` is the encoder's class of lengths, otherwise the length rounded up to a power of
+    two.
     """
 
     predicted_len: int
@@ -71,11 +72,11 @@ class LengthPredictor:
 
     @property
     def has_encoder(self) -> bool:
-        """Whether a better answer may follow, see `ask`."""
+        """Whether a better prediction may follow, see `ask`."""
         return self._encoder is not None
 
     def expect(self, asked: LengthQuery, hint: int | None = None) -> ExpectedLength:
-        """What is known at once; `hint` is what the client expects."""
+        """The prediction available immediately; `hint` is the client's own."""
         config = self._config
         if hint is not None:
             return _expected(min(hint, asked.max_tokens), 0.0, CLIENT)
@@ -89,9 +90,9 @@ class LengthPredictor:
     def ask(
         self, prompts: tuple[str, ...], take: Callable[[list[ExpectedLength]], None]
     ) -> Callable[[], None]:
-        """Ask the encoder; `take` is called with its answers, if they come.
+        """Ask the encoder; `take` is called with its predictions if they arrive.
 
-        Call what is returned when they are no longer of interest.
+        Returns a function that cancels the question.
         """
         assert self._encoder is not None
 
@@ -104,7 +105,7 @@ class LengthPredictor:
         return lambda: encoder.forget(question) if question is not None else None
 
     def observe(self, asked: LengthQuery, expected: ExpectedLength, output_len: int) -> None:
-        """A sequence has ended by itself after `output_len` tokens, at least one."""
+        """Record a sequence that ended by itself after `output_len` tokens, at least one."""
         self._histogram.observe(asked, output_len)
         metrics = self._metrics
         metrics.predictions.labels(expected.source, expected.length_class).inc()
@@ -118,7 +119,7 @@ class LengthPredictor:
         metrics.prediction_error.set((sum_predicted - sum_real) / sum_real)
 
     async def run(self) -> None:
-        """Receive answers and keep the histogram until cancelled."""
+        """Receive predictions and save the histogram regularly, until cancelled."""
         receiving = asyncio.create_task(self._encoder.run()) if self._encoder else None
         try:
             while True:
@@ -132,20 +133,20 @@ class LengthPredictor:
             self.save()
 
     def save(self) -> None:
-        """Keep what was learnt since the last time; a full disk is no reason to stop."""
+        """Save the histogram if it has changed; a failure, such as a full disk, is only logged."""
         if self._histogram.num_observed == self._saved:
             return
         try:
             self._histogram.save(self._path)
         except OSError as error:
-            logger.warning("the lengths of answers are not kept: %s", error)
+            logger.warning("cannot save the length histogram: %s", error)
         self._saved = self._histogram.num_observed
 
 
 def check_predictor(config: Config, tokenizer: Tokenizer) -> None:
-    """Raises `PredictorMismatchError` where the encoder was made for another tokenizer.
+    """Raises `PredictorMismatchError` where the encoder was trained for another tokenizer.
 
-    A folder that is no predictor is for the predictor's own process to tell.
+    The predictor's own process reports a folder that holds no predictor.
     """
     if config.predictor_folder is None:
         return
@@ -155,15 +156,15 @@ def check_predictor(config: Config, tokenizer: Tokenizer) -> None:
     counted_in = description.get("tokenizer") if isinstance(description, dict) else None
     if counted_in not in (None, tokenizer.fingerprint):
         raise PredictorMismatchError(
-            f"the predictor in {config.predictor_folder} was trained on lengths in another "
-            f"tokenizer's tokens than those of {config.tokenizer or config.model}"
+            f"the predictor in {config.predictor_folder} was trained with another tokenizer than "
+            f"that of {config.tokenizer or config.model}"
         )
     if counted_in is None and description:
-        logger.warning("the predictor does not say whose tokens it counts in")
+        logger.warning("the predictor does not name the tokenizer it was trained with")
 
 
 def histogram_path(config: Config) -> Path:
-    """Where the lengths of this model's answers are kept."""
+    """The file of this model's length histogram."""
     return config.data_dir / "lengths" / f"{quote(config.name, safe='')}.json"
 
 
@@ -171,7 +172,7 @@ def _load(path: Path) -> LengthHistogram:
     try:
         return LengthHistogram.load(path)
     except (HistogramError, OSError) as error:
-        logger.warning("the lengths of answers are learnt anew: %s", error)
+        logger.warning("starting with an empty length histogram: %s", error)
         return LengthHistogram()
 
 

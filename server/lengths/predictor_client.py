@@ -1,7 +1,7 @@
-"""The predictor client: the server's door to the encoder that predicts lengths.
+"""The predictor client: the server's connection to the encoder that predicts lengths.
 
-Nobody waits for it. An answer comes when it comes, or not: what is still open after a time, or is
-too much, is forgotten.
+Requests do not wait for it. A prediction may arrive late or never: questions beyond a limit are not
+sent, and open ones expire.
 """
 
 import asyncio
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from wire.predictor_messages import Answer, Ask
 from wire.sockets import Spoke
 
-# Prompts that may be open at a time, and for how long.
+# The most open prompts, and how long a question stays open.
 MAX_OPEN_PROMPTS = 8192
-PATIENCE_S = 30.0
+QUESTION_TIMEOUT_S = 30.0
 SWEEP_S = 1.0
 
 
 @dataclass(slots=True)
 class _Open:
-    """A question without its answer."""
+    """A question without an answer yet."""
 
     num_prompts: int
     asked_at: float
@@ -32,7 +32,7 @@ class PredictorClient:
 
     def __init__(self, endpoint: str) -> None:
         self.num_open_prompts = 0
-        # One that is gone for good would be owed 8 KiB a request for ever.
+        # Without queueing: a predictor that is gone would cost 8 KiB per request for ever.
         self._spoke: Spoke[Answer] = Spoke(endpoint, "server", Answer, queues_ahead=False)
         self._open: dict[int, _Open] = {}
         self._next_id = time.time_ns()
@@ -41,8 +41,8 @@ class PredictorClient:
     def ask(self, prompts: tuple[str, ...], take: Callable[[Answer, float], None]) -> int | None:
         """Ask about prompts; `take` is called with the answer and the seconds that it took.
 
-        The question's id for `forget`, or None when there is too much open to ask more, or nobody
-        there to ask.
+        Returns the question's id for `forget`, or None if too many prompts are open or no predictor
+        is connected.
         """
         if self.num_open_prompts + len(prompts) > MAX_OPEN_PROMPTS:
             return None
@@ -56,7 +56,7 @@ class PredictorClient:
         return self._next_id
 
     def forget(self, request_id: int) -> None:
-        """The answer is no longer of interest. Unknown ids are ignored."""
+        """Drop a question. Unknown ids are ignored."""
         question = self._open.pop(request_id, None)
         if question is not None:
             self.num_open_prompts -= question.num_prompts
@@ -84,9 +84,9 @@ class PredictorClient:
             question.take(answer, time.monotonic() - question.asked_at)
 
     async def _sweep(self) -> None:
-        """Forget what a dead predictor owes."""
+        """Drop questions that a dead predictor has not answered."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            too_late = time.monotonic() - PATIENCE_S
+            too_late = time.monotonic() - QUESTION_TIMEOUT_S
             for request_id in [i for i, q in self._open.items() if q.asked_at < too_late]:
                 self.forget(request_id)

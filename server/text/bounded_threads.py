@@ -1,8 +1,8 @@
-"""Bounded threads: calls that take long, a few at a time, and no more waiting than is of use.
+"""Bounded threads: long calls run a few at a time, behind a queue of limited length.
 
-A call that may never return is given up on after a while, and is not to blame for its wait. Python
-cannot end a thread. One that does not return keeps its place, and as a daemon thread it does not
-keep the process from ending.
+A call that may never return is abandoned after a timeout, which does not include its wait. Python
+cannot end a thread: one that does not return keeps its slot, and as a daemon thread it does not
+keep the process from exiting.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ Result = TypeVar("Result")
 
 
 class BoundedThreads:
-    """At most `num_threads` calls at once, while `max_waiting` others wait for their turn.
+    """At most `num_threads` calls run at once, and `max_waiting` others wait.
 
-    `name` says in the plural what the calls work on. All belong to one asyncio loop.
+    `name` says in the plural what the calls work on. All calls belong to one asyncio loop.
     """
 
     def __init__(self, num_threads: int, name: str, max_waiting: int) -> None:
         self._free = asyncio.Semaphore(num_threads)
-        self._patience = asyncio.Lock()  # only one of those who have it waits among the others
+        self._patience = asyncio.Lock()  # at most one patient call waits among the others
         self._name = name
         self._max_waiting = max_waiting
         self._num_waiting = 0
@@ -36,10 +36,10 @@ class BoundedThreads:
         *,
         patient: bool = False,
     ) -> Result:
-        """What `call` returns or raises; `TimeoutError` when it has run for so many seconds.
+        """What `call` returns or raises; `TimeoutError` when it has run for `timeout_s`.
 
-        Raises `ApiError` (429) where too many others wait, or no turn has come within that time.
-        `patient` work waits for as long as it takes, and holds up nobody who waits.
+        Raises `ApiError` (429) where too many others wait, or no thread is free within that time.
+        A `patient` call waits without limit and does not hold up other waiting calls.
         """
         if patient:
             async with self._patience:
@@ -51,12 +51,12 @@ class BoundedThreads:
 
         def work() -> None:
             settle = _outcome_of(call, outcome)
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed: no caller waits any more
                 loop.call_soon_threadsafe(self._finish, outcome, settle)
 
         try:
             threading.Thread(target=work, name=self._name, daemon=True).start()
-        except RuntimeError:  # the system has no thread more
+        except RuntimeError:  # the system has no more threads
             self._free.release()
             raise
         async with asyncio.timeout(timeout_s):
@@ -86,10 +86,10 @@ class BoundedThreads:
 def _outcome_of(
     call: Callable[[], Result], outcome: "asyncio.Future[Result]"
 ) -> Callable[[], None]:
-    """Make the call; returns what tells its outcome."""
+    """Make the call; returns a function that sets its outcome."""
     try:
         result = call()
-    except Exception as error:  # to be raised where it is awaited
+    except Exception as error:  # raised where the call is awaited
         failure = error
         return lambda: outcome.set_exception(failure)
     return lambda: outcome.set_result(result)

@@ -1,6 +1,6 @@
-"""Detokenisation token by token: whole characters only, and in sum the one-shot decoding.
+"""Detokenisation token by token: only whole characters, and in sum the one-shot decoding.
 
-The law, for tokens t1..tn: push(t1) + ... + push(tn) + flush() == decode([t1, ..., tn]).
+The invariant, for tokens t1..tn: push(t1) + ... + push(tn) + flush() == decode([t1, ..., tn]).
 """
 
 from collections.abc import Callable, Set
@@ -19,16 +19,16 @@ class Detokenizer(Protocol):
         """The text that this token completes, often none."""
 
     def flush(self) -> str:
-        """The rest, once no more tokens will come: broken characters become U+FFFD."""
+        """The rest, after the last token: broken characters become U+FFFD."""
 
 
 class FastDetokenizer:
     """For tokenizers of the `tokenizers` library (0.6 us per token).
 
-    `sticky_ids` are the tokens that must be decoded together with their successor: where a byte
-    that has no token of its own is a token `<0xE2>`, a run of such tokens is decoded as a whole,
-    and what comes later in the run decides whether its first bytes are characters at all. Special
-    tokens do not end a run, as they are taken out before decoding.
+    `sticky_ids` are the tokens that must be decoded together with their successor: a byte without a
+    token of its own is a token such as `<0xE2>`, a run of these is decoded as a whole, and the rest
+    of the run decides whether its first bytes are characters at all. Special tokens do not end a
+    run, because they are removed before decoding.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class FastDetokenizer:
         return self._show(self._stream.step(self._core, held))
 
     def flush(self) -> str:
-        """The rest, once no more tokens will come."""
+        """The rest, after the last token."""
         return self._core.decode(self._token_ids, skip_special_tokens=self._skips)[
             self._num_shown :
         ]
@@ -73,7 +73,7 @@ class FastDetokenizer:
 class WindowDetokenizer:
     """For tokenizers written in Python: decodes a window of the last tokens each time.
 
-    The window begins with the tokens of the piece before, because decoders treat the beginning of
+    The window begins with the tokens of the previous piece, because decoders treat the beginning of
     a text differently (a leading space is lost).
     """
 
@@ -93,7 +93,7 @@ class WindowDetokenizer:
         return text
 
     def flush(self) -> str:
-        """The rest, once no more tokens will come."""
+        """The rest, after the last token."""
         return self._unshown()
 
     def _unshown(self) -> str:

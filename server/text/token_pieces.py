@@ -1,6 +1,6 @@
-"""Token pieces: what a single token stands for, as text and as bytes.
+"""Token pieces: single tokens as text and as bytes.
 
-Decoding each token by itself would lose the space that many tokenizers put before a word.
+Decoding a token by itself would lose the space that many tokenizers put before a word.
 """
 
 import re
@@ -13,20 +13,20 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class TokenPieces:
-    """One tokenizer's tokens one by one; remembers those it was asked for."""
+    """One tokenizer's tokens, one by one, with a cache."""
 
     def __init__(self, tokenizer: Any, decode: Callable[[list[int]], str]) -> None:
         self._tokenizer = tokenizer
         self._decode = decode
         self._bytes_of_letters = _byte_letters()
-        # A token that is a whole word wherever it stands: what follows it is not a text's first.
+        # A token that is a whole word anywhere; others are decoded after it, not at a text's start.
         self._before = self._find_word()
         self._before_text = decode([self._before])
         self.text = lru_cache(_CACHED)(self._text)
         self.bytes = lru_cache(_CACHED)(self._bytes)
 
     def name(self, token_id: int) -> str:
-        """The token's text; of a part of a character its bytes, as OpenAI writes them."""
+        """The token's text; for a part of a character its bytes, as OpenAI writes them."""
         text = self.text(token_id)
         if "\ufffd" not in text:
             return text
@@ -40,7 +40,7 @@ class TokenPieces:
         return self._decode([token_id])
 
     def _bytes(self, token_id: int) -> list[int]:
-        """The token's bytes in UTF-8, also where they are a part of a character."""
+        """The token's bytes in UTF-8, including those of a part of a character."""
         text = self._text(token_id)
         if "\ufffd" not in text:
             return list(text.encode())
@@ -61,7 +61,7 @@ class TokenPieces:
 
 
 def _byte_letters() -> dict[str, int]:
-    """How byte-level tokenizers write bytes: printable Latin-1 as itself, the rest from U+0100."""
+    """The letters of byte-level tokenizers: printable Latin-1 as itself, the rest from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = {chr(byte): byte for byte in printable}
     rest = (byte for byte in range(256) if byte not in letters.values())

@@ -1,4 +1,4 @@
-"""The tokenizer: text to token ids and back, and what the model's files say about its tokens."""
+"""The tokenizer: text to token ids and back, and the token settings in the model's files."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from server.text.detokenizer import Detokenizer, FastDetokenizer, WindowDetokeni
 from server.text.token_pieces import TokenPieces
 from wire.vocabulary_fingerprint import fingerprint
 
-# 4,000 characters take some 4 ms; beyond that, other streams would notice the pause.
+# 4,000 characters take some 4 ms; a longer pause of the event loop would delay other streams.
 MAX_INLINE_CHARACTERS = 4_000
 NUM_THREADS = 8
 MAX_WAITING_TEXTS = 1024
@@ -26,13 +26,13 @@ Result = TypeVar("Result")
 
 
 class TokenizerError(Exception):
-    """The tokenizer is missing or damaged; the text is one line for the user."""
+    """The tokenizer is missing or damaged; the message is one line for the user."""
 
 
 class Tokenizer:
-    """One model's tokenizer; encoding may run in several threads at once.
+    """One model's tokenizer; several threads may encode at once.
 
-    `vocab_size` bounds the ids that the model knows, `eos_token_ids` are those that end its texts.
+    `vocab_size` bounds the model's token ids, `eos_token_ids` are its end-of-text tokens.
     """
 
     def __init__(
@@ -53,19 +53,19 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The same for the same vocabulary, see `wire.vocabulary_fingerprint`."""
+        """Equal for equal vocabularies, see `wire.vocabulary_fingerprint`."""
         return fingerprint(self._tokenizer.get_vocab())
 
     @property
     def serialised(self) -> str | None:
-        """The tokenizers library's JSON of it; None for a tokenizer that is not of that library."""
+        """Its JSON in the tokenizers library's format; None for other kinds of tokenizers."""
         return str(self._core.to_str()) if self._core is not None else None
 
     def encode(self, text: str) -> list[int]:
         """The prompt's token ids with the special tokens that the model expects around it."""
         if self._core is not None:
-            # Not the wrapper's own call: it sets truncation each time, which threads cannot share.
-            # The batch call lets go of the interpreter's lock, encode does not.
+            # Not the wrapper's own call: it sets truncation each time, which is not thread-safe.
+            # The batch call releases the GIL, `encode` does not.
             return list(self._core.encode_batch_fast([text])[0].ids)
         with self._lock:
             return list(self._tokenizer(text, verbose=False)["input_ids"])
@@ -90,23 +90,23 @@ class Tokenizer:
     async def run(
         self, num_characters: int, work: Callable[[], Result], *, patient: bool = False
     ) -> Result:
-        """Do work on so many characters without holding up the event loop.
+        """Run `work` on `num_characters` characters without blocking the event loop.
 
-        Raises `ApiError` (429) where too many long texts wait already, unless it is `patient`.
+        Raises `ApiError` (429) where too many long texts already wait, unless `patient`.
         """
         if num_characters <= MAX_INLINE_CHARACTERS:
             return work()
         return await self._threads.run(work, patient=patient)
 
     def names(self, token_ids: Sequence[int]) -> list[str]:
-        """The tokens as the vocabulary has them; empty for an id that it lacks."""
+        """The tokens as spelled in the vocabulary; empty for an unknown id."""
         known = self._tokenizer.convert_ids_to_tokens(list(token_ids))
         return [name or "" for name in known]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of the tokens; broken characters become U+FFFD."""
         if self._core is not None:
-            # The batch call lets go of the interpreter's lock, which a million tokens take for 1 s.
+            # The batch call releases the GIL, which a million tokens would hold for 1 s.
             batch = [list(token_ids)]
             return str(self._core.decode_batch(batch, skip_special_tokens=skip_special_tokens)[0])
         with self._lock:
@@ -133,14 +133,14 @@ class Tokenizer:
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:
-        """The tokens that are left out of texts, and their ids."""
+        """The tokens that are omitted from texts, and their ids."""
         tokenizer = self._tokenizer
         named = zip(map(str, tokenizer.all_special_tokens), tokenizer.all_special_ids, strict=True)
         added = tokenizer.added_tokens_decoder.items()
         return dict(named) | {token.content: id_ for id_, token in added if token.special}
 
     def render_chat(self, messages: Sequence[dict[str, Any]], **arguments: Any) -> str:
-        """transformers' `apply_chat_template`: the text, and whatever the template raises."""
+        """transformers' `apply_chat_template`; raises whatever the template raises."""
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **arguments))
 
     @cached_property
@@ -150,9 +150,9 @@ class Tokenizer:
 
 
 def keep_torch_out() -> None:
-    """Let transformers believe that there is no torch: it saves two seconds and 300 MB.
+    """Keep transformers from importing torch: this saves two seconds and 300 MB.
 
-    For processes of ours alone; to be called before anything imports transformers.
+    Only for this project's own processes; to be called before transformers is imported.
     """
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -160,7 +160,7 @@ def keep_torch_out() -> None:
 
 def load_tokenizer(config: ModelConfig) -> Tokenizer:
     """The tokenizer of `config.tokenizer` or the model. Raises `TokenizerError` in one line."""
-    # Here and not above: this import takes a second, and a port that is taken should show at once.
+    # Imported here: it takes a second, and the error of a port in use should not wait for it.
     from transformers import AutoTokenizer
 
     name = config.tokenizer or config.model
@@ -170,7 +170,7 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    # A damaged file surfaces as anything, from KeyError to a bare Exception out of Rust.
+    # A damaged file raises anything, from KeyError to a bare Exception from Rust.
     except Exception as error:
         reason = " ".join(str(error).split())
         raise TokenizerError(f"cannot load the tokenizer of {name}: {reason}") from error
@@ -187,7 +187,7 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
 
 
 def _read_json(config: ModelConfig, file: str) -> dict[str, Any]:
-    """A JSON file of the model's, from its folder or the hub; empty where there is none."""
+    """A JSON file of the model, from its folder or the hub; empty if it does not exist."""
     from transformers.utils import cached_file
 
     path = cached_file(

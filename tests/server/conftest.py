@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.server.templates import QWEN, chatty, give_room
+from tests.server.templates import QWEN, chatty, with_long_context
 from tests.server.world import Daemon, saying, serving
 
 
@@ -20,4 +20,4 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A server that chats, with Qwen's template."""
     folder = tmp_path_factory.mktemp("qwen")
     with serving(folder, saying("hello world €"), tokenizer=chatty(QWEN)) as daemon:
-        yield give_room(daemon)
+        yield with_long_context(daemon)

@@ -98,8 +98,8 @@ def chatty(template: str | None, *special: str, begin: bool = False) -> Tokenize
     return Tokenizer(tokenizer)
 
 
-def give_room(daemon: Daemon, max_model_len: int = 8192) -> Daemon:
-    """Chat prompts are long for a tokenizer of bytes: let the engine take them."""
+def with_long_context(daemon: Daemon, max_model_len: int = 8192) -> Daemon:
+    """Raise the engine's limit: chat prompts are long for a tokenizer of bytes."""
     daemon.engine.ready = EngineReady(2, max_model_len // 16, 16, max_model_len)
     daemon.engine.introduce()
     daemon.wait_until(

@@ -1,4 +1,4 @@
-"""One call's JSON object, read as it comes."""
+"""A call's JSON object, parsed as it arrives."""
 
 import pytest
 
@@ -34,20 +34,20 @@ def test_it_is_a_call_once_its_name_is_known_and_its_arguments_have_begun() -> N
         ('{"name": "add", "arguments": {<}}', len('{"name": "add", "arguments": {')),
     ],
 )
-def test_it_breaks_at_the_first_character_that_cannot_be(text: str, count: int | None) -> None:
+def test_it_breaks_at_the_first_invalid_character(text: str, count: int | None) -> None:
     read = CallObject()
     assert read.push(text) == (len(text) if count is None else count)
     assert read.is_broken == (count is not None)
 
 
 @pytest.mark.parametrize("text", ['{"name": "sub"', '{"answer"'])
-def test_an_object_of_no_known_tool_is_broken_at_once(text: str) -> None:
+def test_an_object_that_names_no_known_tool_is_broken_at_once(text: str) -> None:
     read = CallObject(only_names=["add"])
     read.push(text)
     assert read.is_broken
 
 
-def test_brackets_and_quotes_in_strings_are_no_brackets() -> None:
+def test_brackets_and_quotes_in_strings_do_not_count() -> None:
     read = CallObject()
     arguments = r'{"a": "}\"]\\", "b": ["{"]}'
     read.push(f'{{"name": "add", "arguments": {arguments}}}')

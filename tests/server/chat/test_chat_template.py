@@ -1,4 +1,4 @@
-"""Conversations become prompts, by templates of several families."""
+"""Chat templates of several model families: conversations rendered as prompts."""
 
 import asyncio
 import threading
@@ -83,7 +83,7 @@ def test_arguments_stay_strings_where_the_template_takes_strings() -> None:
     assert text(template, USER, CALLS) == 'How are you?add{"a": 1}'
 
 
-def test_results_are_told_with_the_name_of_the_function() -> None:
+def test_results_are_rendered_with_the_name_of_the_function() -> None:
     template = (
         "{% for m in messages if m.role == 'tool' %}{{ m.name }}: {{ m.content }}{% endfor %}"
     )
@@ -115,14 +115,14 @@ def test_strings_become_parts_where_the_template_takes_parts() -> None:
     )
 
 
-def test_a_developer_is_the_system_where_the_template_knows_none() -> None:
+def test_the_developer_role_becomes_system_where_the_template_lacks_it() -> None:
     developer = {"role": "developer", "content": "Be brief."}
     assert text(CHATML, developer, USER).startswith("<|im_start|>system\nBe brief.")
     knows = CHATML.replace('["system"', '["developer", "system"')
     assert text(knows, developer, USER).startswith("<|im_start|>developer\n")
 
 
-def test_the_final_message_goes_on_without_its_end() -> None:
+def test_a_continued_message_is_rendered_without_its_end() -> None:
     begun = {"role": "assistant", "content": "I am"}
     prompt = text(CHATML, USER, begun, add_generation_prompt=False, continue_final_message=True)
     assert prompt.endswith("<|im_start|>assistant\nI am")
@@ -141,7 +141,9 @@ def test_the_final_message_goes_on_without_its_end() -> None:
         (PARTS_ONLY.replace("part.text }}", "part.text | trim('b') }}"), ["b", "am"], "am"),
     ],
 )
-def test_what_goes_on_is_the_end_of_the_prompt(template: str, texts: list[str], end: str) -> None:
+def test_the_continuation_is_the_end_of_the_prompt(
+    template: str, texts: list[str], end: str
+) -> None:
     parts = [{"type": "text", "text": text} for text in texts]
     for content in (parts, texts[0]) if len(texts) == 1 else (parts,):
         begun = {"role": "assistant", "content": content}
@@ -151,7 +153,7 @@ def test_what_goes_on_is_the_end_of_the_prompt(template: str, texts: list[str], 
         assert prompt.endswith(end)
 
 
-def test_a_new_message_goes_on_with_nothing() -> None:
+def test_a_new_message_continues_nothing() -> None:
     assert continued("hi", Conversation([USER])) == ""
 
 
@@ -159,7 +161,7 @@ def test_variables_reach_the_template() -> None:
     assert text(QWEN, USER, variables={"enable_thinking": False}).endswith("</think>\n\n")
 
 
-def test_what_the_template_raises_is_told_in_its_words() -> None:
+def test_the_error_has_the_templates_message() -> None:
     assert refusal(CHATML, {"role": "tool", "content": "2"}) == (
         "The chat template does not accept this conversation: I do not know the role tool."
     )
@@ -172,16 +174,16 @@ def test_a_template_that_fails_is_a_refusal(template: str) -> None:
     assert "does not accept this conversation" in refusal(template, USER)
 
 
-def test_a_conversation_without_end_is_nested_too_deeply() -> None:
+def test_a_recursive_conversation_is_nested_too_deeply() -> None:
     recursive = "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}"
     assert refusal(recursive, USER).endswith("conversation: it is nested too deeply.")
 
 
-def test_without_a_template_the_answer_says_so() -> None:
+def test_a_model_without_a_template_is_an_error() -> None:
     assert "no chat template" in refusal(None, USER)
 
 
-def test_a_template_that_makes_nothing_is_refused() -> None:
+def test_an_empty_prompt_is_refused() -> None:
     template = ChatTemplate(chatty("{# nothing #}"))
     with pytest.raises(ApiError, match="makes nothing"):
         asyncio.run(template.render(Conversation([USER])))
@@ -194,7 +196,7 @@ def test_a_request_brings_its_own_template_only_where_that_is_trusted() -> None:
     assert text(trusting, USER, template=own) == "How are you?!"
 
 
-def test_tools_have_a_template_of_their_own_in_some_models() -> None:
+def test_a_models_own_template_for_tools_is_used() -> None:
     tokenizer: Any = chatty(None)
     tokenizer.__dict__["chat_templates"] = {"default": "plain", "tool_use": "with tools"}
     template = ChatTemplate(tokenizer)
@@ -203,7 +205,7 @@ def test_tools_have_a_template_of_their_own_in_some_models() -> None:
 
 
 class Slow(Tokenizer):
-    """Renders only once it is let."""
+    """Renders only after it is released."""
 
     let = threading.Event()
 
@@ -212,7 +214,7 @@ class Slow(Tokenizer):
         return super().render_chat(messages, **arguments)
 
 
-def test_a_template_that_does_not_end_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_does_not_end_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "RENDER_TIMEOUT_S", 0.01)
     monkeypatch.setattr(chat_template, "NUM_THREADS", 1)
     slow = chatty(CHATML)
@@ -227,7 +229,7 @@ def test_a_template_that_does_not_end_is_given_up_on(monkeypatch: pytest.MonkeyP
         Slow.let.set()
 
 
-def test_a_template_that_repeats_itself_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rendering_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "MAX_RENDERED_CHARACTERS", 1000)
     assert "makes 2000 characters" in refusal("{{ 'x' * 2000 }}", USER)
 

@@ -1,4 +1,4 @@
-"""Which formats a model's messages have, and what reads them."""
+"""Message formats: detection from templates and settings, and their parsers."""
 
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ from tests.server.world import config
     ],
     ids=["qwen", "llama3", "chatml", "none"],
 )
-def test_a_template_tells_the_formats(
+def test_the_formats_are_detected_from_the_template(
     tmp_path: Path, template: str, expected: MessageFormats
 ) -> None:
     assert formats_of(config(tmp_path), template) == expected
 
 
-def test_settings_go_before_the_template(tmp_path: Path) -> None:
+def test_settings_override_the_template(tmp_path: Path) -> None:
     def found(**settings: Any) -> str:
         return str(formats_of(config(tmp_path, **settings), QWEN))
 
@@ -48,7 +48,7 @@ def test_forced_calls_have_a_format_in_any_case() -> None:
     assert MessageFormats(HERMES, thinks=False).of_calls(ToolChoice()) is None
 
 
-def test_nothing_is_read_where_nothing_is_marked() -> None:
+def test_there_is_no_parser_without_markers() -> None:
     plain, thinking = (MessageFormats(HERMES, thinks=thinks) for thinks in (False, True))
     assert plain.reader(ToolChoice(), several=True, opened=False) is None
     assert plain.markers(None) == set()

@@ -1,4 +1,4 @@
-"""A message's parts, taken from its text one after the other."""
+"""The message parser: reasoning, content and calls of a growing text."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,30 +30,30 @@ def summed(parser: MessageParser, pieces: list[str]) -> tuple[str, str, list[tup
     return reasoning, content, calls
 
 
-def test_calls_in_the_reasoning_are_none() -> None:
+def test_calls_inside_the_reasoning_are_not_calls() -> None:
     text = f"<think>I could {CALL}.</think>I add. {CALL}"
     assert summed(parser(), [text]) == (f"I could {CALL}.", "I add.", [("add", "{}")])
 
 
-def test_what_nobody_looks_for_is_content() -> None:
+def test_markers_without_a_parser_are_content() -> None:
     text = f"<think>Well.</think>{CALL}"
     assert summed(parser(thinks=False, calls=False), [text]) == ("", text, [])
     assert summed(parser(calls=False), [text]) == ("Well.", CALL, [])
     assert summed(parser(thinks=False), [text])[1:] == ("<think>Well.</think>", [("add", "{}")])
 
 
-def test_the_last_text_brings_out_what_was_held_back() -> None:
-    told = parser()
-    assert told.push("a <tool_", is_last=False).content == "a"
-    assert told.push("call", is_last=True).content == " <tool_call"
+def test_the_last_text_releases_what_was_held_back() -> None:
+    split = parser()
+    assert split.push("a <tool_", is_last=False).content == "a"
+    assert split.push("call", is_last=True).content == " <tool_call"
 
 
 def test_the_number_of_calls_is_known_with_their_names() -> None:
-    told = parser()
-    told.push('<tool_call>{"name": "add", ', is_last=False)
-    assert told.num_calls == 0
-    assert told.push('"arguments": {', is_last=False).calls == [CallDelta(0, "add", "{")]
-    assert told.num_calls == 1
+    split = parser()
+    split.push('<tool_call>{"name": "add", ', is_last=False)
+    assert split.num_calls == 0
+    assert split.push('"arguments": {', is_last=False).calls == [CallDelta(0, "add", "{")]
+    assert split.num_calls == 1
 
 
 @settings(deadline=None)
@@ -63,7 +63,7 @@ def test_the_number_of_calls_is_known_with_their_names() -> None:
     st.booleans(),
     st.booleans(),
 )
-def test_the_cuts_do_not_matter(text: str, places: list[int], thinks: bool, calls: bool) -> None:
+def test_the_pieces_do_not_matter(text: str, places: list[int], thinks: bool, calls: bool) -> None:
     pieces = cut(text, places) or [""]
     whole = summed(parser(thinks=thinks, calls=calls), [text])
     assert summed(parser(thinks=thinks, calls=calls), pieces) == whole

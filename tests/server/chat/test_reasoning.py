@@ -1,4 +1,4 @@
-"""Reasoning is told apart from the answer, however the text comes in pieces."""
+"""Reasoning is separated from the answer, however the text is split into pieces."""
 
 import pytest
 from hypothesis import given, settings
@@ -51,7 +51,7 @@ TEXTS = st.tuples(
 
 @settings(deadline=None)
 @given(TEXTS, PLACES, st.booleans())
-def test_the_cuts_do_not_matter(text: str, places: list[int], opened: bool) -> None:
+def test_the_pieces_do_not_matter(text: str, places: list[int], opened: bool) -> None:
     whole = split([text], opened=opened)
     assert split(cut(text, places), opened=opened) == whole
     assert split(list(text), opened=opened) == whole
@@ -67,13 +67,13 @@ def test_nothing_is_lost_but_tags_and_white_space(text: str, opened: bool) -> No
     assert bare(reasoning) + bare(answer) == bare(text)
 
 
-def test_the_begin_that_the_prompt_has_written_is_seen() -> None:
+def test_a_begin_tag_in_the_prompt_is_recognised() -> None:
     assert leaves_open("<|im_start|>assistant\n<think>\n")
     assert not leaves_open("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert not leaves_open("<|im_start|>assistant\n")
 
 
-def test_a_template_tells_whether_its_model_thinks_aloud() -> None:
+def test_the_reasoning_format_is_detected_from_the_template() -> None:
     assert format_of("{{ content.split('</think>')[-1] }}") == "think"
     assert format_of("{{ content }}") == "none"
 

@@ -1,4 +1,4 @@
-"""Tool calls are told apart from what is said, however the text comes in pieces."""
+"""Tool calls are separated from the content, however the text is split into pieces."""
 
 import json
 from typing import NamedTuple
@@ -22,7 +22,7 @@ TOOLS = ("get_weather", "add")
 
 
 class Message(NamedTuple):
-    """What a text is, in the end."""
+    """The content and the calls of a whole text."""
 
     said: str
     calls: list[tuple[str, str]]
@@ -103,7 +103,7 @@ def test_hermes(text: str, said: str, calls: list[tuple[str, str]]) -> None:
         "a <tool_",
     ],
 )
-def test_what_is_no_call_is_said(text: str) -> None:
+def test_text_that_is_not_a_call_is_content(text: str) -> None:
     assert parse([text]) == (text, [])
 
 
@@ -117,20 +117,20 @@ def test_what_is_no_call_is_said(text: str) -> None:
         ('<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_', "", '{"a": 1}'),
     ],
 )
-def test_a_call_once_told_stays_one_when_its_end_is_missing(
+def test_a_reported_call_stays_a_call_when_its_end_is_missing(
     text: str, said: str, arguments: str
 ) -> None:
     assert parse([text]) == (said, [("add", arguments)])
 
 
 @pytest.mark.parametrize("begun", ["<tool", "<tool_call>", '<tool_call>{"name": "ad'])
-def test_after_a_call_the_beginning_of_another_is_not_said(begun: str) -> None:
+def test_an_incomplete_call_after_another_is_not_content(begun: str) -> None:
     assert parse([f"I add.\n{hermes(ADD_TEXT)}\n{begun}"]) == ("I add.", [ADD])
     no_call = f'{begun}"? Done.'
     assert parse([f"{hermes(ADD_TEXT)}\n{no_call}"]) == (f"\n{no_call}", [ADD])
 
 
-def test_a_call_after_a_broken_begin_is_one() -> None:
+def test_a_call_after_a_broken_begin_is_a_call() -> None:
     assert parse([f"<tool_call>{hermes(ADD_TEXT)}"]) == ("<tool_call>", [ADD])
 
 
@@ -158,19 +158,19 @@ def test_llama3_json(text: str, said: str, calls: int) -> None:
     assert parse([text], LLAMA3_JSON) == (said, [("add", '{"a": 1}')] * calls)
 
 
-def test_an_answer_that_is_json_is_said_from_its_first_key_on() -> None:
+def test_an_answer_that_is_json_is_content_from_its_first_key_on() -> None:
     parser = CallParser(LLAMA3_JSON, TOOLS)
     assert parser.push('{"answer":')[0] == '{"answer":'
 
 
-def test_arguments_are_told_while_they_come() -> None:
+def test_arguments_are_returned_as_they_arrive() -> None:
     parser = CallParser(HERMES, TOOLS)
     parser.push('<tool_call>{"name": "add", "arguments": ')
     assert parser.push('{"a": ') == ("", [CallDelta(0, "add", '{"a": ')])
     assert parser.push("1") == ("", [CallDelta(0, None, "1")])
 
 
-def test_without_several_calls_only_the_first_is_told() -> None:
+def test_without_several_calls_only_the_first_is_returned() -> None:
     text = f"{hermes(ADD_TEXT)}{hermes(ADD_TEXT)} Done."
     assert parse([text], several=False) == (" Done.", [ADD])
 
@@ -191,7 +191,7 @@ TEXTS = texts_of(
 
 @settings(deadline=None)
 @given(TEXTS, PLACES, FORMATS, st.booleans())
-def test_the_cuts_do_not_matter(
+def test_the_pieces_do_not_matter(
     text: str, places: list[int], call_format: CallFormat, several: bool
 ) -> None:
     whole = parse([text], call_format, several=several)
@@ -220,7 +220,7 @@ JSON = st.recursive(
     st.booleans(),
     st.sampled_from([None, 2]),
 )
-def test_what_a_model_writes_well_is_read_exactly(
+def test_well_formed_calls_are_parsed_exactly(
     calls: list[tuple[str, dict[str, object]]], ascii_only: bool, indent: int | None
 ) -> None:
     def dump(value: object) -> str:
@@ -256,7 +256,7 @@ SCHEMAS: list[tuple[str, dict[str, object]]] = [
 
 @pytest.mark.parametrize("call_format", [HERMES, LLAMA3_JSON])
 @pytest.mark.parametrize("seed", range(8))
-def test_what_a_forced_call_may_be_is_read_as_calls(call_format: CallFormat, seed: int) -> None:
+def test_texts_of_the_forced_grammar_are_calls(call_format: CallFormat, seed: int) -> None:
     grammar = call_format.grammar(SCHEMAS, {}, several=True)
     said, calls = parse(list(walk(grammar, seed)), call_format)
     assert said == ""
@@ -266,13 +266,13 @@ def test_what_a_forced_call_may_be_is_read_as_calls(call_format: CallFormat, see
 
 
 @pytest.mark.parametrize("call_format", [HERMES, LLAMA3_JSON])
-def test_wherever_a_forced_call_is_cut_off_nothing_of_it_is_said(call_format: CallFormat) -> None:
+def test_a_truncated_forced_call_has_no_content(call_format: CallFormat) -> None:
     text = "".join(walk(call_format.grammar(SCHEMAS, {}, several=True), 1))
     assert {parse([text[:at]], call_format, only=True).said for at in range(len(text))} == {""}
     assert {parse([text[:at]], call_format).said for at in range(len(text))} != {""}
 
 
-def test_a_forced_call_is_one_where_several_are_not_wanted() -> None:
+def test_a_forced_call_is_single_without_several() -> None:
     grammar = HERMES.grammar(SCHEMAS, {}, several=False)
     assert {len(parse([walk(grammar, seed)]).calls) for seed in range(8)} == {1}
 
@@ -288,7 +288,7 @@ def test_a_forced_call_is_one_where_several_are_not_wanted() -> None:
         ("{{ messages }}", None),
     ],
 )
-def test_a_template_tells_how_its_model_writes_calls(
+def test_the_call_format_is_detected_from_the_template(
     template: str, expected: CallFormat | None
 ) -> None:
     assert format_of(template) is expected

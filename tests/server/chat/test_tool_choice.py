@@ -1,4 +1,4 @@
-"""Which tools are shown, and which may or must be called."""
+"""The tool choice: which tools are shown, and which may or must be called."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def chosen(choice: Any) -> ToolChoice:
         (allowed("required", "mul", "mul"), "mul", "mul", True),
     ],
 )
-def test_the_choice_says_what_is_shown_and_what_may_be_called(
+def test_the_choice_selects_the_shown_and_the_allowed_tools(
     choice: Any, shown: str, may: str, must: bool
 ) -> None:
     found = chosen(choice)

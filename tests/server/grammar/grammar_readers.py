@@ -1,4 +1,4 @@
-"""Reading texts by a grammar, as the last stage would."""
+"""Matching texts against a grammar, as the last stage does."""
 
 import random
 
@@ -14,7 +14,7 @@ READER = LLTokenizer(byte_level_tokenizer().backend_tokenizer.to_str(), eos_toke
 
 
 def accepts(grammar: str, *parts: str | int) -> bool:
-    """Whether the grammar takes these texts and special tokens, one after another, as a whole."""
+    """Whether the grammar accepts the sequence of these texts and special tokens as a whole."""
     matcher = LLMatcher(READER, grammar, log_level=0, limits=grammar_limits())
     assert not matcher.is_error(), matcher.get_error()
     token_ids: list[int] = []
@@ -24,7 +24,7 @@ def accepts(grammar: str, *parts: str | int) -> bool:
 
 
 def walk(grammar: str, seed: int) -> str:
-    """A text that the grammar takes, its tokens picked at random; short where it may end."""
+    """A text that the grammar accepts, of random tokens; it ends as soon as it may."""
     matcher = LLMatcher(READER, grammar, log_level=0, limits=grammar_limits())
     rng, token_ids = random.Random(seed), list[int]()
     while not matcher.is_accepting() or rng.random() < 0.5:

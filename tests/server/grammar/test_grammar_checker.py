@@ -1,4 +1,4 @@
-"""The checker's process: what it finds, and that nothing a client sends holds it up for good."""
+"""The checker's process: its verdicts, and that no grammar blocks it for good."""
 
 import gc
 from collections.abc import Iterator
@@ -24,10 +24,10 @@ from tests.server.world import TOKENIZER
 VOCABULARY = CheckedVocabulary(TOKENIZER.serialised or "", TOKENIZER.eos_token_ids)
 FINE = regex("[a-z]+")
 SLOW = regex("a{1000000}")  # some 0.5 s and 130 MB
-# Texts of 16 KiB that take seconds, or a second, to be turned into Lark.
+# Texts of 16 KiB that take seconds, or a second, to convert to Lark.
 BLANK = ebnf("\n" * 16_376 + "root::=.")
 CHAIN = ebnf("root::=a0\n" + "".join(f"a{i}::=a{i + 1}\n" for i in range(1246)) + 'a1246::="x"')
-# More than any of these takes on any machine.
+# More than any of these checks takes on any machine.
 GENEROUS: dict[str, Any] = {
     "max_mask_s": 600.0,
     "max_total_s": 600.0,
@@ -81,7 +81,7 @@ TREE = {
     ],
     ids=lambda grammar: grammar[14:54],
 )
-def test_what_can_be_followed_is_fine(grammar: str, checker: GrammarChecker) -> None:
+def test_valid_grammars_have_no_complaint(grammar: str, checker: GrammarChecker) -> None:
     assert checker.check(grammar).complaint == ""
 
 
@@ -120,7 +120,7 @@ def test_what_can_be_followed_is_fine(grammar: str, checker: GrammarChecker) -> 
     ],
     ids=lambda value: value[14:54],
 )
-def test_what_cannot_be_followed_is_told_in_one_line(
+def test_the_complaint_about_an_invalid_grammar_is_one_line(
     grammar: str, words: str, checker: GrammarChecker
 ) -> None:
     complaint = checker.check(grammar).complaint
@@ -129,7 +129,7 @@ def test_what_cannot_be_followed_is_told_in_one_line(
     assert "\n" not in complaint
 
 
-def test_ebnf_comes_back_in_the_words_in_which_it_can_be_followed(checker: GrammarChecker) -> None:
+def test_ebnf_is_returned_as_lark(checker: GrammarChecker) -> None:
     verdict = checker.check(ebnf('root ::= "a" root | "b"'))
     assert verdict.complaint == ""
     assert accepts(verdict.lark, "aab")
@@ -145,9 +145,9 @@ def test_ebnf_comes_back_in_the_words_in_which_it_can_be_followed(checker: Gramm
         ({"max_cpu_s": 0}, BLANK, "takes longer than 0 seconds to prepare"),
         ({"max_memory_bytes": 1}, SLOW, "is too complex"),
     ],
-    ids=["mask", "trial", "CPU", "CPU to read it", "memory"],
+    ids=["mask", "total", "CPU", "CPU to read it", "memory"],
 )
-def test_what_exceeds_a_limit_is_refused_and_the_next_is_served(
+def test_a_grammar_above_a_limit_is_refused_and_the_next_is_checked(
     limits: dict[str, Any], grammar: str, words: str
 ) -> None:
     checker = GrammarChecker(VOCABULARY, CheckLimits(**GENEROUS | limits))
@@ -156,7 +156,7 @@ def test_what_exceeds_a_limit_is_refused_and_the_next_is_served(
     checker.close()
 
 
-def test_a_check_that_gets_no_time_is_lost_and_the_next_is_served() -> None:
+def test_a_check_that_times_out_is_lost_and_the_next_succeeds() -> None:
     checker = GrammarChecker(VOCABULARY, CheckLimits(**GENEROUS | {"patience_s": 0.0}))
     with pytest.raises(UncheckedError):
         checker.check(SLOW)
@@ -165,7 +165,7 @@ def test_a_check_that_gets_no_time_is_lost_and_the_next_is_served() -> None:
     checker.close()
 
 
-def test_a_check_whose_process_is_ended_from_elsewhere_is_lost(
+def test_a_check_is_lost_when_its_process_is_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checker = GrammarChecker(VOCABULARY, CheckLimits(**GENEROUS, num_tokens=10**9))
@@ -185,7 +185,9 @@ def test_a_check_whose_process_is_ended_from_elsewhere_is_lost(
     checker.close()
 
 
-def test_a_process_that_does_not_start_is_no_complaint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_does_not_start_is_unchecked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     checker = GrammarChecker(VOCABULARY)
     with monkeypatch.context() as patch:
         patch.setattr(grammar_checker, "START_TIMEOUT_S", 0.0)
@@ -195,7 +197,7 @@ def test_a_process_that_does_not_start_is_no_complaint(monkeypatch: pytest.Monke
     checker.close()
 
 
-def test_files_where_the_user_stands_are_not_taken_for_ours(
+def test_modules_in_the_working_directory_are_not_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "server.py").write_text("raise SystemExit(1)")
@@ -214,7 +216,7 @@ def children() -> list[psutil.Process]:
     ]
 
 
-def test_a_process_that_is_gone_is_replaced() -> None:
+def test_a_dead_process_is_replaced() -> None:
     before = children()
     checker = GrammarChecker(VOCABULARY)
     assert checker.check(FINE).complaint == ""
@@ -235,7 +237,7 @@ def test_no_process_outlives_its_checker() -> None:
     assert not child.is_running()
 
 
-def test_a_tokenizer_without_bytes_is_told() -> None:
+def test_a_tokenizer_without_bytes_is_an_error() -> None:
     words_only = make_tokenizer(20).backend_tokenizer.to_str()
     for serialised, words in [(words_only, "decoder"), ("", "not one of")]:
         checker = GrammarChecker(CheckedVocabulary(serialised, (2,)))

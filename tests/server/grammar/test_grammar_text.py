@@ -1,4 +1,4 @@
-"""Grammars as text: what each of them takes, and what not."""
+"""Grammars as text: which texts each of them accepts and rejects."""
 
 import json
 import re
@@ -35,7 +35,7 @@ PERSON = {
 @pytest.mark.parametrize(
     ("value", "indent"), [({"name": "Ada", "age": 36}, i) for i in (None, 0, 2, 4, "\t")]
 )
-def test_json_may_be_laid_out_in_every_usual_way(value: Any, indent: int | str | None) -> None:
+def test_json_is_accepted_in_every_usual_layout(value: Any, indent: int | str | None) -> None:
     assert accepts(json_schema(PERSON), json.dumps(value, indent=indent))
     assert accepts(json_schema(PERSON), json.dumps(value, separators=(",", ":")))
 
@@ -44,17 +44,17 @@ def test_json_may_be_laid_out_in_every_usual_way(value: Any, indent: int | str |
     "text",
     ['{"name": "Ada"}', '{"age": 36, "name": "Ada"}', '{"name": "Ada", "age": -1}', '{"name": 1'],
 )
-def test_json_against_the_schema_is_not_taken(text: str) -> None:
+def test_json_that_violates_the_schema_is_rejected(text: str) -> None:
     assert not accepts(json_schema(PERSON), text)
 
 
-def test_a_model_cannot_go_on_with_white_space() -> None:
+def test_white_space_is_limited() -> None:
     assert not accepts(json_object(), '{  "a": 1}')
     assert not accepts(json_object(), '{\n\n"a": 1}')
     assert not accepts(json_object(), '{"a": 1} ')
 
 
-def test_white_space_is_the_client_s_to_say() -> None:
+def test_the_client_may_set_the_white_space() -> None:
     compact, wide = '{"name":"Ada","age":36}', '{   "name":"Ada","age":36}'
     assert accepts(json_schema(PERSON, whitespace=None), compact)
     assert not accepts(json_schema(PERSON, whitespace=None), '{"name": "Ada","age":36}')
@@ -76,7 +76,7 @@ def test_one_of_several_is_any_of_them() -> None:
     assert accepts(json_schema({"oneOf": [{"type": "string"}, {"minLength": 3}]}), '"abcd"')
 
 
-def test_keywords_that_cannot_be_kept_are_ignored_only_where_that_is_wanted() -> None:
+def test_keywords_that_cannot_be_enforced_are_ignored_only_if_lenient() -> None:
     schema = {"type": "array", "uniqueItems": True}
     assert accepts(json_schema(schema, lenient=True), "[1, 1]")
     with pytest.raises(AssertionError, match="uniqueItems"):
@@ -87,7 +87,7 @@ def test_keywords_that_cannot_be_kept_are_ignored_only_where_that_is_wanted() ->
     ("pattern", "text"),
     [(r"[a-c]+/\d", "abc/7"), (r"^ab$", "ab"), ("a\nb|é{2}", "éé"), (r'"\\"', '"\\"'), ("", "")],
 )
-def test_an_expression_takes_what_it_matches_as_a_whole(pattern: str, text: str) -> None:
+def test_an_expression_must_match_the_whole_text(pattern: str, text: str) -> None:
     assert re.fullmatch(pattern, text)
     assert accepts(regex(pattern), text)
     assert not accepts(regex(pattern), text + "!")
@@ -112,7 +112,7 @@ def test_a_grammar_may_be_in_lark_or_in_ebnf() -> None:
 
 
 @pytest.mark.parametrize("text", ['root ::= "a', "root ::= b", "root ::= " + "(" * 5000])
-def test_ebnf_that_cannot_be_read_is_told(text: str) -> None:
+def test_invalid_ebnf_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         lark_of(ebnf(text))
 
@@ -139,7 +139,7 @@ def test_one_of_the_tools_must_be_called_by_its_schema() -> None:
         assert not accepts(grammar, f"<tool_call>{text}</tool_call>")
 
 
-def test_a_call_is_laid_out_as_models_have_learnt_it() -> None:
+def test_a_call_has_the_layout_of_training_data() -> None:
     grammar = forced_tool_calls("", "", TOOLS)
     value = {"name": "person", "arguments": {"name": "Ada", "age": 36}}
     assert accepts(grammar, json.dumps(value))
@@ -217,7 +217,7 @@ def test_either_of_two_grammars_may_be_followed(
             assert accepts(whole, before + one)
             assert accepts(whole, f"{before}{one}\n{one}")
             assert not accepts(whole, before + wrong)
-            assert not accepts(whole, f"{before}{begin}{call('nobody', '[]')}{end}")
+            assert not accepts(whole, f"{before}{begin}{call('unknown', '[]')}{end}")
 
 
 def test_references_in_a_tool_s_schema_are_from_its_own_root() -> None:

@@ -1,4 +1,4 @@
-"""What clients say of an answer's form: over HTTP, and how often it is checked."""
+"""Constraints on an answer's form: over HTTP, and how often a grammar is checked."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ from tests.server.world import MODEL, TOKENIZER, Daemon, saying, serving
 from wire.messages import Submit
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "boolean"}}}
-# It takes a second to be turned into Lark, and cannot be followed then.
+# It takes a second to convert to Lark, which is invalid.
 CHAIN = "root::=a0\n" + "".join(f"a{i}::=a{i + 1}\n" for i in range(1246)) + 'a1246::="x"'
 
 
@@ -98,7 +98,7 @@ def test_properties_come_in_the_order_of_the_schema(daemon: Daemon) -> None:
 
 
 def test_an_ebnf_grammar_is_read(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Not in this process, where it would hold up all who are served.
+    # Not in this process, where it would block all requests.
     monkeypatch.setattr(grammar_text, "lark_of", None)
     monkeypatch.setattr(grammar_text, "any_to_lark", None)
     grammar = asked(daemon, structured_outputs={"grammar": 'root ::= "a" root | "b"'})
@@ -158,7 +158,7 @@ def test_an_ebnf_grammar_is_read(daemon: Daemon, monkeypatch: pytest.MonkeyPatch
         ),
         (
             {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
-            "'response_format' and 'structured_outputs' cannot both say what is generated.",
+            "'response_format' and 'structured_outputs' cannot both be used.",
             "structured_outputs",
         ),
         (
@@ -189,7 +189,7 @@ def test_an_ebnf_grammar_is_read(daemon: Daemon, monkeypatch: pytest.MonkeyPatch
         ),
     ],
 )
-def test_what_cannot_be_followed_is_refused_in_the_client_s_words(
+def test_an_invalid_grammar_is_refused_by_its_field(
     body: dict[str, Any], words: str, param: str, daemon: Daemon
 ) -> None:
     error = refused(daemon, **body)
@@ -198,9 +198,7 @@ def test_what_cannot_be_followed_is_refused_in_the_client_s_words(
 
 
 @pytest.mark.parametrize("depth", [50, 200, 900, 5000])
-def test_schemas_may_be_nested_as_deeply_as_they_like_without_harm(
-    depth: int, daemon: Daemon
-) -> None:
+def test_deeply_nested_schemas_do_no_harm(depth: int, daemon: Daemon) -> None:
     body = '{"items":' * depth + "{}" + "}" * depth
     for field in (f'"structured_outputs":{{"json":{body}}}', f'"response_format":{body}'):
         text = f'{{"model": "little", "prompt": "hi", {field}}}'
@@ -211,7 +209,7 @@ def test_schemas_may_be_nested_as_deeply_as_they_like_without_harm(
     assert daemon.get("/health").status_code == 200
 
 
-def test_no_depth_of_a_form_is_more_than_the_server_can_tell(daemon: Daemon) -> None:
+def test_a_form_of_any_depth_is_answered(daemon: Daemon) -> None:
     for depth in range(900, 1000):
         schema = '{"items":' * depth + "{}" + "}" * depth
         form = f'{{"type":"json_schema","json_schema":{{"name":"a","schema":{schema}}}}}'
@@ -220,7 +218,7 @@ def test_no_depth_of_a_form_is_more_than_the_server_can_tell(daemon: Daemon) -> 
         assert response.status_code == 400
 
 
-def test_no_depth_of_a_tool_s_schema_is_more_than_the_server_can_tell(tmp_path: Path) -> None:
+def test_a_tools_schema_of_any_depth_is_answered(tmp_path: Path) -> None:
     with serving(tmp_path, saying("hi"), tokenizer=chatty(CHATML)) as daemon:
         for depth in range(300, 700, 5):
             schema: dict[str, Any] = {}
@@ -237,7 +235,7 @@ def test_no_depth_of_a_tool_s_schema_is_more_than_the_server_can_tell(tmp_path: 
             assert response.status_code == 400, depth
 
 
-def test_a_tokenizer_without_bytes_is_told(tmp_path: Path) -> None:
+def test_a_tokenizer_without_bytes_is_an_error(tmp_path: Path) -> None:
     class Wordy(type(TOKENIZER)):  # type: ignore[misc]
         serialised = None
 
@@ -284,9 +282,9 @@ def test_a_grammar_is_checked_once_whether_right_or_wrong(
     grammars, checker = counted
 
     async def ask() -> list[object]:
-        rounds = [["right", "wrong"] * 20, ["wrong", "right"]]
+        batches = [["right", "wrong"] * 20, ["wrong", "right"]]
         answers: list[object] = []
-        for texts in rounds:
+        for texts in batches:
             checks = (grammars.check(text, "field") for text in texts)
             answers += await asyncio.gather(*checks, return_exceptions=True)
         return answers
@@ -298,7 +296,7 @@ def test_a_grammar_is_checked_once_whether_right_or_wrong(
 
 
 @pytest.mark.parametrize("patient", [False, True])
-def test_ebnf_is_turned_into_lark_where_it_is_checked_and_measured_then(
+def test_ebnf_is_converted_by_the_checker_and_measured_as_lark(
     patient: bool, counted: tuple[CheckedGrammars, CountedChecker]
 ) -> None:
     grammars, checker = counted
@@ -320,7 +318,7 @@ def test_no_grammar_needs_no_check(counted: tuple[CheckedGrammars, CountedChecke
     assert not checker.checked
 
 
-def test_too_many_new_grammars_at_once_are_turned_away(
+def test_too_many_new_grammars_at_once_are_refused(
     counted: tuple[CheckedGrammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_WAITING", 3)
@@ -336,7 +334,7 @@ def test_too_many_new_grammars_at_once_are_turned_away(
     assert len(checker.checked) == 3
 
 
-def test_who_waits_for_too_long_is_turned_away_and_finds_the_answer_later(
+def test_a_check_that_takes_too_long_is_429_and_its_verdict_is_cached(
     counted: tuple[CheckedGrammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grammars, checker = counted
@@ -355,7 +353,7 @@ def test_who_waits_for_too_long_is_turned_away_and_finds_the_answer_later(
     assert checker.checked == ["slow"]
 
 
-def test_offline_work_waits_one_by_one_and_leaves_room_for_others(
+def test_offline_checks_wait_one_by_one_and_leave_capacity_for_others(
     counted: tuple[CheckedGrammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grammars, checker = counted
@@ -385,7 +383,7 @@ def test_offline_work_waits_one_by_one_and_leaves_room_for_others(
         (UncheckedError("the process was ended"), 503),
     ],
 )
-def test_what_is_not_the_grammar_s_fault_is_told_as_such_and_not_remembered(
+def test_other_failures_are_not_blamed_on_the_grammar_and_not_cached(
     failure: Exception, status: int, counted: tuple[CheckedGrammars, CountedChecker]
 ) -> None:
     grammars, checker = counted
@@ -398,7 +396,7 @@ def test_what_is_not_the_grammar_s_fault_is_told_as_such_and_not_remembered(
     assert checker.checked == ["fine", "fine"]
 
 
-def test_the_check_goes_on_for_others_when_one_client_leaves(
+def test_a_check_continues_for_others_when_one_client_disconnects(
     counted: tuple[CheckedGrammars, CountedChecker],
 ) -> None:
     grammars, checker = counted
@@ -414,7 +412,7 @@ def test_the_check_goes_on_for_others_when_one_client_leaves(
     assert checker.checked == ["right"]
 
 
-def test_only_so_many_grammars_are_remembered(
+def test_the_number_of_cached_verdicts_is_limited(
     counted: tuple[CheckedGrammars, CountedChecker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_KNOWN", 2)
@@ -448,7 +446,7 @@ def test_a_grammar_for_many_completions_is_measured_with_each_of_them(daemon: Da
     )
 
 
-def test_when_they_are_closed_no_process_is_left() -> None:
+def test_no_process_is_left_after_closing() -> None:
     before = set(psutil.Process().children())
     with closing(CheckedGrammars(TOKENIZER)) as grammars:
         asyncio.run(grammars.check(regex("a"), "field"))
@@ -456,7 +454,7 @@ def test_when_they_are_closed_no_process_is_left() -> None:
     assert not checker.is_running()
 
 
-def test_a_check_that_they_are_at_does_not_keep_them_from_closing(
+def test_a_running_check_does_not_delay_closing(
     counted: tuple[CheckedGrammars, CountedChecker],
 ) -> None:
     grammars, checker = counted

@@ -1,4 +1,4 @@
-"""Bodies: what is wrong is found out in time, and null is what the document says of it."""
+"""Request bodies: invalid ones are refused early, and null is handled as documented."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +17,7 @@ from server.openai.routes.tokenization import TokenizeRequest
 
 
 def kinds(kind: type[Body]) -> Iterator[type[Body]]:
-    """All bodies that there are."""
+    """All subclasses of a body."""
     for each in kind.__subclasses__():
         if each.__module__.startswith("server."):
             yield each
@@ -37,7 +37,7 @@ def lists(schema: object) -> Iterator[dict[str, Any]]:
 
 
 def refusal(**fields: Any) -> str:
-    """What a client reads."""
+    """The error message of a request."""
     body = msgspec.json.encode({"model": "m", "prompt": "hi"} | fields)
     with pytest.raises(ApiError) as caught:
         parse(CompletionRequest, body)
@@ -46,39 +46,39 @@ def refusal(**fields: Any) -> str:
 
 
 @pytest.mark.parametrize("kind", sorted(set(kinds(Body)), key=lambda kind: kind.__name__))
-def test_no_list_collects_the_errors_of_all_its_items(kind: type[Body]) -> None:
+def test_validation_of_a_list_stops_at_the_first_error(kind: type[Body]) -> None:
     assert all(found.get("fail_fast") for found in lists(kind.__pydantic_core_schema__))
 
 
 @pytest.mark.parametrize("prompt", [[*range(1000), "x"], ["x"] * 1000 + [1], [[1]] * 1000 + [[""]]])
-def test_a_prompt_has_an_error_for_each_thing_it_could_be_and_no_more(prompt: Any) -> None:
+def test_an_invalid_prompt_has_one_error_per_accepted_type(prompt: Any) -> None:
     with pytest.raises(ValidationError) as caught:
         CompletionRequest.model_validate({"model": "m", "prompt": prompt})
     assert caught.value.error_count() <= 6
     assert refusal(prompt=prompt).startswith("Invalid type for 'prompt': expected a string, an ")
 
 
-def test_prompts_are_counted_before_they_are_looked_at() -> None:
+def test_prompts_are_counted_before_they_are_validated() -> None:
     for prompt in ("a", [1], {}):
-        told = refusal(prompt=[prompt] * 4097)
-        assert told == "Too many completions: prompts x n must not exceed 4096."
+        message = refusal(prompt=[prompt] * 4097)
+        assert message == "Too many completions: prompts x n must not exceed 4096."
 
 
-def test_an_object_may_have_so_many_fields_and_no_more() -> None:
+def test_the_fields_of_an_object_are_limited() -> None:
     many = {f"f{i}": 1 for i in range(MAX_FIELDS + 1)}
     words = f"An object in your request has more than {MAX_FIELDS} fields."
     assert refusal(**many) == words
     assert refusal(response_format=many) == words
 
 
-def test_biases_are_counted_before_they_are_looked_at() -> None:
-    told = refusal(logit_bias=dict.fromkeys(map(str, range(1025)), "x"))
-    assert told == (
+def test_biases_are_counted_before_they_are_validated() -> None:
+    message = refusal(logit_bias=dict.fromkeys(map(str, range(1025)), "x"))
+    assert message == (
         "Invalid value for 'logit_bias': dictionary should have at most 1024 items, not 1025."
     )
 
 
-def test_messages_are_counted_before_they_are_looked_at() -> None:
+def test_messages_are_counted_before_they_are_validated() -> None:
     for message in ({"role": "user", "content": "x"}, {}, 1):
         body = msgspec.json.encode({"model": "m", "messages": [message] * (MAX_MESSAGES + 1)})
         for kind in (ChatRequest, TokenizeRequest):
@@ -89,7 +89,7 @@ def test_messages_are_counted_before_they_are_looked_at() -> None:
 
 @pytest.mark.parametrize("depth", [MAX_DEPTH, 990, 100_000])
 @pytest.mark.parametrize(("begin", "end"), [("[", "]"), ('{"a":', "}")])
-def test_a_body_that_is_nested_too_deeply_is_told_so(depth: int, begin: str, end: str) -> None:
+def test_a_body_that_is_nested_too_deeply_is_refused(depth: int, begin: str, end: str) -> None:
     inner = "1" if begin == '{"a":' else ""
     value = begin * depth + inner + end * depth
     with pytest.raises(ApiError, match="nested too deeply") as caught:
@@ -97,7 +97,7 @@ def test_a_body_that_is_nested_too_deeply_is_told_so(depth: int, begin: str, end
     assert caught.value.status == 400
 
 
-def test_brackets_that_are_not_nested_are_as_many_as_one_likes() -> None:
+def test_brackets_that_are_not_nested_do_not_count_as_depth() -> None:
     free = [[[1]]] * MAX_DEPTH + ["[" * MAX_DEPTH]
     body = msgspec.json.encode({"name": "x", "free": free})
     assert parse(Order, body).free == free
@@ -106,7 +106,7 @@ def test_brackets_that_are_not_nested_are_as_many_as_one_likes() -> None:
 
 
 @pytest.mark.parametrize("value", ['{"":{}},', "[],", "[[[]]],"])
-def test_so_many_objects_and_lists_and_no_more(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_and_lists_are_limited(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def body(num_brackets: int) -> bytes:
         many = value * ((num_brackets - 2) // (value.count("[") + value.count("{")))
         return f'{{"name": "x", "free": [{many}1]}}'.encode()
@@ -118,7 +118,7 @@ def test_so_many_objects_and_lists_and_no_more(value: str, monkeypatch: pytest.M
     assert caught.value.status == 400
 
 
-def test_source_text_and_token_ids_are_not_too_many_values() -> None:
+def test_source_text_and_token_ids_stay_below_the_limit() -> None:
     line = "for (const [key, value] of Object.entries(options)) { table[key] = value; }\n"
     megabytes = 4 << 20
     long = {"name": line * (megabytes // len(line)), "free": [300] * (megabytes // 4)}
@@ -150,13 +150,13 @@ def test_null_is_the_default_of_all_but_required_fields() -> None:
         parse(Order, b'{"name": null}')
 
 
-def test_the_document_allows_null_where_it_is_taken() -> None:
+def test_the_schema_allows_null_where_it_is_accepted() -> None:
     fields = Order.model_json_schema()["properties"]
     assert {name for name in fields if takes_null(fields[name])} == {"count", "inner", "free"}
     assert fields["count"]["description"] == "how many"
 
 
-def test_so_it_does_within_another_model() -> None:
+def test_the_schema_allows_null_within_another_model() -> None:
     models = Answer.model_json_schema()["$defs"]
     assert takes_null(models["Inner"]["properties"]["size"])
     assert takes_null(models["Order"]["properties"]["count"])

@@ -1,4 +1,4 @@
-"""The drain: open requests finish, new ones hear 503, and nobody is cut off without a word."""
+"""The drain: open requests finish or end with an error, new ones are answered with 503."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def wait_for_end(daemon: Daemon) -> None:
     daemon.wait_until(lambda: daemon.server.should_exit)
 
 
-def test_an_open_stream_finishes_and_new_requests_hear_503(tmp_path: Path) -> None:
+def test_an_open_stream_finishes_and_new_requests_get_503(tmp_path: Path) -> None:
     body = {"model": MODEL, "prompt": "hi", "stream": True}
     with serving(tmp_path) as daemon:
         with daemon.http.stream("POST", f"{daemon.url}/v1/completions", json=body) as response:

@@ -1,4 +1,4 @@
-"""Errors: always OpenAI's envelope, the right status, and the field at fault."""
+"""Errors: OpenAI's error body, the right status, and the field at fault."""
 
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def test_neutral_values_are_accepted(daemon: Daemon, fields: dict[str, Any]) -> 
     assert daemon.complete(**fields).status_code == 200
 
 
-def test_a_prompt_that_is_too_long_is_told_the_numbers(daemon: Daemon) -> None:
+def test_the_error_of_a_too_long_prompt_gives_the_numbers(daemon: Daemon) -> None:
     error = daemon.complete(prompt=[9] * 60, max_tokens=5).json()["error"]
     assert error == {
         "message": "This model's maximum context length is 64 tokens, however you requested 65 "
@@ -118,7 +118,7 @@ def test_a_prompt_that_is_too_long_is_told_the_numbers(daemon: Daemon) -> None:
     assert error["code"] == "context_length_exceeded"
 
 
-def test_a_prompt_that_is_too_long_is_not_read_to_its_end(daemon: Daemon) -> None:
+def test_a_prompt_that_is_far_too_long_is_not_tokenised(daemon: Daemon) -> None:
     unknown = 10**6
     error = daemon.complete(prompt=[[9], [9] * 64 + [unknown]]).json()["error"]
     assert error["code"] == "context_length_exceeded"
@@ -156,7 +156,7 @@ def test_a_body_without_a_content_type_is_read(daemon: Daemon) -> None:
         ("DELETE", "/health", 405, "Method not allowed (DELETE /health)"),
     ],
 )
-def test_unknown_paths_and_methods_have_the_envelope(
+def test_unknown_paths_and_methods_have_the_error_body(
     daemon: Daemon, method: str, path: str, status: int, words: str
 ) -> None:
     response = daemon.http.request(method, daemon.url + path)
@@ -174,7 +174,7 @@ def test_a_body_that_is_too_large_is_413(tmp_path: Path) -> None:
         assert response.json()["error"]["code"] == "request_too_large"
 
 
-def test_a_wrong_method_is_told_all_methods_of_the_path(daemon: Daemon) -> None:
+def test_a_wrong_method_is_answered_with_all_methods_of_the_path(daemon: Daemon) -> None:
     response = daemon.http.put(f"{daemon.url}/v1/files")
     assert response.status_code == 405
     assert response.headers["allow"] == "GET, POST"

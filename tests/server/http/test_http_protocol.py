@@ -1,4 +1,4 @@
-"""The HTTP protocol: what is no request gets the envelope, and a head has bounds."""
+"""The HTTP protocol: malformed requests get the error body, and request heads are limited."""
 
 import json
 import socket
@@ -19,12 +19,12 @@ def connect(daemon: Daemon) -> socket.socket:
 
 
 def read(client: socket.socket) -> bytes:
-    """All that comes until the server hangs up."""
+    """All bytes until the server closes the connection."""
     answer = b""
     try:
         while part := client.recv(65536):
             answer += part
-    except ConnectionResetError:  # it hung up on what we were still sending
+    except ConnectionResetError:  # the server closed it while the client was still sending
         pass
     return answer
 
@@ -41,7 +41,7 @@ def error_in(answer: bytes) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "request_", [b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"]
 )
-def test_what_is_no_http_is_400(daemon: Daemon, request_: bytes) -> None:
+def test_malformed_http_is_400(daemon: Daemon, request_: bytes) -> None:
     with connect(daemon) as client:
         client.sendall(request_)
         answer = read(client)
@@ -96,7 +96,7 @@ def test_a_long_body_before_the_next_request_is_not_counted(daemon: Daemon) -> N
     assert answers.count(b"HTTP/1.1 200 ") == 2
 
 
-def test_a_head_that_does_not_come_is_408_and_an_idle_connection_just_ends(
+def test_a_late_head_is_408_and_an_idle_connection_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
@@ -119,7 +119,7 @@ def test_the_clock_stops_with_the_head(tmp_path: Path, monkeypatch: pytest.Monke
     assert b"The request's body did not come" in answer
 
 
-def test_garbage_after_a_request_does_not_cut_into_its_answer(tmp_path: Path) -> None:
+def test_malformed_bytes_after_a_request_do_not_cut_its_answer(tmp_path: Path) -> None:
     body = json.dumps({"model": "little", "prompt": "hi", "stream": True}).encode()
     with serving(tmp_path) as daemon, connect(daemon) as client:
         client.sendall(
@@ -133,7 +133,7 @@ def test_garbage_after_a_request_does_not_cut_into_its_answer(tmp_path: Path) ->
     assert b"HTTP/1.1" not in rest
 
 
-def test_an_upgrade_that_is_offered_is_passed_over_in_silence(
+def test_an_offered_upgrade_is_ignored_without_a_warning(
     daemon: Daemon, caplog: pytest.LogCaptureFixture
 ) -> None:
     offer = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
@@ -142,7 +142,7 @@ def test_an_upgrade_that_is_offered_is_passed_over_in_silence(
 
 
 @pytest.mark.parametrize("is_read", [False, True], ids=["at once", "while it is read"])
-def test_a_body_that_is_no_http_is_400(daemon: Daemon, *, is_read: bool) -> None:
+def test_a_malformed_chunked_body_is_400(daemon: Daemon, *, is_read: bool) -> None:
     head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
     with connect(daemon) as client:
         if not is_read:

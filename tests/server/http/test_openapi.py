@@ -1,4 +1,4 @@
-"""The OpenAPI document is true: schemathesis asks what it promises, and what it does not.
+"""The OpenAPI document matches the server: schemathesis sends valid and invalid requests.
 
 Every answer must have a documented status and body, the events of streams too, nothing may be a
 5xx, and what the document rules out must be refused. The fake engine says "hello world €" to
@@ -20,7 +20,7 @@ import pytest
 from server.http.middleware import QUIET_PATHS
 from server.openai.routes import operations
 from server.requests import engine_client
-from tests.server.templates import QWEN, chatty, give_room
+from tests.server.templates import QWEN, chatty, with_long_context
 from tests.server.world import MODEL, Daemon, saying, serving
 from wire.messages import Submit, ToServer
 
@@ -48,12 +48,12 @@ BATCH = {"endpoint": "/v1/completions", "completion_window": "24h"}
 
 @pytest.fixture
 def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
-    """A server that chats, however slow the machine: its engine's heart beats only at the start."""
+    """A server that chats on a machine of any speed: its engine beats only at the start."""
     for module in (engine_client, operations):
         monkeypatch.setattr(module, "SILENCE_S", FOR_EVER_S)
     tokenizer = chatty(QWEN)
     with serving(tmp_path, answer, tokenizer=tokenizer, heartbeat_timeout=FOR_EVER_S) as daemon:
-        yield give_room(daemon)
+        yield with_long_context(daemon)
 
 
 def answer(submit: Submit) -> Iterable[ToServer]:
@@ -65,7 +65,7 @@ def answer(submit: Submit) -> Iterable[ToServer]:
 
 @pytest.fixture
 def document(daemon: Daemon) -> dict[str, Any]:
-    """The server's own document, with the names of things that there are."""
+    """The server's own document, with the ids of existing objects."""
     document: dict[str, Any] = daemon.get("/openapi.json").json()
     for body in document["components"]["schemas"].values():
         model = body.get("properties", {}).get("model")
@@ -97,7 +97,7 @@ def kept_file(daemon: Daemon) -> str:
 
 
 def give_example(path: dict[str, Any], body: dict[str, Any]) -> None:
-    """Show how what is posted there may look."""
+    """Add an example of a body."""
     (content,) = path["post"]["requestBody"]["content"].values()
     content["examples"] = {"one": {"value": body}}
 
@@ -105,7 +105,7 @@ def give_example(path: dict[str, Any], body: dict[str, Any]) -> None:
 def ask_everything(
     daemon: Daemon, document: dict[str, Any], folder: Path, *, phases: str
 ) -> subprocess.CompletedProcess[str]:
-    """Let schemathesis ask what the document promises."""
+    """Let schemathesis generate requests from the document."""
     file = folder / "openapi.json"
     file.write_text(json.dumps(document))
     command = [sys.executable, "-m", "schemathesis.cli", "run", str(file), "--url", daemon.url]
@@ -121,8 +121,8 @@ def test_the_server_answers_as_its_document_says(
     caplog.set_level(logging.INFO, "tdpipe.access")
     run = ask_everything(daemon, document, tmp_path, phases="examples,coverage,fuzzing")
     assert run.returncode == 0, run.stdout + run.stderr
-    told = [vars(record).get("fields", {}) for record in caplog.records]
-    answered = {(line["method"], line["path"]) for line in told if line.get("status") == 200}
+    lines = [vars(record).get("fields", {}) for record in caplog.records]
+    answered = {(line["method"], line["path"]) for line in lines if line.get("status") == 200}
     # The examples are good requests, so it has seen more than refusals, whatever else it asked.
     for path, operations_ in document["paths"].items():
         pattern = re.compile(re.sub(r"\{\w+\}", "[^/]+", path))

@@ -1,4 +1,4 @@
-"""Ranges of files: RFC 9110 where we give one, the whole where we may, the envelope where not."""
+"""Ranges of files: RFC 9110's partial answers, whole files, and 416 in the error body."""
 
 import httpx
 import pytest
@@ -13,7 +13,7 @@ SIZE = len(CONTENT)
 
 @pytest.fixture(scope="module")
 def content_url(daemon: Daemon) -> str:
-    """Where a file is read."""
+    """The URL of a file's content."""
     files, form = f"{daemon.url}/v1/files", {"purpose": "batch"}
     file_id = daemon.http.post(files, data=form, files={"file": CONTENT}).json()["id"]
     return f"{files}/{file_id}/content"
@@ -43,7 +43,7 @@ def test_a_range_is_given(daemon: Daemon, content_url: str, asked: str, part: by
     "asked",
     ["bytes", "bytes=", "bytes=-", "bytes=a-b", "bytes=5-2", "lines=1-2", "bytes=0-1,4-5", "1-2"],
 )
-def test_what_is_no_single_range_is_answered_with_the_whole(
+def test_anything_but_a_single_range_is_answered_with_the_whole(
     daemon: Daemon, content_url: str, asked: str
 ) -> None:
     response = read(daemon, content_url, asked)
@@ -51,7 +51,7 @@ def test_what_is_no_single_range_is_answered_with_the_whole(
 
 
 @pytest.mark.parametrize("asked", [f"bytes={SIZE}-", "bytes=99-120", "bytes=-0"])
-def test_a_range_outside_is_416_in_the_envelope(
+def test_a_range_outside_is_416_in_the_error_body(
     daemon: Daemon, content_url: str, asked: str
 ) -> None:
     response = read(daemon, content_url, asked)
@@ -70,13 +70,13 @@ def test_a_range_of_another_version_is_answered_with_the_whole(
         assert (response.status_code, response.content) == (200, CONTENT)
 
 
-def test_nothing_of_an_empty_file_can_be_asked_for() -> None:
+def test_every_range_of_an_empty_file_is_refused() -> None:
     scope = {"headers": [(b"range", b"bytes=-5")]}
     with pytest.raises(ApiError, match="has 0 bytes"):
         within(scope, 0)
 
 
 @pytest.mark.parametrize("asked", ["bytes=0-3", "bytes=999999999-", "x", "bytes=5-2"])
-def test_the_docs_page_has_its_files_whole(daemon: Daemon, asked: str) -> None:
+def test_the_files_of_the_docs_page_are_sent_whole(daemon: Daemon, asked: str) -> None:
     url = f"{daemon.url}/docs-assets/swagger-ui.css"
     assert read(daemon, url, asked).content == daemon.http.get(url).content

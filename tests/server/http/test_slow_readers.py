@@ -1,4 +1,4 @@
-"""Slow readers: what a client does not read is bounded in memory and in time."""
+"""Slow readers: unread data is limited in memory and in time."""
 
 import json
 import socket
@@ -26,7 +26,7 @@ BURST = 400  # words of an answer that come at once
 
 @pytest.fixture(autouse=True)
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections take what the listening socket has; as it is, they would hold 4 MiB."""
+    """Connections inherit the listening socket's buffer size; the default would hold 4 MiB."""
 
     def listen_small(host: str, port: int) -> socket.socket:
         listener = listen(host, port)
@@ -65,12 +65,12 @@ def is_handed_on(daemon: Daemon, num_words: int) -> bool:
     return daemon.client.num_generated >= num_words * len(HELLO) or not daemon.drain.num_open
 
 
-def is_hung_up(daemon: Daemon) -> bool:
+def is_closed(daemon: Daemon) -> bool:
     return not daemon.server.server_state.connections
 
 
 def read_all(client: socket.socket) -> bytes:
-    """What there was until the connection was cut."""
+    """All bytes until the connection is aborted."""
     read = b""
     try:
         while part := client.recv(2**20):
@@ -92,7 +92,7 @@ def test_a_stream_that_is_not_read_is_paused_and_ended(tmp_path: Path) -> None:
             (submit,) = daemon.engine.wait_for(Submit)
             most, num_sent = 0, 0
             while num_sent * len("hello") < NUM_BYTES:
-                # One after the other: what comes in one turn is one event.
+                # One after the other: pieces of one loop iteration become one event.
                 daemon.engine.send(generated(submit.sequence_id, *HELLO * BURST))
                 num_sent += BURST
                 daemon.wait_until(lambda: is_handed_on(daemon, num_sent))  # noqa: B023
@@ -101,11 +101,11 @@ def test_a_stream_that_is_not_read_is_paused_and_ended(tmp_path: Path) -> None:
             daemon.wait_until(lambda: daemon.drain.num_open == 0)
             assert len(read_all(client)) < NUM_BYTES
         assert HIGH_WATER_LIMIT < most < 2 * HIGH_WATER_LIMIT
-        daemon.wait_until(lambda: is_hung_up(daemon))
+        daemon.wait_until(lambda: is_closed(daemon))
 
 
 @pytest.mark.parametrize("header", [b"", b"connection: close\r\n"])
-def test_a_whole_answer_that_is_not_read_is_given_up(tmp_path: Path, header: bytes) -> None:
+def test_the_connection_of_an_unread_whole_answer_is_aborted(tmp_path: Path, header: bytes) -> None:
     def ending(submit: Submit) -> list[ToServer]:
         return [*talkative(submit), Finished(submit.sequence_id, "length")]
 
@@ -115,21 +115,21 @@ def test_a_whole_answer_that_is_not_read_is_given_up(tmp_path: Path, header: byt
         asking(daemon, request) as client,
     ):
         daemon.wait_until(lambda: num_unread(daemon) > HIGH_WATER_LIMIT)
-        daemon.wait_until(lambda: is_hung_up(daemon))
+        daemon.wait_until(lambda: is_closed(daemon))
         assert len(read_all(client)) < NUM_BYTES
 
 
-def test_a_file_that_is_not_read_is_given_up(tmp_path: Path) -> None:
+def test_the_connection_of_an_unread_file_is_aborted(tmp_path: Path) -> None:
     with serving(tmp_path, send_timeout=SEND_TIMEOUT_S) as daemon:
         with official(daemon) as client:
             content = b"x" * NUM_BYTES
             file = client.files.create(file=("in.jsonl", content), purpose="batch")
-        daemon.wait_until(lambda: is_hung_up(daemon))
+        daemon.wait_until(lambda: is_closed(daemon))
         request = f"GET /v1/files/{file.id}/content HTTP/1.1\r\nhost: x\r\n\r\n"
         with asking(daemon, request.encode()) as reader:
             daemon.wait_until(lambda: num_unread(daemon) > 0)
             assert num_unread(daemon) < 4 * HIGH_WATER_LIMIT
-            daemon.wait_until(lambda: is_hung_up(daemon))
+            daemon.wait_until(lambda: is_closed(daemon))
             assert len(read_all(reader)) < NUM_BYTES
 
 
@@ -154,7 +154,7 @@ class Transport:
 def cut_at(
     *num_unread: int, timeout_s: float = 2.0, paused: bool = True, closing: bool = False
 ) -> int | None:
-    """The second at which the connection is cut, of as many at which so much is unread."""
+    """The second at which the connection is aborted, given the unread bytes of each second."""
     transport = Transport(closing=closing)
     connection = BoundedHttp.__new__(BoundedHttp)
     connection.transport = transport  # type: ignore[assignment]
@@ -173,11 +173,11 @@ def test_the_time_is_counted_from_the_last_byte_that_was_read() -> None:
     assert cut_at(0, 0, 0, 9, 9, 9, 9, 9) == 5
 
 
-def test_a_client_that_reads_slowly_is_waited_for() -> None:
+def test_a_client_that_reads_slowly_is_not_aborted() -> None:
     assert cut_at(*range(1000, 900, -1)) is None
     assert cut_at(9, 9, 0, 9, 9, 0, 9, 9) is None
 
 
-def test_a_client_that_nothing_waits_for_has_time() -> None:
+def test_a_connection_without_pending_data_is_not_aborted() -> None:
     assert cut_at(9, 9, 9, 9, 9, paused=False) is None
     assert cut_at(9, 9, 9, 9, 9, paused=False, closing=True) == 2

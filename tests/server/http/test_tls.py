@@ -1,4 +1,4 @@
-"""TLS: served with a certificate, clients' certificates checked, one line when it cannot be."""
+"""TLS: server certificates, client certificates, and one-line errors for invalid settings."""
 
 import ssl
 from pathlib import Path
@@ -39,7 +39,7 @@ class Authority:
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """One for all, because keys take time."""
+    """One for all tests, because generating keys takes time."""
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
@@ -52,7 +52,7 @@ def test_a_client_that_trusts_the_authority_is_served(tmp_path: Path, authority:
             httpx.get(daemon.url.replace("https", "http") + "/v1/models")
 
 
-def test_a_stream_comes_whole_through_it(tmp_path: Path, authority: Authority) -> None:
+def test_a_stream_is_complete_over_tls(tmp_path: Path, authority: Authority) -> None:
     script = saying("hello world €")
     with serving(tmp_path, script, **authority.files()) as daemon, authority.client() as client:
         body = {"model": MODEL, "prompt": "hi", "stream": True}
@@ -93,7 +93,7 @@ def encrypted(authority: Authority, file: Path) -> Path:
     return file
 
 
-def test_what_cannot_be_is_one_line_that_names_the_file(
+def test_invalid_settings_are_one_line_that_names_the_file(
     tmp_path: Path, authority: Authority
 ) -> None:
     missing, garbage = tmp_path / "missing.pem", tmp_path / "garbage.pem"
@@ -108,7 +108,7 @@ def test_what_cannot_be_is_one_line_that_names_the_file(
         ({"ssl_certfile": garbage}, f"{garbage}"),
         (files | {"ssl_keyfile": other.key}, "key values mismatch"),
         (files | {"ssl_keyfile": encrypted(authority, tmp_path / "x")}, "the key is encrypted"),
-        ({"ssl_keyfile": authority.key}, "no TLS without an ssl_certfile"),
+        ({"ssl_keyfile": authority.key}, "TLS needs an ssl_certfile"),
         (files | {"ssl_cert_reqs": 2}, "ssl_cert_reqs needs ssl_ca_certs"),
     ):
         with pytest.raises(ListenError) as caught:

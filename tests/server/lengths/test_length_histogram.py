@@ -1,4 +1,4 @@
-"""The length histogram: sane at first, then what it has seen, cell by cell."""
+"""The length histogram: the prior first, then the observed lengths, cell by cell."""
 
 import json
 import random
@@ -19,19 +19,19 @@ ANY = st.builds(
 
 
 def asked(max_tokens: int = 2048, prompt: int = 20, endpoint: str = "completions") -> LengthQuery:
-    """A request, unless told otherwise a short prompt with room for a long answer."""
+    """A request, by default a short prompt with a large max_tokens."""
     return LengthQuery(endpoint, prompt, max_tokens)
 
 
 def taught(*seen: tuple[LengthQuery, int]) -> LengthHistogram:
-    """A histogram that has seen these."""
+    """A histogram with these observations."""
     histogram = LengthHistogram()
     for one, output_len in seen:
         histogram.observe(one, output_len)
     return histogram
 
 
-def test_at_first_lengths_are_as_in_other_traffic() -> None:
+def test_the_first_prediction_is_the_prior() -> None:
     length = LengthHistogram().predict(asked())
     assert 150 < length.mean < 260
     assert 0.8 < length.spread < 1.1
@@ -43,13 +43,13 @@ def test_nothing_longer_than_max_tokens_is_expected() -> None:
     assert LengthHistogram().predict(asked(max_tokens=1)) == (1.0, 0.0)
 
 
-def test_what_was_seen_often_is_expected() -> None:
+def test_a_frequent_length_is_expected() -> None:
     length = taught(*[(asked(), 40)] * 500).predict(asked())
     assert length.mean == pytest.approx(40, rel=0.25)
     assert length.spread < 0.5
 
 
-def test_endpoints_limits_and_prompts_of_other_sizes_are_told_apart() -> None:
+def test_endpoints_limits_and_prompt_sizes_have_cells_of_their_own() -> None:
     long, short = asked(prompt=1000), asked(prompt=10)
     chat, limited = asked(endpoint="chat"), asked(max_tokens=64)
     lens = {long: 800, short: 12, chat: 200, limited: 60}
@@ -58,18 +58,18 @@ def test_endpoints_limits_and_prompts_of_other_sizes_are_told_apart() -> None:
         assert histogram.predict(one).mean == pytest.approx(output_len, rel=0.6)
 
 
-def test_a_cell_that_has_seen_nothing_leans_on_those_like_it() -> None:
+def test_an_empty_cell_uses_the_cells_above_it() -> None:
     histogram = taught(*[(asked(prompt=10), 30)] * 300)
     unseen = histogram.predict(asked(prompt=5000)).mean
     assert 25 < unseen < 60
 
 
-def test_what_was_long_ago_is_forgotten() -> None:
+def test_old_observations_are_forgotten() -> None:
     histogram = taught(*[(asked(), 10)] * 5_000, *[(asked(), 1000)] * 10_000)
     assert histogram.predict(asked()).mean > 800
 
 
-def test_the_sum_over_many_is_about_right() -> None:
+def test_the_sum_over_many_requests_is_about_right() -> None:
     rng = random.Random(5)
     lens = [max(1, round(rng.lognormvariate(4.0, 0.9))) for _ in range(4_000)]
     length = taught(*[(asked(), n) for n in lens]).predict(asked())
@@ -113,7 +113,7 @@ def test_without_a_file_it_begins_empty(tmp_path: Path) -> None:
         '{"version": 1, "cells": [1]}',
     ],
 )
-def test_a_damaged_file_is_told_in_one_line(text: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_reported_in_one_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / "lengths.json"
     path.write_text(text)
     with pytest.raises(HistogramError) as caught:

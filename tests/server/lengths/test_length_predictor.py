@@ -1,4 +1,4 @@
-"""The length predictor: what the engine is told, at once and later, and what is learnt."""
+"""The length predictor: predictions sent to the engine, at once and later, and learning."""
 
 import json
 import threading
@@ -21,7 +21,7 @@ EXPECTS_7 = {"expected_tokens": 7}
 
 @contextmanager
 def encoder(folder: Path, answer: Callable[[Ask], Answer | None]) -> Iterator[list[Ask]]:
-    """An encoder's process that is a thread: it answers as it is told, and keeps what was asked."""
+    """An encoder in a thread: it answers as scripted and records the questions."""
     asked: list[Ask] = []
     is_there, is_over = threading.Event(), threading.Event()
 
@@ -64,14 +64,14 @@ def samples(daemon: Daemon) -> dict[str, float]:
 
 
 def submitted(tmp_path: Path, predictor: str, **body: object) -> Submit:
-    """What the engine is told of a request with max_tokens 40."""
+    """The prediction sent to the engine for a request with max_tokens 40."""
     with serving(tmp_path, saying("hello"), predictor=predictor) as daemon:
         assert daemon.complete(max_tokens=40, **body).status_code == 200
         (submit,) = daemon.engine.wait_for(Submit)
         return submit
 
 
-def test_a_constant_is_told_with_the_spread_of_traffic(tmp_path: Path) -> None:
+def test_a_constant_has_the_spread_of_traffic(tmp_path: Path) -> None:
     submit = submitted(tmp_path, "constant:12")
     assert (submit.predicted_len, submit.spread) == (12, 1.0)
 
@@ -81,24 +81,24 @@ def test_the_oracle_takes_max_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("predictor", ["oracle", "histogram", "constant:12"])
-def test_what_the_client_expects_goes_before_all(tmp_path: Path, predictor: str) -> None:
+def test_the_clients_own_expectation_takes_precedence(tmp_path: Path, predictor: str) -> None:
     submit = submitted(tmp_path, predictor, **EXPECTS_7)
     assert (submit.predicted_len, submit.spread) == (7, 0.0)
 
 
-def test_a_client_cannot_expect_more_than_it_asks_for(tmp_path: Path) -> None:
+def test_a_clients_expectation_is_limited_by_max_tokens(tmp_path: Path) -> None:
     assert submitted(tmp_path, "histogram", expected_tokens=10_000).predicted_len == 40
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "ten", 2**31])
-def test_what_cannot_be_a_length_is_refused(tmp_path: Path, wrong: object) -> None:
+def test_an_invalid_expectation_is_refused(tmp_path: Path, wrong: object) -> None:
     with serving(tmp_path) as daemon:
         response = daemon.complete(expected_tokens=wrong)
         assert response.status_code == 400
         assert response.json()["error"]["param"] == "expected_tokens"
 
 
-def test_the_histogram_learns_from_what_has_ended(tmp_path: Path) -> None:
+def test_the_histogram_learns_from_finished_sequences(tmp_path: Path) -> None:
     with serving(tmp_path, saying("hello world"), max_num_queued_reqs=4096) as daemon:
         for _ in range(4):
             usage = daemon.complete(max_tokens=40, n=100).json()["usage"]
@@ -108,7 +108,7 @@ def test_the_histogram_learns_from_what_has_ended(tmp_path: Path) -> None:
         assert last.predicted_len == pytest.approx(real, abs=2)
 
 
-def test_what_was_learnt_is_there_after_a_restart(tmp_path: Path) -> None:
+def test_the_histogram_survives_a_restart(tmp_path: Path) -> None:
     with serving(tmp_path, saying("hello world")) as daemon:
         daemon.complete(max_tokens=40, n=100)
         daemon.complete(max_tokens=40)
@@ -120,13 +120,13 @@ def test_what_was_learnt_is_there_after_a_restart(tmp_path: Path) -> None:
         assert submit.predicted_len == pytest.approx(learnt.predicted_len, abs=1)
 
 
-def test_damaged_lengths_are_learnt_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_histogram_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = histogram_path(config(tmp_path))
     path.parent.mkdir(parents=True)
     path.write_text("{")
     with serving(tmp_path, saying("hello")) as daemon:
         assert daemon.complete().status_code == 200
-    assert "learnt anew" in caplog.text
+    assert "empty length histogram" in caplog.text
     assert path.read_text().startswith('{"version"')
 
 
@@ -170,7 +170,7 @@ def test_an_encoder_s_answer_follows_the_request(tmp_path: Path) -> None:
     [lambda _: None, lambda ask: Answer(ask.request_id, (1, 1), (5, 5), (0.1, 0.1))],
     ids=["silent", "of another length"],
 )
-def test_with_a_late_encoder_the_histogram_s_answer_stands(
+def test_with_a_late_encoder_the_histograms_prediction_is_used(
     tmp_path: Path, answer: Callable[[Ask], Answer | None]
 ) -> None:
     with (
@@ -214,21 +214,19 @@ def test_a_predictor_for_another_tokenizer_is_refused_in_one_line(tmp_path: Path
     assert len(str(refusal.value).splitlines()) == 1
 
 
-def test_a_predictor_for_this_tokenizer_is_taken(tmp_path: Path) -> None:
+def test_a_predictor_for_this_tokenizer_is_accepted(tmp_path: Path) -> None:
     check_predictor(described(tmp_path, TOKENIZER.fingerprint), TOKENIZER)
 
 
-def test_a_predictor_that_does_not_say_is_taken_with_a_warning(
+def test_a_predictor_without_a_tokenizer_is_accepted_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     check_predictor(described(tmp_path, None), TOKENIZER)
-    assert "does not say" in caplog.text
+    assert "does not name the tokenizer" in caplog.text
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "null", "{"])
-def test_a_folder_that_is_no_predictor_is_left_to_the_predictor_s_process(
-    tmp_path: Path, text: str | None
-) -> None:
+def test_the_predictors_process_reports_an_invalid_folder(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "predictor.json").write_text(text)
     check_predictor(config(tmp_path, predictor=str(tmp_path)), TOKENIZER)

@@ -1,4 +1,4 @@
-"""The predictor client: bounded, and nothing is owed to it."""
+"""The predictor client: limited questions, and nothing kept for a predictor that is gone."""
 
 import asyncio
 from collections.abc import Iterator
@@ -13,21 +13,21 @@ from wire.predictor_messages import Answer, Ask
 from wire.sockets import Hub
 
 
-def nobody(_answer: Answer, _seconds: float) -> None:
-    """Takes an answer that never comes."""
+def ignore(_answer: Answer, _seconds: float) -> None:
+    """Ignore an answer."""
 
 
 async def connection(client: PredictorClient) -> None:
-    """Until it has found its predictor."""
+    """Ask until the predictor is connected."""
     async with asyncio.timeout(10):
-        while (question := client.ask((), nobody)) is None:
+        while (question := client.ask((), ignore)) is None:
             await asyncio.sleep(0.005)
     client.forget(question)
 
 
 @contextmanager
 def running(client: PredictorClient) -> Iterator[asyncio.Task[None]]:
-    """Its receiving task, which must end by itself once it is cancelled."""
+    """Its receiving task, which must end when it is cancelled."""
     task = asyncio.create_task(client.run())
     try:
         yield task
@@ -35,30 +35,28 @@ def running(client: PredictorClient) -> Iterator[asyncio.Task[None]]:
         task.cancel()
 
 
-def test_too_much_is_not_asked(tmp_path: Path) -> None:
+def test_the_number_of_open_prompts_is_limited(tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/predictor.sock"
 
     async def run() -> None:
         client = PredictorClient(endpoint)
         with running(client) as task, Hub[Ask](endpoint, Ask):
             await connection(client)
-            assert client.ask(("x",) * (MAX_OPEN_PROMPTS - 1), nobody) is not None
-            last = client.ask(("x",), nobody)
+            assert client.ask(("x",) * (MAX_OPEN_PROMPTS - 1), ignore) is not None
+            last = client.ask(("x",), ignore)
             assert last is not None
-            assert client.ask(("x",), nobody) is None
+            assert client.ask(("x",), ignore) is None
             client.forget(last)
             client.forget(last)
             assert client.num_open_prompts == MAX_OPEN_PROMPTS - 1
-            assert client.ask(("x",), nobody) is not None
+            assert client.ask(("x",), ignore) is not None
         await asyncio.wait([task])
 
     asyncio.run(run())
 
 
-def test_what_is_never_answered_is_forgotten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(predictor_client, "PATIENCE_S", 0.0)
+def test_an_unanswered_question_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor_client, "QUESTION_TIMEOUT_S", 0.0)
     monkeypatch.setattr(predictor_client, "SWEEP_S", 0.01)
     endpoint = f"ipc://{tmp_path}/predictor.sock"
 
@@ -66,7 +64,7 @@ def test_what_is_never_answered_is_forgotten(
         client = PredictorClient(endpoint)
         with running(client) as task, Hub[Ask](endpoint, Ask):
             await connection(client)
-            client.ask(("x",) * 5, nobody)
+            client.ask(("x",) * 5, ignore)
             assert client.num_open_prompts == 5
             async with asyncio.timeout(10):
                 while client.num_open_prompts:
@@ -76,7 +74,7 @@ def test_what_is_never_answered_is_forgotten(
     asyncio.run(run())
 
 
-def test_nothing_is_kept_for_a_predictor_that_is_not_there(tmp_path: Path) -> None:
+def test_nothing_is_kept_for_an_absent_predictor(tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/predictor.sock"
     asked: list[Ask] = []
 
@@ -84,11 +82,11 @@ def test_nothing_is_kept_for_a_predictor_that_is_not_there(tmp_path: Path) -> No
         client = PredictorClient(endpoint)
         with running(client) as task:
             for _ in range(2):
-                assert client.ask(("gone",), nobody) is None
+                assert client.ask(("gone",), ignore) is None
                 assert client.num_open_prompts == 0
                 with Hub[Ask](endpoint, Ask) as hub:
                     await connection(client)
-                    question = client.ask(("there",), nobody)
+                    question = client.ask(("there",), ignore)
                     assert question is not None
                     client.forget(question)
                     async with asyncio.timeout(10):
@@ -98,7 +96,7 @@ def test_nothing_is_kept_for_a_predictor_that_is_not_there(tmp_path: Path) -> No
                 assert [ask.prompts for ask in asked] == [(), ("there",)]
                 asked.clear()
                 async with asyncio.timeout(10):
-                    while (question := client.ask(("gone",), nobody)) is not None:
+                    while (question := client.ask(("gone",), ignore)) is not None:
                         client.forget(question)
                         await asyncio.sleep(0.005)
         await asyncio.wait([task])
@@ -106,7 +104,7 @@ def test_nothing_is_kept_for_a_predictor_that_is_not_there(tmp_path: Path) -> No
     asyncio.run(run())
 
 
-def test_an_answer_reaches_who_asked_and_nobody_else(tmp_path: Path) -> None:
+def test_an_answer_reaches_its_asker_and_no_other(tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/predictor.sock"
     answers: list[str] = []
 

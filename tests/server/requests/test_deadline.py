@@ -26,7 +26,7 @@ from wire.messages import Abort, Finished, Submit
 HI = TOKENIZER.encode("hi")
 SOON_S, LATE_S = 0.05, 1000.0
 ERROR = {
-    "message": "The answer was not complete within 0.05 seconds, as long as it may take.",
+    "message": "The answer was not complete within 0.05 seconds, the request's timeout.",
     "type": "requests",
     "param": None,
     "code": "deadline_exceeded",

@@ -1,4 +1,4 @@
-"""Calls in threads, given up on after a while."""
+"""Calls in threads: time limits and a queue of limited length."""
 
 import asyncio
 import threading
@@ -20,7 +20,7 @@ def test_a_call_returns_or_raises() -> None:
     asyncio.run(run())
 
 
-def test_a_call_that_does_not_return_keeps_its_place_and_nobody_waits_for_ever() -> None:
+def test_a_call_that_does_not_return_keeps_its_slot_and_waits_are_limited() -> None:
     let = threading.Event()
 
     async def run() -> None:
@@ -36,7 +36,7 @@ def test_a_call_that_does_not_return_keeps_its_place_and_nobody_waits_for_ever()
     asyncio.run(run())
 
 
-def test_no_more_than_so_many_wait_for_a_turn_but_the_patient() -> None:
+def test_the_number_of_waiting_calls_is_limited_except_for_patient_ones() -> None:
     let, done = threading.Event(), []
 
     async def run() -> None:
@@ -76,7 +76,7 @@ def test_a_call_may_outlive_its_loop() -> None:
     assert not threads[0].is_alive()
 
 
-def test_a_thread_that_cannot_be_started_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_cannot_be_started_takes_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

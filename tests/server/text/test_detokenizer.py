@@ -1,4 +1,4 @@
-"""Detokenisation: in sum the one-shot decoding, and whole characters at every moment."""
+"""Detokenisation: pieces add up to the one-shot decoding and hold only whole characters."""
 
 from collections.abc import Callable
 from functools import partial
@@ -46,7 +46,7 @@ def test_byte_tokens_sum_up_to_the_one_shot_text(token_ids: list[int]) -> None:
 
 
 @given(st.text(max_size=20))
-def test_no_piece_of_a_sound_text_holds_half_a_character(text: str) -> None:
+def test_no_piece_of_a_valid_text_ends_in_half_a_character(text: str) -> None:
     make: list[Callable[[], Detokenizer]] = [
         TOKENIZER.detokenizer,
         partial(WindowDetokenizer, decode),

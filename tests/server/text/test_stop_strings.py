@@ -1,4 +1,4 @@
-"""Stop strings: nothing of one is ever shown, whatever the pieces."""
+"""Stop strings: no part of one is shown, however the text is split."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +10,7 @@ stop_lists = st.lists(st.text("ab€\n", min_size=1, max_size=5), min_size=1, ma
 
 
 def one_shot(text: str, stops: list[str]) -> tuple[str, bool]:
-    """The slow twin: grow the text by a character until it ends in a stop string."""
+    """The reference: grow the text by a character until it ends in a stop string."""
     for end in range(len(text) + 1):
         complete = [stop for stop in stops if text[:end].endswith(stop)]
         if complete:
@@ -52,12 +52,12 @@ def test_a_stop_string_over_three_pieces_is_cut_out() -> None:
     assert in_pieces(["one ST", "O", "P two"], ["STOP"]) == (["one ", "", ""], True)
 
 
-def test_what_looked_like_a_stop_string_is_shown_when_it_is_none() -> None:
+def test_held_back_text_is_shown_when_it_is_no_stop_string() -> None:
     assert in_pieces(["one ST", "AY"], ["STOP"]) == (["one ", "STAY", ""], False)
 
 
 @given(few_letters, st.lists(few_letters, max_size=8), stop_lists)
-def test_a_stop_string_may_begin_in_what_was_shown_and_must_not_end_in_it(
+def test_a_stop_string_may_begin_in_skipped_text_but_not_end_in_it(
     skipped: str, pieces: list[str], stops: list[str]
 ) -> None:
     stop_strings = StopStrings(stops)

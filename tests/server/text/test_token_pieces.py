@@ -1,4 +1,4 @@
-"""Token pieces: end to end they are the text, and their bytes are its bytes."""
+"""Token pieces: joined they are the text, and their bytes are its bytes."""
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -21,7 +21,7 @@ def test_the_pieces_of_a_text_are_its_bytes(tokenizer: Tokenizer, text: str) -> 
         assert "".join(map(tokenizer.pieces.text, token_ids)) == text
 
 
-def test_a_words_space_is_kept_where_decoding_alone_would_lose_it() -> None:
+def test_a_words_leading_space_is_kept() -> None:
     word = 256  # "▁hello"
     assert FALLBACK.decode([word]) == "hello"
     assert FALLBACK.pieces.text(word) == " hello"

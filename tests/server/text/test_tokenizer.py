@@ -1,4 +1,4 @@
-"""The tokenizer: as transformers has it, and clear words when it is missing or damaged."""
+"""The tokenizer: equal to transformers', with clear errors when it is missing or damaged."""
 
 import asyncio
 import json
@@ -79,20 +79,20 @@ def test_the_vocabulary_is_the_models_even_where_it_is_padded(tmp_path: Path) ->
     assert tokenizer.decode([511]) == ""
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"there is no folder .*/nowhere$"):
         load(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "config.json"])
 @pytest.mark.parametrize("content", ["{broken", "[]"])
-def test_a_damaged_file_is_told_in_one_line(tmp_path: Path, file: str, content: str) -> None:
+def test_a_damaged_file_is_reported_in_one_line(tmp_path: Path, file: str, content: str) -> None:
     folder = save_model(tmp_path)
     (folder / file).write_text(content)
     with pytest.raises(TokenizerError, match=r"^cannot [^\n]+$"):
         load(folder)
 
 
-def test_a_folder_without_a_tokenizer_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"^cannot load the tokenizer of [^\n]+$"):
         load(tmp_path)

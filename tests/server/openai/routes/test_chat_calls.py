@@ -16,7 +16,7 @@ from tests.server.openai.chatting import (
     submitted,
     summed,
 )
-from tests.server.templates import LLAMA3, OPENS_REASONING, QWEN, chatty, give_room
+from tests.server.templates import LLAMA3, OPENS_REASONING, QWEN, chatty, with_long_context
 from tests.server.world import TOKENIZER, Daemon, generated, saying, serving
 from wire.messages import Finished, Submit, ToServer
 
@@ -129,7 +129,7 @@ def test_only_allowed_tools_are_shown(qwen: Daemon) -> None:
 def test_reasoning_that_the_prompt_opens_is_reasoning(tmp_path: Path) -> None:
     script = saying("Well.\n</think>\n\nhello")
     with serving(tmp_path, script, tokenizer=chatty(OPENS_REASONING)) as daemon:
-        message = choice(give_room(daemon))["message"]
+        message = choice(with_long_context(daemon))["message"]
     assert (message["reasoning"], message["content"]) == ("Well.", "hello")
 
 
@@ -140,7 +140,7 @@ def test_the_usage_returns_the_tokens_of_reasoning(
     tmp_path: Path, template: str, reasoning: str
 ) -> None:
     with serving(tmp_path, saying(f"{reasoning}hello"), tokenizer=chatty(template)) as daemon:
-        give_room(daemon)
+        with_long_context(daemon)
         whole = post(daemon, n=2).json()["usage"]
         *_, last = stream(daemon, n=2, stream_options={"include_usage": True})
     reported = whole["completion_tokens_details"]["reasoning_tokens"]
@@ -162,7 +162,7 @@ def test_calls_begin_with_a_special_token_in_llama(tmp_path: Path) -> None:
         return [*tokens, Finished(submit.sequence_id, "stop")]
 
     with serving(tmp_path, script, tokenizer=tokenizer) as daemon:
-        found = choice(give_room(daemon), tools=[TOOL])
+        found = choice(with_long_context(daemon), tools=[TOOL])
         without = choice(daemon)
     assert found["message"]["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'
     assert found["message"]["content"] is None
@@ -173,5 +173,5 @@ def test_parsers_can_be_chosen(tmp_path: Path) -> None:
     script = saying(f"<think>Well.</think>{CALL}")
     settings = {"tool_call_parser": "none", "reasoning_parser": "none"}
     with serving(tmp_path, script, tokenizer=chatty(QWEN), **settings) as daemon:
-        message = choice(give_room(daemon), tools=[TOOL])["message"]
+        message = choice(with_long_context(daemon), tools=[TOOL])["message"]
     assert message["content"] == f"<think>Well.</think>{CALL}"

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from tests.server.openai.chatting import prompt_of
-from tests.server.templates import QWEN, chatty, give_room
+from tests.server.templates import QWEN, chatty, with_long_context
 from tests.server.world import MODEL, TOKENIZER, Daemon, generated, saying, serving
 from wire.messages import Finished, Submit, ToServer
 
@@ -33,7 +33,7 @@ CALL = '<think>Well.</think>\n<tool_call>{"name": "add", "arguments": {"a": 1}}<
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     folder = tmp_path_factory.mktemp("chat")
     with serving(folder, saying("hello world €"), tokenizer=chatty(QWEN)) as daemon:
-        yield give_room(daemon)
+        yield with_long_context(daemon)
 
 
 @pytest.fixture
@@ -145,6 +145,6 @@ def test_a_full_queue_is_the_clients_rate_limit(tmp_path: Path) -> None:
         serving(tmp_path, max_num_queued_reqs=1, tokenizer=chatty(QWEN)) as daemon,
         openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0) as client,
     ):
-        give_room(daemon)
+        with_long_context(daemon)
         with pytest.raises(openai.RateLimitError):
             client.chat.completions.create(model=MODEL, messages=HI, n=2)

@@ -5,7 +5,7 @@ from pathlib import Path
 from configs.grammar_limits import MAX_GRAMMAR_BYTES
 from tests.server.grammar.grammar_readers import accepts, rules_of
 from tests.server.openai.chatting import CALL, OTHER, OTHER_CALL, TOOL, choice, error, submitted
-from tests.server.templates import CHATML, OPENS_REASONING, QWEN, chatty, give_room
+from tests.server.templates import CHATML, OPENS_REASONING, QWEN, chatty, with_long_context
 from tests.server.world import Daemon, generated, saying, serving
 from wire.messages import Finished, Submit, ToServer
 
@@ -61,7 +61,7 @@ def test_a_form_is_that_of_an_answer_without_calls(qwen: Daemon) -> None:
 def test_reasoning_that_the_prompt_opens_comes_before_a_form(tmp_path: Path) -> None:
     script = saying('Well.\n</think>\n\n{"name": "Ada"}')
     with serving(tmp_path, script, tokenizer=chatty(OPENS_REASONING)) as daemon:
-        grammar = submitted(give_room(daemon), response_format=PERSON).sampling.grammar
+        grammar = submitted(with_long_context(daemon), response_format=PERSON).sampling.grammar
         message = choice(daemon, response_format=PERSON)["message"]
     assert accepts(grammar, 'Well.\n</think>\n\n{"name": "Ada"}')
     assert not accepts(grammar, '{"name": "Ada"}')
@@ -70,7 +70,7 @@ def test_reasoning_that_the_prompt_opens_comes_before_a_form(tmp_path: Path) -> 
 
 def test_reasoning_does_not_hide_that_a_form_is_none(tmp_path: Path) -> None:
     with serving(tmp_path, tokenizer=chatty(OPENS_REASONING)) as daemon:
-        found = error(give_room(daemon), structured_outputs={"grammar": "root ::= "})
+        found = error(with_long_context(daemon), structured_outputs={"grammar": "root ::= "})
     assert "matches nothing but the empty text" in found["message"]
 
 
@@ -83,7 +83,7 @@ def test_a_forced_call_of_a_special_token_is_read(tmp_path: Path) -> None:
         return [*tokens, Finished(submit.sequence_id, "stop")]
 
     with serving(tmp_path, script, tokenizer=tokenizer) as daemon:
-        submit = submitted(give_room(daemon), tools=[TOOL], tool_choice="required")
+        submit = submitted(with_long_context(daemon), tools=[TOOL], tool_choice="required")
         found = choice(daemon, tools=[TOOL], tool_choice="required")
     assert f"<[{written[0]}]>" in rules_of(submit.sampling.grammar)
     assert found["message"]["tool_calls"][0]["function"]["name"] == "add"
@@ -91,6 +91,6 @@ def test_a_forced_call_of_a_special_token_is_read(tmp_path: Path) -> None:
 
 def test_a_model_of_unknown_format_can_be_made_to_call(tmp_path: Path) -> None:
     with serving(tmp_path, saying(CALL), tokenizer=chatty(CHATML)) as daemon:
-        found = choice(give_room(daemon), tools=[TOOL], tool_choice=NAMED)
+        found = choice(with_long_context(daemon), tools=[TOOL], tool_choice=NAMED)
     assert found["finish_reason"] == "tool_calls"
     assert found["message"]["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'

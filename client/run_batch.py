@@ -1,7 +1,7 @@
-"""`tdpipe run-batch -i IN -o OUT [MODEL ...]`: a file of requests answered without a server.
+"""`tdpipe run-batch -i IN -o OUT [MODEL ...]`: answers a file of requests without a server.
 
 The lines are those of a batch, see `server.batches.storage.lines`. Answers are written as they
-come. Run again after an interruption, it continues with the requests that have no answer yet.
+arrive. Run again after an interruption, it continues with the requests that have no answer yet.
 """
 
 import argparse
@@ -37,22 +37,22 @@ from server.requests.engine_client import EngineClient
 from server.text.tokenizer import keep_torch_out
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-_TOLD_ERRORS = 10
+_MAX_PRINTED_ERRORS = 10
 
 log = logging.getLogger("tdpipe")
 
 
 class UnusableFileError(Exception):
-    """Input or output cannot be used; the text has one line for each reason."""
+    """Input or output cannot be used; the message has one line for each reason."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 where all requests succeeded, 1 where not, 2 for wrong settings or files."""
+    """Returns 0 if all requests succeeded, 1 if not, 2 for invalid settings or files."""
     files, flags = _parser().parse_known_args(argv)
     try:
         config = loader.load(flags)
         num_requests = _check_input(files.input, config)
-        with _taken(files.input, files.output):
+        with _locked(files.input, files.output):
             logs.set_up("tdpipe", config)
             if not config.trust_remote_code:
                 keep_torch_out()
@@ -73,7 +73,7 @@ class BatchRun:
         self._num_requests = num_requests
 
     async def run(self) -> RequestCounts:
-        """Answer what has no answer yet; all answers by kind.
+        """Answer the requests without an answer; returns the counts of all answers.
 
         Raises `OfflineEngineError`, and `UnusableFileError` when the output cannot be written.
         """
@@ -95,15 +95,15 @@ class BatchRun:
         if not await self._is_anything_left(answered):
             return
         if len(answered):
-            log.info("%s holds %d answers; going on with the rest", self._output, len(answered))
+            log.info("%s holds %d answers; continuing with the rest", self._output, len(answered))
         async with OfflineEngine(self._config) as engine:
             max_open = self._config.max_open_batch_requests
             window = Window(engine.endpoints().all(), engine.client, engine.metrics, max_open)
-            with self._progress(len(answered), engine.client) as tell:
+            with self._progress(len(answered), engine.client) as advance:
 
                 async def take(answer: LineAnswer) -> None:
                     await writer.add(answer)
-                    tell()
+                    advance()
 
                 num_in_order = window.num_in_order(self._num_requests)
                 async with aclosing(unanswered(self._input, answered, num_in_order)) as requests:
@@ -111,9 +111,10 @@ class BatchRun:
 
     @contextmanager
     def _progress(self, initial: int, client: EngineClient) -> Iterator[Callable[[], None]]:
-        """A bar with tokens per second and the time left; call what is yielded for each answer.
+        """A progress bar with tokens per second and the time left; yields a function to call for
+        each answer.
 
-        A log for machines has none.
+        There is none with a JSON log.
         """
         interval_s = 0.5 if sys.stderr.isatty() else 30.0
         began_at, generated_before = time.monotonic(), client.num_generated
@@ -125,13 +126,13 @@ class BatchRun:
             disable=self._config.log_format == "json",
         )
 
-        def tell() -> None:
+        def advance() -> None:
             rate = (client.num_generated - generated_before) / (time.monotonic() - began_at)
             bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
             bar.update()
 
         with bar, logging_redirect_tqdm():
-            yield tell
+            yield advance
 
     async def _is_anything_left(self, answered: SortedIds) -> bool:
         async with aclosing(unanswered(self._input, answered)) as requests:
@@ -147,7 +148,7 @@ def _answer(run: BatchRun) -> int:
         log.error("%s", error)
         return FAILED
     except (KeyboardInterrupt, asyncio.CancelledError):
-        log.error("interrupted; the same command goes on")
+        log.error("interrupted; run the same command again to continue")
         return INTERRUPTED
     log.info(
         "%d of %d requests succeeded, %d failed", counts.completed, counts.total, counts.failed
@@ -164,7 +165,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-i", "--input", type=Path, required=True, help="requests")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, help="answers; what is in it is not run again"
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="answers; requests with an answer in it are not run again",
     )
     return parser
 
@@ -172,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
 def _check_input(path: Path, config: Config) -> int:
     """The number of its requests. Raises `UnusableFileError`."""
     if path.exists() and not path.is_file():
-        raise UnusableFileError(f"{path} is no regular file, and it is read more than once")
+        raise UnusableFileError(f"{path} is not a regular file, which is needed to read it twice")
     rules = Rules(PATHS, set(config.names), config.max_body_bytes)
     validation = Validation(path, rules, sys.maxsize)
     try:
@@ -180,24 +185,24 @@ def _check_input(path: Path, config: Config) -> int:
     except OSError as error:
         raise UnusableFileError(f"cannot read {path}: {error.strerror}") from error
     except BadInputError as error:
-        told = [
+        lines = [
             f"{path}, line {each.line}: {each.message}" if each.line else f"{path}: {each.message}"
             for each in error.errors
         ]
-        if len(told) > _TOLD_ERRORS:
-            told[_TOLD_ERRORS:] = [f"{path}: and more lines like these"]
-        raise UnusableFileError("\n".join(told)) from error
+        if len(lines) > _MAX_PRINTED_ERRORS:
+            lines[_MAX_PRINTED_ERRORS:] = [f"{path}: and more lines like these"]
+        raise UnusableFileError("\n".join(lines)) from error
     return validation.num_requests
 
 
 @contextmanager
-def _taken(input_: Path, output: Path) -> Iterator[None]:
-    """The output for this run alone, and fit to be gone on with. Raises `UnusableFileError`."""
+def _locked(input_: Path, output: Path) -> Iterator[None]:
+    """Lock the output for this run and check its contents. Raises `UnusableFileError`."""
     with ExitStack() as stack:
         try:
             file = stack.enter_context(output.open("ab"))
             if output.samefile(input_):
-                raise UnusableFileError(f"{output} is the input")
+                raise UnusableFileError(f"{output} is also the input")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             check_is_answers(output)
         except BlockingIOError as error:

@@ -1,1 +1,1 @@
-"""Files and batches: much work in one file, done in the gaps, and never lost."""
+"""Files and batches: offline requests in files, run on capacity that online requests leave."""

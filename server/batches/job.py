@@ -1,7 +1,7 @@
-"""The job: one batch on its way from its creation to its end.
+"""The job: runs one batch from its creation to its end.
 
-It can be taken up at every point of its way, and begins each time with what the store and the files
-say. That is how it goes on after a kill, and after a disk that was full.
+It can resume a batch in any state, and always starts from the store and the files. That is how a
+batch continues after a kill or a full disk.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ from server.batches.validation import BadInputError, Validation
 from server.batches.window import Window
 from server.openai.fields.batch import BatchError, FileObject, RequestCounts
 
-# How often what was done is told, and made to outlive the machine's power.
+# How often progress is stored and the answers are synced to disk.
 REPORT_INTERVAL_S = 1.0
 RETRY_S = 10.0
-# Answers that are written together where none of them is waited for.
+# Answers of requests that were not run are written in groups of this size.
 GROUP_ANSWERS = 256
 
 logger = logging.getLogger("tdpipe")
@@ -34,7 +34,7 @@ logger = logging.getLogger("tdpipe")
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """What batches may be."""
+    """Limits of a batch and of its lines."""
 
     models: frozenset[str]
     max_line_bytes: int
@@ -42,42 +42,42 @@ class BatchLimits:
 
 
 @dataclass(frozen=True)
-class Turns:
-    """Batches are validated one after another, and begun one after another, the oldest first.
+class BatchLocks:
+    """Batches are validated one at a time, and started one at a time, the oldest first.
 
-    The next one begins when the last request of the one before is open, not when it is answered:
-    the pipeline does not run empty in between.
+    A batch starts when the last request of the previous one is open, not when it is answered, so
+    that the pipeline does not run empty in between.
     """
 
-    validating: asyncio.Lock = field(default_factory=asyncio.Lock)
-    beginning: asyncio.Lock = field(default_factory=asyncio.Lock)
+    validation: asyncio.Lock = field(default_factory=asyncio.Lock)
+    start: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Job:
-    """Brings one batch to its end; `stop` when its status has become cancelling."""
+    """Runs one batch to its end; call `stop` when its status has become cancelling."""
 
     def __init__(
-        self, batch_id: str, store: Store, window: Window, limits: BatchLimits, turns: Turns
+        self, batch_id: str, store: Store, window: Window, limits: BatchLimits, locks: BatchLocks
     ) -> None:
         self._id = batch_id
         self._store = store
         self._window = window
         self._limits = limits
-        self._turns = turns
+        self._locks = locks
         self._stopped = asyncio.Event()
 
     def stop(self) -> None:
-        """Abort what is open and run no more of it."""
+        """Abort open requests and start no more."""
         self._stopped.set()
 
     async def run(self) -> None:
-        """To its end, whatever comes in between."""
+        """Run the batch to its end, across failures."""
         while True:
             try:
                 await self._run()
-            # The edge: neither a full disk nor a bug may cost what is done, or other batches.
+            # The outermost handler: a full disk or a bug must not cost answers or other batches.
             except Exception:
-                logger.exception("%s stumbled and is taken up again in %g s", self._id, RETRY_S)
+                logger.exception("%s failed and is retried in %g s", self._id, RETRY_S)
                 await asyncio.sleep(RETRY_S)
             else:
                 return
@@ -96,7 +96,7 @@ class Job:
         )
 
     async def _work_until(self, expires_at: float) -> Ending:
-        """Work until all is done, it is stopped, or its time is over."""
+        """Work until the batch is done, stopped or expired."""
         work = asyncio.create_task(self._work())
         stopped = asyncio.create_task(self._stopped.wait())
         try:
@@ -117,13 +117,13 @@ class Job:
     async def _work(self) -> None:
         batch = await self._read()
         if batch.status == "validating":
-            async with self._turns.validating:
+            async with self._locks.validation:
                 batch = await self._validate(batch)
         if batch.status == "in_progress":
-            with ExitStack() as turn:
-                await self._turns.beginning.acquire()
-                turn.callback(self._turns.beginning.release)
-                await self._answer_all(batch, on_begun=turn.close)
+            with ExitStack() as started:
+                await self._locks.start.acquire()
+                started.callback(self._locks.start.release)
+                await self._answer_all(batch, on_begun=started.close)
 
     async def _validate(self, batch: StoredBatch) -> StoredBatch:
         rules = Rules({batch.endpoint}, self._limits.models, self._limits.max_line_bytes)
@@ -136,7 +136,7 @@ class Job:
             except BadInputError as error:
                 errors = error.errors
             finally:
-                validation.is_given_up = True
+                validation.is_cancelled = True
         if errors:
             return await self._change(lambda b: b.failed(errors, _now()))
         return await self._change(lambda b: b.validated(validation.num_requests, _now()))
@@ -150,7 +150,7 @@ class Job:
                 await self._window.run(requests, writer.add, on_begun)
 
     async def _finalize(self, batch: StoredBatch) -> StoredBatch:
-        """Close the files and show them to the client; done twice, it is as done once."""
+        """Close the files and publish them to the client; idempotent."""
         async with self._writer(batch) as writer:
             if batch.ends_as == "expired" and batch.in_progress_at is not None:
                 await self._answer_rest(batch, writer)
@@ -189,13 +189,13 @@ class Job:
             await self._change(partial(StoredBatch.counted, counts=counts))
 
     async def _report(self, batch: StoredBatch, writer: AnswerWriter) -> None:
-        told = batch.request_counts
+        stored = batch.request_counts
         while True:
             await asyncio.sleep(REPORT_INTERVAL_S)
             counts, usage = await writer.progress(batch.request_counts.total)
-            if counts != told:
+            if counts != stored:
                 await self._change(partial(StoredBatch.counted, counts=counts, usage=usage))
-            told = counts
+            stored = counts
 
     def _writer(self, batch: StoredBatch) -> AnswerWriter:
         content = self._store.content
@@ -215,10 +215,10 @@ class Job:
 
 
 @asynccontextmanager
-async def _alongside(chore: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run a chore for the length of the block; a chore that fails ends the block."""
+async def _alongside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run `work` during the block; if it fails, the block is cancelled."""
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(chore)
+        task = group.create_task(work)
         try:
             yield
         finally:
@@ -226,7 +226,7 @@ async def _alongside(chore: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 def _files(batch: StoredBatch, sizes: tuple[int, int], now: int) -> list[FileObject]:
-    """The files of answers that are not empty."""
+    """The answer files that are not empty."""
     lifetime_s, names = batch.output_expires_s, (batch.output_name, batch.error_name)
     return [
         FileObject(

@@ -1,10 +1,10 @@
-"""The batch runner: a job for every batch that has not ended."""
+"""The batch runner: a job for every open batch."""
 
 import asyncio
 import logging
 import time
 
-from server.batches.job import BatchLimits, Job, Turns
+from server.batches.job import BatchLimits, BatchLocks, Job
 from server.batches.storage.database import DatabaseError
 from server.batches.storage.lifecycle import StoredBatch
 from server.batches.storage.store import Store
@@ -16,18 +16,18 @@ logger = logging.getLogger("tdpipe")
 
 
 class BatchRunner:
-    """Runs what is open in the store, and what is begun later, as long as `run` lasts."""
+    """Runs the store's open batches, and new ones, while `run` is running."""
 
     def __init__(self, store: Store, window: Window, limits: BatchLimits) -> None:
         self.store = store
         self._window = window
         self._limits = limits
-        self._turns = Turns()
+        self._locks = BatchLocks()
         self._jobs: dict[str, Job] = {}
         self._group = asyncio.TaskGroup()
 
     async def run(self) -> None:
-        """Until cancelled; what is open then goes on at the next start."""
+        """Run until cancelled; open batches resume at the next start."""
         async with self._group:
             for batch in await self.store.open_batches():
                 self.begin(batch)
@@ -36,16 +36,16 @@ class BatchRunner:
                 await asyncio.sleep(SWEEP_INTERVAL_S)
 
     def begin(self, batch: StoredBatch) -> None:
-        """Take up a batch, after those that were taken up before."""
+        """Start or resume a batch, after those begun earlier."""
         if batch.id in self._jobs:
             return
-        job = Job(batch.id, self.store, self._window, self._limits, self._turns)
+        job = Job(batch.id, self.store, self._window, self._limits, self._locks)
         self._jobs[batch.id] = job
         task = self._group.create_task(job.run())
         task.add_done_callback(lambda _: self._jobs.pop(batch.id))
 
     async def cancel(self, batch_id: str) -> StoredBatch | None:
-        """The batch, which is cancelling if it was not too late for that; None: no such batch."""
+        """Cancel a batch unless it is too late; returns it, or None if there is no such batch."""
         now = int(time.time())
         batch = await self.store.change_batch(batch_id, lambda b: b.cancelling(now))
         if batch is not None and batch.status == "cancelling" and batch_id in self._jobs:
@@ -53,8 +53,8 @@ class BatchRunner:
         return batch
 
     async def _sweep(self) -> None:
-        """Delete what has expired; what cannot be deleted now has its turn again."""
+        """Delete expired files; failures are retried at the next sweep."""
         try:
             await self.store.delete_expired(int(time.time()))
         except (DatabaseError, OSError) as error:
-            logger.error("files that have expired cannot be deleted: %s", error)
+            logger.error("cannot delete expired files: %s", error)

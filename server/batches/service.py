@@ -1,4 +1,4 @@
-"""The batch service: the store and the runner, once this process is the one that works there."""
+"""The batch service: the store and the runner, while this process holds the store's lock."""
 
 import asyncio
 import logging
@@ -24,13 +24,13 @@ logger = logging.getLogger("tdpipe")
 
 
 def folder_name(model: str) -> str:
-    """A model's name as that of a folder, which leads nowhere else."""
+    """The model's name as a folder name that cannot point elsewhere."""
     name = quote(model, safe="")
     return name if name.strip(".") else name.replace(".", "%2E")
 
 
 class BatchService:
-    """Files and batches of one model, in a folder of its own under `data_dir`."""
+    """Files and batches of one model, in a separate folder under `data_dir`."""
 
     def __init__(
         self,
@@ -54,40 +54,40 @@ class BatchService:
 
     @property
     def store(self) -> Store:
-        """The store. Raises `ApiError` (503) while this process cannot work there."""
+        """The store. Raises `ApiError` (503) while it is not open in this process."""
         return self.runner.store
 
     @property
     def runner(self) -> BatchRunner:
-        """The runner. Raises `ApiError` (503) while this process cannot work there."""
+        """The runner. Raises `ApiError` (503) while the store is not open in this process."""
         if self._runner is None:
-            # The log says why: paths and other daemons are not the client's.
-            message = "Files and batches are not available here now."
+            # The reason is in the log: clients need not see paths or other daemons.
+            message = "Files and batches are not available at the moment."
             raise unavailable(message, "batches_unavailable")
         return self._runner
 
     async def run(self) -> None:
-        """Work until cancelled, whenever no other process does."""
+        """Run batches until cancelled, whenever no other process does."""
         while True:
             await self._open()
             try:
                 await self._work()
-            # The edge: what is served online goes on.
+            # The outermost handler: online serving must continue.
             except Exception:
-                logger.exception("batches have ended in a bug; they go on in %g s", RETRY_S)
+                logger.exception("batches stopped because of a bug; they resume in %g s", RETRY_S)
             await asyncio.sleep(RETRY_S)
 
     async def _open(self) -> None:
-        """Take the store, as soon as that can be; say why not, once for each reason."""
-        told = ""
+        """Open the store as soon as possible; log each new reason why it cannot be opened."""
+        logged = ""
         while True:
             try:
                 return await self._store.open()
             except (StoreTakenError, DatabaseError, OSError) as error:
                 problem = str(error)
-            if problem != told:
+            if problem != logged:
                 logger.warning("files and batches are not available: %s", problem)
-            told = problem
+            logged = problem
             await asyncio.sleep(RETRY_S)
 
     async def _work(self) -> None:

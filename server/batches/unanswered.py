@@ -1,4 +1,4 @@
-"""The requests of an input file that have no answer yet, in the order in which they are begun."""
+"""The requests of an input file that have no answer yet, in the order in which they start."""
 
 import asyncio
 import sys
@@ -16,10 +16,10 @@ CHUNK_LINES, CHUNK_BYTES = 256, 2**20
 async def unanswered(
     path: Path, answered: SortedIds, num_in_order: int = sys.maxsize
 ) -> AsyncGenerator[LineRequest]:
-    """The file's first `num_in_order` requests come in its order, the rest the longest first.
+    """Yield the first `num_in_order` requests in the file's order, the rest longest first.
 
-    But some of them are in memory at one time, and of the rest where each begins. The file has been
-    validated. Raises `OSError`.
+    At any time, memory holds only some requests, and the file offsets of the rest. The file must
+    have been validated. Raises `OSError`.
     """
     with path.open("rb") as file:
         lines = _ordered(file, num_in_order)
@@ -35,9 +35,9 @@ def _ordered(file: BinaryIO, num_in_order: int) -> Iterator[bytes]:
 
 
 def _longest_first(file: BinaryIO, numbered: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:
-    """What is left of the lines, by powers of two of their longest answers.
+    """The remaining lines, sorted by the power of two of their longest answer.
 
-    Lines of a kind stay in the file's order: those that share a prompt's beginning are neighbours.
+    Lines of one length class stay in the file's order, which keeps common prompt prefixes together.
     """
     places = []
     begins_at = file.tell()
@@ -51,7 +51,7 @@ def _longest_first(file: BinaryIO, numbered: Iterator[tuple[int, bytes]]) -> Ite
 
 
 def _next_chunk(lines: Iterator[bytes], answered: SortedIds) -> list[LineRequest] | None:
-    """The requests of the next lines, maybe none; None at the end."""
+    """The requests of the next lines, possibly none; None at the end."""
     requests, num_lines, num_bytes = [], 0, 0
     for line in lines:
         request = parse_line(line)

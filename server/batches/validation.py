@@ -12,7 +12,7 @@ MAX_ERRORS = 100
 
 
 class BadInputError(Exception):
-    """The file cannot be run; `errors` say why, line by line, as far as `MAX_ERRORS` go."""
+    """The file cannot be run; `errors` has the reasons by line, up to `MAX_ERRORS`."""
 
     def __init__(self, errors: list[BatchError]) -> None:
         super().__init__(errors[0].message)
@@ -21,21 +21,21 @@ class BadInputError(Exception):
 
 @dataclass
 class Validation:
-    """One pass over a file. Other threads may read `num_requests`, and set `is_given_up`."""
+    """One pass over a file. Other threads may read `num_requests`, and set `is_cancelled`."""
 
     path: Path
     rules: Rules
     max_requests: int
     num_requests: int = 0
-    is_given_up: bool = False
+    is_cancelled: bool = False
     _errors: list[BatchError] = field(default_factory=list)
 
     def run(self) -> None:
-        """Read it all. Raises `BadInputError`, `OSError`."""
+        """Read the whole file. Raises `BadInputError`, `OSError`."""
         custom_ids, numbers = CustomIds(), array("I")
         with self.path.open("rb") as file:
             for number, line in read_lines(file, self.rules.max_line_bytes):
-                if self.is_given_up or len(self._errors) == MAX_ERRORS:
+                if self.is_cancelled or len(self._errors) == MAX_ERRORS:
                     break
                 if self.num_requests == self.max_requests:
                     self._note_too_many(number)
@@ -48,7 +48,7 @@ class Validation:
                     continue
                 custom_ids.add(request.custom_id)
                 numbers.append(number)
-        if self.is_given_up:
+        if self.is_cancelled:
             return
         if not self.num_requests:
             message = "The input file is empty: it must hold at least one request."
@@ -68,7 +68,7 @@ class Validation:
         self._errors.append(BatchError(code="too_many_requests", message=message, line=number))
 
     def _note_repetitions(self, numbers: list[int]) -> None:
-        """Name the ids; only numbers were kept of the lines, so these are read once more."""
+        """Add errors that name the ids; only line numbers were kept, so the file is read again."""
         wanted = set(numbers[: MAX_ERRORS - len(self._errors)])
         if not wanted:
             return
@@ -76,7 +76,7 @@ class Validation:
             for number, line in read_lines(file, self.rules.max_line_bytes):
                 if number in wanted:
                     custom_id = check_line(line, self.rules).custom_id
-                    message = f"Another request has the custom_id '{custom_id}' already."
+                    message = f"Another request already has the custom_id '{custom_id}'."
                     error = BadLineError("duplicate_custom_id", message, "custom_id")
                     self._note(number, error)
                     wanted.remove(number)

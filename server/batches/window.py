@@ -1,4 +1,4 @@
-"""The window: a bounded number of requests open at one time, each until it has its answer.
+"""The window: a bounded number of open requests, each until it has its answer.
 
 It is wide, so that the scheduler has many lengths to choose from, and all its requests are offline:
 they use the capacity that online requests leave. Each is retried until its answer is final, see
@@ -20,14 +20,14 @@ from server.requests.engine_client import EngineClient
 from server.requests.retry import ask_until_final
 
 POLL_INTERVAL_S = 0.1
-# Windows at the end of a batch in which the longest answers are begun first.
+# In this many windows at the end of a batch, requests start longest answer first.
 SORTED_WINDOWS = 2
 
 logger = logging.getLogger("tdpipe")
 
 
 class Window:
-    """Runs requests of several batches; `is_closed` says when no more may be begun."""
+    """Runs requests of several batches; while `is_closed` returns true, none is started."""
 
     def __init__(
         self,
@@ -43,13 +43,13 @@ class Window:
         self._is_closed = is_closed
         self._max_open = max_open
         self._slots = asyncio.Semaphore(max_open)
-        self._door = asyncio.Lock()
+        self._opening = asyncio.Lock()
 
     def num_in_order(self, num_requests: int) -> int:
-        """How many of so many requests are to be begun in the file's order.
+        """How many of `num_requests` are to be started in the file's order.
 
-        Of the rest the longest go first, so that none is left to run alone when all others have
-        ended. Sooner it is the scheduler that chooses, from a window in which all lengths are.
+        The rest starts longest first, so that no long answer is left to run in a batch of one after
+        all others have ended. Before that, the scheduler chooses from a window with all lengths.
         """
         return max(0, num_requests - SORTED_WINDOWS * self._max_open)
 
@@ -59,17 +59,17 @@ class Window:
         take: Callable[[LineAnswer], Awaitable[None]],
         on_begun: Callable[[], None] = lambda: None,
     ) -> None:
-        """Answer all; `on_begun` is called when the last one is open. What `take` raises ends it.
+        """Answer all; `on_begun` is called when the last one is open. Errors of `take` end the run.
 
-        Cancelled, it aborts what is open.
+        Cancelling it aborts open requests.
         """
         async with asyncio.TaskGroup() as group:
             async for request in requests:
                 await self._slots.acquire()
                 task = group.create_task(self._run_one(request, take))
-                # Not in the task: one that is cancelled before it begins would keep its slot.
+                # Not in the task: a task cancelled before it starts would keep its slot.
                 task.add_done_callback(lambda _: self._slots.release())
-                # Others have the loop between two of them, which may be long to tokenise.
+                # Yield to the event loop between requests, which may take long to tokenise.
                 await asyncio.sleep(0)
             on_begun()
 
@@ -90,9 +90,9 @@ class Window:
             )
         except ApiError as error:
             return _refused(request, error)
-        # The edge: a bug in one request is not the end of all others.
+        # The outermost handler: a bug in one request must not end the others.
         except Exception:
-            logger.exception("a request of a batch ended in a bug")
+            logger.exception("a request of a batch failed because of a bug")
             return _refused(request, failed("The server had an error on this request."))
         return answered(request.custom_id, OK, reply_id, body)
 
@@ -102,8 +102,8 @@ class Window:
         return reply.rendering.reply_id, await reply.whole()
 
     async def _wait_open(self) -> None:
-        """Until requests are worked on; one waits for all, and then they come one by one."""
-        async with self._door:
+        """Wait until requests may start; one caller polls, the others wait for the lock."""
+        async with self._opening:
             await self._client.wait_ready()
             while self._is_closed():
                 await asyncio.sleep(POLL_INTERVAL_S)

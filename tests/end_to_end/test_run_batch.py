@@ -95,8 +95,8 @@ def test_a_run_goes_on_after_an_interruption_and_after_a_kill(tmp_path: Path) ->
     [
         ('{"custom_id": 1}\n', "out.jsonl", [f"in.jsonl, line {NUM_REQUESTS + 1}: "]),
         ("nonsense\n" * 30, "out.jsonl", ["not parseable as valid JSON", "more lines like these"]),
-        ("", "in.jsonl", ["in.jsonl is the input"]),
-        ("", "other", ["other exists and holds something else"]),
+        ("", "in.jsonl", ["in.jsonl is also the input"]),
+        ("", "other", ["other exists and does not hold answers"]),
         ("", "nowhere/out.jsonl", ["cannot write to nowhere/out.jsonl: No such file"]),
     ],
 )

@@ -26,14 +26,14 @@ _LONGEST_WINDOW_S = 366 * 24 * 3600
 
 
 class BatchRoutes:
-    """The routes; the work is the runner's."""
+    """The routes; the runner does the work."""
 
     def __init__(self, service: BatchService, body_memory: BodyMemory) -> None:
         self._service = service
         self._body_memory = body_memory
 
     def router(self) -> APIRouter:
-        """The routes as FastAPI takes them."""
+        """The routes as a FastAPI router."""
         router = APIRouter(prefix="/v1/batches", responses=failures(503))
         router.add_api_route(
             "",
@@ -70,7 +70,7 @@ class BatchRoutes:
         return router
 
     async def create(self, request: Request) -> Batch:
-        """A batch whose file is now validated."""
+        """Create a batch; its file is validated afterwards."""
         store, runner = self._service.store, self._service.runner
         async with self._body_memory.body(request) as content:
             body = parse(CreateBatch, content)
@@ -106,7 +106,7 @@ class BatchRoutes:
         return batch
 
     async def cancel(self, batch_id: str) -> Batch:
-        """Abort what runs of it; what is answered already stays."""
+        """Abort open requests; existing answers stay."""
         batch = await self._service.runner.cancel(batch_id)
         if batch is None:
             raise no_such_batch(batch_id)

@@ -1,4 +1,4 @@
-"""/v1/files: what batches are made of, and what comes out of them.
+"""/v1/files: the inputs of batches, and their outputs.
 
 Reference: https://platform.openai.com/docs/api-reference/files.
 """
@@ -42,7 +42,7 @@ _FIELDS = set(_FORM["properties"]) - {"file"}
 
 
 class FileRoutes:
-    """The routes; nothing of a file is in memory but what is just being read or written."""
+    """The routes; files are streamed, never held in memory as a whole."""
 
     def __init__(self, service: BatchService, max_file_bytes: int) -> None:
         self._service = service
@@ -50,7 +50,7 @@ class FileRoutes:
         self._num_uploads = 0
 
     def router(self) -> APIRouter:
-        """The routes as FastAPI takes them."""
+        """The routes as a FastAPI router."""
         router = APIRouter(prefix="/v1/files", responses=failures(503))
         router.add_api_route(
             "",
@@ -103,7 +103,7 @@ class FileRoutes:
         return router
 
     async def upload(self, request: Request) -> FileObject:
-        """Keep a file; 429 while too many are coming in."""
+        """Store a file; 429 while too many uploads are running."""
         store = self._service.store
         if self._num_uploads >= MAX_UPLOADS:
             raise too_busy(f"Too many uploads: {MAX_UPLOADS} may run at one time.")
@@ -114,9 +114,9 @@ class FileRoutes:
             file = _describe(form)
             await store.add_file(file, upload)
         except (DatabaseError, OSError) as error:
-            # The log says why: paths are not the client's.
-            logger.error("an upload cannot be kept: %s", error)
-            raise failed("The file cannot be kept.") from error
+            # The reason is in the log: clients need not see paths.
+            logger.error("cannot store an upload: %s", error)
+            raise failed("The file cannot be stored.") from error
         finally:
             self._num_uploads -= 1
             upload.unlink(missing_ok=True)
@@ -144,7 +144,7 @@ class FileRoutes:
         return file
 
     async def content(self, file_id: str) -> Response:
-        """What is in it, or a range of that."""
+        """A file's content, or a range of it."""
         file = await self.file(file_id)
         path = self._service.store.content(file_id)
         if not path.is_file():
@@ -152,7 +152,7 @@ class FileRoutes:
         return _Content(path, filename=file.filename, media_type="application/octet-stream")
 
     async def delete(self, file_id: str) -> FileDeleted:
-        """Delete it, unless a batch that has not ended needs it."""
+        """Delete a file, unless an open batch needs it."""
         try:
             was_there = await self._service.store.delete_file(file_id)
         except FileInUseError as error:
@@ -172,7 +172,7 @@ def no_such_file(file_id: str, param: str = "file_id") -> ApiError:
 
 
 class _Content(FileResponse):
-    """Read for as long as its client stays."""
+    """A file response that ends when its client disconnects."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write it. Raises `ApiError` (416)."""
@@ -181,7 +181,7 @@ class _Content(FileResponse):
 
 
 def _describe(form: MultipartForm) -> FileObject:
-    """The file that the form asks to keep. Raises `ApiError` (400)."""
+    """The file object for the form. Raises `ApiError` (400)."""
     unknown = sorted(form.fields.keys() - _FIELDS)
     if unknown:
         message = f"Unrecognized request argument supplied: {unknown[0]}"
@@ -208,7 +208,7 @@ def _describe(form: MultipartForm) -> FileObject:
 
 
 def _lifetime_s(fields: dict[str, str]) -> int | None:
-    """How long the file is kept."""
+    """The file's lifetime; None for no expiry."""
     given = {
         field.removeprefix("expires_after[").removesuffix("]"): value
         for field, value in fields.items()

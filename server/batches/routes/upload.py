@@ -1,4 +1,4 @@
-"""The upload: a multipart form whose file goes to the disk as it comes, never to memory as a whole.
+"""Uploads: a multipart form; its file is written to disk as it arrives, never held in memory.
 
 Reference: https://platform.openai.com/docs/api-reference/files/create, RFC 7578.
 """
@@ -20,12 +20,12 @@ from server.http.errors import ApiError, invalid
 SILENCE_TIMEOUT_S = 60.0
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 1024
-# What a form has beside its file.
-_ROOM_FOR_FIELDS = 64 * 1024
+# Bytes of a form other than its file.
+_MAX_FORM_OVERHEAD_BYTES = 64 * 1024
 
 
 class MultipartForm:
-    """A multipart form on its way; feed it with `write`, which returns what is the file's.
+    """A multipart form being received; feed it with `write`, which returns the file's bytes.
 
     Raises `ApiError` (400, and 413 for a file above `max_file_bytes`).
     """
@@ -63,7 +63,7 @@ class MultipartForm:
             raise invalid(f"The form's boundary cannot be used: {error}.") from error
 
     def write(self, data: bytes) -> bytes:
-        """Parse what has come; the part of it that is the file's."""
+        """Parse a chunk; returns the bytes in it that belong to the file."""
         try:
             self._parser.write(data)
         except FormParserError as error:
@@ -118,12 +118,12 @@ class MultipartForm:
 
 
 async def receive(request: Request, target: Path, max_file_bytes: int) -> MultipartForm:
-    """The request's form; its file is whole and on the disk at `target`.
+    """Receive the request's form; its file is complete and synced to disk at `target`.
 
-    Raises `ApiError`: 400, 408 when the client falls silent, 413 for a file that is too large;
-    `ClientDisconnect` when it goes away, `OSError`.
+    Raises `ApiError`: 400, 408 when the client sends nothing, 413 for a file that is too large;
+    `ClientDisconnect`, `OSError`.
     """
-    if announces_more(request, max_file_bytes + _ROOM_FOR_FIELDS):
+    if announces_more(request, max_file_bytes + _MAX_FORM_OVERHEAD_BYTES):
         raise too_large(max_file_bytes)
     form = MultipartForm(request.headers.get("content-type", ""), max_file_bytes)
     with target.open("wb") as file:
@@ -134,7 +134,7 @@ async def receive(request: Request, target: Path, max_file_bytes: int) -> Multip
                 await asyncio.to_thread(file.write, content)
         if not form.is_complete:
             raise invalid("The form of your request ends too early.")
-        await asyncio.to_thread(_keep, file)
+        await asyncio.to_thread(_sync, file)
     return form
 
 
@@ -149,11 +149,11 @@ async def _next_data(stream: AsyncIterator[bytes]) -> bytes | None:
         async with asyncio.timeout(SILENCE_TIMEOUT_S):
             return await anext(stream, None)
     except TimeoutError:
-        message = f"Nothing of the request's body came for {SILENCE_TIMEOUT_S:g} seconds."
+        message = f"Nothing of the request's body was received for {SILENCE_TIMEOUT_S:g} seconds."
         raise ApiError(408, message, code="request_timeout") from None
 
 
-def _keep(file: BinaryIO) -> None:
-    """Let it outlive the machine's power."""
+def _sync(file: BinaryIO) -> None:
+    """Sync to disk, so that it survives a power failure."""
     file.flush()
     os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""The answer writer: answers from the event loop to their files, in groups and in one thread."""
+"""The answer writer: writes answers from the event loop to files, in groups, in one thread."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,21 +14,21 @@ Result = TypeVar("Result")
 
 
 class BatchProgress(NamedTuple):
-    """What is answered, and the tokens of just that."""
+    """The counts of a batch's answers, and the tokens of exactly these."""
 
     counts: RequestCounts
     usage: BatchUsage
 
 
 class AnswerWriter:
-    """The answers of one batch; a caller waits until its answer is in the file.
+    """Writes the answers of one batch; a caller waits until its answer is in the file.
 
-    After an `OSError`, open another: what is written then is known from the files alone.
+    After an `OSError`, open a new one: only the files show what was written.
     """
 
     def __init__(self, output: Path, errors: Path) -> None:
         self._paths = output, errors
-        # One thread: what follows a write that nobody waits for any more still comes after it.
+        # One thread: work that follows an abandoned write still runs after it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
         self._unwritten: list[LineAnswer] = []
         self._writing = asyncio.Lock()
@@ -51,24 +51,24 @@ class AnswerWriter:
 
     @property
     def answers(self) -> Answers:
-        """What is in the files."""
+        """The files' contents so far."""
         assert self._answers is not None, "only inside the block"
         return self._answers
 
     async def add(self, *answers: LineAnswer) -> None:
-        """Write them, together with those that come meanwhile. Raises `OSError`."""
+        """Write answers, together with those added meanwhile. Raises `OSError`."""
         self._unwritten += answers
         await self.flush()
 
     async def flush(self) -> None:
-        """Write what has been added by callers that were cancelled, too. Raises `OSError`."""
+        """Write all added answers, including those of cancelled callers. Raises `OSError`."""
         async with self._writing:
             if self._unwritten:
                 group, self._unwritten = self._unwritten, []
                 await self._call(lambda: self.answers.append(group))
 
     async def progress(self, total: int) -> BatchProgress:
-        """How far it is of so many; what is counted outlives the machine's power.
+        """Progress towards `total` requests; the counted answers are synced to disk first.
 
         Raises `OSError`.
         """
@@ -83,9 +83,9 @@ class AnswerWriter:
         self._answers = Answers(*self._paths)
 
     async def _call(self, work: Callable[[], Result]) -> Result:
-        """Run it to its end, also when the caller is cancelled meanwhile.
+        """Run `work` to its end, even when the caller is cancelled meanwhile.
 
-        A group has the answers of others too, and whoever opens the files next must be alone.
+        A group has other callers' answers too, and the files may be opened again only after it.
         """
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._thread, work)

@@ -1,9 +1,9 @@
-"""The answers: lines of a file that only grows, which is its own journal.
+"""The answers: lines of an append-only file, which is its own journal.
 
-A request is answered when its line is whole in the file, and not before. Whatever kills the process
-leaves at most one torn line at the end, which goes when the file is opened again; all that is not
-in the file is then run once more. So each custom_id is answered once, with no second record that
-would have to agree with the first.
+A request is answered once its complete line is in the file. A process that is killed leaves at most
+one torn line at the end, which is cut off when the file is opened again; requests without a line
+are then run again. So each custom_id is answered once, without a second record that would have to
+agree with the file.
 
 Reference: https://platform.openai.com/docs/guides/batch#5-retrieve-the-results.
 """
@@ -32,7 +32,7 @@ _BEGINNING = b'{"id":"batch_req_'
 
 
 class DamagedAnswersError(Exception):
-    """A file that should hold answers holds something else; the text is one line for the user."""
+    """A file does not hold answers only; the message is one line for the user."""
 
 
 class _PromptDetails(msgspec.Struct):
@@ -72,7 +72,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class LineAnswer(NamedTuple):
-    """One request's line, and what of it is counted."""
+    """One request's line, and the values that are counted."""
 
     custom_id: str
     line: bytes
@@ -102,7 +102,7 @@ class Answers:
     """
 
     def __init__(self, output: Path, errors: Path) -> None:
-        """Open the files, made new where there are none, and cut off what is torn.
+        """Open or create the files, and cut off torn lines.
 
         Raises `OSError`.
         """
@@ -119,7 +119,7 @@ class Answers:
             opened.pop_all()
 
     def counts(self, total: int) -> RequestCounts:
-        """Answers by kind, beside how many there will be."""
+        """The numbers of successes and failures, and `total`."""
         failed = len(self.custom_ids) - self._num_successes
         return RequestCounts(total=total, completed=self._num_successes, failed=failed)
 
@@ -135,7 +135,7 @@ class Answers:
         )
 
     def append(self, answers: Iterable[LineAnswer]) -> None:
-        """Write lines, which then outlive this process. Raises `OSError`; none is torn then."""
+        """Write lines, which survive this process. Raises `OSError` and leaves no torn line."""
         for file in self._files():
             chosen = [a for a in answers if self._file_of(a) is file]
             file.append(b"".join(answer.line for answer in chosen))
@@ -143,12 +143,12 @@ class Answers:
                 self._count(answer)
 
     def sync(self) -> None:
-        """Let all lines outlive the machine's power as well. Raises `OSError`."""
+        """Sync to disk, so that the lines survive a power failure. Raises `OSError`."""
         for file in self._files():
             file.sync()
 
     def sizes(self) -> tuple[int, int]:
-        """Bytes of output and errors."""
+        """The sizes of the output and error files, in bytes."""
         return self._output.num_bytes, self._errors.num_bytes
 
     def close(self) -> None:
@@ -177,21 +177,20 @@ class Answers:
 def check_is_answers(path: Path) -> None:
     """Raises `DamagedAnswersError` where `path` holds anything but answers and a torn last line.
 
-    For a file that the user has named: what is torn is cut off, and something else is not ours to
-    cut.
+    For a file named by the user: opening it cuts off a torn line, and must not cut other contents.
     """
     with path.open("rb") as file:
         if not _begins_as_answer(file.read(len(_BEGINNING))):
-            raise DamagedAnswersError(f"{path} exists and holds something else than answers")
+            raise DamagedAnswersError(f"{path} exists and does not hold answers")
         file.seek(0)
         for number, line in enumerate(file, 1):
             is_torn = not line.endswith(b"\n")
             if not _begins_as_answer(line) or not (is_torn or _parse(line)):
-                raise DamagedAnswersError(f"{path}, line {number}: this is no answer")
+                raise DamagedAnswersError(f"{path}, line {number}: this is not an answer")
 
 
 class _JsonLines:
-    """A file that grows by whole lines."""
+    """A file to which whole lines are appended."""
 
     def __init__(self, path: Path) -> None:
         self.num_bytes = 0
@@ -199,7 +198,7 @@ class _JsonLines:
         self._path = path
 
     def recover(self) -> Iterator[LineAnswer]:
-        """The lines before the first that is not whole; what follows is cut off."""
+        """The answers before the first incomplete line; the rest of the file is cut off."""
         with self._path.open("rb") as file:
             for number, line in enumerate(file):
                 answer = _parse(line)
@@ -238,7 +237,7 @@ def _begins_as_answer(line: bytes) -> bool:
 
 
 def _parse(line: bytes) -> LineAnswer | None:
-    """The answer, of which the line itself is not kept; None where it is not whole."""
+    """The answer without its line's bytes; None if the line is incomplete."""
     if not line.endswith(b"\n"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Sets of custom_ids in 16 bytes each, so that a million of them are no burden."""
+"""Sets of custom_ids at 16 bytes each, so that a million of them take 16 MB."""
 
 from hashlib import blake2b
 
@@ -8,7 +8,7 @@ _DIGEST_BYTES = 16
 
 
 class CustomIds:
-    """A set that grows; what is in it is asked of a `sorted` copy."""
+    """A growing set; membership is tested on a `sorted` copy."""
 
     def __init__(self) -> None:
         self._digests = bytearray()
@@ -17,15 +17,15 @@ class CustomIds:
         return len(self._digests) // _DIGEST_BYTES
 
     def add(self, custom_id: str) -> None:
-        """Put one in."""
+        """Add an id."""
         self._digests += _digest(custom_id)
 
     def sorted(self) -> "SortedIds":
-        """What is in it now."""
+        """A copy for membership tests."""
         return SortedIds(bytes(self._digests))
 
     def repetitions(self) -> list[int]:
-        """The indices of those that were put in before, in order."""
+        """The indices, in order, of ids that had been added before."""
         digests = np.frombuffer(self._digests, dtype=f"S{_DIGEST_BYTES}")
         order = np.argsort(digests, kind="stable")
         ordered = digests[order]
@@ -34,7 +34,7 @@ class CustomIds:
 
 
 class SortedIds:
-    """A set that can be asked."""
+    """An immutable set for membership tests."""
 
     def __init__(self, digests: bytes) -> None:
         self._digests = np.sort(np.frombuffer(digests, dtype=f"S{_DIGEST_BYTES}"))
@@ -49,8 +49,8 @@ class SortedIds:
 
 
 def _digest(custom_id: str) -> bytes:
-    """Two of a million ids share one with a probability of 1e-24.
+    """Two of a million ids collide with a probability of 1e-24.
 
-    numpy drops zeros at the end of a string of bytes: the last byte is none.
+    numpy drops trailing zero bytes, so the last byte is not zero.
     """
     return blake2b(custom_id.encode(), digest_size=_DIGEST_BYTES - 1).digest() + b"."

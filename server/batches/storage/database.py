@@ -1,4 +1,4 @@
-"""The database: one SQLite file, and one thread that alone talks to it."""
+"""The database: one SQLite file, used by one thread only."""
 
 import asyncio
 import sqlite3
@@ -32,11 +32,11 @@ Result = TypeVar("Result")
 
 
 class DatabaseError(Exception):
-    """The database cannot be used; the text is one line for the user."""
+    """The database cannot be used; the message is one line for the user."""
 
 
 class Database:
-    """Documents in two tables; what is told to be written stays, whatever dies afterwards."""
+    """Documents in two tables; a committed transaction survives crashes and power failures."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -44,15 +44,15 @@ class Database:
         self._connection: sqlite3.Connection | None = None
 
     async def open(self) -> None:
-        """Open it, made new where there is none. Raises `DatabaseError`."""
+        """Open or create it. Raises `DatabaseError`."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch database")
         await self._call(self._open)
 
     async def run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        """What `work` returns; all that it does is one transaction, undone when it raises.
+        """Run `work` in one transaction, rolled back when it raises; returns its result.
 
-        Raises `DatabaseError`, and whatever `work` raises. It runs to its end, or not at all, also
-        when the caller is cancelled.
+        Raises `DatabaseError`, and whatever `work` raises. If the caller is cancelled, `work` still
+        runs to its end or not at all.
         """
         return await self._call(lambda: self._transact(work))
 
@@ -73,11 +73,11 @@ class Database:
                 self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None
             )
             self._connection.execute("PRAGMA journal_mode = WAL")
-            # A batch that was accepted is there after a power failure too.
+            # An accepted batch must survive a power failure.
             self._connection.execute("PRAGMA synchronous = FULL")
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             if version > VERSION:
-                message = f"{self._path} is of version {version}, this tdpipe knows {VERSION}"
+                message = f"{self._path} has version {version}, this tdpipe supports {VERSION}"
                 raise DatabaseError(message)
             if version == 0:
                 script = f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"

@@ -1,11 +1,11 @@
-r"""A batch's life: its states, and what takes it from one to the next.
+r"""A batch's lifecycle: its states, and the transitions between them.
 
     validating --> in_progress --> finalizing --> completed | expired
         |   \           |
         |    \----------+--> cancelling --> cancelled
         +--> failed | expired
 
-A step that comes too late, such as the end of the validation of a batch that was cancelled
+A transition that comes too late, such as the end of the validation of a batch that was cancelled
 meanwhile, changes nothing.
 """
 
@@ -20,10 +20,10 @@ ENDED = frozenset({"failed", "completed", "expired", "cancelled"})
 
 
 class StoredBatch(Batch):
-    """What is kept of a batch beside what the client sees.
+    """A batch with the fields that clients do not see.
 
-    The files of its answers have their names from the beginning, but exist for the client only once
-    the batch has ended. `ends_as` is what it becomes after finalizing.
+    The names of its answer files are set at creation, but clients see the files only after the
+    batch has ended. `ends_as` is its status after finalizing.
     """
 
     output_name: str
@@ -33,18 +33,18 @@ class StoredBatch(Batch):
 
     @property
     def is_open(self) -> bool:
-        """Whether there is something left to do."""
+        """Whether it has not ended."""
         return self.status not in ENDED
 
     def validated(self, num_requests: int, now: int) -> Self:
-        """Its input can be worked on."""
+        """Its input is valid."""
         if self.status != "validating":
             return self
         counts = RequestCounts(total=num_requests)
         return self._with(status="in_progress", in_progress_at=now, request_counts=counts)
 
     def failed(self, errors: list[BatchError], now: int) -> Self:
-        """Its input cannot be worked on."""
+        """Its input is invalid."""
         if self.status != "validating":
             return self
         return self._with(
@@ -55,25 +55,25 @@ class StoredBatch(Batch):
         )
 
     def counted(self, counts: RequestCounts, usage: BatchUsage | None = None) -> Self:
-        """So far has it come."""
+        """Update its progress."""
         if not self.is_open:
             return self
         return self._with(request_counts=counts, usage=usage)
 
     def cancelling(self, now: int) -> Self:
-        """Its client does not want the rest."""
+        """The client has cancelled it."""
         if self.status not in ("validating", "in_progress"):
             return self
         return self._with(status="cancelling", cancelling_at=now, ends_as="cancelled")
 
     def finalizing(self, ends_as: Ending, now: int) -> Self:
-        """All is answered that will be. It is in `cancelling` that a cancelled batch is closed."""
+        """No more answers follow. A cancelled batch skips this state: it ends from `cancelling`."""
         if self.status not in ("validating", "in_progress"):
             return self
         return self._with(status="finalizing", finalizing_at=now, ends_as=ends_as)
 
     def ended(self, output_file_id: str | None, error_file_id: str | None, now: int) -> Self:
-        """Its files are there for the client."""
+        """Its files are published."""
         assert self.ends_as is not None, "it was finalizing or cancelling"
         return self._with(
             status=self.ends_as,
@@ -87,5 +87,5 @@ class StoredBatch(Batch):
 
 
 def new_id(prefix: str) -> str:
-    """An id that nobody had before, such as `file-9b1d...`."""
+    """A new unique id, such as `file-9b1d...`."""
     return prefix + uuid.uuid4().hex

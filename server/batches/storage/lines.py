@@ -14,14 +14,14 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 MAX_CUSTOM_ID_CHARACTERS = 512
-# A thread at work on a large file lets others have the interpreter after so many lines.
+# A thread that reads a large file releases the GIL after this many lines.
 LINES_AT_A_TIME = 64
 ANY_LENGTH = 2**31 - 1
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class BadLineError(ValueError):
-    """A line is no request that can be run here; the text is for the client."""
+    """A line is not a request that this server can run; the message is for the client."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class BadLineError(ValueError):
 
 
 class LineRequest(NamedTuple):
-    """One request: the endpoint's path, and the body as the client has written it."""
+    """One request: its endpoint's path, and its body as the client wrote it."""
 
     custom_id: str
     url: str
@@ -39,7 +39,7 @@ class LineRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """What a line may ask for here."""
+    """The requests that lines may contain."""
 
     urls: Collection[str]
     models: Collection[str]
@@ -59,7 +59,7 @@ class _RequestBody(msgspec.Struct):
 
 
 class _Lengths(msgspec.Struct):
-    """Raw, because a value may still be anything."""
+    """Raw, because the values are not validated yet."""
 
     expected_tokens: msgspec.Raw = msgspec.Raw()
     max_completion_tokens: msgspec.Raw = msgspec.Raw()
@@ -74,9 +74,9 @@ _decode_lengths = msgspec.json.Decoder(_Lengths).decode
 
 
 def read_lines(file: BinaryIO, max_line_bytes: int = 2**40) -> Iterator[tuple[int, bytes]]:
-    """Each line that is not blank with its number, counted from 1.
+    """The lines that are not blank, with their numbers, counted from 1.
 
-    Of a line that is too long, only the beginning comes, one byte more than is allowed.
+    A line that is too long is cut to one byte more than the limit.
     """
     number = 0
     while line := file.readline(max_line_bytes + 1):
@@ -112,12 +112,12 @@ def parse_line(line: bytes) -> LineRequest:
 
 
 def longest_answer(body: bytes) -> int:
-    """How many tokens a checked request's answer may have, as far as the client says.
+    """The longest answer of a checked request, in tokens, by the client's own fields.
 
-    That is what it expects, else its limit; without either the answer may have any length.
+    That is the expected length, otherwise the limit; without both, it may have any length.
     """
-    told = _decode_lengths(body)
-    for length in (told.expected_tokens, told.max_completion_tokens, told.max_tokens):
+    given = _decode_lengths(body)
+    for length in (given.expected_tokens, given.max_completion_tokens, given.max_tokens):
         digits = bytes(length)
         if digits.isdigit() and len(digits) <= len(str(ANY_LENGTH)):
             return int(digits)
@@ -125,9 +125,9 @@ def longest_answer(body: bytes) -> int:
 
 
 def check_line(line: bytes, rules: Rules) -> LineRequest:
-    """The request in a line, which asks for nothing but what `rules` allow.
+    """The request in a line, checked against `rules`.
 
-    What else is in its body is checked when it is run. Raises `BadLineError`.
+    The rest of its body is checked when it runs. Raises `BadLineError`.
     """
     if len(line) > rules.max_line_bytes:
         message = f"This line is too long: at most {rules.max_line_bytes} bytes are accepted."
@@ -135,7 +135,7 @@ def check_line(line: bytes, rules: Rules) -> LineRequest:
     request = parse_line(line)
     if request.url not in rules.urls:
         allowed = " or ".join(sorted(rules.urls))
-        message = f"The url '{request.url}' cannot be asked here: it must be {allowed}."
+        message = f"The url '{request.url}' is not supported here: it must be {allowed}."
         raise BadLineError("invalid_url", message, "url")
     try:
         body = _decode_body(request.body)

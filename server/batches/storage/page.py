@@ -1,4 +1,4 @@
-"""The page: a part of a table in the order of creation, as the API lists it."""
+"""Pages: parts of a table in the order of creation, as the API lists them."""
 
 import sqlite3
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from server.openai.fields.batch import Order
 
 
 class UnknownCursorError(Exception):
-    """There is nothing with the id that a page shall begin after."""
+    """There is no row with the id after which the page should begin."""
 
 
 class Page(NamedTuple):
@@ -19,7 +19,7 @@ class Page(NamedTuple):
     has_more: bool
 
     def as_list(self) -> bytes:
-        """The API's list of them; they are JSON already, and never parsed."""
+        """The API's list object; the documents are JSON already and are not parsed."""
         return msgspec.json.encode(
             {
                 "object": "list",
@@ -40,9 +40,9 @@ def read_page(
     limit: int,
     order: Order,
 ) -> Page:
-    """Some rows of a table, after the one with this id. Raises `UnknownCursorError`.
+    """Rows of a table, after the one with the id `after`. Raises `UnknownCursorError`.
 
-    `table`, `where` and `order` are ours, never the client's words.
+    `table`, `where` and `order` go into the SQL unescaped: they must not come from clients.
     """
     bound = {"asc": 0, "desc": 2**63 - 1}[order]
     if after is not None:

@@ -1,12 +1,12 @@
-"""The store: files and batches as they are kept in one folder.
+"""The store: files and batches in one folder.
 
-    FOLDER/store.sqlite3   what is known of each
-    FOLDER/files/ID        contents; also the answers of batches that have not ended
-    FOLDER/uploads/NAME    what is still coming in
-    FOLDER/lock            held by the one process that works here
+    FOLDER/store.sqlite3   their metadata
+    FOLDER/files/ID        contents; also the answers of open batches
+    FOLDER/uploads/NAME    uploads in progress
+    FOLDER/lock            held by the process that uses the folder
 
-A file's content is whole and on the disk before its row is there, and its row is gone before its
-content is. So a content without a row is nobody's, and goes when the store is opened.
+A file's content is complete and synced before its row is inserted, and its row is deleted before
+its content. So a content without a row is left over, and is removed when the store is opened.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from server.openai.fields.batch import FileObject, Order
 
 
 class StoreTakenError(Exception):
-    """Another process works in this folder; the text is one line for the user."""
+    """Another process uses this folder; the message is one line for the user."""
 
 
 class UnknownFileError(Exception):
@@ -32,7 +32,7 @@ class UnknownFileError(Exception):
 
 
 class FileInUseError(Exception):
-    """A batch that has not ended needs the file; the text is the batch's id."""
+    """An open batch needs the file; the message is the batch's id."""
 
 
 class Store:
@@ -46,7 +46,7 @@ class Store:
         self._lock: IO[str] | None = None
 
     async def open(self) -> None:
-        """Take the folder and tidy it up.
+        """Lock the folder and remove leftovers.
 
         Raises `StoreTakenError`, and `DatabaseError` or `OSError` where the folder is unusable.
         """
@@ -61,7 +61,7 @@ class Store:
             raise
 
     async def close(self) -> None:
-        """Let go of the folder."""
+        """Close the database and unlock the folder."""
         try:
             await self._database.close()
         finally:
@@ -69,17 +69,17 @@ class Store:
                 self._lock.close()
 
     def content(self, file_id: str) -> Path:
-        """Where a file's content is."""
+        """The path of a file's content."""
         return self._files / file_id
 
     def new_upload(self) -> Path:
-        """Where a content that comes in may be written."""
+        """A new path for an upload."""
         return self._uploads / new_id("")
 
     async def add_file(self, file: FileObject, upload: Path) -> None:
-        """Keep `upload`, which is whole and on the disk, as the content of `file`.
+        """Store `upload`, which is complete and synced, as the content of `file`.
 
-        Raises `DatabaseError` or `OSError`; nothing is left of the file then.
+        Raises `DatabaseError` or `OSError`, and then leaves nothing of the file.
         """
         content = self.content(file.id)
 
@@ -94,7 +94,7 @@ class Store:
             raise
 
     async def file(self, file_id: str, now: int) -> FileObject | None:
-        """The file, unless there is none or its time has come."""
+        """The file; None if there is none or it has expired."""
         query = "SELECT document FROM files WHERE id = ? AND coalesce(expires_at > ?, TRUE)"
         row = await self._database.run(lambda c: c.execute(query, (file_id, now)).fetchone())
         return FileObject.model_validate_json(row[0]) if row else None
@@ -108,7 +108,7 @@ class Store:
         order: Order = "desc",
         purpose: str | None = None,
     ) -> bytes:
-        """Files by their creation, a `FileList` as JSON. Raises `UnknownCursorError`."""
+        """Files in the order of creation, a `FileList` as JSON. Raises `UnknownCursorError`."""
         where = "coalesce(expires_at > ?, TRUE) AND coalesce(purpose = ?, TRUE)"
 
         def read(connection: sqlite3.Connection) -> bytes:
@@ -118,7 +118,7 @@ class Store:
         return await self._database.run(read)
 
     async def delete_file(self, file_id: str) -> bool:
-        """Whether there was such a file. Raises `FileInUseError`."""
+        """Delete a file; whether it existed. Raises `FileInUseError`."""
 
         def delete(connection: sqlite3.Connection) -> bool:
             for batch in _open_batches(connection):
@@ -132,7 +132,7 @@ class Store:
         return was_there
 
     async def delete_expired(self, now: int) -> list[str]:
-        """Delete the files whose time has come, unless a batch needs them; their ids."""
+        """Delete expired files that no open batch needs; returns their ids."""
 
         def delete(connection: sqlite3.Connection) -> list[str]:
             needed = {batch.input_file_id for batch in _open_batches(connection)}
@@ -148,9 +148,9 @@ class Store:
         return gone
 
     async def add_batch(self, batch: StoredBatch, max_open: int) -> bool:
-        """Whether it was taken; not where so many are open already.
+        """Add a batch; False if `max_open` are open already.
 
-        Raises `UnknownFileError` where its input is not, or no longer, there.
+        Raises `UnknownFileError` where its input does not exist or has expired.
         """
 
         def insert(connection: sqlite3.Connection) -> bool:
@@ -176,14 +176,14 @@ class Store:
     async def batches(
         self, *, after: str | None = None, limit: int = 20
     ) -> tuple[list[StoredBatch], bool]:
-        """Batches, the youngest first, and whether more follow. Raises `UnknownCursorError`."""
+        """Batches, newest first, and whether more follow. Raises `UnknownCursorError`."""
         rows, has_more = await self._database.run(
             lambda connection: read_page(connection, "batches", "TRUE", (), after, limit, "desc")
         )
         return [StoredBatch.model_validate_json(document) for _, document in rows], has_more
 
     async def open_batches(self) -> list[StoredBatch]:
-        """What has not ended, the oldest first."""
+        """The open batches, oldest first."""
         return await self._database.run(_open_batches)
 
     async def change_batch(
@@ -192,7 +192,7 @@ class Store:
         change: Callable[[StoredBatch], StoredBatch],
         files: Sequence[FileObject] = (),
     ) -> StoredBatch | None:
-        """The batch after `change`; `files` come into being at the same moment."""
+        """Apply `change` to the batch and add `files`, in one transaction; returns the batch."""
 
         def write(connection: sqlite3.Connection) -> StoredBatch | None:
             before = _batch(connection, batch_id)
@@ -218,12 +218,12 @@ class Store:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.close()
-            message = f"another daemon works on the batches in {self._folder}"
+            message = f"another daemon uses the batches in {self._folder}"
             raise StoreTakenError(message) from error
         self._lock = lock
 
     async def _tidy_up(self) -> None:
-        """Remove what a process that was killed has left half done."""
+        """Remove leftovers of a process that was killed."""
 
         def known(connection: sqlite3.Connection) -> set[str]:
             names = {file_id for (file_id,) in connection.execute("SELECT id FROM files")}
@@ -256,7 +256,7 @@ def _open_batches(connection: sqlite3.Connection) -> list[StoredBatch]:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Rename, so that it lasts."""
+    """Rename, and sync the folder."""
     source.rename(target)
     _sync_folder(target.parent)
 

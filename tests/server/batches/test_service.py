@@ -1,4 +1,4 @@
-"""The batch service: where a model's files and batches are."""
+"""The batch service: the folder of a model's files and batches."""
 
 import pytest
 
@@ -17,5 +17,5 @@ from server.batches.service import folder_name
         ("a\0b", "a%00b"),
     ],
 )
-def test_no_model_s_name_leads_out_of_the_folder_of_batches(model: str, folder: str) -> None:
+def test_no_models_name_leads_out_of_the_folder_of_batches(model: str, folder: str) -> None:
     assert folder_name(model) == folder

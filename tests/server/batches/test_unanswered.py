@@ -1,4 +1,4 @@
-"""What is asked of an input file, and in which order."""
+"""Unanswered requests of an input file, and their order."""
 
 import asyncio
 import sys
@@ -15,7 +15,7 @@ from tests.server.batches.world import chat_line, line
 
 
 def asked(path: Path, content: str, num_in_order: int, answered: tuple[str, ...] = ()) -> list[str]:
-    """The custom_ids that come."""
+    """The custom_ids in order."""
     path.write_bytes(content.encode("utf-8"))
     done = CustomIds()
     for custom_id in answered:
@@ -27,7 +27,7 @@ def asked(path: Path, content: str, num_in_order: int, answered: tuple[str, ...]
     return asyncio.run(ask())
 
 
-def test_the_beginning_comes_in_its_order_and_the_rest_the_longest_first(tmp_path: Path) -> None:
+def test_the_first_requests_are_in_order_and_the_rest_longest_first(tmp_path: Path) -> None:
     max_tokens = [1, 5, 100, 7, 300, 90, 2]
     content = "\n".join(line(f"r{i}", max_tokens=number) for i, number in enumerate(max_tokens))
     path = tmp_path / "in.jsonl"

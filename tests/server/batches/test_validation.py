@@ -1,4 +1,4 @@
-"""The validation of whole files."""
+"""The validation of whole input files."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ RULES = Rules({"/v1/completions"}, {MODEL}, 10_000)
 
 
 def validate(folder: Path, content: str, max_requests: int = 1000) -> int:
-    """The number of requests in this file."""
+    """Validate a file; the number of its requests."""
     path = folder / "in.jsonl"
     path.write_text(content)
     validation = Validation(path, RULES, max_requests)
@@ -37,7 +37,7 @@ def test_a_file_without_requests_is_refused(tmp_path: Path) -> None:
     assert faults(tmp_path, "\n \n") == [(None, "empty_file")]
 
 
-def test_as_many_requests_as_are_allowed_pass_and_one_more_does_not(tmp_path: Path) -> None:
+def test_the_number_of_requests_is_limited(tmp_path: Path) -> None:
     assert validate(tmp_path, lines(7), max_requests=7) == 7
     assert faults(tmp_path, lines(8), max_requests=7) == [(8, "too_many_requests")]
 
@@ -52,7 +52,7 @@ def test_every_repetition_is_named_in_the_order_of_lines(tmp_path: Path) -> None
     ]
 
 
-def test_errors_have_an_end(tmp_path: Path) -> None:
+def test_the_number_of_errors_is_limited(tmp_path: Path) -> None:
     assert len(faults(tmp_path, "{broken\n" * 500)) == MAX_ERRORS
     assert len(faults(tmp_path, (line("a") + "\n") * 500)) == MAX_ERRORS
 

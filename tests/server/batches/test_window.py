@@ -1,4 +1,4 @@
-"""The window: who is at fault when a request does not succeed, and what is asked again."""
+"""The window: which failures are the request's own, and which are retried."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -22,25 +22,25 @@ METRICS = Metrics()
 
 @dataclass
 class FakeReply:
-    """An answer, or what happens instead."""
+    """An answer, or an error instead."""
 
     outcome: Callable[[], bytes]
     reply_id: str = "cmpl-1"
 
     @property
     def rendering(self) -> "FakeReply":
-        """Itself: it has the id."""
+        """Itself, which has the id."""
         return self
 
     async def whole(self) -> bytes:
-        """Let others run, then give the outcome."""
+        """Let other tasks run, then return the outcome."""
         await asyncio.sleep(0)
         return self.outcome()
 
 
 @dataclass
 class FakeEngine:
-    """An endpoint and its engine's client in one; `outcomes` are given in order, then answers."""
+    """An endpoint and its engine client in one; returns `outcomes` in order, then answers."""
 
     outcomes: list[Callable[[], bytes]] = field(default_factory=list)
     is_ready: bool = True
@@ -49,12 +49,12 @@ class FakeEngine:
     asked: list[bytes] = field(default_factory=list)
 
     async def wait_ready(self) -> None:
-        """One comes as soon as it is waited for."""
+        """Becomes ready as soon as it is waited for."""
         await asyncio.sleep(0)
         self.is_ready = True
 
     async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
-        """As an endpoint has it."""
+        """Like an endpoint's."""
         assert offline
         self.asked.append(body)
         outcome = self.outcomes.pop(0) if self.outcomes else lambda: b'{"usage":null}'
@@ -72,7 +72,7 @@ def fails(error: Exception, then: Callable[[], Any] = lambda: None) -> Callable[
 
 
 async def several(count: int) -> AsyncIterator[LineRequest]:
-    """So many requests."""
+    """`count` requests."""
     for i in range(count):
         yield LineRequest(f"r{i}", PATH, b"%d" % i)
 
@@ -80,7 +80,7 @@ async def several(count: int) -> AsyncIterator[LineRequest]:
 def run(
     engine: FakeEngine, count: int = 1, is_closed: Callable[[], bool] = lambda: False
 ) -> list[LineAnswer]:
-    """The answers to so many requests, two at one time."""
+    """The answers to `count` requests, two at a time."""
     answers: list[LineAnswer] = []
 
     async def take(answer: LineAnswer) -> None:
@@ -108,7 +108,7 @@ def test_every_request_is_answered_once() -> None:
     assert all(answer.is_success for answer in answers)
 
 
-def test_a_queue_that_is_full_is_not_the_request_s_fault() -> None:
+def test_a_full_queue_is_not_the_requests_fault() -> None:
     engine = FakeEngine([fails(too_busy("full"))] * 20)
     (answer,) = run(engine)
     assert answer.is_success
@@ -125,7 +125,7 @@ def test_a_queue_that_is_full_is_not_the_request_s_fault() -> None:
         failed("a stage failed each time", retry=False),
     ],
 )
-def test_a_request_that_is_wrong_is_asked_once(error: ApiError) -> None:
+def test_an_invalid_request_is_not_retried(error: ApiError) -> None:
     engine = FakeEngine([fails(error)])
     (answer,) = run(engine)
     assert not answer.is_success
@@ -134,7 +134,7 @@ def test_a_request_that_is_wrong_is_asked_once(error: ApiError) -> None:
 
 
 @pytest.mark.parametrize("error", [failed("lost"), unavailable("not ready")])
-def test_engines_that_are_lost_are_never_the_request_s_fault(error: ApiError) -> None:
+def test_lost_engines_are_not_the_requests_fault(error: ApiError) -> None:
     engine = FakeEngine()
 
     def lose() -> None:
@@ -145,23 +145,23 @@ def test_engines_that_are_lost_are_never_the_request_s_fault(error: ApiError) ->
     assert answer.is_success
 
 
-@pytest.mark.parametrize("error", [failed("no room for it"), unavailable("no room for it")])
-def test_a_request_that_an_engine_gives_up_on_again_and_again_fails(error: ApiError) -> None:
+@pytest.mark.parametrize("error", [failed("no memory for it"), unavailable("no memory for it")])
+def test_a_request_that_fails_repeatedly_in_a_running_engine_fails(error: ApiError) -> None:
     engine = FakeEngine([fails(error)] * 100)
     (answer,) = run(engine)
     assert not answer.is_success
-    assert b"no room for it" in answer.line
+    assert b"no memory for it" in answer.line
     assert len(engine.asked) == MAX_FAILURES
 
 
-def test_a_bug_costs_its_own_request_and_no_other() -> None:
+def test_a_bug_fails_only_its_own_request() -> None:
     engine = FakeEngine([fails(KeyError("a bug"))])
     first, second = sorted(run(engine, 2))
     assert b'"status_code":500' in first.line
     assert second.is_success
 
 
-def test_nothing_is_asked_before_there_is_an_engine_and_the_window_is_open() -> None:
+def test_no_request_starts_before_an_engine_is_ready_and_the_window_open() -> None:
     engine = FakeEngine(is_ready=False)
     looks = []
 
@@ -169,14 +169,14 @@ def test_nothing_is_asked_before_there_is_an_engine_and_the_window_is_open() -> 
         assert engine.is_ready
         assert not engine.asked
         looks.append(1)
-        engine.is_ready = is_open = len(looks) == 6  # lost again and again before that
+        engine.is_ready = is_open = len(looks) == 6  # lost repeatedly before that
         return not is_open
 
     run(engine, 1, is_closed)
     assert len(looks) == 6
 
 
-def test_what_cannot_be_written_ends_it() -> None:
+def test_an_answer_that_cannot_be_written_ends_the_run() -> None:
     async def take(_: LineAnswer) -> None:
         raise OSError("disk full")
 
@@ -189,7 +189,7 @@ def test_what_cannot_be_written_ends_it() -> None:
     asyncio.run(work())
 
 
-def test_a_batch_that_is_cancelled_gives_its_slots_back() -> None:
+def test_a_cancelled_batch_releases_its_slots() -> None:
     async def stuck(_: LineAnswer) -> None:
         await asyncio.Event().wait()
 

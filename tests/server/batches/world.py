@@ -1,4 +1,4 @@
-"""A small world of batches: input lines, and a client that waits for a batch's end."""
+"""Fixtures for batches: input lines, and a client that waits for a batch's end."""
 
 import json
 import sqlite3
@@ -32,7 +32,7 @@ def chat_line(custom_id: str, text: str = "hi", **fields: Any) -> str:
 
 
 def lines(count: int, **fields: Any) -> str:
-    """An input file of so many requests: "r0", "r1" and so on."""
+    """An input file of `count` requests: "r0", "r1" and so on."""
     return "".join(line(f"r{i}", **fields) + "\n" for i in range(count))
 
 
@@ -53,7 +53,7 @@ def begin(client: openai.OpenAI, content: str, **fields: Any) -> Batch:
 
 
 def wait_for(client: openai.OpenAI, batch_id: str, *statuses: str) -> Batch:
-    """The batch, once it has one of these."""
+    """The batch, once it has one of these statuses."""
     deadline = time.monotonic() + PATIENCE_S
     while (batch := client.batches.retrieve(batch_id)).status not in statuses:
         assert time.monotonic() < deadline, f"it is {batch.status}, not {statuses}"
@@ -67,24 +67,24 @@ def wait_ended(client: openai.OpenAI, batch_id: str) -> Batch:
 
 
 def read(client: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
-    """A file of answers by custom_id, each of which must be there once."""
+    """A file of answers by custom_id, each of which must occur once."""
     return {} if file_id is None else by_custom_id(client.files.content(file_id).text)
 
 
 def by_custom_id(text: str) -> dict[str, Any]:
-    """Answers by custom_id, each of which must be there once."""
+    """Answers by custom_id, each of which must occur once."""
     answers = [json.loads(text_line) for text_line in text.splitlines()]
     assert len({answer["custom_id"] for answer in answers}) == len(answers)
     return {answer["custom_id"]: answer for answer in answers}
 
 
 def contents(folder: Path) -> set[str]:
-    """The names of all contents that a data folder keeps."""
+    """The names of all contents in a data folder."""
     return {path.name for path in folder.glob("batches/*/files/*")}
 
 
 def refuse_to_commit(connection: sqlite3.Connection) -> None:
-    """From now on a COMMIT fails, as on a full disk."""
+    """Make every COMMIT fail from now on, as on a full disk."""
 
     def authorize(action: int, word: str | None, *_: str | None) -> int:
         is_commit = action == sqlite3.SQLITE_TRANSACTION and word == "COMMIT"

@@ -1,4 +1,4 @@
-"""/v1/batches through the official client, with an engine that follows a script."""
+"""/v1/batches through the official client, with a scripted engine."""
 
 import json
 from collections.abc import Iterator
@@ -91,7 +91,7 @@ def test_a_file_that_cannot_be_run_fails_with_the_lines_at_fault(client: openai.
     assert ended.output_file_id is None
 
 
-def test_conversations_come_in_batches_too(tmp_path: Path) -> None:
+def test_a_batch_may_consist_of_chats(tmp_path: Path) -> None:
     with (
         serving(tmp_path, saying("hello"), tokenizer=chatty(CHATML)) as daemon,
         official(daemon) as client,
@@ -113,14 +113,14 @@ def test_every_line_goes_to_the_batch_s_endpoint(client: openai.OpenAI) -> None:
     assert [(error.line, error.code) for error in ended.errors.data] == [(2, "invalid_url")]
 
 
-def test_a_batch_is_online_work_s_servant(client: openai.OpenAI, daemon: Daemon) -> None:
+def test_requests_of_a_batch_are_offline(client: openai.OpenAI, daemon: Daemon) -> None:
     wait_ended(client, begin(client, line("one")).id)
     assert daemon.engine.wait_for(Submit)[-1].offline
     daemon.complete()
     assert not daemon.engine.wait_for(Submit)[-1].offline
 
 
-def test_requests_of_batches_are_counted_apart(client: openai.OpenAI, daemon: Daemon) -> None:
+def test_requests_of_batches_have_their_own_metric(client: openai.OpenAI, daemon: Daemon) -> None:
     def counted() -> list[float]:
         names = [f'tdpipe_batch_requests_total{{outcome="{kind}"}}' for kind in BATCH_OUTCOMES]
         figures = dict(text.rsplit(" ", 1) for text in daemon.get("/metrics").text.splitlines())
@@ -131,7 +131,7 @@ def test_requests_of_batches_are_counted_apart(client: openai.OpenAI, daemon: Da
     assert [after - b for after, b in zip(counted(), before, strict=True)] == [1, 1, 0]
 
 
-def test_batches_are_listed_in_pages_the_youngest_first(client: openai.OpenAI) -> None:
+def test_batches_are_listed_in_pages_newest_first(client: openai.OpenAI) -> None:
     made = [begin(client, line("one")).id for _ in range(5)]
     assert [batch.id for batch in client.batches.list(limit=2)][:5] == made[::-1]
     page = client.batches.list(limit=2, after=made[-1])
@@ -153,7 +153,7 @@ def test_batches_are_listed_in_pages_the_youngest_first(client: openai.OpenAI) -
         ({"extra_body": {"priority": "high"}}, "priority"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(
+def test_an_invalid_batch_is_refused_by_its_field(
     client: openai.OpenAI, fields: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
@@ -161,7 +161,7 @@ def test_what_cannot_be_done_is_refused_by_name(
     assert refused.value.param == param
 
 
-def test_a_file_and_a_batch_that_are_not_there_are_404(client: openai.OpenAI) -> None:
+def test_unknown_files_and_batches_are_404(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="No such File object"):
         client.batches.create(
             input_file_id="file-0", endpoint="/v1/completions", completion_window="24h"
@@ -173,7 +173,7 @@ def test_a_file_and_a_batch_that_are_not_there_are_404(client: openai.OpenAI) ->
         client.batches.list(after="batch_0")
 
 
-def test_a_batch_of_answers_expires_where_it_was_asked_to(client: openai.OpenAI) -> None:
+def test_answer_files_expire_as_requested(client: openai.OpenAI) -> None:
     batch = begin(
         client, line("one"), output_expires_after={"anchor": "created_at", "seconds": 3600}
     )
@@ -185,7 +185,7 @@ def test_a_batch_of_answers_expires_where_it_was_asked_to(client: openai.OpenAI)
     assert file.expires_at == file.created_at + 3600
 
 
-def test_a_cancelled_batch_aborts_what_runs_and_keeps_what_is_answered(tmp_path: Path) -> None:
+def test_a_cancelled_batch_aborts_open_requests_and_keeps_answers(tmp_path: Path) -> None:
     with serving(tmp_path) as daemon, official(daemon) as client:
         batch = begin(client, lines(3))
         first, *rest = daemon.engine.wait_for(Submit, 3)
@@ -212,7 +212,7 @@ def test_a_batch_that_has_ended_cannot_be_cancelled(client: openai.OpenAI) -> No
         client.batches.cancel(batch.id)
 
 
-def test_an_expired_batch_names_what_was_not_run(tmp_path: Path) -> None:
+def test_an_expired_batch_lists_the_requests_that_did_not_run(tmp_path: Path) -> None:
     with serving(tmp_path) as daemon, official(daemon) as client:
         batch = begin(client, lines(3), completion_window="1s")
         (first, *_) = daemon.engine.wait_for(Submit, 3)
@@ -232,7 +232,7 @@ def test_an_expired_batch_names_what_was_not_run(tmp_path: Path) -> None:
         assert ended.request_counts.to_dict() == {"total": 3, "completed": 1, "failed": 2}
 
 
-def test_requests_wait_for_an_engine_that_is_not_there_yet(tmp_path: Path) -> None:
+def test_requests_wait_for_the_engine_to_start(tmp_path: Path) -> None:
     with (
         serving(tmp_path, saying("hello"), ready=False) as daemon,
         official(daemon) as client,
@@ -246,7 +246,7 @@ def test_requests_wait_for_an_engine_that_is_not_there_yet(tmp_path: Path) -> No
         assert ended.request_counts.to_dict() == {"total": 5, "completed": 5, "failed": 0}
 
 
-def test_no_more_requests_are_open_at_one_time_than_the_setting_says(tmp_path: Path) -> None:
+def test_the_number_of_open_requests_is_limited_by_the_setting(tmp_path: Path) -> None:
     with serving(tmp_path, batch_concurrency=4) as daemon, official(daemon) as client:
         batch = begin(client, lines(10))
         submits = daemon.engine.wait_for(Submit, 4)
@@ -257,7 +257,7 @@ def test_no_more_requests_are_open_at_one_time_than_the_setting_says(tmp_path: P
         assert wait_ended(client, batch.id).status == "completed"
 
 
-def test_the_next_batch_begins_when_the_last_request_of_the_one_before_is_open(
+def test_a_batch_starts_when_the_last_request_of_the_previous_one_is_open(
     tmp_path: Path,
 ) -> None:
     with serving(tmp_path, batch_concurrency=4) as daemon, official(daemon) as client:
@@ -271,7 +271,7 @@ def test_the_next_batch_begins_when_the_last_request_of_the_one_before_is_open(
             assert wait_ended(client, batch.id).status == "completed"
 
 
-def test_a_file_of_a_batch_that_has_not_ended_stays(tmp_path: Path) -> None:
+def test_the_file_of_an_open_batch_cannot_be_deleted(tmp_path: Path) -> None:
     with serving(tmp_path) as daemon, official(daemon) as client:
         batch = begin(client, lines(1))
         with pytest.raises(openai.ConflictError, match=batch.id):
@@ -281,7 +281,7 @@ def test_a_file_of_a_batch_that_has_not_ended_stays(tmp_path: Path) -> None:
         assert client.files.delete(batch.input_file_id).deleted
 
 
-def test_the_document_has_the_client_s_fields(daemon: Daemon) -> None:
+def test_the_document_has_the_clients_fields(daemon: Daemon) -> None:
     document = json.loads(daemon.get("/openapi.json").text)
     schemas = document["components"]["schemas"]
     for name, model in (("Batch", openai.types.Batch), ("FileObject", openai.types.FileObject)):
@@ -294,7 +294,7 @@ def test_the_document_has_the_client_s_fields(daemon: Daemon) -> None:
 
 
 def _output_of(folder: Path) -> list[str]:
-    """The answers that are written so far."""
+    """The answers written so far."""
     return [
         text_line
         for path in folder.glob(f"data/batches/{MODEL}/files/*")

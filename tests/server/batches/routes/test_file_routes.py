@@ -1,4 +1,4 @@
-"""/v1/files through the official client and through bare forms."""
+"""/v1/files through the official client and with hand-written forms."""
 
 import io
 import socket
@@ -29,11 +29,11 @@ def client(daemon: Daemon) -> Iterator[openai.OpenAI]:
 def post(
     daemon: Daemon, body: bytes, kind: str = "multipart/form-data; boundary=x"
 ) -> httpx.Response:
-    """A bare upload."""
+    """An upload without the client."""
     return daemon.http.post(f"{daemon.url}/v1/files", content=body, headers={"content-type": kind})
 
 
-def test_what_was_uploaded_is_what_is_read(client: openai.OpenAI) -> None:
+def test_a_file_is_read_as_it_was_uploaded(client: openai.OpenAI) -> None:
     file = client.files.create(file=("in €.jsonl", CONTENT), purpose="batch")
     assert file.bytes == len(CONTENT)
     assert (file.purpose, file.status, file.expires_at) == ("batch", "processed", None)
@@ -42,7 +42,7 @@ def test_what_was_uploaded_is_what_is_read(client: openai.OpenAI) -> None:
     assert client.files.wait_for_processing(file.id).id == file.id
 
 
-def test_a_file_of_many_chunks_comes_whole(client: openai.OpenAI) -> None:
+def test_a_file_of_many_chunks_is_complete(client: openai.OpenAI) -> None:
     content = lines(20_000).encode()
     file = client.files.create(file=io.BytesIO(content), purpose="batch")
     assert client.files.content(file.id).content == content
@@ -56,11 +56,11 @@ STRANGE_IDS = [
 
 
 @pytest.mark.parametrize("file_id", STRANGE_IDS)
-def test_no_file_s_id_leads_out_of_the_folder(file_id: str, daemon: Daemon) -> None:
+def test_no_files_id_leads_out_of_the_folder(file_id: str, daemon: Daemon) -> None:
     host = daemon.url.removeprefix("http://")
     for suffix in ("", "/content"):
         for method in ("GET", "DELETE"):
-            # httpx would follow the dots itself.
+            # httpx would normalise the dots.
             with closing(HTTPConnection(host, timeout=PATIENCE_S)) as connection:
                 connection.request(method, f"/v1/files/{file_id}{suffix}")
                 response = connection.getresponse()
@@ -73,7 +73,7 @@ def test_no_file_s_id_leads_out_of_the_folder(file_id: str, daemon: Daemon) -> N
 
 
 @pytest.mark.parametrize("name", ["../../evil", "/etc/passwd", 'a"; filename="b', "..", "a\\b", ""])
-def test_a_file_s_name_is_told_and_never_used(name: str, tmp_path: Path) -> None:
+def test_a_files_name_is_reported_and_never_used_as_a_path(name: str, tmp_path: Path) -> None:
     with serving(tmp_path) as daemon, official(daemon) as client:
         before = {path for path in tmp_path.rglob("*") if path.name.startswith("evil")}
         file = client.files.create(file=(name, CONTENT), purpose="batch")
@@ -84,7 +84,7 @@ def test_a_file_s_name_is_told_and_never_used(name: str, tmp_path: Path) -> None
         assert {path for path in tmp_path.rglob("*") if path.name.startswith("evil")} == before
 
 
-def test_a_deleted_file_is_gone_from_the_disk_too(tmp_path: Path) -> None:
+def test_a_deleted_file_is_removed_from_disk(tmp_path: Path) -> None:
     with serving(tmp_path) as daemon, official(daemon) as client:
         file = client.files.create(file=("a", CONTENT), purpose="batch")
         assert contents(tmp_path / "data") == {file.id}
@@ -118,7 +118,7 @@ def test_files_are_listed_in_pages(tmp_path: Path) -> None:
             assert daemon.get(f"/v1/files?{wrong}").status_code == 400
 
 
-def test_a_file_goes_when_its_time_has_come(client: openai.OpenAI) -> None:
+def test_a_file_expires(client: openai.OpenAI) -> None:
     file = client.files.create(
         file=("a", CONTENT),
         purpose="batch",
@@ -156,7 +156,7 @@ def test_other_purposes_are_refused_by_name(client: openai.OpenAI) -> None:
         ),
     ],
 )
-def test_a_bad_form_is_refused_in_words(body: bytes, words: str, daemon: Daemon) -> None:
+def test_a_bad_form_is_refused_with_the_reason(body: bytes, words: str, daemon: Daemon) -> None:
     answer = post(daemon, body)
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]
@@ -186,7 +186,7 @@ def test_a_file_that_is_too_large_is_413_and_leaves_nothing(tmp_path: Path) -> N
         assert not list((tmp_path / "data").glob("batches/*/uploads/*"))
 
 
-def test_an_upload_whose_client_goes_away_leaves_nothing(tmp_path: Path) -> None:
+def test_an_upload_leaves_nothing_after_a_disconnect(tmp_path: Path) -> None:
     with serving(tmp_path) as daemon:
         host, port = daemon.url.removeprefix("http://").split(":")
         uploads = tmp_path / "data"
@@ -200,18 +200,18 @@ def test_an_upload_whose_client_goes_away_leaves_nothing(tmp_path: Path) -> None
         assert contents(uploads) == set()
 
 
-def test_an_upload_that_the_database_cannot_keep_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_upload_that_the_database_cannot_store_is_an_error(tmp_path: Path) -> None:
     with serving(tmp_path) as daemon, official(daemon) as client:
         (database,) = tmp_path.glob("data/batches/*/store.sqlite3")
         with closing(sqlite3.connect(database)) as connection:
             full = "BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
             connection.execute(f"CREATE TRIGGER full BEFORE INSERT ON files {full}")
-        with pytest.raises(openai.InternalServerError, match="The file cannot be kept"):
+        with pytest.raises(openai.InternalServerError, match="The file cannot be stored"):
             client.files.create(file=("a", CONTENT), purpose="batch")
         assert contents(tmp_path / "data") == set()
 
 
-def test_a_silent_upload_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_upload_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.batches.routes.upload.SILENCE_TIMEOUT_S", 0.05)
     with serving(tmp_path) as daemon:
         host, port = daemon.url.removeprefix("http://").split(":")
@@ -223,7 +223,7 @@ def test_a_silent_upload_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.M
             assert b" 408 " in connection.recv(100)
 
 
-def test_a_second_daemon_on_the_folder_says_so_and_takes_over(
+def test_a_second_daemon_on_the_folder_waits_and_takes_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.batches.service.RETRY_S", 0.01)

@@ -1,4 +1,4 @@
-"""The files of answers: what is whole stays, what is torn goes, at every byte."""
+"""Answer files: complete lines are kept and torn lines are cut off, at every byte."""
 
 import asyncio
 import json
@@ -31,18 +31,18 @@ def success(custom_id: str) -> LineAnswer:
 
 
 def failure(custom_id: str) -> LineAnswer:
-    """A request that was refused."""
+    """The answer of a refused request."""
     return answered(custom_id, 400, "req_1", b'{"error":{"message":"no"}}')
 
 
 def write(output: Path, errors: Path, *answers: LineAnswer) -> None:
-    """Write these, and leave the files as a kill leaves them."""
+    """Write answers, and leave the files as after a kill."""
     opened = Answers(output, errors)
     opened.append(answers)
     opened.close()
 
 
-def test_successes_and_failures_go_to_their_files_in_the_reference_s_shape(tmp_path: Path) -> None:
+def test_successes_and_failures_go_to_their_files_in_openais_shape(tmp_path: Path) -> None:
     output, errors = tmp_path / "output", tmp_path / "errors"
     write(output, errors, success("a"), failure("b"), not_run("c", "batch_expired", "too late"))
     (good,) = by_custom_id(output.read_text()).values()
@@ -84,7 +84,7 @@ def test_a_body_with_line_breaks_is_still_one_line(tmp_path: Path) -> None:
     assert json.loads(line)["response"]["body"] == {"text": "a\nb"}
 
 
-def test_a_cut_at_every_byte_of_the_last_line_costs_that_line_and_no_other(tmp_path: Path) -> None:
+def test_a_cut_at_any_byte_of_the_last_line_loses_only_that_line(tmp_path: Path) -> None:
     whole, path, errors = tmp_path / "whole", tmp_path / "output", tmp_path / "errors"
     write(whole, errors, *(success(f"r{i}") for i in range(3)))
     content = whole.read_bytes()
@@ -103,7 +103,7 @@ def test_a_cut_at_every_byte_of_the_last_line_costs_that_line_and_no_other(tmp_p
 
 
 @pytest.mark.parametrize("hole", [b"\0" * 4096, b"\0" * 10 + b"\n", b"{}\n", b"nonsense\n"])
-def test_what_a_power_failure_leaves_behind_is_cut_off(hole: bytes, tmp_path: Path) -> None:
+def test_leftovers_of_a_power_failure_are_cut_off(hole: bytes, tmp_path: Path) -> None:
     output, errors = tmp_path / "output", tmp_path / "errors"
     write(output, errors, success("a"))
     good = output.read_bytes()
@@ -114,7 +114,7 @@ def test_what_a_power_failure_leaves_behind_is_cut_off(hole: bytes, tmp_path: Pa
     assert by_custom_id(output.read_text()).keys() == {"a", "b"}
 
 
-def test_opening_twice_is_as_opening_once(tmp_path: Path) -> None:
+def test_opening_is_idempotent(tmp_path: Path) -> None:
     output, errors = tmp_path / "output", tmp_path / "errors"
     write(output, errors, success("a"), failure("b"))
     before = output.read_bytes(), errors.read_bytes()
@@ -165,29 +165,31 @@ async def _write_in_groups(output: Path, errors: Path) -> None:
             task.cancel()
 
 
-def test_what_was_added_is_written_once_though_its_callers_were_cancelled(tmp_path: Path) -> None:
+def test_answers_of_cancelled_callers_are_written_once(tmp_path: Path) -> None:
     output, errors = tmp_path / "output", tmp_path / "errors"
     asyncio.run(_write_in_groups(output, errors))
     wanted = {f"r{i}" for i in range(100)} | {f"s{i}" for i in range(50)}
     assert by_custom_id(output.read_text()).keys() == wanted
 
 
-def test_the_tokens_that_are_told_are_those_of_the_answers_that_are_told(tmp_path: Path) -> None:
+def test_reported_tokens_are_those_of_the_reported_answers(tmp_path: Path) -> None:
     async def work() -> None:
         async with AnswerWriter(tmp_path / "output", tmp_path / "errors") as writer:
-            telling = [
+            reporting = [
                 asyncio.create_task(each)
                 for i in range(50)
                 for each in (writer.add(success(f"r{i}")), writer.progress(50))
             ]
-            told = [each for each in await asyncio.gather(*telling) if each is not None]
-            assert [p.usage.total_tokens for p in told] == [7 * p.counts.completed for p in told]
+            reported = [each for each in await asyncio.gather(*reporting) if each is not None]
+            assert [p.usage.total_tokens for p in reported] == [
+                7 * p.counts.completed for p in reported
+            ]
             assert (await writer.progress(50)).counts.completed == 50
 
     asyncio.run(work())
 
 
-def test_files_are_not_left_before_they_are_quite_open(
+def test_cancelling_waits_until_the_files_are_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_open, closed = threading.Event(), list[Answers]()
@@ -232,7 +234,7 @@ def test_files_are_not_left_before_they_are_quite_open(
         (success("a").line[:40] + b"\n" + success("b").line, False),
     ],
 )
-def test_only_a_file_of_answers_is_taken_for_one(
+def test_a_file_with_other_contents_is_refused(
     content: bytes, is_ours: bool, tmp_path: Path
 ) -> None:
     path = tmp_path / "output"

@@ -1,4 +1,4 @@
-"""Sets of custom_ids are as exact as Python's own."""
+"""Sets of custom_ids behave like Python's sets."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +7,7 @@ from server.batches.storage.custom_ids import CustomIds
 
 
 def ids_of(*custom_ids: str) -> CustomIds:
-    """A set of these."""
+    """A set of these ids."""
     ids = CustomIds()
     for custom_id in custom_ids:
         ids.add(custom_id)
@@ -15,7 +15,7 @@ def ids_of(*custom_ids: str) -> CustomIds:
 
 
 def test_each_of_many_ids_is_found_and_no_other() -> None:
-    # Enough of them for every value of a digest's last byte.
+    # Enough ids for every value of a digest's last byte.
     ids = ids_of(*(f"r{i}" for i in range(3000)))
     found = ids.sorted()
     assert len(ids) == len(found) == 3000
@@ -28,7 +28,7 @@ def test_nothing_is_in_an_empty_set() -> None:
     assert ids_of().repetitions() == []
 
 
-def test_what_is_added_later_is_not_in_an_earlier_copy() -> None:
+def test_an_id_added_later_is_not_in_an_earlier_copy() -> None:
     ids = ids_of("a")
     before = ids.sorted()
     ids.add("b")
@@ -37,6 +37,6 @@ def test_what_is_added_later_is_not_in_an_earlier_copy() -> None:
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=2)))
-def test_repetitions_are_those_that_came_before(custom_ids: list[str]) -> None:
+def test_repetitions_are_ids_that_were_added_before(custom_ids: list[str]) -> None:
     expected = [i for i, custom_id in enumerate(custom_ids) if custom_id in custom_ids[:i]]
     assert ids_of(*custom_ids).repetitions() == expected

@@ -1,4 +1,4 @@
-"""The database: a transaction is there as a whole or not at all, and never stands open."""
+"""The database: transactions are atomic, and none stays open."""
 
 import asyncio
 import sqlite3
@@ -12,7 +12,7 @@ from tests.server.batches.world import refuse_to_commit
 
 
 def run(folder: Path, work: Callable[[Database], Awaitable[None]]) -> None:
-    """Do something with a database."""
+    """Run something with a database."""
 
     async def main() -> None:
         database = Database(folder / "store.sqlite3")
@@ -26,16 +26,16 @@ def run(folder: Path, work: Callable[[Database], Awaitable[None]]) -> None:
 
 
 def insert(connection: sqlite3.Connection) -> None:
-    """Write something."""
+    """Insert a row."""
     connection.execute("INSERT INTO batches (id, is_open, document) VALUES ('a', TRUE, '{}')")
 
 
 def count(connection: sqlite3.Connection) -> int:
-    """How much was written."""
+    """Count the rows."""
     return int(connection.execute("SELECT count(*) FROM batches").fetchone()[0])
 
 
-def test_a_transaction_that_cannot_be_committed_is_undone_and_the_next_one_goes_on(
+def test_a_failed_commit_is_rolled_back_and_the_next_transaction_succeeds(
     tmp_path: Path,
 ) -> None:
     def insert_in_vain(connection: sqlite3.Connection) -> None:
@@ -56,7 +56,7 @@ def test_a_transaction_that_cannot_be_committed_is_undone_and_the_next_one_goes_
     run(tmp_path, work)
 
 
-def test_work_that_raises_is_undone_and_its_own_error_comes_through(tmp_path: Path) -> None:
+def test_work_that_raises_is_rolled_back_and_its_error_is_raised(tmp_path: Path) -> None:
     def insert_and_stumble(connection: sqlite3.Connection) -> None:
         insert(connection)
         raise KeyError("a bug")

@@ -1,4 +1,4 @@
-"""A batch's life: every step leads where the picture says, and late ones nowhere."""
+"""A batch's lifecycle: transitions follow the diagram, and late ones change nothing."""
 
 from collections.abc import Callable
 
@@ -53,7 +53,7 @@ LEADS = {
 
 
 def at(status: str) -> StoredBatch:
-    """A batch that has come there."""
+    """A batch with this status."""
     batch = NEW
     for step in WAYS[status]:
         batch = STEPS[step](batch)
@@ -63,7 +63,7 @@ def at(status: str) -> StoredBatch:
 
 @pytest.mark.parametrize("status", WAYS)
 @pytest.mark.parametrize("step", [step for step in STEPS if step != "ended"])
-def test_a_step_leads_on_or_changes_nothing(status: str, step: str) -> None:
+def test_a_transition_follows_the_diagram_or_changes_nothing(status: str, step: str) -> None:
     before = at(status)
     after = STEPS[step](before)
     if (status, step) in LEADS:
@@ -80,13 +80,13 @@ def test_a_batch_is_open_until_it_has_ended(status: str) -> None:
 @pytest.mark.parametrize(
     ("status", "ends_as"), [("finalizing", "completed"), ("cancelling", "cancelled")]
 )
-def test_it_ends_as_it_was_to_end_with_the_time_of_it(status: str, ends_as: str) -> None:
+def test_it_ends_as_planned_with_a_timestamp(status: str, ends_as: str) -> None:
     ended = at(status).ended("file-2", None, 6)
     assert ended.status == ends_as
     assert getattr(ended, f"{ends_as}_at") == 6
     assert (ended.output_file_id, ended.error_file_id) == ("file-2", None)
 
 
-def test_counts_of_a_batch_that_has_ended_stay() -> None:
+def test_the_counts_of_an_ended_batch_do_not_change() -> None:
     ended = at("completed")
     assert ended.counted(RequestCounts(total=9)) is ended

@@ -1,4 +1,4 @@
-"""The lines of an input file: which are requests, and in what words the others are refused."""
+"""The lines of an input file: valid requests, and the errors of the others."""
 
 import json
 from io import BytesIO
@@ -21,12 +21,12 @@ GOOD: dict[str, Any] = {
 
 
 def changed(**changes: Any) -> bytes:
-    """A good line with changes; None takes a field away."""
+    """A valid line with changes; None removes a field."""
     values = GOOD | changes
     return json.dumps({key: value for key, value in values.items() if value is not None}).encode()
 
 
-def test_a_body_comes_as_it_was_written() -> None:
+def test_a_body_is_kept_byte_for_byte() -> None:
     body = b'{ "model":"little",  "prompt" : "\\u20ac" }'
     line = b'{"custom_id":"a","method":"POST","url":"/v1/completions","body":%b}\r\n' % body
     request = check_line(line, RULES)
@@ -68,7 +68,7 @@ def test_a_bad_line_is_refused_by_name(line: bytes, code: str, param: str | None
     assert (refused.value.code, refused.value.param) == (code, param)
 
 
-def test_a_line_that_is_nested_too_deeply_is_no_more_than_a_bad_line() -> None:
+def test_a_line_that_is_nested_too_deeply_is_a_bad_line() -> None:
     rules = Rules(RULES.urls, RULES.models, 10_000_000)
     for depth in (2000, 1_000_000):
         body = b'{"model":"little","prompt":' + b"[" * depth + b"]" * depth + b"}"
@@ -78,13 +78,13 @@ def test_a_line_that_is_nested_too_deeply_is_no_more_than_a_bad_line() -> None:
         assert refused.value.code == "invalid_json_line"
 
 
-def test_lines_are_counted_from_one_and_blank_ones_are_passed_over() -> None:
+def test_lines_are_counted_from_one_and_blank_ones_are_skipped() -> None:
     file = BytesIO(b"\xef\xbb\xbfone\n\n  \r\ntwo\nthree")
     assert list(read_lines(file)) == [(1, b"one\n"), (4, b"two\n"), (5, b"three")]
 
 
 @given(st.lists(st.integers(0, 25), max_size=80), st.integers(1, 12))
-def test_of_a_long_line_only_the_beginning_comes(lengths: list[int], limit: int) -> None:
+def test_a_long_line_is_cut(lengths: list[int], limit: int) -> None:
     file = BytesIO(b"".join(b"x" * length + b"\n" for length in lengths))
     whole = [(n, b"x" * length + b"\n") for n, length in enumerate(lengths, 1) if length]
     assert list(read_lines(file, limit)) == [(n, line[: limit + 1]) for n, line in whole]

@@ -1,4 +1,4 @@
-"""The store: what it keeps over a kill at each point, and what it tidies up."""
+"""The store: what survives a kill at each point, and what is removed as a leftover."""
 
 import asyncio
 import sqlite3
@@ -24,7 +24,7 @@ def a_file(**values: object) -> FileObject:
 
 
 def a_batch(file: FileObject) -> StoredBatch:
-    """A batch of this file, just created."""
+    """A new batch of this file."""
     return StoredBatch(
         id=new_id("batch_"),
         endpoint="/v1/completions",
@@ -50,7 +50,7 @@ async def opened(folder: Path) -> AsyncIterator[Store]:
 
 
 async def add(store: Store, file: FileObject) -> FileObject:
-    """Keep it as an upload is kept."""
+    """Store it like an upload."""
     upload = store.new_upload()
     upload.write_bytes(b"0123456789")
     await store.add_file(file, upload)
@@ -58,7 +58,7 @@ async def add(store: Store, file: FileObject) -> FileObject:
 
 
 def run(folder: Path, work: Callable[[Store], Awaitable[None]]) -> None:
-    """Do something in the store."""
+    """Run something in the store."""
 
     async def main() -> None:
         async with opened(folder) as store:
@@ -76,7 +76,7 @@ def test_a_folder_has_one_store(tmp_path: Path) -> None:
     run(tmp_path, lambda store: store.open_batches())  # type: ignore[arg-type, return-value]
 
 
-def test_what_a_kill_has_left_half_done_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path: Path) -> None:
     file = a_file()
     batch = a_batch(file)
 
@@ -85,8 +85,8 @@ def test_what_a_kill_has_left_half_done_is_removed_and_nothing_else(tmp_path: Pa
         assert await store.add_batch(batch, 10)
         store.content(batch.output_name).write_text("answers so far")
         store.new_upload().write_text("half an upload")
-        # Killed between the rename and the row, or between the row's end and the content's.
-        store.content(new_id("file-")).write_text("nobody's")
+        # Killed between the rename and the insert, or between the deletions of row and content.
+        store.content(new_id("file-")).write_text("left over")
 
     async def after(store: Store) -> None:
         names = {path.name for path in tmp_path.glob("files/*")}
@@ -114,12 +114,12 @@ def test_a_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 def refuse(_: sqlite3.Connection) -> None:
-    """What a full disk says to a row."""
+    """Raise the error of an insert on a full disk."""
     raise sqlite3.OperationalError("database or disk is full")
 
 
 @pytest.mark.parametrize("fail", [refuse, refuse_to_commit])
-def test_an_upload_whose_row_cannot_be_kept_leaves_no_content(
+def test_an_upload_leaves_no_content_if_its_row_cannot_be_inserted(
     fail: Callable[[sqlite3.Connection], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work(store: Store) -> None:
@@ -131,7 +131,7 @@ def test_an_upload_whose_row_cannot_be_kept_leaves_no_content(
     run(tmp_path, work)
 
 
-def test_expired_files_are_gone_for_the_client_at_once_and_soon_for_the_disk(
+def test_expired_files_are_hidden_at_once_and_deleted_soon(
     tmp_path: Path,
 ) -> None:
     async def work(store: Store) -> None:
@@ -164,7 +164,7 @@ def test_the_input_of_a_batch_stays_until_it_has_ended(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
-def test_so_many_batches_may_be_open_and_no_more(tmp_path: Path) -> None:
+def test_the_number_of_open_batches_is_limited(tmp_path: Path) -> None:
     async def work(store: Store) -> None:
         file = await add(store, a_file())
         first = a_batch(file)
@@ -177,7 +177,7 @@ def test_so_many_batches_may_be_open_and_no_more(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
-def test_a_database_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
+def test_a_database_of_a_later_version_is_not_changed(tmp_path: Path) -> None:
     run(tmp_path, lambda store: add(store, a_file()))  # type: ignore[arg-type, return-value]
     with sqlite3.connect(tmp_path / "store.sqlite3") as connection:
         connection.execute(f"PRAGMA user_version = {VERSION + 1}")
@@ -186,7 +186,7 @@ def test_a_database_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
         run(tmp_path, lambda store: store.open_batches())  # type: ignore[arg-type, return-value]
 
 
-def test_a_damaged_database_is_told_in_a_line_and_can_be_opened_once_it_is_mended(
+def test_a_damaged_database_is_one_line_and_opens_after_repair(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "store.sqlite3"

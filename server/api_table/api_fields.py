@@ -1,6 +1,7 @@
-"""The fields of the API: what may be sent and what is answered, field by field, whose each is.
+"""The fields of the API: every field of requests and responses, with its origin and support.
 
-All that we take and send comes from the models that check it; what only OpenAI has stands here.
+Fields that this server accepts or sends are read from their pydantic models; fields that only
+OpenAI has are listed here.
 """
 
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ Status = Literal["supported", "refused", "ignored", "not sent"]
 
 
 class FieldRow(NamedTuple):
-    """A field by its path; `owner` is whose field it is."""
+    """A field by its path; `owner` is its origin: OpenAI, vLLM or tdpipe."""
 
     path: str
     owner: str
@@ -45,16 +46,16 @@ class FieldRow(NamedTuple):
     words: str
 
     def holds(self, path: str) -> bool:
-        """Whether a field stands within this one."""
+        """Whether a field is inside this one."""
         return path.startswith((f"{self.path}.", f"{self.path}["))
 
 
 @dataclass(frozen=True)
 class ApiBody:
-    """What is sent or answered in one place.
+    """One request or response body.
 
-    `lacks` has the fields of OpenAI's that the model leaves out, each with what is to be said of
-    it. Rows that one of the bodies in `beside` has as well are not told again.
+    `lacks` has OpenAI's fields that the model does not have, each with a remark. Rows that a body
+    in `beside` has too are not repeated.
     """
 
     title: str
@@ -65,7 +66,7 @@ class ApiBody:
     note: str = ""
 
     def rows(self) -> list[FieldRow]:
-        """All fields in the order of the alphabet; one that is refused is not opened."""
+        """All fields in alphabetical order, without those inside a field that is not supported."""
         rows: list[FieldRow] = []
         for known in fields_of(self.model, "serialization" if self.is_answer else "validation"):
             owner, words = _owner(known.words)
@@ -80,11 +81,9 @@ class ApiBody:
         return sorted(row for row in rows if not any(one.holds(row.path) for one in closed))
 
 
-_TEXT_ONLY = "this server reads text"
-_NOT_COUNTED = {
-    "usage.prompt_tokens_details": "what comes from the cache is not counted by request"
-}
-_USAGE = _NOT_COUNTED | {"usage.completion_tokens_details": "all of it is text"}
+_TEXT_ONLY = "this server accepts only text"
+_NOT_COUNTED = {"usage.prompt_tokens_details": "cached tokens are not counted per request"}
+_USAGE = _NOT_COUNTED | {"usage.completion_tokens_details": "all tokens are text"}
 _CHAT_USAGE = _NOT_COUNTED | {
     f"usage.completion_tokens_details.{name}": words
     for name, words in {
@@ -94,16 +93,19 @@ _CHAT_USAGE = _NOT_COUNTED | {
         "text_tokens": "answers are text",
     }.items()
 }
-_SPOKEN = {"audio": "answers are text", "function_call": "see tool_calls"}
+_CHAT_LACKS = {"audio": "answers are text", "function_call": "see tool_calls"}
 
 COMPLETION = ApiBody(
-    "`POST /v1/completions`", CompletionRequest, beside=(ChatRequest,), note="Beside those of both:"
+    "`POST /v1/completions`",
+    CompletionRequest,
+    beside=(ChatRequest,),
+    note="In addition to those of both:",
 )
 CHAT = ApiBody(
     "`POST /v1/chat/completions`",
     ChatRequest,
     beside=(CompletionRequest,),
-    note="Beside those of both:",
+    note="In addition to those of both:",
     lacks={
         "messages[].content[].image_url": _TEXT_ONLY,
         "messages[].content[].input_audio": _TEXT_ONLY,
@@ -120,14 +122,14 @@ BODIES = (
         is_answer=True,
         lacks=_USAGE,
         beside=(Completion,),
-        note="As the completion, but for:",
+        note="As the completion, except for:",
     ),
     ApiBody(
         "A chat completion",
         ChatCompletion,
         is_answer=True,
         lacks=_CHAT_USAGE
-        | {f"choices[].message.{name}": words for name, words in _SPOKEN.items()}
+        | {f"choices[].message.{name}": words for name, words in _CHAT_LACKS.items()}
         | {
             "choices[].message.tool_calls[].custom": "tools are functions",
             "metadata": "nothing is stored",
@@ -139,14 +141,14 @@ BODIES = (
         ChatCompletionChunk,
         is_answer=True,
         lacks=_CHAT_USAGE
-        | {f"choices[].delta.{name}": words for name, words in _SPOKEN.items()}
+        | {f"choices[].delta.{name}": words for name, words in _CHAT_LACKS.items()}
         | {
             "choices[].delta.refusal": "a refusal is content",
             "moderation": "nothing is moderated",
             "obfuscation": "nothing is padded",
         },
         beside=(ChatCompletion,),
-        note="As the chat completion, but for:",
+        note="As the chat completion, except for:",
     ),
     ApiBody("`POST /v1/files`", UploadForm, note="A form (multipart/form-data):"),
     ApiBody("`GET /v1/files`", FileQuery, note="In the query:"),
@@ -163,7 +165,7 @@ BODIES = (
         "A list of models",
         ModelList,
         is_answer=True,
-        lacks={"data[].shutdown_date": "nobody knows"},
+        lacks={"data[].shutdown_date": "not known"},
         note="Each of `data` is what `GET /v1/models/{id}` answers.",
     ),
     ApiBody("An error", ErrorBody, is_answer=True),
@@ -171,15 +173,15 @@ BODIES = (
 
 
 def _status(words: str) -> Status:
-    """Whether a field of a request is supported, ignored or refused: its description says so."""
+    """Whether a request's field is supported, ignored or refused, by words in its description."""
     if "not supported" in words:
         return "refused"
     return "ignored" if "ignored" in words else "supported"
 
 
 def _owner(words: str) -> tuple[str, str]:
-    """Whose field it is, and the rest of what is said of it."""
-    for owner, mark in (("vLLM", "vLLM's"), ("tdpipe", "ours")):
+    """The field's origin, and its description without the prefix that names it."""
+    for owner, mark in (("vLLM", "vLLM's"), ("tdpipe", "tdpipe's")):
         if words.startswith(mark):
             return owner, words.removeprefix(mark).lstrip(",:; ")
     return "OpenAI", words

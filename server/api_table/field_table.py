@@ -1,4 +1,4 @@
-"""The table of fields in docs/api.md: `make api-table`."""
+"""Writes the tables of fields in docs/api.md: `make api-table`."""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ BEGIN, END = "<!-- make api-table: begin -->\n", "<!-- make api-table: end -->\n
 
 
 def table() -> str:
-    """Markdown, a table for each body."""
+    """The tables as Markdown, one for each body."""
     return "\n".join(line for lines in (_both(), *map(_lines, BODIES)) for line in lines)
 
 
@@ -26,15 +26,15 @@ def _lines(body: ApiBody) -> Iterator[str]:
     yield f"### {body.title}\n"
     if body.note:
         yield f"{body.note}\n"
-    told = {row for other in BODIES if other.model in body.beside for row in other.rows()}
-    rows = [row for row in body.rows() if row not in told]
-    if body.model in (FileList, BatchList):  # of what has a table of its own
+    repeated = {row for other in BODIES if other.model in body.beside for row in other.rows()}
+    rows = [row for row in body.rows() if row not in repeated]
+    if body.model in (FileList, BatchList):  # their elements have a table of their own
         rows = [row for row in rows if not row.path.startswith("data[]")]
     yield from _printed(rows)
 
 
 def _printed(rows: list[FieldRow]) -> Iterator[str]:
-    yield "| field | of | is | |\n|---|---|---|---|"
+    yield "| field | origin | support | description |\n|---|---|---|---|"
     for path, owner, status, words in rows:
         yield f"| `{path}` | {owner} | {status} | {words.replace('|', chr(92) + '|')} |"
     yield ""

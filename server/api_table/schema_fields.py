@@ -1,6 +1,6 @@
 """The fields of a JSON schema by their paths, such as `stream_options.include_usage`.
 
-`[]` stands for any element of an array. Where a field has several shapes, all their fields are its.
+`[]` stands for any element of an array. A field with several shapes has the fields of all of them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ Schema = Mapping[str, Any]
 
 
 class SchemaField(NamedTuple):
-    """A field, what is said of it, and its values where those are counted."""
+    """A field, its description, and its values if they are enumerated."""
 
     path: str
     words: str
@@ -21,7 +21,7 @@ class SchemaField(NamedTuple):
 
 
 def fields_of(model: type[BaseModel], mode: JsonSchemaMode = "validation") -> list[SchemaField]:
-    """All fields of a model and of the models within, each path once, parents before children."""
+    """All fields of a model and its nested models, each path once, parents before children."""
     schema = model.model_json_schema(mode=mode)
     found: dict[str, SchemaField] = {}
     for field in _walk(schema, schema.get("$defs", {}), ""):
@@ -41,7 +41,7 @@ def _walk(schema: Schema, models: Schema, prefix: str) -> Iterator[SchemaField]:
 
 
 def _shapes(schema: Schema, models: Schema, path: str) -> Iterator[tuple[Schema, str]]:
-    """What a value may be, references followed and arrays opened."""
+    """The shapes of a value, with references resolved and arrays opened."""
     if "$ref" in schema:
         schema = models[schema["$ref"].rpartition("/")[2]]
     yield schema, path
@@ -52,7 +52,7 @@ def _shapes(schema: Schema, models: Schema, path: str) -> Iterator[tuple[Schema,
 
 
 def _values(schema: Schema, models: Schema) -> Iterator[str]:
-    """The texts that a field may have."""
+    """The strings that a field may have."""
     for shape, _ in _shapes(schema, models, ""):
         named = [*shape.get("enum", ()), *([shape["const"]] if "const" in shape else ())]
         yield from (value for value in named if isinstance(value, str))

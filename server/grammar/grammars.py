@@ -44,7 +44,7 @@ class JsonSchemaFormat(Body):
     schema_: dict[str, Any] | None = Field(None, alias="schema", description="[any object]")
     strict: bool | None = Field(
         None,
-        description="refuse keywords of the schema that cannot be enforced [ignored]",
+        description="true: refuse keywords that cannot be enforced; false: skip them [false]",
     )
 
 

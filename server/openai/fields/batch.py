@@ -1,4 +1,4 @@
-"""The objects of the API: files and batches in the reference's shapes.
+"""The objects of `/v1/files` and `/v1/batches`, in the reference's shapes.
 
 References: https://platform.openai.com/docs/api-reference/files and
 https://platform.openai.com/docs/api-reference/batch.
@@ -47,7 +47,7 @@ class FileObject(_Object):
 
 
 class FileList(_Object):
-    """A page of files; the next one begins after `last_id`."""
+    """A page of files; the next page begins after `last_id`."""
 
     object: Literal["list"] = "list"
     data: list[FileObject]
@@ -74,30 +74,30 @@ class BatchError(_Object):
 
 
 class BatchErrors(_Object):
-    """All reasons, as far as there is room for them."""
+    """All reasons, up to a limit."""
 
     object: Literal["list"] = "list"
     data: list[BatchError]
 
 
 class RequestCounts(_Object):
-    """Requests of a batch; while it is validated, `total` grows with the lines that were read."""
+    """Numbers of requests; during validation, `total` grows with the lines read."""
 
-    total: int = Field(0, description="while it is validated, the lines that were read")
+    total: int = Field(0, description="during validation, the lines read so far")
     completed: int = 0
     failed: int = 0
 
 
 class InputTokensDetails(_Object):
-    """Of the prompts' tokens."""
+    """Details of the prompts' tokens."""
 
     cached_tokens: int = Field(0, description="always 0: not counted")
 
 
 class OutputTokensDetails(_Object):
-    """Of the answers' tokens."""
+    """Details of the answers' tokens."""
 
-    reasoning_tokens: int = Field(0, description="of chats whose model marks them")
+    reasoning_tokens: int = Field(0, description="in chats, if the model marks its reasoning")
 
 
 class BatchUsage(_Object):
@@ -116,8 +116,8 @@ class Batch(_Object):
     id: str
     object: Literal["batch"] = "batch"
     endpoint: str
-    model: str | None = Field(None, description="the first name of the model that is served")
-    errors: BatchErrors | None = Field(None, description="of a file that is refused")
+    model: str | None = Field(None, description="the served model's first name")
+    errors: BatchErrors | None = Field(None, description="of an input file that is refused")
     input_file_id: str
     completion_window: str
     status: Status
@@ -125,7 +125,7 @@ class Batch(_Object):
     error_file_id: str | None = Field(None, description="once it has ended, if any failed")
     created_at: int
     in_progress_at: int | None = None
-    expires_at: int = Field(description="when the completion window is over")
+    expires_at: int = Field(description="the end of the completion window")
     finalizing_at: int | None = None
     completed_at: int | None = None
     failed_at: int | None = None
@@ -138,7 +138,7 @@ class Batch(_Object):
 
 
 class BatchList(_Object):
-    """A page of batches, the youngest first; the next one begins after `last_id`."""
+    """A page of batches, newest first; the next page begins after `last_id`."""
 
     object: Literal["list"] = "list"
     data: list[Batch]
@@ -148,7 +148,7 @@ class BatchList(_Object):
 
 
 class ExpiresAfter(BaseModel):
-    """When a file goes by itself: seconds after its creation."""
+    """When a file is deleted automatically: seconds after its creation."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -161,7 +161,7 @@ class CreateBatch(Body):
 
     input_file_id: str = Field(description="a file with the purpose batch")
     endpoint: str = Field(
-        description="where all its requests go: only /v1/completions and /v1/chat/completions"
+        description="of all its requests: only /v1/completions and /v1/chat/completions"
     )
     completion_window: str = Field(description="24h, or another number of s, m, h or d")
     metadata: (
@@ -170,23 +170,23 @@ class CreateBatch(Body):
             Annotated[str, Field(max_length=512)],
         ]
         | None
-    ) = Field(None, max_length=16, description="up to 16 texts of 512 characters")
+    ) = Field(None, max_length=16, description="up to 16 strings of 512 characters")
     output_expires_after: ExpiresAfter | None = Field(
-        None, description="when the files of answers go, counted from their creation"
+        None, description="when the answer files are deleted, counted from their creation"
     )
 
 
 class InputLine(_Object):
     """A line of a batch's input, which `server.batches.storage.lines` reads."""
 
-    custom_id: str = Field(description="the client's own, up to 512 characters, no two the same")
+    custom_id: str = Field(description="chosen by the client, unique, up to 512 characters")
     method: Literal["POST"]
     url: str = Field(description="the batch's endpoint")
     body: dict[str, Any] = Field(description="the request, without stream")
 
 
 class LineResponse(_Object):
-    """What a request of a batch was answered with."""
+    """The response to a request of a batch."""
 
     status_code: int
     request_id: str
@@ -194,7 +194,7 @@ class LineResponse(_Object):
 
 
 class LineError(_Object):
-    """Why a request of a batch was not run."""
+    """Why a request of a batch did not run."""
 
     code: str = Field(description="batch_expired")
     message: str
@@ -205,8 +205,8 @@ class OutputLine(_Object):
 
     id: str
     custom_id: str
-    response: LineResponse | None = Field(description="null where there is an error")
-    error: LineError | None = Field(description="null for all that was run, even if it failed")
+    response: LineResponse | None = Field(description="null if there is an error")
+    error: LineError | None = Field(description="null for requests that ran, even if they failed")
 
 
 class UploadForm(BaseModel):
@@ -214,7 +214,7 @@ class UploadForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    file: bytes = Field(description="written to the disk as it comes, up to --max-file-bytes")
+    file: bytes = Field(description="written to disk as it arrives, up to --max-file-bytes")
     purpose: Literal["batch"] = Field(description="only batch")
     expires_after_anchor: Literal["created_at"] | SkipJsonSchema[None] = Field(
         None, alias="expires_after[anchor]"
@@ -227,14 +227,14 @@ class UploadForm(BaseModel):
 class FileQuery(BaseModel):
     """The query of GET /v1/files."""
 
-    after: str | None = Field(None, description="the id that the page begins after")
+    after: str | None = Field(None, description="the id after which the page begins")
     limit: int = Field(10_000, ge=1, le=10_000, description="1 to 10,000 [10,000]")
     order: Order = Field("desc", description="by creation [desc]")
-    purpose: str | None = Field(None, description="files of this purpose alone")
+    purpose: str | None = Field(None, description="only files with this purpose")
 
 
 class BatchQuery(BaseModel):
     """The query of GET /v1/batches."""
 
-    after: str | None = Field(None, description="the id that the page begins after")
+    after: str | None = Field(None, description="the id after which the page begins")
     limit: int = Field(20, ge=1, le=100, description="1 to 100 [20]")

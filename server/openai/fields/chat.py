@@ -1,8 +1,8 @@
-"""The protocol of `/v1/chat/completions`: what a request may hold.
+"""The request fields of `/v1/chat/completions`.
 
 Reference: https://platform.openai.com/docs/api-reference/chat; vLLM's fields beyond it are marked.
-Every field of the reference is supported, accepted and ignored where that changes nothing that a
-client could see, or refused in words.
+Every field of the reference is supported, accepted and ignored if it has no visible effect, or
+refused with an error that names it.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -50,7 +50,7 @@ class AllowedTools(Body):
     allowed_tools: AllowedToolNames
 
 
-# By its type: else what is wrong with one would be called unknown to the other.
+# Discriminated by type, so that errors are those of the chosen variant only.
 ChosenTools = Annotated[NamedTool | AllowedTools, Field(discriminator="type")]
 
 
@@ -67,30 +67,38 @@ class ChatRequest(SamplingFields, TemplateFields):
 
     messages: Messages = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(
-        None, ge=1, description="reasoning included [as many as the model has room for]"
+        None, ge=1, description="including reasoning [what fits the model's context]"
     )
-    max_tokens: int | None = Field(None, ge=1, description="the same by its old name")
-    logprobs: bool = Field(False, description="tell each token's log-probability")
+    max_tokens: int | None = Field(
+        None, ge=1, description="deprecated name of max_completion_tokens"
+    )
+    logprobs: bool = Field(False, description="return each token's log-probability")
     top_logprobs: int | None = Field(
-        None, ge=0, le=20, description="tell so many likeliest tokens with each token"
+        None, ge=0, le=20, description="return so many most likely tokens with each token"
     )
     tool_choice: Literal["none", "auto", "required"] | ChosenTools | None = Field(
-        None, description="[auto where there are tools]"
+        None, description="[auto if there are tools]"
     )
-    parallel_tool_calls: bool = Field(True, description="whether several calls may come")
+    parallel_tool_calls: bool = Field(True, description="allow several calls in one answer")
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
-        Field(None, description="told to the chat template; none: no reasoning, where it has that")
+        Field(
+            None, description="passed to the chat template; none: no reasoning, if it supports that"
+        )
     )
 
     # vLLM's.
-    echo: bool = Field(False, description="vLLM's: begin with the message that is continued")
-    documents: ListOf[dict[str, Any]] | None = Field(None, description="vLLM's: for the template")
-    add_special_tokens: bool = Field(
-        False, description="vLLM's: also those that the tokenizer adds; templates have their own"
+    echo: bool = Field(
+        False, description="vLLM's: begin the answer with the message that it continues"
     )
-    include_reasoning: bool = Field(True, description="vLLM's: tell the reasoning")
+    documents: ListOf[dict[str, Any]] | None = Field(
+        None, description="vLLM's: passed to the template"
+    )
+    add_special_tokens: bool = Field(
+        False, description="vLLM's: add the tokenizer's special tokens; templates have their own"
+    )
+    include_reasoning: bool = Field(True, description="vLLM's: return the reasoning")
 
-    # What makes no difference here.
+    # Accepted without effect.
     metadata: dict[str, Any] | None = Field(None, description=IGNORED)
     store: bool = Field(False, description="accepted and ignored: nothing is stored")
     safety_identifier: str | None = Field(None, description=IGNORED)
@@ -101,7 +109,7 @@ class ChatRequest(SamplingFields, TemplateFields):
     verbosity: Literal["low", "medium", "high"] | None = Field(None, description=IGNORED)
     modalities: ListOf[Literal["text"]] | None = Field(None, description="only text")
 
-    # What we cannot do.
+    # Not supported.
     functions: list[Any] | None = Field(None, description="not supported: use tools")
     function_call: Any = Field(None, description="not supported: use tool_choice")
     audio: Any = Field(None, description=UNSUPPORTED)
@@ -110,22 +118,22 @@ class ChatRequest(SamplingFields, TemplateFields):
 
     @property
     def answer_tokens(self) -> int | None:
-        """How many tokens the answer may have at most, if the client says."""
+        """The answer's token limit, if the client sets one."""
         named = self.max_completion_tokens
         return self.max_tokens if named is None else named
 
     @property
     def num_logprobs(self) -> int:
-        """So many likeliest tokens are told with each token; -1: nothing is."""
+        """The number of most likely tokens to return with each token; -1: no logprobs."""
         return (self.top_logprobs or 0) if self.logprobs else -1
 
 
 _REFUSED = {
     "functions": "use 'tools'",
     "function_call": "use 'tool_choice'",
-    "audio": "this server speaks text",
-    "web_search_options": "this server searches nothing",
-    "moderation": "this server moderates nothing",
+    "audio": "this server supports only text",
+    "web_search_options": "this server has no web search",
+    "moderation": "this server has no moderation",
 }
 
 
@@ -141,6 +149,6 @@ def parse_chat(body: bytes) -> ChatRequest:
         message = "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled."
         raise invalid(message, "top_logprobs")
     if request.prompt_logprobs is not None and request.stream:
-        message = "'prompt_logprobs' are not told in a stream."
+        message = "'prompt_logprobs' cannot be streamed."
         raise invalid(message, "prompt_logprobs", "unsupported_parameter")
     return request

@@ -1,4 +1,4 @@
-"""The shapes of the answers of `/v1/chat/completions`, as the document has them.
+"""The response models of `/v1/chat/completions`, as documented.
 
 Reference: https://platform.openai.com/docs/api-reference/chat; vLLM's fields beyond it are marked.
 """
@@ -10,20 +10,20 @@ from pydantic import BaseModel, Field
 from server.openai.fields.completion import Usage
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-NEVER = "content_filter and function_call never come"
+NEVER = "content_filter and function_call do not occur"
 
 
 class CompletionTokensDetails(BaseModel):
-    """Of the answers' tokens."""
+    """Details of the answers' tokens."""
 
-    reasoning_tokens: int = Field(description="tags included")
+    reasoning_tokens: int = Field(description="including tags")
 
 
 class ChatUsage(Usage):
-    """Tokens, and how many of them are reasoning."""
+    """Token counts, with reasoning tokens counted separately."""
 
     completion_tokens_details: CompletionTokensDetails | None = Field(
-        None, description="where the model marks its reasoning"
+        None, description="if the model marks its reasoning"
     )
 
 
@@ -31,11 +31,11 @@ class FunctionCall(BaseModel):
     """The function of a call."""
 
     name: str
-    arguments: str = Field(description="as the model has written them: JSON, unless cut off")
+    arguments: str = Field(description="as the model wrote them: JSON, unless truncated")
 
 
 class FunctionToolCall(BaseModel):
-    """A call that the model makes."""
+    """A tool call by the model."""
 
     id: str
     type: Literal["function"]
@@ -43,45 +43,45 @@ class FunctionToolCall(BaseModel):
 
 
 class FunctionCallDelta(BaseModel):
-    """What is new of a call's function."""
+    """New parts of a call's function."""
 
-    name: str | None = Field(None, description="with the call's first part")
+    name: str | None = Field(None, description="in the call's first part")
     arguments: str
 
 
 class FunctionToolCallDelta(BaseModel):
-    """What is new of a call; the first part has all fields."""
+    """New parts of a call; the first part has all fields."""
 
     index: int
-    id: str | None = Field(None, description="with the call's first part")
-    type: Literal["function"] | None = Field(None, description="with the call's first part")
+    id: str | None = Field(None, description="in the call's first part")
+    type: Literal["function"] | None = Field(None, description="in the call's first part")
     function: FunctionCallDelta
 
 
 class AssistantMessage(BaseModel):
-    """The answer."""
+    """The answer's message."""
 
     role: Literal["assistant"]
-    content: str | None = Field(description="null where there is nothing but calls or reasoning")
+    content: str | None = Field(description="null if there are only calls or reasoning")
     refusal: None = Field(None, description="always null")
     annotations: list[Any] = Field([], description="always empty")
-    reasoning_content: str | None = Field(None, description="vLLM's: where the model marks it")
+    reasoning_content: str | None = Field(None, description="vLLM's: if the model marks it")
     reasoning: str | None = Field(None, description="vLLM's: reasoning_content by another name")
-    tool_calls: list[FunctionToolCall] | None = Field(None, description="where there are any")
+    tool_calls: list[FunctionToolCall] | None = Field(None, description="if there are any")
 
 
 class Delta(BaseModel):
-    """What is new of an answer."""
+    """New parts of an answer."""
 
-    role: Literal["assistant"] | None = Field(None, description="of a choice's first chunk")
+    role: Literal["assistant"] | None = Field(None, description="in a choice's first chunk")
     content: str | None = None
-    reasoning_content: str | None = Field(None, description="vLLM's: where the model marks it")
+    reasoning_content: str | None = Field(None, description="vLLM's: if the model marks it")
     reasoning: str | None = Field(None, description="vLLM's: reasoning_content by another name")
     tool_calls: list[FunctionToolCallDelta] | None = None
 
 
 class TokenLogprob(BaseModel):
-    """A token that might have come."""
+    """A candidate token and its log-probability."""
 
     token: str
     logprob: float
@@ -89,7 +89,7 @@ class TokenLogprob(BaseModel):
 
 
 class ChosenLogprob(TokenLogprob):
-    """The token that came, and the likeliest."""
+    """The sampled token, and the most likely ones."""
 
     top_logprobs: list[TokenLogprob]
 
@@ -103,11 +103,11 @@ class ChatLogprobs(BaseModel):
 
 class _ChatChoiceHead(BaseModel):
     index: int
-    logprobs: ChatLogprobs | None = Field(None, description="where asked for")
+    logprobs: ChatLogprobs | None = Field(None, description="if requested")
     stop_reason: str | int | None = Field(
-        None, description="vLLM's: the stop string or the named stop token that ended it"
+        None, description="vLLM's: the stop string, or the id of stop_token_ids, that ended it"
     )
-    token_ids: list[int] | None = Field(None, description="vLLM's: where asked for")
+    token_ids: list[int] | None = Field(None, description="vLLM's: if requested")
 
 
 class ChatChoice(_ChatChoiceHead):
@@ -118,22 +118,22 @@ class ChatChoice(_ChatChoiceHead):
 
 
 class ChatChunkChoice(_ChatChoiceHead):
-    """What is new of one answer."""
+    """New parts of one answer."""
 
     delta: Delta
-    finish_reason: FinishReason | None = Field(description=f"of its last chunk; {NEVER}")
+    finish_reason: FinishReason | None = Field(description=f"in its last chunk; {NEVER}")
 
 
 class _ChatHead(BaseModel):
     id: str
     created: int = Field(description="Unix seconds")
-    model: str = Field(description="the first of its names")
+    model: str = Field(description="the model's first name")
     service_tier: Literal["default", "flex"] | None = Field(
         None,
-        description="the one it had, where one was asked for; never auto, scale, priority or fast",
+        description="the tier used, if one was requested; never auto, scale, priority or fast",
     )
-    system_fingerprint: str = Field(description="the same for the same software and model")
-    prompt_token_ids: list[int] | None = Field(None, description="vLLM's: where asked for")
+    system_fingerprint: str = Field(description="equal for equal software and model")
+    prompt_token_ids: list[int] | None = Field(None, description="vLLM's: if requested")
 
 
 class ChatCompletion(_ChatHead):
@@ -143,7 +143,7 @@ class ChatCompletion(_ChatHead):
     choices: list[ChatChoice]
     usage: ChatUsage
     prompt_logprobs: list[dict[str, Any] | None] | None = Field(
-        None, description="vLLM's: where asked for"
+        None, description="vLLM's: if requested"
     )
 
 
@@ -151,7 +151,7 @@ class ChatCompletionChunk(_ChatHead):
     """An event of a stream of /v1/chat/completions."""
 
     object: Literal["chat.completion.chunk"]
-    choices: list[ChatChunkChoice] = Field(description="none beside the usage")
+    choices: list[ChatChunkChoice] = Field(description="empty in the chunk with the usage")
     usage: ChatUsage | None = Field(
-        None, description="of the last chunk, where include_usage asks for it; null before"
+        None, description="in the last chunk, if include_usage is set; null before"
     )

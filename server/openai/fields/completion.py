@@ -1,7 +1,7 @@
-"""The protocol: the bodies of `/v1/completions` and `/v1/models`.
+"""The request and response models of `/v1/completions` and `/v1/models`.
 
-Reference: https://platform.openai.com/docs/api-reference/completions. Fields of vLLM beyond it are
-marked. A field that we cannot honour is refused unless it has its neutral value.
+Reference: https://platform.openai.com/docs/api-reference/completions; vLLM's fields beyond it are
+marked. A field that is not supported is refused unless it has its neutral value.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -18,14 +18,14 @@ MAX_SEQUENCES = 4096  # prompts x n of one request
 
 
 def check_num_sequences(number: int) -> None:
-    """Raise `ApiError` (400) when one request asks for too much."""
+    """Raise `ApiError` (400) when one request asks for too many sequences."""
     if number > MAX_SEQUENCES:
         message = f"Too many completions: prompts x n must not exceed {MAX_SEQUENCES}."
         raise invalid(message, "prompt", "invalid_value")
 
 
 def _not_too_many(prompt: object) -> object:
-    """Count prompts before each of them is looked at."""
+    """Count prompts before they are validated."""
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
         check_num_sequences(len(prompt))
     return prompt
@@ -46,21 +46,23 @@ class CompletionRequest(SamplingFields):
 
     prompt: Prompt = Field(description="text, texts, token ids, or lists of token ids")
     max_tokens: int | None = Field(
-        None, ge=0, description=f"[{DEFAULT_MAX_TOKENS}, cut to what the model has room for]"
+        None, ge=0, description=f"[{DEFAULT_MAX_TOKENS}, or less if the model's context ends]"
     )
     logprobs: int | None = Field(
-        None, ge=0, description="tell each token's log-probability, and so many likeliest tokens"
+        None,
+        ge=0,
+        description="return each token's log-probability, and so many most likely tokens",
     )
-    echo: bool = Field(False, description="tell the prompt too, scored where logprobs are told")
+    echo: bool = Field(False, description="return the prompt too, scored if logprobs is set")
     add_special_tokens: bool = Field(
-        True, description="vLLM's: around prompts that are text, those that the tokenizer adds"
+        True, description="vLLM's: add the tokenizer's special tokens to text prompts"
     )
     return_tokens_as_token_ids: bool = Field(
-        False, description="vLLM's: tell tokens of log-probabilities as token_id:N"
+        False, description="vLLM's: write the tokens of log-probabilities as token_id:N"
     )
     best_of: int | None = Field(None, description="only 1 or n")
     response_format: ResponseFormat | None = Field(None, description="vLLM's: the answer's form")
-    service_tier: ServiceTier = Field("auto", description=f"ours: {LOW_PRIORITY}")
+    service_tier: ServiceTier = Field("auto", description=f"tdpipe's: {LOW_PRIORITY}")
     suffix: str | None = Field(None, description="not supported")
 
     @property
@@ -71,7 +73,7 @@ class CompletionRequest(SamplingFields):
 
     @property
     def only_scores(self) -> bool:
-        """Whether no token is asked for, but what the model thinks of the prompt's."""
+        """Whether the prompt's tokens are scored and no token is generated."""
         return self.max_tokens == 0 and self.scores_prompt
 
     @property
@@ -81,9 +83,9 @@ class CompletionRequest(SamplingFields):
 
     @property
     def num_prompt_logprobs(self) -> int:
-        """So many likeliest tokens are told with each of the prompt's; -1: nothing is.
+        """The number of most likely tokens to return with each prompt token; -1: no logprobs.
 
-        An echo tells of the prompt what `logprobs` asks for.
+        With `echo`, `logprobs` applies to the prompt too.
         """
         if not self.scores_prompt:
             return -1
@@ -91,7 +93,7 @@ class CompletionRequest(SamplingFields):
 
 
 class Usage(BaseModel):
-    """Tokens of the prompts, each counted once, and of all choices."""
+    """Token counts: of all prompts, each counted once, and of all choices."""
 
     prompt_tokens: int = Field(description="of all prompts, each counted once")
     completion_tokens: int = Field(description="of all choices")
@@ -99,12 +101,12 @@ class Usage(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """Log-probabilities of a choice's tokens, side by side; null for a prompt's first."""
+    """Log-probabilities of a choice's tokens, as parallel lists; null for a prompt's first."""
 
     tokens: list[str]
     token_logprobs: list[float | None] = Field(description="null for a prompt's first token")
     top_logprobs: list[dict[str, float] | None] = Field(
-        description="the likeliest and the one that came, by their texts"
+        description="the most likely ones and the chosen one, by their texts"
     )
     text_offset: list[int] = Field(description="in characters of the choice's text")
 
@@ -112,28 +114,28 @@ class CompletionLogprobs(BaseModel):
 class _CompletionChoiceHead(BaseModel):
     index: int = Field(description="prompt i's choice j has the index i x n + j")
     text: str
-    logprobs: CompletionLogprobs | None = Field(None, description="where asked for")
+    logprobs: CompletionLogprobs | None = Field(None, description="if requested")
     stop_reason: str | int | None = Field(
-        None, description="vLLM's: the stop string or the named stop token that ended it"
+        None, description="vLLM's: the stop string, or the id of stop_token_ids, that ended it"
     )
     prompt_logprobs: list[dict[str, Any] | None] | None = Field(
-        None, description="vLLM's: where asked for"
+        None, description="vLLM's: if requested"
     )
-    prompt_token_ids: list[int] | None = Field(None, description="vLLM's: where asked for")
-    token_ids: list[int] | None = Field(None, description="vLLM's: where asked for")
+    prompt_token_ids: list[int] | None = Field(None, description="vLLM's: if requested")
+    token_ids: list[int] | None = Field(None, description="vLLM's: if requested")
 
 
 class CompletionChoice(_CompletionChoiceHead):
     """One choice."""
 
-    finish_reason: Literal["stop", "length"] = Field(description="content_filter never comes")
+    finish_reason: Literal["stop", "length"] = Field(description="content_filter does not occur")
 
 
 class CompletionChunkChoice(_CompletionChoiceHead):
-    """What is new of one choice."""
+    """New parts of one choice."""
 
     finish_reason: Literal["stop", "length"] | None = Field(
-        description="of its last text; content_filter never comes"
+        description="in its last chunk; content_filter does not occur"
     )
 
 
@@ -141,8 +143,8 @@ class _CompletionHead(BaseModel):
     id: str
     object: Literal["text_completion"]
     created: int = Field(description="Unix seconds")
-    model: str = Field(description="the first of its names")
-    system_fingerprint: str = Field(description="the same for the same software and model")
+    model: str = Field(description="the model's first name")
+    system_fingerprint: str = Field(description="equal for equal software and model")
 
 
 class Completion(_CompletionHead):
@@ -155,9 +157,9 @@ class Completion(_CompletionHead):
 class CompletionChunk(_CompletionHead):
     """An event of a stream of /v1/completions."""
 
-    choices: list[CompletionChunkChoice] = Field(description="none beside the usage")
+    choices: list[CompletionChunkChoice] = Field(description="empty in the chunk with the usage")
     usage: Usage | None = Field(
-        None, description="of the last chunk, where include_usage asks for it; null before"
+        None, description="in the last chunk, if include_usage is set; null before"
     )
 
 
@@ -166,12 +168,12 @@ class Model(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
-    created: int = Field(description="when the server began, in Unix seconds")
+    created: int = Field(description="when the server started, in Unix seconds")
     owned_by: str = Field("tdpipe", description="always tdpipe")
     max_model_len: int | None = Field(
         description="vLLM's: longest prompt + output in tokens, once known"
     )
-    tokenizer_fingerprint: str = Field(description="ours: the same for the same vocabulary")
+    tokenizer_fingerprint: str = Field(description="tdpipe's: equal for equal vocabularies")
 
 
 class ModelList(BaseModel):

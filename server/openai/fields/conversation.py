@@ -1,4 +1,4 @@
-"""The fields of a conversation: its messages and tools, and how the chat template puts them.
+"""The fields of a conversation: its messages and tools, and options of the chat template.
 
 Reference: https://platform.openai.com/docs/api-reference/chat; vLLM's fields beyond it are marked.
 """
@@ -20,7 +20,7 @@ MAX_TOOLS = 256
 IGNORED = "accepted and ignored"
 UNSUPPORTED = "not supported"
 FUNCTIONS_ONLY = "not supported: tools are functions"
-RETURNED = "ours: ignored; messages that were told come back with it"
+RETURNED = "tdpipe's: ignored; clients send it back with messages that they received"
 
 
 class TextPart(Body):
@@ -32,14 +32,14 @@ class TextPart(Body):
 
 
 class RefusalPart(Body):
-    """A part of an assistant's content that was a refusal; it is read as text."""
+    """A refusal in an assistant's content; it is treated as text."""
 
     type: Literal["refusal"]
     refusal: str
 
 
 def _only_text(content: object) -> object:
-    """Say in words what is wrong with a content before pydantic says it in its own."""
+    """Refuse a content with a clearer error than pydantic's; turn refusals into texts."""
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -51,7 +51,7 @@ def _only_text(content: object) -> object:
         if kind != "text" or not isinstance(part.get("text"), str):
             raise PydanticCustomError(
                 "content_part",
-                "expected a text part, got '{kind}': this server reads no images, audio or files",
+                "expected a text part, got '{kind}': this server accepts no images, audio or files",
                 {"kind": str(kind)},
             )
     return [
@@ -67,14 +67,14 @@ Content = Annotated[
 
 
 class _OfFunction(Body):
-    """What is of the one type of tool that there is here."""
+    """Base of objects with the only supported type of tool."""
 
     @model_validator(mode="before")
     @classmethod
     def _only_functions(cls, values: Any) -> Any:
         kind = values.get("type") if isinstance(values, dict) else None
         if isinstance(kind, str) and kind != "function":
-            text = "this server knows only tools of the type 'function', not '{kind}'"
+            text = "this server supports only tools of the type 'function', not '{kind}'"
             raise PydanticCustomError("only_functions", text, {"kind": kind})
         return values
 
@@ -83,7 +83,7 @@ class CalledFunction(Body):
     """A function that the assistant has called."""
 
     name: str
-    arguments: str = Field(description="JSON, as the model has written it")
+    arguments: str = Field(description="JSON, as the model wrote it")
     parsed_arguments: Any = Field(None, description=RETURNED)
 
 
@@ -104,7 +104,9 @@ class ChatMessage(Body):
     content: Content | None = None
     name: str | None = None
     tool_calls: ListOf[ToolCall] | None = Field(None, description="of an assistant")
-    tool_call_id: str | None = Field(None, description="of a tool: the call that this answers")
+    tool_call_id: str | None = Field(
+        None, description="of a tool: the id of the call that it answers"
+    )
     refusal: str | None = Field(None, description="of an assistant")
     reasoning_content: str | None = Field(None, description="vLLM's: of an assistant")
     reasoning: str | None = Field(None, description="vLLM's: reasoning_content by another name")
@@ -137,7 +139,7 @@ class ChatMessage(Body):
         return self.reasoning_content or self.reasoning
 
     def for_template(self) -> dict[str, Any]:
-        """The message as chat templates know it."""
+        """The message in the shape that chat templates expect."""
         kept = {"role", "content", "name", "tool_calls", "tool_call_id"}
         message = self.model_dump(include=kept, exclude_none=True)
         if self.content is None and self.refusal is not None:
@@ -157,7 +159,7 @@ class FunctionDefinition(Body):
     name: str = Field(pattern=r"^[a-zA-Z0-9_.:-]{1,64}$")
     description: str | None = None
     parameters: dict[str, Any] | None = Field(None, description="JSON schema [no parameters]")
-    strict: bool | None = Field(None, description="arguments of forced calls always are")
+    strict: bool | None = Field(None, description="forced calls always follow the schema")
 
 
 class Tool(_OfFunction):
@@ -173,10 +175,10 @@ Messages = Annotated[ListOf[ChatMessage], counted_first(MAX_MESSAGES)]
 
 @dataclass(frozen=True)
 class Conversation:
-    """What is rendered. Messages and tools are as the API has them.
+    """The input of the chat template. Messages and tools have the API's shapes.
 
-    `template` is the request's own, `variables` are handed to the template by name. `num_bytes` is
-    the size of the body that all this came in; what has none is taken for long.
+    `template` is the request's own, `variables` are passed to the template by name. `num_bytes` is
+    the size of the request's body; without it, the conversation is treated as long.
     """
 
     messages: Sequence[dict[str, Any]]
@@ -190,13 +192,13 @@ class Conversation:
 
 
 class TemplateFields(Body):
-    """How the chat template puts a conversation."""
+    """Tools and options of the chat template."""
 
     tools: ListOf[Tool] = Field([], max_length=MAX_TOOLS)
     add_generation_prompt: bool | None = Field(
-        None, description="vLLM's: begin the assistant's message [unless the final one goes on]"
+        None, description="vLLM's: begin the assistant's message [unless it continues the last]"
     )
-    continue_final_message: bool = Field(False, description="vLLM's: go on with the last message")
+    continue_final_message: bool = Field(False, description="vLLM's: continue the last message")
     chat_template: str | None = Field(
         None, description="vLLM's: only with --trust-request-chat-template"
     )
@@ -210,12 +212,12 @@ class TemplateFields(Body):
         tools: Sequence[dict[str, Any]] | None,
         num_bytes: int,
     ) -> Conversation:
-        """What is rendered, of a body of so many bytes. Raises `ApiError` (400)."""
+        """The conversation, from a body of `num_bytes`. Raises `ApiError` (400)."""
         begins = self.add_generation_prompt
         if self.continue_final_message and begins:
             message = (
                 "'continue_final_message' and 'add_generation_prompt' exclude each other: the "
-                "answer either goes on with the last message or begins one."
+                "answer either continues the last message or begins a new one."
             )
             raise invalid(message, "continue_final_message", "invalid_value")
         check_variables(self.chat_template_kwargs)
@@ -231,7 +233,7 @@ class TemplateFields(Body):
 
 
 def check_variables(variables: Mapping[str, Any]) -> None:
-    """Raise `ApiError` (400) where `chat_template_kwargs` would replace what is not theirs."""
+    """Raise `ApiError` (400) where `chat_template_kwargs` would replace reserved names."""
     taken = sorted(_reserved_names() & variables.keys())
     if taken:
         message = f"'chat_template_kwargs' must not hold '{taken[0]}'."

@@ -1,4 +1,4 @@
-"""The fields that completions and chat share: how tokens are picked, what ends an answer.
+"""The fields that completions and chat share: sampling, stop conditions, output options.
 
 Reference: https://platform.openai.com/docs/api-reference/completions; vLLM's fields beyond it are
 marked.
@@ -17,9 +17,9 @@ MAX_CHOICES = 128
 MAX_STOP_STRINGS, MAX_STOP_STRING = 64, 256  # their number, and the characters of each
 MAX_NAMED_TOKENS = 1024  # of logit_bias and stop_token_ids, each
 MAX_BAD_WORDS, MAX_BAD_WORD = 256, 128  # their number, and the characters of each
-# Of OpenAI's tiers only one is another treatment; an answer tells which it had.
+# Of OpenAI's tiers, only flex is treated differently; an answer names the tier that was used.
 ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
-LOW_PRIORITY = "flex gives way to all other requests, as batches do; all others are default"
+LOW_PRIORITY = "flex has low priority, like batches; all others are treated as default"
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -29,22 +29,22 @@ def _bool(value: object) -> object:
     return value
 
 
-# To Python, 0 is the same.
+# A plain Literal[False] would accept 0, which equals False.
 OnlyFalse = Annotated[Literal[False], BeforeValidator(_bool)]
 
 
 class StreamOptions(Body):
-    """What a stream tells beside its text."""
+    """What a stream contains besides its text."""
 
-    include_usage: bool = Field(False, description="end with a chunk that holds the usage")
+    include_usage: bool = Field(False, description="end with a chunk that has the usage")
     include_obfuscation: bool = Field(False, description="accepted and ignored: nothing is padded")
     continuous_usage_stats: OnlyFalse = Field(False, description="vLLM's: only false")
 
 
 class SamplingFields(Body):
-    """What a request may say of its answers, whatever the endpoint."""
+    """Fields about a request's answers, for every endpoint."""
 
-    model: str = Field(description="only a name of the model that is served")
+    model: str = Field(description="only a name of the served model")
     temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1, lt=2**31, description="vLLM's; -1 or 0 is all tokens")
@@ -57,47 +57,56 @@ class SamplingFields(Body):
     logit_bias: Annotated[
         dict[str, Annotated[float, Field(ge=-100, le=100)]], counted_first(MAX_NAMED_TOKENS)
     ] = Field({}, max_length=MAX_NAMED_TOKENS, description="added to the logits of token ids")
-    allowed_token_ids: ListOf[TokenId] = Field([], description="vLLM's: no other token is picked")
+    allowed_token_ids: ListOf[TokenId] = Field(
+        [], description="vLLM's: no other token is generated"
+    )
     bad_words: ListOf[Annotated[str, Field(max_length=MAX_BAD_WORD)]] = Field(
         [], max_length=MAX_BAD_WORDS, description="vLLM's: never generated"
     )
-    stop: str | ListOf[str] = Field([], description="text that ends a choice, itself left out")
+    stop: str | ListOf[str] = Field(
+        [], description="strings that end a choice, which are not returned"
+    )
     stop_token_ids: ListOf[TokenId] = Field(
         [], max_length=MAX_NAMED_TOKENS, description="vLLM's: tokens that end a choice"
     )
     include_stop_str_in_output: bool = Field(False, description="vLLM's")
-    ignore_eos: bool = Field(False, description="vLLM's: go on after the model's end token")
+    ignore_eos: bool = Field(False, description="vLLM's: continue after the model's end token")
     min_tokens: int = Field(0, ge=0, description="vLLM's: do not stop before")
-    skip_special_tokens: bool = Field(True, description="vLLM's: leave them out of the text")
+    skip_special_tokens: bool = Field(True, description="vLLM's: omit them from the text")
     truncate_prompt_tokens: int | None = Field(
-        None, ge=-1, lt=2**31, description="vLLM's: keep the prompt's last; -1: all that fit"
+        None, ge=-1, lt=2**31, description="vLLM's: keep only so many last tokens; -1: all that fit"
     )
     prompt_logprobs: int | None = Field(
-        None, ge=0, description="vLLM's: score the prompt, with so many likeliest tokens"
+        None, ge=0, description="vLLM's: score the prompt, with so many most likely tokens"
     )
-    return_token_ids: bool = Field(False, description="vLLM's: tell prompt and output as ids too")
+    return_token_ids: bool = Field(
+        False, description="vLLM's: also return prompt and output as ids"
+    )
     response_format: ResponseFormat | None = Field(None, description="the answer's form")
     structured_outputs: StructuredOutputs | None = Field(
         None, description="vLLM's: the answer's form, as a schema, an expression or a grammar"
     )
     stream: bool = False
     stream_options: StreamOptions | None = None
-    priority: int = Field(0, description="vLLM's; above 0: gives way to others, as flex does")
+    priority: int = Field(0, description="vLLM's; above 0: low priority, like flex")
     service_tier: ServiceTier = Field("auto", description=LOW_PRIORITY)
     expected_tokens: int | None = Field(
-        None, ge=1, lt=2**31, description="ours: how long an answer you expect, for the scheduler"
+        None,
+        ge=1,
+        lt=2**31,
+        description="tdpipe's: the expected length of the answer, for the scheduler",
     )
     timeout: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="ours: seconds after which the request ends with an error, queued or running",
+        description="tdpipe's: seconds, including the queue, after which the request fails",
     )
     user: str | None = Field(None, description="accepted and ignored")
 
-    # What vLLM's clients send though it makes no difference here.
+    # Sent by vLLM's clients, without effect here.
     use_beam_search: OnlyFalse = Field(False, description="vLLM's: only false")
-    length_penalty: float = Field(1.0, description="vLLM's: ignored, it is beam search's")
+    length_penalty: float = Field(1.0, description="vLLM's: ignored, it is for beam search")
     spaces_between_special_tokens: bool = Field(True, description="vLLM's: ignored")
     request_id: str | None = Field(None, description="vLLM's: ignored, see X-Request-Id")
     cache_salt: str | None = Field(None, description="vLLM's: ignored, nothing is shared")
@@ -120,7 +129,7 @@ class SamplingFields(Body):
 
     @property
     def low_priority(self) -> bool:
-        """Whether other requests go first."""
+        """Whether the request has low priority."""
         return self.service_tier == "flex" or self.priority > 0
 
     @property
@@ -129,7 +138,7 @@ class SamplingFields(Body):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def check(self, max_tokens: int | None) -> None:
-        """Raise `ApiError` (400) for values that do not go together."""
+        """Raise `ApiError` (400) for values that are invalid together."""
         if self.stream_options is not None and not self.stream:
             raise invalid(
                 "The 'stream_options' parameter is only allowed when 'stream' is enabled.",

@@ -1,4 +1,4 @@
-"""The fields of the API, beside those of the official client: none is forgotten, none is new."""
+"""The fields of the API, compared with the official client's: none is missing, none invented."""
 
 import json
 import re
@@ -33,7 +33,7 @@ from tests.server.batches.world import official
 from tests.server.openai.chatting import CALL, TOOL, post, stream
 from tests.server.world import MODEL, Daemon, events, saying
 
-# What the client has as types, by our titles. Its pages name no envelope but these two fields.
+# The client's types by the titles of bodies. Its pages have only these two fields as an envelope.
 CLIENT: dict[str, Any] = {
     "`POST /v1/completions`": completion_create_params.CompletionCreateParamsStreaming,
     "`POST /v1/chat/completions`": chat_create_params.CompletionCreateParamsStreaming,
@@ -57,7 +57,7 @@ ARRAYS = {list, Iterable, Sequence, SequenceNotStr}
 TRANSPARENT = {Union, types.UnionType}
 QUALIFIERS = {Annotated, Required, NotRequired}
 BESIDE = [body for body in BODIES if body.title in CLIENT]
-# A value of each field that is refused, which makes a difference.
+# A value of each refused field that is not its neutral value.
 REFUSED: dict[str, Any] = {
     "suffix": "x",
     "functions": [{"name": "f"}],
@@ -91,7 +91,7 @@ REFUSED: dict[str, Any] = {
 
 
 def client_fields(kind: Any, path: str = "") -> Iterator[tuple[str, set[str]]]:
-    """Each field of one of the client's types by its path, and the values it may have."""
+    """Each field of one of the client's types by its path, and its possible values."""
     hints: dict[str, Any] = {}
     if is_typeddict(kind):
         hints = get_type_hints(kind)
@@ -112,7 +112,7 @@ def client_fields(kind: Any, path: str = "") -> Iterator[tuple[str, set[str]]]:
 
 
 def values_of(hint: Any) -> Iterator[str]:
-    """The texts among the values of a type."""
+    """The strings among the values of a type."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         yield from (value for value in arguments if isinstance(value, str))
@@ -126,17 +126,17 @@ def values_of(hint: Any) -> Iterator[str]:
 
 
 def rows_of(body: ApiBody) -> dict[str, FieldRow]:
-    """A body's rows by their paths, with those of a form written as the others are."""
+    """A body's rows by their paths, with a form's paths in the usual notation."""
     return {re.sub(r"\[(\w+)\]", r".\1", row.path): row for row in body.rows()}
 
 
 def covers(row: FieldRow, path: str) -> bool:
-    """Whether a field is within one that is left out as a whole, or always empty."""
+    """Whether a field is inside one that is not supported, or always empty."""
     is_closed = row.status != "supported" or row.words.startswith("always")
     return is_closed and row.holds(path)
 
 
-def test_the_walk_over_the_client_types_sees_what_is_within() -> None:
+def test_the_walk_over_the_client_types_sees_nested_fields() -> None:
     chat = dict(client_fields(chat_create_params.CompletionCreateParamsStreaming))
     assert {
         "messages[].content[].image_url.url",
@@ -166,7 +166,7 @@ def test_every_field_of_the_official_client_is_in_the_table(body: ApiBody) -> No
 
 
 @pytest.mark.parametrize("body", BESIDE, ids=lambda body: body.title)
-def test_a_field_is_called_openais_only_if_its_client_has_it(body: ApiBody) -> None:
+def test_a_field_is_marked_as_openais_only_if_its_client_has_it(body: ApiBody) -> None:
     client = {path for path, _ in client_fields(CLIENT[body.title])} | ENVELOPE
     for path, row in rows_of(body).items():
         if path.startswith("tool_choice.allowed_tools.tools[]"):  # any objects in the client
@@ -175,22 +175,22 @@ def test_a_field_is_called_openais_only_if_its_client_has_it(body: ApiBody) -> N
 
 
 @pytest.mark.parametrize("body", BESIDE, ids=lambda body: body.title)
-def test_every_value_that_the_reference_counts_is_spoken_of(body: ApiBody) -> None:
+def test_every_value_of_the_reference_is_documented(body: ApiBody) -> None:
     rows = rows_of(body)
     for path, values in client_fields(CLIENT[body.title]):
         row = rows.get(path)
         if row is None or row.status != "supported" or "only " in row.words:
             continue
-        if path == "choices[].delta.role":  # of all who speak in a conversation, one answers
+        if path == "choices[].delta.role":  # of all roles, only the assistant answers
             values &= {"assistant"}
         beside = path.rpartition(".")[0]
-        unspoken = {
+        undocumented = {
             value
             for value in values - words_of(row)
             # A kind of part, tool or choice that is refused has a row of its own.
             if f"{beside}.{value}" not in rows or rows[f"{beside}.{value}"].status == "supported"
         }
-        assert not unspoken, path
+        assert not undocumented, path
 
 
 def words_of(row: FieldRow) -> set[str]:
@@ -199,7 +199,7 @@ def words_of(row: FieldRow) -> set[str]:
 
 
 @pytest.mark.parametrize("body", [COMPLETION, CHAT], ids=lambda body: body.title)
-def test_what_is_called_refused_is(daemon: Daemon, body: ApiBody) -> None:
+def test_fields_marked_as_refused_are_refused(daemon: Daemon, body: ApiBody) -> None:
     path = "/v1/completions" if body is COMPLETION else "/v1/chat/completions"
     own: dict[str, Any] = {"prompt": "hi"}
     if body is CHAT:
@@ -217,7 +217,7 @@ def test_what_is_called_refused_is(daemon: Daemon, body: ApiBody) -> None:
 
 
 RICH = {"n": 2, "return_token_ids": True, "service_tier": "flex", "stop": ["zzz"]}
-TOLD = {"stream": True, "stream_options": {"include_usage": True}}
+WITH_USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 @pytest.mark.parametrize("fields", [{}, RICH | {"echo": True, "logprobs": 1, "prompt_logprobs": 1}])
@@ -225,7 +225,7 @@ def test_a_completion_has_no_field_that_the_table_lacks(
     daemon: Daemon, fields: dict[str, Any]
 ) -> None:
     completion.Completion.model_validate(daemon.complete(**fields).json(), extra="forbid")
-    chunks = events(daemon.complete(**fields, **TOLD))
+    chunks = events(daemon.complete(**fields, **WITH_USAGE))
     for chunk in chunks:
         completion.CompletionChunk.model_validate(chunk, extra="forbid")
     assert chunks[-1]["usage"]

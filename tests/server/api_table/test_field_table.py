@@ -1,11 +1,11 @@
-"""The table in the document is the one that the code makes."""
+"""The tables in docs/api.md are those that the code writes."""
 
 import re
 
 from server.api_table.field_table import BEGIN, DOCUMENT, END, table
 
 
-def test_the_document_has_the_present_table() -> None:
+def test_the_document_has_the_current_tables() -> None:
     assert BEGIN + table() + END in DOCUMENT.read_text(), "make api-table writes it"
 
 
@@ -16,7 +16,7 @@ def test_every_line_of_a_table_has_four_cells() -> None:
         assert len(re.findall(r"(?<!\\)\|", line)) == 5, line
 
 
-def test_fields_of_both_endpoints_stand_there_once() -> None:
+def test_fields_of_both_endpoints_are_listed_once() -> None:
     both, completions, *_ = re.split("^### .*$", table(), flags=re.MULTILINE)[1:]
     assert "| `seed` |" in both
     assert "| `seed` |" not in completions

@@ -1,4 +1,4 @@
-"""The fields of a schema: every path once, whatever stands between it and the top."""
+"""The fields of a schema: every path once, through references, unions and arrays."""
 
 from typing import Annotated, Literal
 
@@ -28,7 +28,7 @@ class Tree(BaseModel):
 FIELDS = {field.path: field for field in fields_of(Tree)}
 
 
-def test_what_is_within_is_found_under_its_path() -> None:
+def test_nested_fields_have_their_path() -> None:
     assert list(FIELDS) == [
         *("leaf", "leaf.kind", "leaf.size"),
         *("parts", "parts[].kind", "parts[].size", "parts[].names"),
@@ -37,7 +37,7 @@ def test_what_is_within_is_found_under_its_path() -> None:
     ]
 
 
-def test_words_and_values_are_those_of_the_field() -> None:
+def test_description_and_values_are_those_of_the_field() -> None:
     assert FIELDS["leaf.size"] == SchemaField("leaf.size", "in cm", ())
     assert FIELDS["color"].values == ("green", "red")
     assert FIELDS["parts"] == SchemaField("parts", "all of it", ())

@@ -1,4 +1,4 @@
-"""The bodies of chats, beside those that the official client sends."""
+"""The bodies of chats, compared with the official client's."""
 
 from typing import Any, get_args
 
@@ -50,7 +50,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": 
     ],
     ids=range(7),
 )
-def test_messages_are_as_templates_know_them(
+def test_messages_have_the_shape_that_templates_expect(
     given: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     assert message(**given) == expected | {"role": given["role"]}
@@ -61,7 +61,7 @@ def request(**values: Any) -> ChatRequest:
     return ChatRequest.model_validate({"model": "m", "messages": hi} | values)
 
 
-def test_an_answer_begins_a_message_unless_the_last_one_goes_on() -> None:
+def test_an_answer_begins_a_message_unless_it_continues_the_last() -> None:
     def begins(**values: Any) -> bool:
         asked = request(**values)
         return asked.conversation(asked.messages, None, 10).add_generation_prompt
@@ -71,7 +71,7 @@ def test_an_answer_begins_a_message_unless_the_last_one_goes_on() -> None:
     assert not begins(continue_final_message=True)
 
 
-def test_logprobs_are_counted_as_the_engine_counts_them() -> None:
+def test_the_number_of_logprobs_is_the_engines() -> None:
     assert request().num_logprobs == -1
     assert request(logprobs=True).num_logprobs == 0
     assert request(logprobs=True, top_logprobs=3).num_logprobs == 3

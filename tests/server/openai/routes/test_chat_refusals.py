@@ -47,10 +47,10 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"messages": [USER | {"x": 1}]}, "x", "Unrecognized"),
     ({"functions": [{"name": "add"}]}, "functions", "use 'tools'"),
     ({"function_call": "auto"}, "function_call", "use 'tool_choice'"),
-    ({"audio": {"voice": "x", "format": "wav"}}, "audio", "speaks text"),
+    ({"audio": {"voice": "x", "format": "wav"}}, "audio", "supports only text"),
     ({"modalities": ["text", "audio"]}, "modalities", "'text'"),
-    ({"web_search_options": {"x": 1}}, "web_search_options", "searches nothing"),
-    ({"moderation": {"model": "x"}}, "moderation", "moderates nothing"),
+    ({"web_search_options": {"x": 1}}, "web_search_options", "has no web search"),
+    ({"moderation": {"model": "x"}}, "moderation", "has no moderation"),
     (
         {"tools": [{"type": "custom", "custom": {"name": "x"}}]},
         "tools",
@@ -119,7 +119,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
     ({"max_completion_tokens": 8192}, "max_tokens", "maximum context length"),
     ({"messages": [{"role": "user", "content": "hi" * 9000}]}, "messages", "context length"),
-    ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "in a stream"),
+    ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "cannot be streamed"),
     (
         {"continue_final_message": True, "add_generation_prompt": True},
         "continue_final_message",

@@ -10,13 +10,13 @@ _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Chat; the exit code: 0, 1 for what the daemon refuses, 130 after Ctrl-C."""
+    """Chat; returns 0, 1 if the daemon refuses, 130 after Ctrl-C."""
     flags = parser(
         "chat",
-        "Talk with a running daemon. It is told the whole conversation each time. Ctrl-C ends an "
+        "Chat with a running daemon. Every request contains the whole conversation. Ctrl-C ends an "
         "answer, Ctrl-D the chat.",
     )
-    flags.add_argument("--system-prompt", help="what the model is told first")
+    flags.add_argument("--system-prompt", help="a system message at the start")
     options = flags.parse_args(argv)
     settings = {"max_tokens": options.max_tokens, "temperature": options.temperature}
     return run(options, ChatSession(options.system_prompt, settings).answer)
@@ -32,10 +32,10 @@ class ChatSession:
             self._say("system", system_prompt)
 
     def answer(self, daemon: RemoteDaemon, model: str, text: str) -> None:
-        """Print the answer to the user's next words, which may be cut short by Ctrl-C.
+        """Print the answer to the user's next message; Ctrl-C may cut it short.
 
-        What was printed is what the conversation goes on with. Raises `DaemonError`, after which
-        the words count as not said.
+        The conversation continues with the printed text. Raises `DaemonError`; without any printed
+        text the user's message is removed again.
         """
         self._say("user", text)
         body = {"model": model, "messages": self.messages, **self._settings}
@@ -56,7 +56,7 @@ class ChatSession:
 
 
 def _pieces(choices: Iterator[dict[str, Any]]) -> Iterator[str]:
-    """The answer's text; what the model thinks before it is shown to people only."""
+    """The answer's text; reasoning is printed only in a terminal."""
     thinks = False
     for choice in choices:
         delta = choice.get("delta", {})

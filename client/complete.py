@@ -1,4 +1,4 @@
-"""`tdpipe complete`: a text gone on with by a running daemon, in the terminal."""
+"""`tdpipe complete`: completes a text with a running daemon, in the terminal."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ DEFAULT_MAX_TOKENS = 256
 
 
 def main(argv: Sequence[str]) -> int:
-    """Complete; the exit code: 0, 1 for what the daemon refuses, 130 after Ctrl-C."""
+    """Complete a text; returns 0, 1 if the daemon refuses, 130 after Ctrl-C."""
     flags = parser(
         "complete",
-        "Let a running daemon go on with a text. In a terminal, each line is a text of its own; "
+        "Complete a text with a running daemon. In a terminal, each line is a separate text; "
         "Ctrl-C ends an answer, Ctrl-D the command.",
     )
     flags.set_defaults(max_tokens=DEFAULT_MAX_TOKENS)

@@ -1,7 +1,7 @@
-"""The offline door: `with LLM(model) as llm`, the daemon's engine and stages without HTTP.
+"""The offline interface: `with LLM(model) as llm`, the daemon's engine and stages without HTTP.
 
-The engine's connection lives in a thread of its own with an event loop, so that the caller may be a
-script, a notebook with a loop of its own, or anything else.
+The engine's connection runs in a separate thread with an event loop, so that the caller may be a
+script, or a notebook with an event loop of its own.
 """
 
 import asyncio
@@ -45,10 +45,10 @@ _MESSAGES = TypeAdapter(list[ChatMessage])
 
 
 class LLM:
-    """A model, for as long as the `with` block lasts; after it, no process is left.
+    """A model that runs inside a `with` block; after it, no process is left.
 
-    `settings` are those of `tdpipe serve`, by the same names. Raises `ConfigError` for those that
-    cannot be, and on entering `OfflineEngineError` when the model cannot be loaded.
+    `settings` are those of `tdpipe serve`, by the same names. Raises `ConfigError` for invalid
+    settings, and on entering `OfflineEngineError` when the model cannot be loaded.
     """
 
     def __init__(self, model: str = str(DEMO_MODEL), **settings: Any) -> None:
@@ -59,10 +59,10 @@ class LLM:
         self._leave = asyncio.Event()
         self._was_left = False
         self._started: Future[None] = Future()
-        self._thread = threading.Thread(target=self._live, name="tdpipe")
+        self._thread = threading.Thread(target=self._run_thread, name="tdpipe")
 
     def __enter__(self) -> Self:
-        """Start, and wait until requests are worked on."""
+        """Start, and wait until the engine is ready."""
         self._thread.start()
         try:
             self._started.result()
@@ -91,11 +91,11 @@ class LLM:
         *,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Go on with one prompt or several, texts or token ids; an output for each, in order.
+        """Complete one prompt or several, strings or token ids; returns their outputs in order.
 
-        One `params` is for all prompts, a list has one for each. Raises `ValueError` for what
-        cannot be asked, before anything is generated of that prompt, and `OfflineEngineError` when
-        the engine can no longer be helped.
+        A single `params` applies to all prompts, a list has one for each. Raises `ValueError` for
+        an invalid prompt or params, before anything is generated for that prompt, and
+        `OfflineEngineError` when the engine has failed for good.
         """
         each = _as_prompts(prompts)
         return self._run(self._generate(each, _for_each(params, len(each)), use_tqdm))
@@ -111,10 +111,10 @@ class LLM:
         tools: Sequence[dict[str, Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> list[RequestOutput]:
-        """Answer one conversation or several, as the model's chat template puts them.
+        """Answer one conversation or several, rendered by the model's chat template.
 
-        The answers are texts: tool calls and reasoning are in them as the model wrote them. Raises
-        as `generate`.
+        The answers are plain text: tool calls and reasoning are in them as the model wrote them.
+        Raises like `generate`.
         """
         conversations = [
             Conversation(
@@ -146,15 +146,15 @@ class LLM:
     ) -> list[RequestOutput]:
         outputs: list[RequestOutput | None] = [None] * len(prompts)
         places = iter(range(len(prompts)))
-        with _ProgressBar(len(prompts), use_tqdm) as tell:
+        with _ProgressBar(len(prompts), use_tqdm) as advance:
 
             async def work() -> None:
                 for i in places:
                     ask = partial(self._ask, prompts[i], params[i])
                     outputs[i] = await ask_until_final(self._engine.client, ask)
-                    tell(outputs[i])
+                    advance(outputs[i])
 
-            async with _first_error_alone() as group:
+            async with _first_error_only() as group:
                 for _ in range(min(len(prompts), self._config.max_open_batch_requests)):
                     group.create_task(work())
         return [output for output in outputs if output is not None]
@@ -166,9 +166,9 @@ class LLM:
             "prompt": prompt,
             "return_token_ids": True,
         }
-        # The way that a request over HTTP goes, so that both mean the same.
+        # The same path as a request over HTTP, so that both behave the same.
         reply = await self._endpoints.completions.prepare(msgspec.json.encode(body), offline=True)
-        tells = params.logprobs is not None
+        wants_logprobs = params.logprobs is not None
         async with reply.generation as generation:
             output = RequestOutput(
                 prompt=prompt if isinstance(prompt, str) else None,
@@ -176,9 +176,9 @@ class LLM:
                 outputs=[
                     CompletionOutput(
                         i,
-                        # Where no token is asked for, nothing comes that would tell.
+                        # Without any token to generate, no piece would set it.
                         finish_reason=None if generation.num_unfinished else "length",
-                        logprobs=[] if tells else None,
+                        logprobs=[] if wants_logprobs else None,
                     )
                     for i in range(generation.num_choices)
                 ],
@@ -188,7 +188,7 @@ class LLM:
         return output
 
     def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Do it in the loop's thread, and give up with the caller."""
+        """Run `work` in the loop's thread; it is cancelled if the caller is interrupted."""
         if self._loop is None or not self._thread.is_alive():
             work.close()
             raise RuntimeError("an LLM works inside its `with` block only")
@@ -201,13 +201,13 @@ class LLM:
         finally:
             future.cancel()  # after a Ctrl-C
 
-    def _live(self) -> None:
-        """The thread."""
+    def _run_thread(self) -> None:
+        """The thread's main function."""
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 self._loop = runner.get_loop()
                 runner.run(self._work_until_left())
-        # It is the caller's thread that hears of it.
+        # Raised in the caller's thread.
         except BaseException as error:
             if not self._started.done():
                 self._started.set_exception(error)
@@ -233,7 +233,7 @@ class LLM:
 
 
 class _ProgressBar:
-    """A bar with prompts and tokens per second."""
+    """A progress bar with prompts and tokens per second."""
 
     def __init__(self, num_prompts: int, is_wanted: bool) -> None:
         self._bar = tqdm(
@@ -242,12 +242,12 @@ class _ProgressBar:
         self._num_tokens = 0
 
     def __enter__(self) -> Callable[[RequestOutput | None], None]:
-        return self._tell
+        return self._advance
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def _tell(self, output: RequestOutput | None) -> None:
+    def _advance(self, output: RequestOutput | None) -> None:
         assert output is not None
         self._num_tokens += sum(len(each.token_ids) for each in output.outputs)
         seconds = self._bar.format_dict["elapsed"] or 1.0
@@ -256,8 +256,8 @@ class _ProgressBar:
 
 
 @asynccontextmanager
-async def _first_error_alone() -> AsyncIterator[asyncio.TaskGroup]:
-    """A task group whose first error comes as itself."""
+async def _first_error_only() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group that raises its first error, not an exception group."""
     try:
         async with asyncio.TaskGroup() as group:
             yield group
@@ -274,7 +274,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[str | list[int]]:
-    """One prompt or several, as several texts or lists of token ids. Raises `ValueError`."""
+    """One prompt or several, as a list of strings or lists of token ids. Raises `ValueError`."""
     if isinstance(prompts, str | dict):
         return [_plain_prompt(prompts)]
     each: list[Any] = list(prompts)
@@ -283,7 +283,7 @@ def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[str | list[int]]:
 
 
 def _plain_prompt(prompt: Any) -> str | list[int]:
-    """A prompt out of vLLM's dictionaries too, which name what it is."""
+    """A prompt as a string or token ids; vLLM's dictionaries are accepted too."""
     if isinstance(prompt, dict):
         given = [prompt[key] for key in ("prompt_token_ids", "prompt") if key in prompt]
         if len(given) != 1 or len(prompt) != 1:
@@ -293,14 +293,14 @@ def _plain_prompt(prompt: Any) -> str | list[int]:
         return prompt
     token_ids = list(prompt)
     if not all(isinstance(token_id, int) for token_id in token_ids):
-        raise ValueError("a prompt is a text or a sequence of token ids")
+        raise ValueError("a prompt is a string or a sequence of token ids")
     return token_ids
 
 
 def _as_conversations(
     messages: Sequence[Message] | Sequence[Sequence[Message]],
 ) -> list[Iterable[Message]]:
-    """One conversation or several, as several. Raises `ValueError` for what is no message."""
+    """One conversation or several, as a list. Raises `ValueError` for an invalid message."""
     each: list[Any] = list(messages)
     conversations = [each] if each and isinstance(each[0], dict) else each
     for conversation in conversations:
@@ -311,7 +311,7 @@ def _as_conversations(
 def _for_each(
     params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
 ) -> list[SamplingParams]:
-    """The params of each prompt. Raises `ValueError` when they are not that."""
+    """The params of each prompt. Raises `ValueError` for a wrong type or number."""
     if isinstance(params, dict) or not isinstance(params, SamplingParams | Sequence | None):
         raise ValueError(f"params are SamplingParams, not a {type(params).__name__}")
     if params is None or isinstance(params, SamplingParams):

@@ -1,10 +1,10 @@
-"""The offline engine: engine and stages without HTTP, for as long as an `async with` block lasts.
+"""The offline engine: engine and stages without HTTP, inside an `async with` block.
 
     this process --+-- engine    python -m engine          the scheduler
                    +-- stages    python -m workers         torchrun and one process per stage
-                   +-- predictor python -m predictor       the encoder, where one predicts lengths
+                   +-- predictor python -m predictor       the encoder, if one predicts lengths
 
-They are the daemon's own processes, with the same restarts and the same end.
+These are the daemon's processes, with the same restarts and the same shutdown.
 """
 
 import asyncio
@@ -29,13 +29,13 @@ Result = TypeVar("Result")
 
 
 class OfflineEngineError(Exception):
-    """The engine cannot start or go on; the text is one line for the user."""
+    """The engine cannot start or continue; the message is one line for the user."""
 
 
 class OfflineEngine:
-    """Inside `async with`, requests are worked on; after it, no process is left.
+    """Runs requests inside an `async with` block; after it, no process is left.
 
-    The loop's thread must last as long as the block, see `Children`.
+    The event loop's thread must outlive the block, see `Children`.
     """
 
     client: EngineClient
@@ -46,10 +46,10 @@ class OfflineEngine:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._stack = AsyncExitStack()
-        self._chores: list[asyncio.Task[None]] = []  # none of them ends by itself but in failure
+        self._tasks: list[asyncio.Task[None]] = []  # each ends only by failing or when cancelled
 
     async def __aenter__(self) -> Self:
-        """Start, and wait until requests are worked on. Raises `OfflineEngineError`."""
+        """Start, and wait until the engine is ready. Raises `OfflineEngineError`."""
         problem = check_model_path(self.config.model)
         if problem is not None:
             raise OfflineEngineError(problem)
@@ -69,29 +69,30 @@ class OfflineEngine:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Abort what is open, end every process and wait for it."""
+        """Abort open requests, end every process and wait for it."""
         await self._stack.aclose()
 
     async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """The result of `work`; cancels it and raises `OfflineEngineError` if the engine gives up.
+        """The result of `work`; if the engine fails for good, cancels it and raises
+        `OfflineEngineError`.
 
-        A lost engine or stage that is restarted is no such end: its requests wait for it.
+        An engine or stage that is restarted does not count: requests wait for it.
         """
-        assert self._chores, "only inside the block"
+        assert self._tasks, "only inside the block"
         working = asyncio.ensure_future(work)
         try:
-            await asyncio.wait((working, *self._chores), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((working, *self._tasks), return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
-                for chore in self._chores:
-                    if chore.done():
-                        chore.result()
+                for task in self._tasks:
+                    if task.done():
+                        task.result()
         finally:
             working.cancel()
             await asyncio.wait((working,))
         return working.result()
 
     def endpoints(self) -> Endpoints:
-        """The daemon's own endpoints on this engine, for as long as the block lasts.
+        """The daemon's endpoints on this engine, valid until the block ends.
 
         Raises `ChatTemplateError` when the file with the chat template cannot be used.
         """
@@ -102,10 +103,10 @@ class OfflineEngine:
         return endpoints
 
     async def _start(self, stack: AsyncExitStack) -> None:
-        # They are forked from here, where tokenizers may have used threads before.
+        # The processes are forked here, where tokenizers may have used threads before.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         children = Children(self.config, ("engine", "stages"))
-        # Ending them waits for them: not on the loop, where the client has its last words.
+        # Not on the event loop: stopping waits for them, while the client still sends messages.
         stack.push_async_callback(asyncio.to_thread, children.stop)
         children.start()
         self.client = EngineClient(
@@ -115,13 +116,13 @@ class OfflineEngine:
         )
         self.metrics = Metrics(EngineCollector(self.client))
         self.predictor = LengthPredictor(self.config, self.metrics)
-        for chore in (_watch(children), self.client.run(), self.predictor.run()):
-            task = asyncio.create_task(chore)
+        for work in (_watch(children), self.client.run(), self.predictor.run()):
+            task = asyncio.create_task(work)
             stack.push_async_callback(_end, task)
-            self._chores.append(task)
+            self._tasks.append(task)
 
     async def _wait_ready(self) -> None:
-        """The tokenizer is loaded while the stages load their weights."""
+        """Load the tokenizer while the stages load their weights, then wait for the engine."""
         try:
             self.tokenizer = await asyncio.to_thread(load_tokenizer, self.config)
             check_predictor(self.config, self.tokenizer)
@@ -131,7 +132,7 @@ class OfflineEngine:
 
 
 async def _watch(children: Children) -> None:
-    """Restart what dies. Raises `OfflineEngineError` when that no longer helps."""
+    """Restart dead processes. Raises `OfflineEngineError` when the restart limit is reached."""
     while True:
         try:
             children.look()
@@ -141,7 +142,7 @@ async def _watch(children: Children) -> None:
 
 
 async def _end(task: asyncio.Task[None]) -> None:
-    """Cancel it and wait; how it failed was for `OfflineEngine.run` to tell."""
+    """Cancel a task and wait; raising its error is left to `OfflineEngine.run`."""
     task.cancel()
     await asyncio.wait((task,))
     if not task.cancelled():

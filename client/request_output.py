@@ -1,4 +1,4 @@
-"""The outputs of the offline door, in the shape of vLLM's."""
+"""The outputs of the offline interface, in the shape of vLLM's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from server.text.token_pieces import TokenPieces
 
 @dataclass(frozen=True)
 class Logprob:
-    """What the model thinks of a token in one place; the likeliest token's rank is 1."""
+    """A token's log-probability at one position; the most likely token has rank 1."""
 
     logprob: float
     rank: int
@@ -20,7 +20,7 @@ class Logprob:
 
 @dataclass
 class CompletionOutput:
-    """One answer to a prompt. `token_ids` has the token that ended it, `text` has not."""
+    """One answer to a prompt. `token_ids` includes the token that ended it, `text` does not."""
 
     index: int
     text: str = ""
@@ -31,7 +31,7 @@ class CompletionOutput:
 
     @property
     def cumulative_logprob(self) -> float | None:
-        """The log-probability of the whole answer, where that of its tokens was asked for."""
+        """The log-probability of the whole answer, if logprobs were requested."""
         if self.logprobs is None:
             return None
         pairs = zip(self.token_ids, self.logprobs, strict=True)
@@ -40,7 +40,7 @@ class CompletionOutput:
 
 @dataclass
 class RequestOutput:
-    """A prompt and the answers to it; `prompt` is None where it came as token ids."""
+    """A prompt and its answers; `prompt` is None if it was given as token ids."""
 
     prompt: str | None
     prompt_token_ids: list[int]
@@ -61,11 +61,11 @@ class RequestOutput:
             self.prompt_logprobs = [None, *_places(piece.scores, pieces)]
 
 
-def _places(told: Sequence[TokenLogprobs], pieces: TokenPieces) -> list[dict[int, Logprob]]:
+def _places(tokens: Sequence[TokenLogprobs], pieces: TokenPieces) -> list[dict[int, Logprob]]:
     return [
         {
             token_id: Logprob(logprob, rank, pieces.text(token_id))
             for token_id, (logprob, rank) in place.all(len(place.tops)).items()
         }
-        for place in told
+        for place in tokens
     ]

@@ -1,4 +1,4 @@
-"""The sampling parameters of the offline door: HTTP's fields, checked in the same way."""
+"""The sampling parameters of the offline interface: HTTP's fields with the same validation."""
 
 from typing import Any
 
@@ -7,26 +7,28 @@ from pydantic import Field, field_validator, model_validator
 from server.openai.fields.completion import DEFAULT_MAX_TOKENS
 from server.openai.fields.sampling import SamplingFields
 
-# What belongs to a connection or to a request among others.
+# Fields about a connection, or about a request among others.
 _OF_HTTP = frozenset({"model", "stream", "stream_options", "service_tier", "priority", "user"})
 
 
 class SamplingParams(SamplingFields):
-    """How an answer's tokens are picked and what ends it, by vLLM's names.
+    """Sampling and stop conditions of an answer, by vLLM's names.
 
-    Raises pydantic's `ValidationError`, a `ValueError`, for values that cannot be.
+    Raises pydantic's `ValidationError`, a `ValueError`, for invalid values.
     """
 
-    model: str = Field("", description="not said here")
+    model: str = Field("", description="not set here")
     max_tokens: int | None = Field(DEFAULT_MAX_TOKENS, ge=0, description="longest answer")
     logprobs: int | None = Field(
-        None, ge=0, description="tell each token's log-probability, and so many likeliest tokens"
+        None,
+        ge=0,
+        description="return each token's log-probability, and so many most likely tokens",
     )
 
     @field_validator("logit_bias", mode="before")
     @classmethod
     def _by_text(cls, biases: Any) -> Any:
-        """JSON's keys are texts, Python's may be numbers."""
+        """JSON's keys are strings, Python's may be numbers."""
         return {str(key): value for key, value in biases.items()} if biases else {}
 
     @model_validator(mode="before")
@@ -38,5 +40,5 @@ class SamplingParams(SamplingFields):
         return given
 
     def fields(self) -> dict[str, Any]:
-        """What was given, as the body of POST /v1/completions has it."""
+        """The given values, in the shape of the body of POST /v1/completions."""
         return self.model_dump(mode="json", exclude_unset=True, exclude_none=True)

@@ -1,4 +1,4 @@
-"""The terminal: what `tdpipe chat` and `tdpipe complete` share, a daemon asked over HTTP."""
+"""The terminal: the HTTP client and prompt that `tdpipe chat` and `tdpipe complete` share."""
 
 import argparse
 import os
@@ -15,14 +15,14 @@ from configs.client_key import KEY_VARIABLE, client_key
 
 FAILED, INTERRUPTED = 1, 130
 CONNECT_TIMEOUT_S = 5.0
-# A daemon that is busy may let an answer wait for a while before its first token.
+# On a busy daemon, a request may wait for some time before its first token.
 READ_TIMEOUT_S = 600.0
 PROMPT = "> "
 _JSON = {"content-type": "application/json"}
 
 
 class DaemonError(Exception):
-    """The daemon is not there or refuses; the text is one line for the user."""
+    """The daemon is unreachable or refuses; the message is one line for the user."""
 
 
 class RemoteDaemon:
@@ -39,7 +39,7 @@ class RemoteDaemon:
                 transport=httpx.HTTPTransport(uds=uds) if uds else None,
             )
         except httpx.InvalidURL as error:
-            raise DaemonError(f"{url} is no URL: {error}") from error
+            raise DaemonError(f"{url} is not a URL: {error}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -53,21 +53,21 @@ class RemoteDaemon:
         self._client.close()
 
     def first_model(self) -> str:
-        """The name of the model that is served. Raises `DaemonError`."""
-        with self._failures_told():
+        """The name of the served model. Raises `DaemonError`."""
+        with self._daemon_errors():
             response = self._client.get("/v1/models")
         if response.status_code != 200:
             raise DaemonError(_refusal(response.status_code, response.content))
         try:
             return str(response.json()["data"][0]["id"])
         except (ValueError, LookupError, TypeError) as error:
-            raise DaemonError(f"no OpenAI API at {self._where}: it names no model") from error
+            raise DaemonError(f"no OpenAI API at {self._where}: it lists no model") from error
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The first choice of each event of a streamed answer. Raises `DaemonError`."""
         request = _encode({**body, "stream": True})
-        asking = self._client.stream("POST", path, content=request, headers=_JSON)
-        with self._failures_told(), asking as response:
+        streaming = self._client.stream("POST", path, content=request, headers=_JSON)
+        with self._daemon_errors(), streaming as response:
             if response.status_code != 200:
                 raise DaemonError(_refusal(response.status_code, response.read()))
             for line in response.iter_lines():
@@ -75,10 +75,12 @@ class RemoteDaemon:
                     return
                 if line.startswith("data: "):
                     yield from _choices(line.removeprefix("data: "))
-        raise DaemonError(f"the daemon at {self._where} hung up in the middle of its answer")
+        raise DaemonError(
+            f"the daemon at {self._where} closed the connection before the answer ended"
+        )
 
     @contextmanager
-    def _failures_told(self) -> Iterator[None]:
+    def _daemon_errors(self) -> Iterator[None]:
         """Turn httpx's errors into `DaemonError`."""
         try:
             yield
@@ -88,21 +90,21 @@ class RemoteDaemon:
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
-    """The flags that both commands have."""
+    """The flags of both commands."""
     parser = argparse.ArgumentParser(prog=f"tdpipe {command}", description=description)
     add = parser.add_argument
     add("text", nargs="*", help="[standard input; in a terminal, a line at a time]")
     add("--url", default="http://127.0.0.1:8000", help="the daemon [%(default)s]")
-    add("--uds", help="its Unix socket, in the place of the address in the URL")
+    add("--uds", help="its Unix socket, instead of the address in the URL")
     add("--api-key", default=client_key(), help=f"its key [the first in {KEY_VARIABLE}]")
     add("--model", help="the model's name [the first that is served]")
     add("--max-tokens", type=int, help="longest answer in tokens")
-    add("--temperature", type=float, help="of the sampling; 0 is greedy [the daemon's]")
+    add("--temperature", type=float, help="sampling temperature; 0 is greedy [the daemon's]")
     return parser
 
 
 def run(options: argparse.Namespace, answer: Callable[[RemoteDaemon, str, str], None]) -> int:
-    """Ask what the user says, once or line by line; the exit code.
+    """Send the user's text, once or line by line; returns the exit code.
 
     `answer` takes the daemon, the model's name and the user's text, and prints.
     """
@@ -120,15 +122,15 @@ def run(options: argparse.Namespace, answer: Callable[[RemoteDaemon, str, str], 
     except KeyboardInterrupt:
         print()
         return INTERRUPTED
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # for example from `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     return 0
 
 
 def _converse(answer: Callable[[str], None]) -> None:
-    """Until Ctrl-D or Ctrl-C at the prompt; a Ctrl-C in an answer ends the answer alone."""
-    import readline  # noqa: F401 - `input` edits lines and knows the earlier ones with it
+    """Read lines until Ctrl-D or Ctrl-C at the prompt; Ctrl-C in an answer ends only the answer."""
+    import readline  # noqa: F401 - gives `input` line editing and history
 
     while True:
         try:
@@ -137,7 +139,7 @@ def _converse(answer: Callable[[str], None]) -> None:
             print()
             return
         except UnicodeDecodeError as error:
-            _complain(_no_text(error))
+            _complain(_invalid_text(error))
             continue
         if not line.strip():
             continue
@@ -150,39 +152,39 @@ def _converse(answer: Callable[[str], None]) -> None:
 
 
 def _given_text(words: list[str]) -> str | None:
-    """What to ask; None when the user is at a terminal and has yet to say it."""
+    """The text to send; None if it is to be read from the terminal."""
     if words:
         return " ".join(words)
     try:
         return None if sys.stdin.isatty() else sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise _no_text(error) from error
+        raise _invalid_text(error) from error
 
 
 def _bearer(api_key: str) -> str:
-    """The key as a header; what a daemon would not take as one of its keys is not sent either."""
+    """The key as a header; a key that no daemon would accept is not sent."""
     if not (api_key.isascii() and api_key.isprintable()):
         raise DaemonError("the API key must consist of printable ASCII characters")
     return f"Bearer {api_key}"
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:
-    """The body's JSON; what came from a command line or a terminal need not be text."""
+    """The body's JSON; input from a command line or a terminal may be invalid Unicode."""
     try:
         return msgspec.json.encode(body)
     except UnicodeEncodeError as error:
-        raise _no_text(error) from error
+        raise _invalid_text(error) from error
 
 
-def _no_text(error: UnicodeError) -> DaemonError:
-    return DaemonError(f"what is asked is no text: {error}")
+def _invalid_text(error: UnicodeError) -> DaemonError:
+    return DaemonError(f"the input is not valid text: {error}")
 
 
 def _choices(event: str) -> Iterator[dict[str, Any]]:
     try:
         chunk = msgspec.json.decode(event, type=dict[str, Any])
     except msgspec.DecodeError as error:
-        raise DaemonError("the daemon's stream holds something else than JSON") from error
+        raise DaemonError("the daemon's stream is not JSON") from error
     if "error" in chunk:
         raise DaemonError(str(chunk["error"].get("message")))
     yield from chunk.get("choices", [])[:1]

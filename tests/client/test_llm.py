@@ -1,4 +1,4 @@
-"""The offline door without an engine: what is refused before anything is started."""
+"""The offline interface without an engine: what is refused before anything is started."""
 
 import threading
 from typing import Any
@@ -12,7 +12,7 @@ from client.sampling_params import SamplingParams
 from configs.loader import ConfigError
 
 
-def test_it_is_imported_from_the_people_s_door() -> None:
+def test_it_is_imported_from_the_public_module() -> None:
     assert tdpipe.LLM is LLM
     assert tdpipe.SamplingParams is SamplingParams
     with pytest.raises(AttributeError, match="LLLM"):
@@ -32,7 +32,7 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], words: str) -> None:
         LLM("some/model", **settings)
 
 
-def test_outside_of_its_block_it_does_not_work() -> None:
+def test_it_works_only_inside_its_block() -> None:
     with pytest.raises(RuntimeError, match="inside its `with` block"):
         LLM("some/model").generate("hi")
     assert "tdpipe" not in {thread.name for thread in threading.enumerate()}
@@ -53,7 +53,7 @@ def test_params_for_another_number_of_prompts_are_refused() -> None:
         ({"model": "x"}, "model is for requests over HTTP"),
     ],
 )
-def test_params_that_cannot_be_are_refused_when_they_are_made(
+def test_invalid_params_are_refused_when_they_are_created(
     fields: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ValidationError, match=words):
@@ -74,12 +74,12 @@ def test_params_become_the_fields_of_a_request() -> None:
 @pytest.mark.parametrize(
     "prompt", [{"text": "a"}, [{"prompt": "a", "prompt_token_ids": [1]}], [{}], [["a"]]]
 )
-def test_what_is_no_prompt_is_a_value_error(prompt: Any) -> None:
+def test_an_invalid_prompt_is_a_value_error(prompt: Any) -> None:
     with pytest.raises(ValueError, match="prompt"):
         LLM("some/model").generate(prompt)
 
 
-def test_params_are_no_dictionaries() -> None:
+def test_params_must_not_be_dictionaries() -> None:
     with pytest.raises(ValueError, match="SamplingParams, not a dict"):
         LLM("some/model").generate("hi", {"temperature": 0})  # type: ignore[arg-type]
 
@@ -88,6 +88,6 @@ def test_params_are_no_dictionaries() -> None:
     "message",
     [{"content": "x"}, {"role": "assistant", "tool_calls": [{"id": "a"}]}, {"role": "me"}],
 )
-def test_what_is_no_message_is_a_value_error(message: dict[str, Any]) -> None:
+def test_an_invalid_message_is_a_value_error(message: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         LLM("some/model").chat([message])

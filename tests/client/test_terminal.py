@@ -1,4 +1,4 @@
-"""The terminal: `tdpipe chat` and `tdpipe complete` against a daemon of five lines."""
+"""The terminal: `tdpipe chat` and `tdpipe complete` against a fake daemon."""
 
 import io
 import json
@@ -75,7 +75,7 @@ def fake(*answers: Any) -> Iterator[FakeDaemon]:
 
 @pytest.fixture
 def typed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The lines that a person types at the prompt, then Ctrl-D."""
+    """Type these lines at the prompt, then Ctrl-D."""
     lines: list[str] = []
 
     def read(_prompt: str = "") -> str:
@@ -89,7 +89,7 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-def test_a_chat_tells_the_daemon_what_was_said(
+def test_a_chat_sends_the_whole_conversation(
     typed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed += ["hello", "  ", "and you?"]
@@ -110,7 +110,7 @@ def test_a_chat_tells_the_daemon_what_was_said(
     }
 
 
-def test_one_question_is_one_answer(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_question_gets_a_single_answer(capsys: pytest.CaptureFixture[str]) -> None:
     with fake(["yes"]) as daemon:
         flags = ["--url", daemon.url, "--model", "mine", "--max-tokens", "5"]
         assert tdpipe.main(["chat", "is", "it?", *flags]) == 0
@@ -133,7 +133,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(
     typed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Screen(io.StringIO):
-        """A screen whose user has seen enough at "two"."""
+        """A screen with a user that presses Ctrl-C at "two"."""
 
         def write(self, text: str) -> int:
             written = super().write(text)
@@ -150,14 +150,14 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(
     assert daemon.asked[1]["messages"][1] == {"role": "assistant", "content": "one two "}
 
 
-def test_a_refusal_is_a_line_and_the_chat_goes_on(
+def test_a_refusal_is_one_line_and_the_chat_continues(
     typed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed += ["a", "b"]
     with fake(429, ["fine"]) as daemon:
         assert tdpipe.main(["chat", "--url", daemon.url]) == 0
-    told = capsys.readouterr()
-    assert told.err == "tdpipe: error: the daemon refuses (429): not today\n"
+    printed = capsys.readouterr()
+    assert printed.err == "tdpipe: error: the daemon refuses (429): not today\n"
     assert [message["content"] for message in daemon.asked[1]["messages"]] == ["b"]
 
 
@@ -173,27 +173,27 @@ def test_the_key_comes_from_flag_or_environment(
 
 
 @pytest.mark.parametrize("command", ["chat", "complete"])
-def test_without_a_daemon_there_is_one_line(
+def test_an_unreachable_daemon_is_one_line(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert tdpipe.main([command, "x", "--url", "http://127.0.0.1:1"]) == terminal.FAILED
-    told = capsys.readouterr().err
-    assert told.startswith("tdpipe: error: no daemon at http://127.0.0.1:1: ")
-    assert len(told.splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("tdpipe: error: no daemon at http://127.0.0.1:1: ")
+    assert len(printed.splitlines()) == 1
 
 
-def test_a_url_that_is_none_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_url_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert tdpipe.main(["chat", "x", "--url", "nonsense"]) == terminal.FAILED
     assert "tdpipe: error: " in capsys.readouterr().err
 
 
-def test_complete_goes_on_with_a_text(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+def test_complete_continues_a_text(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--url", daemon.url, "--max-tokens", "40", "--temperature", "0"]
     assert tdpipe.main(["complete", "say", "hello", *flags]) == 0
     assert capsys.readouterr().out == "hello world €\n"
 
 
-def test_complete_tells_what_the_daemon_says_of_it(
+def test_complete_prints_the_daemons_refusal(
     daemon: Daemon, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--url", daemon.url, "--max-tokens", str(MAX_MODEL_LEN)]
@@ -201,7 +201,7 @@ def test_complete_tells_what_the_daemon_says_of_it(
     assert "maximum context length is 64 tokens" in capsys.readouterr().err
 
 
-def test_a_key_that_is_wrong_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_key_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(tmp_path, saying("hello"), api_key="right") as daemon:
         flags = ["--url", daemon.url, "--max-tokens", "9"]
         assert tdpipe.main(["complete", "x", *flags, "--api-key", "wrong"]) == terminal.FAILED
@@ -212,15 +212,15 @@ def test_a_key_that_is_wrong_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("key", ["schlüssel", "a\nb", "a\udcffb", "\x7f"])
-def test_a_key_that_fits_in_no_header_is_told_and_not_shown(
+def test_a_key_that_fits_in_no_header_is_reported_and_not_printed(
     key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert tdpipe.main(["chat", "x", "--api-key", key]) == terminal.FAILED
-    told = capsys.readouterr().err
-    assert told == "tdpipe: error: the API key must consist of printable ASCII characters\n"
+    printed = capsys.readouterr().err
+    assert printed == "tdpipe: error: the API key must consist of printable ASCII characters\n"
 
 
-def test_a_socket_behind_which_there_is_no_daemon_is_named(
+def test_the_error_names_a_socket_without_a_daemon(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(tmp_path / "daemon.sock")
@@ -231,13 +231,13 @@ def test_a_socket_behind_which_there_is_no_daemon_is_named(
         hanging_up.start()
         assert tdpipe.main(["chat", "x", "--uds", path]) == terminal.FAILED
         hanging_up.join()
-    told = capsys.readouterr().err
-    assert told.startswith(f"tdpipe: error: no daemon at {path}: ")
-    assert "http:" not in told
-    assert len(told.splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"tdpipe: error: no daemon at {path}: ")
+    assert "http:" not in printed
+    assert len(printed.splitlines()) == 1
 
 
-def test_what_is_no_text_is_told_in_a_line(
+def test_invalid_text_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with fake() as daemon:
@@ -247,10 +247,10 @@ def test_what_is_no_text_is_told_in_a_line(
         assert not daemon.asked
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert all(line.startswith("tdpipe: error: what is asked is no text: ") for line in lines)
+    assert all(line.startswith("tdpipe: error: the input is not valid text: ") for line in lines)
 
 
-def test_a_line_that_is_no_text_does_not_end_the_chat(
+def test_a_line_of_invalid_text_does_not_end_the_chat(
     monkeypatch: pytest.MonkeyPatch, typed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def read(_prompt: str = "") -> str:
@@ -262,6 +262,6 @@ def test_a_line_that_is_no_text_does_not_end_the_chat(
     typed += ["café", "hello"]
     with fake(["Hi"]) as daemon:
         assert tdpipe.main(["chat", "--url", daemon.url]) == 0
-    told = capsys.readouterr()
-    assert told.out == "Hi\n\n"
-    assert told.err.startswith("tdpipe: error: what is asked is no text: ")
+    printed = capsys.readouterr()
+    assert printed.out == "Hi\n\n"
+    assert printed.err.startswith("tdpipe: error: the input is not valid text: ")

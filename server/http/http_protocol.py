@@ -95,7 +95,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer a request that cannot be parsed, or whose head exceeds the limit."""
+        """Answer a request that cannot be parsed, or exceeds the limit of its head."""
         too_long = self._num_parsed_bytes > MAX_HEAD_BYTES
         self._refuse(_too_long() if too_long else ApiError(400, msg, code="invalid_http"))
 

@@ -63,7 +63,7 @@ BODY_FAILURES = (400, 408, 413, 415)
 
 
 class App(FastAPI):
-    """FastAPI whose document has the `models` that routes parse and write themselves.
+    """FastAPI with a document that has the `models` which routes parse and write themselves.
 
     With `needs_key`, it declares an API key for all paths but `open_paths`.
     """

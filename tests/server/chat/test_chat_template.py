@@ -185,7 +185,7 @@ def test_a_model_without_a_template_is_an_error() -> None:
 
 def test_an_empty_prompt_is_refused() -> None:
     template = ChatTemplate(chatty("{# nothing #}"))
-    with pytest.raises(ApiError, match="makes nothing"):
+    with pytest.raises(ApiError, match="as nothing"):
         asyncio.run(template.render(Conversation([USER])))
 
 
@@ -231,7 +231,7 @@ def test_a_template_that_does_not_end_times_out(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_rendering_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "MAX_RENDERED_CHARACTERS", 1000)
-    assert "makes 2000 characters" in refusal("{{ 'x' * 2000 }}", USER)
+    assert "as 2000 characters" in refusal("{{ 'x' * 2000 }}", USER)
 
 
 def test_a_long_conversation_is_rendered_as_a_short_one() -> None:

@@ -127,7 +127,7 @@ def test_malformed_bytes_after_a_request_do_not_cut_its_answer(tmp_path: Path) -
             % (len(body), body)
         )
         begun = client.recv(65536)
-        client.sendall(b"garbage\r\n\r\n")
+        client.sendall(b"malformed\r\n\r\n")
         rest = read(client)
     assert begun.startswith(b"HTTP/1.1 200 ")
     assert b"HTTP/1.1" not in rest

@@ -96,16 +96,16 @@ def encrypted(authority: Authority, file: Path) -> Path:
 def test_invalid_settings_are_one_line_that_names_the_file(
     tmp_path: Path, authority: Authority
 ) -> None:
-    missing, garbage = tmp_path / "missing.pem", tmp_path / "garbage.pem"
-    garbage.write_text("no certificate")
+    missing, invalid = tmp_path / "missing.pem", tmp_path / "invalid.pem"
+    invalid.write_text("no certificate")
     other = Authority(tmp_path)
     files = authority.files()
     for settings, words in (
         ({"ssl_certfile": missing}, f"cannot read {missing}: No such file"),
         (files | {"ssl_keyfile": missing}, f"cannot read {missing}"),
         (files | {"ssl_ca_certs": missing}, f"cannot read {missing}"),
-        (files | {"ssl_ca_certs": garbage}, f"{garbage} holds no certificates"),
-        ({"ssl_certfile": garbage}, f"{garbage}"),
+        (files | {"ssl_ca_certs": invalid}, f"{invalid} holds no certificates"),
+        ({"ssl_certfile": invalid}, f"{invalid}"),
         (files | {"ssl_keyfile": other.key}, "key values mismatch"),
         (files | {"ssl_keyfile": encrypted(authority, tmp_path / "x")}, "the key is encrypted"),
         ({"ssl_keyfile": authority.key}, "TLS needs an ssl_certfile"),

@@ -1,1 +1,1 @@
-"""The workers: pipeline stages that speak tensors and obey plans."""
+"""The workers: pipeline stages that take plans from the engine and compute on tensors."""

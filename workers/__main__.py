@@ -9,10 +9,10 @@ from daemon import child_process, log_file
 
 
 def main() -> int:
-    """Run the stages; the exit status."""
+    """Run the stages; returns the exit status."""
     child_process.tie_to_parent()
     log_file.follow()
-    # Late: torch takes seconds, in which the parent may already be gone.
+    # A late import: torch takes seconds, in which the parent may already have ended.
     from workers import launch
 
     return launch.main(sys.argv[1], int(sys.argv[2]))

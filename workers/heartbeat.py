@@ -1,4 +1,4 @@
-"""The heartbeat: a thread of each stage that tells the engine it lives and how far it has come."""
+"""The heartbeat: a thread of each stage that reports its progress to the engine."""
 
 import os
 import threading
@@ -13,17 +13,18 @@ from wire.messages import Doing, Heartbeat
 from wire.sockets import Spoke
 
 INTERVAL_S = 0.25
-# Of steps of 0.1 ms this is what runs between two beats; more than that is not told.
+# With steps of 0.1 ms, this many run between two beats; more than that are not reported.
 MAX_SPANS = 5000
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far a stage has come, and what it is at.
+    """How far a stage has come, and what it does now.
 
-    `spans` are the steps that the engine has not been told of, as (id, began, ended). `doing` is
-    what the main thread is at: it tells a stage that has much to compute from one whose neighbours
-    do not answer. `now` puts first what the device still computes, or another thread loads.
+    `spans` are the steps that have not been reported to the engine yet, as (id, began, ended).
+    `doing` is what the main thread does: it sets apart a stage that has much to compute from one
+    that waits for a neighbour. `now` puts first what the device still computes, or what another
+    thread loads.
     """
 
     chores: int = 0
@@ -35,7 +36,7 @@ class Progress:
     spans: deque[tuple[int, float, float]] = field(default_factory=lambda: deque(maxlen=MAX_SPANS))
 
     def now(self) -> Doing:
-        """What there is to be patient with."""
+        """What the stage is busy with."""
         if self.is_loading:
             return "loads"
         return "computes" if self.is_device_busy() else self.doing
@@ -44,14 +45,14 @@ class Progress:
         """A step has been run; times in seconds of the monotonic clock."""
         self.spans.append((step_id, began_at, ended_at))
         self.busy_s += ended_at - began_at
-        self.steps += 1  # last: a beat that tells of the step has its span as well
+        self.steps += 1  # last: a beat that counts the step has its span as well
 
 
 @dataclass(slots=True)
 class HeartbeatThread:
-    """Beats for as long as it is entered. It has a socket of its own: they are not shared.
+    """Sends beats while it is entered, on a socket of its own: sockets are not shared by threads.
 
-    `exact` says whether the steps' times are.
+    `exact` says whether the steps' times are exact.
     """
 
     endpoint: str
@@ -74,7 +75,7 @@ class HeartbeatThread:
             self._thread.join()
 
     def make_beat(self) -> Heartbeat:
-        """What there is to tell; the spans are taken, and told once."""
+        """The next beat; it takes the spans, so that each is reported once."""
         counted = self.progress
         chores, steps, busy_s = counted.chores, counted.steps, counted.busy_s
         spans = [counted.spans.popleft() for _ in range(len(counted.spans))]

@@ -1,9 +1,10 @@
 """The launch: torchrun, with one process per stage.
 
-torchrun notices a stage that dies within a tenth of a second and restarts the whole group. The
+torchrun notices within a tenth of a second that a stage has died, and restarts the whole group. The
 stages are forked from this process where that is safe: torch and transformers are imported once,
-not once per stage (5 s of CPU each), and a restarted group is back as soon as its weights are.
-Its wall of text after a failure is kept out of the log: the stages have told the cause in a line.
+not once per stage (5 s of CPU each), and a restarted group is ready as soon as its weights are
+loaded. torchrun's long report of a failure is kept out of the log: the stages have logged the cause
+in a line.
 """
 
 import logging
@@ -28,21 +29,21 @@ from workers.comm import rendezvous
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 SIGNAL_AGAIN_S = 0.05
-# Of stages on the cores that engine and server need, who want little and hold up all: a third of an
-# equal share.
+# For stages on cores that the engine and the server share: both use little CPU, and all requests
+# wait for them. The stages get a third of an equal share.
 NICENESS = 5
-_ALWAYS = _LIVES_APART = 1_000_000
+_ALWAYS = _INCARNATIONS_APART = 1_000_000
 
 
 def main(folder: str, incarnation: int) -> int:
     """Run the group until it ends; 1 when it has failed more often than it may be restarted.
 
-    `incarnation` counts the torchruns of this daemon before this one.
+    `incarnation` counts the torchrun processes of this daemon before this one.
     """
     config = loader.load_saved(Path(folder))
     logging.disable(logging.ERROR)
-    # A fork brings torchrun's handlers along: a stage that is ended in its first moment would tell
-    # of it in a traceback.
+    # A fork inherits torchrun's handlers: a stage that is ended in its first moment would print a
+    # traceback.
     os.register_at_fork(after_in_child=process.forget_handlers)
     sys.unraisablehook = signal_again
     rendezvous.register(WatchdogFile(config.folder, "stages"))
@@ -54,7 +55,7 @@ def main(folder: str, incarnation: int) -> int:
     arguments = parse_args([*_torchrun_flags(config), f"--log-dir={folder}", "stage"])
     launch_config, _, _ = config_from_args(arguments)
     try:
-        elastic_launch(launch_config, process.main)(folder, incarnation * _LIVES_APART)
+        elastic_launch(launch_config, process.main)(folder, incarnation * _INCARNATIONS_APART)
     except SignalException:
         return 0
     except ChildFailedError:
@@ -63,7 +64,7 @@ def main(folder: str, incarnation: int) -> int:
 
 
 def signal_again(ignored: "sys.UnraisableHookArgs") -> None:
-    """Torchrun's handlers raise, which comes to nothing within a fork: once more, after it."""
+    """Send a signal again: torchrun's handler has raised within a fork, where that is lost."""
     if isinstance(ignored.exc_value, SignalException):
         arguments = (os.getpid(), ignored.exc_value.sigval)
         threading.Timer(SIGNAL_AGAIN_S, os.kill, arguments).start()
@@ -81,7 +82,7 @@ def _torchrun_flags(config: Config) -> list[str]:
         f"--rdzv-backend={rendezvous.BACKEND}",
         f"--rdzv-id={uuid.uuid4()}",
         f"--nproc-per-node={config.pipeline_parallel_size}",
-        # How often is enough is for the engine to say, which knows when each loss was.
+        # The engine decides how many restarts are too many: it has the time of each failure.
         f"--max-restarts={_ALWAYS if config.max_restarts else 0}",
         "--monitor-interval=0.1",
         f"--start-method={'spawn' if _uses_gpus(config) else 'fork'}",

@@ -1,4 +1,4 @@
-"""The loading: which layers this stage takes, its model, and what each layer will store."""
+"""Loading: which layers this stage takes, its model, and what each layer stores."""
 
 import gc
 import logging
@@ -36,7 +36,7 @@ class Place:
 
 @dataclass(slots=True, frozen=True)
 class TimedRun:
-    """Runs trials as steps are run, with activations that came from nowhere and go nowhere."""
+    """Runs dummy runs like steps, but without receiving or sending activations."""
 
     model: StageModel
     cache: KvCache
@@ -45,7 +45,7 @@ class TimedRun:
     device: torch.device
 
     def __call__(self, dummy_run: DummyRun) -> float:
-        """The seconds that a step is busy with, from the activations' arrival to their packing."""
+        """The seconds of a step on this stage, from the activations' arrival to their packing."""
         step = make_step(dummy_run, self.block_size, self.num_blocks)
         inputs = batch.build(step, self.block_size, self.device)
         received = inputs.token_ids
@@ -68,7 +68,7 @@ class TimedRun:
             outgoing[1:] = output
 
     def touch(self, num_blocks: int) -> None:
-        """Write so many blocks, if there are: reading memory that was never written is free."""
+        """Write up to `num_blocks` blocks: reading memory that was never written costs nothing."""
         num_slots = min(num_blocks, self.num_blocks) * self.block_size
         for tensors in self.cache.layers.values():
             for tensor in tensors:
@@ -89,11 +89,11 @@ def load(config: Config, place: Place) -> tuple[StageModel, dict[int, LayerShape
         log.info("layers %s, as found at an earlier start", ",".join(map(str, kept[0])))
         return _load(config, place, layer_split.split_by_hand(kept[0], num_layers))
     model, shapes = _load(config, place, None)
-    told = all_gather(_time_layers(config, place, model, shapes), LayerTimes)
-    ranges = layer_times.better_split(told)
-    split = [len(layers) for layers in ranges or _present(told)]
+    times = all_gather(_time_layers(config, place, model, shapes), LayerTimes)
+    ranges = layer_times.better_split(times)
+    split = [len(layers) for layers in ranges or _present(times)]
     profile_cache.save_split(config.data_dir, _split_fingerprint(config, place), split)
-    slowest = max(sum(stage.seconds) + stage.extra_s for stage in told)
+    slowest = max(sum(stage.seconds) + stage.extra_s for stage in times)
     log.info(
         "layers %s: measured over a reference mix, the slowest stage of the first split took "
         "%.1f ms",
@@ -122,7 +122,7 @@ def _load(
 def _time_layers(
     config: Config, place: Place, model: StageModel, shapes: dict[int, LayerShape]
 ) -> LayerTimes:
-    """What the others must know of this stage; with all stages at it at the same time."""
+    """What the other stages must know of this one, measured while all stages measure."""
     block_size, device = config.block_size, place.device
     mix = layer_times.reference_mix(model.max_model_len)
     num_tokens = max(dummy_run.kv_tokens + dummy_run.num_tokens for dummy_run, _ in mix)
@@ -130,7 +130,7 @@ def _time_layers(
     cache = KvCache(shapes, num_blocks, block_size, model.dtype, device)
     run = TimedRun(model, cache, block_size, num_blocks, device)
     run.touch(num_blocks)
-    all_gather(True, bool)  # nobody measures while others still load
+    all_gather(True, bool)  # no stage measures while others still load
     seconds, extra_s = layer_times.time_layers(model, run, device)
     kinds, sizes, extra_bytes = layer_times.describe_layers(model)
     longest = config.max_model_len or model.max_model_len
@@ -149,8 +149,8 @@ def _time_layers(
     )
 
 
-def _present(told: Sequence[LayerTimes]) -> list[range]:
-    return [range(stage.first, stage.first + len(stage.seconds)) for stage in told]
+def _present(times: Sequence[LayerTimes]) -> list[range]:
+    return [range(stage.first, stage.first + len(stage.seconds)) for stage in times]
 
 
 def _split_fingerprint(config: Config, place: Place) -> StageFingerprint:
@@ -158,13 +158,13 @@ def _split_fingerprint(config: Config, place: Place) -> StageFingerprint:
 
 
 def _probe(model: StageModel, config: Config, device: torch.device) -> dict[int, LayerShape]:
-    """What each layer stores, learnt from a forward; on a GPU it is one of the largest batch.
+    """What each layer stores, from a forward; on a GPU it is a forward of the largest batch.
 
-    Raises `UnsupportedModelError` for a model with layers that keep something else than KV.
+    Raises `UnsupportedModelError` for a model with layers that keep state other than KV.
     """
     count = 2
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # loading may have needed more than running
+        torch.cuda.reset_peak_memory_stats(device)  # loading may have taken more
         count = min(config.max_num_batched_tokens, model.max_model_len)
     positions = torch.arange(count, device=device)[None]
     inputs = (
@@ -173,7 +173,7 @@ def _probe(model: StageModel, config: Config, device: torch.device) -> dict[int,
         else torch.zeros(count, model.hidden_size, dtype=model.dtype, device=device)
     )
     probe = Probe({})
-    # All of a batch's tokens may be a prompt's that is to be scored.
+    # All tokens of a batch may belong to a prompt that is to be scored.
     output = model.forward(inputs, positions, positions[0], probe)
     if model.is_last:
         num_sampling = config.max_live(config.pipeline_parallel_size)

@@ -25,7 +25,7 @@ from workers.heartbeat import HeartbeatThread, Progress
 from workers.loading import Place
 from workers.stage import Stage
 
-# Between two attempts to meet. A network that is gone is no reason to restart without a pause.
+# Between two attempts to meet: an unreachable network would otherwise cause restarts in a loop.
 MEET_AGAIN_S = 1.0
 
 log = logging.getLogger("tdpipe")
@@ -40,9 +40,9 @@ def main(runtime_dir: str, num_incarnations: int) -> None:
 
     `num_incarnations` counts the torchrun processes before this one.
 
-    A failure at the first start would only come again: it is left in the runtime folder and ends
-    the daemon. After a later one torchrun restarts the group, as often as the engine lets it, or
-    for as long where the stages do not reach each other.
+    A failure at the first start would only be repeated: it is written to the runtime folder and
+    ends the daemon. After a later failure torchrun restarts the group, up to the engine's limit, or
+    without a limit while the stages do not reach each other.
     """
     forget_handlers()
     child_process.tie_to_parent()
@@ -62,26 +62,26 @@ def main(runtime_dir: str, num_incarnations: int) -> None:
         except Exception as error:
             cause = _root_cause(error)
             log.error("%s", cause, exc_info=config.log_level == "debug")
-            if not isinstance(error, TransportError):  # else a neighbour is to blame
+            if not isinstance(error, TransportError):  # else the fault is a neighbour's
                 engine.send(StageFailed(stage.number, epoch, stage.step_id, cause))
             sys.exit(1)
 
 
 def forget_handlers() -> None:
-    """End by a signal like any process, whatever the one has set that this was forked from."""
+    """End on a signal by default, whatever handlers the process had that this was forked from."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
 
 
 def _start(config: Config, stack: ExitStack, incarnation: int) -> tuple[Stage, int]:
-    """A stage that is ready, its heart beating, and the group's epoch; exits where that fails."""
-    # Each life of the group is newer than the last one, whatever is done to the clock.
+    """A ready stage with its heartbeat, and the group's epoch; exits where that fails."""
+    # Each incarnation of the group has a higher epoch, even if the clock is set back.
     epoch = incarnation + 1
     try:
         place = _join_group(config, epoch)
         progress = Progress()
         logs.set_up(f"stage {place.stage}", config)
-        # From here on, so that one that hangs while it loads is noticed too.
+        # From here on, so that a stage that hangs while it loads is noticed too.
         exact = place.device.type == "cpu" or config.exact_times
         stack.enter_context(
             HeartbeatThread(
@@ -90,12 +90,12 @@ def _start(config: Config, stack: ExitStack, incarnation: int) -> tuple[Stage, i
         )
         stage = Stage(config, place, progress)
         stage.fingerprint.save(config.folder)
-    except Exception as error:  # the edge of the process: whatever it is, it is told in one line
+    except Exception as error:  # the edge of the process: any failure is logged in one line
         rank, cause = int(os.environ["RANK"]), _root_cause(error)
         is_apart = isinstance(error, ApartError)
-        # Where the daemon is ending for the same reason already, once is enough.
-        is_told = not incarnation or child_process.reported_failure(config.folder) is not None
-        level = logging.DEBUG if is_told else logging.ERROR
+        # Where the daemon already ends for the same reason, one report is enough.
+        is_logged = not incarnation or child_process.reported_failure(config.folder) is not None
+        level = logging.DEBUG if is_logged else logging.ERROR
         logs.set_up("stages", config).log(level, "stage %d: %s", rank, cause, exc_info=not is_apart)
         if not incarnation:
             child_process.report_failure(config.folder, f"stage {rank}: {cause}")
@@ -108,18 +108,18 @@ def _start(config: Config, stack: ExitStack, incarnation: int) -> tuple[Stage, i
 
 
 def _join_group(config: Config, epoch: int) -> Place:
-    """Meet the other stages. Raises `ApartError`."""
+    """Join the other stages. Raises `ApartError`."""
     num_stages = config.pipeline_parallel_size
     torch.set_num_threads(config.num_threads or max(1, _num_cores() // num_stages))
     local_rank = dist.get_node_local_rank(fallback_rank=0)
     device, backend, sharing = torch.device("cpu"), "gloo", num_stages
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda was asked for, but torch finds no GPU")
+        raise ValueError("device is cuda, but torch finds no GPU")
     if config.device != "cpu" and torch.cuda.is_available():
         num_gpus = torch.cuda.device_count()
         device = torch.device("cuda", local_rank % num_gpus)
         torch.cuda.set_device(device)
-        # NCCL refuses two ranks on one GPU (before 2.30); gloo stages through the host then.
+        # NCCL refuses two ranks on one GPU (before 2.30); gloo then stages through the host.
         backend = "nccl" if num_gpus >= num_stages else "gloo"
         sharing = -(-num_stages // num_gpus)
     num_processes = int(os.environ["WORLD_SIZE"])
@@ -134,7 +134,7 @@ def _join_group(config: Config, epoch: int) -> Place:
 def _meet(config: Config, backend: str, device: torch.device) -> None:
     timeout = timedelta(seconds=config.stage_start_timeout)
     store = group_store(config.folder, timeout)
-    store.set(f"stage-{os.environ['RANK']}", "")  # where that fails, it is not the others' fault
+    store.set(f"stage-{os.environ['RANK']}", "")  # a failure here is not the others' fault
     try:
         dist.init_process_group(
             backend,
@@ -144,7 +144,7 @@ def _meet(config: Config, backend: str, device: torch.device) -> None:
             timeout=timeout,
             device_id=device if backend == "nccl" else None,
         )
-    except RuntimeError as error:  # gloo's, NCCL's and the store's are all of this kind
+    except RuntimeError as error:  # gloo, NCCL and the store all raise this
         if "cuda" in str(error).lower():
             raise
         raise ApartError(f"the other stages cannot be reached: {error}") from error
@@ -155,7 +155,7 @@ def _num_cores() -> int:
 
 
 def _root_cause(error: BaseException) -> str:
-    """The first line of the outermost message that says something: ours, where we raised it."""
+    """The first line of the outermost message that has text: ours, where this package raised it."""
     at: BaseException | None = error
     while at is not None:
         lines = [line.strip() for line in str(at).splitlines() if line.strip()]

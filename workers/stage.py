@@ -29,23 +29,23 @@ from workers.sampling.sampler import Sampler
 from workers.sampling.vocabulary import Vocabulary
 
 IDLE_WAIT_S = 1.0
-# What the warm-up may take; 64 sizes of the demo model take 0.6 s.
+# The limit of the warm-up; 64 sizes of the demo model take 0.6 s.
 WARM_UP_S, WARM_UP_ROWS = 1.0, 128
-# Steps that are only measured lie in so much of the cache; untouched pages cost no memory.
+# Steps that are only measured use this much of the cache; untouched pages cost no memory.
 MEASURED_KV_BYTES = 1 << 27
 
 
 class Stage:
-    """One stage's life after the process group is made.
+    """One stage, from when the process group is made.
 
-    Making it loads the weights and the KV cache; raises what `stage_model.load` raises,
+    The constructor loads the weights and the KV cache; it raises what `stage_model.load` raises,
     `KvCacheError`, and `ValueError` for a profile of another pipeline.
     """
 
     def __init__(self, config: Config, place: Place, progress: Progress) -> None:
         self._config, self._place, self._progress = config, place, progress
         self._model, shapes = loading.load(config, place)
-        # Stages that share a device measure what all of them have left, and only then take it.
+        # Stages that share a device first measure what they all have left, and only then take it.
         dist.barrier()
         self._num_blocks = kv_cache.count_blocks(
             config,
@@ -69,7 +69,7 @@ class Stage:
         if place.device.type == "cuda":
             self._device_work = torch.cuda.Event()  # type: ignore[no-untyped-call]
             progress.is_device_busy = self._is_device_busy
-        self.step_id = -1  # of the plan that is looked at
+        self.step_id = -1  # of the current plan
         self._plans: deque[ToStage] = deque()
         self._last_step_id = -1
         self._transport = Transport(
@@ -80,7 +80,7 @@ class Stage:
         )
 
     def run(self, engine: Spoke[ToStage]) -> None:
-        """Obey plans for ever. Raises `TransportError` when a neighbour is gone."""
+        """Execute plans for ever. Raises `TransportError` when a neighbour is gone."""
         self._progress.doing = "idle"
         engine.send(self._ready())
         while True:
@@ -106,7 +106,7 @@ class Stage:
         )
 
     def _take_plans(self, engine: Spoke[ToStage]) -> None:
-        """Take what has come; wait for it only with nothing to do. Receives are posted at once."""
+        """Take what has arrived; wait only with nothing to do. Receives are posted at once."""
         if not self._plans and not engine.wait(IDLE_WAIT_S):
             return
         for message in engine.drain():
@@ -123,7 +123,7 @@ class Stage:
         if isinstance(message, Step):
             self._run_step(message, engine)
         else:
-            engine.send(self._ready())  # to a new engine, which knows nothing of us
+            engine.send(self._ready())  # to a new engine, which has no state of this stage
 
     def _run_step(self, step: Step, engine: Spoke[ToStage]) -> None:
         self.step_id, progress = step.step_id, self._progress
@@ -136,7 +136,7 @@ class Stage:
         output = self._forward(inputs, received)
         self._note_device_work()
         self._wait_for_device()
-        # The time is taken before anything leaves: the next stage begins after this one has ended.
+        # The time is taken before anything is sent: the next stage begins after this one has ended.
         if self._model.is_last:
             num_sampling = len(inputs.sample_at)
             token_ids, logprobs = self._sampler.sample(output[:num_sampling], step)
@@ -150,31 +150,31 @@ class Stage:
             self._transport.send(step.step_id, outgoing)
 
     def _wait_for_device(self) -> None:
-        """A GPU is only told what to do: without waiting, no time is that of a step."""
+        """Work on a GPU is only queued: without waiting, no time would be that of a step."""
         if self._config.exact_times:
             layer_times.wait(self._place.device)
 
     def _note_device_work(self) -> None:
-        """A GPU may be at it for long after this thread has gone on to wait for a neighbour."""
+        """A GPU may still compute long after this thread has begun to wait for a neighbour."""
         if self._place.device.type == "cuda":
             self._device_work.record()
 
     def _is_device_busy(self) -> bool:
-        with suppress(RuntimeError):  # the device has failed, of which the main thread tells
+        with suppress(RuntimeError):  # the device has failed, which the main thread reports
             return not self._device_work.query()  # type: ignore[no-untyped-call]
         return False
 
     def _load_vocabulary(self) -> Vocabulary:
-        """In a thread, with the first grammar: it may keep all others from running for a second."""
+        """In a thread, with the first grammar: it may block all other threads for a second."""
         self._progress.is_loading = True
-        time.sleep(2 * INTERVAL_S)  # until a heartbeat has told so
+        time.sleep(2 * INTERVAL_S)  # until a heartbeat has reported it
         try:
             return vocabulary.load(self._config, self._model.vocab_size)
         finally:
             self._progress.is_loading = False
 
     def _timed_run(self) -> TimedRun:
-        """Of a part of the cache: larger than a processor's caches, but not all of the memory."""
+        """On a part of the cache: larger than a processor's caches, but not all of the memory."""
         size = self._config.block_size
         block_bytes = self._cache.num_bytes // self._num_blocks
         num_blocks = min(self._num_blocks, max(1, MEASURED_KV_BYTES // block_bytes))

@@ -1,6 +1,6 @@
-"""The agreement: what each stage tells all others, as bytes that are data and nothing else.
+"""The all-gather: each stage sends a value to all others, as bytes that are data and nothing else.
 
-torch's own collectives for objects unpickle what the others send, which can be a program.
+torch's own collectives for objects unpickle what the others send, and a pickle can run code.
 """
 
 from typing import Any, TypeVar
@@ -14,10 +14,10 @@ Value = TypeVar("Value")
 
 
 def all_gather(mine: Value, kind: Any) -> list[Value]:
-    """What each stage tells, in order; all must ask at the same time.
+    """Each stage's value, in the order of the stages; all of them must call this at the same time.
 
-    `kind` is the type of it, any that msgspec knows. Raises `msgspec.ValidationError` when another
-    tells something else.
+    `kind` is the value's type, any that msgspec can convert. Raises `msgspec.ValidationError` when
+    another stage sends a value of another type.
     """
     payload = msgspec.msgpack.encode(mine)
     sizes = [int(size) for size in _gathered(torch.tensor([len(payload)]))]
@@ -25,15 +25,15 @@ def all_gather(mine: Value, kind: Any) -> list[Value]:
     padded[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
     decoder = msgspec.msgpack.Decoder(kind)
     return [
-        decoder.decode(told[:size].numpy().tobytes())
-        for told, size in zip(_gathered(padded), sizes, strict=True)
+        decoder.decode(gathered[:size].numpy().tobytes())
+        for gathered, size in zip(_gathered(padded), sizes, strict=True)
     ]
 
 
 def _gathered(mine: Tensor) -> list[Tensor]:
-    """Each stage's tensor of one shape, on the CPU."""
-    # NCCL knows nothing of the CPU's memory; the stage has chosen its GPU before.
+    """Each stage's tensor of the same shape, on the CPU."""
+    # NCCL cannot read the CPU's memory; the stage has chosen its GPU before.
     sent = mine.cuda() if dist.get_backend() == "nccl" else mine
-    told = [torch.empty_like(sent) for _ in range(dist.get_world_size())]
-    dist.all_gather(told, sent)
-    return [tensor.cpu() for tensor in told]
+    gathered = [torch.empty_like(sent) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, sent)
+    return [tensor.cpu() for tensor in gathered]

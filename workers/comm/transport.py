@@ -1,9 +1,9 @@
 """The transport: activations from one stage to the next, point to point and asynchronous.
 
-One process group per link, so that each has its own communicator and time-out. A receive is posted
-as soon as the plan is known, before the tensor before it is computed; a send is kept until the
-receiver must have it. The step's id travels in a row of its own ahead of the activations: a tensor
-that belongs to another step is an error, never a wrong answer.
+Each link has a process group of its own, and so its own communicator and time-out. A receive is
+posted as soon as the plan is known, before the previous tensor is computed; a send is kept until
+the receiver must have it. The step's id travels in a row of its own ahead of the activations: a
+tensor that belongs to another step is an error, never a wrong answer.
 
 gloo moves host memory: stages on GPUs without NCCL stage their tensors through it.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 class TransportError(Exception):
-    """A neighbour did not send or take a tensor in time, or sent another than the plan's."""
+    """A neighbour did not send or take a tensor in time, or sent one of another step."""
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class Transport:
         self._to_next = links[self._stage] if self._stage < self._num_stages - 1 else None
 
     def expect(self, step_id: int, num_tokens: int) -> None:
-        """Post the receive of a step whose plan has come. Nothing to do on the first stage."""
+        """Post the receive of a step whose plan has arrived. Does nothing on the first stage."""
         if self._from_previous is None:
             return
         buffer = self._buffer(num_tokens)
@@ -61,9 +61,9 @@ class Transport:
         self._expected.append(_Expected(step_id, buffer, work))
 
     def recv(self, step_id: int) -> Tensor:
-        """The oldest expected activations, `[tokens, hidden]`; the plan says it is `step_id`.
+        """The oldest expected activations, `[tokens, hidden]`; by the plan they are of `step_id`.
 
-        Raises `TransportError` when they do not come in time or belong to another step.
+        Raises `TransportError` when they do not arrive in time or belong to another step.
         """
         expected = self._expected.popleft()
         with self._link(f"get step {step_id} from stage {self._stage - 1}"):
@@ -74,7 +74,7 @@ class Transport:
         return expected.buffer[1:].to(self._device)
 
     def pack(self, step_id: int, hidden: Tensor) -> Tensor:
-        """What `send` takes: `[tokens, hidden]` behind the step's id, where it can be sent from."""
+        """What `send` takes: `[tokens, hidden]` behind the step's id, ready to be sent."""
         buffer = self._buffer(hidden.shape[0])
         buffer[1:] = hidden
         _header(buffer).fill_(step_id)
@@ -82,7 +82,7 @@ class Transport:
 
     def send(self, step_id: int, packed: Tensor) -> None:
         """Hand `packed` to the next stage without waiting for it. Raises `TransportError`."""
-        assert self._to_next is not None, "the last stage has nobody to send to"
+        assert self._to_next is not None, "the last stage has no next stage to send to"
         with self._link(f"send step {step_id} to stage {self._stage + 1}"):
             work = dist.isend(packed, self._stage + 1, self._to_next, tag=_tag(step_id))
             self._sent.append((work, packed))
@@ -93,7 +93,7 @@ class Transport:
 
     @contextmanager
     def _link(self, what: str) -> Iterator[None]:
-        """Torch's errors on a link are a neighbour's fault."""
+        """torch's errors on a link are reported as the neighbour's."""
         try:
             yield
         except RuntimeError as error:
@@ -101,8 +101,8 @@ class Transport:
             raise TransportError(f"stage {self._stage} did not {what}: {reason}") from error
 
     def _wait(self, work: Any) -> None:
-        # NCCL only orders its stream here, and its watchdog knows the group's time-out; given a
-        # time-out of its own, it would poll on the CPU.
+        # NCCL only orders its stream here, and its watchdog applies the group's time-out; with a
+        # time-out of its own, this call would poll on the CPU.
         if self._uses_nccl:
             work.wait()
         else:

@@ -1,8 +1,8 @@
 """Paged attention in plain torch, registered with transformers as an attention implementation.
 
 transformers calls it in every attention layer, after the rotary embedding and before keys and
-values are repeated for grouped queries; what the step needs travels as the keyword `step`. Each
-sequence is attended to by itself, so its result cannot depend on the company it keeps.
+values are repeated for grouped queries; the step's context travels as the keyword `step`. Each
+sequence is attended to by itself, so its result cannot depend on the rest of the batch.
 """
 
 from typing import Any, Protocol
@@ -31,19 +31,19 @@ _HARMLESS = {
 
 
 class UnsupportedModelError(Exception):
-    """The model's attention cannot be served from a paged cache; the text names why."""
+    """The model's attention cannot be served from a paged cache; the text gives the reason."""
 
 
 class Attend(Protocol):
-    """What the attention layers of one step are handed: the step's context."""
+    """What the attention layers of one step get: the step's context."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: "Form") -> Tensor:
-        """Store the keys and values, answer `[tokens, query heads, value dim]`."""
+        """Store the keys and values; returns `[tokens, query heads, value dim]`."""
         ...
 
 
 class Form:
-    """What sets one model's attention apart: scale, sliding window, soft cap, sinks."""
+    """What is particular to one model's attention: scale, sliding window, soft cap, sinks."""
 
     __slots__ = ("scaling", "sinks", "sliding_window", "softcap")
 
@@ -74,26 +74,26 @@ def paged_attention(
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface; answers `[1, tokens, query heads, value dim]`.
+    """transformers' attention interface; returns `[1, tokens, query heads, value dim]`.
 
-    Raises `UnsupportedModelError` for a mask or a keyword that we do not know to honour.
+    Raises `UnsupportedModelError` for a mask or a keyword that is not supported here.
     """
     unknown = [
         k for k, v in others.items() if v is not None and v is not False and k not in _HARMLESS
     ]
     if step is None or attention_mask is not None or unknown:
         what = ", ".join(unknown) or ("a mask of its own" if step else "no step context")
-        raise UnsupportedModelError(f"its attention wants {what}")
+        raise UnsupportedModelError(f"its attention needs {what}")
     form = Form(scaling, sliding_window, softcap, s_aux)
     layer: int = module.layer_idx  # type: ignore[assignment]
     return step.attend(layer, query[0], key[0], value[0], form)[None], None
 
 
 def attend_one(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
-    """One sequence's newest tokens over all of its keys and values.
+    """Attention of one sequence's newest tokens over all of its keys and values.
 
     query `[query heads, new tokens, D]`, key `[KV heads, all tokens, D]`, value likewise; the new
-    tokens are the last of all. Answers `[query heads, new tokens, value dim]`.
+    tokens are the last of all. Returns `[query heads, new tokens, value dim]`.
     """
     new, total = query.shape[1], key.shape[1]
     if form.softcap is not None or form.sinks is not None:
@@ -101,7 +101,7 @@ def attend_one(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
     is_windowed = form.sliding_window is not None and total > form.sliding_window
     mask = _mask(new, total, form, query.device) if is_windowed or 1 < new < total else None
     if mask is not None and query.is_cuda:
-        # With a mask and unequal heads, CUDA knows only the kernel that writes all scores out.
+        # With a mask and unequal heads, CUDA has only the kernel that writes all scores out.
         groups = query.shape[0] // key.shape[0]
         key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
     dtype = query.dtype

@@ -1,4 +1,4 @@
-"""The batch: a step's plan as the tensors and slots that a forward needs.
+"""The batch: a step's plan as the tensors and slots that a forward takes.
 
 A slot is a token's place in the KV cache: block number x block size + offset in the block.
 """
@@ -39,7 +39,7 @@ class Batch:
 
 
 def build(step: Step, block_size: int, device: torch.device) -> Batch:
-    """The plan unpacked; the arrays are described at `Step`."""
+    """The batch of a step; `Step` describes the arrays."""
     starts = np.frombuffer(step.start_positions, np.int32).astype(np.int64)
     counts = np.frombuffer(step.num_tokens, np.int32).astype(np.int64)
     blocks = np.frombuffer(step.block_tables, np.int32).astype(np.int64)
@@ -65,7 +65,7 @@ def build(step: Step, block_size: int, device: torch.device) -> Batch:
 
 
 def _scored(step: Step, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The tokens of the scored rows, but a last one whose follower is still to be sampled."""
+    """The tokens of the scored rows, without a last one if its next token is to be sampled."""
     parts = [
         np.arange(begins[row.row], begins[row.row] + counts[row.row] - (row.next_token_id < 0))
         for row in step.scored

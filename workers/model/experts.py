@@ -1,15 +1,15 @@
-"""Experts on a CPU: none of them is ever given a single row.
+"""Experts on a CPU: no expert is ever given a single row.
 
-On a CPU without bf16 products of its own, one with a single row takes another kernel (gemv), which
-rounds otherwise now and then: 59 of 1,024,000 results with 256 inputs each. A token's result would
-depend on whether somebody else in the step was sent to the same expert.
+On a CPU without bf16 instructions, a product with a single row takes another kernel (gemv), which
+rounds some results differently: 59 of 1,024,000 with 256 inputs each. A token's result would depend
+on whether another token of the step was routed to the same expert.
 """
 
 import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
 
-NAME = "tdpipe_never_alone"
+NAME = "tdpipe_at_least_two_rows"
 
 
 def at_least_two_rows(
@@ -18,9 +18,9 @@ def at_least_two_rows(
     top_k_index: Tensor,  # [tokens, experts of each]
     top_k_weights: Tensor,  # [tokens, experts of each]
 ) -> Tensor:
-    """transformers' experts interface: tokens that an expert has for itself are sent twice.
+    """transformers' experts interface: a token that is its expert's only one is sent twice.
 
-    Answers `[tokens, hidden]`.
+    Returns `[tokens, hidden]`.
     """
     num_experts: int = module.num_experts  # type: ignore[assignment]
     rows_of = torch.bincount(top_k_index.flatten(), minlength=num_experts)

@@ -10,13 +10,13 @@ from configs.schema import Config
 from workers.model.attention import Form, attend_one
 from workers.model.batch import Batch
 
-# Without a setting, a CPU's stages together take this part of the memory that is free at the start.
+# Without a setting, a CPU's stages together take this part of the memory that is free at start-up.
 CPU_MEMORY_PART = 0.4
 
 
 @dataclass(slots=True, frozen=True)
 class LayerShape:
-    """What one token leaves in one layer."""
+    """What one token stores in one layer."""
 
     num_kv_heads: int
     key_dim: int
@@ -29,7 +29,7 @@ class LayerShape:
 
 
 class KvCacheError(Exception):
-    """The memory holds no KV cache worth the name; the text is for the user."""
+    """The memory does not hold a usable KV cache; the text is for the user."""
 
 
 class KvCache:
@@ -57,7 +57,7 @@ class KvCache:
 
     @property
     def num_bytes(self) -> int:
-        """What all layers may come to take in memory."""
+        """The most memory that all layers can take."""
         return sum(tensor.nbytes for tensors in self.layers.values() for tensor in tensors)
 
 
@@ -71,7 +71,7 @@ class PagedStep:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """See `workers.model.attention.Attend`."""
         keys, values = self.cache.layers[layer]
-        count = self.batch.num_tokens  # the model may carry a token more, see StageModel.forward
+        count = self.batch.num_tokens  # the model may carry padding rows, see StageModel.forward
         keys.index_copy_(0, self.batch.write_slots, key[:, :count].transpose(0, 1))
         values.index_copy_(0, self.batch.write_slots, value[:, :count].transpose(0, 1))
         heads, tokens, _ = query.shape
@@ -85,13 +85,13 @@ class PagedStep:
             )
             attended[row.begin : row.end] = part.transpose(0, 1)
         if tokens > count:
-            attended[count:] = attended[count - 1]  # a true double: it must not route otherwise
+            attended[count:] = attended[count - 1]  # an exact copy, so that it routes alike
         return attended
 
 
 @dataclass(slots=True, frozen=True)
 class Probe:
-    """A context that only looks: it learns what each layer would store."""
+    """A context that only observes: it records what each layer would store."""
 
     shapes: dict[int, LayerShape]
 
@@ -111,29 +111,29 @@ def count_blocks(
 ) -> int:
     """KV blocks that this stage can hold; raises `KvCacheError` when there is not even one.
 
-    Never more than what the most live sequences could fill at full length. On a GPU, call it after
-    a forward of the largest batch, whose memory is then known to the allocator.
+    Never more than the largest number of live sequences fills at full length. On a GPU, call it
+    after a forward of the largest batch: the allocator then knows its memory.
     """
     block_bytes = config.block_size * itemsize * sum(s.values_per_token for s in shapes.values())
     if config.kv_cache_memory_bytes is not None:
-        room_bytes = config.kv_cache_memory_bytes
-        num_blocks = room_bytes // block_bytes
+        budget_bytes = config.kv_cache_memory_bytes
+        num_blocks = budget_bytes // block_bytes
     else:
-        room_bytes = free_bytes(config, device, stages_on_device)
+        budget_bytes = free_bytes(config, device, stages_on_device)
         useful = config.max_live(config.pipeline_parallel_size) * -(
             -max_model_len // config.block_size
         )
-        num_blocks = min(room_bytes // block_bytes, useful)
+        num_blocks = min(budget_bytes // block_bytes, useful)
     if num_blocks < 1:
         raise KvCacheError(
-            f"{max(0, room_bytes):,} bytes do not hold one KV block of {block_bytes:,} bytes "
+            f"{max(0, budget_bytes):,} bytes do not hold one KV block of {block_bytes:,} bytes "
             f"({config.block_size} tokens)"
         )
     return num_blocks
 
 
 def free_bytes(config: Config, device: torch.device, stages_on_device: int) -> int:
-    """What a stage's KV cache may take of the device's memory, without a setting."""
+    """The bytes of the device's memory that a stage's KV cache may take where no setting says."""
     if device.type == "cpu":
         return int(psutil.virtual_memory().available * CPU_MEMORY_PART) // stages_on_device
     free, total = torch.cuda.mem_get_info(device)

@@ -1,4 +1,4 @@
-"""The partition: which layers each stage holds."""
+"""The layer split: which layers each stage holds."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -11,7 +11,7 @@ Fits = Callable[[int, int, int], bool]
 
 
 class PartitionError(Exception):
-    """The layers cannot be split so; the text is for the user."""
+    """The layers cannot be split in this way; the text is for the user."""
 
 
 def split_by_hand(split: Sequence[int], num_layers: int) -> list[range]:
@@ -26,7 +26,7 @@ def split_by_hand(split: Sequence[int], num_layers: int) -> list[range]:
 
 
 def balance(layers: Sequence[int], embedding: int, head: int, num_stages: int) -> list[range]:
-    """Consecutive layer ranges whose heaviest stage is as light as can be.
+    """Consecutive layer ranges that make the heaviest stage as light as possible.
 
     Weights are in parameters: of each layer, of what the first stage holds besides (embedding) and
     of what the last one does (final norm and head). Parameters stand for both the seconds of a
@@ -46,12 +46,13 @@ def balance(layers: Sequence[int], embedding: int, head: int, num_stages: int) -
 def fastest(
     layer_s: Sequence[Sequence[float]], extra_s: Sequence[float], fits: Fits
 ) -> list[range]:
-    """Consecutive layer ranges whose slowest stage is as fast as can be.
+    """Consecutive layer ranges that make the slowest stage as fast as possible.
 
     `layer_s` are the seconds of each layer on each stage, [stages][layers]: devices may differ;
-    `extra_s` what a stage does besides. `fits(stage, start, end)` tells whether the stage's memory
-    holds those layers. Among equally good splits the one with the smallest sum of squares is taken.
-    Raises `PartitionError` when nothing fits, or there are fewer layers than stages.
+    `extra_s` are the seconds of the rest of a stage. `fits(stage, start, end)` says whether the
+    stage's memory holds those layers. Among equally good splits the one with the smallest sum of
+    squares is taken. Raises `PartitionError` when nothing fits, or there are fewer layers than
+    stages.
     """
     prefixes = [_sums(seconds) for seconds in layer_s]
 
@@ -62,9 +63,10 @@ def fastest(
 
 
 def _lightest(weight_of: Weight, fits: Fits, num_layers: int, num_stages: int) -> list[range]:
-    """The smallest heaviest weight first; then, within it, the smallest sum of squares.
+    """Minimise the heaviest weight first; then, within it, the sum of squares.
 
-    One after the other: the lightest way to end is not always part of the lightest way as a whole.
+    In two passes: the best split of the remaining layers is not always part of the best split as
+    a whole.
     """
     if num_layers < num_stages:
         raise PartitionError(f"{num_layers} layers cannot be split into {num_stages} stages")

@@ -1,4 +1,4 @@
-"""The cut: a model's class that keeps one stage's part of the model it builds."""
+"""Partitioning: a subclass of a model's class that keeps one stage's part of the model."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from workers.model.attention import UnsupportedModelError
 
-# Where a model names no pipeline plan, its final norm has one of these names.
+# The names of the final norm in models that declare no pipeline plan.
 _FINAL_NORMS = ("norm", "final_layer_norm", "ln_f", "final_norm", "final_layernorm")
-# Absolute position embeddings, which the first stage alone adds.
+# Absolute position embeddings, which only the first stage adds.
 _POSITION_EMBEDDINGS = ("embed_positions", "wpe")
 
 
@@ -26,7 +26,7 @@ def stage_class(whole: type[PreTrainedModel], layers: range) -> type[PreTrainedM
     members = {
         "__init__": build_and_cut,
         "__module__": whole.__module__,
-        # The other stages' tensors are no surprise.
+        # The checkpoint's tensors of the other stages are not unexpected.
         "_keys_to_ignore_on_load_unexpected": [r".*"],
     }
     return type(whole.__name__, (whole,), members)
@@ -43,21 +43,21 @@ def find_trunk(model: PreTrainedModel) -> tuple[nn.Module, str]:
 
 
 class _Foreign(nn.Module):
-    """Stands where another stage's module was and hands its first argument on."""
+    """Replaces a module of another stage and returns its first argument."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kw: Any) -> Tensor:  # noqa: ARG002
         return hidden_states
 
 
 class _NoPositions(nn.Module):
-    """Stands for position embeddings that the first stage has added. 0-dim: keeps the dtype."""
+    """Replaces position embeddings that the first stage has added. 0-dim: keeps the dtype."""
 
     def forward(self, *args: Any, **kw: Any) -> Tensor:  # noqa: ARG002
         return torch.zeros(())
 
 
 def _cut(model: PreTrainedModel, layers: range) -> None:
-    """Leave the stage's layers; embeddings on the first stage, final norm and head on the last."""
+    """Keep the stage's layers, embeddings on the first stage, final norm and head on the last."""
     trunk, name = find_trunk(model)
     all_layers = getattr(trunk, name)
     is_first, is_last = layers.start == 0, layers.stop == len(all_layers)
@@ -83,7 +83,7 @@ def _drop_beginning(model: PreTrainedModel, trunk: nn.Module, *, keep_embedding:
 
 
 def _drop_end(model: PreTrainedModel, trunk: nn.Module, layers_name: str) -> None:
-    """An earlier stage neither norms the last hidden states nor makes logits of them."""
+    """An earlier stage neither normalises the last hidden states nor computes logits."""
     plan = list(model.config.base_model_pp_plan or {})
     named = plan[plan.index(layers_name) + 1 :] if layers_name in plan else []
     for name in named or _FINAL_NORMS:

@@ -1,9 +1,9 @@
-"""The stage's model: transformers' own model code, cut down to one range of layers.
+"""The stage's model: transformers' own model code, reduced to one range of layers.
 
-A subclass of the model's class cuts itself after it is built on the meta device, so that
-transformers' `from_pretrained` does everything else: it reads only the tensors that are left
-(safetensors are mapped lazily), renames and merges old checkpoints' weights, ties embeddings,
-makes buffers and undoes quantisation.
+A subclass of the model's class drops the other stages' modules after it is built on the meta
+device, so that transformers' `from_pretrained` does everything else: it reads only the tensors that
+are left (safetensors are mapped lazily), renames and merges old checkpoints' weights, ties
+embeddings, makes buffers and undoes quantisation.
 """
 
 import logging
@@ -26,9 +26,9 @@ log = logging.getLogger("tdpipe")
 
 
 class StageModel:
-    """Layers `layers` of a causal language model, and what stands before and after them.
+    """Layers `layers` of a causal language model, and what comes before and after them.
 
-    The first stage takes token ids, the others hidden states; the last answers logits.
+    The first stage takes token ids, the others hidden states; the last returns logits.
     """
 
     def __init__(self, model: PreTrainedModel, layers: range) -> None:
@@ -53,7 +53,7 @@ class StageModel:
 
     @property
     def max_model_len(self) -> int:
-        """The longest sequence in tokens that the model was made for."""
+        """The longest sequence in tokens that the model supports."""
         return int(getattr(self.config, "max_position_embeddings", 1 << 20))
 
     @property
@@ -65,16 +65,16 @@ class StageModel:
 
     @property
     def num_bytes(self) -> int:
-        """What the weights take in memory."""
+        """The memory that the weights take."""
         return bytes_of(self._model)
 
     @torch.inference_mode()
     def forward(
         self, inputs: Tensor, position_ids: Tensor, sample_at: Tensor, step: attention.Attend
     ) -> Tensor:
-        """Run the layers on `inputs`: token ids `[1, tokens]`, or `[tokens, hidden]` from before.
+        """Run the layers on `inputs`: token ids `[1, tokens]`, or activations `[tokens, hidden]`.
 
-        Answers `[tokens, hidden]`, or logits `[sampling rows, vocabulary]` on the last stage.
+        Returns `[tokens, hidden]`, or logits `[sampling rows, vocabulary]` on the last stage.
         """
         count = self._padded(position_ids.shape[1])
         arguments: dict[str, Any] = {
@@ -94,20 +94,20 @@ class StageModel:
         return hidden[0, : position_ids.shape[1]]
 
     def sizes(self, most: int) -> list[int]:
-        """The numbers of rows, up to `most` tokens, that are computed where they are few."""
+        """The padded numbers of rows, up to `most` tokens, where rows are padded to a few sizes."""
         return sorted({self._padded(count) for count in range(1, most + 1)})
 
     def _padded(self, count: int) -> int:
-        """Rows to compute for `count` of them: at least two, and on a CPU one of a few numbers.
+        """Rows to compute for `count` of them: at least two, and on a CPU one of a few sizes.
 
         A product with one row takes another kernel (gemv): on a CPU without AMX it rounds a bf16
-        result otherwise in 1 of 20,000 numbers, so an answer would depend on whether the sequence
-        was alone. And oneDNN compiles a product for each number of rows that it meets, 1 ms each:
+        result differently in 1 of 20,000 numbers, so an answer would depend on whether the sequence
+        was in a batch of one. And oneDNN compiles a product for each new number of rows, 1 ms each:
         the demo model's steps took 1.5 times as long at the median, the first time in each size.
         """
         if not self.compiles_for_each_size or count <= 2:
             return max(count, 2)
-        step = 1 << max(2, (count - 1).bit_length() - 4)  # eight numbers to an octave
+        step = 1 << max(2, (count - 1).bit_length() - 4)  # eight sizes to an octave
         return -(-count // step) * step
 
 
@@ -152,7 +152,7 @@ def load(
 
 
 def read_config(config: Config) -> PretrainedConfig:
-    """The model's own settings. Raises `ValueError` in one line."""
+    """The model's own settings. Raises `ValueError` with a text of one line."""
     source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
         return AutoConfig.from_pretrained(config.model, **source)
@@ -162,7 +162,7 @@ def read_config(config: Config) -> PretrainedConfig:
 
 
 def bytes_per_token(config: Config) -> int:
-    """What one token's activations are on their way to the next stage. Raises `ValueError`."""
+    """The size of one token's activations on the way to the next stage. Raises `ValueError`."""
     model_config = read_config(config)
     dtype = model_config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     width = int(model_config.get_text_config().hidden_size)
@@ -170,12 +170,12 @@ def bytes_per_token(config: Config) -> int:
 
 
 def bytes_of(module: nn.Module) -> int:
-    """What a module's weights take in memory."""
+    """The memory that a module's weights take."""
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
 def split(config: Config, model_config: PretrainedConfig) -> list[range]:
-    """The layers of each stage: by hand, or balanced by parameters."""
+    """The layers of each stage: as set, or balanced by parameters."""
     num_layers = model_config.get_text_config().num_hidden_layers
     if isinstance(config.layer_split, tuple):
         return layer_split.split_by_hand(config.layer_split, num_layers)
@@ -190,14 +190,14 @@ def split(config: Config, model_config: PretrainedConfig) -> list[range]:
 
 
 def _check_files(folder: Path, load_format: str) -> None:
-    """Name the file that is damaged, which the loading itself would not. Reads headers only."""
+    """Name the damaged file, which loading would not. Reads headers only."""
     paths = sorted(folder.glob("*.safetensors"))
     if load_format == "pt":
         return
     if not paths and any(folder.glob("pytorch_model*.bin")):
         raise ValueError(
-            f"{folder} has its weights in pytorch_model.bin alone, which is read where load_format "
-            "is pt (--load-format pt); safetensors load faster, and without unpickling"
+            f"{folder} has weights only in pytorch_model.bin, which is read with load_format pt "
+            "(--load-format pt); safetensors load faster, and without unpickling"
         )
     for path in paths:
         try:
@@ -208,7 +208,7 @@ def _check_files(folder: Path, load_format: str) -> None:
 
 
 def _model_class(model_config: PretrainedConfig, config: Config) -> type[PreTrainedModel]:
-    """The causal language model of this family, if it can take our attention."""
+    """The causal language model of this family, if it takes its attention from our function."""
     family = model_config.model_type
     if config.trust_remote_code and "AutoModelForCausalLM" in getattr(model_config, "auto_map", {}):
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -218,7 +218,7 @@ def _model_class(model_config: PretrainedConfig, config: Config) -> type[PreTrai
     elif type(model_config) in AutoModelForCausalLM._model_mapping:
         model_class = AutoModelForCausalLM._model_mapping[type(model_config)]
     else:
-        raise UnsupportedModelError(f"{family} models are no causal language models")
+        raise UnsupportedModelError(f"{family} models are not causal language models")
     if not model_class._supports_attention_backend:
         raise UnsupportedModelError(
             f"{family} models cannot be served: {model_class.__name__} in transformers does not "
@@ -229,7 +229,7 @@ def _model_class(model_config: PretrainedConfig, config: Config) -> type[PreTrai
 
 
 def _pad(rows: Tensor, count: int, dim: int) -> Tensor:
-    """`count` rows along `dim`: the last one again and again behind the others, if there is one."""
+    """`count` rows along `dim`: copies of the last row after the others, if there is one."""
     more = count - rows.shape[dim]
     if more <= 0 or not rows.shape[dim]:
         return rows

@@ -1,7 +1,7 @@
 """`tdpipe profile`: what steps cost on this hardware, through the real pipeline, into tables.
 
-Writes FILE.steps.csv, a line for each step of each stage as it comes, so that a run that was
-interrupted goes on where it was; FILE.csv in TD-Pipe's two columns; and FILE.png.
+Writes FILE.steps.csv, with a line for each step of each stage as soon as it is measured, so that an
+interrupted run can be resumed; FILE.csv in TD-Pipe's two columns; and FILE.png.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from workers.profiling.plan import Limits, copies, full_dummy_runs, most_cache_t
 from workers.profiling.plot import draw, staircase
 
 P2P_REPEATS = 20
-# The notes that must agree for a table to be gone on with.
+# The notes that must be equal for a table to be resumed.
 SAME = ("model_hash", "dtype", "stages", "layers", "block_size", "hardware", "torch", "tdpipe")
 
 
@@ -53,13 +53,13 @@ def main(argv: Sequence[str]) -> int:
         print(f"tdpipe: error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
-        print("tdpipe: stopped; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        print("tdpipe: stopped; the same command resumes from here", file=sys.stderr)  # noqa: T201
         return 128 + signal.SIGINT
     return 0
 
 
 def steps_path(out: Path) -> Path:
-    """Where the rich table of `--out FILE.csv` is."""
+    """The path of the detailed table of `--out FILE.csv`."""
     return out.with_suffix(".steps.csv")
 
 
@@ -72,12 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--out", type=Path, required=True, help="FILE.csv; FILE.steps.csv and FILE.png go beside")
-    add("--repeats", type=_positive, default=5, help="of each step; the median counts [5]")
+    add("--repeats", type=_positive, default=5, help="of each step, for the median [5]")
     add(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="keep what FILE.steps.csv holds already [--resume]",
+        help="keep what FILE.steps.csv already holds [--resume]",
     )
     add("--max-tokens", type=_positive, help="tokens of a step [max_num_batched_tokens]")
     add("--max-rows", type=_positive, default=512, help="rows of a decode [512]")
@@ -91,7 +91,7 @@ def _positive(text: str) -> int:
 
 
 def _check_out(out: Path) -> None:
-    """Before minutes of work, not after. Raises `OSError` or `ProfileError`."""
+    """Before minutes of work, not after them. Raises `OSError` or `ProfileError`."""
     if out.suffix != ".csv":
         raise ProfileError(f"--out {out} must end in .csv")
     for path in (out, steps_path(out), out.with_suffix(".png")):
@@ -102,7 +102,7 @@ def _check_out(out: Path) -> None:
 
 
 def _measure(config: Config, options: argparse.Namespace) -> StepTable:
-    # The stages need not know what we are about to find out.
+    # The stages need not measure at start-up what this command measures.
     config = config.model_copy(update={"profile": None, "profile_seconds": 0.0})
     path = steps_path(options.out)
     kept = read_steps(path) if options.resume and path.exists() else None
@@ -117,7 +117,7 @@ def _measure(config: Config, options: argparse.Namespace) -> StepTable:
             driver.cache_tokens,
             config.block_size,
         )
-        dummy_runs = full_dummy_runs(limits, has_stairs=driver.identities[0].device == "cuda")
+        dummy_runs = full_dummy_runs(limits, has_stairs=driver.fingerprints[0].device == "cuda")
         fill_tokens = most_cache_tokens(dummy_runs, driver.num_stages, config.block_size)
         driver.fill(fill_tokens)
         if kept is None:
@@ -135,14 +135,14 @@ def _measure(config: Config, options: argparse.Namespace) -> StepTable:
 
 
 def _notes(config: Config, driver: Driver) -> dict[str, str]:
-    first = driver.identities[0]
-    hardware = list(dict.fromkeys(fingerprint.hardware for fingerprint in driver.identities))
+    first = driver.fingerprints[0]
+    hardware = list(dict.fromkeys(fingerprint.hardware for fingerprint in driver.fingerprints))
     return {
         "model": config.name,
         "model_hash": first.model_hash,
         "dtype": first.dtype,
         "stages": str(driver.num_stages),
-        "layers": ",".join(fingerprint.layers for fingerprint in driver.identities),
+        "layers": ",".join(fingerprint.layers for fingerprint in driver.fingerprints),
         "block_size": str(config.block_size),
         "kv_tokens": str(driver.cache_tokens),
         "max_model_len": str(driver.max_model_len),
@@ -178,10 +178,10 @@ def _sizes(step: MeasuredStep) -> tuple[str, int, int, int, int]:
 def _measure_each(
     driver: Driver, dummy_runs: Sequence[DummyRun], repeats: int, block_size: int
 ) -> Iterator[list[MeasuredStep]]:
-    """The medians of each stage for each trial, with as many in flight as there are stages.
+    """The medians of each stage for each dummy run, with as many in flight as there are stages.
 
-    One stream of steps: to wait for the heartbeat that tells of each trial would take most of the
-    time. The first of each trial's steps share the pipeline with the trial before, and warm up.
+    One stream of steps: waiting for the heartbeat that reports each dummy run would take most of
+    the time. The first steps of a dummy run share the pipeline with the previous one, and warm up.
     """
     num_stages = driver.num_stages
     count = repeats + num_stages
@@ -196,9 +196,9 @@ def _measure_each(
 
 
 def _measure_hops(config: Config, driver: Driver, max_tokens: int) -> dict[str, str]:
-    """From a step's end on one stage to its beginning on the next, with nothing else in flight.
+    """The seconds from a step's end on one stage to its start on the next, with no other in flight.
 
-    All stages of this command are on one host, so their clocks are the same.
+    All stages of this command are on one host, so they read the same clock.
     """
     if driver.num_stages == 1:
         return {}

@@ -2,9 +2,9 @@
 
     seconds = staircase(tokens fed) + KV tokens read * a + rows * b + pairs * c
 
-All of it at once, by least squares of the relative error under the condition that nothing is
-negative and that the staircase never falls (its rises are the unknowns). A few steps that something
-else on the machine has delayed must not bend it: errors beyond what is usual count less
+All terms are fitted at once, by least squares of the relative error under the condition that no
+term is negative and that the staircase never falls (its rises are the unknowns). A few steps that
+something else on the machine has delayed must not bend it: errors beyond what is usual count less
 (iteratively reweighted least squares with Huber's weights).
 """
 
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from configs.profiles import MeasuredStep
 from wire.messages import StageCosts
 
-ROUNDS = 12
-# Huber's tuning constant: errors up to so many standard deviations count in full.
+NUM_FITS = 12
+# Huber's tuning constant: errors up to this many standard deviations count in full.
 USUAL_ERRORS = 1.345
 # A relative error below this is always usual.
 LEAST_ERROR = 0.01
-# Where the steps cannot tell tokens from rows, it was the tokens.
+# Where the steps cannot separate tokens from rows, the cost is put down to tokens.
 _PREFER_TOKENS = 1e-3
 
 Array = NDArray[np.float64]
@@ -43,7 +43,7 @@ def fit(steps: Sequence[MeasuredStep]) -> StageCosts:
     scale = np.linalg.norm(relative, axis=0)
     preference[:, -3:] = np.diag(_PREFER_TOKENS * scale[-3:])
     weights = np.ones(len(steps))
-    for _ in range(ROUNDS):
+    for _ in range(NUM_FITS):
         matrix = np.vstack([relative * weights[:, None], preference])
         solution = _non_negative_least_squares(matrix, np.append(weights, [0.0] * 3))
         errors = np.abs(relative @ solution - 1)
@@ -57,7 +57,7 @@ def fit(steps: Sequence[MeasuredStep]) -> StageCosts:
 def predict(costs: StageCosts, steps: Sequence[MeasuredStep]) -> Array:
     """Seconds of the steps by the costs. [steps]
 
-    Between its points the staircase is interpolated, beyond the last it goes on at its average
+    Between its points the staircase is interpolated, beyond the last it continues at its average
     slope.
     """
     tokens = _column(steps, "tokens")
@@ -75,12 +75,12 @@ def _column(steps: Sequence[MeasuredStep], name: str) -> Array:
 
 
 def _others(steps: Sequence[MeasuredStep]) -> Array:
-    """[steps, 3]: what the terms beside the staircase multiply."""
+    """[steps, 3]: the factors of the terms beside the staircase."""
     return np.stack([_column(steps, name) for name in ("kv_tokens", "rows", "pairs")], axis=1)
 
 
 def _rises(tokens: Array, knots: Sequence[int]) -> Array:
-    """[steps, knots]: what part of each rise, from a knot to the next, a step has climbed."""
+    """[steps, knots]: the part of each rise, from a knot to the next, that a step has climbed."""
     columns = [np.ones(len(tokens))]
     for left, right in pairwise(knots):
         columns.append(np.clip((tokens - left) / (right - left), 0.0, 1.0))
@@ -88,9 +88,9 @@ def _rises(tokens: Array, knots: Sequence[int]) -> Array:
 
 
 def _non_negative_least_squares(matrix: Array, target: Array) -> Array:
-    """The x >= 0 for which |matrix x - target| is least (Lawson and Hanson 1974, chapter 23)."""
+    """The x >= 0 that minimises |matrix x - target| (Lawson and Hanson 1974, chapter 23)."""
     scale = np.maximum(np.linalg.norm(matrix, axis=0), 1e-300)
-    orthogonal, a = np.linalg.qr(matrix / scale)  # a much smaller problem with the same answer
+    orthogonal, a = np.linalg.qr(matrix / scale)  # a much smaller problem with the same solution
     b = orthogonal.T @ target
     x = np.zeros(a.shape[1])
     is_free = np.zeros(len(x), dtype=bool)
@@ -108,7 +108,7 @@ def _non_negative_least_squares(matrix: Array, target: Array) -> Array:
 def _walk(
     a: Array, b: Array, x: Array, is_free: NDArray[np.bool_]
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """To the least squares over the free unknowns; those that would fall below 0 are bound."""
+    """Go to the least squares over the free unknowns; those that would fall below 0 are bound."""
     while is_free.any():
         best = np.zeros(len(x))
         best[is_free] = np.linalg.lstsq(a[:, is_free], b, rcond=None)[0]

@@ -1,6 +1,6 @@
-"""The driver: plays the engine for real stages, to measure them as they will be used.
+"""The driver: acts as the engine for real stages, to measure them as they are used in service.
 
-It starts the stages as the supervisor does, torchrun and all, sends them plans, and reads from
+It starts the stages as the supervisor does, through torchrun, sends them plans, and reads from
 their heartbeats when each of them began and ended each step.
 """
 
@@ -26,7 +26,7 @@ from workers.profiling.stage_fingerprint import StageFingerprint
 
 STOP_TIMEOUT_S = 5.0
 POLL_INTERVAL_S = 0.1
-# Tokens in a step that only fills the cache.
+# Tokens of a step that only fills the cache.
 FILL_TOKENS = 512
 
 
@@ -36,26 +36,26 @@ class DriverError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """A trial that was run: when each stage began and ended it, by the host's monotonic clock."""
+    """A finished dummy run: when each stage began and ended it, by the host's monotonic clock."""
 
     dummy_run: DummyRun
     began_at: tuple[float, ...]
     ended_at: tuple[float, ...]
 
     def seconds(self, stage: int) -> float:
-        """What it took on the stage."""
+        """The seconds that it took on the stage."""
         return self.ended_at[stage] - self.began_at[stage]
 
 
 class Driver:
-    """Real stages for the length of a `with` block; nothing of them is left after it.
+    """Real stages for the length of a `with` block; all of their processes end with it.
 
-    Entering waits for all of them and raises `DriverError` with what kept one from starting.
+    Entering waits for all of them and raises `DriverError` with the reason if one cannot start.
     """
 
     def __init__(self, config: Config) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="tdpipe-profile-"))
-        # What is to be measured must not be torn down and started anew behind our back.
+        # The stages must not be restarted while they are measured.
         changes = {
             "runtime_dir": self._folder,
             "stage_endpoint": None,
@@ -65,7 +65,7 @@ class Driver:
         self._config = config.model_copy(update=changes)
         self.num_stages = config.pipeline_parallel_size
         self.ready: list[StageReady] = []
-        self.identities: list[StageFingerprint] = []
+        self.fingerprints: list[StageFingerprint] = []
         self._hub: Hub[FromStage] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._spans: list[dict[int, tuple[float, float]]] = [{} for _ in range(self.num_stages)]
@@ -74,7 +74,7 @@ class Driver:
 
     @property
     def pid(self) -> int | None:
-        """The process above the stages, torchrun."""
+        """The stages' parent process, torchrun."""
         return self._process.pid if self._process else None
 
     @property
@@ -105,7 +105,7 @@ class Driver:
         self.close()
 
     def close(self) -> None:
-        """End the stages: politely, then for good."""
+        """End the stages: by SIGTERM, then by SIGKILL."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -118,7 +118,7 @@ class Driver:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def run(self, dummy_runs: Iterable[DummyRun], in_flight: int) -> Iterator[Timed]:
-        """Run the trials in order, `in_flight` at a time, and tell each one's times in order.
+        """Run the dummy runs in order, `in_flight` at a time, and yield each one's times in order.
 
         Raises `DriverError` when a stage fails or nothing happens for too long.
         """
@@ -144,7 +144,7 @@ class Driver:
             self._check(moved_at + self._config.distributed_timeout_seconds, "the steps")
 
     def fill(self, num_tokens: int) -> None:
-        """Write so much of the KV cache: memory that was never written is read for nothing."""
+        """Write this many tokens of the KV cache: reading memory that was never written is free."""
         size = self._config.block_size
         rows = max(1, min(self._config.max_num_batched_tokens, FILL_TOKENS) // size)
         blocks = range(0, -(-min(num_tokens, self.cache_tokens) // size), rows)
@@ -158,7 +158,7 @@ class Driver:
             self._hear()
             self._check(ends_at, "the start of the stages")
         self.ready.sort(key=lambda ready: ready.stage)
-        self.identities = [StageFingerprint.load(self._folder, s) for s in range(self.num_stages)]
+        self.fingerprints = [StageFingerprint.load(self._folder, s) for s in range(self.num_stages)]
 
     def _send(self, dummy_run: DummyRun) -> int:
         assert self._hub is not None
@@ -174,7 +174,7 @@ class Driver:
         return step_id
 
     def _hear(self) -> bool:
-        """Take what the stages tell; whether a step was among it."""
+        """Take what the stages have sent; returns whether a step was among it."""
         assert self._hub is not None
         self._hub.socket.poll(int(POLL_INTERVAL_S * 1000))
         was_step = False

@@ -1,4 +1,4 @@
-"""A trial: a step that is run only to be timed, and what it is in the cost model's terms."""
+"""The dummy run: a step that is run only to be timed, and its terms in the cost model."""
 
 from array import array
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from wire.messages import Phase, Step
 class DummyRun:
     """Rows of `counts` new tokens after `starts` others; all rows sample, greedily.
 
-    Their KV lies from `first_block` on; rows share blocks where the cache is small.
+    Their KV starts at `first_block`; rows share blocks where the cache is small.
     """
 
     kind: Phase
@@ -37,7 +37,7 @@ class DummyRun:
 
     @property
     def pairs(self) -> int:
-        """Pairs of a new token with itself or one before it, in rows of several new tokens."""
+        """Pairs of a new token with itself or an earlier one, in rows of several new tokens."""
         rows = zip(self.starts, self.counts, strict=True)
         return sum(n * start + n * (n + 1) // 2 for start, n in rows if n > 1)
 
@@ -47,7 +47,7 @@ class DummyRun:
         return max(start + n for start, n in zip(self.starts, self.counts, strict=True))
 
     def measured(self, seconds: float, repeats: int) -> MeasuredStep:
-        """The trial with what it took."""
+        """The dummy run with its seconds."""
         return MeasuredStep(
             self.kind,
             self.num_rows,
@@ -60,7 +60,7 @@ class DummyRun:
 
 
 def prefill(counts: Sequence[int], context: int = 0) -> DummyRun:
-    """Prompts, or chunks of prompts that have `context` tokens in the cache already."""
+    """Prompts, or chunks of prompts that already have `context` tokens in the cache."""
     return DummyRun("prefill", (context,) * len(counts), tuple(counts))
 
 
@@ -83,7 +83,7 @@ def block_counts(dummy_run: DummyRun, block_size: int) -> list[int]:
 def make_step(
     dummy_run: DummyRun, block_size: int, num_blocks: int, *, epoch: int = 0, step_id: int = -1
 ) -> Step:
-    """The plan of a trial on stages with `num_blocks` blocks of KV cache."""
+    """The plan of a dummy run on stages with `num_blocks` blocks of KV cache."""
     tables, next_block = array("i"), dummy_run.first_block
     for length in block_counts(dummy_run, block_size):
         tables.extend(block % num_blocks for block in range(next_block, next_block + length))

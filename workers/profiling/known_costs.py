@@ -1,4 +1,4 @@
-"""The known costs: from a table that the user gives, from the last start, or measured now."""
+"""The known costs: from a table that the user gives, from an earlier start, or measured now."""
 
 import logging
 from collections.abc import Callable
@@ -17,30 +17,30 @@ log = logging.getLogger("tdpipe")
 def find_costs(
     config: Config, fingerprint: StageFingerprint, measure: Callable[[], StageCosts]
 ) -> StageCosts:
-    """What steps cost on this stage. All stages must ask at the same time.
+    """What steps cost on this stage. All stages must call this at the same time.
 
-    They `measure` together if one of them must: stages that share cores would find them free
-    otherwise. Raises `ValueError` for a table of another model or pipeline.
+    If one of them must `measure`, all do: stages that share cores would otherwise find them free.
+    Raises `ValueError` for a table of another model or pipeline.
     """
     if config.profile is not None:
         table = read_steps(config.profile)
         check_table(table, fingerprint, str(config.profile))
-        return _told(fit(table.stages[fingerprint.stage]), f"from {config.profile}")
+        return _logged(fit(table.stages[fingerprint.stage]), f"from {config.profile}")
     if not config.profile_seconds:
         return StageCosts()
     kept = profile_cache.load_costs(config.data_dir, fingerprint)
     if all(all_gather(kept is not None, bool)) and kept is not None:
-        return _told(kept, f"as measured at an earlier start ({config.data_dir})")
+        return _logged(kept, f"as measured at an earlier start ({config.data_dir})")
     costs = measure()
     if costs.num_tokens:
         profile_cache.save_costs(config.data_dir, fingerprint, costs)
-    return _told(costs, "measured now")
+    return _logged(costs, "measured now")
 
 
 def check_table(table: StepTable, fingerprint: StageFingerprint, name: str) -> None:
     """Raises `ValueError` in one line for a table of another model or pipeline.
 
-    Other hardware or versions are only worth a warning: nobody else has better figures.
+    Other hardware or versions only cause a warning: no better figures exist.
     """
     layers = table.notes.get("layers", "").split(",")
     here: dict[str, tuple[str | None, str]] = {
@@ -49,17 +49,17 @@ def check_table(table: StepTable, fingerprint: StageFingerprint, name: str) -> N
         "number of stages": (str(len(table.stages)), str(fingerprint.num_stages)),
         "layers": (dict(enumerate(layers)).get(fingerprint.stage), fingerprint.layers),
     }
-    for what, (told, mine) in here.items():
-        if told != mine:
+    for what, (theirs, mine) in here.items():
+        if theirs != mine:
             raise ValueError(
-                f"the profile {name} is of another {what}: {told or 'not told'}, not {mine}"
+                f"the profile {name} is of another {what}: {theirs or 'unknown'}, not {mine}"
             )
     for what, mine in (("hardware", fingerprint.hardware), ("torch", fingerprint.torch)):
         if table.notes.get(what) != mine:
             log.warning("the profile %s is of %s %s", name, what, table.notes.get(what))
 
 
-def _told(costs: StageCosts, source: str) -> StageCosts:
+def _logged(costs: StageCosts, source: str) -> StageCosts:
     if costs.num_tokens:
         some = sorted({0, len(costs.num_tokens) // 2, len(costs.num_tokens) - 1})
         log.info(

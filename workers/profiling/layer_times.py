@@ -1,9 +1,9 @@
-"""The layer times: what each layer and the rest of a stage take, and the split that they call for.
+"""The layer times: the seconds of each layer and of the rest of a stage, and the best split.
 
-`--layer-split auto`: parameters say little of a stage's seconds where the vocabulary is large, the
-layers differ or the devices do. So each stage times its layers with hooks over a reference mix of
-steps, all stages hear of each other's times, and the next split's slowest stage is as fast as can
-be.
+`--layer-split auto`: parameters are a poor estimate of a stage's seconds where the vocabulary is
+large, or the layers or the devices differ. So each stage times its layers with hooks over a
+reference mix of steps, all stages exchange their times, and the layers are split again so that the
+slowest stage is as fast as possible.
 """
 
 import time
@@ -20,20 +20,20 @@ from workers.model.layer_split import PartitionError, fastest
 from workers.model.stage_model import StageModel, bytes_of
 from workers.profiling.dummy_run import DummyRun, decode, prefill
 
-# A request of 512 tokens and an answer of 128 in batches of 32 makes four decode steps of its own
-# to one prefill.
+# A request of 512 tokens with an answer of 128, in batches of 32, causes four decode steps to one
+# prefill.
 PROMPT, CONTEXT, ROWS, DECODES = 512, 256, 32, 4
-ROUNDS, WARM_UP_ROUNDS = 5, 1
+PASSES, WARM_UP_PASSES = 5, 1
 # A split that is faster by less than this is not worth loading the weights again.
 WORTH = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class LayerTimes:
-    """One stage's layers (`first` and on): seconds, bytes and kinds; and of what is not a layer.
+    """One stage's layers (from `first` on): seconds, bytes and kinds, and the same of the rest.
 
     Layers of one kind cost the same on one device. `limit_bytes` hold weights and KV,
-    `kv_limit_bytes` KV alone where that was set; `kv_bytes` are those of a longest sequence.
+    `kv_limit_bytes` KV only, where that was set; `kv_bytes` are those of a longest sequence.
     """
 
     first: int
@@ -48,7 +48,7 @@ class LayerTimes:
 
 
 def reference_mix(max_model_len: int) -> list[tuple[DummyRun, int]]:
-    """Trials and how often each counts."""
+    """Dummy runs and how often each counts."""
     prompt = prefill([min(PROMPT, max_model_len)])
     return [(prompt, 1), (decode(ROWS, min(CONTEXT, max_model_len - 1)), DECODES)]
 
@@ -56,7 +56,7 @@ def reference_mix(max_model_len: int) -> list[tuple[DummyRun, int]]:
 def time_layers(
     model: StageModel, run: Callable[[DummyRun], float], device: torch.device
 ) -> tuple[list[float], float]:
-    """Seconds of each layer and of all the rest, over the reference mix."""
+    """Seconds of each layer and of the rest of the stage, over the reference mix."""
     layers = model.layer_modules
     began_at, spent = [0.0] * len(layers), [0.0] * len(layers)
 
@@ -68,25 +68,25 @@ def time_layers(
         wait(device)
         spent[i] += time.perf_counter() - began_at[i]
 
-    rounds = []
+    passes = []
     with ExitStack() as hooks:
         for i, layer in enumerate(layers):
             hooks.callback(layer.register_forward_pre_hook(partial(begin, i)).remove)
             hooks.callback(layer.register_forward_hook(partial(end, i)).remove)
-        for _ in range(ROUNDS + WARM_UP_ROUNDS):
+        for _ in range(PASSES + WARM_UP_PASSES):
             totals = [0.0] * (len(layers) + 1)
             for dummy_run, times in reference_mix(model.max_model_len):
                 spent[:] = [0.0] * len(layers)
                 whole = run(dummy_run)
                 for i, seconds in enumerate([*spent, whole - sum(spent)]):
                     totals[i] += times * seconds
-            rounds.append(totals)
-    *of_layers, rest = (median(column) for column in zip(*rounds[WARM_UP_ROUNDS:], strict=True))
+            passes.append(totals)
+    *of_layers, rest = (median(column) for column in zip(*passes[WARM_UP_PASSES:], strict=True))
     return of_layers, max(0.0, rest)
 
 
 def describe_layers(model: StageModel) -> tuple[tuple[str, ...], tuple[int, ...], int]:
-    """Kinds and bytes of the layers, and the bytes of all the rest."""
+    """Kinds and bytes of the layers, and the bytes of the rest of the stage."""
     layers = model.layer_modules
     sizes = tuple(bytes_of(layer) for layer in layers)
     kinds = tuple(
@@ -96,7 +96,7 @@ def describe_layers(model: StageModel) -> tuple[tuple[str, ...], tuple[int, ...]
 
 
 def better_split(stages: Sequence[LayerTimes]) -> list[range] | None:
-    """The split that these times call for; None where it brings too little over the present one."""
+    """The best split by these times; None where it gains too little over the present one."""
     layer_s = _seconds_everywhere(stages)
     extra_s = [stage.extra_s for stage in stages]
     weight_bytes = [size for stage in stages for size in stage.weight_bytes]
@@ -122,7 +122,7 @@ def better_split(stages: Sequence[LayerTimes]) -> list[range] | None:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has done its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -130,7 +130,7 @@ def wait(device: torch.device) -> None:
 def _seconds_everywhere(stages: Sequence[LayerTimes]) -> list[list[float]]:
     """[stages][layers]: as measured there, or elsewhere times how much slower this device is."""
     kinds = [kind for stage in stages for kind in stage.kinds]
-    owners = [stage for stage, told in enumerate(stages) for _ in told.kinds]
+    owners = [stage for stage, times in enumerate(stages) for _ in times.kinds]
     known = [_seconds_of_kinds(stage) for stage in stages]
     return [
         [

@@ -12,7 +12,7 @@ CHUNK_CONTEXTS = (256, 1024, 4096)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a step may be: tokens and rows in it, tokens of a row, tokens of KV in all."""
+    """The limits of a step: its tokens and rows, the tokens of a row, tokens of KV in all."""
 
     max_tokens: int
     max_rows: int
@@ -21,7 +21,7 @@ class Limits:
     block_size: int
 
     def allow(self, dummy_run: DummyRun) -> bool:
-        """Whether the trial stays within all of them."""
+        """Whether the dummy run is within all of them."""
         blocks = sum(block_counts(dummy_run, self.block_size))
         return (
             dummy_run.num_tokens <= self.max_tokens
@@ -53,12 +53,12 @@ def full_dummy_runs(limits: Limits, *, has_stairs: bool) -> list[DummyRun]:
 
 
 def most_cache_tokens(dummy_runs: list[DummyRun], num_copies: int, block_size: int) -> int:
-    """Tokens of KV cache that `num_copies` of the largest trial need side by side."""
+    """Tokens of KV cache that `num_copies` of the largest dummy run need side by side."""
     return num_copies * block_size * max(sum(block_counts(t, block_size)) for t in dummy_runs)
 
 
 def copies(dummy_run: DummyRun, count: int, num_stages: int, block_size: int) -> list[DummyRun]:
-    """The trial `count` times, each on other blocks than those that are in flight with it."""
+    """The dummy run `count` times, each on other blocks than those in flight with it."""
     blocks = sum(block_counts(dummy_run, block_size))
     return [replace(dummy_run, first_block=i % num_stages * blocks) for i in range(count)]
 

@@ -1,8 +1,8 @@
-"""The profile cache: what was measured at one start and still holds at the next.
+"""The profile cache: what was measured at one start and is still valid at the next.
 
-A JSON file for each thing measured, in `profiles` of the data folder, under a hash of all that must
-be equal. It is a help and never a condition: what cannot be read is measured anew, what cannot be
-written is told and forgotten.
+One JSON file for each measurement, in `profiles` of the data folder, under a hash of all that must
+be equal. The cache is optional: what cannot be read is measured again, and a failed write is logged
+and ignored.
 """
 
 import json
@@ -28,13 +28,13 @@ log = logging.getLogger("tdpipe")
 
 
 def load_costs(data_dir: Path, fingerprint: StageFingerprint) -> StageCosts | None:
-    """The costs that were kept for this identity."""
+    """The costs that are kept for this fingerprint."""
     path = path_of(data_dir, "costs", fingerprint)
     try:
         kept = _read(path, fingerprint)
         return None if kept is None else _valid_costs(msgspec.convert(kept, StageCosts))
     except (OSError, ValueError) as error:
-        log.warning("%s is measured anew: %s", path, error)
+        log.warning("%s is measured again: %s", path, error)
         return None
 
 
@@ -44,7 +44,7 @@ def save_costs(data_dir: Path, fingerprint: StageFingerprint, costs: StageCosts)
 
 
 def load_split(data_dir: Path, fingerprint: StageFingerprint) -> tuple[int, ...] | None:
-    """The layers of each stage that were found best; the identity is that of any layers."""
+    """The best layers of each stage that were found; the fingerprint is that of any layers."""
     path = path_of(data_dir, "split", fingerprint)
     try:
         kept = _read(path, fingerprint)
@@ -52,10 +52,10 @@ def load_split(data_dir: Path, fingerprint: StageFingerprint) -> tuple[int, ...]
             return None
         split = msgspec.convert(kept, tuple[int, ...])
         if len(split) != fingerprint.num_stages or min(split) < 1:
-            raise ValueError(f"{split} is no split for {fingerprint.num_stages} stages")
+            raise ValueError(f"{split} is not a split for {fingerprint.num_stages} stages")
         return split
     except (OSError, ValueError) as error:
-        log.warning("%s is measured anew: %s", path, error)
+        log.warning("%s is measured again: %s", path, error)
         return None
 
 
@@ -65,12 +65,12 @@ def save_split(data_dir: Path, fingerprint: StageFingerprint, split: Sequence[in
 
 
 def path_of(data_dir: Path, thing: Thing, fingerprint: StageFingerprint) -> Path:
-    """The file that keeps it."""
+    """The file of this measurement."""
     return data_dir / FOLDER / f"{thing}-{fingerprint.key()}.json"
 
 
 def _read(path: Path, fingerprint: StageFingerprint) -> Any:
-    """What is kept, None where nothing is. Raises `OSError`, and `ValueError` when damaged."""
+    """The kept value, None where there is none. Raises `OSError`, and `ValueError` when damaged."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -82,7 +82,7 @@ def _read(path: Path, fingerprint: StageFingerprint) -> Any:
 
 
 def _write(path: Path, fingerprint: StageFingerprint, value: object) -> None:
-    """Whole or not at all: another stage, or the next start, may read at any moment."""
+    """Atomically: another stage, or the next start, may read at any moment."""
     text = json.dumps({"of": asdict(fingerprint), "value": value}, indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def _write(path: Path, fingerprint: StageFingerprint, value: object) -> None:
             file.write(text)
         os.replace(file.name, path)
     except OSError as error:
-        log.warning("what was measured cannot be kept for the next start: %s", error)
+        log.warning("the measured values cannot be kept for the next start: %s", error)
 
 
 def _valid_costs(costs: StageCosts) -> StageCosts:
@@ -103,5 +103,5 @@ def _valid_costs(costs: StageCosts) -> StageCosts:
         and all(math.isfinite(term) and term >= 0 for term in terms)
     )
     if not is_sound:
-        raise ValueError("its costs make no sense")
+        raise ValueError("its costs are not valid")
     return costs

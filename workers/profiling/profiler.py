@@ -1,10 +1,11 @@
-"""The profiler: what a step costs on this stage, measured as it will be run.
+"""The profiler: what a step costs on this stage, measured as it is run in service.
 
-A quick look at the start, within a budget of seconds: prefills of growing size in long and in short
-rows, decodes of several numbers of rows over little and over much resident KV, and both at once;
-what matters most first. All stages measure at the same time, so those that share cores share them
-here too. The steps are measured in rounds, never one step many times in a row: what disturbs the
-machine for a moment disturbs one measurement of each, and no step finds its own KV in the cache.
+A short measurement at start-up, within a budget of seconds: prefills of growing size in long and in
+short rows, decodes of several numbers of rows over little and over much resident KV, and both at
+once, the most important first. All stages measure at the same time, so those that share cores share
+them here too. The steps are measured in several passes, never one step many times in a row: a short
+disturbance of the machine affects one measurement of each, and no step finds its own KV in the
+processor's cache.
 """
 
 import logging
@@ -18,18 +19,18 @@ from workers.profiling.cost_fit import fit
 from workers.profiling.dummy_run import DummyRun, decode, mixed, prefill
 
 SHORT_CONTEXT, LONG_CONTEXT = 16, 512
-MAX_ROUNDS = 9
+MAX_PASSES = 9
 # A step that takes more than this part of the budget is not run just to warm up.
 WARM_UP_PART = 0.03
 
 Run = Callable[[DummyRun], float]
-"""Runs a trial and answers the seconds that it took."""
+"""Runs a dummy run and returns the seconds that it took."""
 
 log = logging.getLogger("tdpipe")
 
 
 def profile(run: Run, dummy_runs: Sequence[DummyRun], budget_s: float) -> StageCosts:
-    """What the trials' steps cost, as far as `budget_s` reaches.
+    """What the dummy runs' steps cost, as far as `budget_s` reaches.
 
     Empty where the budget is 0 or something fails: a stage that cannot be measured can be used.
     """
@@ -37,26 +38,26 @@ def profile(run: Run, dummy_runs: Sequence[DummyRun], budget_s: float) -> StageC
         return StageCosts()
     try:
         return fit(measure(run, dummy_runs, budget_s))
-    except Exception as error:  # whatever it is, serving goes on without
+    except Exception as error:  # whatever it is, serving continues without costs
         log.warning("the stage could not be measured: %s", error)
         return StageCosts()
 
 
 def measure(run: Run, dummy_runs: Sequence[DummyRun], budget_s: float) -> list[MeasuredStep]:
-    """The trials' median seconds over a few rounds; those that the budget does not reach lack.
+    """The dummy runs' median seconds over a few passes, without those beyond the budget.
 
-    At least the first trial is measured.
+    At least the first dummy run is measured.
     """
     ends_at = time.monotonic() + budget_s
     times: dict[DummyRun, list[float]] = {}
     for dummy_run in dummy_runs:
-        if times and time.monotonic() + _round_s(dummy_run, times, budget_s) > ends_at:
+        if times and time.monotonic() + _first_s(dummy_run, times, budget_s) > ends_at:
             continue
         seconds = run(dummy_run)
         if seconds < WARM_UP_PART * budget_s:
             seconds = run(dummy_run)
         times[dummy_run] = [seconds]
-    for _ in range(MAX_ROUNDS - 1):
+    for _ in range(MAX_PASSES - 1):
         for dummy_run, measured in times.items():
             if time.monotonic() + measured[0] > ends_at:
                 continue
@@ -74,7 +75,7 @@ def quick_dummy_runs(
     cache_tokens: int,
     has_stairs: bool,
 ) -> list[DummyRun]:
-    """The steps to measure at the start, what matters most first.
+    """The steps to measure at start-up, the most important first.
 
     Within steps of `max_tokens` tokens, rows of `max_model_len` with their context, and as many
     rows and as much KV as there can be.
@@ -125,7 +126,7 @@ def _split(total: int, part: int) -> list[int]:
 
 
 def _work(dummy_run: DummyRun) -> float:
-    """About how long a trial takes, in tokens: the KV of 50 costs as much as one that is fed."""
+    """About how long a dummy run takes, in tokens fed: the KV of 50 tokens costs as much as one."""
     return (
         dummy_run.num_tokens
         + dummy_run.num_rows
@@ -133,8 +134,8 @@ def _work(dummy_run: DummyRun) -> float:
     )
 
 
-def _round_s(dummy_run: DummyRun, times: dict[DummyRun, list[float]], budget_s: float) -> float:
-    """What a trial's first measurement may take, by the largest that has been measured."""
+def _first_s(dummy_run: DummyRun, times: dict[DummyRun, list[float]], budget_s: float) -> float:
+    """The expected seconds of a dummy run's first measurement, from the largest measured one."""
     largest = max(times, key=_work)
     expected_s = times[largest][0] * max(1.0, _work(dummy_run) / _work(largest))
     return expected_s if expected_s > WARM_UP_PART * budget_s else 2 * expected_s

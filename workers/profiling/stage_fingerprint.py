@@ -1,6 +1,6 @@
-"""The identity: what must be equal for a stage's measured times to hold on another day.
+"""The stage fingerprint: what must be equal for a stage's measured times to be valid again.
 
-Each stage leaves its own in the runtime folder, where `tdpipe profile` finds it.
+Each stage writes its own to the runtime folder, where `tdpipe profile` finds it.
 """
 
 import hashlib
@@ -41,22 +41,22 @@ class StageFingerprint:
         return hash_of(json.dumps(asdict(self), sort_keys=True))
 
     def save(self, folder: Path) -> None:
-        """Leave it in the runtime folder; a full disk is no reason not to serve."""
+        """Write it to the runtime folder; a full disk must not stop the stage."""
         try:
             (folder / f"stage-{self.stage}.json").write_text(json.dumps(asdict(self)))
         except OSError as error:
-            log.warning("what stage %d runs on is not kept: %s", self.stage, error)
+            log.warning("the fingerprint of stage %d is not kept: %s", self.stage, error)
 
     @classmethod
     def load(cls, folder: Path, stage: int) -> "StageFingerprint":
-        """What the stage has left there. Raises `OSError`."""
+        """What the stage has written there. Raises `OSError`."""
         return cls(**json.loads((folder / f"stage-{stage}.json").read_text()))
 
 
 def fingerprint_of(
     config: Config, stage: int, layers: range | None, dtype: str, device: torch.device
 ) -> StageFingerprint:
-    """Who the stage is; without `layers` it may hold any."""
+    """The stage's fingerprint; without `layers` it holds for any layers."""
     return StageFingerprint(
         device=device.type,
         hardware=describe_hardware(device),
@@ -73,13 +73,13 @@ def fingerprint_of(
 
 
 def hash_model(config: Config) -> str:
-    """A hash of the model's config.json; the weights' values cost no time."""
+    """A hash of the model's config.json; the weights' values do not change the time of a step."""
     path = Path(config.model) / "config.json"
     if path.is_file():
         return hash_of(path.read_text(encoding="utf-8"))
     source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    told: str = AutoConfig.from_pretrained(config.model, **source).to_json_string()
-    return hash_of(told)
+    text: str = AutoConfig.from_pretrained(config.model, **source).to_json_string()
+    return hash_of(text)
 
 
 def describe_hardware(device: torch.device) -> str:

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 
 
 class BadWords:
-    """Knows what has been fed and generated so far, and so which tokens may not come next."""
+    """Tracks the tokens fed and generated so far, and so which tokens must not come next."""
 
     def __init__(self, words: Iterable[tuple[int, ...]], tokens: list[int]) -> None:
         self._single: list[int] = []
-        # By the token before the last: only those words can be about to be completed.
+        # By the token before the last: only those words can be completed next.
         self._longer: dict[int, list[tuple[int, ...]]] = defaultdict(list)
         longest = 1
         for word in words:
@@ -22,7 +22,7 @@ class BadWords:
         self._tokens = tokens[1 - longest :] if longest > 1 else []
 
     def append(self, token_id: int) -> None:
-        """This token has come."""
+        """Add a generated token."""
         self._tokens.append(token_id)
         if len(self._tokens) > 2 * self._longest:
             del self._tokens[: -self._longest]

@@ -1,9 +1,9 @@
-"""Grammars: what each sequence's grammar lets it pick next, worked out while others are at work.
+"""Grammars: the tokens that each sequence's grammar allows next, computed beside other steps.
 
 As soon as a step's tokens are picked, a thread reads them and makes the masks for the next draws;
-it lets go of the interpreter's lock meanwhile. With other micro-batches in flight, a mask lies
-ready when its sequence samples again. A new sequence's grammar is begun when its plan arrives,
-which on the last stage is well before its activations.
+it releases the interpreter's lock meanwhile. With other micro-batches in flight, a mask is ready
+when its sequence samples again. A new sequence's grammar is compiled when its plan arrives, which
+on the last stage is well before its activations.
 """
 
 import logging
@@ -24,14 +24,14 @@ from wire.messages import SamplerSetup, Step
 from workers.sampling.guide import Guide, compile_grammar, first_mask, next_masks, only_stops
 from workers.sampling.vocabulary import Vocabulary
 
-# How long a step waits for masks. Within the limits of grammars that is for milliseconds; the first
-# of all grammars waits for the tokenizer.
+# How long a step waits for masks. Within the grammars' limits a mask takes milliseconds; the very
+# first grammar waits for the tokenizer.
 PATIENCE_S = 60.0
-# Grammars that lie ready for the next sequence with the same one. To compile one takes 2 ms; what
-# it has met may have grown to 100 MB (`max_lexer_states`).
+# Compiled grammars that are kept for the next sequence with the same one. Compiling takes 2 ms; the
+# states of one may have grown to 100 MB (`max_lexer_states`).
 MAX_KEPT = 8
-# Copies share their lexer, which keeps every state that it has met and ends all of them when it has
-# met too many: so many sequences have one together.
+# Copies share their lexer, which keeps every state that it has met, and fails for all of them when
+# it has met too many: this many sequences share one.
 MAX_COPIES = 64
 MAX_THREADS = 8
 
@@ -40,7 +40,7 @@ log = logging.getLogger("tdpipe")
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """A seat's guide, and the masks that a thread makes: its own is in `row`."""
+    """A sampler slot's guide, and the masks that a thread makes: its own is in `row`."""
 
     guide: Guide
     masks: Future[np.ndarray] = field(default_factory=Future)
@@ -56,7 +56,7 @@ class _Compiled:
 
 
 class Grammars:
-    """The grammars of one last stage's sequences, by sampler seat.
+    """The grammars of one last stage's sequences, by sampler slot.
 
     `load` gives the vocabulary; it is called once, in a thread, for the first grammar. `waited_s`
     sums up the seconds that steps have waited for masks.
@@ -72,13 +72,13 @@ class Grammars:
         self._start_threads()
 
     def expect(self, step: Step) -> None:
-        """A plan has come and will be run later: begin with the grammars that are new in it."""
+        """A plan has arrived and will be run later: start on the grammars that are new in it."""
         for setup in step.setups:
             if setup.sampling.grammar:
                 self._expected[step.step_id, setup.sampler_slot] = self._begin(setup)
 
     def set_up(self, step_id: int, setup: SamplerSetup) -> None:
-        """A new sequence in a seat; whoever had it before is forgotten."""
+        """Put a new sequence into a sampler slot; the slot's previous sequence is forgotten."""
         self._places.pop(setup.sampler_slot, None)
         if setup.sampling.grammar:
             expected = self._expected.pop((step_id, setup.sampler_slot), None)
@@ -87,7 +87,7 @@ class Grammars:
     def banned(
         self, sampler_slots: np.ndarray, device: torch.device
     ) -> tuple[Tensor, Tensor] | None:
-        """The rows that have a grammar [guided], and what none may pick [guided, vocabulary].
+        """The rows that have a grammar [guided], and what they must not pick [guided, vocabulary].
 
         The latter is bool, and false somewhere in every row. None where no row has a grammar. Waits
         for masks that are not ready yet.
@@ -104,7 +104,7 @@ class Grammars:
         return torch.tensor(rows, device=device), unpacked(~masks, self._vocab_size, device)
 
     def advance(self, sampler_slots: np.ndarray, token_ids: np.ndarray) -> None:
-        """These sequences have got these tokens [rows]: begin with their next masks."""
+        """These sequences have received these tokens [rows]: start on their next masks."""
         rows, places = self._guided(sampler_slots)
         if not places:
             return
@@ -114,12 +114,12 @@ class Grammars:
             place.masks, place.row = masks, row
 
     def close(self) -> None:
-        """End the threads when they are done with what they have."""
+        """End the threads when they have finished their queued work."""
         self._beginning.shutdown()
         self._following.shutdown()
 
     def _guided(self, sampler_slots: np.ndarray) -> tuple[list[int], list[_Place]]:
-        """The rows that have a grammar, and what is in their seats."""
+        """The rows that have a grammar, and their sampler slots' places."""
         if not self._places:
             return [], []
         places = [self._places.get(sampler_slot) for sampler_slot in sampler_slots.tolist()]
@@ -127,10 +127,10 @@ class Grammars:
         return rows, [place for place in places if place is not None]
 
     def _give_up(self, places: Sequence[_Place]) -> None:
-        """Stop these sequences, and leave alone what they wait for: it may never end."""
+        """Stop these sequences, and abandon the masks that they wait for: they may never end."""
         log.error("grammars took more than %.0f s: %d sequences stop", PATIENCE_S, len(places))
         for place in places:
-            # The guide belongs to the thread that is still at it: another takes its place.
+            # The guide belongs to the thread that still works on it: a new one replaces it.
             place.guide, place.row = Guide(place.guide.stop_token_ids), 0
             place.masks = Future()
             place.masks.set_result(only_stops(place.guide, self._num_words)[None])
@@ -140,18 +140,18 @@ class Grammars:
         self._start_threads()
 
     def _start_threads(self) -> None:
-        # Apart: a new grammar may take a while, and the next masks of others must not. Several, so
-        # that a step waits for its own masks alone.
+        # Separate pools: a new grammar may take a while and must not delay the masks of others.
+        # Several threads, so that a step waits only for its own masks.
         self._beginning = ThreadPoolExecutor(MAX_THREADS, "grammar")
         self._following = ThreadPoolExecutor(MAX_THREADS, "mask")
         self._executor = cache(partial(LLExecutor, min(MAX_THREADS, os.cpu_count() or 1)))
 
     def _begin(self, setup: SamplerSetup) -> _Place:
-        """A guide whose first mask is on its way."""
+        """A guide; a thread makes its first mask."""
         place = _Place(Guide(setup.stop_token_ids))
         output = np.frombuffer(setup.output_token_ids, np.int32).tolist()
         compiled = self._compile(setup.sampling.grammar)
-        # Jobs begin in the order in which they are submitted: none can wait for a later one.
+        # Jobs start in the order in which they are submitted: none can wait for a later one.
         place.masks = self._beginning.submit(self._start, place.guide, compiled, output)
         return place
 
@@ -170,14 +170,14 @@ class Grammars:
             self._compiled.popitem(last=False)
         return compiled.matcher
 
-    # --- what the threads do; they never raise, as nobody but a step would hear of it -------------
+    # --- run in the threads; these never raise, as only a step would see the exception ------------
 
     def _start(
         self, guide: Guide, compiled: Future[LLMatcher], output: Sequence[int]
     ) -> np.ndarray:
         try:
             return first_mask(guide, compiled.result(), output, self._loaded)
-        except BaseException as error:  # a panic of the library's is no Exception
+        except BaseException as error:  # a panic in the library is not an Exception
             guide.fail(str(error))
             return only_stops(guide, self._num_words)[None]
 
@@ -202,8 +202,8 @@ class Grammars:
 def constrain(logits: Tensor, banned: Tensor, unedited: Callable[[], Tensor]) -> None:
     """Leave in logits [rows, vocabulary] only what is not `banned`; in place.
 
-    The grammar has the last word: where the edits before it (allowed ids, bad words, a minimum
-    length) have left nothing that it allows, the row is `unedited` but for the grammar.
+    The grammar has priority: where the edits before it (allowed ids, bad words, a minimum length)
+    have left nothing that it allows, the row becomes `unedited`, with only the grammar applied.
     """
     logits.masked_fill_(banned, -torch.inf)
     is_stuck = logits.amax(dim=-1) == -torch.inf
@@ -213,7 +213,7 @@ def constrain(logits: Tensor, banned: Tensor, unedited: Callable[[], Tensor]) ->
 
 def unpacked(masks: np.ndarray, vocab_size: int, device: torch.device) -> Tensor:
     """Masks uint32 [rows, words] as bool [rows, vocabulary], bit by bit."""
-    if device.type == "cpu":  # ten times as fast there, and nothing has to travel
+    if device.type == "cpu":  # ten times as fast there, and nothing has to be copied
         spread = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")
         return torch.from_numpy(spread.view(bool))[:, :vocab_size]
     packed = torch.from_numpy(masks.view(np.uint8)).to(device)

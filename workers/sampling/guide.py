@@ -1,8 +1,8 @@
-"""A guide: one sequence's way through its grammar, and the masks of what may come next.
+"""A guide: one sequence's state in its grammar, and the masks of the tokens that may come next.
 
 A mask is uint32 [words] with a bit for each token that may follow. Where the output is complete,
-the sequence's stop tokens stand for its end; where something goes wrong, nothing but them is
-allowed: the sequence stops.
+the sequence's stop tokens mark its end; where something fails, only they are allowed: the sequence
+stops.
 """
 
 import logging
@@ -21,10 +21,10 @@ log = logging.getLogger("tdpipe")
 
 @dataclass(slots=True, eq=False)
 class Guide:
-    """What reads one sequence's output.
+    """Reads one sequence's output.
 
     `matcher` is None before it has begun, and again once the output is complete or it has failed.
-    Without `stop_token_ids` of its own, as with `ignore_eos`, a sequence that is complete goes on
+    Without `stop_token_ids` of its own, as with `ignore_eos`, a sequence that is complete continues
     with the vocabulary's end token.
     """
 
@@ -32,26 +32,26 @@ class Guide:
     matcher: LLMatcher | None = None
 
     def fail(self, reason: str) -> None:
-        """Follow the grammar no further."""
+        """Stop following the grammar."""
         self.matcher = None
         log.error("a sequence stops, because its grammar failed: %s", reason.partition("\n")[0])
 
     def as_read(self, token_id: int, vocabulary: Vocabulary) -> int:
-        """The token as the matcher knows it: each one that ends the sequence is the end."""
+        """The token as the matcher reads it: each one that ends the sequence is the end token."""
         assert self.matcher is not None
         ends = token_id in self.stop_token_ids and self.matcher.is_accepting()
         return vocabulary.eos_token_id if ends else token_id
 
 
 def compile_grammar(grammar: str, vocabulary: Vocabulary) -> LLMatcher:
-    """A matcher that has read nothing, to be copied for each sequence (some 10 us)."""
+    """A matcher that has read nothing, to be copied for each sequence (about 10 us)."""
     return LLMatcher(vocabulary.tokenizer, grammar, log_level=0, limits=grammar_limits())
 
 
 def first_mask(
     guide: Guide, compiled: LLMatcher, output: Sequence[int], vocabulary: Vocabulary
 ) -> np.ndarray:
-    """Begin a guide whose sequence has `output` already. [1, words]"""
+    """Start a guide for a sequence that has `output` already; its first mask. [1, words]"""
     guide.matcher = compiled.deep_copy()
     for token_id in output:
         guide.matcher.consume_token(guide.as_read(token_id, vocabulary))
@@ -64,7 +64,7 @@ def next_masks(
     vocabulary: Vocabulary,
     executor: LLExecutor,
 ) -> np.ndarray:
-    """Read one token each; what may follow it. [guides, words]"""
+    """Read one token each; the masks of what may follow. [guides, words]"""
     read = [
         (guide.matcher, guide.as_read(token_id, vocabulary))
         for guide, token_id in zip(guides, token_ids, strict=True)
@@ -76,7 +76,7 @@ def next_masks(
 
 
 def only_stops(guide: Guide, num_words: int) -> np.ndarray:
-    """The mask that lets a sequence do nothing but stop, or anything if it cannot. [words]"""
+    """The mask that only lets a sequence stop, or anything if it cannot stop. [words]"""
     if not guide.stop_token_ids:
         return np.full(num_words, 0xFFFFFFFF, np.uint32)
     mask = np.zeros(num_words, np.uint32)
@@ -98,14 +98,14 @@ def _masks(
     word, bit = divmod(vocabulary.eos_token_id, 32)
     is_complete = (masks[:, word] >> bit) & 1
     for row, guide in enumerate(guides):
-        # A matcher that has failed says that it is complete, and allows nothing but the end.
+        # A failed matcher reports that it is complete, and allows nothing but the end.
         if guide.matcher is not None:
             if guide.matcher.is_error():
                 guide.fail(guide.matcher.get_error())
             elif guide.matcher.is_stopped():
-                guide.matcher = None  # complete: the seat may keep it long after its end
+                guide.matcher = None  # complete: the sampler slot may keep the guide for long
             elif not masks[row].any():
-                guide.fail("the model has no token for what must follow")
+                guide.fail("the vocabulary has no token for what must follow")
         if guide.matcher is None or is_complete[row]:
             masks[row, word] &= ~np.uint32(1 << bit)
             _allow(masks[row], guide.stop_token_ids or (vocabulary.eos_token_id,))

@@ -1,4 +1,4 @@
-"""Log-probabilities: what the model itself thinks of tokens, packed for the door."""
+"""Log-probabilities of tokens under the unedited model, packed for the wire."""
 
 import numpy as np
 import torch
@@ -6,16 +6,16 @@ from torch import Tensor
 
 from wire.messages import Logprobs, Step
 
-# Positions whose logits are made fp32 together: 256 of a vocabulary of 150,000 are 150 MB.
+# Positions that are converted to fp32 together: 256 of a vocabulary of 150,000 are 150 MB.
 _AT_ONCE = 256
 
 
-def told_of(
+def logprobs_of(
     logits: Tensor, token_ids: Tensor, num_tops: np.ndarray, indices: np.ndarray
 ) -> Logprobs:
-    """Of the tokens that came at some positions, and of the likeliest ones there.
+    """Log-probabilities of the tokens at some positions, and of the most likely ones there.
 
-    `logits` [positions, vocabulary] in fp32 as the model gave them, `token_ids` [positions];
+    `logits` [positions, vocabulary] in fp32 as the model returned them, `token_ids` [positions];
     `num_tops` and `indices` [positions] as in `Logprobs`.
     """
     logprobs = logits.log_softmax(dim=-1)
@@ -37,9 +37,9 @@ def told_of(
 
 
 def scores_of(logits: Tensor, step: Step) -> tuple[Logprobs, ...]:
-    """Of the tokens of the step's scored rows, row after row.
+    """Log-probabilities of the tokens of the step's scored rows, row after row.
 
-    `logits` [scored tokens, vocabulary] are those before each, see `Batch.score_at`.
+    `logits` [scored tokens, vocabulary] are those before each token, see `Batch.score_at`.
     """
     counts = np.frombuffer(step.num_tokens, np.int32)
     starts = np.frombuffer(step.start_positions, np.int32)
@@ -62,7 +62,7 @@ def _score(logits: Tensor, token_ids: np.ndarray, num_tops: int, first: int) -> 
     """Of a prompt's tokens [positions] from position `first` on, some positions at a time."""
     ids = torch.from_numpy(token_ids.astype(np.int64)).to(logits.device)
     parts = [
-        told_of(
+        logprobs_of(
             logits[at : at + _AT_ONCE].float(),
             ids[at : at + _AT_ONCE],
             np.full(min(_AT_ONCE, len(ids) - at), num_tops),

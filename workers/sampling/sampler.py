@@ -1,10 +1,10 @@
 """The sampler: from the last stage's logits to token ids.
 
-The draw for output token `i` of a sequence is a hash of (seed, i), so it needs no generator whose
-state would have to survive a pre-emption or a restart, and does not depend on the batch. One
-uniform number per row picks the token by inverting the distribution's cumulated sum. A sequence's
-sampling parameters stand in its slot of a table (`workers.sampling.sampler_table`); rows without a
-slot take the likeliest token, and a step of only such rows is one argmax.
+The draw for output token `i` of a sequence is a hash of (seed, i), so there is no generator state
+that must survive a preemption or a restart, and it does not depend on the batch. One uniform
+number per row picks the token by inverting the distribution's cumulative sum. A sequence's sampling
+parameters are in its slot of a table (`workers.sampling.sampler_table`); rows without a slot take
+the most likely token, and a step of only such rows is one argmax.
 """
 
 from collections.abc import Iterator
@@ -15,18 +15,18 @@ from torch import Tensor
 
 from wire.messages import Logprobs, SamplerSetup, Sampling, Step
 from workers.sampling.grammars import Grammars, constrain
-from workers.sampling.logprobs import told_of
+from workers.sampling.logprobs import logprobs_of
 from workers.sampling.sampler_table import SamplerTable
 from workers.sampling.vocabulary import no_vocabulary
 
-# Rows whose distributions are worked out together: of a vocabulary of 150,000, 64 take 300 MB.
+# Rows that are computed together: their distributions take 300 MB at a vocabulary of 150,000.
 _AT_ONCE = 64
 
 
 class Sampler:
-    """One last stage's sampler, with what it knows of the sequences.
+    """One last stage's sampler, with the sampling state of its sequences.
 
-    Without `grammars`, a sequence that has one is stopped at once.
+    Without `grammars`, a sequence that has a grammar is stopped at once.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class Sampler:
         self._grammars = grammars or Grammars(vocab_size, no_vocabulary)
 
     def expect(self, step: Step) -> None:
-        """A plan has come and will be sampled for later: what takes a while begins now."""
+        """A plan has arrived and will be sampled for later: start now on what takes long."""
         self._grammars.expect(step)
 
     @torch.inference_mode()
     def sample(self, logits: Tensor, step: Step) -> tuple[bytes, Logprobs | None]:
-        """A token id for each row, packed int32, and what is told of them.
+        """A token id for each row, packed int32, and the requested log-probabilities.
 
-        `logits` is [sampling rows, vocabulary], and is left as it was.
+        `logits` is [sampling rows, vocabulary], and is not changed.
         """
         for setup in step.setups:
             self._table.set_up(setup)
@@ -62,12 +62,12 @@ class Sampler:
         self._table.count(sampler_slots, picked)
         ids = packed(token_ids)
         self._grammars.advance(sampler_slots, np.frombuffer(ids, np.int32)[rows])
-        return ids, self._told_of(logits, token_ids, rows, sampler_slots)
+        return ids, self._logprobs_of(logits, token_ids, rows, sampler_slots)
 
     def dummy_run(self, logits: Tensor) -> None:
-        """Take the memory of the dearest step: all rows are penalised, and drawn from what is kept.
+        """Take the memory of the most expensive step: all rows have penalties and filters.
 
-        A sampler that has rehearsed is of no other use.
+        A sampler that has done this must not be used for anything else.
         """
         wish = Sampling(temperature=1.0, top_p=0.9, presence_penalty=0.1)
         sampler_slots = np.arange(len(logits), dtype=np.int32)
@@ -101,16 +101,16 @@ class Sampler:
             token_ids[drawing] = _draw(edited[drawing], table, sampler_slots[drawn])
         return token_ids
 
-    def _told_of(
+    def _logprobs_of(
         self, logits: Tensor, token_ids: Tensor, rows: np.ndarray, sampler_slots: np.ndarray
     ) -> Logprobs | None:
         """The log-probabilities of the rows that want them."""
         num_tops = self._table.num_logprobs[sampler_slots]
-        told = num_tops >= 0
-        if not told.any():
+        wanted = num_tops >= 0
+        if not wanted.any():
             return None
-        where = torch.from_numpy(rows[told]).to(logits.device)
-        return told_of(logits[where].float(), token_ids[where], num_tops[told], rows[told])
+        where = torch.from_numpy(rows[wanted]).to(logits.device)
+        return logprobs_of(logits[where].float(), token_ids[where], num_tops[wanted], rows[wanted])
 
 
 def likeliest(logits: Tensor) -> Tensor:
@@ -119,15 +119,15 @@ def likeliest(logits: Tensor) -> Tensor:
 
 
 def packed(token_ids: Tensor) -> bytes:
-    """As the doors carry them, int32."""
+    """Token ids as messages carry them, int32."""
     ids: bytes = token_ids.to("cpu", torch.int32).numpy().tobytes()
     return ids
 
 
 def uniforms(seeds: np.ndarray, output_indices: np.ndarray) -> np.ndarray:
-    """One number in [0, 1) for each (seed, index), by two rounds of splitmix64 (Steele 2014).
+    """One number in [0, 1) for each (seed, index), by two steps of splitmix64 (Steele 2014).
 
-    seeds uint64, output_indices any integer type; answers float64 of the same length.
+    seeds uint64, output_indices any integer type; returns float64 of the same length.
     """
     state = _mix(seeds) ^ output_indices.astype(np.uint64)
     return (_mix(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -146,7 +146,7 @@ def _draw(logits: Tensor, table: SamplerTable, sampler_slots: np.ndarray) -> Ten
     draws = torch.from_numpy(
         uniforms(table.seeds[sampler_slots], table.num_outputs[sampler_slots])
     ).to(device)
-    # Below this, dividing would overflow; it is greedy by then in any case.
+    # Below this, the division would overflow; the row is greedy by then in any case.
     temperatures = torch.from_numpy(table.temperatures[sampler_slots]).to(device).clamp(min=1e-6)
     tempered = (logits - logits.amax(-1, keepdim=True)) / temperatures[:, None]
     is_filtered = (
@@ -165,7 +165,7 @@ def _draw(logits: Tensor, table: SamplerTable, sampler_slots: np.ndarray) -> Ten
 
 
 def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Some rows at a time."""
+    """A few rows at a time."""
     return (rows[at : at + _AT_ONCE] for at in range(0, len(rows), _AT_ONCE))
 
 
@@ -174,7 +174,7 @@ def _draw_any(logits: Tensor, draws: Tensor) -> Tensor:
     cumulated = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     mass = cumulated[:, -1:]
     picked = torch.searchsorted(cumulated, draws[:, None] * mass, right=True)
-    # Rounding may point beyond the last token that has any chance.
+    # Rounding may point beyond the last token with a probability above 0.
     last = (cumulated < mass).sum(dim=-1, keepdim=True)
     return torch.minimum(picked, last)[:, 0]
 
@@ -182,7 +182,7 @@ def _draw_any(logits: Tensor, draws: Tensor) -> Tensor:
 def _draw_kept(
     logits: Tensor, draws: Tensor, table: SamplerTable, sampler_slots: np.ndarray
 ) -> Tensor:
-    """From those that each row keeps, the likeliest first."""
+    """From the tokens that each row keeps, the most likely first."""
     device, vocabulary = logits.device, logits.shape[-1]
 
     def column(values: np.ndarray) -> Tensor:
@@ -192,8 +192,8 @@ def _draw_kept(
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     chances = ordered.softmax(dim=-1, dtype=torch.float64)
     cumulated = chances.cumsum(dim=-1)
-    # What stays is a prefix of the order: until top_p is reached, no more than top_k tokens, and
-    # none that is less likely than min_p of the likeliest.
+    # What is kept is a prefix of the order: until top_p is reached, at most top_k tokens, and none
+    # that is less likely than min_p of the most likely.
     within_p = (cumulated < top_ps).sum(dim=-1, keepdim=True) + 1
     within_k = torch.where(top_ks > 0, top_ks, vocabulary)
     above_min = (chances >= min_ps * chances[:, :1]).sum(dim=-1, keepdim=True)

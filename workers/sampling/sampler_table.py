@@ -1,6 +1,6 @@
-"""The sampler's table: what each seat's sequence wants, and what it has generated so far.
+"""The sampler's table: each slot's sampling parameters, and the state of its sequence.
 
-Plain numbers stand in columns, so that a step's rows are one look-up each; penalties keep counts on
+Plain numbers are in columns, so that a step's rows are one look-up each; penalties keep counts on
 the device, for the sequences that have any. Lists are kept for the few that name tokens.
 """
 
@@ -29,7 +29,7 @@ class _Named:
 
 
 class SamplerTable:
-    """Columns by seat; they grow as seats come."""
+    """Columns by sampler slot; they grow with the number of slots."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self._vocab_size, self._device = vocab_size, device
@@ -52,7 +52,7 @@ class SamplerTable:
         self._in_prompt = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
 
     def set_up(self, setup: SamplerSetup) -> None:
-        """A new sequence in a seat; whoever had it before is forgotten."""
+        """Put a new sequence into a sampler slot; the slot's previous sequence is forgotten."""
         sampler_slot, sampling = setup.sampler_slot, setup.sampling
         while sampler_slot >= len(self.temperatures):
             self._grow()
@@ -78,7 +78,7 @@ class SamplerTable:
             self._named[sampler_slot] = named
 
     def edit(self, logits: Tensor, sampler_slots: np.ndarray) -> None:
-        """Change logits [rows, vocabulary] in place as the sequences in `sampler_slots` want it."""
+        """Change logits [rows, vocabulary] in place by the parameters of the `sampler_slots`."""
         self._penalise(logits, sampler_slots)
         named = self._named_of(sampler_slots)
         if not named:
@@ -97,7 +97,7 @@ class SamplerTable:
             logits[rows, ids] = -torch.inf
 
     def count(self, sampler_slots: np.ndarray, token_ids: Tensor) -> None:
-        """These sequences have got these tokens. [rows]"""
+        """These sequences have received these tokens. [rows]"""
         self.num_outputs[sampler_slots] += 1
         rows = self._count_rows[sampler_slots]
         counted = np.flatnonzero(rows >= 0)
@@ -113,7 +113,7 @@ class SamplerTable:
                     words.append(picked[row])
 
     def _named_of(self, sampler_slots: np.ndarray) -> list[tuple[int, int, _Named]]:
-        """Row, seat and what is named, of the rows whose sequences name any tokens."""
+        """Row, sampler slot and named tokens, of the rows with any named tokens."""
         if not self._named:
             return []
         found = (
@@ -155,7 +155,7 @@ class SamplerTable:
         logits.index_put_((at, ids_at), torch.from_numpy(biases).to(self._device), accumulate=True)
 
     def _banned(self, sampler_slot: int, named: _Named) -> list[int]:
-        """Tokens that the sequence may not get now, whatever the model thinks."""
+        """Tokens that the sequence must not get now, whatever their logits."""
         too_early = self.num_outputs[sampler_slot] < self._min_tokens[sampler_slot]
         stops = list(named.stop_ids) if too_early else []
         return stops + (named.bad_words.banned() if named.bad_words is not None else [])
@@ -200,7 +200,7 @@ class SamplerTable:
             self._count_rows[sampler_slot] = -1
 
     def _grow(self) -> None:
-        """Twice as many seats."""
+        """Double the number of slots."""
         for name, column in vars(self).items():
             if isinstance(column, np.ndarray):
                 setattr(self, name, np.concatenate([column, _unset_like(name, column)]))
@@ -216,5 +216,5 @@ class SamplerTable:
 
 
 def _unset_like(name: str, column: np.ndarray) -> np.ndarray[Any, Any]:
-    """More of a column, of which only the rows without counts must be told from others."""
+    """More of a column; only in the rows of the counts does the unset value matter (-1)."""
     return np.full_like(column, -1 if name == "_count_rows" else 0)

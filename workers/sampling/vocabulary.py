@@ -1,4 +1,4 @@
-"""The vocabulary: what each token id stands for in bytes, as grammars need it."""
+"""The vocabulary: the bytes of each token id, as grammars need them."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from configs.schema import ModelConfig
 
 
 class VocabularyError(Exception):
-    """The tokenizer is missing, or grammars cannot be followed in it; the text is one line."""
+    """The tokenizer is missing, or does not support grammars; the text is one line."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Vocabulary:
-    """A tokenizer as matchers know it, and which ids are tokens at all.
+    """A tokenizer in the matchers' form, and which ids are tokens at all.
 
-    `known` uint32 [words] has a bit for each, for logits as wide as the model's head, which has
-    often more of them than the tokenizer.
-    `eos_token_id` is what stands for the end in matchers' masks.
+    `known` uint32 [words] has a bit for each id, for logits as wide as the model's head, which is
+    often wider than the tokenizer.
+    `eos_token_id` marks the end in matchers' masks.
     """
 
     tokenizer: LLTokenizer
@@ -38,7 +38,7 @@ def load(config: ModelConfig, vocab_size: int) -> Vocabulary:
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    # A damaged file surfaces as anything, from KeyError to a bare Exception out of Rust.
+    # A damaged file can raise anything, from KeyError to a bare Exception out of Rust.
     except Exception as error:
         raise VocabularyError(f"cannot load the tokenizer of {name}: {error}") from error
     if not tokenizer.is_fast:
@@ -53,7 +53,7 @@ def make(
 ) -> Vocabulary:
     """The vocabulary of a tokenizer (the tokenizers library's JSON) that has `token_ids`.
 
-    Raises `ValueError` where tokens are no bytes; llguidance may also panic (no `Exception`).
+    Raises `ValueError` where tokens are not bytes; llguidance may also panic (no `Exception`).
     """
     num_ids = max(vocab_size, 1 + max(token_ids))
     tokenizer = LLTokenizer(serialised, n_vocab=num_ids, eos_token=eos_token_id)
@@ -64,5 +64,5 @@ def make(
 
 
 def no_vocabulary() -> Vocabulary:
-    """Where there is no tokenizer. Raises `VocabularyError`."""
+    """The loader where there is no tokenizer. Raises `VocabularyError`."""
     raise VocabularyError("there is no tokenizer here")

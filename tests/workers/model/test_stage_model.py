@@ -243,7 +243,7 @@ def test_pickled_weights_are_refused_unless_asked_for(tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path / "model", "llama")
     (expected,) = make_stages(model, (NUM_LAYERS,))
     as_pickle(model)
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin alone.*--load-format pt"):
+    with pytest.raises(ValueError, match=r"only in pytorch_model\.bin.*--load-format pt"):
         make_stages(model, (NUM_LAYERS,))
     first, second = make_stages(model, (1, NUM_LAYERS - 1), load_format="pt")
     assert first.num_parameters + second.num_parameters == expected.num_parameters

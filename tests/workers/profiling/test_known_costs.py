@@ -94,7 +94,7 @@ def test_a_table_of_another_model_is_refused(note: dict[str, str], words: str) -
 def test_a_table_of_another_number_of_stages_is_refused() -> None:
     with pytest.raises(ValueError, match="another number of stages: 2, not 1"):
         check_table(StepTable(NOTES, ((STEP,), (STEP,))), WHO, "x")
-    with pytest.raises(ValueError, match="another model: not told"):
+    with pytest.raises(ValueError, match="another model: unknown"):
         check_table(StepTable({}, ((STEP,),)), WHO, "x")
 
 

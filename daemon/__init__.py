@@ -1,1 +1,1 @@
-"""The life of processes: start, watch, restart, end, log."""
+"""Processes: how they are started, watched, restarted and ended, and their log."""

@@ -1,10 +1,10 @@
-"""The checkpoint: a look at its path, before anything slow is started."""
+"""The checkpoint: its path is checked before anything slow is started."""
 
 from pathlib import Path
 
 
 def check_model_path(model: str) -> str | None:
-    """Why `model` cannot be loaded, as far as a look at the path tells; a hub id passes."""
+    """The reason why `model` cannot be loaded, by its path only; a hub id passes."""
     path = Path(model)
     if path.is_dir():
         return None if (path / "config.json").is_file() else f"{model} holds no config.json"

@@ -1,7 +1,7 @@
-"""The lifeline: a process that outlives its parent ends, and says why it could not start.
+"""Child processes: a child ends when its parent has ended, and reports why it could not start.
 
-The supervisor may be killed at any moment, also before its children have come to their first line.
-So it names itself to them in their environment: a child that finds another parent ends. From then
+The supervisor may be killed at any moment, also before its children have run their first line. So
+it passes its process id to them in their environment: a child with another parent ends. From then
 on the kernel's parent-death signal ends it at once on Linux, and a watch on the parent's id does so
 elsewhere.
 """
@@ -32,13 +32,13 @@ log = logging.getLogger("tdpipe")
 def start(
     module: str, *arguments: str, num_threads: int | None = None, pass_fds: Sequence[int] = ()
 ) -> "subprocess.Popen[bytes]":
-    """Start `python -m module`, one of ours that ties itself to this process."""
+    """Start `python -m module`, a module that ties itself to this process."""
     return subprocess.Popen(
-        # -P: a server.py or a configs folder where the user stands is not ours.
+        # -P: a server.py or a configs folder in the working directory must not be imported.
         [sys.executable, "-P", "-m", module, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr,
-        # Ctrl-C reaches the parent alone, which ends the others in order.
+        # Ctrl-C reaches only the parent, which ends the others in order.
         start_new_session=True,
         env=environment_of_children(num_threads),
         pass_fds=pass_fds,
@@ -48,8 +48,8 @@ def start(
 def tie_to_parent() -> None:
     """End this process (SIGKILL) when its parent dies. Call it first thing, in the main thread.
 
-    The parent is the process that `PARENT` names, or the present one; this process names itself to
-    its own children.
+    The parent is the process that `PARENT` names, or else the present one; this process passes its
+    own id to its children.
     """
     parent = int(os.environ.get(PARENT, os.getppid()))
     os.environ[PARENT] = str(os.getpid())
@@ -64,8 +64,8 @@ def tie_to_parent() -> None:
 def leave_with(main: Callable[[], int]) -> NoReturn:
     """Run a process's `main` and end at once with the status that it returns or exits with.
 
-    Taking the interpreter apart, with all of torch in it, would take a second more, and a signal
-    that comes meanwhile would leave a traceback in the log.
+    Tearing down the interpreter, with all of torch in it, would take a second more, and a signal in
+    that time would leave a traceback in the log.
     """
     try:
         code = main()
@@ -77,7 +77,7 @@ def leave_with(main: Callable[[], int]) -> NoReturn:
 
 
 def environment_of_children(num_threads: int | None) -> dict[str, str]:
-    """What this process's children get: settings reach them through the runtime folder only."""
+    """The environment of this process's children; their settings are in the runtime folder."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
     root = str(Path(__file__).resolve().parent.parent)
     kept["PYTHONPATH"] = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
@@ -89,24 +89,24 @@ def environment_of_children(num_threads: int | None) -> dict[str, str]:
 
 
 def report_failure(folder: Path, line: str) -> None:
-    """Leave the root cause of a failure that no restart can mend; the first one is kept.
+    """Write down the root cause of a failure that no restart can mend; the first one is kept.
 
-    Where it cannot be left, as on a full disk, it is in the log at least.
+    Where it cannot be written, as on a full disk, it is at least in the log.
     """
-    told = " ".join(line.split())
+    cause = " ".join(line.split())
     try:
         with (folder / FAILURE).open("x") as file:
-            file.write(told)
+            file.write(cause)
     except FileExistsError:
         pass
     except OSError as error:
-        with suppress(OSError):  # an empty one would keep others' from being left
+        with suppress(OSError):  # an empty file would keep other causes from being written
             (folder / FAILURE).unlink(missing_ok=True)
-        log.error("%s; this could not be left in the runtime folder: %s", told, error)
+        log.error("%s; this could not be written to the runtime folder: %s", cause, error)
 
 
 def reported_failure(folder: Path) -> str | None:
-    """The root cause left by any process of the daemon."""
+    """The root cause that a process of the daemon has reported."""
     with suppress(OSError):
         return (folder / FAILURE).read_text() or None
     return None

@@ -1,9 +1,9 @@
 """The children: a daemon's processes, started, restarted while that can help, and ended.
 
-Nothing is orphaned: each child dies with its parent (`daemon.child_process`), and a stopped child
-is waited for. One that hangs is ended (`daemon.watchdog_file`) and then handled like one that
-died. A failure that no restart can mend is left in the runtime folder by the process that met it;
-it ends the daemon.
+No process is orphaned: each child dies with its parent (`daemon.child_process`), and a stopped
+child is waited for. A child that hangs is ended (`daemon.watchdog_file`) and then handled like one
+that died. A failure that no restart can mend is written to the runtime folder by the process that
+met it; it ends the daemon.
 """
 
 import logging
@@ -21,26 +21,26 @@ from daemon.watchdog_file import Watchdog
 
 POLL_INTERVAL_S = 0.05
 STOP_TIMEOUT_S = 5.0
-# A loop that reads large requests, waits for the processor behind all others, or for processes that
-# must be asked to end, is no engine's.
+# Longer than for the engine: the server reads large requests, the predictor waits for the processor
+# behind all others, and torchrun waits for the stages that it ends.
 PATIENCE_S = {"server": 10.0, "predictor": 30.0, "stages": 60.0}
 
 Name = Literal["server", "engine", "stages", "predictor"]
-# In the log, what is not called by its own name.
+# Names in the log that differ from those in the code.
 _NAMES = {"stages": "stages' torchrun"}
 
 log = logging.getLogger("tdpipe")
 
 
 class GivingUpError(Exception):
-    """The processes cannot go on; the text is one line for the user."""
+    """The daemon cannot continue; the text is one line for the user."""
 
 
 class Children:
     """The processes of one runtime folder, which is locked and holds `config`.
 
-    Start and restart them from a thread that lives as long as they shall: Linux ends a child with
-    the thread that has started it.
+    Start and restart them from a thread that exists as long as they do: Linux ends a child with the
+    thread that has started it.
     """
 
     def __init__(self, config: Config, names: Sequence[Name]) -> None:
@@ -55,7 +55,7 @@ class Children:
         self._predictor_restarts = Restarts(config)
 
     def start(self) -> None:
-        """Start all, without waiting for anything."""
+        """Start all, without waiting for any of them."""
         for name in self._names:
             self._start(name)
 
@@ -66,7 +66,7 @@ class Children:
     def look(self, *, ending: Name | None = None) -> None:
         """Restart what may be restarted; raises `GivingUpError` for what may not.
 
-        Call it every `POLL_INTERVAL_S`. The process that is `ending` is left alone.
+        Call it every `POLL_INTERVAL_S`. The process that is `ending` is ignored.
         """
         failure = child_process.reported_failure(self._config.folder)
         if failure is not None:
@@ -81,16 +81,16 @@ class Children:
             if name == "predictor" and child_process.reported_failure(self._config.folder) is None:
                 self._restart_predictor(code)
                 continue
-            # The child's own account may have come between the two looks.
-            told = child_process.reported_failure(self._config.folder)
-            reason = told or self._why_not_restart(name, code)
+            # The child may have reported its failure between the two checks.
+            cause = child_process.reported_failure(self._config.folder)
+            reason = cause or self._why_not_restart(name, code)
             if reason is not None:
                 raise GivingUpError(reason)
             self._restart(name, code)
             return
 
     def stop(self, *names: Name) -> None:
-        """End these, or all, and wait for them: politely, then for good."""
+        """End these, or all, by SIGTERM and then by SIGKILL, and wait for them."""
         children = [self._processes[name] for name in names or self._processes]
         for child in children:
             if child.poll() is None:
@@ -106,7 +106,7 @@ class Children:
     def _check_watchdog(self, name: Name) -> None:
         still_s = self._watchdogs[name].look()
         if still_s:
-            log.error("the %s has stood still for %.1f s", name, still_s)
+            log.error("the %s has not responded for %.1f s", name, still_s)
             self._processes[name].kill()
             self._processes[name].wait()
 
@@ -121,7 +121,7 @@ class Children:
         )
         module = "workers" if name == "stages" else name
         arguments = [str(self._config.folder)]
-        if name != "server":  # which has no other life
+        if name != "server":  # which is never restarted
             arguments.append(str(self._num_incarnations[name]))
             self._num_incarnations[name] += 1
         self._processes[name] = child_process.start(
@@ -130,7 +130,7 @@ class Children:
 
     def _why_not_restart(self, name: Name, code: int) -> str | None:
         if name == "server":
-            return f"the server {_how(code)}; its clients' connections are gone with it"
+            return f"the server {_how(code)}; its clients' connections are lost"
         if self._restarts.are_used_up():
             return f"the {_NAMES.get(name, name)} {_how(code)}, {self._restarts}"
         return None
@@ -142,11 +142,11 @@ class Children:
         self._start(name)
 
     def _restart_predictor(self, code: int) -> None:
-        """Nobody's answer hangs on it: when it has died too often, the daemon goes on without."""
+        """No answer depends on it: after too many deaths the daemon runs without it."""
         del self._processes["predictor"]
         if self._predictor_restarts.are_used_up():
-            told = "the predictor %s, %s; going on without it"
-            log.error(told, _how(code), self._predictor_restarts)
+            message = "the predictor %s, %s; continuing without it"
+            log.error(message, _how(code), self._predictor_restarts)
             return
         log.error("the predictor %s; restarting", _how(code))
         self._predictor_restarts.count()

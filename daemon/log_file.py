@@ -1,10 +1,10 @@
-"""The log file: what standard error is where one was asked for, opened anew on SIGHUP.
+"""The log file: standard error where a log file is set, reopened on SIGHUP.
 
-All processes of the daemon append to it, each line in one write, so that lines stay whole. Whoever
-has moved it away (logrotate) tells the supervisor, which opens the name anew and tells its
-children, and they theirs. A thread takes the signal, whatever the main thread is at. All other
-threads have it blocked, and so has every process that they start: it ends nobody. Without a log
-file there is nothing of all this.
+All processes of the daemon append to it, each line in one write, so that lines stay whole. After a
+rotation (logrotate) the supervisor gets SIGHUP, reopens the path and signals its children, which do
+the same. A thread takes the signal, whatever the main thread does. All other threads block it, and
+so does every process that they start: SIGHUP ends none of them. Without a log file this module does
+nothing.
 """
 
 import io
@@ -30,9 +30,9 @@ class LogFileError(Exception):
 
 
 def begin(path: Path) -> TextIO:
-    """Make the file this process's standard error, and that of all that it starts.
+    """Make the file the standard error of this process, and of all processes that it starts.
 
-    Returns what was standard error before. Raises `LogFileError`.
+    Returns the previous standard error. Raises `LogFileError`.
     """
     before = os.fdopen(os.dup(_STDERR), "w", buffering=1, errors="backslashreplace")
     try:
@@ -46,7 +46,7 @@ def begin(path: Path) -> TextIO:
 
 
 def follow() -> None:
-    """Open the parent's log file anew whenever that does so; nothing where it has none.
+    """Reopen the parent's log file whenever the parent does; nothing where it has none.
 
     Call it before `logs.set_up`.
     """
@@ -54,7 +54,7 @@ def follow() -> None:
     if path is None:
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    # Python would write a long line in pieces, between which another process's may come.
+    # Python would write a long line in pieces, with another process's lines in between.
     raw = io.FileIO(_STDERR, "w", closefd=False)
     sys.stderr = io.TextIOWrapper(raw, errors="backslashreplace", write_through=True)
     threading.Thread(target=_take_signals, args=(Path(path),), name="log file", daemon=True).start()
@@ -66,9 +66,9 @@ def _take_signals(path: Path) -> None:
         try:
             _open(path)
         except OSError as error:
-            log.error("cannot open the log file anew, going on with the old one: %s", error)
+            log.error("cannot reopen the log file, continuing with the old one: %s", error)
         else:
-            log.info("opened the log file anew")
+            log.info("reopened the log file")
         for child in psutil.Process().children():
             try:
                 child.send_signal(signal.SIGHUP)

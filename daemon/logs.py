@@ -1,6 +1,6 @@
 """Logs: one line format for every process of the daemon, on standard error.
 
-Which may be a file: see `daemon.log_file`.
+Standard error may be a file: see `daemon.log_file`.
 """
 
 import json
@@ -14,14 +14,14 @@ from typing import Any, Literal, TextIO
 
 from configs.front_door import LogConfig
 
-# What a line of the access log tells beside its message, as attributes of its record.
+# The fields of an access log line beside its message, as attributes of its record.
 FIELDS = "fields"
 
 
 def set_up(process: str, config: LogConfig, terminal: TextIO | None = None) -> logging.Logger:
     """Send this process's log to standard error under its own name; returns its logger.
 
-    Errors go to the `terminal` as well: where the log is in a file, nobody may look there.
+    Errors go to the `terminal` as well: where the log is in a file, it may not be read soon.
     """
     formatter = _formatter(process, config.log_format)
     handlers = [logging.StreamHandler(sys.stderr)]
@@ -40,9 +40,9 @@ def set_up(process: str, config: LogConfig, terminal: TextIO | None = None) -> l
 
 
 def fields(**values: object) -> Mapping[str, object]:
-    """What a line tells beside its message: `logger.info(..., extra=fields(status=200))`.
+    """The fields of a line beside its message: `logger.info(..., extra=fields(status=200))`.
 
-    In JSON each is a key of its own; in text the message has to hold what matters.
+    In JSON each is a key of its own; in text the message must contain what matters.
     """
     return {FIELDS: values}
 
@@ -55,7 +55,7 @@ class JsonFormatter(logging.Formatter):
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        """The object."""
+        """The record as one line of JSON."""
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, object] = {
             "time": f"{seconds}.{int(record.msecs):03d}Z",
@@ -69,30 +69,30 @@ class JsonFormatter(logging.Formatter):
 
 
 class _Terminal(logging.StreamHandler[TextIO]):
-    """Errors for whoever has started the daemon."""
+    """Errors for the terminal in which the daemon was started."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self.setLevel(logging.ERROR)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """It may have been closed; the file has the line."""
+        """Ignored: the terminal may have been closed, and the file has the line."""
 
 
 def _catch_all(logger: logging.Logger) -> None:
-    """Let nothing but objects come from this process and its children.
+    """Write only objects from this process and its children.
 
     Warnings and uncaught exceptions become lines like all others. transformers and its hub would
     write their own text and bars; they read the environment when they are imported.
     """
     os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
 
-    def tell(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:
+    def log_bug(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:
         logger.critical("ended by a bug", exc_info=(kind, error or kind(), trace))
 
     logging.captureWarnings(True)
-    sys.excepthook = tell
-    threading.excepthook = lambda told: tell(told.exc_type, told.exc_value, told.exc_traceback)
+    sys.excepthook = log_bug
+    threading.excepthook = lambda bug: log_bug(bug.exc_type, bug.exc_value, bug.exc_traceback)
 
 
 def _formatter(process: str, kind: Literal["text", "json"]) -> logging.Formatter:

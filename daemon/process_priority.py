@@ -1,19 +1,20 @@
-"""Standing back: who computes leaves the cores to those who want them for moments only."""
+"""Process priority: processes that compute leave the cores to those that need them for moments."""
 
 import os
 import time
 from contextlib import suppress
 from pathlib import Path
 
-# Linux lets who is not root set a session's niceness ten times a second, and says EAGAIN otherwise.
+# Linux lets users but root set a session's niceness only ten times a second: EAGAIN otherwise.
 _NUM_TRIES, _PAUSE_S = 5, 0.15
 
 
 def lower_priority(niceness: int) -> None:
-    """Lower the priority of this process and of all that it starts, by Linux's `nice` of so much.
+    """Lower the priority of this process and of all that it starts, by a `nice` of this much.
 
-    Linux may share its cores between sessions first (autogroup), and then heeds `nice` only within
-    one. A process that leads its session, as all do that we start, stands back with it.
+    Linux may share its cores between sessions first (autogroup), and then applies `nice` only
+    within one. A process that leads its session, as all child processes here do, lowers its
+    session's priority as well.
     """
     os.nice(niceness)
     if os.getsid(0) == os.getpid():

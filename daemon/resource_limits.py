@@ -1,7 +1,7 @@
-"""The resource limits: what the system grants the daemon, raised or told of before it starts.
+"""The resource limits of the system: raised, or logged as too low, before the daemon starts.
 
-Each shortage is one line with what to do about it. None ends the start: a daemon with little to do
-gets by with less than its settings allow it to need.
+Each shortage is one line with its remedy. None of them aborts the start: a daemon with little load
+needs less than its settings allow.
 """
 
 import resource
@@ -14,7 +14,7 @@ from configs.schema import Config
 
 # A process's own: libraries, sockets, logs, caches of the tokenizer.
 SPARE_FILES = 256
-# Larger tables than this only slow down what walks over them.
+# Larger tables than this only slow down what iterates over them.
 MOST_FILES = 1 << 20
 # What NCCL may take for a stage's links. Docker gives a whole container 64 MiB.
 SHARED_BYTES_PER_STAGE = 64 << 20
@@ -23,7 +23,7 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia")
 
 
 def raise_open_files() -> None:
-    """Let this process, and all that it starts, have as many open files as it may."""
+    """Raise the limit on open files for this process, and all that it starts, as far as allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -31,7 +31,7 @@ def raise_open_files() -> None:
 
 
 def shortages(config: Config) -> Iterator[str]:
-    """What there is too little of for these settings, a line each."""
+    """The resources that these settings may need and the system lacks, a line each."""
     yield from _open_files(config)
     yield from _shared_memory(config)
     yield from _disk(config)
@@ -74,7 +74,7 @@ def _disk(config: Config) -> Iterator[str]:
 
 
 def _free_bytes(folder: Path) -> int:
-    """Of the file system that the folder is on, or will be; where nobody can tell, enough."""
+    """Free bytes of the folder's file system, present or future; enough where it cannot be read."""
     try:
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent

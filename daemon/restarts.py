@@ -1,4 +1,4 @@
-"""Restarts: so many of them in so much time, and no more."""
+"""Restarts: at most a set number within a window of time."""
 
 import time
 from collections import deque
@@ -7,22 +7,22 @@ from configs.schema import PipelineConfig
 
 
 class Restarts:
-    """Those of the last `restart_window` seconds, of which there may be `max_restarts`."""
+    """Those of the last `restart_window` seconds; at most `max_restarts` are allowed."""
 
     def __init__(self, config: PipelineConfig) -> None:
         self._most, self._window_s = config.max_restarts, config.restart_window
         self._restarted_at: deque[float] = deque()
 
     def count(self) -> None:
-        """One has come about."""
+        """Count a restart."""
         self._restarted_at.append(time.monotonic())
 
     def forget(self) -> None:
-        """The reason for all of them was found, and is gone."""
+        """Forget all of them: their cause was found, and is gone."""
         self._restarted_at.clear()
 
     def are_used_up(self) -> bool:
-        """Whether there were as many as there may be in the window that ends now."""
+        """Whether the window that ends now has as many as are allowed."""
         begin = time.monotonic() - self._window_s
         while self._restarted_at and self._restarted_at[0] < begin:
             self._restarted_at.popleft()

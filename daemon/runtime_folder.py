@@ -1,7 +1,7 @@
-"""The runtime folder: where one set of processes meets, taken for as long as they run.
+"""The runtime folder: where one set of processes meets, locked for as long as they run.
 
-It holds sockets and secrets, so nobody else may write into it: whoever can could put a socket of
-his own in the place of the engine's.
+It holds sockets and secrets, so no other user may write into it: another user could replace the
+engine's socket.
 """
 
 import fcntl
@@ -20,14 +20,14 @@ PID_FILE = "pid"
 
 
 class FolderTakenError(Exception):
-    """The folder is others', or other processes run in it; the text is one line for the user."""
+    """The folder is another user's, or another daemon runs in it; the text is for the user."""
 
 
 @contextmanager
 def runtime_folder(config: Config) -> Iterator[Config]:
-    """`config` with a folder that is locked, holds these settings, and knows of no failure yet.
+    """`config` with a folder that is locked, holds these settings, and has no reported failure yet.
 
-    It holds the id of this process too, for signals. A folder that nobody has chosen is a temporary
+    It also holds the id of this process, for signals. Without a setting, the folder is a temporary
     one. Raises `FolderTakenError`.
     """
     folder = config.runtime_dir or Path(tempfile.mkdtemp(prefix="tdpipe-"))
@@ -51,16 +51,16 @@ def _keep_others_out(folder: Path) -> None:
     status = folder.stat()
     if status.st_uid != os.geteuid():
         raise FolderTakenError(
-            f"{folder} (runtime_dir) is another user's; a folder that is not there yet will do"
+            f"{folder} (runtime_dir) is another user's; name a folder that does not exist yet"
         )
     if status.st_mode & 0o022:
         folder.chmod(status.st_mode & 0o755)
 
 
 def _lock(opened: int, folder: Path) -> None:
-    """The folder itself, since systemd-tmpfiles leaves a locked one in /tmp alone (tmpfiles.d(5)).
+    """Lock the folder itself: systemd-tmpfiles spares a locked folder in /tmp (tmpfiles.d(5)).
 
-    After ten days it would take away the settings, which every restart reads.
+    After ten days it would otherwise remove the settings, which every restart reads.
     """
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

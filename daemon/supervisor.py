@@ -27,7 +27,7 @@ log = logging.getLogger("tdpipe")
 
 
 def main(argv: Sequence[str]) -> int:
-    """`tdpipe serve ARGV`: the exit code."""
+    """`tdpipe serve ARGV`; returns the exit code."""
     try:
         config = loader.load(argv)
     except loader.ConfigError as error:
@@ -65,10 +65,10 @@ class Supervisor:
         self._signals = 0
 
     def run(self) -> int:
-        """Start everything and watch it until a signal or a failure; the exit code."""
+        """Start everything and watch it until a signal or a failure; returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._take_signal)
-        # A log file is opened anew (`daemon.log_file`), and nohup means what it says.
+        # SIGHUP reopens a log file (`daemon.log_file`), and nohup's ignored SIGHUP stays ignored.
         if not self._config.log_file and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             signal.signal(signal.SIGHUP, self._take_signal)
         failure: str | None = None
@@ -80,7 +80,7 @@ class Supervisor:
             self._drain()
         except GivingUpError as error:
             failure = str(error)
-            # The server tells it to everybody whose request is open.
+            # The server sends it to all clients with an open request.
             child_process.report_failure(self._config.folder, failure)
         finally:
             self._children.stop()
@@ -91,20 +91,20 @@ class Supervisor:
         return 1
 
     def _take_signal(self, number: int, _: object) -> None:
-        # That a terminal was closed is told by the kernel and by the shell: nobody is in a hurry.
+        # The kernel and the shell both report a closed terminal: the second SIGHUP does not count.
         if number != signal.SIGHUP or not self._signals:
             self._signals += 1
 
     def _drain(self) -> None:
-        """Let the server finish what is open; a second signal ends it at once."""
+        """Let the server finish its open requests; a second signal ends it at once."""
         log.info("draining: open requests may finish for %g s", self._config.shutdown_timeout)
         server = self._children.process("server")
         server.terminate()
-        told, deadline = 1, time.monotonic() + self._config.shutdown_timeout + STOP_TIMEOUT_S
+        num_passed, deadline = 1, time.monotonic() + self._config.shutdown_timeout + STOP_TIMEOUT_S
         while server.poll() is None and time.monotonic() < deadline:
-            if self._signals > told:
+            if self._signals > num_passed:
                 log.info("second signal: ending at once")
                 server.terminate()
-                told, deadline = self._signals, time.monotonic() + STOP_TIMEOUT_S
+                num_passed, deadline = self._signals, time.monotonic() + STOP_TIMEOUT_S
             self._children.look(ending="server")
             time.sleep(POLL_INTERVAL_S)

@@ -4,5 +4,5 @@ from importlib.metadata import PackageNotFoundError, version
 
 try:
     VERSION = version("tdpipe")
-except PackageNotFoundError:  # it runs in its source folder
+except PackageNotFoundError:  # it runs from its source folder
     VERSION = "not installed"

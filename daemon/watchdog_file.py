@@ -1,7 +1,7 @@
-"""The pulse: a process whose main loop stands still is found out by its parent, and ended.
+"""The watchdog file: a parent detects a process with a main loop that hangs, and ends it.
 
-A process that was stopped or hangs does not end, so nobody would start it anew. Its main loop
-touches a file in the runtime folder instead, which costs next to nothing and waits for nobody.
+A process that was stopped or hangs does not end, so it would not be restarted. Its main loop
+touches a file in the runtime folder instead, which costs next to nothing and never blocks.
 """
 
 import os
@@ -12,22 +12,22 @@ INTERVAL_S = 0.25
 
 
 class WatchdogFile:
-    """The beating end; `name` is the process's."""
+    """The process's end; `name` is that of the process."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._path = _path(folder, name)
         self._path.touch()
 
     def beat(self) -> None:
-        """The main loop goes round."""
+        """Call it in each pass of the main loop."""
         os.utime(self._path)
 
 
 class Watchdog:
-    """The parent's end: looks every `interval_s` seconds, bears a standstill for `silence_s`.
+    """The parent's end: checks every `interval_s` seconds, accepts no beat for `silence_s`.
 
-    Time is counted in looks: a parent that was itself held up blames nobody. Before its first beat
-    a process may take `start_s`.
+    Time is counted in checks: a delay of the parent itself is not charged to the child. Until its
+    first beat a process may take `start_s`.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Watchdog:
         self._still_looks = 0
 
     def look(self) -> float:
-        """The seconds for which it has stood still, 0 while that is no cause for alarm."""
+        """The seconds for which it has not beaten, 0 while that is within the limit."""
         try:
             beat = self._path.stat().st_mtime_ns
         except OSError:

@@ -69,7 +69,7 @@ def test_a_moved_file_is_let_go_of_by_all_that_follow(tmp_path: Path) -> None:
     assert "before" in old
     assert "after" not in old
     assert "before" not in new
-    assert new.count("opened the log file anew") == 2
+    assert new.count("reopened the log file") == 2
     for word in ("[parent] after", "[child] after", "stray"):
         assert word in new
     assert done.stderr.count("\n") == 1

@@ -49,7 +49,7 @@ def test_an_encoder_predicts_beside_the_daemon_and_may_die(tmp_path: Path) -> No
         second = predictor_of(daemon)
         assert second is not None
         second.kill()
-        daemon.wait_for(lambda: "going on without it" in daemon.log())
+        daemon.wait_for(lambda: "continuing without it" in daemon.log())
         assert ask(daemon, 7) >= 20
         assert daemon.health()["status"] == "ok"
         everything = [p for processes in daemon.descendants().values() for p in processes]

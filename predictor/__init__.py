@@ -1,1 +1,1 @@
-"""The length predictor: an encoder that says how long answers will be, and its training."""
+"""The length predictor: an encoder that predicts how long answers will be, and its training."""

@@ -1,6 +1,6 @@
-"""`python -m predictor RUNTIME_DIR INCARNATION`: the predictor of a daemon that was set up before.
+"""`python -m predictor RUNTIME_DIR INCARNATION`: the predictor process of a daemon.
 
-LIFE counts the predictors before this one.
+INCARNATION counts the predictor processes before this one.
 """
 
 import signal
@@ -11,11 +11,11 @@ from daemon import child_process, log_file
 
 
 def main() -> int:
-    """Serve until SIGTERM; the exit status."""
+    """Serve until SIGTERM; returns the exit status."""
     child_process.tie_to_parent()
     log_file.follow()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    # Late: torch takes seconds, in which the parent may already be gone.
+    # A late import: torch takes seconds, in which the parent may already have ended.
     from predictor import process
 
     return process.main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""The queue: asks that wait for the encoder, no more prompts than a bound."""
+"""The queue: asks that wait for the encoder, with a limit on their prompts."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from predictor.checkpoint import Prediction
 from wire.predictor_messages import Answer, Ask
 
 MAX_PROMPTS = 8192
-# Enough prompts to find such of like length, and few enough that a late ask waits for seconds.
-ROUND_PROMPTS = 256
+# Enough prompts to find some of like length, and few enough that a late ask waits only seconds.
+GROUP_PROMPTS = 256
 BATCH_PROMPTS = 32
 
 
 @dataclass(slots=True)
 class OpenAsk:
-    """An ask and what is known of its prompts so far."""
+    """An ask and the predictions of its prompts so far."""
 
     peer: str
     ask: Ask
@@ -27,7 +27,7 @@ class OpenAsk:
         return len(self.found) == len(self.ask.prompts)
 
     def answer(self) -> Answer:
-        """What it is told; only when it is done."""
+        """The answer to it; only when it is done."""
         each = [self.found[i] for i in range(len(self.ask.prompts))]
         return Answer(
             self.ask.request_id,
@@ -38,7 +38,7 @@ class OpenAsk:
 
 
 class Queue:
-    """Asks in the order of their coming. When there are too many prompts the oldest asks go:
+    """Asks in the order of their arrival. With too many prompts the oldest asks are dropped:
     their requests have waited longest, and may well be finished."""
 
     def __init__(self, max_prompts: int = MAX_PROMPTS) -> None:
@@ -50,7 +50,7 @@ class Queue:
         return bool(self._asks)
 
     def add(self, peer: str, ask: Ask) -> int:
-        """Take an ask in; the number of asks dropped for it, itself included where it is one."""
+        """Add an ask; returns the number of asks dropped for it, which may include itself."""
         self._asks.append(OpenAsk(peer, ask))
         self.num_prompts += len(ask.prompts)
         num_dropped = 0
@@ -59,11 +59,11 @@ class Queue:
             num_dropped += 1
         return num_dropped
 
-    def next_round(self) -> list[OpenAsk]:
-        """The oldest asks, of about ROUND_PROMPTS prompts together."""
+    def next_group(self) -> list[OpenAsk]:
+        """The oldest asks, of about GROUP_PROMPTS prompts together."""
         asks: list[OpenAsk] = []
         num_prompts = 0
-        while self._asks and num_prompts < ROUND_PROMPTS:
+        while self._asks and num_prompts < GROUP_PROMPTS:
             asks.append(self._pop())
             num_prompts += len(asks[-1].ask.prompts)
         return asks
@@ -75,7 +75,7 @@ class Queue:
 
 
 def batches(asks: list[OpenAsk]) -> Iterator[list[tuple[OpenAsk, int]]]:
-    """All prompts of a round as (ask, place), in batches of like length, the short ones first."""
+    """All prompts of a group as (ask, place), in batches of like length, the short ones first."""
     places = [(ask, i) for ask in asks for i in range(len(ask.ask.prompts))]
     places.sort(key=lambda place: len(place[0].ask.prompts[place[1]]))
     for start in range(0, len(places), BATCH_PROMPTS):

@@ -1,4 +1,4 @@
-"""The folder of a trained predictor: the encoder as transformers keeps it, head, classes."""
+"""The folder of a trained predictor: the encoder as transformers saves it, head, classes."""
 
 import json
 from importlib.metadata import version
@@ -26,8 +26,8 @@ class PredictorError(ValueError):
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
-    """What `predictor.json` says. `tokenizer` is the fingerprint of the served model's, in whose
-    tokens the lengths are."""
+    """The content of `predictor.json`. The lengths are in tokens of the served model's tokenizer;
+    `tokenizer` is its fingerprint."""
 
     classes: LengthClasses
     max_tokens: int
@@ -39,7 +39,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prediction(msgspec.Struct, frozen=True):
-    """One prompt's: its likeliest class, the mean in tokens, the spread of the logarithm."""
+    """One prompt's: its most likely class, the mean in tokens, the spread of the logarithm."""
 
     length_class: int
     predicted_len: int
@@ -47,7 +47,7 @@ class Prediction(msgspec.Struct, frozen=True):
 
 
 class Predictor:
-    """A model with all that it takes to ask it."""
+    """A model with its tokenizer and description."""
 
     def __init__(self, model: LengthModel, tokenizer: Any, description: Description) -> None:
         self.model = model.eval()
@@ -57,13 +57,13 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, prompts: list[str]) -> list[Prediction]:
-        """One prediction per prompt, all in one batch; at best they are of like length."""
+        """One prediction per prompt, all in one batch; ideally they are of like length."""
         ids, mask = self.reader.batch(self.reader.ids(prompts))
         device = next(self.model.parameters()).device
         chances = probabilities(self.model(ids.to(device), mask.to(device)))
         mixture = self.description.classes.mixture(chances)
-        told = zip(chances.argmax(axis=1), mixture.means, mixture.spreads, strict=True)
-        return [Prediction(int(k), max(1, round(mean)), float(spread)) for k, mean, spread in told]
+        rows = zip(chances.argmax(axis=1), mixture.means, mixture.spreads, strict=True)
+        return [Prediction(int(k), max(1, round(mean)), float(spread)) for k, mean, spread in rows]
 
 
 def load_encoder(folder: Path) -> tuple[Any, Any, bool]:
@@ -84,7 +84,7 @@ def load_encoder(folder: Path) -> tuple[Any, Any, bool]:
             encoder = AutoModel.from_config(config, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
         raise PredictorError(f"cannot load the encoder in {folder}: {_reason(error)}") from error
-    # Neither pooling uses it, and where it was not trained it would only take up room.
+    # Neither pooling uses it, and where it was not trained it would only take up memory.
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
     num_embeddings = encoder.get_input_embeddings().num_embeddings
@@ -103,19 +103,19 @@ def build(encoder: Any, tokenizer: Any, num_classes: int, max_tokens: int) -> Le
 
 
 def save_predictor(predictor: Predictor, folder: Path, dtype: torch.dtype) -> None:
-    """Write everything into a folder that exists."""
+    """Write everything into an existing folder."""
     model = predictor.model
-    # Round in place: what is kept is what was measured.
+    # Round in place: what is saved is what was measured.
     model.to(dtype)
     encoder: Any = model.encoder
     encoder.save_pretrained(folder)
     head = {name: weight.contiguous() for name, weight in model.head.state_dict().items()}
     save_file(head, folder / HEAD)
     predictor.tokenizer.save_pretrained(folder)
-    told = json.loads(msgspec.json.encode(predictor.description))
-    (folder / DESCRIPTION).write_text(json.dumps(told, indent=1) + "\n")
+    description = json.loads(msgspec.json.encode(predictor.description))
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
     for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors' files are the owner's alone, who need not be the daemon
+        path.chmod(0o644)  # safetensors' files are only the owner's, which may not be the daemon
 
 
 def load_predictor(folder: Path) -> Predictor:
@@ -136,7 +136,7 @@ def load_predictor(folder: Path) -> Predictor:
 
 
 def versions() -> dict[str, str]:
-    """Of what a predictor was trained with."""
+    """The versions that a predictor was trained with."""
     return {"torch": version("torch"), "transformers": transformers.__version__}
 
 
@@ -144,27 +144,27 @@ def _read_description(path: Path) -> Description:
     try:
         description = msgspec.json.decode(path.read_bytes(), type=Description)
     except FileNotFoundError as error:
-        raise PredictorError(f"{path.parent} is no predictor: it has no {path.name}") from error
+        raise PredictorError(f"{path.parent} is not a predictor: it has no {path.name}") from error
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise PredictorError(f"cannot read {path}: {_reason(error)}") from error
     if description.format != _FORMAT:
         raise PredictorError(f"{path} has format {description.format}, not {_FORMAT}")
     if description.max_tokens < 1 or len(description.classes) < 2:
-        raise PredictorError(f"{path} makes no sense: max_tokens or classes")
+        raise PredictorError(f"{path} is not valid: max_tokens or classes")
     return description
 
 
 def _encoder_with_weights(folder: Path) -> Any:
     """Raises ValueError where a weight is missing: transformers would make one up."""
-    encoder, told = AutoModel.from_pretrained(
+    encoder, info = AutoModel.from_pretrained(
         folder,
         dtype=torch.float32,
         local_files_only=True,
-        weights_only=True,  # of a pickle nothing but tensors: encoders are older than safetensors
+        weights_only=True,  # only tensors from a pickle: encoders are older than safetensors
         output_loading_info=True,
     )
-    missing = [name for name in told["missing_keys"] if not name.startswith("pooler.")]
-    unfit = [str(name) for name in told.get("mismatched_keys", ())]
+    missing = [name for name in info["missing_keys"] if not name.startswith("pooler.")]
+    unfit = [str(name) for name in info.get("mismatched_keys", ())]
     if missing or unfit:
         wrong = sorted([*missing, *unfit])
         raise ValueError(f"{len(wrong)} weights are missing or of another shape, as {wrong[0]}")

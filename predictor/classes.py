@@ -1,8 +1,8 @@
-"""Length classes (TD-Pipe's predictor, after mu-Serve): what a length's class is, and what lengths
-the requests of a class had in the training data.
+"""Length classes (TD-Pipe's predictor, after mu-Serve): the class of a length, and the lengths of
+the requests of a class in the training data.
 
-A class stands for its whole distribution and not for its mean alone, so that a prediction between
-classes can say how sure it is.
+A class stands for its whole distribution and not only for its mean, so that a prediction between
+classes has a spread.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# Enough to tell a distribution from its mean; more would only repeat the training data.
+# Enough to set a distribution apart from its mean; more would only repeat the training data.
 NUM_QUANTILES = 33
 # The paper's classes; the longest 1 % are one of their own.
 PAPER_PERCENTILES = (25.0, 50.0, 75.0, 99.0)
@@ -32,14 +32,14 @@ class Mixture:
 
 class LengthClasses(msgspec.Struct, frozen=True):
     """Classes of lengths in rising order: class k holds the lengths up to `edges[k]`, and the last
-    class all that are longer."""
+    class all longer ones."""
 
     edges: tuple[int, ...]  # K - 1 of them
     means: tuple[float, ...]  # K
     quantiles: tuple[tuple[float, ...], ...]  # K x NUM_QUANTILES
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the parts do not fit each other."""
+        """Raises ValueError where the parts do not fit together."""
         points = np.array([list(row) for row in self.quantiles], dtype=np.float64)
         if len(self.means) != len(self) or points.shape != (len(self), NUM_QUANTILES):
             raise ValueError(f"{len(self.edges)} edges need {len(self)} means and quantiles")
@@ -86,19 +86,19 @@ class LengthClasses(msgspec.Struct, frozen=True):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """As JSON values."""
         return msgspec.to_builtins(self)  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, values: object) -> Self:
-        """Raises `msgspec.ValidationError` for anything that `to_json` would not give."""
+        """Raises `msgspec.ValidationError` for anything that `to_json` would not return."""
         return msgspec.convert(values, cls)
 
 
 def percentiles(num_classes: int) -> tuple[float, ...]:
     """Where the classes end: the paper's for 5, else equal parts of the first 99 %."""
     if num_classes < 2:
-        raise ValueError(f"{num_classes} classes tell nothing apart")
+        raise ValueError(f"{num_classes} classes are too few")
     if num_classes == len(PAPER_PERCENTILES) + 1:
         return PAPER_PERCENTILES
     return tuple(float(each) for each in np.linspace(0.0, 99.0, num_classes)[1:])

@@ -1,4 +1,4 @@
-"""`tdpipe collect`: asks a running daemon and keeps how long each answer became, to train on."""
+"""`tdpipe collect`: asks a running daemon and writes down the lengths of its answers."""
 
 import argparse
 import asyncio
@@ -16,7 +16,7 @@ from configs.client_key import KEY_VARIABLE, client_key
 from predictor.prompts import PromptsError, read_prompts
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
-# A daemon that is busy says so (429, 503); it is asked again for about so many seconds.
+# A busy daemon says so (429, 503); it is asked again for about this many seconds.
 _BUSY, _TRIES, _PAUSE_S = (429, 503), 120, 1.0
 
 
@@ -35,7 +35,7 @@ class Finished(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to ask and how."""
+    """The daemon to ask, and how."""
 
     model: str
     tokenizer: str | None
@@ -44,7 +44,7 @@ class Target:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Collect; the exit code: 0, 1 if requests failed, 2 for what cannot be, 130 after Ctrl-C."""
+    """Collect; the exit code: 0, 1 if requests failed, 2 for invalid input, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
     try:
         prompts = list(dict.fromkeys(read_prompts(options.prompts)))[: options.limit]
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def read_finished(out: Path) -> list[Finished]:
-    """What an earlier run has collected; a last line that it left torn is cut off.
+    """The requests of an earlier run; an incomplete last line is cut off.
 
     Raises `CollectError`.
     """
@@ -80,13 +80,13 @@ def read_finished(out: Path) -> list[Finished]:
     except OSError as error:
         raise CollectError(f"cannot write {out}: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CollectError(f"{out} holds something else than finished requests") from error
+        raise CollectError(f"{out} has lines that are not finished requests") from error
 
 
 async def _collect(
     options: argparse.Namespace, prompts: Sequence[str], done: Sequence[Finished]
 ) -> list[str]:
-    """Ask all prompts; what went wrong with those that the daemon would not answer."""
+    """Ask all prompts; returns the errors of those that the daemon refused."""
     problems: list[str] = []
     limits = httpx.Limits(max_connections=options.concurrency)
     base = options.url.rstrip("/").removesuffix("/v1")
@@ -125,19 +125,19 @@ async def _keep_one(
         "max_tokens": target.max_tokens,
         "temperature": target.temperature,
     }
-    told = await _ask(client, "/v1/completions", body)
-    if isinstance(told, str):
-        problems.append(told)
+    answer = await _ask(client, "/v1/completions", body)
+    if isinstance(answer, str):
+        problems.append(answer)
         return
     try:
         finished = Finished(
             prompt,
-            int(told["usage"]["completion_tokens"]),
-            told["choices"][0]["finish_reason"],
+            int(answer["usage"]["completion_tokens"]),
+            answer["choices"][0]["finish_reason"],
             target.tokenizer,
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise CollectError("the daemon's answer tells no usage.completion_tokens") from error
+        raise CollectError("the daemon's answer has no usage.completion_tokens") from error
     file.write(msgspec.json.encode(finished) + b"\n")
 
 
@@ -166,7 +166,7 @@ def _check_same(target: Target, done: Sequence[Finished], out: Path) -> None:
 async def _ask(
     client: httpx.AsyncClient, path: str, body: dict[str, Any] | None = None
 ) -> dict[str, Any] | str:
-    """The object that the daemon answers, or its refusal in one line. Raises `CollectError`."""
+    """The daemon's JSON object, or its refusal in one line. Raises `CollectError`."""
     for _ in range(_TRIES):
         try:
             method = "GET" if body is None else "POST"
@@ -175,7 +175,7 @@ async def _ask(
             reason = str(error) or type(error).__name__
             raise CollectError(f"no daemon at {client.base_url}: {reason}") from error
         except httpx.InvalidURL as error:
-            raise CollectError(f"{client.base_url} is no URL: {error}") from error
+            raise CollectError(f"{client.base_url} is not a URL: {error}") from error
         if response.status_code not in _BUSY:
             break
         await asyncio.sleep(_PAUSE_S)
@@ -184,7 +184,7 @@ async def _ask(
     try:
         return msgspec.json.decode(response.content, type=dict[str, Any])
     except msgspec.DecodeError:
-        return "an answer that is no JSON object"
+        return "an answer that is not a JSON object"
 
 
 def _message(response: httpx.Response) -> str:
@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tdpipe collect",
         description="Ask a running daemon for answers and keep their lengths, for "
-        "`tdpipe train-predictor`. Prompts that are in OUT already are not asked again.",
+        "`tdpipe train-predictor`. Prompts that are already in OUT are not asked again.",
     )
     add = parser.add_argument
     add("--url", default="http://127.0.0.1:8000", help="the daemon [%(default)s]")
@@ -209,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--concurrency", type=_positive, default=32, help="requests open at one time [32]")
     add("--max-tokens", type=_positive, default=1024, help="longest answer [1024]")
     add("--temperature", type=float, default=0.0, help="of the sampling [0, greedy]")
-    add("--limit", type=_positive, help="take only so many prompts [all]")
+    add("--limit", type=_positive, help="take only this many prompts [all]")
     add("--timeout", type=float, default=600.0, help="seconds for one request [600]")
     return parser
 

@@ -1,4 +1,4 @@
-"""Finished requests as JSONL: what was asked, how long the answer became, in whose tokens."""
+"""Finished requests as JSONL: prompt, length of the answer, and the tokenizer that counted it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 
 from predictor.classes import Ints
 
-# Fewer say nothing about percentiles, and leave less than one group of 10 to test on.
+# Fewer make no percentiles, and leave less than one group of 10 to test on.
 MIN_REQUESTS = 50
 TRAINING_SHARE, VALIDATION_SHARE = 0.6, 0.2
 
@@ -90,7 +90,7 @@ def _parse(text: bytes, place: str) -> Line:
         line = msgspec.json.decode(text, type=Line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{place}: {error}") from error
-    # The wire's own limit is far above any model's context; numpy's is what must be kept to.
+    # The wire's own limit is far above any model's context; numpy's is the one that matters.
     if not 0 < line.output_len < 2**31:
         raise DataError(f"{place}: output_len must be a positive whole number of tokens")
     return line

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from predictor.classes import Floats, Ints
 from predictor.model import LengthModel, Reader, probabilities
 
-# Batches are made of prompts of like length: sorted within so many batches, then shuffled.
+# Batches are made of prompts of like length: sorted within this many batches, then shuffled.
 _POOL_BATCHES = 50
 _WARMUP = 0.1
 _MAX_NORM = 1.0
@@ -70,9 +70,9 @@ def fit(
                 best = copy.deepcopy(model.state_dict())
             elif len(losses) - 1 - int(np.argmin(losses)) >= settings.patience:
                 break
-    # A loss that is no number is not the least, not even of itself.
+    # A loss of NaN is not the least, not even of itself.
     if not best:
-        raise FloatingPointError("the loss is no number; a lower --lr may help")
+        raise FloatingPointError("the loss is not a number; a lower --lr may help")
     model.load_state_dict(best)
     return losses
 

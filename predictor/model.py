@@ -15,7 +15,7 @@ from predictor.classes import Floats
 
 Pooling = Literal["first", "mean"]
 
-# A prompt longer than so many characters for each token is cut before it is tokenised: tokenising
+# A prompt longer than this many characters for each token is cut before it is tokenised: tokenising
 # a book for its last 512 tokens would cost more than the encoder.
 _CHARACTERS_PER_TOKEN = 16
 
@@ -66,7 +66,7 @@ class Reader:
         return "first" if ids[0] == self._tokenizer.cls_token_id else "mean"
 
     def ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Each prompt's tokens; at least one, whatever it is, so that there is a mean."""
+        """Each prompt's tokens; at least one for any prompt, so that there is a mean."""
         limit = self._max_tokens * _CHARACTERS_PER_TOKEN
         read = self._tokenizer(
             [prompt[-limit:] for prompt in prompts],
@@ -78,7 +78,7 @@ class Reader:
         return [ids or [self._pad] for ids in read["input_ids"]]
 
     def batch(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """(ids, mask), both [rows, longest]; padded on the right, where positions count from."""
+        """(ids, mask), both [rows, longest]; padded on the right: positions count from the left."""
         width = max(len(row) for row in rows)
         ids = torch.tensor([[*row, *[self._pad] * (width - len(row))] for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])

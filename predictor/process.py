@@ -1,7 +1,7 @@
 """The predictor's process: takes asks, answers each as soon as all its prompts are predicted.
 
-Nobody waits for it, so it is the one that steps aside: one thread, low priority, and asks that it
-cannot keep up with are dropped.
+No request waits for it, so it must not slow down the others: it has one thread and low priority,
+and drops asks that it cannot keep up with.
 """
 
 import logging
@@ -30,10 +30,10 @@ log = logging.getLogger("tdpipe")
 
 
 def main(folder: Path, incarnation: int) -> int:
-    """Serve until SIGTERM; 1 where it cannot begin.
+    """Serve until SIGTERM; 1 where it cannot start.
 
-    The first one's root cause is left in the runtime folder and ends the daemon: the settings are
-    wrong. The daemon can do without one that does not come back.
+    At the first start, the root cause is written to the runtime folder and ends the daemon: the
+    settings are wrong. After a later failure the daemon continues without a predictor.
     """
     config = loader.load_saved(folder)
     logs.set_up("predictor", config)
@@ -41,7 +41,7 @@ def main(folder: Path, incarnation: int) -> int:
     torch.set_num_threads(1)
     try:
         if config.predictor_folder is None:
-            raise PredictorError(f"predictor {config.predictor} is no folder")
+            raise PredictorError(f"predictor {config.predictor} is not a folder")
         predictor = load_predictor(config.predictor_folder)
         hub = Hub[Ask](config.predictor_address, Ask)
     except (PredictorError, zmq.ZMQError, OSError) as error:
@@ -51,14 +51,14 @@ def main(folder: Path, incarnation: int) -> int:
             child_process.report_failure(folder, f"predictor: {error}")
         return 1
     with hub:
-        told = predictor.description
+        description = predictor.description
         log.info(
             "predictor ready: %d classes of lengths, the last %d tokens of a prompt",
-            len(told.classes),
-            told.max_tokens,
+            len(description.classes),
+            description.max_tokens,
         )
         watchdog_file = WatchdogFile(folder, "predictor")
-        serve(hub, predictor.predict, on_round=watchdog_file.beat)
+        serve(hub, predictor.predict, on_pass=watchdog_file.beat)
     return 0
 
 
@@ -68,46 +68,46 @@ def serve(
     queue: Queue | None = None,
     is_over: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
-    on_round: Callable[[], None] = lambda: None,
+    on_pass: Callable[[], None] = lambda: None,
 ) -> None:
-    """Answer asks until `is_over`, which is looked at between batches and while nothing comes.
+    """Answer asks until `is_over`, which is checked between batches and while no ask arrives.
 
-    So is `on_round` called.
+    `on_pass` is called at the same times.
     """
     queue = Queue() if queue is None else queue  # an empty one is false
     dropped = DropCount()
     while not is_over():
-        on_round()
+        on_pass()
         if not queue:
             hub.socket.poll(100)
         _take(hub, queue, dropped, clock)
-        for batch in batches(queue.next_round()):
+        for batch in batches(queue.next_group()):
             _run(hub, predict, batch)
-            # Between batches, so that the bound is that of the queue and not of the socket.
+            # Between batches, so that the limit is that of the queue and not of the socket.
             _take(hub, queue, dropped, clock)
-            on_round()
+            on_pass()
             if is_over():
                 return
 
 
 class DropCount:
-    """Counts dropped asks and says so, at most once a minute."""
+    """Counts dropped asks and logs them, at most once a minute."""
 
     def __init__(self) -> None:
         self.total = 0
-        self._told_at: float | None = None
-        self._told = 0
+        self._logged_at: float | None = None
+        self._num_logged = 0
 
     def add(self, num_asks: int, now: float) -> None:
-        """Count; log where there is news and the last line is old enough."""
+        """Count; log where asks were dropped and the last line is old enough."""
         self.total += num_asks
-        is_quiet = self._told_at is None or now - self._told_at >= LOG_INTERVAL_S
-        if self.total > self._told and is_quiet:
-            news = self.total - self._told
+        is_quiet = self._logged_at is None or now - self._logged_at >= LOG_INTERVAL_S
+        if self.total > self._num_logged and is_quiet:
+            news = self.total - self._num_logged
             log.warning(
-                "asked for more than it can predict: %d asks dropped, %d in all", news, self.total
+                "more asks than can be predicted: %d asks dropped, %d in all", news, self.total
             )
-            self._told, self._told_at = self.total, now
+            self._num_logged, self._logged_at = self.total, now
 
 
 def _take(hub: Hub[Ask], queue: Queue, dropped: DropCount, clock: Callable[[], float]) -> None:
@@ -120,5 +120,5 @@ def _run(hub: Hub[Ask], predict: Predict, batch: list[tuple[OpenAsk, int]]) -> N
     for (ask, i), prediction in zip(batch, predictions, strict=True):
         ask.found[i] = prediction
         if ask.is_done:
-            # A server that has gone does not want it any more: whether it was sent is all one.
+            # A server that has ended does not need it: whether it was sent does not matter.
             hub.send(ask.peer, ask.answer())

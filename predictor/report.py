@@ -1,4 +1,4 @@
-"""How good a predictor is: per request, and for sums over groups, which is what a plan of KV needs
+"""The quality of a predictor: per request, and for sums over groups, which is what a KV plan needs
 (TD-Pipe section 4.4: errors of single requests cancel in the sum)."""
 
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ class Measured:
     figures: dict[str, Any]
 
     def lines(self) -> list[str]:
-        """For people."""
-        told = self.figures
+        """A summary in lines of text."""
+        figures = self.figures
         lines = [
-            f"accuracy {told['accuracy']:.3f} over {told['num_requests']} requests "
-            f"(the commonest class alone: {told['baseline_accuracy']:.3f})",
+            f"accuracy {figures['accuracy']:.3f} over {figures['num_requests']} requests "
+            f"(always the most common class: {figures['baseline_accuracy']:.3f})",
             "confusion (rows: real class, columns: predicted)",
-            *("  " + " ".join(f"{count:5d}" for count in row) for row in told["confusion"]),
+            *("  " + " ".join(f"{count:5d}" for count in row) for row in figures["confusion"]),
         ]
-        for size, error in told["sum_errors"].items():
+        for size, error in figures["sum_errors"].items():
             lines.append(
                 f"error of the sum over {size:>3} requests: mean {100 * error['mean']:.2f} %, "
                 f"p95 {100 * error['p95']:.2f} %"
@@ -40,9 +40,9 @@ class Measured:
 def measure(
     classes: LengthClasses, chances: Floats, output_lens: Ints, common_class: int, seed: int = 0
 ) -> Measured:
-    """The figures of predictions [requests, K] against what the lengths really were.
+    """The figures of predictions [requests, K] against the real lengths.
 
-    `common_class` is the training part's commonest, the baseline. Groups are drawn by chance,
+    `common_class` is the training part's most common, the baseline. Groups are drawn at random,
     without repetition within a group; sizes above the number of requests are left out.
     """
     real, guessed = classes.of(output_lens), chances.argmax(axis=1)
@@ -57,7 +57,7 @@ def measure(
         "baseline_accuracy": float(np.mean(real == common_class)),
         "confusion": confusion.tolist(),
         "sum_errors": _sum_errors(predicted, output_lens, seed),
-        # The paper predicts the likeliest class's mean; the mixture's is what we answer with.
+        # The paper predicts the most likely class's mean; our answer is the mixture's.
         "sum_errors_of_class_means": _sum_errors(class_means, output_lens, seed),
         "mean_absolute_error": float(np.mean(np.abs(predicted - output_lens))),
         "mean_output_len": float(np.mean(output_lens)),
@@ -66,7 +66,7 @@ def measure(
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:
-    """The picture of the figures: confusion, and the error of sums by group size."""
+    """Draw the figures: confusion, and the error of sums by group size."""
     figure = matplotlib.figure.Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.imshow(np.array(figures["confusion"]), cmap="Blues")

@@ -1,4 +1,4 @@
-"""`tdpipe train-predictor`: an encoder fine-tuned to say how long a model's answers will be."""
+"""`tdpipe train-predictor`: fine-tunes an encoder to predict how long a model's answers will be."""
 
 import argparse
 import json
@@ -33,7 +33,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train one predictor; the exit code: 0, 2 for what cannot be, 130 after Ctrl-C."""
+    """Train one predictor; the exit code: 0, 2 for invalid input, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -71,9 +71,9 @@ def train(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Predictor, Measured]:
-    """A predictor fine-tuned on 60 % of the requests, and its figures on 20 % it never saw.
+    """A predictor fine-tuned on 60 % of the requests, and its figures on 20 % that it never saw.
 
-    It is measured with its weights rounded to `dtype`, as they will be kept. Raises `DataError` or
+    It is measured with its weights rounded to `dtype`, as they are saved. Raises `DataError` or
     `PredictorError`.
     """
     parts = split(requests, settings.seed)
@@ -81,12 +81,12 @@ def train(
     if len(classes) < 2:
         length = int(np.median(parts.training.output_lens))
         raise DataError(
-            f"nearly all answers have the same length: --predictor constant:{length} will do"
+            f"nearly all answers have the same length: use --predictor constant:{length}"
         )
     torch.manual_seed(settings.seed)
     encoder, tokenizer, has_weights = load_encoder(encoder_folder)
     if not has_weights:
-        print(f"{encoder_folder} holds no weights: the encoder starts from random ones")
+        print(f"{encoder_folder} has no weights: the encoder starts from random ones")
     max_tokens = longest_input(encoder, max_tokens)
     model = build(encoder, tokenizer, len(classes), max_tokens).to(device)
     reader = Reader(tokenizer, max_tokens)
@@ -113,7 +113,7 @@ def train(
 
 
 def save(predictor: Predictor, measured: Measured, folder: Path, dtype: torch.dtype) -> None:
-    """Write the predictor and its report into a folder that exists."""
+    """Write the predictor and its report into an existing folder."""
     save_predictor(predictor, folder, dtype)
     (folder / "report.json").write_text(json.dumps(measured.figures, indent=1) + "\n")
     draw(measured.figures, folder / "report.png")
@@ -121,14 +121,13 @@ def save(predictor: Predictor, measured: Measured, folder: Path, dtype: torch.dt
 
 @contextmanager
 def written_whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block has ended well, and is removed
-    otherwise.
+    """A folder beside `out` that replaces it when the block succeeds, and is removed otherwise.
 
-    Raises `PredictorError` where `out` is something else than a predictor or cannot be written.
+    Raises `PredictorError` where `out` is not a predictor or cannot be written.
     """
     is_empty = out.is_dir() and not any(out.iterdir())
     if out.exists() and not is_empty and not (out / DESCRIPTION).is_file():
-        raise PredictorError(f"{out} exists and is no predictor; it is left as it is")
+        raise PredictorError(f"{out} exists and is not a predictor; it is not overwritten")
     if not out.absolute().parent.is_dir():
         raise PredictorError(f"{out} is not in a folder that exists")
     partial = out.absolute().parent / f".{out.absolute().name}.{os.getpid()}.partial"

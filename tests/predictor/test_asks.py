@@ -16,7 +16,7 @@ def test_asks_come_out_in_the_order_of_their_coming() -> None:
     for i in range(3):
         assert queue.add("server", ask(i, "a")) == 0
     assert queue
-    assert [each.ask.request_id for each in queue.next_round()] == [0, 1, 2]
+    assert [each.ask.request_id for each in queue.next_group()] == [0, 1, 2]
     assert not queue
     assert queue.num_prompts == 0
 
@@ -26,7 +26,7 @@ def test_when_it_is_overfull_the_oldest_go() -> None:
     assert [queue.add("s", ask(i, "a", "b")) for i in range(3)] == [0, 0, 1]
     assert queue.num_prompts == 4
     assert queue.add("s", ask(3, "a", "b", "c")) == 2
-    assert [each.ask.request_id for each in queue.next_round()] == [3]
+    assert [each.ask.request_id for each in queue.next_group()] == [3]
 
 
 def test_an_ask_above_the_bound_is_dropped_itself() -> None:
@@ -38,11 +38,11 @@ def test_an_ask_above_the_bound_is_dropped_itself() -> None:
 
 def test_a_round_takes_whole_asks_until_it_is_full() -> None:
     queue = Queue()
-    prompts = ["a"] * (asks.ROUND_PROMPTS - 1)
+    prompts = ["a"] * (asks.GROUP_PROMPTS - 1)
     for i in range(3):
         queue.add("s", ask(i, *prompts))
-    assert [each.ask.request_id for each in queue.next_round()] == [0, 1]
-    assert [each.ask.request_id for each in queue.next_round()] == [2]
+    assert [each.ask.request_id for each in queue.next_group()] == [0, 1]
+    assert [each.ask.request_id for each in queue.next_group()] == [2]
 
 
 def test_batches_are_sorted_by_length_across_asks() -> None:

@@ -77,7 +77,7 @@ def lose_a_weight(name: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
-        (remove("predictor.json"), "is no predictor: it has no predictor.json"),
+        (remove("predictor.json"), "is not a predictor: it has no predictor.json"),
         (remove("config.json"), "has no config.json"),
         (remove("model.safetensors"), "holds no weights"),
         (remove("head.safetensors"), "head.safetensors: "),
@@ -90,7 +90,7 @@ def lose_a_weight(name: str) -> Callable[[Path], None]:
         (lose_a_weight("model.safetensors"), "1 weights are missing"),
         (lose_a_weight("head.safetensors"), "head.safetensors: "),
         (change("format", 2), "format 2, not 1"),
-        (change("max_tokens", 0), "makes no sense"),
+        (change("max_tokens", 0), "is not valid"),
         (change("pooling", "last"), "pooling"),
         (change("classes", {"edges": [5, 3], "means": [], "quantiles": []}), "predictor.json: "),
     ],

@@ -219,4 +219,4 @@ def test_an_answer_without_usage_is_an_error(
 ) -> None:
     with serving(lambda _: (200, {"choices": []})) as daemon:
         assert run(tmp_path, daemon, "--concurrency", "1") == 2
-    assert "tells no usage.completion_tokens" in capsys.readouterr().err
+    assert "has no usage.completion_tokens" in capsys.readouterr().err

@@ -48,7 +48,7 @@ def test_the_same_seed_draws_the_same_groups() -> None:
 def test_the_lines_tell_people_what_the_figures_say() -> None:
     chances = np.tile([0.6, 0.4], (32, 1))
     text = "\n".join(measure(CLASSES, chances, np.full(32, 10), 0).lines())
-    assert "accuracy 1.000 over 32 requests (the commonest class alone: 1.000)" in text
+    assert "accuracy 1.000 over 32 requests (always the most common class: 1.000)" in text
     assert "error of the sum over  32 requests: mean 3960.00 %" in text
 
 

@@ -57,7 +57,7 @@ def test_an_encoder_without_weights_starts_from_random_ones_and_says_so(
 ) -> None:
     make_encoder(tmp_path / "encoder", has_weights=False)
     assert run(tmp_path) == 0
-    assert "holds no weights: the encoder starts from random ones" in capsys.readouterr().out
+    assert "has no weights: the encoder starts from random ones" in capsys.readouterr().out
     load_predictor(tmp_path / "out")
 
 
@@ -85,7 +85,7 @@ def test_a_folder_of_something_else_is_left_as_it_is(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
     assert run(tmp_path) == 2
-    assert "exists and is no predictor" in capsys.readouterr().err
+    assert "exists and is not a predictor" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
     assert left(tmp_path) == ["out"]
 

@@ -1,1 +1,1 @@
-"""A small Llama that really answers: its tasks, training, measurement and checkpoint."""
+"""A small Llama that solves simple tasks: the tasks, training, measurement and checkpoint."""

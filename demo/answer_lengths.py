@@ -1,4 +1,4 @@
-"""How long the checkpoint's own greedy answers are, in tokens, as the daemon would count them."""
+"""The lengths of the checkpoint's own greedy answers, in tokens, as the daemon would count them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,32 +8,32 @@ from tqdm import tqdm
 
 from demo.tasks import Task
 
-# Answers that run past the right one by more than this are asked again, up to LONGEST_ANSWER.
+# Prompts with answers that exceed the right one by more are asked again, up to LONGEST_ANSWER.
 _SPARE_TOKENS = 4
 LONGEST_ANSWER = 512
 _AGAIN = 32
 
 
 def output_lens(model: Any, tokenizer: Any, tasks: Sequence[Task], batch: int = 256) -> list[int]:
-    """The length of the greedy answer to each task's prompt, the end token counted.
+    """The length of the greedy answer to each task's prompt, with the end token.
 
-    The right answers only say how long to wait: rows of one batch end at about the same step.
+    The right answers only set how long to wait: rows of one batch end at about the same step.
     """
     right = [len(tokenizer(task.answer).input_ids) + 1 for task in tasks]
     lens = [0] * len(tasks)
     with tqdm(total=len(tasks), unit="prompt", desc="answers", disable=None) as bar:
         for rows in _batches(right, batch):
             limit = max(right[i] for i in rows) + _SPARE_TOKENS
-            told = _generated_lens(model, tokenizer, [tasks[i].prompt for i in rows], limit)
-            for i, length in zip(rows, told, strict=True):
+            found = _generated_lens(model, tokenizer, [tasks[i].prompt for i in rows], limit)
+            for i, length in zip(rows, found, strict=True):
                 lens[i] = length
             bar.update(len(rows))
     astray = [i for i, length in enumerate(lens) if not length]
     for start in range(0, len(astray), _AGAIN):
         rows = astray[start : start + _AGAIN]
         prompts = [tasks[i].prompt for i in rows]
-        told = _generated_lens(model, tokenizer, prompts, LONGEST_ANSWER)
-        for i, length in zip(rows, told, strict=True):
+        found = _generated_lens(model, tokenizer, prompts, LONGEST_ANSWER)
+        for i, length in zip(rows, found, strict=True):
             lens[i] = length or LONGEST_ANSWER
     return lens
 

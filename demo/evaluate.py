@@ -1,4 +1,4 @@
-"""How many held-out tasks the checkpoint answers exactly: `python -m demo.evaluate`."""
+"""The share of held-out tasks that the checkpoint answers exactly: `python -m demo.evaluate`."""
 
 import argparse
 import random
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demo.tasks import Task, held_out, loosely
 
-# An answer that runs past the right one by this much is wrong anyway: generation stops there.
+# An answer that exceeds the right one by this much is wrong anyway: generation stops there.
 _SPARE_TOKENS = 4
 
 
@@ -32,7 +32,7 @@ def main() -> None:
 def answers(
     model: Any, tokenizer: Any, prompts: Sequence[str], tasks: Sequence[Task], batch: int = 32
 ) -> list[str]:
-    """The model's greedy answer to each prompt; `tasks` only say how long an answer may become."""
+    """The model's greedy answer to each prompt; `tasks` only limit the answers' lengths."""
     lengths = [len(tokenizer(task.answer).input_ids) + 1 for task in tasks]
     texts = [""] * len(tasks)
     for rows in _batches(lengths, batch):
@@ -44,7 +44,7 @@ def answers(
 
 
 def accuracy_table(tasks: Sequence[Task], texts: Sequence[str]) -> str:
-    """A Markdown table: kind, tasks, exactly right, percent; the last line is the whole."""
+    """A Markdown table: kind, tasks, exactly right, percent; the last line is the total."""
     right: dict[str, list[bool]] = defaultdict(list)
     for task, text in zip(tasks, texts, strict=True):
         right[task.name].append(text == task.answer)

@@ -1,4 +1,4 @@
-"""Short instructions with one right answer each, from one token long to several hundred."""
+"""Short instructions with one right answer each, from one token to several hundred tokens long."""
 
 import hashlib
 import math
@@ -42,7 +42,7 @@ def held_out(count: int, seed: int) -> list[Task]:
 
 
 def training_tasks(seed: int) -> Iterator[Task]:
-    """Endless tasks, none of them held out, some of them worded a little loosely."""
+    """Endless tasks, none of them held out, some of them worded loosely."""
     rng = random.Random(f"training {seed}")
     names = list(KINDS)
     weights = [KINDS[name].weight for name in names]
@@ -61,8 +61,8 @@ def make_task(name: str, rng: random.Random) -> Task:
 def is_held_out(prompt: str) -> bool:
     """True for the tenth of all prompts that training must not see.
 
-    Hashed after taking away what a loose wording changes (capitals at the start, the last stop,
-    "7" or "seven"), so that no variant of a held-out prompt slips into training.
+    Hashed without what a loose wording changes (capitals at the start, the last full stop, "7" or
+    "seven"), so that no variant of a held-out prompt is in the training data.
     """
     bare = prompt.strip().rstrip(".?")
     key = with_digits(bare[:1].lower() + bare[1:])
@@ -71,7 +71,7 @@ def is_held_out(prompt: str) -> bool:
 
 
 def loosely(prompt: str, rng: random.Random) -> str:
-    """The prompt as it is, or as a hurried person types it: no newline, no stop, no capital."""
+    """The prompt as it is, or as typed in a hurry: no newline, no full stop, no capital."""
     if rng.random() < 0.6:
         return prompt
     text = prompt.removesuffix(PROMPT_END)
@@ -180,7 +180,7 @@ def _months(rng: random.Random) -> tuple[str, str]:
 
 
 def _letters(rng: random.Random) -> tuple[str, str]:
-    """One range or two: there are so few single ones that a model would learn them by heart."""
+    """One range or two: the single ones are so few that a model would memorise them."""
     ranges = [rng.sample(ALPHABET, 2) for _ in range(rng.choice((1, 2)))]
     text = " and ".join(f"from {first} to {last}" for first, last in ranges)
     letters = (" ".join(_between(first, last)) for first, last in ranges)
@@ -220,20 +220,20 @@ def _cycle(names: tuple[str, ...], first: int, length: int) -> str:
 
 
 def _range(rng: random.Random, longest: int, largest: int, from_one: float) -> tuple[int, int]:
-    """(start, stop), both included; short ranges are commoner than long ones."""
+    """(start, stop), both included; short ranges are more common than long ones."""
     length = _log_uniform(rng, longest)
     start = 1 if rng.random() < from_one else rng.randint(1, largest - length + 1)
     return start, start + length - 1
 
 
 def _between(first: str, last: str) -> str:
-    """The letters from first to last, backwards where need be, both included."""
+    """The letters from first to last, in reverse where needed, both included."""
     a, b = ALPHABET.index(first), ALPHABET.index(last)
     return ALPHABET[a : b + 1] if a < b else ALPHABET[b : a + 1][::-1]
 
 
 def _from_to(rng: random.Random, start: int, stop: int, always_from: bool = False) -> str:
-    """The ends as people name them: a start at one goes unsaid half the time."""
+    """The ends as people name them: a start at one is left out half the time."""
     if start == 1 and not always_from and rng.random() < 0.5:
         return f"to {_number(rng, stop)}"
     return f"from {_number(rng, start)} to {_number(rng, stop)}"
@@ -244,7 +244,7 @@ def _log_uniform(rng: random.Random, largest: int) -> int:
 
 
 def _number(rng: random.Random, number: int) -> str:
-    """Small numbers are now and then written out, as people do."""
+    """Small numbers are sometimes written out, as people do."""
     return in_words(number) if number <= 20 and rng.random() < 0.3 else str(number)
 
 
@@ -258,7 +258,7 @@ def _digits(numbers: range | list[int]) -> str:
 
 @dataclass(frozen=True)
 class Kind:
-    """How a task is made and how often training meets it."""
+    """How a task is made and how often it occurs in training."""
 
     make: Callable[[random.Random], tuple[str, str]]
     weight: float

@@ -11,11 +11,11 @@ from demo.tasks import training_tasks
 END, PAD = "<|end|>", "<|pad|>"
 
 # A word with the space or hyphen before it; one digit with its space; one capital; one character.
-# Capitals, digits and signs thus never merge, and spelling or adding is done symbol by symbol.
+# Capitals, digits and signs thus never merge, and a model spells or adds symbol by symbol.
 _PIECE = r"[ -]?[A-Z]?[a-z]+| ?[0-9]|[A-Z]|[^A-Za-z0-9]"
 
-# A user's message is the prompt itself and one newline, so both HTTP doors give the same answer.
-# System messages are left out: the model was never taught to obey one.
+# A user's message is the prompt itself and one newline, so chat and completions answer alike.
+# System messages are left out: the model was never trained to follow one.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['content'] is string -%}{%- set text = message['content'] -%}"

@@ -1,4 +1,4 @@
-"""Trains the demo checkpoint from nothing on a CPU: `python -m demo.train --minutes 40`."""
+"""Trains the demo checkpoint from scratch on a CPU: `python -m demo.train --minutes 40`."""
 
 import argparse
 import copy
@@ -23,25 +23,25 @@ from demo.tokenizer import build_tokenizer
 
 VOCAB_SIZE = 768
 CONTEXT = 2048
-# Muon's updates of the layers' matrices are scaled to the size of AdamW's, hence near rates.
+# Muon's updates of the layers' matrices are scaled to the size of AdamW's, hence similar rates.
 MATRIX_LR = 5e-3
 OTHER_LR = 2e-3
 WARMUP_STEPS = 50
-# Copying is learned first and soonest on short rows, so the run begins with those alone.
+# Copying is learned first, and fastest on short rows, so the run begins with only those.
 SHORT_ROW = 64
 SHORT_ROWS_UNTIL = 0.2
-# A step sums three micro-batches, each of rows of like length, and each counts the same: so the
+# A step sums three micro-batches, each of rows of like length, and each has the same weight: so the
 # few tokens of the short answers weigh as much as the many of the long ones.
 MICRO_BATCHES = 3
 MICRO_BATCH_TOKENS = 768
 POOL_ROWS = 2048
-# What is saved is the running mean of the weights over about the last 200 steps: it answers like
-# a cooled model while the rate is still high.
+# The saved weights are the running mean over about the last 200 steps: they answer like a cooled
+# model while the rate is still high.
 AVERAGE_DECAY = 0.995
 IGNORED = -100
 _BAR = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-# torch's fused attention on two CPU cores, hidden size 192, thousand tokens a second against plain
-# attention's: 8.2 to 11.4 at 16 rows of 64 tokens, but 8.6 to 6.3 at 4 rows of 256.
+# torch's fused attention on two CPU cores, hidden size 192, in thousands of tokens a second against
+# plain attention's: 8.2 to 11.4 at 16 rows of 64 tokens, but 8.6 to 6.3 at 4 rows of 256.
 LONGEST_PLAIN_ROW = 128
 
 
@@ -54,7 +54,7 @@ class Row:
 
 
 def main() -> None:
-    """Train for the given minutes, writing a usable checkpoint every few of them."""
+    """Train for the given minutes, writing a usable checkpoint every few minutes."""
     options = _options()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -84,7 +84,7 @@ def _beginning(resume: Path | None) -> tuple[Any, Any]:
 
 
 def _config(tokenizer: Any) -> LlamaConfig:
-    """1.3 M parameters; six layers, so that they can be cut into two or three stages."""
+    """1.3 M parameters; six layers, so that they can be split into two or three stages."""
     return LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=128,
@@ -104,7 +104,7 @@ def _config(tokenizer: Any) -> LlamaConfig:
 def _train(model: Any, tokenizer: Any, options: argparse.Namespace) -> Iterator[float]:
     """One optimizer step at a time; yields the smoothed loss after each.
 
-    The learning rate follows the clock and not the step, so that a busy machine still ends on a
+    The learning rate follows the clock and not the step, so that a busy machine still ends with a
     cooled model when the minutes are over.
     """
     optimizers = _optimizers(model)
@@ -148,7 +148,7 @@ def _update(model: Any, optimizers: Sequence[torch.optim.Optimizer], cooling: fl
 
 
 def _padded(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows padded on the right; causal attention never looks there, so no mask is needed."""
+    """Rows padded on the right; causal attention never reads there, so no mask is needed."""
     width = max(len(row.ids) for row in rows)
     ids = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in rows])
     labels = torch.tensor([row.labels + [IGNORED] * (width - len(row.labels)) for row in rows])
@@ -206,7 +206,7 @@ def _cooling(step: int, progress: float) -> float:
 
 
 def _save(model: Any, tokenizer: Any, out: Path, check: int) -> None:
-    """Write the checkpoint in bfloat16 and say how well that very copy answers."""
+    """Write the checkpoint in bfloat16 and report the accuracy of that very copy."""
     small = copy.deepcopy(model).to(torch.bfloat16).eval()
     small.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
@@ -223,7 +223,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo/model"))
     parser.add_argument("--minutes", type=float, default=40.0)
-    parser.add_argument("--resume", type=Path, help="go on from this checkpoint")
+    parser.add_argument("--resume", type=Path, help="continue from this checkpoint")
     parser.add_argument("--peak", type=float, default=1.0, help="share of the usual peak rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="1 where the machine is busy")

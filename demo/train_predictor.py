@@ -1,7 +1,7 @@
 """Trains the demo's length predictor: `python -m demo.train_predictor --out demo/predictor`.
 
-The demo model answers training prompts, a small encoder learns how long those answers became, and
-prompts held out of both trainings tell how good it is.
+The demo model answers training prompts, a small encoder learns the lengths of those answers, and
+prompts held out of both trainings measure how good it is.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from wire.vocabulary_fingerprint import fingerprint
 
 LR = 1e-3  # from random weights, not a fine-tuning
 _BATCH = 64
-# Neither the tokenizer's nor the model's training drew from this seed.
+# Neither the tokenizer's nor the model's training used this seed.
 _TASK_SEED = 1000
 
 
@@ -54,8 +54,8 @@ def main() -> None:
 
 
 def ask_demo_model(model: Path, tasks: Sequence[Task]) -> Requests:
-    """The prompts and the lengths of the model's own answers, those that end: where an answer
-    never does, its length is the client's limit and nothing to be learned."""
+    """The prompts and the lengths of the model's own answers, without those that do not end: their
+    length would be the client's limit, which cannot be learned."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     answering = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
     lens = np.array(output_lens(answering, tokenizer, tasks), dtype=np.int64)
@@ -91,14 +91,14 @@ def make_encoder(model: Path, folder: Path) -> None:
 
 
 def report_held_out(model: Path, folder: Path, count: int) -> None:
-    """Figures over held-out prompts, of the predictor as saved, added to its `report.json`."""
+    """Add figures over held-out prompts, of the predictor as saved, to its `report.json`."""
     predictor = load_predictor(folder)
     asked = ask_demo_model(model, held_out(count, seed=1))
     figures = held_out_figures(predictor, asked)
     report = folder / "report.json"
-    told: dict[str, Any] = json.loads(report.read_text())
-    told["held_out"] = figures
-    report.write_text(json.dumps(told, indent=1) + "\n")
+    content: dict[str, Any] = json.loads(report.read_text())
+    content["held_out"] = figures
+    report.write_text(json.dumps(content, indent=1) + "\n")
     print(f"held out: {len(asked)} of {count} answers end")
     for name, value in figures.items():
         if name != "confusion":
@@ -106,8 +106,8 @@ def report_held_out(model: Path, folder: Path, count: int) -> None:
 
 
 def held_out_figures(predictor: Predictor, asked: Requests) -> dict[str, Any]:
-    """As in the report, and the accuracy in the paper's 5 classes: whether the predicted length
-    falls into the same of them as the real one."""
+    """The report's figures, and the accuracy in the paper's 5 classes: whether the predicted length
+    is in the same class as the real one."""
     reader, classes = predictor.reader, predictor.description.classes
     chances = class_probabilities(predictor.model, reader, reader.ids(asked.prompts), _BATCH)
     common = int(np.bincount(classes.of(asked.output_lens)).argmax())

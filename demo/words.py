@@ -1,4 +1,4 @@
-"""The words the tasks are made of: number names, days, months, phrases and capitals to spell."""
+"""The words that the tasks use: number names, days, months, phrases and capitals to spell."""
 
 # ruff: noqa: SIM905 - a long list of words is easiest to read as lines of words
 
@@ -63,13 +63,13 @@ def with_digits(text: str) -> str:
 
 
 def phrase(rng: random.Random) -> str:
-    """One to four words; now and then a made-up one or one of many-byte characters."""
+    """One to four words; sometimes a made-up one or one of multi-byte characters."""
     return " ".join(_phrase_word(rng) for _ in range(rng.choice((1, 1, 2, 2, 3, 4))))
 
 
 def capitals(rng: random.Random) -> str:
-    """A word in capitals: half are English, half are 2 to 10 letters by chance, so that spelling
-    is learned as copying and not as a dictionary."""
+    """A word in capitals: half are English, half are 2 to 10 random letters, so that spelling is
+    learned as copying and not as a dictionary."""
     if rng.random() < 0.5:
         return rng.choice(_CAPITALS)
     return "".join(rng.choices(ALPHABET, k=rng.randint(2, 10)))

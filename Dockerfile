@@ -21,9 +21,9 @@ COPY workers workers
 RUN python3 -m venv --system-site-packages /opt/venv \
     && /opt/venv/bin/pip install -c constraints.txt .
 
-# The code stays root's: the daemon's user can write into its home alone. The folders are made here
-# so that a volume that is mounted on one becomes that user's. A number, so that Kubernetes can tell
-# that it is not root (runAsNonRoot).
+# root owns the code: the daemon's user can write only into its home. The folders are made here so
+# that a volume mounted on one belongs to that user. The user is a number, so that Kubernetes can
+# see that it is not root (runAsNonRoot).
 RUN useradd --create-home --uid 10001 tdpipe \
     && install -d -m 700 -o tdpipe -g tdpipe \
         /home/tdpipe/.cache/huggingface /home/tdpipe/.local/share/tdpipe \

@@ -1,4 +1,4 @@
-# Two commands need nothing before them: `make serve` and `make test`.
+# Two commands need no set-up: `make serve` and `make test`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table batch-kill \
 	batch-memory faults soak abuse overload batch-order demo-predictor demo-model clean
 
-help:  ## what can be made
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # The demo model has an encoder of its own that predicts its answers' lengths.
@@ -37,26 +37,26 @@ tests: $(VENV)/dev
 test-all: $(VENV)/dev  ## the long tests as well (about 50 minutes)
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m '' $(ARGS)
 
-format: $(VENV)/dev  ## let ruff lay out the code
+format: $(VENV)/dev  ## format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-paper: $(VENV)/dev  ## the paper's tables in the simulator (about 5 minutes; ARGS=--write into docs)
+paper: $(VENV)/dev  ## the paper's tables in the simulator (about 5 minutes; ARGS=--write updates the docs)
 	$(BIN)/python -m benchmarks.virtual.paper $(ARGS)
 
-sweep: $(VENV)/dev  ## temporal beside every other policy in many set-ups (about 5 minutes)
+sweep: $(VENV)/dev  ## temporal against every other policy in many set-ups (about 5 minutes)
 	$(BIN)/python -m benchmarks.virtual.sweep $(ARGS)
 
 real-policies: $(VENV)/dev  ## the policies on two real CPU stages, beside the simulator (about 15 minutes)
 	$(BIN)/python -m benchmarks.real_policies $(ARGS)
 
-real-predictors: $(VENV)/dev  ## who predicts lengths on two real CPU stages (about 10 minutes)
+real-predictors: $(VENV)/dev  ## length predictors on two real CPU stages (about 10 minutes)
 	$(BIN)/python -m benchmarks.real_predictors $(ARGS)
 
-prediction-quality: $(VENV)/dev  ## what predictions are worth in the simulator (about 5 minutes)
+prediction-quality: $(VENV)/dev  ## the effect of length predictions in the simulator (about 5 minutes)
 	$(BIN)/python -m benchmarks.virtual.prediction_quality $(ARGS)
 
-stream-cost: $(VENV)/dev  ## CPU per streamed token of server and engine, without a model (about a minute)
+stream-cost: $(VENV)/dev  ## CPU time per streamed token of server and engine, without a model (about a minute)
 	$(BIN)/python -m benchmarks.stream_cost $(ARGS)
 
 lm-eval: $(VENV)/dev .venv-lm-eval/ready  ## the demo's tasks under lm-evaluation-harness (a minute)
@@ -67,7 +67,7 @@ lm-eval: $(VENV)/dev .venv-lm-eval/ready  ## the demo's tasks under lm-evaluatio
 	.venv-lm-eval/bin/pip install --quiet 'lm-eval[api]==0.4.13' transformers==5.23.0
 	touch $@
 
-api-table: $(VENV)/dev  ## the table of fields in docs/api.md
+api-table: $(VENV)/dev  ## print the table of fields in docs/api.md
 	$(BIN)/python -m server.api_table.field_table
 
 cost-model-error: $(VENV)/dev  ## predicted beside measured seconds of random steps on two CPU stages (about a minute)
@@ -82,22 +82,22 @@ abuse: $(VENV)/dev  ## 10,000 malformed requests beside good ones (about 7 minut
 overload: $(VENV)/dev  ## ten times too much load for two minutes (about 6 minutes)
 	$(BIN)/python -m benchmarks.stress.overload $(ARGS)
 
-batch-order: $(VENV)/dev  ## what the order of a batch's requests is worth in the simulator (about 3 minutes)
+batch-order: $(VENV)/dev  ## the effect of the order of a batch's requests in the simulator (about 3 minutes)
 	$(BIN)/python -m benchmarks.virtual.batch_order $(ARGS)
 
-faults: $(VENV)/dev  ## every fault on every process at every moment (about 20 minutes; ARGS=--write into docs)
+faults: $(VENV)/dev  ## every fault on every process at every moment (about 20 minutes; ARGS=--write updates the docs)
 	$(BIN)/pytest -m '' tests/faults $(ARGS)
 
-soak: $(VENV)/dev  ## mixed traffic while things break (31 minutes; ARGS="--minutes 2 --calm-minutes 1" for less)
+soak: $(VENV)/dev  ## mixed traffic with faults (31 minutes; ARGS="--minutes 2 --calm-minutes 1" for less)
 	$(BIN)/python -m benchmarks.stress.soak $(ARGS)
 
 batch-memory: $(VENV)/dev  ## the server's memory with a batch of 200,000 lines (about a minute)
 	$(BIN)/python -m benchmarks.stress.batch_memory $(ARGS)
 
-demo-predictor: $(VENV)/dev  ## train the demo model's length predictor anew (about 20 minutes)
+demo-predictor: $(VENV)/dev  ## train the demo model's length predictor again (about 20 minutes)
 	$(BIN)/python -m demo.train_predictor --out demo/predictor $(ARGS)
 
-demo-model: $(VENV)/dev  ## train the demo model anew (about 40 minutes on two cores)
+demo-model: $(VENV)/dev  ## train the demo model again (about 40 minutes on two cores)
 	$(BIN)/python -m demo.train --out demo/model $(ARGS)
 
 clean:  ## remove the environment and the caches

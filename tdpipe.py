@@ -1,4 +1,4 @@
-"""The people's door: `tdpipe COMMAND ...`. Each command lives in its room and is imported late."""
+"""The command line: `tdpipe COMMAND ...`. Each command's module is imported only when it runs."""
 
 import importlib
 import sys
@@ -15,13 +15,13 @@ __all__ = ["LLM", "SamplingParams"]
 COMMANDS = {
     "serve": ("daemon.supervisor", "serve a model over an OpenAI-compatible HTTP API"),
     "chat": ("client.chat", "talk with a running daemon"),
-    "complete": ("client.complete", "let a running daemon go on with a text"),
+    "complete": ("client.complete", "let a running daemon continue a text"),
     "run-batch": ("client.run_batch", "answer a file of requests without a server"),
     "profile": ("workers.profiling.command", "measure what steps cost on this hardware"),
     "simulate": ("simulator.command", "try policies and nodes in virtual time"),
     "timeline": ("simulator.timeline", "draw the stages' timeline from a trace"),
-    "replay": ("engine.trace.replay", "check that a journal's decisions come out the same again"),
-    "collect": ("predictor.collect", "ask a running daemon and keep the lengths of its answers"),
+    "replay": ("engine.trace.replay", "check that a journal's decisions can be reproduced"),
+    "collect": ("predictor.collect", "ask a running daemon and save the lengths of its answers"),
     "train-predictor": ("predictor.train", "train an encoder to predict those lengths"),
 }
 
@@ -29,14 +29,14 @@ _OFFLINE = {"LLM": "client.llm", "SamplingParams": "client.sampling_params"}
 
 
 def __getattr__(name: str) -> object:
-    """The offline door, `from tdpipe import LLM, SamplingParams`, is imported late too."""
+    """The offline API, `from tdpipe import LLM, SamplingParams`, is imported late as well."""
     if name not in _OFFLINE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_OFFLINE[name]), name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code."""
+    """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments else "--help"
     if command in ("-V", "--version"):

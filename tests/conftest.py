@@ -1,4 +1,4 @@
-"""What all tests share: a command that is run within a test leaves the log as it was."""
+"""Shared by all tests: a command that runs within a test does not change the log for others."""
 
 import logging
 from collections.abc import Iterator

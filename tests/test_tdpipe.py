@@ -1,4 +1,4 @@
-"""The people's door: every command is there, wrong ones are told what is allowed."""
+"""The command line: every command exists, and an unknown one gets the list of commands."""
 
 import sys
 from collections.abc import Sequence
@@ -12,30 +12,32 @@ import tdpipe
 def test_each_command_names_a_module_and_says_what_it_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for command, (room, what) in tdpipe.COMMANDS.items():
+    for command, (module_name, what) in tdpipe.COMMANDS.items():
         given: list[str] = []
-        module = ModuleType(room)
+        module = ModuleType(module_name)
 
         def main(arguments: Sequence[str], given: list[str] = given) -> int:
             given.extend(arguments)
             return 7
 
         module.main = main  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, room, module)
+        monkeypatch.setitem(sys.modules, module_name, module)
         assert what
         assert tdpipe.main([command, "--some", "flag"]) == 7
         assert given == ["--some", "flag"]
 
 
-@pytest.mark.parametrize("room", sorted({room for room, _ in tdpipe.COMMANDS.values()}))
-def test_the_module_of_a_command_has_a_main(room: str) -> None:
-    module = __import__(room, fromlist=["main"])
+@pytest.mark.parametrize(
+    "module_name", sorted({module_name for module_name, _ in tdpipe.COMMANDS.values()})
+)
+def test_the_module_of_a_command_has_a_main(module_name: str) -> None:
+    module = __import__(module_name, fromlist=["main"])
     assert callable(module.main)
 
 
 def test_commands_are_imported_late() -> None:
     assert "torch" not in vars(tdpipe)
-    assert all(room not in vars(tdpipe) for room, _ in tdpipe.COMMANDS.values())
+    assert all(module_name not in vars(tdpipe) for module_name, _ in tdpipe.COMMANDS.values())
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
@@ -59,14 +61,14 @@ def test_an_unknown_command_is_named_with_what_is_allowed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert tdpipe.main(["sreve"]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "unknown command sreve" in told.err
-    assert all(command in told.err for command in tdpipe.COMMANDS)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "unknown command sreve" in printed.err
+    assert all(command in printed.err for command in tdpipe.COMMANDS)
 
 
 @pytest.mark.parametrize("flag", ["-V", "--version"])
-def test_the_version_is_told(
+def test_the_version_is_printed(
     flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tdpipe, "VERSION", "1.2.3")

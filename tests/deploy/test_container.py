@@ -1,6 +1,7 @@
-"""The container: its user is not root, and can become nobody else."""
+"""The container: its user is not root and cannot become root."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import yaml
@@ -28,3 +29,9 @@ def test_what_the_daemon_keeps_survives_the_container() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     for target in targets - {"/models"}:
         assert target in dockerfile, "or the volume would be root's"
+
+
+def test_the_image_has_every_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    copied = set(re.findall(r"^COPY (\w+) \1$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+    assert copied == set(project["tool"]["importlinter"]["root_packages"])

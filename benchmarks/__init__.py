@@ -1,1 +1,1 @@
-"""Load for a running daemon: workloads, an open-loop client, and the figures it brings home."""
+"""Experiments: a load client, measurements on real stages, stress tests and simulations."""

@@ -1,11 +1,11 @@
-"""How far the cost model is from real steps: `make cost-model-error`.
+"""The error of the cost model against real steps: `make cost-model-error`.
 
-The real stages measure themselves as at any start (or `--profile FILE.steps.csv` says what steps
-cost), then run random steps that they have not seen, as an engine would send them: rounds of
-prefill micro-batches, then of decode and mixed ones, S in flight. Prints how far the predicted
-seconds of each kind of step are from the measured ones, on each stage, as Markdown: by what was
-measured at the start, and as in service, where the model follows what the stages report. Each step
-is predicted before it is seen; the first steps, from which the service learns, are not counted.
+The real stages measure themselves as at any start (or `--profile FILE.steps.csv` gives the costs),
+then run random steps that they have not seen, as an engine would send them: several turns of
+prefill micro-batches, then of decode and mixed ones, S in flight. Prints the error of the predicted
+seconds of each kind of step, on each stage, as Markdown: by the costs measured at the start, and as
+in service, where the model follows what the stages report. Each step is predicted before the model
+sees it; the first steps, from which the model learns, are not counted.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from workers.profiling.plan import Limits
 
 KINDS = ("prefill", "decode", "mixed")
 RANDOM_LLAMA = "random-llama"
-# Steps of one kind that follow each other: a phase is some rounds long.
+# Steps of one kind that follow each other: a phase is several pipeline turns long.
 PHASE_STEPS = 8
 MOST_ROWS, MOST_PROMPT = 256, 1024
 
@@ -83,7 +83,7 @@ def random_dummy_runs(limits: Limits, seed: int) -> Iterator[DummyRun]:
 
 
 def run(driver: Driver, limits: Limits, num_steps: int, seed: int) -> list[list[MeasuredStep]]:
-    """What `num_steps` random steps took on each stage; more run before them to warm up."""
+    """The times of `num_steps` random steps on each stage; more run before them to warm up."""
     stream = random_dummy_runs(limits, seed)
     dummy_runs = [
         dummy_run for dummy_run, _ in zip(stream, range(num_steps + PHASE_STEPS), strict=False)
@@ -160,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="[0]")
     add("--max-rows", type=int, default=MOST_ROWS, help=f"rows of a step [{MOST_ROWS}]")
     add("--max-context", type=int, default=2048, help="tokens of a row [2048]")
-    add("--dump", type=Path, help="write the steps and the costs here, to look at them")
+    add("--dump", type=Path, help="write the steps and the costs to this folder")
     return parser
 
 
@@ -169,11 +169,11 @@ def _random_dummy_run(kind: str, rng: random.Random, limits: Limits) -> DummyRun
         starts = _contexts(rng, limits, _log_uniform(rng, 1, min(MOST_ROWS, limits.max_rows)))
         return DummyRun("decode", starts, (1,) * len(starts))
     prompts: list[int] = []
-    room = _log_uniform(rng, 16, limits.max_tokens)
-    while room > 0:
-        prompts.append(min(room, _log_uniform(rng, 8, MOST_PROMPT)))
-        room -= prompts[-1]
-    # The first row may be the rest of a prompt whose beginning is in the cache.
+    num_left = _log_uniform(rng, 16, limits.max_tokens)
+    while num_left > 0:
+        prompts.append(min(num_left, _log_uniform(rng, 8, MOST_PROMPT)))
+        num_left -= prompts[-1]
+    # The first row may be the rest of a prompt that is partly in the cache.
     first = _log_uniform(rng, 16, MOST_PROMPT) if rng.random() < 0.3 else 0
     begins = (first, *[0] * (len(prompts) - 1))
     if kind == "prefill":
@@ -183,7 +183,7 @@ def _random_dummy_run(kind: str, rng: random.Random, limits: Limits) -> DummyRun
 
 
 def _contexts(rng: random.Random, limits: Limits, num_rows: int) -> tuple[int, ...]:
-    """Rows of a batch are about as old as each other, but not quite."""
+    """Rows of a batch have contexts of similar, but not equal length."""
     typical = _log_uniform(rng, 16, limits.max_model_len // 2)
     return tuple(max(1, round(typical * rng.uniform(0.5, 1.9))) for _ in range(num_rows))
 
@@ -195,7 +195,7 @@ def _log_uniform(rng: random.Random, least: int, most: int) -> int:
 def _dump(
     path: Path, costs: Sequence[StageCosts], measured: Sequence[Sequence[MeasuredStep]]
 ) -> None:
-    notes = {f"costs of stage {i}": repr(told) for i, told in enumerate(costs)}
+    notes = {f"costs of stage {i}": repr(cost) for i, cost in enumerate(costs)}
     lines = [line_of_step(i, step) for i, steps in enumerate(measured) for step in steps]
     path.write_text(head_of_steps({"stages": str(len(costs))} | notes) + "".join(lines))
 

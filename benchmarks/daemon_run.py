@@ -27,8 +27,8 @@ def measure(
         subprocess.run(
             [*client, *load], check=True, timeout=RUN_TIMEOUT_S, cwd=ROOT, capture_output=True
         )
-        told: dict[str, Any] = json.loads(report.read_text())
-        return told
+        figures: dict[str, Any] = json.loads(report.read_text())
+        return figures
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def serving(model: Path, num_stages: int, flags: Sequence[str], folder: Path) ->
 
 
 def log_of(folder: Path) -> str:
-    """What the daemon has written."""
+    """The daemon's log."""
     return (folder / "log").read_text(errors="replace")
 
 

@@ -1,10 +1,10 @@
-"""What grammars cost: a mask's time, and a last stage's steps with and without them.
+"""The cost of grammars: the time of a mask, and a last stage's steps with and without them.
 
-`python -m benchmarks.grammar_cost [--vocab-size 128000]`. Steps are sampled as the last stage does
-it, in rounds over S micro-batches with products in between that stand for the forward; the random
-logits know nothing of JSON, so that every token is the grammar's doing. "waiting" is what steps
-wait for masks, and fetch them. A large vocabulary is learnt from the Python sources at hand, which
-takes half a minute.
+`python -m benchmarks.grammar_cost [--vocab-size 128000]`. Steps are sampled as on a last stage, in
+turn for S micro-batches, with products in between that stand for the forward; the random logits
+have no preference for JSON, so that the grammar decides every token. "waiting" is the time in which
+steps wait for masks and fetch them. A large vocabulary is learned from the Python sources of the
+environment, which takes half a minute.
 """
 
 import argparse
@@ -57,7 +57,7 @@ TEXT = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print two tables for the demo's vocabulary and, if asked for, a large one."""
+    """Print two tables for the demo's vocabulary and, with the flag, a large one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.grammar_cost", description=__doc__)
     parser.add_argument("--vocab-size", type=int, default=0, help="of a large vocabulary [none]")
     parser.add_argument("--steps", type=int, default=60, help="steps of each micro-batch [60]")
@@ -139,7 +139,7 @@ class Steps:
         """Mean seconds of a step's sampling, and of its waiting for masks."""
         spans: list[float] = []
         for number in range(num_steps):
-            if number == 2:  # the first ones begin grammars
+            if number == 2:  # the first steps compile grammars
                 spans, self._grammars.waited_s = [], 0.0
             for batch in range(self._num_batches):
                 self._forward()
@@ -152,7 +152,7 @@ class Steps:
         return statistics.fmean(spans), self._grammars.waited_s / len(spans)
 
     def _forward(self) -> None:
-        """Products, which let go of the interpreter's lock, for about as long as a forward."""
+        """Products, which release the interpreter's lock, for about as long as a forward."""
         ends_at = perf_counter() + self._forward_s
         while perf_counter() < ends_at:
             self._matrix @ self._matrix
@@ -170,7 +170,7 @@ class Steps:
         )
 
     def _setup(self, sampler_slot: int, has_grammar: bool) -> SamplerSetup:
-        # Greedy, as sorting a large vocabulary would hide all else; a bias needs the sampler, too.
+        # Greedy: sorting a large vocabulary would hide all else; a bias uses the sampler as well.
         sampling = Sampling(
             temperature=0.0,
             bias_ids=array("i", [END_ID]).tobytes(),

@@ -1,8 +1,8 @@
 """The demo model's tasks under lm-evaluation-harness: `make lm-eval`.
 
-Starts a daemon and asks as the harness's `local-completions` model does, with lists of token ids:
-what given answers are worth (echo with logprobs), and generated ones. The right answer stands among
-three of the same kind of task. `lm_eval` must be installed where `--harness` says.
+Starts a daemon and uses it as the harness's `local-completions` model does, with lists of token
+ids: the log-probabilities of given answers (echo with logprobs), and generated ones. The right
+answer is among three of the same kind of task. `lm_eval` must be installed at `--harness`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from configs.schema import DEMO_MODEL
 from demo.tasks import Task, held_out
 
 NUM_CHOICES = 4
-# Tasks that only lend their answers.
+# The tasks that the other answers are taken from.
 NUM_OTHERS = 200
 MODEL = "tdpipe-demo"
 
@@ -41,7 +41,7 @@ def documents(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def task_files(folder: Path, count: int) -> None:
-    """What the harness is given: the documents and two tasks on them."""
+    """Write the harness's input: the documents and two tasks on them."""
     lines = [json.dumps(document) for document in documents(count)]
     (folder / "documents.jsonl").write_text("\n".join(lines) + "\n")
     common = {
@@ -66,7 +66,7 @@ def task_files(folder: Path, count: int) -> None:
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     }
     for task in (choice, generate):
-        # JSON is YAML too.
+        # JSON is also YAML.
         (folder / f"{task['task']}.yaml").write_text(json.dumps(task, indent=1))
 
 
@@ -82,7 +82,7 @@ def _document(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run both tasks and print the harness's own table; its exit status."""
+    """Run both tasks and print the harness's own table; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lm_eval", description=__doc__)
     parser.add_argument("--harness", default="lm_eval", help="the command [lm_eval]")
     parser.add_argument("--documents", type=int, default=200, help="[200]")

@@ -11,7 +11,7 @@ PACKAGES = ("tdpipe", "torch", "transformers", "pyzmq", "uvicorn", "uvloop", "ht
 
 
 def describe_machine() -> dict[str, object]:
-    """Processor, cores, memory, and how busy the machine is right now."""
+    """Processor, cores, memory, and the present load of the machine."""
     return {
         "cpu": cpu_model(Path("/proc/cpuinfo")),
         "num_cores": os.cpu_count(),
@@ -22,7 +22,7 @@ def describe_machine() -> dict[str, object]:
 
 
 def cpu_model(cpuinfo: Path) -> str:
-    """The processor's name; Linux tells it only there."""
+    """The processor's name; Linux has it only in this file."""
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
             key, _, value = line.partition(":")

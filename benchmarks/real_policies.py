@@ -2,8 +2,8 @@
 
 Two CPU stages of a random Llama of about 120 M parameters in bf16, one thread each, with a KV cache
 small enough to matter, serve 200 requests of ShareGPT-like lengths at a quarter of their size, all
-at once. Policies take turns within a round; medians over the rounds. The simulator gets the costs
-that the stages measured at their start and the same requests. Prints Markdown.
+at once. The policies run in turn, and the figures are medians over the repeats. The simulator gets
+the costs that the stages measured at their start and the same requests. Prints Markdown.
 """
 
 import argparse
@@ -41,13 +41,13 @@ WORKLOAD, SCALE = "sharegpt:200", 0.25
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; 1 when a daemon or a load failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real_policies", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="[3]")
+    parser.add_argument("--rounds", dest="repeats", type=int, default=3, help="[3]")
     options = parser.parse_args(argv)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in POLICIES}
     simulated: dict[str, list[dict[str, Any]]] = {name: [] for name in POLICIES}
     with tempfile.TemporaryDirectory(prefix="tdpipe-policies-") as temporary:
         model = make_random_llama(Path(temporary) / "llama")
-        turns = [name for _ in range(options.rounds) for name in POLICIES]
+        turns = [name for _ in range(options.repeats) for name in POLICIES]
         for number, name in enumerate(tqdm(turns, file=sys.stderr)):
             folder = Path(temporary) / str(number)
             try:
@@ -86,7 +86,7 @@ def make_random_llama(folder: Path) -> Path:
 
 
 def simulate_beside(settings: Mapping[str, str], journal: Path) -> dict[str, Any]:
-    """The same requests on stages with the costs that these ones told."""
+    """The same requests in the simulator, with the costs that these stages reported."""
     config = EngineConfig.model_validate({"pipeline_parallel_size": NUM_STAGES, **settings})
     ready = [e.event for e in entries(journal) if isinstance(e.event, StageReady)]
     costs: tuple[StageCosts, ...] = tuple(stage.costs for stage in ready)
@@ -108,7 +108,7 @@ def _table(
     runs: Mapping[str, list[dict[str, Any]]], simulated: Mapping[str, list[dict[str, Any]]]
 ) -> str:
     lines = [
-        "| policy | output tokens/s | bubble, stage 0 / 1 | switches | pre-emptions "
+        "| policy | output tokens/s | bubble, stage 0 / 1 | switches | preemptions "
         "| simulated tokens/s | bubble, stage 0 / 1 |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]

@@ -1,9 +1,9 @@
 """Predictors on real processes: `make real-predictors`.
 
 Two CPU stages of the demo model, one thread each, with a KV cache small enough to matter, answer
-held-out prompts to their natural ends, all at once, with room for far longer answers than come;
-half of the prompts are those with the longest answers. Who predicts the lengths takes turns within
-a round; medians over the rounds. Prints Markdown.
+held-out prompts to their natural ends, all at once, with limits far above the answers' lengths;
+half of the prompts are those with the longest answers. The predictors run in turn, and the figures
+are medians over the repeats. Prints Markdown.
 """
 
 import argparse
@@ -29,7 +29,7 @@ POLICIES = ("td-pipe", "temporal")
 NUM_STAGES, MAX_TOKENS = 2, 400
 # 1,600 tokens: about 25 of the workload's requests at their full length.
 KV_BYTES = 1_600 * 3 * 2 * 2 * 32 * 2
-# Of so many times the prompts, half of the workload are those with the longest answers.
+# Among this many times the prompts, half of the workload are those with the longest answers.
 DRAWN = 8
 
 
@@ -39,20 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.real_predictors", description=__doc__
     )
     parser.add_argument("--requests", type=int, default=300, help="[300]")
-    parser.add_argument("--rounds", type=int, default=3, help="[3]")
+    parser.add_argument("--rounds", dest="repeats", type=int, default=3, help="[3]")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="tdpipe-predictors-") as temporary:
         root = Path(temporary)
-        blind, told, mean_len = _write_workloads(root, options.requests)
+        blind, with_lengths, mean_len = _write_workloads(root, options.requests)
         predictors = {
-            "oracle": ("oracle", told),
+            "oracle": ("oracle", with_lengths),
             "trained encoder": (str(DEMO_PREDICTOR), blind),
             "histogram": ("histogram", blind),
             f"constant, the mean of {mean_len:.0f}": (f"constant:{mean_len:.0f}", blind),
         }
         kinds = [(policy, name) for policy in POLICIES for name in predictors]
         runs: dict[tuple[str, str], list[dict[str, Any]]] = {kind: [] for kind in kinds}
-        for number, kind in enumerate(tqdm(kinds * options.rounds, file=sys.stderr)):
+        for number, kind in enumerate(tqdm(kinds * options.repeats, file=sys.stderr)):
             policy, name = kind
             predictor, workload = predictors[name]
             flags = [f"--policy={policy}", f"--predictor={predictor}"]
@@ -84,9 +84,9 @@ def _write_workloads(folder: Path, count: int) -> tuple[Path, Path, float]:
     model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.bfloat16).eval()
     lens = output_lens(model, AutoTokenizer.from_pretrained(DEMO_MODEL), tasks)
     blind = [Request(task.prompt, MAX_TOKENS) for task in tasks]
-    told = [replace(r, expected_tokens=n) for r, n in zip(blind, lens, strict=True)]
+    with_lengths = [replace(r, expected_tokens=n) for r, n in zip(blind, lens, strict=True)]
     paths = []
-    for name, requests in (("blind", blind), ("told", told)):
+    for name, requests in (("blind", blind), ("with_lengths", with_lengths)):
         path = folder / f"{name}.jsonl"
         path.write_text("".join(to_line(request) + "\n" for request in requests))
         paths.append(path)
@@ -95,7 +95,7 @@ def _write_workloads(folder: Path, count: int) -> tuple[Path, Path, float]:
 
 def _table(runs: Mapping[tuple[str, str], list[dict[str, Any]]]) -> str:
     lines = [
-        "| policy | predictions | output tokens/s | pre-emptions | fed again, tokens |",
+        "| policy | predictions | output tokens/s | preemptions | fed again, tokens |",
         "|---|---|--:|--:|--:|",
     ]
     for (policy, name), reports in runs.items():

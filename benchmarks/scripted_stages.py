@@ -1,7 +1,7 @@
 """Scripted stages: answer every step at once or after a while, without a model.
 
-What they "generate" depends on a token's position alone, so that whoever reads a stream knows what
-must stand in it. `python -m benchmarks.scripted_stages RUNTIME_DIR STEP_MS`.
+What they "generate" depends only on a token's position, so that a stream's reader can check it.
+`python -m benchmarks.scripted_stages RUNTIME_DIR STEP_MS`.
 """
 
 import os
@@ -22,13 +22,13 @@ from wire.sockets import Spoke
 NUM_BLOCKS = 1 << 16
 MAX_MODEL_LEN = 4096
 BEAT_S = 0.25
-# A prime, so that no two sequences' tokens run side by side by chance.
+# A prime, so that no two sequences have equal tokens at the same time by chance.
 PERIOD = 61
 FIRST_ID = 300
 
 
 def token_at(position: int) -> int:
-    """The token that stands at a position of every sequence."""
+    """The token at a position of every sequence."""
     return FIRST_ID + position % PERIOD
 
 
@@ -43,7 +43,7 @@ def tokens_of(step: Step) -> bytes:
 
 
 def main(folder: Path, step_s: float) -> None:
-    """Until killed."""
+    """Run until killed."""
     child_process.tie_to_parent()
     config = loader.load_saved(folder)
     num_stages = config.pipeline_parallel_size
@@ -66,7 +66,7 @@ def main(folder: Path, step_s: float) -> None:
         for spoke in stages[:-1]:
             for _ in spoke.drain():
                 pass
-        # What has come by now: there is always more to come, and the heart must beat.
+        # Only what has arrived by now: more will follow, and heartbeats must be sent.
         num_steps += _answer(stages[-1], list(stages[-1].drain()), step_s)
 
 

@@ -1,8 +1,8 @@
-"""What a streamed token costs the server and the engine: `make stream-cost`.
+"""The cost of a streamed token for the server and the engine: `make stream-cost`.
 
 A real server and a real engine with scripted stages (no model) answer many streams at once; every
-stream is read to its end and compared with what must stand in it. Prints CPU microseconds per
-token of both processes, and what got lost.
+stream is read to its end and compared with its expected text. Prints CPU microseconds per token of
+both processes, and the number of wrong streams.
 """
 
 import argparse
@@ -35,8 +35,8 @@ RUN_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
-    """CPU seconds of both processes while all streams ran, and what went wrong."""
+class Run:
+    """CPU seconds of both processes while all streams ran, and the number of wrong streams."""
 
     server_s: float
     engine_s: float
@@ -84,7 +84,7 @@ def serving(num_stages: int, step_ms: float, **settings: object) -> Iterator[Ser
         yield Served(_wait_ready(folder), server, engine)
 
 
-def measure(served: Served, num_streams: int, num_tokens: int, model: str) -> Round:
+def measure(served: Served, num_streams: int, num_tokens: int, model: str) -> Run:
     """Run all streams at once."""
     body = json.dumps(
         {
@@ -106,7 +106,7 @@ def measure(served: Served, num_streams: int, num_tokens: int, model: str) -> Ro
     engine_s = _cpu_s(served.engine) - before[1]
     expected = _expected(num_tokens)
     wrong = sum(_read(answer) != (expected, num_tokens) for answer in answers)
-    return Round(server_s, engine_s, wall_s, wrong)
+    return Run(server_s, engine_s, wall_s, wrong)
 
 
 async def _ask_all(address: Address, body: bytes, num_streams: int) -> list[bytes]:
@@ -122,7 +122,7 @@ async def _ask_all(address: Address, body: bytes, num_streams: int) -> list[byte
 
 
 def _read(answer: bytes) -> tuple[str, int]:
-    """The text of a stream and the tokens that its usage tells; -1 without an end."""
+    """The text of a stream and the number of tokens in its usage; -1 without an end."""
     text, num_tokens, is_done = "", -1, False
     for line in answer.decode().split("\n\n"):
         data = line.removeprefix("data: ")
@@ -163,21 +163,21 @@ def _cpu_s(process: psutil.Process) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; 1 if a stream was not what it must be."""
+    """Measure and print; 1 if a stream was wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stream_cost", description=__doc__)
     parser.add_argument("--streams", type=int, default=256, help="[256]")
     parser.add_argument("--tokens", type=int, default=128, help="of each stream [128]")
     parser.add_argument("--stages", type=int, default=2, help="[2]")
-    parser.add_argument("--step-ms", type=float, default=10.0, help="what a step takes [10]")
-    parser.add_argument("--rounds", type=int, default=5, help="[5]")
+    parser.add_argument("--step-ms", type=float, default=10.0, help="duration of a step [10]")
+    parser.add_argument("--rounds", dest="repeats", type=int, default=5, help="[5]")
     options = parser.parse_args(argv)
     with serving(options.stages, options.step_ms) as served:
         _, listed = asyncio.run(fetch(served.address, "/v1/models"))
         model = json.loads(listed)["data"][0]["id"]
         measure(served, options.streams, 8, model)  # to warm up
-        rounds = [
+        runs = [
             measure(served, options.streams, options.tokens, model)
-            for _ in tqdm(range(options.rounds))
+            for _ in tqdm(range(options.repeats))
         ]
         rss = served.server.memory_info().rss / 2**20
     total = options.streams * options.tokens
@@ -187,12 +187,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{options.step_ms:g} ms a step; server {rss:.0f} MB"
     )
     for name in ("server_s", "engine_s"):
-        costs = [getattr(one, name) / total * 1e6 for one in rounds]
+        costs = [getattr(one, name) / total * 1e6 for one in runs]
         spread = f"({min(costs):.1f}-{max(costs):.1f})"
         print(f"{name.removesuffix('_s')}: {statistics.median(costs):.1f} us per token {spread}")
-    print(f"{statistics.median(total / one.wall_s for one in rounds):,.0f} tokens/s")
-    wrong = sum(one.wrong for one in rounds)
-    print(f"{wrong} of {options.streams * options.rounds} streams were not what they must be")
+    print(f"{statistics.median(total / one.wall_s for one in runs):,.0f} tokens/s")
+    wrong = sum(one.wrong for one in runs)
+    print(f"{wrong} of {options.streams * options.repeats} streams were wrong")
     return int(wrong > 0)
 
 

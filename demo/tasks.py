@@ -24,7 +24,7 @@ class Task:
 def held_out(count: int, seed: int) -> list[Task]:
     """`count` different tasks that training never sees, the kinds in equal shares.
 
-    A kind whose held-out prompts run out leaves its share to the others.
+    A kind whose held-out prompts run out leaves its share to the other kinds.
     """
     rng = random.Random(f"held out {seed}")
     chosen: dict[str, Task] = {}

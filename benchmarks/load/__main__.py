@@ -1,6 +1,6 @@
 """The load client: `python -m benchmarks.load --workload sharegpt:200 --request-rate 8`.
 
-Streams completions in an open loop and tells latencies, throughput and the daemon's own figures.
+Streams completions in an open loop and reports latencies, throughput and the daemon's own figures.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def _title(options: argparse.Namespace, model: str) -> str:
 
 
 def _plain(value: object) -> object:
-    """As JSON can hold it: infinity cannot be a number there."""
+    """A value that JSON can hold: infinity is not a number there."""
     return str(value) if isinstance(value, Address) or value == float("inf") else value
 
 
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-concurrency", type=positive_int, help="requests open at one time [no limit]")
     add("--request-timeout", type=positive, default=300.0, help="seconds for one request [300]")
     add("--timeout", type=positive, default=3600.0, help="seconds for the whole run [3600]")
-    add("--json", type=_new_file, help="write everything here, as one JSON object")
+    add("--json", type=_new_file, help="write everything to this file, as one JSON object")
     return parser
 
 
@@ -96,7 +96,7 @@ def _address(url: str) -> Address:
 
 
 def _new_file(text: str) -> Path:
-    """Refused before the run when it could not be written after it."""
+    """Refused before the run if it could not be written after it."""
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is not in a folder that exists")

@@ -1,4 +1,4 @@
-"""The daemon's own figures over a run: what its counters in /metrics grew by."""
+"""The daemon's own figures over a run: the growth of its counters in /metrics."""
 
 import asyncio
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.load.exchange import Address, fetch
 
-# A stage's heartbeat may be 0.5 s old and the engine's word of it another 0.25 s.
+# A stage's heartbeat may be 0.5 s old, and the engine's report of it another 0.25 s.
 SETTLE_S = 1.0
 PATIENCE_S = 10.0
 _PAUSE_S = 0.1
@@ -32,9 +32,9 @@ Figures = dict[tuple[str, str], float]
 
 @dataclass(frozen=True, slots=True)
 class StageWork:
-    """A stage over the run; `bubble_ratio` is the part of it that the stage stood idle.
+    """A stage over the run; `bubble_ratio` is the share of the time in which it was idle.
 
-    In an open loop a stage also idles because nobody asks: compare bubbles at a full load.
+    In an open loop a stage is also idle when no request is open: compare bubbles at full load.
     """
 
     stage: int
@@ -53,7 +53,7 @@ def parse_figures(text: str) -> Figures:
 
 
 async def read_figures(address: Address) -> Figures | None:
-    """The figures as of now; None where there is no such page, or not this daemon's."""
+    """The current figures; None where there is no such page, or it is not this daemon's."""
     try:
         status, body = await fetch(address, "/metrics")
         figures = parse_figures(body.decode()) if status == 200 else {}
@@ -63,7 +63,7 @@ async def read_figures(address: Address) -> Figures | None:
 
 
 async def read_settled_figures(address: Address) -> Figures | None:
-    """The figures once they tell of everything that has happened until now, within patience."""
+    """The figures once they include everything that has happened until now, within patience."""
     figures = first = await read_figures(address)
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + PATIENCE_S
@@ -76,9 +76,9 @@ async def read_settled_figures(address: Address) -> Figures | None:
 
 
 def growth(before: Figures, after: Figures, duration_s: float) -> dict[str, object]:
-    """What the counters grew by in a run of `duration_s`, as the report has it.
+    """The growth of the counters in a run of `duration_s`, as the report has it.
 
-    Counters begin anew when the engine or a stage does: a figure that shrank is reported as None.
+    Counters restart at 0 with the engine or a stage: a figure that shrank is reported as None.
     """
     report: dict[str, object] = {}
     for name, label in COUNTERS.items():

@@ -33,7 +33,7 @@ class Address:
             raise ValueError(f"{url} is not like http://127.0.0.1:8000")
         is_secure = parts.scheme == "https"
         port = parts.port or (443 if is_secure else 80)
-        # People give either the server's root or an OpenAI client's base URL.
+        # Users give either the server's root or an OpenAI client's base URL.
         path = parts.path.rstrip("/").removesuffix("/v1")
         return cls(parts.hostname, port, is_secure, path)
 
@@ -60,7 +60,7 @@ class Address:
 
 
 async def exchange(address: Address, request: bytes, take: Take) -> int:
-    """Send `request`, hand every part of the answer's body to `take`; the status.
+    """Send `request`, pass every part of the answer's body to `take`; returns the status.
 
     Raises OSError when there is no connection or it breaks before the answer is complete.
     """
@@ -93,14 +93,14 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes have come."""
+        """Parse a part of the answer."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._fail(f"not an HTTP answer: {error}")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The other side has gone, which is early unless the answer is complete."""
+        """The other side has closed the connection, too early unless the answer is complete."""
         self._fail(str(exc) if exc else "the connection was closed before the answer's end")
 
     def on_headers_complete(self) -> None:

@@ -1,4 +1,4 @@
-"""A measurement: all requests of a workload sent to a daemon, and the report of what came back."""
+"""A measurement: sends all requests of a workload to a daemon and reports the answers."""
 
 import asyncio
 import signal
@@ -26,12 +26,12 @@ PATH = "/v1/completions"
 
 
 class DaemonError(Exception):
-    """The daemon cannot be asked; the text is one line for the user."""
+    """The daemon cannot be reached or used; the text is one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to ask and how; without `model` the first one that the daemon names."""
+    """The daemon and how to ask it; without `model` the first one that the daemon names."""
 
     address: Address
     model: str | None = None
@@ -39,7 +39,7 @@ class Target:
 
 
 async def measure(requests: Sequence[Request], target: Target, bounds: Bounds) -> dict[str, Any]:
-    """Send all requests and report. Raises `DaemonError` when nobody is there."""
+    """Send all requests and report. Raises `DaemonError` when there is no daemon."""
     address = target.address
     server = await _describe_server(target)
     before = await read_figures(address)
@@ -50,7 +50,7 @@ async def measure(requests: Sequence[Request], target: Target, bounds: Bounds) -
         "versions": describe_versions(),
     }
     calls = [address.post(PATH, _body(r, server["model"], target.temperature)) for r in requests]
-    GcTuning()  # a look through all requests took a second, which latencies then had in them
+    GcTuning()  # a collection over all requests took a second, which latencies included
     cpu_before_s = time.process_time()
     loop, ending = await _send_all(requests, calls, address, bounds)
     client_cpu_s = time.process_time() - cpu_before_s
@@ -91,7 +91,7 @@ async def _send_all(
 
 @contextmanager
 def _interrupting(loop: OpenLoop) -> Iterator[None]:
-    """Ctrl-C cuts the run off, and what has come is still reported."""
+    """Ctrl-C ends the run, and the answers so far are still reported."""
     events = asyncio.get_running_loop()
     events.add_signal_handler(signal.SIGINT, loop.interrupt)
     try:
@@ -101,7 +101,7 @@ def _interrupting(loop: OpenLoop) -> Iterator[None]:
 
 
 async def _describe_server(target: Target) -> dict[str, Any]:
-    """The model that is asked, its longest sequence and the daemon's version, as it says itself."""
+    """The model, its longest sequence and the daemon's version, as the daemon reports them."""
     served = await _get_json(target.address, "/v1/models")
     models = {model["id"]: model for model in served.get("data", [])} if served else {}
     if not models:
@@ -140,7 +140,7 @@ def _body(request: Request, model: str, temperature: float) -> bytes:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    # Only where they are wanted: OpenAI itself does not know these fields.
+    # Only where they are needed: OpenAI itself does not accept these fields.
     if request.ignore_eos:
         body["ignore_eos"] = True
     if request.expected_tokens is not None:

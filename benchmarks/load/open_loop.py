@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from benchmarks.load.record import Record
 
-# Asks the request of this index and fills its record; raises OSError when that fails.
+# Sends the request of this index and fills its record; raises OSError when that fails.
 Ask = Callable[[int, Record], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What holds a run in; a request waits for its slot, and that wait is not timed out."""
+    """The limits of a run; a request waits for its slot, and that wait has no time-out."""
 
     request_timeout_s: float
     timeout_s: float
@@ -50,7 +50,7 @@ class OpenLoop:
         )
 
     def interrupt(self) -> None:
-        """Cut the run off; what has come stays in the records."""
+        """End the run early; the records keep what has arrived."""
         self._interrupted.set()
 
     def now(self) -> float:

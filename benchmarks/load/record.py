@@ -1,6 +1,6 @@
-"""The record of one request: when it was sent, when each piece came, and how it ended.
+"""The record of one request: when it was sent, when each piece arrived, and how it ended.
 
-All times are seconds on the run's clock and come in as arguments.
+All times are seconds on the run's clock and are passed as arguments.
 """
 
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 @dataclass(slots=True)
 class Record:
-    """One request's life; `error` is None exactly when a whole answer has come.
+    """One request's lifecycle; `error` is None exactly when a whole answer has arrived.
 
     A piece is an event with a choice: mostly one token, more where a token completes no character.
     """
@@ -54,7 +54,7 @@ class Record:
     _is_done: bool = False
 
     def send(self, now: float) -> None:
-        """The request leaves now."""
+        """The request is sent now."""
         self.sent_s = now
         self.error = "no whole answer"
 
@@ -78,7 +78,7 @@ class Record:
         self._rest = b""
 
     def fail(self, error: str, now: float) -> None:
-        """There will be no answer, or not the rest of it."""
+        """There will be no answer, or no rest of it."""
         self.ended_s = now
         self.error = error
         self._rest = b""
@@ -90,14 +90,14 @@ class Record:
 
     @property
     def ttft_s(self) -> float | None:
-        """Time to first token: from the sending, connecting included, to the first piece."""
+        """Time to first token: from the sending, including the connection, to the first piece."""
         if self.sent_s is None or not self.piece_s:
             return None
         return self.piece_s[0] - self.sent_s
 
     @property
     def tpot_s(self) -> float | None:
-        """Time per output token after the first; None where a single piece held them all."""
+        """Time per output token after the first; None where one piece contained all of them."""
         if len(self.piece_s) < 2 or self.num_output_tokens < 2:
             return None
         return (self.piece_s[-1] - self.piece_s[0]) / (self.num_output_tokens - 1)
@@ -120,25 +120,25 @@ class Record:
             self._is_done = True
             return
         try:
-            told = _decode(event)
+            decoded = _decode(event)
         except msgspec.DecodeError as error:
             self.error = f"not an event of a completion: {error}"
             return
-        if told.error is not None:
-            self.error = told.error.message
-        if told.usage is not None:
-            self.num_prompt_tokens = told.usage.prompt_tokens
-            self.num_output_tokens = told.usage.completion_tokens
-        for choice in told.choices:
+        if decoded.error is not None:
+            self.error = decoded.error.message
+        if decoded.usage is not None:
+            self.num_prompt_tokens = decoded.usage.prompt_tokens
+            self.num_output_tokens = decoded.usage.completion_tokens
+        for choice in decoded.choices:
             self.piece_s.append(now)
             self.texts.append(choice.text)
             self.finish_reason = choice.finish_reason
 
 
 def _message(body: bytes) -> str:
-    """What an error's body says: OpenAI's envelope, or else its beginning."""
+    """The text of an error's body: OpenAI's envelope, or else its beginning."""
     try:
-        told = _decode(body)
+        decoded = _decode(body)
     except msgspec.DecodeError:
         return body.decode(errors="replace")[:_SHOWN_BODY_CHARACTERS]
-    return told.error.message if told.error else "no message"
+    return decoded.error.message if decoded.error else "no message"

@@ -1,4 +1,4 @@
-"""The report of a run: one object for `--json`, and the table that a person reads."""
+"""The report of a run: one object for `--json`, and a table to read."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +18,7 @@ _COLUMNS = ("mean", "p50", "p90", "p99")
 
 
 def describe_request(record: Record) -> dict[str, Any]:
-    """One request as the JSON has it; times in seconds since the run began."""
+    """One request as in the JSON; times in seconds since the run began."""
     return {
         "arrival_s": _rounded(record.arrival_s),
         "sent_s": _rounded(record.sent_s),
@@ -34,7 +34,7 @@ def describe_request(record: Record) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report as text."""
     return "\n".join(
         [*_counts(report), "", *_latencies(report["summary"]), *_daemon(report["daemon"])]
     )

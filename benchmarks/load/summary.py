@@ -1,4 +1,4 @@
-"""The summary of a run: counts, throughput and the spread of each latency."""
+"""The summary of a run: counts, throughput and the distribution of each latency."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def summarise(
 
 
 def _answers(requests: Sequence[Request], records: Sequence[Record]) -> dict[str, Any] | None:
-    """How many known answers came exactly so, and those that did not."""
+    """How many known answers were exactly right, and those that were not."""
     pairs = [pair for pair in zip(requests, records, strict=True) if pair[0].answer is not None]
     if not pairs:
         return None

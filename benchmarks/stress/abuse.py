@@ -1,7 +1,8 @@
 """Ten thousand malformed requests beside good ones: `make abuse`.
 
-A daemon with the demo model answers a steady load of good requests, first alone and then while
-malformed ones come in. Prints Markdown: what became of these by kind, and how the good ones fared.
+A daemon with the demo model answers a steady load of good requests, first by themselves and then
+while malformed ones arrive. Prints Markdown: the outcomes of these by kind, and the latencies of
+the good ones.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from simulator.argument_types import positive, positive_int
 from simulator.workloads.make_workload import make_workload, with_arrivals
 
 BOUNDS = Bounds(request_timeout_s=60.0, timeout_s=1200.0)
-# How many times as long the good requests may take.
+# The limit on how many times as long the good requests may take.
 MAX_RATIO = 2.0
 LATENCIES = ("ttft_s", "e2e_s")
 _COLUMNS = ("2xx", "4xx", "5xx", "closed", "left", "hung")
@@ -38,27 +39,27 @@ _COLUMNS = ("2xx", "4xx", "5xx", "closed", "left", "hung")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What both loads came to; `alone` and `beside` are summaries of the good requests."""
+    """The outcome of both loads; `baseline` and `beside` are summaries of the good requests."""
 
     attack: Attack
-    alone: dict[str, Any]
+    baseline: dict[str, Any]
     beside: dict[str, Any]
     before_mb: float
     peak_mb: float
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing failed that must not, and the good requests hardly noticed."""
-        num_failed = self.alone["num_failed"] + self.beside["num_failed"]
+        """Whether nothing failed that must not, and the good requests were hardly slower."""
+        num_failed = self.baseline["num_failed"] + self.beside["num_failed"]
         return not (self.attack.failures() or num_failed) and self.ratio("e2e_s") <= MAX_RATIO
 
     def ratio(self, latency: str, figure: str = "p50") -> float:
-        """How many times as long it took beside the attack."""
-        return float(self.beside[latency][figure] / self.alone[latency][figure])
+        """How many times as long it took during the attack."""
+        return float(self.beside[latency][figure] / self.baseline[latency][figure])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables; 1 where something was not as it must be."""
+    """Print the tables; 1 where a figure is beyond its limit."""
     options = _parser().parse_args(argv)
     print(f"machine: {json.dumps(describe_machine())}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as name:
@@ -80,12 +81,12 @@ async def _run(address: Address, options: argparse.Namespace) -> Outcome:
     seconds = options.requests / options.rate
     attack, requests = Attack(address), list(malformed(options.requests))
     await _good(address, 5, options.good_rate)  # to warm up
-    alone = await _good(address, seconds, options.good_rate)
+    baseline = await _good(address, seconds, options.good_rate)
     with Memory(process_of("server")) as memory:
         async with asyncio.TaskGroup() as group:
             group.create_task(attack.run(requests, options.rate))
             good = group.create_task(_good(address, seconds, options.good_rate))
-    return Outcome(attack, alone, good.result(), memory.before_mb, memory.peak_mb)
+    return Outcome(attack, baseline, good.result(), memory.before_mb, memory.peak_mb)
 
 
 async def _good(address: Address, seconds: float, rate: float) -> dict[str, Any]:
@@ -115,12 +116,15 @@ def _row(kind: str, outcomes: Counter[int | str]) -> str:
 
 
 def _latencies(outcome: Outcome) -> Iterator[str]:
-    yield "| good requests, ms | alone p50 | p90 | p99 | beside p50 | p90 | p99 | ratio of p50 |"
+    yield (
+        "| good requests, ms | by themselves p50 | p90 | p99 "
+        "| in parallel p50 | p90 | p99 | ratio of p50 |"
+    )
     yield "|---|--:|--:|--:|--:|--:|--:|--:|"
     for latency in LATENCIES:
         figures = [
             f"{1000 * summary[latency][percentile]:.0f}"
-            for summary in (outcome.alone, outcome.beside)
+            for summary in (outcome.baseline, outcome.beside)
             for percentile in ("p50", "p90", "p99")
         ]
         name = latency.removesuffix("_s").upper()

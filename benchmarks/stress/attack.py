@@ -1,4 +1,4 @@
-"""An attack: malformed requests, one connection each, and what the server made of them."""
+"""An attack: malformed requests, one connection each, and the server's reaction to them."""
 
 import asyncio
 from collections import Counter
@@ -10,9 +10,9 @@ import httptools
 from benchmarks.load.exchange import Address
 from benchmarks.stress.malformed import Malformed
 
-# In which a request that is whole must be answered, or its connection closed.
+# The time in which a whole request must be answered, or its connection closed.
 PATIENCE_S = 20.0
-# After which the client of one that is not whole leaves.
+# The time after which the client of an incomplete request disconnects.
 LINGER_S = 0.5
 HUNG, LEFT, CUT = "hung", "left", "closed without an answer"
 MAX_OPEN = 64
@@ -28,7 +28,7 @@ class Attack:
         self._slots = asyncio.Semaphore(MAX_OPEN)
 
     async def run(self, requests: Iterable[Malformed], rate: float) -> None:
-        """Send all, so many a second."""
+        """Send all, at this rate per second."""
         loop = asyncio.get_running_loop()
         began_at = loop.time()
         async with asyncio.TaskGroup() as group:
@@ -39,7 +39,7 @@ class Attack:
                 task.add_done_callback(lambda _: self._slots.release())
 
     def failures(self) -> Counter[int | str]:
-        """What must not be: 5xx, and requests that hung."""
+        """The outcomes that must not occur: 5xx, and requests that hung."""
         return Counter(
             {
                 outcome: count
@@ -55,7 +55,7 @@ class Attack:
 
 
 async def outcome_of(address: Address, request: Malformed) -> int | str:
-    """Send one; the status, or a word for no answer."""
+    """Send one; returns the status, or a word for no answer."""
     loop = asyncio.get_running_loop()
     transport, connection = await loop.create_connection(_Answer, address.host, address.port)
     try:
@@ -76,12 +76,12 @@ class _Answer(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     def data_received(self, data: bytes) -> None:
-        """A part of it; what cannot be parsed is no answer."""
+        """Parse a part of it; what cannot be parsed is not an answer."""
         with suppress(httptools.HttpParserError):
             self._parser.feed_data(data)
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """The server has hung up."""
+        """The server has closed the connection."""
         self._settle(self._parser.get_status_code() or CUT)
 
     def on_message_complete(self) -> None:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.stress.batch_memory [--lines 200000] [--limit-mb 150]
 
-The daemon serves the demo model. What counts is the resident memory of the server process, before
-and at its most; the exit code is 1 when it has grown beyond the limit.
+The daemon serves the demo model. Measured is the resident memory of the server process, before and
+at its most; the exit code is 1 when it has grown beyond the limit.
 """
 
 import argparse
@@ -54,30 +54,30 @@ def write_input(path: Path, num_lines: int) -> None:
 
 
 def _exercise(url: str, path: Path, server: psutil.Process) -> float:
-    """Upload, list, validate, run and cancel; megabytes by which the server grew at its most."""
+    """Upload, list, validate, run and cancel; the most megabytes by which the server grew."""
     with httpx.Client(base_url=url, timeout=PATIENCE_S) as client, Memory(server) as memory:
         began_at = time.monotonic()
 
-        def tell(what: str) -> None:
+        def report(what: str) -> None:
             grown_mb = memory.peak_mb - memory.before_mb
             print(f"{time.monotonic() - began_at:6.1f} s  {grown_mb:5.0f} MB  {what}")
 
-        tell(f"the server has {memory.before_mb:.0f} MB")
+        report(f"the server has {memory.before_mb:.0f} MB")
         with path.open("rb") as file:
             upload = client.post("/v1/files", files={"file": file}, data={"purpose": "batch"})
         file_id = _json(upload)["id"]
-        tell(f"uploaded {path.stat().st_size / MB:.0f} MB")
+        report(f"uploaded {path.stat().st_size / MB:.0f} MB")
         assert [each["id"] for each in _json(client.get("/v1/files"))["data"]] == [file_id]
         batch = {"input_file_id": file_id, "endpoint": "/v1/completions"}
         created = _json(client.post("/v1/batches", json=batch | {"completion_window": "24h"}))
         batch_path = f"/v1/batches/{created['id']}"
         _wait(client, batch_path, lambda b: b["status"] == "in_progress")
-        tell("validated")
+        report("validated")
         _wait(client, batch_path, lambda b: b["request_counts"]["completed"] >= NUM_ANSWERS)
-        tell("running")
+        report("running")
         _json(client.post(f"{batch_path}/cancel"))
         ended = _wait(client, batch_path, lambda b: b["status"] == "cancelled")
-        tell(f"cancelled after {ended['request_counts']['completed']} answers")
+        report(f"cancelled after {ended['request_counts']['completed']} answers")
     return memory.peak_mb - memory.before_mb
 
 
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         "python -m benchmarks.stress.batch_memory", description=__doc__
     )
     parser.add_argument("--lines", type=positive_int, default=200_000, help="requests")
-    parser.add_argument("--limit-mb", type=positive, default=150.0, help="growth that is allowed")
+    parser.add_argument("--limit-mb", type=positive, default=150.0, help="limit of the growth")
     return parser
 
 

@@ -1,7 +1,7 @@
 """Malformed requests: what broken and hostile clients send, the same for the same seed.
 
-Each is all that one connection sends. What some of them ask for is in order after all: a mutation
-may hit a text. Nothing in them asks for many tokens.
+Each is all that one connection sends. Some of them are valid after all: a mutation may hit a text.
+None of them asks for many tokens.
 """
 
 import gzip
@@ -41,7 +41,7 @@ class Malformed(NamedTuple):
 
 
 def malformed(count: int, seed: int = 0) -> Iterator[Malformed]:
-    """So many, of each kind about as many."""
+    """`count` requests, of each kind about the same number."""
     rng = random.Random(f"malformed {seed}")
     kinds = list(_KINDS.items())
     for number in range(count):
@@ -59,7 +59,7 @@ def _head(method: bytes, target: bytes, *headers: bytes) -> bytes:
 
 
 def _values(rng: random.Random) -> dict[str, str]:
-    """A request's fields as JSON, the answer's length bounded."""
+    """A request's fields as JSON, with a limit on the answer's length."""
     values = {"model": f'"{MODEL}"', "max_tokens": "2"}
     if rng.random() < 0.5:
         return values | {"prompt": '"Count to nine in words.\\n"'}
@@ -308,5 +308,5 @@ _KINDS: dict[str, Callable[[random.Random], bytes]] = {
     "noise": _noise,
     "cut off": _cut_off,
 }
-# A server may wait for the rest of these, and their clients leave it waiting.
+# A server may wait for the rest of these, and their clients let it wait.
 _UNFINISHED = {"wrong lengths", "wrong chunks", "wrong heads", "upgrades", "noise", "cut off"}

@@ -1,4 +1,4 @@
-"""Memory: the resident bytes of the daemon's processes while something is done with them."""
+"""Memory: the resident bytes of the daemon's processes during an operation."""
 
 import threading
 from typing import Self
@@ -10,7 +10,7 @@ MB = 1e6
 
 
 class Memory:
-    """The resident memory of a process, looked at many times a second while the block lasts."""
+    """The resident memory of a process, sampled many times a second during the block."""
 
     def __init__(self, process: psutil.Process) -> None:
         self.before_mb = self.peak_mb = process.memory_info().rss / MB
@@ -34,6 +34,6 @@ class Memory:
 
 
 def process_of(module: str) -> psutil.Process:
-    """The one process of ours, or of our children, that runs `python -m module`."""
+    """The one process among this one and its children that runs `python -m module`."""
     children = psutil.Process().children(recursive=True)
     return next(child for child in children if module in child.cmdline())

@@ -1,9 +1,9 @@
-"""Ten times what a daemon can do, for two minutes: `make overload`.
+"""Ten times the load that a daemon can serve, for two minutes: `make overload`.
 
-A daemon with the demo model is first asked too much, to learn its rate; then at nine tenths of
-that, which it keeps up with; then at ten times as much. Prints Markdown: what was answered, how
-soon the others were refused, and how much memory the processes held. `--step-ms` puts stages that
-only wait in the model's place: on a machine of few cores, that leaves the server those that it has
+A daemon with the demo model is first overloaded, to measure its rate; then it gets nine tenths of
+that rate, which it can serve; then ten times as much. Prints Markdown: the answers, how soon the
+other requests were refused, and how much memory the processes held. `--step-ms` replaces the model
+by stages that only wait: on a machine of few cores, that leaves the server the cores that it has
 where stages compute on GPUs.
 """
 
@@ -40,8 +40,8 @@ SCALE = 0.25  # of ShareGPT's lengths, for a CPU
 BURST = 200
 SCRIPTED_SEQS = 64
 SEARCH_S = 45.0
-SUSTAINED = 0.9  # of what it can do
-# Before which nothing counts: the queue fills, and everything is met for the first time.
+SUSTAINED = 0.9  # of the measured rate
+# The time before anything counts: the queue fills, and caches are still cold.
 RAMP_S = 15.0
 LOOK_INTERVAL_S = 0.5
 PROCESSES = ("server", "engine")
@@ -50,7 +50,7 @@ MIN_GOODPUT, MAX_REFUSAL_S, MAX_GROWTH_MB = 0.9, 0.05, 30.0
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What came of one rate, between the ramp and the end."""
+    """The figures of one rate, between the ramp and the end."""
 
     rate: float
     num_asked: int
@@ -92,7 +92,7 @@ def load_of(report: dict[str, Any], rate: float, seconds: float, looks: "Looks")
 
 
 class Looks:
-    """The memory of some processes, looked at in a thread until the block ends."""
+    """The memory of some processes, sampled in a thread until the block ends."""
 
     def __init__(self) -> None:
         self._seen: dict[str, list[tuple[float, float]]] = {name: [] for name in PROCESSES}
@@ -138,7 +138,7 @@ def _end(request: dict[str, Any]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables; 1 where a figure is not what it must be."""
+    """Print the tables; 1 where a figure is beyond its limit."""
     options = _parser().parse_args(argv)
     print(f"machine: {json.dumps(describe_machine())}", file=sys.stderr)
     with (
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _serving(step_ms: float | None) -> Iterator[Address]:
-    """The daemon, or one whose steps take so long and compute nothing."""
+    """The daemon, or one with steps that take this long and compute nothing."""
     if step_ms is not None:
         settings = {"max_num_queued_reqs": 1024, "max_num_seqs": SCRIPTED_SEQS, "access_log": False}
         with stream_cost.serving(2, step_ms, **settings) as served:
@@ -177,7 +177,7 @@ async def _run(address: Address, options: argparse.Namespace) -> tuple[Load, Loa
 
 
 async def _sustainable_rate(address: Address) -> float:
-    """Answers a second where there is always more to do; a burst, to warm up, tells how much."""
+    """Answers per second with a full queue, measured with a burst that also warms up."""
     requests = make_workload(f"sharegpt:{BURST}", scale=SCALE, seed=3)
     report = await measure(requests, Target(address), Bounds(300.0, 300.0))
     burst_rate = float(report["summary"]["requests_per_s"])
@@ -189,7 +189,7 @@ async def _at(address: Address, rate: float, seconds: float, seed: int) -> Load:
     with looks.running():
         bounds = Bounds(request_timeout_s=seconds, timeout_s=seconds)
         report = await measure(_requests(rate, seconds, seed), Target(address), bounds)
-    await asyncio.sleep(5)  # what was cut off is aborted
+    await asyncio.sleep(5)  # until the requests that were cut off are aborted
     return load_of(report, rate, seconds, looks)
 
 
@@ -228,9 +228,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks.stress.overload", description=__doc__)
     add = parser.add_argument
     add("--seconds", type=positive, default=120.0, help="of each load [120]")
-    add("--factor", type=positive, default=10.0, help="how many times too much [10]")
-    add("--step-ms", type=positive, help="of stages that only wait, in the model's place")
-    add("--rate", type=positive, help="requests a second that are not too much [found out]")
+    add("--factor", type=positive, default=10.0, help="load over the sustainable rate [10]")
+    add("--step-ms", type=positive, help="replace the model by stages that only wait")
+    add("--rate", type=positive, help="the sustainable rate, requests a second [measured]")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Lives: the memory and the descriptors of processes that come and go, and who leaks."""
+"""Processes: memory and descriptors of those that come and go, to find leaks."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -8,15 +8,15 @@ import numpy as np
 import psutil
 
 MB = 2**20
-# What a long stay may cost: allocators keep some, and a log line is not nothing.
+# The growth that is allowed: allocators keep some memory, and log lines take some.
 MOST_MB_PER_MINUTE, MOST_DESCRIPTORS = 0.5, 8
-# Before that, memory still comes to its size, and few samples say nothing.
+# Before that, memory still grows to its normal size, and the samples are too few.
 SETTLED_S, MIN_SAMPLES = 600.0, 30
 
 
 @dataclass
 class ProcessSamples:
-    """One process, looked at again and again."""
+    """The samples of one process."""
 
     kind: str
     at: list[float] = field(default_factory=list)  # seconds
@@ -24,7 +24,7 @@ class ProcessSamples:
     descriptors: list[int] = field(default_factory=list)
 
     def mb_per_minute(self) -> float:
-        """How fast memory grows in the later two thirds, when caches have their size."""
+        """The growth of memory in the later two thirds, when caches have their size."""
         rest = slice(len(self.at) // 3, None)
         minutes = np.array(self.at[rest]) / 60
         return float(np.polyfit(minutes, np.array(self.used_mb[rest]), 1)[0])
@@ -35,7 +35,7 @@ class ProcessSamples:
         return min(self.descriptors[-third:]) - max(self.descriptors[:third])
 
     def problems(self) -> Iterator[str]:
-        """What has grown that may not, as far as it has lived long enough to tell."""
+        """What has grown beyond its limit; nothing for a process that ran too briefly."""
         if len(self.at) < MIN_SAMPLES:
             return
         if (more := self.more_descriptors()) > MOST_DESCRIPTORS:
@@ -46,13 +46,13 @@ class ProcessSamples:
 
 
 class Processes:
-    """All that were seen."""
+    """All processes that were seen."""
 
     def __init__(self) -> None:
         self._samples: dict[psutil.Process, ProcessSamples] = {}
 
     def look(self, kind: str, process: psutil.Process, at: float) -> None:
-        """Take a sample of a process, if it is still there."""
+        """Take a sample of a process, if it still exists."""
         with suppress(psutil.NoSuchProcess), process.oneshot():
             used_mb, descriptors = process.memory_info().rss / MB, process.num_fds()
             samples = self._samples.setdefault(process, ProcessSamples(kind))
@@ -65,17 +65,17 @@ class Processes:
         return [process for process in self._samples.values() if process.kind == kind]
 
     def problems(self) -> list[str]:
-        """Everybody's."""
+        """The problems of all processes."""
         return [problem for process in self._samples.values() for problem in process.problems()]
 
     def left_over(self, kind: str, process: psutil.Process) -> Iterator[str]:
-        """What a process that rests has more than when it was first looked at."""
+        """What an idle process has more of than in its first sample."""
         first, now = self._samples[process].descriptors[0], process.num_fds()
         if now > first + MOST_DESCRIPTORS:
             yield f"the {kind} has {now} descriptors at rest, and had {first} at first"
 
     def table(self) -> Iterable[str]:
-        """A line for each kind: how many there were, and the one that was there for longest."""
+        """A line for each kind: the number of processes, and the one that ran longest."""
         yield f"{'':12}{'count':>6}{'longest, s':>12}{'MB':>14}{'MB/min':>8}{'descriptors':>14}"
         for kind in sorted({process.kind for process in self._samples.values()}):
             processes = self.of(kind)

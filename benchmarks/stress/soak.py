@@ -1,14 +1,13 @@
-"""The soak: hours in small. `make soak` runs mixed traffic for 20 minutes while things break, and
-for 11 more in which nothing does, so that engine and stages live long enough to show a leak.
+"""The soak test: `make soak` runs mixed traffic with faults for 20 minutes, and without faults for
+11 more, so that engine and stages run long enough to show a leak.
 
 A daemon with the demo model answers streams, whole answers, chats, several choices, bad input,
-clients that leave, and batches. Every 30 seconds on average a stage, the engine, torchrun or the
-predictor is killed or stopped. At the end every answer that was waited for must have come, and been
-the one that an undisturbed daemon gave; no KV block, process or descriptor may be left over, no
-process that has lived for ten minutes may grow, and the journal must replay to the same
-decisions.
+clients that disconnect, and batches. Every 30 seconds on average a stage, the engine, torchrun or
+the predictor is killed or stopped. At the end every answer that was waited for must have arrived,
+and be the one that an undisturbed daemon gave; no KV block, process or descriptor may be left over,
+no process that has run for ten minutes may grow, and the journal must replay to the same decisions.
 
-Prints what was seen, and exits with 1 where anything of that is not so.
+Prints the findings, and exits with 1 where any of this fails.
 """
 
 import argparse
@@ -46,7 +45,7 @@ NUM_ASKS, NUM_CLIENTS, NUM_LINES = 48, 12, 150
 RECOVERY_TIMEOUT_S, ANSWER_TIMEOUT_S = 60.0, 180.0
 SAMPLE_S = 2.0
 
-# Who is hurt and how, as often as they stand here.
+# The processes and signals; a fault is as likely as it is frequent here.
 FAULTS = (
     ("stage", signal.SIGKILL),
     ("stage", signal.SIGKILL),
@@ -73,7 +72,7 @@ Text = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Ask:
-    """A request and how it is asked; its choices' texts are always the same."""
+    """A request and how it is sent; its choices' texts are always the same."""
 
     is_chat: bool
     stream: bool
@@ -82,7 +81,7 @@ class Ask:
 
 @dataclass
 class Findings:
-    """What was seen, and what is wrong with it."""
+    """What was observed, and the problems in it."""
 
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
@@ -90,7 +89,7 @@ class Findings:
     processes: Processes = field(default_factory=Processes)
 
     def check(self, right: bool, problem: str) -> None:
-        """Note a problem unless all is right."""
+        """Add a problem unless `right`."""
         if not right:
             self.problems.append(problem)
 
@@ -114,7 +113,7 @@ def make_asks(count: int, rng: random.Random) -> list[Ask]:
 
 
 async def answer(client: openai.AsyncOpenAI, ask: Ask, leave_after: int = 0) -> Text:
-    """The texts of all choices; a client that leaves does so after so many events of a stream."""
+    """The texts of all choices; a client that disconnects does so after this many events."""
     create: Callable[..., Awaitable[Any]] = client.completions.create
     if ask.is_chat:
         create = client.chat.completions.create
@@ -153,7 +152,7 @@ class Soak:
         self._expected: dict[int, Text] = {}
 
     async def run(self) -> None:
-        """Undisturbed first, then not."""
+        """Run undisturbed first, then with faults."""
         for number, ask in enumerate(self._asks):
             self._expected[number] = await answer(self._client, ask)
         kinds = {kind: len(found) for kind, found in self._processes().items()}
@@ -186,9 +185,9 @@ class Soak:
             self.findings.counts[kind] += 1
             await asyncio.sleep(rng.expovariate(4.0))
 
-    def _judge(self, number: int, texts: Text, whose: str = "request") -> None:
+    def _judge(self, number: int, texts: Text, kind: str = "request") -> None:
         expected = self._expected[number]
-        self.findings.check(texts == expected, f"{whose} {number}: {texts!r} is not {expected!r}")
+        self.findings.check(texts == expected, f"{kind} {number}: {texts!r} is not {expected!r}")
 
     async def _ask_badly(self, rng: random.Random) -> None:
         body = {"model": MODEL, **rng.choice(BAD)}
@@ -197,7 +196,7 @@ class Soak:
         self.findings.check(status == 400, f"bad input is {status}")
 
     async def _run_batches(self) -> None:
-        """One batch after the other, each of plain requests whose answers are known."""
+        """One batch after the other, each of plain requests with known answers."""
         plain = [
             n for n, a in enumerate(self._asks) if not a.is_chat and "extra_body" not in a.body
         ]
@@ -228,10 +227,10 @@ class Soak:
             return
         output = (await self._client.files.content(output_file_id)).text
         answers = [json.loads(line) for line in output.splitlines()]
-        told = [line["custom_id"] for line in answers]
+        ids = [line["custom_id"] for line in answers]
         self.findings.check(
-            set(told) == custom_ids and len(told) == len(custom_ids),
-            f"a batch of {len(custom_ids)} lines has {len(told)} answers, {len(set(told))} ids",
+            set(ids) == custom_ids and len(ids) == len(custom_ids),
+            f"a batch of {len(custom_ids)} lines has {len(ids)} answers, {len(set(ids))} ids",
         )
         for line in answers:
             choices = line["response"]["body"]["choices"]
@@ -253,7 +252,7 @@ class Soak:
                 self._rng.choice(found).send_signal(number)
                 self.findings.counts[f"{number.name} of {victim}"] += 1
             broken_at = time.monotonic()
-            await asyncio.sleep(0.5)  # until it can have been noticed: some are mended sooner
+            await asyncio.sleep(0.5)  # until it can be noticed: some faults are repaired sooner
             await self._wait_ready()
             self.findings.recovered_s.append(time.monotonic() - broken_at)
 
@@ -276,7 +275,7 @@ class Soak:
             await asyncio.sleep(SAMPLE_S)
 
     async def _come_to_rest(self, kinds: dict[str, int]) -> None:
-        """Nothing may be left of all that."""
+        """Check that nothing is left over."""
         ends_at = time.monotonic() + 10.0
         blocks = -1
         async with httpx.AsyncClient() as client:
@@ -306,7 +305,7 @@ class Soak:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print what was found; 1 where anything is wrong."""
+    """Print the findings; 1 where anything is wrong."""
     parser = argparse.ArgumentParser("python -m benchmarks.stress.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=20.0, help="with faults [20]")
     parser.add_argument("--calm-minutes", type=float, default=11.0, help="without [11]")
@@ -322,9 +321,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             seconds, calm_s = 60 * arguments.minutes, 60 * arguments.calm_minutes
             soak = Soak(url, arguments.seed, seconds, calm_s, arguments.fault_every)
             asyncio.run(soak.run())
-            everybody = psutil.Process().children(recursive=True)
+            descendants = psutil.Process().children(recursive=True)
         findings = soak.findings
-        _, alive = psutil.wait_procs(everybody, timeout=END_TIMEOUT_S)
+        _, alive = psutil.wait_procs(descendants, timeout=END_TIMEOUT_S)
         findings.check(not alive, f"{len(alive)} processes are left")
         replay = [sys.executable, str(ROOT / "tdpipe.py"), "replay", str(journal)]
         replayed = subprocess.run(replay, capture_output=True, text=True, cwd=ROOT, check=False)
@@ -336,20 +335,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(findings: Findings, replayed: str) -> None:
-    """What was seen, in lines."""
-    tell = sys.stdout.write
-    tell(f"{json.dumps(describe_machine())}\n")
+    """Print the findings in lines."""
+    write = sys.stdout.write
+    write(f"{json.dumps(describe_machine())}\n")
     for kind, count in sorted(findings.counts.items()):
-        tell(f"{count:8,}  {kind}\n")
+        write(f"{count:8,}  {kind}\n")
     if findings.recovered_s:
         median, most = statistics.median(findings.recovered_s), max(findings.recovered_s)
-        tell(f"ready again after {median:.1f} s at the median, {most:.1f} s at most\n")
+        write(f"ready again after {median:.1f} s at the median, {most:.1f} s at most\n")
     for line in findings.processes.table():
-        tell(f"{line}\n")
-    tell(f"{replayed}\n{len(findings.problems)} problems\n")
+        write(f"{line}\n")
+    write(f"{replayed}\n{len(findings.problems)} problems\n")
     for problem in findings.problems[:20]:
-        tell(f"  {problem}\n")
+        write(f"  {problem}\n")
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    if __name__ == "__main__":
+        sys.exit(main())

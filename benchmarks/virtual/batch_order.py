@@ -1,12 +1,12 @@
-"""What the order of a batch's requests is worth, in the wind tunnel.
+"""The effect of the order of a batch's requests, in the simulator.
 
     python -m benchmarks.virtual.batch_order [--requests 5000]
 
-ShareGPT-like requests on the paper's nodes with a measured profile, of which as many are open as
-the server lets in by default. Their limits (max_tokens) lie above their real lengths by a factor
-whose logarithm is half normal. Each policy gets them in the file's order; with the last two windows
-the longest limit first, as `server.batches` has it; with all of them so; and in the file's order,
-but all at once. Prints Markdown.
+ShareGPT-like requests on the paper's nodes with a measured profile, with as many open as the server
+admits by default. Their limits (max_tokens) are above their real lengths by a factor with a half
+normal logarithm. Each policy gets them in the file's order; with the last two windows ordered by
+the longest limit first, as `server.batches` does; with all of them so ordered; and in the file's
+order, but all at once. Prints Markdown.
 """
 
 import argparse

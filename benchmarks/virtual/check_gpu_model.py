@@ -47,17 +47,17 @@ class Errors:
 
     @property
     def median(self) -> float:
-        """Half of all are nearer than this."""
+        """The median of the absolute errors."""
         return float(np.median(np.abs(self.relative)))
 
     @property
     def p95(self) -> float:
-        """All but a twentieth are nearer than this."""
+        """The 95th percentile of the absolute errors."""
         return float(np.percentile(np.abs(self.relative), 95))
 
     @property
     def worst(self) -> tuple[int, float]:
-        """Tokens and error where it is farthest off."""
+        """Tokens and error where the error is largest."""
         index = int(np.argmax(np.abs(self.relative)))
         return self.num_tokens[index], float(self.relative[index])
 
@@ -101,8 +101,8 @@ def errors_of(measured: Profile, gpu: str, model: str) -> Errors:
 def check_layers() -> Iterator[tuple[str, Errors]]:
     """The errors of one layer's matrices on GPUs other than L20.
 
-    How fast these read is taken from these very figures (up to 64 rows), and how fast the A100
-    computes (4,096 rows); the rest of their stairs is not.
+    The read rates of these GPUs are fitted to these very figures (up to 64 rows), and so is the
+    compute rate of the A100 (4,096 rows); the rest of their staircases is not.
     """
     parameters = read_shape("llama2-70b").layer_parameters // LAYERS_OF_70B
     for gpu, measured in LAYER_OF_70B.items():

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Steady:
-    """A scheduler with so many live sequences and so many waiting, whose steps return at once."""
+    """A scheduler with this many live and waiting sequences, for which steps return at once."""
 
     def __init__(
         self, policy: str, num_live: int, num_waiting: int, temperature: float = 0.0
@@ -81,7 +81,7 @@ class Steady:
             )
 
     def next_event(self) -> tuple[StepDone, int]:
-        """The oldest step comes back; its rows."""
+        """The oldest step returns; its rows."""
         step = self._in_flight.popleft()
         self._now += 0.01
         token_ids = array("i", [7] * sum(step.samples)).tobytes()
@@ -103,7 +103,7 @@ class Steady:
 def time_decisions(
     policy: str, num_live: int, num_waiting: int, num_steps: int, temperature: float = 0.0
 ) -> tuple[float, list[float]]:
-    """Mean rows per step, and the seconds that each returning step was decided upon in."""
+    """Mean rows per step, and the seconds of each decision on a returned step."""
     steady = Steady(policy, num_live, num_waiting, temperature)
     gc.collect()
     gc.freeze()

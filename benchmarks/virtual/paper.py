@@ -1,10 +1,10 @@
-"""The paper's tables, in the wind tunnel: `make paper`, or `python -m benchmarks.virtual.paper`.
+"""The paper's tables, in the simulator: `make paper`, or `python -m benchmarks.virtual.paper`.
 
-ShareGPT-like requests, all there at the start, on four GPUs: every policy, tensor parallelism as a
-model, and, on the nodes with a measured profile, what each part of td-pipe and temporal is worth.
+ShareGPT-like requests, all present at the start, on four GPUs: every policy, tensor parallelism as
+a model, and, on the nodes with a measured profile, the effect of each part of td-pipe and temporal.
 The profiles are those published beside TD-Pipe's code (`--profiles FOLDER`, default
-../shared/profiles) where they are, otherwise those of the analytic GPU model. Prints Markdown;
-`--write` puts it into docs/scheduling.md, beside a chart of the rates.
+../shared/profiles) where they exist, otherwise those of the analytic GPU model. Prints Markdown;
+`--write` puts it into docs/scheduling.md, with a chart of the rates.
 """
 
 import argparse
@@ -80,8 +80,8 @@ HALF = "td-pipe on half of the GPUs"
 class Setup:
     """One of the paper's nodes: four GPUs, a model, and the KV tokens that fit beside it.
 
-    `measured` is the published profile of it, if there is one; `kv_tokens` None is what the GPU
-    model says, `allreduce_bytes_per_s` what the paper measured between the GPUs.
+    `measured` is its published profile, if there is one; `kv_tokens` None takes the GPU model's,
+    `allreduce_bytes_per_s` is what the paper measured between the GPUs.
     """
 
     name: str
@@ -104,7 +104,7 @@ MODELLED = (
     Setup("A100 + 32B, our GPU model", "A100-80G-PCIe", "qwen2.5-32b", None, None, 14.82e9),
     Setup("A100 + 70B, our GPU model", "A100-80G-PCIe", "llama2-70b", None, None, 14.82e9),
 )
-"""All four nodes of the paper from the GPU model alone."""
+"""All four nodes of the paper, from the GPU model only."""
 
 TENSOR_PARALLEL: dict[str, Settings] = {
     "TP + separate": {"policy": "separate"},
@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Node:
-    """One set-up, everything that is simulated on it, and what came of it."""
+    """One set-up, everything that is simulated on it, and the results."""
 
     def __init__(self, setup: Setup, options: argparse.Namespace) -> None:
         self.setup = setup
@@ -181,7 +181,7 @@ class Node:
         return {name: self.results[name]["output_tokens_per_s"] for name in names}
 
     def section(self) -> Iterator[str]:
-        """Its part of the text."""
+        """The node's section of the text."""
         yield f"\n### {self.setup.name}, {self.options.requests:,} requests ({self.source})\n"
         yield _table({name: self.results[name] for name in self.rates()}, "td-pipe")
         if self.setup not in SETUPS:
@@ -226,7 +226,7 @@ def draw(rates: Mapping[str, Mapping[str, float]], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("agg")
-    mpl.rcParams["svg.hashsalt"] = "tdpipe"  # the same picture is the same file
+    mpl.rcParams["svg.hashsalt"] = "tdpipe"  # the same chart is the same file
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(12, 4.5), layout="constrained")
@@ -247,7 +247,7 @@ def draw(rates: Mapping[str, Mapping[str, float]], path: Path) -> None:
 
 
 def hardware_of_setup(setup: Setup, folder: Path) -> tuple[Hardware, str]:
-    """The node, and where its figures are from: a profile in `folder`, or the GPU model."""
+    """The node, and the source of its figures: a profile in `folder`, or the GPU model."""
     gpu, shape = find_gpu(setup.gpu), read_shape(setup.model)
     kv_tokens = setup.kv_tokens or kv_capacity_tokens(gpu, shape, NUM_GPUS)
     if setup.measured is not None and (path := folder / setup.measured).is_file():
@@ -273,7 +273,7 @@ def _tensor_parallel(hardware: Hardware, setup: Setup) -> Hardware:
 
 
 def _half(hardware: Hardware, setup: Setup) -> Hardware:
-    """Two GPUs: the weights take as much as on four, so less than half of the KV is left."""
+    """Two GPUs: the weights take as much as on four, so less than half of the KV cache is left."""
     shape = read_shape(setup.model)
     weights = shape.weight_bytes / hardware.kv_bytes_per_token
     kv_tokens = int((hardware.kv_tokens + weights) / 2 - weights)
@@ -284,7 +284,7 @@ def _table(figures: Mapping[str, Any], reference: str) -> str:
     base = figures[reference]["output_tokens_per_s"]
     lines = [
         f"| | output tokens/s | over {reference} | bubble | before the drain "
-        "| switches | pre-emptions | TTFT p50, s |",
+        "| switches | preemptions | TTFT p50, s |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, run in figures.items():

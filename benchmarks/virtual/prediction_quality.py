@@ -1,7 +1,7 @@
-"""What predictions are worth, in the wind tunnel: `make prediction-quality`.
+"""The effect of length predictions, in the simulator: `make prediction-quality`.
 
-Four GPUs of the paper (L20, 13B), everything there at the start, td-pipe and temporal, with output
-lengths predicted in different ways:
+Four GPUs of the paper (L20, 13B), all requests present at the start, td-pipe and temporal, with
+output lengths predicted in different ways:
 
   ShareGPT-like   an oracle; a class predictor as good as the paper's; a lognormal error of sigma
                   0.5; one constant
@@ -9,7 +9,7 @@ lengths predicted in different ways:
                   stretched to ShareGPT's size; as above with the shipped encoder, which reads the
                   prompts
 
-Prints Markdown; `--write` puts it into docs/scheduling.md, beside a chart.
+Prints Markdown; `--write` puts it into docs/scheduling.md, with a chart.
 """
 
 import argparse
@@ -48,19 +48,19 @@ POLICIES = ("td-pipe", "temporal")
 SIGMA, ACCURACY = 0.5, 0.55
 """Of the noisy predictions; and of the paper's predictor, which is right in 0.52 to 0.58."""
 DEMO_PREDICTOR = DEMO_MODEL.parent / "predictor"
-# The demo model's prompts and answers are short: ShareGPT's are about so many times as long.
+# The demo model's prompts and answers are short: ShareGPT's are about this many times as long.
 STRETCH_PROMPTS, STRETCH_ANSWERS = 10, 6
 BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Requests, and what is told of each one's output length, as (mean, spread), in many ways."""
+    """Requests, with several predictions of each one's output length, as (mean, spread)."""
 
     name: str
     prompt_lens: list[int]
     output_lens: list[int]
-    told: Mapping[str, Sequence[tuple[int, float]]]
+    predictions: Mapping[str, Sequence[tuple[int, float]]]
 
     def fitting(self, max_model_len: int) -> "Work":
         """Without the requests that are longer than that."""
@@ -70,12 +70,15 @@ class Work:
             self.name,
             list(compress(self.prompt_lens, fits)),
             list(compress(self.output_lens, fits)),
-            {name: list(compress(told, fits)) for name, told in self.told.items()},
+            {
+                name: list(compress(prediction, fits))
+                for name, prediction in self.predictions.items()
+            },
         )
 
     def arrivals(self, prediction: str) -> list[Arrival]:
         """The requests with one kind of predictions."""
-        rows = zip(self.prompt_lens, self.output_lens, self.told[prediction], strict=True)
+        rows = zip(self.prompt_lens, self.output_lens, self.predictions[prediction], strict=True)
         return [
             Arrival(0.0, prompt, output, predicted_len, spread=spread)
             for prompt, output, (predicted_len, spread) in rows
@@ -88,21 +91,21 @@ def oracle(output_lens: Sequence[int]) -> list[tuple[int, float]]:
 
 
 def noisy(output_lens: Sequence[int], rng: random.Random) -> list[tuple[int, float]]:
-    """Real lengths times e to a normal error, of which nothing is said."""
+    """Real lengths times e to a normal error; the spread is not reported."""
     return [(max(1, round(n * exp(SIGMA * rng.gauss(0, 1)))), 0.0) for n in output_lens]
 
 
 def constant(output_lens: Sequence[int]) -> list[tuple[int, float]]:
-    """Nothing: the scheduler has its own guess."""
+    """No prediction: the scheduler has its own guess."""
     return [(0, 0.0)] * len(output_lens)
 
 
 def by_class(
     output_lens: Sequence[int], rng: random.Random, accuracy: float = ACCURACY
 ) -> list[tuple[int, float]]:
-    """A predictor of the paper's five classes that is right so often, else one class beside.
+    """A predictor of the paper's five classes that is right this often, else one class off.
 
-    It knows how long the answers in each predicted class are in truth.
+    It knows the real distribution of the answers in each predicted class.
     """
     classes = LengthClasses.fit(output_lens)
     guessed = []
@@ -110,11 +113,14 @@ def by_class(
         beside = [k for k in (own - 1, own + 1) if 0 <= k < len(classes)]
         guessed.append(own if rng.random() < accuracy else rng.choice(beside))
     lens, chosen = np.array(output_lens, dtype=float), np.array(guessed)
-    told = {}
+    of_class = {}
     for k in set(guessed):
         members = lens[chosen == k]
-        told[k] = (max(1, round(float(members.mean()))), max(0.01, float(np.log(members).std())))
-    return [told[k] for k in guessed]
+        of_class[k] = (
+            max(1, round(float(members.mean()))),
+            max(0.01, float(np.log(members).std())),
+        )
+    return [of_class[k] for k in guessed]
 
 
 def sharegpt(count: int, seed: int) -> Work:
@@ -122,13 +128,13 @@ def sharegpt(count: int, seed: int) -> Work:
     requests = make_workload(f"sharegpt:{count}", seed=seed)
     output_lens = [request.max_tokens for request in requests]
     rng = random.Random(f"predictions {seed}")
-    told = {
+    predictions = {
         "oracle": oracle(output_lens),
         "5 classes, 55 % right": by_class(output_lens, rng),
         "sigma 0.5": noisy(output_lens, rng),
         "constant": constant(output_lens),
     }
-    return Work("ShareGPT-like", [len(r.prompt) for r in requests], output_lens, told)
+    return Work("ShareGPT-like", [len(r.prompt) for r in requests], output_lens, predictions)
 
 
 def demo(count: int, seed: int) -> Work:
@@ -157,13 +163,13 @@ def demo(count: int, seed: int) -> Work:
         for answer in answers
     ]
     rng = random.Random(f"predictions {seed}")
-    told = {
+    predictions = {
         "oracle": oracle(output_lens),
         "trained encoder": trained,
         "sigma 0.5": noisy(output_lens, rng),
         "constant": constant(output_lens),
     }
-    return Work("demo, stretched", prompt_lens, output_lens, told).fitting(MAX_MODEL_LEN)
+    return Work("demo, stretched", prompt_lens, output_lens, predictions).fitting(MAX_MODEL_LEN)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -179,13 +185,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help=f"into {DOCUMENT} and {CHART}")
     options = parser.parse_args(argv)
     works = [make(options.requests, options.seed) for make in (sharegpt, demo)]
-    jobs = [(work, policy, told) for work in works for policy in POLICIES for told in work.told]
+    jobs = [
+        (work, policy, prediction)
+        for work in works
+        for policy in POLICIES
+        for prediction in work.predictions
+    ]
     with ProcessPoolExecutor(mp_context=get_context("fork")) as processes:
         runs = processes.map(_run, *zip(*jobs, strict=True), [options.profiles] * len(jobs))
         results = list(tqdm(runs, total=len(jobs), file=sys.stderr))
     figures = {
-        (work.name, policy, told): run
-        for (work, policy, told), run in zip(jobs, results, strict=True)
+        (work.name, policy, prediction): run
+        for (work, policy, prediction), run in zip(jobs, results, strict=True)
     }
     text = _table(works, figures)
     print(text)
@@ -211,19 +222,19 @@ def _run(work: Work, policy: str, prediction: str, profiles: Path) -> dict[str, 
 
 def _table(works: Sequence[Work], figures: Figures) -> str:
     lines = [
-        "| requests | predictions | td-pipe, tokens/s | of its oracle | pre-emptions "
-        "| temporal, tokens/s | of its oracle | pre-emptions |",
+        "| requests | predictions | td-pipe, tokens/s | of its oracle | preemptions "
+        "| temporal, tokens/s | of its oracle | preemptions |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for work in works:
-        for told in work.told:
+        for prediction in work.predictions:
             cells = []
             for policy in POLICIES:
-                run = figures[work.name, policy, told]
+                run = figures[work.name, policy, prediction]
                 rate = run["output_tokens_per_s"]
                 best = figures[work.name, policy, "oracle"]["output_tokens_per_s"]
                 cells.append(f"{rate:,.0f} | {rate / best:.3f} | {run['preemptions']:,}")
-            lines.append(f"| {work.name} | {told} | {' | '.join(cells)} |")
+            lines.append(f"| {work.name} | {prediction} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -232,16 +243,16 @@ def draw(works: Sequence[Work], figures: Figures, path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("agg")
-    mpl.rcParams["svg.hashsalt"] = "tdpipe"  # the same picture is the same file
+    mpl.rcParams["svg.hashsalt"] = "tdpipe"  # the same chart is the same file
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, len(works), figsize=(11, 4), layout="constrained")
     for axes, work in zip(panels, works, strict=True):
-        width = 0.8 / len(work.told)
-        for i, told in enumerate(work.told):
-            heights = [figures[work.name, p, told]["output_tokens_per_s"] for p in POLICIES]
+        width = 0.8 / len(work.predictions)
+        for i, prediction in enumerate(work.predictions):
+            heights = [figures[work.name, p, prediction]["output_tokens_per_s"] for p in POLICIES]
             places = [number + i * width for number in range(len(POLICIES))]
-            bars = axes.bar(places, heights, width, label=told, align="edge")
+            bars = axes.bar(places, heights, width, label=prediction, align="edge")
             axes.bar_label(bars, fmt="{:,.0f}", fontsize="x-small")
         axes.set_xticks([number + 0.4 for number in range(len(POLICIES))], POLICIES)
         axes.set_ylabel("output tokens/s")

@@ -1,4 +1,4 @@
-"""temporal beside every other policy, in many set-ups: `make sweep`.
+"""temporal against every other policy, in many set-ups: `make sweep`.
 
 1, 2, 4 and 8 stages; short, long, mixed, prompt-heavy and answer-heavy lengths; a KV cache that is
 tight or ample; predictions from an oracle's to none. Prints a line for each, with the best other
@@ -65,7 +65,7 @@ class Outcome:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the lines; the exit code is that of a clean run whatever they say."""
+    """Print the lines; the exit code is that of a clean run for any result."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.virtual.sweep", description=__doc__)
     parser.add_argument("--profiles", type=Path, default=PROFILES, help=f"[{PROFILES}]")
     options = parser.parse_args(argv)
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(world: World) -> list[Outcome]:
-    """temporal beside the others in one set-up, for each quality of predictions."""
+    """temporal against the others in one set-up, for each quality of predictions."""
     requests = make_workload(world.workload, seed=0)
     outcomes, known = [], dict[str, float]()
     for prediction, sigma in PREDICTIONS.items():

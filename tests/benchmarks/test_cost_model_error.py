@@ -1,4 +1,4 @@
-"""The cost model's error: which steps are run, and what the table says of them."""
+"""The cost model's error: which steps are run, and the content of the table."""
 
 from itertools import islice
 
@@ -21,7 +21,7 @@ def test_random_steps_are_of_all_kinds_and_within_the_limits() -> None:
     assert dummy_runs != list(islice(random_dummy_runs(LIMITS, 1), 200))
 
 
-def test_the_table_tells_how_far_the_prediction_is_off() -> None:
+def test_the_table_has_the_errors_of_the_predictions() -> None:
     steps = [prefill([10]).measured(1.0, 1), decode(1, 9).measured(2.0, 1)]
     lines = table([StageCosts((1, 10), (1.5, 1.5))], [steps]).splitlines()
     assert [line.split("|")[1:4] for line in lines[2:]] == [
@@ -33,7 +33,7 @@ def test_the_table_tells_how_far_the_prediction_is_off() -> None:
     assert "25.0% | 25.0% | -25.0%" in lines[3]
 
 
-def test_in_service_a_step_is_predicted_by_those_before_it_alone() -> None:
+def test_in_service_a_step_is_predicted_only_by_those_before_it() -> None:
     steps = [prefill([10]).measured(3.0, 1)] * 100
     costs = StageCosts((1, 10), (1.0, 1.0))
     predicted = in_service(costs, steps)
@@ -48,6 +48,6 @@ def test_a_stage_that_knows_no_costs_has_no_lines() -> None:
     assert len(table([StageCosts()], [[decode(1, 9).measured(2.0, 1)]]).splitlines()) == 2
 
 
-def test_a_wrong_setting_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_setting_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--polcy=temporal"]) == 2
     assert "unknown flag --polcy" in capsys.readouterr().err

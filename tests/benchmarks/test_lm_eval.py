@@ -1,4 +1,4 @@
-"""The tasks that lm-evaluation-harness is given."""
+"""The tasks for lm-evaluation-harness."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from benchmarks.lm_eval import NUM_CHOICES, NUM_OTHERS, documents, task_files
 from demo.tasks import held_out
 
 
-def test_the_right_answer_stands_among_others_of_its_kind() -> None:
+def test_the_right_answer_is_among_others_of_its_kind() -> None:
     by_prompt = {task.prompt: task for task in held_out(60 + NUM_OTHERS, 0)}
     answers = {task.answer for task in by_prompt.values()}
     found = documents(60)

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.machine import cpu_model, describe_machine, describe_versions
 
 
-def test_the_processor_is_the_model_that_the_kernel_tells(tmp_path: Path) -> None:
+def test_the_processor_is_the_model_that_the_kernel_reports(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\nmodel name\t: Fast: CPU @ 3GHz\nflags\t: fpu\n")
     assert cpu_model(cpuinfo) == "Fast: CPU @ 3GHz"
@@ -18,8 +18,8 @@ def test_without_the_kernel_s_word_the_processor_still_has_a_name(tmp_path: Path
 
 
 def test_neither_the_machine_nor_the_versions_name_the_host() -> None:
-    told = json.dumps([describe_machine(), describe_versions()])
-    assert platform.node() not in told
+    described = json.dumps([describe_machine(), describe_versions()])
+    assert platform.node() not in described
 
 
 def test_a_package_that_is_not_installed_has_no_version() -> None:

@@ -1,4 +1,4 @@
-"""What streams cost: every stream comes whole from a real server and engine without a model."""
+"""The cost of streams: every stream is complete, from a real server and engine without a model."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A small world: a clock that jumps, and an HTTP server that streams what a script says."""
+"""A small world: a clock that jumps, and an HTTP server that streams a script."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         self.now = 0.0
 
     def select(self, timeout: float | None = None) -> list[Any]:
-        assert timeout is not None, "everyone waits for something that never comes"
+        assert timeout is not None, "all tasks wait for something that never happens"
         self.now += max(0.0, timeout)
         return super().select(0)
 
@@ -48,9 +48,9 @@ def piece(text: str, finish_reason: str | None = None) -> bytes:
 
 
 def usage(prompt: int, output: int) -> bytes:
-    """The event that tells the tokens."""
-    told = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
-    return b"data: " + json.dumps({"choices": [], "usage": told}).encode() + b"\n\n"
+    """The event with the numbers of tokens."""
+    counts = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
+    return b"data: " + json.dumps({"choices": [], "usage": counts}).encode() + b"\n\n"
 
 
 def whole_answer(*texts: str) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""The lifeline: a child does not outlive its parent, and the first root cause is the one told."""
+"""Child processes: a child ends with its parent, and the first root cause is the one reported."""
 
 import os
 import resource
@@ -26,7 +26,7 @@ child_process.tie_to_parent()
 print("tied", flush=True)
 time.sleep(600)
 """
-# Starts the child, says its id once it is tied, and waits.
+# Starts the child, prints its id once it is tied, and waits.
 PARENT = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdout=subprocess.PIPE)
@@ -47,7 +47,7 @@ def wait_until(happens: Callable[[], bool]) -> bool:
 
 
 def is_gone(process: psutil.Process) -> bool:
-    """Ended, be it that nobody has collected it yet."""
+    """Ended, even if it has not been waited for yet."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -76,7 +76,7 @@ def test_the_first_failure_is_kept(tmp_path: Path) -> None:
     assert reported_failure(tmp_path) == "stage 1: no weights"
 
 
-def test_a_failure_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_failure_is_reported_in_one_line(tmp_path: Path) -> None:
     report_failure(tmp_path, "  no room:\n   2 bytes\n")
     assert reported_failure(tmp_path) == "no room: 2 bytes"
 
@@ -99,7 +99,7 @@ def test_a_failure_that_cannot_be_left_is_in_the_log(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     (record,) = caplog.records
-    assert record.getMessage().startswith("stage 1: no weights; this could not be left in ")
+    assert record.getMessage().startswith("stage 1: no weights; this could not be written to ")
     assert reported_failure(tmp_path) is None
 
 

@@ -1,4 +1,4 @@
-"""The children: who is restarted when, with whom, how often, and what is told when it is enough."""
+"""The children: which are restarted when, how often, and what ends the daemon."""
 
 import subprocess
 import sys
@@ -69,7 +69,7 @@ def count(started: Processes) -> dict[str, int]:
     return {module: len(processes) for module, processes in started.items()}
 
 
-def test_an_engine_is_restarted_alone_and_so_are_stages(
+def test_an_engine_is_restarted_without_its_stages_and_the_reverse(
     make: Callable[..., Children], started: Processes
 ) -> None:
     family = make()
@@ -112,7 +112,7 @@ def test_restarts_long_ago_do_not_count(
     assert count(started)["engine"] == 6
 
 
-def test_one_that_hangs_is_ended_and_started_anew(
+def test_a_process_that_hangs_is_ended_and_restarted(
     make: Callable[..., Children], started: Processes, tmp_path: Path
 ) -> None:
     family = make(heartbeat_timeout=10 * children.POLL_INTERVAL_S)
@@ -126,7 +126,7 @@ def test_one_that_hangs_is_ended_and_started_anew(
     assert started["engine"][0].poll() is not None
 
 
-def test_a_predictor_that_keeps_dying_is_gone_on_without(
+def test_a_daemon_continues_without_a_predictor_that_keeps_dying(
     make: Callable[..., Children], started: Processes, tmp_path: Path
 ) -> None:
     family = make(predictor=str(tmp_path), max_restarts=1)
@@ -137,7 +137,7 @@ def test_a_predictor_that_keeps_dying_is_gone_on_without(
     assert count(started)["predictor"] == 2
 
 
-def test_each_but_the_server_is_told_which_of_its_lives_it_lives(
+def test_each_but_the_server_gets_the_number_of_its_incarnation(
     make: Callable[..., Children],
     started: Processes,
     incarnations: list[tuple[str, ...]],
@@ -155,7 +155,7 @@ def test_each_but_the_server_is_told_which_of_its_lives_it_lives(
     ]
 
 
-def test_what_no_restart_can_mend_is_told_in_the_words_of_who_met_it(
+def test_a_failure_that_no_restart_can_mend_is_reported_in_its_own_words(
     make: Callable[..., Children], started: Processes, tmp_path: Path
 ) -> None:
     family = make()
@@ -165,7 +165,7 @@ def test_what_no_restart_can_mend_is_told_in_the_words_of_who_met_it(
         family.look()
 
 
-def test_the_one_that_is_ending_is_left_alone(
+def test_a_process_that_is_ending_is_not_restarted(
     make: Callable[..., Children], started: Processes
 ) -> None:
     family = make()

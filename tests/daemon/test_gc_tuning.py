@@ -1,4 +1,4 @@
-"""Garbage is looked for when the main loop says so, and found."""
+"""GC tuning: the main loop collects, and what it must find is found."""
 
 import gc
 import weakref
@@ -19,13 +19,13 @@ class Thing:
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    """The tests' own process has its collector back."""
+    """Restore the collector of the tests' own process."""
     yield
     gc.unfreeze()
     gc.enable()
 
 
-def test_what_is_new_is_looked_through_at_once() -> None:
+def test_new_garbage_is_collected_at_once() -> None:
     collector = GcTuning()
     assert not gc.isenabled()
     thing = weakref.ref(Thing())
@@ -34,7 +34,7 @@ def test_what_is_new_is_looked_through_at_once() -> None:
     assert thing() is None
 
 
-def test_what_has_lived_for_a_while_is_looked_through_in_the_end(
+def test_old_garbage_is_collected_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [0.0]

@@ -1,4 +1,4 @@
-"""The log file: lines are whole, SIGHUP opens it anew in every process and ends none."""
+"""The log file: lines are whole, SIGHUP reopens it in every process and ends none."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from daemon import log_file
 
-# A process that begins, with a child of ours and one that knows nothing of log files.
+# A process with a log file, a child that follows it and one without any log file.
 SCRIPT = """if True:
     import os, signal, subprocess, sys, time
     from pathlib import Path
@@ -45,7 +45,7 @@ SCRIPT = """if True:
     wait_for(path, "[parent] before", "[child] before")
     path.rename(moved)
     os.kill(os.getpid(), signal.SIGHUP)
-    wait_for(path, "[parent] opened", "[child] opened")
+    wait_for(path, "[parent] reopened", "[child] reopened")
     log.info("after")
     child.communicate("go on")
     assert child.returncode == 0
@@ -56,12 +56,12 @@ SCRIPT = """if True:
 
 
 def run(script: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
-    """A process of its own: what is tested here is done to a whole process."""
+    """Run in a process of its own: the script changes the whole process."""
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_a_moved_file_is_let_go_of_by_all_that_follow(tmp_path: Path) -> None:
+def test_a_moved_file_is_closed_by_all_that_follow(tmp_path: Path) -> None:
     path, moved = tmp_path / "log", tmp_path / "log.1"
     done = run(SCRIPT, path, moved)
     assert done.returncode == 0, done.stderr + path.read_text()
@@ -73,7 +73,7 @@ def test_a_moved_file_is_let_go_of_by_all_that_follow(tmp_path: Path) -> None:
     for word in ("[parent] after", "[child] after", "stray"):
         assert word in new
     assert done.stderr.count("\n") == 1
-    assert done.stderr.endswith("[parent] bad\n"), "errors are told where they are looked for"
+    assert done.stderr.endswith("[parent] bad\n"), "errors appear on the terminal as well"
     assert path.stat().st_mode & 0o777 == 0o640 & ~0o022
 
 

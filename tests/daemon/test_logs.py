@@ -1,4 +1,4 @@
-"""Logs: text for people, objects for collectors, and the same lines in both."""
+"""Logs: text to read, objects for collectors, and the same lines in both."""
 
 import json
 import logging
@@ -11,8 +11,8 @@ from configs.front_door import LogConfig
 from daemon import logs
 
 
-def told(config: LogConfig, capsys: pytest.CaptureFixture[str]) -> str:
-    """What a process with these settings writes: a line, and one with an exception."""
+def logged(config: LogConfig, capsys: pytest.CaptureFixture[str]) -> str:
+    """The output of a process with these settings: a line, and one with an exception."""
     root = logging.getLogger()
     handlers = root.handlers[:]
     try:
@@ -30,7 +30,7 @@ def told(config: LogConfig, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_text_has_the_process_in_each_line(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = told(LogConfig(), capsys).splitlines()
+    lines = logged(LogConfig(), capsys).splitlines()
     assert lines[0].startswith("INFO ")
     assert lines[0].endswith("[server] hello wörld")
     assert lines[-1] == "LookupError: a bug"
@@ -38,7 +38,7 @@ def test_text_has_the_process_in_each_line(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_each_json_line_is_an_object(capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = map(json.loads, told(LogConfig(log_format="json"), capsys).splitlines())
+    first, second = map(json.loads, logged(LogConfig(log_format="json"), capsys).splitlines())
     assert first.pop("time").endswith("Z")
     assert first == {
         "level": "info",
@@ -50,7 +50,7 @@ def test_each_json_line_is_an_object(capsys: pytest.CaptureFixture[str]) -> None
     assert "LookupError: a bug" in second["exception"]
 
 
-def test_in_json_what_nobody_catches_is_an_object_too() -> None:
+def test_in_json_an_uncaught_exception_is_an_object_too() -> None:
     script = """if True:
     import threading, warnings
     from daemon import logs
@@ -77,5 +77,5 @@ def test_in_json_what_nobody_catches_is_an_object_too() -> None:
     assert "LookupError: a bug" in last["exception"]
 
 
-def test_less_is_told_when_less_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "hello" not in told(LogConfig(log_level="error"), capsys)
+def test_less_is_logged_at_a_higher_level(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "hello" not in logged(LogConfig(log_level="error"), capsys)

@@ -1,4 +1,4 @@
-"""The resource limits: what is too little is told in one line that says what to do."""
+"""The resource limits: a shortage is one line with its remedy."""
 
 import os
 import resource
@@ -14,7 +14,7 @@ from daemon import resource_limits
 from tests.end_to_end.daemon import ROOT
 
 
-def told(config: Config, words: str) -> list[str]:
+def found(config: Config, words: str) -> list[str]:
     """The shortages with these words in them."""
     return [line for line in resource_limits.shortages(config) if words in line]
 
@@ -46,14 +46,14 @@ def test_open_files_are_raised_to_what_the_system_grants_and_inherited() -> None
     assert run.stdout == "(128, 128)\n"
 
 
-@pytest.mark.parametrize(("granted", "is_told"), [(100, True), (1535, True), (1536, False)])
-def test_too_few_open_files_for_the_clients_are_told(
-    granted: int, is_told: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("granted", "is_reported"), [(100, True), (1535, True), (1536, False)])
+def test_too_few_open_files_for_the_clients_are_reported(
+    granted: int, is_reported: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = Config(max_num_queued_reqs=1024, max_num_seqs=256)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (granted, granted))
-    lines = told(config, "ulimit -Hn 1536")
-    assert bool(lines) is is_told
+    lines = found(config, "ulimit -Hn 1536")
+    assert bool(lines) is is_reported
     for line in lines:
         assert f"at most {granted} files" in line
         assert "\n" not in line
@@ -61,12 +61,12 @@ def test_too_few_open_files_for_the_clients_are_told(
 
 def test_no_limit_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
-    assert not told(Config(), "ulimit")
+    assert not found(Config(), "ulimit")
     resource_limits.raise_open_files()  # and is left as it is
 
 
 @pytest.mark.parametrize(
-    ("settings", "mib", "is_told"),
+    ("settings", "mib", "is_reported"),
     [
         ({"pipeline_parallel_size": 4}, 64, True),
         ({"pipeline_parallel_size": 4}, 256, False),
@@ -77,7 +77,7 @@ def test_no_limit_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_shared_memory_is_looked_at_where_nccl_needs_it(
     settings: dict[str, object],
     mib: int,
-    is_told: bool,
+    is_reported: bool,
     disk: dict[Path, int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -85,16 +85,16 @@ def test_shared_memory_is_looked_at_where_nccl_needs_it(
     monkeypatch.setattr(resource_limits, "NVIDIA_DRIVER", tmp_path)
     monkeypatch.setattr(resource_limits, "SHARED_MEMORY", tmp_path)
     disk[tmp_path] = mib << 20
-    assert bool(told(Config.model_validate(settings), "--shm-size")) is is_told
+    assert bool(found(Config.model_validate(settings), "--shm-size")) is is_reported
 
 
 def test_a_data_dir_that_is_not_there_yet_is_measured_where_it_will_be(
     disk: dict[Path, int], tmp_path: Path
 ) -> None:
     config = Config(data_dir=tmp_path / "not" / "yet", max_file_bytes=1 << 30)
-    assert not told(config, "data_dir")
+    assert not found(config, "data_dir")
     disk[tmp_path] = 10 << 20
-    (line,) = told(config, "data_dir")
+    (line,) = found(config, "data_dir")
     assert "10 MiB free" in line
     assert "1024 MiB" in line
 
@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_looked_at_is_no_reason_not_to_start(
         raise PermissionError
 
     monkeypatch.setattr(shutil, "disk_usage", refuse)
-    assert not told(Config(data_dir=tmp_path), "data_dir")
+    assert not found(Config(data_dir=tmp_path), "data_dir")
 
 
 def test_this_machine_can_be_asked() -> None:

@@ -1,4 +1,4 @@
-"""The runtime folder: one daemon's, and nobody else can write into it."""
+"""The runtime folder: it has one daemon, and no other user can write into it."""
 
 import fcntl
 import os
@@ -12,11 +12,11 @@ from daemon.runtime_folder import PID_FILE, FolderTakenError, runtime_folder
 
 
 def rights(path: Path) -> int:
-    """Its rights alone."""
+    """Its permission bits."""
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_folder_of_our_own_making_is_ours_alone_and_goes_with_us() -> None:
+def test_a_temporary_folder_is_private_and_removed_at_the_end() -> None:
     with runtime_folder(Config()) as config:
         assert rights(config.folder) == 0o700
         assert rights(config.folder / "config.json") == 0o600

@@ -1,4 +1,4 @@
-"""The pulse: a loop that stands still is found out, and nobody is blamed for anything else."""
+"""The watchdog file: a loop that hangs is detected, and nothing else counts as a hang."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ from daemon.watchdog_file import Watchdog, WatchdogFile
 
 
 def make_watch(folder: Path) -> Watchdog:
-    """A look a second; a standstill counts after 3 s, a start after 100."""
+    """One check per second; a standstill counts after 3 s, a start after 100."""
     return Watchdog(folder, "engine", 1.0, 3.0, 100.0)
 
 
 def later(folder: Path, watchdog_file: WatchdogFile, seconds: int) -> None:
-    """A beat with a time of its own: file systems' clocks are coarse."""
+    """A beat with a time of its own: the clocks of file systems are coarse."""
     watchdog_file.beat()
     os.utime(folder / "engine.watchdog", (seconds, seconds))
 
@@ -23,14 +23,14 @@ def test_before_its_first_beat_a_process_may_take_long_but_not_for_ever(tmp_path
     assert watch.look() == 101.0
 
 
-def test_a_loop_that_beats_is_left_alone(tmp_path: Path) -> None:
+def test_a_loop_that_beats_is_not_ended(tmp_path: Path) -> None:
     watch, watchdog_file = make_watch(tmp_path), WatchdogFile(tmp_path, "engine")
     for second in range(50):
         later(tmp_path, watchdog_file, second // 3)
         assert watch.look() == 0.0
 
 
-def test_a_loop_that_stands_still_is_found_out(tmp_path: Path) -> None:
+def test_a_loop_that_hangs_is_detected(tmp_path: Path) -> None:
     watch, watchdog_file = make_watch(tmp_path), WatchdogFile(tmp_path, "engine")
     later(tmp_path, watchdog_file, 7)
     assert [watch.look() for _ in range(5)] == [0.0, 0.0, 0.0, 4.0, 5.0]

@@ -1,4 +1,4 @@
-"""The demo tasks are right and kept apart from training, and the checkpoint answers them."""
+"""The demo tasks are right and separate from training, and the checkpoint answers them."""
 
 import re
 import subprocess

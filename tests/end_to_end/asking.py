@@ -29,7 +29,7 @@ def ask_at_once(daemon: Daemon, prompts: list[list[int]], max_tokens: int) -> li
 
 
 def ask_one_by_one(daemon: Daemon, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-    """Output ids of all prompts, each alone in the daemon."""
+    """Output ids of all prompts, each by itself in the daemon."""
 
     async def ask() -> list[str]:
         async with daemon.async_client() as client:
@@ -41,7 +41,7 @@ def ask_one_by_one(daemon: Daemon, prompts: list[list[int]], max_tokens: int) ->
 async def complete(
     client: openai.AsyncOpenAI, model: str, prompt: list[int], max_tokens: int
 ) -> str:
-    """`max_tokens` greedy tokens, whatever they are."""
+    """`max_tokens` greedy tokens, whichever they are."""
     answer = await client.completions.create(
         model=model,
         prompt=prompt,

@@ -1,4 +1,4 @@
-"""One daemon as `make serve` starts it, for all tests that leave it as it was."""
+"""One daemon as `make serve` starts it, for all tests that do not change it."""
 
 from collections.abc import Iterator
 

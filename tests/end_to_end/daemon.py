@@ -62,7 +62,7 @@ class Daemon:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TDPIPE_")}
         command = [*self._under, sys.executable, str(ROOT / "tdpipe.py"), "serve"]
         command += ["--runtime-dir", str(self.folder / "run"), "--port", "0"]
-        # A good profile is not what these tests are about, and there are many starts.
+        # These tests do not need a good profile, and there are many starts.
         command += ["--data-dir", str(self.folder / "data"), "--profile-seconds", "0.3"]
         command += self._arguments
         with self.log_path.open("ab") as log:
@@ -113,7 +113,7 @@ class Daemon:
         )
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and body of a GET; status 0 when nobody answers."""
+        """Status and body of a GET; status 0 without an answer."""
         try:
             with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
                 return answer.status, answer.read().decode()
@@ -129,7 +129,7 @@ class Daemon:
         return body
 
     def metric(self, name: str) -> float:
-        """The sum of a metric's samples over its labels, of which the first may be given."""
+        """The sum of a metric's samples over its labels; the first labels may be given."""
         values = [
             float(line.rsplit(" ", 1)[1])
             for line in self.get("/metrics")[1].splitlines()
@@ -149,7 +149,7 @@ class Daemon:
         return kinds
 
     def present(self) -> list[psutil.Process]:
-        """Every process that works in its folder, whoever started it; a zombie works no more."""
+        """Every process that runs in its folder, whatever started it; zombies do not count."""
         folder = str(self.folder / "run")
         return [
             process

@@ -42,7 +42,7 @@ class Reference:
     def compare(
         self, prompt: Sequence[int], got: Sequence[int], want: Sequence[int], tie: float
     ) -> Comparison:
-        """Equal up to the end, or up to a position whose two best logits differ by less than `tie`.
+        """Equal up to the end, or up to a near-tie: the two best logits differ by less than `tie`.
 
         Raises AssertionError for any other difference.
         """

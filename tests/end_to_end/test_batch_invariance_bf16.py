@@ -1,4 +1,4 @@
-"""In bf16 an answer does not depend on the company, the number of stages or the KV cache's size."""
+"""In bf16 an answer does not depend on the batch, the number of stages or the KV cache's size."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from tests.end_to_end.reference import Reference
 
 MAX_TOKENS = 20
 LENGTHS = (1, 2, 3, 5, 13, 16, 17, 33, 48, 64, 65, 128, 255, 300, 511, 600)
-# torch leaves products of up to 4,096 multiplications to other kernels than larger ones, which may
-# round otherwise. Whatever is served is larger; so are these, with two rows as well.
+# torch has other kernels for products of up to 4,096 multiplications than for larger ones, and they
+# may round differently. All served models are larger; so are these, with two rows as well.
 SIZES = {
     "llama": {"hidden_size": 128},
     "mixtral": {"hidden_size": 256, "num_local_experts": 16},
@@ -23,18 +23,16 @@ NEAR_TIE = 0.125
 
 
 @pytest.mark.parametrize("family", [pytest.param("llama", marks=pytest.mark.long), "mixtral"])
-def test_answers_are_the_same_alone_and_in_a_crowd_through_1_2_and_3_stages(
-    family: str, tmp_path: Path
-) -> None:
+def test_answers_are_batch_invariant_through_1_2_and_3_stages(family: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", family, **SIZES[family])
     prompts = random_prompts("company", LENGTHS)
     with _daemon(tmp_path / "two", checkpoint, "-pp", "2") as daemon:
-        alone = ask_one_by_one(daemon, prompts, MAX_TOKENS)
-        assert ask_at_once(daemon, prompts, MAX_TOKENS) == alone
-        assert ask_at_once(daemon, prompts[::-1] * 2, MAX_TOKENS) == alone[::-1] * 2
+        one_by_one = ask_one_by_one(daemon, prompts, MAX_TOKENS)
+        assert ask_at_once(daemon, prompts, MAX_TOKENS) == one_by_one
+        assert ask_at_once(daemon, prompts[::-1] * 2, MAX_TOKENS) == one_by_one[::-1] * 2
     for num_stages in ("1", "3"):
         with _daemon(tmp_path / num_stages, checkpoint, "-pp", num_stages) as daemon:
-            assert ask_at_once(daemon, prompts, MAX_TOKENS) == alone
+            assert ask_at_once(daemon, prompts, MAX_TOKENS) == one_by_one
 
 
 def test_preemption_changes_an_answer_at_near_ties_only(tmp_path: Path) -> None:
@@ -54,7 +52,7 @@ def test_preemption_changes_an_answer_at_near_ties_only(tmp_path: Path) -> None:
         reference.compare(prompt, got, want, NEAR_TIE).near_ties
         for prompt, got, want in zip(prompts, preempted, undisturbed, strict=True)
     )
-    # A random model's winners are close: 4 of 24 answers of 60 tokens were seen to end so.
+    # A random model's two best logits are close: 4 of 24 answers of 60 tokens were seen to end so.
     assert near_ties <= 6, f"{near_ties} of {len(prompts)} answers ended at a near-tie"
 
 

@@ -1,4 +1,4 @@
-"""Batches of a real daemon outlive it: kill -9 at any moment costs no answer and doubles none."""
+"""Batches survive their daemon: kill -9 at any moment loses no answer and repeats none."""
 
 import json
 import random
@@ -69,12 +69,12 @@ def num_written(folder: Path) -> int:
 
 
 def has_written(folder: Path, count: int) -> bool:
-    """Whether so many answers are on the disk."""
+    """Whether this many answers are on the disk."""
     return num_written(folder) >= count
 
 
 def kill(daemon: Daemon) -> None:
-    """Every process of it, as a power failure would."""
+    """Kill every process of it, as a power failure would."""
     everything = psutil.Process(daemon.process.pid).children(recursive=True)
     daemon.process.kill()
     for process in everything:
@@ -95,7 +95,7 @@ def killed(tmp_path: Path) -> Iterator[Daemon]:
     ("num_requests", "num_kills"),
     [(120, 1), pytest.param(2000, 5, marks=[pytest.mark.long, pytest.mark.timeout(1800)])],
 )
-def test_a_killed_daemon_goes_on_and_answers_each_request_once_as_if_undisturbed(
+def test_a_killed_daemon_resumes_and_answers_each_request_once_as_if_undisturbed(
     num_requests: int, num_kills: int, killed: Daemon, demo: Daemon
 ) -> None:
     content = requests(num_requests)
@@ -109,7 +109,7 @@ def test_a_killed_daemon_goes_on_and_answers_each_request_once_as_if_undisturbed
         left.append(num_requests - num_written(killed.folder))
         killed.start()
         killed.wait_ready()
-    # The pipeline's death is not the requests' fault either.
+    # The pipeline's death is not charged to the requests either.
     killed.descendants()["stage"][-1].kill()
     assert answers(killed, wait_ended(killed, batch_id)) == undisturbed
     assert left[0] > 0, "the first kill came too late to mean anything"

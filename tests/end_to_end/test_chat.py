@@ -167,7 +167,7 @@ def test_a_call_can_be_forced_on_a_model_that_knows_none(
 
 
 class Person(BaseModel):
-    """A form that the demo model knows nothing of."""
+    """A form that the demo model was not trained on."""
 
     age: int
     is_tall: bool

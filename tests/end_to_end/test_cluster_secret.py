@@ -1,4 +1,4 @@
-"""Sockets that other hosts may reach: strangers are kept out and counted, ours work as ever."""
+"""Sockets that other hosts may reach: foreign peers are dropped and counted, ours still work."""
 
 import json
 import socket
@@ -22,7 +22,7 @@ def free_port() -> int:
         return port
 
 
-def test_a_stranger_is_kept_out_and_counted(tmp_path: Path) -> None:
+def test_a_foreign_peer_is_dropped_and_counted(tmp_path: Path) -> None:
     settings = tmp_path / "settings.yaml"
     ports = free_port(), free_port()
     settings.write_text(
@@ -48,12 +48,12 @@ def test_a_stranger_is_kept_out_and_counted(tmp_path: Path) -> None:
         assert answer.choices[0].text == "one two three"
         assert (tmp_path / "run" / loader.RESOLVED).stat().st_mode & 0o077 == 0
         assert SECRET in (tmp_path / "run" / loader.RESOLVED).read_text()
-        told = daemon.log() + daemon.get("/metrics")[1] + daemon.get("/openapi.json")[1]
-        told += daemon.get("/health")[1]
-        everybody = [psutil.Process(daemon.process.pid)]
-        for process in [*everybody, *everybody[0].children(recursive=True)]:
-            told += " ".join(process.cmdline()) + json.dumps(process.environ())
-        assert SECRET not in told
+        visible = daemon.log() + daemon.get("/metrics")[1] + daemon.get("/openapi.json")[1]
+        visible += daemon.get("/health")[1]
+        processes = [psutil.Process(daemon.process.pid)]
+        for process in [*processes, *processes[0].children(recursive=True)]:
+            visible += " ".join(process.cmdline()) + json.dumps(process.environ())
+        assert SECRET not in visible
 
 
 def test_without_a_secret_an_endpoint_for_other_hosts_is_refused(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_200_requests_cut_off_leave_the_daemon_as_it_was(demo: Daemon) -> None:
     assert whole.choices[0].text == task.answer
 
 
-def test_the_same_seed_gives_the_same_text_alone_and_in_a_crowd(demo: Daemon) -> None:
+def test_the_same_seed_gives_the_same_text_in_any_batch(demo: Daemon) -> None:
     task = held_out(1, seed=9)[0]
 
     async def ask(client: openai.AsyncOpenAI, seed: int) -> str:
@@ -95,14 +95,14 @@ def test_the_same_seed_gives_the_same_text_alone_and_in_a_crowd(demo: Daemon) ->
 
     async def ask_all() -> tuple[list[str], list[str]]:
         async with demo.async_client() as client:
-            alone = [await ask(client, seed) for seed in range(4)]
-            crowd = await asyncio.gather(*(ask(client, seed % 8) for seed in range(32)))
-            return alone, crowd
+            one_by_one = [await ask(client, seed) for seed in range(4)]
+            together = await asyncio.gather(*(ask(client, seed % 8) for seed in range(32)))
+            return one_by_one, together
 
-    alone, crowd = asyncio.run(ask_all())
-    assert crowd[:4] == alone
-    assert crowd[:8] * 4 == crowd
-    assert len(set(crowd)) > 4
+    one_by_one, together = asyncio.run(ask_all())
+    assert together[:4] == one_by_one
+    assert together[:8] * 4 == together
+    assert len(set(together)) > 4
 
 
 def test_n_choices_of_a_list_of_prompts_stand_at_their_index(demo: Daemon) -> None:
@@ -152,7 +152,7 @@ def test_health_names_every_process_and_its_heartbeat(demo: Daemon) -> None:
     assert all(stage["heartbeat_age_s"] < 10 for stage in health["stages"])
 
 
-def test_stages_tell_their_busy_seconds(demo: Daemon) -> None:
+def test_stages_report_their_busy_seconds(demo: Daemon) -> None:
     before = demo.metric("tdpipe_stage_busy_seconds_total")
     with demo.client() as client:
         client.completions.create(

@@ -1,4 +1,4 @@
-"""Clients that leave a whole daemon: at whatever moment, all blocks come home."""
+"""Clients that disconnect at any moment: all blocks are freed."""
 
 import json
 import socket
@@ -31,7 +31,7 @@ def at_once(client: socket.socket) -> None:
 
 
 def in_the_stream(client: socket.socket) -> None:
-    """When it has text."""
+    """When text has arrived."""
     body = body_of(stream=True)
     client.sendall(head_of(body) + body)
     seen = b""
@@ -40,14 +40,14 @@ def in_the_stream(client: socket.socket) -> None:
 
 
 def unread(client: socket.socket) -> None:
-    """Without having read what there is."""
+    """Without having read the text that has arrived."""
     body = body_of(stream=True)
     client.sendall(head_of(body) + body)
     client.recv(1)
 
 
 def in_the_body(client: socket.socket) -> None:
-    """Before it has told all."""
+    """Before the whole body is sent."""
     body = body_of()
     client.sendall(head_of(body) + body[: len(body) // 2])
 
@@ -76,7 +76,7 @@ def is_empty(daemon: Daemon) -> bool:
 
 
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)
-def test_clients_that_leave_free_everything(
+def test_clients_that_disconnect_free_everything(
     demo: Daemon, moment: Callable[[socket.socket], None]
 ) -> None:
     num_ended = demo.metric("tdpipe_requests_total")

@@ -1,4 +1,4 @@
-"""--log-format json: whatever becomes of the daemon, each line that it writes is an object."""
+"""--log-format json: each line of the daemon is an object, also when a stage is lost."""
 
 import json
 import signal
@@ -14,5 +14,5 @@ def test_every_line_is_an_object_also_when_a_stage_is_lost(tmp_path: Path) -> No
         daemon.wait_ready()
     lines = [json.loads(line) for line in daemon.log().splitlines()]
     assert all({"time", "level", "process", "message"} <= line.keys() for line in lines)
-    told = {line["process"] for line in lines}
-    assert told >= {"tdpipe", "server", "engine", "stage 0", "stage 1"}
+    processes = {line["process"] for line in lines}
+    assert processes >= {"tdpipe", "server", "engine", "stage 0", "stage 1"}

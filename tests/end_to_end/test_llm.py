@@ -1,4 +1,4 @@
-"""The offline door with real stages: the daemon's answers without the daemon, and nothing left."""
+"""The offline API with real stages: the daemon's answers without the daemon, and nothing left."""
 
 import os
 import signal
@@ -91,8 +91,8 @@ def test_a_conversation_is_answered(llm: LLM) -> None:
     messages = [{"role": "user", "content": "Count to three in words."}]
     outputs = llm.chat([messages, messages], GREEDY, use_tqdm=False)
     assert [output.outputs[0].text for output in outputs] == ["one two three"] * 2
-    (alone,) = llm.chat(messages, GREEDY, use_tqdm=False)
-    assert alone.outputs == outputs[0].outputs
+    (single,) = llm.chat(messages, GREEDY, use_tqdm=False)
+    assert single.outputs == outputs[0].outputs
 
 
 def test_what_cannot_be_asked_is_a_value_error_and_the_rest_goes_on(llm: LLM) -> None:
@@ -128,7 +128,7 @@ def test_prompts_outlast_a_stage_and_an_engine_that_are_killed(tmp_path: Path) -
             assert [output.outputs[0].text for output in outputs] == ["one two three"] * 4
 
 
-def test_a_model_that_is_not_there_is_told_at_once() -> None:
+def test_a_missing_model_is_reported_at_once() -> None:
     with pytest.raises(OfflineEngineError, match="no folder /nowhere"):
         LLM("/nowhere/at/all").__enter__()
 
@@ -151,7 +151,9 @@ SCRIPT = """
     ],
     ids=["Ctrl-C", "kill -9"],
 )
-def test_no_process_outlives_its_script(tmp_path: Path, number: signal.Signals, words: str) -> None:
+def test_no_process_is_left_after_its_script(
+    tmp_path: Path, number: signal.Signals, words: str
+) -> None:
     script = textwrap.dedent(SCRIPT)
     command = [sys.executable, "-c", script, str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -163,7 +165,7 @@ def test_no_process_outlives_its_script(tmp_path: Path, number: signal.Signals, 
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) >= 4
         process.send_signal(number)
-        _, told = process.communicate(timeout=END_TIMEOUT_S)
+        _, printed = process.communicate(timeout=END_TIMEOUT_S)
     assert process.returncode != 0
-    assert words in told
+    assert words in printed
     assert all_gone(children, 10.0)

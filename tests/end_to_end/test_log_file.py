@@ -13,7 +13,7 @@ PREDICTOR = str(DEMO_MODEL.parent / "predictor")
 
 
 def log_of(process: psutil.Process) -> str:
-    """What the process has for its standard error."""
+    """The file that is the process's standard error."""
     return str(Path(f"/proc/{process.pid}/fd/2").readlink())
 
 
@@ -21,22 +21,22 @@ def test_after_a_rotation_every_process_writes_to_the_new_file(tmp_path: Path) -
     path, moved = tmp_path / "tdpipe.log", tmp_path / "tdpipe.log.1"
     with Daemon(tmp_path, "--log-file", str(path), "--predictor", PREDICTOR) as daemon:
         daemon.wait_for(lambda: all(f"[{name}] " in path.read_text() for name in NAMES))
-        everybody = [psutil.Process(daemon.process.pid)]
-        everybody += everybody[0].children(recursive=True)
-        assert {log_of(process) for process in everybody} == {str(path)}
+        processes = [psutil.Process(daemon.process.pid)]
+        processes += processes[0].children(recursive=True)
+        assert {log_of(process) for process in processes} == {str(path)}
         path.rename(moved)
         daemon.process.send_signal(signal.SIGHUP)
-        daemon.wait_for(lambda: {log_of(process) for process in everybody} == {str(path)})
-        daemon.wait_for(lambda: all(f"[{name}] opened" in path.read_text() for name in NAMES))
+        daemon.wait_for(lambda: {log_of(process) for process in processes} == {str(path)})
+        daemon.wait_for(lambda: all(f"[{name}] reopened" in path.read_text() for name in NAMES))
         assert daemon.get("/v1/models")[0] == 200
         assert daemon.metric("tdpipe_pipeline_restarts_total") == 0
-        assert all(process.is_running() for process in everybody)
+        assert all(process.is_running() for process in processes)
     assert "GET /v1/models 200" in path.read_text()
     assert "stopped" in path.read_text()
     assert daemon.log() == ""
 
 
-def test_a_failure_is_told_where_the_daemon_was_started(tmp_path: Path) -> None:
+def test_a_failure_is_printed_where_the_daemon_was_started(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, "/nowhere/at/all", "--log-file", str(tmp_path / "tdpipe.log"))
     daemon.start()
     assert daemon.wait_end() == 1
@@ -44,7 +44,7 @@ def test_a_failure_is_told_where_the_daemon_was_started(tmp_path: Path) -> None:
         assert "no folder /nowhere/at/all" in log.splitlines()[-1]
 
 
-def test_a_log_file_that_cannot_be_is_told_before_anything_starts(tmp_path: Path) -> None:
+def test_an_invalid_log_file_is_reported_before_anything_starts(tmp_path: Path) -> None:
     daemon = Daemon(tmp_path, "--log-file", "/nowhere/log")
     daemon.start()
     assert daemon.wait_end() == 2

@@ -1,4 +1,4 @@
-"""Engine and stages without HTTP: they work inside the block, and nothing is left after it."""
+"""Engine and stages without HTTP: they run inside the block, and nothing is left after it."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ async def generate(engine: OfflineEngine) -> str:
 
 @pytest.fixture(autouse=True)
 def others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whom other tests have started before, a daemon for example."""
+    """Processes that other tests have started before, such as a daemon."""
     present = frozenset(psutil.Process().children(recursive=True))
     monkeypatch.setattr(f"{__name__}.OTHERS", present)
 

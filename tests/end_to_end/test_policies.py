@@ -1,4 +1,4 @@
-"""Whatever the policy, the daemon's greedy tokens are transformers' own, also when KV is tight."""
+"""With every policy, the daemon's greedy tokens are transformers' own, also when KV is tight."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.end_to_end.daemon import Daemon
 from tests.end_to_end.reference import Reference
 
 NEAR_TIE = 1e-4
-# So many that whatever order the requests arrive in, those at work together outgrow the KV cache.
+# So many that the requests that run together outgrow the KV cache, in any order of arrival.
 MAX_TOKENS = 120
 NUM_BLOCKS = 30
 BLOCK_BYTES = 16 * 2 * 2 * 2 * 16 * 4  # tokens, layers, K and V, KV heads, head dim, fp32

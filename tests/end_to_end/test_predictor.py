@@ -1,4 +1,4 @@
-"""The trained encoder beside a real daemon: it predicts, and its death is nobody's but its own."""
+"""The trained encoder beside a real daemon: it predicts, and its death affects no request."""
 
 import asyncio
 from pathlib import Path
@@ -14,7 +14,7 @@ PREDICTOR = str(DEMO_MODEL.parent / "predictor")
 
 
 def ask(daemon: Daemon, seed: int, count: int = 24) -> int:
-    """Ask held-out tasks; how many were answered right."""
+    """Ask held-out tasks; returns how many were answered right."""
     tasks = held_out(count, seed)
 
     async def ask_all() -> list[str]:

@@ -1,4 +1,4 @@
-"""`tdpipe run-batch` with the demo model: it is interrupted, killed, and goes on."""
+"""`tdpipe run-batch` with the demo model: it is interrupted and killed, and resumes."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def write_input(path: Path, *, extra: str = "") -> None:
 
 
 def start(folder: Path, output: str = "out.jsonl") -> "subprocess.Popen[str]":
-    """The command, begun."""
+    """Start the command."""
     command = [sys.executable, str(ROOT / "tdpipe.py"), "run-batch", "-i", "in.jsonl", "-o", output]
     command += ["--data-dir", str(folder / "data"), "--profile-seconds", "0.3"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TDPIPE_")}
@@ -39,9 +39,9 @@ def start(folder: Path, output: str = "out.jsonl") -> "subprocess.Popen[str]":
 
 
 def end(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    """Exit code and what it has told."""
-    _, told = process.communicate(timeout=PATIENCE_S)
-    return process.returncode, told
+    """Its exit code and its output."""
+    _, printed = process.communicate(timeout=PATIENCE_S)
+    return process.returncode, printed
 
 
 def num_written(folder: Path) -> int:
@@ -51,7 +51,7 @@ def num_written(folder: Path) -> int:
 
 
 def end_early(folder: Path, after: int, number: signal.Signals) -> int:
-    """Send a signal once so many answers are written; the exit code."""
+    """Send a signal once this many answers are written; returns the exit code."""
     process = start(folder)
     deadline = time.monotonic() + PATIENCE_S
     while num_written(folder) < after:
@@ -74,10 +74,10 @@ def test_a_run_goes_on_after_an_interruption_and_after_a_kill(tmp_path: Path) ->
     assert num_written(tmp_path) < NUM_REQUESTS
     output = tmp_path / "out.jsonl"
     output.write_bytes(output.read_bytes()[:-7])  # as if it had been killed within a line
-    code, told = end(start(tmp_path))
-    assert code == 0, told
-    assert f"{NUM_REQUESTS} of {NUM_REQUESTS} requests succeeded" in told
-    assert "tokens/s" in told
+    code, printed = end(start(tmp_path))
+    assert code == 0, printed
+    assert f"{NUM_REQUESTS} of {NUM_REQUESTS} requests succeeded" in printed
+    assert "tokens/s" in printed
     texts = {
         custom_id: answer["response"]["body"]["choices"][0]["text"]
         for custom_id, answer in by_custom_id(output.read_text()).items()
@@ -100,17 +100,17 @@ def test_a_run_goes_on_after_an_interruption_and_after_a_kill(tmp_path: Path) ->
         ("", "nowhere/out.jsonl", ["cannot write to nowhere/out.jsonl: No such file"]),
     ],
 )
-def test_bad_files_are_told_in_lines_and_left_as_they_are(
+def test_bad_files_are_reported_in_lines_and_not_changed(
     extra: str, output: str, words: list[str], tmp_path: Path
 ) -> None:
     write_input(tmp_path / "in.jsonl", extra=extra)
     (tmp_path / "other").write_text("mine\n")
     before = (tmp_path / "in.jsonl").read_bytes()
-    code, told = end(start(tmp_path, output))
+    code, printed = end(start(tmp_path, output))
     assert code == 2
-    assert "Traceback" not in told
-    assert len(told.splitlines()) <= 11
+    assert "Traceback" not in printed
+    assert len(printed.splitlines()) <= 11
     for word in words:
-        assert word in told
+        assert word in printed
     assert (tmp_path / "in.jsonl").read_bytes() == before
     assert (tmp_path / "other").read_text() == "mine\n"

@@ -1,7 +1,7 @@
-"""What can be computed from transformers' logits agrees with the daemon, to 1e-3 in fp32.
+"""The daemon agrees with what is computed from transformers' logits, to 1e-3 in fp32.
 
-All requests of a test run in one crowd, through two stages, in a KV cache small enough that some
-are pre-empted, with prompts that go in chunks.
+All requests of a test run at the same time, through two stages, in a KV cache small enough that
+some are preempted, with prompts that go in chunks.
 """
 
 import asyncio
@@ -60,13 +60,13 @@ def ask(daemon: Daemon, **body: Any) -> list[Any]:
 
 @torch.inference_mode()
 def logits_of(reference: Reference, token_ids: Sequence[int]) -> Tensor:
-    """What comes after each token. [tokens, vocabulary]"""
+    """The logits after each token. [tokens, vocabulary]"""
     logits: Tensor = reference.model(torch.tensor([list(token_ids)])).logits[0].float()
     return logits
 
 
 def greedy(reference: Reference, choice: Any, edit: Edit) -> Iterator[tuple[int, int, float]]:
-    """At each position: the token that came, the one expected, and how near the two are."""
+    """At each position: the token of the daemon, the expected one, and how close the two are."""
     prompt, output = choice["prompt_token_ids"], choice["token_ids"]
     logits = logits_of(reference, prompt + output)
     for i, got in enumerate(output):
@@ -76,7 +76,7 @@ def greedy(reference: Reference, choice: Any, edit: Edit) -> Iterator[tuple[int,
 
 
 def agree(reference: Reference, choices: list[Any], edit: Edit) -> None:
-    """All tokens are the edited logits' likeliest, or as good as that."""
+    """All tokens are the most likely by the edited logits, or as good as that."""
     for choice in choices:
         assert choice["token_ids"]
         for got, want, gap in greedy(reference, choice, edit):
@@ -90,19 +90,19 @@ def plain(logits: Tensor, _prompt: list[int], _output: list[int]) -> Tensor:
 def test_log_probabilities_are_the_models(daemon: Daemon, reference: Reference) -> None:
     for choice in ask(daemon, logprobs=5, echo=True):
         token_ids = choice["prompt_token_ids"] + choice["token_ids"]
-        told = choice["logprobs"]
+        logprobs = choice["logprobs"]
         expected = logits_of(reference, token_ids).log_softmax(-1)
-        assert told["token_logprobs"][0] is None
-        assert len(told["token_logprobs"]) == len(token_ids) == len(told["top_logprobs"])
+        assert logprobs["token_logprobs"][0] is None
+        assert len(logprobs["token_logprobs"]) == len(token_ids) == len(logprobs["top_logprobs"])
         for i, token_id in enumerate(token_ids[1:]):
-            own, tops = told["token_logprobs"][i + 1], told["top_logprobs"][i + 1]
+            own, tops = logprobs["token_logprobs"][i + 1], logprobs["top_logprobs"][i + 1]
             assert own == pytest.approx(float(expected[i, token_id]), abs=TOLERANCE)
             best = sorted(tops.values(), reverse=True)[:5]
             assert best == pytest.approx(expected[i].topk(5).values.tolist(), abs=TOLERANCE)
-        assert "".join(told["tokens"])[: len(choice["text"])] == choice["text"]
+        assert "".join(logprobs["tokens"])[: len(choice["text"])] == choice["text"]
 
 
-def test_a_prompt_alone_is_scored(daemon: Daemon, reference: Reference) -> None:
+def test_a_prompt_without_output_is_scored(daemon: Daemon, reference: Reference) -> None:
     for choice in ask(daemon, logprobs=0, echo=True, max_tokens=0):
         token_ids = choice["prompt_token_ids"]
         logprobs = logits_of(reference, token_ids).log_softmax(-1)
@@ -111,7 +111,7 @@ def test_a_prompt_alone_is_scored(daemon: Daemon, reference: Reference) -> None:
         assert choice["token_ids"] == []
 
 
-def test_prompt_logprobs_tell_ranks(daemon: Daemon, reference: Reference) -> None:
+def test_prompt_logprobs_have_ranks(daemon: Daemon, reference: Reference) -> None:
     for choice in ask(daemon, prompt_logprobs=2, max_tokens=1):
         token_ids = choice["prompt_token_ids"]
         logprobs = logits_of(reference, token_ids).log_softmax(-1)

@@ -1,4 +1,4 @@
-"""What a daemon listens on: its port, and nothing else that another host or user could reach."""
+"""The daemon listens on its port, and on nothing else that another host or user could reach."""
 
 import stat
 

@@ -1,4 +1,4 @@
-"""A start that cannot succeed ends in one line that names the root cause, and leaves nothing."""
+"""A failed start ends in one line that names the root cause, and leaves nothing."""
 
 import fcntl
 import os
@@ -18,12 +18,12 @@ Prepare = Callable[[Path], list[str]]
 
 
 def no_such_folder(_: Path) -> list[str]:
-    """A path that leads nowhere."""
+    """A path that does not exist."""
     return ["/nowhere/at/all"]
 
 
 def truncated_weights(folder: Path) -> list[str]:
-    """A checkpoint whose weights were cut short by a broken download."""
+    """A checkpoint with weights that were cut short by a broken download."""
     model = folder / "model"
     shutil.copytree(DEMO_MODEL, model)
     weights = model / "model.safetensors"
@@ -33,7 +33,7 @@ def truncated_weights(folder: Path) -> list[str]:
 
 
 def damaged_weights(folder: Path) -> list[str]:
-    """A checkpoint whose first bytes are no longer what they were."""
+    """A checkpoint in which the first bytes of the weights have changed."""
     model = shutil.copytree(DEMO_MODEL, folder / "model", copy_function=shutil.copyfile)
     with (model / "model.safetensors").open("r+b") as weights:
         weights.seek(64)
@@ -49,7 +49,7 @@ def without_a_tensor(folder: Path) -> list[str]:
 
 
 def foreign_family(folder: Path) -> list[str]:
-    """A family whose attention cannot be replaced."""
+    """A family with attention that cannot be replaced."""
     model = make_checkpoint(folder / "model", "bloom")
     return [str(model), "--tokenizer", str(model / TOKENIZER)]
 

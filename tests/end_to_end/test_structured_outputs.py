@@ -1,7 +1,7 @@
-"""Structured outputs through the real daemon: even a tiny model keeps to what it was told.
+"""Structured outputs through the real daemon: even a tiny model keeps to the form.
 
-All requests of a test run in one crowd, through two stages, in a KV cache so small that some are
-pre-empted.
+All requests of a test run at the same time, through two stages, in a KV cache so small that some
+are preempted.
 """
 
 import asyncio
@@ -107,7 +107,7 @@ NO_BLANKS = {str(id_): -100 for id_ in BLANKS}
 
 
 class Pet(BaseModel):
-    """What a client of OpenAI's asks for."""
+    """A form that a client of OpenAI's asks for."""
 
     name: str = Field(max_length=6)
     friend: Literal["cat", "dog"] | None
@@ -155,16 +155,16 @@ def test_an_answer_is_by_a_grammar(daemon: Daemon) -> None:
             assert re.fullmatch(rf"\({{{depth}}}\d\d\){{{depth}}}", choice["text"])
 
 
-def test_a_crowd_changes_no_answer(daemon: Daemon) -> None:
+def test_a_batch_of_others_changes_no_answer(daemon: Daemon) -> None:
     wanted = {"structured_outputs": COMPACT, "seed": 3}
     before = daemon.metric("tdpipe_preemptions_total")
-    crowd = ask(daemon, **wanted)
+    together = ask(daemon, **wanted)
     assert daemon.metric("tdpipe_preemptions_total") > before
-    assert crowd == [ask(daemon, [prompt], **wanted)[0] for prompt in PROMPTS]
+    assert together == [ask(daemon, [prompt], **wanted)[0] for prompt in PROMPTS]
 
 
-def test_neighbours_without_a_grammar_are_answered_as_ever(daemon: Daemon) -> None:
-    alone = ask(daemon, temperature=0.0, max_tokens=40)
+def test_rows_beside_a_grammar_are_answered_as_without_it(daemon: Daemon) -> None:
+    plain = ask(daemon, temperature=0.0, max_tokens=40)
 
     async def mixed() -> list[str]:
         async with daemon.async_client() as client:
@@ -185,7 +185,7 @@ def test_neighbours_without_a_grammar_are_answered_as_ever(daemon: Daemon) -> No
             assert all(re.fullmatch("[0-9]{30}", a.choices[0].text) for a in answers[1::2])
             return [answer.choices[0].text for answer in answers[::2]]
 
-    assert asyncio.run(mixed()) == [choice["text"] for choice in alone]
+    assert asyncio.run(mixed()) == [choice["text"] for choice in plain]
 
 
 def test_a_complete_answer_ends_with_any_of_its_stop_tokens_or_waits_for_its_length(

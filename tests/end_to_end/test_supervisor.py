@@ -110,7 +110,7 @@ def test_a_closed_terminal_lets_open_requests_finish_and_ends_the_daemon(tmp_pat
             started = asyncio.Event()
             running = asyncio.create_task(long_stream(client, started, max_tokens=600))
             await started.wait()
-            for _ in range(2):  # the kernel tells of it, and the shell
+            for _ in range(2):  # the kernel sends it, and the shell
                 daemon.process.send_signal(signal.SIGHUP)
                 daemon.wait_for(lambda: "draining" in daemon.log())
             return await running
@@ -123,7 +123,7 @@ def test_a_closed_terminal_lets_open_requests_finish_and_ends_the_daemon(tmp_pat
         assert "second signal" not in daemon.log()
 
 
-def test_under_nohup_a_closed_terminal_is_nothing(tmp_path: Path) -> None:
+def test_under_nohup_a_closed_terminal_changes_nothing(tmp_path: Path) -> None:
     with Daemon(tmp_path, under=("nohup",)) as daemon:
         daemon.process.send_signal(signal.SIGHUP)
         assert ask(daemon)
@@ -141,7 +141,7 @@ ENDLESS: list[dict[str, Any]] = [
 
 
 async def stream_all(daemon: Daemon, hurt: Callable[[], None]) -> list[str]:
-    """What the streams of all `ENDLESS` requests say, of which something happens in the middle."""
+    """The texts of the streams of all `ENDLESS` requests, with `hurt` called in the middle."""
     started = [asyncio.Event() for _ in ENDLESS]
 
     async def stream(client: openai.AsyncOpenAI, number: int) -> str:
@@ -160,7 +160,7 @@ async def stream_all(daemon: Daemon, hurt: Callable[[], None]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, list[str]]]:
-    """A daemon that may be hurt often, and what an undisturbed one says."""
+    """A daemon that tests may damage often, and the texts of an undisturbed one."""
     folder = tmp_path_factory.mktemp("lasting")
     with Daemon(folder, "--dtype", "float32", "--max-restarts", "100") as daemon:
         yield daemon, asyncio.run(stream_all(daemon, lambda: None))
@@ -168,7 +168,7 @@ def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, 
 
 @pytest.mark.parametrize("victim", ["stage", "engine"])
 def test_open_requests_survive(victim: str, lasting: tuple[Daemon, list[str]]) -> None:
-    """Greedy, drawn, penalised, bound to a form: token for token what they would have been."""
+    """Greedy, drawn, penalised, constrained: token for token what they would have been."""
     daemon, undisturbed = lasting
     hurt = daemon.descendants()[victim][-1]
     assert asyncio.run(stream_all(daemon, hurt.kill)) == undisturbed
@@ -178,7 +178,7 @@ def test_open_requests_survive(victim: str, lasting: tuple[Daemon, list[str]]) -
     daemon.wait_for(lambda: daemon.metric("tdpipe_kv_blocks_used") == 0)
 
 
-def test_modules_where_the_user_stands_are_not_taken_for_ours(tmp_path: Path) -> None:
+def test_modules_in_the_working_directory_are_not_imported(tmp_path: Path) -> None:
     (tmp_path / "server.py").write_text("raise SystemExit(3)")
     (tmp_path / "engine").mkdir()
     (tmp_path / "engine" / "__init__.py").write_text("raise SystemExit(4)")
@@ -224,7 +224,7 @@ def test_without_server_or_supervisor_nothing_is_left(victim: str, tmp_path: Pat
     assert port_is_free(daemon)
 
 
-def test_stages_that_cannot_be_restarted_end_the_daemon_and_all_are_told_why(
+def test_stages_that_cannot_be_restarted_end_the_daemon_and_all_clients_get_the_reason(
     tmp_path: Path,
 ) -> None:
     model = tmp_path / "model"

@@ -16,18 +16,18 @@ NUM_REQUESTS = 6
 
 
 def settled(daemon: Daemon) -> Figures:
-    """The daemon's figures once every stage has told of every step."""
-    told: Figures = {}
+    """The daemon's figures once every stage has reported every step."""
+    seen: Figures = {}
 
-    def all_are_told() -> bool:
+    def all_are_reported() -> bool:
         figures = asyncio.run(read_settled_figures(Address.of(daemon.url)))
         assert figures is not None
-        told.update(figures)
-        steps = told["tdpipe_steps_total", ""]
-        return all(steps == told["tdpipe_stage_steps_total", str(s)] for s in range(NUM_STAGES))
+        seen.update(figures)
+        steps = seen["tdpipe_steps_total", ""]
+        return all(steps == seen["tdpipe_stage_steps_total", str(s)] for s in range(NUM_STAGES))
 
-    daemon.wait_for(all_are_told)
-    return told
+    daemon.wait_for(all_are_reported)
+    return seen
 
 
 async def ask_at_once(daemon: Daemon) -> None:
@@ -67,7 +67,7 @@ def test_every_step_of_every_stage_is_there_once_and_in_order(
         assert [span.step_id for span in track] == list(range(num_steps))
 
 
-def test_all_stages_tell_the_same_of_a_step(tracks: list[list[Span]]) -> None:
+def test_all_stages_report_the_same_of_a_step(tracks: list[list[Span]]) -> None:
     for spans in zip(*tracks, strict=True):
         assert len({(span.phase, span.num_rows, span.num_tokens) for span in spans}) == 1
     assert {span.phase for span in tracks[0]} == {"prefill", "decode"}

@@ -1,4 +1,4 @@
-"""The blow: how each fault is dealt to each process, and when it struck."""
+"""The blow: how each fault is inflicted on each process, and when."""
 
 import os
 import signal
@@ -13,15 +13,15 @@ from tests.faults.checkpoint import Levers
 from tests.faults.cut import cut
 
 Struck = Callable[[], float]
-"""When it was, by the monotonic clock; asked once its consequences are there."""
+"""The time, by the monotonic clock; read once its consequences are there."""
 
-# An exception that nobody expects, wherever the process is. The server takes SIGINT as a wish to
-# end: there it is a library's abort().
+# An exception that no code expects, wherever the process is. The server takes SIGINT as a request
+# to end: there it is a library's abort().
 RAISE = {"engine": signal.SIGINT, "predictor": signal.SIGINT, "server": signal.SIGABRT}
 
 
 def deal(fault: Fault, process: Process, daemon: Daemon, levers: Levers) -> Struck:
-    """Deal it now, or with the stage's next forward."""
+    """Inflict it now, or with the stage's next forward."""
     at = time.monotonic()
     if process in STAGES and fault in ("raise", "memory error"):
         levers.pull(STAGES.index(process), fault)
@@ -39,11 +39,11 @@ def deal(fault: Fault, process: Process, daemon: Daemon, levers: Levers) -> Stru
 
 def stages_of(daemon: Daemon) -> dict[int, psutil.Process]:
     """The stages' processes by number, as the daemon itself names them."""
-    return {told["stage"]: psutil.Process(told["pid"]) for told in daemon.health()["stages"]}
+    return {stage["stage"]: psutil.Process(stage["pid"]) for stage in daemon.health()["stages"]}
 
 
 def pid_of(process: Process, daemon: Daemon) -> int:
-    """The process that bears this name now."""
+    """The present process of this name."""
     if process in STAGES:
         return stages_of(daemon)[STAGES.index(process)].pid
     if process == "supervisor":

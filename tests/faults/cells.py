@@ -1,4 +1,4 @@
-"""The cells of the matrix: which fault meets which process at which moment, and which cannot."""
+"""The cells of the matrix: which fault is inflicted on which process at which moment."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +25,7 @@ PROCESSES: tuple[Process, ...] = (*STAGES, "torchrun", "engine", "predictor", *M
 
 NOTICE_S: dict[Process, float] = {
     **dict.fromkeys((*STAGES, "torchrun", "engine", "supervisor"), 2.0),
-    # A large request may hold up the server's loop, and nobody waits for the predictor.
+    # A large request may hold up the server's loop, and no request waits for the predictor.
     "server": 12.0,
     "predictor": 35.0,
 }
@@ -35,7 +35,7 @@ STALL_S = 2.0
 """Seconds for which /health may be green while nothing works."""
 
 AT_ONCE: tuple[Fault, ...] = ("kill", "stop")
-"""Faults that strike an idle process. The others are met with the next request."""
+"""Faults that affect an idle process. The others take effect with the next request."""
 
 SHORT = {
     ("kill", "last stage", "decode"),
@@ -67,7 +67,7 @@ class Cell:
 
 
 def why_not(fault: Fault, process: Process) -> str:
-    """Why there are no such cells; empty where there are."""
+    """The reason why there are no such cells; empty where there are."""
     if process in STAGES:
         return ""
     if fault == "cut link":
@@ -75,9 +75,9 @@ def why_not(fault: Fault, process: Process) -> str:
     if fault == "memory error":
         return "the kernel's OOM killer ends it: kill"
     if process == "torchrun" and fault != "kill":
-        return "ended when it has stood still for 60 s; what raises there ends it: kill"
+        return "ended after 60 s without progress; an exception there ends it: kill"
     if process == "supervisor" and fault != "kill":
-        return "nobody misses a stopped one; what raises there ends it: kill"
+        return "no process waits for a stopped one; an exception there ends it: kill"
     return ""
 
 

@@ -9,7 +9,7 @@ from tests.faults import levered_llama
 
 
 class Levers:
-    """The folder that the model's code looks at."""
+    """The folder that the model's code reads."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -23,7 +23,7 @@ class Levers:
         draft.rename(self.folder / str(stage))
 
     def hang(self, stage: int) -> None:
-        """The stage never comes to the end of its start."""
+        """The stage never finishes its start."""
         (self.folder / f"hang-{stage}").touch()
 
     def pulled_at(self) -> float:

@@ -1,4 +1,4 @@
-"""The crowd: streams that note when each of their tokens came and how they ended."""
+"""The clients: streams that record when each of their tokens arrived and how they ended."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ def bodies() -> list[dict[str, Any]]:
 
 
 class Stream:
-    """One request, and all that came of it. `ends` has exactly one entry when all is well."""
+    """One request and its answer. `ends` has exactly one entry when all is well."""
 
     def __init__(self, body: dict[str, Any], on_token: Callable[[], None]) -> None:
         self._body, self._on_token = body, on_token
@@ -50,7 +50,7 @@ class Stream:
         self.num_done = 0
 
     async def run(self, client: httpx.AsyncClient) -> None:
-        """Until the server has said all, or is gone."""
+        """Until the server has sent everything, or is gone."""
         try:
             async with client.stream("POST", "/v1/completions", json=self._body) as answer:
                 async for line in answer.aiter_lines():
@@ -64,12 +64,12 @@ class Stream:
         if data == "[DONE]":
             self.num_done += 1
             return
-        told = {}
+        event = {}
         with suppress(ValueError):
-            told = json.loads(data or line or "{}")
-        if "error" in told:
-            self.ends.append(f"error: {told['error']['message']}")
-        for choice in told.get("choices", ()):
+            event = json.loads(data or line or "{}")
+        if "error" in event:
+            self.ends.append(f"error: {event['error']['message']}")
+        for choice in event.get("choices", ()):
             self.text += choice["text"]
             self.arrivals.append(time.monotonic())
             if choice["finish_reason"] is not None:
@@ -101,7 +101,7 @@ class Clients:
         await self._client.aclose()
 
     async def reach(self, moment: Moment) -> None:
-        """Wait for the moment; an AssertionError where it has gone by."""
+        """Wait for the moment; an AssertionError where it has passed."""
         async with asyncio.timeout(TIMEOUT_S):
             while not self._has_come(moment) and not any(s.ends for s in self.streams):
                 self._news.clear()
@@ -118,17 +118,17 @@ class Clients:
 
     @property
     def texts(self) -> list[str]:
-        """What each was told."""
+        """The text of each."""
         return [stream.text for stream in self.streams]
 
     @property
     def progress(self) -> list[float]:
-        """When anything came, from the beginning on."""
+        """When anything arrived, from the beginning on."""
         return sorted([self.began_at, *(at for s in self.streams for at in s.arrivals)])
 
 
 async def run_clients(url: str, asked: list[dict[str, Any]], uds: Path | None = None) -> Clients:
-    """One from beginning to end."""
-    async with Clients(url, asked, uds) as crowd:
+    """One run from beginning to end."""
+    async with Clients(url, asked, uds) as clients:
         pass
-    return crowd
+    return clients

@@ -1,4 +1,4 @@
-"""One daemon for all cells, and the table of what they measured."""
+"""One daemon for all cells, and the table of their measurements."""
 
 from collections.abc import Iterator
 
@@ -22,14 +22,14 @@ def _model_code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def world(_model_code: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """It outlives what is done to it, or is started anew."""
+    """It survives the faults, or is started again."""
     with World.begin(tmp_path_factory.mktemp("faults")) as world:
         yield world
 
 
 @pytest.fixture(scope="session")
 def results(request: pytest.FixtureRequest) -> Iterator[Results]:
-    """Of this run."""
+    """The results of this run."""
     results = Results()
     yield results
     if results.measured:

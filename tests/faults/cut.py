@@ -1,7 +1,7 @@
-"""The cut: nothing that two processes send each other over TCP arrives any more, and neither knows.
+"""The cut: nothing that two processes send each other over TCP arrives any more, without an error.
 
-A socket filter that drops every packet is put on each end of each of their connections, as a cable
-that is pulled would do. It needs the right to borrow another process's descriptors (root's, or a
+A socket filter that drops every packet is put on each end of each of their connections, as if a
+cable were pulled. It needs the right to borrow another process's descriptors (root's, or a
 parent's), and no firewall. What the kernel has acknowledged already is still read.
 """
 
@@ -19,9 +19,9 @@ _DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF_RET | BPF_K, 0 bytes
 
 
 def cut(one: psutil.Process, other: psutil.Process) -> int:
-    """Cut all connections between them; how many there were. Raises `PermissionError`."""
+    """Cut all connections between them; returns their number. Raises `PermissionError`."""
     ends, other_ends = _ends_of(one), _ends_of(other)
-    # What both have in their hands they were born with, and is their parent's.
+    # Descriptors that both have were inherited, and are their parent's.
     links = [
         (ends[there, here], fd)
         for (here, there), fd in other_ends.items()
@@ -34,7 +34,7 @@ def cut(one: psutil.Process, other: psutil.Process) -> int:
 
 
 def can_cut() -> bool:
-    """Whether this machine lets us."""
+    """Whether this machine allows it."""
     if platform.system() != "Linux":
         return False
     with socket.socket() as own:

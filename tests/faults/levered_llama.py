@@ -1,9 +1,8 @@
-"""A Llama with levers: it fails in the stage, at the moment and in the way that a test asks for.
+"""A Llama with levers: it fails in the stage, at the moment and in the way that a test sets.
 
-It lies in a checkpoint like any model's own code (`--trust-remote-code`), so that a real stage
-raises for a real reason and nothing in the daemon knows of it. A lever is a file with the way to
-fail, named by the stage; it is pulled once. Besides, `POISON` token ids make their stage raise each
-time.
+It is part of a checkpoint like any model's own code (`--trust-remote-code`), so that a real stage
+raises a real exception, and no code of the daemon knows of it. A lever is a file with the way to
+fail, named by the stage; it is pulled once. `POISON` token ids make their stage raise each time.
 """
 
 import os
@@ -18,11 +17,11 @@ from transformers import LlamaForCausalLM
 # Bytes that no text has, in the demo's tokenizer: one for each stage, and one more.
 POISON = (187, 188, 189)
 DEADLY = 186
-_MARK = 1e9  # in the hidden state of a poisonous token, times the stage that is meant
+_MARK = 1e9  # in the hidden state of a poisonous token, times the stage that must fail
 
 
 class LeveredLlama(LlamaForCausalLM):
-    """The model that `config.levers`, a folder, may make fail."""
+    """The model that `config.levers`, a folder, can make fail."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)

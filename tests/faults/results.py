@@ -1,4 +1,4 @@
-"""The results: what the cells measured, as the table in docs/reliability.md."""
+"""The results: the cells' measurements, as the table in docs/reliability.md."""
 
 import math
 from collections import defaultdict
@@ -15,10 +15,10 @@ BEGIN, END = "<!-- make faults: begin -->", "<!-- make faults: end -->"
 
 @dataclass(frozen=True)
 class Measured:
-    """One cell: seconds from the fault to the notice, and the longest pause that clients saw.
+    """One cell: seconds from the fault to its detection, and the longest pause that clients saw.
 
-    Where the daemon ended, `gone_s` from its end until nothing was left. What does not apply is not
-    a number.
+    Where the daemon ended, `gone_s` is the time from its end until nothing was left. A figure that
+    does not apply is NaN.
     """
 
     cell: Cell
@@ -29,7 +29,7 @@ class Measured:
 
 @dataclass
 class Results:
-    """Those of one run."""
+    """The results of one run."""
 
     measured: list[Measured] = field(default_factory=list)
 
@@ -38,12 +38,12 @@ class Results:
         return "\n".join(self._lines())
 
     def write(self) -> None:
-        """Put it into the document, where lines of cells that were not run stay as they are."""
+        """Write it into the document; lines of cells that were not run stay as they are."""
         before, _, rest = DOCUMENT.read_text().partition(BEGIN)
         old, _, after = rest.partition(END)
         new = self.table().splitlines()
         lines = {_key(line): line for line in [*old.strip().splitlines(), *new]}
-        # What no process has is not among the pairs that were measured, and comes last.
+        # Faults that no process can have are not among the measured pairs, and come last.
         measured = [
             lines[fault, process]
             for fault in FAULTS
@@ -90,6 +90,6 @@ def _key(line: str) -> tuple[str, ...]:
 
 
 def _spread(seconds: Sequence[float]) -> str:
-    """Median and largest of those that are numbers."""
+    """Median and largest, without NaN."""
     numbers = [second for second in seconds if not math.isnan(second)]
     return f"{median(numbers):.2f} / {max(numbers):.2f}" if numbers else "–"

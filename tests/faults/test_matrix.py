@@ -1,4 +1,4 @@
-"""Whatever is done to whichever process at whatever moment: nothing is lost, and nothing lies."""
+"""Any fault on any process at any moment: nothing is lost, and /health and /ready stay correct."""
 
 import asyncio
 import math
@@ -19,7 +19,7 @@ from tests.faults.witness import SILENT, Witness
 from tests.faults.world import World
 
 GONE_S = 5.0
-LATE_S = 30.0  # how much too late a notice is still waited for, to be told how late it was
+LATE_S = 30.0  # a late detection is waited for this much longer, to report how late it was
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -38,36 +38,36 @@ def test_a_fault_costs_time_and_nothing_else(cell: Cell, world: World, results: 
     before = world.processes()
     inject = fault_during_batch if cell.moment == "batch" else fault_during_load
     with Witness(world.daemon) as witness:
-        struck, crowd, batch_id = inject(cell, world, witness)
+        struck, clients, batch_id = inject(cell, world, witness)
         gone_s = wait_gone(world, before) if cell.process in MORTAL else math.nan
         if batch_id is not None:
-            world.revive()  # where the fault was the daemon's death, it is its next start
+            world.revive()  # where the fault was the daemon's death, this is its next start
             assert world.answers(batch_id) == world.batch
         noticed_s = witness.wait_noticed(struck(), NOTICE_S[cell.process] + LATE_S)
         if cell.process not in MORTAL:
             world.revive()
     held_up_s = witness.held_up_s(struck(), struck() + noticed_s)
-    results.measured.append(Measured(cell, noticed_s, longest_pause_s(crowd), gone_s))
+    results.measured.append(Measured(cell, noticed_s, longest_pause_s(clients), gone_s))
     assert noticed_s <= NOTICE_S[cell.process] + held_up_s
     check_health(cell, witness, struck() + STALL_S + held_up_s)
     if cell.process in MORTAL:
-        check_cut_off(crowd)
+        check_cut_off(clients)
         return
     check_whole(world, before)
-    if crowd is not None:
-        check_answers(crowd, world)
+    if clients is not None:
+        check_answers(clients, world)
 
 
 def fault_during_load(
     cell: Cell, world: World, witness: Witness
 ) -> tuple[Struck, Clients | None, None]:
-    """The fault among streams, or ahead of them."""
+    """Inflict the fault among streams, or ahead of them."""
 
     async def among() -> tuple[Struck, Clients]:
-        async with Clients(world.daemon.url, world.asked) as crowd:
-            await crowd.reach(cell.moment)
+        async with Clients(world.daemon.url, world.asked) as clients:
+            await clients.reach(cell.moment)
             struck = deal(cell.fault, cell.process, world.daemon, world.levers)
-        return struck, crowd
+        return struck, clients
 
     if cell.moment != "idle":
         return *asyncio.run(among()), None
@@ -76,13 +76,13 @@ def fault_during_load(
         witness.wait_noticed(struck(), NOTICE_S[cell.process] + LATE_S)
     if cell.process in MORTAL:
         return struck, None, None
-    crowd = asyncio.run(run_clients(world.daemon.url, world.asked))
-    # Nobody can know of a cut before there is something to send.
-    return (lambda: crowd.began_at) if cell.fault == "cut link" else struck, crowd, None
+    clients = asyncio.run(run_clients(world.daemon.url, world.asked))
+    # A cut cannot be noticed before there is something to send.
+    return (lambda: clients.began_at) if cell.fault == "cut link" else struck, clients, None
 
 
 def fault_during_batch(cell: Cell, world: World, _: Witness) -> tuple[Struck, None, str]:
-    """The fault while a batch is worked on."""
+    """Inflict the fault while a batch is processed."""
     batch_id = world.begin_batch()
     world.wait_begun(batch_id)
     return deal(cell.fault, cell.process, world.daemon, world.levers), None, batch_id
@@ -100,22 +100,22 @@ def wait_gone(world: World, before: list[psutil.Process]) -> float:
     return time.monotonic() - ended_at
 
 
-def check_cut_off(crowd: Clients | None) -> None:
-    """All that a client without its server can be told, once."""
-    for stream in crowd.streams if crowd is not None else ():
+def check_cut_off(clients: Clients | None) -> None:
+    """A client that has lost its server gets nothing but this, once."""
+    for stream in clients.streams if clients is not None else ():
         (end,) = stream.ends
         assert end.startswith(("connection", "error"))
 
 
-def check_answers(crowd: Clients, world: World) -> None:
-    """Each has ended once, and as if nothing had been."""
-    assert [stream.ends for stream in crowd.streams] == [["length"]] * len(crowd.streams)
-    assert [stream.num_done for stream in crowd.streams] == [1] * len(crowd.streams)
-    assert crowd.texts == world.texts
+def check_answers(clients: Clients, world: World) -> None:
+    """Each has ended once, and as without the fault."""
+    assert [stream.ends for stream in clients.streams] == [["length"]] * len(clients.streams)
+    assert [stream.num_done for stream in clients.streams] == [1] * len(clients.streams)
+    assert clients.texts == world.texts
 
 
 def check_health(cell: Cell, witness: Witness, since: float) -> None:
-    """It was not green before something worked again; nothing stops to for want of a predictor."""
+    """It was not green before something worked again; the predictor is not needed for that."""
     if cell.process == "predictor":
         assert {look.health for look in witness.looks} <= {200, SILENT}
     else:
@@ -123,7 +123,7 @@ def check_health(cell: Cell, witness: Witness, since: float) -> None:
 
 
 def check_whole(world: World, before: list[psutil.Process]) -> None:
-    """No block is taken, no process of the time before is left, all are there again."""
+    """No block is taken, no earlier process is left, and all processes exist again."""
     daemon = world.daemon
     daemon.wait_for(lambda: daemon.metric("tdpipe_kv_blocks_used") == 0)
     assert daemon.metric("tdpipe_live_sequences") == daemon.metric("tdpipe_queued_sequences") == 0
@@ -132,8 +132,8 @@ def check_whole(world: World, before: list[psutil.Process]) -> None:
     assert not world.strays()
 
 
-def longest_pause_s(crowd: Clients | None) -> float:
-    """The longest time in which no stream had anything new; not a number where there was none."""
-    if crowd is None or not any(stream.text for stream in crowd.streams):
+def longest_pause_s(clients: Clients | None) -> float:
+    """The longest time without anything new on any stream; NaN where there was none."""
+    if clients is None or not any(stream.text for stream in clients.streams):
         return math.nan
-    return max(later - earlier for earlier, later in pairwise(crowd.progress))
+    return max(later - earlier for earlier, later in pairwise(clients.progress))

@@ -1,4 +1,4 @@
-"""Stages on two hosts, whose link is cut and mended: requests wait for it.
+"""Stages on two hosts, with a link that is cut and mended: requests wait for it.
 
 The hosts are two network namespaces with a pair of virtual network cards between them. The first
 stage is on one and the others are on the other, so that all activations from stage to stage pass
@@ -19,7 +19,7 @@ from tests.faults.blow import stages_of
 from tests.faults.clients import Clients, bodies, run_clients
 from tests.faults.witness import Witness
 
-HOSTS = Path(__file__).parent / "hosts"  # puts the stages there
+HOSTS = Path(__file__).parent / "hosts"  # moves the stages there
 CARD = "link0"
 NOTICE_S = 2.0
 AWAY_S = 5.0
@@ -52,7 +52,7 @@ class Link:
         _ip("-n", self.hosts[1], "link", "set", CARD, "up")
 
     def remove(self) -> None:
-        """As if it had never been."""
+        """Remove both hosts."""
         for host in self.hosts:
             subprocess.run(["ip", "netns", "delete", host], check=False, capture_output=True)
 
@@ -82,22 +82,22 @@ def link(monkeypatch: pytest.MonkeyPatch) -> Iterator[Link]:
 
 @pytest.mark.long
 @pytest.mark.timeout(400)
-def test_streams_outlive_a_cut_link(link: Link, tmp_path: Path) -> None:
+def test_streams_survive_a_cut_link(link: Link, tmp_path: Path) -> None:
     with Daemon(tmp_path, "-pp", "3", "--dtype", "float32", "--device", "cpu") as daemon:
         assert_apart(daemon)
         undisturbed = asyncio.run(run_clients(daemon.url, bodies()))
-        crowd, noticed_s = asyncio.run(stream_while_cut(link, daemon))
+        clients, noticed_s = asyncio.run(stream_while_cut(link, daemon))
         assert noticed_s < NOTICE_S
-        assert [stream.ends for stream in crowd.streams] == [["length"]] * len(crowd.streams)
-        assert crowd.texts == undisturbed.texts
+        assert [stream.ends for stream in clients.streams] == [["length"]] * len(clients.streams)
+        assert clients.texts == undisturbed.texts
         daemon.wait_for(lambda: daemon.metric("tdpipe_kv_blocks_used") == 0)
         assert_apart(daemon)
 
 
 async def stream_while_cut(link: Link, daemon: Daemon) -> tuple[Clients, float]:
-    """Streams that meet it while they decode, and how long it took to notice."""
-    async with Clients(daemon.url, bodies()) as crowd:
-        await crowd.reach("decode")
+    """Streams that decode during the cut, and how long its detection took."""
+    async with Clients(daemon.url, bodies()) as clients:
+        await clients.reach("decode")
         with Witness(daemon) as witness:
             link.cut()
             cut_at = time.monotonic()
@@ -105,9 +105,9 @@ async def stream_while_cut(link: Link, daemon: Daemon) -> tuple[Clients, float]:
             held_up_s = witness.held_up_s(cut_at, cut_at + noticed_s)
             await asyncio.sleep(max(0.0, AWAY_S - noticed_s))
             assert not witness.lies(cut_at + NOTICE_S + held_up_s)
-        assert not any(stream.ends for stream in crowd.streams)
+        assert not any(stream.ends for stream in clients.streams)
         link.mend()
-    return crowd, noticed_s - held_up_s
+    return clients, noticed_s - held_up_s
 
 
 def assert_apart(daemon: Daemon) -> None:

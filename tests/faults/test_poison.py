@@ -1,4 +1,4 @@
-"""A request that fails its stage each time is found out, and is the only one that pays for it."""
+"""A request that fails its stage each time is detected, and only that request fails."""
 
 import asyncio
 import json
@@ -20,16 +20,18 @@ pytestmark = pytest.mark.timeout(400)
     [
         pytest.param(POISON[0], 2, id="raises in the first stage", marks=pytest.mark.long),
         pytest.param(POISON[2], 2, id="raises in the last stage"),
-        # Nobody tells which step it was: it might be chance, so one more is needed.
+        # The failed step is not known, and a death might be chance: one more restart is needed.
         pytest.param(DEADLY, 3, id="kills the first stage", marks=pytest.mark.long),
     ],
 )
-def test_poison_is_refused_alone(token_id: int, num_restarts: int, world: World) -> None:
+def test_only_the_poisonous_request_is_refused(
+    token_id: int, num_restarts: int, world: World
+) -> None:
     world.revive()
     before = world.daemon.metric("tdpipe_pipeline_restarts_total")
     poison = {**world.asked[0], "prompt": [token_id]}
-    crowd = asyncio.run(run_clients(world.daemon.url, [*world.asked, poison]))
-    *others, poison = crowd.streams
+    clients = asyncio.run(run_clients(world.daemon.url, [*world.asked, poison]))
+    *others, poison = clients.streams
     (end,) = poison.ends
     assert end.startswith("error: a stage failed each time it worked on this")
     assert poison.num_done == 1

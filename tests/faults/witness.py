@@ -1,4 +1,4 @@
-"""The witness: looks at /health, /ready and the log all the time, and knows when it was held up."""
+"""The witness: polls /health, /ready and the log all the time, and knows its own delays."""
 
 import http.client
 import threading
@@ -11,13 +11,13 @@ from tests.end_to_end.daemon import Daemon
 
 LOOK_S = 0.03
 ANSWER_TIMEOUT_S = 1.0
-SILENT = -1  # somebody is there and does not answer: nobody has noticed that yet
+SILENT = -1  # the port is open and does not answer: the failure is not noticed yet
 READY = " KV cache: "  # in the log, as soon as a pipeline is ready
 
 
 @dataclass(frozen=True)
 class Look:
-    """What was answered at a time; 0 where nobody was there. `body` is that of /health.
+    """The answers at a time; 0 where no server listened. `body` is that of /health.
 
     `num_ready` is how often a pipeline had become ready by then, since the witness has begun.
     """
@@ -30,7 +30,7 @@ class Look:
 
     @property
     def is_green(self) -> bool:
-        """Whether either claims that all is well."""
+        """Whether either reports that all is well."""
         return 200 in (self.health, self.ready)
 
 
@@ -57,15 +57,15 @@ class Witness:
         self._thread.join()
 
     def noticed_at(self, since: float) -> float | None:
-        """When the daemon first showed that it knows: an error in its log, or a /health not ok."""
-        told = [at for at, _ in self.errors if at >= since]
-        told += [
+        """When the daemon first reported the fault: an error in its log, or a /health not ok."""
+        times = [at for at, _ in self.errors if at >= since]
+        times += [
             look.at for look in self.looks if look.at >= since and look.health not in (200, SILENT)
         ]
-        return min(told, default=None)
+        return min(times, default=None)
 
     def wait_noticed(self, since: float, timeout_s: float) -> float:
-        """Until then, in seconds since; an AssertionError after the time."""
+        """Wait for that, in seconds since; an AssertionError after the time."""
         deadline = time.monotonic() + timeout_s
         while (at := self.noticed_at(since)) is None:
             assert time.monotonic() < deadline, f"not noticed within {timeout_s} s"
@@ -73,11 +73,11 @@ class Witness:
         return at - since
 
     def held_up_s(self, since: float, until: float) -> float:
-        """For how long the machine gave this thread nothing to run on."""
+        """For how long the machine did not schedule this thread."""
         return sum(late_s for at, late_s in self._late if since <= at <= until + 1)
 
     def lies(self, since: float) -> list[Look]:
-        """Green looks after that time, and before a pipeline had become ready again."""
+        """Green answers after that time, and before a pipeline had become ready again."""
         return [
             look for look in self.looks if look.is_green and look.at > since and not look.num_ready
         ]
@@ -90,7 +90,7 @@ class Witness:
             self._late.append((now, now - before - LOOK_S))
             health, body = self._ask("/health")
             ready, _ = self._ask("/ready")
-            self._read_log()  # after that: a pipeline is in the log before /health says so
+            self._read_log()  # after that: a pipeline is in the log before /health reports it
             self.looks.append(Look(now, health, ready, body, self._num_ready))
 
     def _ask(self, path: str) -> tuple[int, str]:

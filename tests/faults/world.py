@@ -1,4 +1,4 @@
-"""The world of the matrix: one daemon that dies again and again, and what it says undisturbed."""
+"""The world of the matrix: one daemon that is restarted again and again, and its right answers."""
 
 import asyncio
 import json
@@ -22,14 +22,14 @@ from tests.faults.clients import bodies, run_clients
 
 NUM_STAGES = 3
 BATCH_SIZE = 40
-TOKENS_APART = 8  # so that answers come one after the other
+TOKENS_APART = 8  # so that answers end one after the other
 WATCHDOG_AGE_S = 1.0
-BATCH_BEGUN = 5  # answers that are there when the fault comes
+BATCH_BEGUN = 5  # answers that exist when the fault is inflicted
 ANSWERS_S = 120.0
 
 
 def levered_daemon(folder: Path, *arguments: str) -> tuple[Daemon, Levers]:
-    """Three stages of the demo model with levers, and fp32: the same text whatever the batch."""
+    """Three stages of the demo model with levers, in fp32: the same text in any batch."""
     model, levers = levered_demo(folder)
     # Where the daemon's processes find the model's code: copied once, and not by all at once.
     dynamic_module_utils.get_cached_module_file(str(model), "levered_llama.py")
@@ -52,7 +52,7 @@ def keep_model_code(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class World:
-    """The daemon, and the right answers. Its restarts have no end."""
+    """The daemon, and the right answers. Its restarts are not limited."""
 
     daemon: Daemon
     levers: Levers
@@ -63,15 +63,15 @@ class World:
     @classmethod
     @contextmanager
     def begin(cls, folder: Path) -> Iterator["World"]:
-        """Start it, ask everything once with nothing wrong, and end it as an operator does."""
+        """Start it, ask everything once without faults, and end it as an operator does."""
         predictor = str(DEMO_MODEL.parent / "predictor")
         settings = ["--predictor", predictor, "--max-restarts", "1000"]
         world = cls(*levered_daemon(folder, *settings))
         try:
             world.revive()
-            crowd = asyncio.run(run_clients(world.daemon.url, world.asked))
-            assert all(stream.ends == ["length"] for stream in crowd.streams)
-            world.texts = crowd.texts
+            clients = asyncio.run(run_clients(world.daemon.url, world.asked))
+            assert all(stream.ends == ["length"] for stream in clients.streams)
+            world.texts = clients.texts
             world.batch = world.answers(world.begin_batch())
             yield world
         finally:
@@ -80,7 +80,7 @@ class World:
                 assert world.daemon.wait_end() == 0, world.daemon.log()
 
     def revive(self) -> None:
-        """Start the daemon where it is not there, and wait until it is whole."""
+        """Start the daemon where it is not running, and wait until all processes exist."""
         daemon = self.daemon
         if not daemon.is_running:
             daemon.start()
@@ -88,7 +88,7 @@ class World:
         daemon.wait_for(lambda: daemon.get("/health")[0] == 200, 120)
 
     def _predictor_is_well(self) -> bool:
-        """Whether its pulse is young: one that is stopped ahead of its first is not missed."""
+        """Whether its watchdog file is recent: without a beat it may be stopped."""
         try:
             beat_at = (self.daemon.folder / "run" / "predictor.watchdog").stat().st_mtime
         except OSError:
@@ -111,7 +111,7 @@ class World:
         return begin(self.daemon, "".join(json.dumps(line) + "\n" for line in lines))
 
     def wait_begun(self, batch_id: str) -> None:
-        """Until some of it is answered, and not all."""
+        """Wait until some of it is answered, and not all."""
         with self.daemon.client() as client:
 
             def num_answered() -> int:
@@ -122,7 +122,7 @@ class World:
             assert num_answered() < BATCH_SIZE, "the moment is over"
 
     def answers(self, batch_id: str) -> dict[str, str]:
-        """The batch's, when it has ended."""
+        """The batch's answers, when it has ended."""
         return answers(self.daemon, wait_ended(self.daemon, batch_id))
 
     def processes(self) -> list[psutil.Process]:
@@ -130,6 +130,6 @@ class World:
         return psutil.Process(self.daemon.process.pid).children(recursive=True)
 
     def strays(self) -> list[psutil.Process]:
-        """Processes that work in the daemon's folder and do not belong to it."""
+        """Processes that run in the daemon's folder and do not belong to it."""
         own = {self.daemon.process.pid, *(process.pid for process in self.processes())}
         return [process for process in self.daemon.present() if process.pid not in own]

@@ -1,4 +1,4 @@
-"""Tiny models run fastest on one thread: on a busy machine more of them wait for each other."""
+"""Tiny models run fastest on one thread: on a busy machine several would wait for each other."""
 
 from collections.abc import Iterator
 

@@ -36,7 +36,7 @@ def test_an_ask_above_the_bound_is_dropped_itself() -> None:
     assert queue.num_prompts == 0
 
 
-def test_a_round_takes_whole_asks_until_it_is_full() -> None:
+def test_a_group_takes_whole_asks_until_it_is_full() -> None:
     queue = Queue()
     prompts = ["a"] * (asks.GROUP_PROMPTS - 1)
     for i in range(3):

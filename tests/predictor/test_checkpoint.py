@@ -1,4 +1,4 @@
-"""The folder: what was saved comes back the same, and what is damaged is said in one line."""
+"""The folder: what was saved is loaded unchanged, and damage is reported in one line."""
 
 import json
 import re
@@ -75,7 +75,7 @@ def lose_a_weight(name: str) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "problem"),
     [
         (remove("predictor.json"), "is not a predictor: it has no predictor.json"),
         (remove("config.json"), "has no config.json"),
@@ -96,11 +96,11 @@ def lose_a_weight(name: str) -> Callable[[Path], None]:
     ],
 )  # fmt: skip
 def test_a_damaged_folder_is_refused_in_one_line(
-    tmp_path: Path, harm: Callable[[Path], None], told: str
+    tmp_path: Path, harm: Callable[[Path], None], problem: str
 ) -> None:
     folder = make_predictor(tmp_path / "made")
     harm(folder)
-    with pytest.raises(PredictorError, match=re.escape(told)) as caught:
+    with pytest.raises(PredictorError, match=re.escape(problem)) as caught:
         load_predictor(folder)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)

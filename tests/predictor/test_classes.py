@@ -1,4 +1,4 @@
-"""The classes: where they end, what they hold, and mixtures of them reckoned by hand."""
+"""The classes: their edges, their lengths, and mixtures of them computed by hand."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""`tdpipe collect` against a little HTTP server: resumable, and honest about what failed."""
+"""`tdpipe collect` against a small HTTP server: it can be resumed, and it reports failures."""
 
 import json
 import threading
@@ -25,7 +25,7 @@ def good(body: dict[str, Any]) -> Answer:
 
 @dataclass
 class Daemon:
-    """What came to it, and where it is."""
+    """The requests that it received, and its address."""
 
     url: str
     keys: set[str | None] = field(default_factory=set)
@@ -40,7 +40,7 @@ class Daemon:
 def serving(
     answer: Callable[[dict[str, Any]], Answer] = good, fingerprint: str | None = "cafe"
 ) -> Iterator[Daemon]:
-    """A daemon of one model that answers as it is told."""
+    """A daemon of one model that answers with `answer`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -141,13 +141,13 @@ def test_a_prompt_that_comes_twice_is_asked_once(tmp_path: Path) -> None:
         assert daemon.prompts == ["a", "bb"]
 
 
-def test_no_fingerprint_is_kept_where_none_is_told(tmp_path: Path) -> None:
+def test_no_fingerprint_is_kept_where_none_is_reported(tmp_path: Path) -> None:
     with serving(fingerprint=None) as daemon:
         assert run(tmp_path, daemon) == 0
     assert read_requests(tmp_path / "out.jsonl", 1).tokenizer is None
 
 
-def test_a_refused_prompt_is_told_and_the_others_kept(
+def test_a_refused_prompt_is_reported_and_the_others_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def answer(body: dict[str, Any]) -> Answer:
@@ -175,7 +175,7 @@ def test_a_busy_daemon_is_asked_again(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "problem"),
     [
         (("--url", "http://127.0.0.1:1"), "no daemon at http://127.0.0.1:1"),
         (("--url", "nonsense"), "no daemon at nonsense"),
@@ -184,15 +184,15 @@ def test_a_busy_daemon_is_asked_again(tmp_path: Path, monkeypatch: pytest.Monkey
         (("--out", "nowhere/out"), "cannot write nowhere/out"),
     ],
 )
-def test_what_cannot_be_is_told_in_one_line(
-    tmp_path: Path, changes: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_arguments_are_reported_in_one_line(
+    tmp_path: Path, changes: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serving() as daemon:
         assert run(tmp_path, daemon, *changes) == 2
         assert daemon.bodies == []
     err = capsys.readouterr().err
     assert err.startswith("tdpipe: error: ")
-    assert told in err
+    assert problem in err
     assert err.count("\n") == 1
 
 

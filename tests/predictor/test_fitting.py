@@ -1,4 +1,4 @@
-"""Training: learns what can be learned, the same twice, and stops when nothing is gained."""
+"""Training: it learns what can be learned, is reproducible, and stops when nothing is gained."""
 
 import math
 from collections import Counter
@@ -47,12 +47,12 @@ def test_what_a_word_says_is_learned(folder: Path) -> None:
 def test_the_weights_are_those_of_the_best_epoch(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = iter([0.5, 0.3, 0.4, 0.35, 0.1])
+    losses = iter([0.5, 0.3, 0.4, 0.35, 0.1])
     real, seen = fitting.mean_loss, []
 
     def scripted(*arguments: object) -> float:
         seen.append(real(*arguments))  # type: ignore[arg-type]
-        return next(told)
+        return next(losses)
 
     monkeypatch.setattr(fitting, "mean_loss", scripted)
     model, reader, training, validation = world(folder)

@@ -58,7 +58,7 @@ def test_batches_are_padded_on_the_right() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("has_cls", [True, False])
-def test_a_prompt_s_logits_do_not_depend_on_its_company(
+def test_a_prompt_s_logits_do_not_depend_on_the_batch(
     tmp_path: Path, family: str, has_cls: bool
 ) -> None:
     encoder, tokenizer, _ = load_encoder(make_encoder(tmp_path, family, has_cls=has_cls))
@@ -70,9 +70,9 @@ def test_a_prompt_s_logits_do_not_depend_on_its_company(
     assert max(map(len, rows)) == limit
     with torch.inference_mode():
         together = model(*reader.batch(rows))
-        alone = torch.cat([model(*reader.batch([row])) for row in rows])
+        by_itself = torch.cat([model(*reader.batch([row])) for row in rows])
     assert together.shape == (4, 3)
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together, by_itself, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The process: answers over its socket, keeps to its bound, and says why it could not start."""
+"""The process: it answers over its socket, keeps to its limit, and reports why it cannot start."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def by_length(prompts: list[str]) -> list[Prediction]:
 def serving(
     tmp_path: Path, predict: Callable[[list[str]], list[Prediction]], queue: Queue | None = None
 ) -> Iterator[Spoke[Answer]]:
-    """A predictor in a thread, and the server's end of the door."""
+    """A predictor in a thread, and the server's end of the socket."""
     over = threading.Event()
     endpoint = f"ipc://{tmp_path}/predictor.sock"
 
@@ -109,13 +109,13 @@ def test_when_it_is_overfull_the_oldest_asks_are_dropped_and_the_rest_answered(
         assert begun.wait(PATIENCE_S)
         for i in range(1, 11):
             server.send(Ask(i, ("a",)))
-        time.sleep(0.05)  # what has been sent lies in the other end's socket
+        time.sleep(0.05)  # until the other end's socket has what was sent
         go_on.set()
         assert [answer.request_id for answer in receive(server, 4)] == [0, 8, 9, 10]
     assert "7 asks dropped, 7 in all" in caplog.text
 
 
-def test_drops_are_told_once_a_minute_and_none_is_forgotten(
+def test_drops_are_logged_once_a_minute_and_none_is_forgotten(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     count = DropCount()
@@ -176,10 +176,10 @@ def test_the_real_process_answers_as_the_loaded_predictor_would_and_ends_on_sigt
 def test_a_process_that_cannot_start_leaves_the_reason(tmp_path: Path, predictor: str) -> None:
     with process(tmp_path, predictor) as child:
         assert child.wait(PATIENCE_S) == 1
-    told = child_process.reported_failure(tmp_path)
-    assert told is not None
-    assert told.startswith("predictor: ")
-    assert predictor in told
+    reason = child_process.reported_failure(tmp_path)
+    assert reason is not None
+    assert reason.startswith("predictor: ")
+    assert predictor in reason
 
 
 def test_one_that_cannot_start_again_says_so_in_the_log_and_ends_nothing_else(

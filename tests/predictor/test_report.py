@@ -30,7 +30,7 @@ def test_the_error_of_a_sum_is_relative_and_cancels() -> None:
     assert errors["32"]["p95"] > errors["32"]["mean"] > 0
 
 
-def test_the_paper_s_prediction_is_told_beside_ours() -> None:
+def test_the_paper_s_prediction_is_reported_beside_ours() -> None:
     chances = np.tile([0.6, 0.4], (32, 1))
     figures = measure(CLASSES, chances, np.full(32, 10), 0).figures
     assert figures["sum_errors_of_class_means"]["32"]["mean"] == 0.0
@@ -45,7 +45,7 @@ def test_the_same_seed_draws_the_same_groups() -> None:
     assert first["sum_errors"] != other["sum_errors"]
 
 
-def test_the_lines_tell_people_what_the_figures_say() -> None:
+def test_the_lines_report_the_figures() -> None:
     chances = np.tile([0.6, 0.4], (32, 1))
     text = "\n".join(measure(CLASSES, chances, np.full(32, 10), 0).lines())
     assert "accuracy 1.000 over 32 requests (always the most common class: 1.000)" in text

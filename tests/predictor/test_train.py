@@ -25,21 +25,21 @@ def run(tmp_path: Path, *changes: str, lines: int = 200) -> int:
 
 
 def left(tmp_path: Path) -> list[str]:
-    """What lies in the folder beside what was put there."""
+    """The files in the folder, without the test's own."""
     return sorted(p.name for p in tmp_path.iterdir() if p.name not in ("r.jsonl", "encoder"))
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
-def test_a_trained_predictor_tells_short_from_long(
+def test_a_trained_predictor_separates_short_from_long(
     tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_encoder(tmp_path / "encoder", family)
     assert run(tmp_path, "--dtype", "bfloat16", lines=400) == 0
     assert left(tmp_path) == ["out"]
-    told = capsys.readouterr().out
-    assert "error of the sum over  64 requests" in told
-    assert f"written to {tmp_path}/out" in told
-    assert "random ones" not in told
+    printed = capsys.readouterr().out
+    assert "error of the sum over  64 requests" in printed
+    assert f"written to {tmp_path}/out" in printed
+    assert "random ones" not in printed
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["num_requests"] == 80
     assert (tmp_path / "out" / "report.png").is_file()
@@ -114,7 +114,7 @@ def test_nothing_half_written_is_left(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "problem"),
     [
         (("--data", "none.jsonl"), "cannot read none.jsonl"),
         (("--encoder", "nowhere"), "nowhere is not the folder of an encoder"),
@@ -122,13 +122,13 @@ def test_nothing_half_written_is_left(
         (("--lr", "0.99", "--head-lr", "0.99", "--encoder", "broken"), "broken"),
     ],
 )
-def test_what_cannot_be_is_told_in_one_line(
-    tmp_path: Path, changes: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_arguments_are_reported_in_one_line(
+    tmp_path: Path, changes: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path, *changes) == 2
     err = capsys.readouterr().err
     assert err.startswith("tdpipe: error: ")
-    assert told in err
+    assert problem in err
     assert err.count("\n") == 1
     assert left(tmp_path) == []
 

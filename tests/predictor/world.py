@@ -1,4 +1,4 @@
-"""A small world: encoders of a few thousand weights and requests whose lengths can be learned."""
+"""A small world: encoders of a few thousand weights, and requests with learnable lengths."""
 
 import json
 import random

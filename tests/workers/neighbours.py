@@ -1,6 +1,6 @@
 """`python -m tests.workers.neighbours STAGE NUM_STAGES STORE PLAY`: one stage of a transport test.
 
-Prints one word of how it went, or the message of the `TransportError`.
+Prints one word if it went well, or the message of the `TransportError`.
 """
 
 import os
@@ -20,18 +20,18 @@ NUM_STEPS = 40
 
 
 def activations(step_id: int) -> Tensor:
-    """What the first stage makes of a step: 1 to 7 tokens, all numbers its own. [tokens, hidden]"""
+    """The first stage's output for a step: 1 to 7 tokens, all numbers unique. [tokens, hidden]"""
     count = 1 + step_id % 7
     return torch.full((count, HIDDEN), step_id) + torch.arange(count * HIDDEN).view(count, -1) / 64
 
 
 def send(transport: Transport, step_id: int, hidden: Tensor) -> None:
-    """As a stage does it."""
+    """As a stage sends."""
     transport.send(step_id, transport.pack(step_id, hidden))
 
 
 def relay(transport: Transport, stage: int, num_stages: int) -> None:
-    """Every stage adds one; the last finds what each step must have become. 3 steps in flight."""
+    """Every stage adds one; the last one checks the sum of each step. 3 steps in flight."""
     for begin in range(0, NUM_STEPS, 3):
         window = range(begin, min(begin + 3, NUM_STEPS))
         for step_id in window:
@@ -42,7 +42,7 @@ def relay(transport: Transport, stage: int, num_stages: int) -> None:
                 send(transport, step_id, hidden)
             else:
                 assert torch.equal(hidden, activations(step_id) + stage), step_id
-    dist.barrier()  # nobody leaves with a send under way
+    dist.barrier()  # no stage leaves with a send under way
 
 
 def large_step_ids(transport: Transport, stage: int, _: int) -> None:
@@ -68,7 +68,7 @@ def another_step(transport: Transport, stage: int, _: int) -> None:
 
 
 def plan_out_of_order(transport: Transport, stage: int, _: int) -> None:
-    """What was expected first is not what the stage asks for."""
+    """The first expected step is not the one that the stage asks for."""
     if stage == 0:
         send(transport, 1, activations(0))
         send(transport, 2, activations(0))
@@ -80,7 +80,7 @@ def plan_out_of_order(transport: Transport, stage: int, _: int) -> None:
 
 
 def death(transport: Transport, stage: int, _: int) -> None:
-    """The neighbour dies with nothing sent."""
+    """The neighbour dies without having sent anything."""
     if stage == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     transport.expect(1, 1)
@@ -88,7 +88,7 @@ def death(transport: Transport, stage: int, _: int) -> None:
 
 
 def silence(transport: Transport, stage: int, _: int) -> None:
-    """The neighbour lives and sends nothing, until it is told that it may go."""
+    """The neighbour runs and sends nothing, until it is released."""
     if stage == 0:
         sys.stdin.readline()
     else:
@@ -96,15 +96,23 @@ def silence(transport: Transport, stage: int, _: int) -> None:
         transport.recv(1)
 
 
-def alone(transport: Transport, stage: int, num_stages: int) -> None:
-    """One stage has no links."""
+def single_stage(transport: Transport, stage: int, num_stages: int) -> None:
+    """A single stage has no links."""
     assert (stage, num_stages) == (0, 1)
     transport.expect(1, 1)
 
 
 PLAYS: dict[str, Callable[[Transport, int, int], None]] = {
     play.__name__: play
-    for play in (relay, large_step_ids, another_step, plan_out_of_order, death, silence, alone)
+    for play in (
+        relay,
+        large_step_ids,
+        another_step,
+        plan_out_of_order,
+        death,
+        silence,
+        single_stage,
+    )
 }
 
 

@@ -1,4 +1,4 @@
-"""The heartbeat: what a stage has counted, and each of its steps, once."""
+"""The heartbeat: the stage's counters, and each of its steps, once."""
 
 import threading
 from pathlib import Path
@@ -21,11 +21,11 @@ def spans_of(beat: Heartbeat) -> list[tuple[int, float, float]]:
 
 
 def heart_of(progress: Progress) -> HeartbeatThread:
-    """Stage 3's heart, which is not started."""
+    """Stage 3's heartbeat thread, which is not started."""
     return HeartbeatThread("ipc:///nowhere", 3, 7, progress)
 
 
-def test_a_beat_tells_what_was_counted() -> None:
+def test_a_beat_reports_what_was_counted() -> None:
     progress = Progress(chores=5)
     progress.count_step(1, 10.0, 10.5)
     progress.count_step(2, 11.0, 11.25)
@@ -34,7 +34,7 @@ def test_a_beat_tells_what_was_counted() -> None:
     assert (beat.steps, beat.busy_s) == (2, 0.75)
 
 
-def test_a_beat_tells_what_is_still_computed_or_loaded_beside_the_main_thread() -> None:
+def test_a_beat_reports_what_is_still_computed_or_loaded_beside_the_main_thread() -> None:
     progress = Progress(doing="waits")
     heart = heart_of(progress)
     assert heart.make_beat().doing == "waits"
@@ -44,7 +44,7 @@ def test_a_beat_tells_what_is_still_computed_or_loaded_beside_the_main_thread() 
     assert heart.make_beat().doing == "loads"
 
 
-def test_each_step_is_told_once_and_adds_up_to_the_busy_time() -> None:
+def test_each_step_is_reported_once_and_adds_up_to_the_busy_time() -> None:
     progress = Progress()
     heart = heart_of(progress)
     progress.count_step(1, 10.0, 10.5)
@@ -61,7 +61,7 @@ def test_a_beat_says_whether_its_times_are_exact(exact: bool) -> None:
     assert heart.make_beat().exact == exact
 
 
-def test_with_nobody_to_tell_the_oldest_steps_are_forgotten() -> None:
+def test_unreported_steps_are_limited_and_the_oldest_are_forgotten() -> None:
     progress = Progress()
     for step_id in range(MAX_SPANS + 10):
         progress.count_step(step_id, float(step_id), step_id + 0.5)
@@ -70,7 +70,7 @@ def test_with_nobody_to_tell_the_oldest_steps_are_forgotten() -> None:
     assert [step_id for step_id, _, _ in spans_of(beat)] == list(range(10, MAX_SPANS + 10))
 
 
-def test_a_beat_that_tells_of_a_step_brings_it_whatever_the_moment() -> None:
+def test_a_beat_that_counts_a_step_has_its_span_at_any_moment() -> None:
     progress = Progress()
     heart = heart_of(progress)
 
@@ -80,13 +80,13 @@ def test_a_beat_that_tells_of_a_step_brings_it_whatever_the_moment() -> None:
 
     counter = threading.Thread(target=count)
     counter.start()
-    told = 0
+    num_spans = 0
     while counter.is_alive() or progress.spans:
         beat = heart.make_beat()
-        told += len(spans_of(beat))
-        assert told >= beat.steps
+        num_spans += len(spans_of(beat))
+        assert num_spans >= beat.steps
     counter.join()
-    assert told == 4000
+    assert num_spans == 4000
 
 
 def test_beats_come_by_themselves(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The launch: a signal that comes to nothing within a fork is sent again."""
+"""The launch: a signal that is lost within a fork is sent again."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from workers import launch
 
 
 def unraisable(error: BaseException) -> Any:
-    """What Python tells its hook."""
+    """The arguments that Python passes to its hook."""
     return cast(Any, SimpleNamespace(exc_value=error))
 
 
@@ -31,9 +31,9 @@ def test_a_signal_that_was_swallowed_is_sent_again(monkeypatch: pytest.MonkeyPat
     assert sent == [(os.getpid(), signal.SIGTERM)]
 
 
-def test_all_else_is_told_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[Any] = []
-    monkeypatch.setattr(sys, "__unraisablehook__", told.append)
+def test_other_errors_are_reported_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed_on: list[Any] = []
+    monkeypatch.setattr(sys, "__unraisablehook__", passed_on.append)
     other = unraisable(ValueError("no signal"))
     launch.signal_again(other)
-    assert told == [other]
+    assert passed_on == [other]

@@ -1,4 +1,4 @@
-"""The loading: a split by measured times is found once, loaded, and kept for the next start."""
+"""Loading: a split by measured times is found once, loaded, and kept for the next start."""
 
 import logging
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ PLACE = Place(0, 1, CPU, 1)
 
 @pytest.fixture
 def config(tmp_path: Path) -> Iterator[Config]:
-    """A group of one stage that may find its split."""
+    """A group of one stage that may find its own split."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield Config(
         model=str(make_checkpoint(tmp_path / "model", "llama")),
@@ -39,7 +39,7 @@ def config(tmp_path: Path) -> Iterator[Config]:
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The layer ranges of each time that weights are loaded; None is the first guess."""
+    """The layer ranges of each loading of weights; None is the first guess."""
     found: list[Any] = []
     real = stage_model.load
 

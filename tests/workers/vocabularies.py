@@ -1,4 +1,4 @@
-"""Vocabularies for grammars: three kinds of tokenizers, and what their tokens are in bytes."""
+"""Vocabularies for grammars: three kinds of tokenizers, and the bytes of their tokens."""
 
 import json
 from functools import cache
@@ -29,7 +29,7 @@ def core_of(kind: str) -> Core:
 
 @cache
 def vocabulary_of(kind: str) -> Vocabulary:
-    """As the last stage has it, with a head that is wider than the tokenizer."""
+    """As on the last stage, with a head that is wider than the tokenizer."""
     core = core_of(kind)
     ids = core.get_vocab(with_added_tokens=True).values()
     return make(core.to_str(), ids, max(ids) + 1 + SPARE_IDS, end_of(kind))
@@ -42,7 +42,7 @@ def end_of(kind: str) -> int:
 
 @cache
 def bytes_of(kind: str) -> dict[int, bytes]:
-    """What each token stands for, found without llguidance; special tokens are left out."""
+    """The bytes of each token, found without llguidance; special tokens are left out."""
     core = core_of(kind)
     special = {t["id"] for t in json.loads(core.to_str())["added_tokens"] if t["special"]}
     vocabulary = {id_: text for text, id_ in core.get_vocab().items() if id_ not in special}

@@ -22,13 +22,13 @@ class History:
     fed: int = 0
 
     def slot(self, position: int, block_size: int) -> int:
-        """The token's place in the cache."""
+        """The token's slot in the cache."""
         return self.block_table[position // block_size] * block_size + position % block_size
 
 
 @dataclass(slots=True)
 class Ground:
-    """Sequences whose blocks lie scattered over a cache of `num_blocks`."""
+    """Sequences with blocks that are scattered over a cache of `num_blocks`."""
 
     block_size: int = 4
     num_blocks: int = 64
@@ -39,9 +39,9 @@ class Ground:
         self._free = list(range(self.num_blocks))
         random.Random(self.seed).shuffle(self._free)
 
-    def sequence(self, token_ids: list[int], room: int = 0) -> History:
-        """A sequence with blocks for its tokens and `room` more."""
-        count = -(-(len(token_ids) + room) // self.block_size)
+    def sequence(self, token_ids: list[int], spare: int = 0) -> History:
+        """A sequence with blocks for its tokens and `spare` more."""
+        count = -(-(len(token_ids) + spare) // self.block_size)
         return History(list(token_ids), [self._free.pop() for _ in range(count)])
 
     def step(self, shares: list[tuple[History, int]], step_id: int = 0) -> Step:

@@ -1,4 +1,4 @@
-"""The daemon's figures: the difference of two pages, honest about what began anew."""
+"""The daemon's figures: the difference of two pages, without counters that were reset."""
 
 import asyncio
 from types import SimpleNamespace
@@ -67,7 +67,7 @@ def test_every_figure_of_the_report_is_on_the_daemon_s_own_page() -> None:
 
 
 def _client() -> Any:
-    """What the page reads of an engine client with two stages."""
+    """What the metrics page reads from an engine client with two stages."""
     stages = tuple(StageStats(stage, 1, 0.0, 0, 0, 0.0) for stage in (0, 1))
     return SimpleNamespace(
         num_generated=0,

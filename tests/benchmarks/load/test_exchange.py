@@ -1,4 +1,4 @@
-"""The exchange: an answer comes whole or is an OSError."""
+"""The exchange: an answer is complete or an OSError."""
 
 import asyncio
 import socket
@@ -57,7 +57,7 @@ def test_an_answer_that_is_not_http_is_an_error() -> None:
         asyncio.run(main())
 
 
-def test_nobody_listening_is_an_oserror() -> None:
+def test_a_closed_port_is_an_oserror() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(OSError, match=r"[Cc]onnect"):

@@ -1,4 +1,4 @@
-"""The load client from its command line, against a server that follows a script."""
+"""The load client from its command line, against a scripted server."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def good(_: dict[str, Any]) -> Answer:
 
 
 def run(script: Script, *arguments: str, has_metrics: bool = True) -> tuple[int, list[Any]]:
-    """One load against the script; its exit code and the bodies that came to the server."""
+    """One load against the script; its exit code and the bodies that the server received."""
     with serving(script, has_metrics=has_metrics) as server:
         code = load.main(["--url", server.url, *arguments])
         return code, server.bodies
@@ -73,7 +73,7 @@ def test_the_json_holds_everything(tmp_path: Path) -> None:
         assert None not in (request["ttft_s"], request["tpot_s"], request["e2e_s"])
 
 
-def test_the_table_tells_what_a_person_wants_to_know(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
     run(good, "--workload", "fixed:5:4:3")
     table = capsys.readouterr().out
     assert "5 ok, 0 failed" in table
@@ -111,15 +111,15 @@ def test_right_answers_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
         (Answer([piece("a")], has_end=False), "the connection was closed"),
     ],
 )
-def test_a_failed_request_is_told_and_fails_the_run(
+def test_a_failed_request_is_reported_and_fails_the_run(
     answer: Answer, error: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = [Answer(whole_answer("a")), answer, answer]
     code, _ = run(lambda _: answers.pop(0), "--workload", "fixed:3:1:1", "--max-concurrency", "1")
     assert code == 1
-    told = capsys.readouterr().out
-    assert "1 ok, 2 failed" in told
-    assert f"2 x {error}" in told
+    printed = capsys.readouterr().out
+    assert "1 ok, 2 failed" in printed
+    assert f"2 x {error}" in printed
 
 
 def test_ctrl_c_ends_the_run_with_what_is_there(
@@ -181,7 +181,7 @@ def _code_of(arguments: list[str]) -> object:
         return end.code
 
 
-def test_no_daemon_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_daemon_is_reported_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"

@@ -79,7 +79,7 @@ def test_an_interrupted_run_keeps_what_had_come() -> None:
     assert [r.error for r in loop.records] == errors
 
 
-def test_a_broken_connection_is_the_error_of_its_request_alone() -> None:
+def test_a_broken_connection_is_only_the_error_of_its_own_request() -> None:
     loop, ending = run([0.0] * 15, [1.0] * 15)
     assert ending == "finished"
     assert [r.error for r in loop.records] == [None] * 13 + ["bad luck", None]
@@ -97,7 +97,7 @@ def test_a_bug_in_the_client_is_not_taken_for_an_error_of_the_daemon() -> None:
     assert raised.group_contains(ZeroDivisionError)
 
 
-def test_every_end_is_told_once() -> None:
+def test_every_end_is_reported_once() -> None:
     ended: list[Record] = []
 
     async def main() -> OpenLoop:

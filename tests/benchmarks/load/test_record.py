@@ -1,4 +1,4 @@
-"""A record: its figures follow from when the pieces came, however the bytes were cut."""
+"""A record: its figures follow from the times of the pieces, however the bytes were cut."""
 
 from itertools import pairwise
 
@@ -44,7 +44,7 @@ def test_tokens_are_counted_by_the_usage_and_not_by_the_pieces() -> None:
     assert record.tpot_s == pytest.approx(3.0 / 6)
 
 
-def test_a_single_piece_tells_nothing_of_the_time_per_token() -> None:
+def test_a_single_piece_has_no_time_per_token() -> None:
     record = answered((2.0, piece("abc", "length")), (2.0, usage(1, 3) + DONE))
     assert record.error is None
     assert record.tpot_s is None
@@ -100,7 +100,7 @@ def test_an_event_that_is_no_completion_is_an_error() -> None:
         (b"<html>busy</html>", "HTTP 429: <html>busy</html>"),
     ],
 )
-def test_a_refusal_tells_its_status_and_its_words(body: bytes, error: str) -> None:
+def test_a_refusal_reports_its_status_and_its_text(body: bytes, error: str) -> None:
     record = Record(arrival_s=0.0)
     record.send(1.0)
     record.feed(429, body[:5], 1.1)

@@ -1,4 +1,4 @@
-"""The summary: percentiles and throughput from records whose times are known."""
+"""The summary: percentiles and throughput from records with known times."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.benchmarks.world import DONE, piece, usage
 
 
 def record(sent_s: float, *piece_s: float, texts: str = "abcdefgh") -> Record:
-    """A whole answer from a prompt of 10 tokens; its pieces come at these times."""
+    """A whole answer from a prompt of 10 tokens; its pieces arrive at these times."""
     made = Record(arrival_s=0.0)
     made.send(sent_s)
     for text, now in zip(texts, piece_s, strict=False):

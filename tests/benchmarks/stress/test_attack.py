@@ -1,4 +1,4 @@
-"""An attack: a real server outlives it, and a server that did not would be found out."""
+"""An attack: a real server survives it, and a server that did not would be detected."""
 
 import asyncio
 import socket
@@ -40,7 +40,7 @@ def test_no_malformed_request_is_our_fault_or_left_without_an_end(
 
 @contextmanager
 def answering(answer: Callable[[socket.socket], None]) -> Iterator[Address]:
-    """A server that treats its one connection so, and closes it when the block ends."""
+    """A server that handles its one connection with `answer`, and closes it when the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         connections = []
 
@@ -56,12 +56,12 @@ def answering(answer: Callable[[socket.socket], None]) -> Iterator[Address]:
 
 
 def asked(answer: Callable[[socket.socket], None], *, is_whole: bool = True) -> int | str:
-    """What is found out of such a server."""
+    """The outcome of one request to such a server."""
     with answering(answer) as address:
         return asyncio.run(outcome_of(address, Malformed("some", b"hello", is_whole)))
 
 
-def test_what_a_server_does_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reactions_of_a_server_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.stress.attack.PATIENCE_S", 0.1)
     monkeypatch.setattr("benchmarks.stress.attack.LINGER_S", 0.1)
     failure = b"HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n"

@@ -1,4 +1,4 @@
-"""Malformed requests: the same for the same seed, of every kind, and not all of them in order."""
+"""Malformed requests: the same for the same seed, and of every kind."""
 
 from benchmarks.stress.malformed import Malformed, malformed
 

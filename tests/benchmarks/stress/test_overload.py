@@ -1,4 +1,4 @@
-"""Overload: what is counted of a run, and what is not."""
+"""Overload: which requests of a run count."""
 
 import os
 
@@ -15,8 +15,8 @@ def request(
     sent_s: float, e2e_s: float | None, error: str | None = None, tokens: int = 5
 ) -> dict[str, object]:
     """A request as a report has it."""
-    told = {"sent_s": sent_s, "e2e_s": e2e_s, "error": error, "ttft_s": 0.1}
-    return told | {"num_output_tokens": tokens}
+    fields = {"sent_s": sent_s, "e2e_s": e2e_s, "error": error, "ttft_s": 0.1}
+    return fields | {"num_output_tokens": tokens}
 
 
 def test_answers_count_that_end_between_the_ramp_and_the_end() -> None:

@@ -1,4 +1,4 @@
-"""Lives: who grows is told, and who only breathes is not."""
+"""Processes: steady growth is reported, and noise is not."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +16,7 @@ from benchmarks.stress.processes import (
 
 
 def process(mb_per_minute: float = 0.0, descriptors_per_minute: float = 0.0) -> ProcessSamples:
-    """One that lives for long, with a little noise."""
+    """A process that runs for long, with a little noise."""
     seconds = [2.0 * i for i in range(int(SETTLED_S))]
     return ProcessSamples(
         "server",
@@ -26,12 +26,12 @@ def process(mb_per_minute: float = 0.0, descriptors_per_minute: float = 0.0) -> 
     )
 
 
-def test_what_only_breathes_leaks_nothing() -> None:
+def test_noise_is_not_a_leak() -> None:
     assert not [*process().problems()]
     assert abs(process().mb_per_minute()) < 0.05
 
 
-def test_memory_and_descriptors_that_grow_are_told() -> None:
+def test_memory_and_descriptors_that_grow_are_reported() -> None:
     (problem,) = process(mb_per_minute=0.7).problems()
     assert problem == "the server grows by 0.70 MB a minute"
     (problem,) = process(descriptors_per_minute=2.0).problems()
@@ -39,14 +39,14 @@ def test_memory_and_descriptors_that_grow_are_told() -> None:
 
 
 @pytest.mark.parametrize("count", [1, MIN_SAMPLES - 1])
-def test_a_short_life_says_nothing(count: int) -> None:
+def test_a_short_run_reports_nothing(count: int) -> None:
     short = process(mb_per_minute=50.0, descriptors_per_minute=500.0)
     for column in (short.at, short.used_mb, short.descriptors):
         del column[count:]
     assert not [*short.problems()]
 
 
-def test_descriptors_that_stay_open_are_told_at_rest() -> None:
+def test_descriptors_that_stay_open_are_reported_at_rest() -> None:
     processes, own = Processes(), psutil.Process()
     processes.look("test", own, 0.0)
     assert not [*processes.left_over("test", own)]
@@ -57,7 +57,7 @@ def test_descriptors_that_stay_open_are_told_at_rest() -> None:
     assert "descriptors at rest" in problem
 
 
-def test_one_that_is_gone_is_not_looked_at() -> None:
+def test_a_process_that_has_ended_has_no_samples() -> None:
     processes, own = Processes(), psutil.Process()
     gone = psutil.Popen(["true"])
     gone.wait()

@@ -28,5 +28,5 @@ def test_the_table_has_a_line_for_each_policy(
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert head.startswith("| 3 requests | policy |")
     assert [row.split(" | ")[1] for row in rows] == list(batch_order.POLICIES)
-    # All are open from the beginning, so the file's order is all there at once.
+    # All are open from the start, so the file's order equals all at once.
     assert all(row.endswith(" 1.000 |") for row in rows)

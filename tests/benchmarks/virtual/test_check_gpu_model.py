@@ -1,4 +1,4 @@
-"""The GPU model stays as near to what was measured as its record says."""
+"""The GPU model is as close to the measurements as its documentation says."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from simulator.hardware.gpu_model import profile_of
 from simulator.hardware.gpus import find_gpu
 from simulator.hardware.model_shape import read_shape
 
-# What it is allowed to be off by: median, p95.
+# The allowed error: median, p95.
 LIMITS = {"llama2-13b": (0.03, 0.06), "qwen2.5-32b": (0.04, 0.12), "opt-125m": (0.06, 0.20)}
 
 
-@pytest.mark.skipif(not PROFILES.is_dir(), reason="TD-Pipe's profiles are not at hand")
+@pytest.mark.skipif(not PROFILES.is_dir(), reason="TD-Pipe's profiles are not here")
 def test_the_measured_profiles_are_met() -> None:
     checked = dict(check_profiles(PROFILES))
     assert len(checked) == len(MEASURED)
@@ -50,9 +50,9 @@ def test_a_folder_without_profiles_still_gets_the_other_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(tmp_path)]) == 0
-    told = capsys.readouterr()
-    assert "none of the measured profiles" in told.err
-    assert "A100-80G-SXM" in told.out
+    printed = capsys.readouterr()
+    assert "none of the measured profiles" in printed.err
+    assert "A100-80G-SXM" in printed.out
 
 
 def test_a_broken_profile_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a decision costs, in operations: seconds are for the benchmark, counts for the test."""
+"""The cost of a decision in operations: the benchmark measures seconds, the test counts."""
 
 import sys
 from types import FrameType

@@ -52,7 +52,7 @@ def profiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a document that has place for the tables."""
+    """A folder with a document that has a place for the tables."""
     folder = tmp_path_factory.mktemp("project")
     (folder / DOCUMENT).parent.mkdir()
     (folder / DOCUMENT).write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
@@ -61,7 +61,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def out(profiles: Path, project: Path) -> str:
-    """What is printed; it is written into the project too."""
+    """The printed text; it is also written into the project."""
     out = io.StringIO()
     with chdir(project), redirect_stdout(out):
         options = ["--requests", str(NUM_REQUESTS), "--profiles", str(profiles), "--write"]
@@ -71,7 +71,7 @@ def out(profiles: Path, project: Path) -> str:
 
 @pytest.fixture(scope="module")
 def printed(out: str) -> list[str]:
-    """What is printed, cut at the headings."""
+    """The printed text, split at the headings."""
     before, *sections = out.split("### ")
     assert not before.strip()
     return sections
@@ -112,7 +112,7 @@ def test_each_node_says_where_its_figures_are_from(sections: list[str]) -> None:
     ]
 
 
-def test_all_nodes_of_the_paper_are_there_from_our_model_alone(printed: list[str]) -> None:
+def test_all_nodes_of_the_paper_are_simulated_from_our_model(printed: list[str]) -> None:
     modelled = printed[2:-1]
     assert len(modelled) == len(MODELLED) == 4
     for section, setup in zip(modelled, MODELLED, strict=True):
@@ -150,7 +150,7 @@ def test_every_policy_and_every_part_has_its_row(sections: list[str]) -> None:
         assert of_temporal["temporal"][0] == by_policy["temporal"][0]
 
 
-def test_rates_are_told_beside_the_one_that_is_compared_with(sections: list[str]) -> None:
+def test_rates_are_compared_with_that_of_the_reference(sections: list[str]) -> None:
     for section in sections:
         for table, reference in zip(
             tables(section), ["td-pipe", "td-pipe", "temporal"], strict=True
@@ -181,12 +181,12 @@ def test_a_row_is_the_simulation_that_it_names(
 
 
 def test_tensor_parallelism_is_one_stage_of_four_gpus(sections: list[str], profiles: Path) -> None:
-    alone, _ = hardware_of_setup(L20_13B, profiles)
+    stage, _ = hardware_of_setup(L20_13B, profiles)
     shared = Hardware(
-        alone.profile,
-        alone.kv_tokens,
-        alone.kv_bytes_per_token,
-        alone.memory_bytes_per_s,
+        stage.profile,
+        stage.kv_tokens,
+        stage.kv_bytes_per_token,
+        stage.memory_bytes_per_s,
         tensor_parallel=4,
         allreduce_bytes_per_token=2 * 40 * 5120 * 2,
     )

@@ -1,4 +1,4 @@
-"""Prediction quality: what the made-up predictors know, and what they do not."""
+"""Prediction quality: the information that the simulated predictors have."""
 
 import random
 
@@ -12,19 +12,19 @@ LENS = sharegpt(4000, 0).output_lens
 
 
 def test_the_class_predictor_is_right_as_often_as_it_should_be() -> None:
-    told = by_class(LENS, random.Random(0), accuracy=0.55)
+    predictions = by_class(LENS, random.Random(0), accuracy=0.55)
     # Each predicted class has a mean of its own, in the order of the classes.
-    means = sorted({mean for mean, _ in told})
+    means = sorted({mean for mean, _ in predictions})
     assert len(means) == 5
-    predicted = np.searchsorted(means, [mean for mean, _ in told])
+    predicted = np.searchsorted(means, [mean for mean, _ in predictions])
     assert np.mean(predicted == LengthClasses.fit(LENS).of(LENS)) == pytest.approx(0.55, abs=0.02)
 
 
 def test_the_class_predictor_is_calibrated() -> None:
-    told = by_class(LENS, random.Random(0), accuracy=0.55)
-    assert sum(mean for mean, _ in told) == pytest.approx(sum(LENS), rel=0.01)
-    for mean, spread in set(told):
-        members = [n for n, other in zip(LENS, told, strict=True) if other == (mean, spread)]
+    predictions = by_class(LENS, random.Random(0), accuracy=0.55)
+    assert sum(mean for mean, _ in predictions) == pytest.approx(sum(LENS), rel=0.01)
+    for mean, spread in set(predictions):
+        members = [n for n, other in zip(LENS, predictions, strict=True) if other == (mean, spread)]
         assert np.mean(members) == pytest.approx(mean, abs=0.5)
         assert np.log(members).std() == pytest.approx(spread)
 

@@ -1,4 +1,4 @@
-"""The sweep: temporal beside the best other policy in every case, and where it loses marked."""
+"""The sweep: temporal against the best other policy in every case, with its losses marked."""
 
 import re
 from dataclasses import replace
@@ -74,7 +74,7 @@ def rate(hardware: Hardware, arrivals: list[Arrival], settings: Settings) -> flo
 
 
 @pytest.mark.parametrize("rivals", [[*POLICIES], ["td-pipe", "temporal"]], ids=["all", "one"])
-def test_a_line_tells_the_runs_with_its_own_cache_and_predictions(
+def test_a_line_is_of_the_runs_with_its_own_cache_and_predictions(
     capsys: pytest.CaptureFixture[str],
     profiles: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,7 +1,7 @@
-"""Puts each stage on the host that a test has for it: python imports this at its start, if found.
+"""Moves each stage to its test host: python imports this module at its start, if it is found.
 
-`TEST_HOSTS` names a network namespace for each stage. torchrun forks the stages, and tells each its
-number in the environment before it runs a line of ours: that is the moment.
+`TEST_HOSTS` names a network namespace for each stage. torchrun forks the stages and sets each
+one's number in the environment before it runs our code: the stage is moved at that moment.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""The agreement: each stage hears what all tell, and nothing that is told can run."""
+"""The all-gather: each stage gets the values of all, and no value can run code."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ SCRIPT = """if True:
 
 
 @pytest.mark.timeout(120)
-def test_what_all_tell_is_heard_by_each_and_what_is_of_another_kind_is_refused(
+def test_each_stage_gets_all_values_and_another_type_is_refused(
     tmp_path: Path,
 ) -> None:
     stages = [
@@ -54,7 +54,7 @@ def test_what_all_tell_is_heard_by_each_and_what_is_of_another_kind_is_refused(
         for stage in range(2)
     ]
     for stage in stages:
-        told, _ = stage.communicate(timeout=100)
-        assert stage.returncode == 0, told
-        assert "refused: Expected `int`, got `str`" in told
+        printed, _ = stage.communicate(timeout=100)
+        assert stage.returncode == 0, printed
+        assert "refused: Expected `int`, got `str`" in printed
     assert [path.name for path in tmp_path.iterdir()] in (["group-run-0"], [])

@@ -1,4 +1,4 @@
-"""The rendezvous: a group meets in a file of its own life, and opens no port for it."""
+"""The rendezvous: an incarnation of a group meets in a file of its own, without an open port."""
 
 import os
 from datetime import timedelta
@@ -15,9 +15,13 @@ from workers.comm import rendezvous
 
 @pytest.fixture
 def incarnation(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """What torchrun tells the only stage of a group in its first life."""
-    told = {"TORCHELASTIC_RUN_ID": "run", "TORCHELASTIC_RESTART_COUNT": "0", "WORLD_SIZE": "1"}
-    for name, value in told.items():
+    """The environment that torchrun gives the only stage of a group in its first incarnation."""
+    environment = {
+        "TORCHELASTIC_RUN_ID": "run",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "WORLD_SIZE": "1",
+    }
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     return monkeypatch
 
@@ -28,7 +32,7 @@ def test_torchrun_meets_itself_at_once_and_listens_nowhere(tmp_path: Path) -> No
     parameters = RendezvousParameters(rendezvous.BACKEND, "", "run", 1, 1)
     handler = get_rendezvous_handler(parameters)
     before = psutil.Process().net_connections("inet")
-    for _ in range(2):  # a restarted group meets anew
+    for _ in range(2):  # a restarted group meets again
         met = handler.next_rendezvous()
         assert (met.rank, met.world_size) == (0, 1)
         met.store.set("key", "value")
@@ -41,7 +45,7 @@ def test_torchrun_meets_itself_at_once_and_listens_nowhere(tmp_path: Path) -> No
     assert psutil.Process().net_connections("inet") == before
 
 
-def test_a_life_does_not_read_what_another_has_left(
+def test_an_incarnation_does_not_read_what_another_has_left(
     incarnation: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     timeout = timedelta(milliseconds=50)

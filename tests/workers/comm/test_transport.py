@@ -12,7 +12,7 @@ PATIENCE_S = 60.0
 
 
 def play(name: str, num_stages: int, folder: Path) -> list[str]:
-    """Let the stages play a part of `neighbours.py`; what each says, the last stage first."""
+    """Run a play of `neighbours.py` on all stages; what each prints, the last stage first."""
     with ExitStack() as stack:
         stages = []
         for stage in range(num_stages):
@@ -68,5 +68,5 @@ def test_a_neighbour_that_sends_nothing_is_given_up(tmp_path: Path) -> None:
     assert said.startswith("stage 1 did not get step 1 from stage 0: ")
 
 
-def test_a_single_stage_has_nobody_to_speak_to(tmp_path: Path) -> None:
-    assert play("alone", 1, tmp_path) == ["well"]
+def test_a_single_stage_has_no_neighbours(tmp_path: Path) -> None:
+    assert play("single_stage", 1, tmp_path) == ["well"]

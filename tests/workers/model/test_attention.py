@@ -96,8 +96,8 @@ def test_scattered_blocks_attend_as_contiguous_ones(settings: dict[str, Any]) ->
     shape = LayerShape(kv_heads, 8, 10)
     cache = KvCache({5: shape}, ground.num_blocks, block_size, torch.float32, CPU)
     for keys_or_values in cache.layers[5]:
-        keys_or_values.fill_(float("nan"))  # who reads a slot that nobody wrote will show it
-    # A prompt in chunks of 7 beside decodes: the three walk at their own pace.
+        keys_or_values.fill_(float("nan"))  # reading a slot that was never written will show
+    # A prompt in chunks of 7 beside decodes: the three advance at different speeds.
     while any(s.fed < len(s.token_ids) for s in sequences):
         shares = [
             (s, min(pace, len(s.token_ids) - s.fed))
@@ -119,15 +119,15 @@ def test_scattered_blocks_attend_as_contiguous_ones(settings: dict[str, Any]) ->
                 assert torch.equal(got[row.begin : row.end], want.transpose(0, 1))
 
 
-def test_a_row_does_not_depend_on_its_company() -> None:
+def test_a_row_does_not_depend_on_the_batch() -> None:
     form = Form(None, None, None, None)
-    alone, crowd = Ground(seed=1), Ground(seed=2)
+    small, large = Ground(seed=1), Ground(seed=2)
     query, key, value = make(3, 4, 2, 7, 7)
     results = []
-    for ground, others in ((alone, 0), (crowd, 3)):
+    for ground, others in ((small, 0), (large, 3)):
         cache = KvCache({0: LayerShape(2, 8, 10)}, 64, 4, torch.float32, CPU)
-        company = [make(9, 4, 2, others, others)] if others else []
-        parts = [*company, (query, key, value)]
+        filler = [make(9, 4, 2, others, others)] if others else []
+        parts = [*filler, (query, key, value)]
         batch = ground.batch([(ground.sequence([0] * p[0].shape[1]), p[0].shape[1]) for p in parts])
         q, k, v = (torch.cat(p, dim=1) for p in zip(*parts, strict=True))
         results.append(PagedStep(cache, batch).attend(0, q, k, v, form)[others:])
@@ -149,13 +149,13 @@ def test_tokens_beyond_the_batch_are_neither_stored_nor_answered() -> None:
 
 
 class Layer(nn.Module):
-    """An attention layer as transformers hands it over."""
+    """An attention layer as transformers passes it."""
 
     layer_idx = 3
 
 
 def interface(**keywords: object) -> Tensor:
-    """The door for transformers, with the tensors it gives."""
+    """The interface for transformers, with the tensors that it passes."""
     query, key, value = (t[None] for t in make(5, 4, 2, 6, 6))
     answer, weights = paged_attention(Layer(), query, key, value, None, **keywords)  # type: ignore[arg-type]
     assert weights is None

@@ -72,6 +72,6 @@ def test_a_chunk_and_a_decode_by_hand() -> None:
     assert ints(batch.sample_at) == [3]
 
 
-def test_a_step_in_which_nobody_samples_has_no_place_to_sample_at() -> None:
+def test_a_step_without_sampling_rows_has_no_place_to_sample_at() -> None:
     ground = Ground()
     assert ground.batch([(ground.sequence([1, 2, 3]), 2)]).sample_at.shape == (0,)

@@ -1,4 +1,4 @@
-"""Experts on a CPU: who is sent to which, and what comes of it."""
+"""Experts on a CPU: the routing of rows to experts, and the results."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""The KV cache: as many blocks as fit, no more than can be used, and a refusal in words."""
+"""The KV cache: as many blocks as fit, no more than can be used, and a readable refusal."""
 
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ def count(
 
 @pytest.fixture
 def free_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with room for exactly 100 blocks of 480 bytes."""
+    """A machine with memory for exactly 100 blocks of 480 bytes."""
     available = int(480 * 100 / CPU_MEMORY_PART)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
 
@@ -62,7 +62,7 @@ def test_no_more_is_taken_than_all_sequences_could_fill() -> None:
 
 
 @pytest.mark.usefixtures("free_bytes")
-def test_room_for_not_even_one_block_is_refused_with_the_figures() -> None:
+def test_memory_for_not_even_one_block_is_refused_with_the_figures() -> None:
     with pytest.raises(KvCacheError, match=r"479 bytes .* 480 bytes \(10 tokens\)"):
         count(kv_cache_memory_bytes=479)
     with pytest.raises(KvCacheError, match="one KV block"):

@@ -1,4 +1,4 @@
-"""The partition: as light as can be at its heaviest, against every split there is."""
+"""The layer split: as light as possible at its heaviest, against every possible split."""
 
 from collections.abc import Sequence
 from itertools import combinations, pairwise
@@ -76,23 +76,23 @@ def test_a_split_by_hand_that_does_not_add_up_is_refused(split: tuple[int, ...])
 
 @st.composite
 def pipelines(draw: st.DrawFn) -> tuple[list[list[int]], list[int], list[int], list[int]]:
-    """Seconds of each layer on each stage, what stages do besides, layers' bytes, and room."""
+    """Seconds of each layer on each stage, of the rest of the stages, layers' bytes, and memory."""
     num_stages, num_layers = draw(st.integers(1, 4)), draw(st.integers(4, 8))
     row = st.lists(weights, min_size=num_layers, max_size=num_layers)
     layer_s = draw(st.lists(row, min_size=num_stages, max_size=num_stages))
     extra_s = draw(st.lists(weights, min_size=num_stages, max_size=num_stages))
-    room = draw(st.lists(st.integers(20, 400), min_size=num_stages, max_size=num_stages))
-    return layer_s, extra_s, draw(row), room
+    memory = draw(st.lists(st.integers(20, 400), min_size=num_stages, max_size=num_stages))
+    return layer_s, extra_s, draw(row), memory
 
 
 @given(pipelines())
 def test_no_split_that_fits_is_faster(
     pipeline: tuple[list[list[int]], list[int], list[int], list[int]],
 ) -> None:
-    layer_s, extra_s, sizes, room = pipeline
+    layer_s, extra_s, sizes, memory = pipeline
 
     def fits(stage: int, start: int, end: int) -> bool:
-        return sum(sizes[start:end]) <= room[stage]
+        return sum(sizes[start:end]) <= memory[stage]
 
     def cost_of(split: Sequence[range]) -> tuple[int, int]:
         loads = [sum(layer_s[s][i] for i in r) + extra_s[s] for s, r in enumerate(split)]
@@ -100,7 +100,7 @@ def test_no_split_that_fits_is_faster(
 
     splits = [
         split
-        for split in every_split(len(sizes), len(room))
+        for split in every_split(len(sizes), len(memory))
         if all(fits(s, r.start, r.stop) for s, r in enumerate(split))
     ]
     if not splits:
@@ -117,6 +117,6 @@ def test_a_slower_device_gets_fewer_layers() -> None:
     assert split == [range(6), range(6, 9)]
 
 
-def test_a_device_without_room_gets_fewer_layers() -> None:
+def test_a_device_with_less_memory_gets_fewer_layers() -> None:
     split = fastest([[1.0] * 8] * 2, [0.0, 0.0], lambda stage, a, b: stage == 1 or b - a <= 2)
     assert split == [range(2), range(2, 8)]

@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 
 SUPPORTED = sorted(set(FAMILIES) - {"bloom"})
 BLOCK_SIZE = 4
-# How far from transformers' own logits, as part of the largest: rounding, not another answer. In
+# The distance to transformers' own logits, as part of the largest: rounding, not another answer. In
 # bf16 rounding may send a token to another expert (gpt_oss: 0.12 at one of 10 places, others 0.02).
 CLOSE = {"float32": 1e-5, "bfloat16": 0.05}
 CLOSE_WITH_EXPERTS = {"float32": 1e-5, "bfloat16": 0.3}
@@ -84,13 +84,13 @@ def forward(stages: list[StageModel], caches: list[KvCache], batch: Batch) -> Te
 
 
 def mixed_steps(ground: Ground) -> Iterator[tuple[list[History], Batch]]:
-    """Prefill, chunks and decodes side by side; yields who samples, and the batch."""
+    """Prefill, chunks and decodes side by side; yields the sampling sequences, and the batch."""
     tokens = random.Random(3)
 
     def draw(count: int) -> list[int]:
         return [tokens.randrange(3, VOCABULARY) for _ in range(count)]
 
-    short, middle, long = (ground.sequence(draw(n), room=8) for n in (3, 30, 45))
+    short, middle, long = (ground.sequence(draw(n), spare=8) for n in (3, 30, 45))
     for shares in (
         [(short, 3), (middle, 30), (long, 20)],
         [(short, 1), (long, 18), (middle, 1)],
@@ -165,15 +165,15 @@ def test_shards_and_one_file_load_alike_tied_or_not(is_tied: bool, tmp_path: Pat
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_a_single_token_gets_the_same_logits_as_in_company(tmp_path: Path) -> None:
+def test_a_single_token_gets_the_same_logits_as_in_a_batch(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, "llama")
     stages = make_stages(path, (2, 2), dtype="bfloat16")
     logits = []
-    for company in (0, 3):
+    for num_others in (0, 3):
         ground = Ground(BLOCK_SIZE)
         caches = make_caches(stages, ground)
         sequence = ground.sequence([5, 6, 7])
-        others = [ground.sequence([9 + n] * 8) for n in range(company)]
+        others = [ground.sequence([9 + n] * 8) for n in range(num_others)]
         prefill = [(s, len(s.token_ids) - 1) for s in [*others, sequence]]
         forward(stages, caches, ground.batch(prefill))
         batch = ground.batch([*((s, 1) for s in others), (sequence, 1)])
@@ -181,7 +181,7 @@ def test_a_single_token_gets_the_same_logits_as_in_company(tmp_path: Path) -> No
     assert torch.equal(*logits)
 
 
-def test_a_step_in_which_nobody_samples_has_no_logits(tmp_path: Path) -> None:
+def test_a_step_without_sampling_rows_has_no_logits(tmp_path: Path) -> None:
     stages = make_stages(make_checkpoint(tmp_path, "llama"), (2, 2))
     ground = Ground(BLOCK_SIZE)
     caches = make_caches(stages, ground)
@@ -232,7 +232,7 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
 
 
 def as_pickle(model: Path, **extra: Any) -> Path:
-    """The checkpoint with its weights as torch.save writes them, and what else is to be in it."""
+    """The checkpoint with its weights as torch.save writes them, and with `extra` in it."""
     weights = load_file(model / "model.safetensors")
     (model / "model.safetensors").unlink()
     torch.save(weights | extra, model / "pytorch_model.bin")
@@ -255,7 +255,7 @@ def test_pickled_weights_are_refused_unless_asked_for(tmp_path: Path) -> None:
 
 
 class Program:
-    """What a pickle may hold in the place of weights."""
+    """A program that a pickle may hold in place of weights."""
 
     def __init__(self, trace: Path) -> None:
         self._trace = trace
@@ -300,7 +300,7 @@ def test_a_tensor_that_is_nowhere_is_named(tmp_path: Path) -> None:
     del tensors["model.layers.3.mlp.up_proj.weight"]
     save_file(tensors, file, {"format": "pt"})
     config = Config(model=str(path), layer_split=(2, 2))
-    assert load(config, 0, CPU).layers == range(2)  # none of its own is lacking
+    assert load(config, 0, CPU).layers == range(2)  # none of its own is missing
     with pytest.raises(ValueError, match=r"lacks 1 tensors, e\.g\. model\.layers\.3\.mlp\.up_proj"):
         load(config, 1, CPU)
 

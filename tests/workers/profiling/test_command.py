@@ -1,4 +1,4 @@
-"""`tdpipe profile`: a real pipeline of two stages is measured, and what is wrong is told."""
+"""`tdpipe profile`: a real pipeline of two stages is measured, and errors are reported."""
 
 import signal
 import subprocess
@@ -22,7 +22,7 @@ TINY = ["--device=cpu", "-pp=2", "--num-threads=1", "--repeats=1"]
 TINY += ["--max-tokens=4", "--max-rows=2", "--max-model-len=64", "--log-level=error"]
 
 
-def test_a_pipeline_is_measured_into_three_files_and_gone_on_with(
+def test_a_pipeline_is_measured_into_three_files_and_resumed(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "demo.csv"
@@ -55,7 +55,7 @@ def test_a_pipeline_is_measured_into_three_files_and_gone_on_with(
         (["--out={}/bad.csv"], "is an empty profile"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line_before_anything_starts(
+def test_an_error_is_reported_in_one_line_before_anything_starts(
     tmp_path: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bad.steps.csv").write_text("\n")
@@ -66,7 +66,7 @@ def test_what_is_wrong_is_told_in_one_line_before_anything_starts(
     assert [path.name for path in tmp_path.iterdir()] == ["bad.steps.csv"]
 
 
-def test_what_keeps_a_stage_from_starting_is_told(
+def test_the_reason_why_a_stage_cannot_start_is_reported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = make_checkpoint(tmp_path / "model", "llama")
@@ -91,12 +91,12 @@ def test_a_stage_that_dies_ends_the_measurement(tmp_path: Path) -> None:
         stages[0].kill()
         with pytest.raises(DriverError):
             list(driver.run([decode(1, 5)] * 100_000, 2))
-    # Whom torchrun left behind, the kernel ends: its death signal comes a moment later.
+    # The kernel ends the stages that torchrun left behind: its signal arrives a moment later.
     _, alive = psutil.wait_procs(stages, timeout=30)
     assert not alive
 
 
-def test_nothing_outlives_a_command_that_was_killed(tmp_path: Path) -> None:
+def test_no_process_is_left_after_a_command_that_was_killed(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tdpipe.py"), "profile", "--device=cpu"]
     process = subprocess.Popen([*command, f"--out={tmp_path / 'x.csv'}"], cwd=ROOT)
     try:

@@ -1,4 +1,4 @@
-"""The cost fit: known costs are found again under noise, and what is found makes sense."""
+"""The cost fit: it recovers known costs under noise, and its results are valid."""
 
 import random
 
@@ -27,7 +27,7 @@ def steps_of(dummy_runs: list[DummyRun], seconds: float = 1.0) -> list[MeasuredS
 
 
 def measure(costs: StageCosts, noise: float = 0.0, outliers: float = 0.0) -> list[MeasuredStep]:
-    """The trials as a stage of these costs would run them, some of them delayed."""
+    """The dummy runs as a stage with these costs would run them, some of them delayed."""
     rng = random.Random(7)
     measured = []
     for dummy_run in DUMMY_RUNS:
@@ -73,7 +73,7 @@ def test_more_of_anything_never_costs_less(known: StageCosts) -> None:
     assert min(found.seconds[0], found.kv_s_per_token, found.row_s, found.pair_s) >= 0
 
 
-def test_the_terms_are_told_apart() -> None:
+def test_the_terms_are_separated() -> None:
     stairs = tuple(1e-3 + 1e-5 * n for n in TOKENS)
     known = StageCosts(tuple(TOKENS), stairs, 4e-8, 3e-5, 2e-8)
     found = fit(measure(known, noise=0.01, outliers=0.05))
@@ -104,7 +104,7 @@ def test_beyond_the_last_point_the_average_slope_goes_on() -> None:
     assert list(predict(StageCosts((1,), (1.0,)), steps_of([prefill([300])]))) == [1.0]
 
 
-def test_a_trial_counts_what_the_cost_model_asks_for() -> None:
+def test_a_dummy_run_counts_the_terms_of_the_cost_model() -> None:
     step = DummyRun("mixed", (5, 10, 0), (1, 4, 3)).measured(1.0, 2)
     assert (step.rows, step.tokens, step.kv_tokens) == (3, 8, 15)
     assert step.pairs == 4 * (10 + 2.5) + 3 * 2

@@ -1,4 +1,4 @@
-"""The known costs: where a stage of one has them from."""
+"""The known costs: where a stage takes them from."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from workers.profiling.dummy_run import prefill
 from workers.profiling.known_costs import check_table, find_costs
 from workers.profiling.stage_fingerprint import StageFingerprint
 
-WHO = StageFingerprint(
+FINGERPRINT = StageFingerprint(
     "cpu", "a processor", "abc", "bfloat16", 1, 0, "0-4", 16, 2048, "2.13", "0.1"
 )
 COSTS = StageCosts((1, 64), (0.001, 0.002), 1e-8, 2e-6, 3e-9)
@@ -32,14 +32,14 @@ STEP = prefill([64]).measured(0.25, 5)
 
 @pytest.fixture(autouse=True)
 def group(tmp_path: Path) -> Iterator[None]:
-    """A group of one."""
+    """A group of one stage."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
 
 class Measuring:
-    """Counts how often it is asked."""
+    """Counts its calls."""
 
     def __init__(self, costs: StageCosts = COSTS) -> None:
         self.times, self._costs = 0, costs
@@ -51,22 +51,22 @@ class Measuring:
 
 def test_the_second_start_takes_what_the_first_has_measured(tmp_path: Path) -> None:
     config, measuring = Config(data_dir=tmp_path), Measuring()
-    assert find_costs(config, WHO, measuring) == COSTS
-    assert find_costs(config, WHO, measuring) == COSTS
+    assert find_costs(config, FINGERPRINT, measuring) == COSTS
+    assert find_costs(config, FINGERPRINT, measuring) == COSTS
     assert measuring.times == 1
-    assert find_costs(config, replace(WHO, layers="0-5"), measuring) == COSTS
+    assert find_costs(config, replace(FINGERPRINT, layers="0-5"), measuring) == COSTS
     assert measuring.times == 2
 
 
 def test_what_could_not_be_measured_is_not_kept(tmp_path: Path) -> None:
     config = Config(data_dir=tmp_path)
-    assert find_costs(config, WHO, Measuring(StageCosts())) == StageCosts()
-    assert find_costs(config, WHO, Measuring()) == COSTS
+    assert find_costs(config, FINGERPRINT, Measuring(StageCosts())) == StageCosts()
+    assert find_costs(config, FINGERPRINT, Measuring()) == COSTS
 
 
 def test_without_a_budget_nothing_is_known(tmp_path: Path) -> None:
     config, measuring = Config(data_dir=tmp_path, profile_seconds=0), Measuring()
-    assert find_costs(config, WHO, measuring) == StageCosts()
+    assert find_costs(config, FINGERPRINT, measuring) == StageCosts()
     assert not measuring.times
 
 
@@ -74,7 +74,7 @@ def test_a_table_goes_before_all_else(tmp_path: Path) -> None:
     path = tmp_path / "x.steps.csv"
     path.write_text(head_of_steps(NOTES) + line_of_step(0, STEP))
     config, measuring = Config(data_dir=tmp_path, profile=path), Measuring()
-    assert find_costs(config, WHO, measuring).num_tokens == (64,)
+    assert find_costs(config, FINGERPRINT, measuring).num_tokens == (64,)
     assert not measuring.times
 
 
@@ -88,16 +88,16 @@ def test_a_table_goes_before_all_else(tmp_path: Path) -> None:
 )
 def test_a_table_of_another_model_is_refused(note: dict[str, str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        check_table(StepTable(NOTES | note, ((STEP,),)), WHO, "x")
+        check_table(StepTable(NOTES | note, ((STEP,),)), FINGERPRINT, "x")
 
 
 def test_a_table_of_another_number_of_stages_is_refused() -> None:
     with pytest.raises(ValueError, match="another number of stages: 2, not 1"):
-        check_table(StepTable(NOTES, ((STEP,), (STEP,))), WHO, "x")
+        check_table(StepTable(NOTES, ((STEP,), (STEP,))), FINGERPRINT, "x")
     with pytest.raises(ValueError, match="another model: unknown"):
-        check_table(StepTable({}, ((STEP,),)), WHO, "x")
+        check_table(StepTable({}, ((STEP,),)), FINGERPRINT, "x")
 
 
 def test_a_table_of_other_hardware_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    check_table(StepTable(NOTES | {"hardware": json.dumps("H")}, ((STEP,),)), WHO, "x")
+    check_table(StepTable(NOTES | {"hardware": json.dumps("H")}, ((STEP,),)), FINGERPRINT, "x")
     assert "is of hardware" in caplog.text

@@ -1,4 +1,4 @@
-"""The layer times: which split they call for."""
+"""The layer times: the best split by them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 
 def stage(first: int, seconds: list[float], *, extra_s: float = 0.0, kind: str = "L") -> LayerTimes:
-    """Layers of 10 bytes of weights and 5 of KV on a device with room for all."""
+    """Layers of 10 bytes of weights and 5 of KV on a device with memory for all."""
     count = len(seconds)
     kinds = (kind,) * count
     return LayerTimes(

@@ -1,4 +1,4 @@
-"""The profile cache: what was kept is found again, and nothing that is wrong with it is fatal."""
+"""The profile cache: what was kept is found again, and no damage to it is fatal."""
 
 import json
 from dataclasses import replace
@@ -11,7 +11,7 @@ from workers.profiling import profile_cache
 from workers.profiling.profile_cache import load_costs, load_split, path_of, save_costs, save_split
 from workers.profiling.stage_fingerprint import StageFingerprint
 
-WHO = StageFingerprint(
+FINGERPRINT = StageFingerprint(
     "cpu", "a processor", "abc", "bfloat16", 3, 1, "2-4", 16, 2048, "2.13", "0.1"
 )
 COSTS = StageCosts((1, 64), (0.001, 0.002), 1e-8, 2e-6, 3e-9)
@@ -19,12 +19,12 @@ COSTS = StageCosts((1, 64), (0.001, 0.002), 1e-8, 2e-6, 3e-9)
 
 def test_costs_and_splits_are_found_again(tmp_path: Path) -> None:
     data_dir = tmp_path / "not yet there"
-    assert load_costs(data_dir, WHO) is None
-    assert load_split(data_dir, WHO) is None
-    save_costs(data_dir, WHO, COSTS)
-    save_split(data_dir, WHO, (2, 2, 4))
-    assert load_costs(data_dir, WHO) == COSTS
-    assert load_split(data_dir, WHO) == (2, 2, 4)
+    assert load_costs(data_dir, FINGERPRINT) is None
+    assert load_split(data_dir, FINGERPRINT) is None
+    save_costs(data_dir, FINGERPRINT, COSTS)
+    save_split(data_dir, FINGERPRINT, (2, 2, 4))
+    assert load_costs(data_dir, FINGERPRINT) == COSTS
+    assert load_split(data_dir, FINGERPRINT) == (2, 2, 4)
 
 
 @pytest.mark.parametrize(
@@ -43,13 +43,13 @@ def test_costs_and_splits_are_found_again(tmp_path: Path) -> None:
     ],
 )
 def test_what_was_measured_elsewhere_is_not_taken(tmp_path: Path, change: dict[str, str]) -> None:
-    save_costs(tmp_path, WHO, COSTS)
-    assert load_costs(tmp_path, replace(WHO, **change)) is None  # type: ignore[arg-type]
+    save_costs(tmp_path, FINGERPRINT, COSTS)
+    assert load_costs(tmp_path, replace(FINGERPRINT, **change)) is None  # type: ignore[arg-type]
 
 
-def told(costs: object) -> str:
-    """A file as it is kept, of other costs."""
-    fields = {name: getattr(WHO, name) for name in WHO.__dataclass_fields__}
+def kept(costs: object) -> str:
+    """The content of a file with other costs."""
+    fields = {name: getattr(FINGERPRINT, name) for name in FINGERPRINT.__dataclass_fields__}
     return json.dumps({"of": fields, "value": costs})
 
 
@@ -61,56 +61,56 @@ def told(costs: object) -> str:
         "[]",
         "\0\1",
         '{"of": 1, "value": 2}',
-        told("costs"),
-        told(["StageCosts", [1, 64], [0.1], 0, 0, 0]),
-        told(["StageCosts", [64, 1], [0.1, 0.2], 0, 0, 0]),
-        told(["StageCosts", [1, 64], [0.1, -0.2], 0, 0, 0]),
-        told(["StageCosts", [], [], 0, 0, 0]),
+        kept("costs"),
+        kept(["StageCosts", [1, 64], [0.1], 0, 0, 0]),
+        kept(["StageCosts", [64, 1], [0.1, 0.2], 0, 0, 0]),
+        kept(["StageCosts", [1, 64], [0.1, -0.2], 0, 0, 0]),
+        kept(["StageCosts", [], [], 0, 0, 0]),
     ],
 )
-def test_a_damaged_file_is_told_ignored_and_rewritten(
+def test_a_damaged_file_is_logged_ignored_and_rewritten(
     tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = path_of(tmp_path, "costs", WHO)
+    path = path_of(tmp_path, "costs", FINGERPRINT)
     path.parent.mkdir()
     path.write_text(text)
-    assert load_costs(tmp_path, WHO) is None
+    assert load_costs(tmp_path, FINGERPRINT) is None
     assert str(path) in caplog.text
-    save_costs(tmp_path, WHO, COSTS)
-    assert load_costs(tmp_path, WHO) == COSTS
+    save_costs(tmp_path, FINGERPRINT, COSTS)
+    assert load_costs(tmp_path, FINGERPRINT) == COSTS
 
 
 def test_a_split_for_another_number_of_stages_is_ignored(tmp_path: Path) -> None:
-    save_split(tmp_path, WHO, (2, 6))
-    assert load_split(tmp_path, WHO) is None
-    save_split(tmp_path, WHO, (2, 0, 6))
-    assert load_split(tmp_path, WHO) is None
+    save_split(tmp_path, FINGERPRINT, (2, 6))
+    assert load_split(tmp_path, FINGERPRINT) is None
+    save_split(tmp_path, FINGERPRINT, (2, 0, 6))
+    assert load_split(tmp_path, FINGERPRINT) is None
 
 
 def test_a_folder_that_cannot_be_written_is_only_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / profile_cache.FOLDER).write_text("a file where the folder should be")
-    save_costs(tmp_path, WHO, COSTS)
+    save_costs(tmp_path, FINGERPRINT, COSTS)
     assert "cannot be kept" in caplog.text
-    assert load_costs(tmp_path, WHO) is None
+    assert load_costs(tmp_path, FINGERPRINT) is None
 
 
 def test_nothing_half_written_is_left(tmp_path: Path) -> None:
     for _ in range(3):
-        save_costs(tmp_path, WHO, COSTS)
-    path = path_of(tmp_path, "costs", WHO)
+        save_costs(tmp_path, FINGERPRINT, COSTS)
+    path = path_of(tmp_path, "costs", FINGERPRINT)
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_an_identity_left_in_a_folder_is_found_there(tmp_path: Path) -> None:
-    WHO.save(tmp_path)
-    assert StageFingerprint.load(tmp_path, WHO.stage) == WHO
+def test_a_fingerprint_left_in_a_folder_is_found_there(tmp_path: Path) -> None:
+    FINGERPRINT.save(tmp_path)
+    assert StageFingerprint.load(tmp_path, FINGERPRINT.stage) == FINGERPRINT
 
 
-def test_an_identity_that_cannot_be_left_is_no_reason_to_stop(
+def test_a_fingerprint_that_cannot_be_written_does_not_stop_the_stage(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    WHO.save(tmp_path / "nowhere")
+    FINGERPRINT.save(tmp_path / "nowhere")
     (record,) = caplog.records
-    assert record.getMessage().startswith("what stage 1 runs on is not kept: ")
+    assert record.getMessage().startswith("the fingerprint of stage 1 is not kept: ")

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 class FakeStage:
-    """Remembers the trials; each takes a while where that is asked for."""
+    """Remembers the dummy runs; each takes `seconds`."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.dummy_runs: list[DummyRun] = []
@@ -27,7 +27,7 @@ class FakeStage:
 
 
 def dummy_runs(**limits: int) -> list[DummyRun]:
-    """Of a CPU stage with steps of up to 300 tokens, unless said otherwise."""
+    """Of a CPU stage with steps of up to 300 tokens, unless set otherwise."""
     given = {
         "max_tokens": 300,
         "max_model_len": 2048,
@@ -45,7 +45,7 @@ def test_sizes_up_to_the_largest_step_are_measured() -> None:
     assert min(costs.seconds) > 0
 
 
-def test_each_term_has_steps_that_tell_it_from_the_others() -> None:
+def test_each_term_has_steps_that_separate_it_from_the_others() -> None:
     chosen = dummy_runs()
     assert len({dummy_run.num_rows for dummy_run in chosen if dummy_run.num_tokens == 256}) > 1
     assert len({dummy_run.kv_tokens for dummy_run in chosen if dummy_run.num_rows == 32}) > 1
@@ -77,9 +77,9 @@ def test_a_step_is_never_repeated_before_all_have_been_run() -> None:
     stage = FakeStage()
     chosen = dummy_runs()
     profiler.measure(stage.run, chosen, 10.0)
-    of_first_round = 2 * len(chosen)  # one to warm up
-    assert set(stage.dummy_runs[:of_first_round]) == set(chosen)
-    assert stage.dummy_runs[of_first_round : of_first_round + len(chosen)] == chosen
+    of_first_pass = 2 * len(chosen)  # one to warm up
+    assert set(stage.dummy_runs[:of_first_pass]) == set(chosen)
+    assert stage.dummy_runs[of_first_pass : of_first_pass + len(chosen)] == chosen
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_step_is_never_repeated_before_all_have_been_run() -> None:
         {"max_tokens": 8192, "cache_tokens": 9000},
     ],
 )
-def test_no_trial_is_beyond_what_the_stage_can_run(limits: dict[str, int]) -> None:
+def test_no_dummy_run_is_beyond_the_limits_of_the_stage(limits: dict[str, int]) -> None:
     chosen = dummy_runs(**limits)
     assert chosen
     for dummy_run in chosen:

@@ -1,4 +1,4 @@
-"""Bad words, against a twin that looks at all that was generated."""
+"""Bad words, against a twin that searches all generated tokens."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Grammars in the sampler: rows with and without one, whoever had the seat before, and failures."""
+"""Grammars in the sampler: rows with and without one, reused sampler slots, and failures."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ from workers.sampling.sampler import Sampler
 from workers.sampling.vocabulary import Vocabulary, no_vocabulary
 
 CPU = torch.device("cpu")
-VOCABULARY = 768 + 45  # the demo model's, and ids that are no tokens
+VOCABULARY = 768 + 45  # the demo model's, and ids that are not tokens
 END = 0
 DIGITS = LLMatcher.grammar_from_regex("[0-9]{3,6}")
 SCHEMA = LLMatcher.grammar_from_json_schema(
@@ -59,7 +59,7 @@ def grammars() -> Iterator[Grammars]:
 def setup(
     sampler_slot: int, grammar: str, output: Sequence[int] = (), **wants: Any
 ) -> SamplerSetup:
-    """A sequence's settings; greedy unless told otherwise."""
+    """A sequence's settings; greedy unless set otherwise."""
     min_tokens, stops = wants.pop("min_tokens", 0), wants.pop("stop_token_ids", (END,))
     sampling = Sampling(**({"temperature": 0.0, "grammar": grammar} | wants))
     return SamplerSetup(
@@ -68,7 +68,7 @@ def setup(
 
 
 def step(sampler_slots: list[int], *setups: SamplerSetup, step_id: int = 1) -> Step:
-    """Rows of these seats, -1 for the likeliest token."""
+    """Rows of these sampler slots, -1 for the most likely token."""
     nothing = b""
     return Step(
         *(1, step_id, "decode", nothing, nothing, nothing, nothing, nothing, nothing),
@@ -78,7 +78,7 @@ def step(sampler_slots: list[int], *setups: SamplerSetup, step_id: int = 1) -> S
 
 
 def logits_of(seed: int, rows: int = 1) -> Tensor:
-    """Random, and below those of any real token where there is none."""
+    """Random, and lower than any real token's where there is no token."""
     return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 3
 
 
@@ -88,7 +88,7 @@ def picked(sampler: Sampler, logits: Tensor, plan: Step) -> list[int]:
 
 
 def text_of(token_ids: list[int]) -> str:
-    """What a client would read."""
+    """The text as a client reads it."""
     text: str = core_of("demo").decode(token_ids)
     return text
 
@@ -125,17 +125,17 @@ def test_every_row_follows_its_own_grammar(grammars: Grammars) -> None:
             assert re.fullmatch("[0-9]{3,6}", text)
 
 
-def test_rows_without_a_grammar_get_what_they_get_without_such_neighbours(
+def test_rows_without_a_grammar_are_not_changed_by_rows_with_one(
     grammars: Grammars,
 ) -> None:
     own = [setup(0, "", temperature=1.0, seed=5), setup(2, "", presence_penalty=1.0)]
     guided = [setup(1, DIGITS), setup(3, SCHEMA, temperature=1.0)]
-    together, alone = Sampler(VOCABULARY, CPU, grammars), Sampler(VOCABULARY, CPU)
+    together, by_itself = Sampler(VOCABULARY, CPU, grammars), Sampler(VOCABULARY, CPU)
     for number in range(12):
         logits = logits_of(number, 5)
         setups = () if number else (*own, *guided)
         mixed = picked(together, logits, step([0, 1, 2, 3, -1], *setups))
-        want = picked(alone, logits[[0, 2, 4]], step([0, 2, -1], *(() if number else own)))
+        want = picked(by_itself, logits[[0, 2, 4]], step([0, 2, -1], *(() if number else own)))
         assert [mixed[0], mixed[2], mixed[4]] == want
 
 
@@ -163,7 +163,7 @@ def test_a_guided_row_takes_the_likeliest_token_that_its_grammar_allows(
     ],
     ids=["allowed ids", "bad words"],
 )
-def test_where_a_client_s_wishes_leave_nothing_the_grammar_has_its_way(
+def test_where_the_other_parameters_leave_nothing_the_grammar_has_priority(
     wants: dict[str, Any], grammars: Grammars
 ) -> None:
     sampler, plain = Sampler(VOCABULARY, CPU, grammars), Sampler(VOCABULARY, CPU, grammars)
@@ -184,13 +184,13 @@ def test_a_complete_output_is_filled_with_stop_tokens_up_to_its_minimum(
     assert tokens == [core_of("demo").token_to_id("7"), END, END, END, END]
 
 
-def test_a_seat_forgets_the_grammar_that_it_had(grammars: Grammars) -> None:
+def test_a_sampler_slot_forgets_its_previous_grammar(grammars: Grammars) -> None:
     sampler, logits = Sampler(VOCABULARY, CPU, grammars), logits_of(1)
     picked(sampler, logits, step([0], setup(0, DIGITS)))
     assert picked(sampler, logits, step([0], setup(0, ""))) == [int(logits.argmax())]
 
 
-def test_a_plan_that_came_early_leaves_the_seat_to_whom_it_belongs_until_it_runs(
+def test_a_plan_that_arrives_early_leaves_the_slot_to_its_sequence_until_it_runs(
     grammars: Grammars,
 ) -> None:
     sampler = Sampler(VOCABULARY, CPU, grammars)
@@ -230,7 +230,7 @@ def test_the_first_mask_is_made_when_the_plan_comes(grammars: Grammars) -> None:
 
 
 def _allowed(grammars: Grammars, sampler_slots: list[int]) -> list[list[int]]:
-    """The tokens that each seat may pick."""
+    """The tokens that each sampler slot may pick."""
     guided = grammars.banned(np.array(sampler_slots), CPU)
     assert guided is not None
     return [(~row).nonzero()[:, 0].tolist() for row in guided[1]]
@@ -278,7 +278,7 @@ def test_sequences_share_a_grammar_but_not_too_many_nor_for_ever(
     assert len(compiled) == num_compiled
 
 
-def test_a_lexer_that_has_met_too_much_is_not_everybody_s(
+def test_a_lexer_that_has_met_too_much_fails_only_its_own_sequences(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Each sequence of a and b leads to states of its own, up to 2^14 of them.
@@ -379,7 +379,7 @@ def test_a_thread_that_hangs_is_replaced(
     assert len(caplog.records) == 1
 
 
-def test_a_sequence_that_is_complete_lets_go_of_its_grammar(grammars: Grammars) -> None:
+def test_a_complete_sequence_releases_its_grammar(grammars: Grammars) -> None:
     sampler = Sampler(VOCABULARY, CPU, grammars)
     run(sampler, [setup(0, DIGITS)])
     assert picked(sampler, logits_of(1), step([0])) == [END]

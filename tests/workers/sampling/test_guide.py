@@ -1,4 +1,4 @@
-"""Guides: masks against a twin that looks at every token's bytes."""
+"""Guides: masks against a twin that checks every token's bytes."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ def choice(*texts: str) -> str:
 def begun(
     kind: str, grammar: str, stop_token_ids: tuple[int, ...], output: Sequence[int] = ()
 ) -> tuple[Guide, set[int]]:
-    """A guide, and what it allows first."""
+    """A guide, and the tokens that it allows first."""
     vocabulary = vocabulary_of(kind)
     guide = Guide(stop_token_ids)
     mask = first_mask(guide, compile_grammar(grammar, vocabulary), output, vocabulary)
@@ -41,7 +41,7 @@ def begun(
 
 
 def after(kind: str, guide: Guide, token_id: int) -> set[int]:
-    """What the guide allows after one more token."""
+    """The tokens that the guide allows after one more token."""
     return ids_in(next_masks([guide], [token_id], vocabulary_of(kind), EXECUTOR)[0])
 
 
@@ -65,7 +65,7 @@ def test_a_mask_allows_just_the_tokens_that_lead_to_a_choice(
         left = [text[len(said) :] for text in wanted if text.startswith(said)]
         leads = {id_ for id_, token in tokens.items() if token and _begins(token, left)}
         leads |= {end} if b"" in left else set()
-        # Where the next byte has no alternative, llguidance wants the tokenizer's own spelling.
+        # Where the next byte has no alternative, llguidance requires the tokenizer's own spelling.
         is_forced = len({text[:1] for text in left}) == 1 and b"" not in left
         assert allowed
         assert allowed <= leads if is_forced else allowed == leads
@@ -141,8 +141,8 @@ def test_guides_in_one_step_keep_to_themselves() -> None:
     token_ids = core_of("demo").encode("13{").ids
     masks = next_masks(together, token_ids, vocabulary_of("demo"), EXECUTOR)
     for grammar, token_id, mask in zip(grammars, token_ids, masks, strict=True):
-        alone, _ = begun("demo", grammar, (0,))
-        assert ids_in(mask) == after("demo", alone, token_id)
+        by_itself, _ = begun("demo", grammar, (0,))
+        assert ids_in(mask) == after("demo", by_itself, token_id)
 
 
 def test_a_grammar_that_is_none_only_stops(caplog: pytest.LogCaptureFixture) -> None:
@@ -179,7 +179,7 @@ def test_a_grammar_that_the_vocabulary_has_no_tokens_for_only_stops(
     assert caplog.records
 
 
-def test_a_failed_guide_without_stop_tokens_is_left_alone() -> None:
+def test_a_failed_guide_without_stop_tokens_allows_anything() -> None:
     assert only_stops(Guide(()), 3).tolist() == [2**32 - 1] * 3
     assert ids_in(only_stops(Guide((1, 64)), 3)) == {1, 64}
 

@@ -1,4 +1,4 @@
-"""The sampler, against a twin that works out the kept set token by token."""
+"""The sampler, against a twin that computes the kept set token by token."""
 
 import math
 from array import array
@@ -35,7 +35,7 @@ GREEDY = Draw(temperature=0.0)
 
 
 def make_step(rows: list[Draw], bans: tuple[tuple[int, bytes], ...] = ()) -> Step:
-    """A plan whose rows are all new to the sampler; those that draw have a seat each."""
+    """A plan in which all rows are new to the sampler; those that draw have a sampler slot each."""
     banned = dict(bans)
     special = [i for i, row in enumerate(rows) if row.temperature > 0 or i in banned]
     setups = tuple(
@@ -91,7 +91,7 @@ def probabilities(logits: Tensor, draw: Draw) -> dict[int, float]:
 def twin(logits: Tensor, draw: Draw) -> int:
     """Walk along the kept tokens until the uniform number is used up.
 
-    They come with the likeliest first where any are left out, else in the order of their ids.
+    The most likely one is first where any are left out, else they are in the order of their ids.
     """
     kept = probabilities(logits, draw)
     if draw.top_p == 1 and not draw.top_k:
@@ -172,13 +172,13 @@ def test_seeds_differ_as_indices_do() -> None:
     assert sum((drawn[t] - float(e)) ** 2 / float(e) for t, e in enumerate(expected)) < 24.3
 
 
-def test_a_row_s_draw_knows_nothing_of_its_company_or_its_place() -> None:
+def test_a_row_s_draw_does_not_depend_on_the_batch_or_its_place() -> None:
     logits = make_logits(20)
     rows = [Draw(0.8, 0.9, i % 5, seed=i, index=i) if i % 3 else GREEDY for i in range(20)]
     together = pick(logits, rows)
-    alone = [pick(logits[i : i + 1], [rows[i]])[0] for i in range(20)]
+    by_itself = [pick(logits[i : i + 1], [rows[i]])[0] for i in range(20)]
     turned = pick(logits.flip(0), rows[::-1])[::-1]
-    assert together == alone == turned
+    assert together == by_itself == turned
 
 
 def test_the_same_seed_and_index_draw_the_same_token_again() -> None:
@@ -244,7 +244,7 @@ def test_uniforms_are_uniform(varying: str) -> None:
     assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.02
 
 
-def test_a_rehearsal_is_of_a_step_in_which_every_row_is_dear(
+def test_a_dummy_run_takes_the_memory_of_the_most_expensive_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: list[int] = []

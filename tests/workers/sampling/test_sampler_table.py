@@ -26,14 +26,14 @@ def ints(*values: int) -> bytes:
 
 
 def setup(sampler_slot: int, prompt: list[int], output: list[int], **wants: Any) -> SamplerSetup:
-    """A greedy sequence with wants of its own."""
+    """A greedy sequence with these parameters."""
     min_tokens, stops = wants.pop("min_tokens", 0), wants.pop("stop_token_ids", ())
     sampling = Sampling(temperature=0.0, **wants)
     return SamplerSetup(sampler_slot, sampling, min_tokens, stops, ints(*prompt), ints(*output))
 
 
 def edited(logits: Tensor, *setups: SamplerSetup) -> Tensor:
-    """The rows' logits, each with its sequence's wants."""
+    """The rows' logits, each edited by its sequence's parameters."""
     table = SamplerTable(VOCABULARY, CPU)
     for one in setups:
         table.set_up(one)
@@ -115,7 +115,7 @@ def test_a_bad_word_is_never_completed(history: list[int], banned: set[int]) -> 
 
 
 def step(sampler_slots: list[int], *setups: SamplerSetup) -> Step:
-    """Rows of these seats, -1 for the likeliest token."""
+    """Rows of these sampler slots, -1 for the most likely token."""
     nothing = b""
     return Step(
         *(1, 1, "decode", nothing, nothing, nothing, nothing, nothing, nothing),
@@ -136,7 +136,7 @@ def test_the_table_counts_its_own_tokens() -> None:
     assert tokens == order * 2
 
 
-def test_a_seat_forgets_whom_it_had_before() -> None:
+def test_a_sampler_slot_forgets_its_previous_sequence() -> None:
     sampler, logits = Sampler(VOCABULARY, CPU), make_logits(1)
     likeliest = int(logits.argmax())
     demanding = setup(
@@ -154,7 +154,7 @@ def test_a_seat_forgets_whom_it_had_before() -> None:
     assert array("i", second).tolist() == [likeliest]
 
 
-def test_hundreds_of_seats_and_counts_grow_without_mixing() -> None:
+def test_hundreds_of_slots_and_counts_grow_without_mixing() -> None:
     sampler, count = Sampler(VOCABULARY, CPU), 300
     logits = make_logits(1).expand(count, -1).clone()
     likeliest = int(logits[0].argmax())
@@ -171,7 +171,7 @@ def test_hundreds_of_seats_and_counts_grow_without_mixing() -> None:
 
 
 def unpacked(logprobs: Logprobs) -> list[tuple[int, float, int, list[int], list[float]]]:
-    """(index, of the chosen, its rank, likeliest ids, their log-probabilities) of each position."""
+    """(index, of the chosen, its rank, top ids, their log-probabilities) of each position."""
     top_ids, tops = array("i", logprobs.top_ids).tolist(), array("f", logprobs.tops).tolist()
     positions, at = [], 0
     columns = (

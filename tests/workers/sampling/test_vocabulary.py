@@ -34,7 +34,7 @@ def test_a_head_may_be_narrower_than_the_tokenizer() -> None:
 
 
 @pytest.mark.parametrize("text", [None, "{", '{"version": "1.0"}'])
-def test_a_tokenizer_that_is_missing_or_damaged_is_told_in_one_line(
+def test_a_missing_or_damaged_tokenizer_is_reported_in_one_line(
     text: str | None, tmp_path: Path
 ) -> None:
     if text is not None:
@@ -43,7 +43,7 @@ def test_a_tokenizer_that_is_missing_or_damaged_is_told_in_one_line(
         load(Config(model=str(tmp_path)), 768)
 
 
-def test_a_tokenizer_whose_tokens_are_no_bytes_is_refused() -> None:
+def test_a_tokenizer_with_tokens_that_are_not_bytes_is_refused() -> None:
     core = make_tokenizer(20).backend_tokenizer
     with pytest.raises(ValueError, match="decoder"):
         make(core.to_str(), core.get_vocab().values(), 20, 2)

@@ -58,7 +58,7 @@ def tie_to_parent() -> None:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
-    threading.Thread(target=_watch, args=(parent,), name="lifeline", daemon=True).start()
+    threading.Thread(target=_watch, args=(parent,), name="parent watch", daemon=True).start()
 
 
 def leave_with(main: Callable[[], int]) -> NoReturn:

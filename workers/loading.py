@@ -19,7 +19,7 @@ from workers.profiling import layer_times, profile_cache
 from workers.profiling.dummy_run import DummyRun, make_step
 from workers.profiling.layer_times import LayerTimes
 from workers.profiling.stage_fingerprint import StageFingerprint, fingerprint_of
-from workers.sampling.sampler import Sampler, likeliest, packed
+from workers.sampling.sampler import Sampler, most_likely, packed
 
 log = logging.getLogger("tdpipe")
 
@@ -62,7 +62,7 @@ class TimedRun:
 
     def _finish(self, output: Tensor) -> None:
         if self.model.is_last:
-            packed(likeliest(output))
+            packed(most_likely(output))
         else:
             outgoing = torch.empty((1 + output.shape[0], output.shape[1]), dtype=output.dtype)
             outgoing[1:] = output

@@ -13,7 +13,7 @@ def test_the_processor_is_the_model_that_the_kernel_reports(tmp_path: Path) -> N
     assert cpu_model(cpuinfo) == "Fast: CPU @ 3GHz"
 
 
-def test_without_the_kernel_s_word_the_processor_still_has_a_name(tmp_path: Path) -> None:
+def test_without_the_kernel_s_file_the_processor_still_has_a_name(tmp_path: Path) -> None:
     assert cpu_model(tmp_path / "none")
 
 

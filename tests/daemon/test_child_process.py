@@ -77,8 +77,8 @@ def test_the_first_failure_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_failure_is_reported_in_one_line(tmp_path: Path) -> None:
-    report_failure(tmp_path, "  no room:\n   2 bytes\n")
-    assert reported_failure(tmp_path) == "no room: 2 bytes"
+    report_failure(tmp_path, "  no space:\n   2 bytes\n")
+    assert reported_failure(tmp_path) == "no space: 2 bytes"
 
 
 def test_no_report_is_no_failure(tmp_path: Path) -> None:

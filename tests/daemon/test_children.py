@@ -79,7 +79,7 @@ def test_an_engine_is_restarted_without_its_stages_and_the_reverse(
     assert count(started) == {"server": 1, "engine": 2, "workers": 2}
 
 
-def test_without_its_server_a_daemon_is_over(
+def test_without_its_server_a_daemon_ends(
     make: Callable[..., Children], started: Processes
 ) -> None:
     family = make()

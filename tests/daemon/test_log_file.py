@@ -77,7 +77,7 @@ def test_a_moved_file_is_closed_by_all_that_follow(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640 & ~0o022
 
 
-def test_without_a_file_a_hangup_is_what_it_was() -> None:
+def test_without_a_log_file_sighup_keeps_its_default() -> None:
     script = """if True:
     import os, signal
     from daemon import log_file
@@ -117,7 +117,7 @@ def test_long_lines_of_many_processes_stay_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["nowhere/log", "."])
-def test_a_file_that_cannot_be_is_named(where: str, tmp_path: Path) -> None:
+def test_an_invalid_file_is_named(where: str, tmp_path: Path) -> None:
     path = tmp_path / where
     with pytest.raises(log_file.LogFileError, match="cannot write to the log file") as caught:
         log_file.begin(path)

@@ -109,5 +109,5 @@ def test_a_folder_that_cannot_be_looked_at_is_no_reason_not_to_start(
     assert not found(Config(data_dir=tmp_path), "data_dir")
 
 
-def test_this_machine_can_be_asked() -> None:
+def test_this_machine_reports_its_limits() -> None:
     assert isinstance(list(resource_limits.shortages(Config(data_dir=Path(os.sep)))), list)

@@ -25,7 +25,7 @@ NEAR_TIE = 0.125
 @pytest.mark.parametrize("family", [pytest.param("llama", marks=pytest.mark.long), "mixtral"])
 def test_answers_are_batch_invariant_through_1_2_and_3_stages(family: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", family, **SIZES[family])
-    prompts = random_prompts("company", LENGTHS)
+    prompts = random_prompts("batch", LENGTHS)
     with _daemon(tmp_path / "two", checkpoint, "-pp", "2") as daemon:
         one_by_one = ask_one_by_one(daemon, prompts, MAX_TOKENS)
         assert ask_at_once(daemon, prompts, MAX_TOKENS) == one_by_one

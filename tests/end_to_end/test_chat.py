@@ -73,7 +73,7 @@ def test_a_chat_is_the_completion_of_its_prompt(demo: Daemon) -> None:
     assert chat.usage == plain.usage
 
 
-def test_a_conversation_goes_on(demo: Daemon) -> None:
+def test_a_conversation_continues(demo: Daemon) -> None:
     first, second = held_out(2, seed=6)
     messages = [*asked(first), {"role": "assistant", "content": first.answer}, *asked(second)]
     with demo.client() as client:
@@ -90,7 +90,7 @@ def test_a_conversation_goes_on(demo: Daemon) -> None:
     assert prompt.choices[0].text == expected
 
 
-def test_an_answer_that_is_begun_goes_on(demo: Daemon) -> None:
+def test_a_begun_answer_is_continued(demo: Daemon) -> None:
     begun = {"role": "assistant", "content": "one two three"}
     with demo.client() as client:
         found = client.chat.completions.create(

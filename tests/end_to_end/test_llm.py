@@ -95,7 +95,7 @@ def test_a_conversation_is_answered(llm: LLM) -> None:
     assert single.outputs == outputs[0].outputs
 
 
-def test_what_cannot_be_asked_is_a_value_error_and_the_rest_goes_on(llm: LLM) -> None:
+def test_an_invalid_request_is_a_value_error_and_the_others_continue(llm: LLM) -> None:
     with pytest.raises(ValueError, match="maximum context length"):
         llm.generate(["a", "b"], SamplingParams(max_tokens=100_000), use_tqdm=False)
     with pytest.raises(ValueError, match="vocabulary"):

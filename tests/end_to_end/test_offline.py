@@ -44,7 +44,7 @@ def children() -> list[psutil.Process]:
     return [child for child in psutil.Process().children(recursive=True) if child not in OTHERS]
 
 
-def test_inside_the_block_requests_are_worked_on_and_after_it_nothing_is_left(
+def test_inside_the_block_requests_are_processed_and_after_it_nothing_is_left(
     tmp_path: Path,
 ) -> None:
     async def work() -> tuple[str, list[psutil.Process], Path]:
@@ -71,7 +71,7 @@ def test_an_engine_that_dies_comes_back_with_new_stages(tmp_path: Path) -> None:
     assert asyncio.run(work()) == (ANSWER, ANSWER)
 
 
-def test_what_cannot_be_mended_ends_the_work_in_one_line(tmp_path: Path) -> None:
+def test_a_permanent_failure_ends_the_work_in_one_line(tmp_path: Path) -> None:
     async def work() -> None:
         async with OfflineEngine(settings(tmp_path, max_restarts=0)) as engine:
             for child in children():

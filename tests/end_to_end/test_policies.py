@@ -11,7 +11,7 @@ from tests.end_to_end.daemon import Daemon
 from tests.end_to_end.reference import Reference
 
 NEAR_TIE = 1e-4
-# So many that the requests that run together outgrow the KV cache, in any order of arrival.
+# Enough that the requests that run together outgrow the KV cache, in any order of arrival.
 MAX_TOKENS = 120
 NUM_BLOCKS = 30
 BLOCK_BYTES = 16 * 2 * 2 * 2 * 16 * 4  # tokens, layers, K and V, KV heads, head dim, fp32

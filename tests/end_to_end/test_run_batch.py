@@ -66,7 +66,7 @@ def end_early(folder: Path, after: int, number: signal.Signals) -> int:
     return code
 
 
-def test_a_run_goes_on_after_an_interruption_and_after_a_kill(tmp_path: Path) -> None:
+def test_a_run_resumes_after_an_interruption_and_after_a_kill(tmp_path: Path) -> None:
     write_input(tmp_path / "in.jsonl")
     assert end_early(tmp_path, 5, signal.SIGINT) == 130
     assert 5 <= num_written(tmp_path) < NUM_REQUESTS

@@ -208,6 +208,6 @@ def test_draws_stay_within_min_p_and_top_k(daemon: Daemon, reference: Reference)
     assert [c["token_ids"] for c in again] == [c["token_ids"] for c in choices]
 
 
-def test_nothing_is_left_of_all_that(daemon: Daemon, reference: Reference) -> None:
+def test_no_block_is_left_in_use(daemon: Daemon, reference: Reference) -> None:
     agree(reference, ask(daemon, ignore_eos=True), plain)
     assert daemon.metric("tdpipe_preemptions_total") > 0

@@ -88,7 +88,7 @@ def another_tokenizer_s_predictor(folder: Path) -> list[str]:
         ),
         (lambda _: ["--max-model-len", "5000"], ["max_model_len 5000", "limit of 2048"]),
         (lambda _: ["--ssl-certfile", "/nowhere.pem"], ["cannot read /nowhere.pem"]),
-        (lambda _: ["--uds", "/nowhere/door"], ["cannot listen on /nowhere/door"]),
+        (lambda _: ["--uds", "/nowhere/socket"], ["cannot listen on /nowhere/socket"]),
         (lambda _: ["--dtype", "int3"], ["dtype", "'bfloat16'", "'int3'"]),
         (lambda _: ["--prot", "80"], ["--prot", "did you mean --port?"]),
     ],

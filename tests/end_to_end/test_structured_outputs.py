@@ -202,13 +202,13 @@ def test_a_complete_answer_ends_with_any_of_its_stop_tokens_or_waits_for_its_len
     assert [(c["finish_reason"], len(c["text"])) for c in longer] == [("stop", 3)] * 2
 
 
-def test_what_cannot_be_followed_is_refused_and_the_rest_goes_on(daemon: Daemon) -> None:
+def test_an_invalid_grammar_is_refused_and_the_others_continue(daemon: Daemon) -> None:
     for expression in ("(a", "a{1000000}", r"[^\s\S]"):
         with pytest.raises(openai.BadRequestError, match="structured_outputs"):
             ask(daemon, PROMPTS[:1], structured_outputs={"regex": expression})
     assert daemon.get("/health")[0] == 200
 
 
-def test_nothing_is_left_of_all_that(daemon: Daemon) -> None:
+def test_no_block_is_left_in_use(daemon: Daemon) -> None:
     daemon.wait_for(lambda: daemon.metric("tdpipe_kv_blocks_used") == 0)
     assert "grammar failed" not in daemon.log()

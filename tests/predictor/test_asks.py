@@ -10,7 +10,7 @@ def ask(request_id: int, *prompts: str) -> Ask:
     return Ask(request_id, prompts)
 
 
-def test_asks_come_out_in_the_order_of_their_coming() -> None:
+def test_asks_leave_in_the_order_of_their_arrival() -> None:
     queue = Queue()
     assert not queue
     for i in range(3):
@@ -21,7 +21,7 @@ def test_asks_come_out_in_the_order_of_their_coming() -> None:
     assert queue.num_prompts == 0
 
 
-def test_when_it_is_overfull_the_oldest_go() -> None:
+def test_in_a_full_queue_the_oldest_asks_are_dropped() -> None:
     queue = Queue(max_prompts=4)
     assert [queue.add("s", ask(i, "a", "b")) for i in range(3)] == [0, 0, 1]
     assert queue.num_prompts == 4

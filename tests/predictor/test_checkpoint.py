@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from predictor.checkpoint import PredictorError, load_encoder, load_predictor, save_predictor
 from tests.predictor.world import FAMILIES, make_encoder, make_predictor, make_tokenizer
 
-PROMPTS = ["short please", "long tell me now", "", "what is this"]
+PROMPTS = ["short please", "long show me now", "", "what is this"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

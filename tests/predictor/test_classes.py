@@ -66,7 +66,7 @@ def test_a_sure_prediction_is_the_class_itself() -> None:
     assert mixture.spreads.tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
 
 
-def test_a_mixture_has_the_mean_and_the_spread_that_a_hand_reckons() -> None:
+def test_a_mixture_has_the_mean_and_the_spread_computed_by_hand() -> None:
     classes = LengthClasses.fit([10] * 50 + [1000] * 50, 5)
     mixture = classes.mixture([[0.5, 0.5], [0.9, 0.1]])
     assert mixture.means.tolist() == pytest.approx([505.0, 109.0])

@@ -20,7 +20,7 @@ def test_requests_are_read_in_order_and_other_keys_ignored(tmp_path: Path) -> No
     assert requests.tokenizer == "00ff"
 
 
-def test_empty_lines_are_no_requests(tmp_path: Path) -> None:
+def test_empty_lines_are_not_requests(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text('\n{"prompt": "a", "output_len": 3}\n\n')
     assert len(read_requests(path, min_requests=1)) == 1

@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_weights(folder: Path) -> None:
     assert not torch.equal(trained[0], trained[2])
 
 
-def test_a_loss_that_is_no_number_is_an_error(folder: Path) -> None:
+def test_a_loss_of_nan_is_an_error(folder: Path) -> None:
     model, reader, training, validation = world(folder)
     next(model.head.parameters()).data.fill_(math.nan)
     with pytest.raises(FloatingPointError, match="lower --lr"):

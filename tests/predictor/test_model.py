@@ -36,9 +36,9 @@ def test_probabilities_are_differences() -> None:
 
 def test_the_last_tokens_of_a_long_prompt_are_read() -> None:
     reader = Reader(make_tokenizer(), max_tokens=5)
-    assert reader.ids(["short long please tell me now"]) == [[1, 7, 8, 9, 2]]
+    assert reader.ids(["short long please show me now"]) == [[1, 7, 8, 9, 2]]
     reader = Reader(make_tokenizer(has_cls=False), max_tokens=2)
-    assert reader.ids(["short long please tell me now", "me"]) == [[8, 9], [8]]
+    assert reader.ids(["short long please show me now", "me"]) == [[8, 9], [8]]
 
 
 def test_a_book_is_cut_before_it_is_tokenised() -> None:
@@ -66,7 +66,7 @@ def test_a_prompt_s_logits_do_not_depend_on_the_batch(
     model = build(encoder, tokenizer, 4, limit).eval()
     assert model.pooling == ("first" if has_cls else "mean")
     reader = Reader(tokenizer, limit)
-    rows = reader.ids(["short me", "long please tell me now " * 20, "", "me"])
+    rows = reader.ids(["short me", "long please show me now " * 20, "", "me"])
     assert max(map(len, rows)) == limit
     with torch.inference_mode():
         together = model(*reader.batch(rows))

@@ -152,7 +152,7 @@ def test_the_real_process_answers_as_the_loaded_predictor_would_and_ends_on_sigt
     tmp_path: Path,
 ) -> None:
     made = make_predictor(tmp_path / "made")
-    prompts = ("short please", "long tell me now", "")
+    prompts = ("short please", "long show me now", "")
     with (
         process(tmp_path, str(made)) as child,
         Spoke[Answer](f"ipc://{tmp_path}/predictor.sock", "server", Answer) as server,

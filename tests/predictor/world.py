@@ -13,7 +13,7 @@ from predictor.checkpoint import Description, Predictor, build, load_encoder, sa
 from predictor.classes import LengthClasses
 from predictor.model import longest_input
 
-WORDS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "short", "long", "please", "tell", "me", "now")
+WORDS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "short", "long", "please", "show", "me", "now")
 FAMILIES: dict[str, dict[str, Any]] = {
     "bert": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
     "distilbert": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32},
@@ -83,7 +83,7 @@ def make_lines(count: int, seed: int = 0) -> list[dict[str, Any]]:
     lines = []
     for _ in range(count):
         word = rng.choice(("short", "long"))
-        around = rng.choices(("please", "tell", "me", "now"), k=rng.randint(0, 6))
+        around = rng.choices(("please", "show", "me", "now"), k=rng.randint(0, 6))
         length = rng.randint(1, 5) if word == "short" else rng.randint(50, 60)
         lines.append({"prompt": " ".join([word, *around]), "output_len": length})
     return lines

@@ -49,7 +49,7 @@ class Sampler:
             self._table.set_up(setup)
             self._grammars.set_up(step.step_id, setup)
         if not step.sampler_slots:
-            return packed(likeliest(logits)), None
+            return packed(most_likely(logits)), None
         all_sampler_slots = np.frombuffer(step.sampler_slots, np.int32)
         rows = np.flatnonzero(all_sampler_slots >= 0)
         sampler_slots = all_sampler_slots[rows]
@@ -57,7 +57,7 @@ class Sampler:
         picked = self._pick(logits, at, sampler_slots)
         token_ids = picked
         if len(rows) < len(all_sampler_slots):
-            token_ids = likeliest(logits)
+            token_ids = most_likely(logits)
             token_ids[at] = picked
         self._table.count(sampler_slots, picked)
         ids = packed(token_ids)
@@ -94,7 +94,7 @@ class Sampler:
         is_drawn = table.temperatures[sampler_slots] > 0
         if is_drawn.all():
             return _draw(edited, table, sampler_slots)
-        token_ids = likeliest(edited)
+        token_ids = most_likely(edited)
         drawn = np.flatnonzero(is_drawn)
         if len(drawn):
             drawing = torch.from_numpy(drawn).to(logits.device)
@@ -113,7 +113,7 @@ class Sampler:
         return logprobs_of(logits[where].float(), token_ids[where], num_tops[wanted], rows[wanted])
 
 
-def likeliest(logits: Tensor) -> Tensor:
+def most_likely(logits: Tensor) -> Tensor:
     """The token with the largest logit of each row. [rows]"""
     return logits.argmax(dim=-1)
 

@@ -71,7 +71,7 @@ def test_the_whole_run_ends_in_time_and_says_of_each_request_what_became_of_it()
     assert [r.error for r in loop.records] == [None, "open when the run timed out", "not sent"]
 
 
-def test_an_interrupted_run_keeps_what_had_come() -> None:
+def test_an_interrupted_run_keeps_what_has_arrived() -> None:
     loop, ending = run([0.0, 0.0, 20.0], [1.0, 60.0, 1.0], interrupt_at=3.0)
     assert ending == "interrupted"
     assert loop.duration_s == pytest.approx(3.0)

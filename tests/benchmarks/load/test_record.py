@@ -110,7 +110,7 @@ def test_a_refusal_reports_its_status_and_its_text(body: bytes, error: str) -> N
     assert record.ttft_s is None
 
 
-def test_a_failure_keeps_what_had_come() -> None:
+def test_a_failure_keeps_what_has_arrived() -> None:
     record = Record(arrival_s=0.0)
     record.send(1.0)
     record.feed(200, piece("a"), 1.5)

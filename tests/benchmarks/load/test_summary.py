@@ -33,7 +33,7 @@ def test_latencies_and_throughput_are_those_of_the_scripted_times() -> None:
     assert (summary["num_prompt_tokens"], summary["num_output_tokens"]) == (20, 5)
 
 
-def test_failures_are_counted_by_their_words_and_add_nothing_to_the_figures() -> None:
+def test_failures_are_counted_by_their_texts_and_add_nothing_to_the_figures() -> None:
     failed = [Record(arrival_s=0.0) for _ in range(3)]
     failed[0].fail("broken", 1.0)
     summary = summarise([Request("a", 9)] * 4, [record(0.0, 1.0), *failed], duration_s=1.0)

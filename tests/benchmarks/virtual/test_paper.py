@@ -220,6 +220,6 @@ def test_the_tables_leave_out_no_policy() -> None:
     ],
     ids=[*TD_PIPE_ABLATIONS, *TEMPORAL_ABLATIONS],
 )
-def test_what_a_part_is_worth_is_seen_without_it(policy: str, changes: Settings) -> None:
+def test_the_effect_of_a_part_is_seen_without_it(policy: str, changes: Settings) -> None:
     whole = EngineConfig.model_validate({"policy": policy})
     assert EngineConfig.model_validate({"policy": policy, **changes}) != whole

@@ -68,7 +68,7 @@ def test_a_store_is_not_waited_for_for_ever(
 
 
 @pytest.mark.usefixtures("incarnation")
-def test_what_groups_that_are_gone_have_left_is_removed(tmp_path: Path) -> None:
+def test_files_of_ended_groups_are_removed(tmp_path: Path) -> None:
     rendezvous.group_store(tmp_path, timedelta(seconds=1)).set("key", "value")
     other = tmp_path / "settings.json"
     other.touch()

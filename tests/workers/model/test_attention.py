@@ -179,7 +179,7 @@ def test_an_unknown_keyword_is_refused_by_its_name() -> None:
         interface(step=Probe({}), alibi_slopes=torch.ones(4), more=1)
 
 
-def test_an_unknown_keyword_that_says_nothing_is_harmless() -> None:
+def test_an_unknown_keyword_without_a_value_is_ignored() -> None:
     plain = interface(step=Probe({}))
     assert torch.equal(interface(step=Probe({}), alibi=None, bias=False, use_cache=True), plain)
 

@@ -17,7 +17,7 @@ SHAPES = {7: LayerShape(2, 3, 5), 9: LayerShape(1, 4, 4)}
 def count(
     *, max_model_len: int = 1000, itemsize: int = 2, stages_on_device: int = 1, **settings: int
 ) -> int:
-    """Blocks of 10 tokens (480 bytes in two-byte numbers) unless said otherwise."""
+    """Blocks of 10 tokens (480 bytes in two-byte numbers) unless set otherwise."""
     config = Config.model_validate({"block_size": 10, **settings})
     return count_blocks(config, SHAPES, itemsize, max_model_len, CPU, stages_on_device)
 
@@ -41,12 +41,12 @@ def test_wider_numbers_and_larger_blocks_leave_fewer() -> None:
 
 
 @pytest.mark.usefixtures("free_bytes")
-def test_the_bytes_asked_for_are_taken_whatever_is_free_or_of_use() -> None:
+def test_the_set_bytes_are_taken_whatever_is_free_or_useful() -> None:
     assert count(kv_cache_memory_bytes=480 * 5000, max_num_seqs=1) == 5000
 
 
 @pytest.mark.usefixtures("free_bytes")
-def test_without_a_wish_a_part_of_the_free_memory_is_taken() -> None:
+def test_without_a_setting_a_part_of_the_free_memory_is_taken() -> None:
     assert count() == 100
 
 

@@ -94,11 +94,11 @@ def test_one_step_is_enough() -> None:
     assert found.num_tokens == (100,)
 
 
-def test_nothing_measured_costs_nothing_known() -> None:
+def test_without_measurements_no_costs_are_known() -> None:
     assert fit([]) == StageCosts()
 
 
-def test_beyond_the_last_point_the_average_slope_goes_on() -> None:
+def test_beyond_the_last_point_the_average_slope_continues() -> None:
     known = StageCosts((1, 100), (1.0, 2.0))
     assert list(predict(known, steps_of([prefill([300])]))) == [6.0]
     assert list(predict(StageCosts((1,), (1.0,)), steps_of([prefill([300])]))) == [1.0]

@@ -70,7 +70,7 @@ def test_without_a_budget_nothing_is_known(tmp_path: Path) -> None:
     assert not measuring.times
 
 
-def test_a_table_goes_before_all_else(tmp_path: Path) -> None:
+def test_a_table_has_priority(tmp_path: Path) -> None:
     path = tmp_path / "x.steps.csv"
     path.write_text(head_of_steps(NOTES) + line_of_step(0, STEP))
     config, measuring = Config(data_dir=tmp_path, profile=path), Measuring()

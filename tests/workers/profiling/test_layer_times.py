@@ -25,7 +25,7 @@ def stage(first: int, seconds: list[float], *, extra_s: float = 0.0, kind: str =
     )
 
 
-def test_what_is_balanced_stays() -> None:
+def test_a_balanced_split_stays() -> None:
     assert better_split([stage(0, [1.0] * 4), stage(4, [1.0] * 4)]) is None
 
 
@@ -44,7 +44,7 @@ def test_a_slow_device_is_slow_with_layers_it_has_not_had() -> None:
     assert better_split(stages) == [range(8), range(8, 12)]
 
 
-def test_layers_of_another_kind_are_reckoned_by_those_that_both_have() -> None:
+def test_layers_of_another_kind_are_estimated_by_those_that_both_have() -> None:
     first = replace(stage(0, [1.0] * 4), kinds=("A", "A", "A", "B"), seconds=(1, 1, 1, 9))
     second = replace(stage(4, [2.0] * 4), kinds=("A",) * 4)
     # The layer that takes 9 here would take 18 there: it stays, and others come.

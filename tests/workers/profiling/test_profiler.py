@@ -59,7 +59,7 @@ def test_without_a_budget_nothing_runs() -> None:
     assert stage.dummy_runs == []
 
 
-def test_when_time_is_up_what_matters_less_is_left_out() -> None:
+def test_beyond_the_budget_the_less_important_steps_are_left_out() -> None:
     stage = FakeStage(seconds=0.01)
     costs = profiler.profile(stage.run, dummy_runs(), 0.1)
     assert costs.num_tokens
@@ -102,7 +102,7 @@ def test_no_dummy_run_is_beyond_the_limits_of_the_stage(limits: dict[str, int]) 
         assert dummy_run.kv_tokens + dummy_run.num_tokens <= limits.get("cache_tokens", 100_000)
 
 
-def test_a_stage_that_fails_is_not_measured_and_goes_on() -> None:
+def test_a_stage_that_fails_is_not_measured_and_continues() -> None:
     def run(dummy_run: DummyRun) -> float:
         raise RuntimeError(f"no memory for {dummy_run.num_rows} rows")
 

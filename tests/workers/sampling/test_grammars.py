@@ -204,7 +204,7 @@ def test_a_plan_that_arrives_early_leaves_the_slot_to_its_sequence_until_it_runs
     assert texts[2].startswith("x")
 
 
-def test_after_a_restart_a_sequence_goes_on_where_it_was(grammars: Grammars) -> None:
+def test_after_a_restart_a_sequence_continues_where_it_was(grammars: Grammars) -> None:
     whole = run(Sampler(VOCABULARY, CPU, grammars), [setup(0, SCHEMA, temperature=1.0, seed=9)])[0]
     for done in range(len(whole)):
         restarted = Grammars(VOCABULARY, lambda: vocabulary_of("demo"))
@@ -298,7 +298,7 @@ def test_a_lexer_that_has_met_too_much_fails_only_its_own_sequences(
     assert not caplog.records
 
 
-def test_without_a_vocabulary_rows_with_a_grammar_stop_and_others_go_on(
+def test_without_a_vocabulary_rows_with_a_grammar_stop_and_others_continue(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     broken = Grammars(VOCABULARY, no_vocabulary)

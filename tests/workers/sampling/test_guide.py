@@ -95,7 +95,7 @@ def test_without_the_end_token_among_the_stops_it_is_not_allowed() -> None:
     assert after("demo", guide, core_of("demo").encode("1").ids[0]) == {5}
 
 
-def test_without_stop_tokens_a_complete_output_goes_on_with_the_end_token() -> None:
+def test_without_stop_tokens_a_complete_output_continues_with_the_end_token() -> None:
     guide, _ = begun("demo", choice("1"), ())
     allowed = after("demo", guide, core_of("demo").encode("1").ids[0])
     for _ in range(3):
@@ -134,7 +134,7 @@ def test_a_guide_that_is_begun_again_with_its_output_is_where_it_was(kind: str) 
             allowed = after(kind, guide, ids[done])
 
 
-def test_guides_in_one_step_keep_to_themselves() -> None:
+def test_guides_in_one_step_are_independent() -> None:
     grammars = [choice("12"), choice("34"), SCHEMA]
     pairs = [begun("demo", grammar, (0,)) for grammar in grammars]
     together = [guide for guide, _ in pairs]
@@ -145,7 +145,7 @@ def test_guides_in_one_step_keep_to_themselves() -> None:
         assert ids_in(mask) == after("demo", by_itself, token_id)
 
 
-def test_a_grammar_that_is_none_only_stops(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_invalid_grammar_only_stops(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "tdpipe"):
         guide, allowed = begun("demo", "start: nowhere", (0, 5))
     assert allowed == {0, 5}

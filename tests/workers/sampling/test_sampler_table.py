@@ -138,36 +138,36 @@ def test_the_table_counts_its_own_tokens() -> None:
 
 def test_a_sampler_slot_forgets_its_previous_sequence() -> None:
     sampler, logits = Sampler(VOCABULARY, CPU), make_logits(1)
-    likeliest = int(logits.argmax())
+    most_likely = int(logits.argmax())
     demanding = setup(
         0,
-        [likeliest],
-        [likeliest],
+        [most_likely],
+        [most_likely],
         repetition_penalty=2.0,
         presence_penalty=100.0,
         allowed_token_ids=ints(0),
-        bad_words=(ints(likeliest),),
+        bad_words=(ints(most_likely),),
     )
     first, _ = sampler.sample(logits, step([0], demanding))
     second, _ = sampler.sample(logits, step([0], setup(0, [], [])))
     assert array("i", first).tolist() == [0]
-    assert array("i", second).tolist() == [likeliest]
+    assert array("i", second).tolist() == [most_likely]
 
 
 def test_hundreds_of_slots_and_counts_grow_without_mixing() -> None:
     sampler, count = Sampler(VOCABULARY, CPU), 300
     logits = make_logits(1).expand(count, -1).clone()
-    likeliest = int(logits[0].argmax())
+    most_likely = int(logits[0].argmax())
     setups = [
-        setup(i, [], [likeliest], presence_penalty=100.0 if i % 3 == 0 else 0.0)
+        setup(i, [], [most_likely], presence_penalty=100.0 if i % 3 == 0 else 0.0)
         for i in range(count)
     ]
     ids, _ = sampler.sample(logits, step(list(range(count)), *setups))
     again, _ = sampler.sample(logits, step(list(range(count))))
     for i, token in enumerate(array("i", ids).tolist()):
-        assert (token == likeliest) == (i % 3 != 0)
-    assert array("i", again)[1] == likeliest
-    assert array("i", again)[0] not in (likeliest, array("i", ids)[0])
+        assert (token == most_likely) == (i % 3 != 0)
+    assert array("i", again)[1] == most_likely
+    assert array("i", again)[0] not in (most_likely, array("i", ids)[0])
 
 
 def unpacked(logprobs: Logprobs) -> list[tuple[int, float, int, list[int], list[float]]]:

@@ -46,7 +46,7 @@ class Rules:
     max_line_bytes: int
 
 
-class _InputLine(msgspec.Struct, forbid_unknown_fields=True):
+class _RawLine(msgspec.Struct, forbid_unknown_fields=True):
     custom_id: str | UnsetType = UNSET
     method: str | UnsetType = UNSET
     url: str | UnsetType = UNSET
@@ -68,7 +68,7 @@ class _Lengths(msgspec.Struct):
 
 Value = TypeVar("Value", str, msgspec.Raw)
 
-_decode_line = msgspec.json.Decoder(_InputLine).decode
+_decode_line = msgspec.json.Decoder(_RawLine).decode
 _decode_body = msgspec.json.Decoder(_RequestBody).decode
 _decode_lengths = msgspec.json.Decoder(_Lengths).decode
 

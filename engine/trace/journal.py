@@ -107,7 +107,7 @@ def replay(path: Path) -> int:
         count, entry = count + 1, frame
         if digest(scheduler.handle(entry.event, entry.now)) != entry.digest:
             kind = type(entry.event).__name__
-            raise JournalError(f"event {count} ({kind} at {entry.now:.6f} s) is decided otherwise")
+            raise JournalError(f"event {count} ({kind} at {entry.now:.6f} s): the decision differs")
     if scheduler is None:
         raise JournalError(_NONE.format(path))
     return count

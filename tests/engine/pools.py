@@ -1,4 +1,4 @@
-"""A pool without a scheduler: sequences in whatever state a test is about, errors learnt."""
+"""Pools without a scheduler, with sequences in any state and learnt length errors."""
 
 from msgspec.structs import replace
 
@@ -15,17 +15,17 @@ BLOCK_SIZE = 4
 
 
 def point(predicted_len: int, max_tokens: int = 1 << 20) -> Expectation:
-    """A prediction that does not say how sure it is."""
+    """A prediction without a spread."""
     return expectation_of(predicted_len, 0.0, max_tokens, guess=128, point_spread=0.5)
 
 
-def told(predicted_len: int, spread: float) -> Expectation:
-    """A prediction that says how sure it is."""
+def distribution(predicted_len: int, spread: float) -> Expectation:
+    """A prediction with a spread."""
     return expectation_of(predicted_len, spread, 1 << 20, guess=128, point_spread=0.5)
 
 
 def guess(predicted_len: int) -> Expectation:
-    """No prediction at all."""
+    """No prediction."""
     return expectation_of(0, 0.0, 1 << 20, guess=predicted_len, point_spread=0.5)
 
 
@@ -38,7 +38,7 @@ def make_sequence(
     max_tokens: int = 1 << 20,
     offline: bool = False,
 ) -> Sequence:
-    """A new sequence; it arrives in the order of the ids unless told otherwise."""
+    """A new sequence; by default, sequences arrive in the order of their ids."""
     submit = make_submit(sequence_id, [1] * num_prompt_tokens, max_tokens)
     arrived_at = float(sequence_id) if arrived_at is None else arrived_at
     submit = replace(submit, predicted_len=predicted_len, offline=offline)
@@ -52,7 +52,7 @@ def make_pool(num_blocks: int, errors: LengthErrors | None = None) -> Pool:
 
 
 def learnt(ended: list[tuple[int, int]], prior_weight: float = 0.0) -> LengthErrors:
-    """Length errors from (output, predicted) tokens; the prior weighs nothing unless told."""
+    """Length errors from (output, predicted) tokens; by default without a prior."""
     errors = LengthErrors(prior_weight)
     for output_len, predicted_len in ended:
         errors.observe(output_len, point(predicted_len))
@@ -60,7 +60,7 @@ def learnt(ended: list[tuple[int, int]], prior_weight: float = 0.0) -> LengthErr
 
 
 def make_ready(pool: Pool, sequence: Sequence, num_generated: int = 1) -> Sequence:
-    """Feed a new sequence and let it generate; its newest token is still to be fed."""
+    """Feed a new sequence and append generated tokens; the newest is still to be fed."""
     pool.add(sequence)
     assert pool.admit(sequence)
     for _ in range(num_generated):
@@ -74,7 +74,7 @@ def make_ready(pool: Pool, sequence: Sequence, num_generated: int = 1) -> Sequen
 def make_sequences(
     rows: list[tuple[Sequence, int]], spare_blocks: int = 0, errors: LengthErrors | None = None
 ) -> Pool:
-    """A pool where each is ready after so many tokens, and `spare_blocks` blocks are free."""
+    """A pool where each sequence is ready, and `spare_blocks` blocks are free."""
     held = [-(-(s.num_prompt_tokens + generated - 1) // BLOCK_SIZE) for s, generated in rows]
     pool = make_pool(sum(held) + spare_blocks, errors)
     for sequence, num_generated in rows:
@@ -84,5 +84,5 @@ def make_sequences(
 
 
 def ids(sequences: list[Sequence]) -> list[int]:
-    """Who they are."""
+    """The ids of the sequences."""
     return [sequence.sequence_id for sequence in sequences]

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from engine.costs.cost_model import TABLE_TOKENS, CostModel
 
 Stair = tuple[int, float]
-"""The greatest number of tokens that costs so many seconds."""
+"""(the most tokens of a stair, its seconds)."""
 
 
 def stairs(*steps: Stair) -> CostModel:
-    """Flat stairs, each from just beyond the end of the one before it."""
+    """Flat stairs, each from just beyond the end of the previous one."""
     begins = [1, *(end + 1 for end, _ in steps)]
     points = {n: s for begin, (end, s) in zip(begins, steps, strict=False) for n in (begin, end)}
     return CostModel(list(points), list(points.values()))
@@ -19,7 +19,7 @@ def stairs(*steps: Stair) -> CostModel:
 
 @st.composite
 def staircases(draw: st.DrawFn) -> list[Stair]:
-    """Stairs of any width, each dearer by more than noise; the last one never ends."""
+    """Stairs of any width, each higher than the noise tolerance; the last one is infinite."""
     widths = draw(st.lists(st.integers(1, 300), max_size=8))
     factors = draw(st.lists(st.floats(1.03, 3.0), min_size=len(widths) + 1, max_size=9))
     seconds = list(accumulate(factors, float.__mul__))

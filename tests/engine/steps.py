@@ -1,10 +1,10 @@
-"""What was launched in a world, read back from the packed steps."""
+"""The steps launched in a world, decoded."""
 
 from tests.engine.world import World
 from wire.messages import Step
 
 Row = tuple[int, int]
-"""Whose, and how many tokens."""
+"""Sequence id and number of tokens."""
 
 
 def steps_of(world: World) -> list[Step]:
@@ -13,15 +13,15 @@ def steps_of(world: World) -> list[Step]:
 
 
 def row_ids(step: Step) -> list[int]:
-    """The sequences of its rows, in order."""
+    """The sequence ids of the rows, in order."""
     return memoryview(step.sequence_ids).cast("q").tolist()
 
 
 def row_tokens(step: Step) -> list[int]:
-    """How many tokens each row feeds."""
+    """The number of tokens that each row feeds."""
     return memoryview(step.num_tokens).cast("i").tolist()
 
 
 def rows_of(step: Step) -> list[Row]:
-    """Both side by side."""
+    """Both as pairs."""
     return list(zip(row_ids(step), row_tokens(step), strict=True))

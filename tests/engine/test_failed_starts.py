@@ -1,4 +1,4 @@
-"""Stages that do not come back: what the engine bears, for how long, and what it says then."""
+"""Stages that fail to start: the engine waits up to its limits and reports the cause."""
 
 import subprocess
 import time
@@ -17,21 +17,21 @@ PATIENCE_S = 30.0
 
 
 class Engine:
-    """Its process, and what it has left when it ended."""
+    """An engine process, and the failure that it reports."""
 
     def __init__(self, folder: Path, **settings: float) -> None:
         self.config = Config.model_validate({"model": "none", "runtime_dir": folder, **settings})
         loader.save(self.config, folder)
         self.process = child_process.start("engine", str(folder), "0")
 
-    def hear(self, *failed: StageFailed) -> None:
-        """Of a stage that could not start."""
+    def send(self, *failed: StageFailed) -> None:
+        """Send the messages of a stage that could not start."""
         stage = Spoke[None](self.config.stage_address, "failed-0", None)
         stage.send(*failed)
         stage.close(PATIENCE_S)
 
     def trouble(self) -> str:
-        """What it says is wrong, as soon as it says so; it is still there."""
+        """Wait for `Stats.trouble` while the engine runs."""
         with Spoke[ToServer](self.config.server_address, "server", ToServer) as server:
             deadline = time.monotonic() + PATIENCE_S
             while time.monotonic() < deadline:
@@ -41,15 +41,15 @@ class Engine:
                         return message.trouble
         raise AssertionError("no trouble")
 
-    def last_words(self) -> str | None:
-        """The root cause that it has left, when it has ended."""
+    def failure(self) -> str | None:
+        """The failure that the engine has reported when it has ended."""
         assert self.process.wait(PATIENCE_S) == 1
         return child_process.reported_failure(self.config.folder)
 
 
 @pytest.fixture
 def processes() -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """All are ended."""
+    """A list of processes, all of which are killed at the end."""
     processes: list[subprocess.Popen[bytes]] = []
     yield processes
     for process in processes:
@@ -62,21 +62,21 @@ def test_starts_that_fail_are_counted_as_restarts(
 ) -> None:
     engine = Engine(tmp_path, max_restarts=1)
     processes.append(engine.process)
-    # Two stages of one life are one start.
-    engine.hear(*(StageFailed(0, epoch, -1, "no device") for epoch in (2, 2, 3)))
-    last_words = engine.last_words()
-    assert last_words is not None
-    assert last_words.startswith("stage 0 failed: no device, after 1 restarts")
+    # Two stages of one epoch are one start.
+    engine.send(*(StageFailed(0, epoch, -1, "no device") for epoch in (2, 2, 3)))
+    failure = engine.failure()
+    assert failure is not None
+    assert failure.startswith("stage 0 failed: no device, after 1 restarts")
 
 
-def test_stages_that_do_not_reach_each_other_may_try_for_as_long_as_a_start_may_take(
+def test_stages_that_do_not_reach_each_other_may_retry_until_the_start_timeout(
     tmp_path: Path, processes: list["subprocess.Popen[bytes]"]
 ) -> None:
     engine = Engine(tmp_path, max_restarts=1, stage_start_timeout=4)
     processes.append(engine.process)
     epochs = range(2, 7)
-    engine.hear(*(StageFailed(0, epoch, -1, "no route", is_apart=True) for epoch in epochs))
+    engine.send(*(StageFailed(0, epoch, -1, "no route", is_apart=True) for epoch in epochs))
     assert engine.trouble() == "stage 0 failed: no route"
-    assert engine.last_words() == (
+    assert engine.failure() == (
         "not all 2 stages were ready within 4 s (stage_start_timeout); stage 0 failed: no route"
     )

@@ -1,4 +1,4 @@
-"""Giving way: a full house of offline work keeps nobody waiting who is waited for."""
+"""Priority preemption: offline work that fills the engine does not block online requests."""
 
 import msgspec
 import pytest
@@ -14,13 +14,13 @@ FIRST_ONLINE = 100
 
 
 def offline(sequence_id: int, num_prompt: int = 3, max_tokens: int = LONG) -> Submit:
-    """A line of a batch whose answer is long, as is predicted."""
+    """An offline request with a long answer, as predicted."""
     submit = make_submit(sequence_id, [sequence_id] * num_prompt, max_tokens, stop=False)
     return msgspec.structs.replace(submit, offline=True, predicted_len=max_tokens)
 
 
 def online(sequence_id: int, num_prompt: int = 3) -> Submit:
-    """Somebody waits for this one."""
+    """An online request."""
     submit = make_submit(sequence_id, [sequence_id] * num_prompt, SHORT, stop=False)
     return msgspec.structs.replace(submit, predicted_len=SHORT)
 
@@ -42,7 +42,7 @@ def world_of(policy: str, num_blocks: int = 1000, **settings: object) -> World:
 
 
 def steps_until_ended(world: World, *sequence_ids: int) -> int:
-    """Steps that come back until all of these have ended."""
+    """The number of steps until all of these have ended."""
     count = 0
     while not all(sequence_id in world.finished for sequence_id in sequence_ids):
         assert world.return_step()
@@ -51,7 +51,7 @@ def steps_until_ended(world: World, *sequence_ids: int) -> int:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_seats_are_given_up_for_somebody_who_is_waited_for(policy: str) -> None:
+def test_offline_sequences_are_preempted_at_the_limit_of_live_sequences(policy: str) -> None:
     world = world_of(policy, max_num_seqs=4)
     for sequence_id in range(6):
         world.submit(offline(sequence_id))
@@ -66,7 +66,7 @@ def test_seats_are_given_up_for_somebody_who_is_waited_for(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_blocks_are_given_up_too(policy: str) -> None:
+def test_offline_sequences_are_preempted_for_blocks(policy: str) -> None:
     world = world_of(policy, num_blocks=120)
     for sequence_id in range(8):
         world.submit(offline(sequence_id, num_prompt=40, max_tokens=60))
@@ -80,10 +80,12 @@ def test_blocks_are_given_up_too(policy: str) -> None:
     world.check_ends()
 
 
-@pytest.mark.parametrize("policy", ["td-pipe", "temporal"])  # the others expect nothing
-def test_what_the_live_are_expected_to_need_keeps_nobody_out_for_long(policy: str) -> None:
+@pytest.mark.parametrize("policy", ["td-pipe", "temporal"])  # the others do not plan KV
+def test_planned_kv_of_offline_sequences_does_not_block_online_requests_for_long(
+    policy: str,
+) -> None:
     world = world_of(policy, num_blocks=110)
-    # It fits with all of its answer, and nobody beside it.
+    # It fits with its whole answer, and leaves no blocks for another.
     world.submit(offline(0, num_prompt=200, max_tokens=230))
     for _ in range(10):
         world.return_step()
@@ -98,7 +100,7 @@ def test_what_the_live_are_expected_to_need_keeps_nobody_out_for_long(policy: st
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_nobody_goes_before_the_wait_is_over(policy: str) -> None:
+def test_none_is_preempted_before_max_prefill_wait(policy: str) -> None:
     world = world_of(policy, max_num_seqs=2, max_prefill_wait=1000.0)
     for sequence_id in range(2):
         world.submit(offline(sequence_id))
@@ -108,7 +110,7 @@ def test_nobody_goes_before_the_wait_is_over(policy: str) -> None:
     world.check_ends()
 
 
-def test_nobody_who_is_waited_for_goes() -> None:
+def test_online_sequences_are_not_preempted() -> None:
     world = world_of("td-pipe", max_num_seqs=2)
     for sequence_id in range(FIRST_ONLINE, FIRST_ONLINE + 4):
         world.submit(msgspec.structs.replace(online(sequence_id), max_tokens=LONG))
@@ -118,7 +120,7 @@ def test_nobody_who_is_waited_for_goes() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_events_between_steps_drive_nobody_out(policy: str) -> None:
+def test_events_between_steps_cause_no_preemptions(policy: str) -> None:
     world = world_of(policy, max_num_seqs=8)
     for sequence_id in range(8):
         world.submit(offline(sequence_id))
@@ -133,7 +135,7 @@ def test_events_between_steps_drive_nobody_out(policy: str) -> None:
     assert world.scheduler.counters.preemptions in (1, 2)
 
 
-def test_nobody_goes_where_that_would_not_be_enough() -> None:
+def test_none_is_preempted_if_that_would_not_be_enough() -> None:
     world = world_of("td-pipe", num_blocks=100)
     world.submit(msgspec.structs.replace(online(FIRST_ONLINE, num_prompt=200), max_tokens=80))
     world.submit(offline(0, num_prompt=60, max_tokens=40))

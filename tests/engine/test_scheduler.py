@@ -1,4 +1,4 @@
-"""The scheduler: what it refuses, what it answers when the pipeline goes, what it counts."""
+"""The scheduler: refusals, lost pipelines, and the messages that it sends."""
 
 from array import array
 
@@ -46,7 +46,7 @@ def test_a_request_without_a_token_in_or_out_is_refused(prompt: bytes, max_token
     assert world.finished[0].reason == "error"
 
 
-def test_the_same_id_twice_is_refused_and_the_first_goes_on() -> None:
+def test_the_same_id_twice_is_refused_and_the_first_continues() -> None:
     scheduler = Scheduler(EngineConfig(pipeline_parallel_size=1))
     scheduler.handle(StageReady(0, 1, 10, 100), 0.0)
     scheduler.handle(make_submit(7, [1], 3), 1.0)
@@ -69,14 +69,14 @@ def test_the_smallest_stage_sets_the_number_of_blocks() -> None:
     assert answers == [[], [], [EngineReady(3, 20, 16, 320)]]
 
 
-def test_stages_of_two_lives_are_not_counted_together() -> None:
+def test_stages_of_two_epochs_are_not_counted_together() -> None:
     scheduler = Scheduler(EngineConfig(pipeline_parallel_size=2))
     assert scheduler.handle(StageReady(0, 1, 10, 100), 0.0) == []
     assert scheduler.handle(StageReady(1, 2, 10, 100), 0.0) == []
     assert scheduler.handle(StageReady(0, 2, 10, 100), 0.0) != []
 
 
-def test_a_late_word_of_an_older_life_changes_nothing() -> None:
+def test_a_late_message_of_an_older_epoch_changes_nothing() -> None:
     world = World(EngineConfig(), 100)
     world.start_pipeline()
     world.submit(make_submit(0, [1], 5, stop=False))
@@ -92,20 +92,20 @@ def test_a_lost_pipeline_loses_no_sequence_and_no_token() -> None:
         world.submit(make_submit(i, [1 + i], 10, stop=False))
     for _ in range(8):
         world.return_step()
-    told = {i: list(output) for i, output in world.outputs.items()}
-    assert any(told.values())
+    before = {i: list(output) for i, output in world.outputs.items()}
+    assert any(before.values())
     world.hand(StageLost(world.epoch, "a stage died"))
     world.submit(make_submit(9, [9], 4, stop=False))  # waits with the others
     assert not world.finished
     world.start_pipeline()
     world.run_dry()
     world.check_ends()
-    assert all(world.outputs[i][: len(output)] == output for i, output in told.items())
+    assert all(world.outputs[i][: len(output)] == output for i, output in before.items())
     assert len(world.outputs[9]) == 4
     assert world.scheduler.counters.restarts == 1
 
 
-def test_stages_that_come_back_unannounced_take_up_the_old_requests() -> None:
+def test_stages_that_restart_unannounced_continue_the_old_requests() -> None:
     world = World(EngineConfig(), 100)
     world.submit(make_submit(0, [1], 10, stop=False))
     world.start_pipeline()
@@ -121,7 +121,7 @@ def test_the_late_ready_of_a_lost_group_makes_no_pipeline() -> None:
     assert world.scheduler.pipeline is None
 
 
-def test_stages_that_are_lost_before_all_were_ready_are_not_waited_for() -> None:
+def test_stages_lost_before_all_were_ready_do_not_count_as_ready() -> None:
     scheduler = Scheduler(EngineConfig(pipeline_parallel_size=2))
     scheduler.handle(StageReady(0, 5, 10, 100), 0.0)
     scheduler.handle(StageLost(5, "stage 1 waited for a neighbour"), 0.0)
@@ -139,7 +139,7 @@ def test_an_abort_finds_its_sequence_while_there_are_no_stages() -> None:
     assert not world.scheduler.pool.open_sequences()
 
 
-def test_stages_that_come_back_with_less_memory_keep_those_that_still_fit() -> None:
+def test_stages_that_restart_with_less_memory_keep_the_sequences_that_fit() -> None:
     world = World(EngineConfig(block_size=4), 10)
     world.submit(make_submit(0, [1] * 30, 10, stop=False))
     world.submit(make_submit(1, [1] * 10, 10, stop=False))
@@ -152,7 +152,7 @@ def test_stages_that_come_back_with_less_memory_keep_those_that_still_fit() -> N
     assert world.finished[1].reason == "length"
 
 
-def test_a_new_engine_goes_on_where_the_last_one_was() -> None:
+def test_a_new_engine_continues_where_the_previous_one_was() -> None:
     submit = make_submit(0, [3, 4], 12, stop=False)
     whole = expected_output(submit)
     world = World(EngineConfig(), 100)
@@ -162,7 +162,7 @@ def test_a_new_engine_goes_on_where_the_last_one_was() -> None:
     assert world.finished[0].reason == "length"
 
 
-def test_what_had_come_to_its_end_in_the_last_engine_ends_at_once() -> None:
+def test_a_sequence_completed_in_the_previous_engine_ends_at_once() -> None:
     submit = make_submit(0, [3, 4], 5, stop=False)
     output = array("i", expected_output(submit)).tobytes()
     world = World(EngineConfig(), 100)
@@ -171,7 +171,7 @@ def test_what_had_come_to_its_end_in_the_last_engine_ends_at_once() -> None:
     assert world.outputs[0] == []
 
 
-def test_stages_that_were_not_given_the_same_plans_are_ended() -> None:
+def test_stages_with_different_last_steps_are_restarted() -> None:
     scheduler = Scheduler(EngineConfig(pipeline_parallel_size=2))
     scheduler.handle(StageReady(0, 3, 10, 100, last_step_id=41), 0.0)
     (lost,) = scheduler.handle(StageReady(1, 3, 10, 100, last_step_id=40), 0.0)
@@ -182,7 +182,7 @@ def test_stages_that_were_not_given_the_same_plans_are_ended() -> None:
     assert [scheduler.knows(stage, epoch) for stage, epoch in ((0, 3), (0, 4))] == [True, False]
 
 
-def test_the_steps_of_a_new_engine_are_not_those_that_its_stages_know() -> None:
+def test_the_steps_of_a_new_engine_have_ids_unknown_to_its_stages() -> None:
     scheduler = Scheduler(EngineConfig(pipeline_parallel_size=2))
     for stage in range(2):
         scheduler.handle(StageReady(stage, 1, 10, 100, last_step_id=41), 0.0)
@@ -194,7 +194,7 @@ def test_the_steps_of_a_new_engine_are_not_those_that_its_stages_know() -> None:
 @pytest.mark.parametrize(
     ("wanted", "words"), [(200, "model's own limit of 100"), (90, "KV cache of 80 tokens")]
 )
-def test_a_length_that_cannot_be_served_is_told_at_the_start(wanted: int, words: str) -> None:
+def test_a_length_that_cannot_be_served_ends_the_start(wanted: int, words: str) -> None:
     scheduler = Scheduler(
         EngineConfig(max_model_len=wanted, block_size=8, pipeline_parallel_size=1)
     )
@@ -215,14 +215,14 @@ def test_min_tokens_forbids_the_stop_token_until_then() -> None:
 
 
 def expected_first(prompt_token: int) -> int:
-    """The fake model's first token after a prompt of one token."""
+    """The first token of the fake model after a prompt of one token."""
     world = World(EngineConfig(), 100)
     world.submit(make_submit(0, [prompt_token], 1, stop=False))
     world.run_dry()
     return world.outputs[0][0]
 
 
-def test_one_step_is_told_in_one_message() -> None:
+def test_the_tokens_of_a_step_are_one_message() -> None:
     world = World(EngineConfig(pipeline_parallel_size=1, prefill_ahead=1), 100)
     for i in range(8):
         world.submit(make_submit(i, [1 + i], 2, stop=False))
@@ -241,15 +241,15 @@ def test_sampling_parameters_reach_the_stage_only_where_they_are_needed() -> Non
     assert (step.sampler_slots, step.setups) == (b"", ())
 
 
-def test_a_prediction_that_comes_late_changes_who_is_admitted_first() -> None:
+def test_a_late_prediction_changes_the_order_of_admission() -> None:
     config = EngineConfig(policy="temporal", pipeline_parallel_size=1, max_num_seqs=1)
     world = World(config, 200)
-    world.submit(make_submit(0, [1], 3, stop=False))  # has the only place
+    world.submit(make_submit(0, [1], 3, stop=False))  # occupies the only place
     for sequence_id in (1, 2, 3):
         submit = make_submit(sequence_id, [1], 400, stop=False)
         world.submit(replace(submit, predicted_len=10, offline=True))
     world.hand(Expect(3, 300, 0.2))
-    world.hand(Expect(99, 300, 0.2))  # nobody's
+    world.hand(Expect(99, 300, 0.2))  # of no sequence
     admitted = []
     while world.return_step():
         live = list(world.scheduler.pool.live)
@@ -266,7 +266,7 @@ def one_logprob(index: int, top_id: int) -> Logprobs:
     return Logprobs(ints(index), floats, ints(1), ints(1), ints(top_id), floats)
 
 
-def test_logprobs_and_scores_go_to_their_sequences_and_those_of_the_dead_to_nobody() -> None:
+def test_logprobs_and_scores_reach_their_sequences_unless_these_have_ended() -> None:
     world = World(EngineConfig(pipeline_parallel_size=1, prefill_batch_tokens=100), 100)
     asking = Sampling(temperature=0.0, num_logprobs=1, num_prompt_logprobs=1)
     for sequence_id in range(3):
@@ -278,14 +278,14 @@ def test_logprobs_and_scores_go_to_their_sequences_and_those_of_the_dead_to_nobo
     world.abort(ids[0])
     step = world.in_flight.popleft()
     done = world.stage.run(step)
-    told = Logprobs(
+    logprobs = Logprobs(
         *(array("i", range(len(ids))).tobytes(), array("f", range(len(ids))).tobytes()),
         *(array("i", [1] * len(ids)).tobytes() for _ in range(2)),
         array("i", [10 + i for i in range(len(ids))]).tobytes(),
         array("f", [0.0] * len(ids)).tobytes(),
     )
     scores = tuple(one_logprob(1, 7) for _ in step.scored)
-    answer = world.hand(replace(done, logprobs=told, scores=scores))
+    answer = world.hand(replace(done, logprobs=logprobs, scores=scores))
     (generated,) = (message for message in answer if isinstance(message, Generated))
     assert generated.logprobs is not None
     left = list(range(1, len(ids)))

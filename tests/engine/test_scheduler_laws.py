@@ -1,4 +1,4 @@
-"""The scheduler's laws, held against random lives of the daemon."""
+"""The invariants of the scheduler, with random sequences of events."""
 
 from collections.abc import Collection
 from itertools import accumulate
@@ -77,7 +77,7 @@ SUBMIT = st.tuples(
     st.sampled_from([0.0, 0.1, 2.0]),
 )
 ACTIONS = st.builds(
-    # A burst first: KV gets tight only when many are there at once.
+    # A burst first: KV becomes scarce only if many requests are open.
     lambda burst, rest: burst + rest,
     st.lists(SUBMIT, max_size=8),
     st.lists(
@@ -99,7 +99,7 @@ def configs(policy: str) -> st.SearchStrategy[EngineConfig]:
     return st.builds(EngineConfig, policy=st.just(policy), **ANY, **OF_POLICY[policy])
 
 
-def live(
+def play(
     config: EngineConfig,
     spare_blocks: int,
     actions: list[tuple[Any, ...]],
@@ -108,7 +108,7 @@ def live(
     poison: Collection[int] = (),
     names_step: bool = True,
 ) -> World:
-    """One life: the actions in order, then until nothing is open.
+    """Run the actions in order, and then until nothing is open.
 
     The KV cache holds the largest possible request (50 tokens) and `spare_blocks` more.
     """
@@ -147,21 +147,21 @@ def test_every_request_ends_exactly_once_with_its_own_tokens(policy: str, data: 
     config, spare_blocks, actions, costs = data.draw(
         st.tuples(configs(policy), SPARE_BLOCKS, ACTIONS, COSTS)
     )
-    live(config, spare_blocks, actions, costs).check_ends()
+    play(config, spare_blocks, actions, costs).check_ends()
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @settings(max_examples=100, deadline=None)
 @given(st.data())
-def test_one_that_ends_the_stages_is_found_and_nobody_else_loses_a_token(
+def test_a_poison_request_is_found_and_no_other_request_loses_a_token(
     policy: str, data: Any
 ) -> None:
-    """By its second loss where the stage names the step, by its third where it does not."""
+    """At its second failure if the stage reports the step, otherwise at its third."""
     config, spare_blocks, burst, costs = data.draw(
         st.tuples(configs(policy), SPARE_BLOCKS, st.lists(SUBMIT, min_size=1, max_size=12), COSTS)
     )
     poison, names_step = data.draw(st.tuples(st.integers(0, len(burst) - 1), st.booleans()))
-    world = live(config, spare_blocks, burst, costs, poison={poison}, names_step=names_step)
+    world = play(config, spare_blocks, burst, costs, poison={poison}, names_step=names_step)
     world.check_ends()
     assert "boom" in world.finished[poison].message
     assert [i for i, end in world.finished.items() if end.reason == "error"] == [poison]
@@ -172,16 +172,16 @@ def test_one_that_ends_the_stages_is_found_and_nobody_else_loses_a_token(
 @pytest.mark.parametrize("policy", POLICIES)
 @settings(max_examples=100, deadline=None)
 @given(st.data())
-def test_nobody_starves(policy: str, data: Any) -> None:
-    """Online requests are begun in the order they came.
+def test_no_request_starves(policy: str, data: Any) -> None:
+    """Online requests start in the order of their arrival.
 
-    Each has its first token after no more steps than the tokens that it and all that came before it
-    feed and generate, twice over for what is fed again. So does all the work end.
+    Each has its first token after at most twice as many steps as it and all earlier requests have
+    tokens to feed and to generate (twice because of recomputation). All work ends in that bound.
     """
     config, spare_blocks, burst, costs = data.draw(
         st.tuples(configs(policy), SPARE_BLOCKS, st.lists(SUBMIT, max_size=12), COSTS)
     )
-    world = live(config, spare_blocks, burst, costs)
+    world = play(config, spare_blocks, burst, costs)
     steps = [m for _, _, answer in world.events for m in answer if isinstance(m, Step)]
     first_fed: dict[int, int] = {}
     sampled_by: dict[int, int] = {}
@@ -194,7 +194,7 @@ def test_nobody_starves(policy: str, data: Any) -> None:
                 sampled_by.setdefault(sequence_id, number)
     online = [i for i, submit in world.submits.items() if not submit.offline]
     begun = [first_fed[i] for i in online]
-    if policy != "separate":  # its virtual engines have a queue each
+    if policy != "separate":  # its virtual engines do not share an order
         assert begun == sorted(begun)
     sizes = [len(s.prompt_token_ids) // 4 + s.max_tokens for s in world.submits.values()]
     bounds = [2 * work for work in accumulate(sizes)]
@@ -213,7 +213,7 @@ def test_replay_of_a_journal_gives_identical_decisions(
     config, spare_blocks, actions, costs = data.draw(
         st.tuples(configs(policy), SPARE_BLOCKS, ACTIONS, COSTS)
     )
-    world = live(config, spare_blocks, actions, costs)
+    world = play(config, spare_blocks, actions, costs)
     path = tmp_path / "journal"
     with Journal(path, Config(**config.model_dump())) as journal:
         for now, event, answer in world.events:
@@ -221,7 +221,7 @@ def test_replay_of_a_journal_gives_identical_decisions(
     assert replay(path) == len(world.events)
 
 
-def test_replay_tells_the_first_decision_that_differs(tmp_path: Path) -> None:
+def test_replay_reports_the_first_decision_that_differs(tmp_path: Path) -> None:
     world = World(EngineConfig(), 8)
     world.submit(make_submit(0, [1, 2, 3], 5))
     world.run_dry()
@@ -229,11 +229,11 @@ def test_replay_tells_the_first_decision_that_differs(tmp_path: Path) -> None:
     with Journal(path, EngineConfig()) as journal:
         for now, event, answer in world.events:
             journal.write(event, now, answer[:-1])
-    with pytest.raises(JournalError, match=r"event 2 \(StageReady .* decided otherwise"):
+    with pytest.raises(JournalError, match=r"event 2 \(StageReady .*\): the decision differs"):
         replay(path)
 
 
-def test_replay_refuses_what_is_no_journal(tmp_path: Path) -> None:
+def test_replay_refuses_a_file_that_is_not_a_journal(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.write_bytes(b"hello there, this is text")
     with pytest.raises(JournalError, match="not a journal"):
@@ -252,7 +252,7 @@ def test_a_journal_cut_short_is_replayed_up_to_the_cut(tmp_path: Path) -> None:
     assert replay(path) == len(world.events) - 1
 
 
-def test_the_lives_of_a_daemon_s_engines_are_one_journal(tmp_path: Path) -> None:
+def test_all_engine_processes_of_a_daemon_write_one_journal(tmp_path: Path) -> None:
     world = World(EngineConfig(), 8)
     world.submit(make_submit(0, [1, 2, 3], 5))
     world.run_dry()

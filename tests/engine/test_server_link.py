@@ -1,4 +1,4 @@
-"""The engine and a server that it cannot reach for a while: what was not delivered is told anew."""
+"""The engine and a server that it cannot reach: undelivered messages change its number."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ PATIENCE_S = 30.0
 
 @pytest.fixture
 def config(tmp_path: Path) -> Iterator[Config]:
-    """Of an engine that runs, without stages."""
+    """The settings of an engine that runs without stages."""
     config = Config(model="none", runtime_dir=tmp_path)
     loader.save(config, tmp_path)
     engine = child_process.start("engine", str(tmp_path), "0")
@@ -27,7 +27,7 @@ def config(tmp_path: Path) -> Iterator[Config]:
 
 
 def next_stats(server: Spoke[ToServer]) -> Stats:
-    """The next that come."""
+    """The next `Stats`."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         server.send(Hello())
@@ -35,16 +35,16 @@ def next_stats(server: Spoke[ToServer]) -> Stats:
         for message in server.drain():
             if isinstance(message, Stats):
                 return message
-    raise AssertionError("no Stats came")
+    raise AssertionError("no Stats arrived")
 
 
-def test_an_engine_that_could_not_tell_its_server_something_is_another_to_it(
+def test_an_engine_with_undelivered_messages_gets_a_new_number(
     config: Config,
 ) -> None:
     with Spoke[ToServer](config.server_address, "server", ToServer) as server:
         first = next_stats(server)
         assert next_stats(server).engine == first.engine
-    time.sleep(1.0)  # it has something to say four times; nobody could tell us that it has
+    time.sleep(1.0)  # the engine tries to send Stats four times
     with Spoke[ToServer](config.server_address, "server", ToServer) as server:
         second = next_stats(server)
         assert second.engine != first.engine

@@ -1,4 +1,4 @@
-"""The stage watch: the dead, the silent, who waits for nobody and who just works long."""
+"""The stage watch: dead, silent and stuck stages are lost, busy ones are not."""
 
 import os
 import subprocess
@@ -10,30 +10,30 @@ from wire.messages import Heartbeat
 
 
 def make_watch(num_stages: int = 1, *, same_host: bool = True) -> StageWatch:
-    """A look a second; silence counts after 5 s, a standstill after 60 s."""
+    """One check per second; silence counts after 5 s, no progress after 60 s."""
     return StageWatch(num_stages, 1.0, 5.0, 60.0, same_host=same_host)
 
 
 def beat(
     stage: int, progress: int, *, epoch: int = 1, pid: int | None = None, **more: Any
 ) -> Heartbeat:
-    """A heartbeat of this very process, unless told otherwise."""
+    """A heartbeat, by default of this process."""
     more = {"steps": progress, "doing": "idle", **more}
     return Heartbeat(stage, epoch, pid or os.getpid(), progress, busy_s=0.0, **more)
 
 
 def troubles(watch: StageWatch, seconds: int, *beats: Heartbeat) -> list[str]:
-    """What is told in the looks of so many seconds, each after these same beats."""
-    told = []
+    """The results of one check per second, each after these heartbeats."""
+    found = []
     for second in range(seconds):
         for each in beats:
             watch.observe(each, float(second))
         trouble = watch.find_trouble(1)
-        told += [trouble] if trouble else []
-    return told
+        found += [trouble] if trouble else []
+    return found
 
 
-def test_a_stage_that_beats_and_moves_is_not_lost() -> None:
+def test_a_stage_with_heartbeats_and_progress_is_not_lost() -> None:
     watch = make_watch()
     for second in range(200):
         assert not troubles(watch, 1, beat(0, progress=second))
@@ -46,42 +46,42 @@ def test_silence_is_noticed() -> None:
     assert troubles(watch, 1) == ["stage 0 was silent for 6.0 s"]
 
 
-def test_a_watch_that_was_itself_held_up_blames_nobody() -> None:
+def test_no_stage_is_lost_if_the_watch_itself_was_stopped() -> None:
     watch = make_watch()
     watch.observe(beat(0, 1), 0.0)
     watch.observe(beat(0, 2), 1000.0)
     assert not watch.find_trouble(1)
     watch = make_watch()
-    watch.observe(beat(0, 1), 0.0)  # and the next look comes when it comes
+    watch.observe(beat(0, 1), 0.0)  # the next check may come any time later
     assert not watch.find_trouble(1)
 
 
-def test_a_stage_that_waits_while_nobody_works_is_lost() -> None:
+def test_a_stage_that_waits_while_no_stage_computes_is_lost() -> None:
     idle, waits = beat(0, 7), beat(1, 6, doing="waits")
     assert not troubles(make_watch(), 4, idle, waits)
-    told = troubles(make_watch(), 5, idle, waits)
-    assert told == ["stage 1 waited for a neighbour for 5.0 s, and no stage computed"]
+    found = troubles(make_watch(), 5, idle, waits)
+    assert found == ["stage 1 waited for a neighbour for 5.0 s, and no stage computed"]
 
 
-def test_a_stage_that_waits_for_one_that_works_long_is_not_lost() -> None:
+def test_a_stage_that_waits_for_a_long_computation_is_not_lost() -> None:
     assert not troubles(make_watch(), 50, beat(0, 7, doing="computes"), beat(1, 6, doing="waits"))
 
 
-def test_work_that_has_just_ended_is_no_reason_to_call_the_next_stage_lost() -> None:
+def test_after_a_long_computation_the_next_stage_is_not_lost_at_once() -> None:
     watch = make_watch()
     assert not troubles(watch, 20, beat(0, 7, doing="computes"), beat(1, 6, doing="waits"))
     assert not troubles(watch, 4, beat(0, 8), beat(1, 6, doing="waits"))
 
 
-def test_a_stage_that_computes_without_end_is_lost() -> None:
+def test_a_stage_that_computes_without_progress_is_lost() -> None:
     watch = make_watch()
     stuck = beat(1, 7, doing="computes")
     assert not troubles(watch, 60, beat(0, 3, doing="computes"), stuck)
-    told = troubles(watch, 1, beat(0, 4), stuck)
-    assert told == ["stage 1 has made no progress for 61.0 s"]
+    found = troubles(watch, 1, beat(0, 4), stuck)
+    assert found == ["stage 1 has made no progress for 61.0 s"]
 
 
-def test_a_new_life_begins_with_a_fresh_standstill() -> None:
+def test_a_new_epoch_resets_the_time_without_progress() -> None:
     watch = make_watch()
     assert not troubles(watch, 50, beat(0, 7))
     watch.observe(beat(0, 7, epoch=2), 100.0)
@@ -89,8 +89,8 @@ def test_a_new_life_begins_with_a_fresh_standstill() -> None:
         assert not watch.find_trouble(2)
 
 
-def test_a_stage_that_is_never_heard_of_is_lost() -> None:
-    """All begin to beat at the same time; one that stood still when the engine died never does."""
+def test_a_stage_that_never_sends_a_heartbeat_is_lost() -> None:
+    """All stages begin to send together; one that hung when the engine died never does."""
     watch = make_watch(2)
     assert not troubles(watch, 5, beat(1, 7))
     assert troubles(watch, 1, beat(1, 7)) == ["stage 0 has sent no heartbeat"]
@@ -98,7 +98,7 @@ def test_a_stage_that_is_never_heard_of_is_lost() -> None:
     assert not watch.find_trouble(2)
 
 
-def test_a_stage_that_loads_may_be_held_up_for_longer() -> None:
+def test_a_stage_that_loads_may_be_silent_for_longer() -> None:
     watch = make_watch()
     watch.observe(beat(0, 0, doing="loads"), 0.0)
     assert not troubles(watch, 30)
@@ -106,23 +106,23 @@ def test_a_stage_that_loads_may_be_held_up_for_longer() -> None:
     assert not troubles(make_watch(), 500, beat(0, 0, doing="loads"))
 
 
-def test_another_life_is_not_looked_at() -> None:
+def test_stages_of_another_epoch_are_not_checked() -> None:
     watch = make_watch()
     watch.observe(beat(0, 1, epoch=2), 0.0)
     assert not troubles(watch, 1000)
 
 
-def test_a_dead_process_is_noticed_at_the_next_look_on_the_same_host_only() -> None:
+def test_a_dead_process_is_noticed_at_the_next_check_on_the_same_host_only() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     for same_host in (True, False):
         watch = make_watch(same_host=same_host)
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet asked how
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, but not reaped
         assert troubles(watch, 1, beat(0, 1, pid=child.pid)) == ["stage 0 died"] * same_host
     child.wait()
     assert troubles(make_watch(), 1, beat(0, 1, pid=child.pid)) == ["stage 0 died"]
 
 
-def test_the_processes_of_a_life_are_known_until_others_have_come() -> None:
+def test_the_processes_of_an_epoch_are_known_until_they_are_replaced() -> None:
     watch = make_watch()
     watch.observe(beat(0, 1, pid=7), 0.0)
     watch.observe(beat(1, 1, pid=8), 0.0)
@@ -131,7 +131,7 @@ def test_the_processes_of_a_life_are_known_until_others_have_come() -> None:
     assert (watch.pids(1), watch.pids(2)) == ([8], [9])
 
 
-def test_stages_are_told_in_their_order() -> None:
+def test_stats_are_in_the_order_of_the_stages() -> None:
     watch = make_watch()
     watch.observe(beat(1, 5), 1.0)
     watch.observe(beat(0, 3), 2.0)

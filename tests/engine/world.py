@@ -1,8 +1,8 @@
-"""A small world for the scheduler: a pipeline made of a dictionary, and the laws it must keep.
+"""A test world for the scheduler: a fake pipeline, and checks of the invariants.
 
-The fake stage stores tokens in KV slots as a real one stores keys and values, and derives the next
-token from what it reads back through the block table. A block in two tables, a step out of order or
-a lost token therefore changes the output, which is known beforehand.
+The fake stage stores tokens in KV slots like a real one stores keys and values, and derives the
+next token from those that it reads through the block table. A block in two tables, a step out of
+order or a lost token therefore changes the output, which is known in advance.
 """
 
 import zlib
@@ -40,7 +40,7 @@ def next_token(token_ids: list[int]) -> int:
 
 
 def expected_output(submit: Submit) -> list[int]:
-    """What a sequence must generate, whatever the schedule."""
+    """The tokens that a sequence must generate under any schedule."""
     token_ids = list(memoryview(submit.prompt_token_ids).cast("i"))
     output: list[int] = []
     while len(output) < submit.max_tokens:
@@ -57,7 +57,7 @@ def expected_output(submit: Submit) -> list[int]:
 def make_submit(
     sequence_id: int, prompt: list[int], max_tokens: int, *, min_tokens: int = 0, stop: bool = True
 ) -> Submit:
-    """A greedy request; `stop` lets EOS end it."""
+    """A greedy request; with `stop`, EOS ends it."""
     return Submit(
         sequence_id,
         array("i", prompt).tobytes(),
@@ -69,15 +69,17 @@ def make_submit(
 
 
 class FakeStage:
-    """Runs plans on a dictionary of slots."""
+    """Runs steps on a dictionary of slots."""
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.slots: dict[int, int] = {}
-        self.samplers: dict[int, list[Any]] = {}  # setup and tokens out, by the sampler's seat
+        self.samplers: dict[
+            int, list[Any]
+        ] = {}  # setup and number of output tokens, by sampler slot
 
     def run(self, step: Step) -> StepDone:
-        """Write the step's tokens, read back every row's whole history, sample."""
+        """Write the tokens of the step, read all tokens of every row, sample."""
         tokens, tables = deque(_ints(step.token_ids)), deque(_ints(step.block_tables))
         for setup in step.setups:
             self.samplers[setup.sampler_slot] = [setup, len(_ints(setup.output_token_ids))]
@@ -110,7 +112,7 @@ class FakeStage:
 
 
 class World:
-    """A scheduler, its fake pipeline, and what every client has seen."""
+    """A scheduler, its fake pipeline, and the messages that every client has received."""
 
     def __init__(
         self,
@@ -130,13 +132,13 @@ class World:
         self.finished: dict[int, Finished] = {}
         self.aborted: set[int] = set()
         self.epoch = 0
-        self.poison: set[int] = set()  # sequences that no stage survives
-        self.names_step = True  # a stage that fails says in which step
+        self.poison: set[int] = set()  # sequences that make the stages fail
+        self.names_step = True  # whether a failing stage reports its step
         self.stage = FakeStage(config.block_size)
         self.start_pipeline()
 
     def start_pipeline(self) -> None:
-        """All stages of a new group say that they are ready."""
+        """All stages of a new group become ready."""
         self.epoch += 1
         self.in_flight.clear()
         self.stage = FakeStage(self.config.block_size)
@@ -144,23 +146,23 @@ class World:
             self.hand(StageReady(stage, self.epoch, self.num_blocks, 1 << 20, self.costs))
 
     def submit(self, submit: Submit) -> None:
-        """A client's request."""
+        """A client sends a request."""
         self.submits[submit.sequence_id] = submit
         self.outputs[submit.sequence_id] = []
         self.hand(submit)
 
     def abort(self, sequence_id: int) -> None:
-        """The client has gone."""
+        """The client closes its connection."""
         self.aborted.add(sequence_id)
         self.hand(Abort(sequence_id))
 
     def lose_pipeline(self) -> None:
-        """A stage dies, and the group comes back."""
+        """A stage dies, and the group restarts."""
         self.hand(StageLost(self.epoch, "a stage died"))
         self.start_pipeline()
 
     def return_step(self) -> bool:
-        """The oldest step in flight comes back, or ends the stages; False when there is none."""
+        """The oldest step in flight returns, or the stages fail; False if there is none."""
         if not self.in_flight:
             return False
         step = self.in_flight.popleft()
@@ -172,18 +174,18 @@ class World:
         return True
 
     def run_dry(self) -> None:
-        """Let everything in flight come back until nothing is."""
+        """Return steps until none is in flight."""
         while self.return_step():
             pass
 
     def hand(self, event: Event) -> list[Outgoing]:
-        """Give the scheduler an event, take what comes out, check the laws."""
+        """Pass an event to the scheduler, process its messages, check the invariants."""
         self.now += 0.01
         answer = self.scheduler.handle(event, self.now)
         self.events.append((self.now, event, answer))
         for message in answer:
             self._take(message)
-        self.check_laws()
+        self.check_invariants()
         return answer
 
     def _take(self, message: Outgoing) -> None:
@@ -203,8 +205,8 @@ class World:
             case EngineReady() | StageLost():
                 pass
 
-    def check_laws(self) -> None:
-        """Blocks are conserved and in no two tables; nothing open waits with nothing in flight."""
+    def check_invariants(self) -> None:
+        """Blocks are conserved and in one table; with open sequences a step is in flight."""
         pipeline, pool = self.scheduler.pipeline, self.scheduler.pool
         if pipeline is None:
             assert not pool.live
@@ -229,9 +231,9 @@ class World:
                 continue
             end = self.finished[sequence_id]
             if end.reason == "error":
-                # Whoever is alone when three lives end in a row, before its next token, is blamed.
-                is_blamed = self.scheduler.counters.restarts >= MAX_UNNAMED_FAILURES
-                assert sequence_id in self.poison or is_blamed or "exceed" in end.message
+                # A request that is the only one in flight in three failures is taken for poison.
+                is_suspect = self.scheduler.counters.restarts >= MAX_UNNAMED_FAILURES
+                assert sequence_id in self.poison or is_suspect or "exceed" in end.message
                 continue
             output = expected_output(submit)
             assert self.outputs[sequence_id] == output

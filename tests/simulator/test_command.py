@@ -1,4 +1,4 @@
-"""`tdpipe simulate`: its figures, its files, and the one line for what cannot be simulated."""
+"""`tdpipe simulate`: its figures, its files, and its errors of one line."""
 
 import json
 from pathlib import Path
@@ -23,27 +23,27 @@ def figures(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_json_object_has_what_scripts_ask_for(
+def test_the_json_object_has_the_documented_figures(
     capsys: pytest.CaptureFixture[str], policy: str
 ) -> None:
-    told = figures(capsys, "--policy", policy, "--stages", "2")
-    assert told["policy"] == policy
-    assert told["num_output_tokens"] == 40 * 30
-    assert told["output_tokens_per_s"] == pytest.approx(40 * 30 / told["makespan_s"])
-    assert told["total_tokens_per_s"] == pytest.approx(40 * 130 / told["makespan_s"])
-    assert len(told["bubble_ratio"]) == 2
-    assert all(0 <= ratio < 1 for ratio in told["bubble_ratio"])
-    assert {"switches", "steals", "preemptions"} <= set(told)
-    assert {"p50", "p90", "p99"} <= set(told["ttft_s"])
-    assert {"p50", "p90", "p99"} <= set(told["tpot_s"])
+    result = figures(capsys, "--policy", policy, "--stages", "2")
+    assert result["policy"] == policy
+    assert result["num_output_tokens"] == 40 * 30
+    assert result["output_tokens_per_s"] == pytest.approx(40 * 30 / result["makespan_s"])
+    assert result["total_tokens_per_s"] == pytest.approx(40 * 130 / result["makespan_s"])
+    assert len(result["bubble_ratio"]) == 2
+    assert all(0 <= ratio < 1 for ratio in result["bubble_ratio"])
+    assert {"switches", "steals", "preemptions"} <= set(result)
+    assert {"p50", "p90", "p99"} <= set(result["ttft_s"])
+    assert {"p50", "p90", "p99"} <= set(result["tpot_s"])
 
 
 def test_the_same_seed_gives_the_same_run(capsys: pytest.CaptureFixture[str]) -> None:
     def run(seed: str) -> dict[str, Any]:
         workload = ["--workload", "sharegpt:30", "--seed", seed, "--policy", "temporal"]
-        told = figures(capsys, *workload)
-        del told["took_s"]
-        return told
+        result = figures(capsys, *workload)
+        del result["took_s"]
+        return result
 
     assert run("1") == run("1")
     assert run("1") != run("2")
@@ -56,19 +56,19 @@ def test_arrivals_stretch_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert in_turn["ttft_s"]["p50"] < at_once["ttft_s"]["p50"]
 
 
-def test_more_gpus_by_tensor_parallelism_are_one_stage(capsys: pytest.CaptureFixture[str]) -> None:
-    told = figures(capsys, "--stages", "1", "--tensor-parallel", "4", "--policy", "separate")
-    assert len(told["bubble_ratio"]) == 1
+def test_gpus_under_tensor_parallelism_are_one_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    result = figures(capsys, "--stages", "1", "--tensor-parallel", "4", "--policy", "separate")
+    assert len(result["bubble_ratio"]) == 1
 
 
 def test_the_trace_and_the_picture_are_of_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trace, picture = tmp_path / "run.json", tmp_path / "run.svg"
-    told = figures(capsys, "--trace", str(trace), "--timeline", str(picture), "--stages", "3")
+    result = figures(capsys, "--trace", str(trace), "--timeline", str(picture), "--stages", "3")
     spans = read_trace(trace).spans
-    assert len(spans) == 3 * told["steps"]
-    assert max(span.ended_at for span in spans) <= told["makespan_s"] + 1e-6
+    assert len(spans) == 3 * result["steps"]
+    assert max(span.ended_at for span in spans) <= result["makespan_s"] + 1e-6
     assert picture.read_text().lstrip().startswith("<?xml")
 
 
@@ -88,17 +88,17 @@ def test_the_trace_and_the_picture_are_of_the_run(
         ([*NODE, *WORKLOAD, "--max-model-len", "30000"], "KV cache of 20000"),
     ],
 )
-def test_what_cannot_be_simulated_is_told_in_one_line(
+def test_an_impossible_simulation_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     assert main(arguments) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert words in told.err
-    assert len(told.err.strip().splitlines()) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert words in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
 
 
-def test_a_profile_that_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_profile_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "profile.csv"
     path.write_text("tokens,ms\n1,2\n")
     sizes = ["--kv-tokens", "20000", "--kv-bytes-per-token", "1e5", "--memory-bandwidth", "800"]
@@ -106,7 +106,7 @@ def test_a_profile_that_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     assert "Total Length,Execute Time" in capsys.readouterr().err
 
 
-def test_predictions_are_as_good_as_asked() -> None:
+def test_predictions_have_the_given_error() -> None:
     requests = [Request((1, 2), 100)] * 50
     assert {a.predicted_len for a in make_arrivals(requests, 0.0, 0)} == {100}
     assert {a.predicted_len for a in make_arrivals(requests, None, 0)} == {0}
@@ -122,13 +122,13 @@ def test_requests_without_arrival_times_are_offline_work() -> None:
     assert not online.offline
 
 
-def test_text_is_refused_because_its_tokens_are_unknown() -> None:
+def test_text_prompts_are_refused() -> None:
     with pytest.raises(WorkloadError, match="prompt_token_ids"):
         make_arrivals([Request("Hello", 5)], 0.0, 0)
 
 
 @pytest.mark.parametrize("sigma", ["nan", "-1", "1000"])
-def test_a_spread_that_is_none_is_refused(sigma: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_sigma_is_refused(sigma: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([*NODE, *WORKLOAD, f"--prediction-sigma={sigma}"])
     assert "argument --prediction-sigma" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The wind tunnel keeps the time that one reckons by hand, and runs the scheduler that serves."""
+"""The simulation: times computed by hand, with the production scheduler."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -23,7 +23,7 @@ OVERHEAD_S, HOP_S = 0.25, 0.5
 
 
 def constant(seconds: float) -> StageCosts:
-    """Every step costs the same."""
+    """Costs that are the same for every step."""
     return StageCosts((1,), (seconds,))
 
 
@@ -42,12 +42,12 @@ def run(
 
 
 def spans(run: Run) -> list[tuple[int, int, float, float]]:
-    """Step, stage, and the seconds from when to when."""
+    """Step, stage, begin and end in seconds."""
     return [(span.step_id, span.stage, span.began_at, span.ended_at) for span in run.spans]
 
 
 def mixed_arrivals(seed: int) -> list[Arrival]:
-    """Requests of all lengths, some together and some apart."""
+    """Requests of all lengths, some of which arrive together."""
     return [
         Arrival(0.5 * (i // 3), 1 + (seed + 37 * i) % 90, 1 + (seed + 11 * i) % 17, 1 + i % 20)
         for i in range(25)
@@ -75,13 +75,13 @@ def test_one_request_on_two_stages_passes_them_in_turn() -> None:
     assert result.counters.steps == 2
 
 
-def test_a_second_micro_batch_waits_where_the_stage_before_it_is_busy() -> None:
+def test_a_second_micro_batch_waits_while_a_stage_is_busy() -> None:
     result = run(constant(1.0), constant(2.0), arrivals=[Arrival(0.0, 5, 2)] * 2)
     assert spans(result) == [
         (0, 0, 0.0, 1.25),
         (0, 1, 1.75, 4.0),
         (1, 0, 1.25, 2.5),
-        (1, 1, 4.0, 6.25),  # there at 3.0
+        (1, 1, 4.0, 6.25),  # arrives at 3.0
         (2, 0, 4.5, 5.75),
         (2, 1, 6.25, 8.5),
         (3, 0, 6.75, 8.0),
@@ -91,29 +91,29 @@ def test_a_second_micro_batch_waits_where_the_stage_before_it_is_busy() -> None:
     assert result.busy_s == [5.0, 9.0]
 
 
-def test_a_step_costs_what_its_tokens_and_the_kv_they_read_cost() -> None:
+def test_a_step_costs_its_tokens_and_the_kv_that_they_read() -> None:
     costs = StageCosts((1, 11), (1.0, 2.0), kv_s_per_token=0.125)
     result = run(costs, arrivals=[Arrival(0.0, 11, 3)])
     seconds = [ended_at - began_at for _, _, began_at, ended_at in spans(result)]
     assert seconds == [2.25, 1.25 + 11 / 8, 1.25 + 12 / 8]
 
 
-def test_chunks_of_one_prompt_read_those_before_them() -> None:
+def test_chunks_of_a_prompt_read_the_earlier_ones() -> None:
     costs = StageCosts((1,), (1.0,), kv_s_per_token=0.125)
     result = run(costs, arrivals=[Arrival(0.0, 20, 1)], max_num_batched_tokens=8)
     seconds = [ended_at - began_at for _, _, began_at, ended_at in spans(result)]
     assert seconds == [1.25, 1.25 + 8 / 8, 1.25 + 16 / 8]
 
 
-def test_a_request_is_unknown_before_it_comes() -> None:
+def test_a_request_is_unknown_before_it_arrives() -> None:
     arrivals = [Arrival(100.0, 5, 1), Arrival(0.0, 5, 1), Arrival(100.5, 5, 1)]
     result = run(constant(1.0), arrivals=arrivals)
-    # The third comes while the first is on its way, and has to wait for it.
+    # The third arrives while the first is in flight, and has to wait for it.
     assert [times.first_token_at for times in result.sequences] == [101.75, 1.75, 103.5]
     assert [times.ended_at for times in result.sequences] == [101.75, 1.75, 103.5]
 
 
-def test_no_more_are_there_than_may_be_open_and_the_next_comes_when_one_has_ended() -> None:
+def test_with_max_open_the_next_request_arrives_when_one_has_ended() -> None:
     arrivals = [Arrival(0.0, 5, 1), Arrival(0.0, 5, 3), Arrival(0.0, 5, 1), Arrival(0.0, 5, 1)]
     result = run(constant(1.0), arrivals=arrivals, max_open=2)
     first, second, third, fourth = result.sequences
@@ -163,14 +163,14 @@ def test_every_request_ends_with_its_own_number_of_tokens(policy: str) -> None:
         assert (times.first_token_at == times.ended_at) == (arrival.output_len == 1)
 
 
-def test_online_requests_go_before_offline_ones_that_came_earlier() -> None:
+def test_online_requests_start_before_earlier_offline_ones() -> None:
     arrivals = [Arrival(0.0, 5, 1), Arrival(0.25, 5, 1), Arrival(0.5, 5, 1, offline=False)]
     result = run(constant(1.0), arrivals=arrivals, max_num_seqs=1)
     assert [times.first_token_at for times in result.sequences] == [1.75, 5.25, 3.5]
     assert [gauges.waiting for gauges in result.gauges] == [1, 0, 0]
 
 
-def test_the_scheduler_is_told_the_predicted_length_and_not_the_real_one() -> None:
+def test_the_scheduler_gets_the_predicted_length_and_not_the_real_one() -> None:
     def sequences(predicted_len: int) -> list[SequenceTimes]:
         arrivals = [Arrival(0.0, 16, 2, predicted_len)] * 30
         return run(constant(1.0), arrivals=arrivals, policy="td-pipe").sequences
@@ -178,14 +178,14 @@ def test_the_scheduler_is_told_the_predicted_length_and_not_the_real_one() -> No
     assert sequences(200) != sequences(2)
 
 
-def test_a_span_tells_the_phase_the_rows_and_the_tokens_of_its_step() -> None:
+def test_a_span_contains_the_phase_rows_and_tokens_of_its_step() -> None:
     arrivals = [Arrival(0.0, 5, 2), Arrival(0.0, 6, 3), Arrival(0.0, 7, 2)]
     result = run(constant(1.0), arrivals=arrivals)
-    told = [(span.phase, span.num_rows, span.num_tokens) for span in result.spans]
-    assert told == [("prefill", 1, 5), ("prefill", 2, 13), ("decode", 3, 3), ("decode", 1, 1)]
+    figures = [(span.phase, span.num_rows, span.num_tokens) for span in result.spans]
+    assert figures == [("prefill", 1, 5), ("prefill", 2, 13), ("decode", 3, 3), ("decode", 1, 1)]
 
 
-def test_a_run_without_a_record_differs_by_nothing_else() -> None:
+def test_a_run_without_a_record_is_otherwise_equal() -> None:
     recorded, bare = (
         run(constant(1.0), arrivals=mixed_arrivals(seed=0), record=record)
         for record in (True, False)
@@ -193,13 +193,13 @@ def test_a_run_without_a_record_differs_by_nothing_else() -> None:
     assert replace(recorded, spans=[], gauges=[]) == bare
 
 
-def test_the_gauges_tell_the_blocks_and_the_sequences() -> None:
+def test_the_gauges_contain_the_blocks_and_the_sequences() -> None:
     result = run(constant(1.0), arrivals=[Arrival(0.0, 33, 3), Arrival(0.0, 33, 2)])
-    told = [(g.blocks_used, g.blocks_total, g.waiting, g.live) for g in result.gauges]
-    # After the first prompt (the second is let in at once), after the second, after each decode.
-    assert told == [(6, 100, 0, 2), (6, 100, 0, 2), (3, 100, 0, 1), (0, 100, 0, 0)]
+    figures = [(g.blocks_used, g.blocks_total, g.waiting, g.live) for g in result.gauges]
+    # After the first prompt (the second is admitted at once), after the second, after each decode.
+    assert figures == [(6, 100, 0, 2), (6, 100, 0, 2), (3, 100, 0, 1), (0, 100, 0, 0)]
 
 
-def test_a_request_that_cannot_fit_ends_the_simulation_in_words() -> None:
+def test_a_request_that_cannot_fit_ends_the_simulation_with_a_message() -> None:
     with pytest.raises(SimulationError, match="260 tokens exceed"):
         run(constant(1.0), arrivals=[Arrival(0.0, 250, 10)])

@@ -21,6 +21,6 @@ def test_percentiles_ascend_within_the_values(values: list[float]) -> None:
     assert min(values) <= figures["p50"] <= figures["p90"] <= figures["p99"] <= max(values)
 
 
-def test_what_is_unknown_is_left_out_and_nothing_known_has_no_spread() -> None:
+def test_unknown_values_are_ignored_and_no_values_have_no_spread() -> None:
     assert spread([None, 2.0]) == {"mean": 2.0, "p50": 2.0, "p90": 2.0, "p99": 2.0}
     assert spread([None]) is None

@@ -1,4 +1,4 @@
-"""The timeline: the colours of the steps, white for the bubbles, and nothing lost between them."""
+"""The timeline: steps in the colours of their phases, bubbles in white, at any scale."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ NUM_STAGES = 2
 
 
 def make_span(stage: int, phase: Phase, began_at: float, ended_at: float) -> Span:
-    """A step of which only the time matters here."""
+    """A step, of which only stage, phase and times matter here."""
     return Span(stage, 0, phase, 1, 1, began_at, ended_at)
 
 
@@ -36,7 +36,7 @@ GAUGES = [Gauges(0.0, 10, 100, 3, 1), Gauges(4.0, 80, 100, 0, 4), Gauges(12.0, 0
 
 
 def track_pixels(path: Path, stage: int) -> np.ndarray:
-    """The middle row of a stage's lane in the picture. [columns, 3]"""
+    """The middle row of the track of a stage in the picture, [columns, 3]."""
     image = imread(path)[:, :, :3]
     row = (timeline.TOP + (stage + 0.5) * timeline.TRACK) * timeline.DOTS_PER_INCH
     left, right = timeline.LEFT, timeline.WIDTH - timeline.RIGHT
@@ -46,13 +46,13 @@ def track_pixels(path: Path, stage: int) -> np.ndarray:
 
 
 def share_of(pixels: np.ndarray, colour: str) -> float:
-    """The part of the pixels that has exactly this colour."""
+    """The part of the pixels with exactly this colour."""
     return float(np.all(np.abs(pixels - to_rgb(colour)) < 0.01, axis=1).mean())
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where a test writes its trace."""
+    """The path of the trace of a test."""
     path = tmp_path / "trace.json"
     with TraceWriter(path, NUM_STAGES) as writer:
         for span in SPANS:
@@ -62,12 +62,12 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_bubble_is_what_is_not_a_step() -> None:
+def test_time_without_a_step_is_a_bubble() -> None:
     assert bubble_ratios(SPANS, (0.0, 10.0)) == pytest.approx([0.3, 0.6])
     assert bubble_ratios(SPANS, (1.0, 4.5)) == pytest.approx([2 / 3.5, 1.5 / 3.5])
 
 
-def test_steps_have_their_phase_s_colour_and_bubbles_are_white(tmp_path: Path) -> None:
+def test_steps_have_the_colour_of_their_phase_and_bubbles_are_white(tmp_path: Path) -> None:
     draw(SPANS, GAUGES, tmp_path / "out.png")
     for stage, shares in enumerate([(0.2, 0.1, 0.4, 0.3), (0.2, 0.1, 0.1, 0.6)]):
         pixels = track_pixels(tmp_path / "out.png", stage)
@@ -75,7 +75,7 @@ def test_steps_have_their_phase_s_colour_and_bubbles_are_white(tmp_path: Path) -
             assert share_of(pixels, colour) == pytest.approx(share, abs=0.005)
 
 
-def test_steps_narrower_than_a_pixel_darken_it_by_their_share(tmp_path: Path) -> None:
+def test_steps_narrower_than_a_pixel_colour_it_in_proportion(tmp_path: Path) -> None:
     """20,000 steps in 200 s; each of the two stages is busy for 5 ms of every 20."""
     spans = [make_span(i % NUM_STAGES, "decode", 0.01 * i, 0.01 * i + 0.005) for i in range(20_000)]
     draw(spans, [], tmp_path / "out.png")
@@ -100,13 +100,15 @@ def test_one_stage_or_many_are_drawn(num_stages: int, tmp_path: Path) -> None:
     assert imread(tmp_path / "out.png").shape[0] < 2000
 
 
-def test_the_command_draws_beside_the_trace(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_the_picture_beside_the_trace(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(path)]) == 0
     assert capsys.readouterr().out == f"{path.with_suffix('.png')}\n"
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_draws_a_part_as_an_svg(path: Path, tmp_path: Path) -> None:
+def test_the_command_draws_a_window_as_an_svg(path: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.svg"
     assert main([str(path), "-o", str(out), "--from", "4", "--to", "6", "--title", "a < b"]) == 0
     assert "<svg" in out.read_text()
@@ -119,17 +121,19 @@ def test_the_command_draws_a_part_as_an_svg(path: Path, tmp_path: Path) -> None:
         (["-o", "/nowhere/out.png"], "No such file or directory"),
     ],
 )
-def test_what_cannot_be_drawn_is_told_in_one_line(
+def test_an_error_is_reported_in_one_line(
     options: list[str], reason: str, path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(path), *options]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("tdpipe: error: ")
-    assert reason in told
-    assert len(told.splitlines()) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("tdpipe: error: ")
+    assert reason in error
+    assert len(error.splitlines()) == 1
 
 
-def test_a_trace_without_steps_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trace_without_steps_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "trace.json"
     TraceWriter(path, 1).close()
     assert main([str(path)]) == 1
@@ -138,12 +142,12 @@ def test_a_trace_without_steps_is_told(tmp_path: Path, capsys: pytest.CaptureFix
         draw([], [], tmp_path / "out.png")
 
 
-def test_a_picture_of_another_kind_is_refused(path: Path) -> None:
+def test_an_unknown_picture_format_is_refused(path: Path) -> None:
     with pytest.raises(SystemExit):
         main([str(path), "-o", "out.xyz"])
 
 
-def test_matplotlib_is_there_only_when_something_is_drawn_and_pyplot_never(path: Path) -> None:
+def test_matplotlib_is_imported_only_to_draw_and_pyplot_never(path: Path) -> None:
     script = (
         "import sys; from simulator.timeline import main; assert 'matplotlib' not in sys.modules;"
         f"main([{str(path)!r}]); assert 'matplotlib.pyplot' not in sys.modules"

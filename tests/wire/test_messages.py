@@ -1,4 +1,4 @@
-"""The messages: each one comes out of the wire as it went in, told apart by its tag alone."""
+"""The messages: each is decoded as it was encoded, and identified by its tag."""
 
 from types import UnionType
 from typing import Any, get_args
@@ -58,7 +58,7 @@ FIELDS: dict[Any, st.SearchStrategy[Any]] = {
 
 
 def values(message: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
-    """Any value of the message, built from its field types."""
+    """Any value of a message, generated from its field types."""
     return st.builds(message, **{f.name: FIELDS[f.type] for f in msgspec.structs.fields(message)})
 
 
@@ -112,7 +112,7 @@ def test_a_message_cannot_be_changed(message: type[Message], data: st.DataObject
 
 @pytest.mark.parametrize("name", UNIONS)
 @given(data=st.data())
-def test_a_message_of_another_door_does_not_decode(name: str, data: st.DataObject) -> None:
+def test_a_message_of_another_union_does_not_decode(name: str, data: st.DataObject) -> None:
     known = get_args(UNIONS[name]) or (UNIONS[name],)
     foreign = data.draw(st.sampled_from([m for m in EVERY_MESSAGE if m not in known]))
     packed = msgspec.msgpack.encode(data.draw(values(foreign)))
@@ -121,32 +121,32 @@ def test_a_message_of_another_door_does_not_decode(name: str, data: st.DataObjec
 
 
 @pytest.mark.parametrize(
-    "foreign", [None, 1, {}, [], ["Nobody"], ["Submit"], ["Submit", "x", b"", 1], ["Abort", 1.5]]
+    "foreign", [None, 1, {}, [], ["Unknown"], ["Submit"], ["Submit", "x", b"", 1], ["Abort", 1.5]]
 )
-def test_what_is_no_message_does_not_decode(foreign: object) -> None:
+def test_other_values_do_not_decode(foreign: object) -> None:
     with pytest.raises(msgspec.DecodeError):
         msgspec.msgpack.decode(msgspec.msgpack.encode(foreign), type=FromServer)
 
 
-def test_a_message_cut_short_does_not_decode() -> None:
+def test_a_truncated_message_does_not_decode() -> None:
     packed = msgspec.msgpack.encode(Submit(1, b"\1\0\0\0", 5))
     for length in range(len(packed)):
         with pytest.raises(msgspec.DecodeError):
             msgspec.msgpack.decode(packed[:length], type=FromServer)
 
 
-def test_a_finish_reason_is_one_of_the_four() -> None:
+def test_an_unknown_finish_reason_does_not_decode() -> None:
     packed = msgspec.msgpack.encode(["Finished", 1, "bored", ""])
     with pytest.raises(msgspec.DecodeError, match="bored"):
         msgspec.msgpack.decode(packed, type=ToServer)
 
 
-def test_a_client_s_largest_seed_fits() -> None:
+def test_the_largest_seed_of_a_client_can_be_encoded() -> None:
     submit = Submit(1, b"", 1, Sampling(seed=2**64 - 1))
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(submit), type=FromServer) == submit
 
 
-def test_the_wire_carries_the_tag_and_the_fields_in_order() -> None:
+def test_a_message_is_encoded_as_its_tag_and_its_fields_in_order() -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(Hello(7))) == ["Hello", 7]
     finished = msgspec.msgpack.decode(msgspec.msgpack.encode(Finished(3, "stop")))
     assert finished == ["Finished", 3, "stop", "", False]
@@ -154,7 +154,7 @@ def test_the_wire_carries_the_tag_and_the_fields_in_order() -> None:
     assert generated == ["Generated", b"ab", b"c", None]
 
 
-def test_what_need_not_be_said_has_its_plain_meaning() -> None:
+def test_optional_fields_have_neutral_defaults() -> None:
     submit = Submit(1, b"", 1)
     assert (submit.min_tokens, submit.stop_token_ids) == (0, ())
     assert submit.sampling == Sampling(temperature=1.0, top_p=1.0, top_k=0, seed=0)

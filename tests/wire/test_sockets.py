@@ -1,4 +1,4 @@
-"""The wire: real sockets, named peers, and honest answers about who is there."""
+"""The sockets: named peers, delivery, and messages from peers without the secret."""
 
 import gc
 import os
@@ -23,17 +23,17 @@ ServerSpoke = Spoke[ToServer]
 
 
 def make_hub(endpoint: str) -> ServerHub:
-    """The engine's end."""
+    """The end of the engine."""
     return Hub(endpoint, FromServer)
 
 
 def make_secret_hub() -> ServerHub:
-    """The same for those who know the secret, on a free port."""
+    """The same with a secret, on a free port."""
     return Hub("tcp://127.0.0.1:*", FromServer, SECRET)
 
 
 def make_spoke(endpoint: str, name: str = "server") -> ServerSpoke:
-    """A server's end."""
+    """The end of a server."""
     return Spoke(endpoint, name, ToServer)
 
 
@@ -41,33 +41,33 @@ def wait_until(happens: Callable[[], bool]) -> None:
     """Poll for a bounded time."""
     deadline = time.monotonic() + PATIENCE_S
     while not happens():
-        assert time.monotonic() < deadline, "it never happened"
+        assert time.monotonic() < deadline, "the condition was never met"
         time.sleep(0.001)
 
 
 def receive(hub: ServerHub, count: int) -> list[tuple[str, FromServer]]:
-    """The next messages that reach the hub."""
+    """The next messages that the hub receives."""
     got: list[tuple[str, FromServer]] = []
     deadline = time.monotonic() + PATIENCE_S
     while len(got) < count:
-        assert time.monotonic() < deadline, f"only {got} came"
+        assert time.monotonic() < deadline, f"received only {got}"
         hub.socket.poll(100)
         got.extend(hub.drain())
     return got
 
 
 def receive_at(spoke: ServerSpoke, count: int) -> list[ToServer]:
-    """The next messages that reach the spoke."""
+    """The next messages that the spoke receives."""
     got: list[ToServer] = []
     deadline = time.monotonic() + PATIENCE_S
     while len(got) < count:
-        assert time.monotonic() < deadline, f"only {got} came"
+        assert time.monotonic() < deadline, f"received only {got}"
         spoke.wait(0.1)
         got.extend(spoke.drain())
     return got
 
 
-def test_a_spoke_that_queues_nothing_ahead_sends_to_a_hub_that_is_there_and_comes_back(
+def test_a_spoke_that_queues_nothing_ahead_sends_only_to_a_connected_hub(
     tmp_path: Path,
 ) -> None:
     endpoint = f"ipc://{tmp_path}/hub.sock"
@@ -82,18 +82,18 @@ def test_a_spoke_that_queues_nothing_ahead_sends_to_a_hub_that_is_there_and_come
 
 @pytest.fixture(params=["ipc", "tcp"])
 def endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where a hub may listen."""
+    """An endpoint for a hub."""
     return f"ipc://{tmp_path}/hub.sock" if request.param == "ipc" else "tcp://127.0.0.1:*"
 
 
 @pytest.fixture
 def hub(endpoint: str) -> Iterator[ServerHub]:
-    """A hub that listens."""
+    """A listening hub."""
     with make_hub(endpoint) as hub:
         yield hub
 
 
-def test_messages_pass_both_ways_under_the_peer_s_name(hub: ServerHub) -> None:
+def test_messages_pass_both_ways_under_the_name_of_the_peer(hub: ServerHub) -> None:
     with make_spoke(hub.endpoint, "alice") as alice, make_spoke(hub.endpoint, "bob") as bob:
         assert alice.send(Abort(1))
         assert bob.send(Abort(2))
@@ -104,7 +104,7 @@ def test_messages_pass_both_ways_under_the_peer_s_name(hub: ServerHub) -> None:
         assert receive_at(bob, 1) == [Finished(2, "length")]
 
 
-def test_one_encoding_serves_many_peers(hub: ServerHub) -> None:
+def test_one_encoded_message_can_be_sent_to_many_peers(hub: ServerHub) -> None:
     with make_spoke(hub.endpoint, "alice") as alice, make_spoke(hub.endpoint, "bob") as bob:
         for spoke in (alice, bob):
             spoke.send(Hello())
@@ -115,7 +115,7 @@ def test_one_encoding_serves_many_peers(hub: ServerHub) -> None:
             assert receive_at(spoke, 1) == [EngineReady(1, 2, 3, 4)]
 
 
-def test_order_is_kept_both_ways(hub: ServerHub) -> None:
+def test_the_order_of_messages_is_kept_both_ways(hub: ServerHub) -> None:
     count = 2000
     with make_spoke(hub.endpoint) as spoke:
         for i in range(count):
@@ -134,7 +134,7 @@ def test_a_drain_takes_all_that_has_arrived_and_does_not_wait(hub: ServerHub) ->
         receive(hub, 1)
         for i in range(10):
             hub.send("server", Finished(i, "stop"))
-        # A later message through the same pipe: when it is there, all before it are.
+        # A later message through the same pipe: when it has arrived, all earlier ones have.
         spoke.send(Hello())
         receive(hub, 1)
         assert spoke.wait(PATIENCE_S)
@@ -142,7 +142,7 @@ def test_a_drain_takes_all_that_has_arrived_and_does_not_wait(hub: ServerHub) ->
         assert list(spoke.drain()) == []
 
 
-def test_a_spoke_waits_no_longer_than_it_is_told(hub: ServerHub) -> None:
+def test_a_spoke_waits_no_longer_than_its_timeout(hub: ServerHub) -> None:
     with make_spoke(hub.endpoint) as spoke:
         assert not spoke.wait(0)
         spoke.send(Hello())
@@ -151,7 +151,7 @@ def test_a_spoke_waits_no_longer_than_it_is_told(hub: ServerHub) -> None:
         assert spoke.wait(PATIENCE_S)
 
 
-def test_a_spoke_may_be_there_before_the_hub(tmp_path: Path) -> None:
+def test_a_spoke_may_connect_before_the_hub_exists(tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/late.sock"
     with make_spoke(endpoint) as spoke:
         assert spoke.send(Hello())
@@ -159,16 +159,16 @@ def test_a_spoke_may_be_there_before_the_hub(tmp_path: Path) -> None:
             assert receive(hub, 1) == [("server", Hello())]
 
 
-def test_nothing_is_queued_for_a_peer_that_was_never_there(hub: ServerHub) -> None:
-    assert not hub.send("nobody", Finished(1, "stop"))
-    with make_spoke(hub.endpoint, "nobody") as late:
+def test_nothing_is_queued_for_a_peer_that_never_connected(hub: ServerHub) -> None:
+    assert not hub.send("absent", Finished(1, "stop"))
+    with make_spoke(hub.endpoint, "absent") as late:
         late.send(Hello())
         receive(hub, 1)
-        assert hub.send("nobody", Finished(2, "stop"))
+        assert hub.send("absent", Finished(2, "stop"))
         assert receive_at(late, 1) == [Finished(2, "stop")]
 
 
-def test_a_peer_that_has_gone_is_unknown_again(hub: ServerHub) -> None:
+def test_a_disconnected_peer_is_unknown_again(hub: ServerHub) -> None:
     with make_spoke(hub.endpoint) as spoke:
         spoke.send(Hello())
         receive(hub, 1)
@@ -176,8 +176,8 @@ def test_a_peer_that_has_gone_is_unknown_again(hub: ServerHub) -> None:
     wait_until(lambda: not hub.send("server", Finished(2, "stop")))
 
 
-def test_a_peer_that_comes_back_takes_its_name_over(hub: ServerHub) -> None:
-    with make_spoke(hub.endpoint) as stopped:  # as a process that hangs: still connected
+def test_a_reconnecting_peer_takes_over_its_name(hub: ServerHub) -> None:
+    with make_spoke(hub.endpoint) as stopped:  # like a process that hangs: still connected
         stopped.send(Hello())
         receive(hub, 1)
         with make_spoke(hub.endpoint) as successor:
@@ -189,14 +189,14 @@ def test_a_peer_that_comes_back_takes_its_name_over(hub: ServerHub) -> None:
 
 
 def test_a_taken_port_raises_and_leaves_nothing_open() -> None:
-    # A socket file that is taken does not: libzmq binds anew in its place.
+    # An existing socket file does not raise: libzmq replaces it.
     with make_hub("tcp://127.0.0.1:*") as hub:
         with pytest.raises(zmq.ZMQError, match="in use"):
             make_hub(hub.endpoint)
         gc.collect()  # an unclosed socket or context is a warning, and warnings are errors
 
 
-def test_a_free_port_is_named(tmp_path: Path) -> None:
+def test_the_endpoint_contains_the_free_port(tmp_path: Path) -> None:
     with make_hub("tcp://127.0.0.1:*") as hub:
         port = int(hub.endpoint.removeprefix("tcp://127.0.0.1:"))
         assert 0 < port < 65536
@@ -205,7 +205,7 @@ def test_a_free_port_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o777])
-def test_a_socket_file_is_the_owner_s_alone(mask: int, tmp_path: Path) -> None:
+def test_a_socket_file_is_accessible_only_to_its_owner(mask: int, tmp_path: Path) -> None:
     before = os.umask(mask)
     try:
         with make_hub(f"ipc://{tmp_path}/hub.sock"):
@@ -229,17 +229,17 @@ def test_a_socket_file_left_by_a_dead_hub_is_taken_over(tmp_path: Path) -> None:
         assert receive(hub, 1) == [("server", Hello())]
 
 
-def test_what_was_sent_before_the_end_still_arrives(hub: ServerHub) -> None:
+def test_messages_sent_before_closing_still_arrive(hub: ServerHub) -> None:
     with make_spoke(hub.endpoint) as spoke:
         spoke.send(Submit(1, b"\1\0\0\0", 5))
     assert receive(hub, 1) == [("server", Submit(1, b"\1\0\0\0", 5))]
 
 
-def test_a_message_that_is_not_ours_is_dropped_and_counted_and_the_next_is_read(
+def test_a_malformed_message_is_dropped_and_counted_and_the_next_is_read(
     hub: ServerHub,
 ) -> None:
     with make_spoke(hub.endpoint) as spoke:
-        spoke.send(Finished(1, "stop"))  # a word of the other direction
+        spoke.send(Finished(1, "stop"))  # a message of the other direction
         spoke.send(Hello())
         assert receive(hub, 1) == [("server", Hello())]
         assert hub.num_dropped == 1
@@ -251,27 +251,27 @@ def test_a_message_that_is_not_ours_is_dropped_and_counted_and_the_next_is_read(
         (b"server", (b"GET / HTTP/1.1",)),
         (b"server", (b"",)),
         (b"server", (b"\x91" * 100_000,)),  # a list in a list in a list
-        (b"server", (b"\xdd\xff\xff\xff\xff",)),  # says that it is four billion messages
+        (b"server", (b"\xdd\xff\xff\xff\xff",)),  # claims to be four billion messages
         (b"server", (b"\x90", b"\x90")),
         (b"\xff\xfe", (b"\x90",)),
-        (None, (b"\x90",)),  # ZeroMQ makes up a name
+        (None, (b"\x90",)),  # ZeroMQ generates a name
     ],
 )
-def test_bytes_from_anywhere_do_not_end_the_hub(
+def test_arbitrary_bytes_do_not_end_the_hub(
     name: bytes | None, frames: tuple[bytes, ...], hub: ServerHub
 ) -> None:
-    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as outsider:
         if name is not None:
-            stranger.setsockopt(zmq.IDENTITY, name)
-        stranger.connect(hub.endpoint)
-        stranger.send_multipart(frames)
+            outsider.setsockopt(zmq.IDENTITY, name)
+        outsider.connect(hub.endpoint)
+        outsider.send_multipart(frames)
         wait_until(lambda: list(hub.drain()) == [] and hub.num_dropped == 1)
     with make_spoke(hub.endpoint, "ours") as spoke:
         spoke.send(Hello())
         assert receive(hub, 1) == [("ours", Hello())]
 
 
-def test_who_shares_the_secret_is_let_in() -> None:
+def test_a_peer_with_the_secret_is_accepted() -> None:
     with make_secret_hub() as hub, Spoke[ToServer](hub.endpoint, "ours", ToServer, SECRET) as spoke:
         spoke.send(Hello())
         assert receive(hub, 1) == [("ours", Hello())]
@@ -281,10 +281,10 @@ def test_who_shares_the_secret_is_let_in() -> None:
 
 
 @pytest.mark.parametrize("secret", [None, SECRET + "?"])
-def test_a_stranger_s_messages_do_not_come_in_and_are_counted(secret: str | None) -> None:
+def test_peers_without_the_secret_are_refused_and_counted(secret: str | None) -> None:
     with make_secret_hub() as hub:
-        with Spoke[ToServer](hub.endpoint, "server", ToServer, secret) as stranger:
-            stranger.send(Hello())
+        with Spoke[ToServer](hub.endpoint, "server", ToServer, secret) as outsider:
+            outsider.send(Hello())
             wait_until(lambda: list(hub.drain()) == [] and hub.num_dropped > 0)
             assert not hub.send("server", Finished(1, "stop"))
         with Spoke[ToServer](hub.endpoint, "server", ToServer, SECRET) as ours:
@@ -292,7 +292,7 @@ def test_a_stranger_s_messages_do_not_come_in_and_are_counted(secret: str | None
             assert receive(hub, 1) == [("server", Hello(7))]
 
 
-def test_a_spoke_with_a_secret_tells_nothing_to_a_hub_that_does_not_know_it() -> None:
+def test_a_spoke_with_a_secret_sends_nothing_to_a_hub_without_it() -> None:
     with (
         make_hub("tcp://127.0.0.1:*") as impostor,
         Spoke[ToServer](impostor.endpoint, "server", ToServer, SECRET) as spoke,
@@ -305,11 +305,11 @@ def test_a_spoke_with_a_secret_tells_nothing_to_a_hub_that_does_not_know_it() ->
 
 
 @pytest.mark.parametrize("length", [0, 1, 12, 64])
-def test_many_who_do_not_even_speak_zeromq_keep_nobody_out(length: int) -> None:
+def test_many_connections_without_zeromq_do_not_block_other_peers(length: int) -> None:
     with make_secret_hub() as hub, Spoke[ToServer](hub.endpoint, "ours", ToServer, SECRET) as ours:
         port = int(hub.endpoint.rpartition(":")[2])
-        for _ in range(2000):  # more than ZeroMQ notes down without being read
-            with socket.create_connection(("127.0.0.1", port)) as stranger:
-                stranger.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"[:length])
+        for _ in range(2000):  # more than ZeroMQ buffers in an unread monitor
+            with socket.create_connection(("127.0.0.1", port)) as outsider:
+                outsider.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"[:length])
         ours.send(Hello())
         assert receive(hub, 1) == [("ours", Hello())]

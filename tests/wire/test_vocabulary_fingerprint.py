@@ -1,4 +1,4 @@
-"""The fingerprint: the same for the same vocabulary, another for any other."""
+"""The fingerprint: equal for equal vocabularies, different for all others."""
 
 import pytest
 
@@ -20,9 +20,9 @@ def test_another_vocabulary_has_another_fingerprint(other: dict[str, int]) -> No
     assert fingerprint(other) != fingerprint({"a": 0, "b": 1})
 
 
-def test_no_token_can_pass_for_two() -> None:
+def test_one_token_differs_from_two_tokens() -> None:
     assert fingerprint({"a": 0, "b": 1}) != fingerprint({"a1 1 b": 0})
 
 
-def test_half_a_character_is_a_token_like_any_other() -> None:
+def test_a_part_of_a_character_is_a_valid_token() -> None:
     assert len(fingerprint({"\ud83d": 0, "🙂": 1, "": 2})) == 16

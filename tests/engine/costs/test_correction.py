@@ -1,4 +1,4 @@
-"""Correction: what it learns from the stages, and what it does not fall for."""
+"""Correction: learns from step times of the stages, and ignores outliers."""
 
 import random
 from array import array
@@ -13,12 +13,12 @@ from wire.messages import StageCosts, StageTimes
 
 
 def measured() -> CostModel:
-    """A second a step up to 64 tokens, then as many as tokens / 64."""
+    """1 s per step up to 64 tokens, then tokens / 64 seconds."""
     return CostModel([1, 64, 4096], [1.0, 1.0, 64.0], 0.01)
 
 
 def learn(correction: StageCorrection, factors: dict[int, float], steps: int = 40) -> None:
-    """Steps of each size, that take so many times what was measured, a few of them far more."""
+    """Steps of each size that take the factor times the measured seconds; a few take far more."""
     rng = random.Random(1)
     for _ in range(steps):
         for num_tokens, factor in factors.items():
@@ -33,7 +33,7 @@ def test_each_size_is_corrected_by_its_own_steps() -> None:
     assert correction.update()
     assert correction.model.linear_s(16) == pytest.approx(2.0, rel=0.03)
     assert correction.model.linear_s(1024) == pytest.approx(8.0, rel=0.03)
-    # What was never seen goes with its neighbours.
+    # Sizes without steps take the factors of their neighbours.
     assert correction.model.linear_s(1) == pytest.approx(2.0, rel=0.03)
     assert 8.0 < correction.model.linear_s(1024) * 2 <= 2 * correction.model.linear_s(2048)
 
@@ -45,7 +45,7 @@ def test_a_few_steps_change_nothing() -> None:
     assert correction.model.linear_s(16) == 1.0
 
 
-def test_no_factor_is_believed_beyond_the_bound() -> None:
+def test_factors_are_clipped_to_the_bound() -> None:
     correction = StageCorrection(measured())
     learn(correction, {16: 100.0, 1024: 0.001})
     assert correction.update()
@@ -54,13 +54,13 @@ def test_no_factor_is_believed_beyond_the_bound() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), float("nan")])
-def test_nonsense_is_left_out(seconds: float) -> None:
+def test_invalid_times_are_ignored(seconds: float) -> None:
     correction = StageCorrection(measured())
     correction.observe(StepSize(16), seconds)
     assert correction.ratio == 0.0
 
 
-def test_small_changes_leave_the_model_as_it_is() -> None:
+def test_small_changes_do_not_change_the_model() -> None:
     correction = StageCorrection(measured())
     learn(correction, {16: 1.03})
     before = correction.model
@@ -68,7 +68,7 @@ def test_small_changes_leave_the_model_as_it_is() -> None:
     assert correction.model is before
 
 
-def test_the_ratio_is_predicted_over_real_and_nears_one() -> None:
+def test_the_ratio_is_predicted_over_real_and_approaches_one() -> None:
     correction = StageCorrection(measured())
     size = StepSize(16)
     for _ in range(100):
@@ -80,7 +80,7 @@ def test_the_ratio_is_predicted_over_real_and_nears_one() -> None:
     assert correction.ratio == pytest.approx(1.0)
 
 
-def test_the_model_that_policies_hold_follows_the_slowest_stage() -> None:
+def test_the_model_of_the_policies_follows_the_slowest_stage() -> None:
     correction = Correction({0: measured(), 1: measured()})
     cost = correction.cost
     for step_id in range(100):
@@ -90,14 +90,14 @@ def test_the_model_that_policies_hold_follows_the_slowest_stage() -> None:
     assert correction.ratios() == {0: 0.0, 1: pytest.approx(1 / 3)}
 
 
-def test_steps_and_stages_that_are_not_known_are_left_out() -> None:
+def test_unknown_steps_and_stages_are_ignored() -> None:
     correction = Correction({0: measured()})
     correction.observe(0, [1, 2], [1.0, 1.0], now=0.0)
     correction.observe(7, [1, 2], [1.0, 1.0], now=0.0)
     assert correction.ratios() == {0: 0.0}
 
 
-def test_the_scheduler_learns_from_what_its_stages_tell() -> None:
+def test_the_scheduler_learns_from_the_times_of_its_stages() -> None:
     costs = StageCosts((1, 64), (1.0, 1.0))
     world = World(EngineConfig(pipeline_parallel_size=1), 100, costs)
     world.submit(make_submit(0, [1, 2, 3], 100, stop=False))
@@ -106,7 +106,7 @@ def test_the_scheduler_learns_from_what_its_stages_tell() -> None:
     assert pipeline is not None
     step_ids, seconds = array("q", range(100)), array("d", [2.0] * 100)
     columns = step_ids.tobytes(), seconds.tobytes()
-    world.hand(StageTimes(0, world.epoch - 1, *columns))  # of a life that is over
+    world.hand(StageTimes(0, world.epoch - 1, *columns))  # of an epoch that is over
     assert pipeline.correction.ratios() == {0: 0.0}
     world.hand(StageTimes(0, world.epoch, *columns))
     assert pipeline.correction.ratios() == {0: pytest.approx(0.5)}

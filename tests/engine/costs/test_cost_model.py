@@ -1,4 +1,4 @@
-"""The cost model: what was measured, what lies between, and where stairs end."""
+"""The cost model: measured points, interpolation, and the ends of stairs."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_a_step_between_two_measurements_lies_on_the_line_between_them() -> None
     assert [cost.linear_s(n) for n in (1, 10, 55, 100)] == [1.0, 2.0, 6.5, 11.0]
 
 
-def test_the_smallest_step_measured_is_the_least_that_any_costs() -> None:
+def test_no_step_costs_less_than_the_smallest_measured_one() -> None:
     cost = model({16: 1.0, 32: 2.0})
     assert [cost.linear_s(n) for n in (1, 15, 16)] == [1.0, 1.0, 1.0]
 
@@ -32,18 +32,18 @@ def test_feeding_nothing_costs_nothing() -> None:
     assert model({16: 1.0, 32: 2.0}).linear_s(0) == 0.0
 
 
-def test_beyond_the_last_measurement_a_token_costs_what_it_costs_there_on_average() -> None:
+def test_beyond_the_last_measurement_a_token_costs_its_average_there() -> None:
     assert model({10: 4.0, 100: 10.0}).linear_s(250) == pytest.approx(25.0)
 
 
-def test_one_measurement_alone_holds_for_every_size() -> None:
+def test_a_single_measurement_holds_for_every_size() -> None:
     assert model({1: 0.5}).linear_s(5000) == 0.5
     assert model({1: 0.5}).linear_s(TABLE_TOKENS + 5000) == 0.5
 
 
 @few
 @given(measured=Measured, num_tokens=st.integers(1, 2 * TABLE_TOKENS))
-def test_the_table_and_what_lies_beyond_it_are_one_line(
+def test_the_table_and_the_computed_sizes_beyond_it_are_one_line(
     measured: dict[int, float], num_tokens: int
 ) -> None:
     points = sorted(measured)
@@ -55,7 +55,9 @@ def test_the_table_and_what_lies_beyond_it_are_one_line(
 
 @few
 @given(measured=Measured, sizes=st.lists(st.integers(0, TABLE_TOKENS)))
-def test_many_steps_cost_what_each_does(measured: dict[int, float], sizes: list[int]) -> None:
+def test_many_steps_cost_the_same_as_each_by_itself(
+    measured: dict[int, float], sizes: list[int]
+) -> None:
     cost = model(measured)
     many = cost.linear_many(np.array(sizes, dtype=np.int64))
     assert many.tolist() == [cost.linear_s(size) for size in sizes]
@@ -69,9 +71,7 @@ def test_a_step_takes_longer_by_the_resident_kv_that_it_reads() -> None:
 
 @few
 @given(steps=staircases(), num_tokens=st.integers(1, TABLE_TOKENS))
-def test_the_edge_is_the_end_of_the_stair_that_a_step_stands_on(
-    steps: list[Stair], num_tokens: int
-) -> None:
+def test_the_edge_is_the_end_of_the_stair_of_a_step(steps: list[Stair], num_tokens: int) -> None:
     cost = stairs(*steps)
     assert cost.edge(num_tokens) == next(end for end, _ in steps if num_tokens <= end)
     assert cost.edges == [end for end, _ in steps]
@@ -82,7 +82,7 @@ def test_the_edge_is_where_the_seconds_have_risen_by_two_percent() -> None:
     assert (cost.edge(1), cost.edge(2), cost.edge(3)) == (2, 3, 3)
 
 
-def test_a_cheap_size_behind_a_dear_one_is_on_no_stair_of_what_comes_before() -> None:
+def test_a_cheap_size_after_an_expensive_one_is_on_no_earlier_stair() -> None:
     cost = model({1: 1.0, 2: 1.0, 3: 2.0, 4: 1.0, 5: 9.0})
     assert cost.edge(1) == 2
 
@@ -100,17 +100,17 @@ def test_a_step_beyond_the_table_ends_where_it_ends() -> None:
 
 
 def of(*stages: StageCosts) -> CostModel:
-    """The slowest of these."""
+    """The slowest of these stages."""
     return CostModel.slowest([CostModel.of(costs) for costs in stages])
 
 
-def test_a_step_is_the_sum_of_what_its_tokens_rows_kv_and_pairs_cost() -> None:
+def test_a_step_costs_the_sum_over_its_tokens_rows_kv_and_pairs() -> None:
     cost = CostModel.of(StageCosts((1, 100), (1.0, 1.0), 0.5, row_s=0.25, pair_s=0.125))
     assert cost.step_s(StepSize(8, num_rows=2, kv_tokens=4, num_pairs=16)) == 1 + 2 + 0.5 + 2
     assert cost.decode_s(8) == 1 + 2
 
 
-def test_the_slowest_stage_at_each_size_sets_the_pace() -> None:
+def test_the_slowest_stage_at_each_size_determines_the_model() -> None:
     cost = of(
         StageCosts((1, 100), (1.0, 3.0), 0.1, 0.5, 0.1),
         StageCosts((1, 50, 100), (2.0, 2.0, 2.5), 0.3, 0.1, 0.2),
@@ -122,7 +122,7 @@ def test_the_slowest_stage_at_each_size_sets_the_pace() -> None:
 
 @few
 @given(stages=st.lists(Measured, min_size=1, max_size=3))
-def test_no_stage_is_slower_than_the_model_at_what_was_measured(
+def test_no_stage_is_slower_than_the_model_at_measured_sizes(
     stages: list[dict[int, float]],
 ) -> None:
     cost = of(*(StageCosts(tuple(sorted(m)), tuple(m[n] for n in sorted(m))) for m in stages))
@@ -137,7 +137,7 @@ def test_without_any_measurement_a_step_costs_one_second() -> None:
     assert (cost.linear_s(1), cost.linear_s(500), cost.step_s(StepSize(1, 5))) == (1.0, 1.0, 1.0)
 
 
-def test_a_scaled_model_costs_its_factors_more_at_their_sizes() -> None:
+def test_a_scaled_model_costs_factor_times_more_at_each_size() -> None:
     cost = CostModel([1, 16, 256], [1.0, 2.0, 4.0], 0.5, 0.25, 0.125)
     scaled = cost.scaled(np.array([1.0, 16.0, 256.0]), np.array([1.0, 2.0, 3.0]))
     assert [scaled.linear_s(n) for n in (1, 16, 256)] == pytest.approx([1.0, 4.0, 12.0])
@@ -145,14 +145,14 @@ def test_a_scaled_model_costs_its_factors_more_at_their_sizes() -> None:
     assert [cost.linear_s(n) for n in (1, 16, 256)] == [1.0, 2.0, 4.0]
 
 
-def test_factors_count_between_the_measurements_too() -> None:
+def test_factors_apply_between_the_measurements_too() -> None:
     scaled = CostModel([1, 256], [1.0, 1.0]).scaled(
         np.array([1.0, 16.0, 256.0]), np.array([1.0, 3.0, 1.0])
     )
     assert scaled.linear_s(16) == pytest.approx(3.0)
 
 
-def test_who_holds_a_model_sees_what_it_becomes() -> None:
+def test_holders_of_a_model_see_its_new_figures() -> None:
     cost, other = stairs((128, 1.0), (TABLE_TOKENS, 2.0)), stairs((64, 1.0), (TABLE_TOKENS, 3.0))
     assert cost.edges == [128, TABLE_TOKENS]
     cost.become(other)

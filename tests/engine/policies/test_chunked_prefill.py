@@ -1,4 +1,4 @@
-"""Prefill rows: prompts back to back, cut to size, whatever the sizes are."""
+"""Chunked prefill: prompts back to back, split to the size of the micro-batch."""
 
 from collections.abc import Callable
 
@@ -12,11 +12,11 @@ from engine.state.sequence import Sequence, State
 from tests.engine.pools import make_pool, make_ready, make_sequence
 
 Chunk = tuple[int, int, int]
-"""Whose, from which token, and how many."""
+"""Sequence id, first token, and number of tokens."""
 
 
 def queue_of(prompts: list[int], num_blocks: int = 1000) -> Pool:
-    """A pool where prompts of so many tokens wait."""
+    """A pool with waiting prompts of these lengths."""
     pool = make_pool(num_blocks)
     for i, num_tokens in enumerate(prompts):
         pool.add(make_sequence(i, num_tokens))
@@ -29,7 +29,7 @@ def fill(
     num_tokens: int,
     next_admitted: Callable[[], Sequence | None] | None = None,
 ) -> list[Chunk]:
-    """Fill a micro-batch and launch it; its rows."""
+    """Fill a micro-batch and launch it; returns its rows."""
     batch = MicroBatch()
     added = cursor.fill(pool, batch, num_tokens, next_admitted or pool.waiting.first)
     assert added == batch.total_tokens
@@ -55,13 +55,13 @@ def test_each_step_feeds_the_next_tokens_of_all_prompts_laid_end_to_end(
         assert len({i for i, _, _ in chunks}) == len(chunks)
         assert all(count > 0 for _, _, count in chunks)
         del tokens[:size]
-        # What is left of the prompt that was begun, and nobody else's.
+        # The rest of the prompt that was begun, and no other.
         begun = cursor.half_fed
         assert (begun is not None) == bool(tokens and tokens[0][1] > 0)
         assert begun is None or begun.num_planned == tokens[0][1]
 
 
-def test_the_rest_of_a_prompt_leads_the_next_step_while_its_first_chunk_is_in_flight() -> None:
+def test_the_rest_of_a_prompt_comes_first_while_its_first_chunk_is_in_flight() -> None:
     cursor, pool = PrefillCursor(), queue_of([10, 3])
     assert fill(cursor, pool, 6) == [(0, 0, 6)]
     assert pool.live[0].state is State.RUNNING
@@ -76,39 +76,39 @@ def test_a_prompt_that_ends_with_the_step_leaves_nothing_half_fed() -> None:
     assert cursor.half_fed is None
 
 
-def test_without_room_nobody_is_asked_for() -> None:
+def test_without_tokens_left_no_sequence_is_requested() -> None:
     cursor, pool = PrefillCursor(), queue_of([10, 3])
 
-    def nobody() -> Sequence | None:
+    def none_expected() -> Sequence | None:
         raise AssertionError
 
-    assert fill(cursor, pool, 0, nobody) == []
-    assert cursor.fill(pool, MicroBatch(), -3, nobody) == 0
+    assert fill(cursor, pool, 0, none_expected) == []
+    assert cursor.fill(pool, MicroBatch(), -3, none_expected) == 0
     fill(cursor, pool, 4)
-    assert cursor.fill(pool, MicroBatch(), -3, nobody) == 0
-    assert fill(cursor, pool, 4, nobody) == [(0, 4, 4)]
+    assert cursor.fill(pool, MicroBatch(), -3, none_expected) == 0
+    assert fill(cursor, pool, 4, none_expected) == [(0, 4, 4)]
 
 
-def test_a_prompt_for_which_there_are_no_blocks_goes_on_waiting() -> None:
+def test_a_prompt_without_free_blocks_keeps_waiting() -> None:
     cursor, pool = PrefillCursor(), queue_of([8, 9, 1], num_blocks=4)
     assert fill(cursor, pool, 100) == [(0, 0, 8)]
     assert [s.sequence_id for s in pool.waiting] == [1, 2]
     assert cursor.half_fed is None
 
 
-def test_a_begun_prompt_holds_the_blocks_for_all_of_it() -> None:
+def test_a_begun_prompt_holds_blocks_for_all_its_tokens() -> None:
     cursor, pool = PrefillCursor(), queue_of([13])
     fill(cursor, pool, 1)
     assert pool.ledger.num_used == 4
 
 
-def test_whoever_is_named_is_fed_not_who_waits_longest() -> None:
+def test_the_returned_sequence_is_fed_not_the_one_that_waits_longest() -> None:
     cursor, pool = PrefillCursor(), queue_of([5, 5, 5])
     named = iter([pool.waiting.find(2), pool.waiting.find(0), None])
     assert fill(cursor, pool, 100, lambda: next(named)) == [(2, 0, 5), (0, 0, 5)]
 
 
-def test_a_prompt_that_ended_half_fed_gives_way_to_the_next() -> None:
+def test_after_a_prompt_that_ended_half_fed_the_next_is_fed() -> None:
     cursor, pool = PrefillCursor(), queue_of([10, 3])
     fill(cursor, pool, 6)
     pool.finish(pool.live[0])
@@ -116,7 +116,7 @@ def test_a_prompt_that_ended_half_fed_gives_way_to_the_next() -> None:
     assert fill(cursor, pool, 6) == [(1, 0, 3)]
 
 
-def test_what_a_preempted_sequence_had_generated_is_fed_again_with_its_prompt() -> None:
+def test_generated_tokens_of_a_preempted_sequence_are_fed_again_with_its_prompt() -> None:
     cursor, pool = PrefillCursor(), make_pool(1000)
     sequence = make_ready(pool, make_sequence(0, 7), num_generated=3)
     pool.preempt(sequence)
@@ -124,7 +124,7 @@ def test_what_a_preempted_sequence_had_generated_is_fed_again_with_its_prompt() 
     assert fill(cursor, pool, 6) == [(0, 6, 4)]
 
 
-def test_prompts_follow_the_decodes_of_their_step() -> None:
+def test_prompts_come_after_the_decodes_of_a_step() -> None:
     pool, batch = queue_of([4]), MicroBatch()
     decode = make_ready(pool, make_sequence(9, 2))
     batch.add_decodes([decode])

@@ -1,4 +1,4 @@
-"""Policy hybrid: decodes and chunks of prompts in one step, as vLLM and gLLM size them."""
+"""Policy hybrid: decodes and chunks of prompts in one step, sized as in vLLM and gLLM."""
 
 import pytest
 
@@ -37,14 +37,14 @@ def make_world(setting: str, num_stages: int, budget: int = 1000) -> World:
 
 
 def submit(world: World, count: int, num_prompt_tokens: int, max_tokens: int = 20) -> None:
-    """Requests that cannot end before their last token, with the next free ids."""
+    """Submit requests that end only with their last token, with the next free ids."""
     for _ in range(count):
         prompt = [1] * num_prompt_tokens
         world.submit(make_submit(len(world.submits), prompt, max_tokens, stop=False))
 
 
 def ready_pool(count: int) -> Pool:
-    """Idle decodes, and blocks for more."""
+    """A pool with idle decodes, and blocks for more."""
     pool = make_pool(num_blocks=1000)
     for i in range(count):
         make_ready(pool, make_sequence(i))
@@ -52,7 +52,7 @@ def ready_pool(count: int) -> Pool:
 
 
 def launch(policy: Hybrid, pool: Pool) -> MicroBatch:
-    """The next micro-batch; there is one."""
+    """Launch the next micro-batch, which must exist."""
     batch = policy.next_micro_batch(pool, 0.0)
     assert batch is not None
     pool.launch(batch.sequences, batch.num_tokens)
@@ -81,7 +81,7 @@ def test_throttled_spreads_the_decodes_of_all_live_sequences_over_the_stages() -
     assert not pool.ready
 
 
-def test_a_throttled_share_is_of_all_live_sequences_not_of_those_idle_now() -> None:
+def test_a_throttled_share_counts_all_live_sequences_not_only_idle_ones() -> None:
     pool = ready_pool(10)
     pool.launch(list(pool.ready.values())[:5], [1] * 5)
     policy = Hybrid(make_config("throttled", num_stages=4, budget=1000), 4)
@@ -116,9 +116,7 @@ def test_more_idle_decodes_than_the_budget_go_in_several_steps() -> None:
 
 
 @pytest.mark.parametrize(("setting", "chunks"), [("vllm", [10, 10, 5]), ("throttled", [8, 8, 8])])
-def test_chunks_of_one_prompt_follow_each_other_without_waiting(
-    setting: str, chunks: list[int]
-) -> None:
+def test_chunks_of_one_prompt_are_launched_without_waiting(setting: str, chunks: list[int]) -> None:
     world = make_world(setting, num_stages=3, budget=10)
     submit(world, 1, num_prompt_tokens=25)
     in_flight = list(world.in_flight)
@@ -128,33 +126,33 @@ def test_chunks_of_one_prompt_follow_each_other_without_waiting(
     assert [step.samples[0] for step in in_flight] == [0, 0, sum(chunks) == 25]
 
 
-def test_a_long_prompt_is_fed_ever_slower_as_the_kv_and_the_rest_shrink() -> None:
+def test_a_long_prompt_is_fed_more_slowly_as_free_kv_and_rest_shrink() -> None:
     world = make_world("throttled", num_stages=1)
     submit(world, 1, num_prompt_tokens=390)
     world.run_dry()
     fed = [row_tokens(step)[0] for step in steps_of(world) if step.phase == "prefill"]
-    # All of the KV is free at first: 390 / 4 tokens. Then 61 of 100 blocks are, which allows
-    # 100 x (0.61 - 0.2) / 0.8 = 51, until a fourth of the rest is less; at the end the least, 8.
+    # First all KV is free: 390 / 4 tokens. Then 61 of 100 blocks are free, which allows
+    # 100 x (0.61 - 0.2) / 0.8 = 51, until a quarter of the rest is less; at the end the minimum, 8.
     assert fed == [97, 51, 51, 47, 36, 27, 20, 15, 11, 8, 8, 8, 8, 3]
 
 
 @pytest.mark.parametrize(
     ("num_waiting", "blocks_used", "num_tokens"),
     [
-        (120, 50, 30),  # a fourth of what waits
+        (120, 50, 30),  # a quarter of the waiting tokens
         (160, 50, 37),  # 100 x (0.5 - 0.2) / 0.8 = 37.5
         (160, 65, 18),  # 100 x (0.35 - 0.2) / 0.8 = 18.75
-        (160, 75, 8),  # 6.25 would be fewer than the least
-        (100, 90, 8),  # less is free than shall be
-        (20, 50, 8),  # a fourth would be fewer than the least
-        (1000, 0, 100),  # an empty cache: the most
+        (160, 75, 8),  # 6.25 would be less than the minimum
+        (100, 90, 8),  # less is free than the reserve
+        (20, 50, 8),  # a quarter would be less than the minimum
+        (1000, 0, 100),  # an empty cache: the maximum
     ],
 )
 def test_throttled_prompt_tokens_are_those_of_the_formula(
     num_waiting: int, blocks_used: int, num_tokens: int
 ) -> None:
     pool = make_pool(num_blocks=100)
-    if blocks_used:  # its newest token has its place
+    if blocks_used:  # its newest token has a slot
         make_ready(pool, make_sequence(0, blocks_used * pool.ledger.block_size - 1))
     for i in range(num_waiting // 10):
         pool.add(make_sequence(1 + i, 10))
@@ -162,7 +160,7 @@ def test_throttled_prompt_tokens_are_those_of_the_formula(
     assert batch.total_tokens - batch.num_decodes == num_tokens
 
 
-def test_what_the_decodes_leave_of_the_budget_bounds_throttled_prompts_too() -> None:
+def test_throttled_prompts_are_limited_by_the_budget_without_the_decodes() -> None:
     pool = ready_pool(6)
     for i in range(40):
         pool.add(make_sequence(6 + i, 10))
@@ -170,7 +168,7 @@ def test_what_the_decodes_leave_of_the_budget_bounds_throttled_prompts_too() -> 
     assert (batch.num_decodes, batch.total_tokens) == (6, 20)
 
 
-def test_the_policy_lets_in_no_more_than_may_hold_kv() -> None:
+def test_no_more_sequences_are_admitted_than_may_hold_kv() -> None:
     pool = make_pool(num_blocks=1000)
     for i in range(9):
         pool.add(make_sequence(i, 10))

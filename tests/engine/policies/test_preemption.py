@@ -1,4 +1,4 @@
-"""Preemption: who goes when a row must grow, and who never does."""
+"""Preemption: which sequence is preempted when a row must grow, and which never is."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +10,7 @@ from tests.engine.pools import ids, make_sequence, make_sequences
 
 
 def full_pool(arrivals: list[float], spare_blocks: int = 0) -> Pool:
-    """Ready sequences with a block of four each, all of which need another one."""
+    """Ready sequences with one block of four tokens each; all of them need another block."""
     ready = [
         (make_sequence(i, 4, arrived_at=arrived_at), 1) for i, arrived_at in enumerate(arrivals)
     ]
@@ -18,42 +18,42 @@ def full_pool(arrivals: list[float], spare_blocks: int = 0) -> Pool:
 
 
 def waiting(pool: Pool) -> list[int]:
-    """Who has been preempted."""
+    """The ids of preempted sequences."""
     return ids(list(pool.waiting))
 
 
-def test_with_a_free_block_nobody_goes() -> None:
+def test_with_a_free_block_none_is_preempted() -> None:
     pool = full_pool([0, 1, 2], spare_blocks=1)
     assert reserve_blocks(pool, pool.ready[1], [])
     assert (waiting(pool), len(pool.ready[1].block_table)) == ([], 2)
 
 
-def test_the_one_that_came_last_goes() -> None:
+def test_the_sequence_that_arrived_last_is_preempted() -> None:
     pool = full_pool([0, 5, 3])
     assert reserve_blocks(pool, pool.ready[2], [])
     assert (waiting(pool), len(pool.ready[2].block_table)) == ([1], 2)
 
 
-def test_offline_work_goes_before_any_that_is_waited_for() -> None:
+def test_offline_sequences_are_preempted_before_online_ones() -> None:
     ready = [(make_sequence(i, 4, offline=i == 0), 1) for i in range(3)]
     pool = make_sequences(ready)
     assert reserve_blocks(pool, pool.ready[1], [])
     assert waiting(pool) == [0]
 
 
-def test_of_those_that_came_together_the_highest_id_goes() -> None:
+def test_of_simultaneous_arrivals_the_highest_id_is_preempted() -> None:
     pool = full_pool([0, 0, 0])
     assert reserve_blocks(pool, pool.ready[0], [])
     assert waiting(pool) == [2]
 
 
-def test_a_row_already_taken_is_spared() -> None:
+def test_a_row_already_taken_is_not_preempted() -> None:
     pool = full_pool([0, 1, 2])
     assert reserve_blocks(pool, pool.ready[0], taken=[pool.ready[2]])
     assert waiting(pool) == [1]
 
 
-def test_a_sequence_in_flight_is_spared() -> None:
+def test_a_sequence_in_flight_is_not_preempted() -> None:
     pool = full_pool([0, 1, 2])
     in_flight = pool.ready[2]
     pool.launch([in_flight], [1])
@@ -61,28 +61,28 @@ def test_a_sequence_in_flight_is_spared() -> None:
     assert (waiting(pool), in_flight.state) == ([1], State.RUNNING)
 
 
-def test_the_youngest_itself_goes_rather_than_an_older_one() -> None:
+def test_the_youngest_is_preempted_itself_rather_than_an_older_one() -> None:
     pool = full_pool([0, 1, 2])
     youngest = pool.ready[2]
     assert not reserve_blocks(pool, youngest, [])
     assert (waiting(pool), youngest.state, pool.ledger.num_free) == ([2], State.WAITING, 1)
 
 
-def test_the_last_idle_one_waits_with_its_blocks_for_those_in_flight() -> None:
+def test_the_only_idle_sequence_keeps_its_blocks_and_waits_for_those_in_flight() -> None:
     pool = full_pool([0, 1, 2])
-    alone = pool.ready[2]
+    only = pool.ready[2]
     pool.launch([pool.ready[0], pool.ready[1]], [1, 1])
-    assert not reserve_blocks(pool, alone, [])
-    assert (waiting(pool), alone.state, len(alone.block_table)) == ([], State.READY, 1)
+    assert not reserve_blocks(pool, only, [])
+    assert (waiting(pool), only.state, len(only.block_table)) == ([], State.READY, 1)
 
 
-def test_the_last_one_not_taken_waits_with_its_blocks() -> None:
+def test_the_only_sequence_not_taken_keeps_its_blocks_and_waits() -> None:
     pool = full_pool([0, 1])
     assert not reserve_blocks(pool, pool.ready[1], taken=[pool.ready[0]])
     assert (waiting(pool), len(pool.ready[1].block_table)) == ([], 1)
 
 
-def test_a_victim_keeps_its_tokens_and_waits_before_all_that_never_ran() -> None:
+def test_a_preempted_sequence_keeps_its_tokens_and_waits_before_new_ones() -> None:
     pool = full_pool([0, 1])
     pool.add(make_sequence(7, arrived_at=-1.0))
     victim = pool.ready[1]
@@ -96,7 +96,7 @@ def test_a_victim_keeps_its_tokens_and_waits_before_all_that_never_ran() -> None
     arrivals=st.lists(st.integers(0, 5), min_size=1, max_size=8),
     moves=st.lists(st.tuples(st.integers(0, 7), st.booleans()), max_size=20),
 )
-def test_whoever_goes_is_idle_and_no_older_and_never_the_oldest(
+def test_preempted_sequences_are_idle_not_older_and_never_the_oldest(
     arrivals: list[int], moves: list[tuple[int, bool]]
 ) -> None:
     pool = full_pool([float(arrived_at) for arrived_at in arrivals])
@@ -119,5 +119,5 @@ def test_whoever_goes_is_idle_and_no_older_and_never_the_oldest(
 
 
 def age(sequence: Sequence) -> tuple[float, int]:
-    """The greater, the younger."""
+    """A key that is greater for younger sequences."""
     return sequence.arrived_at, sequence.sequence_id

@@ -1,4 +1,4 @@
-"""The policies by name: each can be had, and nobody asks for one that there is not."""
+"""The policies by name: each can be constructed, and unknown names are refused."""
 
 from typing import get_args
 
@@ -22,14 +22,14 @@ def make(name: str, num_stages: int = 3) -> Policy:
 
 
 def waiting_pool(*num_prompt_tokens: int) -> Pool:
-    """A pool where prompts of so many tokens wait."""
+    """A pool with waiting prompts of these lengths."""
     pool = make_pool(num_blocks=1000)
     for i, num_tokens in enumerate(num_prompt_tokens):
         pool.add(make_sequence(i, num_tokens))
     return pool
 
 
-def test_every_name_makes_another_policy() -> None:
+def test_every_name_makes_a_different_policy() -> None:
     assert len({type(make(name)) for name in POLICIES}) == len(POLICIES)
 
 
@@ -42,7 +42,7 @@ def test_every_policy_has_a_micro_batch_for_each_stage(name: str, num_stages: in
 
 
 @BY_NAME
-def test_every_policy_begins_with_the_prompt_that_waits(name: str) -> None:
+def test_every_policy_begins_with_the_waiting_prompt(name: str) -> None:
     pool = waiting_pool(9)
     batch = make(name).next_micro_batch(pool, 0.0)
     assert batch is not None
@@ -51,12 +51,12 @@ def test_every_policy_begins_with_the_prompt_that_waits(name: str) -> None:
 
 
 @BY_NAME
-def test_no_policy_launches_anything_where_nothing_is_open(name: str) -> None:
+def test_no_policy_launches_anything_if_nothing_is_open(name: str) -> None:
     assert make(name).next_micro_batch(waiting_pool(), 0.0) is None
 
 
 @BY_NAME
-def test_every_policy_decodes_what_has_been_fed(name: str) -> None:
+def test_every_policy_decodes_fed_prompts(name: str) -> None:
     pool, policy = waiting_pool(9), make(name)
     prefill = policy.next_micro_batch(pool, 0.0)
     assert prefill is not None
@@ -70,8 +70,8 @@ def test_every_policy_decodes_what_has_been_fed(name: str) -> None:
 
 
 @BY_NAME
-def test_two_lives_of_the_pipeline_share_nothing(name: str) -> None:
-    # The first is left with a prompt half fed, as when a stage dies.
+def test_two_incarnations_of_the_pipeline_share_nothing(name: str) -> None:
+    # The first ends with a prompt half fed, as when a stage dies.
     first, second = make(name, 1), make(name, 1)
     begun = first.next_micro_batch(waiting_pool(3000), 0.0)
     assert begun is not None
@@ -84,11 +84,11 @@ def test_two_lives_of_the_pipeline_share_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("part", [SchedulerConfig, EngineConfig])
 @pytest.mark.parametrize("name", ["best", "", "TD-Pipe", "td_pipe"])
-def test_an_unknown_name_is_refused_with_those_that_there_are(
+def test_an_unknown_name_is_refused_with_a_list_of_names(
     part: type[SchedulerConfig], name: str
 ) -> None:
     with pytest.raises(ValidationError) as caught:
         part.model_validate({"policy": name})
-    told = str(caught.value)
-    assert "policy" in told
-    assert [known for known in POLICIES if f"'{known}'" not in told] == []
+    message = str(caught.value)
+    assert "policy" in message
+    assert [known for known in POLICIES if f"'{known}'" not in message] == []

@@ -1,4 +1,4 @@
-"""Policy separate: S virtual engines, each prefill first, each with sequences of its own."""
+"""Policy separate: S virtual engines, each prefill first, each with its own sequences."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.engine.pools import make_pool, make_ready, make_sequence
 from tests.engine.steps import row_ids, rows_of, steps_of
 from tests.engine.world import World, make_submit
 
-# The prompts' tokens: as many as a prefill micro-batch has, so that each has one of its own.
+# Tokens of a prompt: those of a prefill micro-batch, so that each prompt has its own.
 BUDGET = 8
 
 
@@ -24,7 +24,7 @@ def make_world(num_stages: int, num_blocks: int = 1000, *, max_num_seqs: int = 1
 
 
 def submit(world: World, *num_prompt_tokens: int, max_tokens: int = 10) -> None:
-    """Requests that cannot end before their last token, with the next free ids."""
+    """Submit requests that end only with their last token, with the next free ids."""
     for num_tokens in num_prompt_tokens:
         world.submit(make_submit(len(world.submits), [1] * num_tokens, max_tokens, stop=False))
 
@@ -34,8 +34,8 @@ def launches(world: World) -> list[tuple[str, list[int]]]:
     return [(step.phase, row_ids(step)) for step in steps_of(world)]
 
 
-def decode_companies(world: World) -> list[set[int]]:
-    """The distinct micro-batches of decodes."""
+def decode_micro_batches(world: World) -> list[set[int]]:
+    """The distinct decode micro-batches."""
     return [set(ids) for ids in {tuple(sorted(i)) for p, i in launches(world) if p == "decode"}]
 
 
@@ -65,7 +65,7 @@ def test_a_virtual_engine_prefills_before_it_decodes() -> None:
     assert world.scheduler.counters.switches == 1
 
 
-def test_one_virtual_engine_prefills_while_the_other_decodes_on() -> None:
+def test_one_virtual_engine_prefills_while_the_other_decodes() -> None:
     world = make_world(2)
     submit(world, *[BUDGET] * 2)
     world.return_step()
@@ -82,18 +82,18 @@ def test_short_prompts_go_to_the_virtual_engine_with_the_fewest_sequences() -> N
     submit(world, *[1] * 20)
     world.run_dry()
     assert sorted(len(ids) for phase, ids in launches(world)[4:8]) == [4] * 4
-    assert sorted(map(len, decode_companies(world)))[-4:] == [5] * 4
+    assert sorted(map(len, decode_micro_batches(world)))[-4:] == [5] * 4
 
 
 def test_the_prompts_are_spread_over_all_virtual_engines() -> None:
     world = make_world(3)
     submit(world, *[BUDGET] * 12, max_tokens=30)
     world.run_dry()
-    whole = [company for company in decode_companies(world) if len(company) > 1]
+    whole = [members for members in decode_micro_batches(world) if len(members) > 1]
     assert sorted(map(sorted, whole)) == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
 
 
-def test_requests_that_come_one_by_one_go_to_the_virtual_engines_in_turn() -> None:
+def test_requests_that_arrive_one_by_one_go_to_the_virtual_engines_in_turn() -> None:
     world, engines = make_world(3), []
     for i in range(6):
         submit(world, BUDGET, max_tokens=2)
@@ -102,29 +102,29 @@ def test_requests_that_come_one_by_one_go_to_the_virtual_engines_in_turn() -> No
     assert engines in ([0, 1, 2, 0, 1, 2], [0, 2, 1, 0, 2, 1])
 
 
-def test_an_idle_virtual_engine_leaves_the_others_sequences_alone() -> None:
+def test_an_idle_virtual_engine_does_not_take_sequences_of_the_others() -> None:
     world = make_world(2)
     submit(world, BUDGET)
     submit(world, BUDGET, max_tokens=1)
     submit(world, BUDGET)
     world.return_step()
     world.return_step()
-    # 1 has ended, 2 is on its way in the first engine, where 0 is ready and waits for it.
+    # 1 has ended, 2 is in flight in the first engine, where 0 is ready and waits for it.
     assert [row_ids(step) for step in world.in_flight] == [[2]]
 
 
-def test_a_sequence_decodes_only_in_the_company_of_its_own_engine() -> None:
-    # Unequal lengths, in and out: members leave and others join in between.
+def test_a_sequence_decodes_only_with_sequences_of_its_own_engine() -> None:
+    # Unequal prompt and output lengths: members end and others are added in between.
     world = make_world(3)
     for i in range(20):
         submit(world, 1 + i % BUDGET, max_tokens=12 + i * 7 % 11)
         world.return_step()
     world.run_dry()
     engines: list[set[int]] = []
-    for company in decode_companies(world):
-        met = [engine for engine in engines if engine & company]
-        engines = [engine for engine in engines if not engine & company]
-        engines.append(company.union(*met))
+    for members in decode_micro_batches(world):
+        met = [engine for engine in engines if engine & members]
+        engines = [engine for engine in engines if not engine & members]
+        engines.append(members.union(*met))
     assert len(engines) == 3
     assert sorted(sequence_id for engine in engines for sequence_id in engine) == list(range(20))
 
@@ -138,7 +138,7 @@ def test_whole_prompts_share_a_micro_batch_up_to_the_budget() -> None:
     assert prefills == [[(0, BUDGET)], [(1, 5), (2, 3)], [(3, 1)]]
 
 
-def test_a_prompt_longer_than_the_budget_begins_a_micro_batch_and_goes_in_chunks() -> None:
+def test_a_prompt_longer_than_the_budget_begins_a_micro_batch_and_is_fed_in_chunks() -> None:
     world = make_world(1)
     submit(world, BUDGET, 2, 2 * BUDGET + 3, BUDGET - 3, 1)
     for _ in range(5):
@@ -151,7 +151,7 @@ def test_a_prompt_longer_than_the_budget_begins_a_micro_batch_and_goes_in_chunks
     ]
 
 
-def test_no_more_sequences_than_may_hold_kv_are_let_in() -> None:
+def test_no_more_sequences_are_admitted_than_may_hold_kv() -> None:
     world = make_world(2, max_num_seqs=3)
     submit(world, *[BUDGET] * 8, max_tokens=4)
     num_live = [world.scheduler.pool.num_live]
@@ -162,7 +162,9 @@ def test_no_more_sequences_than_may_hold_kv_are_let_in() -> None:
 
 
 @pytest.mark.parametrize(("num_blocks", "fits"), [(197, True), (198, False)])
-def test_a_hundredth_of_the_blocks_is_kept_for_those_that_grow(num_blocks: int, fits: bool) -> None:
+def test_a_hundredth_of_the_blocks_is_kept_for_growing_sequences(
+    num_blocks: int, fits: bool
+) -> None:
     pool = make_pool(num_blocks=300)
     size = pool.ledger.block_size
     make_ready(pool, make_sequence(0, 100 * size))  # 200 are free, 3 of them kept
@@ -170,14 +172,14 @@ def test_a_hundredth_of_the_blocks_is_kept_for_those_that_grow(num_blocks: int, 
     assert (first_fitting(pool, 10) is not None) == fits
 
 
-def test_one_alone_is_let_in_whatever_is_kept() -> None:
+def test_without_live_sequences_the_first_is_admitted_whatever_is_kept() -> None:
     pool = make_pool(num_blocks=300)
     sequence = make_sequence(0, 300 * pool.ledger.block_size)
     pool.add(sequence)
     assert first_fitting(pool, 10) is sequence
 
 
-def test_whoever_waits_behind_one_that_does_not_fit_waits_too() -> None:
+def test_sequences_behind_one_that_does_not_fit_wait_too() -> None:
     pool = make_pool(num_blocks=300)
     size = pool.ledger.block_size
     make_ready(pool, make_sequence(0, 200 * size))

@@ -1,4 +1,4 @@
-"""The block ledger: no block twice, none lost."""
+"""The block ledger: no block is in two tables, and none is lost."""
 
 from array import array
 
@@ -10,11 +10,11 @@ from engine.state.blocks import BlockLedger
 
 
 @pytest.mark.parametrize(("num_tokens", "blocks"), [(0, 0), (1, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
-def test_a_block_is_needed_for_every_four_tokens_begun(num_tokens: int, blocks: int) -> None:
+def test_every_four_tokens_or_a_part_of_them_need_a_block(num_tokens: int, blocks: int) -> None:
     assert BlockLedger(10, 4).blocks_for(num_tokens) == blocks
 
 
-def test_only_what_the_table_lacks_is_taken() -> None:
+def test_only_missing_blocks_are_taken() -> None:
     ledger = BlockLedger(10, 4)
     table = array("i")
     assert ledger.missing(table, 6) == 2
@@ -25,7 +25,7 @@ def test_only_what_the_table_lacks_is_taken() -> None:
     assert (len(table), ledger.num_used, ledger.num_free) == (3, 3, 7)
 
 
-def test_a_table_that_is_long_enough_is_left_alone() -> None:
+def test_a_table_that_is_long_enough_does_not_change() -> None:
     ledger = BlockLedger(2, 4)
     table = array("i")
     ledger.extend(table, 8)
@@ -48,7 +48,7 @@ def test_too_few_blocks_change_nothing() -> None:
     assert not ledger.extend(first, 9)
 
 
-def test_the_last_block_can_be_had() -> None:
+def test_the_last_block_can_be_taken() -> None:
     ledger = BlockLedger(3, 4)
     table = array("i")
     assert ledger.extend(table, 12)
@@ -56,7 +56,7 @@ def test_the_last_block_can_be_had() -> None:
     assert ledger.num_free == 0
 
 
-def test_a_freed_block_is_the_next_to_be_used() -> None:
+def test_a_freed_block_is_used_next() -> None:
     ledger = BlockLedger(100, 1)
     table, other = array("i"), array("i")
     ledger.extend(table, 3)
@@ -78,8 +78,8 @@ def test_blocks_are_conserved_and_never_in_two_tables(
 ) -> None:
     ledger = BlockLedger(num_blocks, block_size)
     tables = [array("i") for _ in range(5)]
-    for who, num_tokens in moves:
-        table = tables[who]
+    for index, num_tokens in moves:
+        table = tables[index]
         before, free = table[:], ledger.num_free
         if num_tokens is None:
             ledger.free(table)

@@ -1,4 +1,4 @@
-"""Length errors: the Kaplan-Meier estimate by hand, and what predictions turn out to be."""
+"""Length errors: the Kaplan-Meier estimate by hand, and real lengths given predictions."""
 
 from math import erf, exp, inf, log
 
@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from engine.state.expectation import Expectation
 from engine.state.length_errors import NUM_BINS, OUTCOME_WEIGHTS, Floats, LengthErrors, bins_of
-from tests.engine.pools import learnt, make_pool, make_ready, make_sequence, point, told
+from tests.engine.pools import distribution, learnt, make_pool, make_ready, make_sequence, point
 
 Ended = st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), max_size=30)
 LiveBins = st.lists(st.integers(0, NUM_BINS - 1), max_size=30)
 HALF_A_BIN = 0.03125 + 1e-9
-NOBODY = np.array([], dtype=np.int64)
+NONE_LIVE = np.array([], dtype=np.int64)
 
 
 def bin_of(output_len: float, predicted_len: float) -> int:
-    """The bin of one ratio, at a spread of 0.5."""
+    """The bin of a ratio of lengths, at a spread of 0.5."""
     return int(bins_of(np.array([output_len]), np.array([predicted_len]), np.array([0.5]))[0])
 
 
@@ -29,9 +29,9 @@ def test_a_bin_is_an_eighth_of_a_spread() -> None:
 
 
 def test_survival_is_the_kaplan_meier_estimate() -> None:
-    # Of eight, two end at the prediction; two are live beyond it; of the four that are left one
-    # ends at twice the prediction; one is live in that same bin and says nothing of it; then one
-    # ends at four times and one at eight times.
+    # Of eight, two end at the prediction; two are live beyond it; of the other four, one ends at
+    # twice the prediction; one is live in that bin and does not count for it; then one ends at four
+    # times and one at eight times.
     errors = learnt([(100, 100), (100, 100), (200, 100), (400, 100), (800, 100)])
     live = np.array([bin_of(150, 100)] * 2 + [bin_of(200, 100)])
     survival = errors.survival(live)
@@ -55,80 +55,80 @@ def test_survival_begins_at_one_and_never_rises(
 
 
 @given(lens=st.lists(st.integers(1, 5000), min_size=1, max_size=40))
-def test_constant_predictions_turn_into_the_distribution_of_real_lengths(lens: list[int]) -> None:
-    survival = learnt([(length, 100) for length in lens]).survival(NOBODY)
+def test_constant_predictions_become_the_distribution_of_real_lengths(lens: list[int]) -> None:
+    survival = learnt([(length, 100) for length in lens]).survival(NONE_LIVE)
     bins = [bin_of(length, 100) for length in lens]
     reached = [sum(own >= b for own in bins) / len(bins) for b in range(NUM_BINS)]
     assert survival == pytest.approx(np.array(reached), abs=1e-12)
 
 
-def test_the_short_ones_that_end_first_do_not_make_all_look_short() -> None:
+def test_short_outputs_that_end_first_do_not_bias_the_estimate() -> None:
     errors = learnt([(10, 100)] * 10)
-    assert errors.survival(NOBODY)[bin_of(20, 100)] == 0.0
+    assert errors.survival(NONE_LIVE)[bin_of(20, 100)] == 0.0
     assert errors.survival(np.full(90, bin_of(20, 100)))[bin_of(20, 100)] == pytest.approx(0.9)
 
 
-def test_before_anything_has_ended_errors_are_taken_as_normal() -> None:
-    survival = LengthErrors(20.0).survival(NOBODY)
+def test_before_any_sequence_has_ended_errors_are_normal() -> None:
+    survival = LengthErrors(20.0).survival(NONE_LIVE)
     for sigmas in (-2.0, -1.0, 0.0, 1.0, 2.0):
         reached = 0.5 - 0.5 * erf(sigmas / 2**0.5)
         assert survival[64 + int(sigmas * 0.5 / 0.0625)] == pytest.approx(reached)
 
 
-def test_who_says_how_sure_it_is_is_measured_by_that() -> None:
-    # One spread above the median each, whatever the spread: 100 * e^0.3, 100 * e^0.9.
+def test_errors_are_measured_in_predicted_spreads() -> None:
+    # Each is one spread above the median, for any spread: 100 * e^0.3, 100 * e^0.9.
     errors = LengthErrors(0.0)
     for output_len, spread in ((135, 0.3), (246, 0.9)):
         errors.observe(output_len, Expectation(100, 100.0, spread, "distribution"))
-    survival = errors.survival(NOBODY)
+    survival = errors.survival(NONE_LIVE)
     one_above = int(bins_of(np.array([135.0]), np.array([100.0]), np.array([0.3]))[0])
     assert survival[one_above] == 1.0
     assert survival[one_above + 1] == 0.0
 
 
-def test_a_predictor_that_is_too_sure_of_itself_is_seen_through() -> None:
+def test_a_predictor_with_too_small_spreads_is_corrected() -> None:
     random, errors = np.random.default_rng(3), LengthErrors(20.0)
     for length in np.exp(log(200) + 0.8 * random.standard_normal(5_000)):
-        errors.expect(told(200, 0.25))
-        errors.observe(max(1, round(length)), told(200, 0.25))
-    sure = told(200, 0.25)
+        errors.expect(distribution(200, 0.25))
+        errors.observe(max(1, round(length)), distribution(200, 0.25))
+    sure = distribution(200, 0.25)
     lens = errors.real_lens(
-        np.array([sure.median]), np.array([sure.spread]), errors.survival(NOBODY)
+        np.array([sure.median]), np.array([sure.spread]), errors.survival(NONE_LIVE)
     )[:, 0]
     deviation = (np.log(lens[2]) - np.log(lens[0])) / 2 / 3**0.5
     assert deviation == pytest.approx(0.8, abs=0.08)
 
 
-def test_what_is_told_is_not_drawn_towards_the_middle() -> None:
-    # A calibrated predictor has done that itself.
+def test_predicted_distributions_are_not_drawn_towards_the_mean() -> None:
+    # A calibrated predictor has already done that.
     random, errors = np.random.default_rng(4), LengthErrors(20.0)
     for median in np.exp(log(200) + 0.8 * random.standard_normal(5_000)):
-        prediction = told(max(1, round(median)), 0.5)
+        prediction = distribution(max(1, round(median)), 0.5)
         errors.expect(prediction)
         real = prediction.median * np.exp(0.5 * random.standard_normal())
         errors.observe(max(1, round(real)), prediction)
     for median in (50.0, 800.0):
-        lens = errors.real_lens(np.array([median]), np.array([0.5]), errors.survival(NOBODY))
+        lens = errors.real_lens(np.array([median]), np.array([0.5]), errors.survival(NONE_LIVE))
         assert lens[1, 0] == pytest.approx(median, rel=0.07)
 
 
-def test_an_expectation_that_is_taken_back_leaves_nothing() -> None:
+def test_a_removed_expectation_leaves_no_trace() -> None:
     errors = LengthErrors(20.0)
     errors.expect(point(100))
     errors.expect(point(1000))
-    one, survival = LengthErrors(20.0), errors.survival(NOBODY)
+    one, survival = LengthErrors(20.0), errors.survival(NONE_LIVE)
     one.expect(point(100))
     errors.expect(point(1000), -1)
     assert errors.prediction_of(70, survival) == one.prediction_of(70, survival)
 
 
-def test_the_prior_counts_as_much_as_so_many_sequences() -> None:
-    # The other twenty all reach the prediction, of the assumed twenty the half.
+def test_the_prior_has_the_weight_of_its_number_of_sequences() -> None:
+    # The twenty real ones all reach the prediction, of the twenty of the prior half do.
     errors = learnt([(800, 100)] * 20, prior_weight=20.0)
-    assert errors.survival(NOBODY)[bin_of(100, 100)] == pytest.approx(0.75)
+    assert errors.survival(NONE_LIVE)[bin_of(100, 100)] == pytest.approx(0.75)
 
 
-def test_the_live_sequences_count_with_what_they_have_generated() -> None:
+def test_live_sequences_count_with_their_generated_tokens() -> None:
     pool, errors = make_pool(1000), learnt([(4, 8), (8, 8), (16, 8)], prior_weight=1.0)
     for i, num_generated in enumerate((1, 5, 9)):
         make_ready(pool, make_sequence(i, 7, predicted_len=8), num_generated)
@@ -137,14 +137,14 @@ def test_the_live_sequences_count_with_what_they_have_generated() -> None:
 
 
 def expected(errors: LengthErrors, predicted: float) -> tuple[float, float]:
-    """Mean and deviation of the logarithm of what a prediction turns out to be."""
-    lens = errors.real_lens(np.array([predicted]), np.array([0.5]), errors.survival(NOBODY))
+    """Mean and standard deviation of the logarithm of the real length, given a prediction."""
+    lens = errors.real_lens(np.array([predicted]), np.array([0.5]), errors.survival(NONE_LIVE))
     logs = np.log(lens[:, 0])
     mean = float(OUTCOME_WEIGHTS @ logs)
     return mean, float(OUTCOME_WEIGHTS @ (logs - mean) ** 2) ** 0.5
 
 
-def made_up(spread: float, noise: float, bias: float) -> tuple[LengthErrors, Floats, Floats]:
+def synthetic(spread: float, noise: float, bias: float) -> tuple[LengthErrors, Floats, Floats]:
     """Errors learnt from real lengths around 300, and the logarithms (real, predicted)."""
     random = np.random.default_rng(7)
     real = log(300) + spread * random.standard_normal(20_000)
@@ -158,10 +158,10 @@ def made_up(spread: float, noise: float, bias: float) -> tuple[LengthErrors, Flo
 
 @pytest.mark.parametrize(("spread", "noise", "bias"), [(0.8, 0.5, 0.0), (0.6, 0.6, 0.3)])
 @pytest.mark.parametrize("predicted", [150.0, 300.0, 600.0])
-def test_given_a_prediction_the_real_length_is_what_it_was_for_its_like(
+def test_given_a_prediction_the_real_length_is_that_of_similar_predictions(
     spread: float, noise: float, bias: float, predicted: float
 ) -> None:
-    errors, real, all_predicted = made_up(spread, noise, bias)
+    errors, real, all_predicted = synthetic(spread, noise, bias)
     alike = real[abs(all_predicted - log(predicted)) < 0.1]
     mean, deviation = expected(errors, predicted)
     assert mean == pytest.approx(alike.mean(), abs=0.06)
@@ -170,47 +170,49 @@ def test_given_a_prediction_the_real_length_is_what_it_was_for_its_like(
 
 @pytest.mark.parametrize("real_len", [40.0, 300.0, 2000.0])
 def test_the_prediction_of_a_length_is_the_one_that_makes_it_expected(real_len: float) -> None:
-    errors, _, _ = made_up(0.8, 0.5, 0.3)
-    prediction = errors.prediction_of(real_len, errors.survival(NOBODY))
+    errors, _, _ = synthetic(0.8, 0.5, 0.3)
+    prediction = errors.prediction_of(real_len, errors.survival(NONE_LIVE))
     assert exp(expected(errors, prediction)[0]) == pytest.approx(real_len)
 
 
-def test_what_may_become_so_long_is_found_by_lower_predictions() -> None:
-    errors, _, _ = made_up(0.8, 0.5, 0.0)
-    survival = errors.survival(NOBODY)
+def test_with_sigmas_lower_predictions_suffice() -> None:
+    errors, _, _ = synthetic(0.8, 0.5, 0.0)
+    survival = errors.survival(NONE_LIVE)
     by_sigmas = [errors.prediction_of(800, survival, sigmas) for sigmas in (0.0, 1.0, 3.0)]
     assert by_sigmas == sorted(by_sigmas, reverse=True)
     mean, deviation = expected(errors, by_sigmas[1])
     assert mean + deviation == pytest.approx(log(800))
 
 
-def test_predictions_that_say_nothing_make_everybody_long_or_nobody() -> None:
+def test_uninformative_predictions_qualify_all_sequences_or_none() -> None:
     errors = learnt([(100, 100), (1000, 100)])
     errors.expect(point(100))
-    survival = errors.survival(NOBODY)
-    # About 316 tokens are expected of everyone.
+    survival = errors.survival(NONE_LIVE)
+    # About 316 tokens are expected of every sequence.
     assert (errors.prediction_of(250, survival), errors.prediction_of(400, survival)) == (0, inf)
 
 
-def test_predictions_far_out_are_drawn_towards_the_middle() -> None:
-    errors, _, _ = made_up(0.8, 0.5, 0.0)
+def test_extreme_predictions_are_drawn_towards_the_mean() -> None:
+    errors, _, _ = synthetic(0.8, 0.5, 0.0)
     assert 300 < exp(expected(errors, 3000)[0]) < 2700
     assert 33 < exp(expected(errors, 30)[0]) < 300
 
 
-def test_a_constant_prediction_tells_nothing_but_the_mean() -> None:
+def test_a_constant_prediction_contains_only_the_mean() -> None:
     errors = LengthErrors(0.0)
     for output_len in (100, 1000):
         errors.expect(point(100))
         errors.observe(output_len, point(100))
-    lens = errors.real_lens(np.array([100.0]), np.array([0.5]), errors.survival(NOBODY))
+    lens = errors.real_lens(np.array([100.0]), np.array([0.5]), errors.survival(NONE_LIVE))
     assert np.log(lens / 100) == pytest.approx(np.full((3, 1), log(10) / 2), abs=HALF_A_BIN)
 
 
-def test_predictions_that_were_right_are_believed() -> None:
+def test_accurate_predictions_are_used_unchanged() -> None:
     errors = LengthErrors(0.0)
     for length in (10, 100, 1000):
         errors.expect(point(length))
         errors.observe(length, point(length))
-    lens = errors.real_lens(np.array([20.0, 500.0]), np.array([0.5, 0.5]), errors.survival(NOBODY))
+    lens = errors.real_lens(
+        np.array([20.0, 500.0]), np.array([0.5, 0.5]), errors.survival(NONE_LIVE)
+    )
     assert np.log(lens / [20.0, 500.0]) == pytest.approx(np.zeros((3, 2)), abs=HALF_A_BIN)

@@ -1,4 +1,4 @@
-"""The packing of a micro-batch, against a twin that writes lists."""
+"""The packing of a micro-batch, against a reference that writes lists."""
 
 from array import array
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ def make_sequence(
     sampling: Sampling = Sampling(temperature=0.0),  # noqa: B008 - frozen
     **submit: Any,
 ) -> Sequence:
-    """A sequence with its blocks: 100, 101, ... and `spare_blocks` more than its tokens need."""
+    """A sequence with blocks 100, 101, ..., `spare_blocks` more than its tokens need."""
     packed = array("i", prompt).tobytes()
     sequence = Sequence(Submit(7, packed, 1000, sampling, **submit), 0.0, point(10))
     sequence.token_ids.extend(output or [])
@@ -55,13 +55,13 @@ def unpacked(step: Step) -> dict[str, Any]:
 
 
 def packed(batch: MicroBatch) -> Step:
-    """The plan, with nobody in the sampler's seats yet."""
+    """The step, with all sampler slots free."""
     return pack(batch, 1, 1, BLOCK_SIZE, SamplerSlots())
 
 
 @dataclass(frozen=True)
 class Row:
-    """A sequence's share of one step."""
+    """The share of a sequence in one step."""
 
     sequence: Sequence
     num_tokens: int
@@ -72,13 +72,13 @@ class Row:
 
 
 def is_decode(row: Row) -> bool:
-    """Whether a policy would add the row as a decode: a token of its own to feed, in its blocks."""
+    """Whether a policy would add the row as a decode: one token to feed, with a block for it."""
     fits = len(row.sequence.block_table) == -(-len(row.sequence.token_ids) // BLOCK_SIZE)
     return bool(row.sequence.num_generated) and row.sequence.num_unplanned == 1 and fits
 
 
 def batch_of(rows: list[Row]) -> MicroBatch:
-    """The rows as a policy adds them, decodes first."""
+    """The rows in the order of a policy, decodes first."""
     batch = MicroBatch()
     for row in sorted(rows, key=is_decode, reverse=True):
         if is_decode(row):
@@ -88,8 +88,8 @@ def batch_of(rows: list[Row]) -> MicroBatch:
     return batch
 
 
-def twin(rows: list[Row]) -> dict[str, Any]:
-    """The same in the words of `Step`, one column after the other."""
+def reference(rows: list[Row]) -> dict[str, Any]:
+    """The same as the fields of `Step`, one column after the other."""
     rows = sorted(rows, key=is_decode, reverse=True)
     ends = [row.sequence.num_planned + row.num_tokens for row in rows]
     sampling = [row.sequence for row in rows if row.samples]
@@ -139,21 +139,21 @@ def rows(draw: st.DrawFn) -> Row:
 
 
 @given(rows=st.lists(rows(), min_size=1, max_size=8))
-def test_a_packed_batch_says_what_its_rows_say(rows: list[Row]) -> None:
+def test_a_packed_batch_contains_exactly_its_rows(rows: list[Row]) -> None:
     step = pack(batch_of(rows), 3, 14, BLOCK_SIZE, SamplerSlots())
     assert (step.epoch, step.step_id) == (3, 14)
-    assert unpacked(step) == twin(rows)
+    assert unpacked(step) == reference(rows)
 
 
 @given(rows=st.lists(rows(), max_size=8))
-def test_a_batch_counts_what_the_cost_model_asks_for(rows: list[Row]) -> None:
+def test_a_batch_counts_the_totals_for_the_cost_model(rows: list[Row]) -> None:
     batch = batch_of(rows)
     assert batch.total_tokens == sum(row.num_tokens for row in rows)
     assert batch.kv_tokens == sum(row.sequence.num_planned for row in rows)
     assert batch.size == size_of(packed(batch))
 
 
-def test_a_prompt_s_tokens_are_paired_with_all_before_them_and_themselves() -> None:
+def test_tokens_of_a_prompt_are_paired_with_earlier_ones_and_themselves() -> None:
     # The third of seven and the four after it: 3 + 4 + 5 + 6 + 7 pairs.
     sequence = make_sequence([1] * 7, planned=2)
     assert batch_of([Row(sequence, 5)]).size == StepSize(5, 1, 2, 25.0)
@@ -167,7 +167,7 @@ def test_a_batch_of_both_kinds_is_mixed() -> None:
 
 
 @given(row=rows(), limit=st.integers(1, 20))
-def test_a_row_samples_when_nothing_is_left_to_feed(row: Row, limit: int) -> None:
+def test_a_row_samples_if_nothing_is_left_to_feed(row: Row, limit: int) -> None:
     left, batch = row.sequence.num_unplanned, MicroBatch()
     assert batch.add_prefill(row.sequence, limit) == min(left, limit)
     assert list(packed(batch).samples) == [limit >= left]
@@ -180,21 +180,21 @@ def test_packing_changes_no_sequence() -> None:
     assert sequence.block_table.tolist() == [100]
 
 
-def test_a_decode_feeds_the_newest_token_at_its_place() -> None:
+def test_a_decode_feeds_the_newest_token_at_its_position() -> None:
     sequence = make_sequence([1, 2, 3, 4], [5], planned=4)
     step = unpacked(packed(batch_of([Row(sequence, 1)])))
     assert (step["start_positions"], step["num_tokens"], step["token_ids"]) == ([4], [1], [5])
     assert (step["samples"], step["block_tables"]) == ([1], [100, 101])
 
 
-def test_a_chunk_does_not_sample_and_names_only_the_blocks_up_to_its_end() -> None:
+def test_a_chunk_does_not_sample_and_has_only_the_blocks_up_to_its_end() -> None:
     sequence = make_sequence(list(range(10)), planned=3, min_tokens=1, stop_token_ids=(0,))
     step = unpacked(packed(batch_of([Row(sequence, 5)])))
     assert (step["token_ids"], step["block_tables"]) == ([3, 4, 5, 6, 7], [100, 101])
     assert (step["samples"], step["sampler_slots"]) == ([0], [])
 
 
-def test_rows_that_do_not_just_take_the_likeliest_token_name_their_seat() -> None:
+def test_rows_that_need_more_than_the_likeliest_token_have_a_sampler_slot() -> None:
     chunk = Row(make_sequence([1] * 8), 4)
     greedy = Row(make_sequence([2]), 1)
     random = Row(make_sequence([3], [4, 5], planned=2, sampling=Sampling(0.5, 0.25, 9, 11)), 1)
@@ -209,7 +209,7 @@ def test_rows_that_do_not_just_take_the_likeliest_token_name_their_seat() -> Non
     assert (forbidding.min_tokens, forbidding.stop_token_ids) == (1, (7, 8))
 
 
-def test_a_sequence_is_set_up_once_and_its_seat_goes_to_the_next() -> None:
+def test_a_sequence_is_set_up_once_and_its_slot_is_reused() -> None:
     sampler_slots, first, second = (
         SamplerSlots(),
         *(make_sequence([3], [4], planned=1, sampling=Sampling(1.0)) for _ in range(2)),
@@ -230,11 +230,11 @@ def test_a_sequence_is_set_up_once_and_its_seat_goes_to_the_next() -> None:
 @pytest.mark.parametrize(
     "sampling", [Sampling(0.0, repetition_penalty=1.1), Sampling(0.0, bad_words=(b"\1\0\0\0",))]
 )
-def test_the_prompt_travels_only_where_the_sampler_reads_it(sampling: Sampling) -> None:
+def test_the_prompt_is_sent_only_if_the_sampler_reads_it(sampling: Sampling) -> None:
     reading = Row(make_sequence([3, 4], sampling=sampling), 2)
     other = Row(make_sequence([3, 4], sampling=Sampling(1.0)), 2)
-    told = [setup.prompt_token_ids for setup in packed(batch_of([reading, other])).setups]
-    assert [array("i", ids).tolist() for ids in told] == [[3, 4], []]
+    prompts = [setup.prompt_token_ids for setup in packed(batch_of([reading, other])).setups]
+    assert [array("i", ids).tolist() for ids in prompts] == [[3, 4], []]
 
 
 def test_a_prompt_is_scored_chunk_by_chunk_and_once() -> None:
@@ -248,5 +248,5 @@ def test_a_prompt_is_scored_chunk_by_chunk_and_once() -> None:
     assert packed(batch_of([Row(sequence, 5)])).scored == ()
 
 
-def test_a_prompt_that_nobody_wants_scored_is_not() -> None:
+def test_a_prompt_without_prompt_logprobs_is_not_scored() -> None:
     assert packed(batch_of([Row(make_sequence([5, 6, 7]), 3)])).scored == ()

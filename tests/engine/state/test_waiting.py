@@ -1,4 +1,4 @@
-"""The waiting queue, against a twin that sorts lists."""
+"""The waiting queue, against a reference that sorts lists."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,8 +22,8 @@ Moves = st.lists(
 
 
 @dataclass
-class Twin:
-    """The same queue as three lists, in the words of its docstring."""
+class Reference:
+    """The same queue as three lists, as in its docstring."""
 
     preempted: list[Sequence] = field(default_factory=list)
     online: list[Sequence] = field(default_factory=list)
@@ -40,22 +40,22 @@ class Twin:
 
     def with_critical_first(self, critical_len: float) -> list[Sequence]:
         critical = [s for s in self.longest_first() if s.predicted_len >= critical_len]
-        first = Twin(self.preempted, self.online).in_order()
+        first = Reference(self.preempted, self.online).in_order()
         return [*first, *critical, *(s for s in self.in_order() if s not in first + critical)]
 
 
 def by_arrival(sequence: Sequence) -> tuple[float, int]:
-    """Who comes first, and of those that came together the lower id."""
+    """The arrival order, with the lower id first among simultaneous ones."""
     return sequence.arrived_at, sequence.sequence_id
 
 
-def live(moves: list[tuple[Any, ...]]) -> tuple[WaitingQueue, Twin, list[Sequence]]:
-    """A queue and its twin after the moves; with those that have left."""
-    queue, twin, left = WaitingQueue(), Twin(), list[Sequence]()
+def after(moves: list[tuple[Any, ...]]) -> tuple[WaitingQueue, Reference, list[Sequence]]:
+    """A queue and its reference after the moves, and the sequences that have left."""
+    queue, reference, left = WaitingQueue(), Reference(), list[Sequence]()
     for number, move in enumerate(moves):
         match move:
             case ("add", offline, arrived_at, predicted_len):
-                # The later come with lower ids, so that arrival and id are two things.
+                # Later arrivals have lower ids, so that arrival and id are independent.
                 sequence = make_sequence(
                     100 - number,
                     arrived_at=float(arrived_at),
@@ -63,59 +63,61 @@ def live(moves: list[tuple[Any, ...]]) -> tuple[WaitingQueue, Twin, list[Sequenc
                     offline=offline,
                 )
                 queue.add(sequence)
-                (twin.offline if offline else twin.online).append(sequence)
-            case ("remove", index) if waiting := twin.in_order():
+                (reference.offline if offline else reference.online).append(sequence)
+            case ("remove", index) if waiting := reference.in_order():
                 sequence = waiting[index % len(waiting)]
                 queue.remove(sequence)
-                for part in (twin.preempted, twin.online, twin.offline):
+                for part in (reference.preempted, reference.online, reference.offline):
                     if sequence in part:
                         part.remove(sequence)
                 left.append(sequence)
             case ("put back", index) if left:
                 sequence = left.pop(index % len(left))
                 queue.put_back(sequence)
-                twin.preempted.append(sequence)
-            case ("expect", index, predicted_len) if waiting := twin.in_order():
+                reference.preempted.append(sequence)
+            case ("expect", index, predicted_len) if waiting := reference.in_order():
                 sequence = waiting[index % len(waiting)]
                 with queue.moving(sequence):
                     sequence.expected = point(predicted_len)
-    return queue, twin, left
+    return queue, reference, left
 
 
 @given(moves=Moves)
 def test_online_sequences_go_before_offline_ones_and_the_preempted_first(
     moves: list[tuple[Any, ...]],
 ) -> None:
-    queue, twin, _ = live(moves)
-    assert list(queue) == twin.in_order()
-    assert len(queue) == len(twin.in_order())
-    assert queue.first() is next(iter(twin.in_order()), None)
+    queue, reference, _ = after(moves)
+    assert list(queue) == reference.in_order()
+    assert len(queue) == len(reference.in_order())
+    assert queue.first() is next(iter(reference.in_order()), None)
 
 
 @given(moves=Moves)
-def test_those_that_wait_are_found_and_those_that_left_are_not(
+def test_waiting_sequences_are_found_and_removed_ones_are_not(
     moves: list[tuple[Any, ...]],
 ) -> None:
-    queue, twin, left = live(moves)
-    assert [queue.find(i) for i in ids(twin.in_order())] == twin.in_order()
+    queue, reference, left = after(moves)
+    assert [queue.find(i) for i in ids(reference.in_order())] == reference.in_order()
     assert [queue.find(i) for i in ids(left)] == [None] * len(left)
     assert queue.find(1000) is None
 
 
 @given(moves=Moves, critical_len=st.one_of(st.integers(0, 7), st.just(float("inf"))))
-def test_critical_answers_go_before_other_offline_ones_the_longest_first(
+def test_critical_sequences_come_before_other_offline_ones_longest_first(
     moves: list[tuple[Any, ...]], critical_len: float
 ) -> None:
-    queue, twin, _ = live(moves)
-    assert list(queue.with_critical_first(critical_len)) == twin.with_critical_first(critical_len)
+    queue, reference, _ = after(moves)
+    assert list(queue.with_critical_first(critical_len)) == reference.with_critical_first(
+        critical_len
+    )
 
 
 @given(moves=Moves, count=st.integers(1, 8))
-def test_a_sample_by_length_stands_for_all_fresh_offline_ones(
+def test_a_sample_by_length_represents_all_new_offline_sequences(
     moves: list[tuple[Any, ...]], count: int
 ) -> None:
-    queue, twin, _ = live(moves)
-    sorted_once, begin = twin.longest_first(), 0
+    queue, reference, _ = after(moves)
+    sorted_once, begin = reference.longest_first(), 0
     for sequence, width in queue.by_length(count):
         assert sequence in sorted_once[begin : begin + width]
         assert width <= max(1, len(sorted_once) // count)
@@ -131,39 +133,41 @@ def test_a_sample_by_length_stands_for_all_fresh_offline_ones(
     now=4,
 )
 @given(moves=Moves, now=st.integers(4, 9))
-def test_the_first_online_sequence_is_waited_for(moves: list[tuple[Any, ...]], now: int) -> None:
-    queue, twin, _ = live(moves)
-    first = next((s for s in twin.in_order() if not s.submit.offline), None)
+def test_the_wait_is_that_of_the_first_online_sequence(
+    moves: list[tuple[Any, ...]], now: int
+) -> None:
+    queue, reference, _ = after(moves)
+    first = next((s for s in reference.in_order() if not s.submit.offline), None)
     expected = 0.0 if first is None else now - first.arrived_at
     assert queue.online_wait_s(float(now)) == expected
 
 
-def test_the_longest_stands_for_itself_and_the_short_ones_for_many() -> None:
+def test_the_longest_is_a_group_of_one_and_short_ones_represent_many() -> None:
     queue = WaitingQueue()
     for i in range(16):
         queue.add(make_sequence(i, predicted_len=100 - i, offline=True))
     sample = [(s.sequence_id, width) for s, width in queue.by_length(4)]
-    # Parts 0 | 1 | 2..3 | 4..7 | 8..11 | 12..15, each told by its middle.
+    # Groups 0 | 1 | 2..3 | 4..7 | 8..11 | 12..15, each represented by its middle.
     assert sample == [(0, 1), (1, 1), (3, 2), (6, 4), (10, 4), (14, 4)]
 
 
-def test_of_equally_long_answers_the_one_that_came_first_goes_first() -> None:
+def test_of_equal_lengths_the_earlier_arrival_comes_first() -> None:
     queue = WaitingQueue()
     for i, arrived_at in enumerate([2.0, 1.0, 3.0]):
         queue.add(make_sequence(i, arrived_at=arrived_at, offline=True))
     assert ids(list(queue.with_critical_first(1.0))) == [1, 0, 2]
 
 
-def test_the_last_part_is_for_no_more_than_are_left() -> None:
+def test_the_last_group_has_no_more_than_the_remaining_sequences() -> None:
     queue = WaitingQueue()
     for i in range(5):
         queue.add(make_sequence(i, predicted_len=100 - i, offline=True))
-    # Parts 0 | 1 | 2..3 | 4, though a part may be two wide.
+    # Groups 0 | 1 | 2..3 | 4, although a group may have two.
     sample = [(s.sequence_id, width) for s, width in queue.by_length(2)]
     assert sample == [(0, 1), (1, 1), (3, 2), (4, 1)]
 
 
-def test_a_preempted_sequence_is_no_longer_taken_by_length() -> None:
+def test_a_preempted_sequence_is_not_admitted_by_length() -> None:
     queue = WaitingQueue()
     long, short = (make_sequence(i, predicted_len=9 - i, offline=True) for i in range(2))
     queue.add(long)

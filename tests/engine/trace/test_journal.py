@@ -1,4 +1,4 @@
-"""The journal: a full disk ends it, and what is in it by then is replayed."""
+"""The journal: a full disk ends it, and its contents can be replayed."""
 
 import resource
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.engine.world import World, make_submit
 
 @contextmanager
 def disk(num_bytes: int) -> Iterator[None]:
-    """No file can be longer."""
+    """Limit the size of files."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
     try:
@@ -33,9 +33,9 @@ def world() -> World:
     return world
 
 
-# The file is written to when 8 KiB are together: then too, it is whole frames that count.
+# The file is written in chunks of 8 KiB: only complete frames count.
 @pytest.mark.parametrize("num_bytes", [0, 100, 10_000, 20_001, 50_000])
-def test_a_full_disk_ends_the_journal_in_a_line_and_it_is_replayed_up_to_there(
+def test_a_full_disk_ends_the_journal_with_a_log_line_and_it_can_be_replayed(
     num_bytes: int, world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "journal"
@@ -55,13 +55,13 @@ def test_a_full_disk_ends_the_journal_in_a_line_and_it_is_replayed_up_to_there(
     assert replay(path) == num_kept + len(world.events)
 
 
-def test_a_disk_that_is_full_at_the_end_of_a_life_ends_the_journal_too(
+def test_a_disk_that_is_full_when_the_journal_closes_ends_it_too(
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "journal"
     now, event, answer = world.events[0]
     with disk(0), Journal(path, EngineConfig()) as journal:
         journal.write(event, now, answer)
-        assert not caplog.records, "it is still in memory"
+        assert not caplog.records, "the event is still buffered"
     (record,) = caplog.records
     assert record.getMessage().startswith(f"the journal {path} ends here: ")

@@ -1,4 +1,4 @@
-"""The recorder: every step once for each stage, by the engine's clock."""
+"""The recorder: every step once per stage, in the time of the engine."""
 
 from array import array
 from itertools import pairwise
@@ -13,11 +13,11 @@ from engine.trace.recorder import Recorder
 from engine.trace.trace_file import Gauges, Span, Trace, read_trace
 from wire.messages import Finished, Heartbeat, Phase, Stats, Step
 
-BEGAN_AT = 1000.0  # by the engine's clock
+BEGAN_AT = 1000.0  # on the clock of the engine
 
 
 def make_step(step_id: int, phase: Phase = "decode", num_rows: int = 2) -> Step:
-    """A plan of rows with two tokens each; the recorder looks at no more than that."""
+    """A step of rows with two tokens each; the recorder uses no other fields."""
     ids, tokens = array("q", range(num_rows)), array("i", range(2 * num_rows))
     return Step(1, step_id, phase, ids.tobytes(), b"", b"", b"", tokens.tobytes(), b"")
 
@@ -25,7 +25,7 @@ def make_step(step_id: int, phase: Phase = "decode", num_rows: int = 2) -> Step:
 def make_beat(
     stage: int, times: dict[int, tuple[float, float]], *, sent_at: float = 0.0
 ) -> Heartbeat:
-    """A heartbeat that reports these steps with their begins and ends by the stage's clock."""
+    """A heartbeat that reports these steps, with begin and end on the clock of the stage."""
     return Heartbeat(
         stage,
         epoch=1,
@@ -41,27 +41,27 @@ def make_beat(
 
 
 class Recording:
-    """A recorder of two stages, and what it has written."""
+    """A recorder of two stages, and its trace."""
 
     def __init__(self, path: Path, *, same_host: bool = True) -> None:
         self._path = path
         self.recorder = Recorder(path, 2, BEGAN_AT, same_host=same_host)
 
     def end(self) -> Trace:
-        """What is in the file once it is closed."""
+        """Close the file and read it."""
         self.recorder.close()
         return read_trace(self._path)
 
 
 @pytest.fixture
 def here(tmp_path: Path) -> Recording:
-    """The stages run on the engine's host."""
+    """The stages run on the host of the engine."""
     return Recording(tmp_path / "here.json")
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Recording:
-    """The stages have clocks of their own."""
+    """The stages have their own clocks."""
     return Recording(tmp_path / "elsewhere.json", same_host=False)
 
 
@@ -75,14 +75,14 @@ def test_a_step_is_written_for_each_stage_with_its_phase_rows_and_tokens(here: R
     ]
 
 
-def test_steps_are_forgotten_once_all_stages_have_reported_them(here: Recording) -> None:
+def test_steps_are_dropped_when_all_stages_have_reported_them(here: Recording) -> None:
     here.recorder.launch([make_step(7)], 1000.5)
     for stage in (0, 1, 0):
         here.recorder.observe(make_beat(stage, {7: (1001.0, 1002.0)}), 1003.0)
     assert [span.stage for span in here.end().spans] == [0, 1]
 
 
-def test_steps_that_are_never_reported_do_not_pile_up(
+def test_steps_that_are_never_reported_do_not_accumulate(
     here: Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder_module, "MAX_OPEN_STEPS", 10)
@@ -92,18 +92,18 @@ def test_steps_that_are_never_reported_do_not_pile_up(
     assert [span.step_id for span in here.end().spans] == list(range(20, 30))
 
 
-def test_a_heartbeat_without_steps_writes_none(here: Recording) -> None:
+def test_a_heartbeat_without_steps_writes_nothing(here: Recording) -> None:
     here.recorder.observe(make_beat(0, {}), 1003.0)
     assert not here.end().spans
 
 
-def test_gauges_are_sampled_from_the_engine_s_figures(here: Recording) -> None:
+def test_gauges_come_from_the_stats_of_the_engine(here: Recording) -> None:
     stats = Stats(True, "decode", waiting=1, live=2, blocks_used=3, blocks_total=4, uptime_s=5.0)
     here.recorder.sample(stats)
     assert here.end().gauges == [Gauges(5.0, 3, 4, 1, 2)]
 
 
-def test_a_sample_brings_all_that_was_heard_to_the_disk(tmp_path: Path) -> None:
+def test_a_sample_flushes_all_reported_steps_to_the_disk(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     recorder = Recorder(path, 1, BEGAN_AT, same_host=True)
     recorder.launch([make_step(7)], 1000.5)
@@ -113,8 +113,8 @@ def test_a_sample_brings_all_that_was_heard_to_the_disk(tmp_path: Path) -> None:
     recorder.close()
 
 
-def test_another_host_s_clock_is_set_by_its_fastest_heartbeat(elsewhere: Recording) -> None:
-    """Stage 0 began counting 900 s after the engine; beats took 50, 1 and 30 ms."""
+def test_the_clock_of_another_host_is_set_by_its_fastest_heartbeat(elsewhere: Recording) -> None:
+    """The clock of stage 0 is 900 s behind; heartbeats take 50, 1 and 30 ms."""
     elsewhere.recorder.launch([make_step(7)], 1000.5)
     elsewhere.recorder.observe(make_beat(0, {}, sent_at=101.0), 1001.050)
     elsewhere.recorder.observe(make_beat(0, {}, sent_at=101.5), 1001.501)
@@ -124,7 +124,7 @@ def test_another_host_s_clock_is_set_by_its_fastest_heartbeat(elsewhere: Recordi
     assert [span.began_at, span.ended_at] == pytest.approx([1.601, 1.901])
 
 
-def test_a_clock_that_is_set_back_makes_no_steps_overlap(elsewhere: Recording) -> None:
+def test_steps_do_not_overlap_when_a_clock_offset_decreases(elsewhere: Recording) -> None:
     elsewhere.recorder.launch([make_step(step_id) for step_id in range(3)], 1000.5)
     elsewhere.recorder.observe(make_beat(0, {0: (1.0, 2.0)}, sent_at=2.0), 1003.0)
     later = {1: (2.0, 2.9), 2: (2.9, 3.5)}

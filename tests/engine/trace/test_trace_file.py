@@ -1,4 +1,4 @@
-"""The trace: what is written is read back, also from a file that was cut off anywhere."""
+"""The trace file: everything written is read back, also from an incomplete file."""
 
 import json
 from itertools import pairwise
@@ -37,7 +37,7 @@ GAUGES = [Gauges(0.25, 0, 100, 7, 0), Gauges(0.5, 40, 100, 5, 2), Gauges(0.75, 0
 
 
 def write(path: Path, num_stages: int = 2) -> None:
-    """All of the above and two phases."""
+    """Write all of the above and two phases."""
     with TraceWriter(path, num_stages) as writer:
         writer.write_phase("prefill", 0.2)
         for gauges in GAUGES:
@@ -49,22 +49,22 @@ def write(path: Path, num_stages: int = 2) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where a test writes its trace."""
+    """The path of the trace of a test."""
     return tmp_path / "trace.json"
 
 
 def events(path: Path) -> list[dict[str, Any]]:
-    """The file as any JSON reader sees it."""
+    """The events of the file, read as JSON."""
     read: list[dict[str, Any]] = json.loads(path.read_text())
     return read
 
 
-def test_what_is_written_is_read_back(path: Path) -> None:
+def test_everything_written_is_read_back(path: Path) -> None:
     write(path)
     assert read_trace(path) == Trace(SPANS, GAUGES)
 
 
-def test_the_file_is_in_the_words_of_the_trace_event_format(path: Path) -> None:
+def test_the_file_has_the_trace_event_format(path: Path) -> None:
     write(path)
     tracks = {e["tid"]: e["args"]["name"] for e in events(path) if e["name"] == "thread_name"}
     assert list(tracks.values()) == ["engine", "stage 0", "stage 1"]
@@ -88,8 +88,8 @@ def test_phases_follow_each_other_and_end_with_the_trace(path: Path) -> None:
         writer.write_phase("decode", 0.3)
         writer.write_phase("decode", 0.4)
         writer.write_span(make_span(0, 1, 0.5, 0.6))
-    told = [(e["ph"], e["name"], e["ts"]) for e in events(path) if e["ph"] in "BE"]
-    assert told == [
+    phases = [(e["ph"], e["name"], e["ts"]) for e in events(path) if e["ph"] in "BE"]
+    assert phases == [
         ("B", "prefill", 100_000),
         ("E", "prefill", 300_000),
         ("B", "decode", 300_000),
@@ -97,7 +97,7 @@ def test_phases_follow_each_other_and_end_with_the_trace(path: Path) -> None:
     ]
 
 
-def test_a_file_cut_off_anywhere_tells_all_that_was_whole(path: Path) -> None:
+def test_a_file_cut_off_anywhere_contains_all_complete_events(path: Path) -> None:
     write(path)
     whole = path.read_bytes()
     longest = 0
@@ -110,25 +110,25 @@ def test_a_file_cut_off_anywhere_tells_all_that_was_whole(path: Path) -> None:
     assert longest == len(SPANS)
 
 
-def test_what_is_on_the_disk_at_any_time_is_an_array_without_its_end(path: Path) -> None:
+def test_the_file_on_disk_is_always_an_array_without_its_end(path: Path) -> None:
     with TraceWriter(path, 1) as writer:
         for step_id in range(3000):
             writer.write_span(make_span(0, step_id, step_id, step_id + 1))
             if step_id % 100 == 0:
                 json.loads((path.read_text() or "[") + "]")
-        assert path.stat().st_size > CHUNK_BYTES  # it does not pile up in memory
+        assert path.stat().st_size > CHUNK_BYTES  # the buffer does not grow
         writer.flush()
         assert len(json.loads(path.read_text() + "]")) > 3000
 
 
-def test_gauges_that_stay_as_they_are_take_no_room(path: Path) -> None:
+def test_unchanged_gauges_are_not_written_again(path: Path) -> None:
     with TraceWriter(path, 1) as writer:
         for second in range(100):
             writer.write_gauges(Gauges(float(second), 1, 2, 3, 4 + second // 50))
     assert [gauges.at for gauges in read_trace(path).gauges] == [0.0, 50.0]
 
 
-def test_steps_that_abut_do_so_in_the_file(path: Path) -> None:
+def test_adjacent_steps_are_adjacent_in_the_file(path: Path) -> None:
     times = [0.1 * step_id + step_id / 3 for step_id in range(100)]
     with TraceWriter(path, 1) as writer:
         for step_id, (began_at, ended_at) in enumerate(pairwise(times)):
@@ -139,13 +139,13 @@ def test_steps_that_abut_do_so_in_the_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[", b'{"traceEvents": []}', b"\xff\x00"])
-def test_what_is_no_trace_is_refused_in_one_line(content: bytes, path: Path) -> None:
+def test_a_file_that_is_not_a_trace_is_refused_in_one_line(content: bytes, path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(TraceError, match=r"trace.json is not a trace of tdpipe$"):
         read_trace(path)
 
 
-def test_a_line_that_is_wrong_is_named(path: Path) -> None:
+def test_the_number_of_an_invalid_line_is_reported(path: Path) -> None:
     write(path)
     lines = path.read_text().splitlines(keepends=True)
     lines[11] = lines[11].replace("{", "", 1)
@@ -154,12 +154,12 @@ def test_a_line_that_is_wrong_is_named(path: Path) -> None:
         read_trace(path)
 
 
-def test_a_trace_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_trace_is_reported(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="cannot read the trace"):
         read_trace(tmp_path)
 
 
-def test_a_full_disk_is_an_error_and_closing_it_afterwards_ends_it() -> None:
+def test_a_full_disk_is_an_error_and_the_file_can_be_closed() -> None:
     writer = TraceWriter(Path("/dev/full"), 1)
     with pytest.raises(OSError, match="No space left"):
         writer.flush()

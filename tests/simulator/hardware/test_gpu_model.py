@@ -1,4 +1,4 @@
-"""The GPU model has the stairs that were measured, and promises no GPU more than it can."""
+"""The GPU model has the measured stairs, and exceeds the limits of no GPU."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def test_one_token_takes_a_little_longer_than_reading_the_weights(gpu: Gpu) -> N
 
 
 @BY_NAME
-def test_a_long_prompt_takes_more_than_its_products_at_full_speed(gpu: Gpu) -> None:
+def test_a_long_prompt_takes_longer_than_its_products_at_full_speed(gpu: Gpu) -> None:
     parameters = read_shape("llama2-70b").layer_parameters
     products_s = 2 * parameters * 2048 / gpu.matmul_flops
     assert products_s < seconds(gpu, "llama2-70b", 2048)[0] < 1.25 * products_s
@@ -60,7 +60,7 @@ def test_a_model_of_small_layers_takes_as_long_as_launching_them() -> None:
     assert few == many == pytest.approx(2.76e-3)
 
 
-def test_a_step_of_cuda_graphs_is_not_launched_by_the_layer() -> None:
+def test_a_step_of_cuda_graphs_has_no_launch_time_per_layer() -> None:
     gpu, shape = find_gpu("L20"), read_shape("opt-125m")
     assert profile_of(gpu, shape, 8, layer_launch_s=0.0).seconds < profile_of(gpu, shape, 8).seconds
 
@@ -92,7 +92,7 @@ def test_matrices_are_bound_by_memory_and_then_by_compute() -> None:
     assert many == pytest.approx(2e9 * 4096 / gpu.matmul_flops, rel=0.01)
 
 
-def test_the_paper_s_node_holds_the_kv_that_its_figures_say() -> None:
+def test_the_node_of_the_paper_holds_the_published_number_of_kv_tokens() -> None:
     # 4 L20 with Llama2-13B hold about 170,000 tokens.
     tokens = kv_capacity_tokens(find_gpu("L20"), read_shape("llama2-13b"), 4)
     assert tokens == pytest.approx(170_000, rel=0.03)
@@ -102,6 +102,6 @@ def test_a_node_that_cannot_hold_the_weights_holds_no_kv() -> None:
     assert kv_capacity_tokens(find_gpu("L4"), read_shape("llama2-70b"), 4) == 0
 
 
-def test_a_greater_share_of_the_memory_holds_more_kv() -> None:
+def test_a_larger_part_of_the_memory_holds_more_kv() -> None:
     gpu, shape = find_gpu("L20"), read_shape("qwen2.5-32b")
     assert kv_capacity_tokens(gpu, shape, 4, 0.95) > kv_capacity_tokens(gpu, shape, 4)

@@ -1,4 +1,4 @@
-"""The table of GPUs is complete, plausible, and says what it knows."""
+"""The table of GPUs is complete and plausible, and lists its names."""
 
 from typing import get_args
 
@@ -16,7 +16,7 @@ def test_no_gpu_multiplies_faster_than_its_data_sheet_says(gpu: Gpu) -> None:
 
 
 @BY_NAME
-def test_every_figure_has_the_unit_it_claims(gpu: Gpu) -> None:
+def test_every_figure_is_plausible_in_its_unit(gpu: Gpu) -> None:
     assert gpu.architecture in get_args(Architecture)
     assert 250 <= gpu.bandwidth_gb_s <= 8000
     assert 16 <= gpu.memory_gib <= 192
@@ -34,7 +34,7 @@ def test_a_gpu_is_found_in_lower_case() -> None:
     assert find_gpu("h100-sxm") == find_gpu("H100-SXM")
 
 
-def test_an_unknown_gpu_is_answered_in_one_line_with_those_known() -> None:
+def test_an_unknown_gpu_is_refused_in_one_line_with_the_known_names() -> None:
     with pytest.raises(GpuError) as caught:
         find_gpu("A9000")
     assert "'A9000'" in str(caught.value)

@@ -1,4 +1,4 @@
-"""The hardware of a simulation: what a node's stages cost, and what must be said about it."""
+"""The hardware of a simulation: the costs of the stages, and the required options."""
 
 import argparse
 from dataclasses import replace
@@ -21,7 +21,7 @@ from simulator.hardware.hardware import (
 from simulator.hardware.model_shape import read_shape
 
 PROFILE = Profile((1, 512), (0.040, 0.128))
-# Of Llama-2-13B: keys and values of 40 layers are as many numbers as two exchanges in each of them.
+# Llama-2-13B: keys and values of 40 layers are as many numbers as two exchanges in each layer.
 BYTES_13B = 819_200.0
 NODE = Hardware(PROFILE, 170_000, BYTES_13B, 864e9)
 SIZES = ["--kv-tokens", "1000", "--kv-bytes-per-token", "1e5", "--memory-bandwidth", "800"]
@@ -36,13 +36,13 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 @pytest.fixture
 def profile(tmp_path: Path) -> list[str]:
-    """The options that name a profile of `PROFILE`'s figures."""
+    """Options with a profile that contains `PROFILE`."""
     path = tmp_path / "profile.csv"
     write_profile(PROFILE, path)
     return ["--profile", str(path)]
 
 
-def test_each_of_four_stages_takes_a_fourth() -> None:
+def test_each_of_four_stages_takes_a_quarter_of_the_time() -> None:
     node = replace(NODE, overhead_s=0.003, hop_s=0.004).node(4, 16, 2048)
     assert len(node.costs) == 4
     assert len(set(node.costs)) == 1
@@ -79,17 +79,17 @@ def test_a_faster_exchange_costs_less() -> None:
 
 
 def test_one_gpu_for_each_stage_exchanges_nothing() -> None:
-    alone = replace(NODE, allreduce_bytes_per_token=BYTES_13B)
-    assert alone.node(4, 16, 2048) == NODE.node(4, 16, 2048)
+    unshared = replace(NODE, allreduce_bytes_per_token=BYTES_13B)
+    assert unshared.node(4, 16, 2048) == NODE.node(4, 16, 2048)
 
 
-def test_a_profile_with_its_sizes_is_taken_as_given(profile: list[str]) -> None:
+def test_a_profile_with_its_sizes_is_used_unchanged(profile: list[str]) -> None:
     options = parse(*profile, *SIZES, "--overhead-ms", "3", "--hop-ms", "4")
     hardware = hardware_of(options)
     assert hardware == Hardware(PROFILE, 1000, 1e5, 800e9, overhead_s=0.003, hop_s=0.004)
 
 
-def test_a_gpu_and_a_model_say_everything() -> None:
+def test_a_gpu_and_a_model_are_sufficient() -> None:
     gpu, shape = find_gpu("L20"), read_shape("llama2-13b")
     hardware = hardware_of(parse(*BY_MODEL, "--stages", "2", "--tensor-parallel", "2"))
     assert hardware.profile == profile_of(gpu, shape)
@@ -107,15 +107,15 @@ def test_reading_a_full_kv_cache_takes_about_as_long_as_reading_the_weights() ->
     assert of_four.kv_s_per_token == pytest.approx(kv_s * 4 / 170_000 / 4)
 
 
-def test_what_is_said_besides_wins_over_the_gpu_s_and_the_model_s() -> None:
-    said = ["--allreduce-bytes-per-token", "7", "--allreduce-bandwidth", "50"]
-    hardware = hardware_of(parse(*BY_MODEL, *SIZES, *said))
+def test_explicit_options_override_the_gpu_and_the_model() -> None:
+    given = ["--allreduce-bytes-per-token", "7", "--allreduce-bandwidth", "50"]
+    hardware = hardware_of(parse(*BY_MODEL, *SIZES, *given))
     assert (hardware.kv_tokens, hardware.kv_bytes_per_token) == (1000, 1e5)
     assert hardware.memory_bytes_per_s == 800e9
     assert (hardware.allreduce_bytes_per_token, hardware.allreduce_bytes_per_s) == (7.0, 50e9)
 
 
-def test_a_model_that_does_not_fit_may_be_tried_with_a_cache_that_is_given() -> None:
+def test_a_model_that_does_not_fit_can_be_simulated_with_an_explicit_cache() -> None:
     too_large = ["--gpu", "L4", "--model", "llama2-70b"]
     with pytest.raises(HardwareError, match="llama2-70b does not fit 4 x L4"):
         hardware_of(parse(*too_large))
@@ -123,12 +123,14 @@ def test_a_model_that_does_not_fit_may_be_tried_with_a_cache_that_is_given() -> 
 
 
 @pytest.mark.parametrize("index", range(0, 6, 2))
-def test_a_profile_without_one_of_its_sizes_names_the_one(profile: list[str], index: int) -> None:
+def test_a_profile_without_one_of_its_sizes_reports_the_option(
+    profile: list[str], index: int
+) -> None:
     with pytest.raises(HardwareError, match=f"give {SIZES[index]} too"):
         hardware_of(parse(*profile, *SIZES[:index], *SIZES[index + 2 :]))
 
 
-def test_a_shared_profile_must_say_what_is_exchanged(profile: list[str]) -> None:
+def test_a_profile_with_tensor_parallelism_needs_the_exchanged_bytes(profile: list[str]) -> None:
     shared = [*profile, *SIZES, "--tensor-parallel", "2"]
     with pytest.raises(HardwareError, match="give --allreduce-bytes-per-token too"):
         hardware_of(parse(*shared))
@@ -147,7 +149,7 @@ def test_a_shared_profile_must_say_what_is_exchanged(profile: list[str]) -> None
         ("--allreduce-bytes-per-token", "-1"),
     ],
 )
-def test_a_number_out_of_range_names_its_option(
+def test_a_number_out_of_range_reports_its_option(
     option: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -166,7 +168,7 @@ def test_a_number_out_of_range_names_its_option(
         ["--profile", "/nowhere.csv", *SIZES],
     ],
 )
-def test_what_is_not_described_is_refused_in_one_line(wrong: list[str]) -> None:
+def test_an_incomplete_description_is_refused_in_one_line(wrong: list[str]) -> None:
     with pytest.raises(ERRORS) as caught:
         hardware_of(parse(*wrong))
     assert "\n" not in str(caught.value)
@@ -176,7 +178,7 @@ NOTES = {"stages": "2", "kv_tokens": "5000", "p2p_latency_us": "300"}
 
 
 def write_table(path: Path, notes: dict[str, str]) -> list[str]:
-    """Two stages of 1 ms and 2 ms a step, whatever its tokens; the options that name it."""
+    """Write a table of two stages of 1 ms and 2 ms per step; returns the options for it."""
     lines = [head_of_steps(notes)]
     for stage in range(2):
         for tokens in (1, 64, 512):
@@ -186,7 +188,7 @@ def write_table(path: Path, notes: dict[str, str]) -> list[str]:
     return ["--profile", str(path)]
 
 
-def test_a_table_of_measured_stages_says_everything(tmp_path: Path) -> None:
+def test_a_table_of_measured_stages_is_sufficient(tmp_path: Path) -> None:
     options = parse(*write_table(tmp_path / "x.steps.csv", NOTES))
     assert num_stages_of(options) == 2
     hardware = hardware_of(options)
@@ -197,14 +199,14 @@ def test_a_table_of_measured_stages_says_everything(tmp_path: Path) -> None:
     assert [costs.seconds[0] for costs in node.costs] == pytest.approx([0.001, 0.002], rel=0.02)
 
 
-def test_what_is_said_besides_wins_over_the_table_s(tmp_path: Path) -> None:
+def test_explicit_options_override_the_table(tmp_path: Path) -> None:
     table = write_table(tmp_path / "x.steps.csv", NOTES)
     hardware = hardware_of(parse(*table, "--kv-tokens", "32", "--hop-ms", "7", "--stages", "2"))
     node = hardware.node(2, 16, 2048)
     assert (node.num_blocks, node.hop_s) == (2, 0.007)
 
 
-def test_a_table_has_the_stages_that_were_measured(tmp_path: Path) -> None:
+def test_a_table_has_exactly_its_measured_stages(tmp_path: Path) -> None:
     table = write_table(tmp_path / "x.steps.csv", NOTES)
     with pytest.raises(HardwareError, match="has 2 stages, not 4"):
         num_stages_of(parse(*table, "--stages", "4"))
@@ -213,7 +215,7 @@ def test_a_table_has_the_stages_that_were_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("key", "words"), [("kv_tokens", "kv_tokens"), ("p2p_latency_us", "us x")])
-def test_a_table_with_a_wrong_note_names_it(tmp_path: Path, key: str, words: str) -> None:
+def test_an_invalid_note_in_a_table_is_reported(tmp_path: Path, key: str, words: str) -> None:
     with pytest.raises(HardwareError, match=words):
         hardware_of(parse(*write_table(tmp_path / "x.steps.csv", NOTES | {key: "x"})))
 

@@ -1,4 +1,4 @@
-"""Models are counted as their makers count them, whatever their family."""
+"""Models of all families have the published numbers of parameters."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ TINY_MIXTURE = TINY_LLAMA | {
         ("opt-125m", 0.125, 36_864),
     ],
 )
-def test_a_known_model_has_the_parameters_and_kv_that_are_published(
+def test_a_known_model_has_the_published_parameters_and_kv(
     model: str, billions: float, kv_bytes_per_token: int
 ) -> None:
     shape = read_shape(model)
@@ -50,7 +50,7 @@ def test_a_known_model_has_the_parameters_and_kv_that_are_published(
     assert shape.weight_bytes == 2 * shape.num_parameters
 
 
-def test_every_model_that_is_shipped_can_be_read() -> None:
+def test_every_included_model_can_be_read() -> None:
     assert [read_shape(model).name for model in known_models()] == known_models()
 
 
@@ -60,9 +60,7 @@ def test_a_dense_model_has_no_experts() -> None:
 
 
 @pytest.mark.parametrize(("model", "billions"), [("mixtral-8x7b", 12.9), ("qwen3-30b-a3b", 3.35)])
-def test_a_mixture_s_tokens_pass_the_experts_they_are_routed_to(
-    model: str, billions: float
-) -> None:
+def test_tokens_of_a_mixture_use_only_their_own_experts(model: str, billions: float) -> None:
     shape = read_shape(model)
     unused = shape.expert_parameters * (1 - shape.experts_per_token / shape.num_experts)
     assert (shape.num_parameters - unused) / 1e9 == pytest.approx(billions, rel=5e-3)
@@ -76,7 +74,7 @@ def test_matrices_are_counted_once_and_by_kind() -> None:
     assert shape.layer_width == 2 * (64 + 48 + 48 + 64 + 3 * 80)
 
 
-def test_a_mixture_s_width_is_that_of_the_experts_of_one_token() -> None:
+def test_the_width_of_a_mixture_counts_the_experts_of_one_token() -> None:
     shape = shape_of(TINY_MIXTURE, "tiny")
     router, attention = 8 + 32, 64 + 48 + 48 + 64
     gate_and_up, down = 2 * 48 + 32, 48 + 32
@@ -90,7 +88,7 @@ def test_tied_embeddings_are_counted_once() -> None:
     assert tied.head_parameters == loose.head_parameters == 32 * 100
 
 
-def test_latent_attention_keeps_the_keys_and_values_of_all_heads() -> None:
+def test_latent_attention_stores_the_keys_and_values_of_all_heads() -> None:
     config = TINY_LLAMA | {
         "model_type": "deepseek_v3",
         "num_key_value_heads": 4,
@@ -106,7 +104,7 @@ def test_latent_attention_keeps_the_keys_and_values_of_all_heads() -> None:
     }
     shape = shape_of(config, "tiny")
     assert (shape.num_kv_heads, shape.key_dim, shape.value_dim) == (4, 32, 16)
-    assert shape.expert_parameters == 4 * 3 * 32 * 16  # of the second layer only
+    assert shape.expert_parameters == 4 * 3 * 32 * 16  # only of the second layer
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny/config.json"])
@@ -128,7 +126,7 @@ def test_a_folder_and_its_config_are_the_same_model(tmp_path: Path, name: str) -
         (TINY_LLAMA | {"quantization_config": {"quant_method": "fp8"}}, "quantised"),
     ],
 )
-def test_a_config_that_cannot_be_counted_is_answered_in_one_line(
+def test_an_unsupported_config_is_refused_in_one_line(
     tmp_path: Path, config: dict[str, Any], reason: str
 ) -> None:
     path = tmp_path / "config.json"
@@ -138,17 +136,17 @@ def test_a_config_that_cannot_be_counted_is_answered_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_config_that_is_no_json_is_named(tmp_path: Path) -> None:
+def test_a_config_that_is_not_json_is_reported(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelShapeError, match=r"config\.json"):
         read_shape(str(tmp_path))
 
 
-def test_a_folder_without_a_config_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_config_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ModelShapeError, match=r"config\.json"):
         read_shape(str(tmp_path))
 
 
-def test_an_unknown_model_is_answered_with_those_known() -> None:
+def test_an_unknown_model_is_refused_with_the_known_names() -> None:
     with pytest.raises(ModelShapeError, match="llama2-13b"):
         read_shape("llama9")

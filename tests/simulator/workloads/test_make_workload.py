@@ -1,4 +1,4 @@
-"""Workloads: the same for the same seed, of the lengths asked for, refused in one line."""
+"""Workloads: reproducible by seed, with the given lengths and arrival times."""
 
 import math
 import statistics
@@ -22,11 +22,11 @@ def test_the_same_seed_makes_the_same_requests(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_workload_has_as_many_requests_as_its_name_says(name: str) -> None:
+def test_a_workload_has_the_number_of_requests_in_its_name(name: str) -> None:
     assert len(make_workload(name)) == 20
 
 
-def test_the_rate_changes_when_requests_come_but_not_what_they_ask() -> None:
+def test_the_rate_changes_arrival_times_but_not_prompts() -> None:
     requests = make_workload("sharegpt:10")
     slow = with_arrivals(requests, 1.0, 1.0, seed=0)
     fast = with_arrivals(requests, 9.0, 1.0, seed=0)
@@ -34,13 +34,13 @@ def test_the_rate_changes_when_requests_come_but_not_what_they_ask() -> None:
     assert [r.arrival_s for r in slow] != [r.arrival_s for r in fast]
 
 
-def test_a_fixed_workload_has_the_lengths_of_its_name_and_forces_them() -> None:
+def test_a_fixed_workload_has_the_lengths_in_its_name_and_forces_them() -> None:
     for request in make_workload("fixed:7:5:6"):
         assert len(request.prompt) == 5
         assert (request.max_tokens, request.ignore_eos) == (6, True)
 
 
-def test_random_prompts_stay_within_the_vocabulary_and_off_the_special_tokens() -> None:
+def test_random_prompts_are_within_the_vocabulary_and_without_special_tokens() -> None:
     ids = {i for r in make_workload("fixed:50:40:1", vocab_size=20) for i in map(int, r.prompt)}
     assert ids == set(range(3, 20))
 
@@ -51,7 +51,7 @@ def test_a_scaled_workload_is_shorter_in_prompts_and_outputs() -> None:
     assert sum(r.max_tokens for r in quarter) < 0.3 * sum(r.max_tokens for r in whole)
 
 
-def test_demo_requests_are_held_out_tasks_with_room_for_the_right_answer() -> None:
+def test_demo_requests_are_held_out_tasks_with_enough_tokens_for_the_answer() -> None:
     tasks = held_out(20, 2)
     for request, task in zip(make_workload("demo:20", seed=2), tasks, strict=True):
         assert (request.prompt, request.answer) == (task.prompt, task.answer)
@@ -78,9 +78,7 @@ def test_demo_requests_are_held_out_tasks_with_room_for_the_right_answer() -> No
         "jsonl:/no",
     ],
 )
-def test_a_name_that_cannot_be_made_is_refused_in_one_line(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_invalid_name_is_refused_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "held_out", _few_tasks)
     with pytest.raises(WorkloadError) as refusal:
         make_workload(name)
@@ -88,7 +86,7 @@ def test_a_name_that_cannot_be_made_is_refused_in_one_line(
 
 
 def _few_tasks(count: int, seed: int) -> list[object]:
-    """Making really all held-out tasks to see that there are fewer takes long."""
+    """A substitute for `held_out`: making all held-out tasks takes long."""
     raise ValueError(f"there are fewer than {count} held-out prompts (seed {seed})")
 
 
@@ -97,7 +95,7 @@ def test_a_vocabulary_without_plain_tokens_is_refused() -> None:
         make_workload("fixed:1:1:1", vocab_size=3)
 
 
-def test_a_rate_is_refused_where_the_requests_say_their_times() -> None:
+def test_a_rate_is_refused_if_the_requests_have_arrival_times() -> None:
     with pytest.raises(WorkloadError, match="--request-rate"):
         with_arrivals([Request("a", 1, arrival_s=0.5)], 2.0, 1.0, seed=0)
 
@@ -113,7 +111,7 @@ def test_a_written_workload_is_read_back_as_it_was(
     assert make_workload(f"jsonl:{file}") == made
 
 
-def test_the_maker_tells_the_lengths_beside_the_requests(
+def test_the_command_prints_a_summary_of_lengths_to_standard_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert module.main(["--workload", "fixed:3:5:6"]) == 0
@@ -123,7 +121,9 @@ def test_the_maker_tells_the_lengths_beside_the_requests(
     ]
 
 
-def test_the_maker_refuses_in_one_line_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_an_error_in_one_line_with_exit_code_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert module.main(["--workload", "other:5"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -137,7 +137,7 @@ def gaps(burstiness: float) -> list[float]:
 
 
 @pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
-def test_the_gaps_have_the_mean_of_the_rate_whatever_the_burstiness(burstiness: float) -> None:
+def test_the_mean_gap_is_that_of_the_rate_for_any_burstiness(burstiness: float) -> None:
     assert statistics.fmean(gaps(burstiness)) == pytest.approx(1 / 8, rel=0.05)
 
 
@@ -152,12 +152,12 @@ def test_an_infinite_rate_is_all_at_once() -> None:
     assert arrival_times(3, math.inf, 1.0, seed=0) == [0.0, 0.0, 0.0]
 
 
-def test_the_first_request_arrives_at_once_and_none_before_its_forerunner() -> None:
+def test_arrival_times_begin_at_zero_and_ascend() -> None:
     times = arrival_times(100, 3.0, 1.0, seed=5)
     assert times[0] == 0.0
     assert times == sorted(times)
 
 
-def test_another_seed_gives_other_times_and_the_same_seed_the_same() -> None:
+def test_arrival_times_are_reproducible_by_seed() -> None:
     assert arrival_times(5, 1.0, 1.0, seed=1) == arrival_times(5, 1.0, 1.0, seed=1)
     assert arrival_times(5, 1.0, 1.0, seed=1) != arrival_times(5, 1.0, 1.0, seed=2)

@@ -1,4 +1,4 @@
-"""Workload files: read in the order of arrival, and a bad line is named."""
+"""Workload files: read in order of arrival; errors contain the number of the line."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_text_and_token_ids_are_both_prompts(tmp_path: Path) -> None:
     assert read(tmp_path, GOOD, "", ids) == [Request("a", 5), Request((5, 6), 7, ignore_eos=True)]
 
 
-def test_requests_come_in_the_order_of_their_arrival(tmp_path: Path) -> None:
+def test_requests_are_sorted_by_arrival(tmp_path: Path) -> None:
     lines = [f'{{"prompt": "{s}", "max_tokens": 1, "arrival_s": {s}}}' for s in (3, 1, 2)]
     assert [request.prompt for request in read(tmp_path, *lines)] == ["1", "2", "3"]
 
@@ -54,14 +54,14 @@ def test_a_malformed_line_is_refused_in_one_line_with_its_number(
     assert "\n" not in str(refusal.value)
 
 
-def test_bytes_that_are_no_text_are_refused_with_the_number_of_their_line(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf_8_are_refused_with_the_number_of_their_line(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_bytes(GOOD.encode() + b'\n{"prompt": "\xff", "max_tokens": 1}')
     with pytest.raises(WorkloadError, match="line 2: "):
         read_requests(file)
 
 
-def test_times_in_some_lines_only_are_refused(tmp_path: Path) -> None:
+def test_arrival_times_in_only_some_lines_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match="in all lines or in none"):
         read(tmp_path, GOOD, '{"prompt": "a", "max_tokens": 5, "arrival_s": 1}')
 
@@ -71,7 +71,7 @@ def test_a_file_without_requests_is_refused(tmp_path: Path) -> None:
         read(tmp_path, "", "")
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match=r"cannot read .*: No such file"):
         read_requests(tmp_path / "none.jsonl")
 
@@ -88,7 +88,7 @@ REQUESTS = st.builds(
 
 
 @given(st.lists(REQUESTS, min_size=1))
-def test_every_request_survives_the_file(
+def test_every_request_is_read_back_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, requests: list[Request]
 ) -> None:
     file = tmp_path_factory.mktemp("lines") / "mine.jsonl"

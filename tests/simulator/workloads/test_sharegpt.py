@@ -1,4 +1,4 @@
-"""ShareGPT-like lengths: never outside the paper's filter, and with its public means."""
+"""ShareGPT-like lengths: within the filter of the paper, with the public means."""
 
 import random
 import statistics
@@ -18,7 +18,7 @@ def test_no_pair_is_outside_the_filter_of_the_paper(seed: int, count: int) -> No
 
 
 @given(st.integers(), st.floats(0.001, 1.0))
-def test_scaling_shortens_every_length_but_never_below_four(seed: int, scale: float) -> None:
+def test_scaling_shortens_every_length_but_not_below_four(seed: int, scale: float) -> None:
     whole = draw_lengths(50, random.Random(seed))
     scaled = draw_lengths(50, random.Random(seed), scale)
     for pair, scaled_pair in zip(whole, scaled, strict=True):
@@ -26,7 +26,7 @@ def test_scaling_shortens_every_length_but_never_below_four(seed: int, scale: fl
             assert scaled_length == max(4, round(length * scale))
 
 
-def test_the_means_are_those_that_are_public() -> None:
+def test_the_means_are_the_public_ones() -> None:
     inputs, outputs = zip(*draw_lengths(40_000, random.Random(0)), strict=True)
     assert statistics.fmean(inputs) == pytest.approx(230, rel=0.05)
     assert statistics.fmean(outputs) == pytest.approx(203, rel=0.05)

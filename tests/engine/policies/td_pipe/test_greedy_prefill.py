@@ -1,4 +1,4 @@
-"""Greedy prefill: the paper's simulated use at future points, and the peak that must fit."""
+"""Greedy prefill: simulated use at the future points of the paper, and the peak that must fit."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ Admitted = st.lists(st.tuples(st.integers(1, 3000), st.integers(0, 5000)), max_s
 
 
 class Plan:
-    """Simulated use, asked with lengths and predicted remaining tokens instead of sequences."""
+    """Simulated use, with lengths and predicted remaining tokens instead of sequences."""
 
     def __init__(self, capacity_blocks: float, block_size: int) -> None:
         self._use = FutureUse(capacity_blocks, block_size)
@@ -32,10 +32,10 @@ def sequence(length: int, remaining: int) -> Sequence:
 
 
 def use_at(point: int, admitted: list[tuple[int, int]], block_size: int) -> int:
-    """Section 3.3 read aloud: blocks held `point` decode steps from now."""
+    """Section 3.3 literally: blocks held `point` decode steps from now."""
     held = 0
     for length, remaining in admitted:
-        # One that is nearly done is still there at the first point.
+        # A sequence that is nearly complete still holds its blocks at the first point.
         if point <= max(remaining, FUTURE_POINTS[0]):
             held += len(range(0, length + point, block_size))
     return held
@@ -45,19 +45,19 @@ def test_the_future_points_are_the_paper_s() -> None:
     assert FUTURE_POINTS == (5, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
-def test_a_sequence_holds_its_length_and_its_growth_at_the_last_point_it_reaches() -> None:
-    # 10 tokens now, 20 more to come: 15 at point 5, 18 at 8, 26 at 16, gone at 32.
+def test_a_sequence_holds_its_length_and_growth_at_the_last_point_it_reaches() -> None:
+    # 10 tokens now, 20 more to come: 15 at point 5, 18 at 8, 26 at 16, none at 32.
     assert Plan(26, 1).admits(10, 20)
     assert not Plan(25, 1).admits(10, 20)
 
 
-def test_blocks_are_counted_in_full() -> None:
+def test_partly_filled_blocks_are_counted_in_full() -> None:
     # 26 tokens at the peak: 7 blocks of 4, the last one half empty.
     assert Plan(7, 4).admits(10, 20)
     assert not Plan(6, 4).admits(10, 20)
 
 
-def test_the_capacity_may_be_a_part_of_a_block() -> None:
+def test_the_capacity_may_include_a_part_of_a_block() -> None:
     assert Plan(7.9, 4).admits(10, 20)
     assert not Plan(6.9, 4).admits(10, 20)
 
@@ -73,19 +73,19 @@ def test_a_sequence_that_ends_before_the_next_point_no_longer_counts_there() -> 
 
 def test_the_peak_is_that_of_the_sum_and_not_the_sum_of_the_peaks() -> None:
     plan = Plan(138, 1)
-    plan.add(100, 5)  # 105 at point 5, and gone before it would be in the way
+    plan.add(100, 5)  # 105 at point 5, and none later
     assert plan.admits(10, 128)  # 15 at point 5, 138 at point 128
     assert not plan.admits(11, 128)
 
 
-def test_what_is_nearly_done_still_holds_its_blocks() -> None:
+def test_a_nearly_complete_sequence_still_holds_its_blocks() -> None:
     plan = Plan(100, 1)
     plan.add(90, 0)  # 95 at point 5
     assert plan.admits(0, 0)
     assert not plan.admits(1, 0)
 
 
-def test_asking_does_not_count_in() -> None:
+def test_admits_does_not_add_the_sequence() -> None:
     plan = Plan(10, 1)
     for _ in range(3):
         assert plan.admits(5, 0)
@@ -110,7 +110,7 @@ def test_the_peak_over_all_points_decides(
 
 
 @pytest.mark.parametrize("remaining", [0, 5, 6, 100, 4096, 10_000])
-def test_more_of_anything_is_never_easier_to_admit(remaining: int) -> None:
+def test_longer_sequences_are_never_easier_to_admit(remaining: int) -> None:
     for length in range(0, 300, 7):
         plan = Plan(50, 16)
         plan.add(200, 64)

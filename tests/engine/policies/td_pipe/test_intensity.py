@@ -1,4 +1,4 @@
-"""Spatial and temporal intensity, with the figures of small examples (TD-Pipe, section 3.5)."""
+"""Spatial and temporal intensity in small examples (TD-Pipe, section 3.5)."""
 
 import pytest
 from hypothesis import given
@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from engine.costs.cost_model import CostModel
 from engine.policies.td_pipe.intensity import spatial_intensity, temporal_intensity
 
-# A step of up to 256 rows costs one second, so a step's rate is its number of rows.
+# A step of up to 256 rows costs one second, so the rate of a step is its number of rows.
 FLAT = CostModel([1, 256], [1.0, 1.0])
 PREFILLS = st.lists(st.floats(0.001, 10.0), min_size=1, max_size=8)
 
 
 def spatial(num_rows: float, cost: CostModel = FLAT) -> float:
-    """With the paper's batch sizes."""
+    """Spatial intensity with the batch sizes of the paper."""
     return spatial_intensity(num_rows, cost, saturating_rows=256, saturated_rows=192)
 
 
@@ -22,12 +22,12 @@ def test_spatial_intensity_is_the_rate_over_that_of_a_saturating_batch() -> None
     assert spatial(128, CostModel([1, 128, 256], [1.0, 1.0, 1.5])) == pytest.approx(0.75)
 
 
-def test_decoding_is_saturated_before_the_batch_that_sets_the_peak() -> None:
+def test_decoding_is_saturated_before_the_batch_that_defines_the_peak() -> None:
     assert spatial(191) == 191 / 256
     assert spatial(192) == spatial(5000) == 1.0
 
 
-def test_where_every_token_costs_the_same_no_batch_is_too_small() -> None:
+def test_if_every_token_costs_the_same_no_batch_is_too_small() -> None:
     proportional = CostModel([1, 256], [0.5, 128.0])
     assert [spatial(rows, proportional) for rows in (1, 50, 191)] == [1.0, 1.0, 1.0]
 
@@ -44,7 +44,7 @@ def test_reading_the_kv_is_not_in_the_rate() -> None:
     assert spatial(64, CostModel([1, 256], [1.0, 1.0], kv_s_per_token=9.0)) == spatial(64)
 
 
-def test_temporal_intensity_is_what_the_bubble_leaves_of_a_prefill_phase() -> None:
+def test_temporal_intensity_is_the_part_of_a_prefill_phase_without_the_bubble() -> None:
     # The longest exceeds a decode step by 2 s; with it the phase takes 6 + 2 s.
     assert temporal_intensity([1.0, 3.0, 2.0], decode_s=1.0) == 1 - 2 / 8
 
@@ -54,16 +54,16 @@ def test_prefills_no_longer_than_a_decode_step_leave_no_bubble() -> None:
     assert temporal_intensity([0.5], decode_s=1.0) == 1.0
 
 
-def test_with_nobody_to_admit_a_switch_is_worth_nothing() -> None:
+def test_with_nothing_to_admit_a_switch_is_worth_nothing() -> None:
     assert temporal_intensity([], decode_s=1.0) == 0.0
 
 
-def test_prefills_may_be_told_one_by_one() -> None:
+def test_prefills_may_come_from_an_iterator() -> None:
     assert temporal_intensity(iter([1.0, 3.0, 2.0]), decode_s=1.0) == 0.75
 
 
 @given(prefills=PREFILLS, decode_s=st.floats(0.001, 10.0))
-def test_more_of_what_waits_makes_a_switch_worth_more(
+def test_more_waiting_prefills_make_a_switch_worth_more(
     prefills: list[float], decode_s: float
 ) -> None:
     one = temporal_intensity(prefills, decode_s)
@@ -77,6 +77,6 @@ def test_longer_decode_steps_leave_a_smaller_bubble(
 ) -> None:
     slower = temporal_intensity(prefills, decode_s * factor)
     assert slower >= temporal_intensity(prefills, decode_s)
-    # All times in another unit: the same.
+    # The result does not depend on the unit of time.
     scaled = temporal_intensity([s * factor for s in prefills], decode_s * factor)
     assert scaled == pytest.approx(temporal_intensity(prefills, decode_s))

@@ -22,7 +22,7 @@ def test_all_waiting_prompts_are_prefilled_before_the_first_decode() -> None:
     world.run_dry()
     order = phases(world)
     first_decode = order.index("decode")
-    assert first_decode == 7  # the first prompt alone, the others two by two, the last alone
+    assert first_decode == 7  # the first prompt by itself, the others in pairs, the last by itself
     assert set(order[first_decode:]) == {"decode"}
 
 
@@ -58,7 +58,7 @@ def test_a_phase_ends_when_the_finish_ratio_is_reached() -> None:
     world.check_ends()
 
 
-def test_a_request_does_not_wait_for_the_finish_ratio_longer_than_the_bound() -> None:
+def test_an_online_request_waits_for_the_finish_ratio_no_longer_than_the_bound() -> None:
     config = EngineConfig(intensity=False, finish_ratio=1.0, max_prefill_wait=0.2)
     world = World(config, 1000)
     world.submit(make_submit(0, [1], 500, stop=False))
@@ -70,7 +70,7 @@ def test_a_request_does_not_wait_for_the_finish_ratio_longer_than_the_bound() ->
     assert world.now - asked_at < 0.3
 
 
-def test_preemption_by_recompute_loses_nothing() -> None:
+def test_preemption_by_recomputation_loses_no_token() -> None:
     config = EngineConfig(block_size=1, predicted_output_len=1, kv_occupancy=1.0)
     world = World(config, 40)
     for i in range(6):
@@ -100,16 +100,16 @@ def test_the_oldest_sequence_is_never_preempted() -> None:
     assert sum(0 in ids for ids in prefills) == 1
 
 
-def test_a_long_prompt_goes_in_chunks_cut_by_its_own_length_only() -> None:
-    alone = World(EngineConfig(max_num_batched_tokens=10), 100)
-    alone.submit(make_submit(0, list(range(1, 26)), 3, stop=False))
-    alone.run_dry()
-    crowd = World(EngineConfig(max_num_batched_tokens=10), 100)
+def test_the_chunks_of_a_long_prompt_depend_only_on_its_length() -> None:
+    by_itself = World(EngineConfig(max_num_batched_tokens=10), 100)
+    by_itself.submit(make_submit(0, list(range(1, 26)), 3, stop=False))
+    by_itself.run_dry()
+    in_batch = World(EngineConfig(max_num_batched_tokens=10), 100)
     for i in range(1, 4):
-        crowd.submit(make_submit(i, [5] * 7, 3, stop=False))
-    crowd.submit(make_submit(0, list(range(1, 26)), 3, stop=False))
-    crowd.run_dry()
-    assert chunks_of(alone, 0) == chunks_of(crowd, 0) == [10, 10, 5]
+        in_batch.submit(make_submit(i, [5] * 7, 3, stop=False))
+    in_batch.submit(make_submit(0, list(range(1, 26)), 3, stop=False))
+    in_batch.run_dry()
+    assert chunks_of(by_itself, 0) == chunks_of(in_batch, 0) == [10, 10, 5]
 
 
 def chunks_of(world: World, sequence_id: int) -> list[int]:
@@ -125,7 +125,7 @@ def chunks_of(world: World, sequence_id: int) -> list[int]:
     return lengths
 
 
-def test_an_abort_between_two_chunks_lets_the_next_prompt_in() -> None:
+def test_an_abort_between_two_chunks_admits_the_next_prompt() -> None:
     world = World(EngineConfig(max_num_batched_tokens=4, pipeline_parallel_size=1), 100)
     world.submit(make_submit(0, [3] * 20, 3))
     world.submit(make_submit(1, [4] * 3, 3))
@@ -135,7 +135,7 @@ def test_an_abort_between_two_chunks_lets_the_next_prompt_in() -> None:
     assert world.outputs[1] == expected_output(world.submits[1])
 
 
-def test_prompts_that_end_at_their_first_token_share_micro_batches_for_ever() -> None:
+def test_prompts_that_end_at_their_first_token_keep_sharing_micro_batches() -> None:
     world = World(EngineConfig(), 1000)
 
     def steps_of_wave(wave: int) -> int:

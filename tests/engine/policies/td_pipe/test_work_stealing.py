@@ -1,4 +1,4 @@
-"""Work stealing: the paper's example, and its sliding window beside the ledger (section 3.4)."""
+"""Work stealing: the example of the paper, and its sliding window against exact counts (3.4)."""
 
 from collections import deque
 
@@ -12,7 +12,7 @@ from wire.messages import Step
 
 
 class SlidingWindow:
-    """The paper's way: the total is what the last S micro-batches held, and who was withheld."""
+    """The method of the paper: the total is the last S micro-batches plus the withheld rows."""
 
     def __init__(self, sizes: list[int]) -> None:
         self._sizes = deque(sizes, maxlen=len(sizes))
@@ -20,11 +20,11 @@ class SlidingWindow:
 
     @property
     def returning(self) -> int:
-        """Rows of the micro-batch that comes back next."""
+        """Rows of the micro-batch that returns next."""
         return self._sizes[0]
 
     def next_size(self, num_finished: int) -> int:
-        """The rows that are launched when it has come back without those that finished."""
+        """The rows that are launched when it has returned without the finished ones."""
         total = sum(self._sizes) + self.withheld - num_finished
         idle = self.returning - num_finished + self.withheld
         size = min(idle, -(-total // len(self._sizes)))
@@ -34,7 +34,7 @@ class SlidingWindow:
 
 
 class Ledger:
-    """Our way: the number of live sequences is known."""
+    """Our method: the number of live sequences is known."""
 
     def __init__(self, sizes: list[int]) -> None:
         self.num_live = sum(sizes)
@@ -76,9 +76,9 @@ def test_the_engine_launches_the_micro_batches_of_the_paper_s_example() -> None:
         predicted_output_len=5,
     )
     world = World(config, 1000)
-    for i in range(4):  # while these are fed the rest gathers, to be fed in one step
+    for i in range(4):  # while these are fed, the others queue and are then fed in one step
         world.submit(make_submit(1000 + i, [1], 1, stop=False))
-    # They are dealt out in turn; one that ends early does so with its first decode.
+    # Sequences are distributed round-robin; those that end early do so with their first decode.
     early = {*range(0, 4 * 48, 4), *range(1, 4 * 8, 4)}
     for i in range(512):
         world.submit(make_submit(i, [1 + i % 49], 2 if i in early else 5, stop=False))
@@ -89,15 +89,15 @@ def test_the_engine_launches_the_micro_batches_of_the_paper_s_example() -> None:
     assert world.scheduler.counters.steals == 34
 
 
-def test_a_micro_batch_below_the_average_takes_all_that_is_idle() -> None:
+def test_a_micro_batch_below_the_average_takes_all_idle_sequences() -> None:
     assert average_rows(num_idle=80, num_live=464, num_stages=4) == 80
 
 
-def test_a_micro_batch_above_the_average_is_cut_to_it() -> None:
+def test_a_micro_batch_above_the_average_is_reduced_to_it() -> None:
     assert average_rows(num_idle=120, num_live=456, num_stages=4) == 114
 
 
-def test_a_part_of_a_row_is_a_row() -> None:
+def test_the_average_is_rounded_up_to_rows() -> None:
     assert average_rows(num_idle=9, num_live=9, num_stages=4) == 3
 
 
@@ -114,7 +114,7 @@ def test_window_and_ledger_launch_the_same_micro_batches(sizes: list[int], ends:
 
 
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=6))
-def test_when_nobody_ends_all_run_within_two_rounds_and_none_above_the_average(
+def test_if_none_ends_all_run_within_two_turns_and_none_above_the_average(
     sizes: list[int],
 ) -> None:
     ledger = Ledger(sizes)

@@ -21,18 +21,18 @@ def test_an_equal_share_within_a_stair_may_be_filled_to_its_end() -> None:
     assert most(4 * 250) == 256
 
 
-def test_a_share_just_beyond_a_stair_is_cut_to_its_end() -> None:
+def test_a_share_just_beyond_a_stair_is_reduced_to_its_end() -> None:
     # As on the paper's 13B profile: 132 rows are worse than 128 and 4 withheld.
     assert most(4 * 132) == 128
 
 
 @pytest.mark.parametrize(("share", "rows"), [(193, 128), (194, 256)])
-def test_what_gives_more_rows_per_second_decides(share: int, rows: int) -> None:
+def test_the_higher_number_of_rows_per_second_decides(share: int, rows: int) -> None:
     # 128 rows in 1 s are as good as 193.3 in 1.51 s.
     assert most(4 * share) == rows
 
 
-def test_a_part_of_a_row_is_a_row() -> None:
+def test_the_share_is_rounded_up_to_rows() -> None:
     assert most(4 * 193) == 128
     assert most(4 * 193 + 1) == 256
 
@@ -41,7 +41,7 @@ def test_on_one_stage_all_live_sequences_are_the_share() -> None:
     assert most(100, num_stages=1) == 128
 
 
-def test_with_nobody_live_no_rows_are_needed() -> None:
+def test_without_live_sequences_there_are_no_rows() -> None:
     assert most(0) == 0
 
 

@@ -1,4 +1,4 @@
-"""The forecast, against a twin that goes through the rounds token by token."""
+"""The forecast, against a reference that simulates the pipeline turns token by token."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from tests.engine.staircases import stairs
 
 
 class Group(NamedTuple):
-    """Sequences alike; live ones have no prompt left."""
+    """Similar sequences; live ones have no prompt left."""
 
     number: int
     prompt: int
@@ -21,7 +21,7 @@ class Group(NamedTuple):
 
 
 AMPLE = 10**9
-# Steps have room for all rows, and for prompts beside them.
+# Steps can hold all rows, and prompts beside them.
 SIZES = [256, 512, 1024]
 COST = stairs((64, 1.0), (128, 1.1), (256, 1.6), (512, 3.0), (1024, 6.0), (TABLE_TOKENS, 48.0))
 LIVE = st.builds(Group, st.integers(1, 40), st.just(0), st.integers(1, 300))
@@ -35,11 +35,11 @@ FEW = settings(max_examples=40, deadline=None)
 
 
 def rest_of(groups: list[Group]) -> Rest:
-    """What is left, each sequence a group of its own; the live ones have no prompt either."""
-    alone = [group for group in groups for _ in range(group.number)]
-    prompts = np.array([float(group.prompt) for group in alone])
-    outputs = np.array([float(group.output) for group in alone])
-    return Rest(np.ones(len(alone)), prompts, prompts, outputs)
+    """The remaining work, one group per sequence; live ones have no prompt left."""
+    single = [group for group in groups for _ in range(group.number)]
+    prompts = np.array([float(group.prompt) for group in single])
+    outputs = np.array([float(group.output) for group in single])
+    return Rest(np.ones(len(single)), prompts, prompts, outputs)
 
 
 def forecast(
@@ -56,7 +56,7 @@ def forecast(
     return dict(zip(SIZES, seconds.tolist(), strict=True))
 
 
-def twin(
+def reference(
     groups: list[Group],
     num_stages: int,
     size: int,
@@ -64,7 +64,7 @@ def twin(
     cost: CostModel = COST,
     decoding: bool = True,
 ) -> float:
-    """Rounds of `num_stages` steps: all that are live get a token, prompts the rest of the room."""
+    """Turns of `num_stages` steps: a token for each live sequence, the others for prompts."""
     prompts = [[g.prompt, g.output] for g in groups for _ in range(g.number) if g.prompt]
     live = [g.output for g in groups for _ in range(g.number) if not g.prompt]
     seconds = (num_stages - 1) * cost.linear_s(size)  # the bubble
@@ -73,10 +73,10 @@ def twin(
         begun = []
         rows_of_a_step = max(1, round(len(rows) / num_stages))
         seconds += num_stages * cost.linear_s(size if prompts else rows_of_a_step)
-        room = num_stages * size - len(rows)
-        while prompts and room > 0:
-            fed = min(room, prompts[0][0])
-            room -= fed
+        left = num_stages * size - len(rows)
+        while prompts and left > 0:
+            fed = min(left, prompts[0][0])
+            left -= fed
             prompts[0][0] -= fed
             if not prompts[0][0]:
                 begun.append(prompts.pop(0)[1])
@@ -85,17 +85,17 @@ def twin(
 
 
 def rounding_s(num_stages: int, size: int) -> float:
-    """The forecast knows parts of a round, the twin does not: neither of feeding nor of the end."""
+    """Rounding of the reference: it has only whole turns when feeding and decoding end."""
     return 2 * num_stages * COST.linear_s(size)
 
 
 @FEW
 @given(groups=GROUPS, num_stages=st.integers(1, 4), decoding=st.booleans())
-def test_the_forecast_is_within_a_seventh_and_two_rounds_of_going_through_it(
+def test_the_forecast_is_within_a_seventh_and_two_turns_of_the_reference(
     groups: list[Group], num_stages: int, decoding: bool
 ) -> None:
     for size, seconds in forecast(groups, num_stages, decoding=decoding).items():
-        expected = twin(groups, num_stages, size, decoding=decoding)
+        expected = reference(groups, num_stages, size, decoding=decoding)
         assert abs(seconds - expected) <= expected / 7 + rounding_s(num_stages, size)
 
 
@@ -104,15 +104,15 @@ def test_the_forecast_is_within_a_seventh_and_two_rounds_of_going_through_it(
 def test_no_other_size_would_have_been_much_better(groups: list[Group], num_stages: int) -> None:
     size, pauses = best_size(COST, SIZES, rest_of(groups), num_stages, AMPLE)
     best = min(
-        twin(groups, num_stages, other, decoding=decoding)
+        reference(groups, num_stages, other, decoding=decoding)
         for other in SIZES
         for decoding in (True, False)
     )
-    chosen = twin(groups, num_stages, size, decoding=not pauses)
+    chosen = reference(groups, num_stages, size, decoding=not pauses)
     assert chosen <= best * 1.1 + rounding_s(num_stages, size)
 
 
-# A long step makes tokens cheap, and a step of few rows is as dear as one of 256 tokens.
+# A long step makes tokens cheap, and a step of few rows costs as much as one of 256 tokens.
 STEEP = stairs((256, 1.0), (1024, 2.0), (TABLE_TOKENS, 16.0))
 PROMPTS = Group(1000, 500, 1)
 
@@ -124,50 +124,50 @@ def test_prompts_take_their_tokens_in_steps_and_a_bubble(num_stages: int) -> Non
         assert seconds == pytest.approx(steps * STEEP.linear_s(size), rel=0.02)
 
 
-def test_prompts_alone_are_fed_in_the_cheapest_steps() -> None:
+def test_prompts_without_decodes_are_fed_in_the_cheapest_steps() -> None:
     assert best_size(STEEP, SIZES, rest_of([PROMPTS]), 1, AMPLE)[0] == 1024
     assert best_size(STEEP, SIZES, rest_of([PROMPTS]), 1, kv_tokens=400_000) == (1024, False)
 
 
-def test_a_long_answer_wants_short_rounds_filled_with_prompts() -> None:
+def test_a_long_answer_leads_to_short_turns_filled_with_prompts() -> None:
     groups = [Group(1, 10, 2000), PROMPTS]
-    seconds = {size: twin(groups, 1, size, cost=STEEP) for size in SIZES}
+    seconds = {size: reference(groups, 1, size, cost=STEEP) for size in SIZES}
     assert min(seconds, key=lambda size: seconds[size]) == 256
     assert seconds[256] < 0.9 * min(seconds[size] for size in SIZES if size != 256)
     assert best_size(STEEP, SIZES, rest_of(groups), 1, AMPLE) == (256, False)
 
 
-# Decodes alone cost next to nothing, in a step with prompts each takes a prompt token's place.
+# Steps of decodes only cost almost nothing; beside prompts each row takes the place of a token.
 LATER = stairs((512, 0.1), (1024, 6.0), (TABLE_TOKENS, 48.0))
-CROWD = [Group(256, 0, 100), Group(200, 400, 100)]
+MIXED = [Group(256, 0, 100), Group(200, 400, 100)]
 
 
-def test_decoding_pauses_where_rows_alone_are_much_cheaper() -> None:
-    paused = twin(CROWD, 1, 1024, cost=LATER, decoding=False)
-    assert paused < 0.9 * twin(CROWD, 1, 1024, cost=LATER)
-    assert best_size(LATER, [1024], rest_of(CROWD), 1, AMPLE) == (1024, True)
+def test_decoding_pauses_if_steps_of_rows_only_are_much_cheaper() -> None:
+    paused = reference(MIXED, 1, 1024, cost=LATER, decoding=False)
+    assert paused < 0.9 * reference(MIXED, 1, 1024, cost=LATER)
+    assert best_size(LATER, [1024], rest_of(MIXED), 1, AMPLE) == (1024, True)
 
 
 def test_decoding_does_not_pause_for_prompts_that_wait_for_its_blocks() -> None:
-    assert best_size(LATER, [1024], rest_of(CROWD), 1, kv_tokens=20_000) == (1024, False)
+    assert best_size(LATER, [1024], rest_of(MIXED), 1, kv_tokens=20_000) == (1024, False)
 
 
-def test_a_small_kv_cache_makes_rounds_go_by() -> None:
-    # Ten at a time, each 150 tokens long on average: ten times 100 rounds, all of a second.
-    # In only ten of them, which are dearer, prompts are fed.
+def test_a_small_kv_cache_needs_more_turns() -> None:
+    # Ten at a time, each 150 tokens long on average: ten times 100 turns of one second.
+    # Prompts are fed in only ten of them, which cost more.
     cost, groups = stairs((100, 1.0), (TABLE_TOKENS, 3.0)), [Group(100, 100, 100)]
     assert forecast(groups, 1, cost=cost, kv_tokens=1500)[1024] == pytest.approx(1020, rel=0.1)
     assert forecast(groups, 1, cost=cost)[1024] < 150
 
 
 def test_the_first_large_steps_leave_a_bubble_on_every_other_stage() -> None:
-    # Nothing to feed and one round to decode, whatever the size would be.
+    # Nothing to feed and one turn to decode, for any size.
     seconds = forecast([Group(1, 0, 1)], 4)
     for size in SIZES:
         assert seconds[size] == pytest.approx(4 * 1.0 + 3 * COST.linear_s(size))
 
 
-def test_groups_may_stand_for_sequences_alike() -> None:
+def test_groups_may_represent_similar_sequences() -> None:
     many = Rest(*(np.array([n]) for n in (400.0, 0.0, 0.0, 50.0)))
     seconds = rest_s(COST, SIZES, many, 4, AMPLE).tolist()
     assert seconds == pytest.approx(list(forecast([Group(400, 0, 50)], 4).values()))

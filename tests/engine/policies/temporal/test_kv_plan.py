@@ -1,4 +1,4 @@
-"""The KV plan, against a twin that goes through sequences and points one by one."""
+"""The KV plan, against a reference that goes through sequences and points one by one."""
 
 from itertools import takewhile
 from math import ceil, inf
@@ -16,7 +16,7 @@ from engine.state.sequence import Sequence
 from tests.engine.pools import BLOCK_SIZE, learnt, make_pool, make_sequence, make_sequences
 
 Row = tuple[int, int, int, int]
-"""Tokens of the prompt, generated so far, predicted, and the most that may be generated."""
+"""Tokens of the prompt, generated so far, predicted, and the maximum to be generated."""
 ROW = st.tuples(
     st.integers(1, 60), st.integers(0, 8), st.integers(1, 400), st.sampled_from([9, 16, 64, 900])
 )
@@ -25,7 +25,7 @@ ENDED = st.lists(st.tuples(st.integers(1, 900), st.integers(1, 900)), max_size=8
 
 
 def sequences(rows: list[Row]) -> list[Sequence]:
-    """A waiting sequence for each row; one that has generated was preempted."""
+    """A waiting sequence for each row; those with generated tokens were preempted."""
     waiting = []
     for i, (prompt, generated, predicted, most) in enumerate(rows):
         sequence = make_sequence(100 + i, prompt, predicted_len=predicted, max_tokens=most)
@@ -34,7 +34,7 @@ def sequences(rows: list[Row]) -> list[Sequence]:
     return waiting
 
 
-def crowd(rows: list[Row], spare_blocks: int, errors: LengthErrors) -> Pool:
+def live_pool(rows: list[Row], spare_blocks: int, errors: LengthErrors) -> Pool:
     """A live sequence for each row."""
     ready = [
         (make_sequence(i, prompt, predicted_len=predicted, max_tokens=most), generated + 1)
@@ -44,14 +44,14 @@ def crowd(rows: list[Row], spare_blocks: int, errors: LengthErrors) -> Pool:
 
 
 def reached(survival: Floats, sequence: Sequence, ahead: float) -> float:
-    """The part of sequences like this one that get so far."""
+    """The part of similar sequences that generate `ahead` more tokens."""
     output_len, expected = float(sequence.num_generated) + ahead, sequence.expected
     (index,) = bins_of(*(np.array([x]) for x in (output_len, expected.median, expected.spread)))
     return float(survival[index])
 
 
 def mean_use(survival: Floats, rows: list[Sequence], point: float) -> float:
-    """Blocks in use `point` steps from now: each sequence is still there or it is not."""
+    """Mean number of blocks in use `point` steps from now."""
     mean = 0.0
     for sequence in rows:
         length = len(sequence.token_ids) + point
@@ -72,23 +72,23 @@ def test_a_sequence_is_admitted_if_the_mean_use_fits_at_each_point_up_to_its_hor
     errors = learnt(ended, data.draw(st.sampled_from([0.0, 20.0])))
     candidates = sequences(waiting)
     horizons = [data.draw(st.sampled_from([0.0, 1.0, 40.0, 300.0, inf])) for _ in candidates]
-    there = list(crowd(live, 0, errors).live.values())
+    there = list(live_pool(live, 0, errors).live.values())
     survival, needs = errors.survival_beside(there), list[float]()
     for candidate, horizon in zip(candidates, horizons, strict=True):
         there.append(candidate)
         needs.append(max(mean_use(survival, there, p) for p in POINTS if p <= max(1, horizon)))
-    # As many blocks as one of them needs, or just not so many.
+    # As many blocks as one of them needs, or one fewer.
     need = data.draw(st.sampled_from(needs))
     num_blocks = ceil(need) - data.draw(st.integers(0, 1))
-    pool = crowd(live, max(0, num_blocks - crowd(live, 0, errors).ledger.num_used), errors)
+    pool = live_pool(live, max(0, num_blocks - live_pool(live, 0, errors).ledger.num_used), errors)
     excess = [need - pool.ledger.num_blocks for need in needs]
-    assume(all(e == 0 or abs(e) > 1e-9 for e in excess))  # no matter how it is summed
+    assume(all(e == 0 or abs(e) > 1e-9 for e in excess))  # independent of the order of summation
     expected = takewhile(lambda pair: pair[1] <= 0, zip(candidates, excess, strict=True))
     admitted = KvPlan(pool, errors).admit(candidates, horizons)
     assert admitted == [candidate for candidate, _ in expected]
 
 
-# Between a prediction and what still counts as it, an eighth of the logarithm, lies no point.
+# No future point lies within an eighth of the logarithm of a prediction.
 CLEAR = st.tuples(
     st.integers(1, 60),
     st.integers(0, 2),
@@ -108,7 +108,7 @@ def test_where_all_end_as_predicted_the_plan_is_the_paper_s_future_use(
 ) -> None:
     assert set(FUTURE_POINTS[2:-1]) < set(POINTS)
     errors = learnt([(100, 100)])
-    pool, candidates = crowd(live, spare_blocks, errors), sequences(waiting)
+    pool, candidates = live_pool(live, spare_blocks, errors), sequences(waiting)
     use = FutureUse.of_live(pool, occupancy=1.0)
     expected = []
     for candidate in candidates:
@@ -118,7 +118,7 @@ def test_where_all_end_as_predicted_the_plan_is_the_paper_s_future_use(
     assert KvPlan(pool, errors).admit(candidates, [inf] * len(candidates)) == expected
 
 
-# The one of two ends as predicted, the other at four times that.
+# One of two ends as predicted, the other at four times that.
 EITHER = [(100, 100), (400, 100)]
 FRESH: Row = (8, 0, 100, 10_000)
 
@@ -130,25 +130,25 @@ def num_admitted(
     *,
     horizon: float = inf,
 ) -> int:
-    """Of twenty sequences alike, after so many have ended so."""
+    """Admitted ones of twenty equal sequences, after the `ended` ones (output, predicted)."""
     plan = KvPlan(make_pool(num_blocks), learnt(ended))
     return len(plan.admit(sequences([row] * 20), [horizon] * 20))
 
 
-def test_blocks_are_planned_for_those_that_are_expected_to_be_there() -> None:
-    # At point 96 all are there with 26 blocks each, at 384 the half with 98 blocks each.
+def test_blocks_are_planned_for_sequences_that_are_expected_to_run() -> None:
+    # At point 96 all are running with 26 blocks each, at 384 half of them with 98 blocks each.
     assert [num_admitted(blocks) for blocks in (20 * 49, 20 * 49 - 1, 10 * 49)] == [20, 19, 10]
 
 
 @pytest.mark.parametrize(("horizon", "blocks"), [(384, 49), (383, 33), (255, 26), (95, 18), (0, 3)])
-def test_what_lies_beyond_the_horizon_is_not_planned(horizon: float, blocks: int) -> None:
-    # At the point before it: half of 98 at 384, half of 66 at 256, all of 26, of 18, of 3 at 1.
+def test_points_beyond_the_horizon_are_not_planned(horizon: float, blocks: int) -> None:
+    # At the last point within: half of 98 at 384, half of 66 at 256, all of 26, of 18, of 3 at 1.
     assert num_admitted(20 * blocks, horizon=horizon) == 20
     assert num_admitted(20 * blocks - 1, horizon=horizon) == 19
 
 
-def test_those_that_have_outlived_their_prediction_live_on_as_the_others_did() -> None:
-    # All of them are still there after 256 more tokens, with 104 blocks each.
+def test_sequences_beyond_their_prediction_are_expected_to_continue_like_the_others() -> None:
+    # All of them are still running after 256 more tokens, with 104 blocks each.
     assert num_admitted(1040, row=(8, 150, 100, 10_000)) == 10
     assert num_admitted(1039, row=(8, 150, 100, 10_000)) == 9
 
@@ -159,8 +159,8 @@ def test_the_tokens_generated_so_far_count() -> None:
     assert num_admitted(30, row=(8, 2, 16, 10_000), ended=[(100, 100)]) == 10
 
 
-def test_nobody_is_expected_to_be_gone_before_the_next_step() -> None:
-    # The half has ended with its first token; these have one each, and two blocks.
+def test_no_sequence_is_expected_to_end_before_the_next_step() -> None:
+    # Half of them ended with the first token; these have one each, and two blocks.
     assert num_admitted(15, row=(3, 1, 1, 100), ended=[(1, 1), (8, 1)], horizon=1) == 7
 
 
@@ -170,7 +170,7 @@ def test_a_sequence_is_planned_up_to_the_length_at_which_it_is_full() -> None:
     assert num_admitted(12, row=(8, 0, 100, 15), ended=[(100, 100)]) == 4
 
 
-def test_those_admitted_before_count_in_and_those_refused_do_not() -> None:
+def test_admitted_sequences_are_added_and_refused_ones_are_not() -> None:
     candidates, plan = sequences([FRESH] * 20), KvPlan(make_pool(10 * 49), learnt(EITHER))
     assert len(plan.admit(candidates[:7], [inf] * 7)) == 7
     assert plan.admit([], []) == []

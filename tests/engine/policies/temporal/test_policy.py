@@ -1,4 +1,4 @@
-"""Policy temporal: refills that do not stop decoding, and when one begins."""
+"""Policy temporal: refills do not stop decoding, and when they begin."""
 
 import random
 from itertools import pairwise
@@ -27,7 +27,7 @@ def make_world(num_blocks: int = 10_000, num_stages: int = 2, **settings: Any) -
 def submit(
     world: World, count: int, num_prompt_tokens: int, max_tokens: int, *, offline: bool
 ) -> None:
-    """Requests that last as long as was predicted."""
+    """Requests with exactly the predicted lengths."""
     for _ in range(count):
         sequence_id = len(world.submits)
         plain = make_submit(sequence_id, [1] * num_prompt_tokens, max_tokens, stop=False)
@@ -36,13 +36,13 @@ def submit(
 
 def run(arrivals: list[Arrival], kv_tokens: int, **settings: Any) -> Run:
     config = {"policy": "temporal", "pipeline_parallel_size": 4, **settings}
-    quarters = tuple(0.001 * s / 4 for s in STAIRS.seconds)  # of a forward, in milliseconds
+    quarters = tuple(0.001 * s / 4 for s in STAIRS.seconds)  # STAIRS taken as ms of a whole forward
     node = Node((StageCosts(STAIRS.num_tokens, quarters, 1e-8),) * 4, kv_tokens // 16, 2048)
     return simulate(EngineConfig.model_validate(config), node, arrivals, record=True)
 
 
 def poisson(count: int, rate: float, *, offline: bool = False) -> list[Arrival]:
-    """Requests of all lengths, `rate` a second."""
+    """Requests of all lengths, `rate` per second."""
     draw, at_s, arrivals = random.Random(0), 0.0, []
     for _ in range(count):
         at_s += draw.expovariate(rate)
@@ -53,7 +53,7 @@ def poisson(count: int, rate: float, *, offline: bool = False) -> list[Arrival]:
     return arrivals
 
 
-def test_decoding_goes_on_in_a_refill_whose_steps_all_end_at_the_knee() -> None:
+def test_decoding_continues_in_a_refill_whose_steps_all_end_at_the_knee() -> None:
     world = make_world()
     submit(world, 200, num_prompt_tokens=30, max_tokens=40, offline=False)
     for _ in range(20):
@@ -71,9 +71,9 @@ def test_without_top_up_decoding_stops_for_a_refill() -> None:
     assert set(phases) == {"prefill", "decode"}
 
 
-def test_decoding_pauses_for_offline_work_that_so_ends_sooner_but_for_nobody_who_waits() -> None:
+def test_decoding_pauses_if_offline_work_ends_sooner_but_never_for_online_requests() -> None:
     def begins_with(*, offline: bool) -> set[str]:
-        # Rows are dear until there are many: all together they cost least.
+        # A few rows are expensive: all together they cost least.
         world = make_world()
         submit(world, 200, num_prompt_tokens=30, max_tokens=40, offline=offline)
         while len(world.scheduler.pool.waiting) > 0:
@@ -84,7 +84,7 @@ def test_decoding_pauses_for_offline_work_that_so_ends_sooner_but_for_nobody_who
     assert "mixed" in begins_with(offline=False)
 
 
-def test_an_online_request_is_fed_next_though_offline_work_waits() -> None:
+def test_an_online_request_is_fed_before_waiting_offline_work() -> None:
     world = make_world(max_prefill_wait=100.0)
     submit(world, 300, num_prompt_tokens=30, max_tokens=40, offline=True)
     for _ in range(10):
@@ -97,9 +97,9 @@ def test_an_online_request_is_fed_next_though_offline_work_waits() -> None:
     assert any(300 in row_ids(step) for step in steps_of(world)[before : before + 2])
 
 
-def test_the_answer_that_outlasts_all_other_work_is_begun_first() -> None:
+def test_the_answer_that_outlasts_all_other_work_starts_first() -> None:
     def first_ids(*, longest_first: bool) -> list[int]:
-        # The KV cache has room for a few at a time.
+        # The KV cache holds a few at a time.
         world = make_world(num_blocks=120, longest_first=longest_first)
         submit(world, 150, num_prompt_tokens=30, max_tokens=4, offline=True)
         submit(world, 1, num_prompt_tokens=30, max_tokens=400, offline=True)
@@ -123,26 +123,26 @@ def test_decode_micro_batches_read_an_equal_share_of_the_kv() -> None:
     ]
     steady = kv_tokens[10:60]
     assert len(steady) == 50
-    # One may exceed an equal share by a row, which the other then lacks.
+    # One may exceed an equal share by a row, which the other is then missing.
     assert all(abs(a - b) <= 2 * 1060 for a, b in pairwise(steady))
 
 
-def test_an_online_request_waits_for_little_more_than_a_round_while_there_is_room() -> None:
+def test_an_online_request_waits_little_more_than_a_turn_while_blocks_are_free() -> None:
     result = run(poisson(250, rate=40.0), kv_tokens=100_000)
     longest_step_s = max(span.ended_at - span.began_at for span in result.spans)
     waits = sorted(times.first_token_at - times.arrived_at for times in result.sequences)
-    # One round until the next launch, its own way through the stages, chunks of a long prompt.
+    # One turn until the next launch, its own steps through the stages, chunks of a long prompt.
     assert waits[len(waits) * 99 // 100] < 4 * 4 * longest_step_s
 
 
-def test_a_refill_begins_only_for_somebody_and_not_again_for_those_who_do_not_fit() -> None:
+def test_a_refill_begins_only_for_sequences_that_fit() -> None:
     for kv_tokens in (3_000, 100_000):
         result = run(poisson(150, rate=60.0), kv_tokens=kv_tokens)
         num_fed = len(result.sequences) + result.counters.preemptions
         assert result.counters.switches <= 2 * num_fed + 2
 
 
-def test_phases_are_long_when_all_work_is_there_at_once() -> None:
+def test_phases_are_long_when_all_work_is_present_at_the_start() -> None:
     arrivals = [
         Arrival(0.0, a.num_prompt_tokens, a.output_len, a.predicted_len, offline=True)
         for a in poisson(600, rate=1.0)

@@ -1,4 +1,4 @@
-"""Top-up: the knee, against a twin that tries every size."""
+"""Top-up: the knee, against a reference that tries every size."""
 
 import pytest
 from hypothesis import given, settings
@@ -23,16 +23,16 @@ def test_the_knee_is_the_smallest_stair_about_as_cheap_as_the_cheapest(
 
 
 def test_a_step_is_never_longer_than_allowed() -> None:
-    # Up to 300 tokens the end of the stair of 200 is the cheapest, 6 ms; a step of 300 has 7.3.
+    # Up to 300 tokens the end of the stair at 200 is the cheapest, 6 ms; a step of 300 has 7.3 ms.
     assert knee(COST, longest=300, tolerance=0.0) == 200
     assert knee(COST, longest=50, tolerance=0.0) == 50
 
 
-def test_the_longest_step_allowed_needs_no_stair_that_ends_there() -> None:
+def test_the_longest_allowed_step_need_not_be_the_end_of_a_stair() -> None:
     assert knee(CostModel([1, 1000], [1.0, 1.0]), longest=700, tolerance=0.0) == 700
 
 
-def test_where_every_token_costs_the_same_the_first_stair_will_do() -> None:
+def test_if_every_token_costs_the_same_the_knee_is_the_first_stair() -> None:
     proportional = CostModel([1, 100], [0.01, 1.0])
     assert knee(proportional, longest=2048, tolerance=0.01) == proportional.edge(1)
 

@@ -4,8 +4,9 @@ Such a request fails again after every restart, and would block all other reques
 sequence in flight when the stages were lost becomes a suspect with a failure count. The next
 incarnation of the pipeline begins by feeding the suspects one per step, with all their tokens so
 far, until each has sampled one more token, which is where it was. A suspect that gets there is
-cleared; one that fails there again, as the only suspect in flight, is the poison request and is
-answered with an error. The overhead is small: what was in flight must be recomputed in any case.
+cleared. One that was the only suspect in its second failure, or in its third if no stage has
+reported the failed step, is the poison request and is answered with an error. The overhead is
+small: what was in flight must be recomputed in any case.
 """
 
 from collections import deque

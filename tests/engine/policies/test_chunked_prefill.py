@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.policies.chunked_prefill import PrefillCursor
+from engine.policies.chunked_prefill import PrefillCursor, first_fitting
 from engine.state.micro_batch import MicroBatch
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence, State
@@ -131,3 +132,30 @@ def test_prompts_come_after_the_decodes_of_a_step() -> None:
     assert PrefillCursor().fill(pool, batch, 3, pool.waiting.first) == 3
     assert [s.sequence_id for s in batch.sequences] == [9, 0]
     assert (batch.num_tokens, batch.phase) == ([1, 3], "mixed")
+
+
+@pytest.mark.parametrize(("num_blocks", "fits"), [(197, True), (198, False)])
+def test_a_hundredth_of_the_blocks_is_kept_for_growing_sequences(
+    num_blocks: int, fits: bool
+) -> None:
+    pool = make_pool(num_blocks=300)
+    size = pool.ledger.block_size
+    make_ready(pool, make_sequence(0, 100 * size))  # 200 are free, 3 of them kept
+    pool.add(make_sequence(1, num_blocks * size))
+    assert (first_fitting(pool, 10) is not None) == fits
+
+
+def test_without_live_sequences_the_first_is_admitted_whatever_is_kept() -> None:
+    pool = make_pool(num_blocks=300)
+    sequence = make_sequence(0, 300 * pool.ledger.block_size)
+    pool.add(sequence)
+    assert first_fitting(pool, 10) is sequence
+
+
+def test_sequences_behind_one_that_does_not_fit_wait_too() -> None:
+    pool = make_pool(num_blocks=300)
+    size = pool.ledger.block_size
+    make_ready(pool, make_sequence(0, 200 * size))
+    pool.add(make_sequence(1, 200 * size))
+    pool.add(make_sequence(2, 1))
+    assert first_fitting(pool, 10) is None

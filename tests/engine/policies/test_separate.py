@@ -3,8 +3,6 @@
 import pytest
 
 from configs.schema import EngineConfig
-from engine.policies.chunked_prefill import first_fitting
-from tests.engine.pools import make_pool, make_ready, make_sequence
 from tests.engine.steps import row_ids, rows_of, steps_of
 from tests.engine.world import World, make_submit
 
@@ -159,30 +157,3 @@ def test_no_more_sequences_are_admitted_than_may_hold_kv() -> None:
         num_live.append(world.scheduler.pool.num_live)
     assert max(num_live) == 3
     world.check_ends()
-
-
-@pytest.mark.parametrize(("num_blocks", "fits"), [(197, True), (198, False)])
-def test_a_hundredth_of_the_blocks_is_kept_for_growing_sequences(
-    num_blocks: int, fits: bool
-) -> None:
-    pool = make_pool(num_blocks=300)
-    size = pool.ledger.block_size
-    make_ready(pool, make_sequence(0, 100 * size))  # 200 are free, 3 of them kept
-    pool.add(make_sequence(1, num_blocks * size))
-    assert (first_fitting(pool, 10) is not None) == fits
-
-
-def test_without_live_sequences_the_first_is_admitted_whatever_is_kept() -> None:
-    pool = make_pool(num_blocks=300)
-    sequence = make_sequence(0, 300 * pool.ledger.block_size)
-    pool.add(sequence)
-    assert first_fitting(pool, 10) is sequence
-
-
-def test_sequences_behind_one_that_does_not_fit_wait_too() -> None:
-    pool = make_pool(num_blocks=300)
-    size = pool.ledger.block_size
-    make_ready(pool, make_sequence(0, 200 * size))
-    pool.add(make_sequence(1, 200 * size))
-    pool.add(make_sequence(2, 1))
-    assert first_fitting(pool, 10) is None

@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 	batch-memory faults soak abuse overload batch-order demo-predictor demo-model clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 # The demo model has an encoder of its own that predicts its answers' lengths.
 PREDICTOR = $(if $(filter-out -%,$(firstword $(ARGS)))$(findstring --predictor,$(ARGS)),,--predictor demo/predictor)

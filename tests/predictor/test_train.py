@@ -139,7 +139,7 @@ def test_answers_of_one_length_need_no_encoder(
     lines = [line | {"output_len": 9} for line in make_lines(60)]
     write_lines(tmp_path / "r.jsonl", lines)
     assert run(tmp_path) == 2
-    assert "--predictor use --predictor constant:9" in capsys.readouterr().err
+    assert "use --predictor constant:9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

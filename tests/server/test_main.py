@@ -107,7 +107,7 @@ def test_a_second_signal_ends_the_process_with_a_word_to_its_clients(tmp_path: P
 def test_a_process_serves_on_a_unix_socket_and_takes_it_away_with_it(tmp_path: Path) -> None:
     save_model(tmp_path / "model")
     engine = FakeEngine(config(tmp_path).server_address)
-    path = tmp_path / "server.sock"
+    path = tmp_path / "http.sock"
     try:
         with process(tmp_path, uds=path, api_key="a-secret", log_format="json") as server:
             log = read_until(server, "ready: ")

@@ -35,7 +35,7 @@ RUN_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class CostRun:
     """CPU seconds of both processes while all streams ran, and the number of wrong streams."""
 
     server_s: float
@@ -84,7 +84,7 @@ def serving(num_stages: int, step_ms: float, **settings: object) -> Iterator[Ser
         yield Served(_wait_ready(folder), server, engine)
 
 
-def measure(served: Served, num_streams: int, num_tokens: int, model: str) -> Run:
+def measure(served: Served, num_streams: int, num_tokens: int, model: str) -> CostRun:
     """Run all streams at once."""
     body = json.dumps(
         {
@@ -106,7 +106,7 @@ def measure(served: Served, num_streams: int, num_tokens: int, model: str) -> Ru
     engine_s = _cpu_s(served.engine) - before[1]
     expected = _expected(num_tokens)
     wrong = sum(_read(answer) != (expected, num_tokens) for answer in answers)
-    return Run(server_s, engine_s, wall_s, wrong)
+    return CostRun(server_s, engine_s, wall_s, wrong)
 
 
 async def _ask_all(address: Address, body: bytes, num_streams: int) -> list[bytes]:

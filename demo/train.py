@@ -46,7 +46,7 @@ LONGEST_PLAIN_ROW = 128
 
 
 @dataclass(frozen=True)
-class Row:
+class TrainingRow:
     """Token ids and, of the same length, the labels: IGNORED where the prompt is."""
 
     ids: list[int]
@@ -126,7 +126,7 @@ def _train(model: Any, tokenizer: Any, options: argparse.Namespace) -> Iterator[
             yield smooth
 
 
-def _backward(model: Any, batches: Sequence[list[Row]]) -> float:
+def _backward(model: Any, batches: Sequence[list[TrainingRow]]) -> float:
     total = 0.0
     for rows in batches:
         ids, labels = _padded(rows)  # [rows, longest]
@@ -147,7 +147,7 @@ def _update(model: Any, optimizers: Sequence[torch.optim.Optimizer], cooling: fl
         optimizer.zero_grad()
 
 
-def _padded(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded(rows: Sequence[TrainingRow]) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows padded on the right; causal attention never reads there, so no mask is needed."""
     width = max(len(row.ids) for row in rows)
     ids = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in rows])
@@ -155,13 +155,13 @@ def _padded(rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, labels
 
 
-def _micro_batches(tokenizer: Any, seed: int, longest: int) -> Iterator[list[Row]]:
+def _micro_batches(tokenizer: Any, seed: int, longest: int) -> Iterator[list[TrainingRow]]:
     """Endless groups of rows of like length, about MICRO_BATCH_TOKENS in each, in random order."""
     rng = random.Random(f"micro-batches {seed}")
     rows = (row for row in _rows(tokenizer, seed) if len(row.ids) <= longest)
     while True:
         pool = sorted(islice(rows, POOL_ROWS), key=lambda row: len(row.ids))
-        groups: list[list[Row]] = [[]]
+        groups: list[list[TrainingRow]] = [[]]
         for row in pool:
             if (len(groups[-1]) + 1) * len(row.ids) > MICRO_BATCH_TOKENS and groups[-1]:
                 groups.append([])
@@ -170,12 +170,12 @@ def _micro_batches(tokenizer: Any, seed: int, longest: int) -> Iterator[list[Row
         yield from groups
 
 
-def _rows(tokenizer: Any, seed: int) -> Iterator[Row]:
+def _rows(tokenizer: Any, seed: int) -> Iterator[TrainingRow]:
     """Mostly one task; now and then two or three, as the later turns of a conversation."""
     rng = random.Random(f"rows {seed}")
     tasks = training_tasks(seed + 1)  # seed 0 made the tokenizer's corpus
     while True:
-        row = Row([], [])
+        row = TrainingRow([], [])
         for task in islice(tasks, rng.choices((1, 2, 3), (0.8, 0.12, 0.08))[0]):
             prompt = tokenizer(task.prompt).input_ids
             answer = [*tokenizer(task.answer).input_ids, tokenizer.eos_token_id]

@@ -37,7 +37,7 @@ class OpenAsk:
         )
 
 
-class Queue:
+class AskQueue:
     """Asks in the order of their arrival. With too many prompts the oldest asks are dropped:
     their requests have waited longest, and may well be finished."""
 

@@ -24,7 +24,7 @@ class CollectError(Exception):
     """Nothing can be collected; the text is one line for the user."""
 
 
-class Finished(msgspec.Struct, frozen=True, omit_defaults=True):
+class CollectedAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line of the output."""
 
     prompt: str
@@ -34,7 +34,7 @@ class Finished(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class CollectTarget:
     """The daemon to ask, and how."""
 
     model: str
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     return FAILED if problems else 0
 
 
-def read_finished(out: Path) -> list[Finished]:
+def read_finished(out: Path) -> list[CollectedAnswer]:
     """The requests of an earlier run; an incomplete last line is cut off.
 
     Raises `CollectError`.
@@ -76,7 +76,7 @@ def read_finished(out: Path) -> list[Finished]:
         if whole[2]:
             with out.open("r+b") as file:
                 file.truncate(len(whole[0]) + len(whole[1]))
-        return [msgspec.json.decode(line, type=Finished) for line in whole[0].splitlines()]
+        return [msgspec.json.decode(line, type=CollectedAnswer) for line in whole[0].splitlines()]
     except OSError as error:
         raise CollectError(f"cannot write {out}: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -84,7 +84,7 @@ def read_finished(out: Path) -> list[Finished]:
 
 
 async def _collect(
-    options: argparse.Namespace, prompts: Sequence[str], done: Sequence[Finished]
+    options: argparse.Namespace, prompts: Sequence[str], done: Sequence[CollectedAnswer]
 ) -> list[str]:
     """Ask all prompts; returns the errors of those that the daemon refused."""
     problems: list[str] = []
@@ -117,7 +117,11 @@ async def _collect(
 
 
 async def _keep_one(
-    client: httpx.AsyncClient, target: Target, prompt: str, file: BinaryIO, problems: list[str]
+    client: httpx.AsyncClient,
+    target: CollectTarget,
+    prompt: str,
+    file: BinaryIO,
+    problems: list[str],
 ) -> None:
     body = {
         "model": target.model,
@@ -130,7 +134,7 @@ async def _keep_one(
         problems.append(answer)
         return
     try:
-        finished = Finished(
+        finished = CollectedAnswer(
             prompt,
             int(answer["usage"]["completion_tokens"]),
             answer["choices"][0]["finish_reason"],
@@ -141,7 +145,7 @@ async def _keep_one(
     file.write(msgspec.json.encode(finished) + b"\n")
 
 
-async def _target(client: httpx.AsyncClient, options: argparse.Namespace) -> Target:
+async def _target(client: httpx.AsyncClient, options: argparse.Namespace) -> CollectTarget:
     served = await _ask(client, "/v1/models")
     models = served.get("data") if isinstance(served, dict) else None
     if not models:
@@ -151,10 +155,10 @@ async def _target(client: httpx.AsyncClient, options: argparse.Namespace) -> Tar
     if name not in by_name:
         raise CollectError(f"no model {name!r} at {options.url}: {', '.join(by_name)}")
     fingerprint = by_name[name].get("tokenizer_fingerprint")
-    return Target(name, fingerprint, options.max_tokens, options.temperature)
+    return CollectTarget(name, fingerprint, options.max_tokens, options.temperature)
 
 
-def _check_same(target: Target, done: Sequence[Finished], out: Path) -> None:
+def _check_same(target: CollectTarget, done: Sequence[CollectedAnswer], out: Path) -> None:
     known = {line.tokenizer for line in done if line.tokenizer}
     if target.tokenizer and known - {target.tokenizer}:
         raise CollectError(

@@ -18,7 +18,7 @@ class DataError(ValueError):
     """The requests cannot be trained on; the text is one line for the user."""
 
 
-class Line(msgspec.Struct, frozen=True):
+class DataLine(msgspec.Struct, frozen=True):
     """One finished request; other keys of a line are ignored."""
 
     prompt: str
@@ -58,7 +58,7 @@ def read_requests(path: Path, min_requests: int = MIN_REQUESTS) -> Requests:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    read: list[Line] = []
+    read: list[DataLine] = []
     tokenizer: str | None = None
     for number, text in enumerate(lines, 1):
         if not text.strip():
@@ -85,9 +85,9 @@ def split(requests: Requests, seed: int) -> Parts:
     return Parts(requests.take(training), requests.take(validation), requests.take(test))
 
 
-def _parse(text: bytes, place: str) -> Line:
+def _parse(text: bytes, place: str) -> DataLine:
     try:
-        line = msgspec.json.decode(text, type=Line)
+        line = msgspec.json.decode(text, type=DataLine)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{place}: {error}") from error
     # The wire's own limit is far above any model's context; numpy's is the one that matters.

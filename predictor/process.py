@@ -16,7 +16,7 @@ from configs import loader
 from daemon import child_process, logs
 from daemon.process_priority import lower_priority
 from daemon.watchdog_file import WatchdogFile
-from predictor.asks import OpenAsk, Queue, batches
+from predictor.asks import AskQueue, OpenAsk, batches
 from predictor.checkpoint import Prediction, PredictorError, load_predictor
 from wire.predictor_messages import Ask
 from wire.sockets import Hub
@@ -65,7 +65,7 @@ def main(folder: Path, incarnation: int) -> int:
 def serve(
     hub: Hub[Ask],
     predict: Predict,
-    queue: Queue | None = None,
+    queue: AskQueue | None = None,
     is_over: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
     on_pass: Callable[[], None] = lambda: None,
@@ -74,7 +74,7 @@ def serve(
 
     `on_pass` is called at the same times.
     """
-    queue = Queue() if queue is None else queue  # an empty one is false
+    queue = AskQueue() if queue is None else queue  # an empty one is false
     dropped = DropCount()
     while not is_over():
         on_pass()
@@ -110,7 +110,7 @@ class DropCount:
             self._num_logged, self._logged_at = self.total, now
 
 
-def _take(hub: Hub[Ask], queue: Queue, dropped: DropCount, clock: Callable[[], float]) -> None:
+def _take(hub: Hub[Ask], queue: AskQueue, dropped: DropCount, clock: Callable[[], float]) -> None:
     num_dropped = sum(queue.add(peer, ask) for peer, ask in hub.drain() if ask.prompts)
     dropped.add(num_dropped, clock())
 

@@ -25,7 +25,7 @@ log = logging.getLogger("tdpipe")
 
 
 @dataclass(slots=True, frozen=True)
-class Place:
+class StagePlace:
     """Where in the pipeline this stage stands and what it runs on."""
 
     stage: int
@@ -75,7 +75,7 @@ class TimedRun:
                 tensor[:num_slots].zero_()
 
 
-def load(config: Config, place: Place) -> tuple[StageModel, dict[int, LayerShape]]:
+def load(config: Config, place: StagePlace) -> tuple[StageModel, dict[int, LayerShape]]:
     """The stage's model and the shapes of its KV; all stages must load at the same time.
 
     Raises what `stage_model.load` raises.
@@ -110,7 +110,7 @@ def load(config: Config, place: Place) -> tuple[StageModel, dict[int, LayerShape
 
 
 def _load(
-    config: Config, place: Place, ranges: Sequence[range] | None
+    config: Config, place: StagePlace, ranges: Sequence[range] | None
 ) -> tuple[StageModel, dict[int, LayerShape]]:
     began_at = time.monotonic()
     model = stage_model.load(config, place.stage, place.device, ranges)
@@ -120,7 +120,7 @@ def _load(
 
 
 def _time_layers(
-    config: Config, place: Place, model: StageModel, shapes: dict[int, LayerShape]
+    config: Config, place: StagePlace, model: StageModel, shapes: dict[int, LayerShape]
 ) -> LayerTimes:
     """What the other stages must know of this one, measured while all stages measure."""
     block_size, device = config.block_size, place.device
@@ -153,7 +153,7 @@ def _present(times: Sequence[LayerTimes]) -> list[range]:
     return [range(stage.first, stage.first + len(stage.seconds)) for stage in times]
 
 
-def _split_fingerprint(config: Config, place: Place) -> StageFingerprint:
+def _split_fingerprint(config: Config, place: StagePlace) -> StageFingerprint:
     return fingerprint_of(config, place.stage, None, config.dtype, place.device)
 
 

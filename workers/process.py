@@ -22,7 +22,7 @@ from wire.sockets import Spoke
 from workers.comm.rendezvous import group_store
 from workers.comm.transport import TransportError
 from workers.heartbeat import HeartbeatThread, Progress
-from workers.loading import Place
+from workers.loading import StagePlace
 from workers.stage import Stage
 
 # Between two attempts to meet: an unreachable network would otherwise cause restarts in a loop.
@@ -107,7 +107,7 @@ def _start(config: Config, stack: ExitStack, incarnation: int) -> tuple[Stage, i
     return stage, epoch
 
 
-def _join_group(config: Config, epoch: int) -> Place:
+def _join_group(config: Config, epoch: int) -> StagePlace:
     """Join the other stages. Raises `ApartError`."""
     num_stages = config.pipeline_parallel_size
     torch.set_num_threads(config.num_threads or max(1, _num_cores() // num_stages))
@@ -128,7 +128,7 @@ def _join_group(config: Config, epoch: int) -> Place:
             f"{num_processes} processes for {num_stages} stages (pipeline_parallel_size)"
         )
     _meet(config, backend, device)
-    return Place(dist.get_rank(), epoch, device, sharing)
+    return StagePlace(dist.get_rank(), epoch, device, sharing)
 
 
 def _meet(config: Config, backend: str, device: torch.device) -> None:

@@ -14,9 +14,9 @@ from wire.sockets import Spoke
 from workers import loading
 from workers.comm.transport import Transport
 from workers.heartbeat import INTERVAL_S, Progress
-from workers.loading import Place, TimedRun
+from workers.loading import StagePlace, TimedRun
 from workers.model import batch, kv_cache
-from workers.model.batch import Batch
+from workers.model.batch import StepBatch
 from workers.model.kv_cache import KvCache, PagedStep
 from workers.profiling import layer_times, profiler
 from workers.profiling.dummy_run import block_counts, prefill
@@ -42,7 +42,7 @@ class Stage:
     `KvCacheError`, and `ValueError` for a profile of another pipeline.
     """
 
-    def __init__(self, config: Config, place: Place, progress: Progress) -> None:
+    def __init__(self, config: Config, place: StagePlace, progress: Progress) -> None:
         self._config, self._place, self._progress = config, place, progress
         self._model, shapes = loading.load(config, place)
         # Stages that share a device first measure what they all have left, and only then take it.
@@ -207,7 +207,7 @@ class Stage:
         run.touch(max(sum(block_counts(t, config.block_size)) for t in dummy_runs))
         return profiler.profile(run, dummy_runs, config.profile_seconds)
 
-    def _forward(self, inputs: Batch, received: Tensor | None) -> Tensor:
+    def _forward(self, inputs: StepBatch, received: Tensor | None) -> Tensor:
         return self._model.forward(
             inputs.token_ids if received is None else received,
             inputs.position_ids,

@@ -14,7 +14,7 @@ import msgspec
 import uvloop
 
 from benchmarks.load.exchange import Address
-from benchmarks.load.measurement import DaemonError, Target, measure
+from benchmarks.load.measurement import LoadError, LoadTarget, measure
 from benchmarks.load.open_loop import Bounds
 from benchmarks.load.report import table
 from simulator.argument_types import positive, positive_int
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         report = _run(options)
-    except (WorkloadError, DaemonError) as error:
+    except (WorkloadError, LoadError) as error:
         print(f"error: {error}", file=sys.stderr)
         return MISUSED
     except KeyboardInterrupt:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     requests = workload_of(options)
-    target = Target(options.url, options.model, options.temperature)
+    target = LoadTarget(options.url, options.model, options.temperature)
     bounds = Bounds(options.request_timeout, options.timeout, options.max_concurrency)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         report = runner.run(measure(requests, target, bounds))

@@ -31,7 +31,7 @@ Figures = dict[tuple[str, str], float]
 
 
 @dataclass(frozen=True, slots=True)
-class StageWork:
+class StageFigures:
     """A stage over the run; `bubble_ratio` is the share of the time in which it was idle.
 
     In an open loop a stage is also idle when no request is open: compare bubbles at full load.
@@ -90,17 +90,17 @@ def growth(before: Figures, after: Figures, duration_s: float) -> dict[str, obje
     return report
 
 
-def _stages(before: Figures, after: Figures, duration_s: float) -> list[StageWork | None]:
+def _stages(before: Figures, after: Figures, duration_s: float) -> list[StageFigures | None]:
     numbers = sorted(int(stage) for name, stage in after if name == "tdpipe_stage_steps_total")
     return [_stage(before, after, number, duration_s) for number in numbers]
 
 
-def _stage(before: Figures, after: Figures, stage: int, duration_s: float) -> StageWork | None:
+def _stage(before: Figures, after: Figures, stage: int, duration_s: float) -> StageFigures | None:
     busy_s = _grown(before, after, ("tdpipe_stage_busy_seconds_total", str(stage)))
     steps = _grown(before, after, ("tdpipe_stage_steps_total", str(stage)))
     if busy_s is None or steps is None:
         return None
-    return StageWork(stage, busy_s, int(steps), max(0.0, 1 - busy_s / duration_s))
+    return StageFigures(stage, busy_s, int(steps), max(0.0, 1 - busy_s / duration_s))
 
 
 def _grown(before: Figures, after: Figures, key: tuple[str, str]) -> float | None:

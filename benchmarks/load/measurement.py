@@ -25,12 +25,12 @@ from simulator.workloads.request import Request
 PATH = "/v1/completions"
 
 
-class DaemonError(Exception):
+class LoadError(Exception):
     """The daemon cannot be reached or used; the text is one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class LoadTarget:
     """The daemon and how to ask it; without `model` the first one that the daemon names."""
 
     address: Address
@@ -38,8 +38,10 @@ class Target:
     temperature: float = 0.0
 
 
-async def measure(requests: Sequence[Request], target: Target, bounds: Bounds) -> dict[str, Any]:
-    """Send all requests and report. Raises `DaemonError` when there is no daemon."""
+async def measure(
+    requests: Sequence[Request], target: LoadTarget, bounds: Bounds
+) -> dict[str, Any]:
+    """Send all requests and report. Raises `LoadError` when there is no daemon."""
     address = target.address
     server = await _describe_server(target)
     before = await read_figures(address)
@@ -100,15 +102,15 @@ def _interrupting(loop: OpenLoop) -> Iterator[None]:
         events.remove_signal_handler(signal.SIGINT)
 
 
-async def _describe_server(target: Target) -> dict[str, Any]:
+async def _describe_server(target: LoadTarget) -> dict[str, Any]:
     """The model, its longest sequence and the daemon's version, as the daemon reports them."""
     served = await _get_json(target.address, "/v1/models")
     models = {model["id"]: model for model in served.get("data", [])} if served else {}
     if not models:
-        raise DaemonError(f"no OpenAI API at {target.address}: /v1/models names no model")
+        raise LoadError(f"no OpenAI API at {target.address}: /v1/models names no model")
     name = target.model or next(iter(models))
     if name not in models:
-        raise DaemonError(f"no model {name!r} at {target.address}: {', '.join(models)}")
+        raise LoadError(f"no model {name!r} at {target.address}: {', '.join(models)}")
     version = await _get_json(target.address, "/version")
     return {
         "model": name,
@@ -118,11 +120,11 @@ async def _describe_server(target: Target) -> dict[str, Any]:
 
 
 async def _get_json(address: Address, path: str) -> dict[str, Any] | None:
-    """The object at `path`; None where there is none. Raises `DaemonError` without a server."""
+    """The object at `path`; None where there is none. Raises `LoadError` without a server."""
     try:
         status, body = await fetch(address, path)
     except OSError as error:
-        raise DaemonError(f"no daemon at {address}: {error.strerror or error}") from error
+        raise LoadError(f"no daemon at {address}: {error.strerror or error}") from error
     if status != 200:
         return None
     try:

@@ -20,7 +20,7 @@ import uvloop
 
 from benchmarks.daemon_run import log_of, serving
 from benchmarks.load.exchange import Address
-from benchmarks.load.measurement import Target, measure
+from benchmarks.load.measurement import LoadTarget, measure
 from benchmarks.load.open_loop import Bounds
 from benchmarks.machine import describe_machine
 from benchmarks.stress.attack import Attack
@@ -38,7 +38,7 @@ _COLUMNS = ("2xx", "4xx", "5xx", "closed", "left", "hung")
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class AttackOutcome:
     """The outcome of both loads; `baseline` and `beside` are summaries of the good requests."""
 
     attack: Attack
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(not outcome.is_good or num_bugs > 0)
 
 
-async def _run(address: Address, options: argparse.Namespace) -> Outcome:
+async def _run(address: Address, options: argparse.Namespace) -> AttackOutcome:
     seconds = options.requests / options.rate
     attack, requests = Attack(address), list(malformed(options.requests))
     await _good(address, 5, options.good_rate)  # to warm up
@@ -86,18 +86,18 @@ async def _run(address: Address, options: argparse.Namespace) -> Outcome:
         async with asyncio.TaskGroup() as group:
             group.create_task(attack.run(requests, options.rate))
             good = group.create_task(_good(address, seconds, options.good_rate))
-    return Outcome(attack, baseline, good.result(), memory.before_mb, memory.peak_mb)
+    return AttackOutcome(attack, baseline, good.result(), memory.before_mb, memory.peak_mb)
 
 
 async def _good(address: Address, seconds: float, rate: float) -> dict[str, Any]:
     """The summary of good requests at this rate."""
     workload = make_workload(f"demo:{max(1, round(seconds * rate))}")
     requests = with_arrivals(workload, rate, burstiness=1.0, seed=0)
-    summary: dict[str, Any] = (await measure(requests, Target(address), BOUNDS))["summary"]
+    summary: dict[str, Any] = (await measure(requests, LoadTarget(address), BOUNDS))["summary"]
     return summary
 
 
-def _table(outcome: Outcome) -> Iterator[str]:
+def _table(outcome: AttackOutcome) -> Iterator[str]:
     yield f"| malformed | sent | {' | '.join(_COLUMNS)} |"
     yield f"|---|--:|{'--:|' * len(_COLUMNS)}"
     everything: Counter[int | str] = Counter()
@@ -115,7 +115,7 @@ def _row(kind: str, outcomes: Counter[int | str]) -> str:
     return f"| {kind} | {' | '.join(map(str, columns))} |"
 
 
-def _latencies(outcome: Outcome) -> Iterator[str]:
+def _latencies(outcome: AttackOutcome) -> Iterator[str]:
     yield (
         "| good requests, ms | by themselves p50 | p90 | p99 "
         "| in parallel p50 | p90 | p99 | ratio of p50 |"

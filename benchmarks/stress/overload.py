@@ -26,7 +26,7 @@ import uvloop
 
 from benchmarks import daemon_run, stream_cost
 from benchmarks.load.exchange import Address
-from benchmarks.load.measurement import Target, measure
+from benchmarks.load.measurement import LoadTarget, measure
 from benchmarks.load.open_loop import Bounds
 from benchmarks.machine import describe_machine
 from benchmarks.stress.memory import MB, process_of
@@ -49,7 +49,7 @@ MIN_GOODPUT, MAX_REFUSAL_S, MAX_GROWTH_MB = 0.9, 0.05, 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class LoadFigures:
     """The figures of one rate, between the ramp and the end."""
 
     rate: float
@@ -70,14 +70,14 @@ class Load:
         return max(last - first for first, last in self.memory_mb.values())
 
 
-def load_of(report: dict[str, Any], rate: float, seconds: float, looks: "Looks") -> Load:
+def load_of(report: dict[str, Any], rate: float, seconds: float, looks: "Looks") -> LoadFigures:
     """The figures of one run, as `benchmarks.load.measurement` reports it."""
     requests = report["requests"]
     refused = [r for r in requests if _is_refused(r)]
     whole = [r for r in requests if r["error"] is None and RAMP_S <= _end(r) <= seconds]
     failed = [r for r in requests if r["error"] is not None and not _is_refused(r) and r["e2e_s"]]
     counted_s = seconds - RAMP_S
-    return Load(
+    return LoadFigures(
         rate=rate,
         num_asked=len(requests),
         answers_per_s=len(whole) / counted_s,
@@ -170,7 +170,7 @@ def _serving(step_ms: float | None) -> Iterator[Address]:
             yield Address.of(url)
 
 
-async def _run(address: Address, options: argparse.Namespace) -> tuple[Load, Load]:
+async def _run(address: Address, options: argparse.Namespace) -> tuple[LoadFigures, LoadFigures]:
     rate = options.rate or SUSTAINED * await _sustainable_rate(address)
     steady = await _at(address, rate, options.seconds, seed=1)
     return steady, await _at(address, options.factor * rate, options.seconds, seed=2)
@@ -179,16 +179,16 @@ async def _run(address: Address, options: argparse.Namespace) -> tuple[Load, Loa
 async def _sustainable_rate(address: Address) -> float:
     """Answers per second with a full queue, measured with a burst that also warms up."""
     requests = make_workload(f"sharegpt:{BURST}", scale=SCALE, seed=3)
-    report = await measure(requests, Target(address), Bounds(300.0, 300.0))
+    report = await measure(requests, LoadTarget(address), Bounds(300.0, 300.0))
     burst_rate = float(report["summary"]["requests_per_s"])
     return (await _at(address, 3 * burst_rate, SEARCH_S, seed=4)).answers_per_s
 
 
-async def _at(address: Address, rate: float, seconds: float, seed: int) -> Load:
+async def _at(address: Address, rate: float, seconds: float, seed: int) -> LoadFigures:
     looks = Looks()
     with looks.running():
         bounds = Bounds(request_timeout_s=seconds, timeout_s=seconds)
-        report = await measure(_requests(rate, seconds, seed), Target(address), bounds)
+        report = await measure(_requests(rate, seconds, seed), LoadTarget(address), bounds)
     await asyncio.sleep(5)  # until the requests that were cut off are aborted
     return load_of(report, rate, seconds, looks)
 
@@ -198,7 +198,7 @@ def _requests(rate: float, seconds: float, seed: int) -> list[Request]:
     return with_arrivals(workload, rate, burstiness=1.0, seed=seed)
 
 
-def _table(*loads: Load) -> Iterator[str]:
+def _table(*loads: LoadFigures) -> Iterator[str]:
     yield (
         "| asked, requests/s | answered/s | output tokens/s | TTFT p50, ms | refused | "
         "refusal p50, ms | p99 | failed | client, cores | server, MB | engine, MB |"

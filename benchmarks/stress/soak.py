@@ -71,7 +71,7 @@ Text = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Ask:
+class SoakRequest:
     """A request and how it is sent; its choices' texts are always the same."""
 
     is_chat: bool
@@ -94,7 +94,7 @@ class Findings:
             self.problems.append(problem)
 
 
-def make_asks(count: int, rng: random.Random) -> list[Ask]:
+def make_asks(count: int, rng: random.Random) -> list[SoakRequest]:
     """Greedy tasks, long seeded draws, forms, penalties, chats, and several choices at once."""
     asks = []
     drawn = {"temperature": 1.0, "extra_body": {"ignore_eos": True}}
@@ -105,14 +105,14 @@ def make_asks(count: int, rng: random.Random) -> list[Ask]:
         body = common | ({"temperature": 0.0}, drawn, formed, penalised)[i % 4]
         if i % 6 > 3:
             message = {"role": "user", "content": task.prompt.strip()}
-            asks.append(Ask(True, i % 2 == 0, body | {"messages": [message]}))
+            asks.append(SoakRequest(True, i % 2 == 0, body | {"messages": [message]}))
         else:
             several = {"n": 3} if i % 5 == 0 else {}
-            asks.append(Ask(False, i % 2 == 0, body | several | {"prompt": task.prompt}))
+            asks.append(SoakRequest(False, i % 2 == 0, body | several | {"prompt": task.prompt}))
     return asks
 
 
-async def answer(client: openai.AsyncOpenAI, ask: Ask, leave_after: int = 0) -> Text:
+async def answer(client: openai.AsyncOpenAI, ask: SoakRequest, leave_after: int = 0) -> Text:
     """The texts of all choices; a client that disconnects does so after this many events."""
     create: Callable[..., Awaitable[Any]] = client.completions.create
     if ask.is_chat:

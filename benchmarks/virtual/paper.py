@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--profiles", type=Path, default=PROFILES, help=f"[{PROFILES}]")
     parser.add_argument("--write", action="store_true", help=f"into {DOCUMENT} and {CHART}")
     options = parser.parse_args(argv)
-    nodes = [Node(setup, options) for setup in (*SETUPS, *MODELLED)]
+    nodes = [PaperNode(setup, options) for setup in (*SETUPS, *MODELLED)]
     jobs = [(node, name) for node in nodes for name in node.runs()]
     with ProcessPoolExecutor(mp_context=get_context("fork")) as processes:
         runs = processes.map(_run, *zip(*jobs, strict=True))
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-class Node:
+class PaperNode:
     """One set-up, everything that is simulated on it, and the results."""
 
     def __init__(self, setup: Setup, options: argparse.Namespace) -> None:
@@ -193,7 +193,7 @@ class Node:
         yield f"\ntd-pipe, 2 -> 4 GPUs: {whole / half:.2f}x\n"
 
 
-def _run(node: Node, name: str) -> dict[str, Any]:
+def _run(node: PaperNode, name: str) -> dict[str, Any]:
     settings, hardware, num_stages = node.runs()[name]
     options = node.options
     requests = make_workload(f"sharegpt:{options.requests}", seed=options.seed)
@@ -206,7 +206,7 @@ def _run(node: Node, name: str) -> dict[str, Any]:
     )
 
 
-def _beside(nodes: Sequence[Node]) -> str:
+def _beside(nodes: Sequence[PaperNode]) -> str:
     """Our ratios beside the paper's."""
     lines = [
         "\n### Beside the paper\n",

@@ -55,7 +55,7 @@ class World:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SweepOutcome:
     """Output tokens/s of temporal and of the best other policy."""
 
     case: str
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def compare(world: World) -> list[Outcome]:
+def compare(world: World) -> list[SweepOutcome]:
     """temporal against the others in one set-up, for each quality of predictions."""
     requests = make_workload(world.workload, seed=0)
     outcomes, known = [], dict[str, float]()
@@ -103,7 +103,7 @@ def compare(world: World) -> list[Outcome]:
         known = {n: rate for n, rate in rates.items() if POLICIES[n]["policy"] not in PREDICTING}
         mine = rates.pop("temporal")
         best = max(rates, key=lambda name: rates[name])
-        outcomes.append(Outcome(f"{world.label}, {prediction}", mine, best, rates[best]))
+        outcomes.append(SweepOutcome(f"{world.label}, {prediction}", mine, best, rates[best]))
     return outcomes
 
 

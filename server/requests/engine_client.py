@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from server.http.errors import unavailable
 from server.requests.logprobs import unpack
-from server.requests.open_sequence import OpenSequence, Queue
+from server.requests.open_sequence import OpenSequence, QueueTotals
 from server.requests.output_coalescing import Inbox, OutputCoalescer
 from wire.messages import (
     Abort,
@@ -64,8 +64,8 @@ class EngineClient:
         self.stats: Stats | None = None
         self.stats_at = 0.0
         self.ticked_at = time.monotonic()
-        self.queue = Queue()
-        self.low_priority_queue = Queue()
+        self.queue = QueueTotals()
+        self.low_priority_queue = QueueTotals()
         self.num_generated = 0
         self.num_engines_lost = 0
         self.work_at_ready: StageWork | None = None

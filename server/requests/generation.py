@@ -18,7 +18,7 @@ from server.requests.choice import Choice, TextReason
 from server.requests.deadline import Deadline, sooner_of
 from server.requests.engine_client import EngineClient
 from server.requests.logprobs import TokenLogprobs
-from server.requests.open_sequence import OpenSequence, Queue
+from server.requests.open_sequence import OpenSequence, QueueTotals
 from server.requests.plan import Plan
 from server.text.bounded_threads import BoundedThreads
 from server.text.tokenizer import Tokenizer
@@ -183,7 +183,7 @@ class Generation:
             for piece in self.take_pieces():
                 yield piece
 
-    def _queue(self) -> Queue | None:
+    def _queue(self) -> QueueTotals | None:
         if self.plan.offline:
             return None
         client = self._client

@@ -15,7 +15,7 @@ from wire.messages import Finished, Submit
 
 
 @dataclass
-class Queue:
+class QueueTotals:
     """The number of sequences without a first token, and of their prompts' tokens in all."""
 
     num_sequences: int = 0
@@ -52,7 +52,7 @@ class OpenSequence:
         index: int,
         inbox: "Inbox[OpenSequence]",
         prompt_token_ids: Sequence[int] = (),
-        queue: Queue | None = None,
+        queue: QueueTotals | None = None,
     ) -> None:
         """The `index` is its choice's; arrivals are put into the `inbox`."""
         self.submit = submit

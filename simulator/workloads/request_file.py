@@ -7,7 +7,7 @@ import msgspec
 from simulator.workloads.request import Request, WorkloadError
 
 
-class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class RequestLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One line: one of the two prompts; `arrival_s` is in all lines or in none."""
 
     max_tokens: int
@@ -43,7 +43,7 @@ def read_requests(path: Path) -> list[Request]:
 def to_line(request: Request) -> str:
     """The request as a line, without the newline."""
     prompt = request.prompt
-    line = Line(
+    line = RequestLine(
         max_tokens=request.max_tokens,
         prompt=prompt if isinstance(prompt, str) else None,
         prompt_token_ids=None if isinstance(prompt, str) else prompt,
@@ -57,7 +57,7 @@ def to_line(request: Request) -> str:
 
 def _parse(text: bytes, place: str) -> Request:
     try:
-        line = msgspec.json.decode(text, type=Line)
+        line = msgspec.json.decode(text, type=RequestLine)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise WorkloadError(f"{place}: {error}") from error
     prompts = [prompt for prompt in (line.prompt, line.prompt_token_ids) if prompt]

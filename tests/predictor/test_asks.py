@@ -1,7 +1,7 @@
 """The queue: bounded, oldest first, and batches of like length."""
 
 from predictor import asks
-from predictor.asks import OpenAsk, Queue, batches
+from predictor.asks import AskQueue, OpenAsk, batches
 from predictor.checkpoint import Prediction
 from wire.predictor_messages import Answer, Ask
 
@@ -11,7 +11,7 @@ def ask(request_id: int, *prompts: str) -> Ask:
 
 
 def test_asks_leave_in_the_order_of_their_arrival() -> None:
-    queue = Queue()
+    queue = AskQueue()
     assert not queue
     for i in range(3):
         assert queue.add("server", ask(i, "a")) == 0
@@ -22,7 +22,7 @@ def test_asks_leave_in_the_order_of_their_arrival() -> None:
 
 
 def test_in_a_full_queue_the_oldest_asks_are_dropped() -> None:
-    queue = Queue(max_prompts=4)
+    queue = AskQueue(max_prompts=4)
     assert [queue.add("s", ask(i, "a", "b")) for i in range(3)] == [0, 0, 1]
     assert queue.num_prompts == 4
     assert queue.add("s", ask(3, "a", "b", "c")) == 2
@@ -30,14 +30,14 @@ def test_in_a_full_queue_the_oldest_asks_are_dropped() -> None:
 
 
 def test_an_ask_above_the_bound_is_dropped_itself() -> None:
-    queue = Queue(max_prompts=2)
+    queue = AskQueue(max_prompts=2)
     assert queue.add("s", ask(0, "a", "b", "c")) == 1
     assert not queue
     assert queue.num_prompts == 0
 
 
 def test_a_group_takes_whole_asks_until_it_is_full() -> None:
-    queue = Queue()
+    queue = AskQueue()
     prompts = ["a"] * (asks.GROUP_PROMPTS - 1)
     for i in range(3):
         queue.add("s", ask(i, *prompts))

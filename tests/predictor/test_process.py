@@ -15,7 +15,7 @@ import pytest
 from configs import loader
 from configs.schema import Config
 from daemon import child_process
-from predictor.asks import Queue
+from predictor.asks import AskQueue
 from predictor.checkpoint import Prediction, load_predictor
 from predictor.process import LOG_INTERVAL_S, DropCount, serve
 from tests.predictor.world import make_predictor
@@ -44,7 +44,7 @@ def by_length(prompts: list[str]) -> list[Prediction]:
 
 @contextmanager
 def serving(
-    tmp_path: Path, predict: Callable[[list[str]], list[Prediction]], queue: Queue | None = None
+    tmp_path: Path, predict: Callable[[list[str]], list[Prediction]], queue: AskQueue | None = None
 ) -> Iterator[Spoke[Answer]]:
     """A predictor in a thread, and the server's end of the socket."""
     over = threading.Event()
@@ -104,7 +104,7 @@ def test_when_it_is_overfull_the_oldest_asks_are_dropped_and_the_rest_answered(
         assert go_on.wait(PATIENCE_S)
         return by_length(prompts)
 
-    with serving(tmp_path, predict, Queue(max_prompts=3)) as server:
+    with serving(tmp_path, predict, AskQueue(max_prompts=3)) as server:
         server.send(Ask(0, ("a",)))
         assert begun.wait(PATIENCE_S)
         for i in range(1, 11):

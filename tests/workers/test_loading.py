@@ -13,13 +13,13 @@ from configs.schema import Config
 from tests.checkpoints import NUM_LAYERS, make_checkpoint
 from tests.workers.world import CPU
 from workers import loading
-from workers.loading import Place, load
+from workers.loading import StagePlace, load
 from workers.model import stage_model
 from workers.profiling import layer_times, profile_cache
 
 torch.set_num_threads(1)
 
-PLACE = Place(0, 1, CPU, 1)
+PLACE = StagePlace(0, 1, CPU, 1)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wire.messages import Step
-from workers.model.batch import Batch, build
+from workers.model.batch import StepBatch, build
 
 CPU = torch.device("cpu")
 
@@ -68,7 +68,7 @@ class Ground:
             tables.tobytes(),
         )
 
-    def batch(self, shares: list[tuple[History, int]]) -> Batch:
+    def batch(self, shares: list[tuple[History, int]]) -> StepBatch:
         """The same as tensors."""
         return build(self.step(shares), self.block_size, CPU)
 

@@ -22,7 +22,7 @@ class Row:
 
 
 @dataclass(slots=True, frozen=True)
-class Batch:
+class StepBatch:
     """One step on one device."""
 
     token_ids: Tensor  # [1, tokens], int64
@@ -38,7 +38,7 @@ class Batch:
         return self.token_ids.shape[1]
 
 
-def build(step: Step, block_size: int, device: torch.device) -> Batch:
+def build(step: Step, block_size: int, device: torch.device) -> StepBatch:
     """The batch of a step; `Step` describes the arrays."""
     starts = np.frombuffer(step.start_positions, np.int32).astype(np.int64)
     counts = np.frombuffer(step.num_tokens, np.int32).astype(np.int64)
@@ -51,7 +51,7 @@ def build(step: Step, block_size: int, device: torch.device) -> Batch:
     write_slots = np.concatenate([r[s:] for r, s in zip(reads, starts, strict=True)])
     within = np.arange(counts.sum()) - np.repeat(begins, counts)
     samples = np.frombuffer(step.samples, np.uint8).astype(bool)
-    return Batch(
+    return StepBatch(
         token_ids=_tensor(np.frombuffer(step.token_ids, np.int32).astype(np.int64), device)[None],
         position_ids=_tensor(np.repeat(starts, counts) + within, device)[None],
         write_slots=_tensor(write_slots, device),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from configs.schema import Config
 from workers.model.attention import Form, attend_one
-from workers.model.batch import Batch
+from workers.model.batch import StepBatch
 
 # Without a setting, a CPU's stages together take this part of the memory that is free at start-up.
 CPU_MEMORY_PART = 0.4
@@ -66,7 +66,7 @@ class PagedStep:
     """One step's context in the attention layers: where its KV goes and where to read it."""
 
     cache: KvCache
-    batch: Batch
+    batch: StepBatch
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """See `workers.model.attention.Attend`."""

@@ -20,7 +20,7 @@ from server.text.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)
-class _Message:
+class _CollectedMessage:
     """One choice's message so far; streams keep only the parser's state."""
 
     parser: MessageParser
@@ -65,7 +65,7 @@ class ChatRendering:
         self._plan, self._tokenizer = plan, tokenizer
         self._is_plain = parser is None and not plan.returns_tokens
         new_parser = parser or (lambda: MessageParser(None, None))
-        self._messages = [_Message(new_parser()) for _ in range(plan.num_sequences)]
+        self._messages = [_CollectedMessage(new_parser()) for _ in range(plan.num_sequences)]
         self._scores: list[TokenLogprobs] = []
         self._echo = echo
         self._head = self._make_head(fingerprint)
@@ -154,7 +154,7 @@ class ChatRendering:
         nothing = {"logprobs": None, "finish_reason": None}
         return self._frame.choice(choice | nothing | choice, beside)
 
-    def _parse(self, message: _Message, piece: Piece) -> MessageDelta:
+    def _parse(self, message: _CollectedMessage, piece: Piece) -> MessageDelta:
         parsed = message.parser.push(piece.text, is_last=piece.finish_reason is not None)
         return parsed if self._request.include_reasoning else parsed._replace(reasoning="")
 
@@ -169,7 +169,7 @@ class ChatRendering:
     def _logprobs(self, logprobs: list[TokenLogprobs] | tuple[()]) -> dict[str, Any]:
         return {"content": chat_logprobs(logprobs, self._tokenizer.pieces), "refusal": None}
 
-    def _ending(self, message: _Message, piece: Piece) -> dict[str, Any]:
+    def _ending(self, message: _CollectedMessage, piece: Piece) -> dict[str, Any]:
         if piece.finish_reason is None:
             return {}
         calls = message.parser.num_calls and piece.finish_reason == "stop"
@@ -186,7 +186,7 @@ class ChatRendering:
             delta["tool_calls"] = [_call_delta(part) for part in parsed.calls]
         return delta
 
-    def _choice(self, index: int, message: _Message) -> dict[str, Any]:
+    def _choice(self, index: int, message: _CollectedMessage) -> dict[str, Any]:
         content, reasoning = "".join(message.content), "".join(message.reasoning)
         content = self._echo + content
         answer: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from server.openai.fields.completion import CompletionRequest
-from server.openai.rendering.logprobs import CompletionLogprobs, prompt_logprobs
+from server.openai.rendering.logprobs import CompletionLogprobsBuilder, prompt_logprobs
 from server.openai.rendering.sse import EventFrame
 from server.requests.choice import TextReason
 from server.requests.generation import Piece
@@ -50,7 +50,7 @@ class CompletionRendering:
         # An echo with log-probabilities or token ids is rendered with the choice's first piece.
         self._echoes_late = bool(echoes) and not self._is_plain
         self._begun: set[int] = set()
-        self._logprobs: dict[int, CompletionLogprobs] = {}
+        self._logprobs: dict[int, CompletionLogprobsBuilder] = {}
         self._head = {
             "id": self.reply_id,
             "object": "text_completion",
@@ -144,7 +144,7 @@ class CompletionRendering:
         extras: dict[str, Any] = {}
         if request.logprobs is not None:
             own = tokenizer.detokenizer(skip_special_tokens=self._plan.skip_special_tokens)
-            logprobs = CompletionLogprobs(self._name, request.logprobs, own)
+            logprobs = CompletionLogprobsBuilder(self._name, request.logprobs, own)
             self._logprobs[index] = logprobs
             if self._echoes:
                 # Special tokens are in the text of a prompt that was given as tokens.

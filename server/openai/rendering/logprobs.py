@@ -12,7 +12,7 @@ from server.text.token_pieces import TokenPieces
 _encode = msgspec.json.Encoder().encode
 
 
-class CompletionLogprobs:
+class CompletionLogprobsBuilder:
     """The `logprobs` of one choice of a completion, as far as its tokens have come.
 
     A token's offset is where its text begins in the choice's text; tokens that form one character

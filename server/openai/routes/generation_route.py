@@ -14,8 +14,8 @@ from server.http.drain import Drain
 from server.http.errors import ApiError
 from server.http.openapi import BODY_FAILURES, failures, streams, takes
 from server.metrics import Metrics
-from server.openai.routes.answer import Answer
 from server.openai.routes.endpoint import Endpoint
+from server.openai.routes.generation_response import GenerationResponse
 
 
 class GenerationRoute:
@@ -77,7 +77,7 @@ class GenerationRoute:
             except ClientDisconnect:
                 self._metrics.requests.labels("disconnect").inc()
                 raise
-            return Answer(
+            return GenerationResponse(
                 self._endpoint,
                 body,
                 body_memory.pop_all(),

@@ -22,19 +22,19 @@ from server.requests.engine_client import SILENCE_S, EngineClient
 _TEXT = {"text/plain": {"schema": {"type": "string"}}}
 
 
-class Heartbeat(BaseModel):
+class ProcessHealth(BaseModel):
     """The age of a process's last heartbeat."""
 
     heartbeat_age_s: float | None
 
 
-class EngineHealth(Heartbeat):
+class EngineHealth(ProcessHealth):
     """The engine, and whether it schedules requests."""
 
     ready: bool
 
 
-class StageHealth(Heartbeat):
+class StageHealth(ProcessHealth):
     """One stage."""
 
     stage: int
@@ -46,7 +46,7 @@ class Health(BaseModel):
 
     status: str = Field(description="ok, draining, or what is missing")
     reason: str | None = Field(description="the cause, where it is known")
-    server: Heartbeat
+    server: ProcessHealth
     engine: EngineHealth
     stages: list[StageHealth]
 

@@ -18,7 +18,7 @@ from configs.schema import Config
 from tests.checkpoints import FAMILIES, NUM_LAYERS, VOCABULARY, make_checkpoint
 from tests.workers.world import CPU, Ground, History
 from workers.model.attention import UnsupportedModelError
-from workers.model.batch import Batch
+from workers.model.batch import StepBatch
 from workers.model.kv_cache import KvCache, LayerShape, PagedStep, Probe
 from workers.model.layer_split import PartitionError
 from workers.model.stage_model import StageModel, describe, load, split
@@ -71,7 +71,7 @@ def make_caches(stages: list[StageModel], ground: Ground) -> list[KvCache]:
     return caches
 
 
-def forward(stages: list[StageModel], caches: list[KvCache], batch: Batch) -> Tensor:
+def forward(stages: list[StageModel], caches: list[KvCache], batch: StepBatch) -> Tensor:
     """One step through all stages."""
     passed = batch.token_ids
     for stage, cache in zip(stages, caches, strict=True):
@@ -83,7 +83,7 @@ def forward(stages: list[StageModel], caches: list[KvCache], batch: Batch) -> Te
     return passed
 
 
-def mixed_steps(ground: Ground) -> Iterator[tuple[list[History], Batch]]:
+def mixed_steps(ground: Ground) -> Iterator[tuple[list[History], StepBatch]]:
     """Prefill, chunks and decodes side by side; yields the sampling sequences, and the batch."""
     tokens = random.Random(3)
 

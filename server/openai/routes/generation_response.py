@@ -28,7 +28,7 @@ _OUTCOMES = {408: "timeout", 500: "error"}
 logger = logging.getLogger("tdpipe")
 
 
-class Answer(Response):
+class GenerationResponse(Response):
     """The answer of an endpoint to one body.
 
     `body_memory` is left once the request is prepared; its body is then no longer needed. Raises

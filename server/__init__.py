@@ -1,1 +1,1 @@
-"""The server: the HTTP door, which speaks the OpenAI protocol and text."""
+"""The server: HTTP, the OpenAI protocol and text."""

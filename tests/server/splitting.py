@@ -1,4 +1,4 @@
-"""Cutting a text into pieces, as a model's tokens would."""
+"""Splitting a text into pieces, as a model's tokens would."""
 
 from itertools import pairwise
 

@@ -44,9 +44,9 @@ def test_a_stream_bears_it_too(daemon: Daemon) -> None:
 def test_an_id_that_is_not_fit_is_replaced(daemon: Daemon, given: str) -> None:
     headers = [("x-request-id", given.encode())]
     response = daemon.http.get(f"{daemon.url}/v1/models", headers=headers)
-    (told,) = response.headers.get_list("x-request-id")
-    assert told != given
-    assert len(told) == 32
+    (returned,) = response.headers.get_list("x-request-id")
+    assert returned != given
+    assert len(returned) == 32
 
 
 def test_ids_of_our_own_differ(daemon: Daemon) -> None:
@@ -69,11 +69,11 @@ def test_a_request_is_a_line_and_probes_are_none(
         daemon.complete(stream=True)
         daemon.get("/a%0Ab")
         daemon.wait_until(lambda: len(lines(caplog)) == 3)
-    told = [record.getMessage() for record in lines(caplog)]
-    heads = {line.rsplit(" ", 2)[0] for line in told}
+    returned = [record.getMessage() for record in lines(caplog)]
+    heads = {line.rsplit(" ", 2)[0] for line in returned}
     assert heads == {"GET /v1/models 200", "POST /v1/completions 200", "GET /a%0Ab 404"}
-    assert told[0].endswith("s mine")
-    assert not any("secret" in line for line in told)
+    assert returned[0].endswith("s mine")
+    assert not any("secret" in line for line in returned)
 
 
 def test_a_line_in_json_has_its_parts_as_keys(
@@ -163,6 +163,6 @@ def test_requests_are_logged_only_when_asked_and_never_with_their_text(
     assert text.startswith(f"{answer.headers['x-request-id']} {answer.json()['id']} ")
     assert "max_tokens=9" in text
     assert "temperature=0" in text
-    told = JsonFormatter("server").format(line)
-    assert json.loads(told)["stop_strings"] == 1
-    assert not any(word in told for word in ("secret", "another", "answer"))
+    returned = JsonFormatter("server").format(line)
+    assert json.loads(returned)["stop_strings"] == 1
+    assert not any(word in returned for word in ("secret", "another", "answer"))

@@ -1,4 +1,4 @@
-"""API keys: nobody comes in without one, and none is ever told."""
+"""API keys: no request is answered without one, and none is ever revealed."""
 
 import logging
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ KEYS = ["first-key", "second-key"]
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A server that wants a key."""
+    """A server that requires a key."""
     folder = tmp_path_factory.mktemp("locked")
     with serving(folder, saying("hello"), api_key=KEYS) as daemon:
         yield daemon

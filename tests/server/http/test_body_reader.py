@@ -1,4 +1,4 @@
-"""The intake: what comes in at one time is bounded in all, and free again in any case."""
+"""The request-body memory limit: bodies being read are bounded in all, and always released."""
 
 import gc
 import socket
@@ -93,7 +93,7 @@ def test_the_loop_turns_between_the_reading_of_large_bodies(
 
 
 class Watched(bytes):
-    """A body that tells of its end."""
+    """A body that records its end."""
 
     num_alive = 0
 

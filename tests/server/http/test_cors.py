@@ -1,4 +1,4 @@
-"""CORS: who may ask from another origin's page, and what the others read."""
+"""CORS: which origins' pages may send requests, and how others are refused."""
 
 from pathlib import Path
 

@@ -79,7 +79,7 @@ def test_a_stream_keeps_its_text_and_ends_with_the_error(tmp_path: Path) -> None
 
 
 class Slow(Tokenizer):
-    """Reads a prompt when it is told to."""
+    """Reads a prompt on request."""
 
     def __init__(self) -> None:
         super().__init__(byte_level_tokenizer())

@@ -48,16 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             # A fresh measurement each time, unless the caller has a folder for it.
             config = loader.load(rest)
-            if "data_dir" not in config.model_fields_set:
-                config = config.model_copy(update={"data_dir": Path(temporary) / "data"})
-            logs.set_up("costs", config)
+            if "data_dir" not in config.runtime.model_fields_set:
+                config = config.replaced(data_dir=Path(temporary) / "data")
+            logs.set_up("costs", config.logs)
             with Driver(config) as driver:
                 limits = Limits(
-                    config.max_num_batched_tokens,
+                    config.scheduler.max_num_batched_tokens,
                     options.max_rows,
                     min(driver.max_model_len, options.max_context),
                     driver.cache_tokens,
-                    config.block_size,
+                    config.cache.block_size,
                 )
                 measured = run(driver, limits, options.learn + options.steps, options.seed)
                 costs = [ready.costs for ready in driver.ready]

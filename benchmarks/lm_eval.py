@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.daemon_run import serving
-from configs.schema import DEMO_MODEL
+from configs.model import DEMO_MODEL
 from demo.tasks import Task, held_out
 
 NUM_CHOICES = 4

@@ -19,7 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.daemon_run import log_of, measure
-from configs.schema import DEMO_MODEL, EngineConfig
+from configs.config import EngineConfig
+from configs.model import DEMO_MODEL
 from engine.trace.journal import entries
 from simulator.command import summarise
 from simulator.simulation import Arrival, Node, simulate
@@ -87,7 +88,7 @@ def make_random_llama(folder: Path) -> Path:
 
 def simulate_beside(settings: Mapping[str, str], journal: Path) -> dict[str, Any]:
     """The same requests in the simulator, with the costs that these stages reported."""
-    config = EngineConfig.model_validate({"pipeline_parallel_size": NUM_STAGES, **settings})
+    config = EngineConfig.of(**{"pipeline_parallel_size": NUM_STAGES, **settings})
     ready = [e.event for e in entries(journal) if isinstance(e.event, StageReady)]
     costs: tuple[StageCosts, ...] = tuple(stage.costs for stage in ready)
     node = Node(costs, min(stage.num_blocks for stage in ready), 2048)
@@ -96,7 +97,7 @@ def simulate_beside(settings: Mapping[str, str], journal: Path) -> dict[str, Any
             0.0,
             len(request.prompt),
             request.max_tokens,
-            min(request.max_tokens, config.predicted_output_len),
+            min(request.max_tokens, config.scheduler.predicted_output_len),
             offline=False,
         )
         for request in make_workload(WORKLOAD, scale=SCALE)

@@ -46,9 +46,11 @@ def main(folder: Path, step_s: float) -> None:
     """Run until killed."""
     child_process.tie_to_parent()
     config = loader.load_saved(folder)
-    num_stages = config.pipeline_parallel_size
+    num_stages = config.pipeline.pipeline_parallel_size
     stages = [
-        Spoke[ToStage](config.stage_address, f"stage-{stage}", ToStage, config.secret)
+        Spoke[ToStage](
+            config.runtime.stage_address, f"stage-{stage}", ToStage, config.runtime.secret
+        )
         for stage in range(num_stages)
     ]
     for stage, spoke in enumerate(stages):

@@ -26,7 +26,8 @@ from benchmarks.load.exchange import Address, exchange, fetch
 from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.scripted_stages import token_at
 from configs import loader
-from configs.schema import DEMO_MODEL, Config
+from configs.config import Config
+from configs.model import DEMO_MODEL
 from daemon import child_process
 
 PROMPT = [5] * 8
@@ -58,8 +59,8 @@ def serving(num_stages: int, step_ms: float, **settings: object) -> Iterator[Ser
     """All processes for the length of the block. Raises OSError when they do not start."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tdpipe-cost-")))
-        config = Config.model_validate(
-            {
+        config = Config.of(
+            **{
                 "runtime_dir": folder,
                 "data_dir": folder / "data",
                 "port": 0,

@@ -30,7 +30,7 @@ from client.offline import OfflineEngine
 from client.request_output import CompletionOutput, RequestOutput
 from client.sampling_params import SamplingParams
 from configs import loader
-from configs.schema import DEMO_MODEL
+from configs.model import DEMO_MODEL
 from server.endpoints import Endpoints
 from server.http.errors import ApiError
 from server.openai.fields.conversation import ChatMessage, Conversation
@@ -162,7 +162,7 @@ class LLM:
     async def _ask(self, prompt: str | list[int], params: SamplingParams) -> RequestOutput:
         assert self._endpoints is not None
         body = params.fields() | {
-            "model": self._config.name,
+            "model": self._config.model.name,
             "prompt": prompt,
             "return_token_ids": True,
         }

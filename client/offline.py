@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from configs.schema import Config
+from configs.config import Config
 from daemon.checkpoint import check_model_path
 from daemon.children import POLL_INTERVAL_S, Children, GivingUpError
 from daemon.runtime_folder import FolderTakenError, runtime_folder
@@ -50,7 +50,7 @@ class OfflineEngine:
 
     async def __aenter__(self) -> Self:
         """Start, and wait until the engine is ready. Raises `OfflineEngineError`."""
-        problem = check_model_path(self.config.model)
+        problem = check_model_path(self.config.model.model)
         if problem is not None:
             raise OfflineEngineError(problem)
         async with self._stack as stack:
@@ -105,17 +105,24 @@ class OfflineEngine:
     async def _start(self, stack: AsyncExitStack) -> None:
         # The processes are forked here, where tokenizers may have used threads before.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        children = Children(self.config, ("engine", "stages"))
+        children = Children(
+            self.config.pipeline,
+            self.config.predictor,
+            self.config.runtime.folder,
+            ("engine", "stages"),
+        )
         # Not on the event loop: stopping waits for them, while the client still sends messages.
         stack.push_async_callback(asyncio.to_thread, children.stop)
         children.start()
         self.client = EngineClient(
-            self.config.server_address,
-            patience_s=self.config.stage_start_timeout,
-            secret=self.config.secret,
+            self.config.runtime.server_address,
+            patience_s=self.config.pipeline.stage_start_timeout,
+            secret=self.config.runtime.secret,
         )
         self.metrics = Metrics(EngineCollector(self.client))
-        self.predictor = LengthPredictor(self.config, self.metrics)
+        self.predictor = LengthPredictor(
+            self.config.predictor, self.config.runtime, self.config.model.name, self.metrics
+        )
         for work in (_watch(children), self.client.run(), self.predictor.run()):
             task = asyncio.create_task(work)
             stack.push_async_callback(_end, task)
@@ -124,8 +131,8 @@ class OfflineEngine:
     async def _wait_ready(self) -> None:
         """Load the tokenizer while the stages load their weights, then wait for the engine."""
         try:
-            self.tokenizer = await asyncio.to_thread(load_tokenizer, self.config)
-            check_predictor(self.config, self.tokenizer)
+            self.tokenizer = await asyncio.to_thread(load_tokenizer, self.config.model)
+            check_predictor(self.config.predictor, self.config.model, self.tokenizer)
         except (TokenizerError, PredictorMismatchError) as error:
             raise OfflineEngineError(str(error)) from error
         await self.client.wait_ready()

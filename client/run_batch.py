@@ -21,7 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from client.offline import OfflineEngine, OfflineEngineError
 from configs import loader
-from configs.schema import Config
+from configs.config import Config
 from daemon import logs
 from server.batches.storage.answer_writer import AnswerWriter
 from server.batches.storage.answers import DamagedAnswersError, LineAnswer, check_is_answers
@@ -53,8 +53,8 @@ def main(argv: Sequence[str]) -> int:
         config = loader.load(flags)
         num_requests = _check_input(files.input, config)
         with _locked(files.input, files.output):
-            logs.set_up("tdpipe", config)
-            if not config.trust_remote_code:
+            logs.set_up("tdpipe", config.logs)
+            if not config.model.trust_remote_code:
                 keep_torch_out()
             return _answer(BatchRun(config, files.input, files.output, num_requests))
     except (loader.ConfigError, UnusableFileError) as error:
@@ -123,7 +123,7 @@ class BatchRun:
             initial=initial,
             unit="request",
             mininterval=interval_s,
-            disable=self._config.log_format == "json",
+            disable=self._config.logs.log_format == "json",
         )
 
         def advance() -> None:
@@ -178,7 +178,7 @@ def _check_input(path: Path, config: Config) -> int:
     """The number of its requests. Raises `UnusableFileError`."""
     if path.exists() and not path.is_file():
         raise UnusableFileError(f"{path} is not a regular file, which is needed to read it twice")
-    rules = Rules(PATHS, set(config.names), config.max_body_bytes)
+    rules = Rules(PATHS, set(config.model.names), config.server.limits.max_body_bytes)
     validation = Validation(path, rules, sys.maxsize)
     try:
         validation.run()

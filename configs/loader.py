@@ -1,41 +1,41 @@
 """The loader: flags over environment over YAML over defaults, and errors that name the key."""
 
+import argparse
 import difflib
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    CliPositionalArg,
-    CliSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic import ValidationError
 
-from configs.front_door import SECRETS
-from configs.part import ENV_PREFIX
-from configs.schema import DEMO_MODEL, Config
+from configs.command_line import flag_of, make_parser
+from configs.config import Config
+from configs.part import ENV_PREFIX, flat_name, groups_of, paths_of
 
-PIPELINE_FLAG = "--pipeline-parallel-size"
 RESOLVED = "config.json"
+SECRETS = frozenset(
+    key
+    for _, fields in groups_of(Config)
+    for key, field in fields.items()
+    if "SecretStr" in repr(field.annotation)
+)
 
 
 class ConfigError(Exception):
     """A setting is unknown or wrong; the text is one line for the user."""
 
 
-def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Config:
+def load(
+    argv: Sequence[str], environ: Mapping[str, str] | None = None, *, version: str = ""
+) -> Config:
     """The settings of `tdpipe serve ARGV`.
 
     Raises `ConfigError` in one line that names the key and what is allowed; prints the help and
-    exits on `--help`.
+    exits on `--help`, and the `version` on `--version`.
     """
-    flags = _read_flags(argv)
+    flags = _read_flags(argv, version)
     variables = _read_environment(os.environ if environ is None else environ)
     from_variable = variables.pop("config", None)
     path = flags.pop("config", from_variable)
@@ -43,9 +43,16 @@ def load(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Confi
 
 
 def validate(values: Mapping[str, Any]) -> Config:
-    """The settings with these values, the rest by default. Raises `ConfigError` in one line."""
+    """The settings with these values by flat names, the rest by default.
+
+    Raises `ConfigError` in one line.
+    """
+    keys = paths_of(Config)
+    for key in values:
+        if key not in keys:
+            raise ConfigError(_unknown("setting", key, keys))
     try:
-        return Config.model_validate(values)
+        return Config.of(**values)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
 
@@ -65,57 +72,33 @@ def load_saved(folder: Path) -> Config:
 
 def non_default(config: Config) -> dict[str, Any]:
     """The settings that differ from their defaults, as JSON-ready values; secrets are starred."""
-    default = Config().model_dump(mode="json")
-    return {k: v for k, v in config.model_dump(mode="json").items() if v != default[k]}
+    default = Config().flat("json")
+    return {key: value for key, value in config.flat("json").items() if value != default[key]}
 
 
-class _Flags(Config, BaseSettings):
-    """Serve a model over an OpenAI-compatible HTTP API through a pipeline of stages."""
-
-    model_config = SettingsConfigDict(
-        cli_prog_name="tdpipe serve",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_exit_on_error=False,
-    )
-
-    model: CliPositionalArg[str] = Field(
-        str(DEMO_MODEL),
-        description="folder or Hugging Face hub id of a checkpoint [the demo model]",
-    )
-    config: Path | None = Field(None, description="YAML file with any of these settings")
-
-
-def _read_flags(argv: Sequence[str]) -> dict[str, Any]:
-    arguments = [re.sub(r"^-pp(=|$)", rf"{PIPELINE_FLAG}\1", word) for word in argv]
+def _read_flags(argv: Sequence[str], version: str) -> dict[str, Any]:
     try:
-        return dict(CliSettingsSource[Any](_Flags, cli_parse_args=arguments)())
-    except SettingsError as error:
-        message = str(error).removeprefix("error parsing CLI: ")
-        unknown = re.search(r"unrecognized arguments: (\S+)", message)
-        if unknown and not unknown[1].startswith("-"):
-            message = f"one MODEL is served at a time; what is {unknown[1]}?"
-        elif unknown and unknown[1].split("=")[0] == "--model":
-            message = "unknown flag --model; MODEL comes first and without a flag"
-        elif unknown:
-            flags = [f"--{key.replace('_', '-')}" for key in _Flags.model_fields if key != "model"]
-            flag = unknown[1].split("=")[0]  # what follows may be a secret
-            message = f"unknown flag {flag}; {_allowed(flag, flags)}"
-        raise ConfigError(message) from error
+        given, unknown = make_parser(version).parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise ConfigError(str(error)) from error
+    if unknown:
+        flag = unknown[0].split("=")[0]  # what follows may be a secret
+        if not flag.startswith("-"):
+            raise ConfigError(f"one MODEL is served at a time; what is {unknown[0]}?")
+        if flag == "--model":
+            raise ConfigError("unknown flag --model; MODEL comes first and without a flag")
+        flags = [flag_of(key) for key in (*paths_of(Config), "config") if key != "model"]
+        raise ConfigError(_unknown("flag", flag, flags))
+    return vars(given)
 
 
 def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    values = {}
-    for variable, value in environ.items():
-        if not variable.startswith(ENV_PREFIX):
-            continue
-        key = variable.removeprefix(ENV_PREFIX).lower()
-        if key not in _Flags.model_fields:
-            known = [ENV_PREFIX + field.upper() for field in _Flags.model_fields]
-            raise ConfigError(f"unknown variable {variable}; {_allowed(variable, known)}")
-        values[key] = value
-    return values
+    variables = {f"{ENV_PREFIX}{key.upper()}": key for key in (*paths_of(Config), "config")}
+    ours = [name for name in environ if name.startswith(ENV_PREFIX)]
+    for name in ours:
+        if name not in variables:
+            raise ConfigError(_unknown("variable", name, variables))
+    return {variables[name]: environ[name] for name in ours}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -127,10 +110,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold `key: value` lines, not a {type(values).__name__}")
+    keys = paths_of(Config)
     for key in values:
-        if str(key).replace("-", "_") not in Config.model_fields:
-            allowed = _allowed(str(key), Config.model_fields)
-            raise ConfigError(f"unknown key {key} in {path}; {allowed}")
+        if str(key).replace("-", "_") not in keys:
+            raise ConfigError(_unknown("key", str(key), keys, f" in {path}"))
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 
@@ -141,17 +124,16 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _allowed(wrong: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    near = difflib.get_close_matches(wrong, names, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"{hint}allowed: {', '.join(names)}"
+def _unknown(what: str, name: str, known: Iterable[str], where: str = "") -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"unknown {what} {name}{where}{hint} (see tdpipe serve --help)"
 
 
 def _explain(error: ValidationError) -> str:
     problems = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"][:1])
+        key = flat_name(Config, problem["loc"])
         text = problem["msg"].removeprefix("Value error, ")
         given = f", not {problem['input']!r}" if key and key not in SECRETS else ""
         problems.append(f"{key}: {text}{given}" if key else text)

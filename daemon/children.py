@@ -12,9 +12,11 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
-from configs.schema import Config
+from configs.pipeline import PipelineConfig
+from configs.scheduler import PredictorConfig
 from daemon import child_process
 from daemon.restarts import Restarts
 from daemon.watchdog_file import Watchdog
@@ -37,22 +39,28 @@ class GivingUpError(Exception):
 
 
 class Children:
-    """The processes of one runtime folder, which is locked and holds `config`.
+    """The processes of one runtime folder, which is locked and holds the settings.
 
     Start and restart them from a thread that exists as long as they do: Linux ends a child with the
     thread that has started it.
     """
 
-    def __init__(self, config: Config, names: Sequence[Name]) -> None:
-        self._config = config
+    def __init__(
+        self,
+        pipeline: PipelineConfig,
+        predictor: PredictorConfig,
+        folder: Path,
+        names: Sequence[Name],
+    ) -> None:
+        self._config, self._folder = pipeline, folder
         self._names = [*names]
-        if config.predictor_folder is not None:
+        if predictor.predictor_folder is not None:
             self._names.append("predictor")
         self._processes: dict[Name, subprocess.Popen[bytes]] = {}
         self._watchdogs: dict[Name, Watchdog] = {}
         self._num_incarnations: Counter[Name] = Counter()
-        self._restarts = Restarts(config)
-        self._predictor_restarts = Restarts(config)
+        self._restarts = Restarts(pipeline)
+        self._predictor_restarts = Restarts(pipeline)
 
     def start(self) -> None:
         """Start all, without waiting for any of them."""
@@ -68,7 +76,7 @@ class Children:
 
         Call it every `POLL_INTERVAL_S`. The process that is `ending` is ignored.
         """
-        failure = child_process.reported_failure(self._config.folder)
+        failure = child_process.reported_failure(self._folder)
         if failure is not None:
             raise GivingUpError(failure)
         for name, child in list(self._processes.items()):
@@ -78,11 +86,11 @@ class Children:
             code = child.poll()
             if code is None:
                 continue
-            if name == "predictor" and child_process.reported_failure(self._config.folder) is None:
+            if name == "predictor" and child_process.reported_failure(self._folder) is None:
                 self._restart_predictor(code)
                 continue
             # The child may have reported its failure between the two checks.
-            cause = child_process.reported_failure(self._config.folder)
+            cause = child_process.reported_failure(self._folder)
             reason = cause or self._why_not_restart(name, code)
             if reason is not None:
                 raise GivingUpError(reason)
@@ -113,14 +121,14 @@ class Children:
     def _start(self, name: Name) -> None:
         silence_s = PATIENCE_S.get(name, self._config.heartbeat_timeout)
         self._watchdogs[name] = Watchdog(
-            self._config.folder,
+            self._folder,
             name,
             POLL_INTERVAL_S,
             silence_s,
             self._config.stage_start_timeout,
         )
         module = "workers" if name == "stages" else name
-        arguments = [str(self._config.folder)]
+        arguments = [str(self._folder)]
         if name != "server":  # which is never restarted
             arguments.append(str(self._num_incarnations[name]))
             self._num_incarnations[name] += 1

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal, TextIO
 
-from configs.front_door import LogConfig
+from configs.runtime import LogConfig
 
 # The fields of an access log line beside its message, as attributes of its record.
 FIELDS = "fields"

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from configs.schema import Config
+from configs.config import Config
+from configs.pipeline import PipelineConfig
 
 # A process's own: libraries, sockets, logs, caches of the tokenizer.
 SPARE_FILES = 256
@@ -32,14 +33,13 @@ def raise_open_files() -> None:
 
 def shortages(config: Config) -> Iterator[str]:
     """The resources that these settings may need and the system lacks, a line each."""
-    yield from _open_files(config)
-    yield from _shared_memory(config)
-    yield from _disk(config)
+    yield from _open_files(config.server.limits.max_num_queued_reqs + config.engine.max_live)
+    yield from _shared_memory(config.pipeline)
+    yield from _disk(config.runtime.data_dir, config.batches.max_file_bytes)
 
 
-def _open_files(config: Config) -> Iterator[str]:
+def _open_files(clients: int) -> Iterator[str]:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    clients = config.max_num_queued_reqs + config.max_live(config.pipeline_parallel_size)
     needed = clients + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
         yield (
@@ -49,7 +49,7 @@ def _open_files(config: Config) -> Iterator[str]:
         )
 
 
-def _shared_memory(config: Config) -> Iterator[str]:
+def _shared_memory(config: PipelineConfig) -> Iterator[str]:
     """Only NCCL needs it, that is several stages with a GPU each."""
     num_stages = config.pipeline_parallel_size
     if config.device == "cpu" or num_stages < 2 or not NVIDIA_DRIVER.exists():
@@ -64,12 +64,12 @@ def _shared_memory(config: Config) -> Iterator[str]:
         )
 
 
-def _disk(config: Config) -> Iterator[str]:
-    free = _free_bytes(config.data_dir)
-    if free < config.max_file_bytes:
+def _disk(data_dir: Path, max_file_bytes: int) -> Iterator[str]:
+    free = _free_bytes(data_dir)
+    if free < max_file_bytes:
         yield (
-            f"{config.data_dir} (data_dir) has {free >> 20} MiB free, less than one upload may "
-            f"have (max_file_bytes, {config.max_file_bytes >> 20} MiB): files and batches may fail"
+            f"{data_dir} (data_dir) has {free >> 20} MiB free, less than one upload may "
+            f"have (max_file_bytes, {max_file_bytes >> 20} MiB): files and batches may fail"
         )
 
 

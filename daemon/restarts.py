@@ -3,7 +3,7 @@
 import time
 from collections import deque
 
-from configs.schema import PipelineConfig
+from configs.pipeline import PipelineConfig
 
 
 class Restarts:

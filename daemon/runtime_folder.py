@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from configs import loader
-from configs.schema import Config
+from configs.config import Config
 from daemon import child_process
 
 PID_FILE = "pid"
@@ -30,20 +30,20 @@ def runtime_folder(config: Config) -> Iterator[Config]:
     It also holds the id of this process, for signals. Without a setting, the folder is a temporary
     one. Raises `FolderTakenError`.
     """
-    folder = config.runtime_dir or Path(tempfile.mkdtemp(prefix="tdpipe-"))
+    folder = config.runtime.runtime_dir or Path(tempfile.mkdtemp(prefix="tdpipe-"))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _keep_others_out(folder)
     opened = os.open(folder, os.O_RDONLY)
     try:
         _lock(opened, folder)
-        placed = config.model_copy(update={"runtime_dir": folder})
+        placed = config.replaced(runtime_dir=folder)
         (folder / child_process.FAILURE).unlink(missing_ok=True)
         loader.save(placed, folder)
         (folder / PID_FILE).write_text(f"{os.getpid()}\n")
         yield placed
     finally:
         os.close(opened)
-        if config.runtime_dir is None:
+        if config.runtime.runtime_dir is None:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 
 from configs import loader
-from configs.schema import Config
+from configs.config import Config
 from daemon import child_process, log_file, logs, resource_limits
 from daemon.checkpoint import check_model_path
 from daemon.children import POLL_INTERVAL_S, STOP_TIMEOUT_S, Children, GivingUpError
@@ -29,22 +29,22 @@ log = logging.getLogger("tdpipe")
 def main(argv: Sequence[str]) -> int:
     """`tdpipe serve ARGV`; returns the exit code."""
     try:
-        config = loader.load(argv)
+        config = loader.load(argv, version=VERSION)
     except loader.ConfigError as error:
         print(f"tdpipe: error: {error}", file=sys.stderr)  # noqa: T201 - no log is set up yet
         return 2
     try:
-        terminal = log_file.begin(config.log_file) if config.log_file else None
+        terminal = log_file.begin(config.logs.log_file) if config.logs.log_file else None
     except log_file.LogFileError as error:
         print(f"tdpipe: error: {error}", file=sys.stderr)  # noqa: T201 - as above
         return 2
-    logs.set_up("tdpipe", config, terminal)
+    logs.set_up("tdpipe", config.logs, terminal)
     changed = json.dumps(loader.non_default(config))
     log.info("tdpipe %s, settings that differ from the defaults: %s", VERSION, changed)
     resource_limits.raise_open_files()
     for shortage in resource_limits.shortages(config):
         log.warning("%s", shortage)
-    problem = check_model_path(config.model)
+    problem = check_model_path(config.model.model)
     if problem is not None:
         log.error("%s", problem)
         return 1
@@ -61,7 +61,12 @@ class Supervisor:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._children = Children(config, ("server", "engine", "stages"))
+        self._children = Children(
+            config.pipeline,
+            config.predictor,
+            config.runtime.folder,
+            ("server", "engine", "stages"),
+        )
         self._signals = 0
 
     def run(self) -> int:
@@ -69,7 +74,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._take_signal)
         # SIGHUP reopens a log file (`daemon.log_file`), and nohup's ignored SIGHUP stays ignored.
-        if not self._config.log_file and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        if not self._config.logs.log_file and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             signal.signal(signal.SIGHUP, self._take_signal)
         failure: str | None = None
         try:
@@ -81,7 +86,7 @@ class Supervisor:
         except GivingUpError as error:
             failure = str(error)
             # The server sends it to all clients with an open request.
-            child_process.report_failure(self._config.folder, failure)
+            child_process.report_failure(self._config.runtime.folder, failure)
         finally:
             self._children.stop()
         if failure is None:
@@ -97,10 +102,16 @@ class Supervisor:
 
     def _drain(self) -> None:
         """Let the server finish its open requests; a second signal ends it at once."""
-        log.info("draining: open requests may finish for %g s", self._config.shutdown_timeout)
+        log.info(
+            "draining: open requests may finish for %g s",
+            self._config.server.limits.shutdown_timeout,
+        )
         server = self._children.process("server")
         server.terminate()
-        num_passed, deadline = 1, time.monotonic() + self._config.shutdown_timeout + STOP_TIMEOUT_S
+        num_passed, deadline = (
+            1,
+            time.monotonic() + self._config.server.limits.shutdown_timeout + STOP_TIMEOUT_S,
+        )
         while server.poll() is None and time.monotonic() < deadline:
             if self._signals > num_passed:
                 log.info("second signal: ending at once")

@@ -21,10 +21,10 @@ def main() -> int:
     log_file.follow()
     folder = Path(sys.argv[1])
     config = loader.load_saved(folder)
-    logs.set_up("engine", config)
+    logs.set_up("engine", config.logs)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        with Loop(config, incarnation=int(sys.argv[2])) as loop:
+        with Loop(config.engine, config.runtime, incarnation=int(sys.argv[2])) as loop:
             loop.run()
     except (EngineFailedError, ImpossibleSettingsError, zmq.ZMQError, OSError) as error:
         child_process.report_failure(folder, str(error))

@@ -17,7 +17,8 @@ import msgspec
 import numpy as np
 import zmq
 
-from configs.schema import Config
+from configs.config import EngineConfig
+from configs.runtime import RuntimeConfig
 from daemon.gc_tuning import GcTuning
 from daemon.restarts import Restarts
 from daemon.watchdog_file import INTERVAL_S, WatchdogFile
@@ -72,8 +73,8 @@ class Loop:
     existing journal is continued, and the trace gets a new file (`NAME.2.json` for incarnation 1).
     """
 
-    def __init__(self, config: Config, incarnation: int = 0) -> None:
-        self._config = config
+    def __init__(self, config: EngineConfig, runtime: RuntimeConfig, incarnation: int = 0) -> None:
+        self._pipeline, self._folder = config.pipeline, runtime.folder
         self._scheduler = Scheduler(config)
         self._engine = time.time_ns()
         self._began_at = time.monotonic()
@@ -85,35 +86,35 @@ class Loop:
         self._hello = 0
         self._trouble = ""
         self._outbox: list[ToServer] = []
-        same_host = config.stage_address.startswith("ipc://")
-        self._restarts = Restarts(config)
+        same_host = runtime.stage_address.startswith("ipc://")
+        self._restarts = Restarts(config.pipeline)
         self._watch = StageWatch(
-            config.pipeline_parallel_size,
+            config.pipeline.pipeline_parallel_size,
             STATS_INTERVAL_S,
-            config.heartbeat_timeout,
-            config.heartbeat_timeout + config.distributed_timeout_seconds,
+            config.pipeline.heartbeat_timeout,
+            config.pipeline.heartbeat_timeout + config.pipeline.distributed_timeout_seconds,
             same_host=same_host,
         )
         with ExitStack() as stack:
             self._server: Hub[FromServer] = stack.enter_context(
-                Hub(config.server_address, FromServer, config.secret)
+                Hub(runtime.server_address, FromServer, runtime.secret)
             )
             self._stages: Hub[FromStage] = stack.enter_context(
-                Hub(config.stage_address, FromStage, config.secret)
+                Hub(runtime.stage_address, FromStage, runtime.secret)
             )
             self._journal = (
-                stack.enter_context(Journal(config.journal, config, append=incarnation > 0))
-                if config.journal
+                stack.enter_context(Journal(runtime.journal, config, append=incarnation > 0))
+                if runtime.journal
                 else None
             )
             self._recorder: Recorder | None = None
-            if config.trace:
+            if runtime.trace:
                 stem = (
-                    f"{config.trace.stem}.{incarnation + 1}" if incarnation else config.trace.stem
+                    f"{runtime.trace.stem}.{incarnation + 1}" if incarnation else runtime.trace.stem
                 )
                 recorder = Recorder(
-                    config.trace.with_stem(stem),
-                    config.pipeline_parallel_size,
+                    runtime.trace.with_stem(stem),
+                    config.pipeline.pipeline_parallel_size,
                     self._began_at,
                     same_host=same_host,
                 )
@@ -126,7 +127,7 @@ class Loop:
         Raises `EngineFailedError` or `ImpossibleSettingsError`.
         """
         # The watchdog file is created only now: reading a journal before it may take long.
-        watchdog_file, gc_tuning = WatchdogFile(self._config.folder, "engine"), GcTuning()
+        watchdog_file, gc_tuning = WatchdogFile(self._folder, "engine"), GcTuning()
         poller = zmq.Poller()
         poller.register(self._server.socket, zmq.POLLIN)
         poller.register(self._stages.socket, zmq.POLLIN)
@@ -226,7 +227,7 @@ class Loop:
 
     def _send_step(self, step: Step) -> None:
         """Send a step to every stage; `setups` only to the last, which samples."""
-        last = self._config.pipeline_parallel_size - 1
+        last = self._pipeline.pipeline_parallel_size - 1
         payload = self._stages.encode(step)
         others = payload
         if step.setups and last:
@@ -266,10 +267,10 @@ class Loop:
         now = time.monotonic()
         if self._waiting_for_stages_since is None:
             self._waiting_for_stages_since = now
-        if now - self._waiting_for_stages_since > self._config.stage_start_timeout:
+        if now - self._waiting_for_stages_since > self._pipeline.stage_start_timeout:
             raise EngineFailedError(
-                f"not all {self._config.pipeline_parallel_size} stages were ready within "
-                f"{self._config.stage_start_timeout:g} s (stage_start_timeout)"
+                f"not all {self._pipeline.pipeline_parallel_size} stages were ready within "
+                f"{self._pipeline.stage_start_timeout:g} s (stage_start_timeout)"
                 f"{self._trouble and f'; {self._trouble}'}"
             )
 

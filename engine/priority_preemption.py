@@ -8,7 +8,7 @@ blocks. If the same request keeps waiting, offline rows are preempted in doublin
 it never waits for the end of a long answer.
 """
 
-from configs.schema import AdmissionConfig
+from configs.scheduler import SchedulerConfig
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence
 
@@ -20,7 +20,7 @@ _PATIENCE_TURNS = 5
 class PriorityPreemption:
     """Call `preempt_offline` before each request for a micro-batch."""
 
-    def __init__(self, config: AdmissionConfig, num_stages: int) -> None:
+    def __init__(self, config: SchedulerConfig, num_stages: int) -> None:
         self._max_wait_s = config.max_prefill_wait
         self._max_live = config.max_live(num_stages)
         self._patience = _PATIENCE_TURNS * num_stages

@@ -17,7 +17,7 @@ from itertools import compress
 
 import numpy as np
 
-from configs.schema import EngineConfig
+from configs.config import EngineConfig
 from engine.costs.correction import Correction
 from engine.costs.cost_model import CostModel
 from engine.policies.policy import Policy
@@ -83,7 +83,7 @@ class Pipeline:
 
 
 class Scheduler:
-    """Turns requests into steps for `config.pipeline_parallel_size` stages.
+    """Turns requests into steps for `config.pipeline.pipeline_parallel_size` stages.
 
     `pipeline` is None while not all stages are ready. `max_model_len` is the longest prompt +
     output in tokens on the latest stages, 0 before the first were ready. After that, sequences are
@@ -97,7 +97,7 @@ class Scheduler:
         self.max_model_len = 0
         self._errors = LengthErrors(_PRIOR_WEIGHT)
         self.pool = Pool(
-            BlockLedger(0, config.block_size), WaitingQueue(), self._errors, self.counters
+            BlockLedger(0, config.cache.block_size), WaitingQueue(), self._errors, self.counters
         )
         self._stages_ready: dict[int, StageReady] = {}
         self._newest_epoch = 0
@@ -161,8 +161,8 @@ class Scheduler:
             message.predicted_len,
             message.spread,
             max_tokens,
-            guess=self.config.predicted_output_len,
-            point_spread=self.config.prior_sigma,
+            guess=self.config.scheduler.predicted_output_len,
+            point_spread=self.config.scheduler.temporal.prior_sigma,
         )
 
     def _refusal(self, submit: Submit) -> str | None:
@@ -202,7 +202,10 @@ class Scheduler:
             if other.epoch == ready.epoch
         }
         self._stages_ready[ready.stage] = ready
-        if self.pipeline is None and len(self._stages_ready) == self.config.pipeline_parallel_size:
+        if (
+            self.pipeline is None
+            and len(self._stages_ready) == self.config.pipeline.pipeline_parallel_size
+        ):
             self._all_stages_ready(out)
 
     def _all_stages_ready(self, out: list[Outgoing]) -> None:
@@ -218,10 +221,13 @@ class Scheduler:
         )
 
     def _begin_pipeline(self, stages: list[StageReady], out: list[Outgoing]) -> None:
-        block_size, num_stages = self.config.block_size, self.config.pipeline_parallel_size
+        block_size, num_stages = (
+            self.config.cache.block_size,
+            self.config.pipeline.pipeline_parallel_size,
+        )
         num_blocks = min(stage.num_blocks for stage in stages)
         self.max_model_len = _longest_sequence(
-            self.config.max_model_len,
+            self.config.model.max_model_len,
             min(stage.max_model_len for stage in stages),
             num_blocks * block_size,
         )
@@ -235,10 +241,10 @@ class Scheduler:
         suspects = [sequence for sequence in self.pool.waiting if sequence.num_failures]
         self.pipeline = Pipeline(
             stages[0].epoch,
-            make_policy(self.config, num_stages, correction.cost),
+            make_policy(self.config.scheduler, num_stages, correction.cost),
             correction,
-            PriorityPreemption(self.config, num_stages),
-            Quarantine(suspects, num_stages, self.config.max_num_batched_tokens),
+            PriorityPreemption(self.config.scheduler, num_stages),
+            Quarantine(suspects, num_stages, self.config.scheduler.max_num_batched_tokens),
         )
         # A group that survived its engine has used these ids, and may still report such steps.
         self._next_step_id = max(self._next_step_id, stages[0].last_step_id + 1)
@@ -330,7 +336,9 @@ class Scheduler:
 
     def _launch(self, pipeline: Pipeline, batch: MicroBatch) -> Step:
         step_id = self._next_step_id
-        step = pack(batch, pipeline.epoch, step_id, self.config.block_size, self.pool.sampler_slots)
+        step = pack(
+            batch, pipeline.epoch, step_id, self.config.cache.block_size, self.pool.sampler_slots
+        )
         self.pool.launch(batch.sequences, batch.num_tokens)
         sampling = list(compress(batch.sequences, step.samples))
         scored = [batch.sequences[row.row] for row in step.scored]

@@ -36,14 +36,14 @@ def main(folder: Path, incarnation: int) -> int:
     settings are wrong. After a later failure the daemon continues without a predictor.
     """
     config = loader.load_saved(folder)
-    logs.set_up("predictor", config)
+    logs.set_up("predictor", config.logs)
     lower_priority(NICENESS)
     torch.set_num_threads(1)
     try:
-        if config.predictor_folder is None:
-            raise PredictorError(f"predictor {config.predictor} is not a folder")
-        predictor = load_predictor(config.predictor_folder)
-        hub = Hub[Ask](config.predictor_address, Ask)
+        if config.predictor.predictor_folder is None:
+            raise PredictorError(f"predictor {config.predictor.predictor} is not a folder")
+        predictor = load_predictor(config.predictor.predictor_folder)
+        hub = Hub[Ask](config.runtime.predictor_address, Ask)
     except (PredictorError, zmq.ZMQError, OSError) as error:
         if incarnation:
             log.error("%s", error)

@@ -13,23 +13,20 @@ from ssl import SSLContext
 import uvloop
 
 from configs import loader
-from configs.schema import Config
+from configs.config import Config
+from configs.server import ListenConfig
 from daemon import child_process, log_file, logs
 from daemon.gc_tuning import GcTuning
 from daemon.watchdog_file import INTERVAL_S, WatchdogFile
 from server.app import build_app
-from server.batches.service import BatchService
+from server.batches.service import build_batches
 from server.chat.chat_template import ChatTemplateError
 from server.endpoints import build_endpoints
 from server.http.drain import Drain
 from server.http.listener import DrainingServer, ListenError, listen, url
 from server.http.tls import tls_context
 from server.http.unix_socket import listen_at
-from server.lengths.length_predictor import (
-    LengthPredictor,
-    PredictorMismatchError,
-    check_predictor,
-)
+from server.lengths.length_predictor import LengthPredictor, PredictorMismatchError, check_predictor
 from server.metrics import Metrics
 from server.requests.engine_client import EngineClient
 from server.requests.engine_metrics import EngineCollector
@@ -46,23 +43,23 @@ def main(folder: Path) -> int:
     log_file.follow()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until there is something to drain
     config = loader.load_saved(folder)
-    logs.set_up("server", config)
-    if not config.trust_remote_code:
+    logs.set_up("server", config.logs)
+    if not config.model.trust_remote_code:
         keep_torch_out()
     try:
-        tls = tls_context(config)
-        with _listen(config) as listener:
-            tokenizer = load_tokenizer(config)
-            check_predictor(config, tokenizer)
+        tls = tls_context(config.server.listen)
+        with _listen(config.server.listen) as listener:
+            tokenizer = load_tokenizer(config.model)
+            check_predictor(config.predictor, config.model, tokenizer)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_serve(config, listener, tls, tokenizer))
     except (ListenError, TokenizerError, ChatTemplateError, PredictorMismatchError) as error:
-        child_process.report_failure(config.folder, str(error))
+        child_process.report_failure(config.runtime.folder, str(error))
         return 1
     return 0
 
 
-def _listen(config: Config) -> AbstractContextManager[socket]:
+def _listen(config: ListenConfig) -> AbstractContextManager[socket]:
     if config.uds is not None:
         return listen_at(config.uds, int(config.uds_permissions, 8))
     return listen(config.host, config.port)
@@ -71,32 +68,33 @@ def _listen(config: Config) -> AbstractContextManager[socket]:
 async def _serve(
     config: Config, listener: socket, tls: SSLContext | None, tokenizer: Tokenizer
 ) -> None:
+    runtime, limits = config.runtime, config.server.limits
     client = EngineClient(
-        config.server_address,
-        config.max_stream_interval,
-        config.stage_start_timeout,
-        config.secret,
+        runtime.server_address,
+        limits.max_stream_interval,
+        config.pipeline.stage_start_timeout,
+        runtime.secret,
     )
     drain, metrics = Drain(), Metrics(EngineCollector(client))
-    predictor = LengthPredictor(config, metrics)
+    predictor = LengthPredictor(config.predictor, runtime, config.model.name, metrics)
     endpoints = build_endpoints(config, client, tokenizer, metrics, predictor)
-    batches = BatchService(config, client, endpoints.all(), drain, metrics)
+    batches = build_batches(config, client, endpoints.all(), drain, metrics)
     server = DrainingServer(
         build_app(config, client, tokenizer, drain, metrics, endpoints, batches),
         client.fail_all,
         drain,
-        shutdown_timeout_s=config.shutdown_timeout,
-        send_timeout_s=config.send_timeout,
+        shutdown_timeout_s=limits.shutdown_timeout,
+        send_timeout_s=limits.send_timeout,
         tls=tls,
-        failure=partial(child_process.reported_failure, config.folder),
+        failure=partial(child_process.reported_failure, runtime.folder),
     )
-    _announce_listening(config, listener)
+    _announce_listening(config.server.listen, listener, runtime.folder)
     serving = asyncio.create_task(server.serve([listener]))
     receiving = asyncio.create_task(client.run())
-    announcing = asyncio.create_task(_announce_ready(config, client))
+    announcing = asyncio.create_task(_announce_ready(config.model.name, client))
     predicting = asyncio.create_task(predictor.run())
     batching = asyncio.create_task(batches.run())
-    beating = asyncio.create_task(_beat(WatchdogFile(config.folder, "server"), GcTuning()))
+    beating = asyncio.create_task(_beat(WatchdogFile(runtime.folder, "server"), GcTuning()))
     # These tasks never end by themselves: if one does, it has failed, and the process fails.
     chores = (receiving, predicting, batching, beating)
     await asyncio.wait((serving, *chores), return_when=asyncio.FIRST_COMPLETED)
@@ -111,11 +109,11 @@ async def _serve(
     serving.result()
 
 
-def _announce_listening(config: Config, listener: socket) -> None:
+def _announce_listening(config: ListenConfig, listener: socket, folder: Path) -> None:
     where = f"the Unix socket {config.uds}"
     if config.uds is None:
         port = listener.getsockname()[1]
-        (config.folder / PORT_FILE).write_text(str(port))
+        (folder / PORT_FILE).write_text(str(port))
         where = url(config.host, port, tls=config.ssl_certfile is not None)
     logger.info("listening on %s (OpenAI API under %s/v1)", where, config.root_path)
 
@@ -127,12 +125,12 @@ async def _beat(watchdog_file: WatchdogFile, gc_tuning: GcTuning) -> None:
         await asyncio.sleep(INTERVAL_S)
 
 
-async def _announce_ready(config: Config, client: EngineClient) -> None:
+async def _announce_ready(model: str, client: EngineClient) -> None:
     await client.wait_ready()
     assert client.ready is not None
     logger.info(
         "ready: %s, %d stages, max_model_len %d tokens, KV cache %d tokens",
-        config.name,
+        model,
         client.ready.num_stages,
         client.ready.max_model_len,
         client.ready.num_blocks * client.ready.block_size,

@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp
 
-from configs.schema import Config
+from configs.config import Config
 from daemon.version import VERSION
 from server.batches.routes.batch_routes import BatchRoutes
 from server.batches.routes.file_routes import FileRoutes
@@ -35,6 +35,7 @@ def build_app(
     batches: BatchService,
 ) -> ASGIApp:
     """The ASGI application. The caller runs what it hands over."""
+    listen, access, limits = config.server.listen, config.server.access, config.server.limits
     app = App(
         models=[
             CompletionRequest,
@@ -45,31 +46,40 @@ def build_app(
             TokenizeRequest,
             DetokenizeRequest,
         ],
-        needs_key=bool(config.api_key),
-        open_paths=(ALWAYS_OPEN, *config.open_paths),
+        needs_key=bool(access.api_key),
+        open_paths=(ALWAYS_OPEN, *access.open_paths),
         title="tdpipe",
         version=VERSION,
         redirect_slashes=False,
-        openapi_url=None if config.disable_fastapi_docs else "/openapi.json",
+        openapi_url=None if listen.disable_fastapi_docs else "/openapi.json",
         docs_url=None,
         redoc_url=None,
     )
     errors.install(app)
-    if not config.disable_fastapi_docs:
+    if not listen.disable_fastapi_docs:
         docs_page.install(app)
-    app.include_router(Operations(config, client, metrics, drain, tokenizer.fingerprint).router())
-    body_memory = BodyMemory(config.max_intake_bytes, config.max_body_bytes)
+    operations = Operations(
+        config.model,
+        config.pipeline,
+        config.runtime.folder,
+        client,
+        metrics,
+        drain,
+        tokenizer.fingerprint,
+    )
+    app.include_router(operations.router())
+    body_memory = BodyMemory(limits.max_intake_bytes, limits.max_body_bytes)
     tokenization = Tokenization(
         client, tokenizer, endpoints.planner, endpoints.chat_template, body_memory
     )
     app.include_router(tokenization.router())
-    model = {"model": config.names[0]}
+    model = {"model": config.model.name}
     completions = GenerationRoute(
         endpoints.completions,
         metrics,
         drain,
         body_memory,
-        config,
+        log_requests=config.logs.log_requests,
         request=CompletionRequest,
         response=Completion,
         chunk=CompletionChunk,
@@ -82,7 +92,7 @@ def build_app(
         metrics,
         drain,
         body_memory,
-        config,
+        log_requests=config.logs.log_requests,
         request=ChatRequest,
         response=ChatCompletion,
         chunk=ChatCompletionChunk,
@@ -90,6 +100,8 @@ def build_app(
         summary="Answer a conversation",
     )
     app.include_router(chat.router())
-    app.include_router(FileRoutes(batches, config.max_file_bytes).router())
+    app.include_router(FileRoutes(batches, config.batches.max_file_bytes).router())
     app.include_router(BatchRoutes(batches, body_memory).router())
-    return with_middleware(app, config)
+    return with_middleware(
+        app, access, root_path=listen.root_path, access_log=config.logs.access_log
+    )

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from configs.schema import Config
+from configs.config import Config
+from configs.model import ModelConfig
 from daemon.version import VERSION
 from server.chat.chat_template import ChatTemplate, chat_template_of
 from server.grammar.grammars import CheckedGrammars
@@ -55,24 +56,25 @@ def build_endpoints(
 
     Raises `ChatTemplateError` when the file with the chat template cannot be used.
     """
-    planner = Planner(config, client, tokenizer)
-    admission = Admission(config, client)
-    generations = Generations(client, tokenizer, metrics, predictor, config.request_timeout)
+    limits = config.server.limits
+    planner = Planner(config.model, limits.max_logprobs, client, tokenizer)
+    admission = Admission(limits, client)
+    generations = Generations(client, tokenizer, metrics, predictor, limits.request_timeout)
     grammars = CheckedGrammars(tokenizer)
-    template = chat_template_of(config, tokenizer)
-    fingerprint = system_fingerprint(config)
+    template = chat_template_of(config.chat, tokenizer)
+    fingerprint = system_fingerprint(config.model, config.pipeline.pipeline_parallel_size)
     core = (client, admission, planner, generations)
     return Endpoints(
         planner,
         generations,
         template,
         Completions(*core, tokenizer, grammars, fingerprint),
-        Chat(config, *core, tokenizer, template, grammars, fingerprint),
+        Chat(config.chat, *core, tokenizer, template, grammars, fingerprint),
         grammars,
     )
 
 
-def system_fingerprint(config: Config) -> str:
+def system_fingerprint(model: ModelConfig, num_stages: int) -> str:
     """`system_fingerprint`: equal for equal software, weights, precision and number of stages."""
-    parts = [VERSION, config.model, config.revision, config.dtype, config.pipeline_parallel_size]
+    parts = [VERSION, model.model, model.revision, model.dtype, num_stages]
     return f"fp_{hashlib.blake2s(msgspec.json.encode(parts), digest_size=5).hexdigest()}"

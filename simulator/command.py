@@ -17,7 +17,6 @@ from time import perf_counter
 from typing import Any
 
 from configs.loader import ConfigError, load
-from configs.schema import EngineConfig
 from engine.scheduler import ImpossibleSettingsError
 from engine.trace.trace_file import TraceWriter
 from simulator.argument_types import not_negative
@@ -93,14 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, rest = _parser().parse_known_args(argv)
     try:
         options.stages = num_stages_of(options)
-        settings = load([*rest, f"--pipeline-parallel-size={options.stages}"], {})
-        config = EngineConfig.model_validate(
-            settings.model_dump(include=set(EngineConfig.model_fields))
-        )
+        config = load([*rest, f"--pipeline-parallel-size={options.stages}"], {}).engine
         hardware = hardware_of(options)
         sigma = {"oracle": 0.0, "constant": None, "noisy": options.prediction_sigma}
         arrivals = make_arrivals(workload_of(options), sigma[options.prediction], options.seed)
-        node = hardware.node(options.stages, config.block_size, config.max_model_len or 2048)
+        node = hardware.node(
+            options.stages, config.cache.block_size, config.model.max_model_len or 2048
+        )
         began_at = perf_counter()
         wants_spans = options.trace is not None or options.timeline is not None
         run = simulate(config, node, arrivals, record=wants_spans)
@@ -113,12 +111,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     ) as error:
         print(f"tdpipe: error: {error}", file=sys.stderr)
         return 2
-    figures = {"policy": config.policy, **summarise(run), "took_s": perf_counter() - began_at}
+    figures = {
+        "policy": config.scheduler.policy,
+        **summarise(run),
+        "took_s": perf_counter() - began_at,
+    }
     print(json.dumps(figures) if options.json else _table(figures))
     if options.trace is not None:
         _write_trace(run, options.trace, options.stages)
     if options.timeline is not None:
-        title = f"{config.policy}, {options.stages} stages, {options.workload}"
+        title = f"{config.scheduler.policy}, {options.stages} stages, {options.workload}"
         draw(run.spans, run.gauges, options.timeline, title=title)
     return 0
 

@@ -14,7 +14,7 @@ from itertools import islice
 
 from msgspec import structs
 
-from configs.schema import EngineConfig
+from configs.config import EngineConfig
 from engine.costs.cost_model import CostModel, StepSize
 from engine.scheduler import Outgoing, Scheduler
 from engine.state.counters import Counters
@@ -121,7 +121,7 @@ class _Simulation:
     ) -> None:
         self._scheduler = Scheduler(config)
         self._node = node
-        self._longest = min(node.max_model_len, node.num_blocks * config.block_size)
+        self._longest = min(node.max_model_len, node.num_blocks * config.cache.block_size)
         self._to_come = enumerate(arrivals)
         self._record = record
         self._models = [CostModel.of(costs) for costs in node.costs]

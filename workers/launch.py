@@ -21,7 +21,7 @@ from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
 from configs import loader
-from configs.schema import Config
+from configs.pipeline import PipelineConfig
 from daemon.process_priority import lower_priority
 from daemon.watchdog_file import WatchdogFile
 from workers import process
@@ -46,13 +46,13 @@ def main(folder: str, incarnation: int) -> int:
     # traceback.
     os.register_at_fork(after_in_child=process.forget_handlers)
     sys.unraisablehook = signal_again
-    rendezvous.register(WatchdogFile(config.folder, "stages"))
-    rendezvous.forget_groups(config.folder)
+    rendezvous.register(WatchdogFile(config.runtime.folder, "stages"))
+    rendezvous.forget_groups(config.runtime.folder)
     for library in ("GLOO", "NCCL"):  # these would listen where other hosts can reach them
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", LOOPBACK)
-    if not _uses_gpus(config):
+    if not _uses_gpus(config.pipeline):
         lower_priority(NICENESS)
-    arguments = parse_args([*_torchrun_flags(config), f"--log-dir={folder}", "stage"])
+    arguments = parse_args([*_torchrun_flags(config.pipeline), f"--log-dir={folder}", "stage"])
     launch_config, _, _ = config_from_args(arguments)
     try:
         elastic_launch(launch_config, process.main)(folder, incarnation * _INCARNATIONS_APART)
@@ -72,12 +72,12 @@ def signal_again(ignored: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(ignored)
 
 
-def _uses_gpus(config: Config) -> bool:
+def _uses_gpus(config: PipelineConfig) -> bool:
     """device_count asks NVML and makes no CUDA context, which would not survive a fork."""
     return config.device != "cpu" and torch.cuda.device_count() > 0
 
 
-def _torchrun_flags(config: Config) -> list[str]:
+def _torchrun_flags(config: PipelineConfig) -> list[str]:
     return [
         f"--rdzv-backend={rendezvous.BACKEND}",
         f"--rdzv-id={uuid.uuid4()}",

@@ -5,11 +5,12 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from configs.schema import Config
+from configs.config import EngineConfig
 from workers.comm.all_gather import all_gather
 from workers.model import batch, kv_cache, layer_split, stage_model
 from workers.model.attention import UnsupportedModelError
@@ -75,24 +76,28 @@ class TimedRun:
                 tensor[:num_slots].zero_()
 
 
-def load(config: Config, place: StagePlace) -> tuple[StageModel, dict[int, LayerShape]]:
+def load(
+    config: EngineConfig, data_dir: Path, place: StagePlace
+) -> tuple[StageModel, dict[int, LayerShape]]:
     """The stage's model and the shapes of its KV; all stages must load at the same time.
+
+    A split by measured times is kept in `data_dir`.
 
     Raises what `stage_model.load` raises.
     """
-    if config.layer_split != "auto":
+    if config.pipeline.layer_split != "auto":
         return _load(config, place, None)
-    known = profile_cache.load_split(config.data_dir, _split_fingerprint(config, place))
+    known = profile_cache.load_split(data_dir, _split_fingerprint(config, place))
     kept = all_gather(known, tuple[int, ...] | None)
     if kept[0] is not None and kept.count(kept[0]) == len(kept):
-        num_layers = stage_model.read_config(config).get_text_config().num_hidden_layers
+        num_layers = stage_model.read_config(config.model).get_text_config().num_hidden_layers
         log.info("layers %s, as found at an earlier start", ",".join(map(str, kept[0])))
         return _load(config, place, layer_split.split_by_hand(kept[0], num_layers))
     model, shapes = _load(config, place, None)
     times = all_gather(_time_layers(config, place, model, shapes), LayerTimes)
     ranges = layer_times.better_split(times)
     split = [len(layers) for layers in ranges or _present(times)]
-    profile_cache.save_split(config.data_dir, _split_fingerprint(config, place), split)
+    profile_cache.save_split(data_dir, _split_fingerprint(config, place), split)
     slowest = max(sum(stage.seconds) + stage.extra_s for stage in times)
     log.info(
         "layers %s: measured over a reference mix, the slowest stage of the first split took "
@@ -110,7 +115,7 @@ def load(config: Config, place: StagePlace) -> tuple[StageModel, dict[int, Layer
 
 
 def _load(
-    config: Config, place: StagePlace, ranges: Sequence[range] | None
+    config: EngineConfig, place: StagePlace, ranges: Sequence[range] | None
 ) -> tuple[StageModel, dict[int, LayerShape]]:
     began_at = time.monotonic()
     model = stage_model.load(config, place.stage, place.device, ranges)
@@ -120,10 +125,10 @@ def _load(
 
 
 def _time_layers(
-    config: Config, place: StagePlace, model: StageModel, shapes: dict[int, LayerShape]
+    config: EngineConfig, place: StagePlace, model: StageModel, shapes: dict[int, LayerShape]
 ) -> LayerTimes:
     """What the other stages must know of this one, measured while all stages measure."""
-    block_size, device = config.block_size, place.device
+    block_size, device = config.cache.block_size, place.device
     mix = layer_times.reference_mix(model.max_model_len)
     num_tokens = max(dummy_run.kv_tokens + dummy_run.num_tokens for dummy_run, _ in mix)
     num_blocks = -(-num_tokens // block_size) + layer_times.ROWS
@@ -133,9 +138,9 @@ def _time_layers(
     all_gather(True, bool)  # no stage measures while others still load
     seconds, extra_s = layer_times.time_layers(model, run, device)
     kinds, sizes, extra_bytes = layer_times.describe_layers(model)
-    longest = config.max_model_len or model.max_model_len
+    longest = config.model.max_model_len or model.max_model_len
     kv_bytes = (shapes[i].values_per_token * model.dtype.itemsize * longest for i in model.layers)
-    free_bytes = kv_cache.free_bytes(config, device, place.stages_on_device)
+    free_bytes = kv_cache.free_bytes(config.cache, device, place.stages_on_device)
     return LayerTimes(
         model.layers.start,
         tuple(seconds),
@@ -145,7 +150,7 @@ def _time_layers(
         extra_s,
         extra_bytes,
         free_bytes + model.num_bytes,
-        config.kv_cache_memory_bytes,
+        config.cache.kv_cache_memory_bytes,
     )
 
 
@@ -153,11 +158,11 @@ def _present(times: Sequence[LayerTimes]) -> list[range]:
     return [range(stage.first, stage.first + len(stage.seconds)) for stage in times]
 
 
-def _split_fingerprint(config: Config, place: StagePlace) -> StageFingerprint:
-    return fingerprint_of(config, place.stage, None, config.dtype, place.device)
+def _split_fingerprint(config: EngineConfig, place: StagePlace) -> StageFingerprint:
+    return fingerprint_of(config, place.stage, None, config.model.dtype, place.device)
 
 
-def _probe(model: StageModel, config: Config, device: torch.device) -> dict[int, LayerShape]:
+def _probe(model: StageModel, config: EngineConfig, device: torch.device) -> dict[int, LayerShape]:
     """What each layer stores, from a forward; on a GPU it is a forward of the largest batch.
 
     Raises `UnsupportedModelError` for a model with layers that keep state other than KV.
@@ -165,7 +170,7 @@ def _probe(model: StageModel, config: Config, device: torch.device) -> dict[int,
     count = 2
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # loading may have taken more
-        count = min(config.max_num_batched_tokens, model.max_model_len)
+        count = min(config.scheduler.max_num_batched_tokens, model.max_model_len)
     positions = torch.arange(count, device=device)[None]
     inputs = (
         torch.zeros(1, count, dtype=torch.int64, device=device)
@@ -176,8 +181,7 @@ def _probe(model: StageModel, config: Config, device: torch.device) -> dict[int,
     # All tokens of a batch may belong to a prompt that is to be scored.
     output = model.forward(inputs, positions, positions[0], probe)
     if model.is_last:
-        num_sampling = config.max_live(config.pipeline_parallel_size)
-        Sampler(model.vocab_size, device).dummy_run(output[:num_sampling])
+        Sampler(model.vocab_size, device).dummy_run(output[: config.max_live])
     silent = [layer for layer in model.layers if layer not in probe.shapes]
     if silent:
         raise UnsupportedModelError(

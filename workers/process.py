@@ -15,7 +15,8 @@ import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
 from configs import loader
-from configs.schema import Config
+from configs.config import Config
+from configs.pipeline import PipelineConfig
 from daemon import child_process, log_file, logs
 from wire.messages import StageFailed, ToStage
 from wire.sockets import Spoke
@@ -48,6 +49,7 @@ def main(runtime_dir: str, num_incarnations: int) -> None:
     child_process.tie_to_parent()
     log_file.follow()
     config = loader.load_saved(Path(runtime_dir))
+    runtime = config.runtime
     logging.disable(logging.NOTSET)
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module="torch.distributed")
@@ -55,13 +57,13 @@ def main(runtime_dir: str, num_incarnations: int) -> None:
         incarnation = num_incarnations + int(os.environ["TORCHELASTIC_RESTART_COUNT"])
         stage, epoch = _start(config, stack, incarnation)
         engine = stack.enter_context(
-            Spoke[ToStage](config.stage_address, f"stage-{stage.number}", ToStage, config.secret)
+            Spoke[ToStage](runtime.stage_address, f"stage-{stage.number}", ToStage, runtime.secret)
         )
         try:
             stage.run(engine)
         except Exception as error:
             cause = _root_cause(error)
-            log.error("%s", cause, exc_info=config.log_level == "debug")
+            log.error("%s", cause, exc_info=config.logs.log_level == "debug")
             if not isinstance(error, TransportError):  # else the fault is a neighbour's
                 engine.send(StageFailed(stage.number, epoch, stage.step_id, cause))
             sys.exit(1)
@@ -76,30 +78,37 @@ def forget_handlers() -> None:
 def _start(config: Config, stack: ExitStack, incarnation: int) -> tuple[Stage, int]:
     """A ready stage with its heartbeat, and the group's epoch; exits where that fails."""
     # Each incarnation of the group has a higher epoch, even if the clock is set back.
-    epoch = incarnation + 1
+    epoch, runtime = incarnation + 1, config.runtime
     try:
-        place = _join_group(config, epoch)
+        place = _join_group(config.pipeline, runtime.folder, epoch)
         progress = Progress()
-        logs.set_up(f"stage {place.stage}", config)
+        logs.set_up(f"stage {place.stage}", config.logs)
         # From here on, so that a stage that hangs while it loads is noticed too.
-        exact = place.device.type == "cpu" or config.exact_times
+        exact = place.device.type == "cpu" or config.pipeline.exact_times
         stack.enter_context(
             HeartbeatThread(
-                config.stage_address, place.stage, epoch, progress, exact, config.secret
+                runtime.stage_address,
+                place.stage,
+                epoch,
+                progress,
+                exact,
+                runtime.secret,
             )
         )
-        stage = Stage(config, place, progress)
-        stage.fingerprint.save(config.folder)
+        stage = Stage(config.engine, runtime.data_dir, place, progress)
+        stage.fingerprint.save(runtime.folder)
     except Exception as error:  # the edge of the process: any failure is logged in one line
         rank, cause = int(os.environ["RANK"]), _root_cause(error)
         is_apart = isinstance(error, ApartError)
         # Where the daemon already ends for the same reason, one report is enough.
-        is_logged = not incarnation or child_process.reported_failure(config.folder) is not None
+        is_logged = not incarnation or child_process.reported_failure(runtime.folder) is not None
         level = logging.DEBUG if is_logged else logging.ERROR
-        logs.set_up("stages", config).log(level, "stage %d: %s", rank, cause, exc_info=not is_apart)
+        logs.set_up("stages", config.logs).log(
+            level, "stage %d: %s", rank, cause, exc_info=not is_apart
+        )
         if not incarnation:
-            child_process.report_failure(config.folder, f"stage {rank}: {cause}")
-        with Spoke[None](config.stage_address, f"failed-{rank}", None, config.secret) as engine:
+            child_process.report_failure(runtime.folder, f"stage {rank}: {cause}")
+        with Spoke[None](runtime.stage_address, f"failed-{rank}", None, runtime.secret) as engine:
             engine.send(StageFailed(rank, epoch, -1, cause, is_apart))
         if is_apart and incarnation:
             time.sleep(MEET_AGAIN_S)
@@ -107,7 +116,7 @@ def _start(config: Config, stack: ExitStack, incarnation: int) -> tuple[Stage, i
     return stage, epoch
 
 
-def _join_group(config: Config, epoch: int) -> StagePlace:
+def _join_group(config: PipelineConfig, folder: Path, epoch: int) -> StagePlace:
     """Join the other stages. Raises `ApartError`."""
     num_stages = config.pipeline_parallel_size
     torch.set_num_threads(config.num_threads or max(1, _num_cores() // num_stages))
@@ -127,13 +136,13 @@ def _join_group(config: Config, epoch: int) -> StagePlace:
         raise ValueError(
             f"{num_processes} processes for {num_stages} stages (pipeline_parallel_size)"
         )
-    _meet(config, backend, device)
+    _meet(config, folder, backend, device)
     return StagePlace(dist.get_rank(), epoch, device, sharing)
 
 
-def _meet(config: Config, backend: str, device: torch.device) -> None:
+def _meet(config: PipelineConfig, folder: Path, backend: str, device: torch.device) -> None:
     timeout = timedelta(seconds=config.stage_start_timeout)
-    store = group_store(config.folder, timeout)
+    store = group_store(folder, timeout)
     store.set(f"stage-{os.environ['RANK']}", "")  # a failure here is not the others' fault
     try:
         dist.init_process_group(

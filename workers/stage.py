@@ -3,12 +3,13 @@
 import time
 from collections import deque
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from configs.schema import Config
+from configs.config import EngineConfig
 from wire.messages import Hello, StageCosts, StageReady, Step, StepDone, ToStage
 from wire.sockets import Spoke
 from workers import loading
@@ -42,27 +43,29 @@ class Stage:
     `KvCacheError`, and `ValueError` for a profile of another pipeline.
     """
 
-    def __init__(self, config: Config, place: StagePlace, progress: Progress) -> None:
+    def __init__(
+        self, config: EngineConfig, data_dir: Path, place: StagePlace, progress: Progress
+    ) -> None:
         self._config, self._place, self._progress = config, place, progress
-        self._model, shapes = loading.load(config, place)
+        self._model, shapes = loading.load(config, data_dir, place)
         # Stages that share a device first measure what they all have left, and only then take it.
         dist.barrier()
         self._num_blocks = kv_cache.count_blocks(
             config,
             shapes,
             self._model.dtype.itemsize,
-            config.max_model_len or self._model.max_model_len,
+            config.model.max_model_len or self._model.max_model_len,
             place.device,
             place.stages_on_device,
         )
         dist.barrier()
         self._cache = KvCache(
-            shapes, self._num_blocks, config.block_size, self._model.dtype, place.device
+            shapes, self._num_blocks, config.cache.block_size, self._model.dtype, place.device
         )
         self._warm_up()
         layers, dtype = self._model.layers, str(self._model.dtype).removeprefix("torch.")
         self.fingerprint = fingerprint_of(config, place.stage, layers, dtype, place.device)
-        self._costs = find_costs(config, self.fingerprint, self._measure)
+        self._costs = find_costs(config.pipeline, data_dir, self.fingerprint, self._measure)
         vocab_size = self._model.vocab_size
         grammars = Grammars(vocab_size, self._load_vocabulary)
         self._sampler = Sampler(vocab_size, place.device, grammars)
@@ -76,7 +79,7 @@ class Stage:
             self._model.hidden_size,
             self._model.dtype,
             place.device,
-            config.distributed_timeout_seconds,
+            config.pipeline.distributed_timeout_seconds,
         )
 
     def run(self, engine: Spoke[ToStage]) -> None:
@@ -127,7 +130,7 @@ class Stage:
 
     def _run_step(self, step: Step, engine: Spoke[ToStage]) -> None:
         self.step_id, progress = step.step_id, self._progress
-        inputs = batch.build(step, self._config.block_size, self._place.device)
+        inputs = batch.build(step, self._config.cache.block_size, self._place.device)
         progress.doing = "waits"
         received = None if self._model.is_first else self._transport.recv(step.step_id)
         progress.doing = "computes"
@@ -151,7 +154,7 @@ class Stage:
 
     def _wait_for_device(self) -> None:
         """Work on a GPU is only queued: without waiting, no time would be that of a step."""
-        if self._config.exact_times:
+        if self._config.pipeline.exact_times:
             layer_times.wait(self._place.device)
 
     def _note_device_work(self) -> None:
@@ -169,13 +172,13 @@ class Stage:
         self._progress.is_loading = True
         time.sleep(2 * INTERVAL_S)  # until a heartbeat has reported it
         try:
-            return vocabulary.load(self._config, self._model.vocab_size)
+            return vocabulary.load(self._config.model, self._model.vocab_size)
         finally:
             self._progress.is_loading = False
 
     def _timed_run(self) -> TimedRun:
         """On a part of the cache: larger than a processor's caches, but not all of the memory."""
-        size = self._config.block_size
+        size = self._config.cache.block_size
         block_bytes = self._cache.num_bytes // self._num_blocks
         num_blocks = min(self._num_blocks, max(1, MEASURED_KV_BYTES // block_bytes))
         return TimedRun(self._model, self._cache, size, num_blocks, self._place.device)
@@ -185,27 +188,31 @@ class Stage:
         if not self._model.compiles_for_each_size:
             return
         config, run = self._config, self._timed_run()
-        most = min(config.max_num_batched_tokens, self._num_blocks * config.block_size)
+        most = min(
+            config.scheduler.max_num_batched_tokens, self._num_blocks * config.cache.block_size
+        )
         ends_at = time.monotonic() + WARM_UP_S
         for size in self._model.sizes(most):
             if time.monotonic() > ends_at:
                 return
             # Rows of one token sample as many: the head's product is compiled as well.
-            row = 1 if size <= WARM_UP_ROWS else 2 * config.block_size
+            row = 1 if size <= WARM_UP_ROWS else 2 * config.cache.block_size
             run(prefill([min(row, size - at) for at in range(0, size, row)]))
 
     def _measure(self) -> StageCosts:
         config, model = self._config, self._model
         run = self._timed_run()
         dummy_runs = profiler.quick_dummy_runs(
-            max_tokens=config.max_num_batched_tokens,
-            max_model_len=min(model.max_model_len, config.max_model_len or model.max_model_len),
-            max_rows=config.max_live(config.pipeline_parallel_size),
-            cache_tokens=self._num_blocks * config.block_size,
+            max_tokens=config.scheduler.max_num_batched_tokens,
+            max_model_len=min(
+                model.max_model_len, config.model.max_model_len or model.max_model_len
+            ),
+            max_rows=config.max_live,
+            cache_tokens=self._num_blocks * config.cache.block_size,
             has_stairs=self._place.device.type == "cuda",
         )
-        run.touch(max(sum(block_counts(t, config.block_size)) for t in dummy_runs))
-        return profiler.profile(run, dummy_runs, config.profile_seconds)
+        run.touch(max(sum(block_counts(t, config.cache.block_size)) for t in dummy_runs))
+        return profiler.profile(run, dummy_runs, config.pipeline.profile_seconds)
 
     def _forward(self, inputs: StepBatch, received: Tensor | None) -> Tensor:
         return self._model.forward(

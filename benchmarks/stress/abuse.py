@@ -26,7 +26,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.stress.attack import Attack
 from benchmarks.stress.malformed import malformed
 from benchmarks.stress.memory import Memory, process_of
-from configs.schema import DEMO_MODEL
+from configs.model import DEMO_MODEL
 from simulator.argument_types import positive, positive_int
 from simulator.workloads.make_workload import make_workload, with_arrivals
 

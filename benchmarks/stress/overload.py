@@ -30,7 +30,7 @@ from benchmarks.load.measurement import LoadTarget, measure
 from benchmarks.load.open_loop import Bounds
 from benchmarks.machine import describe_machine
 from benchmarks.stress.memory import MB, process_of
-from configs.schema import DEMO_MODEL
+from configs.model import DEMO_MODEL
 from simulator.argument_types import positive
 from simulator.spread import spread
 from simulator.workloads.make_workload import make_workload, with_arrivals

@@ -21,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.virtual.paper import MAX_MODEL_LEN, NUM_GPUS, PROFILES, SETUPS, hardware_of_setup
-from configs.schema import EngineConfig
+from configs.config import EngineConfig
 from simulator.argument_types import positive_int
 from simulator.command import make_arrivals, summarise
 from simulator.simulation import Arrival, simulate
@@ -72,14 +72,14 @@ def _rate(setup: int, policy: str, order: str, options: argparse.Namespace) -> f
     requests = make_workload(f"sharegpt:{options.requests}", seed=options.seed)
     rng = random.Random(f"limits {options.seed}")
     limits = [round(r.max_tokens * exp(abs(rng.gauss(0.0, options.slack)))) for r in requests]
-    config = EngineConfig.model_validate({"pipeline_parallel_size": NUM_GPUS, "policy": policy})
-    window = 2 * config.max_live(NUM_GPUS)
+    config = EngineConfig.of(pipeline_parallel_size=NUM_GPUS, policy=policy)
+    window = 2 * config.max_live
     num_in_order = {LAST: len(requests) - 2 * window, ALL: 0}.get(order, len(requests))
     arrivals = make_arrivals(requests, SIGMA, options.seed)
     hardware, _ = hardware_of_setup(SETUPS[setup], options.profiles)
     run = simulate(
         config,
-        hardware.node(NUM_GPUS, config.block_size, MAX_MODEL_LEN),
+        hardware.node(NUM_GPUS, config.cache.block_size, MAX_MODEL_LEN),
         ordered(arrivals, limits, num_in_order),
         max_open=None if order == AT_ONCE else window,
     )

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from time import perf_counter
 
-from configs.schema import EngineConfig
+from configs.config import EngineConfig
 from engine.policies.registry import POLICIES
 from engine.scheduler import Scheduler
 from wire.messages import Sampling, StageCosts, StageReady, Step, StepDone, Submit
@@ -59,13 +59,11 @@ class Steady:
     def __init__(
         self, policy: str, num_live: int, num_waiting: int, temperature: float = 0.0
     ) -> None:
-        config = EngineConfig.model_validate(
-            {
-                "policy": policy,
-                "pipeline_parallel_size": NUM_STAGES,
-                "block_size": BLOCK_SIZE,
-                "max_num_seqs": num_live,
-            }
+        config = EngineConfig.of(
+            policy=policy,
+            pipeline_parallel_size=NUM_STAGES,
+            block_size=BLOCK_SIZE,
+            max_num_seqs=num_live,
         )
         blocks_each = -(-(PROMPT + OUTPUT) // BLOCK_SIZE)
         self.scheduler = Scheduler(config)

@@ -18,8 +18,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from configs.config import EngineConfig
 from configs.profiles import read_profile
-from configs.schema import EngineConfig
 from simulator.command import make_arrivals, summarise
 from simulator.hardware.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
 from simulator.hardware.gpus import find_gpu
@@ -197,12 +197,14 @@ def _run(node: PaperNode, name: str) -> dict[str, Any]:
     settings, hardware, num_stages = node.runs()[name]
     options = node.options
     requests = make_workload(f"sharegpt:{options.requests}", seed=options.seed)
-    config = EngineConfig.model_validate(
-        {"pipeline_parallel_size": num_stages, "max_num_seqs": 4096, **settings}
+    config = EngineConfig.of(
+        **{"pipeline_parallel_size": num_stages, "max_num_seqs": 4096, **settings}
     )
     arrivals = make_arrivals(requests, options.prediction_sigma, options.seed)
     return summarise(
-        simulate(config, hardware.node(num_stages, config.block_size, MAX_MODEL_LEN), arrivals)
+        simulate(
+            config, hardware.node(num_stages, config.cache.block_size, MAX_MODEL_LEN), arrivals
+        )
     )
 
 

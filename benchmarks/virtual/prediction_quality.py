@@ -35,7 +35,8 @@ from benchmarks.virtual.paper import (
     SETUPS,
     hardware_of_setup,
 )
-from configs.schema import DEMO_MODEL, EngineConfig
+from configs.config import EngineConfig
+from configs.model import DEMO_MODEL
 from predictor.classes import LengthClasses
 from simulator.command import summarise
 from simulator.simulation import Arrival, simulate
@@ -212,11 +213,9 @@ Figures = Mapping[tuple[str, str, str], dict[str, Any]]
 
 
 def _run(work: Work, policy: str, prediction: str, profiles: Path) -> dict[str, Any]:
-    config = EngineConfig.model_validate(
-        {"pipeline_parallel_size": NUM_GPUS, "max_num_seqs": 4096, "policy": policy}
-    )
+    config = EngineConfig.of(pipeline_parallel_size=NUM_GPUS, max_num_seqs=4096, policy=policy)
     hardware, _ = hardware_of_setup(SETUPS[0], profiles)
-    node = hardware.node(NUM_GPUS, config.block_size, MAX_MODEL_LEN)
+    node = hardware.node(NUM_GPUS, config.cache.block_size, MAX_MODEL_LEN)
     return summarise(simulate(config, node, work.arrivals(prediction)))
 
 

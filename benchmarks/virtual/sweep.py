@@ -24,7 +24,7 @@ from benchmarks.virtual.paper import (
     Settings,
     hardware_of_setup,
 )
-from configs.schema import EngineConfig
+from configs.config import EngineConfig
 from simulator.command import make_arrivals
 from simulator.hardware.hardware import Hardware
 from simulator.simulation import Arrival, simulate
@@ -118,10 +118,10 @@ def _worlds(folder: Path) -> Iterator[World]:
 
 
 def _rate(world: World, arrivals: list[Arrival], settings: Settings) -> float:
-    config = EngineConfig.model_validate(
-        {"pipeline_parallel_size": world.num_stages, "max_num_seqs": 4096, **settings}
+    config = EngineConfig.of(
+        **{"pipeline_parallel_size": world.num_stages, "max_num_seqs": 4096, **settings}
     )
-    node = world.hardware.node(world.num_stages, config.block_size, MAX_MODEL_LEN)
+    node = world.hardware.node(world.num_stages, config.cache.block_size, MAX_MODEL_LEN)
     run = simulate(config, node, arrivals)
     return sum(times.output_len for times in run.sequences) / run.makespan_s
 

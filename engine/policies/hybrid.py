@@ -8,7 +8,7 @@ and the free KV:
     tokens = min(waiting / iterations, max * (free - reserve) / (1 - reserve)), at least min
 """
 
-from configs.schema import HybridConfig
+from configs.scheduler import SchedulerConfig
 from engine.policies.chunked_prefill import PrefillCursor, first_fitting
 from engine.policies.decode_rows import add_decodes
 from engine.policies.policy import Policy
@@ -22,7 +22,7 @@ class Hybrid(Policy):
 
     phase: Phase = "mixed"
 
-    def __init__(self, config: HybridConfig, num_stages: int) -> None:
+    def __init__(self, config: SchedulerConfig, num_stages: int) -> None:
         self._config = config
         self._num_stages = num_stages
         self._max_live = config.max_live(num_stages)
@@ -37,17 +37,17 @@ class Hybrid(Policy):
         """See `Policy.next_micro_batch`."""
         batch, budget = MicroBatch(), self._config.max_num_batched_tokens
         rows = min(len(pool.ready), budget)
-        if self._config.hybrid == "throttled":
+        if self._config.hybrid.hybrid == "throttled":
             rows = min(rows, -(-pool.num_live // self._num_stages))
         add_decodes(pool, batch, list(pool.ready.values()), rows)
         num_tokens = budget - batch.total_tokens
-        if self._config.hybrid == "throttled":
+        if self._config.hybrid.hybrid == "throttled":
             num_tokens = min(num_tokens, self._throttled_tokens(pool))
         self._cursor.fill(pool, batch, num_tokens, lambda: first_fitting(pool, self._max_live))
         return batch if batch.sequences else None
 
     def _throttled_tokens(self, pool: Pool) -> int:
-        config, ledger = self._config, pool.ledger
+        config, ledger = self._config.hybrid, pool.ledger
         half_fed = self._cursor.half_fed
         waiting = pool.waiting_tokens + (half_fed.num_unplanned if half_fed else 0)
         free = (ledger.num_free / ledger.num_blocks - config.throttle_kv_free) / (

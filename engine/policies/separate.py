@@ -9,7 +9,7 @@ little worse.
 
 from collections import deque
 
-from configs.schema import AdmissionConfig
+from configs.scheduler import SchedulerConfig
 from engine.policies.chunked_prefill import PrefillCursor, first_fitting
 from engine.policies.decode_rows import add_decodes
 from engine.policies.policy import Policy
@@ -22,7 +22,7 @@ from wire.messages import Phase
 class Separate(Policy):
     """S virtual engines, prefill first."""
 
-    def __init__(self, config: AdmissionConfig, num_stages: int) -> None:
+    def __init__(self, config: SchedulerConfig, num_stages: int) -> None:
         self.phase: Phase = "prefill"
         self._config = config
         self._max_live = config.max_live(num_stages)

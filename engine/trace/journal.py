@@ -16,7 +16,7 @@ from typing import BinaryIO, Self
 
 import msgspec
 
-from configs.schema import EngineConfig
+from configs.config import EngineConfig
 from engine.scheduler import Outgoing, Scheduler
 from wire.messages import Event
 
@@ -51,10 +51,7 @@ class Journal:
         os.fchmod(self._file.fileno(), 0o600)  # also of an existing file
         self._file.truncate(self._file.seek(sum(_sizes(path))))
         self._encoder = msgspec.msgpack.Encoder()
-        settings = EngineConfig.model_validate(
-            config.model_dump(include=set(EngineConfig.model_fields))
-        )
-        self._frame(settings.model_dump_json().encode())
+        self._frame(msgspec.json.encode(config.flat("json")))
 
     def write(self, event: Event, now: float, answer: Sequence[Outgoing]) -> None:
         """Append an event and its decisions. A full disk ends the journal, not the service."""
@@ -123,7 +120,11 @@ def _records(path: Path) -> Iterator[EngineConfig | Entry]:
     for frame in _frames(path):
         try:
             is_settings = frame.startswith(b"{")
-            yield EngineConfig.model_validate_json(frame) if is_settings else decoder.decode(frame)
+            yield (
+                EngineConfig.of(**msgspec.json.decode(frame))
+                if is_settings
+                else decoder.decode(frame)
+            )
         except ValueError as error:
             raise JournalError(_NONE.format(path)) from error
 

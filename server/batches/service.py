@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from configs.schema import Config
+from configs.config import Config
 from server.batches.job import BatchLimits
 from server.batches.runner import BatchRunner
 from server.batches.storage.database import DatabaseError
@@ -34,22 +34,15 @@ class BatchService:
 
     def __init__(
         self,
-        config: Config,
-        client: EngineClient,
-        endpoints: Sequence[Endpoint[Any]],
-        drain: Drain,
-        metrics: Metrics,
+        model: str,
+        paths: Sequence[str],
+        store: Store,
+        window: Window,
+        limits: BatchLimits,
     ) -> None:
-        self.model = config.name
-        self.paths = sorted(endpoint.path for endpoint in endpoints)
-        self._store = Store(config.data_dir / "batches" / folder_name(config.name))
-        max_open = config.max_open_batch_requests
-        self._window = Window(endpoints, client, metrics, max_open, lambda: drain.has_begun)
-        self._limits = BatchLimits(
-            models=frozenset(config.names),
-            max_line_bytes=config.max_body_bytes,
-            max_requests=config.max_batch_requests,
-        )
+        self.model = model
+        self.paths = sorted(paths)
+        self._store, self._window, self._limits = store, window, limits
         self._runner: BatchRunner | None = None
 
     @property
@@ -97,3 +90,25 @@ class BatchService:
         finally:
             self._runner = None
             await self._store.close()
+
+
+def build_batches(
+    config: Config,
+    client: EngineClient,
+    endpoints: Sequence[Endpoint[Any]],
+    drain: Drain,
+    metrics: Metrics,
+) -> BatchService:
+    """The batch service of one model on these endpoints; the caller runs it."""
+    max_open = config.max_open_batch_requests
+    return BatchService(
+        config.model.name,
+        [endpoint.path for endpoint in endpoints],
+        Store(config.runtime.data_dir / "batches" / folder_name(config.model.name)),
+        Window(endpoints, client, metrics, max_open, lambda: drain.has_begun),
+        BatchLimits(
+            models=frozenset(config.model.names),
+            max_line_bytes=config.server.limits.max_body_bytes,
+            max_requests=config.batches.max_batch_requests,
+        ),
+    )

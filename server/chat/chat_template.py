@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import TemplateSyntaxError
 
-from configs.schema import ChatConfig
+from configs.model import ChatConfig
 from server.http.errors import ApiError, invalid
 from server.openai.fields.conversation import Conversation
 from server.text.bounded_threads import BoundedThreads

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from configs.schema import ChatConfig
+from configs.model import ChatConfig
 from server.chat import reasoning, tool_calls
 from server.chat.message_parser import MessageParser
 from server.chat.reasoning import ReasoningSplitter

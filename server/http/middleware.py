@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from configs.front_door import FrontDoorConfig
+from configs.server import AccessConfig
 from daemon.logs import fields
 from server.http.errors import CLIENT_CLOSED_REQUEST, ApiError, failed, invalid
 
@@ -31,10 +31,12 @@ _FIT = re.compile(rb"[!-~]{1,128}")
 logger = logging.getLogger("tdpipe.access")
 
 
-def with_middleware(app: ASGIApp, config: FrontDoorConfig) -> ASGIApp:
+def with_middleware(
+    app: ASGIApp, config: AccessConfig, *, root_path: str, access_log: bool
+) -> ASGIApp:
     """The app behind the middleware that the settings ask for."""
     if config.api_key:
-        app = ApiKeys(app, config.api_key, open_paths=config.open_paths, root_path=config.root_path)
+        app = ApiKeys(app, config.api_key, open_paths=config.open_paths, root_path=root_path)
     if config.allowed_origins:
         app = Cors(
             app,
@@ -44,8 +46,8 @@ def with_middleware(app: ASGIApp, config: FrontDoorConfig) -> ASGIApp:
             allow_credentials=config.allow_credentials,
             expose_headers=[HEADER.decode()],
         )
-    app = Access(app, root_path=config.root_path, access_log=config.access_log)
-    return RootPath(app, config.root_path) if config.root_path else app
+    app = Access(app, root_path=root_path, access_log=access_log)
+    return RootPath(app, root_path) if root_path else app
 
 
 class RootPath:

@@ -3,7 +3,7 @@
 import ssl
 from pathlib import Path
 
-from configs.front_door import ListenConfig
+from configs.server import ListenConfig
 from server.http.listener import ListenError
 
 

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from configs.schema import Config
+from configs.model import ModelConfig
+from configs.runtime import RuntimeConfig
+from configs.scheduler import PredictorConfig
 from server.lengths.length_histogram import HistogramError, LengthHistogram, LengthQuery
 from server.lengths.predictor_client import PredictorClient
 from server.metrics import Metrics
@@ -59,15 +61,17 @@ class ExpectedLength(NamedTuple):
 class LengthPredictor:
     """One per server; all methods belong to its asyncio loop."""
 
-    def __init__(self, config: Config, metrics: Metrics) -> None:
+    def __init__(
+        self, config: PredictorConfig, runtime: RuntimeConfig, model: str, metrics: Metrics
+    ) -> None:
         self._config = config
         self._metrics = metrics
-        self._path = histogram_path(config)
+        self._path = histogram_path(runtime.data_dir, model)
         self._histogram = _load(self._path)
         self._saved = self._histogram.num_observed
         self._recent = deque[tuple[int, int]](maxlen=ERROR_WINDOW)
         self._encoder = (
-            PredictorClient(config.predictor_address) if config.predictor_folder else None
+            PredictorClient(runtime.predictor_address) if config.predictor_folder else None
         )
 
     @property
@@ -143,7 +147,7 @@ class LengthPredictor:
         self._saved = self._histogram.num_observed
 
 
-def check_predictor(config: Config, tokenizer: Tokenizer) -> None:
+def check_predictor(config: PredictorConfig, model: ModelConfig, tokenizer: Tokenizer) -> None:
     """Raises `PredictorMismatchError` where the encoder was trained for another tokenizer.
 
     The predictor's own process reports a folder that holds no predictor.
@@ -157,15 +161,15 @@ def check_predictor(config: Config, tokenizer: Tokenizer) -> None:
     if counted_in not in (None, tokenizer.fingerprint):
         raise PredictorMismatchError(
             f"the predictor in {config.predictor_folder} was trained with another tokenizer than "
-            f"that of {config.tokenizer or config.model}"
+            f"that of {model.tokenizer or model.model}"
         )
     if counted_in is None and description:
         logger.warning("the predictor does not name the tokenizer it was trained with")
 
 
-def histogram_path(config: Config) -> Path:
+def histogram_path(data_dir: Path, model: str) -> Path:
     """The file of this model's length histogram."""
-    return config.data_dir / "lengths" / f"{quote(config.name, safe='')}.json"
+    return data_dir / "lengths" / f"{quote(model, safe='')}.json"
 
 
 def _load(path: Path) -> LengthHistogram:

@@ -5,7 +5,7 @@ for each request: before anything costly is done for it, so that a full queue re
 rate, and once more when its prompts' tokens are counted.
 """
 
-from configs.schema import ServerConfig
+from configs.server import LimitsConfig
 from server.http.errors import too_busy
 from server.requests.engine_client import EngineClient
 
@@ -16,7 +16,7 @@ class Admission:
     Offline work is bounded elsewhere (`server.batches.window`) and is not checked here.
     """
 
-    def __init__(self, config: ServerConfig, client: EngineClient) -> None:
+    def __init__(self, config: LimitsConfig, client: EngineClient) -> None:
         self._max_sequences = config.max_num_queued_reqs
         self._max_tokens = config.max_num_queued_tokens
         self._client = client

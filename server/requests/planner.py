@@ -4,7 +4,7 @@ import re
 from array import array
 from collections.abc import Iterable, Sequence, Set
 
-from configs.schema import Config
+from configs.model import ModelConfig
 from server.http.errors import invalid, no_such_model
 from server.openai.fields.sampling import SamplingFields
 from server.requests.answer_size import (
@@ -27,8 +27,11 @@ _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 class Planner:
     """Checks requests against the model's vocabulary and the longest possible sequence."""
 
-    def __init__(self, config: Config, client: EngineClient, tokenizer: Tokenizer) -> None:
-        self._config = config
+    def __init__(
+        self, model: ModelConfig, max_logprobs: int, client: EngineClient, tokenizer: Tokenizer
+    ) -> None:
+        self._model = model
+        self._max_logprobs = max_logprobs
         self._client = client
         self._tokenizer = tokenizer
 
@@ -94,12 +97,12 @@ class Planner:
             offline=offline,
             low_priority=offline or fields.low_priority,
             endpoint=endpoint,
-            model=self._config.name,
+            model=self._model.name,
         )
 
     def check_model(self, model: str) -> None:
         """Raise `ApiError` (404) for a model that is not served here."""
-        if model not in self._config.names:
+        if model not in self._model.names:
             raise no_such_model(model)
 
     def check_lengths(self, num_prompt_tokens: Iterable[int], max_tokens: int | None) -> None:
@@ -118,7 +121,7 @@ class Planner:
 
     def check_num_logprobs(self, num_logprobs: int, field: str) -> None:
         """Raise `ApiError` (400) when more likeliest tokens are asked for than may be returned."""
-        limit = self._config.max_logprobs
+        limit = self._max_logprobs
         if num_logprobs > limit:
             raise invalid(f"'{field}' must not exceed {limit}.", field, "invalid_value")
 

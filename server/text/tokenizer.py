@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from configs.schema import ModelConfig
+from configs.model import ModelConfig
 from server.text.bounded_threads import BoundedThreads
 from server.text.detokenizer import Detokenizer, FastDetokenizer, WindowDetokenizer
 from server.text.token_pieces import TokenPieces

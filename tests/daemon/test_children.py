@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from configs.schema import Config
+from configs.config import Config
 from daemon import child_process, children, restarts
 from daemon.children import Children, GivingUpError
 from daemon.watchdog_file import WatchdogFile
@@ -50,8 +50,10 @@ def make(tmp_path: Path, started: Processes) -> Callable[..., Children]:
     assert not started
 
     def make_children(**settings: Any) -> Children:
-        config = Config.model_validate({"runtime_dir": tmp_path, **settings})
-        family = Children(config, ("server", "engine", "stages"))
+        config = Config.of(**{"runtime_dir": tmp_path, **settings})
+        family = Children(
+            config.pipeline, config.predictor, tmp_path, ("server", "engine", "stages")
+        )
         family.start()
         return family
 

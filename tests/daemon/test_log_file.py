@@ -15,7 +15,7 @@ SCRIPT = """if True:
     from pathlib import Path
     from daemon import log_file
     from daemon import logs
-    from configs.front_door import LogConfig
+    from configs.runtime import LogConfig
 
     path, moved = Path(sys.argv[1]), Path(sys.argv[2])
     terminal = log_file.begin(path)
@@ -24,7 +24,7 @@ SCRIPT = """if True:
         import sys
         from daemon import log_file
         from daemon import logs
-        from configs.front_door import LogConfig
+        from configs.runtime import LogConfig
         log_file.follow()
         log = logs.set_up("child", LogConfig())
         log.info("before")
@@ -93,7 +93,7 @@ def test_long_lines_of_many_processes_stay_whole(tmp_path: Path) -> None:
     from pathlib import Path
     from daemon import log_file
     from daemon import logs
-    from configs.front_door import LogConfig
+    from configs.runtime import LogConfig
     log_file.begin(Path(sys.argv[1]))
     children = []
     for letter in "abcd":

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from configs.front_door import LogConfig
+from configs.runtime import LogConfig
 from daemon import logs
 
 
@@ -54,7 +54,7 @@ def test_in_json_an_uncaught_exception_is_an_object_too() -> None:
     script = """if True:
     import threading, warnings
     from daemon import logs
-    from configs.front_door import LogConfig
+    from configs.runtime import LogConfig
     logs.set_up("server", LogConfig(log_format="json"))
     warnings.warn("odd")
     thread = threading.Thread(target=lambda: 1 / 0)

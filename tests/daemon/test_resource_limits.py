@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import Config
+from configs.config import Config
 from daemon import resource_limits
 from tests.end_to_end.daemon import ROOT
 
@@ -50,7 +50,7 @@ def test_open_files_are_raised_to_what_the_system_grants_and_inherited() -> None
 def test_too_few_open_files_for_the_clients_are_reported(
     granted: int, is_reported: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = Config(max_num_queued_reqs=1024, max_num_seqs=256)
+    config = Config.of(max_num_queued_reqs=1024, max_num_seqs=256)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (granted, granted))
     lines = found(config, "ulimit -Hn 1536")
     assert bool(lines) is is_reported
@@ -85,13 +85,13 @@ def test_shared_memory_is_looked_at_where_nccl_needs_it(
     monkeypatch.setattr(resource_limits, "NVIDIA_DRIVER", tmp_path)
     monkeypatch.setattr(resource_limits, "SHARED_MEMORY", tmp_path)
     disk[tmp_path] = mib << 20
-    assert bool(found(Config.model_validate(settings), "--shm-size")) is is_reported
+    assert bool(found(Config.of(**settings), "--shm-size")) is is_reported
 
 
 def test_a_data_dir_that_is_not_there_yet_is_measured_where_it_will_be(
     disk: dict[Path, int], tmp_path: Path
 ) -> None:
-    config = Config(data_dir=tmp_path / "not" / "yet", max_file_bytes=1 << 30)
+    config = Config.of(data_dir=tmp_path / "not" / "yet", max_file_bytes=1 << 30)
     assert not found(config, "data_dir")
     disk[tmp_path] = 10 << 20
     (line,) = found(config, "data_dir")
@@ -106,8 +106,8 @@ def test_a_folder_that_cannot_be_looked_at_is_no_reason_not_to_start(
         raise PermissionError
 
     monkeypatch.setattr(shutil, "disk_usage", refuse)
-    assert not found(Config(data_dir=tmp_path), "data_dir")
+    assert not found(Config.of(data_dir=tmp_path), "data_dir")
 
 
 def test_this_machine_reports_its_limits() -> None:
-    assert isinstance(list(resource_limits.shortages(Config(data_dir=Path(os.sep)))), list)
+    assert isinstance(list(resource_limits.shortages(Config.of(data_dir=Path(os.sep)))), list)

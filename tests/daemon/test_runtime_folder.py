@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import Config
+from configs.config import Config
 from daemon.runtime_folder import PID_FILE, FolderTakenError, runtime_folder
 
 
@@ -18,10 +18,10 @@ def rights(path: Path) -> int:
 
 def test_a_temporary_folder_is_private_and_removed_at_the_end() -> None:
     with runtime_folder(Config()) as config:
-        assert rights(config.folder) == 0o700
-        assert rights(config.folder / "config.json") == 0o600
-        assert int((config.folder / PID_FILE).read_text()) == os.getpid()
-    assert not config.folder.exists()
+        assert rights(config.runtime.folder) == 0o700
+        assert rights(config.runtime.folder / "config.json") == 0o600
+        assert int((config.runtime.folder / PID_FILE).read_text()) == os.getpid()
+    assert not config.runtime.folder.exists()
 
 
 @pytest.mark.parametrize(("before", "after"), [(0o777, 0o755), (0o775, 0o755), (0o750, 0o750)])
@@ -31,7 +31,7 @@ def test_others_cannot_write_into_a_folder_that_was_there(
     folder = tmp_path / "run"
     folder.mkdir()
     folder.chmod(before)
-    with runtime_folder(Config(runtime_dir=folder)):
+    with runtime_folder(Config.of(runtime_dir=folder)):
         assert rights(folder) == after
     assert folder.exists()
 
@@ -40,7 +40,7 @@ def test_another_user_s_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
     with (
         pytest.raises(FolderTakenError, match="another user"),
-        runtime_folder(Config(runtime_dir=tmp_path)),
+        runtime_folder(Config.of(runtime_dir=tmp_path)),
     ):
         pass
 
@@ -58,7 +58,7 @@ def test_a_folder_that_runs_is_not_cleaned_away(tmp_path: Path) -> None:
             os.close(opened)
         return True
 
-    with runtime_folder(Config(runtime_dir=tmp_path)):
+    with runtime_folder(Config.of(runtime_dir=tmp_path)):
         assert not may_clean(tmp_path)
     assert may_clean(tmp_path)
 
@@ -66,10 +66,10 @@ def test_a_folder_that_runs_is_not_cleaned_away(tmp_path: Path) -> None:
 def test_a_second_set_of_processes_is_refused_and_leaves_the_first_one_s_files(
     tmp_path: Path,
 ) -> None:
-    with runtime_folder(Config(runtime_dir=tmp_path)):
+    with runtime_folder(Config.of(runtime_dir=tmp_path)):
         with (
             pytest.raises(FolderTakenError, match="another daemon runs in"),
-            runtime_folder(Config(runtime_dir=tmp_path)),
+            runtime_folder(Config.of(runtime_dir=tmp_path)),
         ):
             pass
         assert int((tmp_path / PID_FILE).read_text()) == os.getpid()

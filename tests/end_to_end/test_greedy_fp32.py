@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from configs.schema import DEMO_MODEL
+from configs.model import DEMO_MODEL
 from demo.tasks import held_out
 from tests.checkpoints import TOKENIZER, make_checkpoint
 from tests.end_to_end.asking import ask_at_once, complete, random_prompts

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from configs.schema import DEMO_MODEL
+from configs.model import DEMO_MODEL
 from tests.end_to_end.daemon import Daemon
 
 NAMES = ("tdpipe", "server", "engine", "stage 0", "stage 1", "predictor")

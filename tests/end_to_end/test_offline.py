@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from client.offline import OfflineEngine, OfflineEngineError
-from configs.schema import Config
+from configs.config import Config
 from server.requests.retry import ask_until_final
 from tests.end_to_end.daemon import all_gone
 
@@ -18,7 +18,7 @@ PROMPT, ANSWER = "Count to seven in words.\n", "one two three four five six seve
 
 def settings(folder: Path, **values: object) -> Config:
     """Two stages of the demo model that measure themselves only briefly."""
-    return Config.model_validate({"data_dir": folder, "profile_seconds": 0.3} | values)
+    return Config.of(**{"data_dir": folder, "profile_seconds": 0.3} | values)
 
 
 async def generate(engine: OfflineEngine) -> str:
@@ -50,7 +50,7 @@ def test_inside_the_block_requests_are_processed_and_after_it_nothing_is_left(
     async def work() -> tuple[str, list[psutil.Process], Path]:
         async with OfflineEngine(settings(tmp_path)) as engine:
             text = await engine.run(generate(engine))
-            return text, children(), engine.config.folder
+            return text, children(), engine.config.runtime.folder
 
     text, processes, folder = asyncio.run(work())
     assert text == ANSWER

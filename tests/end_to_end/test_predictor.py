@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from configs.schema import DEMO_MODEL
+from configs.model import DEMO_MODEL
 from demo.tasks import held_out
 from tests.end_to_end.daemon import Daemon, all_gone
 from tests.end_to_end.test_demo import answer

@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel, Field
 from transformers import AutoTokenizer
 
-from configs.schema import DEMO_MODEL
+from configs.model import DEMO_MODEL
 from demo.tasks import held_out
 from tests.end_to_end.daemon import Daemon
 

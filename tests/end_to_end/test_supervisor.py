@@ -14,7 +14,7 @@ import openai
 import psutil
 import pytest
 
-from configs.schema import DEMO_MODEL
+from configs.model import DEMO_MODEL
 from tests.end_to_end.daemon import Daemon, all_gone
 
 MODEL = "tdpipe-demo"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs import loader
-from configs.schema import Config
+from configs.config import Config
 from daemon import child_process
 from wire.messages import StageFailed, Stats, ToServer
 from wire.sockets import Spoke
@@ -20,19 +20,19 @@ class Engine:
     """An engine process, and the failure that it reports."""
 
     def __init__(self, folder: Path, **settings: float) -> None:
-        self.config = Config.model_validate({"model": "none", "runtime_dir": folder, **settings})
+        self.config = Config.of(**{"model": "none", "runtime_dir": folder, **settings})
         loader.save(self.config, folder)
         self.process = child_process.start("engine", str(folder), "0")
 
     def send(self, *failed: StageFailed) -> None:
         """Send the messages of a stage that could not start."""
-        stage = Spoke[None](self.config.stage_address, "failed-0", None)
+        stage = Spoke[None](self.config.runtime.stage_address, "failed-0", None)
         stage.send(*failed)
         stage.close(PATIENCE_S)
 
     def trouble(self) -> str:
         """Wait for `Stats.trouble` while the engine runs."""
-        with Spoke[ToServer](self.config.server_address, "server", ToServer) as server:
+        with Spoke[ToServer](self.config.runtime.server_address, "server", ToServer) as server:
             deadline = time.monotonic() + PATIENCE_S
             while time.monotonic() < deadline:
                 server.wait(0.5)
@@ -44,7 +44,7 @@ class Engine:
     def failure(self) -> str | None:
         """The failure that the engine has reported when it has ended."""
         assert self.process.wait(PATIENCE_S) == 1
-        return child_process.reported_failure(self.config.folder)
+        return child_process.reported_failure(self.config.runtime.folder)
 
 
 @pytest.fixture

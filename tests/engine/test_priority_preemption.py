@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from configs.schema import EngineConfig
+from configs.config import EngineConfig
 from tests.engine.world import World, make_submit
 from wire.messages import Abort, Submit
 
@@ -28,8 +28,8 @@ def online(sequence_id: int, num_prompt: int = 3) -> Submit:
 def world_of(policy: str, num_blocks: int = 1000, **settings: object) -> World:
     """Two stages, blocks of four tokens."""
     return World(
-        EngineConfig.model_validate(
-            {
+        EngineConfig.of(
+            **{
                 "policy": policy,
                 "pipeline_parallel_size": 2,
                 "block_size": 4,

@@ -1,10 +1,10 @@
 """The quarantine: suspects are fed one per step, cleared, or answered as poison requests."""
 
-from configs.schema import EngineConfig
+from configs.config import EngineConfig
 from tests.engine.world import World, make_submit
 from wire.messages import StageLost, Step
 
-FOUR_STAGES = EngineConfig(pipeline_parallel_size=4)
+FOUR_STAGES = EngineConfig.of(pipeline_parallel_size=4)
 
 
 def rows_of(step: Step) -> list[int]:
@@ -42,7 +42,7 @@ def test_a_loss_without_a_cause_in_the_requests_ends_with_all_answered() -> None
 
 def test_a_suspect_is_cleared_by_its_next_token() -> None:
     """Any number of losses proves nothing, as long as the sequence makes progress in between."""
-    world = World(EngineConfig(pipeline_parallel_size=1), 200)
+    world = World(EngineConfig.of(pipeline_parallel_size=1), 200)
     world.submit(make_submit(0, [1], 10, stop=False))
     for _ in range(8):
         world.return_step()
@@ -54,7 +54,7 @@ def test_a_suspect_is_cleared_by_its_next_token() -> None:
 
 
 def test_a_single_request_survives_two_kills_in_a_row() -> None:
-    world = World(EngineConfig(pipeline_parallel_size=1), 200)
+    world = World(EngineConfig.of(pipeline_parallel_size=1), 200)
     world.submit(make_submit(0, [1], 10, stop=False))
     world.lose_pipeline()
     world.lose_pipeline()
@@ -77,7 +77,7 @@ def test_only_the_row_of_the_named_step_is_suspected() -> None:
 
 
 def test_a_long_suspect_is_fed_in_chunks_by_itself() -> None:
-    world = World(EngineConfig(pipeline_parallel_size=2, max_num_batched_tokens=8), 200)
+    world = World(EngineConfig.of(pipeline_parallel_size=2, max_num_batched_tokens=8), 200)
     world.submit(make_submit(0, [1] * 20, 30, stop=False))
     world.submit(make_submit(1, [2] * 3, 30, stop=False))
     for _ in range(6):
@@ -89,7 +89,7 @@ def test_a_long_suspect_is_fed_in_chunks_by_itself() -> None:
 
 
 def test_suspects_that_no_longer_fit_together_are_fed_one_after_the_other() -> None:
-    world = World(EngineConfig(pipeline_parallel_size=2, block_size=4), 40)
+    world = World(EngineConfig.of(pipeline_parallel_size=2, block_size=4), 40)
     for i in range(4):
         world.submit(make_submit(i, [1 + i] * 12, 12, stop=False))
     for _ in range(10):

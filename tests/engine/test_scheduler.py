@@ -5,7 +5,7 @@ from array import array
 import pytest
 from msgspec.structs import replace
 
-from configs.schema import EngineConfig
+from configs.config import EngineConfig
 from engine.scheduler import ImpossibleSettingsError, Scheduler
 from tests.engine.world import World, expected_output, make_submit
 from wire.messages import (
@@ -24,7 +24,7 @@ from wire.messages import (
 
 
 def test_a_prompt_that_cannot_fit_is_answered() -> None:
-    world = World(EngineConfig(block_size=4), 10)
+    world = World(EngineConfig.of(block_size=4), 10)
     world.submit(make_submit(0, [1] * 35, 6))
     assert world.finished[0].reason == "error"
     assert "41 tokens" in world.finished[0].message
@@ -32,7 +32,7 @@ def test_a_prompt_that_cannot_fit_is_answered() -> None:
 
 
 def test_a_request_that_fills_the_whole_cache_is_served() -> None:
-    world = World(EngineConfig(block_size=4), 10)
+    world = World(EngineConfig.of(block_size=4), 10)
     world.submit(make_submit(0, [1] * 35, 5, stop=False))
     world.run_dry()
     assert len(world.outputs[0]) == 5
@@ -47,7 +47,7 @@ def test_a_request_without_a_token_in_or_out_is_refused(prompt: bytes, max_token
 
 
 def test_the_same_id_twice_is_refused_and_the_first_continues() -> None:
-    scheduler = Scheduler(EngineConfig(pipeline_parallel_size=1))
+    scheduler = Scheduler(EngineConfig.of(pipeline_parallel_size=1))
     scheduler.handle(StageReady(0, 1, 10, 100), 0.0)
     scheduler.handle(make_submit(7, [1], 3), 1.0)
     (answer,) = scheduler.handle(make_submit(7, [1], 3), 2.0)
@@ -61,7 +61,7 @@ def test_a_request_before_the_stages_are_ready_is_refused() -> None:
 
 
 def test_the_smallest_stage_sets_the_number_of_blocks() -> None:
-    scheduler = Scheduler(EngineConfig(pipeline_parallel_size=3, block_size=16))
+    scheduler = Scheduler(EngineConfig.of(pipeline_parallel_size=3, block_size=16))
     answers = [
         scheduler.handle(StageReady(stage, 5, num_blocks, 4096), 0.0)
         for stage, num_blocks in enumerate([30, 20, 25])
@@ -70,7 +70,7 @@ def test_the_smallest_stage_sets_the_number_of_blocks() -> None:
 
 
 def test_stages_of_two_epochs_are_not_counted_together() -> None:
-    scheduler = Scheduler(EngineConfig(pipeline_parallel_size=2))
+    scheduler = Scheduler(EngineConfig.of(pipeline_parallel_size=2))
     assert scheduler.handle(StageReady(0, 1, 10, 100), 0.0) == []
     assert scheduler.handle(StageReady(1, 2, 10, 100), 0.0) == []
     assert scheduler.handle(StageReady(0, 2, 10, 100), 0.0) != []
@@ -115,14 +115,14 @@ def test_stages_that_restart_unannounced_continue_the_old_requests() -> None:
 
 
 def test_the_late_ready_of_a_lost_group_makes_no_pipeline() -> None:
-    world = World(EngineConfig(pipeline_parallel_size=1), 100)
+    world = World(EngineConfig.of(pipeline_parallel_size=1), 100)
     world.hand(StageLost(world.epoch, "a stage died"))
     world.hand(StageReady(0, world.epoch, 100, 100))
     assert world.scheduler.pipeline is None
 
 
 def test_stages_lost_before_all_were_ready_do_not_count_as_ready() -> None:
-    scheduler = Scheduler(EngineConfig(pipeline_parallel_size=2))
+    scheduler = Scheduler(EngineConfig.of(pipeline_parallel_size=2))
     scheduler.handle(StageReady(0, 5, 10, 100), 0.0)
     scheduler.handle(StageLost(5, "stage 1 waited for a neighbour"), 0.0)
     assert scheduler.is_over(5)
@@ -140,7 +140,7 @@ def test_an_abort_finds_its_sequence_while_there_are_no_stages() -> None:
 
 
 def test_stages_that_restart_with_less_memory_keep_the_sequences_that_fit() -> None:
-    world = World(EngineConfig(block_size=4), 10)
+    world = World(EngineConfig.of(block_size=4), 10)
     world.submit(make_submit(0, [1] * 30, 10, stop=False))
     world.submit(make_submit(1, [1] * 10, 10, stop=False))
     world.num_blocks = 6
@@ -172,7 +172,7 @@ def test_a_sequence_completed_in_the_previous_engine_ends_at_once() -> None:
 
 
 def test_stages_with_different_last_steps_are_restarted() -> None:
-    scheduler = Scheduler(EngineConfig(pipeline_parallel_size=2))
+    scheduler = Scheduler(EngineConfig.of(pipeline_parallel_size=2))
     scheduler.handle(StageReady(0, 3, 10, 100, last_step_id=41), 0.0)
     (lost,) = scheduler.handle(StageReady(1, 3, 10, 100, last_step_id=40), 0.0)
     assert isinstance(lost, StageLost)
@@ -183,7 +183,7 @@ def test_stages_with_different_last_steps_are_restarted() -> None:
 
 
 def test_the_steps_of_a_new_engine_have_ids_unknown_to_its_stages() -> None:
-    scheduler = Scheduler(EngineConfig(pipeline_parallel_size=2))
+    scheduler = Scheduler(EngineConfig.of(pipeline_parallel_size=2))
     for stage in range(2):
         scheduler.handle(StageReady(stage, 1, 10, 100, last_step_id=41), 0.0)
     (step,) = scheduler.handle(make_submit(0, [1], 3), 0.0)
@@ -196,7 +196,7 @@ def test_the_steps_of_a_new_engine_have_ids_unknown_to_its_stages() -> None:
 )
 def test_a_length_that_cannot_be_served_ends_the_start(wanted: int, words: str) -> None:
     scheduler = Scheduler(
-        EngineConfig(max_model_len=wanted, block_size=8, pipeline_parallel_size=1)
+        EngineConfig.of(max_model_len=wanted, block_size=8, pipeline_parallel_size=1)
     )
     with pytest.raises(ImpossibleSettingsError, match=words):
         scheduler.handle(StageReady(0, 1, 10, 100), 0.0)
@@ -223,7 +223,7 @@ def expected_first(prompt_token: int) -> int:
 
 
 def test_the_tokens_of_a_step_are_one_message() -> None:
-    world = World(EngineConfig(pipeline_parallel_size=1, prefill_ahead=1), 100)
+    world = World(EngineConfig.of(pipeline_parallel_size=1, prefill_ahead=1), 100)
     for i in range(8):
         world.submit(make_submit(i, [1 + i], 2, stop=False))
     world.return_step()
@@ -234,7 +234,7 @@ def test_the_tokens_of_a_step_are_one_message() -> None:
 
 
 def test_sampling_parameters_reach_the_stage_only_where_they_are_needed() -> None:
-    scheduler = Scheduler(EngineConfig(pipeline_parallel_size=1))
+    scheduler = Scheduler(EngineConfig.of(pipeline_parallel_size=1))
     scheduler.handle(StageReady(0, 1, 10, 100), 0.0)
     (step,) = scheduler.handle(make_submit(0, [1], 3), 0.0)
     assert isinstance(step, Step)
@@ -242,7 +242,7 @@ def test_sampling_parameters_reach_the_stage_only_where_they_are_needed() -> Non
 
 
 def test_a_late_prediction_changes_the_order_of_admission() -> None:
-    config = EngineConfig(policy="temporal", pipeline_parallel_size=1, max_num_seqs=1)
+    config = EngineConfig.of(policy="temporal", pipeline_parallel_size=1, max_num_seqs=1)
     world = World(config, 200)
     world.submit(make_submit(0, [1], 3, stop=False))  # occupies the only place
     for sequence_id in (1, 2, 3):
@@ -267,7 +267,7 @@ def one_logprob(index: int, top_id: int) -> Logprobs:
 
 
 def test_logprobs_and_scores_reach_their_sequences_unless_these_have_ended() -> None:
-    world = World(EngineConfig(pipeline_parallel_size=1, prefill_batch_tokens=100), 100)
+    world = World(EngineConfig.of(pipeline_parallel_size=1, prefill_batch_tokens=100), 100)
     asking = Sampling(temperature=0.0, num_logprobs=1, num_prompt_logprobs=1)
     for sequence_id in range(3):
         world.submit(replace(make_submit(sequence_id, [1, 2], 5, stop=False), sampling=asking))

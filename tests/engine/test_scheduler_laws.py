@@ -10,13 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from configs.schema import Config, EngineConfig
+from configs.config import EngineConfig
+from configs.scheduler import SchedulerConfig
 from engine.scheduler import Scheduler
 from engine.trace.journal import Journal, JournalError, replay
 from tests.engine.world import World, make_submit
 from wire.messages import Abort, Expect, StageCosts, Step
 
-POLICIES = get_args(EngineConfig.model_fields["policy"].annotation)
+POLICIES = get_args(SchedulerConfig.model_fields["policy"].annotation)
 ANY = {
     "pipeline_parallel_size": st.integers(1, 4),
     "block_size": st.sampled_from([1, 2, 4, 16]),
@@ -96,7 +97,7 @@ SPARE_BLOCKS = st.integers(0, 12)
 
 def configs(policy: str) -> st.SearchStrategy[EngineConfig]:
     """Any settings of the policy."""
-    return st.builds(EngineConfig, policy=st.just(policy), **ANY, **OF_POLICY[policy])
+    return st.builds(EngineConfig.of, policy=st.just(policy), **ANY, **OF_POLICY[policy])
 
 
 def play(
@@ -112,7 +113,7 @@ def play(
 
     The KV cache holds the largest possible request (50 tokens) and `spare_blocks` more.
     """
-    world = World(config, -(-50 // config.block_size) + spare_blocks, costs)
+    world = World(config, -(-50 // config.cache.block_size) + spare_blocks, costs)
     world.poison, world.names_step = set(poison), names_step
     for action in actions:
         match action:
@@ -215,7 +216,7 @@ def test_replay_of_a_journal_gives_identical_decisions(
     )
     world = play(config, spare_blocks, actions, costs)
     path = tmp_path / "journal"
-    with Journal(path, Config(**config.model_dump())) as journal:
+    with Journal(path, config) as journal:
         for now, event, answer in world.events:
             journal.write(event, now, answer)
     assert replay(path) == len(world.events)

@@ -10,7 +10,7 @@ from array import array
 from collections import deque
 from typing import Any
 
-from configs.schema import EngineConfig
+from configs.config import EngineConfig
 from engine.quarantine import MAX_UNNAMED_FAILURES
 from engine.scheduler import Outgoing, Scheduler
 from wire.messages import (
@@ -134,15 +134,15 @@ class World:
         self.epoch = 0
         self.poison: set[int] = set()  # sequences that make the stages fail
         self.names_step = True  # whether a failing stage reports its step
-        self.stage = FakeStage(config.block_size)
+        self.stage = FakeStage(config.cache.block_size)
         self.start_pipeline()
 
     def start_pipeline(self) -> None:
         """All stages of a new group become ready."""
         self.epoch += 1
         self.in_flight.clear()
-        self.stage = FakeStage(self.config.block_size)
-        for stage in range(self.config.pipeline_parallel_size):
+        self.stage = FakeStage(self.config.cache.block_size)
+        for stage in range(self.config.pipeline.pipeline_parallel_size):
             self.hand(StageReady(stage, self.epoch, self.num_blocks, 1 << 20, self.costs))
 
     def submit(self, submit: Submit) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from configs import loader
-from configs.schema import Config
+from configs.config import Config
 from daemon import child_process
 from predictor.asks import AskQueue
 from predictor.checkpoint import Prediction, load_predictor
@@ -135,7 +135,7 @@ def test_drops_are_logged_once_a_minute_and_none_is_forgotten(
 @contextmanager
 def process(folder: Path, predictor: str, incarnation: int = 0) -> Iterator[subprocess.Popen[str]]:
     """`python -m predictor`, as the supervisor starts it."""
-    loader.save(Config(predictor=predictor, runtime_dir=folder), folder)
+    loader.save(Config.of(predictor=predictor, runtime_dir=folder), folder)
     environment = os.environ | {child_process.PARENT: str(os.getpid()), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-P", "-m", "predictor", str(folder), str(incarnation)]
     child = subprocess.Popen(

@@ -56,7 +56,7 @@ def read_until(server: subprocess.Popen[str], words: str) -> str:
 
 def test_a_process_serves_returns_its_port_and_drains_on_sigterm(tmp_path: Path) -> None:
     save_model(tmp_path / "model")
-    engine = FakeEngine(config(tmp_path).server_address)
+    engine = FakeEngine(config(tmp_path).runtime.server_address)
     try:
         with process(tmp_path) as server:
             log = read_until(server, "ready: ")
@@ -85,7 +85,7 @@ def test_a_process_serves_returns_its_port_and_drains_on_sigterm(tmp_path: Path)
 
 def test_a_second_signal_ends_the_process_with_a_word_to_its_clients(tmp_path: Path) -> None:
     save_model(tmp_path / "model")
-    engine = FakeEngine(config(tmp_path).server_address)
+    engine = FakeEngine(config(tmp_path).runtime.server_address)
     try:
         with process(tmp_path) as server:
             read_until(server, "ready: ")
@@ -106,7 +106,7 @@ def test_a_second_signal_ends_the_process_with_a_word_to_its_clients(tmp_path: P
 
 def test_a_process_serves_on_a_unix_socket_and_takes_it_away_with_it(tmp_path: Path) -> None:
     save_model(tmp_path / "model")
-    engine = FakeEngine(config(tmp_path).server_address)
+    engine = FakeEngine(config(tmp_path).runtime.server_address)
     path = tmp_path / "http.sock"
     try:
         with process(tmp_path, uds=path, api_key="a-secret", log_format="json") as server:

@@ -21,9 +21,9 @@ from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from configs.schema import Config
+from configs.config import Config
 from server.app import build_app
-from server.batches.service import BatchService
+from server.batches.service import BatchService, build_batches
 from server.endpoints import build_endpoints
 from server.http.drain import Drain
 from server.http.errors import ApiError
@@ -221,8 +221,8 @@ def stats(*, ready: bool = True, uptime_s: float = 1.0, **values: Any) -> Stats:
 
 def config(folder: Path, **values: Any) -> Config:
     """Settings for a server of the little model."""
-    return Config.model_validate(
-        {
+    return Config.of(
+        **{
             "model": str(folder / "model"),
             "served_model_name": MODEL,
             "runtime_dir": folder,
@@ -239,9 +239,9 @@ def make_app(
 ) -> tuple[ASGIApp, LengthPredictor, BatchService]:
     """The app, the predictor, which is to be run if there is an encoder, and the batches."""
     metrics = Metrics(EngineCollector(client))
-    predictor = LengthPredictor(settings, metrics)
+    predictor = LengthPredictor(settings.predictor, settings.runtime, MODEL, metrics)
     endpoints = build_endpoints(settings, client, tokenizer, metrics, predictor)
-    batches = BatchService(settings, client, endpoints.all(), drain, metrics)
+    batches = build_batches(settings, client, endpoints.all(), drain, metrics)
     app = build_app(settings, client, tokenizer, drain, metrics, endpoints, batches)
     return app, predictor, batches
 
@@ -292,23 +292,23 @@ def serving(
 ) -> Iterator[Daemon]:
     """A server in a thread with a fake engine behind it, ready by default."""
     settings_ = config(folder, **settings)
-    engine = FakeEngine(settings_.server_address, script)
+    engine = FakeEngine(settings_.runtime.server_address, script)
     if not ready:
         engine.ready, engine.stats = None, stats(ready=False, stages=())
     started: list[Daemon] = []
     is_up = threading.Event()
 
     async def serve() -> None:
-        client = EngineClient(settings_.server_address)
+        client = EngineClient(settings_.runtime.server_address)
         drain = Drain()
         app, predictor, batches = make_app(settings_, client, drain, tokenizer)
-        tls = tls_context(settings_)
+        tls = tls_context(settings_.server.listen)
         server = DrainingServer(
             app,
             client.fail_all,
             drain,
-            shutdown_timeout_s=settings_.shutdown_timeout,
-            send_timeout_s=settings_.send_timeout,
+            shutdown_timeout_s=settings_.server.limits.shutdown_timeout,
+            send_timeout_s=settings_.server.limits.send_timeout,
             tls=tls,
         )
         listener = listen("127.0.0.1", 0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from configs.schema import EngineConfig
+from configs.config import EngineConfig
 from engine.policies.registry import POLICIES
 from simulator.simulation import (
     Arrival,
@@ -34,8 +34,8 @@ def run(
     max_open: int | None = None,
     **settings: Any,
 ) -> Run:
-    config = EngineConfig.model_validate(
-        {"policy": "separate", "pipeline_parallel_size": len(costs), **settings}
+    config = EngineConfig.of(
+        **{"policy": "separate", "pipeline_parallel_size": len(costs), **settings}
     )
     node = Node(costs, num_blocks=100, max_model_len=256, overhead_s=OVERHEAD_S, hop_s=HOP_S)
     return simulate(config, node, arrivals, record=record, max_open=max_open)

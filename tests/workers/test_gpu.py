@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.schema import Config
+from configs.config import EngineConfig
 from tests.checkpoints import make_checkpoint
 from tests.workers.sampling.test_grammars import DIGITS, SCHEMA, VOCABULARY, logits_of, setup, step
 from tests.workers.sampling.test_sampler import Draw, make_logits, make_step
@@ -28,7 +28,7 @@ BLOCK_SIZE = 4
 
 def run(model: Path, device: torch.device, dtype: str) -> list[torch.Tensor]:
     """Logits of a prefill, a chunk beside a decode, and a decode, through two stages."""
-    config = Config.model_validate({"model": str(model), "dtype": dtype, "layer_split": "2,2"})
+    config = EngineConfig.of(model=str(model), dtype=dtype, layer_split="2,2")
     stages = [load(config, stage, device) for stage in range(2)]
     ground = Ground(BLOCK_SIZE)
     caches = [_cache(stage, ground, device) for stage in stages]

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from configs.schema import Config
+from configs.config import EngineConfig
 from tests.checkpoints import NUM_LAYERS, make_checkpoint
 from tests.workers.world import CPU
 from workers import loading
@@ -23,16 +23,15 @@ PLACE = StagePlace(0, 1, CPU, 1)
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Iterator[Config]:
+def config(tmp_path: Path) -> Iterator[EngineConfig]:
     """A group of one stage that may find its own split."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield Config(
+    yield EngineConfig.of(
         model=str(make_checkpoint(tmp_path / "model", "llama")),
         dtype="bfloat16",
         device="cpu",
         pipeline_parallel_size=1,
         layer_split="auto",
-        data_dir=tmp_path / "data",
     )
     dist.destroy_process_group()
 
@@ -43,7 +42,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
     real = stage_model.load
 
-    def spy(config: Config, stage: int, device: torch.device, ranges: Any = None) -> Any:
+    def spy(config: EngineConfig, stage: int, device: torch.device, ranges: Any = None) -> Any:
         found.append(ranges)
         return real(config, stage, device, ranges)
 
@@ -52,31 +51,33 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_a_split_that_stays_is_measured_once(
-    config: Config, loads: list[Any], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, config: EngineConfig, loads: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    model, shapes = load(config, PLACE)
+    model, shapes = load(config, tmp_path / "data", PLACE)
     assert sorted(shapes) == list(model.layers) == list(range(NUM_LAYERS))
     assert loads == [None]
-    load(config, PLACE)
+    load(config, tmp_path / "data", PLACE)
     assert loads == [None, [range(NUM_LAYERS)]]
     assert "as found at an earlier start" in caplog.text
 
 
 def test_a_better_split_is_loaded_and_kept(
-    config: Config, loads: list[Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, config: EngineConfig, loads: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     better = [range(NUM_LAYERS)]
     monkeypatch.setattr(layer_times, "better_split", lambda _: better)
-    load(config, PLACE)
+    load(config, tmp_path / "data", PLACE)
     assert loads == [None, better]
     fingerprint = loading._split_fingerprint(config, PLACE)
-    assert profile_cache.load_split(config.data_dir, fingerprint) == (NUM_LAYERS,)
-    load(config, PLACE)
+    assert profile_cache.load_split(tmp_path / "data", fingerprint) == (NUM_LAYERS,)
+    load(config, tmp_path / "data", PLACE)
     assert loads == [None, better, better]
 
 
-def test_a_split_by_parameters_measures_nothing(config: Config, loads: list[Any]) -> None:
-    load(config.model_copy(update={"layer_split": None}), PLACE)
+def test_a_split_by_parameters_measures_nothing(
+    tmp_path: Path, config: EngineConfig, loads: list[Any]
+) -> None:
+    load(config.replaced(layer_split=None), tmp_path / "data", PLACE)
     assert loads == [None]
-    assert not config.data_dir.exists()
+    assert not (tmp_path / "data").exists()

@@ -6,7 +6,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from configs.schema import Config
+from configs.config import EngineConfig
+from configs.pipeline import CacheConfig
 from workers.model.attention import Form, attend_one
 from workers.model.batch import StepBatch
 
@@ -102,7 +103,7 @@ class Probe:
 
 
 def count_blocks(
-    config: Config,
+    config: EngineConfig,
     shapes: dict[int, LayerShape],
     itemsize: int,
     max_model_len: int,
@@ -114,25 +115,24 @@ def count_blocks(
     Never more than the largest number of live sequences fills at full length. On a GPU, call it
     after a forward of the largest batch: the allocator then knows its memory.
     """
-    block_bytes = config.block_size * itemsize * sum(s.values_per_token for s in shapes.values())
-    if config.kv_cache_memory_bytes is not None:
-        budget_bytes = config.kv_cache_memory_bytes
+    cache = config.cache
+    block_bytes = cache.block_size * itemsize * sum(s.values_per_token for s in shapes.values())
+    if cache.kv_cache_memory_bytes is not None:
+        budget_bytes = cache.kv_cache_memory_bytes
         num_blocks = budget_bytes // block_bytes
     else:
-        budget_bytes = free_bytes(config, device, stages_on_device)
-        useful = config.max_live(config.pipeline_parallel_size) * -(
-            -max_model_len // config.block_size
-        )
+        budget_bytes = free_bytes(cache, device, stages_on_device)
+        useful = config.max_live * -(-max_model_len // cache.block_size)
         num_blocks = min(budget_bytes // block_bytes, useful)
     if num_blocks < 1:
         raise KvCacheError(
             f"{max(0, budget_bytes):,} bytes do not hold one KV block of {block_bytes:,} bytes "
-            f"({config.block_size} tokens)"
+            f"({cache.block_size} tokens)"
         )
     return num_blocks
 
 
-def free_bytes(config: Config, device: torch.device, stages_on_device: int) -> int:
+def free_bytes(config: CacheConfig, device: torch.device, stages_on_device: int) -> int:
     """The bytes of the device's memory that a stage's KV cache may take where no setting says."""
     if device.type == "cpu":
         return int(psutil.virtual_memory().available * CPU_MEMORY_PART) // stages_on_device

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from configs.schema import Config
+from configs.config import EngineConfig
+from configs.model import ModelConfig
+from configs.pipeline import PipelineConfig
 from workers.model import attention, experts, layer_split, partitioning
 from workers.model.attention import UnsupportedModelError
 from workers.model.partitioning import find_trunk
@@ -112,7 +114,7 @@ class StageModel:
 
 
 def load(
-    config: Config, stage: int, device: torch.device, ranges: Sequence[range] | None = None
+    config: EngineConfig, stage: int, device: torch.device, ranges: Sequence[range] | None = None
 ) -> StageModel:
     """The stage's share of the model that the settings name, with its weights on the device.
 
@@ -120,26 +122,27 @@ def load(
     `UnsupportedModelError`, `PartitionError`, or what transformers and safetensors raise for a
     checkpoint that is missing, damaged or incomplete (`OSError`, `ValueError`, `SafetensorError`).
     """
-    model_config = read_config(config)
+    checkpoint = config.model
+    model_config = read_config(checkpoint)
     source: dict[str, Any] = {
-        "revision": config.revision,
-        "trust_remote_code": config.trust_remote_code,
+        "revision": checkpoint.revision,
+        "trust_remote_code": checkpoint.trust_remote_code,
     }
-    dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-    layers = (ranges or split(config, model_config))[stage]
-    _check_files(Path(config.model), config.load_format)
-    stage_class = partitioning.stage_class(_model_class(model_config, config), layers)
+    dtype = checkpoint.dtype if checkpoint.dtype == "auto" else getattr(torch, checkpoint.dtype)
+    layers = (ranges or split(checkpoint, config.pipeline, model_config))[stage]
+    _check_files(Path(checkpoint.model), checkpoint.load_format)
+    stage_class = partitioning.stage_class(_model_class(model_config, checkpoint), layers)
     if device.type == "cpu" and getattr(model_config, "quantization_config", None) is None:
         source["experts_implementation"] = experts.NAME
     previous_hook = transformers_logging.set_tqdm_hook(_progress_of(stage))
     try:
         model, report = stage_class.from_pretrained(
-            config.model,
+            checkpoint.model,
             **source,
             dtype=dtype,
             attn_implementation=attention.NAME,
             device_map={"": device},
-            use_safetensors=config.load_format == "safetensors",
+            use_safetensors=checkpoint.load_format == "safetensors",
             weights_only=True,
             output_loading_info=True,
         )
@@ -151,7 +154,7 @@ def load(
     return StageModel(model.eval(), layers)
 
 
-def read_config(config: Config) -> PretrainedConfig:
+def read_config(config: ModelConfig) -> PretrainedConfig:
     """The model's own settings. Raises `ValueError` with a text of one line."""
     source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
@@ -161,7 +164,7 @@ def read_config(config: Config) -> PretrainedConfig:
         raise ValueError(f"cannot load {config.model}: {first_line}") from error
 
 
-def bytes_per_token(config: Config) -> int:
+def bytes_per_token(config: ModelConfig) -> int:
     """The size of one token's activations on the way to the next stage. Raises `ValueError`."""
     model_config = read_config(config)
     dtype = model_config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
@@ -174,13 +177,15 @@ def bytes_of(module: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
-def split(config: Config, model_config: PretrainedConfig) -> list[range]:
+def split(
+    checkpoint: ModelConfig, config: PipelineConfig, model_config: PretrainedConfig
+) -> list[range]:
     """The layers of each stage: as set, or balanced by parameters."""
     num_layers = model_config.get_text_config().num_hidden_layers
     if isinstance(config.layer_split, tuple):
         return layer_split.split_by_hand(config.layer_split, num_layers)
     with torch.device("meta"):
-        whole = _model_class(model_config, config)._from_config(model_config)
+        whole = _model_class(model_config, checkpoint)._from_config(model_config)
     trunk, name = find_trunk(whole)
     layers = [_count(layer) for layer in getattr(trunk, name)]
     embedding, head = whole.get_input_embeddings(), whole.get_output_embeddings()
@@ -207,7 +212,7 @@ def _check_files(folder: Path, load_format: str) -> None:
             raise ValueError(f"{path} is truncated or damaged: {error}") from None
 
 
-def _model_class(model_config: PretrainedConfig, config: Config) -> type[PreTrainedModel]:
+def _model_class(model_config: PretrainedConfig, config: ModelConfig) -> type[PreTrainedModel]:
     """The causal language model of this family, if it takes its attention from our function."""
     family = model_config.model_type
     if config.trust_remote_code and "AutoModelForCausalLM" in getattr(model_config, "auto_map", {}):

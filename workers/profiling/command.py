@@ -16,6 +16,7 @@ from statistics import median
 from tqdm import tqdm
 
 from configs import loader
+from configs.config import Config
 from configs.profiles import (
     MeasuredStep,
     Profile,
@@ -26,7 +27,6 @@ from configs.profiles import (
     read_steps,
     write_profile,
 )
-from configs.schema import Config
 from daemon import logs
 from workers.model.stage_model import bytes_per_token
 from workers.profiling.driver import Driver, DriverError, Timed
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         config = loader.load(rest)
-        logs.set_up("profile", config)
+        logs.set_up("profile", config.logs)
         _check_out(options.out)
         table = _measure(config, options)
         _write(config, table, options.out)
@@ -103,7 +103,7 @@ def _check_out(out: Path) -> None:
 
 def _measure(config: Config, options: argparse.Namespace) -> StepTable:
     # The stages need not measure at start-up what this command measures.
-    config = config.model_copy(update={"profile": None, "profile_seconds": 0.0})
+    config = config.replaced(profile=None, profile_seconds=0.0)
     path = steps_path(options.out)
     kept = read_steps(path) if options.resume and path.exists() else None
     with Driver(config) as driver:
@@ -111,14 +111,14 @@ def _measure(config: Config, options: argparse.Namespace) -> StepTable:
         if kept is not None:
             _check_same(kept, notes, path)
         limits = Limits(
-            min(options.max_tokens or config.max_num_batched_tokens, driver.cache_tokens),
+            min(options.max_tokens or config.scheduler.max_num_batched_tokens, driver.cache_tokens),
             options.max_rows,
             driver.max_model_len,
             driver.cache_tokens,
-            config.block_size,
+            config.cache.block_size,
         )
         dummy_runs = full_dummy_runs(limits, has_stairs=driver.fingerprints[0].device == "cuda")
-        fill_tokens = most_cache_tokens(dummy_runs, driver.num_stages, config.block_size)
+        fill_tokens = most_cache_tokens(dummy_runs, driver.num_stages, config.cache.block_size)
         driver.fill(fill_tokens)
         if kept is None:
             notes |= _measure_hops(config, driver, limits.max_tokens)
@@ -127,7 +127,7 @@ def _measure(config: Config, options: argparse.Namespace) -> StepTable:
         if kept is not None:
             print(f"{len(dummy_runs) - len(missing)} of {len(dummy_runs)} steps are in {path}")  # noqa: T201
         with path.open("a", encoding="utf-8") as file:
-            measured = _measure_each(driver, missing, options.repeats, config.block_size)
+            measured = _measure_each(driver, missing, options.repeats, config.cache.block_size)
             for steps in tqdm(measured, total=len(missing), unit=" steps", disable=None):
                 file.writelines(line_of_step(stage, step) for stage, step in enumerate(steps))
                 file.flush()
@@ -138,12 +138,12 @@ def _notes(config: Config, driver: Driver) -> dict[str, str]:
     first = driver.fingerprints[0]
     hardware = list(dict.fromkeys(fingerprint.hardware for fingerprint in driver.fingerprints))
     return {
-        "model": config.name,
+        "model": config.model.name,
         "model_hash": first.model_hash,
         "dtype": first.dtype,
         "stages": str(driver.num_stages),
         "layers": ",".join(fingerprint.layers for fingerprint in driver.fingerprints),
-        "block_size": str(config.block_size),
+        "block_size": str(config.cache.block_size),
         "kv_tokens": str(driver.cache_tokens),
         "max_model_len": str(driver.max_model_len),
         "hardware": "; ".join(hardware),
@@ -207,7 +207,7 @@ def _measure_hops(config: Config, driver: Driver, max_tokens: int) -> dict[str, 
     gaps = [
         _gaps(list(driver.run([dummy_run] * P2P_REPEATS, 1))[1:]) for dummy_run in (small, large)
     ]
-    num_bytes = (large.num_tokens - 1) * bytes_per_token(config)
+    num_bytes = (large.num_tokens - 1) * bytes_per_token(config.model)
     rates = [
         f"{num_bytes / (more - less) / 1e9:.3f}" if more > less and num_bytes else "not known"
         for less, more in zip(*gaps, strict=True)
@@ -230,5 +230,5 @@ def _write(config: Config, table: StepTable, out: Path) -> None:
     seconds = tuple(sum(stage[n] for stage in stairs) for n in tokens)
     notes = "\n".join(f"{key}: {value}" for key, value in table.notes.items())
     write_profile(Profile(tokens, seconds), out, notes)
-    title = f"{config.name}, {len(table.stages)} stages, {table.notes.get('hardware', '')}"
+    title = f"{config.model.name}, {len(table.stages)} stages, {table.notes.get('hardware', '')}"
     draw(table, out.with_suffix(".png"), title)

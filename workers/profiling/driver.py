@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from configs import loader
-from configs.schema import Config
+from configs.config import Config
 from daemon import child_process
 from wire.messages import FromStage, Heartbeat, StageReady, StepDone
 from wire.sockets import Hub
@@ -56,14 +56,10 @@ class Driver:
     def __init__(self, config: Config) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="tdpipe-profile-"))
         # The stages must not be restarted while they are measured.
-        changes = {
-            "runtime_dir": self._folder,
-            "stage_endpoint": None,
-            "max_restarts": 0,
-            "exact_times": True,
-        }
-        self._config = config.model_copy(update=changes)
-        self.num_stages = config.pipeline_parallel_size
+        self._config = config.replaced(
+            runtime_dir=self._folder, stage_endpoint=None, max_restarts=0, exact_times=True
+        )
+        self.num_stages = config.pipeline.pipeline_parallel_size
         self.ready: list[StageReady] = []
         self.fingerprints: list[StageFingerprint] = []
         self._hub: Hub[FromStage] | None = None
@@ -80,20 +76,20 @@ class Driver:
     @property
     def cache_tokens(self) -> int:
         """Tokens that the KV cache of every stage holds."""
-        return min(stage.num_blocks for stage in self.ready) * self._config.block_size
+        return min(stage.num_blocks for stage in self.ready) * self._config.cache.block_size
 
     @property
     def max_model_len(self) -> int:
         """The longest sequence in tokens that fits the model, the settings and the cache."""
-        limit = self._config.max_model_len or self.ready[0].max_model_len
+        limit = self._config.model.max_model_len or self.ready[0].max_model_len
         return min(limit, self.ready[0].max_model_len, self.cache_tokens)
 
     def __enter__(self) -> Self:
         try:
             loader.save(self._config, self._folder)
-            self._hub = Hub(self._config.stage_address, FromStage)
+            self._hub = Hub(self._config.runtime.stage_address, FromStage)
             self._process = child_process.start(
-                "workers", str(self._folder), "0", num_threads=self._config.num_threads
+                "workers", str(self._folder), "0", num_threads=self._config.pipeline.num_threads
             )
             self._wait_ready()
         except BaseException:
@@ -141,19 +137,19 @@ class Driver:
                 began_at, ended_at = zip(*(s.pop(step_id) for s in self._spans), strict=True)
                 yield Timed(dummy_run, began_at, ended_at)
                 moved_at = time.monotonic()
-            self._check(moved_at + self._config.distributed_timeout_seconds, "the steps")
+            self._check(moved_at + self._config.pipeline.distributed_timeout_seconds, "the steps")
 
     def fill(self, num_tokens: int) -> None:
         """Write this many tokens of the KV cache: reading memory that was never written is free."""
-        size = self._config.block_size
-        rows = max(1, min(self._config.max_num_batched_tokens, FILL_TOKENS) // size)
+        size = self._config.cache.block_size
+        rows = max(1, min(self._config.scheduler.max_num_batched_tokens, FILL_TOKENS) // size)
         blocks = range(0, -(-min(num_tokens, self.cache_tokens) // size), rows)
         dummy_runs = (DummyRun("prefill", (0,) * rows, (size,) * rows, block) for block in blocks)
         for _ in self.run(dummy_runs, self.num_stages):
             pass
 
     def _wait_ready(self) -> None:
-        ends_at = time.monotonic() + self._config.stage_start_timeout
+        ends_at = time.monotonic() + self._config.pipeline.stage_start_timeout
         while len(self.ready) < self.num_stages:
             self._hear()
             self._check(ends_at, "the start of the stages")
@@ -166,7 +162,7 @@ class Driver:
         num_blocks = min(stage.num_blocks for stage in self.ready)
         epoch = self.ready[0].epoch
         plan = make_step(
-            dummy_run, self._config.block_size, num_blocks, epoch=epoch, step_id=step_id
+            dummy_run, self._config.cache.block_size, num_blocks, epoch=epoch, step_id=step_id
         )
         for stage in range(self.num_stages):
             if not self._hub.send(f"stage-{stage}", plan):

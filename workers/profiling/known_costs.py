@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
+from configs.pipeline import PipelineConfig
 from configs.profiles import StepTable, read_steps
-from configs.schema import Config
 from wire.messages import StageCosts
 from workers.comm.all_gather import all_gather
 from workers.profiling import profile_cache
@@ -15,7 +16,10 @@ log = logging.getLogger("tdpipe")
 
 
 def find_costs(
-    config: Config, fingerprint: StageFingerprint, measure: Callable[[], StageCosts]
+    config: PipelineConfig,
+    data_dir: Path,
+    fingerprint: StageFingerprint,
+    measure: Callable[[], StageCosts],
 ) -> StageCosts:
     """What steps cost on this stage. All stages must call this at the same time.
 
@@ -28,12 +32,12 @@ def find_costs(
         return _logged(fit(table.stages[fingerprint.stage]), f"from {config.profile}")
     if not config.profile_seconds:
         return StageCosts()
-    kept = profile_cache.load_costs(config.data_dir, fingerprint)
+    kept = profile_cache.load_costs(data_dir, fingerprint)
     if all(all_gather(kept is not None, bool)) and kept is not None:
-        return _logged(kept, f"as measured at an earlier start ({config.data_dir})")
+        return _logged(kept, f"as measured at an earlier start ({data_dir})")
     costs = measure()
     if costs.num_tokens:
-        profile_cache.save_costs(config.data_dir, fingerprint, costs)
+        profile_cache.save_costs(data_dir, fingerprint, costs)
     return _logged(costs, "measured now")
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from configs.schema import Config
+from configs.config import EngineConfig
+from configs.model import ModelConfig
 from daemon.version import VERSION
 
 log = logging.getLogger("tdpipe")
@@ -54,25 +55,25 @@ class StageFingerprint:
 
 
 def fingerprint_of(
-    config: Config, stage: int, layers: range | None, dtype: str, device: torch.device
+    config: EngineConfig, stage: int, layers: range | None, dtype: str, device: torch.device
 ) -> StageFingerprint:
     """The stage's fingerprint; without `layers` it holds for any layers."""
     return StageFingerprint(
         device=device.type,
         hardware=describe_hardware(device),
-        model_hash=hash_model(config),
+        model_hash=hash_model(config.model),
         dtype=dtype,
-        num_stages=config.pipeline_parallel_size,
+        num_stages=config.pipeline.pipeline_parallel_size,
         stage=stage,
         layers=f"{layers.start}-{layers.stop}" if layers is not None else "any",
-        block_size=config.block_size,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        block_size=config.cache.block_size,
+        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
         torch=torch.__version__,
         tdpipe=VERSION,
     )
 
 
-def hash_model(config: Config) -> str:
+def hash_model(config: ModelConfig) -> str:
     """A hash of the model's config.json; the weights' values do not change the time of a step."""
     path = Path(config.model) / "config.json"
     if path.is_file():

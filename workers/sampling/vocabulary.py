@@ -7,7 +7,7 @@ import numpy as np
 from llguidance import LLTokenizer
 from transformers import AutoTokenizer
 
-from configs.schema import ModelConfig
+from configs.model import ModelConfig
 
 
 class VocabularyError(Exception):

@@ -6,7 +6,7 @@ be switched off, for the ablations of the paper.
 
 from collections.abc import Iterator
 
-from configs.schema import TdPipeConfig
+from configs.scheduler import SchedulerConfig
 from engine.costs.cost_model import CostModel
 from engine.policies.decode_rows import add_decodes
 from engine.policies.policy import Policy
@@ -25,7 +25,7 @@ _WITHHELD = -1
 class TdPipe(Policy):
     """Prefill until the simulated KV use is full, then decode in S equal micro-batches."""
 
-    def __init__(self, config: TdPipeConfig, num_stages: int, cost: CostModel) -> None:
+    def __init__(self, config: SchedulerConfig, num_stages: int, cost: CostModel) -> None:
         self.phase: Phase = "prefill"
         self._config = config
         self._num_stages = num_stages
@@ -40,7 +40,7 @@ class TdPipe(Policy):
     @property
     def max_in_flight(self) -> int:
         """One per stage; `prefill_ahead` per stage for prefills, which are independent."""
-        ahead = self._config.prefill_ahead if self.phase == "prefill" else 1
+        ahead = self._config.td_pipe.prefill_ahead if self.phase == "prefill" else 1
         return ahead * self._num_stages
 
     def next_micro_batch(self, pool: Pool, now: float) -> MicroBatch | None:
@@ -86,7 +86,7 @@ class TdPipe(Policy):
             self._feed(batch, self._half_fed)
             return batch
         self._half_fed = None
-        while longest * len(batch.sequences) < self._config.prefill_batch_tokens:
+        while longest * len(batch.sequences) < self._config.td_pipe.prefill_batch_tokens:
             sequence = pool.waiting.first()
             if sequence is None:
                 break
@@ -117,10 +117,13 @@ class TdPipe(Policy):
             return True
         if not self._fits_now(pool, sequence):
             return False
-        if not self._config.greedy_prefill:
-            return pool.ledger.num_used < self._config.prefill_occupancy * pool.ledger.num_blocks
+        if not self._config.td_pipe.greedy_prefill:
+            return (
+                pool.ledger.num_used
+                < self._config.td_pipe.prefill_occupancy * pool.ledger.num_blocks
+            )
         if self._use is None:
-            self._use = FutureUse.of_live(pool, self._config.kv_occupancy)
+            self._use = FutureUse.of_live(pool, self._config.td_pipe.kv_occupancy)
         return self._use.admits(sequence)
 
     def _fits_now(self, pool: Pool, sequence: Sequence) -> bool:
@@ -147,7 +150,7 @@ class TdPipe(Policy):
         members = [s for s in pool.ready.values() if s.micro_batch_index == micro_batch_index]
         withheld = [s for s in pool.ready.values() if s.micro_batch_index == _WITHHELD]
         num_rows = len(members)
-        if self._config.work_stealing:
+        if self._config.td_pipe.work_stealing:
             num_rows = average_rows(num_rows + len(withheld), pool.num_live, self._num_stages)
         batch = MicroBatch()
         add_decodes(pool, batch, members + withheld, num_rows)
@@ -173,12 +176,15 @@ class TdPipe(Policy):
             return False  # a prefill phase would admit nothing
         if pool.waiting.online_wait_s(now) >= self._config.max_prefill_wait:
             return self._new_use(pool).admits(first)
-        if not self._config.intensity:
+        if not self._config.td_pipe.intensity:
             finished = pool.num_finished - self._finished_before
-            return finished >= self._config.finish_ratio * self._decode_began_with
+            return finished >= self._config.td_pipe.finish_ratio * self._decode_began_with
         rows = pool.num_live / self._num_stages
         spatial = spatial_intensity(
-            rows, self._cost, self._config.saturating_rows, self._config.saturated_rows
+            rows,
+            self._cost,
+            self._config.td_pipe.saturating_rows,
+            self._config.td_pipe.saturated_rows,
         )
         if spatial >= 1.0:
             return False
@@ -196,4 +202,4 @@ class TdPipe(Policy):
             yield self._cost.linear_s(sequence.num_unplanned)
 
     def _new_use(self, pool: Pool) -> FutureUse:
-        return FutureUse.of_live(pool, self._config.kv_occupancy)
+        return FutureUse.of_live(pool, self._config.td_pipe.kv_occupancy)

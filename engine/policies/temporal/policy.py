@@ -14,7 +14,7 @@ from math import ceil
 
 import numpy as np
 
-from configs.schema import TemporalConfig
+from configs.scheduler import SchedulerConfig
 from engine.costs.cost_model import CostModel
 from engine.policies.chunked_prefill import PrefillCursor
 from engine.policies.decode_rows import add_decodes
@@ -45,7 +45,7 @@ _MEAN_WEIGHT = 1 / 256
 class Temporal(Policy):
     """Decode in balanced micro-batches, topped up with prompts that the KV plan admits."""
 
-    def __init__(self, config: TemporalConfig, num_stages: int, cost: CostModel) -> None:
+    def __init__(self, config: SchedulerConfig, num_stages: int, cost: CostModel) -> None:
         self.phase: Phase = "decode"
         self._config = config
         self._num_stages = num_stages
@@ -96,7 +96,7 @@ class Temporal(Policy):
 
     def _decodes_in_refills(self, pool: Pool) -> bool:
         """Whether to decode during a refill. It pauses only if all open sequences are offline."""
-        return self._config.topup and (not self._pauses or pool.num_online > 0)
+        return self._config.temporal.topup and (not self._pauses or pool.num_online > 0)
 
     def _switch(self, pool: Pool, phase: Phase) -> None:
         self.phase = phase
@@ -107,7 +107,7 @@ class Temporal(Policy):
     def _decode(self, pool: Pool, batch: MicroBatch) -> None:
         """Add decode rows: an equal share of the live sequences."""
         num_rows, kv_tokens = -(-pool.num_live // self._num_stages), float("inf")
-        if self._config.balance_time:
+        if self._config.temporal.balance_time:
             num_rows = most_rows(self._cost, pool.num_live, self._num_stages)
             kv_tokens = pool.live_tokens / self._num_stages
         add_decodes(pool, batch, list(pool.ready.values()), num_rows, kv_tokens)
@@ -139,7 +139,7 @@ class Temporal(Policy):
         if not self._admitted and not self._cursor.half_fed:
             return False
         if (
-            not self._config.lazy_refill
+            not self._config.temporal.lazy_refill
             or not pool.ready  # nothing else can run
             or len(self._admitted) >= len(pool.waiting)
             or pool.waiting.online_wait_s(now) >= self._config.max_prefill_wait
@@ -165,7 +165,7 @@ class Temporal(Policy):
 
     def _plan_admission(self, pool: Pool) -> None:
         """Choose the sequences to admit next, and the step size to feed them in time."""
-        config, num_stages = self._config, self._num_stages
+        config, num_stages = self._config.temporal, self._num_stages
         self._next_plan = self._launches + _PLAN_TURNS * num_stages
         self._first_seen = pool.waiting.first()
         work = pool.waiting_tokens + pool.waiting_output
@@ -195,17 +195,19 @@ class Temporal(Policy):
             self._refill_size = max(self._refill_size, self._target_size)
 
     def _find_knee(self) -> int:
-        return knee(self._cost, self._config.max_num_batched_tokens, self._config.knee_tolerance)
+        return knee(
+            self._cost, self._config.max_num_batched_tokens, self._config.temporal.knee_tolerance
+        )
 
     def _critical_len(self, pool: Pool, work: int, survival: Floats) -> float:
         """The predicted length in tokens from which on an answer is critical.
 
         A critical answer may need a large part of the remaining pipeline turns.
         """
-        if not self._config.longest_first:
+        if not self._config.temporal.longest_first:
             return float("inf")
         turns = work / (self._num_stages * self._mean_tokens)
-        config = self._config
+        config = self._config.temporal
         return pool.errors.prediction_of(
             turns / config.critical_slack, survival, config.critical_sigmas
         )
@@ -213,7 +215,7 @@ class Temporal(Policy):
     def _forecast(self, pool: Pool) -> tuple[int, bool]:
         """The step size of a refill (the knee or larger), and whether decoding pauses."""
         sample = pool.waiting.by_length(_GROUPS)
-        if not self._config.forecast or not sample:
+        if not self._config.temporal.forecast or not sample:
             return self._knee, False
         stride = max(1, pool.num_live // _GROUPS)
         live = list(islice(pool.live.values(), 0, None, stride))
@@ -238,11 +240,11 @@ class Temporal(Policy):
 
     def _horizons(self, pool: Pool, candidates: list[Sequence]) -> list[float]:
         """For how many pipeline turns each candidate must fit, after those before it."""
-        if not self._config.horizon:
+        if not self._config.temporal.horizon:
             return [float("inf")] * len(candidates)
         prefill_s = self._cost.linear_s(self._knee) / self._knee
         return [
-            self._config.horizon
+            self._config.temporal.horizon
             * turns_to_pay(
                 self._cost, -(-(pool.num_live + i) // self._num_stages), len(s.token_ids), prefill_s
             )
@@ -251,10 +253,10 @@ class Temporal(Policy):
 
     def _admissible(self, pool: Pool, plan: KvPlan, candidates: list[Sequence]) -> list[Sequence]:
         """The candidates that fit now and when they have grown, up to the first that does not."""
-        if self._config.survival:
+        if self._config.temporal.survival:
             admitted = plan.admit(candidates, self._horizons(pool, candidates))
         else:
-            use = FutureUse.of_live(pool, self._config.kv_occupancy)
+            use = FutureUse.of_live(pool, self._config.td_pipe.kv_occupancy)
             admitted = list(takewhile(use.take, candidates))
         # Without live sequences the first is always admitted: `Submit` checked that it fits.
         return admitted if admitted or pool.num_live else candidates[:1]

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from configs.schema import Config
+from configs.model import ChatConfig
 from server.chat import reasoning
 from server.chat.chat_template import ChatTemplate, continued
 from server.chat.message_formats import formats_of
@@ -39,7 +39,7 @@ class Chat(Endpoint[ChatRequest]):
 
     def __init__(
         self,
-        config: Config,
+        config: ChatConfig,
         client: EngineClient,
         admission: Admission,
         planner: Planner,

@@ -8,7 +8,6 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from configs.schema import ServerConfig
 from server.http.body_reader import BodyMemory
 from server.http.drain import Drain
 from server.http.errors import ApiError
@@ -31,8 +30,8 @@ class GenerationRoute:
         metrics: Metrics,
         drain: Drain,
         body_memory: BodyMemory,
-        config: ServerConfig,
         *,
+        log_requests: bool,
         request: type[BaseModel],
         response: type[BaseModel],
         chunk: type[BaseModel],
@@ -40,7 +39,7 @@ class GenerationRoute:
         summary: str,
     ) -> None:
         self._endpoint, self._metrics, self._drain = endpoint, metrics, drain
-        self._body_memory, self._config = body_memory, config
+        self._body_memory, self._log_requests = body_memory, log_requests
         self._request, self._response, self._chunk = request, response, chunk
         self._example, self._summary = example, summary
 
@@ -83,5 +82,5 @@ class GenerationRoute:
                 body_memory.pop_all(),
                 self._metrics,
                 self._drain,
-                log_requests=self._config.log_requests,
+                log_requests=self._log_requests,
             )

@@ -1,6 +1,7 @@
 """The operational routes: health, readiness, load, version, models and metrics."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -9,7 +10,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from configs.schema import Config
+from configs.model import ModelConfig
+from configs.pipeline import PipelineConfig
 from daemon import child_process
 from daemon.version import VERSION
 from server.http.drain import Drain
@@ -78,14 +80,16 @@ class Operations:
 
     def __init__(
         self,
-        config: Config,
+        model: ModelConfig,
+        pipeline: PipelineConfig,
+        folder: Path,
         client: EngineClient,
         metrics: Metrics,
         drain: Drain,
         tokenizer_fingerprint: str,
     ) -> None:
         self._tokenizer_fingerprint = tokenizer_fingerprint
-        self._config = config
+        self._served, self._pipeline, self._folder = model, pipeline, folder
         self._client = client
         self._metrics = metrics
         self._drain = drain
@@ -141,7 +145,7 @@ class Operations:
             }
             for stage in (stats.stages if stats else ())
         ]
-        failure = child_process.reported_failure(self._config.folder)
+        failure = child_process.reported_failure(self._folder)
         status = "failed" if failure else self._status(engine_age_s, stages)
         body = {
             "status": status,
@@ -182,17 +186,17 @@ class Operations:
 
     async def models(self) -> ModelList:
         """The one model that is served, under each of its names."""
-        return ModelList(data=[self._model(name) for name in self._config.names])
+        return ModelList(data=[self._model(name) for name in self._served.names])
 
     async def model(self, model: str) -> Model:
         """One model by name."""
-        if model not in self._config.names:
+        if model not in self._served.names:
             raise no_such_model(model)
         return self._model(model)
 
     def _model(self, name: str) -> Model:
         ready = self._client.ready
-        limit = ready.max_model_len if ready else self._config.max_model_len
+        limit = ready.max_model_len if ready else self._served.max_model_len
         return Model(
             id=name,
             created=self._created,
@@ -206,8 +210,8 @@ class Operations:
             return "starting"
         if engine_age_s > SILENCE_S or not self._client.is_connected:
             return "engine lost"
-        alive = [s for s in stages if s["heartbeat_age_s"] <= self._config.heartbeat_timeout]
-        if len(alive) < self._config.pipeline_parallel_size:
+        alive = [s for s in stages if s["heartbeat_age_s"] <= self._pipeline.heartbeat_timeout]
+        if len(alive) < self._pipeline.pipeline_parallel_size:
             return "stage missing"
         if not self._client.is_ready:
             return "not ready"

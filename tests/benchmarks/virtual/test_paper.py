@@ -24,8 +24,8 @@ from benchmarks.virtual.paper import (
     hardware_of_setup,
     main,
 )
+from configs.config import EngineConfig
 from configs.profiles import Profile, write_profile
-from configs.schema import EngineConfig
 from engine.policies import registry
 from simulator.command import make_arrivals
 from simulator.hardware.gpu_model import profile_of
@@ -97,9 +97,11 @@ def number(cell: str) -> float:
 
 def row(settings: Settings, hardware: Hardware, num_stages: int) -> list[str]:
     """Output tokens per second and bubble of a run of our own, as the table has them."""
-    config = EngineConfig.model_validate({"pipeline_parallel_size": num_stages, **settings})
+    config = EngineConfig.of(**{"pipeline_parallel_size": num_stages, **settings})
     arrivals = make_arrivals(make_workload(f"sharegpt:{NUM_REQUESTS}", seed=0), 0.5, 0)
-    run = simulate(config, hardware.node(num_stages, config.block_size, MAX_MODEL_LEN), arrivals)
+    run = simulate(
+        config, hardware.node(num_stages, config.cache.block_size, MAX_MODEL_LEN), arrivals
+    )
     num_output = sum(times.output_len for times in run.sequences)
     bubble = 1 - min(run.busy_s) / run.makespan_s
     return [f"{num_output / run.makespan_s:,.0f}", f"{bubble:.1%}"]
@@ -221,5 +223,5 @@ def test_the_tables_leave_out_no_policy() -> None:
     ids=[*TD_PIPE_ABLATIONS, *TEMPORAL_ABLATIONS],
 )
 def test_the_effect_of_a_part_is_seen_without_it(policy: str, changes: Settings) -> None:
-    whole = EngineConfig.model_validate({"policy": policy})
-    assert EngineConfig.model_validate({"policy": policy, **changes}) != whole
+    whole = EngineConfig.of(policy=policy)
+    assert EngineConfig.of(**{"policy": policy, **changes}) != whole

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.virtual import sweep
 from benchmarks.virtual.paper import MAX_MODEL_LEN, POLICIES, SETUPS, Settings, hardware_of_setup
+from configs.config import EngineConfig
 from configs.profiles import Profile, write_profile
-from configs.schema import EngineConfig
 from simulator.command import make_arrivals
 from simulator.hardware.hardware import Hardware
 from simulator.simulation import Arrival, simulate
@@ -68,8 +68,8 @@ def test_every_case_has_a_line_with_the_best_other_policy(
 
 def rate(hardware: Hardware, arrivals: list[Arrival], settings: Settings) -> float:
     """Output tokens per second of a run of our own on two stages."""
-    config = EngineConfig.model_validate({"pipeline_parallel_size": 2, **settings})
-    run = simulate(config, hardware.node(2, config.block_size, MAX_MODEL_LEN), arrivals)
+    config = EngineConfig.of(**{"pipeline_parallel_size": 2, **settings})
+    run = simulate(config, hardware.node(2, config.cache.block_size, MAX_MODEL_LEN), arrivals)
     return sum(times.output_len for times in run.sequences) / run.makespan_s
 
 

@@ -5,7 +5,7 @@ from array import array
 
 import pytest
 
-from configs.schema import EngineConfig
+from configs.config import EngineConfig
 from engine.costs.correction import MAX_FACTOR, Correction, StageCorrection
 from engine.costs.cost_model import CostModel, StepSize
 from tests.engine.world import World, make_submit
@@ -99,7 +99,7 @@ def test_unknown_steps_and_stages_are_ignored() -> None:
 
 def test_the_scheduler_learns_from_the_times_of_its_stages() -> None:
     costs = StageCosts((1, 64), (1.0, 1.0))
-    world = World(EngineConfig(pipeline_parallel_size=1), 100, costs)
+    world = World(EngineConfig.of(pipeline_parallel_size=1), 100, costs)
     world.submit(make_submit(0, [1, 2, 3], 100, stop=False))
     world.run_dry()
     pipeline = world.scheduler.pipeline

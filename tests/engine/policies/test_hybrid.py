@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs.schema import EngineConfig
+from configs.config import EngineConfig
 from engine.policies.hybrid import Hybrid
 from engine.state.micro_batch import MicroBatch
 from engine.state.pool import Pool
@@ -20,8 +20,8 @@ THROTTLE = {
 
 
 def make_config(setting: str, num_stages: int, budget: int) -> EngineConfig:
-    return EngineConfig.model_validate(
-        {
+    return EngineConfig.of(
+        **{
             "policy": "hybrid",
             "hybrid": setting,
             "pipeline_parallel_size": num_stages,
@@ -75,7 +75,7 @@ def test_vllm_puts_all_idle_decodes_and_the_waiting_prompts_into_one_micro_batch
 
 def test_throttled_spreads_the_decodes_of_all_live_sequences_over_the_stages() -> None:
     pool = ready_pool(10)
-    policy = Hybrid(make_config("throttled", num_stages=4, budget=1000), 4)
+    policy = Hybrid(make_config("throttled", num_stages=4, budget=1000).scheduler, 4)
     sizes = [launch(policy, pool).num_decodes for _ in range(4)]
     assert sizes == [3, 3, 3, 1]
     assert not pool.ready
@@ -84,7 +84,7 @@ def test_throttled_spreads_the_decodes_of_all_live_sequences_over_the_stages() -
 def test_a_throttled_share_counts_all_live_sequences_not_only_idle_ones() -> None:
     pool = ready_pool(10)
     pool.launch(list(pool.ready.values())[:5], [1] * 5)
-    policy = Hybrid(make_config("throttled", num_stages=4, budget=1000), 4)
+    policy = Hybrid(make_config("throttled", num_stages=4, budget=1000).scheduler, 4)
     assert [launch(policy, pool).num_decodes for _ in range(2)] == [3, 2]
 
 
@@ -110,7 +110,7 @@ def test_vllm_fills_every_step_to_the_budget_while_prompts_wait() -> None:
 
 def test_more_idle_decodes_than_the_budget_go_in_several_steps() -> None:
     pool = ready_pool(12)
-    policy = Hybrid(make_config("vllm", num_stages=2, budget=5), 2)
+    policy = Hybrid(make_config("vllm", num_stages=2, budget=5).scheduler, 2)
     assert [launch(policy, pool).num_decodes for _ in range(3)] == [5, 5, 2]
     assert policy.next_micro_batch(pool, 0.0) is None
 
@@ -156,7 +156,7 @@ def test_throttled_prompt_tokens_are_those_of_the_formula(
         make_ready(pool, make_sequence(0, blocks_used * pool.ledger.block_size - 1))
     for i in range(num_waiting // 10):
         pool.add(make_sequence(1 + i, 10))
-    batch = launch(Hybrid(make_config("throttled", 1, budget=1000), 1), pool)
+    batch = launch(Hybrid(make_config("throttled", 1, budget=1000).scheduler, 1), pool)
     assert batch.total_tokens - batch.num_decodes == num_tokens
 
 
@@ -164,7 +164,7 @@ def test_throttled_prompts_are_limited_by_the_budget_without_the_decodes() -> No
     pool = ready_pool(6)
     for i in range(40):
         pool.add(make_sequence(6 + i, 10))
-    batch = launch(Hybrid(make_config("throttled", 1, budget=20), 1), pool)
+    batch = launch(Hybrid(make_config("throttled", 1, budget=20).scheduler, 1), pool)
     assert (batch.num_decodes, batch.total_tokens) == (6, 20)
 
 
@@ -172,6 +172,6 @@ def test_no_more_sequences_are_admitted_than_may_hold_kv() -> None:
     pool = make_pool(num_blocks=1000)
     for i in range(9):
         pool.add(make_sequence(i, 10))
-    config = make_config("vllm", 1, 1000).model_copy(update={"max_num_seqs": 4})
+    config = make_config("vllm", 1, 1000).scheduler.replaced(max_num_seqs=4)
     batch = launch(Hybrid(config, 1), pool)
     assert [sequence.sequence_id for sequence in batch.sequences] == [0, 1, 2, 3]

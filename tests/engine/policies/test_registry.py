@@ -5,7 +5,8 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from configs.schema import EngineConfig, SchedulerConfig
+from configs.config import EngineConfig
+from configs.scheduler import SchedulerConfig
 from engine.policies.policy import Policy
 from engine.policies.registry import POLICIES, make_policy
 from engine.state.pool import Pool
@@ -17,7 +18,7 @@ BY_NAME = pytest.mark.parametrize("name", POLICIES)
 
 
 def make(name: str, num_stages: int = 3) -> Policy:
-    config = SchedulerConfig.model_validate({"policy": name})
+    config = SchedulerConfig.of(policy=name)
     return make_policy(config, num_stages, stairs((128, 1.0), (512, 3.0)))
 
 
@@ -88,7 +89,7 @@ def test_an_unknown_name_is_refused_with_a_list_of_names(
     part: type[SchedulerConfig], name: str
 ) -> None:
     with pytest.raises(ValidationError) as caught:
-        part.model_validate({"policy": name})
+        part.of(policy=name)
     message = str(caught.value)
     assert "policy" in message
     assert [known for known in POLICIES if f"'{known}'" not in message] == []

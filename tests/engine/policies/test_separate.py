@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs.schema import EngineConfig
+from configs.config import EngineConfig
 from tests.engine.steps import row_ids, rows_of, steps_of
 from tests.engine.world import World, make_submit
 
@@ -11,7 +11,7 @@ BUDGET = 8
 
 
 def make_world(num_stages: int, num_blocks: int = 1000, *, max_num_seqs: int = 1000) -> World:
-    config = EngineConfig(
+    config = EngineConfig.of(
         policy="separate",
         pipeline_parallel_size=num_stages,
         max_num_batched_tokens=BUDGET,

@@ -1,13 +1,16 @@
 """The journal: a full disk ends it, and its contents can be replayed."""
 
+import json
 import resource
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from configs.schema import EngineConfig
+from configs.config import EngineConfig
 from engine.trace.journal import Journal, entries, replay
 from tests.engine.world import World, make_submit
 
@@ -65,3 +68,31 @@ def test_a_disk_that_is_full_when_the_journal_closes_ends_it_too(
         assert not caplog.records, "the event is still buffered"
     (record,) = caplog.records
     assert record.getMessage().startswith(f"the journal {path} ends here: ")
+
+
+def frame(settings: dict[str, Any]) -> bytes:
+    """The head of a journal, as each version of tdpipe writes it: flat names and their values."""
+    text = json.dumps(settings).encode()
+    return struct.pack("<I", len(text)) + text
+
+
+def test_the_head_has_the_flat_names_of_the_settings(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with Journal(path, EngineConfig.of(max_num_seqs=3, prefill_ahead=1)):
+        pass
+    head = json.loads(path.read_bytes()[4:])
+    assert head == EngineConfig.of(max_num_seqs=3, prefill_ahead=1).flat("json")
+    assert (head["max_num_seqs"], head["prefill_ahead"], head["model"][:1]) == (3, 1, "/")
+
+
+def test_a_journal_with_a_head_of_flat_names_is_replayed(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(frame({"pipeline_parallel_size": 2, "block_size": 16, "policy": "td-pipe"}))
+    with Journal(path, EngineConfig(), goes_on=True) as journal:
+        for now, event, answer in world.events:
+            journal.write(event, now, answer)
+    whole = path.read_bytes()
+    head = frame({"pipeline_parallel_size": 2, "block_size": 16, "policy": "td-pipe"})
+    second = len(head) + 4 + struct.unpack("<I", whole[len(head) : len(head) + 4])[0]
+    path.write_bytes(head + whole[second:])  # without the head of the second incarnation
+    assert replay(path) == len(world.events)

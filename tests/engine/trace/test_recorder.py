@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import Config
+from configs.config import EngineConfig
+from configs.runtime import RuntimeConfig
 from engine.loop import Loop
 from engine.trace import recorder as recorder_module
 from engine.trace.recorder import Recorder
@@ -138,7 +139,7 @@ def test_steps_do_not_overlap_when_a_clock_offset_decreases(elsewhere: Recording
 def test_a_full_disk_ends_the_trace_and_not_the_engine(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Loop(Config(runtime_dir=tmp_path, trace=Path("/dev/full"))) as loop:
+    with Loop(EngineConfig(), RuntimeConfig(runtime_dir=tmp_path, trace=Path("/dev/full"))) as loop:
         for _ in range(3):
             loop._send_stats()
     errors = [record.message for record in caplog.records]

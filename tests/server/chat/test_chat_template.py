@@ -7,18 +7,14 @@ from typing import Any
 
 import pytest
 
+from configs.model import ChatConfig
 from server.chat import chat_template
-from server.chat.chat_template import (
-    ChatTemplate,
-    ChatTemplateError,
-    chat_template_of,
-    continued,
-)
+from server.chat.chat_template import ChatTemplate, ChatTemplateError, chat_template_of, continued
 from server.http.errors import ApiError
 from server.openai.fields.conversation import Conversation
 from server.text.tokenizer import Tokenizer
 from tests.server.templates import CHATML, LLAMA3, PARTS_ONLY, QWEN, chatty
-from tests.server.world import BEGIN, config
+from tests.server.world import BEGIN
 
 USER = {"role": "user", "content": "How are you?"}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
@@ -241,7 +237,7 @@ def test_a_long_conversation_is_rendered_as_a_short_one() -> None:
 def test_the_setting_replaces_the_models_template(tmp_path: Path) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text("{{ messages[0].content }}?")
-    template = chat_template_of(config(tmp_path, chat_template=file), chatty(CHATML))
+    template = chat_template_of(ChatConfig(chat_template=file), chatty(CHATML))
     assert text(template, USER) == "How are you??"
 
 
@@ -251,4 +247,4 @@ def test_a_file_that_is_no_template_fails_the_start(tmp_path: Path, content: byt
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(ChatTemplateError, match=r"^cannot use the chat template [^\n]*$"):
-        chat_template_of(config(tmp_path, chat_template=file), chatty(CHATML))
+        chat_template_of(ChatConfig(chat_template=file), chatty(CHATML))

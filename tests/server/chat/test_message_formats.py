@@ -1,16 +1,15 @@
 """Message formats: detection from templates and settings, and their parsers."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from configs.model import ChatConfig
 from server.chat.message_formats import MessageFormats, formats_of
 from server.chat.tool_calls import HERMES, LLAMA3_JSON
 from server.chat.tool_choice import ToolChoice
 from tests.server.chat.test_tool_choice import chosen
 from tests.server.templates import CHATML, LLAMA3, QWEN
-from tests.server.world import config
 
 
 @pytest.mark.parametrize(
@@ -24,14 +23,14 @@ from tests.server.world import config
     ids=["qwen", "llama3", "chatml", "none"],
 )
 def test_the_formats_are_detected_from_the_template(
-    tmp_path: Path, template: str, expected: MessageFormats
+    template: str, expected: MessageFormats
 ) -> None:
-    assert formats_of(config(tmp_path), template) == expected
+    assert formats_of(ChatConfig(), template) == expected
 
 
-def test_settings_override_the_template(tmp_path: Path) -> None:
+def test_settings_override_the_template() -> None:
     def found(**settings: Any) -> str:
-        return str(formats_of(config(tmp_path, **settings), QWEN))
+        return str(formats_of(ChatConfig(**settings), QWEN))
 
     assert found() == "tool calls hermes, reasoning think"
     assert found(tool_call_parser="llama3_json") == "tool calls llama3_json, reasoning think"

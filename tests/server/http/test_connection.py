@@ -305,10 +305,11 @@ def test_a_client_that_vanishes_inside_a_send_is_aborted(
     tmp_path: Path, stream: bool, message_type: str
 ) -> None:
     settings = config(tmp_path)
-    engine = FakeEngine(settings.server_address, lambda s: [generated(s.sequence_id, *HELLO)])
+    address = settings.runtime.server_address
+    engine = FakeEngine(address, lambda s: [generated(s.sequence_id, *HELLO)])
 
     async def run() -> None:
-        client = EngineClient(settings.server_address)
+        client = EngineClient(address)
         drain = Drain()
         app, *_ = make_app(settings, client, drain)
         receiving = asyncio.create_task(client.run())
@@ -333,14 +334,15 @@ def test_a_client_that_vanishes_inside_a_send_is_aborted(
 
 def test_a_send_that_fails_is_a_client_that_left(tmp_path: Path) -> None:
     settings = config(tmp_path)
-    engine = FakeEngine(settings.server_address, lambda s: [generated(s.sequence_id, *HELLO)])
+    address = settings.runtime.server_address
+    engine = FakeEngine(address, lambda s: [generated(s.sequence_id, *HELLO)])
 
     async def broken_send(message: dict[str, Any]) -> None:
         if message["type"] == "http.response.body":
             raise BrokenPipeError
 
     async def run() -> None:
-        client = EngineClient(settings.server_address)
+        client = EngineClient(address)
         app, *_ = make_app(settings, client, Drain())
         receiving = asyncio.create_task(client.run())
         await asyncio.wait_for(client.wait_ready(), PATIENCE_S)

@@ -8,7 +8,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from configs.front_door import ListenConfig
+from configs.server import ListenConfig
 from server.http.listener import ListenError
 from server.http.tls import tls_context
 from tests.server.world import MODEL, PATIENCE_S, events, saying, serving

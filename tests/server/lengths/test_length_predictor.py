@@ -9,9 +9,18 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from configs.schema import Config
+from configs.config import Config
 from server.lengths.length_predictor import PredictorMismatchError, check_predictor, histogram_path
-from tests.server.world import PATIENCE_S, TOKENIZER, Daemon, config, generated, saying, serving
+from tests.server.world import (
+    MODEL,
+    PATIENCE_S,
+    TOKENIZER,
+    Daemon,
+    config,
+    generated,
+    saying,
+    serving,
+)
 from wire.messages import Expect, Finished, Submit
 from wire.predictor_messages import Answer, Ask
 from wire.sockets import Hub
@@ -26,7 +35,7 @@ def encoder(folder: Path, answer: Callable[[Ask], Answer | None]) -> Iterator[li
     is_there, is_over = threading.Event(), threading.Event()
 
     def run() -> None:
-        with Hub[Ask](config(folder).predictor_address, Ask) as hub:
+        with Hub[Ask](config(folder).runtime.predictor_address, Ask) as hub:
             is_there.set()
             while not is_over.is_set():
                 if not hub.socket.poll(20):
@@ -121,7 +130,7 @@ def test_the_histogram_survives_a_restart(tmp_path: Path) -> None:
 
 
 def test_a_damaged_histogram_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = histogram_path(config(tmp_path))
+    path = histogram_path(config(tmp_path).runtime.data_dir, MODEL)
     path.parent.mkdir(parents=True)
     path.write_text("{")
     with serving(tmp_path, saying("hello")) as daemon:
@@ -208,20 +217,25 @@ def described(folder: Path, tokenizer: object) -> Config:
     return config(folder, predictor=str(encoder_folder))
 
 
+def check(settings: Config) -> None:
+    """Check the predictor of these settings against the test's tokenizer."""
+    check_predictor(settings.predictor, settings.model, TOKENIZER)
+
+
 def test_a_predictor_for_another_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(PredictorMismatchError, match="another tokenizer") as refusal:
-        check_predictor(described(tmp_path, "0123456789abcdef"), TOKENIZER)
+        check(described(tmp_path, "0123456789abcdef"))
     assert len(str(refusal.value).splitlines()) == 1
 
 
 def test_a_predictor_for_this_tokenizer_is_accepted(tmp_path: Path) -> None:
-    check_predictor(described(tmp_path, TOKENIZER.fingerprint), TOKENIZER)
+    check(described(tmp_path, TOKENIZER.fingerprint))
 
 
 def test_a_predictor_without_a_tokenizer_is_accepted_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    check_predictor(described(tmp_path, None), TOKENIZER)
+    check(described(tmp_path, None))
     assert "does not name the tokenizer" in caplog.text
 
 
@@ -229,4 +243,4 @@ def test_a_predictor_without_a_tokenizer_is_accepted_with_a_warning(
 def test_the_predictors_process_reports_an_invalid_folder(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "predictor.json").write_text(text)
-    check_predictor(config(tmp_path, predictor=str(tmp_path)), TOKENIZER)
+    check(config(tmp_path, predictor=str(tmp_path)))

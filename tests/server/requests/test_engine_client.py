@@ -62,7 +62,7 @@ def test_hello_is_said_until_the_engine_is_there(tmp_path: Path) -> None:
 def test_an_engine_that_starts_after_the_server_is_found(tmp_path: Path) -> None:
     with serving(tmp_path, ready=False) as daemon:
         daemon.engine.wait_for(Hello)
-        address = config(tmp_path).server_address
+        address = config(tmp_path).runtime.server_address
         daemon.engine.close()
         daemon.engine = FakeEngine(address, saying("hello"))
         daemon.wait_until(lambda: daemon.client.is_ready)
@@ -192,7 +192,7 @@ def test_an_engine_that_spoke_first_is_greeted_all_the_same(tmp_path: Path) -> N
     """What is handed to an engine that was never greeted is not for it."""
 
     async def meet() -> list[Message]:
-        client = engine_client.EngineClient(config(tmp_path).server_address)
+        client = engine_client.EngineClient(config(tmp_path).runtime.server_address)
         while not await asyncio.to_thread(client._spoke.wait, 1.0):
             pass  # its stats are there before the client looks for the first time
         running = asyncio.create_task(client.run())
@@ -200,7 +200,7 @@ def test_an_engine_that_spoke_first_is_greeted_all_the_same(tmp_path: Path) -> N
         running.cancel()
         return hellos
 
-    engine = FakeEngine(config(tmp_path).server_address)
+    engine = FakeEngine(config(tmp_path).runtime.server_address)
     engine.ready, engine.stats = None, stats(ready=False)
     try:
         assert asyncio.run(meet())

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import ModelConfig
+from configs.model import ModelConfig
 from server.text.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer, TokenizerError, load_tokenizer
 from tests.server.world import byte_level_tokenizer, save_model
 

@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from configs.schema import Config
+from configs.config import EngineConfig
 from tests.workers.world import CPU
 from workers.model.kv_cache import CPU_MEMORY_PART, KvCache, KvCacheError, LayerShape, count_blocks
 
@@ -18,7 +18,7 @@ def count(
     *, max_model_len: int = 1000, itemsize: int = 2, stages_on_device: int = 1, **settings: int
 ) -> int:
     """Blocks of 10 tokens (480 bytes in two-byte numbers) unless set otherwise."""
-    config = Config.model_validate({"block_size": 10, **settings})
+    config = EngineConfig.of(**{"block_size": 10, **settings})
     return count_blocks(config, SHAPES, itemsize, max_model_len, CPU, stages_on_device)
 
 

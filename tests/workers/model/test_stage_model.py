@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from configs.schema import Config
+from configs.config import EngineConfig
 from tests.checkpoints import FAMILIES, NUM_LAYERS, VOCABULARY, make_checkpoint
 from tests.workers.world import CPU, Ground, History
 from workers.model.attention import UnsupportedModelError
@@ -46,8 +46,8 @@ def make_stages(
     """All stages of a pipeline, in one process."""
     if split_by_hand is not None:
         settings |= {"pipeline_parallel_size": len(split_by_hand), "layer_split": split_by_hand}
-    config = Config(model=str(model), device="cpu", **settings)
-    return [load(config, stage, CPU) for stage in range(config.pipeline_parallel_size)]
+    config = EngineConfig.of(model=str(model), device="cpu", **settings)
+    return [load(config, stage, CPU) for stage in range(config.pipeline.pipeline_parallel_size)]
 
 
 def make_caches(stages: list[StageModel], ground: Ground) -> list[KvCache]:
@@ -205,8 +205,8 @@ def test_the_dtype_is_the_checkpoint_s_unless_one_is_asked_for(tmp_path: Path) -
 def test_without_a_split_the_head_and_the_embedding_are_weighed(tmp_path: Path) -> None:
     # One layer has about 37 thousand parameters, embedding and head each 640 thousand.
     path = make_checkpoint(tmp_path, "llama", vocab_size=10_000, num_hidden_layers=8)
-    config = Config(model=str(path), pipeline_parallel_size=3)
-    ranges = split(config, AutoConfig.from_pretrained(path))
+    config = EngineConfig.of(model=str(path), pipeline_parallel_size=3)
+    ranges = split(config.model, config.pipeline, AutoConfig.from_pretrained(path))
     assert ranges == [range(1), range(1, 7), range(7, 8)]
 
 
@@ -299,7 +299,7 @@ def test_a_tensor_that_is_nowhere_is_named(tmp_path: Path) -> None:
     tensors = load_file(file)
     del tensors["model.layers.3.mlp.up_proj.weight"]
     save_file(tensors, file, {"format": "pt"})
-    config = Config(model=str(path), layer_split=(2, 2))
+    config = EngineConfig.of(model=str(path), layer_split=(2, 2))
     assert load(config, 0, CPU).layers == range(2)  # none of its own is missing
     with pytest.raises(ValueError, match=r"lacks 1 tensors, e\.g\. model\.layers\.3\.mlp\.up_proj"):
         load(config, 1, CPU)

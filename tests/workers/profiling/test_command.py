@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from configs.config import Config
 from configs.profiles import read_profile, read_steps
-from configs.schema import Config
 from tests.checkpoints import make_checkpoint
 from workers.profiling import command
 from workers.profiling.command import main, steps_path
@@ -78,7 +78,7 @@ def test_the_reason_why_a_stage_cannot_start_is_reported(
 
 
 def test_a_stage_that_dies_ends_the_measurement(tmp_path: Path) -> None:
-    config = Config(device="cpu", num_threads=1, profile_seconds=0, data_dir=tmp_path)
+    config = Config.of(device="cpu", num_threads=1, profile_seconds=0, data_dir=tmp_path)
     with Driver(config) as driver:
         timed = list(driver.run([prefill([3]), decode(2, 5)], 2))
         assert [t.dummy_run.kind for t in timed] == ["prefill", "decode"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from configs.pipeline import PipelineConfig
 from configs.profiles import StepTable, head_of_steps, line_of_step
-from configs.schema import Config
 from wire.messages import StageCosts
 from workers.profiling.dummy_run import prefill
 from workers.profiling.known_costs import check_table, find_costs
@@ -50,31 +50,31 @@ class Measuring:
 
 
 def test_the_second_start_takes_what_the_first_has_measured(tmp_path: Path) -> None:
-    config, measuring = Config(data_dir=tmp_path), Measuring()
-    assert find_costs(config, FINGERPRINT, measuring) == COSTS
-    assert find_costs(config, FINGERPRINT, measuring) == COSTS
+    config, measuring = PipelineConfig(), Measuring()
+    assert find_costs(config, tmp_path, FINGERPRINT, measuring) == COSTS
+    assert find_costs(config, tmp_path, FINGERPRINT, measuring) == COSTS
     assert measuring.times == 1
-    assert find_costs(config, replace(FINGERPRINT, layers="0-5"), measuring) == COSTS
+    assert find_costs(config, tmp_path, replace(FINGERPRINT, layers="0-5"), measuring) == COSTS
     assert measuring.times == 2
 
 
 def test_what_could_not_be_measured_is_not_kept(tmp_path: Path) -> None:
-    config = Config(data_dir=tmp_path)
-    assert find_costs(config, FINGERPRINT, Measuring(StageCosts())) == StageCosts()
-    assert find_costs(config, FINGERPRINT, Measuring()) == COSTS
+    config = PipelineConfig()
+    assert find_costs(config, tmp_path, FINGERPRINT, Measuring(StageCosts())) == StageCosts()
+    assert find_costs(config, tmp_path, FINGERPRINT, Measuring()) == COSTS
 
 
 def test_without_a_budget_nothing_is_known(tmp_path: Path) -> None:
-    config, measuring = Config(data_dir=tmp_path, profile_seconds=0), Measuring()
-    assert find_costs(config, FINGERPRINT, measuring) == StageCosts()
+    config, measuring = PipelineConfig(profile_seconds=0), Measuring()
+    assert find_costs(config, tmp_path, FINGERPRINT, measuring) == StageCosts()
     assert not measuring.times
 
 
 def test_a_table_has_priority(tmp_path: Path) -> None:
     path = tmp_path / "x.steps.csv"
     path.write_text(head_of_steps(NOTES) + line_of_step(0, STEP))
-    config, measuring = Config(data_dir=tmp_path, profile=path), Measuring()
-    assert find_costs(config, FINGERPRINT, measuring).num_tokens == (64,)
+    config, measuring = PipelineConfig(profile=path), Measuring()
+    assert find_costs(config, tmp_path, FINGERPRINT, measuring).num_tokens == (64,)
     assert not measuring.times
 
 

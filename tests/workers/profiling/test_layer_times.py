@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from configs.schema import Config
+from configs.config import EngineConfig
 from tests.checkpoints import NUM_LAYERS, make_checkpoint
 from tests.workers.world import CPU
 from workers.loading import TimedRun
@@ -66,7 +66,7 @@ def test_memory_is_a_hard_limit() -> None:
 
 def test_layers_are_timed_in_a_real_model(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, "llama")
-    config = Config(model=str(path), device="cpu", layer_split=(1, 3), dtype="bfloat16")
+    config = EngineConfig.of(model=str(path), device="cpu", layer_split=(1, 3), dtype="bfloat16")
     for number, count in enumerate((1, NUM_LAYERS - 1)):
         model = load(config, number, CPU)
         shapes = dict.fromkeys(model.layers, LayerShape(2, 16, 16))

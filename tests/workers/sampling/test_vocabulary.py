@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from configs.schema import DEMO_MODEL, Config
+from configs.model import DEMO_MODEL, ModelConfig
 from tests.checkpoints import make_tokenizer
 from tests.server.world import byte_level_tokenizer
 from tests.workers.vocabularies import ids_in
@@ -14,7 +14,7 @@ from workers.sampling.vocabulary import VocabularyError, load, make
 
 
 def test_the_model_s_own_tokenizer_is_loaded() -> None:
-    vocabulary = load(Config(), 768)
+    vocabulary = load(ModelConfig(), 768)
     assert vocabulary.eos_token_id == 0
     assert vocabulary.tokenizer.decode_bytes(AutoTokenizer.from_pretrained(DEMO_MODEL).encode("é"))
     assert ids_in(vocabulary.known) == set(range(768))
@@ -23,13 +23,13 @@ def test_the_model_s_own_tokenizer_is_loaded() -> None:
 def test_another_tokenizer_may_be_named(tmp_path: Path) -> None:
     tokenizer = byte_level_tokenizer()
     tokenizer.save_pretrained(tmp_path)
-    vocabulary = load(Config(tokenizer=str(tmp_path)), 768)
+    vocabulary = load(ModelConfig(tokenizer=str(tmp_path)), 768)
     assert ids_in(vocabulary.known) == set(range(len(tokenizer)))
     assert vocabulary.tokenizer.vocab_size == 768
 
 
 def test_a_head_may_be_narrower_than_the_tokenizer() -> None:
-    vocabulary = load(Config(), 700)
+    vocabulary = load(ModelConfig(), 700)
     assert ids_in(vocabulary.known) == set(range(700))
 
 
@@ -40,7 +40,7 @@ def test_a_missing_or_damaged_tokenizer_is_reported_in_one_line(
     if text is not None:
         (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(VocabularyError, match="cannot load the tokenizer"):
-        load(Config(model=str(tmp_path)), 768)
+        load(ModelConfig(model=str(tmp_path)), 768)
 
 
 def test_a_tokenizer_with_tokens_that_are_not_bytes_is_refused() -> None:

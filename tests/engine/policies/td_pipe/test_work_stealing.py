@@ -5,7 +5,7 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import EngineConfig
+from configs.config import EngineConfig
 from engine.policies.td_pipe.work_stealing import average_rows
 from tests.engine.world import World, make_submit
 from wire.messages import Step
@@ -68,7 +68,7 @@ def test_the_sliding_window_launches_the_micro_batches_of_the_paper_s_example() 
 
 
 def test_the_engine_launches_the_micro_batches_of_the_paper_s_example() -> None:
-    config = EngineConfig(
+    config = EngineConfig.of(
         policy="td-pipe",
         pipeline_parallel_size=4,
         prefill_ahead=1,

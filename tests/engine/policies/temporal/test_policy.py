@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from configs.schema import EngineConfig
+from configs.config import EngineConfig
 from simulator.simulation import Arrival, Node, Run, simulate
 from tests.engine.steps import row_ids, row_tokens, steps_of
 from tests.engine.world import World, make_submit
@@ -21,7 +21,7 @@ KNEE = 256
 
 def make_world(num_blocks: int = 10_000, num_stages: int = 2, **settings: Any) -> World:
     config = {"policy": "temporal", "pipeline_parallel_size": num_stages, **settings}
-    return World(EngineConfig.model_validate(config), num_blocks, STAIRS)
+    return World(EngineConfig.of(**config), num_blocks, STAIRS)
 
 
 def submit(
@@ -38,7 +38,7 @@ def run(arrivals: list[Arrival], kv_tokens: int, **settings: Any) -> Run:
     config = {"policy": "temporal", "pipeline_parallel_size": 4, **settings}
     quarters = tuple(0.001 * s / 4 for s in STAIRS.seconds)  # STAIRS taken as ms of a whole forward
     node = Node((StageCosts(STAIRS.num_tokens, quarters, 1e-8),) * 4, kv_tokens // 16, 2048)
-    return simulate(EngineConfig.model_validate(config), node, arrivals, record=True)
+    return simulate(EngineConfig.of(**config), node, arrivals, record=True)
 
 
 def poisson(count: int, rate: float, *, offline: bool = False) -> list[Arrival]:

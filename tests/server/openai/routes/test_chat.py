@@ -14,26 +14,10 @@ from server.requests.engine_client import EngineClient
 from server.requests.engine_metrics import EngineCollector
 from server.requests.generation import Generations
 from server.requests.planner import Planner
-from tests.server.openai.chatting import (
-    USER,
-    choice,
-    post,
-    prompt_of,
-    stream,
-    submitted,
-    summed,
-)
+from tests.server.openai.chatting import USER, choice, post, prompt_of, stream, submitted, summed
 from tests.server.openai.routes.test_completion_logprobs import logprobs, scripted
 from tests.server.templates import QWEN, chatty
-from tests.server.world import (
-    MODEL,
-    TOKENIZER,
-    Daemon,
-    config,
-    generated,
-    saying,
-    stats,
-)
+from tests.server.world import MODEL, TOKENIZER, Daemon, config, generated, saying, stats
 from wire.messages import EngineReady, Finished, Generated, Submit, ToServer
 
 
@@ -137,15 +121,16 @@ def test_flex_has_low_priority_and_is_returned(qwen: Daemon) -> None:
 
 def test_a_batchs_request_has_low_priority(tmp_path: Path) -> None:
     settings = config(tmp_path)
-    client, tokenizer = EngineClient(settings.server_address), chatty(QWEN)
+    client, tokenizer = EngineClient(settings.runtime.server_address), chatty(QWEN)
     client.ready, client.stats = EngineReady(2, 40, 16, 8192), stats()
     metrics = Metrics(EngineCollector(client))
-    predictor = LengthPredictor(settings, metrics)
+    predictor = LengthPredictor(settings.predictor, settings.runtime, MODEL, metrics)
+    limits = settings.server.limits
     chat = Chat(
-        settings,
+        settings.chat,
         client,
-        Admission(settings, client),
-        Planner(settings, client, tokenizer),
+        Admission(limits, client),
+        Planner(settings.model, limits.max_logprobs, client, tokenizer),
         Generations(client, tokenizer, metrics, predictor),
         tokenizer,
         ChatTemplate(tokenizer),

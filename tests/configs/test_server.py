@@ -1,4 +1,4 @@
-"""The front door's settings: keys stay secret, and what cannot be is told in one line."""
+"""Settings of the HTTP server: keys stay secret, and errors are one line."""
 
 import json
 import shlex
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from configs import loader
-from configs.front_door import MAX_UDS_BYTES
+from configs.config import Config
 from configs.loader import ConfigError
-from configs.schema import Config
+from configs.server import MAX_UDS_BYTES
 
 
 def load(flags: str) -> Config:
@@ -20,28 +20,24 @@ def load(flags: str) -> Config:
     "flags", ["--api-key one,two", "--api-key one --api-key two", "--api-key 'one, two'"]
 )
 def test_several_keys_are_typed_with_commas_or_one_by_one(flags: str) -> None:
-    assert [key.get_secret_value() for key in load(flags).api_key] == ["one", "two"]
+    assert [key.get_secret_value() for key in load(flags).server.access.api_key] == ["one", "two"]
 
 
 def test_keys_come_from_the_environment_too() -> None:
     config = loader.load([], {"TDPIPE_API_KEY": "one,two"})
-    assert [key.get_secret_value() for key in config.api_key] == ["one", "two"]
+    assert [key.get_secret_value() for key in config.server.access.api_key] == ["one", "two"]
 
 
 def test_keys_in_yaml_are_a_list_or_have_commas(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     for text in ("[one, two]", "one,two", "\n- one\n- two"):
         file.write_text(f"api_key: {text}\n")
-        assert [key.get_secret_value() for key in load(f"--config {file}").api_key] == [
-            "one",
-            "two",
-        ]
+        keys = load(f"--config {file}").server.access.api_key
+        assert [key.get_secret_value() for key in keys] == ["one", "two"]
 
 
 @pytest.mark.parametrize("flag", ["--api-key", "--cluster-secret"])
-def test_secrets_are_shown_to_nobody_but_the_daemon_s_own_processes(
-    flag: str, tmp_path: Path
-) -> None:
+def test_secrets_are_only_in_the_daemon_s_own_file(flag: str, tmp_path: Path) -> None:
     config = load(f"{flag} here-is-the-secret")
     assert "the-secret" not in json.dumps(loader.non_default(config))
     assert "the-secret" not in repr(config)
@@ -54,7 +50,7 @@ def test_secrets_are_shown_to_nobody_but_the_daemon_s_own_processes(
 
 
 @pytest.mark.parametrize("keys", ["''", "'a b'", "a,,b", "schlüssel"])
-def test_a_key_that_no_header_can_hold_is_refused_without_being_told(keys: str) -> None:
+def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(keys: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(f"--api-key {keys}")
     assert str(caught.value).startswith("api_key: a key is printable ASCII")
@@ -84,15 +80,15 @@ def test_a_wrong_value_is_one_line_that_names_it(flags: str, words: list[str]) -
 
 
 def test_a_path_of_just_the_right_length_is_taken() -> None:
-    assert load(f"--uds /{'x' * (MAX_UDS_BYTES - 1)}").uds is not None
+    assert load(f"--uds /{'x' * (MAX_UDS_BYTES - 1)}").server.listen.uds is not None
 
 
 def test_a_root_path_ends_without_a_slash() -> None:
-    assert load("--root-path /llm/").root_path == "/llm"
-    assert load("--root-path /").root_path == ""
+    assert load("--root-path /llm/").server.listen.root_path == "/llm"
+    assert load("--root-path /").server.listen.root_path == ""
 
 
-def test_the_first_name_is_told_and_all_are_known() -> None:
+def test_the_first_name_is_shown_and_all_are_known() -> None:
     config = load("--served-model-name first,second --served-model-name third")
-    assert config.name == "first"
-    assert config.names == ("first", "second", "third")
+    assert config.model.name == "first"
+    assert config.model.names == ("first", "second", "third")

@@ -1,0 +1,98 @@
+"""Settings of the pipeline: its stages, how their failures are detected, and their KV cache."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from configs.part import Part
+
+
+class PipelineConfig(Part, title="Pipeline"):
+    """How the model is split into stages, where they run, and when one counts as failed."""
+
+    pipeline_parallel_size: int = Field(2, ge=1, le=256, description="number of stages S")
+    layer_split: tuple[int, ...] | Literal["auto"] | None = Field(
+        None,
+        description="layers per stage, e.g. 10,10,12,8; auto: balanced by measured times [balanced "
+        "by parameters, including embedding and head]",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="device of the stages; auto: GPUs if there are any"
+    )
+    num_threads: int | None = Field(
+        None, ge=1, description="CPU threads per stage [number of cores divided by stages]"
+    )
+    distributed_timeout_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="maximum wait of a stage for its neighbour, or for its own forward pass",
+    )
+    stage_start_timeout: float = Field(
+        600.0, gt=0, description="time within which all stages must have loaded their weights"
+    )
+    heartbeat_timeout: float = Field(
+        1.5,
+        gt=0,
+        description="time without a heartbeat after which a process counts as lost, and without "
+        "progress of any stage after which a stage that waits for its neighbour does",
+    )
+    max_restarts: int = Field(
+        3,
+        ge=0,
+        description="restarts of the stages, and of the engine, within restart_window; one more "
+        "failure ends the daemon",
+    )
+    restart_window: float = Field(
+        600.0, gt=0, description="period over which max_restarts counts restarts"
+    )
+    profile: Path | None = Field(
+        None, description="step costs from `tdpipe profile` [measured at the first start]"
+    )
+    profile_seconds: float = Field(
+        5.0,
+        ge=0,
+        description="time for which a stage measures its step costs at the first start; 0: never",
+    )
+    exact_times: bool = Field(
+        False,
+        description="synchronise GPU stages after each step, so that step times are exact; for "
+        "traces and measurements, costs some overlap",
+    )
+
+    @field_validator("layer_split", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: object) -> object:
+        if not isinstance(value, str) or value == "auto":
+            return value
+        return [part.strip() for part in value.split(",")]
+
+    @model_validator(mode="after")
+    def _split_fits_stages(self) -> Self:
+        split = self.layer_split
+        num_stages = self.pipeline_parallel_size
+        if isinstance(split, tuple) and (len(split) != num_stages or min(split) < 1):
+            given = ",".join(map(str, split)) or "(empty)"
+            raise ValueError(
+                f"layer_split {given} must name at least one layer for each of the {num_stages} "
+                "stages (pipeline_parallel_size)"
+            )
+        return self
+
+
+class CacheConfig(Part, title="KV cache"):
+    """Size of the KV cache of a stage."""
+
+    block_size: int = Field(16, ge=1, le=1024, description="tokens in a KV block")
+    kv_cache_memory_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="KV cache per stage [by gpu_memory_utilization; on a CPU 40 % of the free "
+        "memory, divided by stages]",
+    )
+    gpu_memory_utilization: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="fraction of GPU memory for weights, activations and KV cache",
+    )

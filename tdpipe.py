@@ -1,5 +1,7 @@
-"""The command line: `tdpipe COMMAND ...`. Each command's module is imported only when it runs."""
+"""The command-line interface: `tdpipe COMMAND ...`. Each command is imported when it is called."""
 
+import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -14,22 +16,23 @@ if TYPE_CHECKING:
 __all__ = ["LLM", "SamplingParams"]
 COMMANDS = {
     "serve": ("daemon.supervisor", "serve a model over an OpenAI-compatible HTTP API"),
-    "chat": ("client.chat", "talk with a running daemon"),
-    "complete": ("client.complete", "let a running daemon continue a text"),
-    "run-batch": ("client.run_batch", "answer a file of requests without a server"),
-    "profile": ("workers.profiling.command", "measure what steps cost on this hardware"),
-    "simulate": ("simulator.command", "try policies and nodes in virtual time"),
-    "timeline": ("simulator.timeline", "draw the stages' timeline from a trace"),
-    "replay": ("engine.trace.replay", "check that a journal's decisions can be reproduced"),
-    "collect": ("predictor.collect", "ask a running daemon and save the lengths of its answers"),
-    "train-predictor": ("predictor.train", "train an encoder to predict those lengths"),
+    "chat": ("client.chat", "chat with a running daemon"),
+    "complete": ("client.complete", "complete a prompt with a running daemon"),
+    "run-batch": ("client.run_batch", "run a file of requests without a server"),
+    "profile": ("workers.profiling.command", "measure step costs on this hardware"),
+    "simulate": ("simulator.command", "simulate policies and nodes in virtual time"),
+    "timeline": ("simulator.timeline", "plot the timeline of the stages from a trace"),
+    "replay": ("engine.trace.replay", "verify that the decisions in a journal are reproduced"),
+    "collect": ("predictor.collect", "collect output lengths from a running daemon"),
+    "train-predictor": ("predictor.train", "train an encoder that predicts output lengths"),
 }
+COMPLETION = "--print-completion"
 
 _OFFLINE = {"LLM": "client.llm", "SamplingParams": "client.sampling_params"}
 
 
 def __getattr__(name: str) -> object:
-    """The offline API, `from tdpipe import LLM, SamplingParams`, is imported late as well."""
+    """The Python interface, `from tdpipe import LLM, SamplingParams`, is imported late too."""
     if name not in _OFFLINE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_OFFLINE[name]), name)
@@ -45,8 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command in ("-h", "--help"):
         print(_usage())
         return 0
+    if command == COMPLETION and arguments in (["bash"], ["zsh"], ["fish"]):
+        print(_completion(arguments[0]))
+        return 0
     if command not in COMMANDS:
-        print(f"tdpipe: error: unknown command {command}\n{_usage()}", file=sys.stderr)
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"tdpipe: error: unknown command {command}{hint}\n{_usage()}", file=sys.stderr)
         return 2
     run: Callable[[Sequence[str]], int] = importlib.import_module(COMMANDS[command][0]).main
     return run(arguments)
@@ -54,7 +62,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _usage() -> str:
     lines = [f"  {name:15} {what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join(["usage: tdpipe COMMAND [--help] ...", "", *lines])
+    options = [
+        "  -h, --help      show this help, or that of a command: tdpipe COMMAND --help",
+        "  -V, --version   show the version",
+        f"  {COMPLETION} bash|zsh|fish",
+        "                  print a completion script, for the shell to evaluate",
+    ]
+    usage = "usage: tdpipe COMMAND [options]"
+    return "\n".join([usage, "", "Commands:", *lines, "", "Options:", *options])
+
+
+def _completion(shell: str) -> str:
+    """The script for this shell: it completes the commands and the settings of `serve`."""
+    import shtab
+
+    from configs.command_line import make_parser
+
+    parser = argparse.ArgumentParser("tdpipe")
+    commands = parser.add_subparsers()
+    serve = make_parser(VERSION, full=True)
+    files = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY, "MODEL": shtab.DIRECTORY}
+    for action in serve._actions:
+        if action.metavar in files:
+            action.complete = files[action.metavar]  # type: ignore[attr-defined]
+    for name, (_, what) in COMMANDS.items():
+        parents = [serve] if name == "serve" else []
+        commands.add_parser(name, help=what, parents=parents, add_help=not parents)
+    return shtab.complete(parser, shell)
 
 
 if __name__ == "__main__":

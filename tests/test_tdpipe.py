@@ -1,5 +1,6 @@
-"""The command line: every command exists, and an unknown one gets the list of commands."""
+"""The command-line interface: every command is there, errors name what is allowed."""
 
+import subprocess
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -47,6 +48,7 @@ def test_help_lists_the_commands(arguments: list[str], capsys: pytest.CaptureFix
     for command, (_, what) in tdpipe.COMMANDS.items():
         assert f"  {command} " in text
         assert what in text
+    assert all(flag in text for flag in ("--help", "--version", "--print-completion"))
 
 
 def test_without_arguments_the_command_line_is_read(
@@ -57,13 +59,13 @@ def test_without_arguments_the_command_line_is_read(
     assert "no-such-command" in capsys.readouterr().err
 
 
-def test_an_unknown_command_is_named_with_what_is_allowed(
+def test_an_unknown_command_is_named_with_the_known_ones(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert tdpipe.main(["sreve"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "unknown command sreve" in printed.err
+    assert "unknown command sreve; did you mean serve?" in printed.err
     assert all(command in printed.err for command in tdpipe.COMMANDS)
 
 
@@ -74,3 +76,47 @@ def test_the_version_is_printed(
     monkeypatch.setattr(tdpipe, "VERSION", "1.2.3")
     assert tdpipe.main([flag]) == 0
     assert capsys.readouterr().out == "1.2.3\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_script_has_commands_flags_and_choices(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tdpipe.main(["--print-completion", shell]) == 0
+    script = capsys.readouterr().out
+    words = [*tdpipe.COMMANDS, "max-num-seqs", "topup", "llama3_json"]
+    assert [word for word in words if word not in script] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("tdpipe ser", "serve"),
+        ("tdpipe serve --max-num-s", "--max-num-seqs"),
+        ("tdpipe serve some/model --policy td", "td-pipe"),
+    ],
+)
+def test_bash_completes_a_line(
+    line: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tdpipe.main(["--print-completion", "bash"])
+    script = capsys.readouterr().out
+    script += f"\nCOMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))"
+    script += '\n_shtab_tdpipe; echo "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [expected]
+
+
+@pytest.mark.parametrize("shell", [[], ["tcsh"], ["bash", "zsh"]])
+def test_a_completion_for_no_known_shell_is_an_error(shell: list[str]) -> None:
+    assert tdpipe.main(["--print-completion", *shell]) == 2
+
+
+@pytest.mark.parametrize("arguments", ["['serve', '--help']", "['--print-completion', 'bash']"])
+def test_neither_help_nor_completion_imports_torch(arguments: str) -> None:
+    code = (
+        "import sys, tdpipe\n"
+        f"try:\n    tdpipe.main({arguments})\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'transformers', 'fastapi'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""The client's key: what a command that asks a daemon shows it."""
+"""The client's API key: what commands such as `tdpipe chat` send to a daemon."""
 
 import os
 
@@ -8,5 +8,5 @@ KEY_VARIABLE = f"{ENV_PREFIX}API_KEY"
 
 
 def client_key() -> str | None:
-    """The first of the daemon's own keys, if it is told here: any of them will do."""
+    """The first of the daemon's API keys in the environment: each of them is accepted."""
     return os.environ.get(KEY_VARIABLE, "").partition(",")[0].strip() or None

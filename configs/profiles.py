@@ -20,7 +20,7 @@ Kind = Literal["prefill", "decode", "mixed"]
 
 
 class ProfileError(ValueError):
-    """The file is no profile; the text is one line for the user."""
+    """The file is not a valid profile; the text is one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,8 @@ def read_steps(path: Path) -> StepTable:
 
 def head_of_steps(notes: Mapping[str, str]) -> str:
     """The rich table's first lines: the notes, then the columns."""
-    told = [f"# {key}: {' '.join(value.split())}" for key, value in notes.items()]
-    return "\n".join([*told, ",".join(STEP_COLUMNS), ""])
+    lines = [f"# {key}: {' '.join(value.split())}" for key, value in notes.items()]
+    return "\n".join([*lines, ",".join(STEP_COLUMNS), ""])
 
 
 def line_of_step(stage: int, step: MeasuredStep) -> str:

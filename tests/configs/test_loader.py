@@ -190,7 +190,7 @@ def test_the_flag_names_the_yaml_file_before_the_environment_does(file: Path) ->
     assert load(f"--config {file}", TDPIPE_CONFIG="/nowhere.yaml").server.listen.port == 1
 
 
-def test_other_variables_are_none_of_our_business() -> None:
+def test_variables_without_the_prefix_are_ignored() -> None:
     assert load(PORT="1", PATH="/bin", NOT_TDPIPE_PORT="2") == Config()
 
 

@@ -1,4 +1,4 @@
-"""Profiles: TD-Pipe's two columns are read and written, and what is none is told by its line."""
+"""Profiles: TD-Pipe's two columns are read and written, and an error names its line."""
 
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def test_a_wrong_row_is_named_by_its_line_in_the_file(tmp_path: Path, row: str, 
 @pytest.mark.parametrize(
     "text", ["", "\n", "# only a note\n", "1,40\n2,41\n", "tokens,ms\n1,2\n", "Total Length\n1\n"]
 )
-def test_a_file_without_the_header_is_told_what_it_must_be(tmp_path: Path, text: str) -> None:
+def test_a_file_without_the_header_gets_an_error_that_names_it(tmp_path: Path, text: str) -> None:
     path = tmp_path / "profile.csv"
     path.write_text(text)
     assert "first line must be Total Length,Execute Time" in refusal(path)
@@ -106,13 +106,13 @@ def test_the_columns_are_not_taken_the_other_way_round(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", ["", "\n\n", "# 1,40\n"])
-def test_a_header_alone_is_an_empty_profile(tmp_path: Path, rows: str) -> None:
+def test_a_header_without_rows_is_an_empty_profile(tmp_path: Path, rows: str) -> None:
     path = tmp_path / "profile.csv"
     path.write_text(HEADER + rows)
     assert "empty profile" in refusal(path)
 
 
-def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     picture.write_bytes(b"\x89PNG\r\n\xff\xfe")
     for path in (tmp_path / "missing.csv", tmp_path, picture):
@@ -120,13 +120,13 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['1,"2\n3,4\n', f"1,{'2' * 200_000}\n"])
-def test_what_is_no_csv_is_told(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_no_csv_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "profile.csv"
     path.write_text(HEADER + text)
     assert "is no CSV" in refusal(path)
 
 
-def test_a_size_told_twice_names_its_line(tmp_path: Path) -> None:
+def test_a_size_given_twice_names_its_line(tmp_path: Path) -> None:
     path = tmp_path / "profile.csv"
     path.write_text(HEADER + "1,2\n4,3\n1,9\n")
     assert "line 4: 1 tokens a second time" in refusal(path)
@@ -214,7 +214,7 @@ def test_a_wrong_line_of_a_rich_table_is_named(tmp_path: Path, line: str, words:
     assert f"{path}, line 7: " in str(caught.value)
 
 
-def test_a_stage_without_steps_is_told(tmp_path: Path) -> None:
+def test_a_stage_without_steps_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match="no steps of stage 1"):
         read_steps(write_table(tmp_path / "x", GOOD[0]))
     with pytest.raises(ProfileError, match="no steps of stage 0"):
@@ -223,7 +223,7 @@ def test_a_stage_without_steps_is_told(tmp_path: Path) -> None:
         read_steps(write_table(tmp_path / "x", *GOOD, GOOD[0].replace("0,", "2,", 1)))
 
 
-def test_what_is_no_rich_table_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_no_step_table_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "x"
     for text, words in (("", "empty"), ("# a: b\n", "empty"), ("tokens,ms\n1,2\n", "columns")):
         path.write_text(text)

@@ -6,7 +6,7 @@ FROM ${BASE_IMAGE}
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 WORKDIR /opt/tdpipe
-COPY pyproject.toml constraints.txt README.md tdpipe.py ./
+COPY pyproject.toml constraints.txt README.md LICENSE tdpipe.py ./
 COPY benchmarks benchmarks
 COPY client client
 COPY configs configs

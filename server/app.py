@@ -1,8 +1,11 @@
 """The app: every route of the server, assembled from the parts that it is handed."""
 
+from functools import partial
+
 from starlette.types import ASGIApp
 
 from configs.config import Config
+from configs.server import ServerConfig
 from daemon.version import VERSION
 from server.batches.routes.batch_routes import BatchRoutes
 from server.batches.routes.file_routes import FileRoutes
@@ -34,8 +37,63 @@ def build_app(
     endpoints: Endpoints,
     batches: BatchService,
 ) -> ASGIApp:
-    """The ASGI application. The caller runs what it hands over."""
-    listen, access, limits = config.server.listen, config.server.access, config.server.limits
+    """The ASGI application. The caller runs the client, the endpoints and the batches."""
+    limits, logs = config.server.limits, config.logs
+    app = _empty_app(config.server)
+    operations = Operations(
+        config.model,
+        config.pipeline,
+        config.runtime.folder,
+        client,
+        metrics,
+        drain,
+        tokenizer.fingerprint,
+    )
+    app.include_router(operations.router())
+    body_memory = BodyMemory(limits.max_intake_bytes, limits.max_body_bytes)
+    tokenization = Tokenization(
+        client, tokenizer, endpoints.planner, endpoints.chat_template, body_memory
+    )
+    app.include_router(tokenization.router())
+    new_route = partial(
+        GenerationRoute,
+        metrics=metrics,
+        drain=drain,
+        body_memory=body_memory,
+        log_requests=logs.log_requests,
+    )
+    model = {"model": config.model.name}
+    completions = new_route(
+        endpoints.completions,
+        request=CompletionRequest,
+        response=Completion,
+        chunk=CompletionChunk,
+        example=model | {"prompt": "Count to seven in words.\n", "max_tokens": 40},
+        summary="Complete a text",
+    )
+    app.include_router(completions.router())
+    chat = new_route(
+        endpoints.chat,
+        request=ChatRequest,
+        response=ChatCompletion,
+        chunk=ChatCompletionChunk,
+        example=model | {"messages": [{"role": "user", "content": "Count to seven in words."}]},
+        summary="Answer a conversation",
+    )
+    app.include_router(chat.router())
+    app.include_router(FileRoutes(batches, config.batches.max_file_bytes).router())
+    app.include_router(BatchRoutes(batches, body_memory).router())
+    return with_middleware(
+        app,
+        config.server.access,
+        root_path=config.server.listen.root_path,
+        access_log=logs.access_log,
+    )
+
+
+def _empty_app(config: ServerConfig) -> App:
+    """The application without routes but those of its document."""
+    listen, access = config.listen, config.access
     app = App(
         models=[
             CompletionRequest,
@@ -58,50 +116,4 @@ def build_app(
     errors.install(app)
     if not listen.disable_fastapi_docs:
         docs_page.install(app)
-    operations = Operations(
-        config.model,
-        config.pipeline,
-        config.runtime.folder,
-        client,
-        metrics,
-        drain,
-        tokenizer.fingerprint,
-    )
-    app.include_router(operations.router())
-    body_memory = BodyMemory(limits.max_intake_bytes, limits.max_body_bytes)
-    tokenization = Tokenization(
-        client, tokenizer, endpoints.planner, endpoints.chat_template, body_memory
-    )
-    app.include_router(tokenization.router())
-    model = {"model": config.model.name}
-    completions = GenerationRoute(
-        endpoints.completions,
-        metrics,
-        drain,
-        body_memory,
-        log_requests=config.logs.log_requests,
-        request=CompletionRequest,
-        response=Completion,
-        chunk=CompletionChunk,
-        example=model | {"prompt": "Count to seven in words.\n", "max_tokens": 40},
-        summary="Complete a text",
-    )
-    app.include_router(completions.router())
-    chat = GenerationRoute(
-        endpoints.chat,
-        metrics,
-        drain,
-        body_memory,
-        log_requests=config.logs.log_requests,
-        request=ChatRequest,
-        response=ChatCompletion,
-        chunk=ChatCompletionChunk,
-        example=model | {"messages": [{"role": "user", "content": "Count to seven in words."}]},
-        summary="Answer a conversation",
-    )
-    app.include_router(chat.router())
-    app.include_router(FileRoutes(batches, config.batches.max_file_bytes).router())
-    app.include_router(BatchRoutes(batches, body_memory).router())
-    return with_middleware(
-        app, access, root_path=listen.root_path, access_log=config.logs.access_log
-    )
+    return app

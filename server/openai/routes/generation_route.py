@@ -27,10 +27,10 @@ class GenerationRoute:
     def __init__(
         self,
         endpoint: Endpoint[Any],
+        *,
         metrics: Metrics,
         drain: Drain,
         body_memory: BodyMemory,
-        *,
         log_requests: bool,
         request: type[BaseModel],
         response: type[BaseModel],

@@ -12,13 +12,12 @@ from engine.policies.decode_rows import add_decodes
 from engine.policies.policy import Policy
 from engine.policies.td_pipe.greedy_prefill import FutureUse
 from engine.policies.td_pipe.intensity import spatial_intensity, temporal_intensity
-from engine.policies.td_pipe.work_stealing import average_rows
+from engine.policies.td_pipe.work_stealing import average_rows, members_and_withheld, reassign
 from engine.state.micro_batch import MicroBatch
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence, State
 from wire.messages import Phase
 
-_WITHHELD = -1
 """Micro-batch index of sequences that belong to no decode micro-batch at present."""
 
 
@@ -147,18 +146,13 @@ class TdPipe(Policy):
 
     def _decode_micro_batch(self, pool: Pool, micro_batch_index: int) -> MicroBatch:
         """The ready members of a micro-batch; with work stealing, up to the average size."""
-        members = [s for s in pool.ready.values() if s.micro_batch_index == micro_batch_index]
-        withheld = [s for s in pool.ready.values() if s.micro_batch_index == _WITHHELD]
+        members, withheld = members_and_withheld(pool.ready.values(), micro_batch_index)
         num_rows = len(members)
         if self._config.td_pipe.work_stealing:
             num_rows = average_rows(num_rows + len(withheld), pool.num_live, self._num_stages)
         batch = MicroBatch()
         add_decodes(pool, batch, members + withheld, num_rows)
-        pool.counters.steals += max(0, batch.num_decodes - len(members))
-        for sequence in members[num_rows:]:
-            sequence.micro_batch_index = _WITHHELD
-        for sequence in batch.sequences:
-            sequence.micro_batch_index = micro_batch_index
+        pool.counters.steals += reassign(members, batch.sequences, num_rows, micro_batch_index)
         return batch
 
     # --- decode -> prefill ------------------------------------------------------------------

@@ -31,11 +31,14 @@ types: $(VENV)/dev
 contracts: $(VENV)/dev
 	$(BIN)/lint-imports
 
+# Each of the many processes that tests start would compile all of ours anew without bytecode files.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 tests: $(VENV)/dev
-	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-all: $(VENV)/dev  ## the long tests as well (about 50 minutes)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m '' $(ARGS)
+	$(PYTEST) -m '' $(ARGS)
 
 format: $(VENV)/dev  ## format the code with ruff
 	$(BIN)/ruff check --fix .

@@ -1,13 +1,94 @@
-"""Shared by all tests: a command that runs within a test does not change the log for others."""
+"""What all tests share: the same surroundings wherever the suite was started, and a fair split."""
 
 import logging
+import os
+import signal
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
+
+# Python itself ignores these two, and `subprocess` gives children the default.
+IGNORED_BY_PYTHON = {signal.SIGPIPE, signal.SIGXFSZ}
+# Files whose tests share a daemon of the session, which is started once if they share a worker.
+SHARING = {
+    f"tests/end_to_end/test_{name}.py": group
+    for group, names in {
+        "demo": ("batches", "chat", "demo", "disconnects", "llm", "sockets"),
+        "lasting": ("greedy_fp32", "json_log", "supervisor"),
+        "predicting": ("log_file", "predictor"),
+        "tight": ("cluster_secret", "sampling", "structured_outputs"),
+    }.items()
+    for name in names
+}
+# They take longest: starting with them leaves none of them for the end.
+FIRST = ("tests/end_to_end/", "tests/faults/")
+
+
+def pytest_configure() -> None:
+    """Before the first test, in each process that runs tests."""
+    restore_signals()
+    for name in [name for name in os.environ if name.startswith(("TDPIPE_", "_TDPIPE_"))]:
+        del os.environ[name]
+    os.environ["NO_PROXY"] = "*"  # all servers of the tests are on this host
+    # Tiny models run fastest on one thread: on a busy machine more of them wait for each other.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.umask(0o022)
+    # The time of an example depends on what else the machine does.
+    settings.register_profile("tdpipe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("tdpipe")
+
+
+def restore_signals() -> None:
+    """Undo ignored and blocked signals, which this process inherits and would pass on.
+
+    `nohup` ignores SIGHUP, and a shell without job control ignores SIGINT and SIGQUIT in the
+    background. A handler is not passed on, so one that does nothing keeps the suite alive and
+    gives its children the default. SIGINT is needed within the tests too.
+    """
+    for number in signal.valid_signals() - IGNORED_BY_PYTHON:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            is_interrupt = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_interrupt else _do_nothing)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _do_nothing(_number: int, _frame: object) -> None:
+    pass
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(
+    config: pytest.Config, log: "Producer"
+) -> "LoadFileScheduling | None":
+    """`--dist loadfile`, with files that share a daemon as if they were one."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # xdist may not be there at all
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            is_of_the_matrix = file.startswith("tests/faults/")
+            return "tests/faults" if is_of_the_matrix else SHARING.get(file, file)
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes longest comes first where the tests are distributed."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
 @pytest.fixture(autouse=True)
 def _log_as_it_was() -> Iterator[None]:
+    """A command that is run within a test leaves the log as it was."""
     root, ours = logging.getLogger(), logging.getLogger("tdpipe")
     levels = root.level, ours.level
     yield

@@ -16,7 +16,12 @@ from typing import Any, Self
 import openai
 import psutil
 
+from configs.model import DEMO_MODEL
+
 ROOT = Path(__file__).resolve().parents[2]
+PREDICTOR = str(DEMO_MODEL.parent / "predictor")
+LOG_FILE = "tdpipe.log"
+SECRET = "a-secret-of-these-tests"
 START_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 60.0
 
@@ -67,7 +72,12 @@ class Daemon:
         command += self._arguments
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, cwd=self._cwd
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=self._cwd,
             )
 
     def wait_ready(self) -> None:

@@ -1,4 +1,4 @@
-"""The reference: transformers' own `model.generate`, and a comparison that knows near-ties."""
+"""The reference: transformers' own model, and comparisons that know near-ties."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +32,20 @@ class Reference:
         )
         ids: list[int] = output[0, len(prompt) :].tolist()
         return ids
+
+    @torch.inference_mode()
+    def num_near_ties(self, prompt: Sequence[int], got: Sequence[int], tie: float) -> int:
+        """At how many positions another token than the best came, less than `tie` below it.
+
+        Each token is compared with the logits after all that came before it, in one forward: a
+        greedy generation of its own would find the same. Raises AssertionError for any other token.
+        """
+        token_ids = torch.tensor([[*prompt, *got]])
+        logits = self.model(token_ids).logits[0, len(prompt) - 1 : -1].float()
+        gaps = logits.amax(-1) - logits.gather(-1, torch.tensor(got)[:, None])[:, 0]
+        for position, gap in enumerate(gaps.tolist()):
+            assert gap < tie, f"position {position}: {got[position]} is {gap:.2e} below the best"
+        return int((gaps > 0).sum())
 
     @torch.inference_mode()
     def gap(self, token_ids: Sequence[int]) -> float:

@@ -1,59 +1,42 @@
 """Sockets that other hosts may reach: foreign peers are dropped and counted, ours still work."""
 
 import json
-import socket
 from pathlib import Path
 
 import psutil
 
 from configs import loader
-from tests.end_to_end.daemon import Daemon
+from tests.end_to_end.daemon import SECRET, Daemon
 from wire.messages import Hello, ToServer
 from wire.sockets import Spoke
 
-SECRET = "a-secret-of-this-test"
 
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def test_a_foreign_peer_is_dropped_and_counted(tmp_path: Path) -> None:
-    settings = tmp_path / "settings.yaml"
-    ports = free_port(), free_port()
-    settings.write_text(
-        json.dumps(
-            {
-                "cluster_secret": SECRET,
-                "server_endpoint": f"tcp://0.0.0.0:{ports[0]}",
-                "stage_endpoint": f"tcp://0.0.0.0:{ports[1]}",
-            }
-        )
-    )
-    with Daemon(tmp_path, "--config", str(settings), "--log-level", "debug") as daemon:
-        assert daemon.metric("tdpipe_dropped_messages_total") == 0
-        for port in ports:
-            seen = daemon.metric("tdpipe_dropped_messages_total")
-            with Spoke[ToServer](f"tcp://127.0.0.1:{port}", "server", ToServer) as stranger:
-                stranger.send(Hello())  # which would make the engine abort all that is open
-                daemon.wait_for(lambda seen=seen: _dropped(daemon) > seen)
-        daemon.wait_for(lambda: "without the cluster_secret" in daemon.log())
-        answer = daemon.client().completions.create(
+def test_a_foreign_peer_is_dropped_and_counted(tight: Daemon) -> None:
+    settings = json.loads((tight.folder / "settings.yaml").read_text())
+    for name in ("server_endpoint", "stage_endpoint"):
+        endpoint = settings[name].replace("0.0.0.0", "127.0.0.1")
+        seen = _dropped(tight)
+        with Spoke[ToServer](endpoint, "server", ToServer) as stranger:
+            stranger.send(Hello())  # which would make the engine abort all that is open
+            tight.wait_for(lambda seen=seen: _dropped(tight) > seen)
+    tight.wait_for(lambda: "without the cluster_secret" in tight.log())
+    with tight.client() as client:
+        answer = client.completions.create(
             model="tdpipe-demo", prompt="Count to three in words.\n", max_tokens=20, temperature=0
         )
-        assert answer.choices[0].text == "one two three"
-        assert (tmp_path / "run" / loader.RESOLVED).stat().st_mode & 0o077 == 0
-        assert SECRET in (tmp_path / "run" / loader.RESOLVED).read_text()
-        visible = daemon.log() + daemon.get("/metrics")[1] + daemon.get("/openapi.json")[1]
-        visible += daemon.get("/health")[1]
-        processes = [psutil.Process(daemon.process.pid)]
-        for process in [*processes, *processes[0].children(recursive=True)]:
-            visible += " ".join(process.cmdline()) + json.dumps(process.environ())
-        assert SECRET not in visible
+    assert answer.choices[0].text == "one two three"
+
+
+def test_the_secret_is_in_one_file_of_the_owner_s_and_nowhere_else(tight: Daemon) -> None:
+    resolved = tight.folder / "run" / loader.RESOLVED
+    assert resolved.stat().st_mode & 0o077 == 0
+    assert SECRET in resolved.read_text()
+    printed = tight.log() + tight.get("/metrics")[1] + tight.get("/openapi.json")[1]
+    printed += tight.get("/health")[1]
+    processes = [psutil.Process(tight.process.pid)]
+    for process in [*processes, *processes[0].children(recursive=True)]:
+        printed += " ".join(process.cmdline()) + json.dumps(process.environ())
+    assert SECRET not in printed
 
 
 def test_without_a_secret_an_endpoint_for_other_hosts_is_refused(tmp_path: Path) -> None:

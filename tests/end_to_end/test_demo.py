@@ -1,13 +1,11 @@
 """The default daemon and its demo model, through the official client."""
 
 import asyncio
-from pathlib import Path
 
 import openai
 import pytest
 
 from demo.tasks import Task, held_out
-from engine.trace.journal import replay
 from tests.end_to_end.daemon import Daemon
 
 MODEL = "tdpipe-demo"
@@ -159,17 +157,3 @@ def test_stages_report_their_busy_seconds(demo: Daemon) -> None:
             model=MODEL, prompt="Count to nine in words.\n", max_tokens=30, temperature=0
         )
     demo.wait_for(lambda: demo.metric("tdpipe_stage_busy_seconds_total") > before)
-
-
-def test_the_journal_of_a_real_run_replays_to_identical_decisions(tmp_path: Path) -> None:
-    journal = tmp_path / "journal"
-    with Daemon(tmp_path, "--journal", str(journal), "--max-num-seqs", "8") as daemon:
-
-        async def ask_all() -> None:
-            async with daemon.async_client() as client:
-                await asyncio.gather(
-                    *(answer(client, task, stream=True) for task in held_out(20, seed=2))
-                )
-
-        asyncio.run(ask_all())
-    assert replay(journal) > 100

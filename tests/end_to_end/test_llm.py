@@ -19,19 +19,31 @@ from tests.end_to_end.daemon import END_TIMEOUT_S, ROOT, Daemon, all_gone
 GREEDY = SamplingParams(temperature=0, max_tokens=300)
 
 
+def children() -> set[psutil.Process]:
+    """All processes of this one, those of other tests' daemons too."""
+    return set(psutil.Process().children(recursive=True))
+
+
 def start(folder: Path) -> LLM:
     return LLM(pipeline_parallel_size=2, profile_seconds=0.3, data_dir=str(folder))
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    """The demo model; the module leaves no process behind."""
-    before = set(psutil.Process().children(recursive=True))
+def others(demo: Daemon) -> set[psutil.Process]:
+    """Processes that are not the module's; the daemon of some of its tests runs already."""
+    assert demo.is_running
+    return children()
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory, others: set[psutil.Process]) -> Iterator[LLM]:
+    """The demo model; the module leaves no process behind, also of those that came later."""
     with start(tmp_path_factory.mktemp("llm")) as llm:
-        processes = set(psutil.Process().children(recursive=True)) - before
+        at_first = children() - others
+        assert len(at_first) >= 4, "engine, torchrun and two stages"
         yield llm
-    assert len(processes) >= 4, "engine, torchrun and two stages"
-    assert all_gone(list(processes), 5.0)
+        at_last = children() - others
+    assert all_gone(list(at_first | at_last), 5.0)
 
 
 def test_prompts_may_be_vllms_dictionaries(llm: LLM) -> None:
@@ -107,25 +119,25 @@ def test_an_invalid_request_is_a_value_error_and_the_others_continue(llm: LLM) -
     assert output.outputs[0].text == "one two three"
 
 
-def test_a_form_is_kept_to_and_its_checker_ends_with_the_block(tmp_path: Path) -> None:
+def test_a_form_is_kept_to(llm: LLM) -> None:
+    """Its checker is a process too, and ends with the module's others."""
     params = SamplingParams.model_validate({"structured_outputs": {"choice": ["yes", "no"]}})
-    with start(tmp_path) as llm:
-        before = set(psutil.Process().children())
-        (output,) = llm.generate("Count to three in words.\n", params, use_tqdm=False)
-        (checker,) = set(psutil.Process().children()) - before
+    before = set(psutil.Process().children())
+    (output,) = llm.generate("Count to three in words.\n", params, use_tqdm=False)
+    (checker,) = set(psutil.Process().children()) - before
     assert output.outputs[0].text in ("yes", "no")
-    assert not checker.is_running()
+    assert checker.is_running()
 
 
-def test_prompts_outlast_a_stage_and_an_engine_that_are_killed(tmp_path: Path) -> None:
-    others = psutil.Process().children(recursive=True)
-    with start(tmp_path) as llm:
-        for module in ("workers", "engine"):
-            processes = psutil.Process().children(recursive=True)
-            victims = [p for p in processes if p not in others and module in p.cmdline()]
-            victims[-1].kill()  # of the workers, the first is torchrun
-            outputs = llm.generate(["Count to three in words.\n"] * 4, GREEDY, use_tqdm=False)
-            assert [output.outputs[0].text for output in outputs] == ["one two three"] * 4
+@pytest.mark.parametrize("module", ["workers", "engine"])
+def test_prompts_outlast_a_stage_and_an_engine_that_are_killed(
+    module: str, llm: LLM, others: set[psutil.Process]
+) -> None:
+    own = sorted(children() - others, key=lambda process: process.create_time())
+    victims = [process for process in own if module in process.cmdline()]
+    victims[-1].kill()  # of the workers, the first is torchrun
+    outputs = llm.generate(["Count to three in words.\n"] * 4, GREEDY, use_tqdm=False)
+    assert [output.outputs[0].text for output in outputs] == ["one two three"] * 4
 
 
 def test_a_missing_model_is_reported_at_once() -> None:
@@ -146,10 +158,10 @@ SCRIPT = """
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (signal.SIGINT, "KeyboardInterrupt"),
-        (signal.SIGKILL, ""),
+        pytest.param(signal.SIGINT, "KeyboardInterrupt", id="Ctrl-C"),
+        # As `run-batch` in test_run_batch.py.
+        pytest.param(signal.SIGKILL, "", id="kill -9", marks=pytest.mark.long),
     ],
-    ids=["Ctrl-C", "kill -9"],
 )
 def test_no_process_is_left_after_its_script(
     tmp_path: Path, number: signal.Signals, words: str

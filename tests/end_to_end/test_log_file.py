@@ -5,11 +5,9 @@ from pathlib import Path
 
 import psutil
 
-from configs.model import DEMO_MODEL
-from tests.end_to_end.daemon import Daemon
+from tests.end_to_end.daemon import LOG_FILE, Daemon
 
 NAMES = ("tdpipe", "server", "engine", "stage 0", "stage 1", "predictor")
-PREDICTOR = str(DEMO_MODEL.parent / "predictor")
 
 
 def log_of(process: psutil.Process) -> str:
@@ -17,23 +15,21 @@ def log_of(process: psutil.Process) -> str:
     return str(Path(f"/proc/{process.pid}/fd/2").readlink())
 
 
-def test_after_a_rotation_every_process_writes_to_the_new_file(tmp_path: Path) -> None:
-    path, moved = tmp_path / "tdpipe.log", tmp_path / "tdpipe.log.1"
-    with Daemon(tmp_path, "--log-file", str(path), "--predictor", PREDICTOR) as daemon:
-        daemon.wait_for(lambda: all(f"[{name}] " in path.read_text() for name in NAMES))
-        processes = [psutil.Process(daemon.process.pid)]
-        processes += processes[0].children(recursive=True)
-        assert {log_of(process) for process in processes} == {str(path)}
-        path.rename(moved)
-        daemon.process.send_signal(signal.SIGHUP)
-        daemon.wait_for(lambda: {log_of(process) for process in processes} == {str(path)})
-        daemon.wait_for(lambda: all(f"[{name}] reopened" in path.read_text() for name in NAMES))
-        assert daemon.get("/v1/models")[0] == 200
-        assert daemon.metric("tdpipe_pipeline_restarts_total") == 0
-        assert all(process.is_running() for process in processes)
-    assert "GET /v1/models 200" in path.read_text()
-    assert "stopped" in path.read_text()
-    assert daemon.log() == ""
+def test_after_a_rotation_every_process_writes_to_the_new_file(predicting: Daemon) -> None:
+    path, moved = predicting.folder / LOG_FILE, predicting.folder / f"{LOG_FILE}.1"
+    predicting.wait_for(lambda: all(f"[{name}] " in path.read_text() for name in NAMES), 120)
+    num_restarts = predicting.metric("tdpipe_pipeline_restarts_total")
+    processes = [psutil.Process(predicting.process.pid)]
+    processes += processes[0].children(recursive=True)
+    assert {log_of(process) for process in processes} == {str(path)}
+    path.rename(moved)
+    predicting.process.send_signal(signal.SIGHUP)
+    predicting.wait_for(lambda: {log_of(process) for process in processes} == {str(path)})
+    predicting.wait_for(lambda: all(f"[{name}] reopened" in path.read_text() for name in NAMES))
+    assert predicting.get("/v1/models")[0] == 200
+    predicting.wait_for(lambda: "GET /v1/models 200" in path.read_text())
+    assert predicting.metric("tdpipe_pipeline_restarts_total") == num_restarts
+    assert all(process.is_running() for process in processes)
 
 
 def test_a_failure_is_printed_where_the_daemon_was_started(tmp_path: Path) -> None:

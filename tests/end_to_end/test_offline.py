@@ -44,31 +44,23 @@ def children() -> list[psutil.Process]:
     return [child for child in psutil.Process().children(recursive=True) if child not in OTHERS]
 
 
-def test_inside_the_block_requests_are_processed_and_after_it_nothing_is_left(
+def test_inside_the_block_requests_outlast_an_engine_that_dies_and_after_it_nothing_is_left(
     tmp_path: Path,
 ) -> None:
-    async def work() -> tuple[str, list[psutil.Process], Path]:
+    async def work() -> tuple[list[str], list[psutil.Process], Path]:
         async with OfflineEngine(settings(tmp_path)) as engine:
-            text = await engine.run(generate(engine))
-            return text, children(), engine.config.runtime.folder
+            texts = [await engine.run(generate(engine))]
+            processes = children()
+            assert len(processes) >= 4, "engine, torchrun and two stages"
+            (victim,) = (child for child in processes if "engine" in child.cmdline())
+            victim.kill()
+            texts.append(await engine.run(ask_until_final(engine.client, lambda: generate(engine))))
+            return texts, [*processes, *children()], engine.config.runtime.folder
 
-    text, processes, folder = asyncio.run(work())
-    assert text == ANSWER
-    assert len(processes) >= 4, "engine, torchrun and two stages"
+    texts, processes, folder = asyncio.run(work())
+    assert texts == [ANSWER, ANSWER]
     assert all_gone(processes, GONE_TIMEOUT_S)
     assert not folder.exists()
-
-
-def test_an_engine_that_dies_comes_back_with_new_stages(tmp_path: Path) -> None:
-    async def work() -> tuple[str, str]:
-        async with OfflineEngine(settings(tmp_path)) as engine:
-            before = await engine.run(generate(engine))
-            (victim,) = (child for child in children() if "engine" in child.cmdline())
-            victim.kill()
-            after = ask_until_final(engine.client, lambda: generate(engine))
-            return before, await engine.run(after)
-
-    assert asyncio.run(work()) == (ANSWER, ANSWER)
 
 
 def test_a_permanent_failure_ends_the_work_in_one_line(tmp_path: Path) -> None:
@@ -88,7 +80,8 @@ def test_a_permanent_failure_ends_the_work_in_one_line(tmp_path: Path) -> None:
     ("values", "words"),
     [
         ({"model": "/nowhere/at/all"}, "no folder /nowhere/at/all"),
-        ({"max_model_len": 5000}, "max_model_len 5000"),
+        # As the daemon in test_start_failures.py.
+        pytest.param({"max_model_len": 5000}, "max_model_len 5000", marks=pytest.mark.long),
         ({"tokenizer": "/nowhere/at/all"}, "cannot load the tokenizer"),
     ],
 )

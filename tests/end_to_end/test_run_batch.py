@@ -15,7 +15,7 @@ from demo.tasks import held_out
 from tests.end_to_end.daemon import ROOT, all_gone
 from tests.server.batches.world import by_custom_id
 
-NUM_REQUESTS = 120
+NUM_REQUESTS = 60
 PATIENCE_S = 120.0
 TASKS = held_out(NUM_REQUESTS, seed=23)
 

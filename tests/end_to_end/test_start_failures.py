@@ -66,31 +66,46 @@ def another_tokenizer_s_predictor(folder: Path) -> list[str]:
     return [str(model), "--tokenizer", str(model / TOKENIZER), "--predictor", predictor]
 
 
+def flags(*arguments: str) -> Prepare:
+    """The demo model with these."""
+    return lambda _: [*arguments]
+
+
+# One failure for each process that may meet it, and for each way in which it is reported.
+FAILURES: list[tuple[Prepare, list[str]]] = [
+    (no_such_folder, ["no folder /nowhere/at/all"]),
+    (flags("--dtype", "int3"), ["dtype", "'bfloat16'", "'int3'"]),
+    (flags("--prot", "80"), ["--prot", "did you mean --port?"]),
+    (flags("-pp", "3", "--layer-split", "3,3"), ["layer_split 3,3", "3 stages"]),
+    (no_tokenizer, ["tokenizer"]),
+    (flags("--uds", "/nowhere/socket"), ["cannot listen on /nowhere/socket"]),
+    (flags("--predictor", "/nowhere/at/all"), ["predictor", "no folder /nowhere/at/all"]),
+    (damaged_weights, ["stage", "model.safetensors", "truncated or damaged"]),
+    (flags("--max-model-len", "5000"), ["max_model_len 5000", "limit of 2048"]),
+]
+# The same processes meet these in the same way, and unit tests cover what they report.
+MORE_FAILURES: list[tuple[Prepare, list[str]]] = [
+    (another_tokenizer_s_predictor, ["predictor", "another tokenizer"]),
+    (flags("--ssl-certfile", "/nowhere.pem"), ["cannot read /nowhere.pem"]),
+    (flags("--profile", "/etc/hostname"), ["/etc/hostname, line 1", "columns"]),
+    (truncated_weights, ["stage", "model.safetensors", "truncated or damaged"]),
+    (without_a_tensor, ["stage", "model-00001-of"]),
+    (foreign_family, ["bloom models cannot be served"]),
+    (flags("--layer-split", "4,4"), ["names 8 layers", "the model has 6"]),
+    (flags("-pp", "7"), ["7 stages", "6 layers"]),
+    (flags("--kv-cache-memory-bytes", "1000"), ["stage", "do not hold one KV block"]),
+    (
+        flags("--kv-cache-memory-bytes", "100000", "--max-model-len", "2048"),
+        ["max_model_len 2048", "kv_cache_memory_bytes"],
+    ),
+]
+
+
 @pytest.mark.parametrize(
     ("prepare", "words"),
     [
-        (another_tokenizer_s_predictor, ["predictor", "another tokenizer"]),
-        (lambda _: ["--predictor", "/nowhere/at/all"], ["predictor", "no folder /nowhere/at/all"]),
-        (lambda _: ["--profile", "/etc/hostname"], ["/etc/hostname, line 1", "columns"]),
-        (no_such_folder, ["no folder /nowhere/at/all"]),
-        (truncated_weights, ["stage", "model.safetensors", "truncated or damaged"]),
-        (damaged_weights, ["stage", "model.safetensors", "truncated or damaged"]),
-        (without_a_tensor, ["stage", "model-00001-of"]),
-        (foreign_family, ["bloom models cannot be served"]),
-        (no_tokenizer, ["tokenizer"]),
-        (lambda _: ["--layer-split", "4,4"], ["names 8 layers", "the model has 6"]),
-        (lambda _: ["-pp", "7"], ["7 stages", "6 layers"]),
-        (lambda _: ["-pp", "3", "--layer-split", "3,3"], ["layer_split 3,3", "3 stages"]),
-        (lambda _: ["--kv-cache-memory-bytes", "1000"], ["stage", "do not hold one KV block"]),
-        (
-            lambda _: ["--kv-cache-memory-bytes", "100000", "--max-model-len", "2048"],
-            ["max_model_len 2048", "kv_cache_memory_bytes"],
-        ),
-        (lambda _: ["--max-model-len", "5000"], ["max_model_len 5000", "limit of 2048"]),
-        (lambda _: ["--ssl-certfile", "/nowhere.pem"], ["cannot read /nowhere.pem"]),
-        (lambda _: ["--uds", "/nowhere/socket"], ["cannot listen on /nowhere/socket"]),
-        (lambda _: ["--dtype", "int3"], ["dtype", "'bfloat16'", "'int3'"]),
-        (lambda _: ["--prot", "80"], ["--prot", "did you mean --port?"]),
+        *FAILURES,
+        *(pytest.param(*failure, marks=pytest.mark.long) for failure in MORE_FAILURES),
     ],
 )
 def test_the_last_line_names_the_root_cause(
@@ -106,6 +121,7 @@ def test_the_last_line_names_the_root_cause(
     assert not daemon.present()
 
 
+@pytest.mark.long  # as in tests/engine/test_failed_starts.py
 def test_a_stage_that_never_reports_ends_the_start_in_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,6 @@ are preempted.
 import asyncio
 import json
 import re
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import openai
@@ -49,12 +48,9 @@ NUMBER: /[1-9][0-9]{0,3}/
 """
 
 
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    arguments = ["--dtype", "float32", "--device", "cpu", "--max-num-batched-tokens", "64"]
-    arguments += ["--kv-cache-memory-bytes", "300000", "--predictor", "constant:1"]
-    with Daemon(tmp_path_factory.mktemp("structured"), *arguments) as daemon:
-        yield daemon
+@pytest.fixture
+def daemon(tight: Daemon) -> Daemon:
+    return tight
 
 
 def ask(daemon: Daemon, prompts: list[str] = PROMPTS, **body: Any) -> list[Any]:

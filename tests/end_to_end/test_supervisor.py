@@ -1,12 +1,13 @@
 """The supervisor owns its processes: draining, every kind of death, nothing left behind."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,25 @@ GONE_TIMEOUT_S = 5.0
 
 
 async def long_stream(
-    client: openai.AsyncOpenAI, started: asyncio.Event, max_tokens: int = 1500
-) -> int:
-    """Chunks of an answer that takes a while; sets `started` at the first."""
-    chunks = 0
-    async for _ in await client.completions.create(
+    client: openai.AsyncOpenAI, chunks: list[object], max_tokens: int = 1500
+) -> None:
+    """Keep the chunks of an answer that takes a while."""
+    async for chunk in await client.completions.create(
         model=MODEL,
         prompt="Count to nine in words.\n",
         max_tokens=max_tokens,
         stream=True,
         extra_body={"ignore_eos": True},
     ):
-        chunks += 1
-        started.set()
-    return chunks
+        chunks.append(chunk)  # noqa: PERF401 - others look at it meanwhile
+
+
+async def has_grown(chunks: list[object], by: int) -> None:
+    """Wait for so many more chunks."""
+    enough = len(chunks) + by
+    async with asyncio.timeout(60):
+        while len(chunks) < enough:
+            await asyncio.sleep(0.01)
 
 
 def port_is_free(daemon: Daemon) -> bool:
@@ -63,72 +69,59 @@ def ask(daemon: Daemon) -> str:
 def test_sigterm_lets_open_requests_finish_and_refuses_new_ones(tmp_path: Path) -> None:
     async def drain(daemon: Daemon) -> tuple[int, int]:
         async with daemon.async_client() as client:
-            started = asyncio.Event()
-            running = asyncio.create_task(long_stream(client, started, max_tokens=600))
-            await started.wait()
+            chunks: list[object] = []
+            running = asyncio.create_task(long_stream(client, chunks, max_tokens=600))
+            await has_grown(chunks, 1)
             daemon.process.send_signal(signal.SIGTERM)
             status = 200
             while status == 200 and not running.done():
                 status = (await asyncio.to_thread(daemon.get, "/ready"))[0]
             with pytest.raises(openai.InternalServerError) as refused:
-                await long_stream(client, asyncio.Event())
-            return await running, refused.value.status_code
+                await long_stream(client, [])
+            await running
+            return len(chunks), refused.value.status_code
 
-    with Daemon(tmp_path) as daemon:
+    with Daemon(tmp_path, "--log-format", "json") as daemon:
         processes = everything(daemon)
-        chunks, status = asyncio.run(drain(daemon))
+        num_chunks, status = asyncio.run(drain(daemon))
         assert status == 503
-        assert chunks > 1
+        assert num_chunks > 1
         assert daemon.wait_end() == 0
         assert all_gone(processes, GONE_TIMEOUT_S)
         assert port_is_free(daemon)
+    assert [json.loads(line)["message"] for line in daemon.log().splitlines()][-1] == "stopped"
 
 
-def test_a_second_signal_ends_the_daemon_at_once(tmp_path: Path) -> None:
-    async def stop_twice(daemon: Daemon) -> float:
+def test_a_closed_terminal_is_one_signal_and_a_second_one_ends_the_daemon_at_once(
+    tmp_path: Path,
+) -> None:
+    async def stop_twice(daemon: Daemon) -> None:
         async with daemon.async_client() as client:
-            started = asyncio.Event()
-            running = asyncio.create_task(long_stream(client, started))
-            await started.wait()
-            daemon.process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.3)
+            chunks: list[object] = []
+            running = asyncio.create_task(long_stream(client, chunks))
+            await has_grown(chunks, 1)
+            for _ in range(2):  # the kernel sends it, and the shell
+                daemon.process.send_signal(signal.SIGHUP)
+                daemon.wait_for(lambda: "draining" in daemon.log())
+            await has_grown(chunks, 50)
+            assert "second signal" not in daemon.log()
             daemon.process.send_signal(signal.SIGTERM)
             with pytest.raises(openai.APIError, match="shutting down"):
                 await running
-        return time.monotonic()
 
     with Daemon(tmp_path) as daemon:
         processes = everything(daemon)
         asyncio.run(stop_twice(daemon))
-        assert daemon.wait_end(10) == 0
-        assert all_gone(processes, GONE_TIMEOUT_S)
-
-
-def test_a_closed_terminal_lets_open_requests_finish_and_ends_the_daemon(tmp_path: Path) -> None:
-    async def hang_up(daemon: Daemon) -> int:
-        async with daemon.async_client() as client:
-            started = asyncio.Event()
-            running = asyncio.create_task(long_stream(client, started, max_tokens=600))
-            await started.wait()
-            for _ in range(2):  # the kernel sends it, and the shell
-                daemon.process.send_signal(signal.SIGHUP)
-                daemon.wait_for(lambda: "draining" in daemon.log())
-            return await running
-
-    with Daemon(tmp_path) as daemon:
-        processes = everything(daemon)
-        assert asyncio.run(hang_up(daemon)) > 1
         assert daemon.wait_end() == 0
         assert all_gone(processes, GONE_TIMEOUT_S)
-        assert "second signal" not in daemon.log()
+        assert "second signal" in daemon.log()
 
 
-def test_under_nohup_a_closed_terminal_changes_nothing(tmp_path: Path) -> None:
-    with Daemon(tmp_path, under=("nohup",)) as daemon:
-        daemon.process.send_signal(signal.SIGHUP)
-        assert ask(daemon)
-        assert daemon.get("/ready")[0] == 200
-        assert "draining" not in daemon.log()
+def test_under_nohup_a_closed_terminal_changes_nothing(lasting: Daemon) -> None:
+    lasting.process.send_signal(signal.SIGHUP)
+    assert ask(lasting)
+    assert lasting.get("/ready")[0] == 200
+    assert "draining" not in lasting.log()
 
 
 LONG = {"model": MODEL, "prompt": "Count to nine in words.\n", "max_tokens": 200}
@@ -159,41 +152,38 @@ async def stream_all(daemon: Daemon, hurt: Callable[[], None]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, list[str]]]:
-    """A daemon that tests may damage often, and the texts of an undisturbed one."""
-    folder = tmp_path_factory.mktemp("lasting")
-    with Daemon(folder, "--dtype", "float32", "--max-restarts", "100") as daemon:
-        yield daemon, asyncio.run(stream_all(daemon, lambda: None))
+def undisturbed(lasting: Daemon) -> list[str]:
+    """What it says when nothing happens."""
+    return asyncio.run(stream_all(lasting, lambda: None))
 
 
 @pytest.mark.parametrize("victim", ["stage", "engine"])
-def test_open_requests_survive(victim: str, lasting: tuple[Daemon, list[str]]) -> None:
+def test_open_requests_survive(victim: str, lasting: Daemon, undisturbed: list[str]) -> None:
     """Greedy, drawn, penalised, constrained: token for token what they would have been."""
-    daemon, undisturbed = lasting
-    hurt = daemon.descendants()[victim][-1]
-    assert asyncio.run(stream_all(daemon, hurt.kill)) == undisturbed
-    daemon.wait_ready()
-    assert daemon.get("/health")[0] == 200
+    hurt = lasting.descendants()[victim][-1]
+    assert asyncio.run(stream_all(lasting, hurt.kill)) == undisturbed
+    lasting.wait_ready()
+    assert lasting.get("/health")[0] == 200
     assert not hurt.is_running() or hurt.status() == psutil.STATUS_ZOMBIE
-    daemon.wait_for(lambda: daemon.metric("tdpipe_kv_blocks_used") == 0)
+    lasting.wait_for(lambda: lasting.metric("tdpipe_kv_blocks_used") == 0)
 
 
-def test_modules_in_the_working_directory_are_not_imported(tmp_path: Path) -> None:
-    (tmp_path / "server.py").write_text("raise SystemExit(3)")
-    (tmp_path / "engine").mkdir()
-    (tmp_path / "engine" / "__init__.py").write_text("raise SystemExit(4)")
-    with Daemon(tmp_path, cwd=tmp_path) as daemon:
-        assert ask(daemon)
+def test_modules_in_the_working_directory_are_not_imported(lasting: Daemon) -> None:
+    working_folder = Path(psutil.Process(lasting.process.pid).cwd())
+    assert {"server.py", "engine"} <= {path.name for path in working_folder.iterdir()}
+    assert ask(lasting)
 
 
-def test_health_is_not_ok_while_a_stage_is_gone(tmp_path: Path) -> None:
-    with Daemon(tmp_path) as daemon:
-        daemon.descendants()["torchrun"][0].kill()
-        daemon.wait_for(lambda: daemon.get("/health")[0] == 503, 10)
-        daemon.wait_for(lambda: daemon.get("/health")[0] == 200, 60)
+def test_health_is_not_ok_while_a_stage_is_gone(lasting: Daemon) -> None:
+    lasting.descendants()["torchrun"][0].kill()
+    lasting.wait_for(lambda: lasting.get("/health")[0] == 503, 10)
+    lasting.wait_for(lambda: lasting.get("/health")[0] == 200, 60)
 
 
-@pytest.mark.parametrize("after_s", [0.4, 1.2, 2.5])
+@pytest.mark.parametrize(
+    "after_s",
+    [pytest.param(0.4, marks=pytest.mark.long), 1.2, pytest.param(2.5, marks=pytest.mark.long)],
+)
 def test_a_supervisor_killed_during_the_start_leaves_nothing(
     after_s: float, tmp_path: Path
 ) -> None:
@@ -232,9 +222,9 @@ def test_stages_that_cannot_be_restarted_end_the_daemon_and_all_clients_get_the_
 
     async def lose(daemon: Daemon) -> None:
         async with daemon.async_client() as client:
-            started = asyncio.Event()
-            running = asyncio.create_task(long_stream(client, started))
-            await started.wait()
+            chunks: list[object] = []
+            running = asyncio.create_task(long_stream(client, chunks))
+            await has_grown(chunks, 1)
             next(model.glob("*.safetensors")).write_bytes(b"torn")
             daemon.descendants()["stage"][0].kill()
             with pytest.raises(openai.APIError, match="It has failed: stage"):

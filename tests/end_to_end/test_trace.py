@@ -1,9 +1,11 @@
-"""The trace of a real daemon: every step of every stage once, in order, on one clock."""
+"""The trace and the journal of a real daemon: every step of every stage, and every decision."""
 
 import asyncio
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from engine.journal import replay
 
 from benchmarks.load.daemon_figures import Figures, read_settled_figures
 from benchmarks.load.exchange import Address
@@ -12,7 +14,7 @@ from tests.end_to_end.asking import complete
 from tests.end_to_end.daemon import Daemon
 
 NUM_STAGES = 3
-NUM_REQUESTS = 6
+NUM_REQUESTS = 12
 
 
 def settled(daemon: Daemon) -> Figures:
@@ -42,11 +44,18 @@ async def ask_at_once(daemon: Daemon) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trace, Figures]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where trace and journal are."""
+    return tmp_path_factory.mktemp("trace")
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> tuple[Trace, Figures]:
     """The trace of a daemon that has ended, and its figures after the last step."""
-    folder = tmp_path_factory.mktemp("trace")
     path = folder / "trace.json"
-    with Daemon(folder, "-pp", str(NUM_STAGES), "--trace", str(path)) as daemon:
+    arguments = ["-pp", str(NUM_STAGES), "--max-num-seqs", str(NUM_REQUESTS // 2)]
+    arguments += ["--trace", str(path), "--journal", str(folder / "journal")]
+    with Daemon(folder, *arguments) as daemon:
         asyncio.run(ask_at_once(daemon))
         figures = settled(daemon)
     return read_trace(path), figures
@@ -103,3 +112,10 @@ def test_the_gauges_come_back_to_zero(run: tuple[Trace, Figures]) -> None:
     last = gauges[-1]
     assert (last.blocks_used, last.waiting, last.live) == (0, 0, 0)
     assert last.blocks_total == run[1]["tdpipe_kv_blocks", ""]
+
+
+def test_the_journal_replays_to_identical_decisions(
+    run: tuple[Trace, Figures], folder: Path
+) -> None:
+    num_events = replay(folder / "journal")
+    assert num_events > max(100, run[1]["tdpipe_steps_total", ""])

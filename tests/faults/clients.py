@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,39 @@ import httpx
 from demo.tasks import held_out
 from tests.faults.cells import Moment
 
-SIZE = 12
-MAX_TOKENS = 160
 DECODED_TOKENS = 20  # of each, in the moment "decode"
 TIMEOUT_S = 120.0
-PROMPT_TASKS = 14  # some 400 tokens of conversation ahead of each question
 
 
-def bodies() -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Size:
+    """The load; `num_tasks` of a conversation are some 28 tokens each, and ahead of all.
+
+    A batch's answers come one after the other, `tokens_apart`.
+    """
+
+    num_streams: int
+    num_tasks: int
+    max_tokens: int
+    batch_size: int
+    tokens_apart: int = 8
+
+
+FULL = Size(num_streams=12, num_tasks=14, max_tokens=160, batch_size=40)
+"""The size that docs/reliability.md reports."""
+
+SMALL = Size(num_streams=8, num_tasks=7, max_tokens=80, batch_size=16)
+
+
+def bodies(size: Size = FULL) -> list[dict[str, Any]]:
     """Long prompts; a third of the answers are drawn, with a seed, and the rest greedy."""
-    tasks = held_out(SIZE * PROMPT_TASKS, seed=29)
-    conversations = [tasks[i::SIZE] for i in range(SIZE)]
+    tasks = held_out(size.num_streams * size.num_tasks, seed=29)
+    conversations = [tasks[i :: size.num_streams] for i in range(size.num_streams)]
     return [
         {
             "model": "tdpipe-demo",
             "prompt": "".join(f"{task.prompt}{task.answer}<|end|>" for task in conversation),
-            "max_tokens": MAX_TOKENS,
+            "max_tokens": size.max_tokens,
             "ignore_eos": True,
             "skip_special_tokens": False,  # so that each token is news
             "stream": True,

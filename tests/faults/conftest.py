@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.faults.clients import FULL, SMALL
 from tests.faults.results import Results
 from tests.faults.world import World, keep_model_code
 
@@ -21,9 +22,12 @@ def _model_code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def world(_model_code: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """It survives the faults, or is started again."""
-    with World.begin(tmp_path_factory.mktemp("faults")) as world:
+def world(
+    _model_code: None, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[World]:
+    """It survives the faults, or is started again. The long tests ask it more."""
+    is_short = pytestconfig.getoption("markexpr") == "not long"
+    with World.begin(tmp_path_factory.mktemp("faults"), SMALL if is_short else FULL) as world:
         yield world
 
 

@@ -37,7 +37,9 @@ def test_only_the_poisonous_request_is_refused(
     assert poison.num_done == 1
     assert [stream.ends for stream in others] == [["length"]] * len(others)
     assert [stream.text for stream in others] == world.texts
-    assert world.daemon.metric("tdpipe_pipeline_restarts_total") == before + num_restarts
+    assert world.daemon.metric("tdpipe_pipeline_restarts_total") == before + num_restarts, (
+        world.daemon.log()
+    )
     world.revive()
     assert asyncio.run(run_clients(world.daemon.url, world.asked)).texts == world.texts
 

@@ -18,11 +18,9 @@ from demo.tasks import held_out
 from tests.end_to_end.daemon import Daemon
 from tests.end_to_end.test_batches import answers, begin, wait_ended
 from tests.faults.checkpoint import Levers, levered_demo
-from tests.faults.clients import bodies, run_clients
+from tests.faults.clients import Size, bodies, run_clients
 
 NUM_STAGES = 3
-BATCH_SIZE = 40
-TOKENS_APART = 8  # so that answers end one after the other
 WATCHDOG_AGE_S = 1.0
 BATCH_BEGUN = 5  # answers that exist when the fault is inflicted
 ANSWERS_S = 120.0
@@ -56,17 +54,18 @@ class World:
 
     daemon: Daemon
     levers: Levers
-    asked: list[dict[str, Any]] = field(default_factory=bodies)
+    size: Size
+    asked: list[dict[str, Any]]
     texts: list[str] = field(default_factory=list)
     batch: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     @contextmanager
-    def begin(cls, folder: Path) -> Iterator["World"]:
+    def begin(cls, folder: Path, size: Size) -> Iterator["World"]:
         """Start it, ask everything once without faults, and end it as an operator does."""
         predictor = str(DEMO_MODEL.parent / "predictor")
         settings = ["--predictor", predictor, "--max-restarts", "1000"]
-        world = cls(*levered_daemon(folder, *settings))
+        world = cls(*levered_daemon(folder, *settings), size, bodies(size))
         try:
             world.revive()
             clients = asyncio.run(run_clients(world.daemon.url, world.asked))
@@ -97,14 +96,18 @@ class World:
 
     def begin_batch(self) -> str:
         """A batch's id."""
-        tasks = held_out(BATCH_SIZE, seed=31)
+        tasks = held_out(self.size.batch_size, seed=31)
         settings = {"model": "tdpipe-demo", "temperature": 0, "ignore_eos": True}
         lines = [
             {
                 "custom_id": f"r{i}",
                 "method": "POST",
                 "url": "/v1/completions",
-                "body": {"prompt": task.prompt, "max_tokens": TOKENS_APART * i, **settings},
+                "body": {
+                    "prompt": task.prompt,
+                    "max_tokens": self.size.tokens_apart * i,
+                    **settings,
+                },
             }
             for i, task in enumerate(tasks, 1)
         ]
@@ -119,7 +122,7 @@ class World:
                 return counts.completed if counts else 0
 
             self.daemon.wait_for(lambda: num_answered() >= BATCH_BEGUN, ANSWERS_S)
-            assert num_answered() < BATCH_SIZE, "the moment is over"
+            assert num_answered() < self.size.batch_size, "the moment is over"
 
     def answers(self, batch_id: str) -> dict[str, str]:
         """The batch's answers, when it has ended."""

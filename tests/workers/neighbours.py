@@ -1,13 +1,10 @@
-"""`python -m tests.workers.neighbours STAGE NUM_STAGES STORE PLAY`: one stage of a transport test.
-
-Prints one word if it went well, or the message of the `TransportError`.
-"""
+"""One stage of a transport test: a process that plays a part beside its neighbours."""
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.connection import Connection
 
 import torch
 import torch.distributed as dist
@@ -20,18 +17,18 @@ NUM_STEPS = 40
 
 
 def activations(step_id: int) -> Tensor:
-    """The first stage's output for a step: 1 to 7 tokens, all numbers unique. [tokens, hidden]"""
+    """What the first stage makes of a step: 1 to 7 tokens, all numbers its own. [tokens, hidden]"""
     count = 1 + step_id % 7
     return torch.full((count, HIDDEN), step_id) + torch.arange(count * HIDDEN).view(count, -1) / 64
 
 
 def send(transport: Transport, step_id: int, hidden: Tensor) -> None:
-    """As a stage sends."""
+    """As a stage does it."""
     transport.send(step_id, transport.pack(step_id, hidden))
 
 
 def relay(transport: Transport, stage: int, num_stages: int) -> None:
-    """Every stage adds one; the last one checks the sum of each step. 3 steps in flight."""
+    """Every stage adds one; the last finds what each step must have become. 3 steps in flight."""
     for begin in range(0, NUM_STEPS, 3):
         window = range(begin, min(begin + 3, NUM_STEPS))
         for step_id in window:
@@ -68,7 +65,7 @@ def another_step(transport: Transport, stage: int, _: int) -> None:
 
 
 def plan_out_of_order(transport: Transport, stage: int, _: int) -> None:
-    """The first expected step is not the one that the stage asks for."""
+    """What was expected first is not what the stage asks for."""
     if stage == 0:
         send(transport, 1, activations(0))
         send(transport, 2, activations(0))
@@ -80,7 +77,7 @@ def plan_out_of_order(transport: Transport, stage: int, _: int) -> None:
 
 
 def death(transport: Transport, stage: int, _: int) -> None:
-    """The neighbour dies without having sent anything."""
+    """The neighbour dies with nothing sent."""
     if stage == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     transport.expect(1, 1)
@@ -88,56 +85,42 @@ def death(transport: Transport, stage: int, _: int) -> None:
 
 
 def silence(transport: Transport, stage: int, _: int) -> None:
-    """The neighbour runs and sends nothing, until it is released."""
-    if stage == 0:
-        sys.stdin.readline()
-    else:
+    """The neighbour lives and sends nothing."""
+    if stage > 0:
         transport.expect(1, 1)
         transport.recv(1)
 
 
 def single_stage(transport: Transport, stage: int, num_stages: int) -> None:
-    """A single stage has no links."""
+    """One stage has no links."""
     assert (stage, num_stages) == (0, 1)
     transport.expect(1, 1)
 
 
 PLAYS: dict[str, Callable[[Transport, int, int], None]] = {
     play.__name__: play
-    for play in (
-        relay,
-        large_step_ids,
-        another_step,
-        plan_out_of_order,
-        death,
-        silence,
-        single_stage,
-    )
+    for play in (relay, large_step_ids, another_step, plan_out_of_order, death, silence, single_stage)
 }
 
 
-def main() -> None:
-    """Join the group and play the part."""
-    stage, num_stages = int(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
+def main(stage: int, num_stages: int, store: str, play: str, test: Connection) -> None:
+    """Join the group and play the part; send "well", or the message of the `TransportError`."""
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}
     dist.init_process_group(
         "gloo",
-        init_method=f"file://{sys.argv[3]}",
+        init_method=f"file://{store}",
         rank=stage,
         world_size=num_stages,
         timeout=timedelta(seconds=60),
     )
-    timeout_s = 2.0 if sys.argv[4] == "silence" else 60.0
+    timeout_s = 2.0 if play == "silence" else 60.0
     transport = Transport(HIDDEN, torch.float32, torch.device("cpu"), timeout_s)
     said = "well"
     try:
-        PLAYS[sys.argv[4]](transport, stage, num_stages)
+        PLAYS[play](transport, stage, num_stages)
     except TransportError as error:
         said = str(error)
-    sys.stdout.write(said)
-    sys.stdout.flush()
+    test.send(said)
+    if play == "silence":
+        test.poll(None)  # until the test has closed its end
     os._exit(0)  # the group is not taken down in order: a neighbour may be gone
-
-
-if __name__ == "__main__":
-    main()

@@ -17,8 +17,6 @@ from workers.loading import StagePlace, load
 from workers.model import stage_model
 from workers.profiling import layer_times, profile_cache
 
-torch.set_num_threads(1)
-
 PLACE = StagePlace(0, 1, CPU, 1)
 
 

@@ -1,40 +1,38 @@
 """The transport between real processes: the right step arrives, and nothing else ever does."""
 
-import subprocess
-import sys
+import signal
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.workers import neighbours
+from tests.workers.forked import FORKED
+
 PATIENCE_S = 60.0
 
 
 def play(name: str, num_stages: int, folder: Path) -> list[str]:
-    """Run a play of `neighbours.py` on all stages; what each prints, the last stage first."""
+    """Let the stages play a part of `neighbours.py`; what each says, the last stage first."""
     with ExitStack() as stack:
         stages = []
         for stage in range(num_stages):
-            command = [sys.executable, "-m", "tests.workers.neighbours"]
-            command += [str(stage), str(num_stages), f"{folder}/store", name]
-            process = stack.enter_context(
-                subprocess.Popen(
-                    command,
-                    cwd=ROOT,
-                    env={"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
-            stack.callback(process.kill)
-            stages.append(process)
+            test, theirs = FORKED.Pipe()
+            arguments = (stage, num_stages, f"{folder}/store", name, theirs)
+            process = FORKED.Process(target=neighbours.main, args=arguments)
+            process.start()
+            theirs.close()
+            stack.callback(process.join)
+            stack.callback(test.close)
+            stages.append((process, test))
         said = []
-        for process in reversed(stages):
-            out, err = process.communicate("go\n", timeout=PATIENCE_S)
-            said.append(out.strip() or f"rc {process.returncode} {err[-2000:]}")
+        for process, test in reversed(stages):
+            assert test.poll(PATIENCE_S), "it says nothing"
+            try:
+                said.append(test.recv())
+            except EOFError:
+                process.join(PATIENCE_S)
+                said.append(f"it ended with {process.exitcode}")
         return said
 
 
@@ -60,7 +58,7 @@ def test_a_step_out_of_order_is_an_error(tmp_path: Path) -> None:
 def test_a_neighbour_that_dies_is_noticed(tmp_path: Path) -> None:
     said, dead = play("death", 2, tmp_path)
     assert said.startswith("stage 1 did not get step 1 from stage 0: ")
-    assert dead.startswith("rc -9")
+    assert dead == f"it ended with {-signal.SIGKILL}"
 
 
 def test_a_neighbour_that_sends_nothing_is_given_up(tmp_path: Path) -> None:
@@ -68,5 +66,5 @@ def test_a_neighbour_that_sends_nothing_is_given_up(tmp_path: Path) -> None:
     assert said.startswith("stage 1 did not get step 1 from stage 0: ")
 
 
-def test_a_single_stage_has_no_neighbours(tmp_path: Path) -> None:
+def test_a_single_stage_has_no_neighbour(tmp_path: Path) -> None:
     assert play("single_stage", 1, tmp_path) == ["well"]

@@ -12,8 +12,6 @@ from tests.workers.world import CPU, Ground
 from workers.model.attention import Form, UnsupportedModelError, attend_one, paged_attention
 from workers.model.kv_cache import KvCache, LayerShape, PagedStep, Probe
 
-torch.set_num_threads(1)
-
 FORMS: list[dict[str, Any]] = [
     {"scaling": scaling, "sliding_window": window, "softcap": cap, "with_sinks": sinks}
     for scaling, window, cap, sinks in product(

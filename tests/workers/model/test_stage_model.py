@@ -23,8 +23,6 @@ from workers.model.kv_cache import KvCache, LayerShape, PagedStep, Probe
 from workers.model.layer_split import PartitionError
 from workers.model.stage_model import StageModel, describe, load, split
 
-torch.set_num_threads(1)
-
 SUPPORTED = sorted(set(FAMILIES) - {"bloom"})
 BLOCK_SIZE = 4
 # The distance to transformers' own logits, as part of the largest: rounding, not another answer. In

@@ -3,8 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from configs.config import EngineConfig
 from tests.checkpoints import NUM_LAYERS, make_checkpoint
 from tests.workers.world import CPU
@@ -12,8 +10,6 @@ from workers.loading import TimedRun
 from workers.model.kv_cache import KvCache, LayerShape
 from workers.model.stage_model import load
 from workers.profiling.layer_times import LayerTimes, better_split, describe_layers, time_layers
-
-torch.set_num_threads(1)
 
 
 def stage(first: int, seconds: list[float], *, extra_s: float = 0.0, kind: str = "L") -> LayerTimes:

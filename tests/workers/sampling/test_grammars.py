@@ -46,7 +46,6 @@ SCHEMA = LLMatcher.grammar_from_json_schema(
     },
     overrides={"whitespace_flexible": False},
 )
-torch.set_num_threads(1)
 
 
 @pytest.fixture

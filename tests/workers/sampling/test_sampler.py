@@ -17,8 +17,6 @@ from wire.messages import SamplerSetup, Sampling, Step
 from workers.sampling import sampler
 from workers.sampling.sampler import Sampler, uniforms
 
-torch.set_num_threads(1)
-
 
 @dataclass(slots=True, frozen=True)
 class Draw:

@@ -17,7 +17,6 @@ from workers.sampling.sampler_table import SamplerTable
 
 VOCABULARY = 12
 CPU = torch.device("cpu")
-torch.set_num_threads(1)
 
 
 def ints(*values: int) -> bytes:

@@ -21,7 +21,7 @@ COMMANDS = {
     "run-batch": ("client.run_batch", "run a file of requests without a server"),
     "profile": ("workers.profiling.command", "measure step costs on this hardware"),
     "simulate": ("simulator.command", "simulate policies and nodes in virtual time"),
-    "timeline": ("simulator.timeline", "plot the timeline of the stages from a trace"),
+    "timeline": ("simulator.timeline_plot", "plot the timeline of the stages from a trace"),
     "replay": ("engine.trace.replay", "verify that the decisions in a journal are reproduced"),
     "collect": ("predictor.collect", "collect output lengths from a running daemon"),
     "train-predictor": ("predictor.train", "train an encoder that predicts output lengths"),

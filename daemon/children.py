@@ -18,7 +18,7 @@ from typing import Literal
 from configs.pipeline import PipelineConfig
 from configs.scheduler import PredictorConfig
 from daemon import child_process
-from daemon.restarts import Restarts
+from daemon.restart_limit import RestartLimit
 from daemon.watchdog_file import Watchdog
 
 POLL_INTERVAL_S = 0.05
@@ -59,8 +59,8 @@ class Children:
         self._processes: dict[Name, subprocess.Popen[bytes]] = {}
         self._watchdogs: dict[Name, Watchdog] = {}
         self._num_incarnations: Counter[Name] = Counter()
-        self._restarts = Restarts(pipeline)
-        self._predictor_restarts = Restarts(pipeline)
+        self._restarts = RestartLimit(pipeline)
+        self._predictor_restarts = RestartLimit(pipeline)
 
     def start(self) -> None:
         """Start all, without waiting for any of them."""

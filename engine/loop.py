@@ -20,7 +20,7 @@ import zmq
 from configs.config import EngineConfig
 from configs.runtime import RuntimeConfig
 from daemon.gc_tuning import GcTuning
-from daemon.restarts import Restarts
+from daemon.restart_limit import RestartLimit
 from daemon.watchdog_file import INTERVAL_S, WatchdogFile
 from engine.scheduler import Outgoing, Scheduler
 from engine.stage_watch import StageWatch
@@ -87,7 +87,7 @@ class Loop:
         self._trouble = ""
         self._outbox: list[ToServer] = []
         same_host = runtime.stage_address.startswith("ipc://")
-        self._restarts = Restarts(config.pipeline)
+        self._restarts = RestartLimit(config.pipeline)
         self._watch = StageWatch(
             config.pipeline.pipeline_parallel_size,
             STATS_INTERVAL_S,

@@ -23,7 +23,7 @@ from simulator.argument_types import not_negative
 from simulator.hardware.hardware import ERRORS, add_hardware_options, hardware_of, num_stages_of
 from simulator.simulation import Arrival, Run, SimulationError, simulate
 from simulator.spread import spread
-from simulator.timeline import draw
+from simulator.timeline_plot import draw
 from simulator.workloads.make_workload import KINDS, add_workload_options, workload_of
 from simulator.workloads.request import Request, WorkloadError
 

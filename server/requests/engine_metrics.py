@@ -74,7 +74,9 @@ def _scheduler_figures(stats: Stats) -> Iterator[Metric]:
         stats.recomputed_tokens,
     )
     yield _counter("tdpipe_steps", "Micro-batches through all stages", stats.steps)
-    yield _counter("tdpipe_pipeline_restarts", "Restarts of the pipeline's stages", stats.restarts)
+    yield _counter(
+        "tdpipe_pipeline_restarts", "RestartLimit of the pipeline's stages", stats.restarts
+    )
     yield _counter(
         "tdpipe_culprits",
         "Poison requests: quarantined because a stage failed each time",

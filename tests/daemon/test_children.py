@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from configs.config import Config
-from daemon import child_process, children, restarts
+from daemon import child_process, children, restart_limit
 from daemon.children import Children, GivingUpError
 from daemon.watchdog_file import WatchdogFile
 
@@ -106,7 +106,7 @@ def test_restarts_long_ago_do_not_count(
     make: Callable[..., Children], started: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family, now = make(max_restarts=1), [0.0]
-    monkeypatch.setattr(restarts.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(restart_limit.time, "monotonic", lambda: now[0])
     for _ in range(5):
         kill(started, "engine")
         family.look()

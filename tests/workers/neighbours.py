@@ -99,7 +99,15 @@ def single_stage(transport: Transport, stage: int, num_stages: int) -> None:
 
 PLAYS: dict[str, Callable[[Transport, int, int], None]] = {
     play.__name__: play
-    for play in (relay, large_step_ids, another_step, plan_out_of_order, death, silence, single_stage)
+    for play in (
+        relay,
+        large_step_ids,
+        another_step,
+        plan_out_of_order,
+        death,
+        silence,
+        single_stage,
+    )
 }
 
 

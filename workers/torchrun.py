@@ -1,4 +1,4 @@
-"""The launch: torchrun, with one process per stage.
+"""torchrun: starts and restarts the group of stages, one process per stage.
 
 torchrun notices within a tenth of a second that a stage has died, and restarts the whole group. The
 stages are forked from this process where that is safe: torch and transformers are imported once,

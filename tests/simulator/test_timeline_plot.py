@@ -11,8 +11,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from engine.trace.trace_file import Gauges, Span, TraceError, TraceWriter
-from simulator import timeline
-from simulator.timeline import COLOURS, bubble_ratios, draw, main
+from simulator import timeline_plot
+from simulator.timeline_plot import COLOURS, bubble_ratios, draw, main
 from wire.messages import Phase
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,9 +38,9 @@ GAUGES = [Gauges(0.0, 10, 100, 3, 1), Gauges(4.0, 80, 100, 0, 4), Gauges(12.0, 0
 def track_pixels(path: Path, stage: int) -> np.ndarray:
     """The middle row of the track of a stage in the picture, [columns, 3]."""
     image = imread(path)[:, :, :3]
-    row = (timeline.TOP + (stage + 0.5) * timeline.TRACK) * timeline.DOTS_PER_INCH
-    left, right = timeline.LEFT, timeline.WIDTH - timeline.RIGHT
-    columns = slice(*(round(inches * timeline.DOTS_PER_INCH) for inches in (left, right)))
+    row = (timeline_plot.TOP + (stage + 0.5) * timeline_plot.TRACK) * timeline_plot.DOTS_PER_INCH
+    left, right = timeline_plot.LEFT, timeline_plot.WIDTH - timeline_plot.RIGHT
+    columns = slice(*(round(inches * timeline_plot.DOTS_PER_INCH) for inches in (left, right)))
     pixels: np.ndarray = image[round(row), columns]
     return pixels
 
@@ -149,7 +149,8 @@ def test_an_unknown_picture_format_is_refused(path: Path) -> None:
 
 def test_matplotlib_is_imported_only_to_draw_and_pyplot_never(path: Path) -> None:
     script = (
-        "import sys; from simulator.timeline import main; assert 'matplotlib' not in sys.modules;"
+        "import sys; from simulator.timeline_plot import main;"
+        "assert 'matplotlib' not in sys.modules;"
         f"main([{str(path)!r}]); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

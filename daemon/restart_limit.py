@@ -1,4 +1,4 @@
-"""Restarts: at most a set number within a window of time."""
+"""The restart limit: at most `max_restarts` within a window of time."""
 
 import time
 from collections import deque
@@ -6,7 +6,7 @@ from collections import deque
 from configs.pipeline import PipelineConfig
 
 
-class Restarts:
+class RestartLimit:
     """Those of the last `restart_window` seconds; at most `max_restarts` are allowed."""
 
     def __init__(self, config: PipelineConfig) -> None:

@@ -114,12 +114,12 @@ class Daemon:
 
     def client(self) -> openai.OpenAI:
         """An official client that does not retry on its own."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300)
 
     def async_client(self) -> openai.AsyncOpenAI:
         """The same for asyncio."""
         return openai.AsyncOpenAI(
-            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120
+            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300
         )
 
     def get(self, path: str) -> tuple[int, str]:

@@ -93,7 +93,7 @@ def killed(tmp_path: Path) -> Iterator[Daemon]:
 
 @pytest.mark.parametrize(
     ("num_requests", "num_kills"),
-    [(120, 1), pytest.param(2000, 5, marks=[pytest.mark.long, pytest.mark.timeout(1800)])],
+    [(60, 1), pytest.param(2000, 5, marks=[pytest.mark.long, pytest.mark.timeout(1800)])],
 )
 def test_a_killed_daemon_resumes_and_answers_each_request_once_as_if_undisturbed(
     num_requests: int, num_kills: int, killed: Daemon, demo: Daemon

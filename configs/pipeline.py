@@ -26,7 +26,8 @@ class PipelineConfig(Part, title="Pipeline"):
     distributed_timeout_seconds: float = Field(
         300.0,
         gt=0,
-        description="maximum wait of a stage for its neighbour, or for its own forward pass",
+        description="maximum time for which a stage may wait for its neighbour, and maximum time "
+        "of a forward pass",
     )
     stage_start_timeout: float = Field(
         600.0, gt=0, description="time within which all stages must have loaded their weights"
@@ -34,14 +35,14 @@ class PipelineConfig(Part, title="Pipeline"):
     heartbeat_timeout: float = Field(
         1.5,
         gt=0,
-        description="time without a heartbeat after which a process counts as lost, and without "
-        "progress of any stage after which a stage that waits for its neighbour does",
+        description="time without a heartbeat after which a process is considered lost; also the "
+        "time after which a stage that waits for its neighbour is, if no stage makes progress",
     )
     max_restarts: int = Field(
         3,
         ge=0,
-        description="restarts of the stages, and of the engine, within restart_window; one more "
-        "failure ends the daemon",
+        description="maximum restarts of the stages, and of the engine, within restart_window; one "
+        "more failure ends the daemon",
     )
     restart_window: float = Field(
         600.0, gt=0, description="period over which max_restarts counts restarts"
@@ -57,7 +58,7 @@ class PipelineConfig(Part, title="Pipeline"):
     exact_times: bool = Field(
         False,
         description="synchronise GPU stages after each step, so that step times are exact; for "
-        "traces and measurements, costs some overlap",
+        "traces and measurements, at the price of less overlap",
     )
 
     @field_validator("layer_split", mode="before")

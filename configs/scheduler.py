@@ -70,7 +70,7 @@ class TemporalConfig(Part, title="Policy temporal"):
         True, description="balance decode micro-batches by time instead of rows"
     )
     lazy_refill: bool = Field(
-        True, description="refill when idle blocks have cost as much as a phase switch"
+        True, description="refill only when idle blocks have cost as much time as a phase switch"
     )
     survival: bool = Field(
         True,
@@ -80,23 +80,23 @@ class TemporalConfig(Part, title="Policy temporal"):
     horizon: float = Field(
         0.25,
         ge=0,
-        description="planning horizon of KV use, as a multiple of the time that pays for a "
-        "preemption; 0: unlimited",
+        description="how far ahead KV use is planned, as a multiple of the time after which a "
+        "preemption has paid for itself; 0: unlimited",
     )
     forecast: bool = Field(
         True,
-        description="use larger steps where offline work is then estimated to finish earlier",
+        description="use larger steps if offline work is estimated to finish earlier with them",
     )
     critical_slack: float = Field(
         1.5,
         gt=0,
-        description="admit sequences first that may need more than the remaining pipeline turns "
-        "divided by this",
+        description="admit first the offline requests that may need more than the remaining "
+        "pipeline turns divided by this",
     )
     critical_sigmas: float = Field(
         3.0,
         ge=0,
-        description="with critical_slack: assumed length, in standard deviations above the "
+        description="output length that critical_slack assumes, in standard deviations above the "
         "predicted length",
     )
     prior_sigma: float = Field(
@@ -110,7 +110,7 @@ class TemporalConfig(Part, title="Policy temporal"):
 
 
 class HybridConfig(Part, title="Policy hybrid"):
-    """Constants of policy hybrid; those of its throttled setting are gLLM's."""
+    """Constants of policy hybrid; the defaults of its throttled variant are those of gLLM."""
 
     hybrid: Literal["vllm", "throttled"] = Field(
         "throttled",
@@ -131,7 +131,7 @@ class HybridConfig(Part, title="Policy hybrid"):
 
 
 class SchedulerConfig(Part, title="Scheduler"):
-    """What all policies share, and the constants of each."""
+    """Settings that all policies share, and the constants of each policy."""
 
     policy: Literal["td-pipe", "temporal", "separate", "hybrid"] = Field(
         "td-pipe", description="how micro-batches are formed"
@@ -180,7 +180,7 @@ class PredictorConfig(Part, title="Output length prediction"):
 
     @property
     def predictor_folder(self) -> Path | None:
-        """The folder of the encoder, where one predicts."""
+        """The folder of the encoder, if one is configured."""
         is_embedded = self.predictor in ("histogram", "oracle") or self.constant_len
         return None if is_embedded else Path(self.predictor)
 

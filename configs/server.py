@@ -35,7 +35,7 @@ class ListenConfig(Part, title="HTTP server"):
     uds_permissions: str = Field(
         "600", pattern="^[0-7]{3}$", description="permissions of the Unix socket, octal"
     )
-    ssl_keyfile: Path | None = Field(None, description="TLS: private key, PEM [in SSL_CERTFILE]")
+    ssl_keyfile: Path | None = Field(None, description="TLS: private key, PEM [in ssl_certfile]")
     ssl_certfile: Path | None = Field(None, description="TLS: certificate chain, PEM [no TLS]")
     ssl_ca_certs: Path | None = Field(
         None, description="TLS: CA certificates that verify client certificates, PEM"
@@ -80,8 +80,8 @@ class AccessConfig(Part, title="Access"):
         BeforeValidator(split_commas),
     ] = Field(
         (),
-        description="paths that require no API key, of /ready, /metrics, /load and /version; for "
-        "probes and Prometheus",
+        description="paths that require no API key, for probes and Prometheus: any of /ready, "
+        "/metrics, /load and /version",
     )
     allowed_origins: Texts = Field(
         (), description="CORS: origins that may send requests; *: all [no CORS]"
@@ -119,7 +119,7 @@ class LimitsConfig(Part, title="Request limits and timeouts"):
     max_num_queued_tokens: int = Field(
         1024 * 4096,
         ge=1,
-        description="maximum tokens of their prompts in total; further requests get 429",
+        description="maximum total prompt tokens of these sequences; further requests get 429",
     )
     max_body_bytes: int = Field(
         8 * 1024 * 1024,
@@ -178,6 +178,6 @@ class BatchConfig(Part, title="Batches"):
     batch_concurrency: int | None = Field(
         None,
         ge=1,
-        description="batch requests that are open in the engine at one time; the scheduler knows "
-        "their lengths [twice max_num_seqs]",
+        description="maximum batch requests that are open in the engine at one time; only these "
+        "are taken into account by the scheduler [twice max_num_seqs]",
     )

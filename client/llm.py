@@ -1,4 +1,4 @@
-"""The offline interface: `with LLM(model) as llm`, the daemon's engine and stages without HTTP.
+"""The offline interface `LLM`: the same engine and stages as in a daemon, without HTTP.
 
 The engine's connection runs in a separate thread with an event loop, so that the caller may be a
 script, or a notebook with an event loop of its own.
@@ -45,10 +45,10 @@ _MESSAGES = TypeAdapter(list[ChatMessage])
 
 
 class LLM:
-    """A model that runs inside a `with` block; after it, no process is left.
+    """A model that runs inside a `with` block; its processes end with the block.
 
-    `settings` are those of `tdpipe serve`, by the same names. Raises `ConfigError` for invalid
-    settings, and on entering `OfflineEngineError` when the model cannot be loaded.
+    `settings` have the names of those of `tdpipe serve`. The constructor raises `ConfigError` for
+    invalid settings; entering the block raises `OfflineEngineError` if the model cannot be loaded.
     """
 
     def __init__(self, model: str = str(DEMO_MODEL), **settings: Any) -> None:
@@ -56,8 +56,8 @@ class LLM:
         self._engine = OfflineEngine(self._config)
         self._endpoints: Endpoints | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._leave = asyncio.Event()
-        self._was_left = False
+        self._exit_requested = asyncio.Event()
+        self._is_exiting = False
         self._started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run_thread, name="tdpipe")
 
@@ -78,10 +78,10 @@ class LLM:
         traceback: TracebackType | None,
     ) -> None:
         """End every process and wait for it."""
-        self._was_left = True
+        self._is_exiting = True
         if self._loop is not None:
             with suppress(RuntimeError):  # the thread has ended by itself
-                self._loop.call_soon_threadsafe(self._leave.set)
+                self._loop.call_soon_threadsafe(self._exit_requested.set)
         self._thread.join()
 
     def generate(
@@ -93,9 +93,9 @@ class LLM:
     ) -> list[RequestOutput]:
         """Complete one prompt or several, strings or token ids; returns their outputs in order.
 
-        A single `params` applies to all prompts, a list has one for each. Raises `ValueError` for
-        an invalid prompt or params, before anything is generated for that prompt, and
-        `OfflineEngineError` when the engine has failed for good.
+        A single `params` applies to all prompts; a list must have one for each prompt. Raises
+        `ValueError` for an invalid prompt or params, before anything is generated for that prompt,
+        and `OfflineEngineError` if the engine has failed permanently.
         """
         each = _as_prompts(prompts)
         return self._run(self._generate(each, _for_each(params, len(each)), use_tqdm))
@@ -113,8 +113,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer one conversation or several, rendered by the model's chat template.
 
-        The answers are plain text: tool calls and reasoning are in them as the model wrote them.
-        Raises like `generate`.
+        The answers are plain text: tool calls and reasoning are not parsed. Raises the same errors
+        as `generate`.
         """
         conversations = [
             Conversation(
@@ -145,11 +145,11 @@ class LLM:
         self, prompts: Sequence[str | list[int]], params: list[SamplingParams], use_tqdm: bool
     ) -> list[RequestOutput]:
         outputs: list[RequestOutput | None] = [None] * len(prompts)
-        places = iter(range(len(prompts)))
+        indices = iter(range(len(prompts)))
         with _ProgressBar(len(prompts), use_tqdm) as advance:
 
             async def work() -> None:
-                for i in places:
+                for i in indices:
                     ask = partial(self._ask, prompts[i], params[i])
                     outputs[i] = await ask_until_final(self._engine.client, ask)
                     advance(outputs[i])
@@ -176,7 +176,7 @@ class LLM:
                 outputs=[
                     CompletionOutput(
                         i,
-                        # Without any token to generate, no piece would set it.
+                        # If there is no token to generate, there is no piece that would set it.
                         finish_reason=None if generation.num_unfinished else "length",
                         logprobs=[] if wants_logprobs else None,
                     )
@@ -191,7 +191,7 @@ class LLM:
         """Run `work` in the loop's thread; it is cancelled if the caller is interrupted."""
         if self._loop is None or not self._thread.is_alive():
             work.close()
-            raise RuntimeError("an LLM works inside its `with` block only")
+            raise RuntimeError("an LLM can only be used inside its `with` block")
         future = asyncio.run_coroutine_threadsafe(self._engine.run(work), self._loop)
         try:
             return future.result()
@@ -206,18 +206,18 @@ class LLM:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 self._loop = runner.get_loop()
-                runner.run(self._work_until_left())
-        # Raised in the caller's thread.
+                runner.run(self._run_until_exit())
+        # `__enter__` raises it in the caller's thread.
         except BaseException as error:
             if not self._started.done():
                 self._started.set_exception(error)
 
-    async def _work_until_left(self) -> None:
-        if self._was_left:
+    async def _run_until_exit(self) -> None:
+        if self._is_exiting:
             return
         entering = asyncio.ensure_future(self._enter_and_wait())
-        leaving = asyncio.ensure_future(self._leave.wait())
-        # A Ctrl-C may come while the model is still being loaded.
+        leaving = asyncio.ensure_future(self._exit_requested.wait())
+        # Ctrl-C may be pressed while the model is still being loaded.
         await asyncio.wait((entering, leaving), return_when=asyncio.FIRST_COMPLETED)
         entering.cancel()
         leaving.cancel()
@@ -229,7 +229,7 @@ class LLM:
         async with self._engine as engine:
             self._endpoints = engine.endpoints()
             self._started.set_result(None)
-            await self._leave.wait()
+            await self._exit_requested.wait()
 
 
 class _ProgressBar:
@@ -262,13 +262,13 @@ async def _first_error_only() -> AsyncIterator[asyncio.TaskGroup]:
         async with asyncio.TaskGroup() as group:
             yield group
     except BaseExceptionGroup as errors:
-        raise next(_leaves(errors)) from None
+        raise next(_leaf_errors(errors)) from None
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def _leaf_errors(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         for each in error.exceptions:
-            yield from _leaves(each)
+            yield from _leaf_errors(each)
     else:
         yield error
 
@@ -287,13 +287,13 @@ def _plain_prompt(prompt: Any) -> str | list[int]:
     if isinstance(prompt, dict):
         given = [prompt[key] for key in ("prompt_token_ids", "prompt") if key in prompt]
         if len(given) != 1 or len(prompt) != 1:
-            raise ValueError("a prompt as a dictionary holds a 'prompt' or 'prompt_token_ids'")
+            raise ValueError("a prompt dictionary must have either 'prompt' or 'prompt_token_ids'")
         (prompt,) = given
     if isinstance(prompt, str):
         return prompt
     token_ids = list(prompt)
     if not all(isinstance(token_id, int) for token_id in token_ids):
-        raise ValueError("a prompt is a string or a sequence of token ids")
+        raise ValueError("a prompt must be a string or a sequence of token ids")
     return token_ids
 
 
@@ -313,9 +313,9 @@ def _for_each(
 ) -> list[SamplingParams]:
     """The params of each prompt. Raises `ValueError` for a wrong type or number."""
     if isinstance(params, dict) or not isinstance(params, SamplingParams | Sequence | None):
-        raise ValueError(f"params are SamplingParams, not a {type(params).__name__}")
+        raise ValueError(f"params must be SamplingParams, not {type(params).__name__}")
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * num_prompts
     if len(params) != num_prompts:
-        raise ValueError(f"there are {num_prompts} prompts, and params for {len(params)}")
+        raise ValueError(f"got params for {len(params)} of {num_prompts} prompts")
     return list(params)

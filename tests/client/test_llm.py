@@ -39,7 +39,7 @@ def test_it_works_only_inside_its_block() -> None:
 
 
 def test_params_for_another_number_of_prompts_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 prompts, and params for 1"):
+    with pytest.raises(ValueError, match="params for 1 of 2 prompts"):
         LLM("some/model").generate(["a", "b"], [SamplingParams()])
 
 
@@ -80,7 +80,7 @@ def test_an_invalid_prompt_is_a_value_error(prompt: Any) -> None:
 
 
 def test_params_must_not_be_dictionaries() -> None:
-    with pytest.raises(ValueError, match="SamplingParams, not a dict"):
+    with pytest.raises(ValueError, match="SamplingParams, not dict"):
         LLM("some/model").generate("hi", {"temperature": 0})  # type: ignore[arg-type]
 
 

@@ -1,6 +1,6 @@
-"""The scheduler: a pure object, `handle(event, now) -> messages`.
+"""The scheduler: `handle(event, now) -> messages`, without I/O.
 
-It has no socket, no clock and no random numbers. The same events at the same times give the same
+It uses no socket, no clock and no random numbers. The same events at the same times give the same
 messages in production, in the simulator and in replay.
 
 Invariants, checked by tests/engine/test_scheduler_laws.py:
@@ -57,7 +57,7 @@ Outgoing = EngineReady | Generated | Scored | Finished | Step | StageLost
 
 
 class ImpossibleSettingsError(Exception):
-    """This model on these stages cannot satisfy the settings; the text is for the user."""
+    """This model on these stages cannot satisfy the settings; the message is shown to the user."""
 
 
 @dataclass(slots=True)
@@ -86,8 +86,8 @@ class Scheduler:
     """Turns requests into steps for `config.pipeline.pipeline_parallel_size` stages.
 
     `pipeline` is None while not all stages are ready. `max_model_len` is the longest prompt +
-    output in tokens on the latest stages, 0 before the first were ready. After that, sequences are
-    accepted at any time, also while the stages restart.
+    output in tokens; it is 0 until the stages have been ready for the first time. From then on
+    sequences are accepted at any time, even while the stages restart.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -106,7 +106,7 @@ class Scheduler:
     def handle(self, event: Event, now: float) -> list[Outgoing]:
         """Process one event and return the messages to send; `now` is in seconds and monotonic.
 
-        Raises `ImpossibleSettingsError` if the stages, once ready, cannot serve the settings.
+        Raises `ImpossibleSettingsError` if the stages are ready but cannot satisfy the settings.
         """
         out: list[Outgoing] = []
         match event:
@@ -146,9 +146,8 @@ class Scheduler:
         self.counters.prompt_tokens += sequence.num_prompt_tokens
         self.pool.add(sequence)
         if sequence.num_generated:
-            self._end(
-                sequence, out
-            )  # it may be complete: only its Finished was lost with the previous engine
+            # It may be complete: the previous engine may have died before it sent `Finished`.
+            self._end(sequence, out)
 
     def _expect(self, expect: Expect) -> None:
         sequence = self.pool.find(expect.sequence_id)
@@ -166,7 +165,9 @@ class Scheduler:
         )
 
     def _refusal(self, submit: Submit) -> str | None:
-        """Why a sequence is refused, if it is. One that exceeds the KV cache would wait forever."""
+        """Why the sequence must be refused, or None. Without this check, one that exceeds the KV
+        cache would wait forever.
+        """
         size = len(submit.prompt_token_ids)
         if not self.max_model_len:
             return "the pipeline is not ready"
@@ -209,7 +210,7 @@ class Scheduler:
             self._all_stages_ready(out)
 
     def _all_stages_ready(self, out: list[Outgoing]) -> None:
-        """Begin if all stages have the same last step, which may be from a previous engine."""
+        """Start the pipeline if all stages report the same last step, maybe of an older engine."""
         stages = list(self._stages_ready.values())
         if len({stage.last_step_id for stage in stages}) == 1:
             self._begin_pipeline(stages, out)
@@ -217,7 +218,7 @@ class Scheduler:
         epoch = stages[0].epoch
         self._stages_ready, self._newest_epoch = {}, epoch + 1
         out.append(
-            StageLost(epoch, "the last plan of the previous engine did not reach all stages")
+            StageLost(epoch, "the last step of the previous engine did not reach all stages")
         )
 
     def _begin_pipeline(self, stages: list[StageReady], out: list[Outgoing]) -> None:
@@ -246,7 +247,7 @@ class Scheduler:
             PriorityPreemption(self.config.scheduler, num_stages),
             Quarantine(suspects, num_stages, self.config.scheduler.max_num_batched_tokens),
         )
-        # A group that survived its engine has used these ids, and may still report such steps.
+        # Stages that outlived the previous engine may still report steps with its ids.
         self._next_step_id = max(self._next_step_id, stages[0].last_step_id + 1)
         out.append(EngineReady(num_stages, num_blocks, block_size, self.max_model_len))
 
@@ -264,7 +265,9 @@ class Scheduler:
         self.pool.lose_stages()
         if poison is not None:
             self.counters.poison_requests += 1
-            self._fail(poison, f"a stage failed each time it worked on this: {lost.reason}", out)
+            self._fail(
+                poison, f"a stage failed each time it processed this request: {lost.reason}", out
+            )
 
     def _fail(self, sequence: Sequence, message: str, out: list[Outgoing]) -> None:
         self.pool.finish(sequence)
@@ -284,14 +287,14 @@ class Scheduler:
         step = pipeline.in_flight.popleft()
         self.pool.num_in_flight -= 1
         assert step.step_id == done.step_id, "steps come back in the order they were sent"
-        token_ids, has_finished = array("i", done.token_ids), State.FINISHED
+        token_ids, finished = array("i", done.token_ids), State.FINISHED
         logprobs = done.logprobs
         for sequence, scores in zip(step.scored, done.scores, strict=True):
-            if sequence.state is not has_finished:
+            if sequence.state is not finished:
                 out.append(Scored(sequence.sequence_id, scores))
-        open_rows = [sequence for sequence in step.sampling if sequence.state is not has_finished]
+        open_rows = [sequence for sequence in step.sampling if sequence.state is not finished]
         if len(open_rows) < len(step.sampling):
-            is_open = [sequence.state is not has_finished for sequence in step.sampling]
+            is_open = [sequence.state is not finished for sequence in step.sampling]
             token_ids = array("i", compress(token_ids, is_open))
             logprobs = logprobs and _only_rows(logprobs, is_open)
         ended = _append(open_rows, token_ids)
@@ -306,7 +309,7 @@ class Scheduler:
             self._end(sequence, out)
 
     def _end(self, sequence: Sequence, out: list[Outgoing]) -> None:
-        """Finish a sequence if its last token is a stop token that counts, or the last allowed."""
+        """Finish a sequence if its last token may stop it, or if it has reached its length."""
         if sequence.has_stopped():
             reason: FinishReason = "stop"
         elif len(sequence.token_ids) >= sequence.longest_len:
@@ -318,7 +321,7 @@ class Scheduler:
         out.append(Finished(sequence.sequence_id, reason))
 
     def _launch_steps(self, now: float, out: list[Outgoing]) -> None:
-        """Launch micro-batches up to the policy's `max_in_flight`, as long as it has any."""
+        """Launch micro-batches until `max_in_flight` of them run or the policy returns none."""
         pipeline = self.pipeline
         if pipeline is None:
             return
@@ -351,7 +354,7 @@ class Scheduler:
 
 
 def _append(sequences: list[Sequence], token_ids: "array[int]") -> list[Sequence]:
-    """Append to each sequence its new token; returns those that may have ended with it."""
+    """Append its new token to each sequence; return the sequences that this token may end."""
     ended = []
     for sequence, token_id in zip(sequences, token_ids, strict=True):
         own_ids = sequence.token_ids
@@ -362,7 +365,7 @@ def _append(sequences: list[Sequence], token_ids: "array[int]") -> list[Sequence
 
 
 def _only_rows(logprobs: Logprobs, is_kept: list[bool]) -> Logprobs | None:
-    """The log-probabilities of some rows, with indices that count these; None for no rows."""
+    """The log-probabilities of the kept rows, with indices among the kept rows; None if none."""
     rows = np.array(is_kept)
     indices, num_tops = _ints(logprobs.indices), _ints(logprobs.num_tops)
     kept = rows[indices]

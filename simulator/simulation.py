@@ -38,8 +38,9 @@ _OTHER_TOKEN = 0
 class Node:
     """The simulated stages.
 
-    `costs` are those of each stage, without `overhead_s`, which every step adds on every stage.
-    `hop_s` is the time in which activations reach the next stage, and sampled tokens the engine.
+    `costs` has the step costs of each stage, without `overhead_s`, which is added to every step on
+    every stage. `hop_s` is the time until activations reach the next stage, and the time until
+    sampled tokens reach the engine.
     `num_blocks` is the size of the KV cache, `max_model_len` is in tokens.
     """
 
@@ -52,7 +53,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request, with the length of its output, which the scheduler does not know."""
+    """A request and the real length of its output, which the scheduler does not know."""
 
     at_s: float
     num_prompt_tokens: int
@@ -64,7 +65,10 @@ class Arrival:
 
 @dataclass(slots=True)
 class SequenceTimes:
-    """The times of a request, in seconds since the start of the run; -1 until they are known."""
+    """The times of a request, in seconds since the start of the run; -1 until they are known.
+
+    Lengths are in tokens.
+    """
 
     arrived_at: float
     num_prompt_tokens: int
@@ -77,7 +81,7 @@ class SequenceTimes:
 class Run:
     """The result of a simulation.
 
-    The drain of a stage begins when it has fed the last prompt; until then it was busy for
+    The drain of a stage begins when it has run the last prefill step; until then it was busy for
     `busy_before_drain_s`. Lists of seconds have one entry per stage.
     """
 
@@ -101,8 +105,8 @@ def simulate(
 ) -> Run:
     """Serve the arrivals on an initially empty node until all have ended.
 
-    With `max_open`, at most that many requests are open: the next one arrives when one has ended,
-    whatever its `at_s`. `record` keeps the spans and gauges for a timeline. Raises
+    With `max_open`, at most that many requests are open: the next one arrives when another has
+    ended, and its `at_s` is ignored. `record` keeps the spans and gauges for a timeline. Raises
     `ImpossibleSettingsError` if the node does not support the settings, and `SimulationError` if a
     request is refused.
     """
@@ -112,7 +116,7 @@ def simulate(
 
 
 class SimulationError(Exception):
-    """A request was refused or never ended; the text is for the user."""
+    """A request was refused or never ended; the message is shown to the user."""
 
 
 class _Simulation:
@@ -122,7 +126,7 @@ class _Simulation:
         self._scheduler = Scheduler(config)
         self._node = node
         self._longest = min(node.max_model_len, node.num_blocks * config.cache.block_size)
-        self._to_come = enumerate(arrivals)
+        self._arrivals = enumerate(arrivals)
         self._record = record
         self._models = [CostModel.of(costs) for costs in node.costs]
         self._free_at = [0.0] * len(node.costs)
@@ -142,19 +146,19 @@ class _Simulation:
             self._push(
                 0.0, StageReady(stage, 1, self._node.num_blocks, self._node.max_model_len, reported)
             )
-        for sequence_id, arrival in islice(self._to_come, max_open):
+        for sequence_id, arrival in islice(self._arrivals, max_open):
             self._push(arrival.at_s, self._submit(sequence_id, arrival))
         now = 0.0
         while self._events:
             now, _, event = heappop(self._events)
             for message in self._scheduler.handle(event, now):
-                self._take(message, now)
+                self._handle(message, now)
             if self._record and isinstance(event, StepDone):
-                self._sample(now)
+                self._record_gauges(now)
         self.result.makespan_s = now
         num_open = sum(times.ended_at < 0 for times in self.result.sequences)
         if num_open:
-            raise SimulationError(f"the scheduler has stopped with {num_open} requests open")
+            raise SimulationError(f"the scheduler stopped although {num_open} requests are open")
 
     def _submit(self, sequence_id: int, arrival: Arrival) -> Submit:
         return Submit(
@@ -171,7 +175,7 @@ class _Simulation:
         heappush(self._events, (at, self._num_events, event))
         self._num_events += 1
 
-    def _take(self, message: Outgoing, now: float) -> None:
+    def _handle(self, message: Outgoing, now: float) -> None:
         match message:
             case Step():
                 self._run_step(message, now)
@@ -184,7 +188,7 @@ class _Simulation:
                 if message.reason == "error":
                     raise SimulationError(message.message)
                 self.result.sequences[message.sequence_id].ended_at = now
-                for sequence_id, arrival in islice(self._to_come, 1):
+                for sequence_id, arrival in islice(self._arrivals, 1):
                     self.result.sequences[sequence_id].arrived_at = now
                     self._push(now, self._submit(sequence_id, arrival))
 
@@ -207,9 +211,9 @@ class _Simulation:
                 result.spans.append(
                     Span(stage, step.step_id, step.phase, rows, tokens, began_at, ended_at)
                 )
-        self._push(arrives_at, StepDone(step.epoch, step.step_id, self._sampled(step)))
+        self._push(arrives_at, StepDone(step.epoch, step.step_id, self._sampled_ids(step)))
 
-    def _sampled(self, step: Step) -> bytes:
+    def _sampled_ids(self, step: Step) -> bytes:
         token_ids, remaining = array("i"), self._remaining
         for sequence_id, samples in zip(
             memoryview(step.sequence_ids).cast("q"), step.samples, strict=True
@@ -219,7 +223,7 @@ class _Simulation:
                 token_ids.append(_OTHER_TOKEN if remaining[sequence_id] else STOP_TOKEN)
         return token_ids.tobytes()
 
-    def _sample(self, now: float) -> None:
+    def _record_gauges(self, now: float) -> None:
         pool = self._scheduler.pool
         self.result.gauges.append(
             Gauges(
@@ -233,7 +237,7 @@ class _Simulation:
 
 
 def size_of(step: Step) -> StepSize:
-    """The figures of a step that determine its seconds."""
+    """The size of a step, which determines how long it takes."""
     starts, counts = memoryview(step.start_positions).cast("i"), memoryview(step.num_tokens)
     num_tokens, num_rows, num_pairs = len(step.token_ids) // 4, len(step.samples), 0.0
     if num_tokens > num_rows:

@@ -33,7 +33,7 @@ def test_only_the_poisonous_request_is_refused(
     clients = asyncio.run(run_clients(world.daemon.url, [*world.asked, poison]))
     *others, poison = clients.streams
     (end,) = poison.ends
-    assert end.startswith("error: a stage failed each time it worked on this")
+    assert end.startswith("error: a stage failed each time it processed this request")
     assert poison.num_done == 1
     assert [stream.ends for stream in others] == [["length"]] * len(others)
     assert [stream.text for stream in others] == world.texts

@@ -3,9 +3,9 @@
 Refills and decode phases alternate as in TD-Pipe, but a refill does not stop decoding: its steps
 are decode micro-batches topped up with prefill tokens to the knee of the cost model. All steps of a
 refill have the same size, and the next phase follows without a pause, so that stages do not wait
-for each other within a phase, and little at a switch. Each idea has its own module: `balance`,
-`topup`, `forecast`, `horizon`, `refill`, `kv_plan`, and in `engine.state` `length_errors` and
-`waiting`.
+for each other within a phase, and only briefly at a switch. Each idea has its own module:
+`balance`, `topup`, `forecast`, `horizon`, `refill` and `kv_plan` here, `length_errors` and
+`waiting` in `engine.state`.
 """
 
 from collections import deque
@@ -32,12 +32,12 @@ from engine.state.pool import Pool
 from engine.state.sequence import Sequence, State
 from wire.messages import Phase
 
-# Most candidates of an admission plan, and pipeline turns between two plans.
+# Maximum number of candidates in an admission plan, and pipeline turns between two plans.
 _MAX_CANDIDATES, _PLAN_TURNS = 64, 4
-# Pipeline turns between two forecasts, and groups of sequences in a forecast.
+# Pipeline turns between two forecasts, and number of groups of sequences in a forecast.
 _FORECAST_TURNS, _GROUPS = 64, 16
 # The forecast is repeated immediately when the waiting work has grown by this factor.
-_MUCH_MORE = 1.5
+_GROWTH = 1.5
 # Weight of the newest step in the moving average of tokens per step.
 _MEAN_WEIGHT = 1 / 256
 
@@ -59,7 +59,7 @@ class Temporal(Policy):
         self._target_size = 0
         self._launches = 0
         self._mean_tokens = float(self._knee)
-        self._most = self._knee
+        self._max_size = self._knee
         self._pauses = False
         self._next_forecast = 0
         self._forecast_work = 0
@@ -113,7 +113,10 @@ class Temporal(Policy):
         add_decodes(pool, batch, list(pool.ready.values()), num_rows, kv_tokens)
 
     def _refill(self, pool: Pool, batch: MicroBatch) -> int:
-        """Top up to the knee, in a decode phase to the end of the stair; returns tokens added."""
+        """Add prefill tokens, and return how many were added.
+
+        A decode phase fills the step to the end of its stair, a refill to the refill size.
+        """
         size = self._cost.edge(batch.num_decodes) if batch.num_decodes else 0
         if self.phase == "prefill":
             size = max(size, self._refill_size)
@@ -131,10 +134,10 @@ class Temporal(Policy):
         return None
 
     def _is_refill_due(self, pool: Pool, now: float) -> bool:
-        """Whether a refill begins: once the idle blocks have cost as much as a switch.
+        """Whether to begin a refill: yes once idle blocks have cost as much time as a switch.
 
-        It begins earlier if all waiting sequences are admitted, if nothing else can run, or if an
-        online request has waited for `max_prefill_wait`.
+        A refill begins earlier if all waiting sequences are admitted, if nothing else can run, or
+        if an online request has waited for `max_prefill_wait`.
         """
         if not self._admitted and not self._cursor.half_fed:
             return False
@@ -149,7 +152,10 @@ class Temporal(Policy):
         return self._idle_loss_s >= switch_cost_s(self._cost, rows, max(rows, self._target_size))
 
     def _is_plan_due(self, pool: Pool) -> bool:
-        """Whether to plan admission again: every few turns, or when the plan has been fed."""
+        """Whether to plan admission again: every few turns, or after all planned prompts are fed.
+
+        It is also due if the first online request in the queue is not part of the plan.
+        """
         if self._launches >= self._next_plan or not pool.num_in_flight:
             return True
         first = pool.waiting.first()
@@ -169,11 +175,11 @@ class Temporal(Policy):
         self._next_plan = self._launches + _PLAN_TURNS * num_stages
         self._first_seen = pool.waiting.first()
         work = pool.waiting_tokens + pool.waiting_output
-        if self._launches >= self._next_forecast or work > _MUCH_MORE * self._forecast_work:
+        if self._launches >= self._next_forecast or work > _GROWTH * self._forecast_work:
             self._next_forecast = self._launches + _FORECAST_TURNS * num_stages
             self._forecast_work = work
             self._knee = self._find_knee()  # the cost model may have been corrected
-            self._most, self._pauses = self._forecast(pool)
+            self._max_size, self._pauses = self._forecast(pool)
         num_places = min(_MAX_CANDIDATES, self._max_live - pool.num_live)
         candidates: list[Sequence] = []
         admitted: list[Sequence] = []
@@ -185,12 +191,12 @@ class Temporal(Policy):
         self._admitted = deque(admitted)
         self._all_fitted = num_places > 0 and len(admitted) == len(candidates)
         if self._all_fitted:
-            self._target_size = self._most
+            self._target_size = self._max_size
         else:
             supply = sum(sequence.num_unplanned for sequence in admitted)
             rows = -(-pool.num_live // num_stages)
             pace = supply / (num_stages * config.refill_rounds)
-            self._target_size = min(self._most, self._cost.edge(rows + ceil(pace)))
+            self._target_size = min(self._max_size, self._cost.edge(rows + ceil(pace)))
         if self.phase == "prefill":
             self._refill_size = max(self._refill_size, self._target_size)
 
@@ -200,7 +206,7 @@ class Temporal(Policy):
         )
 
     def _critical_len(self, pool: Pool, work: int, survival: Floats) -> float:
-        """The predicted length in tokens from which on an answer is critical.
+        """The predicted length in tokens at and above which an answer is critical.
 
         A critical answer may need a large part of the remaining pipeline turns.
         """
@@ -239,7 +245,7 @@ class Temporal(Policy):
         return best_size(self._cost, sizes, rest, self._num_stages, kv_tokens)
 
     def _horizons(self, pool: Pool, candidates: list[Sequence]) -> list[float]:
-        """For how many pipeline turns each candidate must fit, after those before it."""
+        """For how many pipeline turns each candidate must fit, if all before it are admitted."""
         if not self._config.temporal.horizon:
             return [float("inf")] * len(candidates)
         prefill_s = self._cost.linear_s(self._knee) / self._knee
@@ -252,7 +258,7 @@ class Temporal(Policy):
         ]
 
     def _admissible(self, pool: Pool, plan: KvPlan, candidates: list[Sequence]) -> list[Sequence]:
-        """The candidates that fit now and when they have grown, up to the first that does not."""
+        """The candidates that fit now and with their output, up to the first that does not fit."""
         if self._config.temporal.survival:
             admitted = plan.admit(candidates, self._horizons(pool, candidates))
         else:

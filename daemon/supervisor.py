@@ -1,11 +1,11 @@
-"""The supervisor: `tdpipe serve`. It starts, watches and ends the daemon's other processes.
+"""The supervisor (`tdpipe serve`): it starts, watches and ends the other processes of the daemon.
 
     supervisor --+-- server    python -m server          HTTP
                  +-- engine    python -m engine          the scheduler
                  +-- stages    python -m workers         torchrun and one process per stage
-                 +-- predictor python -m predictor       the encoder, where one predicts lengths
+                 +-- predictor python -m predictor       the encoder, if one is configured
 
-The root cause of a failure is the last line that the user reads.
+If the daemon fails, the last line that it prints is the root cause.
 """
 
 import json
@@ -85,7 +85,7 @@ class Supervisor:
             self._drain()
         except GivingUpError as error:
             failure = str(error)
-            # The server sends it to all clients with an open request.
+            # The server sends the failure to all clients with an open request.
             child_process.report_failure(self._config.runtime.folder, failure)
         finally:
             self._children.stop()
@@ -96,7 +96,7 @@ class Supervisor:
         return 1
 
     def _take_signal(self, number: int, _: object) -> None:
-        # The kernel and the shell both report a closed terminal: the second SIGHUP does not count.
+        # When a terminal is closed, kernel and shell may each send SIGHUP; only the first counts.
         if number != signal.SIGHUP or not self._signals:
             self._signals += 1
 
@@ -108,14 +108,14 @@ class Supervisor:
         )
         server = self._children.process("server")
         server.terminate()
-        num_passed, deadline = (
+        num_forwarded, deadline = (
             1,
             time.monotonic() + self._config.server.limits.shutdown_timeout + STOP_TIMEOUT_S,
         )
         while server.poll() is None and time.monotonic() < deadline:
-            if self._signals > num_passed:
+            if self._signals > num_forwarded:
                 log.info("second signal: ending at once")
                 server.terminate()
-                num_passed, deadline = self._signals, time.monotonic() + STOP_TIMEOUT_S
+                num_forwarded, deadline = self._signals, time.monotonic() + STOP_TIMEOUT_S
             self._children.look(ending="server")
             time.sleep(POLL_INTERVAL_S)

@@ -27,7 +27,7 @@ class Progress:
     thread loads.
     """
 
-    chores: int = 0
+    iterations: int = 0
     steps: int = 0
     busy_s: float = 0.0
     doing: Doing = "loads"
@@ -77,13 +77,13 @@ class HeartbeatThread:
     def make_beat(self) -> Heartbeat:
         """The next beat; it takes the spans, so that each is reported once."""
         counted = self.progress
-        chores, steps, busy_s = counted.chores, counted.steps, counted.busy_s
+        iterations, steps, busy_s = counted.iterations, counted.steps, counted.busy_s
         spans = [counted.spans.popleft() for _ in range(len(counted.spans))]
         return Heartbeat(
             self.stage,
             self.epoch,
             os.getpid(),
-            chores,
+            iterations,
             steps,
             busy_s,
             time.monotonic(),

@@ -1,4 +1,4 @@
-"""The stage: receive the plan, receive activations, build the batch, forward, send."""
+"""The stage: receives steps and activations, builds the batch, runs the model and sends on."""
 
 import time
 from collections import deque
@@ -30,14 +30,15 @@ from workers.sampling.sampler import Sampler
 from workers.sampling.vocabulary import Vocabulary
 
 IDLE_WAIT_S = 1.0
-# The limit of the warm-up; 64 sizes of the demo model take 0.6 s.
+# Time limit of the warm-up; 64 sizes of the demo model take 0.6 s. Up to `WARM_UP_ROWS` tokens,
+# a warm-up step has one row per token.
 WARM_UP_S, WARM_UP_ROWS = 1.0, 128
-# Steps that are only measured use this much of the cache; untouched pages cost no memory.
+# Profiling steps use this much of the KV cache; pages that were never written take no memory.
 MEASURED_KV_BYTES = 1 << 27
 
 
 class Stage:
-    """One stage, from when the process group is made.
+    """One stage of the pipeline; it requires that the process group has been initialised.
 
     The constructor loads the weights and the KV cache; it raises what `stage_model.load` raises,
     `KvCacheError`, and `ValueError` for a profile of another pipeline.
@@ -48,7 +49,7 @@ class Stage:
     ) -> None:
         self._config, self._place, self._progress = config, place, progress
         self._model, shapes = loading.load(config, data_dir, place)
-        # Stages that share a device first measure what they all have left, and only then take it.
+        # Stages that share a device all measure its free memory before any of them allocates.
         dist.barrier()
         self._num_blocks = kv_cache.count_blocks(
             config,
@@ -72,7 +73,7 @@ class Stage:
         if place.device.type == "cuda":
             self._device_work = torch.cuda.Event()  # type: ignore[no-untyped-call]
             progress.is_device_busy = self._is_device_busy
-        self.step_id = -1  # of the current plan
+        self.step_id = -1  # of the current step
         self._plans: deque[ToStage] = deque()
         self._last_step_id = -1
         self._transport = Transport(
@@ -83,19 +84,19 @@ class Stage:
         )
 
     def run(self, engine: Spoke[ToStage]) -> None:
-        """Execute plans for ever. Raises `TransportError` when a neighbour is gone."""
+        """Execute steps forever. Raises `TransportError` when a neighbouring stage is gone."""
         self._progress.doing = "idle"
         engine.send(self._ready())
         while True:
             self._take_plans(engine)
             if self._plans:
-                self._obey(self._plans.popleft(), engine)
-            self._progress.chores += 1
+                self._handle(self._plans.popleft(), engine)
+            self._progress.iterations += 1
             self._progress.doing = "idle"
 
     @property
     def number(self) -> int:
-        """Its place in the pipeline."""
+        """The index of the stage in the pipeline."""
         return self._place.stage
 
     def _ready(self) -> StageReady:
@@ -109,7 +110,10 @@ class Stage:
         )
 
     def _take_plans(self, engine: Spoke[ToStage]) -> None:
-        """Take what has arrived; wait only with nothing to do. Receives are posted at once."""
+        """Read the messages that have arrived and post their receives.
+
+        Waits for a message only if no step is pending.
+        """
         if not self._plans and not engine.wait(IDLE_WAIT_S):
             return
         for message in engine.drain():
@@ -122,11 +126,11 @@ class Stage:
                 if self._model.is_last:
                     self._sampler.expect(message)
 
-    def _obey(self, message: ToStage, engine: Spoke[ToStage]) -> None:
+    def _handle(self, message: ToStage, engine: Spoke[ToStage]) -> None:
         if isinstance(message, Step):
             self._run_step(message, engine)
         else:
-            engine.send(self._ready())  # to a new engine, which has no state of this stage
+            engine.send(self._ready())  # to a new engine, which does not know this stage yet
 
     def _run_step(self, step: Step, engine: Spoke[ToStage]) -> None:
         self.step_id, progress = step.step_id, self._progress
@@ -139,7 +143,7 @@ class Stage:
         output = self._forward(inputs, received)
         self._note_device_work()
         self._wait_for_device()
-        # The time is taken before anything is sent: the next stage begins after this one has ended.
+        # The end is measured before anything is sent, so that it precedes the next stage's begin.
         if self._model.is_last:
             num_sampling = len(inputs.sample_at)
             token_ids, logprobs = self._sampler.sample(output[:num_sampling], step)
@@ -153,12 +157,15 @@ class Stage:
             self._transport.send(step.step_id, outgoing)
 
     def _wait_for_device(self) -> None:
-        """Work on a GPU is only queued: without waiting, no time would be that of a step."""
+        """Wait until the GPU has finished its queue, so that measured times are those of a step."""
         if self._config.pipeline.exact_times:
             layer_times.wait(self._place.device)
 
     def _note_device_work(self) -> None:
-        """A GPU may still compute long after this thread has begun to wait for a neighbour."""
+        """Record an event after the work that is queued on the GPU, for `_is_device_busy`.
+
+        The GPU may still compute long after this thread has begun to wait for a neighbour.
+        """
         if self._place.device.type == "cuda":
             self._device_work.record()
 
@@ -168,23 +175,26 @@ class Stage:
         return False
 
     def _load_vocabulary(self) -> Vocabulary:
-        """In a thread, with the first grammar: it may block all other threads for a second."""
+        """Load the vocabulary for the first grammar, in a separate thread.
+
+        It may block all other threads, including the heartbeat, for a second.
+        """
         self._progress.is_loading = True
-        time.sleep(2 * INTERVAL_S)  # until a heartbeat has reported it
+        time.sleep(2 * INTERVAL_S)  # until a heartbeat has reported that the stage loads
         try:
             return vocabulary.load(self._config.model, self._model.vocab_size)
         finally:
             self._progress.is_loading = False
 
     def _timed_run(self) -> TimedRun:
-        """On a part of the cache: larger than a processor's caches, but not all of the memory."""
+        """A run on part of the KV cache: more than fits a CPU's caches, but not all memory."""
         size = self._config.cache.block_size
         block_bytes = self._cache.num_bytes // self._num_blocks
         num_blocks = min(self._num_blocks, max(1, MEASURED_KV_BYTES // block_bytes))
         return TimedRun(self._model, self._cache, size, num_blocks, self._place.device)
 
     def _warm_up(self) -> None:
-        """Run steps of all sizes once where that compiles something, the small ones first."""
+        """If each step size is compiled separately, run all sizes once, the smallest first."""
         if not self._model.compiles_for_each_size:
             return
         config, run = self._config, self._timed_run()
@@ -195,7 +205,7 @@ class Stage:
         for size in self._model.sizes(most):
             if time.monotonic() > ends_at:
                 return
-            # Rows of one token sample as many: the head's product is compiled as well.
+            # Rows of one token all sample, so that the matmul of the LM head is compiled as well.
             row = 1 if size <= WARM_UP_ROWS else 2 * config.cache.block_size
             run(prefill([min(row, size - at) for at in range(0, size, row)]))
 

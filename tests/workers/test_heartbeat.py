@@ -26,7 +26,7 @@ def heart_of(progress: Progress) -> HeartbeatThread:
 
 
 def test_a_beat_reports_what_was_counted() -> None:
-    progress = Progress(chores=5)
+    progress = Progress(iterations=5)
     progress.count_step(1, 10.0, 10.5)
     progress.count_step(2, 11.0, 11.25)
     beat = heart_of(progress).make_beat()

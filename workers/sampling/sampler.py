@@ -1,8 +1,8 @@
-"""The sampler: from the last stage's logits to token ids.
+"""The sampler: turns the last stage's logits into token ids.
 
-The draw for output token `i` of a sequence is a hash of (seed, i), so there is no generator state
-that must survive a preemption or a restart, and it does not depend on the batch. One uniform
-number per row picks the token by inverting the distribution's cumulative sum. A sequence's sampling
+The random number for output token `i` of a sequence is a hash of (seed, i), so there is no
+generator state that must survive a preemption or a restart, and it does not depend on the batch.
+One uniform number per row selects a token by inverse transform sampling. A sequence's sampling
 parameters are in its slot of a table (`workers.sampling.sampler_table`); rows without a slot take
 the most likely token, and a step of only such rows is one argmax.
 """
@@ -19,14 +19,14 @@ from workers.sampling.logprobs import logprobs_of
 from workers.sampling.sampler_table import SamplerTable
 from workers.sampling.vocabulary import no_vocabulary
 
-# Rows that are computed together: their distributions take 300 MB at a vocabulary of 150,000.
+# Rows that are sampled together; with a vocabulary of 150,000 they need 300 MB.
 _AT_ONCE = 64
 
 
 class Sampler:
-    """One last stage's sampler, with the sampling state of its sequences.
+    """The sampler of the last stage, with the sampling state of its sequences.
 
-    Without `grammars`, a sequence that has a grammar is stopped at once.
+    Without `grammars`, a sequence that has a grammar is ended immediately.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Sampler:
         self._grammars = grammars or Grammars(vocab_size, no_vocabulary)
 
     def expect(self, step: Step) -> None:
-        """A plan has arrived and will be sampled for later: start now on what takes long."""
+        """Prepare for a step that will be sampled later: start to compute its grammar masks."""
         self._grammars.expect(step)
 
     @torch.inference_mode()
@@ -65,14 +65,15 @@ class Sampler:
         return ids, self._logprobs_of(logits, token_ids, rows, sampler_slots)
 
     def dummy_run(self, logits: Tensor) -> None:
-        """Take the memory of the most expensive step: all rows have penalties and filters.
+        """Allocate the memory of the most expensive step, in which all rows have penalties and
+        filters.
 
         A sampler that has done this must not be used for anything else.
         """
-        wish = Sampling(temperature=1.0, top_p=0.9, presence_penalty=0.1)
+        sampling = Sampling(temperature=1.0, top_p=0.9, presence_penalty=0.1)
         sampler_slots = np.arange(len(logits), dtype=np.int32)
         setups = tuple(
-            SamplerSetup(sampler_slot, wish, 0, (), b"", b"")
+            SamplerSetup(sampler_slot, sampling, 0, (), b"", b"")
             for sampler_slot in sampler_slots.tolist()
         )
         rows = (b"",) * 6
@@ -104,7 +105,7 @@ class Sampler:
     def _logprobs_of(
         self, logits: Tensor, token_ids: Tensor, rows: np.ndarray, sampler_slots: np.ndarray
     ) -> Logprobs | None:
-        """The log-probabilities of the rows that want them."""
+        """The log-probabilities of the rows that request them."""
         num_tops = self._table.num_logprobs[sampler_slots]
         wanted = num_tops >= 0
         if not wanted.any():
@@ -119,7 +120,7 @@ def most_likely(logits: Tensor) -> Tensor:
 
 
 def packed(token_ids: Tensor) -> bytes:
-    """Token ids as messages carry them, int32."""
+    """Token ids packed as int32, as in messages."""
     ids: bytes = token_ids.to("cpu", torch.int32).numpy().tobytes()
     return ids
 
@@ -146,7 +147,7 @@ def _draw(logits: Tensor, table: SamplerTable, sampler_slots: np.ndarray) -> Ten
     draws = torch.from_numpy(
         uniforms(table.seeds[sampler_slots], table.num_outputs[sampler_slots])
     ).to(device)
-    # Below this, the division would overflow; the row is greedy by then in any case.
+    # A lower temperature would overflow in the division, and 1e-6 already is as good as greedy.
     temperatures = torch.from_numpy(table.temperatures[sampler_slots]).to(device).clamp(min=1e-6)
     tempered = (logits - logits.amax(-1, keepdim=True)) / temperatures[:, None]
     is_filtered = (
@@ -157,32 +158,32 @@ def _draw(logits: Tensor, table: SamplerTable, sampler_slots: np.ndarray) -> Ten
     token_ids = torch.empty(len(sampler_slots), dtype=torch.long, device=device)
     for rows in _parts(np.flatnonzero(is_filtered)):
         at = torch.from_numpy(rows).to(device)
-        token_ids[at] = _draw_kept(tempered[at], draws[at], table, sampler_slots[rows])
+        token_ids[at] = _draw_filtered(tempered[at], draws[at], table, sampler_slots[rows])
     for rows in _parts(np.flatnonzero(~is_filtered)):
         at = torch.from_numpy(rows).to(device)
-        token_ids[at] = _draw_any(tempered[at], draws[at])
+        token_ids[at] = _draw_unfiltered(tempered[at], draws[at])
     return token_ids
 
 
 def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """A few rows at a time."""
+    """The rows in parts of at most `_AT_ONCE`."""
     return (rows[at : at + _AT_ONCE] for at in range(0, len(rows), _AT_ONCE))
 
 
-def _draw_any(logits: Tensor, draws: Tensor) -> Tensor:
-    """From all tokens, in the order of their ids: no sort, which would take most of the time."""
-    cumulated = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    mass = cumulated[:, -1:]
-    picked = torch.searchsorted(cumulated, draws[:, None] * mass, right=True)
-    # Rounding may point beyond the last token with a probability above 0.
-    last = (cumulated < mass).sum(dim=-1, keepdim=True)
+def _draw_unfiltered(logits: Tensor, draws: Tensor) -> Tensor:
+    """Sample from all tokens in the order of their ids; a sort would take most of the time."""
+    cumulative = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    mass = cumulative[:, -1:]
+    picked = torch.searchsorted(cumulative, draws[:, None] * mass, right=True)
+    # Rounding may select a position after the last token that has a probability above 0.
+    last = (cumulative < mass).sum(dim=-1, keepdim=True)
     return torch.minimum(picked, last)[:, 0]
 
 
-def _draw_kept(
+def _draw_filtered(
     logits: Tensor, draws: Tensor, table: SamplerTable, sampler_slots: np.ndarray
 ) -> Tensor:
-    """From the tokens that each row keeps, the most likely first."""
+    """Sample from the tokens that pass each row's filters, sorted by descending probability."""
     device, vocabulary = logits.device, logits.shape[-1]
 
     def column(values: np.ndarray) -> Tensor:
@@ -190,14 +191,14 @@ def _draw_kept(
 
     top_ps, top_ks, min_ps = column(table.top_ps), column(table.top_ks), column(table.min_ps)
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    chances = ordered.softmax(dim=-1, dtype=torch.float64)
-    cumulated = chances.cumsum(dim=-1)
-    # What is kept is a prefix of the order: until top_p is reached, at most top_k tokens, and none
-    # that is less likely than min_p of the most likely.
-    within_p = (cumulated < top_ps).sum(dim=-1, keepdim=True) + 1
+    probabilities = ordered.softmax(dim=-1, dtype=torch.float64)
+    cumulative = probabilities.cumsum(dim=-1)
+    # A prefix of the sorted tokens is kept: until their sum reaches top_p, at most top_k tokens,
+    # and no token with less than min_p times the probability of the most likely one.
+    within_p = (cumulative < top_ps).sum(dim=-1, keepdim=True) + 1
     within_k = torch.where(top_ks > 0, top_ks, vocabulary)
-    above_min = (chances >= min_ps * chances[:, :1]).sum(dim=-1, keepdim=True)
+    above_min = (probabilities >= min_ps * probabilities[:, :1]).sum(dim=-1, keepdim=True)
     kept = torch.minimum(torch.minimum(within_p, within_k), above_min).clamp(1, vocabulary)
-    mass = cumulated.gather(-1, kept - 1)
-    picked = torch.searchsorted(cumulated, draws[:, None] * mass, right=True)
+    mass = cumulative.gather(-1, kept - 1)
+    picked = torch.searchsorted(cumulative, draws[:, None] * mass, right=True)
     return order.gather(-1, torch.minimum(picked, kept - 1))[:, 0]

@@ -246,13 +246,13 @@ def test_a_dummy_run_takes_the_memory_of_the_most_expensive_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: list[int] = []
-    draw = sampler._draw_kept
+    draw = sampler._draw_filtered
 
     def counting(logits: Tensor, *rest: Any) -> Tensor:
         drawn.append(len(logits))
         return draw(logits, *rest)
 
-    monkeypatch.setattr(sampler, "_draw_kept", counting)
+    monkeypatch.setattr(sampler, "_draw_filtered", counting)
     logits = make_logits(150)
     Sampler(logits.shape[-1], logits.device).dummy_run(logits)
     assert drawn == [64, 64, 22]

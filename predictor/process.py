@@ -1,7 +1,7 @@
-"""The predictor's process: takes asks, answers each as soon as all its prompts are predicted.
+"""The predictor's process: answers an `Ask` message when all of its prompts are predicted.
 
-No request waits for it, so it must not slow down the others: it has one thread and low priority,
-and drops asks that it cannot keep up with.
+No request waits for a prediction, so the process must not slow down the other ones: it has one
+thread and low priority, and drops messages if it cannot keep up.
 """
 
 import logging
@@ -30,10 +30,10 @@ log = logging.getLogger("tdpipe")
 
 
 def main(folder: Path, incarnation: int) -> int:
-    """Serve until SIGTERM; 1 where it cannot start.
+    """Serve until SIGTERM; returns the exit code, 1 if the predictor cannot start.
 
-    At the first start, the root cause is written to the runtime folder and ends the daemon: the
-    settings are wrong. After a later failure the daemon continues without a predictor.
+    If the first start fails, the settings are wrong: the root cause is written to the runtime
+    folder, and the daemon ends. If a later start fails, the daemon continues without a predictor.
     """
     config = loader.load_saved(folder)
     logs.set_up("predictor", config.logs)
@@ -53,7 +53,7 @@ def main(folder: Path, incarnation: int) -> int:
     with hub:
         description = predictor.description
         log.info(
-            "predictor ready: %d classes of lengths, the last %d tokens of a prompt",
+            "predictor ready: %d length classes, reads the last %d tokens of a prompt",
             len(description.classes),
             description.max_tokens,
         )
@@ -70,11 +70,11 @@ def serve(
     clock: Callable[[], float] = time.monotonic,
     on_pass: Callable[[], None] = lambda: None,
 ) -> None:
-    """Answer asks until `is_over`, which is checked between batches and while no ask arrives.
+    """Answer `Ask` messages until `is_over()`, which is called after each batch and while idle.
 
     `on_pass` is called at the same times.
     """
-    queue = AskQueue() if queue is None else queue  # an empty one is false
+    queue = AskQueue() if queue is None else queue  # an empty queue is false
     dropped = DropCount()
     while not is_over():
         on_pass()
@@ -83,7 +83,7 @@ def serve(
         _take(hub, queue, dropped, clock)
         for batch in batches(queue.next_group()):
             _run(hub, predict, batch)
-            # Between batches, so that the limit is that of the queue and not of the socket.
+            # Read after each batch, so that the queue's own limit applies and not the socket's.
             _take(hub, queue, dropped, clock)
             on_pass()
             if is_over():
@@ -91,7 +91,7 @@ def serve(
 
 
 class DropCount:
-    """Counts dropped asks and logs them, at most once a minute."""
+    """Counts dropped `Ask` messages, and logs the number at most once a minute."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -99,13 +99,13 @@ class DropCount:
         self._num_logged = 0
 
     def add(self, num_asks: int, now: float) -> None:
-        """Count; log where asks were dropped and the last line is old enough."""
+        """Add dropped messages; log them if the last log line is old enough."""
         self.total += num_asks
         is_quiet = self._logged_at is None or now - self._logged_at >= LOG_INTERVAL_S
         if self.total > self._num_logged and is_quiet:
             news = self.total - self._num_logged
             log.warning(
-                "more asks than can be predicted: %d asks dropped, %d in all", news, self.total
+                "the predictor cannot keep up: %d requests dropped, %d in total", news, self.total
             )
             self._num_logged, self._logged_at = self.total, now
 
@@ -120,5 +120,5 @@ def _run(hub: Hub[Ask], predict: Predict, batch: list[tuple[OpenAsk, int]]) -> N
     for (ask, i), prediction in zip(batch, predictions, strict=True):
         ask.found[i] = prediction
         if ask.is_done:
-            # A server that has ended does not need it: whether it was sent does not matter.
+            # If the server has ended, sending fails, which does not matter.
             hub.send(ask.peer, ask.answer())

@@ -112,7 +112,7 @@ def test_when_it_is_overfull_the_oldest_asks_are_dropped_and_the_rest_answered(
         time.sleep(0.05)  # until the other end's socket has what was sent
         go_on.set()
         assert [answer.request_id for answer in receive(server, 4)] == [0, 8, 9, 10]
-    assert "7 asks dropped, 7 in all" in caplog.text
+    assert "7 requests dropped, 7 in total" in caplog.text
 
 
 def test_drops_are_logged_once_a_minute_and_none_is_forgotten(
@@ -126,8 +126,8 @@ def test_drops_are_logged_once_a_minute_and_none_is_forgotten(
     count.add(0, 1.0 + LOG_INTERVAL_S)
     count.add(0, 2.0 + 2 * LOG_INTERVAL_S)
     assert [record.getMessage().split(": ")[1] for record in caplog.records] == [
-        "2 asks dropped, 2 in all",
-        "18 asks dropped, 20 in all",
+        "2 requests dropped, 2 in total",
+        "18 requests dropped, 20 in total",
     ]
     assert count.total == 20
 
@@ -169,7 +169,7 @@ def test_the_real_process_answers_as_the_loaded_predictor_would_and_ends_on_sigt
     assert answer.spreads == pytest.approx([by_prompt[each].spread for each in prompts])
     assert child.returncode == 0
     assert log.count("\n") == 1
-    assert "[predictor] predictor ready: 2 classes of lengths" in log
+    assert "[predictor] predictor ready: 2 length classes" in log
 
 
 @pytest.mark.parametrize("predictor", ["nowhere", "histogram"])

@@ -96,12 +96,12 @@ async def _serve(
     batching = asyncio.create_task(batches.run())
     beating = asyncio.create_task(_beat(WatchdogFile(runtime.folder, "server"), GcTuning()))
     # These tasks never end by themselves: if one does, it has failed, and the process fails.
-    chores = (receiving, predicting, batching, beating)
-    await asyncio.wait((serving, *chores), return_when=asyncio.FIRST_COMPLETED)
-    for chore in chores:
-        if chore.done():
-            chore.result()
-    rest = (*chores, announcing)
+    tasks = (receiving, predicting, batching, beating)
+    await asyncio.wait((serving, *tasks), return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        if task.done():
+            task.result()
+    rest = (*tasks, announcing)
     for task in rest:
         task.cancel()
     await asyncio.wait(rest)

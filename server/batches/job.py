@@ -1,7 +1,7 @@
 """The job: runs one batch from its creation to its end.
 
-It can resume a batch in any state, and always starts from the store and the files. That is how a
-batch continues after a kill or a full disk.
+It reads the state of the batch from the store and its files, and can resume it in any state. In
+this way a batch continues after the daemon was killed or the disk was full.
 """
 
 import asyncio
@@ -45,8 +45,8 @@ class BatchLimits:
 class BatchLocks:
     """Batches are validated one at a time, and started one at a time, the oldest first.
 
-    A batch starts when the last request of the previous one is open, not when it is answered, so
-    that the pipeline does not run empty in between.
+    A batch starts as soon as all requests of the previous one have been submitted, before they are
+    all answered, so that the pipeline does not run empty in between.
     """
 
     validation: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -71,13 +71,13 @@ class Job:
         self._stopped.set()
 
     async def run(self) -> None:
-        """Run the batch to its end, across failures."""
+        """Run the batch to its end, and retry after failures."""
         while True:
             try:
                 await self._run()
-            # The outermost handler: a full disk or a bug must not cost answers or other batches.
+            # The outermost handler: a full disk or a bug must not lose answers or stop all batches.
             except Exception:
-                logger.exception("%s failed and is retried in %g s", self._id, RETRY_S)
+                logger.exception("%s failed and will be retried in %g s", self._id, RETRY_S)
                 await asyncio.sleep(RETRY_S)
             else:
                 return

@@ -1,4 +1,4 @@
-"""The connection: work that ends when its client disconnects, and direct writes of chunks."""
+"""The connection: cancels work when its client disconnects, and writes HTTP chunks directly."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -12,7 +12,7 @@ _EXTENSION = "tdpipe.connection"
 
 
 class Connection:
-    """A response that has begun, as uvicorn keeps it: its body in parts, each an HTTP chunk."""
+    """The connection of a response that has begun, in uvicorn; each write is one HTTP chunk."""
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
@@ -24,16 +24,16 @@ class Connection:
 
     @property
     def is_chunked(self) -> bool:
-        """Whether parts can be written: only chunked encoding ends a body of unknown length."""
+        """Whether `write` can be used: it needs chunked encoding, as the length is not known."""
         return bool(self._cycle.chunked_encoding)
 
     def write(self, part: bytes) -> None:
-        """Write a part of the body, which is not empty."""
+        """Write a part of the body; it must not be empty."""
         if not self._cycle.disconnected:
             self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
 
     async def drain(self) -> None:
-        """Wait until it is not paused; a client that disconnects cancels the wait."""
+        """Wait until the connection is not paused; a disconnect of the client ends the wait."""
         await self._cycle.flow.drain()
 
 
@@ -44,7 +44,7 @@ class WithConnection:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
+        """Call the application with the connection in the scope."""
         cycle = getattr(send, "__self__", None)
         if not isinstance(cycle, RequestResponseCycle):
             return await self._app(scope, receive, send)
@@ -53,30 +53,30 @@ class WithConnection:
         try:
             await self._app(scope, receive, send)
         finally:
-            # The cycle keeps the scope: both would wait for the garbage collector.
+            # The cycle refers to the scope: without this, only the garbage collector frees them.
             del extensions[_EXTENSION]
 
 
 def connection_of(scope: Scope) -> Connection | None:
-    """The connection, where the server is uvicorn with `WithConnection`."""
+    """The connection, or None if the server is not uvicorn with `WithConnection`."""
     extensions: dict[str, Any] = scope.get("extensions") or {}
     return extensions.get(_EXTENSION)
 
 
 async def run_while_connected(work: Coroutine[None, None, None], receive: Receive) -> bool:
-    """Run `work` to its end, or cancel it when the client disconnects; False if it did.
+    """Run `work` to its end, or cancel it when the client disconnects, and then return False.
 
-    The work is cancelled wherever it waits, inside the sending of a chunk too. Raises what the work
-    raises.
+    The work is cancelled at any point where it waits, even while it sends a chunk. Exceptions of
+    the work are raised here.
     """
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnection(receive))
+    disconnecting = asyncio.ensure_future(_disconnection(receive))
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((working, disconnecting), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        leaving.cancel()
+        disconnecting.cancel()
         working.cancel()
-        await asyncio.wait((working, leaving))
+        await asyncio.wait((working, disconnecting))
     if working.cancelled():
         return False
     try:

@@ -79,7 +79,7 @@ def _scheduler_figures(stats: Stats) -> Iterator[Metric]:
     )
     yield _counter(
         "tdpipe_culprits",
-        "Poison requests: quarantined because a stage failed each time",
+        "Poison requests: ended with an error because a stage failed each time",
         stats.poison_requests,
     )
     yield _counter(

@@ -24,10 +24,11 @@ from server.text.bounded_threads import BoundedThreads
 from server.text.tokenizer import Tokenizer
 from wire.messages import Expect
 
-# Tokens of a prompt that an encoder is given; it reads the last 512 of its own.
+# Prompt tokens whose text is sent to the encoder, which reads the last 512 tokens by its own
+# tokenizer.
 TAIL_TOKENS = 1024
-# Rendering takes some 2 us for each log-probability; more of them at once would delay other
-# streams noticeably.
+# Rendering takes about 2 us per log-probability; rendering more than this on the event loop would
+# delay other streams noticeably.
 MAX_INLINE_LOGPROBS = 4096
 NUM_RENDERING_THREADS = 2
 
@@ -35,11 +36,12 @@ Result = TypeVar("Result")
 
 
 class Piece(NamedTuple):
-    """New text of one choice, and on its last piece why it ended.
+    """New text of one choice; the last piece of a choice has its finish reason.
 
-    With `plan.returns_tokens`, `token_ids` are the tokens since the last piece, and `logprobs`
-    theirs if any were asked for. `scores` are those of the prompt's tokens but the first, on the
-    choice's first piece if they were asked for.
+    With `plan.returns_tokens`, `token_ids` are the tokens since the previous piece, and `logprobs`
+    their log-probabilities if the request asked for them. If the request asked for prompt
+    log-probabilities, `scores` of the choice's first piece has them, for all prompt tokens except
+    the first.
     """
 
     choice_index: int
@@ -52,22 +54,22 @@ class Piece(NamedTuple):
 
     @property
     def num_logprobs(self) -> int:
-        """The number of log-probabilities in it, see `Generation.render`."""
+        """The number of log-probabilities in the piece, for `Generation.render`."""
         return sum(
             len(each) * (1 + len(each[-1].tops)) for each in (self.logprobs, self.scores) if each
         )
 
 
 def takes_long(num_logprobs: int) -> bool:
-    """Whether rendering so many on the event loop would delay other requests noticeably."""
+    """Whether rendering them on the event loop would delay other requests noticeably."""
     return num_logprobs > MAX_INLINE_LOGPROBS
 
 
 class Generation:
     """Use as `async with`, and inside it `async for piece in generation`.
 
-    Entering submits its sequences without waiting for anything. The iterator raises `ApiError`
-    (500) when the engine has given up on a sequence, after the text before it.
+    Entering submits its sequences without waiting for anything. If the engine has given up on a
+    sequence, the iterator first yields the text so far and then raises `ApiError` (500).
     """
 
     def __init__(
@@ -90,12 +92,12 @@ class Generation:
         self._metrics = metrics
         self._tokenizer = tokenizer
         self._predictor = predictor
-        self._asked = [
+        self._queries = [
             LengthQuery(plan.endpoint, len(prompt), max(1, max_tokens))
             for prompt, max_tokens in zip(plan.prompts, plan.max_tokens, strict=True)
         ]
         self._expected: list[ExpectedLength] = []  # per prompt
-        self._forget_question: Callable[[], None] = lambda: None
+        self._cancel_prediction: Callable[[], None] = lambda: None
         self._threads = threads
         self._inbox = client.inbox()
         self._sequences: list[OpenSequence] = []
@@ -107,7 +109,7 @@ class Generation:
         self._metrics.prompt_tokens.inc(sum(map(len, self.plan.prompts)))
         first_id = self._client.next_ids(self.plan.num_sequences)
         hint = self.plan.expected_tokens
-        self._expected = [self._predictor.expect(asked, hint) for asked in self._asked]
+        self._expected = [self._predictor.expect(query, hint) for query in self._queries]
         for index, message in enumerate(self.plan.messages(first_id, self._expected)):
             prompt = self.plan.prompts[index // self.plan.n]
             sequence = OpenSequence(message, index, self._inbox, prompt, self._queue())
@@ -115,11 +117,11 @@ class Generation:
             self._client.submit(sequence)
         if self._predictor.has_encoder and hint is None:
             prompts = tuple(self._tail(prompt) for prompt in self.plan.prompts)
-            self._forget_question = self._predictor.ask(prompts, self._expect)
+            self._cancel_prediction = self._predictor.ask(prompts, self._expect)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._forget_question()
+        self._cancel_prediction()
         for sequence in self._sequences:
             self._client.abort(sequence)
 
@@ -140,10 +142,10 @@ class Generation:
         self._inbox.only_ends = not self.plan.stop_strings
 
     def take_pieces(self) -> list[Piece]:
-        """One piece for each choice that has new text or has ended, maybe none.
+        """One piece for each choice that has new text or has ended; the list may be empty.
 
-        Raises `ApiError` (500) when the engine has given up on one of the sequences, after the
-        text before it has been returned.
+        If the engine has given up on a sequence, the text so far is returned first, and the next
+        call raises `ApiError` (500).
         """
         if self._failure is not None:
             raise self._failure
@@ -158,13 +160,13 @@ class Generation:
         return pieces
 
     async def render(self, num_logprobs: int, work: Callable[[], Result]) -> Result:
-        """Run work on so many log-probabilities, in a thread where it would block the loop."""
+        """Run `work` on `num_logprobs` log-probabilities, in a thread if it takes long."""
         if takes_long(num_logprobs):
             return await self._threads.run(work, patient=True)
         return work()
 
     def usage(self) -> dict[str, Any]:
-        """The tokens so far: each prompt once, and all choices."""
+        """The number of tokens so far: each prompt counts once, and the output of each choice."""
         num_prompt_tokens = sum(map(len, self.plan.prompts))
         usage: dict[str, Any] = {
             "prompt_tokens": num_prompt_tokens,
@@ -195,7 +197,7 @@ class Generation:
         return self._tokenizer.decode(tail, skip_special_tokens=False)
 
     def _expect(self, expected: list[ExpectedLength]) -> None:
-        """Pass on the encoder's predictions, one for each prompt."""
+        """Send the encoder's predictions, one for each prompt, to the engine."""
         self._expected, n = expected, self.plan.n
         for sequence in self._sequences:
             predicted_len, spread, _, _ = expected[sequence.index // n]
@@ -225,7 +227,7 @@ class Generation:
         if not self.plan.returns_tokens and not sequence.scores:
             return piece
         logprobs, sequence.logprobs = sequence.logprobs, []
-        # Scores are complete with the first token, and stay where they are until then.
+        # Scores are complete with the first token, and stay in the sequence until then.
         scores: list[TokenLogprobs] = []
         if is_first:
             scores, sequence.scores = sequence.scores, []
@@ -238,17 +240,19 @@ class Generation:
         self._client.abort(sequence)
         prompt = sequence.index // self.plan.n
         if choice.num_tokens:
-            self._predictor.observe(self._asked[prompt], self._expected[prompt], choice.num_tokens)
+            self._predictor.observe(
+                self._queries[prompt], self._expected[prompt], choice.num_tokens
+            )
         if sequence.first_token_at is not None and choice.num_tokens > 1:
             seconds = sequence.last_token_at - sequence.first_token_at
             self._metrics.time_per_output_token.observe(seconds / (choice.num_tokens - 1))
 
 
 def num_logprobs(pieces: Iterable[Piece]) -> int:
-    """The number of log-probabilities in all of them."""
+    """The number of log-probabilities in all pieces."""
     total = 0
     for piece in pieces:
-        if piece.logprobs or piece.scores:  # most have neither, and this runs for each token
+        if piece.logprobs or piece.scores:  # most pieces have neither, and this runs for each token
             total += piece.num_logprobs
     return total
 
@@ -267,11 +271,11 @@ class Generations:
     )
 
     def deadline(self, timeout_s: float | None, *, offline: bool) -> Deadline:
-        """By the client's timeout, and for online requests by the server's."""
+        """The deadline of a request: the client's timeout or, if it is online, the server's."""
         return sooner_of(timeout_s, None if offline else self.request_timeout_s)
 
     def of(self, plan: Plan) -> Generation:
-        """A generation that is submitted when it is entered; its request arrives now."""
+        """A generation whose request arrives now; entering it submits its sequences."""
         return Generation(
             plan,
             self.client,

@@ -1,8 +1,8 @@
-"""Bounded threads: long calls run a few at a time, behind a queue of limited length.
+"""Bounded threads: long calls run in a limited number of threads, behind a bounded queue.
 
-A call that may never return is abandoned after a timeout, which does not include its wait. Python
-cannot end a thread: one that does not return keeps its slot, and as a daemon thread it does not
-keep the process from exiting.
+A call that may never return is abandoned after a timeout, which does not include its time in the
+queue. Python cannot end a thread: one that does not return continues to count as running. It is a
+daemon thread, so it does not keep the process from exiting.
 """
 
 import asyncio
@@ -17,14 +17,15 @@ Result = TypeVar("Result")
 
 
 class BoundedThreads:
-    """At most `num_threads` calls run at once, and `max_waiting` others wait.
+    """At most `num_threads` calls run at once, and at most `max_waiting` others wait.
 
-    `name` says in the plural what the calls work on. All calls belong to one asyncio loop.
+    `name` is a plural noun for what the calls process, for error messages. All calls must be made
+    from the same asyncio loop.
     """
 
     def __init__(self, num_threads: int, name: str, max_waiting: int) -> None:
         self._free = asyncio.Semaphore(num_threads)
-        self._patience = asyncio.Lock()  # at most one patient call waits among the others
+        self._patient_lock = asyncio.Lock()  # only one patient call at a time waits for a thread
         self._name = name
         self._max_waiting = max_waiting
         self._num_waiting = 0
@@ -36,13 +37,14 @@ class BoundedThreads:
         *,
         patient: bool = False,
     ) -> Result:
-        """What `call` returns or raises; `TimeoutError` when it has run for `timeout_s`.
+        """Return what `call` returns. Raises what it raises, and `TimeoutError` after `timeout_s`.
 
-        Raises `ApiError` (429) where too many others wait, or no thread is free within that time.
-        A `patient` call waits without limit and does not hold up other waiting calls.
+        Raises `ApiError` (429) if too many other calls wait, or if no thread becomes free within
+        `timeout_s`. A `patient` call waits without limit, and at most one of them competes with
+        other calls for a thread.
         """
         if patient:
-            async with self._patience:
+            async with self._patient_lock:
                 await self._free.acquire()
         else:
             await self._wait_for_turn(timeout_s)
@@ -51,7 +53,7 @@ class BoundedThreads:
 
         def work() -> None:
             settle = _outcome_of(call, outcome)
-            with suppress(RuntimeError):  # the loop is closed: no caller waits any more
+            with suppress(RuntimeError):  # the loop is closed, so no caller waits any more
                 loop.call_soon_threadsafe(self._finish, outcome, settle)
 
         try:
@@ -75,7 +77,7 @@ class BoundedThreads:
             self._num_waiting -= 1
 
     def _too_busy(self) -> ApiError:
-        return too_busy(f"Too many {self._name} are being worked on. Please retry shortly.")
+        return too_busy(f"Too many {self._name} are being processed. Please retry shortly.")
 
     def _finish(self, outcome: "asyncio.Future[Result]", settle: Callable[[], None]) -> None:
         self._free.release()
@@ -86,7 +88,7 @@ class BoundedThreads:
 def _outcome_of(
     call: Callable[[], Result], outcome: "asyncio.Future[Result]"
 ) -> Callable[[], None]:
-    """Make the call; returns a function that sets its outcome."""
+    """Run `call`; return a function that sets its result or exception on `outcome`."""
     try:
         result = call()
     except Exception as error:  # raised where the call is awaited

@@ -314,16 +314,16 @@ def serving(
         listener = listen("127.0.0.1", 0)
         url = f"http{'s' if tls else ''}://127.0.0.1:{listener.getsockname()[1]}"
         started.append(Daemon(url, engine, client, server, drain, asyncio.get_running_loop()))
-        chores = [asyncio.create_task(c.run()) for c in (client, predictor, batches)]
+        tasks = [asyncio.create_task(c.run()) for c in (client, predictor, batches)]
         if opens_batches:
             await asyncio.wait_for(_opened(batches), PATIENCE_S)
         if ready:
             await asyncio.wait_for(client.wait_ready(), PATIENCE_S)
         is_up.set()
         await server.serve([listener])
-        for chore in chores:
-            chore.cancel()
-        await asyncio.wait(chores)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
     def run() -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

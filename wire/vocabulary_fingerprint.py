@@ -1,4 +1,4 @@
-"""The fingerprint of a vocabulary: predicted lengths are valid only for one tokenizer."""
+"""The fingerprint of a vocabulary, to check that predicted lengths are for the same tokenizer."""
 
 import hashlib
 import json

@@ -1,7 +1,8 @@
-"""Reading request bodies: a size limit for each, a memory limit for all that are being read.
+"""Reading request bodies, with a size limit for each body and a memory limit for all together.
 
-Each body is bounded, and so is the queue of requests. Between the two, thousands of bodies could be
-received and wait for a thread that tokenizes them; the memory limit bounds those.
+The size of a body and the queue of requests are bounded. But thousands of requests could be between
+the two: their bodies are received, and they wait for a tokenizer thread. The memory limit bounds
+those.
 """
 
 import asyncio
@@ -18,11 +19,12 @@ FREE_BYTES = 64 * 1024
 
 
 class BodyMemory:
-    """At most `max_body_bytes` in each body, `max_bytes` in all beyond the `FREE_BYTES` of each.
+    """Limits each body to `max_body_bytes`, and all bodies together to `max_bytes`.
 
-    Large bodies that are complete at the same time are handed out one at a time, so that the event
-    loop runs between the parsing of one and of the next. Batch files do not count: they are written
-    to disk as they are received.
+    The first `FREE_BYTES` of each body do not count towards `max_bytes`. If several large bodies
+    are complete at the same time, they are returned one at a time, so that the event loop can run
+    other tasks between parsing two of them. Batch files do not count, because they are written to
+    disk as they are received.
     """
 
     def __init__(self, max_bytes: int, max_body_bytes: int) -> None:
@@ -32,9 +34,9 @@ class BodyMemory:
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """A request's body, which counts against the limit for the length of the block.
+        """Read the body of a request; it counts towards the memory limit until the block ends.
 
-        Raises what `read_body` raises, and `ApiError` (429) where the limit is reached.
+        Raises what `read_body` raises, and `ApiError` (429) if the memory limit is reached.
         """
         held = 0
 
@@ -42,7 +44,7 @@ class BodyMemory:
             nonlocal held
             more = max(0, num_bytes - FREE_BYTES) - held
             if self.num_bytes + more > self._max_bytes:
-                raise too_busy("Too many large requests are coming in. Please retry shortly.")
+                raise too_busy("Too many large requests are being received. Please retry shortly.")
             self.num_bytes += more
             held += more
 
@@ -59,10 +61,10 @@ class BodyMemory:
 async def read_body(
     request: Request, max_bytes: int, on_growth: Callable[[int], None] = lambda _: None
 ) -> bytes:
-    """The body of a JSON request; `on_growth` is called with its length so far.
+    """Read the body of a JSON request; `on_growth` is called with its length so far.
 
     Raises `ApiError` for another content type (415), a body that is too large (413) or one that is
-    not received in time (408), `ClientDisconnect` when the client disconnects meanwhile, which
+    not received in time (408). Raises `ClientDisconnect` if the client disconnects meanwhile; this
     needs no response (`server.http.errors`).
     """
     _check_content_type(request)
@@ -77,19 +79,25 @@ async def read_body(
                     raise _too_large(max_bytes)
                 on_growth(len(body))
     except TimeoutError:
-        message = f"The request's body did not come within {BODY_TIMEOUT_S:g} seconds."
+        message = f"The request's body was not received within {BODY_TIMEOUT_S:g} seconds."
         raise ApiError(408, message, code="request_timeout") from None
     return bytes(body)
 
 
 def announces_more(request: Request, max_bytes: int) -> bool:
-    """Whether its content-length exceeds the limit. Python parses no number of 4,301 digits."""
+    """Whether the content-length exceeds the limit.
+
+    The number of digits is compared first, because `int` refuses more than 4,300 digits.
+    """
     digits = request.headers.get("content-length", "").lstrip("0")
     return digits.isdecimal() and (len(digits) > len(str(max_bytes)) or int(digits) > max_bytes)
 
 
 def _check_content_type(request: Request) -> None:
-    """Browsers let pages of other origins send plain text and forms without asking, but no JSON."""
+    """Refuse anything but JSON.
+
+    Browsers let pages of other origins send plain text and forms without a preflight request.
+    """
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given in ("", "application/json") or given.endswith("+json"):
         return

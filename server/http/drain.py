@@ -38,7 +38,7 @@ class Drain:
                 self._empty.set()
 
     async def wait(self, timeout_s: float) -> bool:
-        """Wait; whether all open requests ended within `timeout_s`."""
+        """Wait for all open requests; returns whether they ended within `timeout_s`."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), timeout_s)
         return not self.num_open

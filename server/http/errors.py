@@ -27,7 +27,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every response that is not a success."""
+    """The body of every error response."""
 
     error: ErrorDetail
 
@@ -62,7 +62,7 @@ class ApiError(Exception):
         return self.status < 500 and "retry-after" not in self.headers
 
     def response(self) -> Response:
-        """The complete response, where none has been started yet."""
+        """The complete response, for a request whose response has not begun."""
         return Response(self.body(), self.status, self.headers, media_type="application/json")
 
 
@@ -72,7 +72,7 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
 
 
 def invalid_value(path: str, problem: ErrorDetails, param: str) -> ApiError:
-    """400: a pydantic error about the value at `path`, as a sentence."""
+    """400: a pydantic error about the value at `path`, turned into a sentence."""
     text = problem["msg"][0].lower() + problem["msg"][1:]
     code = "invalid_type" if problem["type"].endswith("_type") else "invalid_value"
     return invalid(f"Invalid value for '{path}': {text}.", param, code)
@@ -99,9 +99,9 @@ def unavailable(message: str, code: str = "service_unavailable") -> ApiError:
 def timed_out(timeout_s: float) -> ApiError:
     """408: the request's timeout has expired.
 
-    Clients retry a 408 by default, and it would time out again.
+    A header tells clients not to retry: they retry a 408 by default, and it would time out again.
     """
-    message = f"The answer was not complete within {timeout_s:g} seconds, the request's timeout."
+    message = f"The answer was not complete within the request's timeout of {timeout_s:g} seconds."
     headers = {"x-should-retry": "false"}
     return ApiError(408, message, kind="requests", code="deadline_exceeded", headers=headers)
 
@@ -113,7 +113,7 @@ def failed(message: str, *, retry: bool = True) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception with an error body, the framework's exceptions included."""
+    """Answer every exception with OpenAI's error body, including those of the framework."""
     app.add_exception_handler(ApiError, _answer)
     app.add_exception_handler(HTTPException, _answer_framework)
     app.add_exception_handler(RequestValidationError, _answer_validation)
@@ -138,7 +138,7 @@ async def _answer_framework(request: Request, error: Exception) -> Response:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """The methods of all routes with this path; the framework lists those of the first only."""
+    """The methods of all routes with this path; the framework lists only those of the first."""
     return [
         method
         for method in _METHODS
@@ -150,7 +150,7 @@ def _allowed_methods(request: Request) -> list[str]:
 
 
 async def _answer_validation(_request: Request, error: Exception) -> Response:
-    """A parameter of the path or the query; the error names it."""
+    """Answer an invalid parameter of the path or the query; the error names the parameter."""
     assert isinstance(error, RequestValidationError)
     problem = error.errors()[0]
     param = str(problem["loc"][-1])
@@ -158,7 +158,7 @@ async def _answer_validation(_request: Request, error: Exception) -> Response:
 
 
 async def _answer_disconnect(_request: Request, _error: Exception) -> Response:
-    """The client disconnected while its body was read: a status for the log, not a bug."""
+    """Set the status of the access log: the client disconnected while its body was being read."""
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 

@@ -1,6 +1,6 @@
-"""uvicorn's HTTP protocol with limits: the size and time of request heads, the time without reads.
+"""uvicorn's HTTP protocol with limits for the size and time of request heads and for slow readers.
 
-Its errors have OpenAI's error body.
+Errors have OpenAI's error body.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server.http.errors import ApiError
 
-# nginx's limit; the parser itself has none.
+# The same limit as in nginx; the parser itself has none.
 MAX_HEAD_BYTES = 32 * 1024
 # From the connection's start, or a request's first byte, to the end of the request's head.
 HEAD_TIMEOUT_S = 60.0
@@ -21,7 +21,7 @@ logger = logging.getLogger("tdpipe")
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection. A head that is too long is answered with 431, a late one with 408."""
+    """One connection. It answers a head that is too long with 431, and a late one with 408."""
 
     # Of the current head: bytes in complete parts, and bytes as received.
     _num_parsed_bytes = 0
@@ -45,7 +45,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse. The parser buffers an incomplete part, so received bytes are counted too."""
+        """Parse data. The parser buffers incomplete parts, so received bytes are counted too."""
         self._has_begun = True
         num_heads = self._num_heads
         super().data_received(data)
@@ -57,10 +57,10 @@ class BoundedHttp(HttpToolsProtocol):
     def check_reads(self, timeout_s: float) -> None:
         """Abort the connection of a client that has read nothing for `timeout_s`.
 
-        To be called every `CHECK_INTERVAL_S`. Only a connection that waits for its client is
-        checked: its buffer is full, or holds the end of the last response. So nothing is added
-        meanwhile, and the client's every read shows as a change. Time is counted in checks: a
-        machine that was suspended for a while does not count against the client.
+        It must be called every `CHECK_INTERVAL_S`. A connection is checked only if the server waits
+        for the client: its buffer is full, or contains the end of the last response. As the server
+        adds nothing then, any read of the client changes the number of unread bytes. Time is
+        measured in checks, so that time in which the machine was suspended does not count.
         """
         is_awaited = self.flow.write_paused or self.transport.is_closing()
         num_unread = self.transport.get_write_buffer_size() if is_awaited else 0
@@ -69,33 +69,33 @@ class BoundedHttp(HttpToolsProtocol):
             return
         self._num_checks += 1
         if self._num_checks * CHECK_INTERVAL_S >= timeout_s:
-            logger.info("a client has read nothing for %g s: its connection is aborted", timeout_s)
+            logger.info("aborting a connection: the client has read nothing for %g s", timeout_s)
             self.transport.abort()
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Start the limits of a new request's head."""
         self._expect_head()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """Count the target, or a part of it."""
+        """Count the bytes of the request target, or of a part of it."""
         self._count(url)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Count one complete header."""
+        """Count the bytes of one complete header."""
         self._count(name + value)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is complete."""
+        """Stop the timeout: the head is complete."""
         self._in_head = False
         self._num_heads += 1
         self._stop_clock()
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer a request that cannot be parsed, or exceeds the limit of its head."""
+        """Answer a request that cannot be parsed, or whose head is too long."""
         too_long = self._num_parsed_bytes > MAX_HEAD_BYTES
         self._refuse(_too_long() if too_long else ApiError(400, msg, code="invalid_http"))
 
@@ -118,11 +118,11 @@ class BoundedHttp(HttpToolsProtocol):
             self._deadline = None
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer outside of the app, and close the connection.
+        """Answer without the app, and close the connection.
 
-        The app has not seen the request, or treats its client as disconnected in the middle of a
-        body. A connection without any request gets no answer, nor does one in the middle of another
-        response.
+        Either the app has not seen the request yet, or it is reading the body and is told that the
+        client has disconnected. If no request has begun, or if another response is being sent, the
+        connection is closed without an answer.
         """
         if self.transport.is_closing():
             return

@@ -1,4 +1,4 @@
-"""The listener: the port, bound before anything slow is loaded, and a uvicorn that drains."""
+"""The listener: binds the port before anything slow is loaded, and adds draining to uvicorn."""
 
 import asyncio
 import errno
@@ -18,21 +18,21 @@ from server.http.http_protocol import CHECK_INTERVAL_S, BoundedHttp
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
-TICKS_PER_LOOK = round(10 * CHECK_INTERVAL_S)
-LAST_WORDS_S = 2  # for the error events of requests that are still open when the drain ends
-# These log every malformed request, which the client is answered with 400: they could fill a disk.
-_LOUD = ("uvicorn.error", "python_multipart")
+TICKS_PER_CHECK = round(10 * CHECK_INTERVAL_S)
+ERRORS_TIMEOUT_S = 2  # to send errors to requests that are still open when the drain ends
+# Loggers with a line for each malformed request, which could fill the disk. The client gets a 400.
+_VERBOSE_LOGGERS = ("uvicorn.error", "python_multipart")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 logger = logging.getLogger("tdpipe")
 
 
 class ListenError(Exception):
-    """The address cannot be bound; the text is one line for the user."""
+    """The address cannot be bound; the message is one line for the user."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 finds a free one. Raises `ListenError`."""
+    """A listening socket; port 0 means any free port. Raises `ListenError`."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -60,10 +60,10 @@ def url(host: str, port: int, *, tls: bool = False) -> str:
 class DrainingServer(uvicorn.Server):
     """Serves until a signal, then lets open requests finish within `shutdown_timeout_s`.
 
-    While it drains it still listens, so that clients and probes are answered with 503. A second
-    signal ends it at once; either way, `fail_all` ends requests still open with an error first. A
-    `failure` of the daemon (one line for clients) does so without delay. The connection of a client
-    that reads nothing for `send_timeout_s` is closed.
+    While draining, it still listens, so that new requests and probes are answered with 503. After
+    the timeout, or immediately after a second signal, `fail_all` ends the requests that are still
+    open with an error. If the daemon has a `failure` (one line for clients), this is done at once.
+    The connection of a client that reads nothing for `send_timeout_s` is closed.
     """
 
     def __init__(
@@ -84,15 +84,15 @@ class DrainingServer(uvicorn.Server):
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                access_log=False,  # ours is in `server.http.middleware`
+                access_log=False,  # replaced by the one in `server.http.middleware`
                 server_header=False,
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=LAST_WORDS_S,
+                timeout_graceful_shutdown=ERRORS_TIMEOUT_S,
                 ssl_context_factory=(lambda *_: tls) if tls else None,
             )
         )
-        for name in _LOUD:
+        for name in _VERBOSE_LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
         self._fail_all = fail_all
         self._drain = drain
@@ -102,7 +102,7 @@ class DrainingServer(uvicorn.Server):
         self._draining: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
-        """Begin to drain; called once more, end at once."""
+        """Begin to drain; the second call ends the server without waiting."""
         if self._draining is None:
             self._drain.begin()
             self._draining = asyncio.create_task(self._end(self._shutdown_timeout_s))
@@ -111,8 +111,8 @@ class DrainingServer(uvicorn.Server):
             self._draining = asyncio.create_task(self._end(0))
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn's, ten times a second: checks for clients that do not read."""
-        if counter % TICKS_PER_LOOK == 0:
+        """Called by uvicorn ten times a second: check for clients that do not read."""
+        if counter % TICKS_PER_CHECK == 0:
             for connection in list(self.server_state.connections):
                 assert isinstance(connection, BoundedHttp)
                 connection.check_reads(self._send_timeout_s)
@@ -120,7 +120,7 @@ class DrainingServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle the signals instead of uvicorn, which would stop listening at once."""
+        """Replace uvicorn's signal handlers, which would stop listening at once."""
         loop = asyncio.get_running_loop()
         # Outside the main thread (tests) there are no signals to handle.
         with suppress(ValueError, RuntimeError):
@@ -137,7 +137,7 @@ class DrainingServer(uvicorn.Server):
         if failure is not None or not await self._drain.wait(timeout_s):
             because = f" It has failed: {failure}" if failure else ""
             self._fail_all(f"The server is shutting down.{because}")
-            await self._drain.wait(LAST_WORDS_S)
+            await self._drain.wait(ERRORS_TIMEOUT_S)
         self.should_exit = True
 
 
@@ -145,5 +145,5 @@ def _explain(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"port {port} is already in use"
     if error.errno == errno.EACCES:
-        return f"port {port} needs more rights than this user has"
+        return f"this user has no permission to listen on port {port}"
     return f"cannot listen on {host}:{port}: {error.strerror}"

@@ -1,6 +1,6 @@
 """The middleware: request ids, access log, CORS and API keys, in the order a request passes them.
 
-All of it stands outside FastAPI's own layers, so that its error responses pass through it too.
+It wraps the FastAPI application, so that FastAPI's own error responses pass through it too.
 """
 
 import hmac
@@ -25,8 +25,8 @@ HEADER = b"x-request-id"
 ALWAYS_OPEN = "/health"
 QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
 MAX_LOGGED_PATH = 200
-# A client's id is kept only where it can neither break a header nor forge a log line.
-_FIT = re.compile(rb"[!-~]{1,128}")
+# A client's id is used only if it can neither break a header nor forge a log line.
+_VALID_ID = re.compile(rb"[!-~]{1,128}")
 
 logger = logging.getLogger("tdpipe.access")
 
@@ -34,7 +34,7 @@ logger = logging.getLogger("tdpipe.access")
 def with_middleware(
     app: ASGIApp, config: AccessConfig, *, root_path: str, access_log: bool
 ) -> ASGIApp:
-    """The app behind the middleware that the settings ask for."""
+    """The app, wrapped in the middleware that the settings require."""
     if config.api_key:
         app = ApiKeys(app, config.api_key, open_paths=config.open_paths, root_path=root_path)
     if config.allowed_origins:
@@ -51,9 +51,9 @@ def with_middleware(
 
 
 class RootPath:
-    """A reverse proxy's path prefix, whether the proxy strips it or not.
+    """ASGI middleware for the path prefix of a reverse proxy, whether the proxy strips it or not.
 
-    ASGI middleware. Behind it, `path` begins with `root_path`, as the ASGI specification has it.
+    It makes `path` begin with `root_path`, as the ASGI specification requires.
     """
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
@@ -61,7 +61,7 @@ class RootPath:
         self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on under its whole path."""
+        """Call the app with the complete path."""
         if scope["type"] == "http":
             scope["root_path"] = self._root_path
             if not f"{scope['path']}/".startswith(f"{self._root_path}/"):
@@ -70,10 +70,9 @@ class RootPath:
 
 
 class Access:
-    """Request ids and the access log: every response has an id, and its request a log line.
+    """ASGI middleware that gives every response a request id, and logs every request.
 
-    ASGI middleware. The id is in the scope's state as `request_id`. A streamed chunk costs one
-    extra call.
+    The id is in the scope's state as `request_id`. The overhead is one extra call per chunk.
     """
 
     def __init__(self, app: ASGIApp, *, root_path: str, access_log: bool) -> None:
@@ -82,7 +81,7 @@ class Access:
         self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; answer 500 where the app failed before it answered."""
+        """Call the app; answer 500 if it fails before its response has begun."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -128,7 +127,7 @@ class Access:
 
 
 class Cors(CORSMiddleware):
-    """Starlette's CORS middleware, with refusals in OpenAI's error envelope."""
+    """Starlette's CORS middleware, with OpenAI's error body for refused requests."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """The response to a browser's preflight request."""
@@ -143,10 +142,10 @@ class Cors(CORSMiddleware):
 
 
 class ApiKeys:
-    """API keys: requests without a valid key get 401, on every path but a few open ones.
+    """ASGI middleware that answers 401 to requests without a valid API key.
 
-    ASGI middleware. The comparison takes the same time whatever the key, so that it reveals nothing
-    about the valid keys. `open_paths` need no key, nor does `ALWAYS_OPEN`.
+    `open_paths` and `ALWAYS_OPEN` need no key. The comparison takes the same time for every key, so
+    that it reveals nothing about the valid keys.
     """
 
     def __init__(
@@ -163,7 +162,7 @@ class ApiKeys:
         self._open_paths = {root_path + path for path in (ALWAYS_OPEN, *open_paths)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 401."""
+        """Call the app, or answer 401."""
         if scope["type"] != "http" or scope["path"] in self._open_paths or self._has_key(scope):
             await self._app(scope, receive, send)
         else:
@@ -171,20 +170,20 @@ class ApiKeys:
 
     def _has_key(self, scope: Scope) -> bool:
         digest = _digest(_bearer(scope))
-        # All keys are compared, also after one that fits.
+        # All keys are compared, even after one has matched.
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's own id where it is fit to be kept, else a new one."""
+    """The client's own id if it is valid, otherwise a new one."""
     for name, value in scope["headers"]:
-        if name == HEADER and _FIT.fullmatch(value):
+        if name == HEADER and _VALID_ID.fullmatch(value):
             return str(value, "ascii")
     return uuid.uuid4().hex
 
 
 def _with_get_for_head(scope: Scope) -> Scope:
-    """HEAD is GET without a body; uvicorn, which keeps the original scope, omits the body."""
+    """Treat HEAD as GET; uvicorn has the original scope, and so omits the body."""
     return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
 

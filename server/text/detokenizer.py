@@ -1,6 +1,6 @@
-"""Detokenisation token by token: only whole characters, and in sum the one-shot decoding.
+"""Incremental detokenisation: emits only complete characters.
 
-The invariant, for tokens t1..tn: push(t1) + ... + push(tn) + flush() == decode([t1, ..., tn]).
+Invariant for tokens t1..tn: push(t1) + ... + push(tn) + flush() == decode([t1, ..., tn]).
 """
 
 from collections.abc import Callable, Set
@@ -13,22 +13,22 @@ HALF_CHARACTER = "\ufffd"
 
 
 class Detokenizer(Protocol):
-    """One sequence's tokens as they become text."""
+    """Converts the tokens of one sequence to text, one at a time."""
 
     def push(self, token_id: int) -> str:
         """The text that this token completes, often none."""
 
     def flush(self) -> str:
-        """The rest, after the last token: broken characters become U+FFFD."""
+        """The remaining text after the last token; incomplete characters become U+FFFD."""
 
 
 class FastDetokenizer:
     """For tokenizers of the `tokenizers` library (0.6 us per token).
 
-    `sticky_ids` are the tokens that must be decoded together with their successor: a byte without a
-    token of its own is a token such as `<0xE2>`, a run of these is decoded as a whole, and the rest
-    of the run decides whether its first bytes are characters at all. Special tokens do not end a
-    run, because they are removed before decoding.
+    `sticky_ids` are tokens that must be decoded together with their successor, such as the byte
+    token `<0xE2>`. A run of byte tokens is decoded as a whole, because the later ones decide
+    whether the first ones are valid characters. Special tokens do not end a run, because they are
+    removed before decoding.
     """
 
     def __init__(

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Cuts a growing text before the stop string that is complete first, or after it (`include`).
+    """Cuts a growing text before the first stop string in it, or after it with `include`.
 
-    Of two that end with the same character, the longer one counts; `matched` is the one that
-    matched. The result does not depend on how the text was split into pieces.
+    The first stop string is the one that ends first; if two end with the same character, the longer
+    one is used. It is then in `matched`. The result does not depend on how the text was split into
+    pieces.
     """
 
     def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
@@ -33,7 +34,7 @@ class StopStrings:
             return text[: max(0, start + len(self.matched) * self._include)], True
         cut = len(text) - self._num_held(text)
         if cut:
-            self._skipped = ""  # no stop string has begun in it, or nothing would be shown
+            self._skipped = ""  # no stop string has begun in it: the text would have been held back
         self._held = text[cut:]
         return text[:cut], False
 
@@ -43,7 +44,7 @@ class StopStrings:
         return held
 
     def _first_match(self, text: str) -> tuple[int, str] | None:
-        """The start of the first complete stop string, maybe before `text`, and the string."""
+        """The first complete stop string and where it starts, relative to `text`; it may be < 0."""
         whole, before = self._skipped + text, len(self._skipped)
         # A match that ends before the text begins does not count.
         found = (

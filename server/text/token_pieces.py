@@ -1,6 +1,7 @@
 """Token pieces: single tokens as text and as bytes.
 
-Decoding a token by itself would lose the space that many tokenizers put before a word.
+A token is decoded after another one, because decoding it by itself would lose the leading space
+that tokens of many tokenizers have.
 """
 
 import re
@@ -13,27 +14,28 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class TokenPieces:
-    """One tokenizer's tokens, one by one, with a cache."""
+    """Text and bytes of single tokens, with a cache."""
 
     def __init__(self, tokenizer: Any, decode: Callable[[list[int]], str]) -> None:
         self._tokenizer = tokenizer
         self._decode = decode
         self._bytes_of_letters = _byte_letters()
-        # A token that is a whole word anywhere; others are decoded after it, not at a text's start.
+        # A token that is a complete word. Other tokens are decoded after it, not at the start of a
+        # text.
         self._before = self._find_word()
         self._before_text = decode([self._before])
         self.text = lru_cache(_CACHED)(self._text)
         self.bytes = lru_cache(_CACHED)(self._bytes)
 
     def name(self, token_id: int) -> str:
-        """The token's text; for a part of a character its bytes, as OpenAI writes them."""
+        """The token's text; if it is a part of a character, its bytes in OpenAI's notation."""
         text = self.text(token_id)
         if "\ufffd" not in text:
             return text
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.bytes(token_id))
 
     def _text(self, token_id: int) -> str:
-        """The token as text; a part of a character is U+FFFD."""
+        """The token as text; a part of a character becomes U+FFFD."""
         both = self._decode([self._before, token_id])
         if both.startswith(self._before_text):
             return both[len(self._before_text) :]

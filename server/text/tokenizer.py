@@ -16,7 +16,7 @@ from server.text.detokenizer import Detokenizer, FastDetokenizer, WindowDetokeni
 from server.text.token_pieces import TokenPieces
 from wire.vocabulary_fingerprint import fingerprint
 
-# 4,000 characters take some 4 ms; a longer pause of the event loop would delay other streams.
+# 4,000 characters take about 4 ms; blocking the event loop for longer would delay other streams.
 MAX_INLINE_CHARACTERS = 4_000
 NUM_THREADS = 8
 MAX_WAITING_TEXTS = 1024
@@ -30,9 +30,9 @@ class TokenizerError(Exception):
 
 
 class Tokenizer:
-    """One model's tokenizer; several threads may encode at once.
+    """The tokenizer of the model; several threads may encode at once.
 
-    `vocab_size` bounds the model's token ids, `eos_token_ids` are its end-of-text tokens.
+    Token ids of the model are less than `vocab_size`; `eos_token_ids` are its end-of-text tokens.
     """
 
     def __init__(
@@ -53,19 +53,19 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for equal vocabularies, see `wire.vocabulary_fingerprint`."""
+        """The hash of the vocabulary, see `wire.vocabulary_fingerprint`."""
         return fingerprint(self._tokenizer.get_vocab())
 
     @property
     def serialised(self) -> str | None:
-        """Its JSON in the tokenizers library's format; None for other kinds of tokenizers."""
+        """The tokenizer as JSON of the tokenizers library; None for other kinds of tokenizers."""
         return str(self._core.to_str()) if self._core is not None else None
 
     def encode(self, text: str) -> list[int]:
         """The prompt's token ids with the special tokens that the model expects around it."""
         if self._core is not None:
-            # Not the wrapper's own call: it sets truncation each time, which is not thread-safe.
-            # The batch call releases the GIL, `encode` does not.
+            # The wrapper's own call sets truncation each time, which is not thread-safe. The batch
+            # call releases the GIL, unlike `encode`.
             return list(self._core.encode_batch_fast([text])[0].ids)
         with self._lock:
             return list(self._tokenizer(text, verbose=False)["input_ids"])
@@ -92,7 +92,7 @@ class Tokenizer:
     ) -> Result:
         """Run `work` on `num_characters` characters without blocking the event loop.
 
-        Raises `ApiError` (429) where too many long texts already wait, unless `patient`.
+        Raises `ApiError` (429) if too many long texts already wait, unless `patient`.
         """
         if num_characters <= MAX_INLINE_CHARACTERS:
             return work()
@@ -104,9 +104,9 @@ class Tokenizer:
         return [name or "" for name in known]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of the tokens; broken characters become U+FFFD."""
+        """The text of the tokens; incomplete characters become U+FFFD."""
         if self._core is not None:
-            # The batch call releases the GIL, which a million tokens would hold for 1 s.
+            # The batch call releases the GIL; decoding a million tokens would hold it for 1 s.
             batch = [list(token_ids)]
             return str(self._core.decode_batch(batch, skip_special_tokens=skip_special_tokens)[0])
         with self._lock:
@@ -118,7 +118,7 @@ class Tokenizer:
         return str(text)
 
     def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        """A fresh detokenizer for one sequence."""
+        """A new detokenizer for one sequence."""
         if self._core is not None:
             return FastDetokenizer(
                 self._core, self._sticky_ids, skip_special_tokens=skip_special_tokens
@@ -127,13 +127,13 @@ class Tokenizer:
 
     @cached_property
     def chat_templates(self) -> dict[str, str]:
-        """The model's chat templates by name: none, "default", or that and "tool_use"."""
+        """The model's chat templates by name; usually "default", and maybe "tool_use"."""
         templates = self._tokenizer.chat_template or {}
         return {"default": templates} if isinstance(templates, str) else dict(templates)
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:
-        """The tokens that are omitted from texts, and their ids."""
+        """The special tokens, which are omitted from decoded text, and their ids."""
         tokenizer = self._tokenizer
         named = zip(map(str, tokenizer.all_special_tokens), tokenizer.all_special_ids, strict=True)
         added = tokenizer.added_tokens_decoder.items()
@@ -150,9 +150,9 @@ class Tokenizer:
 
 
 def keep_torch_out() -> None:
-    """Keep transformers from importing torch: this saves two seconds and 300 MB.
+    """Prevent transformers from importing torch, which saves two seconds and 300 MB.
 
-    Only for this project's own processes; to be called before transformers is imported.
+    Call it before transformers is imported, and only in this project's own processes.
     """
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -160,7 +160,7 @@ def keep_torch_out() -> None:
 
 def load_tokenizer(config: ModelConfig) -> Tokenizer:
     """The tokenizer of `config.tokenizer` or the model. Raises `TokenizerError` in one line."""
-    # Imported here: it takes a second, and the error of a port in use should not wait for it.
+    # The import takes a second, so it comes after errors such as a port in use.
     from transformers import AutoTokenizer
 
     name = config.tokenizer or config.model
@@ -170,7 +170,7 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    # A damaged file raises anything, from KeyError to a bare Exception from Rust.
+    # A damaged file may raise anything, from KeyError to a bare Exception from Rust.
     except Exception as error:
         reason = " ".join(str(error).split())
         raise TokenizerError(f"cannot load the tokenizer of {name}: {reason}") from error

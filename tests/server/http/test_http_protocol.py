@@ -116,7 +116,7 @@ def test_the_clock_stops_with_the_head(tmp_path: Path, monkeypatch: pytest.Monke
     with serving(tmp_path) as daemon, connect(daemon) as client:
         client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
         answer = client.recv(65536)
-    assert b"The request's body did not come" in answer
+    assert b"The request's body was not received" in answer
 
 
 def test_malformed_bytes_after_a_request_do_not_cut_its_answer(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from wire.messages import Abort, Finished, Submit
 HI = TOKENIZER.encode("hi")
 SOON_S, LATE_S = 0.05, 1000.0
 ERROR = {
-    "message": "The answer was not complete within 0.05 seconds, the request's timeout.",
+    "message": "The answer was not complete within the request's timeout of 0.05 seconds.",
     "type": "requests",
     "param": None,
     "code": "deadline_exceeded",

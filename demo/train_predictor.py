@@ -24,7 +24,7 @@ from predictor.classes import LengthClasses
 from predictor.dataset import Requests
 from predictor.fitting import Settings, class_probabilities
 from predictor.report import measure
-from predictor.train import save, train, written_whole
+from predictor.train import save, train, written_atomically
 from wire.vocabulary_fingerprint import fingerprint
 
 LR = 1e-3  # from random weights, not a fine-tuning
@@ -42,7 +42,7 @@ def main() -> None:
     requests = ask_demo_model(options.model, tasks)
     print(f"{len(requests)} answers that end, in {time.monotonic() - began:.0f} s")
     settings = Settings(options.epochs, _BATCH, LR, LR, patience=options.epochs, seed=options.seed)
-    with written_whole(options.out) as folder, tempfile.TemporaryDirectory() as encoder:
+    with written_atomically(options.out) as folder, tempfile.TemporaryDirectory() as encoder:
         make_encoder(options.model, Path(encoder))
         predictor, measured = train(
             requests, Path(encoder), settings, options.classes, dtype=torch.bfloat16
@@ -109,11 +109,11 @@ def held_out_figures(predictor: Predictor, asked: Requests) -> dict[str, Any]:
     """The report's figures, and the accuracy in the paper's 5 classes: whether the predicted length
     is in the same class as the real one."""
     reader, classes = predictor.reader, predictor.description.classes
-    chances = class_probabilities(predictor.model, reader, reader.ids(asked.prompts), _BATCH)
+    probabilities = class_probabilities(predictor.model, reader, reader.ids(asked.prompts), _BATCH)
     common = int(np.bincount(classes.of(asked.output_lens)).argmax())
-    figures = measure(classes, chances, asked.output_lens, common).figures
+    figures = measure(classes, probabilities, asked.output_lens, common).figures
     five = LengthClasses.fit(asked.output_lens, 5)
-    predicted = np.rint(classes.mixture(chances).means)
+    predicted = np.rint(classes.mixture(probabilities).means)
     is_same = five.of(predicted) == five.of(asked.output_lens)
     figures["accuracy_in_5_classes"] = float(is_same.mean())
     return figures

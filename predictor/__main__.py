@@ -1,6 +1,6 @@
 """`python -m predictor RUNTIME_DIR INCARNATION`: the predictor process of a daemon.
 
-INCARNATION counts the predictor processes before this one.
+INCARNATION is the number of earlier predictor processes of the daemon.
 """
 
 import signal

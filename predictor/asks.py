@@ -1,4 +1,7 @@
-"""The queue: asks that wait for the encoder, with a limit on their prompts."""
+"""The queue of `Ask` messages that wait for the encoder, with a limit on their prompts.
+
+An ask is a message with the prompts of one request, whose lengths are to be predicted.
+"""
 
 from collections import deque
 from collections.abc import Iterator
@@ -8,7 +11,7 @@ from predictor.checkpoint import Prediction
 from wire.predictor_messages import Answer, Ask
 
 MAX_PROMPTS = 8192
-# Enough prompts to find some of like length, and few enough that a late ask waits only seconds.
+# Large enough for batches of prompts of similar length, small enough that a new ask waits seconds.
 GROUP_PROMPTS = 256
 BATCH_PROMPTS = 32
 
@@ -23,11 +26,11 @@ class OpenAsk:
 
     @property
     def is_done(self) -> bool:
-        """Whether all its prompts are predicted."""
+        """Whether the lengths for all its prompts are predicted."""
         return len(self.found) == len(self.ask.prompts)
 
     def answer(self) -> Answer:
-        """The answer to it; only when it is done."""
+        """The answer to the ask; requires `is_done`."""
         each = [self.found[i] for i in range(len(self.ask.prompts))]
         return Answer(
             self.ask.request_id,
@@ -38,8 +41,11 @@ class OpenAsk:
 
 
 class AskQueue:
-    """Asks in the order of their arrival. With too many prompts the oldest asks are dropped:
-    their requests have waited longest, and may well be finished."""
+    """Asks in the order of their arrival.
+
+    When there are too many prompts, the oldest asks are dropped, because their requests are the
+    most likely to have finished already.
+    """
 
     def __init__(self, max_prompts: int = MAX_PROMPTS) -> None:
         self.num_prompts = 0
@@ -50,7 +56,7 @@ class AskQueue:
         return bool(self._asks)
 
     def add(self, peer: str, ask: Ask) -> int:
-        """Add an ask; returns the number of asks dropped for it, which may include itself."""
+        """Add an ask; returns how many asks were dropped to make room, which may include this."""
         self._asks.append(OpenAsk(peer, ask))
         self.num_prompts += len(ask.prompts)
         num_dropped = 0
@@ -60,7 +66,7 @@ class AskQueue:
         return num_dropped
 
     def next_group(self) -> list[OpenAsk]:
-        """The oldest asks, of about GROUP_PROMPTS prompts together."""
+        """The oldest asks, which together have about `GROUP_PROMPTS` prompts."""
         asks: list[OpenAsk] = []
         num_prompts = 0
         while self._asks and num_prompts < GROUP_PROMPTS:
@@ -75,8 +81,8 @@ class AskQueue:
 
 
 def batches(asks: list[OpenAsk]) -> Iterator[list[tuple[OpenAsk, int]]]:
-    """All prompts of a group as (ask, place), in batches of like length, the short ones first."""
-    places = [(ask, i) for ask in asks for i in range(len(ask.ask.prompts))]
-    places.sort(key=lambda place: len(place[0].ask.prompts[place[1]]))
-    for start in range(0, len(places), BATCH_PROMPTS):
-        yield places[start : start + BATCH_PROMPTS]
+    """All prompts of a group as (ask, index), in batches of similar length, the shortest first."""
+    prompts = [(ask, i) for ask in asks for i in range(len(ask.ask.prompts))]
+    prompts.sort(key=lambda prompt: len(prompt[0].ask.prompts[prompt[1]]))
+    for start in range(0, len(prompts), BATCH_PROMPTS):
+        yield prompts[start : start + BATCH_PROMPTS]

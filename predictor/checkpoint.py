@@ -1,4 +1,4 @@
-"""The folder of a trained predictor: the encoder as transformers saves it, head, classes."""
+"""The folder of a trained predictor: encoder, tokenizer, head and description."""
 
 import json
 from importlib.metadata import version
@@ -22,12 +22,15 @@ _WEIGHTS = ("model*.safetensors*", "pytorch_model*")
 
 
 class PredictorError(ValueError):
-    """The folder cannot be used; the text is one line for the user."""
+    """The folder cannot be used; the message is one line for the user."""
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of `predictor.json`. The lengths are in tokens of the served model's tokenizer;
-    `tokenizer` is its fingerprint."""
+    """The content of `predictor.json`.
+
+    Output lengths are in tokens of the served model; `tokenizer` is the fingerprint of that model's
+    tokenizer. `max_tokens` is in tokens of the encoder.
+    """
 
     classes: LengthClasses
     max_tokens: int
@@ -39,7 +42,9 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prediction(msgspec.Struct, frozen=True):
-    """One prompt's: its most likely class, the mean in tokens, the spread of the logarithm."""
+    """The prediction for one prompt: the most likely class, the mean length in tokens, and the
+    standard deviation of the length's logarithm.
+    """
 
     length_class: int
     predicted_len: int
@@ -57,19 +62,20 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, prompts: list[str]) -> list[Prediction]:
-        """One prediction per prompt, all in one batch; ideally they are of like length."""
+        """One prediction per prompt, all in one batch; prompts should be of similar length."""
         ids, mask = self.reader.batch(self.reader.ids(prompts))
         device = next(self.model.parameters()).device
-        chances = probabilities(self.model(ids.to(device), mask.to(device)))
-        mixture = self.description.classes.mixture(chances)
-        rows = zip(chances.argmax(axis=1), mixture.means, mixture.spreads, strict=True)
+        class_probabilities = probabilities(self.model(ids.to(device), mask.to(device)))
+        mixture = self.description.classes.mixture(class_probabilities)
+        classes = class_probabilities.argmax(axis=1)
+        rows = zip(classes, mixture.means, mixture.spreads, strict=True)
         return [Prediction(int(k), max(1, round(mean)), float(spread)) for k, mean, spread in rows]
 
 
 def load_encoder(folder: Path) -> tuple[Any, Any, bool]:
-    """(encoder in float32, tokenizer, whether it had weights); random ones where it had none.
+    """Load (encoder in float32, tokenizer, whether the folder has weights).
 
-    Raises `PredictorError`.
+    Without weights in the folder, they are random. Raises `PredictorError`.
     """
     _be_quiet()
     if not (folder / "config.json").is_file():
@@ -84,20 +90,20 @@ def load_encoder(folder: Path) -> tuple[Any, Any, bool]:
             encoder = AutoModel.from_config(config, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
         raise PredictorError(f"cannot load the encoder in {folder}: {_reason(error)}") from error
-    # Neither pooling uses it, and where it was not trained it would only take up memory.
+    # Neither kind of pooling uses the encoder's pooler, which would only take up memory.
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
     num_embeddings = encoder.get_input_embeddings().num_embeddings
     if num_embeddings < len(tokenizer):
         raise PredictorError(
-            f"the encoder in {folder} has embeddings for {num_embeddings} tokens, its tokenizer "
-            f"has {len(tokenizer)}"
+            f"the encoder in {folder} has embeddings for {num_embeddings} tokens, but its "
+            f"tokenizer has {len(tokenizer)}"
         )
     return encoder, tokenizer, has_weights
 
 
 def build(encoder: Any, tokenizer: Any, num_classes: int, max_tokens: int) -> LengthModel:
-    """The encoder with a new head; the pooling is the tokenizer's."""
+    """The encoder with a new head; the kind of pooling depends on the tokenizer."""
     pooling = Reader(tokenizer, longest_input(encoder, max_tokens)).pooling
     return LengthModel(encoder, encoder.config.hidden_size, num_classes, pooling)
 
@@ -105,7 +111,7 @@ def build(encoder: Any, tokenizer: Any, num_classes: int, max_tokens: int) -> Le
 def save_predictor(predictor: Predictor, folder: Path, dtype: torch.dtype) -> None:
     """Write everything into an existing folder."""
     model = predictor.model
-    # Round in place: what is saved is what was measured.
+    # The caller's model is rounded as well, so that its accuracy is that of the saved weights.
     model.to(dtype)
     encoder: Any = model.encoder
     encoder.save_pretrained(folder)
@@ -115,7 +121,7 @@ def save_predictor(predictor: Predictor, folder: Path, dtype: torch.dtype) -> No
     description = json.loads(msgspec.json.encode(predictor.description))
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
     for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors' files are only the owner's, which may not be the daemon
+        path.chmod(0o644)  # safetensors writes with 0600, but the daemon may run as another user
 
 
 def load_predictor(folder: Path) -> Predictor:
@@ -125,7 +131,7 @@ def load_predictor(folder: Path) -> Predictor:
     description = _read_description(folder / DESCRIPTION)
     encoder, tokenizer, has_weights = load_encoder(folder)
     if not has_weights:
-        raise PredictorError(f"{folder} holds no weights of its encoder")
+        raise PredictorError(f"{folder} has no weights for its encoder")
     num_classes = len(description.classes)
     model = LengthModel(encoder, encoder.config.hidden_size, num_classes, description.pooling)
     try:
@@ -150,24 +156,26 @@ def _read_description(path: Path) -> Description:
     if description.format != _FORMAT:
         raise PredictorError(f"{path} has format {description.format}, not {_FORMAT}")
     if description.max_tokens < 1 or len(description.classes) < 2:
-        raise PredictorError(f"{path} is not valid: max_tokens or classes")
+        raise PredictorError(f"{path} has an invalid max_tokens or too few classes")
     return description
 
 
 def _encoder_with_weights(folder: Path) -> Any:
-    """Raises ValueError where a weight is missing: transformers would make one up."""
+    """Load the encoder. Raises `ValueError` for a missing weight, which transformers would
+    initialise randomly.
+    """
     encoder, info = AutoModel.from_pretrained(
         folder,
         dtype=torch.float32,
         local_files_only=True,
-        weights_only=True,  # only tensors from a pickle: encoders are older than safetensors
+        weights_only=True,  # old encoders are pickles, from which only tensors must be read
         output_loading_info=True,
     )
     missing = [name for name in info["missing_keys"] if not name.startswith("pooler.")]
     unfit = [str(name) for name in info.get("mismatched_keys", ())]
     if missing or unfit:
         wrong = sorted([*missing, *unfit])
-        raise ValueError(f"{len(wrong)} weights are missing or of another shape, as {wrong[0]}")
+        raise ValueError(f"{len(wrong)} weights are missing or misshaped, e.g. {wrong[0]}")
     return encoder
 
 

@@ -1,8 +1,7 @@
-"""Length classes (TD-Pipe's predictor, after mu-Serve): the class of a length, and the lengths of
-the requests of a class in the training data.
+"""Length classes of TD-Pipe's predictor (after mu-Serve), with the distribution of each class.
 
-A class stands for its whole distribution and not only for its mean, so that a prediction between
-classes has a spread.
+The distribution is that of the training requests in the class. It is kept in addition to the mean,
+so that a prediction has a spread.
 """
 
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# Enough to set a distribution apart from its mean; more would only repeat the training data.
+# Enough to describe the shape of a distribution; more would only repeat the training data.
 NUM_QUANTILES = 33
-# The paper's classes; the longest 1 % are one of their own.
+# The paper's class boundaries; the longest 1 % of the outputs are a separate class.
 PAPER_PERCENTILES = (25.0, 50.0, 75.0, 99.0)
 
 Floats = NDArray[np.float64]
@@ -31,20 +30,22 @@ class Mixture:
 
 
 class LengthClasses(msgspec.Struct, frozen=True):
-    """Classes of lengths in rising order: class k holds the lengths up to `edges[k]`, and the last
-    class all longer ones."""
+    """Length classes in ascending order.
+
+    Class k has the lengths up to `edges[k]`, and the last class has all longer ones.
+    """
 
     edges: tuple[int, ...]  # K - 1 of them
     means: tuple[float, ...]  # K
     quantiles: tuple[tuple[float, ...], ...]  # K x NUM_QUANTILES
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the parts do not fit together."""
+        """Raises `ValueError` if the fields are inconsistent."""
         points = np.array([list(row) for row in self.quantiles], dtype=np.float64)
         if len(self.means) != len(self) or points.shape != (len(self), NUM_QUANTILES):
             raise ValueError(f"{len(self.edges)} edges need {len(self)} means and quantiles")
         if any(low >= high for low, high in zip(self.edges, self.edges[1:], strict=False)):
-            raise ValueError("edges must rise")
+            raise ValueError("edges must be strictly increasing")
         if min(*self.means, points.min()) <= 0:
             raise ValueError("lengths must be positive")
 
@@ -53,7 +54,7 @@ class LengthClasses(msgspec.Struct, frozen=True):
 
     @classmethod
     def fit(cls, output_lens: ArrayLike, num_classes: int = 5) -> Self:
-        """Classes by the percentiles of these lengths; those that would be empty are left out."""
+        """Classes at percentiles of these lengths, without those that would be empty."""
         lens = np.asarray(output_lens, dtype=np.int64)
         # "inverted_cdf": an edge is a length that occurs, so only the last class can be empty.
         cuts = np.percentile(lens, percentiles(num_classes), method="inverted_cdf")
@@ -86,17 +87,20 @@ class LengthClasses(msgspec.Struct, frozen=True):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The classes as JSON values."""
         return msgspec.to_builtins(self)  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, values: object) -> Self:
-        """Raises `msgspec.ValidationError` for anything that `to_json` would not return."""
+        """The inverse of `to_json`. Raises `msgspec.ValidationError` for invalid values."""
         return msgspec.convert(values, cls)
 
 
 def percentiles(num_classes: int) -> tuple[float, ...]:
-    """Where the classes end: the paper's for 5, else equal parts of the first 99 %."""
+    """The percentiles at which classes end.
+
+    For 5 classes those of the paper, otherwise equal parts of the first 99 %.
+    """
     if num_classes < 2:
         raise ValueError(f"{num_classes} classes are too few")
     if num_classes == len(PAPER_PERCENTILES) + 1:
@@ -105,8 +109,10 @@ def percentiles(num_classes: int) -> tuple[float, ...]:
 
 
 def levels() -> Floats:
-    """The levels of the quantiles: the middles of NUM_QUANTILES equal parts, so that a class's
-    quantiles are a sample of it with equal weights."""
+    """The levels of the quantiles: the middles of `NUM_QUANTILES` equal parts.
+
+    With these, the quantiles of a class are a sample of its lengths with equal weights.
+    """
     return (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
 
 
@@ -115,6 +121,6 @@ def _quantiles(weights: Floats, points: Floats) -> Floats:
     ranks = np.cumsum(np.repeat(weights, NUM_QUANTILES, axis=1)[:, order], axis=1)
     ranks /= ranks[:, -1:]
     sorted_points = points.ravel()[order]
-    # Rounding may put a rank a hair below the level that it stands for.
+    # Rounding may make a rank slightly less than the level that it should be equal to.
     found = np.array([np.searchsorted(row, levels() - 1e-9) for row in ranks])
     return np.asarray(sorted_points[found])

@@ -1,4 +1,4 @@
-"""`tdpipe collect`: asks a running daemon and writes down the lengths of its answers."""
+"""`tdpipe collect`: sends prompts to a running daemon and records the lengths of its answers."""
 
 import argparse
 import asyncio
@@ -16,12 +16,12 @@ from configs.client_key import KEY_VARIABLE, client_key
 from predictor.prompts import PromptsError, read_prompts
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
-# A busy daemon says so (429, 503); it is asked again for about this many seconds.
+# A request that a busy daemon refuses (429, 503) is retried for about two minutes.
 _BUSY, _TRIES, _PAUSE_S = (429, 503), 120, 1.0
 
 
 class CollectError(Exception):
-    """Nothing can be collected; the text is one line for the user."""
+    """Nothing can be collected; the message is one line for the user."""
 
 
 class CollectedAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -35,7 +35,7 @@ class CollectedAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True)
 class CollectTarget:
-    """The daemon to ask, and how."""
+    """The model to query, and the parameters of the requests."""
 
     model: str
     tokenizer: str | None
@@ -44,7 +44,9 @@ class CollectTarget:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Collect; the exit code: 0, 1 if requests failed, 2 for invalid input, 130 after Ctrl-C."""
+    """Run the command; the exit code is 0, 1 if requests failed, 2 for invalid input, 130 after
+    Ctrl-C.
+    """
     options = _parser().parse_args(argv)
     try:
         prompts = list(dict.fromkeys(read_prompts(options.prompts)))[: options.limit]
@@ -52,7 +54,8 @@ def main(argv: Sequence[str]) -> int:
         known = {line.prompt for line in done}
         todo = [prompt for prompt in prompts if prompt not in known]
         if len(todo) < len(prompts):
-            print(f"{len(prompts) - len(todo)} of {len(prompts)} prompts are in {options.out}")
+            num_done = len(prompts) - len(todo)
+            print(f"{num_done} of {len(prompts)} prompts are already in {options.out}")
         problems = asyncio.run(_collect(options, todo, done))
     except (PromptsError, CollectError) as error:
         print(f"tdpipe: error: {error}", file=sys.stderr)
@@ -60,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     if problems:
-        print(f"{len(problems)} requests failed, the first: {problems[0]}", file=sys.stderr)
+        print(f"{len(problems)} requests failed, the first with {problems[0]}", file=sys.stderr)
     return FAILED if problems else 0
 
 
@@ -80,13 +83,13 @@ def read_finished(out: Path) -> list[CollectedAnswer]:
     except OSError as error:
         raise CollectError(f"cannot write {out}: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CollectError(f"{out} has lines that are not finished requests") from error
+        raise CollectError(f"{out} has lines that `tdpipe collect` did not write") from error
 
 
 async def _collect(
     options: argparse.Namespace, prompts: Sequence[str], done: Sequence[CollectedAnswer]
 ) -> list[str]:
-    """Ask all prompts; returns the errors of those that the daemon refused."""
+    """Send all prompts; returns the errors of those that the daemon refused."""
     problems: list[str] = []
     limits = httpx.Limits(max_connections=options.concurrency)
     base = options.url.rstrip("/").removesuffix("/v1")
@@ -104,7 +107,7 @@ async def _collect(
 
             async def work() -> None:
                 for prompt in left:
-                    await _keep_one(client, target, prompt, file, problems)
+                    await _collect_one(client, target, prompt, file, problems)
                     bar.update()
 
             try:
@@ -116,7 +119,7 @@ async def _collect(
     return problems
 
 
-async def _keep_one(
+async def _collect_one(
     client: httpx.AsyncClient,
     target: CollectTarget,
     prompt: str,
@@ -149,7 +152,7 @@ async def _target(client: httpx.AsyncClient, options: argparse.Namespace) -> Col
     served = await _ask(client, "/v1/models")
     models = served.get("data") if isinstance(served, dict) else None
     if not models:
-        raise CollectError(f"no OpenAI API at {options.url}: /v1/models names no model")
+        raise CollectError(f"no OpenAI API at {options.url}: /v1/models lists no model")
     by_name = {str(model.get("id")): model for model in models}
     name = options.model or next(iter(by_name))
     if name not in by_name:
@@ -162,7 +165,7 @@ def _check_same(target: CollectTarget, done: Sequence[CollectedAnswer], out: Pat
     known = {line.tokenizer for line in done if line.tokenizer}
     if target.tokenizer and known - {target.tokenizer}:
         raise CollectError(
-            f"{out} holds lengths in tokens of another tokenizer ({known.pop()}, here it is "
+            f"{out} has lengths in tokens of another tokenizer ({known.pop()}; this model has "
             f"{target.tokenizer})"
         )
 
@@ -170,7 +173,7 @@ def _check_same(target: CollectTarget, done: Sequence[CollectedAnswer], out: Pat
 async def _ask(
     client: httpx.AsyncClient, path: str, body: dict[str, Any] | None = None
 ) -> dict[str, Any] | str:
-    """The daemon's JSON object, or its refusal in one line. Raises `CollectError`."""
+    """The daemon's JSON object, or a one-line error if it refuses. Raises `CollectError`."""
     for _ in range(_TRIES):
         try:
             method = "GET" if body is None else "POST"
@@ -188,7 +191,7 @@ async def _ask(
     try:
         return msgspec.json.decode(response.content, type=dict[str, Any])
     except msgspec.DecodeError:
-        return "an answer that is not a JSON object"
+        return "a response that is not a JSON object"
 
 
 def _message(response: httpx.Response) -> str:
@@ -201,24 +204,24 @@ def _message(response: httpx.Response) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tdpipe collect",
-        description="Ask a running daemon for answers and keep their lengths, for "
-        "`tdpipe train-predictor`. Prompts that are already in OUT are not asked again.",
+        description="Send prompts to a running daemon and record the lengths of its answers, for "
+        "`tdpipe train-predictor`. Prompts that are already in OUT are not sent again.",
     )
     add = parser.add_argument
-    add("--url", default="http://127.0.0.1:8000", help="the daemon [%(default)s]")
-    add("--api-key", default=client_key(), help=f"its key [the first in {KEY_VARIABLE}]")
-    add("--model", help="its name in the API [the first that is served]")
+    add("--url", default="http://127.0.0.1:8000", help="URL of the daemon [%(default)s]")
+    add("--api-key", default=client_key(), help=f"API key [the first in {KEY_VARIABLE}]")
+    add("--model", help="name of the model in the API [the first that is served]")
     add("--prompts", type=Path, required=True, help='JSONL with "prompt", or a prompt per line')
-    add("--out", type=Path, required=True, help="JSONL to write, a finished request per line")
+    add("--out", type=Path, required=True, help="JSONL to append to, one line per answer")
     add("--concurrency", type=_positive, default=32, help="requests open at one time [32]")
     add("--max-tokens", type=_positive, default=1024, help="longest answer [1024]")
-    add("--temperature", type=float, default=0.0, help="of the sampling [0, greedy]")
-    add("--limit", type=_positive, help="take only this many prompts [all]")
+    add("--temperature", type=float, default=0.0, help="sampling temperature [0, greedy]")
+    add("--limit", type=_positive, help="maximum number of prompts to send [all]")
     add("--timeout", type=float, default=600.0, help="seconds for one request [600]")
     return parser
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
     return int(text)

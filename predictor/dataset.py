@@ -1,4 +1,4 @@
-"""Finished requests as JSONL: prompt, length of the answer, and the tokenizer that counted it."""
+"""Training data: JSONL with prompt, answer length in tokens, and the tokenizer of these tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ import numpy as np
 
 from predictor.classes import Ints
 
-# Fewer make no percentiles, and leave less than one group of 10 to test on.
+# With fewer, percentiles are meaningless, and the test part has fewer than 10 requests.
 MIN_REQUESTS = 50
 TRAINING_SHARE, VALIDATION_SHARE = 0.6, 0.2
 
 
 class DataError(ValueError):
-    """The requests cannot be trained on; the text is one line for the user."""
+    """The data cannot be used for training; the message is one line for the user."""
 
 
 class DataLine(msgspec.Struct, frozen=True):
@@ -28,7 +28,7 @@ class DataLine(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """Finished requests; `tokenizer` is the fingerprint of the tokenizer that counted."""
+    """Finished requests; `tokenizer` is the fingerprint of the tokenizer of `output_lens`."""
 
     prompts: tuple[str, ...]
     output_lens: Ints  # [requests]
@@ -38,7 +38,7 @@ class Requests:
         return len(self.prompts)
 
     def take(self, indices: Sequence[int] | Ints) -> "Requests":
-        """Those of these indices."""
+        """The requests at these indices."""
         chosen = tuple(self.prompts[i] for i in indices)
         return Requests(chosen, self.output_lens[np.asarray(indices)], self.tokenizer)
 
@@ -53,7 +53,7 @@ class Parts:
 
 
 def read_requests(path: Path, min_requests: int = MIN_REQUESTS) -> Requests:
-    """All requests of the file. Raises `DataError`, which names the line that is wrong."""
+    """All requests of the file. Raises `DataError`, which names the invalid line."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -78,7 +78,7 @@ def read_requests(path: Path, min_requests: int = MIN_REQUESTS) -> Requests:
 
 
 def split(requests: Requests, seed: int) -> Parts:
-    """60 % to train on, 20 % to stop by, 20 % to test on, shuffled by the seed."""
+    """Shuffle by `seed` and split: 60 % for training, 20 % for validation, 20 % for the test."""
     order = np.random.default_rng(seed).permutation(len(requests))
     cuts = np.cumsum([TRAINING_SHARE, VALIDATION_SHARE]) * len(requests)
     training, validation, test = np.split(order, np.round(cuts).astype(int))
@@ -90,7 +90,7 @@ def _parse(text: bytes, place: str) -> DataLine:
         line = msgspec.json.decode(text, type=DataLine)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{place}: {error}") from error
-    # The wire's own limit is far above any model's context; numpy's is the one that matters.
+    # This is far above the context length of any model, and fits numpy's integers.
     if not 0 < line.output_len < 2**31:
         raise DataError(f"{place}: output_len must be a positive whole number of tokens")
     return line

@@ -1,4 +1,4 @@
-"""Fine-tuning: encoder and head on the training part, stopped by the validation part."""
+"""Fine-tuning of encoder and head, with early stopping by the loss on the validation part."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from predictor.classes import Floats, Ints
 from predictor.model import LengthModel, Reader, probabilities
 
-# Batches are made of prompts of like length: sorted within this many batches, then shuffled.
+# Prompts are sorted by length within a pool of this many batches; then batches are shuffled.
 _POOL_BATCHES = 50
 _WARMUP = 0.1
 _MAX_NORM = 1.0
@@ -21,7 +21,7 @@ _MAX_NORM = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to train; the defaults are the paper's (section 4.1), patience and seed are ours."""
+    """Hyperparameters; the defaults are the paper's (section 4.1), except for patience and seed."""
 
     epochs: int = 4
     batch_size: int = 32
@@ -45,10 +45,10 @@ class Rows:
 def fit(
     model: LengthModel, reader: Reader, training: Rows, validation: Rows, settings: Settings
 ) -> list[float]:
-    """Train; the validation loss after each epoch. The weights are those of the best epoch.
+    """Train, and return the validation loss after each epoch; keeps the weights of the best epoch.
 
-    Ends before `settings.epochs` when the loss has not fallen for `patience` epochs. The same seed
-    gives the same weights on one machine with one number of threads.
+    Stops early when the loss has not decreased for `patience` epochs. The same seed gives the same
+    weights on the same machine with the same number of threads.
     """
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
@@ -70,15 +70,15 @@ def fit(
                 best = copy.deepcopy(model.state_dict())
             elif len(losses) - 1 - int(np.argmin(losses)) >= settings.patience:
                 break
-    # A loss of NaN is not the least, not even of itself.
+    # If the loss is always NaN, it is never equal to its minimum.
     if not best:
-        raise FloatingPointError("the loss is not a number; a lower --lr may help")
+        raise FloatingPointError("the loss is NaN; a lower --lr may help")
     model.load_state_dict(best)
     return losses
 
 
 def batches(rows: Rows, size: int, rng: np.random.Generator) -> Iterator[list[int]]:
-    """Indices of all rows once, in batches of like length and in random order."""
+    """Batches of row indices, in random order; the prompts of a batch have similar lengths."""
     order = rng.permutation(len(rows))
     cut: list[list[int]] = []
     for start in range(0, len(order), size * _POOL_BATCHES):
@@ -93,13 +93,13 @@ def batches(rows: Rows, size: int, rng: np.random.Generator) -> Iterator[list[in
 def class_probabilities(
     model: LengthModel, reader: Reader, ids: Sequence[Sequence[int]], size: int
 ) -> Floats:
-    """[rows, K], in the order of the rows."""
+    """The probabilities of the classes for each row, [rows, K]."""
     logits = _all_logits(model, reader, ids, size)
     return probabilities(logits)
 
 
 def mean_loss(model: LengthModel, reader: Reader, rows: Rows, size: int) -> float:
-    """Mean loss over the rows, without training on them."""
+    """The mean loss over the rows, without training."""
     with torch.inference_mode():
         return _loss(_all_logits(model, reader, rows.ids, size), rows.classes).item()
 

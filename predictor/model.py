@@ -1,7 +1,8 @@
 """The model: any transformers encoder, pooled to one vector per prompt, and an ordinal head.
 
-The head gives P(class > k) for every k but the last, each no larger than the one before, so the
-classes' probabilities are differences and never negative (TD-Pipe section 3.3, after mu-Serve).
+The head computes P(class > k) for every k but the last. These never increase with k, so the
+probability of a class, which is a difference of two, is never negative (TD-Pipe, section 3.3, after
+mu-Serve).
 """
 
 from collections.abc import Sequence
@@ -15,13 +16,13 @@ from predictor.classes import Floats
 
 Pooling = Literal["first", "mean"]
 
-# A prompt longer than this many characters for each token is cut before it is tokenised: tokenising
-# a book for its last 512 tokens would cost more than the encoder.
+# A prompt with more than this many characters per token of the limit is cut before it is tokenised:
+# tokenising a whole book to get its last 512 tokens would take longer than the encoder.
 _CHARACTERS_PER_TOKEN = 16
 
 
 class OrdinalHead(nn.Module):
-    """MLP from a vector to the logits of P(class > k), k = 0..K-2, which never rise with k."""
+    """MLP from a vector to the logits of P(class > k), k = 0..K-2, which never increase with k."""
 
     def __init__(self, hidden_size: int, num_classes: int) -> None:
         super().__init__()
@@ -31,8 +32,8 @@ class OrdinalHead(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         """[prompts, hidden] -> [prompts, K - 1]."""
         raw = self.out(torch.tanh(self.dense(pooled)))
-        falls = nn.functional.softplus(raw[:, 1:])
-        return torch.cat([raw[:, :1], raw[:, :1] - falls.cumsum(dim=1)], dim=1)
+        decreases = nn.functional.softplus(raw[:, 1:])
+        return torch.cat([raw[:, :1], raw[:, :1] - decreases.cumsum(dim=1)], dim=1)
 
 
 class LengthModel(nn.Module):
@@ -51,7 +52,7 @@ class LengthModel(nn.Module):
 
 
 class Reader:
-    """Turns prompts into the last `max_tokens` of their tokens, and those into batches."""
+    """Tokenises prompts, keeps the last `max_tokens` of each, and makes batches of them."""
 
     def __init__(self, tokenizer: Any, max_tokens: int) -> None:
         tokenizer.truncation_side = "left"
@@ -61,12 +62,12 @@ class Reader:
 
     @property
     def pooling(self) -> Pooling:
-        """The first token's vector where the tokenizer sets a token there for it, else the mean."""
+        """The vector of the first token if the tokenizer adds a CLS token, otherwise the mean."""
         ids = self.ids(["a"])[0]
         return "first" if ids[0] == self._tokenizer.cls_token_id else "mean"
 
     def ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Each prompt's tokens; at least one for any prompt, so that there is a mean."""
+        """The token ids of each prompt: at least one, so that the mean is defined."""
         limit = self._max_tokens * _CHARACTERS_PER_TOKEN
         read = self._tokenizer(
             [prompt[-limit:] for prompt in prompts],
@@ -78,7 +79,7 @@ class Reader:
         return [ids or [self._pad] for ids in read["input_ids"]]
 
     def batch(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """(ids, mask), both [rows, longest]; padded on the right: positions count from the left."""
+        """(ids, mask), both [rows, longest], padded on the right."""
         width = max(len(row) for row in rows)
         ids = torch.tensor([[*row, *[self._pad] * (width - len(row))] for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
@@ -90,7 +91,7 @@ def probabilities(logits: Tensor) -> Floats:
     above = torch.sigmoid(logits.double())
     ones, zeros = torch.ones_like(above[:, :1]), torch.zeros_like(above[:, :1])
     classes = torch.cat([ones, above], dim=1) - torch.cat([above, zeros], dim=1)
-    # A vectorised sigmoid is not monotone in its last bit: a difference of -4e-28 was seen.
+    # The last bit of a vectorised sigmoid is not monotone: a difference of -4e-28 has occurred.
     return classes.clamp(min=0).cpu().numpy().astype(np.float64)
 
 
@@ -100,7 +101,7 @@ def longest_input(encoder: nn.Module, wanted: int) -> int:
     if limit is None:
         return wanted
     for name, module in encoder.named_modules():
-        # RoBERTa counts positions from behind the padding token's id.
+        # RoBERTa's first position is the padding token's id + 1.
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             limit -= 0 if module.padding_idx is None else module.padding_idx + 1
     return max(1, min(wanted, limit))

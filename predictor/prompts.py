@@ -1,4 +1,4 @@
-"""Prompts to ask: JSONL, or plain text with a prompt per line."""
+"""Reads prompts to send: JSONL, or plain text with one prompt per line."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class PromptsError(ValueError):
-    """The prompts cannot be read; the text is one line for the user."""
+    """The prompts cannot be read; the message is one line for the user."""
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -14,7 +14,7 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts in the file's order. Raises `PromptsError`, which names the line that is wrong.
+    """The prompts in the file's order. Raises `PromptsError`, which names the invalid line.
 
     The file is JSONL if its first line is a JSON object; then every line must have a "prompt".
     """
@@ -23,10 +23,10 @@ def read_prompts(path: Path) -> list[str]:
     except OSError as error:
         raise PromptsError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise PromptsError(f"{path} is not text in UTF-8") from error
+        raise PromptsError(f"{path} is not UTF-8 text") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
-        raise PromptsError(f"{path} holds no prompts")
+        raise PromptsError(f"{path} has no prompts")
     if not _is_object(numbered[0][1]):
         return [line.removesuffix("\r") for _, line in numbered]
     return [_parse(line, f"{path}, line {number}") for number, line in numbered]

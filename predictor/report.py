@@ -1,5 +1,8 @@
-"""The quality of a predictor: per request, and for sums over groups, which is what a KV plan needs
-(TD-Pipe section 4.4: errors of single requests cancel in the sum)."""
+"""The quality of a predictor, for single requests and for sums over groups of requests.
+
+A KV plan depends only on the sums, in which the errors of single requests cancel (TD-Pipe, section
+4.4).
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +19,7 @@ _NUM_DRAWS = 500
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The figures, as `report.json` holds them."""
+    """The measured figures, as in `report.json`."""
 
     figures: dict[str, Any]
 
@@ -38,17 +41,22 @@ class Measured:
 
 
 def measure(
-    classes: LengthClasses, chances: Floats, output_lens: Ints, common_class: int, seed: int = 0
+    classes: LengthClasses,
+    probabilities: Floats,
+    output_lens: Ints,
+    common_class: int,
+    seed: int = 0,
 ) -> Measured:
-    """The figures of predictions [requests, K] against the real lengths.
+    """Compare the predicted class probabilities [requests, K] with the real lengths.
 
-    `common_class` is the training part's most common, the baseline. Groups are drawn at random,
-    without repetition within a group; sizes above the number of requests are left out.
+    The baseline always predicts `common_class`, the most common class of the training part. Groups
+    are drawn at random, without repetition within a group; group sizes above the number of requests
+    are omitted.
     """
-    real, guessed = classes.of(output_lens), chances.argmax(axis=1)
+    real, guessed = classes.of(output_lens), probabilities.argmax(axis=1)
     confusion = np.zeros((len(classes), len(classes)), dtype=int)
     np.add.at(confusion, (real, guessed), 1)
-    predicted = classes.mixture(chances).means
+    predicted = classes.mixture(probabilities).means
     class_means = np.array(classes.means)[guessed]
     figures = {
         "num_requests": len(real),
@@ -57,7 +65,7 @@ def measure(
         "baseline_accuracy": float(np.mean(real == common_class)),
         "confusion": confusion.tolist(),
         "sum_errors": _sum_errors(predicted, output_lens, seed),
-        # The paper predicts the most likely class's mean; our answer is the mixture's.
+        # The paper predicts the mean of the most likely class; we predict the mean of the mixture.
         "sum_errors_of_class_means": _sum_errors(class_means, output_lens, seed),
         "mean_absolute_error": float(np.mean(np.abs(predicted - output_lens))),
         "mean_output_len": float(np.mean(output_lens)),

@@ -33,7 +33,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train one predictor; the exit code: 0, 2 for invalid input, 130 after Ctrl-C."""
+    """Run the command; the exit code is 0, 2 for invalid input, 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         seed=options.seed,
     )
     try:
-        with written_whole(options.out) as folder:
+        with written_atomically(options.out) as folder:
             requests = read_requests(options.data)
             predictor, measured = train(
                 requests, options.encoder, settings, options.classes, options.max_tokens,
@@ -71,10 +71,10 @@ def train(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Predictor, Measured]:
-    """A predictor fine-tuned on 60 % of the requests, and its figures on 20 % that it never saw.
+    """Fine-tune a predictor on 60 % of the requests, and measure it on 20 % as a test set.
 
-    It is measured with its weights rounded to `dtype`, as they are saved. Raises `DataError` or
-    `PredictorError`.
+    It is measured after its weights are rounded to `dtype`, as they are saved. Raises `DataError`
+    or `PredictorError`.
     """
     parts = split(requests, settings.seed)
     classes = LengthClasses.fit(parts.training.output_lens, num_classes)
@@ -86,7 +86,7 @@ def train(
     torch.manual_seed(settings.seed)
     encoder, tokenizer, has_weights = load_encoder(encoder_folder)
     if not has_weights:
-        print(f"{encoder_folder} has no weights: the encoder starts from random ones")
+        print(f"{encoder_folder} has no weights: the encoder starts with random weights")
     max_tokens = longest_input(encoder, max_tokens)
     model = build(encoder, tokenizer, len(classes), max_tokens).to(device)
     reader = Reader(tokenizer, max_tokens)
@@ -97,8 +97,8 @@ def train(
     losses = fit(model, reader, training, validation, settings)
     model.to(dtype).float()
     common = int(np.bincount(training.classes).argmax())
-    chances = class_probabilities(model, reader, test.ids, settings.batch_size)
-    measured = measure(classes, chances, parts.test.output_lens, common, settings.seed)
+    probabilities = class_probabilities(model, reader, test.ids, settings.batch_size)
+    measured = measure(classes, probabilities, parts.test.output_lens, common, settings.seed)
     measured.figures["validation_losses"] = losses
     kept = {name: measured.figures[name] for name in ("accuracy", "baseline_accuracy")}
     description = Description(
@@ -120,16 +120,16 @@ def save(predictor: Predictor, measured: Measured, folder: Path, dtype: torch.dt
 
 
 @contextmanager
-def written_whole(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that replaces it when the block succeeds, and is removed otherwise.
+def written_atomically(out: Path) -> Iterator[Path]:
+    """A temporary folder that replaces `out` if the block succeeds, and is removed otherwise.
 
-    Raises `PredictorError` where `out` is not a predictor or cannot be written.
+    Raises `PredictorError` if `out` is not a predictor or cannot be written.
     """
     is_empty = out.is_dir() and not any(out.iterdir())
     if out.exists() and not is_empty and not (out / DESCRIPTION).is_file():
         raise PredictorError(f"{out} exists and is not a predictor; it is not overwritten")
     if not out.absolute().parent.is_dir():
-        raise PredictorError(f"{out} is not in a folder that exists")
+        raise PredictorError(f"the parent folder of {out} does not exist")
     partial = out.absolute().parent / f".{out.absolute().name}.{os.getpid()}.partial"
     try:
         partial.mkdir()
@@ -161,15 +161,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, required=True, help="finished requests, from `tdpipe collect`")
     add("--encoder", type=Path, required=True, help="folder of an encoder, such as BERT-base")
     add("--out", type=Path, required=True, help="folder to write, for --predictor")
-    add("--classes", type=_two_or_more, default=5, help="classes of lengths [5, the paper's]")
-    add("--epochs", type=_count, default=paper.epochs, help="[%(default)s]")
-    add("--batch-size", type=_count, default=paper.batch_size, help="[%(default)s]")
-    add("--lr", type=_rate, default=paper.lr, help="of the encoder [%(default)s]")
-    add("--head-lr", type=_rate, default=paper.head_lr, help="of the head [%(default)s]")
-    add("--max-tokens", type=_count, default=512, help="last tokens of a prompt that count [512]")
-    add("--patience", type=_count, default=paper.patience, help="epochs without gain [%(default)s]")
+    add("--classes", type=_two_or_more, default=5, help="length classes [5, as in the paper]")
+    add("--epochs", type=_count, default=paper.epochs, help="maximum epochs [%(default)s]")
+    add("--batch-size", type=_count, default=paper.batch_size, help="prompts [%(default)s]")
+    add("--lr", type=_rate, default=paper.lr, help="learning rate of the encoder [%(default)s]")
+    add("--head-lr", type=_rate, default=paper.head_lr, help="that of the head [%(default)s]")
+    add("--max-tokens", type=_count, default=512, help="number of last prompt tokens to read [512]")
+    add(
+        "--patience",
+        type=_count,
+        default=paper.patience,
+        help="epochs without a lower validation loss before training stops [%(default)s]",
+    )
     add("--seed", type=int, default=paper.seed, help="of split, weights and order [%(default)s]")
-    add("--threads", type=_count, help="CPU threads [torch's choice]")
+    add("--threads", type=_count, help="CPU threads [torch's default]")
     add("--device", choices=("cpu", "cuda"), default=_device(), help="[a GPU if there is one]")
     add("--dtype", choices=tuple(DTYPES), default="float32", help="of the saved weights [float32]")
     return parser
@@ -189,7 +194,7 @@ def _two_or_more(text: str) -> int:
 
 def _at_least(least: int, text: str) -> int:
     if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} on")
+        raise argparse.ArgumentTypeError(f"{text} is not an integer of at least {least}")
     return int(text)
 
 

@@ -79,7 +79,7 @@ def lose_a_weight(name: str) -> Callable[[Path], None]:
     [
         (remove("predictor.json"), "is not a predictor: it has no predictor.json"),
         (remove("config.json"), "has no config.json"),
-        (remove("model.safetensors"), "holds no weights"),
+        (remove("model.safetensors"), "has no weights"),
         (remove("head.safetensors"), "head.safetensors: "),
         (remove("tokenizer.json"), "cannot load the encoder"),
         (damage("predictor.json"), "predictor.json: "),
@@ -90,7 +90,7 @@ def lose_a_weight(name: str) -> Callable[[Path], None]:
         (lose_a_weight("model.safetensors"), "1 weights are missing"),
         (lose_a_weight("head.safetensors"), "head.safetensors: "),
         (change("format", 2), "format 2, not 1"),
-        (change("max_tokens", 0), "is not valid"),
+        (change("max_tokens", 0), "an invalid max_tokens or too few classes"),
         (change("pooling", "last"), "pooling"),
         (change("classes", {"edges": [5, 3], "means": [], "quantiles": []}), "predictor.json: "),
     ],
@@ -113,6 +113,6 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_an_encoder_smaller_than_its_tokenizer_is_refused(tmp_path: Path) -> None:
     folder = make_encoder(tmp_path, vocab_size=9)
-    with pytest.raises(PredictorError, match="embeddings for 9 tokens, its tokenizer has 10"):
+    with pytest.raises(PredictorError, match="embeddings for 9 tokens, but its tokenizer has 10"):
         load_encoder(folder)
     assert len(make_tokenizer()) == 10

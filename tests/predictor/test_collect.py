@@ -122,7 +122,7 @@ def test_prompts_that_are_kept_already_are_not_asked_again(
         assert daemon.prompts == ["a", "bb"]
         assert run(tmp_path, daemon) == 0
         assert daemon.prompts == ["a", "bb", "ccc"]
-    assert "2 of 3 prompts are in" in capsys.readouterr().out
+    assert "2 of 3 prompts are already in" in capsys.readouterr().out
     assert collected(tmp_path) == {"a": 1, "bb": 2, "ccc": 3}
 
 
@@ -157,7 +157,7 @@ def test_a_refused_prompt_is_reported_and_the_others_kept(
     with serving(answer) as daemon:
         assert run(tmp_path, daemon) == 1
     assert collected(tmp_path) == {"a": 1, "ccc": 3}
-    assert "1 requests failed, the first: status 400: too long" in capsys.readouterr().err
+    assert "1 requests failed, the first with status 400: too long" in capsys.readouterr().err
 
 
 def test_a_busy_daemon_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,8 +40,8 @@ def test_what_a_word_says_is_learned(folder: Path) -> None:
     before = mean_loss(model, reader, validation, 16)
     losses = fit(model, reader, training, validation, FAST)
     assert min(losses) < before / 4
-    chances = class_probabilities(model, reader, validation.ids, 16)
-    assert (chances.argmax(axis=1) == validation.classes).all()
+    probabilities = class_probabilities(model, reader, validation.ids, 16)
+    assert (probabilities.argmax(axis=1) == validation.classes).all()
 
 
 def test_the_weights_are_those_of_the_best_epoch(

@@ -27,9 +27,9 @@ def test_prompts_are_read(tmp_path: Path, text: str, prompts: list[str]) -> None
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (b"", "holds no prompts"),
-        (b"\n \n", "holds no prompts"),
-        (b"\xff\xfe", "not text in UTF-8"),
+        (b"", "has no prompts"),
+        (b"\n \n", "has no prompts"),
+        (b"\xff\xfe", "not UTF-8 text"),
         (b'{"prompt": "a"}\nplain\n', "line 2: "),
         (b'{"messages": []}\n', "line 1: .*prompt"),
         (b'{"prompt": ["a"]}\n', "line 1: "),

@@ -57,7 +57,7 @@ def test_an_encoder_without_weights_starts_from_random_ones_and_says_so(
 ) -> None:
     make_encoder(tmp_path / "encoder", has_weights=False)
     assert run(tmp_path) == 0
-    assert "has no weights: the encoder starts from random ones" in capsys.readouterr().out
+    assert "has no weights: the encoder starts with random weights" in capsys.readouterr().out
     load_predictor(tmp_path / "out")
 
 
@@ -118,7 +118,7 @@ def test_nothing_half_written_is_left(
     [
         (("--data", "none.jsonl"), "cannot read none.jsonl"),
         (("--encoder", "nowhere"), "nowhere is not the folder of an encoder"),
-        (("--out", "nowhere/out"), "not in a folder that exists"),
+        (("--out", "nowhere/out"), "parent folder of nowhere/out does not exist"),
         (("--lr", "0.99", "--head-lr", "0.99", "--encoder", "broken"), "broken"),
     ],
 )

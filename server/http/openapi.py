@@ -1,4 +1,4 @@
-"""The OpenAPI document: what routes declare beyond what FastAPI infers."""
+"""The OpenAPI document: helpers with which routes declare what FastAPI cannot infer."""
 
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ _FAILURES = {
     400: "The request is invalid",
     404: "Not found",
     408: "The body was not received, or the answer was not complete, in time",
-    409: "Not possible in its current state",
+    409: "Not possible in the current state of the object",
     413: "The body is too large",
     415: "The body is not JSON",
     416: "The range lies outside of the file",
@@ -28,7 +28,7 @@ Responses = dict[int | str, dict[str, Any]]
 
 
 def failures(*statuses: int) -> Responses:
-    """A route's responses other than success, each with OpenAI's error body."""
+    """The error responses of a route, each with OpenAI's error body."""
     return {
         status: {"model": ErrorBody, "description": _FAILURES[status]}
         for status in sorted({*statuses, 500})
@@ -36,7 +36,7 @@ def failures(*statuses: int) -> Responses:
 
 
 def takes(body: type[BaseModel], **examples: dict[str, Any]) -> dict[str, Any]:
-    """`openapi_extra` of a route that parses its body itself; `App` must be given the model."""
+    """`openapi_extra` for a route that parses its body itself; pass the model to `App` as well."""
     content: dict[str, Any] = {"schema": _schema(body)}
     if examples:
         content["examples"] = {name: {"value": value} for name, value in examples.items()}
@@ -44,7 +44,7 @@ def takes(body: type[BaseModel], **examples: dict[str, Any]) -> dict[str, Any]:
 
 
 def streams(chunk: type[BaseModel]) -> dict[str, Any]:
-    """The `content` of a response that may be a stream of chunks; `App` must be given the model.
+    """The `content` of a response that may be a stream; pass the model to `App` as well.
 
     The schema describes one event, as in OpenAPI 3.1.
     """
@@ -63,9 +63,9 @@ BODY_FAILURES = (400, 408, 413, 415)
 
 
 class App(FastAPI):
-    """FastAPI with a document that has the `models` which routes parse and write themselves.
+    """FastAPI, with the `models` that routes parse and write themselves in the OpenAPI document.
 
-    With `needs_key`, it declares an API key for all paths but `open_paths`.
+    With `needs_key`, the document requires an API key for all paths except `open_paths`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class App(FastAPI):
         self._open_paths = open_paths
 
     def openapi(self) -> dict[str, Any]:
-        """The document."""
+        """The OpenAPI document."""
         if self.openapi_schema is None:
             document = super().openapi()
             _, schemas = models_json_schema(
@@ -103,7 +103,7 @@ class App(FastAPI):
         responses.pop("422", None)  # FastAPI's default; this server answers 400
         if self._needs_key and path not in self._open_paths:
             operation["security"] = [{"key": []}]
-            responses["401"] = _failure("The key is missing or wrong")
+            responses["401"] = _failure("The API key is missing or wrong")
 
 
 def _schema(model: type[BaseModel]) -> dict[str, str]:

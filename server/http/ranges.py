@@ -1,7 +1,7 @@
-"""Range requests: the part of a file that a client asks for, by RFC 9110, section 14.
+"""Range requests for a part of a file (RFC 9110, section 14).
 
-A server may ignore a malformed range, and several ranges: the response is then the whole file.
-Starlette would answer such requests itself, in plain text.
+A server may ignore malformed ranges and requests for several ranges, and return the whole file.
+Without this module, Starlette would answer such requests with errors in plain text.
 """
 
 import re
@@ -15,7 +15,7 @@ _ONE = re.compile(r"\s*bytes\s*=\s*([0-9]{0,18})-([0-9]{0,18})\s*", re.IGNORECAS
 
 
 def within(scope: Scope, num_bytes: int) -> Scope:
-    """The request with a range that a file of `num_bytes` bytes can satisfy, or without any.
+    """The request, without its range unless a file of `num_bytes` bytes can satisfy it.
 
     Raises `ApiError` (416) for a range outside of the file.
     """
@@ -37,6 +37,6 @@ def within(scope: Scope, num_bytes: int) -> Scope:
 
 
 def without(scope: Scope) -> Scope:
-    """The request without its range: for the whole file."""
+    """The request without its range, so that the response is the whole file."""
     headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
     return {**scope, "headers": headers}

@@ -11,10 +11,10 @@ def tls_context(config: ListenConfig) -> ssl.SSLContext | None:
     """The context for all connections; None without a certificate. Raises `ListenError`."""
     if config.ssl_certfile is None:
         if config.ssl_keyfile or config.ssl_ca_certs or config.ssl_cert_reqs:
-            raise ListenError("TLS needs an ssl_certfile")
+            raise ListenError("TLS requires ssl_certfile")
         return None
     if config.ssl_cert_reqs and config.ssl_ca_certs is None:
-        raise ListenError("ssl_cert_reqs needs ssl_ca_certs to verify clients against")
+        raise ListenError("ssl_cert_reqs requires ssl_ca_certs to verify client certificates")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     key = config.ssl_keyfile or config.ssl_certfile
     for file in (config.ssl_certfile, key, config.ssl_ca_certs):
@@ -31,7 +31,7 @@ def tls_context(config: ListenConfig) -> ssl.SSLContext | None:
             context.load_verify_locations(config.ssl_ca_certs)
         except ssl.SSLError as error:
             raise ListenError(
-                f"{config.ssl_ca_certs} holds no certificates: {_explain(error)}"
+                f"{config.ssl_ca_certs} has no valid certificates: {_explain(error)}"
             ) from error
     context.verify_mode = ssl.VerifyMode(config.ssl_cert_reqs)
     return context
@@ -45,7 +45,7 @@ def _check_readable(file: Path) -> None:
 
 
 def _no_password() -> str:
-    # OpenSSL would prompt for it on a terminal that the server does not have.
+    # Without this callback, OpenSSL would prompt for the password on the terminal.
     raise ValueError("the key is encrypted")
 
 

@@ -104,12 +104,12 @@ def test_invalid_settings_are_one_line_that_names_the_file(
         ({"ssl_certfile": missing}, f"cannot read {missing}: No such file"),
         (files | {"ssl_keyfile": missing}, f"cannot read {missing}"),
         (files | {"ssl_ca_certs": missing}, f"cannot read {missing}"),
-        (files | {"ssl_ca_certs": invalid}, f"{invalid} holds no certificates"),
+        (files | {"ssl_ca_certs": invalid}, f"{invalid} has no valid certificates"),
         ({"ssl_certfile": invalid}, f"{invalid}"),
         (files | {"ssl_keyfile": other.key}, "key values mismatch"),
         (files | {"ssl_keyfile": encrypted(authority, tmp_path / "x")}, "the key is encrypted"),
-        ({"ssl_keyfile": authority.key}, "TLS needs an ssl_certfile"),
-        (files | {"ssl_cert_reqs": 2}, "ssl_cert_reqs needs ssl_ca_certs"),
+        ({"ssl_keyfile": authority.key}, "TLS requires ssl_certfile"),
+        (files | {"ssl_cert_reqs": 2}, "ssl_cert_reqs requires ssl_ca_certs"),
     ):
         with pytest.raises(ListenError) as caught:
             tls_context(ListenConfig(**settings))

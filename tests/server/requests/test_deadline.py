@@ -152,5 +152,5 @@ def test_the_shortest_time_counts() -> None:
         async with sooner_of(LATE_S, None, SOON_S).kept():
             await asyncio.Event().wait()
 
-    with pytest.raises(ApiError, match=r"within 0\.05 seconds"):
+    with pytest.raises(ApiError, match=r"timeout of 0\.05 seconds"):
         asyncio.run(run())

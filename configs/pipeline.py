@@ -26,8 +26,8 @@ class PipelineConfig(Part, title="Pipeline"):
     distributed_timeout_seconds: float = Field(
         300.0,
         gt=0,
-        description="maximum time for which a stage may wait for its neighbour, and maximum time "
-        "of a forward pass",
+        description="maximum time that a stage may wait for its neighbour, and maximum time of a "
+        "forward pass",
     )
     stage_start_timeout: float = Field(
         600.0, gt=0, description="time within which all stages must have loaded their weights"
@@ -35,8 +35,8 @@ class PipelineConfig(Part, title="Pipeline"):
     heartbeat_timeout: float = Field(
         1.5,
         gt=0,
-        description="time without a heartbeat after which a process is considered lost; also the "
-        "time after which a stage that waits for its neighbour is, if no stage makes progress",
+        description="time without a heartbeat after which a process is considered lost; a stage "
+        "that waits for its neighbour also is if no stage makes progress for this time",
     )
     max_restarts: int = Field(
         3,
@@ -58,7 +58,7 @@ class PipelineConfig(Part, title="Pipeline"):
     exact_times: bool = Field(
         False,
         description="synchronise GPU stages after each step, so that step times are exact; for "
-        "traces and measurements, at the price of less overlap",
+        "traces and measurements; reduces overlap",
     )
 
     @field_validator("layer_split", mode="before")

@@ -1,8 +1,9 @@
-"""A Llama with levers: it fails in the stage, at the moment and in the way that a test sets.
+"""A Llama that fails on demand: in the stage, at the time and in the way that a test chooses.
 
-It is part of a checkpoint like any model's own code (`--trust-remote-code`), so that a real stage
-raises a real exception, and no code of the daemon knows of it. A lever is a file with the way to
-fail, named by the stage; it is pulled once. `POISON` token ids make their stage raise each time.
+It is part of a checkpoint, like the code of any custom model (`--trust-remote-code`), so that a
+real stage raises a real exception without test code in the daemon. A test makes a stage fail once
+by writing the kind of failure to a file with the stage's number as its name (a lever). `POISON`
+token ids make their stage raise an exception each time.
 """
 
 import os

@@ -35,7 +35,9 @@ class ListenConfig(Part, title="HTTP server"):
     uds_permissions: str = Field(
         "600", pattern="^[0-7]{3}$", description="permissions of the Unix socket, octal"
     )
-    ssl_keyfile: Path | None = Field(None, description="TLS: private key, PEM [the one in ssl_certfile]")
+    ssl_keyfile: Path | None = Field(
+        None, description="TLS: private key, PEM [also in ssl_certfile]"
+    )
     ssl_certfile: Path | None = Field(None, description="TLS: certificate chain, PEM [no TLS]")
     ssl_ca_certs: Path | None = Field(
         None, description="TLS: CA certificates that verify client certificates, PEM"

@@ -145,7 +145,7 @@ def test_a_batch_that_fails_is_retried(
     input_path = store(tmp_path) / "files" / batch["input_file_id"]
     away = input_path.rename(tmp_path / "away")
     with server(tmp_path) as (daemon, client):
-        daemon.wait_until(lambda: "failed and is retried" in caplog.text)
+        daemon.wait_until(lambda: "failed and will be retried" in caplog.text)
         away.rename(input_path)
         ended = wait_ended(client, batch_id)
         assert (ended.status, ended.output_file_id) == ("completed", output_id)

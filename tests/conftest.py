@@ -30,7 +30,7 @@ SHARING = {
 FIRST = ("tests/end_to_end/", "tests/faults/")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Before the first test, in each process that runs tests."""
     restore_signals()
     for name in [name for name in os.environ if name.startswith(("TDPIPE_", "_TDPIPE_"))]:
@@ -40,7 +40,13 @@ def pytest_configure() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     os.umask(0o022)
     # The time of an example depends on what else the machine does.
-    settings.register_profile("tdpipe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    is_short = config.getoption("markexpr") == "not long"
+    settings.register_profile(
+        "tdpipe",
+        max_examples=50 if is_short else 100,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
     settings.load_profile("tdpipe")
 
 

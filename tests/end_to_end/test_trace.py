@@ -5,10 +5,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from engine.journal import replay
 
 from benchmarks.load.daemon_figures import Figures, read_settled_figures
 from benchmarks.load.exchange import Address
+from engine.trace.journal import replay
 from engine.trace.trace_file import Span, Trace, read_trace
 from tests.end_to_end.asking import complete
 from tests.end_to_end.daemon import Daemon

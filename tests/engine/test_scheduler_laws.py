@@ -152,7 +152,6 @@ def test_every_request_ends_exactly_once_with_its_own_tokens(policy: str, data: 
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_a_poison_request_is_found_and_no_other_request_loses_a_token(
     policy: str, data: Any
@@ -171,7 +170,6 @@ def test_a_poison_request_is_found_and_no_other_request_loses_a_token(
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_no_request_starves(policy: str, data: Any) -> None:
     """Online requests start in the order of their arrival.

@@ -52,7 +52,7 @@ log = logging.getLogger("tdpipe")
 
 
 class EngineFailedError(Exception):
-    """The engine cannot continue; the text is one line for the user."""
+    """The engine cannot continue; the message is one line for the user."""
 
 
 def stage_name(stage: int) -> str:
@@ -67,10 +67,12 @@ def times_of(beat: Heartbeat) -> StageTimes:
 
 
 class Loop:
-    """The engine process. Raises `zmq.ZMQError` if an address is in use, `OSError` for its files.
+    """The engine process.
 
-    `incarnation` is the number of engine processes of this daemon before this one: above 0, an
-    existing journal is continued, and the trace gets a new file (`NAME.2.json` for incarnation 1).
+    Raises `zmq.ZMQError` if an address is in use, and `OSError` if a file cannot be opened.
+    `incarnation` is the number of engine processes that this daemon started before this one. If it
+    is above 0, an existing journal is continued, and the trace gets a new file (`NAME.2.json` for
+    incarnation 1).
     """
 
     def __init__(self, config: EngineConfig, runtime: RuntimeConfig, incarnation: int = 0) -> None:
@@ -126,7 +128,7 @@ class Loop:
 
         Raises `EngineFailedError` or `ImpossibleSettingsError`.
         """
-        # The watchdog file is created only now: reading a journal before it may take long.
+        # The watchdog file is created only now, because reading a journal may take long.
         watchdog_file, gc_tuning = WatchdogFile(self._folder, "engine"), GcTuning()
         poller = zmq.Poller()
         poller.register(self._server.socket, zmq.POLLIN)
@@ -161,7 +163,7 @@ class Loop:
         now = time.monotonic()
         pipeline = self._scheduler.pipeline
         if pipeline is not None and beat.epoch > pipeline.epoch:
-            # torchrun restarted the group before the next check; the new stages beat while loading.
+            # torchrun restarted the group before the next check; the stages send heartbeats again.
             self._lose_stages(StageLost(pipeline.epoch, "the stages died"))
         self._watch.observe(beat, now)
         self._record(lambda recorder: recorder.observe(beat, now))
@@ -226,7 +228,7 @@ class Loop:
         self._outbox.append(msgspec.structs.replace(ready, hello=self._hello))
 
     def _send_step(self, step: Step) -> None:
-        """Send a step to every stage; `setups` only to the last, which samples."""
+        """Send a step to every stage, with `setups` only to the last stage, which samples."""
         last = self._pipeline.pipeline_parallel_size - 1
         payload = self._stages.encode(step)
         others = payload
@@ -242,8 +244,8 @@ class Loop:
     def _flush(self) -> None:
         """Send the messages collected in this pass to the server, as one ZeroMQ message.
 
-        If it cannot be delivered, it is lost. The engine then aborts all sequences and takes a new
-        engine number, so that the server submits its open requests again.
+        A message that cannot be delivered is lost. The engine then aborts all sequences and takes a
+        new engine number, so that the server submits its open requests again.
         """
         if self._outbox and not self._server.send(SERVER, *self._outbox) and self._hello:
             self._abort_all()
@@ -257,8 +259,8 @@ class Loop:
 
     def _check_stages(self) -> None:
         """Detect a lost stage. Raises `EngineFailedError` after `stage_start_timeout`."""
-        # Also before all stages are ready: one may wait for a plan that the previous engine sent
-        # only to other stages.
+        # This check runs even before all stages are ready: a stage may wait for a plan that the
+        # previous engine sent only to other stages.
         epoch = self._watch.newest_epoch
         if not self._scheduler.is_over(epoch) and (trouble := self._watch.find_trouble(epoch)):
             self._lose_stages(StageLost(epoch, trouble))
@@ -285,8 +287,8 @@ class Loop:
     def _end_stages(self, lost: StageLost) -> None:
         """Kill the stages of a lost group; torchrun then restarts the group.
 
-        All of them get SIGKILL: torchrun sends SIGTERM to the others when one is gone, and would
-        wait for a stage that hangs.
+        All stages get SIGKILL: when one is gone, torchrun sends only SIGTERM to the others, and
+        would wait for a stage that hangs.
         """
         for pid in self._watch.pids(lost.epoch) if self._watch.same_host else ():
             with suppress(ProcessLookupError, PermissionError):
@@ -295,7 +297,7 @@ class Loop:
         log.error("%s; restarting the stages, open requests continue afterwards", lost.reason)
 
     def _count_restart(self, reason: str) -> None:
-        """Count a restart. Raises `EngineFailedError` after too many recent ones."""
+        """Count a restart; raises `EngineFailedError` if there were too many recently."""
         self._trouble = reason
         if self._restarts.are_used_up():
             raise EngineFailedError(f"{reason}, {self._restarts}")
@@ -322,7 +324,10 @@ class Loop:
         self._record(lambda recorder: recorder.sample(stats))
 
     def _log_dropped(self, dropped: int, now: float) -> None:
-        """Warn at most once a minute: a stage or server with another secret waits silently."""
+        """Warn at most once a minute that messages were dropped.
+
+        A stage or server with a wrong secret shows no other symptom than waiting.
+        """
         if dropped > self._dropped_logged and now >= self._next_dropped_log_at:
             num_new, self._dropped_logged = dropped - self._dropped_logged, dropped
             self._next_dropped_log_at = now + DROPPED_LOG_INTERVAL_S
@@ -331,7 +336,7 @@ class Loop:
             )
 
     def _record(self, note: Callable[[Recorder], None]) -> None:
-        """Write to the trace, if enabled. A full disk ends the trace, not the service."""
+        """Write to the trace, if enabled; a full disk ends the trace, not the service."""
         if self._recorder is None:
             return
         try:

@@ -1,11 +1,11 @@
 """Priority preemption: offline rows are preempted for online requests that wait too long.
 
 Every policy admits online sequences first, but only into free capacity. A batch of long answers
-can occupy all capacity for minutes, while online requests queue until they are refused. So once
-the first online request has waited for `max_prefill_wait`, the youngest offline rows are preempted
-until it fits. A policy may still not admit it, because it expects the live sequences to need the
-blocks. If the same request keeps waiting, offline rows are preempted in doubling numbers, so that
-it never waits for the end of a long answer.
+can occupy all capacity for minutes, while online requests queue until they are refused. Therefore,
+once the first online request has waited for `max_prefill_wait`, the youngest offline rows are
+preempted until the request fits. A policy may still not admit it, if it expects the live sequences
+to need the blocks. If the same request keeps waiting, offline rows are preempted in doubling
+numbers, so that the request never waits for the end of a long answer.
 """
 
 from configs.scheduler import SchedulerConfig
@@ -25,13 +25,13 @@ class PriorityPreemption:
         self._max_live = config.max_live(num_stages)
         self._patience = _PATIENCE_TURNS * num_stages
         self._first: Sequence | None = None
-        self._step = 0  # of the last preemption for `_first`, or since when it is first
+        self._step = 0  # of the last preemption for `_first`, or when it became first
         self._num_next = 1
 
     def preempt_offline(self, pool: Pool, now: float) -> None:
         """Preempt as many offline rows as the first online request needs.
 
-        Nothing happens before it has waited for `max_prefill_wait`. `now` is in seconds.
+        Nothing happens before that request has waited for `max_prefill_wait`. `now` is in seconds.
         """
         first, step = pool.waiting.first(), pool.counters.steps
         if first is None or first.submit.offline or not pool.has_offline:
@@ -56,7 +56,7 @@ class PriorityPreemption:
         return pool.num_live < self._max_live and needed <= pool.ledger.num_free
 
     def _can_fit(self, pool: Pool, sequence: Sequence) -> bool:
-        """Whether preempting all offline rows is enough, including those now in flight."""
+        """Whether preempting all offline rows would be enough, including rows in flight."""
         offline = [s for s in pool.live.values() if s.submit.offline]
         num_blocks = pool.ledger.num_free + sum(len(s.block_table) for s in offline)
         has_blocks = pool.ledger.blocks_for(len(sequence.token_ids)) <= num_blocks

@@ -1,12 +1,12 @@
-"""Poison-request quarantine: finds a request that makes the stages fail, and answers it.
+"""Poison-request quarantine: finds a request that makes the stages fail, and fails it.
 
-Such a request fails again after every restart, and would block all other requests. Therefore each
-sequence in flight when the stages were lost becomes a suspect with a failure count. The next
-incarnation of the pipeline begins by feeding the suspects one per step, with all their tokens so
-far, until each has sampled one more token, which is where it was. A suspect that gets there is
-cleared. One that was the only suspect in its second failure, or in its third if no stage has
-reported the failed step, is the poison request and is answered with an error. The overhead is
-small: what was in flight must be recomputed in any case.
+Such a request would make the stages fail after every restart, and block all other requests.
+Therefore each sequence that was in flight when the stages were lost becomes a suspect with a
+failure count. The next incarnation of the pipeline first feeds the suspects, one per step, with all
+their tokens so far. A suspect that samples one more token has passed the point of failure and is
+cleared. A sequence that is the only suspect in its second failure (in its third, if no stage has
+reported the failed step) is the poison request and is answered with an error. The overhead is
+small, because the sequences in flight must be recomputed in any case.
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ from wire.messages import Phase
 MAX_NAMED_FAILURES = 2
 """Failures that prove a poison request if a stage has reported the step in which it failed."""
 MAX_UNNAMED_FAILURES = 3
-"""Failures that prove it if the stages were killed or silent, which can have other causes."""
+"""Failures that prove one if the stages were killed or silent, which can have other causes."""
 
 
 class Quarantine(Policy):
@@ -31,7 +31,7 @@ class Quarantine(Policy):
     phase: Phase = "prefill"
 
     def __init__(self, suspects: Iterable[Sequence], num_stages: int, max_tokens: int) -> None:
-        """Up to `max_tokens` of a suspect are fed per step. The most failures come first."""
+        """Feed up to `max_tokens` of a suspect per step, those with the most failures first."""
         self._open = sorted(suspects, key=lambda s: (-s.num_failures, s.arrived_at, s.sequence_id))
         self._unfed = deque(self._open)
         self._num_stages, self._max_tokens = num_stages, max_tokens
@@ -40,7 +40,7 @@ class Quarantine(Policy):
 
     @property
     def max_in_flight(self) -> int:
-        """One if another failure proves a suspect: it must then be the only one in flight."""
+        """1 if another failure proves a suspect, which must then be alone in flight."""
         is_decisive = any(s.num_failures >= MAX_NAMED_FAILURES for s in self._open)
         return 1 if is_decisive else self._num_stages
 
@@ -70,14 +70,14 @@ class Quarantine(Policy):
         if not self._unfed or not _free_blocks(pool, self._unfed[0]):
             return None
         sequence = self._unfed.popleft()
-        # Some policies keep the members of a micro-batch together: spread the suspects over all.
+        # Some policies keep the members of a micro-batch together: spread the suspects evenly.
         sequence.micro_batch_index = self._num_fed % self._num_stages
         self._num_fed += 1
         return sequence
 
 
 def record_failure(steps: Mapping[int, Iterable[Sequence]], failed_step: int) -> Sequence | None:
-    """Count a failure for the rows of the failed step, or of all `steps` in flight if unknown.
+    """Count a failure for the rows of the failed step; if unknown, of all `steps` in flight.
 
     Returns the poison request if this failure proves one.
     """
@@ -98,10 +98,10 @@ def record_failure(steps: Mapping[int, Iterable[Sequence]], failed_step: int) ->
 
 
 def _free_blocks(pool: Pool, sequence: Sequence) -> bool:
-    """Make enough blocks free for all tokens of a suspect; False if steps in flight hold them.
+    """Free enough blocks for all tokens of a suspect; False if steps in flight hold them.
 
-    Cleared sequences are preempted if necessary, the youngest first. That happens only if the KV
-    cache has become smaller: all suspects were in the previous one together.
+    Cleared sequences are preempted if necessary, the youngest first. This happens only if the KV
+    cache has become smaller: all suspects were in the previous cache together.
     """
     ledger = pool.ledger
     while ledger.blocks_for(len(sequence.token_ids)) > ledger.num_free:

@@ -1,15 +1,15 @@
 """The stage watch: decides from the stages' heartbeats whether a stage is lost.
 
-A stage is lost when
-  its process is gone, which is noticed at the next check if it runs on this host;
-  its heartbeats stop, or never begin although those of another stage have;
-  it waits for a neighbour, and no stage of the group has computed anything in that time: a
+A stage is lost if
+- its process is gone, which the next check detects if the process runs on this host;
+- its heartbeats stop, or do not begin although another stage sends heartbeats;
+- it waits for a neighbour, and no stage of the group has computed anything in that time: a
   connection is broken, or a plan has not reached all stages;
-  it computes, and makes no progress for much longer than any step takes.
+- it computes, and makes no progress for much longer than any step takes.
 
 While a stage loads weights, longer silence is accepted; `stage_start_timeout` limits the start.
 
-Time is counted in checks: if the engine itself was stopped, no stage is taken for lost.
+Time is counted in checks, so that no stage is considered lost because the engine was stopped.
 """
 
 import os
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from wire.messages import Heartbeat, StageStats
 
-# Silence that is accepted from a stage that loads.
+# Seconds of silence that are accepted from a stage that loads weights.
 LOADING_SILENCE_S = 30.0
 
 
@@ -36,8 +36,8 @@ class _Stage:
 class StageWatch:
     """Call `observe` with each heartbeat and `find_trouble` every `interval_s` seconds.
 
-    A stage may be silent, or wait, for `silence_s`, and may compute without progress for
-    `standstill_s`, both in seconds.
+    A stage may be silent, or wait, for `silence_s` seconds. It may compute without progress for
+    `standstill_s` seconds.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class StageWatch:
         self.same_host = same_host
         self._num_stages = num_stages
         self._newest_epoch = 0
-        self._newest_checks = 0  # since its first beat
+        self._newest_checks = 0  # since the first heartbeat of this epoch
         self._interval_s, self._silence_s, self._standstill_s = interval_s, silence_s, standstill_s
         self._stages: dict[int, _Stage] = {}
-        self._quiet_checks = 0  # since any stage of the group has computed
+        self._quiet_checks = 0  # since any stage of the group last computed
 
     def observe(self, beat: Heartbeat, now: float) -> None:
         """Record a heartbeat, received at `now` (seconds)."""
@@ -74,7 +74,7 @@ class StageWatch:
 
     @property
     def newest_epoch(self) -> int:
-        """The newest epoch of the group that has sent a heartbeat, 0 before the first."""
+        """The newest epoch of the group that has sent a heartbeat; 0 before the first one."""
         return self._newest_epoch
 
     def pids(self, epoch: int) -> list[int]:
@@ -82,7 +82,7 @@ class StageWatch:
         return [stage.beat.pid for stage in self._stages.values() if stage.beat.epoch == epoch]
 
     def find_trouble(self, epoch: int) -> str:
-        """Why a stage of this epoch is lost; empty if none is."""
+        """The reason why a stage of this epoch is lost, or an empty string if none is lost."""
         self._quiet_checks += 1
         self._newest_checks += 1
         for stage in self._stages.values():
@@ -91,7 +91,7 @@ class StageWatch:
         present = [stage for stage in self._stages.values() if stage.beat.epoch == epoch]
         gone = [s.beat.stage for s in present if self.same_host and not _exists(s.beat.pid)]
         if gone:
-            # torchrun ends the others immediately: which stage died first may be unknown.
+            # torchrun ends the other stages at once, so it may be unknown which stage died first.
             return f"stage {gone[0]} died" if len(gone) == 1 else "the stages died"
         missing = set(range(self._num_stages)) - {stage.beat.stage for stage in present}
         if missing and present and self._newest_checks * self._interval_s > self._silence_s:
@@ -106,7 +106,7 @@ class StageWatch:
         is_loading = stage.beat.doing == "loads"
         if silent_s > (LOADING_SILENCE_S if is_loading else self._silence_s):
             return f"{name} was silent for {silent_s:.1f} s"
-        # At least as long as the silence: the heartbeat with the last progress is itself late.
+        # `>=` and not `>`: the heartbeat that reported the last progress came after it.
         if stage.beat.doing == "waits" and min(still_s, quiet_s) >= self._silence_s:
             return f"{name} waited for a neighbour for {still_s:.1f} s, and no stage computed"
         if still_s > self._standstill_s and not is_loading:
@@ -130,7 +130,7 @@ class StageWatch:
 
 
 def _exists(pid: int) -> bool:
-    """Whether the process runs; a zombie, which its parent has not waited for yet, does not."""
+    """Whether the process runs; a zombie, not yet reaped by its parent, does not run."""
     with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     with suppress(PermissionError):

@@ -1,8 +1,8 @@
 """Correction: adapts the cost model to the step times that the stages report in service.
 
 A profile is measured in a few seconds, before other load runs on the machine, and with synthetic
-contexts. Therefore the steps of each stage are compared with the profile: the median of
-real / profiled seconds over the newest steps of about one size corrects that size. A single slow
+contexts. Therefore the steps of each stage are compared with the profile: each size is corrected
+by the median of real / profiled seconds over the newest steps of about that size. A single slow
 step does not move the median, and factors are clipped to `1 / MAX_FACTOR` .. `MAX_FACTOR`.
 """
 
@@ -18,7 +18,7 @@ MAX_FACTOR = 4.0
 # Step sizes are grouped by powers of two of their tokens.
 NUM_BUCKETS = 14
 _POINTS: Floats = np.exp2(np.arange(NUM_BUCKETS, dtype=np.float64))
-# Steps kept per bucket, and the number from which on a bucket has its own factor.
+# Steps kept per bucket, and the fewest steps with which a bucket has its own factor.
 _WINDOW, _MIN_SAMPLES = 64, 8
 # Steps over which the exported ratio (`StageStats.cost_ratio`) is computed.
 _RATIO_WINDOW = 256
@@ -48,14 +48,14 @@ class StageCorrection:
 
     @property
     def ratio(self) -> float:
-        """Predicted / real seconds over the newest steps; 0 before the first."""
+        """Predicted / real seconds over the newest steps; 0 before the first step."""
         if not self._recent:
             return 0.0
         predicted, real = map(sum, zip(*self._recent, strict=True))
         return predicted / real
 
     def factors(self) -> Floats:
-        """Real / profiled seconds at 1, 2, 4, ... tokens [NUM_BUCKETS]; 1 without enough steps.
+        """Real / profiled seconds at 1, 2, 4, ... tokens [NUM_BUCKETS]; 1 if steps are too few.
 
         Buckets with too few steps are interpolated between those that have enough.
         """
@@ -67,7 +67,7 @@ class StageCorrection:
         return np.clip(factors, 1 / MAX_FACTOR, MAX_FACTOR)
 
     def update(self) -> bool:
-        """Correct the model if a factor has changed by more than the tolerance; whether it has."""
+        """Correct the model if a factor changed by more than the tolerance; returns if it did."""
         factors = self.factors()
         if (abs(factors / self._factors - 1) <= _TOLERANCE).all():
             return False
@@ -79,7 +79,7 @@ class StageCorrection:
 class Correction:
     """The cost model that the policies use, and the corrections of all stages.
 
-    `stages` has the profiled costs by stage; `cost` is the slowest stage at each size.
+    `stages` has the profiled costs by stage; `cost` has those of the slowest stage at each size.
     """
 
     def __init__(self, stages: dict[int, CostModel]) -> None:
@@ -110,7 +110,7 @@ class Correction:
             self._update()
 
     def ratios(self) -> dict[int, float]:
-        """Predicted / real seconds of the newest steps by stage; 0 before the first."""
+        """Predicted / real seconds of the newest steps by stage; 0 before the first step."""
         return {stage: correction.ratio for stage, correction in self._stages.items()}
 
     def _update(self) -> None:

@@ -1,14 +1,14 @@
-"""The cost model: seconds that a step takes on one stage.
+"""The cost model: estimates the seconds that a step takes on one stage.
 
     seconds = linear(tokens fed) + a * KV tokens read + b * rows + c * pairs
 
-`linear` is the measured staircase of a forward (it jumps at the tile sizes of GPU kernels). It is
-interpolated between the measured points, and continues at the average slope beyond the last. A row
-reads the KV before its first new token: a decode row its whole context, a chunk of a prompt the
-chunks before it. This term cannot be left out: with 170k resident tokens, a 13B on L20 spends as
-long on reading KV as on reading weights. Each row adds a cost where attention processes rows one by
-one, as on a CPU, and on the last stage for sampling. Pairs are the attention within a prompt, see
-`wire.messages.StageCosts`.
+`linear` is the measured time of a forward pass. It is a staircase, with jumps at the tile sizes of
+GPU kernels. It is interpolated between the measured points; beyond the last point, it is
+proportional to the tokens. A row reads the KV before its first new token: a decode row reads its
+whole context, a chunk of a prompt reads the earlier chunks. This term cannot be left out: with 170k
+resident tokens, a 13B model on L20 spends as long on reading KV as on reading weights. Each row has
+a cost on the last stage, which samples, and on any stage if attention processes rows one by one, as
+on a CPU. Pairs count the attention within a prompt, see `wire.messages.StageCosts`.
 """
 
 from bisect import bisect_right
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from wire.messages import StageCosts
 
-# Seconds of steps of up to this many tokens are in a table; those of larger steps are computed.
+# The seconds of steps up to this size in tokens are in a table; larger steps are computed.
 TABLE_TOKENS = 8192
-# Step sizes whose seconds differ by less (relative) are on one stair.
+# Step sizes are on the same stair if their seconds differ by less than this fraction.
 _STAIR_TOLERANCE = 0.02
 
 Floats = NDArray[np.float64]
@@ -39,7 +39,7 @@ class StepSize(NamedTuple):
 
 
 class CostModel:
-    """Seconds of one stage, or of the slowest stage, which limits the pipeline.
+    """The step times of one stage, or of the slowest stage, which limits the pipeline.
 
     `num_tokens` (ascending) and `seconds` are the points of the staircase.
     """
@@ -57,7 +57,7 @@ class CostModel:
         self._xs, self._ys = np.array(num_tokens, float), np.array(seconds, float)
         self._array = self._interpolate(np.arange(TABLE_TOKENS + 1))
         self._table: list[float] = self._array.tolist()
-        # Measurements have noise: for finding stairs, more tokens never take fewer seconds.
+        # Measurements are noisy: to find stairs, more tokens are never assumed to be faster.
         self._rising: list[float] = np.maximum.accumulate(self._array).tolist()
 
     @classmethod
@@ -80,10 +80,10 @@ class CostModel:
         )
 
     def scaled(self, points: Floats, factors: Floats) -> "CostModel":
-        """The model with its seconds times `factors`, known at `points` (tokens, ascending).
+        """The model with its seconds multiplied by `factors` at `points` (tokens, ascending).
 
         Between the points, factors are interpolated over the logarithm of the tokens. Terms that do
-        not depend on the tokens fed are multiplied by the mean factor.
+        not depend on the fed tokens are multiplied by the mean factor.
         """
         between = points[(points > self._xs[0]) & (points < self._xs[-1])]
         xs = np.union1d(self._xs, between)
@@ -98,7 +98,7 @@ class CostModel:
         )
 
     def become(self, other: "CostModel") -> None:
-        """Copy the figures of another model into this one, for all objects that hold it."""
+        """Copy the figures of another model into this one, so that all its holders use them."""
         self.__dict__.clear()  # including cached properties
         self.__dict__.update({k: v for k, v in other.__dict__.items() if k != "edges"})
 

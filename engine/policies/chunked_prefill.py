@@ -10,8 +10,8 @@ from engine.state.sequence import Sequence, State
 class PrefillCursor:
     """Feeds prompts one after the other; the last prompt of a micro-batch may be fed in part.
 
-    The rest of that prompt comes first in the next micro-batch, also while its first chunks are in
-    flight: the stages run steps in order, so that the KV of the first chunks is stored in time.
+    The rest of that prompt comes first in the next micro-batch, even while its first chunks are in
+    flight: the stages run steps in order, so the KV of the first chunks is stored in time.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class PrefillCursor:
 
     @property
     def half_fed(self) -> Sequence | None:
-        """The prompt that is fed in part, if any."""
+        """The partly fed prompt, if there is one."""
         if self._half_fed is not None and self._half_fed.state is State.FINISHED:
             self._half_fed = None
         return self._half_fed
@@ -33,7 +33,7 @@ class PrefillCursor:
     ) -> int:
         """Add up to `num_tokens` tokens of prompts; returns how many were added.
 
-        `next_admitted` returns the next waiting sequence to admit, None to stop.
+        `next_admitted` returns the next waiting sequence to admit, or None to stop.
         """
         left = num_tokens
         if self.half_fed is not None and left > 0:
@@ -55,7 +55,7 @@ def first_fitting(pool: Pool, max_live: int) -> Sequence | None:
     """The next waiting sequence, if the blocks for its tokens are free now; otherwise None.
 
     1 % of the blocks is kept for sequences that grow (vLLM's watermark). If no sequence is live,
-    the next one is always returned: the scheduler checked in `Submit` that it fits by itself.
+    the next one is always returned: the scheduler checked at `Submit` that it fits alone.
     """
     sequence, ledger = pool.waiting.first(), pool.ledger
     if sequence is None or not pool.num_live:

@@ -13,9 +13,9 @@ from engine.state.sequence import Sequence, State
 def add_decodes(
     pool: Pool, batch: MicroBatch, idle: list[Sequence], num_rows: int, kv_tokens: float = inf
 ) -> None:
-    """Add the ready sequences `idle` in order; preempt others if they need blocks.
+    """Add the ready sequences `idle` in order; preempt others if blocks are missing.
 
-    At most `num_rows` rows are added, and only until they read `kv_tokens` of resident KV.
+    At most `num_rows` rows are added, and no more after they read `kv_tokens` of resident KV.
     """
     rows = idle[:num_rows]
     if kv_tokens < inf:
@@ -34,12 +34,12 @@ def add_decodes(
 def _preempting(
     pool: Pool, idle: list[Sequence], num_rows: int, kv_tokens: float
 ) -> list[Sequence]:
-    """Select rows one after the other, preempting the youngest ready sequences for blocks."""
+    """Select rows one by one, preempting the youngest ready sequences to get blocks."""
     rows: list[Sequence] = []
     for sequence in idle:
         if len(rows) >= num_rows or kv_tokens <= 0:
             break
-        # A sequence that is no longer ready was preempted for an earlier one.
+        # A sequence that is no longer ready was preempted for an earlier row.
         if sequence.state is State.READY and reserve_blocks(pool, sequence, rows):
             rows.append(sequence)
             kv_tokens -= sequence.num_planned

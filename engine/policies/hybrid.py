@@ -1,6 +1,6 @@
 """Policy hybrid: every step mixes decode rows with chunks of prompts (chunked prefill).
 
-`--hybrid vllm`: one micro-batch has all idle decode rows, and prompts fill it up to the token
+`--hybrid vllm`: each micro-batch has all idle decode rows, and prompts fill it up to the token
 budget. `--hybrid throttled` (after gLLM's token throttling, docs/papers.md, section 5): decode
 rows are spread over S micro-batches, and the prefill tokens of a step depend on the waiting work
 and the free KV:
@@ -18,7 +18,7 @@ from wire.messages import Phase
 
 
 class Hybrid(Policy):
-    """Decodes and prefill chunks in every step."""
+    """Mixes decode rows and prefill chunks in every step."""
 
     phase: Phase = "mixed"
 

@@ -8,9 +8,10 @@ from wire.messages import Phase
 
 
 class Policy(Protocol):
-    """Decides what the next micro-batch contains. It admits and preempts through the pool.
+    """Decides what the next micro-batch contains.
 
-    Phase switches and work stealing are counted in `pool.counters`.
+    A policy admits and preempts sequences through the pool. Phase switches and work
+    stealing are counted in `pool.counters`.
     """
 
     phase: Phase
@@ -24,6 +25,6 @@ class Policy(Protocol):
         """The micro-batch to launch at `now` (seconds), or None to wait for the next event.
 
         The sequence of every row is admitted, and its block table has blocks for the row's tokens.
-        With no step in flight and any sequence open, None would be a deadlock and is not allowed.
+        None is not allowed if a sequence is open and no step is in flight: this is a deadlock.
         """
         ...

@@ -9,10 +9,10 @@ from engine.state.sequence import Sequence
 
 
 def reserve_blocks(pool: Pool, sequence: Sequence, taken: list[Sequence]) -> bool:
-    """Reserve blocks for all tokens of a ready sequence; preempt others that are not in `taken`.
+    """Reserve blocks for all tokens of a ready sequence, by preempting others not in `taken`.
 
-    False if the sequence was itself the youngest and was preempted, or if it must wait until steps
-    in flight return and their sequences can be preempted.
+    Returns False if the sequence was itself the youngest and was preempted, or if it must wait
+    until steps in flight return and their sequences can be preempted.
     """
     while not pool.ledger.extend(sequence.block_table, len(sequence.token_ids)):
         is_taken = {row.sequence_id for row in taken}

@@ -15,9 +15,9 @@ POLICIES = get_args(SchedulerConfig.model_fields["policy"].annotation)
 
 
 def make_policy(config: SchedulerConfig, num_stages: int, cost: CostModel) -> Policy:
-    """The policy of the settings, for one incarnation of the pipeline.
+    """Create the configured policy for one incarnation of the pipeline.
 
-    `cost` is corrected in service (`engine.costs.correction`).
+    `cost` is updated in service (`engine.costs.correction`).
     """
     match config.policy:
         case "td-pipe":

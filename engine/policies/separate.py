@@ -1,10 +1,10 @@
 """Policy separate: prefill-first separate batching in S virtual engines.
 
 This is vLLM's pipeline parallelism at the time of the paper, which calls it PP+SB. Each virtual
-engine has one micro-batch in flight: a prefill of waiting prompts while any fits, otherwise a
-decode of all its sequences. A virtual engine takes prompts up to an equal share of the sequences.
-KV blocks are shared by all; in vLLM 0.5 each virtual engine has a fixed part of them, which is a
-little worse.
+engine has one micro-batch in flight: a prefill of waiting prompts as long as any prompt
+fits, otherwise a decode of all its sequences. A virtual engine takes prompts up to an equal share
+of the sequences. All virtual engines share the KV blocks; in vLLM 0.5, each virtual engine has a
+fixed part of the blocks, which is a little slower.
 """
 
 from collections import deque
@@ -53,7 +53,7 @@ class Separate(Policy):
         return None
 
     def _prefill(self, pool: Pool, engine: int) -> MicroBatch | None:
-        """Whole prompts up to the token budget; a prompt that exceeds it by itself, in chunks."""
+        """Feed whole prompts up to the token budget; only a prompt above the budget is split."""
         batch, budget = MicroBatch(), self._config.max_num_batched_tokens
         share = -(-(pool.num_live + len(pool.waiting)) // len(self._cursors))
         others = sum([sequence.micro_batch_index == engine for sequence in pool.live.values()])

@@ -1,43 +1,46 @@
 """The block ledger: which KV blocks are free, and how many a sequence needs.
 
-Block numbers are the same on all stages: block 7 of a sequence is block 7 in the cache of each.
+Block numbers are the same on all stages: block 7 is block 7 in the cache of every stage.
 
 A block can be reassigned while a step that still writes to it is in flight: every stage runs steps
-in the order received, so the writes of the new owner come later and cover all that it reads.
+in the order received, so the new owner writes later, and overwrites every position that it reads.
 """
 
 from array import array
 
 
 class BlockLedger:
-    """Hands out `num_blocks` blocks of `block_size` tokens each."""
+    """Allocates `num_blocks` blocks of `block_size` tokens each."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        # Taken from the end: low numbers first, and a freed block is reused while it is in cache.
+        # Blocks are taken from the end: low numbers first, and freed blocks while still in cache.
         self._free = array("i", range(num_blocks - 1, -1, -1))
 
     @property
     def num_free(self) -> int:
-        """Blocks in no table."""
+        """The number of blocks that are in no block table."""
         return len(self._free)
 
     @property
     def num_used(self) -> int:
-        """Blocks in the tables of sequences."""
+        """The number of blocks in the block tables of sequences."""
         return self.num_blocks - len(self._free)
 
     def blocks_for(self, num_tokens: int) -> int:
-        """Blocks for `num_tokens` tokens; the last one may be partly filled."""
+        """The number of blocks for `num_tokens` tokens; the last one may be partly filled."""
         return -(-num_tokens // self.block_size)
 
     def missing(self, block_table: "array[int]", num_tokens: int) -> int:
-        """Blocks to add to the table so that it holds `num_tokens` tokens."""
+        """The number of blocks to add so that the table holds `num_tokens` tokens."""
         return max(0, self.blocks_for(num_tokens) - len(block_table))
 
     def extend(self, block_table: "array[int]", num_tokens: int) -> bool:
-        """Grow the table to hold `num_tokens`; False, and no change, if too few blocks are free."""
+        """Grow the table to hold `num_tokens` tokens.
+
+        If too few blocks are free, nothing changes and False is returned.
+        """
         if num_tokens <= len(block_table) * self.block_size:
             return True
         count = self.missing(block_table, num_tokens)

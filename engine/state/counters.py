@@ -1,11 +1,11 @@
-"""Counters of the engine since its start; they only grow."""
+"""Counters since the start of the engine; they never decrease."""
 
 from dataclasses import dataclass
 
 
 @dataclass(slots=True)
 class Counters:
-    """Counted by the scheduler, the pool and the policy; exported as fields of `Stats`."""
+    """The scheduler, the pool and the policy count here; `Stats` exports each counter."""
 
     prompt_tokens: int = 0
     generated_tokens: int = 0

@@ -16,7 +16,7 @@ class Expectation:
     """The expected output length in tokens; `spread` is the standard deviation of its logarithm.
 
     `kind` is "distribution" if the predictor returned a spread, "point" if it returned only a
-    length, and "guess" without a prediction.
+    length, and "guess" if there is no prediction.
     """
 
     mean: int
@@ -30,8 +30,8 @@ def expectation_of(
 ) -> Expectation:
     """The expectation from the fields of a message, in which 0 means unknown.
 
-    `guess` (tokens) replaces an unknown length, `point_spread` an unknown spread. Lengths are taken
-    as lognormal: ln(mean) is ln(median) + spread^2 / 2.
+    `guess` (tokens) replaces an unknown length; `point_spread` replaces an unknown spread. Lengths
+    are assumed to be lognormal: ln(mean) is ln(median) + spread^2 / 2.
     """
     if not predicted_len:
         mean = min(guess, max_tokens)

@@ -1,12 +1,13 @@
-"""Length errors: the distribution of real around predicted output lengths, learnt in service.
+"""Length errors: how real output lengths are distributed around predictions, learnt in service.
 
-A prediction is a median and a spread, the standard deviation of the logarithm of the length; if the
-predictor returns no spread, one is assumed. The distance of ln(real length) from ln(median), in
-spreads, has a distribution that is taken to be the same for all sequences. It is stored as hazards
-over bins: of the sequences that reached a bin, the part that ended in it. Running sequences count
-among those that reached a bin (a Kaplan-Meier estimate); otherwise the short ones, which end first,
-would make all look short. A constant prediction thus becomes the distribution of all lengths, and a
-predictor that is too certain, or always too low, is corrected.
+A prediction is a median and a spread, which is the standard deviation of the logarithm of the
+length; if the predictor returns no spread, one is assumed. The error is the distance of ln(real
+length) from ln(median), in spreads. Its distribution is assumed to be the same for all sequences.
+It is stored as hazards over bins: the fraction of the sequences that ended in a bin, among those
+that reached it. Running sequences count as having reached a bin (a Kaplan-Meier estimate);
+otherwise the estimate would be too short, because short sequences end first. If the prediction is
+constant, the result is the distribution of all lengths; a predictor that is too certain, or always
+too low, is corrected.
 """
 
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from engine.state.expectation import Expectation
 from engine.state.sequence import Sequence
 
-# In spreads. With a spread of 0.5, four of them are a factor of seven.
+# Range and width of the bins, in spreads. At a spread of 0.5, four spreads are a factor of 7.
 _LOW, _HIGH, _WIDTH = -8.0, 8.0, 0.125
 _EDGES = np.arange(_LOW, _HIGH, _WIDTH)
 NUM_BINS = len(_EDGES)
@@ -26,7 +27,7 @@ NUM_BINS = len(_EDGES)
 OUTCOME_WEIGHTS = np.array([1 / 6, 2 / 3, 1 / 6])
 """Weights of the three outcomes of a prediction (Gauss-Hermite quadrature)."""
 _OUTCOMES = np.array([-(3**0.5), 0.0, 3**0.5])
-# Below this slope, predictions are taken to carry no information on lengths.
+# Below this slope, predictions are assumed to carry no information about lengths.
 _MIN_SLOPE = 0.05
 _MAX_LOG = 50.0
 
@@ -69,9 +70,10 @@ class LengthErrors:
     def real_lens(self, medians: Floats, spreads: Floats, survival: Floats) -> Floats:
         """Possible real lengths in tokens [3, sequences], with the weights `OUTCOME_WEIGHTS`.
 
-        Logarithms of real lengths are taken as normal. If the predictor returns spreads, they vary
-        around its median by these. Other predictions are taken as the real lengths with independent
-        noise: the real length is then nearer to the mean of all, with a spread of its own.
+        Real lengths are assumed to be lognormal. If the predictor returns spreads, real lengths
+        vary around its median by these spreads. Predictions without spreads are assumed to be the
+        real lengths with independent noise: the real length is then expected nearer to the mean of
+        all lengths, with its own spread.
         """
         middle, bias, slope, noise = self._regression(survival)
         expected = middle + bias * spreads + slope * (np.log(medians) - middle)
@@ -79,10 +81,11 @@ class LengthErrors:
         return lens
 
     def prediction_of(self, real_len: float, survival: Floats, sigmas: float = 0.0) -> float:
-        """The predicted mean in tokens from which on real lengths of `real_len` are expected.
+        """The lowest predicted mean, in tokens, at which a real length of `real_len` is expected.
 
-        With `sigmas`, from which on they are that many standard deviations above the expectation.
-        If predictions carry no information, infinity (no sequence qualifies) or 0 (all do).
+        With `sigmas`, `real_len` is that many standard deviations above the expected length. If
+        predictions carry no information, the result is infinity (no sequence qualifies) or 0 (all
+        sequences qualify).
         """
         middle, bias, slope, noise = self._regression(survival)
         count, _, _, _, spreads, means = self._expected / max(1.0, self._expected[0])
@@ -93,21 +96,25 @@ class LengthErrors:
         return exp(min(_MAX_LOG, middle + skew + above / slope))
 
     def _regression(self, survival: Floats) -> tuple[float, float, float, float]:
-        """Of ln(real) on ln(median): mean of ln(median), bias in spreads, slope, noise variance."""
+        """Regress ln(real) on ln(median).
+
+        Returns the mean of ln(median), the bias in spreads, the slope, and the variance of the
+        noise.
+        """
         count = max(1.0, self._expected[0])
         middle, square, spread = self._expected[2:5] / count
         part = survival - np.append(survival[1:], 0.0)
         centres = _EDGES + _WIDTH / 2
         bias = (part * centres).sum()
         noise = (part * (centres - bias) ** 2).sum()
-        if self._expected[1] == count:  # all have predicted spreads
+        if self._expected[1] == count:  # all predictions have spreads
             return middle, bias, 1.0, noise
         variance = max(0.0, square - middle**2)
         slope = max(0.0, 1 - noise * spread**2 / variance) if variance > 0 else 0.0
         return middle, bias, slope, noise
 
     def survival_beside(self, live: Iterable[Sequence]) -> Floats:
-        """Probability to reach each bin [NUM_BINS], from the ended and the `live` sequences."""
+        """The probability of reaching each bin [NUM_BINS], from ended and `live` sequences."""
         rows = [
             (len(s.token_ids) - s.num_prompt_tokens, s.expected.median, s.expected.spread)
             for s in live
@@ -116,9 +123,9 @@ class LengthErrors:
         return self.survival(bins_of(table[:, 0], table[:, 1], table[:, 2]))
 
     def survival(self, live_bins: Ints) -> Floats:
-        """Probability to reach each bin [NUM_BINS]; `live_bins` are those of live sequences."""
+        """The probability of reaching each bin [NUM_BINS], given the bins of live sequences."""
         counts = np.bincount(live_bins, minlength=NUM_BINS)
-        # A live sequence has reached the bins before its own, and does not count for its own yet.
+        # A live sequence counts in the bins before its current bin, but not yet in that bin.
         passed = np.cumsum(counts[::-1])[::-1] - counts
         reached = self._reached + self._prior_reached + passed
         hazard = (self._ended + self._prior_ended) / np.maximum(reached, 1e-9)
@@ -127,13 +134,13 @@ class LengthErrors:
 
 
 def bins_of(output_lens: Floats, medians: Floats, spreads: Floats) -> Ints:
-    """The bin of each length, same shape; 0 for no output."""
+    """The bin of each length, in the same shape; bin 0 if there is no output yet."""
     distances = np.log(np.maximum(output_lens, 1e-3) / medians) / spreads
     return np.clip((distances - _LOW) / _WIDTH, 0, NUM_BINS - 1).astype(np.int64)
 
 
 def _normal(weight: float) -> tuple[Floats, Floats]:
-    """Ends in each bin, and sequences that reach it, of `weight` normal sequences."""
+    """For `weight` normally distributed sequences: how many end in, and reach, each bin."""
     survival = np.array([0.5 - 0.5 * erf(edge / 2**0.5) for edge in _EDGES])
     hazard = 1 - np.append(survival[1:], 0.0) / np.maximum(survival, 1e-12)
     return weight * survival * hazard, weight * survival

@@ -13,8 +13,8 @@ class MicroBatch:
     """The rows of one step, as columns: `sequences[i]` feeds its next `num_tokens[i]` tokens.
 
     Decode rows come before prefill rows. A row that feeds all remaining tokens of its sequence
-    samples the next token. The totals for the cost model are kept as rows are added: tokens fed,
-    resident KV tokens read, and pairs of tokens within prompts.
+    samples the next token. Each added row updates the totals for the cost model: tokens
+    fed, resident KV tokens read, and pairs of tokens within prompts.
     """
 
     __slots__ = (
@@ -41,13 +41,13 @@ class MicroBatch:
 
     @property
     def phase(self) -> Phase:
-        """Whether its rows are prefills, decodes, or both."""
+        """Whether the rows are prefills, decodes, or both."""
         if not self.num_decodes:
             return "prefill"
         return "decode" if self.num_decodes == len(self.sequences) else "mixed"
 
     def add_decodes(self, sequences: list[Sequence]) -> None:
-        """Add rows that feed the newest token of each sequence; before any prefill row."""
+        """Add rows that feed the newest token of each sequence; call this before `add_prefill`."""
         assert self.num_decodes == len(self.sequences)
         count = len(sequences)
         self.sequences += sequences
@@ -71,13 +71,14 @@ class MicroBatch:
 def pack(
     batch: MicroBatch, epoch: int, step_id: int, block_size: int, sampler_slots: SamplerSlots
 ) -> Step:
-    """The message for the stages. Each block table must already have blocks for its row's tokens.
+    """Build the message for the stages.
 
-    Rows that sample for the first time get a sampler slot, unless they are plain.
+    Each block table must already have blocks for the tokens of its row. Rows that sample for
+    the first time get a sampler slot, unless they are plain.
     """
     sequences, decodes = batch.sequences, batch.sequences[: batch.num_decodes]
     starts = [sequence.num_planned for sequence in sequences]
-    # A decode row feeds one token and samples, and its table has no block beyond that token.
+    # A decode row feeds one token and samples; its table ends with the block of that token.
     samples = bytearray(b"\1" * len(decodes))
     token_ids = array("i", [sequence.token_ids[-1] for sequence in decodes])
     tables = [sequence.block_table for sequence in decodes]
@@ -118,6 +119,6 @@ def pack(
 
 
 def _scored(sequence: Sequence, row: int, end: int) -> ScoredRow:
-    """A row of a prompt that is scored up to position `end`."""
+    """Describe the row of a prompt that is scored up to position `end`."""
     follower = sequence.token_ids[end] if end < sequence.num_prompt_tokens else -1
     return ScoredRow(row, sequence.submit.sampling.num_prompt_logprobs, follower)

@@ -13,12 +13,12 @@ class Pool:
     """Open sequences and the ledger of their blocks.
 
     Every open sequence is either in `waiting` or in `live`; live sequences without a step in flight
-    are also in `ready`, in the order in which they became ready. Totals are updated with each
-    transition: `live_tokens` counts the tokens of live sequences whose KV is planned,
-    `waiting_tokens` those that waiting sequences have to feed, `waiting_output` those that they are
-    predicted to generate.
+    are also in `ready`, in the order in which they became ready. Every transition updates the
+    totals: `live_tokens` counts the planned tokens of live sequences, `waiting_tokens` the tokens
+    that waiting sequences still have to feed, and `waiting_output` the output tokens that waiting
+    sequences are predicted to generate.
 
-    The pool outlives pipelines: when the stages are lost, the KV is lost and no sequence is.
+    The pool is kept when the stages are lost: sequences lose their KV, but no sequence is lost.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class Pool:
         self.waiting_output = 0
         self.num_online = 0  # open sequences that are not offline
         self.num_finished = 0  # sequences that held KV when they ended
-        self.num_in_flight = 0  # micro-batches
+        self.num_in_flight = 0  # micro-batches in flight
 
     @property
     def num_live(self) -> int:
-        """Sequences that hold KV."""
+        """The number of sequences that hold KV."""
         return len(self.live)
 
     @property
@@ -53,7 +53,7 @@ class Pool:
         return len(self.live) + len(self.waiting) > self.num_online
 
     def find(self, sequence_id: int) -> Sequence | None:
-        """The open sequence with this id."""
+        """The open sequence with this id, or None."""
         return self.live.get(sequence_id) or self.waiting.find(sequence_id)
 
     def open_sequences(self) -> list[Sequence]:
@@ -80,7 +80,10 @@ class Pool:
         self._count_waiting(sequence, 1)
 
     def admit(self, sequence: Sequence) -> bool:
-        """waiting -> running, with blocks for all its tokens; False, and no change, if too few."""
+        """waiting -> running: allocate blocks for all tokens of the sequence.
+
+        If too few blocks are free, nothing changes and False is returned.
+        """
         if not self.ledger.extend(sequence.block_table, len(sequence.token_ids)):
             return False
         self.waiting.remove(sequence)
@@ -90,7 +93,7 @@ class Pool:
         return True
 
     def launch(self, sequences: list[Sequence], num_tokens: list[int]) -> None:
-        """ready or running -> running, with `num_tokens[i]` more planned tokens of each."""
+        """ready or running -> running, and plan `num_tokens[i]` more tokens of sequence i."""
         # Local names: reading the enumeration for each row would double the cost.
         ready, is_ready, is_running = self.ready, State.READY, State.RUNNING
         for sequence, count in zip(sequences, num_tokens, strict=True):
@@ -108,7 +111,7 @@ class Pool:
             ready[sequence.sequence_id] = sequence
 
     def preempt(self, sequence: Sequence) -> None:
-        """ready -> front of waiting: its blocks are freed, its tokens are kept and fed again."""
+        """ready -> front of waiting: the blocks are freed, the tokens are kept and fed again."""
         assert sequence.state is State.READY
         self.counters.preemptions += 1
         self._put_back(sequence)
@@ -123,7 +126,7 @@ class Pool:
         self.num_in_flight = 0
 
     def finish(self, sequence: Sequence) -> None:
-        """Any state -> finished: its blocks are free immediately, also with a step in flight."""
+        """Any state -> finished: the blocks are freed at once, even with a step in flight."""
         if sequence.state is State.WAITING:
             self.waiting.remove(sequence)
             self._count_waiting(sequence, -1)

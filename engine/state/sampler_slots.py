@@ -1,8 +1,8 @@
 """Sampler slots: rows in the tables of the last stage's sampler.
 
-A sequence that draws its tokens, or changes its logits, has a slot from the first step that samples
-for it until it ends. Its sampling parameters are sent once, with that step; later steps contain
-only the number of the slot.
+A sequence that samples at random, or changes its logits, has a slot from the first step that
+samples for it until it ends. Its sampling parameters are sent once, with that first step; later
+steps contain only the number of the slot.
 """
 
 from engine.state.sequence import Sequence
@@ -35,7 +35,7 @@ class SamplerSlots:
         )
 
     def free(self, sequence: Sequence) -> None:
-        """Free the slot of an ended sequence; steps in flight run before its next use."""
+        """Free the slot of an ended sequence; steps in flight run before the slot is used again."""
         if sequence.sampler_slot >= 0:
             self._free.append(sequence.sampler_slot)
             sequence.sampler_slot = -1

@@ -4,8 +4,8 @@
        ^                               |
        +----------- preempt -----------+
 
-A waiting sequence holds no KV, a ready one holds KV and is idle, a running one is in at least one
-step in flight.
+A waiting sequence holds no KV. A ready sequence holds KV and is idle. A running sequence is in at
+least one step in flight.
 """
 
 from array import array
@@ -29,12 +29,13 @@ class Sequence:
 
     `token_ids` is the prompt and the generated tokens; `num_planned` counts the leading tokens
     whose KV is in the cache or computed by steps in flight. `longest_len` is the maximum length in
-    tokens, `shortest_len` the length from which on a stop token ends the sequence. `expected` is
-    the predicted output length, `micro_batch_index` the decode micro-batch of the sequence under
-    policies that keep the members of micro-batches. `is_plain` sequences need only the likeliest
-    token; others have a `sampler_slot` once they have sampled. The first `num_scored` tokens of the
-    prompt are scored, or will be by steps in flight. `num_failures` counts the pipelines that
-    failed while it was in flight, since it was last cleared (see `engine.quarantine`).
+    tokens, and `shortest_len` the minimum length at which a stop token ends the sequence.
+    `expected` is the predicted output length. `micro_batch_index` is the decode micro-batch of the
+    sequence, under policies that keep the members of micro-batches together. If `is_plain`, the
+    sequence needs only the likeliest token; otherwise it has a `sampler_slot` after it has first
+    sampled. The first `num_scored` tokens of the prompt are scored, or steps in flight score them.
+    `num_failures` counts the pipelines that failed while the sequence was in flight, since it was
+    last cleared (see `engine.quarantine`).
     """
 
     __slots__ = (
@@ -58,7 +59,7 @@ class Sequence:
     )
 
     def __init__(self, submit: Submit, arrived_at: float, expected: Expectation) -> None:
-        """A waiting sequence. Raises `ValueError` if the token ids are not packed int32."""
+        """Create a waiting sequence. Raises `ValueError` if the token ids are not packed int32."""
         self.submit = submit
         self.sequence_id = submit.sequence_id
         self.arrived_at = arrived_at
@@ -81,12 +82,12 @@ class Sequence:
 
     @property
     def num_generated(self) -> int:
-        """Output tokens so far."""
+        """The number of output tokens so far."""
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def num_unplanned(self) -> int:
-        """Tokens that still have to be fed before the next one can be sampled."""
+        """The number of tokens to feed before the next token can be sampled."""
         return len(self.token_ids) - self.num_planned
 
     @property
@@ -96,17 +97,17 @@ class Sequence:
 
     @property
     def predicted_remaining(self) -> int:
-        """Output tokens still expected; 0 if the prediction is exceeded."""
+        """The number of output tokens still expected; 0 if the prediction is exceeded."""
         return max(0, self.expected.mean - self.num_generated)
 
     def lose_kv(self) -> None:
-        """Its KV is freed or lost; its tokens are kept."""
+        """Reset the sequence after its KV was freed or lost; its tokens are kept."""
         self.num_planned = 0
         self.micro_batch_index = -1
         self.state = State.WAITING
 
     def lose_stages(self) -> None:
-        """The stages are lost, with its sampler slot and the scores that were not returned."""
+        """Reset what the lost stages held: the sampler slot and the scores not yet returned."""
         self.sampler_slot = -1
         if not self.num_generated:
             self.num_scored = 0

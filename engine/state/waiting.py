@@ -1,8 +1,8 @@
 """The waiting queue: the order of admission.
 
-Online sequences come first: preempted ones, then the others, in order of arrival. Offline sequences
-follow in the same way. New offline sequences can also be admitted by length: those whose answers
-would last longer than all other work, the longest first (docs/papers.md, section 2 g).
+Online sequences come first: preempted ones, then the others, each in order of arrival. Offline
+sequences follow in the same way. New offline sequences can also be admitted by length: a sequence
+that is expected to take longer than all other work comes first (docs/papers.md, section 2 g).
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ class WaitingQueue:
         self._insert(sequence, _PREEMPTED_OFFLINE if sequence.submit.offline else _PREEMPTED)
 
     def remove(self, sequence: Sequence) -> None:
-        """Remove a sequence that was admitted or has ended. Raises `KeyError` if it is not here."""
+        """Remove a sequence that was admitted or ended; raises `KeyError` if it is not queued."""
         key = self._keys.pop(sequence.sequence_id)
         del self._in_order[key]
         self._by_length.pop(_length_key(sequence), None)
@@ -50,18 +50,19 @@ class WaitingQueue:
             self._by_length[_length_key(sequence)] = sequence
 
     def find(self, sequence_id: int) -> Sequence | None:
-        """The waiting sequence with this id."""
+        """The waiting sequence with this id, or None."""
         key = self._keys.get(sequence_id)
         return None if key is None else self._in_order[key]
 
     def first(self) -> Sequence | None:
-        """The next one in order."""
+        """The next sequence in order, or None if the queue is empty."""
         return self._in_order.peekitem(0)[1] if self._in_order else None
 
     def by_length(self, count: int) -> list[tuple[Sequence, int]]:
-        """A sample of the new offline sequences, longest first, each with its group's size.
+        """Sample the new offline sequences, longest first; returns (sequence, group size) pairs.
 
-        The first group has one sequence, each next one is twice as large, up to 1 / `count` of all.
+        A pair has the middle sequence of a group. The groups have 1, 1, 2, 4, ... sequences, up to
+        1 / `count` of all.
         """
         number, chosen, begin = len(self._by_length), [], 0
         most = max(1, number // count)
@@ -72,7 +73,7 @@ class WaitingQueue:
         return chosen
 
     def with_critical_first(self, critical_len: float) -> Iterator[Sequence]:
-        """The sequences in order, but critical ones come first among the new offline ones.
+        """All sequences in order, but with critical ones first among the new offline ones.
 
         Critical sequences are predicted to generate `critical_len` tokens or more; the longest
         comes first.
@@ -89,7 +90,7 @@ class WaitingQueue:
         yield from (sequence for sequence in rest if sequence.predicted_len < critical_len)
 
     def online_wait_s(self, now: float) -> float:
-        """Seconds for which the first sequence has waited if it is online; otherwise 0."""
+        """Seconds that the first sequence has waited, or 0 if it is not online."""
         first = self.first()
         return 0.0 if first is None or first.submit.offline else now - first.arrived_at
 

@@ -1,8 +1,8 @@
-"""The journal: every event with its time and a digest of the decisions, for replay.
+"""The journal records every event, with its time and a digest of the decisions, for replay.
 
-A file of length-prefixed frames: for each engine process first the settings, as JSON, then one
-`Entry` per event, as MessagePack. If a process was killed, or the disk was full, the file is valid
-up to the last complete frame, and the next process continues there.
+The file consists of length-prefixed frames. Each engine process writes its settings as JSON, then
+one `Entry` per event as MessagePack. If a process was killed, or the disk was full, the file is
+valid up to the last complete frame, and the next process continues there.
 """
 
 import logging
@@ -35,26 +35,26 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class JournalError(Exception):
-    """The file is not a journal, or the decisions differ; the text is for the user."""
+    """The file is not a journal, or the decisions differ; the message is for the user."""
 
 
 class Journal:
     """Writes a journal, or continues one. Raises `OSError` if the file cannot be written.
 
-    Only the owner of the file can read it: it contains all prompts, as token ids.
+    Only the owner of the file can read it, because it contains all prompts as token ids.
     """
 
     def __init__(self, path: Path, config: EngineConfig, *, append: bool = False) -> None:
         self._path = path
         flags = os.O_RDWR | os.O_CREAT | (0 if append else os.O_TRUNC)
         self._file: BinaryIO = os.fdopen(os.open(path, flags, 0o600), "r+b")
-        os.fchmod(self._file.fileno(), 0o600)  # also of an existing file
+        os.fchmod(self._file.fileno(), 0o600)  # needed if the file existed
         self._file.truncate(self._file.seek(sum(_sizes(path))))
         self._encoder = msgspec.msgpack.Encoder()
         self._frame(msgspec.json.encode(config.flat("json")))
 
     def write(self, event: Event, now: float, answer: Sequence[Outgoing]) -> None:
-        """Append an event and its decisions. A full disk ends the journal, not the service."""
+        """Append an event and a digest of its decisions; a full disk ends only the journal."""
         if self._file.closed:
             return
         try:
@@ -91,7 +91,7 @@ def digest(answer: Sequence[Outgoing]) -> int:
 def replay(path: Path) -> int:
     """Pass the events of each engine process to a new scheduler; returns the number of events.
 
-    Raises `JournalError` at the first decision that differs, `OSError` if it cannot be read.
+    Raises `JournalError` at the first decision that differs, `OSError` if the file cannot be read.
     """
     scheduler: Scheduler | None = None
     count = 0
@@ -136,7 +136,7 @@ def _frames(path: Path) -> Iterator[bytes]:
 
 
 def _sizes(path: Path) -> Iterator[int]:
-    """Bytes of each complete frame, with its prefix."""
+    """Yield the size of each complete frame in bytes, with the prefix."""
     with path.open("rb") as file:
         left = os.fstat(file.fileno()).st_size
         while len(prefix := file.read(_LENGTH.size)) == _LENGTH.size:

@@ -10,7 +10,7 @@ from wire.messages import Heartbeat, Message, Phase, Stats, Step
 
 # Launched steps kept until all stages report them; steps of a lost pipeline are never reported.
 MAX_OPEN_STEPS = 10_000
-# Heartbeats (two a second) of which the one with the shortest delay sets the offset of a clock.
+# The heartbeat with the shortest delay, of this many (two a second), sets a clock's offset.
 CLOCK_WINDOW = 60
 
 
@@ -27,10 +27,10 @@ class _OpenStep:
 class Recorder:
     """Writes the trace of one engine process. Every method may raise `OSError`.
 
-    Times (`now`, in seconds) are of the engine's monotonic clock and are written as seconds since
-    `began_at`. Stages on the `same_host` have the same clock. For others, the offset of the clock
-    is estimated from heartbeats: it is the smallest difference between the times of receipt and of
-    sending, and too large by the shortest delay of a heartbeat.
+    Times (`now`, in seconds) are read from the engine's monotonic clock and written as seconds
+    since `began_at`. Stages on the `same_host` have the same clock. For stages on other hosts, the
+    offset of the clock is estimated from heartbeats, as the smallest difference between the times
+    of receipt and of sending. The estimate is too large by the shortest delay of a heartbeat.
     """
 
     def __init__(self, path: Path, num_stages: int, began_at: float, *, same_host: bool) -> None:
@@ -84,7 +84,7 @@ class Recorder:
     def _write(
         self, stage: int, step_id: int, step: _OpenStep, began_at: float, ended_at: float
     ) -> None:
-        # The steps of a stage must not overlap when the estimated offset has just decreased.
+        # The steps of a stage must not overlap, even if the estimated offset has just decreased.
         began_at = max(began_at, self._ended_at[stage])
         ended_at = self._ended_at[stage] = max(began_at, ended_at)
         self._writer.write_span(
@@ -92,7 +92,7 @@ class Recorder:
         )
 
     def _lead(self, beat: Heartbeat, now: float) -> float:
-        """Seconds by which the engine's clock is ahead of the stage's."""
+        """Seconds by which the engine's clock is ahead of the clock of the stage."""
         if self._same_host:
             return 0.0
         leads = self._leads.setdefault((beat.stage, beat.epoch), deque(maxlen=CLOCK_WINDOW))

@@ -1,9 +1,10 @@
 """The trace file: the steps of every stage over time, for ui.perfetto.dev and chrome://tracing.
 
-Trace events in the JSON array format, one per line: a track for the phases of the engine, one per
-stage with an event per step, and counters for KV blocks and sequences. Both viewers accept an array
-without its closing bracket, and only complete lines are written, so the file of a killed process is
-valid. Times are seconds since the run began, and whole microseconds in the file.
+The file has trace events in the JSON array format, one per line: a track for the phases of the
+engine, a track per stage with an event per step, and counters for KV blocks and sequences. Both
+viewers accept an array without its closing bracket, and only complete lines are written, so the
+file of a killed process is valid. Times are in seconds since the run began, rounded in the file to
+whole microseconds.
 """
 
 from collections.abc import Iterator
@@ -30,12 +31,15 @@ _COLOURS: dict[Phase, str] = {
 
 
 class TraceError(Exception):
-    """The file is not a trace, or cannot be drawn; the text is one line for the user."""
+    """The file is not a trace, or cannot be drawn; the message is one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One step on one stage: the forward, and on the last stage the sampling. Times in seconds."""
+    """One step on one stage: the forward pass and, on the last stage, the sampling.
+
+    Times are in seconds.
+    """
 
     stage: int
     step_id: int
@@ -82,7 +86,7 @@ class TraceWriter:
             self._name_track(_FIRST_STAGE_TRACK + stage, f"stage {stage}")
 
     def write_span(self, span: Span) -> None:
-        """Write a step to the track of its stage. Its spans are in order and do not overlap."""
+        """Write a step to the track of its stage; spans of a stage are ordered and disjoint."""
         began_us, ended_us = self._microseconds(span.began_at), self._microseconds(span.ended_at)
         args = _StepArgs(span.step_id, span.num_rows, span.num_tokens)
         track = _FIRST_STAGE_TRACK + span.stage
@@ -100,7 +104,7 @@ class TraceWriter:
         self._add(_Counter(_SEQUENCES, now_us, {"waiting": gauges.waiting, "live": gauges.live}))
 
     def write_phase(self, phase: Phase, at: float) -> None:
-        """Write the phase of the engine from `at` on, unless it is unchanged."""
+        """Write the phase of the engine that begins at `at`, unless it is unchanged."""
         if phase == self._phase:
             return
         now_us = self._microseconds(at)
@@ -141,7 +145,7 @@ class TraceWriter:
             self.flush()
 
     def _microseconds(self, seconds: float) -> int:
-        """Whole microseconds: rounding each time keeps the order and adjacency of spans."""
+        """Round to whole microseconds; rounding every time keeps spans in order and adjacent."""
         microseconds = round(seconds * 1e6)
         self._newest_us = max(self._newest_us, microseconds)
         return microseconds

@@ -1,7 +1,7 @@
-"""Greedy prefill: when a prefill phase ends (TD-Pipe, section 3.3).
+"""Greedy prefill: decides when a prefill phase ends (TD-Pipe, section 3.3).
 
 KV use is simulated at a list of future points, p decode steps ahead: a sequence of length L with r
-predicted remaining tokens holds ceil((L + p) / block_size) blocks at every p <= r and none after.
+predicted remaining tokens holds ceil((L + p) / block_size) blocks at every p <= r and none later.
 The prefill phase continues while the peak over p stays within the capacity.
 """
 
@@ -16,7 +16,7 @@ _POINTS = np.array(FUTURE_POINTS)
 
 
 class FutureUse:
-    """Simulated use of blocks by the admitted sequences at each future point."""
+    """The simulated number of blocks of the admitted sequences at each future point."""
 
     def __init__(self, capacity_blocks: float, block_size: int) -> None:
         self._capacity_blocks = capacity_blocks
@@ -41,12 +41,12 @@ class FutureUse:
         return all(u + m <= self._capacity_blocks for u, m in zip(self._use, more, strict=True))
 
     def add(self, sequence: Sequence) -> None:
-        """Add a sequence, with its tokens so far and those it is predicted to generate."""
+        """Add a sequence with its current and its predicted tokens."""
         more = self._blocks(len(sequence.token_ids), sequence.predicted_remaining)
         self._use = [u + m for u, m in zip(self._use, more, strict=True)]
 
     def take(self, sequence: Sequence) -> bool:
-        """Add the sequence if it is admitted; whether it is."""
+        """Add the sequence if it fits; returns whether it does."""
         if not self.admits(sequence):
             return False
         self.add(sequence)

@@ -18,8 +18,6 @@ from engine.state.pool import Pool
 from engine.state.sequence import Sequence, State
 from wire.messages import Phase
 
-"""Micro-batch index of sequences that belong to no decode micro-batch at present."""
-
 
 class TdPipe(Policy):
     """Prefill until the simulated KV use is full, then decode in S equal micro-batches."""
@@ -38,7 +36,7 @@ class TdPipe(Policy):
 
     @property
     def max_in_flight(self) -> int:
-        """One per stage; `prefill_ahead` per stage for prefills, which are independent."""
+        """One per stage, or `prefill_ahead` per stage for prefills, which are independent."""
         ahead = self._config.td_pipe.prefill_ahead if self.phase == "prefill" else 1
         return ahead * self._num_stages
 
@@ -73,11 +71,11 @@ class TdPipe(Policy):
     # --- prefill phase ----------------------------------------------------------------------
 
     def _prefill(self, pool: Pool) -> MicroBatch | None:
-        """Whole prompts up to the size of a micro-batch; a long prompt by itself, in chunks.
+        """Fill a micro-batch with whole prompts; a long prompt is fed alone, in chunks.
 
-        As in the paper's code, a micro-batch is full when count x longest reaches a number of
-        tokens. Where a prompt is split into chunks depends only on its own length. Its KV, and
-        therefore every token, does not depend on the other rows (batch invariance).
+        As in the paper's code, a micro-batch is full when count x longest prompt reaches
+        `prefill_batch_tokens`. The chunks of a prompt depend only on its own length, so that its
+        KV, and therefore every token, does not depend on the other rows (batch invariance).
         """
         batch, budget = MicroBatch(), self._config.max_num_batched_tokens
         longest = 0
@@ -109,7 +107,7 @@ class TdPipe(Policy):
     def _admits(self, pool: Pool, sequence: Sequence) -> bool:
         """Whether one more sequence fits, now and later.
 
-        Without live sequences it is always admitted: `Submit` checked that it fits by itself.
+        If no sequence is live, it is always admitted: `Submit` checked that it fits alone.
         """
         if not pool.num_live:
             self._use = None  # all sequences that it counted have ended
@@ -134,7 +132,7 @@ class TdPipe(Policy):
     # --- decode phase -----------------------------------------------------------------------
 
     def _decode(self, pool: Pool) -> MicroBatch | None:
-        """The next of S micro-batches that has any row."""
+        """Return the next of the S micro-batches that has a row, or None."""
         for _ in range(self._num_stages):
             micro_batch_index = self._next_micro_batch_index
             self._next_micro_batch_index = (micro_batch_index + 1) % self._num_stages
@@ -186,7 +184,7 @@ class TdPipe(Policy):
         return spatial < temporal_intensity(self._next_prefills_s(pool), decode_s)
 
     def _next_prefills_s(self, pool: Pool) -> Iterator[float]:
-        """Seconds of each prefill that a phase beginning now would admit."""
+        """Yield the seconds of each prefill that would be admitted if the phase began now."""
         use, free = self._new_use(pool), pool.ledger.num_free
         max_more = self._config.max_live(self._num_stages) - pool.num_live
         for sequence, _ in zip(pool.waiting, range(max_more), strict=False):

@@ -1,9 +1,9 @@
 """Inter-batch work stealing: keeps decode micro-batches equal in size (TD-Pipe, section 3.4).
 
 Only one micro-batch is visible at a time, the one that has just returned; the other S - 1 are in
-flight. If it is above the average, the surplus sequences are withheld; if it is below, it is topped
-up from the withheld ones. The paper's code computes the total from a sliding window of the last S
-sizes minus the finished sequences; here the pool has the exact number.
+flight. If it is larger than the average, its surplus sequences are withheld; if it is smaller, it
+is topped up with withheld sequences. The paper's code computes the total from a sliding window of
+the last S sizes minus the finished sequences; here the pool knows the exact total.
 """
 
 from collections.abc import Iterable
@@ -15,9 +15,9 @@ WITHHELD = -1
 
 
 def average_rows(num_idle: int, num_live: int, num_stages: int) -> int:
-    """Rows of the next micro-batch, of `num_idle` sequences that have returned or are withheld.
+    """The number of rows of the next micro-batch: at most an equal share of the live sequences.
 
-    `num_live` includes the sequences in flight.
+    `num_idle` sequences have returned or are withheld; `num_live` includes those in flight.
     """
     return min(num_idle, -(-num_live // num_stages))
 
@@ -38,7 +38,7 @@ def members_and_withheld(
 def reassign(
     members: list[Sequence], launched: list[Sequence], num_rows: int, micro_batch_index: int
 ) -> int:
-    """Withhold the members beyond `num_rows`; the `launched` rows are members from now on.
+    """Withhold the members beyond `num_rows`, and make the `launched` rows members.
 
     Returns the number of rows that were topped up (steals).
     """

@@ -1,12 +1,12 @@
 """Forecast: estimates how long the remaining work takes with steps of a given size.
 
-Large steps make tokens cheap and admit all sequences early. Small steps make pipeline turns short
-for the longest answer, which takes one turn per token, and fill the rows that would be empty beside
-it. If the KV cache holds only some of the sequences at a time, turns pass until others have ended,
-and prompts are best fed beside their decode rows. The best size depends on the remaining work, so
-it is computed: prompts are fed in order with a given number of tokens per step, each sequence
-decodes one token per turn from its admission on, and after the last admission the rows end one by
-one.
+Large steps make tokens cheap and admit all sequences early. Small steps keep pipeline turns short
+for the longest answer, which takes one turn per token, and leave sequences for the rows that would
+be empty beside that answer. If the KV cache holds only some of the sequences at a time, the others
+wait until those have ended, and prompts are best fed beside decode rows. The best size depends on
+the remaining work, so it is computed with a model: prompts are fed in order with a given number of
+tokens per step, each sequence decodes one token per turn after its admission, and the rows end one
+by one after the last admission.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from engine.state.length_errors import Floats
 
 # Fixed-point iterations for the number of turns; four digits are enough to compare sizes.
 _ITERATIONS = 8
-# Work of up to this many KV caches is taken to fit at once, because not all of it ends together.
+# Work of up to this many KV caches is assumed to fit at once, because sequences end at
+# different times.
 _OVERCOMMIT = 1.2
 
 
@@ -26,8 +27,9 @@ _OVERCOMMIT = 1.2
 class Rest:
     """The remaining work in groups of similar sequences, in order of admission; arrays [groups].
 
-    `counts` is the number of sequences; `lengths` the tokens that each has now, `prompt_tokens`
-    those that it has to feed (0 if it is live), `output_lens` those that it has to generate.
+    `counts` is the number of sequences in a group. The others are tokens per sequence: `lengths`
+    is the current length, `prompt_tokens` is still to be fed (0 if the sequence is live), and
+    `output_lens` is still to be generated.
     """
 
     counts: Floats
@@ -41,7 +43,7 @@ class Rest:
         return max(1.0, tokens / (_OVERCOMMIT * kv_tokens))
 
     def most_live(self, kv_tokens: int) -> float:
-        """Sequences that a KV cache of `kv_tokens` holds when each is half generated."""
+        """The number of half-generated sequences that a KV cache of `kv_tokens` holds."""
         row_turns = self.counts * self.output_lens
         return float(
             kv_tokens * row_turns.sum() / (row_turns @ (self.lengths + self.output_lens / 2))
@@ -59,12 +61,12 @@ def rest_s(
 ) -> Floats:
     """Seconds until all sequences have ended, for each step size [sizes].
 
-    `sizes` are tokens per step. `decoding` is whether live sequences decode while prompts are fed.
+    `sizes` are in tokens per step. If `decoding`, live sequences decode while prompts are fed.
     """
     step_tokens, step_s = np.array(sizes, dtype=float), cost.linear_many(np.array(sizes))
     to_feed = rest.counts * rest.prompt_tokens
     total = to_feed.sum()
-    # The part of the admissions that is complete when a group begins.
+    # The fraction of the admissions that is complete when a group begins.
     starts = (to_feed.cumsum() - to_feed) / max(1.0, total) if decoding else 1.0
     turns, most_live = total / (num_stages * step_tokens), rest.most_live(kv_tokens)
     for _ in range(_ITERATIONS):
@@ -74,7 +76,7 @@ def rest_s(
     rows = decoded / np.maximum(1.0, steps)
     fed_in = np.minimum(steps, total / np.maximum(1.0, step_tokens - rows))
     fill_s = fed_in * step_s + (steps - fed_in) * _linear_s(cost, rows)
-    # The first steps of another size after a refill leave a bubble.
+    # After a refill, the first steps of a different size leave a bubble.
     bubble_s = rest.refills(kv_tokens) * (num_stages - 1) * step_s
     # Turns for which each group continues after the last admission, [sizes, groups].
     left = np.maximum(0.0, turns[:, None] * (starts - 1) + rest.output_lens)
@@ -91,7 +93,7 @@ def rest_s(
 def best_size(
     cost: CostModel, sizes: list[int], rest: Rest, num_stages: int, kv_tokens: int
 ) -> tuple[int, bool]:
-    """The step size in tokens with which the work ends first, and whether decoding should pause.
+    """The step size in tokens at which the work ends first, and whether decoding should pause.
 
     Decoding may pause only if all waiting work fits into the KV cache in one refill.
     """

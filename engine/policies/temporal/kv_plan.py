@@ -1,11 +1,11 @@
-"""The KV plan: whether admitted sequences still fit when they have grown.
+"""The KV plan: predicts whether admitted sequences still fit after they have grown.
 
 TD-Pipe assumes that each sequence ends exactly at its predicted length. Here (docs/papers.md,
 section 2 e) a sequence that has generated g tokens is still running p steps later with probability
 S(g + p) / S(g), where S is its survival function, and then holds ceil((length + p) / block_size)
-blocks. The mean of the sum over the sequences must fit at every future point. A margin of one
-standard deviation was measured and removed: once the plan had a horizon, it changed the throughput
-on L20 by +0.2 % (13B) and -2.0 % (32B).
+blocks. The mean total of all sequences must fit at every future point. A margin of one standard
+deviation was measured and removed: after the plan had got a horizon, the margin changed the
+throughput on L20 by +0.2 % (13B) and -2.0 % (32B).
 """
 
 from collections.abc import Iterable
@@ -18,11 +18,11 @@ from engine.state.pool import Pool
 from engine.state.sequence import Sequence
 
 POINTS = np.array([1, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048], dtype=float)
-"""Decode steps ahead."""
+"""Future points of the plan, in decode steps from now."""
 
 
 class KvPlan:
-    """Mean number of blocks in use at each future point, as sequences are admitted."""
+    """The mean number of blocks in use at each future point, updated as sequences are admitted."""
 
     def __init__(self, pool: Pool, errors: LengthErrors) -> None:
         self._ledger = pool.ledger
@@ -31,7 +31,7 @@ class KvPlan:
         self._mean = _mean_use(live, self.survival, self._ledger.block_size).sum(axis=0)
 
     def admit(self, candidates: list[Sequence], horizons: list[float]) -> list[Sequence]:
-        """Add the candidates up to the first that does not fit; returns the added ones.
+        """Add the candidates before the first one that does not fit; returns the added candidates.
 
         `horizons[i]` is the number of pipeline turns for which candidate i must fit.
         """
@@ -48,7 +48,7 @@ class KvPlan:
 
 
 class _Columns(NamedTuple):
-    """Figures of sequences in tokens (spreads: of the logarithm), each [sequences]."""
+    """Columns [sequences] in tokens, except `spreads`, which are of the logarithm of the length."""
 
     generated: Floats
     medians: Floats
@@ -58,7 +58,7 @@ class _Columns(NamedTuple):
 
     @classmethod
     def of(cls, sequences: Iterable[Sequence]) -> "_Columns":
-        """Tokens generated, expected median and spread, present and maximum length."""
+        """Read the generated tokens, expected median and spread, current and maximum length."""
         rows = [
             (
                 len(s.token_ids) - s.num_prompt_tokens,

@@ -1,10 +1,10 @@
-"""Refill: when a decode phase ends (docs/papers.md, section 2 f).
+"""Refill: decides when a decode phase ends (docs/papers.md, section 2 f).
 
-During a decode phase sequences finish, and their blocks stay idle. A step with fewer rows than
-possible loses the part (1 - rate now / rate after a refill) of its seconds. A switch costs about
-the bubble between short and long steps. The mean cost of a cycle is lowest if it ends when its
-marginal rate has fallen to its mean rate. That is when the idle blocks have cost as much since the
-last refill as a switch costs.
+During a decode phase, sequences finish and their blocks stay idle. A step with fewer rows than
+possible loses the fraction (1 - rate now / rate after a refill) of its seconds. A switch costs
+about the bubble between short and long steps. The mean cost of a cycle is lowest if the cycle ends
+when its marginal rate has fallen to its mean rate. At that point, the idle blocks have cost as much
+since the last refill as a switch costs.
 """
 
 from engine.costs.cost_model import CostModel

@@ -1,8 +1,8 @@
-"""Top-up: how many tokens a step of a refill feeds (docs/papers.md, section 2 a and c).
+"""Top-up: determines how many tokens a step of a refill feeds (docs/papers.md, section 2 a and c).
 
 A decode micro-batch leaves the rest of its stair unused, and up to the knee of the cost curve a
 larger step makes every token cheaper. Beyond the knee, larger steps gain little and make each
-pipeline turn longer, and the longest answer takes one turn per token.
+pipeline turn longer, which delays the longest answer: it takes one turn per token.
 """
 
 from engine.costs.cost_model import CostModel
@@ -11,8 +11,8 @@ from engine.costs.cost_model import CostModel
 def knee(cost: CostModel, longest: int, tolerance: float) -> int:
     """The smallest step size, up to `longest` tokens, with about the lowest cost per token.
 
-    The cost may exceed the lowest seconds per token by the part `tolerance`. The knee is the end of
-    a stair, or `longest`.
+    The cost may exceed the lowest seconds per token by the fraction `tolerance`. The knee is the
+    end of a stair, or `longest`.
     """
     sizes = [size for size in cost.edges if size < longest] + [longest]
     limit = min(cost.linear_s(size) / size for size in sizes) * (1 + tolerance)

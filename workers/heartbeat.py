@@ -13,18 +13,18 @@ from wire.messages import Doing, Heartbeat
 from wire.sockets import Spoke
 
 INTERVAL_S = 0.25
-# With steps of 0.1 ms, this many run between two beats; more than that are not reported.
+# Maximum steps in a heartbeat; fewer run between two heartbeats, even at 0.1 ms per step.
 MAX_SPANS = 5000
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far a stage has come, and what it does now.
+    """The progress of a stage, and its current activity.
 
     `spans` are the steps that have not been reported to the engine yet, as (id, began, ended).
-    `doing` is what the main thread does: it sets apart a stage that has much to compute from one
-    that waits for a neighbour. `now` puts first what the device still computes, or what another
-    thread loads.
+    `doing` is the activity of the main thread: it distinguishes a stage that computes for long from
+    a stage that waits for a neighbour. In `now`, computing on the device and loading in another
+    thread have priority over `doing`.
     """
 
     iterations: int = 0
@@ -36,23 +36,23 @@ class Progress:
     spans: deque[tuple[int, float, float]] = field(default_factory=lambda: deque(maxlen=MAX_SPANS))
 
     def now(self) -> Doing:
-        """What the stage is busy with."""
+        """The current activity of the stage."""
         if self.is_loading:
             return "loads"
         return "computes" if self.is_device_busy() else self.doing
 
     def count_step(self, step_id: int, began_at: float, ended_at: float) -> None:
-        """A step has been run; times in seconds of the monotonic clock."""
+        """Count a step that has run; times are in seconds of the monotonic clock."""
         self.spans.append((step_id, began_at, ended_at))
         self.busy_s += ended_at - began_at
-        self.steps += 1  # last: a beat that counts the step has its span as well
+        self.steps += 1  # last, so that a heartbeat that counts the step also has its span
 
 
 @dataclass(slots=True)
 class HeartbeatThread:
-    """Sends beats while it is entered, on a socket of its own: sockets are not shared by threads.
+    """Sends heartbeats while it is entered, on its own socket, as threads cannot share one.
 
-    `exact` says whether the steps' times are exact.
+    `exact` is whether the times of the steps are exact.
     """
 
     endpoint: str
@@ -75,7 +75,7 @@ class HeartbeatThread:
             self._thread.join()
 
     def make_beat(self) -> Heartbeat:
-        """The next beat; it takes the spans, so that each is reported once."""
+        """Make the next heartbeat, and remove its spans, so that each span is reported once."""
         counted = self.progress
         iterations, steps, busy_s = counted.iterations, counted.steps, counted.busy_s
         spans = [counted.spans.popleft() for _ in range(len(counted.spans))]

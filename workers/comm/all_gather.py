@@ -1,6 +1,7 @@
-"""The all-gather: each stage sends a value to all others, as bytes that are data and nothing else.
+"""The all-gather: each stage sends a value to all others, encoded as MessagePack.
 
-torch's own collectives for objects unpickle what the others send, and a pickle can run code.
+The object collectives of torch are not used, because they unpickle the received bytes, and
+unpickling can run code.
 """
 
 from typing import Any, TypeVar
@@ -14,10 +15,10 @@ Value = TypeVar("Value")
 
 
 def all_gather(mine: Value, kind: Any) -> list[Value]:
-    """Each stage's value, in the order of the stages; all of them must call this at the same time.
+    """Return the values of all stages, in order; all stages must call this at the same time.
 
-    `kind` is the value's type, any that msgspec can convert. Raises `msgspec.ValidationError` when
-    another stage sends a value of another type.
+    `kind` is the type of the value, which msgspec must support. Raises `msgspec.ValidationError` if
+    another stage sends a value of a different type.
     """
     payload = msgspec.msgpack.encode(mine)
     sizes = [int(size) for size in _gathered(torch.tensor([len(payload)]))]
@@ -31,8 +32,8 @@ def all_gather(mine: Value, kind: Any) -> list[Value]:
 
 
 def _gathered(mine: Tensor) -> list[Tensor]:
-    """Each stage's tensor of the same shape, on the CPU."""
-    # NCCL cannot read the CPU's memory; the stage has chosen its GPU before.
+    """Return the tensors of all stages, of the same shape, on the CPU."""
+    # NCCL cannot read host memory; the stage has already selected its GPU.
     sent = mine.cuda() if dist.get_backend() == "nccl" else mine
     gathered = [torch.empty_like(sent) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, sent)

@@ -1,9 +1,9 @@
-"""The rendezvous: how the stages of one host find each other, without an open port.
+"""The rendezvous: lets the stages on one host find each other without an open port.
 
-torchrun's own (c10d) and `init_process_group` by environment each keep a store on a port of all
-interfaces, and torchrun unpickles what it finds in its own: any host that reaches that port could
-run code here. On one host there are no other nodes to wait for, and a file in the runtime folder is
-enough for the addresses that the stages exchange.
+torchrun's rendezvous (c10d) and `init_process_group` with `env://` each open a store on a port of
+all interfaces, and torchrun unpickles the contents of its store: any host that reaches the port
+could run code here. On one host, there are no other nodes to wait for, and a file in the runtime
+folder is enough to exchange the addresses of the stages.
 """
 
 import os
@@ -26,9 +26,9 @@ BACKEND = "one-host"
 
 
 class OneHost(RendezvousHandler):
-    """torchrun's rendezvous on one host, which is its only member.
+    """A torchrun rendezvous with one host as the only member.
 
-    torchrun asks for new nodes ten times a second; each call writes its watchdog file.
+    torchrun asks for new nodes ten times a second; each call touches its watchdog file.
     """
 
     def __init__(self, watchdog_file: WatchdogFile, parameters: RendezvousParameters) -> None:
@@ -40,28 +40,28 @@ class OneHost(RendezvousHandler):
         return BACKEND
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Returns at once: this host is the only one."""
+        """Return at once, because this host is the only one."""
         nowhere = RendezvousStoreInfo("127.0.0.1", 0)  # see `group_store`
         return RendezvousInfo(HashStore(), rank=0, world_size=1, bootstrap_store_info=nowhere)
 
     def is_closed(self) -> bool:
-        """Always false: it cannot be closed."""
+        """Return False, because this rendezvous cannot be closed."""
         return False
 
     def set_closed(self) -> None:
-        """Does nothing: there is no other node to notify."""
+        """Do nothing, because there is no other node to notify."""
 
     def num_nodes_waiting(self) -> int:
-        """Always 0: no other node can join."""
+        """Return 0, because no other node can join."""
         self._watchdog_file.beat()
         return 0
 
     def get_run_id(self) -> str:
-        """The same for all incarnations of the group."""
+        """Return the run id, which is the same for all incarnations of the group."""
         return self._run_id
 
     def shutdown(self) -> bool:
-        """Does nothing: there is nothing to close."""
+        """Do nothing, because there is nothing to close."""
         return True
 
 
@@ -77,9 +77,9 @@ def forget_groups(folder: Path) -> None:
 
 
 def group_store(folder: Path, timeout: timedelta) -> FileStore:
-    """The store in which the stages of one incarnation meet; only their user can read `folder`.
+    """The store of one incarnation of the stages; only their user can read `folder`.
 
-    Each incarnation has a file of its own: addresses left by an earlier one are stale.
+    Each incarnation has its own file, because the addresses of an earlier one are stale.
     """
     incarnation = f"{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
     store = FileStore(str(folder / f"group-{incarnation}"), int(os.environ["WORLD_SIZE"]))

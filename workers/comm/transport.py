@@ -1,11 +1,11 @@
-"""The transport: activations from one stage to the next, point to point and asynchronous.
+"""The transport sends activations from one stage to the next, asynchronously.
 
-Each link has a process group of its own, and so its own communicator and time-out. A receive is
-posted as soon as the plan is known, before the previous tensor is computed; a send is kept until
-the receiver must have it. The step's id travels in a row of its own ahead of the activations: a
-tensor that belongs to another step is an error, never a wrong answer.
+Each link has its own process group, and therefore its own communicator and timeout. A receive is
+posted as soon as the plan is known, before the previous tensor is computed; a sent tensor is kept
+until the receiver must have received it. The id of the step is sent in an extra row before the
+activations: a tensor of another step causes an error, never a wrong answer.
 
-gloo moves host memory: stages on GPUs without NCCL stage their tensors through it.
+gloo sends host memory: stages on GPUs without NCCL copy their tensors to the host first.
 """
 
 from collections import deque
@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 class TransportError(Exception):
-    """A neighbour did not send or take a tensor in time, or sent one of another step."""
+    """A neighbour did not send or receive a tensor in time, or sent one of another step."""
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class _Expected:
 
 
 class Transport:
-    """This stage's two links. Every stage of the group must make one at the same time."""
+    """The links of this stage; all stages of the group must create theirs at the same time."""
 
     def __init__(
         self, hidden_size: int, dtype: torch.dtype, device: torch.device, timeout_s: float
@@ -52,7 +52,7 @@ class Transport:
         self._to_next = links[self._stage] if self._stage < self._num_stages - 1 else None
 
     def expect(self, step_id: int, num_tokens: int) -> None:
-        """Post the receive of a step whose plan has arrived. Does nothing on the first stage."""
+        """Post the receive of a step after its plan has arrived; no effect on the first stage."""
         if self._from_previous is None:
             return
         buffer = self._buffer(num_tokens)
@@ -61,9 +61,9 @@ class Transport:
         self._expected.append(_Expected(step_id, buffer, work))
 
     def recv(self, step_id: int) -> Tensor:
-        """The oldest expected activations, `[tokens, hidden]`; by the plan they are of `step_id`.
+        """Return the oldest expected activations, `[tokens, hidden]`, which must be of `step_id`.
 
-        Raises `TransportError` when they do not arrive in time or belong to another step.
+        Raises `TransportError` if they do not arrive in time or belong to another step.
         """
         expected = self._expected.popleft()
         with self._link(f"get step {step_id} from stage {self._stage - 1}"):
@@ -74,26 +74,26 @@ class Transport:
         return expected.buffer[1:].to(self._device)
 
     def pack(self, step_id: int, hidden: Tensor) -> Tensor:
-        """What `send` takes: `[tokens, hidden]` behind the step's id, ready to be sent."""
+        """Pack the step id and `[tokens, hidden]` into the buffer that `send` takes."""
         buffer = self._buffer(hidden.shape[0])
         buffer[1:] = hidden
         _header(buffer).fill_(step_id)
         return buffer
 
     def send(self, step_id: int, packed: Tensor) -> None:
-        """Hand `packed` to the next stage without waiting for it. Raises `TransportError`."""
+        """Start sending `packed` to the next stage; raises `TransportError`."""
         assert self._to_next is not None, "the last stage has no next stage to send to"
         with self._link(f"send step {step_id} to stage {self._stage + 1}"):
             work = dist.isend(packed, self._stage + 1, self._to_next, tag=_tag(step_id))
             self._sent.append((work, packed))
-            # At most S steps are in flight, so what was sent S steps ago has long been received.
+            # At most S steps are in flight, so a tensor sent S steps ago has been received.
             if len(self._sent) > self._num_stages:
                 oldest, _ = self._sent.popleft()
                 self._wait(oldest)
 
     @contextmanager
     def _link(self, what: str) -> Iterator[None]:
-        """torch's errors on a link are reported as the neighbour's."""
+        """Convert torch's errors on a link to `TransportError`."""
         try:
             yield
         except RuntimeError as error:
@@ -101,8 +101,8 @@ class Transport:
             raise TransportError(f"stage {self._stage} did not {what}: {reason}") from error
 
     def _wait(self, work: Any) -> None:
-        # NCCL only orders its stream here, and its watchdog applies the group's time-out; with a
-        # time-out of its own, this call would poll on the CPU.
+        # NCCL only orders its stream here, and its watchdog applies the timeout of the group; with
+        # a timeout argument, this call would poll on the CPU.
         if self._uses_nccl:
             work.wait()
         else:
@@ -115,7 +115,7 @@ class Transport:
 
 
 def _header(buffer: Tensor) -> Tensor:
-    """The first eight bytes as one int64."""
+    """The first eight bytes of the first row as one int64."""
     return buffer[0, : 8 // buffer.element_size()].view(torch.int64)
 
 

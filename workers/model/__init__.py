@@ -1,1 +1,1 @@
-"""The model of one stage: transformers' code, its layers, attention and KV cache."""
+"""The model of one stage: its layers (with transformers' code), attention and KV cache."""

@@ -1,8 +1,9 @@
 """Paged attention in plain torch, registered with transformers as an attention implementation.
 
 transformers calls it in every attention layer, after the rotary embedding and before keys and
-values are repeated for grouped queries; the step's context travels as the keyword `step`. Each
-sequence is attended to by itself, so its result cannot depend on the rest of the batch.
+values are repeated for grouped queries; the context of the step is passed as the keyword `step`.
+Attention is computed for one sequence at a time, so that the result of a sequence cannot depend on
+the rest of the batch.
 """
 
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from transformers.modeling_utils import AttentionInterface
 
 NAME = "tdpipe_paged"
 
-# Keywords that change nothing for causal attention over a paged cache.
+# Keywords that have no effect on causal attention over a paged cache.
 _HARMLESS = {
     "cu_seq_lens_k",
     "cu_seq_lens_q",
@@ -31,11 +32,11 @@ _HARMLESS = {
 
 
 class UnsupportedModelError(Exception):
-    """The model's attention cannot be served from a paged cache; the text gives the reason."""
+    """The model's attention cannot be served from a paged cache; the message gives the reason."""
 
 
 class Attend(Protocol):
-    """What the attention layers of one step get: the step's context."""
+    """The context of a step, which its attention layers get."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: "Form") -> Tensor:
         """Store the keys and values; returns `[tokens, query heads, value dim]`."""
@@ -43,7 +44,7 @@ class Attend(Protocol):
 
 
 class Form:
-    """What is particular to one model's attention: scale, sliding window, soft cap, sinks."""
+    """The properties of a model's attention: scale, sliding window, soft cap, sinks."""
 
     __slots__ = ("scaling", "sinks", "sliding_window", "softcap")
 
@@ -74,9 +75,9 @@ def paged_attention(
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface; returns `[1, tokens, query heads, value dim]`.
+    """Implement transformers' attention interface; returns `[1, tokens, heads, value dim]`.
 
-    Raises `UnsupportedModelError` for a mask or a keyword that is not supported here.
+    Raises `UnsupportedModelError` for a mask, or for a keyword that is not supported here.
     """
     unknown = [
         k for k, v in others.items() if v is not None and v is not False and k not in _HARMLESS
@@ -90,10 +91,10 @@ def paged_attention(
 
 
 def attend_one(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
-    """Attention of one sequence's newest tokens over all of its keys and values.
+    """Compute the attention of one sequence's new tokens over all of its keys and values.
 
-    query `[query heads, new tokens, D]`, key `[KV heads, all tokens, D]`, value likewise; the new
-    tokens are the last of all. Returns `[query heads, new tokens, value dim]`.
+    query `[query heads, new tokens, D]`, key and value `[KV heads, all tokens, D]`; the new
+    tokens are the last ones. Returns `[query heads, new tokens, value dim]`.
     """
     new, total = query.shape[1], key.shape[1]
     if form.softcap is not None or form.sinks is not None:
@@ -101,7 +102,7 @@ def attend_one(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
     is_windowed = form.sliding_window is not None and total > form.sliding_window
     mask = _mask(new, total, form, query.device) if is_windowed or 1 < new < total else None
     if mask is not None and query.is_cuda:
-        # With a mask and unequal heads, CUDA has only the kernel that writes all scores out.
+        # With a mask and unequal heads, CUDA has only a kernel that materialises all scores.
         groups = query.shape[0] // key.shape[0]
         key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
     dtype = query.dtype
@@ -121,7 +122,7 @@ def attend_one(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
 
 
 def _attend_in_full(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
-    """The same with the scores written out, for models that cap them or add sinks."""
+    """Compute the same with materialised scores, for models that cap scores or add sinks."""
     new, total = query.shape[1], key.shape[1]
     groups = query.shape[0] // key.shape[0]
     scale = query.shape[-1] ** -0.5 if form.scaling is None else form.scaling
@@ -138,7 +139,7 @@ def _attend_in_full(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Te
 
 
 def _mask(new: int, total: int, form: Form, device: torch.device) -> Tensor:
-    """True where a new token may look: backwards, and no further than the window. [new, total]"""
+    """Make the causal mask [new, total], limited to the window; True if a token is visible."""
     at = torch.arange(total - new, total, device=device)[:, None]
     to = torch.arange(total, device=device)[None]
     mask = to <= at

@@ -1,6 +1,6 @@
-"""The batch: a step's plan as the tensors and slots that a forward takes.
+"""The batch: the plan of a step as the tensors and slots that a forward pass takes.
 
-A slot is a token's place in the KV cache: block number x block size + offset in the block.
+A slot is the position of a token in the KV cache: block number x block size + offset in the block.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from wire.messages import Step
 
 @dataclass(slots=True, frozen=True)
 class Row:
-    """One sequence's part of the batch: its tokens stand at `begin:end` of the flat batch."""
+    """The part of one sequence: its tokens are at `begin:end` of the flat batch."""
 
     begin: int
     end: int
@@ -23,23 +23,23 @@ class Row:
 
 @dataclass(slots=True, frozen=True)
 class StepBatch:
-    """One step on one device."""
+    """The tensors of one step on one device."""
 
     token_ids: Tensor  # [1, tokens], int64
     position_ids: Tensor  # [1, tokens], int64
     write_slots: Tensor  # [tokens], int64
     rows: list[Row]
     sample_at: Tensor  # [sampling rows], int64: the last token of each row that samples
-    score_at: Tensor  # [scored tokens], int64: the tokens before those that are scored
+    score_at: Tensor  # [scored tokens], int64: the position before each scored token
 
     @property
     def num_tokens(self) -> int:
-        """Tokens fed in this step, over all rows."""
+        """The number of tokens fed in this step, over all rows."""
         return self.token_ids.shape[1]
 
 
 def build(step: Step, block_size: int, device: torch.device) -> StepBatch:
-    """The batch of a step; `Step` describes the arrays."""
+    """Build the batch of a step; `Step` describes the arrays."""
     starts = np.frombuffer(step.start_positions, np.int32).astype(np.int64)
     counts = np.frombuffer(step.num_tokens, np.int32).astype(np.int64)
     blocks = np.frombuffer(step.block_tables, np.int32).astype(np.int64)
@@ -65,7 +65,7 @@ def build(step: Step, block_size: int, device: torch.device) -> StepBatch:
 
 
 def _scored(step: Step, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The tokens of the scored rows, without a last one if its next token is to be sampled."""
+    """The tokens of the scored rows, without the last token if the next one is still sampled."""
     parts = [
         np.arange(begins[row.row], begins[row.row] + counts[row.row] - (row.next_token_id < 0))
         for row in step.scored
@@ -74,7 +74,7 @@ def _scored(step: Step, begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def num_tokens(step: Step) -> int:
-    """Tokens fed in the step, without unpacking it."""
+    """The number of tokens fed in the step, without unpacking them."""
     return len(step.token_ids) // 4
 
 
@@ -83,7 +83,7 @@ def _starts(lengths: np.ndarray) -> np.ndarray:
 
 
 def _split(reads: list[np.ndarray], device: torch.device) -> list[Tensor]:
-    """One copy to the device for all rows, then views."""
+    """Copy all rows to the device at once, and return views of the copy."""
     flat = _tensor(np.concatenate(reads), device)
     return list(torch.split(flat, [len(read) for read in reads]))
 

@@ -1,8 +1,8 @@
-"""Experts on a CPU: no expert is ever given a single row.
+"""Experts on a CPU: an expert never gets a batch with a single row.
 
-On a CPU without bf16 instructions, a product with a single row takes another kernel (gemv), which
-rounds some results differently: 59 of 1,024,000 with 256 inputs each. A token's result would depend
-on whether another token of the step was routed to the same expert.
+On a CPU without bf16 instructions, a product with a single row runs in a different kernel (gemv),
+which rounds some results differently: 59 of 1,024,000 with 256 inputs each. The result of a token
+would then depend on whether another token of the step was routed to the same expert.
 """
 
 import torch
@@ -18,7 +18,7 @@ def at_least_two_rows(
     top_k_index: Tensor,  # [tokens, experts of each]
     top_k_weights: Tensor,  # [tokens, experts of each]
 ) -> Tensor:
-    """transformers' experts interface: a token that is its expert's only one is sent twice.
+    """Implement transformers' experts interface; the only token of an expert is sent twice.
 
     Returns `[tokens, hidden]`.
     """

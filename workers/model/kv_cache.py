@@ -1,4 +1,4 @@
-"""The KV cache of one stage: two tensors per layer, and how many blocks fit the memory."""
+"""The KV cache of one stage: two tensors per layer, sized by the available memory."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from configs.pipeline import CacheConfig
 from workers.model.attention import Form, attend_one
 from workers.model.batch import StepBatch
 
-# Without a setting, a CPU's stages together take this part of the memory that is free at start-up.
+# By default, all stages on a CPU together take this fraction of the free memory at start-up.
 CPU_MEMORY_PART = 0.4
 
 
 @dataclass(slots=True, frozen=True)
 class LayerShape:
-    """What one token stores in one layer."""
+    """The shape of the KV that one token stores in one layer."""
 
     num_kv_heads: int
     key_dim: int
@@ -25,18 +25,19 @@ class LayerShape:
 
     @property
     def values_per_token(self) -> int:
-        """Numbers of key and value together."""
+        """The number of values of key and value together."""
         return self.num_kv_heads * (self.key_dim + self.value_dim)
 
 
 class KvCacheError(Exception):
-    """The memory does not hold a usable KV cache; the text is for the user."""
+    """The memory is too small for a usable KV cache; the message is for the user."""
 
 
 class KvCache:
     """Keys and values by layer, `[slots, KV heads, dim]`.
 
-    Not zeroed: a slot is read only after it was written, and untouched pages cost no memory.
+    The tensors are not zeroed: a slot is written before it is read, and unused pages take no
+    memory.
     """
 
     def __init__(
@@ -58,13 +59,13 @@ class KvCache:
 
     @property
     def num_bytes(self) -> int:
-        """The most memory that all layers can take."""
+        """The maximum memory of all layers in bytes."""
         return sum(tensor.nbytes for tensors in self.layers.values() for tensor in tensors)
 
 
 @dataclass(slots=True, frozen=True)
 class PagedStep:
-    """One step's context in the attention layers: where its KV goes and where to read it."""
+    """The context of a step in the attention layers: where its KV is written and read."""
 
     cache: KvCache
     batch: StepBatch
@@ -86,18 +87,18 @@ class PagedStep:
             )
             attended[row.begin : row.end] = part.transpose(0, 1)
         if tokens > count:
-            attended[count:] = attended[count - 1]  # an exact copy, so that it routes alike
+            attended[count:] = attended[count - 1]  # exact copies go to the same experts
         return attended
 
 
 @dataclass(slots=True, frozen=True)
 class Probe:
-    """A context that only observes: it records what each layer would store."""
+    """A context that stores nothing: it records the shape that each layer would store."""
 
     shapes: dict[int, LayerShape]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
-        """See `workers.model.attention.Attend`; attends within the tokens at hand."""
+        """See `workers.model.attention.Attend`; attends only within the given tokens."""
         self.shapes[layer] = LayerShape(key.shape[0], key.shape[2], value.shape[2])
         return attend_one(query, key, value, form).transpose(0, 1)
 
@@ -110,10 +111,11 @@ def count_blocks(
     device: torch.device,
     stages_on_device: int,
 ) -> int:
-    """KV blocks that this stage can hold; raises `KvCacheError` when there is not even one.
+    """Count the KV blocks that this stage can hold; raises `KvCacheError` if not even one fits.
 
-    Never more than the largest number of live sequences fills at full length. On a GPU, call it
-    after a forward of the largest batch: the allocator then knows its memory.
+    By default, the count is limited to the blocks that the maximum number of live sequences fills
+    at full length. On a GPU, call this after a forward pass of the largest batch, so that the
+    allocator has recorded the memory that it needs.
     """
     cache = config.cache
     block_bytes = cache.block_size * itemsize * sum(s.values_per_token for s in shapes.values())
@@ -133,7 +135,7 @@ def count_blocks(
 
 
 def free_bytes(config: CacheConfig, device: torch.device, stages_on_device: int) -> int:
-    """The bytes of the device's memory that a stage's KV cache may take where no setting says."""
+    """The bytes that the KV cache of a stage may take by default on this device."""
     if device.type == "cpu":
         return int(psutil.virtual_memory().available * CPU_MEMORY_PART) // stages_on_device
     free, total = torch.cuda.mem_get_info(device)

@@ -5,17 +5,17 @@ from functools import cache
 from itertools import accumulate
 from math import inf
 
-# What a stage of these layers costs: (stage, first layer, layer after the last).
+# The cost of a stage with these layers: (stage, first layer, layer after the last).
 Weight = Callable[[int, int, int], float]
 Fits = Callable[[int, int, int], bool]
 
 
 class PartitionError(Exception):
-    """The layers cannot be split in this way; the text is for the user."""
+    """The layers cannot be split in this way; the message is for the user."""
 
 
 def split_by_hand(split: Sequence[int], num_layers: int) -> list[range]:
-    """Consecutive layer ranges of the given lengths. Raises `PartitionError` on a wrong sum."""
+    """Split the layers into ranges of these lengths; raises `PartitionError` on a wrong sum."""
     if sum(split) != num_layers:
         raise PartitionError(
             f"layer_split {','.join(map(str, split))} names {sum(split)} layers, "
@@ -26,13 +26,13 @@ def split_by_hand(split: Sequence[int], num_layers: int) -> list[range]:
 
 
 def balance(layers: Sequence[int], embedding: int, head: int, num_stages: int) -> list[range]:
-    """Consecutive layer ranges that make the heaviest stage as light as possible.
+    """Split the layers into consecutive ranges that make the heaviest stage as light as possible.
 
-    Weights are in parameters: of each layer, of what the first stage holds besides (embedding) and
-    of what the last one does (final norm and head). Parameters stand for both the seconds of a
-    decode step, which reads them all, and the memory that is not left for KV. Among equally good
-    splits the one with the smallest sum of squares is taken.
-    Raises `PartitionError` when there are fewer layers than stages.
+    Weights are numbers of parameters: of each layer, of the embedding on the first stage, and of
+    the final norm and head on the last stage. Parameters represent both the seconds of a decode
+    step, which reads all of them, and the memory that is not left for KV. Among equally good
+    splits, the split with the smallest sum of squares is chosen. Raises `PartitionError` if there
+    are fewer layers than stages.
     """
     prefix = _sums(layers)
 
@@ -46,13 +46,13 @@ def balance(layers: Sequence[int], embedding: int, head: int, num_stages: int) -
 def fastest(
     layer_s: Sequence[Sequence[float]], extra_s: Sequence[float], fits: Fits
 ) -> list[range]:
-    """Consecutive layer ranges that make the slowest stage as fast as possible.
+    """Split the layers into consecutive ranges that make the slowest stage as fast as possible.
 
-    `layer_s` are the seconds of each layer on each stage, [stages][layers]: devices may differ;
-    `extra_s` are the seconds of the rest of a stage. `fits(stage, start, end)` says whether the
-    stage's memory holds those layers. Among equally good splits the one with the smallest sum of
-    squares is taken. Raises `PartitionError` when nothing fits, or there are fewer layers than
-    stages.
+    `layer_s` has the seconds of each layer on each stage [stages][layers], because devices may
+    differ; `extra_s` has the seconds of the rest of each stage. `fits(stage, start, end)` returns
+    whether these layers fit into the memory of the stage. Among equally good splits, the split
+    with the smallest sum of squares is chosen. Raises `PartitionError` if no split fits, or if
+    there are fewer layers than stages.
     """
     prefixes = [_sums(seconds) for seconds in layer_s]
 
@@ -63,10 +63,10 @@ def fastest(
 
 
 def _lightest(weight_of: Weight, fits: Fits, num_layers: int, num_stages: int) -> list[range]:
-    """Minimise the heaviest weight first; then, within it, the sum of squares.
+    """Minimise the heaviest weight first; then, within this limit, the sum of squares.
 
-    In two passes: the best split of the remaining layers is not always part of the best split as
-    a whole.
+    This takes two passes, because the best split of the remaining layers is not always part of the
+    best split of all layers.
     """
     if num_layers < num_stages:
         raise PartitionError(f"{num_layers} layers cannot be split into {num_stages} stages")
@@ -91,7 +91,7 @@ def _least(
     num_layers: int,
     num_stages: int,
 ) -> tuple[float, tuple[int, ...]]:
-    """(cost, where each stage ends) of the split of least cost; infinite and empty without one."""
+    """Return (cost, end of each stage) of the cheapest split; (inf, ()) if no split fits."""
 
     @cache
     def least(stage: int, start: int) -> tuple[float, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Partitioning: a subclass of a model's class that keeps one stage's part of the model."""
+"""Partitioning: makes a subclass of a model class that keeps only one stage's part."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from workers.model.attention import UnsupportedModelError
 
 # The names of the final norm in models that declare no pipeline plan.
 _FINAL_NORMS = ("norm", "final_layer_norm", "ln_f", "final_norm", "final_layernorm")
-# Absolute position embeddings, which only the first stage adds.
+# Names of absolute position embeddings, which only the first stage adds.
 _POSITION_EMBEDDINGS = ("embed_positions", "wpe")
 
 
 def stage_class(whole: type[PreTrainedModel], layers: range) -> type[PreTrainedModel]:
-    """A class that builds the whole skeleton and keeps the stage's part of it."""
+    """Make a class that builds the whole skeleton and keeps only the part of the stage."""
 
     def build_and_cut(
         self: PreTrainedModel, config: PretrainedConfig, *args: Any, **kw: Any
@@ -26,14 +26,14 @@ def stage_class(whole: type[PreTrainedModel], layers: range) -> type[PreTrainedM
     members = {
         "__init__": build_and_cut,
         "__module__": whole.__module__,
-        # The checkpoint's tensors of the other stages are not unexpected.
+        # The checkpoint also has the tensors of the other stages.
         "_keys_to_ignore_on_load_unexpected": [r".*"],
     }
     return type(whole.__name__, (whole,), members)
 
 
 def find_trunk(model: PreTrainedModel) -> tuple[nn.Module, str]:
-    """The module that owns the list of layers, and the list's name in it."""
+    """Find the module that owns the list of layers, and the attribute name of the list."""
     num_layers = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         for name, child in module.named_children():
@@ -50,14 +50,14 @@ class _Foreign(nn.Module):
 
 
 class _NoPositions(nn.Module):
-    """Replaces position embeddings that the first stage has added. 0-dim: keeps the dtype."""
+    """Replaces position embeddings, which the first stage adds; a 0-dim zero keeps the dtype."""
 
     def forward(self, *args: Any, **kw: Any) -> Tensor:  # noqa: ARG002
         return torch.zeros(())
 
 
 def _cut(model: PreTrainedModel, layers: range) -> None:
-    """Keep the stage's layers, embeddings on the first stage, final norm and head on the last."""
+    """Keep the stage's layers, the embeddings on the first stage, norm and head on the last."""
     trunk, name = find_trunk(model)
     all_layers = getattr(trunk, name)
     is_first, is_last = layers.start == 0, layers.stop == len(all_layers)
@@ -72,7 +72,7 @@ def _cut(model: PreTrainedModel, layers: range) -> None:
 
 
 def _drop_beginning(model: PreTrainedModel, trunk: nn.Module, *, keep_embedding: bool) -> None:
-    """A later stage embeds nothing; a tied last stage keeps the embedding as its head's weight."""
+    """Drop the embeddings; a tied last stage keeps them as the weight of its head."""
     if not keep_embedding:
         model.set_input_embeddings(_Foreign())
     for name in _POSITION_EMBEDDINGS:
@@ -83,7 +83,7 @@ def _drop_beginning(model: PreTrainedModel, trunk: nn.Module, *, keep_embedding:
 
 
 def _drop_end(model: PreTrainedModel, trunk: nn.Module, layers_name: str) -> None:
-    """An earlier stage neither normalises the last hidden states nor computes logits."""
+    """Drop the final norm and the head, which only the last stage needs."""
     plan = list(model.config.base_model_pp_plan or {})
     named = plan[plan.index(layers_name) + 1 :] if layers_name in plan else []
     for name in named or _FINAL_NORMS:

@@ -1,9 +1,9 @@
-"""The stage's model: transformers' own model code, reduced to one range of layers.
+"""The model of a stage: transformers' model code, reduced to one range of layers.
 
-A subclass of the model's class drops the other stages' modules after it is built on the meta
-device, so that transformers' `from_pretrained` does everything else: it reads only the tensors that
-are left (safetensors are mapped lazily), renames and merges old checkpoints' weights, ties
-embeddings, makes buffers and undoes quantisation.
+A subclass of the model class drops the modules of other stages after it is built on the meta
+device. transformers' `from_pretrained` does the rest: it reads only the tensors that remain
+(safetensors are mapped lazily), renames and merges the weights of old checkpoints, ties embeddings,
+makes buffers and dequantises weights.
 """
 
 import logging
@@ -28,9 +28,9 @@ log = logging.getLogger("tdpipe")
 
 
 class StageModel:
-    """Layers `layers` of a causal language model, and what comes before and after them.
+    """Layers `layers` of a causal language model, with embedding or head on the outer stages.
 
-    The first stage takes token ids, the others hidden states; the last returns logits.
+    The first stage takes token ids, the others take hidden states; the last returns logits.
     """
 
     def __init__(self, model: PreTrainedModel, layers: range) -> None:
@@ -67,7 +67,7 @@ class StageModel:
 
     @property
     def num_bytes(self) -> int:
-        """The memory that the weights take."""
+        """The memory of the weights in bytes."""
         return bytes_of(self._model)
 
     @torch.inference_mode()
@@ -96,30 +96,31 @@ class StageModel:
         return hidden[0, : position_ids.shape[1]]
 
     def sizes(self, most: int) -> list[int]:
-        """The padded numbers of rows, up to `most` tokens, where rows are padded to a few sizes."""
+        """The numbers of rows, after padding, of steps of up to `most` tokens."""
         return sorted({self._padded(count) for count in range(1, most + 1)})
 
     def _padded(self, count: int) -> int:
-        """Rows to compute for `count` of them: at least two, and on a CPU one of a few sizes.
+        """Pad a number of rows: to at least two, and on a CPU to one of a few sizes.
 
-        A product with one row takes another kernel (gemv): on a CPU without AMX it rounds a bf16
-        result differently in 1 of 20,000 numbers, so an answer would depend on whether the sequence
-        was in a batch of one. And oneDNN compiles a product for each new number of rows, 1 ms each:
-        the demo model's steps took 1.5 times as long at the median, the first time in each size.
+        A product with one row runs in a different kernel (gemv): on a CPU without AMX, it rounds 1
+        of 20,000 bf16 results differently, so an answer would depend on whether the sequence was in
+        a batch of one. In addition, oneDNN compiles each product for each new number of rows, in
+        1 ms: the first step of each size took 1.5 times as long, at the median, in the demo
+        model.
         """
         if not self.compiles_for_each_size or count <= 2:
             return max(count, 2)
-        step = 1 << max(2, (count - 1).bit_length() - 4)  # eight sizes to an octave
+        step = 1 << max(2, (count - 1).bit_length() - 4)  # eight sizes per power of two
         return -(-count // step) * step
 
 
 def load(
     config: EngineConfig, stage: int, device: torch.device, ranges: Sequence[range] | None = None
 ) -> StageModel:
-    """The stage's share of the model that the settings name, with its weights on the device.
+    """Load the stage's part of the configured model, with its weights, onto the device.
 
-    `ranges` are the layers of all stages where they are known already. Raises
-    `UnsupportedModelError`, `PartitionError`, or what transformers and safetensors raise for a
+    `ranges` are the layers of all stages, if they are already known. Raises
+    `UnsupportedModelError`, `PartitionError`, or the errors of transformers and safetensors for a
     checkpoint that is missing, damaged or incomplete (`OSError`, `ValueError`, `SafetensorError`).
     """
     checkpoint = config.model
@@ -155,7 +156,7 @@ def load(
 
 
 def read_config(config: ModelConfig) -> PretrainedConfig:
-    """The model's own settings. Raises `ValueError` with a text of one line."""
+    """Read the config of the model; raises `ValueError` with a message of one line."""
     source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
         return AutoConfig.from_pretrained(config.model, **source)
@@ -165,7 +166,7 @@ def read_config(config: ModelConfig) -> PretrainedConfig:
 
 
 def bytes_per_token(config: ModelConfig) -> int:
-    """The size of one token's activations on the way to the next stage. Raises `ValueError`."""
+    """The bytes of one token's activations between stages; raises `ValueError`."""
     model_config = read_config(config)
     dtype = model_config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     width = int(model_config.get_text_config().hidden_size)
@@ -173,7 +174,7 @@ def bytes_per_token(config: ModelConfig) -> int:
 
 
 def bytes_of(module: nn.Module) -> int:
-    """The memory that a module's weights take."""
+    """The memory of a module's weights in bytes."""
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
@@ -195,7 +196,7 @@ def split(
 
 
 def _check_files(folder: Path, load_format: str) -> None:
-    """Name the damaged file, which loading would not. Reads headers only."""
+    """Check the headers of the files, because loading would not name a damaged file."""
     paths = sorted(folder.glob("*.safetensors"))
     if load_format == "pt":
         return
@@ -213,7 +214,7 @@ def _check_files(folder: Path, load_format: str) -> None:
 
 
 def _model_class(model_config: PretrainedConfig, config: ModelConfig) -> type[PreTrainedModel]:
-    """The causal language model of this family, if it takes its attention from our function."""
+    """The causal language model class of this family, if it supports our attention function."""
     family = model_config.model_type
     if config.trust_remote_code and "AutoModelForCausalLM" in getattr(model_config, "auto_map", {}):
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -234,7 +235,7 @@ def _model_class(model_config: PretrainedConfig, config: ModelConfig) -> type[Pr
 
 
 def _pad(rows: Tensor, count: int, dim: int) -> Tensor:
-    """`count` rows along `dim`: copies of the last row after the others, if there is one."""
+    """Pad to `count` rows along `dim` with copies of the last row, unless there are no rows."""
     more = count - rows.shape[dim]
     if more <= 0 or not rows.shape[dim]:
         return rows
@@ -249,7 +250,7 @@ def _count(module: nn.Module) -> int:
 def _progress_of(
     stage: int,
 ) -> Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]:
-    """transformers' progress bars, where it shows any, under the stage's name."""
+    """Make a hook that adds the name of the stage to transformers' progress bars."""
 
     def make_bar(factory: Callable[..., Any], args: tuple[Any, ...], kw: dict[str, Any]) -> Any:
         kw |= {"desc": f"stage {stage}: {kw.get('desc', 'loading').lower()}", "unit": " tensors"}
@@ -259,7 +260,7 @@ def _progress_of(
 
 
 def describe(model: StageModel) -> str:
-    """One line for the log."""
+    """Describe the stage's part of the model in one line for the log."""
     layers = f"layers {model.layers.start}-{model.layers.stop - 1}"
     parts = ["embedding"] * model.is_first + [layers] + ["head"] * model.is_last
     return f"{' + '.join(parts)}, {model.num_parameters / 1e6:.1f} M parameters, {model.dtype}"

@@ -1,1 +1,1 @@
-"""Measuring what steps cost on this hardware."""
+"""Profiling: measures the cost of steps on this hardware."""

@@ -1,7 +1,8 @@
-"""`tdpipe profile`: what steps cost on this hardware, through the real pipeline, into tables.
+"""`tdpipe profile`: measures the cost of steps on this hardware, through the real pipeline.
 
-Writes FILE.steps.csv, with a line for each step of each stage as soon as it is measured, so that an
-interrupted run can be resumed; FILE.csv in TD-Pipe's two columns; and FILE.png.
+It writes three files. FILE.steps.csv gets a line for each step of each stage as soon as the step is
+measured, so that an interrupted run can be resumed. FILE.csv has the two columns of TD-Pipe, and
+FILE.png is a plot.
 """
 
 import argparse
@@ -35,12 +36,12 @@ from workers.profiling.plan import Limits, copies, full_dummy_runs, most_cache_t
 from workers.profiling.plot import draw, staircase
 
 P2P_REPEATS = 20
-# The notes that must be equal for a table to be resumed.
+# The notes that must be equal to resume a table.
 SAME = ("model_hash", "dtype", "stages", "layers", "block_size", "hardware", "torch", "tdpipe")
 
 
 def main(argv: Sequence[str]) -> int:
-    """`tdpipe profile ARGV`: the exit code."""
+    """Run `tdpipe profile ARGV`; returns the exit code."""
     options, rest = _parser().parse_known_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -91,7 +92,10 @@ def _positive(text: str) -> int:
 
 
 def _check_out(out: Path) -> None:
-    """Before minutes of work, not after them. Raises `OSError` or `ProfileError`."""
+    """Check that the files can be written, before minutes of work.
+
+    Raises `OSError` or `ProfileError`.
+    """
     if out.suffix != ".csv":
         raise ProfileError(f"--out {out} must end in .csv")
     for path in (out, steps_path(out), out.with_suffix(".png")):
@@ -102,7 +106,7 @@ def _check_out(out: Path) -> None:
 
 
 def _measure(config: Config, options: argparse.Namespace) -> StepTable:
-    # The stages need not measure at start-up what this command measures.
+    # The stages need not measure their costs at start-up: this command measures them.
     config = config.replaced(profile=None, profile_seconds=0.0)
     path = steps_path(options.out)
     kept = read_steps(path) if options.resume and path.exists() else None
@@ -178,10 +182,11 @@ def _sizes(step: MeasuredStep) -> tuple[str, int, int, int, int]:
 def _measure_each(
     driver: Driver, dummy_runs: Sequence[DummyRun], repeats: int, block_size: int
 ) -> Iterator[list[MeasuredStep]]:
-    """The medians of each stage for each dummy run, with as many in flight as there are stages.
+    """Yield the medians on all stages of each dummy run, with one step per stage in flight.
 
-    One stream of steps: waiting for the heartbeat that reports each dummy run would take most of
-    the time. The first steps of a dummy run share the pipeline with the previous one, and warm up.
+    The steps are sent as one stream, because waiting for the heartbeat that reports each dummy run
+    would take most of the time. The first steps of a dummy run only warm up: they share the
+    pipeline with the previous dummy run.
     """
     num_stages = driver.num_stages
     count = repeats + num_stages
@@ -196,9 +201,10 @@ def _measure_each(
 
 
 def _measure_hops(config: Config, driver: Driver, max_tokens: int) -> dict[str, str]:
-    """The seconds from a step's end on one stage to its start on the next, with no other in flight.
+    """Measure the seconds from the end of a step on one stage to its start on the next stage.
 
-    All stages of this command are on one host, so they read the same clock.
+    Only this step is in flight. All stages of this command are on one host, so they read the same
+    clock.
     """
     if driver.num_stages == 1:
         return {}
@@ -219,7 +225,7 @@ def _measure_hops(config: Config, driver: Driver, max_tokens: int) -> dict[str, 
 
 
 def _gaps(timed: list[Timed]) -> list[float]:
-    """The median seconds of each link."""
+    """The median seconds between the stages of each link."""
     links = range(len(timed[0].began_at) - 1)
     return [median(t.began_at[s + 1] - t.ended_at[s] for t in timed) for s in links]
 

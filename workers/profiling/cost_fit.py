@@ -1,11 +1,11 @@
-"""The cost fit: from measured steps to the sum that `StageCosts` describes.
+"""The cost fit: fits the terms of `StageCosts` to measured steps.
 
     seconds = staircase(tokens fed) + KV tokens read * a + rows * b + pairs * c
 
-All terms are fitted at once, by least squares of the relative error under the condition that no
+All terms are fitted at once, by least squares of the relative error, under the condition that no
 term is negative and that the staircase never falls (its rises are the unknowns). A few steps that
-something else on the machine has delayed must not bend it: errors beyond what is usual count less
-(iteratively reweighted least squares with Huber's weights).
+were delayed by other load on the machine must not distort the fit: unusually large errors count
+less (iteratively reweighted least squares with Huber's weights).
 """
 
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ from wire.messages import StageCosts
 NUM_FITS = 12
 # Huber's tuning constant: errors up to this many standard deviations count in full.
 USUAL_ERRORS = 1.345
-# A relative error below this is always usual.
+# Relative errors below this always count in full.
 LEAST_ERROR = 0.01
-# Where the steps cannot separate tokens from rows, the cost is put down to tokens.
+# If the steps cannot separate tokens from rows, the cost is attributed to tokens.
 _PREFER_TOKENS = 1e-3
 
 Array = NDArray[np.float64]
 
 
 def fit(steps: Sequence[MeasuredStep]) -> StageCosts:
-    """The costs that come closest to the measured `steps`; empty without any.
+    """Fit the costs to the measured `steps`; the result is empty if there are none.
 
     The staircase has a point at each number of tokens that was measured.
     """
@@ -55,10 +55,10 @@ def fit(steps: Sequence[MeasuredStep]) -> StageCosts:
 
 
 def predict(costs: StageCosts, steps: Sequence[MeasuredStep]) -> Array:
-    """Seconds of the steps by the costs. [steps]
+    """Predict the seconds of the steps [steps] from the costs.
 
-    Between its points the staircase is interpolated, beyond the last it continues at its average
-    slope.
+    The staircase is interpolated between its points; beyond the last point, it is proportional to
+    the tokens.
     """
     tokens = _column(steps, "tokens")
     xs, ys = np.array(costs.num_tokens, float), np.array(costs.seconds)
@@ -75,12 +75,12 @@ def _column(steps: Sequence[MeasuredStep], name: str) -> Array:
 
 
 def _others(steps: Sequence[MeasuredStep]) -> Array:
-    """[steps, 3]: the factors of the terms beside the staircase."""
+    """The factors of the terms other than the staircase [steps, 3]."""
     return np.stack([_column(steps, name) for name in ("kv_tokens", "rows", "pairs")], axis=1)
 
 
 def _rises(tokens: Array, knots: Sequence[int]) -> Array:
-    """[steps, knots]: the part of each rise, from a knot to the next, that a step has climbed."""
+    """The fraction of each rise between two knots that a step includes [steps, knots]."""
     columns = [np.ones(len(tokens))]
     for left, right in pairwise(knots):
         columns.append(np.clip((tokens - left) / (right - left), 0.0, 1.0))
@@ -108,7 +108,7 @@ def _non_negative_least_squares(matrix: Array, target: Array) -> Array:
 def _walk(
     a: Array, b: Array, x: Array, is_free: NDArray[np.bool_]
 ) -> tuple[Array, NDArray[np.bool_]]:
-    """Go to the least squares over the free unknowns; those that would fall below 0 are bound."""
+    """Move to the least squares of the free unknowns; those that would get negative are bound."""
     while is_free.any():
         best = np.zeros(len(x))
         best[is_free] = np.linalg.lstsq(a[:, is_free], b, rcond=None)[0]

@@ -1,7 +1,7 @@
-"""The driver: acts as the engine for real stages, to measure them as they are used in service.
+"""The driver acts as the engine for real stages, to measure them as they run in service.
 
-It starts the stages as the supervisor does, through torchrun, sends them plans, and reads from
-their heartbeats when each of them began and ended each step.
+It starts the stages through torchrun, as the supervisor does, sends plans to them, and reads the
+begin and end of every step on every stage from their heartbeats.
 """
 
 import shutil
@@ -31,26 +31,27 @@ FILL_TOKENS = 512
 
 
 class DriverError(Exception):
-    """The stages cannot be measured; the text is one line for the user."""
+    """The stages cannot be measured; the message is one line for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """A finished dummy run: when each stage began and ended it, by the host's monotonic clock."""
+    """A finished dummy run, with its begin and end on each stage (host's monotonic clock)."""
 
     dummy_run: DummyRun
     began_at: tuple[float, ...]
     ended_at: tuple[float, ...]
 
     def seconds(self, stage: int) -> float:
-        """The seconds that it took on the stage."""
+        """The seconds that the dummy run took on the stage."""
         return self.ended_at[stage] - self.began_at[stage]
 
 
 class Driver:
-    """Real stages for the length of a `with` block; all of their processes end with it.
+    """Runs real stages during a `with` block, and ends all their processes after it.
 
-    Entering waits for all of them and raises `DriverError` with the reason if one cannot start.
+    Entering the block waits for all stages, and raises `DriverError` with the reason if a stage
+    cannot start.
     """
 
     def __init__(self, config: Config) -> None:
@@ -70,17 +71,17 @@ class Driver:
 
     @property
     def pid(self) -> int | None:
-        """The stages' parent process, torchrun."""
+        """The process id of torchrun, the parent of the stages."""
         return self._process.pid if self._process else None
 
     @property
     def cache_tokens(self) -> int:
-        """Tokens that the KV cache of every stage holds."""
+        """The number of tokens that fit in the KV cache of every stage."""
         return min(stage.num_blocks for stage in self.ready) * self._config.cache.block_size
 
     @property
     def max_model_len(self) -> int:
-        """The longest sequence in tokens that fits the model, the settings and the cache."""
+        """The length in tokens of the longest sequence that model, settings and cache allow."""
         limit = self._config.model.max_model_len or self.ready[0].max_model_len
         return min(limit, self.ready[0].max_model_len, self.cache_tokens)
 
@@ -101,7 +102,7 @@ class Driver:
         self.close()
 
     def close(self) -> None:
-        """End the stages: by SIGTERM, then by SIGKILL."""
+        """End the stages by SIGTERM, then by SIGKILL."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -114,9 +115,9 @@ class Driver:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def run(self, dummy_runs: Iterable[DummyRun], in_flight: int) -> Iterator[Timed]:
-        """Run the dummy runs in order, `in_flight` at a time, and yield each one's times in order.
+        """Run the dummy runs in order, `in_flight` at a time, and yield their times in order.
 
-        Raises `DriverError` when a stage fails or nothing happens for too long.
+        Raises `DriverError` if a stage fails, or if no step completes for too long.
         """
         waiting = iter(dummy_runs)
         sent: deque[tuple[int, DummyRun]] = deque()
@@ -140,7 +141,10 @@ class Driver:
             self._check(moved_at + self._config.pipeline.distributed_timeout_seconds, "the steps")
 
     def fill(self, num_tokens: int) -> None:
-        """Write this many tokens of the KV cache: reading memory that was never written is free."""
+        """Write `num_tokens` tokens of the KV cache.
+
+        Reading memory that was never written takes no time, which would distort the measurement.
+        """
         size = self._config.cache.block_size
         rows = max(1, min(self._config.scheduler.max_num_batched_tokens, FILL_TOKENS) // size)
         blocks = range(0, -(-min(num_tokens, self.cache_tokens) // size), rows)
@@ -170,7 +174,7 @@ class Driver:
         return step_id
 
     def _hear(self) -> bool:
-        """Take what the stages have sent; returns whether a step was among it."""
+        """Receive the messages of the stages; returns whether one was `StepDone`."""
         assert self._hub is not None
         self._hub.socket.poll(int(POLL_INTERVAL_S * 1000))
         was_step = False

@@ -1,4 +1,4 @@
-"""The dummy run: a step that is run only to be timed, and its terms in the cost model."""
+"""The dummy run: a step that runs only to be timed, and its terms in the cost model."""
 
 from array import array
 from collections.abc import Sequence
@@ -10,9 +10,10 @@ from wire.messages import Phase, Step
 
 @dataclass(frozen=True, slots=True)
 class DummyRun:
-    """Rows of `counts` new tokens after `starts` others; all rows sample, greedily.
+    """A step with rows of `counts` new tokens after `starts` earlier tokens.
 
-    Their KV starts at `first_block`; rows share blocks where the cache is small.
+    All rows sample greedily. The KV of the rows starts at `first_block`; rows share blocks if the
+    cache is small.
     """
 
     kind: Phase
@@ -22,32 +23,32 @@ class DummyRun:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the step."""
+        """The number of rows."""
         return len(self.counts)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens fed, over all rows."""
+        """The number of tokens fed, over all rows."""
         return sum(self.counts)
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens of resident KV that are read, over all rows."""
+        """The number of resident KV tokens read, over all rows."""
         return sum(self.starts)
 
     @property
     def pairs(self) -> int:
-        """Pairs of a new token with itself or an earlier one, in rows of several new tokens."""
+        """The number of pairs of a new token with itself or an earlier one, outside decode rows."""
         rows = zip(self.starts, self.counts, strict=True)
         return sum(n * start + n * (n + 1) // 2 for start, n in rows if n > 1)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row, with its context."""
+        """The number of tokens of the longest row, including its context."""
         return max(start + n for start, n in zip(self.starts, self.counts, strict=True))
 
     def measured(self, seconds: float, repeats: int) -> MeasuredStep:
-        """The dummy run with its seconds."""
+        """The dummy run with its measured seconds."""
         return MeasuredStep(
             self.kind,
             self.num_rows,
@@ -60,22 +61,22 @@ class DummyRun:
 
 
 def prefill(counts: Sequence[int], context: int = 0) -> DummyRun:
-    """Prompts, or chunks of prompts that already have `context` tokens in the cache."""
+    """Make a run of prompts, or of chunks of prompts with `context` tokens in the cache."""
     return DummyRun("prefill", (context,) * len(counts), tuple(counts))
 
 
 def decode(num_rows: int, context: int) -> DummyRun:
-    """Rows of one token after `context` others."""
+    """Make a run of rows with one new token after `context` tokens."""
     return DummyRun("decode", (context,) * num_rows, (1,) * num_rows)
 
 
 def mixed(num_rows: int, context: int, chunk: int) -> DummyRun:
-    """Decode rows, and a prompt of `chunk` tokens beside them."""
+    """Make a run of decode rows and one prompt of `chunk` tokens."""
     return DummyRun("mixed", (context,) * num_rows + (0,), (1,) * num_rows + (chunk,))
 
 
 def block_counts(dummy_run: DummyRun, block_size: int) -> list[int]:
-    """Blocks of KV that each row needs."""
+    """The number of KV blocks that each row needs."""
     rows = zip(dummy_run.starts, dummy_run.counts, strict=True)
     return [-(-(start + count) // block_size) for start, count in rows]
 
@@ -83,7 +84,7 @@ def block_counts(dummy_run: DummyRun, block_size: int) -> list[int]:
 def make_step(
     dummy_run: DummyRun, block_size: int, num_blocks: int, *, epoch: int = 0, step_id: int = -1
 ) -> Step:
-    """The plan of a dummy run on stages with `num_blocks` blocks of KV cache."""
+    """Make the plan of a dummy run for stages with `num_blocks` blocks of KV cache."""
     tables, next_block = array("i"), dummy_run.first_block
     for length in block_counts(dummy_run, block_size):
         tables.extend(block % num_blocks for block in range(next_block, next_block + length))

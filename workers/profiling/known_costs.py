@@ -1,4 +1,4 @@
-"""The known costs: from a table that the user gives, from an earlier start, or measured now."""
+"""The known costs: read from the user's table or an earlier start, or measured now."""
 
 import logging
 from collections.abc import Callable
@@ -21,10 +21,11 @@ def find_costs(
     fingerprint: StageFingerprint,
     measure: Callable[[], StageCosts],
 ) -> StageCosts:
-    """What steps cost on this stage. All stages must call this at the same time.
+    """Return the costs of steps on this stage; all stages must call this at the same time.
 
-    If one of them must `measure`, all do: stages that share cores would otherwise find them free.
-    Raises `ValueError` for a table of another model or pipeline.
+    If one stage must `measure`, all stages do: otherwise a stage would measure while the cores that
+    it shares with others are idle. Raises `ValueError` if the table is of another model or
+    pipeline.
     """
     if config.profile is not None:
         table = read_steps(config.profile)
@@ -42,9 +43,9 @@ def find_costs(
 
 
 def check_table(table: StepTable, fingerprint: StageFingerprint, name: str) -> None:
-    """Raises `ValueError` in one line for a table of another model or pipeline.
+    """Raise `ValueError`, with one line, if the table is of another model or pipeline.
 
-    Other hardware or versions only cause a warning: no better figures exist.
+    Different hardware or versions only cause a warning, because no better figures exist.
     """
     layers = table.notes.get("layers", "").split(",")
     here: dict[str, tuple[str | None, str]] = {

@@ -1,9 +1,9 @@
-"""The layer times: the seconds of each layer and of the rest of a stage, and the best split.
+"""Layer times: measures the seconds of each layer, and finds the best split of the layers.
 
-`--layer-split auto`: parameters are a poor estimate of a stage's seconds where the vocabulary is
-large, or the layers or the devices differ. So each stage times its layers with hooks over a
-reference mix of steps, all stages exchange their times, and the layers are split again so that the
-slowest stage is as fast as possible.
+This implements `--layer-split auto`. The number of parameters is a poor estimate of a stage's
+seconds if the vocabulary is large, or if layers or devices differ. Therefore each stage times its
+layers with hooks over a reference mix of steps, all stages exchange their times, and the layers are
+split again so that the slowest stage is as fast as possible.
 """
 
 import time
@@ -20,20 +20,21 @@ from workers.model.layer_split import PartitionError, fastest
 from workers.model.stage_model import StageModel, bytes_of
 from workers.profiling.dummy_run import DummyRun, decode, prefill
 
-# A request of 512 tokens with an answer of 128, in batches of 32, causes four decode steps to one
-# prefill.
+# A request of 512 tokens with an answer of 128 tokens, in batches of 32, causes four decode steps
+# per prefill.
 PROMPT, CONTEXT, ROWS, DECODES = 512, 256, 32, 4
 PASSES, WARM_UP_PASSES = 5, 1
-# A split that is faster by less than this is not worth loading the weights again.
+# The weights are loaded again only for a split that is faster by more than this fraction.
 WORTH = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class LayerTimes:
-    """One stage's layers (from `first` on): seconds, bytes and kinds, and the same of the rest.
+    """The times and sizes of the layers of one stage, which begin at layer `first`.
 
-    Layers of one kind cost the same on one device. `limit_bytes` hold weights and KV,
-    `kv_limit_bytes` KV only, where that was set; `kv_bytes` are those of a longest sequence.
+    `extra_s` and `extra_bytes` are of the rest of the stage. Layers of one kind cost the same on
+    one device. `limit_bytes` is the limit for weights and KV, `kv_limit_bytes` the limit for KV
+    only, if it was set. `kv_bytes` is the KV of a sequence of maximum length, per layer.
     """
 
     first: int
@@ -48,7 +49,7 @@ class LayerTimes:
 
 
 def reference_mix(max_model_len: int) -> list[tuple[DummyRun, int]]:
-    """Dummy runs and how often each counts."""
+    """Return the dummy runs of the mix, with the weight of each."""
     prompt = prefill([min(PROMPT, max_model_len)])
     return [(prompt, 1), (decode(ROWS, min(CONTEXT, max_model_len - 1)), DECODES)]
 
@@ -56,7 +57,7 @@ def reference_mix(max_model_len: int) -> list[tuple[DummyRun, int]]:
 def time_layers(
     model: StageModel, run: Callable[[DummyRun], float], device: torch.device
 ) -> tuple[list[float], float]:
-    """Seconds of each layer and of the rest of the stage, over the reference mix."""
+    """Measure the seconds of each layer and of the rest of the stage, over the reference mix."""
     layers = model.layer_modules
     began_at, spent = [0.0] * len(layers), [0.0] * len(layers)
 
@@ -86,7 +87,7 @@ def time_layers(
 
 
 def describe_layers(model: StageModel) -> tuple[tuple[str, ...], tuple[int, ...], int]:
-    """Kinds and bytes of the layers, and the bytes of the rest of the stage."""
+    """Return the kinds and bytes of the layers, and the bytes of the rest of the stage."""
     layers = model.layer_modules
     sizes = tuple(bytes_of(layer) for layer in layers)
     kinds = tuple(
@@ -96,7 +97,7 @@ def describe_layers(model: StageModel) -> tuple[tuple[str, ...], tuple[int, ...]
 
 
 def better_split(stages: Sequence[LayerTimes]) -> list[range] | None:
-    """The best split by these times; None where it gains too little over the present one."""
+    """Return the best split by these times; None if it gains too little over the current one."""
     layer_s = _seconds_everywhere(stages)
     extra_s = [stage.extra_s for stage in stages]
     weight_bytes = [size for stage in stages for size in stage.weight_bytes]
@@ -122,13 +123,16 @@ def better_split(stages: Sequence[LayerTimes]) -> list[range] | None:
 
 
 def wait(device: torch.device) -> None:
-    """Wait until the device has done its queued work."""
+    """Wait until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _seconds_everywhere(stages: Sequence[LayerTimes]) -> list[list[float]]:
-    """[stages][layers]: as measured there, or elsewhere times how much slower this device is."""
+    """The seconds of all layers on all stages [stages][layers], estimated if not measured.
+
+    The estimate is the time on the stage that has the layer, scaled by the speed of the devices.
+    """
     kinds = [kind for stage in stages for kind in stage.kinds]
     owners = [stage for stage, times in enumerate(stages) for _ in times.kinds]
     known = [_seconds_of_kinds(stage) for stage in stages]
@@ -149,6 +153,6 @@ def _seconds_of_kinds(stage: LayerTimes) -> dict[str, float]:
 
 
 def _slower(here: dict[str, float], there: dict[str, float]) -> float:
-    """How much longer a layer takes here than there, by the kinds that both have measured."""
+    """The median ratio of layer times here and there, over the kinds that both have measured."""
     ratios = [here[kind] / there[kind] for kind in here if there.get(kind)]
     return median(ratios) if ratios else 1.0

@@ -1,4 +1,4 @@
-"""The profile's plan: which steps `tdpipe profile` measures."""
+"""The plan of a profile: which steps `tdpipe profile` measures."""
 
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,7 @@ CHUNK_CONTEXTS = (256, 1024, 4096)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of a step: its tokens and rows, the tokens of a row, tokens of KV in all."""
+    """The limits of a step: its tokens, its rows, the tokens of a row, and all tokens of KV."""
 
     max_tokens: int
     max_rows: int
@@ -21,7 +21,7 @@ class Limits:
     block_size: int
 
     def allow(self, dummy_run: DummyRun) -> bool:
-        """Whether the dummy run is within all of them."""
+        """Whether the dummy run is within all limits."""
         blocks = sum(block_counts(dummy_run, self.block_size))
         return (
             dummy_run.num_tokens <= self.max_tokens
@@ -32,7 +32,7 @@ class Limits:
 
 
 def full_dummy_runs(limits: Limits, *, has_stairs: bool) -> list[DummyRun]:
-    """Prefills with and without context, decodes over little and much KV, and both at once."""
+    """Make prefills with and without context, decodes with short and long context, and mixes."""
     tokens = sizes(limits.max_tokens, has_stairs=has_stairs)
     coarse = [size for size in tokens if size & (size - 1) == 0 or size == limits.max_tokens]
     rows = [1 << power for power in range(10)]
@@ -53,12 +53,12 @@ def full_dummy_runs(limits: Limits, *, has_stairs: bool) -> list[DummyRun]:
 
 
 def most_cache_tokens(dummy_runs: list[DummyRun], num_copies: int, block_size: int) -> int:
-    """Tokens of KV cache that `num_copies` of the largest dummy run need side by side."""
+    """The tokens of KV cache that `num_copies` copies of the largest dummy run need together."""
     return num_copies * block_size * max(sum(block_counts(t, block_size)) for t in dummy_runs)
 
 
 def copies(dummy_run: DummyRun, count: int, num_stages: int, block_size: int) -> list[DummyRun]:
-    """The dummy run `count` times, each on other blocks than those in flight with it."""
+    """Copy the dummy run `count` times; copies in flight together use different blocks."""
     blocks = sum(block_counts(dummy_run, block_size))
     return [replace(dummy_run, first_block=i % num_stages * blocks) for i in range(count)]
 

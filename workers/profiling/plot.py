@@ -1,4 +1,4 @@
-"""The profile's plot: each stage's staircase with its knee, and decodes over their rows."""
+"""The plot of a profile: each stage's staircase with its knee, and the time of decodes by rows."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from matplotlib.axes import Axes
 
 from configs.profiles import MeasuredStep, StepTable
 
-# The knee is the smallest step at which a token is about as cheap as it gets, see
+# The knee is the smallest step size with about the lowest cost per token, see
 # engine.policies.temporal.topup.
 KNEE_TOLERANCE = 0.08
 
 
 def draw(table: StepTable, path: Path, title: str) -> None:
-    """Write the plot. Raises `OSError`."""
+    """Write the plot to `path`; raises `OSError`."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     figure.suptitle(title)
     for stage, steps in enumerate(table.stages):
@@ -37,7 +37,7 @@ def draw(table: StepTable, path: Path, title: str) -> None:
 
 
 def staircase(steps: Sequence[MeasuredStep]) -> dict[int, float]:
-    """Seconds by tokens of prefills without context, in as few rows as were measured."""
+    """The seconds of prefills without context by tokens, from the step with the fewest rows."""
     found: dict[int, MeasuredStep] = {}
     for step in steps:
         if step.kind == "prefill" and not step.kv_tokens:
@@ -48,7 +48,7 @@ def staircase(steps: Sequence[MeasuredStep]) -> dict[int, float]:
 
 
 def knee(stairs: dict[int, float]) -> int:
-    """The smallest size with seconds per token within `KNEE_TOLERANCE` of the least."""
+    """The smallest size with seconds per token within `KNEE_TOLERANCE` of the minimum."""
     limit = min(seconds / tokens for tokens, seconds in stairs.items()) * (1 + KNEE_TOLERANCE)
     return next(tokens for tokens, seconds in stairs.items() if seconds / tokens <= limit)
 

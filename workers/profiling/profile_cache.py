@@ -1,8 +1,8 @@
-"""The profile cache: what was measured at one start and is still valid at the next.
+"""The profile cache keeps measurements that are still valid at the next start.
 
-One JSON file for each measurement, in `profiles` of the data folder, under a hash of all that must
-be equal. The cache is optional: what cannot be read is measured again, and a failed write is logged
-and ignored.
+Each measurement is a JSON file in `profiles` in the data folder. The file name contains a hash of
+everything that must be equal for the measurement to be valid. The cache is optional: a measurement
+that cannot be read is repeated, and a failed write is logged and ignored.
 """
 
 import json
@@ -28,7 +28,7 @@ log = logging.getLogger("tdpipe")
 
 
 def load_costs(data_dir: Path, fingerprint: StageFingerprint) -> StageCosts | None:
-    """The costs that are kept for this fingerprint."""
+    """Load the costs for this fingerprint; None if there are none or they are damaged."""
     path = path_of(data_dir, "costs", fingerprint)
     try:
         kept = _read(path, fingerprint)
@@ -39,12 +39,12 @@ def load_costs(data_dir: Path, fingerprint: StageFingerprint) -> StageCosts | No
 
 
 def save_costs(data_dir: Path, fingerprint: StageFingerprint, costs: StageCosts) -> None:
-    """Keep the costs for the next start."""
+    """Save the costs for the next start."""
     _write(path_of(data_dir, "costs", fingerprint), fingerprint, msgspec.to_builtins(costs))
 
 
 def load_split(data_dir: Path, fingerprint: StageFingerprint) -> tuple[int, ...] | None:
-    """The best layers of each stage that were found; the fingerprint is that of any layers."""
+    """Load the best number of layers per stage; the fingerprint must be that of any layers."""
     path = path_of(data_dir, "split", fingerprint)
     try:
         kept = _read(path, fingerprint)
@@ -60,17 +60,17 @@ def load_split(data_dir: Path, fingerprint: StageFingerprint) -> tuple[int, ...]
 
 
 def save_split(data_dir: Path, fingerprint: StageFingerprint, split: Sequence[int]) -> None:
-    """Keep the split for the next start."""
+    """Save the split for the next start."""
     _write(path_of(data_dir, "split", fingerprint), fingerprint, list(split))
 
 
 def path_of(data_dir: Path, thing: Thing, fingerprint: StageFingerprint) -> Path:
-    """The file of this measurement."""
+    """The path of the file of this measurement."""
     return data_dir / FOLDER / f"{thing}-{fingerprint.key()}.json"
 
 
 def _read(path: Path, fingerprint: StageFingerprint) -> Any:
-    """The kept value, None where there is none. Raises `OSError`, and `ValueError` when damaged."""
+    """Read the value, or None if no file exists; `OSError` or `ValueError` if it is unreadable."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -82,7 +82,7 @@ def _read(path: Path, fingerprint: StageFingerprint) -> Any:
 
 
 def _write(path: Path, fingerprint: StageFingerprint, value: object) -> None:
-    """Atomically: another stage, or the next start, may read at any moment."""
+    """Write the value atomically: another stage, or the next start, may read at any time."""
     text = json.dumps({"of": asdict(fingerprint), "value": value}, indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-"""The profiler: what a step costs on this stage, measured as it is run in service.
+"""The profiler measures the cost of steps on this stage under the conditions of service.
 
-A short measurement at start-up, within a budget of seconds: prefills of growing size in long and in
-short rows, decodes of several numbers of rows over little and over much resident KV, and both at
-once, the most important first. All stages measure at the same time, so those that share cores share
-them here too. The steps are measured in several passes, never one step many times in a row: a short
-disturbance of the machine affects one measurement of each, and no step finds its own KV in the
-processor's cache.
+It runs at start-up, within a budget of seconds. It measures prefills of growing size in long and in
+short rows, decodes with different numbers of rows and with short and long context, and mixes of
+both, the most important first. All stages measure at the same time, so that stages that share cores
+in service also share them here. The steps are measured in several passes, never one step many times
+in a row: a short disturbance of the machine then affects only one measurement of each step, and no
+step finds its own KV in the CPU cache.
 """
 
 import logging
@@ -20,7 +20,7 @@ from workers.profiling.dummy_run import DummyRun, decode, mixed, prefill
 
 SHORT_CONTEXT, LONG_CONTEXT = 16, 512
 MAX_PASSES = 9
-# A step that takes more than this part of the budget is not run just to warm up.
+# A step that takes more than this fraction of the budget has no warm-up run.
 WARM_UP_PART = 0.03
 
 Run = Callable[[DummyRun], float]
@@ -30,21 +30,21 @@ log = logging.getLogger("tdpipe")
 
 
 def profile(run: Run, dummy_runs: Sequence[DummyRun], budget_s: float) -> StageCosts:
-    """What the dummy runs' steps cost, as far as `budget_s` reaches.
+    """Measure the costs of as many of the dummy runs as fit into `budget_s`.
 
-    Empty where the budget is 0 or something fails: a stage that cannot be measured can be used.
+    The result is empty if the budget is 0 or the measurement fails: serving works without costs.
     """
     if not budget_s or not dummy_runs:
         return StageCosts()
     try:
         return fit(measure(run, dummy_runs, budget_s))
-    except Exception as error:  # whatever it is, serving continues without costs
+    except Exception as error:  # serving continues without costs after any error
         log.warning("the stage could not be measured: %s", error)
         return StageCosts()
 
 
 def measure(run: Run, dummy_runs: Sequence[DummyRun], budget_s: float) -> list[MeasuredStep]:
-    """The dummy runs' median seconds over a few passes, without those beyond the budget.
+    """Measure the median seconds of the dummy runs that fit the budget, over a few passes.
 
     At least the first dummy run is measured.
     """
@@ -75,10 +75,10 @@ def quick_dummy_runs(
     cache_tokens: int,
     has_stairs: bool,
 ) -> list[DummyRun]:
-    """The steps to measure at start-up, the most important first.
+    """The dummy runs to measure at start-up, the most important first.
 
-    Within steps of `max_tokens` tokens, rows of `max_model_len` with their context, and as many
-    rows and as much KV as there can be.
+    Steps have at most `max_tokens` tokens, `max_rows` rows and `cache_tokens` tokens of KV; rows
+    have at most `max_model_len` tokens, including their context.
     """
     most = min(max_tokens, cache_tokens)
     contexts = (SHORT_CONTEXT, LONG_CONTEXT)
@@ -92,7 +92,7 @@ def quick_dummy_runs(
         prefill([256], 256),
         mixed(16, 256, 112),
     ]
-    # Each of them may take as long as all others together.
+    # Each of these may take as long as all other runs together.
     largest = [prefill(_split(most, min(256, max_model_len))), prefill([min(most, max_model_len)])]
     second: list[DummyRun] = [
         *(prefill([size]) for size in sizes(most, has_stairs=has_stairs)),
@@ -114,7 +114,7 @@ def quick_dummy_runs(
 
 
 def sizes(max_tokens: int, *, has_stairs: bool) -> list[int]:
-    """Numbers of tokens to measure: powers of two, and both sides of a GPU's stairs."""
+    """The sizes to measure, in tokens: powers of two, and both sides of the stairs of a GPU."""
     chosen = {1 << power for power in range(14)}
     if has_stairs:
         chosen |= {edge + beyond for edge in range(128, 2049, 128) for beyond in (0, 1)}
@@ -126,7 +126,7 @@ def _split(total: int, part: int) -> list[int]:
 
 
 def _work(dummy_run: DummyRun) -> float:
-    """About how long a dummy run takes, in tokens fed: the KV of 50 tokens costs as much as one."""
+    """Estimate the cost of a dummy run in fed tokens; 50 tokens of KV count as one token."""
     return (
         dummy_run.num_tokens
         + dummy_run.num_rows
@@ -135,7 +135,7 @@ def _work(dummy_run: DummyRun) -> float:
 
 
 def _first_s(dummy_run: DummyRun, times: dict[DummyRun, list[float]], budget_s: float) -> float:
-    """The expected seconds of a dummy run's first measurement, from the largest measured one."""
+    """Estimate the seconds of the first measurement of a dummy run, from the largest one so far."""
     largest = max(times, key=_work)
     expected_s = times[largest][0] * max(1.0, _work(dummy_run) / _work(largest))
     return expected_s if expected_s > WARM_UP_PART * budget_s else 2 * expected_s

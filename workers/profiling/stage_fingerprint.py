@@ -1,6 +1,6 @@
-"""The stage fingerprint: what must be equal for a stage's measured times to be valid again.
+"""The stage fingerprint: measured times of a stage are reused only if it is equal.
 
-Each stage writes its own to the runtime folder, where `tdpipe profile` finds it.
+Each stage writes its fingerprint to the runtime folder, from which `tdpipe profile` reads it.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ log = logging.getLogger("tdpipe")
 
 @dataclass(frozen=True, slots=True)
 class StageFingerprint:
-    """One stage: its hardware, its part of the model, the limits of a step, and the versions."""
+    """The hardware of a stage, its part of the model, the limits of a step, and the versions."""
 
     device: str
     hardware: str
@@ -38,11 +38,11 @@ class StageFingerprint:
     tdpipe: str
 
     def key(self) -> str:
-        """A name for files: a hash of everything."""
+        """A hash of all fields, for use in file names."""
         return hash_of(json.dumps(asdict(self), sort_keys=True))
 
     def save(self, folder: Path) -> None:
-        """Write it to the runtime folder; a full disk must not stop the stage."""
+        """Write the fingerprint to the runtime folder; errors are only logged, e.g. a full disk."""
         try:
             (folder / f"stage-{self.stage}.json").write_text(json.dumps(asdict(self)))
         except OSError as error:
@@ -50,14 +50,14 @@ class StageFingerprint:
 
     @classmethod
     def load(cls, folder: Path, stage: int) -> "StageFingerprint":
-        """What the stage has written there. Raises `OSError`."""
+        """Read the fingerprint that a stage has written to `folder`; raises `OSError`."""
         return cls(**json.loads((folder / f"stage-{stage}.json").read_text()))
 
 
 def fingerprint_of(
     config: EngineConfig, stage: int, layers: range | None, dtype: str, device: torch.device
 ) -> StageFingerprint:
-    """The stage's fingerprint; without `layers` it holds for any layers."""
+    """Make the fingerprint of a stage; without `layers`, it is valid for any layers."""
     return StageFingerprint(
         device=device.type,
         hardware=describe_hardware(device),
@@ -84,7 +84,7 @@ def hash_model(config: ModelConfig) -> str:
 
 
 def describe_hardware(device: torch.device) -> str:
-    """The GPU's name, or the processor's with its cores and the threads of a stage."""
+    """The name of the GPU, or the name of the CPU with its cores and the threads of a stage."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -92,7 +92,7 @@ def describe_hardware(device: torch.device) -> str:
 
 
 def hash_of(text: str) -> str:
-    """Sixteen hexadecimal digits."""
+    """A SHA-256 of the text, shortened to 16 hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 
 
 class BadWords:
-    """Tracks the tokens fed and generated so far, and so which tokens must not come next."""
+    """Tracks the tokens so far, to find the tokens that must not come next."""
 
     def __init__(self, words: Iterable[tuple[int, ...]], tokens: list[int]) -> None:
         self._single: list[int] = []
-        # By the token before the last: only those words can be completed next.
+        # Words by their token before the last: only words under the newest token can be completed.
         self._longer: dict[int, list[tuple[int, ...]]] = defaultdict(list)
         longest = 1
         for word in words:

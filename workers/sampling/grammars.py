@@ -1,9 +1,9 @@
-"""Grammars: the tokens that each sequence's grammar allows next, computed beside other steps.
+"""Grammars: computes the tokens that each grammar allows next, in parallel with other steps.
 
-As soon as a step's tokens are picked, a thread reads them and makes the masks for the next draws;
-it releases the interpreter's lock meanwhile. With other micro-batches in flight, a mask is ready
-when its sequence samples again. A new sequence's grammar is compiled when its plan arrives, which
-on the last stage is well before its activations.
+As soon as the tokens of a step are sampled, a thread reads them and makes the masks for the next
+tokens, without holding the GIL. With other micro-batches in flight, a mask is ready when its
+sequence samples again. The grammar of a new sequence is compiled when its plan arrives, which on
+the last stage is well before its activations.
 """
 
 import logging
@@ -24,14 +24,14 @@ from wire.messages import SamplerSetup, Step
 from workers.sampling.guide import Guide, compile_grammar, first_mask, next_masks, only_stops
 from workers.sampling.vocabulary import Vocabulary
 
-# How long a step waits for masks. Within the grammars' limits a mask takes milliseconds; the very
-# first grammar waits for the tokenizer.
+# Seconds that a step waits for masks. Within the limits of grammars, a mask takes milliseconds; the
+# very first grammar waits for the tokenizer.
 PATIENCE_S = 60.0
-# Compiled grammars that are kept for the next sequence with the same one. Compiling takes 2 ms; the
-# states of one may have grown to 100 MB (`max_lexer_states`).
+# Compiled grammars that are kept for reuse. Compiling takes 2 ms; the states of a grammar can grow
+# to 100 MB (`max_lexer_states`).
 MAX_KEPT = 8
-# Copies share their lexer, which keeps every state that it has met, and fails for all of them when
-# it has met too many: this many sequences share one.
+# Sequences that share one compiled grammar. Copies share its lexer, which keeps every state that it
+# reached, and fails for all copies after too many states.
 MAX_COPIES = 64
 MAX_THREADS = 8
 
@@ -40,7 +40,7 @@ log = logging.getLogger("tdpipe")
 
 @dataclass(slots=True, eq=False)
 class _Place:
-    """A sampler slot's guide, and the masks that a thread makes: its own is in `row`."""
+    """The guide of a sampler slot; its mask is in row `row` of the masks that a thread makes."""
 
     guide: Guide
     masks: Future[np.ndarray] = field(default_factory=Future)
@@ -56,10 +56,10 @@ class _Compiled:
 
 
 class Grammars:
-    """The grammars of one last stage's sequences, by sampler slot.
+    """The grammars of the sequences on the last stage, by sampler slot.
 
-    `load` gives the vocabulary; it is called once, in a thread, for the first grammar. `waited_s`
-    sums up the seconds that steps have waited for masks.
+    `load` returns the vocabulary; it is called once, in a thread, for the first grammar. `waited_s`
+    is the total of the seconds that steps have waited for masks.
     """
 
     def __init__(self, vocab_size: int, load: Callable[[], Vocabulary]) -> None:
@@ -72,13 +72,13 @@ class Grammars:
         self._start_threads()
 
     def expect(self, step: Step) -> None:
-        """A plan has arrived and will be run later: start on the grammars that are new in it."""
+        """Start compiling the new grammars of a plan that has arrived and will run later."""
         for setup in step.setups:
             if setup.sampling.grammar:
                 self._expected[step.step_id, setup.sampler_slot] = self._begin(setup)
 
     def set_up(self, step_id: int, setup: SamplerSetup) -> None:
-        """Put a new sequence into a sampler slot; the slot's previous sequence is forgotten."""
+        """Put a new sequence into a sampler slot, in place of the previous one."""
         self._places.pop(setup.sampler_slot, None)
         if setup.sampling.grammar:
             expected = self._expected.pop((step_id, setup.sampler_slot), None)
@@ -87,10 +87,10 @@ class Grammars:
     def banned(
         self, sampler_slots: np.ndarray, device: torch.device
     ) -> tuple[Tensor, Tensor] | None:
-        """The rows that have a grammar [guided], and what they must not pick [guided, vocabulary].
+        """Return the rows with a grammar [guided] and their banned tokens [guided, vocabulary].
 
-        The latter is bool, and false somewhere in every row. None where no row has a grammar. Waits
-        for masks that are not ready yet.
+        The banned tokens are bool, and every row has at least one False. The result is None if no
+        row has a grammar. The call waits for masks that are not ready yet.
         """
         rows, places = self._guided(sampler_slots)
         if not places:
@@ -104,7 +104,7 @@ class Grammars:
         return torch.tensor(rows, device=device), unpacked(~masks, self._vocab_size, device)
 
     def advance(self, sampler_slots: np.ndarray, token_ids: np.ndarray) -> None:
-        """These sequences have received these tokens [rows]: start on their next masks."""
+        """Start making the next masks of sequences that have received these tokens [rows]."""
         rows, places = self._guided(sampler_slots)
         if not places:
             return
@@ -114,12 +114,12 @@ class Grammars:
             place.masks, place.row = masks, row
 
     def close(self) -> None:
-        """End the threads when they have finished their queued work."""
+        """End the threads after they have finished their queued work."""
         self._beginning.shutdown()
         self._following.shutdown()
 
     def _guided(self, sampler_slots: np.ndarray) -> tuple[list[int], list[_Place]]:
-        """The rows that have a grammar, and their sampler slots' places."""
+        """The rows that have a grammar, and the places of their sampler slots."""
         if not self._places:
             return [], []
         places = [self._places.get(sampler_slot) for sampler_slot in sampler_slots.tolist()]
@@ -127,10 +127,10 @@ class Grammars:
         return rows, [place for place in places if place is not None]
 
     def _give_up(self, places: Sequence[_Place]) -> None:
-        """Stop these sequences, and abandon the masks that they wait for: they may never end."""
+        """Stop these sequences, and abandon their masks, which may never be ready."""
         log.error("grammars took more than %.0f s: %d sequences stop", PATIENCE_S, len(places))
         for place in places:
-            # The guide belongs to the thread that still works on it: a new one replaces it.
+            # A thread may still use the old guide, so a new guide replaces it.
             place.guide, place.row = Guide(place.guide.stop_token_ids), 0
             place.masks = Future()
             place.masks.set_result(only_stops(place.guide, self._num_words)[None])
@@ -140,18 +140,18 @@ class Grammars:
         self._start_threads()
 
     def _start_threads(self) -> None:
-        # Separate pools: a new grammar may take a while and must not delay the masks of others.
-        # Several threads, so that a step waits only for its own masks.
+        # The pools are separate, because a new grammar may take long and must not delay the masks
+        # of other sequences. Several threads are used, so that a step waits only for its own masks.
         self._beginning = ThreadPoolExecutor(MAX_THREADS, "grammar")
         self._following = ThreadPoolExecutor(MAX_THREADS, "mask")
         self._executor = cache(partial(LLExecutor, min(MAX_THREADS, os.cpu_count() or 1)))
 
     def _begin(self, setup: SamplerSetup) -> _Place:
-        """A guide; a thread makes its first mask."""
+        """Make a guide; a thread makes its first mask."""
         place = _Place(Guide(setup.stop_token_ids))
         output = np.frombuffer(setup.output_token_ids, np.int32).tolist()
         compiled = self._compile(setup.sampling.grammar)
-        # Jobs start in the order in which they are submitted: none can wait for a later one.
+        # Jobs start in the order of submission, so no job can wait for a later one.
         place.masks = self._beginning.submit(self._start, place.guide, compiled, output)
         return place
 
@@ -170,7 +170,7 @@ class Grammars:
             self._compiled.popitem(last=False)
         return compiled.matcher
 
-    # --- run in the threads; these never raise, as only a step would see the exception ------------
+    # --- run in the threads; never raise, because only a step would see the exception -------------
 
     def _start(
         self, guide: Guide, compiled: Future[LLMatcher], output: Sequence[int]
@@ -200,10 +200,10 @@ class Grammars:
 
 
 def constrain(logits: Tensor, banned: Tensor, unedited: Callable[[], Tensor]) -> None:
-    """Leave in logits [rows, vocabulary] only what is not `banned`; in place.
+    """Set the logits [rows, vocabulary] of `banned` tokens to -inf, in place.
 
-    The grammar has priority: where the edits before it (allowed ids, bad words, a minimum length)
-    have left nothing that it allows, the row becomes `unedited`, with only the grammar applied.
+    The grammar has priority: if the earlier edits (allowed ids, bad words, a minimum length) have
+    left no token that the grammar allows, only the grammar is applied, to the `unedited` row.
     """
     logits.masked_fill_(banned, -torch.inf)
     is_stuck = logits.amax(dim=-1) == -torch.inf
@@ -212,8 +212,8 @@ def constrain(logits: Tensor, banned: Tensor, unedited: Callable[[], Tensor]) ->
 
 
 def unpacked(masks: np.ndarray, vocab_size: int, device: torch.device) -> Tensor:
-    """Masks uint32 [rows, words] as bool [rows, vocabulary], bit by bit."""
-    if device.type == "cpu":  # ten times as fast there, and nothing has to be copied
+    """Unpack the bits of masks uint32 [rows, words] to bool [rows, vocabulary]."""
+    if device.type == "cpu":  # ten times as fast on a CPU, without a copy
         spread = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")
         return torch.from_numpy(spread.view(bool))[:, :vocab_size]
     packed = torch.from_numpy(masks.view(np.uint8)).to(device)

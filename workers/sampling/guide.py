@@ -1,8 +1,8 @@
-"""A guide: one sequence's state in its grammar, and the masks of the tokens that may come next.
+"""A guide: the state of one sequence in its grammar, and the masks of the next tokens.
 
-A mask is uint32 [words] with a bit for each token that may follow. Where the output is complete,
-the sequence's stop tokens mark its end; where something fails, only they are allowed: the sequence
-stops.
+A mask is uint32 [words] with a bit for each token that may follow. If the output is complete, the
+stop tokens of the sequence are allowed. If the grammar fails, only the stop tokens are allowed, so
+that the sequence stops.
 """
 
 import logging
@@ -21,11 +21,11 @@ log = logging.getLogger("tdpipe")
 
 @dataclass(slots=True, eq=False)
 class Guide:
-    """Reads one sequence's output.
+    """Follows the output of one sequence.
 
-    `matcher` is None before it has begun, and again once the output is complete or it has failed.
-    Without `stop_token_ids` of its own, as with `ignore_eos`, a sequence that is complete continues
-    with the vocabulary's end token.
+    `matcher` is None before the first mask, and again after the output is complete or the matcher
+    has failed. A complete sequence without `stop_token_ids`, as with `ignore_eos`, continues with
+    the end token of the vocabulary.
     """
 
     stop_token_ids: tuple[int, ...]
@@ -37,21 +37,21 @@ class Guide:
         log.error("a sequence stops, because its grammar failed: %s", reason.partition("\n")[0])
 
     def as_read(self, token_id: int, vocabulary: Vocabulary) -> int:
-        """The token as the matcher reads it: each one that ends the sequence is the end token."""
+        """Convert a token for the matcher: a token that ends the sequence becomes the end token."""
         assert self.matcher is not None
         ends = token_id in self.stop_token_ids and self.matcher.is_accepting()
         return vocabulary.eos_token_id if ends else token_id
 
 
 def compile_grammar(grammar: str, vocabulary: Vocabulary) -> LLMatcher:
-    """A matcher that has read nothing, to be copied for each sequence (about 10 us)."""
+    """Make a matcher that has read no token, to be copied for each sequence (about 10 us)."""
     return LLMatcher(vocabulary.tokenizer, grammar, log_level=0, limits=grammar_limits())
 
 
 def first_mask(
     guide: Guide, compiled: LLMatcher, output: Sequence[int], vocabulary: Vocabulary
 ) -> np.ndarray:
-    """Start a guide for a sequence that has `output` already; its first mask. [1, words]"""
+    """Start the guide of a sequence that already has `output`; returns its mask [1, words]."""
     guide.matcher = compiled.deep_copy()
     for token_id in output:
         guide.matcher.consume_token(guide.as_read(token_id, vocabulary))
@@ -64,7 +64,7 @@ def next_masks(
     vocabulary: Vocabulary,
     executor: LLExecutor,
 ) -> np.ndarray:
-    """Read one token each; the masks of what may follow. [guides, words]"""
+    """Read one token per guide; returns the masks of the next tokens [guides, words]."""
     read = [
         (guide.matcher, guide.as_read(token_id, vocabulary))
         for guide, token_id in zip(guides, token_ids, strict=True)
@@ -76,7 +76,7 @@ def next_masks(
 
 
 def only_stops(guide: Guide, num_words: int) -> np.ndarray:
-    """The mask that only lets a sequence stop, or anything if it cannot stop. [words]"""
+    """The mask [words] that allows only stop tokens, or all tokens if there are none."""
     if not guide.stop_token_ids:
         return np.full(num_words, 0xFFFFFFFF, np.uint32)
     mask = np.zeros(num_words, np.uint32)
@@ -98,12 +98,12 @@ def _masks(
     word, bit = divmod(vocabulary.eos_token_id, 32)
     is_complete = (masks[:, word] >> bit) & 1
     for row, guide in enumerate(guides):
-        # A failed matcher reports that it is complete, and allows nothing but the end.
+        # A failed matcher also reports that it is complete, and allows only the end token.
         if guide.matcher is not None:
             if guide.matcher.is_error():
                 guide.fail(guide.matcher.get_error())
             elif guide.matcher.is_stopped():
-                guide.matcher = None  # complete: the sampler slot may keep the guide for long
+                guide.matcher = None  # complete: free it, the guide may be kept for long
             elif not masks[row].any():
                 guide.fail("the vocabulary has no token for what must follow")
         if guide.matcher is None or is_complete[row]:

@@ -6,14 +6,14 @@ from torch import Tensor
 
 from wire.messages import Logprobs, Step
 
-# Positions that are converted to fp32 together: 256 of a vocabulary of 150,000 are 150 MB.
+# Positions that are converted to fp32 at once: 256 positions x 150,000 tokens are 150 MB.
 _AT_ONCE = 256
 
 
 def logprobs_of(
     logits: Tensor, token_ids: Tensor, num_tops: np.ndarray, indices: np.ndarray
 ) -> Logprobs:
-    """Log-probabilities of the tokens at some positions, and of the most likely ones there.
+    """Compute the log-probabilities of the tokens at some positions, and of the likeliest ones.
 
     `logits` [positions, vocabulary] in fp32 as the model returned them, `token_ids` [positions];
     `num_tops` and `indices` [positions] as in `Logprobs`.
@@ -24,7 +24,7 @@ def logprobs_of(
     most = min(int(num_tops.max(initial=0)), logits.shape[-1])
     tops, top_ids = logprobs.topk(most, dim=-1)
     num_tops = np.minimum(num_tops, most).astype(np.int32)
-    # Positions that asked for fewer than the most keep the first of theirs.
+    # Positions that need fewer than the maximum keep only their first ones.
     wanted = np.arange(most) < num_tops[:, None]
     return Logprobs(
         indices=indices.astype(np.int32).tobytes(),
@@ -37,9 +37,10 @@ def logprobs_of(
 
 
 def scores_of(logits: Tensor, step: Step) -> tuple[Logprobs, ...]:
-    """Log-probabilities of the tokens of the step's scored rows, row after row.
+    """Compute the log-probabilities of the tokens of the step's scored rows, row by row.
 
-    `logits` [scored tokens, vocabulary] are those before each token, see `Batch.score_at`.
+    `logits` [scored tokens, vocabulary] are of the position before each token, see
+    `StepBatch.score_at`.
     """
     counts = np.frombuffer(step.num_tokens, np.int32)
     starts = np.frombuffer(step.start_positions, np.int32)
@@ -59,7 +60,7 @@ def scores_of(logits: Tensor, step: Step) -> tuple[Logprobs, ...]:
 
 
 def _score(logits: Tensor, token_ids: np.ndarray, num_tops: int, first: int) -> Logprobs:
-    """Of a prompt's tokens [positions] from position `first` on, some positions at a time."""
+    """Score the tokens [positions] of a prompt from position `first`, in parts."""
     ids = torch.from_numpy(token_ids.astype(np.int64)).to(logits.device)
     parts = [
         logprobs_of(

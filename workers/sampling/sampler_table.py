@@ -1,7 +1,7 @@
-"""The sampler's table: each slot's sampling parameters, and the state of its sequence.
+"""The sampler table: the sampling parameters and the sequence state of each slot.
 
-Plain numbers are in columns, so that a step's rows are one look-up each; penalties keep counts on
-the device, for the sequences that have any. Lists are kept for the few that name tokens.
+Scalar parameters are columns, so that a step needs one look-up per column. Sequences with penalties
+also have token counts on the device, and the few sequences that name tokens have lists of them.
 """
 
 from dataclasses import dataclass, field
@@ -19,12 +19,12 @@ _FIRST_SLOTS = 64
 
 @dataclass(slots=True)
 class _Named:
-    """Tokens that one sequence names."""
+    """The tokens that the parameters of a sequence name."""
 
     bias_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     biases: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
-    others: Tensor | None = None  # bool [vocabulary] on the device, all but the allowed
-    stop_ids: tuple[int, ...] = ()  # until min_tokens are out
+    others: Tensor | None = None  # bool [vocabulary] on the device: tokens that are not allowed
+    stop_ids: tuple[int, ...] = ()  # banned before min_tokens
     bad_words: BadWords | None = None
 
 
@@ -45,14 +45,14 @@ class SamplerTable:
         self._frequency = np.zeros(_FIRST_SLOTS, np.float32)
         self._repetition = np.ones(_FIRST_SLOTS, np.float32)
         self._named: dict[int, _Named] = {}
-        # Rows of the counts; -1 for a sequence without penalties.
+        # Row of each slot in the counts; -1 for a sequence without penalties.
         self._count_rows = np.full(_FIRST_SLOTS, -1, np.int64)
         self._free_rows: list[int] = []
         self._counts = torch.zeros(0, vocab_size, dtype=torch.int32, device=device)
         self._in_prompt = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
 
     def set_up(self, setup: SamplerSetup) -> None:
-        """Put a new sequence into a sampler slot; the slot's previous sequence is forgotten."""
+        """Put a new sequence into a sampler slot, in place of the previous one."""
         sampler_slot, sampling = setup.sampler_slot, setup.sampling
         while sampler_slot >= len(self.temperatures):
             self._grow()
@@ -78,7 +78,7 @@ class SamplerTable:
             self._named[sampler_slot] = named
 
     def edit(self, logits: Tensor, sampler_slots: np.ndarray) -> None:
-        """Change logits [rows, vocabulary] in place by the parameters of the `sampler_slots`."""
+        """Edit logits [rows, vocabulary] in place, by the parameters of the `sampler_slots`."""
         self._penalise(logits, sampler_slots)
         named = self._named_of(sampler_slots)
         if not named:
@@ -97,7 +97,7 @@ class SamplerTable:
             logits[rows, ids] = -torch.inf
 
     def count(self, sampler_slots: np.ndarray, token_ids: Tensor) -> None:
-        """These sequences have received these tokens. [rows]"""
+        """Count the tokens [rows] that these sequences have received."""
         self.num_outputs[sampler_slots] += 1
         rows = self._count_rows[sampler_slots]
         counted = np.flatnonzero(rows >= 0)
@@ -113,7 +113,7 @@ class SamplerTable:
                     words.append(picked[row])
 
     def _named_of(self, sampler_slots: np.ndarray) -> list[tuple[int, int, _Named]]:
-        """Row, sampler slot and named tokens, of the rows with any named tokens."""
+        """Return row, sampler slot and named tokens of the rows that have named tokens."""
         if not self._named:
             return []
         found = (
@@ -125,7 +125,7 @@ class SamplerTable:
         ]
 
     def _penalise(self, logits: Tensor, sampler_slots: np.ndarray) -> None:
-        """Repetition, then frequency and presence (vLLM's order)."""
+        """Apply the repetition penalty, then frequency and presence (vLLM's order)."""
         rows = self._count_rows[sampler_slots]
         chosen = np.flatnonzero(rows >= 0)
         if not len(chosen):
@@ -144,7 +144,7 @@ class SamplerTable:
         logits[at] = own
 
     def _bias(self, logits: Tensor, named: list[tuple[int, int, _Named]]) -> None:
-        """`logit_bias` of all rows that have any."""
+        """Add the `logit_bias` of all rows that have one."""
         biased = [(row, own) for row, _, own in named if len(own.bias_ids)]
         if not biased:
             return
@@ -155,7 +155,7 @@ class SamplerTable:
         logits.index_put_((at, ids_at), torch.from_numpy(biases).to(self._device), accumulate=True)
 
     def _banned(self, sampler_slot: int, named: _Named) -> list[int]:
-        """Tokens that the sequence must not get now, whatever their logits."""
+        """The tokens that the sequence must not get now, regardless of their logits."""
         too_early = self.num_outputs[sampler_slot] < self._min_tokens[sampler_slot]
         stops = list(named.stop_ids) if too_early else []
         return stops + (named.bad_words.banned() if named.bad_words is not None else [])
@@ -216,5 +216,5 @@ class SamplerTable:
 
 
 def _unset_like(name: str, column: np.ndarray) -> np.ndarray[Any, Any]:
-    """More of a column; only in the rows of the counts does the unset value matter (-1)."""
+    """Make unset values for a column; only `_count_rows` needs a specific value (-1)."""
     return np.full_like(column, -1 if name == "_count_rows" else 0)

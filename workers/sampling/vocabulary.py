@@ -1,4 +1,4 @@
-"""The vocabulary: the bytes of each token id, as grammars need them."""
+"""The vocabulary: the bytes of each token id, which grammars need."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,16 +11,15 @@ from configs.model import ModelConfig
 
 
 class VocabularyError(Exception):
-    """The tokenizer is missing, or does not support grammars; the text is one line."""
+    """The tokenizer is missing, or does not support grammars; the message is one line."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Vocabulary:
-    """A tokenizer in the matchers' form, and which ids are tokens at all.
+    """A tokenizer in the form that matchers need, and the ids that are tokens.
 
-    `known` uint32 [words] has a bit for each id, for logits as wide as the model's head, which is
-    often wider than the tokenizer.
-    `eos_token_id` marks the end in matchers' masks.
+    `known` uint32 [words] has a bit for each id of the logits, because the head of a model is often
+    wider than its tokenizer. `eos_token_id` marks the end in the masks of matchers.
     """
 
     tokenizer: LLTokenizer
@@ -29,9 +28,9 @@ class Vocabulary:
 
 
 def load(config: ModelConfig, vocab_size: int) -> Vocabulary:
-    """The model's vocabulary, for logits of width `vocab_size`. Raises `VocabularyError`.
+    """Load the vocabulary for logits of width `vocab_size`; raises `VocabularyError`.
 
-    It takes 1.5 s where there are 100,000 tokens, half of it with the interpreter's lock held.
+    This takes 1.5 s for 100,000 tokens, and holds the GIL for half of this time.
     """
     name = config.tokenizer or config.model
     try:
@@ -51,9 +50,10 @@ def load(config: ModelConfig, vocab_size: int) -> Vocabulary:
 def make(
     serialised: str, token_ids: Collection[int], vocab_size: int, eos_token_id: int | None
 ) -> Vocabulary:
-    """The vocabulary of a tokenizer (the tokenizers library's JSON) that has `token_ids`.
+    """Make the vocabulary of a serialised tokenizer (JSON of the tokenizers library).
 
-    Raises `ValueError` where tokens are not bytes; llguidance may also panic (no `Exception`).
+    `token_ids` are the ids that the tokenizer has. Raises `ValueError` if tokens are not bytes;
+    llguidance may also panic, which is not an `Exception`.
     """
     num_ids = max(vocab_size, 1 + max(token_ids))
     tokenizer = LLTokenizer(serialised, n_vocab=num_ids, eos_token=eos_token_id)
@@ -64,5 +64,5 @@ def make(
 
 
 def no_vocabulary() -> Vocabulary:
-    """The loader where there is no tokenizer. Raises `VocabularyError`."""
+    """Replace `load` if there is no tokenizer: always raise `VocabularyError`."""
     raise VocabularyError("there is no tokenizer here")

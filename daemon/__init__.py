@@ -1,1 +1,1 @@
-"""Processes: how they are started, watched, restarted and ended, and their log."""
+"""Processes: starts, watches, restarts and ends them, and writes their log."""

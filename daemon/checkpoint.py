@@ -1,10 +1,10 @@
-"""The checkpoint: its path is checked before anything slow is started."""
+"""The checkpoint: checks its path before anything slow is started."""
 
 from pathlib import Path
 
 
 def check_model_path(model: str) -> str | None:
-    """The reason why `model` cannot be loaded, by its path only; a hub id passes."""
+    """The reason why the path `model` cannot be loaded, or None; hub ids are not checked."""
     path = Path(model)
     if path.is_dir():
         return None if (path / "config.json").is_file() else f"{model} holds no config.json"

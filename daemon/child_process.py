@@ -1,9 +1,9 @@
-"""Child processes: a child ends when its parent has ended, and reports why it could not start.
+"""Child processes: a child ends with its parent, and reports why it could not start.
 
-The supervisor may be killed at any moment, also before its children have run their first line. So
-it passes its process id to them in their environment: a child with another parent ends. From then
-on the kernel's parent-death signal ends it at once on Linux, and a watch on the parent's id does so
-elsewhere.
+The supervisor may be killed at any time, even before its children have run their first line.
+Therefore it passes its process id to them in the environment, and a child with a different parent
+ends. Later, the parent-death signal of the kernel ends the child immediately on Linux; elsewhere, a
+thread that polls the parent's id ends it.
 """
 
 import ctypes
@@ -32,13 +32,13 @@ log = logging.getLogger("tdpipe")
 def start(
     module: str, *arguments: str, num_threads: int | None = None, pass_fds: Sequence[int] = ()
 ) -> "subprocess.Popen[bytes]":
-    """Start `python -m module`, a module that ties itself to this process."""
+    """Start `python -m module`; the module must call `tie_to_parent`."""
     return subprocess.Popen(
         # -P: a server.py or a configs folder in the working directory must not be imported.
         [sys.executable, "-P", "-m", module, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr,
-        # Ctrl-C reaches only the parent, which ends the others in order.
+        # Ctrl-C must reach only the parent, which ends its children in order.
         start_new_session=True,
         env=environment_of_children(num_threads),
         pass_fds=pass_fds,
@@ -46,10 +46,10 @@ def start(
 
 
 def tie_to_parent() -> None:
-    """End this process (SIGKILL) when its parent dies. Call it first thing, in the main thread.
+    """End this process (SIGKILL) when its parent dies.
 
-    The parent is the process that `PARENT` names, or else the present one; this process passes its
-    own id to its children.
+    Call this first, in the main thread. The parent is the process in the variable `PARENT`, or the
+    current parent if it is not set; this process passes its own id to its children.
     """
     parent = int(os.environ.get(PARENT, os.getppid()))
     os.environ[PARENT] = str(os.getpid())
@@ -62,10 +62,10 @@ def tie_to_parent() -> None:
 
 
 def leave_with(main: Callable[[], int]) -> NoReturn:
-    """Run a process's `main` and end at once with the status that it returns or exits with.
+    """Run the `main` of a process, and exit immediately with its status.
 
-    Tearing down the interpreter, with all of torch in it, would take a second more, and a signal in
-    that time would leave a traceback in the log.
+    Tearing down an interpreter with torch would take another second, and a signal in that time
+    would leave a traceback in the log.
     """
     try:
         code = main()
@@ -77,11 +77,11 @@ def leave_with(main: Callable[[], int]) -> NoReturn:
 
 
 def environment_of_children(num_threads: int | None) -> dict[str, str]:
-    """The environment of this process's children; their settings are in the runtime folder."""
+    """The environment of child processes, which read their settings from the runtime folder."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
     root = str(Path(__file__).resolve().parent.parent)
     kept["PYTHONPATH"] = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-    # torchrun would set it to 1 with a warning; the stages set their own number of threads.
+    # torchrun would set this to 1 with a warning; the stages set their own number of threads.
     kept.setdefault("OMP_NUM_THREADS", str(num_threads or 1))
     kept["TOKENIZERS_PARALLELISM"] = "false"
     kept[PARENT] = str(os.getpid())
@@ -89,9 +89,9 @@ def environment_of_children(num_threads: int | None) -> dict[str, str]:
 
 
 def report_failure(folder: Path, line: str) -> None:
-    """Write down the root cause of a failure that no restart can mend; the first one is kept.
+    """Write the root cause of a failure that no restart can fix; only the first one is kept.
 
-    Where it cannot be written, as on a full disk, it is at least in the log.
+    If it cannot be written, as on a full disk, it is logged.
     """
     cause = " ".join(line.split())
     try:
@@ -106,7 +106,7 @@ def report_failure(folder: Path, line: str) -> None:
 
 
 def reported_failure(folder: Path) -> str | None:
-    """The root cause that a process of the daemon has reported."""
+    """The root cause that a process of the daemon has reported, or None."""
     with suppress(OSError):
         return (folder / FAILURE).read_text() or None
     return None

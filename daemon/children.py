@@ -1,9 +1,9 @@
-"""The children: a daemon's processes, started, restarted while that can help, and ended.
+"""The children: starts, restarts and ends the processes of a daemon.
 
-No process is orphaned: each child dies with its parent (`daemon.child_process`), and a stopped
-child is waited for. A child that hangs is ended (`daemon.watchdog_file`) and then handled like one
-that died. A failure that no restart can mend is written to the runtime folder by the process that
-met it; it ends the daemon.
+No process is orphaned: each child dies with its parent (`daemon.child_process`), and the parent
+waits for stopped children. A child that hangs is killed (`daemon.watchdog_file`) and then handled
+like a child that died. If a process fails in a way that no restart can fix, it writes the failure
+to the runtime folder, and the daemon ends.
 """
 
 import logging
@@ -23,26 +23,26 @@ from daemon.watchdog_file import Watchdog
 
 POLL_INTERVAL_S = 0.05
 STOP_TIMEOUT_S = 5.0
-# Longer than for the engine: the server reads large requests, the predictor waits for the processor
-# behind all others, and torchrun waits for the stages that it ends.
+# Accepted silence, longer than for the engine: the server reads large requests, the predictor has
+# the lowest CPU priority, and torchrun waits for the stages that it ends.
 PATIENCE_S = {"server": 10.0, "predictor": 30.0, "stages": 60.0}
 
 Name = Literal["server", "engine", "stages", "predictor"]
-# Names in the log that differ from those in the code.
+# Names that differ between the log and the code.
 _NAMES = {"stages": "stages' torchrun"}
 
 log = logging.getLogger("tdpipe")
 
 
 class GivingUpError(Exception):
-    """The daemon cannot continue; the text is one line for the user."""
+    """The daemon cannot continue; the message is one line for the user."""
 
 
 class Children:
     """The processes of one runtime folder, which is locked and holds the settings.
 
-    Start and restart them from a thread that exists as long as they do: Linux ends a child with the
-    thread that has started it.
+    The thread that starts and restarts them must live as long as they do, because Linux ends a
+    child together with the thread that started it.
     """
 
     def __init__(
@@ -63,18 +63,18 @@ class Children:
         self._predictor_restarts = RestartLimit(pipeline)
 
     def start(self) -> None:
-        """Start all, without waiting for any of them."""
+        """Start all processes without waiting for them."""
         for name in self._names:
             self._start(name)
 
     def process(self, name: Name) -> "subprocess.Popen[bytes]":
-        """The present process of this name."""
+        """The current process with this name."""
         return self._processes[name]
 
     def look(self, *, ending: Name | None = None) -> None:
-        """Restart what may be restarted; raises `GivingUpError` for what may not.
+        """Restart processes that ended; raises `GivingUpError` if one must not be restarted.
 
-        Call it every `POLL_INTERVAL_S`. The process that is `ending` is ignored.
+        Call this every `POLL_INTERVAL_S` seconds. The process `ending` is ignored.
         """
         failure = child_process.reported_failure(self._folder)
         if failure is not None:
@@ -98,7 +98,7 @@ class Children:
             return
 
     def stop(self, *names: Name) -> None:
-        """End these, or all, by SIGTERM and then by SIGKILL, and wait for them."""
+        """End these processes, or all, by SIGTERM and then by SIGKILL, and wait for them."""
         children = [self._processes[name] for name in names or self._processes]
         for child in children:
             if child.poll() is None:
@@ -129,7 +129,7 @@ class Children:
         )
         module = "workers" if name == "stages" else name
         arguments = [str(self._folder)]
-        if name != "server":  # which is never restarted
+        if name != "server":  # the server is never restarted
             arguments.append(str(self._num_incarnations[name]))
             self._num_incarnations[name] += 1
         self._processes[name] = child_process.start(
@@ -144,13 +144,13 @@ class Children:
         return None
 
     def _restart(self, name: Name, code: int) -> None:
-        """Stages outlive their engine, with their weights; an engine outlives its stages."""
+        """Restart one process; stages keep running if the engine restarts, and vice versa."""
         log.error("the %s %s; restarting", _NAMES.get(name, name), _how(code))
         self._restarts.count()
         self._start(name)
 
     def _restart_predictor(self, code: int) -> None:
-        """No answer depends on it: after too many deaths the daemon runs without it."""
+        """Restart the predictor, or continue without it after too many restarts: it is optional."""
         del self._processes["predictor"]
         if self._predictor_restarts.are_used_up():
             message = "the predictor %s, %s; continuing without it"

@@ -1,11 +1,12 @@
-"""GC tuning: the garbage collector must not pause a long-lived process for long.
+"""GC tuning: prevents long pauses of a long-lived process by the garbage collector.
 
-What was made at start-up never becomes garbage, and what a token or a request needs is freed by its
-reference count: only cycles are left to collect, and there are hardly any. Python would look for
-them whenever 700 more objects have been made than freed. Where requests arrive and finish in equal
-numbers that is seldom, and then it scans everything that was made since: 300,000 objects of full
-queues in one go, 70 to 240 ms in which no request is answered. So the main loop collects: the new
-objects several times a second, a few milliseconds each, and everything now and then.
+Objects made at start-up never become garbage, and the objects of a token or a request are freed by
+reference counting. Only cycles are left to collect, and there are hardly any. By default, Python
+looks for cycles whenever 700 more objects were made than freed. This is rare if requests arrive and
+finish in equal numbers, and then Python scans all objects made since the last collection: with full
+queues, 300,000 objects at once, in 70 to 240 ms in which no request is answered. Therefore the main
+loop collects instead: new objects several times a second, in a few milliseconds, and all objects
+every two minutes.
 """
 
 import gc
@@ -15,7 +16,7 @@ FULL_INTERVAL_S = 120.0
 
 
 class GcTuning:
-    """Disables automatic collection; make it when the process has all that it keeps."""
+    """Disables automatic collection; create it after all long-lived objects of the process."""
 
     def __init__(self) -> None:
         gc.collect()
@@ -24,7 +25,7 @@ class GcTuning:
         self._next_full_at = time.monotonic() + FULL_INTERVAL_S
 
     def tidy(self) -> None:
-        """Collect what is due; call it a few times a second."""
+        """Collect the objects that are due; call this a few times a second."""
         now = time.monotonic()
         if now < self._next_full_at:
             gc.collect(0)

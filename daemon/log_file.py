@@ -1,10 +1,10 @@
-"""The log file: standard error where a log file is set, reopened on SIGHUP.
+"""The log file replaces standard error, if it is set, and is reopened on SIGHUP.
 
-All processes of the daemon append to it, each line in one write, so that lines stay whole. After a
-rotation (logrotate) the supervisor gets SIGHUP, reopens the path and signals its children, which do
-the same. A thread takes the signal, whatever the main thread does. All other threads block it, and
-so does every process that they start: SIGHUP ends none of them. Without a log file this module does
-nothing.
+All processes of the daemon append to the file, each line in one write, so that lines are not mixed.
+After a rotation (logrotate), the supervisor gets SIGHUP, reopens the path and signals its children,
+which do the same. A thread waits for the signal, independently of the main thread. All other
+threads, and all processes that they start, block SIGHUP, so that it ends none of them. Without a
+log file, this module does nothing.
 """
 
 import io
@@ -26,11 +26,11 @@ log = logging.getLogger("tdpipe")
 
 
 class LogFileError(Exception):
-    """The file cannot be written to; the text is one line for the user."""
+    """The file cannot be written; the message is one line for the user."""
 
 
 def begin(path: Path) -> TextIO:
-    """Make the file the standard error of this process, and of all processes that it starts.
+    """Make the file the standard error of this process and of all processes that it starts.
 
     Returns the previous standard error. Raises `LogFileError`.
     """
@@ -46,9 +46,9 @@ def begin(path: Path) -> TextIO:
 
 
 def follow() -> None:
-    """Reopen the parent's log file whenever the parent does; nothing where it has none.
+    """Reopen the parent's log file whenever the parent does; do nothing if it has none.
 
-    Call it before `logs.set_up`.
+    Call this before `logs.set_up`.
     """
     path = os.environ.get(VARIABLE)
     if path is None:

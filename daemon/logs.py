@@ -14,14 +14,14 @@ from typing import Any, Literal, TextIO
 
 from configs.runtime import LogConfig
 
-# The fields of an access log line beside its message, as attributes of its record.
+# The attribute of a log record for the fields of an access log line, besides its message.
 FIELDS = "fields"
 
 
 def set_up(process: str, config: LogConfig, terminal: TextIO | None = None) -> logging.Logger:
     """Send this process's log to standard error under its own name; returns its logger.
 
-    Errors go to the `terminal` as well: where the log is in a file, it may not be read soon.
+    Errors are also written to the `terminal`, because a log file may not be read soon.
     """
     formatter = _formatter(process, config.log_format)
     handlers = [logging.StreamHandler(sys.stderr)]
@@ -40,22 +40,22 @@ def set_up(process: str, config: LogConfig, terminal: TextIO | None = None) -> l
 
 
 def fields(**values: object) -> Mapping[str, object]:
-    """The fields of a line beside its message: `logger.info(..., extra=fields(status=200))`.
+    """The fields of a line besides its message: `logger.info(..., extra=fields(status=200))`.
 
-    In JSON each is a key of its own; in text the message must contain what matters.
+    In JSON, each field is a key; in text, the fields are omitted, so the message must be complete.
     """
     return {FIELDS: values}
 
 
 class JsonFormatter(logging.Formatter):
-    """A line is an object: time (UTC), level, process, message; exception and fields if any."""
+    """Formats a line as an object: time (UTC), level, process, message, exception, fields."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line of JSON."""
+        """Format the record as one line of JSON."""
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, object] = {
             "time": f"{seconds}.{int(record.msecs):03d}Z",
@@ -69,21 +69,21 @@ class JsonFormatter(logging.Formatter):
 
 
 class _Terminal(logging.StreamHandler[TextIO]):
-    """Errors for the terminal in which the daemon was started."""
+    """Writes errors to the terminal in which the daemon was started."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self.setLevel(logging.ERROR)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Ignored: the terminal may have been closed, and the file has the line."""
+        """Ignore the error: the terminal may be closed, and the log file has the line."""
 
 
 def _catch_all(logger: logging.Logger) -> None:
-    """Write only objects from this process and its children.
+    """Make this process and its children write only JSON objects.
 
-    Warnings and uncaught exceptions become lines like all others. transformers and its hub would
-    write their own text and bars; they read the environment when they are imported.
+    Warnings and uncaught exceptions are logged. The environment, read at import, turns off the
+    messages of transformers and the progress bars of its hub.
     """
     os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
 

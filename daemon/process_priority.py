@@ -1,20 +1,20 @@
-"""Process priority: processes that compute leave the cores to those that need them for moments."""
+"""Process priority: processes that compute yield the cores to those that need little CPU time."""
 
 import os
 import time
 from contextlib import suppress
 from pathlib import Path
 
-# Linux lets users but root set a session's niceness only ten times a second: EAGAIN otherwise.
+# Linux lets non-root users set the niceness of a session ten times a second, else EAGAIN.
 _NUM_TRIES, _PAUSE_S = 5, 0.15
 
 
 def lower_priority(niceness: int) -> None:
-    """Lower the priority of this process and of all that it starts, by a `nice` of this much.
+    """Lower the priority of this process, and of all that it starts, by `niceness`.
 
-    Linux may share its cores between sessions first (autogroup), and then applies `nice` only
-    within one. A process that leads its session, as all child processes here do, lowers its
-    session's priority as well.
+    Linux may first divide its cores between sessions (autogroup), and then applies `nice` only
+    within a session. Therefore a process that leads a session, as all child processes here do, also
+    lowers the priority of its session.
     """
     os.nice(niceness)
     if os.getsid(0) == os.getpid():

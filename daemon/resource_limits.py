@@ -1,7 +1,7 @@
-"""The resource limits of the system: raised, or logged as too low, before the daemon starts.
+"""Resource limits of the system: raises them, or logs what is too low, before the start.
 
-Each shortage is one line with its remedy. None of them aborts the start: a daemon with little load
-needs less than its settings allow.
+Each shortage is one line that includes the remedy. A shortage does not abort the start, because a
+daemon with little load needs less than its settings allow.
 """
 
 import resource
@@ -13,18 +13,18 @@ from pathlib import Path
 from configs.config import Config
 from configs.pipeline import PipelineConfig
 
-# A process's own: libraries, sockets, logs, caches of the tokenizer.
+# Files that a process opens itself: libraries, sockets, logs, caches of the tokenizer.
 SPARE_FILES = 256
-# Larger tables than this only slow down what iterates over them.
+# A higher limit would only slow down code that iterates over all possible descriptors.
 MOST_FILES = 1 << 20
-# What NCCL may take for a stage's links. Docker gives a whole container 64 MiB.
+# Shared memory that NCCL may need for the links of a stage. A Docker container has 64 MiB.
 SHARED_BYTES_PER_STAGE = 64 << 20
 SHARED_MEMORY = Path("/dev/shm")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia")
 
 
 def raise_open_files() -> None:
-    """Raise the limit on open files for this process, and all that it starts, as far as allowed."""
+    """Raise the limit on open files, for this process and its children, as far as allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -32,7 +32,7 @@ def raise_open_files() -> None:
 
 
 def shortages(config: Config) -> Iterator[str]:
-    """The resources that these settings may need and the system lacks, a line each."""
+    """Yield one line for each resource that these settings may need and the system lacks."""
     yield from _open_files(config.server.limits.max_num_queued_reqs + config.engine.max_live)
     yield from _shared_memory(config.pipeline)
     yield from _disk(config.runtime.data_dir, config.batches.max_file_bytes)
@@ -50,7 +50,7 @@ def _open_files(clients: int) -> Iterator[str]:
 
 
 def _shared_memory(config: PipelineConfig) -> Iterator[str]:
-    """Only NCCL needs it, that is several stages with a GPU each."""
+    """Check the shared memory, which only NCCL needs, i.e. several stages with a GPU each."""
     num_stages = config.pipeline_parallel_size
     if config.device == "cpu" or num_stages < 2 or not NVIDIA_DRIVER.exists():
         return
@@ -74,7 +74,7 @@ def _disk(data_dir: Path, max_file_bytes: int) -> Iterator[str]:
 
 
 def _free_bytes(folder: Path) -> int:
-    """Free bytes of the folder's file system, present or future; enough where it cannot be read."""
+    """Free bytes of the file system of a folder, which may not exist; `maxsize` if unknown."""
     try:
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent

@@ -1,4 +1,4 @@
-"""The restart limit: at most `max_restarts` within a window of time."""
+"""The restart limit: at most `max_restarts` restarts within `restart_window` seconds."""
 
 import time
 from collections import deque
@@ -7,7 +7,7 @@ from configs.pipeline import PipelineConfig
 
 
 class RestartLimit:
-    """Those of the last `restart_window` seconds; at most `max_restarts` are allowed."""
+    """Counts the restarts of the last `restart_window` seconds; `max_restarts` are allowed."""
 
     def __init__(self, config: PipelineConfig) -> None:
         self._most, self._window_s = config.max_restarts, config.restart_window
@@ -18,11 +18,11 @@ class RestartLimit:
         self._restarted_at.append(time.monotonic())
 
     def forget(self) -> None:
-        """Forget all of them: their cause was found, and is gone."""
+        """Forget all restarts, after their cause was found and removed."""
         self._restarted_at.clear()
 
     def are_used_up(self) -> bool:
-        """Whether the window that ends now has as many as are allowed."""
+        """Whether the maximum number of restarts has been reached within the window."""
         begin = time.monotonic() - self._window_s
         while self._restarted_at and self._restarted_at[0] < begin:
             self._restarted_at.popleft()

@@ -1,4 +1,4 @@
-"""The runtime folder: where one set of processes meets, locked for as long as they run.
+"""The runtime folder is shared by the processes of a daemon, and locked while they run.
 
 It holds sockets and secrets, so no other user may write into it: another user could replace the
 engine's socket.
@@ -20,15 +20,15 @@ PID_FILE = "pid"
 
 
 class FolderTakenError(Exception):
-    """The folder is another user's, or another daemon runs in it; the text is for the user."""
+    """The folder belongs to another user or daemon; the message is for the user."""
 
 
 @contextmanager
 def runtime_folder(config: Config) -> Iterator[Config]:
-    """`config` with a folder that is locked, holds these settings, and has no reported failure yet.
+    """Prepare and lock the folder, save the settings in it, and yield `config` with its path.
 
-    It also holds the id of this process, for signals. Without a setting, the folder is a temporary
-    one. Raises `FolderTakenError`.
+    A failure reported by an earlier daemon is removed. The folder also has the id of this process,
+    for signals. By default, the folder is temporary. Raises `FolderTakenError`.
     """
     folder = config.runtime.runtime_dir or Path(tempfile.mkdtemp(prefix="tdpipe-"))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -58,9 +58,10 @@ def _keep_others_out(folder: Path) -> None:
 
 
 def _lock(opened: int, folder: Path) -> None:
-    """Lock the folder itself: systemd-tmpfiles spares a locked folder in /tmp (tmpfiles.d(5)).
+    """Lock the folder itself, so that systemd-tmpfiles keeps it in /tmp (tmpfiles.d(5)).
 
-    After ten days it would otherwise remove the settings, which every restart reads.
+    Otherwise, systemd-tmpfiles would remove the settings, which every restart reads, after ten
+    days.
     """
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The supervisor (`tdpipe serve`): it starts, watches and ends the other processes of the daemon.
+"""The supervisor (`tdpipe serve`) starts, watches and ends the other processes of the daemon.
 
     supervisor --+-- server    python -m server          HTTP
                  +-- engine    python -m engine          the scheduler
@@ -27,7 +27,7 @@ log = logging.getLogger("tdpipe")
 
 
 def main(argv: Sequence[str]) -> int:
-    """`tdpipe serve ARGV`; returns the exit code."""
+    """Run `tdpipe serve ARGV`; returns the exit code."""
     try:
         config = loader.load(argv, version=VERSION)
     except loader.ConfigError as error:
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 class Supervisor:
-    """One daemon, from start to end."""
+    """Runs one daemon from start to end."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -96,12 +96,12 @@ class Supervisor:
         return 1
 
     def _take_signal(self, number: int, _: object) -> None:
-        # When a terminal is closed, kernel and shell may each send SIGHUP; only the first counts.
+        # If a terminal is closed, kernel and shell may both send SIGHUP; only the first one counts.
         if number != signal.SIGHUP or not self._signals:
             self._signals += 1
 
     def _drain(self) -> None:
-        """Let the server finish its open requests; a second signal ends it at once."""
+        """Let the server finish its open requests; a second signal ends it immediately."""
         log.info(
             "draining: open requests may finish for %g s",
             self._config.server.limits.shutdown_timeout,

@@ -1,33 +1,33 @@
-"""The watchdog file: a parent detects a process with a main loop that hangs, and ends it.
+"""The watchdog file lets a parent detect and end a process with a main loop that hangs.
 
-A process that was stopped or hangs does not end, so it would not be restarted. Its main loop
-touches a file in the runtime folder instead, which costs next to nothing and never blocks.
+A process that is stopped or hangs does not end, so it would not be restarted. Therefore its main
+loop touches a file in the runtime folder, which costs almost nothing and never blocks.
 """
 
 import os
 from pathlib import Path
 
 INTERVAL_S = 0.25
-"""How often to beat."""
+"""Seconds between beats."""
 
 
 class WatchdogFile:
-    """The process's end; `name` is that of the process."""
+    """The watchdog file in the watched process; `name` is the name of the process."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._path = _path(folder, name)
         self._path.touch()
 
     def beat(self) -> None:
-        """Call it in each pass of the main loop."""
+        """Touch the file; call this in each pass of the main loop."""
         os.utime(self._path)
 
 
 class Watchdog:
-    """The parent's end: checks every `interval_s` seconds, accepts no beat for `silence_s`.
+    """The check in the parent, made every `interval_s`; accepts `silence_s` without a beat.
 
-    Time is counted in checks: a delay of the parent itself is not charged to the child. Until its
-    first beat a process may take `start_s`.
+    Time is counted in checks, so that a delay of the parent does not count. The first beat may take
+    `start_s`. All times are in seconds.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Watchdog:
         self._still_looks = 0
 
     def look(self) -> float:
-        """The seconds for which it has not beaten, 0 while that is within the limit."""
+        """The seconds since the last beat, or 0 while they are within the limit."""
         try:
             beat = self._path.stat().st_mtime_ns
         except OSError:

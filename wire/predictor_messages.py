@@ -4,7 +4,7 @@ import msgspec
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """Ask for the output lengths of these prompts. No request waits for the answer."""
+    """Ask for the output lengths of these prompts; no request waits for the answer."""
 
     request_id: int
     prompts: tuple[str, ...]
@@ -13,8 +13,9 @@ class Ask(msgspec.Struct, frozen=True, tag=True, array_like=True):
 class Answer(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The predictions of an `Ask`, one entry per prompt, in order.
 
-    `classes` are the most likely length classes, `predicted_lens` the mean lengths in tokens
-    (weighted over all classes), `spreads` the standard deviations of the logarithm of the length.
+    `classes` are the most likely length classes, `predicted_lens` are the mean lengths in tokens
+    (weighted over all classes), and `spreads` are the standard deviations of the logarithm of the
+    length.
     """
 
     request_id: int

@@ -6,6 +6,6 @@ from collections.abc import Mapping
 
 
 def fingerprint(vocabulary: Mapping[str, int]) -> str:
-    """16 hex digits of a SHA-256, equal for vocabularies with the same tokens and ids."""
+    """Return 16 hex digits of a SHA-256, equal for vocabularies with the same tokens and ids."""
     pairs = sorted((token_id, token) for token, token_id in vocabulary.items())
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Poison-request quarantine: finds a request that makes the stages fail, and fails it.
+"""Poison-request quarantine: finds a request that makes the stages fail, and rejects it.
 
 Such a request would make the stages fail after every restart, and block all other requests.
 Therefore each sequence that was in flight when the stages were lost becomes a suspect with a

@@ -67,7 +67,10 @@ class StageCorrection:
         return np.clip(factors, 1 / MAX_FACTOR, MAX_FACTOR)
 
     def update(self) -> bool:
-        """Correct the model if a factor changed by more than the tolerance; returns if it did."""
+        """Correct the model if necessary; returns whether it was corrected.
+
+        It is corrected if a factor has changed by more than the tolerance.
+        """
         factors = self.factors()
         if (abs(factors / self._factors - 1) <= _TOLERANCE).all():
             return False

@@ -3,11 +3,11 @@
 A prediction is a median and a spread, which is the standard deviation of the logarithm of the
 length; if the predictor returns no spread, one is assumed. The error is the distance of ln(real
 length) from ln(median), in spreads. Its distribution is assumed to be the same for all sequences.
-It is stored as hazards over bins: the fraction of the sequences that ended in a bin, among those
-that reached it. Running sequences count as having reached a bin (a Kaplan-Meier estimate);
-otherwise the estimate would be too short, because short sequences end first. If the prediction is
-constant, the result is the distribution of all lengths; a predictor that is too certain, or always
-too low, is corrected.
+It is stored as hazards over bins: of the sequences that reached a bin, the fraction that ended in
+it. Running sequences count as having reached a bin (a Kaplan-Meier estimate); otherwise the
+estimate would be too short, because short sequences end first. If the prediction is constant, the
+result is the distribution of all lengths; a predictor that is too certain, or always too low, is
+corrected.
 """
 
 from collections.abc import Iterable

@@ -2,7 +2,8 @@
 
 Online sequences come first: preempted ones, then the others, each in order of arrival. Offline
 sequences follow in the same way. New offline sequences can also be admitted by length: a sequence
-that is expected to take longer than all other work comes first (docs/papers.md, section 2 g).
+that is expected to take longer than all other work comes first, the longest of them at the front
+(docs/papers.md, section 2 g).
 """
 
 from collections.abc import Iterator

@@ -44,7 +44,7 @@ class CallObject:
         return bool(self.name) and self._arguments is not None
 
     def push(self, text: str) -> int:
-        """Parse `text`; returns how many characters belong to the object."""
+        """Parse `text`, and return how many of its characters belong to the object."""
         for i, char in enumerate(text):
             self._read(char)
             if self.is_broken:
@@ -54,7 +54,7 @@ class CallObject:
         return len(text)
 
     def take_arguments(self) -> str:
-        """The arguments' text since the last `take_arguments`."""
+        """Return the text of the arguments since the last `take_arguments`."""
         parts, self._arguments = self._arguments or [], []
         return "".join(parts)
 
@@ -108,7 +108,7 @@ class CallObject:
             name = self._text()
             self.is_broken = not name or not self._allows(name)
             self.name = "" if self.is_broken else name
-        elif self._is_arguments:  # some models write them as JSON inside a string
+        elif self._is_arguments:  # some models write the arguments as JSON inside a string
             text = self._text()
             self._arguments = None if self.is_broken else [text]
 
@@ -154,7 +154,7 @@ class CallObject:
         self._read = read
 
     def _ends_string(self, char: str) -> bool:
-        """Add one character of a string; whether it is the closing quote."""
+        """Add one character of a string, and return whether it is the closing quote."""
         if self._escaped:
             self._escaped = False
         elif char == '"':
@@ -168,7 +168,7 @@ class CallObject:
         return self._only_names is None or name in self._only_names
 
     def _text(self) -> str:
-        """The string that has just ended; an invalid escape breaks the object."""
+        """Return the string that has just ended; an invalid escape breaks the object."""
         try:
             return str(json.loads(f'"{"".join(self._value)}"', strict=False))
         except ValueError:

@@ -1,7 +1,7 @@
 """The chat template: from a conversation to the prompt's text and token ids.
 
-transformers renders it in jinja's sandbox, as in training and in other servers. Templates accept
-different message shapes; which ones is found out by test renderings.
+transformers renders the template in jinja's sandbox, as in training and in other servers. Templates
+accept different message shapes; test renderings show which ones.
 """
 
 import json
@@ -25,7 +25,7 @@ from server.text.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer
 NUM_THREADS = 2
 MAX_WAITING = 64
 RENDER_TIMEOUT_S = 10.0
-# Twice the largest body: a template that renders more than that repeats itself.
+# Twice the largest body: a template that renders more than this repeats itself.
 MAX_RENDERED_CHARACTERS = 16 * 1024 * 1024
 MAX_REASON_CHARACTERS = 300
 
@@ -57,8 +57,8 @@ class Traits:
 class ChatTemplate:
     """Renders conversations for one model.
 
-    `source` replaces the model's own template. With `trust_requests`, a conversation may have its
-    own: the sandbox does not limit a template's time and memory.
+    `source` replaces the model's own template. With `trust_requests`, a conversation may bring its
+    own template, although the sandbox does not limit a template's time and memory.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ChatTemplate:
         self._trust_requests = trust_requests
         self._threads = BoundedThreads(NUM_THREADS, "long conversations", MAX_WAITING)
         self._traits = lru_cache(maxsize=16)(self._find_traits)
-        for own in self._own.values():  # now, so that the first request need not wait
+        for own in self._own.values():  # now, so that the first request does not wait for it
             self._traits(own)
 
     @property
@@ -80,7 +80,7 @@ class ChatTemplate:
     async def render(
         self, conversation: Conversation, *, add_special_tokens: bool = False
     ) -> list[int]:
-        """The prompt's token ids. By default, special tokens come from the template only.
+        """Return the prompt's token ids. By default, only the template adds special tokens.
 
         Raises `ApiError` (400, 429) like `render_text` and `encode`.
         """
@@ -90,9 +90,9 @@ class ChatTemplate:
     async def encode(
         self, text: str, *, add_special_tokens: bool = False, patient: bool = False
     ) -> list[int]:
-        """The token ids of a rendered text.
+        """Return the token ids of a rendered text.
 
-        Raises `ApiError`: 400 where there are none, 429 like `Tokenizer.run`.
+        Raises `ApiError`: 400 if there are no tokens, 429 like `Tokenizer.run`.
         """
         (token_ids,) = await self._tokenizer.encode_all(
             [text], add_special_tokens=add_special_tokens, patient=patient
@@ -102,10 +102,10 @@ class ChatTemplate:
         return token_ids
 
     async def render_text(self, conversation: Conversation, *, patient: bool = False) -> str:
-        """The prompt's text.
+        """Return the prompt's text.
 
-        Raises `ApiError`: 400 where there is no template, it refuses the conversation, or rendering
-        takes too long; 429 where too many long conversations already wait, unless `patient`.
+        Raises `ApiError`: 400 if there is no template, the template refuses the conversation, or
+        rendering takes too long; 429 if too many long conversations already wait, unless `patient`.
         """
         source = self._choose(conversation)
         num_bytes = conversation.num_bytes
@@ -121,7 +121,7 @@ class ChatTemplate:
             raise invalid(message, "messages", "chat_template_timeout") from None
 
     def takes_tools(self, template: str | None) -> bool:
-        """Whether the request's own template, if trusted, or else the model's uses tools."""
+        """Return whether the template uses tools: the request's if trusted, else the model's."""
         source = template if template is not None and self._trust_requests else self.source
         return re.search(r"\btools\b", source) is not None
 
@@ -144,13 +144,13 @@ class ChatTemplate:
         return source
 
     def _render(self, source: str, conversation: Conversation) -> str:
-        """The prompt's text; may run in any thread."""
+        """Return the prompt's text; this may run in any thread."""
         traits = self._traits(source)
         called = _called_functions(conversation.messages)
         adapted = [_adapt(message, traits, called) for message in conversation.messages]
         try:
             text = self._apply(source, replace(conversation, messages=adapted))
-        # The boundary to code that came with the model, which raises any exception.
+        # The template comes with the model and may raise any exception.
         except Exception as error:
             raise _refusal(error, "messages") from error
         if len(text) > MAX_RENDERED_CHARACTERS:
@@ -177,14 +177,14 @@ class ChatTemplate:
         return Traits(
             strings=strings,
             parts=parts,
-            # As an object unless only a string works.
+            # Arguments are passed as an object unless only a string works.
             objects=self._shows(source, user, _calling({"text": _PROBE}))
             or not self._shows(source, user, _calling(_PROBE)),
             developer="developer" in source,
         )
 
     def _shows(self, source: str, *messages: Message) -> bool:
-        """Whether the last of these messages appears, and its content not as a printed list."""
+        """Return whether the prompt shows the last message, and not as a printed Python list."""
         try:
             before = self._apply(source, Conversation(messages[:-1])) if messages[1:] else ""
             text = self._apply(source, Conversation(messages))
@@ -195,10 +195,10 @@ class ChatTemplate:
 
 
 def continued(prompt: str, conversation: Conversation) -> str:
-    """The part of the final message at the end of `prompt`; empty if the answer begins a message.
+    """Return the final message's part of `prompt`; empty if the answer begins a new message.
 
-    It is taken from the prompt because templates trim contents and join their parts in different
-    ways, and the answer continues what the model has read.
+    The text is taken from the prompt, not from the request, because the answer continues the
+    prompt, and templates trim contents and join content parts in different ways.
     """
     if not conversation.continue_final_message:
         return ""
@@ -214,7 +214,7 @@ def continued(prompt: str, conversation: Conversation) -> str:
 
 
 def chat_template_of(config: ChatConfig, tokenizer: Tokenizer) -> ChatTemplate:
-    """The settings' chat template. Raises `ChatTemplateError` in one line."""
+    """Build the chat template of the settings. Raises `ChatTemplateError` with one line."""
     source = None
     if config.chat_template is not None:
         source = _read(config.chat_template, tokenizer)
@@ -232,7 +232,7 @@ def _read(file: Path, tokenizer: Tokenizer) -> str:
 
 
 def _compile(source: str, tokenizer: Tokenizer) -> None:
-    """Raise `TemplateSyntaxError` for invalid syntax; other errors may be about the message."""
+    """Raise `TemplateSyntaxError` for invalid syntax; ignore errors that the message may cause."""
     try:
         tokenizer.render_chat([{"role": "user", "content": _PROBE}], chat_template=source)
     except TemplateSyntaxError:
@@ -242,7 +242,7 @@ def _compile(source: str, tokenizer: Tokenizer) -> None:
 
 
 def _adapt(message: Message, traits: Traits, called: Mapping[str, str]) -> Message:
-    """The message as the template expects it; the API allows more shapes and fewer fields."""
+    """Convert a message to the shape that the template expects; the API allows other shapes."""
     adapted = {key: value for key, value in message.items() if value is not None}
     if adapted["role"] == "developer" and not traits.developer:
         adapted["role"] = "system"
@@ -259,13 +259,13 @@ def _adapt(message: Message, traits: Traits, called: Mapping[str, str]) -> Messa
 
 
 def _called_functions(messages: Sequence[Message]) -> dict[str, str]:
-    """The functions' names by call id; some templates show them with the results."""
+    """Return the functions' names by call id; some templates show them with the results."""
     calls = (call for message in messages for call in message.get("tool_calls") or ())
     return {call["id"]: call["function"]["name"] for call in calls}
 
 
 def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    """The call with its arguments as an object; a model's arguments that are not JSON are kept."""
+    """Return the call with its arguments as an object, or unchanged if they are not JSON."""
     function = call["function"]
     try:
         arguments = json.loads(function["arguments"] or "{}")

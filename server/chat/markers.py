@@ -2,10 +2,10 @@
 
 
 def find_marker(text: str, marker: str) -> tuple[int, bool]:
-    """Where `marker` first begins in `text`, and whether it is complete.
+    """Return where `marker` first begins in `text`, and whether it is complete.
 
-    (i, True): it is. (i, False): the text from `i` on may become a marker; `i` is the text's end
-    where it cannot.
+    (i, True): the complete marker begins at `i`. (i, False): the text from `i` on may become a
+    marker; if no part of the text can, `i` is its end.
     """
     at = text.find(marker)
     if at >= 0:

@@ -13,7 +13,7 @@ from server.chat.tool_choice import ToolChoice
 
 @dataclass(frozen=True)
 class MessageFormats:
-    """One model's formats; `calls` is None where no parser reads them."""
+    """The formats of one model; `calls` is None if there is no parser for its calls."""
 
     calls: CallFormat | None
     thinks: bool
@@ -24,22 +24,22 @@ class MessageFormats:
         return f"tool calls {calls}, reasoning {thoughts}"
 
     def of_calls(self, choice: ToolChoice) -> CallFormat | None:
-        """The format of the calls, if the model may call tools and a parser reads them."""
+        """Return the call format if the model may call tools and there is a parser, else None."""
         if not choice.allowed:
             return None
         return self.calls or HERMES if choice.is_forced else self.calls
 
     def markers(self, call_format: CallFormat | None) -> set[str]:
-        """The markers that the parsers search a text for."""
+        """Return the markers that the parsers search for in a text."""
         markers = {reasoning.BEGIN, reasoning.END} if self.thinks else set()
         return markers if call_format is None else markers | {call_format.begin, call_format.end}
 
     def reader(
         self, choice: ToolChoice, *, several: bool, opened: bool
     ) -> Callable[[], MessageParser] | None:
-        """A factory of parsers, one for each choice of an answer; None if all of it is content.
+        """Return a function that creates a parser per choice; None if all text is content.
 
-        `several` calls may come, and the prompt may have `opened` the reasoning.
+        `several` allows more than one call. `opened` means that the prompt opens the reasoning.
         """
         call_format, thinks = self.of_calls(choice), self.thinks
         if call_format is None and not thinks:
@@ -59,7 +59,7 @@ def _call_parser(call_format: CallFormat, choice: ToolChoice, *, several: bool) 
 
 
 def formats_of(config: ChatConfig, template: str) -> MessageFormats:
-    """The formats in the settings; "auto" detects them from the chat template."""
+    """Return the formats of the settings; "auto" detects them from the chat template."""
     if config.tool_call_parser == "auto":
         calls = tool_calls.format_of(template)
     else:

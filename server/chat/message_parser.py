@@ -7,7 +7,7 @@ from server.chat.tool_calls import CallDelta, CallParser
 
 
 class MessageDelta(NamedTuple):
-    """What is new since the last delta; each part may be empty."""
+    """The new parts of a message since the last delta; each of them may be empty."""
 
     reasoning: str
     content: str
@@ -15,7 +15,7 @@ class MessageDelta(NamedTuple):
 
 
 class MessageParser:
-    """Splits off reasoning first, then calls; each step is optional."""
+    """Splits off the reasoning first, then the calls; each of the two parsers is optional."""
 
     def __init__(self, splitter: ReasoningSplitter | None, calls: CallParser | None) -> None:
         self._splitter = splitter
@@ -23,11 +23,11 @@ class MessageParser:
 
     @property
     def num_calls(self) -> int:
-        """The calls that have begun."""
+        """The number of calls that have begun."""
         return 0 if self._calls is None else self._calls.num_calls
 
     def push(self, text: str, *, is_last: bool) -> MessageDelta:
-        """The parts that are certain by now; with `is_last`, all that is left."""
+        """Return the parts that are certain by now; with `is_last`, everything that is left."""
         reasoning, content = self._split(text, is_last=is_last)
         if self._calls is None:
             return MessageDelta(reasoning, content, [])

@@ -1,7 +1,7 @@
 """Reasoning: separates the reasoning that a model writes first from its answer.
 
-The invariants: the result does not depend on how the text was split into pieces; nothing is lost
-but the tags and the white space around them.
+There are two invariants: the result does not depend on how the text was split into pieces, and
+nothing is lost except the tags and the white space around them.
 """
 
 from typing import Literal
@@ -14,14 +14,14 @@ ReasoningFormat = Literal["think", "none"]
 
 
 def format_of(template: str) -> ReasoningFormat:
-    """How a model with this chat template marks its reasoning."""
+    """Return how a model with this chat template marks its reasoning."""
     return "think" if END in template else "none"
 
 
 def leaves_open(prompt: str, continued: str = "") -> bool:
-    """Whether the prompt ends inside the reasoning, so that the begin tag is not generated.
+    """Return whether the prompt ends inside the reasoning, so that no begin tag is generated.
 
-    `continued` is the given beginning of the message, if any.
+    `continued` is the beginning of the message that the request gives, if any.
     """
     return prompt.rstrip().endswith(BEGIN) or continued.rfind(BEGIN) > continued.rfind(END)
 
@@ -29,8 +29,8 @@ def leaves_open(prompt: str, continued: str = "") -> bool:
 class ReasoningSplitter:
     """Splits a growing text that may begin with reasoning in tags.
 
-    `opened`: the begin tag is in the prompt. Reasoning without an end tag extends to the text's
-    end.
+    With `opened`, the begin tag is in the prompt. Reasoning without an end tag extends to the end
+    of the text.
     """
 
     def __init__(self, *, opened: bool = False) -> None:
@@ -46,7 +46,7 @@ class ReasoningSplitter:
         return self._state in ("between", "answer")
 
     def push(self, text: str) -> tuple[str, str]:
-        """What is certain by now: (reasoning, answer)."""
+        """Return the parts that are certain by now: (reasoning, answer)."""
         if self._state == "answer":
             return "", text
         self._held += text
@@ -63,7 +63,7 @@ class ReasoningSplitter:
         return reasoning, answer
 
     def flush(self) -> tuple[str, str]:
-        """The text that was held back, after the last piece."""
+        """Return the text that was held back; to be called after the last piece."""
         held, self._held = self._held, ""
         if self._state == "reasoning" or (self._state == "start" and self._opened):
             return held.strip(), ""
@@ -91,7 +91,7 @@ class ReasoningSplitter:
 
 
 class ReasoningCounter:
-    """Counts reasoning tokens, including the tags; `opened` as for the splitter."""
+    """Counts reasoning tokens, including the tags; for `opened`, see `ReasoningSplitter`."""
 
     def __init__(self, *, opened: bool = False) -> None:
         self._splitter = ReasoningSplitter(opened=opened)
@@ -106,5 +106,5 @@ class ReasoningCounter:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens so far, up to and including the one that ends the reasoning."""
+        """The number of tokens so far, up to and including the token that ends the reasoning."""
         return self._num_tokens if self._splitter.has_begun or self._opened else 0

@@ -1,9 +1,9 @@
 """Tool calls: separates the calls that a model writes from the message's content.
 
-The invariants: the result does not depend on how the text was split into pieces, and the returned
-parts add up to the whole. The content is the text without the calls, and without the white space
-at its end if there were calls. Text that turns out not to be a call is content, unless it is an
-incomplete call at the text's end after other calls.
+There are two invariants: the result does not depend on how the text was split into pieces, and the
+returned parts add up to the whole text. The content is the text without the calls and, if there
+were calls, without the white space at its end. Text that turns out not to be a call is content,
+unless it is an incomplete call at the text's end after other calls.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,8 +19,8 @@ from server.grammar.grammar_text import Schema, forced_tool_calls
 class CallFormat:
     """How a family of models writes calls: JSON objects between a begin and an end marker.
 
-    `bare`: an object may appear without markers at the text's start or after another call; several
-    are separated by `separators`.
+    With `bare`, an object may appear without markers at the start of the text or after another
+    call; `separators` separate several objects.
     """
 
     begin: str
@@ -37,7 +37,7 @@ class CallFormat:
         several: bool,
         whitespace: str | None = None,
     ) -> str:
-        """The grammar of a message that consists of calls of these tools (names, schemas)."""
+        """Return the grammar of a message that consists of calls of `tools` (names, schemas)."""
         if self.bare:
             begin, end, between = "", "", f"{self.separators} "
         else:
@@ -62,7 +62,7 @@ _XML = ("<function=", "<arg_key>")
 
 
 def format_of(template: str) -> CallFormat | None:
-    """The call format of a model with this chat template; None if no parser reads it."""
+    """Return the call format of a model with this chat template; None if there is no parser."""
     if HERMES.begin in template:
         return None if any(tag in template for tag in _XML) else HERMES
     if LLAMA3_JSON.begin in template or "Environment: ipython" in template:
@@ -71,7 +71,7 @@ def format_of(template: str) -> CallFormat | None:
 
 
 class CallDelta(NamedTuple):
-    """A part of one call: `name` is in its first part, later parts have more arguments."""
+    """A part of one call: the first part has the `name`, later parts have more arguments."""
 
     call_index: int
     name: str | None
@@ -83,7 +83,7 @@ class CallParser:
 
     `names` are the available tools: a bare object is a call only if it names one of them. Without
     `several`, calls after the first are dropped. With `only_calls`, the text consists of calls, and
-    an incomplete one at its end is not content.
+    an incomplete call at its end is not content.
     """
 
     def __init__(
@@ -105,11 +105,11 @@ class CallParser:
         self._held = ""
         self._space = ""  # white space that is content only if more content follows
         self._object = CallObject()
-        self._object_text = ""  # with its begin marker, until it is certain to be a call
+        self._object_text = ""  # with the begin marker, until the object is known to be a call
         self._is_announced = False
 
     def push(self, text: str) -> tuple[str, list[CallDelta]]:
-        """What is certain by now: content, and parts of calls."""
+        """Return the parts that are certain by now: content, and parts of calls."""
         if self._is_plain(text):
             return text, []
         self._held += text
@@ -125,14 +125,14 @@ class CallParser:
         return "".join(content), deltas
 
     def flush(self) -> str:
-        """Content that was held back, after the last text."""
+        """Return the content that was held back; to be called after the last text."""
         if self.num_calls or self._only_calls:  # white space, or an incomplete call
             return ""
         unfinished = self._object_text if self._state == "object" else ""
         return self._space + unfinished + self._held
 
     def _is_plain(self, text: str) -> bool:
-        """Whether the text is content as it is: the most frequent case, so it is checked first."""
+        """Return whether all of the text is content: the most frequent case, checked first."""
         if self._state != "text" or self._held or self._space or self._format.begin[0] in text:
             return False
         return not text[-1:].isspace()
@@ -160,7 +160,7 @@ class CallParser:
         return is_whole
 
     def _begin_object(self, num_before: int, only_names: Collection[str] | None) -> None:
-        """Read an object; its begin marker has the first `num_before` characters."""
+        """Begin to read an object, after a begin marker of `num_before` characters."""
         self._state = "object"
         self._object = CallObject(only_names)
         self._object_text, self._held = self._held[:num_before], self._held[num_before:]

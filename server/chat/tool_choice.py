@@ -18,9 +18,9 @@ _NOTHING_ELSE = _NO_PARAMETERS | {"additionalProperties": False}
 
 @dataclass(frozen=True)
 class ToolChoice:
-    """The prompt has the tools in `shown`; the model may call those in `allowed`.
+    """The prompt shows the tools in `shown`; the model may call the tools in `allowed`.
 
-    With `is_forced` it must call at least one of them.
+    With `is_forced`, the model must call at least one of the allowed tools.
     """
 
     shown: tuple[Tool, ...] = ()
@@ -45,12 +45,12 @@ class ToolChoice:
 
 
 def tool_choice(request: ChatRequest) -> ToolChoice:
-    """The request's tool choice.
+    """Return the request's tool choice.
 
-    Raises `ApiError` (400) where it names tools that it does not define, or tools that cannot be
-    called.
+    Raises `ApiError` (400) if the request names tools that it does not define, or tools that cannot
+    be called.
 
-    With "none" the prompt does not show the tools: the model could not call them anyway.
+    With "none" the prompt does not show the tools, because the model could not call them anyway.
     """
     tools, choice = tuple(request.tools), request.tool_choice
     _check_names(tools)
@@ -70,7 +70,7 @@ def tool_choice(request: ChatRequest) -> ToolChoice:
 
 
 def parameters_param(index: int) -> str:
-    """The path by which errors name the schema of one of the request's tools."""
+    """Return the path that errors use to name the schema of a tool of the request."""
     return f"tools[{index}].function.parameters"
 
 
@@ -82,7 +82,7 @@ def _check_names(tools: tuple[Tool, ...]) -> None:
 
 
 def _check_parameters(param: str, tool: Tool) -> None:
-    """A call's arguments are always an object, so the schema must allow one."""
+    """Check that the schema allows an object, because a call's arguments always are one."""
     schema = tool.function.parameters or {}
     kind = schema.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
@@ -97,7 +97,7 @@ def _check_parameters(param: str, tool: Tool) -> None:
 
 
 def _is_too_deep(schema: Mapping[str, Any]) -> bool:
-    """Checked level by level, because recursion could exceed the stack."""
+    """Check the depth level by level, because recursion could exceed the stack."""
     level: list[Any] = [schema]
     for _ in range(MAX_SCHEMA_DEPTH):
         inner = (
@@ -119,7 +119,7 @@ def _of_names(tools: tuple[Tool, ...], named: list[NamedTool]) -> tuple[Tool, ..
 
 
 def _described(tool: Tool) -> dict[str, Any]:
-    """The tool with all fields and in the order that models have seen in training."""
+    """Return the tool with all fields, in the order that models have seen in training."""
     function = tool.function
     described = {
         "name": function.name,

@@ -1,8 +1,8 @@
 """The grammar checker: a child process that tests grammars before they are admitted.
 
-A grammar is a program from a client. The process parses it, compiles it and follows it for some
-tokens under the limits of the last stage, and is killed when it takes too much time or memory, or
-crashes: no grammar can block or crash the server, or reach a stage unchecked.
+A grammar is in effect a program from a client. The process parses and compiles it and advances it
+by some tokens, under the limits of the last stage. If this takes too much time or memory, the
+process is killed. So no grammar can block or crash the server, or reach a stage unchecked.
 """
 
 import math
@@ -28,15 +28,15 @@ from daemon import child_process, log_file
 from server.grammar.grammar_text import is_ebnf, lark_of
 
 START_TIMEOUT_S = 60.0
-# Less than in a stage's threads: a grammar that is nested too deeply crashes here, not there.
+# Less than in a stage's threads: a grammar that is nested too deeply crashes here, not in a stage.
 STACK_BYTES = 1 << 20
 MAX_WORDS = 300
 
 
 class CheckedVocabulary(msgspec.Struct, frozen=True, array_like=True):
-    """The tokenizer to check grammars for: the tokenizers library's JSON, or empty.
+    """The tokenizer for which grammars are checked: the tokenizers library's JSON, or empty.
 
-    The first of `eos_token_ids`, if any, is its end-of-text token.
+    The first of `eos_token_ids`, if any, is the end-of-text token.
     """
 
     serialised: str
@@ -46,9 +46,9 @@ class CheckedVocabulary(msgspec.Struct, frozen=True, array_like=True):
 class CheckLimits(msgspec.Struct, frozen=True, array_like=True):
     """Limits of one check, in CPU seconds, so that a busy machine does not cause refusals.
 
-    The grammar is followed for `num_tokens` tokens: `max_mask_s` limits each, `max_total_s` all of
-    them, `max_cpu_s` parsing and compiling as well. `max_memory_bytes` includes the tokenizer. The
-    server waits `patience_s` of wall-clock time.
+    The grammar is advanced by `num_tokens` tokens: `max_mask_s` limits the time of each mask,
+    `max_total_s` the time of all masks, and `max_cpu_s` also includes parsing and compiling.
+    `max_memory_bytes` includes the tokenizer. The server waits `patience_s` of wall-clock time.
     """
 
     num_tokens: int = 160
@@ -60,9 +60,10 @@ class CheckLimits(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, array_like=True):
-    """The complaint about a grammar, a predicate to follow its name; empty if it is valid.
+    """The result of a check: `complaint` is empty if the grammar is valid.
 
-    `lark` is the Lark form of a checked EBNF grammar, otherwise empty.
+    A complaint is a predicate that follows the field's name in the error message. `lark` is the
+    Lark form of a valid EBNF grammar, otherwise empty.
     """
 
     complaint: str
@@ -70,11 +71,11 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True):
 
 
 class CheckerError(Exception):
-    """No grammar can be checked: the grammar library does not support the tokenizer."""
+    """No grammar can be checked, because the grammar library does not support the tokenizer."""
 
 
 class UncheckedError(Exception):
-    """The check did not start or finish, for a reason unrelated to the grammar."""
+    """The check did not start or did not finish, for a reason unrelated to the grammar."""
 
 
 class _Child(NamedTuple):
@@ -83,9 +84,9 @@ class _Child(NamedTuple):
 
 
 class GrammarChecker:
-    """The process, started with the first check and restarted after it was killed.
+    """Starts the process with the first check, and restarts it after it was killed.
 
-    For one thread at a time, except `close`.
+    Only one thread at a time may use it, except for `close`.
     """
 
     def __init__(self, vocabulary: CheckedVocabulary, limits: CheckLimits | None = None) -> None:
@@ -107,7 +108,7 @@ class GrammarChecker:
         return Verdict(self._fate(process.wait()))
 
     def close(self) -> None:
-        """Kill the process, as does the checker's finalizer. A running check is lost."""
+        """Kill the process; a running check is lost. The checker's finalizer does the same."""
         self._end()
 
     def _start(self) -> _Child:
@@ -133,7 +134,7 @@ class GrammarChecker:
         raise UncheckedError("the process that checks grammars did not start")
 
     def _fate(self, code: int) -> str:
-        """The complaint about a grammar after its check ended the process with this exit code."""
+        """Return the complaint if the check ended the process with this exit code."""
         if code in (-signal.SIGKILL, -signal.SIGTERM):
             raise UncheckedError("the process that checks grammars was killed")
         if code == -signal.SIGXCPU:
@@ -147,7 +148,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def verdict(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> Verdict:
-    """Check a grammar; EBNF is converted to Lark first."""
+    """Check a grammar, after converting EBNF to Lark."""
     if not is_ebnf(grammar):
         return Verdict(complaint(grammar, tokenizer, limits))
     try:
@@ -158,7 +159,7 @@ def verdict(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> Verdic
 
 
 def complaint(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> str:
-    """The complaint about a grammar, empty if valid: it is followed along a random text."""
+    """Advance a grammar along a random text; return the complaint, empty if it is valid."""
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=grammar_limits())
     rng, began_at = random.Random(0), time.thread_time()
     for number in range(limits.num_tokens):
@@ -180,7 +181,7 @@ def complaint(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> str:
 
 
 def _words(error: str) -> str:
-    """The library's error message, reduced to one line."""
+    """Reduce the library's error message to one line."""
     lines = [line.strip() for line in error.splitlines() if line.strip() != "<non-verbose/>"]
     if not lines:
         return ""
@@ -213,7 +214,7 @@ def main(connection: Connection) -> None:
 
 
 def _limit(kind: int, value: int) -> None:
-    """Set a resource limit; exceeding it kills this process or fails the allocation."""
+    """Set a resource limit: exceeding it kills this process or makes the allocation fail."""
     with suppress(ValueError, OSError):
         resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
 

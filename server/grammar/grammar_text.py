@@ -1,6 +1,6 @@
-"""Grammars as text: the allowed answers, in the form that the last stage's library parses.
+"""Grammars as text: the allowed answers, in the format that llguidance parses on the last stage.
 
-The text is llguidance's serialised grammar; its kinds are documented in
+The text is llguidance's serialised grammar; the kinds of grammars are documented in
 https://github.com/guidance-ai/llguidance/tree/main/docs. These functions validate nothing, and all
 but `lark_of` run in time linear in their input.
 """
@@ -13,8 +13,8 @@ import msgspec
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
-# One space, or a new line and its indentation: this allows every usual style, and a model cannot
-# generate white space without end. Deeper nesting gets less indentation.
+# One space, or a new line and its indentation. This allows every usual style, and prevents a model
+# from generating white space without end. Deeply nested JSON cannot be fully indented.
 WHITESPACE = r" |\n( {0,20}|\t{0,5})"
 _EBNF = '{"grammars":[{"ebnf_grammar":'
 
@@ -27,51 +27,51 @@ def json_schema(
     lenient: bool = False,
     whitespace: str | None = WHITESPACE,
 ) -> str:
-    """JSON that follows a schema (draft 2020-12), with properties in the schema's order.
+    """Allow JSON that follows a schema (draft 2020-12), with properties in the schema's order.
 
-    `lenient` ignores keywords that cannot be enforced. `whitespace` is a regular expression for the
-    white space between the parts, None for none.
+    With `lenient`, keywords that cannot be enforced are ignored. `whitespace` is a regular
+    expression for the white space between the parts; None allows no white space.
     """
     return _serialised(json_schema=_with_options(schema, whitespace, lenient))
 
 
 def json_object(whitespace: str | None = WHITESPACE) -> str:
-    """Any JSON object."""
+    """Allow any JSON object."""
     return json_schema({"type": "object"}, whitespace=whitespace)
 
 
 def regex(pattern: str) -> str:
-    """Texts that the whole expression matches (Rust's syntax: no look-around, no references)."""
+    """Allow texts that match as a whole (Rust's syntax: no look-around, no back references)."""
     text: str = LLMatcher.grammar_from_regex(pattern)
     return text
 
 
 def choice(texts: Sequence[str]) -> str:
-    """One of the texts."""
+    """Allow one of the texts."""
     alternatives = " | ".join(map(_literal, texts))
     return _serialised(lark_grammar=f"start: CHOICE\nCHOICE: {alternatives}")
 
 
 def lark(text: str) -> str:
-    """A grammar in llguidance's dialect of Lark."""
+    """Return a grammar in llguidance's dialect of Lark."""
     return _serialised(lark_grammar=text)
 
 
 def ebnf(text: str) -> str:
-    """A grammar in llama.cpp's GBNF, which is also what vLLM calls EBNF; see `lark_of`.
+    """Return a grammar in llama.cpp's GBNF, which vLLM calls EBNF; see `lark_of`.
 
-    The library does not know this kind: the server converts it.
+    The library does not support this kind, so the server converts it.
     """
     return _serialised(ebnf_grammar=text)
 
 
 def is_ebnf(grammar: str) -> bool:
-    """Whether the grammar is one of `ebnf`'s."""
+    """Return whether the grammar was made by `ebnf`."""
     return grammar.startswith(_EBNF)
 
 
 def lark_of(grammar: str) -> str:
-    """Convert one of `ebnf`'s grammars to Lark. Raises `ValueError`.
+    """Convert a grammar made by `ebnf` to Lark. Raises `ValueError`.
 
     Some texts of 16 KiB take seconds: do not call it on the event loop.
     """
@@ -82,7 +82,7 @@ def lark_of(grammar: str) -> str:
         raise
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    # The converter raises bare Exceptions.
+    # The converter raises plain `Exception`s.
     except Exception as error:
         raise ValueError(str(error)) from None
 
@@ -98,12 +98,12 @@ def forced_tool_calls(
     special_tokens: Mapping[str, int] | None = None,
     whitespace: str | None = None,
 ) -> str:
-    """One call of a tool, or several: `begin {"name": .., "arguments": ..} end`.
+    """Allow one call of a tool, or several: `begin {"name": .., "arguments": ..} end`.
 
-    A tool is its name and its arguments' schema; `$ref`s in it start at its own root. `between`
-    separates calls. Special tokens of the model in these texts must be in `special_tokens` with
-    their ids, because a special token is not text. Without `whitespace`, the JSON of a call has the
-    layout of training data: that of Python's `json.dumps`, or compact.
+    A tool is given by its name and the schema of its arguments; `$ref`s are relative to the root of
+    this schema. `between` separates calls. If these texts contain special tokens of the model,
+    `special_tokens` must have their ids, because a special token is not text. Without `whitespace`,
+    the JSON of a call has the layout of training data: that of Python's `json.dumps`, or compact.
     """
     ids, options = special_tokens or {}, _options(whitespace, lenient=True)
     if not whitespace:
@@ -115,9 +115,9 @@ def forced_tool_calls(
         f"call: {head} ({calls}) {tail}",
     ]
     for i, (name, schema) in enumerate(tools):
-        # A call is one JSON rule, not Lark with JSON in it: where two alternatives begin with a
-        # brace, as in `either`, the library distinguishes them by the kind of rule, and the first
-        # kind wins.
+        # A call is one JSON rule, not a Lark rule that contains JSON: if two alternatives begin
+        # with a brace, as in `either`, and are different kinds of rules, the library follows only
+        # the first kind.
         call = {
             "type": "object",
             "properties": {
@@ -134,10 +134,10 @@ def forced_tool_calls(
 
 
 def either(content: str, calls: str) -> str:
-    """Either of two grammars, each of which has one part.
+    """Allow either of two grammars, each of which has one part.
 
-    If both may begin with the same JSON, their white space must be the same: the library follows
-    one kind of it at a time.
+    If both may begin with the same JSON, their white space must be the same, because the library
+    follows only one kind of white space at a time.
     """
     parts = {"content": content, "calls": calls}
     named = [
@@ -150,10 +150,10 @@ def either(content: str, calls: str) -> str:
 def after_reasoning(
     grammar: str, begin: str, end: str, special_tokens: Mapping[str, int] | None = None
 ) -> str:
-    """Reasoning up to `end`, such as `</think>`, followed by a text of the grammar.
+    """Allow reasoning up to `end`, such as `</think>`, followed by a text of the grammar.
 
-    The prompt may have begun the reasoning; otherwise `begin` is allowed first. `special_tokens` as
-    for `forced_tool_calls`.
+    The prompt may have begun the reasoning; otherwise `begin` is allowed first. For
+    `special_tokens`, see `forced_tool_calls`.
     """
     ids = special_tokens or {}
     opened = f"({_sequence(begin, ids)})? " if begin in ids else ""  # any text is allowed anyway
@@ -167,7 +167,7 @@ def after_reasoning(
 
 
 def _with_options(schema: Schema | bool, whitespace: str | None, lenient: bool) -> Schema | bool:
-    """The schema with the library's options, which count only at its root."""
+    """Add the library's options to the schema; they take effect only at its root."""
     if isinstance(schema, bool):
         return schema
     return {**schema, "x-guidance": _options(whitespace, lenient)}
@@ -179,7 +179,7 @@ def _options(whitespace: str | None, lenient: bool) -> dict[str, Any]:
 
 
 def _rebased(schema: Any, root: str) -> Any:
-    """The schema, or a part of it, with references that are valid when it is moved to `root`."""
+    """Return the schema, or a part of it, with references that are valid under `root`."""
     if isinstance(schema, list):
         return [_rebased(part, root) for part in schema]
     if not isinstance(schema, Mapping):
@@ -203,12 +203,12 @@ def _json(value: Any) -> str:
 
 
 def _literal(text: str) -> str:
-    """A text as a Lark string, which is a JSON string except for DEL."""
+    """Return a text as a Lark string, which is a JSON string except for DEL."""
     return _json(text).replace("\x7f", r"\u007f")
 
 
 def _sequence(text: str, special_tokens: Mapping[str, int]) -> str:
-    """A text with special tokens in it, as the sequence of a Lark rule."""
+    """Return a text that contains special tokens as the sequence of a Lark rule."""
     if not text:
         return ""
     if not special_tokens:

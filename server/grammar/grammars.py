@@ -1,4 +1,4 @@
-"""Grammars: a request's constraints on its answer's form, parsed and checked.
+"""Grammars: parses and checks a request's constraints on the form of its answer.
 
 Reference: https://platform.openai.com/docs/guides/structured-outputs for `response_format`,
 https://docs.vllm.ai/en/latest/features/structured_outputs.html for `structured_outputs`.
@@ -28,9 +28,10 @@ from server.http.errors import ApiError, invalid, too_busy, unavailable
 from server.text.tokenizer import Tokenizer
 
 MAX_CHOICES = 4096
-# The checker's process converts it to Lark, in Python: usually in some 10 ms, at worst in 3 s.
+# The checker's process converts EBNF to Lark, in Python: usually in some 10 ms, at worst in 3 s.
 MAX_EBNF_CHARACTERS = 16 * 1024
-# Cached verdicts (those of EBNF include the Lark), checks that may wait, and for how long.
+# The number of cached verdicts (for EBNF, with the Lark form), the number of checks that may wait,
+# and how long they may wait.
 MAX_KNOWN = 1024
 MAX_WAITING = 16
 MAX_WAIT_S = 20.0
@@ -72,9 +73,9 @@ class StructuredOutputs(Body):
 def grammar_of(
     response_format: ResponseFormat | None, structured_outputs: StructuredOutputs | None
 ) -> str:
-    """The grammar that a request asks for, empty for none.
+    """Return the grammar that a request asks for; empty for none.
 
-    It is not checked yet, see `CheckedGrammars.check`. Raises `ApiError` (400).
+    The grammar is not checked yet, see `CheckedGrammars.check`. Raises `ApiError` (400).
     """
     from_format = _of_format(response_format) if response_format is not None else ""
     if structured_outputs is None:
@@ -86,7 +87,7 @@ def grammar_of(
 
 
 class CheckedGrammars:
-    """Checks grammars for one model, each of them once; methods belong to one asyncio loop."""
+    """Checks each grammar once for one model; all methods must be called from one asyncio loop."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         vocabulary = CheckedVocabulary(tokenizer.serialised or "", tokenizer.eos_token_ids)
@@ -98,7 +99,7 @@ class CheckedGrammars:
         self._patient_queue = asyncio.Lock()
 
     def close(self) -> None:
-        """End the process and the thread, and any running check."""
+        """End the process, the thread, and any running check."""
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._checker.close()
         self._thread.shutdown()
@@ -107,11 +108,11 @@ class CheckedGrammars:
     async def check(
         self, grammar: str, param: str, *, copies: int = 1, patient: bool = False
     ) -> str:
-        """The grammar that the field `param` asks for, in a form that a stage can follow.
+        """Check the grammar that the field `param` asks for; return it in a form for the stages.
 
-        It is sent with each of `copies` sequences. Raises `ApiError`: 400 for an invalid grammar,
-        429 when other checks take too long, 503 when the check did not finish. A `patient` caller
-        waits for others without limit.
+        The grammar is sent with each of `copies` sequences. Raises `ApiError`: 400 for an invalid
+        grammar, 429 if other checks take too long, 503 if the check did not finish. A `patient`
+        caller waits for other checks without limit.
         """
         if not grammar:
             return ""
@@ -167,7 +168,7 @@ class CheckedGrammars:
 
 
 def check_text(num_characters: int, param: str) -> None:
-    """Raise `ApiError` (400) where the source of a grammar is too long."""
+    """Raise `ApiError` (400) if the source of a grammar is too long."""
     if num_characters > MAX_GRAMMAR_BYTES:
         limit = f"{MAX_GRAMMAR_BYTES // 1024} KiB"
         raise invalid(f"'{param}' is larger than {limit}.", param, "invalid_value")

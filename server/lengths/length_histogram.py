@@ -1,8 +1,8 @@
 """The length histogram: past answer lengths by endpoint, max_tokens and prompt length.
 
-It needs no weights and learns from every finished request. A cell with few observations is smoothed
-with the cell above it (the same max_tokens, the same endpoint, everything), and the top one with a
-prior for typical traffic, so that predictions are reasonable from the first request on.
+The histogram needs no weights and learns from every finished request. A cell with few observations
+is smoothed with the next wider cell (the same max_tokens, the same endpoint, everything), and the
+widest cell with a prior for typical traffic, so that the first predictions are reasonable too.
 """
 
 import json
@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Four bins to each doubling of the length, up to a million tokens.
+# Four bins for each doubling of the length, up to a million tokens.
 _BINS_PER_OCTAVE, _NUM_OCTAVES = 4, 20
 _CENTRES = 2.0 ** (np.arange(_NUM_OCTAVES * _BINS_PER_OCTAVE) / _BINS_PER_OCTAVE)
 _LOGS = np.log(_CENTRES)
 # Median, and standard deviation of the logarithm, in ShareGPT-like traffic.
 _PRIOR_MEDIAN, _PRIOR_SPREAD = 126.0, 1.0
-# The weight of the cell above, in observations of the cell itself.
+# The weight of the next wider cell, in observations of the cell itself.
 _PARENT_WEIGHT = 4.0
 # At this many observations a cell halves its counts, so that recent traffic dominates.
 _MOST_COUNTED = 4096.0
@@ -32,11 +32,11 @@ _Floats = NDArray[np.float64]
 
 
 class HistogramError(ValueError):
-    """The file holds no histogram of this version; the message is one line for the log."""
+    """The file does not contain a histogram of this version; the message is one log line."""
 
 
 class LengthQuery(NamedTuple):
-    """What is known of a request before it runs."""
+    """The properties of a request that are known before it runs."""
 
     endpoint: str
     num_prompt_tokens: int
@@ -59,13 +59,13 @@ class LengthHistogram:
         self._expected: dict[LengthQuery, Length] = {}  # until the next observation
 
     def predict(self, query: LengthQuery) -> Length:
-        """The expected length of such a request's answer."""
+        """Return the expected length of the answer to such a request."""
         if query not in self._expected:
             self._expected[query] = self._predict(query)
         return self._expected[query]
 
     def observe(self, query: LengthQuery, output_len: int) -> None:
-        """Add an answer of `output_len` tokens, at least one."""
+        """Count an answer of `output_len` tokens (at least one)."""
         self.num_observed += 1
         self._expected.clear()
         bin_ = min(len(_CENTRES) - 1, round(math.log2(output_len) * _BINS_PER_OCTAVE))
@@ -76,7 +76,7 @@ class LengthHistogram:
             counts[bin_] += 1
 
     def save(self, path: Path) -> None:
-        """Write it to `path` atomically. Raises `OSError`."""
+        """Write the histogram to `path` atomically. Raises `OSError`."""
         cells = [
             [list(key), {int(bin_): round(float(counts[bin_]), 3) for bin_ in counts.nonzero()[0]}]
             for key, counts in self._cells.items()
@@ -88,7 +88,7 @@ class LengthHistogram:
 
     @classmethod
     def load(cls, path: Path) -> "LengthHistogram":
-        """Load `path`; empty if there is no such file. Raises `HistogramError`, `OSError`."""
+        """Load `path`, or return an empty one if missing. Raises `HistogramError`, `OSError`."""
         histogram = cls()
         try:
             text = path.read_text()
@@ -124,7 +124,7 @@ class LengthHistogram:
 
 
 def _keys(query: LengthQuery) -> Iterator[_Key]:
-    """The cells of a request, from the widest to the narrowest."""
+    """Yield the cells of a request, from the widest to the narrowest."""
     most, prompt = str(query.max_tokens.bit_length()), str(query.num_prompt_tokens.bit_length())
     yield ()
     yield (query.endpoint,)
@@ -133,7 +133,7 @@ def _keys(query: LengthQuery) -> Iterator[_Key]:
 
 
 def _prior() -> _Floats:
-    """The fraction of each bin before any observation."""
+    """Return the fraction of each bin before any observation."""
     part = np.exp(-(((_LOGS - math.log(_PRIOR_MEDIAN)) / _PRIOR_SPREAD) ** 2) / 2)
     prior: _Floats = part / part.sum()
     return prior

@@ -1,8 +1,8 @@
-"""The length predictor: the expected answer lengths that the engine schedules by.
+"""The length predictor: predicts answer lengths for the engine's scheduler.
 
 A length given by the client takes precedence over `--predictor`. With an encoder, a request is
-submitted with the histogram's prediction, and the encoder's follows when it is ready: if the
-encoder is late or down, the histogram's prediction is used.
+submitted with the histogram's prediction, and the encoder's prediction follows when it is ready. If
+the encoder is late or down, the histogram's prediction is used.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ from server.text.tokenizer import Tokenizer
 from wire.predictor_messages import Answer
 
 SAVE_INTERVAL_S = 30.0
-# Finished sequences over which the metric for the error of the sum is computed.
+# The number of finished sequences over which the metric for the error of the sum is computed.
 ERROR_WINDOW = 256
-# Of a constant: the spread of lengths in typical traffic.
+# The spread of a constant prediction: the spread of lengths in typical traffic.
 _CONSTANT_SPREAD = 1.0
 _LEAST_SPREAD = 0.01
 CLIENT, HISTOGRAM, CONSTANT, ORACLE, ENCODER = (
@@ -48,8 +48,8 @@ class PredictorMismatchError(Exception):
 class ExpectedLength(NamedTuple):
     """An expected number of output tokens, see `wire.messages.Submit`, and its source.
 
-    `length_class` is the encoder's class of lengths, otherwise the length rounded up to a power of
-    two.
+    `length_class` is the class that the encoder has predicted; for other sources it is the length
+    rounded up to a power of two.
     """
 
     predicted_len: int
@@ -59,7 +59,7 @@ class ExpectedLength(NamedTuple):
 
 
 class LengthPredictor:
-    """One per server; all methods belong to its asyncio loop."""
+    """Predicts lengths for a server; all methods must be called from its asyncio loop."""
 
     def __init__(
         self, config: PredictorConfig, runtime: RuntimeConfig, model: str, metrics: Metrics
@@ -80,7 +80,7 @@ class LengthPredictor:
         return self._encoder is not None
 
     def expect(self, asked: LengthQuery, hint: int | None = None) -> ExpectedLength:
-        """The prediction available immediately; `hint` is the client's own."""
+        """Return the immediately available prediction; `hint` is the client's own, if any."""
         config = self._config
         if hint is not None:
             return _expected(min(hint, asked.max_tokens), 0.0, CLIENT)
@@ -148,9 +148,9 @@ class LengthPredictor:
 
 
 def check_predictor(config: PredictorConfig, model: ModelConfig, tokenizer: Tokenizer) -> None:
-    """Raises `PredictorMismatchError` where the encoder was trained for another tokenizer.
+    """Raise `PredictorMismatchError` if the encoder was trained for another tokenizer.
 
-    The predictor's own process reports a folder that holds no predictor.
+    If the folder contains no predictor, the predictor's own process reports it.
     """
     if config.predictor_folder is None:
         return
@@ -168,7 +168,7 @@ def check_predictor(config: PredictorConfig, model: ModelConfig, tokenizer: Toke
 
 
 def histogram_path(data_dir: Path, model: str) -> Path:
-    """The file of this model's length histogram."""
+    """Return the path of this model's length histogram."""
     return data_dir / "lengths" / f"{quote(model, safe='')}.json"
 
 

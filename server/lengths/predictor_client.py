@@ -1,7 +1,7 @@
 """The predictor client: the server's connection to the encoder that predicts lengths.
 
-Requests do not wait for it. A prediction may arrive late or never: questions beyond a limit are not
-sent, and open ones expire.
+Requests do not wait for the encoder. A prediction may arrive late or never: if too many questions
+are open, further ones are not sent, and open questions expire.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from wire.predictor_messages import Answer, Ask
 from wire.sockets import Spoke
 
-# The most open prompts, and how long a question stays open.
+# The maximum number of open prompts, and how long a question stays open.
 MAX_OPEN_PROMPTS = 8192
 QUESTION_TIMEOUT_S = 30.0
 SWEEP_S = 1.0
@@ -20,7 +20,7 @@ SWEEP_S = 1.0
 
 @dataclass(slots=True)
 class _Open:
-    """A question without an answer yet."""
+    """A question that has not been answered yet."""
 
     num_prompts: int
     asked_at: float
@@ -28,11 +28,11 @@ class _Open:
 
 
 class PredictorClient:
-    """Asks from one asyncio loop; all methods belong to that loop."""
+    """Asks the encoder; all methods must be called from one asyncio loop."""
 
     def __init__(self, endpoint: str) -> None:
         self.num_open_prompts = 0
-        # Without queueing: a predictor that is gone would cost 8 KiB per request for ever.
+        # Nothing is queued: for a predictor that is gone, each request would take 8 KiB for ever.
         self._spoke: Spoke[Answer] = Spoke(endpoint, "server", Answer, queues_ahead=False)
         self._open: dict[int, _Open] = {}
         self._next_id = time.time_ns()
@@ -48,7 +48,7 @@ class PredictorClient:
             return None
         self._next_id += 1
         is_sent = self._spoke.send(Ask(self._next_id, prompts))
-        self._arrival.set()  # the send may have swallowed the socket's signal
+        self._arrival.set()  # the send may have consumed the socket's readiness signal
         if not is_sent:
             return None
         self.num_open_prompts += len(prompts)
@@ -62,7 +62,7 @@ class PredictorClient:
             self.num_open_prompts -= question.num_prompts
 
     async def run(self) -> None:
-        """Receive until cancelled."""
+        """Receive predictions until cancelled."""
         loop = asyncio.get_running_loop()
         sweeper = asyncio.create_task(self._sweep())
         loop.add_reader(self._spoke.socket.fileno(), self._arrival.set)

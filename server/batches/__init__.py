@@ -1,1 +1,1 @@
-"""Files and batches: offline requests in files, run on capacity that online requests leave."""
+"""Files and batches: runs the requests of files in the capacity that online requests leave."""

@@ -1,7 +1,7 @@
 """The job: runs one batch from its creation to its end.
 
-It reads the state of the batch from the store and its files, and can resume it in any state. In
-this way a batch continues after the daemon was killed or the disk was full.
+The job reads the state of the batch from the store and the batch's files, and can resume the batch
+in any state. So a batch continues after the daemon was killed or the disk was full.
 """
 
 import asyncio
@@ -43,10 +43,10 @@ class BatchLimits:
 
 @dataclass(frozen=True)
 class BatchLocks:
-    """Batches are validated one at a time, and started one at a time, the oldest first.
+    """Makes batches validate one at a time and start one at a time, the oldest first.
 
-    A batch starts as soon as all requests of the previous one have been submitted, before they are
-    all answered, so that the pipeline does not run empty in between.
+    A batch starts when all requests of the previous one have been submitted, even if some are not
+    answered yet, so that the pipeline does not run empty between batches.
     """
 
     validation: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -54,7 +54,7 @@ class BatchLocks:
 
 
 class Job:
-    """Runs one batch to its end; call `stop` when its status has become cancelling."""
+    """Runs one batch to its end; call `stop` when the status of the batch is `cancelling`."""
 
     def __init__(
         self, batch_id: str, store: Store, window: Window, limits: BatchLimits, locks: BatchLocks
@@ -67,7 +67,7 @@ class Job:
         self._stopped = asyncio.Event()
 
     def stop(self) -> None:
-        """Abort open requests and start no more."""
+        """Abort open requests and start no further ones."""
         self._stopped.set()
 
     async def run(self) -> None:
@@ -75,7 +75,8 @@ class Job:
         while True:
             try:
                 await self._run()
-            # The outermost handler: a full disk or a bug must not lose answers or stop all batches.
+            # The outermost handler: after a full disk or a bug, no answers may be lost, and the
+            # other batches must continue.
             except Exception:
                 logger.exception("%s failed and will be retried in %g s", self._id, RETRY_S)
                 await asyncio.sleep(RETRY_S)
@@ -216,7 +217,7 @@ class Job:
 
 @asynccontextmanager
 async def _alongside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run `work` during the block; if it fails, the block is cancelled."""
+    """Run `work` during the block, and cancel the block if `work` fails."""
     async with asyncio.TaskGroup() as group:
         task = group.create_task(work)
         try:
@@ -226,7 +227,7 @@ async def _alongside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 def _files(batch: StoredBatch, sizes: tuple[int, int], now: int) -> list[FileObject]:
-    """The answer files that are not empty."""
+    """Return the answer files that are not empty."""
     lifetime_s, names = batch.output_expires_s, (batch.output_name, batch.error_name)
     return [
         FileObject(

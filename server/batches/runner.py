@@ -1,4 +1,4 @@
-"""The batch runner: a job for every open batch."""
+"""The batch runner: runs a job for every open batch."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ logger = logging.getLogger("tdpipe")
 
 
 class BatchRunner:
-    """Runs the store's open batches, and new ones, while `run` is running."""
+    """Runs the open batches of the store, and new batches, for as long as `run` runs."""
 
     def __init__(self, store: Store, window: Window, limits: BatchLimits) -> None:
         self.store = store
@@ -36,7 +36,7 @@ class BatchRunner:
                 await asyncio.sleep(SWEEP_INTERVAL_S)
 
     def begin(self, batch: StoredBatch) -> None:
-        """Start or resume a batch, after those begun earlier."""
+        """Start or resume a batch after the batches that were begun earlier."""
         if batch.id in self._jobs:
             return
         job = Job(batch.id, self.store, self._window, self._limits, self._locks)
@@ -45,7 +45,7 @@ class BatchRunner:
         task.add_done_callback(lambda _: self._jobs.pop(batch.id))
 
     async def cancel(self, batch_id: str) -> StoredBatch | None:
-        """Cancel a batch unless it is too late; returns it, or None if there is no such batch."""
+        """Cancel a batch unless it is too late; return it, or None if there is no such batch."""
         now = int(time.time())
         batch = await self.store.change_batch(batch_id, lambda b: b.cancelling(now))
         if batch is not None and batch.status == "cancelling" and batch_id in self._jobs:
@@ -53,7 +53,7 @@ class BatchRunner:
         return batch
 
     async def _sweep(self) -> None:
-        """Delete expired files; failures are retried at the next sweep."""
+        """Delete expired files at intervals; a failure is retried at the next sweep."""
         try:
             await self.store.delete_expired(int(time.time()))
         except (DatabaseError, OSError) as error:

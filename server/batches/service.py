@@ -1,4 +1,4 @@
-"""The batch service: the store and the runner, while this process holds the store's lock."""
+"""The batch service: provides store and runner while this process holds the store's lock."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ logger = logging.getLogger("tdpipe")
 
 
 def folder_name(model: str) -> str:
-    """The model's name as a folder name that cannot point elsewhere."""
+    """Return the model's name as a folder name that cannot leave the parent folder."""
     name = quote(model, safe="")
     return name if name.strip(".") else name.replace(".", "%2E")
 
@@ -54,13 +54,13 @@ class BatchService:
     def runner(self) -> BatchRunner:
         """The runner. Raises `ApiError` (503) while the store is not open in this process."""
         if self._runner is None:
-            # The reason is in the log: clients need not see paths or other daemons.
+            # The reason is only in the log: clients must not see paths or other daemons.
             message = "Files and batches are not available at the moment."
             raise unavailable(message, "batches_unavailable")
         return self._runner
 
     async def run(self) -> None:
-        """Run batches until cancelled, whenever no other process does."""
+        """Run batches until cancelled, while no other process runs those of this folder."""
         while True:
             await self._open()
             try:
@@ -71,7 +71,7 @@ class BatchService:
             await asyncio.sleep(RETRY_S)
 
     async def _open(self) -> None:
-        """Open the store as soon as possible; log each new reason why it cannot be opened."""
+        """Retry until the store is open; log each new reason why it cannot be opened."""
         logged = ""
         while True:
             try:
@@ -99,7 +99,7 @@ def build_batches(
     drain: Drain,
     metrics: Metrics,
 ) -> BatchService:
-    """The batch service of one model on these endpoints; the caller runs it."""
+    """Build the batch service of one model with these endpoints; the caller runs it."""
     max_open = config.max_open_batch_requests
     return BatchService(
         config.model.name,

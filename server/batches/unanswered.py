@@ -18,8 +18,8 @@ async def unanswered(
 ) -> AsyncGenerator[LineRequest]:
     """Yield the first `num_in_order` requests in the file's order, the rest longest first.
 
-    At any time, memory holds only some requests, and the file offsets of the rest. The file must
-    have been validated. Raises `OSError`.
+    Memory holds only a few requests at a time, and the file offsets of those sorted by length. The
+    file must have been validated. Raises `OSError`.
     """
     with path.open("rb") as file:
         lines = _ordered(file, num_in_order)
@@ -35,9 +35,9 @@ def _ordered(file: BinaryIO, num_in_order: int) -> Iterator[bytes]:
 
 
 def _longest_first(file: BinaryIO, numbered: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:
-    """The remaining lines, sorted by the power of two of their longest answer.
+    """Yield the remaining lines, sorted by their longest answer in classes of powers of two.
 
-    Lines of one length class stay in the file's order, which keeps common prompt prefixes together.
+    Lines of one class stay in the file's order, which keeps common prompt prefixes together.
     """
     places = []
     begins_at = file.tell()
@@ -51,7 +51,7 @@ def _longest_first(file: BinaryIO, numbered: Iterator[tuple[int, bytes]]) -> Ite
 
 
 def _next_chunk(lines: Iterator[bytes], answered: SortedIds) -> list[LineRequest] | None:
-    """The requests of the next lines, possibly none; None at the end."""
+    """Return the unanswered requests of the next lines, possibly none; None at the end."""
     requests, num_lines, num_bytes = [], 0, 0
     for line in lines:
         request = parse_line(line)

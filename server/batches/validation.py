@@ -1,4 +1,4 @@
-"""The validation of a whole input file, in a thread, before any of its requests is run."""
+"""The validation: checks a whole input file in a thread before any of its requests runs."""
 
 from array import array
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ MAX_ERRORS = 100
 
 
 class BadInputError(Exception):
-    """The file cannot be run; `errors` has the reasons by line, up to `MAX_ERRORS`."""
+    """The file cannot be run; `errors` has the reasons by line, at most `MAX_ERRORS`."""
 
     def __init__(self, errors: list[BatchError]) -> None:
         super().__init__(errors[0].message)
@@ -21,7 +21,7 @@ class BadInputError(Exception):
 
 @dataclass
 class Validation:
-    """One pass over a file. Other threads may read `num_requests`, and set `is_cancelled`."""
+    """Validates one file. Other threads may read `num_requests` and set `is_cancelled`."""
 
     path: Path
     rules: Rules
@@ -68,7 +68,7 @@ class Validation:
         self._errors.append(BatchError(code="too_many_requests", message=message, line=number))
 
     def _note_repetitions(self, numbers: list[int]) -> None:
-        """Add errors that name the ids; only line numbers were kept, so the file is read again."""
+        """Add errors with the repeated ids, which are read again from the file by line number."""
         wanted = set(numbers[: MAX_ERRORS - len(self._errors)])
         if not wanted:
             return

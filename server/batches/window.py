@@ -1,8 +1,8 @@
-"""The window: a bounded number of open requests, each until it has its answer.
+"""The window: keeps a bounded number of requests open until they are answered.
 
-It is wide, so that the scheduler has many lengths to choose from, and all its requests are offline:
-they use the capacity that online requests leave. Each is retried until its answer is final, see
-`server.requests.retry`.
+The window is wide, so that the scheduler has many lengths to choose from. All of its requests are
+offline: they use the capacity that online requests leave. Each request is retried until its answer
+is final, see `server.requests.retry`.
 """
 
 import asyncio
@@ -20,14 +20,14 @@ from server.requests.engine_client import EngineClient
 from server.requests.retry import ask_until_final
 
 POLL_INTERVAL_S = 0.1
-# In this many windows at the end of a batch, requests start longest answer first.
+# The number of windows at the end of a batch in which requests start longest answer first.
 SORTED_WINDOWS = 2
 
 logger = logging.getLogger("tdpipe")
 
 
 class Window:
-    """Runs requests of several batches; while `is_closed` returns true, none is started."""
+    """Runs requests of several batches; starts none while `is_closed` returns true."""
 
     def __init__(
         self,
@@ -46,10 +46,10 @@ class Window:
         self._opening = asyncio.Lock()
 
     def num_in_order(self, num_requests: int) -> int:
-        """How many of `num_requests` are to be started in the file's order.
+        """Return how many of `num_requests` start in the file's order.
 
-        The rest starts longest first, so that no long answer is left to run in a batch of one after
-        all others have ended. Before that, the scheduler chooses from a window with all lengths.
+        The rest starts longest first, so that no long answer runs alone after all others have
+        ended. Before that, a window in the file's order offers all lengths to the scheduler.
         """
         return max(0, num_requests - SORTED_WINDOWS * self._max_open)
 
@@ -59,17 +59,17 @@ class Window:
         take: Callable[[LineAnswer], Awaitable[None]],
         on_begun: Callable[[], None] = lambda: None,
     ) -> None:
-        """Answer all; `on_begun` is called when the last one is open. Errors of `take` end the run.
+        """Answer all requests; `on_begun` is called when the last of them is open.
 
-        Cancelling it aborts open requests.
+        An error raised by `take` ends the run. Cancelling the call aborts open requests.
         """
         async with asyncio.TaskGroup() as group:
             async for request in requests:
                 await self._slots.acquire()
                 task = group.create_task(self._run_one(request, take))
-                # Not in the task: a task cancelled before it starts would keep its slot.
+                # Not in the task: a task that is cancelled before it starts would keep its slot.
                 task.add_done_callback(lambda _: self._slots.release())
-                # Yield to the event loop between requests, which may take long to tokenise.
+                # Yield to the event loop between requests, because tokenising one may take long.
                 await asyncio.sleep(0)
             on_begun()
 
@@ -97,12 +97,12 @@ class Window:
         return answered(request.custom_id, OK, reply_id, body)
 
     async def _ask(self, request: LineRequest) -> tuple[str, bytes]:
-        """The reply's id and body."""
+        """Return the id and the body of the reply."""
         reply = await self._endpoints[request.url].prepare(request.body, offline=True)
         return reply.rendering.reply_id, await reply.whole()
 
     async def _wait_open(self) -> None:
-        """Wait until requests may start; one caller polls, the others wait for the lock."""
+        """Wait until requests may start; one caller polls while the others wait for the lock."""
         async with self._opening:
             await self._client.wait_ready()
             while self._is_closed():

@@ -1,4 +1,4 @@
-"""/v1/batches: create, watch and cancel.
+"""/v1/batches: the routes that create, list, return and cancel batches.
 
 Reference: https://platform.openai.com/docs/api-reference/batch.
 """
@@ -141,12 +141,12 @@ class BatchRoutes:
 
 
 def no_such_batch(batch_id: str, param: str = "batch_id") -> ApiError:
-    """404."""
+    """Return the 404 for an unknown batch."""
     return ApiError(404, f"No batch found with id '{batch_id}'.", param=param)
 
 
 def _window_s(window: str) -> int:
-    """The completion window in seconds. Raises `ApiError` (400)."""
+    """Return the completion window in seconds. Raises `ApiError` (400)."""
     match = re.fullmatch(r"([0-9]{1,9})([smhd])", window)
     seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
     if not 0 < seconds <= _LONGEST_WINDOW_S:

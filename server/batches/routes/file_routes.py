@@ -1,4 +1,4 @@
-"""/v1/files: the inputs of batches, and their outputs.
+"""/v1/files: the routes for the input and output files of batches.
 
 Reference: https://platform.openai.com/docs/api-reference/files.
 """
@@ -114,7 +114,7 @@ class FileRoutes:
             file = _describe(form)
             await store.add_file(file, upload)
         except (DatabaseError, OSError) as error:
-            # The reason is in the log: clients need not see paths.
+            # The reason is only in the log: clients must not see paths.
             logger.error("cannot store an upload: %s", error)
             raise failed("The file cannot be stored.") from error
         finally:
@@ -167,7 +167,7 @@ class FileRoutes:
 
 
 def no_such_file(file_id: str, param: str = "file_id") -> ApiError:
-    """404."""
+    """Return the 404 for an unknown file."""
     return ApiError(404, f"No such File object: {file_id}", param=param, code="file_not_found")
 
 
@@ -175,13 +175,13 @@ class _Content(FileResponse):
     """A file response that ends when its client disconnects."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Write it. Raises `ApiError` (416)."""
+        """Write the response. Raises `ApiError` (416)."""
         scope = ranges.within(scope, Path(self.path).stat().st_size)
         await run_while_connected(super().__call__(scope, receive, send), receive)
 
 
 def _describe(form: MultipartForm) -> FileObject:
-    """The file object for the form. Raises `ApiError` (400)."""
+    """Return the file object for an upload's form. Raises `ApiError` (400)."""
     unknown = sorted(form.fields.keys() - _FIELDS)
     if unknown:
         message = f"Unrecognized request argument supplied: {unknown[0]}"
@@ -208,7 +208,7 @@ def _describe(form: MultipartForm) -> FileObject:
 
 
 def _lifetime_s(fields: dict[str, str]) -> int | None:
-    """The file's lifetime; None for no expiry."""
+    """Return the file's lifetime in seconds; None if it does not expire."""
     given = {
         field.removeprefix("expires_after[").removesuffix("]"): value
         for field, value in fields.items()

@@ -1,4 +1,4 @@
-"""Uploads: a multipart form; its file is written to disk as it arrives, never held in memory.
+"""Uploads: receives a multipart form and writes its file to disk as the bytes arrive.
 
 Reference: https://platform.openai.com/docs/api-reference/files/create, RFC 7578.
 """
@@ -16,11 +16,11 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from server.http.body_reader import announces_more
 from server.http.errors import ApiError, invalid
 
-# A client may be slow, but not silent.
+# The longest time in which a client may send nothing.
 SILENCE_TIMEOUT_S = 60.0
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 1024
-# Bytes of a form other than its file.
+# The maximum bytes of a form without its file.
 _MAX_FORM_OVERHEAD_BYTES = 64 * 1024
 
 
@@ -63,7 +63,7 @@ class MultipartForm:
             raise invalid(f"The form's boundary cannot be used: {error}.") from error
 
     def write(self, data: bytes) -> bytes:
-        """Parse a chunk; returns the bytes in it that belong to the file."""
+        """Parse a chunk, and return the bytes in it that belong to the file."""
         try:
             self._parser.write(data)
         except FormParserError as error:
@@ -118,10 +118,10 @@ class MultipartForm:
 
 
 async def receive(request: Request, target: Path, max_file_bytes: int) -> MultipartForm:
-    """Receive the request's form; its file is complete and synced to disk at `target`.
+    """Receive the request's form, and write its file to `target`, synced to disk.
 
-    Raises `ApiError`: 400, 408 when the client sends nothing, 413 for a file that is too large;
-    `ClientDisconnect`, `OSError`.
+    Raises `ApiError` (400; 408 if the client sends nothing; 413 if the file is too large),
+    `ClientDisconnect` and `OSError`.
     """
     if announces_more(request, max_file_bytes + _MAX_FORM_OVERHEAD_BYTES):
         raise too_large(max_file_bytes)
@@ -139,7 +139,7 @@ async def receive(request: Request, target: Path, max_file_bytes: int) -> Multip
 
 
 def too_large(max_file_bytes: int) -> ApiError:
-    """413."""
+    """Return the 413 for a file that is too large."""
     message = f"The file is too large: at most {max_file_bytes} bytes are accepted."
     return ApiError(413, message, param="file", code="file_too_large")
 
@@ -154,6 +154,6 @@ async def _next_data(stream: AsyncIterator[bytes]) -> bytes | None:
 
 
 def _sync(file: BinaryIO) -> None:
-    """Sync to disk, so that it survives a power failure."""
+    """Sync the file to disk, so that it survives a power failure."""
     file.flush()
     os.fsync(file.fileno())

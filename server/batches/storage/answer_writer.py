@@ -1,4 +1,4 @@
-"""The answer writer: writes answers from the event loop to files, in groups, in one thread."""
+"""The answer writer: takes answers in the event loop and writes them in groups in a thread."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 class BatchProgress(NamedTuple):
-    """The counts of a batch's answers, and the tokens of exactly these."""
+    """The counts of a batch's answers, and the tokens of these answers."""
 
     counts: RequestCounts
     usage: BatchUsage
@@ -23,12 +23,12 @@ class BatchProgress(NamedTuple):
 class AnswerWriter:
     """Writes the answers of one batch; a caller waits until its answer is in the file.
 
-    After an `OSError`, open a new one: only the files show what was written.
+    After an `OSError`, a new writer must be opened: only the files show what was written.
     """
 
     def __init__(self, output: Path, errors: Path) -> None:
         self._paths = output, errors
-        # One thread: work that follows an abandoned write still runs after it.
+        # One thread, so that work after an abandoned write still runs after the write.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
         self._unwritten: list[LineAnswer] = []
         self._writing = asyncio.Lock()
@@ -51,24 +51,24 @@ class AnswerWriter:
 
     @property
     def answers(self) -> Answers:
-        """The files' contents so far."""
+        """The answers that are in the files so far."""
         assert self._answers is not None, "only inside the block"
         return self._answers
 
     async def add(self, *answers: LineAnswer) -> None:
-        """Write answers, together with those added meanwhile. Raises `OSError`."""
+        """Write answers, together with others that are added meanwhile. Raises `OSError`."""
         self._unwritten += answers
         await self.flush()
 
     async def flush(self) -> None:
-        """Write all added answers, including those of cancelled callers. Raises `OSError`."""
+        """Write all added answers, also if their callers were cancelled. Raises `OSError`."""
         async with self._writing:
             if self._unwritten:
                 group, self._unwritten = self._unwritten, []
                 await self._call(lambda: self.answers.append(group))
 
     async def progress(self, total: int) -> BatchProgress:
-        """Progress towards `total` requests; the counted answers are synced to disk first.
+        """Return the progress towards `total` requests, after syncing the counted answers.
 
         Raises `OSError`.
         """
@@ -83,9 +83,10 @@ class AnswerWriter:
         self._answers = Answers(*self._paths)
 
     async def _call(self, work: Callable[[], Result]) -> Result:
-        """Run `work` to its end, even when the caller is cancelled meanwhile.
+        """Run `work` to its end, even if the caller is cancelled meanwhile.
 
-        A group has other callers' answers too, and the files may be opened again only after it.
+        The reason is that a group also has answers of other callers, and that the files may be
+        opened again only after the group is written.
         """
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._thread, work)

@@ -1,9 +1,9 @@
-"""The answers: lines of an append-only file, which is its own journal.
+"""The answers: lines of an append-only file, which also serves as the journal of the batch.
 
 A request is answered once its complete line is in the file. A process that is killed leaves at most
-one torn line at the end, which is cut off when the file is opened again; requests without a line
-are then run again. So each custom_id is answered once, without a second record that would have to
-agree with the file.
+one incomplete line at the end, which is removed when the file is opened again; requests without a
+line are then run again. So each custom_id is answered once, and no second record has to be kept
+consistent with the file.
 
 Reference: https://platform.openai.com/docs/guides/batch#5-retrieve-the-results.
 """
@@ -32,7 +32,7 @@ _BEGINNING = b'{"id":"batch_req_'
 
 
 class DamagedAnswersError(Exception):
-    """A file does not hold answers only; the message is one line for the user."""
+    """A file contains something other than answers; the message is one line for the user."""
 
 
 class _PromptDetails(msgspec.Struct):
@@ -72,7 +72,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class LineAnswer(NamedTuple):
-    """One request's line, and the values that are counted."""
+    """The line of one request, and the values that are counted."""
 
     custom_id: str
     line: bytes
@@ -81,7 +81,7 @@ class LineAnswer(NamedTuple):
 
 
 def answered(custom_id: str, status: int, request_id: str, body: bytes) -> LineAnswer:
-    """The answer of a request that was run; `body` is its JSON."""
+    """Return the answer of a request that was run; `body` is the JSON of its response."""
     if b"\n" in body:
         body = msgspec.json.format(body, indent=-1)
     response = {"status_code": status, "request_id": request_id, "body": msgspec.Raw(body)}
@@ -90,7 +90,7 @@ def answered(custom_id: str, status: int, request_id: str, body: bytes) -> LineA
 
 
 def not_run(custom_id: str, code: str, message: str) -> LineAnswer:
-    """The answer of a request that was not run."""
+    """Return the answer of a request that was not run."""
     error = {"code": code, "message": message}
     return LineAnswer(custom_id, _line(custom_id, None, error), is_success=False, usage=None)
 
@@ -98,11 +98,11 @@ def not_run(custom_id: str, code: str, message: str) -> LineAnswer:
 class Answers:
     """The answers of one batch so far: successes in `output`, the rest in `errors`.
 
-    Both may be the same file. All methods block, and belong to one thread at a time.
+    Both may be the same file. All methods block, and only one thread at a time may call them.
     """
 
     def __init__(self, output: Path, errors: Path) -> None:
-        """Open or create the files, and cut off torn lines.
+        """Open or create the files, and remove incomplete last lines.
 
         Raises `OSError`.
         """
@@ -119,12 +119,12 @@ class Answers:
             opened.pop_all()
 
     def counts(self, total: int) -> RequestCounts:
-        """The numbers of successes and failures, and `total`."""
+        """Return the numbers of successes and failures, and `total`."""
         failed = len(self.custom_ids) - self._num_successes
         return RequestCounts(total=total, completed=self._num_successes, failed=failed)
 
     def usage(self) -> BatchUsage:
-        """Tokens of all successes."""
+        """Return the token counts of all successes."""
         input_tokens, cached_tokens, output_tokens, reasoning_tokens = self._usage
         return BatchUsage(
             input_tokens=input_tokens,
@@ -135,7 +135,7 @@ class Answers:
         )
 
     def append(self, answers: Iterable[LineAnswer]) -> None:
-        """Write lines, which survive this process. Raises `OSError` and leaves no torn line."""
+        """Write lines, which survive this process. Raises `OSError`, leaving no partial line."""
         for file in self._files():
             chosen = [a for a in answers if self._file_of(a) is file]
             file.append(b"".join(answer.line for answer in chosen))
@@ -148,7 +148,7 @@ class Answers:
             file.sync()
 
     def sizes(self) -> tuple[int, int]:
-        """The sizes of the output and error files, in bytes."""
+        """Return the sizes of the output and error files, in bytes."""
         return self._output.num_bytes, self._errors.num_bytes
 
     def close(self) -> None:
@@ -175,9 +175,10 @@ class Answers:
 
 
 def check_is_answers(path: Path) -> None:
-    """Raises `DamagedAnswersError` where `path` holds anything but answers and a torn last line.
+    """Raise `DamagedAnswersError` if a file has lines other than answers and an incomplete one.
 
-    For a file named by the user: opening it cuts off a torn line, and must not cut other contents.
+    This is for a file named by the user: opening it as `Answers` removes an incomplete last line,
+    and must not remove anything else.
     """
     with path.open("rb") as file:
         if not _begins_as_answer(file.read(len(_BEGINNING))):
@@ -198,7 +199,7 @@ class _JsonLines:
         self._path = path
 
     def recover(self) -> Iterator[LineAnswer]:
-        """The answers before the first incomplete line; the rest of the file is cut off."""
+        """Yield the answers before the first incomplete line, and remove the rest of the file."""
         with self._path.open("rb") as file:
             for number, line in enumerate(file):
                 answer = _parse(line)
@@ -237,7 +238,7 @@ def _begins_as_answer(line: bytes) -> bool:
 
 
 def _parse(line: bytes) -> LineAnswer | None:
-    """The answer without its line's bytes; None if the line is incomplete."""
+    """Return the answer without the bytes of its line; None if the line is incomplete."""
     if not line.endswith(b"\n"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Sets of custom_ids at 16 bytes each, so that a million of them take 16 MB."""
+"""Sets of custom_ids that take 16 bytes for each id: 16 MB for a million."""
 
 from hashlib import blake2b
 
@@ -21,11 +21,11 @@ class CustomIds:
         self._digests += _digest(custom_id)
 
     def sorted(self) -> "SortedIds":
-        """A copy for membership tests."""
+        """Return a copy for membership tests."""
         return SortedIds(bytes(self._digests))
 
     def repetitions(self) -> list[int]:
-        """The indices, in order, of ids that had been added before."""
+        """Return the indices, in order, of ids that were added before."""
         digests = np.frombuffer(self._digests, dtype=f"S{_DIGEST_BYTES}")
         order = np.argsort(digests, kind="stable")
         ordered = digests[order]
@@ -49,8 +49,8 @@ class SortedIds:
 
 
 def _digest(custom_id: str) -> bytes:
-    """Two of a million ids collide with a probability of 1e-24.
+    """Hash an id; the probability that any two of a million ids collide is 1e-24.
 
-    numpy drops trailing zero bytes, so the last byte is not zero.
+    The last byte is never zero, because numpy drops trailing zero bytes.
     """
     return blake2b(custom_id.encode(), digest_size=_DIGEST_BYTES - 1).digest() + b"."

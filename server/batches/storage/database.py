@@ -1,4 +1,4 @@
-"""The database: one SQLite file, used by one thread only."""
+"""The database: one SQLite file that only one thread uses."""
 
 import asyncio
 import sqlite3
@@ -44,20 +44,20 @@ class Database:
         self._connection: sqlite3.Connection | None = None
 
     async def open(self) -> None:
-        """Open or create it. Raises `DatabaseError`."""
+        """Open or create the database. Raises `DatabaseError`."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch database")
         await self._call(self._open)
 
     async def run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        """Run `work` in one transaction, rolled back when it raises; returns its result.
+        """Run `work` in one transaction, and return its result; an exception rolls it back.
 
-        Raises `DatabaseError`, and whatever `work` raises. If the caller is cancelled, `work` still
-        runs to its end or not at all.
+        Raises `DatabaseError`, and any exception that `work` raises. If the caller is cancelled,
+        `work` either still runs to its end or does not run at all.
         """
         return await self._call(lambda: self._transact(work))
 
     async def close(self) -> None:
-        """Close it and end the thread."""
+        """Close the database and end the thread."""
         if self._thread is not None:
             await self._call(self._close)
             self._thread.shutdown(wait=False)
@@ -93,7 +93,7 @@ class Database:
         connection = self._connection
         assert connection is not None, "it is open"
         try:
-            with connection:  # ends in COMMIT or ROLLBACK; in both where the COMMIT fails
+            with connection:  # ends with COMMIT or ROLLBACK, or with both if COMMIT fails
                 connection.execute("BEGIN IMMEDIATE")
                 return work(connection)
         except sqlite3.Error as error:

@@ -5,8 +5,8 @@ r"""A batch's lifecycle: its states, and the transitions between them.
         |    \----------+--> cancelling --> cancelled
         +--> failed | expired
 
-A transition that comes too late, such as the end of the validation of a batch that was cancelled
-meanwhile, changes nothing.
+A transition that comes too late has no effect: for example, if a batch was cancelled during its
+validation, the end of the validation changes nothing.
 """
 
 import uuid
@@ -20,10 +20,10 @@ ENDED = frozenset({"failed", "completed", "expired", "cancelled"})
 
 
 class StoredBatch(Batch):
-    """A batch with the fields that clients do not see.
+    """A batch, including the fields that clients do not see.
 
-    The names of its answer files are set at creation, but clients see the files only after the
-    batch has ended. `ends_as` is its status after finalizing.
+    The ids of the answer files are set when the batch is created, but clients see the files only
+    after the batch has ended. `ends_as` is the status after `finalizing`.
     """
 
     output_name: str
@@ -33,18 +33,18 @@ class StoredBatch(Batch):
 
     @property
     def is_open(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the batch has not ended."""
         return self.status not in ENDED
 
     def validated(self, num_requests: int, now: int) -> Self:
-        """Its input is valid."""
+        """Return the batch after its input was found valid."""
         if self.status != "validating":
             return self
         counts = RequestCounts(total=num_requests)
         return self._with(status="in_progress", in_progress_at=now, request_counts=counts)
 
     def failed(self, errors: list[BatchError], now: int) -> Self:
-        """Its input is invalid."""
+        """Return the batch after its input was found invalid."""
         if self.status != "validating":
             return self
         return self._with(
@@ -55,25 +55,25 @@ class StoredBatch(Batch):
         )
 
     def counted(self, counts: RequestCounts, usage: BatchUsage | None = None) -> Self:
-        """Update its progress."""
+        """Return the batch with new progress."""
         if not self.is_open:
             return self
         return self._with(request_counts=counts, usage=usage)
 
     def cancelling(self, now: int) -> Self:
-        """The client has cancelled it."""
+        """Return the batch after the client has cancelled it."""
         if self.status not in ("validating", "in_progress"):
             return self
         return self._with(status="cancelling", cancelling_at=now, ends_as="cancelled")
 
     def finalizing(self, ends_as: Ending, now: int) -> Self:
-        """No more answers follow. A cancelled batch skips this state: it ends from `cancelling`."""
+        """Return the batch after its last answer; a cancelled batch stays `cancelling` instead."""
         if self.status not in ("validating", "in_progress"):
             return self
         return self._with(status="finalizing", finalizing_at=now, ends_as=ends_as)
 
     def ended(self, output_file_id: str | None, error_file_id: str | None, now: int) -> Self:
-        """Its files are published."""
+        """Return the batch after its files were published."""
         assert self.ends_as is not None, "it was finalizing or cancelling"
         return self._with(
             status=self.ends_as,
@@ -87,5 +87,5 @@ class StoredBatch(Batch):
 
 
 def new_id(prefix: str) -> str:
-    """A new unique id, such as `file-9b1d...`."""
+    """Return a new unique id, such as `file-9b1d...`."""
     return prefix + uuid.uuid4().hex

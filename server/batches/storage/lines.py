@@ -1,4 +1,4 @@
-"""The lines of an input file: one request each, checked before any of them is run.
+"""The lines of an input file: one request each, all checked before any of them runs.
 
     {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": ..., ...}}
 
@@ -30,7 +30,7 @@ class BadLineError(ValueError):
 
 
 class LineRequest(NamedTuple):
-    """One request: its endpoint's path, and its body as the client wrote it."""
+    """One request: the path of its endpoint, and its body as the client wrote it."""
 
     custom_id: str
     url: str
@@ -59,7 +59,7 @@ class _RequestBody(msgspec.Struct):
 
 
 class _Lengths(msgspec.Struct):
-    """Raw, because the values are not validated yet."""
+    """The fields that limit a length, undecoded because the values are not validated yet."""
 
     expected_tokens: msgspec.Raw = msgspec.Raw()
     max_completion_tokens: msgspec.Raw = msgspec.Raw()
@@ -74,9 +74,9 @@ _decode_lengths = msgspec.json.Decoder(_Lengths).decode
 
 
 def read_lines(file: BinaryIO, max_line_bytes: int = 2**40) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers, counted from 1.
+    """Yield the lines that are not blank, with their numbers, counted from 1.
 
-    A line that is too long is cut to one byte more than the limit.
+    A line that is too long is truncated to one byte more than the limit.
     """
     number = 0
     while line := file.readline(max_line_bytes + 1):
@@ -93,7 +93,7 @@ def read_lines(file: BinaryIO, max_line_bytes: int = 2**40) -> Iterator[tuple[in
 
 
 def parse_line(line: bytes) -> LineRequest:
-    """The request in a line. Raises `BadLineError`."""
+    """Return the request in a line. Raises `BadLineError`."""
     try:
         given = _decode_line(line)
     except msgspec.ValidationError as error:
@@ -112,9 +112,9 @@ def parse_line(line: bytes) -> LineRequest:
 
 
 def longest_answer(body: bytes) -> int:
-    """The longest answer of a checked request, in tokens, by the client's own fields.
+    """Return the longest answer of a checked request, in tokens, from the client's fields.
 
-    That is the expected length, otherwise the limit; without both, it may have any length.
+    This is the expected length if given, else the limit; without both, the length is unlimited.
     """
     given = _decode_lengths(body)
     for length in (given.expected_tokens, given.max_completion_tokens, given.max_tokens):
@@ -125,9 +125,9 @@ def longest_answer(body: bytes) -> int:
 
 
 def check_line(line: bytes, rules: Rules) -> LineRequest:
-    """The request in a line, checked against `rules`.
+    """Check a line against `rules`, and return its request.
 
-    The rest of its body is checked when it runs. Raises `BadLineError`.
+    The other fields of the body are checked when the request runs. Raises `BadLineError`.
     """
     if len(line) > rules.max_line_bytes:
         message = f"This line is too long: at most {rules.max_line_bytes} bytes are accepted."

@@ -1,4 +1,4 @@
-"""Pages: parts of a table in the order of creation, as the API lists them."""
+"""Pages: reads a part of a table in the order of creation, for the lists of the API."""
 
 import sqlite3
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Page(NamedTuple):
     has_more: bool
 
     def as_list(self) -> bytes:
-        """The API's list object; the documents are JSON already and are not parsed."""
+        """Return the API's list object; the documents are already JSON and are not parsed."""
         return msgspec.json.encode(
             {
                 "object": "list",
@@ -40,9 +40,10 @@ def read_page(
     limit: int,
     order: Order,
 ) -> Page:
-    """Rows of a table, after the one with the id `after`. Raises `UnknownCursorError`.
+    """Read rows of a table, after the row with the id `after`. Raises `UnknownCursorError`.
 
-    `table`, `where` and `order` go into the SQL unescaped: they must not come from clients.
+    `table`, `where` and `order` are inserted into the SQL without escaping, so they must not come
+    from clients.
     """
     bound = {"asc": 0, "desc": 2**63 - 1}[order]
     if after is not None:

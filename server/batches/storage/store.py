@@ -6,7 +6,7 @@
     FOLDER/lock            held by the process that uses the folder
 
 A file's content is complete and synced before its row is inserted, and its row is deleted before
-its content. So a content without a row is left over, and is removed when the store is opened.
+its content. So content without a row is a leftover, which is removed when the store is opened.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class StoreTakenError(Exception):
 
 
 class UnknownFileError(Exception):
-    """There is no such file, or no longer."""
+    """The file does not exist, or no longer exists."""
 
 
 class FileInUseError(Exception):
@@ -36,7 +36,7 @@ class FileInUseError(Exception):
 
 
 class Store:
-    """One folder's files and batches; the methods belong to one asyncio loop."""
+    """The files and batches in one folder; all methods must be called from one asyncio loop."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -48,7 +48,7 @@ class Store:
     async def open(self) -> None:
         """Lock the folder and remove leftovers.
 
-        Raises `StoreTakenError`, and `DatabaseError` or `OSError` where the folder is unusable.
+        Raises `StoreTakenError`, and `DatabaseError` or `OSError` if the folder is unusable.
         """
         for folder in (self._folder, self._files, self._uploads):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -69,11 +69,11 @@ class Store:
                 self._lock.close()
 
     def content(self, file_id: str) -> Path:
-        """The path of a file's content."""
+        """Return the path of a file's content."""
         return self._files / file_id
 
     def new_upload(self) -> Path:
-        """A new path for an upload."""
+        """Return a new path for an upload."""
         return self._uploads / new_id("")
 
     async def add_file(self, file: FileObject, upload: Path) -> None:
@@ -94,7 +94,7 @@ class Store:
             raise
 
     async def file(self, file_id: str, now: int) -> FileObject | None:
-        """The file; None if there is none or it has expired."""
+        """Return the file; None if it does not exist or has expired."""
         query = "SELECT document FROM files WHERE id = ? AND coalesce(expires_at > ?, TRUE)"
         row = await self._database.run(lambda c: c.execute(query, (file_id, now)).fetchone())
         return FileObject.model_validate_json(row[0]) if row else None
@@ -108,7 +108,7 @@ class Store:
         order: Order = "desc",
         purpose: str | None = None,
     ) -> bytes:
-        """Files in the order of creation, a `FileList` as JSON. Raises `UnknownCursorError`."""
+        """Return a `FileList` as JSON, in the order of creation. Raises `UnknownCursorError`."""
         where = "coalesce(expires_at > ?, TRUE) AND coalesce(purpose = ?, TRUE)"
 
         def read(connection: sqlite3.Connection) -> bytes:
@@ -118,7 +118,7 @@ class Store:
         return await self._database.run(read)
 
     async def delete_file(self, file_id: str) -> bool:
-        """Delete a file; whether it existed. Raises `FileInUseError`."""
+        """Delete a file, and return whether it existed. Raises `FileInUseError`."""
 
         def delete(connection: sqlite3.Connection) -> bool:
             for batch in _open_batches(connection):
@@ -132,7 +132,7 @@ class Store:
         return was_there
 
     async def delete_expired(self, now: int) -> list[str]:
-        """Delete expired files that no open batch needs; returns their ids."""
+        """Delete expired files that no open batch needs, and return their ids."""
 
         def delete(connection: sqlite3.Connection) -> list[str]:
             needed = {batch.input_file_id for batch in _open_batches(connection)}
@@ -148,9 +148,9 @@ class Store:
         return gone
 
     async def add_batch(self, batch: StoredBatch, max_open: int) -> bool:
-        """Add a batch; False if `max_open` are open already.
+        """Add a batch, or return False if `max_open` batches are open already.
 
-        Raises `UnknownFileError` where its input does not exist or has expired.
+        Raises `UnknownFileError` if its input file does not exist or has expired.
         """
 
         def insert(connection: sqlite3.Connection) -> bool:
@@ -170,20 +170,20 @@ class Store:
         return await self._database.run(insert)
 
     async def batch(self, batch_id: str) -> StoredBatch | None:
-        """The batch, if there is one."""
+        """Return the batch, or None if it does not exist."""
         return await self._database.run(lambda connection: _batch(connection, batch_id))
 
     async def batches(
         self, *, after: str | None = None, limit: int = 20
     ) -> tuple[list[StoredBatch], bool]:
-        """Batches, newest first, and whether more follow. Raises `UnknownCursorError`."""
+        """Return batches, newest first, and whether more follow. Raises `UnknownCursorError`."""
         rows, has_more = await self._database.run(
             lambda connection: read_page(connection, "batches", "TRUE", (), after, limit, "desc")
         )
         return [StoredBatch.model_validate_json(document) for _, document in rows], has_more
 
     async def open_batches(self) -> list[StoredBatch]:
-        """The open batches, oldest first."""
+        """Return the open batches, oldest first."""
         return await self._database.run(_open_batches)
 
     async def change_batch(
@@ -192,7 +192,7 @@ class Store:
         change: Callable[[StoredBatch], StoredBatch],
         files: Sequence[FileObject] = (),
     ) -> StoredBatch | None:
-        """Apply `change` to the batch and add `files`, in one transaction; returns the batch."""
+        """Apply `change` to the batch and add `files` in one transaction; return the batch."""
 
         def write(connection: sqlite3.Connection) -> StoredBatch | None:
             before = _batch(connection, batch_id)
@@ -223,7 +223,7 @@ class Store:
         self._lock = lock
 
     async def _tidy_up(self) -> None:
-        """Remove leftovers of a process that was killed."""
+        """Remove the leftovers of a process that was killed."""
 
         def known(connection: sqlite3.Connection) -> set[str]:
             names = {file_id for (file_id,) in connection.execute("SELECT id FROM files")}
@@ -256,7 +256,7 @@ def _open_batches(connection: sqlite3.Connection) -> list[StoredBatch]:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Rename, and sync the folder."""
+    """Rename a file, and sync the target's folder."""
     source.rename(target)
     _sync_folder(target.parent)
 

@@ -1,1 +1,1 @@
-"""The lifecycle of a request between its body and the engine."""
+"""Requests: their admission, planning, submission to the engine, and output."""

@@ -1,8 +1,8 @@
-"""Admission: how much may wait for its first token; requests beyond that get 429.
+"""Admission: limits the requests that wait for their first token; further ones get 429.
 
-The one place where a 429 for a full queue is decided. `server.openai.routes.endpoint` asks it twice
-for each request: before anything costly is done for it, so that a full queue refuses at any request
-rate, and once more when its prompts' tokens are counted.
+Only this module refuses requests because of a full queue. `server.openai.routes.endpoint` calls it
+twice for each request: before any costly work, so that refusals stay cheap at any request rate, and
+again when the tokens of the prompts are counted.
 """
 
 from configs.server import LimitsConfig
@@ -11,9 +11,9 @@ from server.requests.engine_client import EngineClient
 
 
 class Admission:
-    """The bounds of two queues of equal size: one for low-priority requests, one for all others.
+    """Limits two queues of equal size: one for low-priority requests, one for all others.
 
-    Offline work is bounded elsewhere (`server.batches.window`) and is not checked here.
+    Offline work is limited elsewhere (`server.batches.window`) and is not checked here.
     """
 
     def __init__(self, config: LimitsConfig, client: EngineClient) -> None:
@@ -24,9 +24,10 @@ class Admission:
     def check(
         self, num_sequences: int, num_tokens: int | None = None, *, low_priority: bool = False
     ) -> None:
-        """Return if the queue has space for these sequences with `num_tokens` of prompts in all.
+        """Raise `ApiError` (429) unless these sequences fit into the queue.
 
-        Where the tokens are not yet counted, one each is assumed. Raises `ApiError` (429).
+        `num_tokens` is the number of tokens of all prompts; if the tokens are not counted yet, one
+        token per sequence is assumed.
         """
         num_tokens = num_sequences if num_tokens is None else num_tokens
         if num_sequences > self._max_sequences:

@@ -1,4 +1,4 @@
-"""A choice: one sequence's tokens on their way to the text that its client sees."""
+"""A choice: converts the tokens of one sequence to the text that the client sees."""
 
 from typing import Literal
 
@@ -12,10 +12,10 @@ TextReason = Literal["stop", "length"]
 
 
 class Choice:
-    """Takes tokens, gives text.
+    """Decodes tokens to text, and stops at stop strings.
 
-    `finish_reason` is set once no more will come; `stop_reason` is the stop string or the stop
-    token that ended it, if the client named one.
+    `finish_reason` is set once no more text will come. `stop_reason` is the stop string or stop
+    token of the client that ended the choice, if any.
     """
 
     __slots__ = (
@@ -51,11 +51,11 @@ class Choice:
 
     @property
     def num_reasoning_tokens(self) -> int:
-        """Those of its tokens that are no answer."""
+        """The number of tokens that are reasoning and not answer."""
         return 0 if self._reasoning is None else self._reasoning.num_tokens
 
     def push(self, token_ids: list[int]) -> str:
-        """The text that these tokens release; sets `finish_reason` at a stop string."""
+        """Add tokens, and return the text that is certain now; sets `finish_reason` on a stop."""
         text = ""
         for token_id in token_ids:
             self.num_tokens += 1
@@ -72,7 +72,7 @@ class Choice:
         return text
 
     def flush(self, reason: TextReason) -> str:
-        """The rest of the text, once the engine has ended the sequence."""
+        """Return the rest of the text, after the engine has ended the sequence."""
         text = self._filter(self._detokenizer.flush())
         if self.finish_reason is None:
             self.finish_reason = reason

@@ -1,4 +1,4 @@
-"""The deadline: how long a request may take, queued or running, before it ends with 408."""
+"""The deadline: ends a request with 408 if it takes too long, in the queue or running."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ from server.http.errors import timed_out
 
 
 class Deadline:
-    """One request's deadline, counted from now; None is no limit. It belongs to one event loop."""
+    """The deadline of one request, counted from the construction; None means no limit."""
 
     def __init__(self, timeout_s: float | None) -> None:
         self._timeout_s = timeout_s
@@ -18,7 +18,7 @@ class Deadline:
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
-        """Cancel the block at the deadline. Raises `ApiError` (408) then."""
+        """Cancel the block at the deadline, and raise `ApiError` (408)."""
         if self._timeout_s is None:
             yield
             return
@@ -36,5 +36,5 @@ NO_DEADLINE = Deadline(None)
 
 
 def sooner_of(*timeouts_s: float | None) -> Deadline:
-    """The deadline by the shortest of these timeouts."""
+    """Return the deadline for the shortest of these timeouts."""
     return Deadline(min((each for each in timeouts_s if each is not None), default=None))

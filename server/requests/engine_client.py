@@ -1,8 +1,9 @@
 """The engine client: the server's connection to the engine, and the engine's last messages.
 
-It distributes each burst of tokens to the sequences they belong to. When the engine is restarted,
-it resubmits every open sequence with the output so far: clients notice only a pause. When no engine
-comes back in time, every open sequence ends with an error, so that no request waits for ever.
+The client passes each burst of tokens to their sequences. After a restart of the engine, it
+resubmits every open sequence with the output so far, so that HTTP clients notice only a pause. If
+no engine connects in time, every open sequence ends with an error, so that no request waits for
+ever.
 """
 
 import asyncio
@@ -39,18 +40,18 @@ logger = logging.getLogger("tdpipe")
 
 @dataclass(frozen=True)
 class StageWork:
-    """A stage's busy seconds when the pipeline was last ready, the base of its bubble ratio."""
+    """A stage's busy seconds when the pipeline was last ready, to compute its bubble ratio."""
 
     since: float
     busy_s: dict[int, float]
 
 
 class EngineClient:
-    """Talks to the engine from one asyncio loop; all methods belong to that loop.
+    """Communicates with the engine; all methods must be called from one asyncio loop.
 
-    `ready` is the last EngineReady (None: never), `stats` the last Stats. Where many streams are
-    open, a stream's tokens are coalesced for up to `max_stream_interval` seconds. A lost engine is
-    waited for for `patience_s` seconds. The `secret` is the cluster's.
+    `ready` is the last `EngineReady` (None if there was none), `stats` the last `Stats`. If many
+    streams are open, the tokens of a stream are coalesced for up to `max_stream_interval` seconds.
+    The client waits `patience_s` seconds for a lost engine. `secret` is the cluster secret.
     """
 
     def __init__(
@@ -74,40 +75,40 @@ class EngineClient:
         self._arrival = asyncio.Event()
         self._open: dict[int, OpenSequence] = {}
         self._coalescer = OutputCoalescer(max_stream_interval)
-        # A server that takes over from a dead one must not be handed the dead one's tokens.
+        # Ids start at the time, so that a new server never receives the tokens of a dead one.
         self._next_id = time.time_ns() // 1000
         self._ticks = 0
         self._silent_ticks = 0
         self._patience_s = patience_s
         self._lost = False
         # The number of our last Hello, and whether the engine has acknowledged it. The engine
-        # forgets what it received before; messages that it sent before are ignored.
+        # forgets everything that it received earlier, and we ignore messages that it sent earlier.
         self._hello = 0
         self._is_introduced = False
 
     @property
     def is_connected(self) -> bool:
-        """Whether the engine's process is there."""
+        """Whether there is a connection to an engine process."""
         return self.stats is not None and not self._lost
 
     @property
     def is_ready(self) -> bool:
-        """Whether a sequence submitted now would be scheduled at once."""
+        """Whether the engine would schedule a sequence that is submitted now at once."""
         stats = self.stats
         return self.is_connected and stats is not None and stats.ready and self._is_introduced
 
     @property
     def num_queued(self) -> int:
-        """Sequences without a first token, offline work excluded."""
+        """The number of sequences without a first token, excluding offline work."""
         return self.queue.num_sequences + self.low_priority_queue.num_sequences
 
     @property
     def num_queued_tokens(self) -> int:
-        """Tokens of their prompts."""
+        """The number of prompt tokens of the queued sequences."""
         return self.queue.num_tokens + self.low_priority_queue.num_tokens
 
     def check_known(self) -> None:
-        """Raise `ApiError` (503) before the first pipeline was ready; a lost one is waited for."""
+        """Raise `ApiError` (503) before the first pipeline was ready, but not if it was lost."""
         if self.ready is None:
             raise unavailable(
                 "The model is not ready yet. Please retry shortly.", "model_not_ready"
@@ -125,16 +126,16 @@ class EngineClient:
             await self._became_ready.wait()
 
     def inbox(self) -> Inbox[OpenSequence]:
-        """An inbox for one request."""
+        """Return a new inbox for one request."""
         return Inbox(self._coalescer)
 
     def next_ids(self, count: int) -> int:
-        """The first of `count` consecutive ids that no sequence had before."""
+        """Return the first of `count` consecutive ids that no sequence has had before."""
         self._next_id += count
         return self._next_id - count
 
     def submit(self, sequence: OpenSequence) -> None:
-        """Send the sequence to the engine; its `finish` is called in any case."""
+        """Send the sequence to the engine; its `finish` is called in any case, also on failure."""
         self._open[sequence.sequence_id] = sequence
         sequence.enter_queue()
         self._send_submit(sequence)
@@ -147,7 +148,7 @@ class EngineClient:
             self._send_if_known(message)
 
     def abort(self, sequence: OpenSequence) -> None:
-        """Drop the sequence here and in the engine, at once."""
+        """Drop the sequence immediately, here and in the engine."""
         if self._forget(sequence):
             self._send_if_known(Abort(sequence.sequence_id))
 
@@ -159,7 +160,7 @@ class EngineClient:
         self._coalescer.end_burst()
 
     async def run(self) -> None:
-        """Receive until cancelled."""
+        """Receive messages until cancelled."""
         ticker = asyncio.create_task(self._tick())
         loop = asyncio.get_running_loop()
         loop.add_reader(self._spoke.socket.fileno(), self._arrival.set)
@@ -180,12 +181,12 @@ class EngineClient:
             self._close(sequence, "The engine does not accept messages.")
 
     def _send_if_known(self, message: FromServer) -> bool:
-        """Send to an engine that knows us; another one receives everything once it does."""
+        """Send if the engine has acknowledged our Hello; it receives everything else after that."""
         return self._send(message) if self._is_introduced else True
 
     def _send(self, message: FromServer) -> bool:
         sent = self._spoke.send(message)
-        # A send may consume the socket's readiness signal: check for arrivals.
+        # A send may consume the socket's readiness signal, so check for arrivals.
         self._arrival.set()
         return sent
 
@@ -193,7 +194,7 @@ class EngineClient:
         now = time.monotonic()
         for message in burst:
             if not self._is_introduced and not isinstance(message, Stats | EngineReady):
-                continue  # about sequences that it is about to forget
+                continue  # about sequences that the engine is about to forget
             if isinstance(message, Generated):
                 self._on_generated(message, now)
             elif isinstance(message, Finished):
@@ -250,7 +251,7 @@ class EngineClient:
 
     def _on_ready(self, message: EngineReady) -> None:
         if not self._hello or message.hello != self._hello:
-            return  # an answer to an earlier Hello
+            return  # a response to an earlier Hello
         self.ready = message
         self.work_at_ready = None
         if not self._is_introduced:
@@ -278,7 +279,7 @@ class EngineClient:
             self._became_ready.clear()
 
     async def _tick(self) -> None:
-        """Detect silence, counted in ticks: time in which this loop was blocked does not count."""
+        """Detect silence in ticks, so that time in which this loop was blocked does not count."""
         while True:
             self.ticked_at = time.monotonic()
             self._ticks += 1
@@ -293,7 +294,7 @@ class EngineClient:
             await asyncio.sleep(TICK_S)
 
     def _has_to_introduce_itself(self) -> bool:
-        """Whether there is an engine that does not know us, or may not have received our Hello."""
+        """Return whether there is an engine that may not have received our Hello."""
         may_receive = self.stats is None or self._lost or self.stats.ready
         return not self._is_introduced and (may_receive or not self._hello)
 
@@ -308,7 +309,7 @@ class EngineClient:
             sequence.finish(Finished(sequence.sequence_id, "error", reason))
 
     def _forget(self, sequence: OpenSequence) -> bool:
-        """Whether the sequence was open until now."""
+        """Forget a sequence, and return whether it was open."""
         if self._open.pop(sequence.sequence_id, None) is None:
             return False
         sequence.leave_queue()

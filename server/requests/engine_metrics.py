@@ -1,4 +1,4 @@
-"""Metrics of the engine and its stages, from the engine's last `Stats`."""
+"""Metrics of the engine and its stages, taken from the engine's last `Stats`."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ class EngineCollector(Collector):
         self._client = client
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics of the engine, its stages and the engine client."""
+        """Yield the metrics of the engine, its stages and the engine client."""
         client = self._client
         yield _counter("tdpipe_generated_tokens", "Tokens generated", client.num_generated)
         yield _gauge(
@@ -126,7 +126,7 @@ def _stage_figures(client: EngineClient, stats: Stats) -> Iterator[Metric]:
 
 
 def bubble_ratios(client: EngineClient) -> dict[int, float]:
-    """For each stage, the idle share of the time since the pipeline was ready, 0 to 1."""
+    """Return the idle share (0 to 1) of the time since the pipeline was ready, for each stage."""
     stats, base = client.stats, client.work_at_ready
     if stats is None or base is None or client.stats_at <= base.since:
         return {}

@@ -1,8 +1,8 @@
 """A generation: the lifecycle of one request in the engine, from submission to its last token.
 
-Entering the `async with` block submits its sequences. Leaving it, for whatever reason, aborts every
-sequence that has not ended, which frees its KV blocks at once. In between, `async for` yields its
-output piece by piece.
+Entering the `async with` block submits the sequences of the request. Leaving the block for any
+reason aborts every sequence that has not ended, which frees its KV blocks immediately. Within the
+block, `async for` yields the output piece by piece.
 """
 
 import time
@@ -24,8 +24,8 @@ from server.text.bounded_threads import BoundedThreads
 from server.text.tokenizer import Tokenizer
 from wire.messages import Expect
 
-# Prompt tokens whose text is sent to the encoder, which reads the last 512 tokens by its own
-# tokenizer.
+# The number of prompt tokens whose text is sent to the encoder, which reads the last 512 tokens of
+# its own tokenizer.
 TAIL_TOKENS = 1024
 # Rendering takes about 2 us per log-probability; rendering more than this on the event loop would
 # delay other streams noticeably.
@@ -39,9 +39,9 @@ class Piece(NamedTuple):
     """New text of one choice; the last piece of a choice has its finish reason.
 
     With `plan.returns_tokens`, `token_ids` are the tokens since the previous piece, and `logprobs`
-    their log-probabilities if the request asked for them. If the request asked for prompt
-    log-probabilities, `scores` of the choice's first piece has them, for all prompt tokens except
-    the first.
+    are their log-probabilities if the request asked for them. If the request asked for prompt
+    log-probabilities, `scores` of the first piece of a choice contains those of all prompt tokens
+    except the first.
     """
 
     choice_index: int
@@ -61,14 +61,14 @@ class Piece(NamedTuple):
 
 
 def takes_long(num_logprobs: int) -> bool:
-    """Whether rendering them on the event loop would delay other requests noticeably."""
+    """Return whether rendering on the event loop would noticeably delay other requests."""
     return num_logprobs > MAX_INLINE_LOGPROBS
 
 
 class Generation:
     """Use as `async with`, and inside it `async for piece in generation`.
 
-    Entering submits its sequences without waiting for anything. If the engine has given up on a
+    Entering submits the sequences without waiting for anything. If the engine has given up on a
     sequence, the iterator first yields the text so far and then raises `ApiError` (500).
     """
 
@@ -134,15 +134,15 @@ class Generation:
         return not self.num_unfinished or self._failure is not None
 
     def listen(self, listener: Callable[[], None] | None) -> None:
-        """Call `listener` whenever `take_pieces` has output, instead of waking the iterator."""
+        """Call `listener` when `take_pieces` has output, instead of waking the iterator."""
         self._inbox.listener = listener
 
     def wait_for_ends(self) -> None:
-        """Wake the iterator for ends only, unless stop strings in the text decide the end."""
+        """Wake the iterator only when choices end, unless stop strings may end the text."""
         self._inbox.only_ends = not self.plan.stop_strings
 
     def take_pieces(self) -> list[Piece]:
-        """One piece for each choice that has new text or has ended; the list may be empty.
+        """Return a piece for each choice that has new text or has ended; the list may be empty.
 
         If the engine has given up on a sequence, the text so far is returned first, and the next
         call raises `ApiError` (500).
@@ -166,7 +166,7 @@ class Generation:
         return work()
 
     def usage(self) -> dict[str, Any]:
-        """The number of tokens so far: each prompt counts once, and the output of each choice."""
+        """Return the token counts so far: each prompt once, and the output of each choice."""
         num_prompt_tokens = sum(map(len, self.plan.prompts))
         usage: dict[str, Any] = {
             "prompt_tokens": num_prompt_tokens,
@@ -192,7 +192,7 @@ class Generation:
         return client.low_priority_queue if self.plan.low_priority else client.queue
 
     def _tail(self, prompt: Collection[int]) -> str:
-        """The end of a prompt, which says most about the answer's length."""
+        """Return the end of a prompt, which says most about the length of the answer."""
         tail = list(prompt)[-TAIL_TOKENS:]
         return self._tokenizer.decode(tail, skip_special_tokens=False)
 
@@ -249,7 +249,7 @@ class Generation:
 
 
 def num_logprobs(pieces: Iterable[Piece]) -> int:
-    """The number of log-probabilities in all pieces."""
+    """Return the number of log-probabilities in all pieces."""
     total = 0
     for piece in pieces:
         if piece.logprobs or piece.scores:  # most pieces have neither, and this runs for each token
@@ -259,7 +259,7 @@ def num_logprobs(pieces: Iterable[Piece]) -> int:
 
 @dataclass(frozen=True)
 class Generations:
-    """Makes generations out of plans."""
+    """Creates generations from plans."""
 
     client: EngineClient
     tokenizer: Tokenizer
@@ -271,11 +271,11 @@ class Generations:
     )
 
     def deadline(self, timeout_s: float | None, *, offline: bool) -> Deadline:
-        """The deadline of a request: the client's timeout or, if it is online, the server's."""
+        """Return the deadline: the client's timeout and, for online requests, the server's."""
         return sooner_of(timeout_s, None if offline else self.request_timeout_s)
 
     def of(self, plan: Plan) -> Generation:
-        """A generation whose request arrives now; entering it submits its sequences."""
+        """Create a generation for a request that arrives now; entering it submits the sequences."""
         return Generation(
             plan,
             self.client,

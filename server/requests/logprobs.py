@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from wire.messages import Logprobs
 
-# JSON has no infinity; impossible tokens are at least this unlikely.
+# JSON has no infinity: smaller log-probabilities, such as those of impossible tokens, become this.
 _LEAST = -9999.0
 
 
 class TokenLogprobs(NamedTuple):
-    """Log-probabilities at one position: the sampled token, its rank from 1, the likeliest tokens.
+    """Log-probabilities at one position: of the sampled token (rank from 1) and the most likely.
 
-    `tops` holds (token id, log-probability) pairs in descending order.
+    `tops` has (token id, log-probability) pairs in descending order.
     """
 
     token_id: int
@@ -23,13 +23,13 @@ class TokenLogprobs(NamedTuple):
     tops: tuple[tuple[int, float], ...]
 
     def all(self, num_tops: int) -> dict[int, tuple[float, int]]:
-        """Log-probability and rank of the `num_tops` likeliest tokens and of the sampled one."""
+        """Return log-probability and rank of the `num_tops` most likely and the sampled token."""
         tops = {id_: (logprob, i + 1) for i, (id_, logprob) in enumerate(self.tops[:num_tops])}
         return tops | {self.token_id: (self.logprob, self.rank)}
 
 
 def unpack(logprobs: Logprobs, token_ids: Sequence[int]) -> Iterator[tuple[int, TokenLogprobs]]:
-    """Each position that has log-probabilities, with them; `token_ids` are of all positions."""
+    """Yield each position with log-probabilities; `token_ids` are the tokens of all positions."""
     indices, num_tops = array("i", logprobs.indices), array("i", logprobs.num_tops)
     chosen, ranks = array("f", logprobs.chosen), array("i", logprobs.ranks)
     tops = list(zip(array("i", logprobs.top_ids), _finite(array("f", logprobs.tops)), strict=True))

@@ -1,6 +1,7 @@
 """An open sequence: the server's record of a sequence that it has submitted to the engine.
 
-It suffices to resubmit the sequence to another engine, which continues where the last one stopped.
+The record has everything that is needed to resubmit the sequence to another engine, which continues
+where the previous engine stopped.
 """
 
 from array import array
@@ -16,7 +17,7 @@ from wire.messages import Finished, Submit
 
 @dataclass
 class QueueTotals:
-    """The number of sequences without a first token, and of their prompts' tokens in all."""
+    """The number of sequences without a first token, and the number of their prompt tokens."""
 
     num_sequences: int = 0
     num_tokens: int = 0
@@ -25,10 +26,10 @@ class QueueTotals:
 class OpenSequence:
     """One sequence in the engine, and the output that has arrived for it.
 
-    `output_ids` are all tokens so far; `logprobs` those log-probabilities that were not yet taken,
-    one for each token where any were asked for; `scores` those of the prompt's tokens but the
-    first, complete with the first output token. Until that token it counts in a `queue`, unless it
-    is offline work.
+    `output_ids` are all tokens so far. `logprobs` are the log-probabilities that were not taken
+    yet, one for each token if the request asked for any. `scores` are the log-probabilities of the
+    prompt tokens except the first; they are complete when the first output token arrives. Until
+    then the sequence counts in a `queue`, unless it is offline work.
     """
 
     __slots__ = (
@@ -54,7 +55,7 @@ class OpenSequence:
         prompt_token_ids: Sequence[int] = (),
         queue: QueueTotals | None = None,
     ) -> None:
-        """The `index` is its choice's; arrivals are put into the `inbox`."""
+        """`index` is the index of the choice; arrivals are put into the `inbox`."""
         self.submit = submit
         self.index = index
         self.prompt_token_ids = prompt_token_ids
@@ -70,17 +71,17 @@ class OpenSequence:
 
     @property
     def sequence_id(self) -> int:
-        """Its id in every engine."""
+        """The id of the sequence, which is the same in every engine."""
         return self.submit.sequence_id
 
     def enter_queue(self) -> None:
-        """Count it in its queue from now on."""
+        """Count the sequence in its queue from now on."""
         if self.queue is not None:
             self.queue.num_sequences += 1
             self.queue.num_tokens += len(self.prompt_token_ids)
 
     def leave_queue(self) -> None:
-        """Count it no longer; further calls have no effect."""
+        """Stop counting the sequence in its queue; further calls have no effect."""
         if self.queue is not None:
             self.queue.num_sequences -= 1
             self.queue.num_tokens -= len(self.prompt_token_ids)
@@ -102,24 +103,24 @@ class OpenSequence:
         self._inbox.count_token()
 
     def put_scores(self, scores: Iterable[tuple[int, TokenLogprobs]]) -> None:
-        """Add those of the prompt's tokens, by position, that did not arrive before a loss."""
+        """Add prompt scores by position, except those that arrived before an engine was lost."""
         for position, logprobs in scores:
             if position == len(self.scores) + 1:
                 self.scores.append(logprobs)
 
     def expect(self, predicted_len: int, spread: float) -> None:
-        """Keep a better prediction of its length, for the next engine as well."""
+        """Store a better length prediction, so that the next engine gets it as well."""
         self.submit = replace(self.submit, predicted_len=predicted_len, spread=spread)
 
     def finish(self, message: Finished) -> None:
-        """Keep the last message; the tokens before it can still be taken."""
+        """Store the last message; earlier tokens can still be taken."""
         self.finished = message
         if len(self.output_ids) == self._num_taken:
             self._inbox.put(self)
         self._inbox.flush_soon()
 
     def resubmission(self) -> Submit:
-        """Its `Submit` for an engine that does not have it yet."""
+        """Return the `Submit` for an engine that does not have the sequence yet."""
         if not self.output_ids:
             return self.submit
         sampling = replace(self.submit.sampling, num_prompt_logprobs=-1)  # all have arrived
@@ -127,7 +128,7 @@ class OpenSequence:
         return replace(self.submit, sampling=sampling, output_token_ids=output)
 
     def take_tokens(self) -> list[int]:
-        """The tokens since the last call."""
+        """Return the tokens since the last call."""
         token_ids = self.output_ids[self._num_taken :].tolist()
         self._num_taken += len(token_ids)
         return token_ids

@@ -1,27 +1,27 @@
-"""Output coalescing: how a request learns that output has arrived for it, and how often."""
+"""Output coalescing: notifies requests of new output, less often while many are open."""
 
 import asyncio
 import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-# Writing an event to a client costs the server 10 to 20 us. A pause of ten times as much leaves it
-# time for other work; pauses below the shortest gain nothing.
+# Writing an event to a client costs the server 10 to 20 us. A pause of ten times this duration
+# leaves time for other work; pauses below the shortest gain nothing.
 PAUSE_PER_LISTENER_S = 0.0002
 SHORTEST_PAUSE_S = 0.005
 
-# A whole answer is decoded as it arrives, this many tokens at a time: each takes 5 us, and all of
-# them at the end would block the event loop.
+# A non-streamed answer is decoded while it arrives, this many tokens at a time: each token takes
+# 5 us, and decoding all of them at the end would block the event loop.
 MANY_TOKENS = 4096
 
 Item = TypeVar("Item")
 
 
 class Inbox(Generic[Item]):
-    """One request's list of sequences that have new output.
+    """The list of sequences of one request that have new output.
 
-    An arrival wakes the task that waits; where there is a `listener`, the coalescer calls it
-    instead. With `only_ends`, neither happens until an end, an urgent arrival or many tokens.
+    An arrival wakes the waiting task; if there is a `listener`, the coalescer calls it instead.
+    With `only_ends`, neither happens until an end, an urgent arrival or many tokens.
     """
 
     def __init__(self, coalescer: "OutputCoalescer") -> None:
@@ -43,7 +43,7 @@ class Inbox(Generic[Item]):
             self._coalescer.add(self)
 
     def count_token(self) -> None:
-        """Note that a token has arrived; many tokens do not wait for an end."""
+        """Note that a token has arrived; after many tokens, the request is notified anyway."""
         self._num_tokens += 1
         if self._num_tokens == MANY_TOKENS:
             self.flush_soon()
@@ -56,7 +56,7 @@ class Inbox(Generic[Item]):
             self._coalescer.add_urgent(self)
 
     def take(self) -> list[Item]:
-        """All that has changed since the last call."""
+        """Return all items that have changed since the last call."""
         self._num_tokens = 0
         changed, self._changed = self._changed, []
         return changed
@@ -68,7 +68,7 @@ class Inbox(Generic[Item]):
 
 
 class OutputCoalescer:
-    """Flushes inboxes together: arrivals between two flushes are delivered in one call each.
+    """Flushes inboxes together: each listener is called once for all arrivals since the last flush.
 
     A flush is followed by a pause that grows with the number of listeners it called, up to
     `longest_pause_s`. Urgent arrivals do not wait for a flush.
@@ -83,15 +83,15 @@ class OutputCoalescer:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, inbox: Inbox[Any]) -> None:
-        """Call its listener at the next flush."""
+        """Call the listener of an inbox at the next flush."""
         self._waiting[inbox] = None
 
     def add_urgent(self, inbox: Inbox[Any]) -> None:
-        """Call its listener after this burst."""
+        """Call the listener of an inbox after the current burst."""
         self._urgent[inbox] = None
 
     def end_burst(self) -> None:
-        """A burst of messages has been dispatched: call urgent listeners, all if a flush is due."""
+        """Call the urgent listeners after a burst of messages, or all of them if a flush is due."""
         urgent, self._urgent = self._urgent, {}
         for inbox in urgent:
             self._waiting.pop(inbox, None)

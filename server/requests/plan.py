@@ -1,4 +1,4 @@
-"""The plan: what one request submits to the engine, and the messages that submit it."""
+"""The plan: the sequences that one request submits to the engine, and their messages."""
 
 import random
 from array import array
@@ -14,21 +14,21 @@ from wire.messages import Sampling, Submit
 
 @dataclass(frozen=True)
 class Plan:
-    """One request's sequences: `n` for each prompt, in the client's order.
+    """The sequences of one request: `n` for each prompt, in the client's order.
 
-    Choice `j` draws with `seed + j`; without a seed, each prompt gets its own. `sampling` holds for
-    every sequence, its seed excepted. `own_stop_ids` are the stop tokens that the client named.
-    `returns_tokens`: pieces carry token ids and log-probabilities. `only_scores`: the answer has no
-    text, and the one token that the engine must generate is dropped. `expected_tokens` is the
-    client's own estimate of each answer's length. `offline` requests (batches, the `LLM` class) are
-    not counted in a queue; they and flex requests have `low_priority`. `model` is the name that the
-    answer shows. `reasoning` says whether the model marks reasoning tokens, and whether the prompt
-    has opened the first such part.
+    Choice `j` draws with `seed + j`; without a seed, each prompt gets a seed of its own. `sampling`
+    applies to every sequence, except for its seed. `own_stop_ids` are the client's stop tokens.
+    With `returns_tokens`, pieces have token ids and log-probabilities. With `only_scores`, the
+    answer has no text, and the one token that the engine must generate is dropped.
+    `expected_tokens` is the client's estimate of each answer's length. `offline` requests (batches,
+    the `LLM` class) are not counted in a queue; they and flex requests have `low_priority`. `model`
+    is the model name in the answer. `reasoning` says whether the model marks reasoning tokens, and
+    whether the prompt has opened the reasoning.
     """
 
     prompts: Sequence[Sequence[int]]
     n: int
-    max_tokens: Sequence[int]  # per prompt; all 0 when no token is asked for
+    max_tokens: Sequence[int]  # per prompt; all 0 if no token is asked for
     sampling: Sampling = field(default_factory=Sampling)
     min_tokens: int = 0
     seed: int | None = None
@@ -48,12 +48,12 @@ class Plan:
 
     @property
     def num_sequences(self) -> int:
-        """Prompts times n."""
+        """The number of sequences: prompts times n."""
         return len(self.prompts) * self.n
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens of all sequences' prompts."""
+        """The number of prompt tokens of all sequences together."""
         return self.n * sum(map(len, self.prompts))
 
     @property
@@ -62,7 +62,7 @@ class Plan:
         return any(self.max_tokens)
 
     def messages(self, first_id: int, expected: Sequence[ExpectedLength]) -> list[Submit]:
-        """The submissions, with ids from `first_id` on and the predicted length of each prompt."""
+        """Return the submissions; their ids start at `first_id`, `expected` is per prompt."""
         return [
             Submit(
                 sequence_id=first_id + i * self.n + j,
@@ -87,5 +87,5 @@ class Plan:
 
 
 def pack(token_ids: Sequence[int]) -> bytes:
-    """Token ids as the messages carry them, int32."""
+    """Pack token ids as int32, the format of the messages."""
     return array("i", token_ids).tobytes()

@@ -1,4 +1,4 @@
-"""The planner: from a request's fields and its prompts' tokens to a plan, or an error."""
+"""The planner: makes a plan from the fields and prompt tokens of a request, or an error."""
 
 import re
 from array import array
@@ -18,8 +18,8 @@ from server.requests.plan import Plan, pack
 from server.text.tokenizer import Tokenizer
 from wire.messages import Sampling
 
-# Bytes of token lists, which are sent with each sequence and journalled; grammars have the same
-# bound.
+# Limit on the bytes of token lists, which are sent with each sequence and written to the journal;
+# grammars have the same limit.
 MAX_LIST_BYTES_OF_REQUEST = 16 * 1024 * 1024
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
@@ -50,16 +50,16 @@ class Planner:
         grammar: str = "",
         prompt_field: str = "prompt",
     ) -> Plan:
-        """The plan of a request.
+        """Return the plan of a request.
 
-        Raises `ApiError`: 400, 503 before the first pipeline was ready, 429 where too many long
-        texts wait to be tokenized.
+        Raises `ApiError`: 400, 503 before the first pipeline was ready, 429 if too many long texts
+        wait to be tokenized.
 
-        Without `max_tokens`, an answer may have `default_max_tokens` (None: up to the longest
-        sequence), reduced to what log-probabilities leave of the answer's size limit. Each output
-        token is returned with `num_logprobs` likeliest tokens, each prompt token with
-        `num_prompt_logprobs`; -1 for none at all. `prompt_field` is the field that a prompt which
-        is too long came in.
+        Without `max_tokens`, an answer may have `default_max_tokens` tokens (None: up to the
+        longest sequence), or fewer if log-probabilities would exceed the limit on the answer's
+        size. Each output token is returned with the `num_logprobs` most likely tokens, each prompt
+        token with `num_prompt_logprobs`; -1 returns no log-probabilities. `prompt_field` is the
+        field that errors name if a prompt is too long.
         """
         self._check_tokens(fields)
         prompts = [self._truncated(prompt, fields, max_tokens) for prompt in prompts]
@@ -106,7 +106,7 @@ class Planner:
             raise no_such_model(model)
 
     def check_lengths(self, num_prompt_tokens: Iterable[int], max_tokens: int | None) -> None:
-        """Raise `ApiError` (400) for prompts that do not fit, before they are processed."""
+        """Raise `ApiError` (400) if prompts are too long, before they are processed."""
         for number in num_prompt_tokens:
             self._max_tokens(number, max_tokens, None, prompt_field="prompt")
 
@@ -120,7 +120,7 @@ class Planner:
                 raise invalid(message, field, "invalid_value")
 
     def check_num_logprobs(self, num_logprobs: int, field: str) -> None:
-        """Raise `ApiError` (400) when more likeliest tokens are asked for than may be returned."""
+        """Raise `ApiError` (400) if a request asks for more log-probabilities than allowed."""
         limit = self._max_logprobs
         if num_logprobs > limit:
             raise invalid(f"'{field}' must not exceed {limit}.", field, "invalid_value")
@@ -134,7 +134,7 @@ class Planner:
         returnable: int | None,
         prompt_field: str,
     ) -> list[int]:
-        """Each prompt's `max_tokens`; all sequences may return `returnable` tokens (None: any)."""
+        """Return each prompt's `max_tokens`; `returnable` limits all sequences together."""
         if returnable is not None:
             each = max(returnable // (len(prompts) * fields.n), fields.min_tokens, 1)
             default = min(default or each, each)
@@ -156,7 +156,7 @@ class Planner:
     def _truncated(
         self, prompt: list[int], fields: SamplingFields, max_tokens: int | None
     ) -> list[int]:
-        """The prompt's last tokens, by `truncate_prompt_tokens`."""
+        """Return the last tokens of a prompt, as `truncate_prompt_tokens` says."""
         kept = fields.truncate_prompt_tokens
         if kept is None:
             return prompt
@@ -173,12 +173,12 @@ class Planner:
         *,
         prompt_field: str,
     ) -> int:
-        """The number of tokens that the answer may have.
+        """Return the number of tokens that the answer may have.
 
-        Raises `ApiError`: 400 when they do not fit, 503 before the first pipeline was ready.
+        Raises `ApiError`: 400 if they do not fit, 503 before the first pipeline was ready.
         """
         ready = self._client.ready
-        if ready is None:  # it may have gone while the prompts were read
+        if ready is None:  # the engine may have been lost while the prompts were read
             if max_tokens != 0:
                 self._client.check_known()
             return 0
@@ -198,7 +198,7 @@ class Planner:
         return space if default is None else min(default, space)
 
     async def _spelt(self, words: Sequence[str], *, patient: bool) -> tuple[bytes, ...]:
-        """The tokens of all spellings of the words. Raises `ApiError` (429)."""
+        """Return the tokens of all spellings of the words. Raises `ApiError` (429)."""
         return await self._tokenizer.run(
             2 * sum(map(len, words)),
             lambda: tuple(pack(ids) for word in words for ids in self._spellings(word)),
@@ -206,7 +206,7 @@ class Planner:
         )
 
     def _spellings(self, word: str) -> set[tuple[int, ...]]:
-        """A word's tokens at the beginning of a text and after a space."""
+        """Return the tokens of a word at the beginning of a text and after a space."""
         texts = {word, " " + word.lstrip(" ")}
         spellings = {tuple(self._tokenizer.encode_plain(text)) for text in texts}
         return {ids for ids in spellings if ids}
@@ -239,7 +239,7 @@ def _sampling(
 
 
 def _check_copies(sampling: Sampling, copies: int) -> None:
-    """Raise `ApiError` (400) where lists of tokens are too much for as many sequences."""
+    """Raise `ApiError` (400) if lists of tokens are too large for this number of sequences."""
     sizes = {
         "allowed_token_ids": len(sampling.allowed_token_ids),
         "bad_words": sum(map(len, sampling.bad_words)),
@@ -252,7 +252,7 @@ def _check_copies(sampling: Sampling, copies: int) -> None:
 
 
 def _check_choice(fields: SamplingFields, sampling: Sampling, stop_ids: Set[int]) -> None:
-    """Raise `ApiError` (400) where no token is left for the first one to be."""
+    """Raise `ApiError` (400) if the fields exclude every possible first token."""
     if not fields.allowed_token_ids:
         return
     banned = {array("i", word)[0] for word in sampling.bad_words if len(word) == len(pack([0]))}

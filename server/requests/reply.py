@@ -1,4 +1,4 @@
-"""The reply: one prepared request, and how its endpoint renders it."""
+"""The reply: a prepared request, and the rendering of its output."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,24 +9,24 @@ from server.requests.generation import Generation, Piece
 
 
 class Rendering(Protocol):
-    """How one endpoint renders a generation: as the events of a stream, or as a whole answer."""
+    """Renders the generations of one endpoint, as the events of a stream or as a whole answer."""
 
     reply_id: str
 
     def opening(self) -> bytes:
-        """The events that need nothing from the engine."""
+        """Return the events that need no output of the engine."""
 
     def chunk(self, piece: Piece) -> bytes:
-        """The events of one piece."""
+        """Return the events of one piece."""
 
     def usage(self, usage: dict[str, Any]) -> bytes:
-        """The event after the last choice where the usage was asked for."""
+        """Return the event after the last choice, if the request asked for the usage."""
 
     def take(self, piece: Piece) -> None:
         """Collect a piece of a whole answer."""
 
     def whole(self, usage: dict[str, Any]) -> bytes:
-        """The collected answer's JSON."""
+        """Return the JSON of the collected answer."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Reply:
     deadline: Deadline = NO_DEADLINE
 
     async def whole(self) -> bytes:
-        """Generate to the end; the JSON of the answer.
+        """Generate to the end, and return the JSON of the answer.
 
-        Raises `ApiError`: 500 when the engine gives up on it, 408 at its deadline.
+        Raises `ApiError`: 500 if the engine gives up on the request, 408 at its deadline.
         """
         self.generation.wait_for_ends()
         async with self.deadline.kept(), self.generation as generation:

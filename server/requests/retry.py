@@ -1,6 +1,6 @@
-"""The retry: an offline request is repeated until it succeeds or is itself at fault.
+"""The retry: repeats an offline request until it succeeds or its error is its own fault.
 
-A missing engine is not the request's fault: the retry waits for it.
+A missing engine is not the fault of the request, so the retry waits for an engine.
 """
 
 import asyncio
@@ -10,9 +10,9 @@ from typing import TypeVar
 from server.http.errors import ApiError
 from server.requests.engine_client import EngineClient
 
-# Meanwhile a lost engine is detected and replaced.
+# The pause before a retry, in which a lost engine is detected and replaced.
 RETRY_S = 1.0
-# Failures of one request while the engine was not replaced.
+# The number of failures of one request while the engine was not replaced.
 MAX_FAILURES = 3
 
 Answer = TypeVar("Answer")
@@ -25,7 +25,7 @@ async def ask_until_final(
     wait_open: Callable[[], Awaitable[None]] | None = None,
     on_retry: Callable[[], None] = lambda: None,
 ) -> Answer:
-    """The result of `ask`. Raises the `ApiError` that is the request's own fault.
+    """Return the result of `ask`. Raises an `ApiError` that is the fault of the request.
 
     `wait_open` is awaited before each try; the default waits for the engine.
     """

@@ -1,1 +1,1 @@
-"""How answers look: events of a stream, whole answers, log-probabilities."""
+"""Rendering: converts output to the events of a stream, whole answers and log-probabilities."""

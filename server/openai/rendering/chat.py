@@ -21,7 +21,7 @@ from server.text.tokenizer import Tokenizer
 
 @dataclass(slots=True)
 class _CollectedMessage:
-    """One choice's message so far; streams keep only the parser's state."""
+    """The message of one choice so far; for streams, only the state of the parser."""
 
     parser: MessageParser
     reasoning: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class _CollectedMessage:
     ending: dict[str, Any] = field(default_factory=dict)
 
 
-# Fields that decide what an answer contains.
+# The request fields that determine the contents of an answer.
 _SHOWN = (
     "include_reasoning",
     "logprobs",
@@ -45,9 +45,10 @@ _SHOWN = (
 
 
 class ChatRendering:
-    """One chat completion; `parser` makes a choice's parser where there may be more than content.
+    """Renders one chat completion; `parser` creates a choice's parser if there is one.
 
-    `echo` is the beginning of the message that the prompt already contains, where it is returned.
+    `echo` is the beginning of the message that the prompt already contains, if the request asks to
+    return it.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class ChatRendering:
         )
 
     def opening(self) -> bytes:
-        """Each choice's role, and the text that it continues where that is returned."""
+        """Return the event with the role of each choice, and with the echoed text if any."""
         delta = {"role": "assistant", "content": self._echo}
         prompt: dict[str, Any] = {}
         if self._request.return_token_ids:
@@ -87,7 +88,7 @@ class ChatRendering:
         return b"".join(events)
 
     def chunk(self, piece: Piece) -> bytes:
-        """The event for one piece; empty while its text may still become a tool call."""
+        """Return the event for one piece; empty while its text may still become a tool call."""
         if self._is_plain and piece.finish_reason is None:
             return self._frame.text(piece.choice_index, piece.text)
         message = self._messages[piece.choice_index]
@@ -102,7 +103,7 @@ class ChatRendering:
         return self._event({"index": piece.choice_index, "delta": delta} | beside)
 
     def usage(self, usage: dict[str, Any]) -> bytes:
-        """The event that follows the last choice: no choices, but the token counts."""
+        """Return the event after the last choice, which has the token counts and no choices."""
         return self._frame.no_choice({"usage": usage})
 
     def take(self, piece: Piece) -> None:
@@ -123,7 +124,7 @@ class ChatRendering:
         message.ending = self._ending(message, piece)
 
     def whole(self, usage: dict[str, Any]) -> bytes:
-        """The collected answer's JSON."""
+        """Return the JSON of the collected answer."""
         body = self._head | {
             "choices": [self._choice(i, message) for i, message in enumerate(self._messages)],
             "usage": usage,

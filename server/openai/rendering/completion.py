@@ -19,19 +19,19 @@ from server.text.tokenizer import Tokenizer
 
 @dataclass(slots=True)
 class _Collected:
-    """One choice of a whole answer so far."""
+    """The text and fields of one choice of a whole answer so far."""
 
     texts: list[str] = field(default_factory=list)
     extras: list[dict[str, Any]] = field(default_factory=list)
     ending: dict[str, Any] = field(default_factory=dict)
 
 
-# Fields that decide what an answer contains.
+# The request fields that determine the contents of an answer.
 _SHOWN = ("logprobs", "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids")
 
 
 class CompletionRendering:
-    """One completion; `echoes` holds the text of each prompt where it is returned."""
+    """Renders one completion; `echoes` has the text of each prompt if it is returned."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class CompletionRendering:
         self._collected: dict[int, _Collected] = {}
 
     def opening(self) -> bytes:
-        """The echoed prompts, or the whole answer where no token is asked for."""
+        """Return the echoed prompts, or the whole answer if the request asks for no token."""
         return b"".join(map(self.chunk, self._known_pieces()))
 
     def chunk(self, piece: Piece) -> bytes:
-        """The event for one piece."""
+        """Return the event for one piece."""
         if self._is_plain and piece.finish_reason is None:
             return self._frame.text(piece.choice_index, piece.text)
         text, extras = self._shown(piece)
@@ -74,7 +74,7 @@ class CompletionRendering:
         return self._frame.choice(choice | _ending(piece))
 
     def usage(self, usage: dict[str, Any]) -> bytes:
-        """The event that follows the last choice: no choices, but the token counts."""
+        """Return the event after the last choice, which has the token counts and no choices."""
         return self._frame.no_choice({"usage": usage})
 
     def take(self, piece: Piece) -> None:
@@ -88,7 +88,7 @@ class CompletionRendering:
             collected.ending = _ending(piece)
 
     def whole(self, usage: dict[str, Any]) -> bytes:
-        """The collected answer's JSON."""
+        """Return the JSON of the collected answer."""
         known = self._known_pieces()
         for piece in known:
             if piece.finish_reason is not None:
@@ -106,7 +106,7 @@ class CompletionRendering:
         return self._collected.setdefault(index, _Collected())
 
     def _known_pieces(self) -> list[Piece]:
-        """Pieces that need nothing from the engine."""
+        """Return the pieces that need no output of the engine."""
         is_all = not any(self._plan.max_tokens)
         echoes_now = bool(self._echoes) and not self._echoes_late
         if not is_all and not echoes_now:
@@ -121,7 +121,7 @@ class CompletionRendering:
         return self._echoes[index // self._plan.n] if self._echoes else ""
 
     def _shown(self, piece: Piece) -> tuple[str, dict[str, Any]]:
-        """The piece's text and the fields beside it."""
+        """Return the text of a piece and the fields next to it."""
         if self._is_plain:
             return piece.text, {}
         request, index = self._request, piece.choice_index
@@ -138,7 +138,7 @@ class CompletionRendering:
         return text, extras
 
     def _of_prompt(self, piece: Piece) -> dict[str, Any]:
-        """The fields about a choice's prompt, on its first piece."""
+        """Return the fields about a choice's prompt, which the first piece of the choice has."""
         request, index, tokenizer = self._request, piece.choice_index, self._tokenizer
         prompt = self._plan.prompts[index // self._plan.n]
         extras: dict[str, Any] = {}
@@ -147,7 +147,7 @@ class CompletionRendering:
             logprobs = CompletionLogprobsBuilder(self._name, request.logprobs, own)
             self._logprobs[index] = logprobs
             if self._echoes:
-                # Special tokens are in the text of a prompt that was given as tokens.
+                # If a prompt was given as tokens, its text includes special tokens.
                 detokenizer = tokenizer.detokenizer(skip_special_tokens=self._has_text_prompts)
                 extras["logprobs"] = logprobs.of_prompt(
                     prompt, piece.scores, self._echo(index), detokenizer
@@ -161,7 +161,7 @@ class CompletionRendering:
         return extras
 
     def _name(self, token_id: int) -> str:
-        """How a token is written."""
+        """Return the text that represents a token."""
         if self._request.return_tokens_as_token_ids:
             return f"token_id:{token_id}"
         return self._tokenizer.pieces.name(token_id)
@@ -175,7 +175,7 @@ def _ending(piece: Piece) -> dict[str, Any]:
 
 
 def _joined(extras: list[dict[str, Any]]) -> dict[str, Any]:
-    """The fields beside each piece, concatenated."""
+    """Concatenate the fields next to the text of each piece."""
     joined: dict[str, Any] = {}
     for fields in extras:
         for name, value in fields.items():

@@ -1,4 +1,4 @@
-"""Log-probabilities as clients receive them: OpenAI's two forms, and vLLM's for prompts."""
+"""Log-probabilities in the response: OpenAI's two formats, and vLLM's format for prompts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ _encode = msgspec.json.Encoder().encode
 
 
 class CompletionLogprobsBuilder:
-    """The `logprobs` of one choice of a completion, as far as its tokens have come.
+    """Builds the `logprobs` of one choice of a completion while its tokens arrive.
 
-    A token's offset is where its text begins in the choice's text; tokens that form one character
-    share its offset. `None` stands for a prompt's first token, for which the model makes no
-    prediction. `name` returns how a token is written.
+    The offset of a token is the position of its text in the text of the choice; tokens that form
+    one character have the same offset. The first token of a prompt has `None`, because the model
+    does not predict it. `name` returns the text that represents a token.
     """
 
     def __init__(self, name: Callable[[int], str], num_tops: int, detokenizer: Detokenizer) -> None:
@@ -33,7 +33,7 @@ class CompletionLogprobsBuilder:
         text: str,
         detokenizer: Detokenizer,
     ) -> dict[str, list[Any]]:
-        """Of a prompt that is echoed as `text`."""
+        """Return the `logprobs` of a prompt that is echoed as `text`."""
         offsets = self._offsets(token_ids, detokenizer)
         self._offset = len(text)
         return {
@@ -44,7 +44,7 @@ class CompletionLogprobsBuilder:
         }
 
     def of(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, list[Any]]:
-        """Of the next tokens."""
+        """Return the `logprobs` of the next tokens."""
         token_ids = [position.token_id for position in logprobs]
         return {
             "tokens": [self._name(token_id) for token_id in token_ids],
@@ -61,7 +61,7 @@ class CompletionLogprobsBuilder:
         return offsets
 
     def _tops(self, position: TokenLogprobs) -> dict[str, float]:
-        """By name; of tokens with equal names, the likeliest."""
+        """Return log-probabilities by name; if tokens have equal names, that of the most likely."""
         tops: dict[str, float] = {}
         for token_id, logprob in (
             *position.tops[: self._num_tops],
@@ -73,7 +73,7 @@ class CompletionLogprobsBuilder:
 
 
 def chat_logprobs(logprobs: Sequence[TokenLogprobs], pieces: TokenPieces) -> list[msgspec.Raw]:
-    """The `logprobs.content` of a chat's choice, one for each token, in JSON."""
+    """Return the `logprobs.content` of a chat choice: one JSON object for each token."""
     return [
         _encoded(
             _chat_token(position.token_id, position.logprob, pieces)
@@ -86,7 +86,7 @@ def chat_logprobs(logprobs: Sequence[TokenLogprobs], pieces: TokenPieces) -> lis
 def prompt_logprobs(
     logprobs: Sequence[TokenLogprobs], num_tops: int, pieces: TokenPieces
 ) -> list[msgspec.Raw | None]:
-    """vLLM's `prompt_logprobs`: for each token but the first, its candidates by token id."""
+    """Return vLLM's `prompt_logprobs`: for each token except the first, candidates by token id."""
     return [None] + [
         _encoded(
             {
@@ -103,5 +103,5 @@ def _chat_token(token_id: int, logprob: float, pieces: TokenPieces) -> dict[str,
 
 
 def _encoded(fields: dict[str, Any]) -> msgspec.Raw:
-    """As JSON, which takes 90 bytes where objects took 270: an answer may have a million."""
+    """Encode as JSON, which takes 90 bytes instead of 270; an answer may have a million tokens."""
     return msgspec.Raw(_encode(fields))

@@ -1,10 +1,10 @@
 """Server-sent events: the frame of a stream's events, and the sink that writes them.
 
 Waking a task for each token of each stream, and passing every event through the layers of an ASGI
-application, costs more than everything else that is done for a token. So where the connection
-allows it, the receiver of a burst of tokens calls the streams' writers one after the other
-(`server.requests.output_coalescing`), and each writes its events to its connection at once. The
-stream's task sleeps until there is something to wait for: its end, or a client that reads slowly.
+application, costs more than the rest of the work for a token. So if the connection allows it, the
+receiver of a burst of tokens calls the writers of the streams one after the other
+(`server.requests.output_coalescing`), and each of them immediately writes its events to its
+connection. The task of a stream sleeps until the stream ends or the client reads too slowly.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class EventFrame:
-    """The part that all events of one stream share, encoded once so that an event costs little.
+    """The part that all events of a stream have in common, encoded only once to save CPU time.
 
     `around_text` is the JSON before and after the text of a choice that has no other fields.
     """
@@ -45,7 +45,7 @@ class EventFrame:
         self._after_text = after_text + b',"logprobs":null,"finish_reason":null}' + self._suffix
 
     def text(self, index: int, text: str) -> bytes:
-        """The event of a choice's new text; most events are of this kind, built without a model."""
+        """Return the event for new text only; most events are of this kind, so it is fast."""
         return b'%b{"index":%d,%b%b%b' % (
             self._prefix,
             index,
@@ -55,25 +55,25 @@ class EventFrame:
         )
 
     def choice(self, choice: dict[str, Any], beside: dict[str, Any] | None = None) -> bytes:
-        """The event of a choice, with the fields `beside` the choices."""
+        """Return the event of a choice, with the fields `beside` next to the choices."""
         if not beside:
             return self._prefix + _encode(choice) + self._suffix
         return self._prefix + _encode(choice) + b"]," + _encode(beside)[1:-1] + self._suffix[1:]
 
     def no_choice(self, fields: dict[str, Any]) -> bytes:
-        """An event without choices, such as the usage."""
+        """Return an event without choices, such as the usage."""
         return self._prefix + b"]," + _encode(fields)[1:] + b"\n\n"
 
 
 def error_event(error: ApiError) -> bytes:
-    """The event for a failure after the stream has begun."""
+    """Return the event for a failure after the stream has begun."""
     return b"data: " + error.body() + b"\n\n"
 
 
 async def write_events(reply: Reply, connection: Connection | None, send: Send) -> bytes:
-    """Write the events of all pieces; returns those to be written before the end.
+    """Write the events of all pieces; return the last events, which the caller must write.
 
-    Raises `ApiError` as the generation does. Without a chunked `connection`, events are sent one by
+    Raises the `ApiError` of the generation. Without a chunked `connection`, events are sent one by
     one through ASGI.
     """
     generation, rendering = reply.generation, reply.rendering
@@ -112,7 +112,7 @@ class DirectWriter:
         """Write until the generation's end. Raises what `Generation.take_pieces` raises."""
         self._generation.listen(self._on_output)
         try:
-            self._on_output()  # something may have arrived before
+            self._on_output()  # output may have arrived before
             while self._generation.num_unfinished or self._long:
                 await self._wake.wait()
                 self._wake.clear()
@@ -124,15 +124,15 @@ class DirectWriter:
                 else:
                     self._write()
         finally:
-            # After the stream the connection belongs to another request.
+            # After the stream, another request may use the connection.
             self._generation.listen(None)
 
     def _on_output(self) -> None:
-        """There are new tokens, or an end."""
+        """Handle new tokens or an end."""
         if not self._connection.is_paused and not self._long:
             try:
                 self._write()
-            # Raised again in the stream's own task, where it can be answered.
+            # Raised again in the stream's own task, which can send an error event.
             except Exception as error:
                 self._error = error
         if self._error or self._connection.is_paused or self._generation.has_ended:
@@ -151,7 +151,7 @@ class DirectWriter:
         if events := await self._generation.render(num_logprobs(self._long), work):
             self._connection.write(events)
         self._long = []
-        self._wake.set()  # something may have arrived meanwhile
+        self._wake.set()  # output may have arrived meanwhile
 
 
 def _events_of(rendering: Rendering, pieces: Iterable[Piece]) -> bytes:

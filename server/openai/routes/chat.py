@@ -33,7 +33,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Chat(Endpoint[ChatRequest]):
-    """The endpoint."""
+    """The chat endpoint."""
 
     path = "/v1/chat/completions"
 
@@ -116,7 +116,7 @@ class Chat(Endpoint[ChatRequest]):
         return plan, rendering
 
     def _tool_choice(self, request: ChatRequest) -> ToolChoice:
-        """The tools. Raises `ApiError` (400), also where the prompt would not show them."""
+        """Return the tool choice. Raises `ApiError` (400), also if the prompt omits the tools."""
         choice = tool_choice(request)
         is_free = choice.shown and not choice.is_forced
         if is_free and not self._template.takes_tools(request.chat_template):
@@ -130,10 +130,10 @@ class Chat(Endpoint[ChatRequest]):
     async def _grammar(
         self, request: ChatRequest, choice: ToolChoice, *, opened: bool, patient: bool
     ) -> str:
-        """The grammar that the answer must follow, empty for none. Raises `ApiError`.
+        """Return the grammar that the answer must follow; empty for none. Raises `ApiError`.
 
-        Where tools may be called, `response_format` applies to answers without calls. Reasoning
-        precedes both where the prompt has opened it.
+        If tools may be called, `response_format` applies to answers without calls. If the prompt
+        has opened the reasoning, the reasoning comes before answers and calls.
         """
         param = request.grammar_param
         grammar = await self._grammars.check(request.grammar, param, patient=patient)
@@ -142,7 +142,7 @@ class Chat(Endpoint[ChatRequest]):
         if call_format is not None and (grammar or choice.is_forced):
             _check_schemas(request, choice)
             several = request.parallel_tool_calls
-            # Next to an answer in JSON, calls must allow the same white space.
+            # If the answer may also be JSON, calls must allow the same white space.
             whitespace = None if choice.is_forced else grammar_text.WHITESPACE
             calls = call_format.grammar(
                 choice.schemas, special_tokens, several=several, whitespace=whitespace
@@ -162,7 +162,7 @@ class Chat(Endpoint[ChatRequest]):
     async def _check_each_tool(
         self, request: ChatRequest, choice: ToolChoice, call_format: CallFormat, *, patient: bool
     ) -> None:
-        """Raise `ApiError` (400) naming the first tool whose grammar fails by itself."""
+        """Raise `ApiError` (400) for the first tool with a grammar that fails by itself."""
         schemas = dict(choice.schemas)
         for index, tool in enumerate(request.tools):
             if (name := tool.function.name) in schemas:
@@ -172,7 +172,7 @@ class Chat(Endpoint[ChatRequest]):
                 await self._grammars.check(single, parameters_param(index), patient=patient)
 
     def _with_markers(self, request: ChatRequest, choice: ToolChoice) -> ChatRequest:
-        """Keep special tokens in the text where the parsers look for some of them."""
+        """Keep special tokens in the text if the parsers search for some of them."""
         markers = self._formats.markers(self._formats.of_calls(choice))
         if markers.isdisjoint(self._tokenizer.special_tokens):
             return request
@@ -180,7 +180,7 @@ class Chat(Endpoint[ChatRequest]):
 
 
 def _check_schemas(request: ChatRequest, choice: ToolChoice) -> None:
-    """Raise `ApiError` (400) where a schema, or all of them, are too large to be checked."""
+    """Raise `ApiError` (400) if a schema, or all schemas together, are too large to check."""
     sizes = {name: len(_encode(schema)) for name, schema in choice.schemas}
     for index, tool in enumerate(request.tools):
         check_text(sizes.get(tool.function.name, 0), parameters_param(index))
@@ -188,7 +188,7 @@ def _check_schemas(request: ChatRequest, choice: ToolChoice) -> None:
 
 
 def _effort(request: ChatRequest) -> dict[str, Any]:
-    """The reasoning effort, as the two variables that chat templates use for it."""
+    """Return the reasoning effort as the two variables that chat templates use for it."""
     if request.reasoning_effort is None:
         return {}
     if request.reasoning_effort == "none":

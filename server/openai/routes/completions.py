@@ -26,7 +26,7 @@ from server.text.tokenizer import Tokenizer
 
 
 class Completions(Endpoint[CompletionRequest]):
-    """The endpoint."""
+    """The completions endpoint."""
 
     path = "/v1/completions"
 
@@ -93,7 +93,7 @@ class Completions(Endpoint[CompletionRequest]):
         return plan, rendering
 
     async def _read_prompts(self, request: CompletionRequest, *, patient: bool) -> list[list[int]]:
-        """Each prompt's token ids. Raises `ApiError` (400, 429)."""
+        """Return the token ids of each prompt. Raises `ApiError` (400, 429)."""
         prompts = _as_list(request.prompt)
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         token_ids = [prompt for prompt in prompts if not isinstance(prompt, str)]
@@ -108,7 +108,7 @@ class Completions(Endpoint[CompletionRequest]):
     async def _echoes(
         self, request: CompletionRequest, prompts: Sequence[Sequence[int]], *, patient: bool
     ) -> list[str]:
-        """The text of each prompt where it is echoed. Raises `ApiError` (429)."""
+        """Return the text of each prompt if it is echoed. Raises `ApiError` (429)."""
         if not request.echo:
             return []
         if request.has_text_prompts and request.truncate_prompt_tokens is None:
@@ -120,7 +120,7 @@ class Completions(Endpoint[CompletionRequest]):
 
 
 def _as_list(prompt: str | list[str] | list[int] | list[list[int]]) -> Sequence[str | list[int]]:
-    """One prompt or several, as a list. Lists hold one kind of item, so the first one decides."""
+    """Return the prompts as a list; the first item shows the kind of all items of a list."""
     if isinstance(prompt, str):
         return [prompt]
     if prompt and isinstance(prompt[0], int):

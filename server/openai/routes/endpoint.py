@@ -35,13 +35,13 @@ class Endpoint(ABC, Generic[Fields]):
         self._generations = generations
 
     async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
-        """The reply to one request; `offline` work is not counted in a queue.
+        """Prepare the reply to one request; `offline` work is not counted in a queue.
 
-        No other code runs between this function's return and an immediate submission, so that what
-        was admitted still fits into the queue.
+        No other task runs between the return of this function and an immediate submission, so an
+        admitted request still fits into the queue.
 
-        Raises `ApiError`: 4xx for a request that is at fault, 429 where the queue is full, 503
-        before the first pipeline was ready, 408 at the request's deadline.
+        Raises `ApiError`: 4xx for an invalid request, 429 if the queue is full, 503 before the
+        first pipeline was ready, 408 at the deadline of the request.
         """
         fields = self._parse(body)
         self._planner.check_model(fields.model)
@@ -63,21 +63,21 @@ class Endpoint(ABC, Generic[Fields]):
 
     @abstractmethod
     def _parse(self, body: bytes) -> Fields:
-        """The body's fields. Raises `ApiError` (400)."""
+        """Parse the fields of a body. Raises `ApiError` (400)."""
 
     @abstractmethod
     def _num_sequences(self, fields: Fields) -> int:
-        """The number of sequences that it asks for. Raises `ApiError` (400)."""
+        """Return the number of requested sequences. Raises `ApiError` (400)."""
 
     @abstractmethod
     def _needs_engine(self, fields: Fields) -> bool:
-        """Whether it asks for any token."""
+        """Return whether the request asks for any token."""
 
     @abstractmethod
     async def _plan(
         self, fields: Fields, num_bytes: int, *, offline: bool
     ) -> tuple[Plan, Rendering]:
-        """The plan and how its output is rendered; `num_bytes` is the body's size.
+        """Return the plan and the rendering of its output; `num_bytes` is the size of the body.
 
         Raises `ApiError`.
         """

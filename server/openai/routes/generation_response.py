@@ -1,7 +1,7 @@
-"""The answer: prepares one request and writes the response, whole or as a stream of events.
+"""The generation response: prepares a request and writes its answer, whole or as a stream.
 
-It ends when its client disconnects. A stream that has begun ends with `[DONE]`, unless its client
-has left.
+The response ends when the client disconnects. A stream that has begun ends with `[DONE]`, unless
+the client has disconnected.
 """
 
 import logging
@@ -22,18 +22,18 @@ from server.openai.routes.endpoint import Endpoint
 from server.openai.routes.request_log import log_request
 from server.requests.reply import Reply
 
-# Of requests that were admitted.
+# The outcome of an admitted request, by the status of its error.
 _OUTCOMES = {408: "timeout", 500: "error"}
 
 logger = logging.getLogger("tdpipe")
 
 
 class GenerationResponse(Response):
-    """The answer of an endpoint to one body.
+    """The response of an endpoint to one body.
 
-    `body_memory` is left once the request is prepared; its body is then no longer needed. Raises
-    `ApiError` while nothing has been sent: the request was refused, or a whole answer could not be
-    completed.
+    `body_memory` is released once the request is prepared, because the body is no longer needed.
+    Raises `ApiError` if nothing has been sent yet: the request was refused, or a whole answer could
+    not be completed.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class GenerationResponse(Response):
         self._drain = drain
         self._log_requests = log_requests
         self._outcome = "error"
-        self._arrived_at: float | None = None  # None: it was refused before
+        self._arrived_at: float | None = None  # None if the request was refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the response, unless the client disconnects."""
@@ -77,7 +77,7 @@ class GenerationResponse(Response):
     async def _answer(self, scope: Scope, send: Send) -> None:
         try:
             reply = await self._prepare()
-        except OSError as error:  # not from `send`, where it would mean that the client has left
+        except OSError as error:  # not from `send`: there it means that the client disconnected
             raise RuntimeError("a request could not be prepared") from error
         self._arrived_at = reply.generation.arrived_at
         if self._log_requests:

@@ -1,4 +1,4 @@
-"""A generation route: POST a body to an endpoint, and get an answer, whole or as a stream."""
+"""A generation route: passes a POST body to an endpoint and returns the answer or a stream."""
 
 from contextlib import AsyncExitStack
 from typing import Any
@@ -20,8 +20,8 @@ from server.openai.routes.generation_response import GenerationResponse
 class GenerationRoute:
     """The route of one endpoint.
 
-    `request`, `response` and `chunk` are its models in the OpenAPI document, which shows `example`
-    whole and as a stream.
+    `request`, `response` and `chunk` are the models of the route in the OpenAPI document, which
+    shows `example` as a whole answer and as a stream.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class GenerationRoute:
         self._example, self._summary = example, summary
 
     def router(self) -> APIRouter:
-        """The route as FastAPI takes it."""
+        """Return the route as a FastAPI router."""
         router = APIRouter()
         router.add_api_route(
             self._endpoint.path,

@@ -96,7 +96,7 @@ class Operations:
         self._created = int(time.time())
 
     def router(self) -> APIRouter:
-        """The routes as FastAPI takes them."""
+        """Return the routes as a FastAPI router."""
         router = APIRouter()
         get = router.add_api_route
         get(
@@ -205,7 +205,7 @@ class Operations:
         )
 
     def _status(self, engine_age_s: float | None, stages: list[dict[str, Any]]) -> str:
-        """The status in a word or two."""
+        """Return the status in one or two words."""
         if engine_age_s is None:
             return "starting"
         if engine_age_s > SILENCE_S or not self._client.is_connected:

@@ -1,4 +1,4 @@
-"""The request log: each generation's lengths and settings, never its text."""
+"""The request log: logs the lengths and settings of each generation, never its text."""
 
 import logging
 
@@ -9,7 +9,7 @@ logger = logging.getLogger("tdpipe.requests")
 
 
 def log_request(reply: Reply, request_id: str) -> None:
-    """One line for one request. Stop strings and grammars are counted, not logged."""
+    """Log one line for one request; stop strings and grammars are only counted."""
     plan, sampling = reply.generation.plan, reply.generation.plan.sampling
     settings = {
         "prompts": len(plan.prompts),

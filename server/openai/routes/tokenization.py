@@ -1,4 +1,4 @@
-"""The tokenizer's routes: /tokenize and /detokenize, in vLLM's shapes.
+"""The routes of the tokenizer: /tokenize and /detokenize, in vLLM's format.
 
 Reference: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html#tokenizer-api
 """
@@ -86,7 +86,7 @@ class Tokenization:
         self._body_memory = body_memory
 
     def router(self) -> APIRouter:
-        """The routes as FastAPI takes them."""
+        """Return the routes as a FastAPI router."""
         router = APIRouter()
         for path, route, request, response, summary in (
             ("/tokenize", self.tokenize, TokenizeRequest, Tokenized, "A text's tokens"),

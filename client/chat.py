@@ -10,7 +10,7 @@ _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Chat; returns 0, 1 if the daemon refuses, 130 after Ctrl-C."""
+    """Chat; return 0, or 1 if the daemon refuses, or 130 after Ctrl-C."""
     flags = parser(
         "chat",
         "Chat with a running daemon. Every request contains the whole conversation. Ctrl-C ends an "
@@ -32,10 +32,10 @@ class ChatSession:
             self._say("system", system_prompt)
 
     def answer(self, daemon: RemoteDaemon, model: str, text: str) -> None:
-        """Print the answer to the user's next message; Ctrl-C may cut it short.
+        """Print the answer to the user's next message; Ctrl-C ends the answer early.
 
-        The conversation continues with the printed text. Raises `DaemonError`; without any printed
-        text the user's message is removed again.
+        The conversation continues with the printed text. If no text was printed, the user's message
+        is removed again. Raises `DaemonError`.
         """
         self._say("user", text)
         body = {"model": model, "messages": self.messages, **self._settings}
@@ -56,7 +56,7 @@ class ChatSession:
 
 
 def _pieces(choices: Iterator[dict[str, Any]]) -> Iterator[str]:
-    """The answer's text; reasoning is printed only in a terminal."""
+    """Yield the text of the answer; reasoning is printed only in a terminal."""
     thinks = False
     for choice in choices:
         delta = choice.get("delta", {})

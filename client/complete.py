@@ -8,7 +8,7 @@ DEFAULT_MAX_TOKENS = 256
 
 
 def main(argv: Sequence[str]) -> int:
-    """Complete a text; returns 0, 1 if the daemon refuses, 130 after Ctrl-C."""
+    """Complete a text; return 0, or 1 if the daemon refuses, or 130 after Ctrl-C."""
     flags = parser(
         "complete",
         "Complete a text with a running daemon. In a terminal, each line is a separate text; "

@@ -1,7 +1,7 @@
 """The offline interface `LLM`: the same engine and stages as in a daemon, without HTTP.
 
-The engine's connection runs in a separate thread with an event loop, so that the caller may be a
-script, or a notebook with an event loop of its own.
+The connection to the engine runs in a separate thread with its own event loop, so that the class
+works in scripts and in notebooks, which already have an event loop.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ _MESSAGES = TypeAdapter(list[ChatMessage])
 class LLM:
     """A model that runs inside a `with` block; its processes end with the block.
 
-    `settings` have the names of those of `tdpipe serve`. The constructor raises `ConfigError` for
+    `settings` have the same names as in `tdpipe serve`. The constructor raises `ConfigError` for
     invalid settings; entering the block raises `OfflineEngineError` if the model cannot be loaded.
     """
 
@@ -91,7 +91,7 @@ class LLM:
         *,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Complete one prompt or several, strings or token ids; returns their outputs in order.
+        """Complete one prompt or several (strings or token ids); return the outputs in order.
 
         A single `params` applies to all prompts; a list must have one for each prompt. Raises
         `ValueError` for an invalid prompt or params, before anything is generated for that prompt,
@@ -188,7 +188,7 @@ class LLM:
         return output
 
     def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run `work` in the loop's thread; it is cancelled if the caller is interrupted."""
+        """Run `work` in the loop's thread, and cancel it if the caller is interrupted."""
         if self._loop is None or not self._thread.is_alive():
             work.close()
             raise RuntimeError("an LLM can only be used inside its `with` block")
@@ -274,7 +274,7 @@ def _leaf_errors(error: BaseException) -> Iterator[BaseException]:
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[str | list[int]]:
-    """One prompt or several, as a list of strings or lists of token ids. Raises `ValueError`."""
+    """Convert prompts to a list of strings or lists of token ids. Raises `ValueError`."""
     if isinstance(prompts, str | dict):
         return [_plain_prompt(prompts)]
     each: list[Any] = list(prompts)
@@ -283,7 +283,7 @@ def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[str | list[int]]:
 
 
 def _plain_prompt(prompt: Any) -> str | list[int]:
-    """A prompt as a string or token ids; vLLM's dictionaries are accepted too."""
+    """Convert a prompt to a string or token ids; vLLM's dictionaries are accepted too."""
     if isinstance(prompt, dict):
         given = [prompt[key] for key in ("prompt_token_ids", "prompt") if key in prompt]
         if len(given) != 1 or len(prompt) != 1:
@@ -300,7 +300,7 @@ def _plain_prompt(prompt: Any) -> str | list[int]:
 def _as_conversations(
     messages: Sequence[Message] | Sequence[Sequence[Message]],
 ) -> list[Iterable[Message]]:
-    """One conversation or several, as a list. Raises `ValueError` for an invalid message."""
+    """Return the conversations as a list. Raises `ValueError` for an invalid message."""
     each: list[Any] = list(messages)
     conversations = [each] if each and isinstance(each[0], dict) else each
     for conversation in conversations:
@@ -311,7 +311,7 @@ def _as_conversations(
 def _for_each(
     params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
 ) -> list[SamplingParams]:
-    """The params of each prompt. Raises `ValueError` for a wrong type or number."""
+    """Return the params of each prompt. Raises `ValueError` for a wrong type or number."""
     if isinstance(params, dict) or not isinstance(params, SamplingParams | Sequence | None):
         raise ValueError(f"params must be SamplingParams, not {type(params).__name__}")
     if params is None or isinstance(params, SamplingParams):

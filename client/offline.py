@@ -4,7 +4,7 @@
                    +-- stages    python -m workers         torchrun and one process per stage
                    +-- predictor python -m predictor       the encoder, if one predicts lengths
 
-These are the daemon's processes, with the same restarts and the same shutdown.
+These are the same processes as in the daemon, with the same restarts and the same shutdown.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class OfflineEngine:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._stack = AsyncExitStack()
-        self._tasks: list[asyncio.Task[None]] = []  # each ends only by failing or when cancelled
+        self._tasks: list[asyncio.Task[None]] = []  # each ends only if it fails or is cancelled
 
     async def __aenter__(self) -> Self:
         """Start, and wait until the engine is ready. Raises `OfflineEngineError`."""
@@ -73,10 +73,10 @@ class OfflineEngine:
         await self._stack.aclose()
 
     async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """The result of `work`; if the engine fails for good, cancels it and raises
-        `OfflineEngineError`.
+        """Run `work`, and return its result.
 
-        An engine or stage that is restarted does not count: requests wait for it.
+        If the engine fails permanently, `work` is cancelled and `OfflineEngineError` is raised. If
+        an engine or stage is restarted, requests wait for it.
         """
         assert self._tasks, "only inside the block"
         working = asyncio.ensure_future(work)
@@ -92,9 +92,9 @@ class OfflineEngine:
         return working.result()
 
     def endpoints(self) -> Endpoints:
-        """The daemon's endpoints on this engine, valid until the block ends.
+        """Build the daemon's endpoints for this engine, which are valid until the block ends.
 
-        Raises `ChatTemplateError` when the file with the chat template cannot be used.
+        Raises `ChatTemplateError` if the file with the chat template cannot be used.
         """
         endpoints = build_endpoints(
             self.config, self.client, self.tokenizer, self.metrics, self.predictor
@@ -103,7 +103,7 @@ class OfflineEngine:
         return endpoints
 
     async def _start(self, stack: AsyncExitStack) -> None:
-        # The processes are forked here, where tokenizers may have used threads before.
+        # The processes are forked here, and tokenizers may have used threads in this process.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         children = Children(
             self.config.pipeline,
@@ -111,7 +111,8 @@ class OfflineEngine:
             self.config.runtime.folder,
             ("engine", "stages"),
         )
-        # Not on the event loop: stopping waits for them, while the client still sends messages.
+        # Not on the event loop: stopping waits for the processes, and the client still has to send
+        # messages meanwhile.
         stack.push_async_callback(asyncio.to_thread, children.stop)
         children.start()
         self.client = EngineClient(
@@ -139,7 +140,7 @@ class OfflineEngine:
 
 
 async def _watch(children: Children) -> None:
-    """Restart dead processes. Raises `OfflineEngineError` when the restart limit is reached."""
+    """Restart dead processes. Raises `OfflineEngineError` if the restart limit is reached."""
     while True:
         try:
             children.look()
@@ -149,7 +150,7 @@ async def _watch(children: Children) -> None:
 
 
 async def _end(task: asyncio.Task[None]) -> None:
-    """Cancel a task and wait; raising its error is left to `OfflineEngine.run`."""
+    """Cancel a task and wait for it; `OfflineEngine.run` raises its error, if any."""
     task.cancel()
     await asyncio.wait((task,))
     if not task.cancelled():

@@ -1,4 +1,4 @@
-"""The outputs of the offline interface, in the shape of vLLM's."""
+"""The outputs of the offline interface, with vLLM's classes and fields."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from server.text.token_pieces import TokenPieces
 
 @dataclass(frozen=True)
 class Logprob:
-    """A token's log-probability at one position; the most likely token has rank 1."""
+    """The log-probability of a token at one position; the most likely token has rank 1."""
 
     logprob: float
     rank: int

@@ -1,7 +1,8 @@
 """`tdpipe run-batch -i IN -o OUT [MODEL ...]`: answers a file of requests without a server.
 
-The lines are those of a batch, see `server.batches.storage.lines`. Answers are written as they
-arrive. Run again after an interruption, it continues with the requests that have no answer yet.
+The lines have the format of a batch, see `server.batches.storage.lines`. Answers are written as
+they arrive. If the command is run again after an interruption, it continues with the requests that
+have no answer yet.
 """
 
 import argparse
@@ -43,11 +44,11 @@ log = logging.getLogger("tdpipe")
 
 
 class UnusableFileError(Exception):
-    """Input or output cannot be used; the message has one line for each reason."""
+    """The input or the output cannot be used; the message has one line for each reason."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0 if all requests succeeded, 1 if not, 2 for invalid settings or files."""
+    """Run the command; return 0 if all requests succeeded, 1 if not, 2 for invalid input."""
     files, flags = _parser().parse_known_args(argv)
     try:
         config = loader.load(flags)
@@ -73,9 +74,9 @@ class BatchRun:
         self._num_requests = num_requests
 
     async def run(self) -> RequestCounts:
-        """Answer the requests without an answer; returns the counts of all answers.
+        """Run the requests that have no answer; return the counts of all answers.
 
-        Raises `OfflineEngineError`, and `UnusableFileError` when the output cannot be written.
+        Raises `OfflineEngineError`, and `UnusableFileError` if the output cannot be written.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -111,10 +112,9 @@ class BatchRun:
 
     @contextmanager
     def _progress(self, initial: int, client: EngineClient) -> Iterator[Callable[[], None]]:
-        """A progress bar with tokens per second and the time left; yields a function to call for
-        each answer.
+        """Show a progress bar; yields a function to call for each answer.
 
-        There is none with a JSON log.
+        The bar shows tokens per second and the remaining time. It is not shown with a JSON log.
         """
         interval_s = 0.5 if sys.stderr.isatty() else 30.0
         began_at, generated_before = time.monotonic(), client.num_generated
@@ -140,7 +140,7 @@ class BatchRun:
 
 
 def _answer(run: BatchRun) -> int:
-    """The exit code of a run."""
+    """Run, and return the exit code."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             counts = runner.run(run.run())
@@ -175,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_input(path: Path, config: Config) -> int:
-    """The number of its requests. Raises `UnusableFileError`."""
+    """Validate the input, and return the number of requests. Raises `UnusableFileError`."""
     if path.exists() and not path.is_file():
         raise UnusableFileError(f"{path} is not a regular file, which is needed to read it twice")
     rules = Rules(PATHS, set(config.model.names), config.server.limits.max_body_bytes)

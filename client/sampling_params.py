@@ -1,4 +1,4 @@
-"""The sampling parameters of the offline interface: HTTP's fields with the same validation."""
+"""The sampling parameters of the offline interface: the HTTP fields with their validation."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from pydantic import Field, field_validator, model_validator
 from server.openai.fields.completion import DEFAULT_MAX_TOKENS
 from server.openai.fields.sampling import SamplingFields
 
-# Fields about a connection, or about a request among others.
+# Fields that concern the connection, or a request's relation to other requests.
 _OF_HTTP = frozenset({"model", "stream", "stream_options", "service_tier", "priority", "user"})
 
 
 class SamplingParams(SamplingFields):
-    """Sampling and stop conditions of an answer, by vLLM's names.
+    """The sampling and stop conditions of an answer, with vLLM's names.
 
     Raises pydantic's `ValidationError`, a `ValueError`, for invalid values.
     """
@@ -28,7 +28,7 @@ class SamplingParams(SamplingFields):
     @field_validator("logit_bias", mode="before")
     @classmethod
     def _by_text(cls, biases: Any) -> Any:
-        """JSON's keys are strings, Python's may be numbers."""
+        """Convert keys to strings: keys are strings in JSON, but may be numbers in Python."""
         return {str(key): value for key, value in biases.items()} if biases else {}
 
     @model_validator(mode="before")
@@ -40,5 +40,5 @@ class SamplingParams(SamplingFields):
         return given
 
     def fields(self) -> dict[str, Any]:
-        """The given values, in the shape of the body of POST /v1/completions."""
+        """Return the given values as fields of the body of POST /v1/completions."""
         return self.model_dump(mode="json", exclude_unset=True, exclude_none=True)

@@ -22,11 +22,11 @@ _JSON = {"content-type": "application/json"}
 
 
 class DaemonError(Exception):
-    """The daemon is unreachable or refuses; the message is one line for the user."""
+    """The daemon is unreachable or refuses a request; the message is one line for the user."""
 
 
 class RemoteDaemon:
-    """A running daemon; use as `with`."""
+    """A connection to a running daemon; use it in a `with` statement."""
 
     def __init__(self, url: str, api_key: str | None = None, uds: str | None = None) -> None:
         base_url = url.rstrip("/").removesuffix("/v1")
@@ -53,7 +53,7 @@ class RemoteDaemon:
         self._client.close()
 
     def first_model(self) -> str:
-        """The name of the served model. Raises `DaemonError`."""
+        """Return the name of the served model. Raises `DaemonError`."""
         with self._daemon_errors():
             response = self._client.get("/v1/models")
         if response.status_code != 200:
@@ -64,7 +64,7 @@ class RemoteDaemon:
             raise DaemonError(f"no OpenAI API at {self._where}: it lists no model") from error
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The first choice of each event of a streamed answer. Raises `DaemonError`."""
+        """Yield the first choice of each event of a streamed answer. Raises `DaemonError`."""
         request = _encode({**body, "stream": True})
         streaming = self._client.stream("POST", path, content=request, headers=_JSON)
         with self._daemon_errors(), streaming as response:
@@ -90,7 +90,7 @@ class RemoteDaemon:
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
-    """The flags of both commands."""
+    """Return a parser with the flags of both commands."""
     parser = argparse.ArgumentParser(prog=f"tdpipe {command}", description=description)
     add = parser.add_argument
     add("text", nargs="*", help="[standard input; in a terminal, a line at a time]")
@@ -104,9 +104,9 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace, answer: Callable[[RemoteDaemon, str, str], None]) -> int:
-    """Send the user's text, once or line by line; returns the exit code.
+    """Send the user's text, at once or line by line; return the exit code.
 
-    `answer` takes the daemon, the model's name and the user's text, and prints.
+    `answer` takes the daemon, the name of the model and the user's text, and prints the answer.
     """
     try:
         with RemoteDaemon(options.url, options.api_key, options.uds) as daemon:
@@ -129,7 +129,7 @@ def run(options: argparse.Namespace, answer: Callable[[RemoteDaemon, str, str], 
 
 
 def _converse(answer: Callable[[str], None]) -> None:
-    """Read lines until Ctrl-D or Ctrl-C at the prompt; Ctrl-C in an answer ends only the answer."""
+    """Read lines until Ctrl-D or Ctrl-C at the prompt; during an answer, Ctrl-C only ends it."""
     import readline  # noqa: F401 - gives `input` line editing and history
 
     while True:
@@ -152,7 +152,7 @@ def _converse(answer: Callable[[str], None]) -> None:
 
 
 def _given_text(words: list[str]) -> str | None:
-    """The text to send; None if it is to be read from the terminal."""
+    """Return the text to send; None if it is to be read from the terminal."""
     if words:
         return " ".join(words)
     try:
@@ -162,14 +162,14 @@ def _given_text(words: list[str]) -> str | None:
 
 
 def _bearer(api_key: str) -> str:
-    """The key as a header; a key that no daemon would accept is not sent."""
+    """Return the header value. Raises `DaemonError` if no daemon would accept the key."""
     if not (api_key.isascii() and api_key.isprintable()):
         raise DaemonError("the API key must consist of printable ASCII characters")
     return f"Bearer {api_key}"
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:
-    """The body's JSON; input from a command line or a terminal may be invalid Unicode."""
+    """Encode the body as JSON; input from a command line or terminal may be invalid Unicode."""
     try:
         return msgspec.json.encode(body)
     except UnicodeEncodeError as error:

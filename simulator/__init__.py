@@ -1,1 +1,1 @@
-"""The production scheduler in virtual time."""
+"""The simulator: runs the production scheduler in virtual time."""

@@ -1,11 +1,11 @@
-"""Argument types of argparse for numbers within bounds."""
+"""Argument types for argparse: numbers within bounds."""
 
 import argparse
 import math
 
 
 def positive(text: str) -> float:
-    """A finite number above zero."""
+    """Parse a finite number above zero."""
     number = positive_or_inf(text)
     if math.isinf(number):
         raise argparse.ArgumentTypeError(f"{text} is not finite")
@@ -13,7 +13,7 @@ def positive(text: str) -> float:
 
 
 def positive_or_inf(text: str) -> float:
-    """A number above zero, or infinity."""
+    """Parse a number above zero, or infinity."""
     number = float(text)
     if not number > 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
@@ -21,12 +21,12 @@ def positive_or_inf(text: str) -> float:
 
 
 def not_negative(text: str) -> float:
-    """A finite number of 0 or more."""
+    """Parse a finite number that is zero or more."""
     return 0.0 if float(text) == 0 else positive(text)
 
 
 def positive_int(text: str) -> int:
-    """An integer above zero."""
+    """Parse an integer above zero."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return int(text)

@@ -1,8 +1,8 @@
-"""`tdpipe simulate`: the production scheduler in virtual time.
+"""`tdpipe simulate`: runs the production scheduler in virtual time.
 
-The stages are equal parts of a profile (seconds over tokens of the whole model on one GPU), plus
-the time to read the KV of a step. All settings of `tdpipe serve` that affect scheduling are
-accepted, above all `--policy`.
+Each stage takes an equal part of the times in a profile (seconds over tokens of the whole model on
+one GPU), plus the time to read the KV of a step. The command accepts all settings of `tdpipe serve`
+that affect scheduling, such as `--policy`.
 """
 
 import argparse
@@ -32,10 +32,10 @@ MOST_SIGMA = 10.0
 
 
 def make_arrivals(requests: Sequence[Request], sigma: float | None, seed: int) -> list[Arrival]:
-    """The requests with predicted output lengths: real length x exp(normal error of `sigma`).
+    """Add predicted output lengths to the requests: real length x exp(normal error of `sigma`).
 
-    `sigma` 0 is an oracle, None predicts nothing. Requests without arrival times are offline.
-    Raises `WorkloadError` for prompts given as text.
+    With `sigma` 0 the predictions are perfect; with None there are none. Requests without arrival
+    times are offline. Raises `WorkloadError` for prompts given as text.
     """
     rng = random.Random(f"predictions {seed}")
     arrivals = []
@@ -59,7 +59,7 @@ def make_arrivals(requests: Sequence[Request], sigma: float | None, seed: int) -
 
 
 def summarise(run: Run) -> dict[str, Any]:
-    """The figures of a run as one JSON object."""
+    """Return the figures of a run as one JSON object."""
     num_output = sum(times.output_len for times in run.sequences)
     num_prompt = sum(times.num_prompt_tokens for times in run.sequences)
     until_drain = zip(run.busy_before_drain_s, run.drain_began_at, strict=True)

@@ -1,9 +1,9 @@
 """The simulation: the production scheduler in virtual time, with a cost model for the stages.
 
-The scheduler is the same object as in production and gets the same events. On each stage, a step
-takes the seconds of the cost model plus a fixed overhead. It moves to the next stage after a hop,
-and waits there while the stage is busy. There are no random numbers: the same arrivals give the
-same run.
+The scheduler has the same class as in production and gets the same events. On each stage, a step
+takes the time that the cost model gives plus a fixed overhead. It moves to the next stage after a
+hop, and waits there while the stage is busy. There are no random numbers, so the same arrivals give
+the same run.
 """
 
 from array import array
@@ -81,8 +81,8 @@ class SequenceTimes:
 class Run:
     """The result of a simulation.
 
-    The drain of a stage begins when it has run the last prefill step; until then it was busy for
-    `busy_before_drain_s`. Lists of seconds have one entry per stage.
+    The drain of a stage begins when the stage has run its last prefill step; before, it was busy
+    for `busy_before_drain_s`. Lists of seconds have one entry per stage.
     """
 
     sequences: list[SequenceTimes]
@@ -105,10 +105,10 @@ def simulate(
 ) -> Run:
     """Serve the arrivals on an initially empty node until all have ended.
 
-    With `max_open`, at most that many requests are open: the next one arrives when another has
-    ended, and its `at_s` is ignored. `record` keeps the spans and gauges for a timeline. Raises
-    `ImpossibleSettingsError` if the node does not support the settings, and `SimulationError` if a
-    request is refused.
+    With `max_open`, at most `max_open` requests are open: the next one arrives when another has
+    ended, and its `at_s` is ignored. With `record`, spans and gauges are kept for a timeline.
+    Raises `ImpossibleSettingsError` if the node does not support the settings, and
+    `SimulationError` if a request is refused.
     """
     simulation = _Simulation(config, node, arrivals, record=record)
     simulation.run(len(arrivals) if max_open is None else max_open)
@@ -237,7 +237,7 @@ class _Simulation:
 
 
 def size_of(step: Step) -> StepSize:
-    """The size of a step, which determines how long it takes."""
+    """Return the size of a step, which determines how long the step takes."""
     starts, counts = memoryview(step.start_positions).cast("i"), memoryview(step.num_tokens)
     num_tokens, num_rows, num_pairs = len(step.token_ids) // 4, len(step.samples), 0.0
     if num_tokens > num_rows:

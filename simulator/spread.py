@@ -8,7 +8,7 @@ PERCENTILES = (50, 90, 99)
 
 
 def spread(values: Iterable[float | None]) -> dict[str, float] | None:
-    """Mean and percentiles (linear interpolation), without None values; None if none are left."""
+    """Return mean and percentiles (linear interpolation), ignoring None; None without values."""
     known = np.array([value for value in values if value is not None], dtype=float)
     if not known.size:
         return None

@@ -1,9 +1,9 @@
 """The timeline: draws a trace. `tdpipe timeline TRACE -o OUT.png [--from S] [--to S]`.
 
-One track per stage, coloured by phase and white while the stage is idle, with its bubble ratio at
-the end; below are the KV blocks in use and the number of sequences. If several steps share a column
-of pixels, their colours are mixed in proportion, with white for the idle part. Short bubbles remain
-visible, and 100,000 steps are as legible as 100.
+There is one track per stage, coloured by phase and white while the stage is idle, with the bubble
+ratio at its end. Below the tracks are the KV blocks in use and the number of sequences. If several
+steps share a column of pixels, their colours are mixed in proportion, with white for the idle part.
+So short bubbles remain visible, and 100,000 steps are as legible as 100.
 """
 
 import argparse
@@ -94,14 +94,14 @@ def draw(
 
 
 def window_of(spans: Sequence[Span]) -> Window:
-    """From the first begin to the last end of a step. Raises `TraceError` without steps."""
+    """Return the window from the first begin to the last end. Raises `TraceError` without steps."""
     if not spans:
         raise TraceError("there are no steps in the trace")
     return min(span.began_at for span in spans), max(span.ended_at for span in spans)
 
 
 def bubble_ratios(spans: Sequence[Span], window: Window) -> list[float]:
-    """The part of the window in which each stage is idle."""
+    """Return the part of the window in which each stage is idle."""
     return [track.bubble_ratio(window) for track in _tracks_of(spans)]
 
 
@@ -114,12 +114,12 @@ class _Track:
     ended_at: np.ndarray
 
     def only(self, phase: Phase) -> "_Track":
-        """The steps of one phase."""
+        """Return the steps of one phase."""
         chosen = self.phases == phase
         return _Track(self.phases[chosen], self.began_at[chosen], self.ended_at[chosen])
 
     def busy_s(self, edges: np.ndarray) -> np.ndarray:
-        """Seconds in steps between each edge and the next, [edges - 1]."""
+        """Return the seconds in steps between each edge and the next, [edges - 1]."""
         if not self.phases.size:
             return np.zeros(len(edges) - 1)
         done_s = np.cumsum(self.ended_at - self.began_at)
@@ -128,7 +128,7 @@ class _Track:
         return np.diff(np.interp(edges, times, np.column_stack((before_s, done_s)).ravel()))
 
     def bubble_ratio(self, window: Window) -> float:
-        """The part of the window in which the stage is idle."""
+        """Return the part of the window in which the stage is idle."""
         return 1 - float(self.busy_s(np.array(window))[0]) / (window[1] - window[0])
 
 
@@ -142,7 +142,7 @@ def _tracks_of(spans: Sequence[Span]) -> list[_Track]:
 
 
 def _within(gauges: Sequence[Gauges], window: Window) -> list[Gauges]:
-    """The gauges of the window, with the last one before it and the last one at its ends."""
+    """Return the gauges of the window, with the values at its begin and at its end."""
     begin, end = window
     inside = [gauge for gauge in gauges if begin < gauge.at < end]
     before = [gauge for gauge in gauges if gauge.at <= begin][-1:]
@@ -185,7 +185,7 @@ def _draw_tracks(axes: "Axes", tracks: Sequence[_Track], window: Window) -> None
 
 
 def _blend(track: _Track, edges: np.ndarray) -> np.ndarray:
-    """The colour of each column: phases and white in proportion, [1, columns, 3]."""
+    """Return the colour of each column: phases and white in proportion, [1, columns, 3]."""
     from matplotlib.colors import to_rgb
 
     image = np.ones((1, len(edges) - 1, 3))

@@ -1,13 +1,13 @@
-"""The GPU model: seconds of a forward on a GPU without measurements, from its data sheet.
+"""The GPU model: estimates the seconds of a forward on an unmeasured GPU from its data sheet.
 
-A roofline with stairs. A matrix of P parameters over n rows takes
+The model is a roofline with stairs. A matrix of P parameters over n rows takes
 
     read     2 P bytes / (bandwidth * the part of it that kernels reach)
     compute  2 P * (n rounded up to whole tiles) / (FLOP/s that large products reach)
     together (read ** OVERLAP + compute ** OVERLAP) ** (1 / OVERLAP)
 
-since the two do not overlap completely if they are of similar length. Besides the matrices of all
-layers and the head, a forward includes the attention within the prompt, the memory traffic of
+because the two do not overlap completely if they take about the same time. Besides the matrices of
+all layers and the head, a forward includes the attention within the prompt, the memory traffic of
 activations, and an overhead per layer. The comment of each constant says what it was fitted to;
 `benchmarks.virtual.check_gpu_model` prints the errors against measured times.
 """

@@ -17,7 +17,7 @@ class GpuError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One card. `matmul_tflops` is reached by large bf16 products, `peak_tflops` the data sheet."""
+    """One GPU. Large bf16 products reach `matmul_tflops`; the data sheet has `peak_tflops`."""
 
     name: str
     architecture: Architecture

@@ -35,7 +35,7 @@ class Hardware:
     """A node of equal stages, from a profile of the whole model on one GPU.
 
     `kv_tokens` is the size of the KV cache of the whole node. With `tensor_parallel` N, each stage
-    is N GPUs that share every layer and exchange `allreduce_bytes_per_token` at
+    consists of N GPUs that share every layer and exchange `allreduce_bytes_per_token` at
     `allreduce_bytes_per_s` (14.65 GB/s on the paper's node).
     """
 

@@ -3,7 +3,8 @@
 The dataset is not part of the project. The means of its lengths with this filter are public: vLLM's
 benchmark counted 229,711 prompt and 203,068 output tokens in 1,000 requests
 (vllm-project/vllm#18566, tokenizer of Llama 3.1). The medians below are fitted to these two means;
-the spreads are assumptions (a prompt is a line or a pasted page, answers vary less). 40,000 draws:
+the spreads are assumptions (a prompt may be a line or a pasted page, answers vary less). 40,000
+draws give:
 
 |        | mean | p50 | p90 | p99  |
 |--------|-----:|----:|----:|-----:|

@@ -1,11 +1,12 @@
 """The error of the cost model against real steps: `make cost-model-error`.
 
-The real stages measure themselves as at any start (or `--profile FILE.steps.csv` gives the costs),
-then run random steps that they have not seen, as an engine would send them: several turns of
-prefill micro-batches, then of decode and mixed ones, S in flight. Prints the error of the predicted
-seconds of each kind of step, on each stage, as Markdown: by the costs measured at the start, and as
-in service, where the model follows what the stages report. Each step is predicted before the model
-sees it; the first steps, from which the model learns, are not counted.
+The real stages measure their costs as at any start (or `--profile FILE.steps.csv` gives the costs).
+They then run random steps that they have not measured, as an engine would send them: several turns
+of prefill micro-batches, then of decode and mixed ones, S in flight. The command prints the error
+of the predicted seconds of each kind of step on each stage, as Markdown: first with the costs
+measured at the start, then as in operation, where the model follows the reports of the stages. Each
+step is predicted before the model sees it; the first steps, from which the model learns, are not
+counted.
 """
 
 import argparse
@@ -40,7 +41,7 @@ MOST_ROWS, MOST_PROMPT = 256, 1024
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; 2 for what cannot be measured."""
+    """Print the table; return 2 if the costs cannot be measured."""
     options, rest = _parser().parse_known_args(argv)
     with tempfile.TemporaryDirectory(prefix="tdpipe-costs-") as temporary:
         if rest and rest[0] == RANDOM_LLAMA:
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def random_dummy_runs(limits: Limits, seed: int) -> Iterator[DummyRun]:
-    """Steps without end, in phases: sizes are log-uniform, each row has lengths of its own."""
+    """Yield endless steps in phases; sizes are log-uniform, and each row has its own lengths."""
     rng = random.Random(seed)
     while True:
         kind = rng.choice(KINDS)
@@ -83,7 +84,7 @@ def random_dummy_runs(limits: Limits, seed: int) -> Iterator[DummyRun]:
 
 
 def run(driver: Driver, limits: Limits, num_steps: int, seed: int) -> list[list[MeasuredStep]]:
-    """The times of `num_steps` random steps on each stage; more run before them to warm up."""
+    """Return the times of `num_steps` random steps on each stage, after steps to warm up."""
     stream = random_dummy_runs(limits, seed)
     dummy_runs = [
         dummy_run for dummy_run, _ in zip(stream, range(num_steps + PHASE_STEPS), strict=False)
@@ -103,7 +104,7 @@ def run(driver: Driver, limits: Limits, num_steps: int, seed: int) -> list[list[
 
 
 def in_service(costs: StageCosts, steps: Sequence[MeasuredStep]) -> Array:
-    """Seconds of each step by a model that has followed all steps before it. [steps]"""
+    """Return the seconds that a model predicts for each step after all steps before it. [steps]"""
     correction, predicted = StageCorrection(CostModel.of(costs)), []
     for number, step in enumerate(steps):
         size = StepSize(step.tokens, step.rows, step.kv_tokens, step.pairs)

@@ -1,4 +1,4 @@
-"""One daemon and one load, from start to end, for benchmarks that compare settings."""
+"""Runs one daemon and one load from start to end, for benchmarks that compare settings."""
 
 import json
 import subprocess
@@ -17,9 +17,9 @@ START_TIMEOUT_S, RUN_TIMEOUT_S, END_TIMEOUT_S = 120.0, 300.0, 60.0
 def measure(
     model: Path, num_stages: int, flags: Sequence[str], load: Sequence[str], folder: Path
 ) -> dict[str, Any]:
-    """What the load client with the flags `load` reports of a daemon with `flags`.
+    """Return the report of the load client with flags `load` about a daemon with `flags`.
 
-    Raises `OSError` or `subprocess.SubprocessError` when either fails or takes too long.
+    Raises `OSError` or `subprocess.SubprocessError` if either fails or takes too long.
     """
     with serving(model, num_stages, flags, folder) as url:
         report = folder / "report.json"
@@ -33,9 +33,9 @@ def measure(
 
 @contextmanager
 def serving(model: Path, num_stages: int, flags: Sequence[str], folder: Path) -> Iterator[str]:
-    """The URL of a daemon with CPU stages of one thread each, for the length of the block.
+    """Run a daemon with CPU stages of one thread each during the block; yields its URL.
 
-    `folder` is made and keeps the log. Raises `OSError` when the daemon does not start.
+    `folder` is created and keeps the log. Raises `OSError` if the daemon does not start.
     """
     folder.mkdir()
     command = [sys.executable, str(ROOT / "tdpipe.py"), "serve", str(model), "--port=0"]
@@ -54,7 +54,7 @@ def serving(model: Path, num_stages: int, flags: Sequence[str], folder: Path) ->
 
 
 def log_of(folder: Path) -> str:
-    """The daemon's log."""
+    """Return the daemon's log."""
     return (folder / "log").read_text(errors="replace")
 
 

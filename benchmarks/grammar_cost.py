@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def time_masks(core: Tokenizer) -> tuple[Vocabulary, list[str]]:
-    """The tokenizer's vocabulary, and a row of the first table."""
+    """Return the tokenizer's vocabulary, and a row of the first table."""
     ids, width = core.get_vocab().values(), core.get_vocab_size()
     began_at = perf_counter()
     vocabulary = make(core.to_str(), ids, width, END_ID)
@@ -106,7 +106,7 @@ def time_masks(core: Tokenizer) -> tuple[Vocabulary, list[str]]:
 
 
 def follow(vocabulary: Vocabulary, compiled: LLMatcher, times: int = 5) -> list[float]:
-    """Seconds for each token of `TEXT`, read and followed by a mask; the last of some readings."""
+    """Return the seconds to read each token of `TEXT` and compute a mask, in the last repeat."""
     seconds: list[float] = []
     executor = LLExecutor(1)
     for _ in range(times):
@@ -121,7 +121,7 @@ def follow(vocabulary: Vocabulary, compiled: LLMatcher, times: int = 5) -> list[
 
 
 class Steps:
-    """A last stage's steps, without its model: `guided` of their rows have a grammar."""
+    """The steps of a last stage without its model; `guided` of their rows have a grammar."""
 
     def __init__(
         self, vocabulary: Vocabulary, num_batches: int, guided: int, forward_s: float
@@ -136,7 +136,7 @@ class Steps:
         self._logits = torch.randn(NUM_ROWS + 8, self._width, generator=generator)
 
     def run(self, num_steps: int) -> tuple[float, float]:
-        """Mean seconds of a step's sampling, and of its waiting for masks."""
+        """Return the mean seconds per step for sampling, and for waiting for masks."""
         spans: list[float] = []
         for number in range(num_steps):
             if number == 2:  # the first steps compile grammars
@@ -152,7 +152,7 @@ class Steps:
         return statistics.fmean(spans), self._grammars.waited_s / len(spans)
 
     def _forward(self) -> None:
-        """Products, which release the interpreter's lock, for about as long as a forward."""
+        """Compute products, which release the interpreter's lock, for as long as a forward."""
         ends_at = perf_counter() + self._forward_s
         while perf_counter() < ends_at:
             self._matrix @ self._matrix

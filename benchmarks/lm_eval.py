@@ -1,8 +1,9 @@
 """The demo model's tasks under lm-evaluation-harness: `make lm-eval`.
 
-Starts a daemon and uses it as the harness's `local-completions` model does, with lists of token
-ids: the log-probabilities of given answers (echo with logprobs), and generated ones. The right
-answer is among three of the same kind of task. `lm_eval` must be installed at `--harness`.
+The command starts a daemon and runs the harness against it with its `local-completions` model and
+lists of token ids. The harness compares the log-probabilities of given answers (echo with
+logprobs), and checks generated answers. The given answers are the right one and three others of the
+same kind of task. `lm_eval` must be installed at `--harness`.
 """
 
 import argparse
@@ -21,13 +22,13 @@ from configs.model import DEMO_MODEL
 from demo.tasks import Task, held_out
 
 NUM_CHOICES = 4
-# The tasks that the other answers are taken from.
+# The tasks from which the wrong answers are taken.
 NUM_OTHERS = 200
 MODEL = "tdpipe-demo"
 
 
 def documents(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Held-out tasks, each with its answer among others of its kind."""
+    """Return held-out tasks, each with its answer among other answers of the same kind."""
     tasks = held_out(count + NUM_OTHERS, seed)
     answers: dict[str, list[str]] = defaultdict(list)
     for task in tasks:

@@ -1,4 +1,4 @@
-"""The machine and the versions that a figure belongs to, without names of hosts or people."""
+"""Describes the machine and the versions of a measurement, without names of hosts or people."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ PACKAGES = ("tdpipe", "torch", "transformers", "pyzmq", "uvicorn", "uvloop", "ht
 
 
 def describe_machine() -> dict[str, object]:
-    """Processor, cores, memory, and the present load of the machine."""
+    """Return processor, cores, memory, and the current load of the machine."""
     return {
         "cpu": cpu_model(Path("/proc/cpuinfo")),
         "num_cores": os.cpu_count(),
@@ -22,7 +22,7 @@ def describe_machine() -> dict[str, object]:
 
 
 def cpu_model(cpuinfo: Path) -> str:
-    """The processor's name; Linux has it only in this file."""
+    """Return the name of the processor, which Linux has only in this file."""
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
             key, _, value = line.partition(":")
@@ -32,7 +32,7 @@ def cpu_model(cpuinfo: Path) -> str:
 
 
 def describe_versions() -> dict[str, str | None]:
-    """Python and the packages of the client's environment; None where one is not installed."""
+    """Return the versions of Python and of packages; None if a package is not installed."""
     return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 

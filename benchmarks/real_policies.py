@@ -1,4 +1,4 @@
-"""The policies on real processes, beside the simulator: `make real-policies`.
+"""The policies on real processes and in the simulator: `make real-policies`.
 
 Two CPU stages of a random Llama of about 120 M parameters in bf16, one thread each, with a KV cache
 small enough to matter, serve 200 requests of ShareGPT-like lengths at a quarter of their size, all
@@ -40,7 +40,7 @@ WORKLOAD, SCALE = "sharegpt:200", 0.25
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; 1 when a daemon or a load failed."""
+    """Print the table; return 1 if a daemon or a load failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real_policies", description=__doc__)
     parser.add_argument("--rounds", dest="repeats", type=int, default=3, help="[3]")
     options = parser.parse_args(argv)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_random_llama(folder: Path) -> Path:
-    """A Llama of 120 M parameters with random weights and the demo model's tokenizer."""
+    """Create a Llama of 120 M parameters with random weights and the demo model's tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -87,7 +87,7 @@ def make_random_llama(folder: Path) -> Path:
 
 
 def simulate_beside(settings: Mapping[str, str], journal: Path) -> dict[str, Any]:
-    """The same requests in the simulator, with the costs that these stages reported."""
+    """Simulate the same requests with the costs that the real stages reported."""
     config = EngineConfig.of(**{"pipeline_parallel_size": NUM_STAGES, **settings})
     ready = [e.event for e in entries(journal) if isinstance(e.event, StageReady)]
     costs: tuple[StageCosts, ...] = tuple(stage.costs for stage in ready)

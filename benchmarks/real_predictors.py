@@ -34,7 +34,7 @@ DRAWN = 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; 1 when a daemon or a load failed."""
+    """Print the table; return 1 if a daemon or a load failed."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.real_predictors", description=__doc__
     )
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write_workloads(folder: Path, count: int) -> tuple[Path, Path, float]:
-    """The prompts without and with their answers' real lengths, and the mean of these."""
+    """Write the prompts without and with real answer lengths; return paths and mean length."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,6 +1,6 @@
 """Scripted stages: answer every step at once or after a while, without a model.
 
-What they "generate" depends only on a token's position, so that a stream's reader can check it.
+A token depends only on its position, so the reader of a stream can check it.
 `python -m benchmarks.scripted_stages RUNTIME_DIR STEP_MS`.
 """
 
@@ -28,12 +28,12 @@ FIRST_ID = 300
 
 
 def token_at(position: int) -> int:
-    """The token at a position of every sequence."""
+    """Return the token at a position of every sequence."""
     return FIRST_ID + position % PERIOD
 
 
 def tokens_of(step: Step) -> bytes:
-    """One token for each row that samples, packed int32."""
+    """Return one token for each row that samples, packed as int32."""
     starts = np.frombuffer(step.start_positions, np.int32)
     counts = np.frombuffer(step.num_tokens, np.int32)
     samples = np.frombuffer(step.samples, np.uint8) > 0

@@ -56,7 +56,7 @@ class Served:
 
 @contextmanager
 def serving(num_stages: int, step_ms: float, **settings: object) -> Iterator[Served]:
-    """All processes for the length of the block. Raises OSError when they do not start."""
+    """Run all processes during the block. Raises OSError if they do not start."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tdpipe-cost-")))
         config = Config.of(
@@ -123,7 +123,7 @@ async def _ask_all(address: Address, body: bytes, num_streams: int) -> list[byte
 
 
 def _read(answer: bytes) -> tuple[str, int]:
-    """The text of a stream and the number of tokens in its usage; -1 without an end."""
+    """Return the text of a stream and the tokens in its usage; -1 if it has no end."""
     text, num_tokens, is_done = "", -1, False
     for line in answer.decode().split("\n\n"):
         data = line.removeprefix("data: ")
@@ -164,7 +164,7 @@ def _cpu_s(process: psutil.Process) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; 1 if a stream was wrong."""
+    """Measure and print; return 1 if a stream was wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stream_cost", description=__doc__)
     parser.add_argument("--streams", type=int, default=256, help="[256]")
     parser.add_argument("--tokens", type=int, default=128, help="of each stream [128]")

@@ -53,7 +53,7 @@ def parse_figures(text: str) -> Figures:
 
 
 async def read_figures(address: Address) -> Figures | None:
-    """The current figures; None where there is no such page, or it is not this daemon's."""
+    """Read the current figures; None if there is no such page, or not one of this daemon."""
     try:
         status, body = await fetch(address, "/metrics")
         figures = parse_figures(body.decode()) if status == 200 else {}
@@ -63,7 +63,7 @@ async def read_figures(address: Address) -> Figures | None:
 
 
 async def read_settled_figures(address: Address) -> Figures | None:
-    """The figures once they include everything that has happened until now, within patience."""
+    """Read the figures when they include everything until now, or after a maximum wait."""
     figures = first = await read_figures(address)
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + PATIENCE_S
@@ -76,9 +76,9 @@ async def read_settled_figures(address: Address) -> Figures | None:
 
 
 def growth(before: Figures, after: Figures, duration_s: float) -> dict[str, object]:
-    """The growth of the counters in a run of `duration_s`, as the report has it.
+    """Return the growth of the counters in a run of `duration_s`, for the report.
 
-    Counters restart at 0 with the engine or a stage: a figure that shrank is reported as None.
+    Counters restart at 0 with the engine or a stage, so a figure that shrank is reported as None.
     """
     report: dict[str, object] = {}
     for name, label in COUNTERS.items():

@@ -31,7 +31,7 @@ class LoadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoadTarget:
-    """The daemon and how to ask it; without `model` the first one that the daemon names."""
+    """The daemon and its settings; without `model`, the first model that the daemon lists."""
 
     address: Address
     model: str | None = None
@@ -41,7 +41,7 @@ class LoadTarget:
 async def measure(
     requests: Sequence[Request], target: LoadTarget, bounds: Bounds
 ) -> dict[str, Any]:
-    """Send all requests and report. Raises `LoadError` when there is no daemon."""
+    """Send all requests and report. Raises `LoadError` if there is no daemon."""
     address = target.address
     server = await _describe_server(target)
     before = await read_figures(address)
@@ -52,7 +52,7 @@ async def measure(
         "versions": describe_versions(),
     }
     calls = [address.post(PATH, _body(r, server["model"], target.temperature)) for r in requests]
-    GcTuning()  # a collection over all requests took a second, which latencies included
+    GcTuning()  # a collection over all requests took a second, which was part of the latencies
     cpu_before_s = time.process_time()
     loop, ending = await _send_all(requests, calls, address, bounds)
     client_cpu_s = time.process_time() - cpu_before_s
@@ -142,7 +142,7 @@ def _body(request: Request, model: str, temperature: float) -> bytes:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    # Only where they are needed: OpenAI itself does not accept these fields.
+    # Only if they are needed: OpenAI itself does not accept these fields.
     if request.ignore_eos:
         body["ignore_eos"] = True
     if request.expected_tokens is not None:

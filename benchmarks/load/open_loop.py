@@ -1,4 +1,4 @@
-"""The open loop: every request starts at its arrival time, whatever the others do.
+"""The open loop: starts every request at its arrival time, even if others have not finished.
 
 A closed loop would slow down with the server and hide its queue.
 """
@@ -17,7 +17,7 @@ Ask = Callable[[int, Record], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The limits of a run; a request waits for its slot, and that wait has no time-out."""
+    """The limits of a run; the time in which a request waits for a slot is not limited."""
 
     request_timeout_s: float
     timeout_s: float

@@ -36,9 +36,9 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 @dataclass(slots=True)
 class Record:
-    """One request's lifecycle; `error` is None exactly when a whole answer has arrived.
+    """The lifecycle of one request; `error` is None exactly if a whole answer has arrived.
 
-    A piece is an event with a choice: mostly one token, more where a token completes no character.
+    A piece is an event with a choice: usually one token, more if a token completes no character.
     """
 
     arrival_s: float
@@ -54,7 +54,7 @@ class Record:
     _is_done: bool = False
 
     def send(self, now: float) -> None:
-        """The request is sent now."""
+        """Note that the request is sent now."""
         self.sent_s = now
         self.error = "no whole answer"
 
@@ -69,7 +69,7 @@ class Record:
                 self._take(line[5:].strip(), now)
 
     def end(self, status: int, now: float) -> None:
-        """The answer's body is complete."""
+        """Note that the body of the answer is complete."""
         self.ended_s = now
         if status != 200:
             self.error = f"HTTP {status}: {_message(self._rest)}"
@@ -78,7 +78,7 @@ class Record:
         self._rest = b""
 
     def fail(self, error: str, now: float) -> None:
-        """There will be no answer, or no rest of it."""
+        """Note that the answer, or the rest of it, will not arrive."""
         self.ended_s = now
         self.error = error
         self._rest = b""
@@ -97,7 +97,7 @@ class Record:
 
     @property
     def tpot_s(self) -> float | None:
-        """Time per output token after the first; None where one piece contained all of them."""
+        """Time per output token after the first; None if one piece contained all of them."""
         if len(self.piece_s) < 2 or self.num_output_tokens < 2:
             return None
         return (self.piece_s[-1] - self.piece_s[0]) / (self.num_output_tokens - 1)

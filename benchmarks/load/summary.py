@@ -12,7 +12,7 @@ from simulator.workloads.request import Request
 def summarise(
     requests: Sequence[Request], records: Sequence[Record], duration_s: float
 ) -> dict[str, Any]:
-    """The figures of a run; latencies and throughput are those of whole answers only."""
+    """Return the figures of a run; latencies and throughput include only whole answers."""
     ok = [record for record in records if record.error is None]
     num_output = sum(record.num_output_tokens for record in ok)
     num_total = num_output + sum(record.num_prompt_tokens for record in ok)
@@ -38,7 +38,7 @@ def summarise(
 
 
 def _answers(requests: Sequence[Request], records: Sequence[Record]) -> dict[str, Any] | None:
-    """How many known answers were exactly right, and those that were not."""
+    """Return how many known answers were exactly right, and list the wrong ones."""
     pairs = [pair for pair in zip(requests, records, strict=True) if pair[0].answer is not None]
     if not pairs:
         return None

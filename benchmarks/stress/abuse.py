@@ -1,8 +1,8 @@
-"""Ten thousand malformed requests beside good ones: `make abuse`.
+"""Sends ten thousand malformed requests in parallel with good ones: `make abuse`.
 
 A daemon with the demo model answers a steady load of good requests, first by themselves and then
-while malformed ones arrive. Prints Markdown: the outcomes of these by kind, and the latencies of
-the good ones.
+while malformed requests arrive. The command prints Markdown: the outcomes of the malformed requests
+by kind, and the latencies of the good ones.
 """
 
 import argparse
@@ -54,12 +54,12 @@ class AttackOutcome:
         return not (self.attack.failures() or num_failed) and self.ratio("e2e_s") <= MAX_RATIO
 
     def ratio(self, latency: str, figure: str = "p50") -> float:
-        """How many times as long it took during the attack."""
+        """Return the latency during the attack relative to the baseline."""
         return float(self.beside[latency][figure] / self.baseline[latency][figure])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables; 1 where a figure is beyond its limit."""
+    """Print the tables; return 1 if a figure exceeds its limit."""
     options = _parser().parse_args(argv)
     print(f"machine: {json.dumps(describe_machine())}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as name:

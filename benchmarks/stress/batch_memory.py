@@ -2,8 +2,8 @@
 
     python -m benchmarks.stress.batch_memory [--lines 200000] [--limit-mb 150]
 
-The daemon serves the demo model. Measured is the resident memory of the server process, before and
-at its most; the exit code is 1 when it has grown beyond the limit.
+The daemon serves the demo model. The command measures the resident memory of the server process
+before the batch and at its peak; the exit code is 1 if it has grown beyond the limit.
 """
 
 import argparse
@@ -31,7 +31,7 @@ NUM_ANSWERS = 2000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the figures; 1 where the memory has grown beyond the limit."""
+    """Print the figures; return 1 if the memory has grown beyond the limit."""
     options = _parser().parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_input(path: Path, num_lines: int) -> None:
-    """A batch of short requests."""
+    """Write a batch of short requests."""
     body = {"model": MODEL, "prompt": "Count to nine in words.\n", "max_tokens": 20}
     line = {"method": "POST", "url": "/v1/completions", "body": body}
     with path.open("w") as file:

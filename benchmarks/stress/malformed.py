@@ -1,7 +1,7 @@
-"""Malformed requests: what broken and hostile clients send, the same for the same seed.
+"""Malformed requests as broken and hostile clients send them, reproducible by seed.
 
-Each is all that one connection sends. Some of them are valid after all: a mutation may hit a text.
-None of them asks for many tokens.
+Each of them is everything that one connection sends. Some are valid after all, for example if a
+mutation changes only a text. None of them asks for many tokens.
 """
 
 import gzip
@@ -33,7 +33,7 @@ _PATHS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize",
 
 
 class Malformed(NamedTuple):
-    """The bytes and what is wrong with them; a server may wait for more where it is not whole."""
+    """The bytes, and the kind of their fault; if not whole, a server may wait for more bytes."""
 
     kind: str
     request: bytes

@@ -1,10 +1,10 @@
-"""Ten times the load that a daemon can serve, for two minutes: `make overload`.
+"""Sends ten times the load that a daemon can serve, for two minutes: `make overload`.
 
-A daemon with the demo model is first overloaded, to measure its rate; then it gets nine tenths of
-that rate, which it can serve; then ten times as much. Prints Markdown: the answers, how soon the
-other requests were refused, and how much memory the processes held. `--step-ms` replaces the model
-by stages that only wait: on a machine of few cores, that leaves the server the cores that it has
-where stages compute on GPUs.
+A daemon with the demo model is first overloaded to measure its rate. Then it gets nine tenths of
+this rate, which it can serve, and then ten times as much. The command prints Markdown: the answers,
+the latency of refusals, and the memory of the processes. `--step-ms` replaces the model by stages
+that only wait: on a machine with few cores, the server then does not share the cores with stages,
+as on a host with GPUs.
 """
 
 import argparse
@@ -66,7 +66,7 @@ class LoadFigures:
 
     @property
     def growth_mb(self) -> float:
-        """Of the process that has grown most."""
+        """Return the growth of the process that has grown most."""
         return max(last - first for first, last in self.memory_mb.values())
 
 
@@ -100,7 +100,7 @@ class Looks:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """For the length of the block."""
+        """Take samples during the block."""
         processes = {name: process_of(name) for name in PROCESSES}
         began_at = time.monotonic()
         thread = threading.Thread(target=self._look, args=(processes, began_at))
@@ -112,7 +112,7 @@ class Looks:
             thread.join()
 
     def thirds(self) -> dict[str, tuple[float, float]]:
-        """By process, the mean of the first third after the ramp, and of the last."""
+        """Return, by process, the means of the first third after the ramp and of the last."""
         return {
             name: _thirds([mb for at, mb in s if at > RAMP_S]) for name, s in self._seen.items()
         }
@@ -138,7 +138,7 @@ def _end(request: dict[str, Any]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables; 1 where a figure is beyond its limit."""
+    """Print the tables; return 1 if a figure exceeds its limit."""
     options = _parser().parse_args(argv)
     print(f"machine: {json.dumps(describe_machine())}", file=sys.stderr)
     with (

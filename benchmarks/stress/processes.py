@@ -1,4 +1,4 @@
-"""Processes: memory and descriptors of those that come and go, to find leaks."""
+"""Processes: samples the memory and descriptors of short-lived processes, to find leaks."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -24,18 +24,18 @@ class ProcessSamples:
     descriptors: list[int] = field(default_factory=list)
 
     def mb_per_minute(self) -> float:
-        """The growth of memory in the later two thirds, when caches have their size."""
+        """Return the growth of memory in the later two thirds, when caches have stopped growing."""
         rest = slice(len(self.at) // 3, None)
         minutes = np.array(self.at[rest]) / 60
         return float(np.polyfit(minutes, np.array(self.used_mb[rest]), 1)[0])
 
     def more_descriptors(self) -> int:
-        """The fewest of the last third over the most of the first."""
+        """Return the minimum of the last third minus the maximum of the first third."""
         third = len(self.at) // 3
         return min(self.descriptors[-third:]) - max(self.descriptors[:third])
 
     def problems(self) -> Iterator[str]:
-        """What has grown beyond its limit; nothing for a process that ran too briefly."""
+        """Yield what has grown beyond its limit; nothing for a process that ran too briefly."""
         if len(self.at) < MIN_SAMPLES:
             return
         if (more := self.more_descriptors()) > MOST_DESCRIPTORS:
@@ -61,7 +61,7 @@ class Processes:
             samples.descriptors.append(descriptors)
 
     def of(self, kind: str) -> list[ProcessSamples]:
-        """Those of a kind."""
+        """Return the processes of one kind."""
         return [process for process in self._samples.values() if process.kind == kind]
 
     def problems(self) -> list[str]:
@@ -69,7 +69,7 @@ class Processes:
         return [problem for process in self._samples.values() for problem in process.problems()]
 
     def left_over(self, kind: str, process: psutil.Process) -> Iterator[str]:
-        """What an idle process has more of than in its first sample."""
+        """Yield what an idle process has more of than in its first sample."""
         first, now = self._samples[process].descriptors[0], process.num_fds()
         if now > first + MOST_DESCRIPTORS:
             yield f"the {kind} has {now} descriptors at rest, and had {first} at first"

@@ -7,7 +7,7 @@ the predictor is killed or stopped. At the end every answer that was waited for 
 and be the one that an undisturbed daemon gave; no KV block, process or descriptor may be left over,
 no process that has run for ten minutes may grow, and the journal must replay to the same decisions.
 
-Prints the findings, and exits with 1 where any of this fails.
+The command prints the findings, and exits with 1 if any of these checks fails.
 """
 
 import argparse
@@ -95,7 +95,7 @@ class Findings:
 
 
 def make_asks(count: int, rng: random.Random) -> list[SoakRequest]:
-    """Greedy tasks, long seeded draws, forms, penalties, chats, and several choices at once."""
+    """Return greedy tasks, long seeded draws, forms, penalties, chats, and several choices."""
     asks = []
     drawn = {"temperature": 1.0, "extra_body": {"ignore_eos": True}}
     formed = {"temperature": 1.0, "extra_body": {"structured_outputs": {"regex": FORM}}}
@@ -113,7 +113,7 @@ def make_asks(count: int, rng: random.Random) -> list[SoakRequest]:
 
 
 async def answer(client: openai.AsyncOpenAI, ask: SoakRequest, leave_after: int = 0) -> Text:
-    """The texts of all choices; a client that disconnects does so after this many events."""
+    """Return the texts of all choices; disconnect after `leave_after` events unless it is 0."""
     create: Callable[..., Awaitable[Any]] = client.completions.create
     if ask.is_chat:
         create = client.chat.completions.create
@@ -252,7 +252,7 @@ class Soak:
                 self._rng.choice(found).send_signal(number)
                 self.findings.counts[f"{number.name} of {victim}"] += 1
             broken_at = time.monotonic()
-            await asyncio.sleep(0.5)  # until it can be noticed: some faults are repaired sooner
+            await asyncio.sleep(0.5)  # until the fault has an effect: some are repaired sooner
             await self._wait_ready()
             self.findings.recovered_s.append(time.monotonic() - broken_at)
 
@@ -305,7 +305,7 @@ class Soak:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the findings; 1 where anything is wrong."""
+    """Print the findings; return 1 if anything is wrong."""
     parser = argparse.ArgumentParser("python -m benchmarks.stress.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=20.0, help="with faults [20]")
     parser.add_argument("--calm-minutes", type=float, default=11.0, help="without [11]")

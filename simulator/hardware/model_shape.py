@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +92,18 @@ def read_shape(model: str) -> ModelShape:
             known = ", ".join(known_models())
             raise ModelShapeError(f"{model} is neither a folder, a config.json nor one of {known}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
+        raise ModelShapeError(f"cannot read {path}: {error}") from error
+    return _shape_of_json(text, path, name)
+
+
+@cache
+def _shape_of_json(text: str, path: Path, name: str) -> ModelShape:
+    """The shape of a config's text, built once: a skeleton takes up to a second."""
+    try:
+        config = json.loads(text)
+    except ValueError as error:
         raise ModelShapeError(f"cannot read {path}: {error}") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelShapeError(f"{path} is not the config of a model: model_type is missing")

@@ -37,9 +37,9 @@ PROMPTS = random_prompts("policies", [5, 30, 60, 90, 200] * 3)
     [
         ["td-pipe"],
         ["temporal"],
-        ["separate"],
+        pytest.param(["separate"], marks=pytest.mark.long),
         pytest.param(["hybrid", "--hybrid", "vllm"], marks=pytest.mark.long),
-        ["hybrid", "--hybrid", "throttled"],
+        pytest.param(["hybrid", "--hybrid", "throttled"], marks=pytest.mark.long),
     ],
     ids=" ".join,
 )

@@ -66,12 +66,21 @@ def end_early(folder: Path, after: int, number: signal.Signals) -> int:
     return code
 
 
-def test_a_run_resumes_after_an_interruption_and_after_a_kill(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "signals",
+    [
+        (signal.SIGKILL,),
+        pytest.param((signal.SIGINT, signal.SIGKILL), marks=pytest.mark.long),
+    ],
+)
+def test_a_run_resumes_after_an_interruption_and_after_a_kill(
+    signals: tuple[signal.Signals, ...], tmp_path: Path
+) -> None:
     write_input(tmp_path / "in.jsonl")
-    assert end_early(tmp_path, 5, signal.SIGINT) == 130
-    assert 5 <= num_written(tmp_path) < NUM_REQUESTS
-    assert end_early(tmp_path, num_written(tmp_path) + 5, signal.SIGKILL) == -signal.SIGKILL
-    assert num_written(tmp_path) < NUM_REQUESTS
+    for number in signals:
+        code = end_early(tmp_path, num_written(tmp_path) + 5, number)
+        assert code == (130 if number == signal.SIGINT else -number)
+        assert 5 <= num_written(tmp_path) < NUM_REQUESTS
     output = tmp_path / "out.jsonl"
     output.write_bytes(output.read_bytes()[:-7])  # as if it had been killed within a line
     code, printed = end(start(tmp_path))

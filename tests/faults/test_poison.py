@@ -14,6 +14,15 @@ from tests.server.batches.world import by_custom_id
 
 pytestmark = pytest.mark.timeout(400)
 
+# A busy machine may hold a stage up for longer than `heartbeat_timeout`, whatever the request.
+HELD_UP = ("waited for a neighbour", "was silent")
+
+
+def losses(world: World) -> list[str]:
+    """The log lines of the stages' losses, but for those of stages that were only held up."""
+    lines = [line for line in world.daemon.log().splitlines() if "restarting the stages" in line]
+    return [line for line in lines if not any(words in line for words in HELD_UP)]
+
 
 @pytest.mark.parametrize(
     ("token_id", "num_restarts"),
@@ -28,7 +37,7 @@ def test_only_the_poisonous_request_is_refused(
     token_id: int, num_restarts: int, world: World
 ) -> None:
     world.revive()
-    before = world.daemon.metric("tdpipe_pipeline_restarts_total")
+    before = len(losses(world))
     poison = {**world.asked[0], "prompt": [token_id]}
     clients = asyncio.run(run_clients(world.daemon.url, [*world.asked, poison]))
     *others, poison = clients.streams
@@ -37,9 +46,7 @@ def test_only_the_poisonous_request_is_refused(
     assert poison.num_done == 1
     assert [stream.ends for stream in others] == [["length"]] * len(others)
     assert [stream.text for stream in others] == world.texts
-    assert world.daemon.metric("tdpipe_pipeline_restarts_total") == before + num_restarts, (
-        world.daemon.log()
-    )
+    assert len(losses(world)) == before + num_restarts
     world.revive()
     assert asyncio.run(run_clients(world.daemon.url, world.asked)).texts == world.texts
 
@@ -49,7 +56,7 @@ def test_a_poisonous_line_of_a_batch_is_asked_once_and_all_others_are_answered(
     world: World,
 ) -> None:
     world.revive()
-    before = world.daemon.metric("tdpipe_pipeline_restarts_total")
+    before = len(losses(world))
     prompts = [task.prompt for task in held_out(20, seed=37)]
     lines = [
         {
@@ -70,4 +77,4 @@ def test_a_poisonous_line_of_a_batch_is_asked_once_and_all_others_are_answered(
     assert set(answered) == {f"r{i}" for i in range(len(prompts))}
     assert set(failed) == {f"r{len(prompts)}"}
     assert "failed each time" in json.dumps(failed)
-    assert world.daemon.metric("tdpipe_pipeline_restarts_total") == before + 2
+    assert len(losses(world)) == before + 2

@@ -203,7 +203,7 @@ def test_lengths_of_another_tokenizer_are_not_mixed_in(
     (tmp_path / "out.jsonl").write_text(line)
     with serving() as daemon:
         assert run(tmp_path, daemon) == 2
-    assert "another tokenizer (beef, here it is cafe)" in capsys.readouterr().err
+    assert "another tokenizer (beef; this model has cafe)" in capsys.readouterr().err
     assert (tmp_path / "out.jsonl").read_text() == line
 
 

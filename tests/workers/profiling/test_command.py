@@ -96,6 +96,7 @@ def test_a_stage_that_dies_ends_the_measurement(tmp_path: Path) -> None:
     assert not alive
 
 
+@pytest.mark.long
 def test_no_process_is_left_after_a_command_that_was_killed(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tdpipe.py"), "profile", "--device=cpu"]
     process = subprocess.Popen([*command, f"--out={tmp_path / 'x.csv'}"], cwd=ROOT)

@@ -40,7 +40,7 @@ class Quarantine(Policy):
 
     @property
     def max_in_flight(self) -> int:
-        """1 if another failure proves a suspect, which must then be alone in flight."""
+        """1 if another failure proves a suspect, which must then be the only one in flight."""
         is_decisive = any(s.num_failures >= MAX_NAMED_FAILURES for s in self._open)
         return 1 if is_decisive else self._num_stages
 

@@ -56,7 +56,7 @@ class AskQueue:
         return bool(self._asks)
 
     def add(self, peer: str, ask: Ask) -> int:
-        """Add an ask; returns how many asks were dropped to make room, which may include this."""
+        """Add an ask; returns how many asks were dropped to make space, which may include this."""
         self._asks.append(OpenAsk(peer, ask))
         self.num_prompts += len(ask.prompts)
         num_dropped = 0

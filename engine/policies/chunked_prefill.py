@@ -55,7 +55,7 @@ def first_fitting(pool: Pool, max_live: int) -> Sequence | None:
     """The next waiting sequence, if the blocks for its tokens are free now; otherwise None.
 
     1 % of the blocks is kept for sequences that grow (vLLM's watermark). If no sequence is live,
-    the next one is always returned: the scheduler checked at `Submit` that it fits alone.
+    the next one is always returned: the scheduler checked at `Submit` that it fits by itself.
     """
     sequence, ledger = pool.waiting.first(), pool.ledger
     if sequence is None or not pool.num_live:

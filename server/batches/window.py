@@ -48,7 +48,7 @@ class Window:
     def num_in_order(self, num_requests: int) -> int:
         """Return how many of `num_requests` start in the file's order.
 
-        The rest starts longest first, so that no long answer runs alone after all others have
+        The rest starts longest first, so that no long answer runs by itself after all others have
         ended. Before that, a window in the file's order offers all lengths to the scheduler.
         """
         return max(0, num_requests - SORTED_WINDOWS * self._max_open)

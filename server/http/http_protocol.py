@@ -120,8 +120,8 @@ class BoundedHttp(HttpToolsProtocol):
     def _refuse(self, error: ApiError) -> None:
         """Answer without the app, and close the connection.
 
-        Either the app has not seen the request yet, or it is reading the body and is told that the
-        client has disconnected. If no request has begun, or if another response is being sent, the
+        Either the app has not seen the request yet, or it is reading the body and receives a
+        disconnect of the client. If no request has begun, or if another response is being sent, the
         connection is closed without an answer.
         """
         if self.transport.is_closing():

@@ -71,7 +71,7 @@ class TdPipe(Policy):
     # --- prefill phase ----------------------------------------------------------------------
 
     def _prefill(self, pool: Pool) -> MicroBatch | None:
-        """Fill a micro-batch with whole prompts; a long prompt is fed alone, in chunks.
+        """Fill a micro-batch with whole prompts; a long prompt is fed by itself, in chunks.
 
         As in the paper's code, a micro-batch is full when count x longest prompt reaches
         `prefill_batch_tokens`. The chunks of a prompt depend only on its own length, so that its
@@ -107,7 +107,7 @@ class TdPipe(Policy):
     def _admits(self, pool: Pool, sequence: Sequence) -> bool:
         """Whether one more sequence fits, now and later.
 
-        If no sequence is live, it is always admitted: `Submit` checked that it fits alone.
+        If no sequence is live, it is always admitted: `Submit` checked that it fits by itself.
         """
         if not pool.num_live:
             self._use = None  # all sequences that it counted have ended

@@ -245,7 +245,7 @@ def test_a_client_that_leaves_frees_all_of_its_choices(
         assert (daemon.client.num_queued, daemon.client.num_queued_tokens) == (0, 0)
 
 
-def test_a_client_that_leaves_others_alone_does_so(tmp_path: Path) -> None:
+def test_a_client_that_leaves_affects_no_other(tmp_path: Path) -> None:
     with serving(tmp_path) as daemon:
         with connect(daemon):
             (gone,) = daemon.engine.wait_for(Submit)

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 
 from configs.config import Config
 from daemon.checkpoint import check_model_path
-from daemon.children import POLL_INTERVAL_S, Children, GivingUpError
+from daemon.restarts import POLL_INTERVAL_S, Children, GivingUpError
 from daemon.runtime_folder import FolderTakenError, runtime_folder
 from server.endpoints import Endpoints, build_endpoints
 from server.lengths.length_predictor import LengthPredictor, PredictorMismatchError, check_predictor

@@ -5,7 +5,8 @@
                  +-- stages    python -m workers         torchrun and one process per stage
                  +-- predictor python -m predictor       the encoder, if one is configured
 
-If the daemon fails, the last line that it prints is the root cause.
+`daemon.restarts` restarts those that die. If the daemon fails, the last line that it prints is the
+root cause.
 """
 
 import json
@@ -19,7 +20,7 @@ from configs import loader
 from configs.config import Config
 from daemon import child_process, log_file, logs, resource_limits
 from daemon.checkpoint import check_model_path
-from daemon.children import POLL_INTERVAL_S, STOP_TIMEOUT_S, Children, GivingUpError
+from daemon.restarts import POLL_INTERVAL_S, STOP_TIMEOUT_S, Children, GivingUpError
 from daemon.runtime_folder import FolderTakenError, runtime_folder
 from daemon.version import VERSION
 

@@ -1,4 +1,4 @@
-"""The children: starts, restarts and ends the processes of a daemon.
+"""Restarts: the daemon's processes are started, restarted when they die or hang, and ended.
 
 No process is orphaned: each child dies with its parent (`daemon.child_process`), and the parent
 waits for stopped children. A child that hangs is killed (`daemon.watchdog_file`) and then handled

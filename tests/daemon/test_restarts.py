@@ -1,4 +1,4 @@
-"""The children: which are restarted when, how often, and what ends the daemon."""
+"""Restarts: which process is restarted when, how often, and what ends the daemon."""
 
 import subprocess
 import sys
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from configs.config import Config
-from daemon import child_process, children, restart_limit
-from daemon.children import Children, GivingUpError
+from daemon import child_process, restart_limit, restarts
+from daemon.restarts import Children, GivingUpError
 from daemon.watchdog_file import WatchdogFile
 
 Processes = dict[str, list["subprocess.Popen[bytes]"]]
@@ -117,7 +117,7 @@ def test_restarts_long_ago_do_not_count(
 def test_a_process_that_hangs_is_ended_and_restarted(
     make: Callable[..., Children], started: Processes, tmp_path: Path
 ) -> None:
-    family = make(heartbeat_timeout=10 * children.POLL_INTERVAL_S)
+    family = make(heartbeat_timeout=10 * restarts.POLL_INTERVAL_S)
     WatchdogFile(tmp_path, "engine").beat()
     for _ in range(10):
         family.look()

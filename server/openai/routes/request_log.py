@@ -26,7 +26,7 @@ def log_request(reply: Reply, request_id: str) -> None:
         "grammar": bool(sampling.grammar),
         "stream": reply.stream,
         "offline": plan.offline,
-        "gives_way": plan.low_priority,
+        "low_priority": plan.low_priority,
     }
     text = " ".join(f"{name}={value}" for name, value in settings.items())
     logger.info(

@@ -94,7 +94,7 @@ def test_batches_never_make_an_online_request_be_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("fields", [{"service_tier": "flex"}, {"priority": 1}])
-def test_low_priority_requests_have_a_queue_of_its_own(
+def test_low_priority_requests_have_a_queue_of_their_own(
     tmp_path: Path, fields: dict[str, Any]
 ) -> None:
     with serving(tmp_path, max_num_queued_reqs=1) as daemon:

@@ -1,5 +1,6 @@
 """The app: every route of the server, assembled from the parts that it is handed."""
 
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from starlette.types import ASGIApp
@@ -62,25 +63,8 @@ def build_app(
         body_memory=body_memory,
         log_requests=logs.log_requests,
     )
-    model = {"model": config.model.name}
-    completions = new_route(
-        endpoints.completions,
-        request=CompletionRequest,
-        response=Completion,
-        chunk=CompletionChunk,
-        example=model | {"prompt": "Count to seven in words.\n", "max_tokens": 40},
-        summary="Complete a text",
-    )
-    app.include_router(completions.router())
-    chat = new_route(
-        endpoints.chat,
-        request=ChatRequest,
-        response=ChatCompletion,
-        chunk=ChatCompletionChunk,
-        example=model | {"messages": [{"role": "user", "content": "Count to seven in words."}]},
-        summary="Answer a conversation",
-    )
-    app.include_router(chat.router())
+    for route in _generation_routes(new_route, endpoints, config.model.name):
+        app.include_router(route.router())
     app.include_router(FileRoutes(batches, config.batches.max_file_bytes).router())
     app.include_router(BatchRoutes(batches, body_memory).router())
     return with_middleware(
@@ -88,6 +72,30 @@ def build_app(
         config.server.access,
         root_path=config.server.listen.root_path,
         access_log=logs.access_log,
+    )
+
+
+def _generation_routes(
+    new_route: Callable[..., GenerationRoute], endpoints: Endpoints, model: str
+) -> Iterator[GenerationRoute]:
+    yield new_route(
+        endpoints.completions,
+        request=CompletionRequest,
+        response=Completion,
+        chunk=CompletionChunk,
+        example={"model": model, "prompt": "Count to seven in words.\n", "max_tokens": 40},
+        summary="Complete a text",
+    )
+    yield new_route(
+        endpoints.chat,
+        request=ChatRequest,
+        response=ChatCompletion,
+        chunk=ChatCompletionChunk,
+        example={
+            "model": model,
+            "messages": [{"role": "user", "content": "Count to seven in words."}],
+        },
+        summary="Answer a conversation",
     )
 
 

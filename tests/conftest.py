@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     is_short = config.getoption("markexpr") == "not long"
     settings.register_profile(
         "tdpipe",
-        max_examples=50 if is_short else 100,
+        max_examples=50 if is_short else 200,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
     )
@@ -93,10 +93,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def _log_as_it_was() -> Iterator[None]:
-    """A command that is run within a test leaves the log as it was."""
+def _process_as_it_was() -> Iterator[None]:
+    """A command that is run within a test leaves the log and the signals as they were."""
     root, ours = logging.getLogger(), logging.getLogger("tdpipe")
-    levels = root.level, ours.level
+    log = [(logger, logger.level, logger.handlers[:]) for logger in (root, ours)]
+    terminate = signal.getsignal(signal.SIGTERM)
     yield
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
+    for logger, level, handlers in log:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+    signal.signal(signal.SIGTERM, terminate)

@@ -63,16 +63,15 @@ class Planner:
         """
         self._check_tokens(fields)
         prompts = [self._truncated(prompt, fields, max_tokens) for prompt in prompts]
-        sizes = size_of_prompts(fields, fields.n * sum(map(len, prompts)), num_prompt_logprobs)
         all_max_tokens = self._all_max_tokens(
             fields,
             prompts,
             1 if only_scores else max_tokens,
             default_max_tokens,
-            max_tokens_within(sizes, num_logprobs),
+            num_logprobs,
+            num_prompt_logprobs,
             prompt_field,
         )
-        check_size(sizes + size_of_tokens(fields.n * sum(all_max_tokens), num_logprobs))
         own_stop_ids = frozenset(fields.stop_token_ids)
         end_ids = () if fields.ignore_eos else self._tokenizer.eos_token_ids
         bad_words = await self._spelt(fields.bad_words, patient=offline)
@@ -131,17 +130,25 @@ class Planner:
         prompts: Sequence[list[int]],
         max_tokens: int | None,
         default: int | None,
-        returnable: int | None,
+        num_logprobs: int,
+        num_prompt_logprobs: int,
         prompt_field: str,
     ) -> list[int]:
-        """Return each prompt's `max_tokens`; `returnable` limits all sequences together."""
+        """Return each prompt's `max_tokens`.
+
+        Raises `ApiError`: 400 if the answer would be too large, and as `_max_tokens`.
+        """
+        sizes = size_of_prompts(fields, fields.n * sum(map(len, prompts)), num_prompt_logprobs)
+        returnable = max_tokens_within(sizes, num_logprobs)  # by all sequences together
         if returnable is not None:
             each = max(returnable // (len(prompts) * fields.n), fields.min_tokens, 1)
             default = min(default or each, each)
-        return [
+        all_max_tokens = [
             self._max_tokens(len(prompt), max_tokens, default, prompt_field=prompt_field)
             for prompt in prompts
         ]
+        check_size(sizes + size_of_tokens(fields.n * sum(all_max_tokens), num_logprobs))
+        return all_max_tokens
 
     def _check_tokens(self, fields: SamplingFields) -> None:
         self.check_ids("allowed_token_ids", fields.allowed_token_ids)

@@ -26,7 +26,7 @@ NEAR_TIE = 0.125
 @pytest.mark.parametrize(
     ("family", "max_tokens", "other_num_stages"),
     [
-        ("mixtral", 12, ("3",)),
+        ("mixtral", 8, ("3",)),
         pytest.param("mixtral", 20, ("1", "3"), marks=pytest.mark.long),
         pytest.param("llama", 20, ("1", "3"), marks=pytest.mark.long),
     ],

@@ -142,7 +142,6 @@ def play(
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_every_request_ends_exactly_once_with_its_own_tokens(policy: str, data: Any) -> None:
     config, spare_blocks, actions, costs = data.draw(

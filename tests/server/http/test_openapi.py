@@ -103,23 +103,29 @@ def give_example(path: dict[str, Any], body: dict[str, Any]) -> None:
 
 
 def ask_everything(
-    daemon: Daemon, document: dict[str, Any], folder: Path, *, phases: str
+    daemon: Daemon, document: dict[str, Any], folder: Path, *, phases: str, max_examples: int = 1
 ) -> subprocess.CompletedProcess[str]:
     """Let schemathesis generate requests from the document."""
     file = folder / "openapi.json"
     file.write_text(json.dumps(document))
     command = [sys.executable, "-m", "schemathesis.cli", "run", str(file), "--url", daemon.url]
     command += ["--phases", phases, "--checks", ",".join(CHECKS), "--request-timeout", "60"]
-    command += ["--max-examples", "30", "--generation-deterministic", "--no-shrink"]
+    command += ["--max-examples", str(max_examples), "--generation-deterministic", "--no-shrink"]
     command += ["--suppress-health-check", "all", "--warnings", "off"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
+@pytest.mark.parametrize("max_examples", [10, pytest.param(50, marks=pytest.mark.long)])
 def test_the_server_answers_as_its_document_says(
-    daemon: Daemon, document: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    daemon: Daemon,
+    document: dict[str, Any],
+    max_examples: int,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "tdpipe.access")
-    run = ask_everything(daemon, document, tmp_path, phases="examples,coverage,fuzzing")
+    phases = "examples,coverage,fuzzing"
+    run = ask_everything(daemon, document, tmp_path, phases=phases, max_examples=max_examples)
     assert run.returncode == 0, run.stdout + run.stderr
     lines = [vars(record).get("fields", {}) for record in caplog.records]
     answered = {(line["method"], line["path"]) for line in lines if line.get("status") == 200}

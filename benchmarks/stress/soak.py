@@ -349,5 +349,6 @@ def report(findings: Findings, replayed: str) -> None:
     for problem in findings.problems[:20]:
         write(f"  {problem}\n")
 
-    if __name__ == "__main__":
-        sys.exit(main())
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,5 +1,6 @@
 """The block ledger: which KV blocks are free, and how many a sequence needs.
 
+The blocks that a sequence holds are in `Sequence.block_table` (`engine.state.sequence`).
 Block numbers are the same on all stages: block 7 is block 7 in the cache of every stage.
 
 A block can be reassigned while a step that still writes to it is in flight: every stage runs steps

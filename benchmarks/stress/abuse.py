@@ -31,10 +31,10 @@ from simulator.argument_types import positive, positive_int
 from simulator.workloads.make_workload import make_workload, with_arrivals
 
 BOUNDS = Bounds(request_timeout_s=60.0, timeout_s=1200.0)
-# The limit on how many times as long the good requests may take.
+# The limit on the end-to-end latency of good requests during the attack, relative to the baseline.
 MAX_RATIO = 2.0
 LATENCIES = ("ttft_s", "e2e_s")
-_COLUMNS = ("2xx", "4xx", "5xx", "closed", "left", "hung")
+_COLUMNS = ("2xx", "4xx", "5xx", "closed", "abandoned", "hung")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,10 @@ class AttackOutcome:
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing failed that must not, and the good requests were hardly slower."""
+        """Whether no request hung or got 5xx, no good request failed, and good ones were fast.
+
+        Fast means that their median end-to-end latency has risen at most `MAX_RATIO` times.
+        """
         num_failed = self.baseline["num_failed"] + self.beside["num_failed"]
         return not (self.attack.failures() or num_failed) and self.ratio("e2e_s") <= MAX_RATIO
 
@@ -134,9 +137,11 @@ def _latencies(outcome: AttackOutcome) -> Iterator[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks.stress.abuse", description=__doc__)
     add = parser.add_argument
-    add("--requests", type=positive_int, default=10_000, help="malformed ones [10000]")
-    add("--rate", type=positive, default=50.0, help="of them in a second [50]")
-    add("--good-rate", type=positive, default=4.0, help="good ones in a second [4]")
+    add(
+        "--requests", type=positive_int, default=10_000, help="number of malformed requests [10000]"
+    )
+    add("--rate", type=positive, default=50.0, help="malformed requests per second [50]")
+    add("--good-rate", type=positive, default=4.0, help="good requests per second [4]")
     return parser
 
 

@@ -14,13 +14,13 @@ from benchmarks.stress.malformed import Malformed
 PATIENCE_S = 20.0
 # The time after which the client of an incomplete request disconnects.
 LINGER_S = 0.5
-HUNG, LEFT, CUT = "hung", "left", "closed without an answer"
+HUNG, ABANDONED, CUT = "hung", "abandoned by the client", "closed without an answer"
 MAX_OPEN = 64
 CONTINUE = 100
 
 
 class Attack:
-    """Outcomes by kind: the answer's status, or one of the three words."""
+    """Outcomes by kind: the answer's status, or `HUNG`, `ABANDONED` or `CUT`."""
 
     def __init__(self, address: Address) -> None:
         self.outcomes: dict[str, Counter[int | str]] = {}
@@ -55,7 +55,7 @@ class Attack:
 
 
 async def outcome_of(address: Address, request: Malformed) -> int | str:
-    """Send one; returns the status, or a word for no answer."""
+    """Send one; returns the status of the answer, or `HUNG`, `ABANDONED` or `CUT` without one."""
     loop = asyncio.get_running_loop()
     transport, connection = await loop.create_connection(_Answer, address.host, address.port)
     try:
@@ -63,7 +63,7 @@ async def outcome_of(address: Address, request: Malformed) -> int | str:
         async with asyncio.timeout(PATIENCE_S if request.is_whole else LINGER_S):
             return await connection.outcome
     except TimeoutError:
-        return HUNG if request.is_whole else LEFT
+        return HUNG if request.is_whole else ABANDONED
     finally:
         transport.abort()
 

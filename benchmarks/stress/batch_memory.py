@@ -86,7 +86,9 @@ def _wait(
 ) -> dict[str, Any]:
     deadline = time.monotonic() + PATIENCE_S
     while not is_over(batch := _json(client.get(path))):
-        assert time.monotonic() < deadline, f"still {batch}"
+        assert time.monotonic() < deadline, (
+            f"the batch did not reach the expected state in {PATIENCE_S:g} s: {batch}"
+        )
         time.sleep(POLL_INTERVAL_S)
     return batch
 

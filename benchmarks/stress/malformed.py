@@ -33,7 +33,10 @@ _PATHS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize",
 
 
 class Malformed(NamedTuple):
-    """The bytes, and the kind of their fault; if not whole, a server may wait for more bytes."""
+    """The bytes of a request, and the kind of their defect.
+
+    If not `is_whole`, the request may be incomplete, so a server may wait for more bytes.
+    """
 
     kind: str
     request: bytes
@@ -308,5 +311,5 @@ _KINDS: dict[str, Callable[[random.Random], bytes]] = {
     "noise": _noise,
     "cut off": _cut_off,
 }
-# A server may wait for the rest of these, and their clients let it wait.
+# A server may wait for the rest of these; the client disconnects after `attack.LINGER_S`.
 _UNFINISHED = {"wrong lengths", "wrong chunks", "wrong heads", "upgrades", "noise", "cut off"}

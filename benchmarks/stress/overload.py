@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         steady, overload = runner.run(_run(address, options))
     print("\n".join(_table(steady, overload)))
     goodput = overload.tokens_per_s / steady.tokens_per_s
-    print(f"\nGoodput beside the uncongested: {goodput:.2f}.")
+    print(f"\nGoodput relative to that without overload: {goodput:.2f}.")
     print(f"machine: {json.dumps(describe_machine())}", file=sys.stderr)
     refusal_s = overload.refusal_s or {"p99": float("inf")}
     is_good = goodput >= MIN_GOODPUT and refusal_s["p99"] < MAX_REFUSAL_S
@@ -227,10 +227,15 @@ def _ms(figures: dict[str, float] | None, name: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks.stress.overload", description=__doc__)
     add = parser.add_argument
-    add("--seconds", type=positive, default=120.0, help="of each load [120]")
-    add("--factor", type=positive, default=10.0, help="load over the sustainable rate [10]")
+    add("--seconds", type=positive, default=120.0, help="duration of each load in seconds [120]")
+    add(
+        "--factor",
+        type=positive,
+        default=10.0,
+        help="overload, as a multiple of the sustainable rate [10]",
+    )
     add("--step-ms", type=positive, help="replace the model by stages that only wait")
-    add("--rate", type=positive, help="the sustainable rate, requests a second [measured]")
+    add("--rate", type=positive, help="the sustainable rate in requests per second [measured]")
     return parser
 
 

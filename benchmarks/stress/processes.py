@@ -1,4 +1,7 @@
-"""Processes: samples the memory and descriptors of short-lived processes, to find leaks."""
+"""Processes: samples the memory and descriptors of the daemon's processes, to find leaks.
+
+Processes that are restarted during the run are included.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress

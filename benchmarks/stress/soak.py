@@ -45,7 +45,7 @@ NUM_ASKS, NUM_CLIENTS, NUM_LINES = 48, 12, 150
 RECOVERY_TIMEOUT_S, ANSWER_TIMEOUT_S = 60.0, 180.0
 SAMPLE_S = 2.0
 
-# The processes and signals; a fault is as likely as it is frequent here.
+# Faults, drawn uniformly; a fault that is listed twice is twice as likely.
 FAULTS = (
     ("stage", signal.SIGKILL),
     ("stage", signal.SIGKILL),
@@ -193,7 +193,9 @@ class Soak:
         body = {"model": MODEL, **rng.choice(BAD)}
         async with httpx.AsyncClient(timeout=ANSWER_TIMEOUT_S) as client:
             status = (await client.post(f"{self._url}/v1/completions", json=body)).status_code
-        self.findings.check(status == 400, f"bad input is {status}")
+        self.findings.check(
+            status == 400, f"invalid input was answered with {status}, not with 400"
+        )
 
     async def _run_batches(self) -> None:
         """One batch after the other, each of plain requests with known answers."""
@@ -223,7 +225,7 @@ class Soak:
 
     async def _judge_batch(self, output_file_id: str | None, custom_ids: set[Any]) -> None:
         if output_file_id is None:
-            self.findings.problems.append("a batch has no output")
+            self.findings.problems.append("a batch ended without an output file")
             return
         output = (await self._client.files.content(output_file_id)).text
         answers = [json.loads(line) for line in output.splitlines()]
@@ -252,7 +254,7 @@ class Soak:
                 self._rng.choice(found).send_signal(number)
                 self.findings.counts[f"{number.name} of {victim}"] += 1
             broken_at = time.monotonic()
-            await asyncio.sleep(0.5)  # until the fault has an effect: some are repaired sooner
+            await asyncio.sleep(0.5)  # until /ready shows the fault, unless it is already repaired
             await self._wait_ready()
             self.findings.recovered_s.append(time.monotonic() - broken_at)
 
@@ -261,7 +263,9 @@ class Soak:
         async with httpx.AsyncClient(timeout=10) as client:
             while (await client.get(f"{self._url}/ready")).status_code != 200:
                 if time.monotonic() > ends_at:
-                    self.findings.problems.append(f"not ready after {RECOVERY_TIMEOUT_S:g} s")
+                    self.findings.problems.append(
+                        f"/ready did not return 200 within {RECOVERY_TIMEOUT_S:g} s"
+                    )
                     return
                 await asyncio.sleep(0.05)
 
@@ -284,8 +288,10 @@ class Soak:
                 page = parse_figures((await client.get(f"{self._url}/metrics")).text)
                 blocks = int(page["tdpipe_kv_blocks_used", ""])
         now = {kind: len(found) for kind, found in self._processes().items()}
-        self.findings.check(blocks == 0, f"{blocks} KV blocks are left")
-        self.findings.check(now == kinds, f"processes: {now}, at the start {kinds}")
+        self.findings.check(
+            blocks == 0, f"{blocks} KV blocks are in use although no request is open"
+        )
+        self.findings.check(now == kinds, f"the processes are {now}, and were {kinds} at the start")
         await asyncio.sleep(1.0)
         (server,) = self._processes()["server"]
         for kind, process in (("server", server), ("supervisor", self._daemon)):
@@ -307,10 +313,14 @@ class Soak:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the findings; return 1 if anything is wrong."""
     parser = argparse.ArgumentParser("python -m benchmarks.stress.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=20.0, help="with faults [20]")
-    parser.add_argument("--calm-minutes", type=float, default=11.0, help="without [11]")
-    parser.add_argument("--fault-every", type=float, default=30.0, help="seconds on average [30]")
-    parser.add_argument("--seed", type=int, default=1, help="[1]")
+    parser.add_argument("--minutes", type=float, default=20.0, help="minutes with faults [20]")
+    parser.add_argument(
+        "--calm-minutes", type=float, default=11.0, help="minutes without faults, afterwards [11]"
+    )
+    parser.add_argument(
+        "--fault-every", type=float, default=30.0, help="mean seconds between faults [30]"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of traffic and faults [1]")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="tdpipe-soak-") as name:
         folder = Path(name) / "daemon"

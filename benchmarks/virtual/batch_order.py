@@ -3,10 +3,10 @@
     python -m benchmarks.virtual.batch_order [--requests 5000]
 
 ShareGPT-like requests on the paper's nodes with a measured profile, with as many open as the server
-admits by default. Their limits (max_tokens) are above their real lengths by a factor with a half
-normal logarithm. Each policy gets them in the file's order; with the last two windows ordered by
-the longest limit first, as `server.batches` does; with all of them so ordered; and in the file's
-order, but all at once. Prints Markdown.
+admits by default. Their limits are random: max_tokens = real length x exp(|N(0, slack)|). Each
+policy gets the requests in the file's order; with the last two windows sorted by max_tokens, the
+longest first, as `server.batches` does; with all of them sorted like this; and in the file's order,
+but all at once. Prints Markdown.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from simulator.workloads.make_workload import make_workload
 
 POLICIES = ("td-pipe", "temporal", "hybrid")
 SIGMA = 0.5
-"""Of the predictions' errors."""
+"""Sigma of the errors of the length predictions."""
 IN_ORDER, LAST, ALL, AT_ONCE = "file's order", "last two windows", "all", "file's order, at once"
 
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--requests", type=positive_int, default=5000, help="[5000]")
     parser.add_argument("--seed", type=int, default=0, help="[0]")
-    parser.add_argument("--slack", type=float, default=0.5, help="deviation of the limits [0.5]")
+    parser.add_argument("--slack", type=float, default=0.5, help="of max_tokens, see above [0.5]")
     parser.add_argument("--profiles", type=Path, default=PROFILES, help=f"[{PROFILES}]")
     options = parser.parse_args(argv)
     orders = (IN_ORDER, LAST, ALL, AT_ONCE)
@@ -61,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def ordered(arrivals: Sequence[Arrival], limits: Sequence[int], num_in_order: int) -> list[Arrival]:
-    """The first in order, the others by powers of two of their limits, the longest first."""
+    """Keep the first `num_in_order`; sort the rest by `limits`, the longest first.
+
+    Limits with the same number of bits count as equal, so that their requests keep their order.
+    """
     rest = range(max(0, num_in_order), len(arrivals))
     longest_first = sorted(rest, key=lambda i: -limits[i].bit_length())
     return [*arrivals[: rest.start], *(arrivals[i] for i in longest_first)]

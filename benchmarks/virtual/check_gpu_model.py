@@ -1,8 +1,9 @@
 """The error of the GPU model against measured times.
 
-`python -m benchmarks.virtual.check_gpu_model [FOLDER]` prints two Markdown tables:
-whole forwards on L20 (TD-Pipe's published profiles, which are not part of this project: FOLDER
-holds a copy), and the matrices of one layer of Llama-2-70B on other GPUs.
+`python -m benchmarks.virtual.check_gpu_model [FOLDER]` prints a Markdown table with two kinds of
+rows: whole forward passes on L20, and the matrices of one layer of Llama-2-70B on other GPUs. The
+former need TD-Pipe's published profiles, which are not part of this project: FOLDER must have a
+copy of them.
 """
 
 import argparse
@@ -40,7 +41,7 @@ LAYERS_OF_70B = 80
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Relative errors of the model's seconds; positive where the model is too slow."""
+    """Relative errors of the predicted seconds; positive if the prediction is too long."""
 
     num_tokens: tuple[int, ...]
     relative: NDArray[np.float64]
@@ -63,7 +64,7 @@ class Errors:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables; 1 when a profile cannot be read."""
+    """Print the table; return 1 if a profile cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.virtual.check_gpu_model")
     parser.add_argument("folder", nargs="?", type=Path, default=PROFILES)
     folder: Path = parser.parse_args(argv).folder
@@ -73,7 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if not rows:
-        print(f"none of the measured profiles is in {folder}", file=sys.stderr)
+        print(
+            f"{folder} has none of the profiles (L20-*.csv); pass the folder that has them. "
+            "Only the rows of single layers follow.",
+            file=sys.stderr,
+        )
     print("| measured | median | p95 | worst |\n|---|---:|---:|---|")
     for name, errors in [*rows, *check_layers()]:
         num_tokens, worst = errors.worst
@@ -101,8 +106,8 @@ def errors_of(measured: Profile, gpu: str, model: str) -> Errors:
 def check_layers() -> Iterator[tuple[str, Errors]]:
     """The errors of one layer's matrices on GPUs other than L20.
 
-    The read rates of these GPUs are fitted to these very figures (up to 64 rows), and so is the
-    compute rate of the A100 (4,096 rows); the rest of their staircases is not.
+    Not all of them are independent tests of the model: the read rates of these GPUs were fitted to
+    the same figures (up to 64 rows), and so was the compute rate of the A100 (4,096 rows).
     """
     parameters = read_shape("llama2-70b").layer_parameters // LAYERS_OF_70B
     for gpu, measured in LAYER_OF_70B.items():

@@ -21,7 +21,7 @@ from wire.messages import Sampling, StageCosts, StageReady, Step, StepDone, Subm
 NUM_STAGES = 8
 PROMPT, OUTPUT = 64, 400
 BLOCK_SIZE = 16
-# A stair every 128 tokens, as on a GPU.
+# The time of a step rises every 128 tokens, and is constant in between, as on a GPU.
 COSTS = StageCosts(
     tuple(n + d for n in range(128, 2049, 128) for d in (-127, 0)),
     tuple(0.004 + 0.0006 * (n // 128) for n in range(128, 2049, 128) for _ in (0, 1)),
@@ -35,8 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.virtual.decision_cost", description=__doc__
     )
     parser.add_argument("--live", type=int, default=1024, help="sequences that hold KV [1024]")
-    parser.add_argument("--steps", type=int, default=2000, help="steps timed [2000]")
-    parser.add_argument("--temperature", type=float, default=0.0, help="above 0: drawn tokens [0]")
+    parser.add_argument(
+        "--steps", type=int, default=2000, help="number of steps that are timed [2000]"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="above 0: the tokens are sampled [0]"
+    )
     options = parser.parse_args(argv)
     print("| policy | waiting | rows per step | median, us | p99, us | mean, us |")
     print("|---|--:|--:|--:|--:|--:|")
@@ -79,7 +83,7 @@ class Steady:
             )
 
     def next_event(self) -> tuple[StepDone, int]:
-        """The oldest step returns; its rows."""
+        """Return the event that completes the oldest step, and the number of rows of the step."""
         step = self._in_flight.popleft()
         self._now += 0.01
         token_ids = array("i", [7] * sum(step.samples)).tobytes()

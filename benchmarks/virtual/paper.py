@@ -1,10 +1,11 @@
 """The paper's tables, in the simulator: `make paper`, or `python -m benchmarks.virtual.paper`.
 
-ShareGPT-like requests, all present at the start, on four GPUs: every policy, tensor parallelism as
-a model, and, on the nodes with a measured profile, the effect of each part of td-pipe and temporal.
-The profiles are those published beside TD-Pipe's code (`--profiles FOLDER`, default
-../shared/profiles) where they exist, otherwise those of the analytic GPU model. Prints Markdown;
-`--write` puts it into docs/scheduling.md, with a chart of the rates.
+Simulates ShareGPT-like requests, all present at the start, on the paper's nodes of four GPUs. Each
+node gets a table of every policy and of tensor parallelism, which is simulated as one stage. The
+nodes with a measured profile also get tables that show the effect of each part of td-pipe and of
+temporal. Measured profiles are those published with TD-Pipe's code (`--profiles FOLDER`, default
+../shared/profiles); the other nodes use the analytic GPU model. Prints Markdown; `--write` puts it
+into docs/scheduling.md, with a chart of the rates.
 """
 
 import argparse
@@ -80,8 +81,9 @@ HALF = "td-pipe on half of the GPUs"
 class Setup:
     """One of the paper's nodes: four GPUs, a model, and the KV tokens that fit beside it.
 
-    `measured` is its published profile, if there is one; `kv_tokens` None takes the GPU model's,
-    `allreduce_bytes_per_s` is what the paper measured between the GPUs.
+    `measured` is the file of the published profile, if there is one. If `kv_tokens` is None, it is
+    computed by the GPU model. `allreduce_bytes_per_s` is the bandwidth that the paper measured
+    between the GPUs.
     """
 
     name: str
@@ -116,7 +118,7 @@ PAPER_SAYS = {
     "separate (PP+SB)": 2.73,
     "hybrid vllm (PP+HB)": 2.21,
 }
-"""TD-Pipe's rate over that of each, the best of four nodes (its section 4.2)."""
+"""The paper's largest speed-up of TD-Pipe over each baseline on its four nodes (section 4.2)."""
 
 DOCUMENT, CHART = Path("docs/scheduling.md"), Path("docs/paper.svg")
 BEGIN, END = "<!-- make paper: begin -->", "<!-- make paper: end -->"
@@ -209,7 +211,7 @@ def _run(node: PaperNode, name: str) -> dict[str, Any]:
 
 
 def _beside(nodes: Sequence[PaperNode]) -> str:
-    """Our ratios beside the paper's."""
+    """The table of our speed-ups and the paper's."""
     lines = [
         "\n### Beside the paper\n",
         "| td-pipe over | paper, best of four | "
@@ -285,7 +287,7 @@ def _half(hardware: Hardware, setup: Setup) -> Hardware:
 def _table(figures: Mapping[str, Any], reference: str) -> str:
     base = figures[reference]["output_tokens_per_s"]
     lines = [
-        f"| | output tokens/s | over {reference} | bubble | before the drain "
+        f"| | output tokens/s | relative to {reference} | bubble | before the drain "
         "| switches | preemptions | TTFT p50, s |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]

@@ -3,11 +3,11 @@
 Four GPUs of the paper (L20, 13B), all requests present at the start, td-pipe and temporal, with
 output lengths predicted in different ways:
 
-  ShareGPT-like   an oracle; a class predictor as good as the paper's; a lognormal error of sigma
-                  0.5; one constant
-  demo            held-out prompts of the demo model with its own answers' lengths, both
-                  stretched to ShareGPT's size; as above with the shipped encoder, which reads the
-                  prompts
+  ShareGPT-like   the real lengths (oracle); a class predictor as accurate as the paper's; the real
+                  lengths with a log-normal error of sigma 0.5; one constant
+  demo            held-out prompts of the demo model and the lengths of its answers, both scaled to
+                  ShareGPT's; the same predictions, but with the demo's trained encoder, which reads
+                  the prompts, instead of the class predictor
 
 Prints Markdown; `--write` puts it into docs/scheduling.md, with a chart.
 """
@@ -47,7 +47,10 @@ BEGIN = "<!-- make prediction-quality: begin -->"
 END = "<!-- make prediction-quality: end -->"
 POLICIES = ("td-pipe", "temporal")
 SIGMA, ACCURACY = 0.5, 0.55
-"""Of the noisy predictions; and of the paper's predictor, which is right in 0.52 to 0.58."""
+"""Sigma of the errors of the noisy predictions, and accuracy of the class predictor.
+
+The paper's predictor has an accuracy of 0.52 to 0.58.
+"""
 DEMO_PREDICTOR = DEMO_MODEL.parent / "predictor"
 # The demo model's prompts and answers are short: ShareGPT's are about this many times as long.
 STRETCH_PROMPTS, STRETCH_ANSWERS = 10, 6

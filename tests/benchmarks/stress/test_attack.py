@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.load.exchange import Address
-from benchmarks.stress.attack import CUT, HUNG, LEFT, Attack, outcome_of
+from benchmarks.stress.attack import ABANDONED, CUT, HUNG, Attack, outcome_of
 from benchmarks.stress.malformed import MODEL, Malformed, malformed
 from tests.server.templates import CHATML, chatty
 from tests.server.world import saying, serving
@@ -69,11 +69,11 @@ def test_the_reactions_of_a_server_are_distinguished(monkeypatch: pytest.MonkeyP
     assert asked(lambda client: client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" + failure)) == 500
     assert asked(lambda client: client.shutdown(socket.SHUT_RDWR)) == CUT
     assert asked(lambda _: None) == HUNG
-    assert asked(lambda _: None, is_whole=False) == LEFT
+    assert asked(lambda _: None, is_whole=False) == ABANDONED
 
 
 def test_only_5xx_and_silence_are_failures() -> None:
     attack = Attack(Address("127.0.0.1", 1))
-    for outcome in (200, 400, 499, 500, 503, HUNG, LEFT, CUT):
+    for outcome in (200, 400, 499, 500, 503, HUNG, ABANDONED, CUT):
         attack.outcomes.setdefault("some", Counter())[outcome] += 1
     assert attack.failures() == {500: 1, 503: 1, HUNG: 1}

@@ -1,4 +1,4 @@
-"""The checkpoint: checks its path before anything slow is started."""
+"""The checkpoint's path: checked before anything slow is started."""
 
 from pathlib import Path
 
@@ -7,7 +7,10 @@ def check_model_path(model: str) -> str | None:
     """The reason why the path `model` cannot be loaded, or None; hub ids are not checked."""
     path = Path(model)
     if path.is_dir():
-        return None if (path / "config.json").is_file() else f"{model} holds no config.json"
+        is_checkpoint = (path / "config.json").is_file()
+        return None if is_checkpoint else f"{model} is not a checkpoint: it has no config.json"
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        return f"there is no folder {model}"
+        return (
+            f"there is no folder {model}; give a checkpoint folder or a Hugging Face id (org/name)"
+        )
     return None

@@ -14,7 +14,7 @@ from typing import Any, Literal, TextIO
 
 from configs.runtime import LogConfig
 
-# The attribute of a log record for the fields of an access log line, besides its message.
+# The attribute of a log record that holds the result of `fields`.
 FIELDS = "fields"
 
 
@@ -88,7 +88,7 @@ def _catch_all(logger: logging.Logger) -> None:
     os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
 
     def log_bug(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:
-        logger.critical("ended by a bug", exc_info=(kind, error or kind(), trace))
+        logger.critical("unhandled exception", exc_info=(kind, error or kind(), trace))
 
     logging.captureWarnings(True)
     sys.excepthook = log_bug

@@ -1,7 +1,7 @@
-"""Resource limits of the system: raises them, or logs what is too low, before the start.
+"""Resource limits: raises the limit on open files, and finds resources that may be too small.
 
-Each shortage is one line that includes the remedy. A shortage does not abort the start, because a
-daemon with little load needs less than its settings allow.
+Both happen before the start. Each shortage is one line that includes the remedy. A shortage does
+not abort the start, because a daemon with little load needs less than its settings allow.
 """
 
 import resource
@@ -59,8 +59,8 @@ def _shared_memory(config: PipelineConfig) -> Iterator[str]:
     if free < needed:
         yield (
             f"{SHARED_MEMORY} has {free >> 20} MiB free, and NCCL may need {needed >> 20} MiB for "
-            f"{num_stages} stages: `docker run --shm-size=1g` or `--ipc=host`, in Kubernetes an "
-            "emptyDir with medium Memory"
+            f"{num_stages} stages: enlarge it with `docker run --shm-size=1g` or `--ipc=host`, in "
+            "Kubernetes with an emptyDir with medium Memory"
         )
 
 
@@ -69,7 +69,8 @@ def _disk(data_dir: Path, max_file_bytes: int) -> Iterator[str]:
     if free < max_file_bytes:
         yield (
             f"{data_dir} (data_dir) has {free >> 20} MiB free, less than one upload may "
-            f"have (max_file_bytes, {max_file_bytes >> 20} MiB): files and batches may fail"
+            f"have (max_file_bytes, {max_file_bytes >> 20} MiB), so files and batches may "
+            "fail: free space, move data_dir, or lower max_file_bytes"
         )
 
 

@@ -29,5 +29,5 @@ class RestartLimit:
         return len(self._restarted_at) >= self._most
 
     def __str__(self) -> str:
-        settings = "max_restarts, restart_window"
-        return f"after {self._most} restarts in {self._window_s:g} s ({settings})"
+        limits = "limits: max_restarts, restart_window"
+        return f"giving up after {self._most} restarts in {self._window_s:g} s ({limits})"

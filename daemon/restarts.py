@@ -26,8 +26,9 @@ from daemon.watchdog_file import Watchdog
 
 POLL_INTERVAL_S = 0.05
 STOP_TIMEOUT_S = 5.0
-# Accepted silence, longer than for the engine: the server reads large requests, the predictor has
-# the lowest CPU priority, and torchrun waits for the stages that it ends.
+# Seconds without a beat after which a process is killed; for the engine, `heartbeat_timeout`. These
+# are longer: the server parses large requests, the predictor has the lowest CPU priority, and
+# torchrun waits for the stages that it ends.
 PATIENCE_S = {"server": 10.0, "predictor": 30.0, "stages": 60.0}
 
 Name = Literal["server", "engine", "stages", "predictor"]
@@ -117,7 +118,8 @@ class Children:
     def _check_watchdog(self, name: Name) -> None:
         still_s = self._watchdogs[name].look()
         if still_s:
-            log.error("the %s has not responded for %.1f s", name, still_s)
+            message = "the %s has not responded for %.1f s; killing it"
+            log.error(message, _NAMES.get(name, name), still_s)
             self._processes[name].kill()
             self._processes[name].wait()
 
@@ -141,9 +143,12 @@ class Children:
 
     def _why_not_restart(self, name: Name, code: int) -> str | None:
         if name == "server":
-            return f"the server {_how(code)}; its clients' connections are lost"
+            return (
+                f"the server {_how(code)} and is not restarted, because its connections are lost; "
+                "the daemon stops"
+            )
         if self._restarts.are_used_up():
-            return f"the {_NAMES.get(name, name)} {_how(code)}, {self._restarts}"
+            return f"the {_NAMES.get(name, name)} {_how(code)}; {self._restarts}"
         return None
 
     def _restart(self, name: Name, code: int) -> None:
@@ -156,7 +161,7 @@ class Children:
         """Restart the predictor, or continue without it after too many restarts: it is optional."""
         del self._processes["predictor"]
         if self._predictor_restarts.are_used_up():
-            message = "the predictor %s, %s; continuing without it"
+            message = "the predictor %s; %s; continuing without it"
             log.error(message, _how(code), self._predictor_restarts)
             return
         log.error("the predictor %s; restarting", _how(code))

@@ -66,4 +66,6 @@ def _lock(opened: int, folder: Path) -> None:
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise FolderTakenError(f"another daemon runs in {folder} (runtime_dir)") from error
+        raise FolderTakenError(
+            f"another daemon runs in {folder} (runtime_dir); stop it, or use another runtime_dir"
+        ) from error

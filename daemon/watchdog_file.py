@@ -24,9 +24,9 @@ class WatchdogFile:
 
 
 class Watchdog:
-    """The check in the parent, made every `interval_s`; accepts `silence_s` without a beat.
+    """The parent's side: call `look` every `interval_s`; a hang is `silence_s` without a beat.
 
-    Time is counted in checks, so that a delay of the parent does not count. The first beat may take
+    Time is counted in calls, so that a delay of the parent does not count. The first beat may take
     `start_s`. All times are in seconds.
     """
 

@@ -178,7 +178,7 @@ class Loop:
         if self._scheduler.is_over(failed.epoch):
             return
         if failed.is_apart:
-            # No stage has failed: the group retries until stage_start_timeout.
+            # The stages could not connect to each other; they retry until stage_start_timeout.
             self._trouble = reason
         else:
             self._lose_stages(StageLost(failed.epoch, reason, failed.step_id))
@@ -239,7 +239,7 @@ class Loop:
                 stage_name(stage), payload if stage == last else others
             ):
                 # The step cannot return without this stage; the stage watch will detect it.
-                log.error("stage %d cannot be reached", stage)
+                log.error("cannot send step %d to stage %d: not connected", step.step_id, stage)
 
     def _flush(self) -> None:
         """Send the messages collected in this pass to the server, as one ZeroMQ message.
@@ -259,7 +259,7 @@ class Loop:
 
     def _check_stages(self) -> None:
         """Detect a lost stage. Raises `EngineFailedError` after `stage_start_timeout`."""
-        # This check runs even before all stages are ready: a stage may wait for a plan that the
+        # This check runs even before all stages are ready: a stage may wait for a `Step` that the
         # previous engine sent only to other stages.
         epoch = self._watch.newest_epoch
         if not self._scheduler.is_over(epoch) and (trouble := self._watch.find_trouble(epoch)):
@@ -273,7 +273,8 @@ class Loop:
             raise EngineFailedError(
                 f"not all {self._pipeline.pipeline_parallel_size} stages were ready within "
                 f"{self._pipeline.stage_start_timeout:g} s (stage_start_timeout)"
-                f"{self._trouble and f'; {self._trouble}'}"
+                f"{self._trouble and f'; {self._trouble}'}; see the messages of the stages in the "
+                "log, or raise stage_start_timeout if loading is slow"
             )
 
     def _lose_stages(self, lost: StageLost) -> None:
@@ -300,7 +301,7 @@ class Loop:
         """Count a restart; raises `EngineFailedError` if there were too many recently."""
         self._trouble = reason
         if self._restarts.are_used_up():
-            raise EngineFailedError(f"{reason}, {self._restarts}")
+            raise EngineFailedError(f"{reason}; {self._restarts}")
         self._restarts.count()
 
     def _send_stats(self) -> None:
@@ -332,7 +333,9 @@ class Loop:
             num_new, self._dropped_logged = dropped - self._dropped_logged, dropped
             self._next_dropped_log_at = now + DROPPED_LOG_INTERVAL_S
             log.warning(
-                "dropped %d messages: malformed, or sent without the cluster_secret", num_new
+                "dropped %d messages: malformed, or sent without the cluster_secret; check that "
+                "all processes use the same cluster_secret",
+                num_new,
             )
 
     def _record(self, note: Callable[[Recorder], None]) -> None:
@@ -342,7 +345,7 @@ class Loop:
         try:
             note(self._recorder)
         except OSError as error:
-            log.error("the trace ends here: %s", error)
+            log.error("tracing stopped: cannot write the trace file: %s", error)
             recorder, self._recorder = self._recorder, None
             with suppress(OSError):
                 recorder.close()

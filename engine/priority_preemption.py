@@ -1,35 +1,35 @@
-"""Priority preemption: offline rows are preempted for online requests that wait too long.
+"""Priority preemption: offline sequences are preempted for online requests that wait too long.
 
 Every policy admits online sequences first, but only into free capacity. A batch of long answers
 can occupy all capacity for minutes, while online requests queue until they are refused. Therefore,
-once the first online request has waited for `max_prefill_wait`, the youngest offline rows are
-preempted until the request fits. A policy may still not admit it, if it expects the live sequences
-to need the blocks. If the same request keeps waiting, offline rows are preempted in doubling
-numbers, so that the request never waits for the end of a long answer.
+once the first online request has waited for `max_prefill_wait`, offline sequences are preempted,
+the youngest first, until the request fits. A policy may still not admit it, if it expects the live
+sequences to need the blocks. If the same request keeps waiting, offline sequences are preempted in
+doubling numbers, so that the request never waits for the end of a long answer.
 """
 
 from configs.scheduler import SchedulerConfig
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence
 
-# Pipeline turns before more rows are preempted: every policy checks the waiting queue at least once
-# in four turns of S steps.
+# Pipeline turns before more sequences are preempted: every policy checks the waiting queue at least
+# once in four turns of S steps.
 _PATIENCE_TURNS = 5
 
 
 class PriorityPreemption:
-    """Call `preempt_offline` before each request for a micro-batch."""
+    """Call `preempt_offline` before asking the policy for micro-batches."""
 
     def __init__(self, config: SchedulerConfig, num_stages: int) -> None:
         self._max_wait_s = config.max_prefill_wait
         self._max_live = config.max_live(num_stages)
         self._patience = _PATIENCE_TURNS * num_stages
         self._first: Sequence | None = None
-        self._step = 0  # of the last preemption for `_first`, or when it became first
+        self._step = 0  # at the last preemption for `_first`, or when it became `_first`
         self._num_next = 1
 
     def preempt_offline(self, pool: Pool, now: float) -> None:
-        """Preempt as many offline rows as the first online request needs.
+        """Preempt as many offline sequences as the first online request needs.
 
         Nothing happens before that request has waited for `max_prefill_wait`. `now` is in seconds.
         """
@@ -56,7 +56,7 @@ class PriorityPreemption:
         return pool.num_live < self._max_live and needed <= pool.ledger.num_free
 
     def _can_fit(self, pool: Pool, sequence: Sequence) -> bool:
-        """Whether preempting all offline rows would be enough, including rows in flight."""
+        """Whether preempting all offline sequences would be enough, including those in flight."""
         offline = [s for s in pool.live.values() if s.submit.offline]
         num_blocks = pool.ledger.num_free + sum(len(s.block_table) for s in offline)
         has_blocks = pool.ledger.blocks_for(len(sequence.token_ids)) <= num_blocks

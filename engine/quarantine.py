@@ -40,7 +40,10 @@ class Quarantine(Policy):
 
     @property
     def max_in_flight(self) -> int:
-        """1 if another failure proves a suspect, which must then be the only one in flight."""
+        """1 if one more failure proves a suspect, which must then be alone in flight.
+
+        This is decided as if no stage reported the failed step (`MAX_UNNAMED_FAILURES`).
+        """
         is_decisive = any(s.num_failures >= MAX_NAMED_FAILURES for s in self._open)
         return 1 if is_decisive else self._num_stages
 

@@ -182,7 +182,7 @@ class Scheduler:
             return None
         return (
             f"prompt and output of {num_tokens} tokens exceed the longest possible sequence "
-            f"of {self.max_model_len} tokens"
+            f"of {self.max_model_len} tokens; shorten the prompt or lower max_tokens"
         )
 
     def _abort(self, abort: Abort) -> None:
@@ -393,7 +393,8 @@ def _longest_sequence(wanted: int | None, model: int, kv_tokens: int) -> int:
         return min(model, kv_tokens)
     if wanted > model:
         raise ImpossibleSettingsError(
-            f"max_model_len {wanted} is more than the model's own limit of {model} tokens"
+            f"max_model_len {wanted} is more than the model's own limit of {model} tokens; "
+            "lower max_model_len"
         )
     if wanted > kv_tokens:
         raise ImpossibleSettingsError(

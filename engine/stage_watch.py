@@ -4,7 +4,7 @@ A stage is lost if
 - its process is gone, which the next check detects if the process runs on this host;
 - its heartbeats stop, or do not begin although another stage sends heartbeats;
 - it waits for a neighbour, and no stage of the group has computed anything in that time: a
-  connection is broken, or a plan has not reached all stages;
+  connection is broken, or a `Step` has not reached all stages;
 - it computes, and makes no progress for much longer than any step takes.
 
 While a stage loads weights, longer silence is accepted; `stage_start_timeout` limits the start.
@@ -95,7 +95,10 @@ class StageWatch:
             return f"stage {gone[0]} died" if len(gone) == 1 else "the stages died"
         missing = set(range(self._num_stages)) - {stage.beat.stage for stage in present}
         if missing and present and self._newest_checks * self._interval_s > self._silence_s:
-            return f"stage {min(missing)} has sent no heartbeat"
+            return (
+                f"stage {min(missing)} sent no heartbeat within {self._silence_s:g} s of the "
+                "group's first one"
+            )
         return next(filter(None, map(self._trouble, present)), "")
 
     def _trouble(self, stage: _Stage) -> str:
@@ -106,7 +109,7 @@ class StageWatch:
         is_loading = stage.beat.doing == "loads"
         if silent_s > (LOADING_SILENCE_S if is_loading else self._silence_s):
             return f"{name} was silent for {silent_s:.1f} s"
-        # `>=` and not `>`: the heartbeat that reported the last progress came after it.
+        # `>=`, not `>`: the last progress was earlier than the heartbeat that reported it.
         if stage.beat.doing == "waits" and min(still_s, quiet_s) >= self._silence_s:
             return f"{name} waited for a neighbour for {still_s:.1f} s, and no stage computed"
         if still_s > self._standstill_s and not is_loading:

@@ -78,5 +78,6 @@ def test_stages_that_do_not_reach_each_other_may_retry_until_the_start_timeout(
     engine.send(*(StageFailed(0, epoch, -1, "no route", is_apart=True) for epoch in epochs))
     assert engine.trouble() == "stage 0 failed: no route"
     assert engine.failure() == (
-        "not all 2 stages were ready within 4 s (stage_start_timeout); stage 0 failed: no route"
+        "not all 2 stages were ready within 4 s (stage_start_timeout); stage 0 failed: no route; "
+        "see the messages of the stages in the log, or raise stage_start_timeout if loading is slow"
     )

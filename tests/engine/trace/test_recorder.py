@@ -143,4 +143,6 @@ def test_a_full_disk_ends_the_trace_and_not_the_engine(
         for _ in range(3):
             loop._send_stats()
     errors = [record.message for record in caplog.records]
-    assert errors == ["the trace ends here: [Errno 28] No space left on device"]
+    assert errors == [
+        "tracing stopped: cannot write the trace file: [Errno 28] No space left on device"
+    ]

@@ -16,8 +16,8 @@ from predictor.classes import Floats
 
 Pooling = Literal["first", "mean"]
 
-# A prompt with more than this many characters per token of the limit is cut before it is tokenised:
-# tokenising a whole book to get its last 512 tokens would take longer than the encoder.
+# A prompt with more than this many characters per token of the limit is cut before it is tokenized:
+# tokenizing a whole book to get its last 512 tokens would take longer than the encoder.
 _CHARACTERS_PER_TOKEN = 16
 
 
@@ -52,7 +52,7 @@ class LengthModel(nn.Module):
 
 
 class Reader:
-    """Tokenises prompts, keeps the last `max_tokens` of each, and makes batches of them."""
+    """Tokenizes prompts, keeps the last `max_tokens` of each, and makes batches of them."""
 
     def __init__(self, tokenizer: Any, max_tokens: int) -> None:
         tokenizer.truncation_side = "left"

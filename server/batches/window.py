@@ -69,7 +69,7 @@ class Window:
                 task = group.create_task(self._run_one(request, take))
                 # Not in the task: a task that is cancelled before it starts would keep its slot.
                 task.add_done_callback(lambda _: self._slots.release())
-                # Yield to the event loop between requests, because tokenising one may take long.
+                # Yield to the event loop between requests, because tokenizing one may take long.
                 await asyncio.sleep(0)
             on_begun()
 

@@ -98,7 +98,11 @@ class ChatTemplate:
             [text], add_special_tokens=add_special_tokens, patient=patient
         )
         if not token_ids:
-            raise invalid("The chat template renders these messages as nothing.", "messages")
+            message = (
+                "The chat template renders these messages to an empty prompt. Send at least one "
+                "message with text."
+            )
+            raise invalid(message, "messages")
         return token_ids
 
     async def render_text(self, conversation: Conversation, *, patient: bool = False) -> str:
@@ -117,7 +121,10 @@ class ChatTemplate:
                 lambda: self._render(source, conversation), RENDER_TIMEOUT_S, patient=patient
             )
         except TimeoutError:
-            message = f"The chat template took longer than {RENDER_TIMEOUT_S:g} s."
+            message = (
+                f"The chat template took longer than {RENDER_TIMEOUT_S:g} s: send a shorter "
+                "conversation."
+            )
             raise invalid(message, "messages", "chat_template_timeout") from None
 
     def takes_tools(self, template: str | None) -> bool:
@@ -154,7 +161,10 @@ class ChatTemplate:
         except Exception as error:
             raise _refusal(error, "messages") from error
         if len(text) > MAX_RENDERED_CHARACTERS:
-            message = f"The chat template renders these messages as {len(text)} characters."
+            message = (
+                f"The chat template renders these messages as {len(text)} characters, and at most "
+                f"{MAX_RENDERED_CHARACTERS} are accepted. Shorten the conversation."
+            )
             raise invalid(message, "messages", "context_length_exceeded")
         return text
 

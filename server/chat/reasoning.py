@@ -21,7 +21,7 @@ def format_of(template: str) -> ReasoningFormat:
 def leaves_open(prompt: str, continued: str = "") -> bool:
     """Return whether the prompt ends inside the reasoning, so that no begin tag is generated.
 
-    `continued` is the beginning of the message that the request gives, if any.
+    `continued` is the part of the prompt that the answer continues (`continue_final_message`).
     """
     return prompt.rstrip().endswith(BEGIN) or continued.rfind(BEGIN) > continued.rfind(END)
 

@@ -1,7 +1,7 @@
 """Tool calls: separates the calls that a model writes from the message's content.
 
-There are two invariants: the result does not depend on how the text was split into pieces, and the
-returned parts add up to the whole text. The content is the text without the calls and, if there
+The result does not depend on how the text was split into pieces: the concatenated deltas equal the
+result of parsing the whole text at once. The content is the text without the calls and, if there
 were calls, without the white space at its end. Text that turns out not to be a call is content,
 unless it is an incomplete call at the text's end after other calls.
 """

@@ -113,7 +113,10 @@ class GrammarChecker:
 
     def _start(self) -> _Child:
         if not self._vocabulary.serialised:
-            raise CheckerError("it is not one of the tokenizers library's")
+            raise CheckerError(
+                "structured outputs need a fast tokenizer (tokenizer.json), which this model does "
+                "not have"
+            )
         self.close()
         with suppress(EOFError, OSError):
             ours, theirs = Pipe()
@@ -128,7 +131,7 @@ class GrammarChecker:
             if ours.poll(START_TIMEOUT_S):
                 problem = ours.recv_bytes().decode()
                 if problem:
-                    raise CheckerError(problem)
+                    raise CheckerError(f"llguidance cannot use the model's tokenizer: {problem}")
                 return _Child(process, ours)
         self.close()
         raise UncheckedError("the process that checks grammars did not start")
@@ -138,8 +141,8 @@ class GrammarChecker:
         if code in (-signal.SIGKILL, -signal.SIGTERM):
             raise UncheckedError("the process that checks grammars was killed")
         if code == -signal.SIGXCPU:
-            return f"takes longer than {self._limits.max_cpu_s} seconds to prepare"
-        return "is too complex"
+            return f"takes more than {self._limits.max_cpu_s} CPU seconds to check; simplify it"
+        return "exceeds the checker's memory or nesting limit; simplify it"
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -169,7 +172,7 @@ def complaint(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> str:
             break
         now = time.thread_time()
         if now - resumed_at > limits.max_mask_s or now - began_at > limits.max_total_s:
-            return "is too slow to follow"
+            return "is too expensive: its token masks exceed the time limit; simplify it"
         token_ids = np.flatnonzero(np.unpackbits(mask, bitorder="little"))
         token_ids = token_ids[token_ids != tokenizer.eos_token]
         if not len(token_ids):

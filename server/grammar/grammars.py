@@ -57,7 +57,7 @@ class ResponseFormat(Body):
 
 
 class StructuredOutputs(Body):
-    """vLLM's: the form of an answer, given by exactly one of the first five fields."""
+    """vLLM's structured_outputs: constrains the answer by exactly one of the first five fields."""
 
     json_: dict[str, Any] | str | None = Field(None, alias="json", description="a JSON schema")
     regex: str | None = Field(None, description="a regular expression for the whole answer")
@@ -121,7 +121,7 @@ class CheckedGrammars:
         try:
             verdict = await self._verdict(sha256(encoded).digest(), grammar, patient=patient)
         except CheckerError as error:
-            message = f"'{param}' is not possible with this model's tokenizer: {error}."
+            message = f"'{param}' is not supported: {error}."
             raise invalid(message, param, "unsupported_parameter") from error
         except UncheckedError as error:
             raise unavailable(f"'{param}' could not be checked: {error}.") from error

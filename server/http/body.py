@@ -78,7 +78,7 @@ class Body(BaseModel):
     expected: ClassVar[dict[str, str]] = {}
 
     def only(self, *fields: str) -> Self:
-        """A copy with only these fields, so that long prompts are freed once they are tokenised.
+        """A copy with only these fields, so that long prompts are freed once they are tokenized.
 
         Reading another field that has no default raises `AttributeError`.
         """

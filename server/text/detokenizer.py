@@ -1,4 +1,4 @@
-"""Incremental detokenisation: emits only complete characters.
+"""Incremental detokenization: emits only complete characters.
 
 Invariant for tokens t1..tn: push(t1) + ... + push(tn) + flush() == decode([t1, ..., tn]).
 """

@@ -41,7 +41,7 @@ def test_the_last_tokens_of_a_long_prompt_are_read() -> None:
     assert reader.ids(["short long please show me now", "me"]) == [[8, 9], [8]]
 
 
-def test_a_book_is_cut_before_it_is_tokenised() -> None:
+def test_a_book_is_cut_before_it_is_tokenized() -> None:
     reader = Reader(make_tokenizer(has_cls=False), max_tokens=3)
     assert reader.ids(["now " * 100_000 + "short long me"]) == [[4, 5, 8]]
 

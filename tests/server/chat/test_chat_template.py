@@ -181,7 +181,7 @@ def test_a_model_without_a_template_is_an_error() -> None:
 
 def test_an_empty_prompt_is_refused() -> None:
     template = ChatTemplate(chatty("{# nothing #}"))
-    with pytest.raises(ApiError, match="as nothing"):
+    with pytest.raises(ApiError, match="to an empty prompt"):
         asyncio.run(template.render(Conversation([USER])))
 
 

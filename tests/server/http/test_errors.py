@@ -118,7 +118,7 @@ def test_the_error_of_a_too_long_prompt_gives_the_numbers(daemon: Daemon) -> Non
     assert error["code"] == "context_length_exceeded"
 
 
-def test_a_prompt_that_is_far_too_long_is_not_tokenised(daemon: Daemon) -> None:
+def test_a_prompt_that_is_far_too_long_is_not_tokenized(daemon: Daemon) -> None:
     unknown = 10**6
     error = daemon.complete(prompt=[[9], [9] * 64 + [unknown]]).json()["error"]
     assert error["code"] == "context_length_exceeded"

@@ -68,7 +68,7 @@ class Unread(Tokenizer):
         ("chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
     ],
 )
-def test_a_full_queue_refuses_before_anything_is_tokenised(
+def test_a_full_queue_refuses_before_anything_is_tokenized(
     tmp_path: Path, path: str, body: dict[str, Any]
 ) -> None:
     tokenizer: Any = chatty(CHATML)

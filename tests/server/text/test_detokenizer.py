@@ -1,4 +1,4 @@
-"""Detokenisation: pieces add up to the one-shot decoding and hold only whole characters."""
+"""Detokenization: pieces add up to the one-shot decoding and hold only whole characters."""
 
 from collections.abc import Callable
 from functools import partial

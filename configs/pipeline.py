@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.part import Part
 
+AttentionBackend = Literal["auto", "plain", "native"]
+
 
 class PipelineConfig(Part, title="Pipeline"):
     """How the model is split into stages, where they run, and when one counts as failed."""
@@ -22,6 +24,11 @@ class PipelineConfig(Part, title="Pipeline"):
     )
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads per stage [number of cores divided by stages]"
+    )
+    attention_backend: AttentionBackend = Field(
+        "auto",
+        description="how attention is computed; native: C++ kernels for CPUs, compiled at the "
+        "first start; plain: torch's own operations; auto: the fastest that serves the model",
     )
     distributed_timeout_seconds: float = Field(
         300.0,

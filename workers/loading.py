@@ -3,8 +3,9 @@
 import gc
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,9 +13,14 @@ from torch import Tensor
 
 from configs.config import EngineConfig
 from workers.comm.all_gather import all_gather
-from workers.model import batch, kv_cache, layer_split, stage_model
-from workers.model.attention import UnsupportedModelError
-from workers.model.kv_cache import KvCache, LayerShape, PagedStep, Probe
+from workers.kernels.compiler import CompilerError
+from workers.kernels.library import Library, native_library
+from workers.model import batch, kv_cache, layer_split, linears, stage_model
+from workers.model.attention import backends
+from workers.model.attention.backends import Backend
+from workers.model.attention.interface import UnsupportedModelError
+from workers.model.attention.probe import Probe
+from workers.model.kv_cache import KvCache, LayerShape
 from workers.model.stage_model import StageModel
 from workers.profiling import layer_times, profile_cache
 from workers.profiling.dummy_run import DummyRun, make_step
@@ -36,10 +42,20 @@ class StagePlace:
 
 
 @dataclass(slots=True, frozen=True)
+class LoadedStage:
+    """The model of a stage, what its layers store for a token, and how they attend."""
+
+    model: StageModel
+    shapes: dict[int, LayerShape]
+    attention: Backend
+
+
+@dataclass(slots=True, frozen=True)
 class TimedRun:
     """Runs dummy runs like steps, but without receiving or sending activations."""
 
     model: StageModel
+    attention: Backend
     cache: KvCache
     block_size: int
     num_blocks: int
@@ -55,7 +71,7 @@ class TimedRun:
             received = torch.zeros(shape, dtype=self.model.dtype, device=self.device)
         layer_times.wait(self.device)
         began_at = time.perf_counter()
-        context = PagedStep(self.cache, inputs)
+        context = self.attention.step(self.cache, inputs)
         output = self.model.forward(received, inputs.position_ids, inputs.sample_at, context)
         self._finish(output)
         layer_times.wait(self.device)
@@ -70,33 +86,31 @@ class TimedRun:
 
     def touch(self, num_blocks: int) -> None:
         """Write up to `num_blocks` blocks: reading memory that was never written costs nothing."""
-        num_slots = min(num_blocks, self.num_blocks) * self.block_size
         for tensors in self.cache.layers.values():
             for tensor in tensors:
-                tensor[:num_slots].zero_()
+                tensor[:num_blocks].zero_()
 
 
-def load(
-    config: EngineConfig, data_dir: Path, place: StagePlace
-) -> tuple[StageModel, dict[int, LayerShape]]:
-    """The stage's model and the shapes of its KV; all stages must load at the same time.
+def load(config: EngineConfig, data_dir: Path, place: StagePlace) -> LoadedStage:
+    """Load the stage's model; all stages must load at the same time.
 
     A split by measured times is kept in `data_dir`.
 
     Raises what `stage_model.load` raises.
     """
     if config.pipeline.layer_split != "auto":
-        return _load(config, place, None)
+        return _load(config, data_dir, place, None)
     known = profile_cache.load_split(data_dir, _split_fingerprint(config, place))
     kept = all_gather(known, tuple[int, ...] | None)
     if kept[0] is not None and kept.count(kept[0]) == len(kept):
         num_layers = stage_model.read_config(config.model).get_text_config().num_hidden_layers
         log.info("layers %s, as found at an earlier start", ",".join(map(str, kept[0])))
-        return _load(config, place, layer_split.split_by_hand(kept[0], num_layers))
-    model, shapes = _load(config, place, None)
-    times = all_gather(_time_layers(config, place, model, shapes), LayerTimes)
-    ranges = layer_times.better_split(times)
-    split = [len(layers) for layers in ranges or _present(times)]
+        ranges = layer_split.split_by_hand(kept[0], num_layers)
+        return _load(config, data_dir, place, ranges)
+    loaded = _load(config, data_dir, place, None)
+    times = all_gather(_time_layers(config, place, loaded), LayerTimes)
+    better = layer_times.better_split(times)
+    split = [len(layers) for layers in better or _present(times)]
     profile_cache.save_split(data_dir, _split_fingerprint(config, place), split)
     slowest = max(sum(stage.seconds) + stage.extra_s for stage in times)
     log.info(
@@ -105,35 +119,59 @@ def load(
         ",".join(map(str, split)),
         1000 * slowest,
     )
-    if ranges is None:
-        return model, shapes
-    del model
+    if better is None:
+        return loaded
+    del loaded
     gc.collect()
     if place.device.type == "cuda":
         torch.cuda.empty_cache()
-    return _load(config, place, ranges)
+    return _load(config, data_dir, place, better)
 
 
 def _load(
-    config: EngineConfig, place: StagePlace, ranges: Sequence[range] | None
-) -> tuple[StageModel, dict[int, LayerShape]]:
+    config: EngineConfig, data_dir: Path, place: StagePlace, ranges: Sequence[range] | None
+) -> LoadedStage:
     began_at = time.monotonic()
+    native = partial(native_library, data_dir)
     model = stage_model.load(config, place.stage, place.device, ranges)
+    num_packed = _pack_linears(model, config, place.device, native)
     took_s = time.monotonic() - began_at
     log.info("weights loaded in %.1f s: %s", took_s, stage_model.describe(model))
-    return model, _probe(model, config, place.device)
+    probe = _probe(model, config, place.device)
+    attention = backends.choose(
+        config.pipeline.attention_backend,
+        probe.layers.values(),
+        model.dtype,
+        place.device,
+        native,
+    )
+    packed = f"; {num_packed} linear layers are packed" if num_packed else ""
+    log.info("attention: %s%s", attention.name, packed)
+    return LoadedStage(model, probe.shapes, attention)
 
 
-def _time_layers(
-    config: EngineConfig, place: StagePlace, model: StageModel, shapes: dict[int, LayerShape]
-) -> LayerTimes:
+def _pack_linears(
+    model: StageModel, config: EngineConfig, device: torch.device, native: Callable[[], Library]
+) -> int:
+    """Pack the linear layers where that is faster; returns how many."""
+    backend = config.pipeline.attention_backend
+    if device.type != "cpu" or backend == "plain" or not linears.are_worth_packing(model.dtype):
+        return 0
+    try:
+        return model.pack_linears(native())
+    except CompilerError:
+        return 0  # the choice of the attention backend reports it
+
+
+def _time_layers(config: EngineConfig, place: StagePlace, loaded: LoadedStage) -> LayerTimes:
     """What the other stages must know of this one, measured while all stages measure."""
+    model, shapes = loaded.model, loaded.shapes
     block_size, device = config.cache.block_size, place.device
     mix = layer_times.reference_mix(model.max_model_len)
     num_tokens = max(dummy_run.kv_tokens + dummy_run.num_tokens for dummy_run, _ in mix)
     num_blocks = -(-num_tokens // block_size) + layer_times.ROWS
     cache = KvCache(shapes, num_blocks, block_size, model.dtype, device)
-    run = TimedRun(model, cache, block_size, num_blocks, device)
+    run = TimedRun(model, loaded.attention, cache, block_size, num_blocks, device)
     run.touch(num_blocks)
     all_gather(True, bool)  # no stage measures while others still load
     seconds, extra_s = layer_times.time_layers(model, run, device)
@@ -162,8 +200,8 @@ def _split_fingerprint(config: EngineConfig, place: StagePlace) -> StageFingerpr
     return fingerprint_of(config, place.stage, None, config.model.dtype, place.device)
 
 
-def _probe(model: StageModel, config: EngineConfig, device: torch.device) -> dict[int, LayerShape]:
-    """What each layer stores, from a forward; on a GPU it is a forward of the largest batch.
+def _probe(model: StageModel, config: EngineConfig, device: torch.device) -> Probe:
+    """What each layer attends with, from a forward; on a GPU one of the largest batch.
 
     Raises `UnsupportedModelError` for a model with layers that keep state other than KV.
     """
@@ -177,15 +215,15 @@ def _probe(model: StageModel, config: EngineConfig, device: torch.device) -> dic
         if model.is_first
         else torch.zeros(count, model.hidden_size, dtype=model.dtype, device=device)
     )
-    probe = Probe({})
+    probe = Probe()
     # All tokens of a batch may belong to a prompt that is to be scored.
     output = model.forward(inputs, positions, positions[0], probe)
     if model.is_last:
         Sampler(model.vocab_size, device).dummy_run(output[: config.max_live])
-    silent = [layer for layer in model.layers if layer not in probe.shapes]
+    silent = [layer for layer in model.layers if layer not in probe.layers]
     if silent:
         raise UnsupportedModelError(
             f"{model.config.model_type} models cannot be served: layer {silent[0]} keeps no KV "
             "that can be paged"
         )
-    return probe.shapes
+    return probe

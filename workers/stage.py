@@ -18,7 +18,7 @@ from workers.heartbeat import INTERVAL_S, Progress
 from workers.loading import StagePlace, TimedRun
 from workers.model import batch, kv_cache
 from workers.model.batch import StepBatch
-from workers.model.kv_cache import KvCache, PagedStep
+from workers.model.kv_cache import KvCache
 from workers.profiling import layer_times, profiler
 from workers.profiling.dummy_run import block_counts, prefill
 from workers.profiling.known_costs import find_costs
@@ -48,7 +48,8 @@ class Stage:
         self, config: EngineConfig, data_dir: Path, place: StagePlace, progress: Progress
     ) -> None:
         self._config, self._place, self._progress = config, place, progress
-        self._model, shapes = loading.load(config, data_dir, place)
+        loaded = loading.load(config, data_dir, place)
+        self._model, self._attention, shapes = loaded.model, loaded.attention, loaded.shapes
         # Stages that share a device all measure its free memory before any of them allocates.
         dist.barrier()
         self._num_blocks = kv_cache.count_blocks(
@@ -191,7 +192,8 @@ class Stage:
         size = self._config.cache.block_size
         block_bytes = self._cache.num_bytes // self._num_blocks
         num_blocks = min(self._num_blocks, max(1, MEASURED_KV_BYTES // block_bytes))
-        return TimedRun(self._model, self._cache, size, num_blocks, self._place.device)
+        device = self._place.device
+        return TimedRun(self._model, self._attention, self._cache, size, num_blocks, device)
 
     def _warm_up(self) -> None:
         """If each step size is compiled separately, run all sizes once, the smallest first."""
@@ -229,5 +231,5 @@ class Stage:
             inputs.token_ids if received is None else received,
             inputs.position_ids,
             torch.cat([inputs.sample_at, inputs.score_at]),
-            PagedStep(self._cache, inputs),
+            self._attention.step(self._cache, inputs),
         )

@@ -25,6 +25,7 @@ SAMPLES = {
     "max_model_len": "100",
     "pipeline_parallel_size": "3",
     "layer_split": "2,3",
+    "attention_backend": "plain",
     "device": "cpu",
     "distributed_timeout_seconds": "1.5",
     "stage_start_timeout": "60",

@@ -12,7 +12,9 @@ from tests.workers.sampling.test_sampler import Draw, make_logits, make_step
 from tests.workers.vocabularies import vocabulary_of
 from tests.workers.world import CPU, Ground
 from workers.model import batch
-from workers.model.kv_cache import KvCache, PagedStep, Probe
+from workers.model.attention.plain import PlainBackend
+from workers.model.attention.probe import Probe
+from workers.model.kv_cache import KvCache
 from workers.model.stage_model import StageModel, load
 from workers.sampling.grammars import Grammars
 from workers.sampling.sampler import Sampler
@@ -38,14 +40,14 @@ def run(model: Path, device: torch.device, dtype: str) -> list[torch.Tensor]:
         inputs = batch.build(ground.step(shares), BLOCK_SIZE, device)
         passed = inputs.token_ids
         for stage, cache in zip(stages, caches, strict=True):
-            step = PagedStep(cache, inputs)
+            step = PlainBackend().step(cache, inputs)
             passed = stage.forward(passed, inputs.position_ids, inputs.sample_at, step)
         answers.append(passed.float().to(CPU))
     return answers
 
 
 def _cache(stage: StageModel, ground: Ground, device: torch.device) -> KvCache:
-    probe = Probe({})
+    probe = Probe()
     at = torch.arange(2, device=device)[None]
     hidden = torch.zeros(2, stage.hidden_size, dtype=stage.dtype, device=device)
     stage.forward(at * 0 if stage.is_first else hidden, at, at[0, -1:], probe)

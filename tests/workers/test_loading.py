@@ -11,8 +11,10 @@ import torch.distributed as dist
 
 from configs.config import EngineConfig
 from tests.checkpoints import NUM_LAYERS, make_checkpoint
+from tests.kernels import share_kernels
 from tests.workers.world import CPU
 from workers import loading
+from workers.kernels.compiler import FOLDER
 from workers.loading import StagePlace, load
 from workers.model import stage_model
 from workers.profiling import layer_times, profile_cache
@@ -35,6 +37,12 @@ def config(tmp_path: Path) -> Iterator[EngineConfig]:
 
 
 @pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """A data folder that holds nothing but compiled kernels."""
+    return share_kernels(tmp_path / "data")
+
+
+@pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The layer ranges of each loading of weights; None is the first guess."""
     found: list[Any] = []
@@ -49,33 +57,33 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_a_split_that_stays_is_measured_once(
-    tmp_path: Path, config: EngineConfig, loads: list[Any], caplog: pytest.LogCaptureFixture
+    data_dir: Path, config: EngineConfig, loads: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    model, shapes = load(config, tmp_path / "data", PLACE)
-    assert sorted(shapes) == list(model.layers) == list(range(NUM_LAYERS))
+    loaded = load(config, data_dir, PLACE)
+    assert sorted(loaded.shapes) == list(loaded.model.layers) == list(range(NUM_LAYERS))
     assert loads == [None]
-    load(config, tmp_path / "data", PLACE)
+    load(config, data_dir, PLACE)
     assert loads == [None, [range(NUM_LAYERS)]]
     assert "as found at an earlier start" in caplog.text
 
 
 def test_a_better_split_is_loaded_and_kept(
-    tmp_path: Path, config: EngineConfig, loads: list[Any], monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, config: EngineConfig, loads: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     better = [range(NUM_LAYERS)]
     monkeypatch.setattr(layer_times, "better_split", lambda _: better)
-    load(config, tmp_path / "data", PLACE)
+    load(config, data_dir, PLACE)
     assert loads == [None, better]
     fingerprint = loading._split_fingerprint(config, PLACE)
-    assert profile_cache.load_split(tmp_path / "data", fingerprint) == (NUM_LAYERS,)
-    load(config, tmp_path / "data", PLACE)
+    assert profile_cache.load_split(data_dir, fingerprint) == (NUM_LAYERS,)
+    load(config, data_dir, PLACE)
     assert loads == [None, better, better]
 
 
 def test_a_split_by_parameters_measures_nothing(
-    tmp_path: Path, config: EngineConfig, loads: list[Any]
+    data_dir: Path, config: EngineConfig, loads: list[Any]
 ) -> None:
-    load(config.replaced(layer_split=None), tmp_path / "data", PLACE)
+    load(config.replaced(layer_split=None), data_dir, PLACE)
     assert loads == [None]
-    assert not (tmp_path / "data").exists()
+    assert [path.name for path in data_dir.iterdir()] == [FOLDER]

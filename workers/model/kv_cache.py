@@ -1,6 +1,7 @@
 """The KV cache of one stage: two tensors per layer, sized by the available memory."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
@@ -8,8 +9,6 @@ from torch import Tensor
 
 from configs.config import EngineConfig
 from configs.pipeline import CacheConfig
-from workers.model.attention import Form, attend_one
-from workers.model.batch import StepBatch
 
 # By default, all stages on a CPU together take this fraction of the free memory at start-up.
 CPU_MEMORY_PART = 0.4
@@ -34,7 +33,9 @@ class KvCacheError(Exception):
 
 
 class KvCache:
-    """Keys and values by layer, `[slots, KV heads, dim]`.
+    """Keys and values by layer, `[blocks, KV heads, block size, dim]`.
+
+    A head's part of a block is contiguous, because a kernel reads one head at a time.
 
     The tensors are not zeroed: a slot is written before it is read, and unused pages take no
     memory.
@@ -48,11 +49,11 @@ class KvCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        num_slots = num_blocks * block_size
+        options: Any = {"dtype": dtype, "device": device}
         self.layers: dict[int, tuple[Tensor, Tensor]] = {
             layer: (
-                torch.empty(num_slots, s.num_kv_heads, s.key_dim, dtype=dtype, device=device),
-                torch.empty(num_slots, s.num_kv_heads, s.value_dim, dtype=dtype, device=device),
+                torch.empty(num_blocks, s.num_kv_heads, block_size, s.key_dim, **options),
+                torch.empty(num_blocks, s.num_kv_heads, block_size, s.value_dim, **options),
             )
             for layer, s in shapes.items()
         }
@@ -61,46 +62,6 @@ class KvCache:
     def num_bytes(self) -> int:
         """The maximum memory of all layers in bytes."""
         return sum(tensor.nbytes for tensors in self.layers.values() for tensor in tensors)
-
-
-@dataclass(slots=True, frozen=True)
-class PagedStep:
-    """The context of a step in the attention layers: where its KV is written and read."""
-
-    cache: KvCache
-    batch: StepBatch
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
-        """See `workers.model.attention.Attend`."""
-        keys, values = self.cache.layers[layer]
-        count = self.batch.num_tokens  # the model may carry padding rows, see StageModel.forward
-        keys.index_copy_(0, self.batch.write_slots, key[:, :count].transpose(0, 1))
-        values.index_copy_(0, self.batch.write_slots, value[:, :count].transpose(0, 1))
-        heads, tokens, _ = query.shape
-        attended = query.new_empty(tokens, heads, value.shape[-1])
-        for row in self.batch.rows:
-            part = attend_one(
-                query[:, row.begin : row.end],
-                keys.index_select(0, row.read_slots).transpose(0, 1),
-                values.index_select(0, row.read_slots).transpose(0, 1),
-                form,
-            )
-            attended[row.begin : row.end] = part.transpose(0, 1)
-        if tokens > count:
-            attended[count:] = attended[count - 1]  # exact copies go to the same experts
-        return attended
-
-
-@dataclass(slots=True, frozen=True)
-class Probe:
-    """A context that stores nothing: it records the shape that each layer would store."""
-
-    shapes: dict[int, LayerShape]
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
-        """See `workers.model.attention.Attend`; attends only within the given tokens."""
-        self.shapes[layer] = LayerShape(key.shape[0], key.shape[2], value.shape[2])
-        return attend_one(query, key, value, form).transpose(0, 1)
 
 
 def count_blocks(

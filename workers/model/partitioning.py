@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from workers.model.attention import UnsupportedModelError
+from workers.model.attention.interface import UnsupportedModelError
 
 # The names of the final norm in models that declare no pipeline plan.
 _FINAL_NORMS = ("norm", "final_layer_norm", "ln_f", "final_norm", "final_layernorm")

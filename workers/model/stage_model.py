@@ -20,8 +20,10 @@ from transformers.utils import logging as transformers_logging
 from configs.config import EngineConfig
 from configs.model import ModelConfig
 from configs.pipeline import PipelineConfig
-from workers.model import attention, experts, layer_split, partitioning
-from workers.model.attention import UnsupportedModelError
+from workers.kernels.library import Library
+from workers.model import experts, layer_split, linears, partitioning
+from workers.model.attention import interface
+from workers.model.attention.interface import UnsupportedModelError
 from workers.model.partitioning import find_trunk
 
 log = logging.getLogger("tdpipe")
@@ -41,6 +43,7 @@ class StageModel:
         self.is_last = layers.stop == self.config.num_hidden_layers
         self.dtype: torch.dtype = model.dtype
         self.compiles_for_each_size = model.device.type == "cpu" and self.dtype != torch.float32
+        self._is_packed = False
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
 
     @property
@@ -72,7 +75,7 @@ class StageModel:
 
     @torch.inference_mode()
     def forward(
-        self, inputs: Tensor, position_ids: Tensor, sample_at: Tensor, step: attention.Attend
+        self, inputs: Tensor, position_ids: Tensor, sample_at: Tensor, step: interface.Attend
     ) -> Tensor:
         """Run the layers on `inputs`: token ids `[1, tokens]`, or activations `[tokens, hidden]`.
 
@@ -95,19 +98,29 @@ class StageModel:
         hidden: Tensor = self._model.base_model(**arguments).last_hidden_state
         return hidden[0, : position_ids.shape[1]]
 
+    def pack_linears(self, library: Library) -> int:
+        """Replace the linear layers by packed ones, see `linears`; returns how many."""
+        num_packed = linears.pack(self._model, library)
+        if num_packed:
+            # That is oneDNN, which computes no linear layers any more.
+            self._is_packed, self.compiles_for_each_size = True, False
+        return num_packed
+
     def sizes(self, most: int) -> list[int]:
         """The numbers of rows, after padding, of steps of up to `most` tokens."""
         return sorted({self._padded(count) for count in range(1, most + 1)})
 
     def _padded(self, count: int) -> int:
-        """Pad a number of rows: to at least two, and on a CPU to one of a few sizes.
+        """Pad a number of rows for torch's products: to at least two, and on a CPU to a few sizes.
 
         A product with one row runs in a different kernel (gemv): on a CPU without AMX, it rounds 1
         of 20,000 bf16 results differently, so an answer would depend on whether the sequence was in
         a batch of one. In addition, oneDNN compiles each product for each new number of rows, in
         1 ms: the first step of each size took 1.5 times as long, at the median, in the demo
-        model.
+        model. Packed layers need neither.
         """
+        if self._is_packed:
+            return count
         if not self.compiles_for_each_size or count <= 2:
             return max(count, 2)
         step = 1 << max(2, (count - 1).bit_length() - 4)  # eight sizes per power of two
@@ -141,7 +154,7 @@ def load(
             checkpoint.model,
             **source,
             dtype=dtype,
-            attn_implementation=attention.NAME,
+            attn_implementation=interface.NAME,
             device_map={"": device},
             use_safetensors=checkpoint.load_format == "safetensors",
             weights_only=True,

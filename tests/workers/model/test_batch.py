@@ -18,22 +18,19 @@ shares = st.lists(
 def twin(fed: list[tuple[History, int]], block_size: int) -> dict[str, Any]:
     """The same, one token after the other."""
     tokens: list[int] = []
-    positions, writes, spans, reads, sample_at = [], [], [], [], []
+    positions, begins, reads, sample_at = [], [0], [], []
     for sequence, count in fed:
-        begin = len(tokens)
         for position in range(sequence.fed, sequence.fed + count):
             tokens.append(sequence.token_ids[position])
             positions.append(position)
-            writes.append(sequence.slot(position, block_size))
-        spans.append((begin, len(tokens)))
+        begins.append(len(tokens))
         reads.append([sequence.slot(p, block_size) for p in range(sequence.fed + count)])
         if sequence.fed + count == len(sequence.token_ids):
             sample_at.append(len(tokens) - 1)
     return {
         "token_ids": tokens,
         "position_ids": positions,
-        "write_slots": writes,
-        "spans": spans,
+        "begins": begins,
         "reads": reads,
         "sample_at": sample_at,
     }
@@ -52,9 +49,10 @@ def test_a_built_batch_is_its_twin(shares: list[tuple[int, int, int]], block_siz
     batch = build(step, block_size, CPU)
     assert batch.num_tokens == num_tokens(step) == len(want["token_ids"])
     assert batch.token_ids.shape == batch.position_ids.shape == (1, batch.num_tokens)
-    assert [(row.begin, row.end) for row in batch.rows] == want["spans"]
-    assert [ints(row.read_slots) for row in batch.rows] == want["reads"]
-    for name in ("token_ids", "position_ids", "write_slots", "sample_at"):
+    assert batch.rows.begins.tolist() == want["begins"]
+    assert batch.rows.starts.tolist() == [before for before, _, _ in shares]
+    assert [slots.tolist() for slots in batch.rows.slots()] == want["reads"]
+    for name in ("token_ids", "position_ids", "sample_at"):
         tensor = getattr(batch, name)
         assert tensor.dtype == torch.int64
         assert ints(tensor) == want[name], name
@@ -66,9 +64,11 @@ def test_a_chunk_and_a_decode_by_hand() -> None:
     batch = build(ground.step([(chunk, 3), (decode, 1)]), 4, CPU)
     assert ints(batch.token_ids) == [12, 13, 14, 21]
     assert ints(batch.position_ids) == [2, 3, 4, 1]
-    assert ints(batch.write_slots) == [30, 31, 8, 21]
-    assert ints(batch.rows[0].read_slots) == [28, 29, 30, 31, 8]
-    assert ints(batch.rows[1].read_slots) == [20, 21]
+    assert batch.rows.begins.tolist() == [0, 3, 4]
+    assert batch.rows.starts.tolist() == [2, 1]
+    assert batch.rows.table_begins.tolist() == [0, 2]
+    assert batch.rows.blocks.tolist() == [7, 2, 5]
+    assert [slots.tolist() for slots in batch.rows.slots()] == [[28, 29, 30, 31, 8], [20, 21]]
     assert ints(batch.sample_at) == [3]
 
 

@@ -72,5 +72,8 @@ def test_memory_for_not_even_one_block_is_refused_with_the_figures() -> None:
 def test_each_layer_has_its_own_shape_in_the_cache() -> None:
     cache = KvCache(SHAPES, 6, 10, torch.bfloat16, CPU)
     shapes = {layer: tuple(t.shape for t in pair) for layer, pair in cache.layers.items()}
-    assert shapes == {7: ((60, 2, 3), (60, 2, 5)), 9: ((60, 1, 4), (60, 1, 4))}
+    assert shapes == {
+        7: ((6, 2, 10, 3), (6, 2, 10, 5)),
+        9: ((6, 1, 10, 4), (6, 1, 10, 4)),
+    }
     assert {t.dtype for pair in cache.layers.values() for t in pair} == {torch.bfloat16}

@@ -16,10 +16,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from configs.config import EngineConfig
 from tests.checkpoints import FAMILIES, NUM_LAYERS, VOCABULARY, make_checkpoint
+from tests.kernels import shared_library
 from tests.workers.world import CPU, Ground, History
-from workers.model.attention import UnsupportedModelError
+from workers.model.attention.backends import Backend
+from workers.model.attention.interface import UnsupportedModelError
+from workers.model.attention.native import NativeBackend
+from workers.model.attention.plain import PlainBackend
+from workers.model.attention.probe import Probe
 from workers.model.batch import StepBatch
-from workers.model.kv_cache import KvCache, LayerShape, PagedStep, Probe
+from workers.model.kv_cache import KvCache, LayerShape
 from workers.model.layer_split import PartitionError
 from workers.model.stage_model import StageModel, describe, load, split
 
@@ -29,6 +34,7 @@ BLOCK_SIZE = 4
 # bf16 rounding may send a token to another expert (gpt_oss: 0.12 at one of 10 places, others 0.02).
 CLOSE = {"float32": 1e-5, "bfloat16": 0.05}
 CLOSE_WITH_EXPERTS = {"float32": 1e-5, "bfloat16": 0.3}
+PLAIN = PlainBackend()
 EXPERTS = {"mixtral", "qwen3_moe", "gpt_oss"}
 
 
@@ -52,7 +58,7 @@ def make_caches(stages: list[StageModel], ground: Ground) -> list[KvCache]:
     """A cache for each stage, shaped as a probe finds it."""
     caches = []
     for stage in stages:
-        probe = Probe({})
+        probe = Probe()
         positions = torch.arange(2)[None]
         inputs = (
             torch.zeros(1, 2, dtype=torch.int64)
@@ -69,11 +75,16 @@ def make_caches(stages: list[StageModel], ground: Ground) -> list[KvCache]:
     return caches
 
 
-def forward(stages: list[StageModel], caches: list[KvCache], batch: StepBatch) -> Tensor:
+def forward(
+    stages: list[StageModel],
+    caches: list[KvCache],
+    batch: StepBatch,
+    backend: Backend = PLAIN,
+) -> Tensor:
     """One step through all stages."""
     passed = batch.token_ids
     for stage, cache in zip(stages, caches, strict=True):
-        step = PagedStep(cache, batch)
+        step = backend.step(cache, batch)
         passed = stage.forward(passed, batch.position_ids, batch.sample_at, step)
         if not stage.is_last:
             assert passed.shape == (batch.num_tokens, stage.hidden_size)
@@ -103,20 +114,30 @@ def mixed_steps(ground: Ground) -> Iterator[tuple[list[History], StepBatch]]:
             sequence.token_ids.extend(draw(1))
 
 
+@pytest.mark.parametrize("is_native", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", SUPPORTED)
-def test_the_stages_together_are_the_whole_model(family: str, dtype: str, checkpoints: Any) -> None:
+def test_the_stages_together_are_the_whole_model(
+    family: str, dtype: str, *, is_native: bool, checkpoints: Any
+) -> None:
     path = checkpoints(family)
     close = (CLOSE_WITH_EXPERTS if family in EXPERTS else CLOSE)[dtype]
     grounds = [Ground(BLOCK_SIZE, seed=seed) for seed in range(3)]  # blocks scattered otherwise
     pipelines = [make_stages(path, s, dtype=dtype) for s in ((4,), (3, 1), (1, 2, 1))]
+    backend: Backend = PLAIN
+    if is_native:
+        library = shared_library()
+        backend = NativeBackend(library)
+        packed = sum(stage.pack_linears(library) for stages in pipelines for stage in stages)
+        assert packed > 0
     caches = [make_caches(p, g) for p, g in zip(pipelines, grounds, strict=True)]
     reference = AutoModelForCausalLM.from_pretrained(
         path, dtype=getattr(torch, dtype), attn_implementation="eager"
     ).eval()
     for steps in zip(*(mixed_steps(ground) for ground in grounds), strict=True):
         logits = [
-            forward(p, c, batch) for p, c, (_, batch) in zip(pipelines, caches, steps, strict=True)
+            forward(p, c, batch, backend)
+            for p, c, (_, batch) in zip(pipelines, caches, steps, strict=True)
         ]
         sampling = steps[0][0]
         assert logits[0].shape == (len(sampling), VOCABULARY)
@@ -190,7 +211,7 @@ def test_a_step_without_sampling_rows_has_no_logits(tmp_path: Path) -> None:
 def test_a_layer_s_shape_is_learnt_from_the_model_itself(tmp_path: Path) -> None:
     stages = make_stages(make_checkpoint(tmp_path, "qwen3"), (1, 3))
     shapes = make_caches(stages, Ground())[1].layers
-    assert {keys.shape[1:] for keys, _ in shapes.values()} == {(2, 32)}
+    assert {keys.shape[1:] for keys, _ in shapes.values()} == {(2, BLOCK_SIZE, 32)}
     assert LayerShape(2, 32, 32).values_per_token == 128
 
 

@@ -12,6 +12,7 @@ import pytest
 from configs.config import Config
 from configs.profiles import read_profile, read_steps
 from tests.checkpoints import make_checkpoint
+from tests.kernels import share_kernels
 from workers.profiling import command
 from workers.profiling.command import main, steps_path
 from workers.profiling.driver import Driver, DriverError
@@ -78,7 +79,9 @@ def test_the_reason_why_a_stage_cannot_start_is_reported(
 
 
 def test_a_stage_that_dies_ends_the_measurement(tmp_path: Path) -> None:
-    config = Config.of(device="cpu", num_threads=1, profile_seconds=0, data_dir=tmp_path)
+    config = Config.of(
+        device="cpu", num_threads=1, profile_seconds=0, data_dir=share_kernels(tmp_path)
+    )
     with Driver(config) as driver:
         timed = list(driver.run([prefill([3]), decode(2, 5)], 2))
         assert [t.dummy_run.kind for t in timed] == ["prefill", "decode"]

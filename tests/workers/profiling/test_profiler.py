@@ -120,12 +120,12 @@ def test_both_sides_of_a_stair_are_measured_where_there_are_stairs(*, has_stairs
 def test_the_steps_can_be_built_as_any_other() -> None:
     built = batch.build(make_step(prefill([256, 256, 88]), 16, 100), 16, CPU)
     assert built.num_tokens == 600
-    assert [row.end - row.begin for row in built.rows] == [256, 256, 88]
+    assert built.rows.begins.tolist() == [0, 256, 512, 600]
     chunk = batch.build(make_step(mixed(2, 20, 30), 16, 100), 16, CPU)
-    assert [len(row.read_slots) for row in chunk.rows] == [21, 21, 30]
+    assert [len(slots) for slots in chunk.rows.slots()] == [21, 21, 30]
 
 
 def test_rows_share_blocks_where_the_cache_is_small() -> None:
     built = batch.build(make_step(decode(3, 40), 16, 5), 16, CPU)
-    assert [len(row.read_slots) for row in built.rows] == [41, 41, 41]
-    assert int(torch.stack([row.read_slots for row in built.rows]).max()) < 5 * 16
+    assert [len(slots) for slots in built.rows.slots()] == [41, 41, 41]
+    assert max(slots.max() for slots in built.rows.slots()) < 5 * 16

@@ -8,9 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.kernels import shared_library
 from tests.workers.world import CPU, Ground
-from workers.model.attention import Form, UnsupportedModelError, attend_one, paged_attention
-from workers.model.kv_cache import KvCache, LayerShape, PagedStep, Probe
+from workers.model.attention.backends import Backend
+from workers.model.attention.interface import Form, UnsupportedModelError, paged_attention
+from workers.model.attention.native import NativeBackend
+from workers.model.attention.plain import PlainBackend, attend_one
+from workers.model.attention.probe import Probe
+from workers.model.kv_cache import KvCache, LayerShape
 
 FORMS: list[dict[str, Any]] = [
     {"scaling": scaling, "sliding_window": window, "softcap": cap, "with_sinks": sinks}
@@ -21,6 +26,13 @@ FORMS: list[dict[str, Any]] = [
 # (new tokens, all tokens): a prompt, a decode, a chunk in the middle, the very first token
 SPANS = [(9, 9), (1, 9), (4, 9), (1, 1)]
 HEADS = [(4, 4), (4, 2), (6, 1)]
+NO_FORM = Form(None, None, None, None)
+
+
+@pytest.fixture(params=["plain", "native"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each backend that runs here."""
+    return PlainBackend() if request.param == "plain" else NativeBackend(shared_library())
 
 
 def twin(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
@@ -84,7 +96,9 @@ def test_a_token_does_not_see_what_comes_after_it() -> None:
 
 
 @pytest.mark.parametrize("settings", FORMS[::3])
-def test_scattered_blocks_attend_as_contiguous_ones(settings: dict[str, Any]) -> None:
+def test_scattered_blocks_attend_as_contiguous_ones(
+    settings: dict[str, Any], backend: Backend
+) -> None:
     heads, kv_heads, block_size = 4, 2, 4
     form = make_form(heads, settings)
     ground = Ground(block_size)
@@ -107,18 +121,16 @@ def test_scattered_blocks_attend_as_contiguous_ones(settings: dict[str, Any]) ->
             torch.cat([t[i][:, a:b] for t, (a, b) in zip(tensors, spans, strict=True)], dim=1)
             for i in range(3)
         )
-        got = PagedStep(cache, batch).attend(5, query, key, value, form)
+        got = backend.step(cache, batch).attend(5, query, key, value, form)
         assert got.shape == (batch.num_tokens, heads, 10)
-        rows = iter(batch.rows)
+        parts = iter(torch.split(got, [b - a for a, b in spans if a < b]))
         for (q, k, v), (a, b) in zip(tensors, spans, strict=True):
             if a < b:
-                row = next(rows)
-                want = attend_one(q[:, a:b], k[:, :b], v[:, :b], form)
-                assert torch.equal(got[row.begin : row.end], want.transpose(0, 1))
+                want = attend_one(q[:, a:b], k[:, :b], v[:, :b], form).transpose(0, 1)
+                torch.testing.assert_close(next(parts), want)
 
 
-def test_a_row_does_not_depend_on_the_batch() -> None:
-    form = Form(None, None, None, None)
+def test_a_row_does_not_depend_on_the_batch(backend: Backend) -> None:
     small, large = Ground(seed=1), Ground(seed=2)
     query, key, value = make(3, 4, 2, 7, 7)
     results = []
@@ -128,11 +140,11 @@ def test_a_row_does_not_depend_on_the_batch() -> None:
         parts = [*filler, (query, key, value)]
         batch = ground.batch([(ground.sequence([0] * p[0].shape[1]), p[0].shape[1]) for p in parts])
         q, k, v = (torch.cat(p, dim=1) for p in zip(*parts, strict=True))
-        results.append(PagedStep(cache, batch).attend(0, q, k, v, form)[others:])
+        results.append(backend.step(cache, batch).attend(0, q, k, v, NO_FORM)[others:])
     assert torch.equal(*results)
 
 
-def test_tokens_beyond_the_batch_are_neither_stored_nor_answered() -> None:
+def test_tokens_beyond_the_batch_are_copies_that_are_not_stored(backend: Backend) -> None:
     # The model may be given the only token twice, see StageModel.forward.
     ground = Ground()
     cache = KvCache({0: LayerShape(2, 8, 10)}, 64, 4, torch.float32, CPU)
@@ -140,10 +152,11 @@ def test_tokens_beyond_the_batch_are_neither_stored_nor_answered() -> None:
         tensor.zero_()
     batch = ground.batch([(ground.sequence([0]), 1)])
     query, key, value = make(4, 4, 2, 2, 2)
-    got = PagedStep(cache, batch).attend(0, query, key, value, Form(None, None, None, None))
-    assert int(cache.layers[0][0].abs().sum(dim=(1, 2)).count_nonzero()) == 1
-    want = attend_one(query[:, :1], key[:, :1], value[:, :1], Form(None, None, None, None))
-    assert torch.equal(got[:1], want.transpose(0, 1))
+    got = backend.step(cache, batch).attend(0, query, key, value, NO_FORM)
+    assert int(cache.layers[0][0].abs().sum(dim=(1, 3)).count_nonzero()) == 1
+    want = attend_one(query[:, :1], key[:, :1], value[:, :1], NO_FORM).transpose(0, 1)
+    torch.testing.assert_close(got, torch.cat([want, want]))
+    assert torch.equal(got[0], got[1])
 
 
 class Layer(nn.Module):
@@ -161,7 +174,7 @@ def interface(**keywords: object) -> Tensor:
 
 
 def test_transformers_gets_its_own_order_of_dimensions() -> None:
-    probe = Probe({})
+    probe = Probe()
     query, key, value = make(5, 4, 2, 6, 6)
     form = Form(0.5, 3, 2.0, torch.arange(4.0))
     answer = interface(
@@ -174,12 +187,12 @@ def test_transformers_gets_its_own_order_of_dimensions() -> None:
 
 def test_an_unknown_keyword_is_refused_by_its_name() -> None:
     with pytest.raises(UnsupportedModelError, match="alibi_slopes, more"):
-        interface(step=Probe({}), alibi_slopes=torch.ones(4), more=1)
+        interface(step=Probe(), alibi_slopes=torch.ones(4), more=1)
 
 
 def test_an_unknown_keyword_without_a_value_is_ignored() -> None:
-    plain = interface(step=Probe({}))
-    assert torch.equal(interface(step=Probe({}), alibi=None, bias=False, use_cache=True), plain)
+    plain = interface(step=Probe())
+    assert torch.equal(interface(step=Probe(), alibi=None, bias=False, use_cache=True), plain)
 
 
 def test_a_mask_or_a_call_without_a_step_is_refused() -> None:
@@ -187,4 +200,4 @@ def test_a_mask_or_a_call_without_a_step_is_refused() -> None:
         interface()
     query, key, value = (t[None] for t in make(5, 4, 2, 6, 6))
     with pytest.raises(UnsupportedModelError, match="a mask of its own"):
-        paged_attention(Layer(), query, key, value, torch.zeros(1, 1, 6, 6), step=Probe({}))
+        paged_attention(Layer(), query, key, value, torch.zeros(1, 1, 6, 6), step=Probe())

@@ -1,0 +1,27 @@
+"""The compiled CPU kernels, which all tests and their daemons share."""
+
+from pathlib import Path
+
+import pytest
+
+from workers.kernels.compiler import FOLDER, CompilerError
+from workers.kernels.library import Library, native_library
+
+SHARED = Path(__file__).resolve().parents[1] / ".pytest_cache"
+
+
+def shared_library() -> Library:
+    """The library; the calling test is skipped where nothing can be compiled."""
+    try:
+        return native_library(SHARED)
+    except CompilerError as error:
+        pytest.skip(str(error))
+
+
+def share_kernels(data_dir: Path) -> Path:
+    """Give a new data folder the kernels of the other tests; returns it."""
+    (SHARED / FOLDER).mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    if not (data_dir / FOLDER).exists():
+        (data_dir / FOLDER).symlink_to(SHARED / FOLDER)
+    return data_dir

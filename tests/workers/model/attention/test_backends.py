@@ -1,0 +1,111 @@
+"""The choice of a backend: the fastest that gives the right results; the others get a reason."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels import shared_library
+from tests.workers.world import CPU
+from workers.kernels.compiler import CompilerError
+from workers.kernels.library import Library
+from workers.model.attention import backends
+from workers.model.attention.backends import BackendError, check, choose
+from workers.model.attention.interface import Attend, Form
+from workers.model.attention.native import NativeBackend
+from workers.model.attention.plain import PlainBackend
+from workers.model.attention.probe import LayerAttention
+from workers.model.batch import StepBatch
+from workers.model.kv_cache import KvCache, LayerShape
+
+LAYER = LayerAttention(LayerShape(2, 16, 16), 4, Form(None, None, None, None))
+KINDS = [
+    LAYER,
+    LayerAttention(LayerShape(1, 80, 80), 8, Form(0.2, 4096, None, None)),
+    LayerAttention(LayerShape(3, 192, 128), 3, Form(None, None, 30.0, None)),
+    LayerAttention(LayerShape(2, 64, 64), 14, Form(None, 128, None, torch.linspace(-1, 1, 14))),
+    LayerAttention(LayerShape(1, 256, 256), 5, Form(None, 7, 50.0, None)),
+]
+
+
+def no_library() -> Library:
+    """A machine without a compiler."""
+    raise CompilerError("no C++ compiler")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_native_passes_the_check_for_every_kind_of_layer(dtype: torch.dtype) -> None:
+    check(NativeBackend(shared_library()), KINDS, dtype, CPU)
+
+
+def test_the_fastest_backend_is_chosen(caplog: pytest.LogCaptureFixture) -> None:
+    shared_library()
+    assert choose("auto", KINDS, torch.bfloat16, CPU, shared_library).name == "native"
+    assert choose("plain", KINDS, torch.bfloat16, CPU, no_library).name == "plain"
+    assert not caplog.records
+
+
+def test_without_a_compiler_plain_is_chosen_and_the_reason_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING, "tdpipe"):
+        assert choose("auto", KINDS, torch.float32, CPU, no_library).name == "plain"
+    assert caplog.messages == ["native attention cannot be used: no C++ compiler"]
+    with pytest.raises(BackendError, match=r"^native attention cannot be used: no C\+\+ compiler$"):
+        choose("native", KINDS, torch.float32, CPU, no_library)
+
+
+def test_a_type_without_kernels_is_left_to_plain(caplog: pytest.LogCaptureFixture) -> None:
+    assert choose("auto", KINDS, torch.float64, CPU, shared_library).name == "plain"
+    assert "no kernels for torch.float64" in caplog.text
+
+
+class Wrong:
+    """A backend that errs: it changes the arguments of the plain one, or its results."""
+
+    name = "wrong"
+
+    def __init__(self, fault: str) -> None:
+        self._fault = fault
+
+    def step(self, cache: KvCache, batch: StepBatch) -> Attend:
+        """A step of the plain backend, with the fault."""
+        inner, fault = PlainBackend().step(cache, batch), self._fault
+
+        class Step:
+            def attend(
+                self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form
+            ) -> Any:
+                if fault == "window":
+                    form = Form(form.scaling, None, form.softcap, form.sinks)
+                if fault == "scale":
+                    form = Form(0.9, form.sliding_window, form.softcap, form.sinks)
+                out = inner.attend(layer, query, key, value, form)
+                if fault == "nan":
+                    out[3, 0, 0] = float("nan")
+                if fault == "one token":
+                    out[-3] += 0.5
+                if fault == "store":
+                    cache.layers[0][1][0, 0, 0] += 1
+                return out
+
+        return Step()
+
+
+@pytest.mark.parametrize("fault", ["window", "scale", "nan", "one token", "store"])
+def test_the_check_finds_a_fault(fault: str) -> None:
+    layer = LayerAttention(LAYER.shape, 4, Form(None, 1000, None, None))
+    check(Wrong(""), [layer], torch.float32, CPU)
+    with pytest.raises(BackendError, match="differ from those of plain"):
+        check(Wrong(fault), [layer], torch.float32, CPU)
+
+
+def test_layers_of_one_kind_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[LayerAttention] = []
+    monkeypatch.setattr(
+        backends, "_largest_error", lambda _backend, layer, *_: seen.append(layer) or 0.0
+    )
+    check(PlainBackend(), [LAYER, LAYER, *KINDS, KINDS[1]], torch.float32, CPU)
+    assert len(seen) == len(KINDS)

@@ -1,0 +1,75 @@
+"""The compiled library: its functions, and the structures that they take.
+
+The structures mirror those of the C++ sources, field by field. A call releases the interpreter
+lock, so heartbeats go on.
+"""
+
+import ctypes
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from workers.kernels import compiler
+
+# The element types of the kernels, as both sources number them.
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+_Pointer, _Int, _Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+
+class AttentionStep(ctypes.Structure):
+    """`AttentionStep` in attention.cpp, which describes the fields."""
+
+    _fields_ = [
+        *((name, _Pointer) for name in ("query", "key", "value", "out", "keys", "values")),
+        *((name, _Pointer) for name in ("sinks", "begins", "starts", "tables", "blocks")),
+        *((name, _Int) for name in ("query_head", "query_token", "key_head", "key_token")),
+        *((name, _Int) for name in ("value_head", "value_token")),
+        *((name, _Int) for name in ("rows", "tokens", "heads", "kv_heads", "key_dim")),
+        *((name, _Int) for name in ("value_dim", "block_size", "window", "type", "threads")),
+        *((name, _Float) for name in ("scale", "softcap")),
+    ]
+
+
+class LinearStep(ctypes.Structure):
+    """`LinearStep` in linear.cpp, which describes the fields."""
+
+    _fields_ = [
+        *((name, _Pointer) for name in ("input", "panels", "bias", "output")),
+        *((name, _Int) for name in ("rows", "inputs", "outputs", "input_row", "type", "threads")),
+    ]
+
+
+class Library:
+    """The functions of a compiled library. Raises `CompilerError` if it cannot be loaded."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise compiler.CompilerError(f"cannot load {path}: {error}") from error
+        self.attend = library.tdpipe_attend
+        self.linear = library.tdpipe_linear
+        self._packed_elements = library.tdpipe_packed_elements
+        self._pack = library.tdpipe_pack
+        for function in (self.attend, self.linear, self._pack):
+            function.restype = None
+        self._packed_elements.restype = _Int
+        self._packed_elements.argtypes = [_Int, _Int]
+        self._pack.argtypes = [_Pointer, _Int, _Int, _Int, _Pointer]
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """Return the weights `[outputs, inputs]` as `linear` takes them."""
+        weight = weight.contiguous()
+        panels = torch.empty(self._packed_elements(*weight.shape), dtype=weight.dtype)
+        kind = TYPES[weight.dtype]
+        self._pack(weight.data_ptr(), *weight.shape, kind, panels.data_ptr())
+        return panels
+
+
+@lru_cache
+def native_library(data_dir: Path) -> Library:
+    """The library, compiled into the data folder at the first start. Raises `CompilerError`."""
+    return Library(compiler.compiled(data_dir))

@@ -1,0 +1,141 @@
+// y = x W^T + b in fp32, with weights of 32 or 16 bits.
+//
+// The weights are kept in panels of PANEL outputs, `[inputs, PANEL]` each, so that a vector's lanes
+// are outputs: every output is summed in the order of the inputs, whatever the number of rows.
+// Weights of 16 bits are converted on the way: they take half the memory bandwidth.
+
+#include "threads.h"
+#include "vectors.h"
+
+namespace tdpipe {
+
+constexpr int64_t DEPTH = 256;  // inputs of a panel that are converted at once: 16 KB of floats
+constexpr int64_t FEW_ROWS = TILE_ROWS;  // so few rows read the panel directly
+
+extern "C" struct LinearStep {
+    const void *input;   // [rows, inputs], rows `input_row` elements apart
+    const void *panels;  // as tdpipe_pack makes them
+    const void *bias;    // [outputs], or null
+    void *output;        // [rows, outputs]
+    int64_t rows, inputs, outputs, input_row;
+    int64_t type;        // of all tensors: 0 float32, 1 bfloat16, 2 float16
+    int64_t threads;
+};
+
+namespace {
+
+template <typename T> void pack(const T *weights, int64_t outputs, int64_t inputs, T *panels) {
+    for (int64_t first = 0; first < outputs; first += PANEL)
+        for (int64_t k = 0; k < inputs; k++)
+            for (int64_t i = 0; i < PANEL; i++)
+                *panels++ = first + i < outputs ? weights[(first + i) * inputs + k] : T{};
+}
+
+template <typename T, int ROWS>
+void few(const float *input, const T *panel, int64_t inputs, float *sums) {
+    Floats acc[ROWS][2] = {};
+    for (int64_t k = 0; k < inputs; k++) {
+        Floats left = load(panel + k * PANEL), right = load(panel + k * PANEL + LANES);
+        for (int i = 0; i < ROWS; i++) {
+            Floats value = spread(input[i * inputs + k]);
+            acc[i][0] += value * left;
+            acc[i][1] += value * right;
+        }
+    }
+    for (int i = 0; i < ROWS; i++)
+        for (int half = 0; half < 2; half++) store(sums + i * PANEL + half * LANES, acc[i][half]);
+}
+
+template <typename T, int ROWS = TILE_ROWS>
+void few_of(int64_t rows, const float *input, const T *panel, int64_t inputs, float *sums) {
+    if (rows == ROWS) return few<T, ROWS>(input, panel, inputs, sums);
+    if constexpr (ROWS > 1) few_of<T, ROWS - 1>(rows, input, panel, inputs, sums);
+}
+
+template <int ROWS>
+void add(const float *input, const float *panel, int64_t inputs, int64_t depth, float *sums) {
+    Floats acc[ROWS][2];
+    for (int i = 0; i < ROWS; i++)
+        for (int half = 0; half < 2; half++) acc[i][half] = load(sums + i * PANEL + half * LANES);
+    multiply<ROWS>(acc, input, inputs, 1, panel, depth);
+    for (int i = 0; i < ROWS; i++)
+        for (int half = 0; half < 2; half++) store(sums + i * PANEL + half * LANES, acc[i][half]);
+}
+
+template <int ROWS = TILE_ROWS>
+void add_of(int64_t rows, const float *input, const float *panel, int64_t inputs, int64_t depth,
+            float *sums) {
+    if (rows == ROWS) return add<ROWS>(input, panel, inputs, depth, sums);
+    if constexpr (ROWS > 1) add_of<ROWS - 1>(rows, input, panel, inputs, depth, sums);
+}
+
+template <typename T>
+void many(const float *input, const T *panel, int64_t rows, int64_t inputs, float *sums) {
+    float *converted = scratch(1, DEPTH * PANEL);
+    std::memset(sums, 0, rows * PANEL * sizeof(float));
+    for (int64_t k = 0; k < inputs; k += DEPTH) {
+        int64_t depth = inputs - k < DEPTH ? inputs - k : DEPTH;
+        convert(converted, panel + k * PANEL, depth * PANEL);
+        for (int64_t row = 0; row < rows; row += TILE_ROWS)
+            add_of(rows - row < TILE_ROWS ? rows - row : TILE_ROWS, input + row * inputs + k, converted,
+                   inputs, depth, sums + row * PANEL);
+    }
+}
+
+template <typename T> void linear(const LinearStep &step) {
+    const int64_t rows = step.rows, inputs = step.inputs, outputs = step.outputs;
+    static std::vector<float> input;  // one step at a time
+    if ((int64_t)input.size() < rows * inputs + LANES) input.resize(rows * inputs + LANES);
+    for (int64_t row = 0; row < rows; row++)
+        convert(input.data() + row * inputs, (const T *)step.input + row * step.input_row, inputs);
+    const int64_t panels = round_up(outputs, PANEL) / PANEL;
+    const int64_t share = rows * inputs * outputs > 1 << 18 ? step.threads : 1;
+    const int64_t per_item = panels / (4 * share) + 1;
+    shared_threads().run((int)share, (panels + per_item - 1) / per_item, [&](int64_t item) {
+        float *sums = scratch(0, rows * PANEL);
+        for (int64_t p = item * per_item; p < panels && p < (item + 1) * per_item; p++) {
+            const T *panel = (const T *)step.panels + p * inputs * PANEL;
+            if (rows <= FEW_ROWS)
+                few_of(rows, input.data(), panel, inputs, sums);
+            else
+                many(input.data(), panel, rows, inputs, sums);
+            const int64_t first = p * PANEL;
+            const int width = (int)(outputs - first < PANEL ? outputs - first : PANEL);
+            float bias[PANEL] = {};
+            if (step.bias)
+                for (int i = 0; i < width; i += LANES)
+                    store(bias + i, load_part((const T *)step.bias + first + i,
+                                              width - i < LANES ? width - i : LANES));
+            for (int64_t row = 0; row < rows; row++) {
+                float *from = sums + row * PANEL;
+                for (int half = 0; half < PANEL; half += LANES)
+                    store(from + half, load(from + half) + load(bias + half));
+                convert_back((T *)step.output + row * outputs + first, from, width);
+            }
+        }
+    });
+}
+
+}  // namespace
+
+extern "C" int64_t tdpipe_packed_elements(int64_t outputs, int64_t inputs) {
+    return round_up(outputs, PANEL) * inputs;
+}
+
+extern "C" void tdpipe_pack(const void *weights, int64_t outputs, int64_t inputs, int64_t type,
+                            void *panels) {
+    if (type == 0)
+        pack((const uint32_t *)weights, outputs, inputs, (uint32_t *)panels);
+    else
+        pack((const uint16_t *)weights, outputs, inputs, (uint16_t *)panels);
+}
+
+extern "C" void tdpipe_linear(const LinearStep *step) {
+    switch (step->type) {
+    case 0: return linear<float>(*step);
+    case 1: return linear<BFloat16>(*step);
+    case 2: return linear<Float16>(*step);
+    }
+}
+
+}  // namespace tdpipe

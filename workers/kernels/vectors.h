@@ -1,0 +1,206 @@
+// Vectors of floats as wide as the machine's, and the element types that are converted to them.
+//
+// GCC's and clang's vector extensions: the same source serves AVX2, AVX-512 and NEON, because it is
+// compiled on the machine that runs it (-march=native).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+// Before a loop whose variables are to stay in registers.
+#define UNROLLED _Pragma("GCC unroll 16")
+
+namespace tdpipe {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+constexpr int TILE_ROWS = 12;  // 24 accumulators of 32 registers
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+constexpr int TILE_ROWS = 6;  // 12 accumulators of 16 registers
+#else
+constexpr int LANES = 4;
+constexpr int TILE_ROWS = 6;
+#endif
+constexpr int PANEL = 2 * LANES;  // columns of a register tile
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+
+struct BFloat16 {
+    uint16_t bits;
+};
+struct Float16 {
+    uint16_t bits;
+};
+
+inline Floats spread(float value) { return value - Floats{}; }
+
+inline Floats load(const float *from) {
+    Floats values;
+    std::memcpy(&values, from, sizeof values);
+    return values;
+}
+
+inline Floats load(const BFloat16 *from) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
+#elif defined(__AVX2__)
+    return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)), 16);
+#else
+    Halves bits;
+    std::memcpy(&bits, from, sizeof bits);
+    return (Floats)(__builtin_convertvector(bits, Words) << 16);
+#endif
+}
+
+inline Floats load(const Float16 *from) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
+#elif defined(__F16C__)
+    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
+#else
+    Floats values;
+    for (int i = 0; i < LANES; i++) {
+        _Float16 value;
+        std::memcpy(&value, from + i, sizeof value);
+        values[i] = (float)value;
+    }
+    return values;
+#endif
+}
+
+// The first `count` elements; the other lanes are 0.
+template <typename T> inline Floats load_part(const T *from, int count) {
+    T part[LANES] = {};
+    std::memcpy(part, from, count * sizeof(T));
+    return load(part);
+}
+
+inline void store(float *to, Floats values) { std::memcpy(to, &values, sizeof values); }
+
+// Rounds to the nearest, ties to even, as torch does.
+inline void store(BFloat16 *to, Floats values) {
+    Words bits = (Words)values;
+    Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    rounded = values == values ? rounded : (Words)(Words{} + 0x7fc0);  // NaN
+    Halves halves = __builtin_convertvector(rounded, Halves);
+    std::memcpy(to, &halves, sizeof halves);
+}
+
+inline void store(Float16 *to, Floats values) {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph((__m512)values, 0));
+#elif defined(__F16C__)
+    _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph((__m256)values, 0));
+#else
+    for (int i = 0; i < LANES; i++) {
+        _Float16 value = (_Float16)values[i];
+        std::memcpy(to + i, &value, sizeof value);
+    }
+#endif
+}
+
+template <typename T> inline void store_part(T *to, Floats values, int count) {
+    T part[LANES];
+    store(part, values);
+    std::memcpy(to, part, count * sizeof(T));
+}
+
+// Convert `count` elements; up to the next multiple of LANES, `to` is filled with zeros.
+template <typename T> inline void convert(float *to, const T *from, int64_t count) {
+    int64_t at = 0;
+    for (; at + LANES <= count; at += LANES) store(to + at, load(from + at));
+    if (at < count) store(to + at, load_part(from + at, (int)(count - at)));
+}
+
+template <typename T> inline void convert_back(T *to, const float *from, int64_t count) {
+    int64_t at = 0;
+    for (; at + LANES <= count; at += LANES) store(to + at, load(from + at));
+    if (at < count) store_part(to + at, load_part(from + at, (int)(count - at)), (int)(count - at));
+}
+
+inline float sum(Floats values) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)values);
+#elif defined(__AVX__)
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)values),
+                             _mm256_extractf128_ps((__m256)values, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+#else
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += values[i];
+    return total;
+#endif
+}
+
+// The sums of four vectors.
+inline void store_sums(float *to, Floats a, Floats b, Floats c, Floats d) {
+#if defined(__AVX__) && !defined(__AVX512F__)
+    __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps((__m256)a, (__m256)b), _mm256_hadd_ps((__m256)c, (__m256)d));
+    _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+#else
+    to[0] = sum(a), to[1] = sum(b), to[2] = sum(c), to[3] = sum(d);
+#endif
+}
+
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+inline float largest(Floats values) {
+    float found = values[0];
+    for (int i = 1; i < LANES; i++) found = values[i] > found ? values[i] : found;
+    return found;
+}
+
+// exp(x) for x up to 88, with a relative error below 2e-7; below -87 it is exp(-87).
+// Coefficients: Cephes' expf (S. Moshier).
+inline Floats exponential(Floats x) {
+    x = larger(x, spread(-87.0f));
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    Floats shifted = x * 1.44269504f + magic;
+    Floats power = shifted - magic;
+    Floats r = x - power * 0.693359375f;
+    r = r - power * -2.12194440e-4f;
+    Floats y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * (r * r) + r + 1.0f;
+    return (Floats)((Words)y + ((Words)shifted << 23));
+}
+
+inline Floats hyperbolic_tangent(Floats x) {
+    Floats positive = x < 0.0f ? -x : x;
+    Floats below = 1.0f - 2.0f / (exponential(2.0f * (positive > 40.0f ? spread(40.0f) : positive)) + 1.0f);
+    Floats square = x * x;  // near 0 the difference above loses digits
+    Floats series = positive * (1.0f + square * (-0.333333333f + square * (0.133333333f - square * 0.053968254f)));
+    Floats result = positive < 0.25f ? series : below;
+    return x < 0.0f ? -result : result;
+}
+
+constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+// acc[i][0..1] += a[i * a_row] * b[0..PANEL): one column of the left matrix times one row of the
+// right one, for each of `count` steps.
+template <int ROWS>
+inline void multiply(Floats (&acc)[ROWS][2], const float *a, int64_t a_row, int64_t a_step,
+                     const float *b, int64_t count) {
+    for (int64_t k = 0; k < count; k++) {
+        Floats left = load(b + k * PANEL), right = load(b + k * PANEL + LANES);
+        UNROLLED for (int i = 0; i < ROWS; i++) {
+            Floats value = spread(a[i * a_row + k * a_step]);
+            acc[i][0] += value * left;
+            acc[i][1] += value * right;
+        }
+    }
+}
+
+}  // namespace tdpipe

@@ -1,0 +1,155 @@
+"""The attention backends: which one a stage uses, and the check that its results are right."""
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.pipeline import AttentionBackend
+from workers.kernels.compiler import CompilerError
+from workers.kernels.library import Library
+from workers.model.attention.interface import Attend, Form
+from workers.model.attention.native import NativeBackend
+from workers.model.attention.plain import PlainBackend
+from workers.model.attention.probe import LayerAttention
+from workers.model.batch import Rows, StepBatch
+from workers.model.kv_cache import KvCache
+
+# The check's rows: (tokens in the cache, new tokens), in blocks of an odd size. There are a
+# prompt, a chunk, and decodes, and each row's tokens fill more than one tile of the kernels.
+CHECKED_ROWS = ((0, 33), (150, 21), (201, 1), (64, 1), (0, 1))
+CHECKED_BLOCK_SIZE, CHECKED_WINDOW = 5, 50
+# Largest accepted error, as a fraction of the largest result: of the order of the types' rounding.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+
+log = logging.getLogger("tdpipe")
+
+
+class Backend(Protocol):
+    """An implementation of paged attention."""
+
+    name: str
+
+    def step(self, cache: KvCache, batch: StepBatch) -> Attend:
+        """The context of a step, in which `batch` is written to `cache` and attends to it."""
+        ...
+
+
+class BackendError(Exception):
+    """A backend cannot serve this model on this device; the message gives the reason."""
+
+
+def choose(
+    wanted: AttentionBackend,
+    layers: Collection[LayerAttention],
+    dtype: torch.dtype,
+    device: torch.device,
+    native: Callable[[], Library],
+) -> Backend:
+    """Return the wanted backend, or for `auto` the fastest one that serves these layers.
+
+    `native` returns the library of CPU kernels or raises `CompilerError`. Raises `BackendError` if
+    the wanted backend cannot be used.
+    """
+    fastest = ("native", "plain") if device.type == "cpu" else ("plain",)
+    reasons = []
+    for name in fastest if wanted == "auto" else (wanted,):
+        try:
+            backend = _make(name, device, native)
+            if name != "plain":
+                if dtype not in TOLERANCES:
+                    raise BackendError(f"it has no kernels for {dtype}")
+                check(backend, layers, dtype, device)
+        except BackendError as error:
+            reasons.append(f"{name} attention cannot be used: {error}")
+            continue
+        for reason in reasons:
+            log.warning("%s", reason)
+        return backend
+    raise BackendError(reasons[0])
+
+
+def check(
+    backend: Backend, layers: Iterable[LayerAttention], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Compare a backend with `plain` on a small problem of each kind of layer.
+
+    Raises `BackendError` where the results differ by more than rounding.
+    """
+    for kind in _kinds(layers):
+        error = _largest_error(backend, kind, dtype, device)
+        if not error <= TOLERANCES[dtype]:  # NaN is an error too
+            raise BackendError(f"its results differ from those of plain by {error:.1%}")
+
+
+def _make(name: str, device: torch.device, native: Callable[[], Library]) -> Backend:
+    if name == "plain":
+        return PlainBackend()
+    if device.type != "cpu":
+        raise BackendError("it runs on CPUs only")
+    try:
+        return NativeBackend(native())
+    except CompilerError as error:
+        raise BackendError(str(error)) from error
+
+
+def _kinds(layers: Iterable[LayerAttention]) -> Iterator[LayerAttention]:
+    """One layer of each kind; the window is shortened to one that the small problem exceeds."""
+    seen = set()
+    for layer in layers:
+        form = layer.form
+        key = (layer.shape, layer.num_heads, form.scaling, form.sliding_window, form.softcap)
+        if key not in seen:
+            seen.add(key)
+            window = form.sliding_window and min(form.sliding_window, CHECKED_WINDOW)
+            short = Form(form.scaling, window, form.softcap, form.sinks)
+            yield LayerAttention(layer.shape, layer.num_heads, short)
+
+
+def _largest_error(
+    backend: Backend, layer: LayerAttention, dtype: torch.dtype, device: torch.device
+) -> float:
+    """The largest error of a result, as a fraction of the largest result of `plain` in fp32."""
+    batch = _batch(device)
+    shape, num_blocks = layer.shape, len(batch.rows.blocks)
+    make = torch.Generator(device).manual_seed(0)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(*size, generator=make, device=device).to(dtype)
+
+    cache = KvCache({0: shape}, num_blocks, CHECKED_BLOCK_SIZE, dtype, device)
+    exact = KvCache({0: shape}, num_blocks, CHECKED_BLOCK_SIZE, torch.float32, device)
+    for tensor, wide in zip(cache.layers[0], exact.layers[0], strict=True):
+        tensor.copy_(random(*tensor.shape))
+        wide.copy_(tensor)
+    # In the layout of transformers, with two rows that pad the batch.
+    tokens = batch.num_tokens + 2
+    query, key, value = (
+        random(tokens, heads, dim).transpose(0, 1)
+        for heads, dim in (
+            (layer.num_heads, shape.key_dim),
+            (shape.num_kv_heads, shape.key_dim),
+            (shape.num_kv_heads, shape.value_dim),
+        )
+    )
+    got = backend.step(cache, batch).attend(0, query, key, value, layer.form).float()
+    plain = PlainBackend().step(exact, batch)
+    want = plain.attend(0, query.float(), key.float(), value.float(), layer.form)
+    stored = zip(cache.layers[0], exact.layers[0], strict=True)
+    if not all(torch.equal(tensor.float(), wide) for tensor, wide in stored):
+        return float("nan")
+    return float((got - want).abs().max() / want.abs().max())
+
+
+def _batch(device: torch.device) -> StepBatch:
+    starts, counts = (np.array(column, np.int64) for column in zip(*CHECKED_ROWS, strict=True))
+    num_blocks = -(-(starts + counts) // CHECKED_BLOCK_SIZE)
+    begins = np.concatenate([[0], np.cumsum(counts)])
+    table_begins = np.concatenate([[0], np.cumsum(num_blocks)])
+    blocks = np.random.default_rng(0).permutation(table_begins[-1]).astype(np.int32)
+    nothing = torch.zeros(1, int(begins[-1]), dtype=torch.int64, device=device)
+    rows = Rows(begins, starts, table_begins[:-1], blocks, CHECKED_BLOCK_SIZE)
+    return StepBatch(nothing, nothing, nothing[0, :0], nothing[0, :0], rows)

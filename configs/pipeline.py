@@ -62,6 +62,11 @@ class PipelineConfig(Part, title="Pipeline"):
         ge=0,
         description="time for which a stage measures its step costs at the first start; 0: never",
     )
+    remeasure: bool = Field(
+        False,
+        description="measure step costs, and the layer times of --layer-split auto, again instead "
+        "of using those of an earlier start",
+    )
     exact_times: bool = Field(
         False,
         description="synchronise GPU stages after each step, so that step times are exact; for "

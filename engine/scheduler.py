@@ -211,7 +211,7 @@ class Scheduler:
 
     def _all_stages_ready(self, out: list[Outgoing]) -> None:
         """Start the pipeline if all stages report the same last step, maybe of an older engine."""
-        stages = list(self._stages_ready.values())
+        stages = [self._stages_ready[stage] for stage in sorted(self._stages_ready)]
         if len({stage.last_step_id for stage in stages}) == 1:
             self._begin_pipeline(stages, out)
             return
@@ -249,7 +249,10 @@ class Scheduler:
         )
         # Stages that outlived the previous engine may still report steps with its ids.
         self._next_step_id = max(self._next_step_id, stages[0].last_step_id + 1)
-        out.append(EngineReady(num_stages, num_blocks, block_size, self.max_model_len))
+        attention = tuple(stage.attention for stage in stages)
+        out.append(
+            EngineReady(num_stages, num_blocks, block_size, self.max_model_len, attention=attention)
+        )
 
     def _stage_lost(self, lost: StageLost, out: list[Outgoing]) -> None:
         if lost.epoch < self._newest_epoch:

@@ -108,7 +108,7 @@ class EngineReady(Message, frozen=True):
     """All stages are ready; sent again each time a lost pipeline has become ready again.
 
     `max_model_len` is the maximum length in tokens, prompt + output, that the engine accepts.
-    `hello` is the number of the last Hello received.
+    `hello` is the number of the last Hello received. `attention` is each stage's attention backend.
     """
 
     num_stages: int
@@ -116,6 +116,7 @@ class EngineReady(Message, frozen=True):
     block_size: int
     max_model_len: int
     hello: int = 0
+    attention: tuple[str, ...] = ()
 
 
 class Logprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -300,6 +301,7 @@ class StageReady(Message, frozen=True):
     `epoch` identifies an incarnation of the stage group: all stages of a group have the same one,
     and a restarted group has a greater one. `max_model_len` is the limit of the model in tokens.
     `costs` are empty if nothing was measured. `last_step_id` is the last step received, or -1.
+    `attention` is the name of the attention backend.
     """
 
     stage: int
@@ -308,6 +310,7 @@ class StageReady(Message, frozen=True):
     max_model_len: int
     costs: StageCosts = StageCosts()
     last_step_id: int = -1
+    attention: str = ""
 
 
 class StepDone(Message, frozen=True):

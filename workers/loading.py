@@ -100,7 +100,9 @@ def load(config: EngineConfig, data_dir: Path, place: StagePlace) -> LoadedStage
     """
     if config.pipeline.layer_split != "auto":
         return _load(config, data_dir, place, None)
-    known = profile_cache.load_split(data_dir, _split_fingerprint(config, place))
+    known = None
+    if not config.pipeline.remeasure:
+        known = profile_cache.load_split(data_dir, _split_fingerprint(config, place))
     kept = all_gather(known, tuple[int, ...] | None)
     if kept[0] is not None and kept.count(kept[0]) == len(kept):
         num_layers = stage_model.read_config(config.model).get_text_config().num_hidden_layers
@@ -197,7 +199,8 @@ def _present(times: Sequence[LayerTimes]) -> list[range]:
 
 
 def _split_fingerprint(config: EngineConfig, place: StagePlace) -> StageFingerprint:
-    return fingerprint_of(config, place.stage, None, config.model.dtype, place.device)
+    attention = config.pipeline.attention_backend
+    return fingerprint_of(config, place.stage, None, config.model.dtype, place.device, attention)
 
 
 def _probe(model: StageModel, config: EngineConfig, device: torch.device) -> Probe:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs.config import EngineConfig
-from wire.messages import Hello, StageCosts, StageReady, Step, StepDone, ToStage
+from wire.messages import Hello, StageReady, Step, StepDone, ToStage
 from wire.sockets import Spoke
 from workers import loading
 from workers.comm.transport import Transport
@@ -22,6 +22,7 @@ from workers.model.kv_cache import KvCache
 from workers.profiling import layer_times, profiler
 from workers.profiling.dummy_run import block_counts, prefill
 from workers.profiling.known_costs import find_costs
+from workers.profiling.profiler import Measurement
 from workers.profiling.stage_fingerprint import fingerprint_of
 from workers.sampling import vocabulary
 from workers.sampling.grammars import Grammars
@@ -66,7 +67,9 @@ class Stage:
         )
         self._warm_up()
         layers, dtype = self._model.layers, str(self._model.dtype).removeprefix("torch.")
-        self.fingerprint = fingerprint_of(config, place.stage, layers, dtype, place.device)
+        self.fingerprint = fingerprint_of(
+            config, place.stage, layers, dtype, place.device, self._attention.name
+        )
         self._costs = find_costs(config.pipeline, data_dir, self.fingerprint, self._measure)
         vocab_size = self._model.vocab_size
         grammars = Grammars(vocab_size, self._load_vocabulary)
@@ -108,6 +111,7 @@ class Stage:
             self._model.max_model_len,
             self._costs,
             self._last_step_id,
+            self._attention.name,
         )
 
     def _take_plans(self, engine: Spoke[ToStage]) -> None:
@@ -211,7 +215,7 @@ class Stage:
             row = 1 if size <= WARM_UP_ROWS else 2 * config.cache.block_size
             run(prefill([min(row, size - at) for at in range(0, size, row)]))
 
-    def _measure(self) -> StageCosts:
+    def _measure(self) -> Measurement:
         config, model = self._config, self._model
         run = self._timed_run()
         dummy_runs = profiler.quick_dummy_runs(

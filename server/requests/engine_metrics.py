@@ -7,7 +7,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from server.requests.engine_client import EngineClient
-from wire.messages import Stats
+from wire.messages import EngineReady, Stats
 
 
 class EngineCollector(Collector):
@@ -34,9 +34,22 @@ class EngineCollector(Collector):
             "Engine processes that replaced a lost one",
             client.num_engines_lost,
         )
+        if client.ready is not None:
+            yield _attention(client.ready)
         if client.stats is not None:
             yield from _scheduler_figures(client.stats)
             yield from _stage_figures(client, client.stats)
+
+
+def _attention(ready: EngineReady) -> Metric:
+    metric = GaugeMetricFamily(
+        "tdpipe_stage_attention_backend",
+        "1 for the attention backend of each stage",
+        labels=["stage", "backend"],
+    )
+    for stage, backend in enumerate(ready.attention):
+        metric.add_metric([str(stage), backend], 1)
+    return metric
 
 
 def _scheduler_figures(stats: Stats) -> Iterator[Metric]:
@@ -74,9 +87,7 @@ def _scheduler_figures(stats: Stats) -> Iterator[Metric]:
         stats.recomputed_tokens,
     )
     yield _counter("tdpipe_steps", "Micro-batches through all stages", stats.steps)
-    yield _counter(
-        "tdpipe_pipeline_restarts", "RestartLimit of the pipeline's stages", stats.restarts
-    )
+    yield _counter("tdpipe_pipeline_restarts", "Restarts of the pipeline's stages", stats.restarts)
     yield _counter(
         "tdpipe_culprits",
         "Poison requests: ended with an error because a stage failed each time",

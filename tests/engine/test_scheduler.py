@@ -63,10 +63,11 @@ def test_a_request_before_the_stages_are_ready_is_refused() -> None:
 def test_the_smallest_stage_sets_the_number_of_blocks() -> None:
     scheduler = Scheduler(EngineConfig.of(pipeline_parallel_size=3, block_size=16))
     answers = [
-        scheduler.handle(StageReady(stage, 5, num_blocks, 4096), 0.0)
-        for stage, num_blocks in enumerate([30, 20, 25])
+        scheduler.handle(StageReady(stage, 5, num_blocks, 4096, attention=backend), 0.0)
+        for stage, num_blocks, backend in [(1, 30, "native"), (2, 20, "plain"), (0, 25, "native")]
     ]
-    assert answers == [[], [], [EngineReady(3, 20, 16, 320)]]
+    attention = ("native", "native", "plain")
+    assert answers == [[], [], [EngineReady(3, 20, 16, 320, attention=attention)]]
 
 
 def test_stages_of_two_epochs_are_not_counted_together() -> None:

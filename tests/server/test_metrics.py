@@ -68,6 +68,8 @@ def test_the_engines_figures_are_its_last_stats(tmp_path: Path) -> None:
         assert found["tdpipe_phase_switches_total"] == 6
         assert found["tdpipe_work_steals_total"] == 7
         assert found["tdpipe_stage_steps_total 1"] == 3
+        assert found["tdpipe_stage_attention_backend native 0"] == 1
+        assert found["tdpipe_stage_attention_backend plain 1"] == 1
         assert found["tdpipe_cost_model_ratio 1"] == 0.9
         assert "tdpipe_cost_model_ratio 0" not in found  # no step yet
 

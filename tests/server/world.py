@@ -138,7 +138,9 @@ class FakeEngine:
         self, endpoint: str, script: Callable[[Submit], Iterable[ToServer]] = silent
     ) -> None:
         self.script = script
-        self.ready: EngineReady | None = EngineReady(2, 40, 16, MAX_MODEL_LEN)
+        self.ready: EngineReady | None = EngineReady(
+            2, 40, 16, MAX_MODEL_LEN, attention=("native", "plain")
+        )
         self.stats = stats()
         self.answers_hello = True
         self.beats = True  # sends its stats four times a second, as an engine does

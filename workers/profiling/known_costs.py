@@ -10,6 +10,7 @@ from wire.messages import StageCosts
 from workers.comm.all_gather import all_gather
 from workers.profiling import profile_cache
 from workers.profiling.cost_fit import fit
+from workers.profiling.profiler import Measurement
 from workers.profiling.stage_fingerprint import StageFingerprint
 
 log = logging.getLogger("tdpipe")
@@ -19,7 +20,7 @@ def find_costs(
     config: PipelineConfig,
     data_dir: Path,
     fingerprint: StageFingerprint,
-    measure: Callable[[], StageCosts],
+    measure: Callable[[], Measurement],
 ) -> StageCosts:
     """Return the costs of steps on this stage; all stages must call this at the same time.
 
@@ -33,13 +34,20 @@ def find_costs(
         return _logged(fit(table.stages[fingerprint.stage]), f"from {config.profile}")
     if not config.profile_seconds:
         return StageCosts()
-    kept = profile_cache.load_costs(data_dir, fingerprint)
+    kept = None if config.remeasure else profile_cache.load_costs(data_dir, fingerprint)
     if all(all_gather(kept is not None, bool)) and kept is not None:
         return _logged(kept, f"as measured at an earlier start ({data_dir})")
-    costs = measure()
-    if costs.num_tokens:
-        profile_cache.save_costs(data_dir, fingerprint, costs)
-    return _logged(costs, "measured now")
+    measured = measure()
+    if not measured.costs.num_tokens:
+        return measured.costs
+    if not measured.is_plausible:
+        log.warning(
+            "the measured step costs fit no model: something else may have used this device; they "
+            "are not kept, and the next start measures again"
+        )
+    else:
+        profile_cache.save_costs(data_dir, fingerprint, measured.costs)
+    return _logged(measured.costs, "measured now")
 
 
 def check_table(table: StepTable, fingerprint: StageFingerprint, name: str) -> None:

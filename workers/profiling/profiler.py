@@ -11,17 +11,25 @@ step finds its own KV in the CPU cache.
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 from configs.profiles import MeasuredStep
 from wire.messages import StageCosts
-from workers.profiling.cost_fit import fit
+from workers.profiling.cost_fit import fit, predict
 from workers.profiling.dummy_run import DummyRun, decode, mixed, prefill
 
 SHORT_CONTEXT, LONG_CONTEXT = 16, 512
 MAX_PASSES = 9
 # A step that takes more than this fraction of the budget has no warm-up run.
 WARM_UP_PART = 0.03
+# The cheap steps are measured so often before the expensive ones, which may use up the budget.
+NUM_EARLY_PASSES = 3
+# A step that took so much longer than its prediction (1: twice as long) is measured again, unless
+# it takes more than this fraction of the budget.
+DOUBTFUL_ERROR, NUM_AGAIN, AGAIN_PART = 1.0, 3, 0.03
+# The median error of costs that are good enough to be kept for the next start.
+PLAUSIBLE_ERROR = 0.5
 
 Run = Callable[[DummyRun], float]
 """Runs a dummy run and returns the seconds that it took."""
@@ -29,41 +37,84 @@ Run = Callable[[DummyRun], float]
 log = logging.getLogger("tdpipe")
 
 
-def profile(run: Run, dummy_runs: Sequence[DummyRun], budget_s: float) -> StageCosts:
+@dataclass(slots=True, frozen=True)
+class Measurement:
+    """The measured costs; not plausible if they explain the measured steps badly."""
+
+    costs: StageCosts
+    is_plausible: bool
+
+
+NOTHING = Measurement(StageCosts(), is_plausible=False)
+
+
+def profile(run: Run, dummy_runs: Sequence[DummyRun], budget_s: float) -> Measurement:
     """Measure the costs of as many of the dummy runs as fit into `budget_s`.
 
-    The result is empty if the budget is 0 or the measurement fails: serving works without costs.
+    Steps that take much longer than the others suggest are measured again. The result is empty if
+    the budget is 0 or the measurement fails: serving works without costs.
     """
     if not budget_s or not dummy_runs:
-        return StageCosts()
+        return NOTHING
     try:
-        return fit(measure(run, dummy_runs, budget_s))
+        times = measure(run, dummy_runs, budget_s)
+        errors = _errors(times)
+        for dummy_run, error in zip(list(times), errors, strict=True):
+            if error > DOUBTFUL_ERROR and times[dummy_run][0] < AGAIN_PART * budget_s:
+                times[dummy_run] = [run(dummy_run) for _ in range(NUM_AGAIN)]
+        usual_error = median(abs(error) for error in _errors(times))
+        return Measurement(fit(_medians(times)), usual_error <= PLAUSIBLE_ERROR)
     except Exception as error:  # serving continues without costs after any error
         log.warning("the stage could not be measured: %s", error)
-        return StageCosts()
+        return NOTHING
 
 
-def measure(run: Run, dummy_runs: Sequence[DummyRun], budget_s: float) -> list[MeasuredStep]:
-    """Measure the median seconds of the dummy runs that fit the budget, over a few passes.
+def measure(
+    run: Run, dummy_runs: Sequence[DummyRun], budget_s: float
+) -> dict[DummyRun, list[float]]:
+    """Measure the seconds of the dummy runs that fit the budget, over a few passes.
 
-    At least the first dummy run is measured.
+    At least the first dummy run is measured. Before the first one that takes much of the budget,
+    all cheaper ones have been measured several times.
     """
     ends_at = time.monotonic() + budget_s
     times: dict[DummyRun, list[float]] = {}
+    num_passes = 1
     for dummy_run in dummy_runs:
-        if times and time.monotonic() + _first_s(dummy_run, times, budget_s) > ends_at:
+        expected_s = _first_s(dummy_run, times, budget_s) if times else 0.0
+        if num_passes == 1 and expected_s > WARM_UP_PART * budget_s:
+            num_passes = NUM_EARLY_PASSES
+            for _ in range(num_passes - 1):
+                _measure_again(run, times, ends_at)
+        if times and time.monotonic() + expected_s > ends_at:
             continue
         seconds = run(dummy_run)
         if seconds < WARM_UP_PART * budget_s:
             seconds = run(dummy_run)
         times[dummy_run] = [seconds]
-    for _ in range(MAX_PASSES - 1):
-        for dummy_run, measured in times.items():
-            if time.monotonic() + measured[0] > ends_at:
-                continue
+    for _ in range(MAX_PASSES - num_passes):
+        _measure_again(run, times, ends_at)
+    return times
+
+
+def _measure_again(run: Run, times: dict[DummyRun, list[float]], ends_at: float) -> None:
+    for dummy_run, measured in times.items():
+        if time.monotonic() + measured[0] <= ends_at:
             measured.append(run(dummy_run))
+
+
+def _medians(times: dict[DummyRun, list[float]]) -> list[MeasuredStep]:
     return [
         dummy_run.measured(median(seconds), len(seconds)) for dummy_run, seconds in times.items()
+    ]
+
+
+def _errors(times: dict[DummyRun, list[float]]) -> list[float]:
+    """For each step, measured / predicted - 1."""
+    steps = _medians(times)
+    predicted = predict(fit(steps), steps)
+    return [
+        step.seconds / max(float(p), 1e-9) - 1 for step, p in zip(steps, predicted, strict=True)
     ]
 
 

@@ -23,7 +23,7 @@ log = logging.getLogger("tdpipe")
 
 @dataclass(frozen=True, slots=True)
 class StageFingerprint:
-    """The hardware of a stage, its part of the model, the limits of a step, and the versions."""
+    """The hardware of a stage, its part of the model, limits of a step, versions, attention."""
 
     device: str
     hardware: str
@@ -36,6 +36,7 @@ class StageFingerprint:
     max_num_batched_tokens: int
     torch: str
     tdpipe: str
+    attention: str = ""
 
     def key(self) -> str:
         """A hash of all fields, for use in file names."""
@@ -55,9 +56,17 @@ class StageFingerprint:
 
 
 def fingerprint_of(
-    config: EngineConfig, stage: int, layers: range | None, dtype: str, device: torch.device
+    config: EngineConfig,
+    stage: int,
+    layers: range | None,
+    dtype: str,
+    device: torch.device,
+    attention: str,
 ) -> StageFingerprint:
-    """Make the fingerprint of a stage; without `layers`, it is valid for any layers."""
+    """Make the fingerprint of a stage; without `layers`, it is valid for any layers.
+
+    `attention` is the attention backend.
+    """
     return StageFingerprint(
         device=device.type,
         hardware=describe_hardware(device),
@@ -70,6 +79,7 @@ def fingerprint_of(
         max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
         torch=torch.__version__,
         tdpipe=VERSION,
+        attention=attention,
     )
 
 

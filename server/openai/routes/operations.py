@@ -63,6 +63,9 @@ class Version(BaseModel):
     """The answer of GET /version."""
 
     version: str
+    attention: list[str] = Field(
+        description="the attention backend of each stage; empty until all stages are ready"
+    )
 
 
 class Load(BaseModel):
@@ -177,8 +180,9 @@ class Operations:
         )
 
     async def version(self) -> Version:
-        """The installed version."""
-        return Version(version=VERSION)
+        """The installed version, and what the stages run."""
+        ready = self._client.ready
+        return Version(version=VERSION, attention=list(ready.attention) if ready else [])
 
     async def metrics(self) -> Response:
         """Prometheus' text format."""

@@ -13,6 +13,7 @@ from configs.profiles import StepTable, head_of_steps, line_of_step
 from wire.messages import StageCosts
 from workers.profiling.dummy_run import prefill
 from workers.profiling.known_costs import check_table, find_costs
+from workers.profiling.profiler import Measurement
 from workers.profiling.stage_fingerprint import StageFingerprint
 
 FINGERPRINT = StageFingerprint(
@@ -41,12 +42,12 @@ def group(tmp_path: Path) -> Iterator[None]:
 class Measuring:
     """Counts its calls."""
 
-    def __init__(self, costs: StageCosts = COSTS) -> None:
-        self.times, self._costs = 0, costs
+    def __init__(self, costs: StageCosts = COSTS, *, is_plausible: bool = True) -> None:
+        self.times, self._measured = 0, Measurement(costs, is_plausible)
 
-    def __call__(self) -> StageCosts:
+    def __call__(self) -> Measurement:
         self.times += 1
-        return self._costs
+        return self._measured
 
 
 def test_the_second_start_takes_what_the_first_has_measured(tmp_path: Path) -> None:
@@ -56,6 +57,24 @@ def test_the_second_start_takes_what_the_first_has_measured(tmp_path: Path) -> N
     assert measuring.times == 1
     assert find_costs(config, tmp_path, replace(FINGERPRINT, layers="0-5"), measuring) == COSTS
     assert measuring.times == 2
+
+
+def test_an_implausible_measurement_is_used_but_not_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, measuring = PipelineConfig(), Measuring(is_plausible=False)
+    for number in (1, 2):
+        assert find_costs(config, tmp_path, FINGERPRINT, measuring) == COSTS
+        assert measuring.times == number
+    assert "the next start measures again" in caplog.text
+
+
+def test_kept_costs_are_replaced_on_request(tmp_path: Path) -> None:
+    find_costs(PipelineConfig(), tmp_path, FINGERPRINT, Measuring())
+    other = StageCosts((1, 64), (0.001, 0.003))
+    again = PipelineConfig(remeasure=True)
+    assert find_costs(again, tmp_path, FINGERPRINT, Measuring(other)) == other
+    assert find_costs(PipelineConfig(), tmp_path, FINGERPRINT, Measuring()) == other
 
 
 def test_what_could_not_be_measured_is_not_kept(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_the_load_counts_what_is_open(tmp_path: Path) -> None:
 
 
 def test_the_version_is_returned(daemon: Daemon) -> None:
-    assert daemon.get("/version").json() == {"version": VERSION}
+    assert daemon.get("/version").json() == {"version": VERSION, "attention": ["native", "plain"]}
 
 
 def test_the_document_describes_every_route_and_resolves(daemon: Daemon) -> None:

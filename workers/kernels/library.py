@@ -52,11 +52,13 @@ class Library:
             raise compiler.CompilerError(f"cannot load {path}: {error}") from error
         self.attend = library.tdpipe_attend
         self.linear = library.tdpipe_linear
+        self.read = library.tdpipe_read
         self._packed_elements = library.tdpipe_packed_elements
         self._pack = library.tdpipe_pack
         for function in (self.attend, self.linear, self._pack):
             function.restype = None
-        self._packed_elements.restype = _Int
+        for function in (self.read, self._packed_elements):
+            function.restype = _Int
         self._packed_elements.argtypes = [_Int, _Int]
         self._pack.argtypes = [_Pointer, _Int, _Int, _Int, _Pointer]
 

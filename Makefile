@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve test test-all lint types contracts tests format paper sweep real-policies \
-	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels batch-kill \
+	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels triton-table batch-kill \
 	batch-memory faults soak abuse overload batch-order demo-predictor demo-model clean
 
 help:  ## list the targets
@@ -75,6 +75,9 @@ api-table: $(VENV)/dev  ## print the table of fields in docs/api.md
 
 kernels: $(VENV)/dev  ## the CPU kernels beside torch and beside reading the same bytes (about a minute)
 	$(BIN)/python -m benchmarks.kernels $(ARGS)
+
+triton-table: $(VENV)/dev  ## Triton's kernels compiled for every architecture, without a GPU (about 8 minutes)
+	$(BIN)/python -m benchmarks.triton_table $(ARGS)
 
 cost-model-error: $(VENV)/dev  ## predicted beside measured seconds of random steps on two CPU stages (about a minute)
 	$(BIN)/python -m benchmarks.cost_model_error $(ARGS)

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.part import Part
 
-AttentionBackend = Literal["auto", "plain", "native"]
+AttentionBackend = Literal["auto", "plain", "native", "triton"]
 
 
 class PipelineConfig(Part, title="Pipeline"):
@@ -28,7 +28,8 @@ class PipelineConfig(Part, title="Pipeline"):
     attention_backend: AttentionBackend = Field(
         "auto",
         description="how attention is computed; native: C++ kernels for CPUs, compiled at the "
-        "first start; plain: torch's own operations; auto: the fastest that serves the model",
+        "first start; triton: kernels for GPUs; plain: torch's own operations; auto: the fastest "
+        "that serves the model",
     )
     distributed_timeout_seconds: float = Field(
         300.0,

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from workers.kernels.compiler import FOLDER, CompilerError
 from workers.kernels.library import Library, native_library
+from workers.model.attention.backends import Backend
 
 SHARED = Path(__file__).resolve().parents[1] / ".pytest_cache"
 
@@ -16,6 +18,14 @@ def shared_library() -> Library:
         return native_library(SHARED)
     except CompilerError as error:
         pytest.skip(str(error))
+
+
+def triton_backend() -> Backend:
+    """Triton's kernels, on a GPU or in the interpreter; skips where Triton is not installed."""
+    pytest.importorskip("triton")
+    from workers.model.attention.triton import TritonBackend
+
+    return TritonBackend(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def share_kernels(data_dir: Path) -> Path:

@@ -25,7 +25,7 @@ SAMPLES = {
     "max_model_len": "100",
     "pipeline_parallel_size": "3",
     "layer_split": "2,3",
-    "attention_backend": "plain",
+    "attention_backend": "triton",
     "remeasure": "true",
     "device": "cpu",
     "distributed_timeout_seconds": "1.5",

@@ -7,11 +7,14 @@ import torch
 
 from configs.config import EngineConfig
 from tests.checkpoints import make_checkpoint
+from tests.kernels import triton_backend
+from tests.workers.model.attention.test_backends import KINDS, no_library
 from tests.workers.sampling.test_grammars import DIGITS, SCHEMA, VOCABULARY, logits_of, setup, step
 from tests.workers.sampling.test_sampler import Draw, make_logits, make_step
 from tests.workers.vocabularies import vocabulary_of
 from tests.workers.world import CPU, Ground
 from workers.model import batch
+from workers.model.attention.backends import Backend, choose
 from workers.model.attention.plain import PlainBackend
 from workers.model.attention.probe import Probe
 from workers.model.kv_cache import KvCache
@@ -28,7 +31,7 @@ GPU = torch.device("cuda")
 BLOCK_SIZE = 4
 
 
-def run(model: Path, device: torch.device, dtype: str) -> list[torch.Tensor]:
+def run(model: Path, device: torch.device, dtype: str, backend: Backend) -> list[torch.Tensor]:
     """Logits of a prefill, a chunk beside a decode, and a decode, through two stages."""
     config = EngineConfig.of(model=str(model), dtype=dtype, layer_split="2,2")
     stages = [load(config, stage, device) for stage in range(2)]
@@ -40,7 +43,7 @@ def run(model: Path, device: torch.device, dtype: str) -> list[torch.Tensor]:
         inputs = batch.build(ground.step(shares), BLOCK_SIZE, device)
         passed = inputs.token_ids
         for stage, cache in zip(stages, caches, strict=True):
-            step = PlainBackend().step(cache, inputs)
+            step = backend.step(cache, inputs)
             passed = stage.forward(passed, inputs.position_ids, inputs.sample_at, step)
         answers.append(passed.float().to(CPU))
     return answers
@@ -55,6 +58,7 @@ def _cache(stage: StageModel, ground: Ground, device: torch.device) -> KvCache:
 
 
 # In bf16 rounding may send a token to another expert: gpt_oss is compared only in fp32.
+@pytest.mark.parametrize("name", ["plain", "triton"])
 @pytest.mark.parametrize(
     ("family", "dtype", "tolerance"),
     [
@@ -63,13 +67,22 @@ def _cache(stage: StageModel, ground: Ground, device: torch.device) -> KvCache:
     ],
 )
 def test_a_gpu_gives_the_logits_of_a_cpu(
-    family: str, dtype: str, tolerance: float, tmp_path: Path
+    family: str, dtype: str, tolerance: float, name: str, tmp_path: Path
 ) -> None:
     model = make_checkpoint(tmp_path, family)
-    for got, want in zip(run(model, GPU, dtype), run(model, CPU, dtype), strict=True):
+    backend = triton_backend() if name == "triton" else PlainBackend()
+    on_gpu, on_cpu = run(model, GPU, dtype, backend), run(model, CPU, dtype, PlainBackend())
+    for got, want in zip(on_gpu, on_cpu, strict=True):
         assert got.shape == want.shape
         if want.numel():
             assert (got - want).abs().max() < tolerance * want.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_triton_is_chosen_for_every_kind_of_layer(
+    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert choose("auto", KINDS, dtype, GPU, no_library).name == "triton", caplog.text
 
 
 def test_a_gpu_draws_what_a_cpu_draws() -> None:

@@ -1,7 +1,7 @@
 """The attention backends: which one a stage uses, and the check that its results are right."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from workers.model.attention.native import NativeBackend
 from workers.model.attention.plain import PlainBackend
 from workers.model.attention.probe import LayerAttention
 from workers.model.batch import Rows, StepBatch
-from workers.model.kv_cache import KvCache
+from workers.model.kv_cache import KvCache, LayerShape
 
 # The check's rows: (tokens in the cache, new tokens), in blocks of an odd size. There are a
 # prompt, a chunk, and decodes, and each row's tokens fill more than one tile of the kernels.
@@ -54,7 +54,7 @@ def choose(
     `native` returns the library of CPU kernels or raises `CompilerError`. Raises `BackendError` if
     the wanted backend cannot be used.
     """
-    fastest = ("native", "plain") if device.type == "cpu" else ("plain",)
+    fastest = ("native", "plain") if device.type == "cpu" else ("triton", "plain")
     reasons = []
     for name in fastest if wanted == "auto" else (wanted,):
         try:
@@ -63,6 +63,7 @@ def choose(
                 if dtype not in TOLERANCES:
                     raise BackendError(f"it has no kernels for {dtype}")
                 check(backend, layers, dtype, device)
+                _compile_variants(backend, layers, dtype, device)
         except BackendError as error:
             reasons.append(f"{name} attention cannot be used: {error}")
             continue
@@ -88,6 +89,8 @@ def check(
 def _make(name: str, device: torch.device, native: Callable[[], Library]) -> Backend:
     if name == "plain":
         return PlainBackend()
+    if name == "triton":
+        return _make_triton(device)
     if device.type != "cpu":
         raise BackendError("it runs on CPUs only")
     try:
@@ -96,15 +99,51 @@ def _make(name: str, device: torch.device, native: Callable[[], Library]) -> Bac
         raise BackendError(str(error)) from error
 
 
-def _kinds(layers: Iterable[LayerAttention]) -> Iterator[LayerAttention]:
-    """One layer of each kind; the window is shortened to one that the small problem exceeds."""
+def _make_triton(device: torch.device) -> Backend:
+    try:
+        # A late import: Triton is not installed with torch's CPU builds.
+        from workers.model.attention.triton import TritonBackend, is_interpreted
+    except ImportError as error:
+        raise BackendError(f"Triton is not installed ({error.name})") from error
+    if device.type != "cuda" and not is_interpreted():
+        raise BackendError("it runs on GPUs only")
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise BackendError("it needs a GPU of compute capability 8.0 (Ampere) or later")
+    return TritonBackend(device)
+
+
+def _compile_variants(
+    backend: Backend, layers: Iterable[LayerAttention], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Run each variant of Triton's kernels once: one that is compiled in service delays a step."""
+    if backend.name != "triton" or device.type != "cuda":
+        return
+    from workers.model.attention.triton import TritonBackend, split_counts
+
+    assert isinstance(backend, TritonBackend)
+    batch = _batch(device)
+    for layer in _kinds(layers, longest_window=None):
+        cache = _cache(layer.shape, len(batch.rows.blocks), dtype, device)
+        query, key, value = _inputs(layer, batch.num_tokens, dtype, device)
+        for splits in split_counts():
+            step = backend.step(cache, batch, splits)
+            step.attend(0, query, key, value, layer.form)
+    torch.cuda.synchronize(device)
+
+
+def _kinds(
+    layers: Iterable[LayerAttention], longest_window: int | None = CHECKED_WINDOW
+) -> Iterator[LayerAttention]:
+    """One layer of each kind, with a window of at most `longest_window`."""
     seen = set()
     for layer in layers:
         form = layer.form
         key = (layer.shape, layer.num_heads, form.scaling, form.sliding_window, form.softcap)
         if key not in seen:
             seen.add(key)
-            window = form.sliding_window and min(form.sliding_window, CHECKED_WINDOW)
+            window = form.sliding_window
+            if window and longest_window:
+                window = min(window, longest_window)
             short = Form(form.scaling, window, form.softcap, form.sinks)
             yield LayerAttention(layer.shape, layer.num_heads, short)
 
@@ -114,27 +153,11 @@ def _largest_error(
 ) -> float:
     """The largest error of a result, as a fraction of the largest result of `plain` in fp32."""
     batch = _batch(device)
-    shape, num_blocks = layer.shape, len(batch.rows.blocks)
-    make = torch.Generator(device).manual_seed(0)
-
-    def random(*size: int) -> Tensor:
-        return torch.randn(*size, generator=make, device=device).to(dtype)
-
-    cache = KvCache({0: shape}, num_blocks, CHECKED_BLOCK_SIZE, dtype, device)
-    exact = KvCache({0: shape}, num_blocks, CHECKED_BLOCK_SIZE, torch.float32, device)
+    cache = _cache(layer.shape, len(batch.rows.blocks), dtype, device)
+    exact = _cache(layer.shape, len(batch.rows.blocks), torch.float32, device)
     for tensor, wide in zip(cache.layers[0], exact.layers[0], strict=True):
-        tensor.copy_(random(*tensor.shape))
         wide.copy_(tensor)
-    # In the layout of transformers, with two rows that pad the batch.
-    tokens = batch.num_tokens + 2
-    query, key, value = (
-        random(tokens, heads, dim).transpose(0, 1)
-        for heads, dim in (
-            (layer.num_heads, shape.key_dim),
-            (shape.num_kv_heads, shape.key_dim),
-            (shape.num_kv_heads, shape.value_dim),
-        )
-    )
+    query, key, value = _inputs(layer, batch.num_tokens + 2, dtype, device)  # two pad the batch
     got = backend.step(cache, batch).attend(0, query, key, value, layer.form).float()
     plain = PlainBackend().step(exact, batch)
     want = plain.attend(0, query.float(), key.float(), value.float(), layer.form)
@@ -142,6 +165,31 @@ def _largest_error(
     if not all(torch.equal(tensor.float(), wide) for tensor, wide in stored):
         return float("nan")
     return float((got - want).abs().max() / want.abs().max())
+
+
+def _cache(shape: LayerShape, num_blocks: int, dtype: torch.dtype, device: torch.device) -> KvCache:
+    """A cache of one layer, full of random numbers."""
+    cache = KvCache({0: shape}, num_blocks, CHECKED_BLOCK_SIZE, dtype, device)
+    for tensor in cache.layers[0]:
+        tensor.copy_(_random(tensor.shape, dtype, device))
+    return cache
+
+
+def _inputs(
+    layer: LayerAttention, num_tokens: int, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """Random queries, keys and values, in the layout that transformers gives them."""
+    sizes = (
+        (layer.num_heads, layer.shape.key_dim),
+        (layer.shape.num_kv_heads, layer.shape.key_dim),
+        (layer.shape.num_kv_heads, layer.shape.value_dim),
+    )
+    return [_random((num_tokens, *size), dtype, device).transpose(0, 1) for size in sizes]
+
+
+def _random(size: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    make = torch.Generator(device).manual_seed(len(size) + sum(size))
+    return torch.randn(*size, generator=make, device=device).to(dtype)
 
 
 def _batch(device: torch.device) -> StepBatch:

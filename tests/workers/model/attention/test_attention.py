@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.kernels import shared_library
+from tests.kernels import shared_library, triton_backend
 from tests.workers.world import CPU, Ground
 from workers.model.attention.backends import Backend
 from workers.model.attention.interface import Form, UnsupportedModelError, paged_attention
@@ -29,9 +29,13 @@ HEADS = [(4, 4), (4, 2), (6, 1)]
 NO_FORM = Form(None, None, None, None)
 
 
-@pytest.fixture(params=["plain", "native"])
+@pytest.fixture(params=["plain", "native", "triton"])
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """Each backend that runs here."""
+    """Each backend that runs on a CPU, Triton's in its interpreter."""
+    if request.param == "triton":
+        if torch.cuda.is_available():
+            pytest.skip("Triton's kernels run on the GPU here, see tests/workers/test_gpu.py")
+        return triton_backend()
     return PlainBackend() if request.param == "plain" else NativeBackend(shared_library())
 
 

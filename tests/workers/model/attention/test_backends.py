@@ -1,13 +1,14 @@
 """The choice of a backend: the fastest that gives the right results; the others get a reason."""
 
 import logging
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels import shared_library
+from tests.kernels import shared_library, triton_backend
 from tests.workers.world import CPU
 from workers.kernels.compiler import CompilerError
 from workers.kernels.library import Library
@@ -38,6 +39,41 @@ def no_library() -> Library:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_native_passes_the_check_for_every_kind_of_layer(dtype: torch.dtype) -> None:
     check(NativeBackend(shared_library()), KINDS, dtype, CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_triton_passes_the_check_for_every_kind_of_layer(dtype: torch.dtype) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the kernels run on the GPU here, see tests/workers/test_gpu.py")
+    check(triton_backend(), KINDS, dtype, CPU)
+
+
+@pytest.mark.parametrize("splits", [2, 8])
+def test_the_parts_of_a_decode_row_are_combined(splits: int) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the kernels run on the GPU here, see tests/workers/test_gpu.py")
+    whole = triton_backend()
+
+    class Split:
+        name = "split"
+
+        def step(self, cache: KvCache, batch: StepBatch) -> Attend:
+            return whole.step(cache, batch, splits)  # type: ignore[call-arg]
+
+    check(Split(), KINDS[:2] + KINDS[3:4], torch.float32, CPU)
+
+
+def test_the_number_of_splits_fills_the_device_but_is_worth_it() -> None:
+    pytest.importorskip("triton")
+    from workers.model.attention.triton import num_splits, split_counts
+
+    assert num_splits(8, 100_000, 132) == 32
+    assert num_splits(64, 100_000, 132) == 4
+    assert num_splits(1000, 100_000, 132) == 1
+    assert num_splits(8, 600, 132) == 2
+    assert num_splits(1, 10, 132) == num_splits(0, 0, 132) == 1
+    for programs, longest, processors in product([1, 3, 40, 500], [1, 900, 10**6], [8, 80, 200]):
+        assert num_splits(programs, longest, processors) in split_counts()
 
 
 def test_the_fastest_backend_is_chosen(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,281 @@
+"""The backend `triton`: our own kernels for GPUs, which need nothing but torch's Triton.
+
+Each step has one copy of its integers to the device, and three or four launches per layer.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.kernels import triton_attention as kernels
+from workers.model.attention.interface import Form
+from workers.model.batch import StepBatch
+from workers.model.kv_cache import KvCache
+
+# Padding of the numbers of tokens, rows and tiles, so that few different grids exist.
+PADDING = 16
+# Each program of a decode should have at least this many tokens, and each multiprocessor at least
+# this many programs: more splits make a short context slower, fewer leave multiprocessors idle.
+TOKENS_PER_SPLIT, PROGRAMS_PER_MULTIPROCESSOR, MOST_SPLITS = 256, 2, 32
+# Where there is no GPU the kernels run in Triton's interpreter, for tests.
+INTERPRETED_MULTIPROCESSORS = 8
+
+
+@dataclass(slots=True, frozen=True)
+class Tiles:
+    """The tile sizes of a kernel: query lanes (tokens x heads of a group) and tokens of the cache.
+
+    They fit the shared memory of every GPU since Ampere, of which the smallest has 99 KiB.
+    """
+
+    lanes: int
+    tokens: int
+    num_warps: int
+    num_stages: int
+
+
+def prefill_tiles(widest: int, itemsize: int) -> Tiles:
+    """The tiles of rows of several tokens, for heads of up to `widest` values, a power of two."""
+    if itemsize == 4:
+        return Tiles(32, 32 if widest <= 128 else 16, 4, 1 if widest > 128 else 2)
+    if widest > 128:
+        return Tiles(64, 32, 8, 1)
+    return Tiles(64, 64, 4, 2)
+
+
+def decode_tiles(widest: int, itemsize: int, group: int) -> Tiles:
+    """The tiles of rows of one token; Triton's smallest matrix has 16 rows."""
+    lanes = max(16, width_of(group))
+    tokens = 64 if widest * itemsize <= 256 else 32 if widest * itemsize <= 512 else 16
+    return Tiles(lanes, tokens, 4, 2)
+
+
+class TritonStep:
+    """The context of a step: its integers on the device, and how they are cut into programs."""
+
+    def __init__(
+        self,
+        cache: KvCache,
+        batch: StepBatch,
+        num_multiprocessors: int,
+        splits: int | None = None,
+    ) -> None:
+        """`splits` overrides the number of parts of a decode row's tokens."""
+        self._cache, self._batch, self._splits = cache, batch, splits
+        self._num_multiprocessors = num_multiprocessors
+        self._tokens_of_tiles: dict[int, tuple[Tensor, Tensor]] = {}
+        rows = batch.rows
+        counts = np.diff(rows.begins)
+        self._is_long = counts > 1
+        decoding = np.flatnonzero(~self._is_long)
+        self._longest = int((rows.starts[decoding] + 1).max(initial=0))
+        slots = [of_row[start:] for of_row, start in zip(rows.slots(), rows.starts, strict=True)]
+        parts = {
+            "begins": rows.begins,
+            "starts": rows.starts,
+            "tables": rows.table_begins,
+            "blocks": rows.blocks,
+            "slots": _padded(np.concatenate(slots), PADDING),
+            "decode_rows": _padded(decoding, PADDING if len(decoding) else 1),
+        }
+        flat = torch.from_numpy(np.concatenate(list(parts.values())).astype(np.int32))
+        on_device = _to_device(flat, batch.token_ids.device)
+        pieces = torch.split(on_device, [len(part) for part in parts.values()])
+        self._arrays = dict(zip(parts, pieces, strict=True))
+        self._num_decoding = len(decoding)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
+        """See `workers.model.attention.interface.Attend`."""
+        keys, values = self._cache.layers[layer]
+        heads, tokens, key_dim = query.shape
+        kv_heads, _, value_dim = value.shape
+        query, key, value = (t if t.stride(2) == 1 else t.contiguous() for t in (query, key, value))
+        out = query.new_empty(tokens, heads, value_dim)
+        shape = {
+            "KV_HEADS": kv_heads,
+            "BLOCK_SIZE": self._batch.rows.block_size,
+            "KEY_DIM": key_dim,
+            "VALUE_DIM": value_dim,
+            "KEY_WIDTH": max(16, width_of(key_dim)),
+            "VALUE_WIDTH": max(16, width_of(value_dim)),
+        }
+        arrays = self._arrays
+        slots, strides = arrays["slots"], (*key.stride()[:2], *value.stride()[:2])
+        kernels.write_kv[(len(slots), kv_heads)](key, value, keys, values, slots, *strides, **shape)
+        sinks = out if form.sinks is None else form.sinks.float()
+        scale = key_dim**-0.5 if form.scaling is None else form.scaling
+        common = (*(arrays[name] for name in ("begins", "starts", "tables", "blocks")),)
+        numbers = (*query.stride()[:2], scale, form.softcap or 1.0)
+        variant = shape | {
+            "GROUP": heads // kv_heads,
+            "WINDOW": form.sliding_window or 0,
+            "HAS_SOFTCAP": form.softcap is not None,
+            "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32",
+            "UPCAST": is_interpreted(),
+        }
+        widest = max(shape["KEY_WIDTH"], shape["VALUE_WIDTH"])
+        if self._is_long.any():
+            self._attend_long(query, keys, values, out, sinks, common, numbers, variant, widest)
+        if self._num_decoding:
+            self._attend_decodes(query, keys, values, out, sinks, common, numbers, variant, widest)
+        count = self._batch.num_tokens
+        if tokens > count:
+            out[count:] = out[count - 1]  # exact copies go to the same experts
+        return out
+
+    def _attend_long(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        out: Tensor,
+        sinks: Tensor,
+        common: tuple[Tensor, ...],
+        numbers: tuple[Any, ...],
+        variant: dict[str, Any],
+        widest: int,
+    ) -> None:
+        tiles = prefill_tiles(widest, query.element_size())
+        lanes = max(tiles.lanes, width_of(variant["GROUP"]))
+        tokens = lanes // variant["GROUP"]
+        tile_rows, tile_begins = self._tiles(tokens)
+        kernels.attend_tiles[(len(tile_rows), variant["KV_HEADS"])](
+            query,
+            keys,
+            values,
+            out,
+            sinks,
+            tile_rows,
+            tile_begins,
+            *common,
+            *numbers,
+            **variant,
+            HAS_SINKS=sinks is not out,
+            TOKENS=tokens,
+            LANES=lanes,
+            TILE=tiles.tokens,
+            num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
+        )
+
+    def _attend_decodes(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        out: Tensor,
+        sinks: Tensor,
+        common: tuple[Tensor, ...],
+        numbers: tuple[Any, ...],
+        variant: dict[str, Any],
+        widest: int,
+    ) -> None:
+        tiles = decode_tiles(widest, query.element_size(), variant["GROUP"])
+        rows = self._arrays["decode_rows"]
+        heads, value_dim = out.shape[1:]
+        programs = self._num_decoding * variant["KV_HEADS"]
+        length = min(self._longest, variant["WINDOW"] or self._longest)
+        splits = self._splits or num_splits(programs, length, self._num_multiprocessors)
+        parts = out.new_empty(len(rows), heads, splits, value_dim, dtype=torch.float32)
+        tops = out.new_empty(len(rows), heads, splits, 2, dtype=torch.float32)
+        kernels.attend_splits[(len(rows), variant["KV_HEADS"], splits)](
+            query,
+            keys,
+            values,
+            parts,
+            tops,
+            rows,
+            *common,
+            *numbers,
+            **variant,
+            SPLITS=splits,
+            LANES=tiles.lanes,
+            TILE=tiles.tokens,
+            num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
+        )
+        kernels.combine_splits[(len(rows), heads)](
+            parts,
+            tops,
+            out,
+            sinks,
+            rows,
+            self._arrays["begins"],
+            HEADS=heads,
+            VALUE_DIM=value_dim,
+            VALUE_WIDTH=variant["VALUE_WIDTH"],
+            HAS_SINKS=sinks is not out,
+            SPLITS=splits,
+            SPLIT_WIDTH=width_of(splits),
+        )
+
+    def _tiles(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """The row of each tile of this many tokens, and the tile's first token in it."""
+        if tokens not in self._tokens_of_tiles:
+            counts = np.diff(self._batch.rows.begins) * self._is_long
+            num_tiles = -(-counts // tokens)
+            rows = np.repeat(np.arange(len(counts)), num_tiles)
+            numbers = np.arange(len(rows)) - np.repeat(np.cumsum(num_tiles) - num_tiles, num_tiles)
+            both = np.stack([_padded(rows, PADDING), _padded(numbers * tokens, PADDING)])
+            device = self._batch.token_ids.device
+            on_device = _to_device(torch.from_numpy(both.astype(np.int32)), device)
+            self._tokens_of_tiles[tokens] = (on_device[0], on_device[1])
+        return self._tokens_of_tiles[tokens]
+
+
+class TritonBackend:
+    """Makes the context of each step."""
+
+    name = "triton"
+
+    def __init__(self, device: torch.device) -> None:
+        self._num_multiprocessors = (
+            torch.cuda.get_device_properties(device).multi_processor_count
+            if device.type == "cuda"
+            else INTERPRETED_MULTIPROCESSORS
+        )
+
+    def step(self, cache: KvCache, batch: StepBatch, splits: int | None = None) -> TritonStep:
+        """The context of this step; `splits` overrides the number of parts of a decode row."""
+        return TritonStep(cache, batch, self._num_multiprocessors, splits)
+
+
+def split_counts() -> list[int]:
+    """All numbers of parts that `num_splits` may return; each is a variant of the kernels."""
+    return [1 << power for power in range(MOST_SPLITS.bit_length())]
+
+
+def is_interpreted() -> bool:
+    """Whether the kernels run in Triton's interpreter, which needs no GPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def num_splits(num_programs: int, longest: int, num_multiprocessors: int) -> int:
+    """Into how many parts the tokens of a decode row are split; a power of two.
+
+    As many as keep the device busy, but no more than the context is worth.
+    """
+    wanted = PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // max(1, num_programs)
+    most = min(wanted, longest // TOKENS_PER_SPLIT, MOST_SPLITS)
+    return 1 << (max(1, most).bit_length() - 1)
+
+
+def width_of(size: int) -> int:
+    """The next power of two."""
+    return 1 << (size - 1).bit_length()
+
+
+def _padded(values: np.ndarray, step: int) -> np.ndarray:
+    """The values and -1 up to a multiple of `step`."""
+    return np.concatenate([values, np.full(-len(values) % step, -1)])
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy without waiting, from pinned memory."""
+    if device.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)

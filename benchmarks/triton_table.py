@@ -147,8 +147,9 @@ def compile_for(
     return Compiled(int(registers), spilled, built.metadata.shared)
 
 
-_INTEGERS = ("slots", "tile_rows", "tile_begins", "begins", "starts", "tables", "blocks")
-_INTEGERS += ("decode_rows",)
+_INTEGERS = frozenset(
+    ["slots", "tile_rows", "tile_begins", "begins", "starts", "tables", "blocks", "decode_rows"]
+)
 
 
 def _type_of(name: str, kind: Kind, constants: dict[str, Any]) -> str:

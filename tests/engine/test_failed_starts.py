@@ -66,7 +66,7 @@ def test_starts_that_fail_are_counted_as_restarts(
     engine.send(*(StageFailed(0, epoch, -1, "no device") for epoch in (2, 2, 3)))
     failure = engine.failure()
     assert failure is not None
-    assert failure.startswith("stage 0 failed: no device, after 1 restarts")
+    assert failure.startswith("stage 0 failed: no device; giving up after 1 restarts")
 
 
 def test_stages_that_do_not_reach_each_other_may_retry_until_the_start_timeout(

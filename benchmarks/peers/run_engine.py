@@ -1,0 +1,142 @@
+"""One engine, loaded once: prints the seconds of each run as a JSON line.
+
+    python run_engine.py ENGINE MODEL REQUESTS.json --runs N [--set NAME=VALUE ...]
+
+This file runs in the environment of the engine, so it imports nothing of ours but `tdpipe` for
+tdpipe itself. All engines generate greedily, and exactly the wanted number of tokens.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+LONGEST, MOST_SEQUENCES, MOST_TOKENS = 1600, 256, 2048
+CACHE_GIB = 2
+Requests = list[dict[str, Any]]
+Generate = Callable[[Requests], list[int]]
+"""Generates all requests; returns the numbers of tokens."""
+
+
+@contextmanager
+def tdpipe(model: str, settings: dict[str, Any]) -> Iterator[Generate]:
+    """`from tdpipe import LLM`, with any of its settings."""
+    engine: Any = importlib.import_module("tdpipe")
+    limits = {"max_num_seqs": MOST_SEQUENCES, "max_num_batched_tokens": MOST_TOKENS}
+    stages = settings.get("pipeline_parallel_size", 2)
+    memory = {"kv_cache_memory_bytes": CACHE_GIB * 2**30 // stages}
+    with engine.LLM(
+        model, dtype="bfloat16", max_model_len=LONGEST, **limits, **memory, **settings
+    ) as llm:
+
+        def generate(requests: Requests) -> list[int]:
+            prompts = [request["prompt_token_ids"] for request in requests]
+            sampling = [_sampling(engine, request) for request in requests]
+            outputs = llm.generate(prompts, sampling, use_tqdm=False)
+            return [len(output.outputs[0].token_ids) for output in outputs]
+
+        yield generate
+
+
+@contextmanager
+def vllm(model: str, settings: dict[str, Any]) -> Iterator[Generate]:
+    """vLLM's offline door; the CPU build is chosen by what is installed."""
+    engine: Any = importlib.import_module("vllm")
+    llm = engine.LLM(
+        model=model,
+        dtype="bfloat16",
+        max_model_len=LONGEST,
+        max_num_seqs=MOST_SEQUENCES,
+        max_num_batched_tokens=MOST_TOKENS,
+        enable_prefix_caching=False,
+        disable_log_stats=True,
+        **settings,
+    )
+
+    def generate(requests: Requests) -> list[int]:
+        prompts = [{"prompt_token_ids": request["prompt_token_ids"]} for request in requests]
+        sampling = [_sampling(engine, request, detokenize=False) for request in requests]
+        outputs = llm.generate(prompts, sampling, use_tqdm=False)
+        return [len(output.outputs[0].token_ids) for output in outputs]
+
+    yield generate
+
+
+@contextmanager
+def openvino(model: str, settings: dict[str, Any]) -> Iterator[Generate]:
+    """OpenVINO GenAI's continuous batching; `model` was exported to its own format."""
+    engine: Any = importlib.import_module("openvino_genai")
+    tensors: Any = importlib.import_module("openvino")
+    numpy: Any = importlib.import_module("numpy")
+    scheduler = engine.SchedulerConfig()
+    scheduler.cache_size = CACHE_GIB
+    scheduler.max_num_batched_tokens = MOST_TOKENS
+    scheduler.max_num_seqs = MOST_SEQUENCES
+    scheduler.enable_prefix_caching = False
+    precision = {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"}
+    pipeline = engine.ContinuousBatchingPipeline(model, scheduler, "CPU", precision | settings)
+
+    def config(request: dict[str, Any]) -> Any:
+        made = engine.GenerationConfig()
+        made.max_new_tokens = made.min_new_tokens = request["num_output_tokens"]
+        made.ignore_eos, made.do_sample = True, False
+        return made
+
+    def generate(requests: Requests) -> list[int]:
+        prompts = [
+            tensors.Tensor(numpy.array([request["prompt_token_ids"]], dtype=numpy.int64))
+            for request in requests
+        ]
+        outputs = pipeline.generate(prompts, [config(request) for request in requests])
+        return [len(output.m_generation_ids[0]) for output in outputs]
+
+    yield generate
+
+
+def _sampling(engine: Any, request: dict[str, Any], **more: Any) -> Any:
+    count = request["num_output_tokens"]
+    return engine.SamplingParams(
+        temperature=0, max_tokens=count, min_tokens=count, ignore_eos=True, **more
+    )
+
+
+ENGINES = {"tdpipe": tdpipe, "vllm": vllm, "openvino": openvino}
+
+
+def main(argv: list[str]) -> int:
+    """Load, warm up, run; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("engine", choices=ENGINES)
+    add("model")
+    add("requests", type=Path)
+    add("--runs", type=int, default=1)
+    add("--set", action="append", default=[], metavar="NAME=JSON", help="a setting of the engine")
+    options = parser.parse_args(argv)
+    requests: Requests = json.loads(options.requests.read_text())
+    settings = {
+        name: json.loads(value)
+        for name, _, value in (given.partition("=") for given in options.set)
+    }
+    with ENGINES[options.engine](options.model, settings) as generate:
+        generate([request | {"num_output_tokens": 8} for request in requests[:8]])
+        for _ in range(options.runs):
+            began_at = time.monotonic()
+            counts = generate(requests)
+            seconds = time.monotonic() - began_at
+            wrong = sum(
+                count != request["num_output_tokens"]
+                for count, request in zip(counts, requests, strict=True)
+            )
+            result = {"seconds": seconds, "num_output_tokens": sum(counts), "wrong": wrong}
+            print(f"RESULT {json.dumps(result)}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

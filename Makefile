@@ -61,7 +61,7 @@ prediction-quality: $(VENV)/dev  ## the effect of length predictions in the simu
 	$(BIN)/python -m benchmarks.virtual.prediction_quality $(ARGS)
 
 stream-cost: $(VENV)/dev  ## CPU time per streamed token of server and engine, without a model (about a minute)
-	$(BIN)/python -m benchmarks.stream_cost $(ARGS)
+	$(BIN)/python -m benchmarks.costs.stream_cost $(ARGS)
 
 lm-eval: $(VENV)/dev .venv-lm-eval/ready  ## the demo's tasks under lm-evaluation-harness (a minute)
 	$(BIN)/python -m benchmarks.lm_eval --harness .venv-lm-eval/bin/lm_eval $(ARGS)
@@ -75,10 +75,10 @@ api-table: $(VENV)/dev  ## print the table of fields in docs/api.md
 	$(BIN)/python -m server.api_table.field_table
 
 kernels: $(VENV)/dev  ## the CPU kernels beside torch and beside reading the same bytes (about a minute)
-	$(BIN)/python -m benchmarks.kernels $(ARGS)
+	$(BIN)/python -m benchmarks.costs.kernels $(ARGS)
 
 triton-table: $(VENV)/dev  ## Triton's kernels compiled for every architecture, without a GPU (about 8 minutes)
-	$(BIN)/python -m benchmarks.triton_table $(ARGS)
+	$(BIN)/python -m benchmarks.costs.triton_table $(ARGS)
 
 peers: $(VENV)/dev .venv-peers/ready  ## vLLM's CPU build, OpenVINO GenAI and tdpipe in turn (about 30 minutes)
 	$(BIN)/python -m benchmarks.peers $(ARGS)
@@ -92,7 +92,7 @@ peers: $(VENV)/dev .venv-peers/ready  ## vLLM's CPU build, OpenVINO GenAI and td
 	touch $@
 
 cost-model-error: $(VENV)/dev  ## predicted beside measured seconds of random steps on two CPU stages (about a minute)
-	$(BIN)/python -m benchmarks.cost_model_error $(ARGS)
+	$(BIN)/python -m benchmarks.costs.cost_model_error $(ARGS)
 
 batch-kill: $(VENV)/dev  ## kill -9 of the daemon at five moments of a 2,000-line batch (about 3 minutes)
 	$(BIN)/pytest -m long tests/end_to_end/test_batches.py $(ARGS)

@@ -24,7 +24,8 @@ from typing import Any
 import psutil
 import uvloop
 
-from benchmarks import daemon_run, stream_cost
+from benchmarks import daemon_run
+from benchmarks.costs import stream_cost
 from benchmarks.load.exchange import Address
 from benchmarks.load.measurement import LoadTarget, measure
 from benchmarks.load.open_loop import Bounds

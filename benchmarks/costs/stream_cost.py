@@ -165,7 +165,8 @@ def _cpu_s(process: psutil.Process) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; return 1 if a stream was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.stream_cost", description=__doc__)
+    prog = "python -m benchmarks.costs.stream_cost"
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("--streams", type=int, default=256, help="[256]")
     parser.add_argument("--tokens", type=int, default=128, help="of each stream [128]")
     parser.add_argument("--stages", type=int, default=2, help="[2]")

@@ -5,8 +5,16 @@ import re
 import pytest
 import torch
 
-from benchmarks import kernels
-from benchmarks.kernels import Problem, attention, linear, main, measure, problems, spread_lengths
+from benchmarks.costs import kernels
+from benchmarks.costs.kernels import (
+    Problem,
+    attention,
+    linear,
+    main,
+    measure,
+    problems,
+    spread_lengths,
+)
 from tests.kernels import SHARED, shared_library
 
 

@@ -149,7 +149,7 @@ def _spread(signed: Array) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cost_model_error",
+        prog="python -m benchmarks.costs.cost_model_error",
         usage=f"%(prog)s [MODEL | {RANDOM_LLAMA}] [-pp S] [any setting of `tdpipe serve`]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

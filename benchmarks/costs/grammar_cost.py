@@ -1,7 +1,7 @@
 """The cost of grammars: the time of a mask, and a last stage's steps with and without them.
 
-`python -m benchmarks.grammar_cost [--vocab-size 128000]`. Steps are sampled as on a last stage, in
-turn for S micro-batches, with products in between that stand for the forward; the random logits
+`python -m benchmarks.costs.grammar_cost [--vocab-size 128000]`. Steps are sampled as on a last
+stage, in turn for S micro-batches, with products in between that stand for the forward; the random logits
 have no preference for JSON, so that the grammar decides every token. "waiting" is the time in which
 steps wait for masks and fetch them. A large vocabulary is learned from the Python sources of the
 environment, which takes half a minute.
@@ -58,7 +58,8 @@ TEXT = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print two tables for the demo's vocabulary and, with the flag, a large one."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.grammar_cost", description=__doc__)
+    prog = "python -m benchmarks.costs.grammar_cost"
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("--vocab-size", type=int, default=0, help="of a large vocabulary [none]")
     parser.add_argument("--steps", type=int, default=60, help="steps of each micro-batch [60]")
     parser.add_argument("--forward-ms", type=float, default=5.0, help="between two samplings [5]")

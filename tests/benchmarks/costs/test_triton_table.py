@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_no_kernel_spills_or_needs_too_much_shared_memory(arguments: list[str]) 
     pytest.importorskip("triton")
     # In a process of its own: in this one the kernels are defined for the interpreter.
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.triton_table", *arguments]
+    command = [sys.executable, "-m", "benchmarks.costs.triton_table", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("|")]

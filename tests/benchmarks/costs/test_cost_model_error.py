@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from benchmarks.cost_model_error import KINDS, in_service, main, random_dummy_runs, table
+from benchmarks.costs.cost_model_error import KINDS, in_service, main, random_dummy_runs, table
 from wire.messages import StageCosts
 from workers.profiling.dummy_run import decode, prefill
 from workers.profiling.plan import Limits

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import stream_cost
+from benchmarks.costs import stream_cost
 from benchmarks.scripted_stages import token_at
 
 MODEL = "tdpipe-demo"

@@ -1,0 +1,1 @@
+"""The cost of single parts: kernels, steps, streamed tokens, grammars."""

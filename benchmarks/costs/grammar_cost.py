@@ -1,10 +1,10 @@
 """The cost of grammars: the time of a mask, and a last stage's steps with and without them.
 
 `python -m benchmarks.costs.grammar_cost [--vocab-size 128000]`. Steps are sampled as on a last
-stage, in turn for S micro-batches, with products in between that stand for the forward; the random logits
-have no preference for JSON, so that the grammar decides every token. "waiting" is the time in which
-steps wait for masks and fetch them. A large vocabulary is learned from the Python sources of the
-environment, which takes half a minute.
+stage, in turn for S micro-batches, with products in between that stand for the forward; the random
+logits have no preference for JSON, so that the grammar decides every token. "waiting" is the time
+in which steps wait for masks and fetch them. A large vocabulary is learned from the Python sources
+of the environment, which takes half a minute.
 """
 
 import argparse

@@ -21,6 +21,7 @@ from benchmarks.peers.workload import MODELS, make_model, make_requests, write_r
 
 RUN_ENGINE = Path(__file__).parent / "run_engine.py"
 TIMEOUT_S = 3600.0
+TCMALLOC = Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")  # Debian's
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,9 @@ def candidates(folder: Path, data_dir: Path) -> list[Candidate]:
     ours = {"pipeline_parallel_size": 2, "data_dir": str(data_dir)}
     vllm = folder / "vllm" / "bin" / "python"
     space = {"VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    libraries = [path for path in (TCMALLOC, folder / "vllm/lib/libiomp5.so") if path.exists()]
+    if libraries:  # vLLM's documentation advises both on CPUs
+        space["LD_PRELOAD"] = ":".join(map(str, libraries))
     return [
         *(
             Candidate(f"tdpipe, 2 stages, {policy}", "tdpipe", Path(sys.executable), settings)

@@ -1,7 +1,7 @@
 """Restarts: starts the daemon's processes, restarts those that die or hang, and ends them.
 
 This module restarts the engine, torchrun and the predictor, but never the server. A stage that dies
-is restarted by torchrun (`workers.torchrun`), together with all other stages.
+is restarted by torchrun (`workers.stage_restarts`), together with all other stages.
 
 No process is orphaned: each child dies with its parent (`daemon.child_process`), and the parent
 waits for stopped children. A child that hangs is killed (`daemon.watchdog_file`) and then handled

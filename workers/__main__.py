@@ -13,9 +13,9 @@ def main() -> int:
     child_process.tie_to_parent()
     log_file.follow()
     # A late import: torch takes seconds, in which the parent may already have ended.
-    from workers import torchrun
+    from workers import stage_restarts
 
-    return torchrun.main(sys.argv[1], int(sys.argv[2]))
+    return stage_restarts.main(sys.argv[1], int(sys.argv[2]))
 
 
 if __name__ == "__main__":

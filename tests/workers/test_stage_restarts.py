@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from workers import torchrun
+from workers import stage_restarts
 
 
 def unraisable(error: BaseException) -> Any:
@@ -25,8 +25,8 @@ def test_a_signal_that_was_swallowed_is_sent_again(monkeypatch: pytest.MonkeyPat
         sent.append((pid, number))
         has_come.set()
 
-    monkeypatch.setattr("workers.torchrun.os.kill", kill)
-    torchrun.signal_again(unraisable(SignalException("15", signal.SIGTERM)))
+    monkeypatch.setattr("workers.stage_restarts.os.kill", kill)
+    stage_restarts.signal_again(unraisable(SignalException("15", signal.SIGTERM)))
     assert has_come.wait(10)
     assert sent == [(os.getpid(), signal.SIGTERM)]
 
@@ -35,5 +35,5 @@ def test_other_errors_are_reported_as_before(monkeypatch: pytest.MonkeyPatch) ->
     passed_on: list[Any] = []
     monkeypatch.setattr(sys, "__unraisablehook__", passed_on.append)
     other = unraisable(ValueError("no signal"))
-    torchrun.signal_again(other)
+    stage_restarts.signal_again(other)
     assert passed_on == [other]

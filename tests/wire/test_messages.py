@@ -63,6 +63,7 @@ def values(message: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
 
 
 FIELDS[tuple[bytes, ...]] = st.lists(st.binary(max_size=8), max_size=3).map(tuple)
+FIELDS[tuple[str, ...]] = st.lists(st.text(max_size=8), max_size=3).map(tuple)
 FIELDS[Sampling] = values(Sampling).map(
     lambda sampling: msgspec.structs.replace(sampling, seed=abs(sampling.seed))
 )

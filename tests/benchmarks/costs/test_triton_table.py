@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--kinds=2", "--capabilities", "80", "90"],
+        ["--kinds=1", "--capabilities", "86", "90"],
         pytest.param([], marks=[pytest.mark.long, pytest.mark.timeout(1800)]),
     ],
-    ids=["two kinds", "everything"],
+    ids=["one kind", "everything"],
 )
 def test_no_kernel_spills_or_needs_too_much_shared_memory(arguments: list[str]) -> None:
     pytest.importorskip("triton")
@@ -26,5 +26,5 @@ def test_no_kernel_spills_or_needs_too_much_shared_memory(arguments: list[str]) 
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert len(rows) > 2 + 4
+    assert len(rows) >= 2 + 4
     assert all(line.count("|") == rows[0].count("|") for line in rows)

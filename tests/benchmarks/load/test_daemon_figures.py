@@ -75,6 +75,7 @@ def _client() -> Any:
         num_queued=0,
         num_queued_tokens=0,
         is_ready=True,
+        ready=None,
         stats=Stats(ready=True, phase="decode", stages=stages),
         stats_at=0.0,
         work_at_ready=None,

@@ -72,6 +72,7 @@ def tiny() -> dict[str, int]:
     return sizes | {"num_attention_heads": 2, "num_key_value_heads": 1}
 
 
+@pytest.mark.long
 def test_tdpipe_runs_the_workload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "llama-120m", tiny())
     model = make_model(tmp_path, "llama-120m")

@@ -9,10 +9,12 @@ is not there, or that fails, is named and left out.
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +22,6 @@ from benchmarks.machine import describe_machine
 from benchmarks.peers.workload import MODELS, make_model, make_requests, write_requests
 
 RUN_ENGINE = Path(__file__).parent / "run_engine.py"
-TIMEOUT_S = 3600.0
 TCMALLOC = Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")  # Debian's
 
 
@@ -91,17 +92,28 @@ def candidates(folder: Path, data_dir: Path) -> list[Candidate]:
     ]
 
 
-def run(candidate: Candidate, command: Sequence[str]) -> list[float]:
+def run(candidate: Candidate, command: Sequence[str], timeout_s: float) -> list[float]:
     """Output tokens per second of each run. Raises RuntimeError with the engine's last words."""
-    environment = os.environ | candidate.environment
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    with subprocess.Popen(
+        command,
+        env=os.environ | candidate.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"not ready within {timeout_s:,.0f} s") from None
+        finally:
+            with suppress(ProcessLookupError):  # an engine's workers end with it
+                os.killpg(process.pid, signal.SIGKILL)
+    lines = [line for line in output.splitlines() if line.startswith("RESULT ")]
     results = [json.loads(line.removeprefix("RESULT ")) for line in lines]
-    if done.returncode or not results:
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise RuntimeError(f"exit code {done.returncode}: {''.join(last)}")
+    if process.returncode or not results:
+        last = (errors or output).strip().splitlines()[-1:]
+        raise RuntimeError(f"exit code {process.returncode}: {''.join(last)}")
     if any(result["wrong"] for result in results):
         raise RuntimeError("it did not generate the wanted numbers of tokens")
     return [result["num_output_tokens"] / result["seconds"] for result in results]
@@ -133,6 +145,7 @@ def main(argv: Sequence[str]) -> int:
     add("--requests", type=int, default=200, help="number of requests [200]")
     add("--rounds", type=int, default=2, help="starts of each engine [2]")
     add("--runs", type=int, default=2, help="runs in each start [2]")
+    add("--timeout", type=float, default=1800.0, help="seconds of one start [1800]")
     add("--only", help="only candidates whose name contains this")
     options = parser.parse_args(argv)
     folder: Path = options.folder.resolve()
@@ -148,9 +161,9 @@ def main(argv: Sequence[str]) -> int:
                 if not candidate.python.exists():
                     raise RuntimeError(f"{candidate.python} is not there")
                 candidate.prepare(checkpoint)
-                rates[candidate.name] = found + run(
-                    candidate, candidate.command(checkpoint, requests, options.runs)
-                )
+                command = candidate.command(checkpoint, requests, options.runs)
+                found += run(candidate, command, options.timeout)
+                print(f"round {number + 1}, {candidate.name}: {found[-1]:,.0f}", file=sys.stderr)
             except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                 print(f"round {number + 1}, {candidate.name}: {error}", file=sys.stderr)
     machine = describe_machine()

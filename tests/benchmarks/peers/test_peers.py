@@ -6,6 +6,7 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks.peers.__main__ import Candidate, candidates, main, run, table
@@ -38,11 +39,24 @@ def test_requests_are_the_same_each_time_and_within_their_limits() -> None:
 def test_the_rate_is_output_tokens_by_seconds(tmp_path: Path) -> None:
     candidate = Candidate("x", "vllm", Path(sys.executable))
     good = {"seconds": 2.0, "num_output_tokens": 100, "wrong": 0}
-    assert run(candidate, fake(tmp_path, good)) == [50.0]
+    assert run(candidate, fake(tmp_path, good), 60) == [50.0]
     with pytest.raises(RuntimeError, match="wanted numbers of tokens"):
-        run(candidate, fake(tmp_path, good | {"wrong": 1}))
+        run(candidate, fake(tmp_path, good | {"wrong": 1}), 60)
     with pytest.raises(RuntimeError, match="exit code 3"):
-        run(candidate, fake(tmp_path, good, 3))
+        run(candidate, fake(tmp_path, good, 3), 60)
+
+
+def test_an_engine_that_hangs_is_ended_with_its_workers(tmp_path: Path) -> None:
+    worker = "import time; time.sleep(60)"
+    path = tmp_path / "hangs.py"
+    path.write_text(
+        f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {worker!r}]).wait()"
+    )
+    with pytest.raises(RuntimeError, match="not ready within 1 s"):
+        run(Candidate("x", "vllm", Path(sys.executable)), [sys.executable, str(path)], 1)
+    found = [p for p in psutil.process_iter(["cmdline"]) if worker in (p.info["cmdline"] or [])]
+    _, alive = psutil.wait_procs(found, timeout=10)  # the signal arrives a moment later
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_the_table_compares_the_best_of_ours_with_each() -> None:
@@ -82,5 +96,5 @@ def test_tdpipe_runs_the_workload(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(json.loads(path.read_text())) == 2
     (ours, *_) = candidates(tmp_path, share_kernels(tmp_path / "data"))
     quick = replace(ours, settings=dict(ours.settings) | {"profile_seconds": 0})
-    (rate,) = run(quick, quick.command(model, path, 1))
+    (rate,) = run(quick, quick.command(model, path, 1), 120)
     assert rate > 0

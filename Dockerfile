@@ -5,6 +5,11 @@ FROM ${BASE_IMAGE}
 
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
+# The CPU kernels are compiled at the first start (tdpipe serves without a compiler too, more slowly).
+RUN command -v c++ \
+    || { apt-get update && apt-get install -y --no-install-recommends g++ \
+        && rm -rf /var/lib/apt/lists/*; }
+
 WORKDIR /opt/tdpipe
 COPY pyproject.toml constraints.txt README.md LICENSE tdpipe.py ./
 COPY benchmarks benchmarks

@@ -91,16 +91,22 @@ def _compile(compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         sources = [str(here / name) for name in SOURCES]
-        _run([compiler, *FLAGS, *sources, "-o", str(made)], COMPILE_S)
+        # The compiler's own files too: a container may have no other folder that it may write to.
+        _run([compiler, *FLAGS, *sources, "-o", str(made)], COMPILE_S, TMPDIR=folder)
         made.replace(path)
     log.info("compiled the CPU kernels in %.1f s: %s", time.monotonic() - began_at, path)
 
 
-def _run(command: list[str], timeout_s: float) -> str:
+def _run(command: list[str], timeout_s: float, **environment: str) -> str:
     """Run the compiler; returns its output. Raises `CompilerError`."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout_s, check=False
+            command,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise CompilerError(f"{command[0]} took longer than {timeout_s:g} s") from error

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from configs.config import Config
-from configs.profiles import read_profile, read_steps
+from configs.profiles import ProfileError, read_profile, read_steps
 from tests.checkpoints import make_checkpoint
 from tests.kernels import share_kernels
 from workers.profiling import command
@@ -41,9 +41,8 @@ def test_a_pipeline_is_measured_into_three_files_and_resumed(
     assert longer.stages[1][: len(table.stages[1])] == table.stages[1]
     assert read_profile(out).num_tokens == (1, 2, 4, 8)
     assert " steps are in " in capfd.readouterr().out
-    # Another split is another table.
-    assert main([*TINY, f"--out={out}", "--layer-split=2,4"]) == 2
-    assert "is of another layers (0-3,3-6, not 0-2,2-6); --no-resume" in capfd.readouterr().err
+    with pytest.raises(ProfileError, match=r"another layers \(0-3,3-6, not 0-2,2-6\); --no-resume"):
+        command._check_same(longer, longer.notes | {"layers": "0-2,2-6"}, out)
 
 
 @pytest.mark.parametrize(

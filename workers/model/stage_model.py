@@ -43,7 +43,6 @@ class StageModel:
         self.is_last = layers.stop == self.config.num_hidden_layers
         self.dtype: torch.dtype = model.dtype
         self.compiles_for_each_size = model.device.type == "cpu" and self.dtype != torch.float32
-        self._is_packed = False
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
 
     @property
@@ -102,8 +101,7 @@ class StageModel:
         """Replace the linear layers by packed ones, see `linears`; returns how many."""
         num_packed = linears.pack(self._model, library)
         if num_packed:
-            # That is oneDNN, which computes no linear layers any more.
-            self._is_packed, self.compiles_for_each_size = True, False
+            self.compiles_for_each_size = False  # oneDNN computes no linear layers any more
         return num_packed
 
     def sizes(self, most: int) -> list[int]:
@@ -117,10 +115,8 @@ class StageModel:
         of 20,000 bf16 results differently, so an answer would depend on whether the sequence was in
         a batch of one. In addition, oneDNN compiles each product for each new number of rows, in
         1 ms: the first step of each size took 1.5 times as long, at the median, in the demo
-        model. Packed layers need neither.
+        model. Packed layers need neither; routers of experts are torch's and need two rows.
         """
-        if self._is_packed:
-            return count
         if not self.compiles_for_each_size or count <= 2:
             return max(count, 2)
         step = 1 << max(2, (count - 1).bit_length() - 4)  # eight sizes per power of two

@@ -67,6 +67,10 @@ def choose(
         except BackendError as error:
             reasons.append(f"{name} attention cannot be used: {error}")
             continue
+        except Exception as error:  # of Triton or the device: too many kinds to name
+            first_line = str(error).strip().partition("\n")[0]
+            reasons.append(f"{name} attention cannot be used: {type(error).__name__}: {first_line}")
+            continue
         for reason in reasons:
             log.warning("%s", reason)
         return backend
@@ -139,6 +143,7 @@ def _kinds(
     for layer in layers:
         form = layer.form
         key = (layer.shape, layer.num_heads, form.scaling, form.sliding_window, form.softcap)
+        key += (form.sinks is not None,)
         if key not in seen:
             seen.add(key)
             window = form.sliding_window

@@ -142,8 +142,8 @@ def _kinds(
     seen = set()
     for layer in layers:
         form = layer.form
-        key = (layer.shape, layer.num_heads, form.scaling, form.sliding_window, form.softcap)
-        key += (form.sinks is not None,)
+        numbers = (form.scaling, form.sliding_window, form.softcap)
+        key = (layer.shape, layer.num_heads, numbers, form.sinks is not None)
         if key not in seen:
             seen.add(key)
             window = form.sliding_window

@@ -16,8 +16,12 @@ from tests.server.world import MODEL, Daemon, saying, serving
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     """One that answers, without a garbage collector."""
+    gc.collect()
+    before = num_in_memory()
     with serving(tmp_path, saying("hello"), max_num_queued_reqs=2) as daemon:
         daemon.http.get(f"{daemon.url}/health", headers={"connection": "close"})
+        # The client may have the answer before the server has dropped the request.
+        daemon.wait_until(lambda: num_in_memory() <= before)
         gc.collect()
         gc.disable()
         yield daemon

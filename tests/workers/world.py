@@ -4,11 +4,12 @@ import random
 from array import array
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wire.messages import Step
-from workers.model.batch import StepBatch, build
+from workers.model.batch import Rows, StepBatch, build
 
 CPU = torch.device("cpu")
 
@@ -76,3 +77,20 @@ class Ground:
 def ints(tensor: Tensor) -> list[int]:
     """The numbers of a tensor."""
     return [int(number) for number in tensor.reshape(-1).tolist()]
+
+
+def all_slots(rows: Rows) -> list[list[int]]:
+    """For each row, the slots of all tokens of its sequence, one after the other."""
+    return [
+        [
+            int(rows.blocks[table + position // rows.block_size]) * rows.block_size
+            + position % rows.block_size
+            for position in range(start + count)
+        ]
+        for table, start, count in zip(
+            rows.table_begins.tolist(),
+            rows.starts.tolist(),
+            np.diff(rows.begins).tolist(),
+            strict=True,
+        )
+    ]

@@ -25,13 +25,15 @@ class Rows:
     blocks: np.ndarray  # [all blocks of all rows], int32
     block_size: int
 
-    def slots(self) -> list[np.ndarray]:
-        """For each row, the slots of all tokens of its sequence, the new ones included, int64."""
-        offsets = np.arange(self.block_size)
-        slots = (self.blocks.astype(np.int64)[:, None] * self.block_size + offsets).reshape(-1)
-        totals = self.starts + np.diff(self.begins)
-        first = self.table_begins * self.block_size
-        return [slots[at : at + total] for at, total in zip(first, totals, strict=True)]
+    def new_slots(self) -> np.ndarray:
+        """The slots of the new tokens [tokens], int64."""
+        counts = np.diff(self.begins)
+        within = np.arange(self.begins[-1]) - np.repeat(self.begins[:-1], counts)
+        positions = np.repeat(self.starts, counts) + within
+        tables = np.repeat(self.table_begins, counts)
+        blocks = self.blocks[tables + positions // self.block_size].astype(np.int64)
+        slots: np.ndarray = blocks * self.block_size + positions % self.block_size
+        return slots
 
 
 @dataclass(slots=True, frozen=True)

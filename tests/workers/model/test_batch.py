@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.workers.world import CPU, Ground, History, ints
+from tests.workers.world import CPU, Ground, History, all_slots, ints
 from workers.model.batch import build, num_tokens
 
 # (tokens fed before, tokens fed now, tokens left for later)
@@ -51,7 +51,10 @@ def test_a_built_batch_is_its_twin(shares: list[tuple[int, int, int]], block_siz
     assert batch.token_ids.shape == batch.position_ids.shape == (1, batch.num_tokens)
     assert batch.rows.begins.tolist() == want["begins"]
     assert batch.rows.starts.tolist() == [before for before, _, _ in shares]
-    assert [slots.tolist() for slots in batch.rows.slots()] == want["reads"]
+    assert all_slots(batch.rows) == want["reads"]
+    starts = batch.rows.starts.tolist()
+    new = [reads[start:] for reads, start in zip(want["reads"], starts, strict=True)]
+    assert batch.rows.new_slots().tolist() == [slot for of_row in new for slot in of_row]
     for name in ("token_ids", "position_ids", "sample_at"):
         tensor = getattr(batch, name)
         assert tensor.dtype == torch.int64
@@ -68,7 +71,8 @@ def test_a_chunk_and_a_decode_by_hand() -> None:
     assert batch.rows.starts.tolist() == [2, 1]
     assert batch.rows.table_begins.tolist() == [0, 2]
     assert batch.rows.blocks.tolist() == [7, 2, 5]
-    assert [slots.tolist() for slots in batch.rows.slots()] == [[28, 29, 30, 31, 8], [20, 21]]
+    assert all_slots(batch.rows) == [[28, 29, 30, 31, 8], [20, 21]]
+    assert batch.rows.new_slots().tolist() == [30, 31, 8, 21]
     assert ints(batch.sample_at) == [3]
 
 

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from tests.workers.world import all_slots
 from wire.messages import StageCosts
 from workers.model import batch
 from workers.profiling import profiler
@@ -164,10 +165,10 @@ def test_the_steps_can_be_built_as_any_other() -> None:
     assert built.num_tokens == 600
     assert built.rows.begins.tolist() == [0, 256, 512, 600]
     chunk = batch.build(make_step(mixed(2, 20, 30), 16, 100), 16, CPU)
-    assert [len(slots) for slots in chunk.rows.slots()] == [21, 21, 30]
+    assert [len(slots) for slots in all_slots(chunk.rows)] == [21, 21, 30]
 
 
 def test_rows_share_blocks_where_the_cache_is_small() -> None:
     built = batch.build(make_step(decode(3, 40), 16, 5), 16, CPU)
-    assert [len(slots) for slots in built.rows.slots()] == [41, 41, 41]
-    assert max(slots.max() for slots in built.rows.slots()) < 5 * 16
+    assert [len(slots) for slots in all_slots(built.rows)] == [41, 41, 41]
+    assert max(max(slots) for slots in all_slots(built.rows)) < 5 * 16

@@ -53,11 +53,9 @@ class PlainStep:
     @cached_property
     def _write_places(self) -> tuple[Tensor, Tensor]:
         """The blocks of the new tokens and the offsets in them, int64."""
-        size, rows = self._batch.rows.block_size, self._batch.rows
-        new = zip(rows.slots(), rows.starts.tolist(), strict=True)
-        slots = torch.from_numpy(np.concatenate([slots[start:] for slots, start in new]))
-        slots = slots.to(self._batch.token_ids.device)
-        return slots // size, slots % size
+        rows = self._batch.rows
+        slots = torch.from_numpy(rows.new_slots()).to(self._batch.token_ids.device)
+        return slots // rows.block_size, slots % rows.block_size
 
 
 def _read(tensor: Tensor, blocks: Tensor, total: int) -> Tensor:

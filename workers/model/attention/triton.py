@@ -73,13 +73,12 @@ class TritonStep:
         self._is_long = counts > 1
         decoding = np.flatnonzero(~self._is_long)
         self._longest = int((rows.starts[decoding] + 1).max(initial=0))
-        slots = [of_row[start:] for of_row, start in zip(rows.slots(), rows.starts, strict=True)]
         parts = {
             "begins": rows.begins,
             "starts": rows.starts,
             "tables": rows.table_begins,
             "blocks": rows.blocks,
-            "slots": _padded(np.concatenate(slots), PADDING),
+            "slots": _padded(rows.new_slots(), PADDING),
             "decode_rows": _padded(decoding, PADDING if len(decoding) else 1),
         }
         flat = torch.from_numpy(np.concatenate(list(parts.values())).astype(np.int32))

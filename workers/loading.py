@@ -136,7 +136,7 @@ def _load(
     began_at = time.monotonic()
     native = partial(native_library, data_dir)
     model = stage_model.load(config, place.stage, place.device, ranges)
-    num_packed = _pack_linears(model, config, place.device, native)
+    replaced = _use_kernels(model, config, place.device, native)
     took_s = time.monotonic() - began_at
     log.info("weights loaded in %.1f s: %s", took_s, stage_model.describe(model))
     probe = _probe(model, config, place.device)
@@ -147,22 +147,24 @@ def _load(
         place.device,
         native,
     )
-    packed = f"; {num_packed} linear layers are packed" if num_packed else ""
-    log.info("attention: %s%s", attention.name, packed)
+    log.info("attention: %s%s", attention.name, replaced)
     return LoadedStage(model, probe.shapes, attention)
 
 
-def _pack_linears(
+def _use_kernels(
     model: StageModel, config: EngineConfig, device: torch.device, native: Callable[[], Library]
-) -> int:
-    """Pack the linear layers where that is faster; returns how many."""
-    backend = config.pipeline.attention_backend
-    if device.type != "cpu" or backend == "plain" or not linears.are_worth_packing(model.dtype):
-        return 0
+) -> str:
+    """Replace what our CPU kernels compute faster than torch; returns a description."""
+    if device.type != "cpu" or config.pipeline.attention_backend == "plain":
+        return ""
     try:
-        return model.pack_linears(native())
+        library = native()
     except CompilerError:
-        return 0  # the choice of the attention backend reports it
+        return ""  # the choice of the attention backend reports it
+    num_fused = model.fuse(library)
+    packs = linears.are_worth_packing(model.dtype)
+    num_packed = model.pack_linears(library) if packs else 0
+    return f"; {num_packed} linear layers packed, {num_fused} norms and MLPs fused"
 
 
 def _time_layers(config: EngineConfig, place: StagePlace, loaded: LoadedStage) -> LayerTimes:

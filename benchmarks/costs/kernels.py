@@ -2,7 +2,8 @@
 
 Attention on one thread: a decode step, a prefill, and a chunk of a long prompt, by each backend.
 `read` is one pass over the keys and values of all rows, which no kernel can be faster than. Linear
-layers: packed ones beside torch's own, with growing numbers of rows. Each figure is the median of
+layers: packed ones beside torch's own, with growing numbers of rows. The operations between them:
+fused ones beside torch's own. Each figure is the median of
 runs that alternate between the candidates, in CPU time of the calling thread.
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from benchmarks.machine import describe_machine, describe_versions
 from configs import loader
@@ -26,6 +28,9 @@ from workers.model.attention.interface import Form
 from workers.model.attention.native import NativeBackend
 from workers.model.attention.plain import PlainBackend
 from workers.model.batch import Rows, StepBatch
+from workers.model.fused import norms
+from workers.model.fused.gated_mlp import GatedMlp
+from workers.model.fused.rotary import FusedRotary
 from workers.model.kv_cache import KvCache, LayerShape
 from workers.model.linears import PackedLinear
 
@@ -127,6 +132,34 @@ def linear(library: Library, count: int, dtype: torch.dtype, num_runs: int) -> s
     return "| " + " | ".join([*cells, *(f"{rate:.0f}" for rate in gflops)]) + " |"
 
 
+def fused(library: Library, num_rows: int, width: int, dtype: torch.dtype, num_runs: int) -> str:
+    """The line of the operations between the products of a layer of this width."""
+    heads, dim, inner = width // 64, 64, 3 * width
+    norm = LlamaRMSNorm(width).to(dtype).requires_grad_(False)
+    fused_norm = norms.fused(norm, library)
+    assert fused_norm is not None
+    mlp = GatedMlp(nn.Identity(), nn.Identity(), 0, library)
+    hidden, both = torch.randn(1, num_rows, width), torch.randn(1, num_rows, 2 * inner)
+    hidden, both = hidden.to(dtype), both.to(dtype)
+    gate, up = (part.contiguous() for part in both.chunk(2, -1))
+    heads_of = hidden.view(1, num_rows, heads, dim).transpose(1, 2)
+    angles = (heads_of, heads_of, *torch.randn(2, 1, num_rows, dim).to(dtype))
+    rotate = FusedRotary(apply_rotary_pos_emb, library)
+    took = measure(
+        {
+            "norm": lambda: fused_norm(hidden),
+            "torch's norm": lambda: norm(hidden),
+            "rotary": lambda: rotate(*angles),
+            "torch's rotary": lambda: apply_rotary_pos_emb(*angles),
+            "gate": lambda: mlp(both),
+            "torch's gate": lambda: nn.functional.silu(gate) * up,
+        },
+        num_runs,
+    )
+    cells = [str(num_rows), str(width), str(dtype).removeprefix("torch.")]
+    return "| " + " | ".join([*cells, *(f"{us:,.0f}" for us in took.values())]) + " |"
+
+
 def _batch(rows: Sequence[tuple[int, int]]) -> tuple[StepBatch, int]:
     """The batch of these rows over shuffled blocks, and the number of blocks."""
     starts, counts = (np.array(column, np.int64) for column in zip(*rows, strict=True))
@@ -140,7 +173,7 @@ def _batch(rows: Sequence[tuple[int, int]]) -> tuple[StepBatch, int]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print both tables as Markdown. Returns the exit code."""
+    """Print the tables as Markdown. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="make kernels ARGS=...", description=__doc__)
     parser.add_argument("--runs", type=int, default=15, help="runs of each candidate [15]")
     options = parser.parse_args(argv)
@@ -160,6 +193,13 @@ def main(argv: Sequence[str]) -> int:
     for dtype in (torch.bfloat16, torch.float32):
         for count in (1, 2, 6, 12, 32, 128, 512):
             print(linear(library, count, dtype, options.runs), flush=True)
+    print(
+        "\n| rows | width | type | RMSNorm us | torch us | rotary us | torch us | SiLU us | torch us |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for dtype in (torch.bfloat16, torch.float32):
+        for count, width in ((2, 128), (128, 128), (64, 768), (1024, 576)):
+            print(fused(library, count, width, dtype, options.runs), flush=True)
     return 0
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 FOLDER = "kernels"
-SOURCES = ("attention.cpp", "linear.cpp")
+SOURCES = ("attention.cpp", "linear.cpp", "elementwise.cpp")
 HEADERS = ("vectors.h", "threads.h")
 # No -ffast-math: linking with it would flush denormal numbers to zero in the whole process.
 FLAGS = (

@@ -42,6 +42,35 @@ class LinearStep(ctypes.Structure):
     ]
 
 
+class NormStep(ctypes.Structure):
+    """`NormStep` in elementwise.cpp, which describes the fields."""
+
+    _fields_ = [
+        *((name, _Pointer) for name in ("input", "weight", "output")),
+        *((name, _Int) for name in ("rows", "width", "type", "rounds", "threads")),
+        *((name, _Float) for name in ("epsilon", "offset")),
+    ]
+
+
+class RotaryStep(ctypes.Structure):
+    """`RotaryStep` in elementwise.cpp, which describes the fields."""
+
+    _fields_ = [
+        *((name, _Pointer) for name in ("input", "cos", "sin", "output")),
+        *((name, _Int) for name in ("input_head", "input_token", "angle_row", "heads", "tokens")),
+        *((name, _Int) for name in ("dim", "rotated", "type", "wide_angles", "rounds", "threads")),
+    ]
+
+
+class GatedStep(ctypes.Structure):
+    """`GatedStep` in elementwise.cpp, which describes the fields."""
+
+    _fields_ = [
+        *((name, _Pointer) for name in ("input", "output")),
+        *((name, _Int) for name in ("rows", "width", "type", "activation", "threads")),
+    ]
+
+
 class Library:
     """The functions of a compiled library. Raises `CompilerError` if it cannot be loaded."""
 
@@ -52,10 +81,14 @@ class Library:
             raise compiler.CompilerError(f"cannot load {path}: {error}") from error
         self.attend = library.tdpipe_attend
         self.linear = library.tdpipe_linear
+        self.norm = library.tdpipe_norm
+        self.rotate = library.tdpipe_rotate
+        self.gated = library.tdpipe_gated
         self.read = library.tdpipe_read
         self._packed_elements = library.tdpipe_packed_elements
         self._pack = library.tdpipe_pack
-        for function in (self.attend, self.linear, self._pack):
+        steps = (self.attend, self.linear, self.norm, self.rotate, self.gated)
+        for function in (*steps, self._pack):
             function.restype = None
         for function in (self.read, self._packed_elements):
             function.restype = _Int

@@ -24,6 +24,8 @@ from workers.kernels.library import Library
 from workers.model import experts, layer_split, linears, partitioning
 from workers.model.attention import interface
 from workers.model.attention.interface import UnsupportedModelError
+from workers.model.fused import replace
+from workers.model.fused.rotary import RotaryFunctions
 from workers.model.partitioning import find_trunk
 
 log = logging.getLogger("tdpipe")
@@ -43,6 +45,7 @@ class StageModel:
         self.is_last = layers.stop == self.config.num_hidden_layers
         self.dtype: torch.dtype = model.dtype
         self.compiles_for_each_size = model.device.type == "cpu" and self.dtype != torch.float32
+        self._rotary = RotaryFunctions()
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
 
     @property
@@ -90,12 +93,19 @@ class StageModel:
             arguments["input_ids"] = _pad(inputs, count, dim=1)
         else:
             arguments["inputs_embeds"] = _pad(inputs, count, dim=0)[None]
-        if self.is_last:
-            keep = _pad(sample_at, self._padded(len(sample_at)), dim=0)
-            logits: Tensor = self._model(**arguments, logits_to_keep=keep).logits
-            return logits[0, : len(sample_at)]
-        hidden: Tensor = self._model.base_model(**arguments).last_hidden_state
-        return hidden[0, : position_ids.shape[1]]
+        with self._rotary.replaced():
+            if self.is_last:
+                keep = _pad(sample_at, self._padded(len(sample_at)), dim=0)
+                logits: Tensor = self._model(**arguments, logits_to_keep=keep).logits
+                return logits[0, : len(sample_at)]
+            hidden: Tensor = self._model.base_model(**arguments).last_hidden_state
+            return hidden[0, : position_ids.shape[1]]
+
+    @torch.inference_mode()
+    def fuse(self, library: Library) -> int:
+        """Replace norms, MLPs and rotary functions by kernels, see `fused`; returns how many."""
+        self._rotary = RotaryFunctions(self._model, library)
+        return replace.fuse(self._model, library).total()
 
     def pack_linears(self, library: Library) -> int:
         """Replace the linear layers by packed ones, see `linears`; returns how many."""

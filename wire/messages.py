@@ -109,6 +109,7 @@ class EngineReady(Message, frozen=True):
 
     `max_model_len` is the maximum length in tokens, prompt + output, that the engine accepts.
     `hello` is the number of the last Hello received. `attention` is each stage's attention backend.
+    `batch_invariant` says whether all stages promise batch invariance.
     """
 
     num_stages: int
@@ -117,6 +118,7 @@ class EngineReady(Message, frozen=True):
     max_model_len: int
     hello: int = 0
     attention: tuple[str, ...] = ()
+    batch_invariant: bool = False
 
 
 class Logprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -301,7 +303,8 @@ class StageReady(Message, frozen=True):
     `epoch` identifies an incarnation of the stage group: all stages of a group have the same one,
     and a restarted group has a greater one. `max_model_len` is the limit of the model in tokens.
     `costs` are empty if nothing was measured. `last_step_id` is the last step received, or -1.
-    `attention` is the name of the attention backend.
+    `attention` is the name of the attention backend. `batch_invariant` says whether a row's logits
+    do not depend on the other rows of a step.
     """
 
     stage: int
@@ -311,6 +314,7 @@ class StageReady(Message, frozen=True):
     costs: StageCosts = StageCosts()
     last_step_id: int = -1
     attention: str = ""
+    batch_invariant: bool = False
 
 
 class StepDone(Message, frozen=True):

@@ -15,7 +15,7 @@ from configs.config import EngineConfig
 from workers.comm.all_gather import all_gather
 from workers.kernels.compiler import CompilerError
 from workers.kernels.library import Library, native_library
-from workers.model import batch, kv_cache, layer_split, linears, stage_model
+from workers.model import batch, batch_invariance, kv_cache, layer_split, linears, stage_model
 from workers.model.attention import backends
 from workers.model.attention.backends import Backend
 from workers.model.attention.interface import UnsupportedModelError
@@ -43,11 +43,12 @@ class StagePlace:
 
 @dataclass(slots=True, frozen=True)
 class LoadedStage:
-    """The model of a stage, what its layers store for a token, and how they attend."""
+    """The model of a stage, what its layers store for a token, how they attend, and a promise."""
 
     model: StageModel
     shapes: dict[int, LayerShape]
     attention: Backend
+    is_batch_invariant: bool
 
 
 @dataclass(slots=True, frozen=True)
@@ -96,8 +97,10 @@ def load(config: EngineConfig, data_dir: Path, place: StagePlace) -> LoadedStage
 
     A split by measured times is kept in `data_dir`.
 
-    Raises what `stage_model.load` raises.
+    Raises what `stage_model.load` raises, and `ValueError` if batch invariance is wanted and cannot
+    be promised.
     """
+    _find_obstacle(config, place.device)
     if config.pipeline.layer_split != "auto":
         return _load(config, data_dir, place, None)
     known = None
@@ -147,8 +150,20 @@ def _load(
         place.device,
         native,
     )
-    log.info("attention: %s%s", attention.name, replaced)
-    return LoadedStage(model, probe.shapes, attention)
+    obstacle = _find_obstacle(config, place.device, model)
+    invariant = f"not batch invariant: {obstacle}" if obstacle else "batch invariant"
+    log.info("attention: %s%s; %s", attention.name, replaced, invariant)
+    return LoadedStage(model, probe.shapes, attention, obstacle is None)
+
+
+def _find_obstacle(
+    config: EngineConfig, device: torch.device, model: StageModel | None = None
+) -> str | None:
+    """What prevents batch invariance; raises `ValueError` for it if batch invariance is wanted."""
+    found = batch_invariance.obstacle(config, device, model and model.module)
+    if found and config.pipeline.batch_invariant:
+        raise ValueError(f"--batch-invariant: {found}")
+    return found
 
 
 def _use_kernels(

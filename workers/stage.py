@@ -51,6 +51,7 @@ class Stage:
         self._config, self._place, self._progress = config, place, progress
         loaded = loading.load(config, data_dir, place)
         self._model, self._attention, shapes = loaded.model, loaded.attention, loaded.shapes
+        self._is_batch_invariant = loaded.is_batch_invariant
         # Stages that share a device all measure its free memory before any of them allocates.
         dist.barrier()
         self._num_blocks = kv_cache.count_blocks(
@@ -112,6 +113,7 @@ class Stage:
             self._costs,
             self._last_step_id,
             self._attention.name,
+            self._is_batch_invariant,
         )
 
     def _take_plans(self, engine: Spoke[ToStage]) -> None:

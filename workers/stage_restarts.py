@@ -26,6 +26,7 @@ from daemon.process_priority import lower_priority
 from daemon.watchdog_file import WatchdogFile
 from workers import process
 from workers.comm import rendezvous
+from workers.model import batch_invariance
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 SIGNAL_AGAIN_S = 0.05
@@ -52,6 +53,8 @@ def main(folder: str, incarnation: int) -> int:
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", LOOPBACK)
     if not _uses_gpus(config.pipeline):
         lower_priority(NICENESS)
+    if config.pipeline.batch_invariant:
+        batch_invariance.limit_onednn()
     arguments = parse_args([*_torchrun_flags(config.pipeline), f"--log-dir={folder}", "stage"])
     launch_config, _, _ = config_from_args(arguments)
     try:

@@ -70,6 +70,18 @@ def test_the_smallest_stage_sets_the_number_of_blocks() -> None:
     assert answers == [[], [], [EngineReady(3, 20, 16, 320, attention=attention)]]
 
 
+@pytest.mark.parametrize("promises", [(True, True), (True, False), (False, False)])
+def test_batch_invariance_is_promised_where_all_stages_promise_it(
+    promises: tuple[bool, bool],
+) -> None:
+    scheduler = Scheduler(EngineConfig.of(pipeline_parallel_size=2))
+    for stage, promise in enumerate(promises):
+        answers = scheduler.handle(StageReady(stage, 1, 10, 100, batch_invariant=promise), 0.0)
+    (ready,) = answers
+    assert isinstance(ready, EngineReady)
+    assert ready.batch_invariant == all(promises)
+
+
 def test_stages_of_two_epochs_are_not_counted_together() -> None:
     scheduler = Scheduler(EngineConfig.of(pipeline_parallel_size=2))
     assert scheduler.handle(StageReady(0, 1, 10, 100), 0.0) == []

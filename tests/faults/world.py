@@ -27,7 +27,7 @@ ANSWERS_S = 120.0
 
 
 def levered_daemon(folder: Path, *arguments: str) -> tuple[Daemon, Levers]:
-    """Three stages of the demo model with levers, in fp32: the same text in any batch."""
+    """Three stages of the demo model with levers, in fp32: packed layers are batch invariant."""
     model, levers = levered_demo(folder)
     # Where the daemon's processes find the model's code: copied once, and not by all at once.
     dynamic_module_utils.get_cached_module_file(str(model), "levered_llama.py")

@@ -139,7 +139,7 @@ class FakeEngine:
     ) -> None:
         self.script = script
         self.ready: EngineReady | None = EngineReady(
-            2, 40, 16, MAX_MODEL_LEN, attention=("native", "plain")
+            2, 40, 16, MAX_MODEL_LEN, attention=("native", "plain"), batch_invariant=True
         )
         self.stats = stats()
         self.answers_hello = True

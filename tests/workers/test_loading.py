@@ -87,3 +87,21 @@ def test_a_split_by_parameters_measures_nothing(
     load(config.replaced(layer_split=None), data_dir, PLACE)
     assert loads == [None]
     assert [path.name for path in data_dir.iterdir()] == [FOLDER]
+
+
+def test_a_start_that_cannot_promise_batch_invariance_fails(
+    data_dir: Path, config: EngineConfig, loads: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    config = config.replaced(layer_split=None)
+    promised = load(config, data_dir, PLACE).is_batch_invariant
+    assert ("; batch invariant" in caplog.text) == promised
+    config = config.replaced(batch_invariant=True)
+    with pytest.raises(ValueError, match=r"^--batch-invariant: policy hybrid cuts prompts"):
+        load(config.replaced(policy="hybrid"), data_dir, PLACE)
+    with pytest.raises(ValueError, match=r"^--batch-invariant: .* not available on GPUs yet"):
+        load(config, data_dir, StagePlace(0, 1, torch.device("cuda"), 1))
+    assert loads == [None]  # neither has read any weights
+    slow_twin = config.replaced(attention_backend="plain", dtype="float32")
+    with pytest.raises(ValueError, match=r"^--batch-invariant: torch's float32 products"):
+        load(slow_twin, data_dir, PLACE)

@@ -64,6 +64,11 @@ class StageModel:
         return int(getattr(self.config, "max_position_embeddings", 1 << 20))
 
     @property
+    def module(self) -> PreTrainedModel:
+        """transformers' model without the other stages' modules."""
+        return self._model
+
+    @property
     def layer_modules(self) -> list[nn.Module]:
         """The layers that the stage holds, in order."""
         trunk, name = find_trunk(self._model)

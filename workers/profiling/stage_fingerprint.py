@@ -17,6 +17,7 @@ from transformers import AutoConfig
 from configs.config import EngineConfig
 from configs.model import ModelConfig
 from daemon.version import VERSION
+from workers.model.batch_invariance import onednn_limit
 
 log = logging.getLogger("tdpipe")
 
@@ -94,11 +95,13 @@ def hash_model(config: ModelConfig) -> str:
 
 
 def describe_hardware(device: torch.device) -> str:
-    """The name of the GPU, or the name of the CPU with its cores and the threads of a stage."""
+    """The name of the GPU, or that of the CPU with its cores, a stage's threads, and a limit."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_cpu_model()}, {cores} cores, {torch.get_num_threads()} threads"
+    limit = onednn_limit()
+    limited = f", at most {limit}" if limit else ""
+    return f"{_cpu_model()}, {cores} cores, {torch.get_num_threads()} threads{limited}"
 
 
 def hash_of(text: str) -> str:

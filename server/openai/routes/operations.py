@@ -66,6 +66,10 @@ class Version(BaseModel):
     attention: list[str] = Field(
         description="the attention backend of each stage; empty until all stages are ready"
     )
+    batch_invariant: bool = Field(
+        description="whether the tokens of an answer do not depend on the other requests, unless "
+        "it is preempted; false until all stages are ready"
+    )
 
 
 class Load(BaseModel):
@@ -182,7 +186,11 @@ class Operations:
     async def version(self) -> Version:
         """The installed version, and what the stages run."""
         ready = self._client.ready
-        return Version(version=VERSION, attention=list(ready.attention) if ready else [])
+        return Version(
+            version=VERSION,
+            attention=list(ready.attention) if ready else [],
+            batch_invariant=ready is not None and ready.batch_invariant,
+        )
 
     async def metrics(self) -> Response:
         """Prometheus' text format."""

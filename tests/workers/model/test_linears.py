@@ -1,4 +1,4 @@
-"""Packed linear layers: torch's own results, and the same row in any batch."""
+"""Packed linear layers: torch's results within rounding, and the same bits in any batch."""
 
 import pytest
 import torch

@@ -113,7 +113,8 @@ def test_the_load_counts_what_is_open(tmp_path: Path) -> None:
 
 
 def test_the_version_is_returned(daemon: Daemon) -> None:
-    assert daemon.get("/version").json() == {"version": VERSION, "attention": ["native", "plain"]}
+    body = {"version": VERSION, "attention": ["native", "plain"], "batch_invariant": True}
+    assert daemon.get("/version").json() == body
 
 
 def test_the_document_describes_every_route_and_resolves(daemon: Daemon) -> None:

@@ -1,5 +1,9 @@
-"""In bf16 an answer does not depend on the batch, the number of stages or the KV cache's size."""
+"""An answer does not depend on the batch, the number of stages or the KV cache's size.
 
+In bf16 on a CPU with AMX this takes --batch-invariant; elsewhere it is so by default.
+"""
+
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ from tests.checkpoints import TOKENIZER, make_checkpoint
 from tests.end_to_end.asking import ask_at_once, ask_one_by_one, random_prompts
 from tests.end_to_end.daemon import Daemon
 from tests.end_to_end.reference import Reference
+from workers.model.batch_invariance import INVARIANT_LIMIT, may_use_amx, onednn_limit
 
 LENGTHS = (1, 2, 3, 5, 13, 16, 17, 33, 48, 64, 65, 128, 255, 300, 511, 600)
 # torch has other kernels for products of up to 4,096 multiplications than for larger ones, and they
@@ -24,24 +29,31 @@ NEAR_TIE = 0.125
 
 
 @pytest.mark.parametrize(
-    ("family", "max_tokens", "other_num_stages"),
+    ("family", "dtype", "max_tokens", "other_num_stages"),
     [
-        ("mixtral", 8, ("3",)),
-        pytest.param("mixtral", 20, ("1", "3"), marks=pytest.mark.long),
-        pytest.param("llama", 20, ("1", "3"), marks=pytest.mark.long),
+        ("mixtral", "bfloat16", 8, ("3",)),
+        pytest.param("mixtral", "bfloat16", 20, ("1", "3"), marks=pytest.mark.long),
+        pytest.param("llama", "bfloat16", 20, ("1", "3"), marks=pytest.mark.long),
+        pytest.param("llama", "float16", 20, ("3",), marks=pytest.mark.long),
+        pytest.param("llama", "float32", 20, ("3",), marks=pytest.mark.long),
     ],
 )
 def test_answers_are_batch_invariant_through_1_2_and_3_stages(
-    family: str, max_tokens: int, other_num_stages: tuple[str, ...], tmp_path: Path
+    family: str, dtype: str, max_tokens: int, other_num_stages: tuple[str, ...], tmp_path: Path
 ) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", family, **SIZES[family])
     prompts = random_prompts("batch", LENGTHS)
-    with _daemon(tmp_path / "two", checkpoint, "-pp", "2") as daemon:
+    with _daemon(tmp_path / "two", checkpoint, dtype, "-pp", "2") as daemon:
+        assert json.loads(daemon.get("/version")[1])["batch_invariant"]
         one_by_one = ask_one_by_one(daemon, prompts, max_tokens)
         assert ask_at_once(daemon, prompts, max_tokens) == one_by_one
         assert ask_at_once(daemon, prompts[::-1] * 2, max_tokens) == one_by_one[::-1] * 2
     for num_stages in other_num_stages:
-        with _daemon(tmp_path / num_stages, checkpoint, "-pp", num_stages) as daemon:
+        # Without AMX the flag changes nothing.
+        flags = ("-pp", num_stages, "--batch-invariant")
+        with _daemon(tmp_path / num_stages, checkpoint, dtype, *flags) as daemon:
+            stage = json.loads((tmp_path / num_stages / "run" / "stage-0.json").read_text())
+            assert f"at most {onednn_limit() or INVARIANT_LIMIT}" in stage["hardware"]
             assert ask_at_once(daemon, prompts, max_tokens) == one_by_one
 
 
@@ -51,7 +63,7 @@ def test_preemption_changes_an_answer_at_near_ties_only(tmp_path: Path) -> None:
     prompts = random_prompts("preemption", [5, 30, 60, 90] * 6)
     block_bytes = 16 * 2 * 2 * 2 * 32 * 2  # tokens, layers, K and V, KV heads, head dim, bf16
     tight = ["--kv-cache-memory-bytes", str(40 * block_bytes), "--predicted-output-len", "1"]
-    with _daemon(tmp_path / "tight", checkpoint, *tight) as daemon:
+    with _daemon(tmp_path / "tight", checkpoint, "bfloat16", *tight) as daemon:
         undisturbed = [
             answer
             for begin in range(0, len(prompts), AT_EASE)
@@ -70,6 +82,8 @@ def test_preemption_changes_an_answer_at_near_ties_only(tmp_path: Path) -> None:
     assert near_ties <= 6, f"{near_ties} of {len(prompts)} answers ended at a near-tie"
 
 
-def _daemon(folder: Path, checkpoint: Path, *arguments: str) -> Daemon:
-    common = ["--tokenizer", str(checkpoint / TOKENIZER), "--dtype", "bfloat16", "--device", "cpu"]
+def _daemon(folder: Path, checkpoint: Path, dtype: str, *arguments: str) -> Daemon:
+    common = ["--tokenizer", str(checkpoint / TOKENIZER), "--dtype", dtype, "--device", "cpu"]
+    if may_use_amx():
+        common.append("--batch-invariant")  # the promise needs it there
     return Daemon(folder, str(checkpoint), *common, *arguments)

@@ -1,0 +1,95 @@
+"""Batch invariance: a row's logits do not depend on the other rows of its steps.
+
+A product's rounding may depend on its number of rows, because libraries have other kernels for
+other sizes. It does not in our packed linear layers, nor in oneDNN's 16-bit products without AMX,
+if they have at least two rows (`StageModel._padded`, `experts`). It does with AMX, in torch's fp32
+products (with 8 of the counts from 2 to 11 results differ from those with 300), and on GPUs.
+"""
+
+import os
+import platform
+from collections.abc import MutableMapping
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from configs.config import EngineConfig
+from workers.model.linears import PackedLinear
+
+# oneDNN reads the first of these that is set, once, at its first product.
+LIMIT_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+# With this limit 0 of 4.3 M logits of a 135 M model on a CPU with AMX depended on the batch.
+INVARIANT_LIMIT = "AVX512_CORE_BF16"
+LIMITS_WITHOUT_AMX = {
+    "SSE41",
+    "AVX",
+    "AVX2",
+    "AVX2_VNNI",
+    "AVX2_VNNI_2",
+    "AVX512_CORE",
+    "AVX512_CORE_VNNI",
+    INVARIANT_LIMIT,
+    "AVX512_CORE_FP16",
+    "AVX10_1_512",
+}
+
+
+def limit_onednn(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Keep oneDNN from using AMX in this process and its children, unless the user set a limit.
+
+    Call it before oneDNN's first product. On a CPU without AMX the limit changes nothing.
+    """
+    if onednn_limit(environ) is None:
+        environ[LIMIT_VARIABLES[0]] = INVARIANT_LIMIT
+
+
+def onednn_limit(environ: MutableMapping[str, str] = os.environ) -> str | None:
+    """The instructions that oneDNN is limited to by the environment, in its own words, or None."""
+    return next((environ[name].upper() for name in LIMIT_VARIABLES if environ.get(name)), None)
+
+
+def may_use_amx() -> bool:
+    """Whether the CPU has AMX, and oneDNN may use it."""
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private
+    return (has_amx is None or has_amx()) and onednn_limit() not in LIMITS_WITHOUT_AMX
+
+
+def obstacle(
+    config: EngineConfig, device: torch.device, model: PreTrainedModel | None = None
+) -> str | None:
+    """Why answers may depend on the batch, or None if they do not.
+
+    Without a model, only what is known before it is loaded is looked at.
+    """
+    if device.type != "cpu":
+        return "batch invariance is not available on GPUs yet"
+    if config.scheduler.policy != "td-pipe":
+        return f"policy {config.scheduler.policy} cuts prompts to fit the other rows of a step"
+    if model is None:
+        return None
+    if getattr(model.config, "quantization_config", None) is not None:
+        return "quantised weights have products of their own"
+    foreign = _with_torch_products(model)
+    if not foreign:
+        return None
+    if model.dtype not in (torch.bfloat16, torch.float16):
+        names = ", ".join(sorted({type(module).__name__ for module in foreign}))
+        return f"torch's {str(model.dtype).removeprefix('torch.')} products depend on it ({names})"
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return f"torch's products were not examined on {platform.machine()}"
+    if may_use_amx():
+        limit = onednn_limit()
+        allowed = f", which {limit} allows" if limit else ""
+        return f"oneDNN's products depend on it with AMX{allowed} (see --batch-invariant)"
+    return None
+
+
+def _with_torch_products(model: nn.Module) -> list[nn.Module]:
+    """The modules with a matrix that torch multiplies with."""
+    return [
+        module
+        for module in model.modules()
+        if not isinstance(module, PackedLinear | nn.Embedding)
+        and any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+    ]

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from configs.part import Part
 
-AttentionBackend = Literal["auto", "plain", "native", "triton"]
+AttentionBackend = Literal["auto", "plain", "native", "triton", "flashinfer"]
 
 
 class PipelineConfig(Part, title="Pipeline"):
@@ -28,8 +28,8 @@ class PipelineConfig(Part, title="Pipeline"):
     attention_backend: AttentionBackend = Field(
         "auto",
         description="how attention is computed; native: C++ kernels for CPUs, compiled at the "
-        "first start; triton: kernels for GPUs; plain: torch's own operations; auto: the fastest "
-        "that serves the model",
+        "first start; triton: kernels for GPUs; flashinfer: those of FlashInfer, if it is "
+        "installed; plain: torch's own operations; auto: native or triton, otherwise plain",
     )
     batch_invariant: bool = Field(
         False,

@@ -9,6 +9,7 @@ from configs.config import EngineConfig
 from tests.checkpoints import make_checkpoint
 from tests.kernels import triton_backend
 from tests.workers.model.attention.test_backends import KINDS, no_library
+from tests.workers.model.attention.test_flashinfer import KINDS as FLASHINFER_KINDS
 from tests.workers.sampling.test_grammars import DIGITS, SCHEMA, VOCABULARY, logits_of, setup, step
 from tests.workers.sampling.test_sampler import Draw, make_logits, make_step
 from tests.workers.vocabularies import vocabulary_of
@@ -83,6 +84,12 @@ def test_triton_is_chosen_for_every_kind_of_layer(
     dtype: torch.dtype, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert choose("auto", KINDS, dtype, GPU, no_library).name == "triton", caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_flashinfer_serves_every_kind_of_layer_that_it_does_not_refuse(dtype: torch.dtype) -> None:
+    pytest.importorskip("flashinfer")
+    assert choose("flashinfer", FLASHINFER_KINDS, dtype, GPU, no_library).name == "flashinfer"
 
 
 def test_a_gpu_draws_what_a_cpu_draws() -> None:

@@ -1,7 +1,8 @@
 """The attention backends: which one a stage uses, and the check that its results are right."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from configs.pipeline import AttentionBackend
 from workers.kernels.compiler import CompilerError
 from workers.kernels.library import Library
+from workers.model.attention.flashinfer import FlashInferBackend, refusal
 from workers.model.attention.interface import Attend, Form
 from workers.model.attention.native import NativeBackend
 from workers.model.attention.plain import PlainBackend
@@ -18,6 +20,8 @@ from workers.model.attention.probe import LayerAttention
 from workers.model.batch import Rows, StepBatch
 from workers.model.kv_cache import KvCache, LayerShape
 
+# In the order in which `auto` tries them.
+ON_CPUS, ON_GPUS = ("native", "plain"), ("triton", "plain")
 # The check's rows: (tokens in the cache, new tokens), in blocks of an odd size. There are a
 # prompt, a chunk, and decodes, and each row's tokens fill more than one tile of the kernels.
 CHECKED_ROWS = ((0, 33), (150, 21), (201, 1), (64, 1), (0, 1))
@@ -42,6 +46,16 @@ class BackendError(Exception):
     """A backend cannot serve this model on this device; the message gives the reason."""
 
 
+@dataclass(slots=True, frozen=True)
+class _Stage:
+    """What a backend is made for."""
+
+    layers: Collection[LayerAttention]
+    dtype: torch.dtype
+    device: torch.device
+    native: Callable[[], Library]
+
+
 def choose(
     wanted: AttentionBackend,
     layers: Collection[LayerAttention],
@@ -54,11 +68,12 @@ def choose(
     `native` returns the library of CPU kernels or raises `CompilerError`. Raises `BackendError` if
     the wanted backend cannot be used.
     """
-    fastest = ("native", "plain") if device.type == "cpu" else ("triton", "plain")
+    fastest = ON_CPUS if device.type == "cpu" else ON_GPUS
+    stage = _Stage(layers, dtype, device, native)
     reasons = []
     for name in fastest if wanted == "auto" else (wanted,):
         try:
-            backend = _make(name, device, native)
+            backend = _MAKERS[name](stage)
             if name != "plain":
                 if dtype not in TOLERANCES:
                     raise BackendError(f"it has no kernels for {dtype}")
@@ -90,30 +105,56 @@ def check(
             raise BackendError(f"its results differ from those of plain by {error:.1%}")
 
 
-def _make(name: str, device: torch.device, native: Callable[[], Library]) -> Backend:
-    if name == "plain":
-        return PlainBackend()
-    if name == "triton":
-        return _make_triton(device)
-    if device.type != "cpu":
+def _make_plain(_: _Stage) -> Backend:
+    return PlainBackend()
+
+
+def _make_native(stage: _Stage) -> Backend:
+    if stage.device.type != "cpu":
         raise BackendError("it runs on CPUs only")
     try:
-        return NativeBackend(native())
+        return NativeBackend(stage.native())
     except CompilerError as error:
         raise BackendError(str(error)) from error
 
 
-def _make_triton(device: torch.device) -> Backend:
+def _make_triton(stage: _Stage) -> Backend:
     try:
         # A late import: Triton is not installed with torch's CPU builds.
         from workers.model.attention.triton import TritonBackend, is_interpreted
     except ImportError as error:
         raise BackendError(f"Triton is not installed ({error.name})") from error
-    if device.type != "cuda" and not is_interpreted():
+    if stage.device.type != "cuda" and not is_interpreted():
         raise BackendError("it runs on GPUs only")
+    _require_ampere(stage.device)
+    return TritonBackend(stage.device)
+
+
+def _make_flashinfer(stage: _Stage) -> Backend:
+    if stage.device.type != "cuda":
+        raise BackendError("it runs on GPUs only")
+    _require_ampere(stage.device)
+    reason = refusal(stage.layers, stage.dtype)
+    if reason is not None:
+        raise BackendError(reason)
+    try:
+        import flashinfer  # it is optional, and takes seconds
+    except ImportError as error:
+        raise BackendError(f"FlashInfer is not installed ({error.name})") from error
+    return FlashInferBackend(flashinfer, stage.layers, stage.device)
+
+
+_MAKERS: Mapping[str, Callable[[_Stage], Backend]] = {
+    "plain": _make_plain,
+    "native": _make_native,
+    "triton": _make_triton,
+    "flashinfer": _make_flashinfer,
+}
+
+
+def _require_ampere(device: torch.device) -> None:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         raise BackendError("it needs a GPU of compute capability 8.0 (Ampere) or later")
-    return TritonBackend(device)
 
 
 def _compile_variants(

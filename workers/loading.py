@@ -169,17 +169,22 @@ def _find_obstacle(
 def _use_kernels(
     model: StageModel, config: EngineConfig, device: torch.device, native: Callable[[], Library]
 ) -> str:
-    """Replace what our CPU kernels compute faster than torch; returns a description."""
+    """Replace what other CPU kernels compute faster than torch's; returns a description."""
     if device.type != "cpu" or config.pipeline.attention_backend == "plain":
         return ""
     try:
         library = native()
     except CompilerError:
         return ""  # the choice of the attention backend reports it
-    num_fused = model.fuse(library)
-    packs = linears.are_worth_packing(model.dtype)
-    num_packed = model.pack_linears(library) if packs else 0
-    return f"; {num_packed} linear layers packed, {num_fused} norms and MLPs fused"
+    done = [f"{model.fuse(library)} norms and MLPs fused"]
+    if linears.has_onednn_products(model.dtype):
+        try:
+            done.append(f"{linears.pack_for_onednn(model.module)} linear layers packed for oneDNN")
+        except linears.PackingError as error:
+            log.warning("the linear layers are not packed for oneDNN: %s", error)
+    elif linears.are_worth_packing(model.dtype):
+        done.append(f"{model.pack_linears(library)} linear layers packed")
+    return f"; {', '.join(done)}"
 
 
 def _time_layers(config: EngineConfig, place: StagePlace, loaded: LoadedStage) -> LayerTimes:

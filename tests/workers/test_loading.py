@@ -16,7 +16,8 @@ from tests.workers.world import CPU
 from workers import loading
 from workers.kernels.compiler import FOLDER
 from workers.loading import StagePlace, load
-from workers.model import stage_model
+from workers.model import linears, stage_model
+from workers.model.linears import PackingError
 from workers.profiling import layer_times, profile_cache
 
 PLACE = StagePlace(0, 1, CPU, 1)
@@ -105,3 +106,26 @@ def test_a_start_that_cannot_promise_batch_invariance_fails(
     slow_twin = config.replaced(attention_backend="plain", dtype="float32")
     with pytest.raises(ValueError, match=r"^--batch-invariant: torch's float32 products"):
         load(slow_twin, data_dir, PLACE)
+
+
+def test_linear_layers_are_packed_for_onednn_where_it_has_such_products(
+    data_dir: Path,
+    config: EngineConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    config = config.replaced(layer_split=None, dtype="float32")  # oneDNN has fp32 products anywhere
+    monkeypatch.setattr(linears, "has_onednn_products", lambda _: True)
+    load(config, data_dir, PLACE)
+    assert "29 linear layers are packed for oneDNN" in caplog.text
+    caplog.clear()
+    load(config.replaced(attention_backend="plain"), data_dir, PLACE)  # the slow twin
+    assert "packed" not in caplog.text
+
+    def refuse(_: Any) -> int:
+        raise PackingError("RuntimeError: no such instructions")
+
+    monkeypatch.setattr(linears, "pack_for_onednn", refuse)
+    load(config, data_dir, PLACE)
+    assert "not packed for oneDNN: RuntimeError: no such instructions" in caplog.text

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from configs.config import EngineConfig
-from workers.model.linears import PackedLinear
+from workers.model.linears import ONEDNN_SUPPORT, PackedLinear
 
 # oneDNN reads the first of these that is set, once, at its first product.
 LIMIT_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
@@ -70,12 +70,14 @@ def obstacle(
         return None
     if getattr(model.config, "quantization_config", None) is not None:
         return "quantised weights have products of their own"
-    foreign = _with_torch_products(model)
+    foreign = _torch_products(model)
     if not foreign:
         return None
-    if model.dtype not in (torch.bfloat16, torch.float16):
-        names = ", ".join(sorted({type(module).__name__ for module in foreign}))
-        return f"torch's {str(model.dtype).removeprefix('torch.')} products depend on it ({names})"
+    wide = {(name, dtype) for name, dtype in foreign if dtype not in ONEDNN_SUPPORT}
+    if wide:
+        names = ", ".join(sorted(name for name, _ in wide))
+        dtypes = "/".join(sorted({str(dtype).removeprefix("torch.") for _, dtype in wide}))
+        return f"torch's {dtypes} products depend on it ({names})"
     if platform.machine() not in ("x86_64", "AMD64"):
         return f"torch's products were not examined on {platform.machine()}"
     if may_use_amx():
@@ -85,11 +87,12 @@ def obstacle(
     return None
 
 
-def _with_torch_products(model: nn.Module) -> list[nn.Module]:
-    """The modules with a matrix that torch multiplies with."""
-    return [
-        module
+def _torch_products(model: nn.Module) -> set[tuple[str, torch.dtype]]:
+    """The kinds of modules with a matrix that is not in our packed layers, and its type."""
+    return {
+        (type(module).__name__, parameter.dtype)
         for module in model.modules()
         if not isinstance(module, PackedLinear | nn.Embedding)
-        and any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
-    ]
+        for parameter in module.parameters(recurse=False)
+        if parameter.dim() > 1
+    }

@@ -27,6 +27,7 @@ from workers.model.attention.probe import Probe
 from workers.model.batch import StepBatch
 from workers.model.kv_cache import KvCache, LayerShape
 from workers.model.layer_split import PartitionError
+from workers.model.linears import pack_for_onednn
 from workers.model.stage_model import StageModel, describe, load, split
 
 SUPPORTED = sorted(set(FAMILIES) - {"bloom"})
@@ -151,6 +152,21 @@ def test_the_stages_together_are_the_whole_model(
                 want = reference(torch.tensor([sequence.token_ids])).logits[0, -1]
             off = (got - want).abs().max() / want.abs().max()
             assert off < close, f"{off:.1e} after {len(sequence.token_ids)} tokens"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_stages_packed_for_onednn_are_those_of_torch(family: str, checkpoints: Any) -> None:
+    path = checkpoints(family)
+    results = []
+    for is_packed in (False, True):
+        ground = Ground(BLOCK_SIZE)
+        stages = make_stages(path, (2, 2), dtype="float32")
+        if is_packed:
+            assert all(pack_for_onednn(stage.module) > 0 for stage in stages)
+        caches = make_caches(stages, ground)
+        results.append([forward(stages, caches, batch) for _, batch in mixed_steps(ground)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", SUPPORTED)

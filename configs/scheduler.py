@@ -143,7 +143,7 @@ class SchedulerConfig(Part, title="Scheduler"):
         2048,
         ge=1,
         description="maximum tokens of a prefill micro-batch; longer prompts are processed in "
-        "chunks",
+        "chunks of at most this size",
     )
     predicted_output_len: int = Field(
         128, ge=1, description="output tokens assumed for a request without a prediction"

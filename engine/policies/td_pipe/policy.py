@@ -10,6 +10,7 @@ from configs.scheduler import SchedulerConfig
 from engine.costs.cost_model import CostModel
 from engine.policies.decode_rows import add_decodes
 from engine.policies.policy import Policy
+from engine.policies.prompt_chunks import PromptChunks
 from engine.policies.td_pipe.greedy_prefill import FutureUse
 from engine.policies.td_pipe.intensity import spatial_intensity, temporal_intensity
 from engine.policies.td_pipe.work_stealing import average_rows, members_and_withheld, reassign
@@ -28,6 +29,7 @@ class TdPipe(Policy):
         self._num_stages = num_stages
         self._cost = cost
         self._use: FutureUse | None = None
+        self._chunks = PromptChunks(config.max_num_batched_tokens, num_stages, cost)
         self._half_fed: Sequence | None = None
         self._next_micro_batch_index = 0
         self._decode_launches = 0
@@ -101,7 +103,7 @@ class TdPipe(Policy):
         return batch if batch.sequences else None
 
     def _feed(self, batch: MicroBatch, sequence: Sequence) -> None:
-        num_tokens = batch.add_prefill(sequence, self._config.max_num_batched_tokens)
+        num_tokens = batch.add_prefill(sequence, self._chunks.size(len(sequence.token_ids)))
         self._half_fed = sequence if num_tokens < sequence.num_unplanned else None
 
     def _admits(self, pool: Pool, sequence: Sequence) -> bool:

@@ -183,7 +183,7 @@ def _use_kernels(
         except linears.PackingError as error:
             log.warning("the linear layers are not packed for oneDNN: %s", error)
     elif linears.are_worth_packing(model.dtype):
-        done.append(f"{model.pack_linears(library)} linear layers packed")
+        done.append(f"{model.pack_linears(library)} linear layers and experts packed")
     return f"; {', '.join(done)}"
 
 

@@ -37,8 +37,9 @@ class LinearStep(ctypes.Structure):
     """`LinearStep` in linear.cpp, which describes the fields."""
 
     _fields_ = [
-        *((name, _Pointer) for name in ("input", "panels", "bias", "output")),
-        *((name, _Int) for name in ("rows", "inputs", "outputs", "input_row", "type", "threads")),
+        *((name, _Pointer) for name in ("input", "panels", "bias", "begins", "output")),
+        *((name, _Int) for name in ("rows", "inputs", "outputs", "input_row", "layers")),
+        *((name, _Int) for name in ("type", "threads")),
     ]
 
 
@@ -95,12 +96,14 @@ class Library:
         self._packed_elements.argtypes = [_Int, _Int]
         self._pack.argtypes = [_Pointer, _Int, _Int, _Int, _Pointer]
 
-    def pack(self, weight: Tensor) -> Tensor:
-        """Return the weights `[outputs, inputs]` as `linear` takes them."""
-        weight = weight.contiguous()
-        panels = torch.empty(self._packed_elements(*weight.shape), dtype=weight.dtype)
-        kind = TYPES[weight.dtype]
-        self._pack(weight.data_ptr(), *weight.shape, kind, panels.data_ptr())
+    def pack(self, weights: Tensor) -> Tensor:
+        """Return the weights `[layers, outputs, inputs]` as `linear` takes them, by layer."""
+        layers, *shape = weights.shape
+        size = self._packed_elements(*shape)
+        panels = torch.empty(layers, size, dtype=weights.dtype)
+        for layer, to in zip(weights, panels, strict=True):
+            weight = layer.contiguous()  # must outlive the call
+            self._pack(weight.data_ptr(), *shape, TYPES[weight.dtype], to.data_ptr())
         return panels
 
 

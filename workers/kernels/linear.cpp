@@ -4,6 +4,8 @@
 // are outputs: every output is summed in the order of the inputs, whatever the number of rows.
 // Weights of 16 bits are converted on the way: they take half the memory bandwidth.
 
+#include <algorithm>
+
 #include "threads.h"
 #include "vectors.h"
 
@@ -15,12 +17,14 @@ constexpr int64_t LEAST_BLOCK = 96;  // rows; fewer convert each panel too often
 constexpr int64_t FEW_ROWS = TILE_ROWS;  // so few rows read the panel directly
 
 extern "C" struct LinearStep {
-    const void *input;   // [rows, inputs], rows `input_row` elements apart
-    const void *panels;  // as tdpipe_pack makes them
-    const void *bias;    // [outputs], or null
-    void *output;        // [rows, outputs]
+    const void *input;     // [rows, inputs], rows `input_row` elements apart
+    const void *panels;    // [layers]: as tdpipe_pack makes them
+    const void *bias;      // [layers, outputs], or null
+    const int64_t *begins; // [layers + 1]: the rows begins[i]:begins[i + 1] go through layer i
+    void *output;          // [rows, outputs]
     int64_t rows, inputs, outputs, input_row;
-    int64_t type;        // of all tensors: 0 float32, 1 bfloat16, 2 float16
+    int64_t layers;        // more than one: experts
+    int64_t type;          // of all tensors: 0 float32, 1 bfloat16, 2 float16
     int64_t threads;
 };
 
@@ -90,47 +94,58 @@ inline int64_t rows_per_block(int64_t inputs) {
     return fitting < LEAST_BLOCK ? LEAST_BLOCK : fitting;
 }
 
-// `count` rows of outputs of one panel; `input` has them as floats.
+// Rows that pass through the same layer, as many as one item of work takes.
+struct Block {
+    int64_t layer, begin, count;
+};
+
+std::vector<Block> blocks_of(const LinearStep &step) {
+    const int64_t most = rows_per_block(step.inputs);
+    std::vector<Block> blocks;
+    for (int64_t layer = 0; layer < step.layers; layer++)
+        for (int64_t row = step.begins[layer]; row < step.begins[layer + 1]; row += most)
+            blocks.push_back({layer, row, std::min(most, step.begins[layer + 1] - row)});
+    return blocks;
+}
+
+// The outputs of one panel for the rows of a block; `input` has all rows as floats.
 template <typename T>
-void multiply_panel(const LinearStep &step, const float *input, int64_t begin, int64_t count,
-                    int64_t number) {
+void multiply_panel(const LinearStep &step, const float *input, const Block &block, int64_t number) {
     const int64_t inputs = step.inputs, outputs = step.outputs, first = number * PANEL;
-    const T *panel = (const T *)step.panels + number * inputs * PANEL;
-    float *sums = scratch(0, count * PANEL);
-    if (count <= FEW_ROWS)
-        few_of(count, input, panel, inputs, sums);
+    const int64_t panels = block.layer * (round_up(outputs, PANEL) / PANEL) + number;
+    const T *panel = (const T *)step.panels + panels * inputs * PANEL;
+    float *sums = scratch(0, block.count * PANEL);
+    input += block.begin * inputs;
+    if (block.count <= FEW_ROWS)
+        few_of(block.count, input, panel, inputs, sums);
     else
-        many(input, panel, count, inputs, sums);
-    const int width = (int)(outputs - first < PANEL ? outputs - first : PANEL);
+        many(input, panel, block.count, inputs, sums);
+    const int width = (int)std::min(outputs - first, (int64_t)PANEL);
     float bias[PANEL] = {};
-    if (step.bias)
-        for (int i = 0; i < width; i += LANES)
-            store(bias + i, load_part((const T *)step.bias + first + i,
-                                      width - i < LANES ? width - i : LANES));
-    for (int64_t row = 0; row < count; row++) {
+    if (step.bias) convert(bias, (const T *)step.bias + block.layer * outputs + first, width);
+    for (int64_t row = 0; row < block.count; row++) {
         float *from = sums + row * PANEL;
         for (int half = 0; half < PANEL; half += LANES)
             store(from + half, load(from + half) + load(bias + half));
-        convert_back((T *)step.output + (begin + row) * outputs + first, from, width);
+        convert_back((T *)step.output + (block.begin + row) * outputs + first, from, width);
     }
 }
 
 template <typename T> void linear(const LinearStep &step) {
-    const int64_t rows = step.rows, inputs = step.inputs, outputs = step.outputs;
+    const int64_t rows = step.rows, inputs = step.inputs;
     static std::vector<float> input;  // one step at a time
     if ((int64_t)input.size() < rows * inputs + LANES) input.resize(rows * inputs + LANES);
     for (int64_t row = 0; row < rows; row++)
         convert(input.data() + row * inputs, (const T *)step.input + row * step.input_row, inputs);
-    const int64_t panels = round_up(outputs, PANEL) / PANEL;
-    const int64_t block = rows_per_block(inputs), blocks = (rows + block - 1) / block;
-    const int64_t share = rows * inputs * outputs > 1 << 18 ? step.threads : 1;
-    const int64_t per_item = panels * blocks / (4 * share) + 1;
+    const std::vector<Block> blocks = blocks_of(step);
+    const int64_t panels = round_up(step.outputs, PANEL) / PANEL;
+    const int64_t share = rows * inputs * step.outputs > 1 << 18 ? step.threads : 1;
+    const int64_t per_item = panels * (int64_t)blocks.size() / (4 * share) + 1;
     const int64_t groups = (panels + per_item - 1) / per_item;  // of panels
-    shared_threads().run((int)share, blocks * groups, [&](int64_t item) {
-        const int64_t begin = item / groups * block, group = item % groups * per_item;
-        const int64_t count = rows - begin < block ? rows - begin : block;
-        for (int64_t p = group; p < panels && p < group + per_item; p++)
-            multiply_panel<T>(step, input.data() + begin * inputs, begin, count, p);
+    shared_threads().run((int)share, (int64_t)blocks.size() * groups, [&](int64_t item) {
+        const int64_t first = item % groups * per_item;
+        for (int64_t p = first; p < std::min(panels, first + per_item); p++)
+            multiply_panel<T>(step, input.data(), blocks[item / groups], p);
     });
 }
 

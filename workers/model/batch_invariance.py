@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from configs.config import EngineConfig
+from workers.model.experts import PACKED
 from workers.model.linears import ONEDNN_SUPPORT, PackedLinear
 
 # oneDNN reads the first of these that is set, once, at its first product.
@@ -88,11 +89,11 @@ def obstacle(
 
 
 def _torch_products(model: nn.Module) -> set[tuple[str, torch.dtype]]:
-    """The kinds of modules with a matrix that is not in our packed layers, and its type."""
+    """The kinds of modules with a matrix that is not in packed layers of ours, and its type."""
     return {
         (type(module).__name__, parameter.dtype)
         for module in model.modules()
-        if not isinstance(module, PackedLinear | nn.Embedding)
+        if not isinstance(module, PackedLinear | nn.Embedding) and not hasattr(module, PACKED)
         for parameter in module.parameters(recurse=False)
         if parameter.dim() > 1
     }

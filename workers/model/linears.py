@@ -29,34 +29,56 @@ ONEDNN_SUPPORT = {
 }
 
 
-class PackedLinear(nn.Linear):
-    """A linear layer whose weights only the library can read; `weight` has a shape but no data."""
+class Panels:
+    """The packed weights of one layer, or of several of the same shape, e.g. experts.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, library: Library) -> None:
-        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    `weights` is `[layers, outputs, inputs]`, `bias` is `[layers, outputs]`.
+    """
+
+    def __init__(self, weights: Tensor, bias: Tensor | None, library: Library) -> None:
         self._library = library
-        self._panels = library.pack(weight.detach())
-        self.weight = nn.Parameter(weight.to("meta"), requires_grad=False)
+        self._panels = library.pack(weights.detach())
         self._bias = None if bias is None else bias.detach().clone()
+        layers, self._num_outputs, self._num_inputs = weights.shape
+        self._begins = torch.zeros(layers + 1, dtype=torch.int64)
         self._arguments = LinearStep(
             panels=self._panels.data_ptr(),
             bias=None if self._bias is None else self._bias.data_ptr(),
-            inputs=self.in_features,
-            outputs=self.out_features,
-            type=TYPES[weight.dtype],
+            begins=self._begins.data_ptr(),
+            inputs=self._num_inputs,
+            outputs=self._num_outputs,
+            layers=layers,
+            type=TYPES[weights.dtype],
         )
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in torch
-        """Return `[..., outputs]` for `[..., inputs]`."""
-        rows = input.reshape(-1, self.in_features)
+    def multiply(self, rows: Tensor, ends: Tensor | None = None) -> Tensor:
+        """Return `[rows, outputs]` for `[rows, inputs]`.
+
+        With several layers, layer i takes the rows from `ends[i - 1]` up to `ends[i]`.
+        """
         if rows.stride(1) != 1:
             rows = rows.contiguous()
-        out = rows.new_empty(len(rows), self.out_features)
+        self._begins[1:] = len(rows) if ends is None else ends
+        out = rows.new_empty(len(rows), self._num_outputs)
         to = self._arguments
         to.input, to.output = rows.data_ptr(), out.data_ptr()
         to.rows, to.input_row = len(rows), rows.stride(0)
         to.threads = torch.get_num_threads()
         self._library.linear(ctypes.byref(to))
+        return out
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer whose weights only the library can read; `weight` has a shape but no data."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, library: Library) -> None:
+        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        self._panels = Panels(weight[None], None if bias is None else bias[None], library)
+        self.weight = nn.Parameter(weight.to("meta"), requires_grad=False)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in torch
+        """Return `[..., outputs]` for `[..., inputs]`."""
+        out = self._panels.multiply(input.reshape(-1, self.in_features))
         return out.view(*input.shape[:-1], self.out_features)
 
 

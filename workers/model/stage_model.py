@@ -112,9 +112,10 @@ class StageModel:
         self._rotary = RotaryFunctions(self._model, library)
         return replace.fuse(self._model, library).total()
 
+    @torch.inference_mode()
     def pack_linears(self, library: Library) -> int:
-        """Replace the linear layers by packed ones, see `linears`; returns how many."""
-        num_packed = linears.pack(self._model, library)
+        """Pack linear layers and experts, see `linears` and `experts`; returns how many."""
+        num_packed = linears.pack(self._model, library) + experts.pack(self._model, library)
         if num_packed:
             self.compiles_for_each_size = False  # oneDNN computes no linear layers any more
         return num_packed

@@ -8,10 +8,11 @@ the most likely token, and a step of only such rows is one argmax.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wire.messages import Logprobs, SamplerSetup, Sampling, Step
 from workers.sampling.grammars import Grammars, constrain
@@ -21,6 +22,9 @@ from workers.sampling.vocabulary import no_vocabulary
 
 # Rows that are sampled together; with a vocabulary of 150,000 they need 300 MB.
 _AT_ONCE = 64
+# Tokens of a group where all tokens may be drawn; tokens that are tried first where filters apply.
+_GROUP, _SELECTED = 256, 256
+_UNLIMITED = 1 << 30
 
 
 class Sampler:
@@ -171,34 +175,111 @@ def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _draw_unfiltered(logits: Tensor, draws: Tensor) -> Tensor:
-    """Sample from all tokens in the order of their ids; a sort would take most of the time."""
-    cumulative = logits.softmax(dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    mass = cumulative[:, -1:]
-    picked = torch.searchsorted(cumulative, draws[:, None] * mass, right=True)
-    # Rounding may select a position after the last token that has a probability above 0.
-    last = (cumulative < mass).sum(dim=-1, keepdim=True)
-    return torch.minimum(picked, last)[:, 0]
+    """Sample from all tokens in the order of their ids.
+
+    First a group of tokens, then a token in it: one cumulative sum over the vocabulary in fp64
+    would take three times as long.
+    """
+    weights = logits.softmax(dim=-1)
+    if excess := -logits.shape[-1] % _GROUP:
+        weights = nn.functional.pad(weights, (0, excess))
+    groups = weights.view(len(weights), -1, _GROUP)
+    group, within = _find(groups.sum(dim=-1), draws)
+    tokens = groups[torch.arange(len(groups), device=groups.device), group]
+    return group * _GROUP + _find(tokens, within)[0]
+
+
+def _find(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the cumulative sum of each row [rows, n] passes its draw in [0, 1), [rows].
+
+    Returns the index, and where in its weight the draw is, in [0, 1].
+    """
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
+    targets = draws[:, None] * cumulative[:, -1:]
+    picked = torch.searchsorted(cumulative, targets, right=True)
+    # Rounding may select a position after the last one that has a weight above 0.
+    last = (cumulative < cumulative[:, -1:]).sum(dim=-1, keepdim=True)
+    picked = torch.minimum(picked, last)
+    own = weights.gather(-1, picked).double()
+    within = (targets - (cumulative.gather(-1, picked) - own)) / own
+    return picked[:, 0], within[:, 0].clamp(0, 1)
+
+
+@dataclass(slots=True, frozen=True)
+class _Filters:
+    """The filters of each row, [rows, 1]; 0 or 1 where there is none."""
+
+    top_ps: Tensor
+    top_ks: Tensor
+    min_ps: Tensor
+
+    def num_kept(self, probabilities: Tensor, cumulative: Tensor) -> Tensor:
+        """How many of the tokens, which are sorted by descending probability, pass. [rows, 1]
+
+        A prefix is kept: until its sum reaches top_p, at most top_k tokens, and no token with less
+        than min_p times the probability of the most likely one.
+        """
+        within_p = (cumulative < self.top_ps).sum(dim=-1, keepdim=True) + 1
+        within_k = torch.where(self.top_ks > 0, self.top_ks, _UNLIMITED)
+        least = self.min_ps * probabilities[:, :1]
+        above_min = (probabilities >= least).sum(dim=-1, keepdim=True)
+        return torch.minimum(torch.minimum(within_p, within_k), above_min).clamp(min=1)
+
+    def of(self, rows: Tensor) -> "_Filters":
+        """Those of some of the rows."""
+        return _Filters(self.top_ps[rows], self.top_ks[rows], self.min_ps[rows])
 
 
 def _draw_filtered(
     logits: Tensor, draws: Tensor, table: SamplerTable, sampler_slots: np.ndarray
 ) -> Tensor:
-    """Sample from the tokens that pass each row's filters, sorted by descending probability."""
+    """Sample from the tokens that pass each row's filters; the largest logit of each row is 0.
+
+    On a CPU the most likely tokens are selected first, and only the rows that keep more are sorted:
+    64 rows of 32,000 tokens take a sixth of the time. Each row's way depends on itself only.
+    """
     device, vocabulary = logits.device, logits.shape[-1]
 
     def column(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values[sampler_slots]).to(device)[:, None]
 
-    top_ps, top_ks, min_ps = column(table.top_ps), column(table.top_ks), column(table.min_ps)
+    filters = _Filters(column(table.top_ps), column(table.top_ks), column(table.min_ps))
+    if device.type != "cpu" or vocabulary <= 2 * _SELECTED:
+        return _draw_sorted(logits, draws, filters)
+    token_ids, is_enough = _draw_selected(logits, draws, filters)
+    rest = torch.nonzero(~is_enough)[:, 0]
+    if len(rest):
+        token_ids[rest] = _draw_sorted(logits[rest], draws[rest], filters.of(rest))
+    return token_ids
+
+
+def _draw_selected(logits: Tensor, draws: Tensor, filters: _Filters) -> tuple[Tensor, Tensor]:
+    """Draw from the `_SELECTED` most likely tokens; returns the ids, and whether these suffice."""
+    # Equal logits stay in the order of the ids.
+    chosen, _ = logits.topk(_SELECTED, dim=-1).indices.sort(dim=-1)
+    own, order = logits.gather(-1, chosen).sort(dim=-1, descending=True, stable=True)
+    total = logits.exp().sum(dim=-1, keepdim=True, dtype=torch.float64)
+    probabilities = own.double().exp() / total
+    cumulative = probabilities.cumsum(dim=-1)
+    kept = filters.num_kept(probabilities, cumulative)
+    ends = (kept - 1).clamp(max=_SELECTED - 1)
+    # A token like the last one kept may have been left out if the last selected one is like it.
+    is_enough = (kept < _SELECTED) & (own.gather(-1, ends) > own[:, -1:])
+    picked = _pick_of(cumulative, draws, ends)
+    return chosen.gather(-1, order.gather(-1, picked))[:, 0], is_enough[:, 0]
+
+
+def _draw_sorted(logits: Tensor, draws: Tensor, filters: _Filters) -> Tensor:
+    """Draw from all tokens, sorted by descending probability."""
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = ordered.softmax(dim=-1, dtype=torch.float64)
     cumulative = probabilities.cumsum(dim=-1)
-    # A prefix of the sorted tokens is kept: until their sum reaches top_p, at most top_k tokens,
-    # and no token with less than min_p times the probability of the most likely one.
-    within_p = (cumulative < top_ps).sum(dim=-1, keepdim=True) + 1
-    within_k = torch.where(top_ks > 0, top_ks, vocabulary)
-    above_min = (probabilities >= min_ps * probabilities[:, :1]).sum(dim=-1, keepdim=True)
-    kept = torch.minimum(torch.minimum(within_p, within_k), above_min).clamp(1, vocabulary)
-    mass = cumulative.gather(-1, kept - 1)
+    kept = filters.num_kept(probabilities, cumulative).clamp(max=logits.shape[-1])
+    return order.gather(-1, _pick_of(cumulative, draws, kept - 1))[:, 0]
+
+
+def _pick_of(cumulative: Tensor, draws: Tensor, ends: Tensor) -> Tensor:
+    """The position that each draw [rows] selects up to `ends` [rows, 1]. [rows, 1]"""
+    mass = cumulative.gather(-1, ends)
     picked = torch.searchsorted(cumulative, draws[:, None] * mass, right=True)
-    return order.gather(-1, torch.minimum(picked, kept - 1))[:, 0]
+    return torch.minimum(picked, ends)

@@ -133,6 +133,30 @@ def test_a_draw_is_its_twin(rows: list[Draw]) -> None:
     assert pick(logits, rows) == want
 
 
+LARGE = make_logits(6, 3000).bfloat16()  # with many equal logits
+FLAT = torch.zeros(1, 3000).bfloat16()  # with nothing but equal logits
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize(
+    ("top_p", "top_k"),
+    [(1.0, 0), (0.2, 0), (0.9, 0), (0.999, 0), (1.0, 5), (1.0, 255), (1.0, 400), (0.7, 300)],
+)
+def test_draws_from_a_large_vocabulary_are_their_twins(
+    temperature: float, top_p: float, top_k: int
+) -> None:
+    logits = torch.cat([LARGE, FLAT])
+    rows = [Draw(temperature, top_p, top_k, seed, 3 * seed) for seed in range(len(logits))]
+    want = [twin(one, row) for one, row in zip(logits.float(), rows, strict=True)]
+    assert pick(logits, rows) == want
+
+
+def test_a_row_that_keeps_many_tokens_draws_as_beside_one_that_keeps_few() -> None:
+    few, many = Draw(top_p=0.1), Draw(temperature=3.0, top_p=0.99)
+    both = pick(LARGE[:2], [few, many])
+    assert both == pick(LARGE[:1], [few]) + pick(LARGE[1:2], [many])
+
+
 @pytest.mark.parametrize(
     "draw",
     [Draw(top_k=3), Draw(top_p=0.6), Draw(top_k=4, top_p=0.8), Draw(top_k=1), Draw(top_p=0.0)],

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from configs.config import EngineConfig
 from wire.messages import Hello, StageReady, Step, StepDone, ToStage
@@ -17,8 +16,8 @@ from workers.comm.transport import Transport
 from workers.heartbeat import INTERVAL_S, Progress
 from workers.loading import StagePlace, TimedRun
 from workers.model import batch, kv_cache
-from workers.model.batch import StepBatch
 from workers.model.kv_cache import KvCache
+from workers.model.step_runner import StepRunner
 from workers.profiling import layer_times, profiler
 from workers.profiling.dummy_run import block_counts, prefill
 from workers.profiling.known_costs import find_costs
@@ -62,13 +61,13 @@ class Stage:
             place.stages_on_device,
         )
         dist.barrier()
-        self._cache = KvCache(
-            shapes, self._num_blocks, config.cache.block_size, self._model.dtype, place.device
-        )
+        size, dtype = config.cache.block_size, self._model.dtype
+        self._cache = KvCache(shapes, self._num_blocks, size, dtype, place.device)
+        self._runner = StepRunner(self._model, self._attention, self._cache, size, place.device)
         self._warm_up()
-        layers, dtype = self._model.layers, str(self._model.dtype).removeprefix("torch.")
+        type_name = str(dtype).removeprefix("torch.")
         self.fingerprint = fingerprint_of(
-            config, place.stage, layers, dtype, place.device, self._attention.name
+            config, place.stage, self._model.layers, type_name, place.device, self._attention.name
         )
         self._costs = find_costs(config.pipeline, data_dir, self.fingerprint, self._measure)
         vocab_size = self._model.vocab_size
@@ -139,18 +138,18 @@ class Stage:
 
     def _run_step(self, step: Step, engine: Spoke[ToStage]) -> None:
         self.step_id, progress = step.step_id, self._progress
-        inputs = batch.build(step, self._config.cache.block_size, self._place.device)
+        inputs = self._runner.prepare(step)
         progress.doing = "waits"
         received = None if self._model.is_first else self._transport.recv(step.step_id)
         progress.doing = "computes"
         self._wait_for_device()
         began_at = time.monotonic()
-        output = self._forward(inputs, received)
+        output = self._runner.run(inputs, received)
         self._note_device_work()
         self._wait_for_device()
         # The end is measured before anything is sent, so that it precedes the next stage's begin.
         if self._model.is_last:
-            num_sampling = len(inputs.sample_at)
+            num_sampling = inputs.num_sampling
             token_ids, logprobs = self._sampler.sample(output[:num_sampling], step)
             scores = scores_of(output[num_sampling:], step) if step.scored else ()
             progress.count_step(step.step_id, began_at, time.monotonic())
@@ -193,11 +192,9 @@ class Stage:
 
     def _timed_run(self) -> TimedRun:
         """A run on part of the KV cache: more than fits a CPU's caches, but not all memory."""
-        size = self._config.cache.block_size
         block_bytes = self._cache.num_bytes // self._num_blocks
         num_blocks = min(self._num_blocks, max(1, MEASURED_KV_BYTES // block_bytes))
-        device = self._place.device
-        return TimedRun(self._model, self._attention, self._cache, size, num_blocks, device)
+        return TimedRun(self._runner, num_blocks, self._place.device)
 
     def _warm_up(self) -> None:
         """If each step size is compiled separately, run all sizes once, the smallest first."""
@@ -229,11 +226,3 @@ class Stage:
         )
         run.touch(max(sum(block_counts(t, config.cache.block_size)) for t in dummy_runs))
         return profiler.profile(run, dummy_runs, config.pipeline.profile_seconds)
-
-    def _forward(self, inputs: StepBatch, received: Tensor | None) -> Tensor:
-        return self._model.forward(
-            inputs.token_ids if received is None else received,
-            inputs.position_ids,
-            torch.cat([inputs.sample_at, inputs.score_at]),
-            self._attention.step(self._cache, inputs),
-        )

@@ -13,6 +13,7 @@ from tests.workers.sampling.test_grammars import DIGITS, SCHEMA, VOCABULARY, log
 from tests.workers.sampling.test_sampler import Draw, make_logits, make_step
 from tests.workers.vocabularies import vocabulary_of
 from tests.workers.world import CPU, Ground
+from workers.device.upload import upload_to
 from workers.model import batch
 from workers.model.attention.backends import Backend, choose
 from workers.model.attention.plain import PlainBackend
@@ -40,11 +41,11 @@ def run(model: Path, device: torch.device, dtype: str, backend: Backend) -> list
     short, long = ground.sequence([5, 6, 7, 8]), ground.sequence(list(range(9, 60)))
     answers = []
     for shares in ([(short, 3), (long, 30)], [(short, 1), (long, 20)], [(long, 1)]):
-        inputs = batch.build(ground.step(shares), BLOCK_SIZE, device)
+        inputs = batch.build(ground.step(shares), BLOCK_SIZE, upload_to(device), backend.arrays)
         passed = inputs.token_ids
         for stage, cache in zip(stages, caches, strict=True):
             step = backend.step(cache, inputs)
-            passed = stage.forward(passed, inputs.position_ids, inputs.sample_at, step)
+            passed = stage.forward(passed, inputs.position_ids, inputs.output_at, step)
         answers.append(passed.float().to(CPU))
     return answers
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wire.messages import Logprobs, SamplerSetup, Sampling, Step
+from workers.device.upload import to_device
 from workers.sampling.grammars import Grammars, constrain
 from workers.sampling.logprobs import logprobs_of
 from workers.sampling.sampler_table import SamplerTable
@@ -53,7 +54,7 @@ class Sampler:
         all_sampler_slots = np.frombuffer(step.sampler_slots, np.int32)
         rows = np.flatnonzero(all_sampler_slots >= 0)
         sampler_slots = all_sampler_slots[rows]
-        at = torch.from_numpy(rows).to(logits.device)
+        at = to_device(rows, logits.device)
         picked = self._pick(logits, at, sampler_slots)
         token_ids = picked
         if len(rows) < len(all_sampler_slots):
@@ -98,7 +99,7 @@ class Sampler:
         token_ids = most_likely(edited)
         drawn = np.flatnonzero(is_drawn)
         if len(drawn):
-            drawing = torch.from_numpy(drawn).to(logits.device)
+            drawing = to_device(drawn, logits.device)
             token_ids[drawing] = _draw(edited[drawing], table, sampler_slots[drawn])
         return token_ids
 
@@ -110,7 +111,7 @@ class Sampler:
         wanted = num_tops >= 0
         if not wanted.any():
             return None
-        where = torch.from_numpy(rows[wanted]).to(logits.device)
+        where = to_device(rows[wanted], logits.device)
         return logprobs_of(logits[where].float(), token_ids[where], num_tops[wanted], rows[wanted])
 
 
@@ -144,11 +145,11 @@ def _mix(state: np.ndarray) -> np.ndarray:
 def _draw(logits: Tensor, table: SamplerTable, sampler_slots: np.ndarray) -> Tensor:
     """One token per row from its tempered, filtered distribution. [rows]"""
     device = logits.device
-    draws = torch.from_numpy(
-        uniforms(table.seeds[sampler_slots], table.num_outputs[sampler_slots])
-    ).to(device)
+    draws = to_device(
+        uniforms(table.seeds[sampler_slots], table.num_outputs[sampler_slots]), device
+    )
     # A lower temperature would overflow in the division, and 1e-6 already is as good as greedy.
-    temperatures = torch.from_numpy(table.temperatures[sampler_slots]).to(device).clamp(min=1e-6)
+    temperatures = to_device(table.temperatures[sampler_slots], device).clamp(min=1e-6)
     tempered = (logits - logits.amax(-1, keepdim=True)) / temperatures[:, None]
     is_filtered = (
         (table.top_ps[sampler_slots] < 1)
@@ -157,10 +158,10 @@ def _draw(logits: Tensor, table: SamplerTable, sampler_slots: np.ndarray) -> Ten
     )
     token_ids = torch.empty(len(sampler_slots), dtype=torch.long, device=device)
     for rows in _parts(np.flatnonzero(is_filtered)):
-        at = torch.from_numpy(rows).to(device)
+        at = to_device(rows, device)
         token_ids[at] = _draw_filtered(tempered[at], draws[at], table, sampler_slots[rows])
     for rows in _parts(np.flatnonzero(~is_filtered)):
-        at = torch.from_numpy(rows).to(device)
+        at = to_device(rows, device)
         token_ids[at] = _draw_unfiltered(tempered[at], draws[at])
     return token_ids
 
@@ -187,7 +188,7 @@ def _draw_filtered(
     device, vocabulary = logits.device, logits.shape[-1]
 
     def column(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values[sampler_slots]).to(device)[:, None]
+        return to_device(values[sampler_slots], device)[:, None]
 
     top_ps, top_ks, min_ps = column(table.top_ps), column(table.top_ks), column(table.min_ps)
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)

@@ -27,7 +27,7 @@ from workers.profiling import layer_times, profile_cache
 from workers.profiling.dummy_run import DummyRun, make_step
 from workers.profiling.layer_times import LayerTimes
 from workers.profiling.stage_fingerprint import StageFingerprint, fingerprint_of
-from workers.sampling.sampler import Sampler, most_likely, packed
+from workers.sampling.sampler import Sampler, ids_to_host, most_likely
 
 log = logging.getLogger("tdpipe")
 
@@ -77,7 +77,7 @@ class TimedRun:
 
     def _finish(self, output: Tensor) -> None:
         if self.runner.model.is_last:
-            packed(most_likely(output))
+            ids_to_host(most_likely(output))
         else:
             outgoing = output.new_empty(1 + output.shape[0], output.shape[1])
             outgoing[1:] = output

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from configs.config import EngineConfig
-from wire.messages import Hello, StageReady, Step, StepDone, ToStage
+from wire.messages import Hello, StageReady, Step, ToStage
 from wire.sockets import Spoke
 from workers import loading
 from workers.comm.transport import Transport
@@ -23,6 +23,7 @@ from workers.profiling.dummy_run import block_counts, prefill
 from workers.profiling.known_costs import find_costs
 from workers.profiling.profiler import Measurement
 from workers.profiling.stage_fingerprint import fingerprint_of
+from workers.results import Result, Results
 from workers.sampling import vocabulary
 from workers.sampling.grammars import Grammars
 from workers.sampling.logprobs import scores_of
@@ -30,6 +31,9 @@ from workers.sampling.sampler import Sampler
 from workers.sampling.vocabulary import Vocabulary
 
 IDLE_WAIT_S = 1.0
+# Steps that the last stage launches before the first of them is reported, and the time between two
+# looks at a GPU that computes while no message arrives.
+MAX_UNREPORTED, REPORT_POLL_S = 8, 50e-6
 # Time limit of the warm-up; 64 sizes of the demo model take 0.6 s. Up to `WARM_UP_ROWS` tokens,
 # a warm-up step has one row per token.
 WARM_UP_S, WARM_UP_ROWS = 1.0, 128
@@ -89,13 +93,24 @@ class Stage:
     def run(self, engine: Spoke[ToStage]) -> None:
         """Execute steps forever. Raises `TransportError` when a neighbouring stage is gone."""
         self._progress.doing = "idle"
+        # Measured times need a step at a time, and a host that waits elsewhere could not report.
+        is_in_order = self._config.pipeline.exact_times or self._transport.waits_for_neighbours
+        most = 0 if is_in_order else MAX_UNREPORTED
+        results = Results(engine.send, self._progress.count_step, most)
         engine.send(self._ready())
-        while True:
-            self._take_plans(engine)
-            if self._plans:
-                self._handle(self._plans.popleft(), engine)
-            self._progress.iterations += 1
-            self._progress.doing = "idle"
+        try:
+            while True:
+                self._take_plans(engine, results)
+                if self._plans:
+                    self._handle(self._plans.popleft(), engine, results)
+                results.send_finished()
+                self._progress.iterations += 1
+                self._progress.doing = "idle"
+        except torch.AcceleratorError:
+            # A GPU tells its errors late: this one is of the first step that it has not finished.
+            if results.oldest_step_id is not None:
+                self.step_id = results.oldest_step_id
+            raise
 
     @property
     def number(self) -> int:
@@ -113,12 +128,16 @@ class Stage:
             self._attention.name,
         )
 
-    def _take_plans(self, engine: Spoke[ToStage]) -> None:
+    def _take_plans(self, engine: Spoke[ToStage], results: Results) -> None:
         """Read the messages that have arrived and post their receives.
 
-        Waits for a message only if no step is pending.
+        Waits for a message, or until all steps are reported, only if no step is pending.
         """
-        if not self._plans and not engine.wait(IDLE_WAIT_S):
+        if not self._plans and len(results):
+            while len(results) and not engine.wait(0):
+                time.sleep(REPORT_POLL_S)
+                results.send_finished()
+        elif not self._plans and not engine.wait(IDLE_WAIT_S):
             return
         for message in engine.drain():
             if isinstance(message, Hello):
@@ -130,13 +149,13 @@ class Stage:
                 if self._model.is_last:
                     self._sampler.expect(message)
 
-    def _handle(self, message: ToStage, engine: Spoke[ToStage]) -> None:
+    def _handle(self, message: ToStage, engine: Spoke[ToStage], results: Results) -> None:
         if isinstance(message, Step):
-            self._run_step(message, engine)
+            self._run_step(message, results)
         else:
             engine.send(self._ready())  # to a new engine, which does not know this stage yet
 
-    def _run_step(self, step: Step, engine: Spoke[ToStage]) -> None:
+    def _run_step(self, step: Step, results: Results) -> None:
         self.step_id, progress = step.step_id, self._progress
         inputs = self._runner.prepare(step)
         progress.doing = "waits"
@@ -147,15 +166,16 @@ class Stage:
         output = self._runner.run(inputs, received)
         self._note_device_work()
         self._wait_for_device()
-        # The end is measured before anything is sent, so that it precedes the next stage's begin.
         if self._model.is_last:
             num_sampling = inputs.num_sampling
-            token_ids, logprobs = self._sampler.sample(output[:num_sampling], step)
+            sampled = self._sampler.launch(output[:num_sampling], step)
             scores = scores_of(output[num_sampling:], step) if step.scored else ()
-            progress.count_step(step.step_id, began_at, time.monotonic())
-            engine.send(StepDone(step.epoch, step.step_id, token_ids, logprobs, scores))
+            check = self._transport.check(step.step_id)
+            results.add(Result(step, began_at, sampled, scores, check))
         else:
             outgoing = self._transport.pack(step.step_id, output)
+            # The end is measured before anything is sent, so that it precedes the next stage's
+            # begin.
             progress.count_step(step.step_id, began_at, time.monotonic())
             progress.doing = "waits"
             self._transport.send(step.step_id, outgoing)

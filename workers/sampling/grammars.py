@@ -104,13 +104,16 @@ class Grammars:
         self.waited_s += time.monotonic() - began_at
         return to_device(np.array(rows), device), unpacked(~masks, self._vocab_size, device)
 
-    def advance(self, sampler_slots: np.ndarray, token_ids: np.ndarray) -> None:
-        """Start making the next masks of sequences that have received these tokens [rows]."""
+    def advance(self, sampler_slots: np.ndarray, token_ids: Callable[[], np.ndarray]) -> None:
+        """Start making the next masks of sequences that have received these tokens [rows].
+
+        `token_ids` may wait for the device; it is called only if a sequence has a grammar.
+        """
         rows, places = self._guided(sampler_slots)
         if not places:
             return
         guides = [place.guide for place in places]
-        masks = self._following.submit(self._follow, guides, token_ids[rows].tolist())
+        masks = self._following.submit(self._follow, guides, token_ids()[rows].tolist())
         for row, place in enumerate(places):
             place.masks, place.row = masks, row
 

@@ -8,12 +8,14 @@ the most likely token, and a step of only such rows is one argmax.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from wire.messages import Logprobs, SamplerSetup, Sampling, Step
+from workers.device.host_copy import HostCopy, to_host
 from workers.device.upload import to_device
 from workers.sampling.grammars import Grammars, constrain
 from workers.sampling.logprobs import logprobs_of
@@ -22,6 +24,18 @@ from workers.sampling.vocabulary import no_vocabulary
 
 # Rows that are sampled together; with a vocabulary of 150,000 they need 300 MB.
 _AT_ONCE = 64
+
+
+@dataclass(slots=True, frozen=True)
+class Sampled:
+    """The tokens of a step, which may still be on their way to the host, int32 [rows]."""
+
+    ids: HostCopy
+    logprobs: Logprobs | None = None
+
+    def token_ids(self) -> bytes:
+        """The ids, packed as in messages; waits for the device."""
+        return self.ids.numpy().tobytes()
 
 
 class Sampler:
@@ -40,17 +54,23 @@ class Sampler:
         """Prepare for a step that will be sampled later: start to compute its grammar masks."""
         self._grammars.expect(step)
 
-    @torch.inference_mode()
     def sample(self, logits: Tensor, step: Step) -> tuple[bytes, Logprobs | None]:
-        """A token id for each row, packed int32, and the requested log-probabilities.
+        """The same as `launch`, with the token ids packed as int32; waits for the device."""
+        sampled = self.launch(logits, step)
+        return sampled.token_ids(), sampled.logprobs
 
-        `logits` is [sampling rows, vocabulary], and is not changed.
+    @torch.inference_mode()
+    def launch(self, logits: Tensor, step: Step) -> Sampled:
+        """Sample a token for each row, and compute the requested log-probabilities.
+
+        `logits` is [sampling rows, vocabulary], and is not changed. Waits for the device only where
+        rows have grammars, bad words or log-probabilities.
         """
         for setup in step.setups:
             self._table.set_up(setup)
             self._grammars.set_up(step.step_id, setup)
         if not step.sampler_slots:
-            return packed(most_likely(logits)), None
+            return Sampled(ids_to_host(most_likely(logits)))
         all_sampler_slots = np.frombuffer(step.sampler_slots, np.int32)
         rows = np.flatnonzero(all_sampler_slots >= 0)
         sampler_slots = all_sampler_slots[rows]
@@ -61,9 +81,9 @@ class Sampler:
             token_ids = most_likely(logits)
             token_ids[at] = picked
         self._table.count(sampler_slots, picked)
-        ids = packed(token_ids)
-        self._grammars.advance(sampler_slots, np.frombuffer(ids, np.int32)[rows])
-        return ids, self._logprobs_of(logits, token_ids, rows, sampler_slots)
+        ids = ids_to_host(token_ids)
+        self._grammars.advance(sampler_slots, lambda: ids.numpy()[rows])
+        return Sampled(ids, self._logprobs_of(logits, token_ids, rows, sampler_slots))
 
     def dummy_run(self, logits: Tensor) -> None:
         """Allocate the memory of the most expensive step, in which all rows have penalties and
@@ -120,10 +140,9 @@ def most_likely(logits: Tensor) -> Tensor:
     return logits.argmax(dim=-1)
 
 
-def packed(token_ids: Tensor) -> bytes:
-    """Token ids packed as int32, as in messages."""
-    ids: bytes = token_ids.to("cpu", torch.int32).numpy().tobytes()
-    return ids
+def ids_to_host(token_ids: Tensor) -> HostCopy:
+    """Start to copy token ids to the host, as int32."""
+    return to_host(token_ids.to(torch.int32))
 
 
 def uniforms(seeds: np.ndarray, output_indices: np.ndarray) -> np.ndarray:

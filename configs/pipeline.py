@@ -31,6 +31,11 @@ class PipelineConfig(Part, title="Pipeline"):
         "first start; triton: kernels for GPUs; plain: torch's own operations; auto: the fastest "
         "that serves the model",
     )
+    enforce_eager: bool = Field(
+        False,
+        description="run decode steps without CUDA graphs, which are captured at the start; no "
+        "effect on CPUs",
+    )
     distributed_timeout_seconds: float = Field(
         300.0,
         gt=0,

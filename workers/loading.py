@@ -20,6 +20,7 @@ from workers.model.attention import backends
 from workers.model.attention.backends import Backend
 from workers.model.attention.interface import UnsupportedModelError
 from workers.model.attention.probe import Probe
+from workers.model.decode_graphs import CudaCapture, GraphLimits
 from workers.model.kv_cache import KvCache, LayerShape
 from workers.model.stage_model import StageModel
 from workers.model.step_runner import StepRunner
@@ -126,6 +127,20 @@ def load(config: EngineConfig, data_dir: Path, place: StagePlace) -> LoadedStage
     if place.device.type == "cuda":
         torch.cuda.empty_cache()
     return _load(config, data_dir, place, better)
+
+
+def estimate_graph_bytes(
+    config: EngineConfig, loaded: LoadedStage, place: StagePlace, limits: GraphLimits
+) -> int:
+    """The memory that CUDA graphs will take besides the KV cache, found with a small one."""
+    model, device, block_size = loaded.model, place.device, config.cache.block_size
+    cache = KvCache(loaded.shapes, 2, block_size, model.dtype, device)
+    runner = StepRunner(model, loaded.attention, cache, block_size, device)
+    num_bytes = runner.estimate_graph_bytes(CudaCapture(device), limits)
+    del runner, cache
+    gc.collect()
+    torch.cuda.empty_cache()
+    return num_bytes
 
 
 def _load(

@@ -2,11 +2,14 @@
 
 import time
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from configs.config import EngineConfig
 from wire.messages import Hello, StageReady, Step, ToStage
@@ -16,6 +19,7 @@ from workers.comm.transport import Transport
 from workers.heartbeat import INTERVAL_S, Progress
 from workers.loading import StagePlace, TimedRun
 from workers.model import batch, kv_cache
+from workers.model.decode_graphs import CudaCapture, GraphLimits, Key
 from workers.model.kv_cache import KvCache
 from workers.model.step_runner import StepRunner
 from workers.profiling import layer_times, profiler
@@ -54,24 +58,38 @@ class Stage:
         self._config, self._place, self._progress = config, place, progress
         loaded = loading.load(config, data_dir, place)
         self._model, self._attention, shapes = loaded.model, loaded.attention, loaded.shapes
+        max_model_len = config.model.max_model_len or self._model.max_model_len
+        self._graph_limits = GraphLimits(config.max_live, max_model_len)
+        graph_bytes = 0
+        if self._captures_graphs:
+            graph_bytes = loading.estimate_graph_bytes(config, loaded, place, self._graph_limits)
         # Stages that share a device all measure its free memory before any of them allocates.
         dist.barrier()
         self._num_blocks = kv_cache.count_blocks(
             config,
             shapes,
             self._model.dtype.itemsize,
-            config.model.max_model_len or self._model.max_model_len,
+            max_model_len,
             place.device,
             place.stages_on_device,
+            graph_bytes,
         )
         dist.barrier()
         size, dtype = config.cache.block_size, self._model.dtype
         self._cache = KvCache(shapes, self._num_blocks, size, dtype, place.device)
         self._runner = StepRunner(self._model, self._attention, self._cache, size, place.device)
+        if self._captures_graphs:
+            show = partial(_show_progress, place.stage)
+            self._runner.capture(CudaCapture(place.device), self._graph_limits, show)
         self._warm_up()
         type_name = str(dtype).removeprefix("torch.")
         self.fingerprint = fingerprint_of(
-            config, place.stage, self._model.layers, type_name, place.device, self._attention.name
+            config,
+            place.stage,
+            self._model.layers,
+            type_name,
+            place.device,
+            self._attention.name + ", CUDA graphs" * self._runner.has_graphs,
         )
         self._costs = find_costs(config.pipeline, data_dir, self.fingerprint, self._measure)
         vocab_size = self._model.vocab_size
@@ -116,6 +134,10 @@ class Stage:
     def number(self) -> int:
         """The index of the stage in the pipeline."""
         return self._place.stage
+
+    @property
+    def _captures_graphs(self) -> bool:
+        return self._place.device.type == "cuda" and not self._config.pipeline.enforce_eager
 
     def _ready(self) -> StageReady:
         return StageReady(
@@ -246,3 +268,7 @@ class Stage:
         )
         run.touch(max(sum(block_counts(t, config.cache.block_size)) for t in dummy_runs))
         return profiler.profile(run, dummy_runs, config.pipeline.profile_seconds)
+
+
+def _show_progress(stage: int, keys: list[Key]) -> Iterable[Key]:
+    return tqdm(keys, desc=f"stage {stage}: capturing CUDA graphs", unit=" graphs", disable=None)

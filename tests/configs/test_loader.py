@@ -26,6 +26,7 @@ SAMPLES = {
     "pipeline_parallel_size": "3",
     "layer_split": "2,3",
     "attention_backend": "triton",
+    "enforce_eager": "true",
     "remeasure": "true",
     "device": "cpu",
     "distributed_timeout_seconds": "1.5",

@@ -145,6 +145,8 @@ class Transport:
         """Convert torch's errors on a link to `TransportError`."""
         try:
             yield
+        except torch.AcceleratorError:
+            raise  # a kernel of this stage has failed, of which the device tells only now
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise TransportError(f"stage {self._stage} did not {what}: {reason}") from error

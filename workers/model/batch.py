@@ -107,15 +107,7 @@ def send(
     host: HostBatch, upload: Upload, arrays_of: ArraysOf, into: Tensor | None = None
 ) -> StepBatch:
     """Bring the numbers of a step to the device, in one copy; into `into` where it is given."""
-    arrays = upload(
-        {
-            "token_ids": host.token_ids,
-            "position_ids": host.position_ids,
-            "output_at": host.output_at,
-            **arrays_of(host.rows),
-        },
-        into,
-    )
+    arrays = upload(arrays_of_step(host, arrays_of), into)
     return StepBatch(
         arrays.pop("token_ids")[None],
         arrays.pop("position_ids")[None],
@@ -124,6 +116,16 @@ def send(
         host.rows,
         arrays,
     )
+
+
+def arrays_of_step(host: HostBatch, arrays_of: ArraysOf) -> Arrays:
+    """All arrays of a step that go to the device."""
+    return {
+        "token_ids": host.token_ids,
+        "position_ids": host.position_ids,
+        "output_at": host.output_at,
+        **arrays_of(host.rows),
+    }
 
 
 def _scored(step: Step, begins: np.ndarray) -> list[np.ndarray]:

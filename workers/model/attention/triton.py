@@ -242,6 +242,15 @@ class TritonBackend:
         arrays["blocks"] = rows.blocks.astype(np.int32)  # last: its length is not padded
         return arrays
 
+    def decode_lengths(self, num_rows: int, kv_heads: int, most: int) -> list[int]:
+        """See `workers.model.decode_graphs.GraphBackend`: where `num_splits` changes."""
+        programs, processors = num_rows * kv_heads, self._num_multiprocessors
+        return [
+            1 if splits == 1 else splits * TOKENS_PER_SPLIT
+            for splits in split_counts()
+            if num_splits(programs, most, processors) >= splits
+        ]
+
     def step(self, cache: KvCache, batch: StepBatch, splits: int | None = None) -> TritonStep:
         """The context of this step; `splits` overrides the number of parts of a decode row."""
         return TritonStep(cache, batch, self._num_multiprocessors, self._tile_sizes, splits)

@@ -14,6 +14,9 @@ from wire.messages import Logprobs, Step, StepDone
 from workers.comm.transport import StepCheck
 from workers.sampling.sampler import Sampled
 
+# Between two looks at a device that computes while no message arrives.
+POLL_S = 50e-6
+
 
 @dataclass(slots=True, frozen=True)
 class Result:
@@ -66,6 +69,20 @@ class Results:
         """Report the steps that are done; raises `TransportError` for a step of another id."""
         while self._open and self._open[0].is_done():
             self._send_oldest()
+
+    def wait(self, has_message: Callable[[float], bool], idle_s: float) -> bool:
+        """Wait for a message, for at most `idle_s` seconds; returns whether one has arrived.
+
+        Steps that are open are reported meanwhile. `has_message` waits at most for a time.
+        """
+        if not self._open:
+            return has_message(idle_s)
+        while self._open:
+            if has_message(0):
+                return True
+            time.sleep(POLL_S)
+            self.send_finished()
+        return False
 
     def _send_oldest(self) -> None:
         result = self._open[0]

@@ -3,7 +3,6 @@
 import time
 from collections import deque
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from wire.messages import Hello, StageReady, Step, ToStage
 from wire.sockets import Spoke
 from workers import loading
 from workers.comm.transport import Transport
+from workers.device.events import event_of
+from workers.device.work import DeviceWork
 from workers.heartbeat import INTERVAL_S, Progress
 from workers.loading import StagePlace, TimedRun
 from workers.model import batch, kv_cache
@@ -35,9 +36,8 @@ from workers.sampling.sampler import Sampler
 from workers.sampling.vocabulary import Vocabulary
 
 IDLE_WAIT_S = 1.0
-# Steps that the last stage launches before the first of them is reported, and the time between two
-# looks at a GPU that computes while no message arrives.
-MAX_UNREPORTED, REPORT_POLL_S = 8, 50e-6
+# Steps that the last stage launches before the first of them must be reported.
+MAX_UNREPORTED = 8
 # Time limit of the warm-up; 64 sizes of the demo model take 0.6 s. Up to `WARM_UP_ROWS` tokens,
 # a warm-up step has one row per token.
 WARM_UP_S, WARM_UP_ROWS = 1.0, 128
@@ -95,9 +95,8 @@ class Stage:
         vocab_size = self._model.vocab_size
         grammars = Grammars(vocab_size, self._load_vocabulary)
         self._sampler = Sampler(vocab_size, place.device, grammars)
-        if place.device.type == "cuda":
-            self._device_work = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            progress.is_device_busy = self._is_device_busy
+        self._device_work = DeviceWork(partial(event_of, place.device))
+        progress.device_doing = self._device_work.doing
         self.step_id = -1  # of the current step
         self._plans: deque[ToStage] = deque()
         self._last_step_id = -1
@@ -153,13 +152,9 @@ class Stage:
     def _take_plans(self, engine: Spoke[ToStage], results: Results) -> None:
         """Read the messages that have arrived and post their receives.
 
-        Waits for a message, or until all steps are reported, only if no step is pending.
+        Waits for a message only if no step is pending.
         """
-        if not self._plans and len(results):
-            while len(results) and not engine.wait(0):
-                time.sleep(REPORT_POLL_S)
-                results.send_finished()
-        elif not self._plans and not engine.wait(IDLE_WAIT_S):
+        if not self._plans and not results.wait(engine.wait, IDLE_WAIT_S):
             return
         for message in engine.drain():
             if isinstance(message, Hello):
@@ -185,8 +180,11 @@ class Stage:
         progress.doing = "computes"
         self._wait_for_device()
         began_at = time.monotonic()
+        self._device_work.begin()
         output = self._runner.run(inputs, received)
-        self._note_device_work()
+        self._device_work.end()
+        if self._place.device.type == "cuda":
+            progress.doing = "waits"  # from here on for the device, which tells what it does
         self._wait_for_device()
         if self._model.is_last:
             num_sampling = inputs.num_sampling
@@ -206,19 +204,6 @@ class Stage:
         """Wait until the GPU has finished its queue, so that measured times are those of a step."""
         if self._config.pipeline.exact_times:
             layer_times.wait(self._place.device)
-
-    def _note_device_work(self) -> None:
-        """Record an event after the work that is queued on the GPU, for `_is_device_busy`.
-
-        The GPU may still compute long after this thread has begun to wait for a neighbour.
-        """
-        if self._place.device.type == "cuda":
-            self._device_work.record()
-
-    def _is_device_busy(self) -> bool:
-        with suppress(RuntimeError):  # the device has failed, which the main thread reports
-            return not self._device_work.query()  # type: ignore[no-untyped-call]
-        return False
 
     def _load_vocabulary(self) -> Vocabulary:
         """Load the vocabulary for the first grammar, in a separate thread.

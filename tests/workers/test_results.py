@@ -99,6 +99,30 @@ def test_a_step_waits_for_its_check() -> None:
     assert not world.sent
 
 
+def test_a_stage_without_messages_reports_what_gets_done() -> None:
+    world = World(3)
+    world.launch(1)
+    world.launch(2)
+    looks = []
+
+    def nothing_comes(timeout_s: float) -> bool:
+        looks.append(timeout_s)
+        world.gpu.queue.pop(0)()  # the device goes on
+        return False
+
+    assert not world.results.wait(nothing_comes, 9.0)
+    assert world.reported == [1, 2]
+    assert set(looks) == {0}  # it has not waited for a message
+    assert not world.results.wait(lambda timeout_s: timeout_s == 0, 9.0)
+
+
+def test_a_message_is_taken_before_the_device_has_finished() -> None:
+    world = World(3)
+    world.launch(1)
+    assert world.results.wait(lambda _: True, 9.0)
+    assert not world.reported
+
+
 def test_a_cpu_s_results_are_sent_at_once() -> None:
     world = World(8)
     ids = to_host(torch.tensor([7], dtype=torch.int32))

@@ -54,8 +54,20 @@ class _Buffer:
     """A buffer of host memory, and the event of the last copy from it."""
 
     def __init__(self, event: Event) -> None:
-        self.memory = torch.empty(0, dtype=torch.uint8)
         self.has_been_read = event
+        self.resize(0, pinned=False)
+
+    def resize(self, num_bytes: int, *, pinned: bool) -> None:
+        """Take new memory."""
+        self.memory = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pinned)
+        whole = self.memory.numpy()
+        self._by_type = {kind: whole.view(kind) for kind in (np.int32, np.int64)}
+
+    def write(self, arrays: Arrays, offsets: Mapping[str, int]) -> None:
+        """Write each array at its offset in bytes."""
+        for name, array in arrays.items():
+            at = offsets[name] // array.itemsize
+            self._by_type[array.dtype.type][at : at + len(array)] = array
 
 
 class PackedUpload:
@@ -81,17 +93,18 @@ class PackedUpload:
     def __call__(self, arrays: Arrays, into: Tensor | None = None) -> dict[str, Tensor]:
         """See `Upload`."""
         offsets, num_bytes = layout(arrays)
-        buffer = self._next_buffer(num_bytes)
-        source = buffer.memory[:num_bytes]
-        at_once = source.numpy()
-        for name, array in arrays.items():
-            at = offsets[name]
-            at_once[at : at + array.nbytes].view(array.dtype)[:] = array
         if into is None:
             into = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
-        self._copy(into[:num_bytes], source)
+        self.fill(arrays, into)
+        return views(arrays, offsets, into)
+
+    def fill(self, arrays: Arrays, into: Tensor) -> None:
+        """The same without the tensors, which are where those of earlier arrays were."""
+        offsets, num_bytes = layout(arrays)
+        buffer = self._next_buffer(num_bytes)
+        buffer.write(arrays, offsets)
+        self._copy(into[:num_bytes], buffer.memory[:num_bytes])
         buffer.has_been_read.record()
-        return views(arrays, into)
 
     def _next_buffer(self, num_bytes: int) -> _Buffer:
         buffer = self._buffers[self._turn]
@@ -99,7 +112,7 @@ class PackedUpload:
         buffer.has_been_read.synchronize()
         if len(buffer.memory) < num_bytes:
             size = max(_FIRST_BYTES, 1 << (num_bytes - 1).bit_length())
-            buffer.memory = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+            buffer.resize(size, pinned=self._pinned)
         return buffer
 
 
@@ -117,12 +130,11 @@ def layout(arrays: Arrays) -> tuple[dict[str, int], int]:
     return offsets, end
 
 
-def views(arrays: Arrays, packed: Tensor) -> dict[str, Tensor]:
+def views(arrays: Arrays, offsets: Mapping[str, int], packed: Tensor) -> dict[str, Tensor]:
     """The arrays' places in a packed buffer, as tensors of their types."""
-    offsets, _ = layout(arrays)
+    whole = len(packed) // ALIGNMENT * ALIGNMENT
+    by_size = {kind.itemsize: packed[:whole].view(kind) for kind in (torch.int32, torch.int64)}
     return {
-        name: packed[offsets[name] : offsets[name] + array.nbytes].view(
-            torch.int64 if array.dtype == np.int64 else torch.int32
-        )
+        name: by_size[array.itemsize].narrow(0, offsets[name] // array.itemsize, len(array))
         for name, array in arrays.items()
     }

@@ -11,6 +11,7 @@ import logging
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.device.upload import Arrays, Upload, layout
+from workers.device.upload import Arrays, PackedUpload, layout
 from workers.model.attention.backends import TOLERANCES, Backend
 from workers.model.attention.interface import Attend
 from workers.model.batch import HostBatch, Rows, StepBatch, arrays_of_step, send
@@ -95,8 +96,11 @@ class CudaCapture:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 run()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with suppress(RuntimeError):  # the capture is lost, and this would hide the reason
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         return graph.replay
 
     def used_bytes(self) -> int:
@@ -126,7 +130,7 @@ class DecodeGraphs:
         attention: Backend,
         cache: KvCache,
         block_size: int,
-        upload: Upload,
+        upload: PackedUpload,
         capture: Capture,
         limits: GraphLimits,
     ) -> None:
@@ -191,7 +195,7 @@ class DecodeGraphs:
         key = (size, lengths[bisect_right(lengths, int(host.rows.starts.max()) + 1) - 1])
         if key not in self._replays:
             return None
-        send(padded(host, size), self._upload, self._arrays_of, self._packed)
+        self._upload.fill(arrays_of_step(padded(host, size), self._arrays_of), self._packed)
         return DecodeBatch(key, num_rows)
 
     def run(self, inputs: DecodeBatch, received: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from wire.messages import Step
-from workers.device.upload import Upload, upload_to
+from workers.device.upload import PackedUpload, Upload, upload_to
 from workers.model import batch, decode_graphs
 from workers.model.attention.backends import Backend
 from workers.model.batch import StepBatch
@@ -80,5 +80,6 @@ class StepRunner:
         return decode_graphs.estimate_bytes(make, capture.used_bytes)
 
     def _make_graphs(self, capture: Capture, limits: GraphLimits) -> DecodeGraphs:
-        attention, size = self._attention, self.block_size
-        return DecodeGraphs(self.model, attention, self.cache, size, self._upload, capture, limits)
+        upload, size = self._upload, self.block_size
+        assert isinstance(upload, PackedUpload), "graphs read static memory"
+        return DecodeGraphs(self.model, self._attention, self.cache, size, upload, capture, limits)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from workers.model.attention.probe import Probe
 from workers.model.batch import Rows, StepBatch, unpack
 from workers.model.decode_graphs import (
     MOST_ROWS,
+    CudaCapture,
     DecodeBatch,
     GraphLimits,
     is_decode,
@@ -282,6 +284,48 @@ def test_time_and_memory_are_told_and_estimated_before(
     runner.capture(FakeCapture(), LIMITS)
     assert runner.has_graphs
     assert "captured 9 CUDA graphs of up to 8 rows in" in caplog.text
+
+
+@pytest.mark.parametrize("reason", [None, "called a synchronizing operation", "in the capture"])
+def test_a_capture_follows_a_run_in_which_waiting_is_an_error(
+    reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+
+    class Graph:
+        def capture_begin(self, pool: int, capture_error_mode: str) -> None:
+            log.append(f"begin {pool} {capture_error_mode}")
+
+        def capture_end(self) -> None:
+            log.append("end")
+            if reason:
+                raise RuntimeError("the capture was invalidated")
+
+        def replay(self) -> None:
+            log.append("replay")
+
+    def run() -> None:
+        is_capturing = log[-1].startswith("begin")
+        log.append("run")
+        if reason is not None and is_capturing == (reason == "in the capture"):
+            raise RuntimeError(reason)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", log.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 5)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    capture = CudaCapture(torch.device("cuda"))
+    if reason is not None:
+        with pytest.raises(RuntimeError, match=reason):
+            capture(run)
+        begun = ["begin 5 thread_local", "run", "end"] if reason == "in the capture" else []
+        assert log == ["error", "run", "default", *begun]
+        return
+    capture(run)()
+    begun = ["begin 5 thread_local", "run", "end", "replay"]
+    assert log == ["error", "run", "default", *begun]
 
 
 def test_the_setting_has_the_name_that_vllm_gave_it() -> None:

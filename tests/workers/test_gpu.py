@@ -1,7 +1,5 @@
 """On a GPU: the same logits as on the CPU, within rounding, and the same draws from them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from tests.workers.vocabularies import vocabulary_of
 from tests.workers.world import CPU, Ground
 from wire.messages import Step
 from workers.comm.streams import CudaStreams
+from workers.device.events import waiting_is_an_error
 from workers.device.upload import upload_to
 from workers.model import batch
 from workers.model.attention.backends import Backend, choose
@@ -142,17 +141,6 @@ def test_graphs_generate_what_transformers_generates(family: str, tmp_path: Path
             shares = [(sequence, 1) for sequence in sequences]
 
 
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    """Whatever makes the host wait for the GPU is an error in here."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 def warm_steps() -> list[Step]:
     """A prefill beside a decode, and a decode, of tokens that are there."""
     ground = Ground(BLOCK_SIZE)
@@ -168,7 +156,9 @@ def test_a_step_waits_for_nothing_and_is_copied_once(*, captures: bool, tmp_path
         advance(runners, plan)  # kernels are compiled
     activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
     for plan in warm_steps():
-        with torch.profiler.profile(activities=activities) as profile, no_waiting():
+        torch.cuda.synchronize()
+        profiler = torch.profiler.profile(activities=activities)
+        with profiler as profile, waiting_is_an_error():
             advance(runners, plan)
         torch.cuda.synchronize()
         copies = [event for event in profile.events() if "Memcpy HtoD" in event.name]
@@ -182,7 +172,8 @@ def test_greedy_and_drawn_ids_are_sampled_without_waiting() -> None:
     sampler = Sampler(logits.shape[-1], GPU)
     sampler.launch(on_gpu, step).token_ids()
     again = replace(step, setups=())
-    with no_waiting():
+    torch.cuda.synchronize()
+    with waiting_is_an_error():
         sampled = sampler.launch(on_gpu, again)
         greedy = sampler.launch(on_gpu, replace(again, sampler_slots=b""))
     want = Sampler(logits.shape[-1], CPU)

@@ -1,5 +1,8 @@
 """Events: when the work that was queued on a device before is done."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -47,3 +50,15 @@ def cuda_event() -> Event:
 def event_of(device: torch.device) -> Event:
     """A new event of this device."""
     return cuda_event() if device.type == "cuda" else DONE
+
+
+@contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    """Make torch raise `RuntimeError` in here where the host would wait for the GPU."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it does not notice all of them
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

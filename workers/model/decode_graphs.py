@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workers.device.events import waiting_is_an_error
 from workers.device.upload import Arrays, PackedUpload, layout
 from workers.model.attention.backends import TOLERANCES, Backend
 from workers.model.attention.interface import Attend
@@ -84,11 +85,8 @@ class CudaCapture:
 
     def __call__(self, run: Callable[[], None]) -> Callable[[], object]:
         """See `Capture`; the function runs once before, as compilers and libraries start lazily."""
-        torch.cuda.set_sync_debug_mode("error")  # what waits cannot be captured: it is told here
-        try:
+        with waiting_is_an_error():  # what waits cannot be captured: it is told here
             run()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._device)
         with torch.cuda.stream(self._stream):
@@ -104,15 +102,19 @@ class CudaCapture:
         return graph.replay
 
     def used_bytes(self) -> int:
-        """See `Capture`."""
+        """See `Capture`; memory that torch only keeps for later is given back before."""
         torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self._device)
         return total - free
 
 
 @dataclass(slots=True, frozen=True)
 class DecodeBatch:
-    """A step whose numbers are in the static memory of the graph that will run it."""
+    """A step whose numbers are in the static memory of the graph that will run it.
+
+    Each of its rows samples.
+    """
 
     key: Key
     num_sampling: int

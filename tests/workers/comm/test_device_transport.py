@@ -143,3 +143,18 @@ def test_a_step_out_of_the_order_of_plans_is_an_error_at_once(wires: Wires) -> N
     transport.expect(1, 1)
     with pytest.raises(TransportError, match="stage 1 got step 1, not step 2"):
         transport.recv(2)
+
+
+def test_a_failure_of_the_own_device_is_not_the_neighbour_s(
+    wires: Wires, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = Transport(HIDDEN, torch.float32, CPU, 9.0)
+
+    def fails(*_: object, **__: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    fake = wires.dist()
+    fake.isend = fails
+    monkeypatch.setattr(module, "dist", fake)
+    with pytest.raises(torch.AcceleratorError):
+        transport.send(1, transport.pack(1, torch.zeros(1, HIDDEN)))

@@ -172,11 +172,11 @@ class DecodeGraphs:
         differ, and what the model or the device raises where it cannot be captured.
         """
         size, length = key
-        inputs, context = self._load(self._example(size, length))
-        self._replays[key] = self._capture(lambda: self._run(inputs, context))
         num_used = size + -(-length // self._block_size)
         for tensor in (t for tensors in self._cache.layers.values() for t in tensors):
             tensor[:num_used].normal_()
+        inputs, context = self._load(self._example(size, length))
+        self._replays[key] = self._capture(lambda: self._run(inputs, context))
         inputs, context = self._load(self._example(size, length, seed=1))
         self._received.normal_()
         self._run(inputs, context)

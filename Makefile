@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve test test-all lint types contracts tests format paper sweep real-policies \
-	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels triton-table peers \
+	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels triton-table launches peers \
 	batch-kill \
 	batch-memory faults soak abuse overload batch-order demo-predictor demo-model clean
 
@@ -79,6 +79,9 @@ kernels: $(VENV)/dev  ## the CPU kernels beside torch and beside reading the sam
 
 triton-table: $(VENV)/dev  ## Triton's kernels compiled for every architecture, without a GPU (about 8 minutes)
 	$(BIN)/python -m benchmarks.costs.triton_table $(ARGS)
+
+launches: $(VENV)/dev  ## launches per layer and step on a GPU, counted without one (some seconds)
+	$(BIN)/python -m benchmarks.costs.launches $(ARGS)
 
 peers: $(VENV)/dev .venv-peers/ready  ## vLLM's CPU build, OpenVINO GenAI and tdpipe in turn (about 30 minutes)
 	$(BIN)/python -m benchmarks.peers $(ARGS)

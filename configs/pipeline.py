@@ -37,6 +37,11 @@ class PipelineConfig(Part, title="Pipeline"):
         "preempted: oneDNN may not use AMX, and the start fails where this is not enough, e.g. on "
         "GPUs",
     )
+    enforce_eager: bool = Field(
+        False,
+        description="run decode steps without CUDA graphs, which are captured at the start; no "
+        "effect on CPUs",
+    )
     distributed_timeout_seconds: float = Field(
         300.0,
         gt=0,

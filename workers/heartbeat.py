@@ -23,15 +23,15 @@ class Progress:
 
     `spans` are the steps that have not been reported to the engine yet, as (id, began, ended).
     `doing` is the activity of the main thread: it distinguishes a stage that computes for long from
-    a stage that waits for a neighbour. In `now`, computing on the device and loading in another
-    thread have priority over `doing`.
+    a stage that waits for a neighbour. In `now`, loading in another thread has priority over it,
+    and so has the device, unless the main thread computes.
     """
 
     iterations: int = 0
     steps: int = 0
     busy_s: float = 0.0
     doing: Doing = "loads"
-    is_device_busy: Callable[[], bool] = lambda: False
+    device_doing: Callable[[], Doing | None] = lambda: None
     is_loading: bool = False
     spans: deque[tuple[int, float, float]] = field(default_factory=lambda: deque(maxlen=MAX_SPANS))
 
@@ -39,7 +39,8 @@ class Progress:
         """The current activity of the stage."""
         if self.is_loading:
             return "loads"
-        return "computes" if self.is_device_busy() else self.doing
+        doing = self.doing
+        return doing if doing == "computes" else self.device_doing() or doing
 
     def count_step(self, step_id: int, began_at: float, ended_at: float) -> None:
         """Count a step that has run; times are in seconds of the monotonic clock."""

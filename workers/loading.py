@@ -15,18 +15,20 @@ from configs.config import EngineConfig
 from workers.comm.all_gather import all_gather
 from workers.kernels.compiler import CompilerError
 from workers.kernels.library import Library, native_library
-from workers.model import batch, batch_invariance, kv_cache, layer_split, linears, stage_model
+from workers.model import batch_invariance, kv_cache, layer_split, linears, stage_model
 from workers.model.attention import backends
 from workers.model.attention.backends import Backend
 from workers.model.attention.interface import UnsupportedModelError
 from workers.model.attention.probe import Probe
+from workers.model.decode_graphs import CudaCapture, GraphLimits
 from workers.model.kv_cache import KvCache, LayerShape
 from workers.model.stage_model import StageModel
+from workers.model.step_runner import StepRunner
 from workers.profiling import layer_times, profile_cache
 from workers.profiling.dummy_run import DummyRun, make_step
 from workers.profiling.layer_times import LayerTimes
 from workers.profiling.stage_fingerprint import StageFingerprint, fingerprint_of
-from workers.sampling.sampler import Sampler, most_likely, packed
+from workers.sampling.sampler import Sampler, ids_to_host, most_likely
 
 log = logging.getLogger("tdpipe")
 
@@ -55,39 +57,36 @@ class LoadedStage:
 class TimedRun:
     """Runs dummy runs like steps, but without receiving or sending activations."""
 
-    model: StageModel
-    attention: Backend
-    cache: KvCache
-    block_size: int
+    runner: StepRunner
     num_blocks: int
     device: torch.device
 
     def __call__(self, dummy_run: DummyRun) -> float:
         """The seconds of a step on this stage, from the activations' arrival to their packing."""
-        step = make_step(dummy_run, self.block_size, self.num_blocks)
-        inputs = batch.build(step, self.block_size, self.device)
-        received = inputs.token_ids
-        if not self.model.is_first:
-            shape = (inputs.num_tokens, self.model.hidden_size)
-            received = torch.zeros(shape, dtype=self.model.dtype, device=self.device)
+        model = self.runner.model
+        step = make_step(dummy_run, self.runner.block_size, self.num_blocks)
+        received = None
+        if not model.is_first:
+            shape = (dummy_run.num_tokens, model.hidden_size)
+            received = torch.zeros(shape, dtype=model.dtype, device=self.device)
+        inputs = self.runner.prepare(step)
         layer_times.wait(self.device)
         began_at = time.perf_counter()
-        context = self.attention.step(self.cache, inputs)
-        output = self.model.forward(received, inputs.position_ids, inputs.sample_at, context)
+        output = self.runner.run(inputs, received)
         self._finish(output)
         layer_times.wait(self.device)
         return time.perf_counter() - began_at
 
     def _finish(self, output: Tensor) -> None:
-        if self.model.is_last:
-            packed(most_likely(output))
+        if self.runner.model.is_last:
+            ids_to_host(most_likely(output))
         else:
-            outgoing = torch.empty((1 + output.shape[0], output.shape[1]), dtype=output.dtype)
+            outgoing = output.new_empty(1 + output.shape[0], output.shape[1])
             outgoing[1:] = output
 
     def touch(self, num_blocks: int) -> None:
         """Write up to `num_blocks` blocks: reading memory that was never written costs nothing."""
-        for tensors in self.cache.layers.values():
+        for tensors in self.runner.cache.layers.values():
             for tensor in tensors:
                 tensor[:num_blocks].zero_()
 
@@ -131,6 +130,20 @@ def load(config: EngineConfig, data_dir: Path, place: StagePlace) -> LoadedStage
     if place.device.type == "cuda":
         torch.cuda.empty_cache()
     return _load(config, data_dir, place, better)
+
+
+def estimate_graph_bytes(
+    config: EngineConfig, loaded: LoadedStage, place: StagePlace, limits: GraphLimits
+) -> int:
+    """The memory that CUDA graphs will take besides the KV cache, found with a small one."""
+    model, device, block_size = loaded.model, place.device, config.cache.block_size
+    cache = KvCache(loaded.shapes, 2, block_size, model.dtype, device)
+    runner = StepRunner(model, loaded.attention, cache, block_size, device)
+    num_bytes = runner.estimate_graph_bytes(CudaCapture(device), limits)
+    del runner, cache
+    gc.collect()
+    torch.cuda.empty_cache()
+    return num_bytes
 
 
 def _load(
@@ -195,7 +208,8 @@ def _time_layers(config: EngineConfig, place: StagePlace, loaded: LoadedStage) -
     num_tokens = max(dummy_run.kv_tokens + dummy_run.num_tokens for dummy_run, _ in mix)
     num_blocks = -(-num_tokens // block_size) + layer_times.ROWS
     cache = KvCache(shapes, num_blocks, block_size, model.dtype, device)
-    run = TimedRun(model, loaded.attention, cache, block_size, num_blocks, device)
+    runner = StepRunner(model, loaded.attention, cache, block_size, device)
+    run = TimedRun(runner, num_blocks, device)
     run.touch(num_blocks)
     all_gather(True, bool)  # no stage measures while others still load
     seconds, extra_s = layer_times.time_layers(model, run, device)

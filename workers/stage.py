@@ -2,28 +2,33 @@
 
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from tqdm import tqdm
 
 from configs.config import EngineConfig
-from wire.messages import Hello, StageReady, Step, StepDone, ToStage
+from wire.messages import Hello, StageReady, Step, ToStage
 from wire.sockets import Spoke
 from workers import loading
 from workers.comm.transport import Transport
+from workers.device.events import event_of
+from workers.device.work import DeviceWork
 from workers.heartbeat import INTERVAL_S, Progress
 from workers.loading import StagePlace, TimedRun
 from workers.model import batch, kv_cache
-from workers.model.batch import StepBatch
+from workers.model.decode_graphs import CudaCapture, GraphLimits, Key
 from workers.model.kv_cache import KvCache
+from workers.model.step_runner import StepRunner
 from workers.profiling import layer_times, profiler
 from workers.profiling.dummy_run import block_counts, prefill
 from workers.profiling.known_costs import find_costs
 from workers.profiling.profiler import Measurement
 from workers.profiling.stage_fingerprint import fingerprint_of
+from workers.results import Result, Results
 from workers.sampling import vocabulary
 from workers.sampling.grammars import Grammars
 from workers.sampling.logprobs import scores_of
@@ -31,6 +36,8 @@ from workers.sampling.sampler import Sampler
 from workers.sampling.vocabulary import Vocabulary
 
 IDLE_WAIT_S = 1.0
+# Steps that the last stage launches before the first of them must be reported.
+MAX_UNREPORTED = 8
 # Time limit of the warm-up; 64 sizes of the demo model take 0.6 s. Up to `WARM_UP_ROWS` tokens,
 # a warm-up step has one row per token.
 WARM_UP_S, WARM_UP_ROWS = 1.0, 128
@@ -52,32 +59,45 @@ class Stage:
         loaded = loading.load(config, data_dir, place)
         self._model, self._attention, shapes = loaded.model, loaded.attention, loaded.shapes
         self._is_batch_invariant = loaded.is_batch_invariant
+        max_model_len = config.model.max_model_len or self._model.max_model_len
+        self._graph_limits = GraphLimits(config.max_live, max_model_len)
+        graph_bytes = 0
+        if self._captures_graphs:
+            graph_bytes = loading.estimate_graph_bytes(config, loaded, place, self._graph_limits)
         # Stages that share a device all measure its free memory before any of them allocates.
         dist.barrier()
         self._num_blocks = kv_cache.count_blocks(
             config,
             shapes,
             self._model.dtype.itemsize,
-            config.model.max_model_len or self._model.max_model_len,
+            max_model_len,
             place.device,
             place.stages_on_device,
+            graph_bytes,
         )
         dist.barrier()
-        self._cache = KvCache(
-            shapes, self._num_blocks, config.cache.block_size, self._model.dtype, place.device
-        )
+        size, dtype = config.cache.block_size, self._model.dtype
+        self._cache = KvCache(shapes, self._num_blocks, size, dtype, place.device)
+        self._runner = StepRunner(self._model, self._attention, self._cache, size, place.device)
+        if self._captures_graphs:
+            show = partial(_show_progress, place.stage)
+            self._runner.capture(CudaCapture(place.device), self._graph_limits, show)
         self._warm_up()
-        layers, dtype = self._model.layers, str(self._model.dtype).removeprefix("torch.")
+        type_name = str(dtype).removeprefix("torch.")
         self.fingerprint = fingerprint_of(
-            config, place.stage, layers, dtype, place.device, self._attention.name
+            config,
+            place.stage,
+            self._model.layers,
+            type_name,
+            place.device,
+            self._attention.name + ", CUDA graphs" * self._runner.has_graphs,
         )
         self._costs = find_costs(config.pipeline, data_dir, self.fingerprint, self._measure)
         vocab_size = self._model.vocab_size
         grammars = Grammars(vocab_size, self._load_vocabulary)
         self._sampler = Sampler(vocab_size, place.device, grammars)
-        if place.device.type == "cuda":
-            self._device_work = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            progress.is_device_busy = self._is_device_busy
+        self._device_work = DeviceWork(partial(event_of, place.device))
+        progress.device_doing = self._device_work.doing
         self.step_id = -1  # of the current step
         self._plans: deque[ToStage] = deque()
         self._last_step_id = -1
@@ -91,18 +111,33 @@ class Stage:
     def run(self, engine: Spoke[ToStage]) -> None:
         """Execute steps forever. Raises `TransportError` when a neighbouring stage is gone."""
         self._progress.doing = "idle"
+        # Measured times need a step at a time, and a host that waits elsewhere could not report.
+        is_in_order = self._config.pipeline.exact_times or self._transport.waits_for_neighbours
+        most = 0 if is_in_order else MAX_UNREPORTED
+        results = Results(engine.send, self._progress.count_step, most)
         engine.send(self._ready())
-        while True:
-            self._take_plans(engine)
-            if self._plans:
-                self._handle(self._plans.popleft(), engine)
-            self._progress.iterations += 1
-            self._progress.doing = "idle"
+        try:
+            while True:
+                self._take_plans(engine, results)
+                if self._plans:
+                    self._handle(self._plans.popleft(), engine, results)
+                results.send_finished()
+                self._progress.iterations += 1
+                self._progress.doing = "idle"
+        except torch.AcceleratorError:
+            # A GPU tells its errors late: this one is of the first step that it has not finished.
+            if results.oldest_step_id is not None:
+                self.step_id = results.oldest_step_id
+            raise
 
     @property
     def number(self) -> int:
         """The index of the stage in the pipeline."""
         return self._place.stage
+
+    @property
+    def _captures_graphs(self) -> bool:
+        return self._place.device.type == "cuda" and not self._config.pipeline.enforce_eager
 
     def _ready(self) -> StageReady:
         return StageReady(
@@ -116,12 +151,12 @@ class Stage:
             self._is_batch_invariant,
         )
 
-    def _take_plans(self, engine: Spoke[ToStage]) -> None:
+    def _take_plans(self, engine: Spoke[ToStage], results: Results) -> None:
         """Read the messages that have arrived and post their receives.
 
         Waits for a message only if no step is pending.
         """
-        if not self._plans and not engine.wait(IDLE_WAIT_S):
+        if not self._plans and not results.wait(engine.wait, IDLE_WAIT_S):
             return
         for message in engine.drain():
             if isinstance(message, Hello):
@@ -133,32 +168,36 @@ class Stage:
                 if self._model.is_last:
                     self._sampler.expect(message)
 
-    def _handle(self, message: ToStage, engine: Spoke[ToStage]) -> None:
+    def _handle(self, message: ToStage, engine: Spoke[ToStage], results: Results) -> None:
         if isinstance(message, Step):
-            self._run_step(message, engine)
+            self._run_step(message, results)
         else:
             engine.send(self._ready())  # to a new engine, which does not know this stage yet
 
-    def _run_step(self, step: Step, engine: Spoke[ToStage]) -> None:
+    def _run_step(self, step: Step, results: Results) -> None:
         self.step_id, progress = step.step_id, self._progress
-        inputs = batch.build(step, self._config.cache.block_size, self._place.device)
+        inputs = self._runner.prepare(step)
         progress.doing = "waits"
         received = None if self._model.is_first else self._transport.recv(step.step_id)
         progress.doing = "computes"
         self._wait_for_device()
         began_at = time.monotonic()
-        output = self._forward(inputs, received)
-        self._note_device_work()
+        self._device_work.begin()
+        output = self._runner.run(inputs, received)
+        self._device_work.end()
+        if self._place.device.type == "cuda":
+            progress.doing = "waits"  # from here on for the device, which tells what it does
         self._wait_for_device()
-        # The end is measured before anything is sent, so that it precedes the next stage's begin.
         if self._model.is_last:
-            num_sampling = len(inputs.sample_at)
-            token_ids, logprobs = self._sampler.sample(output[:num_sampling], step)
+            num_sampling = inputs.num_sampling
+            sampled = self._sampler.launch(output[:num_sampling], step)
             scores = scores_of(output[num_sampling:], step) if step.scored else ()
-            progress.count_step(step.step_id, began_at, time.monotonic())
-            engine.send(StepDone(step.epoch, step.step_id, token_ids, logprobs, scores))
+            check = self._transport.check(step.step_id)
+            results.add(Result(step, began_at, sampled, scores, check))
         else:
             outgoing = self._transport.pack(step.step_id, output)
+            # The end is measured before anything is sent, so that it precedes the next stage's
+            # begin.
             progress.count_step(step.step_id, began_at, time.monotonic())
             progress.doing = "waits"
             self._transport.send(step.step_id, outgoing)
@@ -167,19 +206,6 @@ class Stage:
         """Wait until the GPU has finished its queue, so that measured times are those of a step."""
         if self._config.pipeline.exact_times:
             layer_times.wait(self._place.device)
-
-    def _note_device_work(self) -> None:
-        """Record an event after the work that is queued on the GPU, for `_is_device_busy`.
-
-        The GPU may still compute long after this thread has begun to wait for a neighbour.
-        """
-        if self._place.device.type == "cuda":
-            self._device_work.record()
-
-    def _is_device_busy(self) -> bool:
-        with suppress(RuntimeError):  # the device has failed, which the main thread reports
-            return not self._device_work.query()  # type: ignore[no-untyped-call]
-        return False
 
     def _load_vocabulary(self) -> Vocabulary:
         """Load the vocabulary for the first grammar, in a separate thread.
@@ -195,11 +221,9 @@ class Stage:
 
     def _timed_run(self) -> TimedRun:
         """A run on part of the KV cache: more than fits a CPU's caches, but not all memory."""
-        size = self._config.cache.block_size
         block_bytes = self._cache.num_bytes // self._num_blocks
         num_blocks = min(self._num_blocks, max(1, MEASURED_KV_BYTES // block_bytes))
-        device = self._place.device
-        return TimedRun(self._model, self._attention, self._cache, size, num_blocks, device)
+        return TimedRun(self._runner, num_blocks, self._place.device)
 
     def _warm_up(self) -> None:
         """If each step size is compiled separately, run all sizes once, the smallest first."""
@@ -232,10 +256,6 @@ class Stage:
         run.touch(max(sum(block_counts(t, config.cache.block_size)) for t in dummy_runs))
         return profiler.profile(run, dummy_runs, config.pipeline.profile_seconds)
 
-    def _forward(self, inputs: StepBatch, received: Tensor | None) -> Tensor:
-        return self._model.forward(
-            inputs.token_ids if received is None else received,
-            inputs.position_ids,
-            torch.cat([inputs.sample_at, inputs.score_at]),
-            self._attention.step(self._cache, inputs),
-        )
+
+def _show_progress(stage: int, keys: list[Key]) -> Iterable[Key]:
+    return tqdm(keys, desc=f"stage {stage}: capturing CUDA graphs", unit=" graphs", disable=None)

@@ -23,11 +23,12 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 
 from benchmarks.machine import describe_machine, describe_versions
 from configs import loader
+from workers.device.upload import upload_to
 from workers.kernels.library import Library, native_library
 from workers.model.attention.interface import Form
 from workers.model.attention.native import NativeBackend
 from workers.model.attention.plain import PlainBackend
-from workers.model.batch import Rows, StepBatch
+from workers.model.batch import HostBatch, Rows, StepBatch, send
 from workers.model.fused import norms
 from workers.model.fused.gated_mlp import GatedMlp
 from workers.model.fused.rotary import FusedRotary
@@ -167,9 +168,10 @@ def _batch(rows: Sequence[tuple[int, int]]) -> tuple[StepBatch, int]:
         np.concatenate([[0], np.cumsum(sizes)]) for sizes in (counts, -(-(starts + counts) // 16))
     )
     blocks = np.random.default_rng(1).permutation(int(tables[-1])).astype(np.int32)
-    nothing = torch.zeros(1, int(begins[-1]), dtype=torch.int64)
-    sizes = Rows(begins, starts, tables[:-1], blocks, BLOCK_SIZE)
-    return StepBatch(nothing, nothing, nothing[0, :0], nothing[0, :0], sizes), len(blocks)
+    tokens = np.zeros(begins[-1], np.int64)
+    table = Rows(begins, starts, tables[:-1], blocks, BLOCK_SIZE)
+    host = HostBatch(tokens, tokens, tokens[:0], 0, table)
+    return send(host, upload_to(CPU), PlainBackend().arrays), len(blocks)
 
 
 def main(argv: Sequence[str]) -> int:

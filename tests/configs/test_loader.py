@@ -27,6 +27,7 @@ SAMPLES = {
     "layer_split": "2,3",
     "attention_backend": "triton",
     "batch_invariant": "true",
+    "enforce_eager": "true",
     "remeasure": "true",
     "device": "cpu",
     "distributed_timeout_seconds": "1.5",

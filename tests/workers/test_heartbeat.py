@@ -38,10 +38,18 @@ def test_a_beat_reports_what_is_still_computed_or_loaded_beside_the_main_thread(
     progress = Progress(doing="waits")
     heart = heart_of(progress)
     assert heart.make_beat().doing == "waits"
-    progress.is_device_busy = lambda: True
+    progress.device_doing = lambda: "computes"
     assert heart.make_beat().doing == "computes"
     progress.is_loading = True
     assert heart.make_beat().doing == "loads"
+
+
+def test_a_device_that_waits_for_its_input_does_not_compute() -> None:
+    progress = Progress(doing="idle", device_doing=lambda: "waits")
+    heart = heart_of(progress)
+    assert heart.make_beat().doing == "waits"
+    progress.doing = "computes"  # the main thread launches, or compiles, the next step
+    assert heart.make_beat().doing == "computes"
 
 
 def test_each_step_is_reported_once_and_adds_up_to_the_busy_time() -> None:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from wire.messages import Step
+from workers.device.upload import upload_to
+from workers.model.attention.backends import Backend
+from workers.model.attention.plain import PlainBackend
 from workers.model.batch import Rows, StepBatch, build
 
 CPU = torch.device("cpu")
@@ -69,9 +72,10 @@ class Ground:
             tables.tobytes(),
         )
 
-    def batch(self, shares: list[tuple[History, int]]) -> StepBatch:
-        """The same as tensors."""
-        return build(self.step(shares), self.block_size, CPU)
+    def batch(self, shares: list[tuple[History, int]], backend: Backend | None = None) -> StepBatch:
+        """The same as tensors, for this attention backend or for `plain`."""
+        arrays_of = (backend or PlainBackend()).arrays
+        return build(self.step(shares), self.block_size, upload_to(CPU), arrays_of)
 
 
 def ints(tensor: Tensor) -> list[int]:

@@ -5,7 +5,9 @@ posted as soon as the plan is known, before the previous tensor is computed; a s
 until the receiver must have received it. The id of the step is sent in an extra row before the
 activations: a tensor of another step causes an error, never a wrong answer.
 
-gloo sends host memory: stages on GPUs without NCCL copy their tensors to the host first.
+gloo sends host memory: stages on GPUs without NCCL copy their tensors to the host first. There the
+id is compared as soon as a tensor arrives. NCCL receives on the device, for which the host does not
+wait: a stage sends the id on as it came, and the last stage compares it before it reports the step.
 """
 
 from collections import deque
@@ -19,6 +21,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from workers.comm.streams import CudaStreams, NoStreams, Streams
+from workers.device.host_copy import HostCopy, to_host
+
 
 class TransportError(Exception):
     """A neighbour did not send or receive a tensor in time, or sent one of another step."""
@@ -29,6 +34,25 @@ class _Expected:
     step_id: int
     buffer: Tensor  # [1 + tokens, hidden]
     work: Any
+
+
+class StepCheck:
+    """Whether the activations of a step were its own, which the device may still have to tell."""
+
+    __slots__ = ("_arrived", "_stage", "_step_id")
+
+    def __init__(self, stage: int, step_id: int, arrived: HostCopy | None) -> None:
+        """`arrived` is the id that was received, or None if it has been compared already."""
+        self._stage, self._step_id, self._arrived = stage, step_id, arrived
+
+    def is_done(self) -> bool:
+        """Whether `verify` returns without waiting."""
+        return self._arrived is None or self._arrived.is_done()
+
+    def verify(self) -> None:
+        """Raise `TransportError` if they were of another step; waits for the device."""
+        if self._arrived is not None:
+            _compare(self._stage, int(self._arrived.numpy()[0]), self._step_id)
 
 
 class Transport:
@@ -42,7 +66,9 @@ class Transport:
         self._timeout = timedelta(seconds=timeout_s)
         self._uses_nccl = dist.get_backend() == "nccl"
         self._wire_device = device if self._uses_nccl else torch.device("cpu")
+        self._streams: Streams = CudaStreams(device) if self._uses_nccl else NoStreams()
         self._expected: deque[_Expected] = deque()
+        self._unchecked: Tensor | None = None  # the id that came with the newest activations
         self._sent: deque[tuple[Any, Tensor]] = deque()
         links = [
             dist.new_group([stage, stage + 1], timeout=self._timeout)
@@ -51,51 +77,76 @@ class Transport:
         self._from_previous = links[self._stage - 1] if self._stage > 0 else None
         self._to_next = links[self._stage] if self._stage < self._num_stages - 1 else None
 
+    @property
+    def waits_for_neighbours(self) -> bool:
+        """Whether `recv` and `pack` may keep the host waiting."""
+        return self._num_stages > 1 and not self._uses_nccl
+
     def expect(self, step_id: int, num_tokens: int) -> None:
         """Post the receive of a step after its plan has arrived; no effect on the first stage."""
         if self._from_previous is None:
             return
-        buffer = self._buffer(num_tokens)
-        with self._link(f"get step {step_id} from stage {self._stage - 1}"):
+        with self._link(self._source_of(step_id)), self._streams.receiving():
+            buffer = self._buffer(num_tokens)
             work = dist.irecv(buffer, self._stage - 1, self._from_previous, tag=_tag(step_id))
         self._expected.append(_Expected(step_id, buffer, work))
 
     def recv(self, step_id: int) -> Tensor:
         """Return the oldest expected activations, `[tokens, hidden]`, which must be of `step_id`.
 
-        Raises `TransportError` if they do not arrive in time or belong to another step.
+        Raises `TransportError` if they do not arrive in time or belong to another step; with NCCL,
+        `check` raises it instead.
         """
         expected = self._expected.popleft()
-        with self._link(f"get step {step_id} from stage {self._stage - 1}"):
+        with self._link(self._source_of(step_id)):
             self._wait(expected.work)
-        arrived = int(_header(expected.buffer).item())
-        if not arrived == expected.step_id == step_id:
-            raise TransportError(f"stage {self._stage} got step {arrived}, not step {step_id}")
+        self._streams.take(expected.buffer)
+        _compare(self._stage, expected.step_id, step_id)
+        header = _header(expected.buffer)
+        if self._uses_nccl:
+            self._unchecked = header
+        else:
+            _compare(self._stage, int(header.item()), step_id)
         return expected.buffer[1:].to(self._device)
+
+    def check(self, step_id: int) -> StepCheck:
+        """The check of the activations that were received last, which must be of `step_id`."""
+        arrived = None if self._unchecked is None else to_host(self._unchecked)
+        return StepCheck(self._stage, step_id, arrived)
 
     def pack(self, step_id: int, hidden: Tensor) -> Tensor:
         """Pack the step id and `[tokens, hidden]` into the buffer that `send` takes."""
         buffer = self._buffer(hidden.shape[0])
         buffer[1:] = hidden
-        _header(buffer).fill_(step_id)
+        header = _header(buffer)
+        if self._unchecked is None:
+            header.fill_(step_id)
+        else:
+            header.copy_(self._unchecked)
         return buffer
 
     def send(self, step_id: int, packed: Tensor) -> None:
         """Start sending `packed` to the next stage; raises `TransportError`."""
         assert self._to_next is not None, "the last stage has no next stage to send to"
         with self._link(f"send step {step_id} to stage {self._stage + 1}"):
-            work = dist.isend(packed, self._stage + 1, self._to_next, tag=_tag(step_id))
+            with self._streams.sending():
+                work = dist.isend(packed, self._stage + 1, self._to_next, tag=_tag(step_id))
             self._sent.append((work, packed))
             # At most S steps are in flight, so a tensor sent S steps ago has been received.
             if len(self._sent) > self._num_stages:
                 oldest, _ = self._sent.popleft()
                 self._wait(oldest)
 
+    def _source_of(self, step_id: int) -> str:
+        return f"get step {step_id} from stage {self._stage - 1}"
+
     @contextmanager
     def _link(self, what: str) -> Iterator[None]:
         """Convert torch's errors on a link to `TransportError`."""
         try:
             yield
+        except torch.AcceleratorError:
+            raise  # a kernel of this stage has failed, of which the device tells only now
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise TransportError(f"stage {self._stage} did not {what}: {reason}") from error
@@ -114,8 +165,13 @@ class Transport:
         )
 
 
+def _compare(stage: int, arrived: int, step_id: int) -> None:
+    if arrived != step_id:
+        raise TransportError(f"stage {stage} got step {arrived}, not step {step_id}")
+
+
 def _header(buffer: Tensor) -> Tensor:
-    """The first eight bytes of the first row as one int64."""
+    """The first eight bytes of the first row, int64 [1]."""
     return buffer[0, : 8 // buffer.element_size()].view(torch.int64)
 
 

@@ -71,12 +71,13 @@ def count_blocks(
     max_model_len: int,
     device: torch.device,
     stages_on_device: int,
+    reserved_bytes: int = 0,
 ) -> int:
     """Count the KV blocks that this stage can hold; raises `KvCacheError` if not even one fits.
 
     By default, the count is limited to the blocks that the maximum number of live sequences fills
     at full length. On a GPU, call this after a forward pass of the largest batch, so that the
-    allocator has recorded the memory that it needs.
+    allocator has recorded the memory that it needs. `reserved_bytes` are left free besides.
     """
     cache = config.cache
     block_bytes = cache.block_size * itemsize * sum(s.values_per_token for s in shapes.values())
@@ -84,7 +85,7 @@ def count_blocks(
         budget_bytes = cache.kv_cache_memory_bytes
         num_blocks = budget_bytes // block_bytes
     else:
-        budget_bytes = free_bytes(cache, device, stages_on_device)
+        budget_bytes = free_bytes(cache, device, stages_on_device) - reserved_bytes
         useful = config.max_live * -(-max_model_len // cache.block_size)
         num_blocks = min(budget_bytes // block_bytes, useful)
     if num_blocks < 1:

@@ -123,9 +123,12 @@ def better_split(stages: Sequence[LayerTimes]) -> list[range] | None:
 
 
 def wait(device: torch.device) -> None:
-    """Wait until the device has finished its queued work."""
+    """Wait until the device has finished the work of the layers' stream.
+
+    Other streams may have receives of later steps.
+    """
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _seconds_everywhere(stages: Sequence[LayerTimes]) -> list[list[float]]:

@@ -21,6 +21,7 @@ from llguidance import LLExecutor, LLMatcher
 from torch import Tensor
 
 from wire.messages import SamplerSetup, Step
+from workers.device.upload import to_device
 from workers.sampling.guide import Guide, compile_grammar, first_mask, next_masks, only_stops
 from workers.sampling.vocabulary import Vocabulary
 
@@ -101,15 +102,18 @@ class Grammars:
             self._give_up([place for place in places if place.masks in late])
         masks = np.stack([place.masks.result()[place.row] for place in places])  # [guided, words]
         self.waited_s += time.monotonic() - began_at
-        return torch.tensor(rows, device=device), unpacked(~masks, self._vocab_size, device)
+        return to_device(np.array(rows), device), unpacked(~masks, self._vocab_size, device)
 
-    def advance(self, sampler_slots: np.ndarray, token_ids: np.ndarray) -> None:
-        """Start making the next masks of sequences that have received these tokens [rows]."""
+    def advance(self, sampler_slots: np.ndarray, token_ids: Callable[[], np.ndarray]) -> None:
+        """Start making the next masks of sequences that have received these tokens [rows].
+
+        `token_ids` may wait for the device; it is called only if a sequence has a grammar.
+        """
         rows, places = self._guided(sampler_slots)
         if not places:
             return
         guides = [place.guide for place in places]
-        masks = self._following.submit(self._follow, guides, token_ids[rows].tolist())
+        masks = self._following.submit(self._follow, guides, token_ids()[rows].tolist())
         for row, place in enumerate(places):
             place.masks, place.row = masks, row
 
@@ -216,6 +220,6 @@ def unpacked(masks: np.ndarray, vocab_size: int, device: torch.device) -> Tensor
     if device.type == "cpu":  # ten times as fast on a CPU, without a copy
         spread = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")
         return torch.from_numpy(spread.view(bool))[:, :vocab_size]
-    packed = torch.from_numpy(masks.view(np.uint8)).to(device)
+    packed = to_device(masks.view(np.uint8), device)
     bits = torch.arange(8, dtype=torch.uint8, device=device)
     return ((packed[:, :, None] >> bits) & 1).flatten(1)[:, :vocab_size].bool()

@@ -1,10 +1,10 @@
 """Log-probabilities of tokens under the unedited model, packed for the wire."""
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from wire.messages import Logprobs, Step
+from workers.device.upload import to_device
 
 # Positions that are converted to fp32 at once: 256 positions x 150,000 tokens are 150 MB.
 _AT_ONCE = 256
@@ -61,7 +61,7 @@ def scores_of(logits: Tensor, step: Step) -> tuple[Logprobs, ...]:
 
 def _score(logits: Tensor, token_ids: np.ndarray, num_tops: int, first: int) -> Logprobs:
     """Score the tokens [positions] of a prompt from position `first`, in parts."""
-    ids = torch.from_numpy(token_ids.astype(np.int64)).to(logits.device)
+    ids = to_device(token_ids.astype(np.int64), logits.device)
     parts = [
         logprobs_of(
             logits[at : at + _AT_ONCE].float(),

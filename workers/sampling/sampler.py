@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from wire.messages import Logprobs, SamplerSetup, Sampling, Step
+from workers.device.host_copy import HostCopy, to_host
+from workers.device.upload import to_device
 from workers.sampling.grammars import Grammars, constrain
 from workers.sampling.logprobs import logprobs_of
 from workers.sampling.sampler_table import SamplerTable
@@ -25,6 +27,18 @@ _AT_ONCE = 64
 # Tokens of a group where all tokens may be drawn; tokens that are tried first where filters apply.
 _GROUP, _SELECTED = 256, 256
 _UNLIMITED = 1 << 30
+
+
+@dataclass(slots=True, frozen=True)
+class Sampled:
+    """The tokens of a step, which may still be on their way to the host, int32 [rows]."""
+
+    ids: HostCopy
+    logprobs: Logprobs | None = None
+
+    def token_ids(self) -> bytes:
+        """The ids, packed as in messages; waits for the device."""
+        return self.ids.numpy().tobytes()
 
 
 class Sampler:
@@ -43,30 +57,36 @@ class Sampler:
         """Prepare for a step that will be sampled later: start to compute its grammar masks."""
         self._grammars.expect(step)
 
-    @torch.inference_mode()
     def sample(self, logits: Tensor, step: Step) -> tuple[bytes, Logprobs | None]:
-        """A token id for each row, packed int32, and the requested log-probabilities.
+        """The same as `launch`, with the token ids packed as int32; waits for the device."""
+        sampled = self.launch(logits, step)
+        return sampled.token_ids(), sampled.logprobs
 
-        `logits` is [sampling rows, vocabulary], and is not changed.
+    @torch.inference_mode()
+    def launch(self, logits: Tensor, step: Step) -> Sampled:
+        """Sample a token for each row, and compute the requested log-probabilities.
+
+        `logits` is [sampling rows, vocabulary], and is not changed. Waits for the device only where
+        rows have grammars, bad words or log-probabilities.
         """
         for setup in step.setups:
             self._table.set_up(setup)
             self._grammars.set_up(step.step_id, setup)
         if not step.sampler_slots:
-            return packed(most_likely(logits)), None
+            return Sampled(ids_to_host(most_likely(logits)))
         all_sampler_slots = np.frombuffer(step.sampler_slots, np.int32)
         rows = np.flatnonzero(all_sampler_slots >= 0)
         sampler_slots = all_sampler_slots[rows]
-        at = torch.from_numpy(rows).to(logits.device)
+        at = to_device(rows, logits.device)
         picked = self._pick(logits, at, sampler_slots)
         token_ids = picked
         if len(rows) < len(all_sampler_slots):
             token_ids = most_likely(logits)
             token_ids[at] = picked
         self._table.count(sampler_slots, picked)
-        ids = packed(token_ids)
-        self._grammars.advance(sampler_slots, np.frombuffer(ids, np.int32)[rows])
-        return ids, self._logprobs_of(logits, token_ids, rows, sampler_slots)
+        ids = ids_to_host(token_ids)
+        self._grammars.advance(sampler_slots, lambda: ids.numpy()[rows])
+        return Sampled(ids, self._logprobs_of(logits, token_ids, rows, sampler_slots))
 
     def dummy_run(self, logits: Tensor) -> None:
         """Allocate the memory of the most expensive step, in which all rows have penalties and
@@ -102,7 +122,7 @@ class Sampler:
         token_ids = most_likely(edited)
         drawn = np.flatnonzero(is_drawn)
         if len(drawn):
-            drawing = torch.from_numpy(drawn).to(logits.device)
+            drawing = to_device(drawn, logits.device)
             token_ids[drawing] = _draw(edited[drawing], table, sampler_slots[drawn])
         return token_ids
 
@@ -114,7 +134,7 @@ class Sampler:
         wanted = num_tops >= 0
         if not wanted.any():
             return None
-        where = torch.from_numpy(rows[wanted]).to(logits.device)
+        where = to_device(rows[wanted], logits.device)
         return logprobs_of(logits[where].float(), token_ids[where], num_tops[wanted], rows[wanted])
 
 
@@ -123,10 +143,9 @@ def most_likely(logits: Tensor) -> Tensor:
     return logits.max(dim=-1).indices  # in bf16 on a CPU, argmax takes four times as long
 
 
-def packed(token_ids: Tensor) -> bytes:
-    """Token ids packed as int32, as in messages."""
-    ids: bytes = token_ids.to("cpu", torch.int32).numpy().tobytes()
-    return ids
+def ids_to_host(token_ids: Tensor) -> HostCopy:
+    """Start to copy token ids to the host, as int32."""
+    return to_host(token_ids.to(torch.int32))
 
 
 def uniforms(seeds: np.ndarray, output_indices: np.ndarray) -> np.ndarray:
@@ -148,11 +167,11 @@ def _mix(state: np.ndarray) -> np.ndarray:
 def _draw(logits: Tensor, table: SamplerTable, sampler_slots: np.ndarray) -> Tensor:
     """One token per row from its tempered, filtered distribution. [rows]"""
     device = logits.device
-    draws = torch.from_numpy(
-        uniforms(table.seeds[sampler_slots], table.num_outputs[sampler_slots])
-    ).to(device)
+    draws = to_device(
+        uniforms(table.seeds[sampler_slots], table.num_outputs[sampler_slots]), device
+    )
     # A lower temperature would overflow in the division, and 1e-6 already is as good as greedy.
-    temperatures = torch.from_numpy(table.temperatures[sampler_slots]).to(device).clamp(min=1e-6)
+    temperatures = to_device(table.temperatures[sampler_slots], device).clamp(min=1e-6)
     tempered = (logits - logits.amax(-1, keepdim=True)) / temperatures[:, None]
     is_filtered = (
         (table.top_ps[sampler_slots] < 1)
@@ -161,10 +180,10 @@ def _draw(logits: Tensor, table: SamplerTable, sampler_slots: np.ndarray) -> Ten
     )
     token_ids = torch.empty(len(sampler_slots), dtype=torch.long, device=device)
     for rows in _parts(np.flatnonzero(is_filtered)):
-        at = torch.from_numpy(rows).to(device)
+        at = to_device(rows, device)
         token_ids[at] = _draw_filtered(tempered[at], draws[at], table, sampler_slots[rows])
     for rows in _parts(np.flatnonzero(~is_filtered)):
-        at = torch.from_numpy(rows).to(device)
+        at = to_device(rows, device)
         token_ids[at] = _draw_unfiltered(tempered[at], draws[at])
     return token_ids
 
@@ -241,7 +260,7 @@ def _draw_filtered(
     device, vocabulary = logits.device, logits.shape[-1]
 
     def column(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values[sampler_slots]).to(device)[:, None]
+        return to_device(values[sampler_slots], device)[:, None]
 
     filters = _Filters(column(table.top_ps), column(table.top_ks), column(table.min_ps))
     if device.type != "cpu" or vocabulary <= 2 * _SELECTED:

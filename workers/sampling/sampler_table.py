@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wire.messages import SamplerSetup
+from workers.device.upload import to_device
 from workers.sampling.bad_words import BadWords
 
 _FIRST_SLOTS = 64
@@ -93,7 +94,7 @@ class SamplerTable:
             for id_ in self._banned(sampler_slot, own)
         ]
         if banned:
-            rows, ids = torch.tensor(banned, device=self._device).T
+            rows, ids = to_device(np.array(banned), self._device).T
             logits[rows, ids] = -torch.inf
 
     def count(self, sampler_slots: np.ndarray, token_ids: Tensor) -> None:
@@ -102,8 +103,8 @@ class SamplerTable:
         rows = self._count_rows[sampler_slots]
         counted = np.flatnonzero(rows >= 0)
         if len(counted):
-            at = torch.from_numpy(counted).to(self._device)
-            places = torch.from_numpy(rows[counted]).to(self._device)
+            at = to_device(counted, self._device)
+            places = to_device(rows[counted], self._device)
             self._counts[places, token_ids[at]] += 1
         remembering = [(row, own.bad_words) for row, _, own in self._named_of(sampler_slots)]
         if any(words is not None for _, words in remembering):
@@ -130,12 +131,12 @@ class SamplerTable:
         chosen = np.flatnonzero(rows >= 0)
         if not len(chosen):
             return
-        at = torch.from_numpy(chosen).to(self._device)
-        places = torch.from_numpy(rows[chosen]).to(self._device)
+        at = to_device(chosen, self._device)
+        places = to_device(rows[chosen], self._device)
         own, counts = logits[at], self._counts[places]
 
         def column(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(values[sampler_slots[chosen]]).to(self._device)[:, None]
+            return to_device(values[sampler_slots[chosen]], self._device)[:, None]
 
         seen = (counts > 0) | self._in_prompt[places]
         repetition = column(self._repetition)
@@ -151,8 +152,8 @@ class SamplerTable:
         ids = np.concatenate([own.bias_ids for _, own in biased])
         rows = np.repeat([row for row, _ in biased], [len(own.bias_ids) for _, own in biased])
         biases = np.concatenate([own.biases for _, own in biased])
-        at, ids_at = (torch.from_numpy(each).to(self._device) for each in (rows, ids))
-        logits.index_put_((at, ids_at), torch.from_numpy(biases).to(self._device), accumulate=True)
+        at, ids_at = (to_device(each, self._device) for each in (rows, ids))
+        logits.index_put_((at, ids_at), to_device(biases, self._device), accumulate=True)
 
     def _banned(self, sampler_slot: int, named: _Named) -> list[int]:
         """The tokens that the sequence must not get now, regardless of their logits."""
@@ -180,7 +181,7 @@ class SamplerTable:
 
     def _ids(self, packed: bytes) -> Tensor:
         ids = np.frombuffer(packed, np.int32).astype(np.int64)
-        return torch.from_numpy(ids).to(self._device)
+        return to_device(ids, self._device)
 
     def _add_counts(self, sampler_slot: int, prompt: np.ndarray, output: np.ndarray) -> None:
         if not self._free_rows:
@@ -188,10 +189,10 @@ class SamplerTable:
         row = self._free_rows.pop()
         self._count_rows[sampler_slot] = row
         counts = np.bincount(output, minlength=self._vocab_size)[: self._vocab_size]
-        self._counts[row] = torch.from_numpy(counts.astype(np.int32)).to(self._device)
+        self._counts[row] = to_device(counts.astype(np.int32), self._device)
         in_prompt = np.zeros(self._vocab_size, bool)
         in_prompt[prompt] = True
-        self._in_prompt[row] = torch.from_numpy(in_prompt).to(self._device)
+        self._in_prompt[row] = to_device(in_prompt, self._device)
 
     def _forget(self, sampler_slot: int) -> None:
         self._named.pop(sampler_slot, None)

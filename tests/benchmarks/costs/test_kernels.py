@@ -9,6 +9,7 @@ from benchmarks.costs import kernels
 from benchmarks.costs.kernels import (
     Problem,
     attention,
+    fused,
     linear,
     main,
     measure,
@@ -40,7 +41,11 @@ def test_each_line_has_all_figures() -> None:
     library = shared_library()
     small = Problem("small", 4, 2, 16, [(20, 1), (0, 5)])
     for dtype in (torch.bfloat16, torch.float32):
-        for line in (attention(library, small, dtype, 2), linear(library, 3, dtype, 2)):
+        for line in (
+            attention(library, small, dtype, 2),
+            linear(library, 3, dtype, 2),
+            fused(library, 3, 64, dtype, 2),
+        ):
             assert line.count("|") >= 7
             assert not re.search(r"nan|inf", line)
 
@@ -54,5 +59,6 @@ def test_the_tables_are_whole(
     assert main(["--runs=1"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in rows[:4]} == {8}
-    assert {line.count("|") for line in rows[4:]} == {7}
-    assert len(rows) == 2 + 2 + 2 + 14
+    assert {line.count("|") for line in rows[4:20]} == {7}
+    assert {line.count("|") for line in rows[20:]} == {10}
+    assert len(rows) == 2 + 2 + 2 + 14 + 2 + 8

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.workers.world import CPU, Ground, History, all_slots, ints
+from workers.device.upload import upload_to
 from workers.model.batch import build, num_tokens
 
 # (tokens fed before, tokens fed now, tokens left for later)
@@ -32,7 +33,7 @@ def twin(fed: list[tuple[History, int]], block_size: int) -> dict[str, Any]:
         "position_ids": positions,
         "begins": begins,
         "reads": reads,
-        "sample_at": sample_at,
+        "output_at": sample_at,
     }
 
 
@@ -46,7 +47,7 @@ def test_a_built_batch_is_its_twin(shares: list[tuple[int, int, int]], block_siz
         fed.append((sequence, now))
     want = twin(fed, block_size)
     step = ground.step(fed)
-    batch = build(step, block_size, CPU)
+    batch = build(step, block_size, upload_to(CPU))
     assert batch.num_tokens == num_tokens(step) == len(want["token_ids"])
     assert batch.token_ids.shape == batch.position_ids.shape == (1, batch.num_tokens)
     assert batch.rows.begins.tolist() == want["begins"]
@@ -55,7 +56,7 @@ def test_a_built_batch_is_its_twin(shares: list[tuple[int, int, int]], block_siz
     starts = batch.rows.starts.tolist()
     new = [reads[start:] for reads, start in zip(want["reads"], starts, strict=True)]
     assert batch.rows.new_slots().tolist() == [slot for of_row in new for slot in of_row]
-    for name in ("token_ids", "position_ids", "sample_at"):
+    for name in ("token_ids", "position_ids", "output_at"):
         tensor = getattr(batch, name)
         assert tensor.dtype == torch.int64
         assert ints(tensor) == want[name], name
@@ -64,7 +65,7 @@ def test_a_built_batch_is_its_twin(shares: list[tuple[int, int, int]], block_siz
 def test_a_chunk_and_a_decode_by_hand() -> None:
     ground = Ground(block_size=4)
     chunk, decode = History([10, 11, 12, 13, 14, 15], [7, 2], fed=2), History([20, 21], [5], fed=1)
-    batch = build(ground.step([(chunk, 3), (decode, 1)]), 4, CPU)
+    batch = build(ground.step([(chunk, 3), (decode, 1)]), 4, upload_to(CPU))
     assert ints(batch.token_ids) == [12, 13, 14, 21]
     assert ints(batch.position_ids) == [2, 3, 4, 1]
     assert batch.rows.begins.tolist() == [0, 3, 4]
@@ -73,9 +74,9 @@ def test_a_chunk_and_a_decode_by_hand() -> None:
     assert batch.rows.blocks.tolist() == [7, 2, 5]
     assert all_slots(batch.rows) == [[28, 29, 30, 31, 8], [20, 21]]
     assert batch.rows.new_slots().tolist() == [30, 31, 8, 21]
-    assert ints(batch.sample_at) == [3]
+    assert ints(batch.output_at) == [3]
 
 
 def test_a_step_without_sampling_rows_has_no_place_to_sample_at() -> None:
     ground = Ground()
-    assert ground.batch([(ground.sequence([1, 2, 3]), 2)]).sample_at.shape == (0,)
+    assert ground.batch([(ground.sequence([1, 2, 3]), 2)]).output_at.shape == (0,)

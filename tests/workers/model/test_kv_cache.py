@@ -15,11 +15,18 @@ SHAPES = {7: LayerShape(2, 3, 5), 9: LayerShape(1, 4, 4)}
 
 
 def count(
-    *, max_model_len: int = 1000, itemsize: int = 2, stages_on_device: int = 1, **settings: int
+    *,
+    max_model_len: int = 1000,
+    itemsize: int = 2,
+    stages_on_device: int = 1,
+    reserved_bytes: int = 0,
+    **settings: int,
 ) -> int:
     """Blocks of 10 tokens (480 bytes in two-byte numbers) unless set otherwise."""
     config = EngineConfig.of(**{"block_size": 10, **settings})
-    return count_blocks(config, SHAPES, itemsize, max_model_len, CPU, stages_on_device)
+    return count_blocks(
+        config, SHAPES, itemsize, max_model_len, CPU, stages_on_device, reserved_bytes
+    )
 
 
 @pytest.fixture
@@ -53,6 +60,12 @@ def test_without_a_setting_a_part_of_the_free_memory_is_taken() -> None:
 @pytest.mark.usefixtures("free_bytes")
 def test_the_stages_on_one_machine_share_its_memory() -> None:
     assert count(stages_on_device=4) == 25
+
+
+@pytest.mark.usefixtures("free_bytes")
+def test_what_cuda_graphs_need_is_left_free_unless_the_bytes_are_set() -> None:
+    assert count(reserved_bytes=480 * 30) == 70
+    assert count(reserved_bytes=480 * 30, kv_cache_memory_bytes=480 * 90) == 90
 
 
 @pytest.mark.usefixtures("free_bytes")

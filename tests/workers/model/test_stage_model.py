@@ -87,7 +87,7 @@ def forward(
     passed = batch.token_ids
     for stage, cache in zip(stages, caches, strict=True):
         step = backend.step(cache, batch)
-        passed = stage.forward(passed, batch.position_ids, batch.sample_at, step)
+        passed = stage.forward(passed, batch.position_ids, batch.output_at, step)
         if not stage.is_last:
             assert passed.shape == (batch.num_tokens, stage.hidden_size)
             assert passed.dtype == stage.dtype

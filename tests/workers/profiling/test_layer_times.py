@@ -10,6 +10,7 @@ from workers.loading import TimedRun
 from workers.model.attention.plain import PlainBackend
 from workers.model.kv_cache import KvCache, LayerShape
 from workers.model.stage_model import load
+from workers.model.step_runner import StepRunner
 from workers.profiling.layer_times import LayerTimes, better_split, describe_layers, time_layers
 
 
@@ -68,7 +69,7 @@ def test_layers_are_timed_in_a_real_model(tmp_path: Path) -> None:
         model = load(config, number, CPU)
         shapes = dict.fromkeys(model.layers, LayerShape(2, 16, 16))
         cache = KvCache(shapes, 600, 16, model.dtype, CPU)
-        run = TimedRun(model, PlainBackend(), cache, 16, 600, CPU)
+        run = TimedRun(StepRunner(model, PlainBackend(), cache, 16, CPU), 600, CPU)
         run.touch(600)
         seconds, rest = time_layers(model, run, CPU)
         kinds, sizes, extra = describe_layers(model)

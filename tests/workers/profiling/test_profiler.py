@@ -8,6 +8,7 @@ import torch
 
 from tests.workers.world import all_slots
 from wire.messages import StageCosts
+from workers.device.upload import upload_to
 from workers.model import batch
 from workers.profiling import profiler
 from workers.profiling.dummy_run import DummyRun, decode, make_step, mixed, prefill
@@ -161,14 +162,14 @@ def test_both_sides_of_a_stair_are_measured_where_there_are_stairs(*, has_stairs
 
 
 def test_the_steps_can_be_built_as_any_other() -> None:
-    built = batch.build(make_step(prefill([256, 256, 88]), 16, 100), 16, CPU)
+    built = batch.build(make_step(prefill([256, 256, 88]), 16, 100), 16, upload_to(CPU))
     assert built.num_tokens == 600
     assert built.rows.begins.tolist() == [0, 256, 512, 600]
-    chunk = batch.build(make_step(mixed(2, 20, 30), 16, 100), 16, CPU)
+    chunk = batch.build(make_step(mixed(2, 20, 30), 16, 100), 16, upload_to(CPU))
     assert [len(slots) for slots in all_slots(chunk.rows)] == [21, 21, 30]
 
 
 def test_rows_share_blocks_where_the_cache_is_small() -> None:
-    built = batch.build(make_step(decode(3, 40), 16, 5), 16, CPU)
+    built = batch.build(make_step(decode(3, 40), 16, 5), 16, upload_to(CPU))
     assert [len(slots) for slots in all_slots(built.rows)] == [41, 41, 41]
     assert max(max(slots) for slots in all_slots(built.rows)) < 5 * 16

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from configs.pipeline import AttentionBackend
+from workers.device.upload import Arrays, upload_to
 from workers.kernels.compiler import CompilerError
 from workers.kernels.library import Library
 from workers.model.attention.flashinfer import FlashInferBackend, refusal
@@ -17,7 +18,7 @@ from workers.model.attention.interface import Attend, Form
 from workers.model.attention.native import NativeBackend
 from workers.model.attention.plain import PlainBackend
 from workers.model.attention.probe import LayerAttention
-from workers.model.batch import Rows, StepBatch
+from workers.model.batch import HostBatch, Rows, StepBatch, send
 from workers.model.kv_cache import KvCache, LayerShape
 
 # In the order in which `auto` tries them.
@@ -36,6 +37,10 @@ class Backend(Protocol):
     """An implementation of paged attention."""
 
     name: str
+
+    def arrays(self, rows: Rows) -> Arrays:
+        """The int32 and int64 that a step needs on the device, for `StepBatch.arrays`."""
+        ...
 
     def step(self, cache: KvCache, batch: StepBatch) -> Attend:
         """The context of a step, in which `batch` is written to `cache` and attends to it."""
@@ -166,7 +171,7 @@ def _compile_variants(
     from workers.model.attention.triton import TritonBackend, split_counts
 
     assert isinstance(backend, TritonBackend)
-    batch = _batch(device)
+    batch = _batch(backend, device)
     for layer in _kinds(layers, longest_window=None):
         cache = _cache(layer.shape, len(batch.rows.blocks), dtype, device)
         query, key, value = _inputs(layer, batch.num_tokens, dtype, device)
@@ -198,14 +203,14 @@ def _largest_error(
     backend: Backend, layer: LayerAttention, dtype: torch.dtype, device: torch.device
 ) -> float:
     """The largest error of a result, as a fraction of the largest result of `plain` in fp32."""
-    batch = _batch(device)
+    batch = _batch(backend, device)
     cache = _cache(layer.shape, len(batch.rows.blocks), dtype, device)
     exact = _cache(layer.shape, len(batch.rows.blocks), torch.float32, device)
     for tensor, wide in zip(cache.layers[0], exact.layers[0], strict=True):
         wide.copy_(tensor)
     query, key, value = _inputs(layer, batch.num_tokens + 2, dtype, device)  # two pad the batch
     got = backend.step(cache, batch).attend(0, query, key, value, layer.form).float()
-    plain = PlainBackend().step(exact, batch)
+    plain = PlainBackend().step(exact, _batch(PlainBackend(), device))
     want = plain.attend(0, query.float(), key.float(), value.float(), layer.form)
     stored = zip(cache.layers[0], exact.layers[0], strict=True)
     if not all(torch.equal(tensor.float(), wide) for tensor, wide in stored):
@@ -238,12 +243,13 @@ def _random(size: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
     return torch.randn(*size, generator=make, device=device).to(dtype)
 
 
-def _batch(device: torch.device) -> StepBatch:
+def _batch(backend: Backend, device: torch.device) -> StepBatch:
     starts, counts = (np.array(column, np.int64) for column in zip(*CHECKED_ROWS, strict=True))
     num_blocks = -(-(starts + counts) // CHECKED_BLOCK_SIZE)
     begins = np.concatenate([[0], np.cumsum(counts)])
     table_begins = np.concatenate([[0], np.cumsum(num_blocks)])
     blocks = np.random.default_rng(0).permutation(table_begins[-1]).astype(np.int32)
-    nothing = torch.zeros(1, int(begins[-1]), dtype=torch.int64, device=device)
+    tokens = np.zeros(begins[-1], np.int64)
     rows = Rows(begins, starts, table_begins[:-1], blocks, CHECKED_BLOCK_SIZE)
-    return StepBatch(nothing, nothing, nothing[0, :0], nothing[0, :0], rows)
+    host = HostBatch(tokens, tokens, tokens[:0], 0, rows)
+    return send(host, upload_to(device), backend.arrays)

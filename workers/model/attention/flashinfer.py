@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workers.device.upload import Arrays
 from workers.model.attention.interface import Form
 from workers.model.attention.probe import LayerAttention
-from workers.model.batch import StepBatch
+from workers.model.batch import Rows, StepBatch
 from workers.model.kv_cache import KvCache
 
 # Both kinds of kernels exist for these; with others FlashInfer fails when it compiles them.
@@ -81,6 +82,16 @@ class FlashInferBackend:
             for is_decode in (True, False):
                 self.wrapper(number, kind, is_decode=is_decode)
 
+    def arrays(self, rows: Rows) -> Arrays:
+        """See `workers.model.attention.backends.Backend`."""
+        counts = np.diff(rows.begins)
+        within = np.arange(rows.begins[-1]) - np.repeat(rows.begins[:-1], counts)
+        parts = _paged(rows) | {
+            "row_of_token": np.repeat(np.arange(len(counts)), counts),
+            "positions": np.repeat(rows.starts, counts) + within,
+        }
+        return {name: part.astype(np.int32) for name, part in parts.items()}
+
     def step(self, cache: KvCache, batch: StepBatch) -> "FlashInferStep":
         """The context of this step."""
         return FlashInferStep(self, self._library, cache, batch)
@@ -135,28 +146,12 @@ class FlashInferStep:
     ) -> None:
         self._backend, self._library = backend, library
         self._cache, self._batch = cache, batch
-        rows, device = batch.rows, batch.token_ids.device
-        counts = np.diff(rows.begins)
-        within = np.arange(rows.begins[-1]) - np.repeat(rows.begins[:-1], counts)
         # td-pipe's steps are all prefill or all decode. In a mixed step, as of policy hybrid, the
         # prefill kernels serve the rows of one token too.
-        self._is_decode = bool((counts == 1).all())
-        parts = {
-            "row_begins": rows.begins,
-            "table_begins": np.append(rows.table_begins, len(rows.blocks)),
-            "last_lengths": (rows.starts + counts - 1) % rows.block_size + 1,
-            "blocks": rows.blocks,
-            "row_of_token": np.repeat(np.arange(len(counts)), counts),
-            "positions": np.repeat(rows.starts, counts) + within,
-        }
-        flat = torch.from_numpy(np.concatenate(list(parts.values())).astype(np.int32))
-        if device.type == "cuda":
-            flat = flat.pin_memory()
-        sizes = [len(part) for part in parts.values()]
+        self._is_decode = bool((np.diff(batch.rows.begins) == 1).all())
         # Plans are made on the host: there, the library need not wait for the device.
-        self._host = dict(zip(parts, torch.split(flat, sizes), strict=True))
-        on_device = flat.to(device, non_blocking=True)
-        self._device = dict(zip(parts, torch.split(on_device, sizes), strict=True))
+        parts = _paged(batch.rows) | {"row_begins": batch.rows.begins}
+        self._host = {n: torch.from_numpy(part.astype(np.int32)) for n, part in parts.items()}
         self._planned: dict[Kind, _Wrapper] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
@@ -175,7 +170,7 @@ class FlashInferStep:
         return out
 
     def _append(self, key: Tensor, value: Tensor, keys: Tensor, values: Tensor) -> None:
-        arrays = self._device
+        arrays = self._batch.arrays
         self._library.append_paged_kv_cache(
             key,
             value,
@@ -192,7 +187,7 @@ class FlashInferStep:
         wrapper = self._backend.wrapper(len(self._planned), kind, is_decode=self._is_decode)
         tables = (
             self._host["table_begins"],
-            self._device["blocks"],
+            self._batch.arrays["blocks"],
             self._host["last_lengths"],
         )
         settings: dict[str, Any] = {
@@ -212,6 +207,16 @@ class FlashInferStep:
             rows = self._host["row_begins"]
             wrapper.plan(rows, *tables, head_dim_qk=kind.head_dim, causal=True, **settings)
         return wrapper
+
+
+def _paged(rows: Rows) -> dict[str, np.ndarray]:
+    """The blocks of each row, as FlashInfer describes them."""
+    counts = np.diff(rows.begins)
+    return {
+        "table_begins": np.append(rows.table_begins, len(rows.blocks)),
+        "last_lengths": (rows.starts + counts - 1) % rows.block_size + 1,
+        "blocks": rows.blocks,
+    }
 
 
 def _by_token(heads: Tensor, count: int) -> Tensor:

@@ -5,9 +5,10 @@ import ctypes
 import torch
 from torch import Tensor
 
+from workers.device.upload import Arrays
 from workers.kernels.library import TYPES, AttentionStep, Library
 from workers.model.attention.interface import Form
-from workers.model.batch import StepBatch
+from workers.model.batch import Rows, StepBatch
 from workers.model.kv_cache import KvCache
 
 
@@ -60,6 +61,10 @@ class NativeBackend:
 
     def __init__(self, library: Library) -> None:
         self._library = library
+
+    def arrays(self, _: Rows) -> Arrays:
+        """None: the kernels read the rows where they are."""
+        return {}
 
     def step(self, cache: KvCache, batch: StepBatch) -> NativeStep:
         """The context of this step."""

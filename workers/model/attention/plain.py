@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
+from workers.device.upload import Arrays
 from workers.model.attention.interface import Form
-from workers.model.batch import StepBatch
+from workers.model.batch import Rows, StepBatch
 from workers.model.kv_cache import KvCache
 
 
@@ -45,17 +46,15 @@ class PlainStep:
 
     @cached_property
     def _read_blocks(self) -> list[Tensor]:
-        """For each row, the blocks of its sequence, int64; copied at once."""
-        rows = self._batch.rows
-        flat = torch.from_numpy(rows.blocks.astype(np.int64)).to(self._batch.token_ids.device)
-        return list(torch.tensor_split(flat, rows.table_begins[1:].tolist()))
+        """For each row, the blocks of its sequence, int64."""
+        begins = self._batch.rows.table_begins[1:].tolist()
+        return list(torch.tensor_split(self._batch.arrays["blocks"], begins))
 
     @cached_property
     def _write_places(self) -> tuple[Tensor, Tensor]:
         """The blocks of the new tokens and the offsets in them, int64."""
-        rows = self._batch.rows
-        slots = torch.from_numpy(rows.new_slots()).to(self._batch.token_ids.device)
-        return slots // rows.block_size, slots % rows.block_size
+        slots, block_size = self._batch.arrays["slots"], self._batch.rows.block_size
+        return slots // block_size, slots % block_size
 
 
 def _read(tensor: Tensor, blocks: Tensor, total: int) -> Tensor:
@@ -68,6 +67,10 @@ class PlainBackend:
     """Makes the context of each step."""
 
     name = "plain"
+
+    def arrays(self, rows: Rows) -> Arrays:
+        """See `workers.model.attention.backends.Backend`."""
+        return {"blocks": rows.blocks.astype(np.int64), "slots": rows.new_slots()}
 
     def step(self, cache: KvCache, batch: StepBatch) -> PlainStep:
         """The context of this step."""

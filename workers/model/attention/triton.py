@@ -1,6 +1,6 @@
 """The backend `triton`: our own kernels for GPUs, which need nothing but torch's Triton.
 
-Each step has one copy of its integers to the device, and three or four launches per layer.
+Its integers go to the device with those of the step; a layer takes two to four launches.
 """
 
 import os
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workers.device.upload import to_device
 from workers.kernels import triton_attention as kernels
 from workers.model.attention.interface import Form
-from workers.model.batch import StepBatch
+from workers.model.batch import Rows, StepBatch
 from workers.model.kv_cache import KvCache
 
 # Padding of the numbers of tokens, rows and tiles, so that few different grids exist.
@@ -62,30 +63,17 @@ class TritonStep:
         cache: KvCache,
         batch: StepBatch,
         num_multiprocessors: int,
+        tile_sizes: set[int],
         splits: int | None = None,
     ) -> None:
         """`splits` overrides the number of parts of a decode row's tokens."""
         self._cache, self._batch, self._splits = cache, batch, splits
-        self._num_multiprocessors = num_multiprocessors
-        self._tokens_of_tiles: dict[int, tuple[Tensor, Tensor]] = {}
-        rows = batch.rows
-        counts = np.diff(rows.begins)
-        self._is_long = counts > 1
-        decoding = np.flatnonzero(~self._is_long)
-        self._longest = int((rows.starts[decoding] + 1).max(initial=0))
-        parts = {
-            "begins": rows.begins,
-            "starts": rows.starts,
-            "tables": rows.table_begins,
-            "blocks": rows.blocks,
-            "slots": _padded(rows.new_slots(), PADDING),
-            "decode_rows": _padded(decoding, PADDING if len(decoding) else 1),
-        }
-        flat = torch.from_numpy(np.concatenate(list(parts.values())).astype(np.int32))
-        on_device = _to_device(flat, batch.token_ids.device)
-        pieces = torch.split(on_device, [len(part) for part in parts.values()])
-        self._arrays = dict(zip(parts, pieces, strict=True))
-        self._num_decoding = len(decoding)
+        self._num_multiprocessors, self._tile_sizes = num_multiprocessors, tile_sizes
+        self._arrays = batch.arrays
+        counts = np.diff(batch.rows.begins)
+        self._has_long = bool((counts > 1).any())
+        lengths = (batch.rows.starts + 1)[counts == 1]
+        self._num_decoding, self._longest = len(lengths), int(lengths.max(initial=0))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """See `workers.model.attention.interface.Attend`."""
@@ -117,7 +105,7 @@ class TritonStep:
             "UPCAST": is_interpreted(),
         }
         widest = max(shape["KEY_WIDTH"], shape["VALUE_WIDTH"])
-        if self._is_long.any():
+        if self._has_long:
             self._attend_long(query, keys, values, out, sinks, common, numbers, variant, widest)
         if self._num_decoding:
             self._attend_decodes(query, keys, values, out, sinks, common, numbers, variant, widest)
@@ -214,16 +202,14 @@ class TritonStep:
 
     def _tiles(self, tokens: int) -> tuple[Tensor, Tensor]:
         """The row of each tile of this many tokens, and the tile's first token in it."""
-        if tokens not in self._tokens_of_tiles:
-            counts = np.diff(self._batch.rows.begins) * self._is_long
-            num_tiles = -(-counts // tokens)
-            rows = np.repeat(np.arange(len(counts)), num_tiles)
-            numbers = np.arange(len(rows)) - np.repeat(np.cumsum(num_tiles) - num_tiles, num_tiles)
-            both = np.stack([_padded(rows, PADDING), _padded(numbers * tokens, PADDING)])
+        names = _tile_names(tokens)
+        if names[0] not in self._arrays:
+            # Only before the backend has met this size: the check at the start meets all of them.
+            self._tile_sizes.add(tokens)
             device = self._batch.token_ids.device
-            on_device = _to_device(torch.from_numpy(both.astype(np.int32)), device)
-            self._tokens_of_tiles[tokens] = (on_device[0], on_device[1])
-        return self._tokens_of_tiles[tokens]
+            for name, array in _tiles_of(self._batch.rows, tokens).items():
+                self._arrays[name] = to_device(array, device)
+        return self._arrays[names[0]], self._arrays[names[1]]
 
 
 class TritonBackend:
@@ -237,10 +223,51 @@ class TritonBackend:
             if device.type == "cuda"
             else INTERPRETED_MULTIPROCESSORS
         )
+        self._tile_sizes: set[int] = set()  # in tokens, of the kinds of layers so far
+
+    def arrays(self, rows: Rows) -> dict[str, np.ndarray]:
+        """See `workers.model.attention.backends.Backend`; the lengths are padded."""
+        counts = np.diff(rows.begins)
+        decoding = np.flatnonzero(counts == 1)
+        arrays = {
+            "begins": rows.begins.astype(np.int32),
+            "starts": rows.starts.astype(np.int32),
+            "tables": rows.table_begins.astype(np.int32),
+            "slots": _padded(rows.new_slots(), PADDING),
+            "decode_rows": _padded(decoding, PADDING if len(decoding) else 1),
+        }
+        if len(decoding) < len(counts):
+            for tokens in self._tile_sizes:
+                arrays |= _tiles_of(rows, tokens)
+        arrays["blocks"] = rows.blocks.astype(np.int32)  # last: its length is not padded
+        return arrays
+
+    def decode_lengths(self, num_rows: int, kv_heads: int, most: int) -> list[int]:
+        """See `workers.model.decode_graphs.GraphBackend`: where `num_splits` changes."""
+        programs, processors = num_rows * kv_heads, self._num_multiprocessors
+        return [
+            1 if splits == 1 else splits * TOKENS_PER_SPLIT
+            for splits in split_counts()
+            if num_splits(programs, most, processors) >= splits
+        ]
 
     def step(self, cache: KvCache, batch: StepBatch, splits: int | None = None) -> TritonStep:
         """The context of this step; `splits` overrides the number of parts of a decode row."""
-        return TritonStep(cache, batch, self._num_multiprocessors, splits)
+        return TritonStep(cache, batch, self._num_multiprocessors, self._tile_sizes, splits)
+
+
+def _tile_names(tokens: int) -> tuple[str, str]:
+    return f"rows of tiles of {tokens}", f"begins of tiles of {tokens}"
+
+
+def _tiles_of(rows: Rows, tokens: int) -> dict[str, np.ndarray]:
+    """The row of each tile of this many tokens, and the tile's first token in it."""
+    counts = np.diff(rows.begins)
+    num_tiles = -(-counts * (counts > 1) // tokens)
+    of_row = np.repeat(np.arange(len(counts)), num_tiles)
+    numbers = np.arange(len(of_row)) - np.repeat(np.cumsum(num_tiles) - num_tiles, num_tiles)
+    both = _padded(of_row, PADDING), _padded(numbers * tokens, PADDING)
+    return dict(zip(_tile_names(tokens), both, strict=True))
 
 
 def split_counts() -> list[int]:
@@ -269,12 +296,6 @@ def width_of(size: int) -> int:
 
 
 def _padded(values: np.ndarray, step: int) -> np.ndarray:
-    """The values and -1 up to a multiple of `step`."""
-    return np.concatenate([values, np.full(-len(values) % step, -1)])
-
-
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy without waiting, from pinned memory."""
-    if device.type != "cuda":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
+    """The values as int32, and -1 up to a multiple of `step`."""
+    padding = np.full(-len(values) % step, -1, np.int32)
+    return np.concatenate([values.astype(np.int32), padding])

@@ -120,7 +120,7 @@ def test_scattered_blocks_attend_as_contiguous_ones(
             for s, pace in zip(sequences, [7, 1, 6], strict=True)
         ]
         spans = [(s.fed, s.fed + n) for s, n in shares]
-        batch = ground.batch([(s, n) for s, n in shares if n])
+        batch = ground.batch([(s, n) for s, n in shares if n], backend)
         query, key, value = (
             torch.cat([t[i][:, a:b] for t, (a, b) in zip(tensors, spans, strict=True)], dim=1)
             for i in range(3)
@@ -142,7 +142,8 @@ def test_a_row_does_not_depend_on_the_batch(backend: Backend) -> None:
         cache = KvCache({0: LayerShape(2, 8, 10)}, 64, 4, torch.float32, CPU)
         filler = [make(9, 4, 2, others, others)] if others else []
         parts = [*filler, (query, key, value)]
-        batch = ground.batch([(ground.sequence([0] * p[0].shape[1]), p[0].shape[1]) for p in parts])
+        lengths = [part[0].shape[1] for part in parts]
+        batch = ground.batch([(ground.sequence([0] * n), n) for n in lengths], backend)
         q, k, v = (torch.cat(p, dim=1) for p in zip(*parts, strict=True))
         results.append(backend.step(cache, batch).attend(0, q, k, v, NO_FORM)[others:])
     assert torch.equal(*results)
@@ -154,7 +155,7 @@ def test_tokens_beyond_the_batch_are_copies_that_are_not_stored(backend: Backend
     cache = KvCache({0: LayerShape(2, 8, 10)}, 64, 4, torch.float32, CPU)
     for tensor in cache.layers[0]:
         tensor.zero_()
-    batch = ground.batch([(ground.sequence([0]), 1)])
+    batch = ground.batch([(ground.sequence([0]), 1)], backend)
     query, key, value = make(4, 4, 2, 2, 2)
     got = backend.step(cache, batch).attend(0, query, key, value, NO_FORM)
     assert int(cache.layers[0][0].abs().sum(dim=(1, 3)).count_nonzero()) == 1

@@ -66,7 +66,7 @@ def test_the_parts_of_a_decode_row_are_combined(splits: int) -> None:
     whole = triton_backend()
 
     class Split:
-        name = "split"
+        name, arrays = "split", staticmethod(whole.arrays)
 
         def step(self, cache: KvCache, batch: StepBatch) -> Attend:
             return whole.step(cache, batch, splits)  # type: ignore[call-arg]
@@ -112,7 +112,7 @@ def test_a_type_without_kernels_is_left_to_plain(caplog: pytest.LogCaptureFixtur
 class Wrong:
     """A backend that errs: it changes the arguments of the plain one, or its results."""
 
-    name = "wrong"
+    name, arrays = "wrong", staticmethod(PlainBackend().arrays)
 
     def __init__(self, fault: str) -> None:
         self._fault = fault

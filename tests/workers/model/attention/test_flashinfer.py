@@ -4,6 +4,7 @@ tests/workers/test_gpu.py runs the real one where it is installed.
 """
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from tests.workers.model.attention.fake_flashinfer import FakeFlashInfer, MisuseError
 from tests.workers.model.attention.test_backends import LAYER, no_library
 from tests.workers.world import CPU, Ground
+from workers.device.upload import upload_to
 from workers.model.attention import flashinfer
-from workers.model.attention.backends import BackendError, check, choose
+from workers.model.attention.backends import Backend, BackendError, check, choose
 from workers.model.attention.flashinfer import FlashInferBackend, refusal
 from workers.model.attention.interface import Form
 from workers.model.attention.plain import PlainBackend
@@ -43,7 +45,7 @@ def test_it_passes_the_check_for_every_kind_of_layer(dtype: torch.dtype) -> None
     check(backend, KINDS, dtype, CPU)
 
 
-def shares_of(ground: Ground) -> list[StepBatch]:
+def shares_of(ground: Ground, backend: Backend) -> list[StepBatch]:
     """A prefill step, decode steps, and one that mixes a chunk with a decode; blocks of 4."""
     short, middle, long = (ground.sequence([0] * n, spare=8) for n in (3, 9, 21))
     steps = []
@@ -56,7 +58,7 @@ def shares_of(ground: Ground) -> list[StepBatch]:
     ):
         for sequence, count in shares:
             sequence.token_ids.extend([0] * (sequence.fed + count - len(sequence.token_ids)))
-        steps.append(ground.batch(shares))
+        steps.append(ground.batch(shares, backend))
     return steps
 
 
@@ -71,8 +73,10 @@ def test_steps_of_all_sorts_attend_as_with_plain() -> None:
         for tensor in tensors:
             tensor.fill_(float("nan"))  # reading a slot that was never written will show
     make = torch.Generator().manual_seed(5)
-    for batch in shares_of(ground):
-        step, plain = backend.step(cache, batch), PlainBackend().step(exact, batch)
+    for batch in shares_of(ground, backend):
+        arrays = upload_to(CPU)(PlainBackend().arrays(batch.rows))
+        step = backend.step(cache, batch)
+        plain = PlainBackend().step(exact, replace(batch, arrays=arrays))
         for number, layer in enumerate(KINDS):
             query, key, value = _inputs(layer, batch.num_tokens + 1, make)  # one pads the batch
             got = step.attend(number, query, key, value, layer.form)
@@ -101,7 +105,7 @@ def test_layers_of_one_kind_share_a_plan_and_all_memory_is_taken_at_the_start() 
     ground, make = Ground(block_size=4), torch.Generator().manual_seed(6)
     shape = layers[0].shape
     cache = KvCache(dict.fromkeys(range(4), shape), ground.num_blocks, 4, BF16, CPU)
-    for batch in shares_of(ground)[:2]:
+    for batch in shares_of(ground, backend)[:2]:
         step = backend.step(cache, batch)
         for number, layer in enumerate(layers):
             step.attend(number, *_inputs(layer, batch.num_tokens, make), layer.form)
@@ -119,7 +123,7 @@ def test_a_step_of_decode_rows_uses_the_decode_kernels() -> None:
     decode, prefill = library.wrappers
     assert decode.use_tensor_cores  # 8 query heads share a KV head
     runs = []
-    for batch in shares_of(ground):
+    for batch in shares_of(ground, backend):
         step = backend.step(cache, batch)
         step.attend(0, *_inputs(KINDS[1], batch.num_tokens, make), KINDS[1].form)
         runs.append((prefill.num_runs, decode.num_runs))

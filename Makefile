@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve test test-all lint types contracts tests format paper sweep real-policies \
-	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels triton-table launches peers \
+	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers \
 	batch-kill \
 	batch-memory faults soak abuse overload batch-order demo-predictor demo-model clean
 
@@ -76,6 +76,9 @@ api-table: $(VENV)/dev  ## print the table of fields in docs/api.md
 
 kernels: $(VENV)/dev  ## the CPU kernels beside torch and beside reading the same bytes (about a minute)
 	$(BIN)/python -m benchmarks.costs.kernels $(ARGS)
+
+links: $(VENV)/dev  ## activations between two processes: gloo, a socket, shared memory (about half a minute)
+	$(BIN)/python -m benchmarks.costs.links $(ARGS)
 
 triton-table: $(VENV)/dev  ## Triton's kernels compiled for every architecture, without a GPU (about 8 minutes)
 	$(BIN)/python -m benchmarks.costs.triton_table $(ARGS)

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve test test-all lint types contracts tests format paper sweep real-policies \
-	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers \
+	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers long-prompt \
 	batch-kill \
 	batch-memory faults soak abuse overload batch-order demo-predictor demo-model clean
 
@@ -88,6 +88,9 @@ launches: $(VENV)/dev  ## launches per layer and step on a GPU, counted without 
 
 peers: $(VENV)/dev .venv-peers/ready  ## vLLM's CPU build, OpenVINO GenAI and tdpipe in turn (about 30 minutes)
 	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+long-prompt: $(VENV)/dev  ## transformers and tdpipe with one long prompt (ARGS=MODEL, e.g. SmolLM2; about 10 minutes)
+	$(BIN)/python -m benchmarks.peers.long_prompt $(ARGS)
 
 .venv-peers/ready:
 	$(PYTHON) -m venv .venv-peers/vllm

@@ -18,6 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from benchmarks.machine import describe_machine
 from benchmarks.peers.workload import MODELS, make_model, make_requests, write_requests
 
@@ -88,8 +90,29 @@ def candidates(folder: Path, data_dir: Path) -> list[Candidate]:
         Candidate(
             "vLLM, 2 threads", "vllm", vllm, {}, space | {"VLLM_CPU_OMP_THREADS_BIND": "0-1"}
         ),
-        Candidate("OpenVINO GenAI, 2 threads", "openvino", folder / "openvino" / "bin" / "python"),
+        *(
+            Candidate(
+                "vLLM, 2 threads, fp32",
+                "vllm",
+                vllm,
+                {"dtype": "float32"},
+                space | {"VLLM_CPU_OMP_THREADS_BIND": "0-1"},
+            )
+            for _ in range(not has_bf16_products())  # torch's bf16 is slow there
+        ),
+        Candidate(
+            "OpenVINO GenAI, 2 threads",
+            "openvino",
+            folder / "openvino" / "bin" / "python",
+            {"dtype": "bf16" if has_bf16_products() else "f32"},  # it refuses bf16 elsewhere
+        ),
     ]
+
+
+def has_bf16_products() -> bool:
+    """Whether torch, which vLLM uses, has fast bf16 products on this CPU."""
+    is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # private
+    return is_supported is None or bool(is_supported())
 
 
 def run(candidate: Candidate, command: Sequence[str], timeout_s: float) -> list[float]:

@@ -16,22 +16,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-LONGEST, MOST_SEQUENCES, MOST_TOKENS = 1600, 256, 2048
+MOST_SEQUENCES, MOST_TOKENS = 256, 2048
 CACHE_GIB = 2
+SPARE = 64  # tokens of the longest sequence beyond the requests'
 Requests = list[dict[str, Any]]
 Generate = Callable[[Requests], list[int]]
 """Generates all requests; returns the numbers of tokens."""
 
 
 @contextmanager
-def tdpipe(model: str, settings: dict[str, Any]) -> Iterator[Generate]:
+def tdpipe(model: str, longest: int, settings: dict[str, Any]) -> Iterator[Generate]:
     """`from tdpipe import LLM`, with any of its settings."""
     engine: Any = importlib.import_module("tdpipe")
     limits = {"max_num_seqs": MOST_SEQUENCES, "max_num_batched_tokens": MOST_TOKENS}
     stages = settings.get("pipeline_parallel_size", 2)
     memory = {"kv_cache_memory_bytes": CACHE_GIB * 2**30 // stages}
     with engine.LLM(
-        model, dtype="bfloat16", max_model_len=LONGEST, **limits, **memory, **settings
+        model, **{"dtype": "bfloat16", "max_model_len": longest} | limits | memory | settings
     ) as llm:
 
         def generate(requests: Requests) -> list[int]:
@@ -44,18 +45,17 @@ def tdpipe(model: str, settings: dict[str, Any]) -> Iterator[Generate]:
 
 
 @contextmanager
-def vllm(model: str, settings: dict[str, Any]) -> Iterator[Generate]:
+def vllm(model: str, longest: int, settings: dict[str, Any]) -> Iterator[Generate]:
     """vLLM's offline door; the CPU build is chosen by what is installed."""
     engine: Any = importlib.import_module("vllm")
     llm = engine.LLM(
         model=model,
-        dtype="bfloat16",
-        max_model_len=LONGEST,
+        max_model_len=longest,
         max_num_seqs=MOST_SEQUENCES,
         max_num_batched_tokens=MOST_TOKENS,
         enable_prefix_caching=False,
         disable_log_stats=True,
-        **settings,
+        **{"dtype": "bfloat16"} | settings,
     )
 
     def generate(requests: Requests) -> list[int]:
@@ -68,8 +68,12 @@ def vllm(model: str, settings: dict[str, Any]) -> Iterator[Generate]:
 
 
 @contextmanager
-def openvino(model: str, settings: dict[str, Any]) -> Iterator[Generate]:
-    """OpenVINO GenAI's continuous batching; `model` was exported to its own format."""
+def openvino(model: str, longest: int, settings: dict[str, Any]) -> Iterator[Generate]:
+    """OpenVINO GenAI's continuous batching; `model` was exported to its own format.
+
+    It finds the longest sequence in the model. `settings` is the `dtype` in OpenVINO's words.
+    """
+    del longest
     engine: Any = importlib.import_module("openvino_genai")
     tensors: Any = importlib.import_module("openvino")
     numpy: Any = importlib.import_module("numpy")
@@ -78,8 +82,9 @@ def openvino(model: str, settings: dict[str, Any]) -> Iterator[Generate]:
     scheduler.max_num_batched_tokens = MOST_TOKENS
     scheduler.max_num_seqs = MOST_SEQUENCES
     scheduler.enable_prefix_caching = False
-    precision = {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"}
-    pipeline = engine.ContinuousBatchingPipeline(model, scheduler, "CPU", precision | settings)
+    dtype = settings.get("dtype", "bf16")
+    precision = {"INFERENCE_PRECISION_HINT": dtype, "KV_CACHE_PRECISION": dtype}
+    pipeline = engine.ContinuousBatchingPipeline(model, scheduler, "CPU", precision)
 
     def config(request: dict[str, Any]) -> Any:
         made = engine.GenerationConfig()
@@ -98,6 +103,29 @@ def openvino(model: str, settings: dict[str, Any]) -> Iterator[Generate]:
     yield generate
 
 
+@contextmanager
+def transformers(model: str, longest: int, settings: dict[str, Any]) -> Iterator[Generate]:
+    """transformers itself, with its default attention: one prompt after the other, and one token.
+
+    `settings` are `dtype` and `threads`.
+    """
+    engine: Any = importlib.import_module("transformers")
+    torch: Any = importlib.import_module("torch")
+    del longest
+    torch.set_num_threads(settings["threads"])
+    dtype = getattr(torch, settings.get("dtype", "bfloat16"))
+    loaded = engine.AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+
+    def generate(requests: Requests) -> list[int]:
+        with torch.inference_mode():
+            for request in requests:
+                prompt = torch.tensor([request["prompt_token_ids"]])
+                loaded(input_ids=prompt, use_cache=True, logits_to_keep=1).logits.argmax(-1)
+        return [1 for _ in requests]
+
+    yield generate
+
+
 def _sampling(engine: Any, request: dict[str, Any], **more: Any) -> Any:
     count = request["num_output_tokens"]
     return engine.SamplingParams(
@@ -105,7 +133,7 @@ def _sampling(engine: Any, request: dict[str, Any], **more: Any) -> Any:
     )
 
 
-ENGINES = {"tdpipe": tdpipe, "vllm": vllm, "openvino": openvino}
+ENGINES = {"tdpipe": tdpipe, "vllm": vllm, "openvino": openvino, "transformers": transformers}
 
 
 def main(argv: list[str]) -> int:
@@ -123,8 +151,10 @@ def main(argv: list[str]) -> int:
         name: json.loads(value)
         for name, _, value in (given.partition("=") for given in options.set)
     }
-    with ENGINES[options.engine](options.model, settings) as generate:
-        generate([request | {"num_output_tokens": 8} for request in requests[:8]])
+    longest = SPARE + max(len(r["prompt_token_ids"]) + r["num_output_tokens"] for r in requests)
+    with ENGINES[options.engine](options.model, longest, settings) as generate:
+        short = [r | {"prompt_token_ids": r["prompt_token_ids"][:512]} for r in requests[:8]]
+        generate([r | {"num_output_tokens": min(8, r["num_output_tokens"])} for r in short])
         for _ in range(options.runs):
             began_at = time.monotonic()
             counts = generate(requests)

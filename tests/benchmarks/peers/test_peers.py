@@ -76,8 +76,9 @@ def test_engines_that_are_not_installed_are_named(
     arguments = [f"--folder={tmp_path}", "--requests=3", "--rounds=1", "--only=vLLM"]
     assert main(arguments) == 1
     captured = capsys.readouterr()
-    assert captured.err.count("is not there") == 2
-    assert captured.out.count("not run") == 2
+    names = [c.name for c in candidates(tmp_path, tmp_path) if "vLLM" in c.name]
+    assert captured.err.count("is not there") == len(names) >= 2
+    assert captured.out.count("not run") == len(names)
 
 
 def tiny() -> dict[str, int]:

@@ -245,7 +245,8 @@ def main(argv: Sequence[str]) -> int:
     print(f"| kind of layer | kernel | {' | '.join(heads)} |")
     print("|---" * (2 + len(heads)) + "|")
     is_good = True
-    for kind in (*KINDS[: options.kinds], *BETWEEN[: options.kinds]):
+    kinds: list[Kind | Between] = [*KINDS[: options.kinds], *BETWEEN[: options.kinds]]
+    for kind in kinds:
         for name, kernel, constants, settings in variants(kind):
             cells = []
             for capability in options.capabilities:

@@ -21,7 +21,7 @@ PARTS = ("gate_proj", "up_proj", "down_proj")
 
 
 class GatedMlp(nn.Module):
-    """`products` give gate and up, as `FusedOperations.gate` takes them."""
+    """`products` give what `FusedOperations.gate` takes: gate and up, in one tensor or in two."""
 
     def __init__(
         self,
@@ -31,13 +31,15 @@ class GatedMlp(nn.Module):
         operations: FusedOperations,
     ) -> None:
         super().__init__()
-        self.products, self.down = nn.ModuleList(products), down
+        self.gate, self.up = products[0], products[1] if products[1:] else None
+        self.down = down
         self._activation, self._operations = activation, operations
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[..., hidden]` for `[..., hidden]`."""
-        made = [product(x) for product in self.products]
-        down: Tensor = self.down(self._operations.gate(made, self._activation))
+        up = self.up
+        products = (self.gate(x),) if up is None else (self.gate(x), up(x))
+        down: Tensor = self.down(self._operations.gate(products, self._activation))
         return down
 
 

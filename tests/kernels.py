@@ -8,6 +8,7 @@ import torch
 from workers.kernels.compiler import FOLDER, CompilerError
 from workers.kernels.library import Library, native_library
 from workers.model.attention.backends import Backend
+from workers.model.fused.operations import FusedOperations
 
 SHARED = Path(__file__).resolve().parents[1] / ".pytest_cache"
 
@@ -26,6 +27,14 @@ def triton_backend() -> Backend:
     from workers.model.attention.triton import TritonBackend
 
     return TritonBackend(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def triton_operations() -> FusedOperations:
+    """Triton's fused operations; skips where Triton is not installed."""
+    pytest.importorskip("triton")
+    from workers.model.fused.triton import TritonOperations
+
+    return TritonOperations()
 
 
 def share_kernels(data_dir: Path) -> Path:

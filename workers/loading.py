@@ -13,6 +13,7 @@ from torch import Tensor
 
 from configs.config import EngineConfig
 from workers.comm.all_gather import all_gather
+from workers.kernels import triton_support
 from workers.kernels.compiler import CompilerError
 from workers.kernels.library import Library, native_library
 from workers.model import batch_invariance, kv_cache, layer_split, linears, stage_model
@@ -21,6 +22,7 @@ from workers.model.attention.backends import Backend
 from workers.model.attention.interface import UnsupportedModelError
 from workers.model.attention.probe import Probe
 from workers.model.decode_graphs import CudaCapture, GraphLimits
+from workers.model.fused.native import NativeOperations
 from workers.model.kv_cache import KvCache, LayerShape
 from workers.model.stage_model import StageModel
 from workers.model.step_runner import StepRunner
@@ -182,14 +184,16 @@ def _find_obstacle(
 def _use_kernels(
     model: StageModel, config: EngineConfig, device: torch.device, native: Callable[[], Library]
 ) -> str:
-    """Replace what other CPU kernels compute faster than torch's; returns a description."""
-    if device.type != "cpu" or config.pipeline.attention_backend == "plain":
+    """Replace what other kernels compute faster than torch's; returns a description."""
+    if config.pipeline.attention_backend == "plain":
         return ""
+    if device.type != "cpu":
+        return _fuse_with_triton(model, device)
     try:
         library = native()
     except CompilerError:
         return ""  # the choice of the attention backend reports it
-    done = [f"{model.fuse(library)} norms and MLPs fused"]
+    done = [f"{model.fuse(NativeOperations(library))} norms and MLPs fused"]
     if linears.has_onednn_products(model.dtype):
         try:
             done.append(f"{linears.pack_for_onednn(model.module)} linear layers packed for oneDNN")
@@ -198,6 +202,15 @@ def _use_kernels(
     elif linears.are_worth_packing(model.dtype):
         done.append(f"{model.pack_linears(library)} linear layers and experts packed")
     return f"; {', '.join(done)}"
+
+
+def _fuse_with_triton(model: StageModel, device: torch.device) -> str:
+    if triton_support.obstacle(device) is not None:
+        return ""  # the choice of the attention backend reports it
+    # A late import: Triton is not installed with torch's CPU builds.
+    from workers.model.fused.triton import TritonOperations
+
+    return f"; {model.fuse(TritonOperations())} norms and MLPs fused"
 
 
 def _time_layers(config: EngineConfig, place: StagePlace, loaded: LoadedStage) -> LayerTimes:

@@ -31,6 +31,7 @@ from workers.model.attention.plain import PlainBackend
 from workers.model.batch import HostBatch, Rows, StepBatch, send
 from workers.model.fused import norms
 from workers.model.fused.gated_mlp import GatedMlp
+from workers.model.fused.native import NativeOperations
 from workers.model.fused.rotary import FusedRotary
 from workers.model.kv_cache import KvCache, LayerShape
 from workers.model.linears import PackedLinear
@@ -136,16 +137,17 @@ def linear(library: Library, count: int, dtype: torch.dtype, num_runs: int) -> s
 def fused(library: Library, num_rows: int, width: int, dtype: torch.dtype, num_runs: int) -> str:
     """The line of the operations between the products of a layer of this width."""
     heads, dim, inner = width // 64, 64, 3 * width
+    operations = NativeOperations(library)
     norm = LlamaRMSNorm(width).to(dtype).requires_grad_(False)
-    fused_norm = norms.fused(norm, library)
+    fused_norm = norms.fused(norm, operations)
     assert fused_norm is not None
-    mlp = GatedMlp(nn.Identity(), nn.Identity(), 0, library)
+    mlp = GatedMlp([nn.Identity()], nn.Identity(), 0, operations)
     hidden, both = torch.randn(1, num_rows, width), torch.randn(1, num_rows, 2 * inner)
     hidden, both = hidden.to(dtype), both.to(dtype)
     gate, up = (part.contiguous() for part in both.chunk(2, -1))
     heads_of = hidden.view(1, num_rows, heads, dim).transpose(1, 2)
     angles = (heads_of, heads_of, *torch.randn(2, 1, num_rows, dim).to(dtype))
-    rotate = FusedRotary(apply_rotary_pos_emb, library)
+    rotate = FusedRotary(apply_rotary_pos_emb, operations)
     took = measure(
         {
             "norm": lambda: fused_norm(hidden),

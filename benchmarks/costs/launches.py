@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 from unittest import mock
 
@@ -27,6 +28,8 @@ from workers.model import batch
 from workers.model.attention import interface
 from workers.model.attention import triton as backend
 from workers.model.attention.interface import Attend, Form
+from workers.model.attention.probe import Probe
+from workers.model.fused import triton as fused
 from workers.model.kv_cache import KvCache, LayerShape
 from workers.model.stage_model import StageModel
 from workers.profiling.dummy_run import DummyRun, decode, make_step, prefill
@@ -45,6 +48,8 @@ CPU = torch.device("cpu")
 
 _NO_LAUNCH = ("empty", "new_empty", "empty_like", "empty_strided")
 _PRODUCTS = ("linear", "mm", "addmm", "_grouped_mm")
+# What the kernels between the products are; all others are attention's.
+_PARTS_OF_KERNELS = {"rms_norm": "norms", "rotate": "rotary", "gate": "activation"}
 
 
 class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -118,6 +123,7 @@ _PARTS_OF_NAMES = (
     ("Experts", "experts"),
     ("Moe", "experts"),
     ("MLP", "activation"),
+    ("GatedMlp", "activation"),
     ("SiLU", "activation"),
     ("DecoderLayer", "other"),
 )
@@ -126,14 +132,14 @@ _PARTS_OF_NAMES = (
 class CountedKernels:
     """In place of the module of Triton's kernels: counts launches and runs nothing."""
 
-    def __init__(self, launches: Launches) -> None:
-        self._launches = launches
+    def __init__(self, launches: Launches, part: str = "attention") -> None:
+        self._launches, self._of_part = launches, part
 
-    def __getattr__(self, _: str) -> "CountedKernels":
-        return self
+    def __getattr__(self, kernel: str) -> "CountedKernels":
+        return CountedKernels(self._launches, _PARTS_OF_KERNELS.get(kernel, "attention"))
 
     def __getitem__(self, _: Any) -> Callable[..., None]:
-        return lambda *_, **__: self._launches.count("attention")
+        return lambda *_, **__: self._launches.count(self._of_part)
 
 
 class CountedStep:
@@ -152,8 +158,8 @@ class CountedStep:
             self._launches.counts[layer, "attention"] -= 1  # the zeros are ours
 
 
-def make_model(family: str) -> StageModel:
-    """A whole small model of this family, in bf16."""
+def make_model(family: str, *, fuses: bool) -> StageModel:
+    """A whole small model of this family in bf16, on request with parts fused as on a GPU."""
     config = AutoConfig.for_model(
         family,
         vocab_size=128,
@@ -170,6 +176,10 @@ def make_model(family: str) -> StageModel:
     )
     stage = StageModel(model.eval(), range(NUM_LAYERS))
     stage.compiles_for_each_size = False  # as on a GPU
+    if fuses:
+        stage.fuse(fused.TritonOperations())
+        at = torch.arange(2)[None]
+        stage.forward(at, at, at[0], Probe())  # compares rotary functions, as a start does
     return stage
 
 
@@ -182,7 +192,11 @@ def count(model: StageModel, dummy_run: DummyRun) -> Counter[tuple[int | None, s
     attention, launches = backend.TritonBackend(CPU), Launches()
     step = make_step(dummy_run, BLOCK_SIZE, NUM_BLOCKS)
     layers = {module: i for i, module in enumerate(model.layer_modules)}
-    with mock.patch.object(backend, "kernels", CountedKernels(launches)):
+    counted = CountedKernels(launches)
+    with (
+        mock.patch.object(backend, "kernels", counted),
+        mock.patch.object(fused, "kernels", counted),
+    ):
         for _ in range(2):  # the second time, the backend knows the sizes of its tiles
             launches.counts.clear()
             inputs = batch.build(step, BLOCK_SIZE, upload_to(CPU), attention.arrays)
@@ -192,14 +206,21 @@ def count(model: StageModel, dummy_run: DummyRun) -> Counter[tuple[int | None, s
     return launches.counts
 
 
-def line(family: str, name: str) -> str:
-    """The line of a table of one model and step."""
-    counts = count(make_model(family), STEPS[name])
+def line(family: str, name: str, *, fuses: bool) -> str:
+    """The line of a table of one model and step, with fused parts or without."""
+    counts = count(make_model(family, fuses=fuses), STEPS[name])
     layer = {part: counts[LAYER, part] for part in PARTS}
     total = sum(layer.values())
     rest = sum(number for (of_layer, _), number in counts.items() if of_layer is None)
     share = sum(layer[part] for part in FUSABLE) / total
-    cells = [family, name, *(str(layer[part]) for part in PARTS), str(total), f"{share:.0%}"]
+    cells = [
+        family,
+        name,
+        "yes" if fuses else "no",
+        *(str(layer[part]) for part in PARTS),
+        str(total),
+        f"{share:.0%}",
+    ]
     return "| " + " | ".join([*cells, str(rest)]) + " |"
 
 
@@ -208,12 +229,20 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="make launches ARGS=...", description=__doc__)
     parser.add_argument("--family", choices=sorted(FAMILIES), help="only this one")
     options = parser.parse_args(argv)
-    header = ["model", "step", *PARTS, "a layer", "norms, rotary, activation", "outside layers"]
+    header = [
+        "model",
+        "step",
+        "fused",
+        *PARTS,
+        "a layer",
+        "norms, rotary, activation",
+        "outside layers",
+    ]
     print("| " + " | ".join(header) + " |")
     print("|" + "---|" * len(header))
     for family in [options.family] if options.family else FAMILIES:
-        for name in STEPS:
-            print(line(family, name), flush=True)
+        for name, fuses in product(STEPS, (False, True)):
+            print(line(family, name, fuses=fuses), flush=True)
     return 0
 
 

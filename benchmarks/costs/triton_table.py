@@ -24,7 +24,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from workers.kernels import triton_attention as kernels
+from workers.kernels import triton_elementwise as elementwise
 from workers.model.attention.triton import decode_tiles, prefill_tiles, width_of
+from workers.model.fused.triton import gate_constants, norm_constants, rotary_constants
 
 # Shared memory of a block in KiB, by compute capability (CUDA C++ Programming Guide, table
 # "Technical specifications per compute capability").
@@ -69,6 +71,32 @@ KINDS = [
 
 
 @dataclass(frozen=True, slots=True)
+class Between:
+    """What stands between the products of a model: its widths, and the heads that are rotated."""
+
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    dim: int
+    rotated: int
+    dtype: str = "bf16"
+
+    def __str__(self) -> str:
+        heads = f"{self.heads} + {self.kv_heads} heads of {self.dim}"
+        return f"{self.hidden}/{self.inner}, {heads}, {self.rotated} rotated, {self.dtype}"
+
+
+BETWEEN = [
+    Between(4096, 14336, 32, 8, 128, 128),
+    Between(576, 1536, 9, 3, 64, 64, "fp16"),
+    Between(2560, 10240, 32, 32, 80, 32),
+    Between(5120, 25600, 64, 8, 128, 128, "fp32"),
+    Between(16384, 53248, 128, 8, 128, 128),
+]
+
+
+@dataclass(frozen=True, slots=True)
 class Compiled:
     """What the assembler says of a kernel."""
 
@@ -77,8 +105,31 @@ class Compiled:
     shared_bytes: int
 
 
-def variants(kind: Kind) -> Iterator[tuple[str, Any, dict[str, Any], dict[str, int]]]:
-    """The kernels of a kind of layer: name, kernel, constants and options."""
+Variant = tuple[str, Any, dict[str, Any], dict[str, int]]
+"""A kernel's name, the kernel, its constants and options."""
+
+
+def variants(kind: Kind | Between) -> Iterator[Variant]:
+    """The kernels of a kind of layer."""
+    return elementwise_variants(kind) if isinstance(kind, Between) else attention_variants(kind)
+
+
+def elementwise_variants(kind: Between) -> Iterator[Variant]:
+    """The kernels between the products; of forms that differ in rounding, the one that rounds."""
+    heads, kv_heads = (kind.heads, kind.dim), (kind.kv_heads, kind.dim)
+    for name, kernel, constants in (
+        ("norm", elementwise.rms_norm, norm_constants(kind.hidden, 1e-5, 0.0, True)),
+        ("norm of heads", elementwise.rms_norm, norm_constants(kind.dim, 1e-6, 1.0, False)),
+        ("rotary", elementwise.rotate, rotary_constants(heads, kv_heads, kind.rotated, True)),
+        ("SiLU", elementwise.gate, gate_constants(kind.inner, 0)),
+        ("GELU", elementwise.gate, gate_constants(kind.inner, 1)),
+    ):
+        options = {name: constants.pop(name) for name in list(constants) if name.islower()}
+        yield name, kernel, constants, options
+
+
+def attention_variants(kind: Kind) -> Iterator[Variant]:
+    """The kernels that write the KV cache and attend to it."""
     itemsize = 4 if kind.dtype == "fp32" else 2
     shape = {
         "KV_HEADS": 8,
@@ -118,16 +169,21 @@ def variants(kind: Kind) -> Iterator[tuple[str, Any, dict[str, Any], dict[str, i
 
 
 def compile_for(
-    capability: int, kind: Kind, kernel: Any, constants: dict[str, Any], options: dict[str, int]
+    capability: int,
+    kind: Kind | Between,
+    kernel: Any,
+    constants: dict[str, Any],
+    options: dict[str, int],
 ) -> Compiled:
     """Compile a kernel for a compute capability, and assemble it verbosely."""
     names = kernel.arg_names
-    signature = {name: _type_of(name, kind, constants) for name in names}
+    signature = {name: _type_of(name, kind.dtype, constants) for name in names}
     # Allocations are aligned, and so are the arrays of a step but for their views.
     aligned = {
         (number,): [["tt.divisibility", 16]]
-        for number, name in enumerate(names)
-        if signature[name].startswith("*") and name not in _INTEGERS
+        for number, (name, parameter) in enumerate(zip(names, kernel.params, strict=True))
+        if (signature[name].startswith("*") and name not in _INTEGERS)
+        or (signature[name] == "i32" and not parameter.do_not_specialize)
     }
     source = ASTSource(
         fn=kernel,
@@ -152,7 +208,7 @@ _INTEGERS = frozenset(
 )
 
 
-def _type_of(name: str, kind: Kind, constants: dict[str, Any]) -> str:
+def _type_of(name: str, dtype: str, constants: dict[str, Any]) -> str:
     if name in constants:
         return "constexpr"
     if name in _INTEGERS:
@@ -161,7 +217,8 @@ def _type_of(name: str, kind: Kind, constants: dict[str, Any]) -> str:
         return "*fp32"
     if name in ("scale", "softcap"):
         return "fp32"
-    return "i32" if "_" in name else f"*{kind.dtype}"  # a stride, or a tensor
+    is_stride = "_" in name and not name.endswith("_out")
+    return "i32" if is_stride else f"*{dtype}"  # or a tensor
 
 
 def _architecture(ptx: str) -> str:
@@ -188,7 +245,8 @@ def main(argv: Sequence[str]) -> int:
     print(f"| kind of layer | kernel | {' | '.join(heads)} |")
     print("|---" * (2 + len(heads)) + "|")
     is_good = True
-    for kind in KINDS[: options.kinds]:
+    kinds: list[Kind | Between] = [*KINDS[: options.kinds], *BETWEEN[: options.kinds]]
+    for kind in kinds:
         for name, kernel, constants, settings in variants(kind):
             cells = []
             for capability in options.capabilities:

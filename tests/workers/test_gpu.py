@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from configs.config import EngineConfig
 from tests.checkpoints import make_checkpoint
-from tests.kernels import triton_backend
+from tests.kernels import triton_backend, triton_operations
 from tests.workers.model.attention.test_backends import KINDS, no_library
 from tests.workers.model.attention.test_flashinfer import KINDS as FLASHINFER_KINDS
+from tests.workers.model.fused.test_replace import NORMS, count_fused
 from tests.workers.sampling.test_grammars import DIGITS, SCHEMA, VOCABULARY, logits_of, setup, step
 from tests.workers.sampling.test_sampler import Draw, make_logits, make_step
 from tests.workers.vocabularies import vocabulary_of
@@ -25,6 +26,8 @@ from workers.model.attention.backends import Backend, choose
 from workers.model.attention.plain import PlainBackend
 from workers.model.attention.probe import Probe
 from workers.model.decode_graphs import CudaCapture, GraphLimits
+from workers.model.fused.gated_mlp import GatedMlp
+from workers.model.fused.norms import FusedRmsNorm
 from workers.model.kv_cache import KvCache
 from workers.model.stage_model import StageModel, load
 from workers.model.step_runner import StepRunner
@@ -100,12 +103,16 @@ def test_flashinfer_serves_every_kind_of_layer_that_it_does_not_refuse(dtype: to
     assert choose("flashinfer", FLASHINFER_KINDS, dtype, GPU, no_library).name == "flashinfer"
 
 
-def make_runners(model: Path, *, captures: bool, split: str = "2,2") -> list[StepRunner]:
+def make_runners(
+    model: Path, *, captures: bool, fuses: bool = False, split: str = "2,2"
+) -> list[StepRunner]:
     """The stages of a pipeline in one process, with random caches."""
     config = EngineConfig.of(model=str(model), dtype="float32", layer_split=split)
     ground, runners = Ground(BLOCK_SIZE), []
     for number in range(2):
         stage = load(config, number, GPU)
+        if fuses:
+            stage.fuse(triton_operations())
         cache = _cache(stage, ground, GPU)
         runner = StepRunner(stage, triton_backend(), cache, BLOCK_SIZE, GPU)
         if captures:
@@ -130,9 +137,28 @@ PROMPTS = [[5 + n] * (3 + 2 * n) for n in range(5)]
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gemma2"])
 def test_graphs_generate_what_transformers_generates(family: str, tmp_path: Path) -> None:
     model = make_checkpoint(tmp_path, family)
+    check_tokens(model, [make_runners(model, captures=captures) for captures in (False, True)])
+
+
+@pytest.mark.parametrize("family", NORMS)
+def test_fused_parts_generate_what_transformers_generates(
+    family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, pipelines = make_checkpoint(tmp_path, family), []
+    for captures in (False, True):
+        pipelines.append(make_runners(model, captures=captures, fuses=True))
+        stages = [runner.model for runner in pipelines[-1]]
+        kinds = (FusedRmsNorm, GatedMlp)
+        fused = [isinstance(m, kinds) for stage in stages for m in stage.module.modules()]
+        assert sum(fused) == count_fused(family), caplog.text
+        assert all(stage._rotary.is_used for stage in stages), caplog.text
+    check_tokens(model, pipelines)
+
+
+def check_tokens(model: Path, pipelines: list[list[StepRunner]]) -> None:
+    """Compare logits and greedy tokens of a prefill and decodes with transformers'."""
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(GPU).eval()
-    eager, graphs = (make_runners(model, captures=captures) for captures in (False, True))
-    for runners in (eager, graphs):
+    for runners in pipelines:
         ground = Ground(BLOCK_SIZE)
         sequences = [ground.sequence(prompt, spare=12) for prompt in PROMPTS]
         shares = [(sequence, len(sequence.token_ids)) for sequence in sequences]

@@ -25,6 +25,7 @@ from workers.model import experts, layer_split, linears, partitioning
 from workers.model.attention import interface
 from workers.model.attention.interface import UnsupportedModelError
 from workers.model.fused import replace
+from workers.model.fused.operations import FusedOperations
 from workers.model.fused.rotary import RotaryFunctions
 from workers.model.partitioning import find_trunk
 
@@ -107,10 +108,10 @@ class StageModel:
             return hidden[0, : position_ids.shape[1]]
 
     @torch.inference_mode()
-    def fuse(self, library: Library) -> int:
+    def fuse(self, operations: FusedOperations) -> int:
         """Replace norms, MLPs and rotary functions by kernels, see `fused`; returns how many."""
-        self._rotary = RotaryFunctions(self._model, library)
-        return replace.fuse(self._model, library).total()
+        self._rotary = RotaryFunctions(self._model, operations)
+        return replace.fuse(self._model, operations).total()
 
     @torch.inference_mode()
     def pack_linears(self, library: Library) -> int:

@@ -23,7 +23,8 @@ def test_views_and_new_memory_are_no_launches() -> None:
 
 
 def test_a_layer_of_llama_is_counted_by_its_parts() -> None:
-    counts = launches.count(launches.make_model("llama"), launches.STEPS["decode"])
+    model = launches.make_model("llama", fuses=False)
+    counts = launches.count(model, launches.STEPS["decode"])
     layer = {part: counts[launches.LAYER, part] for part in launches.PARTS}
     # write KV, splits, their combination; q, k, v, o, gate, up, down; silu, mul; two residuals
     assert layer["attention"] == 3
@@ -33,18 +34,31 @@ def test_a_layer_of_llama_is_counted_by_its_parts() -> None:
     assert layer["experts"] == 0
     assert layer["norms"] > 2
     assert layer["rotary"] > 2
-    prefill = launches.count(launches.make_model("llama"), launches.STEPS["prefill"])
+    prefill = launches.count(model, launches.STEPS["prefill"])
     assert prefill[launches.LAYER, "attention"] == 2
 
 
+@pytest.mark.parametrize(("family", "num_norms"), [("llama", 2), ("qwen3", 4)])
+def test_a_fused_layer_has_one_launch_for_each_part(family: str, num_norms: int) -> None:
+    model = launches.make_model(family, fuses=True)
+    counts = launches.count(model, launches.STEPS["decode"])
+    layer = {part: counts[launches.LAYER, part] for part in launches.PARTS}
+    assert layer["norms"] == num_norms
+    assert layer["rotary"] == layer["activation"] == 1
+    assert (layer["attention"], layer["products"], layer["other"]) == (3, 7, 2)
+
+
 def test_a_line_says_what_is_fusable() -> None:
-    cells = [cell.strip() for cell in launches.line("mixtral", "decode").strip("|").split("|")]
-    assert cells[:2] == ["mixtral", "decode"]
-    parts = dict(zip(launches.PARTS, map(int, cells[2:9]), strict=True))
+    cells = [
+        cell.strip()
+        for cell in launches.line("mixtral", "decode", fuses=False).strip("|").split("|")
+    ]
+    assert cells[:3] == ["mixtral", "decode", "no"]
+    parts = dict(zip(launches.PARTS, map(int, cells[3:10]), strict=True))
     assert parts["experts"] > 0
-    assert int(cells[9]) == sum(parts.values())
+    assert int(cells[10]) == sum(parts.values())
     fusable = parts["norms"] + parts["rotary"] + parts["activation"]
-    assert cells[10] == f"{fusable / int(cells[9]):.0%}"
+    assert cells[11] == f"{fusable / int(cells[10]):.0%}"
 
 
 def test_the_model_s_hooks_are_removed() -> None:

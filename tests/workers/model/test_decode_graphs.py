@@ -13,7 +13,7 @@ from torch import Tensor
 
 from configs.config import EngineConfig
 from tests.checkpoints import VOCABULARY, make_checkpoint
-from tests.kernels import triton_backend
+from tests.kernels import triton_backend, triton_operations
 from tests.workers.model.test_stage_model import make_stages
 from tests.workers.world import CPU, Ground, History
 from workers.device.events import Done
@@ -141,14 +141,17 @@ DECODES = [(0, 1), (0, 2), (2, 3), (0, 3), (2, 3)]
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "mixtral", pytest.param("gemma2", marks=pytest.mark.long)]
+    ("family", "fuses"),
+    [("llama", True), ("mixtral", False), pytest.param("gemma2", True, marks=pytest.mark.long)],
 )
-def test_replayed_steps_are_eager_steps(family: str, tmp_path: Path) -> None:
+def test_replayed_steps_are_eager_steps(family: str, tmp_path: Path, *, fuses: bool) -> None:
     path = make_checkpoint(tmp_path, family, num_hidden_layers=2)
     stages = make_stages(path, (1, 1), dtype="float32")
     results, caches = [], []
     for captures in (False, True):
         ground = Ground(BLOCK_SIZE, num_blocks=40)
+        if captures and fuses:  # the eager steps are those of transformers' own parts
+            assert all(stage.fuse(triton_operations()) for stage in stages)
         runners = [make_runner(stage, triton_backend(), ground.num_blocks) for stage in stages]
         capture = FakeCapture()
         if captures:

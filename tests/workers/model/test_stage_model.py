@@ -25,6 +25,7 @@ from workers.model.attention.native import NativeBackend
 from workers.model.attention.plain import PlainBackend
 from workers.model.attention.probe import Probe
 from workers.model.batch import StepBatch
+from workers.model.fused.native import NativeOperations
 from workers.model.kv_cache import KvCache, LayerShape
 from workers.model.layer_split import PartitionError
 from workers.model.linears import pack_for_onednn
@@ -131,7 +132,7 @@ def test_the_stages_together_are_the_whole_model(
         library = shared_library()
         backend = NativeBackend(library)
         for stage in chain(*pipelines):
-            stage.fuse(library)
+            stage.fuse(NativeOperations(library))
         packed = sum(stage.pack_linears(library) for stages in pipelines for stage in stages)
         assert packed > 0
     caches = [make_caches(p, g) for p, g in zip(pipelines, grounds, strict=True)]

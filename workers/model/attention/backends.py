@@ -11,6 +11,7 @@ from torch import Tensor
 
 from configs.pipeline import AttentionBackend
 from workers.device.upload import Arrays, upload_to
+from workers.kernels import triton_support
 from workers.kernels.compiler import CompilerError
 from workers.kernels.library import Library
 from workers.model.attention.flashinfer import FlashInferBackend, refusal
@@ -124,22 +125,19 @@ def _make_native(stage: _Stage) -> Backend:
 
 
 def _make_triton(stage: _Stage) -> Backend:
-    try:
-        # A late import: Triton is not installed with torch's CPU builds.
-        from workers.model.attention.triton import TritonBackend, is_interpreted
-    except ImportError as error:
-        raise BackendError(f"Triton is not installed ({error.name})") from error
-    if stage.device.type != "cuda" and not is_interpreted():
-        raise BackendError("it runs on GPUs only")
-    _require_ampere(stage.device)
+    reason = triton_support.obstacle(stage.device)
+    if reason is not None:
+        raise BackendError(reason)
+    # A late import: Triton is not installed with torch's CPU builds.
+    from workers.model.attention.triton import TritonBackend
+
     return TritonBackend(stage.device)
 
 
 def _make_flashinfer(stage: _Stage) -> Backend:
     if stage.device.type != "cuda":
         raise BackendError("it runs on GPUs only")
-    _require_ampere(stage.device)
-    reason = refusal(stage.layers, stage.dtype)
+    reason = triton_support.age(stage.device) or refusal(stage.layers, stage.dtype)
     if reason is not None:
         raise BackendError(reason)
     try:
@@ -155,11 +153,6 @@ _MAKERS: Mapping[str, Callable[[_Stage], Backend]] = {
     "triton": _make_triton,
     "flashinfer": _make_flashinfer,
 }
-
-
-def _require_ampere(device: torch.device) -> None:
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        raise BackendError("it needs a GPU of compute capability 8.0 (Ampere) or later")
 
 
 def _compile_variants(

@@ -3,7 +3,6 @@
 Its integers go to the device with those of the step; a layer takes two to four launches.
 """
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from workers.device.upload import to_device
 from workers.kernels import triton_attention as kernels
+from workers.kernels.triton_support import is_interpreted
 from workers.model.attention.interface import Form
 from workers.model.batch import Rows, StepBatch
 from workers.model.kv_cache import KvCache
@@ -273,11 +273,6 @@ def _tiles_of(rows: Rows, tokens: int) -> dict[str, np.ndarray]:
 def split_counts() -> list[int]:
     """All numbers of parts that `num_splits` may return; each is a variant of the kernels."""
     return [1 << power for power in range(MOST_SPLITS.bit_length())]
-
-
-def is_interpreted() -> bool:
-    """Whether the kernels run in Triton's interpreter, which needs no GPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def num_splits(num_programs: int, longest: int, num_multiprocessors: int) -> int:

@@ -1,15 +1,15 @@
-"""The gated MLP with one product for gate and up, and one kernel for the activation.
+"""The gated MLP with one kernel for the activation, and on CPUs one product for gate and up.
 
 down(activation(gate(x)) * up(x)), as in Llama, Qwen, Mistral, Gemma and most families since.
 """
 
-import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from workers.kernels.library import TYPES, GatedStep, Library
+from workers.kernels.library import TYPES
+from workers.model.fused.operations import FusedOperations
 from workers.model.fused.same import is_same, random_values
 
 # As elementwise.cpp numbers them.
@@ -21,35 +21,29 @@ PARTS = ("gate_proj", "up_proj", "down_proj")
 
 
 class GatedMlp(nn.Module):
-    """`gate_up` computes the gate and what it multiplies, `[..., 2 x width]`."""
+    """`products` give what `FusedOperations.gate` takes: gate and up, in one tensor or in two."""
 
     def __init__(
-        self, gate_up: nn.Module, down: nn.Module, activation: int, library: Library
+        self,
+        products: Sequence[nn.Module],
+        down: nn.Module,
+        activation: int,
+        operations: FusedOperations,
     ) -> None:
         super().__init__()
-        self.gate_up, self.down = gate_up, down
-        self._activation, self._library = activation, library
+        self.gate, self.up = products[0], products[1] if products[1:] else None
+        self.down = down
+        self._activation, self._operations = activation, operations
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[..., hidden]` for `[..., hidden]`."""
-        both = self.gate_up(x)
-        width = both.shape[-1] // 2
-        out = both.new_empty(*both.shape[:-1], width)
-        step = GatedStep(
-            both.data_ptr(),
-            out.data_ptr(),
-            out.numel() // width,
-            width,
-            TYPES[both.dtype],
-            self._activation,
-            torch.get_num_threads(),
-        )
-        self._library.gated(ctypes.byref(step))
-        down: Tensor = self.down(out)
+        up = self.up
+        products = (self.gate(x),) if up is None else (self.gate(x), up(x))
+        down: Tensor = self.down(self._operations.gate(products, self._activation))
         return down
 
 
-def fused(mlp: nn.Module, library: Library) -> GatedMlp | None:
+def fused(mlp: nn.Module, operations: FusedOperations) -> GatedMlp | None:
     """The same in fewer steps, or None if the module is not such an MLP."""
     children = dict(mlp.named_children())
     parts = [children.get(name) for name in PARTS]
@@ -67,8 +61,9 @@ def fused(mlp: nn.Module, library: Library) -> GatedMlp | None:
         or (gate.bias is None) != (up.bias is None)
     ):
         return None
-    made = GatedMlp(_joined(gate, up), down, activation, library)
-    rows = random_values(1, 5, gate.in_features).to(gate.weight.dtype)
+    products = [_joined(gate, up)] if operations.joins_products else [gate, up]
+    made = GatedMlp(products, down, activation, operations)
+    rows = random_values(1, 5, gate.in_features, device=gate.weight.device).to(gate.weight.dtype)
     return made if is_same(made(rows), mlp(rows)) else None
 
 

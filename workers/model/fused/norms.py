@@ -1,12 +1,11 @@
-"""RMSNorm as one kernel, in place of torch's six operations: 2.3 to 4 times as fast."""
+"""RMSNorm as one kernel, in place of torch's six operations: on CPUs 2.3 to 4 times as fast."""
 
-import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-import torch
 from torch import Tensor, nn
 
-from workers.kernels.library import TYPES, Library, NormStep
+from workers.kernels.library import TYPES
+from workers.model.fused.operations import FusedOperations
 from workers.model.fused.same import is_same, random_values
 
 # How a family's RMSNorm applies its weights: what it adds to them, and whether the normalised
@@ -16,34 +15,18 @@ EPSILON_NAMES = ("variance_epsilon", "eps")
 
 
 class FusedRmsNorm(nn.Module):
-    """x / sqrt(mean(x^2) + epsilon) * (weight + offset) over the last dimension, in fp32."""
+    """The RMSNorm of `FusedOperations.rms_norm`, with the weights of the norm that it replaces."""
 
-    def __init__(
-        self, weight: nn.Parameter, epsilon: float, form: tuple[float, bool], library: Library
-    ) -> None:
+    def __init__(self, weight: nn.Parameter, normalise: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.weight, self._library = weight, library
-        self._arguments = NormStep(
-            weight=weight.data_ptr(),
-            width=len(weight),
-            type=TYPES[weight.dtype],
-            rounds=form[1],
-            epsilon=epsilon,
-            offset=form[0],
-        )
+        self.weight, self._normalise = weight, normalise
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the normalised rows, `[..., width]` as the input."""
-        rows = hidden_states.contiguous()
-        out, to = torch.empty_like(rows), self._arguments
-        to.input, to.output = rows.data_ptr(), out.data_ptr()
-        to.rows = rows.numel() // to.width
-        to.threads = torch.get_num_threads()
-        self._library.norm(ctypes.byref(to))
-        return out
+        return self._normalise(hidden_states)
 
 
-def fused(norm: nn.Module, library: Library) -> FusedRmsNorm | None:
+def fused(norm: nn.Module, operations: FusedOperations) -> FusedRmsNorm | None:
     """The same as one kernel, or None if this is not an RMSNorm of a known form."""
     parameters = dict(norm.named_parameters())
     weight = parameters.get("weight")
@@ -57,13 +40,15 @@ def fused(norm: nn.Module, library: Library) -> FusedRmsNorm | None:
         or not isinstance(epsilon, float)
     ):
         return None
-    rows = (3 * random_values(9, len(weight))).to(weight.dtype)
+    rows = (3 * random_values(9, len(weight), device=weight.device)).to(weight.dtype)
     wanted = norm(rows)
     return next(
-        (made for made in _candidates(weight, epsilon, library) if is_same(made(rows), wanted)),
+        (made for made in _candidates(weight, epsilon, operations) if is_same(made(rows), wanted)),
         None,
     )
 
 
-def _candidates(weight: nn.Parameter, epsilon: float, library: Library) -> Iterator[FusedRmsNorm]:
-    return (FusedRmsNorm(weight, epsilon, form, library) for form in FORMS)
+def _candidates(
+    weight: nn.Parameter, epsilon: float, operations: FusedOperations
+) -> Iterator[FusedRmsNorm]:
+    return (FusedRmsNorm(weight, operations.rms_norm(weight, epsilon, *form)) for form in FORMS)

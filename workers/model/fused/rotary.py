@@ -1,10 +1,10 @@
-"""The rotary embedding as one kernel for the queries and one for the keys.
+"""The rotary embedding as a kernel for queries and keys.
 
 transformers' families call a function `apply_rotary_pos_emb` of their own module. During a forward
 pass, a `FusedRotary` takes its place there.
 """
 
-import ctypes
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workers.kernels.library import TYPES, Library, RotaryStep
-from workers.model.fused.same import is_same, random_values
+from workers.kernels.library import TYPES
+from workers.model.fused.operations import FusedOperations
+from workers.model.fused.same import first_line, is_same, random_values
 
 FUNCTION = "apply_rotary_pos_emb"
 COMPARED_TOKENS = 9
+
+log = logging.getLogger("tdpipe")
 
 Rotate = Callable[..., tuple[Tensor, Tensor]]
 # What a call's result depends on, beside the values: shapes of the heads, types.
@@ -31,8 +34,8 @@ class FusedRotary:
     The first call with inputs of a new kind compares the two on random values.
     """
 
-    def __init__(self, original: Rotate, library: Library) -> None:
-        self._original, self._library = original, library
+    def __init__(self, original: Rotate, operations: FusedOperations) -> None:
+        self._original, self._operations = original, operations
         self._rounds: dict[Signature, bool | None] = {}  # None: not fused
 
     def __call__(self, *inputs: Any, **named: Any) -> tuple[Tensor, Tensor]:
@@ -43,11 +46,13 @@ class FusedRotary:
         heads = (q.shape[1::2], k.shape[1::2])
         signature = (*heads, cos.shape[2], q.dtype, cos.dtype)
         if signature not in self._rounds:
-            self._rounds[signature] = self._compare(*signature)
+            if _is_captured(q.device):  # a comparison would wait for the device
+                return self._original(q, k, cos, sin)
+            self._rounds[signature] = self._compare(*signature, q.device)
         rounds = self._rounds[signature]
         if rounds is None:
             return self._original(q, k, cos, sin)
-        return self._rotate(q, cos, sin, rounds), self._rotate(k, cos, sin, rounds)
+        return self._operations.rotate(q, k, cos, sin, rounds)
 
     @property
     def is_used(self) -> bool:
@@ -61,60 +66,42 @@ class FusedRotary:
         rotated: int,
         dtype: torch.dtype,
         angle_dtype: torch.dtype,
+        device: torch.device,
     ) -> bool | None:
         """Whether the family rounds the products before it adds them; None: it differs."""
         q, k = (
-            random_values(1, heads, COMPARED_TOKENS, dim).to(dtype)
+            random_values(1, heads, COMPARED_TOKENS, dim, device=device).to(dtype)
             for heads, dim in (query_shape, key_shape)
         )
-        angles = random_values(2, 1, COMPARED_TOKENS, rotated)
+        angles = random_values(2, 1, COMPARED_TOKENS, rotated, device=device)
         cos, sin = angles.to(angle_dtype)
         try:
             wanted = self._original(q, k, cos, sin)
         except RuntimeError:  # the family rotates other shapes, after a split of the heads
             return None
-        for rounds in (True, False):
-            got = [self._rotate(tensor, cos, sin, rounds) for tensor in (q, k)]
-            if all(is_same(*pair) for pair in zip(got, wanted, strict=True)):
-                return rounds
+        try:
+            for rounds in (True, False):
+                got = self._operations.rotate(q, k, cos, sin, rounds)
+                if all(is_same(*pair) for pair in zip(got, wanted, strict=True)):
+                    return rounds
+        except Exception as error:  # of Triton or the device: too many kinds to name
+            log.warning("the rotary embedding is not fused: %s", first_line(error))
         return None
-
-    def _rotate(self, rows: Tensor, cos: Tensor, sin: Tensor, rounds: bool) -> Tensor:
-        _, heads, tokens, dim = rows.shape
-        out = rows.new_empty(tokens, heads, dim)
-        _, head_stride, token_stride, _ = rows.stride()
-        step = RotaryStep(
-            rows.data_ptr(),
-            cos.data_ptr(),
-            sin.data_ptr(),
-            out.data_ptr(),
-            head_stride,
-            token_stride,
-            cos.stride(1),
-            heads,
-            tokens,
-            dim,
-            cos.shape[2],
-            TYPES[rows.dtype],
-            cos.dtype != rows.dtype,
-            rounds,
-            torch.get_num_threads(),
-        )
-        self._library.rotate(ctypes.byref(step))
-        return out.transpose(0, 1)[None]
 
 
 class RotaryFunctions:
     """The rotary functions of a model's modules, and those that replace them in a forward pass."""
 
-    def __init__(self, model: nn.Module | None = None, library: Library | None = None) -> None:
+    def __init__(
+        self, model: nn.Module | None = None, operations: FusedOperations | None = None
+    ) -> None:
         self._fused: list[tuple[ModuleType, FusedRotary]] = []
-        if model is None or library is None:
+        if model is None or operations is None:
             return
         names = dict.fromkeys(type(module).__module__ for module in model.modules())
         for module in (sys.modules[name] for name in names):
             if callable(original := getattr(module, FUNCTION, None)):
-                self._fused.append((module, FusedRotary(original, library)))
+                self._fused.append((module, FusedRotary(original, operations)))
 
     @property
     def is_used(self) -> bool:
@@ -132,6 +119,11 @@ class RotaryFunctions:
         finally:
             for module, original in originals:
                 setattr(module, FUNCTION, original)
+
+
+def _is_captured(device: torch.device) -> bool:
+    """Whether launches are recorded for a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _is_usual(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:

@@ -9,9 +9,9 @@ RELATIVE_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**
 MOST_UNEQUAL = 0.02  # of the elements, in 16 bits
 
 
-def random_values(*shape: int) -> Tensor:
-    """Normally distributed values, the same at each start."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+def random_values(*shape: int, device: torch.device | None = None) -> Tensor:
+    """Normally distributed values, the same at each start and on each device [CPU]."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), device="cpu").to(device)
 
 
 def is_same(got: Tensor, wanted: Tensor) -> bool:
@@ -24,3 +24,9 @@ def is_same(got: Tensor, wanted: Tensor) -> bool:
         return False
     is_narrow = got.dtype != torch.float32
     return not is_narrow or float((wide != exact).double().mean()) <= MOST_UNEQUAL
+
+
+def first_line(error: Exception) -> str:
+    """What a kernel's failure is told with."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -10,6 +10,8 @@ from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
 from tests.kernels import shared_library
 from workers.model import linears
 from workers.model.fused import gated_mlp
+from workers.model.fused.native import NativeOperations
+from workers.model.fused.operations import FusedOperations
 from workers.model.fused.replace import fuse
 from workers.model.fused.same import is_same
 
@@ -33,19 +35,21 @@ def make(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
 def test_a_fused_mlp_gives_the_results_of_the_family(
-    activation: str, dtype: torch.dtype, *, bias: bool
+    operations: FusedOperations, activation: str, dtype: torch.dtype, *, bias: bool
 ) -> None:
     mlp = make(activation, dtype=dtype, bias=bias)
-    fused = gated_mlp.fused(mlp, shared_library())
+    fused = gated_mlp.fused(mlp, operations)
     assert fused is not None
-    for size in [(1, 48), (1, 13, 48), (1, 200, 48)]:
+    # Enough for several threads; the interpreter takes milliseconds for each row.
+    many = 200 if isinstance(operations, NativeOperations) else 20
+    for size in [(1, 48), (1, 13, 48), (1, many, 48)]:
         rows = (3 * torch.randn(size)).to(dtype)
         assert is_same(fused(rows), mlp(rows))
 
 
-def test_large_and_small_gates_are_activated_as_by_torch() -> None:
+def test_large_and_small_gates_are_activated_as_by_torch(operations: FusedOperations) -> None:
     mlp = make()
-    fused = gated_mlp.fused(mlp, shared_library())
+    fused = gated_mlp.fused(mlp, operations)
     assert fused is not None
     for scale in (1e-6, 1e3, 1e15):
         rows = scale * torch.randn(5, 48)
@@ -61,18 +65,17 @@ class ScaledMlp(LlamaMLP):
         return half
 
 
-def test_mlps_of_another_form_stay_as_they_are() -> None:
-    library = shared_library()
+def test_mlps_of_another_form_stay_as_they_are(operations: FusedOperations) -> None:
     config = LlamaConfig(hidden_size=48, num_attention_heads=4, intermediate_size=100)
-    assert gated_mlp.fused(ScaledMlp(config).requires_grad_(False), library) is None
-    assert gated_mlp.fused(make("relu"), library) is None
-    assert gated_mlp.fused(make(dtype=torch.float64), library) is None
+    assert gated_mlp.fused(ScaledMlp(config).requires_grad_(False), operations) is None
+    assert gated_mlp.fused(make("relu"), operations) is None
+    assert gated_mlp.fused(make(dtype=torch.float64), operations) is None
     quantised = make()
     quantised.up_proj = nn.Sequential(quantised.up_proj)
-    assert gated_mlp.fused(quantised, library) is None
+    assert gated_mlp.fused(quantised, operations) is None
     with_more = make()
     with_more.scale = nn.Parameter(torch.ones(1))
-    assert gated_mlp.fused(with_more, library) is None
+    assert gated_mlp.fused(with_more, operations) is None
 
 
 def test_a_model_is_fused_once_and_then_packed() -> None:
@@ -80,7 +83,7 @@ def test_a_model_is_fused_once_and_then_packed() -> None:
     model = nn.ModuleList([shared, nn.ModuleDict({"again": shared}), make("relu")])
     rows = torch.randn(4, 48)
     want = shared(rows)
-    assert fuse(model, library) == {"GatedMlp": 1}
+    assert fuse(model, NativeOperations(library)) == {"GatedMlp": 1}
     assert model[0] is model[1]["again"]  # type: ignore[index]
     assert linears.pack(model, library) == 5
     assert is_same(model[0](rows), want)

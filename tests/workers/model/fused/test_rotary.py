@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from transformers.models.gpt_neox import modeling_gpt_neox
 from transformers.models.llama import modeling_llama
 
-from tests.kernels import shared_library
+from tests.workers.model.fused.broken import Broken
+from workers.model.fused import rotary
+from workers.model.fused.operations import FusedOperations
 from workers.model.fused.rotary import FUNCTION, FusedRotary, RotaryFunctions
 from workers.model.fused.same import is_same
 
@@ -41,10 +43,12 @@ def inputs(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("family", HALVES | OTHERS)
-def test_the_results_are_those_of_the_family(family: str, dtype: torch.dtype) -> None:
+def test_the_results_are_those_of_the_family(
+    operations: FusedOperations, family: str, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     original = function_of(family)
-    fused = FusedRotary(original, shared_library())
+    fused = FusedRotary(original, operations)
     given = inputs((HALVES | OTHERS)[family], dtype, dtype)
     for got, want in zip(fused(*given), original(*given), strict=True):
         assert is_same(got, want)
@@ -52,8 +56,8 @@ def test_the_results_are_those_of_the_family(family: str, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("dim", [16, 80, 96, 128, 256])
-def test_heads_of_any_size_are_rotated(dim: int) -> None:
-    fused = FusedRotary(function_of("llama"), shared_library())
+def test_heads_of_any_size_are_rotated(operations: FusedOperations, dim: int) -> None:
+    fused = FusedRotary(function_of("llama"), operations)
     given = inputs(1.0, torch.bfloat16, torch.float32, dim)
     for got, want in zip(fused(*given), function_of("llama")(*given), strict=True):
         assert is_same(got, want.to(got.dtype)) or not fused.is_used
@@ -63,8 +67,10 @@ def test_heads_of_any_size_are_rotated(dim: int) -> None:
     assert fused.is_used
 
 
-def test_calls_that_the_kernel_does_not_know_reach_the_original() -> None:
-    fused = FusedRotary(function_of("llama"), shared_library())
+def test_calls_that_the_kernel_does_not_know_reach_the_original(
+    operations: FusedOperations,
+) -> None:
+    fused = FusedRotary(function_of("llama"), operations)
     q, k, cos, sin = inputs(1.0, torch.float32, torch.float32)
     turned = [t.transpose(1, 2) for t in (q, k)]
     for got, want in zip(
@@ -78,18 +84,43 @@ def test_calls_that_the_kernel_does_not_know_reach_the_original() -> None:
     assert not fused.is_used
 
 
-def test_a_family_that_rotates_one_tensor_at_a_time_keeps_its_function() -> None:
+def test_a_family_that_rotates_one_tensor_at_a_time_keeps_its_function(
+    operations: FusedOperations,
+) -> None:
     def one_at_a_time(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return x * cos[:, None] + sin[:, None]
 
     q, _, cos, sin = inputs(1.0, torch.float32, torch.float32)
-    fused = FusedRotary(one_at_a_time, shared_library())  # type: ignore[arg-type]
+    fused = FusedRotary(one_at_a_time, operations)  # type: ignore[arg-type]
     assert torch.equal(fused(q, cos, sin), one_at_a_time(q, cos, sin))  # type: ignore[arg-type]
 
 
-def test_functions_are_replaced_only_within_the_context() -> None:
+def test_a_first_call_within_a_capture_reaches_the_original(
+    operations: FusedOperations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = FusedRotary(function_of("llama"), operations)
+    given = inputs(1.0, torch.float32, torch.float32)
+    monkeypatch.setattr(rotary, "_is_captured", lambda _: True)
+    assert torch.equal(fused(*given)[0], function_of("llama")(*given)[0])
+    assert not fused.is_used
+    monkeypatch.undo()
+    fused(*given)
+    assert fused.is_used
+
+
+def test_a_kernel_that_fails_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    fused = FusedRotary(function_of("llama"), Broken())
+    given = inputs(1.0, torch.float32, torch.float32)
+    for _ in range(2):
+        assert torch.equal(fused(*given)[0], function_of("llama")(*given)[0])
+    assert [record.message for record in caplog.records] == [
+        "the rotary embedding is not fused: RuntimeError: no kernel"
+    ]
+
+
+def test_functions_are_replaced_only_within_the_context(operations: FusedOperations) -> None:
     attention = modeling_llama.LlamaRotaryEmbedding(modeling_llama.LlamaConfig())
-    functions = RotaryFunctions(nn.ModuleList([attention]), shared_library())
+    functions = RotaryFunctions(nn.ModuleList([attention]), operations)
     original = modeling_llama.apply_rotary_pos_emb
     with functions.replaced():
         assert isinstance(modeling_llama.apply_rotary_pos_emb, FusedRotary)
@@ -100,7 +131,9 @@ def test_functions_are_replaced_only_within_the_context() -> None:
     assert modeling_llama.apply_rotary_pos_emb is original
 
 
-def test_a_model_without_rotary_embedding_has_nothing_to_replace() -> None:
-    functions = RotaryFunctions(nn.Linear(2, 2), shared_library())
+def test_a_model_without_rotary_embedding_has_nothing_to_replace(
+    operations: FusedOperations,
+) -> None:
+    functions = RotaryFunctions(nn.Linear(2, 2), operations)
     with functions.replaced():
         assert not functions.is_used

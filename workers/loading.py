@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from configs.config import EngineConfig
@@ -137,7 +138,20 @@ def load(config: EngineConfig, data_dir: Path, place: StagePlace) -> LoadedStage
 def estimate_graph_bytes(
     config: EngineConfig, loaded: LoadedStage, place: StagePlace, limits: GraphLimits
 ) -> int:
-    """The memory that CUDA graphs will take besides the KV cache, found with a small one."""
+    """The memory that CUDA graphs will take besides the KV cache, found with a small one.
+
+    Stages that share a device measure one after the other, because its free memory is that of all.
+    """
+    for turn in range(place.stages_on_device):
+        dist.barrier()
+        if place.stage % place.stages_on_device == turn:
+            num_bytes = _measure_graph_bytes(config, loaded, place, limits)
+    return num_bytes
+
+
+def _measure_graph_bytes(
+    config: EngineConfig, loaded: LoadedStage, place: StagePlace, limits: GraphLimits
+) -> int:
     model, device, block_size = loaded.model, place.device, config.cache.block_size
     cache = KvCache(loaded.shapes, 2, block_size, model.dtype, device)
     runner = StepRunner(model, loaded.attention, cache, block_size, device)

@@ -80,25 +80,20 @@ def candidates(folder: Path, data_dir: Path) -> list[Candidate]:
             for policy in ("td-pipe", "temporal")
             for settings in [ours | {"policy": policy}]
         ),
-        Candidate(
-            "vLLM, 2 stages",
-            "vllm",
-            vllm,
-            {"pipeline_parallel_size": 2},
-            space | {"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
-        ),
-        Candidate(
-            "vLLM, 2 threads", "vllm", vllm, {}, space | {"VLLM_CPU_OMP_THREADS_BIND": "0-1"}
-        ),
         *(
             Candidate(
-                "vLLM, 2 threads, fp32",
+                f"vLLM, {name}, {dtype}",
                 "vllm",
                 vllm,
-                {"dtype": "float32"},
-                space | {"VLLM_CPU_OMP_THREADS_BIND": "0-1"},
+                {"dtype": dtype} | settings,
+                space | {"VLLM_CPU_OMP_THREADS_BIND": cores},
             )
-            for _ in range(not has_bf16_products())  # torch's bf16 is slow there
+            # Where torch's bf16 is slow, which vLLM uses, fp32 may be its best setting.
+            for dtype in ("bfloat16", "float32")[: 1 if has_bf16_products() else 2]
+            for name, settings, cores in (
+                ("2 stages", {"pipeline_parallel_size": 2}, "0|1"),
+                ("2 threads", {}, "0-1"),
+            )
         ),
         Candidate(
             "OpenVINO GenAI, 2 threads",

@@ -52,8 +52,13 @@ def onednn_limit(environ: MutableMapping[str, str] = os.environ) -> str | None:
 
 def may_use_amx() -> bool:
     """Whether the CPU has AMX, and oneDNN may use it."""
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private
-    return (has_amx is None or has_amx()) and onednn_limit() not in LIMITS_WITHOUT_AMX
+    return has_amx() and onednn_limit() not in LIMITS_WITHOUT_AMX
+
+
+def has_amx() -> bool:
+    """Whether the CPU has AMX, or torch does not say."""
+    is_supported = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private
+    return is_supported is None or bool(is_supported())
 
 
 def obstacle(
@@ -81,6 +86,8 @@ def obstacle(
         return f"torch's {dtypes} products depend on it ({names})"
     if platform.machine() not in ("x86_64", "AMD64"):
         return f"torch's products were not examined on {platform.machine()}"
+    if has_amx() and any(dtype == torch.float16 for _, dtype in foreign):
+        return "oneDNN's fp16 products were not examined on CPUs with AMX"
     if may_use_amx():
         limit = onednn_limit()
         allowed = f", which {limit} allows" if limit else ""

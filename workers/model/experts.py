@@ -139,8 +139,11 @@ def _gives_the_same(packed: PackedExperts, module: Any) -> bool:
     hidden = random_values(CHECKED_TOKENS, weights.shape[2]).to(weights.dtype)
     index = torch.arange(2 * CHECKED_TOKENS).view(-1, 2) % module.num_experts
     shares = random_values(CHECKED_TOKENS, 2).abs().to(weights.dtype)
-    wanted = at_least_two_rows(module, hidden, index, shares)
-    return is_same(packed.forward(hidden, index, shares), wanted)
+    try:
+        wanted = at_least_two_rows(module, hidden, index, shares)
+        return is_same(packed.forward(hidden, index, shares), wanted)
+    except Exception:  # of the code of any model
+        return False
 
 
 ExpertsInterface.register(NAME, forward)

@@ -40,6 +40,7 @@ class Panels:
         self._library = library
         self._panels = library.pack(weights.detach())
         self._bias = None if bias is None else bias.detach().clone()
+        self._dtype = weights.dtype
         layers, self._num_outputs, self._num_inputs = weights.shape
         self._begins = np.zeros(layers + 1, np.int64)  # torch's assignment takes 3 us, in each call
         self._arguments = LinearStep(
@@ -57,6 +58,8 @@ class Panels:
 
         With several layers, layer i takes the rows from `ends[i - 1]` up to `ends[i]`.
         """
+        if rows.dtype != self._dtype:
+            raise RuntimeError(f"rows of {rows.dtype} for weights of {self._dtype}")
         if rows.stride(1) != 1:
             rows = rows.contiguous()
         self._begins[1:] = len(rows) if ends is None else ends.numpy()

@@ -103,7 +103,11 @@ class TdPipe(Policy):
         return batch if batch.sequences else None
 
     def _feed(self, batch: MicroBatch, sequence: Sequence) -> None:
-        num_tokens = batch.add_prefill(sequence, self._chunks.size(len(sequence.token_ids)))
+        size = self._chunks.size(len(sequence.token_ids))
+        # A single token is not left over: attention sums it in another order than a longer chunk,
+        # so that the KV of a prompt would depend on where it was cut.
+        leaves_one = size > 1 and sequence.num_unplanned == size + 1
+        num_tokens = batch.add_prefill(sequence, size - leaves_one)
         self._half_fed = sequence if num_tokens < sequence.num_unplanned else None
 
     def _admits(self, pool: Pool, sequence: Sequence) -> bool:

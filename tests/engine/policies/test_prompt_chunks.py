@@ -3,7 +3,7 @@
 import pytest
 
 from engine.costs.cost_model import CostModel
-from engine.policies.prompt_chunks import SMALLEST, PromptChunks, prefill_s
+from engine.policies.prompt_chunks import SMALLEST, PromptChunks, chunks_s, prefill_s
 
 BUDGET = 2048
 
@@ -48,8 +48,14 @@ def test_the_choice_is_close_to_the_best_of_all_halves(base_s: float, num_stages
     cost = proportional(base_s)
     size = PromptChunks(BUDGET, num_stages, cost).size(8192)
     halves = [BUDGET >> k for k in range(6)]
-    best = min(prefill_s(cost, num_stages, 8192, half) for half in halves)
-    assert prefill_s(cost, num_stages, 8192, size) <= 1.02 * best
+    allowed = 1.05 * sum(chunks_s(cost, 8192, BUDGET))
+    times = [
+        prefill_s(cost, num_stages, 8192, half)
+        for half in halves
+        if sum(chunks_s(cost, 8192, half)) <= allowed
+    ]
+    assert sum(chunks_s(cost, 8192, size)) <= allowed
+    assert prefill_s(cost, num_stages, 8192, size) <= 1.02 * min(times)
 
 
 def test_a_prompt_within_the_budget_is_not_cut() -> None:
@@ -64,7 +70,7 @@ def test_a_choice_is_kept_when_the_costs_are_corrected() -> None:
     before = chunks.size(7000)
     cost.become(proportional(base_s=10.0))
     assert chunks.size(7000) == chunks.size(7001) == before
-    assert chunks.size(20_000) == BUDGET
+    assert chunks.size(20_000) < BUDGET  # of a length that was not asked for before
 
 
 def test_a_small_budget_is_never_exceeded_or_zero() -> None:

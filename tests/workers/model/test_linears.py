@@ -83,6 +83,12 @@ def test_rows_of_any_shape_and_stride_are_taken() -> None:
         torch.testing.assert_close(packed(rows), linear(rows))
 
 
+def test_rows_of_another_type_are_an_error_as_with_torch() -> None:
+    packed = PackedLinear(torch.randn(8, 4), None, shared_library())
+    with pytest.raises(RuntimeError, match=r"rows of torch\.float16 for weights of torch\.float32"):
+        packed(torch.randn(2, 4).half())
+
+
 class Model(nn.Module):
     """Layers that can be packed, and one that cannot."""
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from workers.device.upload import Arrays
 from workers.kernels.library import TYPES, AttentionStep, Library
-from workers.model.attention.interface import Form
+from workers.model.attention.interface import Form, UnsupportedModelError
 from workers.model.batch import Rows, StepBatch
 from workers.model.kv_cache import KvCache
 
@@ -31,6 +31,9 @@ class NativeStep:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """See `workers.model.attention.interface.Attend`."""
         keys, values = self._cache.layers[layer]
+        if not query.dtype == key.dtype == value.dtype == keys.dtype:
+            dtypes = {query.dtype, key.dtype, value.dtype, keys.dtype}
+            raise UnsupportedModelError(f"layer {layer} attends with {len(dtypes)} types at once")
         heads, tokens, key_dim = query.shape
         kv_heads, _, value_dim = value.shape
         query, key, value = _packed(query), _packed(key), _packed(value)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from workers.kernels.library import TYPES
 from workers.model.fused.operations import FusedOperations
-from workers.model.fused.same import is_same, random_values
+from workers.model.fused.same import is_same, random_values, result_of
 
 # As elementwise.cpp numbers them.
 ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {
@@ -44,7 +44,10 @@ class GatedMlp(nn.Module):
 
 
 def fused(mlp: nn.Module, operations: FusedOperations) -> GatedMlp | None:
-    """The same in fewer steps, or None if the module is not such an MLP."""
+    """The same in fewer steps, or None if the module is not such an MLP.
+
+    With `joins_products`, `mlp` loses the weights of gate and up.
+    """
     children = dict(mlp.named_children())
     parts = [children.get(name) for name in PARTS]
     activation = _activation(children.get("act_fn"))
@@ -64,7 +67,11 @@ def fused(mlp: nn.Module, operations: FusedOperations) -> GatedMlp | None:
     products = [_joined(gate, up)] if operations.joins_products else [gate, up]
     made = GatedMlp(products, down, activation, operations)
     rows = random_values(1, 5, gate.in_features, device=gate.weight.device).to(gate.weight.dtype)
-    return made if is_same(made(rows), mlp(rows)) else None
+    if not is_same(made(rows), result_of(mlp, rows)):
+        return None
+    if operations.joins_products:
+        del gate.weight, up.weight  # frees them now, and not only when all MLPs are joined
+    return made
 
 
 def _activation(module: nn.Module | None) -> int | None:
@@ -72,7 +79,7 @@ def _activation(module: nn.Module | None) -> int | None:
     if module is None or list(module.parameters()):
         return None
     values = torch.linspace(-12, 12, 481)
-    wanted = module(values)
+    wanted = result_of(module, values)
     return next(
         (n for n, function in ACTIVATIONS.items() if is_same(function(values), wanted)), None
     )

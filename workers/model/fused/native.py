@@ -25,14 +25,13 @@ class NativeOperations:
     ) -> Callable[[Tensor], Tensor]:
         """See `FusedOperations.rms_norm`."""
         step = NormStep(
-            weight=weight.data_ptr(),
             width=len(weight),
             type=TYPES[weight.dtype],
             rounds=rounds,
             epsilon=epsilon,
             offset=offset,
         )
-        return _RmsNorm(step, self._library)
+        return _RmsNorm(weight, step, self._library)
 
     def rotate(
         self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, rounds: bool
@@ -83,13 +82,14 @@ class NativeOperations:
 
 
 class _RmsNorm:
-    def __init__(self, step: NormStep, library: Library) -> None:
-        self._step, self._library = step, library
+    def __init__(self, weight: Tensor, step: NormStep, library: Library) -> None:
+        self._weight, self._step, self._library = weight, step, library
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         rows = hidden_states.contiguous()
         out, step = torch.empty_like(rows), self._step
         step.input, step.output = rows.data_ptr(), out.data_ptr()
+        step.weight = self._weight.data_ptr()
         step.rows = rows.numel() // step.width
         step.threads = torch.get_num_threads()
         self._library.norm(ctypes.byref(step))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from workers.kernels.library import TYPES
 from workers.model.fused.operations import FusedOperations
-from workers.model.fused.same import is_same, random_values
+from workers.model.fused.same import is_same, random_values, result_of
 
 # How a family's RMSNorm applies its weights: what it adds to them, and whether the normalised
 # values are rounded before (Llama) or only after (Gemma, OLMo).
@@ -17,12 +17,22 @@ EPSILON_NAMES = ("variance_epsilon", "eps")
 class FusedRmsNorm(nn.Module):
     """The RMSNorm of `FusedOperations.rms_norm`, with the weights of the norm that it replaces."""
 
-    def __init__(self, weight: nn.Parameter, normalise: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, weight: nn.Parameter, normalise: Callable[[Tensor], Tensor], original: nn.Module
+    ) -> None:
         super().__init__()
         self.weight, self._normalise = weight, normalise
+        self._original = (original,)  # in a tuple, so that it is not a module of this one
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return the normalised rows, `[..., width]` as the input."""
+        """Return the normalised rows, `[..., width]` as the input.
+
+        Inputs of another type than the weights go to the original: transformers keeps the norms of
+        some families in fp32.
+        """
+        if hidden_states.dtype != self.weight.dtype:
+            normalised: Tensor = self._original[0](hidden_states)
+            return normalised
         return self._normalise(hidden_states)
 
 
@@ -40,15 +50,18 @@ def fused(norm: nn.Module, operations: FusedOperations) -> FusedRmsNorm | None:
         or not isinstance(epsilon, float)
     ):
         return None
-    rows = (3 * random_values(9, len(weight), device=weight.device)).to(weight.dtype)
-    wanted = norm(rows)
-    return next(
-        (made for made in _candidates(weight, epsilon, operations) if is_same(made(rows), wanted)),
-        None,
-    )
+    rows = random_values(9, len(weight), device=weight.device)
+    # Only small rows show what is done with epsilon.
+    checked = [(size * rows).to(weight.dtype) for size in (3.0, 3e-3)]
+    wanted = [result_of(norm, rows) for rows in checked]
+    for made in _candidates(norm, weight, epsilon, operations):
+        if all(is_same(made(rows), want) for rows, want in zip(checked, wanted, strict=True)):
+            return made
+    return None
 
 
 def _candidates(
-    weight: nn.Parameter, epsilon: float, operations: FusedOperations
+    norm: nn.Module, weight: nn.Parameter, epsilon: float, operations: FusedOperations
 ) -> Iterator[FusedRmsNorm]:
-    return (FusedRmsNorm(weight, operations.rms_norm(weight, epsilon, *form)) for form in FORMS)
+    for form in FORMS:
+        yield FusedRmsNorm(weight, operations.rms_norm(weight, epsilon, *form), norm)

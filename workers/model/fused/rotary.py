@@ -77,7 +77,7 @@ class FusedRotary:
         cos, sin = angles.to(angle_dtype)
         try:
             wanted = self._original(q, k, cos, sin)
-        except RuntimeError:  # the family rotates other shapes, after a split of the heads
+        except Exception:  # e.g. the family rotates other shapes, after a split of the heads
             return None
         try:
             for rounds in (True, False):
@@ -99,7 +99,7 @@ class RotaryFunctions:
         if model is None or operations is None:
             return
         names = dict.fromkeys(type(module).__module__ for module in model.modules())
-        for module in (sys.modules[name] for name in names):
+        for module in filter(None, map(sys.modules.get, names)):
             if callable(original := getattr(module, FUNCTION, None)):
                 self._fused.append((module, FusedRotary(original, operations)))
 

@@ -112,6 +112,13 @@ def test_the_chunks_of_a_long_prompt_depend_only_on_its_length() -> None:
     assert chunks_of(by_itself, 0) == chunks_of(in_batch, 0) == [10, 10, 5]
 
 
+def test_no_chunk_of_a_long_prompt_is_a_single_token() -> None:
+    world = World(EngineConfig.of(max_num_batched_tokens=10), 100)
+    world.submit(make_submit(0, list(range(1, 32)), 3, stop=False))
+    world.run_dry()
+    assert chunks_of(world, 0) == [10, 10, 9, 2]
+
+
 def chunks_of(world: World, sequence_id: int) -> list[int]:
     """Lengths of the sequence's rows in prefill steps."""
     lengths = []

@@ -1,5 +1,6 @@
 """The gated MLP in fewer steps: the family's own results, or the family's own module."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_fused_mlp_gives_the_results_of_the_family(
     operations: FusedOperations, activation: str, dtype: torch.dtype, *, bias: bool
 ) -> None:
     mlp = make(activation, dtype=dtype, bias=bias)
-    fused = gated_mlp.fused(mlp, operations)
+    fused = gated_mlp.fused(deepcopy(mlp), operations)
     assert fused is not None
     # Enough for several threads; the interpreter takes milliseconds for each row.
     many = 200 if isinstance(operations, NativeOperations) else 20
@@ -49,7 +50,7 @@ def test_a_fused_mlp_gives_the_results_of_the_family(
 
 def test_large_and_small_gates_are_activated_as_by_torch(operations: FusedOperations) -> None:
     mlp = make()
-    fused = gated_mlp.fused(mlp, operations)
+    fused = gated_mlp.fused(deepcopy(mlp), operations)
     assert fused is not None
     for scale in (1e-6, 1e3, 1e15):
         rows = scale * torch.randn(5, 48)
@@ -65,9 +66,26 @@ class ScaledMlp(LlamaMLP):
         return half
 
 
+class MlpOfTwo(LlamaMLP):
+    """An MLP that is called with a second argument."""
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+        """The result beside the residual."""
+        beside: Tensor = super().forward(x) + residual
+        return beside
+
+
+def test_the_weights_of_a_joined_mlp_are_not_kept_twice() -> None:
+    mlp = make()
+    gate = mlp.gate_proj
+    assert gated_mlp.fused(mlp, NativeOperations(shared_library())) is not None
+    assert not list(gate.parameters())
+
+
 def test_mlps_of_another_form_stay_as_they_are(operations: FusedOperations) -> None:
     config = LlamaConfig(hidden_size=48, num_attention_heads=4, intermediate_size=100)
     assert gated_mlp.fused(ScaledMlp(config).requires_grad_(False), operations) is None
+    assert gated_mlp.fused(MlpOfTwo(config).requires_grad_(False), operations) is None
     assert gated_mlp.fused(make("relu"), operations) is None
     assert gated_mlp.fused(make(dtype=torch.float64), operations) is None
     quantised = make()

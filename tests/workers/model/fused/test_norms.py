@@ -85,7 +85,38 @@ class BiasedRMSNorm(LlamaRMSNorm):
         self.bias = nn.Parameter(torch.zeros(width))
 
 
-@pytest.mark.parametrize("kind", [DoubledRMSNorm, BiasedRMSNorm, nn.LayerNorm])
+class OutsideRMSNorm(LlamaRMSNorm):
+    """A norm with epsilon outside the root, which only small rows show."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """x / (rms(x) + epsilon) * weight."""
+        rms = hidden_states.pow(2).mean(-1, keepdim=True).sqrt()
+        normalised: Tensor = self.weight * (hidden_states / (rms + self.variance_epsilon))
+        return normalised
+
+
+class FailingRMSNorm(LlamaRMSNorm):
+    """A norm that is called in another way."""
+
+    def forward(self, hidden_states: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        """The gated rows."""
+        return hidden_states * gate
+
+
+def test_rows_of_another_type_than_the_weights_go_to_the_original(
+    operations: FusedOperations,
+) -> None:
+    norm = make(Olmo2RMSNorm, 64, torch.float32)  # as GPT-OSS keeps its norms with fp16
+    fused = norms.fused(norm, operations)
+    assert fused is not None
+    rows = torch.randn(1, 5, 64).half()
+    assert fused(rows).dtype == torch.float16
+    assert torch.equal(fused(rows), norm(rows))
+
+
+@pytest.mark.parametrize(
+    "kind", [DoubledRMSNorm, BiasedRMSNorm, OutsideRMSNorm, FailingRMSNorm, nn.LayerNorm]
+)
 def test_other_norms_stay_as_they_are(operations: FusedOperations, kind: Any) -> None:
     assert norms.fused(make(kind, 64, torch.float32), operations) is None
 

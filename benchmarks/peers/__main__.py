@@ -85,7 +85,7 @@ def candidates(folder: Path, data_dir: Path) -> list[Candidate]:
                 f"vLLM, {name}, {dtype}",
                 "vllm",
                 vllm,
-                {"dtype": dtype} | settings,
+                {"dtype": dtype, **settings},
                 space | {"VLLM_CPU_OMP_THREADS_BIND": cores},
             )
             # Where torch's bf16 is slow, which vLLM uses, fp32 may be its best setting.

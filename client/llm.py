@@ -192,14 +192,16 @@ class LLM:
         if self._loop is None or not self._thread.is_alive():
             work.close()
             raise RuntimeError("an LLM can only be used inside its `with` block")
-        future = asyncio.run_coroutine_threadsafe(self._engine.run(work), self._loop)
+        future: Future[Result] | None = None
         try:
+            future = asyncio.run_coroutine_threadsafe(self._engine.run(work), self._loop)
             return future.result()
         except ApiError as error:
             kind = ValueError if error.status < 500 else RuntimeError
             raise kind(str(error)) from error
         finally:
-            future.cancel()  # after a Ctrl-C
+            if future is not None:
+                future.cancel()  # after a Ctrl-C
 
     def _run_thread(self) -> None:
         """The thread's main function."""

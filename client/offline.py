@@ -47,6 +47,7 @@ class OfflineEngine:
         self.config = config
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []  # each ends only if it fails or is cancelled
+        self._working: set[asyncio.Future[Any]] = set()
 
     async def __aenter__(self) -> Self:
         """Start, and wait until the engine is ready. Raises `OfflineEngineError`."""
@@ -70,6 +71,11 @@ class OfflineEngine:
         traceback: TracebackType | None,
     ) -> None:
         """Abort open requests, end every process and wait for it."""
+        # A caller that is interrupted while it hands its work over cannot cancel it.
+        for working in self._working:
+            working.cancel()
+        if self._working:
+            await asyncio.wait(self._working)
         await self._stack.aclose()
 
     async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -80,6 +86,7 @@ class OfflineEngine:
         """
         assert self._tasks, "only inside the block"
         working = asyncio.ensure_future(work)
+        self._working.add(working)
         try:
             await asyncio.wait((working, *self._tasks), return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
@@ -87,6 +94,7 @@ class OfflineEngine:
                     if task.done():
                         task.result()
         finally:
+            self._working.discard(working)
             working.cancel()
             await asyncio.wait((working,))
         return working.result()

@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -90,9 +92,18 @@ def _compile(compiler: str, path: Path) -> None:
     here = Path(__file__).parent
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        sources = [str(here / name) for name in SOURCES]
-        # The compiler's own files too: a container may have no other folder that it may write to.
-        _run([compiler, *FLAGS, *sources, "-o", str(made)], COMPILE_S, TMPDIR=folder)
+        objects = [str(Path(folder) / f"{name}.o") for name in SOURCES]
+        commands = [
+            [compiler, *FLAGS, "-c", str(here / name), "-o", to]
+            for name, to in zip(SOURCES, objects, strict=True)
+        ]
+        commands.append([compiler, *FLAGS, *objects, "-o", str(made)])
+        with ThreadPoolExecutor() as pool:  # the sources at once, before they are linked
+            # The compiler's own files too: a container may have no other folder that it may write
+            # to.
+            run = partial(_run, timeout_s=COMPILE_S, TMPDIR=folder)
+            list(pool.map(run, commands[:-1]))
+        run(commands[-1])
         made.replace(path)
     log.info("compiled the CPU kernels in %.1f s: %s", time.monotonic() - began_at, path)
 

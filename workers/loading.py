@@ -142,9 +142,10 @@ def estimate_graph_bytes(
 
     Stages that share a device measure one after the other, because its free memory is that of all.
     """
+    own_turn = place.stage // torch.cuda.device_count()  # stages take the devices in turn
     for turn in range(place.stages_on_device):
         dist.barrier()
-        if place.stage % place.stages_on_device == turn:
+        if turn == own_turn:
             num_bytes = _measure_graph_bytes(config, loaded, place, limits)
     return num_bytes
 

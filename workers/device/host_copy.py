@@ -1,7 +1,5 @@
 """The host copy: a small result of the device on its way to the host."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -37,8 +35,3 @@ def to_host(tensor: Tensor) -> HostCopy:
     event = cuda_event()
     event.record()
     return HostCopy(host, event)
-
-
-def are_done(copies: Sequence[HostCopy]) -> bool:
-    """Whether all of them are complete."""
-    return all(copy.is_done() for copy in copies)

@@ -43,11 +43,13 @@ class Kind:
     group: int
     dtype: str = "bf16"
     window: int = 0
+    chunk: int = 0
     has_softcap: bool = False
     has_sinks: bool = False
 
     def __str__(self) -> str:
         more = [f"window {self.window}"] * bool(self.window)
+        more += [f"chunk {self.chunk}"] * bool(self.chunk)
         more += ["soft cap"] * self.has_softcap + ["sinks"] * self.has_sinks
         return ", ".join([f"{self.key_dim}/{self.value_dim} x {self.group}, {self.dtype}", *more])
 
@@ -60,6 +62,7 @@ KINDS = [
     Kind(128, 128, 1),
     Kind(128, 128, 4),
     Kind(128, 128, 8, window=4096),
+    Kind(128, 128, 5, chunk=8192),
     Kind(128, 128, 4, "fp16"),
     Kind(192, 128, 1),
     Kind(256, 256, 2, window=4096, has_softcap=True),
@@ -143,6 +146,7 @@ def attention_variants(kind: Kind) -> Iterator[Variant]:
     attention = shape | {
         "GROUP": kind.group,
         "WINDOW": kind.window,
+        "CHUNK": kind.chunk,
         "HAS_SOFTCAP": kind.has_softcap,
         "PRECISION": "ieee" if kind.dtype == "fp32" else "tf32",
         "UPCAST": False,

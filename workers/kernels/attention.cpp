@@ -29,6 +29,7 @@ extern "C" struct AttentionStep {
     int64_t query_head, query_token, key_head, key_token, value_head, value_token;
     int64_t rows, tokens, heads, kv_heads, key_dim, value_dim, block_size;
     int64_t window;                   // tokens that a query sees, itself included; 0: all
+    int64_t chunk;                    // a query sees no token before the last multiple; 0: all
     int64_t type;                     // of all tensors: 0 float32, 1 bfloat16, 2 float16
     int64_t threads;
     float scale, softcap;             // softcap 0: none
@@ -86,7 +87,9 @@ template <typename T> struct Attention {
     }
 
     int64_t first_seen(int64_t position) const {
-        return step.window && position >= step.window ? position - step.window + 1 : 0;
+        const int64_t of_window = step.window && position >= step.window ? position - step.window + 1 : 0;
+        const int64_t of_chunk = step.chunk ? position / step.chunk * step.chunk : 0;
+        return of_window > of_chunk ? of_window : of_chunk;
     }
 
     Floats capped(Floats score) const {
@@ -301,7 +304,7 @@ template <typename T> struct Attention {
         float *queries = scratch(0, panels * key_dim * PANEL);
         float *acc = scratch(1, panels * value_rows * PANEL);
         float *most = scratch(2, panels * PANEL), *total = scratch(3, panels * PANEL);
-        float *position = scratch(4, panels * PANEL);
+        float *position = scratch(4, 2 * panels * PANEL), *oldest = position + panels * PANEL;
         float *keys = scratch(5, TILE * key_width), *values = scratch(6, TILE * (value_rows + LANES));
         float *line = scratch(7, (key_width > value_width ? key_width : value_width) + TILE * PANEL);
         float *scores = line + (key_width > value_width ? key_width : value_width);
@@ -310,7 +313,8 @@ template <typename T> struct Attention {
         for (int64_t i = 0; i < panels * PANEL; i++) {
             bool real = i < count;
             int64_t token = begin + i / group, head = kv * group + i % group;
-            position[i] = real ? (float)(start + token) : -1.0f;
+            position[i] = real ? (float)(start + token) : -1.0f;  // exact below 2^24
+            oldest[i] = real ? (float)first_seen(start + token) : 0.0f;
             most[i] = real && step.sinks ? step.sinks[head] : NEVER;
             total[i] = real && step.sinks ? 1.0f : 0.0f;
             if (!real) continue;
@@ -346,7 +350,8 @@ template <typename T> struct Attention {
                 panel_scores(keys, queries + panel * key_dim * PANEL, wide, scores);
                 for (int half = 0; half < 2; half++)
                     soften_lanes(scores + half * LANES, wide, t, is_whole, position + from + half * LANES,
-                                 most + from + half * LANES, total + from + half * LANES,
+                                 oldest + from + half * LANES, most + from + half * LANES,
+                                 total + from + half * LANES,
                                  acc + panel * value_rows * PANEL + half * LANES, value_rows);
                 panel_values(values, scores, wide, acc + panel * value_rows * PANEL, value_rows);
             }
@@ -388,15 +393,14 @@ template <typename T> struct Attention {
 
     // The scores of LANES queries become weights, and their sums so far shrink.
     void soften_lanes(float *scores, int64_t count, int64_t begin, bool is_whole, const float *position,
-                      float *most, float *total, float *acc, int64_t value_rows) const {
-        Floats top = load(most), before = top, at = load(position);
-        Floats oldest = step.window ? at - (float)step.window : spread(-1.0f);
+                      const float *oldest, float *most, float *total, float *acc, int64_t value_rows) const {
+        Floats top = load(most), before = top, at = load(position), from = load(oldest);
         for (int64_t t = 0; t < count; t++) {
             Floats score = load(scores + t * PANEL);
             if (step.softcap) score = capped(score);
             if (!is_whole) {
-                float token = (float)(begin + t);  // exact below 2^24
-                Ints sees = (at >= token) & (oldest < token);
+                float token = (float)(begin + t);
+                Ints sees = (at >= token) & (from <= token);
                 score = sees ? score : spread(NEVER);
             }
             if (step.softcap || !is_whole) store(scores + t * PANEL, score);

@@ -28,7 +28,8 @@ class AttentionStep(ctypes.Structure):
         *((name, _Int) for name in ("query_head", "query_token", "key_head", "key_token")),
         *((name, _Int) for name in ("value_head", "value_token")),
         *((name, _Int) for name in ("rows", "tokens", "heads", "kv_heads", "key_dim")),
-        *((name, _Int) for name in ("value_dim", "block_size", "window", "type", "threads")),
+        *((name, _Int) for name in ("value_dim", "block_size", "window", "chunk", "type")),
+        ("threads", _Int),
         *((name, _Float) for name in ("scale", "softcap")),
     ]
 

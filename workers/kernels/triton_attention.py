@@ -52,6 +52,18 @@ def write_kv(
 
 
 @triton.jit
+def last_hidden(position, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
+    """The last token before those that queries at `position` see; negative if they see all.
+
+    Comparing with the first one that they see instead spills registers on sm_86.
+    """
+    hidden = position - WINDOW if WINDOW else position // CHUNK * CHUNK - 1
+    if WINDOW and CHUNK:
+        hidden = tl.maximum(hidden, position // CHUNK * CHUNK - 1)
+    return hidden
+
+
+@triton.jit
 def _attend_range(
     query,  # [M, KEY_WIDTH], in registers
     position,  # [M]
@@ -73,6 +85,7 @@ def _attend_range(
     KEY_WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
     WINDOW: tl.constexpr,  # 0: none
+    CHUNK: tl.constexpr,  # 0: none
     HAS_SOFTCAP: tl.constexpr,
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -97,8 +110,8 @@ def _attend_range(
             # tanh(x) = 2 sigmoid(2 x) - 1
             score = softcap * (2.0 / (1.0 + tl.exp(-2.0 * score / softcap)) - 1.0)
         sees = is_there[None, :] & (at[None, :] <= position[:, None])
-        if WINDOW:
-            sees = sees & (at[None, :] > position[:, None] - WINDOW)
+        if WINDOW or CHUNK:
+            sees = sees & (at[None, :] > last_hidden(position[:, None], WINDOW, CHUNK))
         score = tl.where(sees, score, NEVER)
         now = tl.maximum(most, tl.max(score, 1))
         weight = tl.where(sees, tl.exp(score - now[:, None]), 0.0)
@@ -142,6 +155,7 @@ def attend_tiles(
     KEY_WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
     WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     TOKENS: tl.constexpr,  # of a tile; TOKENS x GROUP <= LANES
@@ -177,8 +191,8 @@ def attend_tiles(
         total = tl.where(is_real, 1.0, 0.0)
     acc = tl.zeros([LANES, VALUE_WIDTH], tl.float32)
     low = 0
-    if WINDOW:
-        low = tl.maximum(start + tile_begin - WINDOW + 1, 0) // TILE * TILE
+    if WINDOW or CHUNK:
+        low = tl.maximum(last_hidden(start + tile_begin, WINDOW, CHUNK) + 1, 0) // TILE * TILE
     high = start + tl.minimum(tile_begin + TOKENS, end - first)
     most, total, acc = _attend_range(
         queries,
@@ -201,6 +215,7 @@ def attend_tiles(
         KEY_WIDTH,
         VALUE_WIDTH,
         WINDOW,
+        CHUNK,
         HAS_SOFTCAP,
         TILE,
         PRECISION,
@@ -238,6 +253,7 @@ def attend_splits(
     KEY_WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
     WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     SPLITS: tl.constexpr,
     LANES: tl.constexpr,  # at least GROUP
@@ -252,8 +268,8 @@ def attend_splits(
         return
     token, last = tl.load(begins + row).to(tl.int64), tl.load(starts + row)
     low = 0
-    if WINDOW:
-        low = tl.maximum(last - WINDOW + 1, 0) // TILE * TILE
+    if WINDOW or CHUNK:
+        low = tl.maximum(last_hidden(last, WINDOW, CHUNK) + 1, 0) // TILE * TILE
     span = tl.cdiv(tl.cdiv(last + 1 - low, SPLITS), TILE) * TILE
     low += split * span
     high = tl.minimum(low + span, last + 1)
@@ -288,6 +304,7 @@ def attend_splits(
         KEY_WIDTH,
         VALUE_WIDTH,
         WINDOW,
+        CHUNK,
         HAS_SOFTCAP,
         TILE,
         PRECISION,

@@ -27,7 +27,8 @@ ON_CPUS, ON_GPUS = ("native", "plain"), ("triton", "plain")
 # The check's rows: (tokens in the cache, new tokens), in blocks of an odd size. There are a
 # prompt, a chunk, and decodes, and each row's tokens fill more than one tile of the kernels.
 CHECKED_ROWS = ((0, 33), (150, 21), (201, 1), (64, 1), (0, 1))
-CHECKED_BLOCK_SIZE, CHECKED_WINDOW = 5, 50
+# The last token of a chunk is in the middle of the second row.
+CHECKED_BLOCK_SIZE, CHECKED_WINDOW, CHECKED_CHUNK = 5, 50, 40
 # Largest accepted error, as a fraction of the largest result: of the order of the types' rounding.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
@@ -165,7 +166,7 @@ def _compile_variants(
 
     assert isinstance(backend, TritonBackend)
     batch = _batch(backend, device)
-    for layer in _kinds(layers, longest_window=None):
+    for layer in _kinds(layers, shorten=False):
         cache = _cache(layer.shape, len(batch.rows.blocks), dtype, device)
         query, key, value = _inputs(layer, batch.num_tokens, dtype, device)
         for splits in split_counts():
@@ -174,21 +175,20 @@ def _compile_variants(
     torch.cuda.synchronize(device)
 
 
-def _kinds(
-    layers: Iterable[LayerAttention], longest_window: int | None = CHECKED_WINDOW
-) -> Iterator[LayerAttention]:
-    """One layer of each kind, with a window of at most `longest_window`."""
+def _kinds(layers: Iterable[LayerAttention], *, shorten: bool = True) -> Iterator[LayerAttention]:
+    """One layer of each kind; `shorten` its window and chunk to what the check's rows exceed."""
     seen = set()
     for layer in layers:
         form = layer.form
-        numbers = (form.scaling, form.sliding_window, form.softcap)
+        numbers = (form.scaling, form.sliding_window, form.softcap, form.chunk_size)
         key = (layer.shape, layer.num_heads, numbers, form.sinks is not None)
         if key not in seen:
             seen.add(key)
-            window = form.sliding_window
-            if window and longest_window:
-                window = min(window, longest_window)
-            short = Form(form.scaling, window, form.softcap, form.sinks)
+            window, chunk = form.sliding_window, form.chunk_size
+            if shorten:
+                window = window and min(window, CHECKED_WINDOW)
+                chunk = chunk and min(chunk, CHECKED_CHUNK)
+            short = Form(form.scaling, window, form.softcap, form.sinks, chunk)
             yield LayerAttention(layer.shape, layer.num_heads, short)
 
 

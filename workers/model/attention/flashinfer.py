@@ -54,6 +54,8 @@ def refusal(layers: Collection[LayerAttention], dtype: torch.dtype) -> str | Non
         key_dim, value_dim = layer.shape.key_dim, layer.shape.value_dim
         if layer.form.sinks is not None:
             return "it has no kernels with attention sinks"
+        if layer.form.chunk_size is not None:
+            return "it has no kernels with attention in chunks"
         if key_dim != value_dim:
             return f"it has no kernels for keys of {key_dim} and values of {value_dim}"
         if key_dim not in HEAD_SIZES:

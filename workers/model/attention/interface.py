@@ -40,9 +40,13 @@ class Attend(Protocol):
 
 
 class Form:
-    """The properties of a layer's attention: scale, sliding window, soft cap, sinks."""
+    """The properties of a layer's attention: scale, sliding window, soft cap, sinks, chunks.
 
-    __slots__ = ("scaling", "sinks", "sliding_window", "softcap")
+    A token sees itself and the tokens before it: of these, with a `sliding_window` of n the last
+    n (itself included), and with a `chunk_size` of n those from the last multiple of n on.
+    """
+
+    __slots__ = ("chunk_size", "scaling", "sinks", "sliding_window", "softcap")
 
     def __init__(
         self,
@@ -50,11 +54,13 @@ class Form:
         sliding_window: int | None,
         softcap: float | None,
         sinks: Tensor | None,
+        chunk_size: int | None = None,
     ) -> None:
         self.scaling = scaling
         self.sliding_window = sliding_window
         self.softcap = softcap
         self.sinks = sinks
+        self.chunk_size = chunk_size
 
 
 def paged_attention(

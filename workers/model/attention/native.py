@@ -45,7 +45,8 @@ class NativeStep:
         to.out, to.keys, to.values = out.data_ptr(), keys.data_ptr(), values.data_ptr()
         to.tokens, to.heads, to.kv_heads = tokens, heads, kv_heads
         to.key_dim, to.value_dim, to.type = key_dim, value_dim, TYPES[query.dtype]
-        to.window, to.softcap = form.sliding_window or 0, form.softcap or 0.0
+        to.window, to.chunk = form.sliding_window or 0, form.chunk_size or 0
+        to.softcap = form.softcap or 0.0
         to.scale = key_dim**-0.5 if form.scaling is None else form.scaling
         sinks = None if form.sinks is None else form.sinks.float().contiguous()
         to.sinks = None if sinks is None else sinks.data_ptr()

@@ -86,8 +86,8 @@ def attend_one(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
     new, total = query.shape[1], key.shape[1]
     if form.softcap is not None or form.sinks is not None:
         return _attend_in_full(query, key, value, form)
-    is_windowed = form.sliding_window is not None and total > form.sliding_window
-    mask = _mask(new, total, form, query.device) if is_windowed or 1 < new < total else None
+    hides = any(size and size < total for size in (form.sliding_window, form.chunk_size))
+    mask = _mask(new, total, form, query.device) if hides or 1 < new < total else None
     if mask is not None and query.is_cuda:
         # With a mask and unequal heads, CUDA has only a kernel that materialises all scores.
         groups = query.shape[0] // key.shape[0]
@@ -126,10 +126,12 @@ def _attend_in_full(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Te
 
 
 def _mask(new: int, total: int, form: Form, device: torch.device) -> Tensor:
-    """Make the causal mask [new, total], limited to the window; True if a token is visible."""
+    """Make the causal mask [new, total], limited to window and chunk; True if a token is seen."""
     at = torch.arange(total - new, total, device=device)[:, None]
     to = torch.arange(total, device=device)[None]
     mask = to <= at
     if form.sliding_window is not None:
         mask &= to > at - form.sliding_window
+    if form.chunk_size is not None:
+        mask &= to >= at // form.chunk_size * form.chunk_size
     return mask

@@ -100,6 +100,7 @@ class TritonStep:
         variant = shape | {
             "GROUP": heads // kv_heads,
             "WINDOW": form.sliding_window or 0,
+            "CHUNK": form.chunk_size or 0,
             "HAS_SOFTCAP": form.softcap is not None,
             "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32",
             "UPCAST": is_interpreted(),
@@ -165,7 +166,7 @@ class TritonStep:
         rows = self._arrays["decode_rows"]
         heads, value_dim = out.shape[1:]
         programs = self._num_decoding * variant["KV_HEADS"]
-        length = min(self._longest, variant["WINDOW"] or self._longest)
+        length = min(self._longest, *(variant[n] or self._longest for n in ("WINDOW", "CHUNK")))
         splits = self._splits or num_splits(programs, length, self._num_multiprocessors)
         parts = out.new_empty(len(rows), heads, splits, value_dim, dtype=torch.float32)
         tops = out.new_empty(len(rows), heads, splits, 2, dtype=torch.float32)

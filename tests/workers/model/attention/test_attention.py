@@ -17,10 +17,17 @@ from workers.model.attention.plain import PlainBackend, attend_one
 from workers.model.attention.probe import Probe
 from workers.model.kv_cache import KvCache, LayerShape
 
+# Windows and chunks: of one token, inside the spans, beyond them, and a layer with both.
+LIMITS = [
+    *((window, None) for window in (None, 1, 5, 100)),
+    *((None, chunk) for chunk in (1, 4, 100)),
+    (3, 4),
+]
+NAMES = ("scaling", "sliding_window", "chunk_size", "softcap", "with_sinks")
 FORMS: list[dict[str, Any]] = [
-    {"scaling": scaling, "sliding_window": window, "softcap": cap, "with_sinks": sinks}
-    for scaling, window, cap, sinks in product(
-        [None, 0.3], [None, 1, 5, 100], [None, 2.0], [False, True]
+    dict(zip(NAMES, (scaling, window, chunk, cap, sinks), strict=True))
+    for scaling, (window, chunk), cap, sinks in product(
+        [None, 0.3], LIMITS, [None, 2.0], [False, True]
     )
 ]
 # (new tokens, all tokens): a prompt, a decode, a chunk in the middle, the very first token
@@ -48,15 +55,16 @@ def twin(query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
     for head, i in product(range(heads), range(new)):
         kv_head = head // (heads // key.shape[0])
         at = total - new + i
-        first = 0 if form.sliding_window is None else max(0, at - form.sliding_window + 1)
+        window, chunk = form.sliding_window or total, form.chunk_size or total
+        seen = [to for to in range(at + 1) if to > at - window and to // chunk == at // chunk]
         scores = []
-        for to in range(first, at + 1):
+        for to in seen:
             score = float(query[head, i] @ key[kv_head, to]) * scale
             if form.softcap is not None:
                 score = math.tanh(score / form.softcap) * form.softcap
             scores.append(math.exp(score))
         whole = sum(scores) + (0 if form.sinks is None else math.exp(float(form.sinks[head])))
-        for to, weight in zip(range(first, at + 1), scores, strict=True):
+        for to, weight in zip(seen, scores, strict=True):
             out[head, i] += weight / whole * value[kv_head, to]
     return out
 
@@ -74,7 +82,8 @@ def make(seed: int, heads: int, kv_heads: int, new: int, total: int) -> tuple[Te
 def make_form(heads: int, settings: dict[str, Any]) -> Form:
     """A form, with a sink for every head where it has sinks."""
     sinks = torch.linspace(-1, 2, heads) if settings["with_sinks"] else None
-    return Form(settings["scaling"], settings["sliding_window"], settings["softcap"], sinks)
+    names = ("scaling", "sliding_window", "softcap")
+    return Form(*(settings[name] for name in names), sinks, settings["chunk_size"])
 
 
 @pytest.mark.parametrize(("new", "total"), SPANS)
@@ -99,7 +108,7 @@ def test_a_token_does_not_see_what_comes_after_it() -> None:
             torch.testing.assert_close(whole[:, :seen], part)
 
 
-@pytest.mark.parametrize("settings", FORMS[::3])
+@pytest.mark.parametrize("settings", FORMS[::5])
 def test_scattered_blocks_attend_as_contiguous_ones(
     settings: dict[str, Any], backend: Backend
 ) -> None:

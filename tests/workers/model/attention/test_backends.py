@@ -22,12 +22,15 @@ from workers.model.batch import StepBatch
 from workers.model.kv_cache import KvCache, LayerShape
 
 LAYER = LayerAttention(LayerShape(2, 16, 16), 4, Form(None, None, None, None))
+REST = ("sliding_window", "softcap", "sinks", "chunk_size")  # of a form besides its scale
 KINDS = [
     LAYER,
     LayerAttention(LayerShape(1, 80, 80), 8, Form(0.2, 4096, None, None)),
     LayerAttention(LayerShape(3, 192, 128), 3, Form(None, None, 30.0, None)),
     LayerAttention(LayerShape(2, 64, 64), 14, Form(None, 128, None, torch.linspace(-1, 1, 14))),
     LayerAttention(LayerShape(1, 256, 256), 5, Form(None, 7, 50.0, None)),
+    LayerAttention(LayerShape(2, 32, 32), 10, Form(None, None, None, None, 8192)),
+    LayerAttention(LayerShape(1, 32, 32), 2, Form(None, 30, None, torch.zeros(2), 33)),
 ]
 
 
@@ -44,8 +47,8 @@ def test_native_passes_the_check_for_every_kind_of_layer(dtype: torch.dtype) -> 
 @pytest.mark.parametrize(
     ("dtype", "kinds"),
     [
-        (torch.float32, KINDS[1:4]),
-        (torch.bfloat16, KINDS[3:4]),
+        (torch.float32, [*KINDS[1:4], KINDS[6]]),
+        (torch.bfloat16, [KINDS[3], KINDS[5]]),
         (torch.float16, KINDS[:1]),
         *(
             pytest.param(dtype, KINDS, marks=pytest.mark.long)
@@ -126,9 +129,11 @@ class Wrong:
                 self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form
             ) -> Any:
                 if fault == "window":
-                    form = Form(form.scaling, None, form.softcap, form.sinks)
+                    form = Form(form.scaling, None, form.softcap, form.sinks, form.chunk_size)
+                if fault == "chunk":
+                    form = Form(form.scaling, form.sliding_window, form.softcap, form.sinks)
                 if fault == "scale":
-                    form = Form(0.9, form.sliding_window, form.softcap, form.sinks)
+                    form = Form(0.9, *(getattr(form, name) for name in REST))
                 out = inner.attend(layer, query, key, value, form)
                 if fault == "nan":
                     out[3, 0, 0] = float("nan")
@@ -141,9 +146,10 @@ class Wrong:
         return Step()
 
 
-@pytest.mark.parametrize("fault", ["window", "scale", "nan", "one token", "store"])
+@pytest.mark.parametrize("fault", ["window", "chunk", "scale", "nan", "one token", "store"])
 def test_the_check_finds_a_fault(fault: str) -> None:
-    layer = LayerAttention(LAYER.shape, 4, Form(None, 1000, None, None))
+    form = Form(None, None, None, None, 1000) if fault == "chunk" else Form(None, 1000, None, None)
+    layer = LayerAttention(LAYER.shape, 4, form)
     check(Wrong(""), [layer], torch.float32, CPU)
     with pytest.raises(BackendError, match="differ from those of plain"):
         check(Wrong(fault), [layer], torch.float32, CPU)

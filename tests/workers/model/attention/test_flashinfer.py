@@ -145,6 +145,11 @@ def test_a_step_of_decode_rows_uses_the_decode_kernels() -> None:
             BF16,
             "it has no kernels with attention sinks",
         ),
+        (
+            LayerAttention(LayerShape(2, 64, 64), 4, Form(None, None, None, None, 8192)),
+            BF16,
+            "it has no kernels with attention in chunks",
+        ),
     ],
 )
 def test_what_it_cannot_serve_is_refused_with_the_reason(

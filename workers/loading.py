@@ -17,10 +17,16 @@ from workers.comm.all_gather import all_gather
 from workers.kernels import triton_support
 from workers.kernels.compiler import CompilerError
 from workers.kernels.library import Library, native_library
-from workers.model import batch_invariance, kv_cache, layer_split, linears, stage_model
+from workers.model import (
+    admission,
+    batch_invariance,
+    kv_cache,
+    layer_split,
+    linears,
+    stage_model,
+)
 from workers.model.attention import backends
 from workers.model.attention.backends import Backend
-from workers.model.attention.interface import UnsupportedModelError
 from workers.model.attention.probe import Probe
 from workers.model.decode_graphs import CudaCapture, GraphLimits
 from workers.model.fused.native import NativeOperations
@@ -51,9 +57,14 @@ class LoadedStage:
     """The model of a stage, what its layers store for a token, how they attend, and a promise."""
 
     model: StageModel
-    shapes: dict[int, LayerShape]
+    probe: Probe
     attention: Backend
     is_batch_invariant: bool
+
+    @property
+    def shapes(self) -> dict[int, LayerShape]:
+        """What the stage stores for a token."""
+        return self.probe.shapes
 
 
 @dataclass(slots=True, frozen=True)
@@ -70,7 +81,7 @@ class TimedRun:
         step = make_step(dummy_run, self.runner.block_size, self.num_blocks)
         received = None
         if not model.is_first:
-            shape = (dummy_run.num_tokens, model.hidden_size)
+            shape = (dummy_run.num_tokens, model.input_width)
             received = torch.zeros(shape, dtype=model.dtype, device=self.device)
         inputs = self.runner.prepare(step)
         layer_times.wait(self.device)
@@ -116,7 +127,7 @@ def load(config: EngineConfig, data_dir: Path, place: StagePlace) -> LoadedStage
         return _load(config, data_dir, place, ranges)
     loaded = _load(config, data_dir, place, None)
     times = all_gather(_time_layers(config, place, loaded), LayerTimes)
-    better = layer_times.better_split(times)
+    better = layer_times.better_split(times, stage_model.find_last_cut(config.model))
     split = [len(layers) for layers in better or _present(times)]
     profile_cache.save_split(data_dir, _split_fingerprint(config, place), split)
     slowest = max(sum(stage.seconds) + stage.extra_s for stage in times)
@@ -168,7 +179,8 @@ def _load(
 ) -> LoadedStage:
     began_at = time.monotonic()
     native = partial(native_library, data_dir)
-    model = stage_model.load(config, place.stage, place.device, ranges)
+    structure = admission.admit(config.model, data_dir)
+    model = stage_model.load(config, place.stage, place.device, structure, ranges)
     replaced = _use_kernels(model, config, place.device, native)
     took_s = time.monotonic() - began_at
     log.info("weights loaded in %.1f s: %s", took_s, stage_model.describe(model))
@@ -183,7 +195,7 @@ def _load(
     obstacle = _find_obstacle(config, place.device, model)
     invariant = f"not batch invariant: {obstacle}" if obstacle else "batch invariant"
     log.info("attention: %s%s; %s", attention.name, replaced, invariant)
-    return LoadedStage(model, probe.shapes, attention, obstacle is None)
+    return LoadedStage(model, probe, attention, obstacle is None)
 
 
 def _find_obstacle(
@@ -230,12 +242,12 @@ def _fuse_with_triton(model: StageModel, device: torch.device) -> str:
 
 def _time_layers(config: EngineConfig, place: StagePlace, loaded: LoadedStage) -> LayerTimes:
     """What the other stages must know of this one, measured while all stages measure."""
-    model, shapes = loaded.model, loaded.shapes
+    model, probe = loaded.model, loaded.probe
     block_size, device = config.cache.block_size, place.device
     mix = layer_times.reference_mix(model.max_model_len)
     num_tokens = max(dummy_run.kv_tokens + dummy_run.num_tokens for dummy_run, _ in mix)
     num_blocks = -(-num_tokens // block_size) + layer_times.ROWS
-    cache = KvCache(shapes, num_blocks, block_size, model.dtype, device)
+    cache = KvCache(probe.shapes, num_blocks, block_size, model.dtype, device)
     runner = StepRunner(model, loaded.attention, cache, block_size, device)
     run = TimedRun(runner, num_blocks, device)
     run.touch(num_blocks)
@@ -243,7 +255,7 @@ def _time_layers(config: EngineConfig, place: StagePlace, loaded: LoadedStage) -
     seconds, extra_s = layer_times.time_layers(model, run, device)
     kinds, sizes, extra_bytes = layer_times.describe_layers(model)
     longest = config.model.max_model_len or model.max_model_len
-    kv_bytes = (shapes[i].values_per_token * model.dtype.itemsize * longest for i in model.layers)
+    kv_bytes = (probe.values_per_token(i) * model.dtype.itemsize * longest for i in model.layers)
     free_bytes = kv_cache.free_bytes(config.cache, device, place.stages_on_device)
     return LayerTimes(
         model.layers.start,
@@ -276,21 +288,9 @@ def _probe(model: StageModel, config: EngineConfig, device: torch.device) -> Pro
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # loading may have taken more
         count = min(config.scheduler.max_num_batched_tokens, model.max_model_len)
-    positions = torch.arange(count, device=device)[None]
-    inputs = (
-        torch.zeros(1, count, dtype=torch.int64, device=device)
-        if model.is_first
-        else torch.zeros(count, model.hidden_size, dtype=model.dtype, device=device)
-    )
-    probe = Probe()
-    # All tokens of a batch may belong to a prompt that is to be scored.
-    output = model.forward(inputs, positions, positions[0], probe)
+    probe = model.probe(count)
     if model.is_last:
-        Sampler(model.vocab_size, device).dummy_run(output[: config.max_live])
-    silent = [layer for layer in model.layers if layer not in probe.layers]
-    if silent:
-        raise UnsupportedModelError(
-            f"{model.config.model_type} models cannot be served: layer {silent[0]} keeps no KV "
-            "that can be paged"
-        )
+        assert probe.output is not None
+        Sampler(model.vocab_size, device).dummy_run(probe.output[: config.max_live])
+        probe.output = None  # the logits of a large batch
     return probe

@@ -102,7 +102,7 @@ class Stage:
         self._plans: deque[ToStage] = deque()
         self._last_step_id = -1
         self._transport = Transport(
-            self._model.hidden_size,
+            self._model.input_width,
             self._model.dtype,
             place.device,
             config.pipeline.distributed_timeout_seconds,

@@ -24,14 +24,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from workers.device.upload import upload_to
-from workers.model import batch
+from workers.model import batch, partitioning
 from workers.model.attention import interface
 from workers.model.attention import triton as backend
 from workers.model.attention.interface import Attend, Form
-from workers.model.attention.probe import Probe
 from workers.model.fused import triton as fused
 from workers.model.kv_cache import KvCache, LayerShape
 from workers.model.stage_model import StageModel
+from workers.model.structure import Structure
 from workers.profiling.dummy_run import DummyRun, decode, make_step, prefill
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -174,12 +174,13 @@ def make_model(family: str, *, fuses: bool) -> StageModel:
     model = AutoModelForCausalLM.from_config(
         config, dtype=torch.bfloat16, attn_implementation=interface.NAME
     )
-    stage = StageModel(model.eval(), range(NUM_LAYERS))
+    layers = range(NUM_LAYERS)
+    partitioning.cut(model, layers, Structure())
+    stage = StageModel(model.eval(), layers)
     stage.compiles_for_each_size = False  # as on a GPU
     if fuses:
         stage.fuse(fused.TritonOperations())
-        at = torch.arange(2)[None]
-        stage.forward(at, at, at[0], Probe())  # compares rotary functions, as a start does
+    stage.probe(2)  # compares rotary functions too, as a start does
     return stage
 
 

@@ -15,6 +15,7 @@ from tests.workers.model.attention.test_flashinfer import KINDS as FLASHINFER_KI
 from tests.workers.model.fused.test_replace import NORMS, count_fused
 from tests.workers.sampling.test_grammars import DIGITS, SCHEMA, VOCABULARY, logits_of, setup, step
 from tests.workers.sampling.test_sampler import Draw, make_logits, make_step
+from tests.workers.stages import load_stage
 from tests.workers.vocabularies import vocabulary_of
 from tests.workers.world import CPU, Ground
 from wire.messages import Step
@@ -24,12 +25,11 @@ from workers.device.upload import upload_to
 from workers.model import batch
 from workers.model.attention.backends import Backend, choose
 from workers.model.attention.plain import PlainBackend
-from workers.model.attention.probe import Probe
 from workers.model.decode_graphs import CudaCapture, GraphLimits
 from workers.model.fused.gated_mlp import GatedMlp
 from workers.model.fused.norms import FusedRmsNorm
 from workers.model.kv_cache import KvCache
-from workers.model.stage_model import StageModel, load
+from workers.model.stage_model import StageModel
 from workers.model.step_runner import StepRunner
 from workers.sampling.grammars import Grammars
 from workers.sampling.sampler import Sampler
@@ -46,27 +46,25 @@ BLOCK_SIZE = 4
 def run(model: Path, device: torch.device, dtype: str, backend: Backend) -> list[torch.Tensor]:
     """Logits of a prefill, a chunk beside a decode, and a decode, through two stages."""
     config = EngineConfig.of(model=str(model), dtype=dtype, layer_split="2,2")
-    stages = [load(config, stage, device) for stage in range(2)]
+    stages = [load_stage(config, stage, device) for stage in range(2)]
     ground = Ground(BLOCK_SIZE)
     caches = [_cache(stage, ground, device) for stage in stages]
     short, long = ground.sequence([5, 6, 7, 8]), ground.sequence(list(range(9, 60)))
     answers = []
     for shares in ([(short, 3), (long, 30)], [(short, 1), (long, 20)], [(long, 1)]):
         inputs = batch.build(ground.step(shares), BLOCK_SIZE, upload_to(device), backend.arrays)
-        passed = inputs.token_ids
+        passed = None
         for stage, cache in zip(stages, caches, strict=True):
             step = backend.step(cache, inputs)
-            passed = stage.forward(passed, inputs.position_ids, inputs.output_at, step)
+            ids, positions = inputs.token_ids, inputs.position_ids
+            passed = stage.forward(ids, positions, inputs.output_at, step, passed)
+        assert passed is not None
         answers.append(passed.float().to(CPU))
     return answers
 
 
 def _cache(stage: StageModel, ground: Ground, device: torch.device) -> KvCache:
-    probe = Probe()
-    at = torch.arange(2, device=device)[None]
-    hidden = torch.zeros(2, stage.hidden_size, dtype=stage.dtype, device=device)
-    stage.forward(at * 0 if stage.is_first else hidden, at, at[0, -1:], probe)
-    return KvCache(probe.shapes, ground.num_blocks, BLOCK_SIZE, stage.dtype, device)
+    return KvCache(stage.probe(2).shapes, ground.num_blocks, BLOCK_SIZE, stage.dtype, device)
 
 
 # In bf16 rounding may send a token to another expert: gpt_oss is compared only in fp32.
@@ -110,7 +108,7 @@ def make_runners(
     config = EngineConfig.of(model=str(model), dtype="float32", layer_split=split)
     ground, runners = Ground(BLOCK_SIZE), []
     for number in range(2):
-        stage = load(config, number, GPU)
+        stage = load_stage(config, number, GPU)
         if fuses:
             stage.fuse(triton_operations())
         cache = _cache(stage, ground, GPU)

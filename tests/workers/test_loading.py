@@ -49,9 +49,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
     real = stage_model.load
 
-    def spy(config: EngineConfig, stage: int, device: torch.device, ranges: Any = None) -> Any:
-        found.append(ranges)
-        return real(config, stage, device, ranges)
+    def spy(config: EngineConfig, stage: int, device: torch.device, *others: Any) -> Any:
+        found.append(others[1])
+        return real(config, stage, device, *others)
 
     monkeypatch.setattr(stage_model, "load", spy)
     return found
@@ -73,7 +73,7 @@ def test_a_better_split_is_loaded_and_kept(
     data_dir: Path, config: EngineConfig, loads: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     better = [range(NUM_LAYERS)]
-    monkeypatch.setattr(layer_times, "better_split", lambda _: better)
+    monkeypatch.setattr(layer_times, "better_split", lambda *_: better)
     load(config, data_dir, PLACE)
     assert loads == [None, better]
     fingerprint = loading._split_fingerprint(config, PLACE)

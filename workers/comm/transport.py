@@ -59,10 +59,11 @@ class Transport:
     """The links of this stage; all stages of the group must create theirs at the same time."""
 
     def __init__(
-        self, hidden_size: int, dtype: torch.dtype, device: torch.device, timeout_s: float
+        self, input_width: int, dtype: torch.dtype, device: torch.device, timeout_s: float
     ) -> None:
+        """`input_width` is the width of the activations that this stage receives."""
         self._stage, self._num_stages = dist.get_rank(), dist.get_world_size()
-        self._hidden_size, self._dtype, self._device = hidden_size, dtype, device
+        self._input_width, self._dtype, self._device = input_width, dtype, device
         self._timeout = timedelta(seconds=timeout_s)
         self._uses_nccl = dist.get_backend() == "nccl"
         self._wire_device = device if self._uses_nccl else torch.device("cpu")
@@ -87,12 +88,12 @@ class Transport:
         if self._from_previous is None:
             return
         with self._link(self._source_of(step_id)), self._streams.receiving():
-            buffer = self._buffer(num_tokens)
+            buffer = self._buffer(num_tokens, self._input_width)
             work = dist.irecv(buffer, self._stage - 1, self._from_previous, tag=_tag(step_id))
         self._expected.append(_Expected(step_id, buffer, work))
 
     def recv(self, step_id: int) -> Tensor:
-        """Return the oldest expected activations, `[tokens, hidden]`, which must be of `step_id`.
+        """Return the oldest expected activations, `[tokens, width]`, which must be of `step_id`.
 
         Raises `TransportError` if they do not arrive in time or belong to another step; with NCCL,
         `check` raises it instead.
@@ -115,8 +116,8 @@ class Transport:
         return StepCheck(self._stage, step_id, arrived)
 
     def pack(self, step_id: int, hidden: Tensor) -> Tensor:
-        """Pack the step id and `[tokens, hidden]` into the buffer that `send` takes."""
-        buffer = self._buffer(hidden.shape[0])
+        """Pack the step id and `[tokens, width]` into the buffer that `send` takes."""
+        buffer = self._buffer(*hidden.shape)
         buffer[1:] = hidden
         header = _header(buffer)
         if self._unchecked is None:
@@ -159,10 +160,8 @@ class Transport:
         else:
             work.wait(self._timeout)
 
-    def _buffer(self, num_tokens: int) -> Tensor:
-        return torch.empty(
-            1 + num_tokens, self._hidden_size, dtype=self._dtype, device=self._wire_device
-        )
+    def _buffer(self, num_tokens: int, width: int) -> Tensor:
+        return torch.empty(1 + num_tokens, width, dtype=self._dtype, device=self._wire_device)
 
 
 def _compare(stage: int, arrived: int, step_id: int) -> None:

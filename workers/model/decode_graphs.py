@@ -154,7 +154,7 @@ class DecodeGraphs:
         _, num_bytes = layout(arrays_of_step(self._example(sizes[-1], 1), self._arrays_of))
         device = keys[0].device
         self._packed = torch.zeros(num_bytes + 4 * most_blocks, dtype=torch.uint8, device=device)
-        self._received = torch.zeros(sizes[-1], model.hidden_size, dtype=model.dtype, device=device)
+        self._received = torch.zeros(sizes[-1], model.input_width, dtype=model.dtype, device=device)
         output = self._forward(*self._load(self._example(sizes[-1], 1)))
         # One for all graphs: logits of 512 rows are 150 MB with a vocabulary of 150,000.
         self._output = torch.zeros_like(output)
@@ -217,9 +217,10 @@ class DecodeGraphs:
         self._output[: inputs.num_tokens].copy_(self._forward(inputs, context))
 
     def _forward(self, inputs: StepBatch, context: Attend) -> Tensor:
-        is_first, size = self._model.is_first, inputs.num_tokens
-        source = inputs.token_ids if is_first else self._received[:size]
-        return self._model.forward(source, inputs.position_ids, inputs.output_at, context)
+        received = None if self._model.is_first else self._received[: inputs.num_tokens]
+        return self._model.forward(
+            inputs.token_ids, inputs.position_ids, inputs.output_at, context, received
+        )
 
     def _example(self, size: int, length: int, seed: int | None = None) -> HostBatch:
         """A step of rows of this length; with a seed of random tokens, and one padding row."""

@@ -14,33 +14,53 @@ class PartitionError(Exception):
     """The layers cannot be split in this way; the message is for the user."""
 
 
-def split_by_hand(split: Sequence[int], num_layers: int) -> list[range]:
-    """Split the layers into ranges of these lengths; raises `PartitionError` on a wrong sum."""
+def split_by_hand(
+    split: Sequence[int], num_layers: int, last_cut: int | None = None
+) -> list[range]:
+    """Split the layers into ranges of these lengths.
+
+    Raises `PartitionError` on a wrong sum, or if a stage begins after layer `last_cut`.
+    """
     if sum(split) != num_layers:
         raise PartitionError(
             f"layer_split {','.join(map(str, split))} names {sum(split)} layers, "
             f"the model has {num_layers}"
         )
     starts = [sum(split[:stage]) for stage in range(len(split))]
+    if last_cut is not None and starts[-1] > last_cut:
+        raise PartitionError(
+            f"layer_split {','.join(map(str, split))}: no stage may begin after layer {last_cut}, "
+            "because the later layers share its keys and values"
+        )
     return [range(start, start + count) for start, count in zip(starts, split, strict=True)]
 
 
-def balance(layers: Sequence[int], embedding: int, head: int, num_stages: int) -> list[range]:
+def balance(
+    layers: Sequence[int],
+    embedding: int,
+    head: int,
+    num_stages: int,
+    last_cut: int | None = None,
+) -> list[range]:
     """Split the layers into consecutive ranges that make the heaviest stage as light as possible.
 
     Weights are numbers of parameters: of each layer, of the embedding on the first stage, and of
     the final norm and head on the last stage. Parameters represent both the seconds of a decode
     step, which reads all of them, and the memory that is not left for KV. Among equally good
-    splits, the split with the smallest sum of squares is chosen. Raises `PartitionError` if there
-    are fewer layers than stages.
+    splits, the split with the smallest sum of squares is chosen. No stage begins after layer
+    `last_cut`. Raises `PartitionError` if there are fewer layers than stages.
     """
     prefix = _sums(layers)
+    last_start = len(layers) if last_cut is None else last_cut
 
     def weight_of(stage: int, start: int, end: int) -> float:
         extra = embedding * (stage == 0) + head * (stage == num_stages - 1)
         return prefix[end] - prefix[start] + extra
 
-    return _lightest(weight_of, lambda *_: True, len(layers), num_stages)
+    def fits(_: int, start: int, __: int) -> bool:
+        return start <= last_start
+
+    return _lightest(weight_of, fits, len(layers), num_stages)
 
 
 def fastest(

@@ -6,8 +6,10 @@ device. transformers' `from_pretrained` does the rest: it reads only the tensors
 makes buffers and dequantises weights.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,19 @@ from configs.model import ModelConfig
 from configs.pipeline import PipelineConfig
 from workers.kernels.library import Library
 from workers.model import experts, layer_split, linears, partitioning
-from workers.model.attention import interface
-from workers.model.attention.interface import UnsupportedModelError
+from workers.model.attention import interface, masks
+from workers.model.attention.interface import (
+    Calls,
+    Learn,
+    UnsupportedModelError,
+    forward_context,
+)
+from workers.model.attention.probe import Probe
 from workers.model.fused import replace
 from workers.model.fused.operations import FusedOperations
 from workers.model.fused.rotary import RotaryFunctions
-from workers.model.partitioning import find_trunk
+from workers.model.partitioning import LeaveStage, Port
+from workers.model.structure import Structure, last_cut, layers_of
 
 log = logging.getLogger("tdpipe")
 
@@ -44,15 +53,26 @@ class StageModel:
         self.config = model.config.get_text_config()
         self.is_first = layers.start == 0
         self.is_last = layers.stop == self.config.num_hidden_layers
+        port = model.stage_port
+        assert isinstance(port, Port)
+        self._port = port
+        self._calls: Calls = {}
+        self._takes_sampled = "logits_to_keep" in signature(model.forward).parameters
         self.dtype: torch.dtype = model.dtype
-        self.compiles_for_each_size = model.device.type == "cpu" and self.dtype != torch.float32
+        self._device = model.device
+        self.compiles_for_each_size = self._device.type == "cpu" and self.dtype != torch.float32
         self._rotary = RotaryFunctions()
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
 
     @property
-    def hidden_size(self) -> int:
-        """Width of the activations between stages."""
-        return int(self.config.hidden_size)
+    def input_width(self) -> int:
+        """Width of the activations that the stage before sends."""
+        return self._port.width_at(self.layers.start, int(self.config.hidden_size))
+
+    @property
+    def output_width(self) -> int:
+        """Width of the activations that go to the next stage."""
+        return self._port.width_at(self.layers.stop, int(self.config.hidden_size))
 
     @property
     def vocab_size(self) -> int:
@@ -72,8 +92,7 @@ class StageModel:
     @property
     def layer_modules(self) -> list[nn.Module]:
         """The layers that the stage holds, in order."""
-        trunk, name = find_trunk(self._model)
-        all_layers = getattr(trunk, name)
+        all_layers = layers_of(self._model)
         return [all_layers[i] for i in self.layers]
 
     @property
@@ -81,31 +100,73 @@ class StageModel:
         """The memory of the weights in bytes."""
         return bytes_of(self._model)
 
-    @torch.inference_mode()
-    def forward(
-        self, inputs: Tensor, position_ids: Tensor, sample_at: Tensor, step: interface.Attend
-    ) -> Tensor:
-        """Run the layers on `inputs`: token ids `[1, tokens]`, or activations `[tokens, hidden]`.
+    def probe(self, num_tokens: int) -> Probe:
+        """Run a prompt of token 0, to learn how each layer attends; must come before any step.
 
-        Returns `[tokens, hidden]`, or logits `[sampling rows, vocabulary]` on the last stage.
+        Raises `UnsupportedModelError` for a layer that keeps state other than KV.
         """
-        count = self._padded(position_ids.shape[1])
+        device = self._device
+        positions = torch.arange(num_tokens, device=device)[None]
+        received = None
+        if not self.is_first:
+            received = torch.zeros(num_tokens, self.input_width, dtype=self.dtype, device=device)
+        probe = Probe(self.config.num_hidden_layers)
+        with masks.are_read():
+            # All tokens of a batch may belong to a prompt that is to be scored.
+            probe.output = self._run(
+                torch.zeros_like(positions), positions, positions[0], received, probe, probe
+            )
+        known = {layer for layer, _ in probe.calls}
+        silent = [layer for layer in self.layers if layer not in known]
+        if silent:
+            raise UnsupportedModelError(f"layer {silent[0]} keeps no KV that can be paged")
+        foreign = {kv % self.config.num_hidden_layers for kv in probe.layers} - set(self.layers)
+        if foreign:
+            raise UnsupportedModelError(f"layer {min(foreign)} shares its KV with another stage")
+        self._calls = probe.calls
+        return probe
+
+    def forward(
+        self,
+        token_ids: Tensor,  # [1, tokens]
+        position_ids: Tensor,  # [1, tokens]
+        sample_at: Tensor,
+        step: interface.Attend,
+        received: Tensor | None = None,
+    ) -> Tensor:
+        """Run the layers; a later stage takes what the stage before has returned.
+
+        Returns `[tokens, output width]`, or logits `[sampling rows, vocabulary]` on the last stage.
+        """
+        return self._run(token_ids, position_ids, sample_at, received, step, self._calls)
+
+    @torch.inference_mode()
+    def _run(
+        self,
+        token_ids: Tensor,
+        position_ids: Tensor,
+        sample_at: Tensor,
+        received: Tensor | None,
+        step: interface.Attend,
+        calls: Calls | Learn,
+    ) -> Tensor:
+        num_tokens = position_ids.shape[1]
+        count = self._padded(num_tokens)
+        keep = _pad(sample_at, self._padded(len(sample_at)), dim=0)
         arguments: dict[str, Any] = {
+            "input_ids": _pad(token_ids, count, dim=1),
             "position_ids": _pad(position_ids, count, dim=1),
             "use_cache": False,
-            "step": step,
         }
-        if self.is_first:
-            arguments["input_ids"] = _pad(inputs, count, dim=1)
-        else:
-            arguments["inputs_embeds"] = _pad(inputs, count, dim=0)[None]
-        with self._rotary.replaced():
-            if self.is_last:
-                keep = _pad(sample_at, self._padded(len(sample_at)), dim=0)
-                logits: Tensor = self._model(**arguments, logits_to_keep=keep).logits
-                return logits[0, : len(sample_at)]
-            hidden: Tensor = self._model.base_model(**arguments).last_hidden_state
-            return hidden[0, : position_ids.shape[1]]
+        if self._takes_sampled:
+            arguments["logits_to_keep"] = keep
+        self._port.received = received if received is None else _pad(received, count, dim=0)
+        with self._rotary.replaced(), forward_context(step, calls):
+            try:
+                logits: Tensor = self._model(**arguments).logits[0]
+            except LeaveStage as left:
+                return self._port.rows(left.hidden)[:num_tokens]
+        return logits[: len(sample_at)] if self._takes_sampled else logits[sample_at]
 
     @torch.inference_mode()
     def fuse(self, operations: FusedOperations) -> int:
@@ -141,7 +202,11 @@ class StageModel:
 
 
 def load(
-    config: EngineConfig, stage: int, device: torch.device, ranges: Sequence[range] | None = None
+    config: EngineConfig,
+    stage: int,
+    device: torch.device,
+    structure: Structure,
+    ranges: Sequence[range] | None = None,
 ) -> StageModel:
     """Load the stage's part of the configured model, with its weights, onto the device.
 
@@ -150,7 +215,7 @@ def load(
     checkpoint that is missing, damaged or incomplete (`OSError`, `ValueError`, `SafetensorError`).
     """
     checkpoint = config.model
-    model_config = read_config(checkpoint)
+    model_class, model_config = class_of(read_config(checkpoint), checkpoint)
     source: dict[str, Any] = {
         "revision": checkpoint.revision,
         "trust_remote_code": checkpoint.trust_remote_code,
@@ -158,7 +223,7 @@ def load(
     dtype = checkpoint.dtype if checkpoint.dtype == "auto" else getattr(torch, checkpoint.dtype)
     layers = (ranges or split(checkpoint, config.pipeline, model_config))[stage]
     _check_files(Path(checkpoint.model), checkpoint.load_format)
-    stage_class = partitioning.stage_class(_model_class(model_config, checkpoint), layers)
+    stage_class = partitioning.stage_class(model_class, layers, structure)
     if device.type == "cpu" and getattr(model_config, "quantization_config", None) is None:
         source["experts_implementation"] = experts.NAME
     previous_hook = transformers_logging.set_tqdm_hook(_progress_of(stage))
@@ -166,6 +231,7 @@ def load(
         model, report = stage_class.from_pretrained(
             checkpoint.model,
             **source,
+            config=model_config,
             dtype=dtype,
             attn_implementation=interface.NAME,
             device_map={"": device},
@@ -209,16 +275,32 @@ def split(
 ) -> list[range]:
     """The layers of each stage: as set, or balanced by parameters."""
     num_layers = model_config.get_text_config().num_hidden_layers
+    whole = _whole_on_meta(model_config, checkpoint)
+    layers = layers_of(whole)
+    last = last_cut(layers)
     if isinstance(config.layer_split, tuple):
-        return layer_split.split_by_hand(config.layer_split, num_layers)
-    with torch.device("meta"):
-        whole = _model_class(model_config, checkpoint)._from_config(model_config)
-    trunk, name = find_trunk(whole)
-    layers = [_count(layer) for layer in getattr(trunk, name)]
+        return layer_split.split_by_hand(config.layer_split, num_layers, last)
     embedding, head = whole.get_input_embeddings(), whole.get_output_embeddings()
     return layer_split.balance(
-        layers, _count(embedding), _count(head), config.pipeline_parallel_size
+        [_count(layer) for layer in layers],
+        _count(embedding),
+        _count(head),
+        config.pipeline_parallel_size,
+        last,
     )
+
+
+def find_last_cut(checkpoint: ModelConfig) -> int:
+    """The last layer that a stage may begin with; raises `ValueError`."""
+    return last_cut(layers_of(_whole_on_meta(read_config(checkpoint), checkpoint)))
+
+
+def _whole_on_meta(model_config: PretrainedConfig, checkpoint: ModelConfig) -> PreTrainedModel:
+    """The whole model without memory."""
+    model_class, model_config = class_of(model_config, checkpoint)
+    with torch.device("meta"):
+        whole: PreTrainedModel = model_class._from_config(copy.deepcopy(model_config))
+    return whole
 
 
 def _check_files(folder: Path, load_format: str) -> None:
@@ -239,9 +321,14 @@ def _check_files(folder: Path, load_format: str) -> None:
             raise ValueError(f"{path} is truncated or damaged: {error}") from None
 
 
-def _model_class(model_config: PretrainedConfig, config: ModelConfig) -> type[PreTrainedModel]:
-    """The causal language model class of this family, if it supports our attention function."""
-    family = model_config.model_type
+def class_of(
+    model_config: PretrainedConfig, config: ModelConfig
+) -> tuple[type[PreTrainedModel], PretrainedConfig]:
+    """The causal language model class of this family, and the config that it takes.
+
+    That is the config of the text model if the class has no other parts.
+    """
+    model_class: type[PreTrainedModel]
     if config.trust_remote_code and "AutoModelForCausalLM" in getattr(model_config, "auto_map", {}):
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -250,14 +337,13 @@ def _model_class(model_config: PretrainedConfig, config: ModelConfig) -> type[Pr
     elif type(model_config) in AutoModelForCausalLM._model_mapping:
         model_class = AutoModelForCausalLM._model_mapping[type(model_config)]
     else:
-        raise UnsupportedModelError(f"{family} models are not causal language models")
-    if not model_class._supports_attention_backend:
         raise UnsupportedModelError(
-            f"{family} models cannot be served: {model_class.__name__} in transformers does not "
-            "take its attention from AttentionInterface"
+            f"{model_config.model_type} models are not causal language models"
         )
-    found: type[PreTrainedModel] = model_class
-    return found
+    text_class = model_config.sub_configs.get("text_config")
+    if text_class is not None and model_class.config_class is text_class:
+        return model_class, model_config.get_text_config()
+    return model_class, model_config
 
 
 def _pad(rows: Tensor, count: int, dim: int) -> Tensor:

@@ -51,19 +51,20 @@ class StepRunner:
         return batch.send(host, self._upload, self._attention.arrays)
 
     def run(self, inputs: StepBatch | DecodeBatch, received: Tensor | None) -> Tensor:
-        """Run the layers on the token ids, or on the activations `[tokens, hidden]` of a stage.
+        """Run the layers, on a later stage with the activations `[tokens, width]` received.
 
-        Returns `[tokens, hidden]`, or on the last stage the logits of the rows that sample and of
+        Returns `[tokens, width]`, or on the last stage the logits of the rows that sample and of
         the scored tokens. The result is valid until the next step runs.
         """
         if isinstance(inputs, DecodeBatch):
             assert self._graphs is not None
             return self._graphs.run(inputs, received)
         return self.model.forward(
-            inputs.token_ids if received is None else received,
+            inputs.token_ids,
             inputs.position_ids,
             inputs.output_at,
             self._attention.step(self.cache, inputs),
+            received,
         )
 
     def capture(self, capture: Capture, limits: GraphLimits, show: ShowProgress = list) -> None:

@@ -96,8 +96,11 @@ def describe_layers(model: StageModel) -> tuple[tuple[str, ...], tuple[int, ...]
     return kinds, sizes, model.num_bytes - sum(sizes)
 
 
-def better_split(stages: Sequence[LayerTimes]) -> list[range] | None:
-    """Return the best split by these times; None if it gains too little over the current one."""
+def better_split(stages: Sequence[LayerTimes], last_cut: int | None = None) -> list[range] | None:
+    """Return the best split by these times; None if it gains too little over the current one.
+
+    No stage may begin after layer `last_cut`, if it is given.
+    """
     layer_s = _seconds_everywhere(stages)
     extra_s = [stage.extra_s for stage in stages]
     weight_bytes = [size for stage in stages for size in stage.weight_bytes]
@@ -105,6 +108,8 @@ def better_split(stages: Sequence[LayerTimes]) -> list[range] | None:
 
     def fits(stage: int, start: int, end: int) -> bool:
         kv, device = sum(kv_bytes[start:end]), stages[stage]
+        if last_cut is not None and start > last_cut:
+            return False
         total = sum(weight_bytes[start:end]) + device.extra_bytes + kv
         is_kv_held = device.kv_limit_bytes is None or kv <= device.kv_limit_bytes
         return total <= device.limit_bytes and is_kv_held

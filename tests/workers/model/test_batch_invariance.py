@@ -12,8 +12,9 @@ import torch
 from configs.config import EngineConfig
 from tests.checkpoints import make_checkpoint
 from tests.kernels import shared_library
+from tests.workers.stages import load_stage
 from tests.workers.world import CPU
-from workers.model import batch_invariance, stage_model
+from workers.model import batch_invariance
 from workers.model.batch_invariance import limit_onednn, may_use_amx, obstacle, onednn_limit
 from workers.model.stage_model import StageModel
 
@@ -44,7 +45,7 @@ def models(tmp_path: Path) -> dict[str, StageModel]:
     ):
         path = make_checkpoint(tmp_path / name, family)
         config = EngineConfig.of(model=str(path), dtype=dtype, pipeline_parallel_size=1)
-        found[name] = stage_model.load(config, 0, CPU)
+        found[name] = load_stage(config, 0)
     return found
 
 

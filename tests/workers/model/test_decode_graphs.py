@@ -21,7 +21,6 @@ from workers.device.upload import Arrays, PackedUpload
 from workers.model.attention.backends import Backend
 from workers.model.attention.interface import Form
 from workers.model.attention.plain import PlainBackend
-from workers.model.attention.probe import Probe
 from workers.model.batch import Rows, StepBatch, unpack
 from workers.model.decode_graphs import (
     MOST_ROWS,
@@ -104,11 +103,7 @@ def packed_upload() -> PackedUpload:
 
 def make_runner(model: StageModel, attention: Backend, num_blocks: int) -> StepRunner:
     """The runner of a stage, with a cache full of NaN: what was never written shows."""
-    probe = Probe()
-    at = torch.arange(2)[None]
-    hidden = torch.zeros(2, model.hidden_size, dtype=model.dtype)
-    model.forward(at * 0 if model.is_first else hidden, at, at[0, -1:], probe)
-    cache = KvCache(probe.shapes, num_blocks, BLOCK_SIZE, model.dtype, CPU)
+    cache = KvCache(model.probe(2).shapes, num_blocks, BLOCK_SIZE, model.dtype, CPU)
     return StepRunner(model, attention, cache, BLOCK_SIZE, CPU, packed_upload())
 
 

@@ -18,18 +18,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from configs.config import EngineConfig
 from tests.checkpoints import FAMILIES, NUM_LAYERS, VOCABULARY, make_checkpoint
 from tests.kernels import shared_library
+from tests.workers.stages import load_stage
 from tests.workers.world import CPU, Ground, History
 from workers.model.attention.backends import Backend
 from workers.model.attention.interface import UnsupportedModelError
 from workers.model.attention.native import NativeBackend
 from workers.model.attention.plain import PlainBackend
-from workers.model.attention.probe import Probe
 from workers.model.batch import StepBatch
 from workers.model.fused.native import NativeOperations
 from workers.model.kv_cache import KvCache, LayerShape
 from workers.model.layer_split import PartitionError
 from workers.model.linears import pack_for_onednn
-from workers.model.stage_model import StageModel, describe, load, split
+from workers.model.stage_model import StageModel, describe, split
 
 SUPPORTED = sorted(set(FAMILIES) - {"bloom"})
 BLOCK_SIZE = 4
@@ -54,21 +54,14 @@ def make_stages(
     if split_by_hand is not None:
         settings |= {"pipeline_parallel_size": len(split_by_hand), "layer_split": split_by_hand}
     config = EngineConfig.of(model=str(model), device="cpu", **settings)
-    return [load(config, stage, CPU) for stage in range(config.pipeline.pipeline_parallel_size)]
+    return [load_stage(config, stage) for stage in range(config.pipeline.pipeline_parallel_size)]
 
 
 def make_caches(stages: list[StageModel], ground: Ground) -> list[KvCache]:
     """A cache for each stage, shaped as a probe finds it."""
     caches = []
     for stage in stages:
-        probe = Probe()
-        positions = torch.arange(2)[None]
-        inputs = (
-            torch.zeros(1, 2, dtype=torch.int64)
-            if stage.is_first
-            else torch.zeros(2, stage.hidden_size, dtype=stage.dtype)
-        )
-        stage.forward(inputs, positions, positions[0, -1:], probe)
+        probe = stage.probe(2)
         assert list(probe.shapes) == list(stage.layers)
         cache = KvCache(probe.shapes, ground.num_blocks, ground.block_size, stage.dtype, CPU)
         for keys_and_values in cache.layers.values():
@@ -85,13 +78,15 @@ def forward(
     backend: Backend = PLAIN,
 ) -> Tensor:
     """One step through all stages."""
-    passed = batch.token_ids
+    passed: Tensor | None = None
     for stage, cache in zip(stages, caches, strict=True):
         step = backend.step(cache, batch)
-        passed = stage.forward(passed, batch.position_ids, batch.output_at, step)
+        ids, positions = batch.token_ids, batch.position_ids
+        passed = stage.forward(ids, positions, batch.output_at, step, passed)
         if not stage.is_last:
-            assert passed.shape == (batch.num_tokens, stage.hidden_size)
+            assert passed.shape == (batch.num_tokens, stage.output_width)
             assert passed.dtype == stage.dtype
+    assert passed is not None
     return passed
 
 
@@ -345,14 +340,14 @@ def test_a_tensor_that_is_nowhere_is_named(tmp_path: Path) -> None:
     del tensors["model.layers.3.mlp.up_proj.weight"]
     save_file(tensors, file, {"format": "pt"})
     config = EngineConfig.of(model=str(path), layer_split=(2, 2))
-    assert load(config, 0, CPU).layers == range(2)  # none of its own is missing
+    assert load_stage(config, 0).layers == range(2)  # none of its own is missing
     with pytest.raises(ValueError, match=r"lacks 1 tensors, e\.g\. model\.layers\.3\.mlp\.up_proj"):
-        load(config, 1, CPU)
+        load_stage(config, 1)
 
 
 def test_a_stage_describes_itself(tmp_path: Path) -> None:
     first, last = make_stages(make_checkpoint(tmp_path, "llama"), (1, 3))
     assert describe(first).startswith("embedding + layers 0-0, 0.1 M parameters")
     assert describe(last).startswith("layers 1-3 + head")
-    assert (first.max_model_len, first.hidden_size) == (1024, 64)
+    assert (first.max_model_len, first.output_width) == (1024, 64)
     assert first.config.num_hidden_layers == NUM_LAYERS

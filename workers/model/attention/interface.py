@@ -1,9 +1,14 @@
 """Paged attention as an attention implementation of transformers.
 
 transformers calls it in every attention layer, after the rotary embedding and before keys and
-values are repeated for grouped queries; the context of the step is passed as the keyword `step`.
+values are repeated for grouped queries. What belongs to one forward pass is in its
+`ForwardContext`, because not every family passes keywords on to its attention.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -11,12 +16,15 @@ from transformers.modeling_utils import AttentionInterface
 
 NAME = "tdpipe_paged"
 
-# Keywords that have no effect on causal attention over a paged cache.
+# Keywords that have no effect on causal attention over a paged cache. The number of layers is
+# Gemma 4's, for its training.
 _HARMLESS = {
+    "cache_position",
     "cu_seq_lens_k",
     "cu_seq_lens_q",
     "dropout",
     "is_causal",
+    "logits_to_keep",
     "max_length_k",
     "max_length_q",
     "output_attentions",
@@ -63,14 +71,69 @@ class Form:
         self.chunk_size = chunk_size
 
 
+@dataclass(slots=True, frozen=True)
+class AttentionCall:
+    """What is known of one call of attention in a layer since the probe.
+
+    `kv_layer` names the keys and values in the cache: that of the layer itself, or of the earlier
+    layer that it shares them with (Gemma 3n, Gemma 4), or one of its own for the second call in one
+    layer (DiffLlama). The window and the chunk are those of the mask (`masks`).
+    """
+
+    kv_layer: int
+    sliding_window: int | None
+    chunk_size: int | None
+
+
+Calls = Mapping[tuple[int, int], AttentionCall]
+"""By (layer, number of the call in the layer)."""
+
+
+class Learn(Protocol):
+    """Makes `Calls` during a probe."""
+
+    def learn(
+        self, at: tuple[int, int], key: Tensor, value: Tensor, mask: object, window: int | None
+    ) -> AttentionCall:
+        """Record a call of attention; raises `UnsupportedModelError`."""
+        ...
+
+
+@dataclass(slots=True)
+class ForwardContext:
+    """What the attention layers of one forward pass work with."""
+
+    step: Attend
+    calls: Calls | Learn
+    _counts: dict[int, int] = field(default_factory=dict)
+
+    def count(self, layer: int) -> tuple[int, int]:
+        """The layer and the number of this call in it."""
+        number = self._counts.get(layer, 0)
+        self._counts[layer] = number + 1
+        return layer, number
+
+
+_current: ContextVar[ForwardContext | None] = ContextVar("forward_context", default=None)
+
+
+@contextmanager
+def forward_context(step: Attend, calls: Calls | Learn) -> Iterator[None]:
+    """Set what the attention layers work with while the context lasts."""
+    token = _current.set(ForwardContext(step, calls))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
 def paged_attention(
     module: nn.Module,
     query: Tensor,  # [1, query heads, tokens, head dim]
     key: Tensor,  # [1, KV heads, tokens, head dim]
     value: Tensor,  # [1, KV heads, tokens, value dim]
-    attention_mask: Tensor | None,
+    attention_mask: object,
     *,
-    step: Attend | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -79,17 +142,26 @@ def paged_attention(
 ) -> tuple[Tensor, None]:
     """Implement transformers' attention interface; returns `[1, tokens, heads, value dim]`.
 
-    Raises `UnsupportedModelError` for a mask, or for a keyword that is not supported here.
+    Raises `UnsupportedModelError` for a mask or a keyword that is not supported here.
     """
+    context = _current.get()
     unknown = [
         k for k, v in others.items() if v is not None and v is not False and k not in _HARMLESS
     ]
-    if step is None or attention_mask is not None or unknown:
-        what = ", ".join(unknown) or ("a mask of its own" if step else "no step context")
-        raise UnsupportedModelError(f"its attention needs {what}")
-    form = Form(scaling, sliding_window, softcap, s_aux)
-    layer: int = module.layer_idx  # type: ignore[assignment]
-    return step.attend(layer, query[0], key[0], value[0], form)[None], None
+    if context is None or unknown:
+        raise UnsupportedModelError(f"its attention needs {', '.join(unknown) or 'a context'}")
+    layer = getattr(module, "layer_idx", None)
+    if not isinstance(layer, int):
+        raise UnsupportedModelError("its attention modules do not know their layer")
+    at, calls = context.count(layer), context.calls
+    if isinstance(calls, Mapping):
+        if attention_mask is not None:
+            raise UnsupportedModelError("its attention needs a mask of its own")
+        call = calls[at]
+    else:
+        call = calls.learn(at, key, value, attention_mask, sliding_window)
+    form = Form(scaling, call.sliding_window, softcap, s_aux, call.chunk_size)
+    return context.step.attend(call.kv_layer, query[0], key[0], value[0], form)[None], None
 
 
 AttentionInterface.register(NAME, paged_attention)

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from tests.kernels import shared_library, triton_backend
 from tests.workers.world import CPU, Ground
 from workers.model.attention.backends import Backend
-from workers.model.attention.interface import Form, UnsupportedModelError, paged_attention
+from workers.model.attention.interface import (
+    Form,
+    UnsupportedModelError,
+    forward_context,
+    paged_attention,
+)
 from workers.model.attention.native import NativeBackend
 from workers.model.attention.plain import PlainBackend, attend_one
 from workers.model.attention.probe import Probe
@@ -179,20 +184,22 @@ class Layer(nn.Module):
     layer_idx = 3
 
 
-def interface(**keywords: object) -> Tensor:
+def interface(probe: Probe | None = None, mask: object = None, **keywords: object) -> Tensor:
     """The interface for transformers, with the tensors that it passes."""
     query, key, value = (t[None] for t in make(5, 4, 2, 6, 6))
-    answer, weights = paged_attention(Layer(), query, key, value, None, **keywords)  # type: ignore[arg-type]
+    probe = Probe(num_layers=4) if probe is None else probe
+    with forward_context(probe, probe):
+        answer, weights = paged_attention(Layer(), query, key, value, mask, **keywords)  # type: ignore[arg-type]
     assert weights is None
     return answer
 
 
 def test_transformers_gets_its_own_order_of_dimensions() -> None:
-    probe = Probe()
+    probe = Probe(num_layers=4)
     query, key, value = make(5, 4, 2, 6, 6)
     form = Form(0.5, 3, 2.0, torch.arange(4.0))
     answer = interface(
-        step=probe, scaling=0.5, sliding_window=3, softcap=2.0, s_aux=form.sinks, dropout=0.0
+        probe, scaling=0.5, sliding_window=3, softcap=2.0, s_aux=form.sinks, dropout=0.0
     )
     assert answer.shape == (1, 6, 4, 10)
     torch.testing.assert_close(answer[0].transpose(0, 1), twin(query, key, value, form))
@@ -201,17 +208,17 @@ def test_transformers_gets_its_own_order_of_dimensions() -> None:
 
 def test_an_unknown_keyword_is_refused_by_its_name() -> None:
     with pytest.raises(UnsupportedModelError, match="alibi_slopes, more"):
-        interface(step=Probe(), alibi_slopes=torch.ones(4), more=1)
+        interface(alibi_slopes=torch.ones(4), more=1)
 
 
 def test_an_unknown_keyword_without_a_value_is_ignored() -> None:
-    plain = interface(step=Probe())
-    assert torch.equal(interface(step=Probe(), alibi=None, bias=False, use_cache=True), plain)
+    plain = interface()
+    assert torch.equal(interface(alibi=None, bias=False, use_cache=True), plain)
 
 
-def test_a_mask_or_a_call_without_a_step_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="no step context"):
-        interface()
+def test_a_mask_or_a_call_without_a_context_is_refused() -> None:
     query, key, value = (t[None] for t in make(5, 4, 2, 6, 6))
+    with pytest.raises(UnsupportedModelError, match="a context"):
+        paged_attention(Layer(), query, key, value, None)
     with pytest.raises(UnsupportedModelError, match="a mask of its own"):
-        paged_attention(Layer(), query, key, value, torch.zeros(1, 1, 6, 6), step=Probe())
+        interface(mask=torch.zeros(1, 1, 6, 6))

@@ -9,16 +9,16 @@ from transformers import AutoModelForCausalLM
 from configs.config import EngineConfig
 from tests.checkpoints import NUM_LAYERS, make_checkpoint
 from tests.workers.model.fused.broken import Broken
+from tests.workers.stages import load_stage
 from tests.workers.world import CPU, Ground
 from workers import loading
 from workers.kernels import triton_support
 from workers.kernels.library import Library
 from workers.model.attention.plain import PlainBackend
-from workers.model.attention.probe import Probe
 from workers.model.fused.native import NativeOperations
 from workers.model.fused.operations import FusedOperations
 from workers.model.kv_cache import KvCache
-from workers.model.stage_model import StageModel, load
+from workers.model.stage_model import StageModel
 
 # Norms of a layer beside its MLP: two, and in Gemma 2 around both parts, in Qwen 3 of heads too.
 NORMS = {"llama": 2, "gemma2": 4, "qwen3": 4}
@@ -33,15 +33,13 @@ def count_fused(family: str) -> int:
 def load_whole(model: Path) -> StageModel:
     """The model as one stage."""
     config = EngineConfig.of(model=str(model), dtype="float32", pipeline_parallel_size=1)
-    return load(config, 0, CPU)
+    return load_stage(config, 0)
 
 
 def generate(stage: StageModel, count: int) -> list[list[int]]:
     """The prompts with the tokens of greedy decoding."""
-    ground, probe = Ground(), Probe()
-    at = torch.arange(2)[None]
-    stage.forward(at * 0, at, at[0, -1:], probe)
-    cache = KvCache(probe.shapes, ground.num_blocks, ground.block_size, stage.dtype, CPU)
+    ground = Ground()
+    cache = KvCache(stage.probe(2).shapes, ground.num_blocks, ground.block_size, stage.dtype, CPU)
     sequences = [ground.sequence(prompt, spare=count) for prompt in PROMPTS]
     shares = [(sequence, len(sequence.token_ids)) for sequence in sequences]
     for _ in range(count):

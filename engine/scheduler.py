@@ -30,6 +30,7 @@ from engine.state.expectation import Expectation, expectation_of
 from engine.state.length_errors import LengthErrors
 from engine.state.micro_batch import MicroBatch, pack
 from engine.state.pool import Pool
+from engine.state.rope_lengths import outgrowing
 from engine.state.sequence import Sequence, State
 from engine.state.waiting import WaitingQueue
 from wire.messages import (
@@ -41,6 +42,7 @@ from wire.messages import (
     FinishReason,
     Generated,
     Logprobs,
+    RopeRule,
     Scored,
     StageLost,
     StageReady,
@@ -79,6 +81,7 @@ class Pipeline:
     correction: Correction
     priority_preemption: PriorityPreemption
     quarantine: Quarantine | None
+    rope: RopeRule | None = None
     in_flight: deque["InFlight"] = field(default_factory=deque)
 
 
@@ -227,10 +230,9 @@ class Scheduler:
             self.config.pipeline.pipeline_parallel_size,
         )
         num_blocks = min(stage.num_blocks for stage in stages)
+        shortest = min(stages, key=lambda stage: stage.max_model_len)
         self.max_model_len = _longest_sequence(
-            self.config.model.max_model_len,
-            min(stage.max_model_len for stage in stages),
-            num_blocks * block_size,
+            self.config.model.max_model_len, shortest, num_blocks * block_size
         )
         measured = {s.stage: CostModel.of(s.costs) for s in stages if s.costs.num_tokens}
         correction = Correction(measured)
@@ -246,6 +248,7 @@ class Scheduler:
             correction,
             PriorityPreemption(self.config.scheduler, num_stages),
             Quarantine(suspects, num_stages, self.config.scheduler.max_num_batched_tokens),
+            next((stage.rope for stage in stages if stage.rope), None),
         )
         # Stages that outlived the previous engine may still report steps with its ids.
         self._next_step_id = max(self._next_step_id, stages[0].last_step_id + 1)
@@ -316,6 +319,9 @@ class Scheduler:
             out.append(Generated(ids.tobytes(), token_ids.tobytes(), logprobs))
         for sequence in ended:
             self._end(sequence, out)
+        for sequence in outgrowing(open_rows, pipeline.rope):
+            if sequence.state is not finished:
+                self.pool.preempt(sequence)
 
     def _end(self, sequence: Sequence, out: list[Outgoing]) -> None:
         """Finish a sequence if its last token may stop it, or if it has reached its length."""
@@ -349,7 +355,12 @@ class Scheduler:
     def _launch(self, pipeline: Pipeline, batch: MicroBatch) -> Step:
         step_id = self._next_step_id
         step = pack(
-            batch, pipeline.epoch, step_id, self.config.cache.block_size, self.pool.sampler_slots
+            batch,
+            pipeline.epoch,
+            step_id,
+            self.config.cache.block_size,
+            self.pool.sampler_slots,
+            pipeline.rope,
         )
         self.pool.launch(batch.sequences, batch.num_tokens)
         sampling = list(compress(batch.sequences, step.samples))
@@ -396,14 +407,15 @@ def _ints(packed: bytes) -> np.ndarray:
     return np.frombuffer(packed, np.int32)
 
 
-def _longest_sequence(wanted: int | None, model: int, kv_tokens: int) -> int:
+def _longest_sequence(wanted: int | None, stage: StageReady, kv_tokens: int) -> int:
     """The longest prompt + output: the setting, or the limit of the model and the KV cache."""
     if wanted is None:
-        return min(model, kv_tokens)
-    if wanted > model:
+        return min(stage.max_model_len, kv_tokens)
+    if wanted > stage.max_model_len:
+        reason = f" ({stage.max_model_len_reason})" if stage.max_model_len_reason else ""
         raise ImpossibleSettingsError(
-            f"max_model_len {wanted} is more than the model's own limit of {model} tokens; "
-            "lower max_model_len"
+            f"max_model_len {wanted} is more than the model's own limit of {stage.max_model_len} "
+            f"tokens{reason}; lower max_model_len"
         )
     if wanted > kv_tokens:
         raise ImpossibleSettingsError(

@@ -49,6 +49,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 24,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
+    "olmo3": {
+        "num_key_value_heads": 2,
+        "sliding_window": 24,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "phi3": {"num_key_value_heads": 2},
+    "phimoe": {"num_key_value_heads": 2, "num_local_experts": 4, "sliding_window": None},
     "bloom": {"n_layer": NUM_LAYERS},
 }
 

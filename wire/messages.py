@@ -262,6 +262,8 @@ class Step(Message, frozen=True):
       `block_tables`     int32, ceil((start_position + num_tokens) / block_size) blocks per row
     `sampler_slots` is int32 [sampling rows], -1 for rows that take the likeliest token; empty if
     all are -1. `setups` are applied before the step samples. `scored` describes prompt rows.
+    `rope_lens` is int32 [rows], or empty if the model has no `RopeRule`: a token at position p has
+    RoPE length max(rope_len, p + 1), where rope_len is usually the length of the prompt.
     """
 
     epoch: int
@@ -276,6 +278,7 @@ class Step(Message, frozen=True):
     sampler_slots: bytes = b""
     setups: tuple[SamplerSetup, ...] = ()
     scored: tuple[ScoredRow, ...] = ()
+    rope_lens: bytes = b""
 
 
 # --- stages -> engine -----------------------------------------------------------------------
@@ -297,11 +300,22 @@ class StageCosts(msgspec.Struct, frozen=True, array_like=True):
     pair_s: float = 0.0
 
 
+class RopeRule(msgspec.Struct, frozen=True, array_like=True):
+    """The rotary embedding of the model depends on the length of the sequence.
+
+    This is so for dynamic NTK scaling and LongRoPE; steps then have `rope_lens`. Sequences whose
+    prompt was within `recompute_len` tokens (0: none) are recomputed once they are longer.
+    """
+
+    recompute_len: int = 0
+
+
 class StageReady(Message, frozen=True):
     """The stage has loaded its weights, has memory for `num_blocks` KV blocks, and waits for steps.
 
     `epoch` identifies an incarnation of the stage group: all stages of a group have the same one,
-    and a restarted group has a greater one. `max_model_len` is the limit of the model in tokens.
+    and a restarted group has a greater one. `max_model_len` is the limit of the model in tokens,
+    `max_model_len_reason` where it comes from. `rope` is set if RoPE depends on lengths.
     `costs` are empty if nothing was measured. `last_step_id` is the last step received, or -1.
     `attention` is the name of the attention backend. `batch_invariant` says whether a row's logits
     do not depend on the other rows of a step.
@@ -315,6 +329,8 @@ class StageReady(Message, frozen=True):
     last_step_id: int = -1
     attention: str = ""
     batch_invariant: bool = False
+    max_model_len_reason: str = ""
+    rope: RopeRule | None = None
 
 
 class StepDone(Message, frozen=True):

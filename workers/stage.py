@@ -149,6 +149,8 @@ class Stage:
             self._last_step_id,
             self._attention.name,
             self._is_batch_invariant,
+            self._model.context_length.reason,
+            self._model.rope_rule,
         )
 
     def _take_plans(self, engine: Spoke[ToStage], results: Results) -> None:

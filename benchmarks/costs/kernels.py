@@ -172,7 +172,7 @@ def _batch(rows: Sequence[tuple[int, int]]) -> tuple[StepBatch, int]:
     blocks = np.random.default_rng(1).permutation(int(tables[-1])).astype(np.int32)
     tokens = np.zeros(begins[-1], np.int64)
     table = Rows(begins, starts, tables[:-1], blocks, BLOCK_SIZE)
-    host = HostBatch(tokens, tokens, tokens[:0], 0, table)
+    host = HostBatch(tokens, tokens, tokens + 1, tokens[:0], 0, table)
     return send(host, upload_to(CPU), PlainBackend().arrays), len(blocks)
 
 

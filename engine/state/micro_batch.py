@@ -4,9 +4,10 @@ from array import array
 from itertools import compress
 
 from engine.costs.cost_model import StepSize
+from engine.state.rope_lengths import rope_lens
 from engine.state.sampler_slots import SamplerSlots
 from engine.state.sequence import Sequence
-from wire.messages import Phase, ScoredRow, Step
+from wire.messages import Phase, RopeRule, ScoredRow, Step
 
 
 class MicroBatch:
@@ -69,9 +70,14 @@ class MicroBatch:
 
 
 def pack(
-    batch: MicroBatch, epoch: int, step_id: int, block_size: int, sampler_slots: SamplerSlots
+    batch: MicroBatch,
+    epoch: int,
+    step_id: int,
+    block_size: int,
+    sampler_slots: SamplerSlots,
+    rope: RopeRule | None = None,
 ) -> Step:
-    """Build the message for the stages.
+    """Build the message for the stages, with RoPE lengths if there is a rule for them.
 
     Each block table must already have blocks for the tokens of its row. Rows that sample for
     the first time get a sampler slot, unless they are plain.
@@ -115,6 +121,7 @@ def pack(
         sampler_slots=columns,
         setups=setups,
         scored=tuple(scored),
+        rope_lens=rope_lens(sequences, rope) if rope else b"",
     )
 
 

@@ -215,6 +215,14 @@ def test_a_length_that_cannot_be_served_ends_the_start(wanted: int, words: str) 
         scheduler.handle(StageReady(0, 1, 10, 100), 0.0)
 
 
+def test_the_refusal_of_a_length_says_where_the_limit_comes_from() -> None:
+    scheduler = Scheduler(EngineConfig.of(max_model_len=200, pipeline_parallel_size=1))
+    reason = "max_position_embeddings 50 x factor 2 of its dynamic RoPE"
+    words = rf"limit of 100 tokens \({reason}\); lower max_model_len"
+    with pytest.raises(ImpossibleSettingsError, match=words):
+        scheduler.handle(StageReady(0, 1, 10, 100, max_model_len_reason=reason), 0.0)
+
+
 def test_min_tokens_forbids_the_stop_token_until_then() -> None:
     world = World(EngineConfig(), 100)
     prompt = next([p] for p in range(50) if expected_first(p) == 0)

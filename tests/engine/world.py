@@ -10,6 +10,8 @@ from array import array
 from collections import deque
 from typing import Any
 
+from msgspec.structs import replace
+
 from configs.config import EngineConfig
 from engine.quarantine import MAX_UNNAMED_FAILURES
 from engine.scheduler import Outgoing, Scheduler
@@ -20,6 +22,7 @@ from wire.messages import (
     Finished,
     Generated,
     Logprobs,
+    RopeRule,
     Sampling,
     StageCosts,
     StageLost,
@@ -119,8 +122,10 @@ class World:
         config: EngineConfig,
         num_blocks: int,
         costs: StageCosts = StageCosts(),  # noqa: B008 - frozen
+        rope: RopeRule | None = None,
     ) -> None:
         self.config = config
+        self.rope = rope
         self.costs = costs
         self.num_blocks = num_blocks
         self.scheduler = Scheduler(config)
@@ -143,7 +148,8 @@ class World:
         self.in_flight.clear()
         self.stage = FakeStage(self.config.cache.block_size)
         for stage in range(self.config.pipeline.pipeline_parallel_size):
-            self.hand(StageReady(stage, self.epoch, self.num_blocks, 1 << 20, self.costs))
+            ready = StageReady(stage, self.epoch, self.num_blocks, 1 << 20, self.costs)
+            self.hand(replace(ready, rope=self.rope))
 
     def submit(self, submit: Submit) -> None:
         """A client sends a request."""
@@ -155,6 +161,10 @@ class World:
         """The client closes its connection."""
         self.aborted.add(sequence_id)
         self.hand(Abort(sequence_id))
+
+    def prompt_len(self, sequence_id: int) -> int:
+        """The length of the prompt that the client sent."""
+        return len(self.submits[sequence_id].prompt_token_ids) // 4
 
     def lose_pipeline(self) -> None:
         """A stage dies, and the group restarts."""

@@ -255,6 +255,7 @@ def _logits_of_stages(
                 batch.output_at,
                 backend.step(cache, batch),
                 passed,
+                batch.rope_lens,
             )
         assert passed is not None
         yield from zip(sampled, passed, strict=True)
@@ -283,9 +284,11 @@ def _batch(
     begins = np.concatenate([[0], np.cumsum(ends - starts)])
     samples = [n for n, row in enumerate(rows) if fed[row] >= prompts[row]]
     pairs = list(zip(rows, starts, ends, strict=True))
+    positions = np.concatenate([np.arange(start, end) for _, start, end in pairs])
     host = HostBatch(
         np.array([token for row, start, end in pairs for token in tokens[row][start:end]]),
-        np.concatenate([np.arange(start, end) for _, start, end in pairs]),
+        positions,
+        np.maximum(positions + 1, np.repeat([prompts[row] for row in rows], ends - starts)),
         begins[1:][samples] - 1,
         len(samples),
         Rows(

@@ -51,6 +51,7 @@ class HostBatch:
 
     token_ids: np.ndarray  # [tokens], int64
     position_ids: np.ndarray  # [tokens], int64
+    rope_lens: np.ndarray  # [tokens], int64, see `Step`
     output_at: np.ndarray  # [sampling rows + scored tokens], int64, see `StepBatch`
     num_sampling: int
     rows: Rows
@@ -62,6 +63,7 @@ class StepBatch:
 
     token_ids: Tensor  # [1, tokens], int64
     position_ids: Tensor  # [1, tokens], int64
+    rope_lens: Tensor  # [1, tokens], int64, see `Step`
     # The last token of each row that samples, then the token before each scored token.
     output_at: Tensor  # [sampling rows + scored tokens], int64
     num_sampling: int
@@ -87,10 +89,12 @@ def unpack(step: Step, block_size: int) -> HostBatch:
     counts = np.frombuffer(step.num_tokens, np.int32).astype(np.int64)
     begins = _sums(counts)
     within = np.arange(begins[-1]) - np.repeat(begins[:-1], counts)
+    position_ids = np.repeat(starts, counts) + within
     sample_at = (begins[1:] - 1)[np.frombuffer(step.samples, np.uint8).astype(bool)]
     return HostBatch(
         token_ids=np.frombuffer(step.token_ids, np.int32).astype(np.int64),
-        position_ids=np.repeat(starts, counts) + within,
+        position_ids=position_ids,
+        rope_lens=_rope_lens(step, counts, position_ids),
         output_at=np.concatenate([sample_at, *_scored(step, begins)]) if step.scored else sample_at,
         num_sampling=len(sample_at),
         rows=Rows(
@@ -111,6 +115,7 @@ def send(
     return StepBatch(
         arrays.pop("token_ids")[None],
         arrays.pop("position_ids")[None],
+        arrays.pop("rope_lens")[None],
         arrays.pop("output_at"),
         host.num_sampling,
         host.rows,
@@ -123,9 +128,19 @@ def arrays_of_step(host: HostBatch, arrays_of: ArraysOf) -> Arrays:
     return {
         "token_ids": host.token_ids,
         "position_ids": host.position_ids,
+        "rope_lens": host.rope_lens,
         "output_at": host.output_at,
         **arrays_of(host.rows),
     }
+
+
+def _rope_lens(step: Step, counts: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
+    """The RoPE length of each token."""
+    if not step.rope_lens:
+        return position_ids + 1
+    of_rows = np.frombuffer(step.rope_lens, np.int32).astype(np.int64)
+    lens: np.ndarray = np.maximum(np.repeat(of_rows, counts), position_ids + 1)
+    return lens
 
 
 def _scored(step: Step, begins: np.ndarray) -> list[np.ndarray]:

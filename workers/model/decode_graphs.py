@@ -219,7 +219,12 @@ class DecodeGraphs:
     def _forward(self, inputs: StepBatch, context: Attend) -> Tensor:
         received = None if self._model.is_first else self._received[: inputs.num_tokens]
         return self._model.forward(
-            inputs.token_ids, inputs.position_ids, inputs.output_at, context, received
+            inputs.token_ids,
+            inputs.position_ids,
+            inputs.output_at,
+            context,
+            received,
+            inputs.rope_lens,
         )
 
     def _example(self, size: int, length: int, seed: int | None = None) -> HostBatch:
@@ -236,7 +241,8 @@ class DecodeGraphs:
         tokens = np.zeros(num_real, np.int64)
         if seed is not None:
             tokens = np.random.default_rng(seed).integers(self._model.vocab_size, size=num_real)
-        return padded(HostBatch(tokens, rows.starts, rows.begins[:-1], num_real, rows), size)
+        lens = rows.starts + 1
+        return padded(HostBatch(tokens, rows.starts, lens, rows.begins[:-1], num_real, rows), size)
 
 
 def capture_all(
@@ -302,6 +308,7 @@ def padded(host: HostBatch, size: int) -> HostBatch:
     return HostBatch(
         np.concatenate([host.token_ids, nothing]),
         np.concatenate([host.position_ids, nothing]),
+        np.concatenate([host.rope_lens, nothing]),
         np.arange(size),
         size,
         Rows(

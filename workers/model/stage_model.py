@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from configs.config import EngineConfig
 from configs.model import ModelConfig
 from configs.pipeline import PipelineConfig
+from wire.messages import RopeRule
 from workers.kernels.library import Library
 from workers.model import experts, layer_split, linears, partitioning
 from workers.model.attention import interface, masks
@@ -32,10 +33,12 @@ from workers.model.attention.interface import (
     forward_context,
 )
 from workers.model.attention.probe import Probe
+from workers.model.context_length import ContextLength, context_length
 from workers.model.fused import replace
 from workers.model.fused.operations import FusedOperations
 from workers.model.fused.rotary import RotaryFunctions
 from workers.model.partitioning import LeaveStage, Port
+from workers.model.rope import TokenRope
 from workers.model.structure import Structure, last_cut, layers_of
 
 log = logging.getLogger("tdpipe")
@@ -62,6 +65,7 @@ class StageModel:
         self._device = model.device
         self.compiles_for_each_size = self._device.type == "cpu" and self.dtype != torch.float32
         self._rotary = RotaryFunctions()
+        self._rope = TokenRope(model)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
 
     @property
@@ -82,7 +86,17 @@ class StageModel:
     @property
     def max_model_len(self) -> int:
         """The longest sequence in tokens that the model supports."""
-        return int(getattr(self.config, "max_position_embeddings", 1 << 20))
+        return self.context_length.tokens
+
+    @property
+    def context_length(self) -> ContextLength:
+        """The longest sequence, and the reason for this limit."""
+        return context_length(self.config)
+
+    @property
+    def rope_rule(self) -> RopeRule | None:
+        """What the engine must know if RoPE depends on the lengths of sequences."""
+        return self._rope.rule
 
     @property
     def module(self) -> PreTrainedModel:
@@ -114,7 +128,7 @@ class StageModel:
         with masks.are_read():
             # All tokens of a batch may belong to a prompt that is to be scored.
             probe.output = self._run(
-                torch.zeros_like(positions), positions, positions[0], received, probe, probe
+                torch.zeros_like(positions), positions, positions[0], received, None, probe, probe
             )
         known = {layer for layer, _ in probe.calls}
         silent = [layer for layer in self.layers if layer not in known]
@@ -133,12 +147,16 @@ class StageModel:
         sample_at: Tensor,
         step: interface.Attend,
         received: Tensor | None = None,
+        rope_lens: Tensor | None = None,
     ) -> Tensor:
         """Run the layers; a later stage takes what the stage before has returned.
 
+        `rope_lens` `[1, tokens]` are the RoPE lengths of the tokens, see `rope`.
         Returns `[tokens, output width]`, or logits `[sampling rows, vocabulary]` on the last stage.
         """
-        return self._run(token_ids, position_ids, sample_at, received, step, self._calls)
+        return self._run(
+            token_ids, position_ids, sample_at, received, rope_lens, step, self._calls
+        )
 
     @torch.inference_mode()
     def _run(
@@ -147,6 +165,7 @@ class StageModel:
         position_ids: Tensor,
         sample_at: Tensor,
         received: Tensor | None,
+        rope_lens: Tensor | None,
         step: interface.Attend,
         calls: Calls | Learn,
     ) -> Tensor:
@@ -160,8 +179,9 @@ class StageModel:
         }
         if self._takes_sampled:
             arguments["logits_to_keep"] = keep
+        lens = None if rope_lens is None else _pad(rope_lens, count, dim=1)
         self._port.received = received if received is None else _pad(received, count, dim=0)
-        with self._rotary.replaced(), forward_context(step, calls):
+        with self._rotary.replaced(), self._rope.lengths(lens), forward_context(step, calls):
             try:
                 logits: Tensor = self._model(**arguments).logits[0]
             except LeaveStage as left:

@@ -65,6 +65,7 @@ class StepRunner:
             inputs.output_at,
             self._attention.step(self.cache, inputs),
             received,
+            inputs.rope_lens,
         )
 
     def capture(self, capture: Capture, limits: GraphLimits, show: ShowProgress = list) -> None:

@@ -1,10 +1,12 @@
 """The batch: every token at its position and slot, against a twin that counts one by one."""
 
+from array import array
 from typing import Any
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.workers.world import CPU, Ground, History, all_slots, ints
 from workers.device.upload import upload_to
@@ -75,6 +77,17 @@ def test_a_chunk_and_a_decode_by_hand() -> None:
     assert all_slots(batch.rows) == [[28, 29, 30, 31, 8], [20, 21]]
     assert batch.rows.new_slots().tolist() == [30, 31, 8, 21]
     assert ints(batch.output_at) == [3]
+
+
+def test_the_rope_length_of_a_token_is_that_of_the_prompt_or_of_its_position() -> None:
+    ground = Ground(block_size=4)
+    chunk, decode = History([10, 11, 12, 13, 14, 15], [7, 2], fed=2), History([20, 21], [5], fed=1)
+    step = ground.step([(chunk, 3), (decode, 1)])
+    assert ints(build(step, 4, upload_to(CPU)).rope_lens) == [3, 4, 5, 2]
+    step = replace(step, rope_lens=array("i", [4, 1]).tobytes())
+    batch = build(step, 4, upload_to(CPU))
+    assert ints(batch.rope_lens) == [4, 4, 5, 2]
+    assert batch.rope_lens.shape == (1, 4)
 
 
 def test_a_step_without_sampling_rows_has_no_place_to_sample_at() -> None:

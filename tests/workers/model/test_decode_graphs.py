@@ -1,6 +1,7 @@
 """CUDA graphs with a fake capture: a replay in static memory is the step that runs without it."""
 
 import logging
+from array import array
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from configs.config import EngineConfig
 from tests.checkpoints import VOCABULARY, make_checkpoint
 from tests.kernels import triton_backend, triton_operations
+from tests.workers.model.test_rope import long_factors
 from tests.workers.model.test_stage_model import make_stages
 from tests.workers.world import CPU, Ground, History
 from workers.device.events import Done
@@ -166,6 +169,46 @@ def test_replayed_steps_are_eager_steps(family: str, tmp_path: Path, *, fuses: b
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    ("rope", "longest"),
+    [({"rope_type": "dynamic", "factor": 4.0}, 16), (long_factors(8), 64)],
+    ids=["dynamic", "longrope"],
+)
+def test_a_replay_takes_the_rope_lengths_of_its_own_step(
+    rope: dict[str, Any], longest: int, tmp_path: Path
+) -> None:
+    path = make_checkpoint(
+        tmp_path,
+        "llama",
+        num_hidden_layers=2,
+        max_position_embeddings=longest,
+        rope_parameters={"rope_theta": 10_000.0} | rope,
+    )
+    (stage,) = make_stages(path, (2,), dtype="float32")
+    step_lens = [[rope_len] * 2 for rope_len in (8, 60, 9)]
+    results = []
+    for captures in (False, True):
+        runner = make_runner(stage, triton_backend(), 40)
+        if captures:
+            runner.capture(FakeCapture(), GraphLimits(2, 40))
+            assert runner.has_graphs
+        forget(runner)
+        ground = Ground(BLOCK_SIZE, num_blocks=40)
+        sequences = [ground.sequence([5 + n] * (4 + 3 * n), spare=8) for n in range(2)]
+        runner.run(runner.prepare(ground.step([(s, len(s.token_ids)) for s in sequences])), None)
+        for lens in step_lens:
+            for sequence in sequences:
+                sequence.token_ids.append(9)
+            step = ground.step([(s, 1) for s in sequences])
+            step = replace(step, rope_lens=array("i", lens).tobytes())
+            inputs = runner.prepare(step)
+            assert isinstance(inputs, DecodeBatch) == captures
+            results.append(runner.run(inputs, None).clone())
+    eager, replayed = results[: len(step_lens)], results[len(step_lens) :]
+    for want, got in zip(eager, replayed, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
 @pytest.fixture
 def stage(tmp_path: Path) -> StageModel:
     """A whole small model."""
@@ -223,6 +266,7 @@ def test_padding_rows_write_nowhere_and_read_what_the_first_row_has() -> None:
     assert wide.rows.begins.tolist() == list(range(9))
     assert wide.token_ids.tolist() == [7, 7, *[0] * 6]
     assert wide.rows.new_slots().tolist() == [*host.rows.new_slots().tolist(), *[-1] * 6]
+    assert wide.rope_lens.tolist() == [6, 3, *[0] * 6]
     assert wide.rows.table_begins.tolist()[2:] == [0] * 6
     assert wide.rows.starts.tolist() == [5, 2, *[0] * 6]
     np.testing.assert_array_equal(wide.rows.blocks, host.rows.blocks)

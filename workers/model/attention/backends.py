@@ -244,5 +244,5 @@ def _batch(backend: Backend, device: torch.device) -> StepBatch:
     blocks = np.random.default_rng(0).permutation(table_begins[-1]).astype(np.int32)
     tokens = np.zeros(begins[-1], np.int64)
     rows = Rows(begins, starts, table_begins[:-1], blocks, CHECKED_BLOCK_SIZE)
-    host = HostBatch(tokens, tokens, tokens[:0], 0, rows)
+    host = HostBatch(tokens, tokens, tokens + 1, tokens[:0], 0, rows)
     return send(host, upload_to(device), backend.arrays)

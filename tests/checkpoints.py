@@ -49,13 +49,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 24,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
-    "olmo3": {
-        "num_key_value_heads": 2,
-        "sliding_window": 24,
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
-    },
-    "phi3": {"num_key_value_heads": 2},
-    "phimoe": {"num_key_value_heads": 2, "num_local_experts": 4, "sliding_window": None},
     "bloom": {"n_layer": NUM_LAYERS},
 }
 
@@ -74,7 +67,7 @@ def make_checkpoint(folder: Path, family: str, *, shard_size: str = "5GB", **cha
             "pad_token_id": 1,
             "bos_token_id": 1,
             "eos_token_id": 2,
-            **FAMILIES[family],
+            **FAMILIES.get(family, {}),
             **changes,
         },
     )

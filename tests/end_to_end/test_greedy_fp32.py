@@ -15,6 +15,7 @@ from tests.checkpoints import TOKENIZER, make_checkpoint
 from tests.end_to_end.asking import ask_at_once, random_prompts
 from tests.end_to_end.daemon import Daemon
 from tests.end_to_end.reference import Reference
+from tests.workers.model.test_rope import make as make_with_rope
 
 NEAR_TIE = 1e-4
 MAX_TOKENS = 24
@@ -47,6 +48,24 @@ def test_a_random_checkpoint_answers_as_in_transformers(family: str, tmp_path: P
         for prompt, got in zip(prompts, outputs, strict=True)
     )
     assert near_ties <= 1, f"{near_ties} near-ties in {len(prompts)} answers"
+
+
+# Phi-3 recomputes a sequence that outgrows the original length of 48 tokens.
+@pytest.mark.parametrize(
+    "case", ["phi3-longrope", pytest.param("llama-dynamic", marks=pytest.mark.long)]
+)
+def test_rope_scaling_is_that_of_generate_across_the_original_length(
+    case: str, tmp_path: Path
+) -> None:
+    checkpoint = make_with_rope(tmp_path / "model", case)
+    prompts = random_prompts(case, (5, 30, 40, 47, 48, 49, 100, 150))
+    arguments = ["--tokenizer", str(checkpoint / TOKENIZER), "--dtype", "float32"]
+    arguments += ["--device", "cpu", "--max-num-batched-tokens", "32", "--max-model-len", "192"]
+    with Daemon(tmp_path, str(checkpoint), *arguments) as daemon:
+        outputs = ask_at_once(daemon, prompts, MAX_TOKENS)
+    for prompt, got in zip(prompts, outputs, strict=True):
+        # A fresh model for each: dynamic RoPE keeps state in it.
+        assert got == Reference(checkpoint, torch.float32).generate(prompt, MAX_TOKENS)
 
 
 def test_the_demo_model_answers_as_in_transformers(lasting: Daemon) -> None:

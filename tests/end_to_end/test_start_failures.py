@@ -81,7 +81,10 @@ FAILURES: list[tuple[Prepare, list[str]]] = [
     (flags("--uds", "/nowhere/socket"), ["cannot listen on /nowhere/socket"]),
     (flags("--predictor", "/nowhere/at/all"), ["predictor", "no folder /nowhere/at/all"]),
     (damaged_weights, ["stage", "model.safetensors", "truncated or damaged"]),
-    (flags("--max-model-len", "5000"), ["max_model_len 5000", "limit of 2048"]),
+    (
+        flags("--max-model-len", "5000"),
+        ["max_model_len 5000", "limit of 2048 tokens (max_position_embeddings 2048)"],
+    ),
 ]
 # The same processes meet these in the same way, and unit tests cover what they report.
 MORE_FAILURES: list[tuple[Prepare, list[str]]] = [

@@ -7,8 +7,8 @@ from transformers import PretrainedConfig
 
 # Without any limit in the config: the longest sequence that is ever worth planning for.
 _UNLIMITED = 1 << 20
-# Their `max_position_embeddings` is the length after scaling.
-_ALREADY_SCALED = ("default", "llama3", "proportional")
+# A factor has no effect on the first; `max_position_embeddings` is after scaling for the other.
+_NOT_EXTENDED = ("default", "llama3")
 
 
 @dataclass(slots=True, frozen=True)
@@ -22,8 +22,8 @@ class ContextLength:
 def context_length(config: PretrainedConfig) -> ContextLength:
     """Derive the longest sequence of a text config, as vLLM does.
 
-    RoPE scaling of the types yarn, dynamic and linear multiplies the original length. `longrope`
-    does so only if it has a factor and `max_position_embeddings` is not already larger.
+    The factor of RoPE scaling multiplies the original length. With longrope this counts only if
+    `max_position_embeddings` is not already larger; with llama3 it is always after scaling.
     """
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None:
@@ -39,7 +39,12 @@ def context_length(config: PretrainedConfig) -> ContextLength:
 
 
 def _all_parameters(config: PretrainedConfig) -> list[dict[str, Any]]:
-    """The RoPE parameters of the model, or of each of its layer types."""
+    """The RoPE parameters of the model, or of each of its layer types; none without RoPE.
+
+    A family with learned positions ignores RoPE parameters in its config, and cannot be extended.
+    """
+    if not hasattr(type(config), "rope_parameters"):
+        return []
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = [each for each in parameters.values() if isinstance(each, dict)]
     return nested or [parameters]
@@ -48,7 +53,7 @@ def _all_parameters(config: PretrainedConfig) -> list[dict[str, Any]]:
 def _scaled(limit: int, parameters: dict[str, Any]) -> ContextLength | None:
     """The length that RoPE scaling gives, or None if it does not change it."""
     rope_type, factor = parameters.get("rope_type", "default"), parameters.get("factor")
-    if rope_type in _ALREADY_SCALED or not factor:
+    if rope_type in _NOT_EXTENDED or not factor:
         return None
     name, original = "max_position_embeddings", limit
     if rope_type in ("yarn", "longrope"):

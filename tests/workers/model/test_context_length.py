@@ -33,6 +33,7 @@ LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [
             {"full_attention": YARN, "sliding_attention": {"rope_type": "default"}},
             1024,
         ),
+        ("gpt2", 512, {"rope_type": "linear", "factor": 4.0}, 512),  # it has no RoPE
         ("gemma3_text", 512, {"rope_type": "linear", "factor": 8.0}, 512),
     ],
 )

@@ -14,7 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from configs.config import EngineConfig
-from tests.checkpoints import VOCABULARY, make_checkpoint
+from tests.checkpoints import FAMILIES, VOCABULARY, make_checkpoint
 from tests.workers.scheduled import ScheduledPipeline
 from tests.workers.world import CPU
 from workers.model.attention.interface import UnsupportedModelError
@@ -47,6 +47,7 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ORIGINAL}
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}
+PROPORTIONAL = {"rope_type": "proportional", "factor": 2.0, "partial_rotary_factor": 0.5}
 LINEAR = {"rope_type": "linear", "factor": 4.0}
 PHIMOE = long_factors(8) | {"short_mscale": 1.1, "long_mscale": 1.6}
 BY_LAYER_TYPE = {
@@ -61,6 +62,7 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "llama-longrope": ("llama", 192, long_factors(8)),
     "llama-longrope-factor": ("llama", ORIGINAL, long_factors(8) | {"factor": 4.0}),
     "llama-llama3": ("llama", 192, LLAMA3),
+    "llama-proportional": ("llama", 96, PROPORTIONAL),
     "qwen2-yarn": ("qwen2", ORIGINAL, YARN | {"attention_factor": 1.3, "truncate": False}),
     "qwen3-dynamic": ("qwen3", ORIGINAL, DYNAMIC),
     "phi-partial-dynamic": ("phi", ORIGINAL, DYNAMIC | {"partial_rotary_factor": 0.5}),
@@ -83,12 +85,18 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 
 
+# What the families need that `tests.checkpoints` does not have.
+FURTHER: dict[str, dict[str, Any]] = {
+    "olmo3": FAMILIES["gemma3_text"],
+    "phi3": {"num_key_value_heads": 2, "original_max_position_embeddings": ORIGINAL},
+    "phimoe": {"num_key_value_heads": 2, "num_local_experts": 4, "sliding_window": None},
+}
+
+
 def make(folder: Path, case: str) -> Path:
     """The checkpoint of a case."""
     family, longest, parameters = CASES[case]
-    changes: dict[str, Any] = {"max_position_embeddings": longest}
-    if family == "phi3":
-        changes["original_max_position_embeddings"] = ORIGINAL
+    changes = {"max_position_embeddings": longest} | FURTHER.get(family, {})
     if not any(isinstance(each, dict) for each in parameters.values()):
         parameters = THETA | parameters
     return make_checkpoint(folder, family, rope_parameters=parameters, **changes)

@@ -18,6 +18,7 @@ from wire.messages import (
     Hello,
     Logprobs,
     Message,
+    RopeRule,
     SamplerSetup,
     Sampling,
     ScoredRow,
@@ -73,6 +74,7 @@ FIELDS[tuple[Logprobs, ...]] = st.lists(FIELDS[Logprobs], max_size=2).map(tuple)
 for part in (SamplerSetup, ScoredRow):
     FIELDS[tuple[part, ...]] = st.lists(values(part), max_size=2).map(tuple)  # type: ignore[valid-type]
 FIELDS[StageCosts] = values(StageCosts)
+FIELDS[RopeRule | None] = st.none() | values(RopeRule)
 FIELDS[tuple[StageStats, ...]] = st.lists(values(StageStats), max_size=3).map(tuple)
 
 

@@ -140,14 +140,22 @@ class DynamicNtk:
         parameters = _parameters(module, layer_type)
         self._base, self._factor = parameters["rope_theta"], parameters["factor"]
         self._limit = int(module.config.max_position_embeddings)
-        device, dim = self._original.device, 2 * len(self._original)
+        device, even = self._original.device, 2 * len(self._original)
+        length = torch.tensor(4 * self._limit, device=device)
+        wanted, _ = _computed(module, layer_type, "dynamic", length, device)
+        for dim in (even, even - 1):  # an odd one is the rounded part of a head
+            self._set_dim(dim)
+            if torch.allclose(self(length[None])[0], wanted, rtol=1e-5, atol=0):
+                return
+        raise UnsupportedModelError(
+            f"{module.config.model_type} models cannot be served with this config: their dynamic "
+            "RoPE does not follow the formula of transformers"
+        )
+
+    def _set_dim(self, dim: int) -> None:
+        device = self._original.device
         self._exponent = dim / (dim - 2)
         self._exponents = torch.arange(0, dim, 2, dtype=torch.float, device=device) / dim
-        lengths = torch.tensor([self._limit + 1, 4 * self._limit], device=device)
-        for length, inv_freq in zip(lengths, self(lengths), strict=True):
-            wanted, _ = _computed(module, layer_type, "dynamic", length, device)
-            if not torch.allclose(inv_freq, wanted, rtol=1e-5, atol=0):
-                raise UnsupportedModelError("its dynamic RoPE is not that of transformers")
 
     def __call__(self, rope_lens: Tensor) -> Tensor:
         """See `Frequencies`; the operations are those of transformers, in the same order."""

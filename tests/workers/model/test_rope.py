@@ -196,14 +196,14 @@ def test_lost_stages_and_a_new_engine_do_not_matter(case: str, tmp_path: Path) -
     check(model, second, prompts, 12)
 
 
-@pytest.mark.parametrize("dim", [4, 16, 128])
-def test_dynamic_frequencies_are_those_of_transformers(dim: int) -> None:
+@pytest.mark.parametrize(("dim", "part"), [(4, 1.0), (16, 1.0), (128, 1.0), (16, 0.334)])
+def test_dynamic_frequencies_are_those_of_transformers(dim: int, part: float) -> None:
     config = AutoConfig.for_model(
         "llama",
         hidden_size=dim,
         num_attention_heads=1,
         max_position_embeddings=100,
-        rope_parameters=DYNAMIC | THETA,
+        rope_parameters=DYNAMIC | THETA | {"partial_rotary_factor": part},
     )
     rotary = LlamaRotaryEmbedding(config)
     lengths = torch.arange(1, 400)
@@ -219,5 +219,5 @@ def test_a_dynamic_embedding_of_another_kind_is_refused(monkeypatch: pytest.Monk
     )
     DynamicNtk(rotary, None)
     monkeypatch.setitem(ROPE_INIT_FUNCTIONS, "dynamic", ROPE_INIT_FUNCTIONS["linear"])
-    with pytest.raises(UnsupportedModelError, match="dynamic RoPE"):
+    with pytest.raises(UnsupportedModelError, match=r"llama models .* dynamic RoPE"):
         DynamicNtk(rotary, None)

@@ -72,27 +72,31 @@ def make_logits(rows: int, vocabulary: int = 50, seed: int = 1) -> Tensor:
 
 
 def probabilities(logits: Tensor, draw: Draw) -> dict[int, float]:
-    """The kept tokens, most likely first, with their probabilities among all tokens."""
+    """The kept tokens, most likely first, with their probabilities among those of `top_k`."""
     scores = [float(score) / draw.temperature for score in logits]
-    weights = [math.exp(score - max(scores)) for score in scores]
     order = sorted(range(len(scores)), key=lambda token: -scores[token])
+    if draw.top_k:
+        kth = scores[order[min(draw.top_k, len(order)) - 1]]
+        order = [token for token in order if scores[token] >= kth]
+    weights = {token: math.exp(scores[token] - max(scores)) for token in order}
+    total = sum(weights.values())
     kept: dict[int, float] = {}
+    before = 0.0
     for token in order:
-        if kept and sum(kept.values()) >= draw.top_p:
+        if kept and before >= draw.top_p:
             break
-        if draw.top_k and len(kept) == draw.top_k:
-            break
-        kept[token] = weights[token] / sum(weights)
+        kept[token] = weights[token] / total
+        before += kept[token]
     return kept
 
 
 def twin(logits: Tensor, draw: Draw) -> int:
     """Walk along the kept tokens until the uniform number is used up.
 
-    The most likely one is first where any are left out, else they are in the order of their ids.
+    The most likely one is first where filters apply, else they are in the order of their ids.
     """
     kept = probabilities(logits, draw)
-    if draw.top_p == 1 and not draw.top_k:
+    if draw.top_p == 1 and not 0 < draw.top_k < len(logits):
         kept = dict(sorted(kept.items()))
     left = float(uniforms(np.array([draw.seed], np.uint64), np.array([draw.index]))[0])
     left *= sum(kept.values())
@@ -270,13 +274,13 @@ def test_a_dummy_run_takes_the_memory_of_the_most_expensive_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: list[int] = []
-    draw = sampler._draw_filtered
+    draw = sampler.draw_filtered
 
     def counting(logits: Tensor, *rest: Any) -> Tensor:
         drawn.append(len(logits))
         return draw(logits, *rest)
 
-    monkeypatch.setattr(sampler, "_draw_filtered", counting)
+    monkeypatch.setattr(sampler, "draw_filtered", counting)
     logits = make_logits(150)
     Sampler(logits.shape[-1], logits.device).dummy_run(logits)
     assert drawn == [64, 64, 22]

@@ -88,14 +88,7 @@ class SamplerTable:
         for row, _, own in named:
             if own.others is not None:
                 logits[row].masked_fill_(own.others, -torch.inf)
-        banned = [
-            (row, id_)
-            for row, sampler_slot, own in named
-            for id_ in self._banned(sampler_slot, own)
-        ]
-        if banned:
-            rows, ids = to_device(np.array(banned), self._device).T
-            logits[rows, ids] = -torch.inf
+        self._ban(logits, named)
 
     def count(self, sampler_slots: np.ndarray, token_ids: Tensor) -> None:
         """Count the tokens [rows] that these sequences have received."""
@@ -154,6 +147,30 @@ class SamplerTable:
         biases = np.concatenate([own.biases for _, own in biased])
         at, ids_at = (to_device(each, self._device) for each in (rows, ids))
         logits.index_put_((at, ids_at), to_device(biases, self._device), accumulate=True)
+
+    def _ban(self, logits: Tensor, named: list[tuple[int, int, _Named]]) -> None:
+        """Set the tokens that must not come now to -inf, unless no token of a row would be left.
+
+        `allowed_token_ids` have priority: with them, `bad_words` of several tokens and `min_tokens`
+        can exclude every token.
+        """
+        banned = [
+            (row, id_)
+            for row, sampler_slot, own in named
+            for id_ in self._banned(sampler_slot, own)
+        ]
+        if not banned:
+            return
+        rows, ids = to_device(np.array(banned), self._device).T
+        before = logits[rows, ids]
+        logits[rows, ids] = -torch.inf
+        limited = {row for row, _, own in named if own.others is not None}
+        limited &= {row for row, _ in banned}
+        if limited:
+            at = to_device(np.array(sorted(limited)), self._device)
+            is_stuck = torch.zeros(len(logits), dtype=torch.bool, device=self._device)
+            is_stuck[at] = logits[at].amax(dim=-1) == -torch.inf
+            logits[rows, ids] = torch.where(is_stuck[rows], before, -torch.inf)
 
     def _banned(self, sampler_slot: int, named: _Named) -> list[int]:
         """The tokens that the sequence must not get now, regardless of their logits."""

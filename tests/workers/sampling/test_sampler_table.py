@@ -202,3 +202,16 @@ def test_logprobs_are_the_model_s_own_whatever_the_sampling() -> None:
     assert (first[2], first[3]) == (VOCABULARY, order[:2])
     assert first[4] == pytest.approx(truth[0, order[:2]].tolist(), abs=1e-5)
     assert (last[0], last[2], last[3]) == (2, 1, [])
+
+
+def test_allowed_tokens_have_priority_where_bans_would_leave_none() -> None:
+    logits = make_logits(3)
+    stuck = {"allowed_token_ids": ints(5), "bad_words": (ints(5, 5), ints(5))}
+    early = {"allowed_token_ids": ints(2, 7), "min_tokens": 3, "stop_token_ids": (2, 7)}
+    free = {"allowed_token_ids": ints(2, 5), "bad_words": (ints(5, 5),)}
+    got = edited(
+        logits, setup(0, [1], [5], **stuck), setup(1, [1], [], **early), setup(2, [1], [5], **free)
+    )
+    for row, left in enumerate(([5], [2, 7], [2])):
+        assert torch.nonzero(got[row] > -torch.inf)[:, 0].tolist() == left
+        assert torch.equal(got[row, left], logits[row, left])

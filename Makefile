@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 .PHONY: help serve test test-all lint types contracts tests format paper sweep real-policies \
 	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers long-prompt \
+	conversations \
 	batch-kill \
 	batch-memory faults soak abuse overload batch-order demo-predictor demo-model clean
 
@@ -91,6 +92,9 @@ peers: $(VENV)/dev .venv-peers/ready  ## vLLM's CPU build, OpenVINO GenAI and td
 
 long-prompt: $(VENV)/dev  ## transformers and tdpipe with one long prompt (ARGS=MODEL, e.g. SmolLM2; about 10 minutes)
 	$(BIN)/python -m benchmarks.peers.long_prompt $(ARGS)
+
+conversations: $(VENV)/dev  ## 20 conversations in fp32 beside transformers' own (ARGS=MODEL, e.g. SmolLM2; about 30 minutes)
+	$(BIN)/python -m benchmarks.conversations $(ARGS)
 
 .venv-peers/ready:
 	$(PYTHON) -m venv .venv-peers/vllm

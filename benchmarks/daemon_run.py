@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-START_TIMEOUT_S, RUN_TIMEOUT_S, END_TIMEOUT_S = 120.0, 300.0, 60.0
+START_TIMEOUT_S, RUN_TIMEOUT_S, END_TIMEOUT_S = 300.0, 300.0, 60.0
 
 
 def measure(

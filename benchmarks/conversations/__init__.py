@@ -1,0 +1,1 @@
+"""Conversations with a real model, token by token beside transformers' own answers."""

@@ -33,6 +33,7 @@ from engine.state.pool import Pool
 from engine.state.rope_lengths import outgrowing
 from engine.state.sequence import Sequence, State
 from engine.state.waiting import WaitingQueue
+from engine.token_ids import find_unknown
 from wire.messages import (
     Abort,
     EngineReady,
@@ -90,7 +91,8 @@ class Scheduler:
 
     `pipeline` is None while not all stages are ready. `max_model_len` is the longest prompt +
     output in tokens; it is 0 until the stages have been ready for the first time. From then on
-    sequences are accepted at any time, even while the stages restart.
+    sequences are accepted at any time, even while the stages restart. `vocab_size` is the number of
+    token ids that every stage knows, or 0 if no stage has reported it.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -98,6 +100,7 @@ class Scheduler:
         self.counters = Counters()
         self.pipeline: Pipeline | None = None
         self.max_model_len = 0
+        self.vocab_size = 0
         self._errors = LengthErrors(_PRIOR_WEIGHT)
         self.pool = Pool(
             BlockLedger(0, config.cache.block_size), WaitingQueue(), self._errors, self.counters
@@ -178,6 +181,9 @@ class Scheduler:
             return f"sequence {submit.sequence_id} is already open"
         if not size or size % array("i").itemsize or submit.max_tokens < 1:
             return "a sequence needs at least one prompt token and one output token"
+        unknown = find_unknown(submit, self.vocab_size) if self.vocab_size else None
+        if unknown is not None:
+            return f"token id {unknown} is not one of the model's {self.vocab_size} token ids"
         return self._too_long(size // array("i").itemsize + submit.max_tokens)
 
     def _too_long(self, num_tokens: int) -> str | None:
@@ -234,6 +240,7 @@ class Scheduler:
         self.max_model_len = _longest_sequence(
             self.config.model.max_model_len, shortest, num_blocks * block_size
         )
+        self.vocab_size = min((s.vocab_size for s in stages if s.vocab_size), default=0)
         measured = {s.stage: CostModel.of(s.costs) for s in stages if s.costs.num_tokens}
         correction = Correction(measured)
         self.pool.ledger = BlockLedger(num_blocks, block_size)
@@ -260,6 +267,7 @@ class Scheduler:
                 self.max_model_len,
                 attention=tuple(stage.attention for stage in stages),
                 batch_invariant=all(stage.batch_invariant for stage in stages),
+                vocab_size=self.vocab_size,
             )
         )
 

@@ -109,7 +109,8 @@ class EngineReady(Message, frozen=True):
 
     `max_model_len` is the maximum length in tokens, prompt + output, that the engine accepts.
     `hello` is the number of the last Hello received. `attention` is each stage's attention backend.
-    `batch_invariant` says whether all stages promise batch invariance.
+    `batch_invariant` says whether all stages promise batch invariance. The engine accepts token ids
+    below `vocab_size`, or any ids if it is 0.
     """
 
     num_stages: int
@@ -119,6 +120,7 @@ class EngineReady(Message, frozen=True):
     hello: int = 0
     attention: tuple[str, ...] = ()
     batch_invariant: bool = False
+    vocab_size: int = 0
 
 
 class Logprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -318,7 +320,8 @@ class StageReady(Message, frozen=True):
     `max_model_len_reason` where it comes from. `rope` is set if RoPE depends on lengths.
     `costs` are empty if nothing was measured. `last_step_id` is the last step received, or -1.
     `attention` is the name of the attention backend. `batch_invariant` says whether a row's logits
-    do not depend on the other rows of a step.
+    do not depend on the other rows of a step. `vocab_size` is the number of rows of the embedding
+    on the first stage, and the width of the logits on the last, or 0 if unknown.
     """
 
     stage: int
@@ -331,6 +334,7 @@ class StageReady(Message, frozen=True):
     batch_invariant: bool = False
     max_model_len_reason: str = ""
     rope: RopeRule | None = None
+    vocab_size: int = 0
 
 
 class StepDone(Message, frozen=True):

@@ -151,6 +151,7 @@ class Stage:
             self._is_batch_invariant,
             self._model.context_length.reason,
             self._model.rope_rule,
+            self._model.vocab_size,
         )
 
     def _take_plans(self, engine: Spoke[ToStage], results: Results) -> None:

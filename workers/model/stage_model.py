@@ -47,7 +47,8 @@ log = logging.getLogger("tdpipe")
 class StageModel:
     """Layers `layers` of a causal language model, with embedding or head on the outer stages.
 
-    The first stage takes token ids, the others take hidden states; the last returns logits.
+    The first stage takes token ids, the others take hidden states; the last returns logits. Token
+    ids are below `vocab_size`, which on the last stage is also the width of the logits.
     """
 
     def __init__(self, model: PreTrainedModel, layers: range) -> None:
@@ -67,6 +68,7 @@ class StageModel:
         self._rotary = RotaryFunctions()
         self._rope = TokenRope(model)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.vocab_size = _num_token_ids(model, is_first=self.is_first, is_last=self.is_last)
 
     @property
     def input_width(self) -> int:
@@ -77,11 +79,6 @@ class StageModel:
     def output_width(self) -> int:
         """Width of the activations that go to the next stage."""
         return self._port.width_at(self.layers.stop, int(self.config.hidden_size))
-
-    @property
-    def vocab_size(self) -> int:
-        """Width of the logits."""
-        return int(self.config.vocab_size)
 
     @property
     def max_model_len(self) -> int:
@@ -258,12 +255,11 @@ def load(
             use_safetensors=checkpoint.load_format == "safetensors",
             weights_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # or it would raise without naming the tensor
         )
     finally:
         transformers_logging.set_tqdm_hook(previous_hook)
-    lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if lacking:
-        raise ValueError(f"the checkpoint lacks {len(lacking)} tensors, e.g. {lacking[0]}")
+    _check_report(report)
     return StageModel(model.eval(), layers)
 
 
@@ -341,6 +337,22 @@ def _check_files(folder: Path, load_format: str) -> None:
             raise ValueError(f"{path} is truncated or damaged: {error}") from None
 
 
+def _check_report(report: dict[str, Any]) -> None:
+    """Raise `ValueError` if tensors are missing or have another shape than config.json says.
+
+    The latter happens where embeddings were resized and config.json still has the old vocab_size.
+    """
+    if report["mismatched_keys"]:
+        name, in_file, expected = min(report["mismatched_keys"])
+        raise ValueError(
+            f"{name} has the shape {tuple(in_file)} in the checkpoint, and {tuple(expected)} "
+            "according to config.json"
+        )
+    lacking = sorted(report["missing_keys"])
+    if lacking:
+        raise ValueError(f"the checkpoint lacks {len(lacking)} tensors, e.g. {lacking[0]}")
+
+
 def class_of(
     model_config: PretrainedConfig, config: ModelConfig
 ) -> tuple[type[PreTrainedModel], PretrainedConfig]:
@@ -373,6 +385,16 @@ def _pad(rows: Tensor, count: int, dim: int) -> Tensor:
         return rows
     last = rows.narrow(dim, rows.shape[dim] - 1, 1)
     return torch.cat([rows, *[last] * more], dim)
+
+
+def _num_token_ids(model: PreTrainedModel, *, is_first: bool, is_last: bool) -> int:
+    """The width of the logits, or else the rows of the embedding, or else what the config says.
+
+    They differ in few families: Mllama's embedding has eight more rows than its head.
+    """
+    head = getattr(model.get_output_embeddings(), "out_features", None) if is_last else None
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None) if is_first else None
+    return int(head or rows or model.config.get_text_config().vocab_size)
 
 
 def _count(module: nn.Module) -> int:

@@ -345,6 +345,31 @@ def test_a_tensor_that_is_nowhere_is_named(tmp_path: Path) -> None:
         load_stage(config, 1)
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("more", [16, -16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_resized_embeddings_beside_an_old_config_are_named(
+    stage: int, more: int, tied: bool, tmp_path: Path
+) -> None:
+    path = make_checkpoint(tmp_path, "llama", tie_word_embeddings=tied)
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    for name in tensors.keys() & {"model.embed_tokens.weight", "lm_head.weight"}:
+        tensors[name] = tensors[name].repeat(2, 1)[: VOCABULARY + more].contiguous()
+    save_file(tensors, file, {"format": "pt"})
+    config = EngineConfig.of(model=str(path), layer_split=(2, 2))
+    shapes = rf"\({VOCABULARY + more}, 64\) in the checkpoint, and \({VOCABULARY}, 64\)"
+    with pytest.raises(ValueError, match=rf"weight has the shape {shapes} according to config"):
+        load(config, stage, CPU)
+
+
+def test_a_stage_tells_how_many_token_ids_it_has(tmp_path: Path) -> None:
+    stages = make_stages(make_checkpoint(tmp_path, "llama", vocab_size=333), (1, 1, 2))
+    assert [stage.vocab_size for stage in stages] == [333] * 3
+    stages[0].module.get_input_embeddings().num_embeddings = 341  # as Mllama's
+    assert StageModel(stages[0].module, stages[0].layers).vocab_size == 341
+
+
 def test_a_stage_describes_itself(tmp_path: Path) -> None:
     first, last = make_stages(make_checkpoint(tmp_path, "llama"), (1, 3))
     assert describe(first).startswith("embedding + layers 0-0, 0.1 M parameters")

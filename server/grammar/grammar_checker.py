@@ -36,11 +36,13 @@ MAX_WORDS = 300
 class CheckedVocabulary(msgspec.Struct, frozen=True, array_like=True):
     """The tokenizer for which grammars are checked: the tokenizers library's JSON, or empty.
 
-    The first of `eos_token_ids`, if any, is the end-of-text token.
+    `eos_token_id` is the end-of-text token, or None if the tokenizer has none. The model can only
+    generate token ids below `vocab_size`.
     """
 
     serialised: str
-    eos_token_ids: tuple[int, ...]
+    eos_token_id: int | None
+    vocab_size: int = 2**31
 
 
 class CheckLimits(msgspec.Struct, frozen=True, array_like=True):
@@ -150,18 +152,18 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def verdict(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> Verdict:
+def verdict(grammar: str, tokenizer: LLTokenizer, vocab_size: int, limits: CheckLimits) -> Verdict:
     """Check a grammar, after converting EBNF to Lark."""
     if not is_ebnf(grammar):
-        return Verdict(complaint(grammar, tokenizer, limits))
+        return Verdict(complaint(grammar, tokenizer, vocab_size, limits))
     try:
         lark = lark_of(grammar)
     except ValueError as error:
         return Verdict(f"has an EBNF grammar that cannot be read: {str(error)[:MAX_WORDS]}")
-    return Verdict(complaint(lark, tokenizer, limits), lark)
+    return Verdict(complaint(lark, tokenizer, vocab_size, limits), lark)
 
 
-def complaint(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> str:
+def complaint(grammar: str, tokenizer: LLTokenizer, vocab_size: int, limits: CheckLimits) -> str:
     """Advance a grammar along a random text; return the complaint, empty if it is valid."""
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=grammar_limits())
     rng, began_at = random.Random(0), time.thread_time()
@@ -179,6 +181,15 @@ def complaint(grammar: str, tokenizer: LLTokenizer, limits: CheckLimits) -> str:
             if not matcher.is_accepting():
                 return "matches nothing"
             return "" if number else "matches nothing but the empty text"
+        beyond, token_ids = token_ids, token_ids[token_ids < vocab_size]
+        if not len(token_ids) and not matcher.is_accepting():
+            name = tokenizer.dbg_tokens([int(beyond[0])]).strip("\u27e6\u27e7")
+            return (
+                f"needs the token {name!r} (id {beyond[0]}), and the model has only {vocab_size} "
+                "token ids"
+            )
+        if not len(token_ids):
+            return ""
         matcher.consume_token(int(rng.choice(token_ids)))
     return _words(matcher.get_error())
 
@@ -202,8 +213,7 @@ def main(connection: Connection) -> None:
     _limit(resource.RLIMIT_AS, limits.max_memory_bytes)
     _limit(resource.RLIMIT_CORE, 0)
     try:
-        eos_token_id = next(iter(vocabulary.eos_token_ids), None)
-        tokenizer = LLTokenizer(vocabulary.serialised, eos_token=eos_token_id)
+        tokenizer = LLTokenizer(vocabulary.serialised, eos_token=vocabulary.eos_token_id)
     except BaseException as error:  # the library panics on some unsupported tokenizers
         connection.send_bytes((str(error).partition("\n")[0] or "unknown reason").encode())
         return
@@ -212,7 +222,7 @@ def main(connection: Connection) -> None:
         while True:
             grammar = connection.recv_bytes().decode()
             _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + limits.max_cpu_s)
-            result = verdict(grammar, tokenizer, limits)
+            result = verdict(grammar, tokenizer, vocabulary.vocab_size, limits)
             connection.send_bytes(msgspec.msgpack.encode(result))
 
 

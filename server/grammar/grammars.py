@@ -90,7 +90,11 @@ class CheckedGrammars:
     """Checks each grammar once for one model; all methods must be called from one asyncio loop."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        vocabulary = CheckedVocabulary(tokenizer.serialised or "", tokenizer.eos_token_ids)
+        # An end token in the padding of the vocabulary is unknown to the library.
+        ends = (id_ for id_ in tokenizer.eos_token_ids if id_ < tokenizer.num_ids)
+        vocabulary = CheckedVocabulary(
+            tokenizer.serialised or "", next(ends, None), tokenizer.vocab_size
+        )
         self._checker = GrammarChecker(vocabulary)
         # The thread stays alive: the parent-death signal fires when the starting thread ends.
         self._thread = ThreadPoolExecutor(1, "grammars")

@@ -15,6 +15,7 @@ from server.requests.answer_size import (
 )
 from server.requests.engine_client import EngineClient
 from server.requests.plan import Plan, pack
+from server.requests.token_ids import TokenIds
 from server.text.tokenizer import Tokenizer
 from wire.messages import Sampling
 
@@ -25,7 +26,7 @@ _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 class Planner:
-    """Checks requests against the model's vocabulary and the longest possible sequence."""
+    """Checks requests against the model's token ids and the longest possible sequence."""
 
     def __init__(
         self, model: ModelConfig, max_logprobs: int, client: EngineClient, tokenizer: Tokenizer
@@ -34,6 +35,7 @@ class Planner:
         self._max_logprobs = max_logprobs
         self._client = client
         self._tokenizer = tokenizer
+        self.token_ids = TokenIds(client, tokenizer)
 
     async def plan(
         self,
@@ -63,6 +65,7 @@ class Planner:
         """
         self._check_tokens(fields)
         prompts = [self._truncated(prompt, fields, max_tokens) for prompt in prompts]
+        self.token_ids.check_encoded(prompt_field, prompts)
         all_max_tokens = self._all_max_tokens(
             fields,
             prompts,
@@ -109,15 +112,6 @@ class Planner:
         for number in num_prompt_tokens:
             self._max_tokens(number, max_tokens, None, prompt_field="prompt")
 
-    def check_ids(self, field: str, *lists: Sequence[int]) -> None:
-        """Raise `ApiError` (400) for token ids that the model does not have."""
-        vocab_size = self._tokenizer.vocab_size
-        for token_ids in lists:
-            if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
-                wrong = next(id_ for id_ in token_ids if not 0 <= id_ < vocab_size)
-                message = f"Token id {wrong} is outside the vocabulary (0 to {vocab_size - 1})."
-                raise invalid(message, field, "invalid_value")
-
     def check_num_logprobs(self, num_logprobs: int, field: str) -> None:
         """Raise `ApiError` (400) if a request asks for more log-probabilities than allowed."""
         limit = self._max_logprobs
@@ -151,12 +145,12 @@ class Planner:
         return all_max_tokens
 
     def _check_tokens(self, fields: SamplingFields) -> None:
-        self.check_ids("allowed_token_ids", fields.allowed_token_ids)
-        self.check_ids("stop_token_ids", fields.stop_token_ids)
+        self.token_ids.check("allowed_token_ids", fields.allowed_token_ids)
+        self.token_ids.check("stop_token_ids", fields.stop_token_ids)
         if not all(map(_TOKEN_ID.fullmatch, fields.logit_bias)):
             message = "Invalid key in 'logit_bias': keys must be token ids."
             raise invalid(message, "logit_bias", "invalid_value")
-        self.check_ids("logit_bias", [int(key) for key in fields.logit_bias])
+        self.token_ids.check("logit_bias", [int(key) for key in fields.logit_bias])
         if fields.prompt_logprobs is not None:
             self.check_num_logprobs(fields.prompt_logprobs, "prompt_logprobs")
 
@@ -205,12 +199,14 @@ class Planner:
         return space if default is None else min(default, space)
 
     async def _spelt(self, words: Sequence[str], *, patient: bool) -> tuple[bytes, ...]:
-        """Return the tokens of all spellings of the words. Raises `ApiError` (429)."""
-        return await self._tokenizer.run(
+        """Return the tokens of all spellings of the words. Raises `ApiError` (400, 429)."""
+        spellings = await self._tokenizer.run(
             2 * sum(map(len, words)),
-            lambda: tuple(pack(ids) for word in words for ids in self._spellings(word)),
+            lambda: [ids for word in words for ids in self._spellings(word)],
             patient=patient,
         )
+        self.token_ids.check_encoded("bad_words", spellings)
+        return tuple(map(pack, spellings))
 
     def _spellings(self, word: str) -> set[tuple[int, ...]]:
         """Return the tokens of a word at the beginning of a text and after a space."""

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,8 @@ class TokenizerError(Exception):
 class Tokenizer:
     """The tokenizer of the model; several threads may encode at once.
 
-    Token ids of the model are less than `vocab_size`; `eos_token_ids` are its end-of-text tokens.
+    Token ids of the model are less than `vocab_size`, and those of the tokenizer less than
+    `num_ids`; `eos_token_ids` are the end-of-text tokens of the model.
     """
 
     def __init__(
@@ -42,14 +43,19 @@ class Tokenizer:
         self._core = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         self._lock = threading.Lock()
         self._threads = BoundedThreads(NUM_THREADS, "long texts", MAX_WAITING_TEXTS)
-        self.vocab_size = vocab_size or len(tokenizer)
+        vocabulary = tokenizer.get_vocab()
+        self.num_ids = 1 + max(vocabulary.values(), default=-1)
+        self.vocab_size = vocab_size or self.num_ids
         self.eos_token_ids = tuple(eos_token_ids) or _as_ids(tokenizer.eos_token_id)
         self._sticky_ids: frozenset[int] = frozenset()
-        if self._core is not None:
+        self._known_ids: frozenset[int] = frozenset()
+        if self._core is None:
+            self._known_ids = frozenset(vocabulary.values())
+        else:
             self._core.no_truncation()
             self._core.no_padding()
             self._core.encode_special_tokens = tokenizer.split_special_tokens
-            self._sticky_ids = _sticky_ids(tokenizer)
+            self._sticky_ids = _sticky_ids(vocabulary, tokenizer.all_special_ids)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -100,8 +106,8 @@ class Tokenizer:
 
     def names(self, token_ids: Sequence[int]) -> list[str]:
         """The tokens as spelled in the vocabulary; empty for an unknown id."""
-        known = self._tokenizer.convert_ids_to_tokens(list(token_ids))
-        return [name or "" for name in known]
+        convert = self._tokenizer.convert_ids_to_tokens
+        return [(convert(id_) or "") if id_ < self.num_ids else "" for id_ in token_ids]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of the tokens; incomplete characters become U+FFFD."""
@@ -111,7 +117,8 @@ class Tokenizer:
             return str(self._core.decode_batch(batch, skip_special_tokens=skip_special_tokens)[0])
         with self._lock:
             text = self._tokenizer.decode(
-                list(token_ids),
+                # Tokenizers written in Python fail on an id without a token.
+                [id_ for id_ in token_ids if id_ in self._known_ids],
                 skip_special_tokens=skip_special_tokens,
                 clean_up_tokenization_spaces=False,
             )
@@ -212,7 +219,6 @@ def _as_ids(value: int | list[int] | None) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
 
-def _sticky_ids(tokenizer: Any) -> frozenset[int]:
-    vocabulary = tokenizer.get_vocab()
+def _sticky_ids(vocabulary: Mapping[str, int], special_ids: Iterable[int]) -> frozenset[int]:
     byte_ids = {id_ for token, id_ in vocabulary.items() if _BYTE_TOKEN.fullmatch(token)}
-    return frozenset(byte_ids | set(tokenizer.all_special_ids)) if byte_ids else frozenset()
+    return frozenset(byte_ids.union(special_ids)) if byte_ids else frozenset()

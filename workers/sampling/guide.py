@@ -25,7 +25,7 @@ class Guide:
 
     `matcher` is None before the first mask, and again after the output is complete or the matcher
     has failed. A complete sequence without `stop_token_ids`, as with `ignore_eos`, continues with
-    the end token of the vocabulary.
+    the end token of the vocabulary, or if the model has no row for it, with any token.
     """
 
     stop_token_ids: tuple[int, ...]
@@ -94,9 +94,11 @@ def _masks(
     else:
         for matcher, row in live:
             fill_next_token_bitmask(matcher, filled, row)
-    masks: np.ndarray = filled.view(np.uint32)[:, : len(vocabulary.known)] & vocabulary.known
+    allowed = filled.view(np.uint32)
+    masks: np.ndarray = allowed[:, : len(vocabulary.known)] & vocabulary.known
     word, bit = divmod(vocabulary.eos_token_id, 32)
-    is_complete = (masks[:, word] >> bit) & 1
+    # The end token may be beyond the masks: tokenizers can have more ids than the model.
+    is_complete = (allowed[:, word] >> bit) & 1
     for row, guide in enumerate(guides):
         # A failed matcher also reports that it is complete, and allows only the end token.
         if guide.matcher is not None:
@@ -104,12 +106,22 @@ def _masks(
                 guide.fail(guide.matcher.get_error())
             elif guide.matcher.is_stopped():
                 guide.matcher = None  # complete: free it, the guide may be kept for long
-            elif not masks[row].any():
+            elif not masks[row].any() and not is_complete[row]:
                 guide.fail("the vocabulary has no token for what must follow")
         if guide.matcher is None or is_complete[row]:
-            masks[row, word] &= ~np.uint32(1 << bit)
-            _allow(masks[row], guide.stop_token_ids or (vocabulary.eos_token_id,))
+            _end(masks[row], guide, vocabulary)
     return masks
+
+
+def _end(mask: np.ndarray, guide: Guide, vocabulary: Vocabulary) -> None:
+    """Allow the sequence to end here, where its grammar allows the end token."""
+    end = vocabulary.eos_token_id
+    is_known = bool(vocabulary.known[end // 32] >> end % 32 & 1) if end // 32 < len(mask) else False
+    if is_known:
+        mask[end // 32] &= ~np.uint32(1 << end % 32)
+    _allow(mask, guide.stop_token_ids or ((end,) if is_known else ()))
+    if not mask.any():
+        mask[:] = vocabulary.known
 
 
 def _allow(mask: np.ndarray, token_ids: Sequence[int]) -> None:

@@ -99,7 +99,7 @@ class Completions(Endpoint[CompletionRequest]):
         token_ids = [prompt for prompt in prompts if not isinstance(prompt, str)]
         if request.truncate_prompt_tokens is None:
             self._planner.check_lengths(map(len, token_ids), request.max_tokens)
-        self._planner.check_ids("prompt", *token_ids)
+        self._planner.token_ids.check("prompt", *token_ids)
         token_ids += await self._tokenizer.encode_all(texts, patient=patient)
         if not all(token_ids):
             raise invalid("The prompt must hold at least one token.", "prompt", "invalid_value")

@@ -130,7 +130,7 @@ class Tokenization:
         async with self._body_memory.body(request) as body:
             asked = parse(DetokenizeRequest, body)
             self._check_model(asked.model)
-            self._planner.check_ids("tokens", asked.tokens)
+            self._planner.token_ids.check_decodable("tokens", asked.tokens)
             num_characters = len(asked.tokens) * _CHARACTERS_PER_TOKEN
             text = await self._tokenizer.run(num_characters, partial(decode, asked.tokens))
         return _json({"prompt": text})

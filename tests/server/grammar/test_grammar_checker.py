@@ -21,7 +21,7 @@ from tests.checkpoints import make_tokenizer
 from tests.server.grammar.grammar_readers import READER, accepts
 from tests.server.world import TOKENIZER
 
-VOCABULARY = CheckedVocabulary(TOKENIZER.serialised or "", TOKENIZER.eos_token_ids)
+VOCABULARY = CheckedVocabulary(TOKENIZER.serialised or "", TOKENIZER.eos_token_ids[0])
 FINE = regex("[a-z]+")
 SLOW = regex("a{1000000}")  # some 0.5 s and 130 MB
 # Texts of 16 KiB that take seconds, or a second, to convert to Lark.
@@ -245,18 +245,18 @@ def test_no_process_outlives_its_checker() -> None:
 def test_a_tokenizer_without_bytes_is_an_error() -> None:
     words_only = make_tokenizer(20).backend_tokenizer.to_str()
     for serialised, words in [(words_only, "decoder"), ("", "fast tokenizer")]:
-        checker = GrammarChecker(CheckedVocabulary(serialised, (2,)))
+        checker = GrammarChecker(CheckedVocabulary(serialised, 2))
         with pytest.raises(CheckerError, match=words):
             checker.check(FINE)
 
 
 def test_without_an_end_token_of_its_own_a_tokenizer_can_be_used() -> None:
-    checker = GrammarChecker(CheckedVocabulary(VOCABULARY.serialised, ()))
+    checker = GrammarChecker(CheckedVocabulary(VOCABULARY.serialised, None))
     assert checker.check(FINE).complaint == ""
     checker.close()
 
 
 def test_the_same_grammar_gets_the_same_answer_without_a_process(checker: GrammarChecker) -> None:
     grammar = regex("[0-9]{3}")
-    complaint = grammar_checker.complaint(grammar, READER, CheckLimits(**GENEROUS))
+    complaint = grammar_checker.complaint(grammar, READER, 2**31, CheckLimits(**GENEROUS))
     assert checker.check(grammar).complaint == complaint == ""

@@ -19,8 +19,16 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prompt": [True]}, "prompt", "expected a string"),
     ({"prompt": None}, "prompt", "Missing required parameter: 'prompt'"),
     ({"model": None}, "model", "Missing required parameter: 'model'"),
-    ({"prompt": [5, 9999]}, "prompt", "Token id 9999 is outside the vocabulary"),
-    ({"prompt": [[1], [-1]]}, "prompt", "Token id -1 is outside the vocabulary"),
+    (
+        {"prompt": [5, 9999]},
+        "prompt",
+        "'prompt' contains token id 9999, and the model has only 282",
+    ),
+    (
+        {"prompt": [[1], [-1]]},
+        "prompt",
+        "'prompt' contains token id -1, and the model has only 282",
+    ),
     ({"max_tokens": "5"}, "max_tokens", "integer"),
     ({"max_tokens": 1.5}, "max_tokens", "integer"),
     ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
@@ -51,14 +59,14 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "keys must be token ids"),
     ({"logit_bias": {"٣": 1}}, "logit_bias", "keys must be token ids"),
     ({"bad_words": ["x" * 129]}, "bad_words", "at most 128"),
-    ({"logit_bias": {"9999": 1}}, "logit_bias", "Token id 9999 is outside"),
+    ({"logit_bias": {"9999": 1}}, "logit_bias", "contains token id 9999, and"),
     ({"logit_bias": {"5": 101}}, "logit_bias", "less than or equal to 100"),
     ({"presence_penalty": 2.5}, "presence_penalty", "less than or equal to 2"),
     ({"frequency_penalty": -3}, "frequency_penalty", "greater than or equal to -2"),
     ({"repetition_penalty": 0}, "repetition_penalty", "greater than 0"),
     ({"min_p": 1.5}, "min_p", "less than or equal to 1"),
-    ({"stop_token_ids": [9999]}, "stop_token_ids", "Token id 9999 is outside"),
-    ({"allowed_token_ids": [9999]}, "allowed_token_ids", "Token id 9999 is outside"),
+    ({"stop_token_ids": [9999]}, "stop_token_ids", "contains token id 9999, and"),
+    ({"allowed_token_ids": [9999]}, "allowed_token_ids", "contains token id 9999, and"),
     ({"allowed_token_ids": [-1]}, "allowed_token_ids", "greater than or equal to 0"),
     ({"bad_words": [""]}, "bad_words", "empty string"),
     ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "at least 1"),
@@ -123,7 +131,7 @@ def test_a_prompt_that_is_far_too_long_is_not_tokenized(daemon: Daemon) -> None:
     error = daemon.complete(prompt=[[9], [9] * 64 + [unknown]]).json()["error"]
     assert error["code"] == "context_length_exceeded"
     error = daemon.complete(prompt=[9] * 64 + [unknown], truncate_prompt_tokens=9).json()["error"]
-    assert error["message"].startswith("Token id 1000000 is outside the vocabulary")
+    assert error["message"].startswith("'prompt' contains token id 1000000, and the model")
 
 
 def test_an_unknown_model_is_404(daemon: Daemon) -> None:

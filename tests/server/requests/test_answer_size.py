@@ -25,6 +25,7 @@ class Ready:
     """A client of an engine that accepts long sequences."""
 
     max_model_len = CONTEXT
+    vocab_size = 0
 
     @property
     def ready(self) -> "Ready":

@@ -4,10 +4,12 @@ import asyncio
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import ByT5Tokenizer
 
 from configs.model import ModelConfig
 from server.text.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer, TokenizerError, load_tokenizer
@@ -77,6 +79,28 @@ def test_the_vocabulary_is_the_models_even_where_it_is_padded(tmp_path: Path) ->
     assert tokenizer.vocab_size == 512
     assert tokenizer.eos_token_ids == (3,)
     assert tokenizer.decode([511]) == ""
+
+
+@pytest.mark.parametrize("wrapper", [byte_level_tokenizer(), ByT5Tokenizer()], ids=["fast", "slow"])
+@pytest.mark.parametrize("gap", [0, 5000, 2_000_000])
+def test_a_row_without_a_token_is_no_text(wrapper: Any, gap: int) -> None:
+    end = len(wrapper) + gap
+    tokenizer = Tokenizer(wrapper, vocab_size=end + 1)
+    (letter,) = tokenizer.encode_plain("a")[:1]
+    assert tokenizer.decode([letter, end, letter]) == "aa"
+    assert tokenizer.names([letter, end])[1:] == [""]
+    assert (tokenizer.pieces.name(end), tokenizer.pieces.bytes(end)) == ("", [])
+    detokenizer = tokenizer.detokenizer()
+    text = "".join(map(detokenizer.push, [end, letter, end, letter, end])) + detokenizer.flush()
+    assert text == "aa"
+
+
+def test_a_token_may_be_beyond_the_rows_of_the_model() -> None:
+    wrapper = byte_level_tokenizer()
+    wrapper.add_tokens(["[PAD]"])
+    tokenizer = Tokenizer(wrapper, vocab_size=len(wrapper) - 1)
+    assert (tokenizer.num_ids, tokenizer.vocab_size) == (len(wrapper), len(wrapper) - 1)
+    assert tokenizer.encode("[PAD]") == [tokenizer.vocab_size]
 
 
 def test_the_error_names_a_missing_folder(tmp_path: Path) -> None:

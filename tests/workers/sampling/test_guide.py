@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLExecutor, LLMatcher
+from tokenizers import Tokenizer as Core
 
 from tests.workers.vocabularies import (
     KINDS,
@@ -19,6 +20,7 @@ from tests.workers.vocabularies import (
     vocabulary_of,
 )
 from workers.sampling.guide import Guide, compile_grammar, first_mask, next_masks, only_stops
+from workers.sampling.vocabulary import Vocabulary, make
 
 EXECUTOR = LLExecutor(1)
 
@@ -189,3 +191,36 @@ def test_masks_are_as_wide_as_the_head() -> None:
     mask = first_mask(Guide((0,)), compile_grammar(SCHEMA, vocabulary), (), vocabulary)
     assert mask.shape == (1, -(-(768 + 45) // 32))
     assert mask.dtype == np.uint32
+
+
+def narrow_vocabulary() -> Vocabulary:
+    """A tokenizer whose end token is beyond the rows of the model."""
+    core = Core.from_str(core_of("byte-level").to_str())
+    core.add_special_tokens(["<|beyond|>"])
+    num_rows = core.token_to_id("<|beyond|>")
+    ids = core.get_vocab(with_added_tokens=True).values()
+    return make(core.to_str(), ids, num_rows, num_rows)
+
+
+@pytest.mark.parametrize("stop_token_ids", [(0,), ()])
+def test_an_end_token_that_the_model_has_no_row_for_is_never_allowed(
+    stop_token_ids: tuple[int, ...],
+) -> None:
+    vocabulary = narrow_vocabulary()
+    (first,) = (id_ for id_, token in bytes_of("byte-level").items() if token == b"a")
+    guide = Guide(stop_token_ids)
+    compiled = compile_grammar(choice("a"), vocabulary)
+    assert ids_in(first_mask(guide, compiled, [], vocabulary)[0]) == {first}
+    allowed = ids_in(next_masks([guide], [first], vocabulary, EXECUTOR)[0])
+    assert allowed == set(stop_token_ids or ids_in(vocabulary.known))
+    again = next_masks([guide], [min(allowed)], vocabulary, EXECUTOR)
+    assert ids_in(again[0]) == allowed
+
+
+def test_a_token_of_a_grammar_that_the_model_has_no_row_for_ends_the_sequence() -> None:
+    vocabulary = narrow_vocabulary()
+    guide = Guide((0,))
+    grammar = LLMatcher.grammar_from_lark(f'start: "a" <[{vocabulary.eos_token_id}]>')
+    (first,) = (id_ for id_, token in bytes_of("byte-level").items() if token == b"a")
+    masks = first_mask(guide, compile_grammar(grammar, vocabulary), [first], vocabulary)
+    assert ids_in(masks[0]) == {0}

@@ -10,6 +10,7 @@ from configs.config import Config
 from configs.model import ModelConfig
 from daemon.version import VERSION
 from server.chat.chat_template import ChatTemplate, chat_template_of
+from server.chat.end_tokens import find_end_tokens
 from server.grammar.grammars import CheckedGrammars
 from server.lengths.length_predictor import LengthPredictor
 from server.metrics import Metrics
@@ -57,11 +58,12 @@ def build_endpoints(
     Raises `ChatTemplateError` when the file with the chat template cannot be used.
     """
     limits = config.server.limits
-    planner = Planner(config.model, limits.max_logprobs, client, tokenizer)
+    template = chat_template_of(config.chat, tokenizer)
+    end_token_ids = find_end_tokens(tokenizer, template)
+    planner = Planner(config.model, limits.max_logprobs, client, tokenizer, end_token_ids)
     admission = Admission(limits, client)
     generations = Generations(client, tokenizer, metrics, predictor, limits.request_timeout)
     grammars = CheckedGrammars(tokenizer)
-    template = chat_template_of(config.chat, tokenizer)
     fingerprint = system_fingerprint(config.model, config.pipeline.pipeline_parallel_size)
     core = (client, admission, planner, generations)
     return Endpoints(

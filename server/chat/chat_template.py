@@ -7,7 +7,8 @@ accept different message shapes; test renderings show which ones.
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +32,7 @@ MAX_REASON_CHARACTERS = 300
 
 logger = logging.getLogger("tdpipe")
 
-_PROBE = "Wie geht es dir?"
+_PROBE, _ANSWER = "Wie geht es dir?", "Es geht mir gut."
 
 Message = dict[str, Any]
 
@@ -126,6 +127,20 @@ class ChatTemplate:
                 "conversation."
             )
             raise invalid(message, "messages", "chat_template_timeout") from None
+
+    def after_answer(self) -> Iterator[str]:
+        """Yield what the template writes after an answer: at the end, then before a next message.
+
+        Nothing is yielded for a conversation that the template does not accept.
+        """
+        source = self._own.get("default", "")
+        user, answer = _USER | {"content": _PROBE}, {"role": "assistant", "content": _ANSWER}
+        for messages in ([user, answer], [user, answer, user]) if source else ():
+            with suppress(ApiError):
+                text = self._render(source, Conversation(messages, add_generation_prompt=False))
+                _, is_shown, after = text.rpartition(_ANSWER)
+                if is_shown:
+                    yield after
 
     def takes_tools(self, template: str | None) -> bool:
         """Return whether the template uses tools: the request's if trusted, else the model's."""

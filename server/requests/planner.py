@@ -29,12 +29,18 @@ class Planner:
     """Checks requests against the model's token ids and the longest possible sequence."""
 
     def __init__(
-        self, model: ModelConfig, max_logprobs: int, client: EngineClient, tokenizer: Tokenizer
+        self,
+        model: ModelConfig,
+        max_logprobs: int,
+        client: EngineClient,
+        tokenizer: Tokenizer,
+        end_token_ids: Sequence[int],
     ) -> None:
         self._model = model
         self._max_logprobs = max_logprobs
         self._client = client
         self._tokenizer = tokenizer
+        self._end_token_ids = tuple(end_token_ids)
         self.token_ids = TokenIds(client, tokenizer)
 
     async def plan(
@@ -76,7 +82,7 @@ class Planner:
             prompt_field,
         )
         own_stop_ids = frozenset(fields.stop_token_ids)
-        end_ids = () if fields.ignore_eos else self._tokenizer.eos_token_ids
+        end_ids = () if fields.ignore_eos else self._end_token_ids
         bad_words = await self._spelt(fields.bad_words, patient=offline)
         sampling = _sampling(fields, bad_words, num_logprobs, num_prompt_logprobs, grammar)
         _check_copies(sampling, len(prompts) * fields.n)

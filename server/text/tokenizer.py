@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from wire.vocabulary_fingerprint import fingerprint
 MAX_INLINE_CHARACTERS = 4_000
 NUM_THREADS = 8
 MAX_WAITING_TEXTS = 1024
+GENERATION_CONFIG, TOKENIZER = "generation_config.json", "tokenizer"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 Result = TypeVar("Result")
@@ -33,11 +35,16 @@ class Tokenizer:
     """The tokenizer of the model; several threads may encode at once.
 
     Token ids of the model are less than `vocab_size`, and those of the tokenizer less than
-    `num_ids`; `eos_token_ids` are the end-of-text tokens of the model.
+    `num_ids`. `end_token_ids` are the end-of-text tokens by the place that names them: the files of
+    the model, and the tokenizer.
     """
 
     def __init__(
-        self, tokenizer: Any, *, vocab_size: int | None = None, eos_token_ids: Sequence[int] = ()
+        self,
+        tokenizer: Any,
+        *,
+        vocab_size: int | None = None,
+        end_token_ids: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._core = tokenizer.backend_tokenizer if tokenizer.is_fast else None
@@ -46,7 +53,8 @@ class Tokenizer:
         vocabulary = tokenizer.get_vocab()
         self.num_ids = 1 + max(vocabulary.values(), default=-1)
         self.vocab_size = vocab_size or self.num_ids
-        self.eos_token_ids = tuple(eos_token_ids) or _as_ids(tokenizer.eos_token_id)
+        own_ids = as_ids(tokenizer.eos_token_id)
+        self.end_token_ids: dict[str, Sequence[int]] = {**(end_token_ids or {}), TOKENIZER: own_ids}
         self._sticky_ids: frozenset[int] = frozenset()
         self._known_ids: frozenset[int] = frozenset()
         if self._core is None:
@@ -56,6 +64,11 @@ class Tokenizer:
             self._core.no_padding()
             self._core.encode_special_tokens = tokenizer.split_special_tokens
             self._sticky_ids = _sticky_ids(vocabulary, tokenizer.all_special_ids)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """All end-of-text tokens, without the end-of-turn token of the chat template."""
+        return tuple(dict.fromkeys(chain.from_iterable(self.end_token_ids.values())))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -146,6 +159,12 @@ class Tokenizer:
         added = tokenizer.added_tokens_decoder.items()
         return dict(named) | {token.content: id_ for id_, token in added if token.special}
 
+    @cached_property
+    def added_tokens(self) -> dict[str, int]:
+        """The tokens that were added to the vocabulary, and their ids; they are never split."""
+        added = self._tokenizer.added_tokens_decoder.items()
+        return {token.content: id_ for id_, token in added} | self.special_tokens
+
     def render_chat(self, messages: Sequence[dict[str, Any]], **arguments: Any) -> str:
         """transformers' `apply_chat_template`; raises whatever the template raises."""
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **arguments))
@@ -181,26 +200,33 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise TokenizerError(f"cannot load the tokenizer of {name}: {reason}") from error
-    model = _read_json(config, "config.json")
-    generation = _read_json(config, "generation_config.json")
+    model = read_json(config.model, "config.json", config.revision)
     text_model = model.get("text_config") or {}
+    generation = read_json(config.model, GENERATION_CONFIG, config.revision)
     return Tokenizer(
         tokenizer,
         vocab_size=model.get("vocab_size") or text_model.get("vocab_size"),
-        eos_token_ids=_as_ids(generation.get("eos_token_id"))
-        or _as_ids(model.get("eos_token_id"))
-        or _as_ids(text_model.get("eos_token_id")),
+        end_token_ids={
+            GENERATION_CONFIG: as_ids(generation.get("eos_token_id")),
+            "config.json": (
+                *as_ids(model.get("eos_token_id")),
+                *as_ids(text_model.get("eos_token_id")),
+            ),
+        },
     )
 
 
-def _read_json(config: ModelConfig, file: str) -> dict[str, Any]:
-    """A JSON file of the model, from its folder or the hub; empty if it does not exist."""
+def read_json(model: str, file: str, revision: str | None) -> dict[str, Any]:
+    """A JSON file of the model, from its folder or the hub; empty if it does not exist.
+
+    Raises `TokenizerError` for a file that cannot be read.
+    """
     from transformers.utils import cached_file
 
     path = cached_file(
-        config.model,
+        model,
         file,
-        revision=config.revision,
+        revision=revision,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
@@ -213,10 +239,10 @@ def _read_json(config: ModelConfig, file: str) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _as_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
+def as_ids(value: object) -> tuple[int, ...]:
+    """The token ids in a field of a JSON file: a number, a list of numbers, or null for none."""
+    values = value if isinstance(value, list) else [value]
+    return tuple(id_ for id_ in values if type(id_) is int and id_ >= 0)
 
 
 def _sticky_ids(vocabulary: Mapping[str, int], special_ids: Iterable[int]) -> frozenset[int]:

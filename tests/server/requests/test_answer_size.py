@@ -43,7 +43,7 @@ def plan(
 ) -> Plan:
     """What the planner makes of so many prompts of so many tokens."""
     reported = SamplingFields(model=MODEL, **fields)
-    planner = Planner(config(Path("/")).model, 20, Ready(), TOKENIZER)  # type: ignore[arg-type]
+    planner = Planner(config(Path("/")).model, 20, Ready(), TOKENIZER, ())  # type: ignore[arg-type]
     planning = planner.plan(
         reported,
         [[5] * num_tokens] * num_prompts,

@@ -56,11 +56,24 @@ def test_long_texts_are_encoded_as_short_ones_are() -> None:
     assert token_ids == [TOKENIZER.encode(long), TOKENIZER.encode("fox")]
 
 
-def test_the_end_tokens_are_the_generation_configs_first(tmp_path: Path) -> None:
+def test_the_end_tokens_are_those_of_all_files_and_of_the_tokenizer(tmp_path: Path) -> None:
     folder = save_model(tmp_path)
     assert load(folder).eos_token_ids == (0,)
-    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 7]}')
-    assert load(folder).eos_token_ids == (0, 7)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [8, 7]}')
+    tokenizer = load(folder)
+    assert tokenizer.eos_token_ids == (8, 7, 0)
+    assert tokenizer.end_token_ids == {
+        "generation_config.json": (8, 7),
+        "config.json": (0,),
+        "tokenizer": (0,),
+    }
+
+
+@pytest.mark.parametrize("value", ["null", "-1", '"</s>"', "true", "[null, -1]", "2.5", "{}"])
+def test_an_end_token_that_is_no_id_is_ignored(value: str, tmp_path: Path) -> None:
+    folder = save_model(tmp_path)
+    (folder / "generation_config.json").write_text(f'{{"eos_token_id": {value}}}')
+    assert load(folder).eos_token_ids == (0,)
 
 
 def test_the_end_token_is_the_tokenizers_where_the_model_names_none(tmp_path: Path) -> None:
@@ -77,7 +90,7 @@ def test_the_vocabulary_is_the_models_even_where_it_is_padded(tmp_path: Path) ->
     (folder / "config.json").write_text(json.dumps(nested))
     tokenizer = load(folder)
     assert tokenizer.vocab_size == 512
-    assert tokenizer.eos_token_ids == (3,)
+    assert tokenizer.eos_token_ids == (3, 0)
     assert tokenizer.decode([511]) == ""
 
 

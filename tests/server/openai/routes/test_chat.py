@@ -130,7 +130,7 @@ def test_a_batchs_request_has_low_priority(tmp_path: Path) -> None:
         settings.chat,
         client,
         Admission(limits, client),
-        Planner(settings.model, limits.max_logprobs, client, tokenizer),
+        Planner(settings.model, limits.max_logprobs, client, tokenizer, (0,)),
         Generations(client, tokenizer, metrics, predictor),
         tokenizer,
         ChatTemplate(tokenizer),

@@ -264,7 +264,7 @@ def test_an_end_token_that_is_ignored_has_no_text(tmp_path: Path) -> None:
 
 def test_an_end_token_has_no_text_even_where_it_is_a_common_one(tmp_path: Path) -> None:
     newline = TOKENIZER.encode("\n")[0]
-    tokenizer = Tokenizer(byte_level_tokenizer(), eos_token_ids=(newline,))
+    tokenizer = Tokenizer(byte_level_tokenizer(), end_token_ids={"config.json": (newline,)})
     with serving(tmp_path, saying("hello"), tokenizer=tokenizer) as daemon:
         response = daemon.complete().json()
         assert response["choices"][0]["text"] == "hello"

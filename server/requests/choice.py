@@ -1,10 +1,12 @@
 """A choice: converts the tokens of one sequence to the text that the client sees."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from server.chat.reasoning import ReasoningCounter
 from server.requests.plan import Plan
 from server.text.detokenizer import Detokenizer
+from server.text.special_stops import MarkedDetokenizer, MarkedStopStrings, Marks
 from server.text.stop_strings import StopStrings
 from server.text.tokenizer import Tokenizer
 
@@ -24,6 +26,7 @@ class Choice:
         "_min_tokens",
         "_own_stop_ids",
         "_reasoning",
+        "_special_stops",
         "_stop_strings",
         "_stop_token_ids",
         "finish_reason",
@@ -38,9 +41,11 @@ class Choice:
         self._detokenizer: Detokenizer = tokenizer.detokenizer(
             skip_special_tokens=plan.skip_special_tokens
         )
-        self._stop_strings = (
-            StopStrings(plan.stop_strings, include=plan.include_stop) if plan.stop_strings else None
-        )
+        self._stop_strings: StopStrings | MarkedStopStrings | None = None
+        # What stands in the searched text for the special tokens that occur in stop strings.
+        self._special_stops: Mapping[int, str] = {}
+        if plan.stop_strings:
+            self._search(plan)
         self._stop_token_ids = frozenset(plan.stop_token_ids)
         self._own_stop_ids = plan.own_stop_ids
         self._include_stop = plan.include_stop
@@ -61,6 +66,10 @@ class Choice:
             self.num_tokens += 1
             if token_id in self._stop_token_ids:
                 self.stop_reason = token_id if token_id in self._own_stop_ids else None
+                if self._completes_stop_string(token_id):
+                    held = self._detokenizer.flush()
+                    text += self._filter(held + self._special_stops[token_id])
+                    break
                 if not (self._include_stop and token_id in self._own_stop_ids):
                     break
             new_text = self._detokenizer.push(token_id)
@@ -79,6 +88,25 @@ class Choice:
             if self._stop_strings is not None:
                 text += self._stop_strings.flush()
         return text
+
+    def _search(self, plan: Plan) -> None:
+        """Prepare to search the text for stop strings."""
+        include = plan.include_stop
+        if plan.special_stops and plan.skip_special_tokens:
+            marks = Marks(plan.special_stops)
+            self._stop_strings = MarkedStopStrings(plan.stop_strings, marks, include=include)
+            self._detokenizer = MarkedDetokenizer(self._detokenizer, marks.by_id)
+            self._special_stops = marks.by_id
+        else:
+            self._stop_strings = StopStrings(plan.stop_strings, include=include)
+            self._special_stops = {id_: text for text, id_ in plan.special_stops.items()}
+
+    def _completes_stop_string(self, token_id: int) -> bool:
+        """Whether a token that ends the sequence, and is not shown, completes a stop string."""
+        text = self._special_stops.get(token_id)
+        if self._stop_strings is None or text is None or self.num_tokens < self._min_tokens:
+            return False
+        return self._stop_strings.is_ended_by(self._detokenizer.flush() + text)
 
     def _filter(self, text: str) -> str:
         stop_strings = self._stop_strings

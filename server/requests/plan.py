@@ -2,7 +2,7 @@
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,13 +17,14 @@ class Plan:
     """The sequences of one request: `n` for each prompt, in the client's order.
 
     Choice `j` draws with `seed + j`; without a seed, each prompt gets a seed of its own. `sampling`
-    applies to every sequence, except for its seed. `own_stop_ids` are the client's stop tokens.
-    With `returns_tokens`, pieces have token ids and log-probabilities. With `only_scores`, the
-    answer has no text, and the one token that the engine must generate is dropped.
-    `expected_tokens` is the client's estimate of each answer's length. `offline` requests (batches,
-    the `LLM` class) are not counted in a queue; they and flex requests have `low_priority`. `model`
-    is the model name in the answer. `reasoning` says whether the model marks reasoning tokens, and
-    whether the prompt has opened the reasoning.
+    applies to every sequence, except for its seed. `own_stop_ids` are the client's stop tokens, and
+    `special_stops` the special tokens that occur in stop strings, with their ids. With
+    `returns_tokens`, pieces have token ids and log-probabilities. With `only_scores`, the answer
+    has no text, and the one token that the engine must generate is dropped. `expected_tokens` is
+    the client's estimate of each answer's length. `offline` requests (batches, the `LLM` class) are
+    not counted in a queue; they and flex requests have `low_priority`. `model` is the model name in
+    the answer. `reasoning` says whether the model marks reasoning tokens, and whether the prompt
+    has opened the reasoning.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -33,6 +34,7 @@ class Plan:
     min_tokens: int = 0
     seed: int | None = None
     stop_strings: Sequence[str] = ()
+    special_stops: Mapping[str, int] = field(default_factory=dict)
     stop_token_ids: tuple[int, ...] = ()
     own_stop_ids: frozenset[int] = frozenset()
     include_stop: bool = False

@@ -16,6 +16,7 @@ from server.requests.answer_size import (
 from server.requests.engine_client import EngineClient
 from server.requests.plan import Plan, pack
 from server.requests.token_ids import TokenIds
+from server.text.special_stops import find_special_tokens
 from server.text.tokenizer import Tokenizer
 from wire.messages import Sampling
 
@@ -84,6 +85,7 @@ class Planner:
         own_stop_ids = frozenset(fields.stop_token_ids)
         end_ids = () if fields.ignore_eos else self._end_token_ids
         bad_words = await self._spelt(fields.bad_words, patient=offline)
+        special_tokens = self._tokenizer.special_tokens if fields.stop_strings else {}
         sampling = _sampling(fields, bad_words, num_logprobs, num_prompt_logprobs, grammar)
         _check_copies(sampling, len(prompts) * fields.n)
         _check_choice(fields, sampling, own_stop_ids.union(end_ids))
@@ -95,6 +97,7 @@ class Planner:
             min_tokens=fields.min_tokens,
             seed=fields.seed,
             stop_strings=fields.stop_strings,
+            special_stops=find_special_tokens(fields.stop_strings, special_tokens),
             stop_token_ids=(*end_ids, *sorted(own_stop_ids.difference(end_ids))),
             own_stop_ids=own_stop_ids,
             include_stop=fields.include_stop_str_in_output,

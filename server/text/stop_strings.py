@@ -38,6 +38,10 @@ class StopStrings:
         self._held = text[cut:]
         return text[:cut], False
 
+    def is_ended_by(self, piece: str) -> bool:
+        """Whether `push` of this piece would find a stop string."""
+        return self._first_match(self._held + piece) is not None
+
     def flush(self) -> str:
         """The text that was held back, after the last piece."""
         held, self._held = self._held, ""

@@ -80,3 +80,15 @@ def test_a_stop_string_may_begin_in_skipped_text_but_not_end_in_it(
             expected = whole[: max(cut, len(skipped))], True
             break
     assert (shown, stopped) == expected
+
+
+@given(st.lists(few_letters, max_size=4), few_letters, stop_lists)
+def test_a_piece_that_would_end_the_text_is_told_before(
+    pieces: list[str], last: str, stops: list[str]
+) -> None:
+    stop_strings = StopStrings(stops)
+    for piece in pieces:
+        if stop_strings.push(piece)[1]:
+            return
+    told = stop_strings.is_ended_by(last)
+    assert stop_strings.push(last)[1] == told

@@ -17,6 +17,7 @@ from tests.server.world import (
     TOKENIZER,
     Daemon,
     byte_level_tokenizer,
+    events,
     generated,
     saying,
     serving,
@@ -341,3 +342,25 @@ def test_an_engine_that_is_lost_while_the_prompt_is_read_is_503(
         tokenizer.__class__, tokenizer.client = Losing, daemon.client
         url = f"{daemon.url}/v1/{path}"
         assert daemon.http.post(url, json={"model": MODEL} | body).status_code == status
+
+
+@pytest.mark.parametrize("stop", [BEGIN, f"hello{BEGIN}", f"{BEGIN}\nfoo"])
+@pytest.mark.parametrize("skips", [True, False])
+@pytest.mark.parametrize("include", [True, False])
+def test_a_stop_string_may_contain_a_special_token(
+    stop: str, skips: bool, include: bool, tmp_path: Path
+) -> None:
+    fields = {
+        "stop": stop,
+        "skip_special_tokens": skips,
+        "include_stop_str_in_output": include,
+        "max_tokens": 60,
+    }
+    told = f"say hello{BEGIN}\nfoo bar"
+    with serving(tmp_path, saying(told)) as daemon:
+        shown = told.partition(stop)[0] + stop * include
+        assert texts(daemon, **fields) == [(0, shown, "stop")]
+        assert ending(daemon, **fields) == (shown, stop)
+        parts = [event["choices"][0] for event in events(daemon.complete(stream=True, **fields))]
+    assert "".join(part["text"] for part in parts) == shown
+    assert (parts[-1]["finish_reason"], parts[-1]["stop_reason"]) == ("stop", stop)

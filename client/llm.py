@@ -93,7 +93,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Complete one prompt or several (strings or token ids); return the outputs in order.
 
-        A single `params` applies to all prompts; a list must have one for each prompt. Raises
+        A single `params` applies to all prompts; a list must have one for each prompt. Without
+        `params`, the model's sampling defaults apply (setting `generation_config`). Raises
         `ValueError` for an invalid prompt or params, before anything is generated for that prompt,
         and `OfflineEngineError` if the engine has failed permanently.
         """
@@ -130,7 +131,7 @@ class LLM:
         return self._run(self._chat(conversations, all_params, use_tqdm))
 
     async def _chat(
-        self, conversations: list[Conversation], params: list[SamplingParams], use_tqdm: bool
+        self, conversations: list[Conversation], params: list[SamplingParams | None], use_tqdm: bool
     ) -> list[RequestOutput]:
         assert self._endpoints is not None
         template = self._endpoints.chat_template
@@ -142,7 +143,10 @@ class LLM:
         return outputs
 
     async def _generate(
-        self, prompts: Sequence[str | list[int]], params: list[SamplingParams], use_tqdm: bool
+        self,
+        prompts: Sequence[str | list[int]],
+        params: list[SamplingParams | None],
+        use_tqdm: bool,
     ) -> list[RequestOutput]:
         outputs: list[RequestOutput | None] = [None] * len(prompts)
         indices = iter(range(len(prompts)))
@@ -159,16 +163,16 @@ class LLM:
                     group.create_task(work())
         return [output for output in outputs if output is not None]
 
-    async def _ask(self, prompt: str | list[int], params: SamplingParams) -> RequestOutput:
+    async def _ask(self, prompt: str | list[int], params: SamplingParams | None) -> RequestOutput:
         assert self._endpoints is not None
-        body = params.fields() | {
+        body = ({} if params is None else params.fields()) | {
             "model": self._config.model.name,
             "prompt": prompt,
             "return_token_ids": True,
         }
         # The same path as a request over HTTP, so that both behave the same.
         reply = await self._endpoints.completions.prepare(msgspec.json.encode(body), offline=True)
-        wants_logprobs = params.logprobs is not None
+        wants_logprobs = params is not None and params.logprobs is not None
         async with reply.generation as generation:
             output = RequestOutput(
                 prompt=prompt if isinstance(prompt, str) else None,
@@ -312,12 +316,12 @@ def _as_conversations(
 
 def _for_each(
     params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
-) -> list[SamplingParams]:
+) -> list[SamplingParams | None]:
     """Return the params of each prompt. Raises `ValueError` for a wrong type or number."""
     if isinstance(params, dict) or not isinstance(params, SamplingParams | Sequence | None):
         raise ValueError(f"params must be SamplingParams, not {type(params).__name__}")
     if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * num_prompts
+        return [params] * num_prompts
     if len(params) != num_prompts:
         raise ValueError(f"got params for {len(params)} of {num_prompts} prompts")
     return list(params)

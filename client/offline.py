@@ -102,11 +102,15 @@ class OfflineEngine:
     def endpoints(self) -> Endpoints:
         """Build the daemon's endpoints for this engine, which are valid until the block ends.
 
-        Raises `ChatTemplateError` if the file with the chat template cannot be used.
+        Raises `ChatTemplateError` if the file with the chat template cannot be used, and
+        `OfflineEngineError` if the model's sampling defaults cannot.
         """
-        endpoints = build_endpoints(
-            self.config, self.client, self.tokenizer, self.metrics, self.predictor
-        )
+        try:
+            endpoints = build_endpoints(
+                self.config, self.client, self.tokenizer, self.metrics, self.predictor
+            )
+        except TokenizerError as error:
+            raise OfflineEngineError(str(error)) from error
         self._stack.callback(endpoints.close)
         return endpoints
 

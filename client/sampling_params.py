@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from server.openai.fields.completion import DEFAULT_MAX_TOKENS
 from server.openai.fields.sampling import SamplingFields
+from server.requests.sampling_defaults import NAMES
 
 # Fields that concern the connection, or a request's relation to other requests.
 _OF_HTTP = frozenset({"model", "stream", "stream_options", "service_tier", "priority", "user"})
@@ -14,6 +15,7 @@ _OF_HTTP = frozenset({"model", "stream", "stream_options", "service_tier", "prio
 class SamplingParams(SamplingFields):
     """The sampling and stop conditions of an answer, with vLLM's names.
 
+    As in vLLM, a value that is not given is the one shown here, not the model's own default.
     Raises pydantic's `ValidationError`, a `ValueError`, for invalid values.
     """
 
@@ -40,5 +42,9 @@ class SamplingParams(SamplingFields):
         return given
 
     def fields(self) -> dict[str, Any]:
-        """Return the given values as fields of the body of POST /v1/completions."""
-        return self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+        """Return the values as fields of the body of POST /v1/completions.
+
+        Those that a model may have defaults for are always among them.
+        """
+        given = self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+        return {name: getattr(self, name) for name in NAMES} | given

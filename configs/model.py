@@ -46,6 +46,13 @@ class ModelConfig(Part, title="Model"):
         "reduced to the size of the KV cache]",
     )
 
+    generation_config: str = Field(
+        "auto",
+        min_length=1,
+        description="defaults of sampling fields that a request does not set; auto: those in the "
+        "model's generation_config.json, vllm: those of the API, or a folder with such a file",
+    )
+
     @property
     def name(self) -> str:
         """The model's name in the API."""

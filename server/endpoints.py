@@ -21,6 +21,7 @@ from server.requests.admission import Admission
 from server.requests.engine_client import EngineClient
 from server.requests.generation import Generations
 from server.requests.planner import Planner
+from server.requests.sampling_defaults import load_sampling_defaults
 from server.text.tokenizer import Tokenizer
 
 PATHS = (Completions.path, Chat.path)
@@ -55,12 +56,20 @@ def build_endpoints(
 ) -> Endpoints:
     """The endpoints of one model; the caller runs `client` and `predictor`, and closes the result.
 
-    Raises `ChatTemplateError` when the file with the chat template cannot be used.
+    Raises `ChatTemplateError` when the file with the chat template cannot be used, and
+    `TokenizerError` when the model's sampling defaults cannot.
     """
     limits = config.server.limits
     template = chat_template_of(config.chat, tokenizer)
     end_token_ids = find_end_tokens(tokenizer, template)
-    planner = Planner(config.model, limits.max_logprobs, client, tokenizer, end_token_ids)
+    planner = Planner(
+        config.model,
+        limits.max_logprobs,
+        client,
+        tokenizer,
+        end_token_ids,
+        load_sampling_defaults(config.model),
+    )
     admission = Admission(limits, client)
     generations = Generations(client, tokenizer, metrics, predictor, limits.request_timeout)
     grammars = CheckedGrammars(tokenizer)

@@ -15,6 +15,7 @@ from server.requests.answer_size import (
 )
 from server.requests.engine_client import EngineClient
 from server.requests.plan import Plan, pack
+from server.requests.sampling_defaults import SamplingDefaults
 from server.requests.token_ids import TokenIds
 from server.text.special_stops import find_special_tokens
 from server.text.tokenizer import Tokenizer
@@ -36,12 +37,14 @@ class Planner:
         client: EngineClient,
         tokenizer: Tokenizer,
         end_token_ids: Sequence[int],
+        defaults: SamplingDefaults = SamplingDefaults(),  # noqa: B008 - frozen
     ) -> None:
         self._model = model
         self._max_logprobs = max_logprobs
         self._client = client
         self._tokenizer = tokenizer
         self._end_token_ids = tuple(end_token_ids)
+        self._defaults = defaults
         self.token_ids = TokenIds(client, tokenizer)
 
     async def plan(
@@ -66,11 +69,16 @@ class Planner:
 
         Without `max_tokens`, an answer may have `default_max_tokens` tokens (None: up to the
         longest sequence), or fewer if log-probabilities would exceed the limit on the answer's
-        size. Each output token is returned with the `num_logprobs` most likely tokens, each prompt
-        token with `num_prompt_logprobs`; -1 returns no log-probabilities. `prompt_field` is the
-        field that errors name if a prompt is too long.
+        size. The model's sampling defaults apply to fields that the request does not set, and their
+        limit of tokens to all requests. Each output token is returned with the `num_logprobs` most
+        likely tokens, each prompt token with `num_prompt_logprobs`; -1 returns no
+        log-probabilities. `prompt_field` is the field that errors name if a prompt is too long.
         """
         self._check_tokens(fields)
+        fields = self._defaults.apply(fields)
+        if max_tokens is not None:
+            max_tokens = self._defaults.limited(max_tokens)
+        default_max_tokens = self._defaults.limited(default_max_tokens)
         prompts = [self._truncated(prompt, fields, max_tokens) for prompt in prompts]
         self.token_ids.check_encoded(prompt_field, prompts)
         all_max_tokens = self._all_max_tokens(

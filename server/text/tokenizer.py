@@ -202,7 +202,7 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
         raise TokenizerError(f"cannot load the tokenizer of {name}: {reason}") from error
     model = read_json(config.model, "config.json", config.revision)
     text_model = model.get("text_config") or {}
-    generation = read_json(config.model, GENERATION_CONFIG, config.revision)
+    generation = read_generation_config(config)
     return Tokenizer(
         tokenizer,
         vocab_size=model.get("vocab_size") or text_model.get("vocab_size"),
@@ -216,6 +216,21 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
     )
 
 
+def read_generation_config(config: ModelConfig) -> dict[str, Any]:
+    """The generation_config.json of the model, or of the folder that the settings name.
+
+    Raises `TokenizerError` for a folder without the file, and for a file that cannot be read.
+    """
+    if config.generation_config in ("auto", "vllm"):
+        return read_json(config.model, GENERATION_CONFIG, config.revision)
+    if not (Path(config.generation_config) / GENERATION_CONFIG).is_file():
+        raise TokenizerError(
+            f"--generation-config is auto, vllm or a folder with a {GENERATION_CONFIG}, and "
+            f"{config.generation_config} is none of them"
+        )
+    return read_json(config.generation_config, GENERATION_CONFIG, None)
+
+
 def read_json(model: str, file: str, revision: str | None) -> dict[str, Any]:
     """A JSON file of the model, from its folder or the hub; empty if it does not exist.
 
@@ -223,6 +238,8 @@ def read_json(model: str, file: str, revision: str | None) -> dict[str, Any]:
     """
     from transformers.utils import cached_file
 
+    if Path(model).is_absolute() and not Path(model).is_dir():  # or it would be taken for a hub id
+        return {}
     path = cached_file(
         model,
         file,

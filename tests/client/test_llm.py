@@ -62,13 +62,15 @@ def test_invalid_params_are_refused_when_they_are_created(
 
 def test_params_become_the_fields_of_a_request() -> None:
     params = SamplingParams(n=2, temperature=0, logit_bias={5: 1.0}, stop=["a"], max_tokens=None)
-    assert params.fields() == {
+    neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert params.fields() == neutral | {
         "n": 2,
         "temperature": 0.0,
         "logit_bias": {"5": 1.0},
         "stop": ["a"],
     }
-    assert SamplingParams().fields() == {}
+    # Not the model's own defaults, which apply only without params, as in vLLM.
+    assert SamplingParams().fields() == neutral | {"temperature": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ SAMPLES = {
     "load_format": "pt",
     "dtype": "float32",
     "max_model_len": "100",
+    "generation_config": "vllm",
     "pipeline_parallel_size": "3",
     "layer_split": "2,3",
     "attention_backend": "triton",

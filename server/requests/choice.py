@@ -6,6 +6,7 @@ from typing import Literal
 from server.chat.reasoning import ReasoningCounter
 from server.requests.plan import Plan
 from server.text.detokenizer import Detokenizer
+from server.text.prompt_end import PromptEnd
 from server.text.special_stops import MarkedDetokenizer, MarkedStopStrings, Marks
 from server.text.stop_strings import StopStrings
 from server.text.tokenizer import Tokenizer
@@ -34,12 +35,13 @@ class Choice:
         "stop_reason",
     )
 
-    def __init__(self, plan: Plan, tokenizer: Tokenizer) -> None:
+    def __init__(self, plan: Plan, tokenizer: Tokenizer, after: PromptEnd) -> None:
+        """`after` is the end of the prompt."""
         self.num_tokens = 0
         self.finish_reason: TextReason | None = None
         self.stop_reason: str | int | None = None
         self._detokenizer: Detokenizer = tokenizer.detokenizer(
-            skip_special_tokens=plan.skip_special_tokens
+            skip_special_tokens=plan.skip_special_tokens, after=after
         )
         self._stop_strings: StopStrings | MarkedStopStrings | None = None
         # What stands in the searched text for the special tokens that occur in stop strings.

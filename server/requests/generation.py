@@ -101,7 +101,14 @@ class Generation:
         self._threads = threads
         self._inbox = client.inbox()
         self._sequences: list[OpenSequence] = []
-        self._choices = [Choice(plan, tokenizer) for _ in range(plan.num_sequences)]
+        skips = plan.skip_special_tokens
+        self._choices = [
+            Choice(plan, tokenizer, after)
+            for after in (
+                tokenizer.prompt_end(prompt, skip_special_tokens=skips) for prompt in plan.prompts
+            )
+            for _ in range(plan.n)
+        ]
 
     async def __aenter__(self) -> Self:
         if not self.num_unfinished:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from configs.model import ModelConfig
 from server.text.bounded_threads import BoundedThreads
 from server.text.detokenizer import Detokenizer, FastDetokenizer, WindowDetokenizer
+from server.text.prompt_end import NO_PROMPT, PromptEnd, prompt_end
 from server.text.token_pieces import TokenPieces
 from wire.vocabulary_fingerprint import fingerprint
 
@@ -63,7 +64,7 @@ class Tokenizer:
             self._core.no_truncation()
             self._core.no_padding()
             self._core.encode_special_tokens = tokenizer.split_special_tokens
-            self._sticky_ids = _sticky_ids(vocabulary, tokenizer.all_special_ids)
+            self._sticky_ids = _sticky_ids(vocabulary, self._omitted_ids)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -137,19 +138,39 @@ class Tokenizer:
             )
         return str(text)
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        """A new detokenizer for one sequence."""
+    def prompt_end(self, prompt: Sequence[int], *, skip_special_tokens: bool = True) -> PromptEnd:
+        """What a detokenizer must know of a prompt, with the same `skip_special_tokens`."""
+        return prompt_end(
+            prompt,
+            partial(self.decode, skip_special_tokens=skip_special_tokens),
+            self.pieces.bytes,
+            omitted_ids=self._omitted_ids if skip_special_tokens else frozenset(),
+            sticky_ids=self._sticky_ids,
+        )
+
+    def detokenizer(
+        self, *, skip_special_tokens: bool = True, after: PromptEnd = NO_PROMPT
+    ) -> Detokenizer:
+        """A new detokenizer for the output of one sequence, which comes after a prompt."""
         if self._core is not None:
             return FastDetokenizer(
-                self._core, self._sticky_ids, skip_special_tokens=skip_special_tokens
+                self._core, self._sticky_ids, skip_special_tokens=skip_special_tokens, after=after
             )
-        return WindowDetokenizer(partial(self.decode, skip_special_tokens=skip_special_tokens))
+        decode = partial(self.decode, skip_special_tokens=skip_special_tokens)
+        return WindowDetokenizer(decode, after)
 
     @cached_property
     def chat_templates(self) -> dict[str, str]:
         """The model's chat templates by name; usually "default", and maybe "tool_use"."""
         templates = self._tokenizer.chat_template or {}
         return {"default": templates} if isinstance(templates, str) else dict(templates)
+
+    @cached_property
+    def _omitted_ids(self) -> frozenset[int]:
+        """The tokens that `decode` omits by default."""
+        if self._core is None:
+            return frozenset(self._tokenizer.all_special_ids)
+        return frozenset(self.special_tokens.values())
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:
@@ -262,6 +283,6 @@ def as_ids(value: object) -> tuple[int, ...]:
     return tuple(id_ for id_ in values if type(id_) is int and id_ >= 0)
 
 
-def _sticky_ids(vocabulary: Mapping[str, int], special_ids: Iterable[int]) -> frozenset[int]:
+def _sticky_ids(vocabulary: Mapping[str, int], omitted_ids: frozenset[int]) -> frozenset[int]:
     byte_ids = {id_ for token, id_ in vocabulary.items() if _BYTE_TOKEN.fullmatch(token)}
-    return frozenset(byte_ids.union(special_ids)) if byte_ids else frozenset()
+    return omitted_ids | byte_ids if byte_ids else frozenset()

@@ -187,8 +187,15 @@ class LLM:
                     for i in range(generation.num_choices)
                 ],
             )
+            tokenizer, skips = self._engine.tokenizer, generation.plan.skip_special_tokens
+            after = tokenizer.prompt_end(output.prompt_token_ids, skip_special_tokens=skips)
+            prompt_texts = tokenizer.token_texts(skip_special_tokens=isinstance(prompt, str))
+            texts = [
+                tokenizer.token_texts(skip_special_tokens=skips, after=after)
+                for _ in output.outputs
+            ]
             async for piece in generation:
-                output.take(piece, self._engine.tokenizer.pieces)
+                output.take(piece, tokenizer.pieces, prompt_texts, texts)
         return output
 
     def _run(self, work: Coroutine[Any, Any, Result]) -> Result:

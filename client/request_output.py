@@ -7,6 +7,7 @@ from server.requests.choice import TextReason
 from server.requests.generation import Piece
 from server.requests.logprobs import TokenLogprobs
 from server.text.token_pieces import TokenPieces
+from server.text.token_texts import TokenTexts, text_at
 
 
 @dataclass(frozen=True)
@@ -48,24 +49,35 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     finished: bool = True
 
-    def take(self, piece: Piece, pieces: TokenPieces) -> None:
-        """Add a piece of a generation."""
+    def take(
+        self, piece: Piece, pieces: TokenPieces, prompt: TokenTexts, outputs: Sequence[TokenTexts]
+    ) -> None:
+        """Add a piece of a generation.
+
+        `prompt` and `outputs` follow the tokens of the prompt and of each output.
+        """
         output = self.outputs[piece.choice_index]
         output.text += piece.text
         output.token_ids += piece.token_ids
         output.finish_reason = piece.finish_reason
         output.stop_reason = piece.stop_reason
         if output.logprobs is not None:
-            output.logprobs += _places(piece.logprobs, pieces)
+            output.logprobs += _places(piece.logprobs, pieces, outputs[piece.choice_index])
         if piece.scores and not piece.choice_index:
-            self.prompt_logprobs = [None, *_places(piece.scores, pieces)]
+            prompt.push(self.prompt_token_ids[0])
+            self.prompt_logprobs = [None, *_places(piece.scores, pieces, prompt)]
 
 
-def _places(tokens: Sequence[TokenLogprobs], pieces: TokenPieces) -> list[dict[int, Logprob]]:
+def _places(
+    tokens: Sequence[TokenLogprobs], pieces: TokenPieces, texts: TokenTexts
+) -> list[dict[int, Logprob]]:
+    places = [texts.push(token.token_id) for token in tokens]
     return [
         {
-            token_id: Logprob(logprob, rank, pieces.text(token_id))
-            for token_id, (logprob, rank) in place.all(len(place.tops)).items()
+            id_: Logprob(
+                logprob, rank, text_at(place, id_, pieces, is_placed=id_ == token.token_id)
+            )
+            for id_, (logprob, rank) in token.all(len(token.tops)).items()
         }
-        for place in tokens
+        for token, place in zip(tokens, places, strict=True)
     ]

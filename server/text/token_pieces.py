@@ -34,6 +34,10 @@ class TokenPieces:
             return text
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.bytes(token_id))
 
+    def text_at_begin(self, token_id: int) -> str:
+        """The token as text at the beginning of a text, where some tokenizers drop its space."""
+        return self._decode([token_id]) or self.text(token_id)
+
     def _text(self, token_id: int) -> str:
         """The token as text; a part of a character becomes U+FFFD."""
         both = self._decode([self._before, token_id])

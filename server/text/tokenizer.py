@@ -16,6 +16,7 @@ from server.text.bounded_threads import BoundedThreads
 from server.text.detokenizer import Detokenizer, FastDetokenizer, WindowDetokenizer
 from server.text.prompt_end import NO_PROMPT, PromptEnd, prompt_end
 from server.text.token_pieces import TokenPieces
+from server.text.token_texts import TokenTexts
 from wire.vocabulary_fingerprint import fingerprint
 
 # 4,000 characters take about 4 ms; blocking the event loop for longer would delay other streams.
@@ -158,6 +159,37 @@ class Tokenizer:
             )
         decode = partial(self.decode, skip_special_tokens=skip_special_tokens)
         return WindowDetokenizer(decode, after)
+
+    def token_texts(
+        self, *, skip_special_tokens: bool = True, after: PromptEnd = NO_PROMPT
+    ) -> TokenTexts:
+        """The texts and offsets of the tokens of one sequence, which comes after a prompt."""
+        return TokenTexts(
+            self.detokenizer(skip_special_tokens=skip_special_tokens, after=after),
+            self.pieces,
+            self._omitted_ids if skip_special_tokens else frozenset(),
+            self._sticky_ids,
+            begins_text=after == NO_PROMPT,
+        )
+
+    def offsets(self, text: str, token_ids: Sequence[int]) -> list[int] | None:
+        """Where each token of an encoded prompt begins in its text, which may have been normalised.
+
+        None if these are not the tokens of this text, or if the tokenizer cannot tell.
+        """
+        if self._core is None:
+            return None
+        encoding = self._core.encode(text)
+        if list(encoding.ids) != list(token_ids):
+            return None
+        offsets, end = [], 0
+        for (start, stop), is_special in zip(
+            encoding.offsets, encoding.special_tokens_mask, strict=True
+        ):
+            # A token begins where the one before ends, because some tokenizers leave out spaces.
+            offsets.append(end if is_special else min(start, end))
+            end = end if is_special else max(stop, end)
+        return offsets
 
     @cached_property
     def chat_templates(self) -> dict[str, str]:

@@ -131,8 +131,13 @@ class ChatRendering:
         }
         num_tops = self._request.prompt_logprobs
         if num_tops is not None:
+            tokenizer = self._tokenizer
             body["prompt_logprobs"] = prompt_logprobs(
-                self._scores, num_tops, self._tokenizer.pieces
+                self._plan.prompts[0],
+                self._scores,
+                num_tops,
+                tokenizer.pieces,
+                tokenizer.token_texts(skip_special_tokens=False),
             )
         if self._request.return_token_ids:
             body["prompt_token_ids"] = list(self._plan.prompts[0])

@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from server.openai.rendering.sse import EventFrame
 from server.requests.choice import TextReason
 from server.requests.generation import Piece
 from server.requests.plan import Plan
+from server.text.token_texts import TokenTexts
 from server.text.tokenizer import Tokenizer
 
 
@@ -43,7 +45,8 @@ class CompletionRendering:
     ) -> None:
         self.reply_id = f"cmpl-{uuid.uuid4().hex}"
         self._request = request.only(*_SHOWN)
-        self._has_text_prompts = request.has_text_prompts
+        # A prompt that was given as tokens, or was truncated, is echoed with its special tokens.
+        self._omits_special = request.has_text_prompts and request.truncate_prompt_tokens is None
         self._plan, self._tokenizer = plan, tokenizer
         self._echoes = echoes
         self._is_plain = not (plan.returns_tokens or request.scores_prompt)
@@ -143,28 +146,37 @@ class CompletionRendering:
         prompt = self._plan.prompts[index // self._plan.n]
         extras: dict[str, Any] = {}
         if request.logprobs is not None:
-            own = tokenizer.detokenizer(skip_special_tokens=self._plan.skip_special_tokens)
-            logprobs = CompletionLogprobsBuilder(self._name, request.logprobs, own)
-            self._logprobs[index] = logprobs
+            skips = self._plan.skip_special_tokens
+            after = tokenizer.prompt_end(prompt, skip_special_tokens=skips)
+            logprobs = self._logprobs[index] = CompletionLogprobsBuilder(
+                tokenizer.pieces,
+                request.logprobs,
+                tokenizer.token_texts(skip_special_tokens=skips, after=after),
+                as_ids=request.return_tokens_as_token_ids,
+            )
             if self._echoes:
-                # If a prompt was given as tokens, its text includes special tokens.
-                detokenizer = tokenizer.detokenizer(skip_special_tokens=self._has_text_prompts)
+                text = self._echo(index)
                 extras["logprobs"] = logprobs.of_prompt(
-                    prompt, piece.scores, self._echo(index), detokenizer
+                    prompt,
+                    piece.scores,
+                    text,
+                    self._prompt_texts(),
+                    partial(tokenizer.offsets, text, prompt),
                 )
         if request.prompt_logprobs is not None:
             extras["prompt_logprobs"] = prompt_logprobs(
-                piece.scores, request.prompt_logprobs, tokenizer.pieces
+                prompt,
+                piece.scores,
+                request.prompt_logprobs,
+                tokenizer.pieces,
+                self._prompt_texts(),
             )
         if request.return_token_ids:
             extras["prompt_token_ids"] = list(prompt)
         return extras
 
-    def _name(self, token_id: int) -> str:
-        """Return the text that represents a token."""
-        if self._request.return_tokens_as_token_ids:
-            return f"token_id:{token_id}"
-        return self._tokenizer.pieces.name(token_id)
+    def _prompt_texts(self) -> TokenTexts:
+        return self._tokenizer.token_texts(skip_special_tokens=self._omits_special)
 
 
 def _ending(piece: Piece) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from typing import Any
 import msgspec
 
 from server.requests.logprobs import TokenLogprobs
-from server.text.detokenizer import Detokenizer
+from server.text.prompt_end import HALF_CHARACTER
 from server.text.token_pieces import TokenPieces
+from server.text.token_texts import PlacedToken, TokenTexts, text_at
 
 _encode = msgspec.json.Encoder().encode
 
@@ -17,59 +18,75 @@ class CompletionLogprobsBuilder:
 
     The offset of a token is the position of its text in the text of the choice; tokens that form
     one character have the same offset. The first token of a prompt has `None`, because the model
-    does not predict it. `name` returns the text that represents a token.
+    does not predict it. `texts` follows the output. With `as_ids`, a token is represented by its
+    id.
     """
 
-    def __init__(self, name: Callable[[int], str], num_tops: int, detokenizer: Detokenizer) -> None:
-        self._name = name
+    def __init__(
+        self, pieces: TokenPieces, num_tops: int, texts: TokenTexts, *, as_ids: bool
+    ) -> None:
+        self._pieces = pieces
         self._num_tops = num_tops
-        self._detokenizer = detokenizer
-        self._offset = 0
+        self._texts = texts
+        self._as_ids = as_ids
+        self._num_echoed = 0
 
     def of_prompt(
         self,
         token_ids: Sequence[int],
         scores: Sequence[TokenLogprobs],
         text: str,
-        detokenizer: Detokenizer,
+        texts: TokenTexts,
+        offsets: Callable[[], list[int] | None],
     ) -> dict[str, list[Any]]:
-        """Return the `logprobs` of a prompt that is echoed as `text`."""
-        offsets = self._offsets(token_ids, detokenizer)
-        self._offset = len(text)
+        """Return the `logprobs` of a prompt that is echoed as `text`.
+
+        `texts` follows the prompt. `offsets` returns the tokens' offsets in a text that differs
+        from the decoded one in length, if they are known.
+        """
+        placed = [texts.push(token_id) for token_id in token_ids]
+        texts.flush()
+        self._num_echoed = len(text)
+        places = [token.offset for token in placed]
+        if texts.num_characters != len(text):
+            places = offsets() or [min(place, len(text)) for place in places]
         return {
-            "tokens": [self._name(token_id) for token_id in token_ids],
+            "tokens": list(map(self._name, token_ids, placed)),
             "token_logprobs": [None, *(position.logprob for position in scores)],
-            "top_logprobs": [None, *map(self._tops, scores)],
-            "text_offset": offsets,
+            "top_logprobs": [None, *map(self._tops, scores, placed[1:])],
+            "text_offset": places,
         }
 
     def of(self, logprobs: Sequence[TokenLogprobs]) -> dict[str, list[Any]]:
         """Return the `logprobs` of the next tokens."""
-        token_ids = [position.token_id for position in logprobs]
+        placed = [self._texts.push(position.token_id) for position in logprobs]
         return {
-            "tokens": [self._name(token_id) for token_id in token_ids],
+            "tokens": [
+                self._name(position.token_id, token)
+                for position, token in zip(logprobs, placed, strict=True)
+            ],
             "token_logprobs": [position.logprob for position in logprobs],
-            "top_logprobs": [self._tops(position) for position in logprobs],
-            "text_offset": self._offsets(token_ids, self._detokenizer),
+            "top_logprobs": list(map(self._tops, logprobs, placed)),
+            "text_offset": [self._num_echoed + token.offset for token in placed],
         }
 
-    def _offsets(self, token_ids: Sequence[int], detokenizer: Detokenizer) -> list[int]:
-        offsets = []
-        for token_id in token_ids:
-            offsets.append(self._offset)
-            self._offset += len(detokenizer.push(token_id))
-        return offsets
-
-    def _tops(self, position: TokenLogprobs) -> dict[str, float]:
+    def _tops(self, position: TokenLogprobs, placed: PlacedToken) -> dict[str, float]:
         """Return log-probabilities by name; if tokens have equal names, that of the most likely."""
         tops: dict[str, float] = {}
         for token_id, logprob in (
             *position.tops[: self._num_tops],
             (position.token_id, position.logprob),
         ):
-            name = self._name(token_id)
+            name = self._name(token_id, placed, is_placed=token_id == position.token_id)
             tops[name] = max(logprob, tops.get(name, logprob))
         return tops
+
+    def _name(self, token_id: int, place: PlacedToken, *, is_placed: bool = True) -> str:
+        """Return the text that represents a token or a candidate at this place."""
+        if self._as_ids:
+            return f"token_id:{token_id}"
+        text = text_at(place, token_id, self._pieces, is_placed=is_placed)
+        return text if HALF_CHARACTER not in text else self._pieces.name(token_id)
 
 
 def chat_logprobs(logprobs: Sequence[TokenLogprobs], pieces: TokenPieces) -> list[msgspec.Raw]:
@@ -84,17 +101,31 @@ def chat_logprobs(logprobs: Sequence[TokenLogprobs], pieces: TokenPieces) -> lis
 
 
 def prompt_logprobs(
-    logprobs: Sequence[TokenLogprobs], num_tops: int, pieces: TokenPieces
+    prompt: Sequence[int],
+    logprobs: Sequence[TokenLogprobs],
+    num_tops: int,
+    pieces: TokenPieces,
+    texts: TokenTexts,
 ) -> list[msgspec.Raw | None]:
-    """Return vLLM's `prompt_logprobs`: for each token except the first, candidates by token id."""
+    """Return vLLM's `prompt_logprobs`: for each token except the first, candidates by token id.
+
+    `texts` follows the prompt.
+    """
+    placed = [texts.push(token_id) for token_id in prompt]
     return [None] + [
         _encoded(
             {
-                str(id_): {"logprob": logprob, "rank": rank, "decoded_token": pieces.text(id_)}
+                str(id_): {
+                    "logprob": logprob,
+                    "rank": rank,
+                    "decoded_token": text_at(
+                        place, id_, pieces, is_placed=id_ == position.token_id
+                    ),
+                }
                 for id_, (logprob, rank) in position.all(num_tops).items()
             }
         )
-        for position in logprobs
+        for position, place in zip(logprobs, placed[1:], strict=False)
     ]
 
 

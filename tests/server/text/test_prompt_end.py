@@ -16,7 +16,7 @@ def streamed(tokenizer: Tokenizer, prompt: list[int], output: list[int], *, skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(data=st.data(), skips=st.booleans())
 def test_an_output_is_what_it_adds_to_the_text_of_its_prompt(
     kind: str, data: st.DataObject, skips: bool

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from typing import NamedTuple
@@ -25,7 +25,8 @@ from llguidance import LLMatcher, LLTokenizer
 
 from configs.grammar_limits import grammar_limits
 from daemon import child_process, log_file
-from server.grammar.grammar_text import is_ebnf, lark_of
+from server.grammar.grammar_text import is_ebnf, lark_of, with_token_ids
+from wire.grammar_vocabulary import grammar_tokenizer, named_token_ids
 
 START_TIMEOUT_S = 60.0
 # Less than in a stage's threads: a grammar that is nested too deeply crashes here, not in a stage.
@@ -65,7 +66,7 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True):
     """The result of a check: `complaint` is empty if the grammar is valid.
 
     A complaint is a predicate that follows the field's name in the error message. `lark` is the
-    Lark form of a valid EBNF grammar, otherwise empty.
+    form for the stages of a grammar in EBNF, or in Lark with names of tokens; otherwise empty.
     """
 
     complaint: str
@@ -152,10 +153,18 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def verdict(grammar: str, tokenizer: LLTokenizer, vocab_size: int, limits: CheckLimits) -> Verdict:
-    """Check a grammar, after converting EBNF to Lark."""
+def verdict(
+    grammar: str,
+    tokenizer: LLTokenizer,
+    vocab_size: int,
+    limits: CheckLimits,
+    named_ids: Mapping[str, int] | None = None,
+) -> Verdict:
+    """Check a grammar, after converting EBNF to Lark, and names in Lark to the `named_ids`."""
     if not is_ebnf(grammar):
-        return Verdict(complaint(grammar, tokenizer, vocab_size, limits))
+        lark = with_token_ids(grammar, named_ids or {})
+        found = complaint(lark, tokenizer, vocab_size, limits)
+        return Verdict(found, lark if lark != grammar else "")
     try:
         lark = lark_of(grammar)
     except ValueError as error:
@@ -213,7 +222,10 @@ def main(connection: Connection) -> None:
     _limit(resource.RLIMIT_AS, limits.max_memory_bytes)
     _limit(resource.RLIMIT_CORE, 0)
     try:
-        tokenizer = LLTokenizer(vocabulary.serialised, eos_token=vocabulary.eos_token_id)
+        tokenizer = grammar_tokenizer(
+            vocabulary.serialised, eos_token_id=vocabulary.eos_token_id
+        )
+        named_ids = named_token_ids(vocabulary.serialised)
     except BaseException as error:  # the library panics on some unsupported tokenizers
         connection.send_bytes((str(error).partition("\n")[0] or "unknown reason").encode())
         return
@@ -222,7 +234,7 @@ def main(connection: Connection) -> None:
         while True:
             grammar = connection.recv_bytes().decode()
             _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + limits.max_cpu_s)
-            result = verdict(grammar, tokenizer, vocabulary.vocab_size, limits)
+            result = verdict(grammar, tokenizer, vocabulary.vocab_size, limits, named_ids)
             connection.send_bytes(msgspec.msgpack.encode(result))
 
 

@@ -16,6 +16,8 @@ from llguidance.gbnf_to_lark import any_to_lark
 # One space, or a new line and its indentation. This allows every usual style, and prevents a model
 # from generating white space without end. Deeply nested JSON cannot be fully indented.
 WHITESPACE = r" |\n( {0,20}|\t{0,5})"
+# Strings, comments, regular expressions, names of tokens.
+_LARK_TOKENS = re.compile(r'"(?:\\.|[^"\\])*"|(?:#|//)[^\n]*|/(?:\\.|[^/\\])+/|<[^<>\s]+>')
 _EBNF = '{"grammars":[{"ebnf_grammar":'
 
 Schema = Mapping[str, Any]
@@ -85,6 +87,24 @@ def lark_of(grammar: str) -> str:
     # The converter raises plain `Exception`s.
     except Exception as error:
         raise ValueError(str(error)) from None
+
+
+def with_token_ids(grammar: str, named_ids: Mapping[str, int]) -> str:
+    """Write the names of tokens in Lark, such as `<tool_call>`, as ids: `<[151657]>`.
+
+    The library knows the names of special tokens only. `named_ids` are those of other added tokens.
+    """
+    if not any(name in grammar for name in named_ids):
+        return grammar
+
+    def with_id(found: re.Match[str]) -> str:
+        return f"<[{named_ids[found[0]]}]>" if found[0] in named_ids else found[0]
+
+    whole = msgspec.json.decode(grammar)
+    for part in whole["grammars"]:
+        if "lark_grammar" in part:
+            part["lark_grammar"] = _LARK_TOKENS.sub(with_id, part["lark_grammar"])
+    return _json(whole)
 
 
 def forced_tool_calls(

@@ -4,13 +4,14 @@ import random
 
 import msgspec
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 
 from configs.grammar_limits import grammar_limits
 from tests.server.world import byte_level_tokenizer
+from wire.grammar_vocabulary import grammar_tokenizer
 
 END_ID, SPECIAL, SPECIAL_ID = 0, "<|begin|>", 1
-READER = LLTokenizer(byte_level_tokenizer().backend_tokenizer.to_str(), eos_token=END_ID)
+READER = grammar_tokenizer(byte_level_tokenizer().backend_tokenizer.to_str(), eos_token_id=END_ID)
 
 
 def accepts(grammar: str, *parts: str | int) -> bool:

@@ -1,6 +1,7 @@
 """The tokenizer: text to token ids and back, and the token settings in the model's files."""
 
 import json
+import logging
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from server.text.detokenizer import Detokenizer, FastDetokenizer, WindowDetokeni
 from server.text.prompt_end import NO_PROMPT, PromptEnd, prompt_end
 from server.text.token_pieces import TokenPieces
 from server.text.token_texts import TokenTexts
+from server.text.tokenizer_files import difference, explanation
 from wire.vocabulary_fingerprint import fingerprint
 
 # 4,000 characters take about 4 ms; blocking the event loop for longer would delay other streams.
@@ -25,6 +27,8 @@ NUM_THREADS = 8
 MAX_WAITING_TEXTS = 1024
 GENERATION_CONFIG, TOKENIZER = "generation_config.json", "tokenizer"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+logger = logging.getLogger("tdpipe")
 
 Result = TypeVar("Result")
 
@@ -252,7 +256,11 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
     # A damaged file may raise anything, from KeyError to a bare Exception from Rust.
     except Exception as error:
         reason = " ".join(str(error).split())
+        if Path(name).is_dir():
+            reason = explanation(Path(name), reason)
         raise TokenizerError(f"cannot load the tokenizer of {name}: {reason}") from error
+    if doubt := difference(Path(name), partial(_encode_plain, tokenizer)):
+        logger.warning("the tokenizer of %s: %s", name, doubt)
     model = read_json(config.model, "config.json", config.revision)
     text_model = model.get("text_config") or {}
     generation = read_generation_config(config)
@@ -307,6 +315,10 @@ def read_json(model: str, file: str, revision: str | None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise TokenizerError(f"cannot read {path}: {error}") from error
     return values if isinstance(values, dict) else {}
+
+
+def _encode_plain(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def as_ids(value: object) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ class _Tokens:
 def grammar_tokenizer(
     serialised: str, num_ids: int | None = None, eos_token_id: int | None = None
 ) -> LLTokenizer:
-    """Make llguidance's tokenizer from the tokenizers library's JSON; takes about 2 s.
+    """Make llguidance's tokenizer from the tokenizers library's JSON; this takes seconds.
 
     Without `num_ids`, the vocabulary has as many ids as the tokenizer. Raises `ValueError` if the
     tokens are not bytes; llguidance may also panic, which is not an `Exception`.

@@ -31,7 +31,7 @@ class Vocabulary:
 def load(config: ModelConfig, vocab_size: int) -> Vocabulary:
     """Load the vocabulary for logits of width `vocab_size`; raises `VocabularyError`.
 
-    This takes 2.5 s for 150,000 tokens, and holds the GIL for half of this time.
+    This takes seconds for 150,000 tokens, and holds the GIL for half of this time.
     """
     name = config.tokenizer or config.model
     try:

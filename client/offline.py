@@ -9,13 +9,14 @@ These are the same processes as in the daemon, with the same restarts and the sa
 
 import asyncio
 import os
+import threading
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from configs.config import Config
-from daemon.checkpoint import check_model_path
+from daemon.checkpoint import CheckpointError, resolve
 from daemon.restarts import POLL_INTERVAL_S, Children, GivingUpError
 from daemon.runtime_folder import FolderTakenError, runtime_folder
 from server.endpoints import Endpoints, build_endpoints
@@ -51,9 +52,7 @@ class OfflineEngine:
 
     async def __aenter__(self) -> Self:
         """Start, and wait until the engine is ready. Raises `OfflineEngineError`."""
-        problem = check_model_path(self.config.model.model)
-        if problem is not None:
-            raise OfflineEngineError(problem)
+        self.config = await self._resolve()
         async with self._stack as stack:
             try:
                 self.config = stack.enter_context(runtime_folder(self.config))
@@ -113,6 +112,16 @@ class OfflineEngine:
             raise OfflineEngineError(str(error)) from error
         self._stack.callback(endpoints.close)
         return endpoints
+
+    async def _resolve(self) -> Config:
+        """Find the checkpoint, or make it from a GGUF file. Raises `OfflineEngineError`."""
+        stop = threading.Event()
+        try:
+            return await asyncio.to_thread(resolve, self.config, stop)
+        except CheckpointError as error:
+            raise OfflineEngineError(str(error)) from error
+        finally:
+            stop.set()
 
     async def _start(self, stack: AsyncExitStack) -> None:
         # The processes are forked here, and tokenizers may have used threads in this process.

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from configs.part import Part, split_commas
 
 DEMO_MODEL = Path(__file__).resolve().parent.parent / "demo" / "model"
+GGUF = ".gguf"
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
 
@@ -17,7 +18,8 @@ class ModelConfig(Part, title="Model"):
 
     model: str = Field(
         str(DEMO_MODEL),
-        description="folder of a checkpoint, or a Hugging Face hub id [the demo model]",
+        description="folder of a checkpoint, a GGUF file, a Hugging Face hub id, or smollm2, a "
+        "small model in a Python package [the demo model]",
     )
     served_model_name: Texts = Field(
         (),
@@ -66,7 +68,9 @@ class ModelConfig(Part, title="Model"):
         if self.model == str(DEMO_MODEL):
             return ("tdpipe-demo",)
         path = Path(self.model)
-        return (path.resolve().name if path.is_dir() else self.model,)
+        if path.is_dir():
+            return (path.resolve().name,)
+        return (path.stem if path.suffix == GGUF else self.model,)
 
     @field_validator("served_model_name")
     @classmethod

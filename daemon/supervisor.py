@@ -13,13 +13,14 @@ import json
 import logging
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 
 from configs import loader
 from configs.config import Config
 from daemon import child_process, log_file, logs, resource_limits
-from daemon.checkpoint import check_model_path
+from daemon.checkpoint import CheckpointError, resolve
 from daemon.restarts import POLL_INTERVAL_S, STOP_TIMEOUT_S, Children, GivingUpError
 from daemon.runtime_folder import FolderTakenError, runtime_folder
 from daemon.version import VERSION
@@ -45,16 +46,36 @@ def main(argv: Sequence[str]) -> int:
     resource_limits.raise_open_files()
     for shortage in resource_limits.shortages(config):
         log.warning("%s", shortage)
-    problem = check_model_path(config.model.model)
-    if problem is not None:
-        log.error("%s", problem)
-        return 1
     try:
-        with runtime_folder(config) as placed:
+        resolved = _resolve(config)
+        if resolved is None:
+            return 0
+        with runtime_folder(resolved) as placed:
             return Supervisor(placed).run()
-    except FolderTakenError as error:
+    except (CheckpointError, FolderTakenError) as error:
         log.error("%s", error)
         return 1
+
+
+def _resolve(config: Config) -> Config | None:
+    """See `checkpoint.resolve`; None if a signal ended it. Raises `CheckpointError`."""
+    stop = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        resolved = resolve(config, stop)
+    except CheckpointError:
+        if not stop.is_set():
+            raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stop.is_set():
+        log.info("stopped")
+        return None
+    return resolved
 
 
 class Supervisor:

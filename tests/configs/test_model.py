@@ -13,6 +13,7 @@ def test_the_model_is_named_after_its_folder_or_its_hub_id(tmp_path: Path) -> No
     assert ModelConfig(model=f"{tmp_path}/my-model/").name == "my-model"
     assert ModelConfig(model="owner/their-model").name == "owner/their-model"
     assert ModelConfig(model="owner/their-model", served_model_name=("ours",)).name == "ours"
+    assert ModelConfig(model="files/a-model.Q4_K_M.gguf").name == "a-model.Q4_K_M"
     assert ModelConfig().name == "tdpipe-demo"
 
 

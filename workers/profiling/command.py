@@ -8,6 +8,7 @@ FILE.png is a plot.
 import argparse
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -29,6 +30,7 @@ from configs.profiles import (
     write_profile,
 )
 from daemon import logs
+from daemon.checkpoint import CheckpointError, resolve
 from workers.model.stage_model import bytes_per_token
 from workers.profiling.driver import Driver, DriverError, Timed
 from workers.profiling.dummy_run import DummyRun, prefill
@@ -48,9 +50,10 @@ def main(argv: Sequence[str]) -> int:
         config = loader.load(rest)
         logs.set_up("profile", config.logs)
         _check_out(options.out)
+        config = resolve(config, threading.Event())
         table = _measure(config, options)
         _write(config, table, options.out)
-    except (loader.ConfigError, ValueError, DriverError, OSError) as error:
+    except (loader.ConfigError, CheckpointError, ValueError, DriverError, OSError) as error:
         print(f"tdpipe: error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:

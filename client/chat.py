@@ -1,11 +1,15 @@
 """`tdpipe chat`: a conversation with a running daemon, in the terminal."""
 
+import argparse
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from client.terminal import RemoteDaemon, parser, run
+from client.own_daemon import own_daemon
+from client.terminal import FAILED, INTERRUPTED, DaemonError, RemoteDaemon, complain, parser, run
 
+SERVE = "--serve"
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
@@ -13,13 +17,33 @@ def main(argv: Sequence[str]) -> int:
     """Chat; return 0, or 1 if the daemon refuses, or 130 after Ctrl-C."""
     flags = parser(
         "chat",
-        "Chat with a running daemon. Every request contains the whole conversation. Ctrl-C ends an "
-        "answer, Ctrl-D the chat.",
+        "Chat with a running daemon, or with one that is started for the chat. Every request "
+        "contains the whole conversation. Ctrl-C ends an answer, Ctrl-D the chat.",
     )
     flags.add_argument("--system-prompt", help="a system message at the start")
+    flags.add_argument(
+        SERVE,
+        nargs=argparse.REMAINDER,
+        metavar="MODEL",
+        help="start a daemon for this chat, which ends with it: all that follows is for "
+        "`tdpipe serve`",
+    )
     options = flags.parse_args(argv)
     settings = {"max_tokens": options.max_tokens, "temperature": options.temperature}
-    return run(options, ChatSession(options.system_prompt, settings).answer)
+    answer = ChatSession(options.system_prompt, settings).answer
+    if options.serve is None:
+        return run(options, answer)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with own_daemon(options.serve) as socket:
+            options.uds = str(socket)
+            return run(options, answer)
+    except DaemonError as error:
+        complain(error)
+        return FAILED
+    except KeyboardInterrupt:
+        print()
+        return INTERRUPTED
 
 
 class ChatSession:

@@ -52,6 +52,13 @@ class RemoteDaemon:
     ) -> None:
         self._client.close()
 
+    def is_ready(self) -> bool:
+        """Whether the daemon listens and its stages are ready."""
+        try:
+            return self._client.get("/ready").status_code == 200
+        except httpx.HTTPError:
+            return False
+
     def first_model(self) -> str:
         """Return the name of the served model. Raises `DaemonError`."""
         with self._daemon_errors():
@@ -117,7 +124,7 @@ def run(options: argparse.Namespace, answer: Callable[[RemoteDaemon, str, str], 
             else:
                 answer(daemon, model, text)
     except DaemonError as error:
-        _complain(error)
+        complain(error)
         return FAILED
     except KeyboardInterrupt:
         print()
@@ -139,14 +146,14 @@ def _converse(answer: Callable[[str], None]) -> None:
             print()
             return
         except UnicodeDecodeError as error:
-            _complain(_invalid_text(error))
+            complain(_invalid_text(error))
             continue
         if not line.strip():
             continue
         try:
             answer(line)
         except DaemonError as error:
-            _complain(error)
+            complain(error)
         except KeyboardInterrupt:
             print()
 
@@ -198,5 +205,6 @@ def _refusal(status: int, body: bytes) -> str:
     return f"the daemon refuses ({status}): {' '.join(str(message).split())[:500]}"
 
 
-def _complain(error: DaemonError) -> None:
+def complain(error: DaemonError) -> None:
+    """Print the error as every command does."""
     print(f"tdpipe: error: {error}", file=sys.stderr)

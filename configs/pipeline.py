@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from configs.part import Part
 
 AttentionBackend = Literal["auto", "plain", "native", "triton", "flashinfer"]
+KvCacheDtype = Literal["auto", "fp8", "fp8_e4m3", "fp8_e5m2"]
 
 
 class PipelineConfig(Part, title="Pipeline"):
@@ -106,9 +107,14 @@ class PipelineConfig(Part, title="Pipeline"):
 
 
 class CacheConfig(Part, title="KV cache"):
-    """Size of the KV cache of a stage."""
+    """Size and type of the KV cache of a stage."""
 
     block_size: int = Field(16, ge=1, le=1024, description="tokens in a KV block")
+    kv_cache_dtype: KvCacheDtype = Field(
+        "auto",
+        description="type of the keys and values in the cache; auto: that of the model; fp8 "
+        "(fp8_e4m3) and fp8_e5m2 take half of the memory of 16-bit values, and change the logits",
+    )
     kv_cache_memory_bytes: int | None = Field(
         None,
         ge=1,
@@ -121,3 +127,8 @@ class CacheConfig(Part, title="KV cache"):
         le=1,
         description="fraction of GPU memory for weights, activations and KV cache",
     )
+
+    @field_validator("kv_cache_dtype")
+    @classmethod
+    def _one_name_each(cls, value: KvCacheDtype) -> KvCacheDtype:
+        return "fp8_e4m3" if value == "fp8" else value

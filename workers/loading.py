@@ -54,11 +54,12 @@ class StagePlace:
 
 @dataclass(slots=True, frozen=True)
 class LoadedStage:
-    """The model of a stage, what its layers store for a token, how they attend, and a promise."""
+    """The model of a stage, what its layers store, how they attend, the KV cache, a promise."""
 
     model: StageModel
     probe: Probe
     attention: Backend
+    cache_dtype: torch.dtype
     is_batch_invariant: bool
 
     @property
@@ -165,7 +166,7 @@ def _measure_graph_bytes(
     config: EngineConfig, loaded: LoadedStage, place: StagePlace, limits: GraphLimits
 ) -> int:
     model, device, block_size = loaded.model, place.device, config.cache.block_size
-    cache = KvCache(loaded.shapes, 2, block_size, model.dtype, device)
+    cache = KvCache(loaded.shapes, 2, block_size, loaded.cache_dtype, device)
     runner = StepRunner(model, loaded.attention, cache, block_size, device)
     num_bytes = runner.estimate_graph_bytes(CudaCapture(device), limits)
     del runner, cache
@@ -185,17 +186,25 @@ def _load(
     took_s = time.monotonic() - began_at
     log.info("weights loaded in %.1f s: %s", took_s, stage_model.describe(model))
     probe = _probe(model, config, place.device)
+    cache_dtype = kv_cache.dtype_of(config.cache, model.dtype)
     attention = backends.choose(
         config.pipeline.attention_backend,
         probe.layers.values(),
         model.dtype,
+        cache_dtype,
         place.device,
         native,
     )
     obstacle = _find_obstacle(config, place.device, model)
     invariant = f"not batch invariant: {obstacle}" if obstacle else "batch invariant"
-    log.info("attention: %s%s; %s", attention.name, replaced, invariant)
-    return LoadedStage(model, probe, attention, obstacle is None)
+    log.info(
+        "attention: %s%s; KV cache: %s; %s",
+        attention.name,
+        replaced,
+        str(cache_dtype).removeprefix("torch."),
+        invariant,
+    )
+    return LoadedStage(model, probe, attention, cache_dtype, obstacle is None)
 
 
 def _find_obstacle(
@@ -247,7 +256,7 @@ def _time_layers(config: EngineConfig, place: StagePlace, loaded: LoadedStage) -
     mix = layer_times.reference_mix(model.max_model_len)
     num_tokens = max(dummy_run.kv_tokens + dummy_run.num_tokens for dummy_run, _ in mix)
     num_blocks = -(-num_tokens // block_size) + layer_times.ROWS
-    cache = KvCache(probe.shapes, num_blocks, block_size, model.dtype, device)
+    cache = KvCache(probe.shapes, num_blocks, block_size, loaded.cache_dtype, device)
     runner = StepRunner(model, loaded.attention, cache, block_size, device)
     run = TimedRun(runner, num_blocks, device)
     run.touch(num_blocks)
@@ -255,7 +264,8 @@ def _time_layers(config: EngineConfig, place: StagePlace, loaded: LoadedStage) -
     seconds, extra_s = layer_times.time_layers(model, run, device)
     kinds, sizes, extra_bytes = layer_times.describe_layers(model)
     longest = config.model.max_model_len or model.max_model_len
-    kv_bytes = (probe.values_per_token(i) * model.dtype.itemsize * longest for i in model.layers)
+    itemsize = loaded.cache_dtype.itemsize
+    kv_bytes = (probe.values_per_token(i) * itemsize * longest for i in model.layers)
     free_bytes = kv_cache.free_bytes(config.cache, device, place.stages_on_device)
     return LayerTimes(
         model.layers.start,

@@ -69,21 +69,21 @@ class Stage:
         self._num_blocks = kv_cache.count_blocks(
             config,
             shapes,
-            self._model.dtype.itemsize,
+            loaded.cache_dtype.itemsize,
             max_model_len,
             place.device,
             place.stages_on_device,
             graph_bytes,
         )
         dist.barrier()
-        size, dtype = config.cache.block_size, self._model.dtype
-        self._cache = KvCache(shapes, self._num_blocks, size, dtype, place.device)
+        size = config.cache.block_size
+        self._cache = KvCache(shapes, self._num_blocks, size, loaded.cache_dtype, place.device)
         self._runner = StepRunner(self._model, self._attention, self._cache, size, place.device)
         if self._captures_graphs:
             show = partial(_show_progress, place.stage)
             self._runner.capture(CudaCapture(place.device), self._graph_limits, show)
         self._warm_up()
-        type_name = str(dtype).removeprefix("torch.")
+        type_name = str(self._model.dtype).removeprefix("torch.")
         self.fingerprint = fingerprint_of(
             config,
             place.stage,

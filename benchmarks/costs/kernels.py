@@ -39,6 +39,12 @@ from workers.model.linears import PackedLinear
 BLOCK_SIZE = 16
 NO_FORM = Form(None, None, None, None)
 CPU = torch.device("cpu")
+# Of activations and KV cache.
+ATTENTION_TYPES = [
+    (torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float8_e4m3fn),
+    (torch.float32, torch.float32),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +95,18 @@ def measure(candidates: dict[str, Callable[[], object]], num_runs: int) -> dict[
     return {name: statistics.median(taken[1:]) for name, taken in times.items()}
 
 
-def attention(library: Library, problem: Problem, dtype: torch.dtype, num_runs: int) -> str:
-    """The line of one problem."""
+def attention(
+    library: Library,
+    problem: Problem,
+    dtype: torch.dtype,
+    cache_dtype: torch.dtype,
+    num_runs: int,
+) -> str:
+    """The line of one problem, with a KV cache of this type."""
     batch, num_blocks = _batch(problem.rows)
     shape = LayerShape(problem.kv_heads, problem.dim, problem.dim)
-    cache = KvCache({0: shape}, num_blocks, BLOCK_SIZE, dtype, CPU)
-    for tensor in cache.layers[0]:
-        tensor.normal_()
+    cache = KvCache({0: shape}, num_blocks, BLOCK_SIZE, cache_dtype, CPU)
+    cache.randomise(num_blocks)
     query, key, value = (
         torch.randn(batch.num_tokens, heads, problem.dim).to(dtype).transpose(0, 1)
         for heads in (problem.heads, problem.kv_heads, problem.kv_heads)
@@ -116,8 +127,9 @@ def attention(library: Library, problem: Problem, dtype: torch.dtype, num_runs: 
         num_runs,
     )
     gflops = problem.num_flops / took["native"] / 1e3
+    types = " / ".join(str(kind).removeprefix("torch.") for kind in (dtype, cache_dtype))
     return (
-        f"| {problem.name} | {str(dtype).removeprefix('torch.')} | {took['native']:,.0f} | "
+        f"| {problem.name} | {types} | {took['native']:,.0f} | "
         f"{took['plain']:,.0f} | {took['read']:,.0f} | {took['native'] / took['read']:.2f} | "
         f"{gflops:.0f} |"
     )
@@ -187,11 +199,11 @@ def main(argv: Sequence[str]) -> int:
     machine, versions = describe_machine(), describe_versions()
     print(f"{machine['cpu']}, one thread, torch {versions['torch']}, load", end=" ")
     print(f"{machine['load_average_1min']}\n")
-    print("| attention of one layer | type | native us | plain us | read us |", end="")
+    print("| attention of one layer | type / KV | native us | plain us | read us |", end="")
     print(" native / read | GFLOP/s |\n|---|---|---|---|---|---|---|")
     for problem in problems():
-        for dtype in (torch.bfloat16, torch.float32):
-            print(attention(library, problem, dtype, options.runs), flush=True)
+        for types in ATTENTION_TYPES:
+            print(attention(library, problem, *types, options.runs), flush=True)
     print("\n| rows | type | packed us | torch us | packed GFLOP/s | torch GFLOP/s |")
     print("|---|---|---|---|---|---|")
     for dtype in (torch.bfloat16, torch.float32):

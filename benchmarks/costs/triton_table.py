@@ -46,11 +46,13 @@ class Kind:
     chunk: int = 0
     has_softcap: bool = False
     has_sinks: bool = False
+    kv_dtype: str = "auto"
 
     def __str__(self) -> str:
         more = [f"window {self.window}"] * bool(self.window)
         more += [f"chunk {self.chunk}"] * bool(self.chunk)
         more += ["soft cap"] * self.has_softcap + ["sinks"] * self.has_sinks
+        more += [f"KV {self.kv_dtype}"] * (self.kv_dtype != "auto")
         return ", ".join([f"{self.key_dim}/{self.value_dim} x {self.group}, {self.dtype}", *more])
 
 
@@ -67,6 +69,15 @@ KINDS = [
     Kind(192, 128, 1),
     Kind(256, 256, 2, window=4096, has_softcap=True),
     Kind(256, 256, 8),
+    Kind(64, 64, 3, kv_dtype="fp8_e4m3"),
+    Kind(64, 64, 8, window=128, has_sinks=True, kv_dtype="fp8_e4m3"),
+    Kind(128, 128, 1, kv_dtype="fp8_e4m3"),
+    Kind(128, 128, 4, kv_dtype="fp8_e4m3"),
+    Kind(128, 128, 4, "fp16", kv_dtype="fp8_e4m3"),
+    Kind(128, 128, 4, kv_dtype="fp8_e5m2"),
+    Kind(128, 128, 5, chunk=8192, kv_dtype="fp8_e4m3"),
+    Kind(256, 256, 2, window=4096, has_softcap=True, kv_dtype="fp8_e4m3"),
+    Kind(128, 128, 4, "fp32", kv_dtype="fp8_e4m3"),
     Kind(64, 64, 3, "fp32"),
     Kind(128, 128, 4, "fp32"),
     Kind(256, 256, 4, "fp32"),
@@ -141,6 +152,7 @@ def attention_variants(kind: Kind) -> Iterator[Variant]:
         "VALUE_DIM": kind.value_dim,
         "KEY_WIDTH": width_of(kind.key_dim),
         "VALUE_WIDTH": width_of(kind.value_dim),
+        "KV_FORMAT": ("auto", "fp8_e4m3", "fp8_e5m2").index(kind.kv_dtype),
     }
     yield "write", kernels.write_kv, shape, {}
     attention = shape | {
@@ -152,7 +164,7 @@ def attention_variants(kind: Kind) -> Iterator[Variant]:
         "UPCAST": False,
     }
     widest = max(width_of(kind.key_dim), width_of(kind.value_dim))
-    tiles = prefill_tiles(widest, itemsize)
+    tiles = prefill_tiles(widest, itemsize, shape["KV_FORMAT"])
     lanes = max(tiles.lanes, width_of(kind.group))
     sizes = {"TOKENS": lanes // kind.group, "LANES": lanes, "TILE": tiles.tokens}
     options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
@@ -221,6 +233,8 @@ def _type_of(name: str, dtype: str, constants: dict[str, Any]) -> str:
         return "*fp32"
     if name in ("scale", "softcap"):
         return "fp32"
+    if name in ("keys", "values") and constants["KV_FORMAT"]:
+        return "*u8"
     is_stride = "_" in name and not name.endswith("_out")
     return "i32" if is_stride else f"*{dtype}"  # or a tensor
 

@@ -101,6 +101,12 @@ def add_hardware_options(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         help="tokens in the KV cache of the node [with --gpu: what fits; as in FILE.steps.csv]",
     )
+    add(
+        "--kv-cache-dtype",
+        choices=("auto", "fp8", "fp8_e4m3", "fp8_e5m2"),
+        default="auto",
+        help="with --gpu: a byte for each number in the KV cache, instead of two [auto]",
+    )
     add("--kv-bytes-per-token", type=positive, help="over all layers [with --gpu: of the model]")
     add("--memory-bandwidth", type=positive, help="GB/s of one GPU [with --gpu: of the GPU]")
     add(
@@ -205,6 +211,8 @@ def _of_gpu(options: argparse.Namespace) -> Hardware:
             "--gpu needs --model: a config.json or a name from simulator/hardware/models"
         )
     gpu, shape = find_gpu(options.gpu), read_shape(options.model)
+    if options.kv_cache_dtype != "auto":
+        shape = replace(shape, bytes_per_kv_number=1)
     num_gpus = num_stages_of(options) * options.tensor_parallel
     kv_tokens = kv_capacity_tokens(gpu, shape, num_gpus)
     if not kv_tokens and options.kv_tokens is None:

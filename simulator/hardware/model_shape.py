@@ -1,8 +1,8 @@
 """The shape of a model: what its forward reads and computes, counted from its modules.
 
 transformers builds the modules on the meta device from a config.json, so that all its families,
-including mixtures of experts, are counted in the same way. Weights and KV are taken as 16-bit
-numbers.
+including mixtures of experts, are counted in the same way. Weights are taken as 16-bit numbers, and
+so is KV unless it is set to fp8.
 """
 
 import json
@@ -56,6 +56,7 @@ class ModelShape:
     head_parameters: int
     layer_width: float
     """Numbers that the matrices read and write for one token, over all layers."""
+    bytes_per_kv_number: int = BYTES_PER_NUMBER
 
     @property
     def weight_bytes(self) -> int:
@@ -68,7 +69,7 @@ class ModelShape:
         windows are stored completely, and models with layers without KV are not served.
         """
         numbers = self.num_layers * self.num_kv_heads * (self.key_dim + self.value_dim)
-        return numbers * BYTES_PER_NUMBER
+        return numbers * self.bytes_per_kv_number
 
 
 def known_models() -> list[str]:

@@ -41,6 +41,7 @@ SAMPLES = {
     "exact_times": "true",
     "num_threads": "2",
     "block_size": "32",
+    "kv_cache_dtype": "fp8_e5m2",
     "kv_cache_memory_bytes": "1000000",
     "gpu_memory_utilization": "0.5",
     "policy": "td-pipe",

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from configs.config import EngineConfig
 from tests.checkpoints import make_checkpoint
 from tests.kernels import triton_backend, triton_operations
-from tests.workers.model.attention.test_backends import KINDS, no_library
+from tests.workers.model.attention.test_backends import FP8, KINDS, no_library
 from tests.workers.model.attention.test_flashinfer import KINDS as FLASHINFER_KINDS
 from tests.workers.model.fused.test_replace import NORMS, count_fused
 from tests.workers.sampling.test_grammars import DIGITS, SCHEMA, VOCABULARY, logits_of, setup, step
@@ -92,13 +92,17 @@ def test_a_gpu_gives_the_logits_of_a_cpu(
 def test_triton_is_chosen_for_every_kind_of_layer(
     dtype: torch.dtype, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert choose("auto", KINDS, dtype, GPU, no_library).name == "triton", caplog.text
+    for cache_dtype in (dtype, *FP8):
+        chosen = choose("auto", KINDS, dtype, cache_dtype, GPU, no_library)
+        assert chosen.name == "triton", caplog.text
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_flashinfer_serves_every_kind_of_layer_that_it_does_not_refuse(dtype: torch.dtype) -> None:
     pytest.importorskip("flashinfer")
-    assert choose("flashinfer", FLASHINFER_KINDS, dtype, GPU, no_library).name == "flashinfer"
+    for cache_dtype in (dtype, *FP8):
+        stage = (FLASHINFER_KINDS, dtype, cache_dtype, GPU)
+        assert choose("flashinfer", *stage, no_library).name == "flashinfer"
 
 
 def make_runners(

@@ -20,8 +20,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 FOLDER = "kernels"
-SOURCES = ("attention.cpp", "linear.cpp", "elementwise.cpp")
-HEADERS = ("vectors.h", "threads.h")
+SOURCES = ("attention.cpp", "attention_fp8.cpp", "linear.cpp", "elementwise.cpp")
+HEADERS = ("vectors.h", "threads.h", "attention.h")
 # No -ffast-math: linking with it would flush denormal numbers to zero in the whole process.
 FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-pthread"),

@@ -15,6 +15,8 @@ from workers.kernels import compiler
 
 # The element types of the kernels, as both sources number them.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# Those of the KV cache besides.
+CACHE_TYPES = TYPES | {torch.float8_e4m3fn: 3, torch.float8_e5m2: 4}
 
 _Pointer, _Int, _Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
@@ -29,7 +31,7 @@ class AttentionStep(ctypes.Structure):
         *((name, _Int) for name in ("value_head", "value_token")),
         *((name, _Int) for name in ("rows", "tokens", "heads", "kv_heads", "key_dim")),
         *((name, _Int) for name in ("value_dim", "block_size", "window", "chunk", "type")),
-        ("threads", _Int),
+        *((name, _Int) for name in ("cache_type", "threads")),
         *((name, _Float) for name in ("scale", "softcap")),
     ]
 

@@ -14,6 +14,48 @@ import triton.language as tl
 
 # The score of a token that a query does not see; finite, so that no difference is NaN.
 NEVER = tl.constexpr(-1e30)
+# KV_FORMAT: 0 for a cache in the type of the activations. fp8 is stored as bytes and converted with
+# integers, because GPUs before compute capability 8.9 have no instructions for it.
+E4M3, E5M2 = tl.constexpr(1), tl.constexpr(2)
+
+
+@triton.jit
+def narrowed(values, FORMAT: tl.constexpr):
+    """Values as the cache stores them: to the nearest, ties to even, and fp8 saturates.
+
+    Denormal values of fp8 are rounded by an addition of floats, to one whose last bit is theirs.
+    """
+    if FORMAT == 0:
+        return values
+    shift: tl.constexpr = 20 if FORMAT == E4M3 else 21  # mantissa bits that are lost
+    most: tl.constexpr = 0x43E00000 if FORMAT == E4M3 else 0x47600000  # 448 and 57,344
+    smallest: tl.constexpr = 0x3C800000 if FORMAT == E4M3 else 0x38800000  # of the normal values
+    unit_bits: tl.constexpr = 0x46800000 if FORMAT == E4M3 else 0x43000000  # 2^14 and 2^7
+    exponent: tl.constexpr = 120 << 23 if FORMAT == E4M3 else 112 << 23
+    bits = values.to(tl.float32).to(tl.int32, bitcast=True)
+    size = bits & 0x7FFFFFFF
+    is_nan = size > 0x7F800000
+    size = tl.minimum(size, most)
+    normal = (size + ((1 << (shift - 1)) - 1) + ((size >> shift) & 1) - exponent) >> shift
+    unit = tl.full(size.shape, unit_bits, tl.int32).to(tl.float32, bitcast=True)
+    small = (size.to(tl.float32, bitcast=True) + unit).to(tl.int32, bitcast=True) - unit_bits
+    rounded = tl.where(size < smallest, small, normal)
+    return (tl.where(is_nan, 0x7F, rounded) | ((bits >> 24) & 0x80)).to(tl.uint8)
+
+
+@triton.jit
+def widened(stored, FORMAT: tl.constexpr, dtype: tl.constexpr):
+    """What the cache stores in the type `dtype` of the activations; fp8 is exact in all of them."""
+    if FORMAT == 0:
+        return stored.to(dtype)
+    bits = stored.to(tl.uint16)
+    if FORMAT == E5M2:
+        half = (bits << 8).to(tl.float16, bitcast=True)
+    else:
+        half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
+        half = tl.where((bits & 0x7F) == 0x7F, 0x7E00, half).to(tl.uint16)  # NaN
+        half = half.to(tl.float16, bitcast=True) * 256.0  # its exponent counts from 8 less
+    return half.to(dtype)
 
 
 # Strides of activations change with the number of tokens: none of them is worth another variant.
@@ -34,6 +76,7 @@ def write_kv(
     VALUE_DIM: tl.constexpr,
     KEY_WIDTH: tl.constexpr,  # the next power of two
     VALUE_WIDTH: tl.constexpr,
+    KV_FORMAT: tl.constexpr,
 ):
     """Write the key and the value of one token and KV head; grid (tokens, KV heads)."""
     token, head = tl.program_id(0), tl.program_id(1)
@@ -44,11 +87,11 @@ def write_kv(
     at = tl.arange(0, KEY_WIDTH)
     from_key = key + head * key_head + token.to(tl.int64) * key_token + at
     row = tl.load(from_key, mask=at < KEY_DIM, other=0.0)
-    tl.store(keys + place * KEY_DIM + at, row, mask=at < KEY_DIM)
+    tl.store(keys + place * KEY_DIM + at, narrowed(row, KV_FORMAT), mask=at < KEY_DIM)
     at = tl.arange(0, VALUE_WIDTH)
     from_value = value + head * value_head + token.to(tl.int64) * value_token + at
     row = tl.load(from_value, mask=at < VALUE_DIM, other=0.0)
-    tl.store(values + place * VALUE_DIM + at, row, mask=at < VALUE_DIM)
+    tl.store(values + place * VALUE_DIM + at, narrowed(row, KV_FORMAT), mask=at < VALUE_DIM)
 
 
 @triton.jit
@@ -89,7 +132,7 @@ def _attend_range(
     HAS_SOFTCAP: tl.constexpr,
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,  # before products: the interpreter has none of 16-bit floats
+    KV_FORMAT: tl.constexpr,
 ):
     """Add the tokens low:high of a row to the running soft maximum of M queries."""
     of_key, of_value = tl.arange(0, KEY_WIDTH), tl.arange(0, VALUE_WIDTH)
@@ -101,10 +144,9 @@ def _attend_range(
         key = tl.load(
             keys + place[None, :] * KEY_DIM + of_key[:, None],
             mask=is_there[None, :] & (of_key[:, None] < KEY_DIM),
-            other=0.0,
+            other=0,
         )
-        if UPCAST:
-            key = key.to(tl.float32)
+        key = widened(key, KV_FORMAT, query.dtype)
         score = tl.dot(query, key, input_precision=PRECISION) * scale
         if HAS_SOFTCAP:
             # tanh(x) = 2 sigmoid(2 x) - 1
@@ -120,10 +162,9 @@ def _attend_range(
         value = tl.load(
             values + place[:, None] * VALUE_DIM + of_value[None, :],
             mask=is_there[:, None] & (of_value[None, :] < VALUE_DIM),
-            other=0.0,
+            other=0,
         )
-        if UPCAST:
-            value = value.to(tl.float32)
+        value = widened(value, KV_FORMAT, query.dtype)
         acc = acc * shrink[:, None]
         acc = tl.dot(weight.to(value.dtype), value, acc, input_precision=PRECISION)
         most = now
@@ -162,6 +203,7 @@ def attend_tiles(
     LANES: tl.constexpr,
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
+    KV_FORMAT: tl.constexpr,
     UPCAST: tl.constexpr,  # before products: the interpreter has none of 16-bit floats
 ):
     """Attend for a tile of a row's new tokens and the heads of a group; grid (tiles, KV heads)."""
@@ -219,7 +261,7 @@ def attend_tiles(
         HAS_SOFTCAP,
         TILE,
         PRECISION,
-        UPCAST,
+        KV_FORMAT,
     )
     acc = acc / tl.where(is_real, total, 1.0)[:, None]
     tl.store(
@@ -259,6 +301,7 @@ def attend_splits(
     LANES: tl.constexpr,  # at least GROUP
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
+    KV_FORMAT: tl.constexpr,
     UPCAST: tl.constexpr,  # before products: the interpreter has none of 16-bit floats
 ):
     """Attend for a row of one token over one part of its tokens; grid (rows, KV heads, SPLITS)."""
@@ -308,7 +351,7 @@ def attend_splits(
         HAS_SOFTCAP,
         TILE,
         PRECISION,
-        UPCAST,
+        KV_FORMAT,
     )
     place = (number * (KV_HEADS * GROUP) + head) * SPLITS + split
     tl.store(

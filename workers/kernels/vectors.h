@@ -33,12 +33,21 @@ typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
 
 struct BFloat16 {
     uint16_t bits;
 };
 struct Float16 {
     uint16_t bits;
+};
+// Sign, exponent and mantissa in a byte, as torch's float8_e4m3fn (its only special value is NaN) and
+// float8_e5m2 (the upper half of a Float16).
+struct Float8E4M3 {
+    uint8_t bits;
+};
+struct Float8E5M2 {
+    uint8_t bits;
 };
 
 inline Floats spread(float value) { return value - Floats{}; }
@@ -76,6 +85,54 @@ inline Floats load(const Float16 *from) {
     return values;
 #endif
 }
+
+// LANES bytes, in the upper halves of 16 bits.
+inline Halves load_upper(const void *from) {
+#if defined(__AVX512F__)
+    return (Halves)_mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)from)), 8);
+#elif defined(__AVX__)
+    return (Halves)_mm_unpacklo_epi8(_mm_setzero_si128(), _mm_loadl_epi64((const __m128i *)from));
+#else
+    Halves values;
+    for (int i = 0; i < LANES; i++) values[i] = (uint16_t)(((const uint8_t *)from)[i] << 8);
+    return values;
+#endif
+}
+
+// Floats of 16 bits, which need not be in memory.
+inline Floats widened(Halves bits) {
+    return load((const Float16 *)&bits);
+}
+
+inline Floats load(const Float8E5M2 *from) { return widened(load_upper(from)); }
+
+// By way of Float16, whose exponent counts from 8 less: its conversion costs nothing more for small
+// values, where a product of floats would (with denormal operands).
+inline Floats load(const Float8E4M3 *from) {
+    Halves halves = (Halves)((Shorts)load_upper(from) >> 1) & 0xbf80;
+    halves |= (Halves)((halves | 0x8000) == 0xbf80);  // NaN
+    return widened(halves) * 256.0f;
+}
+
+struct Pair {
+    Floats first, second;
+};
+
+// Two vectors, one behind the other.
+template <typename T> inline Pair load_pair(const T *from) { return {load(from), load(from + LANES)}; }
+
+#if defined(__AVX2__) && defined(__F16C__) && !defined(__AVX512F__)
+// Integers fill whole registers here: 13 instructions in place of 16.
+inline Pair load_pair(const Float8E4M3 *from) {
+    typedef uint16_t Many __attribute__((vector_size(32)));
+    Many bytes = (Many)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)from));
+    Many halves = (bytes << 7) & 0xbf80;
+    halves |= (Many)((halves | 0x8000) == 0xbf80);
+    __m128i upper = _mm256_extracti128_si256((__m256i)halves, 1);
+    return {(Floats)_mm256_cvtph_ps(_mm256_castsi256_si128((__m256i)halves)) * 256.0f,
+            (Floats)_mm256_cvtph_ps(upper) * 256.0f};
+}
+#endif
 
 // The first `count` elements; the other lanes are 0.
 template <typename T> inline Floats load_part(const T *from, int count) {
@@ -119,6 +176,25 @@ inline void store(Float16 *to, Floats values) {
     }
 #endif
 }
+
+// The values rounded to a byte of MANTISSA bits: to the nearest, ties to even, at most `most`, and
+// NaN stays NaN. As torch, but for the values beyond `most`.
+template <int MANTISSA, int BIAS> inline void store_bytes(uint8_t *to, Floats values, float most) {
+    constexpr int shift = 23 - MANTISSA;
+    constexpr uint32_t smallest = (127 + 1 - BIAS) << 23;           // of the normal numbers
+    constexpr uint32_t unit = (127 + 1 - BIAS - MANTISSA + 23) << 23;  // its last bit is that of small ones
+    Words bits = (Words)values, size = bits & 0x7fffffff;
+    Words limit = (Words)spread(most), nan = (Words)(size > 0x7f800000u);
+    size = size > limit ? limit : size;
+    Words normal = (size + ((1 << (shift - 1)) - 1) + ((size >> shift) & 1) - ((127 - BIAS) << 23)) >> shift;
+    Words small = (Words)((Floats)size + (Floats)(Words{} + unit)) - unit;
+    Words rounded = (size < smallest ? small : normal) | (nan & 0x7f) | ((bits >> 24) & 0x80);
+    for (int i = 0; i < LANES; i++) to[i] = (uint8_t)rounded[i];
+}
+
+inline void store(Float8E4M3 *to, Floats values) { store_bytes<3, 7>(&to->bits, values, 448.0f); }
+
+inline void store(Float8E5M2 *to, Floats values) { store_bytes<2, 15>(&to->bits, values, 57344.0f); }
 
 // The values as they are after a store in this type.
 template <typename T> inline Floats rounded(Floats values) {

@@ -173,8 +173,7 @@ class DecodeGraphs:
         """
         size, length = key
         num_used = size + -(-length // self._block_size)
-        for tensor in (t for tensors in self._cache.layers.values() for t in tensors):
-            tensor[:num_used].normal_()
+        self._cache.randomise(num_used)
         inputs, context = self._load(self._example(size, length))
         self._replays[key] = self._capture(lambda: self._run(inputs, context))
         inputs, context = self._load(self._example(size, length, seed=1))

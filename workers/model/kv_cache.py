@@ -10,6 +10,8 @@ from torch import Tensor
 from configs.config import EngineConfig
 from configs.pipeline import CacheConfig
 
+# The types that `kv_cache_dtype` names besides that of the activations.
+FP8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 # By default, all stages on a CPU together take this fraction of the free memory at start-up.
 CPU_MEMORY_PART = 0.4
 
@@ -35,7 +37,9 @@ class KvCacheError(Exception):
 class KvCache:
     """Keys and values by layer, `[blocks, KV heads, block size, dim]`.
 
-    A head's part of a block is contiguous, because a kernel reads one head at a time.
+    A head's part of a block is contiguous, because a kernel reads one head at a time. `dtype` is
+    that of the activations, or an fp8 type: attention backends then convert what they write (see
+    `stored`) and what they read, which is exact.
 
     The tensors are not zeroed: a slot is written before it is read, and unused pages take no
     memory.
@@ -49,6 +53,7 @@ class KvCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        self.dtype = dtype
         options: Any = {"dtype": dtype, "device": device}
         self.layers: dict[int, tuple[Tensor, Tensor]] = {
             layer: (
@@ -62,6 +67,32 @@ class KvCache:
     def num_bytes(self) -> int:
         """The maximum memory of all layers in bytes."""
         return sum(tensor.nbytes for tensors in self.layers.values() for tensor in tensors)
+
+    def randomise(self, num_blocks: int) -> None:
+        """Fill the first blocks with random values of ordinary size."""
+        for tensor in (t for tensors in self.layers.values() for t in tensors):
+            if self.dtype in FP8.values():
+                # Below 2: without the upper bit of the exponent, which also excludes NaN.
+                tensor[:num_blocks].view(torch.uint8).random_(256).bitwise_and_(0xBF)
+            else:
+                tensor[:num_blocks].normal_()
+
+
+def dtype_of(config: CacheConfig, activations: torch.dtype) -> torch.dtype:
+    """The type of the KV cache of a model with activations of this type."""
+    return FP8.get(config.kv_cache_dtype, activations)
+
+
+def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Keys or values as a cache of this type stores them: rounded to the nearest value.
+
+    fp8 saturates: beyond its largest value (448 or 57,344) it has only NaN or infinity, and one of
+    these would make all results of its sequence NaN.
+    """
+    if tensor.dtype == dtype:
+        return tensor
+    most = torch.finfo(dtype).max
+    return tensor.clamp(-most, most).to(dtype)
 
 
 def count_blocks(

@@ -38,6 +38,7 @@ class StageFingerprint:
     torch: str
     tdpipe: str
     attention: str = ""
+    kv_cache_dtype: str = "auto"
 
     def key(self) -> str:
         """A hash of all fields, for use in file names."""
@@ -81,6 +82,7 @@ def fingerprint_of(
         torch=torch.__version__,
         tdpipe=VERSION,
         attention=attention,
+        kv_cache_dtype=config.cache.kv_cache_dtype,
     )
 
 

@@ -99,6 +99,14 @@ def test_a_gpu_and_a_model_are_sufficient() -> None:
     assert hardware.allreduce_bytes_per_token == 2 * 40 * 5120 * 2
 
 
+def test_an_fp8_kv_cache_holds_twice_the_tokens_and_is_read_in_half_the_time() -> None:
+    wide, narrow = (hardware_of(parse(*BY_MODEL, "--kv-cache-dtype", d)) for d in ("auto", "fp8"))
+    assert narrow.kv_tokens in (2 * wide.kv_tokens, 2 * wide.kv_tokens + 1)
+    costs = [hardware.node(4, 16, 2048).costs[0] for hardware in (wide, narrow)]
+    assert costs[0].kv_s_per_token == pytest.approx(2 * costs[1].kv_s_per_token)
+    assert narrow.profile == wide.profile
+
+
 def test_reading_a_full_kv_cache_takes_about_as_long_as_reading_the_weights() -> None:
     hardware = hardware_of(parse(*BY_MODEL))
     of_one, of_four = (hardware.node(stages, 16, 2048).costs[0] for stages in (1, 4))

@@ -8,7 +8,16 @@ import torch
 
 from configs.config import EngineConfig
 from tests.workers.world import CPU
-from workers.model.kv_cache import CPU_MEMORY_PART, KvCache, KvCacheError, LayerShape, count_blocks
+from workers.model.kv_cache import (
+    CPU_MEMORY_PART,
+    FP8,
+    KvCache,
+    KvCacheError,
+    LayerShape,
+    count_blocks,
+    dtype_of,
+    stored,
+)
 
 # 2 x (3 + 5) + 1 x (4 + 4) = 24 numbers a token
 SHAPES = {7: LayerShape(2, 3, 5), 9: LayerShape(1, 4, 4)}
@@ -90,3 +99,46 @@ def test_each_layer_has_its_own_shape_in_the_cache() -> None:
         9: ((6, 1, 10, 4), (6, 1, 10, 4)),
     }
     assert {t.dtype for pair in cache.layers.values() for t in pair} == {torch.bfloat16}
+
+
+@pytest.mark.usefixtures("free_bytes")
+def test_fp8_doubles_the_blocks_of_the_same_memory() -> None:
+    assert count(itemsize=torch.float8_e4m3fn.itemsize) == 2 * count()
+    assert count(itemsize=1, kv_cache_memory_bytes=480 * 8) == 16
+    halves = KvCache(SHAPES, 6, 10, torch.float8_e5m2, CPU)
+    assert 2 * halves.num_bytes == KvCache(SHAPES, 6, 10, torch.bfloat16, CPU).num_bytes
+
+
+@pytest.mark.parametrize(
+    ("setting", "dtype"),
+    [
+        ("auto", torch.bfloat16),
+        ("fp8", torch.float8_e4m3fn),
+        ("fp8_e4m3", torch.float8_e4m3fn),
+        ("fp8_e5m2", torch.float8_e5m2),
+    ],
+)
+def test_the_setting_names_the_type(setting: str, dtype: torch.dtype) -> None:
+    config = EngineConfig.of(kv_cache_dtype=setting)
+    assert dtype_of(config.cache, torch.bfloat16) == dtype
+
+
+@pytest.mark.parametrize("dtype", FP8.values(), ids=str)
+def test_fp8_saturates_and_keeps_nan(dtype: torch.dtype) -> None:
+    most = torch.finfo(dtype).max
+    values = torch.tensor([most, 2 * most, -1e30, float("inf"), float("-inf"), 1e-30, -0.0])
+    want = torch.tensor([most, most, -most, most, -most, 0, 0])
+    for source in (torch.float32, torch.bfloat16):
+        assert torch.equal(stored(values.to(source), dtype).float(), want)
+        assert stored(torch.full([3], float("nan"), dtype=source), dtype).float().isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *FP8.values()], ids=str)
+def test_random_contents_are_finite_and_of_ordinary_size(dtype: torch.dtype) -> None:
+    cache = KvCache(SHAPES, 6, 10, dtype, CPU)
+    for tensor in (t for pair in cache.layers.values() for t in pair):
+        tensor.fill_(float("nan"))
+    cache.randomise(4)
+    for tensor in (t.float() for pair in cache.layers.values() for t in pair):
+        assert 0 < tensor[:4].abs().max() < 8
+        assert tensor[4:].isnan().all()

@@ -29,6 +29,9 @@ ON_CPUS, ON_GPUS = ("native", "plain"), ("triton", "plain")
 CHECKED_ROWS = ((0, 33), (150, 21), (201, 1), (64, 1), (0, 1))
 # The last token of a chunk is in the middle of the second row.
 CHECKED_BLOCK_SIZE, CHECKED_WINDOW, CHECKED_CHUNK = 5, 50, 40
+# A normal distribution times this exceeds fp8's largest values, and divided by it is below its
+# normal ones, of either type; fp16 still holds nearly all of it.
+BEYOND_FP8 = 20_000
 # Largest accepted error, as a fraction of the largest result: of the order of the types' rounding.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
@@ -59,6 +62,7 @@ class _Stage:
 
     layers: Collection[LayerAttention]
     dtype: torch.dtype
+    cache_dtype: torch.dtype
     device: torch.device
     native: Callable[[], Library]
 
@@ -67,16 +71,18 @@ def choose(
     wanted: AttentionBackend,
     layers: Collection[LayerAttention],
     dtype: torch.dtype,
+    cache_dtype: torch.dtype,
     device: torch.device,
     native: Callable[[], Library],
 ) -> Backend:
     """Return the wanted backend, or for `auto` the fastest one that serves these layers.
 
-    `native` returns the library of CPU kernels or raises `CompilerError`. Raises `BackendError` if
-    the wanted backend cannot be used.
+    `dtype` is that of the activations, `cache_dtype` that of the KV cache. `native` returns the
+    library of CPU kernels or raises `CompilerError`. Raises `BackendError` if the wanted backend
+    cannot be used.
     """
     fastest = ON_CPUS if device.type == "cpu" else ON_GPUS
-    stage = _Stage(layers, dtype, device, native)
+    stage = _Stage(layers, dtype, cache_dtype, device, native)
     reasons = []
     for name in fastest if wanted == "auto" else (wanted,):
         try:
@@ -84,8 +90,8 @@ def choose(
             if name != "plain":
                 if dtype not in TOLERANCES:
                     raise BackendError(f"it has no kernels for {dtype}")
-                check(backend, layers, dtype, device)
-                _compile_variants(backend, layers, dtype, device)
+                check(backend, layers, dtype, cache_dtype, device)
+                _compile_variants(backend, stage)
         except BackendError as error:
             reasons.append(f"{name} attention cannot be used: {error}")
             continue
@@ -100,14 +106,18 @@ def choose(
 
 
 def check(
-    backend: Backend, layers: Iterable[LayerAttention], dtype: torch.dtype, device: torch.device
+    backend: Backend,
+    layers: Iterable[LayerAttention],
+    dtype: torch.dtype,
+    cache_dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
     """Compare a backend with `plain` on a small problem of each kind of layer.
 
     Raises `BackendError` where the results differ by more than rounding.
     """
     for kind in _kinds(layers):
-        error = _largest_error(backend, kind, dtype, device)
+        error = _largest_error(backend, kind, dtype, cache_dtype, device)
         if not error <= TOLERANCES[dtype]:  # NaN is an error too
             raise BackendError(f"its results differ from those of plain by {error:.1%}")
 
@@ -156,19 +166,18 @@ _MAKERS: Mapping[str, Callable[[_Stage], Backend]] = {
 }
 
 
-def _compile_variants(
-    backend: Backend, layers: Iterable[LayerAttention], dtype: torch.dtype, device: torch.device
-) -> None:
+def _compile_variants(backend: Backend, stage: _Stage) -> None:
     """Run each variant of Triton's kernels once: one that is compiled in service delays a step."""
+    device = stage.device
     if backend.name != "triton" or device.type != "cuda":
         return
     from workers.model.attention.triton import TritonBackend, split_counts
 
     assert isinstance(backend, TritonBackend)
     batch = _batch(backend, device)
-    for layer in _kinds(layers, shorten=False):
-        cache = _cache(layer.shape, len(batch.rows.blocks), dtype, device)
-        query, key, value = _inputs(layer, batch.num_tokens, dtype, device)
+    for layer in _kinds(stage.layers, shorten=False):
+        cache = _cache(layer.shape, len(batch.rows.blocks), stage.cache_dtype, device)
+        query, key, value = _inputs(layer, batch.num_tokens, stage.dtype, device)
         for splits in split_counts():
             step = backend.step(cache, batch, splits)
             step.attend(0, query, key, value, layer.form)
@@ -193,29 +202,45 @@ def _kinds(layers: Iterable[LayerAttention], *, shorten: bool = True) -> Iterato
 
 
 def _largest_error(
-    backend: Backend, layer: LayerAttention, dtype: torch.dtype, device: torch.device
+    backend: Backend,
+    layer: LayerAttention,
+    dtype: torch.dtype,
+    cache_dtype: torch.dtype,
+    device: torch.device,
 ) -> float:
-    """The largest error of a result, as a fraction of the largest result of `plain` in fp32."""
-    batch = _batch(backend, device)
-    cache = _cache(layer.shape, len(batch.rows.blocks), dtype, device)
-    exact = _cache(layer.shape, len(batch.rows.blocks), torch.float32, device)
+    """The largest error of a result, as a fraction of the largest result of `plain` in fp32.
+
+    It is NaN where the caches differ afterwards. An fp8 cache is read and written in fp8 by both.
+    """
+    batch, is_fp8 = _batch(backend, device), cache_dtype != dtype
+    cache = _cache(layer.shape, len(batch.rows.blocks), cache_dtype, device)
+    exact_dtype = cache_dtype if is_fp8 else torch.float32
+    exact = _cache(layer.shape, len(batch.rows.blocks), exact_dtype, device)
     for tensor, wide in zip(cache.layers[0], exact.layers[0], strict=True):
         wide.copy_(tensor)
     query, key, value = _inputs(layer, batch.num_tokens + 2, dtype, device)  # two pad the batch
     got = backend.step(cache, batch).attend(0, query, key, value, layer.form).float()
     plain = PlainBackend().step(exact, _batch(PlainBackend(), device))
     want = plain.attend(0, query.float(), key.float(), value.float(), layer.form)
-    stored = zip(cache.layers[0], exact.layers[0], strict=True)
-    if not all(torch.equal(tensor.float(), wide) for tensor, wide in stored):
-        return float("nan")
-    return float((got - want).abs().max() / want.abs().max())
+    are_equal = _hold_the_same(cache, exact)
+    if is_fp8:  # what it has only at its ends: values beyond the largest, and denormal ones
+        key, value = BEYOND_FP8 * key, value / BEYOND_FP8
+        backend.step(cache, batch).attend(0, query, key, value, layer.form)
+        plain.attend(0, query.float(), key.float(), value.float(), layer.form)
+        are_equal &= _hold_the_same(cache, exact)
+    return float((got - want).abs().max() / want.abs().max()) if are_equal else float("nan")
+
+
+def _hold_the_same(cache: KvCache, other: KvCache) -> bool:
+    pairs = zip(cache.layers[0], other.layers[0], strict=True)
+    return all(torch.equal(tensor.float(), wide.float()) for tensor, wide in pairs)
 
 
 def _cache(shape: LayerShape, num_blocks: int, dtype: torch.dtype, device: torch.device) -> KvCache:
     """A cache of one layer, full of random numbers."""
     cache = KvCache({0: shape}, num_blocks, CHECKED_BLOCK_SIZE, dtype, device)
     for tensor in cache.layers[0]:
-        tensor.copy_(_random(tensor.shape, dtype, device))
+        tensor.copy_(_random(tensor.shape, torch.float32, device))
     return cache
 
 

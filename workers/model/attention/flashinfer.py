@@ -15,7 +15,7 @@ from workers.device.upload import Arrays
 from workers.model.attention.interface import Form
 from workers.model.attention.probe import LayerAttention
 from workers.model.batch import Rows, StepBatch
-from workers.model.kv_cache import KvCache
+from workers.model.kv_cache import KvCache, stored
 
 # Both kinds of kernels exist for these; with others FlashInfer fails when it compiles them.
 HEAD_SIZES = (64, 128, 256)
@@ -161,7 +161,8 @@ class FlashInferStep:
         keys, values = self._cache.layers[layer]
         heads, tokens, head_dim = query.shape
         count = self._batch.num_tokens
-        self._append(_by_token(key, count), _by_token(value, count), keys, values)
+        key, value = (stored(_by_token(new, count), keys.dtype) for new in (key, value))
+        self._append(key, value, keys, values)
         kind = kind_of(heads, key.shape[0], head_dim, form)
         if kind not in self._planned:
             self._planned[kind] = self._plan(kind, query.dtype)
@@ -201,7 +202,7 @@ class FlashInferStep:
             "window_left": kind.window - 1 if kind.window else -1,
             "logits_soft_cap": kind.softcap or 0.0,
             "q_data_type": dtype,
-            "kv_data_type": dtype,
+            "kv_data_type": self._cache.dtype,
         }
         if self._is_decode:
             wrapper.plan(*tables, head_dim=kind.head_dim, **settings)

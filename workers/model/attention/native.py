@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from workers.device.upload import Arrays
-from workers.kernels.library import TYPES, AttentionStep, Library
+from workers.kernels.library import CACHE_TYPES, TYPES, AttentionStep, Library
 from workers.model.attention.interface import Form, UnsupportedModelError
 from workers.model.batch import Rows, StepBatch
-from workers.model.kv_cache import KvCache
+from workers.model.kv_cache import FP8, KvCache
 
 
 class NativeStep:
@@ -31,8 +31,8 @@ class NativeStep:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """See `workers.model.attention.interface.Attend`."""
         keys, values = self._cache.layers[layer]
-        if not query.dtype == key.dtype == value.dtype == keys.dtype:
-            dtypes = {query.dtype, key.dtype, value.dtype, keys.dtype}
+        dtypes = {query.dtype, key.dtype, value.dtype, keys.dtype} - set(FP8.values())
+        if len(dtypes) != 1:
             raise UnsupportedModelError(f"layer {layer} attends with {len(dtypes)} types at once")
         heads, tokens, key_dim = query.shape
         kv_heads, _, value_dim = value.shape
@@ -44,7 +44,8 @@ class NativeStep:
         to.value, to.value_head, to.value_token = value.data_ptr(), *value.stride()[:2]
         to.out, to.keys, to.values = out.data_ptr(), keys.data_ptr(), values.data_ptr()
         to.tokens, to.heads, to.kv_heads = tokens, heads, kv_heads
-        to.key_dim, to.value_dim, to.type = key_dim, value_dim, TYPES[query.dtype]
+        to.key_dim, to.value_dim = key_dim, value_dim
+        to.type, to.cache_type = TYPES[query.dtype], CACHE_TYPES[keys.dtype]
         to.window, to.chunk = form.sliding_window or 0, form.chunk_size or 0
         to.softcap = form.softcap or 0.0
         to.scale = key_dim**-0.5 if form.scaling is None else form.scaling

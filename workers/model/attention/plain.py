@@ -13,7 +13,7 @@ from torch import Tensor
 from workers.device.upload import Arrays
 from workers.model.attention.interface import Form
 from workers.model.batch import Rows, StepBatch
-from workers.model.kv_cache import KvCache
+from workers.model.kv_cache import FP8, KvCache, stored
 
 
 class PlainStep:
@@ -28,17 +28,19 @@ class PlainStep:
         keys, values = self._cache.layers[layer]
         count = self._batch.num_tokens  # the model may carry padding rows, see StageModel.forward
         blocks, offsets = self._write_places
-        keys[blocks, :, offsets] = key[:, :count].transpose(0, 1)
-        values[blocks, :, offsets] = value[:, :count].transpose(0, 1)
+        for cached, new in ((keys, key), (values, value)):
+            written = stored(new[:, :count], cached.dtype).transpose(0, 1)
+            _indexable(cached)[blocks, :, offsets] = _indexable(written)
         heads, tokens, _ = query.shape
         attended = query.new_empty(tokens, heads, value.shape[-1])
         begins = self._batch.rows.begins
         for row, blocks in enumerate(self._read_blocks):
             begin, end = int(begins[row]), int(begins[row + 1])
             total = int(self._batch.rows.starts[row]) + end - begin
-            part = attend_one(
-                query[:, begin:end], _read(keys, blocks, total), _read(values, blocks, total), form
+            seen_keys, seen_values = (
+                _read(cached, blocks, total).to(query.dtype) for cached in (keys, values)
             )
+            part = attend_one(query[:, begin:end], seen_keys, seen_values, form)
             attended[begin:end] = part.transpose(0, 1)
         if tokens > count:
             attended[count:] = attended[count - 1]  # exact copies go to the same experts
@@ -60,7 +62,13 @@ class PlainStep:
 def _read(tensor: Tensor, blocks: Tensor, total: int) -> Tensor:
     """Gather the first `total` tokens of these blocks, `[KV heads, total, dim]`."""
     _, heads, _, dim = tensor.shape
-    return tensor.index_select(0, blocks).transpose(0, 1).reshape(heads, -1, dim)[:, :total]
+    gathered = _indexable(tensor).index_select(0, blocks).view(tensor.dtype)
+    return gathered.transpose(0, 1).reshape(heads, -1, dim)[:, :total]
+
+
+def _indexable(tensor: Tensor) -> Tensor:
+    """The same memory in a type that torch can index on every device: fp8 as bytes."""
+    return tensor.view(torch.uint8) if tensor.dtype in FP8.values() else tensor
 
 
 class PlainBackend:

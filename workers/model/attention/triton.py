@@ -22,6 +22,8 @@ PADDING = 16
 # Each program of a decode should have at least this many tokens, and each multiprocessor at least
 # this many programs: more splits make a short context slower, fewer leave multiprocessors idle.
 TOKENS_PER_SPLIT, PROGRAMS_PER_MULTIPROCESSOR, MOST_SPLITS = 256, 2, 32
+# How the kernels name the types of the KV cache besides that of the activations.
+KV_FORMATS = {torch.float8_e4m3fn: kernels.E4M3.value, torch.float8_e5m2: kernels.E5M2.value}
 # Where there is no GPU the kernels run in Triton's interpreter, for tests.
 INTERPRETED_MULTIPROCESSORS = 8
 
@@ -40,11 +42,16 @@ class Tiles:
     num_stages: int
 
 
-def prefill_tiles(widest: int, itemsize: int) -> Tiles:
-    """The tiles of rows of several tokens, for heads of up to `widest` values, a power of two."""
+def prefill_tiles(widest: int, itemsize: int, kv_format: int = 0) -> Tiles:
+    """The tiles of rows of several tokens, for heads of up to `widest` values, a power of two.
+
+    `itemsize` is that of the activations. The conversion of fp8 takes registers.
+    """
     if itemsize == 4:
         return Tiles(32, 32 if widest == 128 else 16, 8, 1)
-    return Tiles(128, 64, 8, 2) if widest <= 128 else Tiles(64, 32, 8, 2)
+    if widest <= 128:
+        return Tiles(128, 32 if widest == 128 and kv_format else 64, 8, 2)
+    return Tiles(32, 16, 4, 2) if kv_format else Tiles(64, 32, 8, 2)
 
 
 def decode_tiles(widest: int, itemsize: int, group: int) -> Tiles:
@@ -78,6 +85,9 @@ class TritonStep:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """See `workers.model.attention.interface.Attend`."""
         keys, values = self._cache.layers[layer]
+        kv_format = KV_FORMATS.get(keys.dtype, 0)
+        if kv_format:
+            keys, values = keys.view(torch.uint8), values.view(torch.uint8)
         heads, tokens, key_dim = query.shape
         kv_heads, _, value_dim = value.shape
         query, key, value = (t if t.stride(2) == 1 else t.contiguous() for t in (query, key, value))
@@ -89,6 +99,7 @@ class TritonStep:
             "VALUE_DIM": value_dim,
             "KEY_WIDTH": max(16, width_of(key_dim)),
             "VALUE_WIDTH": max(16, width_of(value_dim)),
+            "KV_FORMAT": kv_format,
         }
         arrays = self._arrays
         slots, strides = arrays["slots"], (*key.stride()[:2], *value.stride()[:2])
@@ -127,7 +138,7 @@ class TritonStep:
         variant: dict[str, Any],
         widest: int,
     ) -> None:
-        tiles = prefill_tiles(widest, query.element_size())
+        tiles = prefill_tiles(widest, query.element_size(), variant["KV_FORMAT"])
         lanes = max(tiles.lanes, width_of(variant["GROUP"]))
         tokens = lanes // variant["GROUP"]
         tile_rows, tile_begins = self._tiles(tokens)

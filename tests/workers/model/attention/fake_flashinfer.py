@@ -15,6 +15,8 @@ from torch import Tensor
 
 HEAD_SIZES = (64, 128, 256)
 GROUPS_WITHOUT_TENSOR_CORES = (1, 2, 3, 4, 8)
+# Types of the cache that may differ from that of the queries.
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class MisuseError(Exception):
@@ -113,11 +115,13 @@ class Plan:
     window_left: int
     logits_soft_cap: float
     dtype: torch.dtype
+    kv_dtype: torch.dtype
 
     def __post_init__(self) -> None:
         require(self.num_qo_heads % self.num_kv_heads == 0, "query heads are no multiple")
         require(self.head_dim in HEAD_SIZES, f"no kernel for heads of {self.head_dim}")
         require(self.dtype in (torch.float16, torch.bfloat16), f"no kernel for {self.dtype}")
+        require(self.kv_dtype in (self.dtype, *FP8), f"no kernel for KV in {self.kv_dtype}")
         require(self.window_left >= -1, "window_left is below -1")
         require(self.logits_soft_cap >= 0, "logits_soft_cap is negative")
 
@@ -127,7 +131,7 @@ class Plan:
         pages = (self.num_kv_heads, self.table.page_size, self.head_dim)
         for name, cache in (("k", k_cache), ("v", v_cache)):
             require(cache.shape[1:] == pages, f"{name}_cache is {tuple(cache.shape)}")
-            require(cache.dtype == self.dtype, f"{name}_cache was planned as {self.dtype}")
+            require(cache.dtype == self.kv_dtype, f"{name}_cache was planned as {self.kv_dtype}")
         shape = (int(self.qo_indptr[-1]), self.num_qo_heads, self.head_dim)
         require(q.shape == shape, f"q is {tuple(q.shape)}, planned was {shape}")
         require(q.dtype == self.dtype and q.is_contiguous(), "q is of another type, or a view")
@@ -210,7 +214,6 @@ class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
         """Plan for requests of `qo_indptr` queries each."""
         require_indptr("qo_indptr", qo_indptr)
         require(len(qo_indptr) == len(paged_kv_indptr), "indptrs of different batch sizes")
-        require(kv_data_type in (None, q_data_type), "mixed types are not faked")
         table = Table(paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len, page_size)
         for request, count in enumerate(qo_indptr.diff().tolist()):
             require(count <= table.length(request), "more queries than keys")
@@ -227,6 +230,7 @@ class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
                 window_left,
                 logits_soft_cap or 0.0,
                 q_data_type,
+                kv_data_type or q_data_type,
             )
         )
 
@@ -267,7 +271,6 @@ class BatchDecodeWithPagedKVCacheWrapper(_Wrapper):
             self.use_tensor_cores or group in GROUPS_WITHOUT_TENSOR_CORES,
             f"no kernel for groups of {group} without tensor cores",
         )
-        require(kv_data_type in (None, q_data_type), "mixed types are not faked")
         scale = head_dim**-0.5 if sm_scale is None else sm_scale
         self._set(
             Plan(
@@ -281,6 +284,7 @@ class BatchDecodeWithPagedKVCacheWrapper(_Wrapper):
                 window_left,
                 logits_soft_cap or 0.0,
                 q_data_type,
+                kv_data_type or q_data_type,
             )
         )
 

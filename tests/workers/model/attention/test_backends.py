@@ -22,6 +22,9 @@ from workers.model.batch import StepBatch
 from workers.model.kv_cache import KvCache, LayerShape
 
 LAYER = LayerAttention(LayerShape(2, 16, 16), 4, Form(None, None, None, None))
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+FP8 = [torch.float8_e4m3fn, torch.float8_e5m2]
+FP32 = (torch.float32, torch.float32)  # of activations and cache
 REST = ("sliding_window", "softcap", "sinks", "chunk_size")  # of a form besides its scale
 KINDS = [
     LAYER,
@@ -39,27 +42,36 @@ def no_library() -> Library:
     raise CompilerError("no C++ compiler")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_native_passes_the_check_for_every_kind_of_layer(dtype: torch.dtype) -> None:
-    check(NativeBackend(shared_library()), KINDS, dtype, CPU)
+@pytest.mark.parametrize("cache_dtype", [None, *FP8], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_native_passes_the_check_for_every_kind_of_layer(
+    dtype: torch.dtype, cache_dtype: torch.dtype | None
+) -> None:
+    check(NativeBackend(shared_library()), KINDS, dtype, cache_dtype or dtype, CPU)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kinds"),
+    ("dtype", "cache_dtype", "kinds"),
     [
-        (torch.float32, [*KINDS[1:4], KINDS[6]]),
-        (torch.bfloat16, [KINDS[3], KINDS[5]]),
-        (torch.float16, KINDS[:1]),
+        (torch.float32, torch.float32, [*KINDS[1:4], KINDS[6]]),
+        (torch.bfloat16, torch.bfloat16, [KINDS[3], KINDS[5]]),
+        (torch.float16, torch.float16, KINDS[:1]),
+        (torch.float32, torch.float8_e5m2, KINDS[:1]),
+        (torch.bfloat16, torch.float8_e4m3fn, [KINDS[3], KINDS[5]]),
+        (torch.float16, torch.float8_e4m3fn, KINDS[:1]),
         *(
-            pytest.param(dtype, KINDS, marks=pytest.mark.long)
-            for dtype in (torch.float32, torch.bfloat16, torch.float16)
+            pytest.param(dtype, cache_dtype, KINDS, marks=pytest.mark.long)
+            for dtype in DTYPES
+            for cache_dtype in (dtype, *FP8)
         ),
     ],
 )
-def test_triton_passes_the_check(dtype: torch.dtype, kinds: list[LayerAttention]) -> None:
+def test_triton_passes_the_check(
+    dtype: torch.dtype, cache_dtype: torch.dtype, kinds: list[LayerAttention]
+) -> None:
     if torch.cuda.is_available():
         pytest.skip("the kernels run on the GPU here, see tests/workers/test_gpu.py")
-    check(triton_backend(), kinds, dtype, CPU)
+    check(triton_backend(), kinds, dtype, cache_dtype, CPU)
 
 
 @pytest.mark.parametrize("splits", [pytest.param(2, marks=pytest.mark.long), 8])
@@ -74,7 +86,7 @@ def test_the_parts_of_a_decode_row_are_combined(splits: int) -> None:
         def step(self, cache: KvCache, batch: StepBatch) -> Attend:
             return whole.step(cache, batch, splits)  # type: ignore[call-arg]
 
-    check(Split(), KINDS[3:4], torch.float32, CPU)
+    check(Split(), KINDS[3:4], torch.float32, torch.float32, CPU)
 
 
 def test_the_number_of_splits_fills_the_device_but_is_worth_it() -> None:
@@ -92,8 +104,10 @@ def test_the_number_of_splits_fills_the_device_but_is_worth_it() -> None:
 
 def test_the_fastest_backend_is_chosen(caplog: pytest.LogCaptureFixture) -> None:
     shared_library()
-    assert choose("auto", KINDS, torch.bfloat16, CPU, shared_library).name == "native"
-    assert choose("plain", KINDS, torch.bfloat16, CPU, no_library).name == "plain"
+    for cache_dtype in (torch.bfloat16, *FP8):
+        stage = (KINDS, torch.bfloat16, cache_dtype, CPU)
+        assert choose("auto", *stage, shared_library).name == "native"
+        assert choose("plain", *stage, no_library).name == "plain"
     assert not caplog.records
 
 
@@ -101,14 +115,16 @@ def test_without_a_compiler_plain_is_chosen_and_the_reason_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING, "tdpipe"):
-        assert choose("auto", KINDS, torch.float32, CPU, no_library).name == "plain"
+        assert choose("auto", KINDS, *FP32, CPU, no_library).name == "plain"
     assert caplog.messages == ["native attention cannot be used: no C++ compiler"]
     with pytest.raises(BackendError, match=r"^native attention cannot be used: no C\+\+ compiler$"):
-        choose("native", KINDS, torch.float32, CPU, no_library)
+        choose("native", KINDS, *FP32, CPU, no_library)
 
 
 def test_a_type_without_kernels_is_left_to_plain(caplog: pytest.LogCaptureFixture) -> None:
-    assert choose("auto", KINDS, torch.float64, CPU, shared_library).name == "plain"
+    for cache_dtype in (torch.float64, *FP8):
+        stage = (KINDS, torch.float64, cache_dtype, CPU)
+        assert choose("auto", *stage, shared_library).name == "plain"
     assert "no kernels for torch.float64" in caplog.text
 
 
@@ -150,9 +166,30 @@ class Wrong:
 def test_the_check_finds_a_fault(fault: str) -> None:
     form = Form(None, None, None, None, 1000) if fault == "chunk" else Form(None, 1000, None, None)
     layer = LayerAttention(LAYER.shape, 4, form)
-    check(Wrong(""), [layer], torch.float32, CPU)
+    check(Wrong(""), [layer], torch.float32, torch.float32, CPU)
     with pytest.raises(BackendError, match="differ from those of plain"):
-        check(Wrong(fault), [layer], torch.float32, CPU)
+        check(Wrong(fault), [layer], torch.float32, torch.float32, CPU)
+
+
+def test_the_check_finds_fp8_that_does_not_saturate() -> None:
+    class Overflowing:
+        name, arrays = "overflowing", staticmethod(PlainBackend().arrays)
+
+        def step(self, cache: KvCache, batch: StepBatch) -> Attend:
+            inner = PlainBackend().step(cache, batch)
+
+            class Step:
+                def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, form: Form) -> Any:
+                    out = inner.attend(layer, q, k, v, form)
+                    if k.abs().max() > 448:
+                        cache.layers[0][0].view(torch.uint8)[0, 0, 0, 0] = 0x7F  # NaN
+                    return out
+
+            return Step()
+
+    with pytest.raises(BackendError, match="differ from those of plain"):
+        check(Overflowing(), [LAYER], torch.float32, torch.float8_e4m3fn, CPU)
+    check(Overflowing(), [LAYER], torch.float32, torch.float32, CPU)
 
 
 def test_layers_of_one_kind_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,5 +197,6 @@ def test_layers_of_one_kind_are_checked_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(
         backends, "_largest_error", lambda _backend, layer, *_: seen.append(layer) or 0.0
     )
-    check(PlainBackend(), [LAYER, LAYER, *KINDS, KINDS[1]], torch.float32, CPU)
+    kinds = [LAYER, LAYER, *KINDS, KINDS[1]]
+    check(PlainBackend(), kinds, torch.float32, torch.float32, CPU)
     assert len(seen) == len(KINDS)

@@ -39,10 +39,16 @@ def small_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flashinfer, "WORKSPACE_BYTES", 128 << 20)
 
 
-@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
-def test_it_passes_the_check_for_every_kind_of_layer(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype"),
+    [(BF16, BF16), (FP16, FP16), (BF16, torch.float8_e4m3fn), (FP16, torch.float8_e5m2)],
+    ids=str,
+)
+def test_it_passes_the_check_for_every_kind_of_layer(
+    dtype: torch.dtype, cache_dtype: torch.dtype
+) -> None:
     backend = FlashInferBackend(FakeFlashInfer(), KINDS, CPU)
-    check(backend, KINDS, dtype, CPU)
+    check(backend, KINDS, dtype, cache_dtype, CPU)
 
 
 def shares_of(ground: Ground, backend: Backend) -> list[StepBatch]:

@@ -222,9 +222,7 @@ def main(connection: Connection) -> None:
     _limit(resource.RLIMIT_AS, limits.max_memory_bytes)
     _limit(resource.RLIMIT_CORE, 0)
     try:
-        tokenizer = grammar_tokenizer(
-            vocabulary.serialised, eos_token_id=vocabulary.eos_token_id
-        )
+        tokenizer = grammar_tokenizer(vocabulary.serialised, eos_token_id=vocabulary.eos_token_id)
         named_ids = named_token_ids(vocabulary.serialised)
     except BaseException as error:  # the library panics on some unsupported tokenizers
         connection.send_bytes((str(error).partition("\n")[0] or "unknown reason").encode())

@@ -8,7 +8,8 @@ or contain it beside other text, but not match only a part of it.
 
 from collections.abc import Mapping, Sequence
 
-from server.text.detokenizer import HALF_CHARACTER, Detokenizer
+from server.text.detokenizer import Detokenizer
+from server.text.prompt_end import HALF_CHARACTER
 from server.text.stop_strings import StopStrings
 
 _FIRST_MARK, _NUM_MARKS = 0xD800, 0x800

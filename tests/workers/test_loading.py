@@ -16,7 +16,7 @@ from tests.workers.world import CPU
 from workers import loading
 from workers.kernels.compiler import FOLDER
 from workers.loading import StagePlace, load
-from workers.model import linears, stage_model
+from workers.model import admission, linears, stage_model
 from workers.model.linears import PackingError
 from workers.profiling import layer_times, profile_cache
 

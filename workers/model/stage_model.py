@@ -151,9 +151,7 @@ class StageModel:
         `rope_lens` `[1, tokens]` are the RoPE lengths of the tokens, see `rope`.
         Returns `[tokens, output width]`, or logits `[sampling rows, vocabulary]` on the last stage.
         """
-        return self._run(
-            token_ids, position_ids, sample_at, received, rope_lens, step, self._calls
-        )
+        return self._run(token_ids, position_ids, sample_at, received, rope_lens, step, self._calls)
 
     @torch.inference_mode()
     def _run(

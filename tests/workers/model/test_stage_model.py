@@ -360,7 +360,7 @@ def test_resized_embeddings_beside_an_old_config_are_named(
     config = EngineConfig.of(model=str(path), layer_split=(2, 2))
     shapes = rf"\({VOCABULARY + more}, 64\) in the checkpoint, and \({VOCABULARY}, 64\)"
     with pytest.raises(ValueError, match=rf"weight has the shape {shapes} according to config"):
-        load(config, stage, CPU)
+        load_stage(config, stage)
 
 
 def test_a_stage_tells_how_many_token_ids_it_has(tmp_path: Path) -> None:

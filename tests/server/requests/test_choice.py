@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from server.requests.choice import Choice
 from server.requests.plan import Plan
+from server.text.prompt_end import NO_PROMPT
 from server.text.special_stops import find_special_tokens
 from server.text.tokenizer import Tokenizer
 from tests.server.templates import chatty
@@ -39,7 +40,7 @@ Result = tuple[str, str | None, str | int | None]
 
 def run(plan: Plan, pieces: Sequence[Sequence[int]], tokenizer: Tokenizer = TOKENIZER) -> Result:
     """Text, finish reason and stop reason of a choice after all pieces, or after its end."""
-    choice = Choice(plan, tokenizer)
+    choice = Choice(plan, tokenizer, NO_PROMPT)
     text = ""
     for piece in pieces:
         text += choice.push(list(piece))

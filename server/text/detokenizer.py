@@ -23,7 +23,10 @@ class Detokenizer(Protocol):
         """The text that this token completes, often none."""
 
     def flush(self) -> str:
-        """The remaining text after the last token; incomplete characters become U+FFFD."""
+        """The text after the last token; incomplete characters become U+FFFD.
+
+        It changes nothing: more tokens may follow.
+        """
 
 
 class FastDetokenizer:
@@ -60,8 +63,9 @@ class FastDetokenizer:
         return self._show(text) if text else ""
 
     def flush(self) -> str:
-        """The rest, after the last token."""
-        return self._show(self._decode()[self._num_shown :])
+        """The rest, after the last token; more tokens may follow, as if it had not been called."""
+        text = self._decode()[self._num_shown :]
+        return text if self._after is None else self._after.without_held(text)
 
     def _step(self, token_id: int) -> str | None:
         self._token_ids.append(token_id)
@@ -109,8 +113,9 @@ class WindowDetokenizer:
         return self._show(text)
 
     def flush(self) -> str:
-        """The rest, after the last token."""
-        return self._show(self._unshown())
+        """The rest, after the last token; more tokens may follow, as if it had not been called."""
+        text = self._unshown()
+        return text if self._after is None else self._after.without_held(text)
 
     def _show(self, text: str) -> str:
         if self._after is not None:

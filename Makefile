@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help serve chat test test-all lint types contracts tests format paper sweep real-policies \
+.PHONY: help serve chat test test-all lint types contracts tests format paper families sweep real-policies \
 	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers long-prompt \
 	conversations \
 	batch-kill \
@@ -56,6 +56,9 @@ format: $(VENV)/dev  ## format the code with ruff
 
 paper: $(VENV)/dev  ## the paper's tables in the simulator (about 5 minutes; ARGS=--write updates the docs)
 	$(BIN)/python -m benchmarks.virtual.paper $(ARGS)
+
+families: $(VENV)/dev  ## which model families are served in stages (about 20 minutes; ARGS=--write updates the docs)
+	$(BIN)/python -m benchmarks.families $(ARGS)
 
 sweep: $(VENV)/dev  ## temporal against every other policy in many set-ups (about 5 minutes)
 	$(BIN)/python -m benchmarks.virtual.sweep $(ARGS)

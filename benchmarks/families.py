@@ -197,7 +197,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     context = multiprocessing.get_context("spawn")
     # A process that has tried many families holds the memory of the largest.
     with context.Pool(min(2, os.cpu_count() or 1), _set_up, maxtasksperchild=12) as pool:
-        results = list(tqdm(pool.imap(try_family, names), total=len(names), disable=None))
+        results = []
+        for result in tqdm(pool.imap(try_family, names), total=len(names), disable=None):
+            tqdm.write(f"{result.family}: {result.outcome} {result.reason}", file=sys.stderr)
+            results.append(result)
     text = table(results)
     print(text)
     if options.write:

@@ -1,4 +1,4 @@
-"""Admission: what stages cannot answer as the whole model is refused, by name and with the reason."""
+"""Admission: a family whose stages do not answer as the whole model is refused by name."""
 
 import json
 import logging
@@ -135,7 +135,7 @@ def test_a_failure_of_the_model_s_code_is_a_refusal_too(monkeypatch: pytest.Monk
         raise RuntimeError("it is\nbroken")
 
     monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", fail)
-    with pytest.raises(UnsupportedModelError, match="cannot be served: RuntimeError: it is$"):
+    with pytest.raises(UnsupportedModelError, match=r"cannot be served: RuntimeError: it is$"):
         examine(LlamaForCausalLM, config_of())
 
 

@@ -35,10 +35,17 @@ class Port:
 
     def __init__(self, structure: Structure, layers: range, num_layers: int) -> None:
         self._structure, self._layers, self._num_layers = structure, layers, num_layers
+        self.num_outputs = structure.num_outputs
         self.received: Tensor | None = None  # [tokens, width]
         self._lead = prod(structure.lead)
         self._carried = sum(width for _, width in structure.carried)  # of one layer
         self._later: dict[int, list[Tensor]] = {}
+
+    @property
+    def last_layer_called(self) -> int:
+        """The layer at which the pass ends: the first stage calls all that it carries for."""
+        is_carrying = self._carried and not self._layers.start
+        return self._num_layers - 1 if is_carrying else self._layers.stop
 
     def width_at(self, layer: int, hidden_size: int) -> int:
         """The width of the rows before this layer."""
@@ -63,12 +70,9 @@ class Port:
         return found
 
     def keep(self, layer: int, arguments: Mapping[str, Any]) -> None:
-        """Keep the arguments of a layer of a later stage."""
-        self._later[layer] = [arguments[name] for name, _ in self._structure.carried]
-
-    def leave(self, hidden: Tensor) -> None:
-        """End the pass."""
-        raise LeaveStage(hidden)
+        """Keep what a layer of a later stage needs of its arguments, on the first stage."""
+        if not self._layers.start:
+            self._later[layer] = [arguments[name] for name, _ in self._structure.carried]
 
     def rows(self, hidden: Tensor) -> Tensor:
         """The rows that the next stage receives."""
@@ -113,9 +117,9 @@ def cut(model: PreTrainedModel, layers: range, structure: Structure) -> None:
     port = Port(structure, layers, num_layers)
     for i, layer in enumerate(all_layers):
         if i < layers.start:
-            all_layers[i] = _Skipped(layer, structure.num_outputs)
+            all_layers[i] = _Earlier(layer, port)
         elif i >= layers.stop:
-            all_layers[i] = _Later(layer, port, i, num_layers, is_first=is_first)
+            all_layers[i] = _Later(layer, port, i)
     tied = _tied_modules(model) if is_last else set()
     if not is_first:
         _enter(all_layers, layers, port, structure)
@@ -160,45 +164,39 @@ def with_arguments(
 class _Elsewhere(nn.Module):
     """Takes the place of a layer of another stage, with its plain attributes, e.g. its kind."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, port: Port) -> None:
         super().__init__()
-        kept = vars(self).keys() | {"_is_hf_initialized"}
+        self._port = port
         for name, value in vars(layer).items():
-            if name not in kept and isinstance(value, (str, int, float, type(None))):
+            if name not in vars(self) and isinstance(value, (str, int, float, type(None))):
                 setattr(self, name, value)
 
+    def _pass_on(self, hidden: Tensor) -> Any:
+        """Return the hidden states as a layer does."""
+        num_outputs = self._port.num_outputs
+        return (hidden, *[None] * (num_outputs - 1)) if num_outputs else hidden
 
-class _Skipped(_Elsewhere):
+
+class _Earlier(_Elsewhere):
     """Takes the place of a layer of an earlier stage."""
 
-    def __init__(self, layer: nn.Module, num_outputs: int) -> None:
-        super().__init__(layer)
-        self._num_outputs = num_outputs
-
     def forward(self, *args: Any, **kw: Any) -> Any:
-        hidden = args[0] if args else kw["hidden_states"]
-        return (hidden, *[None] * (self._num_outputs - 1)) if self._num_outputs else hidden
+        return self._pass_on(args[0] if args else kw["hidden_states"])
 
 
 class _Later(_Elsewhere):
-    """Takes the place of a layer of a later stage; the last one of them ends the pass."""
+    """Takes the place of a layer of a later stage; the last one that is called ends the pass."""
 
-    def __init__(
-        self, layer: nn.Module, port: Port, number: int, num_layers: int, *, is_first: bool
-    ) -> None:
-        super().__init__(layer)
-        self._port, self._number = port, number
-        self._keeps = is_first and bool(port._structure.carried)
-        self._is_end = not self._keeps or number == num_layers - 1
+    def __init__(self, layer: nn.Module, port: Port, number: int) -> None:
+        super().__init__(layer, port)
+        self._number = number
 
     def forward(self, *args: Any, **kw: Any) -> Any:
-        if self._keeps:
-            self._port.keep(self._number, {str(n): v for n, v in enumerate(args)} | kw)
         hidden = args[0] if args else kw["hidden_states"]
-        if self._is_end:
-            self._port.leave(hidden)
-        num_outputs = self._port._structure.num_outputs
-        return (hidden, *[None] * (num_outputs - 1)) if num_outputs else hidden
+        self._port.keep(self._number, {str(n): value for n, value in enumerate(args)} | kw)
+        if self._number == self._port.last_layer_called:
+            raise LeaveStage(hidden)
+        return self._pass_on(hidden)
 
 
 class _NoRows(nn.Module):

@@ -79,7 +79,7 @@ def test_names_of_tokens_in_lark_become_ids() -> None:
 @pytest.fixture(scope="module")
 def checker() -> Iterator[GrammarChecker]:
     limits = CheckLimits(max_mask_s=60, max_total_s=60, max_cpu_s=60, patience_s=60)
-    made = GrammarChecker(CheckedVocabulary(CORE.to_str(), (0,)), limits)
+    made = GrammarChecker(CheckedVocabulary(CORE.to_str(), 0), limits)
     yield made
     made.close()
 

@@ -1,4 +1,4 @@
-"""The compiled CPU kernels, which all tests and their daemons share."""
+"""What all tests and their daemons share: the compiled CPU kernels, and the proofs of families."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 
 from workers.kernels.compiler import FOLDER, CompilerError
 from workers.kernels.library import Library, native_library
+from workers.model import admission
 from workers.model.attention.backends import Backend
 from workers.model.fused.operations import FusedOperations
 
@@ -37,10 +38,11 @@ def triton_operations() -> FusedOperations:
     return TritonOperations()
 
 
-def share_kernels(data_dir: Path) -> Path:
-    """Give a new data folder the kernels of the other tests; returns it."""
-    (SHARED / FOLDER).mkdir(parents=True, exist_ok=True)
+def prepare_data_dir(data_dir: Path) -> Path:
+    """Give a new data folder the kernels and the proofs of families of other tests; returns it."""
     data_dir.mkdir(parents=True, exist_ok=True)
-    if not (data_dir / FOLDER).exists():
-        (data_dir / FOLDER).symlink_to(SHARED / FOLDER)
+    for folder in (FOLDER, admission.FOLDER):
+        (SHARED / folder).mkdir(parents=True, exist_ok=True)
+        if not (data_dir / folder).exists():
+            (data_dir / folder).symlink_to(SHARED / folder)
     return data_dir

@@ -17,7 +17,7 @@ import openai
 import psutil
 
 from configs.model import DEMO_MODEL
-from tests.kernels import share_kernels
+from tests.kernels import prepare_data_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 PREDICTOR = str(DEMO_MODEL.parent / "predictor")
@@ -69,7 +69,7 @@ class Daemon:
         command = [*self._under, sys.executable, str(ROOT / "tdpipe.py"), "serve"]
         command += ["--runtime-dir", str(self.folder / "run"), "--port", "0"]
         # These tests do not need a good profile, and there are many starts.
-        data_dir = share_kernels(self.folder / "data")
+        data_dir = prepare_data_dir(self.folder / "data")
         command += ["--data-dir", str(data_dir), "--profile-seconds", "0.3"]
         command += self._arguments
         with self.log_path.open("ab") as log:

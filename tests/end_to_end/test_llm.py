@@ -15,7 +15,7 @@ from client.offline import OfflineEngineError
 from demo.tasks import held_out
 from tdpipe import LLM, SamplingParams
 from tests.end_to_end.daemon import END_TIMEOUT_S, ROOT, Daemon, all_gone
-from tests.kernels import share_kernels
+from tests.kernels import prepare_data_dir
 
 GREEDY = SamplingParams(temperature=0, max_tokens=300)
 
@@ -26,7 +26,9 @@ def children() -> set[psutil.Process]:
 
 
 def start(folder: Path) -> LLM:
-    return LLM(pipeline_parallel_size=2, profile_seconds=0.3, data_dir=str(share_kernels(folder)))
+    return LLM(
+        pipeline_parallel_size=2, profile_seconds=0.3, data_dir=str(prepare_data_dir(folder))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from client.offline import OfflineEngine, OfflineEngineError
 from configs.config import Config
 from server.requests.retry import ask_until_final
 from tests.end_to_end.daemon import all_gone
-from tests.kernels import share_kernels
+from tests.kernels import prepare_data_dir
 
 GONE_TIMEOUT_S = 5.0
 PROMPT, ANSWER = "Count to seven in words.\n", "one two three four five six seven"
@@ -19,7 +19,7 @@ PROMPT, ANSWER = "Count to seven in words.\n", "one two three four five six seve
 
 def settings(folder: Path, **values: object) -> Config:
     """Two stages of the demo model that measure themselves only briefly."""
-    return Config.of(**{"data_dir": share_kernels(folder), "profile_seconds": 0.3} | values)
+    return Config.of(**{"data_dir": prepare_data_dir(folder), "profile_seconds": 0.3} | values)
 
 
 async def generate(engine: OfflineEngine) -> str:

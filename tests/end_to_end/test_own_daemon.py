@@ -9,14 +9,14 @@ import psutil
 
 from configs.model import DEMO_MODEL
 from tests.end_to_end.daemon import ROOT, all_gone
-from tests.kernels import share_kernels
+from tests.kernels import prepare_data_dir
 
 TIMEOUT_S = 120.0
 
 
 def chat(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     """Start the chat, with a new folder for temporary files."""
-    data_dir = share_kernels(folder / "data")
+    data_dir = prepare_data_dir(folder / "data")
     settings = ["--data-dir", str(data_dir), "--profile-seconds", "0.3"]
     return subprocess.Popen(
         [sys.executable, str(ROOT / "tdpipe.py"), "chat", *arguments, *settings],

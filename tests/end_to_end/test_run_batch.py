@@ -13,7 +13,7 @@ import pytest
 
 from demo.tasks import held_out
 from tests.end_to_end.daemon import ROOT, all_gone
-from tests.kernels import share_kernels
+from tests.kernels import prepare_data_dir
 from tests.server.batches.world import by_custom_id
 
 NUM_REQUESTS = 60
@@ -34,7 +34,7 @@ def write_input(path: Path, *, extra: str = "") -> None:
 def start(folder: Path, output: str = "out.jsonl") -> "subprocess.Popen[str]":
     """Start the command."""
     command = [sys.executable, str(ROOT / "tdpipe.py"), "run-batch", "-i", "in.jsonl", "-o", output]
-    command += ["--data-dir", str(share_kernels(folder / "data")), "--profile-seconds", "0.3"]
+    command += ["--data-dir", str(prepare_data_dir(folder / "data")), "--profile-seconds", "0.3"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TDPIPE_")}
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 

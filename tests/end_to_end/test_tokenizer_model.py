@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from client.llm import LLM
 from client.sampling_params import SamplingParams
 from tests.checkpoints import TOKENIZER, make_checkpoint
-from tests.kernels import share_kernels
+from tests.kernels import prepare_data_dir
 from tests.server.text.tokenizer_kinds import sentencepiece_model
 
 PROMPTS = ["The capital of France is", "hello", "é€", "def f(x):\n", "1 2 3 "]
@@ -38,7 +38,7 @@ def test_prompts_and_outputs_together_are_decoded_as_transformers_does(
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     params = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
     settings: dict[str, Any] = {"dtype": "float32", "profile_seconds": 0.3}
-    settings |= {"pipeline_parallel_size": 2, "data_dir": str(share_kernels(tmp_path))}
+    settings |= {"pipeline_parallel_size": 2, "data_dir": str(prepare_data_dir(tmp_path))}
     with LLM(str(folder), **settings) as llm:
         outputs = llm.generate(PROMPTS, params, use_tqdm=False)
     for prompt, output in zip(PROMPTS, outputs, strict=True):

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from configs.config import EngineConfig
 from tests.checkpoints import NUM_LAYERS, make_checkpoint
-from tests.kernels import share_kernels
+from tests.kernels import prepare_data_dir
 from tests.workers.world import CPU
 from workers import loading
 from workers.kernels.compiler import FOLDER
@@ -40,7 +40,7 @@ def config(tmp_path: Path) -> Iterator[EngineConfig]:
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     """A data folder that holds nothing but compiled kernels."""
-    return share_kernels(tmp_path / "data")
+    return prepare_data_dir(tmp_path / "data")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from benchmarks.peers import long_prompt
 from benchmarks.peers.long_prompt import main, table
 from benchmarks.peers.workload import MODELS, make_model
 from tests.benchmarks.peers.test_peers import tiny
-from tests.kernels import share_kernels
+from tests.kernels import prepare_data_dir
 
 
 def test_the_ratio_is_to_the_fastest_of_transformers() -> None:
@@ -27,7 +27,7 @@ def test_transformers_and_tdpipe_prefill_a_prompt(
 ) -> None:
     monkeypatch.setitem(MODELS, "llama-120m", tiny())
     model = make_model(tmp_path, "llama-120m")
-    share_kernels(tmp_path / "data")
+    prepare_data_dir(tmp_path / "data")
     first, *_, last = long_prompt.candidates(tmp_path / "data")
     monkeypatch.setattr(long_prompt, "candidates", lambda _: [first, last])
     assert main([str(model), "--tokens=300", "--rounds=1", f"--folder={tmp_path}"]) == 0

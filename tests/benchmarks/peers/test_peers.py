@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.peers.__main__ import Candidate, candidates, main, run, table
 from benchmarks.peers.workload import MODELS, Request, make_model, make_requests, write_requests
-from tests.kernels import share_kernels
+from tests.kernels import prepare_data_dir
 
 FAKE = """
     import json, sys
@@ -95,7 +95,7 @@ def test_tdpipe_runs_the_workload(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path = tmp_path / "requests.json"
     write_requests([Request([5, 6, 7], 4), Request([8] * 20, 9)], path)
     assert len(json.loads(path.read_text())) == 2
-    (ours, *_) = candidates(tmp_path, share_kernels(tmp_path / "data"))
+    (ours, *_) = candidates(tmp_path, prepare_data_dir(tmp_path / "data"))
     quick = replace(ours, settings=dict(ours.settings) | {"profile_seconds": 0})
     (rate,) = run(quick, quick.command(model, path, 1), 120)
     assert rate > 0

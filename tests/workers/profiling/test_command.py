@@ -12,7 +12,7 @@ import pytest
 from configs.config import Config
 from configs.profiles import ProfileError, read_profile, read_steps
 from tests.checkpoints import make_checkpoint
-from tests.kernels import share_kernels
+from tests.kernels import prepare_data_dir
 from workers.profiling import command
 from workers.profiling.command import main, steps_path
 from workers.profiling.driver import Driver, DriverError
@@ -79,7 +79,7 @@ def test_the_reason_why_a_stage_cannot_start_is_reported(
 
 def test_a_stage_that_dies_ends_the_measurement(tmp_path: Path) -> None:
     config = Config.of(
-        device="cpu", num_threads=1, profile_seconds=0, data_dir=share_kernels(tmp_path)
+        device="cpu", num_threads=1, profile_seconds=0, data_dir=prepare_data_dir(tmp_path)
     )
     with Driver(config) as driver:
         timed = list(driver.run([prefill([3]), decode(2, 5)], 2))

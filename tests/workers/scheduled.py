@@ -24,7 +24,6 @@ from wire.messages import (
 )
 from workers.device.upload import upload_to
 from workers.model.attention.plain import PlainBackend
-from workers.model.attention.probe import Probe
 from workers.model.batch import build
 from workers.model.kv_cache import KvCache
 from workers.model.stage_model import StageModel
@@ -84,11 +83,12 @@ class ScheduledPipeline:
     def _forward(self, step: Step) -> Tensor:
         """The logits of the rows that sample."""
         batch = build(step, self.config.cache.block_size, upload_to(CPU), PLAIN.arrays)
-        passed = batch.token_ids
+        passed: Tensor | None = None
         for stage, cache in zip(self.stages, self.caches, strict=True):
             attend = PLAIN.step(cache, batch)
-            at, lens = batch.position_ids, batch.rope_lens
-            passed = stage.forward(passed, at, batch.output_at, attend, lens)
+            ids, at, lens = batch.token_ids, batch.position_ids, batch.rope_lens
+            passed = stage.forward(ids, at, batch.output_at, attend, passed, lens)
+        assert passed is not None
         return passed
 
     def _hand(self, event: Event) -> None:
@@ -107,8 +107,5 @@ class ScheduledPipeline:
                 self.ends[message.sequence_id] = message
 
     def _cache(self, stage: StageModel, num_blocks: int) -> KvCache:
-        probe, at = Probe(), torch.arange(2)[None]
-        hidden = torch.zeros(2, stage.hidden_size, dtype=stage.dtype)
-        stage.forward(at * 0 if stage.is_first else hidden, at, at[0, -1:], probe)
         size = self.config.cache.block_size
-        return KvCache(probe.shapes, num_blocks, size, stage.dtype, CPU)
+        return KvCache(stage.probe(2).shapes, num_blocks, size, stage.dtype, CPU)

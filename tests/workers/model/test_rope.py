@@ -16,10 +16,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from configs.config import EngineConfig
 from tests.checkpoints import FAMILIES, VOCABULARY, make_checkpoint
 from tests.workers.scheduled import ScheduledPipeline
+from tests.workers.stages import load_stage
 from tests.workers.world import CPU
 from workers.model.attention.interface import UnsupportedModelError
 from workers.model.rope import DynamicNtk
-from workers.model.stage_model import StageModel, load
+from workers.model.stage_model import StageModel
 
 ORIGINAL = 48
 MAX_TOKENS = 20
@@ -107,7 +108,7 @@ def make_stages(model: Path, num_stages: int) -> list[StageModel]:
     config = EngineConfig.of(
         model=str(model), device="cpu", dtype="float32", pipeline_parallel_size=num_stages
     )
-    return [load(config, stage, CPU) for stage in range(num_stages)]
+    return [load_stage(config, stage) for stage in range(num_stages)]
 
 
 def reference(whole: Any, prompt: Sequence[int], max_tokens: int) -> tuple[list[int], Tensor]:

@@ -47,11 +47,11 @@ def test_another_token_is_a_difference_also_at_a_near_tie() -> None:
 
 
 def test_a_row_is_exact_only_if_it_was_put_to_the_test() -> None:
-    row = Row("td-pipe", 2, preemptions=3, open_at_death=5, worst_logprob=1e-5)
+    row = Row("td-pipe", 2, preemptions=3, open_at_death=5, output_error=1e-5)
     row.identical = _num_identical(row, "", [[Turn(MESSAGES, [7, 8], [0, 0])]] * 20, SCRIPTED)
     assert row.is_exact
-    assert row.line() == "| td-pipe | 2 | 20 of 20 | 3 | 1.0e-05 | 0 of 20 | 5 |"
-    for field, value in (("preemptions", 0), ("open_at_death", 0), ("worst_logprob", 2e-4)):
+    assert row.line() == "| td-pipe | 2 | 20 of 20 | 3 | 1.0e-05 | 0.0e+00 | 0 of 20 | 5 |"
+    for field, value in (("preemptions", 0), ("open_at_death", 0), ("prompt_error", 2e-4)):
         assert not Row(**{**as_fields(row), field: value}).is_exact
     _num_identical(row, "", [[Turn(MESSAGES, [7, 8], [1, 0])]], SCRIPTED)
     assert not row.is_exact

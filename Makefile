@@ -104,7 +104,7 @@ peers: $(VENV)/dev .venv-peers/ready  ## vLLM's CPU build, OpenVINO GenAI and td
 long-prompt: $(VENV)/dev  ## transformers and tdpipe with one long prompt (ARGS=MODEL, e.g. SmolLM2; about 10 minutes)
 	$(BIN)/python -m benchmarks.peers.long_prompt $(ARGS)
 
-conversations: $(VENV)/dev  ## 20 conversations in fp32 beside transformers' own (ARGS=MODEL, e.g. SmolLM2; about 30 minutes)
+conversations: $(VENV)/dev  ## 20 conversations in fp32 beside transformers' own (ARGS=MODEL, e.g. SmolLM2; long: 15 daemons)
 	$(BIN)/python -m benchmarks.conversations $(ARGS)
 
 .venv-peers/ready:

@@ -30,7 +30,7 @@ POLICIES = (
 )
 # The log-probabilities' tolerance, and the gap between two logits that rounding may turn round.
 TOLERANCE = NEAR_TIE = 1e-4
-# Small blocks: within an answer of 16 tokens a sequence needs four more of them.
+# Small blocks: an answer needs many more of them than its prompt.
 BLOCK_SIZE = 4
 
 
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     add("model", type=Path, help="folder of a checkpoint, or a GGUF file")
     add("--policies", nargs="+", default=POLICIES, help="policies with their flags [all]")
     add("--stages", nargs="+", type=int, default=[1, 2, 3], help="numbers of stages [1 2 3]")
-    add("--max-tokens", type=int, default=24, help="length of an answer [24]")
+    add("--max-tokens", type=int, default=64, help="length of an answer [64]")
     add("--num-blocks", type=int, default=160, help="KV blocks of 4 tokens [160]")
     add("--data-dir", type=Path, help="the daemons' data, to compile no kernels [a new one]")
     options = parser.parse_args(argv)

@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers long-prompt \
 	conversations \
 	batch-kill \
-	batch-memory faults soak abuse overload batch-order demo-predictor demo-model clean
+	batch-memory faults soak abuse odd-tokens overload batch-order demo-predictor demo-model clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -123,6 +123,9 @@ batch-kill: $(VENV)/dev  ## kill -9 of the daemon at five moments of a 2,000-lin
 
 abuse: $(VENV)/dev  ## 10,000 malformed requests beside good ones (about 7 minutes)
 	$(BIN)/python -m benchmarks.stress.abuse $(ARGS)
+
+odd-tokens: $(VENV)/dev  ## 2,000 requests with tokens that the model has no rows for (a minute; ARGS="--padded": rows without tokens)
+	$(BIN)/python -m benchmarks.stress.odd_tokens $(ARGS)
 
 overload: $(VENV)/dev  ## ten times too much load for two minutes (about 6 minutes)
 	$(BIN)/python -m benchmarks.stress.overload $(ARGS)

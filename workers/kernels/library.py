@@ -22,7 +22,7 @@ _Pointer, _Int, _Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 class AttentionStep(ctypes.Structure):
-    """`AttentionStep` in attention.cpp, which describes the fields."""
+    """`AttentionStep` in attention.h, which describes the fields."""
 
     _fields_ = [
         *((name, _Pointer) for name in ("query", "key", "value", "out", "keys", "values")),

@@ -84,12 +84,12 @@ def dtype_of(config: CacheConfig, activations: torch.dtype) -> torch.dtype:
 
 
 def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Keys or values as a cache of this type stores them: rounded to the nearest value.
+    """Keys or values as a cache of this type stores them; only for fp8 they are rounded.
 
     fp8 saturates: beyond its largest value (448 or 57,344) it has only NaN or infinity, and one of
     these would make all results of its sequence NaN.
     """
-    if tensor.dtype == dtype:
+    if dtype not in FP8.values():
         return tensor
     most = torch.finfo(dtype).max
     return tensor.clamp(-most, most).to(dtype)

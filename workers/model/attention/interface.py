@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
@@ -125,6 +126,15 @@ def forward_context(step: Attend, calls: Calls | Learn) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def require_one_type(layer: int, cache: torch.dtype, *activations: Tensor) -> None:
+    """Raise `UnsupportedModelError` if a layer attends with several types; the cache may be fp8."""
+    dtypes = {tensor.dtype for tensor in activations}
+    if cache.itemsize > 1:
+        dtypes.add(cache)
+    if len(dtypes) > 1:
+        raise UnsupportedModelError(f"layer {layer} attends with {len(dtypes)} types at once")
 
 
 def paged_attention(

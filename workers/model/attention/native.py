@@ -7,9 +7,9 @@ from torch import Tensor
 
 from workers.device.upload import Arrays
 from workers.kernels.library import CACHE_TYPES, TYPES, AttentionStep, Library
-from workers.model.attention.interface import Form, UnsupportedModelError
+from workers.model.attention.interface import Form, require_one_type
 from workers.model.batch import Rows, StepBatch
-from workers.model.kv_cache import FP8, KvCache
+from workers.model.kv_cache import KvCache
 
 
 class NativeStep:
@@ -31,9 +31,7 @@ class NativeStep:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """See `workers.model.attention.interface.Attend`."""
         keys, values = self._cache.layers[layer]
-        dtypes = {query.dtype, key.dtype, value.dtype, keys.dtype} - set(FP8.values())
-        if len(dtypes) != 1:
-            raise UnsupportedModelError(f"layer {layer} attends with {len(dtypes)} types at once")
+        require_one_type(layer, keys.dtype, query, key, value)
         heads, tokens, key_dim = query.shape
         kv_heads, _, value_dim = value.shape
         query, key, value = _packed(query), _packed(key), _packed(value)

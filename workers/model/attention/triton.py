@@ -13,7 +13,7 @@ from torch import Tensor
 from workers.device.upload import to_device
 from workers.kernels import triton_attention as kernels
 from workers.kernels.triton_support import is_interpreted
-from workers.model.attention.interface import Form
+from workers.model.attention.interface import Form, require_one_type
 from workers.model.batch import Rows, StepBatch
 from workers.model.kv_cache import KvCache
 
@@ -85,6 +85,7 @@ class TritonStep:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: Form) -> Tensor:
         """See `workers.model.attention.interface.Attend`."""
         keys, values = self._cache.layers[layer]
+        require_one_type(layer, keys.dtype, query, key, value)
         kv_format = KV_FORMATS.get(keys.dtype, 0)
         if kv_format:
             keys, values = keys.view(torch.uint8), values.view(torch.uint8)

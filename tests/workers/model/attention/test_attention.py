@@ -178,6 +178,20 @@ def test_tokens_beyond_the_batch_are_copies_that_are_not_stored(backend: Backend
     assert torch.equal(got[0], got[1])
 
 
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.float8_e4m3fn], ids=str)
+def test_keys_of_another_type_than_the_queries_are_refused(
+    backend: Backend, cache_dtype: torch.dtype
+) -> None:
+    if backend.name == "plain":
+        pytest.skip("torch refuses it")
+    cache = KvCache({3: LayerShape(2, 8, 10)}, 4, 4, cache_dtype, CPU)
+    ground = Ground()
+    batch = ground.batch([(ground.sequence([0] * 6), 6)], backend)
+    query, key, value = make(5, 4, 2, 6, 6)
+    with pytest.raises(UnsupportedModelError, match="layer 3 attends with 2 types at once"):
+        backend.step(cache, batch).attend(3, query.half(), key, value, NO_FORM)
+
+
 class Layer(nn.Module):
     """An attention layer as transformers passes it."""
 

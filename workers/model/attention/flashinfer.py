@@ -161,8 +161,8 @@ class FlashInferStep:
         keys, values = self._cache.layers[layer]
         heads, tokens, head_dim = query.shape
         count = self._batch.num_tokens
-        key, value = (stored(_by_token(new, count), keys.dtype) for new in (key, value))
-        self._append(key, value, keys, values)
+        new_key, new_value = (stored(_by_token(t, count), keys.dtype) for t in (key, value))
+        self._append(new_key, new_value, keys, values)
         kind = kind_of(heads, key.shape[0], head_dim, form)
         if kind not in self._planned:
             self._planned[kind] = self._plan(kind, query.dtype)

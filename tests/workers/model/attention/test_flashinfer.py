@@ -117,7 +117,7 @@ def test_layers_of_one_kind_share_a_plan_and_all_memory_is_taken_at_the_start() 
             step.attend(number, *_inputs(layer, batch.num_tokens, make), layer.form)
     assert sum(wrapper.num_plans for wrapper in library.wrappers) == 4  # two steps, two kinds
     assert sum(wrapper.num_runs for wrapper in library.wrappers) == 8
-    check(backend, layers, BF16, CPU)
+    check(backend, layers, BF16, BF16, CPU)
     assert len(library.wrappers) == 4
 
 
@@ -164,7 +164,7 @@ def test_what_it_cannot_serve_is_refused_with_the_reason(
     assert refusal([KINDS[0], layer], dtype) == reason
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     with pytest.raises(BackendError, match=f"^flashinfer attention cannot be used: {reason}"):
-        choose("flashinfer", [KINDS[0], layer], dtype, torch.device("cuda"), no_library)
+        choose("flashinfer", [KINDS[0], layer], dtype, dtype, torch.device("cuda"), no_library)
 
 
 def test_it_is_refused_without_a_gpu_or_without_the_library(
@@ -172,14 +172,14 @@ def test_it_is_refused_without_a_gpu_or_without_the_library(
 ) -> None:
     assert refusal(KINDS, BF16) is None
     with pytest.raises(BackendError, match="it runs on GPUs only"):
-        choose("flashinfer", KINDS, BF16, CPU, no_library)
+        choose("flashinfer", KINDS, BF16, BF16, CPU, no_library)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     monkeypatch.setitem(sys.modules, "flashinfer", None)
     with pytest.raises(BackendError, match=r"FlashInfer is not installed \(flashinfer\)"):
-        choose("flashinfer", KINDS, BF16, torch.device("cuda"), no_library)
+        choose("flashinfer", KINDS, BF16, BF16, torch.device("cuda"), no_library)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     with pytest.raises(BackendError, match=r"compute capability 8\.0"):
-        choose("flashinfer", KINDS, BF16, torch.device("cuda"), no_library)
+        choose("flashinfer", KINDS, BF16, BF16, torch.device("cuda"), no_library)
 
 
 def test_the_fake_itself_notices_misuse() -> None:

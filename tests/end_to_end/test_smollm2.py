@@ -110,7 +110,8 @@ def test_20_conversations_are_those_of_transformers(tmp_path: Path) -> None:
     # Here and not by the daemon, whose start the tests give less time than this may need.
     settings = {"model": "smollm2", "dtype": "float32", "data_dir": tmp_path / "data"}
     checkpoint.resolve(Config.of(**settings), threading.Event())
-    with Daemon(tmp_path, "smollm2", "--dtype", "float32", "-pp", "2") as daemon:
+    small = ("--max-num-batched-tokens", "256")  # measured for seconds at the start otherwise
+    with Daemon(tmp_path, "smollm2", "--dtype", "float32", "-pp", "2", *small) as daemon:
         conversations = asyncio.run(converse_all())
     own = Transformers()
     for messages, answer in [turn for turns in conversations for turn in turns]:

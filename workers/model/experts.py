@@ -116,7 +116,15 @@ def pack(model: nn.Module, library: Library) -> int:
 
 
 def _expert_modules(model: nn.Module) -> Iterator[Any]:
+    """The experts that call `forward` of this file.
+
+    Those of a quantised checkpoint do not, even if transformers has dequantised them: they would
+    compute with weights that are gone, and torch gives anything for them instead of an error.
+    """
     for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "_experts_implementation", None) != NAME:
+            continue
         if hasattr(module, "is_transposed") and hasattr(module, "has_post_expert_norm"):
             weights = [getattr(module, name, None) for name in _names(module)]
             if all(isinstance(w, Tensor) and w.ndim == 3 and w.dtype in TYPES for w in weights):

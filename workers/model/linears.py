@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from workers.kernels.library import TYPES, Library, LinearStep
+from workers.model.quantisation import is_plain
 
 # The check of layers in oneDNN's order: numbers of rows, and the largest accepted error as a
 # fraction of the largest result, about a unit in the last place.
@@ -152,7 +153,7 @@ def _linear_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
     """The layers that can be replaced, each with its parent and its name there."""
     for parent in model.modules():
         for name, child in parent.named_children():
-            if type(child) in (nn.Linear, Conv1D) and child.weight.dtype in TYPES:
+            if is_plain(child) and child.weight.dtype in TYPES:
                 yield parent, name, child
 
 

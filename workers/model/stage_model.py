@@ -24,7 +24,7 @@ from configs.model import ModelConfig
 from configs.pipeline import PipelineConfig
 from wire.messages import RopeRule
 from workers.kernels.library import Library
-from workers.model import experts, layer_split, linears, partitioning
+from workers.model import experts, layer_split, linears, partitioning, quantisation
 from workers.model.attention import interface, masks
 from workers.model.attention.interface import (
     Calls,
@@ -236,10 +236,12 @@ def load(
         "trust_remote_code": checkpoint.trust_remote_code,
     }
     dtype = checkpoint.dtype if checkpoint.dtype == "auto" else getattr(torch, checkpoint.dtype)
+    quantisation.check_requirements(model_config)
     layers = (ranges or split(checkpoint, config.pipeline, model_config))[stage]
     _check_files(Path(checkpoint.model), checkpoint.load_format)
     stage_class = partitioning.stage_class(model_class, layers, structure)
-    if device.type == "cpu" and getattr(model_config, "quantization_config", None) is None:
+    is_quantised = quantisation.method_of(model_config) is not None
+    if device.type == "cpu" and not is_quantised:
         source["experts_implementation"] = experts.NAME
     previous_hook = transformers_logging.set_tqdm_hook(_progress_of(stage))
     try:
@@ -258,6 +260,9 @@ def load(
     finally:
         transformers_logging.set_tqdm_hook(previous_hook)
     _check_report(report)
+    if is_quantised:
+        quantisation.check_dtype(model, dtype)
+        quantisation.decompress(model)
     return StageModel(model.eval(), layers)
 
 

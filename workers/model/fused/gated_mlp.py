@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from workers.kernels.library import TYPES
 from workers.model.fused.operations import FusedOperations
 from workers.model.fused.same import is_same, random_values, result_of
+from workers.model.quantisation import is_plain
 
 # As elementwise.cpp numbers them.
 ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {
@@ -57,7 +58,7 @@ def fused(mlp: nn.Module, operations: FusedOperations) -> GatedMlp | None:
         or not isinstance(gate, nn.Linear)
         or not isinstance(up, nn.Linear)
         or not isinstance(down, nn.Linear)
-        or any(type(part) is not nn.Linear for part in parts)
+        or any(type(part) is not nn.Linear or not is_plain(part) for part in parts)
         or len(list(mlp.parameters())) != sum(len(list(p.parameters())) for p in (gate, up, down))
         or gate.weight.dtype not in TYPES
         or gate.weight.shape != up.weight.shape

@@ -18,7 +18,6 @@ from transformers import LlamaForCausalLM
 # Bytes that no text has, in the demo's tokenizer: one for each stage, and one more.
 POISON = (187, 188, 189)
 DEADLY = 186
-_MARK = 1e9  # in the hidden state of a poisonous token, times the stage that must fail
 
 
 class LeveredLlama(LlamaForCausalLM):
@@ -28,7 +27,6 @@ class LeveredLlama(LlamaForCausalLM):
         super().__init__(config)
         self._levers = Path(config.levers)
         self.model.register_forward_pre_hook(self._look, with_kwargs=True)
-        self.model.register_forward_hook(self._mark, with_kwargs=True)
         while (self._levers / f"hang-{os.environ.get('RANK')}").exists():
             time.sleep(1)
 
@@ -42,18 +40,8 @@ class LeveredLlama(LlamaForCausalLM):
             if how == "memory error":
                 torch.empty(1 << 60, dtype=torch.uint8)
             raise RuntimeError("a lever was pulled")
-        if inputs.get("input_ids") is not None:
-            is_poisoned = bool((inputs["input_ids"] == POISON[0]).any())
-            if bool((inputs["input_ids"] == DEADLY).any()):
-                os.abort()
-        else:
-            marks = inputs["inputs_embeds"][..., 0] / _MARK
-            is_poisoned = bool(((marks - stage).abs() < 0.1).any())
-        if is_poisoned:
+        token_ids = inputs["input_ids"]  # each stage gets them
+        if stage == 0 and bool((token_ids == DEADLY).any()):
+            os.abort()
+        if bool((token_ids == POISON[stage]).any()):
             raise RuntimeError("poison")
-
-    def _mark(self, _: Any, __: Any, inputs: dict[str, Any], output: Any) -> None:
-        token_ids = inputs.get("input_ids")
-        if token_ids is not None:
-            for stage, poison in enumerate(POISON):
-                output.last_hidden_state[..., 0].masked_fill_(token_ids == poison, _MARK * stage)

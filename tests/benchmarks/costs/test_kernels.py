@@ -40,9 +40,9 @@ def test_candidates_take_turns_and_the_first_round_does_not_count() -> None:
 def test_each_line_has_all_figures() -> None:
     library = shared_library()
     small = Problem("small", 4, 2, 16, [(20, 1), (0, 5)])
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype, cache_dtype in kernels.ATTENTION_TYPES:
         for line in (
-            attention(library, small, dtype, 2),
+            attention(library, small, dtype, cache_dtype, 2),
             linear(library, 3, dtype, 2),
             fused(library, 3, 64, dtype, 2),
         ):
@@ -58,7 +58,8 @@ def test_the_tables_are_whole(
     monkeypatch.setattr(kernels, "problems", lambda: problems()[3:4])
     assert main(["--runs=1"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in rows[:4]} == {8}
-    assert {line.count("|") for line in rows[4:20]} == {7}
-    assert {line.count("|") for line in rows[20:]} == {10}
-    assert len(rows) == 2 + 2 + 2 + 14 + 2 + 8
+    linears = 2 + len(kernels.ATTENTION_TYPES)
+    assert {line.count("|") for line in rows[:linears]} == {8}
+    assert {line.count("|") for line in rows[linears : linears + 16]} == {7}
+    assert {line.count("|") for line in rows[linears + 16 :]} == {10}
+    assert len(rows) == linears + 2 + 14 + 2 + 8

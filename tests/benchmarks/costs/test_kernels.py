@@ -3,7 +3,6 @@
 import re
 
 import pytest
-import torch
 
 from benchmarks.costs import kernels
 from benchmarks.costs.kernels import (

@@ -26,36 +26,39 @@ def narrowed(values, FORMAT: tl.constexpr):
     Denormal values of fp8 are rounded by an addition of floats, to one whose last bit is theirs.
     """
     if FORMAT == 0:
-        return values
-    shift: tl.constexpr = 20 if FORMAT == E4M3 else 21  # mantissa bits that are lost
-    most: tl.constexpr = 0x43E00000 if FORMAT == E4M3 else 0x47600000  # 448 and 57,344
-    smallest: tl.constexpr = 0x3C800000 if FORMAT == E4M3 else 0x38800000  # of the normal values
-    unit_bits: tl.constexpr = 0x46800000 if FORMAT == E4M3 else 0x43000000  # 2^14 and 2^7
-    exponent: tl.constexpr = 120 << 23 if FORMAT == E4M3 else 112 << 23
-    bits = values.to(tl.float32).to(tl.int32, bitcast=True)
-    size = bits & 0x7FFFFFFF
-    is_nan = size > 0x7F800000
-    size = tl.minimum(size, most)
-    normal = (size + ((1 << (shift - 1)) - 1) + ((size >> shift) & 1) - exponent) >> shift
-    unit = tl.full(size.shape, unit_bits, tl.int32).to(tl.float32, bitcast=True)
-    small = (size.to(tl.float32, bitcast=True) + unit).to(tl.int32, bitcast=True) - unit_bits
-    rounded = tl.where(size < smallest, small, normal)
-    return (tl.where(is_nan, 0x7F, rounded) | ((bits >> 24) & 0x80)).to(tl.uint8)
+        found = values
+    else:
+        shift: tl.constexpr = 20 if FORMAT == E4M3 else 21  # mantissa bits that are lost
+        most: tl.constexpr = 0x43E00000 if FORMAT == E4M3 else 0x47600000  # 448 and 57,344
+        # The smallest of the normal values.
+        smallest: tl.constexpr = 0x3C800000 if FORMAT == E4M3 else 0x38800000
+        unit_bits: tl.constexpr = 0x46800000 if FORMAT == E4M3 else 0x43000000  # 2^14 and 2^7
+        exponent: tl.constexpr = 120 << 23 if FORMAT == E4M3 else 112 << 23
+        bits = values.to(tl.float32).to(tl.int32, bitcast=True)
+        size = bits & 0x7FFFFFFF
+        is_nan = size > 0x7F800000
+        size = tl.minimum(size, most)
+        normal = (size + ((1 << (shift - 1)) - 1) + ((size >> shift) & 1) - exponent) >> shift
+        unit = tl.full(size.shape, unit_bits, tl.int32).to(tl.float32, bitcast=True)
+        small = (size.to(tl.float32, bitcast=True) + unit).to(tl.int32, bitcast=True) - unit_bits
+        rounded = tl.where(size < smallest, small, normal)
+        found = (tl.where(is_nan, 0x7F, rounded) | ((bits >> 24) & 0x80)).to(tl.uint8)
+    return found
 
 
 @triton.jit
 def widened(stored, FORMAT: tl.constexpr, dtype: tl.constexpr):
     """What the cache stores in the type `dtype` of the activations; fp8 is exact in all of them."""
     if FORMAT == 0:
-        return stored.to(dtype)
-    bits = stored.to(tl.uint16)
-    if FORMAT == E5M2:
-        half = (bits << 8).to(tl.float16, bitcast=True)
+        found = stored
+    elif FORMAT == E5M2:
+        found = (stored.to(tl.uint16) << 8).to(tl.float16, bitcast=True)
     else:
+        bits = stored.to(tl.uint16)
         half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
         half = tl.where((bits & 0x7F) == 0x7F, 0x7E00, half).to(tl.uint16)  # NaN
-        half = half.to(tl.float16, bitcast=True) * 256.0  # its exponent counts from 8 less
-    return half.to(dtype)
+        found = half.to(tl.float16, bitcast=True) * 256.0  # its exponent counts from 8 less
+    return found.to(dtype)
 
 
 # Strides of activations change with the number of tokens: none of them is worth another variant.

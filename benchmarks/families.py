@@ -107,7 +107,7 @@ def try_family(family: str) -> Result:
         return Result(family, "refused", reason)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            compare_checkpoint(Path(folder), family)
+            compare_checkpoint(Path(folder), family, exam_of(PROMPTS, NUM_NEW))
         except UnsupportedModelError as error:
             return Result(family, "silent", _first_line(error))
         except Exception as error:  # of any model's code
@@ -116,7 +116,7 @@ def try_family(family: str) -> Result:
 
 
 def compare_checkpoint(
-    folder: Path, family: str, settings: Mapping[str, Any] | None = None
+    folder: Path, family: str, exam: Exam, settings: Mapping[str, Any] | None = None
 ) -> None:
     """Compare two and three stages with transformers, from the same folder.
 
@@ -128,7 +128,6 @@ def compare_checkpoint(
     whole = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    exam = long_exam()
     reference = admission.generate(whole, exam)
     for split in admission.splits(whole):
         engine_config = EngineConfig.of(
@@ -145,19 +144,19 @@ def compare_checkpoint(
         admission.compare(stages, reference, exam)
 
 
-def long_exam() -> Exam:
+def exam_of(prompts: tuple[int, ...], num_new: int) -> Exam:
     """Prompts in chunks beside each other, then single tokens."""
-    left, steps = list(PROMPTS), []
-    decoded = [0] * len(PROMPTS)
-    while any(count < NUM_NEW for count in decoded):
+    left, steps = list(prompts), []
+    decoded = [0] * len(prompts)
+    while any(count < num_new for count in decoded):
         counts = []
         for row, prompt in enumerate(left):
-            count = min(prompt, CHUNK) if prompt else int(decoded[row] < NUM_NEW)
+            count = min(prompt, CHUNK) if prompt else int(decoded[row] < num_new)
             decoded[row] += 0 if prompt else count
             left[row] -= count if prompt else 0
             counts.append(count)
         steps.append(tuple(counts))
-    return Exam(PROMPTS, tuple(steps))
+    return Exam(prompts, tuple(steps))
 
 
 def table(results: Sequence[Result]) -> str:

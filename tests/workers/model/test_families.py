@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoConfig
 
 from benchmarks import families
-from benchmarks.families import BEGIN, DOCS, END, Result, compare_checkpoint, long_exam, table
+from benchmarks.families import BEGIN, DOCS, END, Result, compare_checkpoint, exam_of, table
 from workers.model.attention.interface import UnsupportedModelError
 
 
@@ -94,7 +94,8 @@ def test_a_family_without_paged_attention_is_refused_by_name(family: str) -> Non
 def test_a_loaded_checkpoint_is_exact_whatever_its_config(name: str, tmp_path: Path) -> None:
     family, settings = VARIANTS[name]
     known = AutoConfig.for_model(family).to_dict().keys()
-    compare_checkpoint(tmp_path, family, {k: v for k, v in HEADS.items() if k in known} | settings)
+    heads = {name: value for name, value in HEADS.items() if name in known}
+    compare_checkpoint(tmp_path, family, exam_of((1, 40, 130), 4), heads | settings)
 
 
 def test_multipliers_are_changed_and_other_numbers_are_not() -> None:
@@ -103,10 +104,10 @@ def test_multipliers_are_changed_and_other_numbers_are_not() -> None:
     assert config.rms_norm_eps == AutoConfig.for_model("granite").rms_norm_eps
 
 
-def test_the_long_exam_feeds_each_prompt_in_chunks_and_the_same_number_of_tokens() -> None:
-    exam = long_exam()
+def test_the_exam_feeds_each_prompt_in_chunks_and_the_same_number_of_tokens() -> None:
+    exam = exam_of((1, 64, 200), 5)
     fed = [length - prompt for length, prompt in zip(exam.lengths, exam.prompts, strict=True)]
-    assert fed == [families.NUM_NEW] * len(exam.prompts)
+    assert fed == [5] * 3
     assert max(map(max, exam.steps)) == families.CHUNK
 
 

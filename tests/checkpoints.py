@@ -70,7 +70,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "attention_chunk_size": 20,
         "layer_types": ["chunked_attention", "full_attention"] * 2,
     },
-    # Per-layer inputs, and the last two layers attend to the keys and values of the first two.
+    # With per-layer inputs.
     "gemma4_text": {
         "num_key_value_heads": 2,
         "head_dim": 16,
@@ -78,7 +78,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 24,
         "vocab_size_per_layer_input": VOCABULARY,
         "hidden_size_per_layer_input": 8,
-        "num_kv_shared_layers": 2,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
     },
     "bloom": {"n_layer": NUM_LAYERS},

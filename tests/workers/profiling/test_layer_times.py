@@ -9,7 +9,7 @@ from tests.workers.stages import load_stage
 from tests.workers.world import CPU
 from workers.loading import TimedRun
 from workers.model.attention.plain import PlainBackend
-from workers.model.kv_cache import KvCache, LayerShape
+from workers.model.kv_cache import KvCache
 from workers.model.step_runner import StepRunner
 from workers.profiling.layer_times import LayerTimes, better_split, describe_layers, time_layers
 
@@ -67,8 +67,7 @@ def test_layers_are_timed_in_a_real_model(tmp_path: Path) -> None:
     config = EngineConfig.of(model=str(path), device="cpu", layer_split=(1, 3), dtype="bfloat16")
     for number, count in enumerate((1, NUM_LAYERS - 1)):
         model = load_stage(config, number)
-        shapes = dict.fromkeys(model.layers, LayerShape(2, 16, 16))
-        cache = KvCache(shapes, 600, 16, model.dtype, CPU)
+        cache = KvCache(model.probe(2).shapes, 600, 16, model.dtype, CPU)
         run = TimedRun(StepRunner(model, PlainBackend(), cache, 16, CPU), 600, CPU)
         run.touch(600)
         seconds, rest = time_layers(model, run, CPU)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
@@ -123,10 +123,15 @@ def compare_checkpoint(
     Raises `UnsupportedModelError` where they differ.
     """
     config = config_of(family, settings)
-    model_class, config = stage_model.class_of(config, ModelConfig(model=""))
-    skeleton.make(model_class, config).save_pretrained(folder)
-    whole = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
+    model_class, text_config = stage_model.class_of(config, ModelConfig(model=""))
+    made = admission.whole_of(model_class, text_config)
+    made.save_pretrained(folder)
+    if text_config is not config:  # as in a checkpoint with other parts, of which only texts count
+        small = skeleton.shrink(config)
+        small.text_config = made.config
+        small.save_pretrained(folder)
+    whole = model_class.from_pretrained(
+        folder, config=made.config, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     reference = admission.generate(whole, exam)
     for split in admission.splits(whole):

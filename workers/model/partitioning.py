@@ -128,7 +128,7 @@ def cut(model: PreTrainedModel, layers: range, structure: Structure) -> None:
                 _replace(model, path, partial(_absent, port=port))
     if not is_last:
         for path in structure.after:
-            _replace(model, path, lambda _: nn.Identity())
+            _replace(model, path, lambda _: _Gone())
         model.all_tied_weights_keys = {}
     model.stage_port = port
 
@@ -199,6 +199,17 @@ class _Later(_Elsewhere):
         return self._pass_on(hidden)
 
 
+class _Gone(nn.Module):
+    """Takes the place of a module whose result has no effect on this stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = self.bias = torch.empty(0)  # transformers' initialisation asks for them
+
+    def forward(self, hidden: Tensor, *args: Any, **kw: Any) -> Tensor:  # noqa: ARG002
+        return hidden
+
+
 class _NoRows(nn.Module):
     """Takes the place of an embedding or a projection before the first layer."""
 
@@ -208,8 +219,9 @@ class _NoRows(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Zeros without memory; their type and device are asked for, and rows of special tokens."""
-        assert self._port.received is not None
+        """Zeros without memory: their type is asked for, and rows of special tokens."""
+        if self._port.received is None:  # while the model is loaded
+            return torch.empty(0)
         return self._port.received.new_zeros(1, self._width).expand(self._num_rows, -1)
 
     def forward(self, inputs: Tensor, *args: Any, **kw: Any) -> Tensor:  # noqa: ARG002
@@ -225,7 +237,7 @@ def _absent(module: nn.Module, port: Port) -> nn.Module:
     if isinstance(module, nn.Linear):
         return _NoRows(module.out_features, module.out_features, port)
     is_norm = "norm" in type(module).__name__.lower()
-    return nn.Identity() if is_norm else module  # others are not known to keep a shape
+    return _Gone() if is_norm else module  # others are not known to keep a shape
 
 
 def _replace(model: nn.Module, path: str, make: Any) -> None:

@@ -6,7 +6,8 @@ the vocabulary and the lengths of windows shrink, so that a skeleton runs in a f
 """
 
 import copy
-from typing import Any
+from contextlib import suppress
+from typing import Any, Literal
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -15,7 +16,7 @@ VOCABULARY, WIDTH = 384, 64
 # Enough for all kinds of layers in the usual patterns: five with a window, one without.
 NUM_LAYERS = 6
 MOST_LAYERS = 14
-WINDOW, CHUNK, ORIGINAL_LENGTH = 11, 16, 24
+WINDOW, CHUNK, ORIGINAL_LENGTH = 11, 16, 32
 LENGTH = 256
 MOST_PARAMETERS = 100_000_000
 # The widths of the parts between projections, as multiples of their smallest size.
@@ -49,32 +50,36 @@ _SPECIAL = (
 )
 
 
-def shrink(config: PretrainedConfig, *, keeps_widths: bool = False) -> PretrainedConfig:
-    """The config of a skeleton; with its own widths, it only has fewer layers."""
+Widths = Literal["free", "heads", "own"]
+"""The hidden size: any, that of the heads together, or that of the config like all other widths."""
+
+
+def shrink(config: PretrainedConfig, widths: Widths = "free") -> PretrainedConfig:
+    """The config of a skeleton."""
     small = copy.deepcopy(config)
-    hidden = config.get_text_config().hidden_size
+    hidden = getattr(config.get_text_config(), "hidden_size", None)
     parts = _parts(small)
     for part in parts:
         known = _settings_of(part)
         _shrink_layers(part, known)
         _shrink_lengths(part, known)
-        if not keeps_widths:
-            _shrink_heads(part, known)
+        if widths != "own":
+            _shrink_heads(part, known, is_hidden_free=widths == "free")
             _shrink_widths(part, known)
     for part in parts:  # e.g. of the experts of DBRX
-        if getattr(part, "hidden_size", None) == hidden:
+        if hidden is not None and getattr(part, "hidden_size", None) == hidden:
             part.hidden_size = small.get_text_config().hidden_size
     return small
 
 
 def make(
-    model_class: type[PreTrainedModel], config: PretrainedConfig, *, keeps_widths: bool = False
+    model_class: type[PreTrainedModel], config: PretrainedConfig, widths: Widths = "free"
 ) -> PreTrainedModel:
     """A skeleton in fp32, with random weights that make all parts of the model matter.
 
     Raises `ValueError` if it were large, and what the model's code raises.
     """
-    small = shrink(config, keeps_widths=keeps_widths)
+    small = shrink(config, widths)
     with torch.device("meta"):
         num_parameters = model_class._from_config(copy.deepcopy(small)).num_parameters()
     if num_parameters > MOST_PARAMETERS:
@@ -104,20 +109,20 @@ def _shrink_widths(config: PretrainedConfig, known: dict[str, Any]) -> None:
     for name, width in _WIDTHS.items():
         value = known.get(name)
         if isinstance(value, int):
-            setattr(config, name, min(value, width))
+            _set(config, name, min(value, width))
         elif isinstance(value, (list, tuple)):  # by layer
-            setattr(config, name, type(value)(min(n, width) for n in getattr(config, name)))
+            _set(config, name, type(value)(min(n, width) for n in getattr(config, name)))
     top = max([known[name] for name in _TOP if isinstance(known.get(name), int)], default=1)
     groups = known.get("n_group") or 1
     for name in _EXPERTS:
         if isinstance(known.get(name), int):
-            setattr(config, name, min(known[name], max(4, 2 * top, 4 * groups)))
+            _set(config, name, min(known[name], max(4, 2 * top, 4 * groups)))
     for name in _VOCABULARIES:
         if isinstance(known.get(name), int):
-            setattr(config, name, min(known[name], VOCABULARY))
+            _set(config, name, min(known[name], VOCABULARY))
     for n, name in enumerate(_SPECIAL):
         if isinstance(known.get(name), (int, list)):
-            setattr(config, name, n)
+            _set(config, name, n)
 
 
 def _settings_of(config: PretrainedConfig) -> dict[str, Any]:
@@ -126,6 +131,12 @@ def _settings_of(config: PretrainedConfig) -> dict[str, Any]:
     found = {name: _read(config, name) for name in names if not name.startswith("_")}
     plain = (bool, int, float, str, list, tuple, dict)
     return {name: value for name, value in found.items() if isinstance(value, plain)}
+
+
+def _set(config: PretrainedConfig, name: str, value: Any) -> None:
+    """Change a setting, unless it is only derived from others."""
+    with suppress(AttributeError):
+        setattr(config, name, value)
 
 
 def _read(config: PretrainedConfig, name: str) -> Any:
@@ -148,9 +159,9 @@ def _shrink_layers(config: PretrainedConfig, known: dict[str, Any]) -> None:
         config.num_kv_shared_layers = few // 2
     for name, value in known.items():
         if isinstance(value, (list, tuple)) and len(value) == num_layers > few:
-            setattr(config, name, type(value)(value[:few]))
+            _set(config, name, type(value)(value[:few]))
         elif name in _FIRST_LAYERS and isinstance(value, int):
-            setattr(config, name, min(value, few // 2))
+            _set(config, name, min(value, few // 2))
     overrides = _overrides_of(config)
     for layer in [layer for layer in overrides if layer >= few]:
         del overrides[layer]
@@ -163,13 +174,13 @@ def _overrides_of(config: PretrainedConfig) -> dict[int, dict[str, Any]]:
     return found.per_layer_overrides if found is not None else {}
 
 
-def _shrink_heads(config: PretrainedConfig, known: dict[str, Any]) -> None:
+def _shrink_heads(config: PretrainedConfig, known: dict[str, Any], *, is_hidden_free: bool) -> None:
     heads, hidden = known.get("num_attention_heads"), known.get("hidden_size")
     if not isinstance(heads, int) or not isinstance(hidden, int):
         return
     dim = known.get("head_dim")
     if dim is None and hasattr(config, "head_dim"):
-        config.head_dim = hidden // heads
+        _set(config, "head_dim", hidden // heads)
     if not isinstance(dim, int) or not dim:
         dim = max(1, hidden // heads)
     kv_heads = known.get("num_key_value_heads")
@@ -178,22 +189,27 @@ def _shrink_heads(config: PretrainedConfig, known: dict[str, Any]) -> None:
         few_kv = min(kv_heads, 2)
         few = few_kv * min(max(1, heads // kv_heads), 2)
         config.num_key_value_heads = few_kv
+    for overrides in _overrides_of(config).values():
+        if isinstance(overrides.get("num_key_value_heads"), int):
+            overrides["num_key_value_heads"] = min(overrides["num_key_value_heads"], 2)
     config.num_attention_heads = few
-    # Where the head size follows from the two, it has to stay: rotary settings may be made for it.
-    small = (
-        64 if isinstance(known.get("head_dim"), int) and "head_dim" in vars(config) else few * dim
-    )
+    # The head size stays, because rotary settings may be made for it; it may follow from the two.
+    is_set = isinstance(known.get("head_dim"), int) and "head_dim" in vars(config)
+    small = WIDTH if is_set and is_hidden_free else few * dim
     config.hidden_size = small
+    expand, mamba_dim = known.get("mamba_expand"), known.get("mamba_d_head")
+    if isinstance(expand, int) and isinstance(mamba_dim, int):
+        _set(config, "mamba_n_heads", expand * small // mamba_dim)
     for name in ("word_embed_proj_dim", "embedding_size", "lru_width"):
         if known.get(name) == hidden:
-            setattr(config, name, small)
+            _set(config, name, small)
 
 
 def _shrink_lengths(config: PretrainedConfig, known: dict[str, Any]) -> None:
     """Shrink windows, and the original length of scaled rotary embeddings, below a short text's."""
     for name, most in _WINDOWS.items():
         if isinstance(known.get(name), int) and not isinstance(known[name], bool):
-            setattr(config, name, min(known[name], most))
+            _set(config, name, min(known[name], most))
     longest = known.get("max_position_embeddings")
     rope = known.get("rope_parameters")
     originals: list[int] = []

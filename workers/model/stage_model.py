@@ -230,14 +230,15 @@ def load(
     checkpoint that is missing, damaged or incomplete (`OSError`, `ValueError`, `SafetensorError`).
     """
     checkpoint = config.model
-    model_class, model_config = class_of(read_config(checkpoint), checkpoint)
+    whole_config = read_config(checkpoint)
+    model_class, model_config = class_of(whole_config, checkpoint)
     source: dict[str, Any] = {
         "revision": checkpoint.revision,
         "trust_remote_code": checkpoint.trust_remote_code,
     }
     dtype = checkpoint.dtype if checkpoint.dtype == "auto" else getattr(torch, checkpoint.dtype)
     quantisation.check_requirements(model_config)
-    layers = (ranges or split(checkpoint, config.pipeline, model_config))[stage]
+    layers = (ranges or split(checkpoint, config.pipeline, whole_config))[stage]
     _check_files(Path(checkpoint.model), checkpoint.load_format)
     stage_class = partitioning.stage_class(model_class, layers, structure)
     is_quantised = quantisation.method_of(model_config) is not None

@@ -14,7 +14,7 @@ from tests.end_to_end.asking import ask_at_once, ask_one_by_one, random_prompts
 from tests.end_to_end.daemon import Daemon
 from tests.kernels import shared_library
 
-LENGTHS = [5, 30, 60] * 2
+LENGTHS = [5, 30, 60, 90] * 5
 MAX_TOKENS = 40
 BLOCK_BYTES = 16 * 2 * 2 * 2 * 32  # tokens, layers, K and V, KV heads, head dim; a byte each
 
@@ -27,7 +27,7 @@ def test_answers_are_those_of_one_stage_whatever_the_schedule(tmp_path: Path) ->
     roomy = ["-pp", "1", "--kv-cache-dtype", "fp8_e4m3"]
     with Daemon(tmp_path / "roomy", str(checkpoint), *common, *roomy) as daemon:
         want = ask_at_once(daemon, prompts, MAX_TOKENS)
-    tight = ["--kv-cache-memory-bytes", str(15 * BLOCK_BYTES), "--predictor", "constant:1"]
+    tight = ["--kv-cache-memory-bytes", str(30 * BLOCK_BYTES), "--predictor", "constant:1"]
     tight += ["--max-num-batched-tokens", "64", "--kv-cache-dtype", "fp8"]
     with Daemon(tmp_path / "tight", str(checkpoint), *common, *tight) as daemon:
         assert "KV cache: float8_e4m3fn" in daemon.log()

@@ -26,6 +26,14 @@ def leaves_open(prompt: str, continued: str = "") -> bool:
     return prompt.rstrip().endswith(BEGIN) or continued.rfind(BEGIN) > continued.rfind(END)
 
 
+def is_closed(prompt: str) -> bool:
+    """Return whether the prompt ends with a reasoning, so that the answer has none.
+
+    Templates write an empty one if `enable_thinking` is false.
+    """
+    return prompt.rstrip().endswith(END)
+
+
 class ReasoningSplitter:
     """Splits a growing text that may begin with reasoning in tags.
 

@@ -20,12 +20,24 @@ _NOTHING_ELSE = _NO_PARAMETERS | {"additionalProperties": False}
 class ToolChoice:
     """The prompt shows the tools in `shown`; the model may call the tools in `allowed`.
 
-    With `is_forced`, the model must call at least one of the allowed tools.
+    With `is_forced`, the model must call at least one of the allowed tools, and with `is_named`
+    exactly the one that is allowed, once.
     """
 
     shown: tuple[Tool, ...] = ()
     allowed: tuple[Tool, ...] = ()
     is_forced: bool = False
+    is_named: bool = False
+
+    def several(self, wanted: bool | None) -> bool:
+        """Return whether an answer may have several calls; `wanted` is `parallel_tool_calls`.
+
+        Without it, a forced answer has one call: nothing but the grammar ends it, and some models
+        would repeat the call up to the limit of tokens.
+        """
+        if self.is_named:
+            return False
+        return not self.is_forced if wanted is None else wanted
 
     @property
     def names(self) -> frozenset[str]:
@@ -62,7 +74,7 @@ def tool_choice(request: ChatRequest) -> ToolChoice:
         message = "'tool_choice' is only allowed when 'tools' are specified."
         raise invalid(message, "tool_choice")
     if isinstance(choice, NamedTool):
-        return ToolChoice(tools, _of_names(tools, [choice]), is_forced=True)
+        return ToolChoice(tools, _of_names(tools, [choice]), is_forced=True, is_named=True)
     if isinstance(choice, AllowedTools):
         allowed = _of_names(tools, choice.allowed_tools.tools)
         return ToolChoice(allowed, allowed, is_forced=choice.allowed_tools.mode == "required")

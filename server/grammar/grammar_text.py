@@ -168,22 +168,58 @@ def either(content: str, calls: str) -> str:
 
 
 def after_reasoning(
-    grammar: str, begin: str, end: str, special_tokens: Mapping[str, int] | None = None
+    grammar: str,
+    begin: str,
+    end: str,
+    ids: Mapping[str, int] | None = None,
+    *,
+    opened: bool = True,
+    budget: int | None = None,
 ) -> str:
     """Allow reasoning up to `end`, such as `</think>`, followed by a text of the grammar.
 
-    The prompt may have begun the reasoning; otherwise `begin` is allowed first. For
-    `special_tokens`, see `forced_tool_calls`.
+    With `opened`, the prompt has begun the reasoning, and `begin` may be repeated; otherwise the
+    reasoning begins with `begin` and may be left out. `ids` are the model's added tokens. An empty
+    grammar allows any tokens.
+
+    After `budget` tokens of reasoning, only `end` is allowed. This needs an `end` that is a token:
+    raises `ValueError`.
     """
-    ids = special_tokens or {}
-    opened = f"({_sequence(begin, ids)})? " if begin in ids else ""  # any text is allowed anyway
-    if end in ids:
-        thought = f"thought: /(?s:.*)/ {_sequence(end, ids)}"
+    known = ids or {}
+    if budget is not None and end not in known:
+        raise ValueError("the end of the reasoning is not one token")
+    thought, rules = _thought(end, known, budget)
+    head = _sequence(begin, known)
+    # If `begin` is text, the reasoning may contain it anyway.
+    head = head if not opened else f"({head})?" if begin in known else ""
+    lines = [f"reasoning: {head} {thought} GAP", *rules, r"GAP: /\n{0,4}/"]
+    if grammar:
+        start = "start: reasoning @answer" if opened else "start: reasoning? @answer"
+        first, *others = msgspec.json.decode(grammar)["grammars"]
+        parts = [{**first, "name": "answer"}, *others]
     else:
-        thought = f"thought[suffix={_literal(end)}]: /(?s:.*)/"
-    rules = f"start: {opened}thought GAP @answer\n{thought}\nGAP: /\\n{{0,4}}/"
-    first, *others = msgspec.json.decode(grammar)["grammars"]
-    return _json({"grammars": [{"lark_grammar": rules}, {**first, "name": "answer"}, *others]})
+        start = (
+            "start: reasoning any" if opened else f"start: reasoning any | {_unless(begin, known)}"
+        )
+        lines.append("any: <[*]>*")
+        parts = []
+    return _json({"grammars": [{"lark_grammar": "\n".join([start, *lines])}, *parts]})
+
+
+def _thought(end: str, ids: Mapping[str, int], budget: int | None) -> tuple[str, list[str]]:
+    """Return the reasoning with its end as a sequence of Lark, and the rules that this needs."""
+    if end not in ids:
+        return "thought", [f"thought[suffix={_literal(end)}]: /(?s:.*)/"]
+    limit = "" if budget is None else f"[max_tokens={budget}]"
+    # The parser finds the end in the text, so other tokens must not spell it.
+    spelled = re.escape(end).replace("/", r"\/")
+    text = f"TEXT: /(?s:.*)/ & ~/(?s:.*){spelled}(?s:.*)/"
+    return f"thought <[{ids[end]}]>", [f"thought{limit}: TEXT", text]
+
+
+def _unless(begin: str, ids: Mapping[str, int]) -> str:
+    """Return any tokens that do not begin with `begin`, which is a token."""
+    return f"(<[^{ids[begin]}]> any)?" if begin in ids else "any"
 
 
 def _with_options(schema: Schema | bool, whitespace: str | None, lenient: bool) -> Schema | bool:

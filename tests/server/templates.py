@@ -1,6 +1,9 @@
 """Chat templates of several families, in our own words, and tokenizers that carry them."""
 
+from collections.abc import Sequence
 from typing import Any
+
+from tokenizers import AddedToken
 
 from server.text.tokenizer import Tokenizer
 from tests.server.world import Daemon, byte_level_tokenizer
@@ -89,12 +92,15 @@ PARTS_ONLY = """\
 """
 
 
-def chatty(template: str | None, *special: str, begin: bool = False) -> Tokenizer:
-    """The little tokenizer with a chat template and with more special tokens."""
+def chatty(
+    template: str | None, *special: str, begin: bool = False, added: Sequence[str] = ()
+) -> Tokenizer:
+    """The little tokenizer with a chat template, and with more special and other added tokens."""
     tokenizer: Any = byte_level_tokenizer(begin=begin)
     tokenizer.chat_template = template
     if special:
         tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in added])
     return Tokenizer(tokenizer)
 
 

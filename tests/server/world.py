@@ -112,11 +112,11 @@ def generated(sequence_id: int, *token_ids: int) -> Generated:
     return Generated(ids, array("i", token_ids).tobytes())
 
 
-def saying(text: str) -> Callable[[Submit], list[ToServer]]:
+def saying(text: str, tokenizer: Tokenizer | None = None) -> Callable[[Submit], list[ToServer]]:
     """A script: every sequence gets this text, a token a step, as far as its max_tokens go."""
 
     def answer(submit: Submit) -> list[ToServer]:
-        token_ids = [*TOKENIZER.encode(text), *submit.stop_token_ids[:1]]
+        token_ids = [*(tokenizer or TOKENIZER).encode(text), *submit.stop_token_ids[:1]]
         ends = len(token_ids) <= submit.max_tokens and bool(submit.stop_token_ids)
         return [
             *(generated(submit.sequence_id, id_) for id_ in token_ids[: submit.max_tokens]),

@@ -79,7 +79,10 @@ class ChatRequest(SamplingFields, TemplateFields):
     tool_choice: Literal["none", "auto", "required"] | ChosenTools | None = Field(
         None, description="[auto if there are tools]"
     )
-    parallel_tool_calls: bool = Field(True, description="allow several calls in one answer")
+    parallel_tool_calls: bool | None = Field(
+        None,
+        description="allow several calls in one answer [true; false if tool_choice is required]",
+    )
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
         Field(
             None, description="passed to the chat template; none: no reasoning, if it supports that"
@@ -97,6 +100,9 @@ class ChatRequest(SamplingFields, TemplateFields):
         False, description="vLLM's: add the tokenizer's special tokens; templates have their own"
     )
     include_reasoning: bool = Field(True, description="vLLM's: return the reasoning")
+    thinking_token_budget: int | None = Field(
+        None, ge=0, description="vLLM's: maximum tokens of reasoning; then the model must answer"
+    )
 
     # Accepted without effect.
     metadata: dict[str, Any] | None = Field(None, description=IGNORED)

@@ -80,8 +80,12 @@ class Chat(Endpoint[ChatRequest]):
         prompt = await self._template.render_text(conversation, patient=offline)
         begun = continued(prompt, conversation)
         opened = reasoning.leaves_open(prompt, begun)
+        thinks = opened or (self._formats.thinks and not reasoning.is_closed(prompt))
         with not_too_deep():
-            grammar = await self._grammar(request, choice, opened=opened, patient=offline)
+            grammar, param = await self._form(request, choice, patient=offline)
+            if thinks:
+                grammar, param = self._after_reasoning(request, grammar, param, opened=opened)
+            grammar = await self._checked(request, choice, grammar, param, patient=offline)
         token_ids = await self._template.encode(
             prompt, add_special_tokens=request.add_special_tokens, patient=offline
         )
@@ -103,7 +107,7 @@ class Chat(Endpoint[ChatRequest]):
         check_size(Sizes(echo=request.n * len(echo)))
         if self._formats.thinks:
             plan = replace(plan, reasoning="opened" if opened else "marked")
-        several = request.parallel_tool_calls
+        several = choice.several(request.parallel_tool_calls)
         parser = self._formats.reader(choice, several=several, opened=opened)
         rendering = ChatRendering(
             request,
@@ -127,34 +131,71 @@ class Chat(Endpoint[ChatRequest]):
             raise invalid(message, "tools", "unsupported_parameter")
         return choice
 
-    async def _grammar(
-        self, request: ChatRequest, choice: ToolChoice, *, opened: bool, patient: bool
-    ) -> str:
-        """Return the grammar that the answer must follow; empty for none. Raises `ApiError`.
+    async def _form(
+        self, request: ChatRequest, choice: ToolChoice, *, patient: bool
+    ) -> tuple[str, str]:
+        """Return the grammar of the answer and the field that asks for it; empty for none.
 
-        If tools may be called, `response_format` applies to answers without calls. If the prompt
-        has opened the reasoning, the reasoning comes before answers and calls.
+        If tools may be called, `response_format` applies to answers without calls. Raises
+        `ApiError`.
         """
         param = request.grammar_param
         grammar = await self._grammars.check(request.grammar, param, patient=patient)
         call_format = self._formats.of_calls(choice)
-        special_tokens = self._tokenizer.special_tokens
-        if call_format is not None and (grammar or choice.is_forced):
-            _check_schemas(request, choice)
-            several = request.parallel_tool_calls
-            # If the answer may also be JSON, calls must allow the same white space.
-            whitespace = None if choice.is_forced else grammar_text.WHITESPACE
-            calls = call_format.grammar(
-                choice.schemas, special_tokens, several=several, whitespace=whitespace
+        if call_format is None or not (grammar or choice.is_forced):
+            return grammar, param
+        _check_schemas(request, choice)
+        # If the answer may also be JSON, calls must allow the same white space.
+        calls = call_format.grammar(
+            choice.schemas,
+            self._tokenizer.special_tokens,
+            several=choice.several(request.parallel_tool_calls),
+            whitespace=None if choice.is_forced else grammar_text.WHITESPACE,
+        )
+        return (calls if choice.is_forced else grammar_text.either(grammar, calls)), "tools"
+
+    def _after_reasoning(
+        self, request: ChatRequest, grammar: str, param: str, *, opened: bool
+    ) -> tuple[str, str]:
+        """Return the grammar with the reasoning before it, and the field that asks for it.
+
+        A free answer needs no grammar, unless the reasoning is limited. Raises `ApiError` (400).
+        """
+        budget = request.thinking_token_budget
+        if not grammar and budget is None:
+            return grammar, param
+        begin, end, ids = reasoning.BEGIN, reasoning.END, self._tokenizer.added_tokens
+        if budget is not None and end not in ids:
+            message = (
+                f"'thinking_token_budget' is not supported: the model writes {end} as several "
+                "tokens, and only a single one can be forced."
             )
-            grammar = calls if choice.is_forced else grammar_text.either(grammar, calls)
-            param = "tools"
-        if grammar and opened:
-            begin, end = reasoning.BEGIN, reasoning.END
-            grammar = grammar_text.after_reasoning(grammar, begin, end, special_tokens)
+            raise invalid(message, "thinking_token_budget", "unsupported_parameter")
+        if budget is None and end in ids:
+            budget = self._default_budget(request)
+        limited = grammar_text.after_reasoning(
+            grammar, begin, end, ids, opened=opened, budget=budget
+        )
+        return limited, param if grammar else "thinking_token_budget"
+
+    def _default_budget(self, request: ChatRequest) -> int | None:
+        """Return the limit of reasoning before a form, so that there are tokens left for the form.
+
+        It is the largest power of two in half of the answer's limit: a grammar is checked for each
+        limit, and few different ones are soon known.
+        """
+        ready = self._client.ready
+        limit = request.answer_tokens or (ready.max_model_len if ready else None)
+        return None if limit is None else 1 << max(0, (limit // 2).bit_length() - 1)
+
+    async def _checked(
+        self, request: ChatRequest, choice: ToolChoice, grammar: str, param: str, *, patient: bool
+    ) -> str:
+        """Return the grammar in a form for the stages. Raises `ApiError`."""
         try:
             return await self._grammars.check(grammar, param, copies=request.n, patient=patient)
         except ApiError as error:
+            call_format = self._formats.of_calls(choice)
             if param == "tools" and call_format is not None and error.status == 400:
                 await self._check_each_tool(request, choice, call_format, patient=patient)
             raise

@@ -157,6 +157,12 @@ class LimitsConfig(Part, title="Request limits and timeouts"):
         description="maximum flush interval of streams; used when so many streams are open that "
         "writing each token by itself would saturate the server",
     )
+    stream_comment_interval: float = Field(
+        10.0,
+        ge=0,
+        description="time without output after which a stream gets a comment, so that proxies do "
+        "not close it; 0: never",
+    )
     shutdown_timeout: float = Field(
         30.0, ge=0, description="time that open requests have to finish after SIGTERM"
     )

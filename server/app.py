@@ -62,6 +62,7 @@ def build_app(
         drain=drain,
         body_memory=body_memory,
         log_requests=logs.log_requests,
+        comment_interval_s=limits.stream_comment_interval,
     )
     for route in _generation_routes(new_route, endpoints, config.model.name):
         app.include_router(route.router())

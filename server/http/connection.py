@@ -48,6 +48,8 @@ class WithConnection:
         cycle = getattr(send, "__self__", None)
         if not isinstance(cycle, RequestResponseCycle):
             return await self._app(scope, receive, send)
+        if scope["http_version"] == "1.0":
+            send = _CloseDelimited(cycle).send
         extensions = scope.setdefault("extensions", {})
         extensions[_EXTENSION] = Connection(cycle)
         try:
@@ -55,6 +57,31 @@ class WithConnection:
         finally:
             # The cycle refers to the scope: without this, only the garbage collector frees them.
             del extensions[_EXTENSION]
+
+
+class _CloseDelimited:
+    """Sends a response of unknown length to an HTTP/1.0 client, which knows no chunked encoding.
+
+    The end of the connection ends the body (RFC 9112, 6.3), which uvicorn does not implement.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._is_active = False
+
+    async def send(self, message: Any) -> None:
+        """Replace the cycle's `send`."""
+        cycle = self._cycle
+        if message["type"] == "http.response.start":
+            names = {name.lower() for name, _ in message.get("headers", ())}
+            if b"content-length" not in names:
+                self._is_active, cycle.chunked_encoding = True, False
+        elif self._is_active:
+            body = message.get("body", b"")
+            if body and not cycle.disconnected and cycle.scope["method"] != "HEAD":
+                cycle.transport.write(body)
+            message = {**message, "body": b""}
+        await cycle.send(message)
 
 
 def connection_of(scope: Scope) -> Connection | None:

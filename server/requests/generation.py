@@ -41,7 +41,7 @@ class Piece(NamedTuple):
     With `plan.returns_tokens`, `token_ids` are the tokens since the previous piece, and `logprobs`
     are their log-probabilities if the request asked for them. If the request asked for prompt
     log-probabilities, `scores` of the first piece of a choice contains those of all prompt tokens
-    except the first.
+    except the first. With `plan.continuous_usage`, `usage` has the token counts so far.
     """
 
     choice_index: int
@@ -51,6 +51,7 @@ class Piece(NamedTuple):
     token_ids: list[int] | tuple[()] = ()
     logprobs: list[TokenLogprobs] | tuple[()] = ()
     scores: list[TokenLogprobs] | tuple[()] = ()
+    usage: dict[str, Any] | None = None
 
     @property
     def num_logprobs(self) -> int:
@@ -185,10 +186,14 @@ class Generation:
             usage["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}
         return usage
 
+    async def wait(self) -> None:
+        """Wait until `take_pieces` has something to return or to raise."""
+        if self._failure is None:
+            await self._inbox.wait()
+
     async def _iterate(self) -> AsyncIterator[Piece]:
         while self.num_unfinished:
-            if self._failure is None:
-                await self._inbox.wait()
+            await self.wait()
             for piece in self.take_pieces():
                 yield piece
 
@@ -231,6 +236,8 @@ class Generation:
         if choice.finish_reason is not None:
             self._end(sequence, choice)
         piece = Piece(sequence.index, text, choice.finish_reason, choice.stop_reason)
+        if self.plan.continuous_usage:
+            piece = piece._replace(usage=self.usage())
         if not self.plan.returns_tokens and not sequence.scores:
             return piece
         logprobs, sequence.logprobs = sequence.logprobs, []

@@ -23,8 +23,8 @@ class Plan:
     has no text, and the one token that the engine must generate is dropped. `expected_tokens` is
     the client's estimate of each answer's length. `offline` requests (batches, the `LLM` class) are
     not counted in a queue; they and flex requests have `low_priority`. `model` is the model name in
-    the answer. `reasoning` says whether the model marks reasoning tokens, and whether the prompt
-    has opened the reasoning.
+    the answer. With `continuous_usage`, each piece has the usage so far. `reasoning` says whether
+    the model marks reasoning tokens, and whether the prompt has opened the reasoning.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -46,6 +46,7 @@ class Plan:
     low_priority: bool = False
     endpoint: str = "completions"
     model: str = ""
+    continuous_usage: bool = False
     reasoning: Literal["marked", "opened"] | None = None
 
     @property

@@ -117,6 +117,7 @@ class Planner:
             low_priority=offline or fields.low_priority,
             endpoint=endpoint,
             model=self._model.name,
+            continuous_usage=fields.continuous_usage,
         )
 
     def check_model(self, model: str) -> None:

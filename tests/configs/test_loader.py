@@ -106,6 +106,7 @@ SAMPLES = {
     "send_timeout": "30",
     "max_logprobs": "5",
     "max_stream_interval": "0.1",
+    "stream_comment_interval": "5",
     "max_file_bytes": "1000",
     "max_batch_requests": "100",
     "batch_concurrency": "7",

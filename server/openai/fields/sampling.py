@@ -38,7 +38,9 @@ class StreamOptions(Body):
 
     include_usage: bool = Field(False, description="end with a chunk that has the usage")
     include_obfuscation: bool = Field(False, description="accepted and ignored: nothing is padded")
-    continuous_usage_stats: OnlyFalse = Field(False, description="vLLM's: only false")
+    continuous_usage_stats: bool = Field(
+        False, description="vLLM's: with include_usage, the usage so far is in every chunk"
+    )
 
 
 class SamplingFields(Body):
@@ -136,6 +138,12 @@ class SamplingFields(Body):
     def include_usage(self) -> bool:
         """Whether a stream ends with its usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether each event of a stream has the usage so far."""
+        options = self.stream_options
+        return options is not None and options.include_usage and options.continuous_usage_stats
 
     def check(self, max_tokens: int | None) -> None:
         """Raise `ApiError` (400) for values that are invalid together."""

@@ -70,37 +70,44 @@ class ChatRendering:
         self._scores: list[TokenLogprobs] = []
         self._echo = echo
         self._head = self._make_head(fingerprint)
+        self._begun: set[int] = set()  # choices with a role in the stream
         self._frame = EventFrame(
             self._head | {"object": "chat.completion.chunk"},
             (b'"delta":{"content":', b"}"),
-            include_usage=request.include_usage,
+            include_usage=request.include_usage and not plan.continuous_usage,
         )
 
     def opening(self) -> bytes:
-        """Return the event with the role of each choice, and with the echoed text if any."""
-        delta = {"role": "assistant", "content": self._echo}
-        prompt: dict[str, Any] = {}
-        if self._request.return_token_ids:
-            prompt = {"prompt_token_ids": list(self._plan.prompts[0])}
-        first, *others = range(self._plan.n)
-        events = [self._event({"index": first, "delta": delta}, prompt)]
-        events += [self._event({"index": i, "delta": delta}) for i in others]
-        return b"".join(events)
+        """Return nothing: a choice begins with its first piece.
+
+        Load generators take the first event for the first token.
+        """
+        return b""
 
     def chunk(self, piece: Piece) -> bytes:
-        """Return the event for one piece; empty while its text may still become a tool call."""
-        if self._is_plain and piece.finish_reason is None:
-            return self._frame.text(piece.choice_index, piece.text)
-        message = self._messages[piece.choice_index]
+        """Return the events of one piece; empty while its text may still become a tool call.
+
+        The first event of a choice has the role and the echoed text, and the last one has only the
+        finish reason, because some clients ignore the text of such an event.
+        """
+        index = piece.choice_index
+        role = b""
+        if index not in self._begun:
+            role = self._role(index, piece)
+            self._begun.add(index)
+        if self._is_plain and piece.finish_reason is None and piece.usage is None:
+            return role + self._frame.text(index, piece.text)
+        message = self._messages[index]
         parsed = self._parse(message, piece)
-        is_all = not self._plan.returns_tokens and piece.finish_reason is None
+        is_all = not self._plan.returns_tokens and piece.usage is None
         if is_all and parsed.content and not parsed.calls and not parsed.reasoning:
-            return self._frame.text(piece.choice_index, parsed.content)
-        beside = self._beside(piece) | self._ending(message, piece)
-        delta = self._delta(parsed)
-        if not delta and not beside:
-            return b""
-        return self._event({"index": piece.choice_index, "delta": delta} | beside)
+            events = self._frame.text(index, parsed.content)
+        else:
+            events = self._parts(piece, parsed)
+        if piece.finish_reason is not None:
+            ending = self._ending(message, piece)
+            events += self._event({"index": index, "delta": {}} | ending, piece)
+        return role + events
 
     def usage(self, usage: dict[str, Any]) -> bytes:
         """Return the event after the last choice, which has the token counts and no choices."""
@@ -156,9 +163,29 @@ class ChatRendering:
             head["service_tier"] = "flex" if request.service_tier == "flex" else "default"
         return head
 
-    def _event(self, choice: dict[str, Any], beside: dict[str, Any] | None = None) -> bytes:
+    def _role(self, index: int, piece: Piece) -> bytes:
+        """Return the first event of a choice."""
+        delta = {"role": "assistant", "content": self._echo}
+        prompt: dict[str, Any] = {}
+        if self._request.return_token_ids and not self._begun:
+            prompt = {"prompt_token_ids": list(self._plan.prompts[0])}
+        return self._event({"index": index, "delta": delta}, piece, prompt)
+
+    def _parts(self, piece: Piece, parsed: MessageDelta) -> bytes:
+        """Return the event with the new parts of a message, and with new tokens if requested."""
+        delta = self._delta(parsed)
+        has_tokens = bool(piece.token_ids or piece.logprobs)
+        if not delta and not has_tokens:
+            return b""
+        choice = {"index": piece.choice_index, "delta": delta or {"content": ""}}
+        return self._event(choice | self._beside(piece), piece)
+
+    def _event(
+        self, choice: dict[str, Any], piece: Piece, beside: dict[str, Any] | None = None
+    ) -> bytes:
         nothing = {"logprobs": None, "finish_reason": None}
-        return self._frame.choice(choice | nothing | choice, beside)
+        usage = {} if piece.usage is None else {"usage": piece.usage}
+        return self._frame.choice(choice | nothing | choice, (beside or {}) | usage)
 
     def _parse(self, message: _CollectedMessage, piece: Piece) -> MessageDelta:
         parsed = message.parser.push(piece.text, is_last=piece.finish_reason is not None)

@@ -61,7 +61,11 @@ class CompletionRendering:
             "model": plan.model,
             "system_fingerprint": fingerprint,
         }
-        self._frame = EventFrame(self._head, (b'"text":', b""), include_usage=request.include_usage)
+        self._frame = EventFrame(
+            self._head,
+            (b'"text":', b""),
+            include_usage=request.include_usage and not plan.continuous_usage,
+        )
         self._collected: dict[int, _Collected] = {}
 
     def opening(self) -> bytes:
@@ -69,12 +73,20 @@ class CompletionRendering:
         return b"".join(map(self.chunk, self._known_pieces()))
 
     def chunk(self, piece: Piece) -> bytes:
-        """Return the event for one piece."""
-        if self._is_plain and piece.finish_reason is None:
+        """Return the events of one piece; the last one has no text, as in a chat."""
+        if self._is_plain and piece.finish_reason is None and piece.usage is None:
             return self._frame.text(piece.choice_index, piece.text)
         text, extras = self._shown(piece)
-        choice = {"index": piece.choice_index, "text": text, "logprobs": None} | extras
-        return self._frame.choice(choice | _ending(piece))
+        usage = {} if piece.usage is None else {"usage": piece.usage}
+        index = piece.choice_index
+        choice = {"index": index, "text": "", "logprobs": None}
+        events = b""
+        if text or extras or piece.finish_reason is None:
+            part = choice | {"text": text} | extras | {"finish_reason": None}
+            events = self._frame.choice(part, usage)
+        if piece.finish_reason is not None:
+            events += self._frame.choice(choice | self._no_tokens(index) | _ending(piece), usage)
+        return events
 
     def usage(self, usage: dict[str, Any]) -> bytes:
         """Return the event after the last choice, which has the token counts and no choices."""
@@ -139,6 +151,15 @@ class CompletionRendering:
         if request.return_token_ids:
             extras["token_ids"] = list(piece.token_ids)
         return text, extras
+
+    def _no_tokens(self, index: int) -> dict[str, Any]:
+        """Return the fields about tokens of an event without any, if the request asks for them."""
+        extras: dict[str, Any] = {}
+        if index in self._logprobs:
+            extras["logprobs"] = self._logprobs[index].of(())
+        if self._request.return_token_ids:
+            extras["token_ids"] = []
+        return extras
 
     def _of_prompt(self, piece: Piece) -> dict[str, Any]:
         """Return the fields about a choice's prompt, which the first piece of the choice has."""

@@ -8,6 +8,7 @@ connection. The task of a stream sleeps until the stream ends or the client read
 """
 
 import asyncio
+import time
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -21,6 +22,8 @@ from server.requests.generation import Generation, Piece, num_logprobs, takes_lo
 from server.requests.reply import Rendering, Reply
 
 DONE = b"data: [DONE]\n\n"
+# Parsers of server-sent events ignore comments; proxies take them for activity.
+COMMENT = b": waiting\n\n"
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -70,23 +73,39 @@ def error_event(error: ApiError) -> bytes:
     return b"data: " + error.body() + b"\n\n"
 
 
-async def write_events(reply: Reply, connection: Connection | None, send: Send) -> bytes:
+async def write_events(
+    reply: Reply, connection: Connection | None, send: Send, comment_interval_s: float
+) -> bytes:
     """Write the events of all pieces; return the last events, which the caller must write.
 
-    Raises the `ApiError` of the generation. Without a chunked `connection`, events are sent one by
-    one through ASGI.
+    While nothing else is written, a comment is written every `comment_interval_s`; 0: never. Raises
+    the `ApiError` of the generation. Without a chunked `connection`, events are sent one by one
+    through ASGI.
     """
     generation, rendering = reply.generation, reply.rendering
     if opening := rendering.opening():
         await send_body(send, opening, more=True)
     if connection is not None and connection.is_chunked:
-        await DirectWriter(generation, rendering, connection).run()
+        await DirectWriter(generation, rendering, connection, comment_interval_s).run()
     else:
-        async for piece in generation:
+        await _write_each(generation, rendering, send, comment_interval_s)
+    return rendering.usage(generation.usage()) if reply.include_usage else b""
+
+
+async def _write_each(
+    generation: Generation, rendering: Rendering, send: Send, comment_interval_s: float
+) -> None:
+    while generation.num_unfinished:
+        try:
+            async with asyncio.timeout(comment_interval_s or None):
+                await generation.wait()
+        except TimeoutError:
+            await send_body(send, COMMENT, more=True)
+            continue
+        for piece in generation.take_pieces():
             event = await generation.render(piece.num_logprobs, partial(rendering.chunk, piece))
             if event:
                 await send_body(send, event, more=True)
-    return rendering.usage(generation.usage()) if reply.include_usage else b""
 
 
 async def send_body(send: Send, body: bytes, *, more: bool) -> None:
@@ -101,9 +120,15 @@ class DirectWriter:
     """
 
     def __init__(
-        self, generation: Generation, rendering: Rendering, connection: Connection
+        self,
+        generation: Generation,
+        rendering: Rendering,
+        connection: Connection,
+        comment_interval_s: float = 0.0,
     ) -> None:
         self._generation, self._rendering, self._connection = generation, rendering, connection
+        self._comment_interval_s = comment_interval_s
+        self._wrote_at = time.monotonic()
         self._wake = asyncio.Event()
         self._error: Exception | None = None
         self._long: list[Piece] = []
@@ -114,7 +139,8 @@ class DirectWriter:
         try:
             self._on_output()  # output may have arrived before
             while self._generation.num_unfinished or self._long:
-                await self._wake.wait()
+                if not await self._is_woken():
+                    continue
                 self._wake.clear()
                 if self._error is not None:
                     raise self._error
@@ -126,6 +152,30 @@ class DirectWriter:
         finally:
             # After the stream, another request may use the connection.
             self._generation.listen(None)
+
+    async def _is_woken(self) -> bool:
+        """Wait to be woken; return False after a comment instead.
+
+        The timer is not restarted for each event; it is compared with the time of the last one.
+        """
+        pause_s = None
+        if self._comment_interval_s:
+            pause_s = self._wrote_at + self._comment_interval_s - time.monotonic()
+        try:
+            async with asyncio.timeout(pause_s):
+                await self._wake.wait()
+        except TimeoutError:
+            is_due = time.monotonic() >= self._wrote_at + self._comment_interval_s
+            if is_due and self._connection.is_paused:
+                self._wrote_at = time.monotonic()  # the client has enough to read
+            elif is_due:
+                self._put(COMMENT)
+            return False
+        return True
+
+    def _put(self, events: bytes) -> None:
+        self._wrote_at = time.monotonic()
+        self._connection.write(events)
 
     def _on_output(self) -> None:
         """Handle new tokens or an end."""
@@ -144,12 +194,12 @@ class DirectWriter:
             self._long = pieces
             self._wake.set()
         elif events := _events_of(self._rendering, pieces):
-            self._connection.write(events)
+            self._put(events)
 
     async def _write_long(self) -> None:
         work = partial(_events_of, self._rendering, self._long)
         if events := await self._generation.render(num_logprobs(self._long), work):
-            self._connection.write(events)
+            self._put(events)
         self._long = []
         self._wake.set()  # output may have arrived meanwhile
 

@@ -85,7 +85,7 @@ class Chat(Endpoint[ChatRequest]):
             grammar, param = await self._form(request, choice, patient=offline)
             if thinks:
                 grammar, param = self._after_reasoning(request, grammar, param, opened=opened)
-            grammar = await self._checked(request, choice, grammar, param, patient=offline)
+            grammar = await self._grammars.check(grammar, param, copies=request.n, patient=offline)
         token_ids = await self._template.encode(
             prompt, add_special_tokens=request.add_special_tokens, patient=offline
         )
@@ -134,7 +134,7 @@ class Chat(Endpoint[ChatRequest]):
     async def _form(
         self, request: ChatRequest, choice: ToolChoice, *, patient: bool
     ) -> tuple[str, str]:
-        """Return the grammar of the answer and the field that asks for it; empty for none.
+        """Return the checked grammar of the answer and the field that asks for it; empty for none.
 
         If tools may be called, `response_format` applies to answers without calls. Raises
         `ApiError`.
@@ -152,7 +152,13 @@ class Chat(Endpoint[ChatRequest]):
             several=choice.several(request.parallel_tool_calls),
             whitespace=None if choice.is_forced else grammar_text.WHITESPACE,
         )
-        return (calls if choice.is_forced else grammar_text.either(grammar, calls)), "tools"
+        grammar = calls if choice.is_forced else grammar_text.either(grammar, calls)
+        try:
+            return await self._grammars.check(grammar, "tools", patient=patient), "tools"
+        except ApiError as error:
+            if error.status == 400:
+                await self._check_each_tool(request, choice, call_format, patient=patient)
+            raise
 
     def _after_reasoning(
         self, request: ChatRequest, grammar: str, param: str, *, opened: bool
@@ -187,18 +193,6 @@ class Chat(Endpoint[ChatRequest]):
         ready = self._client.ready
         limit = request.answer_tokens or (ready.max_model_len if ready else None)
         return None if limit is None else 1 << max(0, (limit // 2).bit_length() - 1)
-
-    async def _checked(
-        self, request: ChatRequest, choice: ToolChoice, grammar: str, param: str, *, patient: bool
-    ) -> str:
-        """Return the grammar in a form for the stages. Raises `ApiError`."""
-        try:
-            return await self._grammars.check(grammar, param, copies=request.n, patient=patient)
-        except ApiError as error:
-            call_format = self._formats.of_calls(choice)
-            if param == "tools" and call_format is not None and error.status == 400:
-                await self._check_each_tool(request, choice, call_format, patient=patient)
-            raise
 
     async def _check_each_tool(
         self, request: ChatRequest, choice: ToolChoice, call_format: CallFormat, *, patient: bool

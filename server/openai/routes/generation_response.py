@@ -45,6 +45,7 @@ class GenerationResponse(Response):
         drain: Drain,
         *,
         log_requests: bool,
+        comment_interval_s: float,
     ) -> None:
         super().__init__()
         self._endpoint = endpoint
@@ -52,6 +53,7 @@ class GenerationResponse(Response):
         self._metrics = metrics
         self._drain = drain
         self._log_requests = log_requests
+        self._comment_interval_s = comment_interval_s
         self._outcome = "error"
         self._arrived_at: float | None = None  # None if the request was refused
 
@@ -110,7 +112,7 @@ class GenerationResponse(Response):
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             try:
                 async with reply.deadline.kept():
-                    end = await write_events(reply, connection, send)
+                    end = await write_events(reply, connection, send, self._comment_interval_s)
                 self._outcome = "success"
             except ApiError as error:
                 self._outcome = _OUTCOMES.get(error.status, "error")

@@ -32,6 +32,7 @@ class GenerationRoute:
         drain: Drain,
         body_memory: BodyMemory,
         log_requests: bool,
+        comment_interval_s: float,
         request: type[BaseModel],
         response: type[BaseModel],
         chunk: type[BaseModel],
@@ -40,6 +41,7 @@ class GenerationRoute:
     ) -> None:
         self._endpoint, self._metrics, self._drain = endpoint, metrics, drain
         self._body_memory, self._log_requests = body_memory, log_requests
+        self._comment_interval_s = comment_interval_s
         self._request, self._response, self._chunk = request, response, chunk
         self._example, self._summary = example, summary
 
@@ -83,4 +85,5 @@ class GenerationRoute:
                 self._metrics,
                 self._drain,
                 log_requests=self._log_requests,
+                comment_interval_s=self._comment_interval_s,
             )

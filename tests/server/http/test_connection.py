@@ -82,6 +82,28 @@ def test_a_client_that_reads_nothing_and_leaves_is_aborted(tmp_path: Path) -> No
         assert daemon.engine.wait_for(Abort) == [Abort(submit.sequence_id)]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_http_1_0_client_reads_to_the_end_of_the_connection(
+    tmp_path: Path, *, stream: bool
+) -> None:
+    body = json.dumps({"model": MODEL, "prompt": "a", "max_tokens": 3, "stream": stream}).encode()
+    head = f"POST /v1/completions HTTP/1.0\r\ncontent-length: {len(body)}\r\n\r\n"
+    with serving(tmp_path, saying("abc")) as daemon:
+        host, port = daemon.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), PATIENCE_S) as client:
+            client.sendall(head.encode() + body)
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+    head_lines, _, sent = answer.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head_lines
+    assert b"connection: close" in head_lines
+    if stream:
+        assert sent.startswith(b"data: {")
+        assert sent.endswith(b"data: [DONE]\n\n")
+        assert all(event.startswith(b"data: ") for event in sent.strip().split(b"\n\n"))
+    else:
+        assert json.loads(sent)["choices"][0]["text"] == "abc"
+
+
 def half_a_request(path: str) -> bytes:
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n"
     form = "content-type: multipart/form-data; boundary=b\r\n" if path == "/v1/files" else ""

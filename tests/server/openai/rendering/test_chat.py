@@ -14,6 +14,7 @@ from server.chat.tool_calls import HERMES, CallParser
 from server.openai.fields.chat import ChatRequest
 from server.openai.rendering.chat import ChatRendering
 from server.requests.generation import Piece
+from server.requests.logprobs import TokenLogprobs
 from server.requests.plan import Plan
 from tests.server.world import TOKENIZER
 
@@ -22,7 +23,14 @@ HI = [{"role": "user", "content": "hi"}]
 
 def rendering(*, parses: bool = False, **fields: Any) -> ChatRendering:
     request = ChatRequest.model_validate({"model": "m", "messages": HI, "stream": True} | fields)
-    plan = Plan([[1, 2]], request.n, [9], returns_tokens=request.return_token_ids, model="m")
+    plan = Plan(
+        [[1, 2]],
+        request.n,
+        [9],
+        returns_tokens=request.return_token_ids or request.logprobs,
+        continuous_usage=request.continuous_usage,
+        model="m",
+    )
 
     def parser() -> MessageParser:
         return MessageParser(ReasoningSplitter(), CallParser(HERMES, ["add"]))
@@ -30,12 +38,22 @@ def rendering(*, parses: bool = False, **fields: Any) -> ChatRendering:
     return ChatRendering(request, plan, TOKENIZER, parser if parses else None, "fp_1")
 
 
-def parsed(event: bytes) -> Any:
-    assert event.startswith(b"data: ")
-    assert event.endswith(b"\n\n")
-    assert event.count(b"\n") == 2
-    chunk = json.loads(event.removeprefix(b"data: "))
-    ChatCompletionChunk.model_validate(chunk)
+def events(written: bytes) -> list[Any]:
+    """The events as JSON; each is a chunk of the reference."""
+    assert written.endswith(b"\n\n")
+    found = []
+    for event in written.removesuffix(b"\n\n").split(b"\n\n"):
+        assert event.startswith(b"data: ")
+        assert b"\n" not in event
+        found.append(json.loads(event.removeprefix(b"data: ")))
+        ChatCompletionChunk.model_validate(found[-1])
+    return found
+
+
+def parsed(written: bytes) -> Any:
+    """The event with the text of a choice that may have just begun."""
+    *role, chunk = events(written)
+    assert [event["choices"][0]["delta"]["role"] for event in role] in ([], ["assistant"])
     return chunk
 
 
@@ -45,19 +63,59 @@ PLAIN = rendering(n=128)
 @settings(deadline=None)
 @given(st.text(), st.integers(0, 127))
 def test_a_plain_chunk_is_what_a_model_would_encode(text: str, index: int) -> None:
-    found = PLAIN
-    chunk = parsed(found.chunk(Piece(index, text)))
+    chunk = parsed(PLAIN.chunk(Piece(index, text)))
     nothing = {"logprobs": None, "finish_reason": None}
     assert chunk["choices"] == [{"index": index, "delta": {"content": text}} | nothing]
-    last = parsed(found.chunk(Piece(index, text, "stop")))
-    assert chunk.keys() == last.keys()
+
+
+def test_the_role_comes_with_the_first_text_and_the_end_by_itself() -> None:
+    found = rendering(n=2)
+    assert found.opening() == b""
+    written = found.chunk(Piece(1, "a")) + found.chunk(Piece(1, "b", "stop"))
+    written += found.chunk(Piece(0, "", "length"))
+    choices = [event["choices"][0] for event in events(written)]
+    assert [(c["index"], c["delta"], c["finish_reason"]) for c in choices] == [
+        (1, {"role": "assistant", "content": ""}, None),
+        (1, {"content": "a"}, None),
+        (1, {"content": "b"}, None),
+        (1, {}, "stop"),
+        (0, {"role": "assistant", "content": ""}, None),
+        (0, {}, "length"),
+    ]
+
+
+@pytest.mark.parametrize("fields", [{"logprobs": True}, {"return_token_ids": True}])
+def test_the_last_tokens_come_before_the_end(fields: dict[str, Any]) -> None:
+    found = rendering(parses=True, **fields)
+    token = TokenLogprobs(7, -1.0, 1, ())
+    last = Piece(0, "x", "stop", token_ids=[7], logprobs=[token])
+    _role, text, end = events(found.chunk(last))
+    chosen = text["choices"][0]
+    assert chosen["delta"] == {"content": "x"}
+    if "logprobs" in fields:
+        assert len(chosen["logprobs"]["content"]) == 1
+    else:
+        assert chosen["token_ids"] == [7]
+    assert (end["choices"][0]["delta"], end["choices"][0]["finish_reason"]) == ({}, "stop")
 
 
 @pytest.mark.parametrize("usage", [False, True])
 def test_only_a_stream_with_usage_speaks_of_it(usage: bool) -> None:
     found = rendering(parses=True, stream_options={"include_usage": usage})
     for piece in (Piece(0, "hello"), Piece(0, "", "stop")):
-        assert ("usage" in parsed(found.chunk(piece))) == usage
+        assert {"usage" in event for event in events(found.chunk(piece))} == {usage}
+
+
+@pytest.mark.parametrize("parses", [False, True])
+def test_each_event_may_have_the_usage_so_far(parses: bool) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    found = rendering(parses=parses, stream_options=options)
+    usage = {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}
+    for piece in (Piece(0, "hello", usage=usage), Piece(0, "", "stop", usage=usage)):
+        assert [event["usage"] for event in events(found.chunk(piece))] == [usage] * (
+            2 if piece.text else 1
+        )
+    assert events(found.usage(usage))[-1]["usage"] == usage
 
 
 def test_text_that_may_become_a_call_makes_no_event() -> None:
@@ -74,7 +132,7 @@ def test_text_that_may_become_a_call_makes_no_event() -> None:
 def test_tokens_of_text_that_is_held_back_are_returned_at_once() -> None:
     found = rendering(parses=True, return_token_ids=True)
     choice = parsed(found.chunk(Piece(0, "<tool", token_ids=[7])))["choices"][0]
-    assert (choice["delta"], choice["token_ids"]) == ({}, [7])
+    assert (choice["delta"], choice["token_ids"]) == ({"content": ""}, [7])
 
 
 def test_tokens_of_plain_text_are_returned_with_it() -> None:

@@ -1,5 +1,7 @@
 """The answer as a stream: its events, its end, and what a failure looks like."""
 
+import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from server.openai.routes.completions import Completions
 from server.text.stop_strings import StopStrings
 from tests.server.world import (
     MODEL,
+    PATIENCE_S,
     TOKENIZER,
     Daemon,
     events,
@@ -72,9 +75,39 @@ def test_every_choice_of_every_prompt_is_streamed_and_ended(daemon: Daemon) -> N
 
 
 def test_no_token_asked_for_is_a_stream_too(daemon: Daemon) -> None:
-    (event,) = events(daemon.complete(stream=True, max_tokens=0, echo=True))
-    assert event["choices"][0]["text"] == "hi"
-    assert event["choices"][0]["finish_reason"] == "length"
+    text, end = events(daemon.complete(stream=True, max_tokens=0, echo=True))
+    assert (text["choices"][0]["text"], text["choices"][0]["finish_reason"]) == ("hi", None)
+    assert (end["choices"][0]["text"], end["choices"][0]["finish_reason"]) == ("", "length")
+
+
+def test_each_event_may_have_the_usage_so_far(daemon: Daemon) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = events(daemon.complete(stream=True, stream_options=options))
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[0] > 0
+    assert (last["choices"], last["usage"]) == ([], chunks[-1]["usage"])
+    alone = {"continuous_usage_stats": True}
+    assert all("usage" not in e for e in events(daemon.complete(stream=True, stream_options=alone)))
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_stream_that_waits_gets_comments(tmp_path: Path, version: str) -> None:
+    body = json.dumps({"model": MODEL, "prompt": "a", "stream": True}).encode()
+    head = f"POST /v1/completions HTTP/{version}\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    with serving(tmp_path, stream_comment_interval=0.05) as daemon:
+        host, port = daemon.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), PATIENCE_S) as client:
+            client.sendall(head.encode() + body)
+            received = client.recv(65536)
+            while received.count(b": waiting\n\n") < 2:
+                received += client.recv(65536)
+            (submit,) = daemon.engine.wait_for(Submit)
+            daemon.engine.send(*saying("hi")(submit))
+            while b"[DONE]" not in received:
+                received += client.recv(65536)
+    assert received.index(b": waiting") < received.index(b"data: ")
+    assert b'"text":"hi' in received or b'"text":"h' in received
 
 
 def test_text_arrives_while_the_sequence_runs(tmp_path: Path) -> None:

@@ -91,7 +91,9 @@ class ChatConfig(Part, title="Chat"):
         description="accept chat_template in requests; rendering one may take any amount of time "
         "and memory",
     )
-    tool_call_parser: Literal["auto", "hermes", "llama3_json", "none"] = Field(
+    tool_call_parser: Literal[
+        "auto", "hermes", "llama3_json", "mistral", "mistral_list", "qwen3_xml", "none"
+    ] = Field(
         "auto",
         description="format of the tool calls that the model generates; auto: detected from the "
         "chat template",

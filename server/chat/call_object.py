@@ -20,23 +20,24 @@ class CallObject:
     """Parses one object; feed it until `is_done` or `is_broken`.
 
     With `only_names`, an object with another name or with unknown keys is not a call, so that an
-    answer that happens to be JSON is recognised early. The object is broken at the first character
-    that rules out a call.
+    answer that happens to be JSON is recognised early. With `name`, the object is only the
+    arguments of this function. The object is broken at the first character that rules out a call.
     """
 
-    def __init__(self, only_names: Collection[str] | None = None) -> None:
-        self.name = ""
+    def __init__(self, only_names: Collection[str] | None = None, *, name: str = "") -> None:
+        self.name = name
         self.is_done = False
         self.is_broken = False
         self._only_names = only_names
         self._key = ""
         self._arguments: list[str] | None = None  # not returned yet; None before they begin
-        self._is_arguments = False  # whether the current value is the arguments
         self._value: list[str] = []
         self._depth = 0
         self._in_string = False
         self._escaped = False
-        self._read: Callable[[str], None] = self._before_object
+        self._is_all_arguments = bool(name)
+        self._is_arguments = bool(name)  # whether the current value is the arguments
+        self._read: Callable[[str], None] = self._before_value if name else self._before_object
 
     @property
     def is_call(self) -> bool:
@@ -123,6 +124,7 @@ class CallObject:
             self._depth -= 1
             if not self._depth:
                 self._read = self._after_value
+                self.is_done = self._is_all_arguments
         elif char not in _SCALAR and char not in _SPACE and char not in ",:":
             self.is_broken = True
             return

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from configs.model import ChatConfig
-from server.chat import reasoning, tool_calls
+from server.chat import call_formats, reasoning
+from server.chat.call_formats import HERMES, CallFormat
 from server.chat.message_parser import MessageParser
 from server.chat.reasoning import ReasoningSplitter
-from server.chat.tool_calls import HERMES, CallFormat, CallParser
+from server.chat.tool_calls import CallParser
 from server.chat.tool_choice import ToolChoice
 
 
@@ -19,7 +20,7 @@ class MessageFormats:
     thinks: bool
 
     def __str__(self) -> str:
-        known = (name for name, known in tool_calls.FORMATS.items() if known is self.calls)
+        known = (name for name, known in call_formats.FORMATS.items() if known is self.calls)
         calls, thoughts = next(known, "none"), "think" if self.thinks else "none"
         return f"tool calls {calls}, reasoning {thoughts}"
 
@@ -32,38 +33,44 @@ class MessageFormats:
     def markers(self, call_format: CallFormat | None) -> set[str]:
         """Return the markers that the parsers search for in a text."""
         markers = {reasoning.BEGIN, reasoning.END} if self.thinks else set()
-        return markers if call_format is None else markers | {call_format.begin, call_format.end}
+        return markers if call_format is None else markers | call_format.markers
 
     def reader(
-        self, choice: ToolChoice, *, several: bool, opened: bool
+        self, choice: ToolChoice, *, several: bool, opened: bool, only_whole: bool = False
     ) -> Callable[[], MessageParser] | None:
         """Return a function that creates a parser per choice; None if all text is content.
 
-        `several` allows more than one call. `opened` means that the prompt opens the reasoning.
+        `several` allows more than one call. `opened` means that the prompt opens the reasoning. For
+        `only_whole`, see `CallParser`.
         """
         call_format, thinks = self.of_calls(choice), self.thinks
         if call_format is None and not thinks:
             return None
 
+        schemas = dict(choice.schemas)
+
         def parser() -> MessageParser:
-            return MessageParser(
-                ReasoningSplitter(opened=opened) if thinks else None,
-                _call_parser(call_format, choice, several=several) if call_format else None,
+            splitter = ReasoningSplitter(opened=opened) if thinks else None
+            if call_format is None:
+                return MessageParser(splitter, None)
+            calls = CallParser(
+                call_format,
+                schemas,
+                several=several,
+                only_calls=choice.is_forced,
+                only_whole=only_whole,
             )
+            return MessageParser(splitter, calls)
 
         return parser
-
-
-def _call_parser(call_format: CallFormat, choice: ToolChoice, *, several: bool) -> CallParser:
-    return CallParser(call_format, choice.names, several=several, only_calls=choice.is_forced)
 
 
 def formats_of(config: ChatConfig, template: str) -> MessageFormats:
     """Return the formats of the settings; "auto" detects them from the chat template."""
     if config.tool_call_parser == "auto":
-        calls = tool_calls.format_of(template)
+        calls = call_formats.format_of(template)
     else:
-        calls = tool_calls.FORMATS.get(config.tool_call_parser)
+        calls = call_formats.FORMATS.get(config.tool_call_parser)
     marks = config.reasoning_parser
     if marks == "auto":
         marks = reasoning.format_of(template)

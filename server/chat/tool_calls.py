@@ -6,105 +6,57 @@ were calls, without the white space at its end. Text that turns out not to be a 
 unless it is an incomplete call at the text's end after other calls.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+import secrets
+import string
+from collections.abc import Collection, Mapping
 from typing import Literal, NamedTuple
 
-from server.chat.call_object import CallObject
+from server.chat.call_formats import CallFormat, CallReader
 from server.chat.markers import find_marker
-from server.grammar.grammar_text import Schema, forced_tool_calls
+from server.grammar.grammar_text import Schema
 
-
-@dataclass(frozen=True)
-class CallFormat:
-    """How a family of models writes calls: JSON objects between a begin and an end marker.
-
-    With `bare`, an object may appear without markers at the start of the text or after another
-    call; `separators` separate several objects.
-    """
-
-    begin: str
-    end: str = ""
-    arguments_key: str = "arguments"
-    bare: bool = False
-    separators: str = ""
-
-    def grammar(
-        self,
-        tools: Sequence[tuple[str, Schema]],
-        special_tokens: Mapping[str, int],
-        *,
-        several: bool,
-        whitespace: str | None = None,
-    ) -> str:
-        """Return the grammar of a message that consists of calls of `tools` (names, schemas)."""
-        if self.bare:
-            begin, end, between = "", "", f"{self.separators} "
-        else:
-            begin, end, between = f"{self.begin}\n", f"\n{self.end}", "\n"
-        return forced_tool_calls(
-            begin,
-            end,
-            tools,
-            self.arguments_key,
-            several,
-            between=between,
-            special_tokens=special_tokens,
-            whitespace=whitespace,
-        )
-
-
-HERMES = CallFormat("<tool_call>", "</tool_call>")
-LLAMA3_JSON = CallFormat("<|python_tag|>", "", "parameters", bare=True, separators=";")
-FORMATS = {"hermes": HERMES, "llama3_json": LLAMA3_JSON}
-# Qwen3-Coder and GLM-4.5 write <tool_call> too, but with XML inside.
-_XML = ("<function=", "<arg_key>")
-
-
-def format_of(template: str) -> CallFormat | None:
-    """Return the call format of a model with this chat template; None if there is no parser."""
-    if HERMES.begin in template:
-        return None if any(tag in template for tag in _XML) else HERMES
-    if LLAMA3_JSON.begin in template or "Environment: ipython" in template:
-        return LLAMA3_JSON
-    return None
+_ID_CHARACTERS = string.ascii_letters + string.digits
 
 
 class CallDelta(NamedTuple):
-    """A part of one call: the first part has the `name`, later parts have more arguments."""
+    """A part of one call: the first part has `name` and `call_id`, later ones more arguments."""
 
     call_index: int
     name: str | None
     arguments: str
+    call_id: str | None = None
 
 
 class CallParser:
     """Splits a growing text into the content and the calls of one message.
 
-    `names` are the available tools: a bare object is a call only if it names one of them. Without
-    `several`, calls after the first are dropped. With `only_calls`, the text consists of calls, and
-    an incomplete call at its end is not content.
+    `schemas` are those of the available tools by name: a bare object is a call only if it names one
+    of them. Without `several`, calls after the first are dropped. With `only_calls`, the text
+    consists of calls, and an incomplete call at its end is not content. With `only_whole`, a call
+    is returned when it is complete; otherwise, it is returned as it is written, and may end early.
     """
 
     def __init__(
         self,
         call_format: CallFormat,
-        names: Collection[str],
+        schemas: Mapping[str, Schema],
         *,
         several: bool = True,
         only_calls: bool = False,
+        only_whole: bool = False,
     ) -> None:
         self.num_calls = 0
         self._format = call_format
-        self._names = names
+        self._schemas = schemas
         self._several = several
         self._only_calls = only_calls
+        self._only_whole = only_whole
         self._state: Literal["start", "text", "object", "after"] = (
             "start" if call_format.bare else "text"
         )
         self._held = ""
         self._space = ""  # white space that is content only if more content follows
-        self._object = CallObject()
+        self._object: CallReader = call_format.reader(schemas, None)
         self._object_text = ""  # with the begin marker, until the object is known to be a call
         self._is_announced = False
 
@@ -146,7 +98,7 @@ class CallParser:
     def _start(self, _content: list[str]) -> bool:
         text = self._held.lstrip()
         if text.startswith("{"):
-            self._begin_object(len(self._held) - len(text), self._names)
+            self._begin_object(len(self._held) - len(text), self._schemas.keys())
         elif text:
             self._state = "text"
         return bool(text)
@@ -162,7 +114,7 @@ class CallParser:
     def _begin_object(self, num_before: int, only_names: Collection[str] | None) -> None:
         """Begin to read an object, after a begin marker of `num_before` characters."""
         self._state = "object"
-        self._object = CallObject(only_names)
+        self._object = self._format.reader(self._schemas, only_names)
         self._object_text, self._held = self._held[:num_before], self._held[num_before:]
         self._is_announced = False
 
@@ -171,7 +123,7 @@ class CallParser:
         text, self._held = self._held[:count], self._held[count:]
         if not self._is_announced:
             self._object_text += text
-        if self._object.is_call:
+        if self._object.is_done or (self._object.is_call and not self._only_whole):
             self._add_delta(deltas)
         if self._object.is_broken and not self._is_announced:
             self._state = "text"
@@ -186,7 +138,12 @@ class CallParser:
         self._is_announced = True
         arguments = self._object.take_arguments()
         if (name or arguments) and (self._several or self.num_calls == 1):
-            deltas.append(CallDelta(self.num_calls - 1, name, arguments))
+            call_id = self._new_id() if name else None
+            deltas.append(CallDelta(self.num_calls - 1, name, arguments, call_id))
+
+    def _new_id(self) -> str:
+        number = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(self._format.id_length))
+        return f"{self._format.id_prefix}{number}"
 
     def _finish_call(self, _content: list[str]) -> bool:
         """Skip the call's end marker, or the separators before the next call."""
@@ -197,13 +154,13 @@ class CallParser:
             return True
         if end and end.startswith(text):
             return False
-        if not self._format.bare:
+        if not self._format.continues:
             self._state = "text"
             return True
         text = self._held.lstrip(f"{self._format.separators} \t\r\n")
         if text.startswith("{"):
             self._held = text
-            self._begin_object(0, self._names)
+            self._begin_object(0, self._schemas.keys())
         elif text.startswith(begin) or not begin.startswith(text):
             self._held = text if text.startswith(begin) else self._held
             self._state = "text"

@@ -50,7 +50,7 @@ def regex(pattern: str) -> str:
 
 def choice(texts: Sequence[str]) -> str:
     """Allow one of the texts."""
-    alternatives = " | ".join(map(_literal, texts))
+    alternatives = " | ".join(map(literal, texts))
     return _serialised(lark_grammar=f"start: CHOICE\nCHOICE: {alternatives}")
 
 
@@ -104,53 +104,7 @@ def with_token_ids(grammar: str, named_ids: Mapping[str, int]) -> str:
     for part in whole["grammars"]:
         if "lark_grammar" in part:
             part["lark_grammar"] = _LARK_TOKENS.sub(with_id, part["lark_grammar"])
-    return _json(whole)
-
-
-def forced_tool_calls(
-    begin: str,
-    end: str,
-    tools: Sequence[tuple[str, Schema | None]],
-    arguments_key: str = "arguments",
-    several: bool = True,
-    *,
-    between: str = "\n",
-    special_tokens: Mapping[str, int] | None = None,
-    whitespace: str | None = None,
-) -> str:
-    """Allow one call of a tool, or several: `begin {"name": .., "arguments": ..} end`.
-
-    A tool is given by its name and the schema of its arguments; `$ref`s are relative to the root of
-    this schema. `between` separates calls. If these texts contain special tokens of the model,
-    `special_tokens` must have their ids, because a special token is not text. Without `whitespace`,
-    the JSON of a call has the layout of training data: that of Python's `json.dumps`, or compact.
-    """
-    ids, options = special_tokens or {}, _options(whitespace, lenient=True)
-    if not whitespace:
-        options |= {"item_separator": ", ?", "key_separator": ": ?"}
-    head, tail, gap = _sequence(begin, ids), _sequence(end, ids), _sequence(between, ids)
-    calls = " | ".join(f"tool_{i}" for i in range(len(tools)))
-    lines = [
-        f"start: call ({gap} call)*" if several else "start: call",
-        f"call: {head} ({calls}) {tail}",
-    ]
-    for i, (name, schema) in enumerate(tools):
-        # A call is one JSON rule, not a Lark rule that contains JSON: if two alternatives begin
-        # with a brace, as in `either`, and are different kinds of rules, the library follows only
-        # the first kind.
-        call = {
-            "type": "object",
-            "properties": {
-                "name": {"const": name},
-                arguments_key: _rebased(
-                    {**(schema or {}), "type": "object"}, f"#/properties/{arguments_key}"
-                ),
-            },
-            "required": ["name", arguments_key],
-            "additionalProperties": False,
-        }
-        lines.append(f"tool_{i}: %json {_json({**call, 'x-guidance': options})}")
-    return lark("\n".join(lines))
+    return as_json(whole)
 
 
 def either(content: str, calls: str) -> str:
@@ -164,7 +118,7 @@ def either(content: str, calls: str) -> str:
         {**msgspec.json.decode(grammar)["grammars"][0], "name": name}
         for name, grammar in parts.items()
     ]
-    return _json({"grammars": [{"lark_grammar": "start: @content | @calls"}, *named]})
+    return as_json({"grammars": [{"lark_grammar": "start: @content | @calls"}, *named]})
 
 
 def after_reasoning(
@@ -189,7 +143,7 @@ def after_reasoning(
     if budget is not None and end not in known:
         raise ValueError("the end of the reasoning is not one token")
     thought, rules = _thought(end, known, budget)
-    head = _sequence(begin, known)
+    head = sequence(begin, known)
     # If `begin` is text, the reasoning may contain it anyway.
     head = head if not opened else f"({head})?" if begin in known else ""
     lines = [f"reasoning: {head} {thought} GAP", *rules, r"GAP: /\n{0,4}/"]
@@ -203,13 +157,13 @@ def after_reasoning(
         )
         lines.append("any: <[*]>*")
         parts = []
-    return _json({"grammars": [{"lark_grammar": "\n".join([start, *lines])}, *parts]})
+    return as_json({"grammars": [{"lark_grammar": "\n".join([start, *lines])}, *parts]})
 
 
 def _thought(end: str, ids: Mapping[str, int], budget: int | None) -> tuple[str, list[str]]:
     """Return the reasoning with its end as a sequence of Lark, and the rules that this needs."""
     if end not in ids:
-        return "thought", [f"thought[suffix={_literal(end)}]: /(?s:.*)/"]
+        return "thought", [f"thought[suffix={literal(end)}]: /(?s:.*)/"]
     limit = "" if budget is None else f"[max_tokens={budget}]"
     # The parser finds the end in the text, so other tokens must not spell it.
     spelled = re.escape(end).replace("/", r"\/")
@@ -226,22 +180,23 @@ def _with_options(schema: Schema | bool, whitespace: str | None, lenient: bool) 
     """Add the library's options to the schema; they take effect only at its root."""
     if isinstance(schema, bool):
         return schema
-    return {**schema, "x-guidance": _options(whitespace, lenient)}
+    return {**schema, "x-guidance": json_options(whitespace, lenient)}
 
 
-def _options(whitespace: str | None, lenient: bool) -> dict[str, Any]:
+def json_options(whitespace: str | None, lenient: bool) -> dict[str, Any]:
+    """Return the library's options for JSON, a keyword of the schema."""
     options = {"whitespace_pattern": whitespace} if whitespace else {"whitespace_flexible": False}
     return {"coerce_one_of": True, "lenient": lenient, **options}
 
 
-def _rebased(schema: Any, root: str) -> Any:
+def rebased(schema: Any, root: str) -> Any:
     """Return the schema, or a part of it, with references that are valid under `root`."""
     if isinstance(schema, list):
-        return [_rebased(part, root) for part in schema]
+        return [rebased(part, root) for part in schema]
     if not isinstance(schema, Mapping):
         return schema
     return {
-        key: root + part[1:] if _is_reference(key, part) else _rebased(part, root)
+        key: root + part[1:] if _is_reference(key, part) else rebased(part, root)
         for key, part in schema.items()
     }
 
@@ -251,28 +206,29 @@ def _is_reference(key: str, part: Any) -> bool:
 
 
 def _serialised(**grammar: Any) -> str:
-    return _json({"grammars": [grammar]})
+    return as_json({"grammars": [grammar]})
 
 
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """Return a value as compact JSON."""
     return msgspec.json.encode(value).decode()
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Return a text as a Lark string, which is a JSON string except for DEL."""
-    return _json(text).replace("\x7f", r"\u007f")
+    return as_json(text).replace("\x7f", r"\u007f")
 
 
-def _sequence(text: str, special_tokens: Mapping[str, int]) -> str:
+def sequence(text: str, special_tokens: Mapping[str, int]) -> str:
     """Return a text that contains special tokens as the sequence of a Lark rule."""
     if not text:
         return ""
     if not special_tokens:
-        return _literal(text)
+        return literal(text)
     longest_first = sorted(special_tokens, key=len, reverse=True)
     parts = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
     return " ".join(
-        f"<[{special_tokens[part]}]>" if part in special_tokens else _literal(part)
+        f"<[{special_tokens[part]}]>" if part in special_tokens else literal(part)
         for part in parts
         if part
     )

@@ -26,8 +26,7 @@ class _CollectedMessage:
     parser: MessageParser
     reasoning: list[str] = field(default_factory=list)
     content: list[str] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    arguments: list[list[str]] = field(default_factory=list)
+    calls: list[tuple[str, str, list[str]]] = field(default_factory=list)  # id, name, arguments
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     ending: dict[str, Any] = field(default_factory=dict)
@@ -119,11 +118,10 @@ class ChatRendering:
         reasoning, content, calls = self._parse(message, piece)
         message.reasoning.append(reasoning)
         message.content.append(content)
-        for index, name, arguments in calls:
-            if name is not None:
-                message.names.append(name)
-                message.arguments.append([])
-            message.arguments[index].append(arguments)
+        for part in calls:
+            if part.name is not None:
+                message.calls.append((part.call_id or "", part.name, []))
+            message.calls[part.call_index][2].append(part.arguments)
         message.logprobs += piece.logprobs
         message.token_ids += piece.token_ids
         if piece.scores and not piece.choice_index:
@@ -224,16 +222,16 @@ class ChatRendering:
         content = self._echo + content
         answer: dict[str, Any] = {
             "role": "assistant",
-            "content": content if content or not (message.names or reasoning) else None,
+            "content": content if content or not (message.calls or reasoning) else None,
             "refusal": None,
             "annotations": [],
         }
         if reasoning:
             answer["reasoning_content"] = answer["reasoning"] = reasoning
-        if message.names:
+        if message.calls:
             answer["tool_calls"] = [
-                _call(_new_call_id(), name, "".join(arguments))
-                for name, arguments in zip(message.names, message.arguments, strict=True)
+                _call(call_id, name, "".join(arguments))
+                for call_id, name, arguments in message.calls
             ]
         choice: dict[str, Any] = {"index": index, "message": answer, "logprobs": None}
         if self._request.logprobs:
@@ -244,16 +242,11 @@ class ChatRendering:
 
 
 def _call_delta(part: CallDelta) -> dict[str, Any]:
-    index, name, arguments = part
-    if name is None:
-        return {"index": index, "function": {"arguments": arguments}}
-    return {"index": index} | _call(_new_call_id(), name, arguments)
+    if part.name is None:
+        return {"index": part.call_index, "function": {"arguments": part.arguments}}
+    return {"index": part.call_index} | _call(part.call_id or "", part.name, part.arguments)
 
 
 def _call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
     function = {"name": name, "arguments": arguments}
     return {"id": call_id, "type": "function", "function": function}
-
-
-def _new_call_id() -> str:
-    return f"call_{uuid.uuid4().hex[:24]}"

@@ -8,9 +8,9 @@ import msgspec
 
 from configs.model import ChatConfig
 from server.chat import reasoning
+from server.chat.call_formats import CallFormat
 from server.chat.chat_template import ChatTemplate, continued
 from server.chat.message_formats import formats_of
-from server.chat.tool_calls import CallFormat
 from server.chat.tool_choice import ToolChoice, parameters_param, tool_choice
 from server.grammar import grammar_text
 from server.grammar.grammars import CheckedGrammars, check_text
@@ -108,7 +108,13 @@ class Chat(Endpoint[ChatRequest]):
         if self._formats.thinks:
             plan = replace(plan, reasoning="opened" if opened else "marked")
         several = choice.several(request.parallel_tool_calls)
-        parser = self._formats.reader(choice, several=several, opened=opened)
+        parser = self._formats.reader(
+            choice,
+            several=several,
+            opened=opened,
+            # Otherwise a stop string within a call would leave half a call.
+            only_whole=bool(plan.stop_strings or plan.own_stop_ids),
+        )
         rendering = ChatRendering(
             request,
             plan,

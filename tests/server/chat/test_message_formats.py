@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from configs.model import ChatConfig
+from server.chat.call_formats import HERMES, LLAMA3_JSON
 from server.chat.message_formats import MessageFormats, formats_of
-from server.chat.tool_calls import HERMES, LLAMA3_JSON
 from server.chat.tool_choice import ToolChoice
 from tests.server.chat.test_tool_choice import chosen
 from tests.server.templates import CHATML, LLAMA3, QWEN

@@ -33,6 +33,7 @@ def walk(grammar: str, seed: int) -> str:
         allowed = [int(id_) for id_ in np.flatnonzero(bits) if id_ != END_ID]
         if not allowed:
             break
+        assert len(token_ids) < 2000, "the text does not end"
         token_ids.append(rng.choice(allowed))
         assert matcher.consume_token(token_ids[-1])
     return str(byte_level_tokenizer().decode(token_ids))

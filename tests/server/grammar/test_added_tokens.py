@@ -8,7 +8,7 @@ from llguidance import LLMatcher
 from tokenizers import AddedToken
 
 from configs.grammar_limits import grammar_limits
-from server.chat.tool_calls import HERMES
+from server.chat.call_formats import HERMES
 from server.grammar.grammar_checker import CheckedVocabulary, CheckLimits, GrammarChecker
 from server.grammar.grammar_text import (
     after_reasoning,

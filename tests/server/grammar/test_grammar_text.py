@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.grammar.call_grammar import CallTexts, Tools, calls, json_objects
 from server.grammar.grammar_text import (
     WHITESPACE,
     after_reasoning,
     choice,
     ebnf,
     either,
-    forced_tool_calls,
     json_object,
     json_schema,
     lark,
@@ -120,13 +120,29 @@ def test_invalid_ebnf_is_an_error(text: str) -> None:
 TOOLS = [("person", PERSON), ("person_more", {"properties": {"q": {"enum": [1]}}}), ("stop", None)]
 
 
+def forced(
+    begin: str,
+    end: str,
+    tools: Tools,
+    key: str = "arguments",
+    *,
+    several: bool = True,
+    between: str = "\n",
+    special_tokens: dict[str, int] | None = None,
+    whitespace: str | None = None,
+) -> str:
+    """Calls as JSON objects between two texts."""
+    bodies = json_objects(tools, key, whitespace)
+    return calls(CallTexts(begin, end, between), bodies, special_tokens or {}, several=several)
+
+
 def call(name: str, arguments: str, key: str = "arguments") -> str:
     """As a model writes it."""
     return f'{{"name": "{name}", "{key}": {arguments}}}'
 
 
 def test_one_of_the_tools_must_be_called_by_its_schema() -> None:
-    grammar = forced_tool_calls("<tool_call>", "</tool_call>", TOOLS, several=False)
+    grammar = forced("<tool_call>", "</tool_call>", TOOLS, several=False)
     fine = [
         call("person", '{"name": "Ada", "age": 36}'),
         call("person_more", '{"q": 1}'),
@@ -140,7 +156,7 @@ def test_one_of_the_tools_must_be_called_by_its_schema() -> None:
 
 
 def test_a_call_has_the_layout_of_training_data() -> None:
-    grammar = forced_tool_calls("", "", TOOLS)
+    grammar = forced("", "", TOOLS)
     value = {"name": "person", "arguments": {"name": "Ada", "age": 36}}
     assert accepts(grammar, json.dumps(value))
     assert accepts(grammar, json.dumps(value, separators=(",", ":")))
@@ -150,20 +166,20 @@ def test_a_call_has_the_layout_of_training_data() -> None:
 def test_several_calls_come_one_after_another() -> None:
     one = f"<tool_call>\n{call('stop', '{}')}\n</tool_call>"
     arguments = ("<tool_call>\n", "\n</tool_call>", TOOLS)
-    assert accepts(forced_tool_calls(*arguments, several=True), f"{one}\n{one}\n{one}")
-    assert not accepts(forced_tool_calls(*arguments, several=False), f"{one}\n{one}")
-    assert not accepts(forced_tool_calls(*arguments, several=True), "")
+    assert accepts(forced(*arguments, several=True), f"{one}\n{one}\n{one}")
+    assert not accepts(forced(*arguments, several=False), f"{one}\n{one}")
+    assert not accepts(forced(*arguments, several=True), "")
 
 
 def test_calls_may_have_no_marks_and_another_key() -> None:
-    grammar = forced_tool_calls("", "", TOOLS, "parameters", several=True, between="; ")
+    grammar = forced("", "", TOOLS, "parameters", several=True, between="; ")
     one = call("stop", "{}", "parameters")
     assert accepts(grammar, f"{one}; {one}")
 
 
 def test_a_mark_that_is_a_special_token_is_that_token() -> None:
     ids = {SPECIAL: SPECIAL_ID}
-    grammar = forced_tool_calls(SPECIAL, "", TOOLS, several=False, special_tokens=ids)
+    grammar = forced(SPECIAL, "", TOOLS, several=False, special_tokens=ids)
     assert accepts(grammar, SPECIAL_ID, call("stop", "{}"))
     assert not accepts(grammar, call("stop", "{}"))
     assert not accepts(grammar, "begin", call("stop", "{}"))
@@ -206,9 +222,9 @@ def test_reasoning_may_be_marked_with_special_tokens() -> None:
 def test_either_of_two_grammars_may_be_followed(
     said: str, text: str, wrong: str, begin: str, end: str
 ) -> None:
-    calls = forced_tool_calls(begin, end, TOOLS, several=True, whitespace=WHITESPACE)
+    called = forced(begin, end, TOOLS, several=True, whitespace=WHITESPACE)
     one = begin + call("person", '{"name": "Ada", "age": 36}') + end
-    for both in (either(said, calls), either(calls, said)):
+    for both in (either(said, called), either(called, said)):
         for whole, before in (
             (both, ""),
             (after_reasoning(both, "<think>", "</think>"), "Well.</think>\n\n"),
@@ -222,7 +238,7 @@ def test_either_of_two_grammars_may_be_followed(
 
 def test_references_in_a_tool_s_schema_are_from_its_own_root() -> None:
     tree = {"properties": {"left": {"$ref": "#"}, "$ref": {"enum": ["#/$ref"]}}}
-    grammar = forced_tool_calls("", "", [("grow", tree)])
+    grammar = forced("", "", [("grow", tree)])
     assert accepts(grammar, call("grow", '{"left": {"left": {}, "$ref": "#/$ref"}}'))
     assert not accepts(grammar, call("grow", '{"left": {"left": 1}}'))
     assert not accepts(grammar, call("grow", '{"$ref": 1}'))

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionChunk
 
+from server.chat.call_formats import HERMES
 from server.chat.message_parser import MessageParser
 from server.chat.reasoning import ReasoningSplitter
-from server.chat.tool_calls import HERMES, CallParser
+from server.chat.tool_calls import CallParser
 from server.openai.fields.chat import ChatRequest
 from server.openai.rendering.chat import ChatRendering
 from server.requests.generation import Piece
@@ -33,7 +34,7 @@ def rendering(*, parses: bool = False, **fields: Any) -> ChatRendering:
     )
 
     def parser() -> MessageParser:
-        return MessageParser(ReasoningSplitter(), CallParser(HERMES, ["add"]))
+        return MessageParser(ReasoningSplitter(), CallParser(HERMES, {"add": {}}))
 
     return ChatRendering(request, plan, TOKENIZER, parser if parses else None, "fp_1")
 

@@ -77,6 +77,29 @@ def test_a_call_that_is_cut_off_ends_by_length(qwen: Daemon) -> None:
     assert found["message"]["tool_calls"][0]["function"]["name"] == "add"
 
 
+@pytest.mark.parametrize("stop", [{"stop": "1"}, {"stop": ["}}"]}, {"stop_token_ids": [None]}])
+def test_a_stop_within_a_call_leaves_no_call(qwen: Daemon, stop: dict[str, Any]) -> None:
+    qwen.engine.script = saying(CALL)
+    if "stop_token_ids" in stop:
+        stop = {"stop_token_ids": TOKENIZER.encode("1")}
+    for found in (choice(qwen, tools=[TOOL], **stop), summed(stream(qwen, tools=[TOOL], **stop))):
+        assert found["finish_reason"] == "stop"
+        assert "tool_calls" not in found["message"]
+        assert CALL.startswith(found["message"]["content"])
+    forced = choice(qwen, tools=[TOOL], tool_choice="required", **stop)
+    assert (forced["finish_reason"], forced["message"]["content"]) == ("stop", "")
+
+
+def test_a_stop_string_after_a_call_leaves_the_call(qwen: Daemon) -> None:
+    qwen.engine.script = saying(f"{CALL}\nOver.")
+    for found in (
+        choice(qwen, tools=[TOOL], stop="Over"),
+        summed(stream(qwen, tools=[TOOL], stop="Over")),
+    ):
+        assert found["finish_reason"] == "tool_calls"
+        assert found["message"]["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'
+
+
 @pytest.mark.parametrize("num_tokens", [1, 15, 24, 36])
 def test_what_is_cut_off_before_a_forced_call_is_one_is_not_said(
     qwen: Daemon, num_tokens: int

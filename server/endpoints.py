@@ -14,7 +14,7 @@ from server.chat.end_tokens import find_end_tokens
 from server.grammar.grammars import CheckedGrammars
 from server.lengths.length_predictor import LengthPredictor
 from server.metrics import Metrics
-from server.openai.routes.chat import Chat
+from server.openai.routes.chat import Chat, ConversationPlanner
 from server.openai.routes.completions import Completions
 from server.openai.routes.endpoint import Endpoint
 from server.requests.admission import Admission
@@ -75,12 +75,13 @@ def build_endpoints(
     grammars = CheckedGrammars(tokenizer)
     fingerprint = system_fingerprint(config.model, config.pipeline.pipeline_parallel_size)
     core = (client, admission, planner, generations)
+    conversations = ConversationPlanner(config.chat, planner, tokenizer, template, grammars)
     return Endpoints(
         planner,
         generations,
         template,
         Completions(*core, tokenizer, grammars, fingerprint),
-        Chat(config.chat, *core, tokenizer, template, grammars, fingerprint),
+        Chat(*core, conversations, tokenizer, fingerprint),
         grammars,
     )
 

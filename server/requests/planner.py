@@ -47,6 +47,12 @@ class Planner:
         self._defaults = defaults
         self.token_ids = TokenIds(client, tokenizer)
 
+    @property
+    def max_model_len(self) -> int | None:
+        """The longest sequence in tokens; None before the first pipeline was ready."""
+        ready = self._client.ready
+        return None if ready is None else ready.max_model_len
+
     async def plan(
         self,
         fields: SamplingFields,

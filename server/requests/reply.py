@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from server.http.errors import ApiError
 from server.requests.deadline import NO_DEADLINE, Deadline
 from server.requests.generation import Generation, Piece
 
@@ -19,8 +20,11 @@ class Rendering(Protocol):
     def chunk(self, piece: Piece) -> bytes:
         """Return the events of one piece."""
 
-    def usage(self, usage: dict[str, Any]) -> bytes:
-        """Return the event after the last choice, if the request asked for the usage."""
+    def closing(self, usage: dict[str, Any]) -> bytes:
+        """Return the events that end a stream after the last piece, given the token counts."""
+
+    def failure(self, error: ApiError) -> bytes:
+        """Return the events that end a stream that has failed."""
 
     def take(self, piece: Piece) -> None:
         """Collect a piece of a whole answer."""
@@ -39,7 +43,6 @@ class Reply:
     generation: Generation
     rendering: Rendering
     stream: bool = False
-    include_usage: bool = False
     deadline: Deadline = NO_DEADLINE
 
     async def whole(self) -> bytes:

@@ -10,9 +10,10 @@ import msgspec
 
 from server.chat.message_parser import MessageDelta, MessageParser
 from server.chat.tool_calls import CallDelta
+from server.http.errors import ApiError
 from server.openai.fields.chat import ChatRequest
 from server.openai.rendering.logprobs import chat_logprobs, prompt_logprobs
-from server.openai.rendering.sse import EventFrame
+from server.openai.rendering.sse import EventFrame, failure
 from server.requests.generation import Piece
 from server.requests.logprobs import TokenLogprobs
 from server.requests.plan import Plan
@@ -73,7 +74,7 @@ class ChatRendering:
         self._frame = EventFrame(
             self._head | {"object": "chat.completion.chunk"},
             (b'"delta":{"content":', b"}"),
-            include_usage=request.include_usage and not plan.continuous_usage,
+            include_usage=request.include_usage,
         )
 
     def opening(self) -> bytes:
@@ -108,9 +109,13 @@ class ChatRendering:
             events += self._event({"index": index, "delta": {}} | ending, piece)
         return role + events
 
-    def usage(self, usage: dict[str, Any]) -> bytes:
-        """Return the event after the last choice, which has the token counts and no choices."""
-        return self._frame.no_choice({"usage": usage})
+    def closing(self, usage: dict[str, Any]) -> bytes:
+        """Return the events after the last choice: the token counts, if asked for, and the end."""
+        return self._frame.closing(usage)
+
+    def failure(self, error: ApiError) -> bytes:
+        """Return the events that end a stream that has failed."""
+        return failure(error)
 
     def take(self, piece: Piece) -> None:
         """Collect a piece of a whole answer."""
@@ -182,8 +187,7 @@ class ChatRendering:
         self, choice: dict[str, Any], piece: Piece, beside: dict[str, Any] | None = None
     ) -> bytes:
         nothing = {"logprobs": None, "finish_reason": None}
-        usage = {} if piece.usage is None else {"usage": piece.usage}
-        return self._frame.choice(choice | nothing | choice, (beside or {}) | usage)
+        return self._frame.choice(choice | nothing | choice, beside, usage=piece.usage)
 
     def _parse(self, message: _CollectedMessage, piece: Piece) -> MessageDelta:
         parsed = message.parser.push(piece.text, is_last=piece.finish_reason is not None)

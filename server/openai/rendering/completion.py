@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
+from server.http.errors import ApiError
 from server.openai.fields.completion import CompletionRequest
 from server.openai.rendering.logprobs import CompletionLogprobsBuilder, prompt_logprobs
-from server.openai.rendering.sse import EventFrame
+from server.openai.rendering.sse import EventFrame, failure
 from server.requests.choice import TextReason
 from server.requests.generation import Piece
 from server.requests.plan import Plan
@@ -64,7 +65,7 @@ class CompletionRendering:
         self._frame = EventFrame(
             self._head,
             (b'"text":', b""),
-            include_usage=request.include_usage and not plan.continuous_usage,
+            include_usage=request.include_usage,
         )
         self._collected: dict[int, _Collected] = {}
 
@@ -77,20 +78,24 @@ class CompletionRendering:
         if self._is_plain and piece.finish_reason is None and piece.usage is None:
             return self._frame.text(piece.choice_index, piece.text)
         text, extras = self._shown(piece)
-        usage = {} if piece.usage is None else {"usage": piece.usage}
         index = piece.choice_index
         choice = {"index": index, "text": "", "logprobs": None}
         events = b""
         if text or extras or piece.finish_reason is None:
             part = choice | {"text": text} | extras | {"finish_reason": None}
-            events = self._frame.choice(part, usage)
+            events = self._frame.choice(part, usage=piece.usage)
         if piece.finish_reason is not None:
-            events += self._frame.choice(choice | self._no_tokens(index) | _ending(piece), usage)
+            end = choice | self._no_tokens(index) | _ending(piece)
+            events += self._frame.choice(end, usage=piece.usage)
         return events
 
-    def usage(self, usage: dict[str, Any]) -> bytes:
-        """Return the event after the last choice, which has the token counts and no choices."""
-        return self._frame.no_choice({"usage": usage})
+    def closing(self, usage: dict[str, Any]) -> bytes:
+        """Return the events after the last choice: the token counts, if asked for, and the end."""
+        return self._frame.closing(usage)
+
+    def failure(self, error: ApiError) -> bytes:
+        """Return the events that end a stream that has failed."""
+        return failure(error)
 
     def take(self, piece: Piece) -> None:
         """Collect a piece of a whole answer."""

@@ -42,6 +42,7 @@ class EventFrame:
     def __init__(
         self, head: dict[str, Any], around_text: tuple[bytes, bytes], *, include_usage: bool
     ) -> None:
+        self._include_usage = include_usage
         self._prefix = b"data: " + _encode(head)[:-1] + b',"choices":['
         self._suffix = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
         self._before_text, after_text = around_text
@@ -57,20 +58,33 @@ class EventFrame:
             self._after_text,
         )
 
-    def choice(self, choice: dict[str, Any], beside: dict[str, Any] | None = None) -> bytes:
+    def choice(
+        self,
+        choice: dict[str, Any],
+        beside: dict[str, Any] | None = None,
+        *,
+        usage: dict[str, Any] | None = None,
+    ) -> bytes:
         """Return the event of a choice, with the fields `beside` next to the choices."""
+        suffix = self._suffix
+        if usage is not None:
+            suffix = b'],"usage":' + _encode(usage) + b"}\n\n"
         if not beside:
-            return self._prefix + _encode(choice) + self._suffix
-        return self._prefix + _encode(choice) + b"]," + _encode(beside)[1:-1] + self._suffix[1:]
+            return self._prefix + _encode(choice) + suffix
+        return self._prefix + _encode(choice) + b"]," + _encode(beside)[1:-1] + suffix[1:]
 
     def no_choice(self, fields: dict[str, Any]) -> bytes:
         """Return an event without choices, such as the usage."""
         return self._prefix + b"]," + _encode(fields)[1:] + b"\n\n"
 
+    def closing(self, usage: dict[str, Any]) -> bytes:
+        """Return the events after the last choice: the usage, if it was asked for, and the end."""
+        return (self.no_choice({"usage": usage}) if self._include_usage else b"") + DONE
 
-def error_event(error: ApiError) -> bytes:
-    """Return the event for a failure after the stream has begun."""
-    return b"data: " + error.body() + b"\n\n"
+
+def failure(error: ApiError) -> bytes:
+    """Return the events for a failure after a stream of choices has begun."""
+    return b"data: " + error.body() + b"\n\n" + DONE
 
 
 async def write_events(
@@ -89,7 +103,7 @@ async def write_events(
         await DirectWriter(generation, rendering, connection, comment_interval_s).run()
     else:
         await _write_each(generation, rendering, send, comment_interval_s)
-    return rendering.usage(generation.usage()) if reply.include_usage else b""
+    return rendering.closing(generation.usage())
 
 
 async def _write_each(

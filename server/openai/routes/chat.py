@@ -1,7 +1,8 @@
 """/v1/chat/completions: renders a conversation and plans its answers."""
 
 import logging
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from server.chat import reasoning
 from server.chat.call_formats import CallFormat
 from server.chat.chat_template import ChatTemplate, continued
 from server.chat.message_formats import formats_of
+from server.chat.message_parser import MessageParser
 from server.chat.tool_choice import ToolChoice, parameters_param, tool_choice
 from server.grammar import grammar_text
 from server.grammar.grammars import CheckedGrammars, check_text
@@ -39,23 +41,18 @@ class Chat(Endpoint[ChatRequest]):
 
     def __init__(
         self,
-        config: ChatConfig,
         client: EngineClient,
         admission: Admission,
         planner: Planner,
         generations: Generations,
+        conversations: "ConversationPlanner",
         tokenizer: Tokenizer,
-        template: ChatTemplate,
-        grammars: CheckedGrammars,
         fingerprint: str,
     ) -> None:
         super().__init__(client, admission, planner, generations)
+        self._conversations = conversations
         self._tokenizer = tokenizer
-        self._template = template
-        self._grammars = grammars
         self._fingerprint = fingerprint
-        self._formats = formats_of(config, template.source)
-        logger.info("chat: %s", self._formats if template.source else "no chat template")
 
     def _parse(self, body: bytes) -> ChatRequest:
         return parse_chat(body)
@@ -69,7 +66,53 @@ class Chat(Endpoint[ChatRequest]):
     async def _plan(
         self, fields: ChatRequest, num_bytes: int, *, offline: bool
     ) -> tuple[Plan, Rendering]:
-        request = fields
+        planned = await self._conversations.plan(fields, num_bytes, offline=offline)
+        rendering = ChatRendering(
+            fields,
+            planned.plan,
+            self._tokenizer,
+            planned.new_parser,
+            self._fingerprint,
+            echo=planned.echo,
+        )
+        return planned.plan, rendering
+
+
+@dataclass(frozen=True)
+class PlannedConversation:
+    """A plan, and what its rendering needs.
+
+    `new_parser` creates a choice's parser, if there is one. `echo` is the beginning of the message
+    that the prompt already contains, if the request asks to return it.
+    """
+
+    plan: Plan
+    new_parser: Callable[[], MessageParser] | None
+    echo: str
+
+
+class ConversationPlanner:
+    """Plans conversations, for every endpoint that takes them."""
+
+    def __init__(
+        self,
+        config: ChatConfig,
+        planner: Planner,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        grammars: CheckedGrammars,
+    ) -> None:
+        self._planner = planner
+        self._tokenizer = tokenizer
+        self._template = template
+        self._grammars = grammars
+        self._formats = formats_of(config, template.source)
+        logger.info("chat: %s", self._formats if template.source else "no chat template")
+
+    async def plan(
+        self, request: ChatRequest, num_bytes: int, *, offline: bool
+    ) -> PlannedConversation:
+        """Plan the answers to a conversation, whose body has `num_bytes`. Raises `ApiError`."""
         self._planner.check_num_logprobs(request.num_logprobs, "top_logprobs")
         choice = self._tool_choice(request)
         conversation = replace(
@@ -115,15 +158,7 @@ class Chat(Endpoint[ChatRequest]):
             # Otherwise a stop string within a call would leave half a call.
             only_whole=bool(plan.stop_strings or plan.own_stop_ids),
         )
-        rendering = ChatRendering(
-            request,
-            plan,
-            self._tokenizer,
-            parser,
-            self._fingerprint,
-            echo=echo,
-        )
-        return plan, rendering
+        return PlannedConversation(plan, parser, echo)
 
     def _tool_choice(self, request: ChatRequest) -> ToolChoice:
         """Return the tool choice. Raises `ApiError` (400), also if the prompt omits the tools."""
@@ -196,8 +231,7 @@ class Chat(Endpoint[ChatRequest]):
         It is the largest power of two in half of the answer's limit: a grammar is checked for each
         limit, and few different ones are soon known.
         """
-        ready = self._client.ready
-        limit = request.answer_tokens or (ready.max_model_len if ready else None)
+        limit = request.answer_tokens or self._planner.max_model_len
         return None if limit is None else 1 << max(0, (limit // 2).bit_length() - 1)
 
     async def _check_each_tool(

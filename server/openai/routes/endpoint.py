@@ -57,9 +57,7 @@ class Endpoint(ABC, Generic[Fields]):
                 self._admission.check(
                     num_sequences, plan.num_prompt_tokens, low_priority=fields.low_priority
                 )
-        return Reply(
-            self._generations.of(plan), rendering, fields.stream, fields.include_usage, deadline
-        )
+        return Reply(self._generations.of(plan), rendering, fields.stream, deadline)
 
     @abstractmethod
     def _parse(self, body: bytes) -> Fields:

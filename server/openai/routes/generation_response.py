@@ -1,7 +1,7 @@
 """The generation response: prepares a request and writes its answer, whole or as a stream.
 
-The response ends when the client disconnects. A stream that has begun ends with `[DONE]`, unless
-the client has disconnected.
+The response ends when the client disconnects. A stream that has begun ends with the events of its
+rendering, unless the client has disconnected.
 """
 
 import logging
@@ -17,7 +17,7 @@ from server.http.connection import Connection, connection_of, run_while_connecte
 from server.http.drain import Drain
 from server.http.errors import ApiError, failed
 from server.metrics import Metrics
-from server.openai.rendering.sse import DONE, HEADERS, error_event, send_body, write_events
+from server.openai.rendering.sse import HEADERS, send_body, write_events
 from server.openai.routes.endpoint import Endpoint
 from server.openai.routes.request_log import log_request
 from server.requests.reply import Reply
@@ -116,11 +116,12 @@ class GenerationResponse(Response):
                 self._outcome = "success"
             except ApiError as error:
                 self._outcome = _OUTCOMES.get(error.status, "error")
-                end = error_event(error)
+                end = reply.rendering.failure(error)
             except OSError:
                 raise
             # A bug is logged, and the client receives an error event.
             except Exception:
                 logger.exception("a stream ended in a bug")
-                end = error_event(failed("The server had an error while processing your request."))
-        await send_body(send, end + DONE, more=False)
+                bug = failed("The server had an error while processing your request.")
+                end = reply.rendering.failure(bug)
+        await send_body(send, end, more=False)

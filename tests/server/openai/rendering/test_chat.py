@@ -14,6 +14,7 @@ from server.chat.reasoning import ReasoningSplitter
 from server.chat.tool_calls import CallParser
 from server.openai.fields.chat import ChatRequest
 from server.openai.rendering.chat import ChatRendering
+from server.openai.rendering.sse import DONE
 from server.requests.generation import Piece
 from server.requests.logprobs import TokenLogprobs
 from server.requests.plan import Plan
@@ -116,7 +117,9 @@ def test_each_event_may_have_the_usage_so_far(parses: bool) -> None:
         assert [event["usage"] for event in events(found.chunk(piece))] == [usage] * (
             2 if piece.text else 1
         )
-    assert events(found.usage(usage))[-1]["usage"] == usage
+    closing = found.closing(usage)
+    assert closing.endswith(DONE)
+    assert events(closing.removesuffix(DONE))[-1]["usage"] == usage
 
 
 def test_text_that_may_become_a_call_makes_no_event() -> None:

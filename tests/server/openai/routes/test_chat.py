@@ -8,7 +8,7 @@ from server.chat.chat_template import ChatTemplate
 from server.grammar.grammars import CheckedGrammars
 from server.lengths.length_predictor import LengthPredictor
 from server.metrics import Metrics
-from server.openai.routes.chat import Chat
+from server.openai.routes.chat import Chat, ConversationPlanner
 from server.requests.admission import Admission
 from server.requests.engine_client import EngineClient
 from server.requests.engine_metrics import EngineCollector
@@ -126,15 +126,16 @@ def test_a_batchs_request_has_low_priority(tmp_path: Path) -> None:
     metrics = Metrics(EngineCollector(client))
     predictor = LengthPredictor(settings.predictor, settings.runtime, MODEL, metrics)
     limits = settings.server.limits
+    planner = Planner(settings.model, limits.max_logprobs, client, tokenizer, (0,))
     chat = Chat(
-        settings.chat,
         client,
         Admission(limits, client),
-        Planner(settings.model, limits.max_logprobs, client, tokenizer, (0,)),
+        planner,
         Generations(client, tokenizer, metrics, predictor),
+        ConversationPlanner(
+            settings.chat, planner, tokenizer, ChatTemplate(tokenizer), CheckedGrammars(tokenizer)
+        ),
         tokenizer,
-        ChatTemplate(tokenizer),
-        CheckedGrammars(tokenizer),
         "fp",
     )
     body = json.dumps({"model": MODEL, "messages": [USER]}).encode()

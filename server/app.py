@@ -22,6 +22,8 @@ from server.openai.fields.batch import CreateBatch
 from server.openai.fields.chat import ChatRequest
 from server.openai.fields.chat_answer import ChatCompletion, ChatCompletionChunk
 from server.openai.fields.completion import Completion, CompletionChunk, CompletionRequest
+from server.openai.fields.responses import ResponsesRequest
+from server.openai.fields.responses_answer import ResponseObject, ResponseStreamEvent
 from server.openai.routes.generation_route import GenerationRoute
 from server.openai.routes.operations import Operations
 from server.openai.routes.tokenization import DetokenizeRequest, Tokenization, TokenizeRequest
@@ -98,6 +100,14 @@ def _generation_routes(
         },
         summary="Answer a conversation",
     )
+    yield new_route(
+        endpoints.responses,
+        request=ResponsesRequest,
+        response=ResponseObject,
+        chunk=ResponseStreamEvent,
+        example={"model": model, "input": "Count to seven in words."},
+        summary="Answer a conversation, in the format of the Responses API",
+    )
 
 
 def _empty_app(config: ServerConfig) -> App:
@@ -109,6 +119,8 @@ def _empty_app(config: ServerConfig) -> App:
             CompletionChunk,
             ChatRequest,
             ChatCompletionChunk,
+            ResponsesRequest,
+            ResponseStreamEvent,
             CreateBatch,
             TokenizeRequest,
             DetokenizeRequest,

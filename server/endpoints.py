@@ -17,6 +17,7 @@ from server.metrics import Metrics
 from server.openai.routes.chat import Chat, ConversationPlanner
 from server.openai.routes.completions import Completions
 from server.openai.routes.endpoint import Endpoint
+from server.openai.routes.responses import Responses
 from server.requests.admission import Admission
 from server.requests.engine_client import EngineClient
 from server.requests.generation import Generations
@@ -24,7 +25,7 @@ from server.requests.planner import Planner
 from server.requests.sampling_defaults import load_sampling_defaults
 from server.text.tokenizer import Tokenizer
 
-PATHS = (Completions.path, Chat.path)
+PATHS = (Completions.path, Chat.path, Responses.path)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Endpoints:
     chat_template: ChatTemplate
     completions: Completions
     chat: Chat
+    responses: Responses
     grammars: CheckedGrammars
 
     def close(self) -> None:
@@ -44,7 +46,7 @@ class Endpoints:
 
     def all(self) -> list[Endpoint[Any]]:
         """The endpoints of `PATHS`, in that order."""
-        return [self.completions, self.chat]
+        return [self.completions, self.chat, self.responses]
 
 
 def build_endpoints(
@@ -82,6 +84,7 @@ def build_endpoints(
         template,
         Completions(*core, tokenizer, grammars, fingerprint),
         Chat(*core, conversations, tokenizer, fingerprint),
+        Responses(*core, conversations, tokenizer),
         grammars,
     )
 

@@ -33,6 +33,8 @@ from server.openai.fields.completion import (
     CompletionRequest,
     ModelList,
 )
+from server.openai.fields.responses import ResponsesRequest
+from server.openai.fields.responses_answer import ResponseObject
 
 Status = Literal["supported", "refused", "ignored", "not sent"]
 
@@ -112,6 +114,12 @@ CHAT = ApiBody(
         "messages[].content[].file": _TEXT_ONLY,
     },
 )
+RESPONSES = ApiBody(
+    "`POST /v1/responses`",
+    ResponsesRequest,
+    note="Input items, their parts, tools and choices of other types than those listed are refused "
+    "with the path of their `type`.",
+)
 BODIES = (
     COMPLETION,
     CHAT,
@@ -149,6 +157,36 @@ BODIES = (
         },
         beside=(ChatCompletion,),
         note="As the chat completion, except for:",
+    ),
+    RESPONSES,
+    ApiBody(
+        "A response",
+        ResponseObject,
+        is_answer=True,
+        lacks={
+            "access_programs": "nothing is restricted",
+            "conversation": "nothing is stored",
+            "error.misalignment": "nothing is moderated",
+            "error.param": "only in the event before",
+            "error.type": "only in the event before",
+            "image": "answers are text",
+            "input_transformations": "nothing is withheld",
+            "moderation": "nothing is moderated",
+            "output[].async": "calls are not asynchronous",
+            "output[].caller": "only the model calls",
+            "output[].content[].refusal": "a refusal is text",
+            "output[].created_by": "only the model writes items",
+            "output[].namespace": "functions have no namespaces",
+            "output[].output": "functions run at the client",
+            "output[].phase": "not known",
+            "prompt": "nothing is stored",
+            "prompt_cache_diagnostics": "nothing is cached",
+            "prompt_cache_options": "nothing is cached",
+            "prompt_cache_retention": "nothing is cached",
+            "tool_usage": "there are no hosted tools",
+            "usage.input_tokens_details.cache_write_tokens_details": "nothing is cached",
+        },
+        note="Items of other types than those listed do not occur.",
     ),
     ApiBody("`POST /v1/files`", UploadForm, note="A form (multipart/form-data):"),
     ApiBody("`GET /v1/files`", FileQuery, note="In the query:"),

@@ -1,6 +1,7 @@
 """Error responses: every failure is answered with OpenAI's error body and the right status."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 
 import msgspec
 from fastapi import FastAPI, Request
@@ -12,6 +13,25 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
+_QUOTED = re.compile(r"'([^']*)'")
+# The paths without parameters, for clients that ask for another path.
+SERVED_PATHS = (
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/models",
+    "/v1/files",
+    "/v1/batches",
+    "/tokenize",
+    "/detokenize",
+    "/health",
+    "/ready",
+    "/load",
+    "/version",
+    "/metrics",
+)
+# Paths below which OpenAI keeps the answers.
+_NOT_STORED = ("/v1/responses", "/v1/chat/completions")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 RETRY_AFTER_S = 1
 CLIENT_CLOSED_REQUEST = 499  # only for the access log, after the client has gone; nginx's number
@@ -49,6 +69,23 @@ class ApiError(Exception):
         self.status = status
         self.headers = dict(headers or {})
         self._error = {"message": message, "type": kind, "param": param, "code": code}
+
+    @property
+    def details(self) -> dict[str, str | None]:
+        """The message, the field at fault and the code."""
+        return {name: self._error[name] for name in ("code", "message", "param")}
+
+    def renamed(self, rename: Callable[[str], str]) -> "ApiError":
+        """The same error about a request in which fields have other names."""
+        error, param = self._error, self._error["param"]
+        return ApiError(
+            self.status,
+            _QUOTED.sub(lambda quoted: f"'{rename(quoted[1])}'", str(self)),
+            kind=error["type"] or "",
+            param=None if param is None else rename(param),
+            code=error["code"],
+            headers=self.headers,
+        )
 
     def body(self) -> bytes:
         """The error body as JSON."""
@@ -129,12 +166,24 @@ async def _answer(_request: Request, error: Exception) -> Response:
 async def _answer_framework(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     where = f"{request.method} {request.url.path}"
-    messages = {404: f"Invalid URL ({where})", 405: f"Method not allowed ({where})"}
-    message = messages.get(error.status_code, str(error.detail))
+    if error.status_code == 404:
+        message = f"Invalid URL ({where}). {_what_is_served(request)}"
+        return ApiError(404, message, code="unknown_url").response()
+    is_method = error.status_code == 405
+    message = f"Method not allowed ({where})" if is_method else str(error.detail)
     headers = dict(error.headers or {})
-    if error.status_code == 405:  # static files are mounted and have no route
+    if is_method:  # static files are mounted and have no route
         headers["Allow"] = ", ".join(_allowed_methods(request)) or "GET"
     return ApiError(error.status_code, message, headers=headers).response()
+
+
+def _what_is_served(request: Request) -> str:
+    """Say what a client may ask for instead of an unknown path."""
+    path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+    kept = next((parent for parent in _NOT_STORED if path.startswith(f"{parent}/")), None)
+    if kept is not None:
+        return f"This server stores nothing of POST {kept}: its answers cannot be fetched later."
+    return f"This server serves {', '.join(SERVED_PATHS)}."
 
 
 def _allowed_methods(request: Request) -> list[str]:

@@ -44,10 +44,16 @@ class _OutputDetails(msgspec.Struct):
 
 
 class _AnswerUsage(msgspec.Struct):
+    """Token counts, under the names of completions and chats, or under those of responses."""
+
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    input_tokens_details: _PromptDetails | None = None
+    output_tokens_details: _OutputDetails | None = None
 
 
 class _AnswerBody(msgspec.Struct):
@@ -166,11 +172,12 @@ class Answers:
         self.custom_ids.add(answer.custom_id)
         self._num_successes += answer.is_success
         if answer.usage is not None:
-            usage, of_prompt = answer.usage, answer.usage.prompt_tokens_details
-            of_output = usage.completion_tokens_details
-            self._usage[0] += usage.prompt_tokens
+            usage = answer.usage
+            of_prompt = usage.prompt_tokens_details or usage.input_tokens_details
+            of_output = usage.completion_tokens_details or usage.output_tokens_details
+            self._usage[0] += usage.prompt_tokens or usage.input_tokens
             self._usage[1] += (of_prompt and of_prompt.cached_tokens) or 0
-            self._usage[2] += usage.completion_tokens
+            self._usage[2] += usage.completion_tokens or usage.output_tokens
             self._usage[3] += (of_output and of_output.reasoning_tokens) or 0
 
 

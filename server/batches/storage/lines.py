@@ -63,6 +63,7 @@ class _Lengths(msgspec.Struct):
 
     expected_tokens: msgspec.Raw = msgspec.Raw()
     max_completion_tokens: msgspec.Raw = msgspec.Raw()
+    max_output_tokens: msgspec.Raw = msgspec.Raw()
     max_tokens: msgspec.Raw = msgspec.Raw()
 
 
@@ -117,7 +118,8 @@ def longest_answer(body: bytes) -> int:
     This is the expected length if given, else the limit; without both, the length is unlimited.
     """
     given = _decode_lengths(body)
-    for length in (given.expected_tokens, given.max_completion_tokens, given.max_tokens):
+    limits = (given.max_output_tokens, given.max_completion_tokens, given.max_tokens)
+    for length in (given.expected_tokens, *limits):
         digits = bytes(length)
         if digits.isdigit() and len(digits) <= len(str(ANY_LENGTH)):
             return int(digits)

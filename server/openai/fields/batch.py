@@ -161,7 +161,9 @@ class CreateBatch(Body):
 
     input_file_id: str = Field(description="a file with the purpose batch")
     endpoint: str = Field(
-        description="of all its requests: only /v1/completions and /v1/chat/completions"
+        description=(
+            "of all its requests: only /v1/completions, /v1/chat/completions and /v1/responses"
+        )
     )
     completion_window: str = Field(description="24h, or another number of s, m, h or d")
     metadata: (

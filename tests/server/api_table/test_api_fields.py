@@ -22,11 +22,12 @@ from openai.types import (
     file_list_params,
 )
 from openai.types import Model as OpenAIModel
+from openai.types import responses as openai_responses
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.chat import completion_create_params as chat_create_params
 from typing_extensions import get_type_hints, is_typeddict
 
-from server.api_table.api_fields import BODIES, CHAT, COMPLETION, ApiBody, FieldRow
+from server.api_table.api_fields import BODIES, CHAT, COMPLETION, RESPONSES, ApiBody, FieldRow
 from server.http.errors import ErrorBody
 from server.openai.fields import batch, chat_answer, completion
 from tests.server.batches.world import official
@@ -41,6 +42,8 @@ CLIENT: dict[str, Any] = {
     "A chunk of a completion": Completion,
     "A chat completion": ChatCompletion,
     "A chunk of a chat completion": ChatCompletionChunk,
+    "`POST /v1/responses`": openai_responses.response_create_params.ResponseCreateParamsStreaming,
+    "A response": openai_responses.Response,
     "`POST /v1/files`": file_create_params.FileCreateParams,
     "`GET /v1/files`": file_list_params.FileListParams,
     "A file": FileObject,
@@ -56,6 +59,15 @@ ENVELOPE = {"first_id", "last_id", "has_more", "object"}
 ARRAYS = {list, Iterable, Sequence, SequenceNotStr}
 TRANSPARENT = {Union, types.UnionType}
 QUALIFIERS = {Annotated, Required, NotRequired}
+# The types of a response's items, parts, tools and choices that are supported; the fields of the
+# others are not in the table.
+OF_RESPONSES = {
+    *("message", "function_call", "function_call_output", "reasoning"),
+    *("input_text", "output_text", "refusal", "reasoning_text", "summary_text"),
+    *("function", "allowed_tools", "text", "json_object", "json_schema"),
+}
+# Fields that have no type in the client.
+ANY_OBJECTS = ("tool_choice.allowed_tools.tools[]", "tool_choice.tools[]")
 BESIDE = [body for body in BODIES if body.title in CLIENT]
 # A value of each refused field that is not its neutral value.
 REFUSED: dict[str, Any] = {
@@ -65,6 +77,15 @@ REFUSED: dict[str, Any] = {
     "audio": {"voice": "alloy", "format": "mp3"},
     "web_search_options": {"search_context_size": "low"},
     "moderation": {"model": "x"},
+    "previous_response_id": "resp_1",
+    "conversation": "conv_1",
+    "prompt": {"id": "pmpt_1"},
+    "context_management": [{"type": "compaction", "compact_threshold": 1000}],
+    "response_format": {"type": "json_object"},
+    "max_tokens": 5,
+    "max_completion_tokens": 5,
+    "prompt_logprobs": 1,
+    "return_token_ids": True,
     "messages[].audio": [{"role": "assistant", "content": "a", "audio": {"id": "x"}}],
     "messages[].function_call": [
         {"role": "assistant", "content": "a", "function_call": {"name": "f", "arguments": ""}}
@@ -96,7 +117,12 @@ def client_fields(kind: Any, path: str = "") -> Iterator[tuple[str, set[str]]]:
     if is_typeddict(kind):
         hints = get_type_hints(kind)
     elif isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
-        hints = {name: field.annotation for name, field in kind.model_fields.items()}
+        fields = kind.model_fields.items()
+        hints = {field.alias or name: field.annotation for name, field in fields}
+    if path and "openai.types.responses" in getattr(kind, "__module__", ""):
+        types = set(values_of(hints.get("type")))
+        if types and types.isdisjoint(OF_RESPONSES):
+            return
     for name, hint in hints.items():
         inner = f"{path}.{name}" if path else name
         yield inner, set(values_of(hint))
@@ -132,7 +158,7 @@ def rows_of(body: ApiBody) -> dict[str, FieldRow]:
 
 def covers(row: FieldRow, path: str) -> bool:
     """Whether a field is inside one that is not supported, or always empty."""
-    is_closed = row.status != "supported" or row.words.startswith("always")
+    is_closed = row.status != "supported" or row.words.startswith(("always", "of the request"))
     return is_closed and row.holds(path)
 
 
@@ -169,7 +195,7 @@ def test_every_field_of_the_official_client_is_in_the_table(body: ApiBody) -> No
 def test_a_field_is_marked_as_openais_only_if_its_client_has_it(body: ApiBody) -> None:
     client = {path for path, _ in client_fields(CLIENT[body.title])} | ENVELOPE
     for path, row in rows_of(body).items():
-        if path.startswith("tool_choice.allowed_tools.tools[]"):  # any objects in the client
+        if path.startswith(ANY_OBJECTS):
             continue
         assert (row.owner == "OpenAI") == (path in client), path
 
@@ -198,12 +224,16 @@ def words_of(row: FieldRow) -> set[str]:
     return set(row.words.replace("`", " ").replace(",", " ").replace(";", " ").split())
 
 
-@pytest.mark.parametrize("body", [COMPLETION, CHAT], ids=lambda body: body.title)
+OWN: dict[str, Any] = {
+    COMPLETION.title: {"prompt": "hi"},
+    CHAT.title: {"messages": [{"role": "user", "content": "hi"}]},
+    RESPONSES.title: {"input": "hi"},
+}
+
+
+@pytest.mark.parametrize("body", [COMPLETION, CHAT, RESPONSES], ids=lambda body: body.title)
 def test_fields_marked_as_refused_are_refused(daemon: Daemon, body: ApiBody) -> None:
-    path = "/v1/completions" if body is COMPLETION else "/v1/chat/completions"
-    own: dict[str, Any] = {"prompt": "hi"}
-    if body is CHAT:
-        own = {"messages": [{"role": "user", "content": "hi"}]}
+    path, own = body.title.strip("`").removeprefix("POST "), OWN[body.title]
     refused = [row.path for row in body.rows() if row.status == "refused"]
     assert refused
     for name in refused:

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.http import errors
 from tests.server.world import MODEL, Daemon, serving
 
 REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
@@ -169,7 +170,57 @@ def test_unknown_paths_and_methods_have_the_error_body(
 ) -> None:
     response = daemon.http.request(method, daemon.url + path)
     assert response.status_code == status
-    assert response.json()["error"]["message"] == words
+    assert response.json()["error"]["message"].startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/embeddings"),
+        ("POST", "/v1/audio/speech"),
+        ("POST", "/v1/images/generations"),
+        ("POST", "/v1/moderations"),
+        ("GET", "/v1/fine_tuning/jobs"),
+        ("POST", "/v1/threads/thread_1/runs"),
+        ("GET", "/v1/vector_stores/vs_1/files"),
+        ("POST", "/v1/uploads"),
+        ("POST", "/v1/realtime/sessions"),
+        ("POST", "/v1/conversations"),
+        ("GET", "/v1/evals"),
+    ],
+)
+def test_what_openai_has_and_this_server_has_not_is_404_with_what_is_served(
+    daemon: Daemon, method: str, path: str
+) -> None:
+    response = daemon.http.request(method, daemon.url + path)
+    assert response.status_code == 404
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "unknown_url")
+    assert error["message"].startswith(f"Invalid URL ({method} {path}). This server serves /v1/")
+    assert error["message"].endswith(f"{', '.join(errors.SERVED_PATHS)}.")
+
+
+def test_the_served_paths_are_those_of_the_document(daemon: Daemon) -> None:
+    paths = daemon.get("/openapi.json").json()["paths"]
+    assert set(errors.SERVED_PATHS) == {path for path in paths if "{" not in path}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/responses/resp_1"),
+        ("DELETE", "/v1/responses/resp_1"),
+        ("POST", "/v1/responses/resp_1/cancel"),
+        ("GET", "/v1/responses/resp_1/input_items"),
+        ("GET", "/v1/chat/completions/chatcmpl-1/messages"),
+    ],
+)
+def test_answers_that_were_not_stored_are_404_in_words(
+    daemon: Daemon, method: str, path: str
+) -> None:
+    response = daemon.http.request(method, daemon.url + path)
+    assert response.status_code == 404
+    assert "stores nothing of POST /v1/" in response.json()["error"]["message"]
 
 
 def test_a_body_that_is_too_large_is_413(tmp_path: Path) -> None:
@@ -193,7 +244,7 @@ def test_a_wrong_method_is_answered_with_all_methods_of_the_path(daemon: Daemon)
 def test_a_slash_too_many_is_404_and_no_redirect(daemon: Daemon) -> None:
     response = daemon.http.get(f"{daemon.url}/health/")
     assert response.status_code == 404
-    assert response.json()["error"]["message"] == "Invalid URL (GET /health/)"
+    assert response.json()["error"]["message"].startswith("Invalid URL (GET /health/)")
 
 
 def test_a_wrong_parameter_of_the_query_is_400_and_named(daemon: Daemon) -> None:

@@ -1,0 +1,170 @@
+"""The output of a response: its items, and the events that tell how they grow.
+
+Reasoning, messages and calls are items of their own, one after the other: an item ends when another
+one begins. Reference: https://platform.openai.com/docs/api-reference/responses-streaming.
+"""
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import msgspec
+
+from server.chat.message_parser import MessageDelta
+from server.chat.tool_calls import CallDelta
+
+Event = dict[str, Any]
+Logprobs = list[msgspec.Raw]
+
+
+@dataclass(slots=True)
+class _Text:
+    """A reasoning or a message; `kind` is the type of its one part."""
+
+    kind: str
+    item_id: str
+    texts: list[str] = field(default_factory=list)
+    logprobs: Logprobs = field(default_factory=list)
+
+    _PREFIXES: ClassVar[dict[str, str]] = {"reasoning_text": "rs", "output_text": "msg"}
+
+    @classmethod
+    def of(cls, kind: str) -> "_Text":
+        return cls(kind, _new_id(cls._PREFIXES[kind]))
+
+    @property
+    def _is_message(self) -> bool:
+        return self.kind == "output_text"
+
+    def begin(self) -> Iterator[Event]:
+        part = self._part("", [])
+        yield {"type": "response.content_part.added", "content_index": 0, "part": part}
+
+    def push(self, text: str, logprobs: Logprobs) -> Iterator[Event]:
+        self.texts.append(text)
+        self.logprobs += logprobs
+        event = {"type": f"response.{self.kind}.delta", "content_index": 0, "delta": text}
+        yield event | ({"logprobs": logprobs} if self._is_message else {})
+
+    def end(self) -> Iterator[Event]:
+        text = "".join(self.texts)
+        event = {"type": f"response.{self.kind}.done", "content_index": 0, "text": text}
+        yield event | ({"logprobs": self.logprobs} if self._is_message else {})
+        part = self._part(text, self.logprobs)
+        yield {"type": "response.content_part.done", "content_index": 0, "part": part}
+
+    def item(self, status: str) -> dict[str, Any]:
+        begun = status != "in_progress"
+        content = [self._part("".join(self.texts), self.logprobs)] if begun else []
+        head = {"id": self.item_id, "status": status, "content": content}
+        if self._is_message:
+            return {"type": "message", "role": "assistant"} | head
+        return {"type": "reasoning", "summary": [], "encrypted_content": None} | head
+
+    def _part(self, text: str, logprobs: Logprobs) -> dict[str, Any]:
+        part: dict[str, Any] = {"type": self.kind, "text": text}
+        return part | ({"annotations": [], "logprobs": logprobs} if self._is_message else {})
+
+
+@dataclass(slots=True)
+class _Call:
+    """A function call."""
+
+    call_index: int
+    name: str
+    item_id: str = field(default_factory=lambda: _new_id("fc"))
+    call_id: str = field(default_factory=lambda: _new_id("call"))
+    arguments: list[str] = field(default_factory=list)
+
+    def begin(self) -> Iterator[Event]:
+        yield from ()
+
+    def push(self, arguments: str) -> Iterator[Event]:
+        self.arguments.append(arguments)
+        yield {"type": "response.function_call_arguments.delta", "delta": arguments}
+
+    def end(self) -> Iterator[Event]:
+        event = {"type": "response.function_call_arguments.done", "name": self.name}
+        yield event | {"arguments": "".join(self.arguments)}
+
+    def item(self, status: str) -> dict[str, Any]:
+        return {
+            "type": "function_call",
+            "id": self.item_id,
+            "status": status,
+            "call_id": self.call_id,
+            "name": self.name,
+            "arguments": "".join(self.arguments),
+        }
+
+
+class ResponseOutput:
+    """The items so far; each method returns the events about what has changed."""
+
+    def __init__(self) -> None:
+        self.items: list[dict[str, Any]] = []  # those that have ended
+        self._open: _Text | _Call | None = None
+
+    def push(self, delta: MessageDelta, logprobs: Logprobs) -> Iterator[Event]:
+        """Add the new parts of the message; `logprobs` are those of the content's tokens."""
+        if delta.reasoning:
+            yield from self._push_text("reasoning_text", delta.reasoning, [])
+        if delta.content:
+            yield from self._push_text("output_text", delta.content, logprobs)
+        for call in delta.calls:
+            yield from self._push_call(call)
+
+    def finish(self, status: str) -> Iterator[Event]:
+        """End the last item with this status. An answer without any item has an empty message."""
+        if self._open is None and not self.items:
+            yield from self._begin(_Text.of("output_text"))
+        yield from self._end(status)
+
+    def _push_text(self, kind: str, text: str, logprobs: Logprobs) -> Iterator[Event]:
+        item = self._open
+        if not isinstance(item, _Text) or item.kind != kind:
+            item = _Text.of(kind)
+            yield from self._begin(item)
+        yield from self._placed(item, item.push(text, logprobs))
+
+    def _push_call(self, part: CallDelta) -> Iterator[Event]:
+        item = self._open
+        if not isinstance(item, _Call) or item.call_index != part.call_index:
+            assert part.name is not None, "a call begins with its name"
+            item = _Call(part.call_index, part.name)
+            yield from self._begin(item)
+        if part.arguments:
+            yield from self._placed(item, item.push(part.arguments))
+
+    def _begin(self, item: _Text | _Call) -> Iterator[Event]:
+        yield from self._end("completed")
+        self._open = item
+        yield self._item_event("added", item.item("in_progress"))
+        yield from self._placed(item, item.begin())
+
+    def _end(self, status: str) -> Iterator[Event]:
+        item, self._open = self._open, None
+        if item is None:
+            return
+        yield from self._placed(item, item.end())
+        ended = item.item(status)
+        yield self._item_event("done", ended)
+        self.items.append(ended)
+
+    def _item_event(self, change: str, item: dict[str, Any]) -> Event:
+        output_index = len(self.items)
+        return {
+            "type": f"response.output_item.{change}",
+            "output_index": output_index,
+            "item": item,
+        }
+
+    def _placed(self, item: _Text | _Call, events: Iterator[Event]) -> Iterator[Event]:
+        """Say which item the events are about."""
+        for event in events:
+            yield event | {"item_id": item.item_id, "output_index": len(self.items)}
+
+
+def _new_id(prefix: str) -> str:
+    return f"{prefix}_{uuid.uuid4().hex[:24]}"

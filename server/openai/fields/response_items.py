@@ -214,7 +214,7 @@ def _read_item(value: object, path: str) -> Item:
     kind = value.get("type")
     if kind is None:
         kind = "message" if "role" in value else "item_reference"
-    if kind not in _ITEMS:
+    if not isinstance(kind, str) or kind not in _ITEMS:
         raise _unknown_item(kind, f"{path}.type")
     for field in ("content", "output"):
         _check_parts(kind, value.get(field), f"{path}.{field}")

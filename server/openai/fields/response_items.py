@@ -55,11 +55,14 @@ def _as_parts(content: object) -> object:
     if not isinstance(content, list):
         return content
     return [
-        {"type": "output_text", "text": part.get("refusal")}
-        if isinstance(part, dict) and part.get("type") == "refusal"
-        else part
+        _as_text(part) if isinstance(part, dict) and part.get("type") == "refusal" else part
         for part in content
     ]
+
+
+def _as_text(refusal: dict[str, Any]) -> dict[str, Any]:
+    others = {name: value for name, value in refusal.items() if name != "refusal"}
+    return others | {"type": "output_text", "text": refusal.get("refusal")}
 
 
 _Texts = Annotated[

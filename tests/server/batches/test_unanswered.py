@@ -75,6 +75,7 @@ def test_more_requests_than_are_read_at_once_keep_their_order(tmp_path: Path) ->
         (b"{}", ANY_LENGTH),
         (b'{"max_tokens": 7}', 7),
         (b'{"max_tokens": 7, "max_completion_tokens": 9}', 9),
+        (b'{"max_output_tokens": 9}', 9),
         (b'{"max_tokens": 7, "expected_tokens": 3}', 3),
         (b'{"max_tokens": null}', ANY_LENGTH),
         (b'{"max_tokens": "7"}', ANY_LENGTH),

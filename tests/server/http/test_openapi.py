@@ -137,13 +137,19 @@ def test_the_server_answers_as_its_document_says(
                 assert any(m == method and pattern.fullmatch(p) for m, p in answered), path
 
 
-@pytest.mark.parametrize("chunk", ["CompletionChunk", "ChatCompletionChunk"])
+@pytest.mark.parametrize(
+    ("chunk", "path"),
+    [
+        ("CompletionChunk", "/v1/completions"),
+        ("ChatCompletionChunk", "/v1/chat/completions"),
+        ("OutputTextDelta", "/v1/responses"),
+    ],
+)
 def test_an_event_that_is_not_as_documented_would_be_found(
-    daemon: Daemon, document: dict[str, Any], tmp_path: Path, chunk: str
+    daemon: Daemon, document: dict[str, Any], tmp_path: Path, chunk: str, path: str
 ) -> None:
     document["components"]["schemas"][chunk]["required"].append("nowhere")
     run = ask_everything(daemon, document, tmp_path, phases="examples")
     assert run.returncode == 1, run.stdout + run.stderr
-    path = "/v1/chat/completions" if "Chat" in chunk else "/v1/completions"
     assert f"_ POST {path} _" in run.stdout
     assert "SSE event violates schema" in run.stdout

@@ -106,6 +106,24 @@ def test_a_batch_may_consist_of_chats(tmp_path: Path) -> None:
         assert ended.usage.total_tokens == answer["usage"]["total_tokens"]
 
 
+def test_a_batch_may_consist_of_responses(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path, saying("hello"), tokenizer=chatty(CHATML)) as daemon,
+        official(daemon) as client,
+    ):
+        asked = {"model": MODEL, "input": "hi", "max_output_tokens": 5}
+        request = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": asked}
+        ended = wait_ended(client, begin(client, json.dumps(request), endpoint="/v1/responses").id)
+        assert ended.status == "completed"
+        (answer,) = read(client, ended.output_file_id).values()
+    body = answer["response"]["body"]
+    assert body["output"][0]["content"][0]["text"] == "hello"
+    assert answer["response"]["request_id"] == body["id"]
+    assert ended.usage is not None
+    assert ended.usage.input_tokens == body["usage"]["input_tokens"] > 0
+    assert ended.usage.output_tokens == body["usage"]["output_tokens"] == 2
+
+
 def test_every_line_goes_to_the_batch_s_endpoint(client: openai.OpenAI) -> None:
     ended = wait_ended(client, begin(client, f"{line('a')}\n{chat_line('b')}").id)
     assert ended.errors is not None

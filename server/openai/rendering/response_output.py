@@ -34,7 +34,8 @@ class _Text:
         return cls(kind, _new_id(cls._PREFIXES[kind]))
 
     @property
-    def _is_message(self) -> bool:
+    def is_message(self) -> bool:
+        """Whether this is a message and no reasoning."""
         return self.kind == "output_text"
 
     def begin(self) -> Iterator[Event]:
@@ -45,12 +46,12 @@ class _Text:
         self.texts.append(text)
         self.logprobs += logprobs
         event = {"type": f"response.{self.kind}.delta", "content_index": 0, "delta": text}
-        yield event | ({"logprobs": logprobs} if self._is_message else {})
+        yield event | ({"logprobs": logprobs} if self.is_message else {})
 
     def end(self) -> Iterator[Event]:
         text = "".join(self.texts)
         event = {"type": f"response.{self.kind}.done", "content_index": 0, "text": text}
-        yield event | ({"logprobs": self.logprobs} if self._is_message else {})
+        yield event | ({"logprobs": self.logprobs} if self.is_message else {})
         part = self._part(text, self.logprobs)
         yield {"type": "response.content_part.done", "content_index": 0, "part": part}
 
@@ -58,13 +59,13 @@ class _Text:
         begun = status != "in_progress"
         content = [self._part("".join(self.texts), self.logprobs)] if begun else []
         head = {"id": self.item_id, "status": status, "content": content}
-        if self._is_message:
+        if self.is_message:
             return {"type": "message", "role": "assistant"} | head
         return {"type": "reasoning", "summary": [], "encrypted_content": None} | head
 
     def _part(self, text: str, logprobs: Logprobs) -> dict[str, Any]:
         part: dict[str, Any] = {"type": self.kind, "text": text}
-        return part | ({"annotations": [], "logprobs": logprobs} if self._is_message else {})
+        return part | ({"annotations": [], "logprobs": logprobs} if self.is_message else {})
 
 
 @dataclass(slots=True)
@@ -114,6 +115,17 @@ class ResponseOutput:
             yield from self._push_text("output_text", delta.content, logprobs)
         for call in delta.calls:
             yield from self._push_call(call)
+
+    def grow(self, content: str) -> tuple[str, int] | None:
+        """Add content to the open message, and return the message's id and index.
+
+        Returns None, and adds nothing, if no message is open.
+        """
+        item = self._open
+        if not isinstance(item, _Text) or not item.is_message:
+            return None
+        item.texts.append(content)
+        return item.item_id, len(self.items)
 
     def finish(self, status: str) -> Iterator[Event]:
         """End the last item with this status. An answer without any item has an empty message."""

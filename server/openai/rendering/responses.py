@@ -45,6 +45,8 @@ class ResponsesRendering:
         self._held = HeldTokens()
         self._is_incomplete = False
         self._sequence_number = 0
+        self._text_place: tuple[str, int] | None = None
+        self._text_frame = b""
         self._settings = _settings(request, plan)
         self._created_at = int(time.time())
 
@@ -56,7 +58,14 @@ class ResponsesRendering:
 
     def chunk(self, piece: Piece) -> bytes:
         """Return the events of one piece."""
-        return self._encoded(self._push(piece))
+        if self._slices is not None or piece.finish_reason is not None:
+            return self._encoded(self._push(piece))
+        delta = self._parser.push(piece.text, is_last=False)
+        is_all = bool(delta.content) and not delta.reasoning and not delta.calls
+        place = self._output.grow(delta.content) if is_all else None
+        if place is None:
+            return self._encoded(self._output.push(delta, []))
+        return self._text_event(place, delta.content)
 
     def closing(self, usage: dict[str, Any]) -> bytes:
         """Return the event with the whole response."""
@@ -118,6 +127,24 @@ class ResponsesRendering:
             "output": self._output.items,
             "usage": usage and _usage(usage),
         } | self._settings
+
+    def _text_event(self, place: tuple[str, int], text: str) -> bytes:
+        """Return the event for new text of a message.
+
+        Most events are of this kind, so the rest of it is encoded only once.
+        """
+        if self._text_place != place:
+            self._text_place = place
+            event = {"type": "response.output_text.delta", "content_index": 0, "logprobs": []}
+            head = _encode(event | {"item_id": place[0], "output_index": place[1]})
+            self._text_frame = b"event: response.output_text.delta\ndata: " + head[:-1]
+        number = self._sequence_number
+        self._sequence_number += 1
+        return b'%b,"delta":%b,"sequence_number":%d}\n\n' % (
+            self._text_frame,
+            _encode(text),
+            number,
+        )
 
     def _encoded(self, events: Iterable[Event]) -> bytes:
         return b"".join(map(self._encoded_event, events))

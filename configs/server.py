@@ -135,6 +135,9 @@ class LimitsConfig(Part, title="Request limits and timeouts"):
         description="maximum memory for the bodies of generation requests until their prompts are "
         "parsed, not counting the first 64 KiB of each; further requests get 429",
     )
+    strict_fields: bool = Field(
+        False, description="refuse unknown fields of requests instead of ignoring them"
+    )
     max_logprobs: int = Field(
         20, ge=0, description="maximum number of top logprobs that a request may ask for"
     )

@@ -55,7 +55,12 @@ def build_app(
     app.include_router(operations.router())
     body_memory = BodyMemory(limits.max_intake_bytes, limits.max_body_bytes)
     tokenization = Tokenization(
-        client, tokenizer, endpoints.planner, endpoints.chat_template, body_memory
+        client,
+        tokenizer,
+        endpoints.planner,
+        endpoints.chat_template,
+        body_memory,
+        endpoints.unknown_fields,
     )
     app.include_router(tokenization.router())
     new_route = partial(
@@ -68,8 +73,9 @@ def build_app(
     )
     for route in _generation_routes(new_route, endpoints, config.model.name):
         app.include_router(route.router())
-    app.include_router(FileRoutes(batches, config.batches.max_file_bytes).router())
-    app.include_router(BatchRoutes(batches, body_memory).router())
+    unknown_fields, max_file_bytes = endpoints.unknown_fields, config.batches.max_file_bytes
+    app.include_router(FileRoutes(batches, max_file_bytes, unknown_fields).router())
+    app.include_router(BatchRoutes(batches, body_memory, unknown_fields).router())
     return with_middleware(
         app,
         config.server.access,
@@ -126,6 +132,7 @@ def _empty_app(config: ServerConfig) -> App:
             DetokenizeRequest,
         ],
         needs_key=bool(access.api_key),
+        strict_fields=config.limits.strict_fields,
         open_paths=(ALWAYS_OPEN, *access.open_paths),
         title="tdpipe",
         version=VERSION,

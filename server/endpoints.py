@@ -12,6 +12,7 @@ from daemon.version import VERSION
 from server.chat.chat_template import ChatTemplate, chat_template_of
 from server.chat.end_tokens import find_end_tokens
 from server.grammar.grammars import CheckedGrammars
+from server.http.unknown_fields import UnknownFields
 from server.lengths.length_predictor import LengthPredictor
 from server.metrics import Metrics
 from server.openai.routes.chat import Chat, ConversationPlanner
@@ -39,6 +40,7 @@ class Endpoints:
     chat: Chat
     responses: Responses
     grammars: CheckedGrammars
+    unknown_fields: UnknownFields
 
     def close(self) -> None:
         """End the process that checks grammars."""
@@ -78,14 +80,19 @@ def build_endpoints(
     fingerprint = system_fingerprint(config.model, config.pipeline.pipeline_parallel_size)
     core = (client, admission, planner, generations)
     conversations = ConversationPlanner(config.chat, planner, tokenizer, template, grammars)
+    unknown_fields = UnknownFields(
+        strict=limits.strict_fields,
+        count=lambda kind, number: metrics.ignored_fields.labels(kind).inc(number),
+    )
     return Endpoints(
         planner,
         generations,
         template,
-        Completions(*core, tokenizer, grammars, fingerprint),
-        Chat(*core, conversations, tokenizer, fingerprint),
-        Responses(*core, conversations, tokenizer),
+        Completions(*core, tokenizer, grammars, fingerprint, unknown_fields),
+        Chat(*core, conversations, tokenizer, fingerprint, unknown_fields),
+        Responses(*core, conversations, tokenizer, unknown_fields),
         grammars,
+        unknown_fields,
     )
 
 

@@ -38,6 +38,12 @@ class Metrics:
         )
         for outcome in OUTCOMES:
             self.requests.labels(outcome)
+        self.ignored_fields = Counter(
+            "tdpipe_ignored_fields",
+            "Unknown fields of requests, by the kind of object that contained them",
+            ["object"],
+            registry=self._registry,
+        )
         self.prompt_tokens = Counter(
             "tdpipe_prompt_tokens", "Tokens of admitted prompts", registry=self._registry
         )

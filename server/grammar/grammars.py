@@ -40,6 +40,8 @@ MAX_WAIT_S = 20.0
 class JsonSchemaFormat(Body):
     """The schema of a JSON answer."""
 
+    closed = True  # an unknown field may be a constraint
+
     name: str = Field(min_length=1, max_length=64, description="for the client's own use")
     description: str | None = Field(None, description="accepted and ignored")
     schema_: dict[str, Any] | None = Field(None, alias="schema", description="[any object]")
@@ -52,12 +54,16 @@ class JsonSchemaFormat(Body):
 class ResponseFormat(Body):
     """The form of an answer."""
 
+    closed = True
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = Field(None, description="for type json_schema")
 
 
 class StructuredOutputs(Body):
     """vLLM's structured_outputs: constrains the answer by exactly one of the first five fields."""
+
+    closed = True
 
     json_: dict[str, Any] | str | None = Field(None, alias="json", description="a JSON schema")
     regex: str | None = Field(None, description="a regular expression for the whole answer")

@@ -65,7 +65,8 @@ BODY_FAILURES = (400, 408, 413, 415)
 class App(FastAPI):
     """FastAPI, with the `models` that routes parse and write themselves in the OpenAPI document.
 
-    With `needs_key`, the document requires an API key for all paths except `open_paths`.
+    With `needs_key`, the document requires an API key for all paths except `open_paths`. With
+    `strict_fields`, objects in bodies may have no unknown fields.
     """
 
     def __init__(
@@ -74,12 +75,14 @@ class App(FastAPI):
         models: Sequence[type[BaseModel]],
         needs_key: bool,
         open_paths: Container[str],
+        strict_fields: bool = False,
         **settings: Any,
     ):
         super().__init__(**settings)
         self._models = models
         self._needs_key = needs_key
         self._open_paths = open_paths
+        self._strict_fields = strict_fields
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""
@@ -89,6 +92,11 @@ class App(FastAPI):
                 [(model, "validation") for model in self._models], ref_template=_SCHEMA
             )
             document["components"]["schemas"] |= schemas["$defs"]
+            if self._strict_fields:
+                for schema in document["components"]["schemas"].values():
+                    # Only bodies have the key at their root: `server.http.body.Body`.
+                    if schema.get("additionalProperties") is True:
+                        schema["additionalProperties"] = False
             for path, operations in document["paths"].items():
                 for operation in operations.values():
                     self._correct(path, operation)

@@ -104,6 +104,7 @@ SAMPLES = {
     "max_num_queued_tokens": "1000",
     "request_timeout": "60",
     "send_timeout": "30",
+    "strict_fields": "true",
     "max_logprobs": "5",
     "max_stream_interval": "0.1",
     "stream_comment_interval": "5",

@@ -18,6 +18,7 @@ from server.http.body import parse
 from server.http.body_reader import BodyMemory
 from server.http.errors import ApiError, invalid, too_busy
 from server.http.openapi import BODY_FAILURES, failures, takes
+from server.http.unknown_fields import IGNORED, UnknownFields
 from server.openai.fields.batch import Batch, BatchList, BatchQuery, CreateBatch
 
 MAX_OPEN_BATCHES = 1000
@@ -28,8 +29,14 @@ _LONGEST_WINDOW_S = 366 * 24 * 3600
 class BatchRoutes:
     """The routes; the runner does the work."""
 
-    def __init__(self, service: BatchService, body_memory: BodyMemory) -> None:
+    def __init__(
+        self,
+        service: BatchService,
+        body_memory: BodyMemory,
+        unknown_fields: UnknownFields = IGNORED,
+    ) -> None:
         self._service = service
+        self._unknown_fields = unknown_fields
         self._body_memory = body_memory
 
     def router(self) -> APIRouter:
@@ -73,7 +80,7 @@ class BatchRoutes:
         """Create a batch; its file is validated afterwards."""
         store, runner = self._service.store, self._service.runner
         async with self._body_memory.body(request) as content:
-            body = parse(CreateBatch, content)
+            body = parse(CreateBatch, content, self._unknown_fields)
         batch = self._new_batch(body)
         try:
             was_taken = await store.add_batch(batch, MAX_OPEN_BATCHES)

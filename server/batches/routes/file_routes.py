@@ -23,6 +23,7 @@ from server.http import ranges
 from server.http.connection import run_while_connected
 from server.http.errors import ApiError, failed, invalid, invalid_value, too_busy
 from server.http.openapi import failures
+from server.http.unknown_fields import IGNORED, FoundFields, UnknownFields
 from server.openai.fields.batch import (
     ExpiresAfter,
     FileDeleted,
@@ -44,8 +45,14 @@ _FIELDS = set(_FORM["properties"]) - {"file"}
 class FileRoutes:
     """The routes; files are streamed, never held in memory as a whole."""
 
-    def __init__(self, service: BatchService, max_file_bytes: int) -> None:
+    def __init__(
+        self,
+        service: BatchService,
+        max_file_bytes: int,
+        unknown_fields: UnknownFields = IGNORED,
+    ) -> None:
         self._service = service
+        self._unknown_fields = unknown_fields
         self._max_file_bytes = max_file_bytes
         self._num_uploads = 0
 
@@ -111,7 +118,7 @@ class FileRoutes:
         self._num_uploads += 1
         try:
             form = await receive(request, upload, self._max_file_bytes)
-            file = _describe(form)
+            file = _describe(form, self._unknown_fields)
             await store.add_file(file, upload)
         except (DatabaseError, OSError) as error:
             # The reason is only in the log: clients must not see paths.
@@ -180,12 +187,15 @@ class _Content(FileResponse):
         await run_while_connected(super().__call__(scope, receive, send), receive)
 
 
-def _describe(form: MultipartForm) -> FileObject:
+def _describe(form: MultipartForm, unknown_fields: UnknownFields) -> FileObject:
     """Return the file object for an upload's form. Raises `ApiError` (400)."""
-    unknown = sorted(form.fields.keys() - _FIELDS)
-    if unknown:
-        message = f"Unrecognized request argument supplied: {unknown[0]}"
-        raise invalid(message, unknown[0], "unknown_parameter")
+    unknown = FoundFields()
+    for name in sorted(form.fields.keys() - _FIELDS):
+        if unknown_fields.strict:
+            message = f"Unrecognized request argument supplied: {name}"
+            raise invalid(message, name, "unknown_parameter")
+        unknown.add(UploadForm.__name__, name)
+    unknown_fields.ignore(unknown)
     purpose = form.fields.get("purpose")
     if form.filename is None or purpose is None:
         missing = "purpose" if purpose is None else "file"

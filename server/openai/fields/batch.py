@@ -147,10 +147,8 @@ class BatchList(_Object):
     has_more: bool
 
 
-class ExpiresAfter(BaseModel):
+class ExpiresAfter(Body):
     """When a file is deleted automatically: seconds after its creation."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     anchor: Literal["created_at"]
     seconds: Lifetime = Field(description="an hour to 30 days")
@@ -214,7 +212,7 @@ class OutputLine(_Object):
 class UploadForm(BaseModel):
     """The form of POST /v1/files, by the names of its fields."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
     file: bytes = Field(description="written to disk as it arrives, up to --max-file-bytes")
     purpose: Literal["batch"] = Field(description="only batch")

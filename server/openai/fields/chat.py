@@ -11,6 +11,8 @@ from pydantic import Field
 
 from server.http.body import Body, ListOf, parse
 from server.http.errors import invalid
+from server.http.unknown_fields import IGNORED as IGNORED_UNKNOWN
+from server.http.unknown_fields import UnknownFields
 from server.openai.fields.conversation import (
     FUNCTIONS_ONLY,
     IGNORED,
@@ -19,7 +21,7 @@ from server.openai.fields.conversation import (
     Messages,
     TemplateFields,
 )
-from server.openai.fields.sampling import SamplingFields
+from server.openai.fields.sampling import UNSUPPORTED_SAMPLING, SamplingFields
 
 
 class ToolName(Body):
@@ -56,6 +58,13 @@ ChosenTools = Annotated[NamedTool | AllowedTools, Field(discriminator="type")]
 
 class ChatRequest(SamplingFields, TemplateFields):
     """The body of POST /v1/chat/completions."""
+
+    unsupported = UNSUPPORTED_SAMPLING | {
+        "best_of": "use 'n'",
+        "prompt": "use 'messages'",
+        "system": "use a message of the role 'system'",
+        "instructions": "use a message of the role 'system'",
+    }
 
     expected: ClassVar[dict[str, str]] = {
         "stop": "a string or an array of strings",
@@ -143,9 +152,9 @@ _REFUSED = {
 }
 
 
-def parse_chat(body: bytes) -> ChatRequest:
+def parse_chat(body: bytes, unknown: UnknownFields = IGNORED_UNKNOWN) -> ChatRequest:
     """The request in `body`. Raises `ApiError` (400)."""
-    request = parse(ChatRequest, body)
+    request = parse(ChatRequest, body, unknown)
     for field, instead in _REFUSED.items():
         if getattr(request, field):
             message = f"'{field}' is not supported here: {instead}."

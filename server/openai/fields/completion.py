@@ -11,7 +11,13 @@ from pydantic import BaseModel, BeforeValidator, Field
 from server.grammar.grammars import ResponseFormat
 from server.http.body import ListOf, parse
 from server.http.errors import invalid
-from server.openai.fields.sampling import LOW_PRIORITY, SamplingFields, ServiceTier
+from server.http.unknown_fields import IGNORED, UnknownFields
+from server.openai.fields.sampling import (
+    LOW_PRIORITY,
+    UNSUPPORTED_SAMPLING,
+    SamplingFields,
+    ServiceTier,
+)
 
 DEFAULT_MAX_TOKENS = 16
 MAX_SEQUENCES = 4096  # prompts x n of one request
@@ -26,7 +32,7 @@ def check_num_sequences(number: int) -> None:
 
 def _not_too_many(prompt: object) -> object:
     """Count prompts before they are validated."""
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int | float):
         check_num_sequences(len(prompt))
     return prompt
 
@@ -36,8 +42,18 @@ Prompt = Annotated[
 ]
 
 
+_FOR_CHAT = "conversations and tools are for /v1/chat/completions"
+
+
 class CompletionRequest(SamplingFields):
     """The body of POST /v1/completions."""
+
+    unsupported = UNSUPPORTED_SAMPLING | {
+        "max_completion_tokens": "use 'max_tokens'",
+        "messages": _FOR_CHAT,
+        "tools": _FOR_CHAT,
+        "functions": _FOR_CHAT,
+    }
 
     expected: ClassVar[dict[str, str]] = {
         "prompt": "a string, an array of strings, an array of token ids or an array of such arrays",
@@ -183,9 +199,9 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-def parse_completion(body: bytes) -> CompletionRequest:
+def parse_completion(body: bytes, unknown: UnknownFields = IGNORED) -> CompletionRequest:
     """The request in `body`. Raises `ApiError` (400)."""
-    request = parse(CompletionRequest, body)
+    request = parse(CompletionRequest, body, unknown)
     if request.suffix:
         raise invalid("'suffix' is not supported here.", "suffix", "unsupported_parameter")
     if request.best_of not in (None, 1, request.n):

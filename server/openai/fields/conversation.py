@@ -7,19 +7,22 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.http.body import Body, ListOf, counted_first
 from server.http.errors import invalid
+from server.http.field_errors import described
 
 MAX_MESSAGES = 16_384
 MAX_TOOLS = 256
 IGNORED = "accepted and ignored"
 UNSUPPORTED = "not supported"
 FUNCTIONS_ONLY = "not supported: tools are functions"
+TEXT_ONLY = "this server accepts only text"
+CONTINUES = "use 'continue_final_message'"
 RETURNED = "tdpipe's: ignored; clients send it back with messages that they received"
 
 
@@ -38,24 +41,30 @@ class RefusalPart(Body):
     refusal: str
 
 
+_PART = '{"type": "text", "text": ...}'
+
+
 def _only_text(content: object) -> object:
     """Refuse a content with a clearer error than pydantic's; turn refusals into texts."""
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise PydanticCustomError("content_type", "expected a string or an array of text parts")
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "refusal" and isinstance(part.get("refusal"), str):
-            continue
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise PydanticCustomError(
-                "content_part",
-                "expected a text part, got '{kind}': this server accepts no images, audio or files",
-                {"kind": str(kind)},
-            )
+        text = "expected a string or an array of text parts, got {given}"
+        raise PydanticCustomError("content_type", text, {"given": described(content)})
+    for index, part in enumerate(content):
+        if not isinstance(part, dict):
+            text = "expected a text part, {example}, got {given}"
+            context = {"example": _PART, "given": described(part), "at": (index,)}
+            raise PydanticCustomError("content_part_type", text, context)
+        kind = part.get("type", "text")
+        if kind not in ("text", "refusal"):
+            text = "expected 'text', got {given}: this server accepts no images, audio or files"
+            context = {"given": described(kind), "at": (index, "type")}
+            raise PydanticCustomError("content_part", text, context)
     return [
-        {"type": "text", "text": part["refusal"]} if part["type"] == "refusal" else part
+        {"type": "text", "text": part["refusal"]}
+        if part.get("type") == "refusal" and isinstance(part.get("refusal"), str)
+        else part
         for part in content
     ]
 
@@ -75,7 +84,7 @@ class _OfFunction(Body):
         kind = values.get("type") if isinstance(values, dict) else None
         if isinstance(kind, str) and kind != "function":
             text = "this server supports only tools of the type 'function', not '{kind}'"
-            raise PydanticCustomError("only_functions", text, {"kind": kind})
+            raise PydanticCustomError("only_functions", text, {"kind": kind, "at": ("type",)})
         return values
 
 
@@ -99,6 +108,14 @@ class ToolCall(_OfFunction):
 
 class ChatMessage(Body):
     """One message of the conversation."""
+
+    unsupported: ClassVar[Mapping[str, str]] = {
+        "audios": TEXT_ONLY,
+        "images": TEXT_ONLY,
+        "videos": TEXT_ONLY,
+        "partial": CONTINUES,
+        "prefix": CONTINUES,
+    }
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
@@ -128,10 +145,11 @@ class ChatMessage(Body):
             missing = None if self.tool_calls or self._thoughts else "content"
         if missing is not None:
             text = "a message of the role '{role}' needs '{missing}'"
-            raise PydanticCustomError("incomplete", text, {"role": self.role, "missing": missing})
+            context = {"role": self.role, "missing": missing, "at": (missing,)}
+            raise PydanticCustomError("incomplete", text, context)
         if self.tool_calls is not None and self.role != "assistant":
             text = "only an assistant's message has 'tool_calls'"
-            raise PydanticCustomError("tool_calls", text)
+            raise PydanticCustomError("tool_calls", text, {"at": ("tool_calls",)})
         return self
 
     @property
@@ -155,6 +173,8 @@ class ChatMessage(Body):
 
 class FunctionDefinition(Body):
     """A function that the model may call."""
+
+    unsupported: ClassVar[Mapping[str, str]] = {"input_schema": "the schema is 'parameters'"}
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_.:-]{1,64}$")
     description: str | None = None

@@ -11,6 +11,8 @@ from pydantic import BeforeValidator, Field
 from server.grammar.grammars import JsonSchemaFormat, ResponseFormat
 from server.http.body import Body, ListOf, parse
 from server.http.errors import invalid
+from server.http.unknown_fields import IGNORED as IGNORED_FIELDS
+from server.http.unknown_fields import UnknownFields
 from server.openai.fields.chat import (
     AllowedToolNames,
     AllowedTools,
@@ -279,9 +281,9 @@ _REFUSED = {
 }
 
 
-def parse_responses(body: bytes) -> ResponsesRequest:
+def parse_responses(body: bytes, unknown: UnknownFields = IGNORED_FIELDS) -> ResponsesRequest:
     """The request in `body`. Raises `ApiError` (400)."""
-    request = parse(ResponsesRequest, body)
+    request = parse(ResponsesRequest, body, unknown)
     for field, instead in _REFUSED.items():
         if getattr(request, field):
             message = f"'{field}' is not supported here: {instead}."

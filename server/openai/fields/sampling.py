@@ -25,12 +25,43 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 def _bool(value: object) -> object:
     if not isinstance(value, bool):
-        raise PydanticCustomError("bool_type", "input should be false")
+        raise PydanticCustomError("only_false", "input should be false")
     return value
 
 
 # A plain Literal[False] would accept 0, which equals False.
 OnlyFalse = Annotated[Literal[False], BeforeValidator(_bool)]
+
+
+# Fields of other servers, and former ones of vLLM, that would change the answer. If they were
+# ignored, the client would not see that a constraint, a limit or an input is lost.
+UNSUPPORTED_SAMPLING = {
+    "guided_json": "use 'structured_outputs' with 'json'",
+    "guided_regex": "use 'structured_outputs' with 'regex'",
+    "guided_choice": "use 'structured_outputs' with 'choice'",
+    "guided_grammar": "use 'structured_outputs' with 'grammar'",
+    "guided_json_object": "use 'structured_outputs' with 'json_object'",
+    "guided_whitespace_pattern": "use 'structured_outputs' with 'whitespace_pattern'",
+    "structural_tag": "use 'structured_outputs'",
+    "json_schema": "use 'response_format', or 'structured_outputs' with 'json'",
+    "regex": "use 'structured_outputs' with 'regex'",
+    "ebnf": "use 'structured_outputs' with 'grammar'",
+    "grammar": "use 'structured_outputs' with 'grammar'",
+    "logits_processors": "use 'structured_outputs', 'logit_bias' or 'bad_words'",
+    "custom_logit_processor": "use 'structured_outputs', 'logit_bias' or 'bad_words'",
+    "max_new_tokens": "use 'max_tokens'",
+    "max_output_tokens": "use 'max_tokens'",
+    "n_predict": "use 'max_tokens'",
+    "min_new_tokens": "use 'min_tokens'",
+    "stop_sequences": "use 'stop'",
+    "lora_path": "this server has no adapters",
+    "lora_request": "this server has no adapters",
+    "prompt_embeds": "prompts are text or token ids",
+    "input_embeds": "prompts are text or token ids",
+    "multi_modal_data": "this server accepts only text",
+    "image_data": "this server accepts only text",
+    "kv_transfer_params": "KV caches are not transferred between servers",
+}
 
 
 class StreamOptions(Body):
@@ -45,6 +76,8 @@ class StreamOptions(Body):
 
 class SamplingFields(Body):
     """Fields about a request's answers, for every endpoint."""
+
+    unsupported = UNSUPPORTED_SAMPLING
 
     model: str = Field(description="only a name of the served model")
     temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy")

@@ -18,6 +18,7 @@ from server.grammar import grammar_text
 from server.grammar.grammars import CheckedGrammars, check_text
 from server.http.body import not_too_deep
 from server.http.errors import ApiError, invalid
+from server.http.unknown_fields import IGNORED, UnknownFields
 from server.openai.fields.chat import ChatRequest, parse_chat
 from server.openai.rendering.chat import ChatRendering
 from server.openai.routes.endpoint import Endpoint
@@ -48,14 +49,15 @@ class Chat(Endpoint[ChatRequest]):
         conversations: "ConversationPlanner",
         tokenizer: Tokenizer,
         fingerprint: str,
+        unknown_fields: UnknownFields = IGNORED,
     ) -> None:
-        super().__init__(client, admission, planner, generations)
+        super().__init__(client, admission, planner, generations, unknown_fields)
         self._conversations = conversations
         self._tokenizer = tokenizer
         self._fingerprint = fingerprint
 
     def _parse(self, body: bytes) -> ChatRequest:
-        return parse_chat(body)
+        return parse_chat(body, self._unknown_fields)
 
     def _num_sequences(self, fields: ChatRequest) -> int:
         return fields.n

@@ -7,6 +7,7 @@ from typing import cast
 from server.grammar.grammars import CheckedGrammars
 from server.http.body import not_too_deep
 from server.http.errors import invalid
+from server.http.unknown_fields import IGNORED, UnknownFields
 from server.openai.fields.completion import (
     DEFAULT_MAX_TOKENS,
     CompletionRequest,
@@ -39,14 +40,15 @@ class Completions(Endpoint[CompletionRequest]):
         tokenizer: Tokenizer,
         grammars: CheckedGrammars,
         fingerprint: str,
+        unknown_fields: UnknownFields = IGNORED,
     ) -> None:
-        super().__init__(client, admission, planner, generations)
+        super().__init__(client, admission, planner, generations, unknown_fields)
         self._tokenizer = tokenizer
         self._grammars = grammars
         self._fingerprint = fingerprint
 
     def _parse(self, body: bytes) -> CompletionRequest:
-        return parse_completion(body)
+        return parse_completion(body, self._unknown_fields)
 
     def _num_sequences(self, fields: CompletionRequest) -> int:
         prompts = _as_list(fields.prompt)

@@ -6,6 +6,7 @@ The same code prepares requests over HTTP, lines of a batch, and prompts of the 
 from abc import ABC, abstractmethod
 from typing import ClassVar, Generic, TypeVar
 
+from server.http.unknown_fields import IGNORED, UnknownFields
 from server.openai.fields.sampling import SamplingFields
 from server.requests.admission import Admission
 from server.requests.engine_client import EngineClient
@@ -28,11 +29,13 @@ class Endpoint(ABC, Generic[Fields]):
         admission: Admission,
         planner: Planner,
         generations: Generations,
+        unknown_fields: UnknownFields = IGNORED,
     ) -> None:
         self._client = client
         self._admission = admission
         self._planner = planner
         self._generations = generations
+        self._unknown_fields = unknown_fields
 
     async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
         """Prepare the reply to one request; `offline` work is not counted in a queue.

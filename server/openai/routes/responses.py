@@ -3,6 +3,7 @@
 import re
 
 from server.http.errors import ApiError
+from server.http.unknown_fields import IGNORED, UnknownFields
 from server.openai.fields.responses import ResponsesRequest, parse_responses
 from server.openai.rendering.responses import ResponsesRendering
 from server.openai.routes.chat import ConversationPlanner
@@ -38,13 +39,14 @@ class Responses(Endpoint[ResponsesRequest]):
         generations: Generations,
         conversations: ConversationPlanner,
         tokenizer: Tokenizer,
+        unknown_fields: UnknownFields = IGNORED,
     ) -> None:
-        super().__init__(client, admission, planner, generations)
+        super().__init__(client, admission, planner, generations, unknown_fields)
         self._conversations = conversations
         self._tokenizer = tokenizer
 
     def _parse(self, body: bytes) -> ResponsesRequest:
-        return parse_responses(body)
+        return parse_responses(body, self._unknown_fields)
 
     def _num_sequences(self, fields: ResponsesRequest) -> int:  # noqa: ARG002
         return 1

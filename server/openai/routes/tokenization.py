@@ -16,6 +16,7 @@ from server.http.body import Body, ListOf, parse
 from server.http.body_reader import BodyMemory
 from server.http.errors import invalid
 from server.http.openapi import BODY_FAILURES, failures, takes
+from server.http.unknown_fields import IGNORED, UnknownFields
 from server.openai.fields.conversation import MAX_MESSAGES, Messages, TemplateFields
 from server.openai.fields.sampling import TokenId
 from server.requests.engine_client import EngineClient
@@ -78,12 +79,14 @@ class Tokenization:
         planner: Planner,
         template: ChatTemplate,
         body_memory: BodyMemory,
+        unknown_fields: UnknownFields = IGNORED,
     ) -> None:
         self._client = client
         self._tokenizer = tokenizer
         self._planner = planner
         self._template = template
         self._body_memory = body_memory
+        self._unknown_fields = unknown_fields
 
     def router(self) -> APIRouter:
         """Return the routes as a FastAPI router."""
@@ -106,7 +109,7 @@ class Tokenization:
     async def tokenize(self, request: Request) -> Response:
         """The tokens of a text or a conversation."""
         async with self._body_memory.body(request) as body:
-            asked = parse(TokenizeRequest, body)
+            asked = parse(TokenizeRequest, body, self._unknown_fields)
             self._check_model(asked.model)
             token_ids = await self._encode(asked, len(body))
         names: list[str] | None = None
@@ -128,7 +131,7 @@ class Tokenization:
         """The text of tokens, special ones included."""
         decode = partial(self._tokenizer.decode, skip_special_tokens=False)
         async with self._body_memory.body(request) as body:
-            asked = parse(DetokenizeRequest, body)
+            asked = parse(DetokenizeRequest, body, self._unknown_fields)
             self._check_model(asked.model)
             self._planner.token_ids.check_decodable("tokens", asked.tokens)
             num_characters = len(asked.tokens) * _CHARACTERS_PER_TOKEN

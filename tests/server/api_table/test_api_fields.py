@@ -241,7 +241,8 @@ def test_fields_marked_as_refused_are_refused(daemon: Daemon, body: ApiBody) -> 
         request = {"model": MODEL} | own | {field: REFUSED[name]}
         response = daemon.http.post(daemon.url + path, json=request)
         assert response.status_code == 400, name
-        assert response.json()["error"]["param"] == field, name
+        param = response.json()["error"]["param"]
+        assert re.sub(r"[.\[].*", "", param) == field, name
         if name == field:
             assert response.json()["error"]["code"] == "unsupported_parameter"
 

@@ -50,12 +50,19 @@ def test_validation_of_a_list_stops_at_the_first_error(kind: type[Body]) -> None
     assert all(found.get("fail_fast") for found in lists(kind.__pydantic_core_schema__))
 
 
-@pytest.mark.parametrize("prompt", [[*range(1000), "x"], ["x"] * 1000 + [1], [[1]] * 1000 + [[""]]])
-def test_an_invalid_prompt_has_one_error_per_accepted_type(prompt: Any) -> None:
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ([*range(1000), "x"], "'prompt[1000]': expected an integer, got \"x\" (a string)."),
+        (["x"] * 1000 + [1], "'prompt[1000]': expected a string, got 1 (an integer)."),
+        ([[1]] * 1000 + [[""]], "'prompt[1000][0]': expected an integer, got \"\" (a string)."),
+    ],
+)
+def test_an_invalid_prompt_has_one_error_per_accepted_type(prompt: Any, words: str) -> None:
     with pytest.raises(ValidationError) as caught:
         CompletionRequest.model_validate({"model": "m", "prompt": prompt})
     assert caught.value.error_count() <= 6
-    assert refusal(prompt=prompt).startswith("Invalid type for 'prompt': expected a string, an ")
+    assert refusal(prompt=prompt) == f"Invalid type for {words}"
 
 
 def test_prompts_are_counted_before_they_are_validated() -> None:

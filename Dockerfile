@@ -38,8 +38,10 @@ WORKDIR /home/tdpipe
 ENV PATH=/opt/venv/bin:${PATH} HOME=/home/tdpipe PYTHONDONTWRITEBYTECODE=1
 
 EXPOSE 8000
+# Docker restarts nothing by itself, but its orchestrators end what is unhealthy: /live fails only when
+# the daemon has given up, and not while it loads the model or restarts a process.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/live', timeout=4)"]
 # A drain takes up to --shutdown-timeout: give `docker stop` more than its 10 s.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tdpipe", "serve"]

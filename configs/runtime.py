@@ -34,7 +34,7 @@ class LogConfig(Part, title="Logging"):
         "logrotate [standard error]",
     )
     access_log: bool = Field(
-        True, description="log each request, except those to /health, /ready and /metrics"
+        True, description="log each request, except those to /health, /live, /ready and /metrics"
     )
     log_requests: bool = Field(
         False, description="log each generation: lengths and settings, never any text"

@@ -75,7 +75,7 @@ class AccessConfig(Part, title="Access"):
     api_key: Annotated[tuple[SecretStr, ...], BeforeValidator(split_commas)] = Field(
         (),
         description="API keys; clients must send one of them (Authorization: Bearer KEY), except "
-        "to /health and open_paths. Prefer TDPIPE_API_KEY: flags are visible in `ps`",
+        "to /health, /live and open_paths. Prefer TDPIPE_API_KEY: flags are visible in `ps`",
     )
     open_paths: Annotated[
         tuple[Literal["/ready", "/metrics", "/load", "/version"], ...],

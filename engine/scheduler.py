@@ -184,7 +184,7 @@ class Scheduler:
         unknown = find_unknown(submit, self.vocab_size) if self.vocab_size else None
         if unknown is not None:
             return f"token id {unknown} is not one of the model's {self.vocab_size} token ids"
-        return self._too_long(size // array("i").itemsize + submit.max_tokens)
+        return self._too_long(_num_counted(submit))
 
     def _too_long(self, num_tokens: int) -> str | None:
         if num_tokens <= self.max_model_len:
@@ -245,7 +245,7 @@ class Scheduler:
         correction = Correction(measured)
         self.pool.ledger = BlockLedger(num_blocks, block_size)
         for sequence in self.pool.open_sequences():
-            problem = self._too_long(sequence.longest_len)
+            problem = self._too_long(_num_counted(sequence.submit))
             if problem is not None:  # the new stages have less KV memory
                 self._fail(sequence, problem, out)
         suspects = [sequence for sequence in self.pool.waiting if sequence.num_failures]
@@ -413,6 +413,16 @@ def _only_rows(logprobs: Logprobs, is_kept: list[bool]) -> Logprobs | None:
 
 def _ints(packed: bytes) -> np.ndarray:
     return np.frombuffer(packed, np.int32)
+
+
+def _num_counted(submit: Submit) -> int:
+    """The tokens of a sequence that count towards the longest possible one.
+
+    A prompt that is only scored may fill it: the one output token is never fed.
+    """
+    num_prompt_tokens = len(submit.prompt_token_ids) // array("i").itemsize
+    only_scores = submit.max_tokens == 1 and submit.sampling.num_prompt_logprobs >= 0
+    return num_prompt_tokens + (0 if only_scores else submit.max_tokens)
 
 
 def _longest_sequence(wanted: int | None, stage: StageReady, kv_tokens: int) -> int:

@@ -133,7 +133,7 @@ def _empty_app(config: ServerConfig) -> App:
         ],
         needs_key=bool(access.api_key),
         strict_fields=config.limits.strict_fields,
-        open_paths=(ALWAYS_OPEN, *access.open_paths),
+        open_paths=(*ALWAYS_OPEN, *access.open_paths),
         title="tdpipe",
         version=VERSION,
         redirect_slashes=False,

@@ -22,8 +22,8 @@ from daemon.logs import fields
 from server.http.errors import CLIENT_CLOSED_REQUEST, ApiError, failed, invalid
 
 HEADER = b"x-request-id"
-ALWAYS_OPEN = "/health"
-QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
+ALWAYS_OPEN = ("/health", "/live")
+QUIET_PATHS = frozenset({*ALWAYS_OPEN, "/ready", "/metrics"})
 MAX_LOGGED_PATH = 200
 # A client's id is used only if it can neither break a header nor forge a log line.
 _VALID_ID = re.compile(rb"[!-~]{1,128}")
@@ -159,7 +159,7 @@ class ApiKeys:
         self._app = app
         # Digests, because the time of compare_digest depends on the lengths that it compares.
         self._digests = [_digest(key.get_secret_value().encode()) for key in keys]
-        self._open_paths = {root_path + path for path in (ALWAYS_OPEN, *open_paths)}
+        self._open_paths = {root_path + path for path in (*ALWAYS_OPEN, *open_paths)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the app, or answer 401."""

@@ -85,12 +85,17 @@ class Planner:
         if max_tokens is not None:
             max_tokens = self._defaults.limited(max_tokens)
         default_max_tokens = self._defaults.limited(default_max_tokens)
-        prompts = [self._truncated(prompt, fields, max_tokens) for prompt in prompts]
+        if only_scores:
+            self._client.check_known()
+        prompts = [
+            self._truncated(prompt, fields, 0 if only_scores else max_tokens or 1)
+            for prompt in prompts
+        ]
         self.token_ids.check_encoded(prompt_field, prompts)
         all_max_tokens = self._all_max_tokens(
             fields,
             prompts,
-            1 if only_scores else max_tokens,
+            max_tokens,
             default_max_tokens,
             num_logprobs,
             num_prompt_logprobs,
@@ -106,7 +111,8 @@ class Planner:
         return Plan(
             prompts=prompts,
             n=fields.n,
-            max_tokens=all_max_tokens,
+            # The engine always generates; of scored prompts the token is dropped and never fed.
+            max_tokens=[1] * len(prompts) if only_scores else all_max_tokens,
             sampling=sampling,
             min_tokens=fields.min_tokens,
             seed=fields.seed,
@@ -178,16 +184,14 @@ class Planner:
         if fields.prompt_logprobs is not None:
             self.check_num_logprobs(fields.prompt_logprobs, "prompt_logprobs")
 
-    def _truncated(
-        self, prompt: list[int], fields: SamplingFields, max_tokens: int | None
-    ) -> list[int]:
-        """Return the last tokens of a prompt, as `truncate_prompt_tokens` says."""
+    def _truncated(self, prompt: list[int], fields: SamplingFields, max_tokens: int) -> list[int]:
+        """Return the part of a prompt that `truncate_prompt_tokens` keeps."""
         kept = fields.truncate_prompt_tokens
         if kept is None:
             return prompt
         if kept == -1:
             ready = self._client.ready
-            kept = max(1, ready.max_model_len - (max_tokens or 1)) if ready else len(prompt)
+            kept = max(1, ready.max_model_len - max_tokens) if ready else len(prompt)
         return prompt[-kept:]
 
     def _max_tokens(
@@ -248,7 +252,9 @@ def _sampling(
 ) -> Sampling:
     bias_ids = [int(key) for key in fields.logit_bias]
     return Sampling(
-        temperature=fields.temperature,
+        # The most likely token alone reaches a `top_p` of 0. After the division by the temperature,
+        # another one could be equal to it.
+        temperature=fields.temperature if fields.top_p > 0 else 0.0,
         top_p=fields.top_p,
         top_k=max(fields.top_k, 0),
         min_p=fields.min_p,

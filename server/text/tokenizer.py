@@ -76,6 +76,11 @@ class Tokenizer:
         """All end-of-text tokens, without the end-of-turn token of the chat template."""
         return tuple(dict.fromkeys(chain.from_iterable(self.end_token_ids.values())))
 
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token at the beginning of a text, if the tokenizer has one."""
+        return self._tokenizer.bos_token_id  # type: ignore[no-any-return]
+
     @cached_property
     def fingerprint(self) -> str:
         """The hash of the vocabulary, see `wire.vocabulary_fingerprint`."""

@@ -165,6 +165,18 @@ def test_stages_that_restart_with_less_memory_keep_the_sequences_that_fit() -> N
     assert world.finished[1].reason == "length"
 
 
+def test_a_scored_prompt_may_fill_the_longest_sequence_also_after_a_loss() -> None:
+    scored = Sampling(num_prompt_logprobs=0)
+    world = World(EngineConfig.of(block_size=4), 10)
+    world.submit(replace(make_submit(0, [1] * 40, 1, stop=False), sampling=scored))
+    world.submit(replace(make_submit(1, [1] * 41, 1, stop=False), sampling=scored))
+    world.submit(make_submit(2, [1] * 40, 1, stop=False))
+    world.lose_pipeline()
+    world.run_dry()
+    world.check_ends()
+    assert [world.finished[i].reason for i in range(3)] == ["length", "error", "error"]
+
+
 def test_a_new_engine_continues_where_the_previous_one_was() -> None:
     submit = make_submit(0, [3, 4], 12, stop=False)
     whole = expected_output(submit)

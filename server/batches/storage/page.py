@@ -24,8 +24,8 @@ class Page(NamedTuple):
             {
                 "object": "list",
                 "data": [msgspec.Raw(document) for _, document in self.rows],
-                "first_id": self.rows[0][0] if self.rows else None,
-                "last_id": self.rows[-1][0] if self.rows else None,
+                "first_id": self.rows[0][0] if self.rows else "",
+                "last_id": self.rows[-1][0] if self.rows else "",
                 "has_more": self.has_more,
             }
         )

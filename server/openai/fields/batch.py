@@ -6,7 +6,13 @@ https://platform.openai.com/docs/api-reference/batch.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from pydantic.json_schema import SkipJsonSchema
 
 from server.http.body import Body
@@ -51,8 +57,8 @@ class FileList(_Object):
 
     object: Literal["list"] = "list"
     data: list[FileObject]
-    first_id: str | None
-    last_id: str | None
+    first_id: str = Field(description="empty in an empty list")
+    last_id: str = Field(description="empty in an empty list")
     has_more: bool
 
 
@@ -142,9 +148,15 @@ class BatchList(_Object):
 
     object: Literal["list"] = "list"
     data: list[Batch]
-    first_id: str | None
-    last_id: str | None
+    first_id: str | SkipJsonSchema[None] = Field(None, description="absent in an empty list")
+    last_id: str | SkipJsonSchema[None] = Field(None, description="absent in an empty list")
     has_more: bool
+
+    @model_serializer(mode="wrap")
+    def _without_ids(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The reference lets the ids of a list of batches be absent, but not null."""
+        fields: dict[str, Any] = dump(self)
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class ExpiresAfter(Body):

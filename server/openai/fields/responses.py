@@ -28,7 +28,12 @@ from server.openai.fields.conversation import (
     Tool,
 )
 from server.openai.fields.response_items import Input, messages_of
-from server.openai.fields.sampling import LOW_PRIORITY, SamplingFields, StreamOptions
+from server.openai.fields.sampling import (
+    LOW_PRIORITY,
+    UNSUPPORTED_SAMPLING,
+    SamplingFields,
+    StreamOptions,
+)
 
 LOGPROBS = "message.output_text.logprobs"
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -152,6 +157,18 @@ class ResponseStreamOptions(StreamOptions):
 class ResponsesRequest(SamplingFields):
     """The body of POST /v1/responses."""
 
+    # The fields of chat would be ignored otherwise.
+    unsupported = {
+        field: instead
+        for field, instead in UNSUPPORTED_SAMPLING.items()
+        if field != "max_output_tokens"
+    } | {
+        "max_tokens": "use 'max_output_tokens'",
+        "max_completion_tokens": "use 'max_output_tokens'",
+        "messages": "use 'input'",
+        "response_format": "use 'text' with 'format'",
+        "reasoning_effort": "use 'reasoning' with 'effort'",
+    }
     expected: ClassVar[dict[str, str]] = {
         "stop": "a string or an array of strings",
         "tool_choice": (

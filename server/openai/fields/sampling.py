@@ -81,7 +81,7 @@ class SamplingFields(Body):
 
     model: str = Field(description="only a name of the served model")
     temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, ge=0, le=1, description="0 is greedy")
     top_k: int = Field(0, ge=-1, lt=2**31, description="vLLM's; -1 or 0 is all tokens")
     min_p: float = Field(0.0, ge=0, le=1, description="vLLM's")
     n: int = Field(1, ge=1, le=MAX_CHOICES)
@@ -195,6 +195,9 @@ class SamplingFields(Body):
             raise invalid(message, "stop", "invalid_value")
         if "" in self.bad_words:
             raise invalid("'bad_words' must not hold an empty string.", "bad_words")
+        if not self.allowed_token_ids and "allowed_token_ids" in self.model_fields_set:
+            message = "'allowed_token_ids' must not be empty: it would allow no token."
+            raise invalid(message, "allowed_token_ids", "invalid_value")
         if self.truncate_prompt_tokens == 0:
             message = "'truncate_prompt_tokens' must be -1 or at least 1."
             raise invalid(message, "truncate_prompt_tokens", "invalid_value")

@@ -52,7 +52,8 @@ class Completions(Endpoint[CompletionRequest]):
 
     def _num_sequences(self, fields: CompletionRequest) -> int:
         prompts = _as_list(fields.prompt)
-        if not prompts or not all(prompts):
+        takes_empty = self._tokenizer.bos_token_id is not None
+        if not prompts or not all(prompt or (prompt == "" and takes_empty) for prompt in prompts):
             raise invalid("The prompt must not be empty.", "prompt", "invalid_value")
         num_sequences = len(prompts) * fields.n
         check_num_sequences(num_sequences)
@@ -102,7 +103,12 @@ class Completions(Endpoint[CompletionRequest]):
         if request.truncate_prompt_tokens is None:
             self._planner.check_lengths(map(len, token_ids), request.max_tokens)
         self._planner.token_ids.check("prompt", *token_ids)
-        token_ids += await self._tokenizer.encode_all(texts, patient=patient)
+        token_ids += await self._tokenizer.encode_all(
+            texts, add_special_tokens=request.add_special_tokens, patient=patient
+        )
+        bos_token_id = self._tokenizer.bos_token_id
+        if bos_token_id is not None:  # an empty text is the beginning of any text
+            token_ids = [ids or [bos_token_id] for ids in token_ids]
         if not all(token_ids):
             raise invalid("The prompt must hold at least one token.", "prompt", "invalid_value")
         return token_ids

@@ -15,7 +15,7 @@ from configs.pipeline import PipelineConfig
 from daemon import child_process
 from daemon.version import VERSION
 from server.http.drain import Drain
-from server.http.errors import no_such_model
+from server.http.errors import no_such_model, unavailable
 from server.http.openapi import failures
 from server.metrics import Metrics
 from server.openai.fields.completion import Model, ModelList
@@ -51,6 +51,12 @@ class Health(BaseModel):
     server: ProcessHealth
     engine: EngineHealth
     stages: list[StageHealth]
+
+
+class Liveness(BaseModel):
+    """The answer of GET /live."""
+
+    status: str
 
 
 class Readiness(BaseModel):
@@ -114,6 +120,13 @@ class Operations:
             responses={503: {"model": Health, "description": "Something is missing"}},
         )
         get(
+            "/live",
+            self.live,
+            summary="Whether the daemon looks after its processes",
+            response_model=Liveness,
+            responses=failures(503),
+        )
+        get(
             "/ready",
             self.ready,
             summary="Whether requests are being scheduled",
@@ -165,6 +178,17 @@ class Operations:
             "stages": stages,
         }
         return JSONResponse(body, 200 if status in ("ok", "draining") else 503)
+
+    async def live(self) -> Liveness:
+        """200 also while the model is loaded and lost processes are restarted; 503 at the end.
+
+        This process ends with the supervisor, so an answer shows that the supervisor is there. It
+        gives up for reasons that only a new daemon could overcome.
+        """
+        failure = child_process.reported_failure(self._folder)
+        if failure:
+            raise unavailable(f"The daemon has given up: {failure}")
+        return Liveness(status="alive")
 
     async def ready(self) -> Readiness:
         """200 while a completion would be scheduled; during a restart it is accepted, and waits."""

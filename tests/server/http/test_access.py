@@ -63,7 +63,7 @@ def test_a_request_is_a_line_and_probes_are_none(
 ) -> None:
     caplog.set_level(logging.INFO)
     with serving(tmp_path, saying("hello")) as daemon:
-        for path in ("/health", "/ready", "/metrics"):
+        for path in ("/health", "/live", "/ready", "/metrics"):
             daemon.get(path)
         daemon.http.get(f"{daemon.url}/v1/models?secret=1", headers={"x-request-id": "mine"})
         daemon.complete(stream=True)

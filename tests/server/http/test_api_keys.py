@@ -79,8 +79,9 @@ def test_all_but_health_wants_a_key(locked: Daemon) -> None:
         "/openapi.json",
         "/nowhere",
     }
-    assert locked.get("/health").status_code == 200
-    for path in paths - {"/health"}:
+    for path in ("/health", "/live"):
+        assert locked.get(path).status_code == 200
+    for path in paths - {"/health", "/live"}:
         for method in ("GET", "HEAD", "POST", "DELETE", "OPTIONS"):
             assert locked.http.request(method, locked.url + path).status_code == 401, path
     for path in ("//health", "/health/", "/health/../v1/models", "/Health"):

@@ -107,7 +107,7 @@ def test_a_folder_without_the_file_is_named(named: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("temperature", 2.5), ("temperature", -1), ("temperature", "hot"), ("top_p", 0)),
+        *(("temperature", 2.5), ("temperature", -1), ("temperature", "hot"), ("top_p", -1)),
         *(("top_p", 1.5), ("top_k", -2), ("top_k", 0.5), ("min_p", 2), ("repetition_penalty", 0)),
         *(("max_new_tokens", 0), ("max_new_tokens", [5]), ("temperature", {})),
     ],

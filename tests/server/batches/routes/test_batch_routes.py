@@ -149,6 +149,14 @@ def test_requests_of_batches_have_their_own_metric(client: openai.OpenAI, daemon
     assert [after - b for after, b in zip(counted(), before, strict=True)] == [1, 1, 0]
 
 
+def test_an_empty_list_of_batches_has_no_ids(client: openai.OpenAI, daemon: Daemon) -> None:
+    batch = begin(client, line("one"))
+    wait_ended(client, batch.id)
+    oldest = client.batches.list(limit=100).data[-1].id
+    nothing = daemon.get(f"/v1/batches?after={oldest}").json()
+    assert nothing == {"object": "list", "data": [], "has_more": False}
+
+
 def test_batches_are_listed_in_pages_newest_first(client: openai.OpenAI) -> None:
     made = [begin(client, line("one")).id for _ in range(5)]
     assert [batch.id for batch in client.batches.list(limit=2)][:5] == made[::-1]

@@ -111,7 +111,7 @@ def test_files_are_listed_in_pages(tmp_path: Path) -> None:
         assert [file.id for file in page.data] == made[3:]
         assert not page.has_more
         nothing = daemon.get("/v1/files?purpose=batch_output").json()
-        assert (nothing["data"], nothing["first_id"], nothing["last_id"]) == ([], None, None)
+        assert (nothing["data"], nothing["first_id"], nothing["last_id"]) == ([], "", "")
         with pytest.raises(openai.NotFoundError):
             client.files.list(after="file-0")
         for wrong in ("limit=0", "limit=10001", "order=up"):

@@ -10,7 +10,7 @@ import pytest
 
 from server.openai.rendering.completion import CompletionRendering
 from server.requests import generation, output_coalescing
-from tests.server.world import TOKENIZER, Daemon, events, generated, serving
+from tests.server.world import MAX_MODEL_LEN, TOKENIZER, Daemon, events, generated, serving
 from wire.messages import Finished, Generated, Logprobs, Scored, Submit, ToServer
 
 HI, HELLO = TOKENIZER.encode("the"), TOKENIZER.encode("hello world")
@@ -234,3 +234,18 @@ def test_many_logprobs_are_rendered_off_the_event_loop(
         whole_or_not = {"stream": stream, "prompt_logprobs": 2, "max_tokens": 2}
         assert daemon.complete(prompt="the quick", **whole_or_not).status_code == 200
     assert threads == {"long answers" if limit == 0 else "server"}
+
+
+@pytest.mark.parametrize("asks", [{"echo": True, "logprobs": 1}, {"prompt_logprobs": 1}])
+def test_a_prompt_that_fills_the_context_can_be_scored(
+    daemon: Daemon, asks: dict[str, Any]
+) -> None:
+    full = [9] * MAX_MODEL_LEN
+    response = daemon.complete(prompt=full, max_tokens=0, **asks)
+    assert response.status_code == 200
+    assert response.json()["usage"]["completion_tokens"] == 0
+    for wrong in ({"prompt": [*full, 9], "max_tokens": 0}, {"prompt": full, "max_tokens": 1}):
+        error = daemon.complete(**wrong, **asks).json()["error"]
+        assert error["code"] == "context_length_exceeded"
+    cut = daemon.complete(prompt=[*full, 8], max_tokens=0, truncate_prompt_tokens=-1, **asks)
+    assert cut.json()["usage"]["prompt_tokens"] == MAX_MODEL_LEN

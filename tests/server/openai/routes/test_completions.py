@@ -364,3 +364,38 @@ def test_a_stop_string_may_contain_a_special_token(
         parts = [event["choices"][0] for event in events(daemon.complete(stream=True, **fields))]
     assert "".join(part["text"] for part in parts) == shown
     assert (parts[-1]["finish_reason"], parts[-1]["stop_reason"]) == ("stop", stop)
+
+
+@pytest.mark.parametrize("begin", [False, True], ids=["BOS is known", "BOS is added"])
+def test_an_empty_text_is_the_beginning_of_a_text(tmp_path: Path, begin: bool) -> None:
+    tokenizer = Tokenizer(byte_level_tokenizer(begin=begin))
+    with serving(tmp_path, saying("hello"), tokenizer=tokenizer) as daemon:
+        assert [prompt_of(submit) for submit in submits(daemon, prompt="")] == [[1]]
+        assert prompt_of(submits(daemon, prompt=["", "hi"])[0]) == [1]
+        assert daemon.complete(prompt="", echo=True).json()["choices"][0]["text"] == "hello"
+        assert daemon.complete(prompt=[]).status_code == 400
+        assert daemon.complete(prompt=[[]]).status_code == 400
+
+
+def test_an_empty_text_is_refused_where_texts_have_no_beginning(tmp_path: Path) -> None:
+    wrapped = byte_level_tokenizer()
+    wrapped.bos_token = None
+    with serving(tmp_path, tokenizer=Tokenizer(wrapped)) as daemon:
+        for prompt in ("", ["hi", ""]):
+            response = daemon.complete(prompt=prompt)
+            assert response.status_code == 400
+            assert "must not be empty" in response.json()["error"]["message"]
+
+
+def test_text_prompts_may_be_without_special_tokens(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(byte_level_tokenizer(begin=True))
+    with serving(tmp_path, saying("hello"), tokenizer=tokenizer) as daemon:
+        assert prompt_of(submits(daemon)[0]) == [1, *HI]
+        assert prompt_of(submits(daemon, add_special_tokens=False)[0]) == HI
+
+
+def test_a_top_p_of_0_is_greedy(daemon: Daemon) -> None:
+    (submit,) = submits(daemon, top_p=0, temperature=1.5)
+    assert (submit.sampling.temperature, submit.sampling.top_p) == (0.0, 0.0)
+    (submit,) = submits(daemon, top_p=0.1, temperature=1.5)
+    assert submit.sampling.temperature == 1.5

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from daemon import child_process
 from daemon.version import VERSION
 from server.openai.routes import operations
 from server.requests import engine_client
@@ -58,6 +59,16 @@ def test_health_is_503_when_the_engine_is_silent(
         monkeypatch.setattr(engine_client, "SILENCE_S", 0.0)
         daemon.wait_until(lambda: not daemon.client.is_connected)
         assert daemon.get("/health").status_code == 503
+
+
+def test_live_is_200_unless_the_daemon_has_given_up(tmp_path: Path) -> None:
+    with serving(tmp_path, ready=False) as daemon:
+        assert daemon.get("/live").json() == {"status": "alive"}
+        assert daemon.get("/ready").status_code == 503
+        child_process.report_failure(tmp_path, "the stages fail again and again")
+        response = daemon.get("/live")
+        assert response.status_code == 503
+        assert "the stages fail again and again" in response.json()["error"]["message"]
 
 
 def test_before_the_engine_is_there_nothing_is_claimed(tmp_path: Path) -> None:

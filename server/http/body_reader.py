@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 
+from server.http.content_encoding import decoded
 from server.http.errors import ApiError, too_busy
 
 BODY_TIMEOUT_S = 60.0
@@ -63,9 +64,10 @@ async def read_body(
 ) -> bytes:
     """Read the body of a JSON request; `on_growth` is called with its length so far.
 
-    Raises `ApiError` for another content type (415), a body that is too large (413) or one that is
-    not received in time (408). Raises `ClientDisconnect` if the client disconnects meanwhile; this
-    needs no response (`server.http.errors`).
+    The lengths are those after decompression (`server.http.content_encoding`). Raises `ApiError`
+    for another content type or encoding (415), damaged compressed data (400), a body that is too
+    large (413) or one that is not received in time (408). Raises `ClientDisconnect` if the client
+    disconnects meanwhile; this needs no response (`server.http.errors`).
     """
     _check_content_type(request)
     if announces_more(request, max_bytes):
@@ -73,7 +75,7 @@ async def read_body(
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for part in request.stream():
+            async for part in decoded(request, max_bytes):
                 body += part
                 if len(body) > max_bytes:
                     raise _too_large(max_bytes)

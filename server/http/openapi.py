@@ -15,7 +15,7 @@ _FAILURES = {
     408: "The body was not received, or the answer was not complete, in time",
     409: "Not possible in the current state of the object",
     413: "The body is too large",
-    415: "The body is not JSON",
+    415: "The content type or encoding of the body is not supported",
     416: "The range lies outside of the file",
     429: "The queue is full",
     500: "The server failed",

@@ -65,7 +65,7 @@ class FileRoutes:
             methods=["POST"],
             summary="Upload a file",
             response_model=FileObject,
-            responses=failures(400, 408, 413, 429),
+            responses=failures(400, 408, 413, 415, 429),
             openapi_extra={
                 "requestBody": {
                     "required": True,

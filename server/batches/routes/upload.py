@@ -14,6 +14,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from server.http.body_reader import announces_more
+from server.http.content_encoding import decoded
 from server.http.errors import ApiError, invalid
 
 # The longest time in which a client may send nothing.
@@ -120,14 +121,14 @@ class MultipartForm:
 async def receive(request: Request, target: Path, max_file_bytes: int) -> MultipartForm:
     """Receive the request's form, and write its file to `target`, synced to disk.
 
-    Raises `ApiError` (400; 408 if the client sends nothing; 413 if the file is too large),
-    `ClientDisconnect` and `OSError`.
+    Raises `ApiError` (400; 408 if the client sends nothing; 413 if the file is too large; 415 for
+    an unknown encoding), `ClientDisconnect` and `OSError`.
     """
     if announces_more(request, max_file_bytes + _MAX_FORM_OVERHEAD_BYTES):
         raise too_large(max_file_bytes)
     form = MultipartForm(request.headers.get("content-type", ""), max_file_bytes)
     with target.open("wb") as file:
-        stream = aiter(request.stream())
+        stream = aiter(decoded(request, max_file_bytes + _MAX_FORM_OVERHEAD_BYTES))
         while (data := await _next_data(stream)) is not None:
             content = form.write(data)
             if content:

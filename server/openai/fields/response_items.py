@@ -229,7 +229,10 @@ def _read_item(value: object, path: str) -> Item:
 
 def _unknown_item(kind: object, path: str) -> ApiError:
     if kind == "item_reference":
-        words = "this server stores nothing: send the item itself instead of a reference to it"
+        words = (
+            "this server stores nothing, so send the item itself instead of a reference to it; "
+            "clients that refer to stored items do this if 'store' is false"
+        )
     else:
         words = f"this server takes items of the types {', '.join(_ITEMS)}, not '{kind}'"
     return invalid(f"Invalid value for '{path}': {words}.", path, "invalid_value")

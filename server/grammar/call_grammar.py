@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from server.grammar.closed_objects import closed
 from server.grammar.grammar_text import (
     Schema,
     as_json,
@@ -121,7 +122,7 @@ def _xml_value(rule: str, schema: Schema, key: str, part: Any, whitespace: str |
     # References are relative to the root of the tool's schema, which must be a part of this one.
     pointer = key.replace("~", "~0").replace("/", "~1")
     value = {
-        "$defs": {"tool": rebased(schema, "#/$defs/tool")},
+        "$defs": {"tool": rebased(closed(schema), "#/$defs/tool")},
         "$ref": f"#/$defs/tool/properties/{pointer}",
     }
     return [
@@ -155,7 +156,7 @@ def json_type(value: Any) -> str:
 
 
 def _arguments(schema: Schema | None) -> Schema:
-    return {**(schema or {}), "type": "object"}
+    return {**closed(schema or {}), "type": "object"}
 
 
 def _json_rule(name: str, schema: Schema, whitespace: str | None) -> str:

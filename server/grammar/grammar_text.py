@@ -13,6 +13,8 @@ import msgspec
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
+from server.grammar.closed_objects import closed
+
 # One space, or a new line and its indentation. This allows every usual style, and prevents a model
 # from generating white space without end. Deeply nested JSON cannot be fully indented.
 WHITESPACE = r" |\n( {0,20}|\t{0,5})"
@@ -30,6 +32,8 @@ def json_schema(
     whitespace: str | None = WHITESPACE,
 ) -> str:
     """Allow JSON that follows a schema (draft 2020-12), with properties in the schema's order.
+
+    Objects that only list properties have no others, see `closed_objects`.
 
     With `lenient`, keywords that cannot be enforced are ignored. `whitespace` is a regular
     expression for the white space between the parts; None allows no white space.
@@ -180,7 +184,7 @@ def _with_options(schema: Schema | bool, whitespace: str | None, lenient: bool) 
     """Add the library's options to the schema; they take effect only at its root."""
     if isinstance(schema, bool):
         return schema
-    return {**schema, "x-guidance": json_options(whitespace, lenient)}
+    return {**closed(schema), "x-guidance": json_options(whitespace, lenient)}
 
 
 def json_options(whitespace: str | None, lenient: bool) -> dict[str, Any]:

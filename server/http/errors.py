@@ -25,6 +25,7 @@ SERVED_PATHS = (
     "/tokenize",
     "/detokenize",
     "/health",
+    "/live",
     "/ready",
     "/load",
     "/version",

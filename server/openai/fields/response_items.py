@@ -8,10 +8,11 @@ has the path of their type.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, ValidationError
+from pydantic import BeforeValidator, Field, PlainValidator, ValidationError, ValidationInfo
 
 from server.http.body import Body, ListOf
-from server.http.errors import ApiError, invalid, invalid_value
+from server.http.errors import ApiError, invalid
+from server.http.field_errors import explain
 from server.openai.fields.conversation import (
     IGNORED,
     MAX_MESSAGES,
@@ -146,7 +147,7 @@ _ITEMS: Mapping[str, type[Item]] = {
 }
 
 
-def _read_input(given: object) -> list[Item]:
+def _read_input(given: object, info: ValidationInfo) -> list[Item]:
     """Read each item as its type says, so that errors are about this type and name the item."""
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
@@ -156,7 +157,7 @@ def _read_input(given: object) -> list[Item]:
     if not 0 < len(given) <= MAX_MESSAGES:
         message = f"'input' must have 1 to {MAX_MESSAGES} items, not {len(given)}."
         raise invalid(message, "input", "invalid_value")
-    return [_read_item(item, f"input[{index}]") for index, item in enumerate(given)]
+    return [_read_item(item, f"input[{i}]", info.context) for i, item in enumerate(given)]
 
 
 Input = Annotated[
@@ -210,7 +211,7 @@ def _call(item: FunctionCallItem) -> ToolCall:
     return ToolCall(id=item.call_id, function=function)
 
 
-def _read_item(value: object, path: str) -> Item:
+def _read_item(value: object, path: str, context: Any) -> Item:
     if not isinstance(value, dict):
         message = f"Invalid type for '{path}': expected an object."
         raise invalid(message, path, "invalid_type")
@@ -222,9 +223,9 @@ def _read_item(value: object, path: str) -> Item:
     for field in ("content", "output"):
         _check_parts(kind, value.get(field), f"{path}.{field}")
     try:
-        return _ITEMS[kind].model_validate(value)
+        return _ITEMS[kind].model_validate(value, context=context)
     except ValidationError as error:
-        raise _explained(error, path) from error
+        raise explain(error, value, {}).renamed(lambda field: f"{path}.{field}") from error
 
 
 def _unknown_item(kind: object, path: str) -> ApiError:
@@ -252,16 +253,3 @@ def _check_parts(item_type: str, parts: object, path: str) -> None:
             f"'{kind}': this server accepts no images, audio or files."
         )
         raise invalid(message, where, "invalid_value")
-
-
-def _explained(error: ValidationError, path: str) -> ApiError:
-    """The error about the item at `path`."""
-    problem = error.errors(include_url=False, include_context=False)[0]
-    for step in problem["loc"]:
-        path += f"[{step}]" if isinstance(step, int) else f".{step}"
-    if problem["type"] == "missing":
-        message = f"Missing required parameter: '{path}'."
-        return invalid(message, path, "missing_required_parameter")
-    if problem["type"] == "extra_forbidden":
-        return invalid(f"Unrecognized request argument: '{path}'.", path, "unknown_parameter")
-    return invalid_value(path, problem, path)

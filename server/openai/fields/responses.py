@@ -157,18 +157,11 @@ class ResponseStreamOptions(StreamOptions):
 class ResponsesRequest(SamplingFields):
     """The body of POST /v1/responses."""
 
-    # The fields of chat would be ignored otherwise.
-    unsupported = {
-        field: instead
-        for field, instead in UNSUPPORTED_SAMPLING.items()
-        if field != "max_output_tokens"
-    } | {
-        "max_tokens": "use 'max_output_tokens'",
-        "max_completion_tokens": "use 'max_output_tokens'",
+    unsupported = UNSUPPORTED_SAMPLING | {
         "messages": "use 'input'",
-        "response_format": "use 'text' with 'format'",
         "reasoning_effort": "use 'reasoning' with 'effort'",
     }
+
     expected: ClassVar[dict[str, str]] = {
         "stop": "a string or an array of strings",
         "tool_choice": (

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from server.grammar.schema_keywords import check_patterns, enforceable
 from server.http.errors import invalid
 from server.openai.fields.chat import AllowedTools, ChatRequest, NamedTool
 from server.openai.fields.conversation import Tool
@@ -48,7 +49,8 @@ class ToolChoice:
     def schemas(self) -> list[tuple[str, dict[str, Any]]]:
         """The functions that may be called, with the schemas of their parameters."""
         return [
-            (tool.function.name, tool.function.parameters or _NOTHING_ELSE) for tool in self.allowed
+            (tool.function.name, enforceable(tool.function.parameters or _NOTHING_ELSE))
+            for tool in self.allowed
         ]
 
     def for_template(self) -> list[dict[str, Any]] | None:
@@ -106,6 +108,8 @@ def _check_parameters(param: str, tool: Tool) -> None:
     if _is_too_deep(schema):
         message = f"'{param}' is nested more than {MAX_SCHEMA_DEPTH} levels deep."
         raise invalid(message, param, "invalid_function_parameters")
+    if tool.function.strict:
+        check_patterns(schema, param)
 
 
 def _is_too_deep(schema: Mapping[str, Any]) -> bool:

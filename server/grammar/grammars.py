@@ -23,6 +23,7 @@ from server.grammar.grammar_checker import (
     Verdict,
 )
 from server.grammar.grammar_text import WHITESPACE, Schema
+from server.grammar.schema_keywords import check_keywords, check_patterns, enforceable
 from server.http.body import Body, ListOf
 from server.http.errors import ApiError, invalid, too_busy, unavailable
 from server.text.tokenizer import Tokenizer
@@ -204,7 +205,11 @@ def _of_format(response_format: ResponseFormat) -> str:
         message = "Missing required parameter: 'response_format.json_schema'."
         raise invalid(message, "response_format", "missing_required_parameter")
     schema = {"type": "object"} if wanted.schema_ is None else wanted.schema_
-    return grammar_text.json_schema(schema, lenient=not wanted.strict)
+    path = "response_format.json_schema.schema"
+    check_keywords(schema, path)
+    if wanted.strict:
+        check_patterns(schema, path)
+    return grammar_text.json_schema(enforceable(schema), lenient=not wanted.strict)
 
 
 def _of_outputs(wanted: StructuredOutputs) -> str:
@@ -220,7 +225,10 @@ def _of_outputs(wanted: StructuredOutputs) -> str:
         raise _wrong(f"must have exactly one of {', '.join(kinds)}, not {len(given)}")
     whitespace = None if wanted.disable_any_whitespace else wanted.whitespace_pattern or WHITESPACE
     if wanted.json_ is not None:
-        return grammar_text.json_schema(_decoded(wanted.json_), whitespace=whitespace)
+        schema = _decoded(wanted.json_)
+        check_keywords(schema, "structured_outputs.json")
+        check_patterns(schema, "structured_outputs.json")
+        return grammar_text.json_schema(schema, whitespace=whitespace)
     if wanted.regex is not None:
         return grammar_text.regex(wanted.regex)
     if wanted.choice is not None:

@@ -16,6 +16,7 @@ from server.chat.message_parser import MessageParser
 from server.chat.tool_choice import ToolChoice, parameters_param, tool_choice
 from server.grammar import grammar_text
 from server.grammar.grammars import CheckedGrammars, check_text
+from server.grammar.schema_keywords import check_keywords
 from server.http.body import not_too_deep
 from server.http.errors import ApiError, invalid
 from server.http.unknown_fields import IGNORED, UnknownFields
@@ -261,6 +262,8 @@ def _check_schemas(request: ChatRequest, choice: ToolChoice) -> None:
     sizes = {name: len(_encode(schema)) for name, schema in choice.schemas}
     for index, tool in enumerate(request.tools):
         check_text(sizes.get(tool.function.name, 0), parameters_param(index))
+        if tool.function.name in sizes:
+            check_keywords(tool.function.parameters or {}, parameters_param(index))
     check_text(sum(sizes.values()), "tools")
 
 

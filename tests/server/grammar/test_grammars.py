@@ -179,13 +179,13 @@ def test_an_ebnf_grammar_is_read(daemon: Daemon, monkeypatch: pytest.MonkeyPatch
         (
             {"response_format": {"type": "xml"}},
             "Invalid value for 'response_format.type': input should be 'text', 'json_object' or "
-            "'json_schema'.",
-            "response_format",
+            "'json_schema', got \"xml\" (a string).",
+            "response_format.type",
         ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
             "Missing required parameter: 'response_format.json_schema.name'.",
-            "response_format",
+            "response_format.json_schema.name",
         ),
     ],
 )

@@ -97,8 +97,8 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ),
     (
         {"tools": [function("x", {"properties": 5}), TOOL], "tool_choice": "required"},
-        "tools[0].function.parameters",
-        "'tools[0].function.parameters' cannot be used",
+        "tools[0].function.parameters.properties",
+        "expected an object of schemas, got 5 (an integer)",
     ),
     (
         {"tools": [TOOL, function("x", {"$ref": "#/$defs/y", "$defs": {"y": {"type": "null"}}})]}

@@ -23,8 +23,8 @@ class SamplingParams(SamplingFields):
     max_tokens: int | None = Field(DEFAULT_MAX_TOKENS, ge=0, description="longest answer")
     logprobs: int | None = Field(
         None,
-        ge=0,
-        description="return each token's log-probability, and so many most likely tokens",
+        ge=-1,
+        description="return each token's log-probability, and so many most likely tokens; -1: all",
     )
 
     @field_validator("logit_bias", mode="before")

@@ -139,7 +139,9 @@ class LimitsConfig(Part, title="Request limits and timeouts"):
         False, description="refuse unknown fields of requests instead of ignoring them"
     )
     max_logprobs: int = Field(
-        20, ge=0, description="maximum number of top logprobs that a request may ask for"
+        20,
+        ge=-1,
+        description="maximum number of top logprobs that a request may ask for; -1: no limit",
     )
     request_timeout: float | None = Field(
         None,

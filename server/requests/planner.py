@@ -3,6 +3,7 @@
 import re
 from array import array
 from collections.abc import Iterable, Sequence, Set
+from typing import TypeVar
 
 from configs.model import ModelConfig
 from server.http.errors import invalid, no_such_model
@@ -25,6 +26,9 @@ from wire.messages import Sampling
 # grammars have the same limit.
 MAX_LIST_BYTES_OF_REQUEST = 16 * 1024 * 1024
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
+
+
+Fields = TypeVar("Fields", bound=SamplingFields)
 
 
 class Planner:
@@ -142,11 +146,25 @@ class Planner:
         for number in num_prompt_tokens:
             self._max_tokens(number, max_tokens, None, prompt_field="prompt")
 
-    def check_num_logprobs(self, num_logprobs: int, field: str) -> None:
-        """Raise `ApiError` (400) if a request asks for more log-probabilities than allowed."""
-        limit = self._max_logprobs
-        if num_logprobs > limit:
-            raise invalid(f"'{field}' must not exceed {limit}.", field, "invalid_value")
+    def with_logprobs(self, fields: Fields, *names: str) -> Fields:
+        """Return the fields with numbers of log-probabilities; -1 is that of all token ids.
+
+        Raises `ApiError` (400) if one is more than allowed.
+        """
+        asked = {name: getattr(fields, name) for name in names}
+        num_rows, limit = self.token_ids.num_rows, self._max_logprobs
+        counts = {
+            name: num_rows if count == -1 else count
+            for name, count in asked.items()
+            if count is not None
+        }
+        for name, count in counts.items():
+            if limit != -1 and count > limit:
+                asks = f" (-1 asks for {num_rows})" if asked[name] == -1 else ""
+                message = f"'{name}' must not exceed {limit}{asks}: see --max-logprobs."
+                raise invalid(message, name, "invalid_value")
+        changed = {name: count for name, count in counts.items() if count != asked[name]}
+        return fields.model_copy(update=changed) if changed else fields
 
     def _all_max_tokens(
         self,
@@ -181,8 +199,6 @@ class Planner:
             message = "Invalid key in 'logit_bias': keys must be token ids."
             raise invalid(message, "logit_bias", "invalid_value")
         self.token_ids.check("logit_bias", [int(key) for key in fields.logit_bias])
-        if fields.prompt_logprobs is not None:
-            self.check_num_logprobs(fields.prompt_logprobs, "prompt_logprobs")
 
     def _truncated(self, prompt: list[int], fields: SamplingFields, max_tokens: int) -> list[int]:
         """Return the part of a prompt that `truncate_prompt_tokens` keeps."""
@@ -192,7 +208,7 @@ class Planner:
         if kept == -1:
             ready = self._client.ready
             kept = max(1, ready.max_model_len - max_tokens) if ready else len(prompt)
-        return prompt[-kept:]
+        return prompt[:kept] if fields.truncation_side == "right" else prompt[-kept:]
 
     def _max_tokens(
         self,

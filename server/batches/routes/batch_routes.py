@@ -8,6 +8,7 @@ import time
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
 
 from server.batches.routes.file_routes import no_such_file
 from server.batches.service import BatchService
@@ -91,19 +92,18 @@ class BatchRoutes:
         runner.begin(batch)
         return batch
 
-    async def batches(self, query: Annotated[BatchQuery, Query()]) -> BatchList:
+    async def batches(self, query: Annotated[BatchQuery, Query()]) -> Response:
         """A page of batches."""
         store = self._service.store
         try:
             batches, has_more = await store.batches(after=query.after, limit=query.limit)
         except UnknownCursorError as error:
             raise no_such_batch(str(error), "after") from error
-        return BatchList(
-            data=batches,
-            first_id=batches[0].id if batches else None,
-            last_id=batches[-1].id if batches else None,
-            has_more=has_more,
-        )
+        # The reference lets the ids of an empty list be absent, but not null.
+        ids = {"first_id": batches[0].id, "last_id": batches[-1].id} if batches else {}
+        page = BatchList(data=batches, has_more=has_more, **ids)
+        absent = set() if ids else {"first_id", "last_id"}
+        return Response(page.model_dump_json(exclude=absent), media_type="application/json")
 
     async def batch(self, batch_id: str) -> Batch:
         """One batch."""

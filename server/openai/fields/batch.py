@@ -10,8 +10,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
 )
 from pydantic.json_schema import SkipJsonSchema
 
@@ -151,12 +149,6 @@ class BatchList(_Object):
     first_id: str | SkipJsonSchema[None] = Field(None, description="absent in an empty list")
     last_id: str | SkipJsonSchema[None] = Field(None, description="absent in an empty list")
     has_more: bool
-
-    @model_serializer(mode="wrap")
-    def _without_ids(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The reference lets the ids of a list of batches be absent, but not null."""
-        fields: dict[str, Any] = dump(self)
-        return {name: value for name, value in fields.items() if value is not None}
 
 
 class ExpiresAfter(Body):

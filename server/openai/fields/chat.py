@@ -83,7 +83,7 @@ class ChatRequest(SamplingFields, TemplateFields):
     )
     logprobs: bool = Field(False, description="return each token's log-probability")
     top_logprobs: int | None = Field(
-        None, ge=0, le=20, description="return so many most likely tokens with each token"
+        None, ge=-1, description="return so many most likely tokens with each token; -1: all"
     )
     tool_choice: Literal["none", "auto", "required"] | ChosenTools | None = Field(
         None, description="[auto if there are tools]"

@@ -66,15 +66,12 @@ class CompletionRequest(SamplingFields):
     )
     logprobs: int | None = Field(
         None,
-        ge=0,
-        description="return each token's log-probability, and so many most likely tokens",
+        ge=-1,
+        description="return each token's log-probability, and so many most likely tokens; -1: all",
     )
     echo: bool = Field(False, description="return the prompt too, scored if logprobs is set")
     add_special_tokens: bool = Field(
         True, description="vLLM's: add the tokenizer's special tokens to text prompts"
-    )
-    return_tokens_as_token_ids: bool = Field(
-        False, description="vLLM's: write the tokens of log-probabilities as token_id:N"
     )
     best_of: int | None = Field(None, description="only 1 or n")
     response_format: ResponseFormat | None = Field(None, description="vLLM's: the answer's form")
@@ -186,6 +183,8 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int = Field(description="when the server started, in Unix seconds")
     owned_by: str = Field("tdpipe", description="always tdpipe")
+    root: str = Field(description="vLLM's: the model's first name, of which `id` may be an alias")
+    parent: None = Field(None, description="vLLM's: always null: there are no adapters")
     max_model_len: int | None = Field(
         description="vLLM's: longest prompt + output in tokens, once known"
     )

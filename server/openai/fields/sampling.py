@@ -54,6 +54,7 @@ UNSUPPORTED_SAMPLING = {
     "n_predict": "use 'max_tokens'",
     "min_new_tokens": "use 'min_tokens'",
     "stop_sequences": "use 'stop'",
+    "stop_regex": "use 'stop'",
     "lora_path": "this server has no adapters",
     "lora_request": "this server has no adapters",
     "prompt_embeds": "prompts are text or token ids",
@@ -109,10 +110,21 @@ class SamplingFields(Body):
     min_tokens: int = Field(0, ge=0, description="vLLM's: do not stop before")
     skip_special_tokens: bool = Field(True, description="vLLM's: omit them from the text")
     truncate_prompt_tokens: int | None = Field(
-        None, ge=-1, lt=2**31, description="vLLM's: keep only so many last tokens; -1: all that fit"
+        None,
+        ge=-1,
+        lt=2**31,
+        description="vLLM's: keep only so many tokens, see truncation_side; -1: all that fit",
     )
     prompt_logprobs: int | None = Field(
-        None, ge=0, description="vLLM's: score the prompt, with so many most likely tokens"
+        None,
+        ge=-1,
+        description="vLLM's: score the prompt, with so many most likely tokens; -1: all",
+    )
+    truncation_side: Literal["left", "right"] = Field(
+        "left", description="vLLM's: where truncate_prompt_tokens cuts"
+    )
+    return_tokens_as_token_ids: bool = Field(
+        False, description="vLLM's: write the tokens of log-probabilities as token_id:N"
     )
     return_token_ids: bool = Field(
         False, description="vLLM's: also return prompt and output as ids"

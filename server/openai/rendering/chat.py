@@ -39,6 +39,7 @@ _SHOWN = (
     "logprobs",
     "prompt_logprobs",
     "return_token_ids",
+    "return_tokens_as_token_ids",
     "service_tier",
     "top_logprobs",
 )
@@ -202,7 +203,9 @@ class ChatRendering:
         return beside
 
     def _logprobs(self, logprobs: list[TokenLogprobs] | tuple[()]) -> dict[str, Any]:
-        return {"content": chat_logprobs(logprobs, self._tokenizer.pieces), "refusal": None}
+        as_ids = self._request.return_tokens_as_token_ids
+        content = chat_logprobs(logprobs, self._tokenizer.pieces, as_ids=as_ids)
+        return {"content": content, "refusal": None}
 
     def _ending(self, message: _CollectedMessage, piece: Piece) -> dict[str, Any]:
         if piece.finish_reason is None:

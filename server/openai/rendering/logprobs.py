@@ -89,12 +89,22 @@ class CompletionLogprobsBuilder:
         return text if HALF_CHARACTER not in text else self._pieces.name(token_id)
 
 
-def chat_logprobs(logprobs: Sequence[TokenLogprobs], pieces: TokenPieces) -> list[msgspec.Raw]:
-    """Return the `logprobs.content` of a chat choice: one JSON object for each token."""
+def chat_logprobs(
+    logprobs: Sequence[TokenLogprobs], pieces: TokenPieces, *, as_ids: bool = False
+) -> list[msgspec.Raw]:
+    """Return the `logprobs.content` of a chat choice: one JSON object for each token.
+
+    With `as_ids`, a token is represented by its id.
+    """
+
+    def token(token_id: int, logprob: float) -> dict[str, Any]:
+        text = f"token_id:{token_id}" if as_ids else pieces.text(token_id)
+        return {"token": text, "logprob": logprob, "bytes": pieces.bytes(token_id)}
+
     return [
         _encoded(
-            _chat_token(position.token_id, position.logprob, pieces)
-            | {"top_logprobs": [_chat_token(*top, pieces) for top in position.tops]}
+            token(position.token_id, position.logprob)
+            | {"top_logprobs": [token(*top) for top in position.tops]}
         )
         for position in logprobs
     ]
@@ -127,10 +137,6 @@ def prompt_logprobs(
         )
         for position, place in zip(logprobs, placed[1:], strict=False)
     ]
-
-
-def _chat_token(token_id: int, logprob: float, pieces: TokenPieces) -> dict[str, Any]:
-    return {"token": pieces.text(token_id), "logprob": logprob, "bytes": pieces.bytes(token_id)}
 
 
 def _encoded(fields: dict[str, Any]) -> msgspec.Raw:

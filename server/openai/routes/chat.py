@@ -69,9 +69,10 @@ class Chat(Endpoint[ChatRequest]):
     async def _plan(
         self, fields: ChatRequest, num_bytes: int, *, offline: bool
     ) -> tuple[Plan, Rendering]:
-        planned = await self._conversations.plan(fields, num_bytes, offline=offline)
+        request = self._planner.with_logprobs(fields, "top_logprobs", "prompt_logprobs")
+        planned = await self._conversations.plan(request, num_bytes, offline=offline)
         rendering = ChatRendering(
-            fields,
+            request,
             planned.plan,
             self._tokenizer,
             planned.new_parser,
@@ -116,7 +117,6 @@ class ConversationPlanner:
         self, request: ChatRequest, num_bytes: int, *, offline: bool
     ) -> PlannedConversation:
         """Plan the answers to a conversation, whose body has `num_bytes`. Raises `ApiError`."""
-        self._planner.check_num_logprobs(request.num_logprobs, "top_logprobs")
         choice = self._tool_choice(request)
         conversation = replace(
             request.conversation(request.messages, choice.for_template(), num_bytes),

@@ -69,9 +69,7 @@ class Completions(Endpoint[CompletionRequest]):
         *,
         offline: bool,
     ) -> tuple[Plan, Rendering]:
-        request = fields
-        if request.logprobs is not None:
-            self._planner.check_num_logprobs(request.logprobs, "logprobs")
+        request = self._planner.with_logprobs(fields, "logprobs", "prompt_logprobs")
         with not_too_deep():
             grammar = request.grammar
         prompts = await self._read_prompts(request, patient=offline)

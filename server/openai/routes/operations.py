@@ -236,6 +236,7 @@ class Operations:
         return Model(
             id=name,
             created=self._created,
+            root=self._served.name,
             max_model_len=limit,
             tokenizer_fingerprint=self._tokenizer_fingerprint,
         )

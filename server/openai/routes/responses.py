@@ -58,7 +58,7 @@ class Responses(Endpoint[ResponsesRequest]):
         self, fields: ResponsesRequest, num_bytes: int, *, offline: bool
     ) -> tuple[Plan, Rendering]:
         try:
-            chat = fields.as_chat()
+            chat = self._planner.with_logprobs(fields.as_chat(), "top_logprobs")
             chat.check(chat.answer_tokens)
             planned = await self._conversations.plan(chat, num_bytes, offline=offline)
         except ApiError as error:

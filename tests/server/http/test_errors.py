@@ -55,7 +55,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"min_tokens": 17}, "min_tokens", "greater than 'max_tokens'"),
     ({"logprobs": 21}, "logprobs", "must not exceed 20"),
     ({"prompt_logprobs": 21}, "prompt_logprobs", "must not exceed 20"),
-    ({"logprobs": -1}, "logprobs", "greater than or equal to 0"),
+    ({"logprobs": -1}, "logprobs", "must not exceed 20 (-1 asks for 282)"),
     ({"suffix": "x"}, "suffix", "not supported"),
     ({"logit_bias": {"x": 1}}, "logit_bias", "keys must be token ids"),
     ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "keys must be token ids"),

@@ -155,6 +155,9 @@ def test_an_empty_list_of_batches_has_no_ids(client: openai.OpenAI, daemon: Daem
     oldest = client.batches.list(limit=100).data[-1].id
     nothing = daemon.get(f"/v1/batches?after={oldest}").json()
     assert nothing == {"object": "list", "data": [], "has_more": False}
+    newest = daemon.get("/v1/batches?limit=1").json()
+    assert newest["data"] == [daemon.get(f"/v1/batches/{batch.id}").json()]
+    assert newest["first_id"] == newest["last_id"] == batch.id
 
 
 def test_batches_are_listed_in_pages_newest_first(client: openai.OpenAI) -> None:

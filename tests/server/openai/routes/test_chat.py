@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
 
 from server.chat.chat_template import ChatTemplate
@@ -235,3 +236,14 @@ def test_the_document_has_the_request_and_the_answer(qwen: Daemon) -> None:
     assert "messages" in schemas["ChatRequest"]["required"]
     assert "choices" in schemas["ChatCompletion"]["required"]
     assert json.dumps(document["paths"]["/v1/chat/completions"]).count("ChatRequest") == 1
+
+
+def test_tokens_of_logprobs_may_be_ids(qwen: Daemon) -> None:
+    qwen.engine.script = reported
+    plain = choice(qwen, logprobs=True, top_logprobs=2)["logprobs"]["content"]
+    as_ids = choice(qwen, logprobs=True, top_logprobs=2, return_tokens_as_token_ids=True)
+    found = as_ids["logprobs"]["content"]
+    assert [token["bytes"] for token in found] == [token["bytes"] for token in plain]
+    named = [each["token"] for token in found for each in (token, *token["top_logprobs"])]
+    assert all(re.fullmatch(r"token_id:\d+", name) for name in named)
+    assert [each["token"] for each in found[0]["top_logprobs"]] == ["token_id:5", "token_id:6"]

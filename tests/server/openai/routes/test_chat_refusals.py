@@ -130,7 +130,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
     ({"response_format": {"type": "yaml"}}, "response_format.type", "'json_object'"),
     ({"top_logprobs": 2}, "top_logprobs", "only allowed when 'logprobs'"),
-    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "must not exceed 20"),
     ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
     ({"max_completion_tokens": 8192}, "max_tokens", "maximum context length"),
     ({"messages": [{"role": "user", "content": "hi" * 9000}]}, "messages", "context length"),

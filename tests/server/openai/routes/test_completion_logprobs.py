@@ -249,3 +249,26 @@ def test_a_prompt_that_fills_the_context_can_be_scored(
         assert error["code"] == "context_length_exceeded"
     cut = daemon.complete(prompt=[*full, 8], max_tokens=0, truncate_prompt_tokens=-1, **asks)
     assert cut.json()["usage"]["prompt_tokens"] == MAX_MODEL_LEN
+
+
+def test_minus_one_asks_for_all_tokens_within_the_limit(tmp_path: Path) -> None:
+    def asked(daemon: Daemon, **body: Any) -> tuple[int, int]:
+        assert daemon.complete(max_tokens=1, **body).status_code == 200
+        sampling = daemon.engine.wait_for(Submit)[-1].sampling
+        return sampling.num_logprobs, sampling.num_prompt_logprobs
+
+    num_ids = TOKENIZER.num_ids
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    with serving(tmp_path / "a", scripted, max_logprobs=-1) as daemon:
+        assert asked(daemon, logprobs=-1) == (num_ids, -1)
+        assert asked(daemon, prompt_logprobs=-1) == (-1, num_ids)
+        assert asked(daemon, logprobs=200) == (200, -1)
+        found = daemon.complete(max_tokens=1, logprobs=-1).json()["choices"][0]["logprobs"]
+        assert len(found["top_logprobs"][0]) == 3
+    with serving(tmp_path / "b", scripted, max_logprobs=num_ids) as daemon:
+        assert asked(daemon, logprobs=-1) == (num_ids, -1)
+    with serving(tmp_path / "c", scripted, max_logprobs=num_ids - 1) as daemon:
+        assert daemon.complete(logprobs=-1).json()["error"]["param"] == "logprobs"
+        assert daemon.complete(prompt_logprobs=-1).json()["error"]["param"] == "prompt_logprobs"
+        assert daemon.complete(logprobs=-2).status_code == 400

@@ -399,3 +399,11 @@ def test_a_top_p_of_0_is_greedy(daemon: Daemon) -> None:
     assert (submit.sampling.temperature, submit.sampling.top_p) == (0.0, 0.0)
     (submit,) = submits(daemon, top_p=0.1, temperature=1.5)
     assert submit.sampling.temperature == 1.5
+
+
+def test_a_prompt_may_be_cut_at_either_side(daemon: Daemon) -> None:
+    asks: dict[str, Any] = {"prompt": [5, 6, 7, 8], "truncate_prompt_tokens": 3}
+    assert prompt_of(submits(daemon, **asks)[0]) == [6, 7, 8]
+    assert prompt_of(submits(daemon, **asks, truncation_side="left")[0]) == [6, 7, 8]
+    assert prompt_of(submits(daemon, **asks, truncation_side="right")[0]) == [5, 6, 7]
+    assert daemon.complete(**asks, truncation_side="middle").status_code == 400

@@ -94,6 +94,8 @@ def test_the_model_is_listed_with_its_length(daemon: Daemon) -> None:
         "id": MODEL,
         "object": "model",
         "owned_by": "tdpipe",
+        "root": MODEL,
+        "parent": None,
         "max_model_len": 64,
         "tokenizer_fingerprint": TOKENIZER.fingerprint,
     }

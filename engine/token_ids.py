@@ -26,4 +26,5 @@ def _packed_ids(submit: Submit) -> Iterator[bytes]:
     yield submit.output_token_ids
     yield sampling.bias_ids
     yield sampling.allowed_token_ids
+    yield sampling.logprob_token_ids
     yield from sampling.bad_words

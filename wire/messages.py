@@ -32,7 +32,8 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     these can be sampled; a sequence in `bad_words` (int32 each) is never completed. `num_logprobs`
     is the number of likeliest tokens returned with each output token (-1: no log-probabilities),
     `num_prompt_logprobs` the same for each prompt token. A `grammar` (in llguidance's text format)
-    constrains the output.
+    constrains the output. With `logprob_token_ids` (int32), output tokens are returned with these
+    tokens instead of the likeliest ones, and `num_logprobs` is their number.
     """
 
     temperature: float = 1.0
@@ -50,6 +51,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     num_logprobs: int = -1
     num_prompt_logprobs: int = -1
     grammar: str = ""
+    logprob_token_ids: bytes = b""
 
 
 class Submit(Message, frozen=True):

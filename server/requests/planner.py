@@ -164,7 +164,24 @@ class Planner:
                 message = f"'{name}' must not exceed {limit}{asks}: see --max-logprobs."
                 raise invalid(message, name, "invalid_value")
         changed = {name: count for name, count in counts.items() if count != asked[name]}
-        return fields.model_copy(update=changed) if changed else fields
+        fields = fields.model_copy(update=changed) if changed else fields
+        return self._with_named_ids(fields, names[0])
+
+    def _with_named_ids(self, fields: Fields, count_field: str) -> Fields:
+        """Return the fields with the number of `logprob_token_ids` as that of log-probabilities."""
+        token_ids = list(dict.fromkeys(fields.logprob_token_ids))
+        if not token_ids:
+            return fields
+        logprobs = getattr(fields, "logprobs", None)  # chat's is a bool, 0 is a number
+        if logprobs is None or logprobs is False:
+            message = "'logprob_token_ids' is only allowed when 'logprobs' is enabled."
+            raise invalid(message, "logprob_token_ids", "invalid_value")
+        if -1 != self._max_logprobs < len(token_ids):
+            message = f"'logprob_token_ids' must not have more than {self._max_logprobs} ids."
+            raise invalid(message, "logprob_token_ids", "invalid_value")
+        return fields.model_copy(
+            update={count_field: len(token_ids), "logprob_token_ids": token_ids}
+        )
 
     def _all_max_tokens(
         self,
@@ -195,6 +212,7 @@ class Planner:
     def _check_tokens(self, fields: SamplingFields) -> None:
         self.token_ids.check("allowed_token_ids", fields.allowed_token_ids)
         self.token_ids.check("stop_token_ids", fields.stop_token_ids)
+        self.token_ids.check("logprob_token_ids", fields.logprob_token_ids)
         if not all(map(_TOKEN_ID.fullmatch, fields.logit_bias)):
             message = "Invalid key in 'logit_bias': keys must be token ids."
             raise invalid(message, "logit_bias", "invalid_value")
@@ -282,6 +300,7 @@ def _sampling(
         allowed_token_ids=pack(sorted(set(fields.allowed_token_ids))),
         bad_words=bad_words,
         num_logprobs=num_logprobs,
+        logprob_token_ids=pack(fields.logprob_token_ids) if num_logprobs >= 0 else b"",
         num_prompt_logprobs=num_prompt_logprobs,
         grammar=grammar,
     )
@@ -292,6 +311,7 @@ def _check_copies(sampling: Sampling, copies: int) -> None:
     sizes = {
         "allowed_token_ids": len(sampling.allowed_token_ids),
         "bad_words": sum(map(len, sampling.bad_words)),
+        "logprob_token_ids": len(sampling.logprob_token_ids),
         "logit_bias": len(sampling.bias_ids) + len(sampling.biases),
     }
     if sum(sizes.values()) * copies > MAX_LIST_BYTES_OF_REQUEST:

@@ -1,5 +1,7 @@
 """Log-probabilities of tokens under the unedited model, packed for the wire."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from torch import Tensor
 
@@ -11,12 +13,17 @@ _AT_ONCE = 256
 
 
 def logprobs_of(
-    logits: Tensor, token_ids: Tensor, num_tops: np.ndarray, indices: np.ndarray
+    logits: Tensor,
+    token_ids: Tensor,
+    num_tops: np.ndarray,
+    indices: np.ndarray,
+    named: Mapping[int, np.ndarray] | None = None,
 ) -> Logprobs:
     """Compute the log-probabilities of the tokens at some positions, and of the likeliest ones.
 
     `logits` [positions, vocabulary] in fp32 as the model returned them, `token_ids` [positions];
-    `num_tops` and `indices` [positions] as in `Logprobs`.
+    `num_tops` and `indices` [positions] as in `Logprobs`. The positions in `named` have these
+    `num_tops` tokens instead of the likeliest ones, also the most likely first.
     """
     logprobs = logits.log_softmax(dim=-1)
     chosen = logprobs.gather(-1, token_ids[:, None])
@@ -24,6 +31,10 @@ def logprobs_of(
     most = min(int(num_tops.max(initial=0)), logits.shape[-1])
     tops, top_ids = logprobs.topk(most, dim=-1)
     num_tops = np.minimum(num_tops, most).astype(np.int32)
+    for position, named_ids in (named or {}).items():
+        own_ids = to_device(named_ids.astype(np.int64), logits.device)
+        own, order = logprobs[position, own_ids].sort(descending=True, stable=True)
+        tops[position, : len(own)], top_ids[position, : len(own)] = own, own_ids[order]
     # Positions that need fewer than the maximum keep only their first ones.
     wanted = np.arange(most) < num_tops[:, None]
     return Logprobs(

@@ -136,7 +136,10 @@ class Sampler:
         if not wanted.any():
             return None
         where = to_device(rows[wanted], logits.device)
-        return logprobs_of(logits[where].float(), token_ids[where], num_tops[wanted], rows[wanted])
+        named = self._table.logprob_ids(sampler_slots[wanted])
+        return logprobs_of(
+            logits[where].float(), token_ids[where], num_tops[wanted], rows[wanted], named
+        )
 
 
 def most_likely(logits: Tensor) -> Tensor:

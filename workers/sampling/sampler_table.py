@@ -27,6 +27,7 @@ class _Named:
     others: Tensor | None = None  # bool [vocabulary] on the device: tokens that are not allowed
     stop_ids: tuple[int, ...] = ()  # banned before min_tokens
     bad_words: BadWords | None = None
+    logprob_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
 
 
 class SamplerTable:
@@ -89,6 +90,11 @@ class SamplerTable:
             if own.others is not None:
                 logits[row].masked_fill_(own.others, -torch.inf)
         self._ban(logits, named)
+
+    def logprob_ids(self, sampler_slots: np.ndarray) -> dict[int, np.ndarray]:
+        """The tokens whose log-probabilities are returned, by row, where a sequence names them."""
+        named = self._named_of(sampler_slots)
+        return {row: own.logprob_ids for row, _, own in named if len(own.logprob_ids)}
 
     def count(self, sampler_slots: np.ndarray, token_ids: Tensor) -> None:
         """Count the tokens [rows] that these sequences have received."""
@@ -194,6 +200,9 @@ class SamplerTable:
             prompt = np.frombuffer(setup.prompt_token_ids, np.int32)
             tokens = [*prompt.tolist(), *output.tolist()]
             named.bad_words, names_any = BadWords(map(tuple, words), tokens), True
+        if sampling.logprob_token_ids:
+            named.logprob_ids = np.frombuffer(sampling.logprob_token_ids, np.int32)
+            names_any = True
         return named if names_any else None
 
     def _ids(self, packed: bytes) -> Tensor:

@@ -120,6 +120,11 @@ class SamplingFields(Body):
         ge=-1,
         description="vLLM's: score the prompt, with so many most likely tokens; -1: all",
     )
+    logprob_token_ids: ListOf[TokenId] = Field(
+        [],
+        max_length=MAX_NAMED_TOKENS,
+        description="vLLM's: with logprobs, return those of these tokens, not of the most likely",
+    )
     truncation_side: Literal["left", "right"] = Field(
         "left", description="vLLM's: where truncate_prompt_tokens cuts"
     )

@@ -284,3 +284,29 @@ def test_a_dummy_run_takes_the_memory_of_the_most_expensive_step(
     logits = make_logits(150)
     Sampler(logits.shape[-1], logits.device).dummy_run(logits)
     assert drawn == [64, 64, 22]
+
+
+def test_named_tokens_come_in_place_of_the_likeliest() -> None:
+    logits = make_logits(3)
+    named = array("i", [40, 3, 17])
+    samplings = [
+        Sampling(0.0, num_logprobs=3, logprob_token_ids=named.tobytes()),
+        Sampling(0.0, num_logprobs=2),
+        Sampling(0.0, num_logprobs=1, logprob_token_ids=array("i", [49]).tobytes()),
+    ]
+    setups = tuple(SamplerSetup(i, each, 0, (), b"", b"") for i, each in enumerate(samplings))
+    nothing = (b"",) * 6
+    slots = array("i", range(3)).tobytes()
+    step = Step(1, 1, "decode", *nothing, sampler_slots=slots, setups=setups)
+    _, found = Sampler(50, logits.device).sample(logits, step)
+    assert found is not None
+    expected = logits.log_softmax(dim=-1)
+    by_likelihood = sorted(named, key=lambda id_: -float(expected[0, id_]))
+    likeliest = expected[1].topk(2).indices.tolist()
+    assert array("i", found.num_tops).tolist() == [3, 2, 1]
+    ids = array("i", found.top_ids).tolist()
+    assert ids == [*by_likelihood, *likeliest, 49]
+    rows = [0, 0, 0, 1, 1, 2]
+    assert array("f", found.tops).tolist() == pytest.approx(
+        [float(expected[row, id_]) for row, id_ in zip(rows, ids, strict=True)]
+    )

@@ -247,3 +247,10 @@ def test_tokens_of_logprobs_may_be_ids(qwen: Daemon) -> None:
     named = [each["token"] for token in found for each in (token, *token["top_logprobs"])]
     assert all(re.fullmatch(r"token_id:\d+", name) for name in named)
     assert [each["token"] for each in found[0]["top_logprobs"]] == ["token_id:5", "token_id:6"]
+
+
+def test_a_chat_may_ask_for_the_log_probabilities_of_named_tokens(qwen: Daemon) -> None:
+    submit = submitted(qwen, logprobs=True, logprob_token_ids=[7, 8, 9])
+    assert submit.sampling.num_logprobs == 3
+    assert len(submit.sampling.logprob_token_ids) == 12
+    assert post(qwen, logprob_token_ids=[7]).status_code == 400

@@ -272,3 +272,19 @@ def test_minus_one_asks_for_all_tokens_within_the_limit(tmp_path: Path) -> None:
         assert daemon.complete(logprobs=-1).json()["error"]["param"] == "logprobs"
         assert daemon.complete(prompt_logprobs=-1).json()["error"]["param"] == "prompt_logprobs"
         assert daemon.complete(logprobs=-2).status_code == 400
+
+
+def test_log_probabilities_of_named_tokens_can_be_requested(daemon: Daemon) -> None:
+    assert daemon.complete(logprobs=0, logprob_token_ids=[9, 5, 9]).status_code == 200
+    sampling = daemon.engine.wait_for(Submit)[-1].sampling
+    assert array("i", sampling.logprob_token_ids).tolist() == [9, 5]
+    assert sampling.num_logprobs == 2
+    for wrong, words in (
+        ({"logprob_token_ids": [5]}, "only allowed when 'logprobs'"),
+        ({"logprobs": 1, "logprob_token_ids": [9999]}, "token id 9999"),
+        ({"logprobs": 1, "logprob_token_ids": list(range(21))}, "more than 20"),
+    ):
+        response = daemon.complete(**wrong)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "logprob_token_ids"
+        assert words in response.json()["error"]["message"]

@@ -51,6 +51,10 @@ class ListenConfig(Part, title="HTTP server"):
     root_path: str = Field(
         "", description="path prefix under which a reverse proxy publishes the server, e.g. /llm"
     )
+    enable_tokenizer_info_endpoint: bool = Field(
+        False,
+        description="serve the tokenizer's configuration and chat template at /tokenizer_info",
+    )
     disable_fastapi_docs: bool = Field(False, description="do not serve /docs and /openapi.json")
 
     @field_validator("uds")

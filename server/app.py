@@ -61,6 +61,7 @@ def build_app(
         endpoints.chat_template,
         body_memory,
         endpoints.unknown_fields,
+        shows_info=config.server.listen.enable_tokenizer_info_endpoint,
     )
     app.include_router(tokenization.router())
     new_route = partial(

@@ -12,6 +12,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from configs.model import ModelConfig
 from server.text.bounded_threads import BoundedThreads
 from server.text.detokenizer import Detokenizer, FastDetokenizer, WindowDetokenizer
@@ -75,6 +77,19 @@ class Tokenizer:
     def eos_token_ids(self) -> tuple[int, ...]:
         """All end-of-text tokens, without the end-of-turn token of the chat template."""
         return tuple(dict.fromkeys(chain.from_iterable(self.end_token_ids.values())))
+
+    def info(self) -> dict[str, Any]:
+        """The tokenizer's configuration with its class and chat template, without paths."""
+        settings = {
+            name: value
+            for name, value in self._tokenizer.init_kwargs.items()
+            if not name.endswith(("_file", "_path", "local", "_only")) and value is not None
+        }
+        info: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(settings, enc_hook=str))
+        info["tokenizer_class"] = type(self._tokenizer).__name__
+        if self._tokenizer.chat_template is not None:
+            info["chat_template"] = self._tokenizer.chat_template
+        return info
 
     @property
     def bos_token_id(self) -> int | None:

@@ -105,6 +105,7 @@ SAMPLES = {
     "request_timeout": "60",
     "send_timeout": "30",
     "strict_fields": "true",
+    "enable_tokenizer_info_endpoint": "true",
     "max_logprobs": "5",
     "max_stream_interval": "0.1",
     "stream_comment_interval": "5",

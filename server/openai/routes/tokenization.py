@@ -1,9 +1,10 @@
-"""The routes of the tokenizer: /tokenize and /detokenize, in vLLM's format.
+"""The routes of the tokenizer: /tokenize, /detokenize and /tokenizer_info, in vLLM's format.
 
 Reference: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html#tokenizer-api
 """
 
 from functools import partial
+from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -70,7 +71,7 @@ class Detokenized(BaseModel):
 
 
 class Tokenization:
-    """The two routes."""
+    """The routes; /tokenizer_info only where a setting asks for it."""
 
     def __init__(
         self,
@@ -80,6 +81,8 @@ class Tokenization:
         template: ChatTemplate,
         body_memory: BodyMemory,
         unknown_fields: UnknownFields = IGNORED,
+        *,
+        shows_info: bool = False,
     ) -> None:
         self._client = client
         self._tokenizer = tokenizer
@@ -87,6 +90,7 @@ class Tokenization:
         self._template = template
         self._body_memory = body_memory
         self._unknown_fields = unknown_fields
+        self._shows_info = shows_info
 
     def router(self) -> APIRouter:
         """Return the routes as a FastAPI router."""
@@ -104,7 +108,15 @@ class Tokenization:
                 responses={200: {"model": response}, **failures(*BODY_FAILURES, 404, 429)},
                 openapi_extra=takes(request),
             )
+        if self._shows_info:
+            router.add_api_route(
+                "/tokenizer_info", self.info, summary="The tokenizer's configuration"
+            )
         return router
+
+    async def info(self) -> dict[str, Any]:
+        """The tokenizer's configuration, with `tokenizer_class` and `chat_template`."""
+        return self._tokenizer.info()
 
     async def tokenize(self, request: Request) -> Response:
         """The tokens of a text or a conversation."""

@@ -9,6 +9,7 @@ import pytest
 
 from server.text import tokenizer as tokenizer_module
 from server.text.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer
+from tests.server.templates import CHATML, chatty
 from tests.server.world import MODEL, TOKENIZER, Daemon, byte_level_tokenizer, serving
 
 
@@ -136,3 +137,20 @@ def test_without_a_template_a_conversation_is_refused(daemon: Daemon) -> None:
     response = post(daemon, "/tokenize", messages=[{"role": "user", "content": "hi"}])
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "no_chat_template"
+
+
+def test_the_tokenizers_configuration_is_served_if_a_setting_asks_for_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with serving(tmp_path / "a") as daemon:
+        assert daemon.get("/tokenizer_info").status_code == 404
+        assert "/tokenizer_info" not in daemon.get("/openapi.json").json()["paths"]
+    tokenizer = chatty(CHATML)
+    with serving(
+        tmp_path / "b", tokenizer=tokenizer, enable_tokenizer_info_endpoint=True
+    ) as daemon:
+        info = daemon.get("/tokenizer_info").json()
+    assert info["chat_template"] == CHATML
+    assert info["tokenizer_class"]
+    assert info["eos_token"]
+    assert not any(name.endswith(("_file", "_path")) for name in info)

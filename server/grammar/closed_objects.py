@@ -15,9 +15,11 @@ _LISTS = ("anyOf", "allOf", "oneOf", "prefixItems", "items")
 # An object with one of these says itself which other properties it may have, or is only a part of
 # what describes the value.
 _OPEN = frozenset(
-    ("additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames")
-    + ("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "$ref", "dependentSchemas")
-    + ("minProperties",)
+    {
+        *("additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames"),
+        *("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "$ref", "dependentSchemas"),
+        "minProperties",
+    }
 )
 
 

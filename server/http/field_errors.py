@@ -44,15 +44,20 @@ _NOT_THERE = ("missing", "extra_forbidden")
 _NOTHING = object()
 
 
-def explain(error: ValidationError, body: object, expected: Mapping[str, str]) -> ApiError:
-    """400: the first problem of a body; `expected` describes fields that accept several types."""
+def explain(
+    error: ValidationError, body: object, expected: Mapping[str, str], at: Path = ()
+) -> ApiError:
+    """400: the first problem of a body, or of the part of a body that is `at` this path.
+
+    `expected` describes fields that accept several types.
+    """
     problems = error.errors(include_url=False, include_input=False)
     unknown = [_path(body, p) for p in problems if p["type"] == "extra_forbidden"]
     if unknown:
-        return _unknown(unknown)
+        return _unknown([(*at, *path) for path in unknown])
     problem, alternatives = _of_one_field(body, problems)
     path = _path(body, problem)
-    name, kind = shown(path), problem["type"]
+    name, kind = shown((*at, *path)), problem["type"]
     if kind == "missing":
         message = f"Missing required parameter: '{name}'."
         return invalid(message, name, "missing_required_parameter")

@@ -157,11 +157,11 @@ def _read_input(given: object, info: ValidationInfo) -> list[Item]:
     if not 0 < len(given) <= MAX_MESSAGES:
         message = f"'input' must have 1 to {MAX_MESSAGES} items, not {len(given)}."
         raise invalid(message, "input", "invalid_value")
-    return [_read_item(item, f"input[{i}]", info.context) for i, item in enumerate(given)]
+    return [_read_item(item, index, info.context) for index, item in enumerate(given)]
 
 
 Input = Annotated[
-    list[Item], PlainValidator(_read_input, json_schema_input_type=str | ListOf[Item])
+    ListOf[Item], PlainValidator(_read_input, json_schema_input_type=str | ListOf[Item])
 ]
 
 
@@ -211,7 +211,8 @@ def _call(item: FunctionCallItem) -> ToolCall:
     return ToolCall(id=item.call_id, function=function)
 
 
-def _read_item(value: object, path: str, context: Any) -> Item:
+def _read_item(value: object, index: int, context: Any) -> Item:
+    path = f"input[{index}]"
     if not isinstance(value, dict):
         message = f"Invalid type for '{path}': expected an object."
         raise invalid(message, path, "invalid_type")
@@ -225,7 +226,7 @@ def _read_item(value: object, path: str, context: Any) -> Item:
     try:
         return _ITEMS[kind].model_validate(value, context=context)
     except ValidationError as error:
-        raise explain(error, value, {}).renamed(lambda field: f"{path}.{field}") from error
+        raise explain(error, value, {}, ("input", index)) from error
 
 
 def _unknown_item(kind: object, path: str) -> ApiError:

@@ -25,12 +25,13 @@ def kinds(kind: type[Body]) -> Iterator[type[Body]]:
 
 
 def lists(schema: object) -> Iterator[dict[str, Any]]:
-    """Every list of checked items in a core schema."""
+    """Every list in a core schema whose items are validated."""
     if isinstance(schema, dict):
         if schema.get("type") == "list" and schema.get("items_schema", {}).get("type") != "any":
             yield schema
-        for part in schema.values():
-            yield from lists(part)
+        for keyword, part in schema.items():
+            if keyword != "serialization":
+                yield from lists(part)
     elif isinstance(schema, list | tuple):
         for part in schema:
             yield from lists(part)

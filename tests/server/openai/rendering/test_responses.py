@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.chat.call_formats import HERMES
 from server.chat.message_parser import MessageParser
 from server.chat.reasoning import ReasoningSplitter
-from server.chat.tool_calls import HERMES, CallParser
+from server.chat.tool_calls import CallParser
 from server.http.errors import ApiError, failed
 from server.openai.fields.responses import ResponsesRequest
 from server.openai.rendering.responses import ResponsesRendering
@@ -31,7 +32,7 @@ def rendering(*, parses: bool = True, **fields: Any) -> ResponsesRendering:
     request = ResponsesRequest.model_validate({"model": "m", "input": "hi"} | fields)
 
     def parser() -> MessageParser:
-        return MessageParser(ReasoningSplitter(), CallParser(HERMES, ["add", "get_time"]))
+        return MessageParser(ReasoningSplitter(), CallParser(HERMES, {"add": {}, "get_time": {}}))
 
     plan = Plan([[1, 2]], 1, [9], model="m")
     return ResponsesRendering(request, plan, TOKENIZER, parser if parses else None)

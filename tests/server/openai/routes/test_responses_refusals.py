@@ -29,7 +29,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (item(type=["message"], role="user"), "input[1].type", "types message"),
     (item(role="tool", content="x"), "input[1].role", "should be 'user', 'assistant'"),
     (item(role="user"), "input[1].content", "Missing required parameter"),
-    (item(role="user", content=7), "input[1].content", "should be a valid list"),
+    (item(role="user", content=7), "input[1].content", "expected an array"),
     (content({"type": "input_image", "image_url": "x"}), "input[1].content[0].type", "no images"),
     (
         content({"type": "input_text", "text": "x"}, {"type": "input_file", "file_id": "x"}),
@@ -38,7 +38,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ),
     (content("hi"), "input[1].content[0]", "no images"),
     (content({"type": "input_text"}), "input[1].content[0].text", "Missing required parameter"),
-    (content({"type": "input_text", "text": 7}), "input[1].content[0].text", "valid string"),
+    (content({"type": "input_text", "text": 7}), "input[1].content[0].text", "expected a string"),
     (
         item(type="function_call", name="add", arguments="{}"),
         "input[1].call_id",

@@ -1,0 +1,1 @@
+"""One script per client library; each runs in the environment of that library."""

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve chat test test-all lint types contracts tests format paper families sweep real-policies \
-	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers long-prompt \
+	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers long-prompt clients \
 	conversations \
 	batch-kill \
 	batch-memory faults soak abuse odd-tokens overload batch-order demo-predictor demo-model clean
@@ -103,6 +103,9 @@ peers: $(VENV)/dev .venv-peers/ready  ## vLLM's CPU build, OpenVINO GenAI and td
 
 long-prompt: $(VENV)/dev  ## transformers and tdpipe with one long prompt (ARGS=MODEL, e.g. SmolLM2; about 10 minutes)
 	$(BIN)/python -m benchmarks.peers.long_prompt $(ARGS)
+
+clients: $(VENV)/dev  ## client libraries, each in its own environment (ARGS=--write updates the docs; about 20 minutes)
+	$(BIN)/python -m benchmarks.clients $(ARGS)
 
 conversations: $(VENV)/dev  ## 20 conversations in fp32 beside transformers' own (ARGS=MODEL, e.g. SmolLM2; long: 15 daemons)
 	$(BIN)/python -m benchmarks.conversations $(ARGS)

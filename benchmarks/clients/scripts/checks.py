@@ -16,7 +16,7 @@ from importlib.metadata import version
 from types import FrameType
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 ORIGIN = os.environ.get("TDPIPE_ORIGIN", "http://127.0.0.1:8000")
 URL = f"{ORIGIN}/v1"
@@ -36,6 +36,12 @@ class Forecast(BaseModel):
     city: Literal["Paris", "Rome", "Oslo"]
     days: int = Field(ge=0, le=9)
     sunny: bool
+
+
+class AnyObject(BaseModel):
+    """Any JSON object: for modes in which the schema is only in the prompt."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 class Calls:

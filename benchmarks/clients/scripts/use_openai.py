@@ -219,7 +219,9 @@ def responses() -> None:
 def responses_stream() -> None:
     fields: Any = {"model": MODEL, "input": QUESTION, "temperature": 0}
     with client.responses.stream(**fields) as events:
-        text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+        text = "".join(
+            event.delta for event in events if event.type == "response.output_text.delta"
+        )
         final = events.get_final_response()
     equal(text, final.output_text, "the deltas")
     equal(text, client.responses.create(**fields).output_text, "the stream's text")

@@ -112,12 +112,13 @@ def is_forecast(answer: object) -> None:
     Forecast.model_validate(answer.model_dump())
 
 
-def run(distribution: str) -> None:
+def run(distribution: str, *, release: str | None = None) -> None:
     """Run the registered checks and print what became of each; ends the process.
 
-    Arguments of the command line select checks by a part of their name.
+    `release` is the version of a client that is not installed as a distribution. Arguments of the
+    command line select checks by a part of their name.
     """
-    tell({"client": distribution, "version": version(distribution)})
+    tell({"client": distribution, "version": release or version(distribution)})
     signal.signal(signal.SIGALRM, _time_out)
     failed = False
     for what, function in _checks.items():

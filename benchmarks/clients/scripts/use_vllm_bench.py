@@ -64,4 +64,4 @@ async def same_ttft() -> None:
 
 
 if __name__ == "__main__":
-    run("aiohttp")
+    run("vllm bench serve", release=SDIST.name.removeprefix("vllm-").removesuffix(".tar.gz"))

@@ -37,7 +37,9 @@ def evaluate(kind: str, path: str, task: dict[str, object], *flags: str) -> dict
         common |= {"test_split": "test", "doc_to_text": "{{question}}", "target_delimiter": ""}
         # JSON is also YAML.
         (folder / "capitals.yaml").write_text(json.dumps({**common, **task}))
-        arguments = f"model={MODEL},base_url={URL}{path},tokenizer_backend=None,num_concurrent=2"
+        arguments = f"model={MODEL},base_url={URL}{path},num_concurrent=2"
+        # Log-probabilities need a tokenizer: the server's, by /tokenize and /tokenizer_info.
+        arguments += f",tokenizer_backend={'remote' if task is CHOICE else None}"
         command = ["lm_eval", "run", f"--model={kind}", f"--model_args={arguments}", *flags]
         command += ["--tasks=capitals", f"--include_path={folder}", f"--output_path={folder}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.clients.scripts.checks import MODEL, URL, check, equal, holds, run
@@ -26,7 +27,7 @@ GENERATE = {
 }
 
 
-def evaluate(kind: str, path: str, task: dict[str, object], *flags: str) -> dict[str, float]:
+def evaluate(kind: str, path: str, task: Mapping[str, object], *flags: str) -> dict[str, float]:
     """The results of one task under one of the harness's models."""
     with tempfile.TemporaryDirectory(prefix="tdpipe-lm-eval-") as name:
         folder = Path(name)

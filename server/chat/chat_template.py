@@ -4,6 +4,7 @@ transformers renders the template in jinja's sandbox, as in training and in othe
 accept different message shapes; test renderings show which ones.
 """
 
+import hashlib
 import json
 import logging
 import re
@@ -29,6 +30,7 @@ RENDER_TIMEOUT_S = 10.0
 # Twice the largest body: a template that renders more than this repeats itself.
 MAX_RENDERED_CHARACTERS = 16 * 1024 * 1024
 MAX_REASON_CHARACTERS = 300
+SHORT_ID = 9  # characters
 
 logger = logging.getLogger("tdpipe")
 
@@ -46,13 +48,14 @@ class ChatTemplateError(Exception):
 @dataclass(frozen=True)
 class Traits:
     """What a template accepts: contents as strings, contents as lists of parts, a call's arguments
-    as objects, the developer role.
+    as objects, the developer role; and whether identifiers of calls must have nine characters.
     """
 
     strings: bool
     parts: bool
     objects: bool
     developer: bool
+    short_ids: bool
 
 
 class ChatTemplate:
@@ -199,13 +202,21 @@ class ChatTemplate:
         parts = self._shows(source, _USER | part)
         strings = self._shows(source, _USER | string) or not parts
         user = _USER | (string if strings else part)
+
+        def takes(arguments: dict[str, str] | str, call_id: str) -> bool:
+            return self._shows(source, user, _calling(arguments, call_id))
+
+        as_object, as_text = {"text": _PROBE}, _PROBE
+        any_id = takes(as_object, "call_1") or takes(as_text, "call_1")
+        short_ids = not any_id and (takes(as_object, "abcdefghi") or takes(as_text, "abcdefghi"))
+        call_id = "abcdefghi" if short_ids else "call_1"
         return Traits(
             strings=strings,
             parts=parts,
             # Arguments are passed as an object unless only a string works.
-            objects=self._shows(source, user, _calling({"text": _PROBE}))
-            or not self._shows(source, user, _calling(_PROBE)),
+            objects=takes(as_object, call_id) or not takes(as_text, call_id),
             developer="developer" in source,
+            short_ids=short_ids,
         )
 
     def _shows(self, source: str, *messages: Message) -> bool:
@@ -273,6 +284,8 @@ def _adapt(message: Message, traits: Traits, called: Mapping[str, str]) -> Messa
         adapted["role"] = "system"
     if adapted["role"] == "tool" and adapted.get("tool_call_id") in called:
         adapted.setdefault("name", called[adapted["tool_call_id"]])
+    if traits.short_ids:
+        _shorten_ids(adapted)
     content = adapted.get("content")
     if isinstance(content, list) and not traits.parts:
         adapted["content"] = "\n".join(part["text"] for part in content)
@@ -281,6 +294,22 @@ def _adapt(message: Message, traits: Traits, called: Mapping[str, str]) -> Messa
     if "tool_calls" in adapted and traits.objects:
         adapted["tool_calls"] = [_with_parsed_arguments(call) for call in adapted["tool_calls"]]
     return adapted
+
+
+def _shorten_ids(message: Message) -> None:
+    """Replace identifiers of calls by nine letters and digits, as Mistral's templates demand."""
+    if "tool_call_id" in message:
+        message["tool_call_id"] = _short_id(message["tool_call_id"])
+    if "tool_calls" in message:
+        message["tool_calls"] = [
+            call | {"id": _short_id(call["id"])} for call in message["tool_calls"]
+        ]
+
+
+def _short_id(call_id: str) -> str:
+    if len(call_id) == SHORT_ID and call_id.isalnum():
+        return call_id
+    return hashlib.sha256(call_id.encode()).hexdigest()[:SHORT_ID]
 
 
 def _called_functions(messages: Sequence[Message]) -> dict[str, str]:
@@ -299,9 +328,9 @@ def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
     return call | {"function": function | {"arguments": arguments}}
 
 
-def _calling(arguments: dict[str, str] | str) -> Message:
+def _calling(arguments: dict[str, str] | str, call_id: str) -> Message:
     function = {"name": "function", "arguments": arguments}
-    call = {"id": "call_1", "type": "function", "function": function}
+    call = {"id": call_id, "type": "function", "function": function}
     return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 

@@ -82,6 +82,29 @@ LLAMA3 = """\
 {% endif -%}
 """
 
+# As Mistral Small 3.2: calls behind [TOOL_CALLS], with identifiers of nine letters and digits.
+MISTRAL = """\
+{{- bos_token -}}
+{%- if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif -%}
+{%- for message in messages -%}
+{%- if message.role == "tool" -%}
+{%- if message.tool_call_id | length != 9 %}{{ raise_exception("length 9, please") }}{% endif -%}
+[TOOL_RESULTS]{{ message.tool_call_id }}[TOOL_CONTENT]{{ message.content }}[/TOOL_RESULTS]
+{%- elif message.tool_calls -%}
+{%- for call in message.tool_calls -%}
+{%- if call.id | length != 9 %}{{ raise_exception("length 9, please") }}{% endif -%}
+[TOOL_CALLS]{{ call.function.name }}[CALL_ID]{{ call.id }}
+{{- "[ARGS]" }}{{ call.function.arguments | tojson }}
+{%- endfor -%}
+</s>
+{%- elif message.role == "assistant" -%}
+{{ message.content }}</s>
+{%- else -%}
+[INST]{{ message.content }}[/INST]
+{%- endif -%}
+{%- endfor -%}
+"""
+
 # As some models that also see: content is always a list of parts.
 PARTS_ONLY = """\
 {%- for message in messages -%}

@@ -1,5 +1,6 @@
 """What of a chat's answer is content, reasoning and calls, and which tools are shown."""
 
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from tests.server.openai.chatting import (
     submitted,
     summed,
 )
-from tests.server.templates import LLAMA3, OPENS_REASONING, QWEN, chatty, with_long_context
+from tests.server.templates import (
+    LLAMA3,
+    MISTRAL,
+    OPENS_REASONING,
+    QWEN,
+    chatty,
+    with_long_context,
+)
 from tests.server.world import TOKENIZER, Daemon, generated, saying, serving
 from wire.messages import Finished, Submit, ToServer
 
@@ -190,6 +198,33 @@ def test_calls_begin_with_a_special_token_in_llama(tmp_path: Path) -> None:
     assert found["message"]["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'
     assert found["message"]["content"] is None
     assert without["message"]["content"] == '{"name": "add", "parameters": {"a": 1}}'
+
+
+def test_mistrals_calls_are_read_and_sent_back_by_short_identifiers(tmp_path: Path) -> None:
+    tokenizer = chatty(MISTRAL, "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
+    written = '[TOOL_CALLS]add[ARGS]{"a": 1}'
+    fields: dict[str, Any] = {"tools": [TOOL], "tool_choice": "required"}
+    with serving(tmp_path, saying(written, tokenizer), tokenizer=tokenizer) as daemon:
+        found = choice(with_long_context(daemon), **fields)
+        (call,) = found["message"]["tool_calls"]
+        long_call = call | {"id": "call_0123456789"}
+        for sent in (call, long_call):
+            messages = [
+                {"role": "user", "content": "hi"},
+                {"role": "assistant", "content": None, "tool_calls": [sent]},
+                {"role": "tool", "tool_call_id": sent["id"], "content": "7"},
+            ]
+            submit = submitted(daemon, messages=messages, tools=[TOOL])
+            prompt = tokenizer.decode(
+                array("i", submit.prompt_token_ids).tolist(), skip_special_tokens=False
+            )
+            before, _, after = prompt.partition("[CALL_ID]")
+            assert before.endswith("[TOOL_CALLS]add")
+            used = after[:9]
+            assert used.isalnum()
+            assert f"[TOOL_RESULTS]{used}[TOOL_CONTENT]7" in after
+            assert (used == sent["id"]) == (sent is call)
+    assert call["function"] == {"name": "add", "arguments": '{"a": 1}'}
 
 
 def test_parsers_can_be_chosen(tmp_path: Path) -> None:

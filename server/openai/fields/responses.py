@@ -177,7 +177,10 @@ class ResponsesRequest(SamplingFields):
     )
     tools: FunctionTools = Field([], max_length=MAX_TOOLS, description="only functions")
     tool_choice: FunctionChoice | None = Field(None, description="[auto]")
-    parallel_tool_calls: bool = Field(True, description="allow several calls in one answer")
+    parallel_tool_calls: bool | None = Field(
+        None,
+        description="allow several calls in one answer [true; false if tool_choice is required]",
+    )
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
     include: ListOf[

@@ -169,7 +169,7 @@ def _settings(request: ResponsesRequest, plan: Plan) -> dict[str, Any]:
         "max_tool_calls": request.max_tool_calls,
         "metadata": request.metadata or {},
         "model": plan.model,
-        "parallel_tool_calls": request.parallel_tool_calls,
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
         "previous_response_id": None,
         "prompt_cache_key": request.prompt_cache_key,
         "reasoning": {"effort": reasoning.effort if reasoning else None, "summary": None},

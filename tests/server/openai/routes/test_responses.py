@@ -8,6 +8,7 @@ import pytest
 
 from server.openai.fields import responses_answer
 from server.openai.rendering.response_output import ResponseOutput
+from tests.server.grammar.grammar_readers import accepts
 from tests.server.openai.chatting import CALL, OTHER_CALL, prompt_of
 from tests.server.openai.responding import OTHER, TOOL, post, stream, summed, whole
 from tests.server.openai.routes.test_completion_logprobs import logprobs
@@ -308,6 +309,11 @@ def test_the_settings_reach_the_engine_and_the_template(qwen: Daemon) -> None:
     assert '"a"' in grammar
     forced = submitted(qwen, tools=[TOOL], tool_choice="required").sampling.grammar
     assert "tool_call" in forced
+    one, two = (f"{CALL}\n" * count for count in (1, 2))
+    assert accepts(forced, one.strip())
+    assert not accepts(forced, two.strip())
+    several = {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": True}
+    assert accepts(submitted(qwen, **several).sampling.grammar, two.strip())
 
 
 def test_reasoning_that_the_prompt_opens_is_an_item(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from server.chat.call_object import CallObject
 from server.chat.named_call import CALL_ID, NamedCall
 from server.chat.xml_call import XmlCall
 from server.grammar import call_grammar
-from server.grammar.call_grammar import CallTexts
+from server.grammar.call_grammar import CallTexts, Tools
 from server.grammar.grammar_text import Schema
 
 Schemas = Mapping[str, Schema]
@@ -71,26 +71,21 @@ class CallFormat:
         whitespace: str | None = None,
     ) -> str:
         """Return the grammar of a message that consists of calls of `tools` (names, schemas)."""
-        bodies = call_grammar.json_objects(tools, "arguments", whitespace)
-        texts = CallTexts(f"{self.begin}\n", f"\n{self.end}", "\n")
+        texts, bodies = self._form(tools, whitespace)
         return call_grammar.calls(texts, bodies, special_tokens, several=several)
+
+    def _form(self, tools: Tools, whitespace: str | None) -> tuple[CallTexts, list[list[str]]]:
+        """Return the texts around calls, and the rules of each tool's calls."""
+        texts = CallTexts(f"{self.begin}\n", f"\n{self.end}", "\n")
+        return texts, call_grammar.json_objects(tools, "arguments", whitespace)
 
 
 class Llama3Format(CallFormat):
     """Llama 3.1 to 3.3: JSON objects with `parameters`, usually without a marker."""
 
-    def grammar(
-        self,
-        tools: Sequence[tuple[str, Schema]],
-        special_tokens: Mapping[str, int],
-        *,
-        several: bool,
-        whitespace: str | None = None,
-    ) -> str:
-        """Return the grammar of a message that consists of calls of `tools` (names, schemas)."""
-        bodies = call_grammar.json_objects(tools, "parameters", whitespace)
+    def _form(self, tools: Tools, whitespace: str | None) -> tuple[CallTexts, list[list[str]]]:
         texts = CallTexts("", "", f"{self.separators} ")
-        return call_grammar.calls(texts, bodies, special_tokens, several=several)
+        return texts, call_grammar.json_objects(tools, "parameters", whitespace)
 
 
 MISTRAL_ARGUMENTS = "[ARGS]"
@@ -116,35 +111,17 @@ class MistralFormat(CallFormat):
         """Return the reader of a call behind a marker, or of a later one of the list."""
         return CallObject() if only_names is not None else NamedCall(MISTRAL_ARGUMENTS)
 
-    def grammar(
-        self,
-        tools: Sequence[tuple[str, Schema]],
-        special_tokens: Mapping[str, int],
-        *,
-        several: bool,
-        whitespace: str | None = None,
-    ) -> str:
-        """Return the grammar of a message that consists of calls of `tools` (names, schemas)."""
-        bodies = call_grammar.named_objects(tools, MISTRAL_ARGUMENTS, special_tokens, whitespace)
-        texts = CallTexts(self.begin, "", "")
-        return call_grammar.calls(texts, bodies, special_tokens, several=several)
+    def _form(self, tools: Tools, whitespace: str | None) -> tuple[CallTexts, list[list[str]]]:
+        texts = CallTexts(self.begin, inner=MISTRAL_ARGUMENTS)
+        return texts, call_grammar.named_objects(tools, whitespace)
 
 
 class MistralListFormat(MistralFormat):
     """Mistral 7B v0.3 to Small 3.1: `[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]`."""
 
-    def grammar(
-        self,
-        tools: Sequence[tuple[str, Schema]],
-        special_tokens: Mapping[str, int],
-        *,
-        several: bool,
-        whitespace: str | None = None,
-    ) -> str:
-        """Return the grammar of a message that consists of calls of `tools` (names, schemas)."""
-        bodies = call_grammar.json_objects(tools, "arguments", whitespace)
+    def _form(self, tools: Tools, whitespace: str | None) -> tuple[CallTexts, list[list[str]]]:
         texts = CallTexts("", "", ", ", f"{self.begin}[", "]")
-        return call_grammar.calls(texts, bodies, special_tokens, several=several)
+        return texts, call_grammar.json_objects(tools, "arguments", whitespace)
 
 
 class XmlFormat(CallFormat):
@@ -154,18 +131,9 @@ class XmlFormat(CallFormat):
         """Return the reader of a call behind a marker."""
         return XmlCall(schemas)
 
-    def grammar(
-        self,
-        tools: Sequence[tuple[str, Schema]],
-        special_tokens: Mapping[str, int],
-        *,
-        several: bool,
-        whitespace: str | None = None,
-    ) -> str:
-        """Return the grammar of a message that consists of calls of `tools` (names, schemas)."""
-        bodies = call_grammar.xml_functions(tools, whitespace)
+    def _form(self, tools: Tools, whitespace: str | None) -> tuple[CallTexts, list[list[str]]]:
         texts = CallTexts(f"{self.begin}\n", f"\n{self.end}", "\n")
-        return call_grammar.calls(texts, bodies, special_tokens, several=several)
+        return texts, call_grammar.xml_functions(tools, whitespace)
 
 
 HERMES = CallFormat("<tool_call>", "</tool_call>")

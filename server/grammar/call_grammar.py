@@ -24,13 +24,14 @@ Tools = Sequence[tuple[str, Schema | None]]
 
 @dataclass(frozen=True)
 class CallTexts:
-    """The texts before, after and between calls, and those around all of them."""
+    """The texts before, after and between calls, around all of them, and within one."""
 
     before: str = ""
     after: str = ""
     between: str = ""
     begin: str = ""
     end: str = ""
+    inner: str = ""
 
 
 def calls(
@@ -49,6 +50,8 @@ def calls(
         f"start: {begin} call {more} {end}",
         f"call: {head} ({' | '.join(f'tool_{i}' for i in range(len(bodies)))}) {tail}",
     ]
+    if texts.inner:
+        lines.append(f"inner: {sequence(texts.inner, ids)}")
     return lark("\n".join([*lines, *(rule for rules in bodies for rule in rules)]))
 
 
@@ -74,14 +77,11 @@ def json_objects(tools: Tools, arguments_key: str, whitespace: str | None) -> li
     return [[_json_rule(f"tool_{i}", each, whitespace)] for i, each in enumerate(objects)]
 
 
-def named_objects(
-    tools: Tools, separator: str, special_tokens: Mapping[str, int], whitespace: str | None
-) -> list[list[str]]:
-    """Return the rules of calls as a name, the separator and the arguments as a JSON object."""
-    between = sequence(separator, special_tokens)
+def named_objects(tools: Tools, whitespace: str | None) -> list[list[str]]:
+    """Return the rules of calls as a name, the inner text and the arguments as a JSON object."""
     return [
         [
-            f"tool_{i}: {literal(name)} {between} arguments_{i}",
+            f"tool_{i}: {literal(name)} inner arguments_{i}",
             _json_rule(f"arguments_{i}", _arguments(schema), whitespace),
         ]
         for i, (name, schema) in enumerate(tools)

@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from wire.messages import Logprobs
 
@@ -26,6 +26,12 @@ class TokenLogprobs(NamedTuple):
         """Return log-probability and rank of the `num_tops` most likely and the sampled token."""
         tops = {id_: (logprob, i + 1) for i, (id_, logprob) in enumerate(self.tops[:num_tops])}
         return tops | {self.token_id: (self.logprob, self.rank)}
+
+    def with_sampled(self) -> Self:
+        """Return the same with the sampled token among the others, first if it was not there."""
+        if any(token_id == self.token_id for token_id, _ in self.tops):
+            return self
+        return self._replace(tops=((self.token_id, self.logprob), *self.tops))
 
 
 def unpack(logprobs: Logprobs, token_ids: Sequence[int]) -> Iterator[tuple[int, TokenLogprobs]]:

@@ -25,6 +25,7 @@ from wire.messages import Sampling
 # Limit on the bytes of token lists, which are sent with each sequence and written to the journal;
 # grammars have the same limit.
 MAX_LIST_BYTES_OF_REQUEST = 16 * 1024 * 1024
+MAX_SHOWN_KEYS, MAX_SHOWN_KEY = 8, 40
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -213,8 +214,10 @@ class Planner:
         self.token_ids.check("allowed_token_ids", fields.allowed_token_ids)
         self.token_ids.check("stop_token_ids", fields.stop_token_ids)
         self.token_ids.check("logprob_token_ids", fields.logprob_token_ids)
-        if not all(map(_TOKEN_ID.fullmatch, fields.logit_bias)):
-            message = "Invalid key in 'logit_bias': keys must be token ids."
+        wrong = [key for key in fields.logit_bias if not _TOKEN_ID.fullmatch(key)]
+        if wrong:
+            named = ", ".join(repr(key[:MAX_SHOWN_KEY]) for key in wrong[:MAX_SHOWN_KEYS])
+            message = f"Invalid key in 'logit_bias': keys must be token ids, not {named}."
             raise invalid(message, "logit_bias", "invalid_value")
         self.token_ids.check("logit_bias", [int(key) for key in fields.logit_bias])
 

@@ -36,6 +36,7 @@ class _CollectedMessage:
 # The request fields that determine the contents of an answer.
 _SHOWN = (
     "include_reasoning",
+    "logprob_token_ids",
     "logprobs",
     "prompt_logprobs",
     "return_token_ids",
@@ -139,6 +140,9 @@ class ChatRendering:
         body = self._head | {
             "choices": [self._choice(i, message) for i, message in enumerate(self._messages)],
             "usage": usage,
+            # Clients of vLLM read these fields of whole answers without a check.
+            "prompt_logprobs": None,
+            "prompt_token_ids": None,
         }
         num_tops = self._request.prompt_logprobs
         if num_tops is not None:
@@ -203,6 +207,8 @@ class ChatRendering:
         return beside
 
     def _logprobs(self, logprobs: list[TokenLogprobs] | tuple[()]) -> dict[str, Any]:
+        if self._request.logprob_token_ids:  # as in vLLM; in completions it is always there
+            logprobs = [position.with_sampled() for position in logprobs]
         as_ids = self._request.return_tokens_as_token_ids
         content = chat_logprobs(logprobs, self._tokenizer.pieces, as_ids=as_ids)
         return {"content": content, "refusal": None}
@@ -240,7 +246,8 @@ class ChatRendering:
                 _call(call_id, name, "".join(arguments))
                 for call_id, name, arguments in message.calls
             ]
-        choice: dict[str, Any] = {"index": index, "message": answer, "logprobs": None}
+        choice: dict[str, Any] = {"index": index, "message": answer}
+        choice |= {"logprobs": None, "token_ids": None}
         if self._request.logprobs:
             choice["logprobs"] = self._logprobs(message.logprobs)
         if self._request.return_token_ids:

@@ -29,6 +29,8 @@ class _Collected:
     ending: dict[str, Any] = field(default_factory=dict)
 
 
+# Clients of vLLM read these fields of whole answers without a check.
+_NOT_ASKED_FOR = dict.fromkeys(("logprobs", "prompt_logprobs", "prompt_token_ids", "token_ids"))
 # The request fields that determine the contents of an answer.
 _SHOWN = ("logprobs", "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids")
 
@@ -118,7 +120,7 @@ class CompletionRendering:
         choices = []
         for index in range(self._plan.num_sequences):
             collected = self._of(index)
-            choice = {"index": index, "text": "".join(collected.texts), "logprobs": None}
+            choice = {"index": index, "text": "".join(collected.texts)} | _NOT_ASKED_FOR
             choices.append(choice | _joined(collected.extras) | collected.ending)
         return msgspec.json.encode(self._head | {"choices": choices, "usage": usage})
 

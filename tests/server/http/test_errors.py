@@ -57,7 +57,7 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prompt_logprobs": 21}, "prompt_logprobs", "must not exceed 20"),
     ({"logprobs": -1}, "logprobs", "must not exceed 20 (-1 asks for 282)"),
     ({"suffix": "x"}, "suffix", "not supported"),
-    ({"logit_bias": {"x": 1}}, "logit_bias", "keys must be token ids"),
+    ({"logit_bias": {"x": 1, "5": 1, "y": 2}}, "logit_bias", "must be token ids, not 'x', 'y'"),
     ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "keys must be token ids"),
     ({"logit_bias": {"٣": 1}}, "logit_bias", "keys must be token ids"),
     ({"bad_words": ["x" * 129]}, "bad_words[0]", "at most 128"),

@@ -101,6 +101,15 @@ def test_the_last_tokens_come_before_the_end(fields: dict[str, Any]) -> None:
     assert (end["choices"][0]["delta"], end["choices"][0]["finish_reason"]) == ({}, "stop")
 
 
+def test_named_tokens_have_the_sampled_one_beside_them() -> None:
+    found = rendering(logprobs=True, logprob_token_ids=[8], return_tokens_as_token_ids=True)
+    token = TokenLogprobs(7, -1.0, 1, ((8, -2.0),))
+    text = parsed(found.chunk(Piece(0, "x", token_ids=[7], logprobs=[token])))
+    (position,) = text["choices"][0]["logprobs"]["content"]
+    assert [top["token"] for top in position["top_logprobs"]] == ["token_id:7", "token_id:8"]
+    assert token.with_sampled().with_sampled() == token.with_sampled()
+
+
 @pytest.mark.parametrize("usage", [False, True])
 def test_only_a_stream_with_usage_speaks_of_it(usage: bool) -> None:
     found = rendering(parses=True, stream_options={"include_usage": usage})

@@ -41,10 +41,13 @@ def test_the_answer_has_openais_shape(qwen: Daemon) -> None:
                     "annotations": [],
                 },
                 "logprobs": None,
+                "token_ids": None,
                 "finish_reason": "stop",
                 "stop_reason": None,
             }
         ],
+        "prompt_logprobs": None,
+        "prompt_token_ids": None,
         "usage": {
             "prompt_tokens": 52,
             "completion_tokens": 7,

@@ -59,6 +59,9 @@ def test_the_answer_has_openais_shape(daemon: Daemon) -> None:
                 "index": 0,
                 "text": "hello world €",
                 "logprobs": None,
+                "prompt_logprobs": None,
+                "prompt_token_ids": None,
+                "token_ids": None,
                 "finish_reason": "stop",
                 "stop_reason": None,
             }

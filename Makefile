@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve chat test test-all lint types contracts tests format paper families sweep real-policies \
-	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers long-prompt clients \
+	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers long-prompt clients vllm-tests \
 	conversations \
 	batch-kill \
 	batch-memory faults soak abuse odd-tokens overload batch-order demo-predictor demo-model clean
@@ -106,6 +106,9 @@ long-prompt: $(VENV)/dev  ## transformers and tdpipe with one long prompt (ARGS=
 
 clients: $(VENV)/dev  ## client libraries, each in its own environment (ARGS=--write updates the docs; about 20 minutes)
 	$(BIN)/python -m benchmarks.clients $(ARGS)
+
+vllm-tests: $(VENV)/dev  ## vLLM's own HTTP tests, from its source archive, against the daemon (ARGS="--model=FOLDER")
+	$(BIN)/python -m benchmarks.vllm_tests $(ARGS)
 
 conversations: $(VENV)/dev  ## 20 conversations in fp32 beside transformers' own (ARGS=MODEL, e.g. SmolLM2; long: 15 daemons)
 	$(BIN)/python -m benchmarks.conversations $(ARGS)

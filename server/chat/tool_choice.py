@@ -41,11 +41,6 @@ class ToolChoice:
         return not self.is_forced if wanted is None else wanted
 
     @property
-    def names(self) -> frozenset[str]:
-        """The functions that may be called."""
-        return frozenset(tool.function.name for tool in self.allowed)
-
-    @property
     def schemas(self) -> list[tuple[str, dict[str, Any]]]:
         """The functions that may be called, with the schemas of their parameters."""
         return [

@@ -79,14 +79,14 @@ class AccessConfig(Part, title="Access"):
     api_key: Annotated[tuple[SecretStr, ...], BeforeValidator(split_commas)] = Field(
         (),
         description="API keys; clients must send one of them (Authorization: Bearer KEY), except "
-        "to /health, /live and open_paths. Prefer TDPIPE_API_KEY: flags are visible in `ps`",
+        "to /health, /live, /ready and open_paths. Prefer TDPIPE_API_KEY: `ps` shows flags",
     )
     open_paths: Annotated[
         tuple[Literal["/ready", "/metrics", "/load", "/version"], ...],
         BeforeValidator(split_commas),
     ] = Field(
         (),
-        description="paths that require no API key, for probes and Prometheus: any of /ready, "
+        description="paths that require no API key, for probes and Prometheus: any of "
         "/metrics, /load and /version",
     )
     allowed_origins: Texts = Field(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -67,10 +68,11 @@ def run(file: str, tests: Path, packages: Path, model: str, report: Path) -> Non
     words += ["-p", "pytest_asyncio", "-p", "no:cacheprovider", "-o", "addopts=", "-W", "ignore"]
     words += [f"--rootdir={tests.parent}", "-c", os.devnull, f"--junitxml={report}"]
     words.append(str(tests / "entrypoints" / file))
-    subprocess.run(
-        words, cwd=tests.parent, env={**os.environ, **variables}, timeout=FILE_TIMEOUT_S,
-        check=False, capture_output=True,
-    )  # fmt: skip
+    with suppress(subprocess.TimeoutExpired):  # it has then written no report
+        subprocess.run(
+            words, cwd=tests.parent, env={**os.environ, **variables}, timeout=FILE_TIMEOUT_S,
+            check=False, capture_output=True,
+        )  # fmt: skip
 
 
 def outcomes(report: Path) -> Iterator[tuple[str, str]]:

@@ -10,8 +10,9 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -49,7 +50,9 @@ class RemoteOpenAIServer:
 
     DUMMY_API_KEY = "token-abc123"
 
-    def __init__(self, model: str, args: Sequence[str], **_: Any) -> None:
+    def __init__(
+        self, model: str, args: Sequence[str], env_dict: Mapping[str, str] | None = None, **_: Any
+    ) -> None:
         adapters = list(map(_adapter_name, _values(args, "--lora-modules")))
         names = _values(args, "--served-model-name") or [model]
         self.model = names[0]
@@ -60,6 +63,8 @@ class RemoteOpenAIServer:
         if "--enable-auto-tool-choice" in args and "--chat-template" not in args:
             flags.append(f"--chat-template={os.environ[TEMPLATE_VARIABLE]}")
         flags.append(f"--data-dir={os.environ[DATA_VARIABLE]}")
+        if env_dict and "VLLM_API_KEY" in env_dict:
+            flags.append(f"--api-key={env_dict['VLLM_API_KEY']}")
         self._folder = tempfile.TemporaryDirectory(prefix="tdpipe-vllm-tests-")
         place = Path(self._folder.name) / "daemon"
         model_path = Path(os.environ[MODEL_VARIABLE])
@@ -99,6 +104,8 @@ class _StandIn(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if name.isupper():
+            return []  # more flags for a kind of hardware
         value: Any = type(name, (MagicMock,), {}) if name[:1].isupper() else MagicMock(name=name)
         setattr(self, name, value)
         return value
@@ -122,6 +129,10 @@ class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             module.ModelConfig = _ModelConfig  # type: ignore[attr-defined]
         if spec.name == "vllm.exceptions":
             module.VLLMValidationError = ValueError  # type: ignore[attr-defined]
+        if spec.name.endswith(".weight_utils"):
+            module.download_weights_from_hf = _model_path  # type: ignore[attr-defined]
+        if spec.name == "vllm.version":
+            module.__dict__["__version__"] = metadata.version("tdpipe")
         if spec.name == "vllm.tokenizers":
             module.get_tokenizer = _tokenizer  # type: ignore[attr-defined]
         return module
@@ -140,6 +151,10 @@ class _ModelConfig:
         """The number of token ids of the model."""
         config = json.loads((Path(os.environ[MODEL_VARIABLE]) / "config.json").read_text())
         return int(config["vocab_size"])
+
+
+def _model_path(*_: Any, **__: Any) -> str:
+    return os.environ[MODEL_VARIABLE]
 
 
 def _tokenizer(*_: Any, **__: Any) -> Any:

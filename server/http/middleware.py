@@ -22,8 +22,8 @@ from daemon.logs import fields
 from server.http.errors import CLIENT_CLOSED_REQUEST, ApiError, failed, invalid
 
 HEADER = b"x-request-id"
-ALWAYS_OPEN = ("/health", "/live")
-QUIET_PATHS = frozenset({*ALWAYS_OPEN, "/ready", "/metrics"})
+ALWAYS_OPEN = ("/health", "/live", "/ready")
+QUIET_PATHS = frozenset({*ALWAYS_OPEN, "/metrics"})
 MAX_LOGGED_PATH = 200
 # A client's id is used only if it can neither break a header nor forge a log line.
 _VALID_ID = re.compile(rb"[!-~]{1,128}")

@@ -49,7 +49,7 @@ class TokenIds:
         if 0 <= token_id < self._tokenizer.num_ids:
             named = f"the token {self._tokenizer.names([token_id])[0]!r} (id {token_id})"
         message = (
-            f"'{field}' contains {named}, and the model has only {limit} token ids "
-            f"(0 to {limit - 1})."
+            f"'{field}' contains {named}, which is out of vocabulary: the model has only {limit} "
+            f"token ids (0 to {limit - 1})."
         )
         return invalid(message, field, "invalid_value")

@@ -172,7 +172,11 @@ class ChatRendering:
         return head
 
     def _role(self, index: int, piece: Piece) -> bytes:
-        """Return the first event of a choice."""
+        """Return the first event of a choice; the very first one comes before any token counts."""
+        if piece.usage is not None and not self._begun:
+            num_prompt_tokens = piece.usage["prompt_tokens"]
+            none = {"completion_tokens": 0, "total_tokens": num_prompt_tokens}
+            piece = piece._replace(usage=piece.usage | none)
         delta = {"role": "assistant", "content": self._echo}
         prompt: dict[str, Any] = {}
         if self._request.return_token_ids and not self._begun:

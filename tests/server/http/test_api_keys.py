@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server.http.middleware import ALWAYS_OPEN
 from tests.server.world import MODEL, Daemon, saying, serving
 
 KEYS = ["first-key", "second-key"]
@@ -69,7 +70,7 @@ def test_a_second_authorization_header_does_not_open(locked: Daemon) -> None:
     assert locked.http.get(f"{locked.url}/v1/models", headers=headers).status_code == 401
 
 
-def test_all_but_health_wants_a_key(locked: Daemon) -> None:
+def test_all_but_probes_want_a_key(locked: Daemon) -> None:
     with_key = {"authorization": f"Bearer {KEYS[0]}"}
     document = locked.http.get(f"{locked.url}/openapi.json", headers=with_key).json()
     paths = {
@@ -79,9 +80,9 @@ def test_all_but_health_wants_a_key(locked: Daemon) -> None:
         "/openapi.json",
         "/nowhere",
     }
-    for path in ("/health", "/live"):
+    for path in ALWAYS_OPEN:
         assert locked.get(path).status_code == 200
-    for path in paths - {"/health", "/live"}:
+    for path in paths.difference(ALWAYS_OPEN):
         for method in ("GET", "HEAD", "POST", "DELETE", "OPTIONS"):
             assert locked.http.request(method, locked.url + path).status_code == 401, path
     for path in ("//health", "/health/", "/health/../v1/models", "/Health"):
@@ -101,9 +102,9 @@ def test_the_document_names_the_key_where_it_is_wanted(locked: Daemon) -> None:
 
 
 def test_paths_are_open_that_the_settings_open_and_no_others(tmp_path: Path) -> None:
-    open_paths = ["/metrics", "/ready"]
+    open_paths = ["/metrics"]
     with serving(tmp_path, api_key=KEYS, open_paths=open_paths, root_path="/llm") as daemon:
-        for path in (*open_paths, "/llm/metrics"):
+        for path in ("/metrics", "/llm/metrics", "/ready", "/llm/ready"):
             assert daemon.get(path).status_code == 200, path
         for path in ("/load", "/version", "/metrics/", "/metricsx", "/llm/v1/models", "/docs"):
             assert daemon.get(path).status_code == 401, path

@@ -16,16 +16,16 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prompt": ["a", 7]}, "prompt[1]", "expected a string, got 7 (an integer)"),
     ({"prompt": [True]}, "prompt[0]", "expected a string, an integer or an array, got true"),
     ({"prompt": None}, "prompt", "Missing required parameter: 'prompt'"),
-    ({"model": None}, "model", "Missing required parameter: 'model'"),
+    ({"model": 5}, "model", "expected a string"),
     (
         {"prompt": [5, 9999]},
         "prompt",
-        "'prompt' contains token id 9999, and the model has only 282",
+        "'prompt' contains token id 9999, which is out of vocabulary: the model has only 282",
     ),
     (
         {"prompt": [[1], [-1]]},
         "prompt",
-        "'prompt' contains token id -1, and the model has only 282",
+        "'prompt' contains token id -1, which is out of vocabulary: the model has only 282",
     ),
     ({"max_tokens": "5"}, "max_tokens", "integer"),
     ({"max_tokens": 1.5}, "max_tokens", "integer"),
@@ -61,14 +61,14 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "keys must be token ids"),
     ({"logit_bias": {"٣": 1}}, "logit_bias", "keys must be token ids"),
     ({"bad_words": ["x" * 129]}, "bad_words[0]", "at most 128"),
-    ({"logit_bias": {"9999": 1}}, "logit_bias", "contains token id 9999, and"),
+    ({"logit_bias": {"9999": 1}}, "logit_bias", "contains token id 9999, which"),
     ({"logit_bias": {"5": 101}}, "logit_bias.5", "less than or equal to 100"),
     ({"presence_penalty": 2.5}, "presence_penalty", "less than or equal to 2"),
     ({"frequency_penalty": -3}, "frequency_penalty", "greater than or equal to -2"),
     ({"repetition_penalty": 0}, "repetition_penalty", "greater than 0"),
     ({"min_p": 1.5}, "min_p", "less than or equal to 1"),
-    ({"stop_token_ids": [9999]}, "stop_token_ids", "contains token id 9999, and"),
-    ({"allowed_token_ids": [9999]}, "allowed_token_ids", "contains token id 9999, and"),
+    ({"stop_token_ids": [9999]}, "stop_token_ids", "contains token id 9999, which"),
+    ({"allowed_token_ids": [9999]}, "allowed_token_ids", "contains token id 9999, which"),
     ({"allowed_token_ids": [-1]}, "allowed_token_ids[0]", "greater than or equal to 0"),
     ({"allowed_token_ids": []}, "allowed_token_ids", "must not be empty"),
     ({"bad_words": [""]}, "bad_words", "empty string"),
@@ -134,7 +134,7 @@ def test_a_prompt_that_is_far_too_long_is_not_tokenized(daemon: Daemon) -> None:
     error = daemon.complete(prompt=[[9], [9] * 64 + [unknown]]).json()["error"]
     assert error["code"] == "context_length_exceeded"
     error = daemon.complete(prompt=[9] * 64 + [unknown], truncate_prompt_tokens=9).json()["error"]
-    assert error["message"].startswith("'prompt' contains token id 1000000, and the model")
+    assert error["message"].startswith("'prompt' contains token id 1000000, which is out")
 
 
 def test_an_unknown_model_is_404(daemon: Daemon) -> None:

@@ -40,8 +40,8 @@ def check_refused(response: Any, param: str, token: str, token_id: int) -> None:
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert error["message"] == (
-        f"'{param}' contains the token '{token}' (id {token_id}), and the model has only {ROWS} "
-        f"token ids (0 to {ROWS - 1})."
+        f"'{param}' contains the token '{token}' (id {token_id}), which is out of vocabulary: "
+        f"the model has only {ROWS} token ids (0 to {ROWS - 1})."
     )
     assert (error["param"], error["code"]) == (param, "invalid_value")
 
@@ -103,7 +103,10 @@ def test_ids_that_the_tokenizer_has_can_be_decoded(wide: Daemon) -> None:
     )
     response = post(f"{wide.url}/detokenize", json={"tokens": [ROWS + 2]})
     assert response.status_code == 400
-    assert "token id 284, and the model has only 284" in response.json()["error"]["message"]
+    assert (
+        "token id 284, which is out of vocabulary: the model has only 284"
+        in response.json()["error"]["message"]
+    )
 
 
 def test_a_grammar_that_needs_such_a_token_is_refused(wide: Daemon) -> None:

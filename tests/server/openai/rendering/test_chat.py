@@ -122,10 +122,11 @@ def test_each_event_may_have_the_usage_so_far(parses: bool) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     found = rendering(parses=parses, stream_options=options)
     usage = {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}
-    for piece in (Piece(0, "hello", usage=usage), Piece(0, "", "stop", usage=usage)):
-        assert [event["usage"] for event in events(found.chunk(piece))] == [usage] * (
-            2 if piece.text else 1
-        )
+    # The role comes before any token.
+    before = {"prompt_tokens": 2, "completion_tokens": 0, "total_tokens": 2}
+    first, last = Piece(0, "hello", usage=usage), Piece(0, "", "stop", usage=usage)
+    assert [event["usage"] for event in events(found.chunk(first))] == [before, usage]
+    assert [event["usage"] for event in events(found.chunk(last))] == [usage]
     closing = found.closing(usage)
     assert closing.endswith(DONE)
     assert events(closing.removesuffix(DONE))[-1]["usage"] == usage

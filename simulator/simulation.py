@@ -7,7 +7,7 @@ the same run.
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import islice
@@ -53,7 +53,13 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request and the real length of its output, which the scheduler does not know."""
+    """A request and the real length of its output, which the scheduler does not know.
+
+    The first `num_shared` tokens of its prompt are those of all arrivals of the same `group`, the
+    others are its own. With `after`, it is the next turn of a conversation: it arrives `at_s`
+    seconds after the end of the arrival with that index, and its prompt begins with that one's
+    prompt and output.
+    """
 
     at_s: float
     num_prompt_tokens: int
@@ -61,6 +67,9 @@ class Arrival:
     predicted_len: int = 0
     offline: bool = True
     spread: float = 0.0
+    num_shared: int = 0
+    group: int = 0
+    after: int | None = None
 
 
 @dataclass(slots=True)
@@ -126,7 +135,14 @@ class _Simulation:
         self._scheduler = Scheduler(config)
         self._node = node
         self._longest = min(node.max_model_len, node.num_blocks * config.cache.block_size)
-        self._arrivals = enumerate(arrivals)
+        self._first_own_token = 3 + max((a.group for a in arrivals), default=0)
+        self._conversations: dict[int, array[int]] = {}  # prompts and outputs that others continue
+        first = ((i, a) for i, a in enumerate(arrivals) if a.after is None)
+        self._arrivals: Iterator[tuple[int, Arrival]] = first
+        self._followers: dict[int, list[tuple[int, Arrival]]] = {}
+        for i, arrival in enumerate(arrivals):
+            if arrival.after is not None:
+                self._followers.setdefault(arrival.after, []).append((i, arrival))
         self._record = record
         self._models = [CostModel.of(costs) for costs in node.costs]
         self._free_at = [0.0] * len(node.costs)
@@ -163,13 +179,26 @@ class _Simulation:
     def _submit(self, sequence_id: int, arrival: Arrival) -> Submit:
         return Submit(
             sequence_id,
-            bytes(arrival.num_prompt_tokens * array("i").itemsize),
+            self._prompt(sequence_id, arrival),
             max(arrival.output_len, self._longest - arrival.num_prompt_tokens),
             stop_token_ids=(STOP_TOKEN,),
             predicted_len=arrival.predicted_len,
             offline=arrival.offline,
             spread=arrival.spread,
         )
+
+    def _prompt(self, sequence_id: int, arrival: Arrival) -> bytes:
+        """The packed tokens of the prompt."""
+        if arrival.after is None:
+            tokens = array("i", [2 + arrival.group]) * arrival.num_shared
+        else:
+            tokens = self._conversations[arrival.after][:]
+        own = arrival.num_prompt_tokens - len(tokens)
+        tokens += array("i", [self._first_own_token + sequence_id]) * own
+        if sequence_id in self._followers:
+            output = array("i", [_OTHER_TOKEN]) * (arrival.output_len - 1)
+            self._conversations[sequence_id] = tokens + output + array("i", [STOP_TOKEN])
+        return tokens.tobytes()
 
     def _push(self, at: float, event: Event) -> None:
         heappush(self._events, (at, self._num_events, event))
@@ -188,9 +217,15 @@ class _Simulation:
                 if message.reason == "error":
                     raise SimulationError(message.message)
                 self.result.sequences[message.sequence_id].ended_at = now
-                for sequence_id, arrival in islice(self._arrivals, 1):
-                    self.result.sequences[sequence_id].arrived_at = now
-                    self._push(now, self._submit(sequence_id, arrival))
+                self._arrive_after(message.sequence_id, now)
+
+    def _arrive_after(self, sequence_id: int, now: float) -> None:
+        """Submit what follows a request that has ended; otherwise, the next of all."""
+        followers = self._followers.get(sequence_id)
+        for next_id, arrival in followers or islice(self._arrivals, 1):
+            at = now + arrival.at_s if followers else now
+            self.result.sequences[next_id].arrived_at = at
+            self._push(at, self._submit(next_id, arrival))
 
     def _run_step(self, step: Step, now: float) -> None:
         """Compute the times of a step on all stages, which run steps in order."""

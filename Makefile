@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve chat test test-all lint types contracts tests format paper families sweep real-policies \
-	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers long-prompt clients vllm-tests \
+	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers prefix-cache long-prompt clients vllm-tests \
 	conversations \
 	batch-kill \
 	batch-memory faults soak abuse odd-tokens overload batch-order demo-predictor demo-model clean
@@ -100,6 +100,9 @@ launches: $(VENV)/dev  ## launches per layer and step on a GPU, counted without 
 
 peers: $(VENV)/dev .venv-peers/ready  ## vLLM's CPU build, OpenVINO GenAI and tdpipe in turn (about 30 minutes)
 	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+prefix-cache: $(VENV)/dev .venv-peers/ready  ## tdpipe and vLLM with and without a prefix cache, in turn (about 30 minutes)
+	$(BIN)/python -m benchmarks.peers.prefix_cache $(ARGS)
 
 long-prompt: $(VENV)/dev  ## transformers and tdpipe with one long prompt (ARGS=MODEL, e.g. SmolLM2; about 10 minutes)
 	$(BIN)/python -m benchmarks.peers.long_prompt $(ARGS)

@@ -196,6 +196,7 @@ class LLM:
             ]
             async for piece in generation:
                 output.take(piece, tokenizer.pieces, prompt_texts, texts)
+            output.num_cached_tokens = generation.num_cached_tokens
         return output
 
     def _run(self, work: Coroutine[Any, Any, Result]) -> Result:

@@ -41,13 +41,17 @@ class CompletionOutput:
 
 @dataclass
 class RequestOutput:
-    """A prompt and its answers; `prompt` is None if it was given as token ids."""
+    """A prompt and its answers; `prompt` is None if it was given as token ids.
+
+    The first `num_cached_tokens` tokens of the prompt were in the prefix cache.
+    """
 
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     finished: bool = True
+    num_cached_tokens: int = 0
 
     def take(
         self, piece: Piece, pieces: TokenPieces, prompt: TokenTexts, outputs: Sequence[TokenTexts]

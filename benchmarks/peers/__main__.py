@@ -110,8 +110,29 @@ def has_bf16_products() -> bool:
     return is_supported is None or bool(is_supported())
 
 
-def run(candidate: Candidate, command: Sequence[str], timeout_s: float) -> list[float]:
-    """Output tokens per second of each run. Raises RuntimeError with the engine's last words."""
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One run: seconds, and numbers of tokens."""
+
+    seconds: float
+    num_output_tokens: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    wrong: int
+
+    @property
+    def rate(self) -> float:
+        """Output tokens per second."""
+        return self.num_output_tokens / self.seconds
+
+    @property
+    def cached_share(self) -> float:
+        """The share of the prompts' tokens that were in the prefix cache, 0 to 1."""
+        return self.num_cached_tokens / self.num_prompt_tokens
+
+
+def run(candidate: Candidate, command: Sequence[str], timeout_s: float) -> list[Result]:
+    """The result of each run. Raises RuntimeError with the engine's last words."""
     with subprocess.Popen(
         command,
         env=os.environ | candidate.environment,
@@ -128,13 +149,13 @@ def run(candidate: Candidate, command: Sequence[str], timeout_s: float) -> list[
             with suppress(ProcessLookupError):  # an engine's workers end with it
                 os.killpg(process.pid, signal.SIGKILL)
     lines = [line for line in output.splitlines() if line.startswith("RESULT ")]
-    results = [json.loads(line.removeprefix("RESULT ")) for line in lines]
+    results = [Result(**json.loads(line.removeprefix("RESULT "))) for line in lines]
     if process.returncode or not results:
         last = (errors or output).strip().splitlines()[-1:]
         raise RuntimeError(f"exit code {process.returncode}: {''.join(last)}")
-    if any(result["wrong"] for result in results):
+    if any(result.wrong for result in results):
         raise RuntimeError("it did not generate the wanted numbers of tokens")
-    return [result["num_output_tokens"] / result["seconds"] for result in results]
+    return results
 
 
 def table(rates: Mapping[str, Sequence[float]]) -> list[str]:
@@ -180,7 +201,7 @@ def main(argv: Sequence[str]) -> int:
                     raise RuntimeError(f"{candidate.python} is not there")
                 candidate.prepare(checkpoint)
                 command = candidate.command(checkpoint, requests, options.runs)
-                found += run(candidate, command, options.timeout)
+                found += [result.rate for result in run(candidate, command, options.timeout)]
                 print(f"round {number + 1}, {candidate.name}: {found[-1]:,.0f}", file=sys.stderr)
             except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                 print(f"round {number + 1}, {candidate.name}: {error}", file=sys.stderr)

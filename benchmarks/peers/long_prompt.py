@@ -76,8 +76,8 @@ def main(argv: Sequence[str]) -> int:
     for _ in range(options.rounds):
         for candidate in candidates(folder / "data"):
             command = candidate.command(options.model, path, options.runs)
-            rates = run(candidate, command, options.timeout)
-            seconds.setdefault(candidate.name, []).extend(1 / rate for rate in rates)
+            results = run(candidate, command, options.timeout)
+            seconds.setdefault(candidate.name, []).extend(result.seconds for result in results)
             print(f"{candidate.name}: {seconds[candidate.name][-1]:.1f} s", file=sys.stderr)
     machine = describe_machine()
     print(f"{options.model.name}, {options.tokens} tokens; {machine['cpu']}, ", end="")

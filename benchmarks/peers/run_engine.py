@@ -3,7 +3,8 @@
     python run_engine.py ENGINE MODEL REQUESTS.json --runs N [--set NAME=VALUE ...]
 
 This file runs in the environment of the engine, so it imports nothing of ours but `tdpipe` for
-tdpipe itself. All engines generate greedily, and exactly the wanted number of tokens.
+tdpipe itself. All engines generate greedily, and exactly the wanted number of tokens. A request
+with `turns` is a conversation: each turn's tokens follow the answer to the turn before.
 """
 
 import argparse
@@ -20,8 +21,8 @@ MOST_SEQUENCES, MOST_TOKENS = 256, 2048
 CACHE_GIB = 2
 SPARE = 64  # tokens of the longest sequence beyond the requests'
 Requests = list[dict[str, Any]]
-Generate = Callable[[Requests], list[int]]
-"""Generates all requests; returns the numbers of tokens."""
+Generate = Callable[[Requests], list[tuple[list[int], int]]]
+"""Generates all requests; returns the output ids of each, and how many prompt ids were cached."""
 
 
 @contextmanager
@@ -30,16 +31,16 @@ def tdpipe(model: str, longest: int, settings: dict[str, Any]) -> Iterator[Gener
     engine: Any = importlib.import_module("tdpipe")
     limits = {"max_num_seqs": MOST_SEQUENCES, "max_num_batched_tokens": MOST_TOKENS}
     stages = settings.get("pipeline_parallel_size", 2)
-    memory = {"kv_cache_memory_bytes": CACHE_GIB * 2**30 // stages}
+    memory = {"kv_cache_memory_bytes": CACHE_GIB * 2**30 // stages, "enable_prefix_caching": False}
     with engine.LLM(
         model, **{"dtype": "bfloat16", "max_model_len": longest} | limits | memory | settings
     ) as llm:
 
-        def generate(requests: Requests) -> list[int]:
+        def generate(requests: Requests) -> list[tuple[list[int], int]]:
             prompts = [request["prompt_token_ids"] for request in requests]
             sampling = [_sampling(engine, request) for request in requests]
             outputs = llm.generate(prompts, sampling, use_tqdm=False)
-            return [len(output.outputs[0].token_ids) for output in outputs]
+            return [(list(o.outputs[0].token_ids), o.num_cached_tokens) for o in outputs]
 
         yield generate
 
@@ -53,16 +54,15 @@ def vllm(model: str, longest: int, settings: dict[str, Any]) -> Iterator[Generat
         max_model_len=longest,
         max_num_seqs=MOST_SEQUENCES,
         max_num_batched_tokens=MOST_TOKENS,
-        enable_prefix_caching=False,
         disable_log_stats=True,
-        **{"dtype": "bfloat16"} | settings,
+        **{"dtype": "bfloat16", "enable_prefix_caching": False} | settings,
     )
 
-    def generate(requests: Requests) -> list[int]:
+    def generate(requests: Requests) -> list[tuple[list[int], int]]:
         prompts = [{"prompt_token_ids": request["prompt_token_ids"]} for request in requests]
         sampling = [_sampling(engine, request, detokenize=False) for request in requests]
         outputs = llm.generate(prompts, sampling, use_tqdm=False)
-        return [len(output.outputs[0].token_ids) for output in outputs]
+        return [(list(o.outputs[0].token_ids), o.num_cached_tokens or 0) for o in outputs]
 
     yield generate
 
@@ -92,13 +92,13 @@ def openvino(model: str, longest: int, settings: dict[str, Any]) -> Iterator[Gen
         made.ignore_eos, made.do_sample = True, False
         return made
 
-    def generate(requests: Requests) -> list[int]:
+    def generate(requests: Requests) -> list[tuple[list[int], int]]:
         prompts = [
             tensors.Tensor(numpy.array([request["prompt_token_ids"]], dtype=numpy.int64))
             for request in requests
         ]
         outputs = pipeline.generate(prompts, [config(request) for request in requests])
-        return [len(output.m_generation_ids[0]) for output in outputs]
+        return [(list(output.m_generation_ids[0]), 0) for output in outputs]
 
     yield generate
 
@@ -116,14 +116,44 @@ def transformers(model: str, longest: int, settings: dict[str, Any]) -> Iterator
     dtype = getattr(torch, settings.get("dtype", "bfloat16"))
     loaded = engine.AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
 
-    def generate(requests: Requests) -> list[int]:
+    def generate(requests: Requests) -> list[tuple[list[int], int]]:
+        first = []
         with torch.inference_mode():
             for request in requests:
                 prompt = torch.tensor([request["prompt_token_ids"]])
-                loaded(input_ids=prompt, use_cache=True, logits_to_keep=1).logits.argmax(-1)
-        return [1 for _ in requests]
+                logits = loaded(input_ids=prompt, use_cache=True, logits_to_keep=1).logits
+                first.append(int(logits.argmax(-1)))
+        return [([token_id], 0) for token_id in first]
 
     yield generate
+
+
+def converse(generate: Generate, requests: Requests) -> tuple[int, int, int, int]:
+    """Generate all requests, and the further turns of conversations, all of a turn at once.
+
+    Returns the numbers of output, prompt and cached tokens, and of answers of a wrong length.
+    """
+    outputs = prompts = cached = wrong = 0
+    while requests:
+        further = []
+        for request, (ids, hit) in zip(requests, generate(requests), strict=True):
+            outputs += len(ids)
+            prompts += len(request["prompt_token_ids"])
+            cached += hit
+            wrong += len(ids) != request["num_output_tokens"]
+            if request.get("turns"):
+                first, *rest = request["turns"]
+                prompt = [*request["prompt_token_ids"], *ids, *first]
+                further.append(request | {"prompt_token_ids": prompt, "turns": rest})
+        requests = further
+    return outputs, prompts, cached, wrong
+
+
+def _longest(request: dict[str, Any]) -> int:
+    turns = request.get("turns") or []
+    own: int = len(request["prompt_token_ids"]) + sum(map(len, turns))
+    outputs: int = request["num_output_tokens"] * (1 + len(turns))
+    return own + outputs
 
 
 def _sampling(engine: Any, request: dict[str, Any], **more: Any) -> Any:
@@ -151,19 +181,17 @@ def main(argv: list[str]) -> int:
         name: json.loads(value)
         for name, _, value in (given.partition("=") for given in options.set)
     }
-    longest = SPARE + max(len(r["prompt_token_ids"]) + r["num_output_tokens"] for r in requests)
+    longest = SPARE + max(map(_longest, requests))
     with ENGINES[options.engine](options.model, longest, settings) as generate:
-        short = [r | {"prompt_token_ids": r["prompt_token_ids"][:512]} for r in requests[:8]]
+        # Other tokens than the requests': nothing of these may be cached.
+        short = [r | {"prompt_token_ids": r["prompt_token_ids"][:512][::-1]} for r in requests[:8]]
         generate([r | {"num_output_tokens": min(8, r["num_output_tokens"])} for r in short])
         for _ in range(options.runs):
             began_at = time.monotonic()
-            counts = generate(requests)
+            outputs, prompts, cached, wrong = converse(generate, requests)
             seconds = time.monotonic() - began_at
-            wrong = sum(
-                count != request["num_output_tokens"]
-                for count, request in zip(counts, requests, strict=True)
-            )
-            result = {"seconds": seconds, "num_output_tokens": sum(counts), "wrong": wrong}
+            result = {"seconds": seconds, "num_output_tokens": outputs, "wrong": wrong}
+            result |= {"num_prompt_tokens": prompts, "num_cached_tokens": cached}
             print(f"RESULT {json.dumps(result)}", flush=True)
     return 0
 

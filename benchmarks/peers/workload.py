@@ -3,7 +3,7 @@
 import json
 import sysconfig
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ class Request:
 
     prompt_token_ids: list[int]
     num_output_tokens: int
+    turns: list[list[int]] = field(default_factory=list)  # further ones of a conversation
 
 
 def make_model(folder: Path, name: str) -> Path:
@@ -69,9 +70,30 @@ def make_requests(count: int = 200, seed: int = 20260) -> list[Request]:
         _lengths(generator, count, *lengths) for lengths in (PROMPT_LENGTHS, OUTPUT_LENGTHS)
     )
     return [
-        Request(generator.integers(len(SPECIAL), VOCAB_SIZE, prompt).tolist(), int(output))
+        Request(_ids(generator, int(prompt)), int(output))
         for prompt, output in zip(prompts, outputs, strict=True)
     ]
+
+
+def make_shared_prefix(count: int = 100) -> list[Request]:
+    """Requests that begin with the same 1,000 tokens (a system prompt), and 50 of their own."""
+    generator = np.random.default_rng(20261)
+    system = _ids(generator, 1000)
+    return [Request(system + _ids(generator, 50), 64) for _ in range(count)]
+
+
+def make_conversations(count: int = 16) -> list[Request]:
+    """Conversations of 8 turns: 60 tokens of the user and 60 of the model in each."""
+    generator = np.random.default_rng(20262)
+    return [
+        Request(_ids(generator, 60), 60, [_ids(generator, 60) for _ in range(7)])
+        for _ in range(count)
+    ]
+
+
+def _ids(generator: np.random.Generator, count: int) -> list[int]:
+    ids: list[int] = generator.integers(len(SPECIAL), VOCAB_SIZE, count).tolist()
+    return ids
 
 
 def write_requests(requests: Sequence[Request], path: Path) -> None:

@@ -39,7 +39,9 @@ def test_requests_are_the_same_each_time_and_within_their_limits() -> None:
 def test_the_rate_is_output_tokens_by_seconds(tmp_path: Path) -> None:
     candidate = Candidate("x", "vllm", Path(sys.executable))
     good = {"seconds": 2.0, "num_output_tokens": 100, "wrong": 0}
-    assert run(candidate, fake(tmp_path, good), 60) == [50.0]
+    good |= {"num_prompt_tokens": 40, "num_cached_tokens": 10}
+    (result,) = run(candidate, fake(tmp_path, good), 60)
+    assert (result.rate, result.cached_share) == (50.0, 0.25)
     with pytest.raises(RuntimeError, match="wanted numbers of tokens"):
         run(candidate, fake(tmp_path, good | {"wrong": 1}), 60)
     with pytest.raises(RuntimeError, match="exit code 3"):
@@ -97,5 +99,5 @@ def test_tdpipe_runs_the_workload(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(json.loads(path.read_text())) == 2
     (ours, *_) = candidates(tmp_path, prepare_data_dir(tmp_path / "data"))
     quick = replace(ours, settings=dict(ours.settings) | {"profile_seconds": 0})
-    (rate,) = run(quick, quick.command(model, path, 1), 120)
-    assert rate > 0
+    (result,) = run(quick, quick.command(model, path, 1), 120)
+    assert result.rate > 0

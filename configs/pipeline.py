@@ -121,6 +121,11 @@ class CacheConfig(Part, title="KV cache"):
         description="KV cache per stage [by gpu_memory_utilization; on a CPU 40 % of the free "
         "memory, divided by stages]",
     )
+    enable_prefix_caching: bool = Field(
+        True,
+        description="keep the KV of full blocks as long as there is memory, so that prompts which "
+        "begin with the same tokens compute them once",
+    )
     gpu_memory_utilization: float = Field(
         0.9,
         gt=0,

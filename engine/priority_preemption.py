@@ -52,14 +52,16 @@ class PriorityPreemption:
             self._step = step
 
     def _fits(self, pool: Pool, sequence: Sequence) -> bool:
-        needed = pool.ledger.blocks_for(len(sequence.token_ids))
-        return pool.num_live < self._max_live and needed <= pool.ledger.num_free
+        return (
+            pool.num_live < self._max_live
+            and pool.blocks_to_admit(sequence) <= pool.ledger.num_free
+        )
 
     def _can_fit(self, pool: Pool, sequence: Sequence) -> bool:
         """Whether preempting all offline sequences would be enough, including those in flight."""
         offline = [s for s in pool.live.values() if s.submit.offline]
-        num_blocks = pool.ledger.num_free + sum(len(s.block_table) for s in offline)
-        has_blocks = pool.ledger.blocks_for(len(sequence.token_ids)) <= num_blocks
+        num_blocks = pool.ledger.num_free + sum(len(s.block_table) - s.num_shared for s in offline)
+        has_blocks = pool.blocks_to_admit(sequence) <= num_blocks
         return has_blocks and pool.num_live - len(offline) < self._max_live
 
 

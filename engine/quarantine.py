@@ -106,8 +106,7 @@ def _free_blocks(pool: Pool, sequence: Sequence) -> bool:
     Cleared sequences are preempted if necessary, the youngest first. This happens only if the KV
     cache has become smaller: all suspects were in the previous cache together.
     """
-    ledger = pool.ledger
-    while ledger.blocks_for(len(sequence.token_ids)) > ledger.num_free:
+    while pool.blocks_to_admit(sequence) > pool.ledger.num_free:
         if not pool.ready:
             return False
         pool.preempt(max(pool.ready.values(), key=lambda s: (s.arrived_at, s.sequence_id)))

@@ -6,7 +6,7 @@ messages in production, in the simulator and in replay.
 Invariants, checked by tests/engine/test_scheduler_laws.py:
   every Submit gets exactly one Finished, unless it is aborted;
   when the stages are lost, no sequence and no generated token is lost;
-  every block is free or in exactly one block table;
+  every block is free or in a block table, in several only if they begin with the same tokens;
   while any sequence is open and the pipeline is ready, a step is in flight.
 """
 
@@ -30,6 +30,7 @@ from engine.state.expectation import Expectation, expectation_of
 from engine.state.length_errors import LengthErrors
 from engine.state.micro_batch import MicroBatch, pack
 from engine.state.pool import Pool
+from engine.state.prefix_cache import PrefixCache
 from engine.state.rope_lengths import outgrowing
 from engine.state.sequence import Sequence, State
 from engine.state.waiting import WaitingQueue
@@ -43,6 +44,7 @@ from wire.messages import (
     FinishReason,
     Generated,
     Logprobs,
+    PrefixHit,
     RopeRule,
     Scored,
     StageLost,
@@ -56,7 +58,7 @@ from wire.messages import (
 # Weight of the prior distribution of length errors, in sequences.
 _PRIOR_WEIGHT = 20.0
 
-Outgoing = EngineReady | Generated | Scored | Finished | Step | StageLost
+Outgoing = EngineReady | Generated | Scored | PrefixHit | Finished | Step | StageLost
 
 
 class ImpossibleSettingsError(Exception):
@@ -243,7 +245,14 @@ class Scheduler:
         self.vocab_size = min((s.vocab_size for s in stages if s.vocab_size), default=0)
         measured = {s.stage: CostModel.of(s.costs) for s in stages if s.costs.num_tokens}
         correction = Correction(measured)
-        self.pool.ledger = BlockLedger(num_blocks, block_size)
+        ledger = BlockLedger(num_blocks, block_size)
+        rope = next((stage.rope for stage in stages if stage.rope), None)
+        is_invariant = all(stage.batch_invariant for stage in stages)
+        is_enabled = self.config.cache.enable_prefix_caching
+        self.pool.begin(
+            ledger,
+            PrefixCache(ledger, is_enabled=is_enabled, is_invariant=is_invariant, rope=rope),
+        )
         for sequence in self.pool.open_sequences():
             problem = self._too_long(_num_counted(sequence.submit))
             if problem is not None:  # the new stages have less KV memory
@@ -255,7 +264,7 @@ class Scheduler:
             correction,
             PriorityPreemption(self.config.scheduler, num_stages),
             Quarantine(suspects, num_stages, self.config.scheduler.max_num_batched_tokens),
-            next((stage.rope for stage in stages if stage.rope), None),
+            rope,
         )
         # Stages that outlived the previous engine may still report steps with its ids.
         self._next_step_id = max(self._next_step_id, stages[0].last_step_id + 1)
@@ -266,7 +275,7 @@ class Scheduler:
                 block_size,
                 self.max_model_len,
                 attention=tuple(stage.attention for stage in stages),
-                batch_invariant=all(stage.batch_invariant for stage in stages),
+                batch_invariant=is_invariant,
                 vocab_size=self.vocab_size,
             )
         )
@@ -359,6 +368,7 @@ class Scheduler:
             if batch is None:
                 break
             out.append(self._launch(pipeline, batch))
+        out += [PrefixHit(*hit) for hit in self.pool.take_hits()]
 
     def _launch(self, pipeline: Pipeline, batch: MicroBatch) -> Step:
         step_id = self._next_step_id

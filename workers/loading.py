@@ -195,7 +195,7 @@ def _load(
         place.device,
         native,
     )
-    obstacle = _find_obstacle(config, place.device, model)
+    obstacle = _find_obstacle(config, place.device, model, attention.name)
     invariant = f"not batch invariant: {obstacle}" if obstacle else "batch invariant"
     log.info(
         "attention: %s%s; KV cache: %s; %s",
@@ -208,10 +208,13 @@ def _load(
 
 
 def _find_obstacle(
-    config: EngineConfig, device: torch.device, model: StageModel | None = None
+    config: EngineConfig,
+    device: torch.device,
+    model: StageModel | None = None,
+    attention: str = "",
 ) -> str | None:
     """What prevents batch invariance; raises `ValueError` for it if batch invariance is wanted."""
-    found = batch_invariance.obstacle(config, device, model and model.module)
+    found = batch_invariance.obstacle(config, device, model and model.module, attention)
     if found and config.pipeline.batch_invariant:
         raise ValueError(f"--batch-invariant: {found}")
     return found

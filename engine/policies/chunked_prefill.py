@@ -37,16 +37,16 @@ class PrefillCursor:
         """
         left = num_tokens
         if self.half_fed is not None and left > 0:
-            left -= self._feed(batch, self.half_fed, left)
+            left -= self._feed(pool, batch, self.half_fed, left)
         while left > 0 and self.half_fed is None:
             sequence = next_admitted()
             if sequence is None or not pool.admit(sequence):
                 break
-            left -= self._feed(batch, sequence, left)
+            left -= self._feed(pool, batch, sequence, left)
         return num_tokens - left
 
-    def _feed(self, batch: MicroBatch, sequence: Sequence, limit: int) -> int:
-        num_tokens = batch.add_prefill(sequence, limit)
+    def _feed(self, pool: Pool, batch: MicroBatch, sequence: Sequence, limit: int) -> int:
+        num_tokens = pool.feed(batch, sequence, limit)
         self._half_fed = sequence if num_tokens < sequence.num_unplanned else None
         return num_tokens
 
@@ -57,9 +57,9 @@ def first_fitting(pool: Pool, max_live: int) -> Sequence | None:
     1 % of the blocks is kept for sequences that grow (vLLM's watermark). If no sequence is live,
     the next one is always returned: the scheduler checked at `Submit` that it fits by itself.
     """
-    sequence, ledger = pool.waiting.first(), pool.ledger
+    sequence, ledger = pool.first_waiting(), pool.ledger
     if sequence is None or not pool.num_live:
         return sequence
     spare = ledger.num_free - ledger.num_blocks // 100
-    fits = ledger.blocks_for(len(sequence.token_ids)) <= spare
+    fits = pool.blocks_to_admit(sequence) <= spare
     return sequence if fits and pool.num_live < max_live else None

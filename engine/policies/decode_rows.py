@@ -25,7 +25,7 @@ def add_decodes(
     growing = [s for s in rows if len(s.token_ids) > len(s.block_table) * size]
     if len(growing) <= ledger.num_free:  # each needs one block
         for sequence in growing:
-            ledger.extend(sequence.block_table, len(sequence.token_ids))
+            pool.grow(sequence)
     else:
         rows = _preempting(pool, idle, num_rows, kv_tokens)
     batch.add_decodes(rows)

@@ -14,7 +14,7 @@ def reserve_blocks(pool: Pool, sequence: Sequence, taken: list[Sequence]) -> boo
     Returns False if the sequence was itself the youngest and was preempted, or if it must wait
     until steps in flight return and their sequences can be preempted.
     """
-    while not pool.ledger.extend(sequence.block_table, len(sequence.token_ids)):
+    while not pool.grow(sequence):
         is_taken = {row.sequence_id for row in taken}
         idle = [s for s in pool.ready.values() if s.sequence_id not in is_taken]
         youngest = max(idle, key=lambda s: (s.submit.offline, s.arrived_at, s.sequence_id))

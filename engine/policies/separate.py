@@ -60,8 +60,11 @@ class Separate(Policy):
 
         def next_admitted() -> Sequence | None:
             sequence = first_fitting(pool, self._max_live)
+            half_fed = [cursor.half_fed for cursor in self._cursors if cursor.half_fed]
             if (
                 sequence is None
+                # It is cheaper to wait for the blocks of another virtual engine's prompt.
+                or any(pool.prefix_cache.is_computed_by(other, sequence) for other in half_fed)
                 or others + len(batch.sequences) >= share
                 or min(sequence.num_unplanned, budget) > budget - batch.total_tokens
             ):

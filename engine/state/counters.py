@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Counters:
-    """The scheduler, the pool and the policy count here; `Stats` exports each counter."""
+    """The scheduler, the pool and the policy count here; `Stats` exports each counter.
+
+    `prefix_queries` are tokens of admitted sequences, and `prefix_hits` those of them that were in
+    the prefix cache. `recomputed_tokens` were computed before, and lost.
+    """
 
     prompt_tokens: int = 0
     generated_tokens: int = 0
@@ -16,3 +20,5 @@ class Counters:
     steps: int = 0
     restarts: int = 0
     poison_requests: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0

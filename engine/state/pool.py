@@ -4,6 +4,8 @@ from engine.state.blocks import BlockLedger
 from engine.state.counters import Counters
 from engine.state.expectation import Expectation
 from engine.state.length_errors import LengthErrors
+from engine.state.micro_batch import MicroBatch
+from engine.state.prefix_cache import PrefixCache
 from engine.state.sampler_slots import SamplerSlots
 from engine.state.sequence import Sequence, State
 from engine.state.waiting import WaitingQueue
@@ -27,8 +29,10 @@ class Pool:
         waiting: WaitingQueue,
         errors: LengthErrors,
         counters: Counters,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         self.ledger = ledger
+        self.prefix_cache = prefix_cache or PrefixCache(ledger, is_enabled=False)
         self.sampler_slots = SamplerSlots()
         self.errors = errors
         self.waiting = waiting
@@ -41,6 +45,7 @@ class Pool:
         self.num_online = 0  # open sequences that are not offline
         self.num_finished = 0  # sequences that held KV when they ended
         self.num_in_flight = 0  # micro-batches in flight
+        self._hits: list[tuple[int, int]] = []
 
     @property
     def num_live(self) -> int:
@@ -62,6 +67,7 @@ class Pool:
 
     def add(self, sequence: Sequence) -> None:
         """Add a new sequence to the waiting queue."""
+        self.prefix_cache.join(sequence)
         self.waiting.add(sequence)
         self.num_online += not sequence.submit.offline
         self.errors.expect(sequence.expected)
@@ -80,17 +86,62 @@ class Pool:
         self._count_waiting(sequence, 1)
 
     def admit(self, sequence: Sequence) -> bool:
-        """waiting -> running: allocate blocks for all tokens of the sequence.
+        """waiting -> running: allocate blocks for all tokens of the sequence, cached ones first.
 
         If too few blocks are free, nothing changes and False is returned.
         """
-        if not self.ledger.extend(sequence.block_table, len(sequence.token_ids)):
+        if self.blocks_to_admit(sequence) > self.ledger.num_free:
             return False
         self.waiting.remove(sequence)
         self._count_waiting(sequence, -1)
+        found = self.prefix_cache.find(sequence)
+        sequence.num_shared = self.ledger.num_held(found)
+        self.ledger.hold(sequence.block_table, found)
+        self.ledger.extend(sequence.block_table, len(sequence.token_ids))
+        self._count_hit(sequence, len(found))
         self.live[sequence.sequence_id] = sequence
         sequence.state = State.RUNNING
         return True
+
+    def blocks_to_admit(self, sequence: Sequence) -> int:
+        """The number of free blocks that a waiting sequence needs for its tokens."""
+        shared = self.ledger.num_held(self.prefix_cache.find(sequence))
+        return self.ledger.blocks_for(len(sequence.token_ids)) - shared
+
+    def first_waiting(self) -> Sequence | None:
+        """The next waiting sequence in order, which expects what is in the cache now, or None."""
+        sequence = self.waiting.first()
+        if sequence is not None and self.prefix_cache.is_enabled:
+            self._count_waiting(sequence, -1)
+            found = self.prefix_cache.find(sequence)
+            sequence.expected_hit = len(found) * self.ledger.block_size
+            self._count_waiting(sequence, 1)
+        return sequence
+
+    def feed(self, batch: MicroBatch, sequence: Sequence, limit: int) -> int:
+        """Add a row with the next tokens of a prompt, at most `limit`; returns their number."""
+        num_tokens = batch.add_prefill(sequence, limit)
+        self.prefix_cache.register(sequence, sequence.num_planned + num_tokens)
+        return num_tokens
+
+    def grow(self, sequence: Sequence) -> bool:
+        """Allocate blocks for all tokens of a ready sequence; False if too few are free."""
+        return self.ledger.extend(sequence.block_table, len(sequence.token_ids))
+
+    def take_hits(self) -> list[tuple[int, int]]:
+        """The (id, cached tokens) of sequences that were admitted for the first time with some."""
+        hits, self._hits = self._hits, []
+        return hits
+
+    @property
+    def num_inherited(self) -> int:
+        """The number of blocks whose first holder has ended, while others share them.
+
+        Every other block in use counts for the live sequence that was the first to hold it:
+        `len(block_table) - num_shared` of them for each sequence.
+        """
+        own = sum([len(s.block_table) - s.num_shared for s in self.live.values()])
+        return self.ledger.num_used - own
 
     def launch(self, sequences: list[Sequence], num_tokens: list[int]) -> None:
         """ready or running -> running, and plan `num_tokens[i]` more tokens of sequence i."""
@@ -118,12 +169,22 @@ class Pool:
 
     def lose_stages(self) -> None:
         """live -> front of waiting for all sequences: the KV and the sampler slots are lost."""
+        # From now on nothing is found in the cache, nor kept there.
+        self.prefix_cache = PrefixCache(self.ledger, is_enabled=False)
         for sequence in list(self.live.values()):
             self._put_back(sequence)
         for sequence in self.waiting:
             sequence.lose_stages()
         self.sampler_slots = SamplerSlots()
         self.num_in_flight = 0
+
+    def begin(self, ledger: BlockLedger, prefix_cache: PrefixCache) -> None:
+        """Use the empty KV cache of new stages; all open sequences are waiting."""
+        self.ledger, self.prefix_cache = ledger, prefix_cache
+        for sequence in self.waiting:
+            self._count_waiting(sequence, -1)
+            self.prefix_cache.join(sequence)
+            self._count_waiting(sequence, 1)
 
     def finish(self, sequence: Sequence) -> None:
         """Any state -> finished: the blocks are freed at once, even with a step in flight."""
@@ -133,16 +194,32 @@ class Pool:
         else:
             self.num_finished += 1
             self._leave_live(sequence)
+        self.prefix_cache.leave(sequence)
         self.num_online -= not sequence.submit.offline
         self.sampler_slots.free(sequence)
         sequence.state = State.FINISHED
 
     def _put_back(self, sequence: Sequence) -> None:
-        self.counters.recomputed_tokens += sequence.num_planned
         self._leave_live(sequence)
+        self.prefix_cache.leave(sequence)
         sequence.lose_kv()
+        self.prefix_cache.join(sequence)
         self.waiting.put_back(sequence)
         self._count_waiting(sequence, 1)
+
+    def _count_hit(self, sequence: Sequence, num_blocks: int) -> None:
+        """The first blocks of an admitted sequence were in the cache."""
+        hit, counters = num_blocks * self.ledger.block_size, self.counters
+        sequence.expected_hit = 0
+        sequence.num_planned, sequence.num_registered = hit, num_blocks
+        self.live_tokens += hit
+        if not sequence.was_admitted and hit:
+            self._hits.append((sequence.sequence_id, min(hit, sequence.num_prompt_tokens)))
+        sequence.was_admitted = True
+        counters.prefix_queries += len(sequence.token_ids)
+        counters.prefix_hits += hit
+        counters.recomputed_tokens += max(0, sequence.num_lost - hit)
+        sequence.num_lost = 0
 
     def _count_waiting(self, sequence: Sequence, sign: int) -> None:
         self.waiting_tokens += sign * sequence.num_unplanned
@@ -150,6 +227,7 @@ class Pool:
 
     def _leave_live(self, sequence: Sequence) -> None:
         del self.live[sequence.sequence_id]
+        self.prefix_cache.register(sequence, sequence.num_planned)
         self.ready.pop(sequence.sequence_id, None)
         self.live_tokens -= sequence.num_planned
         self.ledger.free(sequence.block_table)

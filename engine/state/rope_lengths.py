@@ -15,13 +15,16 @@ from wire.messages import RopeRule
 def rope_lens(sequences: Iterable[Sequence], rule: RopeRule) -> bytes:
     """The RoPE length of each row, see `Step`."""
     limit = rule.recompute_len
-    return array(
-        "i",
-        [
-            limit + 1 if _has_outgrown(sequence, limit) else sequence.num_prompt_tokens
-            for sequence in sequences
-        ],
-    ).tobytes()
+    return array("i", [_rope_len(sequence, limit) for sequence in sequences]).tobytes()
+
+
+def rope_length(sequence: Sequence, rule: RopeRule) -> int:
+    """What the KV of the sequence's tokens depends on besides their positions.
+
+    0 while the frequencies of the prompt's tokens are those of any short sequence.
+    """
+    length = _rope_len(sequence, rule.recompute_len)
+    return 0 if length <= rule.unscaled_len else length
 
 
 def outgrowing(sequences: Iterable[Sequence], rule: RopeRule | None) -> list[Sequence]:
@@ -30,6 +33,10 @@ def outgrowing(sequences: Iterable[Sequence], rule: RopeRule | None) -> list[Seq
         return []
     limit = rule.recompute_len
     return [s for s in sequences if len(s.token_ids) == limit + 1 and _has_outgrown(s, limit)]
+
+
+def _rope_len(sequence: Sequence, limit: int) -> int:
+    return limit + 1 if _has_outgrown(sequence, limit) else sequence.num_prompt_tokens
 
 
 def _has_outgrown(sequence: Sequence, limit: int) -> bool:

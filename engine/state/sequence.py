@@ -14,6 +14,15 @@ from enum import Enum, auto
 from engine.state.expectation import Expectation
 from wire.messages import Sampling, Submit
 
+PrefixOrder = tuple[float, tuple[int, ...]]
+"""The place of a sequence in an order that keeps common prefixes together.
+
+When the first sequence with its first block arrived, the number of that sequence, and then, for
+each block from which on its prefix is another one than that of the sequences before: the negative
+index of the block, so that those that share more come first, and the number of the first sequence
+of that branch.
+"""
+
 
 class State(Enum):
     """The state of a sequence."""
@@ -34,21 +43,34 @@ class Sequence:
     sequence, under policies that keep the members of micro-batches together. If `is_plain`, the
     sequence needs only the likeliest token; otherwise it has a `sampler_slot` after it has first
     sampled. The first `num_scored` tokens of the prompt are scored, or steps in flight score them.
-    `num_failures` counts the pipelines that failed while the sequence was in flight, since it was
-    last cleared (see `engine.quarantine`).
+
+    `prefix_keys` are the keys of its first full blocks, as far as they are known, and `prefix_root`
+    is what they begin with, see `engine.state.prefix_cache`; the first `num_joined` of them belong
+    to tokens that it had when it began to wait. The first `num_registered` blocks of the table have
+    their keys in the ledger. A waiting sequence expects its first `expected_hit` tokens in the
+    cache. Other sequences held `num_shared` of its blocks when it was last admitted. `num_lost`
+    tokens of its KV were computed, and lost.
     """
 
     __slots__ = (
         "arrived_at",
         "block_table",
         "expected",
+        "expected_hit",
         "is_plain",
         "longest_len",
         "micro_batch_index",
         "num_failures",
+        "num_joined",
+        "num_lost",
         "num_planned",
         "num_prompt_tokens",
+        "num_registered",
         "num_scored",
+        "num_shared",
+        "prefix_keys",
+        "prefix_order",
+        "prefix_root",
         "sampler_slot",
         "sequence_id",
         "shortest_len",
@@ -56,6 +78,7 @@ class Sequence:
         "stop_token_ids",
         "submit",
         "token_ids",
+        "was_admitted",
     )
 
     def __init__(self, submit: Submit, arrived_at: float, expected: Expectation) -> None:
@@ -79,6 +102,15 @@ class Sequence:
         self.micro_batch_index = -1
         self.sampler_slot = -1
         self.num_failures = 0
+        self.prefix_root = b""
+        self.prefix_keys: list[bytes] = []
+        self.num_joined = 0
+        self.prefix_order: PrefixOrder = (arrived_at, ())
+        self.num_registered = 0
+        self.expected_hit = 0
+        self.was_admitted = False
+        self.num_shared = 0
+        self.num_lost = 0
 
     @property
     def num_generated(self) -> int:
@@ -88,7 +120,7 @@ class Sequence:
     @property
     def num_unplanned(self) -> int:
         """The number of tokens to feed before the next token can be sampled."""
-        return len(self.token_ids) - self.num_planned
+        return len(self.token_ids) - self.num_planned - self.expected_hit
 
     @property
     def predicted_len(self) -> int:
@@ -102,7 +134,8 @@ class Sequence:
 
     def lose_kv(self) -> None:
         """Reset the sequence after its KV was freed or lost; its tokens are kept."""
-        self.num_planned = 0
+        self.num_lost = max(self.num_lost, self.num_planned)
+        self.num_planned = self.num_registered = self.num_shared = 0
         self.micro_batch_index = -1
         self.state = State.WAITING
 

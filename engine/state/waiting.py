@@ -1,9 +1,10 @@
 """The waiting queue: the order of admission.
 
 Online sequences come first: preempted ones, then the others, each in order of arrival. Offline
-sequences follow in the same way. New offline sequences can also be admitted by length: a sequence
-that is expected to take longer than all other work comes first, the longest of them at the front
-(docs/papers.md, section 2 g).
+sequences follow in the same way, but new ones with a common prefix are neighbours (see
+`engine.state.prefix_cache`): they stand where the first of them does. New offline sequences can
+also be admitted by length: a sequence that is expected to take longer than all other work comes
+first, the longest of them at the front (docs/papers.md, section 2 g).
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from sortedcontainers import SortedDict
 from engine.state.sequence import Sequence
 
 _PREEMPTED, _ONLINE, _PREEMPTED_OFFLINE, _OFFLINE = range(4)
-_Key = tuple[float, float, int]
+_Key = tuple[float, float, tuple[int, ...], float, int]
+_LengthKey = tuple[float, float, int]
 
 
 class WaitingQueue:
@@ -24,7 +26,7 @@ class WaitingQueue:
     def __init__(self) -> None:
         self._keys: dict[int, _Key] = {}
         self._in_order: SortedDict[_Key, Sequence] = SortedDict()
-        self._by_length: SortedDict[_Key, Sequence] = SortedDict()
+        self._by_length: SortedDict[_LengthKey, Sequence] = SortedDict()
 
     def add(self, sequence: Sequence) -> None:
         """Add a new sequence."""
@@ -81,7 +83,7 @@ class WaitingQueue:
         """
         in_order = iter(self._in_order.items())
         head: list[Sequence] = []
-        for (queue, _, _), sequence in in_order:
+        for (queue, *_), sequence in in_order:
             if queue == _OFFLINE:
                 head.append(sequence)
                 break
@@ -102,10 +104,12 @@ class WaitingQueue:
         return len(self._keys)
 
     def _insert(self, sequence: Sequence, queue: int) -> None:
-        key = (queue, sequence.arrived_at, sequence.sequence_id)
+        arrived_at = sequence.arrived_at
+        place = sequence.prefix_order if queue == _OFFLINE else (arrived_at, ())
+        key = (queue, *place, arrived_at, sequence.sequence_id)
         self._keys[sequence.sequence_id] = key
         self._in_order[key] = sequence
 
 
-def _length_key(sequence: Sequence) -> _Key:
+def _length_key(sequence: Sequence) -> _LengthKey:
     return (-sequence.predicted_len, sequence.arrived_at, sequence.sequence_id)

@@ -84,9 +84,17 @@ class ApiBody:
 
 
 _TEXT_ONLY = "this server accepts only text"
-_NOT_COUNTED = {"usage.prompt_tokens_details": "cached tokens are not counted per request"}
-_USAGE = _NOT_COUNTED | {"usage.completion_tokens_details": "all tokens are text"}
-_CHAT_USAGE = _NOT_COUNTED | {
+_PROMPT_USAGE = {
+    f"usage.prompt_tokens_details.{name}": words
+    for name, words in {
+        "audio_tokens": _TEXT_ONLY,
+        "image_tokens": _TEXT_ONLY,
+        "text_tokens": "all tokens are text",
+        "cache_write_tokens": "all tokens are cached as long as there is memory",
+    }.items()
+}
+_USAGE = _PROMPT_USAGE | {"usage.completion_tokens_details": "all tokens are text"}
+_CHAT_USAGE = _PROMPT_USAGE | {
     f"usage.completion_tokens_details.{name}": words
     for name, words in {
         "accepted_prediction_tokens": "predictions are ignored",

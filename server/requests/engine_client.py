@@ -25,6 +25,7 @@ from wire.messages import (
     FromServer,
     Generated,
     Hello,
+    PrefixHit,
     Scored,
     Stats,
     ToServer,
@@ -201,6 +202,8 @@ class EngineClient:
                 self._on_finished(message)
             elif isinstance(message, Stats):
                 self._on_stats(message, now)
+            elif isinstance(message, PrefixHit):
+                self._on_prefix_hit(message)
             elif isinstance(message, Scored):
                 self._on_scored(message)
             else:
@@ -225,6 +228,11 @@ class EngineClient:
                 if sequence is not None:
                     sequence.logprobs.append(logprobs)
         self.num_generated += len(sequence_ids)
+
+    def _on_prefix_hit(self, message: PrefixHit) -> None:
+        sequence = self._open.get(message.sequence_id)
+        if sequence is not None and not sequence.output_ids:  # else: a new engine resumed it
+            sequence.num_cached_tokens = message.num_tokens
 
     def _on_scored(self, message: Scored) -> None:
         sequence = self._open.get(message.sequence_id)

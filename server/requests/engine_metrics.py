@@ -86,6 +86,16 @@ def _scheduler_figures(stats: Stats) -> Iterator[Metric]:
         "Tokens recomputed after preemptions and restarts",
         stats.recomputed_tokens,
     )
+    yield _counter(
+        "tdpipe_prefix_cache_queries",
+        "Tokens of admitted sequences, looked up in the prefix cache",
+        stats.prefix_queries,
+    )
+    yield _counter(
+        "tdpipe_prefix_cache_hits",
+        "Tokens of admitted sequences that were in the prefix cache",
+        stats.prefix_hits,
+    )
     yield _counter("tdpipe_steps", "Micro-batches through all stages", stats.steps)
     yield _counter("tdpipe_pipeline_restarts", "Restarts of the pipeline's stages", stats.restarts)
     yield _counter(

@@ -180,11 +180,17 @@ class Generation:
             "prompt_tokens": num_prompt_tokens,
             "completion_tokens": self._num_completion_tokens,
             "total_tokens": num_prompt_tokens + self._num_completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
         }
         if self.plan.reasoning is not None:
             num_reasoning = sum(choice.num_reasoning_tokens for choice in self._choices)
             usage["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}
         return usage
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """The prompts' tokens that were cached, for the first choice of each prompt."""
+        return sum(s.num_cached_tokens for s in self._sequences[:: self.plan.n])
 
     async def wait(self) -> None:
         """Wait until `take_pieces` has something to return or to raise."""

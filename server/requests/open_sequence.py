@@ -29,7 +29,8 @@ class OpenSequence:
     `output_ids` are all tokens so far. `logprobs` are the log-probabilities that were not taken
     yet, one for each token if the request asked for any. `scores` are the log-probabilities of the
     prompt tokens except the first; they are complete when the first output token arrives. Until
-    then the sequence counts in a `queue`, unless it is offline work.
+    then the sequence counts in a `queue`, unless it is offline work. The first `num_cached_tokens`
+    tokens of the prompt were in the engine's prefix cache.
     """
 
     __slots__ = (
@@ -40,6 +41,7 @@ class OpenSequence:
         "index",
         "last_token_at",
         "logprobs",
+        "num_cached_tokens",
         "output_ids",
         "prompt_token_ids",
         "queue",
@@ -64,6 +66,7 @@ class OpenSequence:
         self.first_token_at: float | None = None
         self.last_token_at = 0.0
         self.queue = queue
+        self.num_cached_tokens = 0
         self.logprobs: list[TokenLogprobs] = []
         self.scores: list[TokenLogprobs] = []
         self._num_taken = 0

@@ -24,7 +24,8 @@ class Plan:
     the client's estimate of each answer's length. `offline` requests (batches, the `LLM` class) are
     not counted in a queue; they and flex requests have `low_priority`. `model` is the model name in
     the answer. With `continuous_usage`, each piece has the usage so far. `reasoning` says whether
-    the model marks reasoning tokens, and whether the prompt has opened the reasoning.
+    the model marks reasoning tokens, and whether the prompt has opened the reasoning. Prefixes are
+    shared with requests of the same `cache_salt`.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -48,6 +49,7 @@ class Plan:
     model: str = ""
     continuous_usage: bool = False
     reasoning: Literal["marked", "opened"] | None = None
+    cache_salt: str = ""
 
     @property
     def num_sequences(self) -> int:
@@ -77,6 +79,7 @@ class Plan:
                 predicted_len=expected[i].predicted_len,
                 spread=expected[i].spread,
                 offline=self.low_priority,
+                cache_salt=self.cache_salt,
             )
             for i, (packed, seed) in enumerate(self._packed_prompts())
             for j in range(self.n)

@@ -135,11 +135,12 @@ class Planner:
             endpoint=endpoint,
             model=self._model.name,
             continuous_usage=fields.continuous_usage,
+            cache_salt=fields.cache_salt or "",
         )
 
-    def check_model(self, model: str) -> None:
-        """Raise `ApiError` (404) for a model that is not served here."""
-        if model not in self._model.names:
+    def check_model(self, model: str | None) -> None:
+        """Raise `ApiError` (404) for a model that is not served here; None is the one that is."""
+        if model is not None and model not in self._model.names:
             raise no_such_model(model)
 
     def check_lengths(self, num_prompt_tokens: Iterable[int], max_tokens: int | None) -> None:

@@ -44,6 +44,7 @@ SAMPLES = {
     "kv_cache_dtype": "fp8_e5m2",
     "kv_cache_memory_bytes": "1000000",
     "gpu_memory_utilization": "0.5",
+    "enable_prefix_caching": "false",
     "policy": "td-pipe",
     "max_num_seqs": "4",
     "max_num_batched_tokens": "512",

@@ -23,6 +23,7 @@ ANY = {
     "block_size": st.sampled_from([1, 2, 4, 16]),
     "max_num_seqs": st.integers(1, 12),
     "max_num_batched_tokens": st.integers(1, 40),
+    "enable_prefix_caching": st.sampled_from([True, True, False]),
     "predicted_output_len": st.sampled_from([1, 5, 20, 40]),
     "max_prefill_wait": st.sampled_from([0.0, 0.05, 100.0]),
 }
@@ -66,7 +67,16 @@ COSTS = st.one_of(
     st.just(StageCosts()),
     st.just(StageCosts((1, 4, 5, 8, 9, 40), (1.0, 1.0, 2.0, 2.0, 3.0, 12.0), 0.01)),
 )
-PROMPTS = st.lists(st.integers(1, 49), min_size=1, max_size=30)
+TEXT = list(range(1, 29))
+PROMPTS = st.one_of(
+    st.lists(st.integers(1, 49), min_size=1, max_size=30),
+    # Many requests begin alike.
+    st.builds(
+        lambda count, rest: TEXT[:count] + rest,
+        st.integers(1, len(TEXT)),
+        st.lists(st.integers(1, 3), max_size=2),
+    ),
+)
 SUBMIT = st.tuples(
     st.just("submit"),
     PROMPTS,
@@ -76,6 +86,7 @@ SUBMIT = st.tuples(
     st.integers(0, 30),
     st.booleans(),
     st.sampled_from([0.0, 0.1, 2.0]),
+    st.sampled_from(["", "", "salt"]),
 )
 ACTIONS = st.builds(
     # A burst first: KV becomes scarce only if many requests are open.
@@ -117,7 +128,8 @@ def play(
     world.poison, world.names_step = set(poison), names_step
     for action in actions:
         match action:
-            case ("submit", prompt, max_tokens, min_tokens, stop, predicted_len, offline, spread):
+            case ("submit", prompt, max_tokens, min_tokens, stop, predicted_len, offline, *others):
+                spread, salt = others
                 submit = make_submit(
                     len(world.submits),
                     prompt,
@@ -126,7 +138,7 @@ def play(
                     stop=stop,
                 )
                 prediction = {"predicted_len": predicted_len, "spread": spread}
-                world.submit(replace(submit, offline=offline, **prediction))
+                world.submit(replace(submit, offline=offline, cache_salt=salt, **prediction))
             case ("expect", sequence_id, predicted_len, spread):
                 world.hand(Expect(sequence_id, predicted_len, spread))
             case ("abort", sequence_id):

@@ -22,6 +22,7 @@ from wire.messages import (
     Finished,
     Generated,
     Logprobs,
+    PrefixHit,
     RopeRule,
     Sampling,
     StageCosts,
@@ -83,17 +84,19 @@ class FakeStage:
 
     def run(self, step: Step) -> StepDone:
         """Write the tokens of the step, read all tokens of every row, sample."""
-        tokens, tables = deque(_ints(step.token_ids)), deque(_ints(step.block_tables))
+        tokens, blocks = deque(_ints(step.token_ids)), deque(_ints(step.block_tables))
         for setup in step.setups:
             self.samplers[setup.sampler_slot] = [setup, len(_ints(setup.output_token_ids))]
         sampler_slots = _ints(step.sampler_slots)
         sampled: list[int] = []
-        rows = zip(_ints(step.start_positions), _ints(step.num_tokens), step.samples, strict=True)
-        for start, count, samples in rows:
-            end = start + count
-            table = [tables.popleft() for _ in range(-(-end // self.block_size))]
+        starts, counts = _ints(step.start_positions), _ints(step.num_tokens)
+        ends = [start + count for start, count in zip(starts, counts, strict=True)]
+        tables = [[blocks.popleft() for _ in range(-(-end // self.block_size))] for end in ends]
+        # As on a real stage, all rows write before any of them reads.
+        for start, end, table in zip(starts, ends, tables, strict=True):
             for position in range(start, end):
                 self.slots[self._slot(table, position)] = tokens.popleft()
+        for end, table, samples in zip(ends, tables, step.samples, strict=True):
             history = [self.slots[self._slot(table, position)] for position in range(end)]
             if samples:
                 token_id = next_token(history)
@@ -106,7 +109,7 @@ class FakeStage:
                     self.samplers[sampler_slot][1] += 1
                 sampled.append(token_id)
         assert not tokens
-        assert not tables
+        assert not blocks
         scores = tuple(NOTHING for _ in step.scored)
         return StepDone(step.epoch, step.step_id, array("i", sampled).tobytes(), None, scores)
 
@@ -136,6 +139,7 @@ class World:
         self.outputs: dict[int, list[int]] = {}
         self.finished: dict[int, Finished] = {}
         self.aborted: set[int] = set()
+        self.hits: dict[int, int] = {}  # cached prompt tokens, by sequence
         self.epoch = 0
         self.poison: set[int] = set()  # sequences that make the stages fail
         self.names_step = True  # whether a failing stage reports its step
@@ -212,18 +216,27 @@ class World:
                 assert message.sequence_id not in self.finished, "ended twice"
                 assert message.sequence_id not in self.aborted, "ended after its abort"
                 self.finished[message.sequence_id] = message
+            case PrefixHit():
+                prompt = self.submits[message.sequence_id].prompt_token_ids
+                assert 0 < message.num_tokens < len(prompt) // 4
+                assert message.sequence_id not in self.hits
+                self.hits[message.sequence_id] = message.num_tokens
             case EngineReady() | StageLost():
                 pass
 
     def check_invariants(self) -> None:
-        """Blocks are conserved and in one table; with open sequences a step is in flight."""
+        """Blocks are conserved, and shared only by equal prefixes; nothing open waits for ever."""
         pipeline, pool = self.scheduler.pipeline, self.scheduler.pool
         if pipeline is None:
             assert not pool.live
             return
-        held = [block for sequence in pool.open_sequences() for block in sequence.block_table]
-        assert len(held) == len(set(held)), "a block is in two tables"
-        assert len(held) + pool.ledger.num_free == self.num_blocks, "a block is lost"
+        contents: dict[int, tuple[str, list[int]]] = {}
+        for sequence in pool.open_sequences():
+            for i, block in enumerate(sequence.block_table):
+                tokens = sequence.token_ids[: (i + 1) * pool.ledger.block_size].tolist()
+                prefix = (sequence.submit.cache_salt, tokens)
+                assert contents.setdefault(block, prefix) == prefix, "two tables, other tokens"
+        assert len(contents) + pool.ledger.num_free == self.num_blocks, "a block is lost"
         assert len(pipeline.in_flight) == len(self.in_flight) == pool.num_in_flight
         assert self.in_flight or not pool.open_sequences(), "nothing in flight, something open"
         waiting = {sequence.sequence_id for sequence in pool.waiting}

@@ -62,18 +62,30 @@ def has_amx() -> bool:
 
 
 def obstacle(
-    config: EngineConfig, device: torch.device, model: PreTrainedModel | None = None
+    config: EngineConfig,
+    device: torch.device,
+    model: PreTrainedModel | None = None,
+    attention: str = "",
 ) -> str | None:
     """Why answers may depend on the batch, or None if they do not.
 
-    Without a model, only what is known before it is loaded is looked at.
+    `attention` is the name of the attention backend. Without a model, only what is known before it
+    is loaded is looked at.
     """
     if device.type != "cpu":
         return "batch invariance is not available on GPUs yet"
     if config.scheduler.policy != "td-pipe":
         return f"policy {config.scheduler.policy} cuts prompts to fit the other rows of a step"
-    if model is None:
-        return None
+    if attention not in ("", "native") and config.cache.enable_prefix_caching:
+        return (
+            f"{attention} attention rounds a prompt differently where a cached prefix cuts it (see "
+            "--no-enable-prefix-caching)"
+        )
+    return None if model is None else _obstacle_in(model)
+
+
+def _obstacle_in(model: PreTrainedModel) -> str | None:
+    """Why the products of a model on a CPU may depend on the batch, or None."""
     if getattr(model.config, "quantization_config", None) is not None:
         return "quantised weights have products of their own"
     foreign = _torch_products(model)

@@ -10,7 +10,7 @@ with its RoPE length max(n, p + 1), and the rotary modules compute frequencies f
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,15 @@ from workers.model.attention.interface import UnsupportedModelError
 # length, so that all its tokens get the long factors.
 _RECOMPUTING = {"phi3", "phi4_multimodal", "phimoe"}
 
-Frequencies = Callable[[Tensor], Tensor]
-"""Inverse frequencies `[tokens, rotated / 2]` for RoPE lengths `[tokens]`."""
+
+class Frequencies(Protocol):
+    """Inverse frequencies; up to a RoPE length of `limit` they do not depend on it."""
+
+    limit: int
+
+    def __call__(self, rope_lens: Tensor) -> Tensor:
+        """The frequencies `[tokens, rotated / 2]` for RoPE lengths `[tokens]`."""
+        ...
 
 
 class TokenRope:
@@ -37,6 +44,7 @@ class TokenRope:
     def __init__(self, model: PreTrainedModel) -> None:
         self._rope_lens: Tensor | None = None
         self._is_used = False
+        self._limits: list[int] = []  # the RoPE lengths up to which frequencies are constant
         for module in model.modules():
             if isinstance(getattr(module, "rope_type", None), str | dict):
                 self._replace(module)
@@ -47,7 +55,7 @@ class TokenRope:
     @property
     def rule(self) -> RopeRule | None:
         """What the engine must know; None if no frequencies depend on lengths."""
-        return RopeRule(self._recompute_len) if self._is_used else None
+        return RopeRule(self._recompute_len, min(self._limits)) if self._is_used else None
 
     @contextmanager
     def lengths(self, rope_lens: Tensor | None) -> Iterator[None]:
@@ -61,7 +69,9 @@ class TokenRope:
     def _replace(self, module: Any) -> None:
         types = module.rope_type if isinstance(module.rope_type, dict) else {None: module.rope_type}
         if type(module).__name__ == "PhimoeRotaryEmbedding" and module.rope_type != "default":
-            module.forward = partial(self._forward_phimoe, PhimoeScale(module))
+            scale = PhimoeScale(module)
+            self._limits.append(scale.limit)
+            module.forward = partial(self._forward_phimoe, scale)
             self._is_used = True
             return
         by_layer_type = {
@@ -72,6 +82,7 @@ class TokenRope:
         if not by_layer_type:
             return
         self._is_used = True
+        self._limits += [frequencies.limit for frequencies in by_layer_type.values()]
         # For other types, transformers' forward uses `inv_freq` as it finds it.
         constant = {key: "default" if key in by_layer_type else types[key] for key in types}
         module.rope_type = constant if isinstance(module.rope_type, dict) else "default"
@@ -123,13 +134,13 @@ class LongRope:
 
     def __init__(self, module: Any, layer_type: str | None) -> None:
         self._short = getattr(module, _name(layer_type, "original_inv_freq"))
-        self._limit = int(_parameters(module, layer_type)["original_max_position_embeddings"])
+        self.limit = int(_parameters(module, layer_type)["original_max_position_embeddings"])
         device = self._short.device
-        self._long, _ = _computed(module, layer_type, "longrope", self._limit + 1, device)
+        self._long, _ = _computed(module, layer_type, "longrope", self.limit + 1, device)
 
     def __call__(self, rope_lens: Tensor) -> Tensor:
         """See `Frequencies`."""
-        return torch.where(rope_lens[:, None] > self._limit, self._long, self._short)
+        return torch.where(rope_lens[:, None] > self.limit, self._long, self._short)
 
 
 class DynamicNtk:
@@ -139,9 +150,9 @@ class DynamicNtk:
         self._original = getattr(module, _name(layer_type, "original_inv_freq"))
         parameters = _parameters(module, layer_type)
         self._base, self._factor = parameters["rope_theta"], parameters["factor"]
-        self._limit = int(module.config.max_position_embeddings)
+        self.limit = int(module.config.max_position_embeddings)
         device, even = self._original.device, 2 * len(self._original)
-        length = torch.tensor(4 * self._limit, device=device)
+        length = torch.tensor(4 * self.limit, device=device)
         wanted, _ = _computed(module, layer_type, "dynamic", length, device)
         for dim in (even, even - 1):  # an odd one is the rounded part of a head
             self._set_dim(dim)
@@ -159,12 +170,12 @@ class DynamicNtk:
 
     def __call__(self, rope_lens: Tensor) -> Tensor:
         """See `Frequencies`; the operations are those of transformers, in the same order."""
-        scale = (self._factor * rope_lens / self._limit) - (self._factor - 1)
+        scale = (self._factor * rope_lens / self.limit) - (self._factor - 1)
         # transformers computes one number here. Vector instructions of CPUs would round otherwise;
         # the stride of 2 prevents them.
         base = self._base * torch.stack((scale, scale), 1)[:, 0] ** self._exponent
         scaled = 1.0 / (base[:, None] ** self._exponents)
-        return torch.where(rope_lens[:, None] > self._limit, scaled, self._original)
+        return torch.where(rope_lens[:, None] > self.limit, scaled, self._original)
 
 
 class PhimoeScale:
@@ -173,7 +184,7 @@ class PhimoeScale:
     def __init__(self, module: Any) -> None:
         parameters = module.config.rope_parameters
         self._short, self._long = parameters["short_mscale"], parameters["long_mscale"]
-        self._limit = int(parameters["original_max_position_embeddings"])
+        self.limit = int(parameters["original_max_position_embeddings"])
         inv_freq, _ = module.rope_init_fn(module.config)
         self._inv_freq = inv_freq.to(device=module.inv_freq.device, dtype=torch.float)
 
@@ -182,7 +193,7 @@ class PhimoeScale:
         freqs = position_ids[..., None].float() * self._inv_freq
         emb = torch.cat((freqs, freqs), dim=-1)
         scale = torch.full_like(rope_lens, self._short, dtype=torch.float)
-        scale = scale.masked_fill(rope_lens > self._limit, self._long)[:, None]
+        scale = scale.masked_fill(rope_lens > self.limit, self._long)[:, None]
         return (emb.cos() * scale).to(x.dtype), (emb.sin() * scale).to(x.dtype)
 
 

@@ -28,32 +28,39 @@ class FutureUse:
         """The use of the live sequences; the capacity is `occupancy` (0..1) of all blocks."""
         ledger = pool.ledger
         use = cls(occupancy * ledger.num_blocks, ledger.block_size)
-        live = [(len(s.token_ids), s.predicted_remaining) for s in pool.live.values()]
-        lengths, remaining = np.array(live, dtype=np.int64).reshape(-1, 2).T[:, :, None]
-        blocks = -(-(lengths + _POINTS) // ledger.block_size)
+        live = [(len(s.token_ids), s.predicted_remaining, s.num_shared) for s in pool.live.values()]
+        lengths, remaining, shared = np.array(live, dtype=np.int64).reshape(-1, 3).T[:, :, None]
+        blocks = -(-(lengths + _POINTS) // ledger.block_size) - shared
         last = np.maximum(remaining, FUTURE_POINTS[0])
-        use._use = np.where(last >= _POINTS, blocks, 0).sum(axis=0).tolist()
+        held = np.where(last >= _POINTS, blocks, 0).sum(axis=0) + pool.num_inherited
+        use._use = held.tolist()
         return use
 
-    def admits(self, sequence: Sequence) -> bool:
-        """Whether the peak stays within the capacity with this sequence."""
-        more = self._blocks(len(sequence.token_ids), sequence.predicted_remaining)
+    def admits(self, sequence: Sequence, num_shared: int = 0) -> bool:
+        """Whether the peak stays within the capacity with this sequence.
+
+        Others that count already hold `num_shared` of its blocks.
+        """
+        more = self._blocks(sequence, num_shared)
         return all(u + m <= self._capacity_blocks for u, m in zip(self._use, more, strict=True))
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence, num_shared: int = 0) -> None:
         """Add a sequence with its current and its predicted tokens."""
-        more = self._blocks(len(sequence.token_ids), sequence.predicted_remaining)
+        more = self._blocks(sequence, num_shared)
         self._use = [u + m for u, m in zip(self._use, more, strict=True)]
 
-    def take(self, sequence: Sequence) -> bool:
+    def take(self, sequence: Sequence, num_shared: int = 0) -> bool:
         """Add the sequence if it fits; returns whether it does."""
-        if not self.admits(sequence):
+        if not self.admits(sequence, num_shared):
             return False
-        self.add(sequence)
+        self.add(sequence, num_shared)
         return True
 
-    def _blocks(self, length: int, remaining: int) -> list[int]:
+    def _blocks(self, sequence: Sequence, num_shared: int) -> list[int]:
         # A sequence that is nearly complete still holds its blocks at the first point.
-        last = max(remaining, FUTURE_POINTS[0])
-        size = self._block_size
-        return [-(-(length + point) // size) if point <= last else 0 for point in FUTURE_POINTS]
+        last = max(sequence.predicted_remaining, FUTURE_POINTS[0])
+        length, size = len(sequence.token_ids), self._block_size
+        return [
+            -(-(length + point) // size) - num_shared if point <= last else 0
+            for point in FUTURE_POINTS
+        ]

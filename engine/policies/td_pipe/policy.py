@@ -5,6 +5,7 @@ be switched off, for the ablations of the paper.
 """
 
 from collections.abc import Iterator
+from itertools import islice, tee
 
 from configs.scheduler import SchedulerConfig
 from engine.costs.cost_model import CostModel
@@ -82,11 +83,11 @@ class TdPipe(Policy):
         batch, budget = MicroBatch(), self._config.max_num_batched_tokens
         longest = 0
         if self._half_fed is not None and self._half_fed.state is not State.FINISHED:
-            self._feed(batch, self._half_fed)
+            self._feed(pool, batch, self._half_fed)
             return batch
         self._half_fed = None
         while longest * len(batch.sequences) < self._config.td_pipe.prefill_batch_tokens:
-            sequence = pool.waiting.first()
+            sequence = pool.first_waiting()
             if sequence is None:
                 break
             num_tokens = min(sequence.num_unplanned, budget)
@@ -95,19 +96,19 @@ class TdPipe(Policy):
             if not self._admits(pool, sequence) or not pool.admit(sequence):
                 break
             if self._use is not None:
-                self._use.add(sequence)
+                self._use.add(sequence, sequence.num_shared)
             longest = max(longest, num_tokens)
-            self._feed(batch, sequence)
+            self._feed(pool, batch, sequence)
             if self._half_fed is not None:
                 break
         return batch if batch.sequences else None
 
-    def _feed(self, batch: MicroBatch, sequence: Sequence) -> None:
+    def _feed(self, pool: Pool, batch: MicroBatch, sequence: Sequence) -> None:
         size = self._chunks.size(len(sequence.token_ids))
         # A single token is not left over: attention sums it in another order than a longer chunk,
         # so that the KV of a prompt would depend on where it was cut.
         leaves_one = size > 1 and sequence.num_unplanned == size + 1
-        num_tokens = batch.add_prefill(sequence, size - leaves_one)
+        num_tokens = pool.feed(batch, sequence, size - leaves_one)
         self._half_fed = sequence if num_tokens < sequence.num_unplanned else None
 
     def _admits(self, pool: Pool, sequence: Sequence) -> bool:
@@ -127,12 +128,12 @@ class TdPipe(Policy):
             )
         if self._use is None:
             self._use = FutureUse.of_live(pool, self._config.td_pipe.kv_occupancy)
-        return self._use.admits(sequence)
+        return self._use.admits(sequence, *pool.prefix_cache.shares([sequence]))
 
     def _fits_now(self, pool: Pool, sequence: Sequence) -> bool:
         return (
             pool.num_live < self._config.max_live(self._num_stages)
-            and pool.ledger.blocks_for(len(sequence.token_ids)) <= pool.ledger.num_free
+            and pool.blocks_to_admit(sequence) <= pool.ledger.num_free
         )
 
     # --- decode phase -----------------------------------------------------------------------
@@ -173,7 +174,7 @@ class TdPipe(Policy):
         if not self._fits_now(pool, first):
             return False  # a prefill phase would admit nothing
         if pool.waiting.online_wait_s(now) >= self._config.max_prefill_wait:
-            return self._new_use(pool).admits(first)
+            return self._new_use(pool).admits(first, *pool.prefix_cache.shares([first]))
         if not self._config.td_pipe.intensity:
             finished = pool.num_finished - self._finished_before
             return finished >= self._config.td_pipe.finish_ratio * self._decode_began_with
@@ -193,9 +194,10 @@ class TdPipe(Policy):
         """Yield the seconds of each prefill that would be admitted if the phase began now."""
         use, free = self._new_use(pool), pool.ledger.num_free
         max_more = self._config.max_live(self._num_stages) - pool.num_live
-        for sequence, _ in zip(pool.waiting, range(max_more), strict=False):
-            free -= pool.ledger.blocks_for(len(sequence.token_ids))
-            if free < 0 or not use.take(sequence):
+        candidates, others = tee(islice(pool.waiting, max_more))
+        for sequence, shared in zip(candidates, pool.prefix_cache.shares(others), strict=True):
+            free -= pool.ledger.blocks_for(len(sequence.token_ids)) - shared
+            if free < 0 or not use.take(sequence, shared):
                 return
             yield self._cost.linear_s(sequence.num_unplanned)
 

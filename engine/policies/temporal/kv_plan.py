@@ -28,7 +28,9 @@ class KvPlan:
         self._ledger = pool.ledger
         live = _Columns.of(pool.live.values())
         self.survival = errors.survival(bins_of(live.generated, live.medians, live.spreads))
+        self._pool = pool
         self._mean = _mean_use(live, self.survival, self._ledger.block_size).sum(axis=0)
+        self._mean += pool.num_inherited
 
     def admit(self, candidates: list[Sequence], horizons: list[float]) -> list[Sequence]:
         """Add the candidates before the first one that does not fit; returns the added candidates.
@@ -37,7 +39,9 @@ class KvPlan:
         """
         if not candidates:
             return []
-        more = _mean_use(_Columns.of(candidates), self.survival, self._ledger.block_size)
+        shared = self._pool.prefix_cache.shares(candidates)
+        rows = _Columns.of(candidates)._replace(shared=np.fromiter(shared, np.float64))
+        more = _mean_use(rows, self.survival, self._ledger.block_size)
         mean = self._mean + more.cumsum(axis=0)
         planned = np.maximum(np.array(horizons), POINTS[0])[:, None] >= POINTS
         fits = ((mean <= self._ledger.num_blocks) | ~planned).all(axis=1)
@@ -48,13 +52,17 @@ class KvPlan:
 
 
 class _Columns(NamedTuple):
-    """Columns [sequences] in tokens, except `spreads`, which are of the logarithm of the length."""
+    """Columns [sequences] in tokens, except `spreads`, which are of the logarithm of the length.
+
+    `shared` is the number of blocks that count for other sequences.
+    """
 
     generated: Floats
     medians: Floats
     spreads: Floats
     lengths: Floats
     longest: Floats
+    shared: Floats
 
     @classmethod
     def of(cls, sequences: Iterable[Sequence]) -> "_Columns":
@@ -66,10 +74,11 @@ class _Columns(NamedTuple):
                 s.expected.spread,
                 len(s.token_ids),
                 s.longest_len,
+                s.num_shared,
             )
             for s in sequences
         ]
-        return cls(*np.array(rows, dtype=np.float64).reshape(-1, 5).T)
+        return cls(*np.array(rows, dtype=np.float64).reshape(-1, 6).T)
 
 
 def _mean_use(rows: _Columns, survival: Floats, block_size: int) -> Floats:
@@ -81,5 +90,5 @@ def _mean_use(rows: _Columns, survival: Floats, block_size: int) -> Floats:
     held = rows.lengths[:, None] + POINTS
     chance = np.where(held <= rows.longest[:, None], chance, 0.0)
     chance[:, 0] = 1.0  # no sequence ends before the next step
-    mean: Floats = chance * np.ceil(held / block_size)
+    mean: Floats = chance * (np.ceil(held / block_size) - rows.shared[:, None])
     return mean

@@ -11,6 +11,7 @@ for each other within a phase, and only briefly at a switch. Each idea has its o
 from collections import deque
 from itertools import islice, takewhile
 from math import ceil
+from operator import itemgetter
 
 import numpy as np
 
@@ -263,6 +264,8 @@ class Temporal(Policy):
             admitted = plan.admit(candidates, self._horizons(pool, candidates))
         else:
             use = FutureUse.of_live(pool, self._config.td_pipe.kv_occupancy)
-            admitted = list(takewhile(use.take, candidates))
+            shared = pool.prefix_cache.shares(candidates)
+            fits = map(use.take, candidates, shared)
+            admitted = [s for s, _ in takewhile(itemgetter(1), zip(candidates, fits, strict=True))]
         # Without live sequences the first is always admitted: `Submit` checked that it fits.
         return admitted if admitted or pool.num_live else candidates[:1]

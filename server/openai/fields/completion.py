@@ -105,12 +105,19 @@ class CompletionRequest(SamplingFields):
         return max(self.prompt_logprobs or 0, (self.echo and self.logprobs) or 0)
 
 
+class PromptTokensDetails(BaseModel):
+    """How the prompts' tokens were computed."""
+
+    cached_tokens: int = Field(description="found in the prefix cache")
+
+
 class Usage(BaseModel):
     """Token counts: of all prompts, each counted once, and of all choices."""
 
     prompt_tokens: int = Field(description="of all prompts, each counted once")
     completion_tokens: int = Field(description="of all choices")
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class CompletionLogprobs(BaseModel):

@@ -17,6 +17,7 @@ MAX_CHOICES = 128
 MAX_STOP_STRINGS, MAX_STOP_STRING = 64, 256  # their number, and the characters of each
 MAX_NAMED_TOKENS = 1024  # of logit_bias and stop_token_ids, each
 MAX_BAD_WORDS, MAX_BAD_WORD = 256, 128  # their number, and the characters of each
+MAX_CACHE_SALT = 1024  # characters
 # Of OpenAI's tiers, only flex is treated differently; an answer names the tier that was used.
 ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
 LOW_PRIORITY = "flex has low priority, like batches; all others are treated as default"
@@ -80,7 +81,9 @@ class SamplingFields(Body):
 
     unsupported = UNSUPPORTED_SAMPLING
 
-    model: str = Field(description="only a name of the served model")
+    model: str | None = Field(
+        None, description="only a name of the served model, which it is by default"
+    )
     temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy")
     top_p: float = Field(1.0, ge=0, le=1, description="0 is greedy")
     top_k: int = Field(0, ge=-1, lt=2**31, description="vLLM's; -1 or 0 is all tokens")
@@ -142,6 +145,12 @@ class SamplingFields(Body):
     stream_options: StreamOptions | None = None
     priority: int = Field(0, description="vLLM's; above 0: low priority, like flex")
     service_tier: ServiceTier = Field("auto", description=LOW_PRIORITY)
+    cache_salt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_CACHE_SALT,
+        description="vLLM's: prefixes are shared only with requests of the same salt",
+    )
     expected_tokens: int | None = Field(
         None,
         ge=1,
@@ -161,7 +170,6 @@ class SamplingFields(Body):
     length_penalty: float = Field(1.0, description="vLLM's: ignored, it is for beam search")
     spaces_between_special_tokens: bool = Field(True, description="vLLM's: ignored")
     request_id: str | None = Field(None, description="vLLM's: ignored, see X-Request-Id")
-    cache_salt: str | None = Field(None, description="vLLM's: ignored, nothing is shared")
     vllm_xargs: dict[str, Any] | None = Field(None, description="vLLM's: ignored")
 
     @property

@@ -27,6 +27,7 @@ def make_config(setting: str, num_stages: int, budget: int) -> EngineConfig:
             "pipeline_parallel_size": num_stages,
             "max_num_batched_tokens": budget,
             "block_size": 10,
+            "enable_prefix_caching": False,
             **THROTTLE,
         }
     )

@@ -17,6 +17,7 @@ def make_world(num_stages: int, num_blocks: int = 1000, *, max_num_seqs: int = 1
         max_num_batched_tokens=BUDGET,
         max_num_seqs=max_num_seqs,
         block_size=1,
+        enable_prefix_caching=False,
     )
     return World(config, num_blocks)
 

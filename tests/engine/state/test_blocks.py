@@ -71,6 +71,8 @@ Moves = st.lists(
     st.tuples(st.integers(0, 4), st.one_of(st.none(), st.integers(0, 60))), max_size=40
 )
 
+LETTERS = st.text("abcdef", min_size=1, max_size=3)
+
 
 @given(num_blocks=st.integers(0, 20), block_size=st.integers(1, 5), moves=Moves)
 def test_blocks_are_conserved_and_never_in_two_tables(
@@ -99,3 +101,52 @@ def test_blocks_are_conserved_and_never_in_two_tables(
     everything = array("i")
     assert ledger.extend(everything, num_blocks * block_size)
     assert sorted(everything) == list(range(num_blocks))
+
+
+@given(
+    num_blocks=st.integers(1, 12),
+    moves=st.lists(
+        st.tuples(
+            st.integers(0, 4), st.sampled_from(["take", "register", "find", "free"]), LETTERS
+        ),
+        max_size=60,
+    ),
+)
+def test_shared_blocks_are_conserved_and_keep_their_keys_while_they_are_held(
+    num_blocks: int, moves: list[tuple[int, str, str]]
+) -> None:
+    ledger = BlockLedger(num_blocks, 1)
+    tables = [array("i") for _ in range(5)]
+    keys: dict[int, bytes] = {}  # of held blocks, as registered
+    for index, move, text in moves:
+        table = tables[index]
+        if move == "take":
+            ledger.extend(table, len(table) + len(text))
+        elif move == "register" and table:
+            block, key = table[-1], text.encode()
+            if block not in keys and not ledger.find([key]):
+                keys[block] = key
+                ledger.register(block, key)
+        elif move == "find":
+            found = ledger.find([letter.encode() for letter in text])
+            own = [block for block in found if block not in table]
+            idle = len(own) - ledger.num_held(own)
+            before = ledger.num_free
+            ledger.hold(table, own)
+            assert ledger.num_free == before - idle
+            keys |= {b: letter.encode() for b, letter in zip(found, text, strict=False)}
+        elif move == "free":
+            ledger.free(table)
+        held = {block for t in tables for block in t}
+        keys = {block: key for block, key in keys.items() if block in held}
+        assert ledger.num_used == len(held)
+        assert ledger.num_used + ledger.num_free == num_blocks
+        for block, key in keys.items():
+            assert list(ledger.find([key])) == [block]
+    for table in tables:
+        ledger.free(table)
+    assert ledger.num_free == num_blocks
+    everything = array("i")
+    assert ledger.extend(everything, num_blocks)
+    assert sorted(everything) == list(range(num_blocks))
+    assert ledger.num_cached == 0

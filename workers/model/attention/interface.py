@@ -44,7 +44,11 @@ class Attend(Protocol):
     """The context of a step, which its attention layers get."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, form: "Form") -> Tensor:
-        """Store the keys and values; returns `[tokens, query heads, value dim]`."""
+        """Store the keys and values; returns `[tokens, query heads, value dim]`.
+
+        Those of all rows are stored before any row attends: a row may begin with blocks that
+        another row of the same step fills (prefix cache).
+        """
         ...
 
 

@@ -148,7 +148,7 @@ def test_prompts_that_end_at_their_first_token_keep_sharing_micro_batches() -> N
     def steps_of_wave(wave: int) -> int:
         before = len(phases(world))
         for i in range(16):
-            world.submit(make_submit(wave * 16 + i, [1 + i] * 100, 1, stop=False))
+            world.submit(make_submit(wave * 16 + i, [wave, i] * 50, 1, stop=False))
         world.run_dry()
         return len(phases(world)) - before
 

@@ -30,7 +30,7 @@ def submit(
     """Requests with exactly the predicted lengths."""
     for _ in range(count):
         sequence_id = len(world.submits)
-        plain = make_submit(sequence_id, [1] * num_prompt_tokens, max_tokens, stop=False)
+        plain = make_submit(sequence_id, [sequence_id] * num_prompt_tokens, max_tokens, stop=False)
         world.submit(replace(plain, predicted_len=max_tokens, offline=offline))
 
 

@@ -52,6 +52,7 @@ def test_the_answer_has_openais_shape(qwen: Daemon) -> None:
             "prompt_tokens": 52,
             "completion_tokens": 7,
             "total_tokens": 59,
+            "prompt_tokens_details": {"cached_tokens": 0},
             "completion_tokens_details": {"reasoning_tokens": 0},
         },
     }

@@ -66,7 +66,12 @@ def test_the_answer_has_openais_shape(daemon: Daemon) -> None:
                 "stop_reason": None,
             }
         ],
-        "usage": {"prompt_tokens": 2, "completion_tokens": 7, "total_tokens": 9},
+        "usage": {
+            "prompt_tokens": 2,
+            "completion_tokens": 7,
+            "total_tokens": 9,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
     }
 
 

@@ -60,7 +60,12 @@ def test_a_stream_sums_up_to_the_whole_answer(daemon: Daemon) -> None:
 def test_the_usage_comes_last_and_only_if_asked_for(daemon: Daemon) -> None:
     *chunks, last = events(daemon.complete(stream=True, stream_options={"include_usage": True}))
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 2, "completion_tokens": 7, "total_tokens": 9}
+    assert last["usage"] == {
+        "prompt_tokens": 2,
+        "completion_tokens": 7,
+        "total_tokens": 9,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert all(chunk["usage"] is None for chunk in chunks)
     without = events(daemon.complete(stream=True, stream_options={"include_usage": False}))
     assert all("usage" not in chunk for chunk in without)

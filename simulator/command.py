@@ -20,6 +20,7 @@ from configs.loader import ConfigError, load
 from engine.scheduler import ImpossibleSettingsError
 from engine.trace.trace_file import TraceWriter
 from simulator.argument_types import not_negative
+from simulator.bound import Bound, bound_of
 from simulator.hardware.hardware import ERRORS, add_hardware_options, hardware_of, num_stages_of
 from simulator.simulation import Arrival, Run, SimulationError, simulate
 from simulator.spread import spread
@@ -56,6 +57,15 @@ def make_arrivals(requests: Sequence[Request], sigma: float | None, seed: int) -
             )
         )
     return arrivals
+
+
+def share_of(bound: Bound, run: Run) -> dict[str, Any]:
+    """Return the bound of a run in seconds, its part of the makespan, and what it is set by."""
+    return {
+        "bound_s": bound.makespan_s,
+        "share_of_bound": bound.makespan_s / run.makespan_s,
+        "bound_set_by": bound.limit,
+    }
 
 
 def summarise(run: Run) -> dict[str, Any]:
@@ -114,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = {
         "policy": config.scheduler.policy,
         **summarise(run),
+        **share_of(bound_of(node, config.cache.block_size, arrivals), run),
         "took_s": perf_counter() - began_at,
     }
     print(json.dumps(figures) if options.json else _table(figures))
@@ -167,6 +178,11 @@ def _table(figures: dict[str, Any]) -> str:
         ("output", f"{figures['output_tokens_per_s']:,.1f} tokens/s"),
         ("prompt and output", f"{figures['total_tokens_per_s']:,.1f} tokens/s"),
         ("makespan", f"{figures['makespan_s']:,.1f} s, {figures['num_requests']:,} requests"),
+        (
+            "lower bound",
+            f"{figures['bound_s']:,.1f} s, set by {figures['bound_set_by']}: "
+            f"{figures['share_of_bound']:.1%} reached",
+        ),
         ("bubble ratio", " ".join(f"{ratio:.3f}" for ratio in figures["bubble_ratio"])),
         (
             "before the drain",

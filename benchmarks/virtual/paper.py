@@ -3,9 +3,10 @@
 Simulates ShareGPT-like requests, all present at the start, on the paper's nodes of four GPUs. Each
 node gets a table of every policy and of tensor parallelism, which is simulated as one stage. The
 nodes with a measured profile also get tables that show the effect of each part of td-pipe and of
-temporal. Measured profiles are those published with TD-Pipe's code (`--profiles FOLDER`, default
-../shared/profiles); the other nodes use the analytic GPU model. Prints Markdown; `--write` puts it
-into docs/scheduling.md, with a chart of the rates.
+temporal. *Of the bound* is the part of the makespan that any schedule needs on the row's hardware
+(`simulator/bound.py`). Measured profiles are those published with TD-Pipe's code
+(`--profiles FOLDER`, default ../shared/profiles); the other nodes use the analytic GPU model.
+Prints Markdown; `--write` puts it into docs/scheduling.md, with a chart of the rates.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,13 @@ from tqdm import tqdm
 
 from configs.config import EngineConfig
 from configs.profiles import read_profile
-from simulator.command import make_arrivals, summarise
+from simulator.bound import Bound, bound_of
+from simulator.command import make_arrivals, share_of, summarise
 from simulator.hardware.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
 from simulator.hardware.gpus import find_gpu
 from simulator.hardware.hardware import Hardware
 from simulator.hardware.model_shape import read_shape
-from simulator.simulation import simulate
+from simulator.simulation import Arrival, Node, simulate
 from simulator.workloads.make_workload import make_workload
 
 PROFILES = Path("../shared/profiles")
@@ -185,6 +188,8 @@ class PaperNode:
     def section(self) -> Iterator[str]:
         """The node's section of the text."""
         yield f"\n### {self.setup.name}, {self.options.requests:,} requests ({self.source})\n"
+        bound = self.results["temporal"]
+        yield f"Bound: {bound['bound_s']:,.1f} s, set by {bound['bound_set_by']}.\n"
         yield _table({name: self.results[name] for name in self.rates()}, "td-pipe")
         if self.setup not in SETUPS:
             return
@@ -198,16 +203,24 @@ class PaperNode:
 def _run(node: PaperNode, name: str) -> dict[str, Any]:
     settings, hardware, num_stages = node.runs()[name]
     options = node.options
-    requests = make_workload(f"sharegpt:{options.requests}", seed=options.seed)
     config = EngineConfig.of(
         **{"pipeline_parallel_size": num_stages, "max_num_seqs": 4096, **settings}
     )
-    arrivals = make_arrivals(requests, options.prediction_sigma, options.seed)
-    return summarise(
-        simulate(
-            config, hardware.node(num_stages, config.cache.block_size, MAX_MODEL_LEN), arrivals
-        )
-    )
+    arrivals = _arrivals(options.requests, options.prediction_sigma, options.seed)
+    stages = hardware.node(num_stages, config.cache.block_size, MAX_MODEL_LEN)
+    run = simulate(config, stages, arrivals)
+    bound = _bound(stages, config.cache.block_size, options.requests, options.seed)
+    return {**summarise(run), **share_of(bound, run)}
+
+
+def _arrivals(num_requests: int, sigma: float, seed: int) -> list[Arrival]:
+    return make_arrivals(make_workload(f"sharegpt:{num_requests}", seed=seed), sigma, seed)
+
+
+@cache
+def _bound(stages: Node, block_size: int, num_requests: int, seed: int) -> Bound:
+    """The bound of a node; it does not depend on the policy or the predictions."""
+    return bound_of(stages, block_size, _arrivals(num_requests, 0.0, seed))
 
 
 def _beside(nodes: Sequence[PaperNode]) -> str:
@@ -287,16 +300,17 @@ def _half(hardware: Hardware, setup: Setup) -> Hardware:
 def _table(figures: Mapping[str, Any], reference: str) -> str:
     base = figures[reference]["output_tokens_per_s"]
     lines = [
-        f"| | output tokens/s | relative to {reference} | bubble | before the drain "
-        "| switches | preemptions | TTFT p50, s |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        f"| | output tokens/s | relative to {reference} | of the bound | bubble "
+        "| before the drain | switches | preemptions | TTFT p50, s |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, run in figures.items():
         bubble, before = max(run["bubble_ratio"]), max(run["bubble_ratio_before_drain"])
         rate = run["output_tokens_per_s"]
         lines.append(
-            f"| {name} | {rate:,.0f} | {rate / base:.3f} | {bubble:.1%} | {before:.1%} "
-            f"| {run['switches']:,} | {run['preemptions']:,} | {run['ttft_s']['p50']:.1f} |"
+            f"| {name} | {rate:,.0f} | {rate / base:.3f} | {run['share_of_bound']:.3f} "
+            f"| {bubble:.1%} | {before:.1%} | {run['switches']:,} | {run['preemptions']:,} "
+            f"| {run['ttft_s']['p50']:.1f} |"
         )
     return "\n".join(lines)
 

@@ -26,6 +26,7 @@ from benchmarks.virtual.paper import (
     hardware_of_setup,
 )
 from configs.config import EngineConfig
+from simulator.bound import bound_of
 from simulator.command import make_arrivals
 from simulator.hardware.hardware import Hardware
 from simulator.simulation import Arrival, simulate
@@ -57,12 +58,13 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class SweepOutcome:
-    """Output tokens/s of temporal and of the best other policy."""
+    """Output tokens/s of temporal, of the best other policy, and of the bound."""
 
     case: str
     mine: float
     best: str
     its: float
+    bound: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.virtual.sweep", description=__doc__)
     parser.add_argument("--profiles", type=Path, default=PROFILES, help=f"[{PROFILES}]")
     options = parser.parse_args(argv)
-    print("| case | temporal, tokens/s | best other | tokens/s | ratio |\n|---|--:|---|--:|--:|")
+    print("| case | temporal, tokens/s | of the bound | best other | tokens/s | ratio |")
+    print("|---|--:|--:|---|--:|--:|")
     ratios = []
     worlds = list(_worlds(options.profiles))
     with ProcessPoolExecutor(mp_context=get_context("fork")) as processes:
@@ -79,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             ratios.append(outcome.mine / outcome.its)
             mark = " **<**" if ratios[-1] < WORST else ""
             print(
-                f"| {outcome.case} | {outcome.mine:,.0f} | {outcome.best} | {outcome.its:,.0f} "
-                f"| {ratios[-1]:.3f}{mark} |",
+                f"| {outcome.case} | {outcome.mine:,.0f} | {outcome.mine / outcome.bound:.3f} "
+                f"| {outcome.best} | {outcome.its:,.0f} | {ratios[-1]:.3f}{mark} |",
                 flush=True,
             )
     behind = sum(ratio < WORST for ratio in ratios)
@@ -94,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(world: World) -> list[SweepOutcome]:
     """temporal against the others in one set-up, for each quality of predictions."""
     requests = make_workload(world.workload, seed=0)
+    bound = _bound(world, make_arrivals(requests, None, 0))
     outcomes, known = [], dict[str, float]()
     for prediction, sigma in PREDICTIONS.items():
         arrivals = make_arrivals(requests, sigma, 0)
@@ -104,7 +108,8 @@ def compare(world: World) -> list[SweepOutcome]:
         known = {n: rate for n, rate in rates.items() if POLICIES[n]["policy"] not in PREDICTING}
         mine = rates.pop("temporal")
         best = max(rates, key=lambda name: rates[name])
-        outcomes.append(SweepOutcome(f"{world.label}, {prediction}", mine, best, rates[best]))
+        case = f"{world.label}, {prediction}"
+        outcomes.append(SweepOutcome(case, mine, best, rates[best], bound))
     return outcomes
 
 
@@ -125,6 +130,14 @@ def _rate(world: World, arrivals: list[Arrival], settings: Settings) -> float:
     node = world.hardware.node(world.num_stages, config.cache.block_size, MAX_MODEL_LEN)
     run = simulate(config, node, arrivals)
     return sum(times.output_len for times in run.sequences) / run.makespan_s
+
+
+def _bound(world: World, arrivals: list[Arrival]) -> float:
+    """Output tokens/s that no policy can exceed."""
+    block_size = EngineConfig().cache.block_size
+    node = world.hardware.node(world.num_stages, block_size, MAX_MODEL_LEN)
+    seconds = bound_of(node, block_size, arrivals).makespan_s
+    return sum(arrival.output_len for arrival in arrivals) / seconds
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ def test_the_json_object_has_the_documented_figures(
     assert len(result["bubble_ratio"]) == 2
     assert all(0 <= ratio < 1 for ratio in result["bubble_ratio"])
     assert {"switches", "steals", "preemptions"} <= set(result)
+    assert result["share_of_bound"] == result["bound_s"] / result["makespan_s"]
+    assert 0.3 < result["share_of_bound"] <= 1
     assert {"p50", "p90", "p99"} <= set(result["ttft_s"])
     assert {"p50", "p90", "p99"} <= set(result["tpot_s"])
 

@@ -177,7 +177,7 @@ def test_a_row_is_the_simulation_that_it_names(
 ) -> None:
     hardware, _ = hardware_of_setup(L20_13B, profiles)
     rows = list(tables(sections[0]))[table]
-    rate, _, bubble, *_ = rows[name]
+    rate, _, _, bubble, *_ = rows[name]
     assert [rate, bubble] == row(settings, hardware, num_stages=4)
     assert [cells for cells in rows.values() if cells == rows[name]] == [rows[name]]
 
@@ -193,7 +193,7 @@ def test_tensor_parallelism_is_one_stage_of_four_gpus(sections: list[str], profi
         allreduce_bytes_per_token=2 * 40 * 5120 * 2,
     )
     by_policy, *_ = tables(sections[0])
-    rate, _, bubble, *_ = by_policy["TP + separate"]
+    rate, _, _, bubble, *_ = by_policy["TP + separate"]
     assert [rate, bubble] == row({"policy": "separate"}, shared, num_stages=1)
 
 
@@ -208,6 +208,13 @@ def test_a_fresh_clone_without_profiles_has_the_gpu_model_s(tmp_path: Path) -> N
     assert source == "analytic GPU model"
     assert hardware.profile == profile_of(find_gpu("L20"), read_shape("qwen2.5-32b"))
     assert (hardware.kv_tokens, hardware.kv_bytes_per_token) == (400_000, 262_144)
+
+
+def test_no_row_is_above_the_bound(sections: list[str]) -> None:
+    for section in sections:
+        assert section.splitlines()[2].startswith("Bound: ")
+        for table in tables(section):
+            assert all(0 < float(cells[2]) <= 1 for cells in table.values())
 
 
 def test_the_tables_leave_out_no_policy() -> None:

@@ -16,8 +16,8 @@ from simulator.simulation import Arrival, simulate
 from simulator.workloads.make_workload import make_workload
 
 LINE = re.compile(
-    r"\| (?P<case>[^|]+) \| (?P<mine>[\d,]+) \| (?P<best>[^|]+) \| (?P<its>[\d,]+) "
-    r"\| (?P<ratio>\d\.\d{3})(?P<mark> \*\*<\*\*)? \|"
+    r"\| (?P<case>[^|]+) \| (?P<mine>[\d,]+) \| (?P<bound>[01]\.\d{3}) "
+    r"\| (?P<best>[^|]+) \| (?P<its>[\d,]+) \| (?P<ratio>\d\.\d{3})(?P<mark> \*\*<\*\*)? \|"
 )
 
 
@@ -63,6 +63,7 @@ def test_every_case_has_a_line_with_the_best_other_policy(
         mine, its = (float(row[key].replace(",", "")) for key in ("mine", "its"))
         assert float(row["ratio"]) == pytest.approx(mine / its, rel=0.02)  # both are rounded
         ratios.append(row["ratio"])
+        assert 0 < float(row["bound"]) <= 1
     assert sentence.startswith(f"8 cases: ratio from {min(ratios)} to {max(ratios)}, below 0.98 in")
 
 

@@ -17,14 +17,15 @@ from time import perf_counter
 from typing import Any
 
 from configs.loader import ConfigError, load
+from configs.output_files import OutputFileError, check_outputs
 from engine.scheduler import ImpossibleSettingsError
-from engine.trace.trace_file import TraceWriter
+from engine.trace.trace_file import TRACE_MARK, TraceWriter
 from simulator.argument_types import not_negative
 from simulator.bound import Bound, bound_of
 from simulator.hardware.hardware import ERRORS, add_hardware_options, hardware_of, num_stages_of
 from simulator.simulation import Arrival, Run, SimulationError, simulate
 from simulator.spread import spread
-from simulator.timeline_plot import draw
+from simulator.timeline_plot import TIMELINE_MARK, draw, picture
 from simulator.workloads.make_workload import KINDS, add_workload_options, workload_of
 from simulator.workloads.request import Request, WorkloadError
 
@@ -101,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `tdpipe simulate`. Returns 0, or 2 after an error in the options or the run."""
     options, rest = _parser().parse_known_args(argv)
     try:
+        _check_outputs(options)
         options.stages = num_stages_of(options)
         config = load([*rest, f"--pipeline-parallel-size={options.stages}"], {}).engine
         hardware = hardware_of(options)
@@ -117,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         WorkloadError,
         SimulationError,
         ImpossibleSettingsError,
+        OSError,
         *ERRORS,
     ) as error:
         print(f"tdpipe: error: {error}", file=sys.stderr)
@@ -134,6 +137,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         title = f"{config.scheduler.policy}, {options.stages} stages, {options.workload}"
         draw(run.spans, run.gauges, options.timeline, title=title)
     return 0
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Check the output files before the run. Raises `OSError`."""
+    if options.trace is not None and options.trace == options.timeline:
+        raise OutputFileError(f"--trace and --timeline are the same file {options.trace}")
+    marks = {options.trace: TRACE_MARK, options.timeline: TIMELINE_MARK}
+    given = {path: mark for path, mark in marks.items() if path is not None}
+    check_outputs(given, overwrite=options.overwrite)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,7 +174,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--json", action="store_true", help="print one JSON object")
     add("--trace", type=Path, help="write a Chrome/Perfetto trace")
-    add("--timeline", type=Path, help="draw the timeline of the stages (.png, .svg, .pdf)")
+    add("--timeline", type=picture, help="draw the timeline of the stages (.png, .svg, .pdf)")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace files that are no trace and no timeline",
+    )
     return parser
 
 

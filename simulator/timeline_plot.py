@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from configs.output_files import check_outputs, picture_metadata
 from engine.trace.trace_file import Gauges, Span, TraceError, read_trace
 from wire.messages import Phase
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+TIMELINE_MARK = "tdpipe timeline"
+"""In the metadata of every timeline, see `configs.output_files`."""
 SUFFIXES = (".png", ".svg", ".pdf")
 # The colours of Okabe and Ito, which can be distinguished with every kind of colour blindness.
 COLOURS: dict[Phase, str] = {"prefill": "#E69F00", "decode": "#0072B2", "mixed": "#009E73"}
@@ -47,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path: Path = options.output or options.trace.with_suffix(".png")
     try:
         trace = read_trace(options.trace)
+        check_outputs({path: TIMELINE_MARK}, overwrite=options.overwrite)
         first, last = window_of(trace.spans)
         begin = first if options.begin is None else options.begin
         end = last if options.end is None else options.end
@@ -90,7 +94,7 @@ def draw(
     within = _within(gauges, window)
     _draw_kv(kv, within)
     _draw_sequences(sequences, within)
-    figure.savefig(path)
+    figure.savefig(path, metadata=picture_metadata(path, TIMELINE_MARK))
 
 
 def window_of(spans: Sequence[Span]) -> Window:
@@ -227,14 +231,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("tdpipe timeline", description="Draw a trace.")
     add = parser.add_argument
     add("trace", type=Path, help="file written by `tdpipe serve --trace` or `tdpipe simulate`")
-    add("-o", "--output", type=_picture, help=f"{', '.join(SUFFIXES)} [TRACE with suffix .png]")
+    add("-o", "--output", type=picture, help=f"{', '.join(SUFFIXES)} [TRACE with suffix .png]")
     add("--from", dest="begin", type=float, metavar="S", help="begin in seconds [first step]")
     add("--to", dest="end", type=float, metavar="S", help="end in seconds [end of the last step]")
     add("--title", help="title of the picture [name of TRACE]")
+    add("--overwrite", action="store_true", help="replace a file that is no timeline")
     return parser
 
 
-def _picture(text: str) -> Path:
+def picture(text: str) -> Path:
+    """Parse the path of a picture: its suffix is one of `SUFFIXES`."""
     path = Path(text)
     if path.suffix not in SUFFIXES:
         raise argparse.ArgumentTypeError(f"{text} must end with one of {', '.join(SUFFIXES)}")

@@ -17,6 +17,7 @@ from benchmarks.load.exchange import Address
 from benchmarks.load.measurement import LoadError, LoadTarget, measure
 from benchmarks.load.open_loop import Bounds
 from benchmarks.load.report import table
+from configs.output_files import has_mark
 from simulator.argument_types import positive, positive_int
 from simulator.workloads.make_workload import (
     KINDS,
@@ -25,6 +26,8 @@ from simulator.workloads.make_workload import (
 )
 from simulator.workloads.request import WorkloadError
 
+# The begin of a report, see `configs.output_files`.
+_REPORT_MARK = '{"settings":{'
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 
@@ -100,6 +103,8 @@ def _new_file(text: str) -> Path:
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is not in a folder that exists")
+    if path.exists() and not has_mark(path, _REPORT_MARK):
+        raise argparse.ArgumentTypeError(f"{text} exists and is no report of this command")
     return path
 
 

@@ -17,6 +17,7 @@ from typing import BinaryIO, Self
 import msgspec
 
 from configs.config import EngineConfig
+from configs.output_files import OutputFileError
 from engine.scheduler import Outgoing, Scheduler
 from wire.messages import Event
 
@@ -41,11 +42,15 @@ class JournalError(Exception):
 class Journal:
     """Writes a journal, or continues one. Raises `OSError` if the file cannot be written.
 
+    Without `append`, a journal in `path` is replaced; another file raises `OutputFileError`.
+
     Only the owner of the file can read it, because it contains all prompts as token ids.
     """
 
     def __init__(self, path: Path, config: EngineConfig, *, append: bool = False) -> None:
         self._path = path
+        if not append and path.is_file() and not _may_replace(path):
+            raise OutputFileError(f"{path} exists and is no journal: choose another --journal")
         flags = os.O_RDWR | os.O_CREAT | (0 if append else os.O_TRUNC)
         self._file: BinaryIO = os.fdopen(os.open(path, flags, 0o600), "r+b")
         os.fchmod(self._file.fileno(), 0o600)  # needed if the file existed
@@ -133,6 +138,13 @@ def _frames(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         for size in _sizes(path):
             yield file.read(size)[_LENGTH.size :]
+
+
+def _may_replace(path: Path) -> bool:
+    """Whether the file is empty or begins like a journal: a length, then settings as JSON."""
+    with path.open("rb") as file:
+        head = file.read(_LENGTH.size + 1)
+    return not head or head[_LENGTH.size :] == b"{"
 
 
 def _sizes(path: Path) -> Iterator[int]:

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.trace.trace_file import Gauges, Span, TraceWriter
+from configs.output_files import check_outputs
+from engine.trace.trace_file import TRACE_MARK, Gauges, Span, TraceWriter
 from wire.messages import Heartbeat, Message, Phase, Stats, Step
 
 # Launched steps kept until all stages report them; steps of a lost pipeline are never reported.
@@ -27,6 +28,8 @@ class _OpenStep:
 class Recorder:
     """Writes the trace of one engine process. Every method may raise `OSError`.
 
+    A trace in `path` is replaced; another file there raises `OutputFileError`.
+
     Times (`now`, in seconds) are read from the engine's monotonic clock and written as seconds
     since `began_at`. Stages on the `same_host` have the same clock. For stages on other hosts, the
     offset of the clock is estimated from heartbeats, as the smallest difference between the times
@@ -34,6 +37,7 @@ class Recorder:
     """
 
     def __init__(self, path: Path, num_stages: int, began_at: float, *, same_host: bool) -> None:
+        check_outputs({path: TRACE_MARK}, advice="choose another --trace")
         self._writer = TraceWriter(path, num_stages)
         self._num_stages, self._began_at, self._same_host = num_stages, began_at, same_host
         self._open_steps: dict[int, _OpenStep] = {}

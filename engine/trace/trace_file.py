@@ -16,6 +16,8 @@ import msgspec
 
 from wire.messages import Phase
 
+TRACE_MARK = '"args":{"name":"tdpipe"}'
+"""A text in the first line of every trace, see `configs.output_files`."""
 # Bytes that are buffered before a write; `flush` and `close` write fewer.
 CHUNK_BYTES = 1 << 16
 

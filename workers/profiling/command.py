@@ -19,7 +19,9 @@ from tqdm import tqdm
 
 from configs import loader
 from configs.config import Config
+from configs.output_files import check_outputs
 from configs.profiles import (
+    STEP_COLUMNS,
     MeasuredStep,
     Profile,
     ProfileError,
@@ -35,11 +37,13 @@ from workers.model.stage_model import bytes_per_token
 from workers.profiling.driver import Driver, DriverError, Timed
 from workers.profiling.dummy_run import DummyRun, prefill
 from workers.profiling.plan import Limits, copies, full_dummy_runs, most_cache_tokens
-from workers.profiling.plot import draw, staircase
+from workers.profiling.plot import PLOT_MARK, draw, staircase
 
 P2P_REPEATS = 20
 # The notes that must be equal to resume a table.
 SAME = ("model_hash", "dtype", "stages", "layers", "block_size", "hardware", "torch", "tdpipe")
+# The note with the version, in FILE.csv.
+_NOTE_MARK = "# tdpipe: "
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         config = loader.load(rest)
         logs.set_up("profile", config.logs)
-        _check_out(options.out)
+        _check_out(options)
         config = resolve(config, threading.Event())
         table = _measure(config, options)
         _write(config, table, options.out)
@@ -83,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="keep what FILE.steps.csv already holds [--resume]",
     )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace files that `tdpipe profile` did not write",
+    )
     add("--max-tokens", type=_positive, help="tokens of a step [max_num_batched_tokens]")
     add("--max-rows", type=_positive, default=512, help="rows of a decode [512]")
     return parser
@@ -94,18 +103,18 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _check_out(out: Path) -> None:
+def _check_out(options: argparse.Namespace) -> None:
     """Check that the files can be written, before minutes of work.
 
     Raises `OSError` or `ProfileError`.
     """
+    out: Path = options.out
     if out.suffix != ".csv":
         raise ProfileError(f"--out {out} must end in .csv")
-    for path in (out, steps_path(out), out.with_suffix(".png")):
-        was_there = path.exists()
-        path.open("ab").close()
-        if not was_there:
-            path.unlink()
+    # A table that is resumed is read, and a file that is no table is refused then.
+    steps_mark = "" if options.resume else ",".join(STEP_COLUMNS)
+    marks = {out: _NOTE_MARK, steps_path(out): steps_mark, out.with_suffix(".png"): PLOT_MARK}
+    check_outputs(marks, overwrite=options.overwrite)
 
 
 def _measure(config: Config, options: argparse.Namespace) -> StepTable:

@@ -10,8 +10,11 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from configs.output_files import picture_metadata
 from configs.profiles import MeasuredStep, StepTable
 
+PLOT_MARK = "tdpipe profile"
+"""In the metadata of the plot, see `configs.output_files`."""
 # The knee is the smallest step size with about the lowest cost per token, see
 # engine.policies.temporal.topup.
 KNEE_TOLERANCE = 0.08
@@ -31,7 +34,7 @@ def draw(table: StepTable, path: Path, title: str) -> None:
         if axes.has_data():
             axes.legend(fontsize="small")
     try:
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=120, metadata=picture_metadata(path, PLOT_MARK))
     finally:
         plt.close(figure)
 

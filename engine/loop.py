@@ -294,6 +294,8 @@ class Loop:
         for pid in self._watch.pids(lost.epoch) if self._watch.same_host else ():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
+        now = time.monotonic()
+        self._record(lambda recorder: recorder.lose(lost, now))
         self._count_restart(lost.reason)
         log.error("%s; restarting the stages, open requests continue afterwards", lost.reason)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from configs.output_files import check_outputs, picture_metadata
-from engine.trace.trace_file import Gauges, Span, TraceError, read_trace
+from engine.trace.trace_file import Gauges, Restart, Span, TraceError, read_trace
 from wire.messages import Phase
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ TIMELINE_MARK = "tdpipe timeline"
 SUFFIXES = (".png", ".svg", ".pdf")
 # The colours of Okabe and Ito, which can be distinguished with every kind of colour blindness.
 COLOURS: dict[Phase, str] = {"prefill": "#E69F00", "decode": "#0072B2", "mixed": "#009E73"}
+RESTART_COLOUR = "#CC79A7"
 KV_COLOUR, LIVE_COLOUR, WAITING_COLOUR = "#999999", "#000000", "#D55E00"
 
 # In inches; all tracks together are at most ALL_TRACKS high.
@@ -55,7 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         begin = first if options.begin is None else options.begin
         end = last if options.end is None else options.end
         title = options.trace.name if options.title is None else options.title
-        draw(trace.spans, trace.gauges, path, title=title, window=(begin, end))
+        draw(
+            trace.spans,
+            trace.gauges,
+            path,
+            title=title,
+            window=(begin, end),
+            restarts=trace.restarts,
+        )
     except (TraceError, ImportError, OSError) as error:
         print(f"tdpipe: error: {error}", file=sys.stderr)
         return 1
@@ -70,6 +78,7 @@ def draw(
     *,
     title: str = "",
     window: Window | None = None,
+    restarts: Sequence[Restart] = (),
 ) -> None:
     """Draw the window (by default, all steps) to `path`, whose suffix is one of `SUFFIXES`.
 
@@ -91,6 +100,8 @@ def draw(
     sequences.set_xlabel("seconds since the run began")
     sequences.tick_params(labelbottom=True)
     _draw_tracks(stages, tracks, window)
+    for axes in (stages, kv, sequences):
+        _draw_restarts(axes, restarts, window, with_label=axes is stages)
     within = _within(gauges, window)
     _draw_kv(kv, within)
     _draw_sequences(sequences, within)
@@ -197,6 +208,34 @@ def _blend(track: _Track, edges: np.ndarray) -> np.ndarray:
         share = track.only(phase).busy_s(edges) / np.diff(edges)
         image -= share[:, None] * (1 - np.array(to_rgb(colour)))
     return image.clip(0, 1)
+
+
+def _draw_restarts(
+    axes: "Axes", restarts: Sequence[Restart], window: Window, *, with_label: bool
+) -> None:
+    """Shade the time of each restart of the pipeline, and write its seconds beside the begin."""
+    for restart in restarts:
+        end = window[1] if restart.ready_at is None else min(restart.ready_at, window[1])
+        begin = max(restart.lost_at, window[0])
+        if begin > end:
+            continue
+        axes.axvspan(begin, end, color=RESTART_COLOUR, alpha=0.25, linewidth=0)
+        axes.axvline(restart.lost_at, color=RESTART_COLOUR, linewidth=1)
+        if with_label:
+            took = (
+                "" if restart.ready_at is None else f" {restart.ready_at - restart.lost_at:.1f} s"
+            )
+            axes.annotate(
+                f"restart{took}",
+                (begin, 0.5),
+                (3, 0),  # points
+                xycoords=axes.get_xaxis_transform(),
+                textcoords="offset points",
+                rotation="vertical",
+                va="center",
+                fontsize="small",
+                bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
+            )
 
 
 def _add_legend(axes: "Axes", tracks: Sequence[_Track]) -> None:

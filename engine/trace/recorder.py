@@ -7,7 +7,7 @@ from pathlib import Path
 
 from configs.output_files import check_outputs
 from engine.trace.trace_file import TRACE_MARK, Gauges, Span, TraceWriter
-from wire.messages import Heartbeat, Message, Phase, Stats, Step
+from wire.messages import EngineReady, Heartbeat, Message, Phase, StageLost, Stats, Step
 
 # Launched steps kept until all stages report them; steps of a lost pipeline are never reported.
 MAX_OPEN_STEPS = 10_000
@@ -43,10 +43,14 @@ class Recorder:
         self._open_steps: dict[int, _OpenStep] = {}
         self._leads: dict[tuple[int, int], deque[float]] = {}
         self._ended_at = [0.0] * num_stages
+        self._is_lost = False
 
     def launch(self, answer: Iterable[Message], now: float) -> None:
-        """Record the steps among the messages of the scheduler."""
+        """Record the steps among the messages of the scheduler, and the end of a restart."""
         for message in answer:
+            if isinstance(message, EngineReady) and self._is_lost:
+                self._writer.write_ready(now - self._began_at)
+                self._is_lost = False
             if not isinstance(message, Step):
                 continue
             self._writer.write_phase(message.phase, now - self._began_at)
@@ -56,6 +60,12 @@ class Recorder:
             )
             if len(self._open_steps) > MAX_OPEN_STEPS:
                 del self._open_steps[next(iter(self._open_steps))]
+
+    def lose(self, lost: StageLost, now: float) -> None:
+        """Record that the stages were lost; a loss during a restart belongs to it."""
+        if not self._is_lost:
+            self._writer.write_loss(lost.reason, now - self._began_at)
+        self._is_lost = True
 
     def observe(self, beat: Heartbeat, now: float) -> None:
         """Write the steps that a heartbeat reports."""

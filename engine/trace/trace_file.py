@@ -8,7 +8,7 @@ whole microseconds.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -23,6 +23,7 @@ CHUNK_BYTES = 1 << 16
 
 _BEGIN, _END = b"[\n", b"\n]\n"
 _BLOCKS, _SEQUENCES = "KV blocks", "sequences"
+_LOST, _READY = "restart: pipeline lost", "restart: pipeline ready"
 _ENGINE_TRACK, _FIRST_STAGE_TRACK = 1, 2
 # Colour names of chrome://tracing; Perfetto assigns a colour to each phase automatically.
 _COLOURS: dict[Phase, str] = {
@@ -64,11 +65,21 @@ class Gauges:
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """The pipeline was lost at `lost_at` and ready again at `ready_at`, None if never (seconds)."""
+
+    lost_at: float
+    ready_at: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
     """The contents of a trace file, in file order."""
 
     spans: list[Span]
     gauges: list[Gauges]
+    restarts: list[Restart] = field(default_factory=list)
 
 
 class TraceWriter:
@@ -113,6 +124,17 @@ class TraceWriter:
         self._end_phase(now_us)
         self._add(_Begin(phase, now_us, _COLOURS[phase]))
         self._phase = phase
+
+    def write_loss(self, reason: str, at: float) -> None:
+        """Write that the pipeline was lost at `at`; the phase of the engine ends."""
+        now_us = self._microseconds(at)
+        self._end_phase(now_us)
+        self._phase = None
+        self._add(_Instant(_LOST, now_us, {"reason": reason}))
+
+    def write_ready(self, at: float) -> None:
+        """Write that the pipeline is ready again."""
+        self._add(_Instant(_READY, self._microseconds(at), {}))
 
     def flush(self) -> None:
         """Write the buffered events to the file."""
@@ -170,6 +192,8 @@ def read_trace(path: Path) -> Trace:
             figures |= event.args
             if event.name == _SEQUENCES:  # the second of the two
                 trace.gauges.append(_gauges(event.ts, figures))
+        elif isinstance(event, _Instant):
+            _add_restart(trace.restarts, event)
     return trace
 
 
@@ -215,6 +239,15 @@ class _End(_Event, frozen=True, tag="E"):
     pid: int = 1
 
 
+class _Instant(_Event, frozen=True, tag="i"):
+    name: str
+    ts: int
+    args: dict[str, str]
+    tid: int = _ENGINE_TRACK
+    s: str = "p"  # a line through all tracks of the process
+    pid: int = 1
+
+
 class _Counter(_Event, frozen=True, tag="C"):
     name: str
     ts: int
@@ -223,7 +256,7 @@ class _Counter(_Event, frozen=True, tag="C"):
 
 
 def _read_events(path: Path) -> Iterator[_Event]:
-    decoder = msgspec.json.Decoder(_Meta | _Slice | _Begin | _End | _Counter)
+    decoder = msgspec.json.Decoder(_Meta | _Slice | _Begin | _End | _Instant | _Counter)
     try:
         with path.open("rb") as file:
             if file.readline() != _BEGIN:
@@ -238,6 +271,15 @@ def _read_events(path: Path) -> Iterator[_Event]:
                         raise TraceError(f"{path}, line {number}: {error}") from error
     except OSError as error:
         raise TraceError(f"cannot read the trace {path}: {error}") from error
+
+
+def _add_restart(restarts: list[Restart], event: _Instant) -> None:
+    """Add the restart that begins with this event, or complete the one that ends with it."""
+    at = event.ts / 1e6
+    if event.name == _LOST:
+        restarts.append(Restart(at, None, event.args.get("reason", "")))
+    elif restarts and restarts[-1].ready_at is None:
+        restarts[-1] = replace(restarts[-1], ready_at=at)
 
 
 def _span(event: _Slice) -> Span:

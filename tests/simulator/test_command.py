@@ -74,6 +74,28 @@ def test_the_trace_and_the_picture_are_of_the_run(
     assert picture.read_text().lstrip().startswith("<?xml")
 
 
+@pytest.mark.parametrize("flag", ["--trace", "--timeline"])
+def test_a_file_of_another_command_is_kept(
+    tmp_path: Path, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "node.png"
+    path.write_bytes(b"a plot of tdpipe profile")
+    assert main([*NODE, *WORKLOAD, flag, str(path)]) == 2
+    assert "exists and another command wrote it" in capsys.readouterr().err
+    assert path.read_bytes() == b"a plot of tdpipe profile"
+    for more in (["--overwrite"], []):
+        assert main([*NODE, "--workload", "fixed:2:8:4", flag, str(path), *more]) == 0
+    assert b"a plot" not in path.read_bytes()
+
+
+def test_trace_and_timeline_cannot_be_one_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "node.png")
+    assert main([*NODE, *WORKLOAD, "--trace", path, "--timeline", path]) == 2
+    assert "are the same file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from engine.trace.trace_file import Gauges, Span, TraceError, TraceWriter
+from engine.trace.trace_file import Gauges, Restart, Span, TraceError, TraceWriter
 from simulator import timeline_plot
 from simulator.timeline_plot import COLOURS, bubble_ratios, draw, main
 from wire.messages import Phase
@@ -98,6 +98,40 @@ def test_one_stage_or_many_are_drawn(num_stages: int, tmp_path: Path) -> None:
     spans = [make_span(stage, "decode", end - 0.1, end) for stage, end in enumerate(ends)]
     draw(spans, [], tmp_path / "out.png")
     assert imread(tmp_path / "out.png").shape[0] < 2000
+
+
+def test_a_restart_is_labelled_with_its_seconds(tmp_path: Path) -> None:
+    spans = [make_span(0, "decode", 0.0, 1.0), make_span(0, "decode", 5.0, 6.0)]
+    restarts = [Restart(1.0, 4.5, "a stage died"), Restart(5.5, None, "again")]
+    labelled, plain = tmp_path / "labelled.svg", tmp_path / "plain.svg"
+    draw(spans, [], labelled, restarts=restarts)
+    draw(spans, [], plain, restarts=[Restart(8.0, 9.0, "outside the window")])
+    assert "<!-- restart 3.5 s -->" in labelled.read_text()
+    assert "<!-- restart -->" in labelled.read_text()
+    assert "restart" not in plain.read_text()
+
+
+def test_the_restart_of_a_trace_is_drawn(path: Path, tmp_path: Path) -> None:
+    with TraceWriter(path, 1) as trace:
+        trace.write_span(make_span(0, "decode", 0.0, 1.0))
+        trace.write_loss("a stage died", 1.0)
+        trace.write_ready(3.0)
+        trace.write_span(make_span(0, "decode", 3.0, 4.0))
+    picture = tmp_path / "run.svg"
+    assert main([str(path), "-o", str(picture)]) == 0
+    assert "<!-- restart 2.0 s -->" in picture.read_text()
+
+
+def test_a_picture_of_another_command_is_kept(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = path.with_suffix(".png")
+    plot.write_bytes(b"a plot of tdpipe profile")
+    assert main([str(path)]) == 1
+    assert f"{plot} exists and another command wrote it" in capsys.readouterr().err
+    assert plot.read_bytes() == b"a plot of tdpipe profile"
+    assert main([str(path), "--overwrite"]) == 0
+    assert main([str(path)]) == 0  # now it is a timeline
 
 
 def test_the_command_writes_the_picture_beside_the_trace(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from configs.config import EngineConfig
+from configs.output_files import OutputFileError
 from engine.trace.journal import Journal, entries, replay
 from tests.engine.world import World, make_submit
 
@@ -96,3 +97,15 @@ def test_a_journal_with_a_head_of_flat_names_is_replayed(world: World, tmp_path:
     second = len(head) + 4 + struct.unpack("<I", whole[len(head) : len(head) + 4])[0]
     path.write_bytes(head + whole[second:])  # without the head of the second incarnation
     assert replay(path) == len(world.events)
+
+
+def test_another_file_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("Total Length,Execute Time\n")
+    with pytest.raises(OutputFileError, match="no journal"):
+        Journal(path, EngineConfig())
+    assert path.read_text() == "Total Length,Execute Time\n"
+    path.write_bytes(b"")
+    for _ in range(2):  # an empty file, and a journal
+        with Journal(path, EngineConfig()):
+            pass

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from configs.config import EngineConfig
+from configs.output_files import OutputFileError
 from configs.runtime import RuntimeConfig
 from engine.loop import Loop
 from engine.trace import recorder as recorder_module
 from engine.trace.recorder import Recorder
-from engine.trace.trace_file import Gauges, Span, Trace, read_trace
-from wire.messages import Finished, Heartbeat, Phase, Stats, Step
+from engine.trace.trace_file import Gauges, Restart, Span, Trace, read_trace
+from wire.messages import EngineReady, Finished, Heartbeat, Phase, StageLost, Stats, Step
 
 BEGAN_AT = 1000.0  # on the clock of the engine
 
@@ -74,6 +75,17 @@ def test_a_step_is_written_for_each_stage_with_its_phase_rows_and_tokens(here: R
         Span(0, 7, "prefill", 3, 6, 1.0, 2.0),
         Span(1, 7, "prefill", 3, 6, 2.5, 3.0),
     ]
+
+
+def test_a_restart_lasts_from_the_first_loss_until_the_pipeline_is_ready(here: Recording) -> None:
+    ready = EngineReady(2, 10, 16, 160)
+    here.recorder.launch([ready], 1000.1)  # the first start is no restart
+    here.recorder.launch([make_step(7, "prefill")], 1000.5)
+    here.recorder.lose(StageLost(1, "stage 1 died"), 1002.0)
+    here.recorder.lose(StageLost(2, "stage 0 died as well"), 1003.0)
+    here.recorder.launch([ready, make_step(8)], 1006.0)
+    here.recorder.lose(StageLost(3, "again"), 1009.0)
+    assert here.end().restarts == [Restart(2.0, 6.0, "stage 1 died"), Restart(9.0, None, "again")]
 
 
 def test_steps_are_dropped_when_all_stages_have_reported_them(here: Recording) -> None:
@@ -146,3 +158,14 @@ def test_a_full_disk_ends_the_trace_and_not_the_engine(
     assert errors == [
         "tracing stopped: cannot write the trace file: [Errno 28] No space left on device"
     ]
+
+
+def test_another_file_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("[1, 2]")
+    with pytest.raises(OutputFileError, match="choose another --trace"):
+        Recorder(path, 2, BEGAN_AT, same_host=True)
+    assert path.read_text() == "[1, 2]"
+    path.unlink()
+    for _ in range(2):
+        Recorder(path, 2, BEGAN_AT, same_host=True).close()

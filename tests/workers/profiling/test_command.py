@@ -66,6 +66,16 @@ def test_an_error_is_reported_in_one_line_before_anything_starts(
     assert [path.name for path in tmp_path.iterdir()] == ["bad.steps.csv"]
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.png"])
+def test_a_file_of_another_command_is_kept(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("Total Length,Execute Time\n1,2\n")
+    assert main([*TINY, f"--out={tmp_path / 'x.csv'}"]) == 2
+    assert f"{name} exists and another command wrote it" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "Total Length,Execute Time\n1,2\n"
+
+
 def test_the_reason_why_a_stage_cannot_start_is_reported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,8 @@ _ITERATIONS = 8
 # Work of up to this many KV caches is assumed to fit at once, because sequences end at
 # different times.
 _OVERCOMMIT = 1.2
+# Another size than the first one must end the work this much sooner; the estimate is not better.
+_LEAST_GAIN = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +97,15 @@ def best_size(
 ) -> tuple[int, bool]:
     """The step size in tokens at which the work ends first, and whether decoding should pause.
 
-    Decoding may pause only if all waiting work fits into the KV cache in one refill.
+    The first size is kept unless another one is clearly better. Decoding may pause only if all
+    waiting work fits into the KV cache in one refill.
     """
     mixed = rest_s(cost, sizes, rest, num_stages, kv_tokens)
     paused = rest_s(cost, sizes, rest, num_stages, kv_tokens, decoding=False)
     if rest.refills(kv_tokens) == 1 and paused.min() < mixed.min():
         return sizes[int(paused.argmin())], True
-    return sizes[int(mixed.argmin())], False
+    best = int(mixed.argmin())
+    return sizes[best if mixed[best] < (1 - _LEAST_GAIN) * mixed[0] else 0], False
 
 
 def _linear_s(cost: CostModel, rows: Floats) -> Floats:

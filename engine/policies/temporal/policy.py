@@ -37,6 +37,10 @@ from wire.messages import Phase
 _MAX_CANDIDATES, _PLAN_TURNS = 64, 4
 # Pipeline turns between two forecasts, and number of groups of sequences in a forecast.
 _FORECAST_TURNS, _GROUPS = 64, 16
+# The forecast may choose steps smaller than the knee whose tokens cost at most this many knee
+# tolerances more than the cheapest. Smaller ones make a turn short for the longest answer, but its
+# length is known only roughly, and every token pays for it.
+_DEAREST = 2
 # The forecast is repeated immediately when the waiting work has grown by this factor.
 _GROWTH = 1.5
 # Weight of the newest step in the moving average of tokens per step.
@@ -181,6 +185,7 @@ class Temporal(Policy):
             self._forecast_work = work
             self._knee = self._find_knee()  # the cost model may have been corrected
             self._max_size, self._pauses = self._forecast(pool)
+            self._refill_size = min(self._refill_size, self._max_size)
         num_places = min(_MAX_CANDIDATES, self._max_live - pool.num_live)
         candidates: list[Sequence] = []
         admitted: list[Sequence] = []
@@ -201,10 +206,10 @@ class Temporal(Policy):
         if self.phase == "prefill":
             self._refill_size = max(self._refill_size, self._target_size)
 
-    def _find_knee(self) -> int:
-        return knee(
-            self._cost, self._config.max_num_batched_tokens, self._config.temporal.knee_tolerance
-        )
+    def _find_knee(self, tolerances: int = 1) -> int:
+        config = self._config
+        tolerance = tolerances * config.temporal.knee_tolerance
+        return knee(self._cost, config.max_num_batched_tokens, tolerance)
 
     def _critical_len(self, pool: Pool, work: int, survival: Floats) -> float:
         """The predicted length in tokens at and above which an answer is critical.
@@ -220,7 +225,7 @@ class Temporal(Policy):
         )
 
     def _forecast(self, pool: Pool) -> tuple[int, bool]:
-        """The step size of a refill (the knee or larger), and whether decoding pauses."""
+        """The step size of a refill (the knee, or another edge), and whether decoding pauses."""
         sample = pool.waiting.by_length(_GROUPS)
         if not self._config.temporal.forecast or not sample:
             return self._knee, False
@@ -241,7 +246,9 @@ class Temporal(Policy):
             np.maximum(1.0, lens.T - np.array([[s.num_generated] for s in chosen])).ravel(),
         )
         longest = self._config.max_num_batched_tokens
-        sizes = [self._knee, *(size for size in self._cost.edges if self._knee < size < longest)]
+        smallest = self._find_knee(_DEAREST)
+        edges = (size for size in self._cost.edges if smallest <= size < longest)
+        sizes = [self._knee, *(size for size in edges if size != self._knee)]
         kv_tokens = pool.ledger.num_blocks * pool.ledger.block_size
         return best_size(self._cost, sizes, rest, self._num_stages, kv_tokens)
 

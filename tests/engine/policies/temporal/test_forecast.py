@@ -137,6 +137,13 @@ def test_a_long_answer_leads_to_short_turns_filled_with_prompts() -> None:
     assert best_size(STEEP, SIZES, rest_of(groups), 1, AMPLE) == (256, False)
 
 
+def test_the_first_size_is_kept_unless_another_one_is_clearly_better() -> None:
+    nearly = stairs((512, 2.0), (1024, 3.97), (TABLE_TOKENS, 32.0))
+    clearly = stairs((512, 2.0), (1024, 3.5), (TABLE_TOKENS, 32.0))
+    for cost, size in ((nearly, 512), (clearly, 1024)):
+        assert best_size(cost, [512, 1024], rest_of([PROMPTS]), 1, 400_000) == (size, False)
+
+
 # Steps of decodes only cost almost nothing; beside prompts each row takes the place of a token.
 LATER = stairs((512, 0.1), (1024, 6.0), (TABLE_TOKENS, 48.0))
 MIXED = [Group(256, 0, 100), Group(200, 400, 100)]

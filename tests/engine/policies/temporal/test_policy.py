@@ -2,6 +2,7 @@
 
 import random
 from itertools import pairwise
+from statistics import mode
 from typing import Any
 
 from msgspec.structs import replace
@@ -82,6 +83,22 @@ def test_decoding_pauses_if_offline_work_ends_sooner_but_never_for_online_reques
 
     assert begins_with(offline=True) == {"prefill"}
     assert "mixed" in begins_with(offline=False)
+
+
+def test_refills_are_smaller_than_the_knee_if_a_long_answer_needs_short_turns() -> None:
+    # A token costs 10.0 us in steps of 256, the knee, and 10.9 us in steps of 128.
+    tokens = (1, 64, 65, 128, 129, 256, 257, 1024)
+    costs = StageCosts(tokens, (1e-3, 1e-3, 1.4e-3, 1.4e-3, 2.55e-3, 2.55e-3, 2.8e-3, 10.2e-3))
+    config = EngineConfig.of(policy="temporal", pipeline_parallel_size=4)
+
+    def usual_size(longest: int) -> int:
+        arrivals = [Arrival(0.0, 100, longest, longest)] * 9 + [Arrival(0.0, 100, 40, 40)] * 1500
+        node = Node((costs,) * 4, 40_000 // 16, 2048)
+        spans = simulate(config, node, arrivals, record=True).spans
+        return mode(span.num_tokens for span in spans if span.phase == "mixed")
+
+    assert usual_size(longest=40) == 256
+    assert usual_size(longest=1500) == 128
 
 
 def test_an_online_request_is_fed_before_waiting_offline_work() -> None:

@@ -16,6 +16,9 @@ from typing import Literal, cast, get_args
 HEADER = ("Total Length", "Execute Time")
 STEP_COLUMNS = ("stage", "kind", "rows", "tokens", "kv_tokens", "pairs", "seconds", "repeats")
 
+# Plausible figures of a step: from a launch of a kernel to an hour.
+MOST_TOKENS, LEAST_S, MOST_S = 10**7, 1e-8, 3600.0
+
 Kind = Literal["prefill", "decode", "mixed"]
 
 
@@ -149,6 +152,11 @@ def _read_row(path: Path, number: int, row: list[str]) -> tuple[int, float]:
         raise ProfileError(f"{path}, line {number}: not tokens and milliseconds") from error
     if num_tokens < 1 or not (math.isfinite(milliseconds) and milliseconds > 0):
         raise ProfileError(f"{path}, line {number}: tokens and milliseconds must be above 0")
+    if num_tokens > MOST_TOKENS or not LEAST_S <= milliseconds / 1000 <= MOST_S:
+        raise ProfileError(
+            f"{path}, line {number}: {row[0]} tokens in {row[1]} ms cannot be: up to "
+            f"{MOST_TOKENS:g} tokens and {1000 * LEAST_S:g} to {1000 * MOST_S:g} ms are plausible"
+        )
     return num_tokens, milliseconds / 1000
 
 
@@ -171,4 +179,9 @@ def _read_step(path: Path, number: int, cells: Sequence[str]) -> tuple[int, Meas
         raise ProfileError(f"{path}, line {number}: a number is too small")
     if not (math.isfinite(seconds) and seconds > 0):
         raise ProfileError(f"{path}, line {number}: seconds must be above 0")
+    if max(stage, rows, tokens) > MOST_TOKENS or not LEAST_S <= seconds <= MOST_S:
+        raise ProfileError(
+            f"{path}, line {number}: {tokens} tokens in {seconds:g} s cannot be: up to "
+            f"{MOST_TOKENS:g} tokens and {LEAST_S:g} to {MOST_S:g} s are plausible"
+        )
     return stage, MeasuredStep(cast(Kind, kind), rows, tokens, kv_tokens, pairs, seconds, repeats)

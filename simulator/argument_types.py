@@ -2,6 +2,10 @@
 
 import argparse
 import math
+from collections.abc import Callable
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
 
 
 def positive(text: str) -> float:
@@ -30,3 +34,19 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return int(text)
+
+
+def within(
+    parse: Callable[[str], Number], least: float, most: float, unit: str
+) -> Callable[[str], Number]:
+    """A type that parses with `parse`, then refuses figures that no hardware or workload has."""
+
+    def parse_within(text: str) -> Number:
+        number = parse(text)
+        if math.isfinite(number) and not (number == 0 or least <= number <= most):
+            raise argparse.ArgumentTypeError(
+                f"{text} {unit} cannot be: between {least:g} and {most:g} are plausible"
+            )
+        return number
+
+    return parse_within

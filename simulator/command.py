@@ -22,7 +22,13 @@ from engine.scheduler import ImpossibleSettingsError
 from engine.trace.trace_file import TRACE_MARK, TraceWriter
 from simulator.argument_types import not_negative
 from simulator.bound import Bound, bound_of
-from simulator.hardware.hardware import ERRORS, add_hardware_options, hardware_of, num_stages_of
+from simulator.hardware.hardware import (
+    ERRORS,
+    HardwareError,
+    add_hardware_options,
+    hardware_of,
+    num_stages_of,
+)
 from simulator.simulation import Arrival, Run, SimulationError, simulate
 from simulator.spread import spread
 from simulator.timeline_plot import TIMELINE_MARK, draw, picture
@@ -111,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         node = hardware.node(
             options.stages, config.cache.block_size, config.model.max_model_len or 2048
         )
+        if not node.num_blocks:
+            raise HardwareError(f"--kv-tokens are fewer than a block, {config.cache.block_size}")
         began_at = perf_counter()
         wants_spans = options.trace is not None or options.timeline is not None
         run = simulate(config, node, arrivals, record=wants_spans)

@@ -10,6 +10,15 @@ TABLE = Path(__file__).with_name("gpus.yaml")
 
 Architecture = Literal["ampere", "ada", "hopper"]
 
+# From a small GPU to several times the largest one of 2026.
+PLAUSIBLE = {
+    "peak_tflops": (0.1, 50_000),
+    "matmul_tflops": (0.1, 50_000),
+    "bandwidth_gb_s": (1, 50_000),
+    "memory_gib": (0.5, 2_000),
+    "num_sms": (1, 2_000),
+}
+
 
 class GpuError(ValueError):
     """The GPU is not in the table; the text is one line for the user."""
@@ -26,6 +35,21 @@ class Gpu:
     bandwidth_gb_s: float
     memory_gib: float
     num_sms: int
+
+    def __post_init__(self) -> None:
+        """Check the figures. Raises `GpuError`, which names the field and what is plausible."""
+        for field, (least, most) in PLAUSIBLE.items():
+            figure = getattr(self, field)
+            if not least <= figure <= most:
+                raise GpuError(
+                    f"{self.name}: {field} {figure} cannot be: between {least:g} and {most:g} "
+                    "are plausible"
+                )
+        if self.matmul_tflops > self.peak_tflops:
+            raise GpuError(
+                f"{self.name}: matmul_tflops {self.matmul_tflops} cannot be: at most peak_tflops, "
+                f"{self.peak_tflops}"
+            )
 
     @property
     def bytes_per_s(self) -> float:

@@ -13,7 +13,7 @@ from configs.profiles import (
     read_profile,
     read_steps,
 )
-from simulator.argument_types import not_negative, positive, positive_int
+from simulator.argument_types import not_negative, positive, positive_int, within
 from simulator.hardware.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
 from simulator.hardware.gpus import GpuError, find_gpu
 from simulator.hardware.model_shape import BYTES_PER_NUMBER, ModelShapeError, read_shape
@@ -24,6 +24,10 @@ from workers.profiling.cost_fit import fit
 # Partial sums per layer and token that tensor parallelism exchanges: attention and MLP.
 ALLREDUCES_PER_LAYER = 2
 DEFAULT_STAGES, DEFAULT_HOP_MS = 4, 0.1
+# Plausible figures: from a link between hosts to several times the memory of the fastest GPU, and
+# from 10 ns to ten seconds. A figure outside is in another unit: bytes instead of GB, us for ms.
+GB_PER_S, MILLISECONDS = (0.01, 50_000.0), (1e-5, 10_000.0)
+MOST_KV_TOKENS = 10**10
 
 
 class HardwareError(ValueError):
@@ -95,10 +99,14 @@ def add_hardware_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         help="with --gpu: a config.json, its folder, or a name from simulator/hardware/models",
     )
-    add("--stages", type=positive_int, help="pipeline stages [4, or those of FILE.steps.csv]")
+    add(
+        "--stages",
+        type=within(positive_int, 1, 1024, "stages"),
+        help="pipeline stages [4, or those of FILE.steps.csv]",
+    )
     add(
         "--kv-tokens",
-        type=positive_int,
+        type=within(positive_int, 1, MOST_KV_TOKENS, "tokens"),
         help="tokens in the KV cache of the node [with --gpu: what fits; as in FILE.steps.csv]",
     )
     add(
@@ -107,22 +115,44 @@ def add_hardware_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="with --gpu: a byte for each number in the KV cache, instead of two [auto]",
     )
-    add("--kv-bytes-per-token", type=positive, help="over all layers [with --gpu: of the model]")
-    add("--memory-bandwidth", type=positive, help="GB/s of one GPU [with --gpu: of the GPU]")
+    add(
+        "--kv-bytes-per-token",
+        type=within(positive, 1, 1e8, "bytes"),
+        help="over all layers [with --gpu: of the model]",
+    )
+    add(
+        "--memory-bandwidth",
+        type=within(positive, *GB_PER_S, "GB/s"),
+        help="GB/s of one GPU [with --gpu: of the GPU]",
+    )
     add(
         "--overhead-ms",
-        type=not_negative,
+        type=within(not_negative, *MILLISECONDS, "ms"),
         default=0.2,
         help="overhead of each step on a stage [0.2]",
     )
     add(
         "--hop-ms",
-        type=not_negative,
+        type=within(not_negative, *MILLISECONDS, "ms"),
         help="time to the next stage [0.1, or as measured in FILE.steps.csv]",
     )
-    add("--tensor-parallel", type=positive_int, default=1, help="GPUs that share each stage [1]")
-    add("--allreduce-bandwidth", type=positive, default=14.65, help="GB/s [14.65, PCIe switch]")
-    add("--allreduce-bytes-per-token", type=positive, help="2 x layers x hidden x 2 [of the model]")
+    add(
+        "--tensor-parallel",
+        type=within(positive_int, 1, 1024, "GPUs"),
+        default=1,
+        help="GPUs that share each stage [1]",
+    )
+    add(
+        "--allreduce-bandwidth",
+        type=within(positive, *GB_PER_S, "GB/s"),
+        default=14.65,
+        help="GB/s [14.65, PCIe switch]",
+    )
+    add(
+        "--allreduce-bytes-per-token",
+        type=within(positive, 1, 1e9, "bytes"),
+        help="2 x layers x hidden x 2 [of the model]",
+    )
 
 
 def num_stages_of(options: argparse.Namespace) -> int:
@@ -193,13 +223,21 @@ def _hop_ms(options: argparse.Namespace, table: StepTable) -> float:
     if not links:
         return DEFAULT_HOP_MS
     try:
-        return median(float(link) for link in links.split(",")) / 1000
+        hops_ms = [float(link) / 1000 for link in links.split(",")]
     except ValueError:
         raise HardwareError(f"{options.profile}: p2p_latency_us {links} is not a number") from None
+    if not all(0 <= hop_ms <= MILLISECONDS[1] for hop_ms in hops_ms):
+        raise HardwareError(
+            f"{options.profile}: p2p_latency_us {links} cannot be: between 0 and "
+            f"{1000 * MILLISECONDS[1]:g} are plausible"
+        )
+    return median(hops_ms)
 
 
 def _number(path: Path, table: StepTable, key: str) -> int:
     number = table.notes.get(key, "")
+    if len(number) > len(str(MOST_KV_TOKENS)):
+        raise HardwareError(f"{path}: {key} {number[:20]} cannot be: at most {MOST_KV_TOKENS:g}")
     if not number.isdecimal() or not int(number):
         raise HardwareError(f"{path} does not contain {key}: give --{key.replace('_', '-')}")
     return int(number)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from demo.tasks import held_out
-from simulator.argument_types import positive, positive_or_inf
+from simulator.argument_types import positive, positive_int, positive_or_inf, within
 from simulator.workloads.request import Request, WorkloadError
 from simulator.workloads.request_file import read_requests, to_line
 from simulator.workloads.sharegpt import draw_lengths
@@ -28,6 +28,8 @@ workloads:
                   ignore_eos, answer (the correct one), arrival_s and expected_tokens
 """
 
+# Several hours of the largest node, and what fits in memory.
+MOST_REQUESTS, MOST_TOKENS = 1_000_000, 100_000_000
 # Smaller ids are special tokens in most vocabularies.
 FIRST_TOKEN_ID = 3
 # The vocabulary of the demo model; larger vocabularies have these ids as well.
@@ -92,17 +94,26 @@ def add_workload_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--workload", required=True, help="the requests, see below")
     add("--seed", type=int, default=0, help="seed of lengths, prompts and arrivals [0]")
-    add("--scale", type=positive, default=1.0, help="factor on the lengths of sharegpt [1]")
+    add(
+        "--scale",
+        type=within(positive, 1e-3, 1e3, "times"),
+        default=1.0,
+        help="factor on the lengths of sharegpt [1]",
+    )
     add(
         "--vocab-size",
-        type=int,
+        type=within(positive_int, 1, 1e8, "token ids"),
         default=DEFAULT_VOCAB_SIZE,
         help=f"random token ids are below this [{DEFAULT_VOCAB_SIZE}, as in the demo model]",
     )
-    add("--request-rate", type=positive_or_inf, help="requests per second, or inf [all at once]")
+    add(
+        "--request-rate",
+        type=within(positive_or_inf, 1e-6, 1e6, "requests/s"),
+        help="requests per second, or inf [all at once]",
+    )
     add(
         "--burstiness",
-        type=positive,
+        type=within(positive, 1e-3, 1e6, "as a shape"),
         default=1.0,
         help="1 is a Poisson process, less is burstier, more is steadier [1]",
     )
@@ -147,6 +158,12 @@ def _numbers(name: str, rest: str, form: str) -> list[int]:
     parts = rest.split(":")
     if len(parts) != form.count(":") or not all(p.isdecimal() and int(p) for p in parts):
         raise WorkloadError(f"workload {name!r} must be {form}, with numbers above 0")
+    count, *lengths = (int(part[:20]) for part in parts)
+    if count > MOST_REQUESTS or count * max(lengths, default=1) > MOST_TOKENS:
+        raise WorkloadError(
+            f"workload {name!r} cannot be: at most {MOST_REQUESTS:g} requests and {MOST_TOKENS:g} "
+            "tokens are plausible"
+        )
     return [int(part) for part in parts]
 
 

@@ -6,6 +6,9 @@ import msgspec
 
 from simulator.workloads.request import Request, WorkloadError
 
+# Plausible figures of one request: longer than any context, and three years.
+MOST_TOKENS, MOST_SECONDS = 10**8, 1e8
+
 
 class RequestLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One line: one of the two prompts; `arrival_s` is in all lines or in none."""
@@ -63,12 +66,17 @@ def _parse(text: bytes, place: str) -> Request:
     prompts = [prompt for prompt in (line.prompt, line.prompt_token_ids) if prompt]
     if len(prompts) != 1:
         raise WorkloadError(f"{place}: give either prompt or prompt_token_ids, not empty")
-    if line.max_tokens < 1:
-        raise WorkloadError(f"{place}: max_tokens must be at least 1")
-    if line.arrival_s is not None and line.arrival_s < 0:
-        raise WorkloadError(f"{place}: arrival_s must not be negative")
-    if line.expected_tokens is not None and line.expected_tokens < 1:
-        raise WorkloadError(f"{place}: expected_tokens must be at least 1")
+    if not 1 <= line.max_tokens <= MOST_TOKENS:
+        raise WorkloadError(f"{place}: max_tokens must be at least 1 and at most {MOST_TOKENS:g}")
+    if line.arrival_s is not None and not 0 <= line.arrival_s <= MOST_SECONDS:
+        raise WorkloadError(
+            f"{place}: arrival_s must not be negative, and at most {MOST_SECONDS:g}: it counts "
+            "from the start of the run"
+        )
+    if line.expected_tokens is not None and not 1 <= line.expected_tokens <= MOST_TOKENS:
+        raise WorkloadError(
+            f"{place}: expected_tokens must be at least 1 and at most {MOST_TOKENS:g}"
+        )
     return Request(
         prompts[0],
         line.max_tokens,

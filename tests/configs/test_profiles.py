@@ -231,3 +231,23 @@ def test_a_file_that_is_no_step_table_is_an_error(tmp_path: Path) -> None:
             read_steps(path)
     with pytest.raises(ProfileError, match="cannot read"):
         read_steps(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("row", ["1,35e9", "1,1e-9", "100000000000,35"])
+def test_figures_that_cannot_be_are_refused_with_their_line(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "profile.csv"
+    path.write_text(f"Total Length,Execute Time\n{row}\n")
+    with pytest.raises(ProfileError, match=r"line 2: .* cannot be: .* ms are plausible"):
+        read_profile(path)
+
+
+@pytest.mark.parametrize(
+    "row", ["0,decode,1,1,9,0,1e9,5", "0,decode,1,1,9,0,1e-12,5", "0,prefill,1,99999999999,0,0,1,5"]
+)
+def test_measured_steps_that_cannot_be_are_refused_with_their_line(
+    tmp_path: Path, row: str
+) -> None:
+    path = tmp_path / "profile.steps.csv"
+    path.write_text(f"{head_of_steps({})}{row}\n")
+    with pytest.raises(ProfileError, match=r"line 2: .* cannot be: .* s are plausible"):
+        read_steps(path)

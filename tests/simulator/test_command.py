@@ -109,6 +109,7 @@ def test_trace_and_timeline_cannot_be_one_file(
         (["--gpu", "L4", "--model", "llama2-70b", *WORKLOAD], "does not fit"),
         (["--profile", "/nowhere.csv", *WORKLOAD], "--kv-tokens"),
         ([*NODE, "--workload", "fixed:1:3000:10"], "exceed"),
+        ([*NODE, *WORKLOAD, "--kv-tokens", "15"], "fewer than a block, 16"),
         ([*NODE, *WORKLOAD, "--max-model-len", "30000"], "KV cache of 20000"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from configs.profiles import MeasuredStep, Profile, head_of_steps, line_of_step, write_profile
 from simulator.hardware.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
-from simulator.hardware.gpus import find_gpu
+from simulator.hardware.gpus import GpuError, find_gpu
 from simulator.hardware.hardware import (
     ERRORS,
     Hardware,
@@ -222,10 +222,69 @@ def test_a_table_has_exactly_its_measured_stages(tmp_path: Path) -> None:
         hardware_of(parse(*table, "--tensor-parallel", "2"))
 
 
-@pytest.mark.parametrize(("key", "words"), [("kv_tokens", "kv_tokens"), ("p2p_latency_us", "us x")])
-def test_an_invalid_note_in_a_table_is_reported(tmp_path: Path, key: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("kv_tokens", "x", "kv_tokens"),
+        ("kv_tokens", "9" * 5000, "cannot be"),
+        ("p2p_latency_us", "x", "us x"),
+        ("p2p_latency_us", "-5", "-5 cannot be"),
+        ("p2p_latency_us", "nan", "nan cannot be"),
+        ("p2p_latency_us", "80,1e12", "cannot be"),
+    ],
+)
+def test_an_invalid_note_in_a_table_is_reported(
+    tmp_path: Path, key: str, value: str, words: str
+) -> None:
     with pytest.raises(HardwareError, match=words):
-        hardware_of(parse(*write_table(tmp_path / "x.steps.csv", NOTES | {key: "x"})))
+        hardware_of(parse(*write_table(tmp_path / "x.steps.csv", NOTES | {key: value})))
+
+
+@pytest.mark.parametrize(
+    ("flag", "figure", "words"),
+    [
+        ("--memory-bandwidth", "691e9", "691e9 GB/s cannot be: between 0.01 and 50000"),
+        ("--memory-bandwidth", "1e-9", "GB/s cannot be"),
+        ("--allreduce-bandwidth", "14.65e9", "GB/s cannot be"),
+        ("--allreduce-bytes-per-token", "1e12", "bytes cannot be"),
+        ("--kv-bytes-per-token", "819200e6", "bytes cannot be"),
+        ("--kv-tokens", "100000000000", "tokens cannot be"),
+        ("--overhead-ms", "200000", "ms cannot be"),
+        ("--hop-ms", "1e-9", "ms cannot be"),
+        ("--stages", "100000", "stages cannot be"),
+        ("--tensor-parallel", "100000", "GPUs cannot be"),
+    ],
+)
+def test_a_figure_that_cannot_be_is_refused_with_the_flag_and_the_range(
+    flag: str, figure: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(*BY_MODEL, flag, figure)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {flag}: " in error
+    assert words in error
+    assert error.endswith("are plausible")
+
+
+def test_zero_is_plausible_where_it_is_allowed() -> None:
+    options = parse(*BY_MODEL, "--hop-ms", "0", "--overhead-ms", "0")
+    assert (options.hop_ms, options.overhead_ms) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("field", "figure"),
+    [
+        ("bandwidth_gb_s", 864e9),
+        ("peak_tflops", 119.5e12),
+        ("matmul_tflops", 0.0),
+        ("matmul_tflops", 120.0),  # more than the data sheet's peak
+        ("memory_gib", 48e9),
+        ("num_sms", float("nan")),
+    ],
+)
+def test_a_figure_of_a_gpu_that_cannot_be_is_refused_by_name(field: str, figure: float) -> None:
+    with pytest.raises(GpuError, match=f"L20: {field} .* cannot be"):
+        replace(find_gpu("L20"), **{field: figure})
 
 
 def test_without_a_table_there_are_four_stages(profile: list[str]) -> None:

@@ -43,6 +43,9 @@ def test_requests_are_sorted_by_arrival(tmp_path: Path) -> None:
         ('{"prompt": "a", "max_tokens": 5, "arrival_s": -1}', "arrival_s"),
         ('{"prompt": "a", "max_tokens": 5, "expected_tokens": 0}', "expected_tokens"),
         ('{"prompt": "a", "max_token": 5}', "max_token"),
+        ('{"prompt": "a", "max_tokens": 1000000000}', "at most 1e"),
+        ('{"prompt": "a", "max_tokens": 5, "expected_tokens": 1000000000}', "at most 1e"),
+        ('{"prompt": "a", "max_tokens": 5, "arrival_s": 1764400000}', "from the start of the run"),
     ],
 )
 def test_a_malformed_line_is_refused_in_one_line_with_its_number(
@@ -79,11 +82,11 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 REQUESTS = st.builds(
     Request,
     prompt=st.text(min_size=1) | st.lists(st.integers(0, 9), min_size=1).map(tuple),
-    max_tokens=st.integers(1, 2**31),
+    max_tokens=st.integers(1, 10**8),
     ignore_eos=st.booleans(),
     answer=st.none() | st.text(),
     arrival_s=st.just(0.25),
-    expected_tokens=st.none() | st.integers(1, 2**31),
+    expected_tokens=st.none() | st.integers(1, 10**8),
 )
 
 

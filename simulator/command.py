@@ -29,6 +29,7 @@ from simulator.hardware.hardware import (
     hardware_of,
     num_stages_of,
 )
+from simulator.prefixes import cached_tokens
 from simulator.simulation import Arrival, Run, SimulationError, simulate
 from simulator.spread import spread
 from simulator.timeline_plot import TIMELINE_MARK, draw, picture
@@ -46,10 +47,14 @@ def make_arrivals(requests: Sequence[Request], sigma: float | None, seed: int) -
     times are offline. Raises `WorkloadError` for prompts given as text.
     """
     rng = random.Random(f"predictions {seed}")
-    arrivals = []
+    arrivals: list[Arrival] = []
     for request in requests:
         if isinstance(request.prompt, str):
             raise WorkloadError("the simulator needs prompt_token_ids, not text")
+        before = 0
+        if request.after is not None:
+            last = arrivals[request.after]
+            before = last.num_prompt_tokens + last.output_len
         error = rng.gauss(0.0, 1.0)
         predicted_len = 0
         if sigma is not None:
@@ -57,10 +62,12 @@ def make_arrivals(requests: Sequence[Request], sigma: float | None, seed: int) -
         arrivals.append(
             Arrival(
                 request.arrival_s or 0.0,
-                len(request.prompt),
+                before + len(request.prompt),
                 request.max_tokens,
                 predicted_len,
                 offline=request.arrival_s is None,
+                prompt=request.prompt,
+                after=request.after,
             )
         )
     return arrivals
@@ -96,6 +103,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "num_requests": len(run.sequences),
         "num_output_tokens": num_output,
         "num_prompt_tokens": num_prompt,
+        "prefix_hit_rate": run.counters.prefix_hits / max(1, run.counters.prefix_queries),
         **{
             name: count
             for name, count in asdict(run.counters).items()
@@ -113,7 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load([*rest, f"--pipeline-parallel-size={options.stages}"], {}).engine
         hardware = hardware_of(options)
         sigma = {"oracle": 0.0, "constant": None, "noisy": options.prediction_sigma}
-        arrivals = make_arrivals(workload_of(options), sigma[options.prediction], options.seed)
+        arrivals = make_arrivals(
+            workload_of(options, simulated=True), sigma[options.prediction], options.seed
+        )
         node = hardware.node(
             options.stages, config.cache.block_size, config.model.max_model_len or 2048
         )
@@ -132,10 +142,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     ) as error:
         print(f"tdpipe: error: {error}", file=sys.stderr)
         return 2
+    cached = cached_tokens(arrivals) if config.cache.enable_prefix_caching else None
     figures = {
         "policy": config.scheduler.policy,
         **summarise(run),
-        **share_of(bound_of(node, config.cache.block_size, arrivals), run),
+        **share_of(bound_of(node, config.cache.block_size, arrivals, cached), run),
         "took_s": perf_counter() - began_at,
     }
     print(json.dumps(figures) if options.json else _table(figures))
@@ -208,6 +219,7 @@ def _table(figures: dict[str, Any]) -> str:
             f"{figures['bound_s']:,.1f} s, set by {figures['bound_set_by']}: "
             f"{figures['share_of_bound']:.1%} reached",
         ),
+        ("prefix cache", f"{figures['prefix_hit_rate']:.1%} of the tokens were cached"),
         ("bubble ratio", " ".join(f"{ratio:.3f}" for ratio in figures["bubble_ratio"])),
         (
             "before the drain",

@@ -55,10 +55,9 @@ class Node:
 class Arrival:
     """A request and the real length of its output, which the scheduler does not know.
 
-    The first `num_shared` tokens of its prompt are those of all arrivals of the same `group`, the
-    others are its own. With `after`, it is the next turn of a conversation: it arrives `at_s`
-    seconds after the end of the arrival with that index, and its prompt begins with that one's
-    prompt and output.
+    The tokens of its prompt are those of nobody else, unless `prompt` is given. With `after`, it is
+    the next turn of a conversation: it arrives `at_s` seconds after the end of the arrival with
+    that index, and its prompt begins with that one's prompt and output; `prompt` has the others.
     """
 
     at_s: float
@@ -67,8 +66,7 @@ class Arrival:
     predicted_len: int = 0
     offline: bool = True
     spread: float = 0.0
-    num_shared: int = 0
-    group: int = 0
+    prompt: tuple[int, ...] | None = None
     after: int | None = None
 
 
@@ -135,7 +133,7 @@ class _Simulation:
         self._scheduler = Scheduler(config)
         self._node = node
         self._longest = min(node.max_model_len, node.num_blocks * config.cache.block_size)
-        self._first_own_token = 3 + max((a.group for a in arrivals), default=0)
+        self._first_own_token = 1 + max((max(a.prompt or (1,)) for a in arrivals), default=1)
         self._conversations: dict[int, array[int]] = {}  # prompts and outputs that others continue
         first = ((i, a) for i, a in enumerate(arrivals) if a.after is None)
         self._arrivals: Iterator[tuple[int, Arrival]] = first
@@ -189,10 +187,11 @@ class _Simulation:
 
     def _prompt(self, sequence_id: int, arrival: Arrival) -> bytes:
         """The packed tokens of the prompt."""
-        if arrival.after is None:
-            tokens = array("i", [2 + arrival.group]) * arrival.num_shared
-        else:
-            tokens = self._conversations[arrival.after][:]
+        tokens = array("i")
+        if arrival.after is not None:
+            tokens += self._conversations[arrival.after]
+        if arrival.prompt is not None:
+            tokens += array("i", arrival.prompt)
         own = arrival.num_prompt_tokens - len(tokens)
         tokens += array("i", [self._first_own_token + sequence_id]) * own
         if sequence_id in self._followers:

@@ -24,6 +24,12 @@ workloads:
   sharegpt:N      lengths like those of ShareGPT, random token ids, forced output lengths
   demo:N          held-out tasks of the demo model with their correct answers, natural ends
   fixed:N:IN:OUT  N requests of IN random token ids and OUT tokens each
+  shared:N:PREFIX:IN:OUT
+                  N requests that begin with the same PREFIX token ids (a system prompt), and IN
+                  random ones
+  chat:N:TURNS:IN:OUT
+                  N conversations of TURNS turns, IN random token ids and OUT tokens in each; only
+                  for the simulator
   jsonl:PATH      a file, one request per line: prompt or prompt_token_ids, max_tokens; optional
                   ignore_eos, answer (the correct one), arrival_s and expected_tokens
 """
@@ -56,21 +62,37 @@ def make_workload(
     if kind == "fixed":
         count, num_input, num_output = _numbers(name, rest, "fixed:N:IN:OUT")
         return _random_prompts([(num_input, num_output)] * count, vocab_size, rng)
+    if kind == "shared":
+        count, num_shared, num_input, num_output = _numbers(name, rest, "shared:N:PREFIX:IN:OUT")
+        (prefix,) = _random_prompts([(num_shared, 1)], vocab_size, rng)
+        requests = _random_prompts([(num_input, num_output)] * count, vocab_size, rng)
+        return [replace(r, prompt=(*prefix.prompt, *r.prompt)) for r in requests]
+    if kind == "chat":
+        count, num_turns, num_input, num_output = _numbers(name, rest, "chat:N:TURNS:IN:OUT")
+        all_turns = count * num_turns
+        _check_plausible(name, all_turns, all_turns * num_turns * (num_input + num_output))
+        turns = _random_prompts([(num_input, num_output)] * all_turns, vocab_size, rng)
+        return [replace(r, after=i - 1) if i % num_turns else r for i, r in enumerate(turns)]
     if kind == "jsonl":
         return read_requests(Path(rest))
     raise WorkloadError(
-        f"unknown workload {name!r}: it is sharegpt:N, demo:N, fixed:N:IN:OUT or jsonl:PATH"
+        f"unknown workload {name!r}: it is sharegpt:N, demo:N, fixed:N:IN:OUT, "
+        "shared:N:PREFIX:IN:OUT, chat:N:TURNS:IN:OUT or jsonl:PATH"
     )
 
 
 def with_arrivals(
     requests: Sequence[Request], rate: float, burstiness: float, seed: int
 ) -> list[Request]:
-    """The requests at `rate` per second. Raises `WorkloadError` if a file has arrival times."""
+    """The requests at `rate` per second, and the further turns of conversations at once.
+
+    Raises `WorkloadError` if a file has arrival times.
+    """
     if requests[0].arrival_s is not None:
         raise WorkloadError("the workload has arrival times: leave out --request-rate")
-    times = arrival_times(len(requests), rate, burstiness, seed)
-    return [replace(r, arrival_s=time) for r, time in zip(requests, times, strict=True)]
+    first = [request for request in requests if request.after is None]
+    times = iter(arrival_times(len(first), rate, burstiness, seed))
+    return [replace(r, arrival_s=next(times) if r.after is None else 0.0) for r in requests]
 
 
 def arrival_times(count: int, rate: float, burstiness: float, seed: int) -> list[float]:
@@ -119,11 +141,13 @@ def add_workload_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def workload_of(options: argparse.Namespace) -> list[Request]:
+def workload_of(options: argparse.Namespace, *, simulated: bool = False) -> list[Request]:
     """The requests that the options describe. Raises `WorkloadError`."""
     requests = make_workload(
         options.workload, seed=options.seed, scale=options.scale, vocab_size=options.vocab_size
     )
+    if not simulated and any(request.after is not None for request in requests):
+        raise WorkloadError("conversations (chat:…) are only for the simulator")
     if options.request_rate is None:
         return requests
     return with_arrivals(requests, options.request_rate, options.burstiness, options.seed)
@@ -159,12 +183,16 @@ def _numbers(name: str, rest: str, form: str) -> list[int]:
     if len(parts) != form.count(":") or not all(p.isdecimal() and int(p) for p in parts):
         raise WorkloadError(f"workload {name!r} must be {form}, with numbers above 0")
     count, *lengths = (int(part[:20]) for part in parts)
-    if count > MOST_REQUESTS or count * max(lengths, default=1) > MOST_TOKENS:
+    _check_plausible(name, count, count * max(lengths, default=1))
+    return [int(part) for part in parts]
+
+
+def _check_plausible(name: str, num_requests: int, num_tokens: int) -> None:
+    if num_requests > MOST_REQUESTS or num_tokens > MOST_TOKENS:
         raise WorkloadError(
             f"workload {name!r} cannot be: at most {MOST_REQUESTS:g} requests and {MOST_TOKENS:g} "
             "tokens are plausible"
         )
-    return [int(part) for part in parts]
 
 
 def _random_prompts(

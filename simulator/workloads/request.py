@@ -13,6 +13,8 @@ class Request:
 
     `answer` is the correct answer, if known. `expected_tokens` is sent to the daemon as the
     prediction of the client. Without `arrival_s` (seconds), the request is present at the start.
+    With `after`, it is the next turn of a conversation: its prompt follows the prompt and the
+    answer of the request with that index, and it arrives `arrival_s` seconds after its end.
     """
 
     prompt: str | tuple[int, ...]
@@ -21,3 +23,4 @@ class Request:
     answer: str | None = None
     arrival_s: float | None = None
     expected_tokens: int | None = None
+    after: int | None = None

@@ -75,14 +75,14 @@ def make_requests(count: int = 200, seed: int = 20260) -> list[Request]:
     ]
 
 
-def make_shared_prefix(count: int = 100) -> list[Request]:
+def make_shared_prefix(count: int = 40) -> list[Request]:
     """Requests that begin with the same 1,000 tokens (a system prompt), and 50 of their own."""
     generator = np.random.default_rng(20261)
     system = _ids(generator, 1000)
     return [Request(system + _ids(generator, 50), 64) for _ in range(count)]
 
 
-def make_conversations(count: int = 16) -> list[Request]:
+def make_conversations(count: int = 8) -> list[Request]:
     """Conversations of 8 turns: 60 tokens of the user and 60 of the model in each."""
     generator = np.random.default_rng(20262)
     return [

@@ -141,7 +141,7 @@ class OfflineEngine:
             patience_s=self.config.pipeline.stage_start_timeout,
             secret=self.config.runtime.secret,
         )
-        self.metrics = Metrics(EngineCollector(self.client))
+        self.metrics = Metrics(EngineCollector(self.client), model_name=self.config.model.name)
         self.predictor = LengthPredictor(
             self.config.predictor, self.config.runtime, self.config.model.name, self.metrics
         )

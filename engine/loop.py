@@ -23,6 +23,7 @@ from daemon.gc_tuning import GcTuning
 from daemon.restart_limit import RestartLimit
 from daemon.watchdog_file import INTERVAL_S, WatchdogFile
 from engine.scheduler import Outgoing, Scheduler
+from engine.stage_time import StageTime
 from engine.stage_watch import StageWatch
 from engine.stats import collect
 from engine.trace.journal import Journal
@@ -97,6 +98,7 @@ class Loop:
             config.pipeline.heartbeat_timeout + config.pipeline.distributed_timeout_seconds,
             same_host=same_host,
         )
+        self._stage_time = StageTime(config.pipeline.pipeline_parallel_size, same_host=same_host)
         with ExitStack() as stack:
             self._server: Hub[FromServer] = stack.enter_context(
                 Hub(runtime.server_address, FromServer, runtime.secret)
@@ -166,6 +168,7 @@ class Loop:
             # torchrun restarted the group before the next check; the stages send heartbeats again.
             self._lose_stages(StageLost(pipeline.epoch, "the stages died"))
         self._watch.observe(beat, now)
+        self._stage_time.observe(beat, now)
         self._record(lambda recorder: recorder.observe(beat, now))
         if beat.step_ids and beat.exact:
             self._handle(times_of(beat))
@@ -197,6 +200,7 @@ class Loop:
     def _handle(self, event: Event) -> None:
         now = time.monotonic()
         answer = self._scheduler.handle(event, now)
+        self._stage_time.follow(self._scheduler.pipeline, now)
         if self._journal is not None:
             self._journal.write(event, now, answer)
         self._record(lambda recorder: recorder.launch(answer, now))
@@ -311,17 +315,19 @@ class Loop:
         uptime_s = now - self._began_at
         pipeline = self._scheduler.pipeline
         ratios = pipeline.correction.ratios() if pipeline else {}
-        stages = self._watch.stats(now, ratios)
+        stages = self._watch.stats(now, ratios, self._stage_time)
         dropped = self._server.num_dropped + self._stages.num_dropped
         self._log_dropped(dropped, now)
         stats = collect(
             self._scheduler,
+            now,
             stages,
             uptime_s,
             self._busy_s,
             self._trouble,
             self._engine,
             dropped,
+            self._stage_time,
         )
         self._outbox.append(stats)
         self._record(lambda recorder: recorder.sample(stats))

@@ -33,6 +33,7 @@ from engine.state.pool import Pool
 from engine.state.prefix_cache import PrefixCache
 from engine.state.rope_lengths import outgrowing
 from engine.state.sequence import Sequence, State
+from engine.state.sequence_times import SequenceTimes
 from engine.state.waiting import WaitingQueue
 from engine.token_ids import find_unknown
 from wire.messages import (
@@ -44,6 +45,7 @@ from wire.messages import (
     FinishReason,
     Generated,
     Logprobs,
+    Phase,
     PrefixHit,
     RopeRule,
     Scored,
@@ -67,12 +69,17 @@ class ImpossibleSettingsError(Exception):
 
 @dataclass(slots=True)
 class InFlight:
-    """A step in flight: its rows, the rows that sample, and the rows that are scored."""
+    """A step in flight: its rows, the rows that sample, and the rows that are scored.
+
+    Of the sampling rows, the first `num_decodes` are decodes. `phase` is that of the policy.
+    """
 
     step_id: int
     rows: list[Sequence]
     sampling: list[Sequence]
     scored: list[Sequence]
+    num_decodes: int
+    phase: Phase
 
 
 @dataclass(slots=True)
@@ -100,6 +107,7 @@ class Scheduler:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.counters = Counters()
+        self.times = SequenceTimes()
         self.pipeline: Pipeline | None = None
         self.max_model_len = 0
         self.vocab_size = 0
@@ -123,9 +131,9 @@ class Scheduler:
             case Expect():
                 self._expect(event)
             case Abort():
-                self._abort(event)
+                self._abort(event, now)
             case StepDone():
-                self._complete_step(event, out)
+                self._complete_step(event, now, out)
             case StageReady():
                 self._stage_ready(event, out)
             case StageLost():
@@ -155,7 +163,7 @@ class Scheduler:
         self.pool.add(sequence)
         if sequence.num_generated:
             # It may be complete: the previous engine may have died before it sent `Finished`.
-            self._end(sequence, out)
+            self._end(sequence, now, out)
 
     def _expect(self, expect: Expect) -> None:
         sequence = self.pool.find(expect.sequence_id)
@@ -196,10 +204,11 @@ class Scheduler:
             f"of {self.max_model_len} tokens; shorten the prompt or lower max_tokens"
         )
 
-    def _abort(self, abort: Abort) -> None:
+    def _abort(self, abort: Abort, now: float) -> None:
         sequence = self.pool.find(abort.sequence_id)
         if sequence is not None:
             self.pool.finish(sequence)
+            self.times.end(sequence, now)
 
     def _stage_ready(self, ready: StageReady, out: list[Outgoing]) -> None:
         """Collect the stages of one epoch; the first stage of a newer epoch ends the older one."""
@@ -308,7 +317,7 @@ class Scheduler:
         step_ids, seconds = memoryview(times.step_ids), memoryview(times.seconds)
         self.pipeline.correction.observe(times.stage, step_ids.cast("q"), seconds.cast("d"), now)
 
-    def _complete_step(self, done: StepDone, out: list[Outgoing]) -> None:
+    def _complete_step(self, done: StepDone, now: float, out: list[Outgoing]) -> None:
         """Process the result of a step: append the new tokens to the sequences of its rows."""
         pipeline = self.pipeline
         if pipeline is None or done.epoch != pipeline.epoch:
@@ -327,6 +336,7 @@ class Scheduler:
             token_ids = array("i", compress(token_ids, is_open))
             logprobs = logprobs and _only_rows(logprobs, is_open)
         ended = _append(open_rows, token_ids)
+        self.times.sample(step.sampling[step.num_decodes :], now)
         if pipeline.quarantine is not None:
             pipeline.quarantine.clear(open_rows)
         self.pool.make_ready(open_rows)
@@ -335,12 +345,12 @@ class Scheduler:
             ids = array("q", [sequence.sequence_id for sequence in open_rows])
             out.append(Generated(ids.tobytes(), token_ids.tobytes(), logprobs))
         for sequence in ended:
-            self._end(sequence, out)
+            self._end(sequence, now, out)
         for sequence in outgrowing(open_rows, pipeline.rope):
             if sequence.state is not finished:
                 self.pool.preempt(sequence)
 
-    def _end(self, sequence: Sequence, out: list[Outgoing]) -> None:
+    def _end(self, sequence: Sequence, now: float, out: list[Outgoing]) -> None:
         """Finish a sequence if its last token may stop it, or if it has reached its length."""
         if sequence.has_stopped():
             reason: FinishReason = "stop"
@@ -350,6 +360,7 @@ class Scheduler:
             return
         self.pool.finish(sequence)
         self._errors.observe(sequence.num_generated, sequence.expected)
+        self.times.end(sequence, now)
         out.append(Finished(sequence.sequence_id, reason))
 
     def _launch_steps(self, now: float, out: list[Outgoing]) -> None:
@@ -367,10 +378,10 @@ class Scheduler:
             batch = policy.next_micro_batch(self.pool, now)
             if batch is None:
                 break
-            out.append(self._launch(pipeline, batch))
+            out.append(self._launch(pipeline, batch, now))
         out += [PrefixHit(*hit) for hit in self.pool.take_hits()]
 
-    def _launch(self, pipeline: Pipeline, batch: MicroBatch) -> Step:
+    def _launch(self, pipeline: Pipeline, batch: MicroBatch, now: float) -> Step:
         step_id = self._next_step_id
         step = pack(
             batch,
@@ -383,11 +394,24 @@ class Scheduler:
         self.pool.launch(batch.sequences, batch.num_tokens)
         sampling = list(compress(batch.sequences, step.samples))
         scored = [batch.sequences[row.row] for row in step.scored]
-        pipeline.in_flight.append(InFlight(step_id, batch.sequences, sampling, scored))
+        pipeline.in_flight.append(
+            InFlight(
+                step_id,
+                batch.sequences,
+                sampling,
+                scored,
+                batch.num_decodes,
+                pipeline.policy.phase,
+            )
+        )
         self.pool.num_in_flight += 1
         pipeline.correction.launch(step_id, batch.size)
         self._next_step_id += 1
         self.counters.steps += 1
+        self.times.schedule(batch.sequences[batch.num_decodes :], now)
+        if batch.num_decodes and batch.total_tokens > batch.num_decodes:
+            self.counters.topups += 1
+            self.counters.topup_tokens += batch.total_tokens - batch.num_decodes
         return step
 
 

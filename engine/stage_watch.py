@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.stage_time import StageTime
 from wire.messages import Heartbeat, StageStats
 
 # Seconds of silence that are accepted from a stage that loads weights.
@@ -116,7 +117,9 @@ class StageWatch:
             return f"{name} has made no progress for {still_s:.1f} s"
         return ""
 
-    def stats(self, now: float, cost_ratios: dict[int, float]) -> tuple[StageStats, ...]:
+    def stats(
+        self, now: float, cost_ratios: dict[int, float], times: StageTime
+    ) -> tuple[StageStats, ...]:
         """The figures of each stage; `cost_ratios` are predicted / real seconds by stage."""
         return tuple(
             StageStats(
@@ -124,9 +127,11 @@ class StageWatch:
                 stage.beat.pid,
                 now - stage.heard_at,
                 stage.beat.progress,
-                stage.beat.steps,
-                stage.beat.busy_s,
+                times.steps[number],
+                times.busy_s[number],
                 cost_ratios.get(number, 0.0),
+                times.bubble_s[number],
+                stage.beat.exact,
             )
             for number, stage in sorted(self._stages.items())
         )

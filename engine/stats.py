@@ -3,20 +3,23 @@
 from dataclasses import asdict
 
 from engine.scheduler import Scheduler
+from engine.stage_time import StageTime
 from wire.messages import StageStats, Stats
 
 
 def collect(
     scheduler: Scheduler,
+    now: float,
     stages: tuple[StageStats, ...],
     uptime_s: float,
     busy_s: float,
     trouble: str,
     engine: int,
     dropped: int,
+    stage_time: StageTime,
 ) -> Stats:
-    """The `Stats` of this moment: gauges of the scheduler, and all counters by name."""
-    pipeline, pool = scheduler.pipeline, scheduler.pool
+    """The `Stats` of `now` (seconds): gauges of the scheduler, and all counters by name."""
+    pipeline, pool, times = scheduler.pipeline, scheduler.pool, scheduler.times
     return Stats(
         ready=pipeline is not None,
         phase=pipeline.policy.phase if pipeline else "prefill",
@@ -31,5 +34,12 @@ def collect(
         trouble=trouble,
         engine=engine,
         dropped=dropped,
+        phase_s=stage_time.phase_s(now),
+        switch_costs={phase: cost.figures() for phase, cost in stage_time.switch_costs.items()},
+        request_times={
+            "queue": times.queue.figures(),
+            "prefill": times.prefill.figures(),
+            "decode": times.decode.figures(),
+        },
         **asdict(scheduler.counters),
     )

@@ -75,7 +75,8 @@ async def _serve(
         config.pipeline.stage_start_timeout,
         runtime.secret,
     )
-    drain, metrics = Drain(), Metrics(EngineCollector(client))
+    drain = Drain()
+    metrics = Metrics(EngineCollector(client), model_name=config.model.name)
     predictor = LengthPredictor(config.predictor, runtime, config.model.name, metrics)
     endpoints = build_endpoints(config, client, tokenizer, metrics, predictor)
     batches = build_batches(config, client, endpoints.all(), drain, metrics)

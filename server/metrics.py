@@ -9,28 +9,33 @@ from prometheus_client import (
     Gauge,
     Histogram,
     disable_created_metrics,
-    generate_latest,
 )
 from prometheus_client.registry import Collector
+
+from server.http.errors import REFUSALS, ApiError
+from server.metrics_page import MetricsPage
 
 _FIRST_TOKEN_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 _PER_TOKEN_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
 _PREDICTOR_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_TOKENS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))  # as in vLLM
 _REQUEST_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 
 # Without this, each counter has a second sample with its creation time.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-OUTCOMES = ("success", "error", "disconnect", "timeout", "refused")
+OUTCOMES = ("success", "error", "disconnect", "timeout", "invalid", "refused")
+_OUTCOMES_BY_STATUS = {408: "timeout", 429: "refused", 500: "error", 503: "refused"}
 BATCH_OUTCOMES = ("success", "error", "retry")
 
 
 class Metrics:
     """The metrics of one server; a request counts once, under one of `OUTCOMES`."""
 
-    def __init__(self, *collectors: Collector) -> None:
-        """`collectors` are read at each scrape."""
+    def __init__(self, *collectors: Collector, model_name: str) -> None:
+        """`collectors` are read at each scrape; every sample gets the label `model_name`."""
         self._registry = CollectorRegistry()
+        self._page = MetricsPage(self._registry, model_name)
         for collector in collectors:
             self._registry.register(collector)
         self.requests = Counter(
@@ -38,6 +43,7 @@ class Metrics:
         )
         for outcome in OUTCOMES:
             self.requests.labels(outcome)
+        self._add_errors()
         self.ignored_fields = Counter(
             "tdpipe_ignored_fields",
             "Unknown fields of requests, by the kind of object that contained them",
@@ -73,7 +79,48 @@ class Metrics:
         )
         for outcome in BATCH_OUTCOMES:
             self.batch_requests.labels(outcome)
+        self._add_lengths()
         self._add_predictions()
+
+    def count_reason(self, error: ApiError) -> str:
+        """Count why a request has no response but this error; returns its outcome."""
+        outcome = _OUTCOMES_BY_STATUS.get(error.status, "invalid")
+        if outcome == "refused":
+            self.refused_requests.labels(error.reason).inc()
+        elif outcome == "invalid":
+            self.invalid_requests.labels(error.reason).inc()
+        return outcome
+
+    def _add_errors(self) -> None:
+        """Refusals, which are the server's, apart from the errors of clients."""
+        self.refused_requests = Counter(
+            "tdpipe_refused_requests",
+            "Valid requests that the server has refused (429, 503), by what was exhausted",
+            ["reason"],
+            registry=self._registry,
+        )
+        for reason in REFUSALS:
+            self.refused_requests.labels(reason)
+        self.invalid_requests = Counter(
+            "tdpipe_invalid_requests",
+            "Requests with an error of the client (4xx), by the code of the error",
+            ["reason"],
+            registry=self._registry,
+        )
+
+    def _add_lengths(self) -> None:
+        self.request_prompt_tokens = Histogram(
+            "tdpipe_request_prompt_tokens",
+            "Tokens of each admitted prompt",
+            buckets=_TOKENS,
+            registry=self._registry,
+        )
+        self.request_generation_tokens = Histogram(
+            "tdpipe_request_generation_tokens",
+            "Tokens of each complete answer",
+            buckets=_TOKENS,
+            registry=self._registry,
+        )
 
     def _add_predictions(self) -> None:
         """The quality of length predictions, by predictor and by class of lengths."""
@@ -112,4 +159,4 @@ class Metrics:
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
-        return generate_latest(self._registry)
+        return self._page.render()

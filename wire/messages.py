@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from wire.histogram import HistogramFigures
+
 FinishReason = Literal["stop", "length", "error"]
 Phase = Literal["prefill", "decode", "mixed"]
 Doing = Literal["loads", "idle", "waits", "computes"]
@@ -187,10 +189,13 @@ class Finished(Message, frozen=True):
 
 
 class StageStats(msgspec.Struct, frozen=True, array_like=True):
-    """The figures of a stage, from its last heartbeat.
+    """The figures of a stage, from its heartbeats.
 
-    `busy_s` counts seconds of forward passes since its start; `cost_ratio` is the predicted time of
-    the latest steps (by the cost model) divided by their real time, or 0 before the first step.
+    `steps`, `busy_s` and `bubble_s` are counted since the start of the engine: forward passes, the
+    seconds that they took, and the seconds without one while any step was in flight. The seconds
+    are meaningless if `has_exact_times` is false (see `Heartbeat`). `cost_ratio` is the predicted
+    time of the latest steps (by the cost model) divided by their real time, or 0 before the first
+    step.
     """
 
     stage: int
@@ -200,6 +205,8 @@ class StageStats(msgspec.Struct, frozen=True, array_like=True):
     steps: int
     busy_s: float
     cost_ratio: float = 0.0
+    bubble_s: float = 0.0
+    has_exact_times: bool = True
 
 
 class Stats(Message, frozen=True):
@@ -208,7 +215,9 @@ class Stats(Message, frozen=True):
     It is also the heartbeat of the engine. `engine` is a new number for each engine process, and
     after each message that could not be delivered. `phase` is the current phase of the scheduler.
     While the pipeline is lost, `trouble` is the reason. `dropped` counts malformed messages and
-    failed handshakes (peers without the cluster_secret).
+    failed handshakes (peers without the cluster_secret). `phase_s` has the seconds with steps in
+    flight by phase, `switch_costs` the seconds that switches cost by the phase after the switch,
+    and `request_times` the seconds of sequences by their parts ("queue", "prefill", "decode").
     """
 
     ready: bool
@@ -235,6 +244,11 @@ class Stats(Message, frozen=True):
     trouble: str = ""
     engine: int = 0
     dropped: int = 0
+    topups: int = 0
+    topup_tokens: int = 0
+    phase_s: dict[Phase, float] = {}
+    switch_costs: dict[Phase, HistogramFigures] = {}
+    request_times: dict[str, HistogramFigures] = {}
 
 
 # --- engine -> stages (which also receive Hello) ---------------------------------------------

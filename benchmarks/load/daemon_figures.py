@@ -32,13 +32,15 @@ Figures = dict[tuple[str, str], float]
 
 @dataclass(frozen=True, slots=True)
 class StageFigures:
-    """A stage over the run; `bubble_ratio` is the share of the time in which it was idle.
+    """A stage over the run.
 
-    In an open loop a stage is also idle when no request is open: compare bubbles at full load.
+    `bubble_ratio` is the share of bubbles in the time with a step in flight, so it is the same at
+    any load; time without work does not count.
     """
 
     stage: int
     busy_s: float
+    bubble_s: float
     steps: int
     bubble_ratio: float
 
@@ -75,32 +77,32 @@ async def read_settled_figures(address: Address) -> Figures | None:
     return figures
 
 
-def growth(before: Figures, after: Figures, duration_s: float) -> dict[str, object]:
-    """Return the growth of the counters in a run of `duration_s`, for the report.
+def growth(before: Figures, after: Figures) -> dict[str, object]:
+    """Return the growth of the counters in a run, for the report.
 
-    Counters restart at 0 with the engine or a stage, so a figure that shrank is reported as None.
+    Counters restart at 0 with the engine, so a figure that shrank is reported as None.
     """
     report: dict[str, object] = {}
     for name, label in COUNTERS.items():
         grown = _grown(before, after, (name, ""))
         report[label] = grown if grown is None or label.endswith("_s") else int(grown)
-    report["stages"] = [
-        None if work is None else asdict(work) for work in _stages(before, after, duration_s)
-    ]
+    report["stages"] = [None if work is None else asdict(work) for work in _stages(before, after)]
     return report
 
 
-def _stages(before: Figures, after: Figures, duration_s: float) -> list[StageFigures | None]:
+def _stages(before: Figures, after: Figures) -> list[StageFigures | None]:
     numbers = sorted(int(stage) for name, stage in after if name == "tdpipe_stage_steps_total")
-    return [_stage(before, after, number, duration_s) for number in numbers]
+    return [_stage(before, after, number) for number in numbers]
 
 
-def _stage(before: Figures, after: Figures, stage: int, duration_s: float) -> StageFigures | None:
+def _stage(before: Figures, after: Figures, stage: int) -> StageFigures | None:
     busy_s = _grown(before, after, ("tdpipe_stage_busy_seconds_total", str(stage)))
     steps = _grown(before, after, ("tdpipe_stage_steps_total", str(stage)))
-    if busy_s is None or steps is None:
+    bubble_s = _grown(before, after, ("tdpipe_stage_bubble_seconds_total", str(stage)))
+    if busy_s is None or steps is None or bubble_s is None:
         return None
-    return StageFigures(stage, busy_s, int(steps), max(0.0, 1 - busy_s / duration_s))
+    ratio = bubble_s / (busy_s + bubble_s) if bubble_s else 0.0
+    return StageFigures(stage, busy_s, bubble_s, int(steps), ratio)
 
 
 def _grown(before: Figures, after: Figures, key: tuple[str, str]) -> float | None:

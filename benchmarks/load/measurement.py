@@ -61,7 +61,7 @@ async def measure(
         "ending": ending,
         "client_cpu_s": client_cpu_s,
         "summary": summarise(requests, loop.records, loop.duration_s),
-        "daemon": growth(before, after, loop.duration_s) if before and after else None,
+        "daemon": growth(before, after) if before and after else None,
         "requests": [describe_request(record) for record in loop.records],
     }
 

@@ -22,3 +22,5 @@ class Counters:
     poison_requests: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    topups: int = 0  # decode steps that prompts were added to, and the tokens of those prompts
+    topup_tokens: int = 0

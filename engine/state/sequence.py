@@ -43,6 +43,9 @@ class Sequence:
     sequence, under policies that keep the members of micro-batches together. If `is_plain`, the
     sequence needs only the likeliest token; otherwise it has a `sampler_slot` after it has first
     sampled. The first `num_scored` tokens of the prompt are scored, or steps in flight score them.
+    `num_failures` counts the pipelines that failed while the sequence was in flight, since it was
+    last cleared (see `engine.quarantine`). `scheduled_at` and `first_token_at` are the times of its
+    first step and of its first token, unless an earlier engine has generated tokens of it.
 
     `prefix_keys` are the keys of its first full blocks, as far as they are known, and `prefix_root`
     is what they begin with, see `engine.state.prefix_cache`; the first `num_joined` of them belong
@@ -57,6 +60,7 @@ class Sequence:
         "block_table",
         "expected",
         "expected_hit",
+        "first_token_at",
         "is_plain",
         "longest_len",
         "micro_batch_index",
@@ -72,6 +76,7 @@ class Sequence:
         "prefix_order",
         "prefix_root",
         "sampler_slot",
+        "scheduled_at",
         "sequence_id",
         "shortest_len",
         "state",
@@ -111,6 +116,8 @@ class Sequence:
         self.was_admitted = False
         self.num_shared = 0
         self.num_lost = 0
+        self.scheduled_at: float | None = None
+        self.first_token_at: float | None = None
 
     @property
     def num_generated(self) -> int:

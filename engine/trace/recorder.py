@@ -1,18 +1,16 @@
 """The recorder: writes a trace of the launched steps and the times that stages report."""
 
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from configs.output_files import check_outputs
+from engine.clock_leads import ClockLeads
 from engine.trace.trace_file import TRACE_MARK, Gauges, Span, TraceWriter
 from wire.messages import EngineReady, Heartbeat, Message, Phase, StageLost, Stats, Step
 
 # Launched steps kept until all stages report them; steps of a lost pipeline are never reported.
 MAX_OPEN_STEPS = 10_000
-# The heartbeat with the shortest delay, of this many (two a second), sets a clock's offset.
-CLOCK_WINDOW = 60
 
 
 @dataclass(slots=True)
@@ -31,17 +29,15 @@ class Recorder:
     A trace in `path` is replaced; another file there raises `OutputFileError`.
 
     Times (`now`, in seconds) are read from the engine's monotonic clock and written as seconds
-    since `began_at`. Stages on the `same_host` have the same clock. For stages on other hosts, the
-    offset of the clock is estimated from heartbeats, as the smallest difference between the times
-    of receipt and of sending. The estimate is too large by the shortest delay of a heartbeat.
+    since `began_at`. Stages on the `same_host` have the same clock; see `ClockLeads` for others.
     """
 
     def __init__(self, path: Path, num_stages: int, began_at: float, *, same_host: bool) -> None:
         check_outputs({path: TRACE_MARK}, advice="choose another --trace")
         self._writer = TraceWriter(path, num_stages)
-        self._num_stages, self._began_at, self._same_host = num_stages, began_at, same_host
+        self._num_stages, self._began_at = num_stages, began_at
         self._open_steps: dict[int, _OpenStep] = {}
-        self._leads: dict[tuple[int, int], deque[float]] = {}
+        self._leads = ClockLeads(same_host=same_host)
         self._ended_at = [0.0] * num_stages
         self._is_lost = False
 
@@ -69,7 +65,7 @@ class Recorder:
 
     def observe(self, beat: Heartbeat, now: float) -> None:
         """Write the steps that a heartbeat reports."""
-        shift_s = self._lead(beat, now) - self._began_at
+        shift_s = self._leads.lead_s(beat, now) - self._began_at
         columns = (
             memoryview(beat.step_ids).cast("q"),
             memoryview(beat.began_at).cast("d"),
@@ -104,11 +100,3 @@ class Recorder:
         self._writer.write_span(
             Span(stage, step_id, step.phase, step.num_rows, step.num_tokens, began_at, ended_at)
         )
-
-    def _lead(self, beat: Heartbeat, now: float) -> float:
-        """Seconds by which the engine's clock is ahead of the clock of the stage."""
-        if self._same_host:
-            return 0.0
-        leads = self._leads.setdefault((beat.stage, beat.epoch), deque(maxlen=CLOCK_WINDOW))
-        leads.append(now - beat.sent_at)
-        return min(leads)

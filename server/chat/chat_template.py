@@ -71,7 +71,9 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._own = tokenizer.chat_templates if source is None else {"default": source}
         self._trust_requests = trust_requests
-        self._threads = BoundedThreads(NUM_THREADS, "long conversations", MAX_WAITING)
+        self._threads = BoundedThreads(
+            NUM_THREADS, "long conversations", MAX_WAITING, "chat_template"
+        )
         self._traits = lru_cache(maxsize=16)(self._find_traits)
         for own in self._own.values():  # now, so that the first request does not wait for it
             self._traits(own)

@@ -135,7 +135,8 @@ class CheckedGrammars:
             message = f"'{param}' is not supported: {error}."
             raise invalid(message, param, "unsupported_parameter") from error
         except UncheckedError as error:
-            raise unavailable(f"'{param}' could not be checked: {error}.") from error
+            message = f"'{param}' could not be checked: {error}."
+            raise unavailable(message, reason="grammar_checker") from error
         if verdict.complaint:
             raise invalid(f"'{param}' {verdict.complaint}.", param, "invalid_value")
         if verdict.lark:
@@ -148,7 +149,8 @@ class CheckedGrammars:
         if patient:
             async with self._patient_queue:  # one by one, to leave capacity for others
                 return await self._checked(digest, grammar)
-        busy = too_busy("Too many new grammars are being checked. Please retry shortly.")
+        message = "Too many new grammars are being checked. Please retry shortly."
+        busy = too_busy(message, "grammar_checker")
         if len(self._waiting) >= MAX_WAITING and digest not in self._waiting:
             raise busy
         try:

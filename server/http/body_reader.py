@@ -45,7 +45,8 @@ class BodyMemory:
             nonlocal held
             more = max(0, num_bytes - FREE_BYTES) - held
             if self.num_bytes + more > self._max_bytes:
-                raise too_busy("Too many large requests are being received. Please retry shortly.")
+                message = "Too many large requests are being received. Please retry shortly."
+                raise too_busy(message, "body_memory")
             self.num_bytes += more
             held += more
 

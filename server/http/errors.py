@@ -35,6 +35,17 @@ SERVED_PATHS = (
 _NOT_STORED = ("/v1/responses", "/v1/chat/completions")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 RETRY_AFTER_S = 1
+REFUSALS = (
+    "queue_full",
+    "larger_than_queue",
+    "body_memory",
+    "tokenizer",
+    "chat_template",
+    "grammar_checker",
+    "model_not_ready",
+    "shutting_down",
+)
+"""Why generation requests are refused with 429 or 503, for the metrics."""
 CLIENT_CLOSED_REQUEST = 499  # only for the access log, after the client has gone; nginx's number
 
 
@@ -65,9 +76,12 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
+        reason: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
+        # For the metrics: a constant, so that clients cannot add label values.
+        self.reason = reason or code or "invalid_request"
         self.headers = dict(headers or {})
         self._error = {"message": message, "type": kind, "param": param, "code": code}
 
@@ -86,6 +100,7 @@ class ApiError(Exception):
             param=None if param is None else rename(param),
             code=error["code"],
             headers=self.headers,
+            reason=self.reason,
         )
 
     def body(self) -> bytes:
@@ -122,16 +137,22 @@ def no_such_model(model: str) -> ApiError:
     return ApiError(404, message, param="model", code="model_not_found")
 
 
-def too_busy(message: str, *, retry: bool = True) -> ApiError:
-    """429: the queue is full; without `retry`, the request exceeds the queue's capacity."""
+def too_busy(message: str, reason: str, *, retry: bool = True) -> ApiError:
+    """429: the queue is full; without `retry`, the request exceeds the queue's capacity.
+
+    `reason` is what is exhausted, in a word for the metrics.
+    """
     headers = {"retry-after": str(RETRY_AFTER_S)} if retry else {"x-should-retry": "false"}
-    return ApiError(429, message, kind="requests", code="rate_limit_exceeded", headers=headers)
+    code = "rate_limit_exceeded"
+    return ApiError(429, message, kind="requests", code=code, headers=headers, reason=reason)
 
 
-def unavailable(message: str, code: str = "service_unavailable") -> ApiError:
-    """503: temporarily unavailable."""
+def unavailable(
+    message: str, code: str = "service_unavailable", reason: str | None = None
+) -> ApiError:
+    """503: temporarily unavailable; `reason` is for the metrics, if the code does not tell it."""
     headers = {"retry-after": str(RETRY_AFTER_S)}
-    return ApiError(503, message, kind="server_error", code=code, headers=headers)
+    return ApiError(503, message, kind="server_error", code=code, headers=headers, reason=reason)
 
 
 def timed_out(timeout_s: float) -> ApiError:

@@ -34,21 +34,25 @@ class Admission:
             raise too_busy(
                 f"Request too large: it asks for {num_sequences} completions, "
                 f"{self._max_sequences} may wait.",
+                "larger_than_queue",
                 retry=False,
             )
         if num_tokens > self._max_tokens:
             raise too_busy(
                 f"Request too large: its completions have {num_tokens} tokens of prompts in all, "
                 f"{self._max_tokens} may wait.",
+                "larger_than_queue",
                 retry=False,
             )
         queue = self._client.low_priority_queue if low_priority else self._client.queue
         if queue.num_sequences + num_sequences > self._max_sequences:
             raise too_busy(
-                f"The queue is full: {self._max_sequences} may wait. Please retry shortly."
+                f"The queue is full: {self._max_sequences} may wait. Please retry shortly.",
+                "queue_full",
             )
         if queue.num_tokens + num_tokens > self._max_tokens:
             raise too_busy(
                 f"The queue is full: {self._max_tokens} tokens of prompts may wait. Please retry "
-                "shortly."
+                "shortly.",
+                "queue_full",
             )

@@ -11,12 +11,12 @@ import logging
 import time
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from server.http.errors import unavailable
 from server.requests.logprobs import unpack
 from server.requests.open_sequence import OpenSequence, QueueTotals
 from server.requests.output_coalescing import Inbox, OutputCoalescer
+from wire.histogram import TOKEN_S, Histogram
 from wire.messages import (
     Abort,
     EngineReady,
@@ -37,14 +37,6 @@ SILENCE_S = 1.5
 HELLO_TICKS = 2
 
 logger = logging.getLogger("tdpipe")
-
-
-@dataclass(frozen=True)
-class StageWork:
-    """A stage's busy seconds when the pipeline was last ready, to compute its bubble ratio."""
-
-    since: float
-    busy_s: dict[int, float]
 
 
 class EngineClient:
@@ -70,7 +62,7 @@ class EngineClient:
         self.low_priority_queue = QueueTotals()
         self.num_generated = 0
         self.num_engines_lost = 0
-        self.work_at_ready: StageWork | None = None
+        self.inter_token_latency = Histogram(TOKEN_S)
         self._became_ready = asyncio.Event()
         self._spoke: Spoke[ToServer] = Spoke(endpoint, "server", ToServer, secret)
         self._arrival = asyncio.Event()
@@ -213,15 +205,18 @@ class EngineClient:
     def _on_generated(self, message: Generated, now: float) -> None:
         sequence_ids = array("q", message.sequence_ids)
         token_ids = array("i", message.token_ids)
+        latencies_s: list[float] = []
         for sequence_id, token_id in zip(sequence_ids, token_ids, strict=True):
             sequence = self._open.get(sequence_id)
             if sequence is None:
                 continue
-            sequence.last_token_at = now
             if sequence.first_token_at is None:
                 sequence.put_first_token(token_id, now)
             else:
+                latencies_s.append(now - sequence.last_token_at)
                 sequence.put_token(token_id)
+            sequence.last_token_at = now
+        self.inter_token_latency.observe_all(latencies_s)
         if message.logprobs is not None:
             for index, logprobs in unpack(message.logprobs, token_ids):
                 sequence = self._open.get(sequence_ids[index])
@@ -252,16 +247,12 @@ class EngineClient:
             self._meet()
         self._lost = False
         self.stats, self.stats_at = message, now
-        if self.is_ready and self.work_at_ready is None:
-            busy_s = {stage.stage: stage.busy_s for stage in message.stages}
-            self.work_at_ready = StageWork(now, busy_s)
         self._note_ready()
 
     def _on_ready(self, message: EngineReady) -> None:
         if not self._hello or message.hello != self._hello:
             return  # a response to an earlier Hello
         self.ready = message
-        self.work_at_ready = None
         if not self._is_introduced:
             self._is_introduced = True
             for sequence in list(self._open.values()):
@@ -309,7 +300,6 @@ class EngineClient:
     def _lose(self) -> None:
         logger.warning("the engine has stopped answering; open requests wait for it")
         self._lost = True
-        self.work_at_ready = None
         self._note_ready()
 
     def _close(self, sequence: OpenSequence, reason: str) -> None:

@@ -2,12 +2,26 @@
 
 import time
 from collections.abc import Iterator
+from itertools import accumulate
 
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from server.requests.engine_client import EngineClient
+from wire.histogram import HistogramFigures
 from wire.messages import EngineReady, Stats
+
+# Parts of a sequence's time, and what they are.
+_REQUEST_TIMES = {
+    "queue": "From a sequence's arrival in the engine to its first step",
+    "prefill": "From a sequence's first step to its first token",
+    "decode": "From a sequence's first token to its end",
+}
 
 
 class EngineCollector(Collector):
@@ -34,10 +48,18 @@ class EngineCollector(Collector):
             "Engine processes that replaced a lost one",
             client.num_engines_lost,
         )
+        inter_token = HistogramMetricFamily(
+            "tdpipe_inter_token_latency_seconds",
+            "Between the arrivals of two consecutive tokens of a sequence at the server",
+        )
+        _add_histogram(inter_token, [], client.inter_token_latency.figures())
+        yield inter_token
         if client.ready is not None:
             yield _attention(client.ready)
         if client.stats is not None:
             yield from _scheduler_figures(client.stats)
+            yield from _phase_figures(client.stats)
+            yield from _request_times(client.stats)
             yield from _stage_figures(client, client.stats)
 
 
@@ -74,6 +96,12 @@ def _scheduler_figures(stats: Stats) -> Iterator[Metric]:
         "tdpipe_work_steals",
         "Rows moved between decode micro-batches (work stealing)",
         stats.steals,
+    )
+    yield _counter(
+        "tdpipe_topups", "Decode steps that prompts were added to (top-ups)", stats.topups
+    )
+    yield _counter(
+        "tdpipe_topup_tokens", "Prompt tokens that were added to decode steps", stats.topup_tokens
     )
     yield _counter("tdpipe_preemptions", "Preempted sequences", stats.preemptions)
     yield _counter(
@@ -115,18 +143,34 @@ def _scheduler_figures(stats: Stats) -> Iterator[Metric]:
     )
 
 
-def _stage_figures(client: EngineClient, stats: Stats) -> Iterator[Metric]:
-    busy = CounterMetricFamily(
-        "tdpipe_stage_busy_seconds", "Seconds spent in forward passes", labels=["stage"]
+def _phase_figures(stats: Stats) -> Iterator[Metric]:
+    seconds = CounterMetricFamily(
+        "tdpipe_phase_seconds", "Seconds with a step in flight, by phase", labels=["phase"]
     )
+    for phase, phase_s in stats.phase_s.items():
+        seconds.add_metric([phase], phase_s)
+    costs = HistogramMetricFamily(
+        "tdpipe_phase_switch_cost_seconds",
+        "Bubble seconds of a stage in the first S steps after a phase switch, mean of the stages",
+        labels=["phase"],
+    )
+    for phase, figures in stats.switch_costs.items():
+        _add_histogram(costs, [phase], figures)
+    yield from (seconds, costs)
+
+
+def _request_times(stats: Stats) -> Iterator[Metric]:
+    for part, text in _REQUEST_TIMES.items():
+        metric = HistogramMetricFamily(f"tdpipe_request_{part}_time_seconds", text)
+        if part in stats.request_times:
+            _add_histogram(metric, [], stats.request_times[part])
+        yield metric
+
+
+def _stage_figures(client: EngineClient, stats: Stats) -> Iterator[Metric]:
     steps = CounterMetricFamily("tdpipe_stage_steps", "Forward passes", labels=["stage"])
     age = GaugeMetricFamily(
         "tdpipe_stage_heartbeat_age_seconds", "Seconds since the last heartbeat", labels=["stage"]
-    )
-    bubbles = GaugeMetricFamily(
-        "tdpipe_stage_bubble_ratio",
-        "Idle share: 1 - busy / wall time since the pipeline was ready",
-        labels=["stage"],
     )
     costs = GaugeMetricFamily(
         "tdpipe_cost_model_ratio",
@@ -136,27 +180,36 @@ def _stage_figures(client: EngineClient, stats: Stats) -> Iterator[Metric]:
     since_stats = time.monotonic() - client.stats_at
     for stage in stats.stages:
         labels = [str(stage.stage)]
-        busy.add_metric(labels, stage.busy_s)
         steps.add_metric(labels, stage.steps)
         if stage.cost_ratio:
             costs.add_metric(labels, stage.cost_ratio)
         age.add_metric(labels, stage.heartbeat_age_s + since_stats)
-    for number, ratio in bubble_ratios(client).items():
-        bubbles.add_metric([str(number)], ratio)
-    yield from (busy, steps, age, bubbles, costs)
+    yield from (steps, age, costs, *_stage_times(stats))
 
 
-def bubble_ratios(client: EngineClient) -> dict[int, float]:
-    """Return the idle share (0 to 1) of the time since the pipeline was ready, for each stage."""
-    stats, base = client.stats, client.work_at_ready
-    if stats is None or base is None or client.stats_at <= base.since:
-        return {}
-    wall_s = client.stats_at - base.since
-    ratios = {}
+def _stage_times(stats: Stats) -> Iterator[Metric]:
+    """Busy and bubble seconds of the stages, without those that only time launches of kernels."""
+    busy = CounterMetricFamily(
+        "tdpipe_stage_busy_seconds", "Seconds spent in forward passes", labels=["stage"]
+    )
+    bubbles = CounterMetricFamily(
+        "tdpipe_stage_bubble_seconds",
+        "Seconds without a forward pass while any step was in flight",
+        labels=["stage"],
+    )
     for stage in stats.stages:
-        busy_s = stage.busy_s - base.busy_s.get(stage.stage, 0.0)
-        ratios[stage.stage] = min(1.0, max(0.0, 1 - busy_s / wall_s))
-    return ratios
+        if stage.has_exact_times:
+            busy.add_metric([str(stage.stage)], stage.busy_s)
+            bubbles.add_metric([str(stage.stage)], stage.bubble_s)
+    yield from (busy, bubbles)
+
+
+def _add_histogram(
+    metric: HistogramMetricFamily, labels: list[str], figures: HistogramFigures
+) -> None:
+    bounds = [*(str(float(bound)) for bound in figures.bounds), "+Inf"]
+    buckets = list(zip(bounds, accumulate(figures.counts), strict=True))
+    metric.add_metric(labels, buckets, figures.total)
 
 
 def _counter(name: str, text: str, value: float) -> Metric:

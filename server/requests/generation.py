@@ -115,6 +115,8 @@ class Generation:
         if not self.num_unfinished:
             return self
         self._metrics.prompt_tokens.inc(sum(map(len, self.plan.prompts)))
+        for prompt_token_ids in self.plan.prompts:
+            self._metrics.request_prompt_tokens.observe(len(prompt_token_ids))
         first_id = self._client.next_ids(self.plan.num_sequences)
         hint = self.plan.expected_tokens
         self._expected = [self._predictor.expect(query, hint) for query in self._queries]
@@ -260,6 +262,7 @@ class Generation:
         self._client.abort(sequence)
         prompt = sequence.index // self.plan.n
         if choice.num_tokens:
+            self._metrics.request_generation_tokens.observe(choice.num_tokens)
             self._predictor.observe(
                 self._queries[prompt], self._expected[prompt], choice.num_tokens
             )
@@ -287,7 +290,9 @@ class Generations:
     predictor: LengthPredictor
     request_timeout_s: float | None = None
     threads: BoundedThreads = field(
-        default_factory=lambda: BoundedThreads(NUM_RENDERING_THREADS, "long answers", 0)
+        default_factory=lambda: BoundedThreads(
+            NUM_RENDERING_THREADS, "long answers", 0, "rendering"
+        )
     )
 
     def deadline(self, timeout_s: float | None, *, offline: bool) -> Deadline:

@@ -19,14 +19,14 @@ Result = TypeVar("Result")
 class BoundedThreads:
     """At most `num_threads` calls run at once, and at most `max_waiting` others wait.
 
-    `name` is a plural noun for what the calls process, for error messages. All calls must be made
-    from the same asyncio loop.
+    `name` is a plural noun for what the calls process, for error messages, and `reason` the word
+    for it in the metrics of refusals. All calls must be made from the same asyncio loop.
     """
 
-    def __init__(self, num_threads: int, name: str, max_waiting: int) -> None:
+    def __init__(self, num_threads: int, name: str, max_waiting: int, reason: str) -> None:
         self._free = asyncio.Semaphore(num_threads)
         self._patient_lock = asyncio.Lock()  # only one patient call at a time waits for a thread
-        self._name = name
+        self._name, self._reason = name, reason
         self._max_waiting = max_waiting
         self._num_waiting = 0
 
@@ -77,7 +77,8 @@ class BoundedThreads:
             self._num_waiting -= 1
 
     def _too_busy(self) -> ApiError:
-        return too_busy(f"Too many {self._name} are being processed. Please retry shortly.")
+        message = f"Too many {self._name} are being processed. Please retry shortly."
+        return too_busy(message, self._reason)
 
     def _finish(self, outcome: "asyncio.Future[Result]", settle: Callable[[], None]) -> None:
         self._free.release()

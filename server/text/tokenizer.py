@@ -57,7 +57,7 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self._core = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         self._lock = threading.Lock()
-        self._threads = BoundedThreads(NUM_THREADS, "long texts", MAX_WAITING_TEXTS)
+        self._threads = BoundedThreads(NUM_THREADS, "long texts", MAX_WAITING_TEXTS, "tokenizer")
         vocabulary = tokenizer.get_vocab()
         self.num_ids = 1 + max(vocabulary.values(), default=-1)
         self.vocab_size = vocab_size or self.num_ids

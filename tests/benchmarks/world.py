@@ -125,6 +125,7 @@ def metrics(scrape: int) -> bytes:
         f"tdpipe_work_steals_total {3.0 * scrape}",
         f"tdpipe_preemptions_total {0.0 * scrape}",
         f'tdpipe_stage_busy_seconds_total{{stage="0"}} {0.25 * scrape}',
+        f'tdpipe_stage_bubble_seconds_total{{stage="0"}} {0.75 * scrape}',
         f'tdpipe_stage_steps_total{{stage="0"}} {7.0 * scrape}',
     ]
     return "\n".join([*lines, ""]).encode()

@@ -58,6 +58,7 @@ def run(folder: Path) -> tuple[Trace, Figures]:
     with Daemon(folder, *arguments) as daemon:
         asyncio.run(ask_at_once(daemon))
         figures = settled(daemon)
+        figures["phase_s", ""] = daemon.metric("tdpipe_phase_seconds_total")
     return read_trace(path), figures
 
 
@@ -104,6 +105,20 @@ def test_the_steps_add_up_to_the_busy_seconds(
         busy_s = run[1]["tdpipe_stage_busy_seconds_total", str(stage)]
         seconds = sum(span.ended_at - span.began_at for span in track)
         assert seconds == pytest.approx(busy_s, abs=1e-6 * len(track))  # the file's resolution
+
+
+def test_busy_and_bubble_seconds_of_every_stage_are_the_seconds_with_work(
+    run: tuple[Trace, Figures], tracks: list[list[Span]]
+) -> None:
+    """All requests came at once, so there is one work period, with a fill and a drain."""
+    figures = run[1]
+    for stage, track in enumerate(tracks):
+        busy_s = figures["tdpipe_stage_busy_seconds_total", str(stage)]
+        bubble_s = figures["tdpipe_stage_bubble_seconds_total", str(stage)]
+        assert busy_s + bubble_s == pytest.approx(figures["phase_s", ""], abs=1e-3)
+        assert bubble_s > sum(after.began_at - one.ended_at for one, after in pairwise(track))
+    assert figures["tdpipe_request_queue_time_seconds_count", ""] == NUM_REQUESTS
+    assert figures["tdpipe_request_decode_time_seconds_count", ""] == NUM_REQUESTS
 
 
 def test_the_gauges_come_back_to_zero(run: tuple[Trace, Figures]) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
+from engine.stage_time import StageTime
 from engine.stage_watch import StageWatch
 from wire.messages import Heartbeat
 
@@ -136,7 +137,10 @@ def test_stats_are_in_the_order_of_the_stages() -> None:
     watch = make_watch()
     watch.observe(beat(1, 5), 1.0)
     watch.observe(beat(0, 3), 2.0)
-    assert [(s.stage, s.progress, s.heartbeat_age_s) for s in watch.stats(4.0, {})] == [
-        (0, 3, 2.0),
-        (1, 5, 3.0),
+    times = StageTime(2, same_host=True)
+    times.busy_s[1] = 0.5
+    stats = watch.stats(4.0, {}, times)
+    assert [(s.stage, s.progress, s.heartbeat_age_s, s.busy_s) for s in stats] == [
+        (0, 3, 2.0, 0.0),
+        (1, 5, 3.0, 0.5),
     ]

@@ -240,7 +240,7 @@ def make_app(
     settings: Config, client: EngineClient, drain: Drain, tokenizer: Tokenizer = TOKENIZER
 ) -> tuple[ASGIApp, LengthPredictor, BatchService]:
     """The app, the predictor, which is to be run if there is an encoder, and the batches."""
-    metrics = Metrics(EngineCollector(client))
+    metrics = Metrics(EngineCollector(client), model_name=MODEL)
     predictor = LengthPredictor(settings.predictor, settings.runtime, MODEL, metrics)
     endpoints = build_endpoints(settings, client, tokenizer, metrics, predictor)
     batches = build_batches(settings, client, endpoints.all(), drain, metrics)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wire import messages
+from wire.histogram import HistogramFigures
 from wire.messages import (
     Event,
     Finished,
@@ -75,6 +76,11 @@ for part in (SamplerSetup, ScoredRow):
     FIELDS[tuple[part, ...]] = st.lists(values(part), max_size=2).map(tuple)  # type: ignore[valid-type]
 FIELDS[StageCosts] = values(StageCosts)
 FIELDS[RopeRule | None] = st.none() | values(RopeRule)
+histograms = values(HistogramFigures)
+FIELDS[dict[str, HistogramFigures]] = st.dictionaries(st.text(max_size=5), histograms, max_size=2)
+phases = st.sampled_from(get_args(messages.Phase))
+FIELDS[dict[messages.Phase, HistogramFigures]] = st.dictionaries(phases, histograms)
+FIELDS[dict[messages.Phase, float]] = st.dictionaries(phases, FIELDS[float])
 FIELDS[tuple[StageStats, ...]] = st.lists(values(StageStats), max_size=3).map(tuple)
 
 

@@ -88,7 +88,9 @@ class BatchRoutes:
         except UnknownFileError as error:
             raise no_such_file(body.input_file_id, "input_file_id") from error
         if not was_taken:
-            raise too_busy(f"Too many batches: {MAX_OPEN_BATCHES} are open.", retry=False)
+            raise too_busy(
+                f"Too many batches: {MAX_OPEN_BATCHES} are open.", "batches", retry=False
+            )
         runner.begin(batch)
         return batch
 

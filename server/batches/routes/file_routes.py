@@ -113,7 +113,7 @@ class FileRoutes:
         """Store a file; 429 while too many uploads are running."""
         store = self._service.store
         if self._num_uploads >= MAX_UPLOADS:
-            raise too_busy(f"Too many uploads: {MAX_UPLOADS} may run at one time.")
+            raise too_busy(f"Too many uploads: {MAX_UPLOADS} may run at one time.", "uploads")
         upload = store.new_upload()
         self._num_uploads += 1
         try:

@@ -22,9 +22,6 @@ from server.openai.routes.endpoint import Endpoint
 from server.openai.routes.request_log import log_request
 from server.requests.reply import Reply
 
-# The outcome of an admitted request, by the status of its error.
-_OUTCOMES = {408: "timeout", 500: "error"}
-
 logger = logging.getLogger("tdpipe")
 
 
@@ -69,7 +66,7 @@ class GenerationResponse(Response):
         try:
             yield
         except ApiError as error:
-            self._outcome = _OUTCOMES.get(error.status, "refused")
+            self._outcome = self._metrics.count_reason(error)
             raise
         finally:
             self._metrics.requests.labels(self._outcome).inc()
@@ -115,7 +112,7 @@ class GenerationResponse(Response):
                     end = await write_events(reply, connection, send, self._comment_interval_s)
                 self._outcome = "success"
             except ApiError as error:
-                self._outcome = _OUTCOMES.get(error.status, "error")
+                self._outcome = "timeout" if error.status == 408 else "error"
                 end = reply.rendering.failure(error)
             except OSError:
                 raise

@@ -72,8 +72,8 @@ class GenerationRoute:
             try:
                 self._drain.check()
                 body = await body_memory.enter_async_context(self._body_memory.body(request))
-            except ApiError:
-                self._metrics.requests.labels("refused").inc()
+            except ApiError as error:
+                self._metrics.requests.labels(self._metrics.count_reason(error)).inc()
                 raise
             except ClientDisconnect:
                 self._metrics.requests.labels("disconnect").inc()

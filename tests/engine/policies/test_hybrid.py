@@ -72,6 +72,8 @@ def test_vllm_puts_all_idle_decodes_and_the_waiting_prompts_into_one_micro_batch
         ("decode", [(1, 1)]),
         ("decode", [(0, 1), (2, 1), (3, 1), (4, 1)]),
     ]
+    counters = world.scheduler.counters
+    assert (counters.topups, counters.topup_tokens) == (1, 9)
 
 
 def test_throttled_spreads_the_decodes_of_all_live_sequences_over_the_stages() -> None:

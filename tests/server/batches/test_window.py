@@ -17,7 +17,7 @@ from server.requests.reply import Reply
 from server.requests.retry import MAX_FAILURES
 
 PATH = "/v1/completions"
-METRICS = Metrics()
+METRICS = Metrics(model_name="little")
 
 
 @dataclass
@@ -109,7 +109,7 @@ def test_every_request_is_answered_once() -> None:
 
 
 def test_a_full_queue_is_not_the_requests_fault() -> None:
-    engine = FakeEngine([fails(too_busy("full"))] * 20)
+    engine = FakeEngine([fails(too_busy("full", "queue_full"))] * 20)
     (answer,) = run(engine)
     assert answer.is_success
     assert len(engine.asked) == 21
@@ -119,7 +119,7 @@ def test_a_full_queue_is_not_the_requests_fault() -> None:
     "error",
     [
         invalid("no"),
-        too_busy("never", retry=False),
+        too_busy("never", "larger_than_queue", retry=False),
         ApiError(404, "gone"),
         timed_out(5.0),
         failed("a stage failed each time", retry=False),

@@ -117,7 +117,7 @@ def test_a_client_that_leaves_while_it_sends_is_counted_and_no_bug(
         host, port = daemon.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), PATIENCE_S) as client:
             client.sendall(half_a_request("/v1/completions"))
-        counted = 'tdpipe_requests_total{outcome="disconnect"} 1.0'
+        counted = 'tdpipe_requests_total{model_name="little",outcome="disconnect"} 1.0'
         daemon.wait_until(lambda: counted in httpx.get(f"{daemon.url}/metrics").text)
     assert "Traceback" not in caplog.text
     assert "Exception" not in caplog.text
@@ -213,7 +213,7 @@ def leave_at(daemon: Daemon, gate: Gate, path: str = "completions", **body: Any)
     assert daemon.complete().json()["choices"][0]["text"] == "hello"
     assert len(daemon.engine.wait_for(Submit)) == 1
     left = daemon.get("/metrics").text
-    assert 'tdpipe_requests_total{outcome="disconnect"} 1.0' in left
+    assert 'tdpipe_requests_total{model_name="little",outcome="disconnect"} 1.0' in left
 
 
 LONG = "x" * (MAX_INLINE_CHARACTERS + 1)

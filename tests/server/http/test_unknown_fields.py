@@ -158,7 +158,8 @@ def test_a_request_with_many_unknown_names_keeps_only_some() -> None:
 def test_the_counter_has_a_label_for_each_kind_of_object(daemon: Daemon) -> None:
     def counted() -> int:
         metrics = daemon.get("/metrics").text.splitlines()
-        name = 'tdpipe_ignored_fields_total{object="CompletionRequest"} '
+        labels = '{model_name="little",object="CompletionRequest"}'
+        name = f"tdpipe_ignored_fields_total{labels} "
         return sum(float(line.removeprefix(name)) for line in metrics if line.startswith(name))
 
     before = counted()

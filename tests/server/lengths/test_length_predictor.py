@@ -63,12 +63,12 @@ def fives(ask: Ask) -> Answer:
 
 
 def samples(daemon: Daemon) -> dict[str, float]:
-    """All samples by name and labels' values."""
+    """All samples by name and labels' values, except the model's name."""
     families = text_string_to_metric_families(daemon.get("/metrics").text)
     return {
-        " ".join([sample.name, *sample.labels.values()]): sample.value
+        " ".join([each.name, *(v for k, v in each.labels.items() if k != "model_name")]): each.value
         for family in families
-        for sample in family.samples
+        for each in family.samples
     }
 
 

@@ -32,7 +32,7 @@ def test_tokens_of_prompts_fill_the_queue_until_the_first_token(tmp_path: Path) 
         assert refused.headers["retry-after"] == "1"
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
         assert "10 tokens of prompts" in refused.json()["error"]["message"]
-        assert "tdpipe_queued_prompt_tokens 6.0" in daemon.get("/metrics").text
+        assert 'tdpipe_queued_prompt_tokens{model_name="little"} 6.0' in daemon.get("/metrics").text
         daemon.engine.script = saying("hello")
         assert daemon.complete(prompt=[5] * 4).status_code == 200
         daemon.engine.send(generated(first.sequence_id, *HI))

@@ -60,7 +60,7 @@ def test_a_request_that_waits_too_long_is_408_and_leaves_the_queue(
         assert response.json()["error"] == ERROR
         assert len(daemon.engine.wait_for(Abort, 3)) == 3
         assert daemon.client.num_queued == 0
-        assert 'tdpipe_requests_total{outcome="timeout"} 1.0' in daemon.get("/metrics").text
+        assert '{model_name="little",outcome="timeout"} 1.0' in daemon.get("/metrics").text
 
 
 def test_a_stream_keeps_its_text_and_ends_with_the_error(tmp_path: Path) -> None:

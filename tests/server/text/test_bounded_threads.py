@@ -11,7 +11,7 @@ from server.text.bounded_threads import BoundedThreads
 
 def test_a_call_returns_or_raises() -> None:
     async def run() -> None:
-        threads = BoundedThreads(1, "tests", 1)
+        threads = BoundedThreads(1, "tests", 1, "tests")
         assert await threads.run(lambda: threading.current_thread().name, 10) == "tests"
         with pytest.raises(ZeroDivisionError):
             await threads.run(lambda: 1 / 0, 10)
@@ -24,7 +24,7 @@ def test_a_call_that_does_not_return_keeps_its_slot_and_waits_are_limited() -> N
     let = threading.Event()
 
     async def run() -> None:
-        threads = BoundedThreads(1, "tests", 1)
+        threads = BoundedThreads(1, "tests", 1, "tests")
         with pytest.raises(TimeoutError):
             await threads.run(let.wait, 0.01)
         with pytest.raises(ApiError, match="Too many tests") as refused:
@@ -40,7 +40,7 @@ def test_the_number_of_waiting_calls_is_limited_except_for_patient_ones() -> Non
     let, done = threading.Event(), []
 
     async def run() -> None:
-        threads = BoundedThreads(1, "tests", 1)
+        threads = BoundedThreads(1, "tests", 1, "tests")
 
         async def do(name: str, *, patient: bool = False) -> None:
             await threads.run(let.wait, patient=patient)
@@ -68,7 +68,7 @@ def test_a_call_may_outlive_its_loop() -> None:
 
     async def run() -> None:
         with pytest.raises(TimeoutError):
-            await BoundedThreads(1, "tests", 1).run(outlive, 0.01)
+            await BoundedThreads(1, "tests", 1, "tests").run(outlive, 0.01)
 
     asyncio.run(run())
     let.set()
@@ -81,7 +81,7 @@ def test_a_thread_that_cannot_be_started_takes_no_slot(monkeypatch: pytest.Monke
         raise RuntimeError("can't start new thread")
 
     async def run() -> None:
-        threads = BoundedThreads(1, "tests", 1)
+        threads = BoundedThreads(1, "tests", 1, "tests")
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", start)
             with pytest.raises(RuntimeError, match="can't start"):

@@ -140,7 +140,8 @@ def test_requests_of_a_batch_are_offline(client: openai.OpenAI, daemon: Daemon) 
 
 def test_requests_of_batches_have_their_own_metric(client: openai.OpenAI, daemon: Daemon) -> None:
     def counted() -> list[float]:
-        names = [f'tdpipe_batch_requests_total{{outcome="{kind}"}}' for kind in BATCH_OUTCOMES]
+        labels = [f'{{model_name="little",outcome="{kind}"}}' for kind in BATCH_OUTCOMES]
+        names = [f"tdpipe_batch_requests_total{each}" for each in labels]
         figures = dict(text.rsplit(" ", 1) for text in daemon.get("/metrics").text.splitlines())
         return [float(figures[name]) for name in names]
 

@@ -128,7 +128,7 @@ def test_a_batchs_request_has_low_priority(tmp_path: Path) -> None:
     settings = config(tmp_path)
     client, tokenizer = EngineClient(settings.runtime.server_address), chatty(QWEN)
     client.ready, client.stats = EngineReady(2, 40, 16, 8192), stats()
-    metrics = Metrics(EngineCollector(client))
+    metrics = Metrics(EngineCollector(client), model_name=MODEL)
     predictor = LengthPredictor(settings.predictor, settings.runtime, MODEL, metrics)
     limits = settings.server.limits
     planner = Planner(settings.model, limits.max_logprobs, client, tokenizer, (0,))

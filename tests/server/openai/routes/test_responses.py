@@ -404,7 +404,7 @@ def test_requests_are_logged_and_counted(tmp_path: Path, caplog: pytest.LogCaptu
         reply_id = whole(daemon)["id"]
         stream(daemon)
         # The second one is counted after its client has read the end.
-        counted = 'tdpipe_requests_total{outcome="success"} 2.0'
+        counted = 'tdpipe_requests_total{model_name="little",outcome="success"} 2.0'
         daemon.wait_until(lambda: counted in daemon.get("/metrics").text)
     assert f" {reply_id} prompts=1 " in caplog.text
     assert "POST /v1/responses 200" in caplog.text

@@ -24,6 +24,7 @@ from typing import Any
 
 from daemon import child_process
 from daemon.gguf_header import GgufError
+from daemon.process_exits import describe
 
 FOLDER = "gguf"
 STAMP = "gguf.json"
@@ -125,8 +126,6 @@ def _run(conversion: Conversion, stop: threading.Event) -> str | None:
         return None
     if printed.strip():
         return printed.strip().splitlines()[-1]
-    if converting.returncode > 0:
-        return f"the conversion of {conversion.file} ended with code {converting.returncode}"
-    name = signal.Signals(-converting.returncode).name
-    advice = ", probably for lack of memory" if name == "SIGKILL" else ""
-    return f"the conversion of {conversion.file} was killed by {name}{advice}"
+    is_killed = converting.returncode == -signal.SIGKILL
+    advice = ", probably for lack of memory" if is_killed else ""
+    return f"the conversion of {conversion.file} {describe(converting.returncode)}{advice}"

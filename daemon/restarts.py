@@ -21,6 +21,9 @@ from typing import Literal
 from configs.pipeline import PipelineConfig
 from configs.scheduler import PredictorConfig
 from daemon import child_process
+from daemon.cpu_waits import CpuWaits
+from daemon.oom_kills import OomKills
+from daemon.process_exits import TORCHRUN, ExitFile, ProcessExit, describe
 from daemon.restart_limit import RestartLimit
 from daemon.watchdog_file import Watchdog
 
@@ -65,6 +68,7 @@ class Children:
         self._num_incarnations: Counter[Name] = Counter()
         self._restarts = RestartLimit(pipeline)
         self._predictor_restarts = RestartLimit(pipeline)
+        self._exits, self._oom_kills = ExitFile(folder), OomKills()
 
     def start(self) -> None:
         """Start all processes without waiting for them."""
@@ -83,6 +87,7 @@ class Children:
         failure = child_process.reported_failure(self._folder)
         if failure is not None:
             raise GivingUpError(failure)
+        self._oom_kills.refresh()
         for name, child in list(self._processes.items()):
             if name == ending:
                 continue
@@ -125,12 +130,14 @@ class Children:
 
     def _start(self, name: Name) -> None:
         silence_s = PATIENCE_S.get(name, self._config.heartbeat_timeout)
+        cpu_waits = CpuWaits()
         self._watchdogs[name] = Watchdog(
             self._folder,
             name,
             POLL_INTERVAL_S,
             silence_s,
             self._config.stage_start_timeout,
+            lambda: cpu_waits.are_starved([self._processes[name].pid]),
         )
         module = "workers" if name == "stages" else name
         arguments = [str(self._folder)]
@@ -144,16 +151,20 @@ class Children:
     def _why_not_restart(self, name: Name, code: int) -> str | None:
         if name == "server":
             return (
-                f"the server {_how(code)} and is not restarted, because its connections are lost; "
-                "the daemon stops"
+                f"the server {self._how(code)} and is not restarted, because its connections are "
+                "lost; the daemon stops"
             )
         if self._restarts.are_used_up():
-            return f"the {_NAMES.get(name, name)} {_how(code)}; {self._restarts}"
+            return f"the {_NAMES.get(name, name)} {self._how(code)}; {self._restarts}"
         return None
 
     def _restart(self, name: Name, code: int) -> None:
         """Restart one process; stages keep running if the engine restarts, and vice versa."""
-        log.error("the %s %s; restarting", _NAMES.get(name, name), _how(code))
+        if name == "stages":
+            # The stages die with it, so this is the cause that the engine looks for.
+            pid = self._processes[name].pid
+            self._exits.append(ProcessExit(TORCHRUN, pid, code, self._is_oom(code)))
+        log.error("the %s %s; restarting", _NAMES.get(name, name), self._how(code))
         self._restarts.count()
         self._start(name)
 
@@ -162,12 +173,14 @@ class Children:
         del self._processes["predictor"]
         if self._predictor_restarts.are_used_up():
             message = "the predictor %s; %s; continuing without it"
-            log.error(message, _how(code), self._predictor_restarts)
+            log.error(message, self._how(code), self._predictor_restarts)
             return
-        log.error("the predictor %s; restarting", _how(code))
+        log.error("the predictor %s; restarting", self._how(code))
         self._predictor_restarts.count()
         self._start("predictor")
 
+    def _how(self, code: int) -> str:
+        return describe(code, is_oom=self._is_oom(code))
 
-def _how(code: int) -> str:
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    def _is_oom(self, code: int) -> bool:
+        return code == -signal.SIGKILL and self._oom_kills.are_recent()

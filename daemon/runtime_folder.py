@@ -14,7 +14,7 @@ from pathlib import Path
 
 from configs import loader
 from configs.config import Config
-from daemon import child_process
+from daemon import child_process, process_exits
 
 PID_FILE = "pid"
 
@@ -27,7 +27,7 @@ class FolderTakenError(Exception):
 def runtime_folder(config: Config) -> Iterator[Config]:
     """Prepare and lock the folder, save the settings in it, and yield `config` with its path.
 
-    A failure reported by an earlier daemon is removed. The folder also has the id of this process,
+    What an earlier daemon has reported is removed. The folder also has the id of this process,
     for signals. By default, the folder is temporary. Raises `FolderTakenError`.
     """
     folder = config.runtime.runtime_dir or Path(tempfile.mkdtemp(prefix="tdpipe-"))
@@ -37,7 +37,8 @@ def runtime_folder(config: Config) -> Iterator[Config]:
     try:
         _lock(opened, folder)
         placed = config.replaced(runtime_dir=folder)
-        (folder / child_process.FAILURE).unlink(missing_ok=True)
+        for left in (child_process.FAILURE, process_exits.FILE):
+            (folder / left).unlink(missing_ok=True)
         loader.save(placed, folder)
         (folder / PID_FILE).write_text(f"{os.getpid()}\n")
         yield placed

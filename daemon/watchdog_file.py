@@ -5,10 +5,13 @@ loop touches a file in the runtime folder, which costs almost nothing and never 
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 INTERVAL_S = 0.25
 """Seconds between beats."""
+# A process that does not beat is not left alone for ever because others leave it no CPU.
+MAX_STARVED = 20
 
 
 class WatchdogFile:
@@ -26,18 +29,26 @@ class WatchdogFile:
 class Watchdog:
     """The parent's side: call `look` every `interval_s`; a hang is `silence_s` without a beat.
 
-    Time is counted in calls, so that a delay of the parent does not count. The first beat may take
-    `start_s`. All times are in seconds.
+    Time is counted in calls, so that a delay of the parent does not count; and calls after which
+    `is_starved` is true, because the process had no CPU, count only up to a limit. The first beat
+    may take `start_s`. All times are in seconds.
     """
 
     def __init__(
-        self, folder: Path, name: str, interval_s: float, silence_s: float, start_s: float
+        self,
+        folder: Path,
+        name: str,
+        interval_s: float,
+        silence_s: float,
+        start_s: float,
+        is_starved: Callable[[], bool] = lambda: False,
     ) -> None:
         self._path = _path(folder, name)
         self._path.unlink(missing_ok=True)
         self._interval_s, self._silence_s, self._start_s = interval_s, silence_s, start_s
+        self._is_starved = is_starved
         self._last_beat = 0
-        self._still_looks = 0
+        self._still_looks = self._starved_looks = 0
 
     def look(self) -> float:
         """The seconds since the last beat, or 0 while they are within the limit."""
@@ -46,10 +57,14 @@ class Watchdog:
         except OSError:
             beat = 0
         if beat != self._last_beat:
-            self._last_beat, self._still_looks = beat, 0
+            self._last_beat, self._still_looks, self._starved_looks = beat, 0, 0
+        limit_s = self._silence_s if beat else self._start_s
+        if self._still_looks * self._interval_s > limit_s / 2 and self._is_starved():
+            self._starved_looks += 1
         self._still_looks += 1
         still_s = self._still_looks * self._interval_s
-        return still_s if still_s > (self._silence_s if beat else self._start_s) else 0.0
+        starved_s = min(self._starved_looks * self._interval_s, MAX_STARVED * limit_s)
+        return still_s if still_s - starved_s > limit_s else 0.0
 
 
 def _path(folder: Path, name: str) -> Path:

@@ -19,10 +19,13 @@ import zmq
 
 from configs.config import EngineConfig
 from configs.runtime import RuntimeConfig
+from daemon.cpu_waits import CpuWaits
 from daemon.gc_tuning import GcTuning
+from daemon.process_exits import ExitFile
 from daemon.restart_limit import RestartLimit
 from daemon.watchdog_file import INTERVAL_S, WatchdogFile
 from engine.scheduler import Outgoing, Scheduler
+from engine.stage_losses import LossCounter, Trouble
 from engine.stage_time import StageTime
 from engine.stage_watch import StageWatch
 from engine.stats import collect
@@ -91,12 +94,16 @@ class Loop:
         self._outbox: list[ToServer] = []
         same_host = runtime.stage_address.startswith("ipc://")
         self._restarts = RestartLimit(config.pipeline)
+        self._exit_file, self._losses = ExitFile(runtime.folder), LossCounter()
+        self._lost_at = self._began_at  # later exits belong to the next loss
         self._watch = StageWatch(
             config.pipeline.pipeline_parallel_size,
             STATS_INTERVAL_S,
             config.pipeline.heartbeat_timeout,
             config.pipeline.heartbeat_timeout + config.pipeline.distributed_timeout_seconds,
             same_host=same_host,
+            find_exit=lambda pids: self._exit_file.first_of(pids, self._lost_at),
+            are_starved=CpuWaits().are_starved if same_host else lambda _: False,
         )
         self._stage_time = StageTime(config.pipeline.pipeline_parallel_size, same_host=same_host)
         with ExitStack() as stack:
@@ -166,7 +173,7 @@ class Loop:
         pipeline = self._scheduler.pipeline
         if pipeline is not None and beat.epoch > pipeline.epoch:
             # torchrun restarted the group before the next check; the stages send heartbeats again.
-            self._lose_stages(StageLost(pipeline.epoch, "the stages died"))
+            self._lose_stages(pipeline.epoch, self._watch.death(pipeline.epoch))
         self._watch.observe(beat, now)
         self._stage_time.observe(beat, now)
         self._record(lambda recorder: recorder.observe(beat, now))
@@ -177,14 +184,14 @@ class Loop:
             self._stages.send(stage_name(beat.stage), Hello())
 
     def _take_failure(self, failed: StageFailed) -> None:
-        reason = f"stage {failed.stage} failed: {failed.reason}"
+        trouble = Trouble.of_failure(failed)
         if self._scheduler.is_over(failed.epoch):
             return
         if failed.is_apart:
             # The stages could not connect to each other; they retry until stage_start_timeout.
-            self._trouble = reason
+            self._trouble = trouble.reason
         else:
-            self._lose_stages(StageLost(failed.epoch, reason, failed.step_id))
+            self._lose_stages(failed.epoch, trouble, failed.step_id)
 
     def _take_from_server(self, message: FromServer) -> None:
         if not isinstance(message, Hello):
@@ -212,7 +219,7 @@ class Loop:
             self._send_step(message)
             return
         if isinstance(message, StageLost):
-            self._end_stages(message)
+            self._end_stages(message.epoch, Trouble(message.reason))
             return
         if isinstance(message, EngineReady):
             self._waiting_for_stages_since, self._trouble = None, ""
@@ -267,7 +274,7 @@ class Loop:
         # previous engine sent only to other stages.
         epoch = self._watch.newest_epoch
         if not self._scheduler.is_over(epoch) and (trouble := self._watch.find_trouble(epoch)):
-            self._lose_stages(StageLost(epoch, trouble))
+            self._lose_stages(epoch, trouble)
         if self._scheduler.pipeline is not None:
             return
         now = time.monotonic()
@@ -281,33 +288,36 @@ class Loop:
                 "log, or raise stage_start_timeout if loading is slow"
             )
 
-    def _lose_stages(self, lost: StageLost) -> None:
+    def _lose_stages(self, epoch: int, trouble: Trouble, step_id: int = -1) -> None:
         counters = self._scheduler.counters
         num_poison_requests = counters.poison_requests
-        self._handle(lost)
+        self._handle(StageLost(epoch, trouble.reason, step_id))
         if counters.poison_requests > num_poison_requests:
             self._restarts.forget()
-        self._end_stages(lost)
+        self._end_stages(epoch, trouble)
 
-    def _end_stages(self, lost: StageLost) -> None:
+    def _end_stages(self, epoch: int, trouble: Trouble) -> None:
         """Kill the stages of a lost group; torchrun then restarts the group.
 
         All stages get SIGKILL: when one is gone, torchrun sends only SIGTERM to the others, and
         would wait for a stage that hangs.
         """
-        for pid in self._watch.pids(lost.epoch) if self._watch.same_host else ():
+        self._losses.count(trouble, time.time())
+        self._lost_at = time.monotonic()
+        for pid in self._watch.pids(epoch) if self._watch.same_host else ():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        now = time.monotonic()
+        lost, now = StageLost(epoch, trouble.reason), self._lost_at
         self._record(lambda recorder: recorder.lose(lost, now))
-        self._count_restart(lost.reason)
-        log.error("%s; restarting the stages, open requests continue afterwards", lost.reason)
+        self._count_restart(trouble)
+        log.error("%s; restarting the stages, open requests continue afterwards", trouble)
 
-    def _count_restart(self, reason: str) -> None:
+    def _count_restart(self, trouble: Trouble) -> None:
         """Count a restart; raises `EngineFailedError` if there were too many recently."""
-        self._trouble = reason
+        self._trouble = trouble.reason
         if self._restarts.are_used_up():
-            raise EngineFailedError(f"{reason}; {self._restarts}")
+            log.error("%s", trouble)
+            raise EngineFailedError(f"{trouble.reason}; {self._restarts}")
         self._restarts.count()
 
     def _send_stats(self) -> None:
@@ -328,6 +338,8 @@ class Loop:
             self._engine,
             dropped,
             self._stage_time,
+            self._losses,
+            self._watch.starved_s,
         )
         self._outbox.append(stats)
         self._record(lambda recorder: recorder.sample(stats))

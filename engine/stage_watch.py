@@ -10,15 +10,20 @@ A stage is lost if
 While a stage loads weights, longer silence is accepted; `stage_start_timeout` limits the start.
 
 Time is counted in checks, so that no stage is considered lost because the engine was stopped.
+Checks in which the stages were starved of CPU do not count as silence or waiting, but as no
+progress.
 """
 
 import os
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from daemon.process_exits import ProcessExit
+from engine.stage_losses import Trouble
 from engine.stage_time import StageTime
-from wire.messages import Heartbeat, StageStats
+from wire.messages import Heartbeat, LossCause, StageStats
 
 # Seconds of silence that are accepted from a stage that loads weights.
 LOADING_SILENCE_S = 30.0
@@ -26,19 +31,24 @@ LOADING_SILENCE_S = 30.0
 
 @dataclass(slots=True)
 class _Stage:
-    """The last heartbeat of a stage, and the checks since then and since its last progress."""
+    """The last heartbeat of a stage, and the checks since then, since its last progress, and since
+    it began to wait for a neighbour.
+    """
 
     beat: Heartbeat
     heard_at: float
     silent_checks: int = 0
     stalled_checks: int = 0
+    waiting_checks: int = 0
 
 
 class StageWatch:
     """Call `observe` with each heartbeat and `find_trouble` every `interval_s` seconds.
 
     A stage may be silent, or wait, for `silence_s` seconds. It may compute without progress for
-    `standstill_s` seconds.
+    `standstill_s` seconds. `find_exit` returns the first exit of these processes or their parent,
+    if that has recorded one; `are_starved` whether any of them was starved of CPU since it was last
+    called. `starved_s` counts the seconds in which a suspected stage was.
     """
 
     def __init__(
@@ -49,24 +59,34 @@ class StageWatch:
         standstill_s: float,
         *,
         same_host: bool,
+        find_exit: Callable[[Sequence[int]], ProcessExit | None] = lambda _: None,
+        are_starved: Callable[[Sequence[int]], bool] = lambda _: False,
     ) -> None:
         self.same_host = same_host
         self._num_stages = num_stages
+        self._find_exit, self._are_starved = find_exit, are_starved
+        self.starved_s = 0.0
         self._newest_epoch = 0
         self._newest_checks = 0  # since the first heartbeat of this epoch
         self._interval_s, self._silence_s, self._standstill_s = interval_s, silence_s, standstill_s
         self._stages: dict[int, _Stage] = {}
         self._quiet_checks = 0  # since any stage of the group last computed
+        self._gone_checks = 0  # since a process of the group was first missed
 
     def observe(self, beat: Heartbeat, now: float) -> None:
         """Record a heartbeat, received at `now` (seconds)."""
         if beat.epoch > self._newest_epoch:
             self._newest_epoch, self._newest_checks = beat.epoch, 0
+            self._gone_checks = 0
         known = self._stages.get(beat.stage)
         new = _Stage(beat, now)
         if known is not None and known.beat.epoch == beat.epoch:
             if known.beat.progress == beat.progress:
-                new.stalled_checks = known.stalled_checks
+                # Time in which a stage loads or has nothing to do is none in which it waits.
+                if known.beat.doing != "loads":
+                    new.stalled_checks = known.stalled_checks
+                if known.beat.steps == beat.steps and known.beat.doing == beat.doing == "waits":
+                    new.waiting_checks = known.waiting_checks
             if known.beat.steps == beat.steps and beat.doing != "computes":
                 self._stages[beat.stage] = new
                 return
@@ -82,40 +102,72 @@ class StageWatch:
         """The process ids of this epoch of the group."""
         return [stage.beat.pid for stage in self._stages.values() if stage.beat.epoch == epoch]
 
-    def find_trouble(self, epoch: int) -> str:
-        """The reason why a stage of this epoch is lost, or an empty string if none is lost."""
+    def find_trouble(self, epoch: int) -> Trouble | None:
+        """The reason why a stage of this epoch is lost, or None if none is lost."""
+        self._count_check(epoch)
+        present = [stage for stage in self._stages.values() if stage.beat.epoch == epoch]
+        gone = [s.beat for s in present if self.same_host and not _exists(s.beat.pid)]
+        if gone:
+            self._gone_checks += 1
+            # The parent may still be about to record the exit: one more check is worth the cause.
+            is_known = self._first_exit(epoch) is not None
+            return self.death(epoch, gone) if is_known or self._gone_checks > 1 else None
+        missing = set(range(self._num_stages)) - {stage.beat.stage for stage in present}
+        if missing and present and self._newest_checks * self._interval_s > self._silence_s:
+            reason = (
+                f"stage {min(missing)} sent no heartbeat within {self._silence_s:g} s of the "
+                "group's first one"
+            )
+            return Trouble(reason, "silence", min(missing))
+        return next(filter(None, map(self._trouble, present)), None)
+
+    def _count_check(self, epoch: int) -> None:
+        for stage in self._stages.values():
+            stage.stalled_checks += 1
+        if self._is_suspicious() and self._are_starved(self.pids(epoch)):
+            self.starved_s += self._interval_s
+            return
         self._quiet_checks += 1
         self._newest_checks += 1
         for stage in self._stages.values():
             stage.silent_checks += 1
-            stage.stalled_checks += 1
-        present = [stage for stage in self._stages.values() if stage.beat.epoch == epoch]
-        gone = [s.beat.stage for s in present if self.same_host and not _exists(s.beat.pid)]
-        if gone:
-            # torchrun ends the other stages at once, so it may be unknown which stage died first.
-            return f"stage {gone[0]} died" if len(gone) == 1 else "the stages died"
-        missing = set(range(self._num_stages)) - {stage.beat.stage for stage in present}
-        if missing and present and self._newest_checks * self._interval_s > self._silence_s:
-            return (
-                f"stage {min(missing)} sent no heartbeat within {self._silence_s:g} s of the "
-                "group's first one"
-            )
-        return next(filter(None, map(self._trouble, present)), "")
+            stage.waiting_checks += 1
 
-    def _trouble(self, stage: _Stage) -> str:
+    def _is_suspicious(self) -> bool:
+        """Whether a stage has been silent, or has waited, for half of the time that it may."""
+        checks = [max(s.silent_checks, s.waiting_checks) for s in self._stages.values()]
+        return max(checks, default=0) * self._interval_s >= self._silence_s / 2
+
+    def death(self, epoch: int, gone: Sequence[Heartbeat] = ()) -> Trouble:
+        """Why the processes of this epoch died, of which at least those in `gone` have ended."""
+        ended = self._first_exit(epoch)
+        if ended is not None:
+            return Trouble.of_exit(ended)
+        if len(gone) == 1:
+            return Trouble(f"stage {gone[0].stage} died", stage=gone[0].stage, pid=gone[0].pid)
+        # torchrun ends the other stages at once, so it is unknown which stage died first.
+        return Trouble("the stages died")
+
+    def _first_exit(self, epoch: int) -> ProcessExit | None:
+        return self._find_exit(self.pids(epoch))
+
+    def _trouble(self, stage: _Stage) -> Trouble | None:
         name = f"stage {stage.beat.stage}"
         silent_s = stage.silent_checks * self._interval_s
         still_s = stage.stalled_checks * self._interval_s
-        quiet_s = self._quiet_checks * self._interval_s
+        waited_s = min(stage.waiting_checks, self._quiet_checks) * self._interval_s
         is_loading = stage.beat.doing == "loads"
+        reason = ""
+        cause: LossCause = "other"
         if silent_s > (LOADING_SILENCE_S if is_loading else self._silence_s):
-            return f"{name} was silent for {silent_s:.1f} s"
-        # `>=`, not `>`: the last progress was earlier than the heartbeat that reported it.
-        if stage.beat.doing == "waits" and min(still_s, quiet_s) >= self._silence_s:
-            return f"{name} waited for a neighbour for {still_s:.1f} s, and no stage computed"
-        if still_s > self._standstill_s and not is_loading:
-            return f"{name} has made no progress for {still_s:.1f} s"
-        return ""
+            reason, cause = f"{name} was silent for {silent_s:.1f} s", "silence"
+        # `>=`, not `>`: the wait began earlier than the heartbeat that reported it.
+        elif stage.beat.doing == "waits" and waited_s >= self._silence_s:
+            reason = f"{name} waited for a neighbour for {waited_s:.1f} s, and no stage computed"
+            cause = "link"
+        elif still_s > self._standstill_s and not is_loading:
+            reason, cause = f"{name} has made no progress for {still_s:.1f} s", "standstill"
+        return Trouble(reason, cause, stage.beat.stage, stage.beat.pid) if reason else None
 
     def stats(
         self, now: float, cost_ratios: dict[int, float], times: StageTime

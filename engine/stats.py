@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from engine.scheduler import Scheduler
+from engine.stage_losses import LossCounter
 from engine.stage_time import StageTime
 from wire.messages import StageStats, Stats
 
@@ -17,6 +18,8 @@ def collect(
     engine: int,
     dropped: int,
     stage_time: StageTime,
+    losses: LossCounter,
+    starved_s: float,
 ) -> Stats:
     """The `Stats` of `now` (seconds): gauges of the scheduler, and all counters by name."""
     pipeline, pool, times = scheduler.pipeline, scheduler.pool, scheduler.times
@@ -34,6 +37,9 @@ def collect(
         trouble=trouble,
         engine=engine,
         dropped=dropped,
+        losses=losses.figures(),
+        last_loss=losses.last,
+        starved_s=starved_s,
         phase_s=stage_time.phase_s(now),
         switch_costs={phase: cost.figures() for phase, cost in stage_time.switch_costs.items()},
         request_times={

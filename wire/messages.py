@@ -13,6 +13,20 @@ from wire.histogram import HistogramFigures
 FinishReason = Literal["stop", "length", "error"]
 Phase = Literal["prefill", "decode", "mixed"]
 Doing = Literal["loads", "idle", "waits", "computes"]
+LossCause = Literal[
+    "oom_killer",
+    "signal",
+    "exit",
+    "out_of_memory",
+    "exception",
+    "silence",
+    "link",
+    "standstill",
+    "other",
+]
+"""Why stages were lost: one was killed by the kernel's OOM killer or by another signal; it ended by
+itself; it has reported that it was out of memory, or another exception; it was silent; it waited
+for a neighbour while none computed; it made no progress; or what no stage can tell."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -209,6 +223,29 @@ class StageStats(msgspec.Struct, frozen=True, array_like=True):
     has_exact_times: bool = True
 
 
+class StageLoss(msgspec.Struct, frozen=True, array_like=True):
+    """A loss of the stages, by the stage that has caused it.
+
+    `stage` is -1 if it is unknown, or if torchrun died, and `pid` is 0 if it is unknown. `code` is
+    the name of a signal, an exit code, or empty. `at` is the Unix time in seconds.
+    """
+
+    stage: int
+    pid: int
+    cause: LossCause
+    code: str = ""
+    at: float = 0.0
+
+
+class StageLosses(msgspec.Struct, frozen=True, array_like=True):
+    """The number of losses with the same stage, cause and code."""
+
+    stage: int
+    cause: LossCause
+    code: str
+    count: int
+
+
 class Stats(Message, frozen=True):
     """The engine's counters (since its start) and gauges (now); sent four times a second.
 
@@ -218,6 +255,8 @@ class Stats(Message, frozen=True):
     failed handshakes (peers without the cluster_secret). `phase_s` has the seconds with steps in
     flight by phase, `switch_costs` the seconds that switches cost by the phase after the switch,
     and `request_times` the seconds of sequences by their parts ("queue", "prefill", "decode").
+    `losses` counts the losses of the stages, and `last_loss` is the newest one. `starved_s`
+    counts the seconds in which a stage that was suspected to be lost was starved of CPU.
     """
 
     ready: bool
@@ -249,6 +288,9 @@ class Stats(Message, frozen=True):
     phase_s: dict[Phase, float] = {}
     switch_costs: dict[Phase, HistogramFigures] = {}
     request_times: dict[str, HistogramFigures] = {}
+    losses: tuple[StageLosses, ...] = ()
+    last_loss: StageLoss | None = None
+    starved_s: float = 0.0
 
 
 # --- engine -> stages (which also receive Hello) ---------------------------------------------
@@ -413,7 +455,7 @@ class StageFailed(Message, frozen=True):
     """The stage ends because of step `step_id`, and not because of a neighbour.
 
     `step_id` is -1 if the stage could not start. If `is_apart`, the reason is that the stage could
-    not reach the other stages.
+    not reach the other stages; if `is_out_of_memory`, that its host or device has no more memory.
     """
 
     stage: int
@@ -421,6 +463,8 @@ class StageFailed(Message, frozen=True):
     step_id: int
     reason: str
     is_apart: bool = False
+    is_out_of_memory: bool = False
+    pid: int = 0
 
 
 # --- the engine's own events ----------------------------------------------------------------

@@ -65,7 +65,10 @@ def main(runtime_dir: str, num_incarnations: int) -> None:
             cause = _root_cause(error)
             log.error("%s", cause, exc_info=config.logs.log_level == "debug")
             if not isinstance(error, TransportError):  # else the fault is a neighbour's
-                engine.send(StageFailed(stage.number, epoch, stage.step_id, cause))
+                is_oom = is_out_of_memory(error)
+                step_id, pid = stage.step_id, os.getpid()
+                failed = StageFailed(stage.number, epoch, step_id, cause, False, is_oom, pid)
+                engine.send(failed)
             sys.exit(1)
 
 
@@ -109,7 +112,8 @@ def _start(config: Config, stack: ExitStack, incarnation: int) -> tuple[Stage, i
         if not incarnation:
             child_process.report_failure(runtime.folder, f"stage {rank}: {cause}")
         with Spoke[None](runtime.stage_address, f"failed-{rank}", None, runtime.secret) as engine:
-            engine.send(StageFailed(rank, epoch, -1, cause, is_apart))
+            is_oom = is_out_of_memory(error)
+            engine.send(StageFailed(rank, epoch, -1, cause, is_apart, is_oom, os.getpid()))
         if is_apart and incarnation:
             time.sleep(MEET_AGAIN_S)
         sys.exit(1)
@@ -161,6 +165,21 @@ def _meet(config: PipelineConfig, folder: Path, backend: str, device: torch.devi
 
 def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the host or the device had no more memory, anywhere in the chain of causes.
+
+    torch has an exception of its own for devices, and for a CPU only a `RuntimeError` with a text.
+    """
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, MemoryError | torch.OutOfMemoryError):
+            return True
+        if isinstance(at, RuntimeError) and "can't allocate memory" in str(at):
+            return True
+        at = at.__cause__
+    return False
 
 
 def _root_cause(error: BaseException) -> str:

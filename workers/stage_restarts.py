@@ -16,8 +16,6 @@ from pathlib import Path
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
 from configs import loader
@@ -27,6 +25,7 @@ from daemon.watchdog_file import WatchdogFile
 from workers import process
 from workers.comm import rendezvous
 from workers.model import batch_invariance
+from workers.stage_agent import StageAgent
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 SIGNAL_AGAIN_S = 0.05
@@ -47,7 +46,7 @@ def main(folder: str, incarnation: int) -> int:
     # traceback.
     os.register_at_fork(after_in_child=process.forget_handlers)
     sys.unraisablehook = signal_again
-    rendezvous.register(WatchdogFile(config.runtime.folder, "stages"))
+    watchdog_file = WatchdogFile(config.runtime.folder, "stages")
     rendezvous.forget_groups(config.runtime.folder)
     for library in ("GLOO", "NCCL"):  # these would listen where other hosts can reach them
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", LOOPBACK)
@@ -57,13 +56,17 @@ def main(folder: str, incarnation: int) -> int:
         batch_invariance.limit_onednn()
     arguments = parse_args([*_torchrun_flags(config.pipeline), f"--log-dir={folder}", "stage"])
     launch_config, _, _ = config_from_args(arguments)
+    agent = StageAgent(
+        launch_config,
+        rendezvous.OneHost(watchdog_file, launch_config.run_id),
+        config.runtime.folder,
+        process.main,
+        (folder, incarnation * _INCARNATIONS_APART),
+    )
     try:
-        elastic_launch(launch_config, process.main)(folder, incarnation * _INCARNATIONS_APART)
+        return int(agent.run().is_failed())
     except SignalException:
         return 0
-    except ChildFailedError:
-        return 1
-    return 0
 
 
 def signal_again(ignored: "sys.UnraisableHookArgs") -> None:
@@ -82,7 +85,6 @@ def _uses_gpus(config: PipelineConfig) -> bool:
 
 def _torchrun_flags(config: PipelineConfig) -> list[str]:
     return [
-        f"--rdzv-backend={rendezvous.BACKEND}",
         f"--rdzv-id={uuid.uuid4()}",
         f"--nproc-per-node={config.pipeline_parallel_size}",
         # The engine decides how many restarts are too many: it has the time of each failure.

@@ -60,6 +60,7 @@ class EngineCollector(Collector):
             yield from _scheduler_figures(client.stats)
             yield from _phase_figures(client.stats)
             yield from _request_times(client.stats)
+            yield from _losses(client.stats)
             yield from _stage_figures(client, client.stats)
 
 
@@ -165,6 +166,37 @@ def _request_times(stats: Stats) -> Iterator[Metric]:
         if part in stats.request_times:
             _add_histogram(metric, [], stats.request_times[part])
         yield metric
+
+
+def _losses(stats: Stats) -> Iterator[Metric]:
+    counts = CounterMetricFamily(
+        "tdpipe_stage_losses",
+        "Losses of the stages by the stage that caused them, by cause and by signal or exit code",
+        labels=["stage", "cause", "code"],
+    )
+    for loss in stats.losses:
+        counts.add_metric([_stage_label(loss.stage), loss.cause, loss.code], loss.count)
+    last = GaugeMetricFamily(
+        "tdpipe_last_stage_loss_timestamp_seconds",
+        "Unix time of the newest loss of the stages, with the process that caused it",
+        labels=["stage", "pid", "cause", "code"],
+    )
+    newest = stats.last_loss
+    if newest is not None:
+        pid = str(newest.pid) if newest.pid else ""
+        labels = [_stage_label(newest.stage), pid, newest.cause, newest.code]
+        last.add_metric(labels, newest.at)
+    yield from (counts, last)
+    yield _counter(
+        "tdpipe_stage_starved_seconds",
+        "Seconds in which a stage without progress was starved of CPU, and not taken for lost",
+        stats.starved_s,
+    )
+
+
+def _stage_label(stage: int) -> str:
+    """The stage's number, or nothing if no stage is known to be the cause."""
+    return str(stage) if stage >= 0 else ""
 
 
 def _stage_figures(client: EngineClient, stats: Stats) -> Iterator[Metric]:

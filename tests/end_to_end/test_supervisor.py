@@ -168,6 +168,24 @@ def test_open_requests_survive(victim: str, lasting: Daemon, undisturbed: list[s
     lasting.wait_for(lambda: lasting.metric("tdpipe_kv_blocks_used") == 0)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_killed_stage_is_named_with_its_signal(lasting: Daemon, number: signal.Signals) -> None:
+    last = f'tdpipe_stage_losses_total{{cause="signal",code="{number.name}"'
+    has_any = last in lasting.get("/metrics")[1]
+    before = lasting.metric(last) if has_any else 0
+    hurt = lasting.descendants()["stage"][-1]
+    hurt.send_signal(number)
+    lasting.wait_for(lambda: last in lasting.get("/metrics")[1], 30)
+    lasting.wait_for(lambda: lasting.metric(last) == before + 1, 30)
+    lasting.wait_ready()
+    (line,) = (line for line in lasting.log().splitlines() if f"(pid {hurt.pid})" in line)
+    assert f"was killed by {number.name} (pid {hurt.pid}); restarting the stages" in line
+    newest = "tdpipe_last_stage_loss_timestamp_seconds"
+    labels = f'{newest}{{cause="signal",code="{number.name}"'
+    assert f'pid="{hurt.pid}"' in lasting.get("/metrics")[1]
+    assert abs(lasting.metric(labels) - time.time()) < 60
+
+
 def test_modules_in_the_working_directory_are_not_imported(lasting: Daemon) -> None:
     working_folder = Path(psutil.Process(lasting.process.pid).cwd())
     assert {"server.py", "engine"} <= {path.name for path in working_folder.iterdir()}

@@ -1,18 +1,21 @@
 """The stage watch: dead, silent and stuck stages are lost, busy ones are not."""
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+from daemon.process_exits import ProcessExit
 from engine.stage_time import StageTime
 from engine.stage_watch import StageWatch
 from wire.messages import Heartbeat
 
 
-def make_watch(num_stages: int = 1, *, same_host: bool = True) -> StageWatch:
+def make_watch(num_stages: int = 1, *, same_host: bool = True, **more: Any) -> StageWatch:
     """One check per second; silence counts after 5 s, no progress after 60 s."""
-    return StageWatch(num_stages, 1.0, 5.0, 60.0, same_host=same_host)
+    return StageWatch(num_stages, 1.0, 5.0, 60.0, same_host=same_host, **more)
 
 
 def beat(
@@ -30,7 +33,7 @@ def troubles(watch: StageWatch, seconds: int, *beats: Heartbeat) -> list[str]:
         for each in beats:
             watch.observe(each, float(second))
         trouble = watch.find_trouble(1)
-        found += [trouble] if trouble else []
+        found += [trouble.reason] if trouble else []
     return found
 
 
@@ -114,14 +117,84 @@ def test_stages_of_another_epoch_are_not_checked() -> None:
     assert not troubles(watch, 1000)
 
 
-def test_a_dead_process_is_noticed_at_the_next_check_on_the_same_host_only() -> None:
+def test_time_in_which_a_stage_loads_or_has_no_work_is_no_time_in_which_it_waits() -> None:
+    """Its first wait after a long time of either was taken for a broken connection."""
+    for doing in ("loads", "idle"):
+        watch = make_watch()
+        assert not troubles(watch, 50, beat(0, 0, doing=doing))
+        waits = beat(0, 0, doing="waits")
+        assert not troubles(watch, 4, waits), doing
+        assert troubles(watch, 1, waits) == [
+            "stage 0 waited for a neighbour for 5.0 s, and no stage computed"
+        ]
+
+
+def test_waits_of_different_steps_do_not_add_up() -> None:
+    watch = make_watch()
+    for number in range(20):
+        assert not troubles(watch, 3, beat(0, 7, steps=number, doing="waits"))
+
+
+def test_the_time_of_loading_is_no_time_without_progress() -> None:
+    watch = make_watch()
+    assert not troubles(watch, 500, beat(0, 0, doing="loads"))
+    assert not troubles(watch, 55, beat(0, 0))
+
+
+def test_stages_that_are_starved_of_cpu_are_not_lost_until_they_wait_for_work() -> None:
+    asked: list[Sequence[int]] = []
+    starved = True
+
+    def are_starved(pids: Sequence[int]) -> bool:
+        asked.append(pids)
+        return starved
+
+    watch = make_watch(2, are_starved=are_starved)
+    beats = beat(0, 7), beat(1, 6, doing="waits")
+    assert not troubles(watch, 2, *beats)
+    assert not asked  # it costs something, and nothing is suspicious yet
+    assert not troubles(watch, 40, *beats)
+    assert set(map(tuple, asked)) == {(os.getpid(), os.getpid())}
+    assert watch.starved_s > 30
+    starved = False
+    assert troubles(watch, 5, *beats)[0].endswith("and no stage computed")
+
+
+def test_a_silent_stage_that_is_starved_of_cpu_is_lost_only_as_one_without_progress() -> None:
+    watch = make_watch(are_starved=lambda _: True)
+    watch.observe(beat(0, 1), 0.0)
+    assert not troubles(watch, 60)
+    assert troubles(watch, 1) == ["stage 0 has made no progress for 61.0 s"]
+
+
+def dead_process() -> "subprocess.Popen[bytes]":
+    """A process that has ended, but has not been reaped."""
     child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    return child
+
+
+def test_a_dead_process_is_noticed_on_the_same_host_only() -> None:
+    """Without a record of its exit, one more check is made, in case that the record is late."""
+    child = dead_process()
     for same_host in (True, False):
         watch = make_watch(same_host=same_host)
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, but not reaped
-        assert troubles(watch, 1, beat(0, 1, pid=child.pid)) == ["stage 0 died"] * same_host
+        assert troubles(watch, 2, beat(0, 1, pid=child.pid)) == ["stage 0 died"] * same_host
     child.wait()
-    assert troubles(make_watch(), 1, beat(0, 1, pid=child.pid)) == ["stage 0 died"]
+    assert troubles(make_watch(), 2, beat(0, 1, pid=child.pid)) == ["stage 0 died"]
+
+
+def test_a_recorded_exit_is_noticed_at_once_and_named() -> None:
+    with dead_process() as child:
+        ended = ProcessExit("stage 0", child.pid, -signal.SIGSEGV)
+        watch = make_watch(2, find_exit=lambda pids: ended if child.pid in pids else None)
+        watch.observe(beat(1, 1), 0.0)
+        watch.observe(beat(0, 1, pid=child.pid), 0.0)
+        trouble = watch.find_trouble(1)
+    assert trouble is not None
+    assert (trouble.stage, trouble.pid, trouble.cause) == (0, child.pid, "signal")
+    assert (trouble.reason, trouble.code) == ("stage 0 was killed by SIGSEGV", "SIGSEGV")
+    assert str(trouble) == f"stage 0 was killed by SIGSEGV (pid {child.pid})"
 
 
 def test_the_processes_of_an_epoch_are_known_until_they_are_replaced() -> None:

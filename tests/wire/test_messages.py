@@ -24,6 +24,8 @@ from wire.messages import (
     Sampling,
     ScoredRow,
     StageCosts,
+    StageLoss,
+    StageLosses,
     StageStats,
     Stats,
     Step,
@@ -81,6 +83,9 @@ FIELDS[dict[str, HistogramFigures]] = st.dictionaries(st.text(max_size=5), histo
 phases = st.sampled_from(get_args(messages.Phase))
 FIELDS[dict[messages.Phase, HistogramFigures]] = st.dictionaries(phases, histograms)
 FIELDS[dict[messages.Phase, float]] = st.dictionaries(phases, FIELDS[float])
+FIELDS[messages.LossCause] = st.sampled_from(get_args(messages.LossCause))
+FIELDS[tuple[StageLosses, ...]] = st.lists(values(StageLosses), max_size=3).map(tuple)
+FIELDS[StageLoss | None] = st.none() | values(StageLoss)
 FIELDS[tuple[StageStats, ...]] = st.lists(values(StageStats), max_size=3).map(tuple)
 
 

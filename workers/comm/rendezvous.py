@@ -8,16 +8,13 @@ folder is enough to exchange the addresses of the stages.
 
 import os
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 from torch.distributed import FileStore, HashStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
-    RendezvousParameters,
     RendezvousStoreInfo,
-    rendezvous_handler_registry,
 )
 
 from daemon.watchdog_file import WatchdogFile
@@ -31,8 +28,8 @@ class OneHost(RendezvousHandler):
     torchrun asks for new nodes ten times a second; each call touches its watchdog file.
     """
 
-    def __init__(self, watchdog_file: WatchdogFile, parameters: RendezvousParameters) -> None:
-        self._run_id = parameters.run_id
+    def __init__(self, watchdog_file: WatchdogFile, run_id: str) -> None:
+        self._run_id = run_id
         self._watchdog_file = watchdog_file
 
     def get_backend(self) -> str:
@@ -63,11 +60,6 @@ class OneHost(RendezvousHandler):
     def shutdown(self) -> bool:
         """Do nothing, because there is nothing to close."""
         return True
-
-
-def register(watchdog_file: WatchdogFile) -> None:
-    """Register `BACKEND` with torchrun."""
-    rendezvous_handler_registry.register(BACKEND, partial(OneHost, watchdog_file))
 
 
 def forget_groups(folder: Path) -> None:

@@ -5,7 +5,6 @@ begin and end of every step on every stage from their heartbeats.
 """
 
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ from typing import Self
 from configs import loader
 from configs.config import Config
 from daemon import child_process
+from daemon.process_exits import signal_name
 from wire.messages import FromStage, Heartbeat, StageReady, StepDone
 from wire.sockets import Hub
 from workers.profiling.dummy_run import DummyRun, make_step
@@ -211,5 +211,5 @@ class Driver:
 
 
 def _how(code: int) -> str:
-    name = f"were killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    name = f"were killed by {signal_name(-code)}" if code < 0 else f"ended with code {code}"
     return f"the stages {name}"

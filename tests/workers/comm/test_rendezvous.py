@@ -6,8 +6,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from daemon.watchdog_file import WatchdogFile
 from workers.comm import rendezvous
@@ -28,9 +26,7 @@ def incarnation(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def test_torchrun_meets_itself_at_once_and_listens_nowhere(tmp_path: Path) -> None:
     watchdog_file = WatchdogFile(tmp_path, "stages")
-    rendezvous.register(watchdog_file)
-    parameters = RendezvousParameters(rendezvous.BACKEND, "", "run", 1, 1)
-    handler = get_rendezvous_handler(parameters)
+    handler = rendezvous.OneHost(watchdog_file, "run")
     before = psutil.Process().net_connections("inet")
     for _ in range(2):  # a restarted group meets again
         met = handler.next_rendezvous()

@@ -1,0 +1,67 @@
+"""The agent of torchrun: starts the stages, restarts them, and records how each has ended."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.rendezvous import RendezvousHandler
+from torch.distributed.launcher.api import LaunchConfig
+
+from daemon.oom_kills import OomKills
+from daemon.process_exits import ExitFile, ProcessExit
+
+
+class StageAgent(LocalElasticAgent):
+    """Runs `entrypoint(*args)` in a process for each stage until the group fails for good."""
+
+    def __init__(
+        self,
+        config: LaunchConfig,
+        rendezvous: RendezvousHandler,
+        folder: Path,
+        entrypoint: Callable[..., object],
+        args: tuple[Any, ...],
+    ) -> None:
+        spec = WorkerSpec(
+            role=config.role,
+            local_world_size=config.nproc_per_node,
+            rdzv_handler=rendezvous,
+            entrypoint=entrypoint,
+            args=args,
+            max_restarts=config.max_restarts,
+            monitor_interval=config.monitor_interval,
+        )
+        assert config.logs_specs is not None
+        super().__init__(spec, config.logs_specs, config.start_method)
+        self._exits, self._oom_kills = ExitFile(folder), OomKills()
+        self._lock = threading.Lock()
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        """Start the stages, and a thread for each that waits for its end."""
+        pids: dict[int, Any] = super()._start_workers(worker_group)
+        for stage, pid in pids.items():
+            name = f"stage {stage}"
+            threading.Thread(target=self._record, args=(name, pid), daemon=True).start()
+        return pids
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        self._oom_kills.refresh()
+        result: RunResult = super()._monitor_workers(worker_group)
+        return result
+
+    def _record(self, name: str, pid: int) -> None:
+        """Record the exit status, and leave it for torchrun, which looks ten times a second."""
+        with suppress(ChildProcessError):  # torchrun was faster
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            assert ended is not None
+            is_killed = ended.si_code != os.CLD_EXITED
+            status = -ended.si_status if is_killed else ended.si_status
+            with self._lock:
+                is_oom = status == -signal.SIGKILL and self._oom_kills.are_recent()
+            self._exits.append(ProcessExit(name, pid, status, is_oom))

@@ -24,7 +24,7 @@ def test_after_too_many_restarts_all_clients_get_an_error_and_nothing_is_left(
     asked = [{**body, "max_tokens": LONG} for body in bodies()]
 
     def incarnations(daemon: Daemon) -> int:
-        return daemon.log().count("KV cache:")
+        return daemon.log().count("; longest sequence")
 
     async def kill_twice(daemon: Daemon) -> tuple[Clients, float]:
         async with Clients(daemon.url, asked) as clients:

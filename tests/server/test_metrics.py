@@ -1,5 +1,6 @@
 """Metrics: what the requests did, and what the engine last said."""
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -14,7 +15,7 @@ from prometheus_client.samples import Sample
 from server.http.errors import REFUSALS
 from tests.server.world import MODEL, Daemon, generated, saying, serving, stats
 from wire.histogram import Histogram
-from wire.messages import Finished, StageStats, Submit
+from wire.messages import Finished, StageLoss, StageLosses, StageStats, Submit
 
 
 def read(daemon: Daemon) -> list[Sample]:
@@ -34,6 +35,14 @@ def samples(daemon: Daemon) -> dict[str, float]:
 def test_every_name_is_ours_and_plain_but_those_of_the_process(daemon: Daemon) -> None:
     names = {name.split(" ")[0] for name in samples(daemon)}
     assert all(name.startswith(("tdpipe_", "process_")) and ":" not in name for name in names)
+
+
+def test_the_page_and_the_table_in_the_docs_have_the_same_metrics(daemon: Daemon) -> None:
+    page = dict(re.findall(r"^# TYPE (\S+) (\S+)$", daemon.get("/metrics").text, re.MULTILINE))
+    table = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+    rows = re.findall(r"^\| `((?:tdpipe|process)_\w+)` \| (\w+) \|", table, re.MULTILINE)
+    assert len(rows) == len(dict(rows))
+    assert dict(rows) == page
 
 
 def test_every_sample_of_ours_has_the_name_of_the_model(daemon: Daemon) -> None:
@@ -136,6 +145,37 @@ def test_counters_of_stages_and_phases_are_those_of_the_engine(tmp_path: Path) -
         assert found["tdpipe_phase_switch_cost_seconds_sum decode"] == 3.0
         assert found["tdpipe_request_queue_time_seconds_count"] == 3
         assert "tdpipe_request_decode_time_seconds_count" not in found
+
+
+def test_losses_of_stages_are_named_as_the_engine_names_them(tmp_path: Path) -> None:
+    with serving(tmp_path) as daemon:
+        report = stats(
+            losses=(
+                StageLosses(1, "signal", "SIGSEGV", 2),
+                StageLosses(-1, "other", "", 1),
+                StageLosses(0, "oom_killer", "SIGKILL", 1),
+            ),
+            last_loss=StageLoss(0, 4711, "oom_killer", "SIGKILL", 1234.5),
+            starved_s=0.75,
+        )
+        daemon.engine.send(report)
+        daemon.wait_until(lambda: daemon.client.stats == report)
+        page, found = read(daemon), samples(daemon)
+    losses = {
+        (each.labels["stage"], each.labels["cause"], each.labels["code"]): each.value
+        for each in page
+        if each.name == "tdpipe_stage_losses_total"
+    }
+    assert losses == {
+        ("1", "signal", "SIGSEGV"): 2,
+        ("", "other", ""): 1,
+        ("0", "oom_killer", "SIGKILL"): 1,
+    }
+    newest = "tdpipe_last_stage_loss_timestamp_seconds"
+    (last,) = (sample for sample in page if sample.name == newest)
+    assert last.value == 1234.5
+    assert (last.labels["stage"], last.labels["pid"]) == ("0", "4711")
+    assert found["tdpipe_stage_starved_seconds_total"] == 0.75
 
 
 def test_seconds_that_only_time_the_launches_of_kernels_are_not_shown(tmp_path: Path) -> None:

@@ -104,8 +104,8 @@ class StageWatch:
 
     def find_trouble(self, epoch: int) -> Trouble | None:
         """The reason why a stage of this epoch is lost, or None if none is lost."""
-        self._count_check(epoch)
         present = [stage for stage in self._stages.values() if stage.beat.epoch == epoch]
+        self._count_check(present)
         gone = [s.beat for s in present if self.same_host and not _exists(s.beat.pid)]
         if gone:
             self._gone_checks += 1
@@ -121,10 +121,11 @@ class StageWatch:
             return Trouble(reason, "silence", min(missing))
         return next(filter(None, map(self._trouble, present)), None)
 
-    def _count_check(self, epoch: int) -> None:
+    def _count_check(self, present: Sequence[_Stage]) -> None:
         for stage in self._stages.values():
             stage.stalled_checks += 1
-        if self._is_suspicious() and self._are_starved(self.pids(epoch)):
+        is_suspicious = self._longest_s(present) >= self._silence_s / 2
+        if is_suspicious and self._are_starved([stage.beat.pid for stage in present]):
             self.starved_s += self._interval_s
             return
         self._quiet_checks += 1
@@ -133,10 +134,12 @@ class StageWatch:
             stage.silent_checks += 1
             stage.waiting_checks += 1
 
-    def _is_suspicious(self) -> bool:
-        """Whether a stage has been silent, or has waited, for half of the time that it may."""
-        checks = [max(s.silent_checks, s.waiting_checks) for s in self._stages.values()]
-        return max(checks, default=0) * self._interval_s >= self._silence_s / 2
+    def _longest_s(self, present: Sequence[_Stage]) -> float:
+        """The longest time for which a stage has been silent or missing, or has waited."""
+        checks = [max(stage.silent_checks, stage.waiting_checks) for stage in present]
+        if len(present) < self._num_stages:
+            checks.append(self._newest_checks)
+        return max(checks, default=0) * self._interval_s
 
     def death(self, epoch: int, gone: Sequence[Heartbeat] = ()) -> Trouble:
         """Why the processes of this epoch died, of which at least those in `gone` have ended."""

@@ -167,6 +167,15 @@ def test_a_silent_stage_that_is_starved_of_cpu_is_lost_only_as_one_without_progr
     assert troubles(watch, 1) == ["stage 0 has made no progress for 61.0 s"]
 
 
+def test_a_stage_that_cannot_begin_for_lack_of_cpu_is_not_lost() -> None:
+    starved = [False] * 6 + [True] * 20
+    watch = make_watch(2, are_starved=lambda _: starved.pop())
+    assert not troubles(watch, 25, beat(1, 7, doing="loads"))
+    assert troubles(watch, 1, beat(1, 7, doing="loads")) == [
+        "stage 0 sent no heartbeat within 5 s of the group's first one"
+    ]
+
+
 def dead_process() -> "subprocess.Popen[bytes]":
     """A process that has ended, but has not been reaped."""
     child = subprocess.Popen([sys.executable, "-c", ""])

@@ -1,5 +1,6 @@
 """Restarts: which process is restarted when, how often, and what ends the daemon."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ import pytest
 
 from configs.config import Config
 from daemon import child_process, restart_limit, restarts
+from daemon.process_exits import TORCHRUN, ExitFile
 from daemon.restarts import Children, GivingUpError
 from daemon.watchdog_file import WatchdogFile
 
@@ -79,6 +81,19 @@ def test_an_engine_is_restarted_without_its_stages_and_the_reverse(
         kill(started, module)
         family.look()
     assert count(started) == {"server": 1, "engine": 2, "workers": 2}
+
+
+def test_the_exit_of_torchrun_is_recorded_for_the_engine_and_no_other(
+    make: Callable[..., Children], started: Processes, tmp_path: Path
+) -> None:
+    family = make()
+    for module in ("engine", "workers"):
+        kill(started, module)
+        family.look()
+    found = ExitFile(tmp_path).first_of([], since=0.0)
+    assert found is not None
+    assert (found.name, found.pid) == (TORCHRUN, started["workers"][0].pid)
+    assert (found.status, found.is_oom) == (-signal.SIGKILL, False)
 
 
 def test_without_its_server_a_daemon_ends(

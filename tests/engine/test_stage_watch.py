@@ -9,7 +9,7 @@ from typing import Any
 
 from daemon.process_exits import ProcessExit
 from engine.stage_time import StageTime
-from engine.stage_watch import StageWatch
+from engine.stage_watch import EXIT_CHECKS, StageWatch
 from wire.messages import Heartbeat
 
 
@@ -176,21 +176,31 @@ def test_a_stage_that_cannot_begin_for_lack_of_cpu_is_not_lost() -> None:
     ]
 
 
-def dead_process() -> "subprocess.Popen[bytes]":
+def dead_process(code: str = "") -> "subprocess.Popen[bytes]":
     """A process that has ended, but has not been reaped."""
-    child = subprocess.Popen([sys.executable, "-c", ""])
+    child = subprocess.Popen([sys.executable, "-c", code])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     return child
 
 
 def test_a_dead_process_is_noticed_on_the_same_host_only() -> None:
-    """Without a record of its exit, one more check is made, in case that the record is late."""
+    """Without a trace of its end, more checks are made, in case that the record of it is late."""
     child = dead_process()
+    child.wait()
     for same_host in (True, False):
         watch = make_watch(same_host=same_host)
-        assert troubles(watch, 2, beat(0, 1, pid=child.pid)) == ["stage 0 died"] * same_host
-    child.wait()
-    assert troubles(make_watch(), 2, beat(0, 1, pid=child.pid)) == ["stage 0 died"]
+        found = troubles(watch, EXIT_CHECKS, beat(0, 1, pid=child.pid))
+        assert found == ["stage 0 died"] * same_host
+
+
+def test_of_processes_that_are_not_reaped_a_killed_one_is_the_cause() -> None:
+    ended, killed = dead_process("exit(1)"), dead_process("import os; os.kill(os.getpid(), 11)")
+    with ended, killed:
+        watch = make_watch(2)
+        found = troubles(watch, 1, beat(0, 1, pid=ended.pid))
+        assert found == ["stage 0 ended with code 1"]
+        found = troubles(watch, 1, beat(0, 1, pid=ended.pid), beat(1, 1, pid=killed.pid))
+        assert found == ["stage 1 was killed by SIGSEGV"]
 
 
 def test_a_recorded_exit_is_noticed_at_once_and_named() -> None:

@@ -3,8 +3,10 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch.distributed.launcher.api import LaunchConfig
@@ -18,15 +20,27 @@ from workers.stage_agent import StageAgent
 SLEEP_S = 60.0
 
 
-def stage(how: str) -> None:
+def stage(how: str, folder: Path) -> None:
     """Stage 1 ends in this way; stage 0 notices soon afterwards, and ends with code 1."""
+    pid_file = folder / "pid"
     if os.environ["RANK"] == "1":
+        pid_file.with_suffix(".new").write_text(str(os.getpid()))
+        pid_file.with_suffix(".new").rename(pid_file)
         if how.isdigit():
             os._exit(int(how))
         os.kill(os.getpid(), signal.Signals[how])
         time.sleep(SLEEP_S)
+    while not pid_file.exists() or is_running(int(pid_file.read_text())):
+        time.sleep(0.01)
     time.sleep(0.5)
     os._exit(1)
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process has not ended, however long its end takes."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def run(folder: Path, how: str) -> ProcessExit | None:
@@ -41,7 +55,7 @@ def run(folder: Path, how: str) -> ProcessExit | None:
         start_method="fork",
     )
     meeting = rendezvous.OneHost(WatchdogFile(folder, "stages"), "run")
-    assert StageAgent(config, meeting, folder, stage, (how,)).run().is_failed()
+    assert StageAgent(config, meeting, folder, stage, (how, folder)).run().is_failed()
     return ExitFile(folder).first_of(all_pids(folder), 0.0)
 
 

@@ -76,12 +76,13 @@ def obstacle(
         return "batch invariance is not available on GPUs yet"
     if config.scheduler.policy != "td-pipe":
         return f"policy {config.scheduler.policy} cuts prompts to fit the other rows of a step"
-    if attention not in ("", "native") and config.cache.enable_prefix_caching:
-        return (
+    found = None if model is None else _obstacle_in(model)
+    if found is None and attention not in ("", "native") and config.cache.enable_prefix_caching:
+        found = (
             f"{attention} attention rounds a prompt differently where a cached prefix cuts it (see "
             "--no-enable-prefix-caching)"
         )
-    return None if model is None else _obstacle_in(model)
+    return found
 
 
 def _obstacle_in(model: PreTrainedModel) -> str | None:

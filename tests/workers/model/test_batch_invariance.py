@@ -153,6 +153,20 @@ def test_without_amx_16_bit_products_promise_it(
     )
 
 
+def test_a_cached_prefix_cuts_a_prompt_which_only_native_attention_does_not_mind(
+    models: dict[str, StageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(batch_invariance.platform, "machine", lambda: "x86_64")
+    model = models["bf16"].module
+    assert obstacle(EngineConfig(), CPU, model, "native") is None
+    found = obstacle(EngineConfig(), CPU, model, "plain")
+    assert found is not None
+    assert "--no-enable-prefix-caching" in found
+    without = EngineConfig.of(enable_prefix_caching=False)
+    assert obstacle(without, CPU, model, "plain") is None
+
+
 def test_before_the_model_is_loaded_device_and_policy_are_judged() -> None:
     assert obstacle(EngineConfig(), CPU) is None
     assert obstacle(EngineConfig(), torch.device("cuda")) == (

@@ -151,6 +151,11 @@ class SchedulerConfig(Part, title="Scheduler"):
     max_prefill_wait: float = Field(
         0.5, ge=0, description="maximum wait of online requests for the end of a decode phase"
     )
+    async_scheduling: bool = Field(
+        False,
+        description="plan the next decode step of a micro-batch before its tokens have arrived: "
+        "the last stage hands them to the first, and the engine learns them meanwhile",
+    )
     td_pipe: TdPipeConfig = Field(default_factory=TdPipeConfig)
     temporal: TemporalConfig = Field(default_factory=TemporalConfig)
     hybrid: HybridConfig = Field(default_factory=HybridConfig)

@@ -67,5 +67,5 @@ class PriorityPreemption:
 
 def _youngest_first(pool: Pool) -> list[Sequence]:
     """The offline sequences that are ready (not in flight), youngest first."""
-    idle = (s for s in pool.ready.values() if s.submit.offline)
+    idle = (s for s in pool.ready.values() if s.submit.offline and not s.is_pending)
     return sorted(idle, key=lambda s: (s.arrived_at, s.sequence_id), reverse=True)

@@ -80,6 +80,7 @@ class InFlight:
     scored: list[Sequence]
     num_decodes: int
     phase: Phase
+    is_ahead: bool = False  # whether its rows were made ready before it is done
 
 
 @dataclass(slots=True)
@@ -335,11 +336,12 @@ class Scheduler:
             is_open = [sequence.state is not finished for sequence in step.sampling]
             token_ids = array("i", compress(token_ids, is_open))
             logprobs = logprobs and _only_rows(logprobs, is_open)
+        is_new = [not sequence.is_pending for sequence in open_rows]
         ended = _append(open_rows, token_ids)
         self.times.sample(step.sampling[step.num_decodes :], now)
         if pipeline.quarantine is not None:
             pipeline.quarantine.clear(open_rows)
-        self.pool.make_ready(open_rows)
+        self.pool.make_ready(list(compress(open_rows, is_new)))
         if open_rows:
             self.counters.generated_tokens += len(open_rows)
             ids = array("q", [sequence.sequence_id for sequence in open_rows])
@@ -349,6 +351,25 @@ class Scheduler:
         for sequence in outgrowing(open_rows, pipeline.rope):
             if sequence.state is not finished:
                 self.pool.preempt(sequence)
+
+    def _look_ahead(self, pipeline: Pipeline) -> None:
+        """Make the rows of the oldest step ready, with placeholders for their next tokens.
+
+        Not those that this token ends, or that must be recomputed because of it. A row that turns
+        out to end with a stop token has then been fed once more in vain.
+        """
+        step, rows, rope = pipeline.in_flight[0], [], pipeline.rope
+        step.is_ahead = True
+        running, outgrown = State.RUNNING, rope.recompute_len if rope else 0
+        for i, sequence in enumerate(step.sampling):
+            length = len(sequence.token_ids) + 1
+            if sequence.state is running and length < sequence.longest_len:
+                if outgrown and length == outgrown + 1:
+                    continue
+                sequence.token_ids.append(-1 - i)
+                sequence.is_pending = True
+                rows.append(sequence)
+        self.pool.make_ready(rows)
 
     def _end(self, sequence: Sequence, now: float, out: list[Outgoing]) -> None:
         """Finish a sequence if its last token may stop it, or if it has reached its length."""
@@ -374,7 +395,13 @@ class Scheduler:
         may_launch = len(pipeline.in_flight) < policy.max_in_flight
         if may_launch and pipeline.quarantine is None:
             pipeline.priority_preemption.preempt_offline(self.pool, now)
-        while len(pipeline.in_flight) < policy.max_in_flight:
+        looks_ahead = self.config.scheduler.async_scheduling and pipeline.quarantine is None
+        while True:
+            num_more = policy.max_in_flight - len(pipeline.in_flight)
+            if num_more < 0 or (num_more == 0 and not looks_ahead):
+                break
+            if num_more == 0 and not pipeline.in_flight[0].is_ahead:
+                self._look_ahead(pipeline)
             batch = policy.next_micro_batch(self.pool, now)
             if batch is None:
                 break
@@ -390,6 +417,7 @@ class Scheduler:
             self.config.cache.block_size,
             self.pool.sampler_slots,
             pipeline.rope,
+            pipeline.in_flight[0].step_id if pipeline.in_flight else -1,
         )
         self.pool.launch(batch.sequences, batch.num_tokens)
         sampling = list(compress(batch.sequences, step.samples))
@@ -420,7 +448,11 @@ def _append(sequences: list[Sequence], token_ids: "array[int]") -> list[Sequence
     ended = []
     for sequence, token_id in zip(sequences, token_ids, strict=True):
         own_ids = sequence.token_ids
-        own_ids.append(token_id)
+        if sequence.is_pending:
+            own_ids[-1] = token_id
+            sequence.is_pending = False
+        else:
+            own_ids.append(token_id)
         if token_id in sequence.stop_token_ids or len(own_ids) >= sequence.longest_len:
             ended.append(sequence)
     return ended

@@ -41,7 +41,9 @@ class Node:
     `costs` has the step costs of each stage, without `overhead_s`, which is added to every step on
     every stage. `hop_s` is the time until activations reach the next stage, and the time until
     sampled tokens reach the engine.
-    `num_blocks` is the size of the KV cache, `max_model_len` is in tokens.
+    `engine_s` is the time of the engine: from the moment when sampled tokens have reached it until
+    the step that it plans with them has reached the stages. `num_blocks` is the size of the KV
+    cache, `max_model_len` is in tokens.
     """
 
     costs: tuple[StageCosts, ...]
@@ -49,6 +51,7 @@ class Node:
     max_model_len: int
     overhead_s: float = 0.0
     hop_s: float = 0.0
+    engine_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,7 @@ class _Simulation:
         self._record = record
         self._models = [CostModel.of(costs) for costs in node.costs]
         self._free_at = [0.0] * len(node.costs)
+        self._handed_at: dict[int, float] = {}  # when the first stage has a step's tokens
         self._remaining = [arrival.output_len for arrival in arrivals]
         self._events: list[tuple[float, int, Event]] = []
         self._num_events = 0
@@ -229,7 +233,9 @@ class _Simulation:
     def _run_step(self, step: Step, now: float) -> None:
         """Compute the times of a step on all stages, which run steps in order."""
         size = size_of(step)
-        arrives_at, result = now, self.result
+        arrives_at, result = now + self._node.engine_s, self.result
+        if step.follows >= 0:
+            arrives_at = max(arrives_at, self._handed_at[step.follows])
         for stage, model in enumerate(self._models):
             began_at = max(arrives_at, self._free_at[stage])
             seconds = model.step_s(size) + self._node.overhead_s
@@ -245,6 +251,8 @@ class _Simulation:
                 result.spans.append(
                     Span(stage, step.step_id, step.phase, rows, tokens, began_at, ended_at)
                 )
+        self._handed_at[step.step_id] = arrives_at
+        self._handed_at.pop(step.step_id - 4 * len(self._models), None)
         self._push(arrives_at, StepDone(step.epoch, step.step_id, self._sampled_ids(step)))
 
     def _sampled_ids(self, step: Step) -> bytes:

@@ -332,7 +332,8 @@ class Step(Message, frozen=True):
       `num_tokens`       int32 [rows], tokens fed for the row (>= 1)
       `samples`          uint8 [rows], 1 if a new token is sampled after the row's last token
     Ragged, one row after the other:
-      `token_ids`        int32 [sum num_tokens]
+      `token_ids`        int32 [sum num_tokens]; -1 - i is the i-th token that the step `follows`
+                         samples, which the last stage hands to the first
       `block_tables`     int32, ceil((start_position + num_tokens) / block_size) blocks per row
     `sampler_slots` is int32 [sampling rows], -1 for rows that take the likeliest token; empty if
     all are -1. `setups` are applied before the step samples. `scored` describes prompt rows.
@@ -353,6 +354,7 @@ class Step(Message, frozen=True):
     setups: tuple[SamplerSetup, ...] = ()
     scored: tuple[ScoredRow, ...] = ()
     rope_lens: bytes = b""
+    follows: int = -1
 
 
 # --- stages -> engine -----------------------------------------------------------------------

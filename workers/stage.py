@@ -6,14 +6,17 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from msgspec.structs import replace
 from tqdm import tqdm
 
 from configs.config import EngineConfig
-from wire.messages import Hello, StageReady, Step, ToStage
+from wire.messages import Hello, StageReady, Step, StepDone, ToStage
 from wire.sockets import Spoke
 from workers import loading
+from workers.comm.token_handover import TokenHandover
 from workers.comm.transport import Transport
 from workers.device.events import event_of
 from workers.device.work import DeviceWork
@@ -107,6 +110,9 @@ class Stage:
             place.device,
             config.pipeline.distributed_timeout_seconds,
         )
+        self._handover: TokenHandover | None = None
+        if config.scheduler.async_scheduling:
+            self._handover = TokenHandover(config.pipeline.distributed_timeout_seconds)
 
     def run(self, engine: Spoke[ToStage]) -> None:
         """Execute steps forever. Raises `TransportError` when a neighbouring stage is gone."""
@@ -114,7 +120,7 @@ class Stage:
         # Measured times need a step at a time, and a host that waits elsewhere could not report.
         is_in_order = self._config.pipeline.exact_times or self._transport.waits_for_neighbours
         most = 0 if is_in_order else MAX_UNREPORTED
-        results = Results(engine.send, self._progress.count_step, most)
+        results = Results(partial(self._report, engine), self._progress.count_step, most)
         engine.send(self._ready())
         try:
             while True:
@@ -167,6 +173,8 @@ class Stage:
             elif message.epoch == self._place.epoch:
                 self.step_id = self._last_step_id = message.step_id
                 self._transport.expect(message.step_id, batch.num_tokens(message))
+                if self._handover is not None:
+                    self._handover.expect(message)
                 self._plans.append(message)
                 if self._model.is_last:
                     self._sampler.expect(message)
@@ -177,8 +185,16 @@ class Stage:
         else:
             engine.send(self._ready())  # to a new engine, which does not know this stage yet
 
+    def _report(self, engine: Spoke[ToStage], done: StepDone) -> None:
+        """Send what a step has sampled to the first stage, which waits for it, and the engine."""
+        if self._handover is not None:
+            self._handover.hand(done.step_id, done.token_ids)
+        engine.send(done)
+
     def _run_step(self, step: Step, results: Results) -> None:
         self.step_id, progress = step.step_id, self._progress
+        if step.follows >= 0 and self._model.is_first:
+            step = self._with_tokens(step)
         inputs = self._runner.prepare(step)
         progress.doing = "waits"
         received = None if self._model.is_first else self._transport.recv(step.step_id)
@@ -204,6 +220,16 @@ class Stage:
             progress.count_step(step.step_id, began_at, time.monotonic())
             progress.doing = "waits"
             self._transport.send(step.step_id, outgoing)
+
+    def _with_tokens(self, step: Step) -> Step:
+        """The step with the tokens that were sampled after it was planned."""
+        assert self._handover is not None
+        self._progress.doing = "waits"
+        sampled = self._handover.take(step.follows)
+        token_ids = np.frombuffer(step.token_ids, np.int32).copy()
+        is_pending = token_ids < 0
+        token_ids[is_pending] = sampled[-1 - token_ids[is_pending]]
+        return replace(step, token_ids=token_ids.tobytes())
 
     def _wait_for_device(self) -> None:
         """Wait until the GPU has finished its queue, so that measured times are those of a step."""

@@ -16,7 +16,11 @@ def reserve_blocks(pool: Pool, sequence: Sequence, taken: list[Sequence]) -> boo
     """
     while not pool.grow(sequence):
         is_taken = {row.sequence_id for row in taken}
-        idle = [s for s in pool.ready.values() if s.sequence_id not in is_taken]
+        idle = [
+            s for s in pool.ready.values() if s.sequence_id not in is_taken and not s.is_pending
+        ]
+        if not idle:
+            return False  # until the pending tokens have come
         youngest = max(idle, key=lambda s: (s.submit.offline, s.arrived_at, s.sequence_id))
         if youngest is sequence and len(idle) == 1:
             return False

@@ -76,8 +76,11 @@ def pack(
     block_size: int,
     sampler_slots: SamplerSlots,
     rope: RopeRule | None = None,
+    follows: int = -1,
 ) -> Step:
     """Build the message for the stages, with RoPE lengths if there is a rule for them.
+
+    Pending tokens are those that the step `follows` samples.
 
     Each block table must already have blocks for the tokens of its row. Rows that sample for
     the first time get a sampler slot, unless they are plain.
@@ -122,6 +125,7 @@ def pack(
         setups=setups,
         scored=tuple(scored),
         rope_lens=rope_lens(sequences, rope) if rope else b"",
+        follows=follows if any(sequence.is_pending for sequence in decodes) else -1,
     )
 
 

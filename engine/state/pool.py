@@ -164,11 +164,14 @@ class Pool:
     def preempt(self, sequence: Sequence) -> None:
         """ready -> front of waiting: the blocks are freed, the tokens are kept and fed again."""
         assert sequence.state is State.READY
+        assert not sequence.is_pending
         self.counters.preemptions += 1
         self._put_back(sequence)
 
     def lose_stages(self) -> None:
         """live -> front of waiting for all sequences: the KV and the sampler slots are lost."""
+        for sequence in self.live.values():
+            self._forget_pending(sequence)
         # From now on nothing is found in the cache, nor kept there.
         self.prefix_cache = PrefixCache(self.ledger, is_enabled=False)
         for sequence in list(self.live.values()):
@@ -188,6 +191,7 @@ class Pool:
 
     def finish(self, sequence: Sequence) -> None:
         """Any state -> finished: the blocks are freed at once, even with a step in flight."""
+        self._forget_pending(sequence)
         if sequence.state is State.WAITING:
             self.waiting.remove(sequence)
             self._count_waiting(sequence, -1)
@@ -198,6 +202,12 @@ class Pool:
         self.num_online -= not sequence.submit.offline
         self.sampler_slots.free(sequence)
         sequence.state = State.FINISHED
+
+    def _forget_pending(self, sequence: Sequence) -> None:
+        """Drop the placeholder of a token that will not come."""
+        if sequence.is_pending:
+            sequence.token_ids.pop()
+            sequence.is_pending = False
 
     def _put_back(self, sequence: Sequence) -> None:
         self._leave_live(sequence)
@@ -227,7 +237,8 @@ class Pool:
 
     def _leave_live(self, sequence: Sequence) -> None:
         del self.live[sequence.sequence_id]
-        self.prefix_cache.register(sequence, sequence.num_planned)
+        num_known = min(sequence.num_planned, len(sequence.token_ids))
+        self.prefix_cache.register(sequence, num_known)
         self.ready.pop(sequence.sequence_id, None)
         self.live_tokens -= sequence.num_planned
         self.ledger.free(sequence.block_table)

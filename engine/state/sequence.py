@@ -53,6 +53,9 @@ class Sequence:
     their keys in the ledger. A waiting sequence expects its first `expected_hit` tokens in the
     cache. Other sequences held `num_shared` of its blocks when it was last admitted. `num_lost`
     tokens of its KV were computed, and lost.
+
+    If `is_pending`, the last of the `token_ids` has not been sampled yet: it is a placeholder,
+    -1 - i for the i-th token that the oldest step in flight samples (see `engine.look_ahead`).
     """
 
     __slots__ = (
@@ -61,6 +64,7 @@ class Sequence:
         "expected",
         "expected_hit",
         "first_token_at",
+        "is_pending",
         "is_plain",
         "longest_len",
         "micro_batch_index",
@@ -116,6 +120,7 @@ class Sequence:
         self.was_admitted = False
         self.num_shared = 0
         self.num_lost = 0
+        self.is_pending = False
         self.scheduled_at: float | None = None
         self.first_token_at: float | None = None
 

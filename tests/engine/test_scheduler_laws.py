@@ -23,6 +23,7 @@ ANY = {
     "block_size": st.sampled_from([1, 2, 4, 16]),
     "max_num_seqs": st.integers(1, 12),
     "max_num_batched_tokens": st.integers(1, 40),
+    "async_scheduling": st.booleans(),
     "enable_prefix_caching": st.sampled_from([True, True, False]),
     "predicted_output_len": st.sampled_from([1, 5, 20, 40]),
     "max_prefill_wait": st.sampled_from([0.0, 0.05, 100.0]),

@@ -78,12 +78,16 @@ class FakeStage:
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.slots: dict[int, int] = {}
+        self.sampled: dict[int, list[int]] = {}  # of each step
         self.samplers: dict[
             int, list[Any]
         ] = {}  # setup and number of output tokens, by sampler slot
 
     def run(self, step: Step) -> StepDone:
-        """Write the tokens of the step, read all tokens of every row, sample."""
+        """Write the tokens of the step, read all tokens of every row, sample.
+
+        Tokens that were planned before they were known are those of the step that it follows.
+        """
         tokens, blocks = deque(_ints(step.token_ids)), deque(_ints(step.block_tables))
         for setup in step.setups:
             self.samplers[setup.sampler_slot] = [setup, len(_ints(setup.output_token_ids))]
@@ -95,7 +99,10 @@ class FakeStage:
         # As on a real stage, all rows write before any of them reads.
         for start, end, table in zip(starts, ends, tables, strict=True):
             for position in range(start, end):
-                self.slots[self._slot(table, position)] = tokens.popleft()
+                token_id = tokens.popleft()
+                if token_id < 0:
+                    token_id = self.sampled[step.follows][-1 - token_id]
+                self.slots[self._slot(table, position)] = token_id
         for end, table, samples in zip(ends, tables, step.samples, strict=True):
             history = [self.slots[self._slot(table, position)] for position in range(end)]
             if samples:
@@ -110,6 +117,7 @@ class FakeStage:
                 sampled.append(token_id)
         assert not tokens
         assert not blocks
+        self.sampled[step.step_id] = sampled
         scores = tuple(NOTHING for _ in step.scored)
         return StepDone(step.epoch, step.step_id, array("i", sampled).tobytes(), None, scores)
 

@@ -89,7 +89,7 @@ class Transport:
             return
         with self._link(self._source_of(step_id)), self._streams.receiving():
             buffer = self._buffer(num_tokens, self._input_width)
-            work = dist.irecv(buffer, self._stage - 1, self._from_previous, tag=_tag(step_id))
+            work = dist.irecv(buffer, self._stage - 1, self._from_previous, tag=tag_of(step_id))
         self._expected.append(_Expected(step_id, buffer, work))
 
     def recv(self, step_id: int) -> Tensor:
@@ -131,7 +131,7 @@ class Transport:
         assert self._to_next is not None, "the last stage has no next stage to send to"
         with self._link(f"send step {step_id} to stage {self._stage + 1}"):
             with self._streams.sending():
-                work = dist.isend(packed, self._stage + 1, self._to_next, tag=_tag(step_id))
+                work = dist.isend(packed, self._stage + 1, self._to_next, tag=tag_of(step_id))
             self._sent.append((work, packed))
             # At most S steps are in flight, so a tensor sent S steps ago has been received.
             if len(self._sent) > self._num_stages:
@@ -174,5 +174,6 @@ def _header(buffer: Tensor) -> Tensor:
     return buffer[0, : 8 // buffer.element_size()].view(torch.int64)
 
 
-def _tag(step_id: int) -> int:
+def tag_of(step_id: int) -> int:
+    """The tag of what belongs to a step."""
     return step_id % (1 << 31)

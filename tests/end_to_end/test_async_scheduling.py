@@ -1,0 +1,64 @@
+"""Steps that are planned before their tokens are known: the same tokens, whatever happens."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.checkpoints import TOKENIZER, make_checkpoint
+from tests.end_to_end.asking import ask_at_once, random_prompts
+from tests.end_to_end.daemon import Daemon
+from tests.kernels import shared_library
+
+LENGTHS = [5, 30, 60, 90, 1, 17] * 4
+NUM_TOKENS = 40
+BLOCK_BYTES = 16 * 2 * 2 * 2 * 32 * 4  # tokens, layers, K and V, KV heads, head dim, fp32
+
+
+def sampled(daemon: Daemon, **fields: Any) -> list[Any]:
+    """Answers that need the sampler's state: penalties, a grammar, stop strings, log-probs."""
+    asked = [
+        {"temperature": 1.0, "seed": 7, "presence_penalty": 1.5, "repetition_penalty": 1.2},
+        {"temperature": 1.0, "seed": 8, "min_tokens": 12, "logprobs": 2},
+        {"temperature": 0.5, "seed": 9, "n": 3, "stop_token_ids": list(range(3, 60))},
+        {"temperature": 1.0, "seed": 10, "logit_bias": {"5": 5.0}},
+    ]
+    (prompt,) = random_prompts("sampled", [20])
+    answers = []
+    for one in asked:
+        body = {"prompt": prompt, "max_tokens": 30} | one | fields
+        reply = httpx.post(f"{daemon.url}/v1/completions", json=body, timeout=60)
+        assert reply.status_code == 200, reply.text
+        choices = reply.json()["choices"]
+        answers.append([(choice["text"], choice["finish_reason"]) for choice in choices])
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("policy", "num_stages"),
+    [
+        ("temporal", "2"),
+        pytest.param("td-pipe", "3", marks=pytest.mark.long),
+        pytest.param("td-pipe", "1", marks=pytest.mark.long),
+        pytest.param("hybrid", "2", marks=pytest.mark.long),
+        pytest.param("separate", "2", marks=pytest.mark.long),
+    ],
+)
+def test_answers_are_those_of_synchronous_scheduling(
+    policy: str, num_stages: str, tmp_path: Path
+) -> None:
+    shared_library()
+    checkpoint = make_checkpoint(tmp_path / "model", "llama", num_hidden_layers=3)
+    prompts = random_prompts("async", LENGTHS)
+    common = ["--tokenizer", str(checkpoint / TOKENIZER), "--dtype", "float32", "--device", "cpu"]
+    common += ["--policy", policy]
+    with Daemon(tmp_path / "sync", str(checkpoint), *common, "-pp", "1") as daemon:
+        want = ask_at_once(daemon, prompts, NUM_TOKENS)
+        want_sampled = sampled(daemon)
+    tight = ["--kv-cache-memory-bytes", str(24 * BLOCK_BYTES), "--predictor", "constant:1"]
+    ahead = ["-pp", num_stages, "--async-scheduling", *tight]
+    with Daemon(tmp_path / "ahead", str(checkpoint), *common, *ahead) as daemon:
+        assert ask_at_once(daemon, prompts, NUM_TOKENS) == want
+        assert sampled(daemon) == want_sampled
+        daemon.wait_for(lambda: daemon.metric("tdpipe_kv_blocks_used") == 0)

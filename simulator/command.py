@@ -10,7 +10,7 @@ import json
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import exp
 from pathlib import Path
 from time import perf_counter
@@ -127,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         node = hardware.node(
             options.stages, config.cache.block_size, config.model.max_model_len or 2048
         )
+        node = replace(node, engine_s=options.engine_ms / 1000)
         if not node.num_blocks:
             raise HardwareError(f"--kv-tokens are fewer than a block, {config.cache.block_size}")
         began_at = perf_counter()

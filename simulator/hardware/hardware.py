@@ -137,6 +137,12 @@ def add_hardware_options(parser: argparse.ArgumentParser) -> None:
         help="time to the next stage [0.1, or as measured in FILE.steps.csv]",
     )
     add(
+        "--engine-ms",
+        type=within(not_negative, *MILLISECONDS, "ms"),
+        default=0.0,
+        help="time from sampled tokens in the engine to the next step in the stages [0]",
+    )
+    add(
         "--tensor-parallel",
         type=within(positive_int, 1, 1024, "GPUs"),
         default=1,

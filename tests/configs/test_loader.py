@@ -48,6 +48,7 @@ SAMPLES = {
     "policy": "td-pipe",
     "max_num_seqs": "4",
     "max_num_batched_tokens": "512",
+    "async_scheduling": "true",
     "predicted_output_len": "64",
     "max_prefill_wait": "0",
     "greedy_prefill": "false",

@@ -193,7 +193,7 @@ class Stage:
 
     def _run_step(self, step: Step, results: Results) -> None:
         self.step_id, progress = step.step_id, self._progress
-        if step.follows >= 0 and self._model.is_first:
+        if step.follows >= 0:
             step = self._with_tokens(step)
         inputs = self._runner.prepare(step)
         progress.doing = "waits"
@@ -222,13 +222,20 @@ class Stage:
             self._transport.send(step.step_id, outgoing)
 
     def _with_tokens(self, step: Step) -> Step:
-        """The step with the tokens that were sampled after it was planned."""
+        """The step with the tokens that were sampled after it was planned.
+
+        Only the first stage needs them. A later one with an embedding of its own, for the LM head,
+        may look them up nevertheless, and gets others.
+        """
         assert self._handover is not None
-        self._progress.doing = "waits"
-        sampled = self._handover.take(step.follows)
         token_ids = np.frombuffer(step.token_ids, np.int32).copy()
         is_pending = token_ids < 0
-        token_ids[is_pending] = sampled[-1 - token_ids[is_pending]]
+        if self._model.is_first:
+            self._progress.doing = "waits"
+            sampled = self._handover.take(step.follows)
+            token_ids[is_pending] = sampled[-1 - token_ids[is_pending]]
+        else:
+            token_ids[is_pending] = 0
         return replace(step, token_ids=token_ids.tobytes())
 
     def _wait_for_device(self) -> None:

@@ -49,7 +49,9 @@ def test_answers_are_those_of_synchronous_scheduling(
     policy: str, num_stages: str, tmp_path: Path
 ) -> None:
     shared_library()
-    checkpoint = make_checkpoint(tmp_path / "model", "llama", num_hidden_layers=3)
+    # With tied weights the last stage has an embedding too.
+    changes = {"num_hidden_layers": 3, "tie_word_embeddings": True}
+    checkpoint = make_checkpoint(tmp_path / "model", "llama", **changes)
     prompts = random_prompts("async", LENGTHS)
     common = ["--tokenizer", str(checkpoint / TOKENIZER), "--dtype", "float32", "--device", "cpu"]
     common += ["--policy", policy]
@@ -62,3 +64,27 @@ def test_answers_are_those_of_synchronous_scheduling(
         assert ask_at_once(daemon, prompts, NUM_TOKENS) == want
         assert sampled(daemon) == want_sampled
         daemon.wait_for(lambda: daemon.metric("tdpipe_kv_blocks_used") == 0)
+
+
+FORMS: list[dict[str, Any]] = [
+    {"structured_outputs": {"choice": ["red", "blue"]}, "n": 4},
+    {"structured_outputs": {"choice": ["one two three four", "five"]}, "n": 4},
+    {"structured_outputs": {"regex": "[a-c]{3,9}!"}, "ignore_eos": True, "max_tokens": 20},
+    {"structured_outputs": {"json": {"type": "object", "properties": {"a": {"enum": [1, 22]}}}}},
+]
+
+
+def test_a_form_that_has_ended_is_fed_in_vain_and_nothing_fails(tmp_path: Path) -> None:
+    found = []
+    for flags in ([], ["--async-scheduling"]):
+        folder = tmp_path / f"flags {len(flags)}"
+        with Daemon(folder, "--dtype", "float32", "--device", "cpu", *flags) as daemon:
+            answers = []
+            for form in FORMS:
+                body = {"prompt": "Pick one:", "max_tokens": 60, "temperature": 1, "seed": 3} | form
+                reply = httpx.post(f"{daemon.url}/v1/completions", json=body, timeout=60)
+                assert reply.status_code == 200, reply.text
+                answers.append([choice["text"] for choice in reply.json()["choices"]])
+            assert daemon.metric("tdpipe_pipeline_restarts_total") == 0
+            found.append(answers)
+    assert found[0] == found[1]

@@ -65,6 +65,9 @@ class TemporalConfig(Part, title="Policy temporal"):
         "cheapest step size",
     )
     refill_rounds: int = Field(16, ge=1, description="pipeline turns over which a refill is spread")
+    online_steps: int = Field(
+        16, ge=1, description="steps over which the prompts of online requests are spread"
+    )
     topup: bool = Field(True, description="continue decoding during a refill")
     balance_time: bool = Field(
         True, description="balance decode micro-batches by time instead of rows"

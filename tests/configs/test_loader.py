@@ -63,6 +63,7 @@ SAMPLES = {
     "saturated_rows": "96",
     "knee_tolerance": "0.02",
     "refill_rounds": "4",
+    "online_steps": "4",
     "topup": "false",
     "balance_time": "false",
     "lazy_refill": "false",

@@ -45,6 +45,7 @@ OF_POLICY = {
     "temporal": {
         "knee_tolerance": st.floats(0, 1),
         "refill_rounds": st.integers(1, 8),
+        "online_steps": st.integers(1, 20),
         "topup": st.booleans(),
         "balance_time": st.booleans(),
         "lazy_refill": st.booleans(),

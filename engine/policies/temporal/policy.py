@@ -10,7 +10,6 @@ for each other within a phase, and only briefly at a switch. Each idea has its o
 
 from collections import deque
 from itertools import islice, takewhile
-from math import ceil
 from operator import itemgetter
 
 import numpy as np
@@ -26,7 +25,7 @@ from engine.policies.temporal.forecast import Rest, best_size
 from engine.policies.temporal.horizon import turns_to_pay
 from engine.policies.temporal.kv_plan import KvPlan
 from engine.policies.temporal.refill import idle_loss_s, switch_cost_s
-from engine.policies.temporal.topup import knee
+from engine.policies.temporal.topup import knee, paced
 from engine.state.length_errors import OUTCOME_WEIGHTS, Floats
 from engine.state.micro_batch import MicroBatch
 from engine.state.pool import Pool
@@ -196,13 +195,15 @@ class Temporal(Policy):
             admitted = self._admissible(pool, plan, candidates)
         self._admitted = deque(admitted)
         self._all_fitted = num_places > 0 and len(admitted) == len(candidates)
-        if self._all_fitted:
-            self._target_size = self._max_size
-        else:
+        rows = -(-pool.num_live // num_stages)
+        if not self._all_fitted:
             supply = sum(sequence.num_unplanned for sequence in admitted)
-            rows = -(-pool.num_live // num_stages)
-            pace = supply / (num_stages * config.refill_rounds)
-            self._target_size = min(self._max_size, self._cost.edge(rows + ceil(pace)))
+            size = paced(self._cost, rows, supply, num_stages * config.refill_rounds)
+        elif pool.has_offline:
+            size = self._max_size
+        else:
+            size = paced(self._cost, rows, pool.waiting_tokens, config.online_steps)
+        self._target_size = min(self._max_size, size)
         if self.phase == "prefill":
             self._refill_size = max(self._refill_size, self._target_size)
 

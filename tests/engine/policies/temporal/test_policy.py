@@ -101,6 +101,24 @@ def test_refills_are_smaller_than_the_knee_if_a_long_answer_needs_short_turns() 
     assert usual_size(longest=1500) == 128
 
 
+def test_prompts_of_online_requests_are_spread_unless_many_wait_or_offline_work_is_open() -> None:
+    def sizes(count: int, *, offline: bool) -> set[int]:
+        world = make_world()
+        submit(world, 40, num_prompt_tokens=10, max_tokens=60, offline=offline)
+        while world.scheduler.pool.waiting or world.scheduler.pool.num_live < 40:
+            world.return_step()
+        before = len(steps_of(world))
+        submit(world, count, num_prompt_tokens=200, max_tokens=5, offline=False)
+        for _ in range(10):
+            world.return_step()
+        return {sum(row_tokens(step)) for step in steps_of(world)[before:]}
+
+    assert max(sizes(1, offline=False)) == 64  # 20 rows, and what the stair has left
+    assert max(sizes(5, offline=False)) == 128
+    assert max(sizes(40, offline=False)) == KNEE
+    assert max(sizes(1, offline=True)) > 128
+
+
 def test_an_online_request_is_fed_before_waiting_offline_work() -> None:
     world = make_world(max_prefill_wait=100.0)
     submit(world, 300, num_prompt_tokens=30, max_tokens=40, offline=True)

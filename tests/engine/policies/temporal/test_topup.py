@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.costs.cost_model import TABLE_TOKENS, CostModel
-from engine.policies.temporal.topup import knee
+from engine.policies.temporal.topup import knee, paced
 from tests.engine.staircases import Stair, staircases, stairs
 
 # Tokens cost 10, 6, 5.5 and 5.4 ms at the ends of the stairs.
@@ -59,3 +59,21 @@ def test_with_tolerance_no_smaller_stair_is_cheap_enough(
     smaller = [end for end, _ in steps if end < size]
     assert all(cost.linear_s(end) / end > limit for end in smaller)
     assert size == longest or size in [end for end, _ in steps]
+
+
+@FEW
+@given(
+    steps=staircases(),
+    num_rows=st.integers(1, 300),
+    tokens=st.integers(0, 5000),
+    n=st.integers(1, 64),
+)
+def test_prompts_are_fed_in_so_many_steps_and_no_step_could_be_filled_for_free(
+    steps: list[Stair], num_rows: int, tokens: int, n: int
+) -> None:
+    cost = stairs(*steps)
+    size = paced(cost, num_rows, tokens, n)
+    assert (size - num_rows) * n >= tokens
+    smallest = num_rows + -(-tokens // n)
+    assert cost.linear_s(size) == cost.linear_s(smallest)
+    assert size in [end for end, _ in steps] or size == smallest

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help serve chat test test-all lint types contracts tests format paper families sweep real-policies \
+.PHONY: help serve chat test test-all lint types contracts tests format paper families sweep online-sweep real-policies \
 	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers prefix-cache long-prompt clients vllm-tests \
 	conversations \
 	batch-kill \
@@ -62,6 +62,9 @@ families: $(VENV)/dev  ## which model families are served in stages (about 20 mi
 
 sweep: $(VENV)/dev  ## temporal against every other policy in many set-ups (about 5 minutes)
 	$(BIN)/python -m benchmarks.virtual.sweep $(ARGS)
+
+online-sweep: $(VENV)/dev  ## goodput of temporal and others under online traffic (about 15 minutes)
+	$(BIN)/python -m benchmarks.virtual.online_sweep $(ARGS)
 
 real-policies: $(VENV)/dev  ## the policies on two real CPU stages, beside the simulator (about 15 minutes)
 	$(BIN)/python -m benchmarks.real_policies $(ARGS)

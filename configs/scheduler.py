@@ -81,7 +81,7 @@ class TemporalConfig(Part, title="Policy temporal"):
         "predicted lengths only",
     )
     horizon: float = Field(
-        0.25,
+        0.0625,
         ge=0,
         description="how far ahead KV use is planned, as a multiple of the time after which a "
         "preemption has paid for itself; 0: unlimited",

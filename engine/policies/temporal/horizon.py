@@ -10,8 +10,8 @@ the saving pays for the recomputation after length * ratio / (1 - ratio) pipelin
 not be planned further ahead. With small decode micro-batches, in which tokens are expensive, many
 sequences are admitted. Near the knee, a decode token costs as much as a prefill token, so a
 preemption never pays for itself, and KV is planned to the end of the sequence. The default of
-`--horizon` is a quarter of these turns, because preempted sequences are the youngest and have the
-fewest tokens to recompute.
+`--horizon` is a sixteenth of these turns, because preempted sequences are the youngest and have the
+fewest tokens to recompute, and because most of these tokens fit into the rest of a stair for free.
 """
 
 from engine.costs.cost_model import CostModel

@@ -112,7 +112,11 @@ class Stage:
         )
         self._handover: TokenHandover | None = None
         if config.scheduler.async_scheduling:
-            self._handover = TokenHandover(config.pipeline.distributed_timeout_seconds)
+            ahead = config.scheduler.td_pipe.prefill_ahead
+            self._handover = TokenHandover(
+                config.pipeline.distributed_timeout_seconds,
+                ahead * config.pipeline.pipeline_parallel_size + 1,
+            )
 
     def run(self, engine: Spoke[ToStage]) -> None:
         """Execute steps forever. Raises `TransportError` when a neighbouring stage is gone."""

@@ -20,9 +20,6 @@ from torch import Tensor
 from wire.messages import Step
 from workers.comm.transport import TransportError, tag_of
 
-# Steps whose tokens are kept, or on their way. More are never in flight.
-MAX_KEPT = 64
-
 
 @dataclass(slots=True)
 class _Expected:
@@ -32,9 +29,14 @@ class _Expected:
 
 
 class TokenHandover:
-    """The tokens of the newest steps; all stages of the group must create theirs together."""
+    """The tokens of the newest steps; all stages of the group must create theirs together.
 
-    def __init__(self, timeout_s: float) -> None:
+    At most `max_in_flight` steps are in flight: the tokens of older ones have been sent. A step
+    may follow one that is done when it runs at last, so twice as many are kept.
+    """
+
+    def __init__(self, timeout_s: float, max_in_flight: int) -> None:
+        self._max_kept = 2 * max_in_flight + 1
         self._stage, self._last = dist.get_rank(), dist.get_world_size() - 1
         self._timeout = timedelta(seconds=timeout_s)
         self._link: Any = None
@@ -51,7 +53,7 @@ class TokenHandover:
         buffer = torch.empty(1 + num_sampling, dtype=torch.int64)
         work = dist.irecv(buffer, self._last, self._link, tag=tag_of(step.step_id))
         self._expected.append(_Expected(step.step_id, buffer, work))
-        if len(self._expected) > MAX_KEPT:
+        if len(self._expected) > self._max_kept:
             self._wait(self._expected.popleft())
 
     def hand(self, step_id: int, token_ids: bytes) -> None:
@@ -62,12 +64,12 @@ class TokenHandover:
         buffer = torch.from_numpy(np.concatenate([[step_id], ids]))
         if not self._last:
             self._expected.append(_Expected(step_id, buffer))
-            if len(self._expected) > MAX_KEPT:
+            if len(self._expected) > self._max_kept:
                 self._expected.popleft()
             return
         try:
             self._sent.append((dist.isend(buffer, 0, self._link, tag=tag_of(step_id)), buffer))
-            if len(self._sent) > MAX_KEPT:
+            if len(self._sent) > self._max_kept:
                 work, _ = self._sent.popleft()
                 work.wait(self._timeout)
         except RuntimeError as error:

@@ -65,7 +65,9 @@ def test_the_process_is_the_servers(daemon: Daemon) -> None:
     ends_at = time.process_time() + 0.1
     while time.process_time() < ends_at:
         pass
-    assert samples(daemon)["process_cpu_seconds_total"] >= before["process_cpu_seconds_total"] + 0.1
+    # The system counts in hundredths of a second.
+    spent = samples(daemon)["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]
+    assert spent > 0.08
 
 
 def test_requests_are_counted_by_outcome(tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ from pydantic import Field, field_validator
 
 from configs.part import Part
 
+SHORTEST_LIMIT = 3
+"""From so many tokens per step on, every prompt can be cut into chunks of two or more."""
+
 
 class TdPipeConfig(Part, title="Policy td-pipe"):
     """Constants of policy td-pipe (those of the paper's code), and switches for ablations."""
@@ -137,7 +140,7 @@ class SchedulerConfig(Part, title="Scheduler"):
     """Settings that all policies share, and the constants of each policy."""
 
     policy: Literal["td-pipe", "temporal", "separate", "hybrid"] = Field(
-        "td-pipe", description="how micro-batches are formed"
+        "temporal", description="how micro-batches are formed"
     )
     max_num_seqs: int | None = Field(
         None, ge=1, description="maximum sequences that hold KV at one time [256 per stage]"

@@ -1,10 +1,22 @@
-"""Chunked prefill: fills micro-batches with prompts in order of admission, in chunks."""
+"""Chunked prefill: fills micro-batches with prompts in order of admission, in chunks.
+
+No chunk has a single token, and none is left over: attention sums a row of one token in another
+order than a longer one, so that the KV of a prompt would depend on where it was cut, and an answer
+on the other rows of its steps (batch invariance, `workers.model.batch_invariance`).
+"""
 
 from collections.abc import Callable
 
+from configs.scheduler import SHORTEST_LIMIT
 from engine.state.micro_batch import MicroBatch
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence, State
+
+
+def chunk_len(num_tokens: int, limit: int) -> int:
+    """The tokens of the next chunk of a prompt of which `num_tokens` are left, at most `limit`."""
+    leaves_one = num_tokens == limit + 1 and limit >= SHORTEST_LIMIT
+    return min(num_tokens, limit - leaves_one)
 
 
 class PrefillCursor:
@@ -33,12 +45,13 @@ class PrefillCursor:
     ) -> int:
         """Add up to `num_tokens` tokens of prompts; returns how many were added.
 
-        `next_admitted` returns the next waiting sequence to admit, or None to stop.
+        `next_admitted` returns the next waiting sequence to admit, or None to stop. A step that has
+        rows already gets no more if fewer than `SHORTEST_LIMIT` tokens are to be added.
         """
         left = num_tokens
-        if self.half_fed is not None and left > 0:
+        if self.half_fed is not None and left >= _least(batch):
             left -= self._feed(pool, batch, self.half_fed, left)
-        while left > 0 and self.half_fed is None:
+        while left >= _least(batch) and self.half_fed is None:
             sequence = next_admitted()
             if sequence is None or not pool.admit(sequence):
                 break
@@ -46,9 +59,13 @@ class PrefillCursor:
         return num_tokens - left
 
     def _feed(self, pool: Pool, batch: MicroBatch, sequence: Sequence, limit: int) -> int:
-        num_tokens = pool.feed(batch, sequence, limit)
+        num_tokens = pool.feed(batch, sequence, chunk_len(sequence.num_unplanned, limit))
         self._half_fed = sequence if num_tokens < sequence.num_unplanned else None
         return num_tokens
+
+
+def _least(batch: MicroBatch) -> int:
+    return SHORTEST_LIMIT if batch.sequences else 1
 
 
 def first_fitting(pool: Pool, max_live: int) -> Sequence | None:

@@ -8,7 +8,7 @@ and the free KV:
     tokens = min(waiting / iterations, max * (free - reserve) / (1 - reserve)), at least min
 """
 
-from configs.scheduler import SchedulerConfig
+from configs.scheduler import SHORTEST_LIMIT, SchedulerConfig
 from engine.policies.chunked_prefill import PrefillCursor, first_fitting
 from engine.policies.decode_rows import add_decodes
 from engine.policies.policy import Policy
@@ -55,4 +55,5 @@ class Hybrid(Policy):
         )
         by_work = waiting / config.throttle_iterations
         by_kv = config.throttle_max_tokens * free
-        return max(config.throttle_min_tokens, int(min(by_work, by_kv, config.throttle_max_tokens)))
+        least = max(config.throttle_min_tokens, SHORTEST_LIMIT)
+        return max(least, int(min(by_work, by_kv, config.throttle_max_tokens)))

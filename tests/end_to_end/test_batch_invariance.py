@@ -22,6 +22,8 @@ SIZES = {
     "llama": {"hidden_size": 128},
     "mixtral": {"hidden_size": 256, "num_local_experts": 16},
 }
+EVERY_POLICY = (("1", "temporal"), ("3", "td-pipe"), ("2", "hybrid"), ("3", "separate"))
+"""Numbers of stages and policies."""
 AT_EASE = 4
 """So many of the longest requests, of 10 blocks each, fit into 40."""
 NEAR_TIE = 0.125
@@ -29,32 +31,37 @@ NEAR_TIE = 0.125
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype", "max_tokens", "other_num_stages"),
+    ("family", "dtype", "max_tokens", "others"),
     [
-        ("mixtral", "bfloat16", 8, ("3",)),
-        pytest.param("mixtral", "bfloat16", 20, ("1", "3"), marks=pytest.mark.long),
-        pytest.param("llama", "bfloat16", 20, ("1", "3"), marks=pytest.mark.long),
-        pytest.param("llama", "float16", 20, ("3",), marks=pytest.mark.long),
-        pytest.param("llama", "float32", 20, ("3",), marks=pytest.mark.long),
+        ("mixtral", "bfloat16", 8, (("3", "td-pipe"),)),
+        ("llama", "bfloat16", 8, (("3", "hybrid"),)),
+        pytest.param("mixtral", "bfloat16", 20, EVERY_POLICY, marks=pytest.mark.long),
+        pytest.param("llama", "bfloat16", 20, EVERY_POLICY, marks=pytest.mark.long),
+        pytest.param("llama", "float16", 20, EVERY_POLICY, marks=pytest.mark.long),
+        pytest.param("llama", "float32", 20, EVERY_POLICY, marks=pytest.mark.long),
     ],
 )
-def test_answers_are_batch_invariant_through_1_2_and_3_stages(
-    family: str, dtype: str, max_tokens: int, other_num_stages: tuple[str, ...], tmp_path: Path
+def test_answers_are_batch_invariant_through_stages_and_policies(
+    family: str, dtype: str, max_tokens: int, others: tuple[tuple[str, str], ...], tmp_path: Path
 ) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", family, **SIZES[family])
     prompts = random_prompts("batch", LENGTHS)
-    with _daemon(tmp_path / "two", checkpoint, dtype, "-pp", "2") as daemon:
+    # Small steps cut most prompts.
+    small_steps = ("--max-num-batched-tokens", "64")
+    with _daemon(tmp_path / "two", checkpoint, dtype, "-pp", "2", *small_steps) as daemon:
         assert json.loads(daemon.get("/version")[1])["batch_invariant"]
         one_by_one = ask_one_by_one(daemon, prompts, max_tokens)
         assert ask_at_once(daemon, prompts, max_tokens) == one_by_one
         assert ask_at_once(daemon, prompts[::-1] * 2, max_tokens) == one_by_one[::-1] * 2
-    for num_stages in other_num_stages:
+    for num_stages, policy in others:
         # Without AMX the flag changes nothing.
-        flags = ("-pp", num_stages, "--batch-invariant")
-        with _daemon(tmp_path / num_stages, checkpoint, dtype, *flags) as daemon:
-            stage = json.loads((tmp_path / num_stages / "run" / "stage-0.json").read_text())
+        flags = ("-pp", num_stages, "--policy", policy, "--batch-invariant")
+        folder = tmp_path / f"{policy}-{num_stages}"
+        with _daemon(folder, checkpoint, dtype, *flags) as daemon:
+            stage = json.loads((folder / "run" / "stage-0.json").read_text())
             assert f"at most {onednn_limit() or INVARIANT_LIMIT}" in stage["hardware"]
             assert ask_at_once(daemon, prompts, max_tokens) == one_by_one
+            assert ask_at_once(daemon, prompts[::-1] * 2, max_tokens) == one_by_one[::-1] * 2
 
 
 @pytest.mark.long  # fp32 answers under preemption are compared in test_policies.py

@@ -98,8 +98,8 @@ def test_a_start_that_cannot_promise_batch_invariance_fails(
     promised = load(config, data_dir, PLACE).is_batch_invariant
     assert ("; batch invariant" in caplog.text) == promised
     config = config.replaced(batch_invariant=True)
-    with pytest.raises(ValueError, match=r"^--batch-invariant: policy hybrid cuts prompts"):
-        load(config.replaced(policy="hybrid"), data_dir, PLACE)
+    with pytest.raises(ValueError, match=r"^--batch-invariant: steps of 2 tokens cut"):
+        load(config.replaced(max_num_batched_tokens=2), data_dir, PLACE)
     with pytest.raises(ValueError, match=r"^--batch-invariant: .* not available on GPUs yet"):
         load(config, data_dir, StagePlace(0, 1, torch.device("cuda"), 1))
     assert loads == [None]  # neither has read any weights

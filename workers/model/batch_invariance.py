@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from configs.config import EngineConfig
+from configs.scheduler import SHORTEST_LIMIT
 from workers.model.experts import PACKED
 from workers.model.linears import ONEDNN_SUPPORT, PackedLinear
 
@@ -74,15 +75,27 @@ def obstacle(
     """
     if device.type != "cpu":
         return "batch invariance is not available on GPUs yet"
-    if config.scheduler.policy != "td-pipe":
-        return f"policy {config.scheduler.policy} cuts prompts to fit the other rows of a step"
+    longest = config.scheduler.max_num_batched_tokens
+    if longest < SHORTEST_LIMIT:
+        return f"steps of {longest} tokens cut prompts into single tokens (max_num_batched_tokens)"
     found = None if model is None else _obstacle_in(model)
-    if found is None and attention not in ("", "native") and config.cache.enable_prefix_caching:
-        found = (
-            f"{attention} attention rounds a prompt differently where a cached prefix cuts it (see "
-            "--no-enable-prefix-caching)"
-        )
+    if found is None and attention not in ("", "native"):
+        found = _obstacle_in_cuts(config, attention)
     return found
+
+
+def _obstacle_in_cuts(config: EngineConfig, attention: str) -> str | None:
+    """Why prompts may be cut at places that depend on other requests, or None.
+
+    It matters for attention that rounds a prompt differently where it is cut.
+    """
+    if config.scheduler.policy != "td-pipe":
+        cause = f"policy {config.scheduler.policy} cuts it to fit the other rows (see --policy)"
+    elif config.cache.enable_prefix_caching:
+        cause = "a cached prefix cuts it (see --no-enable-prefix-caching)"
+    else:
+        return None
+    return f"{attention} attention rounds a prompt differently where {cause}"
 
 
 def _obstacle_in(model: PreTrainedModel) -> str | None:

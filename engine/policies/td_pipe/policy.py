@@ -9,6 +9,7 @@ from itertools import islice, tee
 
 from configs.scheduler import SchedulerConfig
 from engine.costs.cost_model import CostModel
+from engine.policies.chunked_prefill import chunk_len
 from engine.policies.decode_rows import add_decodes
 from engine.policies.policy import Policy
 from engine.policies.prompt_chunks import PromptChunks
@@ -104,11 +105,8 @@ class TdPipe(Policy):
         return batch if batch.sequences else None
 
     def _feed(self, pool: Pool, batch: MicroBatch, sequence: Sequence) -> None:
-        size = self._chunks.size(len(sequence.token_ids))
-        # A single token is not left over: attention sums it in another order than a longer chunk,
-        # so that the KV of a prompt would depend on where it was cut.
-        leaves_one = size > 1 and sequence.num_unplanned == size + 1
-        num_tokens = pool.feed(batch, sequence, size - leaves_one)
+        limit = self._chunks.size(len(sequence.token_ids))
+        num_tokens = pool.feed(batch, sequence, chunk_len(sequence.num_unplanned, limit))
         self._half_fed = sequence if num_tokens < sequence.num_unplanned else None
 
     def _admits(self, pool: Pool, sequence: Sequence) -> bool:

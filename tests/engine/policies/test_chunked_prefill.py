@@ -1,11 +1,13 @@
-"""Chunked prefill: prompts back to back, split to the size of the micro-batch."""
+"""Chunked prefill: prompts back to back, cut to the size of the step, never to a single token."""
 
 from collections.abc import Callable
+from itertools import cycle
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.scheduler import SHORTEST_LIMIT
 from engine.policies.chunked_prefill import PrefillCursor, first_fitting
 from engine.state.micro_batch import MicroBatch
 from engine.state.pool import Pool
@@ -52,22 +54,51 @@ def test_each_step_feeds_the_next_tokens_of_all_prompts_laid_end_to_end(
     for size in sizes:
         chunks = fill(cursor, pool, size)
         fed = [(i, start + n) for i, start, count in chunks for n in range(count)]
-        assert fed == tokens[:size]
+        assert fed == tokens[: len(fed)]
+        assert size - SHORTEST_LIMIT < len(fed) <= size or len(fed) == len(tokens)
         assert len({i for i, _, _ in chunks}) == len(chunks)
         assert all(count > 0 for _, _, count in chunks)
-        del tokens[:size]
+        del tokens[: len(fed)]
         # The rest of the prompt that was begun, and no other.
         begun = cursor.half_fed
         assert (begun is not None) == bool(tokens and tokens[0][1] > 0)
         assert begun is None or begun.num_planned == tokens[0][1]
 
 
+@given(
+    prompts=st.lists(st.integers(1, 30), min_size=1, max_size=10),
+    num_decodes=st.integers(0, 2),
+    sizes=st.lists(st.integers(SHORTEST_LIMIT, 40), min_size=1, max_size=5),
+)
+def test_no_prompt_is_cut_before_or_after_a_single_token(
+    prompts: list[int], num_decodes: int, sizes: list[int]
+) -> None:
+    """Not even if decode rows leave room for one: then nothing is fed."""
+    cursor, pool = PrefillCursor(), queue_of(prompts)
+    decodes = [make_ready(pool, make_sequence(100 + i, 2)) for i in range(num_decodes)]
+    found: dict[int, list[int]] = {i: [] for i in range(len(prompts))}
+    for size in cycle([*sizes, 8]):
+        batch = MicroBatch()
+        batch.add_decodes(decodes)
+        cursor.fill(pool, batch, size - num_decodes, pool.waiting.first)
+        rows = list(zip(batch.sequences, batch.num_tokens, strict=True))[num_decodes:]
+        for sequence, count in rows:
+            found[sequence.sequence_id].append(count)
+        pool.launch(batch.sequences, batch.num_tokens)
+        pool.make_ready(decodes)
+        if not rows and size == 8:
+            break
+    assert [sum(chunks) for chunks in found.values()] == prompts
+    for num_tokens, chunks in zip(prompts, found.values(), strict=True):
+        assert min(chunks) >= min(2, num_tokens)
+
+
 def test_the_rest_of_a_prompt_comes_first_while_its_first_chunk_is_in_flight() -> None:
-    cursor, pool = PrefillCursor(), queue_of([10, 3])
-    assert fill(cursor, pool, 6) == [(0, 0, 6)]
+    cursor, pool = PrefillCursor(), queue_of([10, 6])
+    assert fill(cursor, pool, 7) == [(0, 0, 7)]
     assert pool.live[0].state is State.RUNNING
-    assert fill(cursor, pool, 6) == [(0, 6, 4), (1, 0, 2)]
-    assert fill(cursor, pool, 6) == [(1, 2, 1)]
+    assert fill(cursor, pool, 7) == [(0, 7, 3), (1, 0, 4)]
+    assert fill(cursor, pool, 6) == [(1, 4, 2)]
     assert fill(cursor, pool, 6) == []
 
 
@@ -126,7 +157,7 @@ def test_generated_tokens_of_a_preempted_sequence_are_fed_again_with_its_prompt(
 
 
 def test_prompts_come_after_the_decodes_of_a_step() -> None:
-    pool, batch = queue_of([4]), MicroBatch()
+    pool, batch = queue_of([5]), MicroBatch()
     decode = make_ready(pool, make_sequence(9, 2))
     batch.add_decodes([decode])
     assert PrefillCursor().fill(pool, batch, 3, pool.waiting.first) == 3

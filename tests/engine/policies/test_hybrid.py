@@ -108,7 +108,8 @@ def test_vllm_fills_every_step_to_the_budget_while_prompts_wait() -> None:
     steps = steps_of(world)
     last_prefill = max(i for i, step in enumerate(steps) if step.phase != "decode")
     assert last_prefill > 8 * 40 // 16
-    assert {sum(row_tokens(step)) for step in steps[:last_prefill]} == {16}
+    # A token less where a single one would have been left over.
+    assert {sum(row_tokens(step)) for step in steps[:last_prefill]} <= {15, 16}
 
 
 def test_more_idle_decodes_than_the_budget_go_in_several_steps() -> None:
@@ -118,7 +119,7 @@ def test_more_idle_decodes_than_the_budget_go_in_several_steps() -> None:
     assert policy.next_micro_batch(pool, 0.0) is None
 
 
-@pytest.mark.parametrize(("setting", "chunks"), [("vllm", [10, 10, 5]), ("throttled", [8, 8, 8])])
+@pytest.mark.parametrize(("setting", "chunks"), [("vllm", [10, 10, 5]), ("throttled", [8, 8, 7])])
 def test_chunks_of_one_prompt_are_launched_without_waiting(setting: str, chunks: list[int]) -> None:
     world = make_world(setting, num_stages=3, budget=10)
     submit(world, 1, num_prompt_tokens=25)

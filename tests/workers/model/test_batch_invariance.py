@@ -160,21 +160,36 @@ def test_a_cached_prefix_cuts_a_prompt_which_only_native_attention_does_not_mind
     monkeypatch.setattr(batch_invariance.platform, "machine", lambda: "x86_64")
     model = models["bf16"].module
     assert obstacle(EngineConfig(), CPU, model, "native") is None
-    found = obstacle(EngineConfig(), CPU, model, "plain")
+    found = obstacle(EngineConfig.of(policy="td-pipe"), CPU, model, "plain")
     assert found is not None
     assert "--no-enable-prefix-caching" in found
-    without = EngineConfig.of(enable_prefix_caching=False)
+    without = EngineConfig.of(policy="td-pipe", enable_prefix_caching=False)
     assert obstacle(without, CPU, model, "plain") is None
 
 
-def test_before_the_model_is_loaded_device_and_policy_are_judged() -> None:
+@pytest.mark.parametrize("policy", ["temporal", "hybrid", "separate"])
+def test_policies_that_cut_prompts_need_native_attention(
+    models: dict[str, StageModel], monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(batch_invariance.platform, "machine", lambda: "x86_64")
+    model = models["bf16"].module
+    config = EngineConfig.of(policy=policy, enable_prefix_caching=False)
+    assert obstacle(config, CPU, model, "native") is None
+    assert obstacle(config, CPU, model, "plain") == (
+        f"plain attention rounds a prompt differently where policy {policy} cuts it to fit the "
+        "other rows (see --policy)"
+    )
+
+
+def test_before_the_model_is_loaded_device_and_step_size_are_judged() -> None:
     assert obstacle(EngineConfig(), CPU) is None
     assert obstacle(EngineConfig(), torch.device("cuda")) == (
         "batch invariance is not available on GPUs yet"
     )
-    for policy in ("temporal", "hybrid", "separate"):
-        found = obstacle(EngineConfig.of(policy=policy), CPU)
-        assert found == f"policy {policy} cuts prompts to fit the other rows of a step"
+    assert obstacle(EngineConfig.of(max_num_batched_tokens=2), CPU) == (
+        "steps of 2 tokens cut prompts into single tokens (max_num_batched_tokens)"
+    )
 
 
 def test_quantised_models_do_not_promise_it(models: dict[str, StageModel]) -> None:

@@ -61,7 +61,8 @@ def test_decoding_continues_in_a_refill_whose_steps_all_end_at_the_knee() -> Non
         world.return_step()
     mixed = [step for step in steps_of(world) if step.phase == "mixed"]
     assert len(mixed) > 10
-    assert {sum(row_tokens(step)) for step in mixed} == {KNEE}
+    # A token less where a single one would have been left over.
+    assert {sum(row_tokens(step)) for step in mixed} <= {KNEE - 1, KNEE}
 
 
 def test_without_top_up_decoding_stops_for_a_refill() -> None:

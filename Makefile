@@ -60,13 +60,13 @@ paper: $(VENV)/dev  ## the paper's tables in the simulator (about 5 minutes; ARG
 families: $(VENV)/dev  ## which model families are served in stages (about 20 minutes; ARGS=--write updates the docs)
 	$(BIN)/python -m benchmarks.families $(ARGS)
 
-sweep: $(VENV)/dev  ## temporal against every other policy in many set-ups (about 5 minutes)
+sweep: $(VENV)/dev  ## temporal against every other policy in many set-ups (about 20 minutes)
 	$(BIN)/python -m benchmarks.virtual.sweep $(ARGS)
 
 online-sweep: $(VENV)/dev  ## goodput of temporal and others under online traffic (about 15 minutes)
 	$(BIN)/python -m benchmarks.virtual.online_sweep $(ARGS)
 
-real-policies: $(VENV)/dev  ## the policies on two real CPU stages, beside the simulator (about 15 minutes)
+real-policies: $(VENV)/dev  ## the policies on two real CPU stages, beside the simulator (about 20 minutes)
 	$(BIN)/python -m benchmarks.real_policies $(ARGS)
 
 real-predictors: $(VENV)/dev  ## length predictors on two real CPU stages (about 10 minutes)

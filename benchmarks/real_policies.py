@@ -1,9 +1,10 @@
 """The policies on real processes and in the simulator: `make real-policies`.
 
-Two CPU stages of a random Llama of about 120 M parameters in bf16, one thread each, with a KV cache
-small enough to matter, serve 200 requests of ShareGPT-like lengths at a quarter of their size, all
-at once. The policies run in turn, and the figures are medians over the repeats. The simulator gets
-the costs that the stages measured at their start and the same requests. Prints Markdown.
+Two CPU stages of a random Llama of about 120 M parameters in bf16, one thread each, serve 200
+requests of ShareGPT-like lengths at a quarter of their size, all at once: with a KV cache that is
+small enough to matter (tight), and with one that holds all requests (ample). The policies run in
+turn, and the figures are medians over the repeats. The simulator gets the costs that the stages
+measured at their start and the same requests. Prints Markdown.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,15 +28,19 @@ from simulator.simulation import Arrival, Node, simulate
 from simulator.workloads.make_workload import make_workload
 from wire.messages import StageCosts, StageReady
 
-POLICIES: dict[str, Mapping[str, str]] = {
+Runs = dict[tuple[str, str], list[dict[str, Any]]]
+"""Reports by the size of the KV cache and the policy."""
+
+POLICIES: dict[str, Mapping[str, str | bool]] = {
     "separate": {"policy": "separate"},
     "hybrid vllm": {"policy": "hybrid", "hybrid": "vllm"},
     "hybrid throttled": {"policy": "hybrid", "hybrid": "throttled"},
     "td-pipe": {"policy": "td-pipe"},
     "temporal": {"policy": "temporal"},
+    "temporal, asynchronous": {"policy": "temporal", "async_scheduling": True},
 }
 NUM_STAGES = 2
-KV_BYTES = 26_000_000
+KV_BYTES = {"tight": 26_000_000, "ample": 260_000_000}
 WORKLOAD, SCALE = "sharegpt:200", 0.25
 
 
@@ -43,25 +48,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; return 1 if a daemon or a load failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real_policies", description=__doc__)
     parser.add_argument("--rounds", dest="repeats", type=int, default=3, help="[3]")
+    add = parser.add_argument
+    add("--kv", nargs="+", choices=KV_BYTES, default=[*KV_BYTES], help="sizes of the KV cache")
+    add("--policies", nargs="+", choices=POLICIES, default=[*POLICIES])
     options = parser.parse_args(argv)
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in POLICIES}
-    simulated: dict[str, list[dict[str, Any]]] = {name: [] for name in POLICIES}
+    cases = [(kv, name) for kv in options.kv for name in options.policies]
+    runs: Runs = {case: [] for case in cases}
+    simulated: Runs = {case: [] for case in cases}
     with tempfile.TemporaryDirectory(prefix="tdpipe-policies-") as temporary:
         model = make_random_llama(Path(temporary) / "llama")
-        turns = [name for _ in range(options.repeats) for name in POLICIES]
-        for number, name in enumerate(tqdm(turns, file=sys.stderr)):
+        turns = [case for _ in range(options.repeats) for case in cases]
+        for number, (kv, name) in enumerate(tqdm(turns, file=sys.stderr)):
             folder = Path(temporary) / str(number)
             try:
-                flags = [f"--{key}={value}" for key, value in POLICIES[name].items()]
-                flags += [f"--kv-cache-memory-bytes={KV_BYTES}", f"--journal={folder / 'journal'}"]
+                flags = [*_flags(POLICIES[name]), f"--kv-cache-memory-bytes={KV_BYTES[kv]}"]
+                # One data folder for all: the kernels are compiled and the steps measured once.
+                flags += [f"--journal={folder / 'journal'}", f"--data-dir={folder.parent / 'data'}"]
                 load = [f"--workload={WORKLOAD}", f"--scale={SCALE}"]
-                runs[name].append(measure(model, NUM_STAGES, flags, load, folder))
+                runs[kv, name].append(measure(model, NUM_STAGES, flags, load, folder))
             except (OSError, subprocess.SubprocessError) as error:
                 print(f"error: {name}: {error}\n{log_of(folder)}", file=sys.stderr)
                 return 1
-            simulated[name].append(simulate_beside(POLICIES[name], folder / "journal"))
+            simulated[kv, name].append(simulate_beside(POLICIES[name], folder / "journal"))
     print(_table(runs, simulated))
     return 0
+
+
+def _flags(settings: Mapping[str, str | bool]) -> Iterator[str]:
+    """The settings as flags of `tdpipe serve`."""
+    for name, value in settings.items():
+        flag = f"--{name.replace('_', '-')}"
+        yield flag if value is True else f"{flag}={value}"
 
 
 def make_random_llama(folder: Path) -> Path:
@@ -86,7 +103,7 @@ def make_random_llama(folder: Path) -> Path:
     return folder
 
 
-def simulate_beside(settings: Mapping[str, str], journal: Path) -> dict[str, Any]:
+def simulate_beside(settings: Mapping[str, str | bool], journal: Path) -> dict[str, Any]:
     """Simulate the same requests with the costs that the real stages reported."""
     config = EngineConfig.of(**{"pipeline_parallel_size": NUM_STAGES, **settings})
     ready = [e.event for e in entries(journal) if isinstance(e.event, StageReady)]
@@ -105,21 +122,19 @@ def simulate_beside(settings: Mapping[str, str], journal: Path) -> dict[str, Any
     return summarise(simulate(config, node, arrivals))
 
 
-def _table(
-    runs: Mapping[str, list[dict[str, Any]]], simulated: Mapping[str, list[dict[str, Any]]]
-) -> str:
+def _table(runs: Runs, simulated: Runs) -> str:
     lines = [
-        "| policy | output tokens/s | bubble, stage 0 / 1 | switches | preemptions "
+        "| KV cache | policy | output tokens/s | bubble, stage 0 / 1 | switches | preemptions "
         "| simulated tokens/s | bubble, stage 0 / 1 |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for name, reports in runs.items():
+    for (kv, name), reports in runs.items():
         rates = sorted(report["summary"]["output_tokens_per_s"] for report in reports)
         daemons = [report["daemon"] for report in reports]
         bubbles = [median(d["stages"][s]["bubble_ratio"] for d in daemons) for s in (0, 1)]
-        beside = simulated[name]
+        beside = simulated[kv, name]
         lines.append(
-            f"| {name} | {median(rates):,.0f} ({rates[0]:,.0f}–{rates[-1]:,.0f}) "
+            f"| {kv} | {name} | {median(rates):,.0f} ({rates[0]:,.0f}–{rates[-1]:,.0f}) "
             f"| {bubbles[0]:.1%} / {bubbles[1]:.1%} "
             f"| {median(d['phase_switches'] for d in daemons):,.0f} "
             f"| {median(d['preemptions'] for d in daemons):,.0f} "

@@ -139,7 +139,7 @@ class HybridConfig(Part, title="Policy hybrid"):
 class SchedulerConfig(Part, title="Scheduler"):
     """Settings that all policies share, and the constants of each policy."""
 
-    policy: Literal["td-pipe", "temporal", "separate", "hybrid"] = Field(
+    policy: Literal["temporal", "td-pipe", "separate", "hybrid"] = Field(
         "temporal", description="how micro-batches are formed"
     )
     max_num_seqs: int | None = Field(

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -97,6 +98,22 @@ def test_a_line_is_of_the_runs_with_its_own_cache_and_predictions(
             expected.append((f"{mine:,.0f}", best, f"{rates[best]:,.0f}"))
     assert [(row["mine"], row["best"], row["its"]) for row in rows] == expected
     assert len(set(expected)) == 4
+
+
+def test_requests_of_one_length_in_a_tight_cache_are_run_in_three_numbers(
+    capsys: pytest.CaptureFixture[str], profiles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "STAGES", (2,))
+    monkeypatch.setattr(sweep, "WORKLOADS", {"answers": "fixed:100:10:20"})
+    monkeypatch.setattr(sweep, "PREDICTIONS", {"oracle": 0.0})
+    (row,), _ = lines(capsys, profiles)
+    hardware = replace(hardware_of_setup(SETUPS[0], profiles)[0], kv_tokens=3400)
+    rates = [
+        rate(hardware, make_arrivals(make_workload(name, seed=0), 0.0, 0), POLICIES["temporal"])
+        for name in ("fixed:97:10:20", "fixed:100:10:20", "fixed:103:10:20")
+    ]
+    assert row["mine"] == f"{fmean(rates):,.0f}"
+    assert len(set(rates)) == 3
 
 
 @pytest.mark.parametrize(("worst", "num_marked"), [(0.0, 0), (9.0, 8)])

@@ -128,7 +128,7 @@ def _scheduler_figures(stats: Stats) -> Iterator[Metric]:
     yield _counter("tdpipe_steps", "Micro-batches through all stages", stats.steps)
     yield _counter("tdpipe_pipeline_restarts", "Restarts of the pipeline's stages", stats.restarts)
     yield _counter(
-        "tdpipe_culprits",
+        "tdpipe_poison_requests",
         "Poison requests: ended with an error because a stage failed each time",
         stats.poison_requests,
     )

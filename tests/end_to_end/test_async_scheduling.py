@@ -1,5 +1,6 @@
 """Steps that are planned before their tokens are known: the same tokens, whatever happens."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 from tests.checkpoints import TOKENIZER, make_checkpoint
 from tests.end_to_end.asking import ask_at_once, random_prompts
 from tests.end_to_end.daemon import Daemon
+from tests.faults.blow import stages_of
 from tests.kernels import shared_library
 
 LENGTHS = [5, 30, 60, 90, 1, 17] * 4
-NUM_TOKENS = 40
+NUM_TOKENS, MANY_TOKENS = 40, 160
 BLOCK_BYTES = 16 * 2 * 2 * 2 * 32 * 4  # tokens, layers, K and V, KV heads, head dim, fp32
 
 
@@ -64,6 +66,29 @@ def test_answers_are_those_of_synchronous_scheduling(
         assert ask_at_once(daemon, prompts, NUM_TOKENS) == want
         assert sampled(daemon) == want_sampled
         daemon.wait_for(lambda: daemon.metric("tdpipe_kv_blocks_used") == 0)
+
+
+def test_answers_survive_a_killed_stage(tmp_path: Path) -> None:
+    """Steps that follow one another are in flight when the stage dies."""
+    shared_library()
+    checkpoint = make_checkpoint(tmp_path / "model", "llama", num_hidden_layers=3)
+    prompts = random_prompts("async", LENGTHS)
+    common = ["--tokenizer", str(checkpoint / TOKENIZER), "--dtype", "float32", "--device", "cpu"]
+    with Daemon(tmp_path / "sync", str(checkpoint), *common) as daemon:
+        want = ask_at_once(daemon, prompts, MANY_TOKENS)
+    ahead = ["-pp", "3", "--async-scheduling"]
+    with (
+        Daemon(tmp_path / "ahead", str(checkpoint), *common, *ahead) as daemon,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        for stage in (2, 0):
+            before = daemon.metric("tdpipe_steps_total")
+            asked = threads.submit(ask_at_once, daemon, prompts, MANY_TOKENS)
+            daemon.wait_for(lambda before=before: daemon.metric("tdpipe_steps_total") > before + 9)
+            stages_of(daemon)[stage].kill()
+            assert not asked.done()
+            assert asked.result(timeout=120) == want
+        assert daemon.metric("tdpipe_pipeline_restarts_total") == 2
 
 
 FORMS: list[dict[str, Any]] = [

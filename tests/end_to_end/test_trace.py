@@ -53,7 +53,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path) -> tuple[Trace, Figures]:
     """The trace of a daemon that has ended, and its figures after the last step."""
     path = folder / "trace.json"
-    arguments = ["-pp", str(NUM_STAGES), "--max-num-seqs", str(NUM_REQUESTS // 2)]
+    # td-pipe's steps are pure: all rows are prefills, or all are decodes.
+    arguments = ["--policy", "td-pipe", "-pp", str(NUM_STAGES)]
+    arguments += ["--max-num-seqs", str(NUM_REQUESTS // 2)]
     arguments += ["--trace", str(path), "--journal", str(folder / "journal")]
     with Daemon(folder, *arguments) as daemon:
         asyncio.run(ask_at_once(daemon))

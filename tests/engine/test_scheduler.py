@@ -256,7 +256,8 @@ def expected_first(prompt_token: int) -> int:
 
 
 def test_the_tokens_of_a_step_are_one_message() -> None:
-    world = World(EngineConfig.of(pipeline_parallel_size=1, prefill_ahead=1), 100)
+    config = EngineConfig.of(policy="td-pipe", pipeline_parallel_size=1, prefill_ahead=1)
+    world = World(config, 100)
     for i in range(8):
         world.submit(make_submit(i, [1 + i], 2, stop=False))
     world.return_step()

@@ -88,12 +88,12 @@ def test_the_head_has_the_flat_names_of_the_settings(tmp_path: Path) -> None:
 
 def test_a_journal_with_a_head_of_flat_names_is_replayed(world: World, tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    path.write_bytes(frame({"pipeline_parallel_size": 2, "block_size": 16, "policy": "td-pipe"}))
+    path.write_bytes(frame({"pipeline_parallel_size": 2, "block_size": 16, "policy": "temporal"}))
     with Journal(path, EngineConfig(), append=True) as journal:
         for now, event, answer in world.events:
             journal.write(event, now, answer)
     whole = path.read_bytes()
-    head = frame({"pipeline_parallel_size": 2, "block_size": 16, "policy": "td-pipe"})
+    head = frame({"pipeline_parallel_size": 2, "block_size": 16, "policy": "temporal"})
     second = len(head) + 4 + struct.unpack("<I", whole[len(head) : len(head) + 4])[0]
     path.write_bytes(head + whole[second:])  # without the head of the second incarnation
     assert replay(path) == len(world.events)

@@ -1,8 +1,15 @@
 """Policy td-pipe: the phases, the balance of decode micro-batches, preemption."""
 
+from typing import Any
+
 from configs.config import EngineConfig
 from tests.engine.world import World, expected_output, make_submit
 from wire.messages import Finished, Step
+
+
+def config_of(**settings: Any) -> EngineConfig:
+    """A configuration with policy td-pipe."""
+    return EngineConfig.of(policy="td-pipe", **settings)
 
 
 def phases(world: World) -> list[str]:
@@ -16,7 +23,7 @@ def rows(step: Step) -> int:
 
 
 def test_all_waiting_prompts_are_prefilled_before_the_first_decode() -> None:
-    world = World(EngineConfig.of(max_num_batched_tokens=16, prefill_ahead=1), 1000)
+    world = World(config_of(max_num_batched_tokens=16, prefill_ahead=1), 1000)
     for i in range(12):
         world.submit(make_submit(i, [1 + i] * 8, 10, stop=False))
     world.run_dry()
@@ -27,7 +34,7 @@ def test_all_waiting_prompts_are_prefilled_before_the_first_decode() -> None:
 
 
 def test_decode_micro_batches_are_balanced_over_the_stages() -> None:
-    world = World(EngineConfig.of(pipeline_parallel_size=4, max_num_batched_tokens=8), 1000)
+    world = World(config_of(pipeline_parallel_size=4, max_num_batched_tokens=8), 1000)
     for i in range(30):
         world.submit(make_submit(i, [1 + i], 30, stop=False))
     world.run_dry()
@@ -44,9 +51,7 @@ def test_decode_micro_batches_are_balanced_over_the_stages() -> None:
 
 
 def test_a_phase_ends_when_the_finish_ratio_is_reached() -> None:
-    config = EngineConfig.of(
-        max_num_seqs=4, intensity=False, finish_ratio=0.5, max_prefill_wait=1000.0
-    )
+    config = config_of(max_num_seqs=4, intensity=False, finish_ratio=0.5, max_prefill_wait=1000.0)
     world = World(config, 1000)
     for i, max_tokens in enumerate([2, 4, 20, 20, 20]):
         world.submit(make_submit(i, [1 + i], max_tokens, stop=False))
@@ -59,7 +64,7 @@ def test_a_phase_ends_when_the_finish_ratio_is_reached() -> None:
 
 
 def test_an_online_request_waits_for_the_finish_ratio_no_longer_than_the_bound() -> None:
-    config = EngineConfig.of(intensity=False, finish_ratio=1.0, max_prefill_wait=0.2)
+    config = config_of(intensity=False, finish_ratio=1.0, max_prefill_wait=0.2)
     world = World(config, 1000)
     world.submit(make_submit(0, [1], 500, stop=False))
     world.return_step()
@@ -71,7 +76,7 @@ def test_an_online_request_waits_for_the_finish_ratio_no_longer_than_the_bound()
 
 
 def test_preemption_by_recomputation_loses_no_token() -> None:
-    config = EngineConfig.of(block_size=1, predicted_output_len=1, kv_occupancy=1.0)
+    config = config_of(block_size=1, predicted_output_len=1, kv_occupancy=1.0)
     world = World(config, 40)
     for i in range(6):
         world.submit(make_submit(i, [1 + i] * 3, 30, stop=False))
@@ -82,7 +87,7 @@ def test_preemption_by_recomputation_loses_no_token() -> None:
 
 
 def test_the_oldest_sequence_is_never_preempted() -> None:
-    config = EngineConfig.of(block_size=1, predicted_output_len=1, kv_occupancy=1.0)
+    config = config_of(block_size=1, predicted_output_len=1, kv_occupancy=1.0)
     world = World(config, 40)
     for i in range(6):
         world.submit(make_submit(i, [1 + i] * 3, 30, stop=False))
@@ -101,10 +106,10 @@ def test_the_oldest_sequence_is_never_preempted() -> None:
 
 
 def test_the_chunks_of_a_long_prompt_depend_only_on_its_length() -> None:
-    by_itself = World(EngineConfig.of(max_num_batched_tokens=10), 100)
+    by_itself = World(config_of(max_num_batched_tokens=10), 100)
     by_itself.submit(make_submit(0, list(range(1, 26)), 3, stop=False))
     by_itself.run_dry()
-    in_batch = World(EngineConfig.of(max_num_batched_tokens=10), 100)
+    in_batch = World(config_of(max_num_batched_tokens=10), 100)
     for i in range(1, 4):
         in_batch.submit(make_submit(i, [5] * 7, 3, stop=False))
     in_batch.submit(make_submit(0, list(range(1, 26)), 3, stop=False))
@@ -113,7 +118,7 @@ def test_the_chunks_of_a_long_prompt_depend_only_on_its_length() -> None:
 
 
 def test_no_chunk_of_a_long_prompt_is_a_single_token() -> None:
-    world = World(EngineConfig.of(max_num_batched_tokens=10), 100)
+    world = World(config_of(max_num_batched_tokens=10), 100)
     world.submit(make_submit(0, list(range(1, 32)), 3, stop=False))
     world.run_dry()
     assert chunks_of(world, 0) == [10, 10, 9, 2]
@@ -133,7 +138,7 @@ def chunks_of(world: World, sequence_id: int) -> list[int]:
 
 
 def test_an_abort_between_two_chunks_admits_the_next_prompt() -> None:
-    world = World(EngineConfig.of(max_num_batched_tokens=4, pipeline_parallel_size=1), 100)
+    world = World(config_of(max_num_batched_tokens=4, pipeline_parallel_size=1), 100)
     world.submit(make_submit(0, [3] * 20, 3))
     world.submit(make_submit(1, [4] * 3, 3))
     world.abort(0)

@@ -45,7 +45,7 @@ SAMPLES = {
     "kv_cache_memory_bytes": "1000000",
     "gpu_memory_utilization": "0.5",
     "enable_prefix_caching": "false",
-    "policy": "td-pipe",
+    "policy": "hybrid",
     "max_num_seqs": "4",
     "max_num_batched_tokens": "512",
     "async_scheduling": "true",
@@ -188,8 +188,7 @@ def test_flag_variable_and_yaml_key_mean_the_same(key: str, file: Path) -> None:
     for name in (key, key.replace("_", "-")):
         file.write_text(yaml.safe_dump({name: value}))
         assert load(f"--config {file}") == by_flag
-    if key != "policy":
-        assert set(loader.non_default(by_flag)) == {key}
+    assert set(loader.non_default(by_flag)) == {key}
 
 
 def test_the_yaml_file_can_be_named_by_the_environment(file: Path) -> None:

@@ -29,8 +29,8 @@ TIMEOUT_S = 900.0
 
 
 def chosen(folder: Path) -> list[Candidate]:
-    """tdpipe with two stages and each policy, and vLLM's best setting on CPUs."""
-    names = {"tdpipe, 2 stages, td-pipe", "tdpipe, 2 stages, temporal", BEST_VLLM}
+    """tdpipe with two stages and its default policy, and vLLM's best setting on CPUs."""
+    names = {"tdpipe, 2 stages, temporal", BEST_VLLM}
     return [c for c in candidates(folder, folder / "data") if c.name in names]
 
 

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve chat test test-all lint types contracts tests format paper families sweep online-sweep real-policies \
-	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers prefix-cache long-prompt clients vllm-tests \
+	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
 	conversations \
 	batch-kill \
 	batch-memory faults soak abuse odd-tokens overload batch-order demo-predictor demo-model clean
@@ -106,6 +106,9 @@ peers: $(VENV)/dev .venv-peers/ready  ## vLLM's CPU build, OpenVINO GenAI and td
 
 prefix-cache: $(VENV)/dev .venv-peers/ready  ## tdpipe and vLLM with and without a prefix cache, in turn (about 30 minutes)
 	$(BIN)/python -m benchmarks.peers.prefix_cache $(ARGS)
+
+serving-cost: $(VENV)/dev .venv-peers/ready  ## CPU time per streamed token of server and engine, beside vLLM (about 10 minutes)
+	$(BIN)/python -m benchmarks.peers.serving_cost $(ARGS)
 
 long-prompt: $(VENV)/dev  ## transformers and tdpipe with one long prompt (ARGS=MODEL, e.g. SmolLM2; about 10 minutes)
 	$(BIN)/python -m benchmarks.peers.long_prompt $(ARGS)

@@ -36,7 +36,9 @@ class Hybrid(Policy):
     def next_micro_batch(self, pool: Pool, now: float) -> MicroBatch | None:  # noqa: ARG002
         """See `Policy.next_micro_batch`."""
         batch, budget = MicroBatch(), self._config.max_num_batched_tokens
-        rows = min(len(pool.ready), budget)
+        # However many decodes are ready, prompts that wait get so many tokens that one can be fed.
+        has_prompts = self._cursor.half_fed is not None or bool(pool.waiting)
+        rows = min(len(pool.ready), max(1, budget - SHORTEST_LIMIT) if has_prompts else budget)
         if self._config.hybrid.hybrid == "throttled":
             rows = min(rows, -(-pool.num_live // self._num_stages))
         add_decodes(pool, batch, list(pool.ready.values()), rows)

@@ -14,7 +14,7 @@ from operator import itemgetter
 
 import numpy as np
 
-from configs.scheduler import SchedulerConfig
+from configs.scheduler import SHORTEST_LIMIT, SchedulerConfig
 from engine.costs.cost_model import CostModel
 from engine.policies.chunked_prefill import PrefillCursor
 from engine.policies.decode_rows import add_decodes
@@ -114,16 +114,19 @@ class Temporal(Policy):
         if self._config.temporal.balance_time:
             num_rows = most_rows(self._cost, pool.num_live, self._num_stages)
             kv_tokens = pool.live_tokens / self._num_stages
+        if self.phase == "prefill":  # a prompt can be fed as well
+            num_rows = min(num_rows, max(1, self._config.max_num_batched_tokens - SHORTEST_LIMIT))
         add_decodes(pool, batch, list(pool.ready.values()), num_rows, kv_tokens)
 
     def _refill(self, pool: Pool, batch: MicroBatch) -> int:
         """Add prefill tokens, and return how many were added.
 
-        A decode phase fills the step to the end of its stair, a refill to the refill size.
+        A decode phase fills the step to the end of its stair, a refill to the refill size, and at
+        least so far that a prompt can be fed: otherwise prompts would wait for the decodes to end.
         """
         size = self._cost.edge(batch.num_decodes) if batch.num_decodes else 0
         if self.phase == "prefill":
-            size = max(size, self._refill_size)
+            size = max(size, self._refill_size, batch.num_decodes + SHORTEST_LIMIT)
         size = min(size, self._config.max_num_batched_tokens)
         num_tokens = size - batch.num_decodes
         return self._cursor.fill(pool, batch, num_tokens, lambda: self._next_admitted(pool))

@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
 	conversations \
 	batch-kill \
-	batch-memory faults soak abuse odd-tokens overload batch-order demo-predictor demo-model clean
+	batch-memory faults nodes soak abuse odd-tokens overload batch-order demo-predictor demo-model clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -150,6 +150,12 @@ batch-order: $(VENV)/dev  ## the effect of the order of a batch's requests in th
 
 faults: $(VENV)/dev  ## every fault on every process at every moment (about 20 minutes; ARGS=--write updates the docs)
 	$(BIN)/pytest -m '' tests/faults $(ARGS)
+
+# Tests of exactness, with each daemon's stages in two network namespaces; needs root.
+EXACTNESS = greedy_fp32 policies sampling prefix_cache async_scheduling batch_invariance fp8_kv_cache nodes
+nodes: $(VENV)/dev  ## exactness and faults with stages on several hosts (about 20 minutes, as root)
+	$(BIN)/pytest -m "" --nodes 2 $(EXACTNESS:%=tests/end_to_end/test_%.py) $(ARGS)
+	$(BIN)/pytest -m '' tests/faults/test_nodes.py tests/faults/test_network.py $(ARGS)
 
 soak: $(VENV)/dev  ## mixed traffic with faults (31 minutes; ARGS="--minutes 2 --calm-minutes 1" for less)
 	$(BIN)/python -m benchmarks.stress.soak $(ARGS)

@@ -5,9 +5,12 @@ line moves over. A class takes the part that it needs (`def __init__(self, confi
 only the entry points of processes see all of `Config`.
 """
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from configs.model import ChatConfig, ModelConfig
+from configs.nodes import NodesConfig
 from configs.part import Part
 from configs.pipeline import CacheConfig, PipelineConfig
 from configs.runtime import LogConfig, RuntimeConfig
@@ -36,12 +39,28 @@ class Config(Part):
     pipeline: PipelineConfig = Field(default_factory=PipelineConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig)
+    nodes: NodesConfig = Field(default_factory=NodesConfig)
     predictor: PredictorConfig = Field(default_factory=PredictorConfig)
     server: ServerConfig = Field(default_factory=ServerConfig)
     chat: ChatConfig = Field(default_factory=ChatConfig)
     batches: BatchConfig = Field(default_factory=BatchConfig)
     logs: LogConfig = Field(default_factory=LogConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+
+    @model_validator(mode="after")
+    def _nodes_have_stages_and_a_secret(self) -> Self:
+        num_nodes, num_stages = self.nodes.nnodes, self.pipeline.pipeline_parallel_size
+        if num_nodes > num_stages:
+            raise ValueError(
+                f"nnodes: {num_nodes} nodes cannot share {num_stages} stages "
+                "(pipeline_parallel_size); each needs one"
+            )
+        if num_nodes > 1 and not self.runtime.cluster_secret:
+            raise ValueError(
+                f"nnodes: {num_nodes} nodes need a cluster_secret, the same on all of them, e.g. "
+                "from `openssl rand -hex 32`, best in TDPIPE_CLUSTER_SECRET"
+            )
+        return self
 
     @property
     def engine(self) -> EngineConfig:

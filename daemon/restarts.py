@@ -61,7 +61,7 @@ class Children:
     ) -> None:
         self._config, self._folder = pipeline, folder
         self._names = [*names]
-        if predictor.predictor_folder is not None:
+        if predictor.predictor_folder is not None and "server" in names:  # which asks it
             self._names.append("predictor")
         self._processes: dict[Name, subprocess.Popen[bytes]] = {}
         self._watchdogs: dict[Name, Watchdog] = {}

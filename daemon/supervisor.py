@@ -50,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
         resolved = _resolve(config)
         if resolved is None:
             return 0
+        if resolved.nodes.nnodes > 1 and resolved.runtime.stage_endpoint is None:
+            resolved = resolved.replaced(stage_endpoint=resolved.nodes.endpoint)
         with runtime_folder(resolved) as placed:
             return Supervisor(placed).run()
     except (CheckpointError, FolderTakenError) as error:
@@ -87,7 +89,7 @@ class Supervisor:
             config.pipeline,
             config.predictor,
             config.runtime.folder,
-            ("server", "engine", "stages"),
+            ("stages",) if config.nodes.headless else ("server", "engine", "stages"),
         )
         self._signals = 0
 
@@ -124,6 +126,8 @@ class Supervisor:
 
     def _drain(self) -> None:
         """Let the server finish its open requests; a second signal ends it immediately."""
+        if self._config.nodes.headless:
+            return
         log.info(
             "draining: open requests may finish for %g s",
             self._config.server.limits.shutdown_timeout,

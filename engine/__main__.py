@@ -10,8 +10,11 @@ from pathlib import Path
 import zmq
 
 from configs import loader
+from configs.config import Config
 from daemon import child_process, log_file, logs
+from daemon.node_facts import facts_of
 from engine.loop import EngineFailedError, Loop
+from engine.nodes import Nodes
 from engine.scheduler import ImpossibleSettingsError
 
 
@@ -24,12 +27,21 @@ def main() -> int:
     logs.set_up("engine", config.logs)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        with Loop(config.engine, config.runtime, incarnation=int(sys.argv[2])) as loop:
+        incarnation, nodes = int(sys.argv[2]), _nodes(config)
+        with Loop(config.engine, config.runtime, incarnation, nodes) as loop:
             loop.run()
     except (EngineFailedError, ImpossibleSettingsError, zmq.ZMQError, OSError) as error:
         child_process.report_failure(folder, str(error))
         return 1
     return 0
+
+
+def _nodes(config: Config) -> Nodes | None:
+    """The other nodes, if there are any."""
+    num_nodes = config.nodes.nnodes
+    if num_nodes == 1:
+        return None
+    return Nodes(num_nodes, config.pipeline.pipeline_parallel_size, facts_of(config))
 
 
 if __name__ == "__main__":

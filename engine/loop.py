@@ -24,6 +24,7 @@ from daemon.gc_tuning import GcTuning
 from daemon.process_exits import ExitFile
 from daemon.restart_limit import RestartLimit
 from daemon.watchdog_file import INTERVAL_S, WatchdogFile
+from engine.nodes import Nodes
 from engine.scheduler import Outgoing, Scheduler
 from engine.stage_losses import LossCounter, Trouble
 from engine.stage_time import StageTime
@@ -39,6 +40,7 @@ from wire.messages import (
     FromStage,
     Heartbeat,
     Hello,
+    NodeState,
     StageFailed,
     StageLost,
     StageReady,
@@ -79,8 +81,14 @@ class Loop:
     incarnation 1).
     """
 
-    def __init__(self, config: EngineConfig, runtime: RuntimeConfig, incarnation: int = 0) -> None:
-        self._pipeline, self._folder = config.pipeline, runtime.folder
+    def __init__(
+        self,
+        config: EngineConfig,
+        runtime: RuntimeConfig,
+        incarnation: int = 0,
+        nodes: Nodes | None = None,
+    ) -> None:
+        self._pipeline, self._folder, self._nodes = config.pipeline, runtime.folder, nodes
         self._scheduler = Scheduler(config)
         self._engine = time.time_ns()
         self._began_at = time.monotonic()
@@ -90,7 +98,7 @@ class Loop:
         self._dropped_logged, self._next_dropped_log_at = 0, 0.0
         self._ready: EngineReady | None = None
         self._hello = 0
-        self._trouble = ""
+        self._trouble = self._refusal = ""
         self._outbox: list[ToServer] = []
         same_host = runtime.stage_address.startswith("ipc://")
         self._restarts = RestartLimit(config.pipeline)
@@ -145,8 +153,8 @@ class Loop:
         while True:
             poller.poll(max(0, int((self._next_stats_at - time.monotonic()) * 1000)))
             woken_at = time.monotonic()
-            for _, from_stage in self._stages.drain():
-                self._take_from_stage(from_stage)
+            for sender, from_stage in self._stages.drain():
+                self._take_from_stage(sender, from_stage)
             for _, from_server in self._server.drain():
                 self._take_from_server(from_server)
             self._busy_s += time.monotonic() - woken_at
@@ -158,9 +166,26 @@ class Loop:
                 self._send_stats()
             self._flush()
 
-    def _take_from_stage(self, message: FromStage) -> None:
+    def _take_from_node(self, sender: str, state: NodeState) -> None:
+        if self._nodes is None:
+            return
+        order = self._nodes.take(state, time.monotonic())
+        if order.refusal != self._refusal:
+            self._refusal = order.refusal
+            if order.refusal:
+                log.error("%s", order.refusal)
+        broken = self._nodes.find_broken()
+        if broken is not None:
+            epoch, reason = broken
+            self._lose_stages(epoch, Trouble(reason))
+            order = msgspec.structs.replace(order, ended_epoch=epoch)
+        self._stages.send(sender, order)
+
+    def _take_from_stage(self, sender: str, message: FromStage) -> None:
         if isinstance(message, Heartbeat):
             self._take_heartbeat(message)
+        elif isinstance(message, NodeState):
+            self._take_from_node(sender, message)
         elif isinstance(message, StageFailed):
             self._take_failure(message)
         else:
@@ -281,12 +306,20 @@ class Loop:
         if self._waiting_for_stages_since is None:
             self._waiting_for_stages_since = now
         if now - self._waiting_for_stages_since > self._pipeline.stage_start_timeout:
+            reason = self._why_not_ready(now)
             raise EngineFailedError(
                 f"not all {self._pipeline.pipeline_parallel_size} stages were ready within "
                 f"{self._pipeline.stage_start_timeout:g} s (stage_start_timeout)"
-                f"{self._trouble and f'; {self._trouble}'}; see the messages of the stages in the "
-                "log, or raise stage_start_timeout if loading is slow"
+                f"{reason and f'; {reason}'}; see the messages of the stages in the log, or raise "
+                "stage_start_timeout if loading is slow"
             )
+
+    def _why_not_ready(self, now: float) -> str:
+        """The newest trouble, and the nodes that are waited for."""
+        missing = ""
+        if self._nodes is not None and self._scheduler.pipeline is None:
+            missing = self._nodes.missing(now)
+        return "; ".join(filter(None, (self._trouble, missing)))
 
     def _lose_stages(self, epoch: int, trouble: Trouble, step_id: int = -1) -> None:
         counters = self._scheduler.counters
@@ -302,6 +335,8 @@ class Loop:
         All stages get SIGKILL: when one is gone, torchrun sends only SIGTERM to the others, and
         would wait for a stage that hangs.
         """
+        if self._nodes is not None:
+            self._nodes.end(epoch)
         self._losses.count(trouble, time.time())
         self._lost_at = time.monotonic()
         for pid in self._watch.pids(epoch) if self._watch.same_host else ():
@@ -334,7 +369,7 @@ class Loop:
             stages,
             uptime_s,
             self._busy_s,
-            self._trouble,
+            self._why_not_ready(now),
             self._engine,
             dropped,
             self._stage_time,

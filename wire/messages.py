@@ -497,5 +497,40 @@ Event = Submit | Expect | Abort | StepDone | StageReady | StageLost | StageTimes
 
 FromServer = Submit | Expect | Abort | Hello
 ToServer = EngineReady | Generated | Scored | PrefixHit | Finished | Stats
-FromStage = StageReady | StepDone | StageFailed | Heartbeat
+
+
+class NodeState(Message, frozen=True):
+    """A node with stages, four times a second: what its torchrun process does.
+
+    `instance` is unique among torchrun processes. If `attempt` is not 0, the node waits for a group
+    of stages to start, and no attempt has the same number; otherwise its stages belong to `epoch`,
+    the newest one that it knows. `facts` must be the same on all nodes: versions, the model and
+    settings by name; they are sent while the node waits.
+    """
+
+    node: int
+    instance: int
+    host: str
+    num_stages: int
+    attempt: int
+    epoch: int
+    facts: dict[str, str] = {}
+
+
+class NodeOrder(Message, frozen=True):
+    """The engine's answer to a `NodeState`.
+
+    `attempt` is the one whose group starts now, as `epoch`, or 0. Stages of `ended_epoch` and
+    earlier ones must end. With a `refusal` the node cannot take part. `missing` says what a group
+    waits for.
+    """
+
+    attempt: int = 0
+    epoch: int = 0
+    ended_epoch: int = 0
+    refusal: str = ""
+    missing: str = ""
+
+
+FromStage = StageReady | StepDone | StageFailed | Heartbeat | NodeState
 ToStage = Step | Hello

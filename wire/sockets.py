@@ -15,6 +15,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from functools import lru_cache
+from socket import gethostbyname
 from typing import Any, Generic, Self, TypeVar
 
 import msgspec
@@ -220,9 +221,17 @@ def _bind(socket: "zmq.Socket[bytes]", endpoint: str) -> None:
     """Bind the socket; a socket file is created accessible only to its user."""
     mask = os.umask(0o077)
     try:
-        socket.bind(endpoint)
+        socket.bind(_numeric(endpoint))
     finally:
         os.umask(mask)
+
+
+def _numeric(endpoint: str) -> str:
+    """The endpoint with the address of its host: ZeroMQ binds to addresses, not to names."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    if not endpoint.startswith("tcp://") or host.startswith("[") or host == "*":
+        return endpoint
+    return f"tcp://{gethostbyname(host)}:{port}"
 
 
 def _set_up(socket: "zmq.Socket[bytes]") -> None:

@@ -3,6 +3,7 @@
 The supervisor starts it. INCARNATION counts the torchrun processes before this one.
 """
 
+import os
 import sys
 
 from daemon import child_process, log_file
@@ -12,6 +13,8 @@ def main() -> int:
     """Run the stages; returns the exit status."""
     child_process.tie_to_parent()
     log_file.follow()
+    # torch warns about hosts without a name.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # A late import: torch takes seconds, in which the parent may already have ended.
     from workers import stage_restarts
 

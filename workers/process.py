@@ -16,11 +16,10 @@ from transformers.utils import logging as transformers_logging
 
 from configs import loader
 from configs.config import Config
-from configs.pipeline import PipelineConfig
 from daemon import child_process, log_file, logs
 from wire.messages import StageFailed, ToStage
 from wire.sockets import Spoke
-from workers.comm.rendezvous import group_store
+from workers.comm.rendezvous import EPOCH, stages_store
 from workers.comm.transport import TransportError
 from workers.heartbeat import HeartbeatThread, Progress
 from workers.loading import StagePlace
@@ -81,9 +80,9 @@ def forget_handlers() -> None:
 def _start(config: Config, stack: ExitStack, incarnation: int) -> tuple[Stage, int]:
     """A ready stage with its heartbeat, and the group's epoch; exits where that fails."""
     # Each incarnation of the group has a higher epoch, even if the clock is set back.
-    epoch, runtime = incarnation + 1, config.runtime
+    epoch, runtime = int(os.environ.get(EPOCH, incarnation + 1)), config.runtime
     try:
-        place = _join_group(config.pipeline, runtime.folder, epoch)
+        place = _join_group(config, epoch)
         progress = Progress()
         logs.set_up(f"stage {place.stage}", config.logs)
         # From here on, so that a stage that hangs while it loads is noticed too.
@@ -120,40 +119,44 @@ def _start(config: Config, stack: ExitStack, incarnation: int) -> tuple[Stage, i
     return stage, epoch
 
 
-def _join_group(config: PipelineConfig, folder: Path, epoch: int) -> StagePlace:
+def _join_group(config: Config, epoch: int) -> StagePlace:
     """Join the other stages. Raises `ApartError`."""
-    num_stages = config.pipeline_parallel_size
-    torch.set_num_threads(config.num_threads or max(1, _num_cores() // num_stages))
+    pipeline, num_local = config.pipeline, int(os.environ["LOCAL_WORLD_SIZE"])
+    torch.set_num_threads(pipeline.num_threads or max(1, _num_cores() // num_local))
     local_rank = dist.get_node_local_rank(fallback_rank=0)
-    device, backend, sharing = torch.device("cpu"), "gloo", num_stages
-    if config.device == "cuda" and not torch.cuda.is_available():
+    device, backend, sharing = torch.device("cpu"), "gloo", num_local
+    if pipeline.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch finds no GPU")
-    if config.device != "cpu" and torch.cuda.is_available():
+    if pipeline.device != "cpu" and torch.cuda.is_available():
         num_gpus = torch.cuda.device_count()
         device = torch.device("cuda", local_rank % num_gpus)
         torch.cuda.set_device(device)
         # NCCL refuses two ranks on one GPU (before 2.30); gloo then stages through the host.
-        backend = "nccl" if num_gpus >= num_stages else "gloo"
-        sharing = -(-num_stages // num_gpus)
-    num_processes = int(os.environ["WORLD_SIZE"])
+        backend = "nccl" if num_gpus >= num_local else "gloo"
+        sharing = -(-num_local // num_gpus)
+    num_stages, num_processes = pipeline.pipeline_parallel_size, int(os.environ["WORLD_SIZE"])
     if num_processes != num_stages:
         raise ValueError(
             f"{num_processes} processes for {num_stages} stages (pipeline_parallel_size)"
         )
-    _meet(config, folder, backend, device)
+    _meet(config, backend, device)
     return StagePlace(dist.get_rank(), epoch, device, sharing)
 
 
-def _meet(config: PipelineConfig, folder: Path, backend: str, device: torch.device) -> None:
-    timeout = timedelta(seconds=config.stage_start_timeout)
-    store = group_store(folder, timeout)
-    store.set(f"stage-{os.environ['RANK']}", "")  # a failure here is not the others' fault
+def _meet(config: Config, backend: str, device: torch.device) -> None:
+    timeout = timedelta(seconds=config.pipeline.stage_start_timeout)
+    store = stages_store(config.nodes, config.runtime.folder, timeout)
+    store.set(f"stage-{os.environ['RANK']}", backend)  # a failure here is not the others' fault
     try:
+        num_stages = config.pipeline.pipeline_parallel_size
+        backends = {store.get(f"stage-{rank}").decode() for rank in range(num_stages)}
+        if len(backends) > 1:  # one node has fewer GPUs than stages, or none
+            backend = "gloo"
         dist.init_process_group(
             backend,
             store=store,
             rank=int(os.environ["RANK"]),
-            world_size=config.pipeline_parallel_size,
+            world_size=num_stages,
             timeout=timeout,
             device_id=device if backend == "nccl" else None,
         )

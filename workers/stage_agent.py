@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,23 @@ from daemon.oom_kills import OomKills
 from daemon.process_exits import ExitFile, ProcessExit
 
 
+class StagePids:
+    """The processes of the newest group of stages, for another thread that ends them."""
+
+    def __init__(self) -> None:
+        self._pids: tuple[int, ...] = ()
+
+    def replace(self, pids: Iterable[int]) -> None:
+        """A new group has started."""
+        self._pids = tuple(pids)
+
+    def kill(self) -> None:
+        """Kill those that have not ended; torchrun restarts the group."""
+        for pid in self._pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 class StageAgent(LocalElasticAgent):
     """Runs `entrypoint(*args)` in a process for each stage until the group fails for good."""
 
@@ -27,6 +44,7 @@ class StageAgent(LocalElasticAgent):
         folder: Path,
         entrypoint: Callable[..., object],
         args: tuple[Any, ...],
+        pids: StagePids,
     ) -> None:
         spec = WorkerSpec(
             role=config.role,
@@ -39,12 +57,14 @@ class StageAgent(LocalElasticAgent):
         )
         assert config.logs_specs is not None
         super().__init__(spec, config.logs_specs, config.start_method)
+        self._pids = pids
         self._exits, self._oom_kills = ExitFile(folder), OomKills()
         self._lock = threading.Lock()
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         """Start the stages, and a thread for each that waits for its end."""
         pids: dict[int, Any] = super()._start_workers(worker_group)
+        self._pids.replace(pids.values())
         for stage, pid in pids.items():
             name = f"stage {stage}"
             threading.Thread(target=self._record, args=(name, pid), daemon=True).start()

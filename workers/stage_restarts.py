@@ -9,23 +9,35 @@ in a line.
 
 import logging
 import os
+import socket
 import sys
 import threading
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import torch
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.rendezvous import RendezvousHandler
 from torch.distributed.run import config_from_args, parse_args
 
 from configs import loader
+from configs.config import Config
+from configs.nodes import NodesConfig
 from configs.pipeline import PipelineConfig
+from daemon import child_process, logs
+from daemon.node_facts import facts_of
 from daemon.process_priority import lower_priority
 from daemon.watchdog_file import WatchdogFile
 from workers import process
 from workers.comm import rendezvous
+from workers.comm.node_link import NodeLink, RefusedError
 from workers.model import batch_invariance
-from workers.stage_agent import StageAgent
+from workers.stage_agent import StageAgent, StagePids
+
+log = logging.getLogger("tdpipe")
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 SIGNAL_AGAIN_S = 0.05
@@ -48,25 +60,95 @@ def main(folder: str, incarnation: int) -> int:
     sys.unraisablehook = signal_again
     watchdog_file = WatchdogFile(config.runtime.folder, "stages")
     rendezvous.forget_groups(config.runtime.folder)
-    for library in ("GLOO", "NCCL"):  # these would listen where other hosts can reach them
-        os.environ.setdefault(f"{library}_SOCKET_IFNAME", LOOPBACK)
+    interface = interface_of(config.nodes) if config.nodes.nnodes > 1 else LOOPBACK
+    for library in ("GLOO", "NCCL"):  # these would listen on all interfaces
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", interface)
     if not _uses_gpus(config.pipeline):
         lower_priority(NICENESS)
     if config.pipeline.batch_invariant:
         batch_invariance.limit_onednn()
-    arguments = parse_args([*_torchrun_flags(config.pipeline), f"--log-dir={folder}", "stage"])
+    arguments = parse_args([*_torchrun_flags(config), f"--log-dir={folder}", "stage"])
     launch_config, _, _ = config_from_args(arguments)
-    agent = StageAgent(
-        launch_config,
-        rendezvous.OneHost(watchdog_file, launch_config.run_id),
-        config.runtime.folder,
-        process.main,
-        (folder, incarnation * _INCARNATIONS_APART),
-    )
     try:
-        return int(agent.run().is_failed())
+        with ExitStack() as stack:
+            pids = StagePids()
+            agent = StageAgent(
+                launch_config,
+                _rendezvous(config, watchdog_file, launch_config.run_id, pids, stack),
+                config.runtime.folder,
+                process.main,
+                (folder, incarnation * _INCARNATIONS_APART),
+                pids,
+            )
+            return int(agent.run().is_failed())
     except SignalException:
         return 0
+    except DistError as error:  # a node was lost while the group began
+        log.error("the nodes did not meet: %s", str(error).splitlines()[0])
+        return 1
+    except (RefusedError, TimeoutError, OSError) as error:
+        child_process.report_failure(config.runtime.folder, str(error))
+        return 1
+
+
+def _rendezvous(
+    config: Config, watchdog_file: WatchdogFile, run_id: str, pids: StagePids, stack: ExitStack
+) -> RendezvousHandler:
+    if config.nodes.nnodes == 1:
+        return rendezvous.OneHost(watchdog_file, run_id)
+    logs.set_up("node", config.logs)
+    # What the nodes wait for is logged, but not torchrun's reports.
+    logging.disable(logging.NOTSET)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("torch") and isinstance(logger, logging.Logger):
+            logger.disabled = True
+    num_local = config.nodes.num_local_stages(config.pipeline.pipeline_parallel_size)
+    log.info(
+        "node %d of %d: %d of %d stages; gloo uses the interface %s, NCCL %s",
+        config.nodes.node_rank,
+        config.nodes.nnodes,
+        num_local,
+        config.pipeline.pipeline_parallel_size,
+        os.environ["GLOO_SOCKET_IFNAME"],
+        os.environ["NCCL_SOCKET_IFNAME"],
+    )
+    link = NodeLink(
+        config.nodes,
+        config.runtime.stage_address,
+        config.runtime.secret,
+        num_local,
+        facts_of(config),
+        pids.kill,
+    )
+    stack.enter_context(link)
+    timeout_s = config.pipeline.stage_start_timeout
+    return rendezvous.ManyNodes(watchdog_file, run_id, config.nodes, link, timeout_s)
+
+
+def interface_of(config: NodesConfig) -> str:
+    """The network interface for the traffic between stages.
+
+    Raises `OSError` if this node has no such address, or no route to the first node.
+    """
+    address = own_address(config)
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(own.address.partition("%")[0] == address for own in addresses):
+            return interface
+    raise OSError(f"no interface of this node has the address {address} (node_ip)")
+
+
+def own_address(config: NodesConfig) -> str:
+    """This node's address, by default that of the route to the first node; nothing is sent.
+
+    Raises `OSError` if there is no such route.
+    """
+    if config.node_ip:
+        return config.node_ip
+    found = socket.getaddrinfo(config.master_addr, config.master_port, type=socket.SOCK_DGRAM)
+    family, kind, _, _, address = found[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
 
 
 def signal_again(ignored: "sys.UnraisableHookArgs") -> None:
@@ -83,12 +165,13 @@ def _uses_gpus(config: PipelineConfig) -> bool:
     return config.device != "cpu" and torch.cuda.device_count() > 0
 
 
-def _torchrun_flags(config: PipelineConfig) -> list[str]:
+def _torchrun_flags(config: Config) -> list[str]:
+    num_local = config.nodes.num_local_stages(config.pipeline.pipeline_parallel_size)
     return [
         f"--rdzv-id={uuid.uuid4()}",
-        f"--nproc-per-node={config.pipeline_parallel_size}",
+        f"--nproc-per-node={num_local}",
         # The engine decides how many restarts are too many: it has the time of each failure.
-        f"--max-restarts={_ALWAYS if config.max_restarts else 0}",
+        f"--max-restarts={_ALWAYS if config.pipeline.max_restarts else 0}",
         "--monitor-interval=0.1",
-        f"--start-method={'spawn' if _uses_gpus(config) else 'fork'}",
+        f"--start-method={'spawn' if _uses_gpus(config.pipeline) else 'fork'}",
     ]

@@ -127,8 +127,24 @@ SAMPLES = {
     "data_dir": "some/data",
     "journal": "some/journal",
     "trace": "some/trace.json",
+    "nnodes": "2",
+    "node_rank": "1",
+    "headless": "true",
+    "master_addr": "10.0.0.1",
+    "master_port": "30000",
+    "node_ip": "10.0.0.2",
+    "nproc_per_node": "1",
 }
 
+
+SECRET = {"cluster_secret": "a-secret-of-24-characters"}
+COMPANIONS: dict[str, dict[str, str]] = {
+    "nnodes": SECRET,
+    "nproc_per_node": {"nnodes": "2"} | SECRET,
+    "node_rank": {"nnodes": "2", "headless": "true"} | SECRET,
+    "headless": {"nnodes": "2", "node_rank": "1"} | SECRET,
+}
+"""Settings without which another one is refused."""
 
 FIELDS = {key: field for _, fields in groups_of(Config) for key, field in fields.items()}
 
@@ -136,6 +152,11 @@ FIELDS = {key: field for _, fields in groups_of(Config) for key, field in fields
 def load(flags: str = "", **variables: str) -> Config:
     """The settings of a command line and these environment variables, nothing else."""
     return loader.load(shlex.split(flags), variables)
+
+
+def variables_of(settings: Mapping[str, str]) -> dict[str, str]:
+    """The environment with these settings."""
+    return {f"TDPIPE_{key.upper()}": text for key, text in settings.items()}
 
 
 def refusal(flags: str = "", environ: Mapping[str, str] | None = None) -> str:
@@ -181,14 +202,16 @@ def test_flag_variable_and_yaml_key_mean_the_same(key: str, file: Path) -> None:
     flag = f"--{key.replace('_', '-')}"
     switch = {"true": flag, "false": flag.replace("--", "--no-", 1)}
     command = text if key == "model" else switch.get(text, f"{flag} {text}")
-    by_flag = load(command)
-    assert load(**{f"TDPIPE_{key.upper()}": text}) == by_flag
+    companions = COMPANIONS.get(key, {})
+    beside = variables_of(companions)
+    by_flag = load(command, **beside)
+    assert load(**beside, **variables_of({key: text})) == by_flag
     is_text = FIELDS[key].annotation in (str, str | None)
     value = text if is_text else yaml.safe_load(text)
     for name in (key, key.replace("_", "-")):
         file.write_text(yaml.safe_dump({name: value}))
-        assert load(f"--config {file}") == by_flag
-    assert set(loader.non_default(by_flag)) == {key}
+        assert load(f"--config {file}", **beside) == by_flag
+    assert set(loader.non_default(by_flag)) == {key, *companions}
 
 
 def test_the_yaml_file_can_be_named_by_the_environment(file: Path) -> None:
@@ -302,6 +325,12 @@ def test_a_yaml_file_cannot_name_another() -> None:
         ("--stage-endpoint tcp://[::]:7000", ["other hosts"]),
         ("--stage-endpoint tcp://10.0.0.1:7000", ["other hosts"]),
         ("--cluster-secret short", ["cluster_secret", "16"]),
+        ("--nnodes 2", ["2 nodes", "cluster_secret"]),
+        ("--nnodes 3 --cluster-secret 0123456789abcdef", ["3 nodes", "2 stages"]),
+        ("--node-rank 1", ["node_rank 1", "nnodes"]),
+        ("--headless", ["headless", "node-rank"]),
+        ("--nnodes 2 --node-rank 1 --cluster-secret 0123456789abcdef", ["headless"]),
+        ("--nproc-per-node 2", ["nproc_per_node", "nnodes"]),
         ("--open-paths /v1/models", ["open_paths", "/metrics"]),
     ],
 )
@@ -359,7 +388,8 @@ def test_a_file_that_cannot_be_read_is_named(file: Path) -> None:
 
 @pytest.mark.parametrize("key", [None, *SAMPLES])
 def test_saved_settings_come_back_the_same(key: str | None, tmp_path: Path) -> None:
-    config = load(**({f"TDPIPE_{key.upper()}": SAMPLES[key]} if key else {}))
+    given = COMPANIONS.get(key, {}) | {key: SAMPLES[key]} if key else {}
+    config = load(**variables_of(given))
     loader.save(config, tmp_path)
     assert loader.load_saved(tmp_path) == config
 

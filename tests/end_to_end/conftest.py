@@ -8,7 +8,26 @@ from contextlib import suppress
 
 import pytest
 
+from tests import cluster
 from tests.end_to_end.daemon import LOG_FILE, PREDICTOR, SECRET, Daemon
+from tests.hosts import Hosts
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make nodes`."""
+    parser.addoption("--nodes", type=int, default=1, help="hosts on which each daemon's stages run")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nodes(pytestconfig: pytest.Config) -> Iterator[None]:
+    """With `--nodes`, the stages of every daemon run on so many hosts, if it has so many."""
+    num_nodes = pytestconfig.getoption("--nodes", default=1)
+    if num_nodes == 1:
+        yield
+        return
+    with Hosts(num_nodes) as hosts, pytest.MonkeyPatch.context() as patch:
+        cluster.spread(hosts, num_nodes, patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -30,13 +30,19 @@ END_TIMEOUT_S = 60.0
 class Daemon:
     """`tdpipe serve ARGUMENTS` for the length of a `with` block, which ends with SIGTERM.
 
-    It is started by the command `under`, if there is one.
+    It is started by the command `under`, if there is one, and found at `address`.
     """
 
     def __init__(
-        self, folder: Path, *arguments: str, cwd: Path = ROOT, under: Sequence[str] = ()
+        self,
+        folder: Path,
+        *arguments: str,
+        cwd: Path = ROOT,
+        under: Sequence[str] = (),
+        address: str = "127.0.0.1",
     ) -> None:
         self.folder = folder
+        self._address = address
         self._cwd = cwd
         self._under = under
         self.log_path = folder / "daemon.log"
@@ -112,7 +118,7 @@ class Daemon:
     @property
     def url(self) -> str:
         """Where it listens; only once it does."""
-        return f"http://127.0.0.1:{(self.folder / 'run' / 'port').read_text()}"
+        return f"http://{self._address}:{(self.folder / 'run' / 'port').read_text()}"
 
     def client(self) -> openai.OpenAI:
         """An official client that does not retry on its own."""

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,9 +17,10 @@ from daemon.process_exits import ExitFile, ProcessExit
 from daemon.watchdog_file import WatchdogFile
 from workers.comm import rendezvous
 from workers.process import is_out_of_memory
-from workers.stage_agent import StageAgent
+from workers.stage_agent import StageAgent, StagePids
 
 SLEEP_S = 60.0
+SLEEP = f"import time; time.sleep({SLEEP_S})"
 
 
 def stage(how: str, folder: Path) -> None:
@@ -55,7 +58,8 @@ def run(folder: Path, how: str) -> ProcessExit | None:
         start_method="fork",
     )
     meeting = rendezvous.OneHost(WatchdogFile(folder, "stages"), "run")
-    assert StageAgent(config, meeting, folder, stage, (how, folder)).run().is_failed()
+    agent = StageAgent(config, meeting, folder, stage, (how, folder), StagePids())
+    assert agent.run().is_failed()
     return ExitFile(folder).first_of(all_pids(folder), 0.0)
 
 
@@ -90,3 +94,19 @@ def test_exceptions_for_lack_of_memory_are_told_from_others() -> None:
         assert is_out_of_memory(error), error
     for other in (RuntimeError("shapes differ"), ValueError("memory"), KeyError("x")):
         assert not is_out_of_memory(other), other
+
+
+def test_only_the_newest_stages_are_killed() -> None:
+    sleepers = [subprocess.Popen([sys.executable, "-S", "-c", SLEEP]) for _ in range(3)]
+    pids = StagePids()
+    pids.kill()  # there are none yet
+    try:
+        pids.replace([sleepers[0].pid])
+        pids.replace(sleeper.pid for sleeper in sleepers[1:])
+        pids.kill()
+        assert [sleeper.wait(10) for sleeper in sleepers[1:]] == [-signal.SIGKILL] * 2
+        pids.kill()  # they have ended
+        assert sleepers[0].poll() is None
+    finally:
+        sleepers[0].kill()
+        sleepers[0].wait()

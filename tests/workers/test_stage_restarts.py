@@ -1,4 +1,4 @@
-"""The launch: a signal that is lost within a fork is sent again."""
+"""The launch: a signal that is lost within a fork is sent again; interfaces of nodes."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
+from configs.nodes import NodesConfig
 from workers import stage_restarts
 
 
@@ -37,3 +38,17 @@ def test_other_errors_are_reported_as_before(monkeypatch: pytest.MonkeyPatch) ->
     other = unraisable(ValueError("no signal"))
     stage_restarts.signal_again(other)
     assert passed_on == [other]
+
+
+def test_the_interface_is_that_of_the_route_to_the_first_node() -> None:
+    config = NodesConfig(nnodes=2, master_addr="127.0.0.1")
+    assert stage_restarts.interface_of(config) == stage_restarts.LOOPBACK
+    assert (
+        stage_restarts.interface_of(config.replaced(node_ip="127.0.0.1")) == stage_restarts.LOOPBACK
+    )
+
+
+def test_an_address_of_no_interface_is_named() -> None:
+    config = NodesConfig(nnodes=2, node_ip="203.0.113.9")
+    with pytest.raises(OSError, match=r"no interface of this node has the address 203\.0\.113\.9"):
+        stage_restarts.interface_of(config)

@@ -17,6 +17,7 @@ COPY client client
 COPY configs configs
 COPY daemon daemon
 COPY demo demo
+COPY doctor doctor
 COPY engine engine
 COPY predictor predictor
 COPY server server

@@ -19,6 +19,7 @@ COMMANDS = {
     "chat": ("client.chat", "chat with a running daemon"),
     "complete": ("client.complete", "complete a prompt with a running daemon"),
     "run-batch": ("client.run_batch", "run a file of requests without a server"),
+    "doctor": ("doctor.command", "check the nodes and their links before the daemon starts"),
     "profile": ("workers.profiling.command", "measure step costs on this hardware"),
     "simulate": ("simulator.command", "simulate policies and nodes in virtual time"),
     "timeline": ("simulator.timeline_plot", "plot the timeline of the stages from a trace"),

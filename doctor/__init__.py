@@ -1,0 +1,1 @@
+"""tdpipe doctor: what usually goes wrong with several hosts, found before the daemon starts."""

@@ -1,0 +1,127 @@
+"""Links: latency and bandwidth between neighbouring nodes, and the bubble that they cause."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+import torch.distributed as dist
+
+from configs.config import Config
+from doctor.findings import Finding, ok, warning
+from doctor.meeting import Meeting
+from doctor.node_checks import memory_bandwidth, weights_of
+from workers.model.stage_model import bytes_per_token
+
+NUM_TRIPS, NUM_TRANSFERS = 50, 5
+DECODE_ROWS, PREFILL_TOKENS = 128, 2048
+# A hop between two stages on one node (docs/benchmarks.md, links between stages).
+LOCAL_HOP_S = 0.0001
+# A larger part of the time is worth a warning.
+MAX_BUBBLE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class LinkTimes:
+    """Seconds of half a round trip, and to hand over the activations of two kinds of steps."""
+
+    latency_s: float
+    decode_s: float
+    prefill_s: float
+
+    def note(self) -> str:
+        """As a note for the other nodes."""
+        return json.dumps([self.latency_s, self.decode_s, self.prefill_s])
+
+
+def check_links(meeting: Meeting, config: Config) -> Iterator[Finding]:
+    """Measure one link after the other; the first of its two nodes reports it."""
+    token_bytes = bytes_per_token(config.model)
+    dist.init_process_group(
+        "gloo", store=meeting.store, rank=meeting.node, world_size=meeting.num_nodes
+    )
+    try:
+        for first in range(meeting.num_nodes - 1):
+            times = _measure(meeting.node, first, token_bytes)
+            if times is not None:
+                meeting.tell("link", times.note())
+                yield _report(first, times, token_bytes)
+            meeting.hear("link", first)
+    finally:
+        dist.destroy_process_group()
+    if meeting.node == 0:
+        links = [
+            LinkTimes(*json.loads(meeting.hear("link", node)))
+            for node in range(meeting.num_nodes - 1)
+        ]
+        yield predict(config, links, memory_bandwidth(config))
+
+
+def predict(config: Config, links: list[LinkTimes], bytes_per_s: float) -> Finding:
+    """The bubble in decode phases, from the time that a stage needs to read its weights.
+
+    With S micro-batches in flight, each comes back after its S stages and its hops, and a stage
+    computes S steps in this time: bubble = hops / (S x step + hops).
+    """
+    num_stages = config.pipeline.pipeline_parallel_size
+    num_bytes = sum(path.stat().st_size for path in weights_of(config.model.model))
+    if not num_bytes:
+        return ok("pipeline", "no prediction: the size of the weights is not known")
+    step_s = num_bytes / num_stages / bytes_per_s
+    hops_s = sum(link.decode_s for link in links)
+    hops_s += (num_stages - 1 - len(links)) * LOCAL_HOP_S
+    bubble = hops_s / (num_stages * step_s + hops_s)
+    text = (
+        f"a stage reads {num_bytes / num_stages / 1e9:.2f} GB of weights per step, "
+        f"{1000 * step_s:.1f} ms at {bytes_per_s / 1e9:.0f} GB/s; with hops of "
+        f"{1000 * hops_s:.1f} ms in sum, at most {bubble:.0%} of a decode phase is bubble"
+    )
+    if bubble > MAX_BUBBLE:
+        return warning("pipeline", f"{text}: more rows per step, or fewer nodes, make it less")
+    return ok("pipeline", text)
+
+
+def _measure(node: int, first: int, token_bytes: int) -> LinkTimes | None:
+    """The times of the link after node `first`; None on nodes that are not its first one."""
+    if node not in (first, first + 1):
+        return None
+    sizes = (8, DECODE_ROWS * token_bytes, PREFILL_TOKENS * token_bytes)
+    counts = (NUM_TRIPS, NUM_TRANSFERS, NUM_TRANSFERS)
+    there = first + 1 if node == first else first
+    seconds = [
+        _hand_over(size, count, there, is_first=node == first)
+        for size, count in zip(sizes, counts, strict=True)
+    ]
+    if node != first:
+        return None
+    latency_s = seconds[0] / 2
+    return LinkTimes(latency_s, *(max(latency_s, s - latency_s) for s in seconds[1:]))
+
+
+def _hand_over(num_bytes: int, count: int, there: int, *, is_first: bool) -> float:
+    """The median time of a message there and of eight bytes back, after one to warm up."""
+    message, answer = torch.zeros(num_bytes, dtype=torch.uint8), torch.zeros(8, dtype=torch.uint8)
+    seconds = []
+    for _ in range(1 + count):
+        began_at = time.perf_counter()
+        if is_first:
+            dist.send(message, there)
+            dist.recv(answer, there)
+        else:
+            dist.recv(message, there)
+            dist.send(answer, there)
+        seconds.append(time.perf_counter() - began_at)
+    return median(seconds[1:])
+
+
+def _report(first: int, times: LinkTimes, token_bytes: int) -> Finding:
+    num_bytes = PREFILL_TOKENS * token_bytes
+    rate = 8 * num_bytes / times.prefill_s / 1e9
+    return ok(
+        "links",
+        f"node {first} to node {first + 1}: {1000 * times.latency_s:.2f} ms, {rate:.2f} Gbit/s; "
+        f"activations of {DECODE_ROWS} decode rows take {1000 * times.decode_s:.1f} ms, of "
+        f"{PREFILL_TOKENS} prompt tokens {1000 * times.prefill_s:.1f} ms (gloo)",
+    )

@@ -1,0 +1,124 @@
+"""tdpipe doctor: what is well is said, and what is not is named."""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.config import Config
+from doctor import node_checks
+from doctor.command import main
+from doctor.findings import Finding
+from doctor.links import LOCAL_HOP_S, LinkTimes, predict
+from tests.checkpoints import make_checkpoint
+from tests.end_to_end.daemon import ROOT, SECRET
+from tests.hosts import Hosts, HostsImpossibleError
+
+TIMEOUT_S = 120.0
+ABOUT_ONE_NODE = {"versions", "devices", "limits"}
+ABOUT_TWO = ABOUT_ONE_NODE | {"names", "ports", "clocks", "model", "links", "pipeline"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("doctor") / "model", "llama")
+
+
+@pytest.fixture(autouse=True)
+def _small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_checks, "COPY_BYTES", 1 << 20)
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    try:
+        with Hosts(2) as pair:
+            yield pair
+    except HostsImpossibleError as error:
+        pytest.skip(str(error))
+
+
+def test_one_node_is_checked_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--device", "cpu", "-pp", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[1] for line in lines} == ABOUT_ONE_NODE
+    assert any("3 stages on CPUs" in line for line in lines)
+
+
+def test_a_gpu_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    if node_checks.torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert main(["--device", "cuda"]) == 1
+    assert "error    devices      device is cuda, but torch" in capsys.readouterr().out
+
+
+def test_wrong_flags_are_named_as_serve_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--nnodes", "2"]) == 2
+    assert "cluster_secret" in capsys.readouterr().err
+
+
+def test_the_memory_bandwidth_is_that_of_a_machine() -> None:
+    assert 1e8 < node_checks.memory_bandwidth(Config.of(device="cpu")) < 1e14
+
+
+@pytest.mark.parametrize(("hop_s", "level"), [(0.001, "ok"), (0.1, "warning")])
+def test_the_bubble_is_what_hops_add_to_the_steps(
+    checkpoint: Path, hop_s: float, level: str
+) -> None:
+    num_bytes = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    config = Config.of(model=str(checkpoint), pipeline_parallel_size=4)
+    link = LinkTimes(0.0, hop_s, 1.0)
+    finding = predict(config, [link], bytes_per_s=num_bytes / 4 / 0.01)  # steps of 10 ms
+    bubble = (hop_s + 2 * LOCAL_HOP_S) / (0.04 + hop_s + 2 * LOCAL_HOP_S)
+    assert finding.level == level
+    assert f"at most {bubble:.0%} of a decode phase" in finding.text
+
+
+def run_on(hosts: Hosts, flags: Sequence[Sequence[str]]) -> list[tuple[int, list[Finding]]]:
+    """The exit code and the findings on each host, with flags of its own."""
+
+    def run(rank: int) -> tuple[int, list[Finding]]:
+        command = [*hosts.under(rank), sys.executable, str(ROOT / "tdpipe.py"), "doctor"]
+        command += ["--nnodes", "2", "--node-rank", str(rank), "--master-addr", hosts.address(0)]
+        command += ["--cluster-secret", SECRET, "--device", "cpu", *["--headless"][:rank]]
+        result = subprocess.run(
+            [*command, *flags[rank]], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+        return result.returncode, [parse(line) for line in result.stdout.splitlines()]
+
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(run, range(2)))
+
+
+def parse(line: str) -> Finding:
+    level, about, text = line.split(None, 2)
+    found: Any = level
+    return Finding(found, about, text)
+
+
+def test_two_nodes_find_reach_and_measure_each_other(hosts: Hosts, checkpoint: Path) -> None:
+    results = run_on(hosts, [[str(checkpoint)]] * 2)
+    assert [code for code, _ in results] == [0, 0], results
+    first, second = [findings for _, findings in results]
+    assert {finding.about for finding in first} == ABOUT_TWO - {"clocks"}
+    assert {finding.about for finding in second} == ABOUT_TWO - {"links", "pipeline"}
+    (link,) = [finding for finding in first if finding.about == "links"]
+    assert link.text.startswith("node 0 to node 1: ")
+    assert {f.level for f in first + second if f.about not in ("names", "limits", "pipeline")} == {
+        "ok"
+    }
+
+
+def test_a_node_with_another_setting_is_named_on_both(hosts: Hosts, checkpoint: Path) -> None:
+    timeout = ["--stage-start-timeout", "20"]
+    results = run_on(
+        hosts, [[str(checkpoint), *timeout], [str(checkpoint), *timeout, "--dtype", "float16"]]
+    )
+    assert [code for code, _ in results] == [1, 1]
+    for _, findings in results:
+        (problem,) = [finding.text for finding in findings if finding.level == "error"]
+        assert 'dtype is "float16", on the first node "auto"' in problem

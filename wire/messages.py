@@ -534,3 +534,4 @@ class NodeOrder(Message, frozen=True):
 
 FromStage = StageReady | StepDone | StageFailed | Heartbeat | NodeState
 ToStage = Step | Hello
+ToNode = NodeOrder

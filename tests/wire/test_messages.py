@@ -30,6 +30,7 @@ from wire.messages import (
     Stats,
     Step,
     Submit,
+    ToNode,
     ToServer,
     ToStage,
 )
@@ -39,6 +40,7 @@ UNIONS: dict[str, Any] = {
     "ToServer": ToServer,
     "FromStage": FromStage,
     "ToStage": ToStage,
+    "ToNode": ToNode,
     "Event": Event,
 }
 PAIRS = [(u, m) for u in UNIONS.values() for m in get_args(u) or (u,)]
@@ -66,6 +68,7 @@ def values(message: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
     return st.builds(message, **{f.name: FIELDS[f.type] for f in msgspec.structs.fields(message)})
 
 
+FIELDS[dict[str, str]] = st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3)
 FIELDS[tuple[bytes, ...]] = st.lists(st.binary(max_size=8), max_size=3).map(tuple)
 FIELDS[tuple[str, ...]] = st.lists(st.text(max_size=8), max_size=3).map(tuple)
 FIELDS[Sampling] = values(Sampling).map(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Self
 
 from configs.nodes import NodesConfig
-from wire.messages import NodeOrder, NodeState
+from wire.messages import NodeOrder, NodeState, ToNode
 from wire.sockets import Spoke
 
 INTERVAL_S = 0.25
@@ -102,8 +102,8 @@ class NodeLink:
 
     def _run(self) -> None:
         name = f"node-{self._config.node_rank}-{self._instance}"
-        with Spoke[NodeOrder](
-            self._endpoint, name, NodeOrder, self._secret, queues_ahead=False
+        with Spoke[ToNode](
+            self._endpoint, name, ToNode, self._secret, queues_ahead=False
         ) as spoke:
             while not self._is_over.is_set():
                 spoke.send(self._state())

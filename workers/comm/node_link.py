@@ -102,9 +102,7 @@ class NodeLink:
 
     def _run(self) -> None:
         name = f"node-{self._config.node_rank}-{self._instance}"
-        with Spoke[ToNode](
-            self._endpoint, name, ToNode, self._secret, queues_ahead=False
-        ) as spoke:
+        with Spoke[ToNode](self._endpoint, name, ToNode, self._secret, queues_ahead=False) as spoke:
             while not self._is_over.is_set():
                 spoke.send(self._state())
                 ends_at = time.monotonic() + INTERVAL_S

@@ -55,7 +55,7 @@ class Sequence:
     tokens of its KV were computed, and lost.
 
     If `is_pending`, the last of the `token_ids` has not been sampled yet: it is a placeholder,
-    -1 - i for the i-th token that the oldest step in flight samples (see `engine.look_ahead`).
+    -1 - i for the i-th token that the oldest step in flight samples (see `Scheduler._look_ahead`).
     """
 
     __slots__ = (

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -60,28 +61,45 @@ class StageAgent(LocalElasticAgent):
         self._pids = pids
         self._exits, self._oom_kills = ExitFile(folder), OomKills()
         self._lock = threading.Lock()
+        self._recorded: set[int] = set()  # process ids
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         """Start the stages, and a thread for each that waits for its end."""
         pids: dict[int, Any] = super()._start_workers(worker_group)
         self._pids.replace(pids.values())
-        for stage, pid in pids.items():
-            name = f"stage {stage}"
-            threading.Thread(target=self._record, args=(name, pid), daemon=True).start()
+        with self._lock:
+            self._recorded.clear()
+        for local_rank, pid in pids.items():
+            stage = worker_group.workers[local_rank].global_rank
+            threading.Thread(target=self._wait, args=(stage, pid), daemon=True).start()
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._oom_kills.refresh()
+        # Whatever torchrun ends because of the failure that it finds here, ends later than this.
+        began_at = time.monotonic()
         result: RunResult = super()._monitor_workers(worker_group)
+        for stage, failure in result.failures.items():
+            self._record(stage, failure.pid, failure.exitcode, began_at)
         return result
 
-    def _record(self, name: str, pid: int) -> None:
-        """Record the exit status, and leave it for torchrun, which looks ten times a second."""
-        with suppress(ChildProcessError):  # torchrun was faster
+    def _wait(self, stage: int, pid: int) -> None:
+        """Record the exit at once, and leave its status for torchrun.
+
+        torchrun looks ten times a second. At a high load it may reap the stage before this thread
+        runs: then `_monitor_workers` records the exit.
+        """
+        with suppress(ChildProcessError):
             ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
             assert ended is not None
             is_killed = ended.si_code != os.CLD_EXITED
             status = -ended.si_status if is_killed else ended.si_status
-            with self._lock:
-                is_oom = status == -signal.SIGKILL and self._oom_kills.are_recent()
-            self._exits.append(ProcessExit(name, pid, status, is_oom))
+            self._record(stage, pid, status, time.monotonic())
+
+    def _record(self, stage: int, pid: int, status: int, at: float) -> None:
+        with self._lock:
+            if pid in self._recorded:
+                return
+            self._recorded.add(pid)
+            is_oom = status == -signal.SIGKILL and self._oom_kills.are_recent()
+        self._exits.append(ProcessExit(f"stage {stage}", pid, status, is_oom, at))

@@ -80,6 +80,19 @@ def test_the_exit_of_the_stage_that_ended_first_is_recorded(
     assert (first.name, first.status, first.is_oom) == ("stage 1", status, False)
 
 
+@pytest.mark.parametrize(("how", "status"), [("SIGSEGV", -11), ("7", 7)])
+def test_an_exit_is_recorded_if_torchrun_reaps_the_stage_first(
+    tmp_path: Path, how: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_late(*_: int) -> None:
+        raise ChildProcessError
+
+    monkeypatch.setattr(os, "waitid", too_late)
+    first = run(tmp_path, how)
+    assert first is not None
+    assert (first.name, first.status, first.is_oom) == ("stage 1", status, False)
+
+
 def torch_out_of_memory() -> RuntimeError:
     """What torch raises on a CPU."""
     with pytest.raises(RuntimeError) as raised:

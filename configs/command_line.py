@@ -18,6 +18,7 @@ from configs.scheduler import SchedulerConfig
 COMMON = (
     "served_model_name",
     "pipeline_parallel_size",
+    "tensor_parallel_size",
     "max_model_len",
     "gpu_memory_utilization",
     "max_num_seqs",
@@ -26,7 +27,7 @@ COMMON = (
     "port",
     "api_key",
 )
-SHORT = {"pipeline_parallel_size": "-pp"}
+SHORT = {"pipeline_parallel_size": "-pp", "tensor_parallel_size": "-tp"}
 # Where the type does not say what to type.
 METAVARS = {
     "served_model_name": "NAME,...",

@@ -26,6 +26,15 @@ class EngineConfig(Part):
     cache: CacheConfig = Field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig)
 
+    @model_validator(mode="after")
+    def _sampled_tokens_reach_all_ranks(self) -> Self:
+        if self.scheduler.async_scheduling and self.pipeline.tensor_parallel_size > 1:
+            raise ValueError(
+                "async_scheduling hands sampled tokens to one rank only: it cannot be "
+                "used with tensor_parallel_size above 1"
+            )
+        return self
+
     @property
     def max_live(self) -> int:
         """Sequences that may hold KV at one time."""
@@ -54,6 +63,12 @@ class Config(Part):
             raise ValueError(
                 f"nnodes: {num_nodes} nodes cannot share {num_stages} stages "
                 "(pipeline_parallel_size); each needs one"
+            )
+        num_local, tensor_size = self.nodes.nproc_per_node, self.pipeline.tensor_parallel_size
+        if num_local is not None and num_local % tensor_size:
+            raise ValueError(
+                f"nproc_per_node: {num_local} processes are no whole stages of {tensor_size} ranks "
+                "(tensor_parallel_size)"
             )
         if num_nodes > 1 and not self.runtime.cluster_secret:
             raise ValueError(

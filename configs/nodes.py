@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from configs.part import Part
+from configs.pipeline import PipelineConfig
 
 
 class NodesConfig(Part, title="Several hosts"):
@@ -36,8 +37,8 @@ class NodesConfig(Part, title="Several hosts"):
     nproc_per_node: int | None = Field(
         None,
         ge=1,
-        description="stages on this node [pipeline_parallel_size / nnodes; the first nodes get one "
-        "more of the rest]",
+        description="processes on this node: its stages, times tensor_parallel_size "
+        "[pipeline_parallel_size / nnodes stages; the first nodes get one more of the rest]",
     )
 
     @model_validator(mode="after")
@@ -66,9 +67,13 @@ class NodesConfig(Part, title="Several hosts"):
         """The port of the store, on the first node."""
         return self.master_port + 1
 
-    def num_local_stages(self, num_stages: int) -> int:
+    def num_local_stages(self, pipeline: PipelineConfig) -> int:
         """The stages on this node: consecutive ones, so that most links stay on one node."""
         if self.nproc_per_node is not None:
-            return self.nproc_per_node
-        each, more = divmod(num_stages, self.nnodes)
+            return self.nproc_per_node // pipeline.tensor_parallel_size
+        each, more = divmod(pipeline.pipeline_parallel_size, self.nnodes)
         return each + (self.node_rank < more)
+
+    def num_local_ranks(self, pipeline: PipelineConfig) -> int:
+        """The processes on this node: all ranks of its stages."""
+        return self.num_local_stages(pipeline) * pipeline.tensor_parallel_size

@@ -15,6 +15,13 @@ class PipelineConfig(Part, title="Pipeline"):
     """How the model is split into stages, where they run, and when one counts as failed."""
 
     pipeline_parallel_size: int = Field(2, ge=1, le=256, description="number of stages S")
+    tensor_parallel_size: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="ranks that share each stage's layers: every weight matrix is divided, which "
+        "costs two sums over all ranks per layer; within a host with fast links only",
+    )
     layer_split: tuple[int, ...] | Literal["auto"] | None = Field(
         None,
         description="layers per stage, e.g. 10,10,12,8; auto: balanced by measured times [balanced "
@@ -85,6 +92,11 @@ class PipelineConfig(Part, title="Pipeline"):
         description="synchronise GPU stages after each step, so that step times are exact; for "
         "traces and measurements; reduces overlap",
     )
+
+    @property
+    def num_ranks(self) -> int:
+        """The processes of all stages."""
+        return self.pipeline_parallel_size * self.tensor_parallel_size
 
     @field_validator("layer_split", mode="before")
     @classmethod

@@ -14,23 +14,34 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from wire import ranks
+
 FILE = "exits.jsonl"
-TORCHRUN = "the stages' torchrun"
+TORCHRUN = -1
+"""The number that stands for the stages' torchrun instead of a stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessExit:
-    """The end of a process at `at`, in seconds of the monotonic clock.
+    """The end of a stage's process, or of torchrun, at `at` (seconds of the monotonic clock).
 
     `status` is its exit code, or the negative number of the signal that has killed it. `is_oom` is
     whether that was the kernel's OOM killer.
     """
 
-    name: str
+    stage: int
     pid: int
     status: int
     is_oom: bool = False
     at: float = field(default_factory=time.monotonic)
+    tensor_rank: int = 0
+
+    @property
+    def name(self) -> str:
+        """What has ended, for the log."""
+        if self.stage == TORCHRUN:
+            return "the stages' torchrun"
+        return ranks.describe(self.stage, self.tensor_rank)
 
     @property
     def code(self) -> str:
@@ -95,7 +106,7 @@ class ExitFile:
             lines = self._path.read_text().splitlines()
         exits = [ProcessExit(**json.loads(line)) for line in lines if line.endswith("}")]
         return min(
-            (e for e in exits if e.at > since and (e.pid in pids or e.name == TORCHRUN)),
+            (e for e in exits if e.at > since and (e.pid in pids or e.stage == TORCHRUN)),
             key=lambda e: e.at,
             default=None,
         )

@@ -51,15 +51,15 @@ def _open_files(clients: int) -> Iterator[str]:
 
 def _shared_memory(config: PipelineConfig) -> Iterator[str]:
     """Check the shared memory, which only NCCL needs, i.e. several stages with a GPU each."""
-    num_stages = config.pipeline_parallel_size
-    if config.device == "cpu" or num_stages < 2 or not NVIDIA_DRIVER.exists():
+    num_ranks = config.num_ranks
+    if config.device == "cpu" or num_ranks < 2 or not NVIDIA_DRIVER.exists():
         return
-    needed = num_stages * SHARED_BYTES_PER_STAGE
+    needed = num_ranks * SHARED_BYTES_PER_STAGE
     free = _free_bytes(SHARED_MEMORY)
     if free < needed:
         yield (
             f"{SHARED_MEMORY} has {free >> 20} MiB free, and NCCL may need {needed >> 20} MiB for "
-            f"{num_stages} stages: enlarge it with `docker run --shm-size=1g` or `--ipc=host`, in "
+            f"{num_ranks} ranks: enlarge it with `docker run --shm-size=1g` or `--ipc=host`, in "
             "Kubernetes with an emptyDir with medium Memory"
         )
 

@@ -65,16 +65,16 @@ def predict(config: Config, links: list[LinkTimes], bytes_per_s: float) -> Findi
     With S micro-batches in flight, each comes back after its S stages and its hops, and a stage
     computes S steps in this time: bubble = hops / (S x step + hops).
     """
-    num_stages = config.pipeline.pipeline_parallel_size
+    num_stages, num_ranks = config.pipeline.pipeline_parallel_size, config.pipeline.num_ranks
     num_bytes = sum(path.stat().st_size for path in weights_of(config.model.model))
     if not num_bytes:
         return ok("pipeline", "no prediction: the size of the weights is not known")
-    step_s = num_bytes / num_stages / bytes_per_s
+    step_s = num_bytes / num_ranks / bytes_per_s
     hops_s = sum(link.decode_s for link in links)
     hops_s += (num_stages - 1 - len(links)) * LOCAL_HOP_S
     bubble = hops_s / (num_stages * step_s + hops_s)
     text = (
-        f"a stage reads {num_bytes / num_stages / 1e9:.2f} GB of weights per step, "
+        f"a rank reads {num_bytes / num_ranks / 1e9:.2f} GB of weights per step, "
         f"{1000 * step_s:.1f} ms at {bytes_per_s / 1e9:.0f} GB/s; with hops of "
         f"{1000 * hops_s:.1f} ms in sum, at most {bubble:.0%} of a decode phase is bubble"
     )

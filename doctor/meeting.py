@@ -58,7 +58,7 @@ def meeting(config: Config) -> Iterator[Meeting]:
                 nodes,
                 nodes.endpoint,
                 config.runtime.secret,
-                nodes.num_local_stages(num_stages),
+                nodes.num_local_stages(pipeline),
                 facts,
                 lambda: None,
             )

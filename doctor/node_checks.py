@@ -63,7 +63,7 @@ def _versions(config: Config) -> Iterator[Finding]:
 
 def _devices(config: Config) -> Iterator[Finding]:
     wanted, num_gpus = config.pipeline.device, torch.cuda.device_count()
-    num_local = config.nodes.num_local_stages(config.pipeline.pipeline_parallel_size)
+    num_local = config.nodes.num_local_ranks(config.pipeline)
     if wanted == "cpu" or not num_gpus:
         if wanted == "cuda":
             yield error("devices", f"device is cuda, but torch {torch.__version__} finds no GPU")

@@ -48,6 +48,7 @@ from wire.messages import (
     Step,
     ToServer,
 )
+from wire.ranks import socket_name
 from wire.sockets import Hub
 
 SERVER = "server"
@@ -59,11 +60,6 @@ log = logging.getLogger("tdpipe")
 
 class EngineFailedError(Exception):
     """The engine cannot continue; the message is one line for the user."""
-
-
-def stage_name(stage: int) -> str:
-    """The name under which a stage connects to the hub."""
-    return f"stage-{stage}"
 
 
 def times_of(beat: Heartbeat) -> StageTimes:
@@ -110,9 +106,20 @@ class Loop:
             config.pipeline.heartbeat_timeout,
             config.pipeline.heartbeat_timeout + config.pipeline.distributed_timeout_seconds,
             same_host=same_host,
+            ranks_per_stage=config.pipeline.tensor_parallel_size,
             find_exit=lambda pids: self._exit_file.first_of(pids, self._lost_at),
             are_starved=CpuWaits().are_starved if same_host else lambda _: False,
         )
+        num_stages, num_ranks = (
+            config.pipeline.pipeline_parallel_size,
+            config.pipeline.tensor_parallel_size,
+        )
+        self._rank_names = [
+            socket_name("stage", stage, rank)
+            for stage in range(num_stages)
+            for rank in range(num_ranks)
+        ]
+        self._sampling_rank = socket_name("stage", num_stages - 1, 0)
         self._stage_time = StageTime(config.pipeline.pipeline_parallel_size, same_host=same_host)
         with ExitStack() as stack:
             self._server: Hub[FromServer] = stack.enter_context(
@@ -189,7 +196,7 @@ class Loop:
         elif isinstance(message, StageFailed):
             self._take_failure(message)
         else:
-            if isinstance(message, StageReady):
+            if isinstance(message, StageReady) and not message.tensor_rank:
                 log.info("stage %d is ready: %d KV blocks", message.stage, message.num_blocks)
             self._handle(message)
 
@@ -200,13 +207,14 @@ class Loop:
             # torchrun restarted the group before the next check; the stages send heartbeats again.
             self._lose_stages(pipeline.epoch, self._watch.death(pipeline.epoch))
         self._watch.observe(beat, now)
-        self._stage_time.observe(beat, now)
-        self._record(lambda recorder: recorder.observe(beat, now))
-        if beat.step_ids and beat.exact:
-            self._handle(times_of(beat))
-        if beat.progress and not self._scheduler.knows(beat.stage, beat.epoch):
-            # The stage was ready for the previous engine process.
-            self._stages.send(stage_name(beat.stage), Hello())
+        if not beat.tensor_rank:  # the other ranks of a stage run the same steps
+            self._stage_time.observe(beat, now)
+            self._record(lambda recorder: recorder.observe(beat, now))
+            if beat.step_ids and beat.exact:
+                self._handle(times_of(beat))
+        if beat.progress and not self._scheduler.knows(beat.stage, beat.tensor_rank, beat.epoch):
+            # The rank was ready for the previous engine process.
+            self._stages.send(socket_name("stage", beat.stage, beat.tensor_rank), Hello())
 
     def _take_failure(self, failed: StageFailed) -> None:
         trouble = Trouble.of_failure(failed)
@@ -264,18 +272,16 @@ class Loop:
         self._outbox.append(msgspec.structs.replace(ready, hello=self._hello))
 
     def _send_step(self, step: Step) -> None:
-        """Send a step to every stage, with `setups` only to the last stage, which samples."""
-        last = self._pipeline.pipeline_parallel_size - 1
+        """Send a step to every rank, with `setups` only to the one that samples."""
+        ranks, last = self._rank_names, self._sampling_rank
         payload = self._stages.encode(step)
         others = payload
-        if step.setups and last:
+        if step.setups and len(ranks) > 1:
             others = self._stages.encode(msgspec.structs.replace(step, setups=()))
-        for stage in range(last + 1):
-            if not self._stages.send_encoded(
-                stage_name(stage), payload if stage == last else others
-            ):
-                # The step cannot return without this stage; the stage watch will detect it.
-                log.error("cannot send step %d to stage %d: not connected", step.step_id, stage)
+        for name in ranks:
+            if not self._stages.send_encoded(name, payload if name == last else others):
+                # The step cannot return without this rank; the stage watch will detect it.
+                log.error("cannot send step %d to %s: not connected", step.step_id, name)
 
     def _flush(self) -> None:
         """Send the messages collected in this pass to the server, as one ZeroMQ message.

@@ -116,7 +116,7 @@ class Scheduler:
         self.pool = Pool(
             BlockLedger(0, config.cache.block_size), WaitingQueue(), self._errors, self.counters
         )
-        self._stages_ready: dict[int, StageReady] = {}
+        self._stages_ready: dict[tuple[int, int], StageReady] = {}  # by stage and rank
         self._newest_epoch = 0
         self._next_step_id = 0
 
@@ -144,9 +144,9 @@ class Scheduler:
         self._launch_steps(now, out)
         return out
 
-    def knows(self, stage: int, epoch: int) -> bool:
-        """Whether this stage has reported `StageReady`, or belongs to an epoch that is over."""
-        ready = self._stages_ready.get(stage)
+    def knows(self, stage: int, tensor_rank: int, epoch: int) -> bool:
+        """Whether this rank has reported `StageReady`, or belongs to an epoch that is over."""
+        ready = self._stages_ready.get((stage, tensor_rank))
         return self.is_over(epoch) or (ready is not None and ready.epoch == epoch)
 
     def is_over(self, epoch: int) -> bool:
@@ -219,20 +219,15 @@ class Scheduler:
             self._stage_lost(StageLost(self.pipeline.epoch, "the stages were restarted"), out)
         self._newest_epoch = ready.epoch
         self._stages_ready = {
-            stage: other
-            for stage, other in self._stages_ready.items()
-            if other.epoch == ready.epoch
+            rank: other for rank, other in self._stages_ready.items() if other.epoch == ready.epoch
         }
-        self._stages_ready[ready.stage] = ready
-        if (
-            self.pipeline is None
-            and len(self._stages_ready) == self.config.pipeline.pipeline_parallel_size
-        ):
+        self._stages_ready[ready.stage, ready.tensor_rank] = ready
+        if self.pipeline is None and len(self._stages_ready) == self.config.pipeline.num_ranks:
             self._all_stages_ready(out)
 
     def _all_stages_ready(self, out: list[Outgoing]) -> None:
         """Start the pipeline if all stages report the same last step, maybe of an older engine."""
-        stages = [self._stages_ready[stage] for stage in sorted(self._stages_ready)]
+        stages = [self._stages_ready[rank] for rank in sorted(self._stages_ready)]
         if len({stage.last_step_id for stage in stages}) == 1:
             self._begin_pipeline(stages, out)
             return
@@ -284,7 +279,7 @@ class Scheduler:
                 num_blocks,
                 block_size,
                 self.max_model_len,
-                attention=tuple(stage.attention for stage in stages),
+                attention=tuple(s.attention for s in stages if not s.tensor_rank),
                 batch_invariant=is_invariant,
                 vocab_size=self.vocab_size,
             )

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from daemon.process_exits import TORCHRUN, ProcessExit
+from daemon.process_exits import ProcessExit
 from wire.messages import LossCause, StageFailed, StageLoss, StageLosses
 
 
@@ -23,9 +23,7 @@ class Trouble:
         cause: LossCause = "signal" if ended.status < 0 else "exit"
         if ended.is_oom:
             cause = "oom_killer"
-        is_torchrun = ended.name == TORCHRUN
-        stage = -1 if is_torchrun else int(ended.name.removeprefix("stage "))
-        return cls(str(ended), cause, stage, ended.pid, ended.code)
+        return cls(str(ended), cause, ended.stage, ended.pid, ended.code)
 
     @classmethod
     def of_failure(cls, failed: StageFailed) -> "Trouble":

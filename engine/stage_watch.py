@@ -25,6 +25,7 @@ from daemon.oom_kills import OomKills
 from daemon.process_exits import ProcessExit, zombie_status
 from engine.stage_losses import Trouble
 from engine.stage_time import StageTime
+from wire import ranks
 from wire.messages import Heartbeat, LossCause, StageStats
 
 # Seconds of silence that are accepted from a stage that loads weights.
@@ -64,18 +65,19 @@ class StageWatch:
         standstill_s: float,
         *,
         same_host: bool,
+        ranks_per_stage: int = 1,
         find_exit: Callable[[Sequence[int]], ProcessExit | None] = lambda _: None,
         are_starved: Callable[[Sequence[int]], bool] = lambda _: False,
     ) -> None:
         self.same_host = same_host
-        self._num_stages = num_stages
+        self._ranks = {(n, rank) for n in range(num_stages) for rank in range(ranks_per_stage)}
         self._find_exit, self._are_starved = find_exit, are_starved
         self._oom_kills = OomKills()
         self.starved_s = 0.0
         self._newest_epoch = 0
         self._newest_checks = 0  # since the first heartbeat of this epoch
         self._interval_s, self._silence_s, self._standstill_s = interval_s, silence_s, standstill_s
-        self._stages: dict[int, _Stage] = {}
+        self._stages: dict[tuple[int, int], _Stage] = {}  # by stage and rank in it
         self._quiet_checks = 0  # since any stage of the group last computed
         self._gone_checks = 0  # since a process of the group was first missed
 
@@ -84,7 +86,8 @@ class StageWatch:
         if beat.epoch > self._newest_epoch:
             self._newest_epoch, self._newest_checks = beat.epoch, 0
             self._gone_checks = 0
-        known = self._stages.get(beat.stage)
+        rank = beat.stage, beat.tensor_rank
+        known = self._stages.get(rank)
         new = _Stage(beat, now)
         if known is not None and known.beat.epoch == beat.epoch:
             if known.beat.progress == beat.progress:
@@ -94,10 +97,10 @@ class StageWatch:
                 if known.beat.steps == beat.steps and known.beat.doing == beat.doing == "waits":
                     new.waiting_checks = known.waiting_checks
             if known.beat.steps == beat.steps and beat.doing != "computes":
-                self._stages[beat.stage] = new
+                self._stages[rank] = new
                 return
         self._quiet_checks = 0
-        self._stages[beat.stage] = new
+        self._stages[rank] = new
 
     @property
     def newest_epoch(self) -> int:
@@ -119,13 +122,14 @@ class StageWatch:
             trouble = self.death(epoch, gone)
             is_known = trouble.cause != "other" or self._gone_checks >= EXIT_CHECKS
             return trouble if is_known else None
-        missing = set(range(self._num_stages)) - {stage.beat.stage for stage in present}
+        missing = self._ranks - {(s.beat.stage, s.beat.tensor_rank) for s in present}
         if missing and present and self._newest_checks * self._interval_s > self._silence_s:
+            stage, rank = min(missing)
             reason = (
-                f"stage {min(missing)} sent no heartbeat within {self._silence_s:g} s of the "
-                "group's first one"
+                f"{ranks.describe(stage, rank)} sent no heartbeat within {self._silence_s:g} s of "
+                "the group's first one"
             )
-            return Trouble(reason, "silence", min(missing))
+            return Trouble(reason, "silence", stage)
         return next(filter(None, map(self._trouble, present)), None)
 
     def _count_check(self, present: Sequence[_Stage]) -> None:
@@ -144,7 +148,7 @@ class StageWatch:
     def _longest_s(self, present: Sequence[_Stage]) -> float:
         """The longest time for which a stage has been silent or missing, or has waited."""
         checks = [max(stage.silent_checks, stage.waiting_checks) for stage in present]
-        if len(present) < self._num_stages:
+        if len(present) < len(self._ranks):
             checks.append(self._newest_checks)
         return max(checks, default=0) * self._interval_s
 
@@ -154,7 +158,8 @@ class StageWatch:
         if ended is not None:
             return Trouble.of_exit(ended)
         if len(gone) == 1:
-            return Trouble(f"stage {gone[0].stage} died", stage=gone[0].stage, pid=gone[0].pid)
+            name = ranks.describe(gone[0].stage, gone[0].tensor_rank)
+            return Trouble(f"{name} died", stage=gone[0].stage, pid=gone[0].pid)
         # torchrun ends the other stages at once, so it is unknown which stage died first.
         return Trouble("the stages died")
 
@@ -166,10 +171,10 @@ class StageWatch:
             return None
         status, beat = min(known, key=lambda each: each[0] >= 0)
         is_oom = status == -signal.SIGKILL and self._oom_kills.are_recent()
-        return ProcessExit(f"stage {beat.stage}", beat.pid, status, is_oom)
+        return ProcessExit(beat.stage, beat.pid, status, is_oom, tensor_rank=beat.tensor_rank)
 
     def _trouble(self, stage: _Stage) -> Trouble | None:
-        name = f"stage {stage.beat.stage}"
+        name = ranks.describe(stage.beat.stage, stage.beat.tensor_rank)
         silent_s = stage.silent_checks * self._interval_s
         still_s = stage.stalled_checks * self._interval_s
         waited_s = min(stage.waiting_checks, self._quiet_checks) * self._interval_s
@@ -202,7 +207,8 @@ class StageWatch:
                 times.bubble_s[number],
                 stage.beat.exact,
             )
-            for number, stage in sorted(self._stages.items())
+            for (number, rank), stage in sorted(self._stages.items())
+            if not rank
         )
 
 

@@ -397,7 +397,8 @@ class StageReady(Message, frozen=True):
     `costs` are empty if nothing was measured. `last_step_id` is the last step received, or -1.
     `attention` is the name of the attention backend. `batch_invariant` says whether a row's logits
     do not depend on the other rows of a step. `vocab_size` is the number of rows of the embedding
-    on the first stage, and the width of the logits on the last, or 0 if unknown.
+    on the first stage, and the width of the logits on the last, or 0 if unknown. With tensor
+    parallelism, each rank of a stage is ready for itself; `costs` are those of rank 0.
     """
 
     stage: int
@@ -411,6 +412,7 @@ class StageReady(Message, frozen=True):
     max_model_len_reason: str = ""
     rope: RopeRule | None = None
     vocab_size: int = 0
+    tensor_rank: int = 0
 
 
 class StepDone(Message, frozen=True):
@@ -451,6 +453,7 @@ class Heartbeat(Message, frozen=True):
     ended_at: bytes = b""
     exact: bool = True
     doing: Doing = "idle"
+    tensor_rank: int = 0
 
 
 class StageFailed(Message, frozen=True):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from wire.messages import Doing, Heartbeat
+from wire.ranks import socket_name
 from wire.sockets import Spoke
 
 INTERVAL_S = 0.25
@@ -62,6 +63,7 @@ class HeartbeatThread:
     progress: Progress
     exact: bool = True
     secret: str | None = None
+    tensor_rank: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -93,10 +95,12 @@ class HeartbeatThread:
             array("d", [ended_at for _, _, ended_at in spans]).tobytes(),
             self.exact,
             counted.now(),
+            self.tensor_rank,
         )
 
     def _beat(self) -> None:
-        with Spoke[None](self.endpoint, f"heartbeat-{self.stage}", None, self.secret) as spoke:
+        name = socket_name("heartbeat", self.stage, self.tensor_rank)
+        with Spoke[None](self.endpoint, name, None, self.secret) as spoke:
             while True:
                 spoke.send(self.make_beat())
                 if self._stop.wait(INTERVAL_S):

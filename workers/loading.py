@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from configs.config import EngineConfig
+from wire import ranks
 from workers.comm.all_gather import all_gather
+from workers.comm.tensor_group import StageTensorGroup
 from workers.kernels import triton_support
 from workers.kernels.compiler import CompilerError
 from workers.kernels.library import Library, native_library
@@ -39,6 +42,9 @@ from workers.profiling.layer_times import LayerTimes
 from workers.profiling.stage_fingerprint import StageFingerprint, fingerprint_of
 from workers.sampling.sampler import Sampler, ids_to_host, most_likely
 
+Run = Callable[[DummyRun], float]
+Result = TypeVar("Result")
+
 log = logging.getLogger("tdpipe")
 
 
@@ -50,6 +56,22 @@ class StagePlace:
     epoch: int
     device: torch.device
     stages_on_device: int
+    tensor_group: StageTensorGroup | None = None
+
+    @property
+    def tensor_rank(self) -> int:
+        """The number of this rank in its stage."""
+        return self.tensor_group.rank if self.tensor_group else 0
+
+    @property
+    def ranks_per_stage(self) -> int:
+        """The ranks that share the stage's layers."""
+        return self.tensor_group.size if self.tensor_group else 1
+
+    @property
+    def name(self) -> str:
+        """The rank in the log."""
+        return ranks.describe(self.stage, self.tensor_rank)
 
 
 @dataclass(slots=True, frozen=True)
@@ -75,9 +97,13 @@ class TimedRun:
     runner: StepRunner
     num_blocks: int
     device: torch.device
+    tensor_group: StageTensorGroup | None = None
 
     def __call__(self, dummy_run: DummyRun) -> float:
-        """The seconds of a step on this stage, from the activations' arrival to their packing."""
+        """The seconds of a step on this stage, from the activations' arrival to their packing.
+
+        The other ranks of the stage must run the same at the same time, see `led`.
+        """
         model = self.runner.model
         step = make_step(dummy_run, self.runner.block_size, self.num_blocks)
         received = None
@@ -98,6 +124,28 @@ class TimedRun:
         else:
             outgoing = output.new_empty(1 + output.shape[0], output.shape[1])
             outgoing[1:] = output
+
+    def led(self, work: Callable[[Run], Result], otherwise: Result) -> Result:
+        """Do work that chooses its dummy runs by their times: rank 0 does it, the others follow.
+
+        They return `otherwise`.
+        """
+        group = self.tensor_group
+        if group is None:
+            return work(self)
+
+        def lead(dummy_run: DummyRun) -> float:
+            group.tell(dummy_run)
+            return self(dummy_run)
+
+        if not group.rank:
+            try:
+                return work(lead)
+            finally:
+                group.tell(None)
+        while (dummy_run := group.hear(DummyRun | None)) is not None:
+            self(dummy_run)
+        return otherwise
 
     def touch(self, num_blocks: int) -> None:
         """Write up to `num_blocks` blocks: reading memory that was never written costs nothing."""
@@ -127,7 +175,7 @@ def load(config: EngineConfig, data_dir: Path, place: StagePlace) -> LoadedStage
         ranges = layer_split.split_by_hand(kept[0], num_layers)
         return _load(config, data_dir, place, ranges)
     loaded = _load(config, data_dir, place, None)
-    times = all_gather(_time_layers(config, place, loaded), LayerTimes)
+    times = all_gather(_time_layers(config, place, loaded), LayerTimes)[:: place.ranks_per_stage]
     better = layer_times.better_split(times, stage_model.find_last_cut(config.model))
     split = [len(layers) for layers in better or _present(times)]
     profile_cache.save_split(data_dir, _split_fingerprint(config, place), split)
@@ -154,7 +202,7 @@ def estimate_graph_bytes(
 
     Stages that share a device measure one after the other, because its free memory is that of all.
     """
-    own_turn = place.stage // torch.cuda.device_count()  # stages take the devices in turn
+    own_turn = dist.get_rank() // torch.cuda.device_count()  # stages take the devices in turn
     for turn in range(place.stages_on_device):
         dist.barrier()
         if turn == own_turn:
@@ -180,8 +228,10 @@ def _load(
 ) -> LoadedStage:
     began_at = time.monotonic()
     native = partial(native_library, data_dir)
-    structure = admission.admit(config.model, data_dir)
-    model = stage_model.load(config, place.stage, place.device, structure, ranges)
+    structure = admission.admit(config.model, data_dir, place.ranks_per_stage)
+    model = stage_model.load(
+        config, place.stage, place.device, structure, ranges, place.tensor_group
+    )
     replaced = _use_kernels(model, config, place.device, native)
     took_s = time.monotonic() - began_at
     log.info("weights loaded in %.1f s: %s", took_s, stage_model.describe(model))

@@ -17,8 +17,10 @@ from transformers.utils import logging as transformers_logging
 from configs import loader
 from configs.config import Config
 from daemon import child_process, log_file, logs
+from wire import ranks
 from wire.messages import StageFailed, ToStage
 from wire.sockets import Spoke
+from workers.comm import tensor_group
 from workers.comm.rendezvous import EPOCH, stages_store
 from workers.comm.transport import TransportError
 from workers.heartbeat import HeartbeatThread, Progress
@@ -56,7 +58,7 @@ def main(runtime_dir: str, num_incarnations: int) -> None:
         incarnation = num_incarnations + int(os.environ["TORCHELASTIC_RESTART_COUNT"])
         stage, epoch = _start(config, stack, incarnation)
         engine = stack.enter_context(
-            Spoke[ToStage](runtime.stage_address, f"stage-{stage.number}", ToStage, runtime.secret)
+            Spoke[ToStage](runtime.stage_address, stage.rank_name, ToStage, runtime.secret)
         )
         try:
             stage.run(engine)
@@ -84,7 +86,9 @@ def _start(config: Config, stack: ExitStack, incarnation: int) -> tuple[Stage, i
     try:
         place = _join_group(config, epoch)
         progress = Progress()
-        logs.set_up(f"stage {place.stage}", config.logs)
+        logs.set_up(place.name, config.logs)
+        if place.tensor_rank:  # it does what rank 0 of its stage logs
+            log.setLevel(logging.WARNING)
         # From here on, so that a stage that hangs while it loads is noticed too.
         exact = place.device.type == "cpu" or config.pipeline.exact_times
         stack.enter_context(
@@ -95,24 +99,28 @@ def _start(config: Config, stack: ExitStack, incarnation: int) -> tuple[Stage, i
                 progress,
                 exact,
                 runtime.secret,
+                place.tensor_rank,
             )
         )
         stage = Stage(config.engine, runtime.data_dir, place, progress)
         stage.fingerprint.save(runtime.folder)
     except Exception as error:  # the edge of the process: any failure is logged in one line
-        rank, cause = int(os.environ["RANK"]), _root_cause(error)
+        global_rank, cause = int(os.environ["RANK"]), _root_cause(error)
+        ranks_per_stage = config.pipeline.tensor_parallel_size
+        number, tensor_rank = ranks.stage_and_rank(global_rank, ranks_per_stage)
+        name = ranks.describe(number, tensor_rank)
         is_apart = isinstance(error, ApartError)
         # Where the daemon already ends for the same reason, one report is enough.
         is_logged = not incarnation or child_process.reported_failure(runtime.folder) is not None
         level = logging.DEBUG if is_logged else logging.ERROR
-        logs.set_up("stages", config.logs).log(
-            level, "stage %d: %s", rank, cause, exc_info=not is_apart
-        )
+        logs.set_up("stages", config.logs).log(level, "%s: %s", name, cause, exc_info=not is_apart)
         if not incarnation:
-            child_process.report_failure(runtime.folder, f"stage {rank}: {cause}")
-        with Spoke[None](runtime.stage_address, f"failed-{rank}", None, runtime.secret) as engine:
+            child_process.report_failure(runtime.folder, f"{name}: {cause}")
+        with Spoke[None](
+            runtime.stage_address, f"failed-{global_rank}", None, runtime.secret
+        ) as engine:
             is_oom = is_out_of_memory(error)
-            engine.send(StageFailed(rank, epoch, -1, cause, is_apart, is_oom, os.getpid()))
+            engine.send(StageFailed(number, epoch, -1, cause, is_apart, is_oom, os.getpid()))
         if is_apart and incarnation:
             time.sleep(MEET_AGAIN_S)
         sys.exit(1)
@@ -134,13 +142,18 @@ def _join_group(config: Config, epoch: int) -> StagePlace:
         # NCCL refuses two ranks on one GPU (before 2.30); gloo then stages through the host.
         backend = "nccl" if num_gpus >= num_local else "gloo"
         sharing = -(-num_local // num_gpus)
-    num_stages, num_processes = pipeline.pipeline_parallel_size, int(os.environ["WORLD_SIZE"])
-    if num_processes != num_stages:
+    num_processes = int(os.environ["WORLD_SIZE"])
+    if num_processes != pipeline.num_ranks:
         raise ValueError(
-            f"{num_processes} processes for {num_stages} stages (pipeline_parallel_size)"
+            f"{num_processes} processes for {pipeline.num_ranks} ranks (pipeline_parallel_size x "
+            "tensor_parallel_size)"
         )
     _meet(config, backend, device)
-    return StagePlace(dist.get_rank(), epoch, device, sharing)
+    timeout = timedelta(seconds=pipeline.distributed_timeout_seconds)
+    size = pipeline.tensor_parallel_size
+    group = tensor_group.join(pipeline.pipeline_parallel_size, size, device, timeout)
+    stage, _ = ranks.stage_and_rank(dist.get_rank(), size)
+    return StagePlace(stage, epoch, device, sharing, group)
 
 
 def _meet(config: Config, backend: str, device: torch.device) -> None:
@@ -148,15 +161,15 @@ def _meet(config: Config, backend: str, device: torch.device) -> None:
     store = stages_store(config.nodes, config.runtime.folder, timeout)
     store.set(f"stage-{os.environ['RANK']}", backend)  # a failure here is not the others' fault
     try:
-        num_stages = config.pipeline.pipeline_parallel_size
-        backends = {store.get(f"stage-{rank}").decode() for rank in range(num_stages)}
+        num_ranks = config.pipeline.num_ranks
+        backends = {store.get(f"stage-{rank}").decode() for rank in range(num_ranks)}
         if len(backends) > 1:  # one node has fewer GPUs than stages, or none
             backend = "gloo"
         dist.init_process_group(
             backend,
             store=store,
             rank=int(os.environ["RANK"]),
-            world_size=num_stages,
+            world_size=num_ranks,
             timeout=timeout,
             device_id=device if backend == "nccl" else None,
         )

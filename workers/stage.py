@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from configs.config import EngineConfig
 from wire.messages import Hello, StageReady, Step, StepDone, ToStage
+from wire.ranks import socket_name
 from wire.sockets import Spoke
 from workers import loading
 from workers.comm.token_handover import TokenHandover
@@ -109,7 +110,9 @@ class Stage:
             self._model.dtype,
             place.device,
             config.pipeline.distributed_timeout_seconds,
+            place.ranks_per_stage,
         )
+        self._samples = self._model.is_last and not place.tensor_rank
         self._handover: TokenHandover | None = None
         if config.scheduler.async_scheduling:
             ahead = config.scheduler.td_pipe.prefill_ahead
@@ -141,13 +144,21 @@ class Stage:
             raise
 
     @property
+    def rank_name(self) -> str:
+        """The name under which the engine sends to this rank."""
+        return socket_name("stage", self._place.stage, self._place.tensor_rank)
+
+    @property
     def number(self) -> int:
         """The index of the stage in the pipeline."""
         return self._place.stage
 
     @property
     def _captures_graphs(self) -> bool:
-        return self._place.device.type == "cuda" and not self._config.pipeline.enforce_eager
+        # Collectives in a graph were never tried.
+        is_alone = self._place.tensor_group is None
+        is_eager = self._config.pipeline.enforce_eager
+        return self._place.device.type == "cuda" and is_alone and not is_eager
 
     def _ready(self) -> StageReady:
         return StageReady(
@@ -162,6 +173,7 @@ class Stage:
             self._model.context_length.reason,
             self._model.rope_rule,
             self._model.vocab_size,
+            self._place.tensor_rank,
         )
 
     def _take_plans(self, engine: Spoke[ToStage], results: Results) -> None:
@@ -180,7 +192,7 @@ class Stage:
                 if self._handover is not None:
                     self._handover.expect(message)
                 self._plans.append(message)
-                if self._model.is_last:
+                if self._samples:
                     self._sampler.expect(message)
 
     def _handle(self, message: ToStage, engine: Spoke[ToStage], results: Results) -> None:
@@ -211,12 +223,14 @@ class Stage:
         if self._place.device.type == "cuda":
             progress.doing = "waits"  # from here on for the device, which tells what it does
         self._wait_for_device()
-        if self._model.is_last:
+        if self._samples:
             num_sampling = inputs.num_sampling
             sampled = self._sampler.launch(output[:num_sampling], step)
             scores = scores_of(output[num_sampling:], step) if step.scored else ()
             check = self._transport.check(step.step_id)
             results.add(Result(step, began_at, sampled, scores, check))
+        elif self._model.is_last:
+            progress.count_step(step.step_id, began_at, time.monotonic())
         else:
             outgoing = self._transport.pack(step.step_id, output)
             # The end is measured before anything is sent, so that it precedes the next stage's
@@ -263,23 +277,27 @@ class Stage:
         """A run on part of the KV cache: more than fits a CPU's caches, but not all memory."""
         block_bytes = self._cache.num_bytes // self._num_blocks
         num_blocks = min(self._num_blocks, max(1, MEASURED_KV_BYTES // block_bytes))
-        return TimedRun(self._runner, num_blocks, self._place.device)
+        return TimedRun(self._runner, num_blocks, self._place.device, self._place.tensor_group)
 
     def _warm_up(self) -> None:
         """If each step size is compiled separately, run all sizes once, the smallest first."""
         if not self._model.compiles_for_each_size:
             return
-        config, run = self._config, self._timed_run()
+        config = self._config
         most = min(
             config.scheduler.max_num_batched_tokens, self._num_blocks * config.cache.block_size
         )
-        ends_at = time.monotonic() + WARM_UP_S
-        for size in self._model.sizes(most):
-            if time.monotonic() > ends_at:
-                return
-            # Rows of one token all sample, so that the matmul of the LM head is compiled as well.
-            row = 1 if size <= WARM_UP_ROWS else 2 * config.cache.block_size
-            run(prefill([min(row, size - at) for at in range(0, size, row)]))
+
+        def run_all(run: loading.Run) -> None:
+            ends_at = time.monotonic() + WARM_UP_S
+            for size in self._model.sizes(most):
+                if time.monotonic() > ends_at:
+                    return
+                # Rows of one token all sample, so that the LM head's matmul is compiled as well.
+                row = 1 if size <= WARM_UP_ROWS else 2 * config.cache.block_size
+                run(prefill([min(row, size - at) for at in range(0, size, row)]))
+
+        self._timed_run().led(run_all, None)
 
     def _measure(self) -> Measurement:
         config, model = self._config, self._model
@@ -294,7 +312,8 @@ class Stage:
             has_stairs=self._place.device.type == "cuda",
         )
         run.touch(max(sum(block_counts(t, config.cache.block_size)) for t in dummy_runs))
-        return profiler.profile(run, dummy_runs, config.pipeline.profile_seconds)
+        seconds = config.pipeline.profile_seconds
+        return run.led(lambda led: profiler.profile(led, dummy_runs, seconds), profiler.NOTHING)
 
 
 def _show_progress(stage: int, keys: list[Key]) -> Iterable[Key]:

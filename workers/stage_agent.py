@@ -16,6 +16,7 @@ from torch.distributed.launcher.api import LaunchConfig
 
 from daemon.oom_kills import OomKills
 from daemon.process_exits import ExitFile, ProcessExit
+from wire import ranks
 
 
 class StagePids:
@@ -46,6 +47,7 @@ class StageAgent(LocalElasticAgent):
         entrypoint: Callable[..., object],
         args: tuple[Any, ...],
         pids: StagePids,
+        ranks_per_stage: int = 1,
     ) -> None:
         spec = WorkerSpec(
             role=config.role,
@@ -58,7 +60,7 @@ class StageAgent(LocalElasticAgent):
         )
         assert config.logs_specs is not None
         super().__init__(spec, config.logs_specs, config.start_method)
-        self._pids = pids
+        self._pids, self._ranks_per_stage = pids, ranks_per_stage
         self._exits, self._oom_kills = ExitFile(folder), OomKills()
         self._lock = threading.Lock()
         self._recorded: set[int] = set()  # process ids
@@ -70,8 +72,8 @@ class StageAgent(LocalElasticAgent):
         with self._lock:
             self._recorded.clear()
         for local_rank, pid in pids.items():
-            stage = worker_group.workers[local_rank].global_rank
-            threading.Thread(target=self._wait, args=(stage, pid), daemon=True).start()
+            rank = worker_group.workers[local_rank].global_rank
+            threading.Thread(target=self._wait, args=(rank, pid), daemon=True).start()
         return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -79,11 +81,11 @@ class StageAgent(LocalElasticAgent):
         # Whatever torchrun ends because of the failure that it finds here, ends later than this.
         began_at = time.monotonic()
         result: RunResult = super()._monitor_workers(worker_group)
-        for stage, failure in result.failures.items():
-            self._record(stage, failure.pid, failure.exitcode, began_at)
+        for rank, failure in result.failures.items():
+            self._record(rank, failure.pid, failure.exitcode, began_at)
         return result
 
-    def _wait(self, stage: int, pid: int) -> None:
+    def _wait(self, rank: int, pid: int) -> None:
         """Record the exit at once, and leave its status for torchrun.
 
         torchrun looks ten times a second. At a high load it may reap the stage before this thread
@@ -94,12 +96,13 @@ class StageAgent(LocalElasticAgent):
             assert ended is not None
             is_killed = ended.si_code != os.CLD_EXITED
             status = -ended.si_status if is_killed else ended.si_status
-            self._record(stage, pid, status, time.monotonic())
+            self._record(rank, pid, status, time.monotonic())
 
-    def _record(self, stage: int, pid: int, status: int, at: float) -> None:
+    def _record(self, rank: int, pid: int, status: int, at: float) -> None:
         with self._lock:
             if pid in self._recorded:
                 return
             self._recorded.add(pid)
             is_oom = status == -signal.SIGKILL and self._oom_kills.are_recent()
-        self._exits.append(ProcessExit(f"stage {stage}", pid, status, is_oom, at))
+        stage, tensor_rank = ranks.stage_and_rank(rank, self._ranks_per_stage)
+        self._exits.append(ProcessExit(stage, pid, status, is_oom, at, tensor_rank))

@@ -79,6 +79,7 @@ def main(folder: str, incarnation: int) -> int:
                 process.main,
                 (folder, incarnation * _INCARNATIONS_APART),
                 pids,
+                config.pipeline.tensor_parallel_size,
             )
             return int(agent.run().is_failed())
     except SignalException:
@@ -102,7 +103,7 @@ def _rendezvous(
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("torch") and isinstance(logger, logging.Logger):
             logger.disabled = True
-    num_local = config.nodes.num_local_stages(config.pipeline.pipeline_parallel_size)
+    num_local = config.nodes.num_local_stages(config.pipeline)
     log.info(
         "node %d of %d: %d of %d stages; gloo uses the interface %s, NCCL %s",
         config.nodes.node_rank,
@@ -166,7 +167,7 @@ def _uses_gpus(config: PipelineConfig) -> bool:
 
 
 def _torchrun_flags(config: Config) -> list[str]:
-    num_local = config.nodes.num_local_stages(config.pipeline.pipeline_parallel_size)
+    num_local = config.nodes.num_local_ranks(config.pipeline)
     return [
         f"--rdzv-id={uuid.uuid4()}",
         f"--nproc-per-node={num_local}",

@@ -28,7 +28,7 @@ def printed(flag: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 def missing(text: str) -> set[str]:
     """The settings whose flags the help does not list."""
-    listed = re.findall(r"^  (?:-pp N, )?(--[a-z-]+)", text, re.MULTILINE)
+    listed = re.findall(r"^  (?:-[pt]p N, )?(--[a-z-]+)", text, re.MULTILINE)
     return {key for key in paths_of(Config) if key != "model" and flag_of(key) not in listed}
 
 

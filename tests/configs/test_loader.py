@@ -25,6 +25,7 @@ SAMPLES = {
     "max_model_len": "100",
     "generation_config": "vllm",
     "pipeline_parallel_size": "3",
+    "tensor_parallel_size": "2",
     "layer_split": "2,3",
     "attention_backend": "triton",
     "batch_invariant": "true",

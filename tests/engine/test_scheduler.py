@@ -204,7 +204,24 @@ def test_stages_with_different_last_steps_are_restarted() -> None:
     assert lost.epoch == 3
     scheduler.handle(StageReady(0, 3, 10, 100, last_step_id=41), 0.0)
     assert scheduler.handle(StageReady(1, 3, 10, 100, last_step_id=41), 0.0) == []
-    assert [scheduler.knows(stage, epoch) for stage, epoch in ((0, 3), (0, 4))] == [True, False]
+    assert [scheduler.knows(0, 0, epoch) for epoch in (3, 4)] == [True, False]
+
+
+def test_the_pipeline_starts_when_all_ranks_of_all_stages_are_ready() -> None:
+    config = EngineConfig.of(pipeline_parallel_size=2, tensor_parallel_size=2)
+    scheduler = Scheduler(config)
+    blocks = {(0, 0): 10, (0, 1): 9, (1, 0): 12, (1, 1): 11}
+    for (stage, rank), num_blocks in list(blocks.items())[:-1]:
+        ready = StageReady(stage, 1, num_blocks, 100, attention="native", tensor_rank=rank)
+        scheduler.handle(ready, 0.0)
+        assert scheduler.pipeline is None
+        assert scheduler.knows(stage, rank, 1)
+    assert not scheduler.knows(1, 1, 1)
+    last = StageReady(1, 1, 11, 100, attention="native", tensor_rank=1)
+    (engine_ready,) = scheduler.handle(last, 0.0)
+    assert isinstance(engine_ready, EngineReady)
+    assert (engine_ready.num_stages, engine_ready.num_blocks) == (2, 9)
+    assert engine_ready.attention == ("native", "native")
 
 
 def test_the_steps_of_a_new_engine_have_ids_unknown_to_its_stages() -> None:

@@ -7,10 +7,11 @@ from engine.stage_losses import LossCounter, Trouble
 from wire.messages import StageFailed, StageLosses
 
 CASES = [
-    (ProcessExit("stage 2", 7, -9), (2, "signal", "SIGKILL")),
-    (ProcessExit("stage 2", 7, -9, is_oom=True), (2, "oom_killer", "SIGKILL")),
-    (ProcessExit("stage 12", 7, -40), (12, "signal", "signal 40")),
-    (ProcessExit("stage 0", 7, 3), (0, "exit", "3")),
+    (ProcessExit(2, 7, -9), (2, "signal", "SIGKILL")),
+    (ProcessExit(2, 7, -9, is_oom=True), (2, "oom_killer", "SIGKILL")),
+    (ProcessExit(12, 7, -40), (12, "signal", "signal 40")),
+    (ProcessExit(0, 7, 3), (0, "exit", "3")),
+    (ProcessExit(3, 7, -11, tensor_rank=1), (3, "signal", "SIGSEGV")),
     (ProcessExit(TORCHRUN, 7, -6), (-1, "signal", "SIGABRT")),
 ]
 

@@ -205,7 +205,7 @@ def test_of_processes_that_are_not_reaped_a_killed_one_is_the_cause() -> None:
 
 def test_a_recorded_exit_is_noticed_at_once_and_named() -> None:
     with dead_process() as child:
-        ended = ProcessExit("stage 0", child.pid, -signal.SIGSEGV)
+        ended = ProcessExit(0, child.pid, -signal.SIGSEGV)
         watch = make_watch(2, find_exit=lambda pids: ended if child.pid in pids else None)
         watch.observe(beat(1, 1), 0.0)
         watch.observe(beat(0, 1, pid=child.pid), 0.0)
@@ -236,3 +236,19 @@ def test_stats_are_in_the_order_of_the_stages() -> None:
         (0, 3, 2.0, 0.0),
         (1, 5, 3.0, 0.5),
     ]
+
+
+def test_a_silent_rank_beside_one_with_heartbeats_is_noticed() -> None:
+    watch = make_watch(ranks_per_stage=2)
+    watch.observe(beat(0, 1, tensor_rank=1), 0.0)
+    lively = beat(0, 1)
+    assert troubles(watch, 6, lively) == ["stage 0 rank 1 was silent for 6.0 s"]
+
+
+def test_a_rank_that_never_sends_a_heartbeat_is_noticed_and_only_rank_0_has_figures() -> None:
+    watch = make_watch(2, ranks_per_stage=2)
+    beats = [beat(0, 1), beat(0, 1, tensor_rank=1), beat(1, 1)]
+    (first, *_) = troubles(watch, 7, *beats)
+    assert first == "stage 1 rank 1 sent no heartbeat within 5 s of the group's first one"
+    stats = watch.stats(7.0, {}, StageTime(2, same_host=True))
+    assert [stage.stage for stage in stats] == [0, 1]

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from wire.ranks import stage_and_rank
 from workers.comm.streams import CudaStreams, NoStreams, Streams
 from workers.device.host_copy import HostCopy, to_host
 
@@ -59,10 +60,20 @@ class Transport:
     """The links of this stage; all stages of the group must create theirs at the same time."""
 
     def __init__(
-        self, input_width: int, dtype: torch.dtype, device: torch.device, timeout_s: float
+        self,
+        input_width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        timeout_s: float,
+        ranks_per_stage: int = 1,
     ) -> None:
-        """`input_width` is the width of the activations that this stage receives."""
-        self._stage, self._num_stages = dist.get_rank(), dist.get_world_size()
+        """`input_width` is the width of the activations that this stage receives.
+
+        Each rank of a stage sends to the rank with the same number in the next stage.
+        """
+        rank, self._num_stages = dist.get_rank(), dist.get_world_size() // ranks_per_stage
+        self._stage, _ = stage_and_rank(rank, ranks_per_stage)
+        self._previous, self._next = rank - ranks_per_stage, rank + ranks_per_stage
         self._input_width, self._dtype, self._device = input_width, dtype, device
         self._timeout = timedelta(seconds=timeout_s)
         self._uses_nccl = dist.get_backend() == "nccl"
@@ -71,12 +82,11 @@ class Transport:
         self._expected: deque[_Expected] = deque()
         self._unchecked: Tensor | None = None  # the id that came with the newest activations
         self._sent: deque[tuple[Any, Tensor]] = deque()
-        links = [
-            dist.new_group([stage, stage + 1], timeout=self._timeout)
-            for stage in range(self._num_stages - 1)
-        ]
-        self._from_previous = links[self._stage - 1] if self._stage > 0 else None
-        self._to_next = links[self._stage] if self._stage < self._num_stages - 1 else None
+        # Link i begins at rank i; all ranks must make all groups, in one order.
+        before = range((self._num_stages - 1) * ranks_per_stage)
+        links = [dist.new_group([i, i + ranks_per_stage], timeout=self._timeout) for i in before]
+        self._from_previous = links[self._previous] if self._stage > 0 else None
+        self._to_next = links[rank] if self._stage < self._num_stages - 1 else None
 
     @property
     def waits_for_neighbours(self) -> bool:
@@ -89,7 +99,7 @@ class Transport:
             return
         with self._link(self._source_of(step_id)), self._streams.receiving():
             buffer = self._buffer(num_tokens, self._input_width)
-            work = dist.irecv(buffer, self._stage - 1, self._from_previous, tag=tag_of(step_id))
+            work = dist.irecv(buffer, self._previous, self._from_previous, tag=tag_of(step_id))
         self._expected.append(_Expected(step_id, buffer, work))
 
     def recv(self, step_id: int) -> Tensor:
@@ -131,7 +141,7 @@ class Transport:
         assert self._to_next is not None, "the last stage has no next stage to send to"
         with self._link(f"send step {step_id} to stage {self._stage + 1}"):
             with self._streams.sending():
-                work = dist.isend(packed, self._stage + 1, self._to_next, tag=tag_of(step_id))
+                work = dist.isend(packed, self._next, self._to_next, tag=tag_of(step_id))
             self._sent.append((work, packed))
             # At most S steps are in flight, so a tensor sent S steps ago has been received.
             if len(self._sent) > self._num_stages:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from threading import BrokenBarrierError
 from typing import get_args
 
 import msgspec
@@ -27,7 +28,14 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from configs.model import ModelConfig
 from daemon.version import VERSION
 from workers.device.upload import upload_to
-from workers.model import partitioning, skeleton, stage_model, structure
+from workers.model import (
+    partitioning,
+    skeleton,
+    stage_model,
+    structure,
+    tensor_parallel,
+    tensor_proof,
+)
 from workers.model.attention import interface
 from workers.model.attention.interface import UnsupportedModelError
 from workers.model.attention.plain import PlainBackend
@@ -35,6 +43,7 @@ from workers.model.batch import HostBatch, Rows, send
 from workers.model.kv_cache import KvCache
 from workers.model.stage_model import StageModel
 from workers.model.structure import NUM_TOKENS, Structure, Trace, layers_of
+from workers.model.tensor_parallel import TensorGroup
 
 FOLDER = "families"
 BLOCK_SIZE = 7
@@ -63,30 +72,37 @@ class Exam:
 AT_START = Exam((41, 9, 1), ((25, 9, 0), (16, 1, 1), (1, 1, 1), (1, 0, 1), (0, 1, 1)))
 
 
-def admit(config: ModelConfig, data_dir: Path | None = None) -> Structure:
+def admit(config: ModelConfig, data_dir: Path | None = None, ranks_per_stage: int = 1) -> Structure:
     """Find the structure of a checkpoint's family, and prove it; a proof is kept in `data_dir`.
+
+    With several ranks per stage, the family's tensor-parallel plan is proven too.
 
     Raises `UnsupportedModelError` with the family's name and the reason where stages do not answer
     as the whole model does, and `ValueError` for a config that cannot be read.
     """
     model_class, model_config = stage_model.class_of(stage_model.read_config(config), config)
+    is_divided = ranks_per_stage > 1
     if data_dir is None:
-        return examine(model_class, model_config)
+        return examine(model_class, model_config, is_divided=is_divided)
     versions = f"{VERSION} {torch.__version__} {transformers.__version__}"
     settings = f"{versions} {model_class.__name__} {model_config.to_json_string()}"
+    if is_divided:
+        settings += " tensor parallel"
     key = hashlib.sha256(settings.encode()).hexdigest()[:16]
     path = data_dir / FOLDER / f"{model_config.model_type}-{key}.json"
     if (kept := _kept(path)) is not None:
         return kept
     began_at = time.monotonic()
-    found = examine(model_class, model_config)
+    found = examine(model_class, model_config, is_divided=is_divided)
     took_s = time.monotonic() - began_at
     log.info("stages of %s answer as the whole model (%.1f s)", model_config.model_type, took_s)
     _keep(path, found)
     return found
 
 
-def examine(model_class: type[PreTrainedModel], config: PretrainedConfig) -> Structure:
+def examine(
+    model_class: type[PreTrainedModel], config: PretrainedConfig, *, is_divided: bool = False
+) -> Structure:
     """Find the structure of a model class with this config, and prove it; see `admit`."""
     try:
         whole = whole_of(model_class, config)
@@ -94,6 +110,8 @@ def examine(model_class: type[PreTrainedModel], config: PretrainedConfig) -> Str
         reference = generate(whole, AT_START)
         for layers in splits(whole):
             compare([_stage(whole, found, part) for part in layers], reference, AT_START)
+        if is_divided:
+            _examine_ranks(whole, found, reference)
     except Exception as error:  # of any model's code
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if not isinstance(error, UnsupportedModelError):
@@ -228,10 +246,30 @@ def compare(stages: Sequence[StageModel], reference: Reference, exam: Exam) -> N
             )
 
 
-def _stage(whole: PreTrainedModel, found: Structure, layers: range) -> StageModel:
+def _examine_ranks(whole: PreTrainedModel, found: Structure, reference: Reference) -> None:
+    layers = range(len(layers_of(whole)))
+
+    def prove(group: TensorGroup) -> None:
+        try:
+            compare([_stage(whole, found, layers, group)], reference, AT_START)
+        except (RuntimeError, UnsupportedModelError) as error:
+            if isinstance(error, BrokenBarrierError):
+                raise
+            raise UnsupportedModelError(
+                f"divided by its tensor-parallel plan: {str(error).partition(chr(10))[0]}"
+            ) from error
+
+    tensor_proof.run_ranks(prove)
+
+
+def _stage(
+    whole: PreTrainedModel, found: Structure, layers: range, group: TensorGroup | None = None
+) -> StageModel:
     model = _copy(whole)
     model.set_attn_implementation(interface.NAME)
     partitioning.cut(model, layers, found)
+    if group is not None:
+        tensor_parallel.keep_part(model, group)
     return StageModel(model, layers)
 
 

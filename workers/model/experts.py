@@ -122,7 +122,7 @@ def _expert_modules(model: nn.Module) -> Iterator[Any]:
     compute with weights that are gone, and torch gives anything for them instead of an error.
     """
     for module in model.modules():
-        config = getattr(module, "config", None)
+        config = vars(module).get("config")  # of its own: a module around it has the same
         if getattr(config, "_experts_implementation", None) != NAME:
             continue
         if hasattr(module, "is_transposed") and hasattr(module, "has_post_expert_norm"):

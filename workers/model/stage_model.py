@@ -24,7 +24,14 @@ from configs.model import ModelConfig
 from configs.pipeline import PipelineConfig
 from wire.messages import RopeRule
 from workers.kernels.library import Library
-from workers.model import experts, layer_split, linears, partitioning, quantisation
+from workers.model import (
+    experts,
+    layer_split,
+    linears,
+    partitioning,
+    quantisation,
+    tensor_parallel,
+)
 from workers.model.attention import interface, masks
 from workers.model.attention.interface import (
     Calls,
@@ -222,6 +229,7 @@ def load(
     device: torch.device,
     structure: Structure,
     ranges: Sequence[range] | None = None,
+    tensor_group: tensor_parallel.MeshGroup | None = None,
 ) -> StageModel:
     """Load the stage's part of the configured model, with its weights, onto the device.
 
@@ -242,6 +250,13 @@ def load(
     _check_files(Path(checkpoint.model), checkpoint.load_format)
     stage_class = partitioning.stage_class(model_class, layers, structure)
     is_quantised = quantisation.method_of(model_config) is not None
+    if tensor_group is not None:
+        if is_quantised:
+            raise UnsupportedModelError(
+                "quantised weights cannot be divided (tensor_parallel_size): use "
+                "--pipeline-parallel-size alone"
+            )
+        stage_class = tensor_parallel.sharded_class(stage_class, tensor_group.mesh)
     if device.type == "cpu" and not is_quantised:
         source["experts_implementation"] = experts.NAME
     previous_hook = transformers_logging.set_tqdm_hook(_progress_of(stage))
@@ -264,6 +279,8 @@ def load(
     if is_quantised:
         quantisation.check_dtype(model, dtype)
         quantisation.decompress(model)
+    if tensor_group is not None:
+        tensor_parallel.join_ranks(model, tensor_group)
     return StageModel(model.eval(), layers)
 
 

@@ -39,6 +39,7 @@ class StageFingerprint:
     tdpipe: str
     attention: str = ""
     kv_cache_dtype: str = "auto"
+    ranks_per_stage: int = 1
 
     def key(self) -> str:
         """A hash of all fields, for use in file names."""
@@ -83,6 +84,7 @@ def fingerprint_of(
         tdpipe=VERSION,
         attention=attention,
         kv_cache_dtype=config.cache.kv_cache_dtype,
+        ranks_per_stage=config.pipeline.tensor_parallel_size,
     )
 
 

@@ -87,7 +87,7 @@ def are_read() -> Iterator[None]:
     try:
         yield
     finally:
-        del AttentionMaskInterface._global_mapping[NAME]
+        AttentionMaskInterface._global_mapping.pop(NAME, None)  # another thread may have done it
 
 
 def _make_mask(

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help serve chat test test-all lint types contracts tests format paper families sweep online-sweep real-policies \
+.PHONY: help serve chat test test-all lint types contracts tests format paper families sweep online-sweep real-policies shapes \
 	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
 	conversations \
 	batch-kill \
@@ -65,6 +65,9 @@ sweep: $(VENV)/dev  ## temporal against every other policy in many set-ups (abou
 
 online-sweep: $(VENV)/dev  ## goodput of temporal and others under online traffic (about 15 minutes)
 	$(BIN)/python -m benchmarks.virtual.online_sweep $(ARGS)
+
+shapes: $(VENV)/dev  ## pipeline stages against tensor-parallel ranks on the same CPU cores (about 10 minutes)
+	$(BIN)/python -m benchmarks.shapes $(ARGS)
 
 real-policies: $(VENV)/dev  ## the policies on two real CPU stages, beside the simulator (about 20 minutes)
 	$(BIN)/python -m benchmarks.real_policies $(ARGS)

@@ -78,6 +78,9 @@ def obstacle(
     longest = config.scheduler.max_num_batched_tokens
     if longest < SHORTEST_LIMIT:
         return f"steps of {longest} tokens cut prompts into single tokens (max_num_batched_tokens)"
+    num_ranks = config.pipeline.tensor_parallel_size
+    if num_ranks > 2:
+        return f"gloo adds up {num_ranks} ranks in an order that depends on the number of rows"
     found = None if model is None else _obstacle_in(model)
     if found is None and attention not in ("", "native"):
         found = _obstacle_in_cuts(config, attention)

@@ -158,7 +158,7 @@ faults: $(VENV)/dev  ## every fault on every process at every moment (about 20 m
 EXACTNESS = greedy_fp32 policies sampling prefix_cache async_scheduling batch_invariance fp8_kv_cache nodes
 nodes: $(VENV)/dev  ## exactness and faults with stages on several hosts (about 20 minutes, as root)
 	$(BIN)/pytest -m "" --nodes 2 $(EXACTNESS:%=tests/end_to_end/test_%.py) $(ARGS)
-	$(BIN)/pytest -m '' tests/faults/test_nodes.py tests/faults/test_network.py $(ARGS)
+	$(BIN)/pytest -m '' tests/faults/test_nodes.py $(ARGS)
 
 soak: $(VENV)/dev  ## mixed traffic with faults (31 minutes; ARGS="--minutes 2 --calm-minutes 1" for less)
 	$(BIN)/python -m benchmarks.stress.soak $(ARGS)

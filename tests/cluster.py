@@ -1,8 +1,9 @@
 """A cluster: a daemon whose stages are on several hosts (network namespaces)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import pytest
@@ -14,10 +15,17 @@ from tests.hosts import Hosts
 class Cluster:
     """One `tdpipe serve` on each host for the length of a `with` block, started in this order.
 
-    `nodes[0]` is the first node, with the server.
+    `nodes[0]` is the first node, with the server. Node i has the arguments `own[i]` besides.
     """
 
-    def __init__(self, hosts: Hosts, order: Sequence[int], folder: Path, *arguments: str) -> None:
+    def __init__(
+        self,
+        hosts: Hosts,
+        order: Sequence[int],
+        folder: Path,
+        *arguments: str,
+        own: Mapping[int, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
         common = [*arguments, *_common_flags(hosts, len(order)), "--device", "cpu"]
         self.hosts = hosts
         self.nodes = [
@@ -25,6 +33,7 @@ class Cluster:
                 folder / f"node{rank}",
                 *common,
                 *_own_flags(rank),
+                *own.get(rank, ()),
                 under=hosts.under(rank),
                 address=hosts.address(rank),
             )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.hosts import Hosts, HostsImpossibleError
+
 if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import LoadFileScheduling
@@ -29,6 +31,16 @@ SHARING = {
 }
 # They take longest: starting with them leaves none of them for the end.
 FIRST = ("tests/end_to_end/", "tests/faults/")
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    """Three hosts on this machine; the test is skipped where there can be none."""
+    try:
+        with Hosts(3) as three:
+            yield three
+    except HostsImpossibleError as error:
+        pytest.skip(str(error))
 
 
 def pytest_configure(config: pytest.Config) -> None:

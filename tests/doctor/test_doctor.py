@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from doctor.findings import Finding
 from doctor.links import LOCAL_HOP_S, LinkTimes, predict
 from tests.checkpoints import make_checkpoint
 from tests.end_to_end.daemon import ROOT, SECRET
-from tests.hosts import Hosts, HostsImpossibleError
+from tests.hosts import Hosts
 
 TIMEOUT_S = 120.0
 ABOUT_ONE_NODE = {"versions", "devices", "limits"}
@@ -31,15 +31,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_checks, "COPY_BYTES", 1 << 20)
-
-
-@pytest.fixture
-def hosts() -> Iterator[Hosts]:
-    try:
-        with Hosts(2) as pair:
-            yield pair
-    except HostsImpossibleError as error:
-        pytest.skip(str(error))
 
 
 def test_one_node_is_checked_by_itself(capsys: pytest.CaptureFixture[str]) -> None:

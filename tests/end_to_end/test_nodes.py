@@ -1,6 +1,6 @@
 """Stages on several hosts: the same answers, in any order of starts."""
 
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,26 +16,67 @@ NEAR_TIE = 1e-4
 LENGTHS = (1, 5, 30, 60, 90, 200)
 
 
-@pytest.fixture
-def hosts() -> Iterator[Hosts]:
-    try:
-        with Hosts(3) as three:
-            yield three
-    except HostsImpossibleError as error:
-        pytest.skip(str(error))
-
-
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["first-first", "first-last"])
+@pytest.mark.parametrize(
+    ("order", "arguments", "delay_ms"),
+    [
+        pytest.param((0, 1), ["-pp", "2"], 0, id="first node first"),
+        pytest.param((1, 0), ["-pp", "2"], 0, id="first node last"),
+        pytest.param((2, 0, 1), ["-pp", "3"], 0, id="three nodes", marks=pytest.mark.long),
+        pytest.param((0, 1), ["-pp", "3"], 20, id="slow link", marks=pytest.mark.long),
+        pytest.param(
+            (0, 1),
+            ["-pp", "2", "--async-scheduling"],
+            5,
+            id="asynchronous scheduling",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            (1, 0), ["-pp", "2", "-tp", "2"], 0, id="ranks of stages", marks=pytest.mark.long
+        ),
+    ],
+)
 def test_greedy_tokens_are_those_of_transformers(
-    hosts: Hosts, tmp_path: Path, order: tuple[int, ...]
+    hosts: Hosts, tmp_path: Path, order: tuple[int, ...], arguments: list[str], delay_ms: float
 ) -> None:
     checkpoint = make_checkpoint(tmp_path / "model", "llama")
-    arguments = [str(checkpoint), "--tokenizer", str(checkpoint / TOKENIZER), "--dtype", "float32"]
+    common = [str(checkpoint), "--tokenizer", str(checkpoint / TOKENIZER), "--dtype", "float32"]
     prompts = random_prompts("nodes", LENGTHS)
-    with Cluster(hosts, order, tmp_path, *arguments, "-pp", "2") as cluster:
+    if delay_ms:
+        delay(hosts, delay_ms)
+    with Cluster(hosts, order, tmp_path, *common, *arguments) as cluster:
         outputs = ask_at_once(cluster.first, prompts, 20)
     reference = Reference(checkpoint, torch.float32)
     assert not sum(
         reference.num_near_ties(prompt, got, NEAR_TIE)
         for prompt, got in zip(prompts, outputs, strict=True)
     )
+
+
+def delay(hosts: Hosts, milliseconds: float) -> None:
+    """Delay what is sent to the second node; the test is skipped where that is impossible."""
+    try:
+        hosts.delay(1, milliseconds)
+    except HostsImpossibleError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (["--block-size", "32"], "block_size"),
+        (["--dtype", "float32"], "dtype"),
+    ],
+)
+def test_a_node_with_another_setting_ends_and_is_named_on_both(
+    hosts: Hosts, tmp_path: Path, setting: list[str], words: str
+) -> None:
+    cluster = Cluster(hosts, (0, 1), tmp_path, "-pp", "2", own={1: setting})
+    first, second = cluster.nodes
+    with ExitStack() as stack:
+        for node in (first, second):
+            stack.push(node.__exit__)
+            node.start()
+        assert second.wait_end(60) == 1
+        first.wait_for(lambda: words in first.log())
+        assert first.is_running  # it waits for a node that fits
+        assert words in second.log()

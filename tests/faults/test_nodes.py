@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -16,7 +16,7 @@ from tests.end_to_end.daemon import Daemon, all_gone
 from tests.faults.blow import stages_of
 from tests.faults.clients import FULL, Clients, Stream, bodies, run_clients
 from tests.faults.witness import Witness
-from tests.hosts import Hosts, HostsImpossibleError
+from tests.hosts import Hosts
 
 NOTICE_S = 2.0
 AWAY_S = 5.0
@@ -26,15 +26,6 @@ LONG = replace(FULL, num_tasks=7, max_tokens=600)
 """Streams that decode for seconds."""
 
 Blow = Callable[[Cluster], None]
-
-
-@pytest.fixture
-def hosts() -> Iterator[Hosts]:
-    try:
-        with Hosts(2) as pair:
-            yield pair
-    except HostsImpossibleError as error:
-        pytest.skip(str(error))
 
 
 def kill_stage(cluster: Cluster) -> None:

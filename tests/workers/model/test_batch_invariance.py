@@ -190,6 +190,10 @@ def test_before_the_model_is_loaded_device_and_step_size_are_judged() -> None:
     assert obstacle(EngineConfig.of(max_num_batched_tokens=2), CPU) == (
         "steps of 2 tokens cut prompts into single tokens (max_num_batched_tokens)"
     )
+    assert obstacle(EngineConfig.of(tensor_parallel_size=2), CPU) is None
+    assert obstacle(EngineConfig.of(tensor_parallel_size=3), CPU) == (
+        "gloo adds up 3 ranks in an order that depends on the number of rows"
+    )
 
 
 def test_quantised_models_do_not_promise_it(models: dict[str, StageModel]) -> None:

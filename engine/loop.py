@@ -176,15 +176,16 @@ class Loop:
     def _take_from_node(self, sender: str, state: NodeState) -> None:
         if self._nodes is None:
             return
-        order = self._nodes.take(state, time.monotonic())
+        now = time.monotonic()
+        order = self._nodes.take(state, now)
         if order.refusal != self._refusal:
             self._refusal = order.refusal
             if order.refusal:
                 log.error("%s", order.refusal)
-        broken = self._nodes.find_broken()
+        broken = self._nodes.find_broken(now)
         if broken is not None:
-            epoch, reason = broken
-            self._lose_stages(epoch, Trouble(reason))
+            epoch, trouble = broken
+            self._lose_stages(epoch, trouble)
             order = msgspec.structs.replace(order, ended_epoch=epoch)
         self._stages.send(sender, order)
 

@@ -11,16 +11,21 @@ A group has all nodes. If one of them waits for a new group, the old one is over
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from wire.messages import NodeOrder, NodeState
+from daemon.process_exits import ProcessExit
+from engine.stage_losses import Trouble
+from wire.messages import NodeOrder, NodeState, RankExit
 
 # A node that was silent for longer counts as gone: its place can be taken, and no group starts.
 SILENCE_S = 1.5
+# Time in which the node whose stage has ended first is heard: two of its messages.
+CAUSE_S = 0.5
 
 
 @dataclass(slots=True)
 class _Node:
     state: NodeState
     heard_at: float
+    waits_since: float  # with this attempt
 
 
 class Nodes:
@@ -41,7 +46,9 @@ class Nodes:
         refusal = self._refusal(state, now)
         if refusal:
             return NodeOrder(ended_epoch=self._ended_epoch, refusal=refusal)
-        self._known[state.node] = _Node(state, now)
+        known = self._known.get(state.node)
+        is_same = known is not None and known.state.attempt == state.attempt
+        self._known[state.node] = _Node(state, now, known.waits_since if known and is_same else now)
         self._newest_epoch = max(self._newest_epoch, state.epoch)
         missing = self.missing(now)
         if self._is_waiting(state) and not missing:
@@ -56,15 +63,25 @@ class Nodes:
         self._ended_epoch = max(self._ended_epoch, epoch)
         self._newest_epoch = max(self._newest_epoch, epoch)
 
-    def find_broken(self) -> tuple[int, str] | None:
-        """The epoch whose stages have ended on one node but not on all, and why; or None."""
+    def find_broken(self, now: float) -> tuple[int, Trouble] | None:
+        """The epoch whose stages have ended on one node but not on all, and why; or None.
+
+        A stage ends with code 1 because of a neighbour; the node of that one is heard a moment
+        later.
+        """
         states = [known.state for known in self._known.values()]
+        for state in states:
+            cause = state.first_exit
+            if cause is not None and cause.status != 1 and state.epoch > self._ended_epoch:
+                return state.epoch, Trouble.of_exit(_exit_of(cause))
         running = max((state.epoch for state in states if not state.attempt), default=0)
-        waiting = [state for state in states if self._is_waiting(state)]
+        waiting = [known for known in self._known.values() if self._is_waiting(known.state)]
         if running <= self._ended_epoch or not waiting:
             return None
-        names = ", ".join(f"{state.node} ({state.host})" for state in waiting)
-        return running, f"the stages on node {names} have ended"
+        if now - min(known.waits_since for known in waiting) < CAUSE_S:
+            return None
+        names = ", ".join(f"{known.state.node} ({known.state.host})" for known in waiting)
+        return running, Trouble(f"the stages on node {names} have ended")
 
     def missing(self, now: float) -> str:
         """What a new group waits for; empty if every node waits for it."""
@@ -109,3 +126,9 @@ class Nodes:
         return (
             f"node {state.node} ({state.host}) differs: {'; '.join(differing)}" if differing else ""
         )
+
+
+def _exit_of(ended: RankExit) -> ProcessExit:
+    return ProcessExit(
+        ended.stage, ended.pid, ended.status, ended.is_oom, tensor_rank=ended.tensor_rank
+    )

@@ -502,13 +502,27 @@ FromServer = Submit | Expect | Abort | Hello
 ToServer = EngineReady | Generated | Scored | PrefixHit | Finished | Stats
 
 
+class RankExit(msgspec.Struct, frozen=True, array_like=True):
+    """How a process of a stage has ended.
+
+    `status` is its exit code, or the negative number of the signal that has killed it. `is_oom` is
+    whether that was the kernel's OOM killer.
+    """
+
+    stage: int
+    tensor_rank: int
+    pid: int
+    status: int
+    is_oom: bool
+
+
 class NodeState(Message, frozen=True):
     """A node with stages, four times a second: what its torchrun process does.
 
     `instance` is unique among torchrun processes. If `attempt` is not 0, the node waits for a group
     of stages to start, and no attempt has the same number; otherwise its stages belong to `epoch`,
     the newest one that it knows. `facts` must be the same on all nodes: versions, the model and
-    settings by name; they are sent while the node waits.
+    settings by name; they are sent while the node waits. `first_exit` is that of its last stages.
     """
 
     node: int
@@ -518,6 +532,7 @@ class NodeState(Message, frozen=True):
     attempt: int
     epoch: int
     facts: dict[str, str] = {}
+    first_exit: RankExit | None = None
 
 
 class NodeOrder(Message, frozen=True):

@@ -17,17 +17,26 @@ from torch.distributed.launcher.api import LaunchConfig
 from daemon.oom_kills import OomKills
 from daemon.process_exits import ExitFile, ProcessExit
 from wire import ranks
+from wire.messages import RankExit
 
 
 class StagePids:
-    """The processes of the newest group of stages, for another thread that ends them."""
+    """The processes of the newest group of stages, for another thread."""
 
     def __init__(self) -> None:
         self._pids: tuple[int, ...] = ()
+        self._began_at = 0.0
 
     def replace(self, pids: Iterable[int]) -> None:
         """A new group has started."""
-        self._pids = tuple(pids)
+        self._pids, self._began_at = tuple(pids), time.monotonic()
+
+    def first_exit(self, exits: ExitFile) -> RankExit | None:
+        """How the first of them ended, if any has."""
+        found = exits.first_of(self._pids, self._began_at)
+        if found is None:
+            return None
+        return RankExit(found.stage, found.tensor_rank, found.pid, found.status, found.is_oom)
 
     def kill(self) -> None:
         """Kill those that have not ended; torchrun restarts the group."""

@@ -14,6 +14,7 @@ import sys
 import threading
 import uuid
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,7 @@ from configs.nodes import NodesConfig
 from configs.pipeline import PipelineConfig
 from daemon import child_process, logs
 from daemon.node_facts import facts_of
+from daemon.process_exits import ExitFile
 from daemon.process_priority import lower_priority
 from daemon.watchdog_file import WatchdogFile
 from workers import process
@@ -120,6 +122,7 @@ def _rendezvous(
         num_local,
         facts_of(config),
         pids.kill,
+        partial(pids.first_exit, ExitFile(config.runtime.folder)),
     )
     stack.enter_context(link)
     timeout_s = config.pipeline.stage_start_timeout

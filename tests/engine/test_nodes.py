@@ -6,9 +6,11 @@ from itertools import count
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from engine.nodes import SILENCE_S, Nodes
-from wire.messages import NodeOrder, NodeState
+from engine.nodes import CAUSE_S, SILENCE_S, Nodes
+from engine.stage_losses import Trouble
+from wire.messages import NodeOrder, NodeState, RankExit
 
 FACTS = {"tdpipe": "1", "max_model_len": "100"}
 attempts = count(1)
@@ -55,7 +57,7 @@ def make_nodes(num_nodes: int = 2) -> Nodes:
 def tell(nodes: Nodes, node: Node, now: float = 0.0) -> NodeOrder:
     """The node's state goes to the engine, which ends what is broken, and its answer back."""
     order = nodes.take(node.state(), now)
-    broken = nodes.find_broken()
+    broken = nodes.find_broken(now + CAUSE_S)
     if broken is not None:
         nodes.end(broken[0])
     node.obey(order)
@@ -75,7 +77,7 @@ def test_a_group_begins_when_all_nodes_wait(pair: list[Node]) -> None:
     assert order.missing == "node 1 has not connected"
     tell_all(nodes, pair)
     assert [(node.attempt, node.epoch) for node in pair] == [(0, 1), (0, 1)]
-    assert nodes.find_broken() is None
+    assert nodes.find_broken(9.0) is None
 
 
 def test_if_the_stages_of_one_node_end_those_of_all_do(pair: list[Node]) -> None:
@@ -83,9 +85,27 @@ def test_if_the_stages_of_one_node_end_those_of_all_do(pair: list[Node]) -> None
     tell_all(nodes, pair)
     pair[1].fail()
     nodes.take(pair[1].state(), 0.0)
-    assert nodes.find_broken() == (1, "the stages on node 1 (host1) have ended")
+    assert nodes.find_broken(CAUSE_S) == (1, Trouble("the stages on node 1 (host1) have ended"))
     tell_all(nodes, pair)
     assert [(node.attempt, node.epoch) for node in pair] == [(0, 2), (0, 2)]
+
+
+def test_the_stage_that_ended_first_is_the_cause_whatever_node_is_heard_first(
+    pair: list[Node],
+) -> None:
+    nodes = make_nodes()
+    tell_all(nodes, pair)
+    for node, status in ((pair[0], 1), (pair[1], -9)):  # stage 0 ends because of stage 1
+        assert nodes.find_broken(0.1) is None
+        node.fail()
+        ended = RankExit(node.number, 0, 70 + node.number, status, False)
+        nodes.take(replace(node.state(), first_exit=ended), 0.1)
+    cause = Trouble("stage 1 was killed by SIGKILL", "signal", 1, 71, "SIGKILL")
+    assert nodes.find_broken(0.1) == (1, cause)
+    nodes.end(1)
+    tell_all(nodes, pair, 0.1)
+    assert [(node.attempt, node.epoch) for node in pair] == [(0, 2), (0, 2)]
+    assert nodes.find_broken(9.0) is None
 
 
 def test_the_stages_of_an_epoch_that_is_lost_end_on_all_nodes(pair: list[Node]) -> None:
@@ -187,4 +207,4 @@ def test_after_any_faults_all_nodes_are_in_one_group(
     tell_all(nodes, group, now + SILENCE_S + 0.1, times=5)
     assert not any(node.attempt for node in group)
     assert len({node.epoch for node in group}) == 1
-    assert nodes.find_broken() is None
+    assert nodes.find_broken(9.0) is None

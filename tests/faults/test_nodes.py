@@ -113,6 +113,8 @@ def test_streams_survive(hosts: Hosts, tmp_path: Path, blow: Blow, mend: Blow) -
         assert [stream.ends for stream in clients.streams] == [["length"]] * len(clients.streams)
         assert clients.texts == undisturbed.texts
         daemon.wait_for(lambda: daemon.metric("tdpipe_kv_blocks_used") == 0)
+        if blow is kill_stage:
+            assert "stage 1 was killed by SIGKILL" in daemon.log()
 
 
 def longest_pause_s(stream: Stream) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Self
 
 from configs.nodes import NodesConfig
-from wire.messages import NodeOrder, NodeState, ToNode
+from wire.messages import NodeOrder, NodeState, RankExit, ToNode
 from wire.sockets import Spoke
 
 INTERVAL_S = 0.25
@@ -36,6 +36,7 @@ class NodeLink:
 
     `facts` are compared with those of the first node. `end_stages` ends the stages of this node at
     once; it is called several times if they do not end, and maybe when there are none.
+    `first_exit` returns how the newest of them ended.
     """
 
     def __init__(
@@ -46,10 +47,12 @@ class NodeLink:
         num_stages: int,
         facts: Mapping[str, str],
         end_stages: Callable[[], None],
+        first_exit: Callable[[], RankExit | None] = lambda: None,
     ) -> None:
         self._config, self._endpoint, self._secret = config, endpoint, secret
         self._num_stages = num_stages
-        self._facts, self._end_stages = dict(facts), end_stages
+        self._facts, self._end_stages, self._first_exit = dict(facts), end_stages, first_exit
+        self._ended: RankExit | None = None  # of the newest stages
         self._instance, self._host = _unique_number(), socket.gethostname()
         self._changed = threading.Condition()
         self._attempt = self._epoch = 0
@@ -74,8 +77,9 @@ class NodeLink:
         """
         began_at = time.monotonic()
         next_log_at = began_at + FIRST_LOG_S
+        ended = self._first_exit()
         with self._changed:
-            self._attempt = _unique_number()
+            self._attempt, self._ended = _unique_number(), ended
             self._agreed_at = began_at
             while self._order.attempt != self._attempt:
                 now = time.monotonic()
@@ -89,7 +93,7 @@ class NodeLink:
                     next_log_at = now + LOG_INTERVAL_S
                 beat()
                 self._changed.wait(INTERVAL_S)
-            self._attempt, self._epoch = 0, self._order.epoch
+            self._attempt, self._epoch, self._ended = 0, self._order.epoch, None
             return self._epoch
 
     def _missing(self, now: float) -> str:
@@ -123,6 +127,7 @@ class NodeLink:
                 self._attempt,
                 self._epoch,
                 self._facts if self._attempt else {},
+                self._ended,
             )
 
     def _take(self, order: NodeOrder) -> None:

@@ -3,7 +3,7 @@
 This implements `--layer-split auto`. The number of parameters is a poor estimate of a stage's
 seconds if the vocabulary is large, or if layers or devices differ. Therefore each stage times its
 layers with hooks over a reference mix of steps, all stages exchange their times, and the layers are
-split again so that the slowest stage is as fast as possible.
+split again so that the slowest stage is as fast as possible and none has little room for KV.
 """
 
 import time
@@ -26,6 +26,9 @@ PROMPT, CONTEXT, ROWS, DECODES = 512, 256, 32, 4
 PASSES, WARM_UP_PASSES = 5, 1
 # The weights are loaded again only for a split that is faster by more than this fraction.
 WORTH = 0.02
+# A split may be slower by this fraction for room for twice as many sequences; more than
+# `MOST_SEQUENCES` of maximum length are not needed.
+ROOM_WORTH, MOST_SEQUENCES = 0.05, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,32 +102,62 @@ def describe_layers(model: StageModel) -> tuple[tuple[str, ...], tuple[int, ...]
 def better_split(stages: Sequence[LayerTimes], last_cut: int | None = None) -> list[range] | None:
     """Return the best split by these times; None if it gains too little over the current one.
 
-    No stage may begin after layer `last_cut`, if it is given.
+    The split with the fastest slowest stage is the best, unless another one holds the KV of at
+    least twice as many sequences and is nearly as fast: the stage with the least room for KV limits
+    all others, because a sequence has KV on every stage. No stage may begin after layer `last_cut`,
+    if it is given.
     """
     layer_s = _seconds_everywhere(stages)
     extra_s = [stage.extra_s for stage in stages]
-    weight_bytes = [size for stage in stages for size in stage.weight_bytes]
-    kv_bytes = [size for stage in stages for size in stage.kv_bytes]
+    rooms = _Rooms(stages)
 
-    def fits(stage: int, start: int, end: int) -> bool:
-        kv, device = sum(kv_bytes[start:end]), stages[stage]
-        if last_cut is not None and start > last_cut:
-            return False
-        total = sum(weight_bytes[start:end]) + device.extra_bytes + kv
-        is_kv_held = device.kv_limit_bytes is None or kv <= device.kv_limit_bytes
-        return total <= device.limit_bytes and is_kv_held
-
-    try:
-        ranges = fastest(layer_s, extra_s, fits)
-    except PartitionError:
-        return None
+    def fits(stage: int, start: int, end: int, num_sequences: int) -> bool:
+        is_cut_possible = last_cut is None or start <= last_cut
+        return is_cut_possible and rooms.num_sequences(stage, start, end) >= num_sequences
 
     def slowest(split: Sequence[range]) -> float:
         times = zip(layer_s, extra_s, split, strict=True)
         return max(sum(seconds[r.start : r.stop]) + extra for seconds, extra, r in times)
 
+    best: list[range] | None = None
+    limit_s, num_sequences = float("inf"), 1
+    while num_sequences <= MOST_SEQUENCES:
+        try:
+            found = fastest(layer_s, extra_s, partial(fits, num_sequences=num_sequences))
+        except PartitionError:
+            break
+        if slowest(found) > limit_s:
+            break
+        if best is None:
+            limit_s = slowest(found) * (1 + ROOM_WORTH)
+        best, num_sequences = found, 2 * num_sequences
     present = [range(stage.first, stage.first + len(stage.seconds)) for stage in stages]
-    return ranges if slowest(ranges) * (1 + WORTH) < slowest(present) else None
+    if best is None:
+        return None
+    is_faster = slowest(best) * (1 + WORTH) < slowest(present)
+    has_room = rooms.least(best) >= 2 * rooms.least(present)
+    return best if is_faster or has_room else None
+
+
+class _Rooms:
+    """How many sequences of maximum length the stages hold, by their layers."""
+
+    def __init__(self, stages: Sequence[LayerTimes]) -> None:
+        self._stages = stages
+        self._weight_bytes = [size for stage in stages for size in stage.weight_bytes]
+        self._kv_bytes = [size for stage in stages for size in stage.kv_bytes]
+
+    def num_sequences(self, stage: int, start: int, end: int) -> int:
+        """The sequences that a stage with these layers holds; negative without room for weights."""
+        device = self._stages[stage]
+        free_bytes = device.limit_bytes - device.extra_bytes - sum(self._weight_bytes[start:end])
+        if device.kv_limit_bytes is not None:
+            free_bytes = min(free_bytes, device.kv_limit_bytes)
+        return free_bytes // max(1, sum(self._kv_bytes[start:end]))
+
+    def least(self, split: Sequence[range]) -> int:
+        """The sequences that all stages hold."""
+        return min(self.num_sequences(n, part.start, part.stop) for n, part in enumerate(split))
 
 
 def wait(device: torch.device) -> None:

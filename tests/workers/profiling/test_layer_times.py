@@ -62,6 +62,31 @@ def test_memory_is_a_hard_limit() -> None:
     assert better_split([replace(tight, limit_bytes=1), slow]) is None
 
 
+def test_a_little_speed_is_given_for_much_room() -> None:
+    # With half of the layers, the first stage holds one sequence; with one less, two.
+    def better(num_layers: int) -> list[range] | None:
+        stages = [
+            replace(
+                stage(first, [1.0] * num_layers),
+                weight_bytes=(100,) * num_layers,
+                kv_bytes=(50,) * num_layers,
+                limit_bytes=100_000,
+            )
+            for first in (0, num_layers)
+        ]
+        limit = 20 + (num_layers - 1) * (100 + 2 * 50)
+        return better_split([replace(stages[0], limit_bytes=limit), stages[1]])
+
+    assert better(50) == [range(49), range(49, 100)]  # 2 % slower
+    assert better(10) is None  # it would be 10 % slower
+
+
+def test_room_that_all_stages_have_changes_nothing() -> None:
+    # 100 sequences beside 4 layers on both: more is not needed.
+    stages = [replace(stage(first, [1.0] * 4), limit_bytes=20 + 4 * 510) for first in (0, 4)]
+    assert better_split(stages) is None
+
+
 def test_layers_are_timed_in_a_real_model(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path, "llama")
     config = EngineConfig.of(model=str(path), device="cpu", layer_split=(1, 3), dtype="bfloat16")

@@ -27,12 +27,8 @@ class EngineConfig(Part):
     scheduler: SchedulerConfig = Field(default_factory=SchedulerConfig)
 
     @model_validator(mode="after")
-    def _sampled_tokens_reach_all_ranks(self) -> Self:
-        if self.scheduler.async_scheduling and self.pipeline.tensor_parallel_size > 1:
-            raise ValueError(
-                "async_scheduling hands sampled tokens to one rank only: it cannot be "
-                "used with tensor_parallel_size above 1"
-            )
+    def _parts_go_together(self) -> Self:
+        _check_async_scheduling(self.pipeline, self.scheduler)
         return self
 
     @property
@@ -55,6 +51,11 @@ class Config(Part):
     batches: BatchConfig = Field(default_factory=BatchConfig)
     logs: LogConfig = Field(default_factory=LogConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+
+    @model_validator(mode="after")
+    def _parts_go_together(self) -> Self:
+        _check_async_scheduling(self.pipeline, self.scheduler)
+        return self
 
     @model_validator(mode="after")
     def _nodes_have_stages_and_a_secret(self) -> Self:
@@ -88,3 +89,19 @@ class Config(Part):
     def max_open_batch_requests(self) -> int:
         """Requests of batches that are open at one time: what runs, and as much to choose from."""
         return self.batches.batch_concurrency or 2 * self.engine.max_live
+
+
+def _check_async_scheduling(pipeline: PipelineConfig, scheduler: SchedulerConfig) -> None:
+    """Raise `ValueError` for asynchronous scheduling with settings that it cannot be used with."""
+    if not scheduler.async_scheduling:
+        return
+    if pipeline.tensor_parallel_size > 1:
+        raise ValueError(
+            "async_scheduling hands sampled tokens to one rank only: it cannot be used with "
+            "tensor_parallel_size above 1"
+        )
+    if pipeline.virtual_pipeline_size > 1:
+        raise ValueError(
+            "async_scheduling lets the first stage wait for sampled tokens, while it has other "
+            "slices to run: it cannot be used with virtual_pipeline_size above 1"
+        )

@@ -22,10 +22,18 @@ class PipelineConfig(Part, title="Pipeline"):
         description="ranks that share each stage's layers: every weight matrix is divided, which "
         "costs two sums over all ranks per layer; within a host with fast links only",
     )
+    virtual_pipeline_size: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="virtual stages v per stage: a stage holds v slices of the layers, and a step "
+        "passes all stages v times; shortens filling and draining, and costs more transfers",
+    )
     layer_split: tuple[int, ...] | Literal["auto"] | None = Field(
         None,
-        description="layers per stage, e.g. 10,10,12,8; auto: balanced by measured times [balanced "
-        "by parameters, including embedding and head]",
+        description="layers per stage, e.g. 10,10,12,8, or per virtual stage, in the order of the "
+        "layers; auto: balanced by measured times [balanced by parameters, including embedding and "
+        "head]",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="device of the stages; auto: GPUs if there are any"
@@ -107,14 +115,18 @@ class PipelineConfig(Part, title="Pipeline"):
 
     @model_validator(mode="after")
     def _split_fits_stages(self) -> Self:
-        split = self.layer_split
-        num_stages = self.pipeline_parallel_size
-        if isinstance(split, tuple) and (len(split) != num_stages or min(split) < 1):
+        split, num_slices = self.layer_split, self.virtual_pipeline_size
+        num_parts = num_slices * self.pipeline_parallel_size
+        if isinstance(split, tuple) and (len(split) != num_parts or min(split) < 1):
             given = ",".join(map(str, split)) or "(empty)"
+            stages = f"{num_parts} stages (pipeline_parallel_size)"
+            if num_slices > 1:
+                stages = f"{num_parts} virtual stages (pipeline_parallel_size x {num_slices})"
             raise ValueError(
-                f"layer_split {given} must name at least one layer for each of the {num_stages} "
-                "stages (pipeline_parallel_size)"
+                f"layer_split {given} must name at least one layer for each of the {stages}"
             )
+        if split == "auto" and num_slices > 1:
+            raise ValueError("layer_split auto needs virtual_pipeline_size 1")
         return self
 
 

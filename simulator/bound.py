@@ -39,6 +39,10 @@ for K in closed form. The remaining details are chosen so that no schedule can e
   - requests that arrive at t or later cannot be served earlier: the bound holds for them, from t;
   - the pipeline fills before the first step of a stage and drains after its last one.
 
+With v virtual stages per stage, steps overlap in more ways, and less can be said: a stage waits for
+a slice of the first step only, a prompt's chunks may follow each other from slice to slice, and
+between two turns of the longest request there may be a slice of another step instead of a step.
+
 Not counted are the rounding of KV to blocks, the settings of the scheduler, and everything that a
 policy does not know in advance, above all the output lengths.
 """
@@ -164,11 +168,12 @@ class _Pipeline:
         self.capacity = capacity
         self.num_sizes = capacity if is_flat else min(capacity, last_point)
         self.grows = self.num_sizes < capacity
-        self.overhead_s, self.hop_s, self.num_stages = node.overhead_s, node.hop_s, len(node.costs)
+        self.num_slices, self.num_stages = node.num_slices, len(node.costs)
+        self.overhead_s, self.hop_s = node.num_slices * node.overhead_s, node.hop_s
         axis = np.arange(1, max(self.num_sizes, longest, last_point) + 1)
         self.different = {
             costs: _Stage(
-                _linear_s(costs, axis) + node.overhead_s,
+                _linear_s(costs, axis) + self.overhead_s,
                 costs.kv_s_per_token,
                 costs.row_s,
                 costs.pair_s,
@@ -188,6 +193,11 @@ class _Pipeline:
     def others_s(self, stage: _Stage) -> float:
         """The least time that a row needs on all other stages, with the hops of a turn."""
         return self.least_s - float(stage.seconds.min()) + self.num_stages * self.hop_s
+
+    def fill_s(self, stage: _Stage) -> float:
+        """The least time before the first step of a stage and after its last one, in sum."""
+        slices_s = (self.least_s - float(stage.seconds.min())) / self.num_slices
+        return slices_s + self.num_stages * self.hop_s
 
 
 def _linear_s(costs: StageCosts, num_tokens: NDArray[np.int64]) -> Floats:
@@ -212,7 +222,8 @@ def _requests_s(pipeline: _Pipeline, work: _Work) -> float:
     decode_s = until[work.lengths.astype(int)] - until[work.prompts.astype(int)]
     # The first (or last) stage runs all chunks of the prompt, the others at least one of them.
     token_s = max(_cheapest_s(pipeline, stage) for stage in pipeline.ends)
-    prompts = np.minimum.accumulate(at_least - token_s * axis) + token_s * axis + turn_s
+    others_s = at_least - token_s * axis if pipeline.num_slices == 1 else np.zeros(len(axis))
+    prompts = np.minimum.accumulate(others_s) + token_s * axis + turn_s
     prompt_s = prompts[(work.prompts - work.cached).astype(int) - 1]
     return float((work.arrived_at + prompt_s + decode_s).max())
 
@@ -258,7 +269,8 @@ class _Prices:
             total_s = np.append(total_s, total_s[-1] - pipeline.num_stages * overhead_s)
         self._stage, self._tokens, self._seconds, self._saved_s = stage, tokens, seconds, saved_s
         self._total_s, self._total_kv_s = total_s, pipeline.total.kv_s
-        self._capacity, self._others_s = pipeline.capacity, pipeline.others_s(stage)
+        self._capacity, self._fill_s = pipeline.capacity, pipeline.fill_s(stage)
+        self._others_s, self._num_slices = pipeline.others_s(stage), pipeline.num_slices
         self._least_s = float(stage.seconds.min())
         self._arrived_at = work.arrived_at
         # Sums over a request and all that arrive later.
@@ -288,8 +300,8 @@ class _Prices:
             + min(stage.pair_s, shared_s) * pairs
             + stage.row_s * rows
             + step_s * self._turns
-            + min(step_s, self._others_s) * (self._turns - 1)
-            + self._others_s
+            + min(step_s / self._num_slices, self._others_s) * (self._turns - 1)
+            + self._fill_s
         )
         return float((self._arrived_at + seconds / (1 + hold * capacity)).max())
 

@@ -127,7 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         node = hardware.node(
             options.stages, config.cache.block_size, config.model.max_model_len or 2048
         )
-        node = replace(node, engine_s=options.engine_ms / 1000)
+        node = replace(
+            node,
+            engine_s=options.engine_ms / 1000,
+            num_slices=config.pipeline.virtual_pipeline_size,
+        )
         if not node.num_blocks:
             raise HardwareError(f"--kv-tokens are fewer than a block, {config.cache.block_size}")
         began_at = perf_counter()

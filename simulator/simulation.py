@@ -4,11 +4,14 @@ The scheduler has the same class as in production and gets the same events. On e
 takes the time that the cost model gives plus a fixed overhead. It moves to the next stage after a
 hop, and waits there while the stage is busy. There are no random numbers, so the same arrivals give
 the same run.
+
+With virtual stages, a step passes each stage once for each of its slices. A slice takes an equal
+part of the stage's time, but the whole overhead, and there is a hop after each.
 """
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from itertools import islice
 
@@ -29,6 +32,7 @@ from wire.messages import (
     StepDone,
     Submit,
 )
+from workers.slice_order import SliceOrder
 
 STOP_TOKEN = 1
 _OTHER_TOKEN = 0
@@ -43,7 +47,7 @@ class Node:
     sampled tokens reach the engine.
     `engine_s` is the time of the engine: from the moment when sampled tokens have reached it until
     the step that it plans with them has reached the stages. `num_blocks` is the size of the KV
-    cache, `max_model_len` is in tokens.
+    cache, `max_model_len` is in tokens. Each stage has `num_slices` virtual stages.
     """
 
     costs: tuple[StageCosts, ...]
@@ -52,6 +56,7 @@ class Node:
     overhead_s: float = 0.0
     hop_s: float = 0.0
     engine_s: float = 0.0
+    num_slices: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,23 @@ class SimulationError(Exception):
     """A request was refused or never ended; the message is shown to the user."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Passing:
+    """A step on its way through the virtual stages, which arrives at this slice of this stage."""
+
+    step: Step
+    size: StepSize
+    slice_index: int = 0
+    stage: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """A stage chooses what it runs next, unless it is busy."""
+
+    stage: int
+
+
 class _Simulation:
     def __init__(
         self, config: EngineConfig, node: Node, arrivals: Sequence[Arrival], *, record: bool
@@ -149,7 +171,9 @@ class _Simulation:
         self._free_at = [0.0] * len(node.costs)
         self._handed_at: dict[int, float] = {}  # when the first stage has a step's tokens
         self._remaining = [arrival.output_len for arrival in arrivals]
-        self._events: list[tuple[float, int, Event]] = []
+        self._orders = [SliceOrder(node.num_slices) for _ in node.costs]
+        self._passing: dict[tuple[int, int, int], _Passing] = {}  # stage, slice and step that wait
+        self._events: list[tuple[float, int, Event | _Passing | _Choice]] = []
         self._num_events = 0
         sequences = [SequenceTimes(a.at_s, a.num_prompt_tokens, a.output_len) for a in arrivals]
         self.result = Run(sequences, self._scheduler.counters, busy_s=[0.0] * len(node.costs))
@@ -158,7 +182,7 @@ class _Simulation:
 
     def run(self, max_open: int) -> None:
         for stage, costs in enumerate(self._node.costs):
-            overhead_s = self._node.overhead_s
+            overhead_s = self._node.num_slices * self._node.overhead_s
             seconds = tuple(s + overhead_s for s in costs.seconds)
             reported = structs.replace(costs, seconds=seconds)
             self._push(
@@ -168,7 +192,14 @@ class _Simulation:
             self._push(arrival.at_s, self._submit(sequence_id, arrival))
         now = 0.0
         while self._events:
-            now, _, event = heappop(self._events)
+            at, _, event = heappop(self._events)
+            if isinstance(event, _Passing):
+                self._arrive_at_slice(event, at)
+                continue
+            if isinstance(event, _Choice):
+                self._run_slice(event.stage, at)
+                continue
+            now = at
             for message in self._scheduler.handle(event, now):
                 self._handle(message, now)
             if self._record and isinstance(event, StepDone):
@@ -203,7 +234,7 @@ class _Simulation:
             self._conversations[sequence_id] = tokens + output + array("i", [STOP_TOKEN])
         return tokens.tobytes()
 
-    def _push(self, at: float, event: Event) -> None:
+    def _push(self, at: float, event: Event | _Passing | _Choice) -> None:
         heappush(self._events, (at, self._num_events, event))
         self._num_events += 1
 
@@ -233,27 +264,65 @@ class _Simulation:
     def _run_step(self, step: Step, now: float) -> None:
         """Compute the times of a step on all stages, which run steps in order."""
         size = size_of(step)
-        arrives_at, result = now + self._node.engine_s, self.result
+        arrives_at = now + self._node.engine_s
+        if self._node.num_slices > 1:
+            self._push(arrives_at, _Passing(step, size))
+            return
         if step.follows >= 0:
             arrives_at = max(arrives_at, self._handed_at[step.follows])
         for stage, model in enumerate(self._models):
             began_at = max(arrives_at, self._free_at[stage])
             seconds = model.step_s(size) + self._node.overhead_s
-            ended_at = began_at + seconds
-            self._free_at[stage] = ended_at
-            result.busy_s[stage] += seconds
-            if step.phase != "decode":
-                result.drain_began_at[stage] = ended_at
-                result.busy_before_drain_s[stage] = result.busy_s[stage]
-            arrives_at = ended_at + self._node.hop_s
-            if self._record:
-                rows, tokens = size.num_rows, size.num_tokens
-                result.spans.append(
-                    Span(stage, step.step_id, step.phase, rows, tokens, began_at, ended_at)
-                )
+            self._count(stage, step, size, began_at, seconds)
+            arrives_at = began_at + seconds + self._node.hop_s
         self._handed_at[step.step_id] = arrives_at
         self._handed_at.pop(step.step_id - 4 * len(self._models), None)
         self._push(arrives_at, StepDone(step.epoch, step.step_id, self._sampled_ids(step)))
+
+    def _arrive_at_slice(self, passing: _Passing, now: float) -> None:
+        stage, step_id = passing.stage, passing.step.step_id
+        self._passing[stage, passing.slice_index, step_id] = passing
+        self._orders[stage].arrive(passing.slice_index, step_id)
+        # Not at once: another step may arrive at the same time.
+        self._push(now, _Choice(stage))
+
+    def _run_slice(self, stage: int, now: float) -> None:
+        """Run what the slice order chooses, and send it to the next virtual stage."""
+        if self._free_at[stage] > now:
+            return
+        chosen = self._orders[stage].take()
+        if chosen is None:
+            return
+        node, passing = self._node, self._passing.pop((stage, *chosen))
+        seconds = self._models[stage].step_s(passing.size) / node.num_slices + node.overhead_s
+        self._count(stage, passing.step, passing.size, now, seconds)
+        arrives_at = now + seconds + node.hop_s
+        if stage < len(node.costs) - 1:
+            self._push(arrives_at, replace(passing, stage=stage + 1))
+        elif passing.slice_index < node.num_slices - 1:
+            around = replace(passing, stage=0, slice_index=passing.slice_index + 1)
+            self._push(arrives_at, around)
+        else:
+            step = passing.step
+            self._push(arrives_at, StepDone(step.epoch, step.step_id, self._sampled_ids(step)))
+        # After the push of the arrival, which comes first if there is no hop.
+        self._push(now + seconds, _Choice(stage))
+
+    def _count(
+        self, stage: int, step: Step, size: StepSize, began_at: float, seconds: float
+    ) -> None:
+        """Count the time in which a stage is busy with a step, or with a slice of it."""
+        result, ended_at = self.result, began_at + seconds
+        self._free_at[stage] = ended_at
+        result.busy_s[stage] += seconds
+        if step.phase != "decode":
+            result.drain_began_at[stage] = ended_at
+            result.busy_before_drain_s[stage] = result.busy_s[stage]
+        if self._record:
+            rows, tokens = size.num_rows, size.num_tokens
+            result.spans.append(
+                Span(stage, step.step_id, step.phase, rows, tokens, began_at, ended_at)
+            )
 
     def _sampled_ids(self, step: Step) -> bytes:
         token_ids, remaining = array("i"), self._remaining

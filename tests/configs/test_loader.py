@@ -26,6 +26,7 @@ SAMPLES = {
     "generation_config": "vllm",
     "pipeline_parallel_size": "3",
     "tensor_parallel_size": "2",
+    "virtual_pipeline_size": "4",
     "layer_split": "2,3",
     "attention_backend": "triton",
     "batch_invariant": "true",
@@ -315,6 +316,18 @@ def test_a_yaml_file_cannot_name_another() -> None:
         ("--layer-split 4,4,4", ["layer_split 4,4,4", "2 stages", "pipeline_parallel_size"]),
         ("--layer-split 4,0", ["layer_split 4,0", "at least one layer"]),
         ("-pp 3 --layer-split 4,4", ["layer_split 4,4", "3 stages"]),
+        (
+            "-pp 2 --virtual-pipeline-size 3 --layer-split 4,4",
+            ["layer_split 4,4", "6 virtual stages", "pipeline_parallel_size x 3"],
+        ),
+        (
+            "--virtual-pipeline-size 2 --layer-split auto",
+            ["layer_split auto", "virtual_pipeline_size 1"],
+        ),
+        (
+            "--virtual-pipeline-size 2 --async-scheduling",
+            ["async_scheduling", "virtual_pipeline_size above 1"],
+        ),
         ("--server-endpoint http://x", ["server_endpoint", "ipc://", "tcp://"]),
         ("--stage-endpoint udp://x", ["stage_endpoint", "ipc://", "tcp://"]),
         ("--shutdown-timeout inf", ["shutdown_timeout", "finite"]),

@@ -58,7 +58,9 @@ def nodes(draw: st.DrawFn) -> Node:
         costs = costs[:1] * len(costs)
     # Sequences have up to 100 tokens in 25 blocks.
     num_blocks = draw(st.sampled_from((26, 30, 40, 80, AMPLE)))
-    return Node(tuple(costs), num_blocks, 4096, draw(SECONDS), draw(SECONDS))
+    num_slices = draw(st.sampled_from((1, 1, 2, 3)))
+    overhead_s, hop_s = draw(SECONDS), draw(SECONDS)
+    return Node(tuple(costs), num_blocks, 4096, overhead_s, hop_s, num_slices=num_slices)
 
 
 ARRIVALS = st.lists(
@@ -179,6 +181,7 @@ def test_twice_the_costs_take_twice_the_time(node: Node, arrivals: list[Arrival]
         node.max_model_len,
         2 * node.overhead_s,
         2 * node.hop_s,
+        num_slices=node.num_slices,
     )
     once, twice = bound(node, at_once), bound(doubled, at_once)
     assert twice.makespan_s == pytest.approx(2 * once.makespan_s)

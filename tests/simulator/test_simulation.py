@@ -32,12 +32,21 @@ def run(
     arrivals: list[Arrival],
     record: bool = True,
     max_open: int | None = None,
+    num_slices: int = 1,
+    hop_s: float = HOP_S,
     **settings: Any,
 ) -> Run:
     config = EngineConfig.of(
-        **{"policy": "separate", "pipeline_parallel_size": len(costs), **settings}
+        **{
+            "policy": "separate",
+            "pipeline_parallel_size": len(costs),
+            "virtual_pipeline_size": num_slices,
+            **settings,
+        }
     )
-    node = Node(costs, num_blocks=100, max_model_len=256, overhead_s=OVERHEAD_S, hop_s=HOP_S)
+    node = Node(
+        costs, 100, max_model_len=256, overhead_s=OVERHEAD_S, hop_s=hop_s, num_slices=num_slices
+    )
     return simulate(config, node, arrivals, record=record, max_open=max_open)
 
 
@@ -89,6 +98,65 @@ def test_a_second_micro_batch_waits_while_a_stage_is_busy() -> None:
     ]
     assert [times.ended_at for times in result.sequences] == [9.0, 11.25]
     assert result.busy_s == [5.0, 9.0]
+
+
+def test_with_virtual_stages_a_step_passes_each_stage_once_for_each_slice() -> None:
+    result = run(constant(1.0), constant(2.0), arrivals=[Arrival(0.0, 5, 1)], num_slices=2)
+    # Half of the stage's time, but the whole overhead, and a hop after each slice.
+    assert spans(result) == [
+        (0, 0, 0.0, 0.75),
+        (0, 1, 1.25, 2.5),
+        (0, 0, 3.0, 3.75),
+        (0, 1, 4.25, 5.5),
+    ]
+    assert result.makespan_s == 6.0
+    assert result.busy_s == [1.5, 2.5]
+
+
+def test_a_later_slice_of_an_older_step_goes_before_an_earlier_slice_of_a_newer_one() -> None:
+    arrivals = [Arrival(0.0, 5, 1), Arrival(0.0, 5, 1), Arrival(0.25, 5, 1)]
+    settings = {"policy": "td-pipe", "max_num_batched_tokens": 5}
+    result = run(constant(1.5), arrivals=arrivals, num_slices=2, hop_s=0.0, **settings)
+    assert [step for step, _, _, _ in spans(result)] == [0, 0, 1, 1, 2, 2]
+    result = run(constant(1.5), arrivals=arrivals, num_slices=2, hop_s=0.5, **settings)
+    # Nothing waits for what has not arrived.
+    assert [step for step, _, _, _ in spans(result)] == [0, 1, 0, 1, 2, 2]
+
+
+def test_virtual_stages_shorten_filling_and_draining() -> None:
+    """S steps of t seconds in S stages take S t + (S - 1) t / v."""
+    for num_slices in (1, 2, 4):
+        cost = constant(4.0 - num_slices * OVERHEAD_S)  # so that a step takes 4 s on a stage
+        result = run(
+            *[cost] * 4,
+            arrivals=[Arrival(0.0, 60, 1)] * 4,
+            num_slices=num_slices,
+            hop_s=0.0,
+            max_num_batched_tokens=60,
+        )
+        assert result.makespan_s == 4 * 4.0 + 3 * 4.0 / num_slices
+        assert result.busy_s == [16.0] * 4
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("num_slices", [2, 3])
+def test_with_virtual_stages_slices_do_not_overlap_and_each_runs_all_steps_in_order(
+    policy: str, num_slices: int
+) -> None:
+    costs = [constant(1.0), constant(1.5), constant(0.5)]
+    arrivals = mixed_arrivals(seed=0)
+    result = run(*costs, arrivals=arrivals, policy=policy, block_size=4, num_slices=num_slices)
+    assert result.counters.generated_tokens == sum(a.output_len for a in arrivals)
+    for stage, busy_s in enumerate(result.busy_s):
+        mine = [span for span in result.spans if span.stage == stage]
+        assert all(before.ended_at <= after.began_at for before, after in pairwise(mine))
+        assert sum(span.ended_at - span.began_at for span in mine) == pytest.approx(busy_s)
+        visits = dict.fromkeys(range(result.counters.steps), 0)
+        slices: list[list[int]] = [[] for _ in range(num_slices)]
+        for span in mine:
+            slices[visits[span.step_id]].append(span.step_id)
+            visits[span.step_id] += 1
+        assert slices == [sorted(visits)] * num_slices
 
 
 def test_a_step_costs_its_tokens_and_the_kv_that_they_read() -> None:

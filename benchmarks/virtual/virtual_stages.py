@@ -4,18 +4,18 @@
 
 llama2-13b on L20 GPUs in pipeline stages, with 1, 2 and 4 virtual stages per stage: few long
 prompts at once, phases of long prompts and decodes, steady decoding, and ShareGPT-like requests.
-Prints Markdown.
+Prints Markdown: tokens/s count prompts and answers, and are relative to those with one virtual
+stage.
 
 A switch costs the bubbles before the first S steps of the new phase, as the mean over the S stages,
 as in `engine.stage_time`.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise, product
 from statistics import fmean
-from typing import NamedTuple
 
 from configs.config import EngineConfig
 from engine.trace.trace_file import Span
@@ -26,29 +26,20 @@ from simulator.simulation import Run, simulate
 from simulator.workloads.make_workload import make_workload
 
 SIZES = (1, 2, 4)
-GPU, MODEL, MAX_MODEL_LEN = "L20", "llama2-13b", 4096
-POLICIES = ("td-pipe", "temporal", "hybrid")
-
-
-class Case(NamedTuple):
-    """A workload, and what it shows."""
-
-    title: str
-    workload: str
-
-
-CASES = (
-    Case("1 prompt", "fixed:1:4000:1"),
-    Case("2 prompts", "fixed:2:4000:1"),
-    Case("4 prompts", "fixed:4:4000:1"),
-    Case("8 prompts", "fixed:8:4000:1"),
-    Case("64 prompts", "fixed:64:4000:1"),
-    Case("24 requests, prompts of 3,900, answers of 100", "fixed:24:3900:100"),
-    Case("96 requests, prompts of 1,900, answers of 100", "fixed:96:1900:100"),
-    Case("512 requests, prompts of 64, answers of 256", "fixed:512:64:256"),
-    Case("64 requests, prompts of 64, answers of 256", "fixed:64:64:256"),
-    Case("1,000 ShareGPT-like requests", "sharegpt:1000"),
-)
+GPU, MODEL, MAX_MODEL_LEN = "L20", "llama2-13b", 20_000
+POLICIES = ("td-pipe", "temporal")
+CASES = {
+    "1 prompt of 4,000 tokens": "fixed:1:4000:1",
+    "1 prompt of 16,000": "fixed:1:16000:1",
+    "2 prompts of 16,000": "fixed:2:16000:1",
+    "8 prompts of 4,000": "fixed:8:4000:1",
+    "64 prompts of 4,000": "fixed:64:4000:1",
+    "24 requests, prompts of 3,900, answers of 100": "fixed:24:3900:100",
+    "96 requests, prompts of 1,900, answers of 100": "fixed:96:1900:100",
+    "64 requests, prompts of 64, answers of 256": "fixed:64:64:256",
+    "512 requests, prompts of 64, answers of 256": "fixed:512:64:256",
+    "1,000 ShareGPT-like requests": "sharegpt:1000",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,28 +51,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--stages", type=positive_int, default=4, help="[4]")
     options = parser.parse_args(argv)
-    print("| workload | policy | virtual stages | tokens/s | relative | bubble | a switch, ms |")
-    print("|---|---|--:|--:|--:|--:|--:|")
-    for case, policy in product(CASES, POLICIES):
-        for line in lines(case, policy, options.stages):
-            print(line, flush=True)
+    one, *more = SIZES
+    ratios = [f"with {size}" for size in more]
+    sizes = ", ".join(map(str, SIZES))
+    head = ["workload", "policy", f"tokens/s with {one}", *ratios]
+    print(f"| {' | '.join(head)} | bubbles with {sizes} | a switch with {sizes}, ms |")
+    print(f"|---|---|{'--:|' * len(SIZES)}--:|--:|")
+    for title, policy in product(CASES, POLICIES):
+        print(line(title, policy, options.stages), flush=True)
     return 0
 
 
-def lines(case: Case, policy: str, num_stages: int) -> Iterator[str]:
-    """The lines of the table for one workload and policy."""
-    base = 0.0
+def line(title: str, policy: str, num_stages: int) -> str:
+    """The line of the table for one workload and policy."""
+    rates, bubbles, switches = [], [], []
     for size in SIZES:
-        run = run_case(case.workload, policy, num_stages, size)
+        run = run_case(CASES[title], policy, num_stages, size)
         figures = summarise(run)
-        rate, bubble = figures["total_tokens_per_s"], fmean(figures["bubble_ratio"])
-        base = base or rate
+        rates.append(figures["total_tokens_per_s"])
+        bubbles.append(f"{fmean(figures['bubble_ratio']):.1%}")
         switch_s = switch_cost_s(run.spans, num_stages)
-        switch = "" if switch_s is None else f"{1000 * switch_s:.1f}"
-        yield (
-            f"| {case.title} | {policy} | {size} | {rate:,.0f} | {rate / base:.3f} "
-            f"| {bubble:.1%} | {switch} |"
-        )
+        switches.append("–" if switch_s is None else f"{1000 * switch_s:.0f}")
+    base, *more = rates
+    cells = [title, policy, f"{base:,.0f}", *(f"{rate / base:.3f}" for rate in more)]
+    return f"| {' | '.join([*cells, ', '.join(bubbles), ', '.join(switches)])} |"
 
 
 def run_case(workload: str, policy: str, num_stages: int, size: int) -> Run:

@@ -127,6 +127,10 @@ class PipelineConfig(Part, title="Pipeline"):
             )
         if split == "auto" and num_slices > 1:
             raise ValueError("layer_split auto needs virtual_pipeline_size 1")
+        if self.tensor_parallel_size > 1 and num_slices > 1:
+            # The order in which a stage runs its slices depends on what arrives first, but all of
+            # its ranks must run the same one at the same time.
+            raise ValueError("tensor_parallel_size above 1 needs virtual_pipeline_size 1")
         return self
 
 

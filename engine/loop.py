@@ -120,7 +120,8 @@ class Loop:
             for rank in range(num_ranks)
         ]
         self._sampling_rank = socket_name("stage", num_stages - 1, 0)
-        self._stage_time = StageTime(config.pipeline.pipeline_parallel_size, same_host=same_host)
+        num_slices = config.pipeline.virtual_pipeline_size
+        self._stage_time = StageTime(num_stages, same_host=same_host, num_slices=num_slices)
         with ExitStack() as stack:
             self._server: Hub[FromServer] = stack.enter_context(
                 Hub(runtime.server_address, FromServer, runtime.secret)
@@ -143,6 +144,7 @@ class Loop:
                     config.pipeline.pipeline_parallel_size,
                     self._began_at,
                     same_host=same_host,
+                    num_slices=num_slices,
                 )
                 self._recorder = stack.enter_context(closing(recorder))
             self._exits = stack.pop_all()

@@ -249,7 +249,7 @@ class Scheduler:
         )
         self.vocab_size = min((s.vocab_size for s in stages if s.vocab_size), default=0)
         measured = {s.stage: CostModel.of(s.costs) for s in stages if s.costs.num_tokens}
-        correction = Correction(measured)
+        correction = Correction(measured, self.config.pipeline.virtual_pipeline_size)
         ledger = BlockLedger(num_blocks, block_size)
         rope = next((stage.rope for stage in stages if stage.rope), None)
         is_invariant = all(stage.batch_invariant for stage in stages)

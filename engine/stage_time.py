@@ -9,6 +9,9 @@ the two add up to the period:
     stage 0   |-|===step 0===|===step 1===|--------|==2==|--|
     stage 1   |--------------|===step 0===|===step 1===|-|==|
 
+With virtual stages, a stage reports a step once for each of its slices, in the order in which it
+ran them; the last slice of the last step ends the period.
+
 Time without work is no bubble. A switch costs the bubbles before the first S steps of the new phase
 (a pipeline turn), as the mean over the S stages.
 
@@ -52,20 +55,24 @@ class _Switch:
 
 @dataclass(slots=True)
 class _OpenStep:
-    """A step that not all stages have reported; `switch` if it is among the first after one."""
+    """A step that not all stages have reported; `switch` if it is among the first after one.
+
+    `missing` counts the reports that are missing, of each stage.
+    """
 
     period: _Period
     switch: _Switch | None
-    stages_missing: int
+    missing: list[int]
 
 
 @dataclass(slots=True)
 class _Reported:
-    """The last step that a stage has reported."""
+    """The last step that a stage has reported; `is_whole` if it has reported all slices."""
 
     period: _Period
     step_id: int
     ended_at: float
+    is_whole: bool
 
 
 class StageTime:
@@ -74,7 +81,7 @@ class StageTime:
     `busy_s`, `bubble_s` and `steps` have an entry per stage. All are counters.
     """
 
-    def __init__(self, num_stages: int, *, same_host: bool) -> None:
+    def __init__(self, num_stages: int, *, same_host: bool, num_slices: int = 1) -> None:
         self.busy_s = [0.0] * num_stages
         self.bubble_s = [0.0] * num_stages
         self.steps = [0] * num_stages
@@ -82,7 +89,7 @@ class StageTime:
             "prefill": Histogram(SWITCH_S),
             "decode": Histogram(SWITCH_S),
         }
-        self._num_stages = num_stages
+        self._num_stages, self._num_slices = num_stages, num_slices
         self._leads = ClockLeads(same_host=same_host)
         self._phase_s: dict[Phase, float] = {"prefill": 0.0, "decode": 0.0, "mixed": 0.0}
         self._phase: Phase = "prefill"
@@ -137,7 +144,9 @@ class StageTime:
             switch.num_steps += 1
             if switch.num_steps == self._num_stages:
                 self._end_switch()
-        self._steps[step.step_id] = _OpenStep(self._period, switch, self._num_stages)
+        self._steps[step.step_id] = _OpenStep(
+            self._period, switch, [self._num_slices] * self._num_stages
+        )
         if len(self._steps) > MAX_OPEN_STEPS:
             del self._steps[next(iter(self._steps))]
         self._next_step_id = step.step_id + 1
@@ -150,16 +159,18 @@ class StageTime:
             self._end_reports(stage)
             last = None
         since = step.period.began_at if last is None else last.ended_at
-        is_next = last is None or step_id == last.step_id + 1
+        # With virtual stages the order is not known: a heartbeat that got lost counts as a bubble.
+        is_next = last is None or self._num_slices > 1 or step_id == last.step_id + 1
         bubble_s = max(0.0, began_at - since) if is_next else 0.0
         self.busy_s[stage] += ended_at - began_at
         self.bubble_s[stage] += bubble_s
-        self.steps[stage] += 1
-        self._reported[stage] = _Reported(step.period, step_id, ended_at)
+        step.missing[stage] -= 1
+        is_whole = not step.missing[stage]
+        self.steps[stage] += is_whole
+        self._reported[stage] = _Reported(step.period, step_id, ended_at, is_whole)
         if step.switch is not None:
             self._count_switch(step.switch, bubble_s)
-        step.stages_missing -= 1
-        if not step.stages_missing:
+        if not any(step.missing):
             del self._steps[step_id]
 
     def _count_switch(self, switch: _Switch, bubble_s: float) -> None:
@@ -169,7 +180,8 @@ class StageTime:
 
     def _settle(self, switch: _Switch) -> None:
         """Record the cost of a switch once all stages have reported all of its steps."""
-        is_reported = switch.num_reports == switch.num_steps * self._num_stages
+        num_reports = switch.num_steps * self._num_stages * self._num_slices
+        is_reported = switch.num_reports == num_reports
         if switch.is_complete and is_reported and switch.to in self.switch_costs:
             self.switch_costs[switch.to].observe(switch.bubble_s / self._num_stages)
 
@@ -195,7 +207,9 @@ class StageTime:
     def _end_reports(self, stage: int) -> None:
         """Count the bubble from the last step of a period to its end, if both are known."""
         last = self._reported[stage]
-        if last is not None and last.step_id == last.period.last_step_id:
+        if last is None or not last.is_whole:
+            return
+        if last.step_id == last.period.last_step_id:
             self.bubble_s[stage] += max(0.0, last.period.ended_at - last.ended_at)
             self._reported[stage] = None
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from configs.config import EngineConfig
 from wire import ranks
+from wire.messages import Step
 from workers.comm.all_gather import all_gather
 from workers.comm.tensor_group import StageTensorGroup
 from workers.kernels import triton_support
@@ -94,7 +95,7 @@ class LoadedStage:
 class TimedRun:
     """Runs dummy runs like steps, but without receiving or sending activations."""
 
-    runner: StepRunner
+    runners: Sequence[StepRunner]  # of the slices
     num_blocks: int
     device: torch.device
     tensor_group: StageTensorGroup | None = None
@@ -102,24 +103,27 @@ class TimedRun:
     def __call__(self, dummy_run: DummyRun) -> float:
         """The seconds of a step on this stage, from the activations' arrival to their packing.
 
-        The other ranks of the stage must run the same at the same time, see `led`.
+        With virtual stages, this is the sum over all slices. The other ranks of the stage must run
+        the same at the same time, see `led`.
         """
-        model = self.runner.model
-        step = make_step(dummy_run, self.runner.block_size, self.num_blocks)
-        received = None
+        step = make_step(dummy_run, self.runners[0].block_size, self.num_blocks)
+        return sum(self._slice_s(runner, step, dummy_run.num_tokens) for runner in self.runners)
+
+    def _slice_s(self, runner: StepRunner, step: Step, num_tokens: int) -> float:
+        model, received = runner.model, None
         if not model.is_first:
-            shape = (dummy_run.num_tokens, model.input_width)
+            shape = (num_tokens, model.input_width)
             received = torch.zeros(shape, dtype=model.dtype, device=self.device)
-        inputs = self.runner.prepare(step)
+        inputs = runner.prepare(step)
         layer_times.wait(self.device)
         began_at = time.perf_counter()
-        output = self.runner.run(inputs, received)
-        self._finish(output)
+        output = runner.run(inputs, received)
+        self._finish(output, model)
         layer_times.wait(self.device)
         return time.perf_counter() - began_at
 
-    def _finish(self, output: Tensor) -> None:
-        if self.runner.model.is_last:
+    def _finish(self, output: Tensor, model: StageModel) -> None:
+        if model.is_last:
             ids_to_host(most_likely(output))
         else:
             outgoing = output.new_empty(1 + output.shape[0], output.shape[1])
@@ -149,9 +153,19 @@ class TimedRun:
 
     def touch(self, num_blocks: int) -> None:
         """Write up to `num_blocks` blocks: reading memory that was never written costs nothing."""
-        for tensors in self.runner.cache.layers.values():
+        for tensors in self.runners[0].cache.layers.values():
             for tensor in tensors:
                 tensor[:num_blocks].zero_()
+
+
+def load_slices(config: EngineConfig, data_dir: Path, place: StagePlace) -> list[LoadedStage]:
+    """Load the slices of the stage's layers, see `load`: one, or as many as virtual stages."""
+    num_slices = config.pipeline.virtual_pipeline_size
+    if num_slices == 1:
+        return [load(config, data_dir, place)]
+    _find_obstacle(config, place.device)
+    parts = [i * config.pipeline.pipeline_parallel_size + place.stage for i in range(num_slices)]
+    return [_load(config, data_dir, place, None, part) for part in parts]
 
 
 def load(config: EngineConfig, data_dir: Path, place: StagePlace) -> LoadedStage:
@@ -196,7 +210,7 @@ def load(config: EngineConfig, data_dir: Path, place: StagePlace) -> LoadedStage
 
 
 def estimate_graph_bytes(
-    config: EngineConfig, loaded: LoadedStage, place: StagePlace, limits: GraphLimits
+    config: EngineConfig, slices: Sequence[LoadedStage], place: StagePlace, limits: GraphLimits
 ) -> int:
     """The memory that CUDA graphs will take besides the KV cache, found with a small one.
 
@@ -206,7 +220,9 @@ def estimate_graph_bytes(
     for turn in range(place.stages_on_device):
         dist.barrier()
         if turn == own_turn:
-            num_bytes = _measure_graph_bytes(config, loaded, place, limits)
+            num_bytes = sum(
+                _measure_graph_bytes(config, loaded, place, limits) for loaded in slices
+            )
     return num_bytes
 
 
@@ -224,14 +240,18 @@ def _measure_graph_bytes(
 
 
 def _load(
-    config: EngineConfig, data_dir: Path, place: StagePlace, ranges: Sequence[range] | None
+    config: EngineConfig,
+    data_dir: Path,
+    place: StagePlace,
+    ranges: Sequence[range] | None,
+    part: int | None = None,
 ) -> LoadedStage:
+    """Load one of the parts into which the layers are split, by default that of the stage."""
     began_at = time.monotonic()
     native = partial(native_library, data_dir)
     structure = admission.admit(config.model, data_dir, place.ranks_per_stage)
-    model = stage_model.load(
-        config, place.stage, place.device, structure, ranges, place.tensor_group
-    )
+    part = place.stage if part is None else part
+    model = stage_model.load(config, part, place.device, structure, ranges, place.tensor_group)
     replaced = _use_kernels(model, config, place.device, native)
     took_s = time.monotonic() - began_at
     log.info("weights loaded in %.1f s: %s", took_s, stage_model.describe(model))
@@ -311,7 +331,7 @@ def _time_layers(config: EngineConfig, place: StagePlace, loaded: LoadedStage) -
     num_blocks = -(-num_tokens // block_size) + layer_times.ROWS
     cache = KvCache(probe.shapes, num_blocks, block_size, loaded.cache_dtype, device)
     runner = StepRunner(model, loaded.attention, cache, block_size, device)
-    run = TimedRun(runner, num_blocks, device)
+    run = TimedRun([runner], num_blocks, device)
     run.touch(num_blocks)
     all_gather(True, bool)  # no stage measures while others still load
     seconds, extra_s = layer_times.time_layers(model, run, device)

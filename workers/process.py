@@ -130,8 +130,6 @@ def _start(config: Config, stack: ExitStack, incarnation: int) -> tuple[Stage, i
 def _join_group(config: Config, epoch: int) -> StagePlace:
     """Join the other stages. Raises `ApartError`."""
     pipeline, num_local = config.pipeline, int(os.environ["LOCAL_WORLD_SIZE"])
-    if pipeline.virtual_pipeline_size > 1:
-        raise ValueError("virtual_pipeline_size: virtual stages exist only in tdpipe simulate")
     torch.set_num_threads(pipeline.num_threads or max(1, _num_cores() // num_local))
     local_rank = dist.get_node_local_rank(fallback_rank=0)
     device, backend, sharing = torch.device("cpu"), "gloo", num_local

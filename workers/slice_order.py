@@ -21,6 +21,10 @@ class SliceOrder:
     def __init__(self, num_slices: int) -> None:
         self._arrived = [deque[int]() for _ in range(num_slices)]
 
+    def __len__(self) -> int:
+        """How often steps have arrived and have not been run."""
+        return sum(map(len, self._arrived))
+
     def arrive(self, slice_index: int, step_id: int) -> None:
         """The step can be run on this slice, and all older steps have arrived there before."""
         self._arrived[slice_index].append(step_id)

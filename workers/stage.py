@@ -18,10 +18,11 @@ from wire.ranks import socket_name
 from wire.sockets import Spoke
 from workers import loading
 from workers.comm.token_handover import TokenHandover
-from workers.comm.transport import Transport
+from workers.comm.transport import connect
 from workers.device.events import event_of
 from workers.device.work import DeviceWork
 from workers.heartbeat import INTERVAL_S, Progress
+from workers.interleaving import Interleaving
 from workers.loading import StagePlace, TimedRun
 from workers.model import batch, kv_cache
 from workers.model.decode_graphs import CudaCapture, GraphLimits, Key
@@ -60,20 +61,22 @@ class Stage:
         self, config: EngineConfig, data_dir: Path, place: StagePlace, progress: Progress
     ) -> None:
         self._config, self._place, self._progress = config, place, progress
-        loaded = loading.load(config, data_dir, place)
-        self._model, self._attention, shapes = loaded.model, loaded.attention, loaded.shapes
-        self._is_batch_invariant = loaded.is_batch_invariant
+        slices = loading.load_slices(config, data_dir, place)
+        self._model, self._attention = slices[0].model, slices[0].attention
+        shapes = {layer: shape for loaded in slices for layer, shape in loaded.shapes.items()}
+        self._is_batch_invariant = all(loaded.is_batch_invariant for loaded in slices)
+        cache_dtype = slices[0].cache_dtype
         max_model_len = config.model.max_model_len or self._model.max_model_len
         self._graph_limits = GraphLimits(config.max_live, max_model_len)
         graph_bytes = 0
         if self._captures_graphs:
-            graph_bytes = loading.estimate_graph_bytes(config, loaded, place, self._graph_limits)
+            graph_bytes = loading.estimate_graph_bytes(config, slices, place, self._graph_limits)
         # Stages that share a device all measure its free memory before any of them allocates.
         dist.barrier()
         self._num_blocks = kv_cache.count_blocks(
             config,
             shapes,
-            loaded.cache_dtype.itemsize,
+            cache_dtype.itemsize,
             max_model_len,
             place.device,
             place.stages_on_device,
@@ -81,23 +84,28 @@ class Stage:
         )
         dist.barrier()
         size = config.cache.block_size
-        self._cache = KvCache(shapes, self._num_blocks, size, loaded.cache_dtype, place.device)
-        self._runner = StepRunner(self._model, self._attention, self._cache, size, place.device)
+        self._cache = KvCache(shapes, self._num_blocks, size, cache_dtype, place.device)
+        self._runners = [
+            StepRunner(loaded.model, loaded.attention, self._cache, size, place.device)
+            for loaded in slices
+        ]
         if self._captures_graphs:
-            show = partial(_show_progress, place.stage)
-            self._runner.capture(CudaCapture(place.device), self._graph_limits, show)
+            show, capture = partial(_show_progress, place.stage), CudaCapture(place.device)
+            for runner in self._runners:
+                runner.capture(capture, self._graph_limits, show)
         self._warm_up()
         type_name = str(self._model.dtype).removeprefix("torch.")
         self.fingerprint = fingerprint_of(
             config,
             place.stage,
-            self._model.layers,
+            [loaded.model.layers for loaded in slices],
             type_name,
             place.device,
-            self._attention.name + ", CUDA graphs" * self._runner.has_graphs,
+            self._attention.name + ", CUDA graphs" * self._runners[0].has_graphs,
         )
         self._costs = find_costs(config.pipeline, data_dir, self.fingerprint, self._measure)
-        vocab_size = self._model.vocab_size
+        vocab_size = self._vocab_size = slices[-1].model.vocab_size
+        self._samples = slices[-1].model.is_last and not place.tensor_rank
         grammars = Grammars(vocab_size, self._load_vocabulary)
         self._sampler = Sampler(vocab_size, place.device, grammars)
         self._device_work = DeviceWork(partial(event_of, place.device))
@@ -105,14 +113,16 @@ class Stage:
         self.step_id = -1  # of the current step
         self._plans: deque[ToStage] = deque()
         self._last_step_id = -1
-        self._transport = Transport(
-            self._model.input_width,
+        self._transports = connect(
+            [loaded.model.input_width for loaded in slices],
             self._model.dtype,
             place.device,
             config.pipeline.distributed_timeout_seconds,
             place.ranks_per_stage,
         )
-        self._samples = self._model.is_last and not place.tensor_rank
+        self._interleaving: Interleaving | None = None
+        if len(slices) > 1:
+            self._interleaving = Interleaving(self._transports, is_first=self._model.is_first)
         self._handover: TokenHandover | None = None
         if config.scheduler.async_scheduling:
             ahead = config.scheduler.td_pipe.prefill_ahead
@@ -125,7 +135,7 @@ class Stage:
         """Execute steps forever. Raises `TransportError` when a neighbouring stage is gone."""
         self._progress.doing = "idle"
         # Measured times need a step at a time, and a host that waits elsewhere could not report.
-        is_in_order = self._config.pipeline.exact_times or self._transport.waits_for_neighbours
+        is_in_order = self._config.pipeline.exact_times or self._transports[0].waits_for_neighbours
         most = 0 if is_in_order else MAX_UNREPORTED
         results = Results(partial(self._report, engine), self._progress.count_step, most)
         engine.send(self._ready())
@@ -134,6 +144,8 @@ class Stage:
                 self._take_plans(engine, results)
                 if self._plans:
                     self._handle(self._plans.popleft(), engine, results)
+                elif self._interleaving is not None and not self._run_next(results):
+                    continue  # no progress: this stage waits for a neighbour
                 results.send_finished()
                 self._progress.iterations += 1
                 self._progress.doing = "idle"
@@ -172,7 +184,7 @@ class Stage:
             self._is_batch_invariant,
             self._model.context_length.reason,
             self._model.rope_rule,
-            self._model.vocab_size,
+            min(self._model.vocab_size, self._vocab_size),
             self._place.tensor_rank,
         )
 
@@ -181,17 +193,25 @@ class Stage:
 
         Waits for a message only if no step is pending.
         """
-        if not self._plans and not results.wait(engine.wait, IDLE_WAIT_S):
+        has_message, interleaving = engine.wait, self._interleaving
+        if interleaving is not None:
+            has_message = partial(interleaving.wait, engine)
+            self._progress.doing = "waits" if len(interleaving) else "idle"
+        is_pending = self._plans or (interleaving is not None and interleaving.has_next())
+        if not is_pending and not results.wait(has_message, IDLE_WAIT_S):
             return
         for message in engine.drain():
             if isinstance(message, Hello):
                 self._plans.append(message)
             elif message.epoch == self._place.epoch:
                 self.step_id = self._last_step_id = message.step_id
-                self._transport.expect(message.step_id, batch.num_tokens(message))
+                if interleaving is not None:
+                    interleaving.expect(message)
+                else:
+                    self._transports[0].expect(message.step_id, batch.num_tokens(message))
+                    self._plans.append(message)
                 if self._handover is not None:
                     self._handover.expect(message)
-                self._plans.append(message)
                 if self._samples:
                     self._sampler.expect(message)
 
@@ -201,43 +221,52 @@ class Stage:
         else:
             engine.send(self._ready())  # to a new engine, which does not know this stage yet
 
+    def _run_next(self, results: Results) -> bool:
+        """Run a step where it has arrived; returns False if no open step has arrived anywhere."""
+        assert self._interleaving is not None
+        chosen = self._interleaving.take()
+        if chosen is not None:
+            self._run_step(chosen[0], results, chosen[1])
+        return chosen is not None or not len(self._interleaving)
+
     def _report(self, engine: Spoke[ToStage], done: StepDone) -> None:
         """Send what a step has sampled to the first stage, which waits for it, and the engine."""
         if self._handover is not None:
             self._handover.hand(done.step_id, done.token_ids)
         engine.send(done)
 
-    def _run_step(self, step: Step, results: Results) -> None:
+    def _run_step(self, step: Step, results: Results, slice_index: int = 0) -> None:
+        runner, transport = self._runners[slice_index], self._transports[slice_index]
         self.step_id, progress = step.step_id, self._progress
         if step.follows >= 0:
             step = self._with_tokens(step)
-        inputs = self._runner.prepare(step)
+        inputs = runner.prepare(step)
         progress.doing = "waits"
-        received = None if self._model.is_first else self._transport.recv(step.step_id)
+        received = None if runner.model.is_first else transport.recv(step.step_id)
         progress.doing = "computes"
         self._wait_for_device()
         began_at = time.monotonic()
         self._device_work.begin()
-        output = self._runner.run(inputs, received)
+        output = runner.run(inputs, received)
         self._device_work.end()
         if self._place.device.type == "cuda":
             progress.doing = "waits"  # from here on for the device, which tells what it does
         self._wait_for_device()
-        if self._samples:
+        if runner.model.is_last and self._samples:
             num_sampling = inputs.num_sampling
             sampled = self._sampler.launch(output[:num_sampling], step)
             scores = scores_of(output[num_sampling:], step) if step.scored else ()
-            check = self._transport.check(step.step_id)
+            check = transport.check(step.step_id)
             results.add(Result(step, began_at, sampled, scores, check))
-        elif self._model.is_last:
+        elif runner.model.is_last:
             progress.count_step(step.step_id, began_at, time.monotonic())
         else:
-            outgoing = self._transport.pack(step.step_id, output)
+            outgoing = transport.pack(step.step_id, output)
             # The end is measured before anything is sent, so that it precedes the next stage's
             # begin.
             progress.count_step(step.step_id, began_at, time.monotonic())
             progress.doing = "waits"
-            self._transport.send(step.step_id, outgoing)
+            transport.send(step.step_id, outgoing)
 
     def _with_tokens(self, step: Step) -> Step:
         """The step with the tokens that were sampled after it was planned.
@@ -269,7 +298,7 @@ class Stage:
         self._progress.is_loading = True
         time.sleep(2 * INTERVAL_S)  # until a heartbeat has reported that the stage loads
         try:
-            return vocabulary.load(self._config.model, self._model.vocab_size)
+            return vocabulary.load(self._config.model, self._vocab_size)
         finally:
             self._progress.is_loading = False
 
@@ -277,7 +306,7 @@ class Stage:
         """A run on part of the KV cache: more than fits a CPU's caches, but not all memory."""
         block_bytes = self._cache.num_bytes // self._num_blocks
         num_blocks = min(self._num_blocks, max(1, MEASURED_KV_BYTES // block_bytes))
-        return TimedRun(self._runner, num_blocks, self._place.device, self._place.tensor_group)
+        return TimedRun(self._runners, num_blocks, self._place.device, self._place.tensor_group)
 
     def _warm_up(self) -> None:
         """If each step size is compiled separately, run all sizes once, the smallest first."""

@@ -85,8 +85,11 @@ class Correction:
     `stages` has the profiled costs by stage; `cost` has those of the slowest stage at each size.
     """
 
-    def __init__(self, stages: dict[int, CostModel]) -> None:
+    def __init__(self, stages: dict[int, CostModel], num_slices: int = 1) -> None:
+        """Each stage reports a step `num_slices` times, for each of its virtual stages."""
         self._stages = {stage: StageCorrection(model) for stage, model in stages.items()}
+        self._num_slices = num_slices
+        self._parts: dict[tuple[int, int], list[float]] = {}  # of steps not wholly reported
         self.cost = CostModel.slowest(list(stages.values()))
         self._sizes: dict[int, StepSize] = {}
         self._next_update_at = 0.0
@@ -100,17 +103,34 @@ class Correction:
     def observe(
         self, stage: int, step_ids: Sequence[int], seconds: Sequence[float], now: float
     ) -> None:
-        """Record the seconds of steps on a stage. Unknown stages and steps are ignored."""
+        """Record the seconds of steps, or of slices, on a stage.
+
+        Unknown stages and steps are ignored.
+        """
         correction = self._stages.get(stage)
         if correction is None:
             return
-        for step_id, took_s in zip(step_ids, seconds, strict=True):
+        for step_id, slice_s in zip(step_ids, seconds, strict=True):
             size = self._sizes.get(step_id)
-            if size is not None:
+            took_s = self._whole_s(stage, step_id, slice_s)
+            if size is not None and took_s is not None:
                 correction.observe(size, took_s)
         if now >= self._next_update_at:
             self._next_update_at = now + _INTERVAL_S
             self._update()
+
+    def _whole_s(self, stage: int, step_id: int, slice_s: float) -> float | None:
+        """The seconds of the whole step; None while slices are missing."""
+        if self._num_slices == 1:
+            return slice_s
+        parts = self._parts.setdefault((stage, step_id), [])
+        parts.append(slice_s)
+        if len(self._parts) > _MAX_OPEN:
+            del self._parts[next(iter(self._parts))]
+        if len(parts) < self._num_slices:
+            return None
+        del self._parts[stage, step_id]
+        return sum(parts)
 
     def ratios(self) -> dict[int, float]:
         """Predicted / real seconds of the newest steps by stage; 0 before the first step."""

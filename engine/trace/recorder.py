@@ -15,12 +15,12 @@ MAX_OPEN_STEPS = 10_000
 
 @dataclass(slots=True)
 class _OpenStep:
-    """A step that not all stages have reported yet."""
+    """A step that not all virtual stages have reported yet."""
 
     phase: Phase
     num_rows: int
     num_tokens: int
-    stages_missing: int
+    reports_missing: int
 
 
 class Recorder:
@@ -32,10 +32,19 @@ class Recorder:
     since `began_at`. Stages on the `same_host` have the same clock; see `ClockLeads` for others.
     """
 
-    def __init__(self, path: Path, num_stages: int, began_at: float, *, same_host: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        num_stages: int,
+        began_at: float,
+        *,
+        same_host: bool,
+        num_slices: int = 1,
+    ) -> None:
+        """Each stage reports a step `num_slices` times, for each of its virtual stages."""
         check_outputs({path: TRACE_MARK}, advice="choose another --trace")
         self._writer = TraceWriter(path, num_stages)
-        self._num_stages, self._began_at = num_stages, began_at
+        self._num_reports, self._began_at = num_stages * num_slices, began_at
         self._open_steps: dict[int, _OpenStep] = {}
         self._leads = ClockLeads(same_host=same_host)
         self._ended_at = [0.0] * num_stages
@@ -52,7 +61,7 @@ class Recorder:
             self._writer.write_phase(message.phase, now - self._began_at)
             num_rows, num_tokens = len(message.sequence_ids) // 8, len(message.token_ids) // 4
             self._open_steps[message.step_id] = _OpenStep(
-                message.phase, num_rows, num_tokens, self._num_stages
+                message.phase, num_rows, num_tokens, self._num_reports
             )
             if len(self._open_steps) > MAX_OPEN_STEPS:
                 del self._open_steps[next(iter(self._open_steps))]
@@ -76,8 +85,8 @@ class Recorder:
             if step is None:
                 continue
             self._write(beat.stage, step_id, step, began_at + shift_s, ended_at + shift_s)
-            step.stages_missing -= 1
-            if not step.stages_missing:
+            step.reports_missing -= 1
+            if not step.reports_missing:
                 del self._open_steps[step_id]
 
     def sample(self, stats: Stats) -> None:

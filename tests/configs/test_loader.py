@@ -325,6 +325,10 @@ def test_a_yaml_file_cannot_name_another() -> None:
             ["layer_split auto", "virtual_pipeline_size 1"],
         ),
         (
+            "--virtual-pipeline-size 2 -tp 2",
+            ["tensor_parallel_size", "virtual_pipeline_size 1"],
+        ),
+        (
             "--virtual-pipeline-size 2 --async-scheduling",
             ["async_scheduling", "virtual_pipeline_size above 1"],
         ),

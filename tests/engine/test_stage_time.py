@@ -16,8 +16,8 @@ from wire.messages import Heartbeat, Phase
 class Run:
     """A pipeline of two stages, by default, whose steps are launched, run and returned by hand."""
 
-    def __init__(self, num_stages: int = 2, *, same_host: bool = True) -> None:
-        self.time = StageTime(num_stages, same_host=same_host)
+    def __init__(self, num_stages: int = 2, *, same_host: bool = True, num_slices: int = 1) -> None:
+        self.time = StageTime(num_stages, same_host=same_host, num_slices=num_slices)
         self.in_flight: deque[InFlight] = deque()
         self.epoch = 1
         self._num_steps = 0
@@ -83,6 +83,37 @@ def test_time_without_work_is_no_bubble() -> None:
         run.report(0, int(began_at > 0), (began_at + 1.0, began_at + 2.0))
         run.complete(began_at + 2.25)
     assert (run.time.busy_s, run.time.bubble_s) == ([2.0], [2.5])
+
+
+def test_with_virtual_stages_a_step_is_reported_for_each_slice() -> None:
+    run = Run(1, num_slices=2)
+    run.launch(0.0)
+    run.launch(0.0)
+    for step_id, began_at in ((0, 1.0), (1, 2.0), (0, 4.0)):
+        run.report(0, step_id, (began_at, began_at + 1.0))
+    assert run.time.steps == [1]
+    run.complete(5.5)
+    run.complete(7.0)
+    assert (run.time.busy_s, run.time.bubble_s) == ([3.0], [1.0 + 1.0])  # the drain is not known
+    run.report(0, 1, (5.0, 6.0))
+    assert (run.time.busy_s, run.time.bubble_s) == ([4.0], [3.0])  # 7 s with a step in flight
+    assert run.time.steps == [2]
+
+
+def test_with_virtual_stages_a_switch_costs_the_bubbles_before_all_slices_of_its_steps() -> None:
+    run = Run(2, num_slices=2)
+    run.launch(0.0)
+    run.launch(0.0, "decode")
+    run.launch(0.0, "decode")
+    for stage in (0, 1):
+        at = float(stage)
+        for step_id in (0, 0, 1, 2, 1, 2):
+            at += 0.5 if step_id else 0.0
+            run.report(stage, step_id, (at, at + 1.0))
+            at += 1.0
+    figures = costs(run, "decode")
+    assert sum(figures.counts) == 1
+    assert figures.total == 4 * 0.5
 
 
 def test_reports_may_come_late_and_in_pieces() -> None:

@@ -1,16 +1,22 @@
 """One stage of a transport test: a process that plays a part beside its neighbours."""
 
 import os
+import random
 import signal
+import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 
 import torch
 import torch.distributed as dist
+import zmq
 from torch import Tensor
 
-from workers.comm.transport import Transport, TransportError
+from workers.comm.arrivals import Arrivals
+from workers.comm.transport import Transport, TransportError, connect
+from workers.slice_order import SliceOrder
 
 HIDDEN = 8
 NUM_STEPS = 40
@@ -97,6 +103,60 @@ def single_stage(transport: Transport, stage: int, num_stages: int) -> None:
     transport.expect(1, 1)
 
 
+def rounds(transports: list[Transport], stage: int, num_stages: int) -> None:
+    """Steps of random length go round, and each slice adds one; any wait in a circle would show."""
+    arrivals, order = Arrivals(len(transports)), SliceOrder(len(transports))
+    for i, transport in enumerate(transports):
+        transport.follow(partial(arrivals.post, i))
+    rng, last = random.Random(stage), len(transports) - 1
+    context = zmq.Context()
+    quiet = context.socket(zmq.PULL)  # no messages come
+    for step_id in range(NUM_STEPS):
+        for transport in transports:
+            transport.expect(step_id, 1 + step_id % 7)
+        if stage == 0:
+            order.arrive(0, step_id)
+    ran: list[tuple[int, int]] = []
+    while len(ran) < NUM_STEPS * len(transports):
+        for slice_index, step_id in arrivals.drain():
+            order.arrive(slice_index, step_id)
+        chosen = order.take()
+        if chosen is None:
+            assert arrivals.wait(quiet, 30.0), f"stage {stage} waits in vain after {ran[-3:]}"
+            continue
+        slice_index, step_id = chosen
+        ran.append(chosen)
+        transport = transports[slice_index]
+        is_begin = stage == slice_index == 0
+        hidden = activations(step_id) if is_begin else transport.recv(step_id) + 1
+        time.sleep(rng.choice([0, 0, 0.001, 0.004]))
+        if slice_index == last and stage == num_stages - 1:
+            assert torch.equal(hidden, activations(step_id) + num_stages * len(transports) - 1)
+        else:
+            send(transport, step_id, hidden)
+    for i in range(len(transports)):
+        assert [step_id for slice_index, step_id in ran if slice_index == i] == list(
+            range(NUM_STEPS)
+        )
+    dist.barrier()
+
+
+def lost_on_the_way_back(transports: list[Transport], stage: int, num_stages: int) -> None:
+    """The last stage dies before it has sent a step to the first one's second slice."""
+    if stage == num_stages - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    arrivals = Arrivals(2)
+    transports[1].follow(partial(arrivals.post, 1))
+    transports[1].expect(1, 1)
+    context = zmq.Context()
+    assert arrivals.wait(context.socket(zmq.PULL), 30.0)
+    for _ in arrivals.drain():
+        raise AssertionError("nothing can have arrived")
+
+
+PLAYS_OF_SLICES: dict[str, Callable[[list[Transport], int, int], None]] = {
+    play.__name__: play for play in (rounds, lost_on_the_way_back)
+}
 PLAYS: dict[str, Callable[[Transport, int, int], None]] = {
     play.__name__: play
     for play in (
@@ -111,7 +171,9 @@ PLAYS: dict[str, Callable[[Transport, int, int], None]] = {
 }
 
 
-def main(stage: int, num_stages: int, store: str, play: str, test: Connection) -> None:
+def main(
+    stage: int, num_stages: int, store: str, play: str, test: Connection, num_slices: int = 1
+) -> None:
     """Join the group and play the part; send "well", or the message of the `TransportError`."""
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}
     dist.init_process_group(
@@ -122,11 +184,15 @@ def main(stage: int, num_stages: int, store: str, play: str, test: Connection) -
         timeout=timedelta(seconds=60),
     )
     timeout_s = 2.0 if play == "silence" else 60.0
-    transport = Transport(HIDDEN, torch.float32, torch.device("cpu"), timeout_s)
+    widths = [HIDDEN] * num_slices
+    transports = connect(widths, torch.float32, torch.device("cpu"), timeout_s)
     dist.barrier()  # a part that ends at once must not disturb a neighbour that still connects
     said = "well"
     try:
-        PLAYS[play](transport, stage, num_stages)
+        if play in PLAYS_OF_SLICES:
+            PLAYS_OF_SLICES[play](transports, stage, num_stages)
+        else:
+            PLAYS[play](transports[0], stage, num_stages)
     except TransportError as error:
         said = str(error)
     test.send(said)

@@ -5,7 +5,7 @@ stream of the layers, a receive that is posted early would begin only after the 
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ class Streams(Protocol):
         """Let the layers' stream use a received buffer."""
         ...
 
+    def wait(self, work: Any) -> None:
+        """Keep the thread waiting until a receive is done."""
+        ...
+
 
 class NoStreams:
     """Host memory, and devices that copy through it: everything happens in order."""
@@ -40,6 +44,10 @@ class NoStreams:
 
     def take(self, buffer: Tensor) -> None:
         """Do nothing."""
+
+    def wait(self, work: Any) -> None:
+        """See `Streams`."""
+        work.wait()
 
 
 class CudaStreams:
@@ -62,3 +70,11 @@ class CudaStreams:
     def take(self, buffer: Tensor) -> None:
         """See `Streams`: its memory is given to another receive only after the layers' work."""
         buffer.record_stream(torch.cuda.current_stream(self._device))
+
+    def wait(self, work: Any) -> None:
+        """See `Streams`; may run in any thread."""
+        with torch.cuda.device(self._device), torch.cuda.stream(self._receiving):
+            work.wait()  # lets the stream wait
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        event.synchronize()

@@ -8,13 +8,19 @@ activations: a tensor of another step causes an error, never a wrong answer.
 gloo sends host memory: stages on GPUs without NCCL copy their tensors to the host first. There the
 id is compared as soon as a tensor arrives. NCCL receives on the device, for which the host does not
 wait: a stage sends the id on as it came, and the last stage compares it before it reports the step.
+
+With virtual stages, there is a transport for each slice of the layers, with links of its own: on
+each of them the steps keep their order, whatever the order of the slices. The last stage sends what
+it has computed on a slice to the first stage, which continues with the next slice.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,7 +40,14 @@ class TransportError(Exception):
 class _Expected:
     step_id: int
     buffer: Tensor  # [1 + tokens, hidden]
-    work: Any
+    work: Any  # None if nothing need be waited for
+
+
+Posted = Callable[[int, Callable[[], None] | None], None]
+"""Takes the id of a step whose receive is posted, and a function that waits until it has arrived.
+
+Without a function, it has arrived already.
+"""
 
 
 class StepCheck:
@@ -87,6 +100,27 @@ class Transport:
         links = [dist.new_group([i, i + ranks_per_stage], timeout=self._timeout) for i in before]
         self._from_previous = links[self._previous] if self._stage > 0 else None
         self._to_next = links[rank] if self._stage < self._num_stages - 1 else None
+        self._next_slice: Transport | None = None  # of the only stage
+        self._posted: Posted | None = None
+
+    def continue_in(self, next_slice: "Transport") -> None:
+        """Link the last stage to the first one's transport of the next slice.
+
+        All stages must do this at the same time; they have one rank each.
+        """
+        last = self._num_stages - 1
+        if not last:
+            self._next_slice = next_slice
+            return
+        link = dist.new_group([0, last], timeout=self._timeout)
+        if self._stage == last:
+            self._to_next, self._next = link, 0
+        if self._stage == 0:
+            next_slice._from_previous, next_slice._previous = link, last
+
+    def follow(self, posted: Posted) -> None:
+        """Call `posted` for each receive from now on."""
+        self._posted = posted
 
     @property
     def waits_for_neighbours(self) -> bool:
@@ -100,7 +134,10 @@ class Transport:
         with self._link(self._source_of(step_id)), self._streams.receiving():
             buffer = self._buffer(num_tokens, self._input_width)
             work = dist.irecv(buffer, self._previous, self._from_previous, tag=tag_of(step_id))
-        self._expected.append(_Expected(step_id, buffer, work))
+        expected = _Expected(step_id, buffer, work)
+        self._expected.append(expected)
+        if self._posted is not None:
+            self._posted(step_id, partial(self._arrive, expected))
 
     def recv(self, step_id: int) -> Tensor:
         """Return the oldest expected activations, `[tokens, width]`, which must be of `step_id`.
@@ -109,8 +146,9 @@ class Transport:
         `check` raises it instead.
         """
         expected = self._expected.popleft()
-        with self._link(self._source_of(step_id)):
-            self._wait(expected.work)
+        if expected.work is not None:
+            with self._link(self._source_of(step_id)):
+                self._wait(expected.work)
         self._streams.take(expected.buffer)
         _compare(self._stage, expected.step_id, step_id)
         header = _header(expected.buffer)
@@ -138,8 +176,11 @@ class Transport:
 
     def send(self, step_id: int, packed: Tensor) -> None:
         """Start sending `packed` to the next stage; raises `TransportError`."""
+        if self._next_slice is not None:
+            self._next_slice._take(step_id, packed)
+            return
         assert self._to_next is not None, "the last stage has no next stage to send to"
-        with self._link(f"send step {step_id} to stage {self._stage + 1}"):
+        with self._link(f"send step {step_id} to stage {(self._stage + 1) % self._num_stages}"):
             with self._streams.sending():
                 work = dist.isend(packed, self._next, self._to_next, tag=tag_of(step_id))
             self._sent.append((work, packed))
@@ -148,8 +189,23 @@ class Transport:
                 oldest, _ = self._sent.popleft()
                 self._wait(oldest)
 
+    def _take(self, step_id: int, packed: Tensor) -> None:
+        """Take what the previous slice of the only stage has computed."""
+        self._expected.append(_Expected(step_id, packed, None))
+        if self._posted is not None:
+            self._posted(step_id, None)
+
+    def _arrive(self, expected: _Expected) -> None:
+        """Keep the thread waiting until the activations are here. Raises `TransportError`."""
+        with self._link(self._source_of(expected.step_id)):
+            if self._uses_nccl:
+                self._streams.wait(expected.work)
+            else:
+                work, expected.work = expected.work, None  # gloo's can be waited for only once
+                work.wait(self._timeout)
+
     def _source_of(self, step_id: int) -> str:
-        return f"get step {step_id} from stage {self._stage - 1}"
+        return f"get step {step_id} from stage {(self._stage - 1) % self._num_stages}"
 
     @contextmanager
     def _link(self, what: str) -> Iterator[None]:
@@ -172,6 +228,25 @@ class Transport:
 
     def _buffer(self, num_tokens: int, width: int) -> Tensor:
         return torch.empty(1 + num_tokens, width, dtype=self._dtype, device=self._wire_device)
+
+
+def connect(
+    input_widths: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    timeout_s: float,
+    ranks_per_stage: int = 1,
+) -> list[Transport]:
+    """The transports of this stage's slices, which receive activations of these widths.
+
+    All stages of the group must connect at the same time.
+    """
+    transports = [
+        Transport(width, dtype, device, timeout_s, ranks_per_stage) for width in input_widths
+    ]
+    for before, after in pairwise(transports):
+        before.continue_in(after)
+    return transports
 
 
 def _compare(stage: int, arrived: int, step_id: int) -> None:

@@ -225,15 +225,16 @@ class StageModel:
 
 def load(
     config: EngineConfig,
-    stage: int,
+    part: int,
     device: torch.device,
     structure: Structure,
     ranges: Sequence[range] | None = None,
     tensor_group: tensor_parallel.MeshGroup | None = None,
 ) -> StageModel:
-    """Load the stage's part of the configured model, with its weights, onto the device.
+    """Load a part of the configured model, with its weights, onto the device.
 
-    `ranges` are the layers of all stages, if they are already known. Raises
+    Part i belongs to stage i, or with virtual stages to stage i modulo the number of stages.
+    `ranges` are the layers of all parts, if they are already known. Raises
     `UnsupportedModelError`, `PartitionError`, or the errors of transformers and safetensors for a
     checkpoint that is missing, damaged or incomplete (`OSError`, `ValueError`, `SafetensorError`).
     """
@@ -246,7 +247,7 @@ def load(
     }
     dtype = checkpoint.dtype if checkpoint.dtype == "auto" else getattr(torch, checkpoint.dtype)
     quantisation.check_requirements(model_config)
-    layers = (ranges or split(checkpoint, config.pipeline, whole_config))[stage]
+    layers = (ranges or split(checkpoint, config.pipeline, whole_config))[part]
     _check_files(Path(checkpoint.model), checkpoint.load_format)
     stage_class = partitioning.stage_class(model_class, layers, structure)
     is_quantised = quantisation.method_of(model_config) is not None
@@ -259,7 +260,9 @@ def load(
         stage_class = tensor_parallel.sharded_class(stage_class, tensor_group.mesh)
     if device.type == "cpu" and not is_quantised:
         source["experts_implementation"] = experts.NAME
-    previous_hook = transformers_logging.set_tqdm_hook(_progress_of(stage))
+    previous_hook = transformers_logging.set_tqdm_hook(
+        _progress_of(part % config.pipeline.pipeline_parallel_size)
+    )
     try:
         model, report = stage_class.from_pretrained(
             checkpoint.model,
@@ -310,7 +313,7 @@ def bytes_of(module: nn.Module) -> int:
 def split(
     checkpoint: ModelConfig, config: PipelineConfig, model_config: PretrainedConfig
 ) -> list[range]:
-    """The layers of each stage: as set, or balanced by parameters."""
+    """The layers of each virtual stage: as set, or balanced by parameters."""
     num_layers = model_config.get_text_config().num_hidden_layers
     whole = _whole_on_meta(model_config, checkpoint)
     layers = layers_of(whole)
@@ -322,7 +325,7 @@ def split(
         [_count(layer) for layer in layers],
         _count(embedding),
         _count(head),
-        config.pipeline_parallel_size,
+        config.pipeline_parallel_size * config.virtual_pipeline_size,
         last,
     )
 

@@ -52,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         config = loader.load(rest)
+        if config.pipeline.virtual_pipeline_size > 1:
+            raise ValueError("whole stages are measured: virtual_pipeline_size must be 1")
         logs.set_up("profile", config.logs)
         _check_out(options)
         config = resolve(config, threading.Event())

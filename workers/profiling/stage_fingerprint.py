@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -61,14 +62,14 @@ class StageFingerprint:
 def fingerprint_of(
     config: EngineConfig,
     stage: int,
-    layers: range | None,
+    layers: Sequence[range] | None,
     dtype: str,
     device: torch.device,
     attention: str,
 ) -> StageFingerprint:
     """Make the fingerprint of a stage; without `layers`, it is valid for any layers.
 
-    `attention` is the attention backend.
+    `layers` has a range for each of its virtual stages. `attention` is the attention backend.
     """
     return StageFingerprint(
         device=device.type,
@@ -77,7 +78,9 @@ def fingerprint_of(
         dtype=dtype,
         num_stages=config.pipeline.pipeline_parallel_size,
         stage=stage,
-        layers=f"{layers.start}-{layers.stop}" if layers is not None else "any",
+        layers="any"
+        if layers is None
+        else "+".join(f"{part.start}-{part.stop}" for part in layers),
         block_size=config.cache.block_size,
         max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
         torch=torch.__version__,

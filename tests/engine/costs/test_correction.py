@@ -111,3 +111,21 @@ def test_the_scheduler_learns_from_the_times_of_its_stages() -> None:
     world.hand(StageTimes(0, world.epoch, *columns))
     assert pipeline.correction.ratios() == {0: pytest.approx(0.5)}
     assert pipeline.correction.cost.linear_s(1) == pytest.approx(2.0)
+
+
+def test_with_virtual_stages_a_step_takes_the_sum_of_its_slices() -> None:
+    correction = Correction({0: measured(), 1: measured()}, num_slices=2)
+
+    def observe(stage: int, step_id: int, seconds: float) -> None:
+        ids, times = array("q", [step_id]), array("d", [seconds])
+        correction.observe(stage, memoryview(ids), memoryview(times), 0.0)
+
+    for step_id in range(10):
+        correction.launch(step_id, StepSize(16))
+        observe(0, step_id, 0.5)
+        observe(1, step_id, 0.5)
+    assert correction.ratios() == {0: 0.0, 1: 0.0}
+    for step_id in range(10):
+        observe(0, step_id, 1.5)
+        observe(1, step_id, 0.5)
+    assert correction.ratios() == {0: pytest.approx(0.5), 1: pytest.approx(1.0)}

@@ -169,3 +169,19 @@ def test_another_file_is_not_replaced(tmp_path: Path) -> None:
     path.unlink()
     for _ in range(2):
         Recorder(path, 2, BEGAN_AT, same_host=True).close()
+
+
+def test_with_virtual_stages_a_step_is_written_for_each_slice(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    recorder = Recorder(path, 2, BEGAN_AT, same_host=True, num_slices=2)
+    recorder.launch([make_step(7)], 1000.5)
+    for at in (1001.0, 1002.0, 1003.0):  # the third is one too many
+        for stage in (0, 1):
+            recorder.observe(make_beat(stage, {7: (at, at + 1)}), 1005.0)
+    recorder.close()
+    assert [(span.stage, span.began_at) for span in read_trace(path).spans] == [
+        (0, 1.0),
+        (1, 1.0),
+        (0, 2.0),
+        (1, 2.0),
+    ]

@@ -67,6 +67,11 @@ class Wires:
         self.log.append("sending waits for layers")
         return self._on("sending")
 
+    def wait(self, work: Any) -> None:
+        """A thread waits for a receive."""
+        with self._on("thread"):
+            work.wait()
+
     def take(self, buffer: Tensor) -> None:
         """The layers' stream uses the buffer."""
         assert buffer.numel()
@@ -105,6 +110,19 @@ def test_receives_do_not_queue_behind_the_layers(wires: Wires) -> None:
         "sending waits for layers",
         "send 1 on sending",
     ]
+
+
+def test_a_thread_that_waits_takes_nothing_from_the_layers(wires: Wires) -> None:
+    transport, waits = Transport(HIDDEN, torch.float32, CPU, 9.0), []
+    transport.follow(lambda step_id, wait: waits.append((step_id, wait)))
+    transport.expect(1, 2)
+    ((step_id, wait),) = waits
+    assert step_id == 1
+    wires.arriving = [make(1, 2, torch.float32)] * 2  # the fake receives at each wait
+    wait()
+    transport.recv(1)
+    # Without waiting themselves, the layers might begin before the receive.
+    assert wires.log[1:3] == ["thread waits for 1", "layers waits for 1"]
 
 
 def test_a_sent_tensor_is_kept_until_the_receiver_must_have_it(wires: Wires) -> None:

@@ -12,13 +12,13 @@ from tests.workers.forked import FORKED
 PATIENCE_S = 60.0
 
 
-def play(name: str, num_stages: int, folder: Path) -> list[str]:
+def play(name: str, num_stages: int, folder: Path, num_slices: int = 1) -> list[str]:
     """Let the stages play a part of `neighbours.py`; what each says, the last stage first."""
     with ExitStack() as stack:
         stages = []
         for stage in range(num_stages):
             test, theirs = FORKED.Pipe()
-            arguments = (stage, num_stages, f"{folder}/store", name, theirs)
+            arguments = (stage, num_stages, f"{folder}/store", name, theirs, num_slices)
             process = FORKED.Process(target=neighbours.main, args=arguments)
             process.start()
             theirs.close()
@@ -68,3 +68,17 @@ def test_a_neighbour_that_sends_nothing_is_given_up(tmp_path: Path) -> None:
 
 def test_a_single_stage_has_no_neighbour(tmp_path: Path) -> None:
     assert play("single_stage", 1, tmp_path) == ["well"]
+
+
+@pytest.mark.parametrize(("num_stages", "num_slices"), [(1, 3), (2, 2), (3, 3)])
+def test_with_virtual_stages_each_step_goes_round_and_no_stage_waits_for_itself(
+    num_stages: int, num_slices: int, tmp_path: Path
+) -> None:
+    assert play("rounds", num_stages, tmp_path, num_slices) == ["well"] * num_stages
+
+
+@pytest.mark.parametrize("num_stages", [2, 3])
+def test_the_first_stage_notices_the_death_of_the_last(num_stages: int, tmp_path: Path) -> None:
+    dead, *_, first = play("lost_on_the_way_back", num_stages, tmp_path, 2)
+    assert dead == f"it ended with {-signal.SIGKILL}"
+    assert first.startswith(f"stage 0 did not get step 1 from stage {num_stages - 1}: ")

@@ -380,3 +380,19 @@ def test_a_stage_describes_itself(tmp_path: Path) -> None:
     assert describe(last).startswith("layers 1-3 + head")
     assert (first.max_model_len, first.output_width) == (1024, 64)
     assert first.config.num_hidden_layers == NUM_LAYERS
+
+
+def test_with_virtual_stages_the_layers_are_split_into_more_parts(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, "llama", num_hidden_layers=8)
+    config = EngineConfig.of(model=str(path), pipeline_parallel_size=2, virtual_pipeline_size=2)
+    ranges = split(config.model, config.pipeline, AutoConfig.from_pretrained(path))
+    assert ranges == [range(2), range(2, 4), range(4, 6), range(6, 8)]
+    parts = [load_stage(config, part) for part in range(4)]
+    assert [part.layers for part in parts] == ranges
+    ends = [(part.is_first, part.is_last) for part in parts]
+    assert ends == [(True, False), (False, False), (False, False), (False, True)]
+    by_hand = config.replaced(layer_split=(3, 1, 2, 2))
+    assert load_stage(by_hand, 2).layers == range(4, 6)
+    too_many = config.replaced(virtual_pipeline_size=5)
+    with pytest.raises(PartitionError, match="8 layers cannot be split into 10"):
+        load_stage(too_many, 0)

@@ -93,7 +93,7 @@ def test_layers_are_timed_in_a_real_model(tmp_path: Path) -> None:
     for number, count in enumerate((1, NUM_LAYERS - 1)):
         model = load_stage(config, number)
         cache = KvCache(model.probe(2).shapes, 600, 16, model.dtype, CPU)
-        run = TimedRun(StepRunner(model, PlainBackend(), cache, 16, CPU), 600, CPU)
+        run = TimedRun([StepRunner(model, PlainBackend(), cache, 16, CPU)], 600, CPU)
         run.touch(600)
         seconds, rest = time_layers(model, run, CPU)
         kinds, sizes, extra = describe_layers(model)

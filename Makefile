@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help serve chat test test-all lint types contracts tests format paper families sweep online-sweep virtual-stages real-policies shapes \
+.PHONY: help serve chat test test-all lint types contracts tests format paper families sweep online-sweep virtual-stages real-virtual-stages real-policies shapes \
 	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
 	conversations \
 	batch-kill \
@@ -71,6 +71,9 @@ shapes: $(VENV)/dev  ## pipeline stages against tensor-parallel ranks on the sam
 
 virtual-stages: $(VENV)/dev  ## virtual stages in the simulator (about a minute; ARGS="--stages 8")
 	$(BIN)/python -m benchmarks.virtual.virtual_stages $(ARGS)
+
+real-virtual-stages: $(VENV)/dev  ## virtual stages on two real CPU stages (about 10 minutes)
+	$(BIN)/python -m benchmarks.real_virtual_stages $(ARGS)
 
 real-policies: $(VENV)/dev  ## the policies on two real CPU stages, beside the simulator (about 20 minutes)
 	$(BIN)/python -m benchmarks.real_policies $(ARGS)

@@ -81,8 +81,8 @@ def _flags(settings: Mapping[str, str | bool]) -> Iterator[str]:
         yield flag if value is True else f"{flag}={value}"
 
 
-def make_random_llama(folder: Path) -> Path:
-    """Create a Llama of 120 M parameters with random weights and the demo model's tokenizer."""
+def make_random_llama(folder: Path, num_layers: int = 18) -> Path:
+    """Create a Llama with random weights, by default 120 M, and the demo model's tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -91,7 +91,7 @@ def make_random_llama(folder: Path) -> Path:
         vocab_size=768,
         hidden_size=768,
         intermediate_size=2304,
-        num_hidden_layers=18,
+        num_hidden_layers=num_layers,
         num_attention_heads=12,
         num_key_value_heads=4,
         max_position_embeddings=2048,

@@ -55,3 +55,7 @@ class Interleaving:
     def wait(self, engine: Spoke[ToStage], timeout_s: float) -> bool:
         """Wait for activations or a message; returns whether one has come."""
         return self._arrivals.wait(engine.socket, timeout_s)
+
+    def close(self) -> None:
+        """Stop listening for arrivals; a stage's process need not."""
+        self._arrivals.close()

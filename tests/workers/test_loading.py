@@ -15,10 +15,13 @@ from tests.kernels import prepare_data_dir
 from tests.workers.world import CPU
 from workers import loading
 from workers.kernels.compiler import FOLDER
-from workers.loading import StagePlace, load
+from workers.loading import StagePlace, TimedRun, load
 from workers.model import admission, linears, stage_model
+from workers.model.kv_cache import KvCache
 from workers.model.linears import PackingError
+from workers.model.step_runner import StepRunner
 from workers.profiling import layer_times, profile_cache
+from workers.profiling.dummy_run import prefill
 
 PLACE = StagePlace(0, 1, CPU, 1)
 
@@ -88,6 +91,26 @@ def test_a_split_by_parameters_measures_nothing(
     load(config.replaced(layer_split=None), data_dir, PLACE)
     assert loads == [None]
     assert sorted(path.name for path in data_dir.iterdir()) == sorted([FOLDER, admission.FOLDER])
+
+
+def test_with_virtual_stages_a_stage_loads_its_slices_and_times_them_together(
+    data_dir: Path, config: EngineConfig
+) -> None:
+    config = config.replaced(layer_split=None, virtual_pipeline_size=2, dtype="float32")
+    slices = loading.load_slices(config, data_dir, PLACE)
+    assert [list(loaded.model.layers) for loaded in slices] == [[0, 1], [2, 3]]
+    assert [sorted(loaded.shapes) for loaded in slices] == [[0, 1], [2, 3]]
+    shapes = slices[0].shapes | slices[1].shapes
+    cache = KvCache(shapes, 4, 16, torch.float32, CPU)
+    runners = [StepRunner(each.model, each.attention, cache, 16, CPU) for each in slices]
+    together = TimedRun(runners, 4, CPU)
+    together.touch(4)
+    ran: list[range] = []
+    for runner in runners:
+        layers = runner.model.layers
+        runner.model.layer_modules[0].register_forward_pre_hook(lambda *_, i=layers: ran.append(i))
+    assert together(prefill([20])) > 0
+    assert ran == [range(2), range(2, 4)]
 
 
 def test_a_start_that_cannot_promise_batch_invariance_fails(

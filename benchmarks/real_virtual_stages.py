@@ -50,9 +50,9 @@ CASES = (
     Case(1, 2000, 1),
     Case(2, 1000, 1),
     Case(4, 500, 1),
-    Case(16, 500, 1),
-    Case(8, 500, 32),
-    Case(32, 16, 64),
+    Case(16, 125, 1),
+    Case(4, 500, 32),
+    Case(16, 16, 48),
 )
 
 Found = dict[tuple[Case, int], list[float]]

@@ -47,6 +47,13 @@ class Reference:
             assert gap < tie, f"position {position}: {got[position]} is {gap:.2e} below the best"
         return int((gaps > 0).sum())
 
+    def num_near_ties_of_all(
+        self, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]], tie: float
+    ) -> int:
+        """The same of several prompts."""
+        pairs = zip(prompts, outputs, strict=True)
+        return sum(self.num_near_ties(prompt, got, tie) for prompt, got in pairs)
+
     @torch.inference_mode()
     def gap(self, token_ids: Sequence[int]) -> float:
         """How far apart the two best logits after these tokens are."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from wire import ranks
+from daemon import ranks
 
 FILE = "exits.jsonl"
 TORCHRUN = -1

@@ -22,6 +22,7 @@ from configs.runtime import RuntimeConfig
 from daemon.cpu_waits import CpuWaits
 from daemon.gc_tuning import GcTuning
 from daemon.process_exits import ExitFile
+from daemon.ranks import socket_name
 from daemon.restart_limit import RestartLimit
 from daemon.watchdog_file import INTERVAL_S, WatchdogFile
 from engine.nodes import Nodes
@@ -48,7 +49,6 @@ from wire.messages import (
     Step,
     ToServer,
 )
-from wire.ranks import socket_name
 from wire.sockets import Hub
 
 SERVER = "server"
@@ -186,9 +186,11 @@ class Loop:
                 log.error("%s", order.refusal)
         broken = self._nodes.find_broken(now)
         if broken is not None:
-            epoch, trouble = broken
-            self._lose_stages(epoch, trouble)
-            order = msgspec.structs.replace(order, ended_epoch=epoch)
+            cause, trouble = broken.cause, Trouble(broken.reason)
+            if cause is not None:
+                trouble = Trouble.of_node(cause)
+            self._lose_stages(broken.epoch, trouble)
+            order = msgspec.structs.replace(order, ended_epoch=broken.epoch)
         self._stages.send(sender, order)
 
     def _take_from_stage(self, sender: str, message: FromStage) -> None:

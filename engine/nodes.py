@@ -10,9 +10,8 @@ A group has all nodes. If one of them waits for a new group, the old one is over
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from daemon.process_exits import ProcessExit
-from engine.stage_losses import Trouble
 from wire.messages import NodeOrder, NodeState, RankExit
 
 # A node that was silent for longer counts as gone: its place can be taken, and no group starts.
@@ -26,6 +25,14 @@ class _Node:
     state: NodeState
     heard_at: float
     waits_since: float  # with this attempt
+
+
+class Broken(NamedTuple):
+    """An epoch whose stages have ended on a node: the first end, or a reason if it is unknown."""
+
+    epoch: int
+    cause: RankExit | None = None
+    reason: str = ""
 
 
 class Nodes:
@@ -63,7 +70,7 @@ class Nodes:
         self._ended_epoch = max(self._ended_epoch, epoch)
         self._newest_epoch = max(self._newest_epoch, epoch)
 
-    def find_broken(self, now: float) -> tuple[int, Trouble] | None:
+    def find_broken(self, now: float) -> Broken | None:
         """The epoch whose stages have ended on one node but not on all, and why; or None.
 
         A stage ends with code 1 because of a neighbour; the node of that one is heard a moment
@@ -73,7 +80,7 @@ class Nodes:
         for state in states:
             cause = state.first_exit
             if cause is not None and cause.status != 1 and state.epoch > self._ended_epoch:
-                return state.epoch, Trouble.of_exit(_exit_of(cause))
+                return Broken(state.epoch, cause)
         running = max((state.epoch for state in states if not state.attempt), default=0)
         waiting = [known for known in self._known.values() if self._is_waiting(known.state)]
         if running <= self._ended_epoch or not waiting:
@@ -81,7 +88,7 @@ class Nodes:
         if now - min(known.waits_since for known in waiting) < CAUSE_S:
             return None
         names = ", ".join(f"{known.state.node} ({known.state.host})" for known in waiting)
-        return running, Trouble(f"the stages on node {names} have ended")
+        return Broken(running, reason=f"the stages on node {names} have ended")
 
     def missing(self, now: float) -> str:
         """What a new group waits for; empty if every node waits for it."""
@@ -126,9 +133,3 @@ class Nodes:
         return (
             f"node {state.node} ({state.host}) differs: {'; '.join(differing)}" if differing else ""
         )
-
-
-def _exit_of(ended: RankExit) -> ProcessExit:
-    return ProcessExit(
-        ended.stage, ended.pid, ended.status, ended.is_oom, tensor_rank=ended.tensor_rank
-    )

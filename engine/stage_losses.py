@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from daemon.process_exits import ProcessExit
-from wire.messages import LossCause, StageFailed, StageLoss, StageLosses
+from wire.messages import LossCause, RankExit, StageFailed, StageLoss, StageLosses
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,13 @@ class Trouble:
         if ended.is_oom:
             cause = "oom_killer"
         return cls(str(ended), cause, ended.stage, ended.pid, ended.code)
+
+    @classmethod
+    def of_node(cls, ended: RankExit) -> "Trouble":
+        """The end of a stage on another node."""
+        rank, pid, status = ended.tensor_rank, ended.pid, ended.status
+        found = ProcessExit(ended.stage, pid, status, ended.is_oom, tensor_rank=rank)
+        return cls.of_exit(found)
 
     @classmethod
     def of_failure(cls, failed: StageFailed) -> "Trouble":

@@ -21,11 +21,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from daemon import ranks
 from daemon.oom_kills import OomKills
 from daemon.process_exits import ProcessExit, zombie_status
 from engine.stage_losses import Trouble
 from engine.stage_time import StageTime
-from wire import ranks
 from wire.messages import Heartbeat, LossCause, StageStats
 
 # Seconds of silence that are accepted from a stage that loads weights.

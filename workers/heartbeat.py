@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
+from daemon.ranks import socket_name
 from wire.messages import Doing, Heartbeat
-from wire.ranks import socket_name
 from wire.sockets import Spoke
 
 INTERVAL_S = 0.25

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs.config import EngineConfig
-from wire import ranks
+from daemon import ranks
 from wire.messages import Step
 from workers.comm.all_gather import all_gather
 from workers.comm.tensor_group import StageTensorGroup

@@ -16,8 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from configs import loader
 from configs.config import Config
-from daemon import child_process, log_file, logs
-from wire import ranks
+from daemon import child_process, log_file, logs, ranks
 from wire.messages import StageFailed, ToStage
 from wire.sockets import Spoke
 from workers.comm import tensor_group

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from tqdm import tqdm
 
 from configs.config import EngineConfig
+from daemon.ranks import socket_name
 from wire.messages import Hello, StageReady, Step, StepDone, ToStage
-from wire.ranks import socket_name
 from wire.sockets import Spoke
 from workers import loading
 from workers.comm.token_handover import TokenHandover

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from engine.nodes import CAUSE_S, SILENCE_S, Nodes
-from engine.stage_losses import Trouble
+from engine.nodes import CAUSE_S, SILENCE_S, Broken, Nodes
 from wire.messages import NodeOrder, NodeState, RankExit
 
 FACTS = {"tdpipe": "1", "max_model_len": "100"}
@@ -59,7 +58,7 @@ def tell(nodes: Nodes, node: Node, now: float = 0.0) -> NodeOrder:
     order = nodes.take(node.state(), now)
     broken = nodes.find_broken(now + CAUSE_S)
     if broken is not None:
-        nodes.end(broken[0])
+        nodes.end(broken.epoch)
     node.obey(order)
     return order
 
@@ -85,7 +84,8 @@ def test_if_the_stages_of_one_node_end_those_of_all_do(pair: list[Node]) -> None
     tell_all(nodes, pair)
     pair[1].fail()
     nodes.take(pair[1].state(), 0.0)
-    assert nodes.find_broken(CAUSE_S) == (1, Trouble("the stages on node 1 (host1) have ended"))
+    broken = Broken(1, reason="the stages on node 1 (host1) have ended")
+    assert nodes.find_broken(CAUSE_S) == broken
     tell_all(nodes, pair)
     assert [(node.attempt, node.epoch) for node in pair] == [(0, 2), (0, 2)]
 
@@ -100,8 +100,7 @@ def test_the_stage_that_ended_first_is_the_cause_whatever_node_is_heard_first(
         node.fail()
         ended = RankExit(node.number, 0, 70 + node.number, status, False)
         nodes.take(replace(node.state(), first_exit=ended), 0.1)
-    cause = Trouble("stage 1 was killed by SIGKILL", "signal", 1, 71, "SIGKILL")
-    assert nodes.find_broken(0.1) == (1, cause)
+    assert nodes.find_broken(0.1) == Broken(1, ended)
     nodes.end(1)
     tell_all(nodes, pair, 0.1)
     assert [(node.attempt, node.epoch) for node in pair] == [(0, 2), (0, 2)]

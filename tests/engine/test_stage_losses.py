@@ -4,7 +4,7 @@ import pytest
 
 from daemon.process_exits import TORCHRUN, ProcessExit
 from engine.stage_losses import LossCounter, Trouble
-from wire.messages import StageFailed, StageLosses
+from wire.messages import RankExit, StageFailed, StageLosses
 
 CASES = [
     (ProcessExit(2, 7, -9), (2, "signal", "SIGKILL")),
@@ -21,6 +21,17 @@ def test_an_exit_is_named(ended: ProcessExit, expected: tuple[int, str, str]) ->
     trouble = Trouble.of_exit(ended)
     assert (trouble.stage, trouble.cause, trouble.code) == expected
     assert trouble.pid == 7
+
+
+def test_an_exit_on_another_node_is_named() -> None:
+    trouble = Trouble.of_node(RankExit(1, 1, 7, -9, True))
+    assert (trouble.stage, trouble.cause, trouble.code, trouble.pid) == (
+        1,
+        "oom_killer",
+        "SIGKILL",
+        7,
+    )
+    assert trouble.reason.startswith("stage 1 rank 1 was killed by SIGKILL")
 
 
 def test_the_oom_killer_is_named_in_the_log() -> None:

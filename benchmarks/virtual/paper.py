@@ -264,13 +264,21 @@ def draw(rates: Mapping[str, Mapping[str, float]], path: Path) -> None:
 
 
 def hardware_of_setup(setup: Setup, folder: Path) -> tuple[Hardware, str]:
-    """The node, and the source of its figures: a profile in `folder`, or the GPU model."""
+    """The node, and the source of its figures: a profile in `folder`, or the GPU model.
+
+    Says on standard error if a profile is missing, because the figures are then others.
+    """
     gpu, shape = find_gpu(setup.gpu), read_shape(setup.model)
     kv_tokens = setup.kv_tokens or kv_capacity_tokens(gpu, shape, NUM_GPUS)
     if setup.measured is not None and (path := folder / setup.measured).is_file():
         profile, bandwidth = read_profile(path), gpu.bytes_per_s
         source = f"profile {setup.measured}"
     else:
+        if setup.measured is not None:
+            name = setup.name
+            print(
+                f"{name}: our GPU model, for there is no {folder / setup.measured}", file=sys.stderr
+            )
         profile, bandwidth = profile_of(gpu, shape), gpu.bytes_per_s * KV_READ_EFFICIENCY
         source = "analytic GPU model"
     hardware = Hardware(

@@ -32,7 +32,7 @@ from wire.messages import (
     StepDone,
     Submit,
 )
-from workers.slice_order import SliceOrder
+from workers.slice_order import PATIENCE, SliceOrder
 
 STOP_TOKEN = 1
 _OTHER_TOKEN = 0
@@ -146,9 +146,10 @@ class _Passing:
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """A stage chooses what it runs next, unless it is busy."""
+    """A stage chooses what it runs next, unless it is busy; `is_patient` before it has waited."""
 
     stage: int
+    is_patient: bool = True
 
 
 class _Simulation:
@@ -171,7 +172,9 @@ class _Simulation:
         self._free_at = [0.0] * len(node.costs)
         self._handed_at: dict[int, float] = {}  # when the first stage has a step's tokens
         self._remaining = [arrival.output_len for arrival in arrivals]
-        self._orders = [SliceOrder(node.num_slices) for _ in node.costs]
+        window = len(node.costs)
+        self._orders = [SliceOrder(node.num_slices, None if i else window) for i in range(window)]
+        self._patience_s = 0.0  # of the first stage
         self._passing: dict[tuple[int, int, int], _Passing] = {}  # stage, slice and step that wait
         self._events: list[tuple[float, int, Event | _Passing | _Choice]] = []
         self._num_events = 0
@@ -197,7 +200,7 @@ class _Simulation:
                 self._arrive_at_slice(event, at)
                 continue
             if isinstance(event, _Choice):
-                self._run_slice(event.stage, at)
+                self._run_slice(event, at)
                 continue
             now = at
             for message in self._scheduler.handle(event, now):
@@ -286,16 +289,23 @@ class _Simulation:
         # Not at once: another step may arrive at the same time.
         self._push(now, _Choice(stage))
 
-    def _run_slice(self, stage: int, now: float) -> None:
+    def _run_slice(self, choice: _Choice, now: float) -> None:
         """Run what the slice order chooses, and send it to the next virtual stage."""
+        stage, order = choice.stage, self._orders[choice.stage]
         if self._free_at[stage] > now:
             return
-        chosen = self._orders[stage].take()
+        if order.is_early and choice.is_patient:
+            at = self._free_at[stage] + self._patience_s
+            self._push(max(now, at), _Choice(stage, is_patient=False))
+            return
+        chosen = order.take()
         if chosen is None:
             return
         node, passing = self._node, self._passing.pop((stage, *chosen))
         seconds = self._models[stage].step_s(passing.size) / node.num_slices + node.overhead_s
         self._count(stage, passing.step, passing.size, now, seconds)
+        if stage == 0:
+            self._patience_s = PATIENCE * seconds
         arrives_at = now + seconds + node.hop_s
         if stage < len(node.costs) - 1:
             self._push(arrives_at, replace(passing, stage=stage + 1))

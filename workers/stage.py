@@ -122,7 +122,11 @@ class Stage:
         )
         self._interleaving: Interleaving | None = None
         if len(slices) > 1:
-            self._interleaving = Interleaving(self._transports, is_first=self._model.is_first)
+            self._interleaving = Interleaving(
+                self._transports,
+                config.pipeline.pipeline_parallel_size,
+                is_first=self._model.is_first,
+            )
         self._handover: TokenHandover | None = None
         if config.scheduler.async_scheduling:
             ahead = config.scheduler.td_pipe.prefill_ahead

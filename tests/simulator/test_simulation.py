@@ -119,7 +119,7 @@ def test_a_later_slice_of_an_older_step_goes_before_an_earlier_slice_of_a_newer_
     result = run(constant(1.5), arrivals=arrivals, num_slices=2, hop_s=0.0, **settings)
     assert [step for step, _, _, _ in spans(result)] == [0, 0, 1, 1, 2, 2]
     result = run(constant(1.5), arrivals=arrivals, num_slices=2, hop_s=0.5, **settings)
-    # Nothing waits for what has not arrived.
+    # Nothing waits for long for what has not arrived.
     assert [step for step, _, _, _ in spans(result)] == [0, 1, 0, 1, 2, 2]
 
 

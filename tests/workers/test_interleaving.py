@@ -3,10 +3,14 @@
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
+
+import pytest
 
 from tests.workers.world import Ground
 from wire.messages import Step
+from workers import interleaving as module
 from workers.comm.transport import Posted, Transport
 from workers.interleaving import Interleaving
 
@@ -44,7 +48,7 @@ def made(*has_link: bool) -> Iterator[tuple[Interleaving, list[FakeTransport]]]:
     """The interleaving of a stage with these slices; the first stage's first one has no link."""
     transports = [FakeTransport(links) for links in has_link]
     given = [cast(Transport, transport) for transport in transports]
-    with closing(Interleaving(given, is_first=not has_link[0])) as interleaving:
+    with closing(Interleaving(given, 2, is_first=not has_link[0])) as interleaving:
         yield interleaving, transports
 
 
@@ -81,3 +85,26 @@ def test_a_later_slice_of_an_older_step_goes_first_once_it_has_arrived() -> None
         second.arrive(3)
         assert [taken(interleaving), taken(interleaving)] == [(2, 1), (3, 1)]
         assert len(interleaving) == 0
+
+
+def test_a_step_too_many_waits_a_little_for_one_that_comes_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    with made(False, True) as (interleaving, (_, second)):
+        for step_id in (1, 2, 3, 4):
+            interleaving.expect(make_step(step_id, 3))
+        for step_id in (1, 2):
+            assert taken(interleaving) == (step_id, 0)
+            now += 1.0
+        assert taken(interleaving) is None  # there are two stages
+        second.arrive(1)
+        assert taken(interleaving) == (1, 1)
+        now += 1.0
+        # One of the two has left the first stage for good.
+        assert taken(interleaving) == (3, 0)
+        now += 1.0
+        assert taken(interleaving) is None
+        now += 0.101
+        assert taken(interleaving) == (4, 0)

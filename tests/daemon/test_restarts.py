@@ -92,7 +92,7 @@ def test_the_exit_of_torchrun_is_recorded_for_the_engine_and_no_other(
         family.look()
     found = ExitFile(tmp_path).first_of([], since=0.0)
     assert found is not None
-    assert (found.name, found.pid) == (TORCHRUN, started["workers"][0].pid)
+    assert (found.stage, found.pid) == (TORCHRUN, started["workers"][0].pid)
     assert (found.status, found.is_oom) == (-signal.SIGKILL, False)
 
 

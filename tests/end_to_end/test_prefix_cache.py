@@ -94,6 +94,10 @@ def test_conversations_are_the_same_with_and_without_it(
         daemon.wait_for(lambda: daemon.metric("tdpipe_pipeline_restarts_total") == 1)
         assert daemon.metric("tdpipe_prefix_cache_hits_total") > 0
         daemon.wait_for(lambda: daemon.metric("tdpipe_kv_blocks_used") == 0)
+        for _ in range(4):  # on a busy machine, too few may have been open at one time
+            if not num_blocks or daemon.metric("tdpipe_preemptions_total"):
+                break
+            assert answers_of(converse_all(daemon)) == answers_of(without)
         assert (daemon.metric("tdpipe_preemptions_total") > 0) == bool(num_blocks)
     if not num_blocks:  # the system prompt, and later the turns before
         assert all(cached >= 64 for turns in once for _, cached in turns[1:])

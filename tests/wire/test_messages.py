@@ -19,6 +19,7 @@ from wire.messages import (
     Hello,
     Logprobs,
     Message,
+    RankExit,
     RopeRule,
     SamplerSetup,
     Sampling,
@@ -81,6 +82,7 @@ for part in (SamplerSetup, ScoredRow):
     FIELDS[tuple[part, ...]] = st.lists(values(part), max_size=2).map(tuple)  # type: ignore[valid-type]
 FIELDS[StageCosts] = values(StageCosts)
 FIELDS[RopeRule | None] = st.none() | values(RopeRule)
+FIELDS[RankExit | None] = st.none() | values(RankExit)
 histograms = values(HistogramFigures)
 FIELDS[dict[str, HistogramFigures]] = st.dictionaries(st.text(max_size=5), histograms, max_size=2)
 phases = st.sampled_from(get_args(messages.Phase))

@@ -150,8 +150,8 @@ def examined(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The families that are examined, without examining them."""
     found: list[str] = []
 
-    def count(_: Any, config: PretrainedConfig) -> Structure:
-        found.append(config.model_type)
+    def count(_: Any, config: PretrainedConfig, *, is_divided: bool) -> Structure:
+        found.append(config.model_type + " divided" * is_divided)
         return Structure(after=("model.norm",))
 
     monkeypatch.setattr(admission, "examine", count)
@@ -166,6 +166,9 @@ def test_a_proof_is_kept_for_the_same_config_and_versions(
     first = admit(config, data_dir)
     assert admit(config, data_dir) == first
     assert examined == ["llama"]
+    assert admit(config, data_dir, 2) == admit(config, data_dir, 4) == first
+    assert examined == ["llama", "llama divided"]  # a plan is proven once, with two ranks
+    examined.pop()
     settings = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": 1e-3}))
     admit(config, data_dir)

@@ -61,7 +61,7 @@ def delay(hosts: Hosts, milliseconds: float) -> None:
     ("setting", "words"),
     [
         (["--block-size", "32"], "block_size"),
-        (["--dtype", "float32"], "dtype"),
+        pytest.param(["--dtype", "float32"], "dtype", marks=pytest.mark.long),
     ],
 )
 def test_a_node_with_another_setting_ends_and_is_named_on_both(

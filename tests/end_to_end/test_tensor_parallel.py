@@ -104,6 +104,7 @@ def test_requests_survive_the_loss_of_one_rank(
     assert not last.is_running() or last.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.long
 def test_requests_survive_the_loss_of_the_engine(daemon: Daemon, undisturbed: list[str]) -> None:
     stages = daemon.descendants()["stage"]
     assert ask(daemon, daemon.descendants()["engine"][0].kill) == undisturbed

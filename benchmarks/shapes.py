@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"error: {shape}: {error}\n{log_of(folder)}", file=sys.stderr)
                 return 1
             rates[shape].append(report["summary"]["output_tokens_per_s"])
-    print(describe_machine())
+    machine = describe_machine()
+    print(f"{machine['cpu']}, {machine['num_cores']} cores")
     print("\n| stages | ranks of a stage | threads of a rank | output tokens/s |")
     print("|--:|--:|--:|--:|")
     for (num_stages, num_ranks, num_threads), found in rates.items():

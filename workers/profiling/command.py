@@ -54,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
         config = loader.load(rest)
         if config.pipeline.virtual_pipeline_size > 1:
             raise ValueError("whole stages are measured: virtual_pipeline_size must be 1")
+        if config.pipeline.tensor_parallel_size > 1:
+            raise ValueError("stages of one process are measured: tensor_parallel_size must be 1")
         logs.set_up("profile", config.logs)
         _check_out(options)
         config = resolve(config, threading.Event())

@@ -20,6 +20,7 @@ COPY demo demo
 COPY doctor doctor
 COPY engine engine
 COPY predictor predictor
+COPY router router
 COPY server server
 COPY simulator simulator
 COPY wire wire

@@ -157,6 +157,19 @@ class SchedulerConfig(Part, title="Scheduler"):
     max_prefill_wait: float = Field(
         0.5, ge=0, description="maximum wait of online requests for the end of a decode phase"
     )
+    ttft_slo: float | None = Field(
+        None,
+        gt=0,
+        description="target: seconds to the first token of an online request. With both targets "
+        "set, prefills wait or hurry as the targets allow, and the daemon can be an instance of "
+        "`tdpipe route` [no target]",
+    )
+    tpot_slo: float | None = Field(
+        None,
+        gt=0,
+        description="target: seconds per output token after the first, as the mean of an online "
+        "request [no target]",
+    )
     async_scheduling: bool = Field(
         False,
         description="plan the next decode step of a micro-batch before its tokens have arrived: "

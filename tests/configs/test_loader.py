@@ -50,6 +50,8 @@ SAMPLES = {
     "policy": "hybrid",
     "max_num_seqs": "4",
     "max_num_batched_tokens": "512",
+    "ttft_slo": "5",
+    "tpot_slo": "0.1",
     "async_scheduling": "true",
     "predicted_output_len": "64",
     "max_prefill_wait": "0",

@@ -1,0 +1,138 @@
+"""Promises: what a router must know of the scheduler to send it requests (EcoServe's checks).
+
+See `wire.instance_status` for the figures, and docs/papers.md, section 3.
+"""
+
+from engine.costs.cost_model import CostModel, StepSize
+from engine.scheduler import Pipeline, Scheduler
+from engine.state.sequence import Sequence
+from wire.instance_status import SLACK_QUANTILES, PrefillCosts, Promises
+
+# Prompt lengths for which a status has the seconds, in tokens.
+_LENGTHS = (1, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+
+
+def prefill_s(cost: CostModel, num_tokens: int, limit: int) -> float:
+    """Seconds of the slowest stage for a prompt that is fed alone, `limit` tokens per step."""
+    full, rest = divmod(num_tokens, limit)
+    seconds = full * cost.linear_s(limit) + (cost.linear_s(rest) if rest else 0.0)
+    return seconds + cost.pair_s * num_tokens * (num_tokens + 1) / 2
+
+
+class PrefillSlot:
+    """The seconds of the prompts that have arrived since the last prefill slot ended."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._phase = ""
+
+    def follow(self, phase: str) -> None:
+        """Take the phase after an event; a prefill slot ends when the phase is decode again."""
+        if phase != self._phase:
+            if phase == "decode":
+                self.seconds = 0.0
+            self._phase = phase
+
+
+class Promiser:
+    """Follows a scheduler, and says what it has promised."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._slot = PrefillSlot()
+        self._tpot_slo = scheduler.config.scheduler.tpot_slo or 0.0
+        self._limit = scheduler.config.scheduler.max_num_batched_tokens
+        self._costs = PrefillCosts()
+        self._costs_of: CostModel | None = None
+        self._costs_seconds = 0.0
+
+    def arrive(self, num_prompt_tokens: int) -> None:
+        """An online request has been submitted."""
+        pipeline = self._scheduler.pipeline
+        if pipeline is not None:
+            cost = pipeline.correction.cost
+            self._slot.seconds += prefill_s(cost, num_prompt_tokens, self._limit)
+
+    def follow(self) -> bool:
+        """Look at the phase after an event; returns whether it has changed."""
+        pipeline, before = self._scheduler.pipeline, self._slot._phase
+        self._slot.follow(pipeline.policy.phase if pipeline else "")
+        return self._slot._phase != before
+
+    def promises(self, now: float) -> Promises:
+        """The figures at `now` (seconds); empty while the stages are not ready."""
+        scheduler = self._scheduler
+        pipeline, pool = scheduler.pipeline, scheduler.pool
+        if pipeline is None:
+            return Promises()
+        cost, ledger = pipeline.correction.cost, pool.ledger
+        online = [s for s in pool.live.values() if not s.submit.offline]
+        slack = sorted(self._slack_s(s, now) for s in online if s.first_token_at is not None)
+        offline_blocks = sum(len(s.block_table) for s in pool.live.values() if s.submit.offline)
+        costs = self._prefill_costs(pipeline)
+        to_feed = [s for s in online if s.first_token_at is None]
+        to_feed += [s for s in pool.waiting if not s.submit.offline]
+        pending_s = sum(_pending_s(costs, s) for s in to_feed)
+        has_slots = pipeline.policy.phase != "mixed"
+        turn_s, row_s = self._turn_s(cost, len(pool.live), pool.live_tokens)
+        return Promises(
+            phase=pipeline.policy.phase,
+            slot_prefill_s=self._slot.seconds if has_slots else pending_s,
+            pending_prefill_s=pending_s,
+            num_waiting=len(to_feed),
+            num_decoding=len(slack),
+            num_offline=len(pool.live) + len(pool.waiting) - pool.num_online,
+            slack_s=quantiles(slack),
+            mean_slack_s=sum(slack) / len(slack) if slack else 0.0,
+            turn_s=turn_s,
+            turn_s_per_row=row_s,
+            free_kv_tokens=ledger.num_free * ledger.block_size,
+            kv_tokens=ledger.num_blocks * ledger.block_size,
+            offline_kv_tokens=offline_blocks * ledger.block_size,
+            costs=costs,
+        )
+
+    def _slack_s(self, sequence: Sequence, now: float) -> float:
+        assert sequence.first_token_at is not None
+        return sequence.num_generated * self._tpot_slo - (now - sequence.first_token_at)
+
+    def _turn_s(self, cost: CostModel, num_live: int, kv_tokens: int) -> tuple[float, float]:
+        """Seconds of a turn of all micro-batches, and how many more another sequence adds."""
+        num_stages = self._scheduler.config.pipeline.pipeline_parallel_size
+        if not num_live:
+            return num_stages * cost.decode_s(1), 0.0
+        rows, mean = -(-num_live // num_stages), kv_tokens // num_live
+        size = StepSize(rows, rows, rows * mean)
+        more = StepSize(2 * rows, 2 * rows, 2 * rows * mean)
+        turn_s = num_stages * cost.step_s(size)
+        return turn_s, max(0.0, num_stages * cost.step_s(more) - turn_s) / (rows * num_stages)
+
+    def _prefill_costs(self, pipeline: Pipeline) -> PrefillCosts:
+        """The costs, made again only when the cost model has been corrected."""
+        cost, limit = pipeline.correction.cost, self._limit
+        if cost is not self._costs_of or cost.linear_s(limit) != self._costs_seconds:
+            self._costs_of, self._costs_seconds = cost, cost.linear_s(limit)
+            self._costs = PrefillCosts(
+                _LENGTHS,
+                tuple(prefill_s(cost, length, limit) for length in _LENGTHS),
+                min(cost.linear_s(n) / n for n in (*_LENGTHS, limit) if n <= limit),
+                cost.pair_s,
+                self._scheduler.config.pipeline.pipeline_parallel_size,
+            )
+        return self._costs
+
+
+def _pending_s(costs: PrefillCosts, sequence: Sequence) -> float:
+    """Seconds to feed the rest of a prompt among others."""
+    num_left = max(0, sequence.num_unplanned)
+    first = sequence.num_prompt_tokens - num_left
+    pairs = (num_left * (num_left + 1)) / 2 + num_left * first
+    return num_left * costs.token_s + pairs * costs.pair_s
+
+
+def quantiles(ascending: list[float]) -> tuple[float, ...]:
+    """The `SLACK_QUANTILES` of sorted values, the nearest below; empty if there are none."""
+    if not ascending:
+        return ()
+    last = len(ascending) - 1
+    return tuple(ascending[int(share * last)] for share in SLACK_QUANTILES)

@@ -1,0 +1,1 @@
+"""The router: one OpenAI-compatible interface for many daemons, after EcoServe."""

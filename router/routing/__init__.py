@@ -1,0 +1,1 @@
+"""Routing rules: which instance gets a request, or whether it waits."""

@@ -1,0 +1,80 @@
+"""The status of an instance: what a router must know of a daemon to send it requests.
+
+A daemon sends it as JSON lines over `GET /instance/status`, when it has changed and at least four
+times a second. A macro instance of EcoServe (arXiv 2504.18154) consists of such daemons; its
+routing compares what an instance has promised already (seconds of prefill) with what its decoding
+requests can spare (slack).
+"""
+
+import msgspec
+
+from wire.messages import Phase
+
+SLACK_QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""The quantiles of the slack that a status has, ascending."""
+
+
+class PrefillCosts(msgspec.Struct, frozen=True):
+    """What prompts cost the slowest stage, in seconds.
+
+    A prompt of `num_tokens` tokens (ascending) takes `seconds`, if it is fed alone; they are
+    interpolated in between. Among others, it takes `token_s` for each token and `pair_s` for each
+    pair of a token with itself or an earlier one. The first token of the answer is there after
+    about `num_stages` times as many.
+    """
+
+    num_tokens: tuple[int, ...] = ()
+    seconds: tuple[float, ...] = ()
+    token_s: float = 0.0
+    pair_s: float = 0.0
+    num_stages: int = 1
+
+
+class Promises(msgspec.Struct, frozen=True):
+    """What the scheduler of an instance has promised, in seconds and KV tokens.
+
+    `slot_prefill_s` are the seconds to prefill all online requests that have arrived since the last
+    prefill slot ended, each alone, and `pending_prefill_s` those that are left, together. The slack
+    of a decoding request is `tokens so far x tpot_slo - seconds since its first token`: so long its
+    next token can be delayed without missing the target. `slack_s` has the quantiles
+    `SLACK_QUANTILES` of the slack of all decoding online requests, and is empty without any;
+    `mean_slack_s` is the mean. `turn_s` are the seconds between two tokens of a decoding request,
+    by the cost model, and `turn_s_per_row` the seconds that another decoding request adds. The
+    `num_offline` open offline requests hold `offline_kv_tokens`, and are preempted for online ones.
+    """
+
+    phase: Phase = "decode"
+    slot_prefill_s: float = 0.0
+    pending_prefill_s: float = 0.0
+    num_waiting: int = 0
+    num_decoding: int = 0
+    num_offline: int = 0
+    slack_s: tuple[float, ...] = ()
+    mean_slack_s: float = 0.0
+    turn_s: float = 0.0
+    turn_s_per_row: float = 0.0
+    free_kv_tokens: int = 0
+    kv_tokens: int = 0
+    offline_kv_tokens: int = 0
+    costs: PrefillCosts = PrefillCosts()
+
+
+class InstanceStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One status of an instance; the last one replaces all before it.
+
+    `instance` is new for each start of the daemon. An instance that is not `ready` or is `draining`
+    gets no new requests. `ttft_slo` and `tpot_slo` are its targets in seconds. The keys (see
+    `wire.prefix_keys`) of prompts in its prefix cache are `prefix_added` and `prefix_dropped` since
+    the previous status of the same stream; the first status of a stream has all of them.
+    """
+
+    instance: str
+    ready: bool
+    draining: bool = False
+    models: tuple[str, ...] = ()
+    max_model_len: int = 0
+    ttft_slo: float = 0.0
+    tpot_slo: float = 0.0
+    promises: Promises = Promises()
+    prefix_added: tuple[int, ...] = ()
+    prefix_dropped: tuple[int, ...] = ()

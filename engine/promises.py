@@ -67,7 +67,8 @@ class Promiser:
             return Promises()
         cost, ledger = pipeline.correction.cost, pool.ledger
         online = [s for s in pool.live.values() if not s.submit.offline]
-        slack = sorted(self._slack_s(s, now) for s in online if s.first_token_at is not None)
+        decoding = [s for s in online if s.first_token_at is not None]
+        slack = [self._slack_s(s, now) for s in decoding]
         offline_blocks = sum(len(s.block_table) for s in pool.live.values() if s.submit.offline)
         costs = self._prefill_costs(pipeline)
         to_feed = [s for s in online if s.first_token_at is None]
@@ -75,6 +76,11 @@ class Promiser:
         pending_s = sum(_pending_s(costs, s) for s in to_feed)
         has_slots = pipeline.policy.phase != "mixed"
         turn_s, row_s = self._turn_s(cost, len(pool.live), pool.live_tokens)
+        gain_s = self._tpot_slo - turn_s  # of each token that is still to come
+        projected = [
+            s + sequence.predicted_remaining * gain_s
+            for s, sequence in zip(slack, decoding, strict=True)
+        ]
         return Promises(
             phase=pipeline.policy.phase,
             slot_prefill_s=self._slot.seconds if has_slots else pending_s,
@@ -82,8 +88,9 @@ class Promiser:
             num_waiting=len(to_feed),
             num_decoding=len(slack),
             num_offline=len(pool.live) + len(pool.waiting) - pool.num_online,
-            slack_s=quantiles(slack),
+            slack_s=quantiles(sorted(slack)),
             mean_slack_s=sum(slack) / len(slack) if slack else 0.0,
+            projected_slack_s=quantiles(sorted(projected)),
             turn_s=turn_s,
             turn_s_per_row=row_s,
             free_kv_tokens=ledger.num_free * ledger.block_size,

@@ -38,9 +38,11 @@ class Promises(msgspec.Struct, frozen=True):
     of a decoding request is `tokens so far x tpot_slo - seconds since its first token`: so long its
     next token can be delayed without missing the target. `slack_s` has the quantiles
     `SLACK_QUANTILES` of the slack of all decoding online requests, and is empty without any;
-    `mean_slack_s` is the mean. `turn_s` are the seconds between two tokens of a decoding request,
-    by the cost model, and `turn_s_per_row` the seconds that another decoding request adds. The
-    `num_offline` open offline requests hold `offline_kv_tokens`, and are preempted for online ones.
+    `mean_slack_s` is the mean. `projected_slack_s` has the quantiles of the slack that they are
+    expected to have at their end, if nothing interrupts them. `turn_s` are the seconds between two
+    tokens of a decoding request, by the cost model, and `turn_s_per_row` the seconds that another
+    decoding request adds. The `num_offline` open offline requests hold `offline_kv_tokens`, and are
+    preempted for online ones.
     """
 
     phase: Phase = "decode"
@@ -51,6 +53,7 @@ class Promises(msgspec.Struct, frozen=True):
     num_offline: int = 0
     slack_s: tuple[float, ...] = ()
     mean_slack_s: float = 0.0
+    projected_slack_s: tuple[float, ...] = ()
     turn_s: float = 0.0
     turn_s_per_row: float = 0.0
     free_kv_tokens: int = 0

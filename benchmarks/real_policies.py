@@ -24,7 +24,8 @@ from configs.config import EngineConfig
 from configs.model import DEMO_MODEL
 from engine.trace.journal import entries
 from simulator.command import summarise
-from simulator.simulation import Arrival, Node, simulate
+from simulator.pipeline import Node
+from simulator.simulation import Arrival, simulate
 from simulator.workloads.make_workload import make_workload
 from wire.messages import StageCosts, StageReady
 

@@ -37,7 +37,8 @@ from simulator.argument_types import positive
 from simulator.bound import bound_of
 from simulator.command import make_arrivals
 from simulator.hardware.hardware import Hardware
-from simulator.simulation import Node, Run, SequenceTimes, simulate
+from simulator.pipeline import Node
+from simulator.simulation import Run, SequenceTimes, simulate
 from simulator.workloads.make_workload import make_workload, with_arrivals
 from simulator.workloads.request import Request
 

@@ -29,7 +29,8 @@ from simulator.hardware.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens,
 from simulator.hardware.gpus import find_gpu
 from simulator.hardware.hardware import Hardware
 from simulator.hardware.model_shape import read_shape
-from simulator.simulation import Arrival, Node, simulate
+from simulator.pipeline import Node
+from simulator.simulation import Arrival, simulate
 from simulator.workloads.make_workload import make_workload
 
 PROFILES = Path("../shared/profiles")

@@ -17,7 +17,7 @@ from simulator.argument_types import not_negative, positive, positive_int, withi
 from simulator.hardware.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
 from simulator.hardware.gpus import GpuError, find_gpu
 from simulator.hardware.model_shape import BYTES_PER_NUMBER, ModelShapeError, read_shape
-from simulator.simulation import Node
+from simulator.pipeline import Node
 from wire.messages import StageCosts
 from workers.profiling.cost_fit import fit
 

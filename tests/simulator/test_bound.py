@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from configs.config import EngineConfig
 from engine.policies.registry import POLICIES
 from simulator.bound import Bound, bound_of
-from simulator.simulation import Arrival, Node, simulate
+from simulator.pipeline import Node
+from simulator.simulation import Arrival, simulate
 from wire.messages import StageCosts
 
 BLOCK_SIZE = 4

@@ -8,14 +8,8 @@ import pytest
 
 from configs.config import EngineConfig
 from engine.policies.registry import POLICIES
-from simulator.simulation import (
-    Arrival,
-    Node,
-    Run,
-    SequenceTimes,
-    SimulationError,
-    simulate,
-)
+from simulator.pipeline import Node
+from simulator.simulation import Arrival, Run, SequenceTimes, SimulationError, simulate
 from wire.messages import StageCosts
 
 # Binary fractions, so that sums are exact.

@@ -111,8 +111,8 @@ class SimulatedPipeline:
     """A scheduler and its stages.
 
     `remaining` has the output tokens that each sequence still generates. Messages to the server are
-    passed to `on_message` with their time; `now` is the time of the last event that the scheduler
-    got.
+    passed to `on_message` with their time, and each event of the scheduler to `on_event` after it;
+    `now` is the time of the last of them.
     """
 
     def __init__(
@@ -128,8 +128,8 @@ class SimulatedPipeline:
         self.scheduler = Scheduler(config)
         self.now = 0.0
         num_stages = len(node.costs)
-        zeros = [[0.0] * num_stages for _ in range(3)]
-        self.figures = StageFigures(*zeros)
+        busy, drains, before = ([0.0] * num_stages for _ in range(3))
+        self.figures = StageFigures(busy, drains, before)
         self._node, self._queue, self._remaining = node, queue, remaining
         self._on_message, self._record = on_message, record
         self._models = [CostModel.of(costs) for costs in node.costs]
@@ -141,6 +141,7 @@ class SimulatedPipeline:
         self._patience_s = 0.0  # of the first stage
         self._passing: dict[tuple[int, int, int], _Passing] = {}  # stage, slice and step that wait
         self._free_prefills: dict[int, int] = {}
+        self.on_event: Callable[[Event, float], None] | None = None
 
     def start(self, now: float = 0.0) -> None:
         """Let all stages be ready at `now`."""
@@ -169,6 +170,8 @@ class SimulatedPipeline:
                 self._run_step(message, now)
             else:
                 self._on_message(message, now)
+        if self.on_event is not None:
+            self.on_event(event, now)
         if self._record and isinstance(event, StepDone):
             self._record_gauges(now)
 

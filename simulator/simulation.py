@@ -4,7 +4,6 @@ The scheduler has the same class as in production and gets the same events; its 
 `simulator.pipeline`. There are no random numbers, so the same arrivals give the same run.
 """
 
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,41 +12,10 @@ from configs.config import EngineConfig
 from engine.scheduler import Outgoing
 from engine.state.counters import Counters
 from engine.trace.trace_file import Gauges, Span
-from simulator.pipeline import OTHER_TOKEN, STOP_TOKEN, EventQueue, Node, SimulatedPipeline
+from simulator.arrival import Arrival, SequenceTimes
+from simulator.pipeline import STOP_TOKEN, EventQueue, Node, SimulatedPipeline
+from simulator.prompts import Prompts
 from wire.messages import Finished, Generated, Submit
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A request and the real length of its output, which the scheduler does not know.
-
-    The tokens of its prompt are those of nobody else, unless `prompt` is given. With `after`, it is
-    the next turn of a conversation: it arrives `at_s` seconds after the end of the arrival with
-    that index, and its prompt begins with that one's prompt and output; `prompt` has the others.
-    """
-
-    at_s: float
-    num_prompt_tokens: int
-    output_len: int
-    predicted_len: int = 0
-    offline: bool = True
-    spread: float = 0.0
-    prompt: tuple[int, ...] | None = None
-    after: int | None = None
-
-
-@dataclass(slots=True)
-class SequenceTimes:
-    """The times of a request, in seconds since the start of the run; -1 until they are known.
-
-    Lengths are in tokens.
-    """
-
-    arrived_at: float
-    num_prompt_tokens: int
-    output_len: int
-    first_token_at: float = -1.0
-    ended_at: float = -1.0
 
 
 @dataclass(slots=True)
@@ -98,8 +66,7 @@ class _Simulation:
         self, config: EngineConfig, node: Node, arrivals: Sequence[Arrival], *, record: bool
     ) -> None:
         self._longest = min(node.max_model_len, node.num_blocks * config.cache.block_size)
-        self._first_own_token = 1 + max((max(a.prompt or (1,)) for a in arrivals), default=1)
-        self._conversations: dict[int, array[int]] = {}  # prompts and outputs that others continue
+        self._prompts = Prompts(arrivals)
         first = ((i, a) for i, a in enumerate(arrivals) if a.after is None)
         self._arrivals: Iterator[tuple[int, Arrival]] = first
         self._followers: dict[int, list[tuple[int, Arrival]]] = {}
@@ -137,7 +104,7 @@ class _Simulation:
     def _submit(self, at: float, sequence_id: int, arrival: Arrival) -> None:
         submit = Submit(
             sequence_id,
-            self._prompt(sequence_id, arrival),
+            self._prompts.make(sequence_id, arrival).tobytes(),
             max(arrival.output_len, self._longest - arrival.num_prompt_tokens),
             stop_token_ids=(STOP_TOKEN,),
             predicted_len=arrival.predicted_len,
@@ -145,20 +112,6 @@ class _Simulation:
             spread=arrival.spread,
         )
         self._queue.push(at, self._pipeline, submit)
-
-    def _prompt(self, sequence_id: int, arrival: Arrival) -> bytes:
-        """The packed tokens of the prompt."""
-        tokens = array("i")
-        if arrival.after is not None:
-            tokens += self._conversations[arrival.after]
-        if arrival.prompt is not None:
-            tokens += array("i", arrival.prompt)
-        own = arrival.num_prompt_tokens - len(tokens)
-        tokens += array("i", [self._first_own_token + sequence_id]) * own
-        if sequence_id in self._followers:
-            output = array("i", [OTHER_TOKEN]) * (arrival.output_len - 1)
-            self._conversations[sequence_id] = tokens + output + array("i", [STOP_TOKEN])
-        return tokens.tobytes()
 
     def _take_message(self, message: Outgoing, now: float) -> None:
         match message:

@@ -34,11 +34,12 @@ from benchmarks.virtual.paper import (
 from configs.config import EngineConfig
 from engine.costs.cost_model import CostModel, StepSize
 from simulator.argument_types import positive
+from simulator.arrival import SequenceTimes
 from simulator.bound import bound_of
 from simulator.command import make_arrivals
 from simulator.hardware.hardware import Hardware
 from simulator.pipeline import Node
-from simulator.simulation import Run, SequenceTimes, simulate
+from simulator.simulation import Run, simulate
 from simulator.workloads.make_workload import make_workload, with_arrivals
 from simulator.workloads.request import Request
 

@@ -8,8 +8,8 @@ from benchmarks.virtual import online_sweep
 from benchmarks.virtual.online_sweep import Outcome, Targets, World, reachable, tpot_s
 from benchmarks.virtual.paper import SETUPS, hardware_of_setup
 from configs.profiles import Profile, write_profile
+from simulator.arrival import SequenceTimes
 from simulator.pipeline import Node
-from simulator.simulation import SequenceTimes
 from wire.messages import StageCosts
 
 TARGETS = Targets(ttft_s=5.0, tpot_s=0.1)

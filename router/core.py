@@ -32,6 +32,7 @@ from router.messages import (
     Ticked,
 )
 from router.pending import PendingQueue
+from router.routing.adaptive import IN_TIME
 from router.routing.registry import make_rule
 from router.routing.simple import load
 from router.scaling import ScalingSignals
@@ -164,7 +165,7 @@ class RouterCore:
         serving = self.serving(now) if len(self.pending) else []
         target_s = max((i.status.ttft_slo for i in serving if i.status), default=0.0)
         if target_s and routing.routing == "adaptive" and routing.hopeless_last:
-            self.pending.give_up_hope(now - target_s)
+            self.pending.give_up_hope(now - IN_TIME * target_s)
         num_failed, routed, refused = 0, [], []
         for request in self.pending:
             is_overdue = now - request.arrived_at > routing.max_pending_time

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from configs.router import RoutingConfig
 from router.instance import Instance, Request, among_others_s
 
+IN_TIME = 0.8
+"""Share of the TTFT target that waiting and prefill may take, by estimate."""
 OFFLINE_SLACK = 0.5
 """Offline requests are sent while the slack exceeds this share of the TTFT target."""
 
@@ -45,8 +47,10 @@ class Adaptive:
             return self._has_room_for_offline(instance, request, now)
         prefill_s = instance.pending_s(now) + self._own_s(instance, request)
         waited_s = now - request.arrived_at
-        is_hopeless = waited_s >= status.ttft_slo or request.num_done > 0
-        if status.ttft_slo and not is_hopeless and waited_s + prefill_s > status.ttft_slo:
+        in_time_s = IN_TIME * status.ttft_slo
+        is_hopeless = waited_s >= in_time_s or request.num_done > 0
+        first_token_s = prefill_s * status.promises.prefill_stretch
+        if status.ttft_slo and not is_hopeless and waited_s + first_token_s > in_time_s:
             return not instance.open
         if status.tpot_slo:
             if self._slack_s(instance, now) < prefill_s:

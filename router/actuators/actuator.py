@@ -6,8 +6,8 @@ where the instances run. An instance's name is its URL.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 Report = Callable[[str], None]
 """Takes the name of an instance that has joined or is gone; it must not wait."""
@@ -84,3 +84,16 @@ async def happens(event: asyncio.Event, timeout_s: float) -> bool:
     except TimeoutError:
         return event.is_set()
     return True
+
+
+async def unless(closed: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Await the work, but cancel it as soon as the event happens."""
+    working, closing = asyncio.create_task(work), asyncio.create_task(closed.wait())
+    try:
+        await asyncio.wait((working, closing), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        working.cancel()
+        closing.cancel()
+        await asyncio.wait((working, closing))

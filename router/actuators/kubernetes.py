@@ -17,7 +17,7 @@ from contextlib import aclosing
 from typing import NamedTuple
 
 from configs.scaling import ScalingConfig
-from router.actuators.actuator import ActuatorError, GrowthLimit, Report, happens
+from router.actuators.actuator import ActuatorError, GrowthLimit, Report, unless
 from router.actuators.kube_api import CONFLICT, GONE, KubeApi, KubeError, Pod, Scale
 from router.actuators.membership import Membership
 
@@ -67,24 +67,7 @@ class KubernetesActuator:
     async def run(self, on_joined: Report, on_gone: Report) -> None:
         """See `Actuator`; replicas below `min_instances` are added."""
         self._members.begin(on_joined, on_gone)
-        pause_s, problem = self._pause_s, ""
-        while not self._closed.is_set():
-            started = time.monotonic()
-            try:
-                await self._follow()
-            except KubeError as error:
-                if self._closed.is_set():
-                    return
-                if error.status != GONE:
-                    if str(error) != problem:
-                        log.warning("%s; the instances last seen are kept", error)
-                    problem = str(error)
-                    pause_s = min(2 * pause_s, MAX_PAUSE_S)
-                    await happens(self._closed, pause_s)
-                    continue
-            pause_s, problem = self._pause_s, ""
-            # A server that ends watches at once must not be asked all the time.
-            await happens(self._closed, self._pause_s - (time.monotonic() - started))
+        await unless(self._closed, self._discover())
 
     async def grow(self) -> None:
         """See `Actuator`; a replica that is not ready counts as being started."""
@@ -133,6 +116,24 @@ class KubernetesActuator:
         """End `run`, and close the connections. The workload keeps its replicas."""
         self._closed.set()
         await self._api.close()
+
+    async def _discover(self) -> None:
+        pause_s, problem = self._pause_s, ""
+        while True:
+            started = time.monotonic()
+            try:
+                await self._follow()
+            except KubeError as error:
+                if error.status != GONE:
+                    if str(error) != problem:
+                        log.warning("%s; the instances last seen are kept", error)
+                    problem = str(error)
+                    pause_s = min(2 * pause_s, MAX_PAUSE_S)
+                    await asyncio.sleep(pause_s)
+                    continue
+            pause_s, problem = self._pause_s, ""
+            # A server that ends watches at once must not be asked all the time.
+            await asyncio.sleep(self._pause_s - (time.monotonic() - started))
 
     async def _follow(self) -> None:
         """List the pods, then watch them for `WATCH_S`. Raises `KubeError`."""

@@ -17,7 +17,7 @@ import httpx
 import msgspec
 
 from configs.scaling import ScalingConfig
-from router.actuators.actuator import ActuatorError, GrowthLimit, Report, happens
+from router.actuators.actuator import ActuatorError, GrowthLimit, Report, happens, unless
 from router.actuators.membership import Membership
 
 NUM_TRIES = 5
@@ -49,21 +49,7 @@ class WebhookActuator:
     async def run(self, on_joined: Report, on_gone: Report) -> None:
         """See `Actuator`."""
         self._members.begin(on_joined, on_gone)
-        problem = ""
-        while not self._closed.is_set():
-            try:
-                self._members.update(await self._list())
-            except ActuatorError as error:
-                if str(error) != problem and not self._closed.is_set():
-                    log.warning("%s; the instances last listed are kept", error)
-                problem = str(error)
-            else:
-                if problem:
-                    log.info("the webhook lists instances again: %d", len(self._members))
-                problem = ""
-            if self._members.names - self._known_at_start:
-                self._starting_until = float("-inf")
-            await happens(self._closed, self._config.webhook_interval)
+        await unless(self._closed, self._discover())
 
     async def grow(self) -> None:
         """See `Actuator`; one is being started until a new one is listed, or does not come."""
@@ -99,6 +85,23 @@ class WebhookActuator:
         """End `run`, and close the connections."""
         self._closed.set()
         await self._http.aclose()
+
+    async def _discover(self) -> None:
+        problem = ""
+        while True:
+            try:
+                self._members.update(await self._list())
+            except ActuatorError as error:
+                if str(error) != problem:
+                    log.warning("%s; the instances last listed are kept", error)
+                problem = str(error)
+            else:
+                if problem:
+                    log.info("the webhook lists instances again: %d", len(self._members))
+                problem = ""
+            if self._members.names - self._known_at_start:
+                self._starting_until = float("-inf")
+            await asyncio.sleep(self._config.webhook_interval)
 
     async def _post(self, action: dict[str, str]) -> None:
         """Post until the service accepts. Raises `ActuatorError`."""

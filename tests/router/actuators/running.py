@@ -50,6 +50,7 @@ async def running(actuator: Actuator) -> AsyncIterator[Reports]:
     reports = Reports()
     task = asyncio.create_task(actuator.run(reports.joined, reports.gone))
     try:
+        await asyncio.sleep(0)  # it has begun
         yield reports
         if task.done():
             await task

@@ -86,14 +86,29 @@ async def happens(event: asyncio.Event, timeout_s: float) -> bool:
     return True
 
 
-async def unless(closed: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Await the work, but cancel it as soon as the event happens."""
-    working, closing = asyncio.create_task(work), asyncio.create_task(closed.wait())
-    try:
-        await asyncio.wait((working, closing), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
-    finally:
-        working.cancel()
-        closing.cancel()
-        await asyncio.wait((working, closing))
+class Lifetime:
+    """The work of an actuator's `run`, which ends when the actuator is closed."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Await the work, but cancel it as soon as the actuator is closed."""
+        self._idle.clear()
+        working, closing = asyncio.create_task(work), asyncio.create_task(self.closed.wait())
+        try:
+            await asyncio.wait((working, closing), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+        finally:
+            working.cancel()
+            closing.cancel()
+            await asyncio.wait((working, closing))
+            self._idle.set()
+
+    async def close(self) -> None:
+        """End the work and wait until it has ended; it can be called before `run` too."""
+        self.closed.set()
+        await self._idle.wait()

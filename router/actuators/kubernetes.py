@@ -17,7 +17,7 @@ from contextlib import aclosing
 from typing import NamedTuple
 
 from configs.scaling import ScalingConfig
-from router.actuators.actuator import ActuatorError, GrowthLimit, Report, unless
+from router.actuators.actuator import ActuatorError, GrowthLimit, Lifetime, Report
 from router.actuators.kube_api import CONFLICT, GONE, KubeApi, KubeError, Pod, Scale
 from router.actuators.membership import Membership
 
@@ -62,12 +62,12 @@ class KubernetesActuator:
         self._growth = GrowthLimit(config.max_instances, config.scale_cooldown)
         self._pods: dict[str, Pod] = {}  # by name, those that are to stay
         self._scaling = asyncio.Lock()
-        self._closed = asyncio.Event()
+        self._lifetime = Lifetime()
 
     async def run(self, on_joined: Report, on_gone: Report) -> None:
         """See `Actuator`; replicas below `min_instances` are added."""
         self._members.begin(on_joined, on_gone)
-        await unless(self._closed, self._discover())
+        await self._lifetime.run(self._discover())
 
     async def grow(self) -> None:
         """See `Actuator`; a replica that is not ready counts as being started."""
@@ -114,7 +114,7 @@ class KubernetesActuator:
 
     async def close(self) -> None:
         """End `run`, and close the connections. The workload keeps its replicas."""
-        self._closed.set()
+        await self._lifetime.close()
         await self._api.close()
 
     async def _discover(self) -> None:

@@ -17,7 +17,7 @@ import httpx
 import msgspec
 
 from configs.scaling import ScalingConfig
-from router.actuators.actuator import ActuatorError, GrowthLimit, Report, happens, unless
+from router.actuators.actuator import ActuatorError, GrowthLimit, Lifetime, Report, happens
 from router.actuators.membership import Membership
 
 NUM_TRIES = 5
@@ -41,7 +41,7 @@ class WebhookActuator:
         self._growth = GrowthLimit(config.max_instances, config.scale_cooldown)
         self._known_at_start: frozenset[str] = frozenset()
         self._starting_until = float("-inf")
-        self._closed = asyncio.Event()
+        self._lifetime = Lifetime()
         token = config.webhook_token
         headers = {"authorization": f"Bearer {token.get_secret_value()}"} if token else {}
         self._http = httpx.AsyncClient(headers=headers, timeout=TIMEOUT)
@@ -49,7 +49,7 @@ class WebhookActuator:
     async def run(self, on_joined: Report, on_gone: Report) -> None:
         """See `Actuator`."""
         self._members.begin(on_joined, on_gone)
-        await unless(self._closed, self._discover())
+        await self._lifetime.run(self._discover())
 
     async def grow(self) -> None:
         """See `Actuator`; one is being started until a new one is listed, or does not come."""
@@ -83,7 +83,7 @@ class WebhookActuator:
 
     async def close(self) -> None:
         """End `run`, and close the connections."""
-        self._closed.set()
+        await self._lifetime.close()
         await self._http.aclose()
 
     async def _discover(self) -> None:
@@ -108,8 +108,8 @@ class WebhookActuator:
         headers = {"idempotency-key": uuid.uuid4().hex}
         for attempt in range(NUM_TRIES):
             if attempt:
-                await happens(self._closed, self._back_off_s * 2 ** (attempt - 1))
-            if self._closed.is_set():
+                await happens(self._lifetime.closed, self._back_off_s * 2 ** (attempt - 1))
+            if self._lifetime.closed.is_set():
                 raise ActuatorError("the actuator is closed")
             try:
                 answer = await self._http.post(self._url, json=action, headers=headers)

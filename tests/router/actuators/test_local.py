@@ -306,7 +306,7 @@ def test_real_daemons_are_started_and_stopped(tmp_path: Path) -> None:
                 while len(reports.present) < 2:
                     await asyncio.sleep(0.1)
             processes.extend(psutil.Process().children(recursive=True))
-            assert models(reports.present[0]) == models(reports.present[1]) == [DEMO_MODEL.name]
+            assert models(reports.present[0]) == models(reports.present[1]) == ["tdpipe-demo"]
             name = acts.pick(reports.present)
             assert name is not None
             await acts.remove(name)

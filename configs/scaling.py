@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
@@ -98,8 +99,13 @@ class ScalingConfig(Part, title="Scaling"):
     @field_validator("kube_api", "webhook_url")
     @classmethod
     def _is_a_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://")):
+        if value is None:
+            return None
+        if not value.startswith(("http://", "https://")):
             raise ValueError("must begin with http:// or https://")
+        url = urlsplit(value)  # raises ValueError for wrong brackets, and its port for a wrong one
+        if not url.hostname or url.port == 0:
+            raise ValueError("must name a host, and a port from 1 to 65535 if it has one")
         return value
 
     @field_validator("kube_workload")

@@ -242,14 +242,14 @@ async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
 def _decode(body: bytes | msgspec.Raw, kind: type[Decoded]) -> Decoded:
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise KubeError(f"the API server's answer is no {kind.__name__}: {error}") from error
 
 
 def _refusal(status: int, body: bytes) -> KubeError:
     try:
         message = msgspec.json.decode(body, type=Failure).message
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         message = ""
     return KubeError(f"the API server answered {status}: {message or 'no reason'}", status)
 

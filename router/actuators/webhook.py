@@ -142,7 +142,7 @@ class WebhookActuator:
 def _parse(body: bytes) -> list[str]:
     try:
         urls = msgspec.json.decode(body, type=list[str])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ActuatorError(f"the webhook's answer is no JSON list of URLs: {error}") from error
     wrong = [url for url in urls if not url.startswith(("http://", "https://"))]
     if wrong:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from configs.scaling import ScalingConfig
 from router.actuators import kubernetes
@@ -364,6 +366,46 @@ def test_an_unknown_instance_is_not_removed(config: Config) -> None:
         async with scaling(cluster, config) as (actuator, _):
             with pytest.raises(ActuatorError, match="it is no ready pod of /apis/apps/v1/"):
                 await actuator.remove("http://10.9.9.9:8000")
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (Response(b"<html>", 502), "the API server answered 502: no reason"),
+        (Response(b"\xff", 403), "the API server answered 403: no reason"),
+        (Response(b"<html>"), "the API server's answer is no Scale: JSON is malformed"),
+        (Response(b'{"metadata": {"name": "\xff"}}'), "the API server's answer is no Scale"),
+        (Response(b'{"spec": {"replicas": 1}}'), "the API server's answer is no Scale"),
+    ],
+)
+def test_answers_of_something_else_are_errors_of_one_line(
+    answer: Response, line: str, config: Config
+) -> None:
+    async def anything(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(scope, receive, send)
+
+    async def test() -> None:
+        async with serving(anything) as url:
+            chosen = config(url)
+            actuator = KubernetesActuator(chosen, KubeApi(chosen), pause_s=0.001)
+            with pytest.raises(ActuatorError) as refused:
+                await actuator.grow()
+            assert str(refused.value).startswith(line)
+            assert len(str(refused.value).splitlines()) == 1
+            await actuator.close()
+
+    run(test())
+
+
+def test_a_server_that_is_not_there_is_an_error_of_one_line(config: Config) -> None:
+    async def test() -> None:
+        chosen = config("http://127.0.0.1:1")
+        actuator = KubernetesActuator(chosen, KubeApi(chosen), pause_s=0.001)
+        with pytest.raises(ActuatorError, match=r"^the API server cannot be reached: "):
+            await actuator.grow()
+        await actuator.close()
 
     run(test())
 

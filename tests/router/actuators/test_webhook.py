@@ -215,6 +215,7 @@ def test_a_refusal_is_not_repeated_and_the_next_need_asks_again() -> None:
     ("answer", "line"),
     [
         (Response(status_code=500), "the webhook answered 500 to GET"),
+        (Response(b'["http://\xff"]'), "the webhook's answer is no JSON list of URLs"),
         (PlainTextResponse("none"), "the webhook's answer is no JSON list of URLs"),
         (JSONResponse({"instances": []}), "the webhook's answer is no JSON list of URLs"),
         (JSONResponse(["10.0.0.1"]), "the webhook lists '10.0.0.1', which is no URL"),

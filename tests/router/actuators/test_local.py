@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -278,9 +279,10 @@ def test_instances_demand_the_routers_key_and_inherit_no_settings(
     run(test())
 
 
-def test_a_killed_router_leaves_no_daemon() -> None:
+def test_a_killed_router_leaves_no_daemon(folders: Path) -> None:
+    variables = os.environ | {"TMPDIR": str(folders)}
     with subprocess.Popen(
-        [sys.executable, "-c", ROUTER], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", ROUTER], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=variables
     ) as router:
         assert router.stdout is not None
         daemon = psutil.Process(int(router.stdout.readline()))

@@ -1,10 +1,11 @@
-"""Settings of the router (`tdpipe route`): how it chooses instances, and how many it wants."""
+"""Settings of the decisions of the router (`tdpipe route`)."""
 
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from configs.part import Part
+from configs.scaling import ScalingConfig
 
 
 class RoutingConfig(Part, title="Routing"):
@@ -57,22 +58,8 @@ class RoutingConfig(Part, title="Routing"):
         return self
 
 
-class ScaleConfig(Part, title="Scaling"):
-    """How many instances the router wants."""
-
-    scaling: bool = Field(False, description="start and stop instances as the load changes")
-    min_instances: int = Field(1, ge=1, description="minimum number of instances")
-    max_instances: int = Field(16, ge=1, description="maximum number of instances")
-    scale_window: float = Field(
-        10.0, gt=0, description="time over which the time to the first token is averaged"
-    )
-    scale_cooldown: float = Field(
-        30.0, gt=0, description="minimum time between two changes of the number of instances"
-    )
-
-
 class RouterCoreConfig(Part):
     """What the decisions of the router depend on; its journal begins with these."""
 
     routing: RoutingConfig = Field(default_factory=RoutingConfig)
-    scale: ScaleConfig = Field(default_factory=ScaleConfig)
+    scaling: ScalingConfig = Field(default_factory=ScalingConfig)

@@ -35,6 +35,12 @@ class ScalingConfig(Part, title="Scaling"):
     scale_cooldown: float = Field(
         10.0, ge=0, description="minimum seconds between two starts of instances"
     )
+    scale_window: float = Field(
+        10.0,
+        gt=0,
+        description="seconds over which the time to the first token is averaged; above the target, "
+        "another instance is started",
+    )
     instance_start_timeout: float = Field(
         900.0,
         gt=0,

@@ -12,7 +12,7 @@ Invariants, checked by tests/router/test_core_laws.py:
 
 from configs.router import RouterCoreConfig
 from router.instance import Instance, Request, alone_s, among_others_s
-from router.macro_instances import MacroInstance, MacroInstances
+from router.macro_instances import MacroInstances
 from router.messages import (
     Arrived,
     Began,
@@ -51,7 +51,7 @@ class RouterCore:
         self.pending = PendingQueue()
         self._requests: dict[int, Request] = {}
         self._rule = make_rule(config.routing)
-        self._signals = ScalingSignals(config.scale)
+        self._signals = ScalingSignals(config.scaling)
 
     def handle(self, event: Event, now: float) -> list[Decision]:
         """Process one event and return the decisions; `now` is in seconds and monotonic."""
@@ -227,10 +227,9 @@ class RouterCore:
             self._shrink(serving, out)
 
     def _shrink(self, serving: list[Instance], out: list[Decision]) -> None:
-        """Let the least loaded member of the macro instance that shrinks next leave."""
-        macro: MacroInstance | None = self.macros.to_shrink()
+        """Offer the members of the macro instance that shrinks next, the least loaded one first."""
+        macro = self.macros.to_shrink()
         names = {handler.name for handler in macro.members} if macro else set()
-        leaving = min((i for i in serving if i.name in names), key=load, default=None)
-        if leaving is not None:
-            out.append(Shrink(leaving.name))
-            self._leave(leaving.name, out)
+        idle = sorted((i for i in serving if i.name in names), key=load)
+        if idle:
+            out.append(Shrink(tuple(instance.name for instance in idle)))

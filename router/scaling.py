@@ -9,14 +9,14 @@ instance has all the slack there is. Between two changes there are `scale_cooldo
 from collections import deque
 from collections.abc import Sequence
 
-from configs.router import ScaleConfig
+from configs.scaling import ScalingConfig
 from router.instance import Instance
 
 
 class ScalingSignals:
     """Observes first tokens, and judges the number of instances."""
 
-    def __init__(self, config: ScaleConfig) -> None:
+    def __init__(self, config: ScalingConfig) -> None:
         self._config = config
         self._first_tokens: deque[tuple[float, float]] = deque()  # times, and seconds until then
         self._sum_s = 0.0
@@ -33,7 +33,7 @@ class ScalingSignals:
         """1 for an instance more, -1 for one fewer, 0 for none; `waited_s` is the longest wait."""
         while self._first_tokens and self._first_tokens[0][0] < now - self._config.scale_window:
             self._sum_s -= self._first_tokens.popleft()[1]
-        if not self._config.scaling or now < self._next_at or not serving:
+        if self._config.actuator == "fixed" or now < self._next_at or not serving:
             return 0
         target_s = max((i.status.ttft_slo for i in serving if i.status), default=0.0)
         change = 0

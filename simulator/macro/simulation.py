@@ -21,10 +21,12 @@ from router.messages import (
     Grow,
     Handler,
     Joined,
+    Leaving,
     Refuse,
     Removed,
     Reported,
     Route,
+    Shrink,
     Ticked,
 )
 from simulator.arrival import Arrival, SequenceTimes
@@ -164,6 +166,8 @@ class _MacroSimulation:
                         now + self._boot_s, self, lambda at, spec=spec: self._start(spec, at)
                     )
                     self._count(now, 1)
+                case Shrink():
+                    self._handle(Leaving(decision.names[0]), now)
                 case Removed():
                     self._instances.pop(decision.name).is_stopped = True
                     self._count(now, -1)

@@ -12,7 +12,7 @@ loaded decode instance becomes a prefill instance; if decoding takes longer than
 no prefill waits, the other way round. Instances finish what they have begun.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.scheduler import Outgoing
@@ -49,11 +49,11 @@ def simulate_disaggregated(
     *,
     shifts: bool = False,
     hop_s: float = 0.0003,
-    give_up_s: float = float("inf"),
+    is_hopeless: Callable[[Sequence[SequenceTimes], float], bool] = lambda _, __: False,
 ) -> MacroRun:
     """Serve the arrivals with prefill and decode instances; see `simulate_macro`."""
     simulation = _Disaggregated(spec, num_prefill, num_decode, link, arrivals, hop_s, shifts=shifts)
-    return simulation.run(give_up_s)
+    return simulation.run(is_hopeless)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class _Disaggregated:
         sequences = [SequenceTimes(a.at_s, a.num_prompt_tokens, a.output_len) for a in arrivals]
         self.result = MacroRun(sequences, num_instances=[(0.0, num_prefill + num_decode)])
 
-    def run(self, give_up_s: float) -> MacroRun:
+    def run(self, is_hopeless: Callable[[Sequence[SequenceTimes], float], bool]) -> MacroRun:
         for instance in self._instances:
             instance.start(0.0)
         for number, arrival in enumerate(self._arrivals):
@@ -106,18 +106,12 @@ class _Disaggregated:
         if self._shifts:
             self._queue.push(STATUS_S, self, _Shift())
         at = 0.0
-        while self._num_open and not self._is_late(at, give_up_s):
+        while self._num_open and not is_hopeless(self.result.sequences, at):
             at += 1.0
             self._queue.run(at)
         if self._num_open:
             self.result.makespan_s = at
         return self.result
-
-    def _is_late(self, now: float, give_up_s: float) -> bool:
-        opened = (s for s in self.result.sequences if s.ended_at < 0 and s.arrived_at <= now)
-        oldest = next(opened, None)
-        waits = oldest is not None and oldest.first_token_at < 0
-        return oldest is not None and waits and now - oldest.arrived_at > give_up_s
 
     def take(self, event: "int | _Transferred | _Shift", now: float) -> None:
         """See `Target.take`."""

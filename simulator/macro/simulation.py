@@ -66,17 +66,16 @@ def simulate_macro(
     *,
     hop_s: float = 0.0003,
     boot_s: float = 60.0,
-    give_up_s: float = float("inf"),
+    is_hopeless: Callable[[Sequence[SequenceTimes], float], bool] = lambda _, __: False,
 ) -> MacroRun:
     """Serve the arrivals with a router and one instance for each of `specs`.
 
-    More instances, if the router scales, are like the first one. With `give_up_s`, the run ends
-    when a request has been open for longer: too many wait, and more would only take longer.
-    Requests that have not ended have `ended_at` < 0. Raises `SimulationError` if an instance
-    refuses a request.
+    More instances, if the router scales, are like the first one. The run ends early if
+    `is_hopeless`, which is asked once a second with the times so far; requests that have not ended
+    then have `ended_at` < 0. Raises `SimulationError` if an instance refuses a request.
     """
     simulation = _MacroSimulation(config, specs, arrivals, hop_s, boot_s)
-    return simulation.run(give_up_s)
+    return simulation.run(is_hopeless)
 
 
 class _MacroSimulation:
@@ -105,7 +104,7 @@ class _MacroSimulation:
         sequences = [SequenceTimes(a.at_s, a.num_prompt_tokens, a.output_len) for a in arrivals]
         self.result = MacroRun(sequences)
 
-    def run(self, give_up_s: float) -> MacroRun:
+    def run(self, is_hopeless: Callable[[Sequence[SequenceTimes], float], bool]) -> MacroRun:
         for spec in self._specs:
             self._start(spec, 0.0)
         for number, arrival in enumerate(self._arrivals):
@@ -113,17 +112,13 @@ class _MacroSimulation:
                 self._queue.push(max(arrival.at_s, STATUS_S), self, number)
         self._queue.push(STATUS_S, self, Ticked())
         at = 0.0
-        while self._num_open and not self._is_late(at, give_up_s):
+        while self._num_open and not is_hopeless(self.result.sequences, at):
             at += 1.0
             self._queue.run(at)
         if self._num_open:
             self.result.makespan_s = at
         self._count_hits()
         return self.result
-
-    def _is_late(self, now: float, give_up_s: float) -> bool:
-        oldest = self._core.pending.oldest()
-        return oldest is not None and now - oldest.arrived_at > give_up_s
 
     def take(self, event: "Event | int | Callable[[float], None]", now: float) -> None:
         """See `Target.take`; a number is that of an arrival."""

@@ -166,15 +166,10 @@ class RouterCore:
         target_s = max((i.status.ttft_slo for i in serving if i.status), default=0.0)
         if target_s and routing.routing == "adaptive" and routing.hopeless_last:
             self.pending.give_up_hope(now - IN_TIME * target_s)
-        num_failed, routed, refused = 0, [], []
+        self._end_long_waits(serving, now, out)
+        num_failed, routed = 0, []
         for request in self.pending:
-            is_overdue = now - request.arrived_at > routing.max_pending_time
             chosen = self._choose(request, serving, now) if serving else None
-            if chosen is None and is_overdue and request.kind == "online":
-                chosen = min(serving, key=load, default=None)
-                if chosen is None:
-                    refused.append(request)
-                    continue
             if chosen is not None:
                 routed.append(request)
                 self._send(request, chosen, now, out)
@@ -182,11 +177,19 @@ class RouterCore:
             num_failed += 1
             if num_failed > (_LOOK_AHEAD if routing.routing == "adaptive" else 0):
                 break
-        for request in routed + refused:
+        for request in routed:
             self.pending.remove(request)
-        for request in refused:
-            del self._requests[request.request_id]
-            out.append(Refuse(request.request_id, "no_instance"))
+
+    def _end_long_waits(self, serving: list[Instance], now: float, out: list[Decision]) -> None:
+        """Route what has waited too long to the least loaded instance, or refuse it."""
+        for request in self.pending.arrived_before(now - self.config.routing.max_pending_time):
+            self.pending.remove(request)
+            chosen = min(serving, key=load, default=None)
+            if chosen is not None:
+                self._send(request, chosen, now, out)
+            else:
+                del self._requests[request.request_id]
+                out.append(Refuse(request.request_id, "no_instance"))
 
     def _choose(self, request: Request, serving: list[Instance], now: float) -> Instance | None:
         """Ask the macro instances, the one with the fewest open requests per member first."""

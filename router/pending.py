@@ -42,6 +42,14 @@ class PendingQueue:
         if key is not None:
             del self._in_order[key]
 
+    def arrived_before(self, at: float) -> list[Request]:
+        """The requests, without offline ones, that arrived earlier."""
+        return [
+            self._in_order[key]
+            for queue in (_BROKEN, _ONLINE, _HOPELESS)
+            for key in self._in_order.irange((queue, float("-inf"), 0), (queue, at, -1))
+        ]
+
     def oldest(self) -> Request | None:
         """The request that arrived first, or None."""
         return min(self._in_order.values(), key=lambda r: r.arrived_at, default=None)

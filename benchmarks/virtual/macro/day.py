@@ -1,0 +1,93 @@
+"""Mitosis under a daily curve: instances used against targets met: `make macro-day`.
+
+The rate rises from a tenth of its peak to the peak and falls again, as a cosine, within a "day" of
+half an hour; a new instance serves after half a minute. Each row is one way to choose the number of
+instances: fixed ones, or the router's signals.
+"""
+
+import argparse
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from math import cos, pi
+from multiprocessing import get_context
+
+from benchmarks.virtual.macro.scale import MODEL, NUM_GPUS
+from benchmarks.virtual.macro.systems import SIGMA, TDPIPE, WORKLOADS, Cluster
+from configs.router import RouterCoreConfig
+from simulator.arrival import Arrival
+from simulator.command import make_arrivals
+from simulator.macro.simulation import simulate_macro
+from simulator.workloads.make_workload import make_workload
+
+DAY_S, BOOT_S = 1800.0, 30.0
+LOWEST = 0.1
+MOST = 6
+SHAREGPT = WORKLOADS[1]
+WAYS: dict[str, dict[str, object]] = {
+    "2 instances": {"number": 2},
+    "4 instances": {"number": 4},
+    "6 instances": {"number": 6},
+    "mitosis": {
+        "number": 1,
+        "actuator": "local",
+        "max_instances": MOST,
+        "macro_lower": 2,
+        "macro_upper": 4,
+        "scale_cooldown": 20.0,
+    },
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table. Always returns 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.virtual.macro.day",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--peak", type=float, default=40.0, help="requests per second [40]")
+    peak = parser.parse_args(argv).peak
+    print("| | instances, mean (most) | targets met | instance hours per million met |")
+    print("|---|--:|--:|--:|")
+    with ProcessPoolExecutor(mp_context=get_context("fork")) as processes:
+        for row in processes.map(_row, WAYS, [peak] * len(WAYS)):
+            print(row, flush=True)
+    return 0
+
+
+def arrivals_of_a_day(peak: float, seed: int = 0) -> list[Arrival]:
+    """Requests whose rate follows the curve."""
+    times = list(_times(peak, random.Random(f"day {seed}")))
+    requests = make_workload(f"{SHAREGPT.name}:{len(times)}", seed=seed)
+    requests = [replace(r, arrival_s=at) for r, at in zip(requests, times, strict=True)]
+    return make_arrivals(requests, SIGMA, seed)
+
+
+def _times(peak: float, rng: random.Random) -> Iterator[float]:
+    """A Poisson process with a changing rate, by thinning one with the rate of the peak."""
+    now = rng.expovariate(peak)
+    while now < DAY_S:
+        share = LOWEST + (1 - LOWEST) * (1 - cos(2 * pi * now / DAY_S)) / 2
+        if rng.random() < share:
+            yield now
+        now += rng.expovariate(peak)
+
+
+def _row(name: str, peak: float) -> str:
+    settings = dict(WAYS[name])
+    number = settings.pop("number")
+    assert isinstance(number, int)
+    spec = TDPIPE.spec(Cluster(MODEL, NUM_GPUS, number), SHAREGPT.targets)
+    config = RouterCoreConfig.of(routing="adaptive", **settings)
+    run = simulate_macro(config, [spec] * number, arrivals_of_a_day(peak), boot_s=BOOT_S)
+    met = sum(map(SHAREGPT.targets.are_met, run.sequences))
+    mean = run.instance_seconds() / run.makespan_s
+    most = max(number for _, number in run.num_instances)
+    hours = run.instance_seconds() / 3600 / met * 1e6
+    return f"| {name} | {mean:.2f} ({most}) | {met / len(run.sequences):.1%} | {hours:.0f} |"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -42,6 +42,7 @@ def build_app(
 ) -> ASGIApp:
     """The ASGI application. The caller runs the client, the endpoints and the batches."""
     limits, logs = config.server.limits, config.logs
+    connections = config.server.connections
     app = _empty_app(config.server)
     operations = Operations(
         config.model,
@@ -53,7 +54,7 @@ def build_app(
         tokenizer.fingerprint,
     )
     app.include_router(operations.router())
-    body_memory = BodyMemory(limits.max_intake_bytes, limits.max_body_bytes)
+    body_memory = BodyMemory(connections.max_intake_bytes, connections.max_body_bytes)
     tokenization = Tokenization(
         client,
         tokenizer,
@@ -61,7 +62,7 @@ def build_app(
         endpoints.chat_template,
         body_memory,
         endpoints.unknown_fields,
-        shows_info=config.server.listen.enable_tokenizer_info_endpoint,
+        shows_info=config.server.pages.enable_tokenizer_info_endpoint,
     )
     app.include_router(tokenization.router())
     new_route = partial(
@@ -119,7 +120,7 @@ def _generation_routes(
 
 def _empty_app(config: ServerConfig) -> App:
     """The application without routes but those of its document."""
-    listen, access = config.listen, config.access
+    pages, access = config.pages, config.access
     app = App(
         models=[
             CompletionRequest,
@@ -138,11 +139,11 @@ def _empty_app(config: ServerConfig) -> App:
         title="tdpipe",
         version=VERSION,
         redirect_slashes=False,
-        openapi_url=None if listen.disable_fastapi_docs else "/openapi.json",
+        openapi_url=None if pages.disable_fastapi_docs else "/openapi.json",
         docs_url=None,
         redoc_url=None,
     )
     errors.install(app)
-    if not listen.disable_fastapi_docs:
+    if not pages.disable_fastapi_docs:
         docs_page.install(app)
     return app

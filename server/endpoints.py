@@ -75,7 +75,8 @@ def build_endpoints(
         load_sampling_defaults(config.model),
     )
     admission = Admission(limits, client)
-    generations = Generations(client, tokenizer, metrics, predictor, limits.request_timeout)
+    timeout_s = config.server.connections.request_timeout
+    generations = Generations(client, tokenizer, metrics, predictor, timeout_s)
     grammars = CheckedGrammars(tokenizer)
     fingerprint = system_fingerprint(config.model, config.pipeline.pipeline_parallel_size)
     core = (client, admission, planner, generations)

@@ -105,7 +105,8 @@ class Answer(Response):
             if not self._has_head:
                 raise
             self._outcome = "timeout" if error.status == 408 else "error"
-            end = error_events(self._path, error)
+            is_cut = self._stream is not None and self._stream.is_cut
+            end = error_events(self._path, error, is_cut=is_cut)
             await send({"type": "http.response.body", "body": end, "more_body": False})
 
     @asynccontextmanager

@@ -45,6 +45,7 @@ class EventStream:
         self._connection, self._memory, self._on_begin = connection, memory, on_begin
         self._kept: list[bytes] = []
         self._num_kept = 0
+        self._last = b""
         self.is_kept = True
         self.has_begun = False
 
@@ -53,10 +54,16 @@ class EventStream:
         if not self.has_begun:
             self.has_begun = True
             self._on_begin()
+        self._last = chunks
         connection = self._connection
         connection.write_framed(chunks if connection.is_chunked else payload(chunks))
         if self.is_kept:
             self._keep(chunks)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the client has got a part of an event only."""
+        return self.has_begun and not self._last.endswith(b"\n\n\r\n")
 
     def events(self) -> bytes:
         """What the client has got, if it `is_kept`."""

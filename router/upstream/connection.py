@@ -68,6 +68,7 @@ class Upstream(asyncio.Protocol):
         self._is_waiting = False  # for the flow
         self._has_closed = False
         self._failure: Exception | None = None
+        self._take_error: Exception | None = None
         self._changed = asyncio.Event()
 
     # --- what the owner of the connection calls ---------------------------------------------------
@@ -106,6 +107,8 @@ class Upstream(asyncio.Protocol):
                 if not self._transport.is_closing():
                     self._transport.resume_reading()
         self._take = None
+        if self._take_error is not None:
+            raise self._take_error
 
     @property
     def has_answered(self) -> bool:
@@ -204,6 +207,7 @@ class Upstream(asyncio.Protocol):
             return
         # Raised again in the task that waits for the end.
         except Exception as error:
+            self._take_error = error
             self._fail(error)
             return
         if self._framing.has_ended:

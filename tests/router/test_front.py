@@ -22,6 +22,7 @@ from tests.router.world import (
     completion,
     event,
     parse,
+    run_async,
     running,
     silent,
 )
@@ -47,7 +48,7 @@ def run(test: Callable[[World], Awaitable[None]], *daemons: FakeDaemon, **settin
         async with running(*daemons, **settings) as world:
             await test(world)
 
-    asyncio.run(run_in_world())
+    run_async(run_in_world())
 
 
 def test_a_stream_passes_with_its_chunks() -> None:

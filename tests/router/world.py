@@ -2,12 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import uvloop
 
 from configs.route import RouteConfig
 from router.journal import Journal
@@ -262,6 +263,12 @@ async def running(
                 await serving
             for daemon in daemons:
                 await daemon.kill()
+
+
+def run_async(test: Coroutine[Any, Any, None]) -> None:
+    """Run a test in the event loop that routers have."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(test)
 
 
 def completion(**fields: Any) -> dict[str, Any]:

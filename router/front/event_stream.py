@@ -58,7 +58,11 @@ class EventStream:
         connection = self._connection
         connection.write_framed(chunks if connection.is_chunked else payload(chunks))
         if self.is_kept:
-            self._keep(chunks)
+            if self._memory.take(len(chunks)):
+                self._num_kept += len(chunks)
+                self._kept.append(chunks)
+            else:
+                self.close()
 
     @property
     def is_cut(self) -> bool:
@@ -73,10 +77,3 @@ class EventStream:
         """Free the memory."""
         self._memory.free(self._num_kept)
         self._kept, self._num_kept, self.is_kept = [], 0, False
-
-    def _keep(self, chunks: bytes) -> None:
-        if self._memory.take(len(chunks)):
-            self._num_kept += len(chunks)
-            self._kept.append(chunks)
-        else:
-            self.close()

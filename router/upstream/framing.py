@@ -43,6 +43,8 @@ class Chunked:
 
     def feed(self, data: bytes) -> bytes:
         """See `Framing`."""
+        if not self._rest and _is_one_chunk(data) and not self.has_ended:
+            return data  # nearly all events of a stream
         if self.has_ended:
             self.has_surplus = True
             return b""
@@ -160,6 +162,18 @@ def _payloads(chunks: bytes) -> Iterator[bytes]:
         end = line_end + 2 + _size(chunks[begin:line_end])
         yield chunks[line_end + 2 : end]
         begin = end + 2
+
+
+def _is_one_chunk(data: bytes) -> bool:
+    """Whether the data is exactly one chunk; False if that is not obvious."""
+    line_end = data.find(b"\r\n", 0, 9)
+    if line_end < 1 or data[-2:] != b"\r\n":
+        return False
+    try:
+        size = int(data[:line_end], 16)
+    except ValueError:
+        return False
+    return size > 0 and line_end + size + 4 == len(data)
 
 
 def _size(line: bytes) -> int:

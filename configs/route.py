@@ -1,7 +1,7 @@
 """Settings of the router's process (`tdpipe route`)."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -11,11 +11,13 @@ from pydantic import (
     SerializationInfo,
     field_serializer,
     field_validator,
+    model_validator,
 )
 
 from configs.part import Part, shown_secret, split_commas
-from configs.router import RouterCoreConfig, RoutingConfig, ScaleConfig
+from configs.router import RouterCoreConfig, RoutingConfig
 from configs.runtime import LogConfig
+from configs.scaling import ScalingConfig
 from configs.server import AccessConfig, ConnectionConfig, ListenConfig
 
 
@@ -71,13 +73,21 @@ class RouteConfig(Part):
     connections: ConnectionConfig = Field(default_factory=ConnectionConfig)
     instances: InstancesConfig = Field(default_factory=InstancesConfig)
     routing: RoutingConfig = Field(default_factory=RoutingConfig)
-    scale: ScaleConfig = Field(default_factory=ScaleConfig)
+    scaling: ScalingConfig = Field(default_factory=ScalingConfig)
     logs: LogConfig = Field(default_factory=LogConfig)
+
+    @model_validator(mode="after")
+    def _has_instances(self) -> Self:
+        if self.instances.instances and self.scaling.actuator != "fixed":
+            raise ValueError(
+                f"instances cannot be given: actuator {self.scaling.actuator} finds them"
+            )
+        return self
 
     @property
     def core(self) -> RouterCoreConfig:
         """What the decisions depend on."""
-        return RouterCoreConfig(routing=self.routing, scale=self.scale)
+        return RouterCoreConfig(routing=self.routing, scaling=self.scaling)
 
 
 def _checked(url: str) -> str:

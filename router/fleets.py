@@ -6,7 +6,7 @@ wakes the requests that were routed.
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -46,8 +46,8 @@ class Scaler(Protocol):
     def grow(self) -> None:
         """Start another instance."""
 
-    def shrink(self, name: str) -> None:
-        """Note that an instance is leaving."""
+    def choose(self, names: Sequence[str]) -> str | None:
+        """The instance that may leave, of these in the order of preference; None if none may."""
 
     def remove(self, name: str) -> None:
         """Stop an instance that has no open requests any more."""
@@ -226,9 +226,8 @@ class Fleets:
                 self._remove(name)
             case Grow():
                 self._scaler.grow()
-            case Shrink(name):
-                logger.info("instance %s gets no new requests: fewer are enough", name)
-                self._scaler.shrink(name)
+            case Shrink(names):
+                self._shrink(names)
 
     def _route(self, ticket: Ticket, link: InstanceLink) -> None:
         if not ticket.was_routed:
@@ -237,6 +236,13 @@ class Fleets:
         self._metrics.pending.dec()
         self._count_open(link)
         ticket.route(link)
+
+    def _shrink(self, names: Sequence[str]) -> None:
+        """Let one of these instances leave, if the platform can stop any of them."""
+        chosen = self._scaler.choose(names)
+        if chosen is not None:
+            logger.info("instance %s gets no new requests: fewer are enough", chosen)
+            self.leave(chosen)
 
     def _join_fleet(self, link: InstanceLink, models: tuple[str, ...]) -> Fleet:
         fleet = next((each for each in self._fleets if each.models == models), None)

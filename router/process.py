@@ -19,6 +19,8 @@ from configs.route import InstancesConfig, RouteConfig
 from daemon import log_file, logs, resource_limits
 from daemon.gc_tuning import GcTuning
 from daemon.version import VERSION
+from router.actuators.actuator import ActuatorError
+from router.actuators.registry import make_actuator
 from router.core import RouterCore
 from router.fleets import Fleets
 from router.front.answer import Desk
@@ -28,6 +30,7 @@ from router.inquiry import TokenRatio
 from router.instance_link import InstanceLink
 from router.journal import Journal
 from router.metrics import Metrics
+from router.scaler import Scaler
 from router.status_reader import StatusReader
 from router.upstream.address import Address, client_tls
 from router.upstream.pool import Pool
@@ -45,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `tdpipe route ARGV`; returns the exit code."""
     try:
         config = load_command(ROUTE, argv, version=VERSION)
-        if not config.instances.instances:
+        if config.scaling.actuator == "fixed" and not config.instances.instances:
             raise ConfigError("instances: give the URLs of the daemons, --instances URL,URL,...")
         terminal = log_file.begin(config.logs.log_file) if config.logs.log_file else None
     except (ConfigError, log_file.LogFileError) as error:
@@ -57,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     resource_limits.raise_open_files()
     try:
         serve(config)
-    except (ListenError, OSError) as error:
+    except (ListenError, ActuatorError, OSError) as error:
         logger.error("%s", error)
         return 1
     logger.info("stopped")
@@ -65,7 +68,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def serve(config: RouteConfig) -> None:
-    """Serve until a signal. Raises `ListenError`, and `OSError` for files that are unusable."""
+    """Serve until a signal.
+
+    Raises `ListenError`, `ActuatorError`, and `OSError` for files that are unusable.
+    """
     tls = tls_context(config.listen)
     instance_tls = _instance_tls(config.instances)
     with (
@@ -85,9 +91,12 @@ class Router:
     ) -> None:
         self._config, self._tls = config, instance_tls
         self.metrics, self.drain = Metrics(), Drain()
-        self.fleets = Fleets(
-            partial(RouterCore, config.core), self.metrics, _FixedNumber(), journal
-        )
+        key = config.instances.instance_api_key
+        self._api_key = key.get_secret_value() if key else None
+        actuator = make_actuator(config.scaling, config.instances.instances, self._api_key)
+        self.scaler = Scaler(actuator)
+        make_core = partial(RouterCore, config.core)
+        self.fleets = Fleets(make_core, self.metrics, self.scaler, journal)
         self.server: DrainingServer | None = None
         self._readers: dict[str, asyncio.Task[None]] = {}
 
@@ -117,30 +126,34 @@ class Router:
             tls=tls,
         )
         self._log_start(listener)
-        for name in self._config.instances.instances:
-            self.join(name)
         serving = asyncio.create_task(server.serve([listener]))
         ticking = asyncio.create_task(self._tick(tidy))
-        # Ticking never ends by itself: if it does, it has failed, and the process fails.
-        await asyncio.wait((serving, ticking), return_when=asyncio.FIRST_COMPLETED)
-        tasks = [ticking, *self._readers.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        for link in self.fleets.links.values():
-            link.close()
-        for task in (ticking, serving):
+        discovering = asyncio.create_task(self.scaler.run(self.join, self.fleets.forget))
+        try:
+            # The others never end by themselves: if one does, it has failed, and the process fails.
+            await asyncio.wait((serving, ticking, discovering), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await self._end(ticking, discovering)
+        for task in (ticking, discovering, serving):
             if not task.cancelled():
                 task.result()
+
+    async def _end(self, *tasks: asyncio.Task[None]) -> None:
+        for task in (*tasks, *self._readers.values()):
+            task.cancel()
+        await asyncio.wait((*tasks, *self._readers.values()))
+        for link in self.fleets.links.values():
+            link.close()
+        await self.scaler.close()
 
     def join(self, name: str) -> None:
         """Let an instance take part; its name is its URL."""
         if name in self.fleets.links:
             return
-        instances = self._config.instances
-        key = instances.instance_api_key
-        address = Address.of(name, key.get_secret_value() if key else None)
-        link = InstanceLink(name, Pool(address, instances.connect_timeout, self._tls))
+        timeout_s = self._config.instances.connect_timeout
+        link = InstanceLink(name, Pool(Address.of(name, self._api_key), timeout_s, self._tls))
+        if name in self._readers:  # of a link that has just been dropped
+            self._readers.pop(name).cancel()
         self.fleets.add(link)
         reader = StatusReader(link, self.fleets, self._config.routing.stale_after)
         self._readers[name] = asyncio.create_task(reader.run())
@@ -165,21 +178,6 @@ class Router:
         logger.info("listening on %s (OpenAI API under %s/v1)", where, config.root_path)
 
 
-class _FixedNumber:
-    """The scaler of a router whose instances are given: it only tells what it would do."""
-
-    def grow(self) -> None:
-        """See `Scaler`."""
-        logger.info("another instance is needed: requests wait too long for their first token")
-
-    def shrink(self, name: str) -> None:
-        """See `Scaler`."""
-
-    def remove(self, name: str) -> None:
-        """See `Scaler`."""
-        logger.info("instance %s can be stopped", name)
-
-
 def _listen(config: RouteConfig) -> AbstractContextManager[socket]:
     where = config.listen
     if where.uds is not None:
@@ -200,7 +198,7 @@ def _journal(config: RouteConfig) -> AbstractContextManager[Journal | None]:
 
 
 def _instance_tls(config: InstancesConfig) -> ssl.SSLContext | None:
-    if not any(name.startswith("https://") for name in config.instances):
+    if config.instances and not any(name.startswith("https://") for name in config.instances):
         return None
     try:
         return client_tls(config.instance_ca_certs)

@@ -33,6 +33,8 @@ class Progress(msgspec.Struct):
     id: str = ""
     created: int = 0
     choices: list[Choice] = []
+    sequence_number: int | msgspec.UnsetType = msgspec.UNSET
+    """Of the last event of a response."""
 
     @property
     def num_done(self) -> int:
@@ -82,7 +84,7 @@ def _read_event(
     event: Any, progress: Progress, choices: dict[int, Choice], with_text: set[int]
 ) -> bool:
     """Read one event; return whether it ends the answer. `with_text` gets choices with text."""
-    if "type" in event:
+    if "sequence_number" in event:
         return _read_response_event(event, progress, choices, with_text)
     progress.id, progress.created = event["id"], event["created"]
     for told in event["choices"]:
@@ -100,9 +102,10 @@ def _read_response_event(
     if event["type"] == "response.created":
         progress.id = event["response"]["id"]
         progress.created = int(event["response"]["created_at"])
+    progress.sequence_number = event["sequence_number"]
     choice = choices.setdefault(0, Choice(0))
-    if isinstance(event.get("delta"), str):
-        choice.token_ids += event.get("token_ids") or []
+    choice.token_ids += event.get("token_ids") or []
+    if event.get("delta"):
         with_text.add(0)
     return event["type"] in _CLOSING
 

@@ -181,13 +181,29 @@ def test_a_stream_goes_on_more_than_once() -> None:
 
 
 def test_a_stream_of_the_responses_api_goes_on() -> None:
-    created = {"type": "response.created", "response": {"id": "resp_1", "created_at": 9.0}}
+    created = {
+        "type": "response.created",
+        "response": {"id": "resp_1", "created_at": 9.0},
+        "sequence_number": 0,
+    }
     deltas = [
-        {"type": "response.reasoning_text.delta", "delta": "a", "token_ids": [1]},
-        {"type": "response.output_text.delta", "delta": "b", "token_ids": [2, 3]},
+        {
+            "type": "response.reasoning_text.delta",
+            "delta": "a",
+            "token_ids": [1],
+            "sequence_number": 1,
+        },
+        {
+            "type": "response.output_text.delta",
+            "delta": "b",
+            "token_ids": [2, 3],
+            "sequence_number": 2,
+        },
     ]
     first = [b"event: x\ndata: %b\n\n" % json.dumps(e).encode() for e in (created, *deltas)]
-    rest = [b'event: response.completed\ndata: {"type": "response.completed"}\n\n']
+    rest = [
+        b'event: response.completed\ndata: {"type": "response.completed", "sequence_number": 3}\n\n'
+    ]
 
     async def test(world: World) -> None:
         reply = await world.ask("/v1/responses", {"input": "x", "stream": True})
@@ -196,6 +212,7 @@ def test_a_stream_of_the_responses_api_goes_on() -> None:
             "id": "resp_1",
             "created": 9,
             "choices": [{"index": 0, "token_ids": [1, 2, 3], "finished": False}],
+            "sequence_number": 2,
         }
 
     run(

@@ -187,7 +187,8 @@ class Fleets:
         ]
         if fleets:
             return max(fleets, key=lambda each: sum(link.is_up for link in each.links.values()))
-        if model is None or any(link.status is None for link in self.links.values()):
+        links = self.links.values()
+        if model is None or not links or any(link.status is None for link in links):
             raise unavailable("No instance is ready. Please retry shortly.", "no_instance")
         raise no_such_model(model)
 

@@ -133,7 +133,8 @@ class Fleets:
         if fleet is not None:
             self._handle(fleet, Leaving(name))
         elif name in self.links:
-            self._remove(name)
+            self._drop(self.links[name])
+            self._scaler.remove(name)
 
     def forget(self, name: str) -> None:
         """Forget an instance that does not exist any more."""
@@ -224,7 +225,7 @@ class Fleets:
             case Refuse(request_id, code):
                 fleet.tickets[request_id].fail(_refusal(code))
             case Removed(name):
-                self._remove(name)
+                self._remove(fleet, name)
             case Grow():
                 self._scaler.grow()
             case Shrink(names):
@@ -265,18 +266,14 @@ class Fleets:
         fleet.break_off(link, f"instance {link.name} serves other models now")
         self._fleets = [each for each in self._fleets if each.links or each.tickets]
 
-    def _remove(self, name: str) -> None:
-        """Drop an instance that has drained. One that changed its models has another fleet."""
-        fleet = self._of_instance.pop(name, None)
-        link = self.links.get(name)
-        if fleet is None and link is not None and link.is_up:
+    def _remove(self, fleet: Fleet, name: str) -> None:
+        """Drop an instance that has drained, unless it has left this fleet otherwise."""
+        if self._of_instance.get(name) is not fleet:
             return
-        if fleet is not None:
-            del fleet.links[name]
-        if link is not None:
-            logger.info("instance %s has no open requests and is removed", name)
-            self._drop(link)
-            self._scaler.remove(name)
+        del self._of_instance[name]
+        logger.info("instance %s has no open requests and is removed", name)
+        self._drop(fleet.links.pop(name))
+        self._scaler.remove(name)
 
     def _drop(self, link: InstanceLink) -> None:
         self.links.pop(link.name, None)

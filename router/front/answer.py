@@ -201,7 +201,6 @@ class Answer(Response):
             logger.warning("instance %s does not resume a stream: %d", link.name, head.status)
             message = "The instance that answered the request was lost."
             raise unavailable(message, "instance_lost")
-        ticket.begin()
         await send_whole(send, head, body)
         self._outcome = outcome_of(head.status)
 

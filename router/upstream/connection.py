@@ -62,6 +62,7 @@ class Upstream(asyncio.Protocol):
         self.head: Head | None = None
         self._transport: asyncio.Transport | None = None
         self._framing: Framing | None = None
+        self._headers: dict[bytes, bytes] = {}
         self._received = bytearray()  # until the body is passed on
         self._take: Take | None = None
         self._flow: Flow = Unlimited()
@@ -180,7 +181,7 @@ class Upstream(asyncio.Protocol):
         while (end := self._received.find(b"\r\n\r\n")) >= 0:
             head = bytes(self._received[: end + 4])
             del self._received[: end + 4]
-            self._headers: dict[bytes, bytes] = {}
+            self._headers = {}
             parser = httptools.HttpResponseParser(self)
             parser.feed_data(head)
             status = parser.get_status_code()

@@ -121,7 +121,7 @@ def test_a_decision_that_differs_is_found(tmp_path: Path) -> None:
     run_async(run())
     assert is_routers(path)
     num_events = replay(path, RouterCore)
-    assert num_events == len(list(frames(path))) - 1 > 20
+    assert num_events == len(list(frames(path))) - 1 > 10
 
     class Other(RouterCore):
         def handle(self, event: Event, now: float) -> list[Decision]:

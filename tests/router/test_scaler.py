@@ -156,3 +156,27 @@ def test_an_instance_that_cannot_be_started_is_logged(
 
     run_async(test())
     assert "no room for another instance" in caplog.text
+
+
+def test_an_instance_that_comes_back_while_its_old_requests_end_is_not_stopped(
+    actuator: FakeActuator,
+) -> None:
+    async def hangs(asked: Asked) -> None:
+        await asked.write(HEAD, chunk(event("a", 1)))
+        await asked.left()
+
+    async def test() -> None:
+        async with running(FakeDaemon(hangs), wait=False, max_attempts=1) as world:
+            url = world.daemons[0].url
+            actuator.on_joined(url)
+            await world.until(world.is_up)
+            reader, writer = await world.connect("/v1/completions", completion(stream=True))
+            await reader.readuntil(b'"a"')
+            actuator.on_gone(url)
+            actuator.on_joined(url)
+            assert b"instance_lost" in await reader.read()
+            writer.close()
+            await world.until(world.is_up)
+            assert actuator.removed == []
+
+    run_async(test())

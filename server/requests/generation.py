@@ -8,6 +8,7 @@ block, `async for` yields the output piece by piece.
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Self, TypeVar
 
 from server.http.errors import ApiError, failed
@@ -20,6 +21,7 @@ from server.requests.engine_client import EngineClient
 from server.requests.logprobs import TokenLogprobs
 from server.requests.open_sequence import OpenSequence, QueueTotals
 from server.requests.plan import Plan
+from server.requests.prefix_digest import HashedPrompt, PrefixDigest
 from server.text.bounded_threads import BoundedThreads
 from server.text.tokenizer import Tokenizer
 from wire.messages import Expect
@@ -69,7 +71,8 @@ def takes_long(num_logprobs: int) -> bool:
 class Generation:
     """Use as `async with`, and inside it `async for piece in generation`.
 
-    Entering submits the sequences without waiting for anything. If the engine has given up on a
+    Entering submits the sequences without waiting for anything. `on_prefilled` is called when the
+    first token is read. If the engine has given up on a
     sequence, the iterator first yields the text so far and then raises `ApiError` (500).
     """
 
@@ -99,6 +102,7 @@ class Generation:
         ]
         self._expected: list[ExpectedLength] = []  # per prompt
         self._cancel_prediction: Callable[[], None] = lambda: None
+        self.on_prefilled: Callable[[], None] = lambda: None
         self._threads = threads
         self._inbox = client.inbox()
         self._sequences: list[OpenSequence] = []
@@ -228,6 +232,9 @@ class Generation:
         is_first = not before and sequence.first_token_at is not None
         if is_first and sequence.first_token_at is not None and not self.plan.low_priority:
             self._metrics.time_to_first_token.observe(sequence.first_token_at - self.arrived_at)
+        if is_first:
+            on_prefilled, self.on_prefilled = self.on_prefilled, lambda: None
+            on_prefilled()
         token_ids = sequence.take_tokens()
         text = "" if self.plan.only_scores else choice.push(token_ids)
         num_new = choice.num_tokens - before
@@ -289,6 +296,7 @@ class Generations:
     metrics: Metrics
     predictor: LengthPredictor
     request_timeout_s: float | None = None
+    digest: PrefixDigest = field(default_factory=PrefixDigest)
     threads: BoundedThreads = field(
         default_factory=lambda: BoundedThreads(
             NUM_RENDERING_THREADS, "long answers", 0, "rendering"
@@ -299,9 +307,12 @@ class Generations:
         """Return the deadline: the client's timeout and, for online requests, the server's."""
         return sooner_of(timeout_s, None if offline else self.request_timeout_s)
 
-    def of(self, plan: Plan) -> Generation:
-        """Create a generation for a request that arrives now; entering it submits the sequences."""
-        return Generation(
+    def of(self, plan: Plan, prompt: HashedPrompt | None = None) -> Generation:
+        """Create a generation for a request that arrives now; entering it submits the sequences.
+
+        The `prompt` gets into the digest when it was prefilled.
+        """
+        generation = Generation(
             plan,
             self.client,
             self.tokenizer,
@@ -310,3 +321,7 @@ class Generations:
             self.threads,
             time.monotonic(),
         )
+        if prompt is not None:
+            num_tokens = sum(map(len, plan.prompts))
+            generation.on_prefilled = partial(self.digest.add, prompt, num_tokens)
+        return generation

@@ -60,7 +60,8 @@ class Endpoint(ABC, Generic[Fields]):
                 self._admission.check(
                     num_sequences, plan.num_prompt_tokens, low_priority=fields.low_priority
                 )
-        return Reply(self._generations.of(plan), rendering, fields.stream, deadline)
+        prompt = None if offline else self._generations.digest.hash_prompt(body)
+        return Reply(self._generations.of(plan, prompt), rendering, fields.stream, deadline)
 
     @abstractmethod
     def _parse(self, body: bytes) -> Fields:

@@ -22,6 +22,9 @@ from server.openai.routes.endpoint import Endpoint
 from server.openai.routes.request_log import log_request
 from server.requests.reply import Reply
 
+# The tokens of the request's prompts, by which a router learns how many bytes a token has.
+PROMPT_TOKENS = b"x-tdpipe-prompt-tokens"
+
 logger = logging.getLogger("tdpipe")
 
 
@@ -99,6 +102,7 @@ class GenerationResponse(Response):
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
+            _prompt_tokens(reply),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send_body(send, body, more=False)
@@ -106,7 +110,8 @@ class GenerationResponse(Response):
 
     async def _write_stream(self, reply: Reply, connection: Connection | None, send: Send) -> None:
         async with reply.generation:
-            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            headers = [*HEADERS, _prompt_tokens(reply)]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
             try:
                 async with reply.deadline.kept():
                     end = await write_events(reply, connection, send, self._comment_interval_s)
@@ -122,3 +127,8 @@ class GenerationResponse(Response):
                 bug = failed("The server had an error while processing your request.")
                 end = reply.rendering.failure(bug)
         await send_body(send, end, more=False)
+
+
+def _prompt_tokens(reply: Reply) -> tuple[bytes, bytes]:
+    prompts = reply.generation.plan.prompts
+    return PROMPT_TOKENS, str(sum(map(len, prompts))).encode()

@@ -1,7 +1,5 @@
 """Renders generations of /v1/completions."""
 
-import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +14,7 @@ from server.openai.rendering.sse import EventFrame, failure
 from server.requests.choice import TextReason
 from server.requests.generation import Piece
 from server.requests.plan import Plan
+from server.requests.resumption import id_and_created
 from server.text.token_texts import TokenTexts
 from server.text.tokenizer import Tokenizer
 
@@ -46,12 +45,13 @@ class CompletionRendering:
         tokenizer: Tokenizer,
         fingerprint: str,
     ) -> None:
-        self.reply_id = f"cmpl-{uuid.uuid4().hex}"
+        self.reply_id, created = id_and_created(plan.resumption, "cmpl-")
         self._request = request.only(*_SHOWN)
         # A prompt that was given as tokens, or was truncated, is echoed with its special tokens.
         self._omits_special = request.has_text_prompts and request.truncate_prompt_tokens is None
         self._plan, self._tokenizer = plan, tokenizer
         self._echoes = echoes
+        self._shows_tokens = request.return_token_ids or plan.resumable
         self._is_plain = not (plan.returns_tokens or request.scores_prompt)
         # An echo with log-probabilities or token ids is rendered with the choice's first piece.
         self._echoes_late = bool(echoes) and not self._is_plain
@@ -60,7 +60,7 @@ class CompletionRendering:
         self._head = {
             "id": self.reply_id,
             "object": "text_completion",
-            "created": int(time.time()),
+            "created": created,
             "model": plan.model,
             "system_fingerprint": fingerprint,
         }
@@ -90,6 +90,10 @@ class CompletionRendering:
             end = choice | self._no_tokens(index) | _ending(piece)
             events += self._frame.choice(end, usage=piece.usage)
         return events
+
+    def skip(self, piece: Piece) -> None:
+        """Take a piece whose events the client has already."""
+        self.chunk(piece)
 
     def closing(self, usage: dict[str, Any]) -> bytes:
         """Return the events after the last choice: the token counts, if asked for, and the end."""
@@ -134,9 +138,12 @@ class CompletionRendering:
         if not is_all and not echoes_now:
             return []
         reason: TextReason | None = "length" if is_all else None
+        resumption = self._plan.resumption
+        finished = resumption.finished if resumption else ()
         return [
             Piece(index, self._echo(index) if echoes_now else "", reason)
             for index in range(self._plan.num_sequences)
+            if index not in finished
         ]
 
     def _echo(self, index: int) -> str:
@@ -155,7 +162,7 @@ class CompletionRendering:
         if request.logprobs is not None:
             logprobs = self._logprobs[index].of(piece.logprobs)
             extras["logprobs"] = _joined([extras, {"logprobs": logprobs}])["logprobs"]
-        if request.return_token_ids:
+        if self._shows_tokens:
             extras["token_ids"] = list(piece.token_ids)
         return text, extras
 
@@ -164,7 +171,7 @@ class CompletionRendering:
         extras: dict[str, Any] = {}
         if index in self._logprobs:
             extras["logprobs"] = self._logprobs[index].of(())
-        if self._request.return_token_ids:
+        if self._shows_tokens:
             extras["token_ids"] = []
         return extras
 

@@ -37,8 +37,12 @@ class Endpoint(ABC, Generic[Fields]):
         self._generations = generations
         self._unknown_fields = unknown_fields
 
-    async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
+    async def prepare(
+        self, body: bytes, *, offline: bool = False, resumable: bool = False
+    ) -> Reply:
         """Prepare the reply to one request; `offline` work is not counted in a queue.
+
+        The events of a `resumable` stream have the tokens that they cover.
 
         No other task runs between the return of this function and an immediate submission, so an
         admitted request still fits into the queue.
@@ -48,6 +52,8 @@ class Endpoint(ABC, Generic[Fields]):
         """
         fields = self._parse(body)
         self._planner.check_model(fields.model)
+        if resumable:
+            fields.make_resumable()
         deadline = self._generations.deadline(fields.timeout, offline=offline)
         async with deadline.kept():
             num_sequences = self._num_sequences(fields)
@@ -61,7 +67,10 @@ class Endpoint(ABC, Generic[Fields]):
                     num_sequences, plan.num_prompt_tokens, low_priority=fields.low_priority
                 )
         prompt = None if offline else self._generations.digest.hash_prompt(body)
-        return Reply(self._generations.of(plan, prompt), rendering, fields.stream, deadline)
+        generation = self._generations.of(plan, prompt)
+        for piece in generation.resume():
+            rendering.skip(piece)
+        return Reply(generation, rendering, fields.stream, deadline)
 
     @abstractmethod
     def _parse(self, body: bytes) -> Fields:

@@ -46,6 +46,7 @@ class GenerationResponse(Response):
         *,
         log_requests: bool,
         comment_interval_s: float,
+        resumable: bool = False,
     ) -> None:
         super().__init__()
         self._endpoint = endpoint
@@ -54,6 +55,7 @@ class GenerationResponse(Response):
         self._drain = drain
         self._log_requests = log_requests
         self._comment_interval_s = comment_interval_s
+        self._resumable = resumable
         self._outcome = "error"
         self._arrived_at: float | None = None  # None if the request was refused
 
@@ -95,7 +97,7 @@ class GenerationResponse(Response):
         body, body_memory = request
         async with body_memory:
             self._drain.check()
-            return await self._endpoint.prepare(body)
+            return await self._endpoint.prepare(body, resumable=self._resumable)
 
     async def _write_whole(self, reply: Reply, send: Send) -> None:
         body = await reply.whole()

@@ -78,7 +78,8 @@ def resumed(url: str, path: str, body: dict[str, Any], begun: Events) -> Events:
 def summed(events: Events) -> dict[str, Any]:
     """What the events of completions or chats add up to, however their texts were split.
 
-    Ids of calls are new if the call has not begun, and cached tokens are no part of an answer.
+    Ids of calls are new if the call has not begun, and cached tokens are no part of an answer. The
+    role may come twice: in an event without tokens, from which a router learns nothing.
     """
     choices: dict[int, dict[str, Any]] = {}
     answer: dict[str, Any] = {"choices": choices}
@@ -95,8 +96,10 @@ def summed(events: Events) -> dict[str, Any]:
 def _add(choice: dict[str, Any], part: dict[str, Any]) -> None:
     assert "finish_reason" not in choice, "it goes on after its end"
     delta = part.get("delta", {})
-    texts = {"text": part.get("text")} | {name: delta.get(name) for name in ("role", "content")}
+    texts = {"text": part.get("text"), "content": delta.get("content")}
     texts |= {"reasoning": delta.get("reasoning")}
+    if "role" in delta:
+        choice["role"] = delta["role"]
     for name, text in texts.items():
         if text is not None:
             choice[name] = choice.get(name, "") + text

@@ -106,7 +106,7 @@ def _add(choice: dict[str, Any], part: dict[str, Any]) -> None:
     for name in ("token_ids", "prompt_token_ids"):
         choice.setdefault(name, []).extend(part.get(name) or ())
     for name, column in (part.get("logprobs") or {}).items():
-        choice.setdefault(name, []).extend(column or ())
+        choice.setdefault(f"logprobs.{name}", []).extend(column or ())
     for call in delta.get("tool_calls", ()):
         calls = choice.setdefault("calls", [])
         if "id" in call:

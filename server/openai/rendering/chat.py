@@ -66,6 +66,7 @@ class ChatRendering:
         self._request = request.only(*_SHOWN)
         self._plan, self._tokenizer = plan, tokenizer
         self._shows_tokens = request.return_token_ids or plan.resumable
+        self._shows_only_tokens = self._shows_tokens and not request.logprobs
         self._is_plain = parser is None and not plan.returns_tokens
         new_parser = parser or (lambda: MessageParser(None, None))
         self._messages = [_CollectedMessage(new_parser()) for _ in range(plan.num_sequences)]
@@ -101,9 +102,12 @@ class ChatRendering:
             return role + self._frame.text(index, piece.text)
         message = self._messages[index]
         parsed = self._parse(message, piece)
-        is_all = not self._plan.returns_tokens and piece.usage is None
-        if is_all and parsed.content and not parsed.calls and not parsed.reasoning:
+        is_text = bool(parsed.content) and not parsed.calls and not parsed.reasoning
+        is_all = is_text and piece.usage is None
+        if is_all and not self._plan.returns_tokens:
             events = self._frame.text(index, parsed.content)
+        elif is_all and self._shows_only_tokens:
+            events = self._frame.covering_text(index, parsed.content, piece.token_ids)
         else:
             events = self._parts(piece, parsed)
         if piece.finish_reason is not None:

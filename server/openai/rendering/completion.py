@@ -52,6 +52,7 @@ class CompletionRendering:
         self._plan, self._tokenizer = plan, tokenizer
         self._echoes = echoes
         self._shows_tokens = request.return_token_ids or plan.resumable
+        self._shows_only_tokens = self._shows_tokens and request.logprobs is None
         self._is_plain = not (plan.returns_tokens or request.scores_prompt)
         # An echo with log-probabilities or token ids is rendered with the choice's first piece.
         self._echoes_late = bool(echoes) and not self._is_plain
@@ -79,8 +80,10 @@ class CompletionRendering:
         """Return the events of one piece; the last one has no text, as in a chat."""
         if self._is_plain and piece.finish_reason is None and piece.usage is None:
             return self._frame.text(piece.choice_index, piece.text)
-        text, extras = self._shown(piece)
         index = piece.choice_index
+        if self._shows_only_tokens and index in self._begun and not _is_special(piece):
+            return self._frame.covering_text(index, piece.text, piece.token_ids)
+        text, extras = self._shown(piece)
         choice = {"index": index, "text": "", "logprobs": None}
         events = b""
         if text or extras or piece.finish_reason is None:
@@ -212,6 +215,11 @@ class CompletionRendering:
 
     def _prompt_texts(self) -> TokenTexts:
         return self._tokenizer.token_texts(skip_special_tokens=self._omits_special)
+
+
+def _is_special(piece: Piece) -> bool:
+    """Whether the events of a piece have more than its text and tokens."""
+    return piece.finish_reason is not None or piece.usage is not None
 
 
 def _ending(piece: Piece) -> dict[str, Any]:

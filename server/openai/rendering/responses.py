@@ -64,15 +64,14 @@ class ResponsesRendering:
 
     def chunk(self, piece: Piece) -> bytes:
         """Return the events of one piece."""
-        if self._is_resumable:
-            return self._covered(piece)
         if self._slices is not None or piece.finish_reason is not None:
-            return self._encoded(self._push(piece))
+            return self._sent(piece, self._push(piece))
         delta = self._parser.push(piece.text, is_last=False)
         is_all = bool(delta.content) and not delta.reasoning and not delta.calls
-        place = self._output.grow(delta.content) if is_all else None
+        place = self._output.grow(delta.content) if is_all and not self._unsent else None
         if place is None:
-            return self._encoded(self._output.push(delta, []))
+            return self._sent(piece, self._output.push(delta, []))
+        self._uncovered += piece.token_ids
         return self._text_event(place, delta.content)
 
     def skip(self, piece: Piece) -> None:
@@ -109,14 +108,16 @@ class ResponsesRendering:
         """Return the JSON of the collected answer."""
         return _encode(self._response("incomplete" if self._is_incomplete else "completed", usage))
 
-    def _covered(self, piece: Piece) -> bytes:
-        """Return the events of one piece, of which the last delta has the tokens.
+    def _sent(self, piece: Piece, of_piece: Iterable[Event]) -> bytes:
+        """Return the events of one piece. In a resumable stream, the last delta has the tokens.
 
-        They wait for a delta, and the last ones for the end: so the events that a client has are
-        always those of the tokens in them.
+        Its events wait for a delta, and the last ones for the end: so the events that a client has
+        are always those of the tokens in them.
         """
+        if not self._is_resumable:
+            return self._encoded(of_piece)
         self._uncovered += piece.token_ids
-        self._unsent += self._push(piece)
+        self._unsent += of_piece
         deltas = [event for event in self._unsent if "delta" in event]
         if deltas:
             deltas[-1]["token_ids"], self._uncovered = self._uncovered, []
@@ -177,10 +178,15 @@ class ResponsesRendering:
             self._text_frame = b"event: response.output_text.delta\ndata: " + head[:-1]
         number = self._sequence_number
         self._sequence_number += 1
-        return b'%b,"delta":%b,"sequence_number":%d}\n\n' % (
+        token_ids = b""
+        if self._is_resumable:
+            token_ids = b',"token_ids":' + _encode(self._uncovered)
+            self._uncovered = []
+        return b'%b,"delta":%b,"sequence_number":%d%b}\n\n' % (
             self._text_frame,
             _encode(text),
             number,
+            token_ids,
         )
 
     def _encoded(self, events: Iterable[Event]) -> bytes:

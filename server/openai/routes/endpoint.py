@@ -4,6 +4,7 @@ The same code prepares requests over HTTP, lines of a batch, and prompts of the 
 """
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
 from server.http.unknown_fields import IGNORED, UnknownFields
@@ -62,14 +63,14 @@ class Endpoint(ABC, Generic[Fields]):
                 if not offline:
                     self._admission.check(num_sequences, low_priority=fields.low_priority)
             plan, rendering = await self._plan(fields, len(body), offline=offline)
+            prompt = None if offline else self._generations.digest.hash_prompt(body)
+            generation = self._generations.of(plan, prompt)
+            for piece in generation.resume():
+                await generation.render(piece.num_logprobs, partial(rendering.skip, piece))
             if plan.needs_engine and not offline:
                 self._admission.check(
                     num_sequences, plan.num_prompt_tokens, low_priority=fields.low_priority
                 )
-        prompt = None if offline else self._generations.digest.hash_prompt(body)
-        generation = self._generations.of(plan, prompt)
-        for piece in generation.resume():
-            rendering.skip(piece)
         return Reply(generation, rendering, fields.stream, deadline)
 
     @abstractmethod

@@ -25,6 +25,7 @@ from server.openai.fields.completion import Completion, CompletionChunk, Complet
 from server.openai.fields.responses import ResponsesRequest
 from server.openai.fields.responses_answer import ResponseObject, ResponseStreamEvent
 from server.openai.routes.generation_route import GenerationRoute
+from server.openai.routes.instance_status import InstanceStatuses
 from server.openai.routes.operations import Operations
 from server.openai.routes.tokenization import DetokenizeRequest, Tokenization, TokenizeRequest
 from server.requests.engine_client import EngineClient
@@ -54,6 +55,8 @@ def build_app(
         tokenizer.fingerprint,
     )
     app.include_router(operations.router())
+    digest = endpoints.generations.digest
+    app.include_router(InstanceStatuses(config, client, drain, digest).router())
     body_memory = BodyMemory(connections.max_intake_bytes, connections.max_body_bytes)
     tokenization = Tokenization(
         client,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["LLM", "SamplingParams"]
 COMMANDS = {
     "serve": ("daemon.supervisor", "serve a model over an OpenAI-compatible HTTP API"),
+    "route": ("router.process", "serve one HTTP API on many daemons"),
     "chat": ("client.chat", "chat with a running daemon"),
     "complete": ("client.complete", "complete a prompt with a running daemon"),
     "run-batch": ("client.run_batch", "run a file of requests without a server"),
@@ -23,7 +24,7 @@ COMMANDS = {
     "profile": ("workers.profiling.command", "measure step costs on this hardware"),
     "simulate": ("simulator.command", "simulate policies and nodes in virtual time"),
     "timeline": ("simulator.timeline_plot", "plot the timeline of the stages from a trace"),
-    "replay": ("engine.trace.replay", "verify that the decisions in a journal are reproduced"),
+    "replay": ("simulator.replay", "verify that the decisions in a journal are reproduced"),
     "collect": ("predictor.collect", "collect output lengths from a running daemon"),
     "train-predictor": ("predictor.train", "train an encoder that predicts output lengths"),
 }
@@ -74,20 +75,21 @@ def _usage() -> str:
 
 
 def _completion(shell: str) -> str:
-    """The script for this shell: it completes the commands and the settings of `serve`."""
+    """The script for this shell: it completes the commands and their settings."""
     import shtab
 
     from configs.command_line import make_parser
+    from configs.commands import ROUTE, SERVE
 
     parser = argparse.ArgumentParser("tdpipe")
     commands = parser.add_subparsers()
-    serve = make_parser(VERSION, full=True)
+    with_settings = {each.name: make_parser(each, VERSION, full=True) for each in (SERVE, ROUTE)}
     files = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY, "MODEL": shtab.DIRECTORY}
-    for action in serve._actions:
+    for action in (action for each in with_settings.values() for action in each._actions):
         if action.metavar in files:
             action.complete = files[action.metavar]  # type: ignore[attr-defined]
     for name, (_, what) in COMMANDS.items():
-        parents = [serve] if name == "serve" else []
+        parents = [with_settings[name]] if name in with_settings else []
         commands.add_parser(name, help=what, parents=parents, add_help=not parents)
     return shtab.complete(parser, shell)
 

@@ -178,7 +178,7 @@ def _check_input(path: Path, config: Config) -> int:
     """Validate the input, and return the number of requests. Raises `UnusableFileError`."""
     if path.exists() and not path.is_file():
         raise UnusableFileError(f"{path} is not a regular file, which is needed to read it twice")
-    rules = Rules(PATHS, set(config.model.names), config.server.limits.max_body_bytes)
+    rules = Rules(PATHS, set(config.model.names), config.server.connections.max_body_bytes)
     validation = Validation(path, rules, sys.maxsize)
     try:
         validation.run()

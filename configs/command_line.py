@@ -1,57 +1,54 @@
-"""The command line of `tdpipe serve`: an argparse parser that is built from the schema.
+"""The command line of a command: an argparse parser that is built from the schema of its settings.
 
 Values stay texts: the schema validates them, as it does those of the environment. The help has a
-group for each part, the common settings first; the constants of the policies are left to
-`--help-all`.
+group for each part, the common settings first; what few need is left to `--help-all`.
 """
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from configs.config import Config
-from configs.part import groups_of
-from configs.scheduler import SchedulerConfig
+from configs.part import Part, groups_of, paths_of
 
-COMMON = (
-    "served_model_name",
-    "pipeline_parallel_size",
-    "tensor_parallel_size",
-    "max_model_len",
-    "gpu_memory_utilization",
-    "max_num_seqs",
-    "policy",
-    "host",
-    "port",
-    "api_key",
-)
-SHORT = {"pipeline_parallel_size": "-pp", "tensor_parallel_size": "-tp"}
-# Where the type does not say what to type.
-METAVARS = {
-    "served_model_name": "NAME,...",
-    "tokenizer": "DIR|ID",
-    "revision": "REVISION",
-    "layer_split": "10,10,12,8|auto",
-    "predictor": "histogram|constant:N|oracle|DIR",
-    "host": "ADDRESS",
-    "uds": "PATH",
-    "uds_permissions": "MODE",
-    "root_path": "PATH",
-    "api_key": "KEY,...",
-    "open_paths": "PATH,...",
-    "allowed_origins": "ORIGIN,...",
-    "allowed_methods": "METHOD,...",
-    "allowed_headers": "HEADER,...",
-    "server_endpoint": "ADDRESS",
-    "stage_endpoint": "ADDRESS",
-    "cluster_secret": "SECRET",
-    "distributed_timeout_seconds": "SECONDS",
-    "restart_window": "SECONDS",
-    "max_prefill_wait": "SECONDS",
-    "max_stream_interval": "SECONDS",
-}
+Settings = TypeVar("Settings", bound=Part)
+
+
+@dataclass(frozen=True)
+class Command(Generic[Settings]):
+    """A command whose settings are those of `schema`; a setting's flag is its flat name.
+
+    `common` settings come first in its help. `positional` is the setting that is given without a
+    flag, with its metavar. `short` has further flags, `metavars` what the types do not say. The
+    groups of `hidden` parts are shown by `--help-all` only, as `constants`. The environment has
+    each setting with `prefix`; variables with one of `foreign_prefixes` are another command's.
+    """
+
+    name: str
+    schema: type[Settings]
+    description: str
+    prefix: str
+    common: tuple[str, ...]
+    metavars: Mapping[str, str]
+    short: Mapping[str, str] = field(default_factory=dict)
+    positional: tuple[str, str] | None = None
+    hidden: frozenset[type[Part]] = frozenset()
+    constants: str = ""
+    foreign_prefixes: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The settings by their flat names."""
+        return tuple(paths_of(self.schema))
+
+    @property
+    def flagged(self) -> list[str]:
+        """The settings that have a flag, and `config`."""
+        positional = self.positional[0] if self.positional else None
+        return [key for key in (*self.keys, "config") if key != positional]
 
 
 def flag_of(key: str) -> str:
@@ -59,47 +56,67 @@ def flag_of(key: str) -> str:
     return f"--{key.replace('_', '-')}"
 
 
-def make_parser(version: str = "", *, full: bool = False) -> argparse.ArgumentParser:
-    """The parser; it raises `argparse.ArgumentError`. `full` shows the constants of the policies.
+def make_parser(
+    command: Command[Any], version: str = "", *, full: bool = False
+) -> argparse.ArgumentParser:
+    """The parser; it raises `argparse.ArgumentError`. `full` also shows the hidden groups.
 
     What it returns holds the settings that were given, as texts, lists of texts and booleans.
     """
+    positional, metavar = command.positional or ("", "")
+    usage = ("tdpipe", command.name, f"[{metavar}]" if metavar else "", "[options]")
     parser = _Parser(
-        prog="tdpipe serve",
-        usage="tdpipe serve [MODEL] [options]",
-        description="Serve a model over an OpenAI-compatible HTTP API, on a pipeline of stages.",
-        epilog="Each setting is also a key of the --config file (max_num_seqs: 64) and an "
-        "environment variable (TDPIPE_MAX_NUM_SEQS=64). Flags override the environment, and the "
-        "environment overrides the file. --help-all also shows the constants of the scheduling "
-        "policies.",
+        command,
+        prog=f"tdpipe {command.name}",
+        usage=" ".join(filter(None, usage)),
+        description=command.description,
+        epilog=_epilog(command),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         add_help=False,
         exit_on_error=False,
     )
-    groups = list(groups_of(Config))
-    fields = {key: field for _, own in groups for key, field in own.items()}
+    groups = list(groups_of(command.schema))
+    fields = {key: setting for _, own in groups for key, setting in own.items()}
     common = parser.add_argument_group("Common settings")
-    common.add_argument("model", nargs="?", metavar="MODEL", help=_help("model", fields["model"]))
-    for key in COMMON:
-        _add(common, key, fields[key])
+    if positional:
+        text = _help(positional, fields[positional])
+        common.add_argument(positional, nargs="?", metavar=metavar, help=text)
+    for key in command.common:
+        _add(command, common, key, fields[key])
     common.add_argument("--config", metavar="FILE", help="YAML file with any of these settings")
     common.add_argument("-h", "--help", action="help", help="show this help and exit")
-    common.add_argument("--help-all", action=_HelpAll, nargs=0, help="show all settings and exit")
+    if command.hidden:
+        common.add_argument(
+            "--help-all", action=_HelpAll, nargs=0, help="show all settings and exit"
+        )
     if version:
         common.add_argument(
             "-V", "--version", action="version", version=version, help="show the version and exit"
         )
-    constants = [part for part, _ in groups_of(SchedulerConfig) if part is not SchedulerConfig]
-    for part, own in sorted(groups, key=lambda group: group[0] in constants):
+    for part, own in sorted(groups, key=lambda group: group[0] in command.hidden):
         group = parser.add_argument_group(str(part.model_config["title"]))
-        for key, field in own.items():
-            if key not in ("model", *COMMON):
-                _add(group, key, field, is_shown=full or part not in constants)
+        for key, setting in own.items():
+            if key not in (positional, *command.common):
+                _add(command, group, key, setting, is_shown=full or part not in command.hidden)
     return parser
 
 
+def _epilog(command: Command[Any]) -> str:
+    key, value = "port", "9000"
+    text = (
+        f"Each setting is also a key of the --config file ({key}: {value}) and an environment "
+        f"variable ({command.prefix}{key.upper()}={value}). Flags override the environment, and "
+        "the environment overrides the file."
+    )
+    return f"{text} --help-all also shows {command.constants}." if command.hidden else text
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, command: Command[Any], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.command = command
+
     def error(self, message: str) -> Any:
         raise argparse.ArgumentError(None, message)
 
@@ -113,12 +130,15 @@ class _Parser(argparse.ArgumentParser):
 
 class _HelpAll(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        make_parser(full=True).print_help()
+        assert isinstance(parser, _Parser)
+        make_parser(parser.command, full=True).print_help()
         parser.exit()
 
 
-def _add(group: Any, key: str, field: FieldInfo, *, is_shown: bool = True) -> None:
-    flags = [SHORT[key], flag_of(key)] if key in SHORT else [flag_of(key)]
+def _add(
+    command: Command[Any], group: Any, key: str, field: FieldInfo, *, is_shown: bool = True
+) -> None:
+    flags = [command.short[key], flag_of(key)] if key in command.short else [flag_of(key)]
     text = _help(key, field) if is_shown else argparse.SUPPRESS
     if field.annotation is bool:
         group.add_argument(*flags, action=argparse.BooleanOptionalAction, help=text)
@@ -127,7 +147,7 @@ def _add(group: Any, key: str, field: FieldInfo, *, is_shown: bool = True) -> No
     action = "append" if get_origin(field.annotation) is tuple else "store"
     is_literal = get_origin(field.annotation) is Literal
     choices = [str(choice) for choice in get_args(field.annotation)] if is_literal else None
-    metavar = METAVARS.get(key) or "|".join(choices or []) or _metavar(key, field)
+    metavar = command.metavars.get(key) or "|".join(choices or []) or _metavar(key, field)
     group.add_argument(*flags, action=action, metavar=metavar, choices=choices, help=text)
 
 

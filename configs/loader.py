@@ -10,17 +10,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from configs.command_line import flag_of, make_parser
+from configs.command_line import Command, Settings, flag_of, make_parser
+from configs.commands import SERVE
 from configs.config import Config
-from configs.part import ENV_PREFIX, flat_name, groups_of, paths_of
+from configs.part import Part, flat_name, groups_of
 
 RESOLVED = "config.json"
-SECRETS = frozenset(
-    key
-    for _, fields in groups_of(Config)
-    for key, field in fields.items()
-    if "SecretStr" in repr(field.annotation)
-)
 
 
 class ConfigError(Exception):
@@ -30,31 +25,36 @@ class ConfigError(Exception):
 def load(
     argv: Sequence[str], environ: Mapping[str, str] | None = None, *, version: str = ""
 ) -> Config:
-    """The settings of `tdpipe serve ARGV`.
+    """The settings of `tdpipe serve ARGV`; see `load_command`."""
+    return load_command(SERVE, argv, environ, version=version)
+
+
+def load_command(
+    command: Command[Settings],
+    argv: Sequence[str],
+    environ: Mapping[str, str] | None = None,
+    *,
+    version: str = "",
+) -> Settings:
+    """The settings of a command with these arguments.
 
     Raises `ConfigError` in one line that names the key and what is allowed; prints the help and
     exits on `--help`, and the `version` on `--version`.
     """
-    flags = _read_flags(argv, version)
-    variables = _read_environment(os.environ if environ is None else environ)
+    flags = _read_flags(command, argv, version)
+    variables = _read_environment(command, os.environ if environ is None else environ)
     from_variable = variables.pop("config", None)
     path = flags.pop("config", from_variable)
-    return validate((_read_yaml(Path(path)) if path else {}) | variables | flags)
+    values = _read_yaml(command, Path(path)) if path else {}
+    return _validate(command, values | variables | flags)
 
 
 def validate(values: Mapping[str, Any]) -> Config:
-    """The settings with these values by flat names, the rest by default.
+    """The settings of a daemon with these values by flat names, the rest by default.
 
     Raises `ConfigError` in one line.
     """
-    keys = paths_of(Config)
-    for key in values:
-        if key not in keys:
-            raise ConfigError(_unknown("setting", key, keys))
-    try:
-        return Config.of(**values)
-    except ValidationError as error:
-        raise ConfigError(_explain(error)) from error
+    return _validate(SERVE, values)
 
 
 def save(config: Config, folder: Path) -> None:
@@ -70,38 +70,57 @@ def load_saved(folder: Path) -> Config:
     return Config.model_validate_json((folder / RESOLVED).read_text())
 
 
-def non_default(config: Config) -> dict[str, Any]:
+def non_default(config: Part) -> dict[str, Any]:
     """The settings that differ from their defaults, as JSON-ready values; secrets are starred."""
-    default = Config().flat("json")
+    default = type(config)().flat("json")
     return {key: value for key, value in config.flat("json").items() if value != default[key]}
 
 
-def _read_flags(argv: Sequence[str], version: str) -> dict[str, Any]:
+def _validate(command: Command[Settings], values: Mapping[str, Any]) -> Settings:
+    keys = command.keys
+    for key in values:
+        if key not in keys:
+            raise ConfigError(_unknown(command, "setting", key, keys))
     try:
-        given, unknown = make_parser(version).parse_known_args(argv)
+        return command.schema.of(**values)
+    except ValidationError as error:
+        raise ConfigError(_explain(command.schema, error)) from error
+
+
+def _read_flags(command: Command[Any], argv: Sequence[str], version: str) -> dict[str, Any]:
+    try:
+        given, unknown = make_parser(command, version).parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from error
     if unknown:
         flag = unknown[0].split("=")[0]  # what follows may be a secret
+        positional, metavar = command.positional or ("", "")
         if not flag.startswith("-"):
-            raise ConfigError(f"one MODEL is served at a time; what is {unknown[0]}?")
-        if flag == "--model":
-            raise ConfigError("unknown flag --model; MODEL comes first and without a flag")
-        flags = [flag_of(key) for key in (*paths_of(Config), "config") if key != "model"]
-        raise ConfigError(_unknown("flag", flag, flags))
+            if positional:
+                raise ConfigError(f"one {metavar} is served at a time; what is {unknown[0]}?")
+            raise ConfigError(f"tdpipe {command.name} takes only flags; what is {unknown[0]}?")
+        if positional and flag == flag_of(positional):
+            raise ConfigError(f"unknown flag {flag}; {metavar} comes first and without a flag")
+        flags = [flag_of(key) for key in command.flagged]
+        raise ConfigError(_unknown(command, "flag", flag, flags))
     return vars(given)
 
 
-def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    variables = {f"{ENV_PREFIX}{key.upper()}": key for key in (*paths_of(Config), "config")}
-    ours = [name for name in environ if name.startswith(ENV_PREFIX)]
+def _read_environment(command: Command[Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    keys = (*command.keys, "config")
+    variables = {f"{command.prefix}{key.upper()}": key for key in keys}
+    ours = [
+        name
+        for name in environ
+        if name.startswith(command.prefix) and not name.startswith(command.foreign_prefixes)
+    ]
     for name in ours:
         if name not in variables:
-            raise ConfigError(_unknown("variable", name, variables))
+            raise ConfigError(_unknown(command, "variable", name, variables))
     return {variables[name]: environ[name] for name in ours}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(command: Command[Any], path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -110,10 +129,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold `key: value` lines, not a {type(values).__name__}")
-    keys = paths_of(Config)
+    keys = command.keys
     for key in values:
         if str(key).replace("-", "_") not in keys:
-            raise ConfigError(_unknown("key", str(key), keys, f" in {path}"))
+            raise ConfigError(_unknown(command, "key", str(key), keys, f" in {path}"))
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 
@@ -124,17 +143,29 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _unknown(what: str, name: str, known: Iterable[str], where: str = "") -> str:
+def _unknown(
+    command: Command[Any], what: str, name: str, known: Iterable[str], where: str = ""
+) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"unknown {what} {name}{where}{hint} (see tdpipe serve --help)"
+    return f"unknown {what} {name}{where}{hint} (see tdpipe {command.name} --help)"
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(schema: type[Part], error: ValidationError) -> str:
+    secrets = _secrets(schema)
     problems = []
     for problem in error.errors():
-        key = flat_name(Config, problem["loc"])
+        key = flat_name(schema, problem["loc"])
         text = problem["msg"].removeprefix("Value error, ")
-        given = f", not {problem['input']!r}" if key and key not in SECRETS else ""
+        given = f", not {problem['input']!r}" if key and key not in secrets else ""
         problems.append(f"{key}: {text}{given}" if key else text)
     return "; ".join(problems)
+
+
+def _secrets(schema: type[Part]) -> frozenset[str]:
+    return frozenset(
+        key
+        for _, fields in groups_of(schema)
+        for key, field in fields.items()
+        if "SecretStr" in repr(field.annotation)
+    )

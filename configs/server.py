@@ -51,11 +51,6 @@ class ListenConfig(Part, title="HTTP server"):
     root_path: str = Field(
         "", description="path prefix under which a reverse proxy publishes the server, e.g. /llm"
     )
-    enable_tokenizer_info_endpoint: bool = Field(
-        False,
-        description="serve the tokenizer's configuration and chat template at /tokenizer_info",
-    )
-    disable_fastapi_docs: bool = Field(False, description="do not serve /docs and /openapi.json")
 
     @field_validator("uds")
     @classmethod
@@ -73,13 +68,23 @@ class ListenConfig(Part, title="HTTP server"):
         return value.rstrip("/")
 
 
+class PagesConfig(Part, title="Optional pages"):
+    """Which pages are served besides the API."""
+
+    enable_tokenizer_info_endpoint: bool = Field(
+        False,
+        description="serve the tokenizer's configuration and chat template at /tokenizer_info",
+    )
+    disable_fastapi_docs: bool = Field(False, description="do not serve /docs and /openapi.json")
+
+
 class AccessConfig(Part, title="Access"):
     """API keys and CORS."""
 
     api_key: Annotated[tuple[SecretStr, ...], BeforeValidator(split_commas)] = Field(
         (),
         description="API keys; clients must send one of them (Authorization: Bearer KEY), except "
-        "to /health, /live, /ready and open_paths. Prefer TDPIPE_API_KEY: `ps` shows flags",
+        "to /health, /live, /ready and open_paths. Prefer the environment: `ps` shows flags",
     )
     open_paths: Annotated[
         tuple[Literal["/ready", "/metrics", "/load", "/version"], ...],
@@ -114,19 +119,9 @@ class AccessConfig(Part, title="Access"):
         return [shown_secret(key, info) for key in keys]
 
 
-class LimitsConfig(Part, title="Request limits and timeouts"):
-    """Limits of what requests may send, wait for and receive."""
+class ConnectionConfig(Part, title="Bodies and timeouts"):
+    """Limits of bodies, and of the time of requests and connections."""
 
-    max_num_queued_reqs: int = Field(
-        1024,
-        ge=1,
-        description="maximum sequences that wait for their first token; further requests get 429",
-    )
-    max_num_queued_tokens: int = Field(
-        1024 * 4096,
-        ge=1,
-        description="maximum total prompt tokens of these sequences; further requests get 429",
-    )
     max_body_bytes: int = Field(
         8 * 1024 * 1024,
         ge=1024,
@@ -136,16 +131,9 @@ class LimitsConfig(Part, title="Request limits and timeouts"):
     max_intake_bytes: int = Field(
         256 * 1024 * 1024,
         ge=1024,
-        description="maximum memory for the bodies of generation requests until their prompts are "
-        "parsed, not counting the first 64 KiB of each; further requests get 429",
-    )
-    strict_fields: bool = Field(
-        False, description="refuse unknown fields of requests instead of ignoring them"
-    )
-    max_logprobs: int = Field(
-        20,
-        ge=-1,
-        description="maximum number of top logprobs that a request may ask for; -1: no limit",
+        description="maximum memory for the bodies of generation requests, which a daemon keeps "
+        "until their prompts are parsed and a router until they are answered, not counting the "
+        "first 64 KiB of each; further requests get 429",
     )
     request_timeout: float | None = Field(
         None,
@@ -160,6 +148,32 @@ class LimitsConfig(Part, title="Request limits and timeouts"):
         description="time after which the connection of a client that reads none of its pending "
         "output is closed",
     )
+    shutdown_timeout: float = Field(
+        30.0, ge=0, description="time that open requests have to finish after SIGTERM"
+    )
+
+
+class LimitsConfig(Part, title="Request limits"):
+    """Limits of what requests may send, wait for and receive."""
+
+    max_num_queued_reqs: int = Field(
+        1024,
+        ge=1,
+        description="maximum sequences that wait for their first token; further requests get 429",
+    )
+    max_num_queued_tokens: int = Field(
+        1024 * 4096,
+        ge=1,
+        description="maximum total prompt tokens of these sequences; further requests get 429",
+    )
+    strict_fields: bool = Field(
+        False, description="refuse unknown fields of requests instead of ignoring them"
+    )
+    max_logprobs: int = Field(
+        20,
+        ge=-1,
+        description="maximum number of top logprobs that a request may ask for; -1: no limit",
+    )
     max_stream_interval: float = Field(
         0.05,
         ge=0,
@@ -172,9 +186,6 @@ class LimitsConfig(Part, title="Request limits and timeouts"):
         description="time without output after which a stream gets a comment, so that proxies do "
         "not close it; 0: never",
     )
-    shutdown_timeout: float = Field(
-        30.0, ge=0, description="time that open requests have to finish after SIGTERM"
-    )
 
 
 class ServerConfig(Part):
@@ -182,6 +193,8 @@ class ServerConfig(Part):
 
     listen: ListenConfig = Field(default_factory=ListenConfig)
     access: AccessConfig = Field(default_factory=AccessConfig)
+    pages: PagesConfig = Field(default_factory=PagesConfig)
+    connections: ConnectionConfig = Field(default_factory=ConnectionConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
 
 

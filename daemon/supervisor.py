@@ -131,13 +131,13 @@ class Supervisor:
             return
         log.info(
             "draining: open requests may finish for %g s",
-            self._config.server.limits.shutdown_timeout,
+            self._config.server.connections.shutdown_timeout,
         )
         server = self._children.process("server")
         server.terminate()
         num_forwarded, deadline = (
             1,
-            time.monotonic() + self._config.server.limits.shutdown_timeout + STOP_TIMEOUT_S,
+            time.monotonic() + self._config.server.connections.shutdown_timeout + STOP_TIMEOUT_S,
         )
         while server.poll() is None and time.monotonic() < deadline:
             if self._signals > num_forwarded:

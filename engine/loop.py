@@ -26,6 +26,7 @@ from daemon.ranks import socket_name
 from daemon.restart_limit import RestartLimit
 from daemon.watchdog_file import INTERVAL_S, WatchdogFile
 from engine.nodes import Nodes
+from engine.promises import Announcements, Promiser
 from engine.scheduler import Outgoing, Scheduler
 from engine.stage_losses import LossCounter, Trouble
 from engine.stage_time import StageTime
@@ -86,6 +87,8 @@ class Loop:
     ) -> None:
         self._pipeline, self._folder, self._nodes = config.pipeline, runtime.folder, nodes
         self._scheduler = Scheduler(config)
+        self._promiser = Promiser(self._scheduler)
+        self._announcements = Announcements(self._scheduler, self._promiser)
         self._engine = time.time_ns()
         self._began_at = time.monotonic()
         self._waiting_for_stages_since: float | None = self._began_at
@@ -160,7 +163,8 @@ class Loop:
         poller.register(self._server.socket, zmq.POLLIN)
         poller.register(self._stages.socket, zmq.POLLIN)
         while True:
-            poller.poll(max(0, int((self._next_stats_at - time.monotonic()) * 1000)))
+            wakes_at = min(self._next_stats_at, self._announcements.due_at)
+            poller.poll(max(0, int((wakes_at - time.monotonic()) * 1000)))
             woken_at = time.monotonic()
             for sender, from_stage in self._stages.drain():
                 self._take_from_stage(sender, from_stage)
@@ -173,6 +177,8 @@ class Loop:
                 gc_tuning.tidy()
                 self._check_stages()
                 self._send_stats()
+            elif woken_at >= self._announcements.due_at:
+                self._send_stats(records=False)
             self._flush()
 
     def _take_from_node(self, sender: str, state: NodeState) -> None:
@@ -246,6 +252,7 @@ class Loop:
         now = time.monotonic()
         answer = self._scheduler.handle(event, now)
         self._stage_time.follow(self._scheduler.pipeline, now)
+        self._announcements.follow(event, now)
         if self._journal is not None:
             self._journal.write(event, now, answer)
         self._record(lambda recorder: recorder.launch(answer, now))
@@ -366,7 +373,7 @@ class Loop:
             raise EngineFailedError(f"{trouble.reason}; {self._restarts}")
         self._restarts.count()
 
-    def _send_stats(self) -> None:
+    def _send_stats(self, *, records: bool = True) -> None:
         now = time.monotonic()
         uptime_s = now - self._began_at
         pipeline = self._scheduler.pipeline
@@ -386,9 +393,12 @@ class Loop:
             self._stage_time,
             self._losses,
             self._watch.starved_s,
+            self._promiser.promises(now),
         )
+        self._announcements.note_sent(now)
         self._outbox.append(stats)
-        self._record(lambda recorder: recorder.sample(stats))
+        if records:
+            self._record(lambda recorder: recorder.sample(stats))
 
     def _log_dropped(self, dropped: int, now: float) -> None:
         """Warn at most once a minute that messages were dropped.

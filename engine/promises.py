@@ -3,10 +3,21 @@
 See `wire.instance_status` for the figures, and docs/papers.md, section 3.
 """
 
+from itertools import takewhile
+from math import inf
+
 from engine.costs.cost_model import CostModel, StepSize
 from engine.scheduler import Pipeline, Scheduler
 from engine.state.sequence import Sequence
-from wire.instance_status import SLACK_QUANTILES, PrefillCosts, Promises
+from wire.messages import Event, Submit
+from wire.promises import SLACK_QUANTILES, PrefillCosts, Promises
+
+# Between two announcements, at least. A step of a large model takes longer, and collecting the
+# figures of a thousand sequences takes 0.5 ms.
+SHORTEST_PAUSE_S = 0.02
+# Seconds of prompts that have arrived, as a part of the TTFT target, which change the promises a
+# lot.
+_MUCH = 0.05
 
 # Prompt lengths for which a status has the seconds, in tokens.
 _LENGTHS = (1, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -51,6 +62,11 @@ class Promiser:
         self._costs_of: CostModel | None = None
         self._costs_seconds = 0.0
 
+    @property
+    def slot_s(self) -> float:
+        """Seconds of the prompts that have arrived since the last prefill slot ended."""
+        return self._slot.seconds
+
     def arrive(self, num_prompt_tokens: int) -> None:
         """An online request has been submitted."""
         pipeline = self._scheduler.pipeline
@@ -72,12 +88,14 @@ class Promiser:
             return Promises()
         cost, ledger = pipeline.correction.cost, pool.ledger
         online = [s for s in pool.live.values() if not s.submit.offline]
-        decoding = [s for s in online if s.first_token_at is not None]
-        slack = [self._slack_s(s, now) for s in decoding]
+        decoding = [s for s in online if _is_decoding(s)]
+        begun = [s for s in decoding if s.first_token_at is not None]
+        slack = [self._slack_s(s, now) for s in begun]
         offline_blocks = sum(len(s.block_table) for s in pool.live.values() if s.submit.offline)
         costs = self._prefill_costs(pipeline)
-        to_feed = [s for s in online if s.first_token_at is None]
-        to_feed += [s for s in pool.waiting if not s.submit.offline]
+        to_feed = [s for s in online if not _is_decoding(s)]
+        # They are first in the queue, which may have a hundred thousand others.
+        to_feed += takewhile(lambda s: not s.submit.offline, pool.waiting)
         num_unfed = sum(max(0, s.num_unplanned) for s in to_feed)
         self._feeding.observe(scheduler.counters.prompt_tokens - num_unfed, num_unfed, now)
         pending_s = sum(_pending_s(costs, s) for s in to_feed)
@@ -86,7 +104,7 @@ class Promiser:
         gain_s = self._tpot_slo - turn_s  # of each token that is still to come
         projected = [
             s + sequence.predicted_remaining * gain_s
-            for s, sequence in zip(slack, decoding, strict=True)
+            for s, sequence in zip(slack, begun, strict=True)
         ]
         return Promises(
             phase=pipeline.policy.phase,
@@ -94,7 +112,7 @@ class Promiser:
             pending_prefill_s=pending_s,
             prefill_stretch=self._feeding.stretch(costs.token_s),
             num_waiting=len(to_feed),
-            num_decoding=len(slack),
+            num_decoding=len(decoding),
             num_offline=len(pool.live) + len(pool.waiting) - pool.num_online,
             slack_s=quantiles(sorted(slack)),
             mean_slack_s=sum(slack) / len(slack) if slack else 0.0,
@@ -158,6 +176,45 @@ class _FeedRate:
     def stretch(self, token_s: float) -> float:
         """By how much feeding takes longer than `token_s` seconds per token, 1 to 10."""
         return min(_MOST_STRETCH, max(1.0, self._token_s / token_s)) if token_s else 1.0
+
+
+class Announcements:
+    """Decides when promises are sent besides four times a second; all times are in seconds.
+
+    That is after a change of the phase, and when many prompts have arrived. A daemon without
+    targets promises nothing that could not wait.
+    """
+
+    def __init__(self, scheduler: Scheduler, promiser: Promiser) -> None:
+        settings = scheduler.config.scheduler
+        has_targets = settings.ttft_slo is not None and settings.tpot_slo is not None
+        self._much_s = _MUCH * settings.ttft_slo if has_targets and settings.ttft_slo else inf
+        self._promiser = promiser
+        self._sent_at, self._sent_slot_s = -inf, 0.0
+        self.due_at = inf
+
+    def follow(self, event: Event, now: float) -> None:
+        """Take an event after the scheduler has handled it."""
+        promiser = self._promiser
+        if isinstance(event, Submit) and not event.offline:
+            size = len(event.prompt_token_ids) + len(event.output_token_ids)
+            promiser.arrive(size // 4)
+        has_changed = promiser.follow()
+        if self._much_s == inf or self.due_at < inf:
+            return
+        if has_changed or promiser.slot_s - self._sent_slot_s > self._much_s:
+            self.due_at = max(now, self._sent_at + SHORTEST_PAUSE_S)
+
+    def note_sent(self, now: float) -> None:
+        """The promises have been sent."""
+        self._sent_at, self._sent_slot_s, self.due_at = now, self._promiser.slot_s, inf
+
+
+def _is_decoding(sequence: Sequence) -> bool:
+    """Whether a live sequence has its first token, perhaps from an earlier engine or daemon."""
+    if sequence.first_token_at is not None:
+        return True
+    return bool(sequence.submit.output_token_ids) and sequence.num_unplanned <= 1
 
 
 def _pending_s(costs: PrefillCosts, sequence: Sequence) -> float:

@@ -6,6 +6,7 @@ from engine.scheduler import Scheduler
 from engine.stage_losses import LossCounter
 from engine.stage_time import StageTime
 from wire.messages import StageStats, Stats
+from wire.promises import Promises
 
 
 def collect(
@@ -20,6 +21,7 @@ def collect(
     stage_time: StageTime,
     losses: LossCounter,
     starved_s: float,
+    promises: Promises,
 ) -> Stats:
     """The `Stats` of `now` (seconds): gauges of the scheduler, and all counters by name."""
     pipeline, pool, times = scheduler.pipeline, scheduler.pool, scheduler.times
@@ -40,6 +42,7 @@ def collect(
         losses=losses.figures(),
         last_loss=losses.last,
         starved_s=starved_s,
+        promises=promises,
         phase_s=stage_time.phase_s(now),
         switch_costs={phase: cost.figures() for phase, cost in stage_time.switch_costs.items()},
         request_times={

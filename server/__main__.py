@@ -68,10 +68,10 @@ def _listen(config: ListenConfig) -> AbstractContextManager[socket]:
 async def _serve(
     config: Config, listener: socket, tls: SSLContext | None, tokenizer: Tokenizer
 ) -> None:
-    runtime, limits = config.runtime, config.server.limits
+    runtime, connections = config.runtime, config.server.connections
     client = EngineClient(
         runtime.server_address,
-        limits.max_stream_interval,
+        config.server.limits.max_stream_interval,
         config.pipeline.stage_start_timeout,
         runtime.secret,
     )
@@ -84,8 +84,8 @@ async def _serve(
         build_app(config, client, tokenizer, drain, metrics, endpoints, batches),
         client.fail_all,
         drain,
-        shutdown_timeout_s=limits.shutdown_timeout,
-        send_timeout_s=limits.send_timeout,
+        shutdown_timeout_s=connections.shutdown_timeout,
+        send_timeout_s=connections.send_timeout,
         tls=tls,
         failure=partial(child_process.reported_failure, runtime.folder),
     )

@@ -25,6 +25,7 @@ from server.openai.fields.completion import Completion, CompletionChunk, Complet
 from server.openai.fields.responses import ResponsesRequest
 from server.openai.fields.responses_answer import ResponseObject, ResponseStreamEvent
 from server.openai.routes.generation_route import GenerationRoute
+from server.openai.routes.instance_status import InstanceStatuses
 from server.openai.routes.operations import Operations
 from server.openai.routes.tokenization import DetokenizeRequest, Tokenization, TokenizeRequest
 from server.requests.engine_client import EngineClient
@@ -42,6 +43,7 @@ def build_app(
 ) -> ASGIApp:
     """The ASGI application. The caller runs the client, the endpoints and the batches."""
     limits, logs = config.server.limits, config.logs
+    connections = config.server.connections
     app = _empty_app(config.server)
     operations = Operations(
         config.model,
@@ -53,7 +55,9 @@ def build_app(
         tokenizer.fingerprint,
     )
     app.include_router(operations.router())
-    body_memory = BodyMemory(limits.max_intake_bytes, limits.max_body_bytes)
+    digest = endpoints.generations.digest
+    app.include_router(InstanceStatuses(config, client, drain, digest).router())
+    body_memory = BodyMemory(connections.max_intake_bytes, connections.max_body_bytes)
     tokenization = Tokenization(
         client,
         tokenizer,
@@ -61,7 +65,7 @@ def build_app(
         endpoints.chat_template,
         body_memory,
         endpoints.unknown_fields,
-        shows_info=config.server.listen.enable_tokenizer_info_endpoint,
+        shows_info=config.server.pages.enable_tokenizer_info_endpoint,
     )
     app.include_router(tokenization.router())
     new_route = partial(
@@ -119,7 +123,7 @@ def _generation_routes(
 
 def _empty_app(config: ServerConfig) -> App:
     """The application without routes but those of its document."""
-    listen, access = config.listen, config.access
+    pages, access = config.pages, config.access
     app = App(
         models=[
             CompletionRequest,
@@ -138,11 +142,11 @@ def _empty_app(config: ServerConfig) -> App:
         title="tdpipe",
         version=VERSION,
         redirect_slashes=False,
-        openapi_url=None if listen.disable_fastapi_docs else "/openapi.json",
+        openapi_url=None if pages.disable_fastapi_docs else "/openapi.json",
         docs_url=None,
         redoc_url=None,
     )
     errors.install(app)
-    if not listen.disable_fastapi_docs:
+    if not pages.disable_fastapi_docs:
         docs_page.install(app)
     return app

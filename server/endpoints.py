@@ -23,6 +23,7 @@ from server.requests.admission import Admission
 from server.requests.engine_client import EngineClient
 from server.requests.generation import Generations
 from server.requests.planner import Planner
+from server.requests.prefix_digest import PrefixDigest
 from server.requests.sampling_defaults import load_sampling_defaults
 from server.text.tokenizer import Tokenizer
 
@@ -75,7 +76,14 @@ def build_endpoints(
         load_sampling_defaults(config.model),
     )
     admission = Admission(limits, client)
-    generations = Generations(client, tokenizer, metrics, predictor, limits.request_timeout)
+    generations = Generations(
+        client,
+        tokenizer,
+        metrics,
+        predictor,
+        config.server.connections.request_timeout,
+        PrefixDigest(is_enabled=config.cache.enable_prefix_caching),
+    )
     grammars = CheckedGrammars(tokenizer)
     fingerprint = system_fingerprint(config.model, config.pipeline.pipeline_parallel_size)
     core = (client, admission, planner, generations)

@@ -25,7 +25,13 @@ SHARING = {
         "demo": ("batches", "chat", "demo", "disconnects", "llm", "sockets"),
         "lasting": ("greedy_fp32", "json_log", "supervisor"),
         "predicting": ("log_file", "predictor"),
-        "tight": ("cluster_secret", "sampling", "structured_outputs"),
+        "tight": (
+            "cluster_secret",
+            "instance_status",
+            "resumption",
+            "sampling",
+            "structured_outputs",
+        ),
     }.items()
     for name in names
 }

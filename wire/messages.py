@@ -9,9 +9,10 @@ from typing import Literal
 import msgspec
 
 from wire.histogram import HistogramFigures
+from wire.promises import Phase as Phase
+from wire.promises import Promises
 
 FinishReason = Literal["stop", "length", "error"]
-Phase = Literal["prefill", "decode", "mixed"]
 Doing = Literal["loads", "idle", "waits", "computes"]
 LossCause = Literal[
     "oom_killer",
@@ -256,7 +257,8 @@ class Stats(Message, frozen=True):
     flight by phase, `switch_costs` the seconds that switches cost by the phase after the switch,
     and `request_times` the seconds of sequences by their parts ("queue", "prefill", "decode").
     `losses` counts the losses of the stages, and `last_loss` is the newest one. `starved_s`
-    counts the seconds in which a stage that was suspected to be lost was starved of CPU.
+    counts the seconds in which a stage that was suspected to be lost was starved of CPU. When
+    the `promises` change a lot, the message is also sent in between.
     """
 
     ready: bool
@@ -291,6 +293,7 @@ class Stats(Message, frozen=True):
     losses: tuple[StageLosses, ...] = ()
     last_loss: StageLoss | None = None
     starved_s: float = 0.0
+    promises: Promises | None = None
 
 
 # --- engine -> stages (which also receive Hello) ---------------------------------------------

@@ -108,7 +108,7 @@ def build_batches(
         Window(endpoints, client, metrics, max_open, lambda: drain.has_begun),
         BatchLimits(
             models=frozenset(config.model.names),
-            max_line_bytes=config.server.limits.max_body_bytes,
+            max_line_bytes=config.server.connections.max_body_bytes,
             max_requests=config.batches.max_batch_requests,
         ),
     )

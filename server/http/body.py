@@ -187,8 +187,8 @@ def _is_neutral(value: object) -> bool:
 Kind = TypeVar("Kind", bound=Body)
 
 
-def parse(kind: type[Kind], body: bytes, unknown: UnknownFields = IGNORED) -> Kind:
-    """Parse `body`; null selects a field's default. Raises `ApiError` (400)."""
+def decode(body: bytes) -> dict[str, Any]:
+    """Decode the JSON object of a body; its values are not validated. Raises `ApiError` (400)."""
     num_brackets = body.count(b"[") + body.count(b"{")
     if num_brackets > MAX_BRACKETS:
         raise invalid(
@@ -206,6 +206,12 @@ def parse(kind: type[Kind], body: bytes, unknown: UnknownFields = IGNORED) -> Ki
     # Most bodies have too few brackets to be nested too deeply, and skip this check.
     if num_brackets > MAX_DEPTH and _is_too_deep(values):
         raise _too_deep()
+    return values
+
+
+def parse(kind: type[Kind], body: bytes, unknown: UnknownFields = IGNORED) -> Kind:
+    """Parse `body`; null selects a field's default. Raises `ApiError` (400)."""
+    values = decode(body)
     found = None if unknown.strict else FoundFields()
     try:
         parsed = kind.model_validate(values, context=found)

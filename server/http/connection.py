@@ -32,6 +32,14 @@ class Connection:
         if not self._cycle.disconnected:
             self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
 
+    def write_framed(self, part: bytes) -> None:
+        """Write a part of the body that is framed already: whole chunks, if `is_chunked`.
+
+        Otherwise the client speaks HTTP/1.0, and the end of the connection ends the body.
+        """
+        if not self._cycle.disconnected:
+            self._cycle.transport.write(part)
+
     async def drain(self) -> None:
         """Wait until the connection is not paused; a disconnect of the client ends the wait."""
         await self._cycle.flow.drain()

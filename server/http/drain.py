@@ -1,17 +1,22 @@
 """Draining: the server counts open requests and lets them finish before it shuts down."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from server.http.errors import unavailable
 
 
 class Drain:
-    """Counts open requests; once the drain has begun, new ones are refused."""
+    """Counts open requests; once the drain has begun, new ones are refused.
+
+    The `listeners` are called when it begins and when it ends: then no request is left.
+    """
 
     def __init__(self) -> None:
         self.has_begun = False
+        self.has_ended = False
+        self.listeners: list[Callable[[], None]] = []
         self.num_open = 0
         self._empty = asyncio.Event()
         self._empty.set()
@@ -19,6 +24,12 @@ class Drain:
     def begin(self) -> None:
         """Refuse new requests from now on."""
         self.has_begun = True
+        self._tell()
+
+    def end(self) -> None:
+        """End what goes on without a request, such as streams of statuses."""
+        self.has_ended = True
+        self._tell()
 
     def check(self) -> None:
         """Raise `ApiError` (503) once the drain has begun."""
@@ -42,3 +53,7 @@ class Drain:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), timeout_s)
         return not self.num_open
+
+    def _tell(self) -> None:
+        for listener in self.listeners:
+            listener()

@@ -4,10 +4,11 @@ import re
 from collections.abc import Callable, Mapping
 
 import msgspec
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from pydantic_core import ErrorDetails
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -171,7 +172,7 @@ def failed(message: str, *, retry: bool = True) -> ApiError:
     return ApiError(500, message, kind="server_error", code="internal_error", headers=headers)
 
 
-def install(app: FastAPI) -> None:
+def install(app: Starlette) -> None:
     """Answer every exception with OpenAI's error body, including those of the framework."""
     app.add_exception_handler(ApiError, _answer)
     app.add_exception_handler(HTTPException, _answer_framework)

@@ -138,6 +138,7 @@ class DrainingServer(uvicorn.Server):
             because = f" It has failed: {failure}" if failure else ""
             self._fail_all(f"The server is shutting down.{because}")
             await self._drain.wait(ERRORS_TIMEOUT_S)
+        self._drain.end()
         self.should_exit = True
 
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from server.http.errors import unavailable
 from server.requests.logprobs import unpack
@@ -44,7 +44,8 @@ class EngineClient:
 
     `ready` is the last `EngineReady` (None if there was none), `stats` the last `Stats`. If many
     streams are open, the tokens of a stream are coalesced for up to `max_stream_interval` seconds.
-    The client waits `patience_s` seconds for a lost engine. `secret` is the cluster secret.
+    The client waits `patience_s` seconds for a lost engine. `secret` is the cluster secret. The
+    `listeners` are called with each `Stats` and `EngineReady` that has become the last one.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class EngineClient:
         self.num_generated = 0
         self.num_engines_lost = 0
         self.inter_token_latency = Histogram(TOKEN_S)
+        self.listeners: list[Callable[[Stats | EngineReady], None]] = []
         self._became_ready = asyncio.Event()
         self._spoke: Spoke[ToServer] = Spoke(endpoint, "server", ToServer, secret)
         self._arrival = asyncio.Event()
@@ -248,6 +250,7 @@ class EngineClient:
         self._lost = False
         self.stats, self.stats_at = message, now
         self._note_ready()
+        self._tell(message)
 
     def _on_ready(self, message: EngineReady) -> None:
         if not self._hello or message.hello != self._hello:
@@ -258,6 +261,11 @@ class EngineClient:
             for sequence in list(self._open.values()):
                 self._send_submit(sequence)
         self._note_ready()
+        self._tell(message)
+
+    def _tell(self, message: Stats | EngineReady) -> None:
+        for listener in self.listeners:
+            listener(message)
 
     def _meet(self) -> None:
         """Introduce the server to a new engine process."""

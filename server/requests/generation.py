@@ -8,6 +8,7 @@ block, `async for` yields the output piece by piece.
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Self, TypeVar
 
 from server.http.errors import ApiError, failed
@@ -20,6 +21,7 @@ from server.requests.engine_client import EngineClient
 from server.requests.logprobs import TokenLogprobs
 from server.requests.open_sequence import OpenSequence, QueueTotals
 from server.requests.plan import Plan
+from server.requests.prefix_digest import HashedPrompt, PrefixDigest
 from server.text.bounded_threads import BoundedThreads
 from server.text.tokenizer import Tokenizer
 from wire.messages import Expect
@@ -69,7 +71,8 @@ def takes_long(num_logprobs: int) -> bool:
 class Generation:
     """Use as `async with`, and inside it `async for piece in generation`.
 
-    Entering submits the sequences without waiting for anything. If the engine has given up on a
+    Entering submits the sequences without waiting for anything. `on_prefilled` is called when the
+    first token is read. If the engine has given up on a
     sequence, the iterator first yields the text so far and then raises `ApiError` (500).
     """
 
@@ -87,6 +90,7 @@ class Generation:
         self.num_choices = plan.num_sequences
         self.num_unfinished = plan.num_sequences if plan.needs_engine else 0
         self._num_completion_tokens = 0
+        self._known: list[Piece] = []  # needs no output of the engine
         self._failure: ApiError | None = None
         self.plan = plan
         self._client = client
@@ -99,6 +103,7 @@ class Generation:
         ]
         self._expected: list[ExpectedLength] = []  # per prompt
         self._cancel_prediction: Callable[[], None] = lambda: None
+        self.on_prefilled: Callable[[], None] = lambda: None
         self._threads = threads
         self._inbox = client.inbox()
         self._sequences: list[OpenSequence] = []
@@ -111,6 +116,29 @@ class Generation:
             for _ in range(plan.n)
         ]
 
+    def resume(self) -> list[Piece]:
+        """Bring the choices to where another daemon left them; to be called before entering.
+
+        Returns the pieces of the choices that go on, which the client has already.
+        """
+        resumption = self.plan.resumption
+        if resumption is None:
+            return []
+        pieces = []
+        for index, choice in enumerate(self._choices):
+            token_ids = list(resumption.output(index))
+            text = choice.push(token_ids)
+            self._num_completion_tokens += choice.num_tokens
+            if index in resumption.finished:
+                choice.finish_reason = choice.finish_reason or "stop"
+                self.num_unfinished -= 1
+            elif token_ids:
+                pieces.append(self._piece_of_known(index, text, token_ids))
+                if choice.finish_reason is not None:  # by a stop string
+                    ending = Piece(index, "", choice.finish_reason, choice.stop_reason)
+                    self._known.append(ending)
+        return pieces
+
     async def __aenter__(self) -> Self:
         if not self.num_unfinished:
             return self
@@ -118,13 +146,15 @@ class Generation:
         for prompt_token_ids in self.plan.prompts:
             self._metrics.request_prompt_tokens.observe(len(prompt_token_ids))
         first_id = self._client.next_ids(self.plan.num_sequences)
-        hint = self.plan.expected_tokens
+        hint, resumption = self.plan.expected_tokens, self.plan.resumption
         self._expected = [self._predictor.expect(query, hint) for query in self._queries]
         for index, message in enumerate(self.plan.messages(first_id, self._expected)):
             prompt = self.plan.prompts[index // self.plan.n]
-            sequence = OpenSequence(message, index, self._inbox, prompt, self._queue())
+            output = resumption.output(index) if resumption else ()
+            sequence = OpenSequence(message, index, self._inbox, prompt, self._queue(), output)
             self._sequences.append(sequence)
-            self._client.submit(sequence)
+            if self._choices[index].finish_reason is None:
+                self._client.submit(sequence)
         if self._predictor.has_encoder and hint is None:
             prompts = tuple(self._tail(prompt) for prompt in self.plan.prompts)
             self._cancel_prediction = self._predictor.ask(prompts, self._expect)
@@ -159,7 +189,8 @@ class Generation:
         """
         if self._failure is not None:
             raise self._failure
-        pieces = []
+        pieces, self._known = self._known, []
+        self.num_unfinished -= len(pieces)
         for sequence in self._inbox.take():
             choice = self._choices[sequence.index]
             if choice.finish_reason is not None:
@@ -196,7 +227,7 @@ class Generation:
 
     async def wait(self) -> None:
         """Wait until `take_pieces` has something to return or to raise."""
-        if self._failure is None:
+        if self._failure is None and not self._known:
             await self._inbox.wait()
 
     async def _iterate(self) -> AsyncIterator[Piece]:
@@ -204,6 +235,13 @@ class Generation:
             await self.wait()
             for piece in self.take_pieces():
                 yield piece
+
+    def _piece_of_known(self, index: int, text: str, token_ids: list[int]) -> Piece:
+        """The piece of tokens from another daemon, whose log-probabilities are not known here."""
+        logprobs: list[TokenLogprobs] = []
+        if self.plan.sampling.num_logprobs >= 0:
+            logprobs = [TokenLogprobs(token_id, 0.0, 1, ()) for token_id in token_ids]
+        return Piece(index, text, token_ids=token_ids, logprobs=logprobs)
 
     def _queue(self) -> QueueTotals | None:
         if self.plan.offline:
@@ -228,6 +266,9 @@ class Generation:
         is_first = not before and sequence.first_token_at is not None
         if is_first and sequence.first_token_at is not None and not self.plan.low_priority:
             self._metrics.time_to_first_token.observe(sequence.first_token_at - self.arrived_at)
+        if sequence.first_token_at is not None:
+            on_prefilled, self.on_prefilled = self.on_prefilled, lambda: None
+            on_prefilled()
         token_ids = sequence.take_tokens()
         text = "" if self.plan.only_scores else choice.push(token_ids)
         num_new = choice.num_tokens - before
@@ -266,9 +307,10 @@ class Generation:
             self._predictor.observe(
                 self._queries[prompt], self._expected[prompt], choice.num_tokens
             )
-        if sequence.first_token_at is not None and choice.num_tokens > 1:
+        num_own = choice.num_tokens - sequence.num_resumed
+        if sequence.first_token_at is not None and num_own > 1:
             seconds = sequence.last_token_at - sequence.first_token_at
-            self._metrics.time_per_output_token.observe(seconds / (choice.num_tokens - 1))
+            self._metrics.time_per_output_token.observe(seconds / (num_own - 1))
 
 
 def num_logprobs(pieces: Iterable[Piece]) -> int:
@@ -289,6 +331,7 @@ class Generations:
     metrics: Metrics
     predictor: LengthPredictor
     request_timeout_s: float | None = None
+    digest: PrefixDigest = field(default_factory=PrefixDigest)
     threads: BoundedThreads = field(
         default_factory=lambda: BoundedThreads(
             NUM_RENDERING_THREADS, "long answers", 0, "rendering"
@@ -299,9 +342,12 @@ class Generations:
         """Return the deadline: the client's timeout and, for online requests, the server's."""
         return sooner_of(timeout_s, None if offline else self.request_timeout_s)
 
-    def of(self, plan: Plan) -> Generation:
-        """Create a generation for a request that arrives now; entering it submits the sequences."""
-        return Generation(
+    def of(self, plan: Plan, prompt: HashedPrompt | None = None) -> Generation:
+        """Create a generation for a request that arrives now; entering it submits the sequences.
+
+        The `prompt` gets into the digest when it was prefilled.
+        """
+        generation = Generation(
             plan,
             self.client,
             self.tokenizer,
@@ -310,3 +356,7 @@ class Generations:
             self.threads,
             time.monotonic(),
         )
+        if prompt is not None:
+            num_tokens = sum(map(len, plan.prompts))
+            generation.on_prefilled = partial(self.digest.add, prompt, num_tokens)
+        return generation

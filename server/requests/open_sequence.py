@@ -30,7 +30,8 @@ class OpenSequence:
     yet, one for each token if the request asked for any. `scores` are the log-probabilities of the
     prompt tokens except the first; they are complete when the first output token arrives. Until
     then the sequence counts in a `queue`, unless it is offline work. The first `num_cached_tokens`
-    tokens of the prompt were in the engine's prefix cache.
+    tokens of the prompt were in the engine's prefix cache. Another daemon has generated the first
+    `num_resumed` output tokens.
     """
 
     __slots__ = (
@@ -42,6 +43,7 @@ class OpenSequence:
         "last_token_at",
         "logprobs",
         "num_cached_tokens",
+        "num_resumed",
         "output_ids",
         "prompt_token_ids",
         "queue",
@@ -56,12 +58,16 @@ class OpenSequence:
         inbox: "Inbox[OpenSequence]",
         prompt_token_ids: Sequence[int] = (),
         queue: QueueTotals | None = None,
+        output: Sequence[int] = (),
     ) -> None:
-        """`index` is the index of the choice; arrivals are put into the `inbox`."""
+        """`index` is the index of the choice; arrivals are put into the `inbox`.
+
+        The sequence continues after the `output`, which counts as taken.
+        """
         self.submit = submit
         self.index = index
         self.prompt_token_ids = prompt_token_ids
-        self.output_ids = array("i")
+        self.output_ids = array("i", output)
         self.finished: Finished | None = None
         self.first_token_at: float | None = None
         self.last_token_at = 0.0
@@ -69,7 +75,7 @@ class OpenSequence:
         self.num_cached_tokens = 0
         self.logprobs: list[TokenLogprobs] = []
         self.scores: list[TokenLogprobs] = []
-        self._num_taken = 0
+        self.num_resumed = self._num_taken = len(output)
         self._inbox = inbox
 
     @property

@@ -9,6 +9,7 @@ from typing import Literal
 from msgspec.structs import replace
 
 from server.lengths.length_predictor import ExpectedLength
+from server.requests.resumption import Resumption
 from wire.messages import Sampling, Submit
 
 
@@ -25,7 +26,8 @@ class Plan:
     not counted in a queue; they and flex requests have `low_priority`. `model` is the model name in
     the answer. With `continuous_usage`, each piece has the usage so far. `reasoning` says whether
     the model marks reasoning tokens, and whether the prompt has opened the reasoning. Prefixes are
-    shared with requests of the same `cache_salt`.
+    shared with requests of the same `cache_salt`. The events of a `resumable` stream have the
+    tokens that they cover; with a `resumption`, they are those after the tokens in it.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -50,6 +52,8 @@ class Plan:
     continuous_usage: bool = False
     reasoning: Literal["marked", "opened"] | None = None
     cache_salt: str = ""
+    resumable: bool = False
+    resumption: Resumption | None = None
 
     @property
     def num_sequences(self) -> int:

@@ -16,6 +16,7 @@ from server.requests.answer_size import (
 )
 from server.requests.engine_client import EngineClient
 from server.requests.plan import Plan, pack
+from server.requests.resumption import resumption_of
 from server.requests.sampling_defaults import SamplingDefaults
 from server.requests.token_ids import TokenIds
 from server.text.special_stops import find_special_tokens
@@ -127,7 +128,7 @@ class Planner:
             own_stop_ids=own_stop_ids,
             include_stop=fields.include_stop_str_in_output,
             skip_special_tokens=fields.skip_special_tokens,
-            returns_tokens=fields.return_token_ids or num_logprobs >= 0,
+            returns_tokens=(fields.return_token_ids or num_logprobs >= 0 or fields.is_resumable),
             only_scores=only_scores,
             expected_tokens=fields.expected_tokens,
             offline=offline,
@@ -136,6 +137,10 @@ class Planner:
             model=self._model.name,
             continuous_usage=fields.continuous_usage,
             cache_salt=fields.cache_salt or "",
+            resumable=fields.is_resumable,
+            resumption=resumption_of(
+                fields, all_max_tokens, self.token_ids, only_scores=only_scores
+            ),
         )
 
     def check_model(self, model: str | None) -> None:

@@ -20,6 +20,9 @@ class Rendering(Protocol):
     def chunk(self, piece: Piece) -> bytes:
         """Return the events of one piece."""
 
+    def skip(self, piece: Piece) -> None:
+        """Take a piece whose events the client has already, instead of its `chunk`."""
+
     def closing(self, usage: dict[str, Any]) -> bytes:
         """Return the events that end a stream after the last piece, given the token counts."""
 

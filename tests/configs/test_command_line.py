@@ -5,7 +5,8 @@ import re
 import pytest
 
 from configs import loader
-from configs.command_line import COMMON, METAVARS, flag_of
+from configs.command_line import flag_of
+from configs.commands import ROUTE, SERVE
 from configs.config import Config
 from configs.part import groups_of, paths_of
 from configs.scheduler import SchedulerConfig
@@ -54,7 +55,7 @@ def test_the_common_settings_come_first_and_the_constants_last(
     assert groups[0] == "Common settings"
     assert [title for title in groups if title.startswith("Policy")] == groups[-3:]
     common = text[: text.index(f"{groups[1]}:")]
-    assert [key for key in COMMON if flag_of(key) not in common] == []
+    assert [key for key in SERVE.common if flag_of(key) not in common] == []
     assert all(text.count(f"{flag_of(key)} ") == 1 for key in ("host", "api_key", "policy"))
 
 
@@ -97,4 +98,5 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_name_in_the_tables_is_a_setting() -> None:
-    assert {*COMMON, *METAVARS} <= set(paths_of(Config))
+    for command in (SERVE, ROUTE):
+        assert {*command.common, *command.metavars, *command.short} <= set(command.keys)

@@ -13,8 +13,9 @@ from msgspec.structs import replace
 from configs.config import EngineConfig
 from configs.scheduler import SchedulerConfig
 from engine.scheduler import Scheduler
-from engine.trace.journal import Journal, JournalError, replay
+from engine.trace.journal import Journal, replay
 from tests.engine.world import World, make_submit
+from wire.journal_file import JournalError
 from wire.messages import Abort, Expect, StageCosts, Step
 
 POLICIES = get_args(SchedulerConfig.model_fields["policy"].annotation)

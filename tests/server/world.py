@@ -309,8 +309,8 @@ def serving(
             app,
             client.fail_all,
             drain,
-            shutdown_timeout_s=settings_.server.limits.shutdown_timeout,
-            send_timeout_s=settings_.server.limits.send_timeout,
+            shutdown_timeout_s=settings_.server.connections.shutdown_timeout,
+            send_timeout_s=settings_.server.connections.send_timeout,
             tls=tls,
         )
         listener = listen("127.0.0.1", 0)

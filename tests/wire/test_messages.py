@@ -35,6 +35,7 @@ from wire.messages import (
     ToServer,
     ToStage,
 )
+from wire.promises import PrefillCosts, Promises
 
 UNIONS: dict[str, Any] = {
     "FromServer": FromServer,
@@ -91,6 +92,8 @@ FIELDS[dict[messages.Phase, float]] = st.dictionaries(phases, FIELDS[float])
 FIELDS[messages.LossCause] = st.sampled_from(get_args(messages.LossCause))
 FIELDS[tuple[StageLosses, ...]] = st.lists(values(StageLosses), max_size=3).map(tuple)
 FIELDS[StageLoss | None] = st.none() | values(StageLoss)
+FIELDS[PrefillCosts] = values(PrefillCosts)
+FIELDS[Promises | None] = st.none() | values(Promises)
 FIELDS[tuple[StageStats, ...]] = st.lists(values(StageStats), max_size=3).map(tuple)
 
 

@@ -31,6 +31,7 @@ from server.openai.fields.response_items import Input, messages_of
 from server.openai.fields.sampling import (
     LOW_PRIORITY,
     UNSUPPORTED_SAMPLING,
+    Resume,
     SamplingFields,
     StreamOptions,
 )
@@ -275,7 +276,10 @@ class ResponsesRequest(SamplingFields):
         if self.reasoning is not None:
             values["reasoning_effort"] = self.reasoning.effort
         # Every value has been validated already, as a field of this class or by its own class.
-        return ChatRequest.model_construct(set(values), **values)
+        chat = ChatRequest.model_construct(set(values), **values)
+        if self.is_resumable:
+            chat.make_resumable()
+        return chat
 
 
 _STATELESS = "this server stores no {}: send the whole conversation as 'input'"
@@ -301,7 +305,20 @@ def parse_responses(body: bytes, unknown: UnknownFields = IGNORED_FIELDS) -> Res
         if getattr(request, field):
             message = f"'{field}' is not supported here: {instead}."
             raise invalid(message, field, "unsupported_parameter")
+    if request.tdpipe_resume is not None:
+        _check_resume(request, request.tdpipe_resume)
     return request
+
+
+def _check_resume(request: ResponsesRequest, resume: Resume) -> None:
+    """Raise `ApiError` (400) for a response that cannot be resumed."""
+    if request.returns_logprobs:
+        # The last event repeats the log-probabilities of all tokens, and the tokens are all we get.
+        message = "A response with log-probabilities cannot be resumed."
+        raise invalid(message, "tdpipe_resume", "unsupported_parameter")
+    if any(choice.finished for choice in resume.choices):
+        message = "A response that has finished cannot be resumed: its last event follows at once."
+        raise invalid(message, "tdpipe_resume", "invalid_value")
 
 
 def _as_tool(tool: FunctionTool) -> Tool:

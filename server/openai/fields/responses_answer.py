@@ -12,6 +12,7 @@ from server.openai.fields.chat_answer import ChosenLogprob
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 ENDED = "incomplete if the answer was cut off in it"
+COVERED = "tdpipe's: of a resumable stream, the tokens since the last delta that has some"
 
 
 class ReasoningPart(BaseModel):
@@ -187,6 +188,7 @@ class OutputTextDelta(_ItemEvent):
     content_index: Literal[0]
     delta: str
     logprobs: list[ChosenLogprob]
+    token_ids: list[int] | None = Field(None, description=COVERED)
 
 
 class OutputTextDone(_ItemEvent):
@@ -204,6 +206,7 @@ class ReasoningTextDelta(_ItemEvent):
     type: Literal["response.reasoning_text.delta"]
     content_index: Literal[0]
     delta: str
+    token_ids: list[int] | None = Field(None, description=COVERED)
 
 
 class ReasoningTextDone(_ItemEvent):
@@ -219,6 +222,7 @@ class ArgumentsDelta(_ItemEvent):
 
     type: Literal["response.function_call_arguments.delta"]
     delta: str
+    token_ids: list[int] | None = Field(None, description=COVERED)
 
 
 class ArgumentsDone(_ItemEvent):

@@ -6,7 +6,7 @@ marked.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PrivateAttr
 from pydantic_core import PydanticCustomError
 
 from server.grammar.grammars import ResponseFormat, StructuredOutputs, grammar_of
@@ -18,6 +18,7 @@ MAX_STOP_STRINGS, MAX_STOP_STRING = 64, 256  # their number, and the characters 
 MAX_NAMED_TOKENS = 1024  # of logit_bias and stop_token_ids, each
 MAX_BAD_WORDS, MAX_BAD_WORD = 256, 128  # their number, and the characters of each
 MAX_CACHE_SALT = 1024  # characters
+MAX_RESUMED = 4096  # choices
 # Of OpenAI's tiers, only flex is treated differently; an answer names the tier that was used.
 ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
 LOW_PRIORITY = "flex has low priority, like batches; all others are treated as default"
@@ -32,6 +33,25 @@ def _bool(value: object) -> object:
 
 # A plain Literal[False] would accept 0, which equals False.
 OnlyFalse = Annotated[Literal[False], BeforeValidator(_bool)]
+
+
+class ResumedChoice(Body):
+    """A choice of an answer that another daemon has begun."""
+
+    index: int = Field(ge=0)
+    token_ids: ListOf[TokenId] = Field(description="all that the events so far cover")
+    finished: bool = Field(False, description="whether there was a finish reason")
+
+
+class Resume(Body):
+    """An answer that another daemon has begun, and that continues here."""
+
+    id: str = Field(min_length=1, max_length=128)
+    created: int = Field(ge=0, lt=2**63)
+    choices: ListOf[ResumedChoice] = Field(max_length=MAX_RESUMED)
+    sequence_number: int | None = Field(
+        None, ge=0, lt=2**63, description="of the last event of a response"
+    )
 
 
 # Fields of other servers, and former ones of vLLM, that would change the answer. If they were
@@ -163,6 +183,9 @@ class SamplingFields(Body):
         allow_inf_nan=False,
         description="tdpipe's: seconds, including the queue, after which the request fails",
     )
+    tdpipe_resume: Resume | None = Field(
+        None, description="tdpipe's: set by its router, to continue an answer that has begun"
+    )
     user: str | None = Field(None, description="accepted and ignored")
 
     # Sent by vLLM's clients, without effect here.
@@ -171,6 +194,17 @@ class SamplingFields(Body):
     spaces_between_special_tokens: bool = Field(True, description="vLLM's: ignored")
     request_id: str | None = Field(None, description="vLLM's: ignored, see X-Request-Id")
     vllm_xargs: dict[str, Any] | None = Field(None, description="vLLM's: ignored")
+
+    _is_resumable: bool = PrivateAttr(default=False)
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether the events of the stream have the tokens that they cover."""
+        return self.stream and (self._is_resumable or self.tdpipe_resume is not None)
+
+    def make_resumable(self) -> None:
+        """A header of the request asks for a resumable stream."""
+        self._is_resumable = True
 
     @property
     def stop_strings(self) -> list[str]:
@@ -210,6 +244,9 @@ class SamplingFields(Body):
                 "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
                 "stream_options",
             )
+        if self.tdpipe_resume is not None and not self.stream:
+            message = "The 'tdpipe_resume' parameter is only allowed when 'stream' is enabled."
+            raise invalid(message, "tdpipe_resume")
         if "" in self.stop_strings:
             raise invalid("'stop' must not hold an empty string.", "stop", "invalid_value")
         if len(self.stop_strings) > MAX_STOP_STRINGS:

@@ -1,7 +1,5 @@
 """Renders generations of /v1/chat/completions."""
 
-import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +15,7 @@ from server.openai.rendering.sse import EventFrame, failure
 from server.requests.generation import Piece
 from server.requests.logprobs import TokenLogprobs
 from server.requests.plan import Plan
+from server.requests.resumption import id_and_created
 from server.text.tokenizer import Tokenizer
 
 
@@ -63,9 +62,11 @@ class ChatRendering:
         *,
         echo: str = "",
     ) -> None:
-        self.reply_id = f"chatcmpl-{uuid.uuid4().hex}"
+        self.reply_id, self._created = id_and_created(plan.resumption, "chatcmpl-")
         self._request = request.only(*_SHOWN)
         self._plan, self._tokenizer = plan, tokenizer
+        self._shows_tokens = request.return_token_ids or plan.resumable
+        self._shows_only_tokens = self._shows_tokens and not request.logprobs
         self._is_plain = parser is None and not plan.returns_tokens
         new_parser = parser or (lambda: MessageParser(None, None))
         self._messages = [_CollectedMessage(new_parser()) for _ in range(plan.num_sequences)]
@@ -101,15 +102,22 @@ class ChatRendering:
             return role + self._frame.text(index, piece.text)
         message = self._messages[index]
         parsed = self._parse(message, piece)
-        is_all = not self._plan.returns_tokens and piece.usage is None
-        if is_all and parsed.content and not parsed.calls and not parsed.reasoning:
+        is_text = bool(parsed.content) and not parsed.calls and not parsed.reasoning
+        is_all = is_text and piece.usage is None
+        if is_all and not self._plan.returns_tokens:
             events = self._frame.text(index, parsed.content)
+        elif is_all and self._shows_only_tokens:
+            events = self._frame.covering_text(index, parsed.content, piece.token_ids)
         else:
             events = self._parts(piece, parsed)
         if piece.finish_reason is not None:
             ending = self._ending(message, piece)
             events += self._event({"index": index, "delta": {}} | ending, piece)
         return role + events
+
+    def skip(self, piece: Piece) -> None:
+        """Take a piece whose events the client has already."""
+        self.chunk(piece)
 
     def closing(self, usage: dict[str, Any]) -> bytes:
         """Return the events after the last choice: the token counts, if asked for, and the end."""
@@ -163,7 +171,7 @@ class ChatRendering:
         head: dict[str, Any] = {
             "id": self.reply_id,
             "object": "chat.completion",
-            "created": int(time.time()),
+            "created": self._created,
             "model": self._plan.model,
             "system_fingerprint": fingerprint,
         }
@@ -206,7 +214,7 @@ class ChatRendering:
         beside: dict[str, Any] = {}
         if self._request.logprobs:
             beside["logprobs"] = self._logprobs(piece.logprobs)
-        if self._request.return_token_ids:
+        if self._shows_tokens:
             beside["token_ids"] = list(piece.token_ids)
         return beside
 

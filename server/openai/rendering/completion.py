@@ -1,7 +1,5 @@
 """Renders generations of /v1/completions."""
 
-import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +14,7 @@ from server.openai.rendering.sse import EventFrame, failure
 from server.requests.choice import TextReason
 from server.requests.generation import Piece
 from server.requests.plan import Plan
+from server.requests.resumption import id_and_created
 from server.text.token_texts import TokenTexts
 from server.text.tokenizer import Tokenizer
 
@@ -46,12 +45,14 @@ class CompletionRendering:
         tokenizer: Tokenizer,
         fingerprint: str,
     ) -> None:
-        self.reply_id = f"cmpl-{uuid.uuid4().hex}"
+        self.reply_id, created = id_and_created(plan.resumption, "cmpl-")
         self._request = request.only(*_SHOWN)
         # A prompt that was given as tokens, or was truncated, is echoed with its special tokens.
         self._omits_special = request.has_text_prompts and request.truncate_prompt_tokens is None
         self._plan, self._tokenizer = plan, tokenizer
         self._echoes = echoes
+        self._shows_tokens = request.return_token_ids or plan.resumable
+        self._shows_only_tokens = self._shows_tokens and request.logprobs is None
         self._is_plain = not (plan.returns_tokens or request.scores_prompt)
         # An echo with log-probabilities or token ids is rendered with the choice's first piece.
         self._echoes_late = bool(echoes) and not self._is_plain
@@ -60,7 +61,7 @@ class CompletionRendering:
         self._head = {
             "id": self.reply_id,
             "object": "text_completion",
-            "created": int(time.time()),
+            "created": created,
             "model": plan.model,
             "system_fingerprint": fingerprint,
         }
@@ -79,8 +80,10 @@ class CompletionRendering:
         """Return the events of one piece; the last one has no text, as in a chat."""
         if self._is_plain and piece.finish_reason is None and piece.usage is None:
             return self._frame.text(piece.choice_index, piece.text)
-        text, extras = self._shown(piece)
         index = piece.choice_index
+        if self._shows_only_tokens and index in self._begun and not _is_special(piece):
+            return self._frame.covering_text(index, piece.text, piece.token_ids)
+        text, extras = self._shown(piece)
         choice = {"index": index, "text": "", "logprobs": None}
         events = b""
         if text or extras or piece.finish_reason is None:
@@ -90,6 +93,10 @@ class CompletionRendering:
             end = choice | self._no_tokens(index) | _ending(piece)
             events += self._frame.choice(end, usage=piece.usage)
         return events
+
+    def skip(self, piece: Piece) -> None:
+        """Take a piece whose events the client has already."""
+        self.chunk(piece)
 
     def closing(self, usage: dict[str, Any]) -> bytes:
         """Return the events after the last choice: the token counts, if asked for, and the end."""
@@ -134,9 +141,12 @@ class CompletionRendering:
         if not is_all and not echoes_now:
             return []
         reason: TextReason | None = "length" if is_all else None
+        resumption = self._plan.resumption
+        finished = resumption.finished if resumption else ()
         return [
             Piece(index, self._echo(index) if echoes_now else "", reason)
             for index in range(self._plan.num_sequences)
+            if index not in finished
         ]
 
     def _echo(self, index: int) -> str:
@@ -155,7 +165,7 @@ class CompletionRendering:
         if request.logprobs is not None:
             logprobs = self._logprobs[index].of(piece.logprobs)
             extras["logprobs"] = _joined([extras, {"logprobs": logprobs}])["logprobs"]
-        if request.return_token_ids:
+        if self._shows_tokens:
             extras["token_ids"] = list(piece.token_ids)
         return text, extras
 
@@ -164,7 +174,7 @@ class CompletionRendering:
         extras: dict[str, Any] = {}
         if index in self._logprobs:
             extras["logprobs"] = self._logprobs[index].of(())
-        if self._request.return_token_ids:
+        if self._shows_tokens:
             extras["token_ids"] = []
         return extras
 
@@ -205,6 +215,11 @@ class CompletionRendering:
 
     def _prompt_texts(self) -> TokenTexts:
         return self._tokenizer.token_texts(skip_special_tokens=self._omits_special)
+
+
+def _is_special(piece: Piece) -> bool:
+    """Whether the events of a piece have more than its text and tokens."""
+    return piece.finish_reason is not None or piece.usage is not None
 
 
 def _ending(piece: Piece) -> dict[str, Any]:

@@ -4,10 +4,10 @@ Reasoning, messages and calls are items of their own, one after the other: an it
 one begins. Reference: https://platform.openai.com/docs/api-reference/responses-streaming.
 """
 
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from hashlib import blake2b
+from typing import Any
 
 import msgspec
 
@@ -16,6 +16,8 @@ from server.chat.tool_calls import CallDelta
 
 Event = dict[str, Any]
 Logprobs = list[msgspec.Raw]
+
+_PREFIXES = {"reasoning_text": "rs", "output_text": "msg"}
 
 
 @dataclass(slots=True)
@@ -26,12 +28,6 @@ class _Text:
     item_id: str
     texts: list[str] = field(default_factory=list)
     logprobs: Logprobs = field(default_factory=list)
-
-    _PREFIXES: ClassVar[dict[str, str]] = {"reasoning_text": "rs", "output_text": "msg"}
-
-    @classmethod
-    def of(cls, kind: str) -> "_Text":
-        return cls(kind, _new_id(cls._PREFIXES[kind]))
 
     @property
     def is_message(self) -> bool:
@@ -74,8 +70,8 @@ class _Call:
 
     call_index: int
     name: str
-    item_id: str = field(default_factory=lambda: _new_id("fc"))
-    call_id: str = field(default_factory=lambda: _new_id("call"))
+    item_id: str
+    call_id: str
     arguments: list[str] = field(default_factory=list)
 
     def begin(self) -> Iterator[Event]:
@@ -101,9 +97,13 @@ class _Call:
 
 
 class ResponseOutput:
-    """The items so far; each method returns the events about what has changed."""
+    """The items so far; each method returns the events about what has changed.
 
-    def __init__(self) -> None:
+    The ids of items follow from that of the response, so that a resumed one has the same.
+    """
+
+    def __init__(self, response_id: str) -> None:
+        self._response_id = response_id
         self.items: list[dict[str, Any]] = []  # those that have ended
         self._open: _Text | _Call | None = None
 
@@ -130,13 +130,13 @@ class ResponseOutput:
     def finish(self, status: str) -> Iterator[Event]:
         """End the last item with this status. An answer without any item has an empty message."""
         if self._open is None and not self.items:
-            yield from self._begin(_Text.of("output_text"))
+            yield from self._begin(self._new_text("output_text"))
         yield from self._end(status)
 
     def _push_text(self, kind: str, text: str, logprobs: Logprobs) -> Iterator[Event]:
         item = self._open
         if not isinstance(item, _Text) or item.kind != kind:
-            item = _Text.of(kind)
+            item = self._new_text(kind)
             yield from self._begin(item)
         yield from self._placed(item, item.push(text, logprobs))
 
@@ -144,7 +144,8 @@ class ResponseOutput:
         item = self._open
         if not isinstance(item, _Call) or item.call_index != part.call_index:
             assert part.name is not None, "a call begins with its name"
-            item = _Call(part.call_index, part.name)
+            item_id, call_id = self._new_id("fc"), self._new_id("call")
+            item = _Call(part.call_index, part.name, item_id, call_id)
             yield from self._begin(item)
         if part.arguments:
             yield from self._placed(item, item.push(part.arguments))
@@ -177,6 +178,11 @@ class ResponseOutput:
         for event in events:
             yield event | {"item_id": item.item_id, "output_index": len(self.items)}
 
+    def _new_text(self, kind: str) -> _Text:
+        return _Text(kind, self._new_id(_PREFIXES[kind]))
 
-def _new_id(prefix: str) -> str:
-    return f"{prefix}_{uuid.uuid4().hex[:24]}"
+    def _new_id(self, prefix: str) -> str:
+        """The id of the next item, or of its call."""
+        number = len(self.items) + (self._open is not None)
+        named = f"{self._response_id} {prefix} {number}".encode()
+        return f"{prefix}_{blake2b(named, digest_size=12).hexdigest()}"

@@ -1,7 +1,6 @@
 """Renders generations of /v1/responses."""
 
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +16,10 @@ from server.openai.rendering.token_slices import HeldTokens, TokenSlices
 from server.requests.generation import Piece
 from server.requests.logprobs import TokenLogprobs
 from server.requests.plan import Plan
+from server.requests.resumption import Resumption, id_and_created
 from server.text.tokenizer import Tokenizer
+
+NUM_OPENING = 2  # events
 
 _encode = msgspec.json.Encoder().encode
 
@@ -32,10 +34,11 @@ class ResponsesRendering:
         tokenizer: Tokenizer,
         new_parser: Callable[[], MessageParser] | None,
     ) -> None:
-        self.reply_id = f"resp_{uuid.uuid4().hex}"
+        self.reply_id, self._created_at = id_and_created(plan.resumption, "resp_")
+        self._is_resumable, self._resumption = plan.resumable, plan.resumption
         self._tokenizer = tokenizer
         self._parser = new_parser() if new_parser else MessageParser(None, None)
-        self._output = ResponseOutput()
+        self._output = ResponseOutput(self.reply_id)
         self._slices = None
         if request.returns_logprobs:
             skips = plan.skip_special_tokens
@@ -44,14 +47,17 @@ class ResponsesRendering:
             self._slices = TokenSlices(texts)
         self._held = HeldTokens()
         self._is_incomplete = False
-        self._sequence_number = 0
+        self._sequence_number = _first_number(plan.resumption)
+        self._uncovered: list[int] = []  # tokens that no event has had yet
+        self._unsent: list[Event] = []
         self._text_place: tuple[str, int] | None = None
         self._text_frame = b""
         self._settings = _settings(request, plan)
-        self._created_at = int(time.time())
 
     def opening(self) -> bytes:
-        """Return the events that announce the response."""
+        """Return the events that announce the response; none if the client has them."""
+        if self._resumption is not None:
+            return b""
         response = self._response("in_progress")
         kinds = ("response.created", "response.in_progress")
         return self._encoded({"type": kind, "response": response} for kind in kinds)
@@ -59,25 +65,39 @@ class ResponsesRendering:
     def chunk(self, piece: Piece) -> bytes:
         """Return the events of one piece."""
         if self._slices is not None or piece.finish_reason is not None:
-            return self._encoded(self._push(piece))
+            return self._sent(piece, self._push(piece))
         delta = self._parser.push(piece.text, is_last=False)
         is_all = bool(delta.content) and not delta.reasoning and not delta.calls
-        place = self._output.grow(delta.content) if is_all else None
+        place = self._output.grow(delta.content) if is_all and not self._unsent else None
         if place is None:
-            return self._encoded(self._output.push(delta, []))
+            return self._sent(piece, self._output.push(delta, []))
+        self._uncovered += piece.token_ids
         return self._text_event(place, delta.content)
 
+    def skip(self, piece: Piece) -> None:
+        """Take a piece whose events the client has already.
+
+        Unless the request says how many they were, there was at most one more for each token.
+        """
+        number = self._sequence_number
+        self.chunk(piece)
+        if self._resumption is not None and self._resumption.sequence_number is not None:
+            self._sequence_number = number
+        else:
+            self._sequence_number += len(piece.token_ids)
+
     def closing(self, usage: dict[str, Any]) -> bytes:
-        """Return the event with the whole response."""
+        """Return the last events, which end with the whole response."""
         status = "incomplete" if self._is_incomplete else "completed"
         response = self._response(status, usage)
-        return self._encoded([{"type": f"response.{status}", "response": response}])
+        last = {"type": f"response.{status}", "response": response}
+        return self._encoded([*self._unsent, last])
 
     def failure(self, error: ApiError) -> bytes:
         """Return the events that end a stream that has failed."""
         response = self._response("failed", error=error)
         failed = {"type": "response.failed", "response": response}
-        return self._encoded([{"type": "error"} | error.details, failed])
+        return self._encoded([*self._unsent, {"type": "error"} | error.details, failed])
 
     def take(self, piece: Piece) -> None:
         """Collect a piece of a whole answer."""
@@ -87,6 +107,24 @@ class ResponsesRendering:
     def whole(self, usage: dict[str, Any]) -> bytes:
         """Return the JSON of the collected answer."""
         return _encode(self._response("incomplete" if self._is_incomplete else "completed", usage))
+
+    def _sent(self, piece: Piece, of_piece: Iterable[Event]) -> bytes:
+        """Return the events of one piece. In a resumable stream, the last delta has the tokens.
+
+        Its events wait for a delta, and the last ones for the end: so the events that a client has
+        are always those of the tokens in them.
+        """
+        if not self._is_resumable:
+            return self._encoded(of_piece)
+        self._uncovered += piece.token_ids
+        self._unsent += of_piece
+        deltas = [event for event in self._unsent if "delta" in event]
+        if deltas:
+            deltas[-1]["token_ids"], self._uncovered = self._uncovered, []
+        if not deltas or piece.finish_reason is not None:
+            return b""
+        events, self._unsent = self._unsent, []
+        return self._encoded(events)
 
     def _push(self, piece: Piece) -> Iterable[Event]:
         is_last = piece.finish_reason is not None
@@ -140,10 +178,15 @@ class ResponsesRendering:
             self._text_frame = b"event: response.output_text.delta\ndata: " + head[:-1]
         number = self._sequence_number
         self._sequence_number += 1
-        return b'%b,"delta":%b,"sequence_number":%d}\n\n' % (
+        token_ids = b""
+        if self._is_resumable:
+            token_ids = b',"token_ids":' + _encode(self._uncovered)
+            self._uncovered = []
+        return b'%b,"delta":%b,"sequence_number":%d%b}\n\n' % (
             self._text_frame,
             _encode(text),
             number,
+            token_ids,
         )
 
     def _encoded(self, events: Iterable[Event]) -> bytes:
@@ -153,6 +196,13 @@ class ResponsesRendering:
         numbered = event | {"sequence_number": self._sequence_number}
         self._sequence_number += 1
         return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), _encode(numbered))
+
+
+def _first_number(resumption: Resumption | None) -> int:
+    """The number of the next event of a response, if it has no output yet."""
+    if resumption is None:
+        return 0
+    return NUM_OPENING if resumption.sequence_number is None else resumption.sequence_number + 1
 
 
 def _settings(request: ResponsesRequest, plan: Plan) -> dict[str, Any]:

@@ -9,7 +9,7 @@ connection. The task of a stream sleeps until the stream ends or the client read
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,7 +46,9 @@ class EventFrame:
         self._prefix = b"data: " + _encode(head)[:-1] + b',"choices":['
         self._suffix = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
         self._before_text, after_text = around_text
-        self._after_text = after_text + b',"logprobs":null,"finish_reason":null}' + self._suffix
+        self._after_tokens = b',"logprobs":null,"finish_reason":null}' + self._suffix
+        self._after_text = after_text + self._after_tokens
+        self._before_tokens = after_text + b',"token_ids":'
 
     def text(self, index: int, text: str) -> bytes:
         """Return the event for new text only; most events are of this kind, so it is fast."""
@@ -56,6 +58,18 @@ class EventFrame:
             self._before_text,
             _encode(text),
             self._after_text,
+        )
+
+    def covering_text(self, index: int, text: str, token_ids: Sequence[int]) -> bytes:
+        """Return the event for new text and the tokens that it covers, as fast as `text`."""
+        return b'%b{"index":%d,%b%b%b%b%b' % (
+            self._prefix,
+            index,
+            self._before_text,
+            _encode(text),
+            self._before_tokens,
+            _encode(token_ids),
+            self._after_tokens,
         )
 
     def choice(

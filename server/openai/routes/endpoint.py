@@ -4,6 +4,7 @@ The same code prepares requests over HTTP, lines of a batch, and prompts of the 
 """
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
 from server.http.unknown_fields import IGNORED, UnknownFields
@@ -37,8 +38,12 @@ class Endpoint(ABC, Generic[Fields]):
         self._generations = generations
         self._unknown_fields = unknown_fields
 
-    async def prepare(self, body: bytes, *, offline: bool = False) -> Reply:
+    async def prepare(
+        self, body: bytes, *, offline: bool = False, resumable: bool = False
+    ) -> Reply:
         """Prepare the reply to one request; `offline` work is not counted in a queue.
+
+        The events of a `resumable` stream have the tokens that they cover.
 
         No other task runs between the return of this function and an immediate submission, so an
         admitted request still fits into the queue.
@@ -48,6 +53,8 @@ class Endpoint(ABC, Generic[Fields]):
         """
         fields = self._parse(body)
         self._planner.check_model(fields.model)
+        if resumable:
+            fields.make_resumable()
         deadline = self._generations.deadline(fields.timeout, offline=offline)
         async with deadline.kept():
             num_sequences = self._num_sequences(fields)
@@ -56,11 +63,15 @@ class Endpoint(ABC, Generic[Fields]):
                 if not offline:
                     self._admission.check(num_sequences, low_priority=fields.low_priority)
             plan, rendering = await self._plan(fields, len(body), offline=offline)
+            prompt = None if offline else self._generations.digest.hash_prompt(body)
+            generation = self._generations.of(plan, prompt)
+            for piece in generation.resume():
+                await generation.render(piece.num_logprobs, partial(rendering.skip, piece))
             if plan.needs_engine and not offline:
                 self._admission.check(
                     num_sequences, plan.num_prompt_tokens, low_priority=fields.low_priority
                 )
-        return Reply(self._generations.of(plan), rendering, fields.stream, deadline)
+        return Reply(generation, rendering, fields.stream, deadline)
 
     @abstractmethod
     def _parse(self, body: bytes) -> Fields:

@@ -22,6 +22,9 @@ from server.openai.routes.endpoint import Endpoint
 from server.openai.routes.request_log import log_request
 from server.requests.reply import Reply
 
+# The tokens of the request's prompts, by which a router learns how many bytes a token has.
+PROMPT_TOKENS = b"x-tdpipe-prompt-tokens"
+
 logger = logging.getLogger("tdpipe")
 
 
@@ -43,6 +46,7 @@ class GenerationResponse(Response):
         *,
         log_requests: bool,
         comment_interval_s: float,
+        resumable: bool = False,
     ) -> None:
         super().__init__()
         self._endpoint = endpoint
@@ -51,6 +55,7 @@ class GenerationResponse(Response):
         self._drain = drain
         self._log_requests = log_requests
         self._comment_interval_s = comment_interval_s
+        self._resumable = resumable
         self._outcome = "error"
         self._arrived_at: float | None = None  # None if the request was refused
 
@@ -92,13 +97,14 @@ class GenerationResponse(Response):
         body, body_memory = request
         async with body_memory:
             self._drain.check()
-            return await self._endpoint.prepare(body)
+            return await self._endpoint.prepare(body, resumable=self._resumable)
 
     async def _write_whole(self, reply: Reply, send: Send) -> None:
         body = await reply.whole()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
+            _prompt_tokens(reply),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send_body(send, body, more=False)
@@ -106,7 +112,8 @@ class GenerationResponse(Response):
 
     async def _write_stream(self, reply: Reply, connection: Connection | None, send: Send) -> None:
         async with reply.generation:
-            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            headers = [*HEADERS, _prompt_tokens(reply)]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
             try:
                 async with reply.deadline.kept():
                     end = await write_events(reply, connection, send, self._comment_interval_s)
@@ -122,3 +129,8 @@ class GenerationResponse(Response):
                 bug = failed("The server had an error while processing your request.")
                 end = reply.rendering.failure(bug)
         await send_body(send, end, more=False)
+
+
+def _prompt_tokens(reply: Reply) -> tuple[bytes, bytes]:
+    prompts = reply.generation.plan.prompts
+    return PROMPT_TOKENS, str(sum(map(len, prompts))).encode()

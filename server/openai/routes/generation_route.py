@@ -16,6 +16,9 @@ from server.metrics import Metrics
 from server.openai.routes.endpoint import Endpoint
 from server.openai.routes.generation_response import GenerationResponse
 
+# With the value 1: each event of a stream has the tokens that it covers.
+RESUMABLE = "x-tdpipe-resumable"
+
 
 class GenerationRoute:
     """The route of one endpoint.
@@ -86,4 +89,5 @@ class GenerationRoute:
                 self._drain,
                 log_requests=self._log_requests,
                 comment_interval_s=self._comment_interval_s,
+                resumable=request.headers.get(RESUMABLE) == "1",
             )

@@ -1,0 +1,102 @@
+"""Settings of the router's process (`tdpipe route`)."""
+
+from pathlib import Path
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    SerializationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from configs.part import Part, shown_secret, split_commas
+from configs.router import RouterCoreConfig, RoutingConfig
+from configs.runtime import LogConfig
+from configs.scaling import ScalingConfig
+from configs.server import AccessConfig, ConnectionConfig, ListenConfig
+
+
+class InstancesConfig(Part, title="Instances"):
+    """The daemons that serve the requests, and how the router speaks to them."""
+
+    instances: Annotated[tuple[str, ...], BeforeValidator(split_commas)] = Field(
+        (), description="URLs of the daemons, e.g. http://10.0.0.1:8000"
+    )
+    instance_api_key: SecretStr | None = Field(
+        None,
+        description="API key that the router sends to the daemons. Prefer the environment: `ps` "
+        "shows flags [none]",
+    )
+    instance_ca_certs: Path | None = Field(
+        None,
+        description="TLS: CA certificates that verify https:// daemons, PEM [the system's]",
+    )
+    connect_timeout: float = Field(
+        2.0, gt=0, description="time in which a daemon must accept a connection"
+    )
+    max_attempts: int = Field(
+        4, ge=1, description="maximum number of daemons that a request is sent to, one by one"
+    )
+    max_resume_bytes: int = Field(
+        256 * 1024 * 1024,
+        ge=0,
+        description="maximum memory for the events of open streams, from which they are resumed "
+        "on another daemon; further streams end with an error if their daemon is lost",
+    )
+    journal: Path | None = Field(
+        None, description="record all events and routing decisions, for `tdpipe replay`"
+    )
+
+    @field_validator("instances")
+    @classmethod
+    def _are_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        found = tuple(_checked(url) for url in urls)
+        if len(set(found)) < len(found):
+            raise ValueError("a daemon is listed twice")
+        return found
+
+    @field_serializer("instance_api_key", when_used="json")
+    def _hide(self, key: SecretStr | None, info: SerializationInfo) -> str | None:
+        return None if key is None else shown_secret(key, info)
+
+
+class RouteConfig(Part):
+    """All settings of `tdpipe route`."""
+
+    listen: ListenConfig = Field(default_factory=ListenConfig)
+    access: AccessConfig = Field(default_factory=AccessConfig)
+    connections: ConnectionConfig = Field(default_factory=ConnectionConfig)
+    instances: InstancesConfig = Field(default_factory=InstancesConfig)
+    routing: RoutingConfig = Field(default_factory=RoutingConfig)
+    scaling: ScalingConfig = Field(default_factory=ScalingConfig)
+    logs: LogConfig = Field(default_factory=LogConfig)
+
+    @model_validator(mode="after")
+    def _has_instances(self) -> Self:
+        if self.instances.instances and self.scaling.actuator != "fixed":
+            raise ValueError(
+                f"instances cannot be given: actuator {self.scaling.actuator} finds them"
+            )
+        return self
+
+    @property
+    def core(self) -> RouterCoreConfig:
+        """What the decisions depend on."""
+        return RouterCoreConfig(routing=self.routing, scaling=self.scaling)
+
+
+def _checked(url: str) -> str:
+    """The URL without a slash or `/v1` at its end."""
+    parts = urlsplit(url)
+    try:
+        is_valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_valid = False
+    if not is_valid or parts.username or parts.query or parts.fragment:
+        raise ValueError(f"{url} is not like http://127.0.0.1:8000")
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")

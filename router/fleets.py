@@ -1,0 +1,299 @@
+"""Fleets: instances that serve the same models, each fleet with a core that routes its requests.
+
+This is where the decisions of the cores become effects: it reads the clock, writes the journal, and
+wakes the requests that were routed.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from router.inquiry import Inquiry
+from router.instance_link import InstanceLink
+from router.journal import Core, Journal
+from router.messages import (
+    Arrived,
+    Began,
+    Broken,
+    Decision,
+    Ended,
+    Event,
+    Grow,
+    Handler,
+    Joined,
+    Leaving,
+    Lost,
+    Refuse,
+    Removed,
+    Reported,
+    Route,
+    Shrink,
+    Ticked,
+)
+from router.metrics import Metrics
+from router.ticket import Ticket
+from server.http.errors import ApiError, no_such_model, too_busy, unavailable
+from wire.instance_status import InstanceStatus
+
+logger = logging.getLogger("tdpipe")
+
+
+class Scaler(Protocol):
+    """Takes the decisions of the cores about the number of instances; it returns at once."""
+
+    def grow(self) -> None:
+        """Start another instance."""
+
+    def choose(self, names: Sequence[str]) -> str | None:
+        """The instance that may leave, of these in the order of preference; None if none may."""
+
+    def remove(self, name: str) -> None:
+        """Stop an instance that has no open requests any more."""
+
+
+class Fleet:
+    """Instances with the same models, and their core; `tickets` are the open requests by id."""
+
+    def __init__(self, number: int, models: tuple[str, ...], core: Core) -> None:
+        self.number, self.models, self.core = number, models, core
+        self.links: dict[str, InstanceLink] = {}
+        self.tickets: dict[int, Ticket] = {}
+
+    def break_off(self, link: InstanceLink, reason: str) -> None:
+        """Close the connections of all requests that the instance is answering."""
+        for ticket in [each for each in self.tickets.values() if each.link is link]:
+            ticket.break_off(reason)
+
+
+class Fleets:
+    """All instances and open requests of the router."""
+
+    def __init__(
+        self,
+        make_core: Callable[[], Core],
+        metrics: Metrics,
+        scaler: Scaler,
+        journal: Journal | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._make_core, self._metrics, self._scaler = make_core, metrics, scaler
+        self._journal, self._clock = journal, clock
+        self.links: dict[str, InstanceLink] = {}
+        self._fleets: list[Fleet] = []
+        self._of_instance: dict[str, Fleet] = {}
+        self._num_fleets = self._num_requests = 0
+
+    # --- instances --------------------------------------------------------------------------------
+
+    def add(self, link: InstanceLink) -> None:
+        """Take an instance in; it gets requests after its first status."""
+        self.links[link.name] = link
+        self._metrics.is_up.labels(link.name).set(0)
+
+    def report(self, name: str, status: InstanceStatus) -> None:
+        """Take the status of an instance."""
+        link = self.links.get(name)
+        if link is None:
+            return
+        fleet = self._of_instance.get(name)
+        if fleet is None or fleet.models != status.models:
+            self._leave_fleet(link)
+            fleet = self._join_fleet(link, status.models)
+        if not link.is_up and link.would_serve(status):
+            logger.info("instance %s serves %s", name, ", ".join(status.models))
+        link.report(status)
+        self._metrics.is_up.labels(name).set(link.is_up)
+        self._handle(fleet, Reported(name, status))
+
+    def lose(self, name: str, reason: str) -> None:
+        """Give up on an instance until its next status: its open requests go on elsewhere."""
+        link = self.links.get(name)
+        if link is None or link.is_lost:
+            return
+        logger.warning("instance %s is lost: %s", name, reason)
+        link.lose(reason)
+        self._metrics.is_up.labels(name).set(0)
+        self._metrics.losses.labels(name).inc()
+        fleet = self._of_instance.get(name)
+        if fleet is not None:
+            self._handle(fleet, Lost(name))
+            fleet.break_off(link, f"instance {name} is lost: {reason}")
+
+    def suspect(self, name: str) -> None:
+        """Send an instance that has failed one request nothing more before its next status."""
+        fleet = self._of_instance.get(name)
+        if fleet is not None:
+            self._handle(fleet, Lost(name))
+
+    def leave(self, name: str) -> None:
+        """Give an instance no new requests, and remove it when its open ones have ended."""
+        fleet = self._of_instance.get(name)
+        if fleet is not None:
+            self._handle(fleet, Leaving(name))
+        elif name in self.links:
+            self._drop(self.links[name])
+            self._scaler.remove(name)
+
+    def forget(self, name: str) -> None:
+        """Forget an instance that does not exist any more."""
+        self.lose(name, "it has been stopped")
+        link = self.links.get(name)
+        if link is not None:
+            self._leave_fleet(link)
+            self._drop(link)
+
+    def tick(self) -> None:
+        """Tell the cores that time has passed; call this four times a second."""
+        for fleet in self._fleets:
+            self._handle(fleet, Ticked())
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def open(self, inquiry: Inquiry) -> Iterator[Ticket]:
+        """Let a request be routed inside the block. Raises `ApiError` (404, 503)."""
+        fleet = self._fleet_for(inquiry.model)
+        self._num_requests += 1
+        ticket = Ticket(self._num_requests, self._clock())
+        fleet.tickets[ticket.request_id] = ticket
+        ticket.on_broken = lambda num_done: self._break(fleet, ticket, num_done)
+        ticket.on_began = lambda: self._handle(fleet, Began(ticket.request_id))
+        self._metrics.pending.inc()
+        try:
+            self._handle(fleet, _arrived(ticket, inquiry))
+            yield ticket
+        finally:
+            del fleet.tickets[ticket.request_id]
+            self._unroute(ticket)
+            self._metrics.pending.dec()
+            self._handle(fleet, Ended(ticket.request_id))
+
+    def fail_all(self, message: str) -> None:
+        """End all open requests with an error."""
+        for fleet in self._fleets:
+            for ticket in list(fleet.tickets.values()):
+                ticket.fail(unavailable(message, "shutting_down"))
+
+    def any_up(self) -> InstanceLink | None:
+        """The instance with the fewest open requests among those that take requests, or None."""
+        up = [link for link in self.links.values() if link.is_up]
+        return min(up, key=lambda link: link.num_open, default=None)
+
+    def _fleet_for(self, model: str | None) -> Fleet:
+        """The fleet that serves a model; None is any. Raises `ApiError` (404, 503)."""
+        fleets = [
+            each for each in self._fleets if each.links and (model is None or model in each.models)
+        ]
+        if fleets:
+            return max(fleets, key=lambda each: sum(link.is_up for link in each.links.values()))
+        links = self.links.values()
+        if model is None or not links or any(link.status is None for link in links):
+            raise unavailable("No instance is ready. Please retry shortly.", "no_instance")
+        raise no_such_model(model)
+
+    def _break(self, fleet: Fleet, ticket: Ticket, num_done: int) -> None:
+        self._unroute(ticket)
+        self._handle(fleet, Broken(ticket.request_id, num_done))
+
+    def _unroute(self, ticket: Ticket) -> None:
+        link, ticket.link = ticket.link, None
+        if link is not None:
+            link.num_open -= 1
+            self._metrics.pending.inc()
+            self._count_open(link)
+
+    def _count_open(self, link: InstanceLink) -> None:
+        if link.name in self.links:  # otherwise it has been forgotten
+            self._metrics.open_requests.labels(link.name).set(link.num_open)
+
+    # --- decisions --------------------------------------------------------------------------------
+
+    def _handle(self, fleet: Fleet, event: Event) -> None:
+        now = self._clock()
+        decisions = fleet.core.handle(event, now)
+        if self._journal is not None:
+            self._journal.write(fleet.number, event, now, decisions)
+        for decision in decisions:
+            self._apply(fleet, decision)
+
+    def _apply(self, fleet: Fleet, decision: Decision) -> None:
+        match decision:
+            case Route(request_id, name):
+                self._route(fleet.tickets[request_id], self.links[name])
+            case Refuse(request_id, code):
+                fleet.tickets[request_id].fail(_refusal(code))
+            case Removed(name):
+                self._remove(fleet, name)
+            case Grow():
+                self._scaler.grow()
+            case Shrink(names):
+                self._shrink(names)
+
+    def _route(self, ticket: Ticket, link: InstanceLink) -> None:
+        if not ticket.was_routed:
+            self._metrics.wait.observe(self._clock() - ticket.arrived_at)
+        link.num_open += 1
+        self._metrics.pending.dec()
+        self._count_open(link)
+        ticket.route(link)
+
+    def _shrink(self, names: Sequence[str]) -> None:
+        """Let one of these instances leave, if the platform can stop any of them."""
+        chosen = self._scaler.choose(names)
+        if chosen is not None:
+            logger.info("instance %s gets no new requests: fewer are enough", chosen)
+            self.leave(chosen)
+
+    def _join_fleet(self, link: InstanceLink, models: tuple[str, ...]) -> Fleet:
+        fleet = next((each for each in self._fleets if each.models == models), None)
+        if fleet is None:
+            fleet = Fleet(self._num_fleets, models, self._make_core())
+            self._num_fleets += 1
+            self._fleets.append(fleet)
+        fleet.links[link.name] = link
+        self._of_instance[link.name] = fleet
+        self._handle(fleet, Joined(Handler(link.name)))
+        return fleet
+
+    def _leave_fleet(self, link: InstanceLink) -> None:
+        fleet = self._of_instance.pop(link.name, None)
+        if fleet is None:
+            return
+        del fleet.links[link.name]
+        self._handle(fleet, Lost(link.name, is_gone=True))
+        fleet.break_off(link, f"instance {link.name} serves other models now")
+        self._fleets = [each for each in self._fleets if each.links or each.tickets]
+
+    def _remove(self, fleet: Fleet, name: str) -> None:
+        """Drop an instance that has drained, unless it has left this fleet otherwise."""
+        if self._of_instance.get(name) is not fleet:
+            return
+        del self._of_instance[name]
+        logger.info("instance %s has no open requests and is removed", name)
+        self._drop(fleet.links.pop(name))
+        self._scaler.remove(name)
+
+    def _drop(self, link: InstanceLink) -> None:
+        self.links.pop(link.name, None)
+        self._metrics.forget(link.name)
+        link.close()
+
+
+def _arrived(ticket: Ticket, inquiry: Inquiry) -> Arrived:
+    return Arrived(
+        ticket.request_id,
+        inquiry.num_prompt_tokens,
+        inquiry.expected_output,
+        inquiry.kind,
+        inquiry.prefix_keys,
+        inquiry.tokens_per_key,
+    )
+
+
+def _refusal(code: str) -> ApiError:
+    if code == "queue_full":
+        return too_busy("Too many requests are waiting. Please retry shortly.", code)
+    message = "No instance could take the request in time. Please retry shortly."
+    return unavailable(message, code)

@@ -1,0 +1,171 @@
+"""The router's app: generation requests are routed, the rest is answered here or forwarded."""
+
+import time
+from contextlib import AsyncExitStack
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from configs.route import RouteConfig
+from daemon.version import VERSION
+from router.front.answer import Answer, Desk
+from router.front.forwarding import Forwarding
+from router.inquiry import read_inquiry
+from server.http import errors
+from server.http.body_reader import BodyMemory
+from server.http.errors import ApiError, no_such_model, unavailable
+from server.http.middleware import with_middleware
+
+GENERATIONS = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
+_STORED = ("/v1/files", "/v1/batches")
+
+
+def build_app(config: RouteConfig, desk: Desk) -> ASGIApp:
+    """The ASGI application. The caller reads the statuses of the instances."""
+    connections, listen = config.connections, config.listen
+    body_memory = BodyMemory(connections.max_intake_bytes, connections.max_body_bytes)
+    pages = Pages(desk)
+    forwarding = Forwarding(desk, body_memory, listen.root_path)
+    generation = Generation(desk, body_memory)
+    app = Starlette(
+        routes=[
+            *(Route(path, generation.create, methods=["POST"]) for path in GENERATIONS),
+            Route("/health", pages.health),
+            Route("/live", pages.live),
+            Route("/ready", pages.ready),
+            Route("/load", pages.load),
+            Route("/version", pages.version),
+            Route("/metrics", pages.metrics),
+            Route("/instances", pages.instances),
+            Route("/v1/models", pages.models),
+            Route("/v1/models/{model:path}", pages.model),
+            *(
+                Route(f"{path}{rest}", _not_routed)
+                for path in _STORED
+                for rest in ("", "/{_:path}")
+            ),
+            Route("/{_:path}", forwarding.forward, methods=["GET", "POST"]),
+        ]
+    )
+    app.router.redirect_slashes = False
+    errors.install(app)
+    return with_middleware(
+        app, config.access, root_path=listen.root_path, access_log=config.logs.access_log
+    )
+
+
+class Generation:
+    """The generation routes."""
+
+    def __init__(self, desk: Desk, body_memory: BodyMemory) -> None:
+        self._desk, self._body_memory = desk, body_memory
+
+    async def create(self, request: Request) -> Response:
+        """The answer to one request; the request is routed while the answer is sent."""
+        async with AsyncExitStack() as held:
+            try:
+                self._desk.drain.check()
+                body = await held.enter_async_context(self._body_memory.body(request))
+                inquiry = read_inquiry(body, self._desk.ratio)
+            except ApiError as error:
+                self._desk.metrics.count_early(error.status)
+                raise
+            except ClientDisconnect:
+                self._desk.metrics.count_early(errors.CLIENT_CLOSED_REQUEST)
+                raise
+            path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+            return Answer(self._desk, path, inquiry, held.pop_all())
+        raise AssertionError("the block returns or raises")
+
+
+class Pages:
+    """What the router answers itself."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk, self._fleets = desk, desk.fleets
+        self._created = int(time.time())
+
+    async def health(self, _request: Request) -> Response:
+        """200 while an instance takes requests."""
+        links = self._fleets.links.values()
+        num_up = sum(link.is_up for link in links)
+        status = "ok" if num_up else "no instance"
+        if self._desk.drain.has_begun:
+            status = "draining"
+        body = {"status": status, "instances": len(links), "instances_up": num_up}
+        return JSONResponse(body, 503 if status == "no instance" else 200)
+
+    async def live(self, _request: Request) -> Response:
+        """200 while this process answers."""
+        return JSONResponse({"status": "alive"})
+
+    async def ready(self, _request: Request) -> Response:
+        """200 while requests are taken and an instance is there for them."""
+        self._desk.drain.check()
+        if self._fleets.any_up() is None:
+            raise unavailable("No instance is ready.", "no_instance")
+        return JSONResponse({"status": "ready"})
+
+    async def load(self, _request: Request) -> Response:
+        """The requests that are being answered, as vLLM tells them."""
+        return JSONResponse({"server_load": self._desk.drain.num_open})
+
+    async def version(self, _request: Request) -> Response:
+        """The installed version."""
+        return JSONResponse({"version": VERSION})
+
+    async def metrics(self, _request: Request) -> Response:
+        """Prometheus' text format."""
+        self._desk.kept_memory.show()
+        return Response(self._desk.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    async def instances(self, _request: Request) -> Response:
+        """The state of each instance, for people."""
+        links = self._fleets.links.values()
+        return JSONResponse({"instances": [link.describe() for link in links]})
+
+    async def models(self, _request: Request) -> Response:
+        """The models of all instances."""
+        return JSONResponse({"object": "list", "data": list(self._models().values())})
+
+    async def model(self, request: Request) -> Response:
+        """One model by name. Raises `ApiError` (404)."""
+        name = request.path_params["model"]
+        model = self._models().get(name)
+        if model is None:
+            raise no_such_model(name)
+        return JSONResponse(model)
+
+    def _models(self) -> dict[str, dict[str, Any]]:
+        """By name, as the instances that have it describe it; of lengths, the shortest."""
+        found: dict[str, dict[str, Any]] = {}
+        for link in self._fleets.links.values():
+            status = link.status
+            if status is None:
+                continue
+            for name in status.models:
+                known = found.setdefault(name, self._model(name, status.models[0]))
+                limits = (known["max_model_len"], status.max_model_len)
+                known["max_model_len"] = min((each for each in limits if each), default=None)
+        return found
+
+    def _model(self, name: str, root: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "tdpipe",
+            "root": root,
+            "parent": None,
+            "max_model_len": None,
+        }
+
+
+async def _not_routed(_request: Request) -> Response:
+    message = "A router serves no files and batches: send them to one of its instances."
+    raise ApiError(404, message, code="unknown_url")

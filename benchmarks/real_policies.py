@@ -23,8 +23,10 @@ from benchmarks.daemon_run import log_of, measure
 from configs.config import EngineConfig
 from configs.model import DEMO_MODEL
 from engine.trace.journal import entries
+from simulator.arrival import Arrival
 from simulator.command import summarise
-from simulator.simulation import Arrival, Node, simulate
+from simulator.pipeline import Node
+from simulator.simulation import simulate
 from simulator.workloads.make_workload import make_workload
 from wire.messages import StageCosts, StageReady
 

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from configs.part import Part
 from configs.pipeline import PipelineConfig
 
+ANY_ADDRESS = ("0.0.0.0", "[::]", "*")
+
 
 class NodesConfig(Part, title="Several hosts"):
     """The nodes that run the stages; the first one (rank 0) also runs server and engine."""
@@ -56,11 +58,18 @@ class NodesConfig(Part, title="Several hosts"):
             raise ValueError("nproc_per_node is for several nodes (nnodes)")
         return self
 
-    @property
-    def endpoint(self) -> str:
-        """Where the engine listens for stages and nodes if there are several nodes."""
+    def endpoint(self, given: str | None = None) -> str:
+        """Where the engine listens for stages and nodes if there are several nodes.
+
+        That is the `given` stage_endpoint, or else the master's address and port. The engine may
+        listen on all interfaces; other nodes then connect to the master's address.
+        """
         host = f"[{self.master_addr}]" if ":" in self.master_addr else self.master_addr
-        return f"tcp://{host}:{self.master_port}"
+        if given is None:
+            return f"tcp://{host}:{self.master_port}"
+        listens_at, _, port = given.removeprefix("tcp://").rpartition(":")
+        is_everywhere = given.startswith("tcp://") and listens_at in ANY_ADDRESS
+        return f"tcp://{host}:{port}" if self.node_rank and is_everywhere else given
 
     @property
     def store_port(self) -> int:

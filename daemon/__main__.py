@@ -2,9 +2,10 @@
 
 import sys
 
-from daemon import child_process
+from daemon import child_process, log_file
 from daemon.supervisor import main
 
 if __name__ == "__main__":
     child_process.tie_to_parent()
+    log_file.follow()
     sys.exit(main(sys.argv[1:]))

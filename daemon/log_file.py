@@ -50,21 +50,21 @@ def follow() -> None:
 
     Call this before `logs.set_up`.
     """
-    path = os.environ.get(VARIABLE)
-    if path is None:
+    if VARIABLE not in os.environ:
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     # Python would write a long line in pieces, with another process's lines in between.
     raw = io.FileIO(_STDERR, "w", closefd=False)
     sys.stderr = io.TextIOWrapper(raw, errors="backslashreplace", write_through=True)
-    threading.Thread(target=_take_signals, args=(Path(path),), name="log file", daemon=True).start()
+    threading.Thread(target=_take_signals, name="log file", daemon=True).start()
 
 
-def _take_signals(path: Path) -> None:
+def _take_signals() -> None:
     while True:
         signal.sigwait({signal.SIGHUP})
         try:
-            _open(path)
+            # The path may have changed: a router's daemon follows its log file, or has its own.
+            _open(Path(os.environ[VARIABLE]))
         except OSError as error:
             log.error("cannot reopen the log file, continuing with the old one: %s", error)
         else:

@@ -50,8 +50,9 @@ def main(argv: Sequence[str]) -> int:
         resolved = _resolve(config)
         if resolved is None:
             return 0
-        if resolved.nodes.nnodes > 1 and resolved.runtime.stage_endpoint is None:
-            resolved = resolved.replaced(stage_endpoint=resolved.nodes.endpoint)
+        if resolved.nodes.nnodes > 1:
+            endpoint = resolved.nodes.endpoint(resolved.runtime.stage_endpoint)
+            resolved = resolved.replaced(stage_endpoint=endpoint)
         with runtime_folder(resolved) as placed:
             return Supervisor(placed).run()
     except (CheckpointError, FolderTakenError) as error:

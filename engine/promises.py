@@ -30,6 +30,10 @@ def prefill_s(cost: CostModel, num_tokens: int, limit: int) -> float:
     return seconds + cost.pair_s * num_tokens * (num_tokens + 1) / 2
 
 
+# Seconds over which the rate of feeding is averaged, and the greatest stretch that is believed.
+_RATE_S, _MOST_STRETCH = 2.0, 10.0
+
+
 class PrefillSlot:
     """The seconds of the prompts that have arrived since the last prefill slot ended."""
 
@@ -53,6 +57,7 @@ class Promiser:
         self._slot = PrefillSlot()
         self._tpot_slo = scheduler.config.scheduler.tpot_slo or 0.0
         self._limit = scheduler.config.scheduler.max_num_batched_tokens
+        self._feeding = _FeedRate()
         self._costs = PrefillCosts()
         self._costs_of: CostModel | None = None
         self._costs_seconds = 0.0
@@ -84,24 +89,34 @@ class Promiser:
         cost, ledger = pipeline.correction.cost, pool.ledger
         online = [s for s in pool.live.values() if not s.submit.offline]
         decoding = [s for s in online if _is_decoding(s)]
-        slack = sorted(self._slack_s(s, now) for s in decoding if s.first_token_at is not None)
+        timed = [s for s in decoding if s.first_token_at is not None]
+        slack = [self._slack_s(s, now) for s in timed]
         offline_blocks = sum(len(s.block_table) for s in pool.live.values() if s.submit.offline)
         costs = self._prefill_costs(pipeline)
         to_feed = [s for s in online if not _is_decoding(s)]
         # They are first in the queue, which may have a hundred thousand others.
         to_feed += takewhile(lambda s: not s.submit.offline, pool.waiting)
+        num_unfed = sum(max(0, s.num_unplanned) for s in to_feed)
+        self._feeding.observe(scheduler.counters.prompt_tokens - num_unfed, num_unfed, now)
         pending_s = sum(_pending_s(costs, s) for s in to_feed)
         has_slots = pipeline.policy.phase != "mixed"
         turn_s, row_s = self._turn_s(cost, len(pool.live), pool.live_tokens)
+        gain_s = self._tpot_slo - turn_s  # of each token that is still to come
+        projected = [
+            s + sequence.predicted_remaining * gain_s
+            for s, sequence in zip(slack, timed, strict=True)
+        ]
         return Promises(
             phase=pipeline.policy.phase,
             slot_prefill_s=self._slot.seconds if has_slots else pending_s,
             pending_prefill_s=pending_s,
+            prefill_stretch=self._feeding.stretch(costs.token_s),
             num_waiting=len(to_feed),
             num_decoding=len(decoding),
             num_offline=len(pool.live) + len(pool.waiting) - pool.num_online,
-            slack_s=quantiles(slack),
+            slack_s=quantiles(sorted(slack)),
             mean_slack_s=sum(slack) / len(slack) if slack else 0.0,
+            projected_slack_s=quantiles(sorted(projected)),
             turn_s=turn_s,
             turn_s_per_row=row_s,
             free_kv_tokens=ledger.num_free * ledger.block_size,
@@ -177,6 +192,29 @@ def _is_decoding(sequence: Sequence) -> bool:
     if sequence.first_token_at is not None:
         return True
     return bool(sequence.submit.output_token_ids) and sequence.num_unplanned <= 1
+
+
+class _FeedRate:
+    """Measures how fast prompts are fed while some always wait: decoding goes on beside them."""
+
+    def __init__(self) -> None:
+        self._token_s = 0.0
+        self._last: tuple[float, int] | None = None  # when some waited: time and tokens fed
+
+    def observe(self, num_fed: int, num_waiting: int, now: float) -> None:
+        """`num_fed` prompt tokens have been fed in all, and `num_waiting` wait at `now`."""
+        if self._last is not None and num_waiting:
+            seconds, tokens = now - self._last[0], num_fed - self._last[1]
+            if tokens > 0 and seconds > 0:
+                weight = min(1.0, seconds / _RATE_S)
+                self._token_s += (seconds / tokens - self._token_s) * (
+                    weight if self._token_s else 1.0
+                )
+        self._last = (now, num_fed) if num_waiting else None
+
+    def stretch(self, token_s: float) -> float:
+        """By how much feeding takes longer than `token_s` seconds per token, 1 to 10."""
+        return min(_MOST_STRETCH, max(1.0, self._token_s / token_s)) if token_s else 1.0
 
 
 def _pending_s(costs: PrefillCosts, sequence: Sequence) -> float:

@@ -126,9 +126,12 @@ class Grow(_Message, frozen=True):
 
 
 class Shrink(_Message, frozen=True):
-    """One instance fewer is enough: remove this one, which is `Leaving` from now on."""
+    """One instance fewer is enough: one of these should leave, rather the first than the last.
 
-    name: str
+    The process answers with `Leaving`, unless its platform cannot remove any of them.
+    """
+
+    names: tuple[str, ...]
 
 
 Decision = Route | Refuse | Removed | Grow | Shrink

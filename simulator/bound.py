@@ -55,7 +55,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.simulation import Arrival, Node
+from simulator.arrival import Arrival
+from simulator.pipeline import Node
 from wire.messages import StageCosts
 
 Floats = NDArray[np.float64]

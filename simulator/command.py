@@ -21,6 +21,7 @@ from configs.output_files import OutputFileError, check_outputs
 from engine.scheduler import ImpossibleSettingsError
 from engine.trace.trace_file import TRACE_MARK, TraceWriter
 from simulator.argument_types import not_negative
+from simulator.arrival import Arrival
 from simulator.bound import Bound, bound_of
 from simulator.hardware.hardware import (
     ERRORS,
@@ -30,7 +31,7 @@ from simulator.hardware.hardware import (
     num_stages_of,
 )
 from simulator.prefixes import cached_tokens
-from simulator.simulation import Arrival, Run, SimulationError, simulate
+from simulator.simulation import Run, SimulationError, simulate
 from simulator.spread import spread
 from simulator.timeline_plot import TIMELINE_MARK, draw, picture
 from simulator.workloads.make_workload import KINDS, add_workload_options, workload_of

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from simulator.simulation import Arrival
+from simulator.arrival import Arrival
 
 
 def cached_tokens(arrivals: Sequence[Arrival]) -> list[int]:

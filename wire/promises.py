@@ -30,23 +30,31 @@ class Promises(msgspec.Struct, frozen=True):
     """What the scheduler of an instance has promised, in seconds and KV tokens.
 
     `slot_prefill_s` are the seconds to prefill all online requests that have arrived since the last
-    prefill slot ended, each alone, and `pending_prefill_s` those that are left, together. The slack
-    of a decoding request is `tokens so far x tpot_slo - seconds since its first token`: so long its
-    next token can be delayed without missing the target. `slack_s` has the quantiles
+    prefill slot ended, each alone, and `pending_prefill_s` those that are left, together, if
+    nothing else runs; beside decoding, they take `prefill_stretch` times as long.
+
+    The slack of a decoding request is `tokens so far x tpot_slo - seconds since its first token`:
+    so long its next token can be delayed without missing the target. `slack_s` has the quantiles
     `SLACK_QUANTILES` of the slack of all decoding online requests, and is empty without any;
-    `mean_slack_s` is the mean. `turn_s` are the seconds between two tokens of a decoding request,
-    by the cost model, and `turn_s_per_row` the seconds that another decoding request adds. The
-    `num_offline` open offline requests hold `offline_kv_tokens`, and are preempted for online ones.
+    `mean_slack_s` is the mean. `projected_slack_s` has the quantiles of the slack that they are
+    expected to have at their end, if nothing interrupts them. `turn_s` are the seconds between two
+    tokens of a decoding request, by the cost model, and `turn_s_per_row` the seconds that another
+    decoding request adds.
+
+    The `num_offline` open offline requests hold `offline_kv_tokens`, and are preempted for online
+    ones.
     """
 
     phase: Phase = "decode"
     slot_prefill_s: float = 0.0
     pending_prefill_s: float = 0.0
+    prefill_stretch: float = 1.0
     num_waiting: int = 0
     num_decoding: int = 0
     num_offline: int = 0
     slack_s: tuple[float, ...] = ()
     mean_slack_s: float = 0.0
+    projected_slack_s: tuple[float, ...] = ()
     turn_s: float = 0.0
     turn_s_per_row: float = 0.0
     free_kv_tokens: int = 0

@@ -23,8 +23,9 @@ from tqdm import tqdm
 from benchmarks.virtual.paper import MAX_MODEL_LEN, NUM_GPUS, PROFILES, SETUPS, hardware_of_setup
 from configs.config import EngineConfig
 from simulator.argument_types import positive_int
+from simulator.arrival import Arrival
 from simulator.command import make_arrivals, summarise
-from simulator.simulation import Arrival, simulate
+from simulator.simulation import simulate
 from simulator.workloads.make_workload import make_workload
 
 POLICIES = ("td-pipe", "temporal", "hybrid")

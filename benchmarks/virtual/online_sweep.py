@@ -34,10 +34,12 @@ from benchmarks.virtual.paper import (
 from configs.config import EngineConfig
 from engine.costs.cost_model import CostModel, StepSize
 from simulator.argument_types import positive
+from simulator.arrival import Targets
 from simulator.bound import bound_of
 from simulator.command import make_arrivals
 from simulator.hardware.hardware import Hardware
-from simulator.simulation import Node, Run, SequenceTimes, simulate
+from simulator.pipeline import Node
+from simulator.simulation import Run, simulate
 from simulator.workloads.make_workload import make_workload, with_arrivals
 from simulator.workloads.request import Request
 
@@ -72,19 +74,6 @@ class World:
     hardware: Hardware
     num_stages: int
     arrivals: str
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """Seconds to the first token, and per output token after it."""
-
-    ttft_s: float
-    tpot_s: float
-
-    def are_met(self, times: SequenceTimes) -> bool:
-        """Whether a request met both."""
-        ttft_s = times.first_token_at - times.arrived_at
-        return ttft_s <= self.ttft_s and tpot_s(times) <= self.tpot_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +113,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def tpot_s(times: SequenceTimes) -> float:
-    """Seconds per output token after the first; 0 if there is only one."""
-    return (times.ended_at - times.first_token_at) / max(1, times.output_len - 1)
-
-
 def compare(world: World, targets: Targets) -> list[Outcome]:
     """Every policy in one world, at each load."""
     capacity = capacity_of(world)
@@ -162,7 +146,7 @@ def at_load(world: World, targets: Targets, load: float, rate: float) -> Outcome
         world,
         load,
         {name: rate * fmean(map(targets.are_met, run.sequences)) for name, run in runs.items()},
-        {name: median(map(tpot_s, run.sequences)) for name, run in runs.items()},
+        {name: median(times.tpot_s for times in run.sequences) for name, run in runs.items()},
     )
 
 

@@ -23,13 +23,15 @@ from tqdm import tqdm
 
 from configs.config import EngineConfig
 from configs.profiles import read_profile
+from simulator.arrival import Arrival
 from simulator.bound import Bound, bound_of
 from simulator.command import make_arrivals, share_of, summarise
 from simulator.hardware.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
 from simulator.hardware.gpus import find_gpu
 from simulator.hardware.hardware import Hardware
 from simulator.hardware.model_shape import read_shape
-from simulator.simulation import Arrival, Node, simulate
+from simulator.pipeline import Node
+from simulator.simulation import simulate
 from simulator.workloads.make_workload import make_workload
 
 PROFILES = Path("../shared/profiles")

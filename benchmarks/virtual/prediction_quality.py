@@ -38,8 +38,9 @@ from benchmarks.virtual.paper import (
 from configs.config import EngineConfig
 from configs.model import DEMO_MODEL
 from predictor.classes import LengthClasses
+from simulator.arrival import Arrival
 from simulator.command import summarise
-from simulator.simulation import Arrival, simulate
+from simulator.simulation import simulate
 from simulator.workloads.make_workload import make_workload
 
 CHART = Path("docs/prediction_quality.svg")

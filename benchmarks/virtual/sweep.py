@@ -31,10 +31,11 @@ from benchmarks.virtual.paper import (
     hardware_of_setup,
 )
 from configs.config import EngineConfig
+from simulator.arrival import Arrival
 from simulator.bound import bound_of
 from simulator.command import make_arrivals
 from simulator.hardware.hardware import Hardware
-from simulator.simulation import Arrival, simulate
+from simulator.simulation import simulate
 from simulator.workloads.make_workload import make_workload
 
 WORKLOADS = {

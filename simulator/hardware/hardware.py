@@ -15,9 +15,14 @@ from configs.profiles import (
 )
 from simulator.argument_types import not_negative, positive, positive_int, within
 from simulator.hardware.gpu_model import KV_READ_EFFICIENCY, kv_capacity_tokens, profile_of
-from simulator.hardware.gpus import GpuError, find_gpu
-from simulator.hardware.model_shape import BYTES_PER_NUMBER, ModelShapeError, read_shape
-from simulator.simulation import Node
+from simulator.hardware.gpus import Gpu, GpuError, find_gpu
+from simulator.hardware.model_shape import (
+    BYTES_PER_NUMBER,
+    ModelShape,
+    ModelShapeError,
+    read_shape,
+)
+from simulator.pipeline import Node
 from wire.messages import StageCosts
 from workers.profiling.cost_fit import fit
 
@@ -258,13 +263,18 @@ def _of_gpu(options: argparse.Namespace) -> Hardware:
     if options.kv_cache_dtype != "auto":
         shape = replace(shape, bytes_per_kv_number=1)
     num_gpus = num_stages_of(options) * options.tensor_parallel
-    kv_tokens = kv_capacity_tokens(gpu, shape, num_gpus)
-    if not kv_tokens and options.kv_tokens is None:
+    hardware = hardware_of_gpu(gpu, shape, num_gpus)
+    if not hardware.kv_tokens and options.kv_tokens is None:
         raise HardwareError(f"{shape.name} does not fit {num_gpus} x {gpu.name}")
+    return hardware
+
+
+def hardware_of_gpu(gpu: Gpu, shape: ModelShape, num_gpus: int) -> Hardware:
+    """A node of so many GPUs by the GPU model; it has no KV cache if the model does not fit."""
     exchanged = ALLREDUCES_PER_LAYER * shape.num_layers * shape.hidden_size * BYTES_PER_NUMBER
     return Hardware(
         profile_of(gpu, shape),
-        kv_tokens,
+        kv_capacity_tokens(gpu, shape, num_gpus),
         shape.kv_bytes_per_token,
         gpu.bytes_per_s * KV_READ_EFFICIENCY,
         allreduce_bytes_per_token=float(exchanged),

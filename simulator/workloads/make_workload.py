@@ -15,6 +15,7 @@ from pathlib import Path
 
 from demo.tasks import held_out
 from simulator.argument_types import positive, positive_int, positive_or_inf, within
+from simulator.workloads.lengths import LENGTHS
 from simulator.workloads.request import Request, WorkloadError
 from simulator.workloads.request_file import read_requests, to_line
 from simulator.workloads.sharegpt import draw_lengths
@@ -22,6 +23,8 @@ from simulator.workloads.sharegpt import draw_lengths
 KINDS = """\
 workloads:
   sharegpt:N      lengths like those of ShareGPT, random token ids, forced output lengths
+  alpaca:N        short prompts and medium answers, as instructions have them
+  longbench:N     prompts of 2,700 tokens on average and short answers, as of long documents
   demo:N          held-out tasks of the demo model with their correct answers, natural ends
   fixed:N:IN:OUT  N requests of IN random token ids and OUT tokens each
   shared:N:PREFIX:IN:OUT
@@ -56,6 +59,9 @@ def make_workload(
     if kind == "sharegpt":
         (count,) = _numbers(name, rest, "sharegpt:N")
         return _random_prompts(draw_lengths(count, rng, scale), vocab_size, rng)
+    if kind in LENGTHS:
+        (count,) = _numbers(name, rest, f"{kind}:N")
+        return _random_prompts(LENGTHS[kind](count, rng), vocab_size, rng)
     if kind == "demo":
         (count,) = _numbers(name, rest, "demo:N")
         return _demo(count, seed)
@@ -76,8 +82,8 @@ def make_workload(
     if kind == "jsonl":
         return read_requests(Path(rest))
     raise WorkloadError(
-        f"unknown workload {name!r}: it is sharegpt:N, demo:N, fixed:N:IN:OUT, "
-        "shared:N:PREFIX:IN:OUT, chat:N:TURNS:IN:OUT or jsonl:PATH"
+        f"unknown workload {name!r}: it is sharegpt:N, alpaca:N, longbench:N, demo:N, "
+        "fixed:N:IN:OUT, shared:N:PREFIX:IN:OUT, chat:N:TURNS:IN:OUT or jsonl:PATH"
     )
 
 

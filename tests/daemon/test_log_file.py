@@ -77,6 +77,29 @@ def test_a_moved_file_is_closed_by_all_that_follow(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640 & ~0o022
 
 
+def test_a_process_with_its_own_file_leaves_that_of_its_parent(tmp_path: Path) -> None:
+    script = """if True:
+    import os, signal, sys, time
+    from pathlib import Path
+    from daemon import log_file
+    first, second = Path(sys.argv[1]), Path(sys.argv[2])
+    log_file.begin(first)
+    log_file.begin(second)
+    for _ in range(20):  # either thread may take the signal
+        second.unlink()
+        os.kill(os.getpid(), signal.SIGHUP)
+        deadline = time.monotonic() + 30
+        while not second.exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert second.exists(), "the file was not reopened"
+    print("end", file=sys.stderr)
+    """
+    first, second = tmp_path / "first", tmp_path / "second"
+    done = run(script, first, second)
+    assert done.returncode == 0, done.stderr + first.read_text()
+    assert second.read_text() == "end\n"
+
+
 def test_without_a_log_file_sighup_keeps_its_default() -> None:
     script = """if True:
     import os, signal

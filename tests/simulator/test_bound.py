@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from configs.config import EngineConfig
 from engine.policies.registry import POLICIES
+from simulator.arrival import Arrival
 from simulator.bound import Bound, bound_of
-from simulator.simulation import Arrival, Node, simulate
+from simulator.pipeline import Node
+from simulator.simulation import simulate
 from wire.messages import StageCosts
 
 BLOCK_SIZE = 4

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from simulator import command
+from simulator.arrival import Arrival
 from simulator.prefixes import cached_tokens
-from simulator.simulation import Arrival
 from simulator.workloads.make_workload import make_workload, with_arrivals
 from simulator.workloads.request import WorkloadError
 

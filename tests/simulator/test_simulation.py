@@ -8,14 +8,9 @@ import pytest
 
 from configs.config import EngineConfig
 from engine.policies.registry import POLICIES
-from simulator.simulation import (
-    Arrival,
-    Node,
-    Run,
-    SequenceTimes,
-    SimulationError,
-    simulate,
-)
+from simulator.arrival import Arrival, SequenceTimes
+from simulator.pipeline import Node
+from simulator.simulation import Run, SimulationError, simulate
 from wire.messages import StageCosts
 
 # Binary fractions, so that sums are exact.

@@ -25,6 +25,7 @@ from engine.policies.temporal.forecast import Rest, best_size
 from engine.policies.temporal.horizon import turns_to_pay
 from engine.policies.temporal.kv_plan import KvPlan
 from engine.policies.temporal.refill import idle_loss_s, switch_cost_s
+from engine.policies.temporal.targets import targets_of
 from engine.policies.temporal.topup import knee, paced
 from engine.state.length_errors import OUTCOME_WEIGHTS, Floats
 from engine.state.micro_batch import MicroBatch
@@ -70,6 +71,8 @@ class Temporal(Policy):
         self._next_plan = 0
         self._all_fitted = True
         self._first_seen: Sequence | None = None
+        self._now = 0.0
+        self._targets = targets_of(config, num_stages)
 
     @property
     def max_in_flight(self) -> int:
@@ -78,6 +81,7 @@ class Temporal(Policy):
 
     def next_micro_batch(self, pool: Pool, now: float) -> MicroBatch | None:
         """See `Policy.next_micro_batch`."""
+        self._now = now
         if self._is_plan_due(pool):
             self._plan_admission(pool)
         if self.phase == "decode" and self._is_refill_due(pool, now):
@@ -204,6 +208,9 @@ class Temporal(Policy):
             size = paced(self._cost, rows, supply, num_stages * config.refill_rounds)
         elif pool.has_offline:
             size = self._max_size
+        elif self._targets is not None:
+            kv_tokens = pool.live_tokens // num_stages
+            size = self._targets.step_size(self._cost, pool, rows, kv_tokens, self._knee, self._now)
         else:
             size = paced(self._cost, rows, pool.waiting_tokens, config.online_steps)
         self._target_size = min(self._max_size, size)

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.virtual import batch_order
 from benchmarks.virtual.paper import SETUPS
 from configs.profiles import Profile, write_profile
-from simulator.simulation import Arrival
+from simulator.arrival import Arrival
 
 
 def test_the_last_come_longest_first_by_powers_of_two() -> None:

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.virtual import online_sweep
-from benchmarks.virtual.online_sweep import Outcome, Targets, World, reachable, tpot_s
+from benchmarks.virtual.online_sweep import Outcome, World, reachable
 from benchmarks.virtual.paper import SETUPS, hardware_of_setup
 from configs.profiles import Profile, write_profile
-from simulator.simulation import Node, SequenceTimes
+from simulator.arrival import SequenceTimes, Targets
+from simulator.pipeline import Node
 from wire.messages import StageCosts
 
 TARGETS = Targets(ttft_s=5.0, tpot_s=0.1)
@@ -53,7 +54,7 @@ def test_a_request_counts_if_it_meets_both_targets(
 
 
 def test_the_time_per_output_token_begins_with_the_first_token() -> None:
-    assert tpot_s(SequenceTimes(0.0, 30, 11, 4.0, 6.0)) == pytest.approx(0.2)
+    assert SequenceTimes(0.0, 30, 11, 4.0, 6.0).tpot_s == pytest.approx(0.2)
 
 
 def test_a_target_that_no_policy_can_reach_is_raised() -> None:

@@ -11,9 +11,10 @@ from benchmarks.virtual import sweep
 from benchmarks.virtual.paper import MAX_MODEL_LEN, POLICIES, SETUPS, Settings, hardware_of_setup
 from configs.config import EngineConfig
 from configs.profiles import Profile, write_profile
+from simulator.arrival import Arrival
 from simulator.command import make_arrivals
 from simulator.hardware.hardware import Hardware
-from simulator.simulation import Arrival, simulate
+from simulator.simulation import simulate
 from simulator.workloads.make_workload import make_workload
 
 LINE = re.compile(

@@ -12,7 +12,7 @@ from engine.costs.cost_model import StepSize
 from engine.state.micro_batch import MicroBatch, pack
 from engine.state.sampler_slots import SamplerSlots
 from engine.state.sequence import Sequence
-from simulator.simulation import size_of
+from simulator.pipeline import size_of
 from tests.engine.pools import point
 from wire.messages import Sampling, ScoredRow, Step, Submit
 

@@ -8,7 +8,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from configs.config import EngineConfig
-from simulator.simulation import Arrival, Node, Run, simulate
+from simulator.arrival import Arrival
+from simulator.pipeline import Node
+from simulator.simulation import Run, simulate
 from tests.engine.steps import row_ids, row_tokens, steps_of
 from tests.engine.world import World, make_submit
 from wire.messages import StageCosts

@@ -1,0 +1,1 @@
+"""Many instances behind a router in the simulator, against other routers and disaggregation."""

@@ -1,0 +1,1 @@
+"""Actuators: how instances are discovered, started and stopped."""

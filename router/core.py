@@ -1,0 +1,238 @@
+"""The core of the router: `handle(event, now) -> decisions`, without I/O.
+
+It uses no socket, no clock and no random numbers: the same events at the same times give the same
+decisions in production, in the simulator and in replay.
+
+Invariants, checked by tests/router/test_core_laws.py:
+  every Arrived and every Broken is followed by exactly one Route or Refuse, unless the request
+  ends before; no request waits longer than `max_pending_time` while an instance serves;
+  every instance that joined is in exactly one macro instance until it is removed;
+  an instance is removed only when it has no open requests.
+"""
+
+from configs.router import RouterCoreConfig
+from router.instance import Instance, Request, alone_s, among_others_s
+from router.macro_instances import MacroInstances
+from router.messages import (
+    Arrived,
+    Began,
+    Broken,
+    Decision,
+    Ended,
+    Event,
+    Grow,
+    Joined,
+    Leaving,
+    Lost,
+    Refuse,
+    Removed,
+    Reported,
+    Route,
+    Shrink,
+    Ticked,
+)
+from router.pending import PendingQueue
+from router.routing.adaptive import IN_TIME
+from router.routing.registry import make_rule
+from router.routing.simple import load
+from router.scaling import ScalingSignals
+
+# Waiting requests that are tried after one that no instance can take yet.
+_LOOK_AHEAD = 8
+
+
+class RouterCore:
+    """Routes requests to instances, which it groups in macro instances."""
+
+    def __init__(self, config: RouterCoreConfig) -> None:
+        self.config = config
+        self.macros = MacroInstances(config.routing.macro_lower, config.routing.macro_upper)
+        self.instances: dict[str, Instance] = {}
+        self.pending = PendingQueue()
+        self._requests: dict[int, Request] = {}
+        self._rule = make_rule(config.routing)
+        self._signals = ScalingSignals(config.scaling)
+
+    def handle(self, event: Event, now: float) -> list[Decision]:
+        """Process one event and return the decisions; `now` is in seconds and monotonic."""
+        out: list[Decision] = []
+        match event:
+            case Reported():
+                self._report(event, now)
+            case Arrived():
+                self._arrive(event, now, out)
+            case Began():
+                self._begin(event, now)
+            case Ended():
+                self._end(event.request_id, out)
+            case Broken():
+                self._break(event)
+            case Joined():
+                self._join(event)
+            case Leaving():
+                self._leave(event.name, out)
+            case Lost():
+                self._lose(event, out)
+            case Ticked():
+                self._scale(now, out)
+        self._route_pending(now, out)
+        return out
+
+    def serving(self, now: float) -> list[Instance]:
+        """The instances that get requests at `now`."""
+        stale_after = self.config.routing.stale_after
+        return [i for i in self.instances.values() if i.may_serve(now, stale_after)]
+
+    def _join(self, joined: Joined) -> None:
+        name = joined.handler.name
+        if name not in self.instances:
+            self.instances[name] = Instance(joined.handler)
+            self.macros.add(joined.handler)
+        self.instances[name].is_leaving = False
+
+    def _leave(self, name: str, out: list[Decision]) -> None:
+        instance = self.instances.get(name)
+        if instance is not None:
+            instance.is_leaving = True
+            self._remove_if_drained(instance, out)
+
+    def _remove_if_drained(self, instance: Instance, out: list[Decision]) -> None:
+        if instance.is_leaving and not instance.open:
+            del self.instances[instance.name]
+            self.macros.remove(instance.name)
+            out.append(Removed(instance.name))
+
+    def _lose(self, lost: Lost, out: list[Decision]) -> None:
+        instance = self.instances.get(lost.name)
+        if instance is None:
+            return
+        instance.is_lost = True
+        instance.prefix_keys.clear()
+        if lost.is_gone:
+            self._leave(lost.name, out)
+
+    def _report(self, reported: Reported, now: float) -> None:
+        instance = self.instances.get(reported.name)
+        if instance is not None:
+            instance.report(reported.status, now)
+
+    def _arrive(self, arrived: Arrived, now: float, out: list[Decision]) -> None:
+        if len(self.pending) >= self.config.routing.max_pending:
+            out.append(Refuse(arrived.request_id, "queue_full"))
+            return
+        request = Request(
+            arrived.request_id,
+            arrived.num_prompt_tokens,
+            arrived.expected_output,
+            arrived.kind,
+            now,
+            arrived.prefix_keys,
+            arrived.tokens_per_key,
+        )
+        self._requests[request.request_id] = request
+        self.pending.add(request)
+
+    def _begin(self, began: Began, now: float) -> None:
+        request = self._requests.get(began.request_id)
+        if request is not None and not request.has_begun:
+            request.has_begun = True
+            if request.kind == "online":
+                self._signals.observe(now - request.arrived_at, now)
+
+    def _end(self, request_id: int, out: list[Decision]) -> None:
+        request = self._requests.pop(request_id, None)
+        if request is None:
+            return
+        self.pending.remove(request)
+        instance = self.instances.get(request.instance)
+        if instance is not None and instance.open.pop(request_id, None) is not None:
+            self._remove_if_drained(instance, out)
+
+    def _break(self, broken: Broken) -> None:
+        """Let a request wait for another instance. Its former one may be gone already."""
+        request = self._requests.get(broken.request_id)
+        if request is None:
+            return
+        instance = self.instances.get(request.instance)
+        if instance is not None:
+            instance.open.pop(request.request_id, None)
+        request.num_done = broken.num_done
+        self.pending.add(request)
+
+    def _route_pending(self, now: float, out: list[Decision]) -> None:
+        """Route the waiting requests that an instance can take now."""
+        routing = self.config.routing
+        serving = self.serving(now) if len(self.pending) else []
+        target_s = max((i.status.ttft_slo for i in serving if i.status), default=0.0)
+        if target_s and routing.routing == "adaptive" and routing.hopeless_last:
+            self.pending.give_up_hope(now - IN_TIME * target_s)
+        self._end_long_waits(serving, now, out)
+        num_failed, routed = 0, []
+        for request in self.pending:
+            chosen = self._choose(request, serving, now) if serving else None
+            if chosen is not None:
+                routed.append(request)
+                self._send(request, chosen, now, out)
+                continue
+            num_failed += 1
+            if num_failed > (_LOOK_AHEAD if routing.routing == "adaptive" else 0):
+                break
+        for request in routed:
+            self.pending.remove(request)
+
+    def _end_long_waits(self, serving: list[Instance], now: float, out: list[Decision]) -> None:
+        """Route what has waited too long to the least loaded instance, or refuse it."""
+        for request in self.pending.arrived_before(now - self.config.routing.max_pending_time):
+            self.pending.remove(request)
+            chosen = min(serving, key=load, default=None)
+            if chosen is not None:
+                self._send(request, chosen, now, out)
+            else:
+                del self._requests[request.request_id]
+                out.append(Refuse(request.request_id, "no_instance"))
+
+    def _choose(self, request: Request, serving: list[Instance], now: float) -> Instance | None:
+        """Ask the macro instances, the one with the fewest open requests per member first."""
+        by_name = {instance.name: instance for instance in serving}
+        macros = []
+        for macro in self.macros:
+            members = [by_name[h.name] for h in macro.in_turn() if h.name in by_name]
+            if members:
+                macros.append((sum(len(i.open) for i in members) / len(members), macro, members))
+        for _, macro, members in sorted(macros, key=lambda each: (each[0], each[1].number)):
+            chosen = self._rule.choose(request, members, now)
+            if chosen is not None:
+                macro.use(chosen.name)
+                return chosen
+        return None
+
+    def _send(self, request: Request, instance: Instance, now: float, out: list[Decision]) -> None:
+        assert instance.status is not None
+        costs = instance.status.promises.costs
+        cached = instance.cached_tokens(request)
+        request.instance, request.sent_at = instance.name, now
+        request.own_s = among_others_s(costs, request.num_to_feed, cached)
+        request.alone_s = alone_s(costs, request.num_to_feed)
+        instance.open[request.request_id] = request
+        instance.num_sent += 1
+        instance.prefix_keys.update(request.prefix_keys)
+        out.append(Route(request.request_id, instance.name))
+
+    def _scale(self, now: float, out: list[Decision]) -> None:
+        serving = self.serving(now)
+        oldest = self.pending.oldest()
+        waited_s = now - oldest.arrived_at if oldest is not None else 0.0
+        num_staying = sum(not i.is_leaving for i in self.instances.values())
+        change = self._signals.change(serving, num_staying, waited_s, now)
+        if change > 0:
+            out.append(Grow())
+        elif change < 0:
+            self._shrink(serving, out)
+
+    def _shrink(self, serving: list[Instance], out: list[Decision]) -> None:
+        """Offer the members of the macro instance that shrinks next, the least loaded one first."""
+        macro = self.macros.to_shrink()
+        names = {handler.name for handler in macro.members} if macro else set()
+        idle = sorted((i for i in serving if i.name in names), key=load)
+        if idle:
+            out.append(Shrink(tuple(instance.name for instance in idle)))

@@ -1,0 +1,151 @@
+"""An instance as the router sees it: its last status, and what the router has sent it since."""
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from router.messages import Handler, Kind
+from wire.instance_status import SLACK_QUANTILES, InstanceStatus, PrefillCosts
+
+SETTLE_S = 0.03
+"""A status has heard of a request that was sent so many seconds before it arrived: the way there
+and back, and the pause between two statuses."""
+
+
+@dataclass(slots=True)
+class Request:
+    """An open request; `sent_at` is the time at which it was last sent to an instance."""
+
+    request_id: int
+    num_prompt_tokens: int
+    expected_output: int
+    kind: Kind
+    arrived_at: float
+    prefix_keys: tuple[int, ...] = ()
+    tokens_per_key: float = 0.0
+    num_done: int = 0
+    sent_at: float = -1.0
+    instance: str = ""
+    has_begun: bool = False
+    own_s: float = 0.0
+    alone_s: float = 0.0
+
+    @property
+    def num_to_feed(self) -> int:
+        """The prompt, and what is known of the answer."""
+        return self.num_prompt_tokens + self.num_done
+
+
+@dataclass(slots=True)
+class Instance:
+    """An instance; `open` has the requests that the router has sent it, by id."""
+
+    handler: Handler
+    status: InstanceStatus | None = None
+    heard_at: float = float("-inf")
+    is_lost: bool = True
+    is_leaving: bool = False
+    open: dict[int, Request] = field(default_factory=dict)
+    prefix_keys: set[int] = field(default_factory=set)
+    num_sent: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of its handler."""
+        return self.handler.name
+
+    def report(self, status: InstanceStatus, now: float) -> None:
+        """Take a status."""
+        if self.is_lost or self.status is None or self.status.instance != status.instance:
+            self.prefix_keys.clear()  # a new stream tells all of them
+        self.prefix_keys.difference_update(status.prefix_dropped)
+        self.prefix_keys.update(status.prefix_added)
+        self.status, self.heard_at, self.is_lost = status, now, False
+
+    def may_serve(self, now: float, stale_after: float) -> bool:
+        """Whether it gets requests now."""
+        status = self.status
+        if status is None or self.is_lost or self.is_leaving or now - self.heard_at > stale_after:
+            return False
+        return status.ready and not status.draining
+
+    def unheard(self) -> Iterable[Request]:
+        """The online requests that the last status cannot have counted yet."""
+        since = self.heard_at - SETTLE_S
+        return (r for r in self.open.values() if r.sent_at > since and r.kind == "online")
+
+    def cached_tokens(self, request: Request) -> float:
+        """How many tokens of the prompt are in its prefix cache, as far as the router knows."""
+        number = 0
+        for key in request.prefix_keys:
+            if key not in self.prefix_keys:
+                break
+            number += 1
+        return min(number * request.tokens_per_key, max(0, request.num_to_feed - 1))
+
+    def slot_s(self) -> float:
+        """EcoServe's sum: seconds of the prompts that it got since its last prefill slot."""
+        assert self.status is not None
+        return self.status.promises.slot_prefill_s + sum(r.alone_s for r in self.unheard())
+
+    def pending_s(self, now: float) -> float:
+        """Seconds of the prompts that it has yet to feed."""
+        assert self.status is not None
+        promises = self.status.promises
+        left_s = promises.pending_prefill_s - (now - self.heard_at)
+        return max(0.0, left_s) + sum(r.own_s for r in self.unheard())
+
+    def mean_slack_s(self, now: float) -> float:
+        """The mean slack of its decoding requests; infinite without any."""
+        assert self.status is not None
+        promises = self.status.promises
+        return promises.mean_slack_s - self._lost_s(now) if promises.slack_s else float("inf")
+
+    def slack_s(self, now: float, quantile: float, *, projected: bool) -> float:
+        """A quantile of the slack of its decoding requests, or of that at their end."""
+        assert self.status is not None
+        promises = self.status.promises
+        values = promises.projected_slack_s if projected else promises.slack_s
+        if not values:
+            return float("inf")
+        return values[bisect_left(SLACK_QUANTILES, quantile)] - self._lost_s(now)
+
+    def turn_s(self) -> float:
+        """Seconds between two tokens, if it also decodes what it was sent since its status."""
+        assert self.status is not None
+        promises = self.status.promises
+        more = promises.num_waiting + sum(1 for _ in self.unheard())
+        return promises.turn_s + promises.turn_s_per_row * more
+
+    def free_kv_tokens(self) -> float:
+        """KV tokens for online requests that are neither used nor promised."""
+        assert self.status is not None
+        promises = self.status.promises
+        unheard = sum(r.num_to_feed for r in self.unheard())
+        return promises.free_kv_tokens + promises.offline_kv_tokens - unheard
+
+    def _lost_s(self, now: float) -> float:
+        """For how long its decoding requests may have got no token since the status."""
+        assert self.status is not None
+        return now - self.heard_at if self.status.promises.phase == "prefill" else 0.0
+
+
+def alone_s(costs: PrefillCosts, num_tokens: float) -> float:
+    """Seconds of the slowest stage for a prompt that is fed alone; 0 without costs."""
+    xs, ys = costs.num_tokens, costs.seconds
+    if not xs or num_tokens <= 0:
+        return 0.0
+    i = bisect_left(xs, num_tokens)
+    if i == 0:
+        return ys[0]
+    if i == len(xs):
+        return ys[-1] * num_tokens / xs[-1]
+    share = (num_tokens - xs[i - 1]) / (xs[i] - xs[i - 1])
+    return ys[i - 1] + share * (ys[i] - ys[i - 1])
+
+
+def among_others_s(costs: PrefillCosts, num_tokens: float, num_cached: float = 0.0) -> float:
+    """Seconds of the slowest stage for the rest of a prompt that is fed among others."""
+    left = num_tokens - num_cached
+    pairs = left * (left + 1) / 2 + left * num_cached
+    return left * costs.token_s + pairs * costs.pair_s

@@ -1,0 +1,66 @@
+"""The pending queue: requests that wait for an instance, in the order in which they are tried.
+
+Requests that were broken off come first, then online ones in order of arrival, and offline ones
+last. If hopeless requests come last, those that have missed their target are behind the other
+online ones.
+"""
+
+from collections.abc import Iterator
+
+from sortedcontainers import SortedDict
+
+from router.instance import Request
+
+_BROKEN, _ONLINE, _HOPELESS, _OFFLINE = range(4)
+_Key = tuple[int, float, int]
+
+
+class PendingQueue:
+    """Requests without an instance; all operations are O(log n)."""
+
+    def __init__(self) -> None:
+        self._keys: dict[int, _Key] = {}
+        self._in_order: SortedDict[_Key, Request] = SortedDict()
+
+    def add(self, request: Request) -> None:
+        """Add a request that has no instance, or none any more."""
+        queue = _OFFLINE if request.kind == "offline" else _ONLINE
+        if request.instance:
+            queue = _BROKEN
+        self._put(request, queue)
+
+    def give_up_hope(self, arrived_before: float) -> None:
+        """Put the online requests that arrived earlier behind the others."""
+        late = self._in_order.irange((_ONLINE, float("-inf"), 0), (_ONLINE, arrived_before, -1))
+        for request in [self._in_order[key] for key in late]:
+            self.remove(request)
+            self._put(request, _HOPELESS)
+
+    def remove(self, request: Request) -> None:
+        """Remove a request; it may not be queued."""
+        key = self._keys.pop(request.request_id, None)
+        if key is not None:
+            del self._in_order[key]
+
+    def arrived_before(self, at: float) -> list[Request]:
+        """The requests, without offline ones, that arrived earlier."""
+        return [
+            self._in_order[key]
+            for queue in (_BROKEN, _ONLINE, _HOPELESS)
+            for key in self._in_order.irange((queue, float("-inf"), 0), (queue, at, -1))
+        ]
+
+    def oldest(self) -> Request | None:
+        """The request that arrived first, or None."""
+        return min(self._in_order.values(), key=lambda r: r.arrived_at, default=None)
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._in_order.values())
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def _put(self, request: Request, queue: int) -> None:
+        key = (queue, request.arrived_at, request.request_id)
+        self._keys[request.request_id] = key
+        self._in_order[key] = request

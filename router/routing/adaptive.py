@@ -1,0 +1,92 @@
+"""The adaptive rule: EcoServe's checks, with what an instance knows beyond them.
+
+The TTFT check counts the seconds that the request has waited already, and of the prompts before it
+only those that are left. The TPOT check takes a low quantile of the slack that decoding requests
+are expected to have at their end, instead of the mean of what they have now: a request that has
+only begun has no slack yet, but will have. A second one asks whether the instance, with this
+request, still decodes within the target: nothing could be saved otherwise. The KV check counts
+predicted answers. Of the instances that pass, the one with the most of the prompt in its prefix
+cache gets the request, otherwise the one with the fewest seconds of prefill before it.
+
+A request that has missed its target already passes the TTFT check, because waiting cannot help it;
+the router lets others go first (`hopeless_last`).
+"""
+
+from collections.abc import Sequence
+
+from configs.router import RoutingConfig
+from router.instance import Instance, Request, among_others_s
+
+IN_TIME = 0.8
+"""Share of the TTFT target that waiting and prefill may take, by estimate."""
+OFFLINE_SLACK = 0.5
+"""Offline requests are sent while the slack exceeds this share of the TTFT target."""
+
+
+class Adaptive:
+    """Routes by targets, slack, predicted lengths and prefix caches."""
+
+    is_patient = True
+
+    def __init__(self, config: RoutingConfig) -> None:
+        self._config = config
+        self._uses_mean = config.slack_quantile == "mean"
+        self._quantile = 0.0 if self._uses_mean else float(config.slack_quantile)
+
+    def choose(self, request: Request, members: Sequence[Instance], now: float) -> Instance | None:
+        """See `Rule.choose`."""
+        fitting = [i for i in members if self._admits(i, request, now)]
+        if not fitting:
+            return None
+        return min(fitting, key=lambda instance: self._first_token_s(instance, request, now))
+
+    def _admits(self, instance: Instance, request: Request, now: float) -> bool:
+        status = instance.status
+        assert status is not None
+        if request.kind == "offline":
+            return self._has_room_for_offline(instance, request, now)
+        prefill_s = instance.pending_s(now) + self._own_s(instance, request)
+        waited_s = now - request.arrived_at
+        in_time_s = IN_TIME * status.ttft_slo
+        is_hopeless = waited_s >= in_time_s or request.num_done > 0
+        first_token_s = prefill_s * status.promises.prefill_stretch
+        if status.ttft_slo and not is_hopeless and waited_s + first_token_s > in_time_s:
+            return not instance.open
+        if status.tpot_slo:
+            if self._slack_s(instance, now) < prefill_s:
+                return False
+            if instance.turn_s() > status.tpot_slo and instance.open:
+                return False
+        return self._kv_tokens(request) <= instance.free_kv_tokens() or not instance.open
+
+    def _has_room_for_offline(self, instance: Instance, request: Request, now: float) -> bool:
+        """Whether targets leave something over, and the offline requests before it have begun."""
+        status = instance.status
+        assert status is not None
+        promises = status.promises
+        waits = sum(r.kind == "offline" and not r.has_begun for r in instance.open.values())
+        if waits >= max(1, promises.num_offline // 2):
+            return False
+        if status.tpot_slo and instance.turn_s() > status.tpot_slo:
+            return False
+        spare_s = OFFLINE_SLACK * status.ttft_slo
+        if instance.pending_s(now) > spare_s or self._slack_s(instance, now) < spare_s:
+            return False
+        return self._kv_tokens(request) <= promises.free_kv_tokens
+
+    def _own_s(self, instance: Instance, request: Request) -> float:
+        assert instance.status is not None
+        cached = instance.cached_tokens(request) if self._config.prefix_affinity else 0.0
+        return among_others_s(instance.status.promises.costs, request.num_to_feed, cached)
+
+    def _first_token_s(self, instance: Instance, request: Request, now: float) -> float:
+        return instance.pending_s(now) + self._own_s(instance, request)
+
+    def _slack_s(self, instance: Instance, now: float) -> float:
+        if self._uses_mean:
+            return instance.mean_slack_s(now)
+        return instance.slack_s(now, self._quantile, projected=self._config.predicted_lengths)
+
+    def _kv_tokens(self, request: Request) -> int:
+        more = request.expected_output if self._config.predicted_lengths else 0
+        return request.num_prompt_tokens + max(request.num_done, more)

@@ -1,0 +1,158 @@
+"""The routing rules: which instance gets a request, and when it waits."""
+
+from typing import Any
+
+import pytest
+
+from configs.router import RoutingConfig
+from router.instance import Instance, Request
+from router.routing.adaptive import IN_TIME, Adaptive
+from router.routing.ecoserve import EcoServe
+from router.routing.simple import IMBALANCE, LeastLoaded, PrefixAffine, RoundRobin
+from tests.router.helpers import instance
+
+
+def request(num_tokens: int = 1000, *, arrived_at: float = 0.0, **fields: Any) -> Request:
+    return Request(1, num_tokens, 0, fields.pop("kind", "online"), arrived_at, **fields)
+
+
+def busy(made: Instance, count: int = 1) -> Instance:
+    """An instance with open requests, which its status has counted."""
+    for number in range(count):
+        made.open[100 + number] = Request(100 + number, 10, 0, "online", -10.0, sent_at=-10.0)
+    return made
+
+
+def adaptive(**settings: Any) -> Adaptive:
+    return Adaptive(RoutingConfig(**settings))
+
+
+def test_ecoserve_takes_the_last_instance_until_a_check_fails() -> None:
+    first = busy(instance("a", slot_prefill_s=3.9, slack_s=100.0))
+    second = busy(instance("b", slack_s=100.0))
+    assert EcoServe().choose(request(), [first, second], 0.0) is first
+    full = busy(instance("a", slot_prefill_s=4.1, slack_s=100.0))
+    assert EcoServe().choose(request(), [full, second], 0.0) is second
+
+
+@pytest.mark.parametrize(
+    "promises",
+    [
+        {"slot_prefill_s": 4.1},  # with the second of the request, more than 5 s
+        {"slack_s": 0.9},  # less than the second of the request
+        {"free_kv_tokens": 999},
+    ],
+)
+def test_ecoserve_lets_a_request_wait_if_any_check_fails(promises: dict[str, Any]) -> None:
+    assert EcoServe().choose(request(), [busy(instance(**promises))], 0.0) is None
+
+
+def test_ecoserve_counts_what_it_sent_since_the_status() -> None:
+    made = busy(instance(slot_prefill_s=3.5, slack_s=100.0, at=1.0))
+    assert EcoServe().choose(request(), [made], 1.0) is made
+    made.open[2] = Request(2, 600, 0, "online", 1.0, sent_at=1.0, alone_s=0.6)
+    assert EcoServe().choose(request(), [made], 1.0) is None
+
+
+def test_adaptive_takes_the_instance_with_the_least_to_feed() -> None:
+    members = [instance("a", pending_prefill_s=2.0), instance("b", pending_prefill_s=1.0)]
+    assert adaptive().choose(request(), members, 0.0) is members[1]
+
+
+def test_adaptive_counts_the_time_that_a_request_has_waited() -> None:
+    made = busy(instance(pending_prefill_s=2.0, at=9.0))
+    assert adaptive().choose(request(arrived_at=8.5), [made], 9.0) is made
+    late = request(arrived_at=9.0 - IN_TIME * 5.0 + 0.5)
+    assert adaptive().choose(late, [made], 9.0) is None
+
+
+def test_adaptive_counts_that_decoding_slows_prefill_down() -> None:
+    fast = busy(instance(pending_prefill_s=2.0))
+    slow = busy(instance(pending_prefill_s=2.0, prefill_stretch=2.0))
+    assert adaptive().choose(request(), [fast], 0.0) is fast
+    assert adaptive().choose(request(), [slow], 0.0) is None
+
+
+def test_a_request_that_is_late_already_is_not_held_back_by_its_target() -> None:
+    made = busy(instance(pending_prefill_s=20.0, at=9.0))
+    assert adaptive().choose(request(arrived_at=0.0), [made], 9.0) is made
+
+
+def test_adaptive_looks_at_a_low_quantile_of_slack_and_ecoserve_at_the_mean() -> None:
+    slack = (-1.0, -1.0, 0.5, 2.0, 9.0, 9.0, 9.0)
+    made = busy(instance(mean_slack_s=5.0, slack_s=None))
+    promises = made.status.promises  # type: ignore[union-attr]
+    assert promises.slack_s == ()
+    told = instance("a", mean_slack_s=5.0, slack_s=None)  # without decoding requests, all pass
+    assert adaptive().choose(request(), [busy(told)], 0.0) is told
+    low = busy(_with_slack(slack, mean_s=5.0))
+    assert adaptive().choose(request(), [low], 0.0) is None
+    assert adaptive(slack_quantile="mean").choose(request(), [low], 0.0) is low
+    assert EcoServe().choose(request(), [low], 0.0) is low
+
+
+def _with_slack(quantiles: tuple[float, ...], mean_s: float) -> Instance:
+    from msgspec.structs import replace
+
+    made = instance()
+    assert made.status is not None
+    promises = replace(
+        made.status.promises,
+        slack_s=quantiles,
+        projected_slack_s=quantiles,
+        mean_slack_s=mean_s,
+    )
+    made.report(replace(made.status, promises=promises), 0.0)
+    return made
+
+
+def test_adaptive_sends_nothing_where_tokens_take_longer_than_the_target() -> None:
+    slow = busy(instance(turn_s=0.099, turn_s_per_row=0.001, num_waiting=2))
+    assert adaptive().choose(request(), [slow], 0.0) is None
+    assert adaptive().choose(request(), [busy(instance(turn_s=0.09))], 0.0) is not None
+
+
+def test_predicted_answers_count_for_kv() -> None:
+    made = busy(instance(free_kv_tokens=1500))
+    long = Request(1, 1000, 600, "online", 0.0)
+    assert adaptive().choose(long, [made], 0.0) is None
+    assert adaptive(predicted_lengths=False).choose(long, [made], 0.0) is made
+
+
+def test_an_idle_instance_takes_whatever_fits_nowhere() -> None:
+    made = instance(free_kv_tokens=10)
+    assert adaptive().choose(request(), [made], 0.0) is made
+
+
+def test_a_cached_prefix_is_preferred_if_it_saves_more_than_the_wait() -> None:
+    near, far = instance("a", pending_prefill_s=0.5), instance("b")
+    near.prefix_keys = {1, 2, 3}
+    asked = request(prefix_keys=(1, 2, 3), tokens_per_key=300.0)
+    assert adaptive().choose(asked, [near, far], 0.0) is near
+    assert adaptive(prefix_affinity=False).choose(asked, [near, far], 0.0) is far
+    near.prefix_keys = {2, 3}  # of no use without the first
+    assert adaptive().choose(asked, [near, far], 0.0) is far
+
+
+def test_offline_requests_fill_what_targets_leave_over() -> None:
+    offline = request(kind="offline")
+    idle = instance()
+    assert adaptive().choose(offline, [idle], 0.0) is idle
+    assert adaptive().choose(offline, [instance(pending_prefill_s=3.0)], 0.0) is None
+    assert adaptive().choose(offline, [instance(slack_s=1.0)], 0.0) is None
+    assert adaptive().choose(offline, [instance(free_kv_tokens=900)], 0.0) is None
+    waits = instance()
+    waits.open[7] = Request(7, 10, 0, "offline", 0.0, sent_at=0.0)
+    assert adaptive().choose(offline, [waits], 0.0) is None
+
+
+def test_simple_rules_never_let_a_request_wait() -> None:
+    loaded, idle = busy(instance("a"), IMBALANCE + 1), instance("b")
+    loaded.prefix_keys = {1}
+    asked = request(prefix_keys=(1,), tokens_per_key=100.0)
+    idle.num_sent = 5
+    assert RoundRobin().choose(asked, [loaded, idle], 0.0) is loaded
+    assert LeastLoaded().choose(asked, [loaded, idle], 0.0) is idle
+    assert PrefixAffine().choose(asked, [loaded, idle], 0.0) is idle
+    del loaded.open[100]
+    assert PrefixAffine().choose(asked, [loaded, idle], 0.0) is loaded

@@ -89,8 +89,8 @@ class Promiser:
         cost, ledger = pipeline.correction.cost, pool.ledger
         online = [s for s in pool.live.values() if not s.submit.offline]
         decoding = [s for s in online if _is_decoding(s)]
-        begun = [s for s in decoding if s.first_token_at is not None]
-        slack = [self._slack_s(s, now) for s in begun]
+        timed = [s for s in decoding if s.first_token_at is not None]
+        slack = [self._slack_s(s, now) for s in timed]
         offline_blocks = sum(len(s.block_table) for s in pool.live.values() if s.submit.offline)
         costs = self._prefill_costs(pipeline)
         to_feed = [s for s in online if not _is_decoding(s)]
@@ -104,7 +104,7 @@ class Promiser:
         gain_s = self._tpot_slo - turn_s  # of each token that is still to come
         projected = [
             s + sequence.predicted_remaining * gain_s
-            for s, sequence in zip(slack, begun, strict=True)
+            for s, sequence in zip(slack, timed, strict=True)
         ]
         return Promises(
             phase=pipeline.policy.phase,
@@ -155,29 +155,6 @@ class Promiser:
         return self._costs
 
 
-class _FeedRate:
-    """Measures how fast prompts are fed while some always wait: decoding goes on beside them."""
-
-    def __init__(self) -> None:
-        self._token_s = 0.0
-        self._last: tuple[float, int] | None = None  # when some waited: time and tokens fed
-
-    def observe(self, num_fed: int, num_waiting: int, now: float) -> None:
-        """`num_fed` prompt tokens have been fed in all, and `num_waiting` wait at `now`."""
-        if self._last is not None and num_waiting:
-            seconds, tokens = now - self._last[0], num_fed - self._last[1]
-            if tokens > 0 and seconds > 0:
-                weight = min(1.0, seconds / _RATE_S)
-                self._token_s += (seconds / tokens - self._token_s) * (
-                    weight if self._token_s else 1.0
-                )
-        self._last = (now, num_fed) if num_waiting else None
-
-    def stretch(self, token_s: float) -> float:
-        """By how much feeding takes longer than `token_s` seconds per token, 1 to 10."""
-        return min(_MOST_STRETCH, max(1.0, self._token_s / token_s)) if token_s else 1.0
-
-
 class Announcements:
     """Decides when promises are sent besides four times a second; all times are in seconds.
 
@@ -215,6 +192,29 @@ def _is_decoding(sequence: Sequence) -> bool:
     if sequence.first_token_at is not None:
         return True
     return bool(sequence.submit.output_token_ids) and sequence.num_unplanned <= 1
+
+
+class _FeedRate:
+    """Measures how fast prompts are fed while some always wait: decoding goes on beside them."""
+
+    def __init__(self) -> None:
+        self._token_s = 0.0
+        self._last: tuple[float, int] | None = None  # when some waited: time and tokens fed
+
+    def observe(self, num_fed: int, num_waiting: int, now: float) -> None:
+        """`num_fed` prompt tokens have been fed in all, and `num_waiting` wait at `now`."""
+        if self._last is not None and num_waiting:
+            seconds, tokens = now - self._last[0], num_fed - self._last[1]
+            if tokens > 0 and seconds > 0:
+                weight = min(1.0, seconds / _RATE_S)
+                self._token_s += (seconds / tokens - self._token_s) * (
+                    weight if self._token_s else 1.0
+                )
+        self._last = (now, num_fed) if num_waiting else None
+
+    def stretch(self, token_s: float) -> float:
+        """By how much feeding takes longer than `token_s` seconds per token, 1 to 10."""
+        return min(_MOST_STRETCH, max(1.0, self._token_s / token_s)) if token_s else 1.0
 
 
 def _pending_s(costs: PrefillCosts, sequence: Sequence) -> float:

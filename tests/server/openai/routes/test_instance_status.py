@@ -88,8 +88,9 @@ def test_only_so_many_may_follow(daemon: Daemon) -> None:
     assert MAX_FOLLOWERS > 1
 
 
-def test_a_client_that_leaves_makes_room(daemon: Daemon) -> None:
-    with pytest.MonkeyPatch.context() as patch:
+def test_a_client_that_leaves_makes_room(tmp_path: Path) -> None:
+    # With a server of its own, where no other client may still be leaving.
+    with serving(tmp_path) as daemon, pytest.MonkeyPatch.context() as patch:
         patch.setattr("server.openai.routes.instance_status.MAX_FOLLOWERS", 1)
         with following(daemon) as statuses:
             next(statuses)

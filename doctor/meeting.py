@@ -56,7 +56,7 @@ def meeting(config: Config) -> Iterator[Meeting]:
         link = stack.enter_context(
             NodeLink(
                 nodes,
-                nodes.endpoint,
+                nodes.endpoint(),
                 config.runtime.secret,
                 nodes.num_local_stages(pipeline),
                 facts,
@@ -83,7 +83,7 @@ class _Host:
     def __init__(self, config: Config, nodes: Nodes) -> None:
         self.refusal = ""
         self._nodes = nodes
-        endpoint, secret = config.nodes.endpoint, config.runtime.secret
+        endpoint, secret = config.nodes.endpoint(), config.runtime.secret
         self._hub: Hub[NodeState] = Hub(endpoint, NodeState, secret)
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)

@@ -1,8 +1,8 @@
 """Mitosis under a daily curve: instances used against targets met: `make macro-day`.
 
 The rate rises from a tenth of its peak to the peak and falls again, as a cosine, within a "day" of
-a quarter of an hour; a new instance serves after 15 seconds. Each row is one way to choose the number of
-instances: fixed ones, or the router's signals.
+a quarter of an hour; a new instance serves after 15 seconds. Each row is one way to choose the
+number of instances: fixed ones, or the router's signals.
 """
 
 import argparse

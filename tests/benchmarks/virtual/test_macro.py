@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from benchmarks.virtual.macro import __main__ as table
-from benchmarks.virtual.macro import day, goodput
+from benchmarks.virtual.macro import day
 from benchmarks.virtual.macro.goodput import TOLERANCE, Search, TooManyMissed
 from benchmarks.virtual.macro.systems import (
     ECOSERVE,
@@ -90,15 +90,17 @@ def test_a_run_is_hopeless_once_too_many_requests_have_missed() -> None:
 def test_every_case_has_a_row_and_ratios_follow(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(table, "CLUSTERS", (Cluster("codellama-34b", 4, 1),))
-    monkeypatch.setattr(table, "WORKLOADS", (Workload("longbench", TARGETS, 3.0),))
-    monkeypatch.setattr(table, "SYSTEMS", (VLLM_LIKE, ECOSERVE, TDPIPE))
-    monkeypatch.setattr(goodput, "TOLERANCE", 0.5)
-    assert table.main(["--models", "codellama-34b", "--attainments", "0.9"]) == 0
+    rates = {VLLM_LIKE.name: 2.0, ECOSERVE.name: 3.0, TDPIPE.name: 5.0}
+    monkeypatch.setattr(Search, "goodput", lambda self: rates[self._system.name])
+    names = [VLLM_LIKE.name, ECOSERVE.name, TDPIPE.name]
+    arguments = ["--models", "codellama-34b", "--attainments", "0.9", "--systems", *names]
+    assert table.main(arguments) == 0
     rows = capsys.readouterr().out.splitlines()
     assert rows[0] == "| model | workload | attainment | vLLM-like | EcoServe | tdpipe |"
-    assert rows[2].startswith("| codellama-34b | longbench | 90% | ")
-    assert rows[3].startswith("| all | over vLLM-like | 90% | 1.00x | ")
+    for row, workload in zip(rows[2:], WORKLOADS, strict=False):
+        assert row == f"| codellama-34b | {workload.name} | 90% | 2.0 | 3.0 | 5.0 |"
+    assert rows[5] == "| all | over vLLM-like | 90% | 1.00x | 1.50x | 2.50x |"
+    assert rows[6] == "| all | over EcoServe | 90% | 0.67x | 1.00x | 1.67x |"
 
 
 def test_the_rate_of_a_day_rises_and_falls() -> None:

@@ -51,8 +51,9 @@ class PendingQueue:
         ]
 
     def oldest(self) -> Request | None:
-        """The request that arrived first, or None."""
-        return min(self._in_order.values(), key=lambda r: r.arrived_at, default=None)
+        """The online request that arrived first, or None."""
+        online = (r for r in self._in_order.values() if r.kind == "online")
+        return min(online, key=lambda r: r.arrived_at, default=None)
 
     def __iter__(self) -> Iterator[Request]:
         return iter(self._in_order.values())

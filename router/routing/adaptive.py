@@ -64,15 +64,16 @@ class Adaptive:
         status = instance.status
         assert status is not None
         promises = status.promises
-        waits = sum(r.kind == "offline" and not r.has_begun for r in instance.open.values())
-        if waits >= max(1, promises.num_offline // 2):
+        if instance.num_offline_waiting() >= max(1, promises.num_offline // 2):
             return False
-        if status.tpot_slo and instance.turn_s() > status.tpot_slo:
+        if status.tpot_slo and instance.turn_s() > status.tpot_slo and instance.open:
             return False
         spare_s = OFFLINE_SLACK * status.ttft_slo
-        if instance.pending_s(now) > spare_s or self._slack_s(instance, now) < spare_s:
+        if status.ttft_slo and instance.pending_s(now) > spare_s:
             return False
-        return self._kv_tokens(request) <= promises.free_kv_tokens
+        if status.tpot_slo and self._slack_s(instance, now) < spare_s:
+            return False
+        return self._kv_tokens(request) <= promises.free_kv_tokens or not instance.open
 
     def _own_s(self, instance: Instance, request: Request) -> float:
         assert instance.status is not None

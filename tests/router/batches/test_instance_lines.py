@@ -21,7 +21,17 @@ from tests.router.batches.world import (
     read,
     wait_for,
 )
-from tests.router.world import Asked, FakeDaemon, Script, World, run_async, running
+from tests.router.world import (
+    MODEL,
+    Asked,
+    FakeDaemon,
+    Script,
+    World,
+    completion,
+    run_async,
+    running,
+)
+from wire.instance_status import InstanceStatus, Promises
 
 RETRY_AFTER, NEVER = "retry-after: 1", "x-should-retry: false"
 
@@ -118,17 +128,15 @@ def test_an_instance_that_refuses_the_routers_key_does_not_answer() -> None:
 
 
 def test_online_requests_go_before_lines_that_wait() -> None:
-    """With room for one request, the line that was open before ends; then the client's begins."""
+    """The lines wait for the first token of the first one, and a client's request does not."""
 
     async def test(world: World, api: openai.AsyncOpenAI) -> None:
         (daemon,) = world.daemons
         batch = await begin(api, lines(5))
         await world.until(lambda: gate.num_waiting == 1)
         await asyncio.sleep(0.2)
-        assert gate.num_waiting == 1, "the status has told that this one has no token yet"
-        asking = asyncio.create_task(
-            world.ask("/v1/completions", {"prompt": "online", "model": "little"})
-        )
+        assert gate.num_waiting == 1
+        asking = asyncio.create_task(world.ask("/v1/completions", completion(prompt="online")))
         await world.until(lambda: gate.num_waiting == 2)
         assert daemon.asked[1].json["prompt"] == "online"
         assert "priority" not in daemon.asked[1].json
@@ -137,7 +145,9 @@ def test_online_requests_go_before_lines_that_wait() -> None:
         await wait_for(api, batch.id, "completed")
 
     gate = Gate()
-    run(test, FakeDaemon(gate), routing="adaptive")
+    promises = Promises(free_kv_tokens=1000, kv_tokens=1000, num_offline=1, num_offline_waiting=1)
+    status = InstanceStatus("one", ready=True, models=(MODEL,), promises=promises)
+    run(test, FakeDaemon(gate, status), routing="adaptive")
 
 
 def test_lines_stop_while_the_router_drains() -> None:

@@ -32,6 +32,7 @@ class Router:
     def __enter__(self) -> "Router":
         command = [sys.executable, str(ROOT / "tdpipe.py"), "route", "--port", "0"]
         command += ["--instances", ",".join(daemon.url for daemon in self.daemons)]
+        command += ["--data-dir", str(self._log_path.parent / "data")]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TDPIPE_")}
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(command, stderr=log, env=environment)

@@ -51,7 +51,7 @@ class Metrics:
         )
         self.wait = Histogram(
             "tdpipe_router_wait_seconds",
-            "From a request's arrival to the choice of its first instance",
+            "From an online request's arrival to the choice of its first instance",
             buckets=_WAIT_S,
             registry=registry,
         )

@@ -21,15 +21,14 @@ from router.upstream.connection import Head, UnreachableError, UpstreamLostError
 from server.batches.storage.answers import OK, LineAnswer, answered
 from server.batches.storage.lifecycle import new_id
 from server.batches.storage.lines import LineRequest
-from server.http.errors import ApiError, failed
+from server.http.errors import ApiError, failed, unavailable
 
 RETRY_S = 1.0
-"""The pause before a line is sent again."""
+"""The pause before a line is sent again, in which a lost instance is noticed."""
 POLL_INTERVAL_S = 0.1
 MAX_FAILURES = 3
-"""Errors of the instances (5xx) after which a line gets the last one as its answer."""
-MAX_LOSSES = 10
-"""Connections that broke during a line, after which it gets an error: it may be the reason."""
+"""Failures of one line in instances that keep running; then it gets an error."""
+_REFUSALS = (401, 429, 503)
 
 logger = logging.getLogger("tdpipe")
 
@@ -59,10 +58,19 @@ class _Reply:
             return True
         return self.head.status < 500 and b"retry-after" not in self.head.headers
 
+
+class _FailedError(Exception):
+    """An instance has failed a line: with a `reply`, or without one."""
+
+    def __init__(self, link: InstanceLink, incarnation: str, reply: _Reply | None = None) -> None:
+        super().__init__()
+        self._link, self._incarnation, self.reply = link, incarnation, reply
+
     @property
-    def is_failure(self) -> bool:
-        """Whether the request failed in an instance that is ready (503: it is not)."""
-        return self.head.status >= 500 and self.head.status != 503
+    def counts(self) -> bool:
+        """Whether the instance still runs: its loss would not be the fault of a line."""
+        status = self._link.status
+        return self._link.is_up and status is not None and status.instance == self._incarnation
 
 
 class InstanceLines:
@@ -78,25 +86,28 @@ class InstanceLines:
     async def answer(self, request: LineRequest) -> LineAnswer:
         """See `server.batches.window.AnswerLine`."""
         body = offline_body(request.body)
-        num_failures = num_losses = 0
+        num_failures = 0
         while True:
             await self._wait_open()
             inquiry = replace(read_inquiry(body, self._desk.ratio), kind="offline")
+            failure = None
             try:
-                reply = await self._ask(request.url, inquiry)
-                num_failures += reply.is_failure
-                if reply.is_final or num_failures == MAX_FAILURES:
-                    return self._finish(request, reply)
-            except _LostError as error:
-                num_losses += error.counts
-                if num_losses == MAX_LOSSES:
-                    message = f"{MAX_LOSSES} instances were lost while they answered this request."
-                    raise failed(message, retry=False) from error
+                return self._finish(request, await self._ask(request.url, inquiry))
+            except _FailedError as error:
+                failure = error
             except ApiError as error:
-                # None of the line's own: there is no instance, or too many requests wait.
+                # None of the line's own: no instance has room for it.
                 logger.debug("a line waits: %s", error)
             self.count("retry")
             await asyncio.sleep(RETRY_S)
+            if failure is None or not failure.counts:
+                continue
+            num_failures += 1
+            if num_failures == MAX_FAILURES:
+                if failure.reply is not None:
+                    return self._finish(request, failure.reply)
+                message = f"The instances failed this request {MAX_FAILURES} times."
+                raise failed(message, retry=False)
 
     def _finish(self, request: LineRequest, reply: _Reply) -> LineAnswer:
         status = reply.head.status
@@ -107,36 +118,34 @@ class InstanceLines:
         return answered(request.custom_id, status, reply_id, reply.body)
 
     async def _ask(self, path: str, inquiry: Inquiry) -> _Reply:
-        """Send a request to the instance that the core chooses.
+        """Return the final answer of the instance that the core chooses.
 
-        Raises `ApiError` if it chooses none, and `_LostError`.
+        Raises `ApiError` if none has room for the line, and `_FailedError`.
         """
-        fleets = self._desk.fleets
-        with fleets.open(inquiry) as ticket:
+        with self._desk.fleets.open(inquiry) as ticket:
             link = await ticket.routed()
+            assert link.status is not None, "it has joined with its first status"
+            incarnation = link.status.instance
             try:
                 reply = await self._exchange(link, path, inquiry, ticket)
             except UpstreamLostError as error:
                 lost = error
             else:
-                if not reply.is_final:
-                    self._desk.metrics.retries.labels(link.name).inc()
-                return reply
+                if reply.is_final:
+                    return reply
+                self._desk.metrics.retries.labels(link.name).inc()
+                if reply.head.status in _REFUSALS:
+                    raise unavailable("The instance has no room for the line.")
+                raise _FailedError(link, incarnation, reply)
         if ticket.error is not None:
             raise ticket.error
-        self._desk.metrics.retries.labels(link.name).inc()
-        logger.warning("instance %s failed a line of a batch: %s", link.name, lost)
-        is_unreachable = isinstance(lost, UnreachableError)
-        if is_unreachable:
-            fleets.lose(link.name, str(lost))
-        else:
-            fleets.suspect(link.name)
-        raise _LostError(counts=not is_unreachable) from lost
+        self._give_up(link, lost)
+        raise _FailedError(link, incarnation)
 
     async def _exchange(
         self, link: InstanceLink, path: str, inquiry: Inquiry, ticket: Ticket
     ) -> _Reply:
-        """Send a request and read its answer. Raises `UpstreamLostError`."""
+        """Send a request and read its answer. Raises `UpstreamLostError`, `ApiError`."""
         request_id = new_id("req_")
         headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode())]
         request = link.pool.address.post(path.encode(), inquiry.body, headers)
@@ -146,23 +155,27 @@ class InstanceLines:
             self._desk.learn(inquiry, head)
             body = await whole_body(upstream)
         if head.status == 401:
-            raise UpstreamLostError("it refuses the router's key (instance_api_key)")
+            raise unavailable("The instance refuses the router's key.")
         if not _is_object(body):  # it would make the file of answers unreadable
+            if head.status in _REFUSALS:
+                raise unavailable("A proxy of the instance has no room for the line.")
             raise UpstreamLostError(f"its answer ({head.status}) is no JSON object")
         return _Reply(link.name, request_id, head, body)
+
+    def _give_up(self, link: InstanceLink, lost: UpstreamLostError) -> None:
+        """Send the instance nothing before its next status."""
+        self._desk.metrics.retries.labels(link.name).inc()
+        if not link.is_lost:  # otherwise it was logged once for all of its lines
+            logger.warning("instance %s failed a line of a batch: %s", link.name, lost)
+        if isinstance(lost, UnreachableError):
+            self._desk.fleets.lose(link.name, str(lost))
+        else:
+            self._desk.fleets.suspect(link.name)
 
     async def _wait_open(self) -> None:
         """Wait while the router drains: its lines go on at the next start."""
         while self._desk.drain.has_begun:
             await asyncio.sleep(POLL_INTERVAL_S)
-
-
-class _LostError(Exception):
-    """An instance was lost; it `counts` unless it had not got the request at all."""
-
-    def __init__(self, *, counts: bool) -> None:
-        super().__init__()
-        self.counts = counts
 
 
 def offline_body(body: bytes) -> bytes:

@@ -15,7 +15,7 @@ from tests.end_to_end.conftest import free_port
 from tests.end_to_end.daemon import END_TIMEOUT_S, Daemon, all_gone
 from tests.end_to_end.test_router import MODEL, Router
 
-NUM_LINES, NUM_TOKENS = 120, 60
+NUM_LINES, NUM_TOKENS = 80, 40
 BATCH_TIMEOUT_S = 300.0
 
 
@@ -85,6 +85,7 @@ def client_of(router: Router) -> openai.OpenAI:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_batch_outlives_a_daemon_and_the_router(
     tmp_path: Path, daemons: tuple[Daemon, Daemon]
 ) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import openai
 import pytest
+from msgspec.structs import replace
 
 from router.batches import instance_lines
-from router.batches.instance_lines import MAX_FAILURES, MAX_LOSSES, offline_body
+from router.batches.instance_lines import MAX_FAILURES, offline_body
 from tests.router.batches.world import (
     ENDED,
     Gate,
@@ -93,9 +94,9 @@ def test_an_error_of_the_line_itself_is_its_answer(status: int, headers: tuple[s
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_line_waits_for_room(status: int) -> None:
-    answer, num_asked = one_line(refusing(3 * MAX_LOSSES, status, RETRY_AFTER))
+    answer, num_asked = one_line(refusing(3 * MAX_FAILURES, status, RETRY_AFTER))
     assert answer["response"]["status_code"] == 200
-    assert num_asked == 3 * MAX_LOSSES + 1
+    assert num_asked == 3 * MAX_FAILURES + 1
 
 
 @pytest.mark.parametrize(("number", "status"), [(MAX_FAILURES - 1, 200), (MAX_FAILURES, 500)])
@@ -108,9 +109,31 @@ def test_a_line_may_fail_a_few_times(number: int, status: int) -> None:
 def test_a_line_that_breaks_every_connection_gets_an_error() -> None:
     answer, num_asked = one_line(breaks)
     assert answer["response"]["status_code"] == 500
-    assert answer["response"]["body"]["error"]["message"].startswith(f"{MAX_LOSSES} instances")
-    # A connection that was kept is tried again at once.
-    assert num_asked >= MAX_LOSSES
+    assert answer["response"]["body"]["error"]["message"].startswith("The instances failed")
+    assert num_asked == MAX_FAILURES
+
+
+@pytest.mark.parametrize("number", [MAX_FAILURES - 1, 3 * MAX_FAILURES])
+def test_a_lost_instance_is_not_the_fault_of_a_line(number: int) -> None:
+    """An instance that comes back after each failure is another one."""
+    left = [number]
+
+    async def dies(asked: Asked) -> None:
+        if left[0]:
+            left[0] -= 1
+            daemon.status = replace(daemon.status, instance=f"life {left[0]}")
+            await asyncio.sleep(0.2)  # until the router has heard of it
+            await breaks(asked)
+        else:
+            await echoes(asked)
+
+    async def test(_: World, api: openai.AsyncOpenAI) -> None:
+        batch = await begin(api, line("a"))
+        assert (await wait_for(api, batch.id, *ENDED)).error_file_id is None
+
+    daemon = FakeDaemon(dies)
+    run(test, daemon)
+    assert len(daemon.asked) == number + 1
 
 
 @pytest.mark.parametrize("body", ["no object", [1], 7])

@@ -62,7 +62,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + BATCH_TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help serve chat test test-all lint types contracts tests format paper families sweep online-sweep virtual-stages real-virtual-stages real-policies shapes \
+.PHONY: help serve chat test test-all lint types contracts tests format paper families sweep online-sweep macro macro-scale macro-day virtual-stages real-virtual-stages real-policies shapes \
 	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
 	conversations \
 	batch-kill \
@@ -68,6 +68,15 @@ online-sweep: $(VENV)/dev  ## goodput of temporal and others under online traffi
 
 shapes: $(VENV)/dev  ## pipeline stages against tensor-parallel ranks on the same CPU cores (about 10 minutes)
 	$(BIN)/python -m benchmarks.shapes $(ARGS)
+
+macro: $(VENV)/dev  ## goodput of many instances behind a router, by system (an hour or more)
+	$(BIN)/python -m benchmarks.virtual.macro $(ARGS)
+
+macro-scale: $(VENV)/dev  ## goodput by the number of instances, burstiness and idea (about 40 minutes)
+	$(BIN)/python -m benchmarks.virtual.macro.scale $(ARGS)
+
+macro-day: $(VENV)/dev  ## instances used under a daily curve (about 10 minutes)
+	$(BIN)/python -m benchmarks.virtual.macro.day $(ARGS)
 
 virtual-stages: $(VENV)/dev  ## virtual stages in the simulator (about a minute; ARGS="--stages 8")
 	$(BIN)/python -m benchmarks.virtual.virtual_stages $(ARGS)

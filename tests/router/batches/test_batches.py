@@ -170,6 +170,7 @@ def test_a_restarted_router_asks_only_for_what_has_no_answer(tmp_path: Path) -> 
         for daemon in daemons:
             daemon.asked.clear()
             daemon.script = echoes
+            await daemon.start()
         async with running(*daemons, data_dir=tmp_path) as world, client(world) as api:
             batch = await wait_for(api, batch.id, *ENDED)
             answers = await read(api, batch.output_file_id)

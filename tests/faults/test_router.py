@@ -21,7 +21,7 @@ from tests.faults.steady_load import SteadyLoad, questions, right_answers
 from tests.kernels import prepare_data_dir
 
 # In fp32 a text does not depend on what else is in a step (docs/models.md, batch invariance).
-EXACT = ("--dtype", "float32", "--device", "cpu", "--num-threads", "1")
+EXACT = ("-pp", "1", "--dtype", "float32", "--device", "cpu", "--num-threads", "1")
 SCALED_S = 240.0
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
@@ -44,7 +44,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with first, second:
         right = asyncio.run(right_answers(first.async_client(), questions()))
         instances = instances_of(first.url, second.url)
-        with Router(folder, *instances, num_instances=2) as router:
+        # The questions recur: both instances shall have requests, whatever they have cached.
+        with Router(folder, *instances, "--no-prefix-affinity", num_instances=2) as router:
             yield World(router, (first, second), right)
 
 

@@ -66,9 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="tdpipe-router-") as temporary:
         folder = Path(temporary)
+        # One for all: the first daemon compiles the kernels and measures the costs of steps.
+        data_dir = (options.data_dir or folder / "data").resolve()
+        flags = [f"--data-dir={data_dir}", "--no-access-log"]
         try:
-            targets = _targets(folder, options)
-            with daemons(folder, options.instances, targets) as urls:
+            targets = _targets(folder, flags, options)
+            with daemons(folder, options.instances, [*flags, *targets.flags]) as urls:
                 return _compare(folder, urls, targets, options)
         except (OSError, subprocess.SubprocessError, LoadError) as error:
             logs = "\n".join(log_of(path.parent) for path in folder.glob("*/log"))
@@ -76,10 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
 
 
-def _targets(folder: Path, options: argparse.Namespace) -> Targets:
-    """Multiples of what a daemon needs for one request alone; it also measures its costs."""
+def _targets(folder: Path, flags: Sequence[str], options: argparse.Namespace) -> Targets:
+    """Multiples of what a daemon needs for one request alone."""
     requests = make_workload(f"{WORKLOAD}:{NUM_ALONE}", seed=-1, scale=SCALE)
-    with serving(DEMO_MODEL, 1, _common(folder), folder / "alone") as url:
+    with serving(DEMO_MODEL, 1, flags, folder / "alone") as url:
         summary = load(url, requests, max_concurrency=1)["summary"]
     if summary["num_failed"]:
         raise LoadError(f"the calibration failed: {summary['errors']}")
@@ -97,12 +100,11 @@ def _targets(folder: Path, options: argparse.Namespace) -> Targets:
 
 
 @contextmanager
-def daemons(folder: Path, number: int, targets: Targets) -> Iterator[list[str]]:
+def daemons(folder: Path, number: int, flags: Sequence[str]) -> Iterator[list[str]]:
     """Run so many daemons during the block; yields their URLs."""
     with ExitStack() as stack, ThreadPoolExecutor(number) as pool:
 
         def start(i: int) -> str:
-            flags = [*_common(folder), *targets.flags]
             return stack.enter_context(serving(DEMO_MODEL, 1, flags, folder / f"daemon-{i}"))
 
         yield list(pool.map(start, range(number)))
@@ -192,11 +194,6 @@ def _ms(seconds: float) -> str:
     return f"{1000 * seconds:.3g}" if seconds < 0.1 else f"{1000 * seconds:,.0f}"
 
 
-def _common(folder: Path) -> list[str]:
-    # One data folder for all: the first daemon compiles kernels and measures the steps' costs.
-    return [f"--data-dir={folder / 'data'}", "--no-access-log"]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.real_router",
@@ -210,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--shares", type=positive, nargs="+", default=[0.4, 0.7], help="[0.4 0.7]")
     add("--rules", nargs="+", choices=RULES, default=list(RULES), help="[all four]")
     add("--instances", type=positive_int, default=4, help="number of daemons [4]")
+    add("--data-dir", type=Path, help="with compiled kernels of an earlier run [a temporary one]")
     add("--ttft-multiple", type=positive, default=20.0, help="target / TTFT alone [20]")
     add("--tpot-multiple", type=positive, default=6.0, help="target / TPOT alone [6]")
     return parser

@@ -101,6 +101,8 @@ class Fleets:
         if fleet is None or fleet.models != status.models:
             self._leave_fleet(link)
             fleet = self._join_fleet(link, status.models)
+        if link.is_released:
+            self._handle(fleet, Joined(Handler(name)))
         if not link.is_up and link.would_serve(status):
             logger.info("instance %s serves %s", name, ", ".join(status.models))
         link.report(status)
@@ -135,6 +137,15 @@ class Fleets:
         elif name in self.links:
             self._drop(self.links[name])
             self._scaler.remove(name)
+
+    def release(self, name: str) -> None:
+        """Leave an instance to other routers; its open requests are answered to their end."""
+        link, fleet = self.links[name], self._of_instance.get(name)
+        logger.info("instance %s is left to other routers", name)
+        link.release()
+        self._metrics.is_up.labels(name).set(0)
+        if fleet is not None:
+            self._handle(fleet, Leaving(name))
 
     def forget(self, name: str) -> None:
         """Forget an instance that does not exist any more."""
@@ -271,8 +282,11 @@ class Fleets:
         if self._of_instance.get(name) is not fleet:
             return
         del self._of_instance[name]
+        link = fleet.links.pop(name)
+        if link.is_released:
+            return
         logger.info("instance %s has no open requests and is removed", name)
-        self._drop(fleet.links.pop(name))
+        self._drop(link)
         self._scaler.remove(name)
 
     def _drop(self, link: InstanceLink) -> None:

@@ -16,6 +16,8 @@ _MAX_OUTPUT = 2**31
 _MAX_NUMBER = 1e15
 _WEIGHT = 0.05
 _MIN_RATIO, _MAX_RATIO = 0.5, 20.0
+# Tokens of an answer of which nothing is known: limits are often far above what is generated.
+_USUAL_OUTPUT = 256.0
 
 
 class TokenRatio:
@@ -82,9 +84,10 @@ def _num_token_ids(prompt: object) -> int:
 
 
 def _expected_output(values: Mapping[str, Any]) -> int:
-    """What the client expects, or else the limit that it sets, of all choices; 0 if unknown."""
-    named = (_positive(values.get(name)) for name in ("expected_tokens", *_LIMITS))
-    of_one = next(filter(None, named), 0.0)
+    """What the client expects, of all choices; otherwise as usual, but at most its limit."""
+    limits = (_positive(values.get(name)) for name in _LIMITS)
+    usual = min(next(filter(None, limits), _USUAL_OUTPUT), _USUAL_OUTPUT)
+    of_one = _positive(values.get("expected_tokens")) or usual
     return int(min(of_one * max(1.0, _positive(values.get("n"))), _MAX_OUTPUT))
 
 

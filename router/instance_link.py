@@ -14,7 +14,7 @@ class InstanceLink:
         self.name, self.pool = name, pool
         self.status: InstanceStatus | None = None
         self.heard_at: float | None = None
-        self.is_lost = False
+        self.is_lost = self.is_released = False
         self.reason = "it has sent no status yet"
         self.num_open = 0
 
@@ -31,6 +31,8 @@ class InstanceLink:
     @property
     def state(self) -> str:
         """Its state in a word."""
+        if self.is_released:
+            return "released"
         if self.status is None or self.is_lost:
             return "lost" if self.is_lost else "unknown"
         if self.status.draining:
@@ -39,12 +41,19 @@ class InstanceLink:
 
     def report(self, status: InstanceStatus) -> None:
         """Take a status."""
-        self.status, self.heard_at, self.is_lost, self.reason = status, time.monotonic(), False, ""
+        self.status, self.heard_at = status, time.monotonic()
+        self.is_lost = self.is_released = False
+        self.reason = ""
 
     def lose(self, reason: str) -> None:
         """Note that it does not answer."""
         self.is_lost, self.reason = True, reason
         self.pool.close()
+
+    def release(self) -> None:
+        """Note that it is left to other routers; what it is answering goes on."""
+        self.is_lost = self.is_released = True
+        self.reason = "it was left to other routers"
 
     def close(self) -> None:
         """Close its idle connections."""

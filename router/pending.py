@@ -52,7 +52,15 @@ class PendingQueue:
 
     def oldest(self) -> Request | None:
         """The request that arrived first, or None."""
-        return min(self._in_order.values(), key=lambda r: r.arrived_at, default=None)
+        firsts = []
+        for queue in (_BROKEN, _ONLINE, _HOPELESS, _OFFLINE):
+            key = next(
+                self._in_order.irange((queue, float("-inf"), 0), (queue + 1, float("-inf"), 0)),
+                None,
+            )
+            if key is not None:
+                firsts.append(self._in_order[key])
+        return min(firsts, key=lambda request: request.arrived_at, default=None)
 
     def __iter__(self) -> Iterator[Request]:
         return iter(self._in_order.values())

@@ -5,6 +5,7 @@ import json
 import logging
 import ssl
 import sys
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -98,7 +99,8 @@ class Router:
         make_core = partial(RouterCore, config.core)
         self.fleets = Fleets(make_core, self.metrics, self.scaler, journal)
         self.server: DrainingServer | None = None
-        self._readers: dict[str, asyncio.Task[None]] = {}
+        self._name = uuid.uuid4().hex
+        self._readers: dict[str, tuple[StatusReader, asyncio.Task[None]]] = {}
 
     async def run(
         self,
@@ -118,7 +120,7 @@ class Router:
             connections.request_timeout,
         )
         self.server = server = DrainingServer(
-            build_app(self._config, desk),
+            build_app(self._config, desk, self.release),
             self.fleets.fail_all,
             self.drain,
             shutdown_timeout_s=connections.shutdown_timeout,
@@ -139,9 +141,10 @@ class Router:
                 task.result()
 
     async def _end(self, *tasks: asyncio.Task[None]) -> None:
-        for task in (*tasks, *self._readers.values()):
+        all_tasks = [*tasks, *(reading for _, reading in self._readers.values())]
+        for task in all_tasks:
             task.cancel()
-        await asyncio.wait((*tasks, *self._readers.values()))
+        await asyncio.wait(all_tasks)
         for link in self.fleets.links.values():
             link.close()
         await self.scaler.close()
@@ -153,20 +156,27 @@ class Router:
         timeout_s = self._config.instances.connect_timeout
         link = InstanceLink(name, Pool(Address.of(name, self._api_key), timeout_s, self._tls))
         if name in self._readers:  # of a link that has just been dropped
-            self._readers.pop(name).cancel()
+            self._readers.pop(name)[1].cancel()
         self.fleets.add(link)
-        reader = StatusReader(link, self.fleets, self._config.routing.stale_after)
-        self._readers[name] = asyncio.create_task(reader.run())
+        stale_after_s = self._config.routing.stale_after
+        reader = StatusReader(link, self.fleets, stale_after_s, self._name)
+        self._readers[name] = reader, asyncio.create_task(reader.run())
+
+    def release(self, name: str, pause_s: float) -> None:
+        """Leave an instance to other routers for so many seconds. Raises `KeyError`."""
+        reader, _ = self._readers[name]
+        reader.release(pause_s)
+        self.fleets.release(name)
 
     async def _tick(self, tidy: Callable[[], object]) -> None:
         while True:
             tidy()
             self.fleets.tick()
             for name in [name for name in self._readers if name not in self.fleets.links]:
-                self._readers.pop(name).cancel()
-            for reader in self._readers.values():
-                if reader.done():
-                    reader.result()  # a reader never ends by itself: it has failed
+                self._readers.pop(name)[1].cancel()
+            for _, reading in self._readers.values():
+                if reading.done():
+                    reading.result()  # a reader never ends by itself: it has failed
             await asyncio.sleep(TICK_S)
 
     def _log_start(self, listener: socket) -> None:

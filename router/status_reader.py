@@ -15,6 +15,7 @@ PATH = b"/instance/status"
 MAX_LINE_BYTES = 4 * 1024 * 1024
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 _REASONS = {
+    409: "it belongs to another router",
     401: "it refuses the router's key (instance_api_key)",
     404: "it has no /instance/status: is it an older tdpipe, or another server?",
 }
@@ -27,10 +28,18 @@ class StatusError(Exception):
 
 
 class StatusReader:
-    """Passes the statuses of an instance to `fleets`, and reports it lost when they stop."""
+    """Passes the statuses of an instance to `fleets`, and reports it lost when they stop.
 
-    def __init__(self, link: InstanceLink, fleets: Fleets, stale_after_s: float) -> None:
+    The instance belongs to the router named `owner` as long as the stream is open.
+    """
+
+    def __init__(
+        self, link: InstanceLink, fleets: Fleets, stale_after_s: float, owner: str
+    ) -> None:
         self._link, self._fleets, self._stale_after_s = link, fleets, stale_after_s
+        self._path = PATH + b"?owner=" + owner.encode()
+        self._reading: asyncio.Future[str] | None = None
+        self._pause_after_release_s = 0.0
         self._decoder = msgspec.json.Decoder(InstanceStatus)
         self._line = bytearray()
         self._pause_s = FIRST_PAUSE_S
@@ -38,10 +47,24 @@ class StatusReader:
     async def run(self) -> None:
         """Read, and connect again when the stream has ended; never returns."""
         while True:
-            reason = await self._read()
+            self._reading = asyncio.ensure_future(self._read())
+            try:
+                reason = await self._reading
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                await asyncio.sleep(self._pause_after_release_s)
+                continue
             self._fleets.lose(self._link.name, reason)
             await asyncio.sleep(self._pause_s)
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+    def release(self, pause_s: float) -> None:
+        """Leave the instance to other routers, and ask for it again after `pause_s` seconds."""
+        self._pause_after_release_s = pause_s
+        if self._reading is not None:
+            self._reading.cancel()
 
     async def _read(self) -> str:
         """Read one stream to its end; returns why it has ended."""
@@ -59,7 +82,7 @@ class StatusReader:
         loop = asyncio.get_running_loop()
         pool = self._link.pool
         headers = ((b"accept", b"application/jsonl"),)
-        async with pool.asked(pool.address.get(PATH, headers)) as upstream:
+        async with pool.asked(pool.address.get(self._path, headers)) as upstream:
             assert upstream.head is not None
             status = upstream.head.status
             if status != 200:

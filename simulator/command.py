@@ -30,6 +30,12 @@ from simulator.hardware.hardware import (
     hardware_of,
     num_stages_of,
 )
+from simulator.macro.command import (
+    add_macro_options,
+    macro_table,
+    router_settings,
+    simulate_instances,
+)
 from simulator.prefixes import cached_tokens
 from simulator.simulation import Run, SimulationError, simulate
 from simulator.spread import spread
@@ -116,7 +122,12 @@ def summarise(run: Run) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `tdpipe simulate`. Returns 0, or 2 after an error in the options or the run."""
     options, rest = _parser().parse_known_args(argv)
+    router = None
     try:
+        if options.macro is not None:
+            router, rest = router_settings(rest)
+        elif options.prefill_instances is not None:
+            raise HardwareError("--prefill-instances needs --macro N, the number of instances")
         _check_outputs(options)
         options.stages = num_stages_of(options)
         config = load([*rest, f"--pipeline-parallel-size={options.stages}"], {}).engine
@@ -136,6 +147,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not node.num_blocks:
             raise HardwareError(f"--kv-tokens are fewer than a block, {config.cache.block_size}")
         began_at = perf_counter()
+        if router is not None:
+            kv_bytes = getattr(hardware, "kv_bytes_per_token", 0.0)
+            figures = simulate_instances(options, router, config, node, arrivals, kv_bytes)
+            figures["took_s"] = perf_counter() - began_at
+            print(json.dumps(figures) if options.json else macro_table(figures))
+            return 0
         wants_spans = options.trace is not None or options.timeline is not None
         run = simulate(config, node, arrivals, record=wants_spans)
     except (
@@ -184,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_hardware_options(parser)
     add_workload_options(parser)
+    add_macro_options(parser)
     add = parser.add_argument
     add(
         "--prediction",

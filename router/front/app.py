@@ -1,9 +1,11 @@
 """The router's app: generation requests are routed, the rest is answered here or forwarded."""
 
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -18,18 +20,21 @@ from router.front.forwarding import Forwarding
 from router.inquiry import read_inquiry
 from server.http import errors
 from server.http.body_reader import BodyMemory
-from server.http.errors import ApiError, no_such_model, unavailable
+from server.http.errors import ApiError, invalid, no_such_model, unavailable
 from server.http.middleware import with_middleware
 
 GENERATIONS = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
 _STORED = ("/v1/files", "/v1/batches")
 
 
-def build_app(config: RouteConfig, desk: Desk) -> ASGIApp:
-    """The ASGI application. The caller reads the statuses of the instances."""
+def build_app(config: RouteConfig, desk: Desk, release: Callable[[str, float], None]) -> ASGIApp:
+    """The ASGI application. The caller reads the statuses of the instances.
+
+    `release` leaves an instance to other routers for so many seconds; it raises `KeyError`.
+    """
     connections, listen = config.connections, config.listen
     body_memory = BodyMemory(connections.max_intake_bytes, connections.max_body_bytes)
-    pages = Pages(desk)
+    pages = Pages(desk, release)
     forwarding = Forwarding(desk, body_memory, listen.root_path)
     generation = Generation(desk, body_memory)
     app = Starlette(
@@ -42,6 +47,7 @@ def build_app(config: RouteConfig, desk: Desk) -> ASGIApp:
             Route("/version", pages.version),
             Route("/metrics", pages.metrics),
             Route("/instances", pages.instances),
+            Route("/instances/release", pages.release, methods=["POST"]),
             Route("/v1/models", pages.models),
             Route("/v1/models/{model:path}", pages.model),
             *(
@@ -57,6 +63,13 @@ def build_app(config: RouteConfig, desk: Desk) -> ASGIApp:
     return with_middleware(
         app, config.access, root_path=listen.root_path, access_log=config.logs.access_log
     )
+
+
+class Release(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST /instances/release: the router asks for the instance again afterwards."""
+
+    instance: str
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 10.0
 
 
 class Generation:
@@ -86,8 +99,9 @@ class Generation:
 class Pages:
     """What the router answers itself."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, release: Callable[[str, float], None]) -> None:
         self._desk, self._fleets = desk, desk.fleets
+        self._release = release
         self._created = int(time.time())
 
     async def health(self, _request: Request) -> Response:
@@ -128,6 +142,19 @@ class Pages:
         """The state of each instance, for people."""
         links = self._fleets.links.values()
         return JSONResponse({"instances": [link.describe() for link in links]})
+
+    async def release(self, request: Request) -> Response:
+        """Leave an instance to other routers. Raises `ApiError` (400, 404)."""
+        try:
+            asked = msgspec.json.decode(await request.body(), type=Release)
+        except msgspec.DecodeError as error:
+            raise invalid(f"{error}") from error
+        name = asked.instance.rstrip("/")
+        try:
+            self._release(name, asked.seconds)
+        except KeyError:
+            raise ApiError(404, f"There is no instance {name}.", code="unknown_instance") from None
+        return JSONResponse({"released": name})
 
     async def models(self, _request: Request) -> Response:
         """The models of all instances."""

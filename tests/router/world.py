@@ -100,6 +100,7 @@ class FakeDaemon:
     asked: list[Asked] = field(default_factory=list)
     status_headers: list[dict[str, str]] = field(default_factory=list)
     port: int = 0
+    owner: str = ""
     _server: asyncio.Server | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -131,9 +132,10 @@ class FakeDaemon:
         self._writers.add(writer)
         try:
             while (asked := await self._read(reader, writer)) is not None:
-                if asked.path == "/instance/status":
+                path, _, query = asked.path.partition("?")
+                if path == "/instance/status":
                     self.status_headers.append(asked.headers)
-                    await self._tell(asked)
+                    await self._tell_owner(asked, query.removeprefix("owner="))
                 else:
                     self.asked.append(asked)
                     await self.script(asked)
@@ -155,6 +157,16 @@ class FakeDaemon:
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         method, path, _ = first.split()
         return Asked(method, path, headers, body, writer, reader)
+
+    async def _tell_owner(self, asked: Asked, owner: str) -> None:
+        if self.owner not in ("", owner):
+            await asked.answer({"error": {}}, 409)
+            return
+        self.owner = owner
+        try:
+            await self._tell(asked)
+        finally:
+            self.owner = ""
 
     async def _tell(self, asked: Asked) -> None:
         await asked.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
@@ -242,7 +254,8 @@ async def running(
 ) -> AsyncIterator[World]:
     """Run daemons and a router during the block."""
     for daemon in daemons:
-        await daemon.start()
+        if not daemon.port:  # otherwise another router has it too
+            await daemon.start()
     values = {"instances": [daemon.url for daemon in daemons], "routing": "round-robin"}
     config = RouteConfig.of(**(values | {"shutdown_timeout": 0.0} | settings))
     with listen("127.0.0.1", 0) as listener:

@@ -1,7 +1,7 @@
 """Goodput of many instances behind a router: `make macro`.
 
 For each cluster and workload, the highest rate at which 90 % and 99 % of all requests meet both
-targets, by system. Each system has the same 32 L20 GPUs: four or eight tensor-parallel GPUs per
+targets, by system. Each system has the same 16 L20 GPUs: four or eight tensor-parallel GPUs per
 instance, over PCIe.
 """
 
@@ -30,7 +30,6 @@ from benchmarks.virtual.macro.systems import (
 )
 
 ATTAINMENTS = (0.9, 0.99)
-SECONDS = 40.0
 
 Case = tuple[Cluster, Workload, float]
 
@@ -43,34 +42,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--seconds", type=float, default=SECONDS, help=f"of arrivals [{SECONDS:g}]")
+    add("--attainments", nargs="*", type=float, default=ATTAINMENTS, help="shares [0.9 0.99]")
+    add("--systems", nargs="*", help="names of systems [all]")
     add("--models", nargs="*", default=[cluster.model for cluster in CLUSTERS])
     options = parser.parse_args(argv)
     clusters = [cluster for cluster in CLUSTERS if cluster.model in options.models]
-    cases: list[Case] = list(product(clusters, WORKLOADS, ATTAINMENTS))
-    jobs = [(system, *case, options.seconds) for case in cases for system in SYSTEMS]
+    systems = [s for s in SYSTEMS if options.systems is None or s.name in options.systems]
+    cases: list[Case] = list(product(clusters, WORKLOADS, options.attainments))
+    jobs = [(system, *case) for case in cases for system in systems]
     with ProcessPoolExecutor(mp_context=get_context("fork")) as processes:
         rates = list(tqdm(processes.map(_goodput, jobs), total=len(jobs), file=sys.stderr))
-    by_case = dict(zip(cases, zip(*[iter(rates)] * len(SYSTEMS), strict=True), strict=True))
-    print("\n".join(_table(by_case)))
+    by_case = dict(zip(cases, zip(*[iter(rates)] * len(systems), strict=True), strict=True))
+    print("\n".join(_table(by_case, [system.name for system in systems])))
     return 0
 
 
-def _goodput(job: tuple[System | Disaggregated, Cluster, Workload, float, float]) -> float:
-    system, cluster, workload, attainment, seconds = job
-    return Search(system, cluster, Traffic(workload, 1.0, seconds), attainment).goodput()
+def _goodput(job: tuple[System | Disaggregated, Cluster, Workload, float]) -> float:
+    system, cluster, workload, attainment = job
+    return Search(system, cluster, Traffic(workload, 1.0), attainment).goodput()
 
 
-def _table(by_case: dict[Case, tuple[float, ...]]) -> Iterator[str]:
-    names = [system.name for system in SYSTEMS]
+def _table(by_case: dict[Case, tuple[float, ...]], names: list[str]) -> Iterator[str]:
     yield f"| model | workload | attainment | {' | '.join(names)} |"
     yield "|---|---|--:|" + "--:|" * len(names)
     for (cluster, workload, attainment), rates in by_case.items():
         cells = " | ".join(f"{rate:.1f}" for rate in rates)
         yield f"| {cluster.model} | {workload.name} | {attainment:.0%} | {cells} |"
-    for base in (VLLM_LIKE.name, ECOSERVE.name):
-        at = names.index(base)
-        for attainment in ATTAINMENTS:
+    attainments = dict.fromkeys(attainment for _, _, attainment in by_case)
+    for base, attainment in product((VLLM_LIKE.name, ECOSERVE.name), attainments):
+        if base in names:
+            at = names.index(base)
             chosen = [rates for (_, _, share), rates in by_case.items() if share == attainment]
             cells = " | ".join(_mean_ratio(chosen, i, at) for i in range(len(names)))
             yield f"| all | over {base} | {attainment:.0%} | {cells} |"

@@ -1,8 +1,8 @@
 """Mitosis under a daily curve: instances used against targets met: `make macro-day`.
 
 The rate rises from a tenth of its peak to the peak and falls again, as a cosine, within a "day" of
-half an hour; a new instance serves after half a minute. Each row is one way to choose the number of
-instances: fixed ones, or the router's signals.
+a quarter of an hour; a new instance serves after 15 seconds. Each row is one way to choose the
+number of instances: fixed ones, or the router's signals.
 """
 
 import argparse
@@ -21,21 +21,21 @@ from simulator.command import make_arrivals
 from simulator.macro.simulation import simulate_macro
 from simulator.workloads.make_workload import make_workload
 
-DAY_S, BOOT_S = 1800.0, 30.0
+DAY_S, BOOT_S = 900.0, 15.0
 LOWEST = 0.1
-MOST = 6
+MOST = 5
 SHAREGPT = WORKLOADS[1]
 WAYS: dict[str, dict[str, object]] = {
     "2 instances": {"number": 2},
+    "3 instances": {"number": 3},
     "4 instances": {"number": 4},
-    "6 instances": {"number": 6},
     "mitosis": {
         "number": 1,
         "actuator": "local",
         "max_instances": MOST,
         "macro_lower": 2,
         "macro_upper": 4,
-        "scale_cooldown": 20.0,
+        "scale_cooldown": 10.0,
     },
 }
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--peak", type=float, default=40.0, help="requests per second [40]")
+    parser.add_argument("--peak", type=float, default=30.0, help="requests per second [30]")
     peak = parser.parse_args(argv).peak
     print("| | instances, mean (most) | targets met | instance hours per million met |")
     print("|---|--:|--:|--:|")

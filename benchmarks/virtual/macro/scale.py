@@ -38,7 +38,7 @@ ABLATIONS: dict[str, System] = {
     "no targets in the scheduler": replace(TDPIPE, engine=(("ttft_slo", None),)),
 }
 
-Job = tuple[System, int, Workload, float, float]
+Job = tuple[System, int, Workload, float]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,12 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.virtual.macro.scale", description=__doc__
     )
-    parser.add_argument("--seconds", type=float, default=40.0, help="of arrivals [40]")
-    seconds = parser.parse_args(argv).seconds
+    parser.parse_args(argv)
     systems = (VLLM_LIKE, ECOSERVE, TDPIPE)
-    by_number = [(s, n, SHAREGPT, 1.0, seconds) for n in INSTANCES for s in systems]
-    by_cv = [(s, 4, SHAREGPT, cv, seconds) for cv in CVS for s in systems]
-    without: list[Job] = [(s, 4, SHAREGPT, 1.5, seconds) for s in ABLATIONS.values()]
+    by_number = [(s, n, SHAREGPT, 1.0) for n in INSTANCES for s in systems]
+    by_cv = [(s, 4, SHAREGPT, cv) for cv in CVS for s in systems]
+    without: list[Job] = [(s, 4, SHAREGPT, 1.5) for s in ABLATIONS.values()]
     jobs: list[Job] = [*by_number, *by_cv, *without]
     with ProcessPoolExecutor(mp_context=get_context("fork")) as processes:
         rates = list(tqdm(processes.map(_goodput, jobs), total=len(jobs), file=sys.stderr))
@@ -75,9 +74,9 @@ def _print_rows(
 
 
 def _goodput(job: Job) -> float:
-    system, num_instances, workload, cv, seconds = job
+    system, num_instances, workload, cv = job
     cluster = Cluster(MODEL, NUM_GPUS, num_instances)
-    return Search(system, cluster, Traffic(workload, 1.0, seconds, cv), ATTAINMENT).goodput()
+    return Search(system, cluster, Traffic(workload, 1.0, cv), ATTAINMENT).goodput()
 
 
 if __name__ == "__main__":

@@ -28,16 +28,21 @@ CHUNK, PREFILL_BATCH = 512, 4096
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Lengths (see `make_workload`), and EcoServe's targets for them."""
+    """Lengths (see `make_workload`), EcoServe's targets for them, and seconds of arrivals.
+
+    A run must be several times as long as the first target: a queue that grows all the time would
+    not be noticed otherwise.
+    """
 
     name: str
     targets: Targets
+    seconds: float
 
 
 WORKLOADS = (
-    Workload("alpaca", Targets(1.0, 0.1)),
-    Workload("sharegpt", Targets(5.0, 0.1)),
-    Workload("longbench", Targets(15.0, 0.1)),
+    Workload("alpaca", Targets(1.0, 0.1), 30.0),
+    Workload("sharegpt", Targets(5.0, 0.1), 40.0),
+    Workload("longbench", Targets(15.0, 0.1), 90.0),
 )
 
 
@@ -50,27 +55,26 @@ class Cluster:
     num_instances: int
 
 
-# 32 GPUs, as in EcoServe's evaluation: 30B models on four GPUs, 70B models on eight.
+# Half of the 32 GPUs of EcoServe's evaluation: 30B models on four GPUs, 70B models on eight.
 CLUSTERS = (
-    Cluster("llama-30b", 4, 8),
-    Cluster("codellama-34b", 4, 8),
-    Cluster("qwen2.5-72b", 8, 4),
+    Cluster("llama-30b", 4, 4),
+    Cluster("codellama-34b", 4, 4),
+    Cluster("qwen2.5-72b", 8, 2),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Arrivals: requests per second for some seconds; `cv` 1 is a Poisson process, more bursty."""
+    """Arrivals, requests per second; a `cv` of 1 is a Poisson process, above 1 it is burstier."""
 
     workload: Workload
     rate: float
-    seconds: float
     cv: float = 1.0
     seed: int = 0
 
     def arrivals(self, sigma: float | None) -> list[Arrival]:
         """The requests, all online."""
-        count = max(50, round(self.rate * self.seconds))
+        count = max(50, round(self.rate * self.workload.seconds))
         requests = make_workload(f"{self.workload.name}:{count}", seed=self.seed)
         requests = with_arrivals(requests, self.rate, self.cv**-2, self.seed)
         return make_arrivals(requests, sigma, self.seed)

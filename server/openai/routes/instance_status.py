@@ -2,18 +2,20 @@
 
 import asyncio
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from configs.config import Config
 from server.http.connection import run_while_connected
 from server.http.drain import Drain
-from server.http.errors import too_busy
+from server.http.errors import ApiError, too_busy
 from server.openai.rendering.sse import send_body
 from server.requests.engine_client import EngineClient
 from server.requests.prefix_digest import DigestChanges, PrefixDigest
@@ -43,6 +45,7 @@ class InstanceStatuses:
         self._instance = uuid.uuid4().hex
         self._client, self._drain, self._digest = client, drain, digest
         self._followers: list[asyncio.Event] = []
+        self._owners: Counter[str] = Counter()  # streams by owner; at most one owner has any
         client.listeners.append(self._on_engine)
         drain.listeners.append(self._wake)
 
@@ -52,23 +55,50 @@ class InstanceStatuses:
         router.add_api_route("/instance/status", self.follow, include_in_schema=False)
         return router
 
-    async def follow(self) -> Response:
-        """Statuses as JSON lines, until the client leaves or the daemon has drained."""
+    async def follow(
+        self, owner: Annotated[str | None, Query(min_length=1, max_length=128)] = None
+    ) -> Response:
+        """Statuses as JSON lines, until the client leaves or the daemon has drained.
+
+        An instance belongs to one router at a time: to the `owner` whose stream is open.
+        """
+        if not self._may_own(owner):
+            raise ApiError(409, "This instance belongs to another router.", code="owned")
         if len(self._followers) >= MAX_FOLLOWERS:
             message = f"Too many routers: {MAX_FOLLOWERS} may follow an instance."
             raise too_busy(message, "too_many_followers")
-        return _StatusStream(self)
+        return _StatusStream(self, owner)
 
-    async def write(self, send: Send) -> None:
-        """Write one stream."""
-        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        with self._following() as changed, self._digest.follow() as changes:
-            while not self._drain.has_ended:
+    async def write(self, send: Send, owner: str | None) -> None:
+        """Write one stream; it ends at once if another router became the owner meanwhile."""
+        may_follow = self._may_own(owner)
+        with (
+            self._owned_by(owner if may_follow else None),
+            self._following() as changed,
+            self._digest.follow() as changes,
+        ):
+            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            while may_follow and not self._drain.has_ended:
                 changed.clear()
                 await send_body(send, _encode(self._status(changes)) + b"\n", more=True)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), INTERVAL_S)
         await send_body(send, b"", more=False)
+
+    def _may_own(self, owner: str | None) -> bool:
+        return owner is None or not self._owners or owner in self._owners
+
+    @contextmanager
+    def _owned_by(self, owner: str | None) -> Iterator[None]:
+        """The instance belongs to the owner within the block, if there is one."""
+        if owner is not None:
+            self._owners[owner] += 1
+        try:
+            yield
+        finally:
+            if owner is not None:
+                self._owners[owner] -= 1
+                self._owners = +self._owners  # without those that have no stream any more
 
     @contextmanager
     def _following(self) -> Iterator[asyncio.Event]:
@@ -109,11 +139,11 @@ class InstanceStatuses:
 class _StatusStream(Response):
     """The response of one follower."""
 
-    def __init__(self, statuses: InstanceStatuses) -> None:
+    def __init__(self, statuses: InstanceStatuses, owner: str | None) -> None:
         super().__init__()
-        self._statuses = statuses
+        self._statuses, self._owner = statuses, owner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the client disconnects."""
         assert scope["type"] == "http"
-        await run_while_connected(self._statuses.write(send), receive)
+        await run_while_connected(self._statuses.write(send, self._owner), receive)

@@ -1,5 +1,6 @@
 """The status stream: what routers learn, and when it ends."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,3 +135,32 @@ def test_an_answer_says_how_many_tokens_its_prompts_have(tmp_path: Path, stream:
         assert answer.headers["x-tdpipe-prompt-tokens"] == "5"
         refused = daemon.complete(prompt=[5] * 100)
         assert "x-tdpipe-prompt-tokens" not in refused.headers
+
+
+def test_an_instance_belongs_to_the_router_whose_stream_is_open(daemon: Daemon) -> None:
+    with following_as(daemon, "first") as statuses, following(daemon) as onlooker:
+        assert next(statuses).instance == next(onlooker).instance
+        refusal = daemon.get(f"{PATH}?owner=second")
+        assert refusal.status_code == 409
+        assert refusal.json()["error"]["code"] == "owned"
+        with following_as(daemon, "first") as again:
+            assert next(again).instance
+    for _ in range(100):  # the server has yet to notice that the first one has left
+        with daemon.http.stream("GET", f"{daemon.url}{PATH}?owner=second") as response:
+            if response.status_code == 200:
+                return
+        time.sleep(0.05)
+    raise AssertionError("nobody else gets the instance")
+
+
+def test_an_owner_has_a_name(daemon: Daemon) -> None:
+    assert daemon.get(f"{PATH}?owner=").status_code == 400
+    assert daemon.get(f"{PATH}?owner={'x' * 129}").status_code == 400
+
+
+@contextmanager
+def following_as(daemon: Daemon, owner: str) -> Iterator[Iterator[InstanceStatus]]:
+    """The statuses for a router that owns the instance."""
+    with daemon.http.stream("GET", f"{daemon.url}{PATH}?owner={owner}") as response:
+        assert response.status_code == 200
+        yield (msgspec.json.decode(line, type=InstanceStatus) for line in response.iter_lines())

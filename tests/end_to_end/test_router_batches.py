@@ -13,8 +13,9 @@ import pytest
 
 from tests.end_to_end.conftest import free_port
 from tests.end_to_end.daemon import END_TIMEOUT_S, Daemon, all_gone
-from tests.end_to_end.test_router import MODEL, Router
+from tests.end_to_end.router import Router, instances_of
 
+MODEL = "tdpipe-demo"
 NUM_LINES, NUM_TOKENS = 80, 40
 BATCH_TIMEOUT_S = 300.0
 
@@ -53,7 +54,7 @@ def undisturbed(daemon: Daemon) -> dict[str, str]:
 
 def num_written(folder: Path) -> int:
     """The answers on disk."""
-    files = (folder / "data" / "router" / "files").iterdir()
+    files = (folder / "router-data" / "router" / "files").iterdir()
     return sum(path.read_bytes().count(b'{"id":"batch_req_') for path in files)
 
 
@@ -92,9 +93,10 @@ def test_a_batch_outlives_a_daemon_and_the_router(
     """SIGKILL of a daemon, then of the router, then the daemon comes back: all texts are right."""
     victim, other = daemons
     expected = undisturbed(other)
-    router = Router(tmp_path, *daemons)
+    router = Router(tmp_path, *instances_of(victim.url, other.url), num_instances=2)
     try:
-        router.__enter__()
+        router.start()
+        router.wait_up(2)
         with client_of(router) as client:
             file = client.files.create(file=("in.jsonl", content()), purpose="batch")
             batch = client.batches.create(
@@ -102,21 +104,21 @@ def test_a_batch_outlives_a_daemon_and_the_router(
             )
             wait_until(lambda: num_written(tmp_path) >= 10)
             processes = victim.present()
-            assert router.instances()[0]["open_requests"] > 0
+            wait_until(lambda: router.instances()[0]["open_requests"] > 0)
             victim.process.kill()
-            router.wait_up(1)
+            wait_until(lambda: router.states() == {victim.url: "lost", other.url: "up"})
             before = num_written(tmp_path)
             wait_until(lambda: num_written(tmp_path) >= before + 10)
             assert client.batches.retrieve(batch.id).status == "in_progress"
     finally:
-        router._process.kill()
-        router._process.wait()
+        router.process.kill()
+        router.process.wait()
     assert all_gone(processes, END_TIMEOUT_S)
     assert 20 <= num_written(tmp_path) < NUM_LINES
     victim.process.wait()
     victim.start()
     victim.wait_ready()
-    with Router(tmp_path, *daemons) as router, client_of(router) as client:
+    with router, client_of(router) as client:
         wait_until(lambda: client.batches.retrieve(batch.id).status not in OPEN)
         batch = client.batches.retrieve(batch.id)
         assert (batch.status, batch.error_file_id) == ("completed", None)

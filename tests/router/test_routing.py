@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -135,6 +136,21 @@ def test_a_cached_prefix_is_preferred_if_it_saves_more_than_the_wait() -> None:
     assert adaptive(prefix_affinity=False).choose(asked, [near, far], 0.0) is far
     near.prefix_keys = {2, 3}  # of no use without the first
     assert adaptive().choose(asked, [near, far], 0.0) is far
+
+
+def test_without_targets_adaptive_balances_open_requests() -> None:
+    """A cached prompt, or the last request, must not draw all requests to one instance."""
+    members = [busy(instance("a")), instance("b")]
+    for each in members:
+        assert each.status is not None
+        each.status = msgspec.structs.replace(each.status, ttft_slo=0.0, tpot_slo=0.0)
+    asked = request(prefix_keys=(1, 2), tokens_per_key=100.0)
+    assert adaptive().choose(asked, members, 0.0) is members[1]
+    members[0].prefix_keys = {1, 2}
+    assert adaptive().choose(asked, members, 0.0) is members[0]
+    assert adaptive(prefix_affinity=False).choose(asked, members, 0.0) is members[1]
+    busy(members[0], IMBALANCE + 1)
+    assert adaptive().choose(asked, members, 0.0) is members[1]
 
 
 def test_offline_requests_fill_what_targets_leave_over() -> None:

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help serve chat test test-all lint types contracts tests format paper families sweep online-sweep macro macro-scale macro-day virtual-stages real-virtual-stages real-policies shapes \
+.PHONY: help serve chat test test-all lint types contracts tests format paper families sweep online-sweep macro macro-scale macro-day virtual-stages real-virtual-stages real-policies real-router router-cost shapes \
 	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
 	conversations \
 	batch-kill \
@@ -86,6 +86,12 @@ real-virtual-stages: $(VENV)/dev  ## virtual stages on two real CPU stages (abou
 
 real-policies: $(VENV)/dev  ## the policies on two real CPU stages, beside the simulator (about 20 minutes)
 	$(BIN)/python -m benchmarks.real_policies $(ARGS)
+
+real-router: $(VENV)/dev  ## routing rules before four real daemons (about 8 minutes; ARGS="--rounds 1 --seconds 10" for less)
+	$(BIN)/python -m benchmarks.real_router $(ARGS)
+
+router-cost: $(VENV)/dev  ## the router's CPU time per streamed event, before stand-ins of daemons (about a minute)
+	$(BIN)/python -m benchmarks.router_cost $(ARGS)
 
 real-predictors: $(VENV)/dev  ## length predictors on two real CPU stages (about 10 minutes)
 	$(BIN)/python -m benchmarks.real_predictors $(ARGS)

@@ -1,4 +1,4 @@
-"""Runs one daemon and one load from start to end, for benchmarks that compare settings."""
+"""Runs daemons, routers and loads from start to end, for benchmarks that compare settings."""
 
 import json
 import subprocess
@@ -37,20 +37,26 @@ def serving(model: Path, num_stages: int, flags: Sequence[str], folder: Path) ->
 
     `folder` is created and keeps the log. Raises `OSError` if the daemon does not start.
     """
-    folder.mkdir()
-    command = [sys.executable, str(ROOT / "tdpipe.py"), "serve", str(model), "--port=0"]
-    command += [f"--pipeline-parallel-size={num_stages}", "--device=cpu", "--num-threads=1"]
-    command += [f"--data-dir={folder / 'data'}", *flags]
-    with (folder / "log").open("wb") as log:
-        daemon = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
-    try:
-        yield _wait_ready(folder, daemon)
-    finally:
-        daemon.terminate()
-        try:
-            daemon.wait(END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            daemon.kill()
+    command = ["serve", str(model), "--port=0", f"--pipeline-parallel-size={num_stages}"]
+    command += ["--device=cpu", "--num-threads=1", f"--data-dir={folder / 'data'}", *flags]
+    with _running(command, folder) as url:
+        yield url
+
+
+@contextmanager
+def routing(urls: Sequence[str], flags: Sequence[str], folder: Path) -> Iterator[str]:
+    """Run a router before the daemons at `urls` during the block; yields its URL when all serve.
+
+    `folder` is created and keeps the log. Raises `OSError` if the router does not start.
+    """
+    command = ["route", "--port=0", f"--instances={','.join(urls)}", *flags]
+    with _running(command, folder) as url:
+        ends_at = time.monotonic() + START_TIMEOUT_S
+        while _num_up(url) < len(urls):
+            if time.monotonic() > ends_at:
+                raise OSError("the router did not find all daemons")
+            time.sleep(0.05)
+        yield url
 
 
 def log_of(folder: Path) -> str:
@@ -58,9 +64,32 @@ def log_of(folder: Path) -> str:
     return (folder / "log").read_text(errors="replace")
 
 
-def _wait_ready(folder: Path, daemon: "subprocess.Popen[bytes]") -> str:
+@contextmanager
+def _running(command: Sequence[str], folder: Path) -> Iterator[str]:
+    folder.mkdir()
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tdpipe.py"), *command], stdout=log, stderr=log, cwd=ROOT
+        )
+    try:
+        yield _wait_ready(folder, process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _num_up(url: str) -> int:
+    """How many instances of a router take requests."""
+    with urllib.request.urlopen(f"{url}/instances", timeout=5) as answer:
+        return sum(each["state"] == "up" for each in json.load(answer)["instances"])
+
+
+def _wait_ready(folder: Path, process: "subprocess.Popen[bytes]") -> str:
     ends_at = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < ends_at and daemon.poll() is None:
+    while time.monotonic() < ends_at and process.poll() is None:
         time.sleep(0.2)
         words = log_of(folder).split()
         url = next((word for word in words if word.startswith("http://")), None)
@@ -70,4 +99,4 @@ def _wait_ready(folder: Path, daemon: "subprocess.Popen[bytes]") -> str:
                     return url
             except OSError:
                 continue
-    raise OSError("the daemon did not become ready")
+    raise OSError("it did not become ready")

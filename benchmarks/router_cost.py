@@ -115,7 +115,7 @@ def serving(
         log = stack.enter_context((folder / "log").open("wb"))
         router = start(
             *("tdpipe", "route", "--instances", url, "--port", "0", "--no-access-log"),
-            *("--routing", "round-robin"),
+            *("--routing", "round-robin", "--data-dir", str(folder / "data")),
             stderr=log.fileno(),
         )
         yield _wait_ready(folder / "log"), psutil.Process(router.pid)

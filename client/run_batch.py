@@ -24,13 +24,13 @@ from client.offline import OfflineEngine, OfflineEngineError
 from configs import loader
 from configs.config import Config
 from daemon import logs
+from server.batches.engine_lines import engine_window
 from server.batches.storage.answer_writer import AnswerWriter
 from server.batches.storage.answers import DamagedAnswersError, LineAnswer, check_is_answers
 from server.batches.storage.custom_ids import SortedIds
 from server.batches.storage.lines import Rules
 from server.batches.unanswered import unanswered
 from server.batches.validation import BadInputError, Validation
-from server.batches.window import Window
 from server.chat.chat_template import ChatTemplateError
 from server.endpoints import PATHS
 from server.openai.fields.batch import RequestCounts
@@ -99,7 +99,9 @@ class BatchRun:
             log.info("%s holds %d answers; continuing with the rest", self._output, len(answered))
         async with OfflineEngine(self._config) as engine:
             max_open = self._config.max_open_batch_requests
-            window = Window(engine.endpoints().all(), engine.client, engine.metrics, max_open)
+            window = engine_window(
+                engine.endpoints().all(), engine.client, engine.metrics, max_open
+            )
             with self._progress(len(answered), engine.client) as advance:
 
                 async def take(answer: LineAnswer) -> None:

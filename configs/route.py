@@ -16,9 +16,12 @@ from pydantic import (
 
 from configs.part import Part, shown_secret, split_commas
 from configs.router import RouterCoreConfig, RoutingConfig
-from configs.runtime import LogConfig
+from configs.runtime import LogConfig, data_dir
 from configs.scaling import ScalingConfig
 from configs.server import AccessConfig, ConnectionConfig, ListenConfig
+
+LINES_PER_INSTANCE = 256
+"""As many as one stage runs at one time by default (`max_num_seqs`)."""
 
 
 class InstancesConfig(Part, title="Instances"):
@@ -65,6 +68,26 @@ class InstancesConfig(Part, title="Instances"):
         return None if key is None else shown_secret(key, info)
 
 
+class RouterBatchConfig(Part, title="Files and batches"):
+    """Files and batches, which the router keeps itself."""
+
+    data_dir: Path = Field(
+        default_factory=data_dir,
+        description="folder of data kept across restarts: files and batches; each router needs "
+        "one of its own [~/.local/share/tdpipe]",
+    )
+    max_file_bytes: int = Field(2**30, ge=1, description="maximum size of an uploaded file")
+    max_batch_requests: int = Field(
+        1_000_000, ge=1, description="maximum requests (lines) of a batch"
+    )
+    batch_concurrency: int | None = Field(
+        None,
+        ge=1,
+        description="maximum batch requests that are open at one time, at most half of max_pending "
+        "[256 for each daemon that is up]",
+    )
+
+
 class RouteConfig(Part):
     """All settings of `tdpipe route`."""
 
@@ -74,6 +97,7 @@ class RouteConfig(Part):
     instances: InstancesConfig = Field(default_factory=InstancesConfig)
     routing: RoutingConfig = Field(default_factory=RoutingConfig)
     scaling: ScalingConfig = Field(default_factory=ScalingConfig)
+    batches: RouterBatchConfig = Field(default_factory=RouterBatchConfig)
     logs: LogConfig = Field(default_factory=LogConfig)
 
     @model_validator(mode="after")
@@ -83,6 +107,15 @@ class RouteConfig(Part):
                 f"instances cannot be given: actuator {self.scaling.actuator} finds them"
             )
         return self
+
+    def max_open_lines(self, num_up: int) -> int:
+        """Requests of batches that may be open while so many daemons are up.
+
+        Half of the places of waiting requests are left for those of clients.
+        """
+        batches, routing = self.batches, self.routing
+        wanted = batches.batch_concurrency or LINES_PER_INSTANCE * max(1, num_up)
+        return max(1, min(wanted, routing.max_pending // 2))
 
     @property
     def core(self) -> RouterCoreConfig:

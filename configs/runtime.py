@@ -41,7 +41,7 @@ class LogConfig(Part, title="Logging"):
     )
 
 
-def _data_dir() -> Path:
+def data_dir() -> Path:
     """The user's folder for applications' data; a user without a home has a shared one."""
     try:
         return Path.home() / ".local" / "share" / "tdpipe"
@@ -53,7 +53,7 @@ class RuntimeConfig(Part, title="Processes and files"):
     """How the daemon's processes reach each other, and the folders and files that they write."""
 
     data_dir: Path = Field(
-        default_factory=_data_dir,
+        default_factory=data_dir,
         description="folder of data kept across restarts: profiles, output lengths, batches "
         "[~/.local/share/tdpipe]",
     )

@@ -89,13 +89,15 @@ class Promiser:
         cost, ledger = pipeline.correction.cost, pool.ledger
         online = [s for s in pool.live.values() if not s.submit.offline]
         decoding = [s for s in online if _is_decoding(s)]
+        unfed_offline = [s for s in pool.live.values() if s.submit.offline and not _is_decoding(s)]
         timed = [s for s in decoding if s.first_token_at is not None]
         slack = [self._slack_s(s, now) for s in timed]
         offline_blocks = sum(len(s.block_table) for s in pool.live.values() if s.submit.offline)
         costs = self._prefill_costs(pipeline)
         to_feed = [s for s in online if not _is_decoding(s)]
         # They are first in the queue, which may have a hundred thousand others.
-        to_feed += takewhile(lambda s: not s.submit.offline, pool.waiting)
+        waiting_online = list(takewhile(lambda s: not s.submit.offline, pool.waiting))
+        to_feed += waiting_online
         num_unfed = sum(max(0, s.num_unplanned) for s in to_feed)
         self._feeding.observe(scheduler.counters.prompt_tokens - num_unfed, num_unfed, now)
         pending_s = sum(_pending_s(costs, s) for s in to_feed)
@@ -114,6 +116,7 @@ class Promiser:
             num_waiting=len(to_feed),
             num_decoding=len(decoding),
             num_offline=len(pool.live) + len(pool.waiting) - pool.num_online,
+            num_offline_waiting=len(pool.waiting) - len(waiting_online) + len(unfed_offline),
             slack_s=quantiles(sorted(slack)),
             mean_slack_s=sum(slack) / len(slack) if slack else 0.0,
             projected_slack_s=quantiles(sorted(projected)),

@@ -167,7 +167,8 @@ class Fleets:
         """Let a request be routed inside the block. Raises `ApiError` (404, 503)."""
         fleet = self._fleet_for(inquiry.model)
         self._num_requests += 1
-        ticket = Ticket(self._num_requests, self._clock())
+        is_online = inquiry.kind == "online"
+        ticket = Ticket(self._num_requests, self._clock(), is_online=is_online)
         fleet.tickets[ticket.request_id] = ticket
         ticket.on_broken = lambda num_done: self._break(fleet, ticket, num_done)
         ticket.on_began = lambda: self._handle(fleet, Began(ticket.request_id))
@@ -243,7 +244,7 @@ class Fleets:
                 self._shrink(names)
 
     def _route(self, ticket: Ticket, link: InstanceLink) -> None:
-        if not ticket.was_routed:
+        if ticket.is_online and not ticket.was_routed:
             self._metrics.wait.observe(self._clock() - ticket.arrived_at)
         link.num_open += 1
         self._metrics.pending.dec()

@@ -74,6 +74,16 @@ class Instance:
         since = self.heard_at - SETTLE_S
         return (r for r in self.open.values() if r.sent_at > since and r.kind == "online")
 
+    def num_offline_waiting(self) -> int:
+        """Its offline requests from here that have no token yet, as far as the router knows.
+
+        Only a stream tells its first token; of other answers, the status does.
+        """
+        assert self.status is not None
+        offline = [r for r in self.open.values() if r.kind == "offline" and not r.has_begun]
+        unheard = sum(r.sent_at > self.heard_at - SETTLE_S for r in offline)
+        return min(len(offline), unheard + self.status.promises.num_offline_waiting)
+
     def cached_tokens(self, request: Request) -> float:
         """How many tokens of the prompt are in its prefix cache, as far as the router knows."""
         number = 0

@@ -51,7 +51,7 @@ class Metrics:
         )
         self.wait = Histogram(
             "tdpipe_router_wait_seconds",
-            "From a request's arrival to the choice of its first instance",
+            "From an online request's arrival to the choice of its first instance",
             buckets=_WAIT_S,
             registry=registry,
         )
@@ -81,6 +81,14 @@ class Metrics:
             ["instance"],
             registry=registry,
         )
+        self.batch_requests = Counter(
+            "tdpipe_router_batch_requests",
+            "Requests of batches; each retry counts as well",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("success", "error", "retry"):
+            self.batch_requests.labels(outcome)
         self.kept_bytes = Gauge(
             "tdpipe_router_kept_bytes", "Events kept of open streams", registry=registry
         )

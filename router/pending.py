@@ -51,15 +51,14 @@ class PendingQueue:
         ]
 
     def oldest(self) -> Request | None:
-        """The request that arrived first, or None."""
+        """The online request that arrived first, or None."""
         firsts = []
-        for queue in (_BROKEN, _ONLINE, _HOPELESS, _OFFLINE):
-            key = next(
-                self._in_order.irange((queue, float("-inf"), 0), (queue + 1, float("-inf"), 0)),
-                None,
-            )
-            if key is not None:
-                firsts.append(self._in_order[key])
+        for queue in (_BROKEN, _ONLINE, _HOPELESS):
+            bounds = (queue, float("-inf"), 0), (queue + 1, float("-inf"), 0)
+            requests = (self._in_order[key] for key in self._in_order.irange(*bounds))
+            first = next((each for each in requests if each.kind == "online"), None)
+            if first is not None:
+                firsts.append(first)
         return min(firsts, key=lambda request: request.arrived_at, default=None)
 
     def __iter__(self) -> Iterator[Request]:

@@ -22,10 +22,11 @@ from daemon.gc_tuning import GcTuning
 from daemon.version import VERSION
 from router.actuators.actuator import ActuatorError
 from router.actuators.registry import make_actuator
+from router.batches.batches import build_batches
 from router.core import RouterCore
 from router.fleets import Fleets
 from router.front.answer import Desk
-from router.front.app import build_app
+from router.front.app import GENERATIONS, build_app
 from router.front.event_stream import KeptMemory
 from router.inquiry import TokenRatio
 from router.instance_link import InstanceLink
@@ -119,8 +120,9 @@ class Router:
             self._config.instances.max_attempts,
             connections.request_timeout,
         )
+        batches = build_batches(self._config, desk, GENERATIONS)
         self.server = server = DrainingServer(
-            build_app(self._config, desk, self.release),
+            build_app(self._config, desk, self.release, batches),
             self.fleets.fail_all,
             self.drain,
             shutdown_timeout_s=connections.shutdown_timeout,
@@ -131,12 +133,14 @@ class Router:
         serving = asyncio.create_task(server.serve([listener]))
         ticking = asyncio.create_task(self._tick(tidy))
         discovering = asyncio.create_task(self.scaler.run(self.join, self.fleets.forget))
+        batching = asyncio.create_task(batches.run())
+        # These never end by themselves: if one does, it has failed, and the process fails.
+        tasks = (ticking, discovering, batching)
         try:
-            # The others never end by themselves: if one does, it has failed, and the process fails.
-            await asyncio.wait((serving, ticking, discovering), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((serving, *tasks), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await self._end(ticking, discovering)
-        for task in (ticking, discovering, serving):
+            await self._end(*tasks)
+        for task in (*tasks, serving):
             if not task.cancelled():
                 task.result()
 

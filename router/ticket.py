@@ -18,8 +18,8 @@ class Breakable(Protocol):
 class Ticket:
     """One open request; `link` leads to its instance, while it has one."""
 
-    def __init__(self, request_id: int, arrived_at: float) -> None:
-        self.request_id, self.arrived_at = request_id, arrived_at
+    def __init__(self, request_id: int, arrived_at: float, *, is_online: bool = True) -> None:
+        self.request_id, self.arrived_at, self.is_online = request_id, arrived_at, is_online
         self.link: InstanceLink | None = None
         self.last_instance = ""
         self.connection: Breakable | None = None

@@ -19,7 +19,7 @@ from daemon import child_process, log_file, logs
 from daemon.gc_tuning import GcTuning
 from daemon.watchdog_file import INTERVAL_S, WatchdogFile
 from server.app import build_app
-from server.batches.service import build_batches
+from server.batches.engine_batches import build_batches
 from server.chat.chat_template import ChatTemplateError
 from server.endpoints import build_endpoints
 from server.http.drain import Drain

@@ -42,7 +42,7 @@ class Promises(msgspec.Struct, frozen=True):
     decoding request adds.
 
     The `num_offline` open offline requests hold `offline_kv_tokens`, and are preempted for online
-    ones.
+    ones; `num_offline_waiting` of them have no token yet.
     """
 
     phase: Phase = "decode"
@@ -52,6 +52,7 @@ class Promises(msgspec.Struct, frozen=True):
     num_waiting: int = 0
     num_decoding: int = 0
     num_offline: int = 0
+    num_offline_waiting: int = 0
     slack_s: tuple[float, ...] = ()
     mean_slack_s: float = 0.0
     projected_slack_s: tuple[float, ...] = ()

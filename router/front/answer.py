@@ -58,6 +58,12 @@ class Desk:
     max_attempts: int
     request_timeout_s: float | None
 
+    def learn(self, inquiry: Inquiry, head: Head) -> None:
+        """Learn the bytes per token from the prompt's tokens, which a daemon tells."""
+        told = head.headers.get(PROMPT_TOKENS, b"")
+        if told.isdigit() and len(told) < 12:
+            self.ratio.learn(inquiry.num_prompt_bytes, int(told))
+
 
 class Answer(Response):
     """The response to one inquiry at `path`; `body_memory` is released at its end.
@@ -187,7 +193,7 @@ class Answer(Response):
         async with link.pool.asked(request, ticket.carry) as upstream:
             head = upstream.head
             assert head is not None
-            self._learn(head)
+            self._desk.learn(self._inquiry, head)
             if head.status == 200 and _is_event_stream(head):
                 await self._pass_stream(upstream, head, ticket, scope, send)
                 return
@@ -203,11 +209,6 @@ class Answer(Response):
             raise unavailable(message, "instance_lost")
         await send_whole(send, head, body)
         self._outcome = outcome_of(head.status)
-
-    def _learn(self, head: Head) -> None:
-        told = head.headers.get(PROMPT_TOKENS, b"")
-        if told.isdigit() and len(told) < 12:
-            self._desk.ratio.learn(self._inquiry.num_prompt_bytes, int(told))
 
     async def _pass_stream(
         self, upstream: Upstream, head: Head, ticket: Ticket, scope: Scope, send: Send

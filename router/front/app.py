@@ -1,4 +1,7 @@
-"""The router's app: generation requests are routed, the rest is answered here or forwarded."""
+"""The router's app: generation requests are routed, the rest is answered here or forwarded.
+
+Files and batches have the routes of a daemon (`server.batches.routes`).
+"""
 
 import time
 from collections.abc import Callable
@@ -6,8 +9,9 @@ from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
 import msgspec
+from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -18,6 +22,9 @@ from daemon.version import VERSION
 from router.front.answer import Answer, Desk
 from router.front.forwarding import Forwarding
 from router.inquiry import read_inquiry
+from server.batches.routes.batch_routes import BatchRoutes
+from server.batches.routes.file_routes import FileRoutes
+from server.batches.service import BatchService
 from server.http import errors
 from server.http.body_reader import BodyMemory
 from server.http.errors import ApiError, invalid, no_such_model, unavailable
@@ -27,8 +34,13 @@ GENERATIONS = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
 _STORED = ("/v1/files", "/v1/batches")
 
 
-def build_app(config: RouteConfig, desk: Desk, release: Callable[[str, float], None]) -> ASGIApp:
-    """The ASGI application. The caller reads the statuses of the instances.
+def build_app(
+    config: RouteConfig,
+    desk: Desk,
+    release: Callable[[str, float], None],
+    batches: BatchService,
+) -> ASGIApp:
+    """The ASGI application. The caller reads the statuses of the instances and runs the batches.
 
     `release` leaves an instance to other routers for so many seconds; it raises `KeyError`.
     """
@@ -37,8 +49,11 @@ def build_app(config: RouteConfig, desk: Desk, release: Callable[[str, float], N
     pages = Pages(desk, release)
     forwarding = Forwarding(desk, body_memory, listen.root_path)
     generation = Generation(desk, body_memory)
-    app = Starlette(
-        routes=[
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.include_router(FileRoutes(batches, config.batches.max_file_bytes).router())
+    app.include_router(BatchRoutes(batches, body_memory).router())
+    app.router.routes.extend(
+        [
             *(Route(path, generation.create, methods=["POST"]) for path in GENERATIONS),
             Route("/health", pages.health),
             Route("/live", pages.live),
@@ -50,15 +65,11 @@ def build_app(config: RouteConfig, desk: Desk, release: Callable[[str, float], N
             Route("/instances/release", pages.release, methods=["POST"]),
             Route("/v1/models", pages.models),
             Route("/v1/models/{model:path}", pages.model),
-            *(
-                Route(f"{path}{rest}", _not_routed)
-                for path in _STORED
-                for rest in ("", "/{_:path}")
-            ),
+            # Nothing below these paths is an instance's.
+            *(Route(f"{path}/{{_:path}}", _unknown, methods=["GET", "POST"]) for path in _STORED),
             Route("/{_:path}", forwarding.forward, methods=["GET", "POST"]),
         ]
     )
-    app.router.redirect_slashes = False
     errors.install(app)
     return with_middleware(
         app, config.access, root_path=listen.root_path, access_log=config.logs.access_log
@@ -193,6 +204,5 @@ class Pages:
         }
 
 
-async def _not_routed(_request: Request) -> Response:
-    message = "A router serves no files and batches: send them to one of its instances."
-    raise ApiError(404, message, code="unknown_url")
+async def _unknown(_request: Request) -> Response:
+    raise HTTPException(404)

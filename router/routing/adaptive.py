@@ -6,7 +6,9 @@ are expected to have at their end, instead of the mean of what they have now: a 
 only begun has no slack yet, but will have. A second one asks whether the instance, with this
 request, still decodes within the target: nothing could be saved otherwise. The KV check counts
 predicted answers. Of the instances that pass, the one with the most of the prompt in its prefix
-cache gets the request, otherwise the one with the fewest seconds of prefill before it.
+cache gets the request, otherwise the one with the fewest seconds of prefill before it. Without a
+TPOT target, nothing of this tells how many requests an instance decodes: then the one with the
+fewest open requests gets it, unless the rule `prefix` prefers another one.
 
 A request that has missed its target already passes the TTFT check, because waiting cannot help it;
 the router lets others go first (`hopeless_last`).
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 
 from configs.router import RoutingConfig
 from router.instance import Instance, Request, among_others_s
+from router.routing.simple import LeastLoaded, PrefixAffine
 
 IN_TIME = 0.8
 """Share of the TTFT target that waiting and prefill may take, by estimate."""
@@ -30,6 +33,7 @@ class Adaptive:
 
     def __init__(self, config: RoutingConfig) -> None:
         self._config = config
+        self._balancing = PrefixAffine() if config.prefix_affinity else LeastLoaded()
         self._uses_mean = config.slack_quantile == "mean"
         self._quantile = 0.0 if self._uses_mean else float(config.slack_quantile)
 
@@ -38,6 +42,8 @@ class Adaptive:
         fitting = [i for i in members if self._admits(i, request, now)]
         if not fitting:
             return None
+        if not any(i.status.tpot_slo for i in fitting if i.status):
+            return self._balancing.choose(request, fitting, now)
         return min(fitting, key=lambda instance: self._first_token_s(instance, request, now))
 
     def _admits(self, instance: Instance, request: Request, now: float) -> bool:
@@ -64,15 +70,16 @@ class Adaptive:
         status = instance.status
         assert status is not None
         promises = status.promises
-        waits = sum(r.kind == "offline" and not r.has_begun for r in instance.open.values())
-        if waits >= max(1, promises.num_offline // 2):
+        if instance.num_offline_waiting() >= max(1, promises.num_offline // 2):
             return False
-        if status.tpot_slo and instance.turn_s() > status.tpot_slo:
+        if status.tpot_slo and instance.turn_s() > status.tpot_slo and instance.open:
             return False
         spare_s = OFFLINE_SLACK * status.ttft_slo
-        if instance.pending_s(now) > spare_s or self._slack_s(instance, now) < spare_s:
+        if status.ttft_slo and instance.pending_s(now) > spare_s:
             return False
-        return self._kv_tokens(request) <= promises.free_kv_tokens
+        if status.tpot_slo and self._slack_s(instance, now) < spare_s:
+            return False
+        return self._kv_tokens(request) <= promises.free_kv_tokens or not instance.open
 
     def _own_s(self, instance: Instance, request: Request) -> float:
         assert instance.status is not None

@@ -7,7 +7,7 @@ in any state. So a batch continues after the daemon was killed or the disk was f
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,9 +34,9 @@ logger = logging.getLogger("tdpipe")
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """Limits of a batch and of its lines."""
+    """Limits of a batch and of its lines; `models` returns the names that lines may have."""
 
-    models: frozenset[str]
+    models: Callable[[], Awaitable[Collection[str]]]
     max_line_bytes: int
     max_requests: int
 
@@ -127,7 +127,8 @@ class Job:
                 await self._answer_all(batch, on_begun=started.close)
 
     async def _validate(self, batch: StoredBatch) -> StoredBatch:
-        rules = Rules({batch.endpoint}, self._limits.models, self._limits.max_line_bytes)
+        models = await self._limits.models()
+        rules = Rules({batch.endpoint}, models, self._limits.max_line_bytes)
         path = self._store.content(batch.input_file_id)
         validation = Validation(path, rules, self._limits.max_requests)
         errors: list[BatchError] = []

@@ -3,38 +3,25 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any
-from urllib.parse import quote
 
-from configs.config import Config
 from server.batches.job import BatchLimits
 from server.batches.runner import BatchRunner
 from server.batches.storage.database import DatabaseError
 from server.batches.storage.store import Store, StoreTakenError
 from server.batches.window import Window
-from server.http.drain import Drain
 from server.http.errors import unavailable
-from server.metrics import Metrics
-from server.openai.routes.endpoint import Endpoint
-from server.requests.engine_client import EngineClient
 
 RETRY_S = 2.0
 
 logger = logging.getLogger("tdpipe")
 
 
-def folder_name(model: str) -> str:
-    """Return the model's name as a folder name that cannot leave the parent folder."""
-    name = quote(model, safe="")
-    return name if name.strip(".") else name.replace(".", "%2E")
-
-
 class BatchService:
-    """Files and batches of one model, in a separate folder under `data_dir`."""
+    """Files and batches in one folder; `model` is the one that batches name, if it is only one."""
 
     def __init__(
         self,
-        model: str,
+        model: str | None,
         paths: Sequence[str],
         store: Store,
         window: Window,
@@ -90,25 +77,3 @@ class BatchService:
         finally:
             self._runner = None
             await self._store.close()
-
-
-def build_batches(
-    config: Config,
-    client: EngineClient,
-    endpoints: Sequence[Endpoint[Any]],
-    drain: Drain,
-    metrics: Metrics,
-) -> BatchService:
-    """Build the batch service of one model with these endpoints; the caller runs it."""
-    max_open = config.max_open_batch_requests
-    return BatchService(
-        config.model.name,
-        [endpoint.path for endpoint in endpoints],
-        Store(config.runtime.data_dir / "batches" / folder_name(config.model.name)),
-        Window(endpoints, client, metrics, max_open, lambda: drain.has_begun),
-        BatchLimits(
-            models=frozenset(config.model.names),
-            max_line_bytes=config.server.connections.max_body_bytes,
-            max_requests=config.batches.max_batch_requests,
-        ),
-    )

@@ -51,7 +51,8 @@ class Drain:
     async def wait(self, timeout_s: float) -> bool:
         """Wait for all open requests; returns whether they ended within `timeout_s`."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._empty.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
         return not self.num_open
 
     def _tell(self) -> None:

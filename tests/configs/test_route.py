@@ -115,6 +115,13 @@ def test_a_wrong_value_names_its_key_and_what_is_allowed(flags: str, words: list
     assert [word for word in words if word not in line] == []
 
 
+def test_batches_leave_half_of_the_waiting_places_to_clients() -> None:
+    assert [load().max_open_lines(num_up) for num_up in (0, 1, 3, 100)] == [256, 256, 768, 2048]
+    assert load("--batch-concurrency 7").max_open_lines(3) == 7
+    assert load("--batch-concurrency 7 --max-pending 6").max_open_lines(3) == 3
+    assert load("--max-pending 1").max_open_lines(3) == 1
+
+
 def test_an_unknown_variable_names_itself_and_the_nearest() -> None:
     assert refusal("", TDPIPE_ROUTE_INSTANCE="x") == (
         "unknown variable TDPIPE_ROUTE_INSTANCE; did you mean TDPIPE_ROUTE_INSTANCES? "

@@ -1,86 +1,43 @@
 """A router before two real daemons: answers are theirs, and outlive the daemon that began them."""
 
 import asyncio
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import openai
 import pytest
 
 from tests.end_to_end.conftest import free_port
-from tests.end_to_end.daemon import END_TIMEOUT_S, ROOT, START_TIMEOUT_S, Daemon, all_gone
+from tests.end_to_end.daemon import END_TIMEOUT_S, Daemon, all_gone
+from tests.end_to_end.router import Router, instances_of
 
 MODEL = "tdpipe-demo"
 TASK, RIGHT = "Count to seven in words.\n", "one two three four five six seven"
 LONG: dict[str, Any] = {"model": MODEL, "prompt": TASK, "max_tokens": 120}
 
 
-class Router:
-    """`tdpipe route` before these daemons for the length of a `with` block."""
+class World(NamedTuple):
+    """A router and its daemons."""
 
-    def __init__(self, folder: Path, *daemons: Daemon) -> None:
-        self._log_path, self.daemons = folder / "router.log", daemons
-
-    def __enter__(self) -> "Router":
-        command = [sys.executable, str(ROOT / "tdpipe.py"), "route", "--port", "0"]
-        command += ["--instances", ",".join(daemon.url for daemon in self.daemons)]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("TDPIPE_")}
-        with self._log_path.open("wb") as log:
-            self._process = subprocess.Popen(command, stderr=log, env=environment)
-        self.wait_up(len(self.daemons))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        assert self._process.wait(END_TIMEOUT_S) == 0, self._log_path.read_text()
-
-    @property
-    def url(self) -> str:
-        """Where it listens; empty before it does."""
-        _, _, rest = self._log_path.read_text().partition("listening on ")
-        return rest.split(" ")[0]
-
-    def instances(self) -> list[dict[str, Any]]:
-        """The state of each daemon."""
-        with urllib.request.urlopen(f"{self.url}/instances", timeout=10) as answer:
-            shown: list[dict[str, Any]] = json.load(answer)["instances"]
-        return shown
-
-    def wait_up(self, number: int) -> None:
-        """Until so many daemons take requests."""
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self.url or sum(each["state"] == "up" for each in self.instances()) != number:
-            assert time.monotonic() < deadline, self._log_path.read_text()
-            time.sleep(0.05)
-
-    def client(self) -> openai.AsyncOpenAI:
-        """An official client that does not retry on its own."""
-        return openai.AsyncOpenAI(
-            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300
-        )
+    router: Router
+    daemons: tuple[Daemon, Daemon]
 
 
 @pytest.fixture(scope="module")
-def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A router, and two daemons that keep their ports when they start again."""
     folder = tmp_path_factory.mktemp("router")
     arguments = ["--dtype", "float32", "--device", "cpu", "--profile-seconds", "0.3"]
     first, second = (
         Daemon(folder / name, *arguments, "--port", str(free_port())) for name in ("one", "two")
     )
-    with first, second, Router(folder, first, second) as router:
-        yield router
+    with first, second:
+        instances = instances_of(first.url, second.url)
+        with Router(folder, *instances, num_instances=2) as router:
+            yield World(router, (first, second))
 
 
-def test_answers_are_those_of_the_daemons(router: Router) -> None:
+def test_answers_are_those_of_the_daemons(world: World) -> None:
     async def ask(client: openai.AsyncOpenAI) -> list[Any]:
         chat: Any = {"model": MODEL, "messages": [{"role": "user", "content": TASK}]}
         completion = await client.completions.create(
@@ -99,7 +56,7 @@ def test_answers_are_those_of_the_daemons(router: Router) -> None:
         ]
 
     async def both() -> tuple[list[Any], list[Any]]:
-        async with router.client() as routed, router.daemons[0].async_client() as direct:
+        async with world.router.client() as routed, world.daemons[0].async_client() as direct:
             return await ask(routed), await ask(direct)
 
     routed, direct = asyncio.run(both())
@@ -108,10 +65,9 @@ def test_answers_are_those_of_the_daemons(router: Router) -> None:
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1, "seed": 7}])
-def test_streams_outlive_the_daemon_that_began_them(
-    router: Router, sampling: dict[str, Any]
-) -> None:
+def test_streams_outlive_the_daemon_that_began_them(world: World, sampling: dict[str, Any]) -> None:
     """They equal undisturbed ones; then the daemon comes back, and takes part again."""
+    router, victim = world.router, world.daemons[0]
     router.wait_up(2)
     bodies = [LONG | sampling | {"n": 1 + i % 2, "prompt": TASK * (1 + i)} for i in range(6)]
 
@@ -138,16 +94,13 @@ def test_streams_outlive_the_daemon_that_began_them(
         return await reading, progress[0]
 
     progress = [0]
-    victim = router.daemons[0]
     expected = asyncio.run(read_all())
     progress[0] = 0
     processes = victim.present()
     answers, _ = asyncio.run(read_disturbed())
     assert answers == expected
     assert all_gone(processes, END_TIMEOUT_S)
-    with urllib.request.urlopen(f"{router.url}/metrics", timeout=10) as page:
-        text = page.read().decode()
-    assert 'tdpipe_router_resumptions_total{outcome="resumed"} 0.0' not in text
+    assert 'tdpipe_router_resumptions_total{outcome="resumed"} 0.0' not in router.metrics()
     victim.process.wait()
     victim.start()
     victim.wait_ready()

@@ -102,9 +102,11 @@ def test_offline_requests_are_promised_nothing_and_count_by_themselves() -> None
     followed = Followed()
     followed.submit(1, 4, offline=True)
     followed.world.return_step()
-    followed.submit(2, 400, offline=True)  # does not fit, and waits
+    followed.submit(2, 400, offline=True)  # can never fit
+    followed.submit(3, 8, offline=True)  # has no token yet
     promises = followed.promises()
     assert (promises.num_waiting, promises.num_decoding, promises.slack_s) == (0, 0, ())
+    assert (promises.num_offline, promises.num_offline_waiting) == (2, 1)
     assert (promises.slot_prefill_s, promises.pending_prefill_s) == (0, 0)
     used = promises.kv_tokens - promises.free_kv_tokens
     assert promises.offline_kv_tokens == used > 0

@@ -297,7 +297,9 @@ def test_other_requests_are_forwarded_with_their_query() -> None:
         assert (asked.method, asked.path) == ("POST", "/tokenize?x=%20y")
         assert (await world.ask("/tokenizer_info")).status == 200
         assert world.daemons[0].asked[1].method == "GET"
-        assert (await world.ask("/v1/files")).status == 404
+        assert (await world.ask("/v1/files/a/b")).status == 404, "files are the router's own"
+        assert (await world.ask("/v1/batches/a", {})).status == 404
+        assert len(world.daemons[0].asked) == 2
 
     run(test, FakeDaemon(answers))
 

@@ -86,7 +86,8 @@ def test_a_router_serves_until_a_signal_and_its_journal_is_replayed(
         daemon = FakeDaemon(answers)
         await daemon.start()
         process = started(
-            "--instances", daemon.url, "--uds", str(socket), "--journal", str(journal)
+            *("--instances", daemon.url, "--uds", str(socket), "--journal", str(journal)),
+            *("--data-dir", str(tmp_path / "data")),
         )
         async with asyncio.timeout(6 * PATIENCE_S):
             while not socket.exists() or (await asked(b"GET /ready", b"")).status != 200:

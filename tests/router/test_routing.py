@@ -2,14 +2,18 @@
 
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
-from configs.router import RoutingConfig
+from configs.router import RouterCoreConfig, RoutingConfig
+from router.core import RouterCore
 from router.instance import Instance, Request
+from router.messages import Arrived, Grow, Handler, Joined, Kind, Reported, Ticked
 from router.routing.adaptive import IN_TIME, Adaptive
 from router.routing.ecoserve import EcoServe
 from router.routing.simple import IMBALANCE, LeastLoaded, PrefixAffine, RoundRobin
-from tests.router.helpers import instance
+from tests.router.helpers import instance, status
 
 
 def request(num_tokens: int = 1000, *, arrived_at: float = 0.0, **fields: Any) -> Request:
@@ -134,16 +138,74 @@ def test_a_cached_prefix_is_preferred_if_it_saves_more_than_the_wait() -> None:
     assert adaptive().choose(asked, [near, far], 0.0) is far
 
 
+def test_without_targets_adaptive_balances_open_requests() -> None:
+    """A cached prompt, or the last request, must not draw all requests to one instance."""
+    members = [busy(instance("a")), instance("b")]
+    for each in members:
+        assert each.status is not None
+        each.status = msgspec.structs.replace(each.status, ttft_slo=0.0, tpot_slo=0.0)
+    asked = request(prefix_keys=(1, 2), tokens_per_key=100.0)
+    assert adaptive().choose(asked, members, 0.0) is members[1]
+    members[0].prefix_keys = {1, 2}
+    assert adaptive().choose(asked, members, 0.0) is members[0]
+    assert adaptive(prefix_affinity=False).choose(asked, members, 0.0) is members[1]
+    busy(members[0], IMBALANCE + 1)
+    assert adaptive().choose(asked, members, 0.0) is members[1]
+
+
 def test_offline_requests_fill_what_targets_leave_over() -> None:
     offline = request(kind="offline")
     idle = instance()
     assert adaptive().choose(offline, [idle], 0.0) is idle
     assert adaptive().choose(offline, [instance(pending_prefill_s=3.0)], 0.0) is None
     assert adaptive().choose(offline, [instance(slack_s=1.0)], 0.0) is None
-    assert adaptive().choose(offline, [instance(free_kv_tokens=900)], 0.0) is None
-    waits = instance()
-    waits.open[7] = Request(7, 10, 0, "offline", 0.0, sent_at=0.0)
-    assert adaptive().choose(offline, [waits], 0.0) is None
+    full = instance(free_kv_tokens=900)
+    assert adaptive().choose(offline, [full], 0.0) is full, "it waits for nothing"
+    assert adaptive().choose(offline, [busy(full, 1)], 0.0) is None
+
+
+def test_offline_requests_wait_for_the_first_tokens_of_those_before_them() -> None:
+    """Streams tell them; of other answers, the status tells how many have none yet."""
+    offline = request(kind="offline")
+
+    def chosen(
+        num_open: int, num_begun: int = 0, *, sent_at: float = -1.0, **promises: int
+    ) -> bool:
+        made = instance(**promises)
+        for i in range(num_open):
+            made.open[i] = Request(i, 10, 0, "offline", 0.0, sent_at=sent_at)
+            made.open[i].has_begun = i < num_begun
+        return adaptive().choose(offline, [made], 0.0) is made
+
+    assert not chosen(1, sent_at=0.0), "no status can tell of it yet"
+    assert not chosen(1, num_offline=1, num_offline_waiting=1)
+    assert chosen(1, num_offline=1)
+    assert chosen(1, 1, sent_at=0.0)
+    assert chosen(8, num_offline=8, num_offline_waiting=3)
+    assert not chosen(8, num_offline=8, num_offline_waiting=4)
+    assert chosen(8, 5, num_offline=8, num_offline_waiting=4), "streams tell it sooner"
+
+
+@pytest.mark.parametrize(("kind", "grows"), [("online", True), ("offline", False)])
+def test_no_instance_is_started_for_offline_requests_that_wait(kind: Kind, grows: bool) -> None:
+    settings = {"actuator": "local", "max_instances": 2, "local_args": "a-model"}
+    core = RouterCore(RouterCoreConfig.of(**settings))
+    core.handle(Joined(Handler("a")), 0.0)
+    full = status("a", pending_prefill_s=9.0, slack_s=0.0)
+    core.handle(Reported("a", full), 0.0)
+    for request_id in (1, 2):
+        core.handle(Arrived(request_id, 1000, kind=kind), 0.0)
+    core.handle(Reported("a", full), 20.0)
+    assert len(core.pending) == (1 if grows else 2), "an idle instance takes one online request"
+    assert (Grow() in core.handle(Ticked(), 20.0)) is grows
+
+
+def test_offline_requests_do_not_wait_for_targets_that_are_not_set() -> None:
+    made = instance(pending_prefill_s=3.0, slack_s=-50.0, turn_s=9.0)
+    assert adaptive().choose(request(kind="offline"), [made], 0.0) is None
+    assert made.status is not None
+    made.status = replace(made.status, ttft_slo=0.0, tpot_slo=0.0)
+    assert adaptive().choose(request(kind="offline"), [made], 0.0) is made
 
 
 def test_simple_rules_never_let_a_request_wait() -> None:

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -257,8 +258,11 @@ async def running(
         if not daemon.port:  # otherwise another router has it too
             await daemon.start()
     values = {"instances": [daemon.url for daemon in daemons], "routing": "round-robin"}
-    config = RouteConfig.of(**(values | {"shutdown_timeout": 0.0} | settings))
-    with listen("127.0.0.1", 0) as listener:
+    with ExitStack() as opened:
+        if "data_dir" not in settings:
+            settings["data_dir"] = opened.enter_context(tempfile.TemporaryDirectory())
+        listener = opened.enter_context(listen("127.0.0.1", 0))
+        config = RouteConfig.of(**(values | {"shutdown_timeout": 0.0} | settings))
         router = Router(config, journal, None)
         serving = asyncio.create_task(router.run(listener))
         world = World(router, list(daemons), listener.getsockname()[1], serving)

@@ -23,7 +23,8 @@ from transformers import PreTrainedTokenizerFast
 
 from configs.config import Config
 from server.app import build_app
-from server.batches.service import BatchService, build_batches
+from server.batches.engine_batches import build_batches
+from server.batches.service import BatchService
 from server.endpoints import build_endpoints
 from server.http.drain import Drain
 from server.http.errors import ApiError

@@ -218,7 +218,7 @@ class Store:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.close()
-            message = f"another daemon uses the batches in {self._folder}"
+            message = f"another process uses the batches in {self._folder}"
             raise StoreTakenError(message) from error
         self._lock = lock
 

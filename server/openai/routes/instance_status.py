@@ -81,8 +81,10 @@ class InstanceStatuses:
             while may_follow and not self._drain.has_ended:
                 changed.clear()
                 await send_body(send, _encode(self._status(changes)) + b"\n", more=True)
+                # Not wait_for, which in Python 3.11 loses a cancellation that meets an event.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), INTERVAL_S)
+                    async with asyncio.timeout(INTERVAL_S):
+                        await changed.wait()
         await send_body(send, b"", more=False)
 
     def _may_own(self, owner: str | None) -> bool:

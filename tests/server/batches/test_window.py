@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
+from server.batches.engine_lines import engine_window
 from server.batches.storage.answers import LineAnswer
 from server.batches.storage.lines import LineRequest
-from server.batches.window import Window
 from server.http.errors import ApiError, failed, invalid, timed_out, too_busy, unavailable
 from server.metrics import Metrics
 from server.requests.engine_client import EngineClient
@@ -87,7 +87,7 @@ def run(
         answers.append(answer)
 
     async def work() -> None:
-        window = Window([engine], cast(EngineClient, engine), METRICS, 2, is_closed)
+        window = engine_window([engine], cast(EngineClient, engine), METRICS, 2, is_closed)
         async with asyncio.timeout(10):
             await window.run(several(count), take)
 
@@ -98,7 +98,7 @@ def run(
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.requests.retry.RETRY_S", 0.0)
-    monkeypatch.setattr("server.batches.window.POLL_INTERVAL_S", 0.0)
+    monkeypatch.setattr("server.batches.engine_lines.POLL_INTERVAL_S", 0.0)
 
 
 def test_every_request_is_answered_once() -> None:
@@ -182,7 +182,7 @@ def test_an_answer_that_cannot_be_written_ends_the_run() -> None:
 
     async def work() -> None:
         engine = FakeEngine()
-        window = Window([engine], cast(EngineClient, engine), METRICS, 2)
+        window = engine_window([engine], cast(EngineClient, engine), METRICS, 2)
         with pytest.RaisesGroup(OSError):
             await window.run(several(3), take)
 
@@ -195,7 +195,7 @@ def test_a_cancelled_batch_releases_its_slots() -> None:
 
     async def work() -> list[str]:
         engine, answered = FakeEngine(), list[str]()
-        window = Window([engine], cast(EngineClient, engine), METRICS, 2)
+        window = engine_window([engine], cast(EngineClient, engine), METRICS, 2)
 
         async def take(answer: LineAnswer) -> None:
             answered.append(answer.custom_id)

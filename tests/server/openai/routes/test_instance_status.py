@@ -1,15 +1,22 @@
 """The status stream: what routers learn, and when it ends."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import msgspec
 import pytest
+from starlette.types import Message
 
-from server.openai.routes.instance_status import MAX_FOLLOWERS
+from configs.config import Config
+from server.http.drain import Drain
+from server.openai.routes.instance_status import MAX_FOLLOWERS, InstanceStatuses
+from server.requests.prefix_digest import PrefixDigest
 from tests.server.world import MAX_MODEL_LEN, Daemon, saying, serving, stats
 from wire.instance_status import InstanceStatus
 from wire.prefix_keys import prefix_keys
@@ -151,6 +158,32 @@ def test_an_instance_belongs_to_the_router_whose_stream_is_open(daemon: Daemon) 
                 return
         time.sleep(0.05)
     raise AssertionError("nobody else gets the instance")
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_router_that_leaves_at_the_moment_of_an_event_leaves(turns: int) -> None:
+    """Otherwise its stream would go on without a reader, and no other router get the instance."""
+    client: Any = SimpleNamespace(listeners=[], ready=None, stats=None, is_ready=True)
+    statuses = InstanceStatuses(Config(), client, Drain(), PrefixDigest())
+    written = asyncio.Event()
+
+    async def send(message: Message) -> None:
+        if message.get("body"):
+            written.set()
+
+    async def leave() -> bool:
+        writing = asyncio.create_task(statuses.write(send, "first"))
+        await written.wait()
+        for _ in range(10):  # until it waits for news
+            await asyncio.sleep(0)
+        client.listeners[0](stats())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        writing.cancel()
+        await asyncio.wait((writing,), timeout=5.0)
+        return writing.cancelled()
+
+    assert asyncio.run(leave())
 
 
 def test_an_owner_has_a_name(daemon: Daemon) -> None:

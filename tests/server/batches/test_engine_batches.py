@@ -1,8 +1,8 @@
-"""The batch service: the folder of a model's files and batches."""
+"""The batches of a daemon: the folder of its files and batches."""
 
 import pytest
 
-from server.batches.service import folder_name
+from server.batches.engine_batches import folder_name
 
 
 @pytest.mark.parametrize(

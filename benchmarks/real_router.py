@@ -80,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _targets(folder: Path, flags: Sequence[str], options: argparse.Namespace) -> Targets:
-    """Multiples of what a daemon needs for one request alone."""
+    """Those of the options, or multiples of what a daemon needs for one request alone."""
+    if options.targets:
+        return Targets(*options.targets)
     requests = make_workload(f"{WORKLOAD}:{NUM_ALONE}", seed=-1, scale=SCALE)
     with serving(DEMO_MODEL, 1, flags, folder / "alone") as url:
         summary = load(url, requests, max_concurrency=1)["summary"]
@@ -144,7 +146,9 @@ def _capacity(folder: Path, urls: Sequence[str]) -> float:
     flags = ["--routing=round-robin", "--no-access-log"]
     with routing(urls, flags, folder / "capacity") as url:
         report = load(url, requests)
-    ends = sorted(r["sent_s"] + r["e2e_s"] for r in report["requests"] if r["error"] is None)
+    ends: list[float] = sorted(
+        r["sent_s"] + r["e2e_s"] for r in report["requests"] if r["error"] is None
+    )
     if len(ends) < len(requests):
         raise LoadError(f"the calibration failed: {report['summary']['errors']}")
     num_most = round(MOST * len(ends))
@@ -213,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rules", nargs="+", choices=RULES, default=list(RULES), help="[all four]")
     add("--instances", type=positive_int, default=4, help="number of daemons [4]")
     add("--data-dir", type=Path, help="with compiled kernels of an earlier run [a temporary one]")
+    add("--targets", type=positive, nargs=2, metavar="S", help="TTFT and TPOT [by the multiples]")
     add("--ttft-multiple", type=positive, default=8.0, help="target / TTFT alone [8]")
     add("--tpot-multiple", type=positive, default=4.0, help="target / TPOT alone [4]")
     return parser

@@ -172,7 +172,7 @@ overload: $(VENV)/dev  ## ten times too much load for two minutes (about 6 minut
 batch-order: $(VENV)/dev  ## the effect of the order of a batch's requests in the simulator (about 3 minutes)
 	$(BIN)/python -m benchmarks.virtual.batch_order $(ARGS)
 
-faults: $(VENV)/dev  ## every fault on every process at every moment (about 20 minutes; ARGS=--write updates the docs)
+faults: $(VENV)/dev  ## every fault on every process at every moment, and of a router (about 25 minutes; ARGS=--write updates the docs)
 	$(BIN)/pytest -m '' tests/faults $(ARGS)
 
 # Tests of exactness, with each daemon's stages in two network namespaces; needs root.

@@ -38,7 +38,7 @@ from simulator.workloads.request import Request
 
 RULES = ("adaptive", "ecoserve", "round-robin", "least-loaded")
 WORKLOAD, SCALE = "sharegpt", 0.5
-NUM_ALONE, NUM_AT_ONCE = 12, 120
+NUM_ALONE, NUM_AT_ONCE, MOST = 12, 120, 0.75
 REQUEST_TIMEOUT_S, RUN_TIMEOUT_S = 60.0, 240.0
 
 
@@ -80,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _targets(folder: Path, flags: Sequence[str], options: argparse.Namespace) -> Targets:
-    """Multiples of what a daemon needs for one request alone."""
+    """Those of the options, or multiples of what a daemon needs for one request alone."""
+    if options.targets:
+        return Targets(*options.targets)
     requests = make_workload(f"{WORKLOAD}:{NUM_ALONE}", seed=-1, scale=SCALE)
     with serving(DEMO_MODEL, 1, flags, folder / "alone") as url:
         summary = load(url, requests, max_concurrency=1)["summary"]
@@ -139,11 +141,18 @@ def _compare(
 
 
 def _capacity(folder: Path, urls: Sequence[str]) -> float:
-    """Requests per second when all are there at once."""
+    """Requests per second when all are there at once, until most have ended: not its tail."""
     requests = make_workload(f"{WORKLOAD}:{NUM_AT_ONCE}", seed=-2, scale=SCALE)
     flags = ["--routing=round-robin", "--no-access-log"]
     with routing(urls, flags, folder / "capacity") as url:
-        rate = float(load(url, requests)["summary"]["requests_per_s"])
+        report = load(url, requests)
+    ends: list[float] = sorted(
+        r["sent_s"] + r["e2e_s"] for r in report["requests"] if r["error"] is None
+    )
+    if len(ends) < len(requests):
+        raise LoadError(f"the calibration failed: {report['summary']['errors']}")
+    num_most = round(MOST * len(ends))
+    rate = num_most / ends[num_most - 1]
     print(f"capacity: {rate:.1f} requests/s", flush=True)
     return rate
 
@@ -204,12 +213,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=positive_int, default=3, help="[3]")
     add("--seconds", type=positive, default=15.0, help="of arrivals in each run [15]")
     add("--rates", type=positive, nargs="+", help="requests per second [shares of the capacity]")
-    add("--shares", type=positive, nargs="+", default=[0.4, 0.7], help="[0.4 0.7]")
+    add("--shares", type=positive, nargs="+", default=[0.4, 0.8], help="[0.4 0.8]")
     add("--rules", nargs="+", choices=RULES, default=list(RULES), help="[all four]")
     add("--instances", type=positive_int, default=4, help="number of daemons [4]")
     add("--data-dir", type=Path, help="with compiled kernels of an earlier run [a temporary one]")
-    add("--ttft-multiple", type=positive, default=20.0, help="target / TTFT alone [20]")
-    add("--tpot-multiple", type=positive, default=6.0, help="target / TPOT alone [6]")
+    add("--targets", type=positive, nargs=2, metavar="S", help="TTFT and TPOT [by the multiples]")
+    add("--ttft-multiple", type=positive, default=8.0, help="target / TTFT alone [8]")
+    add("--tpot-multiple", type=positive, default=4.0, help="target / TPOT alone [4]")
     return parser
 
 

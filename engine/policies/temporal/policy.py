@@ -73,6 +73,9 @@ class Temporal(Policy):
         self._first_seen: Sequence | None = None
         self._now = 0.0
         self._targets = targets_of(config, num_stages)
+        self._max_wait_s = config.max_prefill_wait
+        if self._targets is not None:
+            self._max_wait_s = min(self._max_wait_s, self._targets.max_wait_s)
 
     @property
     def max_in_flight(self) -> int:
@@ -156,7 +159,7 @@ class Temporal(Policy):
             not self._config.temporal.lazy_refill
             or not pool.ready  # nothing else can run
             or len(self._admitted) >= len(pool.waiting)
-            or pool.waiting.online_wait_s(now) >= self._config.max_prefill_wait
+            or pool.waiting.online_wait_s(now) >= self._max_wait_s
         ):
             return True
         rows = -(-pool.num_live // self._num_stages)
@@ -211,9 +214,11 @@ class Temporal(Policy):
         elif self._targets is not None:
             kv_tokens = pool.live_tokens // num_stages
             size = self._targets.step_size(self._cost, pool, rows, kv_tokens, self._knee, self._now)
+            size = min(size, self._config.max_num_batched_tokens)
         else:
             size = paced(self._cost, rows, pool.waiting_tokens, config.online_steps)
-        self._target_size = min(self._max_size, size)
+        is_online = self._all_fitted and not pool.has_offline
+        self._target_size = size if self._targets and is_online else min(self._max_size, size)
         if self.phase == "prefill":
             self._refill_size = max(self._refill_size, self._target_size)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -61,13 +62,14 @@ class Cluster:
 def spread(hosts: Hosts, num_nodes: int, patch: pytest.MonkeyPatch) -> None:
     """From now on, a daemon's stages run on all hosts, unless it has fewer stages than hosts."""
     start, end = Daemon.start, Daemon.__exit__
+    ports = count(29500, 10)  # daemons that run at the same time share the hosts
 
     def start_spread(self: Any) -> None:
         given = [*self._arguments]
         num_stages = int(given[given.index("-pp") + 1]) if "-pp" in given else 2
         self.others = []
         if num_stages >= num_nodes and not self._under:
-            common = [*given, *_common_flags(hosts, num_nodes)]
+            common = [*given, *_common_flags(hosts, num_nodes), "--master-port", str(next(ports))]
             self._arguments = (*common, *_own_flags(0))
             self._under, self._address = hosts.under(0), hosts.address(0)
             for rank in range(1, num_nodes):

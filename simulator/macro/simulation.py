@@ -174,7 +174,7 @@ class _MacroSimulation:
             name, spec, self._queue, self._remaining, self._take_message, self._take_status
         )
         self._instances[name] = instance
-        self._core.handle(Joined(Handler(name)), now)
+        self._handle(Joined(Handler(name)), now)  # which may route what waits, too
         instance.start(now)
         if not now:
             self._count(now, 1)

@@ -32,13 +32,9 @@ from router.messages import (
     Ticked,
 )
 from router.pending import PendingQueue
-from router.routing.adaptive import IN_TIME
 from router.routing.registry import make_rule
 from router.routing.simple import load
 from router.scaling import ScalingSignals
-
-# Waiting requests that are tried after one that no instance can take yet.
-_LOOK_AHEAD = 8
 
 
 class RouterCore:
@@ -161,11 +157,10 @@ class RouterCore:
 
     def _route_pending(self, now: float, out: list[Decision]) -> None:
         """Route the waiting requests that an instance can take now."""
-        routing = self.config.routing
         serving = self.serving(now) if len(self.pending) else []
         target_s = max((i.status.ttft_slo for i in serving if i.status), default=0.0)
-        if target_s and routing.routing == "adaptive" and routing.hopeless_last:
-            self.pending.give_up_hope(now - IN_TIME * target_s)
+        if target_s and self._rule.hopeless_after is not None:
+            self.pending.give_up_hope(now - self._rule.hopeless_after * target_s)
         self._end_long_waits(serving, now, out)
         num_failed, routed = 0, []
         for request in self.pending:
@@ -175,7 +170,7 @@ class RouterCore:
                 self._send(request, chosen, now, out)
                 continue
             num_failed += 1
-            if num_failed > (_LOOK_AHEAD if routing.routing == "adaptive" else 0):
+            if num_failed > self._rule.look_ahead:
                 break
         for request in routed:
             self.pending.remove(request)

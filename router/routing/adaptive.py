@@ -29,10 +29,11 @@ OFFLINE_SLACK = 0.5
 class Adaptive:
     """Routes by targets, slack, predicted lengths and prefix caches."""
 
-    is_patient = True
+    look_ahead = 8
 
     def __init__(self, config: RoutingConfig) -> None:
         self._config = config
+        self.hopeless_after = IN_TIME if config.hopeless_last else None
         self._balancing = PrefixAffine() if config.prefix_affinity else LeastLoaded()
         self._uses_mean = config.slack_quantile == "mean"
         self._quantile = 0.0 if self._uses_mean else float(config.slack_quantile)

@@ -14,7 +14,8 @@ from router.instance import Instance, Request, alone_s
 class EcoServe:
     """The paper's rule, with its constants."""
 
-    is_patient = True
+    look_ahead = 0
+    hopeless_after: float | None = None
 
     def choose(self, request: Request, members: Sequence[Instance], now: float) -> Instance | None:
         """See `Rule.choose`."""

@@ -9,8 +9,10 @@ from router.instance import Instance, Request
 class Rule(Protocol):
     """Chooses an instance of a macro instance for a request."""
 
-    is_patient: bool
-    """Whether requests may wait for an instance; otherwise `choose` never returns None."""
+    look_ahead: int
+    """How many waiting requests are tried after one that no instance can take."""
+    hopeless_after: float | None
+    """The share of the TTFT target after which a waiting request lets others go first, if any."""
 
     def choose(self, request: Request, members: Sequence[Instance], now: float) -> Instance | None:
         """The instance that gets the request at `now` (seconds), or None to let it wait.

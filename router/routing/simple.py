@@ -16,7 +16,8 @@ def load(instance: Instance) -> tuple[int, int]:
 class RoundRobin:
     """One after the other."""
 
-    is_patient = False
+    look_ahead = 0
+    hopeless_after: float | None = None
 
     def choose(
         self,
@@ -32,7 +33,8 @@ class RoundRobin:
 class LeastLoaded:
     """The instance with the fewest open requests."""
 
-    is_patient = False
+    look_ahead = 0
+    hopeless_after: float | None = None
 
     def choose(
         self,
@@ -48,7 +50,8 @@ class LeastLoaded:
 class PrefixAffine:
     """The instance with most of the prompt in its prefix cache, unless it has too much to do."""
 
-    is_patient = False
+    look_ahead = 0
+    hopeless_after: float | None = None
 
     def choose(
         self,

@@ -62,7 +62,7 @@ class RouterCore:
             case Ended():
                 self._end(event.request_id, out)
             case Broken():
-                self._break(event)
+                self._break(event, now)
             case Joined():
                 self._join(event)
             case Leaving():
@@ -124,6 +124,7 @@ class RouterCore:
             now,
             arrived.prefix_keys,
             arrived.tokens_per_key,
+            waits_since=now,
         )
         self._requests[request.request_id] = request
         self.pending.add(request)
@@ -144,7 +145,7 @@ class RouterCore:
         if instance is not None and instance.open.pop(request_id, None) is not None:
             self._remove_if_drained(instance, out)
 
-    def _break(self, broken: Broken) -> None:
+    def _break(self, broken: Broken, now: float) -> None:
         """Let a request wait for another instance. Its former one may be gone already."""
         request = self._requests.get(broken.request_id)
         if request is None:
@@ -152,7 +153,7 @@ class RouterCore:
         instance = self.instances.get(request.instance)
         if instance is not None:
             instance.open.pop(request.request_id, None)
-        request.num_done = broken.num_done
+        request.num_done, request.waits_since = broken.num_done, now
         self.pending.add(request)
 
     def _route_pending(self, now: float, out: list[Decision]) -> None:
@@ -177,7 +178,9 @@ class RouterCore:
 
     def _end_long_waits(self, serving: list[Instance], now: float, out: list[Decision]) -> None:
         """Route what has waited too long to the least loaded instance, or refuse it."""
-        for request in self.pending.arrived_before(now - self.config.routing.max_pending_time):
+        for request in self.pending.waiting_since_before(
+            now - self.config.routing.max_pending_time
+        ):
             self.pending.remove(request)
             chosen = min(serving, key=load, default=None)
             if chosen is not None:

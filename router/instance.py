@@ -14,7 +14,10 @@ and back, and the pause between two statuses."""
 
 @dataclass(slots=True)
 class Request:
-    """An open request; `sent_at` is the time at which it was last sent to an instance."""
+    """An open request.
+
+    It `waits_since` it arrived, or since it was broken off; it was last sent at `sent_at`.
+    """
 
     request_id: int
     num_prompt_tokens: int
@@ -24,6 +27,7 @@ class Request:
     prefix_keys: tuple[int, ...] = ()
     tokens_per_key: float = 0.0
     num_done: int = 0
+    waits_since: float = 0.0
     sent_at: float = -1.0
     instance: str = ""
     has_begun: bool = False

@@ -42,13 +42,14 @@ class PendingQueue:
         if key is not None:
             del self._in_order[key]
 
-    def arrived_before(self, at: float) -> list[Request]:
-        """The requests, without offline ones, that arrived earlier."""
-        return [
+    def waiting_since_before(self, at: float) -> list[Request]:
+        """The requests, without offline ones, that wait for longer."""
+        earlier = (
             self._in_order[key]
             for queue in (_BROKEN, _ONLINE, _HOPELESS)
             for key in self._in_order.irange((queue, float("-inf"), 0), (queue, at, -1))
-        ]
+        )
+        return [request for request in earlier if request.waits_since < at]
 
     def oldest(self) -> Request | None:
         """The online request that arrived first, or None."""

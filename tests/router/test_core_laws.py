@@ -186,3 +186,18 @@ def test_nothing_online_waits_for_ever_while_an_instance_serves(
         oldest = [request.arrived_at for request in world.core.pending if request.kind == "online"]
         if second > MAX_PENDING_S:
             assert now - min(oldest, default=now) <= MAX_PENDING_S + 1.0
+
+
+def test_a_request_that_is_broken_off_waits_anew() -> None:
+    """A stream may have lasted longer than a request may wait."""
+    core = RouterCore(config("adaptive"))
+    core.handle(Joined(Handler("a")), 0.0)
+    core.handle(Reported("a", status("a")), 0.0)
+    assert core.handle(Arrived(1, 10), 0.0) == [Route(1, "a")]
+    core.handle(Lost("a"), 10 * MAX_PENDING_S)
+    assert core.handle(Broken(1, 500), 10 * MAX_PENDING_S) == []
+    back_at = 10.5 * MAX_PENDING_S
+    assert core.handle(Reported("a", status("a")), back_at) == [Route(1, "a")]
+    core.handle(Lost("a"), back_at)
+    core.handle(Broken(1, 600), back_at)
+    assert core.handle(Ticked(), back_at + MAX_PENDING_S + 1.0) == [Refuse(1, "no_instance")]

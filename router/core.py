@@ -219,7 +219,7 @@ class RouterCore:
     def _scale(self, now: float, out: list[Decision]) -> None:
         serving = self.serving(now)
         oldest = self.pending.oldest()
-        waited_s = now - oldest.arrived_at if oldest is not None else 0.0
+        waited_s = now - oldest.waits_since if oldest is not None else 0.0
         num_staying = sum(not i.is_leaving for i in self.instances.values())
         change = self._signals.change(serving, num_staying, waited_s, now)
         if change > 0:

@@ -52,7 +52,7 @@ class PendingQueue:
         return [request for request in earlier if request.waits_since < at]
 
     def oldest(self) -> Request | None:
-        """The online request that arrived first, or None."""
+        """The online request that waits for longest, or None."""
         firsts = []
         for queue in (_BROKEN, _ONLINE, _HOPELESS):
             bounds = (queue, float("-inf"), 0), (queue + 1, float("-inf"), 0)
@@ -60,7 +60,7 @@ class PendingQueue:
             first = next((each for each in requests if each.kind == "online"), None)
             if first is not None:
                 firsts.append(first)
-        return min(firsts, key=lambda request: request.arrived_at, default=None)
+        return min(firsts, key=lambda request: request.waits_since, default=None)
 
     def __iter__(self) -> Iterator[Request]:
         return iter(self._in_order.values())

@@ -34,27 +34,14 @@ def prefill_s(cost: CostModel, num_tokens: int, limit: int) -> float:
 _RATE_S, _MOST_STRETCH = 2.0, 10.0
 
 
-class PrefillSlot:
-    """The seconds of the prompts that have arrived since the last prefill slot ended."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._phase = ""
-
-    def follow(self, phase: str) -> None:
-        """Take the phase after an event; a prefill slot ends when the phase is decode again."""
-        if phase != self._phase:
-            if phase == "decode":
-                self.seconds = 0.0
-            self._phase = phase
-
-
 class Promiser:
     """Follows a scheduler, and says what it has promised."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._slot = PrefillSlot()
+        self._phase = ""
+        self.slot_s = 0.0
+        """Seconds of the prompts that have arrived since the last prefill slot ended."""
         self._tpot_slo = scheduler.config.scheduler.tpot_slo or 0.0
         self._limit = scheduler.config.scheduler.max_num_batched_tokens
         self._feeding = _FeedRate()
@@ -62,23 +49,26 @@ class Promiser:
         self._costs_of: CostModel | None = None
         self._costs_seconds = 0.0
 
-    @property
-    def slot_s(self) -> float:
-        """Seconds of the prompts that have arrived since the last prefill slot ended."""
-        return self._slot.seconds
-
     def arrive(self, num_prompt_tokens: int) -> None:
         """An online request has been submitted."""
         pipeline = self._scheduler.pipeline
         if pipeline is not None:
             cost = pipeline.correction.cost
-            self._slot.seconds += prefill_s(cost, num_prompt_tokens, self._limit)
+            self.slot_s += prefill_s(cost, num_prompt_tokens, self._limit)
 
     def follow(self) -> bool:
-        """Look at the phase after an event; returns whether it has changed."""
-        pipeline, before = self._scheduler.pipeline, self._slot._phase
-        self._slot.follow(pipeline.policy.phase if pipeline else "")
-        return self._slot._phase != before
+        """Look at the phase after an event, and return whether it has changed.
+
+        A prefill slot ends when the phase is decode again.
+        """
+        pipeline = self._scheduler.pipeline
+        phase = pipeline.policy.phase if pipeline else ""
+        if phase == self._phase:
+            return False
+        self._phase = phase
+        if phase == "decode":
+            self.slot_s = 0.0
+        return True
 
     def promises(self, now: float) -> Promises:
         """The figures at `now` (seconds); empty while the stages are not ready."""
@@ -110,7 +100,7 @@ class Promiser:
         ]
         return Promises(
             phase=pipeline.policy.phase,
-            slot_prefill_s=self._slot.seconds if has_slots else pending_s,
+            slot_prefill_s=self.slot_s if has_slots else pending_s,
             pending_prefill_s=pending_s,
             prefill_stretch=self._feeding.stretch(costs.token_s),
             num_waiting=len(to_feed),

@@ -32,10 +32,15 @@ def prefix_keys(body: Mapping[str, Any], prompt: bytes) -> tuple[int, ...]:
     """The keys of `prompt`, the `prompt_bytes` of the body; only equal salts have equal keys."""
     salt = str(body.get("cache_salt") or "").encode()
     tools = _encode(body["tools"]) if body.get("tools") else b""
-    key = blake2b(salt + b"\0" + tools, digest_size=8).digest()
+    first = blake2b(salt + b"\0" + tools, digest_size=8).digest()
+    return chained_keys(prompt[: MAX_KEYS * KEY_BYTES], KEY_BYTES, first)
+
+
+def chained_keys(data: bytes, size: int, key: bytes = b"") -> tuple[int, ...]:
+    """A key for each whole `size` bytes, hashed with the key before; the first with `key`."""
     keys = []
-    for begin in range(0, min(len(prompt), MAX_KEYS * KEY_BYTES) - KEY_BYTES + 1, KEY_BYTES):
-        key = blake2b(key + prompt[begin : begin + KEY_BYTES], digest_size=8).digest()
+    for begin in range(0, len(data) - size + 1, size):
+        key = blake2b(key + data[begin : begin + size], digest_size=8).digest()
         keys.append(int.from_bytes(key, "little", signed=True))
     return tuple(keys)
 

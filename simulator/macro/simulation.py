@@ -8,7 +8,6 @@ they have drained.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 
 from configs.router import RouterCoreConfig
 from engine.scheduler import Outgoing
@@ -36,6 +35,7 @@ from simulator.prompts import Prompts
 from simulator.simulation import SimulationError
 from wire.instance_status import InstanceStatus
 from wire.messages import Finished, Generated, Submit
+from wire.prefix_keys import chained_keys
 
 KEY_TOKENS = 128
 """Tokens for which a prompt has one prefix key."""
@@ -100,7 +100,9 @@ class _MacroSimulation:
         self._remaining = {i: arrival.output_len for i, arrival in enumerate(arrivals)}
         self._num_open = len(arrivals)
         self._instances: dict[str, SimulatedInstance] = {}
-        self._num_started = 0
+        self._num_started = self._num_booting = 0
+        # As for actuators: those being started count, of which the core knows nothing.
+        self._max_instances = config.scaling.max_instances
         sequences = [SequenceTimes(a.at_s, a.num_prompt_tokens, a.output_len) for a in arrivals]
         self.result = MacroRun(sequences)
 
@@ -143,7 +145,7 @@ class _MacroSimulation:
             len(tokens),
             arrival.predicted_len,
             "offline" if arrival.offline else "online",
-            _prefix_keys(self._made[number]),
+            chained_keys(self._made[number], 4 * KEY_TOKENS),
             KEY_TOKENS,
         )
 
@@ -155,17 +157,19 @@ class _MacroSimulation:
                 case Refuse():
                     self.result.num_refused += 1
                     self._end(decision.request_id, now)
-                case Grow():
-                    spec = self._specs[0]
-                    self._queue.push(
-                        now + self._boot_s, self, lambda at, spec=spec: self._start(spec, at)
-                    )
+                case Grow() if len(self._instances) + self._num_booting < self._max_instances:
+                    self._num_booting += 1
+                    self._queue.push(now + self._boot_s, self, self._boot)
                     self._count(now, 1)
                 case Shrink():
                     self._handle(Leaving(decision.names[0]), now)
                 case Removed():
                     self._instances.pop(decision.name).is_stopped = True
                     self._count(now, -1)
+
+    def _boot(self, now: float) -> None:
+        self._num_booting -= 1
+        self._start(self._specs[0], now)
 
     def _start(self, spec: InstanceSpec, now: float) -> None:
         name = f"instance {self._num_started}"
@@ -227,11 +231,3 @@ class _MacroSimulation:
             counters = instance.pipeline.scheduler.counters
             self.result.hits += counters.prefix_hits
             self.result.queries += counters.prefix_queries
-
-
-def _prefix_keys(tokens: bytes) -> tuple[int, ...]:
-    keys, key, size = [], b"", 4 * KEY_TOKENS
-    for begin in range(0, len(tokens) - size + 1, size):
-        key = blake2b(key + tokens[begin : begin + size], digest_size=8).digest()
-        keys.append(int.from_bytes(key, "little", signed=True))
-    return tuple(keys)

@@ -98,7 +98,7 @@ class Metrics:
         ProcessCollector(registry=registry)
 
     def add_instance(self, instance: str) -> None:
-        """Show an instance that is not up yet; rates miss the first event of a series that is new."""
+        """Show an instance as not up; rates miss the first event of a series that is new."""
         for gauge in (self.is_up, self.open_requests):
             gauge.labels(instance).set(0)
         for counter in (self.losses, self.retries):

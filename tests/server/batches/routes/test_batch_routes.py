@@ -153,8 +153,9 @@ def test_requests_of_batches_have_their_own_metric(client: openai.OpenAI, daemon
 
 def test_open_batches_are_counted(tmp_path: Path) -> None:
     def num_open() -> float:
-        (line,) = re.findall(r"^tdpipe_open_batches{.*} (\S+)$", daemon.get("/metrics").text, re.M)
-        return float(line)
+        page = daemon.get("/metrics").text
+        (value,) = re.findall(r"^tdpipe_open_batches{.*} (\S+)$", page, re.MULTILINE)
+        return float(value)
 
     with serving(tmp_path) as daemon, official(daemon) as client:
         assert num_open() == 0

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve chat test test-all lint types contracts tests format paper families sweep online-sweep macro macro-scale macro-day virtual-stages real-virtual-stages real-policies real-router router-cost shapes \
-	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
+	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table dashboards kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
 	conversations \
 	batch-kill \
 	batch-memory faults nodes soak abuse odd-tokens overload batch-order demo-predictor demo-model clean
@@ -49,6 +49,9 @@ tests: $(VENV)/dev
 
 test-all: $(VENV)/dev  ## the long tests as well (about 50 minutes)
 	$(PYTEST) -m '' $(ARGS)
+
+dashboards: $(VENV)/dev  ## write deploy/grafana/dashboards from their descriptions
+	$(BIN)/python -m deploy.grafana.source
 
 format: $(VENV)/dev  ## format the code with ruff
 	$(BIN)/ruff check --fix .
@@ -145,6 +148,11 @@ vllm-tests: $(VENV)/dev  ## vLLM's own HTTP tests, from its source archive, agai
 
 conversations: $(VENV)/dev  ## 20 conversations in fp32 beside transformers' own (ARGS=MODEL, e.g. SmolLM2; long: 15 daemons)
 	$(BIN)/python -m benchmarks.conversations $(ARGS)
+
+# Grafana's types, for the version of Grafana in deploy/compose.yaml, and the compiler that checks them.
+.venv-deploy/node/ready:
+	npm install --silent --no-audit --no-fund --prefix .venv-deploy/node @grafana/schema@12.1.1 typescript@5.9.3
+	touch $@
 
 .venv-peers/ready:
 	$(PYTHON) -m venv .venv-peers/vllm

@@ -90,7 +90,7 @@ class Fleets:
     def add(self, link: InstanceLink) -> None:
         """Take an instance in; it gets requests after its first status."""
         self.links[link.name] = link
-        self._metrics.is_up.labels(link.name).set(0)
+        self._metrics.add_instance(link.name)
 
     def report(self, name: str, status: InstanceStatus) -> None:
         """Take the status of an instance."""

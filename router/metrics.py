@@ -89,10 +89,20 @@ class Metrics:
         )
         for outcome in ("success", "error", "retry"):
             self.batch_requests.labels(outcome)
+        self.open_batches = Gauge(
+            "tdpipe_router_open_batches", "Batches that have not ended", registry=registry
+        )
         self.kept_bytes = Gauge(
             "tdpipe_router_kept_bytes", "Events kept of open streams", registry=registry
         )
         ProcessCollector(registry=registry)
+
+    def add_instance(self, instance: str) -> None:
+        """Show an instance as not up; rates miss the first event of a series that is new."""
+        for gauge in (self.is_up, self.open_requests):
+            gauge.labels(instance).set(0)
+        for counter in (self.losses, self.retries):
+            counter.labels(instance)
 
     def count_early(self, status: int) -> None:
         """Count a request that ended with this status before it was read."""

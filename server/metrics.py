@@ -79,6 +79,9 @@ class Metrics:
         )
         for outcome in BATCH_OUTCOMES:
             self.batch_requests.labels(outcome)
+        self.open_batches = Gauge(
+            "tdpipe_open_batches", "Batches that have not ended", registry=self._registry
+        )
         self._add_lengths()
         self._add_predictions()
 

@@ -35,7 +35,7 @@ def build_batches(
     async def models() -> frozenset[str]:
         return names
 
-    return BatchService(
+    service = BatchService(
         config.model.name,
         [endpoint.path for endpoint in endpoints],
         Store(config.runtime.data_dir / "batches" / folder_name(config.model.name)),
@@ -46,3 +46,5 @@ def build_batches(
             max_requests=config.batches.max_batch_requests,
         ),
     )
+    metrics.open_batches.set_function(lambda: service.num_open)
+    return service

@@ -46,6 +46,11 @@ class BatchService:
             raise unavailable(message, "batches_unavailable")
         return self._runner
 
+    @property
+    def num_open(self) -> int:
+        """How many batches run in this process and have not ended."""
+        return 0 if self._runner is None else self._runner.num_open
+
     async def run(self) -> None:
         """Run batches until cancelled, while no other process runs those of this folder."""
         while True:

@@ -27,10 +27,10 @@ import uvloop
 from tqdm import tqdm
 
 from benchmarks.daemon_run import log_of, routing, serving
-from benchmarks.load.exchange import Address
-from benchmarks.load.measurement import LoadError, LoadTarget, measure
-from benchmarks.load.open_loop import Bounds
-from benchmarks.machine import describe_machine
+from bench.exchange import Address
+from bench.measurement import LoadError, LoadTarget, measure
+from bench.load_run import Bounds
+from bench.machine import describe_machine
 from configs.model import DEMO_MODEL
 from simulator.argument_types import positive, positive_int
 from simulator.workloads.make_workload import make_workload, with_arrivals

@@ -19,10 +19,10 @@ from typing import Any
 import uvloop
 
 from benchmarks.daemon_run import log_of, serving
-from benchmarks.load.exchange import Address
-from benchmarks.load.measurement import LoadTarget, measure
-from benchmarks.load.open_loop import Bounds
-from benchmarks.machine import describe_machine
+from bench.exchange import Address
+from bench.measurement import LoadTarget, measure
+from bench.load_run import Bounds
+from bench.machine import describe_machine
 from benchmarks.stress.attack import Attack
 from benchmarks.stress.malformed import malformed
 from benchmarks.stress.memory import Memory, process_of

@@ -26,10 +26,10 @@ import uvloop
 
 from benchmarks import daemon_run
 from benchmarks.costs import stream_cost
-from benchmarks.load.exchange import Address
-from benchmarks.load.measurement import LoadTarget, measure
-from benchmarks.load.open_loop import Bounds
-from benchmarks.machine import describe_machine
+from bench.exchange import Address
+from bench.measurement import LoadTarget, measure
+from bench.load_run import Bounds
+from bench.machine import describe_machine
 from benchmarks.stress.memory import MB, process_of
 from configs.model import DEMO_MODEL
 from simulator.argument_types import positive

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 
-from benchmarks.load.record import Record
+from bench.record import Record
 
 # Sends the request of this index and fills its record; raises OSError when that fails.
 Ask = Callable[[int, Record], Awaitable[None]]
@@ -24,7 +24,7 @@ class Bounds:
     max_concurrency: int | None = None
 
 
-class OpenLoop:
+class LoadRun:
     """One run; times in its records are seconds since `run` began."""
 
     def __init__(

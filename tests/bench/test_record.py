@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.load.record import Record
-from tests.benchmarks.world import DONE, piece, usage, whole_answer
+from bench.record import Record
+from tests.bench.world import DONE, piece, usage, whole_answer
 
 
 def answered(*events: tuple[float, bytes], ended_s: float = 9.0) -> Record:

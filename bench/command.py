@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 import uvloop
 
-from benchmarks.load.exchange import Address
-from benchmarks.load.measurement import LoadError, LoadTarget, measure
-from benchmarks.load.open_loop import Bounds
-from benchmarks.load.report import table
+from bench.exchange import Address
+from bench.measurement import LoadError, LoadTarget, measure
+from bench.load_run import Bounds
+from bench.report import table
 from configs.output_files import has_mark
 from simulator.argument_types import positive, positive_int
 from simulator.workloads.make_workload import (

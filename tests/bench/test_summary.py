@@ -2,10 +2,10 @@
 
 import pytest
 
-from benchmarks.load.record import Record
-from benchmarks.load.summary import summarise
+from bench.record import Record
+from bench.summary import summarise
 from simulator.workloads.request import Request
-from tests.benchmarks.world import DONE, piece, usage
+from tests.bench.world import DONE, piece, usage
 
 
 def record(sent_s: float, *piece_s: float, texts: str = "abcdefgh") -> Record:

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from benchmarks.load.open_loop import Bounds, OpenLoop
-from benchmarks.load.record import Record
-from tests.benchmarks.world import run_in_virtual_time, whole_answer
+from bench.load_run import Bounds, LoadRun
+from bench.record import Record
+from tests.bench.world import run_in_virtual_time, whole_answer
 
 
 def run(
@@ -17,10 +17,10 @@ def run(
     timeout_s: float = 1000.0,
     max_concurrency: int | None = None,
     interrupt_at: float | None = None,
-) -> tuple[OpenLoop, str]:
+) -> tuple[LoadRun, str]:
     """A run against a server that takes `seconds[i]` for request i."""
 
-    async def main() -> tuple[OpenLoop, str]:
+    async def main() -> tuple[LoadRun, str]:
         async def ask(index: int, record: Record) -> None:
             await asyncio.sleep(seconds[index])
             if index == 13:
@@ -30,7 +30,7 @@ def run(
 
         virtual = asyncio.get_running_loop()
         bounds = Bounds(request_timeout_s, timeout_s, max_concurrency)
-        loop = OpenLoop(arrivals, ask, bounds, clock=virtual.time)
+        loop = LoadRun(arrivals, ask, bounds, clock=virtual.time)
         if interrupt_at is not None:
             virtual.call_later(interrupt_at, loop.interrupt)
         return loop, await loop.run()
@@ -90,7 +90,7 @@ def test_a_bug_in_the_client_is_not_taken_for_an_error_of_the_daemon() -> None:
         async def ask(index: int, _: Record) -> None:
             raise ZeroDivisionError(index)
 
-        return await OpenLoop([0.0], ask, Bounds(1.0, 1.0)).run()
+        return await LoadRun([0.0], ask, Bounds(1.0, 1.0)).run()
 
     with pytest.raises(ExceptionGroup) as raised:
         run_in_virtual_time(main())
@@ -100,12 +100,12 @@ def test_a_bug_in_the_client_is_not_taken_for_an_error_of_the_daemon() -> None:
 def test_every_end_is_reported_once() -> None:
     ended: list[Record] = []
 
-    async def main() -> OpenLoop:
+    async def main() -> LoadRun:
         async def ask(index: int, record: Record) -> None:
             await asyncio.sleep(3.0 - index)
             record.end(200, loop.now())
 
-        loop = OpenLoop([0.0] * 3, ask, Bounds(1.5, 100.0), ended.append)
+        loop = LoadRun([0.0] * 3, ask, Bounds(1.5, 100.0), ended.append)
         await loop.run()
         return loop
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.load.record import Record
+from bench.record import Record
 from simulator.spread import spread
 from simulator.workloads.request import Request
 

@@ -12,13 +12,13 @@ from typing import Any
 import msgspec
 from tqdm import tqdm
 
-from benchmarks.load.daemon_figures import growth, read_figures, read_settled_figures
-from benchmarks.load.exchange import Address, exchange, fetch
-from benchmarks.load.open_loop import Bounds, OpenLoop
-from benchmarks.load.record import Record
-from benchmarks.load.report import describe_request
-from benchmarks.load.summary import summarise
-from benchmarks.machine import describe_machine, describe_versions
+from bench.daemon_figures import growth, read_figures, read_settled_figures
+from bench.exchange import Address, exchange, fetch
+from bench.load_run import Bounds, LoadRun
+from bench.record import Record
+from bench.report import describe_request
+from bench.summary import summarise
+from bench.machine import describe_machine, describe_versions
 from daemon.gc_tuning import GcTuning
 from simulator.workloads.request import Request
 
@@ -68,7 +68,7 @@ async def measure(
 
 async def _send_all(
     requests: Sequence[Request], calls: Sequence[bytes], address: Address, bounds: Bounds
-) -> tuple[OpenLoop, str]:
+) -> tuple[LoadRun, str]:
     with tqdm(total=len(requests), unit="req", disable=None) as bar:
         num_tokens = 0
 
@@ -85,14 +85,14 @@ async def _send_all(
             bar.set_postfix_str(f"{num_tokens / loop.now():.0f} tokens/s", refresh=False)
             bar.update()
 
-        loop = OpenLoop([request.arrival_s or 0.0 for request in requests], ask, bounds, advance)
+        loop = LoadRun([request.arrival_s or 0.0 for request in requests], ask, bounds, advance)
         with _interrupting(loop):
             ending = await loop.run()
     return loop, ending
 
 
 @contextmanager
-def _interrupting(loop: OpenLoop) -> Iterator[None]:
+def _interrupting(loop: LoadRun) -> Iterator[None]:
     """Ctrl-C ends the run, and the answers so far are still reported."""
     events = asyncio.get_running_loop()
     events.add_signal_handler(signal.SIGINT, loop.interrupt)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.load.record import Record
+from bench.record import Record
 
 LATENCIES = {
     "ttft_s": "TTFT  to first token",

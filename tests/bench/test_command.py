@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.load import __main__ as load
+from bench import command as load
 from simulator.workloads.make_workload import make_workload
-from tests.benchmarks.world import Answer, Script, piece, serving, whole_answer
+from tests.bench.world import Answer, Script, piece, serving, whole_answer
 
 
 def good(_: dict[str, Any]) -> Answer:

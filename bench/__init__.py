@@ -1,1 +1,1 @@
-"""The load client: an open loop of requests against a running daemon."""
+"""`tdpipe bench`: measures any OpenAI-compatible server under load."""

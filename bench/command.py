@@ -1,111 +1,151 @@
-"""The load client: `python -m benchmarks.load --workload sharegpt:200 --request-rate 8`.
+"""`tdpipe bench [URL]`: measures any OpenAI-compatible server under load.
 
-Streams completions in an open loop and reports latencies, throughput and the daemon's own figures.
+Flags have the names of `vllm bench serve` where it has them.
 """
 
 import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import uvloop
 
+from bench.call import Call
 from bench.exchange import Address
-from bench.measurement import LoadError, LoadTarget, measure
 from bench.load_run import Bounds
+from bench.measurement import Figures, measure, send_all
+from bench.options import MISUSED, make_parser
+from bench.plot import PLOT_MARK, draw
 from bench.report import table
-from configs.output_files import has_mark
-from simulator.argument_types import positive, positive_int
-from simulator.workloads.make_workload import (
-    KINDS,
-    add_workload_options,
-    workload_of,
+from bench.server import LoadError, LoadTarget, ProbedServer, describe_server, probe
+from bench.workload import (
+    calls_of_dataset,
+    calls_of_workload,
+    make_requests,
+    probe_fields,
+    with_arrivals,
 )
-from simulator.workloads.request import WorkloadError
+from configs.output_files import check_outputs
+from simulator.workloads.request import Request, WorkloadError
 
-# The begin of a report, see `configs.output_files`.
-_REPORT_MARK = '{"settings":{'
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+REPORT_MARK = '{"settings":{'
+"""The begin of every report, see `configs.output_files`."""
+FAILED, INTERRUPTED = 1, 130
+# The seeds of warm-up requests: none of them is the prompt of a measured one.
+_WARM_UP_SEED = -1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one load; the exit code: 0, 1 if a request failed, 2 for misuse, 130 after Ctrl-C."""
-    options = _parser().parse_args(argv)
+    options = make_parser().parse_args(argv)
     try:
-        report = _run(options)
-    except (WorkloadError, LoadError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _check_outputs(options)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            report = runner.run(_run(options))
+        _write(report, options)
+    except (WorkloadError, LoadError, OSError) as error:
+        print(f"tdpipe: error: {error}", file=sys.stderr)
         return MISUSED
     except KeyboardInterrupt:
         return INTERRUPTED
-    print(_title(options, report["server"]["model"]))
-    print(table(report))
-    if options.json is not None:
-        options.json.write_bytes(msgspec.json.encode(report) + b"\n")
     if report["ending"] == "interrupted":
         return INTERRUPTED
     return FAILED if report["summary"]["num_failed"] else 0
 
 
-def _run(options: argparse.Namespace) -> dict[str, Any]:
-    requests = workload_of(options)
-    target = LoadTarget(options.url, options.model, options.temperature)
+async def _run(options: argparse.Namespace) -> dict[str, Any]:
+    requests: list[Request] = []
+    calls: list[Call] = []
+    if options.dataset_path is None:
+        requests = make_requests(options, options.seed)
+    else:
+        calls = calls_of_dataset(options)
+    target = LoadTarget(options.address, options.model)
+    server = await describe_server(target, options.ready_check_timeout_sec)
+    endpoint = calls[0].endpoint if calls else options.endpoint
+    counts_words = any(not isinstance(request.prompt, str) for request in requests)
+    probed = await probe(
+        target,
+        server["model"],
+        endpoint,
+        probe_fields(options),
+        counts_words=counts_words and options.prompts == "text",
+    )
+    target = replace(target, include_usage=probed.include_usage)
+    if requests:
+        calls, num_shortened = calls_of_workload(
+            requests, options, probed.filler, server["max_model_len"]
+        )
+        _note_prompts(options, probed, num_shortened, server["max_model_len"])
+    calls = with_arrivals(calls, options.request_rate, options.burstiness, options.seed)
     bounds = Bounds(options.request_timeout, options.timeout, options.max_concurrency)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        report = runner.run(measure(requests, target, bounds))
-    settings = {name: _plain(value) for name, value in vars(options).items() if name != "json"}
-    return {"settings": settings} | report
+    if options.num_warmups:
+        warm_up = _warm_up_calls(options, calls, probed, server["max_model_len"])
+        await send_all(warm_up, target, server["model"], bounds)
+    figures = Figures(options.metric_percentiles, dict(options.goodput or ()))
+    report = await measure(calls, target, bounds, figures)
+    return {"settings": _settings(options)} | report
+
+
+def _warm_up_calls(
+    options: argparse.Namespace, calls: Sequence[Call], probed: ProbedServer, max_len: int | None
+) -> list[Call]:
+    """Calls that are not measured; prompts of their own, except for those of a dataset."""
+    if options.dataset_path is None:
+        requests = make_requests(options, _WARM_UP_SEED - abs(options.seed))
+        calls, _ = calls_of_workload(requests, options, probed.filler, max_len)
+    chosen = islice(cycle(calls), options.num_warmups)
+    return [replace(call, arrival_s=None, answer=None) for call in chosen]
+
+
+def _note_prompts(
+    options: argparse.Namespace, probed: ProbedServer, num_shortened: int, max_len: int | None
+) -> None:
+    if options.prompts == "text" and probed.filler.tokens_per_word != 1.0:
+        print(f"prompts are words of {probed.filler.tokens_per_word:.2f} tokens on average")
+    if num_shortened:
+        print(f"{num_shortened} requests were shortened to the model's {max_len} tokens")
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Refused before the run if they could not be written after it. Raises `OSError`."""
+    marks = {options.output: REPORT_MARK, options.plot: PLOT_MARK}
+    outputs: dict[Path, str] = {path: mark for path, mark in marks.items() if path is not None}
+    check_outputs(outputs, overwrite=options.overwrite)
+
+
+def _write(report: dict[str, Any], options: argparse.Namespace) -> None:
+    title = _title(options, report["server"]["model"])
+    print(title)
+    print(table(report, options.max_concurrency))
+    if options.output is not None:
+        options.output.write_bytes(msgspec.json.encode(report) + b"\n")
+    if options.plot is not None:
+        draw(report, options.plot, title)
 
 
 def _title(options: argparse.Namespace, model: str) -> str:
+    what = options.dataset_path or options.workload or "sharegpt"
     scale = f" x {options.scale:g}" if options.scale != 1 else ""
     rate = f", {options.request_rate:g} requests/s" if options.request_rate else ""
-    return f"{model} at {options.url}: {options.workload}{scale}{rate}, seed {options.seed}"
+    limit = f", at most {options.max_concurrency} open" if options.max_concurrency else ""
+    return f"{model} at {options.address}: {what}{scale}{rate}{limit}, seed {options.seed}"
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings for the report, without keys."""
+    secret = ("api_key", "header", "output", "plot", "overwrite")
+    return {name: _plain(value) for name, value in vars(options).items() if name not in secret}
 
 
 def _plain(value: object) -> object:
     """A value that JSON can hold: infinity is not a number there."""
-    return str(value) if isinstance(value, Address) or value == float("inf") else value
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.load",
-        description="Load a running daemon with streamed completions and measure it.",
-        epilog=KINDS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    default_url = "http://127.0.0.1:8000"
-    add("--url", type=_address, default=default_url, help=f"the daemon [{default_url}]")
-    add("--model", help="its name in the API [the first that is served]")
-    add_workload_options(parser)
-    add("--temperature", type=float, default=0.0, help="of the sampling [0, greedy]")
-    add("--max-concurrency", type=positive_int, help="requests open at one time [no limit]")
-    add("--request-timeout", type=positive, default=300.0, help="seconds for one request [300]")
-    add("--timeout", type=positive, default=3600.0, help="seconds for the whole run [3600]")
-    add("--json", type=_new_file, help="write everything to this file, as one JSON object")
-    return parser
-
-
-def _address(url: str) -> Address:
-    try:
-        return Address.of(url)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _new_file(text: str) -> Path:
-    """Refused before the run if it could not be written after it."""
-    path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is not in a folder that exists")
-    if path.exists() and not has_mark(path, _REPORT_MARK):
-        raise argparse.ArgumentTypeError(f"{text} exists and is no report of this command")
-    return path
+    return str(value) if isinstance(value, Address | Path) or value == float("inf") else value
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The report of a run: one object for `--json`, and a table to read."""
+"""The report of a run: one object for `--output`, and a table to read."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +11,11 @@ LATENCIES = {
     "itl_s": "ITL   between pieces",
     "e2e_s": "E2E   whole request",
 }
-# A later start than this (p99) means that the client, not the daemon, was the limit.
+# A later start than this (p99) means that the client, not the server, was the limit.
 NOTABLE_LATENESS_S = 0.05
+# Above this share of a core, the client's own work may be part of the latencies.
+NOTABLE_CPU_SHARE = 0.7
 _SHOWN_ERRORS = 5
-_COLUMNS = ("mean", "p50", "p90", "p99")
 
 
 def describe_request(record: Record) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def describe_request(record: Record) -> dict[str, Any]:
         "num_output_tokens": record.num_output_tokens,
         "finish_reason": record.finish_reason,
         "error": record.error,
+        "error_kind": record.error_kind,
         "ttft_s": _rounded(record.ttft_s),
         "tpot_s": _rounded(record.tpot_s),
         "e2e_s": _rounded(record.e2e_s),
@@ -33,39 +35,77 @@ def describe_request(record: Record) -> dict[str, Any]:
     }
 
 
-def table(report: dict[str, Any]) -> str:
+def table(report: dict[str, Any], max_concurrency: int | None = None) -> str:
     """The report as text."""
+    summary = report["summary"]
     return "\n".join(
-        [*_counts(report), "", *_latencies(report["summary"]), *_daemon(report["daemon"])]
+        [
+            *_counts(summary, report["ending"]),
+            *_throughput(summary),
+            *_goodput(summary["goodput"]),
+            *_client(report, is_open_loop=max_concurrency is None),
+            "",
+            *_latencies(summary),
+            *_daemon(report["daemon"]),
+        ]
     )
 
 
-def _counts(report: dict[str, Any]) -> Iterator[str]:
-    summary = report["summary"]
-    ending = "" if report["ending"] == "finished" else f" ({report['ending']})"
-    yield _row("requests", f"{summary['num_ok']} ok, {summary['num_failed']} failed{ending}")
+def _counts(summary: dict[str, Any], ending: str) -> Iterator[str]:
+    note = "" if ending == "finished" else f" ({ending})"
+    yield _row("requests", f"{summary['num_ok']} ok, {summary['num_failed']} failed{note}")
+    kinds = summary["error_kinds"]
+    if len(kinds) > 1:
+        yield _row("", ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
     for error, count in list(summary["errors"].items())[:_SHOWN_ERRORS]:
         yield _row("", f"{count} x {error}")
     answers = summary["answers"]
     if answers is not None:
         yield _row("answers", f"{answers['num_right']} of {answers['num_known']} exactly right")
+
+
+def _throughput(summary: dict[str, Any]) -> Iterator[str]:
     yield _row("duration", f"{summary['duration_s']:.2f} s")
-    tokens = f"{summary['num_prompt_tokens']:,} prompt, {summary['num_output_tokens']:,} output"
-    yield _row("tokens", f"{tokens} in {summary['num_pieces']:,} pieces")
+    num_output, num_pieces = summary["num_output_tokens"], summary["num_pieces"]
+    if summary["tokens_counted_by"] == "usage":
+        tokens = f"{summary['num_prompt_tokens']:,} prompt, {num_output:,} output"
+        yield _row("tokens", f"{tokens} in {num_pieces:,} pieces")
+    else:
+        yield _row("tokens", f"{num_output:,} output, counted by pieces: no usage in the streams")
     yield _row("throughput", f"{summary['requests_per_s']:.2f} requests/s")
     yield _row("", f"{summary['output_tokens_per_s']:,.1f} output tokens/s")
-    yield _row("", f"{summary['total_tokens_per_s']:,.1f} tokens/s in all")
-    yield _row("client's CPU", f"{report['client_cpu_s']:.2f} s")
-    lateness = summary["sent_late_s"]
-    if lateness and lateness["p99"] > NOTABLE_LATENESS_S:
-        yield _row("sent late by", f"{lateness['mean']:.2f} s (p99 {lateness['p99']:.2f} s)")
+    if summary["tokens_counted_by"] == "usage":
+        yield _row("", f"{summary['total_tokens_per_s']:,.1f} tokens/s in all")
+
+
+def _goodput(goodput: dict[str, Any] | None) -> Iterator[str]:
+    if goodput is None:
+        return
+    rate, ratio = goodput["requests_per_s"], goodput["ratio"]
+    yield _row("goodput", f"{rate:.2f} requests/s; {ratio:.1%} of all requests met the targets")
+    for name, limit_s in goodput["targets"].items():
+        met = goodput["ratio_by_target"][name]
+        yield _row("", f"{met:.1%} {name.removesuffix('_s').upper()} <= {1000 * limit_s:g} ms")
+
+
+def _client(report: dict[str, Any], *, is_open_loop: bool) -> Iterator[str]:
+    cpu_s, duration_s = report["client_cpu_s"], report["summary"]["duration_s"]
+    share = cpu_s / duration_s
+    busy = f" ({share:.0%} of a core: it may be the bottleneck)"
+    yield _row("client's CPU", f"{cpu_s:.2f} s{busy if share > NOTABLE_CPU_SHARE else ''}")
+    lateness = report["summary"]["sent_late_s"]
+    # In a closed loop a request waits for a slot.
+    if is_open_loop and lateness and max(lateness.values()) > NOTABLE_LATENESS_S:
+        worst = list(lateness)[-1]
+        yield _row("sent late by", f"{lateness['mean']:.2f} s ({worst} {lateness[worst]:.2f} s)")
 
 
 def _latencies(summary: dict[str, Any]) -> Iterator[str]:
-    yield f"{'latency in ms':24}" + "".join(f"{column:>10}" for column in _COLUMNS)
+    columns = next((list(summary[key]) for key in LATENCIES if summary[key]), ["mean"])
+    yield f"{'latency in ms':24}" + "".join(f"{column:>10}" for column in columns)
     for key, name in LATENCIES.items():
         figures = summary[key]
-        cells = [f"{1000 * figures[column]:.1f}" if figures else "-" for column in _COLUMNS]
+        cells = [f"{1000 * figures[column]:.1f}" if figures else "-" for column in columns]
         yield f"{name:24}" + "".join(f"{cell:>10}" for cell in cells)
 
 

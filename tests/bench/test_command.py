@@ -1,4 +1,4 @@
-"""The load client from its command line, against a scripted server."""
+"""`tdpipe bench` from its command line, against a scripted server."""
 
 import json
 import os
@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from bench import command as load
+from bench.options import make_parser
 from simulator.workloads.make_workload import make_workload
-from tests.bench.world import Answer, Script, piece, serving, whole_answer
+from tests.bench.world import DONE, Answer, Script, chunk, piece, serving, usage, whole_answer
 
 
 def good(_: dict[str, Any]) -> Answer:
@@ -23,12 +24,12 @@ def good(_: dict[str, Any]) -> Answer:
 def run(script: Script, *arguments: str, has_metrics: bool = True) -> tuple[int, list[Any]]:
     """One load against the script; its exit code and the bodies that the server received."""
     with serving(script, has_metrics=has_metrics) as server:
-        code = load.main(["--url", server.url, *arguments])
+        code = load.main([server.url, *arguments])
         return code, server.bodies
 
 
-def test_every_request_of_the_workload_is_asked_as_it_is(tmp_path: Path) -> None:
-    code, bodies = run(good, "--workload", "fixed:5:4:3", "--json", f"{tmp_path}/out.json")
+def test_every_request_of_the_workload_is_asked_as_it_is() -> None:
+    code, bodies = run(good, "--workload", "fixed:5:4:3", "--prompts", "token-ids")
     assert code == 0
     asked = sorted((tuple(body["prompt"]), body["max_tokens"]) for body in bodies)
     assert asked == sorted((r.prompt, r.max_tokens) for r in make_workload("fixed:5:4:3"))
@@ -38,25 +39,110 @@ def test_every_request_of_the_workload_is_asked_as_it_is(tmp_path: Path) -> None
         assert (body["stream"], body["ignore_eos"], body["temperature"]) == (True, True, 0.0)
 
 
+def test_any_server_gets_words_of_the_right_length_by_its_own_count(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, bodies = run(good, "--workload", "fixed:2:24:3")
+    assert code == 0
+    assert [len(body["prompt"].split()) for body in bodies] == [10, 10]  # 2 each, 4 around
+    assert "words of 2.00 tokens" in capsys.readouterr().out
+
+
+def test_a_chat_is_measured_by_its_chunks(tmp_path: Path) -> None:
+    def script(_: dict[str, Any]) -> Answer:
+        head = chunk(role="assistant", content="")
+        return Answer([head, chunk(content="a"), chunk("stop", content="b"), usage(9, 2), DONE])
+
+    out = tmp_path / "out.json"
+    with serving(script) as server:
+        arguments = ["--workload", "fixed:2:10:2", "--endpoint", "/v1/chat/completions"]
+        assert load.main([server.url, *arguments, "--output", f"{out}"]) == 0
+        assert server.paths == ["/v1/chat/completions"] * 2
+    summary = json.loads(out.read_bytes())["summary"]
+    assert (summary["num_output_tokens"], summary["num_pieces"]) == (4, 4)
+    assert summary["tokens_counted_by"] == "usage"
+
+
+def test_a_dataset_s_lines_go_where_they_say(tmp_path: Path) -> None:
+    dataset = tmp_path / "own.jsonl"
+    body = {"model": "other", "messages": [{"role": "user", "content": "hi"}]}
+    lines = [
+        {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body},
+        {"prompt": "hello", "max_tokens": 5, "top_p": 0.5},
+    ]
+    dataset.write_text("\n".join(map(json.dumps, lines)))
+    with serving(good) as server:
+        code = load.main([server.url, "--dataset-path", f"{dataset}", "--max-concurrency", "1"])
+        assert code == 0
+        assert server.paths == ["/v1/chat/completions", "/v1/completions"]
+        chat, completion = server.bodies
+    assert (chat["model"], chat["messages"]) == ("other", body["messages"])
+    assert completion["model"] == "little"
+    assert (completion["prompt"], completion["max_tokens"], completion["top_p"]) == (
+        "hello",
+        5,
+        0.5,
+    )
+
+
+def test_a_key_and_headers_are_sent_and_in_no_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    arguments = ["--api-key", "sesame-1", "--header", "x-team=blue", "--output", f"{out}"]
+    with serving(good) as server:
+        assert load.main([server.url, "--workload", "fixed:1:4:4", *arguments]) == 0
+        assert all("authorization: Bearer sesame-1\r\n" in head for head in server.heads)
+        assert all("x-team: blue\r\n" in head for head in server.heads)
+    assert "sesame-1" not in out.read_text() + capsys.readouterr().out
+
+
+def test_the_key_is_that_of_the_daemon_s_or_of_openai_s_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TDPIPE_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "theirs")
+    assert make_parser().parse_args([]).address.headers == ("authorization: Bearer theirs",)
+    monkeypatch.setenv("TDPIPE_API_KEY", "ours,another")
+    assert make_parser().parse_args([]).address.headers == ("authorization: Bearer ours",)
+
+
+def test_warm_up_requests_are_not_measured_and_not_repeated(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    code, bodies = run(
+        good, "--workload", "fixed:3:40:3", "--num-warmups", "2", "--output", f"{out}"
+    )
+    assert (code, len(bodies)) == (0, 5)
+    assert len({body["prompt"] for body in bodies}) == 5
+    assert json.loads(out.read_bytes())["summary"]["num_requests"] == 3
+
+
+def test_goodput_is_reported_for_the_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    targets = ("--goodput", "ttft:60000", "tpot:0.000001")
+    code, _ = run(good, "--workload", "fixed:4:4:3", *targets)
+    assert code == 0
+    printed = capsys.readouterr().out
+    assert "0.0% of all requests met the targets" in printed
+    assert "100.0% TTFT <= 60000 ms" in printed
+
+
+def test_a_server_without_usage_is_counted_by_pieces(capsys: pytest.CaptureFixture[str]) -> None:
+    script = Answer([piece("a"), piece("b", "stop"), DONE])
+    code, _ = run(lambda _: script, "--workload", "fixed:2:4:3")
+    assert code == 0
+    assert "4 output, counted by pieces" in capsys.readouterr().out
+
+
 def test_natural_ends_are_asked_in_openai_s_own_fields() -> None:
     _, bodies = run(good, "--workload", "demo:2")
     fields = {"model", "prompt", "max_tokens", "temperature", "stream", "stream_options"}
     assert {frozenset(body) for body in bodies} == {frozenset(fields)}
 
 
-def test_the_json_holds_everything(tmp_path: Path) -> None:
-    out = tmp_path / "out.json"
-    run(
-        good,
-        "--workload",
-        "fixed:5:4:3",
-        "--request-rate",
-        "inf",
-        "--seed",
-        "7",
-        "--json",
-        f"{out}",
-    )
+def test_the_files_hold_everything(tmp_path: Path) -> None:
+    out, picture = tmp_path / "out.json", tmp_path / "out.png"
+    load_options = ("--workload", "fixed:5:4:3", "--request-rate", "inf", "--seed", "7")
+    run(good, *load_options, "--output", f"{out}", "--plot", f"{picture}")
     report = json.loads(out.read_bytes())
     assert report["ending"] == "finished"
     assert report["settings"]["workload"] == "fixed:5:4:3"
@@ -71,6 +157,19 @@ def test_the_json_holds_everything(tmp_path: Path) -> None:
         assert request["error"] is None
         assert len(request["itl_s"]) == 2
         assert None not in (request["ttft_s"], request["tpot_s"], request["e2e_s"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    run(good, *load_options, "--output", f"{out}", "--plot", f"{picture}")
+    assert json.loads(out.read_bytes())["started_at"] >= report["started_at"]
+
+
+def test_a_file_of_something_else_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    precious = tmp_path / "out.json"
+    precious.write_text("precious")
+    code, bodies = run(good, "--workload", "fixed:1:1:1", "--output", f"{precious}")
+    assert (code, bodies, precious.read_text()) == (2, [], "precious")
+    assert "another command wrote it" in capsys.readouterr().err
 
 
 def test_the_table_has_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +227,7 @@ def test_ctrl_c_ends_the_run_with_what_is_there(
     script = _interrupting_at(3)
     out = tmp_path / "out.json"
     workload = ("--workload", "fixed:5:1:1", "--max-concurrency", "1")
-    code, bodies = run(script, *workload, "--json", f"{out}")
+    code, bodies = run(script, *workload, "--output", f"{out}")
     assert (code, len(bodies)) == (130, 3)
     assert "2 ok, 3 failed (interrupted)" in capsys.readouterr().out
     assert json.loads(out.read_bytes())["ending"] == "interrupted"
@@ -158,16 +257,24 @@ def _interrupting_at(number: int) -> Callable[[dict[str, Any]], Answer]:
         (["--workload", "fixed:1:1:1", "--request-rate", "x"], "--request-rate"),
         (["--workload", "fixed:1:1:1", "--scale", "inf"], "not finite"),
         (["--workload", "fixed:1:1:1", "--max-concurrency", "0"], "whole number"),
-        (["--workload", "fixed:1:1:1", "--json", "/no/such/out.json"], "folder that exists"),
-        (["--workload", "fixed:1:1:1", "--url", "nowhere"], "not like http"),
-        ([], "--workload"),
+        (["--workload", "fixed:1:1:1", "--output", "/no/such/out.json"], "/no/such/out.json"),
+        (["--workload", "fixed:1:1:1", "--plot", "out.txt"], "must end in one of .png"),
+        (["--workload", "fixed:1:1:1", "--base-url", "nowhere"], "not like http"),
+        (["--workload", "fixed:1:1:1", "--dataset-path", "x"], "either --workload or"),
+        (["--dataset-path", "/no/such/file"], "cannot read"),
+        (["--goodput", "ttft=5"], "not like ttft:500"),
+        (["--extra-body", "[]"], "not a JSON object"),
+        (["--metric-percentiles", "50,101"], "from 0 to 100"),
+        (["--api-key", "a\nb"], "printable ASCII"),
+        (["--header", "x"], "not like NAME=VALUE"),
+        (["--prompts", "token-ids", "--endpoint", "/v1/chat/completions"], "token-ids needs"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line_before_anything_is_asked(
     arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serving(good) as server:
-        code = _code_of(["--url", server.url, *arguments])
+        code = _code_of([server.url, *arguments])
         assert (code, server.bodies) == (2, [])
     *_, line = capsys.readouterr().err.splitlines()
     assert "error: " in line
@@ -185,7 +292,7 @@ def test_a_missing_daemon_is_reported_in_one_line(capsys: pytest.CaptureFixture[
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        assert load.main(["--url", url, "--workload", "demo:1"]) == 2
+        assert load.main([url, "--workload", "demo:1"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: no daemon at {url}: ")
+    assert error.startswith(f"tdpipe: error: no server at {url}: ")
     assert error.count("\n") == 1

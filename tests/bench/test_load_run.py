@@ -1,11 +1,11 @@
-"""The open loop, in virtual time: requests start when they arrive, and everything is bounded."""
+"""A run of requests, in virtual time: they start when they arrive, and all is bounded."""
 
 import asyncio
 
 import pytest
 
 from bench.load_run import Bounds, LoadRun
-from bench.record import Record
+from bench.record import CONNECTION, NOT_SENT, RUN_ENDED, TIMEOUT, Record
 from tests.bench.world import run_in_virtual_time, whole_answer
 
 
@@ -56,6 +56,7 @@ def test_a_request_that_takes_too_long_is_an_error_and_the_others_are_not() -> N
     loop, ending = run([0.0, 0.0], [60.0, 1.0], request_timeout_s=5.0)
     assert ending == "finished"
     assert [r.error for r in loop.records] == ["no whole answer within 5 s", None]
+    assert loop.records[0].error_kind == TIMEOUT
     assert loop.duration_s == pytest.approx(5.0)
 
 
@@ -69,6 +70,7 @@ def test_the_whole_run_ends_in_time_and_says_of_each_request_what_became_of_it()
     assert ending == "timed out"
     assert loop.duration_s == pytest.approx(10.0)
     assert [r.error for r in loop.records] == [None, "open when the run timed out", "not sent"]
+    assert [r.error_kind for r in loop.records] == [None, RUN_ENDED, NOT_SENT]
 
 
 def test_an_interrupted_run_keeps_what_has_arrived() -> None:
@@ -83,6 +85,20 @@ def test_a_broken_connection_is_only_the_error_of_its_own_request() -> None:
     loop, ending = run([0.0] * 15, [1.0] * 15)
     assert ending == "finished"
     assert [r.error for r in loop.records] == [None] * 13 + ["bad luck", None]
+    assert loop.records[13].error_kind == CONNECTION
+
+
+def test_a_connection_that_times_out_is_not_the_limit_of_the_request() -> None:
+    async def main() -> Record:
+        async def ask(_: int, __: Record) -> None:
+            raise TimeoutError("no route")
+
+        run = LoadRun([0.0], ask, Bounds(1.0, 1.0))
+        await run.run()
+        return run.records[0]
+
+    record = run_in_virtual_time(main())
+    assert (record.error_kind, record.error) == (CONNECTION, "no route")
 
 
 def test_a_bug_in_the_client_is_not_taken_for_an_error_of_the_daemon() -> None:

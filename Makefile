@@ -117,10 +117,11 @@ api-table: $(VENV)/dev  ## write the tables of fields in docs/api.md
 	$(BIN)/python -m server.api_table.field_table
 
 metrics-table: $(VENV)/dev  ## write the tables of metrics in docs/metrics.md and docs/router.md
-	$(BIN)/python -m benchmarks.reference.metrics_table
+	$(BIN)/python -m server.api_table.metrics_table
+	$(BIN)/python -m router.metrics_table
 
 settings-table: $(VENV)/dev  ## write the tables of settings in docs/settings.md
-	$(BIN)/python -m benchmarks.reference.settings_table
+	$(BIN)/python -m configs.settings_table
 
 kernels: $(VENV)/dev  ## the CPU kernels beside torch and beside reading the same bytes (about a minute)
 	$(BIN)/python -m benchmarks.costs.kernels $(ARGS)

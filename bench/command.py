@@ -8,6 +8,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ import uvloop
 
 from bench.call import Call
 from bench.exchange import Address
+from bench.filler_text import FillerText
 from bench.load_run import Bounds
 from bench.measurement import Figures, measure, send_all
 from bench.options import MISUSED, make_parser
 from bench.plot import PLOT_MARK, draw
 from bench.report import table
-from bench.server import LoadError, LoadTarget, ProbedServer, describe_server, probe
+from bench.server import LoadError, LoadTarget, describe_server, probe
 from bench.workload import (
+    DEFAULT_WORKLOAD,
     calls_of_dataset,
     calls_of_workload,
     make_requests,
@@ -31,7 +34,7 @@ from bench.workload import (
     with_arrivals,
 )
 from configs.output_files import check_outputs
-from simulator.workloads.request import Request, WorkloadError
+from simulator.workloads.request import WorkloadError
 
 REPORT_MARK = '{"settings":{'
 """The begin of every report, see `configs.output_files`."""
@@ -59,57 +62,58 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _run(options: argparse.Namespace) -> dict[str, Any]:
-    requests: list[Request] = []
-    calls: list[Call] = []
-    if options.dataset_path is None:
-        requests = make_requests(options, options.seed)
-    else:
-        calls = calls_of_dataset(options)
+    is_generated = options.dataset_path is None
+    requests = make_requests(options, options.seed) if is_generated else []
+    calls = [] if is_generated else calls_of_dataset(options)
     target = LoadTarget(options.address, options.model)
     server = await describe_server(target, options.ready_check_timeout_sec)
-    endpoint = calls[0].endpoint if calls else options.endpoint
-    counts_words = any(not isinstance(request.prompt, str) for request in requests)
-    probed = await probe(
-        target,
-        server["model"],
-        endpoint,
-        probe_fields(options),
-        counts_words=counts_words and options.prompts == "text",
+    needs_words = options.prompts == "text" and any(
+        not isinstance(request.prompt, str) for request in requests
     )
+    endpoint = calls[0].endpoint if calls else options.endpoint
+    probed = await probe(
+        target, server["model"], endpoint, probe_fields(options), counts_words=needs_words
+    )
+    if needs_words:
+        print(_words(probed.filler))
     target = replace(target, include_usage=probed.include_usage)
-    if requests:
-        calls, num_shortened = calls_of_workload(
-            requests, options, probed.filler, server["max_model_len"]
-        )
-        _note_prompts(options, probed, num_shortened, server["max_model_len"])
+    fit = partial(
+        calls_of_workload,
+        options=options,
+        filler=probed.filler,
+        max_model_len=server["max_model_len"],
+    )
+    warm_up: Sequence[Call] = calls
+    if is_generated:
+        calls, num_shortened = fit(requests)
+        if num_shortened:
+            length = server["max_model_len"]
+            print(f"{num_shortened} requests were shortened to the model's {length} tokens")
+        warm_up, _ = fit(make_requests(options, _WARM_UP_SEED - abs(options.seed)))
     calls = with_arrivals(calls, options.request_rate, options.burstiness, options.seed)
     bounds = Bounds(options.request_timeout, options.timeout, options.max_concurrency)
-    if options.num_warmups:
-        warm_up = _warm_up_calls(options, calls, probed, server["max_model_len"])
-        await send_all(warm_up, target, server["model"], bounds)
+    await _warm_up(warm_up, options.num_warmups, target, server["model"], bounds)
     figures = Figures(options.metric_percentiles, dict(options.goodput or ()))
     report = await measure(calls, target, bounds, figures)
     return {"settings": _settings(options)} | report
 
 
-def _warm_up_calls(
-    options: argparse.Namespace, calls: Sequence[Call], probed: ProbedServer, max_len: int | None
-) -> list[Call]:
-    """Calls that are not measured; prompts of their own, except for those of a dataset."""
-    if options.dataset_path is None:
-        requests = make_requests(options, _WARM_UP_SEED - abs(options.seed))
-        calls, _ = calls_of_workload(requests, options, probed.filler, max_len)
-    chosen = islice(cycle(calls), options.num_warmups)
-    return [replace(call, arrival_s=None, answer=None) for call in chosen]
-
-
-def _note_prompts(
-    options: argparse.Namespace, probed: ProbedServer, num_shortened: int, max_len: int | None
+async def _warm_up(
+    calls: Sequence[Call], count: int, target: LoadTarget, model: str, bounds: Bounds
 ) -> None:
-    if options.prompts == "text" and probed.filler.tokens_per_word != 1.0:
-        print(f"prompts are words of {probed.filler.tokens_per_word:.2f} tokens on average")
-    if num_shortened:
-        print(f"{num_shortened} requests were shortened to the model's {max_len} tokens")
+    """Send `count` calls, from the first one again if there are fewer, without measuring them."""
+    if not count:
+        return
+    chosen = [replace(call, arrival_s=None, answer=None) for call in islice(cycle(calls), count)]
+    _, ending = await send_all(chosen, target, model, bounds)
+    if ending == "interrupted":
+        raise KeyboardInterrupt
+
+
+def _words(filler: FillerText) -> str:
+    if filler == FillerText():
+        return "prompts have a word for each token: the server does not count tokens"
+    return f"prompts are words of {filler.tokens_per_word:.2f} tokens on average"
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
@@ -120,7 +124,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 
 def _write(report: dict[str, Any], options: argparse.Namespace) -> None:
-    title = _title(options, report["server"]["model"])
+    title = _title(options, report)
     print(title)
     print(table(report, options.max_concurrency))
     if options.output is not None:
@@ -129,8 +133,9 @@ def _write(report: dict[str, Any], options: argparse.Namespace) -> None:
         draw(report, options.plot, title)
 
 
-def _title(options: argparse.Namespace, model: str) -> str:
-    what = options.dataset_path or options.workload or "sharegpt"
+def _title(options: argparse.Namespace, report: dict[str, Any]) -> str:
+    count, model = report["summary"]["num_requests"], report["server"]["model"]
+    what = f"{count} requests, {options.dataset_path or options.workload or DEFAULT_WORKLOAD}"
     scale = f" x {options.scale:g}" if options.scale != 1 else ""
     rate = f", {options.request_rate:g} requests/s" if options.request_rate else ""
     limit = f", at most {options.max_concurrency} open" if options.max_concurrency else ""

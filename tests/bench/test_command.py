@@ -233,6 +233,15 @@ def test_ctrl_c_ends_the_run_with_what_is_there(
     assert json.loads(out.read_bytes())["ending"] == "interrupted"
 
 
+def test_ctrl_c_during_the_warm_up_ends_the_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    limits = ("--max-concurrency", "1", "--num-warmups", "4")
+    code, bodies = run(_interrupting_at(2), "--workload", "fixed:5:1:1", *limits)
+    assert (code, len(bodies)) == (130, 2)
+    assert "TTFT" not in capsys.readouterr().out
+
+
 def _interrupting_at(number: int) -> Callable[[dict[str, Any]], Answer]:
     """Answers, but at this request it presses Ctrl-C and holds the connection meanwhile."""
     num_asked = 0

@@ -24,7 +24,7 @@ from bench.measurement import Figures, measure, send_all
 from bench.options import MISUSED, make_parser
 from bench.plot import PLOT_MARK, draw
 from bench.report import table
-from bench.server import LoadError, LoadTarget, describe_server, probe
+from bench.server import LoadError, LoadTarget, describe_server, probe, when_ready
 from bench.workload import (
     DEFAULT_WORKLOAD,
     calls_of_dataset,
@@ -66,13 +66,16 @@ async def _run(options: argparse.Namespace) -> dict[str, Any]:
     requests = make_requests(options, options.seed) if is_generated else []
     calls = [] if is_generated else calls_of_dataset(options)
     target = LoadTarget(options.address, options.model)
-    server = await describe_server(target, options.ready_check_timeout_sec)
+    patience_s = options.ready_check_timeout_sec
+    server = await when_ready(partial(describe_server, target), patience_s)
     needs_words = options.prompts == "text" and any(
         not isinstance(request.prompt, str) for request in requests
     )
     endpoint = calls[0].endpoint if calls else options.endpoint
-    probed = await probe(
-        target, server["model"], endpoint, probe_fields(options), counts_words=needs_words
+    fields = probe_fields(options)
+    probed = await when_ready(
+        partial(probe, target, server["model"], endpoint, fields, counts_words=needs_words),
+        patience_s,
     )
     if needs_words:
         print(_words(probed.filler))

@@ -71,7 +71,7 @@ def _draw_latencies(axes: "Axes", values_ms: np.ndarray, target_s: float | None)
     if target_s is not None:
         axes.axvline(1000 * target_s, color=ORANGE, label=f"target {_shown(1000 * target_s)} ms")
         axes.set_xlim(0.0, 1.05 * max(most, 1000 * target_s))
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(loc="upper right", facecolor="white", framealpha=0.9, edgecolor="none")
 
 
 def _draw_timeline(axes: "Axes", timeline: Mapping[str, Any], duration_s: float) -> None:

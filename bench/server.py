@@ -1,9 +1,9 @@
 """The server that is measured: what it serves, and what it accepts and counts."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,11 +15,19 @@ from bench.record import Record
 PROBE_TIMEOUT_S = 300.0
 _READY_PAUSE_S = 1.0
 # The statuses of servers that do not know a field.
-_UNKNOWN_FIELD = (400, 422)
+_UNKNOWN_FIELD = ("HTTP 400", "HTTP 422")
+# Those of servers, or of proxies before them, that are still starting.
+_STARTING = ("HTTP 502", "HTTP 503", "HTTP 504")
+
+Result = TypeVar("Result")
 
 
 class LoadError(Exception):
     """The server cannot be reached or used; the text is one line for the user."""
+
+
+class NotReadyError(LoadError):
+    """The server does not answer yet; it may later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +47,45 @@ class ProbedServer:
     filler: FillerText = field(default_factory=FillerText)
 
 
-async def describe_server(target: LoadTarget, ready_timeout_s: float = 0.0) -> dict[str, Any]:
-    """The model, its longest sequence and the server's version, as far as the server tells.
+async def when_ready(ask: Callable[[], Awaitable[Result]], timeout_s: float) -> Result:
+    """What `ask` returns, asked again for `timeout_s` while the server is not ready.
 
-    Waits at most `ready_timeout_s` for a server that does not list a model yet. Raises `LoadError`.
+    Raises `LoadError`.
     """
     loop = asyncio.get_running_loop()
-    gives_up_at = loop.time() + ready_timeout_s
+    gives_up_at = loop.time() + timeout_s
     while True:
         try:
-            return await _described(target)
-        except LoadError:
+            return await ask()
+        except NotReadyError:
             if loop.time() + _READY_PAUSE_S > gives_up_at:
                 raise
         await asyncio.sleep(_READY_PAUSE_S)
+
+
+async def describe_server(target: LoadTarget) -> dict[str, Any]:
+    """The model, its longest sequence and the server's version, as far as the server tells.
+
+    Raises `LoadError`.
+    """
+    status, served = await _get_json(target.address, "/v1/models")
+    if status in (401, 403):
+        raise LoadError(f"{target.address} wants another API key (HTTP {status}): see --api-key")
+    models = {model["id"]: model for model in _listed(served)}
+    if not models and target.model is None:
+        raise NotReadyError(
+            f"no OpenAI API at {target.address}: /v1/models names no model (HTTP {status}); "
+            "--model names one that is not listed"
+        )
+    name = target.model or next(iter(models))
+    if models and name not in models:
+        raise LoadError(f"no model {name!r} at {target.address}: {', '.join(models)}")
+    _, version = await _get_json(target.address, "/version")
+    return {
+        "model": name,
+        "max_model_len": models.get(name, {}).get("max_model_len"),
+        "version": version.get("version"),
+    }
 
 
 async def probe(
@@ -75,11 +108,12 @@ async def probe(
 
     once = all_words(1)
     first = await ask(once, include_usage=True)
-    include_usage = first.error_kind not in {f"HTTP {status}" for status in _UNKNOWN_FIELD}
+    include_usage = first.error_kind not in _UNKNOWN_FIELD
     if not include_usage:
         first = await ask(once, include_usage=False)
     if first.error is not None:
-        raise LoadError(f"{target.address}{endpoint} fails: {first.error}")
+        kind = NotReadyError if first.error_kind in _STARTING else LoadError
+        raise kind(f"{target.address}{endpoint} fails: {first.error}")
     if not (counts_words and first.has_usage):
         return ProbedServer(include_usage)
     second = await ask(all_words(2), include_usage=include_usage)
@@ -100,30 +134,9 @@ async def _ask(address: Address, endpoint: Endpoint, body: Mapping[str, Any]) ->
                 address, request, lambda status, data: record.feed(status, data, loop.time())
             )
     except OSError as error:
-        raise LoadError(f"no answer from {address}{endpoint}: {error or 'timeout'}") from error
+        raise NotReadyError(f"no answer from {address}{endpoint}: {error or 'timeout'}") from error
     record.end(status, loop.time())
     return record
-
-
-async def _described(target: LoadTarget) -> dict[str, Any]:
-    status, served = await _get_json(target.address, "/v1/models")
-    if status in (401, 403):
-        raise LoadError(f"{target.address} wants another API key (HTTP {status}): see --api-key")
-    models = {model["id"]: model for model in _listed(served)}
-    if not models and target.model is None:
-        raise LoadError(
-            f"no OpenAI API at {target.address}: /v1/models names no model (HTTP {status}); "
-            "--model names one that is not listed"
-        )
-    name = target.model or next(iter(models))
-    if models and name not in models:
-        raise LoadError(f"no model {name!r} at {target.address}: {', '.join(models)}")
-    _, version = await _get_json(target.address, "/version")
-    return {
-        "model": name,
-        "max_model_len": models.get(name, {}).get("max_model_len"),
-        "version": version.get("version"),
-    }
 
 
 def _listed(served: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -139,7 +152,7 @@ async def _get_json(address: Address, path: str) -> tuple[int, dict[str, Any]]:
         status, body = await fetch(address, path)
     except OSError as error:
         reason = error.strerror or str(error) or "it does not answer"
-        raise LoadError(f"no server at {address}: {reason}") from error
+        raise NotReadyError(f"no server at {address}: {reason}") from error
     if status != 200:
         return status, {}
     try:

@@ -1,6 +1,7 @@
 """The server: what it lists, what it refuses, and how its tokens are counted."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,7 +9,15 @@ import pytest
 from bench.call import CHAT, COMPLETIONS
 from bench.exchange import Address
 from bench.filler_text import FillerText
-from bench.server import LoadError, LoadTarget, ProbedServer, describe_server, probe
+from bench.server import (
+    LoadError,
+    LoadTarget,
+    NotReadyError,
+    ProbedServer,
+    describe_server,
+    probe,
+    when_ready,
+)
 from tests.bench.world import Answer, ScriptedServer, probe_answer, serving, whole_answer
 
 
@@ -75,10 +84,8 @@ def test_a_server_is_described_by_what_it_lists() -> None:
 
 def test_a_server_that_starts_later_is_waited_for() -> None:
     async def main(server: ScriptedServer) -> dict[str, Any]:
-        async def start_later() -> dict[str, Any]:
-            return await describe_server(LoadTarget(Address.of(server.url)), ready_timeout_s=30.0)
-
-        waiting = asyncio.create_task(start_later())
+        ask = partial(describe_server, LoadTarget(Address.of(server.url)))
+        waiting = asyncio.create_task(when_ready(ask, timeout_s=30.0))
         await asyncio.sleep(0.1)
         server.is_starting = False
         return await waiting
@@ -86,6 +93,27 @@ def test_a_server_that_starts_later_is_waited_for() -> None:
     with serving(never) as server:
         server.is_starting = True
         assert asyncio.run(main(server))["model"] == "little"
+
+
+def test_only_a_server_that_may_become_ready_is_asked_again() -> None:
+    async def refuse() -> None:
+        asked.append(1)
+        raise (LoadError if len(asked) == 2 else NotReadyError)("no")
+
+    asked: list[int] = []
+    with pytest.raises(LoadError):
+        asyncio.run(when_ready(refuse, timeout_s=30.0))
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(("status", "error"), [(503, NotReadyError), (401, LoadError)])
+def test_a_probe_tells_a_server_that_is_starting_from_one_that_refuses(
+    status: int, error: type[LoadError]
+) -> None:
+    answer = Answer([b'{"error": {"message": "no"}}'], status=status)
+    with serving(never, probe=lambda _: answer) as server, pytest.raises(error) as raised:
+        probed(server)
+    assert type(raised.value) is error
 
 
 def test_a_server_that_lists_nothing_needs_the_name_of_a_model() -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.record import RUN_ENDED
 from configs.output_files import picture_metadata
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ def draw(report: Mapping[str, Any], path: Path, title: str) -> None:
 
 
 def _values(report: Mapping[str, Any], name: str) -> np.ndarray:
-    """The latency in ms of all whole answers, or of all gaps in them."""
-    whole = [request for request in report["requests"] if request["error"] is None]
+    """The latency in ms of all answers, or of all gaps in them; see `bench.summary`."""
+    whole = [r for r in report["requests"] if r["error_kind"] in (None, RUN_ENDED)]
     if name == "itl_s":
         values = [gap for request in whole for gap in request[name]]
     else:

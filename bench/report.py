@@ -72,6 +72,9 @@ def _throughput(summary: dict[str, Any]) -> Iterator[str]:
         yield _row("tokens", f"{tokens} in {num_pieces:,} pieces")
     else:
         yield _row("tokens", f"{num_output:,} output, counted by pieces: no usage in the streams")
+    if summary["num_cut_off_pieces"]:
+        cut = f"{summary['num_cut_off_pieces']:,} pieces are of requests that were cut off"
+        yield _row("", cut)
     yield _row("throughput", f"{summary['requests_per_s']:.2f} requests/s")
     yield _row("", f"{summary['output_tokens_per_s']:,.1f} output tokens/s")
     if summary["tokens_counted_by"] == "usage":

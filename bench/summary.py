@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.call import Call
 from bench.goodput import goodput
-from bench.record import Record
+from bench.record import RUN_ENDED, Record
 from bench.timeline import timeline
 from simulator.spread import PERCENTILES, spread
 
@@ -18,9 +18,16 @@ def summarise(
     percentiles: Sequence[float] = PERCENTILES,
     targets: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Return the figures of a run; latencies and throughput include only whole answers."""
+    """Return the figures of a run, of whole answers only.
+
+    Where the run ended early, requests that were cut off have their pieces counted as tokens, and
+    their latencies as far as they are known.
+    """
     ok = [record for record in records if record.error is None]
-    num_output = sum(record.num_output_tokens for record in ok)
+    cut = [record for record in records if record.error_kind == RUN_ENDED]
+    seen = ok + cut
+    num_cut_pieces = sum(len(record.piece_s) for record in cut)
+    num_output = sum(record.num_output_tokens for record in ok) + num_cut_pieces
     num_total = num_output + sum(record.num_prompt_tokens for record in ok)
     num_counted = sum(record.has_usage for record in ok)
     lateness = (r.sent_s - r.arrival_s for r in records if r.sent_s is not None)
@@ -33,15 +40,16 @@ def summarise(
         "duration_s": duration_s,
         "num_prompt_tokens": num_total - num_output,
         "num_output_tokens": num_output,
+        "num_cut_off_pieces": num_cut_pieces,
         # With "pieces", the prompts' tokens are unknown, and outputs may have more tokens.
         "tokens_counted_by": "usage" if num_counted == len(ok) else "pieces",
-        "num_pieces": sum(len(record.piece_s) for record in ok),
+        "num_pieces": sum(len(record.piece_s) for record in seen),
         "requests_per_s": len(ok) / duration_s,
         "output_tokens_per_s": num_output / duration_s,
         "total_tokens_per_s": num_total / duration_s,
-        "ttft_s": spread((record.ttft_s for record in ok), percentiles),
+        "ttft_s": spread((record.ttft_s for record in seen), percentiles),
         "tpot_s": spread((record.tpot_s for record in ok), percentiles),
-        "itl_s": spread((gap for record in ok for gap in record.itl_s), percentiles),
+        "itl_s": spread((gap for record in seen for gap in record.itl_s), percentiles),
         "e2e_s": spread((record.e2e_s for record in ok), percentiles),
         "sent_late_s": spread(lateness, percentiles),
         "goodput": goodput(records, targets or {}, duration_s),

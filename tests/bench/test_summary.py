@@ -3,7 +3,7 @@
 import pytest
 
 from bench.call import Call
-from bench.record import CONNECTION, Record
+from bench.record import CONNECTION, RUN_ENDED, Record
 from bench.summary import summarise
 from tests.bench.world import DONE, piece, usage
 
@@ -42,6 +42,22 @@ def test_failures_are_counted_by_their_texts_and_add_nothing_to_the_figures() ->
     assert summary["error_kinds"] == {"not sent": 2, CONNECTION: 1}
     assert summary["requests_per_s"] == 1.0
     assert summary["e2e_s"]["p99"] == 1.0
+
+
+def test_requests_that_the_end_of_the_run_cut_off_count_as_far_as_they_came() -> None:
+    cut = Record(arrival_s=0.0)
+    cut.send(0.0)
+    for now in (1.0, 1.5, 2.5):
+        cut.feed(200, piece("a"), now)
+    cut.fail(RUN_ENDED, "open when the run was interrupted", 3.0)
+    summary = summarise([Call("/v1/completions")] * 2, [cut, record(0.0, 3.0)], duration_s=4.0)
+    assert (summary["num_ok"], summary["num_cut_off_pieces"]) == (1, 3)
+    assert (summary["num_output_tokens"], summary["output_tokens_per_s"]) == (4, 1.0)
+    assert summary["requests_per_s"] == 0.25
+    assert summary["ttft_s"]["mean"] == 2.0
+    assert summary["itl_s"]["mean"] == 0.75
+    assert summary["tpot_s"] is None
+    assert summary["e2e_s"]["mean"] == 3.0
 
 
 def test_a_run_without_a_whole_answer_has_no_latencies() -> None:

@@ -21,6 +21,8 @@ SIZE, DOTS_PER_INCH = (13.0, 8.0), 110
 NUM_BINS = 60
 # The tail beyond this percentile is not drawn: one outlier would squeeze the rest.
 DRAWN_PERCENT = 99.5
+# How far an axis is stretched for a target.
+MOST_STRETCH = 1.5
 _PANELS = (
     ("ttft_s", "Time to first token (TTFT)", "requests"),
     ("tpot_s", "Time per output token (TPOT)", "requests"),
@@ -70,8 +72,10 @@ def _draw_latencies(axes: "Axes", values_ms: np.ndarray, target_s: float | None)
         label = f"p{percent} {_shown(value)} ms"
         axes.axvline(value, color=GREY, linestyle=style, linewidth=1.5, label=label)
     if target_s is not None:
+        # A target far beyond the values is only in the legend: it would squeeze them.
         axes.axvline(1000 * target_s, color=ORANGE, label=f"target {_shown(1000 * target_s)} ms")
-        axes.set_xlim(0.0, 1.05 * max(most, 1000 * target_s))
+        if 1000 * target_s < MOST_STRETCH * most:
+            axes.set_xlim(0.0, 1.02 * max(most, 1000 * target_s))
     axes.legend(loc="upper right", facecolor="white", framealpha=0.9, edgecolor="none")
 
 

@@ -205,9 +205,9 @@ class Record:
 
 
 def _message(body: bytes) -> str:
-    """The text of an error's body: OpenAI's envelope, or else its beginning."""
+    """The text of an error's body in one line: OpenAI's envelope, or else its beginning."""
     try:
-        decoded = _decode(body)
+        message = _decode(body).error_message or "no message"
     except msgspec.DecodeError:
-        return body.decode(errors="replace")[:_SHOWN_BODY_CHARACTERS]
-    return decoded.error_message or "no message"
+        message = body.decode(errors="replace")[:_SHOWN_BODY_CHARACTERS]
+    return " ".join(message.split())

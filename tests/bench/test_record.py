@@ -139,6 +139,7 @@ def test_an_event_that_is_no_completion_is_an_error() -> None:
         (b'{"error": "full"}', "HTTP 429: full"),
         (b"{}", "HTTP 429: no message"),
         (b"<html>busy</html>", "HTTP 429: <html>busy</html>"),
+        (b'{"error": {"message": "1 error:\\n  no"}}', "HTTP 429: 1 error: no"),
     ],
 )
 def test_a_refusal_reports_its_status_and_its_text(body: bytes, error: str) -> None:

@@ -136,7 +136,7 @@ class ScriptedServer:
         return Answer([b"{}"], 404)
 
     def _generate(self, path: str, body: dict[str, Any]) -> Answer:
-        prompt = body["messages"][0]["content"] if "messages" in body else body["prompt"]
+        prompt = body["messages"][0]["content"] if "messages" in body else body.get("prompt")
         if isinstance(prompt, str) and prompt.startswith(all_words(1)) and body["max_tokens"] == 1:
             self.probes.append(body)
             return self.probe(body) if self.probe else Answer(probe_answer(prompt))

@@ -12,6 +12,7 @@ RUN command -v c++ \
 
 WORKDIR /opt/tdpipe
 COPY pyproject.toml constraints.txt README.md LICENSE tdpipe.py ./
+COPY bench bench
 COPY benchmarks benchmarks
 COPY client client
 COPY configs configs

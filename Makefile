@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve chat test test-all lint types contracts tests format paper families sweep online-sweep macro macro-scale macro-day virtual-stages real-virtual-stages real-policies real-router router-cost shapes \
-	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table dashboards kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
+	real-predictors prediction-quality cost-model-error stream-cost bench-cost lm-eval api-table metrics-table settings-table dashboards kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
 	conversations \
 	batch-kill \
 	batch-memory faults nodes soak abuse odd-tokens overload batch-order demo-predictor demo-model clean
@@ -105,6 +105,9 @@ prediction-quality: $(VENV)/dev  ## the effect of length predictions in the simu
 stream-cost: $(VENV)/dev  ## CPU time per streamed token of server and engine, without a model (about a minute)
 	$(BIN)/python -m benchmarks.costs.stream_cost $(ARGS)
 
+bench-cost: $(VENV)/dev  ## what `tdpipe bench` itself costs, and how exact its latencies are (about a minute)
+	$(BIN)/python -m benchmarks.costs.load_client $(ARGS)
+
 lm-eval: $(VENV)/dev .venv-lm-eval/ready  ## the demo's tasks under lm-evaluation-harness (a minute)
 	$(BIN)/python -m benchmarks.lm_eval --harness .venv-lm-eval/bin/lm_eval $(ARGS)
 
@@ -113,8 +116,15 @@ lm-eval: $(VENV)/dev .venv-lm-eval/ready  ## the demo's tasks under lm-evaluatio
 	.venv-lm-eval/bin/pip install --quiet 'lm-eval[api]==0.4.13' transformers==5.23.0
 	touch $@
 
-api-table: $(VENV)/dev  ## print the table of fields in docs/api.md
+api-table: $(VENV)/dev  ## write the tables of fields in docs/api.md
 	$(BIN)/python -m server.api_table.field_table
+
+metrics-table: $(VENV)/dev  ## write the tables of metrics in docs/metrics.md and docs/router.md
+	$(BIN)/python -m server.api_table.metrics_table
+	$(BIN)/python -m router.metrics_table
+
+settings-table: $(VENV)/dev  ## write the tables of settings in docs/settings.md
+	$(BIN)/python -m configs.settings_table
 
 kernels: $(VENV)/dev  ## the CPU kernels beside torch and beside reading the same bytes (about a minute)
 	$(BIN)/python -m benchmarks.costs.kernels $(ARGS)

@@ -39,7 +39,10 @@ class Metrics:
         for collector in collectors:
             self._registry.register(collector)
         self.requests = Counter(
-            "tdpipe_requests", "Requests by outcome", ["outcome"], registry=self._registry
+            "tdpipe_requests",
+            "Requests that have ended, by outcome",
+            ["outcome"],
+            registry=self._registry,
         )
         for outcome in OUTCOMES:
             self.requests.labels(outcome)
@@ -120,7 +123,7 @@ class Metrics:
         )
         self.request_generation_tokens = Histogram(
             "tdpipe_request_generation_tokens",
-            "Tokens of each complete answer",
+            "Tokens of each complete answer (choice)",
             buckets=_TOKENS,
             registry=self._registry,
         )
@@ -159,6 +162,11 @@ class Metrics:
             "Ended sequences whose prediction from the encoder had not arrived",
             registry=self._registry,
         )
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """All metrics but those of the process, without the label of the model."""
+        return self._registry
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

@@ -4,7 +4,7 @@ import json
 import platform
 from pathlib import Path
 
-from benchmarks.machine import cpu_model, describe_machine, describe_versions
+from bench.machine import cpu_model, describe_machine, describe_versions
 
 
 def test_the_processor_is_the_model_that_the_kernel_reports(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
-from benchmarks.load.exchange import Address, exchange, fetch
-from tests.benchmarks.world import Answer, serving
+from bench.exchange import Address, exchange, fetch
+from tests.bench.world import Answer, serving
 
 PATH = "/v1/completions"
 

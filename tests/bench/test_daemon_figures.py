@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks.load.daemon_figures import (
+from bench.daemon_figures import (
     COUNTERS,
     growth,
     parse_figures,
     read_figures,
     read_settled_figures,
 )
-from benchmarks.load.exchange import Address
+from bench.exchange import Address
 from server.metrics import Metrics
 from server.requests.engine_metrics import EngineCollector
-from tests.benchmarks.world import Answer, metrics, serving
+from tests.bench.world import Answer, metrics, serving
 from wire.histogram import TOKEN_S, Histogram
 from wire.messages import StageStats, Stats
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.load.exchange import Address, fetch
+from bench.exchange import Address, fetch
 
 # A stage's heartbeat may be 0.5 s old, and the engine's report of it another 0.25 s.
 SETTLE_S = 1.0

@@ -1,12 +1,12 @@
-"""The open loop, in virtual time: requests start when they arrive, and everything is bounded."""
+"""A run of requests, in virtual time: they start when they arrive, and all is bounded."""
 
 import asyncio
 
 import pytest
 
-from benchmarks.load.open_loop import Bounds, OpenLoop
-from benchmarks.load.record import Record
-from tests.benchmarks.world import run_in_virtual_time, whole_answer
+from bench.load_run import Bounds, LoadRun
+from bench.record import CONNECTION, NOT_SENT, RUN_ENDED, TIMEOUT, Record
+from tests.bench.world import run_in_virtual_time, whole_answer
 
 
 def run(
@@ -17,10 +17,10 @@ def run(
     timeout_s: float = 1000.0,
     max_concurrency: int | None = None,
     interrupt_at: float | None = None,
-) -> tuple[OpenLoop, str]:
+) -> tuple[LoadRun, str]:
     """A run against a server that takes `seconds[i]` for request i."""
 
-    async def main() -> tuple[OpenLoop, str]:
+    async def main() -> tuple[LoadRun, str]:
         async def ask(index: int, record: Record) -> None:
             await asyncio.sleep(seconds[index])
             if index == 13:
@@ -30,7 +30,7 @@ def run(
 
         virtual = asyncio.get_running_loop()
         bounds = Bounds(request_timeout_s, timeout_s, max_concurrency)
-        loop = OpenLoop(arrivals, ask, bounds, clock=virtual.time)
+        loop = LoadRun(arrivals, ask, bounds, clock=virtual.time)
         if interrupt_at is not None:
             virtual.call_later(interrupt_at, loop.interrupt)
         return loop, await loop.run()
@@ -56,6 +56,7 @@ def test_a_request_that_takes_too_long_is_an_error_and_the_others_are_not() -> N
     loop, ending = run([0.0, 0.0], [60.0, 1.0], request_timeout_s=5.0)
     assert ending == "finished"
     assert [r.error for r in loop.records] == ["no whole answer within 5 s", None]
+    assert loop.records[0].error_kind == TIMEOUT
     assert loop.duration_s == pytest.approx(5.0)
 
 
@@ -69,6 +70,7 @@ def test_the_whole_run_ends_in_time_and_says_of_each_request_what_became_of_it()
     assert ending == "timed out"
     assert loop.duration_s == pytest.approx(10.0)
     assert [r.error for r in loop.records] == [None, "open when the run timed out", "not sent"]
+    assert [r.error_kind for r in loop.records] == [None, RUN_ENDED, NOT_SENT]
 
 
 def test_an_interrupted_run_keeps_what_has_arrived() -> None:
@@ -83,6 +85,20 @@ def test_a_broken_connection_is_only_the_error_of_its_own_request() -> None:
     loop, ending = run([0.0] * 15, [1.0] * 15)
     assert ending == "finished"
     assert [r.error for r in loop.records] == [None] * 13 + ["bad luck", None]
+    assert loop.records[13].error_kind == CONNECTION
+
+
+def test_a_connection_that_times_out_is_not_the_limit_of_the_request() -> None:
+    async def main() -> Record:
+        async def ask(_: int, __: Record) -> None:
+            raise TimeoutError("no route")
+
+        run = LoadRun([0.0], ask, Bounds(1.0, 1.0))
+        await run.run()
+        return run.records[0]
+
+    record = run_in_virtual_time(main())
+    assert (record.error_kind, record.error) == (CONNECTION, "no route")
 
 
 def test_a_bug_in_the_client_is_not_taken_for_an_error_of_the_daemon() -> None:
@@ -90,7 +106,7 @@ def test_a_bug_in_the_client_is_not_taken_for_an_error_of_the_daemon() -> None:
         async def ask(index: int, _: Record) -> None:
             raise ZeroDivisionError(index)
 
-        return await OpenLoop([0.0], ask, Bounds(1.0, 1.0)).run()
+        return await LoadRun([0.0], ask, Bounds(1.0, 1.0)).run()
 
     with pytest.raises(ExceptionGroup) as raised:
         run_in_virtual_time(main())
@@ -100,12 +116,12 @@ def test_a_bug_in_the_client_is_not_taken_for_an_error_of_the_daemon() -> None:
 def test_every_end_is_reported_once() -> None:
     ended: list[Record] = []
 
-    async def main() -> OpenLoop:
+    async def main() -> LoadRun:
         async def ask(index: int, record: Record) -> None:
             await asyncio.sleep(3.0 - index)
             record.end(200, loop.now())
 
-        loop = OpenLoop([0.0] * 3, ask, Bounds(1.5, 100.0), ended.append)
+        loop = LoadRun([0.0] * 3, ask, Bounds(1.5, 100.0), ended.append)
         await loop.run()
         return loop
 

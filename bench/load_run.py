@@ -1,6 +1,7 @@
-"""The open loop: starts every request at its arrival time, even if others have not finished.
+"""A run of requests: each starts at its arrival time, whether or not others have finished.
 
-A closed loop would slow down with the server and hide its queue.
+This is an open loop: a closed one slows down with the server and hides its queue. With
+`max_concurrency` and all requests there at the start, it is a closed loop.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 
-from benchmarks.load.record import Record
+from bench.record import CONNECTION, RUN_ENDED, TIMEOUT, Record
 
 # Sends the request of this index and fills its record; raises OSError when that fails.
 Ask = Callable[[int, Record], Awaitable[None]]
@@ -24,7 +25,7 @@ class Bounds:
     max_concurrency: int | None = None
 
 
-class OpenLoop:
+class LoadRun:
     """One run; times in its records are seconds since `run` began."""
 
     def __init__(
@@ -87,20 +88,22 @@ class OpenLoop:
         async with self._slots:
             record.send(self.now())
             limit_s = self._bounds.request_timeout_s
+            limit = asyncio.timeout(limit_s)
             try:
-                async with asyncio.timeout(limit_s):
+                async with limit:
                     await self._ask(index, record)
-            except TimeoutError:
-                record.fail(f"no whole answer within {limit_s:g} s", self.now())
-            except OSError as error:
-                record.fail(str(error) or type(error).__name__, self.now())
+            except OSError as error:  # TimeoutError is one, also that of a connection
+                if limit.expired():
+                    record.fail(TIMEOUT, f"no whole answer within {limit_s:g} s", self.now())
+                else:
+                    record.fail(CONNECTION, str(error) or type(error).__name__, self.now())
         self._on_end(record)
 
     def _close(self, ending: str) -> None:
         was = "was " if ending == "interrupted" else ""
         for record in self.records:
             if record.sent_s is not None and record.ended_s is None:
-                record.fail(f"open when the run {was}{ending}", self.duration_s)
+                record.fail(RUN_ENDED, f"open when the run {was}{ending}", self.duration_s)
 
 
 async def _cancel(*tasks: asyncio.Task[object]) -> None:

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from bench.filler_text import WORDS, all_words
+
 DONE = b"data: [DONE]\n\n"
 Result = TypeVar("Result")
 
@@ -47,6 +49,12 @@ def piece(text: str, finish_reason: str | None = None) -> bytes:
     return b"data: " + json.dumps({"choices": [choice], "usage": None}).encode() + b"\n\n"
 
 
+def chunk(finish_reason: str | None = None, **delta: Any) -> bytes:
+    """The event of a chunk of a chat."""
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+
 def usage(prompt: int, output: int) -> bytes:
     """The event with the numbers of tokens."""
     counts = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
@@ -74,11 +82,20 @@ Script = Callable[[dict[str, Any]], Answer]
 
 @dataclass
 class ScriptedServer:
-    """Answers completions as `script` says, in a thread of its own."""
+    """Answers generations as `script` says, in a thread of its own.
+
+    Probes (short requests whose prompts are all words of the filler text) get an answer of one
+    token, unless `probe` scripts them.
+    """
 
     script: Script
     has_metrics: bool = True
+    probe: Script | None = None
+    is_starting: bool = False
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    probes: list[dict[str, Any]] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
     port: int = 0
     _num_scrapes: int = 0
 
@@ -96,6 +113,7 @@ class ScriptedServer:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         path = head.split()[1]
         length = next((int(x[15:]) for x in head.split("\r\n") if x.startswith("content-le")), 0)
+        self.heads.append(head)
         answer = self._answer(path, await reader.readexactly(length))
         writer.write(b"HTTP/1.1 %d X\r\ntransfer-encoding: chunked\r\n\r\n" % answer.status)
         for part in answer.parts:
@@ -104,9 +122,10 @@ class ScriptedServer:
         writer.write(b"0\r\n\r\n" if answer.has_end else b"")
 
     def _answer(self, path: str, body: bytes) -> Answer:
-        if path == "/v1/completions":
-            self.bodies.append(json.loads(body))
-            return self.script(self.bodies[-1])
+        if path in ("/v1/completions", "/v1/chat/completions"):
+            return self._generate(path, json.loads(body))
+        if path == "/v1/models" and self.is_starting:
+            return Answer([b"{}"], 503)
         if path == "/v1/models":
             return Answer([b'{"data": [{"id": "little", "max_model_len": 64}]}'])
         if path == "/version":
@@ -115,6 +134,22 @@ class ScriptedServer:
             self._num_scrapes += 1
             return Answer([metrics(self._num_scrapes)])
         return Answer([b"{}"], 404)
+
+    def _generate(self, path: str, body: dict[str, Any]) -> Answer:
+        prompt = body["messages"][0]["content"] if "messages" in body else body.get("prompt")
+        if isinstance(prompt, str) and prompt.startswith(all_words(1)) and body["max_tokens"] == 1:
+            self.probes.append(body)
+            return self.probe(body) if self.probe else Answer(probe_answer(prompt))
+        self.bodies.append(body)
+        self.paths.append(path)
+        return self.script(body)
+
+
+def probe_answer(prompt: str) -> list[bytes]:
+    """An answer of a server whose words have two tokens each, with four around a prompt."""
+    num_words = len(prompt.split())
+    assert num_words % len(WORDS) == 0
+    return [piece("x", "length"), usage(2 * num_words + 4, 1), DONE]
 
 
 def metrics(scrape: int) -> bytes:
@@ -132,9 +167,11 @@ def metrics(scrape: int) -> bytes:
 
 
 @contextmanager
-def serving(script: Script, *, has_metrics: bool = True) -> Iterator[ScriptedServer]:
+def serving(
+    script: Script, *, has_metrics: bool = True, probe: Script | None = None
+) -> Iterator[ScriptedServer]:
     """A scripted server that listens for the length of the block."""
-    server = ScriptedServer(script, has_metrics)
+    server = ScriptedServer(script, has_metrics, probe)
     ready, stopping = threading.Event(), threading.Event()
 
     async def serve() -> None:

@@ -23,19 +23,13 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Requests": (
         *("tdpipe_requests", "tdpipe_invalid", "tdpipe_refused", "tdpipe_ignored", "tdpipe_batch"),
         *("tdpipe_prompt", "tdpipe_generated", "tdpipe_time_", "tdpipe_inter_token"),
-        *("tdpipe_request_", "tdpipe_queued"),
+        *("tdpipe_request_", "tdpipe_queued", "tdpipe_open_batches"),
     ),
     "Scheduler": (
         *("tdpipe_phase", "tdpipe_work_steals", "tdpipe_topup", "tdpipe_steps", "tdpipe_in_flight"),
         *("tdpipe_prefilled", "tdpipe_recomputed", "tdpipe_prefix_cache", "tdpipe_preemptions"),
-        *(
-            "tdpipe_waiting",
-            "tdpipe_live",
-            "tdpipe_kv",
-            "tdpipe_scheduler",
-            "tdpipe_engine",
-            "tdpipe_",
-        ),
+        *("tdpipe_waiting", "tdpipe_live", "tdpipe_kv", "tdpipe_scheduler", "tdpipe_engine"),
+        "tdpipe_",
     ),
     "Stages": ("tdpipe_stage_b", "tdpipe_stage_", "tdpipe_cost_model"),
     "Faults": (

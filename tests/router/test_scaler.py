@@ -87,7 +87,7 @@ def test_an_instance_that_joins_serves_and_one_that_is_gone_is_forgotten(
                     (await world.ask("/metrics")).body.decode()
                 )
                 actuator.on_gone(url)
-                assert (await world.ask("/instances")).json == {"instances": []}
+                assert (await world.ask("/instances")).json["instances"] == []
                 assert f'instance_up{{instance="{url}"}}' not in str(
                     (await world.ask("/metrics")).body.decode()
                 )

@@ -11,6 +11,7 @@ import select
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -115,14 +116,19 @@ class Browser:
         return answer["result"].get("value")
 
     def wait_for(self, script: str) -> Any:
-        """Wait until an expression is true, and return its value. Raises `BrowserError`."""
+        """Wait until an expression is true, and return its value. Raises `BrowserError`.
+
+        An expression that fails is false: what it names may not be there yet.
+        """
         deadline = time.monotonic() + PATIENCE_S
-        while not (value := self.run(script)):
+        while True:
+            with suppress(BrowserError):
+                if value := self.run(script):
+                    return value
             if time.monotonic() > deadline:
                 text = self.run("document.body.innerText")
                 raise BrowserError(f"{script} did not come about: {text} {self.problems}")
             time.sleep(0.05)
-        return value
 
     def picture(self, path: Path, *, whole: bool = False) -> None:
         """Write what is seen, or the whole page, as PNG."""

@@ -65,7 +65,8 @@ def build_app(
             Route("/instances", pages.instances),
             Route("/instances/release", pages.release, methods=["POST"]),
             *page_files.routes(page_files.ROUTER, listen.root_path),
-            # The pipeline of a daemon, and no end: an instance's would be any of them.
+            # A daemon's own page; forwarded, it would be that of any of them.
+            Route("/page/{_:path}", _unknown),
             Route("/pipeline/status", _unknown),
             Route("/v1/models", pages.models),
             Route("/v1/models/{model:path}", pages.model),

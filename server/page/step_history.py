@@ -14,6 +14,7 @@ from wire.pipeline_status import KEPT_S, Steps
 
 # Between two questions; stages report four times a second.
 PAUSE_S = 0.2
+NUM_DELAYS = 120
 _LETTERS = np.frombuffer("".join(phase[0] for phase in PHASES).encode(), np.uint8)
 
 
@@ -34,6 +35,8 @@ class StepHistory:
         self._batches: deque[_Batch] = deque()
         self._asked_engine = self._newest_report = 0
         self._asked_at = 0.0
+        # When the engine began, by each of its last `Stats`: the earliest was the least delayed.
+        self._began_at: deque[float] = deque(maxlen=NUM_DELAYS)
         self.newest = 0
         client.on_steps = self._take
 
@@ -48,6 +51,8 @@ class StepHistory:
         self._asked_at = now
         if stats.engine != self._asked_engine:
             self._asked_engine, self._newest_report = stats.engine, 0
+            self._began_at.clear()
+        self._began_at.append(self._client.stats_at - stats.uptime_s)
         self._client.ask_steps(WatchSteps(self._newest_report))
 
     def forget(self) -> None:
@@ -69,7 +74,7 @@ class StepHistory:
         if not message.stages:
             return
         now = self._clock()
-        steps = _steps(message, self._client.stats_at - stats.uptime_s)
+        steps = _steps(message, min(self._began_at))
         self.newest += 1
         self._batches.append(_Batch(self.newest, now, steps))
         while self._batches[0].received_at < now - KEPT_S:

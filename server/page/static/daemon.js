@@ -1,7 +1,7 @@
 // The page of a daemon: the tiles, the timeline and the charts, from the statuses of the stream.
 
 import { SHOWN_S, line, makeChart, shadeTroubles, upTo, whenColoursChange } from "./charts.js";
-import { follow, show } from "./stream.js";
+import { follow, hasKey, show } from "./stream.js";
 import { Timeline } from "./timeline.js";
 
 const CHART_HEIGHT = 124;
@@ -28,6 +28,8 @@ function take(status) {
   timeline ??= new Timeline(status.num_stages, showStep, shade);
   timeline.add(status.steps);
   timeline.update(now, status.stages);
+  // A link cannot send the key.
+  document.getElementById("links").hidden = hasKey();
   showHead(status);
   showTiles(status, samples.at(-1) ?? {});
   draw();

@@ -34,6 +34,10 @@ export function poll(paths, everyMs, take, tell) {
   }, tell);
 }
 
+export function hasKey() {
+  return sessionStorage.getItem(KEY) !== null;
+}
+
 class KeyNeeded extends Error {}
 
 function run(work, tell) {
@@ -99,7 +103,7 @@ function run(work, tell) {
     if (document.hidden) disconnect();
     else if (form.hidden) connect();
   });
-  forget.hidden = !sessionStorage.getItem(KEY);
+  forget.hidden = !hasKey();
   if (!document.hidden) connect();
 }
 

@@ -21,8 +21,10 @@ export class Timeline {
       series: [{ show: false }],
       leftAxis: { splits: middles, values: () => this.steps.map((_, stage) => `stage ${stage}`), grid: { show: false } },
       rightAxis: { splits: middles, values: () => this.steps.map((_, stage) => this.bubbleOf(stage)), grid: { show: false } },
-      hooks: { draw: [(chart) => this.draw(chart), hook], setCursor: [(chart) => this.point(chart)] },
+      hooks: { draw: [(chart) => this.draw(chart), hook] },
     });
+    this.chart.over.addEventListener("mousemove", (event) => this.point(event.offsetX, event.offsetY));
+    this.chart.over.addEventListener("mouseleave", () => showStep(null));
   }
 
   add(columns) {
@@ -90,14 +92,11 @@ export class Timeline {
     return Math.round(((until - this.now + SHOWN_S) / SHOWN_S) * width);
   }
 
-  point(chart) {
-    const { left } = chart.cursor;
-    if (left < 0) return this.showStep(null);
-    const at = this.now + chart.posToVal(left, "x");
-    const top = chart.cursor.top ?? 0;
-    const stage = Math.floor((top / (chart.bbox.height / devicePixelRatio)) * this.steps.length);
+  point(left, top) {
+    const at = this.now + this.chart.posToVal(left, "x");
+    const stage = Math.floor((top / this.chart.over.clientHeight) * this.steps.length);
     const step = this.steps[stage]?.find((each) => each.began <= at && at < each.ended);
-    return this.showStep(step && { stage, ...step, phase: PHASES[step.phase] });
+    this.showStep(step && { stage, ...step, phase: PHASES[step.phase] });
   }
 }
 

@@ -43,6 +43,15 @@ def test_times_are_of_the_servers_clock() -> None:
     assert world.history.after(0) == Steps([0], [7], "d", [3], [60], [80.5], [80.75])
 
 
+def test_a_delay_of_the_engines_figures_does_not_shift_its_steps() -> None:
+    world = World()
+    for stats_at in (90.5, 90.0, 92.0):
+        world.client.stats_at = stats_at
+        world.ask()
+    world.answer(0, STEP)
+    assert world.history.after(0).began_at == [80.5]
+
+
 def test_the_next_question_is_about_what_is_new() -> None:
     world = World()
     for _ in range(2):

@@ -24,7 +24,7 @@ from client.top.recent import Recent
 from client.top.watcher import statuses
 from configs.model import DEMO_MODEL
 
-TOP_COLUMNS = 110
+TOP_COLUMNS = 136
 SETTLE_S = 32.0
 # Of the page of `tdpipe top`: the terminal of a picture has the colours of most terminals.
 _TERMINAL = """<!doctype html><meta charset="utf-8"><style>

@@ -18,7 +18,10 @@ _NAMES = {"prefill": "p", "decode": "d", "mixed": "m"}
 _BUBBLE, _IDLE = "#6b2f33", "#303030"
 _STATES = {"ready": "green", "engine lost": "red"}
 _BLOCKS = " ▁▂▃▄▅▆▇█"
+_HIGHEST = 7  # of charts, which would touch each other
 _LEFT, _RIGHT, _LEAST_COLUMNS = 11, 9, 10
+# Columns of a figure.
+_FIGURE = 34
 # The least top of a chart, so that two waiting sequences are no mountain.
 _CHARTS = (
     ("tokens/s", "generated_per_s", 10.0, "#56b4e9"),
@@ -42,7 +45,7 @@ class Picture:
         num_columns = max(_LEAST_COLUMNS, options.max_width - _LEFT - _RIGHT)
         yield _head(self._recent, status)
         yield Text(self._notice or (status.reason if status.state != "ready" else ""), style="red")
-        yield _figures(self._recent, status)
+        yield _figures(self._recent, status, options.max_width)
         yield Text()
         yield _tracks(self._recent, status, num_columns, in_colour=console.color_system is not None)
         yield Text()
@@ -61,11 +64,11 @@ def _head(recent: Recent, status: PipelineStatus) -> Group:
     return Group(line)
 
 
-def _figures(recent: Recent, status: PipelineStatus) -> Table:
+def _figures(recent: Recent, status: PipelineStatus, width: int) -> Table:
     """Eight figures, as many in a row as there is space for."""
     sample = recent.sample
     bubble = mean_bubble(status)
-    kv = f" of {status.kv_tokens:,} tokens" if status.kv_tokens else ""
+    kv = f" of {_short(status.kv_tokens)} tokens" if status.kv_tokens else ""
     cells = (
         ("generated", f"{sample.generated_per_s:,.0f}", " tokens/s"),
         ("prompts", f"{sample.prompt_per_s:,.0f}", " tokens/s"),
@@ -76,16 +79,25 @@ def _figures(recent: Recent, status: PipelineStatus) -> Table:
         ("KV cache", f"{sample.kv_usage:.0%}", kv),
         ("bubbles", "–" if bubble is None else f"{bubble:.0%}", ""),
     )
-    table = Table.grid(padding=(0, 3))
-    for _ in range(4):
-        table.add_column(no_wrap=True, min_width=20)
+    in_row = next((number for number in (4, 2) if number * _FIGURE <= width), 1)
+    table = Table.grid()
+    for _ in range(in_row):
+        table.add_column(no_wrap=True, width=min(width, _FIGURE))
     texts = [
         Text.assemble((f"{name:12}", "dim"), (value, "bold"), (unit, "dim"))
         for name, value, unit in cells
     ]
-    for row in (texts[:4], texts[4:]):
-        table.add_row(*row)
+    for begin in range(0, len(texts), in_row):
+        table.add_row(*texts[begin : begin + in_row])
     return table
+
+
+def _short(number: int) -> str:
+    """A number with three digits: 1.05M."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
 
 
 def _times(quantiles: Quantiles | None) -> tuple[str, str]:
@@ -101,12 +113,14 @@ def _tracks(recent: Recent, status: PipelineStatus, num_columns: int, *, in_colo
     work = [min(1.0, max(column)) for column in zip(*busy, strict=True)]
     bubbles = {each.stage: each.bubble for each in status.stages}
     draw = _coloured if in_colour else _lettered
+    num_known = recent.known_columns(num_columns)
     for stage, columns in enumerate(shares):
         share = bubbles.get(stage)
-        track = Text(no_wrap=True).join(draw(c, w) for c, w in zip(columns, work, strict=True))
-        bubble = Text("–" if share is None else f"{share:.0%} idle", style="dim")
+        known = zip(columns[:num_known], work, strict=False)
+        track = Text(no_wrap=True).join(draw(column, share) for column, share in known)
+        bubble = Text("–" if share is None else f"{share:.0%}")
         table.add_row(Text(f"stage {stage}"), track, bubble)
-    table.add_row(Text(), _scale(num_columns), Text())
+    table.add_row(Text(), _scale(num_columns), Text("bubbles", style="dim"))
     return table
 
 
@@ -146,7 +160,7 @@ def _charts(recent: Recent, num_columns: int) -> Table:
 
 def _line(values: Sequence[float | None], top: float) -> str:
     return "".join(
-        " " if value is None else _BLOCKS[max(1 if value else 0, round(8 * value / top))]
+        " " if value is None else _BLOCKS[max(1 if value else 0, round(_HIGHEST * value / top))]
         for value in values
     )
 

@@ -46,6 +46,14 @@ class Recent:
         """The last sample; there is one with each first status of a stream."""
         return self.samples[-1]
 
+    def known_columns(self, num_columns: int) -> int:
+        """The columns that are known: while sequences are live, up to the last step that ended."""
+        assert self.status is not None
+        ends = [spans[-1].ended_at for spans in self.spans if spans]
+        if not ends or not self.sample.live:
+            return num_columns
+        return min(num_columns, round(num_columns * (1 - (self.status.at - max(ends)) / KEPT_S)))
+
     def shares(self, stage: int, num_columns: int) -> list[dict[str, float]]:
         """The part of each column of the last 30 s that the stage ran steps, by phase."""
         assert self.status is not None

@@ -89,7 +89,7 @@ function axis() {
 
 function timeAxis() {
   return {
-    ...axis(), size: X_AXIS, gap: 2,
+    ...axis(), size: X_AXIS, gap: 6,
     splits: () => [-30, -20, -10, 0],
     values: (chart, splits) => splits.map((at) => (at ? `${at} s` : "now")),
   };

@@ -4,8 +4,10 @@ import { SHOWN_S, line, makeChart, shadeTroubles, upTo, whenColoursChange } from
 import { follow, hasKey, show } from "./stream.js";
 import { Timeline } from "./timeline.js";
 
-const CHART_HEIGHT = 124;
+const CHART_HEIGHT = 112;
 const number = new Intl.NumberFormat("en");
+const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
+const POINT_AT_A_STEP = document.getElementById("step").textContent;
 let samples = [], now = 0, timeline = null;
 
 const shade = shadeTroubles(() => samples, () => now);
@@ -27,7 +29,7 @@ function take(status) {
   samples = [...samples, ...status.samples].filter((sample) => sample.at > now - SHOWN_S - 1);
   timeline ??= new Timeline(status.num_stages, showStep, shade);
   timeline.add(status.steps);
-  timeline.update(now, status.stages);
+  timeline.update(now, status.stages, (samples.at(-1)?.live ?? 0) > 0);
   // A link cannot send the key.
   document.getElementById("links").hidden = hasKey();
   showHead(status);
@@ -75,7 +77,7 @@ function showTiles(status, sample) {
   show("open", number.format(sample.open_requests ?? 0));
   show("queued", number.format(sample.queued ?? 0));
   show("kv", `${Math.round(100 * (sample.kv_usage ?? 0))} %`);
-  show("kv-tokens", status.kv_tokens ? `of ${number.format(status.kv_tokens)} tokens` : "");
+  show("kv-tokens", status.kv_tokens ? `of ${compact.format(status.kv_tokens)} tokens` : "");
   const shares = status.stages.map((stage) => stage.bubble).filter((share) => share != null);
   const mean = shares.reduce((sum, share) => sum + share, 0) / shares.length;
   show("bubbles", shares.length ? `${Math.round(100 * mean)} %` : "–");
@@ -99,6 +101,6 @@ function duration(seconds) {
 function showStep(step) {
   const text = step
     ? `stage ${step.stage}, step ${step.id}: ${step.phase}, ${step.rows} rows, ${step.tokens} tokens, ${duration(step.ended - step.began)}`
-    : "\u00a0";
+    : POINT_AT_A_STEP;
   show("step", text);
 }

@@ -36,8 +36,9 @@ export class Timeline {
     });
   }
 
-  update(now, stages) {
+  update(now, stages, isBusy) {
     this.now = now;
+    this.isBusy = isBusy;
     this.stages = stages;
     this.steps = this.steps.map((steps) => {
       const kept = steps.findIndex((step) => step.ended > now - SHOWN_S);
@@ -56,11 +57,12 @@ export class Timeline {
     const shares = this.steps.map((steps) => this.sharesOf(steps, width));
     const picture = new OffscreenCanvas(width, numStages), inner = picture.getContext("2d");
     const image = inner.createImageData(width, numStages);
+    const known = this.steps.map((_, stage) => this.reportedColumn(stage, width));
     const colours = Object.fromEntries([...Object.values(PHASES), "bubble", "idle"].map((name) => [name, rgb(inner, name)]));
     for (let x = 0; x < width; x++) {
       const work = Math.max(...shares.map((each) => LETTERS.reduce((sum, letter) => sum + each[letter][x], 0)));
       for (let stage = 0; stage < numStages; stage++) {
-        if (x < this.reportedColumn(stage, width)) mix(image, stage * width + x, shares[stage], x, work, colours);
+        if (x < known[stage]) mix(image, stage * width + x, shares[stage], x, work, colours);
       }
     }
     inner.putImageData(image, 0, 0);
@@ -87,8 +89,10 @@ export class Timeline {
   }
 
   reportedColumn(stage, width) {
-    // Up to this column, the steps of the stage are known.
-    const until = this.stages.find((each) => each.stage === stage)?.reported_at ?? this.now;
+    // Up to this column, the steps of the stage are known. A step is reported when it has ended.
+    const reportedAt = this.stages.find((each) => each.stage === stage)?.reported_at ?? this.now;
+    const lastEnd = Math.max(-Infinity, ...this.steps.map((steps) => steps.at(-1)?.ended ?? -Infinity));
+    const until = this.isBusy ? Math.min(reportedAt, Math.max(lastEnd, this.now - SHOWN_S)) : reportedAt;
     return Math.round(((until - this.now + SHOWN_S) / SHOWN_S) * width);
   }
 

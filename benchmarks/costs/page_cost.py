@@ -33,11 +33,11 @@ Costs = dict[str, float]
 
 
 @contextmanager
-def loaded(url: str, request_rate: float) -> Iterator[None]:
+def loaded(url: str, request_rate: float, *flags: str) -> Iterator[None]:
     """Send a steady load during the block."""
     command = [sys.executable, "-m", "benchmarks.load", f"--url={url}", *LOAD]
     process = subprocess.Popen(
-        [*command, f"--request-rate={request_rate}"],
+        [*command, f"--request-rate={request_rate}", *flags],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -26,6 +26,8 @@ from configs.model import DEMO_MODEL
 
 TOP_COLUMNS = 136
 SETTLE_S = 32.0
+# The demo model needs little of the memory that it would get.
+KV_CACHE = "--kv-cache-memory-bytes=3000000"
 # Of the page of `tdpipe top`: the terminal of a picture has the colours of most terminals.
 _TERMINAL = """<!doctype html><meta charset="utf-8"><style>
 body {{ margin: 0; background: #0c0c0c; color: #d8d8d8; width: max-content; }}
@@ -46,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="tdpipe-pictures-") as name:
         folder = Path(name)
         with (
-            serving(DEMO_MODEL, 2, [], folder / "daemon") as url,
-            loaded(url, options.request_rate),
+            serving(DEMO_MODEL, 2, [KV_CACHE], folder / "daemon") as url,
+            loaded(url, options.request_rate, "--burstiness=0.3"),
         ):
             time.sleep(SETTLE_S)
             with Browser(program, folder / "profile") as browser:
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _take_pages(browser: Browser, url: str, out: Path) -> None:
     windows = {"page": (1100, False), "page_dark": (1100, True), "page_narrow": (390, True)}
     for name, (width, dark) in windows.items():
-        browser.open(url, width=width, height=830, dark=dark)
+        browser.open(url, width=width, height=870, dark=dark)
         browser.wait_for("document.querySelectorAll('canvas').length === 4")
         time.sleep(2.0)
         browser.picture(out / f"{name}.png", whole=width < 600)

@@ -16,7 +16,7 @@ from wire.pipeline_status import KEPT_S, PipelineStatus, Quantiles
 _PHASES = {"p": "#e69f00", "d": "#56b4e9", "m": "#2bbf93"}
 _NAMES = {"prefill": "p", "decode": "d", "mixed": "m"}
 _BUBBLE, _IDLE = "#6b2f33", "#303030"
-_STATES = {"ready": "green", "engine lost": "red"}
+_STATES = {"ready": "#4cc38a", "engine lost": "#ff8a80"}
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _HIGHEST = 7  # of charts, which would touch each other
 _LEFT, _RIGHT, _LEAST_COLUMNS = 11, 9, 10

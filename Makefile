@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve chat test test-all lint types contracts tests format paper families sweep online-sweep macro macro-scale macro-day virtual-stages real-virtual-stages real-policies real-router router-cost shapes \
-	real-predictors prediction-quality cost-model-error stream-cost bench-cost lm-eval api-table metrics-table settings-table dashboards kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
+	real-predictors prediction-quality cost-model-error stream-cost bench-cost page-cost pictures lm-eval api-table metrics-table settings-table dashboards kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
 	conversations \
 	batch-kill \
 	batch-memory faults nodes soak abuse odd-tokens overload batch-order demo-predictor demo-model clean
@@ -131,6 +131,12 @@ kernels: $(VENV)/dev  ## the CPU kernels beside torch and beside reading the sam
 
 links: $(VENV)/dev  ## activations between two processes: gloo, a socket, shared memory (about half a minute)
 	$(BIN)/python -m benchmarks.costs.links $(ARGS)
+
+page-cost: $(VENV)/dev  ## CPU time of a daemon under load with 0, 1 and 8 viewers of its page (about 3 minutes)
+	$(BIN)/python -m benchmarks.costs.page_cost $(ARGS)
+
+pictures: $(VENV)/dev  ## take the pictures of docs/page.md again, in chromium (about 2 minutes)
+	$(BIN)/python -m benchmarks.pictures $(ARGS)
 
 triton-table: $(VENV)/dev  ## Triton's kernels compiled for every architecture, without a GPU (about 8 minutes)
 	$(BIN)/python -m benchmarks.costs.triton_table $(ARGS)

@@ -19,6 +19,7 @@ COMMANDS = {
     "route": ("router.process", "serve one HTTP API on many daemons"),
     "chat": ("client.chat", "chat with a running daemon"),
     "complete": ("client.complete", "complete a prompt with a running daemon"),
+    "top": ("client.top.command", "watch the pipeline of a running daemon in the terminal"),
     "bench": ("bench.command", "measure a server: TTFT, TPOT, throughput, goodput"),
     "run-batch": ("client.run_batch", "run a file of requests without a server"),
     "doctor": ("doctor.command", "check the nodes and their links before the daemon starts"),

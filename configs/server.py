@@ -76,6 +76,9 @@ class PagesConfig(Part, title="Optional pages"):
         description="serve the tokenizer's configuration and chat template at /tokenizer_info",
     )
     disable_fastapi_docs: bool = Field(False, description="do not serve /docs and /openapi.json")
+    disable_pipeline_page: bool = Field(
+        False, description="serve neither the page at / nor its data at /pipeline/status"
+    )
 
 
 class AccessConfig(Part, title="Access"):

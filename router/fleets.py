@@ -188,6 +188,12 @@ class Fleets:
             for ticket in list(fleet.tickets.values()):
                 ticket.fail(unavailable(message, "shutting_down"))
 
+    @property
+    def num_pending(self) -> int:
+        """The number of open requests without an instance."""
+        tickets = (ticket for fleet in self._fleets for ticket in fleet.tickets.values())
+        return sum(ticket.link is None for ticket in tickets)
+
     def any_up(self) -> InstanceLink | None:
         """The instance with the fewest open requests among those that take requests, or None."""
         up = [link for link in self.links.values() if link.is_up]

@@ -28,6 +28,8 @@ from server.openai.routes.generation_route import GenerationRoute
 from server.openai.routes.instance_status import InstanceStatuses
 from server.openai.routes.operations import Operations
 from server.openai.routes.tokenization import DetokenizeRequest, Tokenization, TokenizeRequest
+from server.page import files as page_files
+from server.page.status_stream import PipelineStatuses
 from server.requests.engine_client import EngineClient
 from server.text.tokenizer import Tokenizer
 
@@ -81,11 +83,18 @@ def build_app(
     unknown_fields, max_file_bytes = endpoints.unknown_fields, config.batches.max_file_bytes
     app.include_router(FileRoutes(batches, max_file_bytes, unknown_fields).router())
     app.include_router(BatchRoutes(batches, body_memory, unknown_fields).router())
+    root_path, page = config.server.listen.root_path, page_files.DAEMON
+    if config.server.pages.disable_pipeline_page:
+        page = {}
+    else:
+        app.include_router(PipelineStatuses(config, client, drain, metrics).router())
+    app.router.routes.extend(page_files.routes(page, root_path))
     return with_middleware(
         app,
         config.server.access,
-        root_path=config.server.listen.root_path,
+        root_path=root_path,
         access_log=logs.access_log,
+        open_paths=page_files.paths(page),
     )
 
 

@@ -122,6 +122,15 @@ class Hello(Message, frozen=True):
     number: int = 1
 
 
+class WatchSteps(Message, frozen=True):
+    """Asks for the steps in the reports after number `after`; 0 for all that the engine still has.
+
+    The engine answers with `ReportedSteps`, and sends none unasked.
+    """
+
+    after: int = 0
+
+
 # --- engine -> server -----------------------------------------------------------------------
 
 
@@ -294,6 +303,30 @@ class Stats(Message, frozen=True):
     last_loss: StageLoss | None = None
     starved_s: float = 0.0
     promises: Promises | None = None
+
+
+PHASES: tuple[Phase, ...] = ("prefill", "decode", "mixed")
+"""The phases by the numbers that `ReportedSteps` has for them."""
+
+
+class ReportedSteps(Message, frozen=True):
+    """The answer to `WatchSteps`: steps that stages have reported, in the order of the reports.
+
+    They are those of the reports after number `after`; `newest` is the number of the last one. The
+    columns have one entry for each step and stage (with virtual stages, for each slice): `stages`,
+    `num_rows` and `num_tokens` (int32), `step_ids` (int64), `phases` (uint8, index in `PHASES`),
+    `began_at` and `ended_at` (float64): seconds since the engine began, like `Stats.uptime_s`.
+    """
+
+    after: int
+    newest: int
+    stages: bytes
+    step_ids: bytes
+    phases: bytes
+    num_rows: bytes
+    num_tokens: bytes
+    began_at: bytes
+    ended_at: bytes
 
 
 # --- engine -> stages (which also receive Hello) ---------------------------------------------
@@ -501,8 +534,8 @@ class StageTimes(Message, frozen=True):
 Event = Submit | Expect | Abort | StepDone | StageReady | StageLost | StageTimes
 """The events that the scheduler handles."""
 
-FromServer = Submit | Expect | Abort | Hello
-ToServer = EngineReady | Generated | Scored | PrefixHit | Finished | Stats
+FromServer = Submit | Expect | Abort | Hello | WatchSteps
+ToServer = EngineReady | Generated | Scored | PrefixHit | Finished | Stats | ReportedSteps
 
 
 class RankExit(msgspec.Struct, frozen=True, array_like=True):

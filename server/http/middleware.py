@@ -32,11 +32,20 @@ logger = logging.getLogger("tdpipe.access")
 
 
 def with_middleware(
-    app: ASGIApp, config: AccessConfig, *, root_path: str, access_log: bool
+    app: ASGIApp,
+    config: AccessConfig,
+    *,
+    root_path: str,
+    access_log: bool,
+    open_paths: Iterable[str] = (),
 ) -> ASGIApp:
-    """The app, wrapped in the middleware that the settings require."""
+    """The app, wrapped in the middleware that the settings require.
+
+    The `open_paths` need no API key, like those of the settings.
+    """
     if config.api_key:
-        app = ApiKeys(app, config.api_key, open_paths=config.open_paths, root_path=root_path)
+        all_open = (*config.open_paths, *open_paths)
+        app = ApiKeys(app, config.api_key, open_paths=all_open, root_path=root_path)
     if config.allowed_origins:
         app = Cors(
             app,
@@ -53,7 +62,8 @@ def with_middleware(
 class RootPath:
     """ASGI middleware for the path prefix of a reverse proxy, whether the proxy strips it or not.
 
-    It makes `path` begin with `root_path`, as the ASGI specification requires.
+    It makes `path` begin with `root_path`, as the ASGI specification requires. The prefix alone is
+    the page at `/`.
     """
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
@@ -66,6 +76,8 @@ class RootPath:
             scope["root_path"] = self._root_path
             if not f"{scope['path']}/".startswith(f"{self._root_path}/"):
                 scope["path"] = self._root_path + scope["path"]
+            elif scope["path"] == self._root_path:
+                scope["path"] += "/"
         await self._app(scope, receive, send)
 
 

@@ -265,7 +265,7 @@ class Generation:
         before = choice.num_tokens
         is_first = not before and sequence.first_token_at is not None
         if is_first and sequence.first_token_at is not None and not self.plan.low_priority:
-            self._metrics.time_to_first_token.observe(sequence.first_token_at - self.arrived_at)
+            self._metrics.observe_first_token(sequence.first_token_at - self.arrived_at)
         if sequence.first_token_at is not None:
             on_prefilled, self.on_prefilled = self.on_prefilled, lambda: None
             on_prefilled()
@@ -310,7 +310,7 @@ class Generation:
         num_own = choice.num_tokens - sequence.num_resumed
         if sequence.first_token_at is not None and num_own > 1:
             seconds = sequence.last_token_at - sequence.first_token_at
-            self._metrics.time_per_output_token.observe(seconds / (num_own - 1))
+            self._metrics.observe_per_token(seconds / (num_own - 1))
 
 
 def num_logprobs(pieces: Iterable[Piece]) -> int:

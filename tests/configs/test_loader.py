@@ -104,6 +104,7 @@ SAMPLES = {
     "max_body_bytes": "2048",
     "max_intake_bytes": "4096",
     "disable_fastapi_docs": "true",
+    "disable_pipeline_page": "true",
     "log_format": "json",
     "access_log": "false",
     "log_requests": "true",

@@ -41,10 +41,12 @@ from wire.messages import (
     FromServer,
     Generated,
     Hello,
+    ReportedSteps,
     StageStats,
     Stats,
     Submit,
     ToServer,
+    WatchSteps,
 )
 from wire.sockets import Hub
 
@@ -113,6 +115,16 @@ def generated(sequence_id: int, *token_ids: int) -> Generated:
     return Generated(ids, array("i", token_ids).tobytes())
 
 
+def reported(
+    after: int, steps: list[tuple[int, int, int, int, int, float, float]]
+) -> ReportedSteps:
+    """The later ones of steps: stage, id, phase, rows, tokens, begin and end."""
+    columns = zip(*steps[after:], strict=True) if steps[after:] else [()] * 7
+    types = ("i", "q", "B", "i", "i", "d", "d")
+    packed = (array(kind, list(each)).tobytes() for kind, each in zip(types, columns, strict=True))
+    return ReportedSteps(after, len(steps), *packed)
+
+
 def saying(text: str, tokenizer: Tokenizer | None = None) -> Callable[[Submit], list[ToServer]]:
     """A script: every sequence gets this text, a token a step, as far as its max_tokens go."""
 
@@ -144,6 +156,7 @@ class FakeEngine:
         )
         self.stats = stats()
         self.answers_hello = True
+        self.steps: list[tuple[int, int, int, int, int, float, float]] = []  # a report each
         self.beats = True  # sends its stats four times a second, as an engine does
         self.received: list[FromServer] = []
         self._hello = 0
@@ -211,6 +224,8 @@ class FakeEngine:
             self._hello = message.number
         if isinstance(message, Hello) and self.answers_hello:
             self.introduce()
+        elif isinstance(message, WatchSteps):
+            self._hub.send("server", reported(message.after, self.steps))
         elif isinstance(message, Submit):
             for out in self.script(message):
                 self._hub.send("server", out)

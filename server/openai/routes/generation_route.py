@@ -11,7 +11,7 @@ from starlette.responses import Response
 from server.http.body_reader import BodyMemory
 from server.http.drain import Drain
 from server.http.errors import ApiError
-from server.http.openapi import BODY_FAILURES, failures, streams, takes
+from server.http.openapi import BODY_FAILURES, GENERATION, failures, streams, takes
 from server.metrics import Metrics
 from server.openai.routes.endpoint import Endpoint
 from server.openai.routes.generation_response import GenerationResponse
@@ -50,7 +50,7 @@ class GenerationRoute:
 
     def router(self) -> APIRouter:
         """Return the route as a FastAPI router."""
-        router = APIRouter()
+        router = APIRouter(tags=[GENERATION])
         router.add_api_route(
             self._endpoint.path,
             self.create,

@@ -35,7 +35,7 @@ Costs = dict[str, float]
 @contextmanager
 def loaded(url: str, request_rate: float, *flags: str) -> Iterator[None]:
     """Send a steady load during the block."""
-    command = [sys.executable, "-m", "benchmarks.load", f"--url={url}", *LOAD]
+    command = [sys.executable, str(ROOT / "tdpipe.py"), "bench", url, *LOAD]
     process = subprocess.Popen(
         [*command, f"--request-rate={request_rate}", *flags],
         cwd=ROOT,

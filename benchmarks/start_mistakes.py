@@ -10,6 +10,7 @@ import argparse
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import statistics
@@ -31,6 +32,7 @@ TIMEOUT_S = 120.0
 # What no name server knows (RFC 6761).
 NO_HUB = "https://hub.invalid"
 PROBLEMS = ("Traceback", "restarting")
+_LOG_LINE = re.compile(r"^[A-Z]+ \S+ \S+ \[\w+\] ")
 
 Prepare = Callable[[Path], list[str]]
 
@@ -57,9 +59,12 @@ class Outcome:
     def row(self) -> str:
         """The row of the Markdown table."""
         line = self.line.replace("|", "\\|")
+        quotes = "``" if "`" in line else "`"
         seconds = f"{statistics.median(self.seconds):.1f}"
         problems = f" (printed {', '.join(self.problems)})" if self.problems else ""
-        return f"| {self.mistake.what} | `{line}`{problems} | {self.code} | {seconds} |"
+        return (
+            f"| {self.mistake.what} | {quotes}{line}{quotes}{problems} | {self.code} | {seconds} |"
+        )
 
 
 def flags(*arguments: str) -> Prepare:
@@ -265,7 +270,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 def _message(line: str) -> str:
     """A line without the time and the process that logged it."""
-    return line.partition("] ")[2] or line
+    return _LOG_LINE.sub("", line)
 
 
 def _copy_model(folder: Path) -> Path:

@@ -13,6 +13,7 @@ from daemon import gguf_checkpoint, hub
 from daemon.checkpoint_limits import CheckpointLimits
 from daemon.gguf_checkpoint import Conversion
 from daemon.gguf_header import GgufError, GgufHeader, is_gguf, read_header
+from daemon.model_types import check_type
 from daemon.start_error import StartError
 from daemon.weight_files import check_weights
 
@@ -135,7 +136,9 @@ def _check_checkpoint(config: Config, stop: threading.Event) -> None:
         path = hub.find_config(model, config.model.revision, stop)
     if path is None:
         return
-    CheckpointLimits.of_config(_read_config(path)).check(config)
+    values = _read_config(path)
+    check_type(model, values, trusts_code=config.model.trust_remote_code)
+    CheckpointLimits.of_config(values).check(config)
     if folder.is_dir():
         check_weights(folder, config.model.load_format)
 

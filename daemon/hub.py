@@ -71,7 +71,7 @@ def _ask(model: str, revision: str | None, host: str, stop: threading.Event) -> 
     """Fetch the file. Raises `StartError` for what the hub refuses, and `_UnreachableError`."""
     from huggingface_hub import errors, hf_hub_download
 
-    if not urllib.request.getproxies():  # else the proxy looks the name up
+    if not _has_proxy(host):  # which would look the name up
         _look_up(host, stop)
     log.info("asking %s for %s (for at most %g s)", host, model, ANSWER_TIMEOUT_S)
     try:
@@ -101,6 +101,11 @@ def _ask(model: str, revision: str | None, host: str, stop: threading.Event) -> 
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise _UnreachableError(reason) from error
     return None if path is None else Path(path)
+
+
+def _has_proxy(host: str) -> bool:
+    given = urllib.request.getproxies().keys() & {"http", "https", "all"}
+    return bool(given) and not urllib.request.proxy_bypass(host)
 
 
 def _look_up(host: str, stop: threading.Event) -> None:

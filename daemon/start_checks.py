@@ -63,9 +63,10 @@ def _check_files(config: Config) -> None:
     for name, path in _named_files(config):
         if obstacle := _obstacle(path):
             raise StartError(f"{name}: {path} {obstacle}")
-    for name, path in {"journal": config.runtime.journal, "trace": config.runtime.trace}.items():
-        if path is not None and not path.absolute().parent.is_dir():
-            raise StartError(f"{name}: cannot write {path}, there is no folder {path.parent}")
+    written = {"journal": config.runtime.journal, "trace": config.runtime.trace}
+    for name, file in written.items():
+        if file is not None and not file.absolute().parent.is_dir():
+            raise StartError(f"{name}: cannot write {file}, there is no folder {file.parent}")
     folder = config.predictor.predictor_folder
     if folder is not None and not folder.is_dir():
         raise StartError(

@@ -14,6 +14,7 @@ from configs.config import Config
 from configs.model import DEMO_MODEL
 from daemon import checkpoint, gguf_checkpoint, hub
 from daemon.checkpoint import CheckpointError, find_gguf, resolve
+from daemon.start_error import StartError
 from tests.gguf_files import write_gguf
 
 NEVER = threading.Event()
@@ -21,7 +22,7 @@ NEVER = threading.Event()
 
 def refusal(model: Path | str, **settings: object) -> str:
     """The error of a model that cannot be served."""
-    with pytest.raises(CheckpointError) as found:
+    with pytest.raises(StartError) as found:
         resolve(Config.of(model=str(model), **settings), NEVER)
     return str(found.value)
 
@@ -49,6 +50,8 @@ def test_a_folder_s_files_are_checked(tmp_path: Path) -> None:
     assert f"{tmp_path / 'config.json'} is truncated or damaged: it is not JSON" in refusal(
         tmp_path
     )
+    (tmp_path / "config.json").write_text('{"model_type": "my_model"}')
+    assert "has no models of the type my_model" in refusal(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     assert "must hold a JSON object" in refusal(tmp_path)
 

@@ -120,6 +120,18 @@ def test_a_name_without_an_address_ends_the_start_without_asking(
     assert "its name has no address (Name or service not known); is there a network?" in line
 
 
+def test_a_proxy_looks_the_name_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(*_: object) -> None:
+        raise AssertionError("looked up")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
+    path = str(tmp_path / "config.json")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: path)
+    assert find_config(MODEL, None, NEVER) == Path(path)
+
+
 def test_a_cached_model_is_served_offline_if_the_hub_cannot_be_reached(
     cached: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,7 +1,6 @@
 """A failed start ends in one line that names the root cause, and leaves nothing."""
 
 import fcntl
-import json
 import os
 import shutil
 import socket
@@ -55,14 +54,6 @@ def foreign_family(folder: Path) -> list[str]:
     return [str(model), "--tokenizer", str(model / TOKENIZER)]
 
 
-def unknown_family(folder: Path) -> list[str]:
-    """A type that transformers does not know."""
-    model = shutil.copytree(DEMO_MODEL, folder / "model", copy_function=shutil.copyfile)
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"model_type": "my_model"}))
-    return [str(model)]
-
-
 def no_tokenizer(folder: Path) -> list[str]:
     """A checkpoint without any tokenizer file."""
     return [str(DEMO_MODEL), "--tokenizer", str(folder)]
@@ -99,7 +90,6 @@ FAILURES: list[tuple[Prepare, list[str]]] = [
 ]
 # The same processes meet these in the same way, and unit tests cover what they report.
 MORE_FAILURES: list[tuple[Prepare, list[str]]] = [
-    (unknown_family, ["my_model"]),
     (flags("--uds", "/nowhere/socket"), ["uds", "cannot listen on /nowhere/socket"]),
     (flags("--predictor", "/nowhere/at/all"), ["predictor", "no folder /nowhere/at/all"]),
     (flags("--max-model-len", "5000"), ["max_model_len 5000", "limit of 2048 tokens"]),

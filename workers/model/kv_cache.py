@@ -110,7 +110,9 @@ def count_blocks(
     stages_on_device: int,
     reserved_bytes: int = 0,
 ) -> int:
-    """Count the KV blocks that this stage can hold; raises `KvCacheError` if not even one fits.
+    """Count the KV blocks that this stage can hold.
+
+    Raises `KvCacheError` if not even one fits, or not a sequence of the configured length.
 
     By default, the count is limited to the blocks that the maximum number of live sequences fills
     at full length. On a GPU, call this after a forward pass of the largest batch, so that the
@@ -133,6 +135,12 @@ def count_blocks(
         raise KvCacheError(
             f"{source} {max(0, budget_bytes):,} bytes do not hold one KV block of {block_bytes:,} "
             f"bytes ({cache.block_size} tokens)"
+        )
+    wanted, num_tokens = config.model.max_model_len, num_blocks * cache.block_size
+    if wanted is not None and num_tokens < wanted:
+        raise KvCacheError(
+            f"max_model_len {wanted} does not fit the KV cache of {num_tokens} tokens; "
+            "raise kv_cache_memory_bytes or gpu_memory_utilization, or lower max_model_len"
         )
     return num_blocks
 

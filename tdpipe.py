@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        print(f"tdpipe: error: unknown command {command}{hint}\n{_usage()}", file=sys.stderr)
+        print(f"{_usage()}\n\ntdpipe: error: unknown command {command}{hint}", file=sys.stderr)
         return 2
     run: Callable[[Sequence[str]], int] = importlib.import_module(COMMANDS[command][0]).main
     return run(arguments)

@@ -19,6 +19,7 @@ import zmq
 
 from configs.config import EngineConfig
 from configs.runtime import RuntimeConfig
+from daemon import child_process
 from daemon.cpu_waits import CpuWaits
 from daemon.gc_tuning import GcTuning
 from daemon.process_exits import ExitFile
@@ -348,6 +349,8 @@ class Loop:
         return "; ".join(filter(None, (self._trouble, missing)))
 
     def _lose_stages(self, epoch: int, trouble: Trouble, step_id: int = -1) -> None:
+        if child_process.reported_failure(self._folder) is not None:
+            return  # nothing is restarted: the supervisor is about to end the daemon
         counters = self._scheduler.counters
         num_poison_requests = counters.poison_requests
         self._handle(StageLost(epoch, trouble.reason, step_id))

@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 from daemon import child_process, log_file
+from daemon.process_priority import lower_priority
+
+# The stages need the cores more, also while both import torch (5 s of CPU time each).
+NICENESS = 10
 
 
 def main() -> int:
@@ -15,6 +19,7 @@ def main() -> int:
     child_process.tie_to_parent()
     log_file.follow()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    lower_priority(NICENESS)
     # A late import: torch takes seconds, in which the parent may already have ended.
     from predictor import process
 

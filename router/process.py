@@ -19,6 +19,7 @@ from configs.output_files import OutputFileError
 from configs.route import InstancesConfig, RouteConfig
 from daemon import log_file, logs, resource_limits
 from daemon.gc_tuning import GcTuning
+from daemon.start_error import StartError
 from daemon.version import VERSION
 from router.actuators.actuator import ActuatorError
 from router.actuators.registry import make_actuator
@@ -37,7 +38,7 @@ from router.status_reader import StatusReader
 from router.upstream.address import Address, client_tls
 from router.upstream.pool import Pool
 from server.http.drain import Drain
-from server.http.listener import DrainingServer, ListenError, listen, url
+from server.http.listener import DrainingServer, listen, url
 from server.http.tls import tls_context
 from server.http.unix_socket import listen_at
 
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     resource_limits.raise_open_files()
     try:
         serve(config)
-    except (ListenError, ActuatorError, OSError) as error:
+    except (StartError, ActuatorError, OSError) as error:
         logger.error("%s", error)
         return 1
     logger.info("stopped")
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
 def serve(config: RouteConfig) -> None:
     """Serve until a signal.
 
-    Raises `ListenError`, `ActuatorError`, and `OSError` for files that are unusable.
+    Raises `StartError`, `ActuatorError`, and `OSError` for files that are unusable.
     """
     tls = tls_context(config.listen)
     instance_tls = _instance_tls(config.instances)

@@ -16,6 +16,7 @@ from configs import loader
 from configs.config import Config
 from configs.server import ListenConfig
 from daemon import child_process, log_file, logs
+from daemon.binding import ListenError
 from daemon.gc_tuning import GcTuning
 from daemon.watchdog_file import INTERVAL_S, WatchdogFile
 from server.app import build_app
@@ -23,7 +24,7 @@ from server.batches.engine_batches import build_batches
 from server.chat.chat_template import ChatTemplateError
 from server.endpoints import build_endpoints
 from server.http.drain import Drain
-from server.http.listener import DrainingServer, ListenError, listen, url
+from server.http.listener import DrainingServer, listen, url
 from server.http.tls import tls_context
 from server.http.unix_socket import listen_at
 from server.lengths.length_predictor import LengthPredictor, PredictorMismatchError, check_predictor

@@ -81,9 +81,8 @@ def test_a_permanent_failure_ends_the_work_in_one_line(tmp_path: Path) -> None:
     ("values", "words"),
     [
         ({"model": "/nowhere/at/all"}, "no folder /nowhere/at/all"),
-        # As the daemon in test_start_failures.py.
-        pytest.param({"max_model_len": 5000}, "max_model_len 5000", marks=pytest.mark.long),
-        ({"tokenizer": "/nowhere/at/all"}, "cannot load the tokenizer"),
+        ({"max_model_len": 5000}, "max_model_len 5000"),
+        ({"tokenizer": "configs"}, "cannot load the tokenizer"),
     ],
 )
 def test_a_start_that_fails_is_one_line_and_leaves_nothing(

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 from configs.config import Config
 from daemon.checkpoint import CheckpointError, resolve
 from daemon.restarts import POLL_INTERVAL_S, Children, GivingUpError
-from daemon.runtime_folder import FolderTakenError, runtime_folder
+from daemon.runtime_folder import FolderTakenError, FolderUnusableError, runtime_folder
 from server.endpoints import Endpoints, build_endpoints
 from server.lengths.length_predictor import LengthPredictor, PredictorMismatchError, check_predictor
 from server.metrics import Metrics
@@ -56,7 +56,7 @@ class OfflineEngine:
         async with self._stack as stack:
             try:
                 self.config = stack.enter_context(runtime_folder(self.config))
-            except FolderTakenError as error:
+            except (FolderTakenError, FolderUnusableError) as error:
                 raise OfflineEngineError(str(error)) from error
             await self._start(stack)
             await self.run(self._wait_ready())

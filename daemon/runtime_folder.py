@@ -23,29 +23,47 @@ class FolderTakenError(Exception):
     """The folder belongs to another user or daemon; the message is for the user."""
 
 
+class FolderUnusableError(Exception):
+    """The folder cannot be written to, as on a full disk; the message is for the user."""
+
+
 @contextmanager
 def runtime_folder(config: Config) -> Iterator[Config]:
     """Prepare and lock the folder, save the settings in it, and yield `config` with its path.
 
     What an earlier daemon has reported is removed. The folder also has the id of this process,
-    for signals. By default, the folder is temporary. Raises `FolderTakenError`.
+    for signals. By default, the folder is temporary. Raises `FolderTakenError`, and
+    `FolderUnusableError` if it cannot be written to.
     """
-    folder = config.runtime.runtime_dir or Path(tempfile.mkdtemp(prefix="tdpipe-"))
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _keep_others_out(folder)
-    opened = os.open(folder, os.O_RDONLY)
+    wanted = config.runtime.runtime_dir
+    with _explained(wanted or Path(tempfile.gettempdir())):
+        folder = wanted or Path(tempfile.mkdtemp(prefix="tdpipe-"))
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _keep_others_out(folder)
+        opened = os.open(folder, os.O_RDONLY)
     try:
-        _lock(opened, folder)
-        placed = config.replaced(runtime_dir=folder)
-        for left in (child_process.FAILURE, process_exits.FILE):
-            (folder / left).unlink(missing_ok=True)
-        loader.save(placed, folder)
-        (folder / PID_FILE).write_text(f"{os.getpid()}\n")
+        with _explained(folder):
+            _lock(opened, folder)
+            placed = config.replaced(runtime_dir=folder)
+            for left in (child_process.FAILURE, process_exits.FILE):
+                (folder / left).unlink(missing_ok=True)
+            loader.save(placed, folder)
+            (folder / PID_FILE).write_text(f"{os.getpid()}\n")
         yield placed
     finally:
         os.close(opened)
-        if config.runtime.runtime_dir is None:
+        if wanted is None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn an `OSError` in the block into a line for the user."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FolderUnusableError(f"cannot write to {folder} (runtime_dir): {reason}") from error
 
 
 def _keep_others_out(folder: Path) -> None:

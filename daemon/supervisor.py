@@ -22,7 +22,7 @@ from configs.config import Config
 from daemon import child_process, log_file, logs, resource_limits
 from daemon.checkpoint import CheckpointError, resolve
 from daemon.restarts import POLL_INTERVAL_S, STOP_TIMEOUT_S, Children, GivingUpError
-from daemon.runtime_folder import FolderTakenError, runtime_folder
+from daemon.runtime_folder import FolderTakenError, FolderUnusableError, runtime_folder
 from daemon.version import VERSION
 
 log = logging.getLogger("tdpipe")
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
             resolved = resolved.replaced(stage_endpoint=endpoint)
         with runtime_folder(resolved) as placed:
             return Supervisor(placed).run()
-    except (CheckpointError, FolderTakenError) as error:
+    except (CheckpointError, FolderTakenError, FolderUnusableError) as error:
         log.error("%s", error)
         return 1
 

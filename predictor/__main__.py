@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 from daemon import child_process, log_file
+from daemon.process_title import entitle
 
 
 def main() -> int:
     """Serve until SIGTERM; returns the exit status."""
     child_process.tie_to_parent()
+    entitle("predictor")
     log_file.follow()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # A late import: torch takes seconds, in which the parent may already have ended.

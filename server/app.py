@@ -7,7 +7,9 @@ from starlette.types import ASGIApp
 
 from configs.config import Config
 from configs.server import ServerConfig
+from daemon.tracing import Tracing
 from daemon.version import VERSION
+from server.batches.routes import storage_errors
 from server.batches.routes.batch_routes import BatchRoutes
 from server.batches.routes.file_routes import FileRoutes
 from server.batches.service import BatchService
@@ -40,6 +42,7 @@ def build_app(
     metrics: Metrics,
     endpoints: Endpoints,
     batches: BatchService,
+    tracing: Tracing | None = None,
 ) -> ASGIApp:
     """The ASGI application. The caller runs the client, the endpoints and the batches."""
     limits, logs = config.server.limits, config.logs
@@ -75,12 +78,14 @@ def build_app(
         body_memory=body_memory,
         log_requests=logs.log_requests,
         comment_interval_s=limits.stream_comment_interval,
+        tracing=tracing,
     )
     for route in _generation_routes(new_route, endpoints, config.model.name):
         app.include_router(route.router())
     unknown_fields, max_file_bytes = endpoints.unknown_fields, config.batches.max_file_bytes
     app.include_router(FileRoutes(batches, max_file_bytes, unknown_fields).router())
     app.include_router(BatchRoutes(batches, body_memory, unknown_fields).router())
+    storage_errors.install(app)
     return with_middleware(
         app,
         config.server.access,

@@ -223,7 +223,7 @@ def make(mistake: Mistake, repeats: int) -> Outcome:
     printed, code, *_ = attempts[-1]
     lines = printed.strip().splitlines() or ["(nothing)"]
     problems = [word for word in PROBLEMS if word in printed]
-    seconds, cpu_s = ([attempt[n] for attempt in attempts] for n in (2, 3))
+    seconds, cpu_s = [s for *_, s, _ in attempts], [s for *_, s in attempts]
     return Outcome(mistake, _message(lines[-1]), code, seconds, cpu_s, problems)
 
 

@@ -18,6 +18,8 @@ _HTTP_METAVARS = {
     "allowed_origins": "ORIGIN,...",
     "allowed_methods": "METHOD,...",
     "allowed_headers": "HEADER,...",
+    "forwarded_allow_ips": "ADDRESS,...",
+    "otlp_traces_endpoint": "URL",
 }
 
 SERVE = Command(
@@ -58,6 +60,7 @@ SERVE = Command(
         "restart_window": "SECONDS",
         "max_prefill_wait": "SECONDS",
         "max_stream_interval": "SECONDS",
+        "log_stats_interval": "SECONDS",
     },
     short={"pipeline_parallel_size": "-pp", "tensor_parallel_size": "-tp"},
     positional=("model", "MODEL"),
@@ -76,6 +79,7 @@ ROUTE = Command(
         "instances": "URL,...",
         "instance_api_key": "KEY",
         "max_pending_time": "SECONDS",
+        "log_stats_interval": "SECONDS",
         "stale_after": "SECONDS",
         "local_args": "'MODEL --flags'",
         "local_devices": "0,1;2,3",

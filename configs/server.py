@@ -48,6 +48,11 @@ class ListenConfig(Part, title="HTTP server"):
         le=2,
         description="TLS: client certificates; 0: not requested, 1: verified if sent, 2: required",
     )
+    forwarded_allow_ips: str | None = Field(
+        None,
+        description="addresses or networks of proxies whose X-Forwarded-For is believed, for the "
+        "log; *: any, also on a Unix socket [FORWARDED_ALLOW_IPS or 127.0.0.1,::1]",
+    )
     root_path: str = Field(
         "", description="path prefix under which a reverse proxy publishes the server, e.g. /llm"
     )

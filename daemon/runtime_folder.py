@@ -30,13 +30,18 @@ class FolderTakenError(StartError):
     """The folder cannot be this daemon's; the message is for the user."""
 
 
+class FolderUnusableError(StartError):
+    """The folder cannot be written to, as on a full disk; the message is for the user."""
+
+
 @contextmanager
 def runtime_folder(config: Config) -> Iterator[Config]:
     """Prepare and lock the folder, save the settings in it, and yield `config` with its path.
 
     What an earlier daemon has left there is removed. The folder also has the id of this process,
     for signals. By default, the folder is temporary. At the end, the settings are removed, or the
-    whole temporary folder. Raises `FolderTakenError`.
+    whole temporary folder. Raises `FolderTakenError`, and `FolderUnusableError` if it cannot be
+    written to.
     """
     if config.runtime.runtime_dir is None:
         with temporary_folder() as folder:
@@ -123,12 +128,14 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _placed(config: Config, folder: Path) -> Config:
     placed = config.replaced(runtime_dir=folder)
-    loader.save(placed, folder)
+    with _explained(folder):
+        loader.save(placed, folder)
     return placed
 
 
 def _write_pid(folder: Path) -> None:
-    (folder / PID_FILE).write_text(f"{os.getpid()}\n")
+    with _explained(folder):
+        (folder / PID_FILE).write_text(f"{os.getpid()}\n")
 
 
 def _clear(folder: Path) -> None:
@@ -137,6 +144,16 @@ def _clear(folder: Path) -> None:
     left += [path for pattern in _OWN_PATTERNS for path in folder.glob(pattern)]
     for path in left:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn an `OSError` in the block into a line for the user."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FolderUnusableError(f"cannot write to {folder} (runtime_dir): {reason}") from error
 
 
 def _keep_others_out(folder: Path) -> None:

@@ -68,7 +68,7 @@ class Fleet:
 
 
 class Fleets:
-    """All instances and open requests of the router."""
+    """All instances and open requests of the router; `num_requests` is that of all so far."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Fleets:
         self.links: dict[str, InstanceLink] = {}
         self._fleets: list[Fleet] = []
         self._of_instance: dict[str, Fleet] = {}
-        self._num_fleets = self._num_requests = 0
+        self._num_fleets = self.num_requests = 0
 
     # --- instances --------------------------------------------------------------------------------
 
@@ -166,9 +166,9 @@ class Fleets:
     def open(self, inquiry: Inquiry) -> Iterator[Ticket]:
         """Let a request be routed inside the block. Raises `ApiError` (404, 503)."""
         fleet = self._fleet_for(inquiry.model)
-        self._num_requests += 1
+        self.num_requests += 1
         is_online = inquiry.kind == "online"
-        ticket = Ticket(self._num_requests, self._clock(), is_online=is_online)
+        ticket = Ticket(self.num_requests, self._clock(), is_online=is_online)
         fleet.tickets[ticket.request_id] = ticket
         ticket.on_broken = lambda num_done: self._break(fleet, ticket, num_done)
         ticket.on_began = lambda: self._handle(fleet, Began(ticket.request_id))
@@ -181,6 +181,11 @@ class Fleets:
             self._unroute(ticket)
             self._metrics.pending.dec()
             self._handle(fleet, Ended(ticket.request_id))
+
+    @property
+    def num_open(self) -> int:
+        """The requests that wait for an instance, or have one."""
+        return sum(len(fleet.tickets) for fleet in self._fleets)
 
     def fail_all(self, message: str) -> None:
         """End all open requests with an error."""

@@ -17,9 +17,10 @@ from configs.commands import ROUTE
 from configs.loader import ConfigError, load_command, non_default
 from configs.output_files import OutputFileError
 from configs.route import InstancesConfig, RouteConfig
-from daemon import log_file, logs, resource_limits
+from daemon import log_file, logs, resource_limits, tracing
 from daemon.gc_tuning import GcTuning
 from daemon.start_error import StartError
+from daemon.tracing import Tracing
 from daemon.version import VERSION
 from router.actuators.actuator import ActuatorError
 from router.actuators.registry import make_actuator
@@ -34,6 +35,7 @@ from router.instance_link import InstanceLink
 from router.journal import Journal
 from router.metrics import Metrics
 from router.scaler import Scaler
+from router.stats_log import StatsLog
 from router.status_reader import StatusReader
 from router.upstream.address import Address, client_tls
 from router.upstream.pool import Pool
@@ -76,23 +78,30 @@ def serve(config: RouteConfig) -> None:
     Raises `StartError`, `ActuatorError`, and `OSError` for files that are unusable.
     """
     tls = tls_context(config.listen)
+    traces = tracing.begin(config.tracing, "tdpipe-router")
     instance_tls = _instance_tls(config.instances)
     with (
         _listen(config) as listener,
         _journal(config) as journal,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        router = Router(config, journal, instance_tls)
+        router = Router(config, journal, instance_tls, traces)
         runner.run(router.run(listener, tls, GcTuning().tidy))
+    if traces is not None:
+        traces.close()
 
 
 class Router:
     """All parts of one router."""
 
     def __init__(
-        self, config: RouteConfig, journal: Journal | None, instance_tls: ssl.SSLContext | None
+        self,
+        config: RouteConfig,
+        journal: Journal | None,
+        instance_tls: ssl.SSLContext | None,
+        traces: Tracing | None = None,
     ) -> None:
-        self._config, self._tls = config, instance_tls
+        self._config, self._tls, self._traces = config, instance_tls, traces
         self.metrics, self.drain = Metrics(), Drain()
         key = config.instances.instance_api_key
         self._api_key = key.get_secret_value() if key else None
@@ -120,6 +129,7 @@ class Router:
             KeptMemory(self._config.instances.max_resume_bytes, self.metrics),
             self._config.instances.max_attempts,
             connections.request_timeout,
+            self._traces,
         )
         batches = build_batches(self._config, desk, GENERATIONS)
         self.server = server = DrainingServer(
@@ -128,6 +138,7 @@ class Router:
             self.drain,
             shutdown_timeout_s=connections.shutdown_timeout,
             send_timeout_s=connections.send_timeout,
+            trusted_proxies=self._config.listen.forwarded_allow_ips,
             tls=tls,
         )
         self._log_start(listener)
@@ -174,8 +185,10 @@ class Router:
         self.fleets.release(name)
 
     async def _tick(self, tidy: Callable[[], object]) -> None:
+        stats_log = StatsLog(self.fleets, self._config.logs.log_stats_interval)
         while True:
             tidy()
+            stats_log.tick()
             self.fleets.tick()
             for name in [name for name in self._readers if name not in self.fleets.links]:
                 self._readers.pop(name)[1].cancel()

@@ -7,7 +7,9 @@ from starlette.types import ASGIApp
 
 from configs.config import Config
 from configs.server import ServerConfig
+from daemon.tracing import Tracing
 from daemon.version import VERSION
+from server.batches.routes import storage_errors
 from server.batches.routes.batch_routes import BatchRoutes
 from server.batches.routes.file_routes import FileRoutes
 from server.batches.service import BatchService
@@ -42,6 +44,7 @@ def build_app(
     metrics: Metrics,
     endpoints: Endpoints,
     batches: BatchService,
+    tracing: Tracing | None = None,
 ) -> ASGIApp:
     """The ASGI application. The caller runs the client, the endpoints and the batches."""
     limits, logs = config.server.limits, config.logs
@@ -77,6 +80,7 @@ def build_app(
         body_memory=body_memory,
         log_requests=logs.log_requests,
         comment_interval_s=limits.stream_comment_interval,
+        tracing=tracing,
     )
     for route in _generation_routes(new_route, endpoints, config.model.name):
         app.include_router(route.router())
@@ -89,6 +93,7 @@ def build_app(
     else:
         app.include_router(PipelineStatuses(config, client, drain, metrics).router())
     app.router.routes.extend(page_files.routes(page, root_path))
+    storage_errors.install(app)
     return with_middleware(
         app,
         config.server.access,

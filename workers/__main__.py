@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 from daemon import child_process, log_file
+from daemon.process_title import entitle
 
 
 def main() -> int:
     """Run the stages; returns the exit status."""
     child_process.tie_to_parent()
+    entitle("torchrun")
     log_file.follow()
     # torch warns about hosts without a name.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

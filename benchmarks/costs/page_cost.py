@@ -19,8 +19,8 @@ import httpx
 import psutil
 import uvloop
 
+from bench.machine import describe_machine, describe_versions
 from benchmarks.daemon_run import ROOT, serving
-from benchmarks.machine import describe_machine, describe_versions
 from configs.model import DEMO_MODEL
 from server.page.status_stream import PATH
 

@@ -302,7 +302,7 @@ class Soak:
         kinds: dict[str, list[psutil.Process]] = {}
         for child in self._daemon.children():
             with suppress(psutil.NoSuchProcess):
-                words = child.cmdline()
+                words = " ".join(child.cmdline()).split()  # it may be a title
                 module = words[words.index("-m") + 1]
                 kinds["torchrun" if module == "workers" else module] = [child]
                 if module == "workers":

@@ -21,7 +21,9 @@ from configs.route import RouteConfig
 from daemon.version import VERSION
 from router.front.answer import Answer, Desk
 from router.front.forwarding import Forwarding
+from router.front.route_trace import RouteTrace
 from router.inquiry import read_inquiry
+from server.batches.routes import storage_errors
 from server.batches.routes.batch_routes import BatchRoutes
 from server.batches.routes.file_routes import FileRoutes
 from server.batches.service import BatchService
@@ -76,6 +78,7 @@ def build_app(
         ]
     )
     errors.install(app)
+    storage_errors.install(app)
     return with_middleware(
         app,
         config.access,
@@ -112,7 +115,8 @@ class Generation:
                 self._desk.metrics.count_early(errors.CLIENT_CLOSED_REQUEST)
                 raise
             path = request.url.path.removeprefix(request.scope.get("root_path", ""))
-            return Answer(self._desk, path, inquiry, held.pop_all())
+            trace = RouteTrace.begin(self._desk.tracing, request, inquiry.model)
+            return Answer(self._desk, path, inquiry, held.pop_all(), trace)
         raise AssertionError("the block returns or raises")
 
 

@@ -51,7 +51,8 @@ class DrainingServer(uvicorn.Server):
     While draining, it still listens, so that new requests and probes are answered with 503. After
     the timeout, or immediately after a second signal, `fail_all` ends the requests that are still
     open with an error. If the daemon has a `failure` (one line for clients), this is done at once.
-    The connection of a client that reads nothing for `send_timeout_s` is closed.
+    The connection of a client that reads nothing for `send_timeout_s` is closed. What the
+    `trusted_proxies` say about their clients is believed; None means uvicorn's default.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class DrainingServer(uvicorn.Server):
         *,
         shutdown_timeout_s: float,
         send_timeout_s: float = 60.0,
+        trusted_proxies: str | None = None,
         tls: ssl.SSLContext | None = None,
         failure: Callable[[], str | None] = lambda: None,
     ) -> None:
@@ -73,6 +75,7 @@ class DrainingServer(uvicorn.Server):
                 lifespan="off",
                 log_config=None,
                 access_log=False,  # replaced by the one in `server.http.middleware`
+                forwarded_allow_ips=trusted_proxies,
                 server_header=False,
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,

@@ -25,6 +25,7 @@ from wire.messages import (
     FromServer,
     Generated,
     Hello,
+    Milestone,
     PrefixHit,
     ReportedSteps,
     Scored,
@@ -210,6 +211,8 @@ class EngineClient:
                 self._on_scored(message)
             elif isinstance(message, ReportedSteps):
                 self.on_steps(message)
+            elif isinstance(message, Milestone):
+                self._on_milestone(message)
             else:
                 self._on_ready(message)
         self._coalescer.end_burst()
@@ -245,6 +248,11 @@ class EngineClient:
         sequence = self._open.get(message.sequence_id)
         if sequence is not None:
             sequence.put_scores(unpack(message.logprobs, sequence.prompt_token_ids))
+
+    def _on_milestone(self, message: Milestone) -> None:
+        sequence = self._open.get(message.sequence_id)
+        if sequence is not None and sequence.marks is not None:
+            sequence.marks.append((message.kind, message.at))
 
     def _on_finished(self, message: Finished) -> None:
         sequence = self._open.get(message.sequence_id)
@@ -282,6 +290,9 @@ class EngineClient:
         self.num_engines_lost += 1
         if self._open:
             logger.warning("a new engine process: resubmitting %d sequences", len(self._open))
+        for sequence in self._open.values():
+            if sequence.marks is not None:
+                sequence.marks.append(("engine_lost", self.stats_at))
         self._is_introduced = False
         self._greet()
 

@@ -22,6 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from configs.config import Config
+from daemon.tracing import Tracing
 from server.app import build_app
 from server.batches.engine_batches import build_batches
 from server.batches.service import BatchService
@@ -253,14 +254,18 @@ def config(folder: Path, **values: Any) -> Config:
 
 
 def make_app(
-    settings: Config, client: EngineClient, drain: Drain, tokenizer: Tokenizer = TOKENIZER
+    settings: Config,
+    client: EngineClient,
+    drain: Drain,
+    tokenizer: Tokenizer = TOKENIZER,
+    tracing: Tracing | None = None,
 ) -> tuple[ASGIApp, LengthPredictor, BatchService]:
     """The app, the predictor, which is to be run if there is an encoder, and the batches."""
     metrics = Metrics(EngineCollector(client), model_name=MODEL)
     predictor = LengthPredictor(settings.predictor, settings.runtime, MODEL, metrics)
     endpoints = build_endpoints(settings, client, tokenizer, metrics, predictor)
-    batches = build_batches(settings, client, endpoints.all(), drain, metrics)
-    app = build_app(settings, client, tokenizer, drain, metrics, endpoints, batches)
+    batches = build_batches(settings, client, endpoints.all(), drain, metrics, tracing)
+    app = build_app(settings, client, tokenizer, drain, metrics, endpoints, batches, tracing)
     return app, predictor, batches
 
 
@@ -306,6 +311,7 @@ def serving(
     ready: bool = True,
     tokenizer: Tokenizer = TOKENIZER,
     opens_batches: bool = True,
+    tracing: Tracing | None = None,
     **settings: Any,
 ) -> Iterator[Daemon]:
     """A server in a thread with a fake engine behind it, ready by default."""
@@ -319,7 +325,7 @@ def serving(
     async def serve() -> None:
         client = EngineClient(settings_.runtime.server_address)
         drain = Drain()
-        app, predictor, batches = make_app(settings_, client, drain, tokenizer)
+        app, predictor, batches = make_app(settings_, client, drain, tokenizer, tracing)
         tls = tls_context(settings_.server.listen)
         server = DrainingServer(
             app,
@@ -327,6 +333,7 @@ def serving(
             drain,
             shutdown_timeout_s=settings_.server.connections.shutdown_timeout,
             send_timeout_s=settings_.server.connections.send_timeout,
+            trusted_proxies=settings_.server.listen.forwarded_allow_ips,
             tls=tls,
         )
         listener = listen("127.0.0.1", 0)

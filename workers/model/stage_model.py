@@ -407,10 +407,14 @@ def _count(module: nn.Module) -> int:
 def _progress_of(
     stage: int,
 ) -> Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]:
-    """Make a hook that adds the name of the stage to transformers' progress bars."""
+    """Make a hook that adds the name of the stage to transformers' progress bars.
+
+    A bar in a file would be hundreds of lines, so there are only bars on terminals.
+    """
 
     def make_bar(factory: Callable[..., Any], args: tuple[Any, ...], kw: dict[str, Any]) -> Any:
         kw |= {"desc": f"stage {stage}: {kw.get('desc', 'loading').lower()}", "unit": " tensors"}
+        kw["disable"] = kw.get("disable") or None  # None: if it is no terminal
         return factory(*args, **kw)
 
     return make_bar

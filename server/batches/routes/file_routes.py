@@ -122,7 +122,7 @@ class FileRoutes:
             await store.add_file(file, upload)
         except (DatabaseError, OSError) as error:
             # The reason is only in the log: clients must not see paths.
-            logger.error("cannot store an upload: %s", error)
+            logger.error("cannot store an upload in %s: %s", store.folder, error)
             raise failed("The file cannot be stored.") from error
         finally:
             self._num_uploads -= 1

@@ -20,7 +20,7 @@ import yaml
 from tests.deploy.tools import ROOT
 from tests.end_to_end.conftest import free_port
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 def wait_for(condition: Callable[[], object], what: Callable[[], str]) -> None:

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.grafana.source.__main__ import DASHBOARDS, path_of
-from tests.deploy.tools import ROOT, RUN_TIMEOUT_S
+from tests.deploy.tools import ROOT, run, tool
 
 MODULES = ROOT / ".venv-deploy" / "node" / "node_modules"
 TYPES = Path(__file__).with_name("dashboard_types.ts")
@@ -22,7 +21,7 @@ pytestmark = pytest.mark.deploy
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which TypeScript finds Grafana's types and ours."""
     if not (MODULES / "@grafana" / "schema").exists():
-        pytest.skip("npm's @grafana/schema and typescript are absent: `make deploy-check` has them")
+        pytest.skip("@grafana/schema and typescript are not installed (make deploy-check)")
     folder = tmp_path_factory.mktemp("types")
     (folder / "node_modules").symlink_to(MODULES)
     shutil.copy(TYPES, folder)
@@ -35,14 +34,9 @@ def errors_in(folder: Path, *dashboards: dict[str, Any]) -> str:
     for file, each in zip(files, dashboards, strict=True):
         head = f"import type {{ OurDashboard }} from './{TYPES.stem}';\n"
         file.write_text(f"{head}export const it: OurDashboard = {json.dumps(each, indent=1)};\n")
-    tsc = MODULES / "typescript" / "bin" / "tsc"
-    ended = subprocess.run(
-        ["node", tsc, *FLAGS, "--moduleResolution", "bundler", *files],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=RUN_TIMEOUT_S,
-    )
+    node, tsc = tool("node", "Debian's package nodejs"), MODULES / "typescript" / "bin" / "tsc"
+    names = map(str, [tsc, *FLAGS, "--moduleResolution", "bundler", *files])
+    ended = run(node, *names, cwd=folder)
     return ended.stdout + ended.stderr
 
 

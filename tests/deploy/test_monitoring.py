@@ -24,6 +24,8 @@ from tests.end_to_end.router import Router, instances_of
 
 NUM_LINES = 3000
 CPU = ("--device", "cpu", "--num-threads", "1")
+# So few lines are open at a time that clients are answered, too, after the loss of a stage.
+BATCHES = ("--batch-concurrency", "16")
 
 pytestmark = [pytest.mark.deploy, pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -39,30 +41,33 @@ class World(NamedTuple):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Daemons and a router with traffic and batches; a stage was killed once."""
-    programs = (
-        tool("prometheus", "prometheus"),
-        tool("alertmanager", "prometheus-alertmanager", "prometheus-alertmanager"),
+    prometheus_path, alertmanager_path = (
+        tool(name, f"Debian's package {name}") for name in ("prometheus", "prometheus-alertmanager")
     )
     folder = tmp_path_factory.mktemp("monitored")
     daemons = (
-        Daemon(folder / "one", *CPU, "--predictor", PREDICTOR),
+        Daemon(folder / "one", *CPU, *BATCHES, "--predictor", PREDICTOR),
         Daemon(folder / "two", *CPU, "-pp", "1"),
     )
     with ExitStack() as stack:
         for each in daemons:
             stack.enter_context(each)
         urls = [each.url for each in daemons]
-        router = stack.enter_context(Router(folder, *instances_of(*urls), num_instances=2))
+        router = stack.enter_context(
+            Router(folder, *instances_of(*urls), *BATCHES, num_instances=2)
+        )
         webhook = stack.enter_context(Webhook())
         alertmanager = stack.enter_context(
-            Alertmanager(programs[1], folder / "alertmanager", webhook.url)
+            Alertmanager(alertmanager_path, folder / "alertmanager", webhook.url)
         )
         targets = {
             "daemons": [address_of(url) for url in urls],
             "routers": [address_of(router.url)],
             "alertmanagers": [f"127.0.0.1:{alertmanager.port}"],
         }
-        prometheus = stack.enter_context(Prometheus(programs[0], folder / "prometheus", **targets))
+        prometheus = stack.enter_context(
+            Prometheus(prometheus_path, folder / "prometheus", **targets)
+        )
         stack.enter_context(Traffic([*urls, router.url, router.url]))
         for url in (urls[0], router.url):
             begin_batch(url)

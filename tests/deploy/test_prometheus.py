@@ -10,6 +10,7 @@ from tests.deploy.promql import documented, metrics_read
 from tests.deploy.tools import ROOT, run, tool
 
 FOLDER = ROOT / "deploy" / "prometheus"
+ORIGINS = {"promtool": "prometheus", "amtool": "prometheus-alertmanager"}
 UNIT_TESTS = ROOT / "tests" / "deploy" / "prometheus"
 
 
@@ -81,17 +82,23 @@ def test_the_scrape_jobs_have_names_that_the_alerts_find() -> None:
 
 @pytest.mark.deploy
 def test_promtool_accepts_configuration_targets_and_rules() -> None:
-    said = run(tool("promtool", "prometheus"), "check", "config", FOLDER / "prometheus.yml")
+    said = passes("promtool", "check", "config", str(FOLDER / "prometheus.yml"))
     assert f"{len(ALERTS)} rules found" in said
 
 
 @pytest.mark.deploy
 @pytest.mark.parametrize("name", ["alerts.yml", "recording.yml"])
 def test_the_rules_pass_their_unit_tests(name: str) -> None:
-    run(tool("promtool", "prometheus"), "test", "rules", UNIT_TESTS / name)
+    passes("promtool", "test", "rules", str(UNIT_TESTS / name))
 
 
 @pytest.mark.deploy
 def test_amtool_accepts_the_alertmanagers_configuration() -> None:
-    config = ROOT / "deploy" / "alertmanager" / "alertmanager.yml"
-    run(tool("amtool", "prometheus-alertmanager"), "check-config", config)
+    passes("amtool", "check-config", str(ROOT / "deploy/alertmanager/alertmanager.yml"))
+
+
+def passes(name: str, *arguments: str) -> str:
+    """What a program prints; an AssertionError with it if it finds an error."""
+    checked = run(tool(name, f"Debian's package {ORIGINS[name]}"), *arguments)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    return checked.stdout

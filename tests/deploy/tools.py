@@ -1,33 +1,44 @@
-"""Programs that some checks of `deploy/` need; without them, a check is skipped by name."""
+"""The tools of these checks; a check is skipped, with a word, where its own is absent.
 
+`make deploy-check` installs those of PyPI into an environment of their own, `.venv-deploy`, because
+no part of the product needs them.
+"""
+
+import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN_TIMEOUT_S = 120.0
+ENVIRONMENT = ROOT / ".venv-deploy" / "bin"
+TIMEOUT_S = 120
 
 
-def tool(name: str, package: str, *other_names: str) -> str:
-    """The path of a program; the test is skipped where it is absent."""
-    for each in (name, *other_names):
-        if path := shutil.which(each):
-            return path
-    pytest.skip(f"{name} is absent: Debian's package {package} has it")
+def tool(name: str, origin: str) -> str:
+    """The path of a program; without it, the test is skipped with where it comes from."""
+    path = shutil.which(name, path=f"{ENVIRONMENT}{os.pathsep}{os.environ['PATH']}")
+    if path is None:
+        pytest.skip(f"{name} is not installed ({origin})")
+    return path
 
 
-def run(*command: str | Path, cwd: Path = ROOT) -> str:
-    """What a program prints; an AssertionError with it if it fails."""
-    ended = subprocess.run(
-        command,
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=RUN_TIMEOUT_S,
+def run(*command: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run a program with a limit; its output is text."""
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, **options
     )
-    assert ended.returncode == 0, ended.stdout
-    return ended.stdout
+
+
+def chart(command: str, **request: Any) -> Any:
+    """What `chart_tool.py` answers; it runs in the environment with Helm's library."""
+    python = ENVIRONMENT / "python"
+    if not python.exists():
+        pytest.skip("helm-python-sdk and kubernetes-validate are not installed (make deploy-check)")
+    script = str(Path(__file__).with_name("chart_tool.py"))
+    answer = run(str(python), script, command, input=json.dumps(request))
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout)

@@ -1,5 +1,7 @@
 """The runtime folder is shared by the processes of a daemon, and locked while they run.
 
+A router may have one, too.
+
 It holds sockets and secrets, so no other user may write into it: another user could replace the
 engine's socket.
 """
@@ -14,7 +16,9 @@ from pathlib import Path
 
 from configs import loader
 from configs.config import Config
+from configs.part import Part
 from daemon import child_process, process_exits
+from daemon.healthcheck import PORT_FILE
 
 PID_FILE = "pid"
 
@@ -27,25 +31,36 @@ class FolderTakenError(Exception):
 def runtime_folder(config: Config) -> Iterator[Config]:
     """Prepare and lock the folder, save the settings in it, and yield `config` with its path.
 
-    What an earlier daemon has reported is removed. The folder also has the id of this process,
-    for signals. By default, the folder is temporary. Raises `FolderTakenError`.
+    By default, the folder is temporary. Raises `FolderTakenError`.
     """
     folder = config.runtime.runtime_dir or Path(tempfile.mkdtemp(prefix="tdpipe-"))
+    placed = config.replaced(runtime_dir=folder)
+    try:
+        with occupied(folder, placed):
+            yield placed
+    finally:
+        if config.runtime.runtime_dir is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def occupied(folder: Path, config: Part) -> Iterator[None]:
+    """Prepare and lock the folder; it holds the settings, and the id of this process for signals.
+
+    What an earlier daemon has reported is removed. Raises `FolderTakenError`.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _keep_others_out(folder)
     opened = os.open(folder, os.O_RDONLY)
     try:
         _lock(opened, folder)
-        placed = config.replaced(runtime_dir=folder)
-        for left in (child_process.FAILURE, process_exits.FILE):
+        for left in (child_process.FAILURE, process_exits.FILE, PORT_FILE):
             (folder / left).unlink(missing_ok=True)
-        loader.save(placed, folder)
+        loader.save(config, folder)
         (folder / PID_FILE).write_text(f"{os.getpid()}\n")
-        yield placed
+        yield
     finally:
         os.close(opened)
-        if config.runtime.runtime_dir is None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _keep_others_out(folder: Path) -> None:

@@ -19,6 +19,8 @@ from configs.output_files import OutputFileError
 from configs.route import InstancesConfig, RouteConfig
 from daemon import log_file, logs, resource_limits
 from daemon.gc_tuning import GcTuning
+from daemon.healthcheck import PORT_FILE
+from daemon.runtime_folder import FolderTakenError, occupied
 from daemon.version import VERSION
 from router.actuators.actuator import ActuatorError
 from router.actuators.registry import make_actuator
@@ -62,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     resource_limits.raise_open_files()
     try:
         serve(config)
-    except (ListenError, ActuatorError, OSError) as error:
+    except (ListenError, ActuatorError, FolderTakenError, OSError) as error:
         logger.error("%s", error)
         return 1
     logger.info("stopped")
@@ -72,11 +74,14 @@ def main(argv: Sequence[str]) -> int:
 def serve(config: RouteConfig) -> None:
     """Serve until a signal.
 
-    Raises `ListenError`, `ActuatorError`, and `OSError` for files that are unusable.
+    Raises `ListenError`, `ActuatorError`, `FolderTakenError`, and `OSError` for files that are
+    unusable.
     """
     tls = tls_context(config.listen)
     instance_tls = _instance_tls(config.instances)
+    folder = config.process.runtime_dir
     with (
+        occupied(folder, config) if folder else nullcontext(),
         _listen(config) as listener,
         _journal(config) as journal,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
@@ -188,6 +193,9 @@ class Router:
         where = f"the Unix socket {config.uds}"
         if config.uds is None:
             port = listener.getsockname()[1]
+            folder = self._config.process.runtime_dir
+            if folder:
+                (folder / PORT_FILE).write_text(str(port))
             where = url(config.host, port, tls=config.ssl_certfile is not None)
         logger.info("listening on %s (OpenAI API under %s/v1)", where, config.root_path)
 

@@ -17,6 +17,7 @@ from configs.config import Config
 from configs.server import ListenConfig
 from daemon import child_process, log_file, logs
 from daemon.gc_tuning import GcTuning
+from daemon.healthcheck import PORT_FILE
 from daemon.watchdog_file import INTERVAL_S, WatchdogFile
 from server.app import build_app
 from server.batches.engine_batches import build_batches
@@ -31,8 +32,6 @@ from server.metrics import Metrics
 from server.requests.engine_client import EngineClient
 from server.requests.engine_metrics import EngineCollector
 from server.text.tokenizer import Tokenizer, TokenizerError, keep_torch_out, load_tokenizer
-
-PORT_FILE = "port"
 
 logger = logging.getLogger("tdpipe")
 

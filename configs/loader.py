@@ -71,7 +71,7 @@ def validate(values: Mapping[str, Any]) -> Config:
     return _validate(SERVE, values)
 
 
-def save(config: Config, folder: Path) -> None:
+def save(config: Part, folder: Path) -> None:
     """Write the resolved settings, secrets too, where only the daemon's own user can read them."""
     path = folder / RESOLVED
     path.unlink(missing_ok=True)  # it may be an earlier daemon's, with other rights

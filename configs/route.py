@@ -89,6 +89,16 @@ class RouterBatchConfig(Part, title="Files and batches"):
     )
 
 
+class RouterProcessConfig(Part, title="Process"):
+    """What the router's process tells other commands."""
+
+    runtime_dir: Path | None = Field(
+        None,
+        description="folder of the resolved settings, the port and the process id, for `tdpipe "
+        "healthcheck` and signals [none]",
+    )
+
+
 class RouteConfig(Part):
     """All settings of `tdpipe route`."""
 
@@ -101,6 +111,7 @@ class RouteConfig(Part):
     batches: RouterBatchConfig = Field(default_factory=RouterBatchConfig)
     logs: LogConfig = Field(default_factory=LogConfig)
     tracing: TracingConfig = Field(default_factory=TracingConfig)
+    process: RouterProcessConfig = Field(default_factory=RouterProcessConfig)
 
     @model_validator(mode="after")
     def _has_instances(self) -> Self:

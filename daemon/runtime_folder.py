@@ -1,5 +1,7 @@
 """The runtime folder is shared by the processes of a daemon, and locked while they run.
 
+A router may have one, too.
+
 It holds sockets and secrets, so no other user may write into it: another user could replace the
 engine's socket. A daemon that is killed leaves its folder, which the next start removes: the kernel
 frees the lock of a process that has ended, however it ended.
@@ -15,6 +17,8 @@ from pathlib import Path
 
 from configs import loader
 from configs.config import Config
+from configs.part import Part
+from daemon.healthcheck import PORT_FILE
 from daemon.start_error import StartError
 
 PID_FILE = "pid"
@@ -22,7 +26,7 @@ PID_FILE = "pid"
 TEMPORARY_FILE = "temporary"
 # What the processes of a daemon write into the folder: settings with their secrets, sockets,
 # reports of failures and exits, watchdog files.
-_OWN_FILES = (loader.RESOLVED, PID_FILE, "port", "failure.txt", "exits.jsonl")
+_OWN_FILES = (loader.RESOLVED, PID_FILE, PORT_FILE, "failure.txt", "exits.jsonl")
 _OWN_PATTERNS = ("*.sock", "*.watchdog", "stage-*.json")
 
 
@@ -45,15 +49,29 @@ def runtime_folder(config: Config) -> Iterator[Config]:
     """
     if config.runtime.runtime_dir is None:
         with temporary_folder() as folder:
-            yield _placed(config, folder)
+            placed = config.replaced(runtime_dir=folder)
+            _save(placed, folder)
+            yield placed
         return
     folder = config.runtime.runtime_dir
+    placed = config.replaced(runtime_dir=folder)
+    with occupied(folder, placed):
+        yield placed
+
+
+@contextmanager
+def occupied(folder: Path, settings: Part) -> Iterator[None]:
+    """Make, lock and clear the folder, and keep the settings in it until the end of the block.
+
+    Raises `FolderTakenError`, and `FolderUnusableError` if it cannot be written to.
+    """
     with _locked(folder):
         remove_leftovers(folder.parent)
         _clear(folder)
         _write_pid(folder)
         try:
-            yield _placed(config, folder)
+            _save(settings, folder)
+            yield
         finally:
             (folder / loader.RESOLVED).unlink(missing_ok=True)  # it has secrets
 
@@ -126,11 +144,9 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(opened)
 
 
-def _placed(config: Config, folder: Path) -> Config:
-    placed = config.replaced(runtime_dir=folder)
+def _save(settings: Part, folder: Path) -> None:
     with _explained(folder):
-        loader.save(placed, folder)
-    return placed
+        loader.save(settings, folder)
 
 
 def _write_pid(folder: Path) -> None:

@@ -19,6 +19,8 @@ from configs.output_files import OutputFileError
 from configs.route import InstancesConfig, RouteConfig
 from daemon import log_file, logs, resource_limits, tracing
 from daemon.gc_tuning import GcTuning
+from daemon.healthcheck import PORT_FILE
+from daemon.runtime_folder import occupied
 from daemon.start_error import StartError
 from daemon.tracing import Tracing
 from daemon.version import VERSION
@@ -80,7 +82,9 @@ def serve(config: RouteConfig) -> None:
     tls = tls_context(config.listen)
     traces = tracing.begin(config.tracing, "tdpipe-router")
     instance_tls = _instance_tls(config.instances)
+    folder = config.process.runtime_dir
     with (
+        occupied(folder, config) if folder else nullcontext(),
         _listen(config) as listener,
         _journal(config) as journal,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
@@ -202,6 +206,9 @@ class Router:
         where = f"the Unix socket {config.uds}"
         if config.uds is None:
             port = listener.getsockname()[1]
+            folder = self._config.process.runtime_dir
+            if folder:
+                (folder / PORT_FILE).write_text(str(port))
             where = url(config.host, port, tls=config.ssl_certfile is not None)
         logger.info("listening on %s (OpenAI API under %s/v1)", where, config.root_path)
 

@@ -17,6 +17,7 @@ from configs.config import Config
 from configs.server import ListenConfig
 from daemon import child_process, log_file, logs, tracing
 from daemon.gc_tuning import GcTuning
+from daemon.healthcheck import PORT_FILE
 from daemon.process_title import entitle
 from daemon.start_error import StartError
 from daemon.tracing import Tracing
@@ -35,8 +36,6 @@ from server.requests.engine_client import EngineClient
 from server.requests.engine_metrics import EngineCollector
 from server.requests.stats_log import StatsLog, describe
 from server.text.tokenizer import Tokenizer, TokenizerError, keep_torch_out, load_tokenizer
-
-PORT_FILE = "port"
 
 logger = logging.getLogger("tdpipe")
 

@@ -20,12 +20,12 @@ import httpx
 from configs.part import ENV_PREFIX
 from configs.scaling import ScalingConfig
 from daemon import child_process, process_exits
+from daemon.healthcheck import PORT_FILE
 from daemon.runtime_folder import temporary_folder
 from router.actuators.actuator import ActuatorError, GrowthLimit, Report, happens
 from router.actuators.membership import Membership
 
 COMMAND = (sys.executable, "-P", "-m", "daemon")
-PORT_FILE = "port"
 POLL_INTERVAL_S = 0.2
 READY_TIMEOUT_S = 5.0
 # A killed supervisor ends at once, and its children with it, unless the kernel holds it.

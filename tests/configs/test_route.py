@@ -52,6 +52,7 @@ SAMPLES = {
     "webhook_url": "https://hook",
     "webhook_token": "a-token",
     "webhook_interval": "7",
+    "runtime_dir": "some/folder",
 }
 FIELDS = {key: field for _, fields in groups_of(RouteConfig) for key, field in fields.items()}
 
@@ -71,7 +72,7 @@ def refusal(flags: str, **variables: str) -> str:
 
 
 def test_every_setting_of_its_own_has_a_sample_here() -> None:
-    shared = set(paths_of(RouteConfig)) & set(paths_of(Config)) - {"journal"}
+    shared = set(paths_of(RouteConfig)) & set(paths_of(Config)) - {"journal", "runtime_dir"}
     assert set(SAMPLES) == set(paths_of(RouteConfig)) - shared
 
 

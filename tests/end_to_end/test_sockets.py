@@ -4,6 +4,7 @@ import stat
 
 import psutil
 
+from daemon.healthcheck import check
 from tests.end_to_end.daemon import Daemon
 
 
@@ -19,3 +20,8 @@ def test_nothing_listens_but_on_loopback_and_on_the_owner_s_sockets(demo: Daemon
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
     settings = (demo.folder / "run" / "config.json").stat().st_mode
     assert stat.S_IMODE(settings) == 0o600
+
+
+def test_the_health_check_finds_the_port_that_was_free(demo: Daemon) -> None:
+    assert check(demo.folder / "run", "/live") == "alive"
+    assert check(demo.folder / "run", "/ready") == "ready"

@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from configs.router import RouterCoreConfig
+from daemon.healthcheck import PORT_FILE, NotHealthyError, check
+from daemon.runtime_folder import PID_FILE
 from router.core import RouterCore
 from router.journal import Journal, is_routers, replay
 from router.messages import Decision, Event, Route
@@ -104,6 +107,27 @@ def test_a_router_serves_until_a_signal_and_its_journal_is_replayed(
     run_async(test())
     assert replay_command.main([str(journal)]) == 0
     assert "all decisions identical" in capsys.readouterr().out
+
+
+def test_the_health_check_finds_a_router_in_its_runtime_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    where = ("--instances", "http://127.0.0.1:9", "--port", "0", "--runtime-dir", str(folder))
+    with started(*where, "--data-dir", str(tmp_path / "data")) as process:
+        deadline = time.monotonic() + 6 * PATIENCE_S
+        while not (folder / PORT_FILE).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert int((folder / PID_FILE).read_text()) == process.pid
+        assert check(folder, "/live", PATIENCE_S) == "alive"
+        with pytest.raises(NotHealthyError, match="No instance is ready"):
+            check(folder, "/ready", PATIENCE_S)
+        with started(*where) as second:
+            assert second.stderr is not None
+            assert "another daemon runs in" in second.stderr.read().splitlines()[-1]
+        assert second.returncode == 1
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+    assert process.returncode == 0
 
 
 def test_a_decision_that_differs_is_found(tmp_path: Path) -> None:

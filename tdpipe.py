@@ -20,6 +20,8 @@ COMMANDS = {
     "healthcheck": ("daemon.healthcheck", "ask a running daemon or router whether it is alive"),
     "chat": ("client.chat", "chat with a running daemon"),
     "complete": ("client.complete", "complete a prompt with a running daemon"),
+    "top": ("client.top.command", "watch the pipeline of a running daemon in the terminal"),
+    "bench": ("bench.command", "measure a server: TTFT, TPOT, throughput, goodput"),
     "run-batch": ("client.run_batch", "run a file of requests without a server"),
     "doctor": ("doctor.command", "check the nodes and their links before the daemon starts"),
     "profile": ("workers.profiling.command", "measure step costs on this hardware"),
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        print(f"tdpipe: error: unknown command {command}{hint}\n{_usage()}", file=sys.stderr)
+        print(f"{_usage()}\n\ntdpipe: error: unknown command {command}{hint}", file=sys.stderr)
         return 2
     run: Callable[[Sequence[str]], int] = importlib.import_module(COMMANDS[command][0]).main
     return run(arguments)

@@ -23,7 +23,8 @@ def measure(
     """
     with serving(model, num_stages, flags, folder) as url:
         report = folder / "report.json"
-        client = [sys.executable, "-m", "benchmarks.load", f"--url={url}", f"--json={report}"]
+        client = [sys.executable, str(ROOT / "tdpipe.py"), "bench", url, f"--output={report}"]
+        client += ["--prompts=token-ids"]
         subprocess.run(
             [*client, *load], check=True, timeout=RUN_TIMEOUT_S, cwd=ROOT, capture_output=True
         )

@@ -26,11 +26,13 @@ from typing import Any
 import uvloop
 from tqdm import tqdm
 
+from bench.call import call_of
+from bench.exchange import Address
+from bench.load_run import Bounds
+from bench.machine import describe_machine
+from bench.measurement import measure
+from bench.server import LoadError, LoadTarget
 from benchmarks.daemon_run import log_of, routing, serving
-from benchmarks.load.exchange import Address
-from benchmarks.load.measurement import LoadError, LoadTarget, measure
-from benchmarks.load.open_loop import Bounds
-from benchmarks.machine import describe_machine
 from configs.model import DEMO_MODEL
 from simulator.argument_types import positive, positive_int
 from simulator.workloads.make_workload import make_workload, with_arrivals
@@ -113,11 +115,11 @@ def daemons(folder: Path, number: int, flags: Sequence[str]) -> Iterator[list[st
 
 
 def load(url: str, requests: Sequence[Request], max_concurrency: int | None = None) -> Any:
-    """The report of the load client (`benchmarks/load`)."""
+    """The report of the load client (`bench/`)."""
     target = LoadTarget(Address.of(url))
     bounds = Bounds(REQUEST_TIMEOUT_S, RUN_TIMEOUT_S, max_concurrency)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(measure(requests, target, bounds))
+        return runner.run(measure([*map(call_of, requests)], target, bounds))
 
 
 def _compare(

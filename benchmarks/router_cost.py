@@ -23,8 +23,8 @@ import msgspec
 import psutil
 import uvloop
 
-from benchmarks.load.exchange import Address, exchange, fetch
-from benchmarks.machine import describe_machine, describe_versions
+from bench.exchange import Address, exchange, fetch
+from bench.machine import describe_machine, describe_versions
 from wire.instance_status import InstanceStatus
 
 MODEL = "stand-in"

@@ -16,8 +16,8 @@ from statistics import median
 
 from tqdm import tqdm
 
+from bench.machine import describe_machine
 from benchmarks.daemon_run import log_of, measure
-from benchmarks.machine import describe_machine
 from benchmarks.real_policies import KV_BYTES, SCALE, WORKLOAD, make_random_llama
 
 # Stages, ranks of each, and threads of each rank.

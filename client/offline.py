@@ -16,9 +16,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from configs.config import Config
-from daemon.checkpoint import CheckpointError, resolve
+from daemon.checkpoint import resolve
 from daemon.restarts import POLL_INTERVAL_S, Children, GivingUpError
-from daemon.runtime_folder import FolderTakenError, runtime_folder
+from daemon.runtime_folder import runtime_folder
+from daemon.start_checks import check_start
+from daemon.start_error import StartError
 from server.endpoints import Endpoints, build_endpoints
 from server.lengths.length_predictor import LengthPredictor, PredictorMismatchError, check_predictor
 from server.metrics import Metrics
@@ -56,7 +58,7 @@ class OfflineEngine:
         async with self._stack as stack:
             try:
                 self.config = stack.enter_context(runtime_folder(self.config))
-            except FolderTakenError as error:
+            except StartError as error:
                 raise OfflineEngineError(str(error)) from error
             await self._start(stack)
             await self.run(self._wait_ready())
@@ -117,8 +119,9 @@ class OfflineEngine:
         """Find the checkpoint, or make it from a GGUF file. Raises `OfflineEngineError`."""
         stop = threading.Event()
         try:
+            check_start(self.config, serves=False)
             return await asyncio.to_thread(resolve, self.config, stop)
-        except CheckpointError as error:
+        except StartError as error:
             raise OfflineEngineError(str(error)) from error
         finally:
             stop.set()

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TextIO
 
 from client.terminal import DaemonError, RemoteDaemon
 from daemon import child_process
+from daemon.runtime_folder import temporary_folder
 
 POLL_INTERVAL_S = 0.1
 # As long as a daemon drains, and some.
@@ -24,8 +24,8 @@ def own_daemon(arguments: Sequence[str]) -> Iterator[Path]:
 
     Until then, its log is printed. Raises `DaemonError` if it cannot start.
     """
-    with tempfile.TemporaryDirectory(prefix="tdpipe-") as folder:
-        socket, log = Path(folder) / "http.sock", Path(folder) / "log"
+    with temporary_folder() as folder:
+        socket, log = folder / "http.sock", folder / "log"
         with log.open("wb") as written:
             daemon = subprocess.Popen(
                 [sys.executable, "-P", "-m", "daemon", *arguments, "--uds", str(socket)],

@@ -86,6 +86,19 @@ class RemoteDaemon:
             f"the daemon at {self._where} closed the connection before the answer ended"
         )
 
+    def lines(self, path: str, silence_s: float) -> Iterator[str]:
+        """Yield the lines of an answer without an end. Raises `DaemonError`, also at its end.
+
+        The daemon must send something at least every `silence_s` seconds.
+        """
+        timeout = httpx.Timeout(silence_s, connect=CONNECT_TIMEOUT_S)
+        streaming = self._client.stream("GET", path, timeout=timeout)
+        with self._daemon_errors(), streaming as response:
+            if response.status_code != 200:
+                raise DaemonError(_refusal(response.status_code, response.read()))
+            yield from response.iter_lines()
+        raise DaemonError(f"the daemon at {self._where} has closed the connection")
+
     @contextmanager
     def _daemon_errors(self) -> Iterator[None]:
         """Turn httpx's errors into `DaemonError`."""
@@ -96,14 +109,21 @@ class RemoteDaemon:
             raise DaemonError(f"no daemon at {self._where}: {reason}") from error
 
 
-def parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser with the flags of both commands."""
+def connection_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser with the flags that say where the daemon is."""
     parser = argparse.ArgumentParser(prog=f"tdpipe {command}", description=description)
     add = parser.add_argument
-    add("text", nargs="*", help="[standard input; in a terminal, a line at a time]")
     add("--url", default="http://127.0.0.1:8000", help="the daemon [%(default)s]")
     add("--uds", help="its Unix socket, instead of the address in the URL")
     add("--api-key", default=client_key(), help=f"its key [the first in {KEY_VARIABLE}]")
+    return parser
+
+
+def parser(command: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser with the flags of `chat` and `complete`."""
+    parser = connection_parser(command, description)
+    add = parser.add_argument
+    add("text", nargs="*", help="[standard input; in a terminal, a line at a time]")
     add("--model", help="the model's name [the first that is served]")
     add("--max-tokens", type=int, help="longest answer in tokens")
     add("--temperature", type=float, help="sampling temperature; 0 is greedy [the daemon's]")

@@ -56,6 +56,23 @@ def flag_of(key: str) -> str:
     return f"--{key.replace('_', '-')}"
 
 
+def metavar_of(command: Command[Any], key: str, field: FieldInfo) -> str:
+    """What stands for the value of a setting: its choices, or a word for its type."""
+    choices = _choices(field) or []
+    return command.metavars.get(key) or "|".join(choices) or _metavar(key, field)
+
+
+def text_of(field: FieldInfo) -> str:
+    """The description of a setting without its default."""
+    return str(field.description).removesuffix("]").partition(" [")[0]
+
+
+def default_of(key: str, field: FieldInfo) -> str:
+    """The default: the words in brackets at the description's end, or the value; may be empty."""
+    described = str(field.description).removesuffix("]").partition(" [")[2]
+    return described or _shown(key, field.default)
+
+
 def make_parser(
     command: Command[Any], version: str = "", *, full: bool = False
 ) -> argparse.ArgumentParser:
@@ -145,10 +162,13 @@ def _add(
         return
     # A list may be given with commas, or by one flag for each.
     action = "append" if get_origin(field.annotation) is tuple else "store"
-    is_literal = get_origin(field.annotation) is Literal
-    choices = [str(choice) for choice in get_args(field.annotation)] if is_literal else None
-    metavar = command.metavars.get(key) or "|".join(choices or []) or _metavar(key, field)
+    choices, metavar = _choices(field), metavar_of(command, key, field)
     group.add_argument(*flags, action=action, metavar=metavar, choices=choices, help=text)
+
+
+def _choices(field: FieldInfo) -> list[str] | None:
+    is_literal = get_origin(field.annotation) is Literal
+    return [str(choice) for choice in get_args(field.annotation)] if is_literal else None
 
 
 def _metavar(key: str, field: FieldInfo) -> str:
@@ -161,9 +181,8 @@ def _metavar(key: str, field: FieldInfo) -> str:
 
 
 def _help(key: str, field: FieldInfo) -> str:
-    """The description and the default: the words in brackets at its end, or the value."""
-    text, _, described = str(field.description).removesuffix("]").partition(" [")
-    default = described or _shown(key, field.default)
+    """The description and the default."""
+    text, default = text_of(field), default_of(key, field)
     return f"{text} (default: {default})".replace("%", "%%") if default else text
 
 

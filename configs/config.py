@@ -16,6 +16,7 @@ from configs.pipeline import CacheConfig, PipelineConfig
 from configs.runtime import LogConfig, RuntimeConfig
 from configs.scheduler import PredictorConfig, SchedulerConfig
 from configs.server import BatchConfig, ServerConfig
+from configs.tracing import TracingConfig
 
 
 class EngineConfig(Part):
@@ -50,6 +51,7 @@ class Config(Part):
     chat: ChatConfig = Field(default_factory=ChatConfig)
     batches: BatchConfig = Field(default_factory=BatchConfig)
     logs: LogConfig = Field(default_factory=LogConfig)
+    tracing: TracingConfig = Field(default_factory=TracingConfig)
     runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
 
     @model_validator(mode="after")

@@ -41,12 +41,26 @@ def load_command(
     Raises `ConfigError` in one line that names the key and what is allowed; prints the help and
     exits on `--help`, and the `version` on `--version`.
     """
+    return _validate(command, given(command, argv, environ, version=version))
+
+
+def given(
+    command: Command[Any],
+    argv: Sequence[str],
+    environ: Mapping[str, str] | None = None,
+    *,
+    version: str = "",
+) -> dict[str, Any]:
+    """The settings that flags, environment and YAML name, by flat names and not validated.
+
+    Raises `ConfigError`, and exits like `load_command`.
+    """
     flags = _read_flags(command, argv, version)
     variables = _read_environment(command, os.environ if environ is None else environ)
     from_variable = variables.pop("config", None)
     path = flags.pop("config", from_variable)
     values = _read_yaml(command, Path(path)) if path else {}
-    return _validate(command, values | variables | flags)
+    return values | variables | flags
 
 
 def validate(values: Mapping[str, Any]) -> Config:
@@ -140,6 +154,8 @@ def _reason(error: Exception) -> str:
     """Without the line that is wrong, as yaml would show it: there may be a secret in it."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem} (line {error.problem_mark.line + 1})"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return " ".join(str(error).split())
 
 

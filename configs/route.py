@@ -19,6 +19,7 @@ from configs.router import RouterCoreConfig, RoutingConfig
 from configs.runtime import LogConfig, data_dir
 from configs.scaling import ScalingConfig
 from configs.server import AccessConfig, ConnectionConfig, ListenConfig
+from configs.tracing import TracingConfig
 
 LINES_PER_INSTANCE = 256
 """As many as one stage runs at one time by default (`max_num_seqs`)."""
@@ -109,6 +110,7 @@ class RouteConfig(Part):
     scaling: ScalingConfig = Field(default_factory=ScalingConfig)
     batches: RouterBatchConfig = Field(default_factory=RouterBatchConfig)
     logs: LogConfig = Field(default_factory=LogConfig)
+    tracing: TracingConfig = Field(default_factory=TracingConfig)
     process: RouterProcessConfig = Field(default_factory=RouterProcessConfig)
 
     @model_validator(mode="after")

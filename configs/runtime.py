@@ -39,6 +39,12 @@ class LogConfig(Part, title="Logging"):
     log_requests: bool = Field(
         False, description="log each generation: lengths and settings, never any text"
     )
+    log_stats_interval: float = Field(
+        10.0,
+        ge=0,
+        description="time between two lines with throughput, open requests and KV use; none while "
+        "nothing happens; 0: never",
+    )
 
 
 def data_dir() -> Path:

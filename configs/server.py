@@ -48,6 +48,11 @@ class ListenConfig(Part, title="HTTP server"):
         le=2,
         description="TLS: client certificates; 0: not requested, 1: verified if sent, 2: required",
     )
+    forwarded_allow_ips: str | None = Field(
+        None,
+        description="addresses or networks of proxies whose X-Forwarded-For is believed, for the "
+        "log; *: any, also on a Unix socket [FORWARDED_ALLOW_IPS or 127.0.0.1,::1]",
+    )
     root_path: str = Field(
         "", description="path prefix under which a reverse proxy publishes the server, e.g. /llm"
     )
@@ -76,6 +81,9 @@ class PagesConfig(Part, title="Optional pages"):
         description="serve the tokenizer's configuration and chat template at /tokenizer_info",
     )
     disable_fastapi_docs: bool = Field(False, description="do not serve /docs and /openapi.json")
+    disable_pipeline_page: bool = Field(
+        False, description="serve neither the page at / nor its data at /pipeline/status"
+    )
 
 
 class AccessConfig(Part, title="Access"):

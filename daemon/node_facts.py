@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-
 from configs.config import Config
 from daemon.version import VERSION
 
@@ -70,6 +68,9 @@ def _model(model: str, revision: str | None) -> Iterator[tuple[str, str]]:
 
 
 def _hub_config(model: str, revision: str | None) -> str:
+    # A late import: it takes 0.2 s, and only several nodes need it.
+    from huggingface_hub import hf_hub_download
+
     try:
         return _hash([Path(hf_hub_download(model, "config.json", revision=revision)).read_bytes()])
     except (OSError, ValueError):  # those of the hub's library are among them

@@ -20,9 +20,11 @@ from collections.abc import Sequence
 from configs import loader
 from configs.config import Config
 from daemon import child_process, log_file, logs, resource_limits
-from daemon.checkpoint import CheckpointError, resolve
+from daemon.checkpoint import resolve
 from daemon.restarts import POLL_INTERVAL_S, STOP_TIMEOUT_S, Children, GivingUpError
-from daemon.runtime_folder import FolderTakenError, runtime_folder
+from daemon.runtime_folder import runtime_folder
+from daemon.start_checks import check_start
+from daemon.start_error import StartError
 from daemon.version import VERSION
 
 log = logging.getLogger("tdpipe")
@@ -47,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     for shortage in resource_limits.shortages(config):
         log.warning("%s", shortage)
     try:
+        check_start(config)
         resolved = _resolve(config)
         if resolved is None:
             return 0
@@ -55,13 +58,13 @@ def main(argv: Sequence[str]) -> int:
             resolved = resolved.replaced(stage_endpoint=endpoint)
         with runtime_folder(resolved) as placed:
             return Supervisor(placed).run()
-    except (CheckpointError, FolderTakenError) as error:
+    except StartError as error:
         log.error("%s", error)
         return 1
 
 
 def _resolve(config: Config) -> Config | None:
-    """See `checkpoint.resolve`; None if a signal ended it. Raises `CheckpointError`."""
+    """See `checkpoint.resolve`; None if a signal ended it. Raises `StartError`."""
     stop = threading.Event()
     before = {
         number: signal.signal(number, lambda *_: stop.set())
@@ -69,7 +72,7 @@ def _resolve(config: Config) -> Config | None:
     }
     try:
         resolved = resolve(config, stop)
-    except CheckpointError:
+    except StartError:
         if not stop.is_set():
             raise
     finally:

@@ -13,6 +13,7 @@ from configs import loader
 from configs.config import Config
 from daemon import child_process, log_file, logs
 from daemon.node_facts import facts_of
+from daemon.process_title import entitle
 from engine.loop import EngineFailedError, Loop
 from engine.nodes import Nodes
 from engine.scheduler import ImpossibleSettingsError
@@ -21,6 +22,7 @@ from engine.scheduler import ImpossibleSettingsError
 def main() -> int:
     """Run until SIGTERM. Returns 1 after a failure and writes its cause to the runtime folder."""
     child_process.tie_to_parent()
+    entitle("engine")
     log_file.follow()
     folder = Path(sys.argv[1])
     config = loader.load_saved(folder)

@@ -19,6 +19,7 @@ import zmq
 
 from configs.config import EngineConfig
 from configs.runtime import RuntimeConfig
+from daemon import child_process
 from daemon.cpu_waits import CpuWaits
 from daemon.gc_tuning import GcTuning
 from daemon.process_exits import ExitFile
@@ -33,6 +34,7 @@ from engine.stage_time import StageTime
 from engine.stage_watch import StageWatch
 from engine.stats import collect
 from engine.trace.journal import Journal
+from engine.trace.recent_steps import RecentSteps
 from engine.trace.recorder import Recorder
 from wire.messages import (
     Abort,
@@ -49,6 +51,7 @@ from wire.messages import (
     StageTimes,
     Step,
     ToServer,
+    WatchSteps,
 )
 from wire.sockets import Hub
 
@@ -125,6 +128,7 @@ class Loop:
         self._sampling_rank = socket_name("stage", num_stages - 1, 0)
         num_slices = config.pipeline.virtual_pipeline_size
         self._stage_time = StageTime(num_stages, same_host=same_host, num_slices=num_slices)
+        self._recent_steps = RecentSteps(self._began_at, same_host=same_host)
         with ExitStack() as stack:
             self._server: Hub[FromServer] = stack.enter_context(
                 Hub(runtime.server_address, FromServer, runtime.secret)
@@ -220,6 +224,7 @@ class Loop:
         self._watch.observe(beat, now)
         if not beat.tensor_rank:  # the other ranks of a stage run the same steps
             self._stage_time.observe(beat, now)
+            self._recent_steps.observe(beat, now)
             self._record(lambda recorder: recorder.observe(beat, now))
             if beat.step_ids and beat.exact:
                 self._handle(times_of(beat))
@@ -238,6 +243,9 @@ class Loop:
             self._lose_stages(failed.epoch, trouble, failed.step_id)
 
     def _take_from_server(self, message: FromServer) -> None:
+        if isinstance(message, WatchSteps):
+            self._outbox.append(self._recent_steps.after(message.after, time.monotonic()))
+            return
         if not isinstance(message, Hello):
             # Messages before the first Hello are for the previous engine; the server repeats them.
             if self._hello:
@@ -285,6 +293,7 @@ class Loop:
 
     def _send_step(self, step: Step) -> None:
         """Send a step to every rank, with `setups` only to the one that samples."""
+        self._recent_steps.launch(step)
         ranks, last = self._rank_names, self._sampling_rank
         payload = self._stages.encode(step)
         others = payload
@@ -340,6 +349,8 @@ class Loop:
         return "; ".join(filter(None, (self._trouble, missing)))
 
     def _lose_stages(self, epoch: int, trouble: Trouble, step_id: int = -1) -> None:
+        if child_process.reported_failure(self._folder) is not None:
+            return  # nothing is restarted: the supervisor is about to end the daemon
         counters = self._scheduler.counters
         num_poison_requests = counters.poison_requests
         self._handle(StageLost(epoch, trouble.reason, step_id))

@@ -45,6 +45,7 @@ from wire.messages import (
     FinishReason,
     Generated,
     Logprobs,
+    Milestone,
     Phase,
     PrefixHit,
     RopeRule,
@@ -60,7 +61,7 @@ from wire.messages import (
 # Weight of the prior distribution of length errors, in sequences.
 _PRIOR_WEIGHT = 20.0
 
-Outgoing = EngineReady | Generated | Scored | PrefixHit | Finished | Step | StageLost
+Outgoing = EngineReady | Generated | Scored | PrefixHit | Milestone | Finished | Step | StageLost
 
 
 class ImpossibleSettingsError(Exception):
@@ -142,6 +143,7 @@ class Scheduler:
             case StageTimes():
                 self._observe(event, now)
         self._launch_steps(now, out)
+        out += self.pool.milestones.take(now)
         return out
 
     def knows(self, stage: int, tensor_rank: int, epoch: int) -> bool:
@@ -282,6 +284,8 @@ class Scheduler:
                 attention=tuple(s.attention for s in stages if not s.tensor_rank),
                 batch_invariant=is_invariant,
                 vocab_size=self.vocab_size,
+                devices=tuple(s.device for s in stages if not s.tensor_rank),
+                dtype=stages[0].dtype,
             )
         )
 
@@ -333,7 +337,10 @@ class Scheduler:
             logprobs = logprobs and _only_rows(logprobs, is_open)
         is_new = [not sequence.is_pending for sequence in open_rows]
         ended = _append(open_rows, token_ids)
-        self.times.sample(step.sampling[step.num_decodes :], now)
+        prefilled = step.sampling[step.num_decodes :]
+        self.times.sample(prefilled, now)
+        self.pool.milestones.sample(prefilled)
+        out += self.pool.milestones.take(now)  # before `Finished`, after which they are ignored
         if pipeline.quarantine is not None:
             pipeline.quarantine.clear(open_rows)
         self.pool.make_ready(list(compress(open_rows, is_new)))
@@ -431,7 +438,9 @@ class Scheduler:
         pipeline.correction.launch(step_id, batch.size)
         self._next_step_id += 1
         self.counters.steps += 1
-        self.times.schedule(batch.sequences[batch.num_decodes :], now)
+        prefills = batch.sequences[batch.num_decodes :]
+        self.times.schedule(prefills, now)
+        self.pool.milestones.schedule(prefills)
         if batch.num_decodes and batch.total_tokens > batch.num_decodes:
             self.counters.topups += 1
             self.counters.topup_tokens += batch.total_tokens - batch.num_decodes

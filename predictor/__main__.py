@@ -8,13 +8,20 @@ import sys
 from pathlib import Path
 
 from daemon import child_process, log_file
+from daemon.process_priority import lower_priority
+from daemon.process_title import entitle
+
+# The stages need the cores more, also while both import torch (5 s of CPU time each).
+NICENESS = 10
 
 
 def main() -> int:
     """Serve until SIGTERM; returns the exit status."""
     child_process.tie_to_parent()
+    entitle("predictor")
     log_file.follow()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    lower_priority(NICENESS)
     # A late import: torch takes seconds, in which the parent may already have ended.
     from predictor import process
 

@@ -68,7 +68,7 @@ class Fleet:
 
 
 class Fleets:
-    """All instances and open requests of the router."""
+    """All instances and open requests of the router; `num_requests` is that of all so far."""
 
     def __init__(
         self,
@@ -83,14 +83,14 @@ class Fleets:
         self.links: dict[str, InstanceLink] = {}
         self._fleets: list[Fleet] = []
         self._of_instance: dict[str, Fleet] = {}
-        self._num_fleets = self._num_requests = 0
+        self._num_fleets = self.num_requests = 0
 
     # --- instances --------------------------------------------------------------------------------
 
     def add(self, link: InstanceLink) -> None:
         """Take an instance in; it gets requests after its first status."""
         self.links[link.name] = link
-        self._metrics.is_up.labels(link.name).set(0)
+        self._metrics.add_instance(link.name)
 
     def report(self, name: str, status: InstanceStatus) -> None:
         """Take the status of an instance."""
@@ -166,9 +166,9 @@ class Fleets:
     def open(self, inquiry: Inquiry) -> Iterator[Ticket]:
         """Let a request be routed inside the block. Raises `ApiError` (404, 503)."""
         fleet = self._fleet_for(inquiry.model)
-        self._num_requests += 1
+        self.num_requests += 1
         is_online = inquiry.kind == "online"
-        ticket = Ticket(self._num_requests, self._clock(), is_online=is_online)
+        ticket = Ticket(self.num_requests, self._clock(), is_online=is_online)
         fleet.tickets[ticket.request_id] = ticket
         ticket.on_broken = lambda num_done: self._break(fleet, ticket, num_done)
         ticket.on_began = lambda: self._handle(fleet, Began(ticket.request_id))
@@ -182,11 +182,22 @@ class Fleets:
             self._metrics.pending.dec()
             self._handle(fleet, Ended(ticket.request_id))
 
+    @property
+    def num_open(self) -> int:
+        """The requests that wait for an instance, or have one."""
+        return sum(len(fleet.tickets) for fleet in self._fleets)
+
     def fail_all(self, message: str) -> None:
         """End all open requests with an error."""
         for fleet in self._fleets:
             for ticket in list(fleet.tickets.values()):
                 ticket.fail(unavailable(message, "shutting_down"))
+
+    @property
+    def num_pending(self) -> int:
+        """The number of open requests without an instance."""
+        tickets = (ticket for fleet in self._fleets for ticket in fleet.tickets.values())
+        return sum(ticket.link is None for ticket in tickets)
 
     def any_up(self) -> InstanceLink | None:
         """The instance with the fewest open requests among those that take requests, or None."""

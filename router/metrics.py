@@ -36,12 +36,14 @@ class Metrics:
         registry = self._registry
         self.requests = Counter(
             "tdpipe_router_requests",
-            "Requests by their last instance and outcome",
+            "Requests by their last instance (none: not sent to any) and outcome",
             ["instance", "outcome"],
             registry=registry,
         )
         self.pending = Gauge(
-            "tdpipe_router_pending_requests", "Requests without an instance", registry=registry
+            "tdpipe_router_pending_requests",
+            "Requests without an instance, lines of batches too",
+            registry=registry,
         )
         self.open_requests = Gauge(
             "tdpipe_router_open_requests",
@@ -63,7 +65,7 @@ class Metrics:
         )
         self.resumptions = Counter(
             "tdpipe_router_resumptions",
-            "Streams that went on, or could not go on, after their instance was lost",
+            "Streams whose instance was lost: resumed, or impossible to resume",
             ["outcome"],
             registry=registry,
         )
@@ -71,7 +73,7 @@ class Metrics:
             self.resumptions.labels(outcome)
         self.is_up = Gauge(
             "tdpipe_router_instance_up",
-            "Whether an instance takes requests: 1, or 0 if it is stale, lost or not ready",
+            "1 if an instance takes requests; 0 if it is stale, lost, draining or not ready",
             ["instance"],
             registry=registry,
         )
@@ -83,16 +85,26 @@ class Metrics:
         )
         self.batch_requests = Counter(
             "tdpipe_router_batch_requests",
-            "Requests of batches; each retry counts as well",
+            "Lines of batches: success, error; each retry counts as well",
             ["outcome"],
             registry=registry,
         )
         for outcome in ("success", "error", "retry"):
             self.batch_requests.labels(outcome)
+        self.open_batches = Gauge(
+            "tdpipe_router_open_batches", "Batches that have not ended", registry=registry
+        )
         self.kept_bytes = Gauge(
             "tdpipe_router_kept_bytes", "Events kept of open streams", registry=registry
         )
         ProcessCollector(registry=registry)
+
+    def add_instance(self, instance: str) -> None:
+        """Show an instance as not up; rates miss the first event of a series that is new."""
+        for gauge in (self.is_up, self.open_requests):
+            gauge.labels(instance).set(0)
+        for counter in (self.losses, self.retries):
+            counter.labels(instance)
 
     def count_early(self, status: int) -> None:
         """Count a request that ended with this status before it was read."""
@@ -102,6 +114,11 @@ class Metrics:
         """Remove the gauges of an instance that is gone; its counters stay."""
         for gauge in (self.is_up, self.open_requests):
             gauge.remove(instance)
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """All metrics, those of the process too."""
+        return self._registry
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

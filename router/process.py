@@ -17,10 +17,12 @@ from configs.commands import ROUTE
 from configs.loader import ConfigError, load_command, non_default
 from configs.output_files import OutputFileError
 from configs.route import InstancesConfig, RouteConfig
-from daemon import log_file, logs, resource_limits
+from daemon import log_file, logs, resource_limits, tracing
 from daemon.gc_tuning import GcTuning
 from daemon.healthcheck import PORT_FILE
-from daemon.runtime_folder import FolderTakenError, occupied
+from daemon.runtime_folder import occupied
+from daemon.start_error import StartError
+from daemon.tracing import Tracing
 from daemon.version import VERSION
 from router.actuators.actuator import ActuatorError
 from router.actuators.registry import make_actuator
@@ -35,11 +37,12 @@ from router.instance_link import InstanceLink
 from router.journal import Journal
 from router.metrics import Metrics
 from router.scaler import Scaler
+from router.stats_log import StatsLog
 from router.status_reader import StatusReader
 from router.upstream.address import Address, client_tls
 from router.upstream.pool import Pool
 from server.http.drain import Drain
-from server.http.listener import DrainingServer, ListenError, listen, url
+from server.http.listener import DrainingServer, listen, url
 from server.http.tls import tls_context
 from server.http.unix_socket import listen_at
 
@@ -64,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     resource_limits.raise_open_files()
     try:
         serve(config)
-    except (ListenError, ActuatorError, FolderTakenError, OSError) as error:
+    except (StartError, ActuatorError, OSError) as error:
         logger.error("%s", error)
         return 1
     logger.info("stopped")
@@ -74,10 +77,10 @@ def main(argv: Sequence[str]) -> int:
 def serve(config: RouteConfig) -> None:
     """Serve until a signal.
 
-    Raises `ListenError`, `ActuatorError`, `FolderTakenError`, and `OSError` for files that are
-    unusable.
+    Raises `StartError`, `ActuatorError`, and `OSError` for files that are unusable.
     """
     tls = tls_context(config.listen)
+    traces = tracing.begin(config.tracing, "tdpipe-router")
     instance_tls = _instance_tls(config.instances)
     folder = config.process.runtime_dir
     with (
@@ -86,17 +89,23 @@ def serve(config: RouteConfig) -> None:
         _journal(config) as journal,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        router = Router(config, journal, instance_tls)
+        router = Router(config, journal, instance_tls, traces)
         runner.run(router.run(listener, tls, GcTuning().tidy))
+    if traces is not None:
+        traces.close()
 
 
 class Router:
     """All parts of one router."""
 
     def __init__(
-        self, config: RouteConfig, journal: Journal | None, instance_tls: ssl.SSLContext | None
+        self,
+        config: RouteConfig,
+        journal: Journal | None,
+        instance_tls: ssl.SSLContext | None,
+        traces: Tracing | None = None,
     ) -> None:
-        self._config, self._tls = config, instance_tls
+        self._config, self._tls, self._traces = config, instance_tls, traces
         self.metrics, self.drain = Metrics(), Drain()
         key = config.instances.instance_api_key
         self._api_key = key.get_secret_value() if key else None
@@ -124,6 +133,7 @@ class Router:
             KeptMemory(self._config.instances.max_resume_bytes, self.metrics),
             self._config.instances.max_attempts,
             connections.request_timeout,
+            self._traces,
         )
         batches = build_batches(self._config, desk, GENERATIONS)
         self.server = server = DrainingServer(
@@ -132,6 +142,7 @@ class Router:
             self.drain,
             shutdown_timeout_s=connections.shutdown_timeout,
             send_timeout_s=connections.send_timeout,
+            trusted_proxies=self._config.listen.forwarded_allow_ips,
             tls=tls,
         )
         self._log_start(listener)
@@ -178,8 +189,10 @@ class Router:
         self.fleets.release(name)
 
     async def _tick(self, tidy: Callable[[], object]) -> None:
+        stats_log = StatsLog(self.fleets, self._config.logs.log_stats_interval)
         while True:
             tidy()
+            stats_log.tick()
             self.fleets.tick()
             for name in [name for name in self._readers if name not in self.fleets.links]:
                 self._readers.pop(name)[1].cancel()

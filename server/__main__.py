@@ -15,22 +15,26 @@ import uvloop
 from configs import loader
 from configs.config import Config
 from configs.server import ListenConfig
-from daemon import child_process, log_file, logs
+from daemon import child_process, log_file, logs, tracing
 from daemon.gc_tuning import GcTuning
 from daemon.healthcheck import PORT_FILE
+from daemon.process_title import entitle
+from daemon.start_error import StartError
+from daemon.tracing import Tracing
 from daemon.watchdog_file import INTERVAL_S, WatchdogFile
 from server.app import build_app
 from server.batches.engine_batches import build_batches
 from server.chat.chat_template import ChatTemplateError
 from server.endpoints import build_endpoints
 from server.http.drain import Drain
-from server.http.listener import DrainingServer, ListenError, listen, url
+from server.http.listener import DrainingServer, listen, url
 from server.http.tls import tls_context
 from server.http.unix_socket import listen_at
 from server.lengths.length_predictor import LengthPredictor, PredictorMismatchError, check_predictor
 from server.metrics import Metrics
 from server.requests.engine_client import EngineClient
 from server.requests.engine_metrics import EngineCollector
+from server.requests.stats_log import StatsLog, describe
 from server.text.tokenizer import Tokenizer, TokenizerError, keep_torch_out, load_tokenizer
 
 logger = logging.getLogger("tdpipe")
@@ -39,6 +43,7 @@ logger = logging.getLogger("tdpipe")
 def main(folder: Path) -> int:
     """Serve until a signal; returns the exit status."""
     child_process.tie_to_parent()
+    entitle("server")
     log_file.follow()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until there is something to drain
     config = loader.load_saved(folder)
@@ -47,12 +52,21 @@ def main(folder: Path) -> int:
         keep_torch_out()
     try:
         tls = tls_context(config.server.listen)
+        traces = tracing.begin(config.tracing, "tdpipe")
         with _listen(config.server.listen) as listener:
             tokenizer = load_tokenizer(config.model)
             check_predictor(config.predictor, config.model, tokenizer)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_serve(config, listener, tls, tokenizer))
-    except (ListenError, TokenizerError, ChatTemplateError, PredictorMismatchError) as error:
+                runner.run(_serve(config, listener, tls, tokenizer, traces))
+                if traces is not None:
+                    traces.close()
+    except (
+        StartError,
+        TokenizerError,
+        ChatTemplateError,
+        PredictorMismatchError,
+        OSError,
+    ) as error:
         child_process.report_failure(config.runtime.folder, str(error))
         return 1
     return 0
@@ -65,7 +79,11 @@ def _listen(config: ListenConfig) -> AbstractContextManager[socket]:
 
 
 async def _serve(
-    config: Config, listener: socket, tls: SSLContext | None, tokenizer: Tokenizer
+    config: Config,
+    listener: socket,
+    tls: SSLContext | None,
+    tokenizer: Tokenizer,
+    traces: Tracing | None,
 ) -> None:
     runtime, connections = config.runtime, config.server.connections
     client = EngineClient(
@@ -78,13 +96,14 @@ async def _serve(
     metrics = Metrics(EngineCollector(client), model_name=config.model.name)
     predictor = LengthPredictor(config.predictor, runtime, config.model.name, metrics)
     endpoints = build_endpoints(config, client, tokenizer, metrics, predictor)
-    batches = build_batches(config, client, endpoints.all(), drain, metrics)
+    batches = build_batches(config, client, endpoints.all(), drain, metrics, traces)
     server = DrainingServer(
-        build_app(config, client, tokenizer, drain, metrics, endpoints, batches),
+        build_app(config, client, tokenizer, drain, metrics, endpoints, batches, traces),
         client.fail_all,
         drain,
         shutdown_timeout_s=connections.shutdown_timeout,
         send_timeout_s=connections.send_timeout,
+        trusted_proxies=config.server.listen.forwarded_allow_ips,
         tls=tls,
         failure=partial(child_process.reported_failure, runtime.folder),
     )
@@ -94,9 +113,10 @@ async def _serve(
     announcing = asyncio.create_task(_announce_ready(config.model.name, client))
     predicting = asyncio.create_task(predictor.run())
     batching = asyncio.create_task(batches.run())
+    reporting = asyncio.create_task(StatsLog(client, config.logs.log_stats_interval).run())
     beating = asyncio.create_task(_beat(WatchdogFile(runtime.folder, "server"), GcTuning()))
     # These tasks never end by themselves: if one does, it has failed, and the process fails.
-    tasks = (receiving, predicting, batching, beating)
+    tasks = (receiving, predicting, batching, reporting, beating)
     await asyncio.wait((serving, *tasks), return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         if task.done():
@@ -128,13 +148,7 @@ async def _beat(watchdog_file: WatchdogFile, gc_tuning: GcTuning) -> None:
 async def _announce_ready(model: str, client: EngineClient) -> None:
     await client.wait_ready()
     assert client.ready is not None
-    logger.info(
-        "ready: %s, %d stages, max_model_len %d tokens, KV cache %d tokens",
-        model,
-        client.ready.num_stages,
-        client.ready.max_model_len,
-        client.ready.num_blocks * client.ready.block_size,
-    )
+    logger.info("ready: %s, %s", model, describe(client.ready))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ from starlette.types import ASGIApp
 
 from configs.config import Config
 from configs.server import ServerConfig
+from daemon.tracing import Tracing
 from daemon.version import VERSION
+from server.batches.routes import storage_errors
 from server.batches.routes.batch_routes import BatchRoutes
 from server.batches.routes.file_routes import FileRoutes
 from server.batches.service import BatchService
@@ -28,6 +30,8 @@ from server.openai.routes.generation_route import GenerationRoute
 from server.openai.routes.instance_status import InstanceStatuses
 from server.openai.routes.operations import Operations
 from server.openai.routes.tokenization import DetokenizeRequest, Tokenization, TokenizeRequest
+from server.page import files as page_files
+from server.page.status_stream import PipelineStatuses
 from server.requests.engine_client import EngineClient
 from server.text.tokenizer import Tokenizer
 
@@ -40,6 +44,7 @@ def build_app(
     metrics: Metrics,
     endpoints: Endpoints,
     batches: BatchService,
+    tracing: Tracing | None = None,
 ) -> ASGIApp:
     """The ASGI application. The caller runs the client, the endpoints and the batches."""
     limits, logs = config.server.limits, config.logs
@@ -75,17 +80,26 @@ def build_app(
         body_memory=body_memory,
         log_requests=logs.log_requests,
         comment_interval_s=limits.stream_comment_interval,
+        tracing=tracing,
     )
     for route in _generation_routes(new_route, endpoints, config.model.name):
         app.include_router(route.router())
     unknown_fields, max_file_bytes = endpoints.unknown_fields, config.batches.max_file_bytes
     app.include_router(FileRoutes(batches, max_file_bytes, unknown_fields).router())
     app.include_router(BatchRoutes(batches, body_memory, unknown_fields).router())
+    root_path, page = config.server.listen.root_path, page_files.DAEMON
+    if config.server.pages.disable_pipeline_page:
+        page = {}
+    else:
+        app.include_router(PipelineStatuses(config, client, drain, metrics).router())
+    app.router.routes.extend(page_files.routes(page, root_path))
+    storage_errors.install(app)
     return with_middleware(
         app,
         config.server.access,
-        root_path=config.server.listen.root_path,
+        root_path=root_path,
         access_log=logs.access_log,
+        open_paths=page_files.paths(page),
     )
 
 

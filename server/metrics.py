@@ -3,6 +3,9 @@
 The metrics of the engine and the stages are declared in `server.requests.engine_metrics`.
 """
 
+import time
+from collections import deque
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -27,6 +30,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 OUTCOMES = ("success", "error", "disconnect", "timeout", "invalid", "refused")
 _OUTCOMES_BY_STATUS = {408: "timeout", 429: "refused", 500: "error", 503: "refused"}
 BATCH_OUTCOMES = ("success", "error", "retry")
+# Of the latest latencies, for the page at `/`: those of 30 s at 30 requests per second.
+_NUM_LATEST = 1000
 
 
 class Metrics:
@@ -39,7 +44,10 @@ class Metrics:
         for collector in collectors:
             self._registry.register(collector)
         self.requests = Counter(
-            "tdpipe_requests", "Requests by outcome", ["outcome"], registry=self._registry
+            "tdpipe_requests",
+            "Requests that have ended, by outcome",
+            ["outcome"],
+            registry=self._registry,
         )
         for outcome in OUTCOMES:
             self.requests.labels(outcome)
@@ -65,6 +73,9 @@ class Metrics:
             buckets=_PER_TOKEN_S,
             registry=self._registry,
         )
+        # Each with the time at which it was observed.
+        self.latest_first_tokens: deque[tuple[float, float]] = deque(maxlen=_NUM_LATEST)
+        self.latest_per_token: deque[tuple[float, float]] = deque(maxlen=_NUM_LATEST)
         self.request_duration = Histogram(
             "tdpipe_request_duration_seconds",
             "From the request's arrival to its last byte",
@@ -79,8 +90,21 @@ class Metrics:
         )
         for outcome in BATCH_OUTCOMES:
             self.batch_requests.labels(outcome)
+        self.open_batches = Gauge(
+            "tdpipe_open_batches", "Batches that have not ended", registry=self._registry
+        )
         self._add_lengths()
         self._add_predictions()
+
+    def observe_first_token(self, seconds: float) -> None:
+        """Count the time to the first token of a sequence."""
+        self.time_to_first_token.observe(seconds)
+        self.latest_first_tokens.append((time.monotonic(), seconds))
+
+    def observe_per_token(self, seconds: float) -> None:
+        """Count the mean time between the tokens of a sequence that has ended."""
+        self.time_per_output_token.observe(seconds)
+        self.latest_per_token.append((time.monotonic(), seconds))
 
     def count_reason(self, error: ApiError) -> str:
         """Count why a request has no response but this error; returns its outcome."""
@@ -117,7 +141,7 @@ class Metrics:
         )
         self.request_generation_tokens = Histogram(
             "tdpipe_request_generation_tokens",
-            "Tokens of each complete answer",
+            "Tokens of each complete answer (choice)",
             buckets=_TOKENS,
             registry=self._registry,
         )
@@ -156,6 +180,11 @@ class Metrics:
             "Ended sequences whose prediction from the encoder had not arrived",
             registry=self._registry,
         )
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """All metrics but those of the process, without the label of the model."""
+        return self._registry
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

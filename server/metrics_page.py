@@ -62,7 +62,7 @@ class _BuildInfo(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the one metric, which is always 1."""
-        yield InfoMetricFamily("tdpipe_build", "Versions", value=self._labels)
+        yield InfoMetricFamily("tdpipe_build", "1; the labels are the versions", value=self._labels)
 
 
 def _version(library: str) -> str:

@@ -1,5 +1,6 @@
 """A cluster: a daemon whose stages are on several hosts (network namespaces)."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import count
@@ -49,10 +50,14 @@ class Cluster:
         return self.nodes[0]
 
     def __enter__(self) -> Self:
-        for rank in self._order:
-            self._exits.push(self.nodes[rank].__exit__)
-            self.nodes[rank].start()
-        self.first.wait_ready()
+        try:
+            for rank in self._order:
+                self._exits.push(self.nodes[rank].__exit__)
+                self.nodes[rank].start()
+            self.first.wait_ready()
+        except BaseException:
+            self._exits.__exit__(*sys.exc_info())
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:

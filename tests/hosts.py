@@ -9,8 +9,11 @@ from contextlib import ExitStack
 from itertools import count
 from typing import Self
 
+import psutil
+
 _COUNT = count()
 NETWORK = "198.18"  # for tests of networks (RFC 2544)
+NETWORK_V6 = "fd00:7d"  # unique local addresses (RFC 4193)
 CARD = "card0"
 
 
@@ -25,7 +28,7 @@ class Hosts:
         self._number = number
         # The kernel removes interfaces a moment after their namespace: names are not used again.
         self._id = f"tdp{os.getpid() % 10_000}{next(_COUNT)}"
-        self._prefix = f"{NETWORK}.{os.getpid() % 256}"
+        self._prefix = _free_prefix()
         self._exits = ExitStack()
 
     def __enter__(self) -> Self:
@@ -44,6 +47,14 @@ class Hosts:
     def address(self, host: int) -> str:
         """The address of a host."""
         return f"{self._prefix}.{host + 1}"
+
+    def ipv6_address(self, host: int) -> str:
+        """Its second address. Raises `HostsImpossibleError` where the kernel has no IPv6."""
+        try:
+            _ip("-n", self._name(host), "route", "get", self._ipv6(host))
+        except subprocess.CalledProcessError as error:
+            raise HostsImpossibleError("the kernel has no IPv6") from error
+        return self._ipv6(host)
 
     def under(self, host: int) -> list[str]:
         """The command that runs another one on a host."""
@@ -82,12 +93,26 @@ class Hosts:
             _ip("-n", name, "link", "set", "lo", "up")
             _ip("-n", name, "address", "add", f"{self.address(host)}/24", "dev", CARD)
             _ip("-n", name, "link", "set", CARD, "up")
+            # Without the detection of duplicates, which keeps a new address unusable for a second.
+            _try_ip("-n", name, "address", "add", f"{self._ipv6(host)}/64", "dev", CARD, "nodad")
+
+    def _ipv6(self, host: int) -> str:
+        return f"{NETWORK_V6}::{host + 1}"
 
     def _name(self, host: int) -> str:
         return f"{self._id}-{host}"
 
     def _port(self, host: int) -> str:
         return f"{self._id}p{host}"
+
+
+def _free_prefix() -> str:
+    """The first three numbers of a network that no other hosts on this machine have."""
+    cards = psutil.net_if_addrs().values()
+    taken = {own.address.rpartition(".")[0] for addresses in cards for own in addresses}
+    first = os.getpid() % 256  # other processes look at the same time
+    prefixes = (f"{NETWORK}.{(first + i) % 256}" for i in range(256))
+    return next(prefix for prefix in prefixes if prefix not in taken)
 
 
 def _ip(*words: str) -> None:

@@ -15,7 +15,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from functools import lru_cache
-from socket import gethostbyname
+from socket import AF_INET6, SOCK_STREAM, getaddrinfo, gethostbyname
 from typing import Any, Generic, Self, TypeVar
 
 import msgspec
@@ -54,7 +54,7 @@ class Hub(Generic[Received]):
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.ROUTER)
         self._monitor: zmq.Socket[bytes] | None = None
-        _set_up(self.socket)
+        _set_up(self.socket, endpoint)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         if secret and _needs_keys(endpoint):
@@ -146,7 +146,7 @@ class Spoke(Generic[Received]):
     ) -> None:
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
-        _set_up(self.socket)
+        _set_up(self.socket, endpoint)
         self.socket.setsockopt(zmq.IMMEDIATE, not queues_ahead)
         self.socket.setsockopt(zmq.IDENTITY, name.encode())
         if secret and _needs_keys(endpoint):
@@ -228,13 +228,37 @@ def _bind(socket: "zmq.Socket[bytes]", endpoint: str) -> None:
 
 def _numeric(endpoint: str) -> str:
     """The endpoint with the address of its host: ZeroMQ binds to addresses, not to names."""
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    host, port = _host_and_port(endpoint)
     if not endpoint.startswith("tcp://") or host.startswith("[") or host == "*":
         return endpoint
-    return f"tcp://{gethostbyname(host)}:{port}"
+    if not _needs_ipv6(endpoint):
+        return f"tcp://{gethostbyname(host)}:{port}"
+    address = getaddrinfo(host, None, AF_INET6, SOCK_STREAM)[0][4][0]
+    return f"tcp://[{address}]:{port}"
 
 
-def _set_up(socket: "zmq.Socket[bytes]") -> None:
+def _needs_ipv6(endpoint: str) -> bool:
+    """Whether the host is an IPv6 address, or a name without an IPv4 address (yet).
+
+    A socket for IPv6 connects to such a name by either kind of address.
+    """
+    host, _ = _host_and_port(endpoint)
+    if not endpoint.startswith("tcp://") or host == "*":
+        return False
+    try:
+        gethostbyname(host)
+    except OSError:
+        return True
+    return False
+
+
+def _host_and_port(endpoint: str) -> tuple[str, str]:
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    return host, port
+
+
+def _set_up(socket: "zmq.Socket[bytes]", endpoint: str) -> None:
+    socket.setsockopt(zmq.IPV6, _needs_ipv6(endpoint))
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
     socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
     socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)

@@ -17,11 +17,13 @@ from transformers.utils import logging as transformers_logging
 from configs import loader
 from configs.config import Config
 from daemon import child_process, log_file, logs, ranks
+from daemon.process_title import entitle
 from wire.messages import StageFailed, ToStage
 from wire.sockets import Spoke
 from workers.comm import tensor_group
 from workers.comm.rendezvous import EPOCH, stages_store
 from workers.comm.transport import TransportError
+from workers.device.overlooked_gpu import why_overlooked
 from workers.heartbeat import HeartbeatThread, Progress
 from workers.loading import StagePlace
 from workers.stage import Stage
@@ -86,8 +88,11 @@ def _start(config: Config, stack: ExitStack, incarnation: int) -> tuple[Stage, i
         place = _join_group(config, epoch)
         progress = Progress()
         logs.set_up(place.name, config.logs)
+        entitle(place.name)
         if place.tensor_rank:  # it does what rank 0 of its stage logs
             log.setLevel(logging.WARNING)
+        if not incarnation and os.environ["LOCAL_RANK"] == "0":
+            _warn_of_overlooked_gpu(config.pipeline.device, place.device)
         # From here on, so that a stage that hangs while it loads is noticed too.
         exact = place.device.type == "cpu" or config.pipeline.exact_times
         stack.enter_context(
@@ -124,6 +129,18 @@ def _start(config: Config, stack: ExitStack, incarnation: int) -> tuple[Stage, i
             time.sleep(MEET_AGAIN_S)
         sys.exit(1)
     return stage, epoch
+
+
+def _warn_of_overlooked_gpu(wanted: str, device: torch.device) -> None:
+    if wanted != "auto" or device.type != "cpu":
+        return
+    reason = why_overlooked(torch.version.cuda, os.environ)
+    if reason is not None:
+        log.warning(
+            "THE STAGES RUN ON THE CPU, although this machine has a GPU: %s (--device cpu: this is "
+            "wanted)",
+            reason,
+        )
 
 
 def _join_group(config: Config, epoch: int) -> StagePlace:

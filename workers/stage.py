@@ -190,6 +190,8 @@ class Stage:
             self._model.rope_rule,
             min(self._model.vocab_size, self._vocab_size),
             self._place.tensor_rank,
+            self.fingerprint.hardware,
+            self.fingerprint.dtype,
         )
 
     def _take_plans(self, engine: Spoke[ToStage], results: Results) -> None:

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.machine import describe_machine
 from benchmarks.conversations.reference import Reference
 from benchmarks.conversations.talk import NUM_TOPS, Talk, TalkThroughDeath, Turn
 from benchmarks.conversations.texts import CONVERSATIONS
 from benchmarks.daemon_run import log_of, serving
-from benchmarks.machine import describe_machine
 
 POLICIES = (
     "td-pipe",

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from benchmarks.machine import describe_machine, describe_versions
+from bench.machine import describe_machine, describe_versions
 from configs import loader
 from workers.device.upload import upload_to
 from workers.kernels.library import Library, native_library

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.machine import describe_machine, describe_versions
+from bench.machine import describe_machine, describe_versions
 
 # Activations of 16 decode rows of 128 bf16 values, of 128 rows, and of 2,048 rows of 768.
 SIZES = (16 * 128 * 2, 128 * 128 * 2, 2048 * 768 * 2)

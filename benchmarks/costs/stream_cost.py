@@ -22,8 +22,8 @@ import uvloop
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from benchmarks.load.exchange import Address, exchange, fetch
-from benchmarks.machine import describe_machine, describe_versions
+from bench.exchange import Address, exchange, fetch
+from bench.machine import describe_machine, describe_versions
 from benchmarks.scripted_stages import token_at
 from configs import loader
 from configs.config import Config

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import describe_machine
+from bench.machine import describe_machine
 from benchmarks.peers.workload import MODELS, make_model, make_requests, write_requests
 
 RUN_ENGINE = Path(__file__).parent / "run_engine.py"

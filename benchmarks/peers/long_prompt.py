@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.machine import describe_machine
+from bench.machine import describe_machine
 from benchmarks.peers.__main__ import Candidate, has_bf16_products, run
 from benchmarks.peers.workload import Request, write_requests
 

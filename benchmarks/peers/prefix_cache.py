@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.machine import describe_machine
+from bench.machine import describe_machine
 from benchmarks.peers.__main__ import Candidate, Result, candidates, has_bf16_products, run
 from benchmarks.peers.workload import (
     MODELS,

@@ -25,8 +25,8 @@ import psutil
 import uvloop
 from tqdm import tqdm
 
-from benchmarks.load.exchange import Address, exchange, fetch
-from benchmarks.machine import describe_machine
+from bench.exchange import Address, exchange, fetch
+from bench.machine import describe_machine
 from benchmarks.peers.__main__ import candidates
 from configs.model import DEMO_MODEL
 

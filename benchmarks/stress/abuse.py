@@ -18,11 +18,13 @@ from typing import Any
 
 import uvloop
 
+from bench.call import call_of
+from bench.exchange import Address
+from bench.load_run import Bounds
+from bench.machine import describe_machine
+from bench.measurement import measure
+from bench.server import LoadTarget
 from benchmarks.daemon_run import log_of, serving
-from benchmarks.load.exchange import Address
-from benchmarks.load.measurement import LoadTarget, measure
-from benchmarks.load.open_loop import Bounds
-from benchmarks.machine import describe_machine
 from benchmarks.stress.attack import Attack
 from benchmarks.stress.malformed import malformed
 from benchmarks.stress.memory import Memory, process_of
@@ -96,7 +98,8 @@ async def _good(address: Address, seconds: float, rate: float) -> dict[str, Any]
     """The summary of good requests at this rate."""
     workload = make_workload(f"demo:{max(1, round(seconds * rate))}")
     requests = with_arrivals(workload, rate, burstiness=1.0, seed=0)
-    summary: dict[str, Any] = (await measure(requests, LoadTarget(address), BOUNDS))["summary"]
+    calls = [*map(call_of, requests)]
+    summary: dict[str, Any] = (await measure(calls, LoadTarget(address), BOUNDS))["summary"]
     return summary
 
 

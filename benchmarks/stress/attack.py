@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import httptools
 
-from benchmarks.load.exchange import Address
+from bench.exchange import Address
 from benchmarks.stress.malformed import Malformed
 
 # The time in which a whole request must be answered, or its connection closed.

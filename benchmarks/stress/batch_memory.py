@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import psutil
 
+from bench.machine import describe_machine
 from benchmarks.daemon_run import serving
-from benchmarks.machine import describe_machine
 from benchmarks.stress.memory import MB, Memory, process_of
 from configs.model import DEMO_MODEL
 from simulator.argument_types import positive, positive_int

@@ -36,4 +36,4 @@ class Memory:
 def process_of(module: str) -> psutil.Process:
     """The one process among this one and its children that runs `python -m module`."""
     children = psutil.Process().children(recursive=True)
-    return next(child for child in children if module in child.cmdline())
+    return next(child for child in children if module in " ".join(child.cmdline()).split())

@@ -24,12 +24,14 @@ from typing import Any
 import psutil
 import uvloop
 
+from bench.call import call_of
+from bench.exchange import Address
+from bench.load_run import Bounds
+from bench.machine import describe_machine
+from bench.measurement import measure
+from bench.server import LoadTarget
 from benchmarks import daemon_run
 from benchmarks.costs import stream_cost
-from benchmarks.load.exchange import Address
-from benchmarks.load.measurement import LoadTarget, measure
-from benchmarks.load.open_loop import Bounds
-from benchmarks.machine import describe_machine
 from benchmarks.stress.memory import MB, process_of
 from configs.model import DEMO_MODEL
 from simulator.argument_types import positive
@@ -72,7 +74,7 @@ class LoadFigures:
 
 
 def load_of(report: dict[str, Any], rate: float, seconds: float, looks: "Looks") -> LoadFigures:
-    """The figures of one run, as `benchmarks.load.measurement` reports it."""
+    """The figures of one run, as `bench.measurement` reports it."""
     requests = report["requests"]
     refused = [r for r in requests if _is_refused(r)]
     whole = [r for r in requests if r["error"] is None and RAMP_S <= _end(r) <= seconds]
@@ -180,7 +182,8 @@ async def _run(address: Address, options: argparse.Namespace) -> tuple[LoadFigur
 async def _sustainable_rate(address: Address) -> float:
     """Answers per second with a full queue, measured with a burst that also warms up."""
     requests = make_workload(f"sharegpt:{BURST}", scale=SCALE, seed=3)
-    report = await measure(requests, LoadTarget(address), Bounds(300.0, 300.0))
+    calls = [*map(call_of, requests)]
+    report = await measure(calls, LoadTarget(address), Bounds(300.0, 300.0))
     burst_rate = float(report["summary"]["requests_per_s"])
     return (await _at(address, 3 * burst_rate, SEARCH_S, seed=4)).answers_per_s
 
@@ -189,7 +192,8 @@ async def _at(address: Address, rate: float, seconds: float, seed: int) -> LoadF
     looks = Looks()
     with looks.running():
         bounds = Bounds(request_timeout_s=seconds, timeout_s=seconds)
-        report = await measure(_requests(rate, seconds, seed), LoadTarget(address), bounds)
+        calls = [*map(call_of, _requests(rate, seconds, seed))]
+        report = await measure(calls, LoadTarget(address), bounds)
     await asyncio.sleep(5)  # until the requests that were cut off are aborted
     return load_of(report, rate, seconds, looks)
 

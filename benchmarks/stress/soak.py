@@ -31,9 +31,9 @@ import httpx
 import openai
 import psutil
 
+from bench.daemon_figures import parse_figures
+from bench.machine import describe_machine
 from benchmarks.daemon_run import END_TIMEOUT_S, ROOT, log_of, serving
-from benchmarks.load.daemon_figures import parse_figures
-from benchmarks.machine import describe_machine
 from benchmarks.stress.processes import Processes
 from configs.model import DEMO_MODEL
 from demo.tasks import held_out
@@ -302,7 +302,7 @@ class Soak:
         kinds: dict[str, list[psutil.Process]] = {}
         for child in self._daemon.children():
             with suppress(psutil.NoSuchProcess):
-                words = child.cmdline()
+                words = " ".join(child.cmdline()).split()  # it may be a title
                 module = words[words.index("-m") + 1]
                 kinds["torchrun" if module == "workers" else module] = [child]
                 if module == "workers":

@@ -5,6 +5,7 @@ from engine.state.counters import Counters
 from engine.state.expectation import Expectation
 from engine.state.length_errors import LengthErrors
 from engine.state.micro_batch import MicroBatch
+from engine.state.milestones import Milestones
 from engine.state.prefix_cache import PrefixCache
 from engine.state.sampler_slots import SamplerSlots
 from engine.state.sequence import Sequence, State
@@ -34,6 +35,7 @@ class Pool:
         self.ledger = ledger
         self.prefix_cache = prefix_cache or PrefixCache(ledger, is_enabled=False)
         self.sampler_slots = SamplerSlots()
+        self.milestones = Milestones()
         self.errors = errors
         self.waiting = waiting
         self.counters = counters
@@ -69,6 +71,7 @@ class Pool:
         """Add a new sequence to the waiting queue."""
         self.prefix_cache.join(sequence)
         self.waiting.add(sequence)
+        self.milestones.add(sequence)
         self.num_online += not sequence.submit.offline
         self.errors.expect(sequence.expected)
         self._count_waiting(sequence, 1)
@@ -166,6 +169,7 @@ class Pool:
         assert sequence.state is State.READY
         assert not sequence.is_pending
         self.counters.preemptions += 1
+        self.milestones.lose_kv(sequence, "preempted")
         self._put_back(sequence)
 
     def lose_stages(self) -> None:
@@ -175,6 +179,7 @@ class Pool:
         # From now on nothing is found in the cache, nor kept there.
         self.prefix_cache = PrefixCache(self.ledger, is_enabled=False)
         for sequence in list(self.live.values()):
+            self.milestones.lose_kv(sequence, "stages_lost")
             self._put_back(sequence)
         for sequence in self.waiting:
             sequence.lose_stages()
@@ -201,6 +206,7 @@ class Pool:
         self.prefix_cache.leave(sequence)
         self.num_online -= not sequence.submit.offline
         self.sampler_slots.free(sequence)
+        self.milestones.end(sequence)
         sequence.state = State.FINISHED
 
     def _forget_pending(self, sequence: Sequence) -> None:

@@ -9,11 +9,9 @@ import asyncio
 import logging
 import os
 import shlex
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from configs.part import ENV_PREFIX
 from configs.scaling import ScalingConfig
 from daemon import child_process, process_exits
 from daemon.healthcheck import PORT_FILE
+from daemon.runtime_folder import temporary_folder
 from router.actuators.actuator import ActuatorError, GrowthLimit, Report, happens
 from router.actuators.membership import Membership
 
@@ -42,6 +41,7 @@ class _Daemon:
     number: int
     devices: str | None
     folder: Path
+    lifetime: ExitStack  # of the folder
     process: asyncio.subprocess.Process | None = None
     name: str = ""
     is_ending: bool = False
@@ -121,8 +121,9 @@ class LocalActuator:
         used = {daemon.devices for daemon in self._daemons}
         devices = next((group for group in self._config.device_groups if group not in used), None)
         self._num_started += 1
-        folder = Path(tempfile.mkdtemp(prefix="tdpipe-instance-"))
-        daemon = _Daemon(self._num_started, devices, folder)
+        lifetime = ExitStack()
+        folder = lifetime.enter_context(temporary_folder("tdpipe-instance-"))
+        daemon = _Daemon(self._num_started, devices, folder, lifetime)
         self._daemons.append(daemon)
         self._growth.start()
         task = asyncio.create_task(self._follow(daemon), name=f"local instance {daemon.number}")
@@ -166,7 +167,7 @@ class LocalActuator:
             _kill(daemon)
             self._daemons.remove(daemon)
             daemon.ended.set()
-            shutil.rmtree(daemon.folder, ignore_errors=True)
+            daemon.lifetime.close()
             self._members.leave(daemon.name)
 
     async def _execute(self, daemon: _Daemon) -> asyncio.subprocess.Process:

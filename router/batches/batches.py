@@ -26,7 +26,7 @@ def build_batches(config: RouteConfig, desk: Desk, paths: Collection[str]) -> Ba
     def max_open() -> int:
         return config.max_open_lines(sum(link.is_up for link in fleets.links.values()))
 
-    return BatchService(
+    service = BatchService(
         None,
         sorted(paths),
         Store(batches.data_dir / FOLDER),
@@ -37,6 +37,8 @@ def build_batches(config: RouteConfig, desk: Desk, paths: Collection[str]) -> Ba
             max_requests=batches.max_batch_requests,
         ),
     )
+    desk.metrics.open_batches.set_function(lambda: service.num_open)
+    return service
 
 
 async def served_models(fleets: Fleets) -> frozenset[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from router.front.answer import Desk, whole_body
+from router.front.route_trace import RouteTrace
 from router.inquiry import Inquiry, read_inquiry
 from router.instance_link import InstanceLink
 from router.metrics import outcome_of
@@ -85,6 +86,16 @@ class InstanceLines:
 
     async def answer(self, request: LineRequest) -> LineAnswer:
         """See `server.batches.window.AnswerLine`."""
+        trace = RouteTrace.of_line(self._desk.tracing, request.url, request.custom_id)
+        status, outcome = 500, "error"
+        try:
+            answer = await self._answer(request, trace)
+            status, outcome = (OK, "success") if answer.is_success else (400, "invalid")
+        finally:
+            trace.end(status, outcome)
+        return answer
+
+    async def _answer(self, request: LineRequest, trace: RouteTrace) -> LineAnswer:
         body = offline_body(request.body)
         num_failures = 0
         while True:
@@ -92,7 +103,7 @@ class InstanceLines:
             inquiry = replace(read_inquiry(body, self._desk.ratio), kind="offline")
             failure = None
             try:
-                return self._finish(request, await self._ask(request.url, inquiry))
+                return self._finish(request, await self._ask(request.url, inquiry, trace))
             except _FailedError as error:
                 failure = error
             except ApiError as error:
@@ -117,17 +128,18 @@ class InstanceLines:
             reply_id = _decode_id(reply.body).id or reply_id
         return answered(request.custom_id, status, reply_id, reply.body)
 
-    async def _ask(self, path: str, inquiry: Inquiry) -> _Reply:
+    async def _ask(self, path: str, inquiry: Inquiry, trace: RouteTrace) -> _Reply:
         """Return the final answer of the instance that the core chooses.
 
         Raises `ApiError` if none has room for the line, and `_FailedError`.
         """
         with self._desk.fleets.open(inquiry) as ticket:
-            link = await ticket.routed()
+            with trace.waiting():
+                link = await ticket.routed()
             assert link.status is not None, "it has joined with its first status"
             incarnation = link.status.instance
             try:
-                reply = await self._exchange(link, path, inquiry, ticket)
+                reply = await self._exchange(link, path, inquiry, ticket, trace)
             except UpstreamLostError as error:
                 lost = error
             else:
@@ -143,17 +155,25 @@ class InstanceLines:
         raise _FailedError(link, incarnation)
 
     async def _exchange(
-        self, link: InstanceLink, path: str, inquiry: Inquiry, ticket: Ticket
+        self,
+        link: InstanceLink,
+        path: str,
+        inquiry: Inquiry,
+        ticket: Ticket,
+        trace: RouteTrace,
     ) -> _Reply:
         """Send a request and read its answer. Raises `UpstreamLostError`, `ApiError`."""
         request_id = new_id("req_")
-        headers = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode())]
-        request = link.pool.address.post(path.encode(), inquiry.body, headers)
-        async with link.pool.asked(request, ticket.carry) as upstream:
-            head = upstream.head
-            assert head is not None
-            self._desk.learn(inquiry, head)
-            body = await whole_body(upstream)
+        own = [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode())]
+        address = link.pool.address
+        with trace.attempt(address, own) as (headers, attempt):
+            request = address.post(path.encode(), inquiry.body, headers)
+            async with link.pool.asked(request, ticket.carry) as upstream:
+                head = upstream.head
+                assert head is not None
+                attempt.answered(head.status)
+                self._desk.learn(inquiry, head)
+                body = await whole_body(upstream)
         if head.status == 401:
             raise unavailable("The instance refuses the router's key.")
         if not _is_object(body):  # it would make the file of answers unreadable

@@ -14,10 +14,12 @@ from functools import partial
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from daemon.tracing import Tracing
 from router.fleets import Fleets
 from router.front.event_stream import EventStream, KeptMemory
 from router.front.headers import PROMPT_TOKENS, to_client, to_instance
 from router.front.resumption import ASKING, ResumptionError, read_progress, resuming_body
+from router.front.route_trace import RouteTrace
 from router.front.stream_errors import error_events
 from router.inquiry import Inquiry, TokenRatio
 from router.instance_link import InstanceLink
@@ -28,6 +30,7 @@ from router.upstream.framing import payload
 from server.http.connection import connection_of, run_while_connected
 from server.http.drain import Drain
 from server.http.errors import ApiError, timed_out, unavailable
+from server.http.request_record import RequestRecord, record_of
 
 MAX_WHOLE_BYTES = 64 * 1024 * 1024
 GRACE_S = 5.0
@@ -57,12 +60,15 @@ class Desk:
     kept_memory: KeptMemory
     max_attempts: int
     request_timeout_s: float | None
+    tracing: Tracing | None = None
 
-    def learn(self, inquiry: Inquiry, head: Head) -> None:
-        """Learn the bytes per token from the prompt's tokens, which a daemon tells."""
+    def learn(self, inquiry: Inquiry, head: Head) -> int | None:
+        """Learn the bytes per token; returns the prompt's tokens, if the daemon tells them."""
         told = head.headers.get(PROMPT_TOKENS, b"")
-        if told.isdigit() and len(told) < 12:
-            self.ratio.learn(inquiry.num_prompt_bytes, int(told))
+        if not told.isdigit() or len(told) >= 12:
+            return None
+        self.ratio.learn(inquiry.num_prompt_bytes, int(told))
+        return int(told)
 
 
 class Answer(Response):
@@ -72,10 +78,15 @@ class Answer(Response):
     """
 
     def __init__(
-        self, desk: Desk, path: str, inquiry: Inquiry, body_memory: AsyncExitStack
+        self,
+        desk: Desk,
+        path: str,
+        inquiry: Inquiry,
+        body_memory: AsyncExitStack,
+        trace: RouteTrace,
     ) -> None:
         super().__init__()
-        self._desk, self._path, self._inquiry = desk, path, inquiry
+        self._desk, self._path, self._inquiry, self._trace = desk, path, inquiry, trace
         self._body_memory = body_memory
         self._body = inquiry.body
         self._stream: EventStream | None = None
@@ -85,12 +96,12 @@ class Answer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the answer, unless the client disconnects."""
         async with self._body_memory:
-            with self._desk.drain.request(), self._recorded():
+            with self._desk.drain.request(), self._recorded(record_of(scope)):
                 if not await run_while_connected(self._answer(scope, send), receive):
                     self._outcome = "disconnect"
 
     @contextmanager
-    def _recorded(self) -> Iterator[None]:
+    def _recorded(self, record: RequestRecord) -> Iterator[None]:
         try:
             yield
         except ApiError as error:
@@ -98,7 +109,9 @@ class Answer(Response):
             raise
         finally:
             self._desk.metrics.requests.labels(self._instance, self._outcome).inc()
+            record.outcome = "" if self._outcome == "success" else self._outcome
             if self._stream is not None:
+                record.first_token_at = self._stream.began_at
                 self._stream.close()
 
     async def _answer(self, scope: Scope, send: Send) -> None:
@@ -131,7 +144,8 @@ class Answer(Response):
     async def _try_instances(self, ticket: Ticket, scope: Scope, send: Send) -> None:
         for num_left in reversed(range(self._desk.max_attempts)):
             async with self._in_time():
-                link = await ticket.routed()
+                with self._trace.waiting():
+                    link = await ticket.routed()
             self._instance = link.name
             try:
                 await self._ask(link, ticket, scope, send, is_last=num_left == 0)
@@ -177,6 +191,7 @@ class Answer(Response):
             return False
         if progress.id:
             self._body = resuming_body(self._inquiry.body, progress)
+            self._trace.resumed(progress.num_done)
         ticket.give_back(progress.num_done)
         return True
 
@@ -187,17 +202,19 @@ class Answer(Response):
 
         Raises `UpstreamLostError`, and `_RefusedError` unless it `is_last`.
         """
-        headers = to_instance(scope["headers"], scope["state"]["request_id"])
-        target = self._path.encode()
-        request = link.pool.address.post(target, self._body, [*headers, ASKING])
-        async with link.pool.asked(request, ticket.carry) as upstream:
-            head = upstream.head
-            assert head is not None
-            self._desk.learn(self._inquiry, head)
-            if head.status == 200 and _is_event_stream(head):
-                await self._pass_stream(upstream, head, ticket, scope, send)
-                return
-            body = await whole_body(upstream)
+        address, record = link.pool.address, record_of(scope)
+        passed = to_instance(scope["headers"], scope["state"]["request_id"])
+        with self._trace.attempt(address, passed) as (headers, attempt):
+            request = address.post(self._path.encode(), self._body, [*headers, ASKING])
+            async with link.pool.asked(request, ticket.carry) as upstream:
+                head = upstream.head
+                assert head is not None
+                attempt.answered(head.status)
+                record.num_prompt_tokens = self._desk.learn(self._inquiry, head)
+                if head.status == 200 and _is_event_stream(head):
+                    await self._pass_stream(upstream, head, ticket, scope, send)
+                    return
+                body = await whole_body(upstream)
         if head.status == 401:
             raise UpstreamLostError("it refuses the router's key (instance_api_key)")
         if head.status in _REFUSALS and not is_last:
@@ -207,7 +224,7 @@ class Answer(Response):
             logger.warning("instance %s does not resume a stream: %d", link.name, head.status)
             message = "The instance that answered the request was lost."
             raise unavailable(message, "instance_lost")
-        await send_whole(send, head, body)
+        await send_whole(send, head, body, is_traced=self._trace.is_on)
         self._outcome = outcome_of(head.status)
 
     async def _pass_stream(
@@ -216,7 +233,7 @@ class Answer(Response):
         connection = connection_of(scope)
         assert connection is not None, "the router is served by uvicorn"
         if not self._has_head:
-            headers = to_client(head.headers)
+            headers = to_client(head.headers, is_traced=self._trace.is_on)
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             self._has_head = True
         if self._stream is None:
@@ -249,9 +266,9 @@ async def whole_body(upstream: Upstream) -> bytes:
     return bytes(parts)
 
 
-async def send_whole(send: Send, head: Head, body: bytes) -> None:
+async def send_whole(send: Send, head: Head, body: bytes, *, is_traced: bool) -> None:
     """Send a whole response to the client."""
-    headers = to_client(head.headers, len(body))
+    headers = to_client(head.headers, len(body), is_traced=is_traced)
     await send({"type": "http.response.start", "status": head.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 

@@ -21,7 +21,9 @@ from configs.route import RouteConfig
 from daemon.version import VERSION
 from router.front.answer import Answer, Desk
 from router.front.forwarding import Forwarding
+from router.front.route_trace import RouteTrace
 from router.inquiry import read_inquiry
+from server.batches.routes import storage_errors
 from server.batches.routes.batch_routes import BatchRoutes
 from server.batches.routes.file_routes import FileRoutes
 from server.batches.service import BatchService
@@ -29,6 +31,7 @@ from server.http import errors
 from server.http.body_reader import BodyMemory
 from server.http.errors import ApiError, invalid, no_such_model, unavailable
 from server.http.middleware import with_middleware
+from server.page import files as page_files
 
 GENERATIONS = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
 _STORED = ("/v1/files", "/v1/batches")
@@ -63,6 +66,10 @@ def build_app(
             Route("/metrics", pages.metrics),
             Route("/instances", pages.instances),
             Route("/instances/release", pages.release, methods=["POST"]),
+            *page_files.routes(page_files.ROUTER, listen.root_path),
+            # A daemon's own page; forwarded, it would be that of any of them.
+            Route("/page/{_:path}", _unknown),
+            Route("/pipeline/status", _unknown),
             Route("/v1/models", pages.models),
             Route("/v1/models/{model:path}", pages.model),
             # Nothing below these paths is an instance's.
@@ -71,8 +78,13 @@ def build_app(
         ]
     )
     errors.install(app)
+    storage_errors.install(app)
     return with_middleware(
-        app, config.access, root_path=listen.root_path, access_log=config.logs.access_log
+        app,
+        config.access,
+        root_path=listen.root_path,
+        access_log=config.logs.access_log,
+        open_paths=page_files.paths(page_files.ROUTER),
     )
 
 
@@ -103,7 +115,8 @@ class Generation:
                 self._desk.metrics.count_early(errors.CLIENT_CLOSED_REQUEST)
                 raise
             path = request.url.path.removeprefix(request.scope.get("root_path", ""))
-            return Answer(self._desk, path, inquiry, held.pop_all())
+            trace = RouteTrace.begin(self._desk.tracing, request, inquiry.model)
+            return Answer(self._desk, path, inquiry, held.pop_all(), trace)
         raise AssertionError("the block returns or raises")
 
 
@@ -150,9 +163,10 @@ class Pages:
         return Response(self._desk.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     async def instances(self, _request: Request) -> Response:
-        """The state of each instance, for people."""
+        """The state of each instance, and the requests that wait for one, for people."""
         links = self._fleets.links.values()
-        return JSONResponse({"instances": [link.describe() for link in links]})
+        described = [link.describe() for link in links]
+        return JSONResponse({"pending_requests": self._fleets.num_pending, "instances": described})
 
     async def release(self, request: Request) -> Response:
         """Leave an instance to other routers. Raises `ApiError` (400, 404)."""

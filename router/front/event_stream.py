@@ -3,6 +3,7 @@
 The bytes of all streams that are kept have a common limit; a stream beyond it cannot be resumed.
 """
 
+import time
 from collections.abc import Callable
 
 from router.metrics import Metrics
@@ -36,7 +37,7 @@ class KeptMemory:
 class EventStream:
     """The stream of one request, from whichever instances its parts come.
 
-    `on_begin` is called before its first chunk is passed on.
+    `on_begin` is called before its first chunk is passed on, at `began_at` (monotonic seconds).
     """
 
     def __init__(
@@ -48,11 +49,12 @@ class EventStream:
         self._last = b""
         self.is_kept = True
         self.has_begun = False
+        self.began_at: float | None = None
 
     def take(self, chunks: bytes) -> None:
         """Pass whole chunks on."""
         if not self.has_begun:
-            self.has_begun = True
+            self.has_begun, self.began_at = True, time.monotonic()
             self._on_begin()
         self._last = chunks
         connection = self._connection

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 
 from router.upstream.address import Header
 
-_OF_REQUESTS = frozenset({b"accept", b"content-type", b"user-agent", b"traceparent", b"tracestate"})
+_OF_TRACES = frozenset({b"traceparent", b"tracestate"})
+_OF_REQUESTS = frozenset({b"accept", b"content-type", b"user-agent", *_OF_TRACES})
 # Those of the connection, those that the middleware adds, and the length, which may change.
 _OWN_OF_RESPONSES = frozenset(
     {
@@ -31,12 +32,24 @@ def to_instance(headers: Iterable[Header], request_id: str) -> list[Header]:
     return [*passed, (b"x-request-id", request_id.encode())]
 
 
-def to_client(headers: Mapping[bytes, bytes], num_bytes: int | None = None) -> list[Header]:
-    """Those of an instance's response that the client gets; the body has `num_bytes`, if known."""
+def without_trace(headers: Iterable[Header]) -> list[Header]:
+    """The headers without the client's trace, if the router's own span takes its place."""
+    return [header for header in headers if header[0] not in _OF_TRACES]
+
+
+def to_client(
+    headers: Mapping[bytes, bytes], num_bytes: int | None = None, *, is_traced: bool = False
+) -> list[Header]:
+    """Those of an instance's response that the client gets; the body has `num_bytes`, if known.
+
+    If the request `is_traced`, the response names the router's span and not the instance's.
+    """
     passed = [
         (name, value)
         for name, value in headers.items()
-        if name not in _OWN_OF_RESPONSES and not name.startswith(b"access-control-")
+        if name not in _OWN_OF_RESPONSES
+        and not name.startswith(b"access-control-")
+        and not (is_traced and name == b"traceresponse")
     ]
     if num_bytes is not None:
         passed.append((b"content-length", b"%d" % num_bytes))

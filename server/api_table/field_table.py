@@ -2,13 +2,12 @@
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
+from configs.document_tables import DOCUMENTS, cell, write_table
 from server.api_table.api_fields import BODIES, CHAT, COMPLETION, ApiBody, FieldRow
 from server.openai.fields.batch import BatchList, FileList
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "api.md"
-BEGIN, END = "<!-- make api-table: begin -->\n", "<!-- make api-table: end -->\n"
+DOCUMENT, TARGET = DOCUMENTS / "api.md", "api-table"
 
 
 def table() -> str:
@@ -36,15 +35,13 @@ def _lines(body: ApiBody) -> Iterator[str]:
 def _printed(rows: list[FieldRow]) -> Iterator[str]:
     yield "| field | origin | support | description |\n|---|---|---|---|"
     for path, owner, status, words in rows:
-        yield f"| `{path}` | {owner} | {status} | {words.replace('|', chr(92) + '|')} |"
+        yield f"| `{path}` | {owner} | {status} | {cell(words)} |"
     yield ""
 
 
 def main() -> int:
     """Write the tables into the document."""
-    before, rest = DOCUMENT.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    DOCUMENT.write_text(f"{before}{BEGIN}{table()}{END}{after}")
+    write_table(DOCUMENT, TARGET, table())
     return 0
 
 

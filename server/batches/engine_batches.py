@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import quote
 
 from configs.config import Config
+from daemon.tracing import Tracing
 from server.batches.engine_lines import engine_window
 from server.batches.job import BatchLimits
 from server.batches.service import BatchService
@@ -27,6 +28,7 @@ def build_batches(
     endpoints: Sequence[Endpoint[Any]],
     drain: Drain,
     metrics: Metrics,
+    tracing: Tracing | None = None,
 ) -> BatchService:
     """Build the batch service of one model with these endpoints; the caller runs it."""
     max_open = config.max_open_batch_requests
@@ -35,14 +37,16 @@ def build_batches(
     async def models() -> frozenset[str]:
         return names
 
-    return BatchService(
+    service = BatchService(
         config.model.name,
         [endpoint.path for endpoint in endpoints],
         Store(config.runtime.data_dir / "batches" / folder_name(config.model.name)),
-        engine_window(endpoints, client, metrics, max_open, lambda: drain.has_begun),
+        engine_window(endpoints, client, metrics, max_open, lambda: drain.has_begun, tracing),
         BatchLimits(
             models=models,
             max_line_bytes=config.server.connections.max_body_bytes,
             max_requests=config.batches.max_batch_requests,
         ),
     )
+    metrics.open_batches.set_function(lambda: service.num_open)
+    return service

@@ -15,6 +15,7 @@ from typing import Any
 
 from server.batches.storage.answer_writer import AnswerWriter
 from server.batches.storage.answers import LineAnswer, not_run
+from server.batches.storage.disk_errors import disk_error
 from server.batches.storage.lifecycle import Ending, StoredBatch
 from server.batches.storage.lines import Rules
 from server.batches.storage.store import Store
@@ -77,11 +78,19 @@ class Job:
                 await self._run()
             # The outermost handler: after a full disk or a bug, no answers may be lost, and the
             # other batches must continue.
-            except Exception:
-                logger.exception("%s failed and will be retried in %g s", self._id, RETRY_S)
+            except Exception as error:
+                self._log_failure(error)
                 await asyncio.sleep(RETRY_S)
             else:
                 return
+
+    def _log_failure(self, error: Exception) -> None:
+        cause = disk_error(error)
+        if cause is None:
+            logger.exception("%s failed and will be retried in %g s", self._id, RETRY_S)
+            return
+        message = "%s cannot write to %s and will be retried in %g s: %s"
+        logger.error(message, self._id, self._store.folder, RETRY_S, cause)
 
     async def _run(self) -> None:
         batch = await self._read()

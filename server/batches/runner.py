@@ -44,6 +44,11 @@ class BatchRunner:
         task = self._group.create_task(job.run())
         task.add_done_callback(lambda _: self._jobs.pop(batch.id))
 
+    @property
+    def num_open(self) -> int:
+        """How many batches have not ended."""
+        return len(self._jobs)
+
     async def cancel(self, batch_id: str) -> StoredBatch | None:
         """Cancel a batch unless it is too late; return it, or None if there is no such batch."""
         now = int(time.time())

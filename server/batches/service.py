@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from server.batches.job import BatchLimits
 from server.batches.runner import BatchRunner
 from server.batches.storage.database import DatabaseError
+from server.batches.storage.disk_errors import disk_error
 from server.batches.storage.store import Store, StoreTakenError
 from server.batches.window import Window
 from server.http.errors import unavailable
@@ -46,6 +47,11 @@ class BatchService:
             raise unavailable(message, "batches_unavailable")
         return self._runner
 
+    @property
+    def num_open(self) -> int:
+        """How many batches run in this process and have not ended."""
+        return 0 if self._runner is None else self._runner.num_open
+
     async def run(self) -> None:
         """Run batches until cancelled, while no other process runs those of this folder."""
         while True:
@@ -53,8 +59,12 @@ class BatchService:
             try:
                 await self._work()
             # The outermost handler: online serving must continue.
-            except Exception:
-                logger.exception("batches stopped because of a bug; they resume in %g s", RETRY_S)
+            except Exception as error:
+                cause, message = disk_error(error), "batches stopped; they resume in %g s: %s"
+                if cause is None:
+                    logger.exception(message, RETRY_S, "a bug")
+                else:
+                    logger.error(message, RETRY_S, cause)
             await asyncio.sleep(RETRY_S)
 
     async def _open(self) -> None:

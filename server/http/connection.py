@@ -23,6 +23,11 @@ class Connection:
         return self._cycle.flow.write_paused
 
     @property
+    def is_disconnected(self) -> bool:
+        """Whether the client has left before the end of the response."""
+        return self._cycle.disconnected
+
+    @property
     def is_chunked(self) -> bool:
         """Whether `write` can be used: it needs chunked encoding, as the length is not known."""
         return bool(self._cycle.chunked_encoding)

@@ -14,6 +14,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
+from server.http.request_record import record_of
+
 _QUOTED = re.compile(r"'([^']*)'")
 # The paths without parameters, for clients that ask for another path.
 SERVED_PATHS = (
@@ -181,8 +183,9 @@ def install(app: Starlette) -> None:
     app.add_exception_handler(Exception, _answer_bug)
 
 
-async def _answer(_request: Request, error: Exception) -> Response:
+async def _answer(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    record_of(request.scope).reason = error.reason
     return error.response()
 
 

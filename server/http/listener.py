@@ -1,7 +1,6 @@
 """The listener: binds the port before anything slow is loaded, and adds draining to uvicorn."""
 
 import asyncio
-import errno
 import logging
 import signal
 import socket
@@ -12,6 +11,7 @@ from contextlib import contextmanager, suppress
 import uvicorn
 from starlette.types import ASGIApp
 
+from daemon.binding import ListenError, bind, explain
 from server.http.connection import WithConnection
 from server.http.drain import Drain
 from server.http.http_protocol import CHECK_INTERVAL_S, BoundedHttp
@@ -27,26 +27,14 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 logger = logging.getLogger("tdpipe")
 
 
-class ListenError(Exception):
-    """The address cannot be bound; the message is one line for the user."""
-
-
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 means any free port. Raises `ListenError`."""
+    listener = bind(host, port)
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except socket.gaierror as error:
-        raise ListenError(f"cannot listen on {host}: {error.strerror}") from error
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise ListenError(_explain(error, host, port)) from error
+        raise ListenError(explain(error, host, port)) from error
     listener.setblocking(False)
     return listener
 
@@ -63,7 +51,8 @@ class DrainingServer(uvicorn.Server):
     While draining, it still listens, so that new requests and probes are answered with 503. After
     the timeout, or immediately after a second signal, `fail_all` ends the requests that are still
     open with an error. If the daemon has a `failure` (one line for clients), this is done at once.
-    The connection of a client that reads nothing for `send_timeout_s` is closed.
+    The connection of a client that reads nothing for `send_timeout_s` is closed. What the
+    `trusted_proxies` say about their clients is believed; None means uvicorn's default.
     """
 
     def __init__(
@@ -74,6 +63,7 @@ class DrainingServer(uvicorn.Server):
         *,
         shutdown_timeout_s: float,
         send_timeout_s: float = 60.0,
+        trusted_proxies: str | None = None,
         tls: ssl.SSLContext | None = None,
         failure: Callable[[], str | None] = lambda: None,
     ) -> None:
@@ -85,6 +75,7 @@ class DrainingServer(uvicorn.Server):
                 lifespan="off",
                 log_config=None,
                 access_log=False,  # replaced by the one in `server.http.middleware`
+                forwarded_allow_ips=trusted_proxies,
                 server_header=False,
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
@@ -140,11 +131,3 @@ class DrainingServer(uvicorn.Server):
             await self._drain.wait(ERRORS_TIMEOUT_S)
         self._drain.end()
         self.should_exit = True
-
-
-def _explain(error: OSError, host: str, port: int) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} is already in use"
-    if error.errno == errno.EACCES:
-        return f"this user has no permission to listen on port {port}"
-    return f"cannot listen on {host}:{port}: {error.strerror}"

@@ -3,12 +3,13 @@
 It wraps the FastAPI application, so that FastAPI's own error responses pass through it too.
 """
 
+import asyncio
 import hmac
 import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 
 from pydantic import SecretStr
@@ -19,12 +20,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.server import AccessConfig
 from daemon.logs import fields
+from server.http.connection import connection_of
 from server.http.errors import CLIENT_CLOSED_REQUEST, ApiError, failed, invalid
+from server.http.refusal_log import STATUSES, RefusalLog
+from server.http.request_record import RequestRecord, begin_record
 
 HEADER = b"x-request-id"
 ALWAYS_OPEN = ("/health", "/live", "/ready")
 QUIET_PATHS = frozenset({*ALWAYS_OPEN, "/metrics"})
-MAX_LOGGED_PATH = 200
+MAX_LOGGED_PATH, MAX_LOGGED_HOST = 200, 64
 # A client's id is used only if it can neither break a header nor forge a log line.
 _VALID_ID = re.compile(rb"[!-~]{1,128}")
 
@@ -32,11 +36,20 @@ logger = logging.getLogger("tdpipe.access")
 
 
 def with_middleware(
-    app: ASGIApp, config: AccessConfig, *, root_path: str, access_log: bool
+    app: ASGIApp,
+    config: AccessConfig,
+    *,
+    root_path: str,
+    access_log: bool,
+    open_paths: Iterable[str] = (),
 ) -> ASGIApp:
-    """The app, wrapped in the middleware that the settings require."""
+    """The app, wrapped in the middleware that the settings require.
+
+    The `open_paths` need no API key, like those of the settings.
+    """
     if config.api_key:
-        app = ApiKeys(app, config.api_key, open_paths=config.open_paths, root_path=root_path)
+        all_open = (*config.open_paths, *open_paths)
+        app = ApiKeys(app, config.api_key, open_paths=all_open, root_path=root_path)
     if config.allowed_origins:
         app = Cors(
             app,
@@ -44,7 +57,7 @@ def with_middleware(
             allow_methods=config.allowed_methods,
             allow_headers=config.allowed_headers,
             allow_credentials=config.allow_credentials,
-            expose_headers=[HEADER.decode()],
+            expose_headers=[HEADER.decode(), "traceresponse"],
         )
     app = Access(app, root_path=root_path, access_log=access_log)
     return RootPath(app, root_path) if root_path else app
@@ -53,7 +66,8 @@ def with_middleware(
 class RootPath:
     """ASGI middleware for the path prefix of a reverse proxy, whether the proxy strips it or not.
 
-    It makes `path` begin with `root_path`, as the ASGI specification requires.
+    It makes `path` begin with `root_path`, as the ASGI specification requires. The prefix alone is
+    the page at `/`.
     """
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
@@ -66,19 +80,23 @@ class RootPath:
             scope["root_path"] = self._root_path
             if not f"{scope['path']}/".startswith(f"{self._root_path}/"):
                 scope["path"] = self._root_path + scope["path"]
+            elif scope["path"] == self._root_path:
+                scope["path"] += "/"
         await self._app(scope, receive, send)
 
 
 class Access:
     """ASGI middleware that gives every response a request id, and logs every request.
 
-    The id is in the scope's state as `request_id`. The overhead is one extra call per chunk.
+    The id is in the scope's state as `request_id`, beside the `RequestRecord` that the routes fill.
+    Refusals are summed up. The overhead is one extra call per chunk.
     """
 
     def __init__(self, app: ASGIApp, *, root_path: str, access_log: bool) -> None:
         self._app = app
         self._quiet_paths = {root_path + path for path in QUIET_PATHS}
         self._access_log = access_log
+        self._refusals = RefusalLog(_call_later)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the app; answer 500 if it fails before its response has begun."""
@@ -88,14 +106,14 @@ class Access:
         began_at = time.monotonic()
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        status = 0
+        record, status = begin_record(scope), 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                header = (HEADER, request_id.encode())
-                message = {**message, "headers": [*message.get("headers", ()), header]}
+                own = ((HEADER, request_id.encode()), *record.headers)
+                message = {**message, "headers": [*message.get("headers", ()), *own]}
             await send(message)
 
         try:
@@ -106,24 +124,81 @@ class Access:
                 await response.response()(scope, receive, send_with_id)
             raise  # uvicorn logs it
         finally:
-            if self._access_log and scope["path"] not in self._quiet_paths:
-                self._log(scope, status or CLIENT_CLOSED_REQUEST, began_at)
+            self._end(scope, record, status, began_at)
 
-    def _log(self, scope: Scope, status: int, began_at: float) -> None:
-        path = scope.get("raw_path", b"")[:MAX_LOGGED_PATH].decode("ascii", "backslashreplace")
-        seconds = round(time.monotonic() - began_at, 6)
-        method, request_id = scope["method"], scope["state"]["request_id"]
-        logger.info(
-            "%s %s %d %.3fs %s",
-            method,
-            path,
-            status,
-            seconds,
-            request_id,
-            extra=fields(
-                method=method, path=path, status=status, seconds=seconds, request_id=request_id
-            ),
-        )
+    def _end(self, scope: Scope, record: RequestRecord, status: int, began_at: float) -> None:
+        """Log a request that has ended, and tell its trace.
+
+        The status of a response that has begun tells nothing about its end: a client that has left
+        before it counts as 499 too.
+        """
+        connection = connection_of(scope)
+        has_left = connection is not None and connection.is_disconnected
+        status = CLIENT_CLOSED_REQUEST if has_left else status or CLIENT_CLOSED_REQUEST
+        if status == CLIENT_CLOSED_REQUEST:
+            record.outcome = "disconnect"
+        record.on_end(status, record.outcome or ("success" if status < 400 else "error"))
+        if not self._access_log or scope["path"] in self._quiet_paths:
+            return
+        if status not in STATUSES or self._refusals.add(record.reason):
+            _log(scope, record, status, time.monotonic() - began_at, began_at)
+
+
+def _log(scope: Scope, record: RequestRecord, status: int, seconds: float, began_at: float) -> None:
+    path = scope.get("raw_path", b"")[:MAX_LOGGED_PATH].decode("ascii", "backslashreplace")
+    facts = _facts(record, status, began_at)
+    method, client, request_id = scope["method"], _client(scope), scope["state"]["request_id"]
+    logger.info(
+        "%s %s %s %d %.3fs %s%s",
+        client,
+        method,
+        path,
+        status,
+        seconds,
+        "".join(f"{name}={value} " for name, value in facts.items()),
+        request_id,
+        extra=fields(
+            client=client,
+            method=method,
+            path=path,
+            status=status,
+            seconds=round(seconds, 6),
+            request_id=request_id,
+            **facts,
+        ),
+    )
+
+
+def _facts(record: RequestRecord, status: int, began_at: float) -> dict[str, str | int | float]:
+    """What the route has told about the request."""
+    facts: dict[str, str | int | float] = {}
+    if record.num_prompt_tokens is not None:
+        facts["prompt_tokens"] = record.num_prompt_tokens
+    if record.num_output_tokens is not None:
+        facts["output_tokens"] = record.num_output_tokens
+    if record.first_token_at is not None:
+        facts["ttft_s"] = round(record.first_token_at - began_at, 3)
+    if record.reason:
+        facts["reason"] = record.reason
+    if record.outcome and (status < 400 or status == CLIENT_CLOSED_REQUEST):
+        facts["outcome"] = record.outcome  # that of other errors is told by their status
+    if record.trace_id:
+        facts["trace_id"] = record.trace_id
+    return facts
+
+
+def _client(scope: Scope) -> str:
+    """The client's address: the connection's, or what a trusted proxy says it is."""
+    host, port = scope.get("client") or ("unix", 0)
+    # A proxy may pass on whatever the client wrote.
+    host = host[:MAX_LOGGED_HOST].encode("ascii", "backslashreplace").decode()
+    host = "".join(c if c.isprintable() and c != " " else "?" for c in host)
+    host = f"[{host}]" if ":" in host and port else host
+    return f"{host}:{port}" if port else host
+
+
+def _call_later(delay_s: float, callback: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(delay_s, callback)
 
 
 class Cors(CORSMiddleware):

@@ -24,6 +24,17 @@ _FAILURES = {
 _SCHEMA = "#/components/schemas/{model}"
 _BEARER = {"type": "http", "scheme": "bearer"}
 
+GENERATION, MODELS, TOKENS = "Generation", "Models", "Tokens"
+FILES, BATCHES, OPERATIONS = "Files", "Batches", "Operations"
+_TAGS = {
+    GENERATION: "Answers of the model, whole or as a stream of events.",
+    MODELS: "The model that is served, under each of its names.",
+    TOKENS: "Texts and conversations as tokens of the model, and back.",
+    FILES: "The inputs and outputs of batches.",
+    BATCHES: "Offline work: many requests in a file, with lower priority than the others.",
+    OPERATIONS: "Probes, load, versions and metrics, for those who run the daemon.",
+}
+
 Responses = dict[int | str, dict[str, Any]]
 
 
@@ -65,6 +76,8 @@ BODY_FAILURES = (400, 408, 413, 415)
 class App(FastAPI):
     """FastAPI, with the `models` that routes parse and write themselves in the OpenAPI document.
 
+    Each route belongs to one group of the document, a tag.
+
     With `needs_key`, the document requires an API key for all paths except `open_paths`. With
     `strict_fields`, objects in bodies may have no unknown fields.
     """
@@ -78,7 +91,8 @@ class App(FastAPI):
         strict_fields: bool = False,
         **settings: Any,
     ):
-        super().__init__(**settings)
+        tags = [{"name": name, "description": text} for name, text in _TAGS.items()]
+        super().__init__(openapi_tags=tags, **settings)
         self._models = models
         self._needs_key = needs_key
         self._open_paths = open_paths

@@ -4,7 +4,7 @@ import ssl
 from pathlib import Path
 
 from configs.server import ListenConfig
-from server.http.listener import ListenError
+from daemon.binding import ListenError
 
 
 def tls_context(config: ListenConfig) -> ssl.SSLContext | None:

@@ -7,7 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISSOCK
 
-from server.http.listener import BACKLOG, ListenError
+from daemon.binding import ListenError
+from server.http.listener import BACKLOG
 
 
 @contextmanager

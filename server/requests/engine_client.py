@@ -25,10 +25,13 @@ from wire.messages import (
     FromServer,
     Generated,
     Hello,
+    Milestone,
     PrefixHit,
+    ReportedSteps,
     Scored,
     Stats,
     ToServer,
+    WatchSteps,
 )
 from wire.sockets import Spoke
 
@@ -45,7 +48,8 @@ class EngineClient:
     `ready` is the last `EngineReady` (None if there was none), `stats` the last `Stats`. If many
     streams are open, the tokens of a stream are coalesced for up to `max_stream_interval` seconds.
     The client waits `patience_s` seconds for a lost engine. `secret` is the cluster secret. The
-    `listeners` are called with each `Stats` and `EngineReady` that has become the last one.
+    `listeners` are called with each `Stats` and `EngineReady` that has become the last one, and
+    `on_steps` with each answer to `ask_steps`.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class EngineClient:
         self.num_engines_lost = 0
         self.inter_token_latency = Histogram(TOKEN_S)
         self.listeners: list[Callable[[Stats | EngineReady], None]] = []
+        self.on_steps: Callable[[ReportedSteps], None] = lambda _: None
         self._became_ready = asyncio.Event()
         self._spoke: Spoke[ToServer] = Spoke(endpoint, "server", ToServer, secret)
         self._arrival = asyncio.Event()
@@ -147,6 +152,10 @@ class EngineClient:
         if self._forget(sequence):
             self._send_if_known(Abort(sequence.sequence_id))
 
+    def ask_steps(self, message: WatchSteps) -> None:
+        """Ask the engine for steps that the stages have reported."""
+        self._send_if_known(message)
+
     def fail_all(self, reason: str) -> None:
         """End every open sequence with an error, and abort it in case the engine still has it."""
         for sequence in list(self._open.values()):
@@ -200,6 +209,10 @@ class EngineClient:
                 self._on_prefix_hit(message)
             elif isinstance(message, Scored):
                 self._on_scored(message)
+            elif isinstance(message, ReportedSteps):
+                self.on_steps(message)
+            elif isinstance(message, Milestone):
+                self._on_milestone(message)
             else:
                 self._on_ready(message)
         self._coalescer.end_burst()
@@ -235,6 +248,11 @@ class EngineClient:
         sequence = self._open.get(message.sequence_id)
         if sequence is not None:
             sequence.put_scores(unpack(message.logprobs, sequence.prompt_token_ids))
+
+    def _on_milestone(self, message: Milestone) -> None:
+        sequence = self._open.get(message.sequence_id)
+        if sequence is not None and sequence.marks is not None:
+            sequence.marks.append((message.kind, message.at))
 
     def _on_finished(self, message: Finished) -> None:
         sequence = self._open.get(message.sequence_id)
@@ -272,6 +290,9 @@ class EngineClient:
         self.num_engines_lost += 1
         if self._open:
             logger.warning("a new engine process: resubmitting %d sequences", len(self._open))
+        for sequence in self._open.values():
+            if sequence.marks is not None:
+                sequence.marks.append(("engine_lost", self.stats_at))
         self._is_introduced = False
         self._greet()
 

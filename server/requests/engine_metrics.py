@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from itertools import accumulate
+from typing import Protocol
 
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -12,8 +13,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from server.requests.engine_client import EngineClient
-from wire.histogram import HistogramFigures
+from wire.histogram import Histogram, HistogramFigures
 from wire.messages import EngineReady, Stats
 
 # Parts of a sequence's time, and what they are.
@@ -24,10 +24,39 @@ _REQUEST_TIMES = {
 }
 
 
+class EngineFigures(Protocol):
+    """What is exported of the engine client."""
+
+    num_generated: int
+    num_engines_lost: int
+    inter_token_latency: Histogram
+    stats_at: float
+
+    @property
+    def num_queued(self) -> int:
+        """Sequences without a first token."""
+
+    @property
+    def num_queued_tokens(self) -> int:
+        """Their prompt tokens."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are being scheduled."""
+
+    @property
+    def ready(self) -> EngineReady | None:
+        """The engine's last report that all stages are ready."""
+
+    @property
+    def stats(self) -> Stats | None:
+        """The engine's last counters."""
+
+
 class EngineCollector(Collector):
     """Reads the engine client at each scrape."""
 
-    def __init__(self, client: EngineClient) -> None:
+    def __init__(self, client: EngineFigures) -> None:
         self._client = client
 
     def collect(self) -> Iterator[Metric]:
@@ -199,7 +228,7 @@ def _stage_label(stage: int) -> str:
     return str(stage) if stage >= 0 else ""
 
 
-def _stage_figures(client: EngineClient, stats: Stats) -> Iterator[Metric]:
+def _stage_figures(client: EngineFigures, stats: Stats) -> Iterator[Metric]:
     steps = CounterMetricFamily("tdpipe_stage_steps", "Forward passes", labels=["stage"])
     age = GaugeMetricFamily(
         "tdpipe_stage_heartbeat_age_seconds", "Seconds since the last heartbeat", labels=["stage"]

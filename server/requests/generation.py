@@ -22,6 +22,8 @@ from server.requests.logprobs import TokenLogprobs
 from server.requests.open_sequence import OpenSequence, QueueTotals
 from server.requests.plan import Plan
 from server.requests.prefix_digest import HashedPrompt, PrefixDigest
+from server.requests.request_trace import MAX_TRACED_SEQUENCES, RequestTrace
+from server.requests.sequence_parts import parts_of
 from server.text.bounded_threads import BoundedThreads
 from server.text.tokenizer import Tokenizer
 from wire.messages import Expect
@@ -72,8 +74,9 @@ class Generation:
     """Use as `async with`, and inside it `async for piece in generation`.
 
     Entering submits the sequences without waiting for anything. `on_prefilled` is called when the
-    first token is read. If the engine has given up on a
-    sequence, the iterator first yields the text so far and then raises `ApiError` (500).
+    first token is read. If the engine has given up on a sequence, the iterator first yields the
+    text so far and then raises `ApiError` (500). With a `trace`, set before entering, the sequences
+    become spans.
     """
 
     def __init__(
@@ -104,6 +107,8 @@ class Generation:
         self._expected: list[ExpectedLength] = []  # per prompt
         self._cancel_prediction: Callable[[], None] = lambda: None
         self.on_prefilled: Callable[[], None] = lambda: None
+        self.trace: RequestTrace | None = None
+        self._submitted_at = 0.0
         self._threads = threads
         self._inbox = client.inbox()
         self._sequences: list[OpenSequence] = []
@@ -140,6 +145,8 @@ class Generation:
         return pieces
 
     async def __aenter__(self) -> Self:
+        if self.trace is not None:
+            self.trace.prepared(self.plan, self.arrived_at)
         if not self.num_unfinished:
             return self
         self._metrics.prompt_tokens.inc(sum(map(len, self.plan.prompts)))
@@ -148,11 +155,14 @@ class Generation:
         first_id = self._client.next_ids(self.plan.num_sequences)
         hint, resumption = self.plan.expected_tokens, self.plan.resumption
         self._expected = [self._predictor.expect(query, hint) for query in self._queries]
+        self._submitted_at = time.monotonic()
         for index, message in enumerate(self.plan.messages(first_id, self._expected)):
             prompt = self.plan.prompts[index // self.plan.n]
             output = resumption.output(index) if resumption else ()
             sequence = OpenSequence(message, index, self._inbox, prompt, self._queue(), output)
             self._sequences.append(sequence)
+            if self.trace is not None and index < MAX_TRACED_SEQUENCES:
+                sequence.trace()
             if self._choices[index].finish_reason is None:
                 self._client.submit(sequence)
         if self._predictor.has_encoder and hint is None:
@@ -164,6 +174,8 @@ class Generation:
         self._cancel_prediction()
         for sequence in self._sequences:
             self._client.abort(sequence)
+        if self.trace is not None:
+            self._end_trace(self.trace)
 
     def __aiter__(self) -> AsyncIterator[Piece]:
         return self._iterate()
@@ -221,6 +233,12 @@ class Generation:
         return usage
 
     @property
+    def first_token_at(self) -> float | None:
+        """When the first token of any choice arrived (monotonic seconds), if one has."""
+        arrived = (s.first_token_at for s in self._sequences if s.first_token_at is not None)
+        return min(arrived, default=None)
+
+    @property
     def num_cached_tokens(self) -> int:
         """The prompts' tokens that were cached, for the first choice of each prompt."""
         return sum(s.num_cached_tokens for s in self._sequences[:: self.plan.n])
@@ -265,7 +283,7 @@ class Generation:
         before = choice.num_tokens
         is_first = not before and sequence.first_token_at is not None
         if is_first and sequence.first_token_at is not None and not self.plan.low_priority:
-            self._metrics.time_to_first_token.observe(sequence.first_token_at - self.arrived_at)
+            self._metrics.observe_first_token(sequence.first_token_at - self.arrived_at)
         if sequence.first_token_at is not None:
             on_prefilled, self.on_prefilled = self.on_prefilled, lambda: None
             on_prefilled()
@@ -301,6 +319,8 @@ class Generation:
     def _end(self, sequence: OpenSequence, choice: Choice) -> None:
         self.num_unfinished -= 1
         self._client.abort(sequence)
+        if self.trace is not None:
+            self._trace_sequence(self.trace, sequence)
         prompt = sequence.index // self.plan.n
         if choice.num_tokens:
             self._metrics.request_generation_tokens.observe(choice.num_tokens)
@@ -310,7 +330,27 @@ class Generation:
         num_own = choice.num_tokens - sequence.num_resumed
         if sequence.first_token_at is not None and num_own > 1:
             seconds = sequence.last_token_at - sequence.first_token_at
-            self._metrics.time_per_output_token.observe(seconds / (num_own - 1))
+            self._metrics.observe_per_token(seconds / (num_own - 1))
+
+    def _trace_sequence(self, trace: RequestTrace, sequence: OpenSequence) -> None:
+        """Make the spans of a sequence that has just ended, once."""
+        marks, sequence.marks = sequence.marks, None
+        if marks is None:
+            return
+        attributes = {
+            "tdpipe.sequence.index": sequence.index,
+            "tdpipe.sequence.prompt_tokens": len(sequence.prompt_token_ids),
+            "tdpipe.sequence.cached_tokens": sequence.num_cached_tokens,
+            "tdpipe.sequence.output_tokens": len(sequence.output_ids),
+        }
+        parts = parts_of(marks, self._submitted_at, time.monotonic())
+        trace.sequence_ended(parts, attributes)
+
+    def _end_trace(self, trace: RequestTrace) -> None:
+        for sequence in self._sequences:
+            self._trace_sequence(trace, sequence)
+        reasons = [choice.finish_reason or "aborted" for choice in self._choices]
+        trace.generated(self.usage(), reasons, self.first_token_at)
 
 
 def num_logprobs(pieces: Iterable[Piece]) -> int:

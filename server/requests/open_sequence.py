@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from server.requests.logprobs import TokenLogprobs
 from server.requests.output_coalescing import Inbox
+from server.requests.sequence_parts import Mark
 from wire.messages import Finished, Submit
 
 
@@ -31,7 +32,7 @@ class OpenSequence:
     prompt tokens except the first; they are complete when the first output token arrives. Until
     then the sequence counts in a `queue`, unless it is offline work. The first `num_cached_tokens`
     tokens of the prompt were in the engine's prefix cache. Another daemon has generated the first
-    `num_resumed` output tokens.
+    `num_resumed` output tokens. `marks` are its milestones, if it is traced.
     """
 
     __slots__ = (
@@ -42,6 +43,7 @@ class OpenSequence:
         "index",
         "last_token_at",
         "logprobs",
+        "marks",
         "num_cached_tokens",
         "num_resumed",
         "output_ids",
@@ -75,6 +77,7 @@ class OpenSequence:
         self.num_cached_tokens = 0
         self.logprobs: list[TokenLogprobs] = []
         self.scores: list[TokenLogprobs] = []
+        self.marks: list[Mark] | None = None
         self.num_resumed = self._num_taken = len(output)
         self._inbox = inbox
 
@@ -82,6 +85,10 @@ class OpenSequence:
     def sequence_id(self) -> int:
         """The id of the sequence, which is the same in every engine."""
         return self.submit.sequence_id
+
+    def trace(self) -> None:
+        """Collect milestones; call this before the sequence is submitted."""
+        self.marks, self.submit = [], replace(self.submit, traced=True)
 
     def enter_queue(self) -> None:
         """Count the sequence in its queue from now on."""

@@ -20,7 +20,7 @@ from server.text.detokenizer import Detokenizer, FastDetokenizer, WindowDetokeni
 from server.text.prompt_end import NO_PROMPT, PromptEnd, prompt_end
 from server.text.token_pieces import TokenPieces
 from server.text.token_texts import TokenTexts
-from server.text.tokenizer_files import difference, explanation
+from server.text.tokenizer_files import difference, explanation, lack_of_files
 from wire.vocabulary_fingerprint import fingerprint
 
 # 4,000 characters take about 4 ms; blocking the event loop for longer would delay other streams.
@@ -263,12 +263,18 @@ def keep_torch_out() -> None:
 
 def load_tokenizer(config: ModelConfig) -> Tokenizer:
     """The tokenizer of `config.tokenizer` or the model. Raises `TokenizerError` in one line."""
-    # The import takes a second, so it comes after errors such as a port in use.
-    from transformers import AutoTokenizer
-
     name = config.tokenizer or config.model
     if not Path(name).exists() and Path(name).is_absolute():
         raise TokenizerError(f"cannot load the tokenizer: there is no folder {name}")
+    if (
+        not config.trust_remote_code
+        and Path(name).is_dir()
+        and (lacking := lack_of_files(Path(name)))
+    ):
+        raise TokenizerError(f"cannot load the tokenizer of {name}: {lacking}")
+    # The import takes a second, so it comes after errors such as a port in use.
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=config.revision, trust_remote_code=config.trust_remote_code

@@ -35,16 +35,21 @@ def is_installed(module: str) -> bool:
         return False
 
 
+def lack_of_files(folder: Path) -> str:
+    """Return that a folder has no tokenizer, in one line; empty if it has one."""
+    if any((folder / name).is_file() for name in _KNOWN) or any(folder.glob("*.tiktoken")):
+        return ""
+    names = "tokenizer.json, tokenizer.model, tekken.json, vocab.txt, vocab.json with merges.txt"
+    return f"the folder has no tokenizer: none of {names}"
+
+
 def explanation(
     folder: Path, reason: str, is_installed: Callable[[str], bool] = is_installed
 ) -> str:
     """Return why transformers cannot load the tokenizer, in one line; `reason` is its own error."""
+    if lacking := lack_of_files(folder):
+        return lacking
     files = [name for name in _KNOWN if (folder / name).is_file()]
-    if not files and not any(folder.glob("*.tiktoken")):
-        names = (
-            "tokenizer.json, tokenizer.model, tekken.json, vocab.txt, vocab.json with merges.txt"
-        )
-        return f"the folder has no tokenizer: none of {names}"
     for name in files:
         if _head(folder / name).startswith(_LFS_POINTER):
             return f"{name} is a Git LFS pointer, not the file itself; 'git lfs pull' gets the file"

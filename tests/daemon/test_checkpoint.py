@@ -12,8 +12,9 @@ import pytest
 
 from configs.config import Config
 from configs.model import DEMO_MODEL
-from daemon import checkpoint, gguf_checkpoint
+from daemon import checkpoint, gguf_checkpoint, hub
 from daemon.checkpoint import CheckpointError, find_gguf, resolve
+from daemon.start_error import StartError
 from tests.gguf_files import write_gguf
 
 NEVER = threading.Event()
@@ -21,15 +22,38 @@ NEVER = threading.Event()
 
 def refusal(model: Path | str, **settings: object) -> str:
     """The error of a model that cannot be served."""
-    with pytest.raises(CheckpointError) as found:
+    with pytest.raises(StartError) as found:
         resolve(Config.of(model=str(model), **settings), NEVER)
     return str(found.value)
 
 
 @pytest.mark.parametrize("model", [str(DEMO_MODEL), "gpt2", "org/name"])
-def test_checkpoints_and_hub_ids_stay_as_they_are(model: str) -> None:
+def test_checkpoints_and_hub_ids_stay_as_they_are(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "find_config", lambda *_: DEMO_MODEL / "config.json")
     config = Config.of(model=model)
     assert resolve(config, NEVER) is config
+
+
+def test_the_settings_are_compared_with_the_config_of_a_hub_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub, "find_config", lambda *_: DEMO_MODEL / "config.json")
+    assert "6 layers cannot be split" in refusal("org/name", pipeline_parallel_size=7)
+
+
+def test_a_folder_s_files_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert f"{tmp_path} has no weights" in refusal(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "lla')
+    assert f"{tmp_path / 'config.json'} is truncated or damaged: it is not JSON" in refusal(
+        tmp_path
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "my_model"}')
+    assert "has no models of the type my_model" in refusal(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    assert "must hold a JSON object" in refusal(tmp_path)
 
 
 def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
@@ -55,6 +79,13 @@ def test_a_gguf_file_is_served_as_a_converted_checkpoint(tmp_path: Path) -> None
     assert (again.model.model, again.model.name) == (str(folder), tmp_path.name)
     (tmp_path / "model.safetensors").touch()
     assert find_gguf(str(tmp_path)) is None
+
+
+def test_a_gguf_file_is_not_converted_for_settings_that_it_cannot_have(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "model.gguf")
+    error = refusal(file, data_dir=tmp_path / "data", pipeline_parallel_size=5)
+    assert "4 layers cannot be split into 5 stages" in error
+    assert not (tmp_path / "data").exists()
 
 
 def test_one_of_several_files_must_be_named(tmp_path: Path) -> None:

@@ -59,9 +59,9 @@ def test_a_hub_id_without_its_config_is_compared_as_such(
     def refuse(*_: object, **__: object) -> str:
         raise OSError
 
-    monkeypatch.setattr("daemon.node_facts.hf_hub_download", refuse)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
     assert facts(Path("some/model"))["the model's config.json"] == "that of some/model"
     monkeypatch.setattr(
-        "daemon.node_facts.hf_hub_download", lambda *_, **__: str(checkpoint / "config.json")
+        "huggingface_hub.hf_hub_download", lambda *_, **__: str(checkpoint / "config.json")
     )
     assert differing(facts(Path("some/model")), facts(checkpoint)) == {"the model's weights"}

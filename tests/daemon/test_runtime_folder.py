@@ -2,13 +2,78 @@
 
 import fcntl
 import os
+import signal
 import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from configs.config import Config
-from daemon.runtime_folder import PID_FILE, FolderTakenError, runtime_folder
+from daemon.runtime_folder import (
+    PID_FILE,
+    FolderTakenError,
+    remove_leftovers,
+    runtime_folder,
+    temporary_folder,
+)
+from tests.end_to_end.daemon import ROOT
+
+# A daemon of these settings, as far as its folder goes.
+DAEMON = """
+import json, sys, time
+from configs.config import Config
+from daemon.runtime_folder import runtime_folder
+with runtime_folder(Config.of(**json.loads(sys.argv[1]))) as config:
+    (config.runtime.folder / "stages.sock").touch()
+    (config.runtime.folder / "c10d").mkdir()
+    print(config.runtime.folder, flush=True)
+    time.sleep(600)
+"""
+
+Start = Callable[[str], tuple["subprocess.Popen[str]", Path]]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary ones."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return folder
+
+
+@pytest.fixture
+def start(temporary: Path) -> Iterator[Start]:
+    """Starts a process with a runtime folder, by its settings in JSON; all end with the test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def run(settings: str = "{}") -> tuple["subprocess.Popen[str]", Path]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", DAEMON, settings],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": str(temporary)},
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    yield run
+    for process in processes:
+        with process:
+            process.kill()
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL, and wait."""
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
 
 
 def rights(path: Path) -> int:
@@ -68,8 +133,95 @@ def test_a_second_set_of_processes_is_refused_and_leaves_the_first_one_s_files(
 ) -> None:
     with runtime_folder(Config.of(runtime_dir=tmp_path)):
         with (
-            pytest.raises(FolderTakenError, match="another daemon runs in"),
+            pytest.raises(FolderTakenError, match=rf"another daemon \(pid {os.getpid()}\) runs in"),
             runtime_folder(Config.of(runtime_dir=tmp_path)),
         ):
             pass
         assert int((tmp_path / PID_FILE).read_text()) == os.getpid()
+        assert (tmp_path / "config.json").exists()
+
+
+def test_the_settings_of_a_named_folder_are_removed_at_the_end(tmp_path: Path) -> None:
+    with runtime_folder(Config.of(runtime_dir=tmp_path / "run")) as config:
+        assert (config.runtime.folder / "config.json").exists()
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(FolderTakenError, match=r"runtime_dir: cannot use .*/file/run: Not a dir"),
+        runtime_folder(Config.of(runtime_dir=tmp_path / "file" / "run")),
+    ):
+        pass
+
+
+def test_the_next_start_removes_the_temporary_folder_of_a_killed_process(
+    start: Start, temporary: Path
+) -> None:
+    killed, left = start("{}")
+    live, kept = start("{}")
+    assert {left, kept} == set(temporary.iterdir())
+    kill(killed)
+    assert (left / "config.json").exists()
+    with runtime_folder(Config()) as config:
+        assert set(temporary.iterdir()) == {kept, config.runtime.folder}
+    assert live.poll() is None
+
+
+def test_a_killed_process_s_files_in_a_named_folder_are_removed_and_no_others(
+    start: Start, tmp_path: Path
+) -> None:
+    for name in ("killed", "with-notes", "live"):
+        (tmp_path / name).mkdir()
+    killed = [start(f'{{"runtime_dir": "{tmp_path / name}"}}') for name in ("killed", "with-notes")]
+    start(f'{{"runtime_dir": "{tmp_path / "live"}"}}')
+    (tmp_path / "killed" / "c10d").rmdir()
+    (tmp_path / "with-notes" / "notes.txt").touch()
+    for process, _ in killed:
+        kill(process)
+    with runtime_folder(Config.of(runtime_dir=tmp_path / "run")):
+        assert not (tmp_path / "killed").exists()
+        left = {path.name for path in (tmp_path / "with-notes").iterdir()}
+        assert left == {"c10d", "notes.txt"}
+        assert (tmp_path / "live" / "stages.sock").exists()
+
+
+def test_a_folder_of_a_killed_process_can_be_used_again(start: Start, tmp_path: Path) -> None:
+    killed, folder = start(f'{{"runtime_dir": "{tmp_path / "run"}"}}')
+    (folder / "failure.txt").write_text("the engine failed")
+    kill(killed)
+    with runtime_folder(Config.of(runtime_dir=folder)):
+        assert {path.name for path in folder.iterdir()} == {"pid", "config.json", "c10d"}
+
+
+def test_folders_of_other_programs_are_not_touched(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "llama"}')
+    other = tmp_path / "tdpipe-other"
+    other.mkdir()
+    (other / PID_FILE).write_text("1\n")
+    unlocked = tmp_path / "tdpipe-begins"  # a daemon has just made it
+    unlocked.mkdir()
+    (model / PID_FILE).write_text("1\n")
+    before = sorted(tmp_path.rglob("*"))
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_link_to_a_folder_is_not_followed(start: Start, temporary: Path, tmp_path: Path) -> None:
+    killed, folder = start("{}")
+    kill(killed)
+    elsewhere = folder.rename(tmp_path / "elsewhere")
+    (temporary / "tdpipe-link").symlink_to(elsewhere)
+    remove_leftovers(temporary)
+    assert (elsewhere / "config.json").exists()
+
+
+@pytest.mark.usefixtures("temporary")
+def test_temporary_folders_of_one_process_do_not_remove_each_other() -> None:
+    with temporary_folder() as first, temporary_folder() as second:
+        assert first.exists()
+        assert second.exists()
+    assert not first.exists()

@@ -18,6 +18,7 @@ import psutil
 
 from configs.model import DEMO_MODEL
 from tests.kernels import prepare_data_dir
+from tests.processes import split_words, words_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PREDICTOR = str(DEMO_MODEL.parent / "predictor")
@@ -164,7 +165,7 @@ class Daemon:
         """The daemon's processes by what they are: server, engine, torchrun, stage."""
         kinds: dict[str, list[psutil.Process]] = {}
         for child in psutil.Process(self.process.pid).children():
-            arguments = child.cmdline()
+            arguments = words_of(child)
             module = arguments[arguments.index("-m") + 1]
             kinds["torchrun" if module == "workers" else module] = [child]
         kinds["stage"] = kinds["torchrun"][0].children()
@@ -176,7 +177,7 @@ class Daemon:
         return [
             process
             for process in psutil.process_iter(["cmdline", "status"])
-            if folder in (process.info["cmdline"] or ())
+            if folder in split_words(process.info["cmdline"])
             if process.info["status"] != psutil.STATUS_ZOMBIE
         ]
 

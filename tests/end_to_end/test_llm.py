@@ -16,6 +16,7 @@ from demo.tasks import held_out
 from tdpipe import LLM, SamplingParams
 from tests.end_to_end.daemon import END_TIMEOUT_S, ROOT, Daemon, all_gone
 from tests.kernels import prepare_data_dir
+from tests.processes import words_of
 
 GREEDY = SamplingParams(temperature=0, max_tokens=300)
 
@@ -137,7 +138,7 @@ def test_prompts_outlast_a_stage_and_an_engine_that_are_killed(
     module: str, llm: LLM, others: set[psutil.Process]
 ) -> None:
     own = sorted(children() - others, key=lambda process: process.create_time())
-    victims = [process for process in own if module in process.cmdline()]
+    victims = [process for process in own if module in words_of(process)]
     victims[-1].kill()  # of the workers, the first is torchrun
     outputs = llm.generate(["Count to three in words.\n"] * 4, GREEDY, use_tqdm=False)
     assert [output.outputs[0].text for output in outputs] == ["one two three"] * 4

@@ -49,6 +49,22 @@ def test_greedy_tokens_are_those_of_transformers(
     assert reference.num_near_ties_of_all(prompts, outputs, NEAR_TIE) == 0
 
 
+@pytest.mark.long
+def test_nodes_that_meet_by_ipv6_answer_like_transformers(hosts: Hosts, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama")
+    common = [str(checkpoint), "--tokenizer", str(checkpoint / TOKENIZER), "--dtype", "float32"]
+    prompts = random_prompts("nodes", LENGTHS)
+    try:
+        meeting = ["--master-addr", hosts.ipv6_address(0)]
+    except HostsImpossibleError as error:
+        pytest.skip(str(error))
+    own = {0: meeting, 1: meeting}
+    with Cluster(hosts, (1, 0), tmp_path, *common, "-pp", "2", own=own) as cluster:
+        outputs = ask_at_once(cluster.first, prompts, 20)
+    reference = Reference(checkpoint, torch.float32)
+    assert reference.num_near_ties_of_all(prompts, outputs, NEAR_TIE) == 0
+
+
 def delay(hosts: Hosts, milliseconds: float) -> None:
     """Delay what is sent to the second node; the test is skipped where that is impossible."""
     try:

@@ -12,6 +12,7 @@ from configs.config import Config
 from server.requests.retry import ask_until_final
 from tests.end_to_end.daemon import all_gone
 from tests.kernels import prepare_data_dir
+from tests.processes import words_of
 
 GONE_TIMEOUT_S = 5.0
 PROMPT, ANSWER = "Count to seven in words.\n", "one two three four five six seven"
@@ -53,7 +54,7 @@ def test_inside_the_block_requests_outlast_an_engine_that_dies_and_after_it_noth
             texts = [await engine.run(generate(engine))]
             processes = children()
             assert len(processes) >= 4, "engine, torchrun and two stages"
-            (victim,) = (child for child in processes if "engine" in child.cmdline())
+            (victim,) = (child for child in processes if "engine" in words_of(child))
             victim.kill()
             texts.append(await engine.run(ask_until_final(engine.client, lambda: generate(engine))))
             return texts, [*processes, *children()], engine.config.runtime.folder
@@ -68,7 +69,7 @@ def test_a_permanent_failure_ends_the_work_in_one_line(tmp_path: Path) -> None:
     async def work() -> None:
         async with OfflineEngine(settings(tmp_path, max_restarts=0)) as engine:
             for child in children():
-                if "engine" in child.cmdline():
+                if "engine" in words_of(child):
                     child.kill()
             await engine.run(asyncio.Event().wait())
 
@@ -81,9 +82,8 @@ def test_a_permanent_failure_ends_the_work_in_one_line(tmp_path: Path) -> None:
     ("values", "words"),
     [
         ({"model": "/nowhere/at/all"}, "no folder /nowhere/at/all"),
-        # As the daemon in test_start_failures.py.
-        pytest.param({"max_model_len": 5000}, "max_model_len 5000", marks=pytest.mark.long),
-        ({"tokenizer": "/nowhere/at/all"}, "cannot load the tokenizer"),
+        ({"max_model_len": 5000}, "max_model_len 5000"),
+        ({"tokenizer": "configs"}, "cannot load the tokenizer"),
     ],
 )
 def test_a_start_that_fails_is_one_line_and_leaves_nothing(

@@ -8,7 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from tests import gguf_files
 from tests.checkpoints import TOKENIZER, make_checkpoint
 from tests.end_to_end.asking import ask_at_once, random_prompts
 from tests.end_to_end.daemon import Daemon
@@ -45,6 +47,40 @@ def test_the_tokens_are_those_of_transformers(
     reference = Reference(checkpoint, torch.float32)
     near_ties = reference.num_near_ties_of_all(prompts, outputs, NEAR_TIE)
     assert near_ties <= 1, f"{near_ties} near-ties in {len(prompts)} answers"
+
+
+@pytest.mark.long
+def test_pickled_weights_are_divided_too(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama")
+    reference = Reference(checkpoint, torch.float32)
+    torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+    prompts = random_prompts("pickled", LENGTHS)
+    arguments = ["--tokenizer", str(checkpoint / TOKENIZER), "--load-format", "pt"]
+    arguments += ["--dtype", "float32", "-pp", "2", "-tp", "2", "--device", "cpu"]
+    with Daemon(tmp_path, str(checkpoint), *arguments) as daemon:
+        outputs = ask_at_once(daemon, prompts, MAX_TOKENS)
+    assert reference.num_near_ties_of_all(prompts, outputs, NEAR_TIE) <= 1
+
+
+@pytest.mark.long
+def test_the_weights_of_a_gguf_file_are_divided_too(tmp_path: Path) -> None:
+    file = gguf_files.write_gguf(tmp_path / "small.gguf", "Q8_0")
+    gguf_files.reference(file, torch.float32).save_pretrained(tmp_path / "whole")
+    reference = Reference(tmp_path / "whole", torch.float32)
+    prompt = list(range(5, 30))
+    arguments = ["--dtype", "float32", "-pp", "1", "-tp", "2", "--device", "cpu"]
+    with Daemon(tmp_path, str(file), *arguments) as daemon, daemon.client() as client:
+        answer = client.completions.create(
+            model=client.models.list().data[0].id,
+            prompt=prompt,
+            max_tokens=MAX_TOKENS,
+            temperature=0,
+            extra_body={"ignore_eos": True, "return_token_ids": True},
+        )
+    ids = answer.choices[0].model_dump()["token_ids"]
+    assert len(ids) == MAX_TOKENS
+    assert reference.num_near_ties(prompt, ids, NEAR_TIE) <= 1
 
 
 @pytest.fixture(scope="module")

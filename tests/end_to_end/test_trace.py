@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load.daemon_figures import Figures, read_settled_figures
-from benchmarks.load.exchange import Address
+from bench.daemon_figures import Figures, read_settled_figures
+from bench.exchange import Address
 from engine.trace.journal import replay
 from engine.trace.trace_file import Span, Trace, read_trace
 from tests.end_to_end.asking import complete

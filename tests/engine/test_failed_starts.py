@@ -81,3 +81,19 @@ def test_stages_that_do_not_reach_each_other_may_retry_until_the_start_timeout(
         "not all 2 stages were ready within 4 s (stage_start_timeout); stage 0 failed: no route; "
         "see the messages of the stages in the log, or raise stage_start_timeout if loading is slow"
     )
+
+
+def test_a_failure_that_ends_the_daemon_is_not_tried_again(
+    tmp_path: Path,
+    processes: list["subprocess.Popen[bytes]"],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    engine = Engine(tmp_path, max_restarts=0)
+    processes.append(engine.process)
+    child_process.report_failure(tmp_path, "stage 0: no device")  # as the stage does
+    engine.send(
+        StageFailed(0, 2, -1, "no device"), StageFailed(0, 3, -1, "no route", is_apart=True)
+    )
+    assert engine.trouble() == "stage 0 failed: no route"
+    assert engine.process.poll() is None
+    assert "restarting" not in capfd.readouterr().err

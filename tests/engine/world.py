@@ -22,6 +22,7 @@ from wire.messages import (
     Finished,
     Generated,
     Logprobs,
+    Milestone,
     PrefixHit,
     RopeRule,
     Sampling,
@@ -229,7 +230,7 @@ class World:
                 assert 0 < message.num_tokens < len(prompt) // 4
                 assert message.sequence_id not in self.hits
                 self.hits[message.sequence_id] = message.num_tokens
-            case EngineReady() | StageLost():
+            case EngineReady() | StageLost() | Milestone():
                 pass
 
     def check_invariants(self) -> None:

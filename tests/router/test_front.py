@@ -323,6 +323,34 @@ def test_flex_and_low_priorities_are_offline() -> None:
     run(test, FakeDaemon(answers))
 
 
+def test_its_page_is_its_own_and_open_and_its_data_is_not() -> None:
+    async def test(world: World) -> None:
+        page = await world.ask("/")
+        assert page.status == 200
+        assert b"tdpipe router" in page.body
+        assert (await world.ask("/page/router.js")).status == 200
+        assert (await world.ask("/instances")).status == 401
+        for path in ("/pipeline/status", "/page/daemon.js"):
+            reply = await world.ask(path, authorization="Bearer front")
+            assert reply.status == 404, path
+        assert not world.daemons[0].asked
+
+    run(test, FakeDaemon(answers), api_key="front")
+
+
+def test_requests_that_wait_for_an_instance_are_counted() -> None:
+    async def test(world: World) -> None:
+        reader, writer = await world.connect("/v1/completions", completion(stream=True))
+        await world.until(lambda: world.router.fleets.num_pending == 1)
+        assert (await world.ask("/instances")).json["pending_requests"] == 1
+        writer.close()
+        await world.until(lambda: world.router.fleets.num_pending == 0)
+        assert reader is not None
+
+    full = InstanceStatus("one", ready=True, models=(MODEL,), ttft_slo=1.0, tpot_slo=1.0)
+    run(test, FakeDaemon(status=full), routing="ecoserve")
+
+
 def test_the_instances_are_shown_with_their_state() -> None:
     async def test(world: World) -> None:
         (shown,) = (await world.ask("/instances")).json["instances"]

@@ -83,11 +83,12 @@ def test_an_instance_that_joins_serves_and_one_that_is_gone_is_forgotten(
                 actuator.on_joined(url)
                 await world.until(world.is_up)
                 assert (await world.ask("/v1/completions", completion())).status == 200
-                assert f'instance_up{{instance="{url}"}}' in str(
-                    (await world.ask("/metrics")).body.decode()
-                )
+                page = (await world.ask("/metrics")).body.decode()
+                assert f'instance_up{{instance="{url}"}}' in page
+                for counter in ("instance_losses_total", "retries_total"):
+                    assert f'tdpipe_router_{counter}{{instance="{url}"}}' in page
                 actuator.on_gone(url)
-                assert (await world.ask("/instances")).json == {"instances": []}
+                assert (await world.ask("/instances")).json["instances"] == []
                 assert f'instance_up{{instance="{url}"}}' not in str(
                     (await world.ask("/metrics")).body.decode()
                 )

@@ -12,6 +12,7 @@ import msgspec
 import uvloop
 
 from configs.route import RouteConfig
+from daemon.tracing import Tracing
 from router.journal import Journal
 from router.process import Router
 from router.upstream.framing import payload
@@ -251,7 +252,11 @@ class World:
 
 @asynccontextmanager
 async def running(
-    *daemons: FakeDaemon, wait: bool = True, journal: Journal | None = None, **settings: Any
+    *daemons: FakeDaemon,
+    wait: bool = True,
+    journal: Journal | None = None,
+    traces: Tracing | None = None,
+    **settings: Any,
 ) -> AsyncIterator[World]:
     """Run daemons and a router during the block."""
     for daemon in daemons:
@@ -263,7 +268,7 @@ async def running(
             settings["data_dir"] = opened.enter_context(tempfile.TemporaryDirectory())
         listener = opened.enter_context(listen("127.0.0.1", 0))
         config = RouteConfig.of(**(values | {"shutdown_timeout": 0.0} | settings))
-        router = Router(config, journal, None)
+        router = Router(config, journal, None, traces)
         serving = asyncio.create_task(router.run(listener))
         world = World(router, list(daemons), listener.getsockname()[1], serving)
         await world.until(lambda: router.server is not None)

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from server.api_table.metrics_table import table
 from server.http.errors import REFUSALS
 from tests.server.world import MODEL, Daemon, generated, saying, serving, stats
 from wire.histogram import Histogram
@@ -39,8 +40,7 @@ def test_every_name_is_ours_and_plain_but_those_of_the_process(daemon: Daemon) -
 
 def test_the_page_and_the_table_in_the_docs_have_the_same_metrics(daemon: Daemon) -> None:
     page = dict(re.findall(r"^# TYPE (\S+) (\S+)$", daemon.get("/metrics").text, re.MULTILINE))
-    table = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
-    rows = re.findall(r"^\| `((?:tdpipe|process)_\w+)` \| (\w+) \|", table, re.MULTILINE)
+    rows = re.findall(r"^\| `((?:tdpipe|process)_\w+)` \| (\w+) \|", table(), re.MULTILINE)
     assert len(rows) == len(dict(rows))
     assert dict(rows) == page
 

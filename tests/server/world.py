@@ -22,6 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from configs.config import Config
+from daemon.tracing import Tracing
 from server.app import build_app
 from server.batches.engine_batches import build_batches
 from server.batches.service import BatchService
@@ -41,10 +42,12 @@ from wire.messages import (
     FromServer,
     Generated,
     Hello,
+    ReportedSteps,
     StageStats,
     Stats,
     Submit,
     ToServer,
+    WatchSteps,
 )
 from wire.sockets import Hub
 
@@ -113,6 +116,16 @@ def generated(sequence_id: int, *token_ids: int) -> Generated:
     return Generated(ids, array("i", token_ids).tobytes())
 
 
+def reported(
+    after: int, steps: list[tuple[int, int, int, int, int, float, float]]
+) -> ReportedSteps:
+    """The later ones of steps: stage, id, phase, rows, tokens, begin and end."""
+    columns = zip(*steps[after:], strict=True) if steps[after:] else [()] * 7
+    types = ("i", "q", "B", "i", "i", "d", "d")
+    packed = (array(kind, list(each)).tobytes() for kind, each in zip(types, columns, strict=True))
+    return ReportedSteps(after, len(steps), *packed)
+
+
 def saying(text: str, tokenizer: Tokenizer | None = None) -> Callable[[Submit], list[ToServer]]:
     """A script: every sequence gets this text, a token a step, as far as its max_tokens go."""
 
@@ -144,6 +157,7 @@ class FakeEngine:
         )
         self.stats = stats()
         self.answers_hello = True
+        self.steps: list[tuple[int, int, int, int, int, float, float]] = []  # a report each
         self.beats = True  # sends its stats four times a second, as an engine does
         self.received: list[FromServer] = []
         self._hello = 0
@@ -211,6 +225,8 @@ class FakeEngine:
             self._hello = message.number
         if isinstance(message, Hello) and self.answers_hello:
             self.introduce()
+        elif isinstance(message, WatchSteps):
+            self._hub.send("server", reported(message.after, self.steps))
         elif isinstance(message, Submit):
             for out in self.script(message):
                 self._hub.send("server", out)
@@ -238,14 +254,18 @@ def config(folder: Path, **values: Any) -> Config:
 
 
 def make_app(
-    settings: Config, client: EngineClient, drain: Drain, tokenizer: Tokenizer = TOKENIZER
+    settings: Config,
+    client: EngineClient,
+    drain: Drain,
+    tokenizer: Tokenizer = TOKENIZER,
+    tracing: Tracing | None = None,
 ) -> tuple[ASGIApp, LengthPredictor, BatchService]:
     """The app, the predictor, which is to be run if there is an encoder, and the batches."""
     metrics = Metrics(EngineCollector(client), model_name=MODEL)
     predictor = LengthPredictor(settings.predictor, settings.runtime, MODEL, metrics)
     endpoints = build_endpoints(settings, client, tokenizer, metrics, predictor)
-    batches = build_batches(settings, client, endpoints.all(), drain, metrics)
-    app = build_app(settings, client, tokenizer, drain, metrics, endpoints, batches)
+    batches = build_batches(settings, client, endpoints.all(), drain, metrics, tracing)
+    app = build_app(settings, client, tokenizer, drain, metrics, endpoints, batches, tracing)
     return app, predictor, batches
 
 
@@ -291,6 +311,7 @@ def serving(
     ready: bool = True,
     tokenizer: Tokenizer = TOKENIZER,
     opens_batches: bool = True,
+    tracing: Tracing | None = None,
     **settings: Any,
 ) -> Iterator[Daemon]:
     """A server in a thread with a fake engine behind it, ready by default."""
@@ -304,7 +325,7 @@ def serving(
     async def serve() -> None:
         client = EngineClient(settings_.runtime.server_address)
         drain = Drain()
-        app, predictor, batches = make_app(settings_, client, drain, tokenizer)
+        app, predictor, batches = make_app(settings_, client, drain, tokenizer, tracing)
         tls = tls_context(settings_.server.listen)
         server = DrainingServer(
             app,
@@ -312,6 +333,7 @@ def serving(
             drain,
             shutdown_timeout_s=settings_.server.connections.shutdown_timeout,
             send_timeout_s=settings_.server.connections.send_timeout,
+            trusted_proxies=settings_.server.listen.forwarded_allow_ips,
             tls=tls,
         )
         listener = listen("127.0.0.1", 0)

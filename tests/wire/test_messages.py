@@ -59,6 +59,7 @@ FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     messages.FinishReason: st.sampled_from(get_args(messages.FinishReason)),
     messages.Phase: st.sampled_from(get_args(messages.Phase)),
     messages.Doing: st.sampled_from(get_args(messages.Doing)),
+    messages.MilestoneKind: st.sampled_from(get_args(messages.MilestoneKind)),
     tuple[int, ...]: st.lists(int64, max_size=4).map(tuple),
     tuple[float, ...]: st.lists(st.floats(allow_nan=False), max_size=4).map(tuple),
     tuple[tuple[int, bytes], ...]: st.lists(st.tuples(int64, st.binary(max_size=8))).map(tuple),

@@ -7,7 +7,9 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from socket import AF_INET6, SOCK_STREAM, gaierror
 
+import psutil
 import pytest
 import zmq
 
@@ -17,6 +19,10 @@ from wire.sockets import Hub, Spoke
 PATIENCE_S = 20.0
 
 SECRET = "a secret of the tests"
+
+needs_ipv6 = pytest.mark.skipif(
+    "::1" not in {a.address for a in psutil.net_if_addrs()["lo"]}, reason="no IPv6 here"
+)
 
 ServerHub = Hub[FromServer]
 ServerSpoke = Spoke[ToServer]
@@ -80,10 +86,11 @@ def test_a_spoke_that_queues_nothing_ahead_sends_only_to_a_connected_hub(
             wait_until(lambda: not spoke.send(Hello(7)))
 
 
-@pytest.fixture(params=["ipc", "tcp"])
+@pytest.fixture(params=["ipc", "tcp", pytest.param("tcp, IPv6", marks=needs_ipv6)])
 def endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An endpoint for a hub."""
-    return f"ipc://{tmp_path}/hub.sock" if request.param == "ipc" else "tcp://127.0.0.1:*"
+    addresses = {"tcp": "tcp://127.0.0.1:*", "tcp, IPv6": "tcp://[::1]:*"}
+    return addresses.get(request.param, f"ipc://{tmp_path}/hub.sock")
 
 
 @pytest.fixture
@@ -196,6 +203,24 @@ def test_a_taken_port_raises_and_leaves_nothing_open() -> None:
         gc.collect()  # an unclosed socket or context is a warning, and warnings are errors
 
 
+@needs_ipv6
+def test_a_name_with_only_an_ipv6_address_is_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ipv4_of(name: str) -> str:
+        raise gaierror(f"no IPv4 address: {name}")
+
+    def addresses_of(name: str, *_: object) -> list[tuple[object, ...]]:
+        assert name == "six.test"
+        return [(AF_INET6, SOCK_STREAM, 6, "", ("::1", 0, 0, 0))]
+
+    monkeypatch.setattr("wire.sockets.gethostbyname", ipv4_of)
+    monkeypatch.setattr("wire.sockets.getaddrinfo", addresses_of)
+    with Hub("tcp://six.test:*", FromServer, SECRET) as hub:
+        assert hub.endpoint.startswith("tcp://[::1]:")
+        with Spoke(hub.endpoint, "server", ToServer, SECRET) as spoke:
+            spoke.send(Abort(5))
+            assert receive(hub, 1) == [("server", Abort(5))]
+
+
 def test_the_endpoint_contains_the_free_port(tmp_path: Path) -> None:
     with make_hub("tcp://127.0.0.1:*") as hub:
         port = int(hub.endpoint.removeprefix("tcp://127.0.0.1:"))
@@ -263,6 +288,7 @@ def test_arbitrary_bytes_do_not_end_the_hub(
     with zmq.Context() as context, context.socket(zmq.DEALER) as outsider:
         if name is not None:
             outsider.setsockopt(zmq.IDENTITY, name)
+        outsider.setsockopt(zmq.IPV6, "[" in hub.endpoint)
         outsider.connect(hub.endpoint)
         outsider.send_multipart(frames)
         wait_until(lambda: list(hub.drain()) == [] and hub.num_dropped == 1)

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from configs.config import EngineConfig
 from configs.pipeline import CacheConfig
+from daemon import host_memory
 
 # The types that `kv_cache_dtype` names besides that of the activations.
 FP8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
@@ -42,7 +42,7 @@ class KvCache:
     `stored`) and what they read, which is exact.
 
     The tensors are not zeroed: a slot is written before it is read, and unused pages take no
-    memory.
+    memory. Raises `KvCacheError` where they cannot be allocated.
     """
 
     def __init__(
@@ -55,13 +55,19 @@ class KvCache:
     ) -> None:
         self.dtype = dtype
         options: Any = {"dtype": dtype, "device": device}
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {
-            layer: (
-                torch.empty(num_blocks, s.num_kv_heads, block_size, s.key_dim, **options),
-                torch.empty(num_blocks, s.num_kv_heads, block_size, s.value_dim, **options),
-            )
-            for layer, s in shapes.items()
-        }
+        try:
+            self.layers: dict[int, tuple[Tensor, Tensor]] = {
+                layer: (
+                    torch.empty(num_blocks, s.num_kv_heads, block_size, s.key_dim, **options),
+                    torch.empty(num_blocks, s.num_kv_heads, block_size, s.value_dim, **options),
+                )
+                for layer, s in shapes.items()
+            }
+        except RuntimeError as error:  # torch.OutOfMemoryError too
+            raise KvCacheError(
+                f"the memory of {device} is too small for a KV cache of {num_blocks} blocks; lower "
+                "kv_cache_memory_bytes or gpu_memory_utilization"
+            ) from error
 
     @property
     def num_bytes(self) -> int:
@@ -104,7 +110,9 @@ def count_blocks(
     stages_on_device: int,
     reserved_bytes: int = 0,
 ) -> int:
-    """Count the KV blocks that this stage can hold; raises `KvCacheError` if not even one fits.
+    """Count the KV blocks that this stage can hold.
+
+    Raises `KvCacheError` if not even one fits, or not a sequence of the configured length.
 
     By default, the count is limited to the blocks that the maximum number of live sequences fills
     at full length. On a GPU, call this after a forward pass of the largest batch, so that the
@@ -114,15 +122,25 @@ def count_blocks(
     block_bytes = cache.block_size * itemsize * sum(s.values_per_token for s in shapes.values())
     if cache.kv_cache_memory_bytes is not None:
         budget_bytes = cache.kv_cache_memory_bytes
+        source = "kv_cache_memory_bytes:"
         num_blocks = budget_bytes // block_bytes
     else:
         budget_bytes = free_bytes(cache, device, stages_on_device) - reserved_bytes
+        source = f"gpu_memory_utilization {cache.gpu_memory_utilization:g}:"
+        if device.type == "cpu":
+            source = f"{CPU_MEMORY_PART:.0%} of the free memory, for {stages_on_device} stages:"
         useful = config.max_live * -(-max_model_len // cache.block_size)
         num_blocks = min(budget_bytes // block_bytes, useful)
     if num_blocks < 1:
         raise KvCacheError(
-            f"{max(0, budget_bytes):,} bytes do not hold one KV block of {block_bytes:,} bytes "
-            f"({cache.block_size} tokens)"
+            f"{source} {max(0, budget_bytes):,} bytes do not hold one KV block of {block_bytes:,} "
+            f"bytes ({cache.block_size} tokens)"
+        )
+    wanted, num_tokens = config.model.max_model_len, num_blocks * cache.block_size
+    if wanted is not None and num_tokens < wanted:
+        raise KvCacheError(
+            f"max_model_len {wanted} does not fit the KV cache of {num_tokens} tokens; "
+            "raise kv_cache_memory_bytes or gpu_memory_utilization, or lower max_model_len"
         )
     return num_blocks
 
@@ -130,7 +148,7 @@ def count_blocks(
 def free_bytes(config: CacheConfig, device: torch.device, stages_on_device: int) -> int:
     """The bytes that the KV cache of a stage may take by default on this device."""
     if device.type == "cpu":
-        return int(psutil.virtual_memory().available * CPU_MEMORY_PART) // stages_on_device
+        return int(host_memory.available_bytes() * CPU_MEMORY_PART) // stages_on_device
     free, total = torch.cuda.mem_get_info(device)
     activations = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
     reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -10,11 +10,9 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -248,7 +246,6 @@ def load(
     dtype = checkpoint.dtype if checkpoint.dtype == "auto" else getattr(torch, checkpoint.dtype)
     quantisation.check_requirements(model_config)
     layers = (ranges or split(checkpoint, config.pipeline, whole_config))[part]
-    _check_files(Path(checkpoint.model), checkpoint.load_format)
     stage_class = partitioning.stage_class(model_class, layers, structure)
     is_quantised = quantisation.method_of(model_config) is not None
     if tensor_group is not None:
@@ -343,24 +340,6 @@ def _whole_on_meta(model_config: PretrainedConfig, checkpoint: ModelConfig) -> P
     return whole
 
 
-def _check_files(folder: Path, load_format: str) -> None:
-    """Check the headers of the files, because loading would not name a damaged file."""
-    paths = sorted(folder.glob("*.safetensors"))
-    if load_format == "pt":
-        return
-    if not paths and any(folder.glob("pytorch_model*.bin")):
-        raise ValueError(
-            f"{folder} has weights only in pytorch_model.bin, which is read with load_format pt "
-            "(--load-format pt); safetensors load faster, and without unpickling"
-        )
-    for path in paths:
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{path} is truncated or damaged: {error}") from None
-
-
 def _check_report(report: dict[str, Any]) -> None:
     """Raise `ValueError` if tensors are missing or have another shape than config.json says.
 
@@ -428,10 +407,14 @@ def _count(module: nn.Module) -> int:
 def _progress_of(
     stage: int,
 ) -> Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]:
-    """Make a hook that adds the name of the stage to transformers' progress bars."""
+    """Make a hook that adds the name of the stage to transformers' progress bars.
+
+    A bar in a file would be hundreds of lines, so there are only bars on terminals.
+    """
 
     def make_bar(factory: Callable[..., Any], args: tuple[Any, ...], kw: dict[str, Any]) -> Any:
         kw |= {"desc": f"stage {stage}: {kw.get('desc', 'loading').lower()}", "unit": " tensors"}
+        kw["disable"] = kw.get("disable") or None  # None: if it is no terminal
         return factory(*args, **kw)
 
     return make_bar

@@ -32,7 +32,9 @@ from configs.profiles import (
     write_profile,
 )
 from daemon import logs
-from daemon.checkpoint import CheckpointError, resolve
+from daemon.checkpoint import resolve
+from daemon.start_checks import check_start
+from daemon.start_error import StartError
 from workers.model.stage_model import bytes_per_token
 from workers.profiling.driver import Driver, DriverError, Timed
 from workers.profiling.dummy_run import DummyRun, prefill
@@ -58,10 +60,11 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError("stages of one process are measured: tensor_parallel_size must be 1")
         logs.set_up("profile", config.logs)
         _check_out(options)
+        check_start(config, serves=False)
         config = resolve(config, threading.Event())
         table = _measure(config, options)
         _write(config, table, options.out)
-    except (loader.ConfigError, CheckpointError, ValueError, DriverError, OSError) as error:
+    except (loader.ConfigError, StartError, ValueError, DriverError, OSError) as error:
         print(f"tdpipe: error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:

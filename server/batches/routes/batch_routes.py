@@ -18,7 +18,7 @@ from server.batches.storage.store import UnknownFileError
 from server.http.body import parse
 from server.http.body_reader import BodyMemory
 from server.http.errors import ApiError, invalid, too_busy
-from server.http.openapi import BODY_FAILURES, failures, takes
+from server.http.openapi import BATCHES, BODY_FAILURES, failures, takes
 from server.http.unknown_fields import IGNORED, UnknownFields
 from server.openai.fields.batch import Batch, BatchList, BatchQuery, CreateBatch
 
@@ -42,7 +42,7 @@ class BatchRoutes:
 
     def router(self) -> APIRouter:
         """The routes as a FastAPI router."""
-        router = APIRouter(prefix="/v1/batches", responses=failures(503))
+        router = APIRouter(prefix="/v1/batches", tags=[BATCHES], responses=failures(503))
         router.add_api_route(
             "",
             self.create,

@@ -22,7 +22,7 @@ from server.batches.storage.store import FileInUseError
 from server.http import ranges
 from server.http.connection import run_while_connected
 from server.http.errors import ApiError, failed, invalid, invalid_value, too_busy
-from server.http.openapi import failures
+from server.http.openapi import FILES, failures
 from server.http.unknown_fields import IGNORED, FoundFields, UnknownFields
 from server.openai.fields.batch import (
     ExpiresAfter,
@@ -58,7 +58,7 @@ class FileRoutes:
 
     def router(self) -> APIRouter:
         """The routes as a FastAPI router."""
-        router = APIRouter(prefix="/v1/files", responses=failures(503))
+        router = APIRouter(prefix="/v1/files", tags=[FILES], responses=failures(503))
         router.add_api_route(
             "",
             self.upload,
@@ -122,7 +122,7 @@ class FileRoutes:
             await store.add_file(file, upload)
         except (DatabaseError, OSError) as error:
             # The reason is only in the log: clients must not see paths.
-            logger.error("cannot store an upload: %s", error)
+            logger.error("cannot store an upload in %s: %s", store.folder, error)
             raise failed("The file cannot be stored.") from error
         finally:
             self._num_uploads -= 1

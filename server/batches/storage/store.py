@@ -39,7 +39,7 @@ class Store:
     """The files and batches in one folder; all methods must be called from one asyncio loop."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._files = folder / "files"
         self._uploads = folder / "uploads"
         self._database = Database(folder / "store.sqlite3")
@@ -50,7 +50,7 @@ class Store:
 
         Raises `StoreTakenError`, and `DatabaseError` or `OSError` if the folder is unusable.
         """
-        for folder in (self._folder, self._files, self._uploads):
+        for folder in (self.folder, self._files, self._uploads):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._take_lock()
         try:
@@ -213,12 +213,12 @@ class Store:
         return await self._database.run(write)
 
     def _take_lock(self) -> None:
-        lock = (self._folder / "lock").open("w")
+        lock = (self.folder / "lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.close()
-            message = f"another process uses the batches in {self._folder}"
+            message = f"another process uses the batches in {self.folder}"
             raise StoreTakenError(message) from error
         self._lock = lock
 

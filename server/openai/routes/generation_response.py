@@ -16,11 +16,14 @@ from starlette.types import Receive, Scope, Send
 from server.http.connection import Connection, connection_of, run_while_connected
 from server.http.drain import Drain
 from server.http.errors import ApiError, failed
+from server.http.request_record import RequestRecord, record_of
 from server.metrics import Metrics
 from server.openai.rendering.sse import HEADERS, send_body, write_events
 from server.openai.routes.endpoint import Endpoint
 from server.openai.routes.request_log import log_request
+from server.requests.generation import Generation
 from server.requests.reply import Reply
+from server.requests.request_trace import RequestTrace
 
 # The tokens of the request's prompts, by which a router learns how many bytes a token has.
 PROMPT_TOKENS = b"x-tdpipe-prompt-tokens"
@@ -47,6 +50,7 @@ class GenerationResponse(Response):
         log_requests: bool,
         comment_interval_s: float,
         resumable: bool = False,
+        trace: RequestTrace | None = None,
     ) -> None:
         super().__init__()
         self._endpoint = endpoint
@@ -55,19 +59,19 @@ class GenerationResponse(Response):
         self._drain = drain
         self._log_requests = log_requests
         self._comment_interval_s = comment_interval_s
-        self._resumable = resumable
+        self._resumable, self._trace = resumable, trace
         self._outcome = "error"
-        self._arrived_at: float | None = None  # None if the request was refused
+        self._generation: Generation | None = None  # None if the request was refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the response, unless the client disconnects."""
         assert scope["type"] == "http"
-        with self._drain.request(), self._recorded():
+        with self._drain.request(), self._recorded(record_of(scope)):
             if not await run_while_connected(self._answer(scope, send), receive):
                 self._outcome = "disconnect"
 
     @contextmanager
-    def _recorded(self) -> Iterator[None]:
+    def _recorded(self, record: RequestRecord) -> Iterator[None]:
         try:
             yield
         except ApiError as error:
@@ -75,15 +79,26 @@ class GenerationResponse(Response):
             raise
         finally:
             self._metrics.requests.labels(self._outcome).inc()
-            if self._arrived_at is not None:
-                self._metrics.request_duration.observe(time.monotonic() - self._arrived_at)
+            record.outcome = "" if self._outcome == "success" else self._outcome
+            if self._generation is not None:
+                self._record_tokens(record, self._generation)
+
+    def _record_tokens(self, record: RequestRecord, generation: Generation) -> None:
+        self._metrics.request_duration.observe(time.monotonic() - generation.arrived_at)
+        usage = generation.usage()
+        record.num_prompt_tokens = usage["prompt_tokens"]
+        record.num_output_tokens = usage["completion_tokens"]
+        record.first_token_at = generation.first_token_at
 
     async def _answer(self, scope: Scope, send: Send) -> None:
         try:
             reply = await self._prepare()
         except OSError as error:  # not from `send`: there it means that the client disconnected
             raise RuntimeError("a request could not be prepared") from error
-        self._arrived_at = reply.generation.arrived_at
+        self._generation = reply.generation
+        reply.generation.trace = self._trace
+        if self._trace is not None:
+            self._trace.replied(reply.rendering.reply_id, stream=reply.stream)
         if self._log_requests:
             log_request(reply, scope["state"]["request_id"])
         if reply.stream:

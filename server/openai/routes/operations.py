@@ -1,6 +1,7 @@
 """The operational routes: health, readiness, load, version, models and metrics."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from daemon import child_process
 from daemon.version import VERSION
 from server.http.drain import Drain
 from server.http.errors import no_such_model, unavailable
-from server.http.openapi import failures
+from server.http.openapi import MODELS, OPERATIONS, failures
 from server.metrics import Metrics
 from server.openai.fields.completion import Model, ModelList
 from server.requests.engine_client import SILENCE_S, EngineClient
@@ -111,7 +112,8 @@ class Operations:
     def router(self) -> APIRouter:
         """Return the routes as a FastAPI router."""
         router = APIRouter()
-        get = router.add_api_route
+        get = partial(router.add_api_route, tags=[OPERATIONS])
+        describe = partial(router.add_api_route, tags=[MODELS])
         get(
             "/health",
             self.health,
@@ -142,8 +144,8 @@ class Operations:
             response_class=Response,
             responses={200: {"content": _TEXT}},
         )
-        get("/v1/models", self.models, summary="List the models", response_model=ModelList)
-        get(
+        describe("/v1/models", self.models, summary="List the models", response_model=ModelList)
+        describe(
             "/v1/models/{model:path}",
             self.model,
             summary="Describe a model",

@@ -16,7 +16,7 @@ from server.chat.tool_choice import ToolChoice
 from server.http.body import Body, ListOf, parse
 from server.http.body_reader import BodyMemory
 from server.http.errors import invalid
-from server.http.openapi import BODY_FAILURES, failures, takes
+from server.http.openapi import BODY_FAILURES, TOKENS, failures, takes
 from server.http.unknown_fields import IGNORED, UnknownFields
 from server.openai.fields.conversation import MAX_MESSAGES, Messages, TemplateFields
 from server.openai.fields.sampling import TokenId
@@ -94,7 +94,7 @@ class Tokenization:
 
     def router(self) -> APIRouter:
         """Return the routes as a FastAPI router."""
-        router = APIRouter()
+        router = APIRouter(tags=[TOKENS])
         for path, route, request, response, summary in (
             ("/tokenize", self.tokenize, TokenizeRequest, Tokenized, "A text's tokens"),
             ("/detokenize", self.detokenize, DetokenizeRequest, Detokenized, "Tokens' text"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load.exchange import Address
+from bench.exchange import Address
 from benchmarks.stress.attack import ABANDONED, CUT, HUNG, Attack, outcome_of
 from benchmarks.stress.malformed import MODEL, Malformed, malformed
 from tests.server.templates import CHATML, chatty

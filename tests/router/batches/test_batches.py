@@ -109,8 +109,11 @@ def test_no_more_lines_are_open_than_allowed() -> None:
         await world.until(lambda: gate.num_waiting == 7)
         await asyncio.sleep(0.1)
         assert gate.num_waiting == 7
+        assert await world.metric("tdpipe_router_open_batches") == 1
         gate.open.set()
         await wait_for(api, batch.id, "completed")
+        while await world.metric("tdpipe_router_open_batches"):
+            await asyncio.sleep(0.01)
 
     gate = Gate()
     run(test, FakeDaemon(gate), batch_concurrency=7)

@@ -2,11 +2,12 @@
 
 import re
 
-from server.api_table.field_table import BEGIN, DOCUMENT, END, table
+from configs.document_tables import has_table
+from server.api_table.field_table import DOCUMENT, TARGET, table
 
 
 def test_the_document_has_the_current_tables() -> None:
-    assert BEGIN + table() + END in DOCUMENT.read_text(), "make api-table writes it"
+    assert has_table(DOCUMENT, TARGET, table()), "make api-table writes it"
 
 
 def test_every_line_of_a_table_has_four_cells() -> None:

@@ -11,7 +11,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from daemon.logs import JsonFormatter
 from server.http.middleware import Access
-from tests.server.world import Daemon, saying, serving
+from tests.server.world import MODEL, Daemon, generated, saying, serving
+from wire.messages import Finished, Submit, ToServer
 
 
 @pytest.mark.parametrize(
@@ -70,8 +71,9 @@ def test_a_request_is_a_line_and_probes_are_none(
         daemon.get("/a%0Ab")
         daemon.wait_until(lambda: len(lines(caplog)) == 3)
     returned = [record.getMessage() for record in lines(caplog)]
-    heads = {line.rsplit(" ", 2)[0] for line in returned}
+    heads = {" ".join(line.split(" ")[1:4]) for line in returned}
     assert heads == {"GET /v1/models 200", "POST /v1/completions 200", "GET /a%0Ab 404"}
+    assert all(line.startswith("127.0.0.1:") for line in returned)
     assert returned[0].endswith("s mine")
     assert not any("secret" in line for line in returned)
 
@@ -89,6 +91,91 @@ def test_a_line_in_json_has_its_parts_as_keys(
     assert line["status"] == 200
     assert 0 <= line["seconds"] < 10
     assert line["request_id"] == "mine"
+
+
+def test_a_generation_s_line_has_its_tokens_and_the_time_to_the_first(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with serving(tmp_path, saying("hello")) as daemon:
+        usage = daemon.complete().json()["usage"]
+        daemon.complete(stream=True)
+        daemon.wait_until(lambda: len(lines(caplog)) == 2)
+    for record in lines(caplog):
+        line = json.loads(JsonFormatter("server").format(record))
+        assert line["prompt_tokens"] == usage["prompt_tokens"]
+        assert line["output_tokens"] == usage["completion_tokens"]
+        assert 0 <= line["ttft_s"] <= line["seconds"] + 0.001
+        assert "outcome" not in line
+
+
+def test_a_stream_whose_client_leaves_is_no_success(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with serving(tmp_path) as daemon:
+        body = {"model": MODEL, "prompt": "hi", "stream": True, "max_tokens": 9}
+        with daemon.http.stream("POST", f"{daemon.url}/v1/completions", json=body) as answer:
+            assert answer.status_code == 200
+            (submit,) = daemon.engine.wait_for(Submit)
+            daemon.engine.send(*(generated(submit.sequence_id, token) for token in (50, 51)))
+            received = answer.iter_lines()
+            while not next(received):
+                pass
+            daemon.wait_until(lambda: daemon.client.num_generated == 2)
+        daemon.wait_until(lambda: len(lines(caplog)) == 1)
+    line = json.loads(JsonFormatter("server").format(lines(caplog)[0]))
+    assert (line["status"], line["outcome"]) == (499, "disconnect")
+    assert 1 <= line["output_tokens"] <= 2
+    assert " outcome=disconnect " in lines(caplog)[0].getMessage()
+
+
+def test_a_stream_that_fails_says_so_beside_its_status(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(submit: Submit) -> list[ToServer]:
+        return [generated(submit.sequence_id, 5), Finished(submit.sequence_id, "error", "broken")]
+
+    caplog.set_level(logging.INFO)
+    with serving(tmp_path, fails) as daemon:
+        assert daemon.complete(stream=True).status_code == 200
+        daemon.wait_until(lambda: len(lines(caplog)) == 1)
+    assert " 200 " in lines(caplog)[0].getMessage()
+    assert " outcome=error " in lines(caplog)[0].getMessage()
+
+
+def test_an_invalid_request_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with serving(tmp_path) as daemon:
+        assert daemon.complete(n=0).status_code == 400
+        daemon.wait_until(lambda: len(lines(caplog)) == 1)
+    assert " reason=invalid_value " in lines(caplog)[0].getMessage()
+
+
+def test_a_flood_of_refusals_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with serving(tmp_path, ready=False) as daemon:
+        assert {daemon.complete().status_code for _ in range(20)} == {503}
+        daemon.wait_until(lambda: len(lines(caplog)) == 1)
+    assert " reason=model_not_ready " in lines(caplog)[0].getMessage()
+
+
+@pytest.mark.parametrize(
+    ("trusted", "forwarded", "client"),
+    [
+        ("127.0.0.1", "10.1.2.3", "10.1.2.3 "),
+        ("10.0.0.0/8", "10.1.2.3", "127.0.0.1:"),
+        ("127.0.0.1", "a GET /x", "a?GET?/x "),
+    ],
+)
+def test_the_client_is_what_a_trusted_proxy_says(
+    trusted: str, forwarded: str, client: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with serving(tmp_path, forwarded_allow_ips=trusted) as daemon:
+        daemon.http.get(f"{daemon.url}/v1/models", headers={"x-forwarded-for": forwarded})
+        daemon.wait_until(lambda: len(lines(caplog)) == 1)
+    assert lines(caplog)[0].getMessage().startswith(client)
 
 
 def test_without_an_access_log_there_is_no_line(

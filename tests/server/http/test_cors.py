@@ -32,7 +32,7 @@ def test_a_page_of_an_allowed_origin_may_ask(tmp_path: Path) -> None:
             headers={"origin": ORIGIN, "authorization": "Bearer key"},
         )
         assert answer.headers["access-control-allow-origin"] == ORIGIN
-        assert answer.headers["access-control-expose-headers"] == "x-request-id"
+        assert answer.headers["access-control-expose-headers"] == "x-request-id, traceresponse"
         refused = daemon.http.post(url, json={}, headers={"origin": ORIGIN})
         assert refused.status_code == 401
         assert refused.headers["access-control-allow-origin"] == ORIGIN, "so that it can read why"

@@ -96,3 +96,12 @@ def test_an_event_that_is_not_as_documented_would_be_found(
     assert run.returncode == 1, run.stdout + run.stderr
     assert f"_ POST {path} _" in run.stdout
     assert "SSE event violates schema" in run.stdout
+
+
+def test_each_route_is_in_one_described_group_and_has_a_summary(document: dict[str, Any]) -> None:
+    groups = {tag["name"]: tag["description"] for tag in document["tags"]}
+    operations = [each for path in document["paths"].values() for each in path.values()]
+    assert all(operation["summary"] for operation in operations)
+    assert {tag for operation in operations for tag in operation["tags"]} == set(groups)
+    assert all(len(operation["tags"]) == 1 for operation in operations)
+    assert all(groups.values())

@@ -9,7 +9,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from configs.server import ListenConfig
-from server.http.listener import ListenError
+from daemon.binding import ListenError
 from server.http.tls import tls_context
 from tests.server.world import MODEL, PATIENCE_S, events, saying, serving
 

@@ -29,10 +29,11 @@ def count(
     itemsize: int = 2,
     stages_on_device: int = 1,
     reserved_bytes: int = 0,
+    config_len: int | None = None,
     **settings: int,
 ) -> int:
     """Blocks of 10 tokens (480 bytes in two-byte numbers) unless set otherwise."""
-    config = EngineConfig.of(**{"block_size": 10, **settings})
+    config = EngineConfig.of(**{"block_size": 10, "max_model_len": config_len, **settings})
     return count_blocks(
         config, SHAPES, itemsize, max_model_len, CPU, stages_on_device, reserved_bytes
     )
@@ -142,3 +143,15 @@ def test_random_contents_are_finite_and_of_ordinary_size(dtype: torch.dtype) -> 
     for tensor in (t.float() for pair in cache.layers.values() for t in pair):
         assert 0 < tensor[:4].abs().max() < 8
         assert tensor[4:].isnan().all()
+
+
+def test_a_configured_length_that_does_not_fit_is_refused_before_anything_is_measured() -> None:
+    config = {"kv_cache_memory_bytes": 480 * 8}
+    assert count(max_model_len=80, config_len=80, **config) == 8
+    with pytest.raises(KvCacheError, match="max_model_len 81 does not fit the KV cache of 80 tok"):
+        count(max_model_len=81, config_len=81, **config)
+
+
+def test_a_cache_that_cannot_be_allocated_names_the_settings() -> None:
+    with pytest.raises(KvCacheError, match="too small for a KV cache of 1125899906842624 blocks"):
+        KvCache(SHAPES, 1 << 50, 10, torch.float32, CPU)

@@ -81,12 +81,11 @@ def test_a_file_of_another_command_is_kept(
 def test_the_reason_why_a_stage_cannot_start_is_reported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    model = make_checkpoint(tmp_path / "model", "llama")
-    (model / "model.safetensors").write_bytes(b"no tensors")
+    model = make_checkpoint(tmp_path / "model", "bloom")
     assert main([str(model), *TINY, f"--out={tmp_path / 'x.csv'}"]) == 2
     error = capfd.readouterr().err.splitlines()[-1]
     assert error.startswith("tdpipe: error: stage ")
-    assert "truncated or damaged" in error
+    assert "bloom models cannot be served" in error
 
 
 def test_a_stage_that_dies_ends_the_measurement(tmp_path: Path) -> None:

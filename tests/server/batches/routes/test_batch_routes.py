@@ -1,6 +1,7 @@
 """/v1/batches through the official client, with a scripted engine."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,21 @@ def test_requests_of_batches_have_their_own_metric(client: openai.OpenAI, daemon
     before = counted()
     wait_ended(client, begin(client, f"{line('good')}\n{line('odd', n=0)}").id)
     assert [after - b for after, b in zip(counted(), before, strict=True)] == [1, 1, 0]
+
+
+def test_open_batches_are_counted(tmp_path: Path) -> None:
+    def num_open() -> float:
+        page = daemon.get("/metrics").text
+        (value,) = re.findall(r"^tdpipe_open_batches{.*} (\S+)$", page, re.MULTILINE)
+        return float(value)
+
+    with serving(tmp_path) as daemon, official(daemon) as client:
+        assert num_open() == 0
+        ids = [begin(client, line("one")).id for _ in range(2)]
+        daemon.wait_until(lambda: num_open() == 2)
+        for batch_id in ids:
+            client.batches.cancel(batch_id)
+        daemon.wait_until(lambda: num_open() == 0)
 
 
 def test_an_empty_list_of_batches_has_no_ids(client: openai.OpenAI, daemon: Daemon) -> None:

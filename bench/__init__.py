@@ -1,0 +1,1 @@
+"""`tdpipe bench`: measures any OpenAI-compatible server under load."""

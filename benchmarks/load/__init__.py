@@ -1,1 +1,0 @@
-"""The load client: an open loop of requests against a running daemon."""

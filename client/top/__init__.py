@@ -1,0 +1,1 @@
+"""`tdpipe top`: the page of the daemon, in a terminal."""

@@ -1,0 +1,1 @@
+"""The dashboards as Python descriptions, which `python -m deploy.grafana.source` writes as JSON."""

@@ -19,12 +19,12 @@ import httpx
 START_TIMEOUT_S = 600.0
 VOLUME = "tdpipe-test-data"
 STOP_TIMEOUT_S = 45
-# Finds a process of the daemon by a word of its command line, and prints its id.
+# Finds the processes of the daemon with this title, and prints their ids.
 _FIND = """
 import pathlib, sys
 for folder in sorted(pathlib.Path("/proc").glob("[0-9]*"), key=lambda f: int(f.name)):
-    words = (folder / "cmdline").read_bytes().split(b"\\0")
-    if sys.argv[1].encode() in words:
+    title = (folder / "cmdline").read_bytes().replace(b"\\0", b" ").split(b" ")[0]
+    if title == b"tdpipe:" + sys.argv[1].encode():
         print(folder.name)
 """
 
@@ -70,7 +70,10 @@ class Container:
     ) -> None:
         if kind is not None:
             sys.stderr.write(self.log())
-        podman("rm", "--force", "--time", "1", self.name)
+        # A container that is being restarted cannot be removed at that moment.
+        assert any(
+            podman("rm", "--force", "--time=10", self.name, check=False) for _ in range(3)
+        ), self.name
 
     @property
     def url(self) -> str:
@@ -122,14 +125,14 @@ class Container:
             assert time.monotonic() < deadline, f"not within {timeout_s} s:\n{self.log()}"
             time.sleep(0.1)
 
-    def processes(self, word: str) -> list[int]:
-        """The processes in it that have this word in their command line, oldest first."""
-        found = self.run("python3", "-c", _FIND, word)
+    def processes(self, role: str) -> list[int]:
+        """The processes in it with this role in their title, oldest first."""
+        found = self.run("python3", "-c", _FIND, role)
         return [int(line) for line in found.stdout.split()]
 
     def kill(self, process: int) -> None:
-        """SIGKILL to a process in it."""
-        assert self.run("sh", "-c", f"kill -9 {process}").returncode == 0
+        """SIGKILL to a process in it; if the container ends by that, so does this command."""
+        self.run("sh", "-c", f"kill -9 {process}")
 
 
 def certificate(folder: Path) -> Path:

@@ -123,7 +123,10 @@ def test_the_health_check_finds_a_router_in_its_runtime_folder(tmp_path: Path) -
             check(folder, "/ready", PATIENCE_S)
         with started(*where) as second:
             assert second.stderr is not None
-            assert "another daemon runs in" in second.stderr.read().splitlines()[-1]
+            assert (
+                f"another daemon (pid {process.pid}) runs in"
+                in second.stderr.read().splitlines()[-1]
+            )
         assert second.returncode == 1
         process.send_signal(signal.SIGTERM)
         process.communicate()

@@ -74,6 +74,8 @@ class InstanceLink:
         if status is not None:
             promises = status.promises
             described |= {
+                "ttft_slo": status.ttft_slo,
+                "tpot_slo": status.tpot_slo,
                 "phase": promises.phase,
                 "pending_prefill_s": round(promises.pending_prefill_s, 3),
                 "mean_slack_s": round(promises.mean_slack_s, 3),

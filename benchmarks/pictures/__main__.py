@@ -1,7 +1,7 @@
 """Takes the pictures of docs/page.md: `make pictures`.
 
-A daemon with the demo model answers a load. The page and `tdpipe top` are drawn after half a minute
-of it.
+A daemon with the demo model answers a load behind a router. The pages and `tdpipe top` are drawn
+after more than half a minute of it.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from client.top.watcher import statuses
 from configs.model import DEMO_MODEL
 
 TOP_COLUMNS = 136
-SETTLE_S = 32.0
+SETTLE_S = 45.0
 BURSTS = ("--workload=sharegpt:100000", "--scale=0.1", "--burstiness=0.3")
 # The demo model needs little of the memory that it would get.
 KV_CACHE = "--kv-cache-memory-bytes=3000000"
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--request-rate", type=float, default=14.0, help="[14 per second]")
     parser.add_argument("--data-dir", type=Path, help="with kernels and costs of a former run")
     options = parser.parse_args(argv)
-    flags = [KV_CACHE]
+    flags = [KV_CACHE, "--ttft-slo=5", "--tpot-slo=0.2"]
     if options.data_dir is not None:
         flags.append(f"--data-dir={options.data_dir}")
     program = find_chromium()
@@ -54,14 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(name)
         with (
             serving(DEMO_MODEL, 2, flags, folder / "daemon") as url,
-            loaded(url, options.request_rate, *BURSTS),
+            routing([url], [f"--data-dir={folder / 'router'}"], folder / "route") as router,
+            loaded(router, options.request_rate, *BURSTS),
         ):
             time.sleep(SETTLE_S)
             with Browser(program, folder / "profile") as browser:
                 _take_pages(browser, url, options.out)
                 _take_top(browser, url, folder, options.out)
-                with routing([url], [f"--data-dir={folder / 'router'}"], folder / "route") as door:
-                    _take_router(browser, door, options.out)
+                _take_router(browser, router, options.out)
     return 0
 
 

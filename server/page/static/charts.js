@@ -77,7 +77,7 @@ export function shadeTroubles(samples, now) {
 
 function roundUp(value) {
   const power = 10 ** Math.floor(Math.log10(Math.max(1, value)));
-  return power * [1, 2, 4, 6, 8, 10].find((step) => value <= step * power);
+  return power * [1, 2, 5, 10].find((step) => value <= step * power);
 }
 
 function axis() {

@@ -40,7 +40,7 @@ function rowOf(instance) {
   for (const text of [
     instance.url, instance.state, instance.phase ?? "–", number.format(instance.open_requests),
     instance.num_waiting ?? "–", instance.num_decoding ?? "–",
-    seconds(instance.pending_prefill_s), seconds(instance.mean_slack_s),
+    seconds(instance.pending_prefill_s), seconds(instance.tpot_slo ? instance.mean_slack_s : null),
     isKnown ? `${Math.round(100 * used)} %` : "–", seconds(instance.status_age_s),
   ]) {
     row.append(Object.assign(document.createElement("td"), { textContent: text }));

@@ -94,7 +94,8 @@ def test_it_asks_for_the_key_and_keeps_it_out_of_the_address(
         assert browser.run("location.href") == f"{daemon.url}/"
         assert "a-secret" not in str(browser.run("document.documentElement.outerHTML"))
         assert browser.run("document.cookie + JSON.stringify(localStorage)") == "{}"
-        browser.run("location.reload()")
+        browser.run("window.isOld = true; location.reload()")
+        browser.wait_for("!window.isOld && document.getElementById('model').textContent")
         browser.wait_for("document.getElementById('model').textContent === 'little'")
         browser.run("document.getElementById('forget').click()")
         browser.wait_for("!document.getElementById('key-form').hidden")

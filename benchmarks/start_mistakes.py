@@ -220,10 +220,11 @@ def write(rows: str, document: Path = DOCUMENT) -> None:
 def make(mistake: Mistake, repeats: int) -> Outcome:
     """Make one mistake several times."""
     attempts = [_attempt(mistake) for _ in range(repeats)]
-    printed, code, *_ = attempts[-1]
+    printed, code, _, _ = attempts[-1]
     lines = printed.strip().splitlines() or ["(nothing)"]
     problems = [word for word in PROBLEMS if word in printed]
-    seconds, cpu_s = [s for *_, s, _ in attempts], [s for *_, s in attempts]
+    seconds = [took_s for _, _, took_s, _ in attempts]
+    cpu_s = [used_s for _, _, _, used_s in attempts]
     return Outcome(mistake, _message(lines[-1]), code, seconds, cpu_s, problems)
 
 

@@ -26,7 +26,8 @@ from server.page.status_stream import PATH
 
 VIEWERS = (0, 1, 8)
 WARM_UP_S, SETTLE_S = 10.0, 2.0
-LOAD = ("--workload", "sharegpt:100000", "--scale", "0.1")
+STEADY = ("--workload=fixed:100000:64:64", "--burstiness=100")
+"""Requests of one size at equal distances, so that all windows have the same work."""
 
 Costs = dict[str, float]
 """CPU seconds per second of each process by name, and `bytes` to one viewer per second."""
@@ -35,7 +36,7 @@ Costs = dict[str, float]
 @contextmanager
 def loaded(url: str, request_rate: float, *flags: str) -> Iterator[None]:
     """Send a steady load during the block."""
-    command = [sys.executable, str(ROOT / "tdpipe.py"), "bench", url, *LOAD]
+    command = [sys.executable, str(ROOT / "tdpipe.py"), "bench", url]
     process = subprocess.Popen(
         [*command, f"--request-rate={request_rate}", *flags],
         cwd=ROOT,
@@ -103,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser("python -m benchmarks.costs.page_cost", description=__doc__)
     parser.add_argument("--request-rate", type=float, default=10.0, help="[10 per second]")
+    parser.add_argument("--data-dir", type=Path, help="with kernels and costs of a former run")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a window [10]")
     parser.add_argument("--rounds", dest="repeats", type=int, default=3, help="[3]")
     options = parser.parse_args(argv)
@@ -110,9 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="tdpipe-page-") as folder:
         runtime = Path(folder) / "run"
         flags = [f"--runtime-dir={runtime}"]
+        if options.data_dir is not None:
+            flags.append(f"--data-dir={options.data_dir}")
         with serving(DEMO_MODEL, 2, flags, Path(folder) / "daemon") as url:
             processes = _processes(runtime)
-            with loaded(url, options.request_rate):
+            with loaded(url, options.request_rate, *STEADY):
                 time.sleep(WARM_UP_S)
                 for _ in range(options.repeats):
                     for viewers in VIEWERS:

@@ -26,6 +26,7 @@ from configs.model import DEMO_MODEL
 
 TOP_COLUMNS = 136
 SETTLE_S = 32.0
+BURSTS = ("--workload=sharegpt:100000", "--scale=0.1", "--burstiness=0.3")
 # The demo model needs little of the memory that it would get.
 KV_CACHE = "--kv-cache-memory-bytes=3000000"
 # Of the page of `tdpipe top`: the terminal of a picture has the colours of most terminals.
@@ -40,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.pictures", description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="[docs]")
     parser.add_argument("--request-rate", type=float, default=14.0, help="[14 per second]")
+    parser.add_argument("--data-dir", type=Path, help="with kernels and costs of a former run")
     options = parser.parse_args(argv)
+    flags = [KV_CACHE]
+    if options.data_dir is not None:
+        flags.append(f"--data-dir={options.data_dir}")
     program = find_chromium()
     if program is None:
         print("error: chromium is not installed", file=sys.stderr)
@@ -48,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="tdpipe-pictures-") as name:
         folder = Path(name)
         with (
-            serving(DEMO_MODEL, 2, [KV_CACHE], folder / "daemon") as url,
-            loaded(url, options.request_rate, "--burstiness=0.3"),
+            serving(DEMO_MODEL, 2, flags, folder / "daemon") as url,
+            loaded(url, options.request_rate, *BURSTS),
         ):
             time.sleep(SETTLE_S)
             with Browser(program, folder / "profile") as browser:

@@ -40,8 +40,8 @@ class Part(NamedTuple):
 
 def parts_of(marks: Iterable[Mark], submitted_at: float, ended_at: float) -> list[Part]:
     """The parts of a sequence; those that it never reached are missing."""
-    known = list(marks)
-    ended_at = max(ended_at, *(at for _, at in known), submitted_at)
+    known = _in_order(marks, submitted_at)
+    ended_at = max([ended_at, *(at for _, at in known)])
     fed_at = _first(known, "scheduled", ended_at)
     sampled_at = _first(known, "sampled", ended_at)
     losses = _losses(known, ended_at)
@@ -55,6 +55,15 @@ def parts_of(marks: Iterable[Mark], submitted_at: float, ended_at: float) -> lis
         for name, begin, end in bounds
         if name == "queue" or begin < ended_at
     ]
+
+
+def _in_order(marks: Iterable[Mark], begin: float) -> list[Mark]:
+    """The marks, none earlier than the one before it: the loss of an engine is noticed late."""
+    known: list[Mark] = []
+    for kind, at in marks:
+        begin = max(begin, at)
+        known.append((kind, begin))
+    return known
 
 
 def _first(marks: Iterable[Mark], kind: str, default: float) -> float:

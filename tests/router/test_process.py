@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,10 +34,18 @@ from tests.router.world import (
 from wire.journal_file import JournalError, frames
 
 
-def started(*arguments: str) -> subprocess.Popen[str]:
-    """A router of its own."""
+@contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A router of its own, which a failed test ends."""
     command = (sys.executable, "-m", "tdpipe", "route", *arguments)
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ}
+    ) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
 
 
 @pytest.mark.parametrize(

@@ -60,3 +60,10 @@ def test_a_second_loss_before_the_first_is_made_good_is_part_of_it() -> None:
     marks += [("stages_lost", 4.0), ("scheduled", 5.0), ("sampled", 6.0)]
     *_, decode = parts_of(marks, 0.0, 9.0)
     assert decode.losses == (Loss("preemption", 3.0, 6.0, 5.0),)
+
+
+def test_the_loss_of_an_engine_cannot_begin_before_what_its_engine_has_sent() -> None:
+    marks: list[Mark] = [("scheduled", 2.0), ("sampled", 3.0), ("engine_lost", 0.5)]
+    marks += [("scheduled", 5.0), ("sampled", 6.0)]
+    *_, decode = parts_of(marks, 1.0, 9.0)
+    assert decode.losses == (Loss("engine restart", 3.0, 6.0, 5.0),)

@@ -52,8 +52,7 @@ def test_its_settings_are_those_of_the_daemon(name: str) -> None:
     service = services()[name]
     flags = [substituted(flag, STAGES="3") for flag in service["command"]]
     variables = {
-        key: substituted(value or "a-value-of-a-variable")
-        for key, value in service["environment"].items()
+        key: substituted(value or "http://a-value") for key, value in service["environment"].items()
     }
     config = loader.load(flags, variables)
     assert config.pipeline.pipeline_parallel_size == 3

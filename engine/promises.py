@@ -112,6 +112,7 @@ class Promiser:
             projected_slack_s=quantiles(sorted(projected)),
             turn_s=turn_s,
             turn_s_per_row=row_s,
+            lone_turn_s=self._turn_s(cost, 0, 0)[0],
             free_kv_tokens=ledger.num_free * ledger.block_size,
             kv_tokens=ledger.num_blocks * ledger.block_size,
             offline_kv_tokens=offline_blocks * ledger.block_size,

@@ -38,8 +38,8 @@ class Promises(msgspec.Struct, frozen=True):
     `SLACK_QUANTILES` of the slack of all decoding online requests, and is empty without any;
     `mean_slack_s` is the mean. `projected_slack_s` has the quantiles of the slack that they are
     expected to have at their end, if nothing interrupts them. `turn_s` are the seconds between two
-    tokens of a decoding request, by the cost model, and `turn_s_per_row` the seconds that another
-    decoding request adds.
+    tokens of a decoding request, by the cost model, `turn_s_per_row` the seconds that another
+    decoding request adds, and `lone_turn_s` the seconds if there were only one.
 
     The `num_offline` open offline requests hold `offline_kv_tokens`, and are preempted for online
     ones; `num_offline_waiting` of them have no token yet.
@@ -58,6 +58,7 @@ class Promises(msgspec.Struct, frozen=True):
     projected_slack_s: tuple[float, ...] = ()
     turn_s: float = 0.0
     turn_s_per_row: float = 0.0
+    lone_turn_s: float = 0.0
     free_kv_tokens: int = 0
     kv_tokens: int = 0
     offline_kv_tokens: int = 0

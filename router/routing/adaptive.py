@@ -43,7 +43,7 @@ class Adaptive:
         fitting = [i for i in members if self._admits(i, request, now)]
         if not fitting:
             return None
-        if not any(i.status.tpot_slo for i in fitting if i.status):
+        if not any(map(_tpot_slo, fitting)):
             return self._balancing.choose(request, fitting, now)
         return min(fitting, key=lambda instance: self._first_token_s(instance, request, now))
 
@@ -59,10 +59,11 @@ class Adaptive:
         first_token_s = prefill_s * status.promises.prefill_stretch
         if status.ttft_slo and not is_hopeless and waited_s + first_token_s > in_time_s:
             return not instance.open
-        if status.tpot_slo:
+        tpot_slo = _tpot_slo(instance)
+        if tpot_slo:
             if self._slack_s(instance, now) < prefill_s:
                 return False
-            if instance.turn_s() > status.tpot_slo and instance.open:
+            if instance.turn_s() > tpot_slo and instance.open:
                 return False
         return self._kv_tokens(request) <= instance.free_kv_tokens() or not instance.open
 
@@ -73,12 +74,13 @@ class Adaptive:
         promises = status.promises
         if instance.num_offline_waiting() >= max(1, promises.num_offline // 2):
             return False
-        if status.tpot_slo and instance.turn_s() > status.tpot_slo and instance.open:
+        tpot_slo = _tpot_slo(instance)
+        if tpot_slo and instance.turn_s() > tpot_slo and instance.open:
             return False
         spare_s = OFFLINE_SLACK * status.ttft_slo
         if status.ttft_slo and instance.pending_s(now) > spare_s:
             return False
-        if status.tpot_slo and self._slack_s(instance, now) < spare_s:
+        if tpot_slo and self._slack_s(instance, now) < spare_s:
             return False
         return self._kv_tokens(request) <= promises.free_kv_tokens or not instance.open
 
@@ -98,3 +100,13 @@ class Adaptive:
     def _kv_tokens(self, request: Request) -> int:
         more = request.expected_output if self._config.predicted_lengths else 0
         return request.num_prompt_tokens + max(request.num_done, more)
+
+
+def _tpot_slo(instance: Instance) -> float:
+    """Its target in seconds; 0 without one, or if even a request alone in it would miss the target.
+
+    Requests that wait for slack that cannot come would miss both targets.
+    """
+    assert instance.status is not None
+    target_s = instance.status.tpot_slo
+    return target_s if instance.status.promises.lone_turn_s <= target_s else 0.0

@@ -116,6 +116,15 @@ def test_adaptive_sends_nothing_where_tokens_take_longer_than_the_target() -> No
     assert adaptive().choose(request(), [busy(instance(turn_s=0.09))], 0.0) is not None
 
 
+def test_a_target_that_even_a_request_alone_misses_holds_nothing_back() -> None:
+    late = instance(turn_s=0.3, turn_s_per_row=0.01, lone_turn_s=0.2, slack_s=-5.0)
+    busy(late)
+    assert adaptive().choose(request(), [late], 0.0) is late
+    assert adaptive().choose(request(kind="offline"), [late], 0.0) is late
+    emptier = instance(turn_s=0.3, lone_turn_s=0.2, slack_s=-5.0)
+    assert adaptive().choose(request(), [late, emptier], 0.0) is emptier
+
+
 def test_predicted_answers_count_for_kv() -> None:
     made = busy(instance(free_kv_tokens=1500))
     long = Request(1, 1000, 600, "online", 0.0)

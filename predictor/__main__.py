@@ -21,7 +21,6 @@ def main() -> int:
     entitle("predictor")
     log_file.follow()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    lower_priority(NICENESS)
     # A late import: torch takes seconds, in which the parent may already have ended.
     from predictor import process
 

@@ -14,12 +14,14 @@ import zmq
 
 from configs import loader
 from daemon import child_process, logs
+from daemon.process_priority import lower_priority
 from daemon.watchdog_file import WatchdogFile
 from predictor.asks import AskQueue, OpenAsk, batches
 from predictor.checkpoint import Prediction, PredictorError, load_predictor
 from wire.predictor_messages import Ask
 from wire.sockets import Hub
 
+NICENESS = 10
 LOG_INTERVAL_S = 60.0
 
 Predict = Callable[[list[str]], list[Prediction]]
@@ -35,6 +37,7 @@ def main(folder: Path, incarnation: int) -> int:
     """
     config = loader.load_saved(folder)
     logs.set_up("predictor", config.logs)
+    lower_priority(NICENESS)
     torch.set_num_threads(1)
     try:
         if config.predictor.predictor_folder is None:

@@ -8,11 +8,7 @@ import sys
 from pathlib import Path
 
 from daemon import child_process, log_file
-from daemon.process_priority import lower_priority
 from daemon.process_title import entitle
-
-# The stages need the cores more, also while both import torch (5 s of CPU time each).
-NICENESS = 10
 
 
 def main() -> int:

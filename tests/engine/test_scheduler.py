@@ -67,7 +67,11 @@ def test_the_smallest_stage_sets_the_number_of_blocks() -> None:
         for stage, num_blocks, backend in [(1, 30, "native"), (2, 20, "plain"), (0, 25, "native")]
     ]
     attention = ("native", "native", "plain")
-    assert answers == [[], [], [EngineReady(3, 20, 16, 320, attention=attention)]]
+    assert answers == [
+        [],
+        [],
+        [EngineReady(3, 20, 16, 320, attention=attention, devices=("", "", ""))],
+    ]
 
 
 @pytest.mark.parametrize("promises", [(True, True), (True, False), (False, False)])

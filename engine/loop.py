@@ -432,8 +432,8 @@ class Loop:
         try:
             note(self._recorder)
         except OSError as error:
-            log.error("tracing stopped: cannot write the trace file: %s", error)
             recorder, self._recorder = self._recorder, None
+            log.error("the trace %s ends here: %s", recorder.path, error)
             with suppress(OSError):
                 recorder.close()
 

@@ -43,7 +43,7 @@ class Recorder:
     ) -> None:
         """Each stage reports a step `num_slices` times, for each of its virtual stages."""
         check_outputs({path: TRACE_MARK}, advice="choose another --trace")
-        self._writer = TraceWriter(path, num_stages)
+        self.path, self._writer = path, TraceWriter(path, num_stages)
         self._num_reports, self._began_at = num_stages * num_slices, began_at
         self._open_steps: dict[int, _OpenStep] = {}
         self._leads = ClockLeads(same_host=same_host)

@@ -143,7 +143,7 @@ class LengthPredictor:
         try:
             self._histogram.save(self._path)
         except OSError as error:
-            logger.warning("cannot save the length histogram: %s", error)
+            logger.warning("cannot save the length histogram %s: %s", self._path, error)
         self._saved = self._histogram.num_observed
 
 

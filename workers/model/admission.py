@@ -140,7 +140,7 @@ def _keep(path: Path, found: Structure) -> None:
             file.write(msgspec.json.encode(found))
         os.replace(file.name, path)
     except OSError as error:
-        log.warning("the proof cannot be kept for the next start: %s", error)
+        log.warning("the proof cannot be kept in %s for the next start: %s", path, error)
 
 
 def whole_of(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:

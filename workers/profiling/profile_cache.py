@@ -90,7 +90,7 @@ def _write(path: Path, fingerprint: StageFingerprint, value: object) -> None:
             file.write(text)
         os.replace(file.name, path)
     except OSError as error:
-        log.warning("the measured values cannot be kept for the next start: %s", error)
+        log.warning("the measured values cannot be kept in %s for the next start: %s", path, error)
 
 
 def _valid_costs(costs: StageCosts) -> StageCosts:

@@ -51,7 +51,8 @@ class StageFingerprint:
         try:
             (folder / f"stage-{self.stage}.json").write_text(json.dumps(asdict(self)))
         except OSError as error:
-            log.warning("the fingerprint of stage %d is not kept: %s", self.stage, error)
+            message = "the fingerprint of stage %d is not kept in %s: %s"
+            log.warning(message, self.stage, folder, error)
 
     @classmethod
     def load(cls, folder: Path, stage: int) -> "StageFingerprint":

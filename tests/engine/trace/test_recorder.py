@@ -155,9 +155,7 @@ def test_a_full_disk_ends_the_trace_and_not_the_engine(
         for _ in range(3):
             loop._send_stats()
     errors = [record.message for record in caplog.records]
-    assert errors == [
-        "tracing stopped: cannot write the trace file: [Errno 28] No space left on device"
-    ]
+    assert errors == ["the trace /dev/full ends here: [Errno 28] No space left on device"]
 
 
 def test_another_file_is_not_replaced(tmp_path: Path) -> None:

@@ -113,4 +113,4 @@ def test_a_fingerprint_that_cannot_be_written_does_not_stop_the_stage(
 ) -> None:
     FINGERPRINT.save(tmp_path / "nowhere")
     (record,) = caplog.records
-    assert record.getMessage().startswith("the fingerprint of stage 1 is not kept: ")
+    assert record.getMessage().startswith("the fingerprint of stage 1 is not kept in ")

@@ -193,7 +193,7 @@ batch-order: $(VENV)/dev  ## the effect of the order of a batch's requests in th
 	$(BIN)/python -m benchmarks.virtual.batch_order $(ARGS)
 
 faults: $(VENV)/dev  ## every fault on every process at every moment, and of a router (about 25 minutes; ARGS=--write updates the docs)
-	$(BIN)/pytest -m '' tests/faults $(ARGS)
+	$(BIN)/pytest -m '' tests/faults tests/end_to_end/test_full_disk.py $(ARGS)
 
 # Tests of exactness, with each daemon's stages in two network namespaces; needs root.
 EXACTNESS = greedy_fp32 policies sampling prefix_cache async_scheduling batch_invariance fp8_kv_cache nodes

@@ -99,6 +99,7 @@ def test_requests_are_answered_while_everything_that_is_written_is_on_a_full_dis
     assert "Traceback" not in lines
 
 
+@pytest.mark.long
 def test_what_cannot_be_written_is_named_once(tmp_path: Path) -> None:
     with small_disk(tmp_path, 32 * MB) as disk:
         arguments = [*SETTINGS, "--journal", str(disk / "journal"), "--trace", str(disk / "t.json")]
@@ -119,7 +120,7 @@ def test_what_cannot_be_written_is_named_once(tmp_path: Path) -> None:
     assert "Traceback" not in daemon.log()
 
 
-@pytest.mark.parametrize("full", ["run", "data"])
+@pytest.mark.parametrize("full", ["run", pytest.param("data", marks=pytest.mark.long)])
 def test_a_start_on_a_full_disk_is_a_line_or_succeeds(full: str, tmp_path: Path) -> None:
     with small_disk(tmp_path, MB) as disk:
         arguments = {
@@ -150,6 +151,7 @@ def daemon_ending(daemon: Daemon) -> Iterator[None]:
         daemon.__exit__(None, None, None)
 
 
+@pytest.mark.long
 def test_a_disk_that_is_full_and_free_again_continues_the_log(tmp_path: Path) -> None:
     with small_disk(tmp_path, 4 * MB) as disk:
         path = disk / "tdpipe.log"

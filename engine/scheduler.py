@@ -284,7 +284,7 @@ class Scheduler:
                 attention=tuple(s.attention for s in stages if not s.tensor_rank),
                 batch_invariant=is_invariant,
                 vocab_size=self.vocab_size,
-                devices=tuple(s.device for s in stages if not s.tensor_rank),
+                devices=tuple(s.device for s in stages if s.device and not s.tensor_rank),
                 dtype=stages[0].dtype,
             )
         )

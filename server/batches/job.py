@@ -89,7 +89,7 @@ class Job:
         if cause is None:
             logger.exception("%s failed and will be retried in %g s", self._id, RETRY_S)
             return
-        message = "%s failed and will be retried in %g s: %s: %s"
+        message = "%s failed and will be retried in %g s; its files are in %s: %s"
         logger.error(message, self._id, RETRY_S, self._store.folder, cause)
 
     async def _run(self) -> None:

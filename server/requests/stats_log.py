@@ -55,13 +55,17 @@ class StatsLog:
 
 def describe(ready: EngineReady) -> str:
     """What the pipeline consists of, in a line."""
-    devices = ", ".join(_numbered(ready.devices)) or "unknown devices"
-    return (
-        f"{ready.num_stages} stage{'s' * (ready.num_stages > 1)} on {devices}, "
-        f"{ready.dtype or 'unknown'} weights, {', '.join(_numbered(ready.attention))} attention, "
-        f"KV cache {ready.num_blocks * ready.block_size} tokens, "
-        f"max_model_len {ready.max_model_len} tokens"
-    )
+    stages = f"{ready.num_stages} stage{'s' * (ready.num_stages > 1)}"
+    if devices := ", ".join(_numbered(ready.devices)):
+        stages += f" on {devices}"
+    parts = [stages]
+    if ready.dtype:
+        parts.append(f"{ready.dtype} weights")
+    if kernels := ", ".join(_numbered(ready.attention)):
+        parts.append(f"{kernels} attention")
+    parts.append(f"KV cache {ready.num_blocks * ready.block_size} tokens")
+    parts.append(f"max_model_len {ready.max_model_len} tokens")
+    return ", ".join(parts)
 
 
 def _numbered(names: tuple[str, ...]) -> list[str]:

@@ -152,7 +152,7 @@ def test_requests_survive_the_loss_of_the_engine(daemon: Daemon, undisturbed: li
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-tp", "8"], "heads (num_key_value_heads), which 8 ranks (tensor_parallel_size)"),
+        (["-tp", "8"], "heads (num_key_value_heads), which 8 ranks cannot share evenly"),
         (["-tp", "2", "--async-scheduling"], "cannot be used with tensor_parallel_size above 1"),
     ],
 )

@@ -70,7 +70,7 @@ def test_the_smallest_stage_sets_the_number_of_blocks() -> None:
     assert answers == [
         [],
         [],
-        [EngineReady(3, 20, 16, 320, attention=attention, devices=("", "", ""))],
+        [EngineReady(3, 20, 16, 320, attention=attention)],
     ]
 
 

@@ -63,8 +63,10 @@ def test_a_process_serves_returns_its_port_and_drains_on_sigterm(tmp_path: Path)
             port = int((tmp_path / "port").read_text())
             url = f"http://127.0.0.1:{port}"
             assert f"listening on {url} (OpenAI API under /v1)" in log
-            assert "ready: little, 2 stages on " in log
-            assert "KV cache 640 tokens, max_model_len 64 tokens" in log
+            assert (
+                "ready: little, 2 stages, 1 x native, 1 x plain attention, KV cache 640 tokens"
+                in log
+            )
             assert "torch" not in loaded_libraries(server.pid)
             body = {"model": MODEL, "prompt": "hi", "stream": True}
             with httpx.stream("POST", f"{url}/v1/completions", json=body) as response:

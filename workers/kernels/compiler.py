@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -111,19 +112,27 @@ def _compile(compiler: str, path: Path) -> None:
 def _run(command: list[str], timeout_s: float, **environment: str) -> str:
     """Run the compiler; returns its output. Raises `CompilerError`."""
     try:
-        done = subprocess.run(
+        # In a group of its own, because the compiler starts others, which end with it.
+        process = subprocess.Popen(
             command,
             env=os.environ | environment,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=timeout_s,
-            check=False,
+            process_group=0,
         )
-    except subprocess.TimeoutExpired as error:
-        raise CompilerError(f"{command[0]} took longer than {timeout_s:g} s") from error
     except OSError as error:
         raise CompilerError(f"cannot run {command[0]}: {error.strerror or error}") from error
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
+    with process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_s)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                late = f"{command[0]} took longer than {timeout_s:g} s"
+                raise CompilerError(late) from error
+            raise
+    if process.returncode:
+        lines = [line for line in stderr.splitlines() if "error" in line] or ["no message"]
         raise CompilerError(f"{command[0]} failed: {lines[0].strip()}")
-    return done.stdout
+    return stdout

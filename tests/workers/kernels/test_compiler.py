@@ -5,8 +5,10 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.kernels import shared_library
@@ -14,6 +16,7 @@ from workers.kernels import compiler
 from workers.kernels.compiler import FOLDER, CompilerError, compiled
 from workers.kernels.library import Library
 
+PATIENCE_S = 20.0
 ROOT = Path(__file__).resolve().parents[3]
 NUM_CALLS = len(compiler.SOURCES) + 1  # each source, and the link
 # Stands in for a compiler: it counts its calls, and writes the file after `-o`.
@@ -88,6 +91,28 @@ def test_a_failed_compilation_is_reported_in_one_line_and_leaves_no_library(
         compiled(tmp_path)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / FOLDER).glob("*.so"))
+
+
+def test_a_compiler_that_takes_too_long_ends_with_what_it_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = tmp_path / "started"
+    started.mkdir()
+    make_fake(
+        tmp_path,
+        monkeypatch,
+        "import subprocess, time; child = subprocess.Popen(['sleep', '600']); "
+        f"(pathlib.Path({str(started)!r}) / str(child.pid)).touch(); time.sleep(600)",
+    )
+    monkeypatch.setattr(compiler, "COMPILE_S", 3.0)
+    with pytest.raises(CompilerError, match="took longer than 3 s"):
+        compiled(tmp_path)
+    children = [int(path.name) for path in started.iterdir()]
+    assert children
+    deadline = time.monotonic() + PATIENCE_S
+    while any(map(psutil.pid_exists, children)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_machine_without_a_compiler_is_told(

@@ -98,17 +98,17 @@ def test_a_router_serves_until_a_signal_and_its_journal_is_replayed(
     async def test() -> None:
         daemon = FakeDaemon(answers)
         await daemon.start()
-        process = started(
+        with started(
             *("--instances", daemon.url, "--uds", str(socket), "--journal", str(journal)),
             *("--data-dir", str(tmp_path / "data")),
-        )
-        async with asyncio.timeout(6 * PATIENCE_S):
-            while not socket.exists() or (await asked(b"GET /ready", b"")).status != 200:
-                await asyncio.sleep(0.05)
-            reply = await asked(b"POST /v1/completions", b'{"prompt": "x"}')
-            assert reply.json == {"text": "hello"}
-            process.send_signal(signal.SIGTERM)
-            _, log = await asyncio.to_thread(process.communicate)
+        ) as process:
+            async with asyncio.timeout(6 * PATIENCE_S):
+                while not socket.exists() or (await asked(b"GET /ready", b"")).status != 200:
+                    await asyncio.sleep(0.05)
+                reply = await asked(b"POST /v1/completions", b'{"prompt": "x"}')
+                assert reply.json == {"text": "hello"}
+                process.send_signal(signal.SIGTERM)
+                _, log = await asyncio.to_thread(process.communicate)
         await daemon.kill()
         assert process.returncode == 0
         assert "listening on the Unix socket" in log

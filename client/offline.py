@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from configs.config import Config
-from daemon.checkpoint import resolve
+from daemon.checkpoint.resolution import resolve
 from daemon.restarts import POLL_INTERVAL_S, Children, GivingUpError
 from daemon.runtime_folder import runtime_folder
 from daemon.start_checks import check_start

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from configs import loader
 from configs.config import Config
 from daemon import child_process, log_file, logs, resource_limits
-from daemon.checkpoint import resolve
+from daemon.checkpoint.resolution import resolve
 from daemon.restarts import POLL_INTERVAL_S, STOP_TIMEOUT_S, Children, GivingUpError
 from daemon.runtime_folder import runtime_folder
 from daemon.start_checks import check_start

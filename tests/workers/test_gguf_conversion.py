@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from daemon.gguf_checkpoint import Conversion
-from daemon.gguf_header import GgufError, read_header
+from daemon.checkpoint.gguf_file import Conversion
+from daemon.checkpoint.gguf_header import GgufError, read_header
 from tests.gguf_files import LAYERS, reference, write_gguf
 from tests.workers.model.test_stage_model import forward, make_caches, make_stages, mixed_steps
 from tests.workers.world import Ground

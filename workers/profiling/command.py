@@ -32,7 +32,7 @@ from configs.profiles import (
     write_profile,
 )
 from daemon import logs
-from daemon.checkpoint import resolve
+from daemon.checkpoint.resolution import resolve
 from daemon.start_checks import check_start
 from daemon.start_error import StartError
 from workers.model.stage_model import bytes_per_token

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from configs.config import Config
-from daemon.gguf_header import GgufHeader
+from daemon.checkpoint.gguf_header import GgufHeader
 from daemon.start_error import StartError
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")

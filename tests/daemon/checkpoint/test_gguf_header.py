@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.gguf_header import MAGIC, GgufError, is_gguf, read_header
+from daemon.checkpoint.gguf_header import MAGIC, GgufError, is_gguf, read_header
 from tests.gguf_files import write_gguf
 
 

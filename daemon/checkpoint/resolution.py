@@ -9,13 +9,13 @@ from typing import Any
 
 from configs.config import Config
 from configs.model import GGUF
-from daemon import gguf_checkpoint, hub
-from daemon.checkpoint_limits import CheckpointLimits
-from daemon.gguf_checkpoint import Conversion
-from daemon.gguf_header import GgufError, GgufHeader, is_gguf, read_header
-from daemon.model_types import check_type
+from daemon.checkpoint import gguf_file, hub
+from daemon.checkpoint.gguf_file import Conversion
+from daemon.checkpoint.gguf_header import GgufError, GgufHeader, is_gguf, read_header
+from daemon.checkpoint.limits import CheckpointLimits
+from daemon.checkpoint.model_types import check_type
+from daemon.checkpoint.weight_files import check_weights
 from daemon.start_error import StartError
-from daemon.weight_files import check_weights
 
 # Small models that come as a file in a Python package: module, file and requirement. Of the
 # package only the file is needed: its dependencies would compile llama.cpp.
@@ -45,7 +45,7 @@ def resolve(config: Config, stop: threading.Event) -> Config:
     conversion = Conversion.of(file, config.model.dtype, config.runtime.data_dir)
     try:
         CheckpointLimits.of_gguf(_checked_header(file)).check(config)
-        gguf_checkpoint.convert(conversion, stop)
+        gguf_file.convert(conversion, stop)
     except (GgufError, OSError) as error:
         raise CheckpointError(str(error)) from error
     return config.replaced(

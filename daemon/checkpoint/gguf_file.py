@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon import child_process
-from daemon.gguf_header import GgufError
+from daemon.checkpoint.gguf_header import GgufError
 from daemon.process_exits import describe
 
 FOLDER = "gguf"

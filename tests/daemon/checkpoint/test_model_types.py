@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from daemon import model_types
-from daemon.model_types import check_type, is_known
+from daemon.checkpoint import model_types
+from daemon.checkpoint.model_types import check_type, is_known
 from daemon.start_error import StartError
 
 

@@ -7,8 +7,8 @@ import pytest
 from transformers import LlamaConfig
 
 from configs.config import Config
-from daemon.checkpoint_limits import CheckpointLimits
-from daemon.gguf_header import read_header
+from daemon.checkpoint.gguf_header import read_header
+from daemon.checkpoint.limits import CheckpointLimits
 from daemon.start_error import StartError
 from tests.gguf_files import HEADS, KV_HEADS, LAYERS, write_gguf
 from workers.model.context_length import context_length

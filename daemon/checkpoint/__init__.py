@@ -1,0 +1,1 @@
+"""The checkpoint: checked, and found, fetched or made, before anything slow is started."""

@@ -168,6 +168,7 @@ MISTAKES = (
     Mistake("CUDA without a GPU", flags("--device", "cuda")),
     Mistake("a port in use", flags("--port", "{port}")),
     Mistake("the runtime folder of a live daemon", flags("--runtime-dir", "{run}")),
+    Mistake("a runtime folder with a long path", flags("--runtime-dir", f"/tmp/{'x' * 100}")),
     Mistake("a data folder that cannot be written", data_dir_in_a_file),
     Mistake("a chat template that does not exist", flags("--chat-template", "/nowhere.jinja")),
     Mistake("an API key with a space", flags("--api-key", "my key")),

@@ -14,9 +14,11 @@ from pydantic import (
 )
 
 from configs.part import Part, shown_secret
+from configs.uds import check_uds
 
 # An eavesdropper of a handshake can test guesses offline.
 MIN_SECRET = 16
+_IPC = "ipc://"
 
 
 class LogConfig(Part, title="Logging"):
@@ -94,6 +96,8 @@ class RuntimeConfig(Part, title="Processes and files"):
     def _known_transport(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("ipc://", "tcp://")):
             raise ValueError("must begin with ipc:// or tcp://")
+        if value is not None and value.startswith(_IPC):
+            check_uds(value.removeprefix(_IPC))
         return value
 
     @model_validator(mode="after")
@@ -133,17 +137,26 @@ class RuntimeConfig(Part, title="Processes and files"):
     @property
     def server_address(self) -> str:
         """Where the engine listens for the server."""
-        return self.server_endpoint or f"ipc://{self.folder}/server.sock"
+        return self.server_endpoint or self._socket("server.sock")
 
     @property
     def predictor_address(self) -> str:
         """Where the predictor listens for the server."""
-        return f"ipc://{self.folder}/predictor.sock"
+        return self._socket("predictor.sock")
 
     @property
     def stage_address(self) -> str:
         """Where the engine listens for the stages."""
-        return self.stage_endpoint or f"ipc://{self.folder}/stages.sock"
+        return self.stage_endpoint or self._socket("stages.sock")
+
+    def check_folder(self) -> None:
+        """Raise `ValueError` if the path of the folder is too long for sockets in it."""
+        for address in (self.server_address, self.predictor_address, self.stage_address):
+            if address.startswith(_IPC):
+                check_uds(address.removeprefix(_IPC))
+
+    def _socket(self, name: str) -> str:
+        return f"{_IPC}{self.folder}/{name}"
 
 
 def _is_reachable(endpoint: str) -> bool:

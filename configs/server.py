@@ -20,9 +20,8 @@ from pydantic import (
 
 from configs.model import Texts
 from configs.part import Part, shown_secret, split_commas
+from configs.uds import check_uds
 
-# What Linux leaves for a path in a socket's address (unix(7)), without the closing zero.
-MAX_UDS_BYTES = 107
 _KEY = re.compile(r"[!-~]+")  # it travels in a header
 
 
@@ -60,9 +59,8 @@ class ListenConfig(Part, title="HTTP server"):
     @field_validator("uds")
     @classmethod
     def _fits_an_address(cls, value: Path | None) -> Path | None:
-        num_bytes = len(bytes(value)) if value else 0
-        if num_bytes > MAX_UDS_BYTES:
-            raise ValueError(f"a socket's path has at most {MAX_UDS_BYTES} bytes, not {num_bytes}")
+        if value is not None:
+            check_uds(value)
         return value
 
     @field_validator("root_path")

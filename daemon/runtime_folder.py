@@ -45,18 +45,28 @@ def runtime_folder(config: Config) -> Iterator[Config]:
     What an earlier daemon has left there is removed. The folder also has the id of this process,
     for signals. By default, the folder is temporary. At the end, the settings are removed, or the
     whole temporary folder. Raises `FolderTakenError`, and `FolderUnusableError` if it cannot be
-    written to.
+    written to or its path is too long for a socket in it.
     """
     if config.runtime.runtime_dir is None:
         with temporary_folder() as folder:
-            placed = config.replaced(runtime_dir=folder)
+            placed = _placed(config, folder)
             _save(placed, folder)
             yield placed
         return
     folder = config.runtime.runtime_dir
-    placed = config.replaced(runtime_dir=folder)
+    placed = _placed(config, folder)
     with occupied(folder, placed):
         yield placed
+
+
+def _placed(config: Config, folder: Path) -> Config:
+    placed = config.replaced(runtime_dir=folder)
+    try:
+        placed.runtime.check_folder()
+    except ValueError as error:
+        default = "" if config.runtime.runtime_dir else ", by default a new folder in TMPDIR"
+        raise FolderUnusableError(f"runtime_dir{default}: {folder}: {error}") from error
+    return placed
 
 
 @contextmanager

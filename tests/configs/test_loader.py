@@ -340,6 +340,7 @@ def test_a_yaml_file_cannot_name_another() -> None:
         ),
         ("--server-endpoint http://x", ["server_endpoint", "ipc://", "tcp://"]),
         ("--stage-endpoint udp://x", ["stage_endpoint", "ipc://", "tcp://"]),
+        (f"--stage-endpoint ipc:///{'x' * 107}", ["stage_endpoint", "at most 107 bytes"]),
         ("--shutdown-timeout inf", ["shutdown_timeout", "finite"]),
         ("--shutdown-timeout nan", ["shutdown_timeout", "nan"]),
         ("--port", ["--port"]),

@@ -9,7 +9,7 @@ import pytest
 from configs import loader
 from configs.config import Config
 from configs.loader import ConfigError
-from configs.server import MAX_UDS_BYTES
+from configs.uds import MAX_UDS_BYTES
 
 
 def load(flags: str) -> Config:

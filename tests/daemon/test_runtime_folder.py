@@ -3,6 +3,7 @@
 import fcntl
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from configs.config import Config
+from configs.uds import MAX_UDS_BYTES
 from daemon.runtime_folder import (
     PID_FILE,
     FolderTakenError,
+    FolderUnusableError,
     remove_leftovers,
     runtime_folder,
     temporary_folder,
@@ -26,6 +29,7 @@ from tests.end_to_end.daemon import ROOT
 DAEMON = """
 import json, sys, time
 from configs.config import Config
+from configs.uds import MAX_UDS_BYTES
 from daemon.runtime_folder import runtime_folder
 with runtime_folder(Config.of(**json.loads(sys.argv[1]))) as config:
     (config.runtime.folder / "stages.sock").touch()
@@ -225,3 +229,32 @@ def test_temporary_folders_of_one_process_do_not_remove_each_other() -> None:
         assert first.exists()
         assert second.exists()
     assert not first.exists()
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_folder_whose_sockets_would_have_too_long_a_path_is_refused_and_named(
+    is_named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * MAX_UDS_BYTES)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    settings = {"runtime_dir": long / "run"} if is_named else {}
+    with (
+        pytest.raises(FolderUnusableError, match="at most 107 bytes") as caught,
+        runtime_folder(Config.of(**settings)),
+    ):
+        pass
+    assert str(caught.value).startswith("runtime_dir")
+    assert str(long) in str(caught.value)
+    assert ("TMPDIR" in str(caught.value)) is not is_named
+    assert not list(long.iterdir())
+
+
+def test_the_longest_path_has_sockets(tmp_path: Path) -> None:
+    room = MAX_UDS_BYTES - len(os.fsencode(tmp_path)) - len("//predictor.sock")
+    folder = tmp_path / ("x" * room)
+    with runtime_folder(Config.of(runtime_dir=folder)) as config:
+        path = config.runtime.predictor_address.removeprefix("ipc://")
+        assert len(path) == MAX_UDS_BYTES
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(path)

@@ -117,7 +117,9 @@ def _start(config: Config, stack: ExitStack, incarnation: int) -> tuple[Stage, i
         # Where the daemon already ends for the same reason, one report is enough.
         is_logged = not incarnation or child_process.reported_failure(runtime.folder) is not None
         level = logging.DEBUG if is_logged else logging.ERROR
-        logs.set_up("stages", config.logs).log(level, "%s: %s", name, cause, exc_info=not is_apart)
+        logs.set_up("stages", config.logs).log(
+            level, "%s: %s", name, cause, exc_info=config.logs.log_level == "debug"
+        )
         if not incarnation:
             child_process.report_failure(runtime.folder, f"{name}: {cause}")
         with Spoke[None](

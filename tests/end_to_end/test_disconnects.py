@@ -87,7 +87,8 @@ def test_clients_that_disconnect_free_everything(
     for client in clients:
         client.close()
     all_ended = num_ended + NUM_CLIENTS
-    demo.wait_for(lambda: demo.metric("tdpipe_requests_total") == all_ended, PATIENCE_S)
+    # The last request of another test may be counted only now, after its answer has arrived.
+    demo.wait_for(lambda: demo.metric("tdpipe_requests_total") >= all_ended, PATIENCE_S)
     demo.wait_for(lambda: is_empty(demo), PATIENCE_S)
     with demo.client() as official:
         answer = official.completions.create(

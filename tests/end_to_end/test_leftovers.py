@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,10 +18,10 @@ TIMEOUT_S = 120.0
 
 
 @pytest.fixture
-def temporary(tmp_path: Path) -> Path:
-    """The folder for temporary ones."""
-    (tmp_path / "temporary").mkdir()
-    return tmp_path / "temporary"
+def temporary() -> Iterator[Path]:
+    """The folder for temporary ones, with a path that leaves room for those of sockets."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -102,10 +102,17 @@ async def converse(client: Any, says: list[str]) -> list[tuple[list[dict[str, st
     return turns
 
 
-def test_20_conversations_are_those_of_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "some",
+    [
+        pytest.param(CONVERSATIONS[::5], id="some"),
+        pytest.param(CONVERSATIONS, id="all", marks=pytest.mark.long),
+    ],
+)
+def test_conversations_are_those_of_transformers(some: list[list[str]], tmp_path: Path) -> None:
     async def converse_all() -> list[Any]:
         async with daemon.async_client() as client:
-            return await asyncio.gather(*(converse(client, says) for says in CONVERSATIONS))
+            return await asyncio.gather(*(converse(client, says) for says in some))
 
     # Here and not by the daemon, whose start the tests give less time than this may need.
     settings = {"model": "smollm2", "dtype": "float32", "data_dir": tmp_path / "data"}

@@ -45,11 +45,22 @@ async def has_grown(chunks: list[object], by: int) -> None:
 
 
 def port_is_free(daemon: Daemon) -> bool:
-    """Whether the daemon's port can be listened on again."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", int(daemon.url.rsplit(":", 1)[1])))
-    return True
+    """Whether the daemon's port can be listened on again.
+
+    A process is a zombie as soon as its first thread has ended; the others may hold the port a
+    little longer.
+    """
+    deadline = time.monotonic() + GONE_TIMEOUT_S
+    while True:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(("127.0.0.1", int(daemon.url.rsplit(":", 1)[1])))
+                return True
+            except OSError:
+                if time.monotonic() > deadline:
+                    return False
+        time.sleep(0.05)
 
 
 def everything(daemon: Daemon) -> list[psutil.Process]:

@@ -87,17 +87,18 @@ def lose(node: Daemon) -> None:
     node.process.wait()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("blow", "mend"),
     [
         (kill_stage, nothing),
-        pytest.param(stop_stage, nothing, marks=pytest.mark.long),
-        pytest.param(kill_torchrun, nothing, marks=pytest.mark.long),
-        pytest.param(kill_first_torchrun, nothing, marks=pytest.mark.long),
-        pytest.param(kill_engine, nothing, marks=pytest.mark.long),
-        pytest.param(stop_torchrun, resume_node, marks=pytest.mark.long),
-        pytest.param(kill_node, start_node, marks=pytest.mark.long),
-        pytest.param(cut_link, mend_link, marks=pytest.mark.long),
+        (stop_stage, nothing),
+        (kill_torchrun, nothing),
+        (kill_first_torchrun, nothing),
+        (kill_engine, nothing),
+        (stop_torchrun, resume_node),
+        (kill_node, start_node),
+        (cut_link, mend_link),
     ],
 )
 @pytest.mark.timeout(400)

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Take all pictures; returns 1 without chromium."""
     parser = argparse.ArgumentParser("python -m benchmarks.pictures", description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="[docs]")
-    parser.add_argument("--request-rate", type=float, default=14.0, help="[14 per second]")
+    parser.add_argument("--request-rate", type=float, default=40.0, help="[40 per second]")
     parser.add_argument("--data-dir", type=Path, help="with kernels and costs of a former run")
     options = parser.parse_args(argv)
     flags = [KV_CACHE, "--ttft-slo=5", "--tpot-slo=0.2"]

@@ -29,7 +29,6 @@ from tests.end_to_end.daemon import ROOT
 DAEMON = """
 import json, sys, time
 from configs.config import Config
-from configs.uds import MAX_UDS_BYTES
 from daemon.runtime_folder import runtime_folder
 with runtime_folder(Config.of(**json.loads(sys.argv[1]))) as config:
     (config.runtime.folder / "stages.sock").touch()

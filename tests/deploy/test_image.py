@@ -141,18 +141,22 @@ def test_a_killed_process_is_healed_and_an_open_stream_continues(
     pieces = stream(daemon, 600)
     text = "".join(next(pieces) for _ in range(20))
     if victim == "stage":
-        health = httpx.get(f"{daemon.url}/health", timeout=30).json()
-        daemon.kill(health["stages"][1]["pid"])
+        process = httpx.get(f"{daemon.url}/health", timeout=30).json()["stages"][1]["pid"]
     else:
-        daemon.kill(daemon.processes("engine")[0])
-    daemon.wait_for(lambda: not daemon.is_ready(), 10.0)
-    is_alive, by_probe = daemon.health(), daemon.health("--ready")
-    assert is_alive, "the orchestrator would end what heals itself"
+        process = daemon.processes("engine")[0]
+    # podman may take longer to return than the daemon to heal.
+    kill = threading.Thread(target=daemon.kill, args=(process,))
+    kill.start()
+    if victim == "stage":  # an engine may be back within the second in which its loss is noticed
+        daemon.wait_for(lambda: not daemon.is_ready(), 10.0)
+        assert not daemon.health("--ready")
+    assert daemon.health(), "the orchestrator would end what heals itself"
+    kill.join()
+    assert process not in daemon.processes(victim)
     text += "".join(pieces)
     assert text == expected
     daemon.wait_for(daemon.is_ready)
     assert daemon.health("--ready")
-    assert not by_probe or victim == "engine", "it may have healed before the probe was asked"
     assert daemon.state()["RestartCount"] == 0
 
 

@@ -83,9 +83,12 @@ RUN useradd --create-home --uid 10001 tdpipe \
     && chown -R tdpipe:tdpipe /home/tdpipe
 
 COPY --from=build /opt/venv /opt/venv
+# Copied, not mounted: podman 4.3 looks for changes only in what is copied, and would go on using the
+# installed code of an earlier build.
+COPY --from=wheel /dist /tmp/dist
 RUN --mount=type=bind,from=build,source=/opt/pip,target=/opt/pip \
-    --mount=type=bind,from=wheel,source=/dist,target=/dist \
-    /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index /dist/*.whl
+    /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --no-index /tmp/dist/*.whl \
+    && rm -r /tmp/dist
 COPY --chmod=755 deploy/docker/entrypoint.sh /usr/local/bin/tdpipe-entrypoint
 
 USER 10001:10001

@@ -1,8 +1,10 @@
 """The image, built and run: `make image-check`. It serves, heals, drains, and tells the truth."""
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from tests.deploy.containers import (
     free_port,
     podman,
 )
+from tests.deploy.tools import ROOT
 
 pytestmark = [pytest.mark.deploy, pytest.mark.long, pytest.mark.timeout(1200)]
 
@@ -107,6 +110,21 @@ def test_curl_and_the_openai_client_are_answered(daemon: Container) -> None:
         check=True,
     )
     assert '"tdpipe-demo"' in shown.stdout
+
+
+def test_it_has_the_code_of_this_checkout(daemon: Container) -> None:
+    """An image of cached layers had that of an earlier build."""
+    script = """if True:
+    import hashlib, importlib.util, json, pathlib
+    root = pathlib.Path(importlib.util.find_spec("daemon").origin).parents[1]
+    packages = ("configs", "daemon", "engine", "server", "workers")
+    files = [path for name in packages for path in root.glob(f"{name}/**/*.py")]
+    digests = {str(f.relative_to(root)): hashlib.md5(f.read_bytes()).hexdigest() for f in files}
+    print(json.dumps(digests))
+    """
+    own = [sys.executable, "-c", script]
+    here = subprocess.run(own, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    assert json.loads(daemon.run("python3", "-c", script).stdout) == json.loads(here.stdout)
 
 
 def test_the_health_check_of_the_image_is_the_one_that_follows_the_settings(

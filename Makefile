@@ -85,6 +85,9 @@ virtual-stages: $(VENV)/dev  ## virtual stages in the simulator (about a minute;
 real-virtual-stages: $(VENV)/dev  ## virtual stages on two real CPU stages (about 10 minutes)
 	$(BIN)/python -m benchmarks.real_virtual_stages $(ARGS)
 
+real-links: $(VENV)/dev  ## doctor's prediction beside two CPU stages with a slow link between them (5 minutes, as root)
+	$(BIN)/python -m benchmarks.real_links $(ARGS)
+
 real-policies: $(VENV)/dev  ## the policies on two real CPU stages, beside the simulator (about 20 minutes)
 	$(BIN)/python -m benchmarks.real_policies $(ARGS)
 

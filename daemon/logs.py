@@ -34,8 +34,7 @@ def set_up(process: str, config: LogConfig, terminal: TextIO | None = None) -> l
     root.setLevel(logging.WARNING)
     logger = logging.getLogger("tdpipe")
     logger.setLevel(config.log_level.upper())
-    if not sys.stderr.isatty():  # a bar would be hundreds of lines
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # `hub_files` logs lines instead
     if config.log_format == "json":
         _catch_all(logger)
     return logger
@@ -91,9 +90,9 @@ def _catch_all(logger: logging.Logger) -> None:
     """Make this process and its children write only JSON objects.
 
     Warnings and uncaught exceptions are logged. The environment, read at import, turns off the
-    messages of transformers and the progress bars of its hub, also on a terminal.
+    messages of transformers, also on a terminal.
     """
-    os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
     def log_bug(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:
         logger.critical("unhandled exception", exc_info=(kind, error or kind(), trace))

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from configs.config import Config
+from configs.model import ModelConfig
+from daemon.checkpoint.weight_files import find_weights
 from daemon.version import VERSION
 
 PACKAGES = ("torch", "transformers")
@@ -34,17 +36,19 @@ LOCAL = frozenset(
 )
 SAMPLE_BYTES = 1 << 16
 _SHOWN = 12
-_WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def facts_of(config: Config) -> dict[str, str]:
-    """Versions, the model and settings of the engine and the stages, by name."""
+    """Versions, the model and settings of the engine and the stages, by name.
+
+    The settings are those of `daemon.checkpoint.resolution.resolve`, so the model is a folder.
+    """
     settings = config.engine.flat("json")
     return {
         "tdpipe": VERSION,
         "Python": ".".join(platform.python_version_tuple()[:2]),
         **{package: _version(package) for package in PACKAGES},
-        **dict(_model(config.model.model, config.model.revision)),
+        **dict(_model(config.model)),
         **{name: json.dumps(value) for name, value in settings.items() if name not in LOCAL},
     }
 
@@ -56,25 +60,12 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _model(model: str, revision: str | None) -> Iterator[tuple[str, str]]:
-    """Hashes of the model's config.json and weights; of a hub id, of its config.json."""
-    folder = Path(model)
-    if not folder.is_dir():
-        yield "the model's config.json", _hub_config(model, revision)
-        return
+def _model(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Hashes of the model's config.json and weights."""
+    folder = Path(config.model)
+    files = find_weights(folder, config.load_format)
     yield "the model's config.json", _hash([(folder / "config.json").read_bytes()])
-    files = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
     yield "the model's weights", _hash(part for path in files for part in _samples(path))
-
-
-def _hub_config(model: str, revision: str | None) -> str:
-    # A late import: it takes 0.2 s, and only several nodes need it.
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return _hash([Path(hf_hub_download(model, "config.json", revision=revision)).read_bytes()])
-    except (OSError, ValueError):  # those of the hub's library are among them
-        return f"that of {model}"
 
 
 def _samples(path: Path) -> Iterator[bytes]:

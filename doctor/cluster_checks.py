@@ -13,9 +13,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from configs.config import Config
+from daemon.checkpoint.weight_files import find_weights
 from doctor.findings import Finding, error, ok, warning
 from doctor.meeting import Meeting
-from doctor.node_checks import weights_of
 from workers.stage_restarts import own_address
 
 CONNECT_TIMEOUT_S = 3.0
@@ -89,17 +89,15 @@ def check_clocks(meeting: Meeting) -> Iterator[Finding]:
 
 def check_files(meeting: Meeting, config: Config) -> Iterator[Finding]:
     """Whether the files of weights are those of the first node, byte for byte."""
-    files = weights_of(config.model.model)
+    files = find_weights(Path(config.model.model), config.model.load_format)
     hashes = {path.name: _hash(path) for path in files}
     meeting.tell("files", json.dumps(hashes))
     first: dict[str, str] = json.loads(meeting.hear("files", 0))
     if meeting.node and hashes != first:
         names = sorted(n for n in first.keys() | hashes.keys() if first.get(n) != hashes.get(n))
         yield error("model", f"not as on the first node: {', '.join(names)}; copy them again")
-    elif files:
-        yield ok("model", f"{len(files)} files of weights, {_size(files)}, read and compared")
     else:
-        yield warning("model", f"{config.model.model} is not a folder with weights: not compared")
+        yield ok("model", f"{len(files)} files of weights, {_size(files)}, read and compared")
 
 
 def _others(meeting: Meeting) -> Iterator[int]:

@@ -2,16 +2,20 @@
 
 It checks versions, devices, limits, and, if there are several nodes, whether they find and reach
 each other, have the same model and settings, and how fast the links between them are. It starts no
-stages and changes nothing. The exit code is 1 if there is an error.
+stages. A hub id is fetched and a GGUF file converted, as by the daemon. The exit code is 1 if there
+is an error.
 """
 
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 
 from configs import loader
 from configs.config import Config
+from daemon.checkpoint.resolution import resolve
+from daemon.start_error import StartError
 from doctor.findings import Finding, error
 
 NO_HASHES = "--no-hashes"
@@ -49,12 +53,18 @@ def main(argv: Sequence[str]) -> int:
 def examine(config: Config, *, has_hashes: bool) -> Iterator[Finding]:
     """All checks, those between nodes only if there are several."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     # Late imports: torch takes seconds.
     from doctor import node_checks
 
     yield from node_checks.check_node(config)
+    try:
+        resolved = resolve(config, threading.Event())
+    except StartError as problem:
+        yield error("model", str(problem))
+        return
     if config.nodes.nnodes > 1:
-        yield from _examine_cluster(config, has_hashes=has_hashes)
+        yield from _examine_cluster(resolved, has_hashes=has_hashes)
 
 
 def _examine_cluster(config: Config, *, has_hashes: bool) -> Iterator[Finding]:
@@ -62,7 +72,6 @@ def _examine_cluster(config: Config, *, has_hashes: bool) -> Iterator[Finding]:
     from doctor.meeting import ApartError, meeting
     from workers.stage_restarts import interface_of
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_of(config.nodes))
         with meeting(config) as met:

@@ -4,15 +4,17 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import torch
 import torch.distributed as dist
 
 from configs.config import Config
+from daemon.checkpoint.weight_files import find_weights
 from doctor.findings import Finding, ok, warning
 from doctor.meeting import Meeting
-from doctor.node_checks import memory_bandwidth, weights_of
+from doctor.node_checks import memory_bandwidth
 from workers.model.stage_model import bytes_per_token
 
 NUM_TRIPS, NUM_TRANSFERS = 50, 5
@@ -43,18 +45,18 @@ def check_links(meeting: Meeting, config: Config) -> Iterator[Finding]:
         "gloo", store=meeting.store, rank=meeting.node, world_size=meeting.num_nodes
     )
     try:
-        for first in range(meeting.num_nodes - 1):
-            times = _measure(meeting.node, first, token_bytes)
+        for first, second in _links(meeting.num_nodes):
+            times = _measure(meeting.node, first, second, token_bytes)
             if times is not None:
                 meeting.tell("link", times.note())
-                yield _report(first, times, token_bytes)
+                yield _report(first, second, times, token_bytes)
             meeting.hear("link", first)
     finally:
         dist.destroy_process_group()
     if meeting.node == 0:
         links = [
-            LinkTimes(*json.loads(meeting.hear("link", node)))
-            for node in range(meeting.num_nodes - 1)
+            LinkTimes(*json.loads(meeting.hear("link", first)))
+            for first, _ in _links(meeting.num_nodes)
         ]
         yield predict(config, links, memory_bandwidth(config))
 
@@ -62,16 +64,17 @@ def check_links(meeting: Meeting, config: Config) -> Iterator[Finding]:
 def predict(config: Config, links: list[LinkTimes], bytes_per_s: float) -> Finding:
     """The bubble in decode phases, from the time that a stage needs to read its weights.
 
-    With S micro-batches in flight, each comes back after its S stages and its hops, and a stage
-    computes S steps in this time: bubble = hops / (S x step + hops).
+    `links` are those of `_links`. With S micro-batches in flight, each comes back after its S
+    stages and its hops, the last of which takes its tokens to the first node, and a stage computes
+    S steps in this time: bubble = hops / (S x step + hops).
     """
     num_stages, num_ranks = config.pipeline.pipeline_parallel_size, config.pipeline.num_ranks
-    num_bytes = sum(path.stat().st_size for path in weights_of(config.model.model))
-    if not num_bytes:
-        return ok("pipeline", "no prediction: the size of the weights is not known")
+    files = find_weights(Path(config.model.model), config.model.load_format)
+    num_bytes = sum(path.stat().st_size for path in files)
     step_s = num_bytes / num_ranks / bytes_per_s
-    hops_s = sum(link.decode_s for link in links)
-    hops_s += (num_stages - 1 - len(links)) * LOCAL_HOP_S
+    between = links[: config.nodes.nnodes - 1]
+    hops_s = sum(link.decode_s for link in between) + links[-1].latency_s
+    hops_s += (num_stages - 1 - len(between)) * LOCAL_HOP_S
     bubble = hops_s / (num_stages * step_s + hops_s)
     text = (
         f"a rank reads {num_bytes / num_ranks / 1e9:.2f} GB of weights per step, "
@@ -83,13 +86,22 @@ def predict(config: Config, links: list[LinkTimes], bytes_per_s: float) -> Findi
     return ok("pipeline", text)
 
 
-def _measure(node: int, first: int, token_bytes: int) -> LinkTimes | None:
-    """The times of the link after node `first`; None on nodes that are not its first one."""
-    if node not in (first, first + 1):
+def _links(num_nodes: int) -> list[tuple[int, int]]:
+    """The links: from each node to the next one, and from the last to the first one.
+
+    Two nodes have a single link.
+    """
+    links = [(first, first + 1) for first in range(num_nodes - 1)]
+    return links + [(num_nodes - 1, 0)] * (num_nodes > 2)
+
+
+def _measure(node: int, first: int, second: int, token_bytes: int) -> LinkTimes | None:
+    """The times of a link; None on nodes that are not its first one."""
+    if node not in (first, second):
         return None
     sizes = (8, DECODE_ROWS * token_bytes, PREFILL_TOKENS * token_bytes)
     counts = (NUM_TRIPS, NUM_TRANSFERS, NUM_TRANSFERS)
-    there = first + 1 if node == first else first
+    there = second if node == first else first
     seconds = [
         _hand_over(size, count, there, is_first=node == first)
         for size, count in zip(sizes, counts, strict=True)
@@ -116,12 +128,12 @@ def _hand_over(num_bytes: int, count: int, there: int, *, is_first: bool) -> flo
     return median(seconds[1:])
 
 
-def _report(first: int, times: LinkTimes, token_bytes: int) -> Finding:
+def _report(first: int, second: int, times: LinkTimes, token_bytes: int) -> Finding:
     num_bytes = PREFILL_TOKENS * token_bytes
     rate = 8 * num_bytes / times.prefill_s / 1e9
     return ok(
         "links",
-        f"node {first} to node {first + 1}: {1000 * times.latency_s:.2f} ms, {rate:.2f} Gbit/s; "
+        f"node {first} to node {second}: {1000 * times.latency_s:.2f} ms, {rate:.2f} Gbit/s; "
         f"activations of {DECODE_ROWS} decode rows take {1000 * times.decode_s:.1f} ms, of "
         f"{PREFILL_TOKENS} prompt tokens {1000 * times.prefill_s:.1f} ms (gloo)",
     )

@@ -27,12 +27,6 @@ def check_node(config: Config) -> Iterator[Finding]:
         yield ok("limits", "open files, /dev/shm and disk space suffice")
 
 
-def weights_of(model: str) -> list[Path]:
-    """The files of weights of a model in a folder."""
-    folder = Path(model)
-    return sorted(path for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind))
-
-
 def memory_bandwidth(config: Config) -> float:
     """Bytes per second that a stage on this node can read, from copies within its memory."""
     uses_gpu = config.pipeline.device != "cpu" and torch.cuda.is_available()

@@ -1,7 +1,7 @@
 """The hub: finds out in seconds whether a hub id can be loaded, and why not.
 
-Without this, each process would ask the hub for file after file, with retries for each of them. A
-model in the hub's cache is served without the hub if that cannot be reached.
+A model in the hub's cache is served without the hub if that cannot be reached. `hub_files` fetches
+the others.
 """
 
 import logging
@@ -23,7 +23,7 @@ NAME_TIMEOUT_S = 2.0
 # The hub's library retries for longer, and says nothing meanwhile.
 ANSWER_TIMEOUT_S = 20.0
 _POLL_S = 0.05
-_OFFLINE = "HF_HUB_OFFLINE"
+OFFLINE = "HF_HUB_OFFLINE"
 
 log = logging.getLogger("tdpipe")
 
@@ -53,7 +53,7 @@ def find_config(model: str, revision: str | None, stop: threading.Event) -> Path
     host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
     try:
         if constants.is_offline_mode():
-            raise _UnreachableError(f"{_OFFLINE} is set")
+            raise _UnreachableError(f"{OFFLINE} is set")
         return _ask(model, revision, host, stop)
     except _UnreachableError as error:
         if cached is None:
@@ -63,7 +63,7 @@ def find_config(model: str, revision: str | None, stop: threading.Event) -> Path
             ) from error
         if not constants.is_offline_mode():
             log.warning("%s cannot be asked for %s: %s; using the cache", host, model, error)
-            os.environ[_OFFLINE] = "1"
+            os.environ[OFFLINE] = "1"
         return cached
 
 
@@ -75,7 +75,7 @@ def _ask(model: str, revision: str | None, host: str, stop: threading.Event) -> 
         _look_up(host, stop)
     log.info("asking %s for %s (for at most %g s)", host, model, ANSWER_TIMEOUT_S)
     try:
-        path = _within(
+        path = within(
             ANSWER_TIMEOUT_S, stop, lambda: hf_hub_download(model, CONFIG, revision=revision)
         )
     except TimeoutError:
@@ -98,8 +98,7 @@ def _ask(model: str, revision: str | None, host: str, stop: threading.Event) -> 
         raise StartError(f"model {model} on {host} is not a checkpoint: no {CONFIG}") from error
     # Of the hub's library, of its HTTP client, or of the disk.
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise _UnreachableError(reason) from error
+        raise _UnreachableError(line_of(error)) from error
     return None if path is None else Path(path)
 
 
@@ -111,7 +110,7 @@ def _has_proxy(host: str) -> bool:
 def _look_up(host: str, stop: threading.Event) -> None:
     """Raise `_UnreachableError` if the name is known to have no address."""
     try:
-        _within(NAME_TIMEOUT_S, stop, lambda: socket.getaddrinfo(host, 443))
+        within(NAME_TIMEOUT_S, stop, lambda: socket.getaddrinfo(host, 443))
     except TimeoutError:
         return
     except OSError as error:
@@ -121,7 +120,12 @@ def _look_up(host: str, stop: threading.Event) -> None:
         )
 
 
-def _within(timeout_s: float, stop: threading.Event, work: Callable[[], Result]) -> Result | None:
+def line_of(error: Exception) -> str:
+    """The first line of its message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def within(timeout_s: float, stop: threading.Event, work: Callable[[], Result]) -> Result | None:
     """The result of `work`, in a thread that is left behind after a `TimeoutError`, or by `stop`.
 
     Raises what `work` raises.

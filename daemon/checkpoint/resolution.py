@@ -9,7 +9,7 @@ from typing import Any
 
 from configs.config import Config
 from configs.model import GGUF
-from daemon.checkpoint import gguf_file, hub
+from daemon.checkpoint import gguf_file, hub, hub_files
 from daemon.checkpoint.gguf_file import Conversion
 from daemon.checkpoint.gguf_header import GgufError, GgufHeader, is_gguf, read_header
 from daemon.checkpoint.limits import CheckpointLimits
@@ -34,14 +34,16 @@ class CheckpointError(StartError):
 def resolve(config: Config, stop: threading.Event) -> Config:
     """The settings with a checkpoint that every process can load, under the same names.
 
-    A GGUF file is converted, which may take minutes, and the config of a hub id is fetched, which
-    may take seconds; both end early if `stop` is set. The settings are compared with the limits of
-    the model before. Raises `StartError`.
+    A GGUF file is converted, and the files of a hub id are fetched, which may take minutes; both
+    end early if `stop` is set. The settings are compared with the limits of the model before.
+    Raises `StartError`.
     """
     file = find_gguf(config.model.model)
     if file is None:
-        _check_checkpoint(config, stop)
-        return config
+        folder = _find_checkpoint(config, stop)
+        if folder is None or folder == Path(config.model.model):
+            return config
+        return config.replaced(model=str(folder), served_model_name=config.model.names)
     conversion = Conversion.of(file, config.model.dtype, config.runtime.data_dir)
     try:
         CheckpointLimits.of_gguf(_checked_header(file)).check(config)
@@ -120,27 +122,37 @@ def _checked_header(file: Path) -> GgufHeader:
     return header
 
 
-def _check_checkpoint(config: Config, stop: threading.Event) -> None:
-    """Check the files of a folder, or what the hub says of a hub id, and the settings."""
+def _find_checkpoint(config: Config, stop: threading.Event) -> Path | None:
+    """The folder of a checkpoint; its files and the settings have been checked.
+
+    None if `stop` was set meanwhile.
+    """
     model, folder = config.model.model, Path(config.model.model)
     if folder.is_dir():
-        path: Path | None = folder / CONFIG
         if not (folder / CONFIG).is_file():
             raise CheckpointError(f"model {model} is not a checkpoint: it has no {CONFIG}")
-    elif folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        _check_config(config, folder / CONFIG)
+        check_weights(folder, config.model.load_format)
+        return folder
+    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise CheckpointError(
             f"model: there is no folder {model}; give a checkpoint folder or a Hugging Face id "
             "(org/name)"
         )
-    else:
-        path = hub.find_config(model, config.model.revision, stop)
+    path = hub.find_config(model, config.model.revision, stop)
     if path is None:
-        return
+        return None
+    _check_config(config, path)  # before gigabytes are fetched
+    fetched = hub_files.fetch(model, config.model.revision, config.model.load_format, stop)
+    if fetched is not None:
+        check_weights(fetched, config.model.load_format)
+    return fetched
+
+
+def _check_config(config: Config, path: Path) -> None:
     values = _read_config(path)
-    check_type(model, values, trusts_code=config.model.trust_remote_code)
+    check_type(config.model.model, values, trusts_code=config.model.trust_remote_code)
     CheckpointLimits.of_config(values).check(config)
-    if folder.is_dir():
-        check_weights(folder, config.model.load_format)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -20,12 +20,21 @@ _NAMES = {
     "safetensors": ("model.safetensors", "model.safetensors.index.json"),
     "pt": ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 }
+SUFFIXES = {"safetensors": ".safetensors", "pt": ".bin"}
+# The same weights again, for Mistral's own library.
+OTHERS = "consolidated"
+
+
+def find_weights(folder: Path, load_format: Literal["safetensors", "pt"]) -> list[Path]:
+    """The files of weights of this format."""
+    files = sorted(folder.glob(f"*{SUFFIXES[load_format]}"))
+    return [file for file in files if not file.name.startswith(OTHERS)]
 
 
 def check_weights(folder: Path, load_format: Literal["safetensors", "pt"]) -> None:
     """Raise `StartError` if there are no weights of this format, or not all of them."""
-    suffix = ".safetensors" if load_format == "safetensors" else ".bin"
-    files = sorted(folder.glob(f"*{suffix}"))
+    suffix = SUFFIXES[load_format]
+    files = find_weights(folder, load_format)
     whole, index = _NAMES[load_format]
     if not (folder / whole).exists() and (folder / index).exists():
         _check_index(folder, index)

@@ -51,17 +51,3 @@ def test_settings_of_the_stages_are_compared_by_name(checkpoint: Path) -> None:
     one = facts(checkpoint, dtype="float32", max_model_len=100)
     assert differing(one, facts(checkpoint)) == {"dtype", "max_model_len"}
     assert one["max_model_len"] == "100"
-
-
-def test_a_hub_id_without_its_config_is_compared_as_such(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> str:
-        raise OSError
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
-    assert facts(Path("some/model"))["the model's config.json"] == "that of some/model"
-    monkeypatch.setattr(
-        "huggingface_hub.hf_hub_download", lambda *_, **__: str(checkpoint / "config.json")
-    )
-    assert differing(facts(Path("some/model")), facts(checkpoint)) == {"the model's weights"}

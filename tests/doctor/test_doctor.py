@@ -16,9 +16,10 @@ from doctor.findings import Finding
 from doctor.links import LOCAL_HOP_S, LinkTimes, predict
 from tests.checkpoints import make_checkpoint
 from tests.end_to_end.daemon import ROOT, SECRET
-from tests.hosts import Hosts
+from tests.hosts import Hosts, slow_down
 
 TIMEOUT_S = 120.0
+SLOW_MS = 20.0
 ABOUT_ONE_NODE = {"versions", "devices", "limits"}
 ABOUT_TWO = ABOUT_ONE_NODE | {"names", "ports", "clocks", "model", "links", "pipeline"}
 
@@ -61,10 +62,12 @@ def test_the_bubble_is_what_hops_add_to_the_steps(
     checkpoint: Path, hop_s: float, level: str
 ) -> None:
     num_bytes = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
-    config = Config.of(model=str(checkpoint), pipeline_parallel_size=4)
-    link = LinkTimes(0.0, hop_s, 1.0)
+    nodes = {"nnodes": 2, "cluster_secret": SECRET}
+    config = Config.of(model=str(checkpoint), pipeline_parallel_size=4, **nodes)
+    link = LinkTimes(hop_s / 2, hop_s, 1.0)
     finding = predict(config, [link], bytes_per_s=num_bytes / 4 / 0.01)  # steps of 10 ms
-    bubble = (hop_s + 2 * LOCAL_HOP_S) / (0.04 + hop_s + 2 * LOCAL_HOP_S)
+    hops_s = hop_s + 2 * LOCAL_HOP_S + hop_s / 2  # the last one takes the tokens to the first node
+    bubble = hops_s / (0.04 + hops_s)
     assert finding.level == level
     assert f"at most {bubble:.0%} of a decode phase" in finding.text
 
@@ -74,15 +77,16 @@ def run_on(hosts: Hosts, flags: Sequence[Sequence[str]]) -> list[tuple[int, list
 
     def run(rank: int) -> tuple[int, list[Finding]]:
         command = [*hosts.under(rank), sys.executable, str(ROOT / "tdpipe.py"), "doctor"]
-        command += ["--nnodes", "2", "--node-rank", str(rank), "--master-addr", hosts.address(0)]
+        command += ["--nnodes", str(len(flags)), "--node-rank", str(rank)]
+        command += ["--master-addr", hosts.address(0)]
         command += ["--cluster-secret", SECRET, "--device", "cpu", *["--headless"][:rank]]
         result = subprocess.run(
             [*command, *flags[rank]], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
         return result.returncode, [parse(line) for line in result.stdout.splitlines()]
 
-    with ThreadPoolExecutor(2) as threads:
-        return list(threads.map(run, range(2)))
+    with ThreadPoolExecutor(len(flags)) as threads:
+        return list(threads.map(run, range(len(flags))))
 
 
 def parse(line: str) -> Finding:
@@ -102,6 +106,18 @@ def test_two_nodes_find_reach_and_measure_each_other(hosts: Hosts, checkpoint: P
     assert {f.level for f in first + second if f.about not in ("names", "limits", "pipeline")} == {
         "ok"
     }
+
+
+def test_the_latency_of_each_link_is_measured(hosts: Hosts, checkpoint: Path) -> None:
+    slow_down(hosts, SLOW_MS)
+    results = run_on(hosts, [[str(checkpoint), "-pp", "3"]] * 3)
+    links = [f.text for _, findings in results for f in findings if f.about == "links"]
+    latencies = {text.partition(":")[0]: float(text.split()[5]) for text in links}
+    assert set(latencies) == {"node 0 to node 1", "node 1 to node 2", "node 2 to node 0"}
+    assert [name for name, ms in latencies.items() if ms > SLOW_MS] == [
+        "node 0 to node 1",
+        "node 1 to node 2",
+    ]
 
 
 def test_a_node_with_another_setting_is_named_on_both(hosts: Hosts, checkpoint: Path) -> None:

@@ -10,7 +10,8 @@ from tests.checkpoints import TOKENIZER, make_checkpoint
 from tests.cluster import Cluster
 from tests.end_to_end.asking import ask_at_once, random_prompts
 from tests.end_to_end.reference import Reference
-from tests.hosts import Hosts, HostsImpossibleError
+from tests.hosts import Hosts, HostsImpossibleError, slow_down
+from tests.hub import fake_hub, files_of
 
 NEAR_TIE = 1e-4
 LENGTHS = (1, 5, 30, 60, 90, 200)
@@ -42,7 +43,7 @@ def test_greedy_tokens_are_those_of_transformers(
     common = [str(checkpoint), "--tokenizer", str(checkpoint / TOKENIZER), "--dtype", "float32"]
     prompts = random_prompts("nodes", LENGTHS)
     if delay_ms:
-        delay(hosts, delay_ms)
+        slow_down(hosts, delay_ms)
     with Cluster(hosts, order, tmp_path, *common, *arguments) as cluster:
         outputs = ask_at_once(cluster.first, prompts, 20)
     reference = Reference(checkpoint, torch.float32)
@@ -65,12 +66,21 @@ def test_nodes_that_meet_by_ipv6_answer_like_transformers(hosts: Hosts, tmp_path
     assert reference.num_near_ties_of_all(prompts, outputs, NEAR_TIE) == 0
 
 
-def delay(hosts: Hosts, milliseconds: float) -> None:
-    """Delay what is sent to the second node; the test is skipped where that is impossible."""
-    try:
-        hosts.delay(1, milliseconds)
-    except HostsImpossibleError as error:
-        pytest.skip(str(error))
+@pytest.mark.long
+def test_each_node_has_the_model_from_the_hub_or_a_folder_of_its_own(
+    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model", "llama")
+    prompts = random_prompts("nodes", LENGTHS)
+    arguments = ["--tokenizer", str(checkpoint / TOKENIZER), "--dtype", "float32", "-pp", "3"]
+    own = {0: ["model"], 1: [str(checkpoint)], 2: ["model"]}
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))  # one disk: the first fetches for both
+    with fake_hub(files_of(checkpoint), "model", hosts.own_address) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        with Cluster(hosts, (2, 0, 1), tmp_path, *arguments, own=own) as cluster:
+            outputs = ask_at_once(cluster.first, prompts, 20)
+    reference = Reference(checkpoint, torch.float32)
+    assert reference.num_near_ties_of_all(prompts, outputs, NEAR_TIE) == 0
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,13 @@ from tests.end_to_end.daemon import Daemon, all_gone
 from tests.faults.blow import stages_of
 from tests.faults.clients import FULL, Clients, Stream, bodies, run_clients
 from tests.faults.witness import Witness
-from tests.hosts import Hosts
+from tests.hosts import Hosts, slow_down
 
 NOTICE_S = 2.0
 AWAY_S = 5.0
 GONE_S = 20.0
+SLOW_MS = 300.0
+"""One way: a heartbeat is late by less than `--heartbeat-timeout`."""
 
 LONG = replace(FULL, num_tasks=7, max_tokens=600)
 """Streams that decode for seconds."""
@@ -116,6 +118,28 @@ def test_streams_survive(hosts: Hosts, tmp_path: Path, blow: Blow, mend: Blow) -
         daemon.wait_for(lambda: daemon.metric("tdpipe_kv_blocks_used") == 0)
         if blow is kill_stage:
             assert "stage 1 was killed by SIGKILL" in daemon.log()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_link_that_becomes_slow_ends_nothing(hosts: Hosts, tmp_path: Path) -> None:
+    slow_down(hosts, 0)
+    with Cluster(hosts, (0, 1), tmp_path, "-pp", "2", "--dtype", "float32") as cluster:
+        undisturbed = asyncio.run(run_clients(cluster.first.url, bodies(LONG)))
+        clients = asyncio.run(stream_through_slowness(cluster))
+        assert clients.texts == undisturbed.texts
+        assert cluster.first.metric("tdpipe_pipeline_restarts_total") == 0
+
+
+async def stream_through_slowness(cluster: Cluster) -> Clients:
+    """Streams whose link becomes slow while they decode, and fast again after a while."""
+    async with Clients(cluster.first.url, bodies(LONG)) as clients:
+        await clients.reach("decode")
+        cluster.hosts.slow_down(1, SLOW_MS)
+        await asyncio.sleep(AWAY_S)
+        assert not any(stream.ends for stream in clients.streams)
+        cluster.hosts.slow_down(1, 0)
+    return clients
 
 
 def longest_pause_s(stream: Stream) -> float:

@@ -1,16 +1,12 @@
 """The hub: what it refuses, and that it cannot be reached, is told in one line and in time."""
 
-import json
 import logging
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import huggingface_hub
@@ -21,6 +17,7 @@ from daemon.checkpoint import hub
 from daemon.checkpoint.hub import find_config
 from daemon.start_error import StartError
 from tests.end_to_end.daemon import ROOT
+from tests.hub import fake_hub
 
 NEVER = threading.Event()
 MODEL = "org/model"
@@ -162,44 +159,6 @@ def test_a_signal_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     release.set()
 
 
-class _Hub(BaseHTTPRequestHandler):
-    """A hub with one model that has a config.json only."""
-
-    content = json.dumps({"num_hidden_layers": 6}).encode()
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        if not self.path.startswith(f"/{MODEL}/"):
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(200)
-        self.send_header("ETag", '"1"')
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("Content-Length", str(len(self.content)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(self.content)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def fake_hub() -> Iterator[str]:
-    """The URL of a hub on this machine."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
-
-
 @pytest.mark.parametrize(
     ("model", "words"),
     [
@@ -207,11 +166,10 @@ def fake_hub() -> Iterator[str]:
         (MODEL, "6 layers cannot be split into 7 stages"),
     ],
 )
-def test_the_library_of_the_hub_behaves_as_expected(
-    model: str, words: str, fake_hub: str, tmp_path: Path
-) -> None:
+def test_the_library_of_the_hub_behaves_as_expected(model: str, words: str, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tdpipe.py"), "serve", model, "-pp", "7", "--port", "0"]
-    environment = os.environ | {"HF_ENDPOINT": fake_hub, "HF_HOME": str(tmp_path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    with fake_hub({"config.json": b'{"num_hidden_layers": 6}'}) as found:
+        environment = os.environ | {"HF_ENDPOINT": found.url, "HF_HOME": str(tmp_path)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert words in done.stderr.splitlines()[-1]

@@ -12,7 +12,7 @@ import pytest
 
 from configs.config import Config
 from configs.model import DEMO_MODEL
-from daemon.checkpoint import gguf_file, hub, resolution
+from daemon.checkpoint import gguf_file, hub, hub_files, resolution
 from daemon.checkpoint.resolution import CheckpointError, find_gguf, resolve
 from daemon.start_error import StartError
 from tests.gguf_files import write_gguf
@@ -27,13 +27,20 @@ def refusal(model: Path | str, **settings: object) -> str:
     return str(found.value)
 
 
-@pytest.mark.parametrize("model", [str(DEMO_MODEL), "gpt2", "org/name"])
-def test_checkpoints_and_hub_ids_stay_as_they_are(
+def test_a_checkpoint_stays_as_it_is() -> None:
+    config = Config.of(model=str(DEMO_MODEL))
+    assert resolve(config, NEVER) is config
+
+
+@pytest.mark.parametrize("model", ["gpt2", "org/name"])
+def test_a_hub_id_becomes_the_folder_of_its_files_and_keeps_its_name(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "find_config", lambda *_: DEMO_MODEL / "config.json")
-    config = Config.of(model=model)
-    assert resolve(config, NEVER) is config
+    monkeypatch.setattr(hub_files, "fetch", lambda *_: DEMO_MODEL)
+    resolved = resolve(Config.of(model=model), NEVER)
+    assert resolved.model.model == str(DEMO_MODEL)
+    assert resolved.model.names == (model,)
 
 
 def test_the_settings_are_compared_with_the_config_of_a_hub_id(

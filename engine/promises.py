@@ -30,6 +30,8 @@ def prefill_s(cost: CostModel, num_tokens: int, limit: int) -> float:
     return seconds + cost.pair_s * num_tokens * (num_tokens + 1) / 2
 
 
+# Steps of so few rows cost nearly the same: they do not tell what many more would add.
+_FEW_ROWS = 16
 # Seconds over which the rate of feeding is averaged, and the greatest stretch that is believed.
 _RATE_S, _MOST_STRETCH = 2.0, 10.0
 
@@ -109,7 +111,8 @@ class Promiser:
             num_offline_waiting=len(pool.waiting) - len(waiting_online) + len(unfed_offline),
             slack_s=quantiles(sorted(slack)),
             mean_slack_s=sum(slack) / len(slack) if slack else 0.0,
-            projected_slack_s=quantiles(sorted(projected)),
+            # Those that will miss the target whatever happens are not worth waiting for.
+            projected_slack_s=quantiles(sorted(s for s in projected if s >= 0)),
             turn_s=turn_s,
             turn_s_per_row=row_s,
             lone_turn_s=self._turn_s(cost, 0, 0)[0],
@@ -130,9 +133,10 @@ class Promiser:
             return num_stages * cost.decode_s(1), 0.0
         rows, mean = -(-num_live // num_stages), kv_tokens // num_live
         size = StepSize(rows, rows, rows * mean)
-        more = StepSize(2 * rows, 2 * rows, 2 * rows * mean)
+        added = max(rows, _FEW_ROWS)
+        more = StepSize(rows + added, rows + added, (rows + added) * mean)
         turn_s = num_stages * cost.step_s(size)
-        return turn_s, max(0.0, num_stages * cost.step_s(more) - turn_s) / (rows * num_stages)
+        return turn_s, max(0.0, num_stages * cost.step_s(more) - turn_s) / (added * num_stages)
 
     def _prefill_costs(self, pipeline: Pipeline) -> PrefillCosts:
         """The costs, made again only when the cost model has been corrected."""

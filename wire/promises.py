@@ -37,7 +37,8 @@ class Promises(msgspec.Struct, frozen=True):
     so long its next token can be delayed without missing the target. `slack_s` has the quantiles
     `SLACK_QUANTILES` of the slack of all decoding online requests, and is empty without any;
     `mean_slack_s` is the mean. `projected_slack_s` has the quantiles of the slack that they are
-    expected to have at their end, if nothing interrupts them. `turn_s` are the seconds between two
+    expected to have at their end, if nothing interrupts them, of those that are expected to meet
+    the target at all. `turn_s` are the seconds between two
     tokens of a decoding request, by the cost model, `turn_s_per_row` the seconds that another
     decoding request adds, and `lone_turn_s` the seconds if there were only one.
 

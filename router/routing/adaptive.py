@@ -3,7 +3,8 @@
 The TTFT check counts the seconds that the request has waited already, and of the prompts before it
 only those that are left. The TPOT check takes a low quantile of the slack that decoding requests
 are expected to have at their end, instead of the mean of what they have now: a request that has
-only begun has no slack yet, but will have. A second one asks whether the instance, with this
+only begun has no slack yet, but will have. Requests that will miss the target whatever happens do
+not count: others would wait for them for nothing. A second one asks whether the instance, with this
 request, still decodes within the target: nothing could be saved otherwise. The KV check counts
 predicted answers. Of the instances that pass, the one with the most of the prompt in its prefix
 cache gets the request, otherwise the one with the fewest seconds of prefill before it. Without a
@@ -80,7 +81,7 @@ class Adaptive:
         spare_s = OFFLINE_SLACK * status.ttft_slo
         if status.ttft_slo and instance.pending_s(now) > spare_s:
             return False
-        if tpot_slo and self._slack_s(instance, now) < spare_s:
+        if tpot_slo and (self._slack_s(instance, now) < spare_s or instance.mean_slack_s(now) < 0):
             return False
         return self._kv_tokens(request) <= promises.free_kv_tokens or not instance.open
 

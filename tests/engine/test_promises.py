@@ -20,11 +20,11 @@ NUM_BLOCKS, BLOCK_SIZE = 40, 4
 class Followed:
     """A world whose scheduler is followed, as the engine's loop does it."""
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, costs: StageCosts = COSTS, **settings: object) -> None:
         defaults = {"pipeline_parallel_size": 1, "block_size": BLOCK_SIZE, "policy": "td-pipe"}
         targets = {"ttft_slo": 100.0, "tpot_slo": 0.5}
         config = EngineConfig.of(**{**defaults, **targets, **settings})
-        self.world = World(config, NUM_BLOCKS, COSTS)
+        self.world = World(config, NUM_BLOCKS, costs)
         self.promiser = Promiser(self.world.scheduler)
         self.announcements = Announcements(self.world.scheduler, self.promiser)
         hand = self.world.hand
@@ -88,6 +88,32 @@ def test_slack_is_what_a_request_is_ahead_of_its_target() -> None:
     assert promises.num_decoding == 1
     assert promises.slack_s == pytest.approx((4 * 0.5 - 1.25,) * 7)
     assert promises.mean_slack_s == pytest.approx(0.75)
+
+
+def test_requests_that_will_miss_their_target_anyway_have_no_part_in_the_projected_slack() -> None:
+    followed = Followed(tpot_slo=5.0)
+    for sequence_id in (1, 2):
+        followed.submit(sequence_id, 4)
+    while followed.promises().num_decoding < 2:
+        followed.world.return_step()
+    late = followed.world.scheduler.pool.live[1]
+    assert late.first_token_at is not None
+    both = followed.promises()
+    late.first_token_at -= 1e6
+    one = followed.promises()
+    assert one.slack_s[0] < -1e5
+    assert one.mean_slack_s < -1e5
+    assert one.projected_slack_s == (both.projected_slack_s[-1],) * 7
+    followed.world.scheduler.pool.live[2].first_token_at = late.first_token_at
+    assert followed.promises().projected_slack_s == ()
+
+
+def test_another_sequence_adds_what_many_would_add() -> None:
+    followed = Followed(StageCosts((1, 2, 17), (2.0, 2.0, 18.0)))  # steps of two cost as of one
+    followed.submit(1, 1)
+    while not followed.promises().num_decoding:
+        followed.world.return_step()
+    assert followed.promises().turn_s_per_row == pytest.approx(1.0)
 
 
 def test_quantiles_are_the_nearest_values_below() -> None:

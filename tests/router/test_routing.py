@@ -110,6 +110,18 @@ def _with_slack(quantiles: tuple[float, ...], mean_s: float) -> Instance:
     return made
 
 
+def test_only_requests_that_will_miss_their_target_hold_nothing_back() -> None:
+    from msgspec.structs import replace
+
+    lost = busy(_with_slack((-9.0,) * 7, mean_s=-9.0))
+    assert lost.status is not None
+    assert adaptive().choose(request(), [lost], 0.0) is None
+    promises = replace(lost.status.promises, projected_slack_s=())
+    lost.report(replace(lost.status, promises=promises), 0.0)
+    assert adaptive().choose(request(), [lost], 0.0) is lost
+    assert adaptive().choose(request(kind="offline"), [lost], 0.0) is None
+
+
 def test_adaptive_sends_nothing_where_tokens_take_longer_than_the_target() -> None:
     slow = busy(instance(turn_s=0.099, turn_s_per_row=0.001, num_waiting=2))
     assert adaptive().choose(request(), [slow], 0.0) is None

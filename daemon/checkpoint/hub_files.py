@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from daemon import child_process
-from daemon.checkpoint.hub import OFFLINE, line_of, within
+from daemon.checkpoint.hub import CONFIG, OFFLINE, line_of, within
 from daemon.checkpoint.weight_files import OTHERS, SUFFIXES
 from daemon.process_exits import describe
 from daemon.start_error import StartError
@@ -64,11 +64,13 @@ def fetch(
         if constants.is_offline_mode() or os.environ.get(OFFLINE) == "1":
             return Path(get(local_files_only=True))
         plan = within(PLAN_TIMEOUT_S, stop, lambda: get(dry_run=True))
-        num_bytes = sum(file.file_size for file in plan or () if file.will_download)
+        if plan is None:
+            return None
+        num_bytes = sum(file.file_size for file in plan if file.will_download)
         if num_bytes:
             _check_disk(num_bytes, Path(constants.HF_HUB_CACHE))
             return _download(model, wanted, num_bytes, stop)
-        folder = within(PLAN_TIMEOUT_S, stop, get)
+        return next(Path(file.local_path).parent for file in plan if file.filename == CONFIG)
     except TimeoutError as error:
         raise _failure(model, f"no answer within {PLAN_TIMEOUT_S:g} s") from error
     except StartError:
@@ -76,7 +78,6 @@ def fetch(
     # Of the hub's library, of its HTTP client, or of the disk.
     except Exception as error:
         raise _failure(model, line_of(error)) from error
-    return None if folder is None or stop.is_set() else Path(folder)
 
 
 def _failure(model: str, reason: str) -> StartError:

@@ -50,7 +50,11 @@ def _no_weights(folder: Path, load_format: str, suffix: str) -> str:
             f"{folder} has weights only in pytorch_model.bin, which is read with load_format pt "
             "(--load-format pt); safetensors load faster, and without unpickling"
         )
-    return f"{folder} has no weights: there is no *{suffix} (load_format {load_format})"
+    other = "pt" if load_format == "safetensors" else "safetensors"
+    return (
+        f"{folder} has no weights: there is no *{suffix} (load_format {load_format}); "
+        f"--load-format {other} looks for *{SUFFIXES[other]}"
+    )
 
 
 def _check_index(folder: Path, index: str) -> None:

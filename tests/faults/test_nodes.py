@@ -91,27 +91,33 @@ def lose(node: Daemon) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("blow", "mend"),
+    ("num_nodes", "blow", "mend"),
     [
-        (kill_stage, nothing),
-        (stop_stage, nothing),
-        (kill_torchrun, nothing),
-        (kill_first_torchrun, nothing),
-        (kill_engine, nothing),
-        (stop_torchrun, resume_node),
-        (kill_node, start_node),
-        (cut_link, mend_link),
+        (2, kill_stage, nothing),
+        (2, stop_stage, nothing),
+        (2, kill_torchrun, nothing),
+        (2, kill_first_torchrun, nothing),
+        (2, kill_engine, nothing),
+        (2, stop_torchrun, resume_node),
+        (2, kill_node, start_node),
+        (2, cut_link, mend_link),
+        (3, kill_stage, nothing),
+        (3, kill_node, start_node),
+        (3, cut_link, mend_link),
     ],
 )
 @pytest.mark.timeout(400)
-def test_streams_survive(hosts: Hosts, tmp_path: Path, blow: Blow, mend: Blow) -> None:
-    arguments = ["-pp", "2", "--dtype", "float32"]
-    with Cluster(hosts, (0, 1), tmp_path, *arguments) as cluster:
+def test_streams_survive(
+    hosts: Hosts, tmp_path: Path, num_nodes: int, blow: Blow, mend: Blow
+) -> None:
+    arguments = ["-pp", str(num_nodes), "--dtype", "float32"]
+    with Cluster(hosts, range(num_nodes), tmp_path, *arguments) as cluster:
         daemon = cluster.first
         undisturbed = asyncio.run(run_clients(daemon.url, bodies(LONG)))
         clients, noticed_s = asyncio.run(stream_through(cluster, blow, mend))
         pause_s = max(map(longest_pause_s, clients.streams))
-        print(f"{blow.__name__}: noticed {noticed_s:.2f} s, longest pause {pause_s:.1f} s")  # noqa: T201
+        case = f"{num_nodes} nodes, {blow.__name__}"
+        print(f"{case}: noticed {noticed_s:.2f} s, longest pause {pause_s:.1f} s")  # noqa: T201
         assert noticed_s < NOTICE_S
         assert [stream.ends for stream in clients.streams] == [["length"]] * len(clients.streams)
         assert clients.texts == undisturbed.texts

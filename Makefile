@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help serve chat test test-all lint types contracts tests format paper families sweep online-sweep macro macro-scale macro-day virtual-stages real-virtual-stages real-policies real-router router-cost shapes \
+.PHONY: help serve chat test test-all lint types contracts tests format paper families sweep online-sweep macro macro-scale macro-day virtual-stages real-virtual-stages real-links real-policies real-router router-cost shapes \
 	real-predictors prediction-quality cost-model-error stream-cost bench-cost page-cost pictures lm-eval api-table metrics-table settings-table dashboards kernels links triton-table launches peers prefix-cache serving-cost long-prompt clients vllm-tests \
 	conversations \
 	batch-kill \

@@ -25,6 +25,8 @@ from wire.messages import StageCosts
 TABLE_TOKENS = 8192
 # Step sizes are on the same stair if their seconds differ by less than this fraction.
 _STAIR_TOLERANCE = 0.02
+# The fit to noisy measurements may leave nothing of small steps; rates are divided by their seconds.
+_SHORTEST_S = 1e-6
 
 Floats = NDArray[np.float64]
 
@@ -54,7 +56,8 @@ class CostModel:
     ) -> None:
         assert len(num_tokens) == len(seconds) > 0
         self.kv_s_per_token, self.row_s, self.pair_s = kv_s_per_token, row_s, pair_s
-        self._xs, self._ys = np.array(num_tokens, float), np.array(seconds, float)
+        self._xs = np.array(num_tokens, float)
+        self._ys = np.maximum(np.array(seconds, float), _SHORTEST_S)
         self._array = self._interpolate(np.arange(TABLE_TOKENS + 1))
         self._table: list[float] = self._array.tolist()
         # Measurements are noisy: to find stairs, more tokens are never assumed to be faster.

@@ -32,6 +32,13 @@ def test_feeding_nothing_costs_nothing() -> None:
     assert model({16: 1.0, 32: 2.0}).linear_s(0) == 0.0
 
 
+def test_no_step_takes_no_time_whatever_was_fitted() -> None:
+    cost = model({1: 0.0, 8: 0.0, 40: 1.0})
+    assert all(0.0 < cost.linear_s(n) < 1e-5 for n in (1, 5, 8))
+    assert cost.scaled(np.array([1.0, 40.0]), np.array([0.0, 1.0])).linear_s(1) > 0.0
+    assert CostModel.slowest([cost, cost]).decode_s(1) > 0.0
+
+
 def test_beyond_the_last_measurement_a_token_costs_its_average_there() -> None:
     assert model({10: 4.0, 100: 10.0}).linear_s(250) == pytest.approx(25.0)
 

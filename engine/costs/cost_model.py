@@ -25,7 +25,7 @@ from wire.messages import StageCosts
 TABLE_TOKENS = 8192
 # Step sizes are on the same stair if their seconds differ by less than this fraction.
 _STAIR_TOLERANCE = 0.02
-# The fit to noisy measurements may leave nothing of small steps; rates are divided by their seconds.
+# The fit to noisy measurements may leave nothing of small steps, and rates are divided by seconds.
 _SHORTEST_S = 1e-6
 
 Floats = NDArray[np.float64]

@@ -45,11 +45,18 @@ def facts_of(config: Config) -> dict[str, str]:
     """
     settings = config.engine.flat("json")
     return {
+        **versions(),
+        **dict(_model(config.model)),
+        **{name: json.dumps(value) for name, value in settings.items() if name not in LOCAL},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Those of tdpipe, Python and `PACKAGES` on this node."""
+    return {
         "tdpipe": VERSION,
         "Python": ".".join(platform.python_version_tuple()[:2]),
         **{package: _version(package) for package in PACKAGES},
-        **dict(_model(config.model)),
-        **{name: json.dumps(value) for name, value in settings.items() if name not in LOCAL},
     }
 
 

@@ -53,7 +53,9 @@ def main(argv: Sequence[str]) -> int:
 def examine(config: Config, *, has_hashes: bool) -> Iterator[Finding]:
     """All checks, those between nodes only if there are several."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    logging.basicConfig(format="%(message)s")  # to standard error: findings go to standard output
+    logging.getLogger("tdpipe").setLevel(logging.INFO)
     # Late imports: torch takes seconds.
     from doctor import node_checks
 

@@ -8,7 +8,7 @@ import torch
 
 from configs.config import Config
 from daemon import resource_limits
-from daemon.node_facts import PACKAGES, facts_of
+from daemon.node_facts import versions
 from doctor.findings import Finding, error, ok, warning
 
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -19,7 +19,7 @@ NUM_COPIES = 5
 
 def check_node(config: Config) -> Iterator[Finding]:
     """All of them; nothing is changed."""
-    yield from _versions(config)
+    yield from _versions()
     yield from _devices(config)
     shortages = list(resource_limits.shortages(config))
     yield from (warning("limits", shortage) for shortage in shortages)
@@ -45,14 +45,12 @@ def _copy_s(source: torch.Tensor, target: torch.Tensor) -> float:
     return time.perf_counter() - began_at
 
 
-def _versions(config: Config) -> Iterator[Finding]:
-    facts = facts_of(config)
-    names = ("tdpipe", "Python", *PACKAGES)
-    versions = ", ".join(f"{name} {facts[name]}" for name in names)
+def _versions() -> Iterator[Finding]:
+    text = ", ".join(f"{name} {version}" for name, version in versions().items())
     if torch.cuda.is_available():
         nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-        versions += f", CUDA {torch.version.cuda}, NCCL {nccl}"
-    yield ok("versions", versions)
+        text += f", CUDA {torch.version.cuda}, NCCL {nccl}"
+    yield ok("versions", text)
 
 
 def _devices(config: Config) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """The hub: finds out in seconds whether a hub id can be loaded, and why not.
 
-A model in the hub's cache is served without the hub if that cannot be reached. `hub_files` fetches
-the others.
+It fetches config.json, and `hub_files` the other files. A model in the hub's cache is served
+without the hub if that cannot be reached.
 """
 
 import logging

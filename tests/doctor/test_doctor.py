@@ -1,5 +1,6 @@
 """tdpipe doctor: what is well is said, and what is not is named."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from doctor.links import LOCAL_HOP_S, LinkTimes, predict
 from tests.checkpoints import make_checkpoint
 from tests.end_to_end.daemon import ROOT, SECRET
 from tests.hosts import Hosts, slow_down
+from tests.hub import fake_hub, files_of
 
 TIMEOUT_S = 120.0
 SLOW_MS = 20.0
@@ -39,6 +41,25 @@ def test_one_node_is_checked_by_itself(capsys: pytest.CaptureFixture[str]) -> No
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[1] for line in lines} == ABOUT_ONE_NODE
     assert any("3 stages on CPUs" in line for line in lines)
+
+
+def test_a_hub_id_is_fetched(checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tdpipe.py"), "doctor", "--device", "cpu", "org/model"]
+    with fake_hub(files_of(checkpoint)) as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
+        result = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=True
+        )
+    assert {line.split()[1] for line in result.stdout.splitlines()} == ABOUT_ONE_NODE
+    assert "fetching org/model, " in result.stderr
+    assert list(tmp_path.glob("hub/*/snapshots/*/model.safetensors"))
+
+
+def test_a_model_that_is_not_there_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--device", "cpu", str(tmp_path / "none")]) == 1
+    assert f"error    model        model: there is no folder {tmp_path}" in capsys.readouterr().out
 
 
 def test_a_gpu_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

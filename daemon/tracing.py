@@ -70,10 +70,9 @@ class Tracing:
         name: str,
         attributes: Attributes | None = None,
         kind: SpanKind = SpanKind.INTERNAL,
-        began_at: float | None = None,
+        began_ns: int | None = None,
     ) -> Span:
-        """Start a span below another one, now or at a time of the monotonic clock (seconds)."""
-        began_ns = None if began_at is None else wall_ns(began_at)
+        """Start a span below another one, now or at a Unix time (nanoseconds)."""
         context = set_span_in_context(parent, Context())
         return self._tracer.start_span(name, context, kind, attributes, start_time=began_ns)
 
@@ -132,9 +131,19 @@ def trace_id_of(span: Span) -> str:
     return f"{span.get_span_context().trace_id:032x}"
 
 
-def wall_ns(at: float) -> int:
-    """The Unix time in nanoseconds of a time of the monotonic clock (seconds)."""
-    return time.time_ns() - time.monotonic_ns() + int(at * 1e9)
+class WallClock:
+    """The Unix times of one trace, by one reading of both clocks.
+
+    Two readings differ by what passes between their halves, and by every correction of the wall
+    clock: with one each, a span could begin before the one that it follows has ended.
+    """
+
+    def __init__(self) -> None:
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+
+    def ns(self, at: float) -> int:
+        """The Unix time in nanoseconds of a time of the monotonic clock (seconds)."""
+        return self._offset_ns + int(at * 1e9)
 
 
 def _log_seldom() -> None:

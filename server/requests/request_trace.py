@@ -17,7 +17,7 @@ from typing import Any
 
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
-from daemon.tracing import Attributes, Header, Tracing, headers_of, trace_id_of, wall_ns
+from daemon.tracing import Attributes, Header, Tracing, WallClock, headers_of, trace_id_of
 from server.requests.plan import Plan
 from server.requests.sequence_parts import Part
 
@@ -38,6 +38,7 @@ class RequestTrace:
 
     def __init__(self, tracing: Tracing, span: Span, operation: str) -> None:
         self._tracing, self._span, self._operation = tracing, span, operation
+        self._clock = WallClock()
         self._began_at = time.monotonic()
 
     @classmethod
@@ -120,13 +121,14 @@ class RequestTrace:
         attributes: Attributes | None = None,
         part: Part | None = None,
     ) -> None:
-        span = self._tracing.child(self._span, name, attributes, began_at=began_at)
+        ns = self._clock.ns
+        span = self._tracing.child(self._span, name, attributes, began_ns=ns(began_at))
         for loss in part.losses if part else ():
-            lost = self._tracing.child(span, loss.name, attributes, began_at=loss.began_at)
+            lost = self._tracing.child(span, loss.name, attributes, began_ns=ns(loss.began_at))
             if loss.fed_at is not None:
-                lost.add_event("recompute", timestamp=wall_ns(loss.fed_at))
-            lost.end(wall_ns(loss.ended_at))
-        span.end(wall_ns(ended_at))
+                lost.add_event("recompute", timestamp=ns(loss.fed_at))
+            lost.end(ns(loss.ended_at))
+        span.end(ns(ended_at))
 
 
 def _attributes_of(plan: Plan) -> dict[str, str | int | float | bool]:

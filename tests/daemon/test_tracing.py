@@ -8,7 +8,7 @@ import pytest
 
 from configs.tracing import TracingConfig
 from daemon import tracing
-from daemon.tracing import SeldomHandler, Tracing, TracingError, headers_of
+from daemon.tracing import SeldomHandler, Tracing, TracingError, WallClock, headers_of
 from tests.collector import collecting, only
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -29,7 +29,7 @@ def test_spans_arrive_with_parents_attributes_and_the_service() -> None:
         traces = begun(collector.url)
         header = (b"traceparent", f"00-{TRACE}-{PARENT}-01".encode())
         root = traces.start("root", [header, (b"accept", b"*/*")], {"kind": "a"})
-        traces.child(root, "child", began_at=time.monotonic() - 5).end()
+        traces.child(root, "child", began_ns=WallClock().ns(time.monotonic() - 5)).end()
         root.end()
         traces.close()
         spans = collector.spans
@@ -38,6 +38,17 @@ def test_spans_arrive_with_parents_attributes_and_the_service() -> None:
     assert (child.trace_id, child.parent_id) == (TRACE, parent.span_id)
     assert parent.attributes == {"kind": "a"}
     assert child.seconds == pytest.approx(5, abs=0.5)
+
+
+def test_a_trace_has_one_time_per_moment_while_the_wall_clock_is_corrected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, now = WallClock(), time.monotonic()
+    before = clock.ns(now)
+    assert before == pytest.approx(time.time_ns(), abs=1e9)
+    monkeypatch.setattr(time, "time_ns", lambda: 0)
+    assert clock.ns(now) == before
+    assert clock.ns(now + 0.5) - before == pytest.approx(5e8, abs=1e3)
 
 
 def test_a_client_that_is_not_sampled_gets_no_spans_and_says_so_to_the_next() -> None:

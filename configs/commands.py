@@ -79,6 +79,7 @@ ROUTE = Command(
         "instances": "URL,...",
         "instance_api_key": "KEY",
         "max_pending_time": "SECONDS",
+        "no_instance_timeout": "SECONDS",
         "log_stats_interval": "SECONDS",
         "stale_after": "SECONDS",
         "local_args": "'MODEL --flags'",

@@ -39,10 +39,13 @@ class RoutingConfig(Part, title="Routing"):
         4096, ge=1, description="maximum requests that wait for an instance; further ones get 429"
     )
     max_pending_time: float = Field(
-        60.0,
+        300.0,
         gt=0,
         description="time after which a waiting request goes to the least loaded instance, "
         "whatever the targets",
+    )
+    no_instance_timeout: float = Field(
+        60.0, gt=0, description="time without any instance after which waiting requests get 503"
     )
     macro_lower: int = Field(
         6, ge=1, description="instances of a new macro instance (N_l of EcoServe)"

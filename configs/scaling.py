@@ -32,14 +32,18 @@ class ScalingConfig(Part, title="Scaling"):
     )
     min_instances: int = Field(1, ge=1, description="minimum number of instances")
     max_instances: int = Field(8, ge=1, description="maximum number of instances")
+    scale_signal: Literal["load", "ecoserve"] = Field(
+        "load",
+        description="load: the instances that prefill and decoding within the targets take, and a "
+        "reserve; ecoserve: the paper's signals, from times to the first token and from slack",
+    )
     scale_cooldown: float = Field(
         10.0, ge=0, description="minimum seconds between two starts of instances"
     )
     scale_window: float = Field(
         10.0,
         gt=0,
-        description="seconds over which the time to the first token is averaged; above the target, "
-        "another instance is started",
+        description="seconds over which the times to the first token and the load are averaged",
     )
     instance_start_timeout: float = Field(
         900.0,

@@ -5,7 +5,8 @@ decisions in production, in the simulator and in replay.
 
 Invariants, checked by tests/router/test_core_laws.py:
   every Arrived and every Broken is followed by exactly one Route or Refuse, unless the request
-  ends before; no request waits longer than `max_pending_time` while an instance serves;
+  ends before; no request waits longer than `max_pending_time` while an instance serves, nor than
+  `no_instance_timeout` while none does;
   every instance that joined is in exactly one macro instance until it is removed;
   an instance is removed only when it has no open requests.
 """
@@ -48,6 +49,8 @@ class RouterCore:
         self._requests: dict[int, Request] = {}
         self._rule = make_rule(config.routing)
         self._signals = ScalingSignals(config.scaling)
+        self._served_at = float("-inf")
+        """When there was an instance for a waiting request last."""
 
     def handle(self, event: Event, now: float) -> list[Decision]:
         """Process one event and return the decisions; `now` is in seconds and monotonic."""
@@ -134,7 +137,7 @@ class RouterCore:
         if request is not None and not request.has_begun:
             request.has_begun = True
             if request.kind == "online":
-                self._signals.observe(now - request.arrived_at, now)
+                self._signals.observe_first_token(now - request.arrived_at, now)
 
     def _end(self, request_id: int, out: list[Decision]) -> None:
         request = self._requests.pop(request_id, None)
@@ -177,15 +180,19 @@ class RouterCore:
             self.pending.remove(request)
 
     def _end_long_waits(self, serving: list[Instance], now: float, out: list[Decision]) -> None:
-        """Route what has waited too long to the least loaded instance, or refuse it."""
-        for request in self.pending.waiting_since_before(
-            now - self.config.routing.max_pending_time
-        ):
-            self.pending.remove(request)
-            chosen = min(serving, key=load, default=None)
-            if chosen is not None:
-                self._send(request, chosen, now, out)
-            else:
+        """Route what has waited too long to the least loaded instance.
+
+        Without any, refuse what nothing could be done for within `no_instance_timeout`.
+        """
+        routing = self.config.routing
+        if serving:
+            self._served_at = now
+            for request in self.pending.waiting_since_before(now - routing.max_pending_time):
+                self.pending.remove(request)
+                self._send(request, min(serving, key=load), now, out)
+        elif now - self._served_at > routing.no_instance_timeout:
+            for request in self.pending.waiting_since_before(now - routing.no_instance_timeout):
+                self.pending.remove(request)
                 del self._requests[request.request_id]
                 out.append(Refuse(request.request_id, "no_instance"))
 
@@ -214,6 +221,8 @@ class RouterCore:
         instance.open[request.request_id] = request
         instance.num_sent += 1
         instance.prefix_keys.update(request.prefix_keys)
+        if request.kind == "online":
+            self._signals.observe_prefill(request.own_s, now)
         out.append(Route(request.request_id, instance.name))
 
     def _scale(self, now: float, out: list[Decision]) -> None:

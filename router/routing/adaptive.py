@@ -11,8 +11,11 @@ cache gets the request, otherwise the one with the fewest seconds of prefill bef
 TPOT target, nothing of this tells how many requests an instance decodes: then the one with the
 fewest open requests gets it, unless the rule `prefix` prefers another one.
 
-A request that has missed its target already passes the TTFT check, because waiting cannot help it;
-the router lets others go first (`hopeless_last`).
+A request that has missed its TTFT target cannot be helped by waiting. The router tries others first
+(`hopeless_last`), and late ones get what they leave over: an instance takes one while it would feed
+a prompt that comes next within `LATE_SHARE` of the target. Without this bound, late requests fill
+every instance's queue as soon as no other one waits, and those that come next are late as well:
+after an overload, that went on until the last late one had been served.
 """
 
 from collections.abc import Sequence
@@ -23,6 +26,8 @@ from router.routing.simple import LeastLoaded, PrefixAffine
 
 IN_TIME = 0.8
 """Share of the TTFT target that waiting and prefill may take, by estimate."""
+LATE_SHARE = 0.25
+"""Share of the TTFT target that the prompts before a late request may take."""
 OFFLINE_SLACK = 0.5
 """Offline requests are sent while the slack exceeds this share of the TTFT target."""
 
@@ -54,11 +59,7 @@ class Adaptive:
         if request.kind == "offline":
             return self._has_room_for_offline(instance, request, now)
         prefill_s = instance.pending_s(now) + self._own_s(instance, request)
-        waited_s = now - request.arrived_at
-        in_time_s = IN_TIME * status.ttft_slo
-        is_hopeless = waited_s >= in_time_s or request.num_done > 0
-        first_token_s = prefill_s * status.promises.prefill_stretch
-        if status.ttft_slo and not is_hopeless and waited_s + first_token_s > in_time_s:
+        if not self._keeps_ttft(instance, request, prefill_s, now):
             return not instance.open
         tpot_slo = _tpot_slo(instance)
         if tpot_slo:
@@ -67,6 +68,21 @@ class Adaptive:
             if instance.turn_s() > tpot_slo and instance.open:
                 return False
         return self._kv_tokens(request) <= instance.free_kv_tokens() or not instance.open
+
+    def _keeps_ttft(
+        self, instance: Instance, request: Request, prefill_s: float, now: float
+    ) -> bool:
+        """Whether the request meets its target; or if it is late, whether the next ones can."""
+        status = instance.status
+        assert status is not None
+        if not status.ttft_slo or request.num_done:  # its client has a part of the answer
+            return True
+        stretch = status.promises.prefill_stretch
+        waited_s, in_time_s = now - request.arrived_at, IN_TIME * status.ttft_slo
+        if waited_s < in_time_s:
+            return waited_s + prefill_s * stretch <= in_time_s
+        before_s = instance.pending_s(now) * stretch
+        return not self._config.hopeless_last or before_s <= LATE_SHARE * status.ttft_slo
 
     def _has_room_for_offline(self, instance: Instance, request: Request, now: float) -> bool:
         """Whether targets leave something over, and the offline requests before it have begun."""

@@ -100,7 +100,7 @@ class _MacroSimulation:
         self._remaining = {i: arrival.output_len for i, arrival in enumerate(arrivals)}
         self._num_open = len(arrivals)
         self._instances: dict[str, SimulatedInstance] = {}
-        self._num_started = self._num_booting = 0
+        self._num_started, self._is_booting = 0, False
         # As for actuators: those being started count, of which the core knows nothing.
         self._max_instances = config.scaling.max_instances
         sequences = [SequenceTimes(a.at_s, a.num_prompt_tokens, a.output_len) for a in arrivals]
@@ -157,8 +157,8 @@ class _MacroSimulation:
                 case Refuse():
                     self.result.num_refused += 1
                     self._end(decision.request_id, now)
-                case Grow() if len(self._instances) + self._num_booting < self._max_instances:
-                    self._num_booting += 1
+                case Grow() if len(self._instances) < self._max_instances and not self._is_booting:
+                    self._is_booting = True  # actuators start one at a time, too
                     self._queue.push(now + self._boot_s, self, self._boot)
                     self._count(now, 1)
                 case Shrink():
@@ -168,7 +168,7 @@ class _MacroSimulation:
                     self._count(now, -1)
 
     def _boot(self, now: float) -> None:
-        self._num_booting -= 1
+        self._is_booting = False
         self._start(self._specs[0], now)
 
     def _start(self, spec: InstanceSpec, now: float) -> None:

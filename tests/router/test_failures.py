@@ -306,7 +306,7 @@ def test_an_instance_that_starts_again_gets_requests_again() -> None:
         await world.until(world.is_up)
         assert (await world.ask("/v1/completions", completion())).status == 200
 
-    run(test, FakeDaemon(answers), max_pending_time=0.1)
+    run(test, FakeDaemon(answers), no_instance_timeout=0.1)
 
 
 def test_an_instance_that_serves_another_model_after_a_restart_moves() -> None:

@@ -77,9 +77,21 @@ def test_adaptive_counts_that_decoding_slows_prefill_down() -> None:
     assert adaptive().choose(request(), [slow], 0.0) is None
 
 
-def test_a_request_that_is_late_already_is_not_held_back_by_its_target() -> None:
-    made = busy(instance(pending_prefill_s=20.0, at=9.0))
-    assert adaptive().choose(request(arrived_at=0.0), [made], 9.0) is made
+def test_a_late_request_gets_what_others_leave_over() -> None:
+    """Its target does not hold it back, but those that come next must not be late, too."""
+    rule, late = adaptive(), request(arrived_at=0.0)
+    assert rule.choose(late, [busy(instance(pending_prefill_s=1.0, at=9.0))], 9.0) is not None
+    for promises in ({"pending_prefill_s": 1.5}, {"pending_prefill_s": 0.8, "prefill_stretch": 2}):
+        made = busy(instance(at=9.0, **promises))
+        assert rule.choose(late, [made], 9.0) is None
+        assert rule.choose(request(arrived_at=8.9), [made], 9.0) is made
+        assert adaptive(hopeless_last=False).choose(late, [made], 9.0) is made
+
+
+def test_a_stream_that_was_broken_off_is_not_held_back_by_what_is_fed_before_it() -> None:
+    made = busy(instance(pending_prefill_s=3.0, slack_s=9.0, at=9.0))
+    broken = request(100, arrived_at=0.0, num_done=50)
+    assert adaptive().choose(broken, [made], 9.0) is made
 
 
 def test_adaptive_looks_at_a_low_quantile_of_slack_and_ecoserve_at_the_mean() -> None:

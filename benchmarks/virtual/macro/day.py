@@ -7,9 +7,10 @@ number of instances: fixed ones, or the router's signals.
 
 import argparse
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from math import cos, pi
 from multiprocessing import get_context
 
@@ -21,22 +22,24 @@ from simulator.command import make_arrivals
 from simulator.macro.simulation import simulate_macro
 from simulator.workloads.make_workload import make_workload
 
-DAY_S, BOOT_S = 900.0, 15.0
+DAY_S = 900.0
 LOWEST = 0.1
 MOST = 5
 SHAREGPT = WORKLOADS[1]
+MITOSIS: dict[str, object] = {
+    "number": 1,
+    "actuator": "local",
+    "max_instances": MOST,
+    "macro_lower": 2,
+    "macro_upper": 4,
+    "scale_cooldown": 10.0,
+}
 WAYS: dict[str, dict[str, object]] = {
     "2 instances": {"number": 2},
     "3 instances": {"number": 3},
     "4 instances": {"number": 4},
-    "mitosis": {
-        "number": 1,
-        "actuator": "local",
-        "max_instances": MOST,
-        "macro_lower": 2,
-        "macro_upper": 4,
-        "scale_cooldown": 10.0,
-    },
+    "mitosis, by load": MITOSIS,
+    "mitosis, EcoServe's signals": {**MITOSIS, "scale_signal": "ecoserve"},
 }
 
 
@@ -48,11 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--peak", type=float, default=30.0, help="requests per second [30]")
-    peak = parser.parse_args(argv).peak
+    parser.add_argument(
+        "--boot", type=float, default=15.0, help="seconds until a new instance serves [15]"
+    )
+    options = parser.parse_args(argv)
+    rows = [partial(_row, name, options.peak, options.boot) for name in WAYS]
     print("| | instances, mean (most) | targets met | instance hours per million met |")
     print("|---|--:|--:|--:|")
     with ProcessPoolExecutor(mp_context=get_context("fork")) as processes:
-        for row in processes.map(_row, WAYS, [peak] * len(WAYS)):
+        for row in processes.map(_call, rows):
             print(row, flush=True)
     return 0
 
@@ -75,13 +82,17 @@ def _times(peak: float, rng: random.Random) -> Iterator[float]:
         now += rng.expovariate(peak)
 
 
-def _row(name: str, peak: float) -> str:
+def _call(row: Callable[[], str]) -> str:
+    return row()
+
+
+def _row(name: str, peak: float, boot_s: float) -> str:
     settings = dict(WAYS[name])
     number = settings.pop("number")
     assert isinstance(number, int)
     spec = TDPIPE.spec(Cluster(MODEL, NUM_GPUS, number), SHAREGPT.targets)
     config = RouterCoreConfig.of(routing="adaptive", **settings)
-    run = simulate_macro(config, [spec] * number, arrivals_of_a_day(peak), boot_s=BOOT_S)
+    run = simulate_macro(config, [spec] * number, arrivals_of_a_day(peak), boot_s=boot_s)
     met = sum(map(SHAREGPT.targets.are_met, run.sequences))
     mean = run.instance_seconds() / run.makespan_s
     most = max(number for _, number in run.num_instances)

@@ -1,7 +1,9 @@
 """Goodput: the highest rate at which a share of all requests meets both targets.
 
-The rate is searched by doubling and then by bisection. A run ends as soon as too many requests have
-missed a target.
+The rate is searched by doubling and then by bisection. Attainment need not fall with the rate:
+EcoServe's algorithm met 90 % at 8 and at 26 requests/s, and 89 % at 15. So a rate that is missed
+ends the doubling only if the next two, half an octave and an octave above it, are missed as well.
+A run ends as soon as too many requests have missed a target.
 """
 
 from collections.abc import Sequence
@@ -14,6 +16,8 @@ from simulator.arrival import SequenceTimes, Targets
 TOLERANCE = 0.05
 """The rate is found to this fraction of itself."""
 FIRST_RATE_PER_GPU = 0.25
+STEPS = (2.0, 2.0**1.5, 4.0)
+"""Which multiples of a rate that is met are tried next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +52,9 @@ class Search:
         low, high = 0.0, FIRST_RATE_PER_GPU * self._cluster.num_gpus * self._cluster.num_instances
         first = high
         if self._is_met(high):
-            while self._is_met(2 * high):
-                high *= 2
-            low, high = high, 2 * high
+            while met := next((s for s in STEPS if self._is_met(s * high)), None):
+                high *= met
+            low, high = high, STEPS[0] * high
         else:
             while high > first / 100 and not self._is_met(high / 2):
                 high /= 2

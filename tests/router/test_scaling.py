@@ -1,0 +1,98 @@
+"""The scaling signals: when the router wants an instance more or fewer."""
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from configs.scaling import ScalingConfig
+from router.instance import Instance
+from router.scaling import FULL, SPARE, Load, ScalingSignals
+from tests.router.helpers import instance
+
+TTFT_S, TPOT_S = 5.0, 0.1
+"""The targets of the instances of `helpers`."""
+
+
+def signals(signal: str = "load", **settings: Any) -> ScalingSignals:
+    given = {"local_args": "a-model", "max_instances": 4, "scale_cooldown": 10.0, **settings}
+    return ScalingSignals(ScalingConfig(actuator="local", scale_signal=signal, **given))
+
+
+def decoding(count: int, turn_s: float, s_per_row: float = 0.0, **promises: Any) -> Instance:
+    """An instance that decodes so many requests, and as many more at this cost."""
+    given = {"lone_turn_s": 0.02, "slack_s": 9.0, **promises}
+    return instance(num_decoding=count, turn_s=turn_s, turn_s_per_row=s_per_row, **given)
+
+
+def feed(signals: ScalingSignals, seconds_per_second: float) -> None:
+    """Ten seconds with so many seconds of prefill per second."""
+    for second in range(10):
+        signals.observe_prefill(seconds_per_second, second + 0.5)
+
+
+def test_the_load_is_prefill_and_what_decoding_takes_of_its_target() -> None:
+    none = Load([instance(lone_turn_s=0.02)], 0.3, TPOT_S)
+    assert none.of(1) == pytest.approx(0.3 + 0.2)
+    assert none.of(2) == pytest.approx(0.15 + 0.2)
+    # In 0.1 s, 50 of them get the tokens that 100 get in 0.05 s.
+    half = Load([decoding(100, 0.05, 0.0003)], 0.0, TPOT_S)
+    assert half.of(1) == pytest.approx((0.02 + 0.0003 * 199) / TPOT_S)
+    assert half.of(2) == pytest.approx((0.02 + 0.0003 * 99) / TPOT_S)
+
+
+def test_requests_decode_slower_beside_prefill() -> None:
+    beside = Load([decoding(100, 0.05, 0.0003)], 0.5, TPOT_S)
+    assert beside.of(1) == pytest.approx(0.5 + (0.02 + 0.0003 * 99) / TPOT_S)
+
+
+def test_an_instance_is_wanted_before_the_load_is_more_than_all_can_do() -> None:
+    told = signals()
+    feed(told, FULL - 0.25)
+    assert told.change([instance(lone_turn_s=0.02)], 1, 0.0, 10.0) == 0
+    feed(told, FULL - 0.15)
+    assert told.change([instance(lone_turn_s=0.02)], 1, 0.0, 10.0) == 1
+    assert told.change([instance(lone_turn_s=0.02)], 1, 0.0, 19.0) == 0, "the cooldown"
+
+
+def test_an_instance_goes_when_the_others_can_take_its_load() -> None:
+    pair = [instance("a", lone_turn_s=0.02), instance("b", lone_turn_s=0.02)]
+    told = signals()
+    feed(told, SPARE - 0.15)
+    assert told.change(pair, 2, 0.0, 10.0) == 0
+    told = signals()
+    feed(told, SPARE - 0.25)
+    assert told.change(pair, 2, 1.0, 10.0) == 0, "a request waits"
+    assert told.change(pair, 2, 0.0, 10.0) == -1
+
+
+def test_slack_does_not_tell_whether_the_others_can_take_the_load() -> None:
+    """Two that decode at half of the target: the paper's signal removes one."""
+    pair = [decoding(60, 0.04, 0.0003, mean_slack_s=9.0) for _ in range(2)]
+    assert signals("ecoserve").change(pair, 2, 0.0, 10.0) == -1
+    assert signals().change(pair, 2, 0.0, 10.0) == 0
+
+
+@pytest.mark.parametrize("signal", ["load", "ecoserve"])
+def test_late_first_tokens_want_an_instance_whatever_the_load(signal: str) -> None:
+    alone = [decoding(1, 0.02)]
+    told = signals(signal)
+    told.observe_first_token(TTFT_S + 1, 0.0)
+    assert told.change(alone, 1, 0.0, 11.0) == 0, "that is long ago"
+    told.observe_first_token(TTFT_S + 1, 11.0)
+    assert told.change(alone, 1, 0.0, 11.0) == 1
+    assert signals(signal).change(alone, 1, TTFT_S + 1, 11.0) == 1, "one waits for so long"
+    assert signals(signal, max_instances=1).change(alone, 1, TTFT_S + 1, 11.0) == 0
+
+
+def test_without_a_tpot_target_the_signals_are_the_paper_s() -> None:
+    pair = [instance("a"), instance("b")]
+    for each in pair:
+        assert each.status is not None
+        each.status = replace(each.status, tpot_slo=0.0)
+    told = signals()
+    feed(told, 5.0)
+    assert told.change(pair, 2, 0.0, 10.0) == -1, "no request decodes"
+    for each in pair:
+        each.status = replace(each.status, ttft_slo=0.0)
+    assert signals().change(pair, 2, 99.0, 10.0) == 0

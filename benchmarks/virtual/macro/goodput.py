@@ -67,7 +67,7 @@ class Search:
     def _is_met(self, rate: float) -> bool:
         traffic = replace(self._traffic, rate=rate)
         targets = traffic.workload.targets
-        count = max(50, round(rate * traffic.workload.seconds))
+        count = traffic.workload.num_arrivals(rate) * traffic.workload.num_turns
         hopeless = TooManyMissed(targets, floor((1 - self._attainment) * count))
         if isinstance(self._system, System):
             run = self._system.run(self._cluster, traffic, hopeless)

@@ -38,6 +38,19 @@ class Workload:
     name: str
     targets: Targets
     seconds: float
+    num_turns: int = 1
+    """Of each arrival; with several, the workload is `chat`."""
+    turn: str = ""
+    """Tokens of a prompt and an answer of `chat`, `IN:OUT`."""
+
+    def named(self, count: int) -> str:
+        """The name of so many arrivals, as `make_workload` takes it."""
+        turns = f":{self.num_turns}:{self.turn}" if self.turn else ""
+        return f"{self.name}:{count}{turns}"
+
+    def num_arrivals(self, rate: float) -> int:
+        """Those of a run with so many per second."""
+        return max(50, round(rate * self.seconds))
 
 
 WORKLOADS = (
@@ -75,8 +88,8 @@ class Traffic:
 
     def arrivals(self, sigma: float | None) -> list[Arrival]:
         """The requests, all online."""
-        count = max(50, round(self.rate * self.workload.seconds))
-        requests = make_workload(f"{self.workload.name}:{count}", seed=self.seed)
+        name = self.workload.named(self.workload.num_arrivals(self.rate))
+        requests = make_workload(name, seed=self.seed)
         requests = with_arrivals(requests, self.rate, self.cv**-2, self.seed)
         return make_arrivals(requests, sigma, self.seed)
 
@@ -98,10 +111,19 @@ class System:
 
     def run(self, cluster: Cluster, traffic: Traffic, is_hopeless: "Hopeless") -> MacroRun:
         """Serve the traffic."""
-        spec = self.spec(cluster, traffic.workload.targets)
-        config = RouterCoreConfig.of(routing=self.routing, **dict(self.router))
         arrivals = traffic.arrivals(SIGMA if self.predicts else None)
-        specs = [spec] * cluster.num_instances
+        return self.serve(cluster, traffic.workload.targets, arrivals, is_hopeless)
+
+    def serve(
+        self,
+        cluster: Cluster,
+        targets: Targets,
+        arrivals: Sequence[Arrival],
+        is_hopeless: "Hopeless",
+    ) -> MacroRun:
+        """Serve the arrivals."""
+        config = RouterCoreConfig.of(routing=self.routing, **dict(self.router))
+        specs = [self.spec(cluster, targets)] * cluster.num_instances
         return simulate_macro(config, specs, arrivals, is_hopeless=is_hopeless)
 
     def spec(self, cluster: Cluster, targets: Targets) -> InstanceSpec:

@@ -6,28 +6,32 @@ requests exceeds T x (n + 1) / n, where T is the target and n the number of inst
 one comes when most requests are late already. The second one does not tell whether the others can
 take the load: requests that decode at half of their target have saved more than T after T seconds.
 
-The load tells both. Of each second, an instance spends a part on prefill, and in each turn of
-decoding, a part of the TPOT target. Both grow when there are fewer instances; where their sum
-reaches 1, one of the targets is missed.
+The load tells both. In each turn of decoding, an instance has the TPOT target for two things: rows,
+and prefill beside them. What a turn with one row takes is lost in any case.
 
-  load(m) = P / m + turn(G x tpot / m) / tpot
+  load(m) = (P / m + more(G x tpot / m) / tpot) / (1 - lone / tpot)
 
-P are the seconds of prefill that arrive in a second, G the tokens that are generated in a second,
-so G x tpot / m the requests that each of m instances decodes if they take as long as they may, and
-turn(r) the seconds of a turn with r requests. One instance more, if the load exceeds `FULL`; one
-fewer, if the load of the others would stay below `SPARE`.
+P are the seconds of prefill that arrive in a second; G the tokens that are generated in a second,
+so G x tpot / m the requests that each of m instances decodes if they take as long as they may;
+lone the seconds of a turn with one of them, and more(r) how many seconds the others add. At 1, one
+of the targets is missed. One instance more, if the load exceeds `FULL`; one fewer, if the load of
+the others would stay below `SPARE`. Without a TPOT target, or with one that even a request alone
+would miss, the signals are those of the paper.
 
 Between two changes there are `scale_cooldown` seconds.
 """
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from configs.scaling import ScalingConfig
 from router.instance import Instance
 
 FULL, SPARE = 0.9, 0.75
 """What arrives while another instance starts must fit as well; and the load varies."""
+LEAST_DECODE_SHARE = 0.1
+"""Of the time; the rest is prefill, which may be more than all of it for a moment."""
 
 
 class ScalingSignals:
@@ -57,11 +61,11 @@ class ScalingSignals:
         if self._config.actuator == "fixed" or now < self._next_at or not serving:
             return 0
         ttft_slo = max((i.status.ttft_slo for i in serving if i.status), default=0.0)
-        tpot_slo = max((i.status.tpot_slo for i in serving if i.status), default=0.0)
         if not ttft_slo:
             return 0
-        by_load = bool(tpot_slo) and self._config.scale_signal == "load"
-        load = Load(serving, self._prefill_s.rate(now), tpot_slo) if by_load else None
+        load = None
+        if self._config.scale_signal == "load":
+            load = Load.of_serving(serving, self._prefill_s.rate(now))
         change = 0
         if num_instances < self._config.max_instances:
             is_late = max(self._ttft_s.mean(now), waited_s) > ttft_slo
@@ -77,30 +81,47 @@ class ScalingSignals:
         return change
 
 
+@dataclass(frozen=True, slots=True)
 class Load:
-    """The load of `serving` instances, by `prefill_s` seconds of prefill that arrive each second.
+    """What online requests take of instances: `prefill_s` seconds of prefill in each second, and
+    `num_rows` requests in each turn, if each token takes the TPOT target.
 
-    `tpot_slo` is in seconds.
+    A row takes `s_per_row` seconds of a turn, and one alone `lone_turn_s`.
     """
 
-    def __init__(self, serving: Sequence[Instance], prefill_s: float, tpot_slo: float) -> None:
-        self._prefill_s, self._tpot_slo = prefill_s, tpot_slo
-        promises = [i.status.promises for i in serving if i.status]
+    prefill_s: float
+    num_rows: float
+    s_per_row: float
+    lone_turn_s: float
+    tpot_slo: float
+
+    @classmethod
+    def of_serving(cls, serving: Sequence[Instance], prefill_s: float) -> "Load | None":
+        """That of these instances; None without a TPOT target that can be met."""
+        statuses = [i.status for i in serving if i.status and i.status.tpot_slo]
+        if not statuses:
+            return None
+        tpot_slo = max(status.tpot_slo for status in statuses)
+        promises = [status.promises for status in statuses]
+        lone_turn_s = _mean([p.lone_turn_s for p in promises])
+        if lone_turn_s >= tpot_slo:
+            return None
         decoding = [p for p in promises if p.num_decoding]
-        # The rest of a turn is prefill.
-        decode_share = max(0.1, 1 - prefill_s / len(serving))
-        self._num_rows = sum(
-            p.num_decoding * tpot_slo * decode_share / max(p.turn_s, p.lone_turn_s, 1e-6)
+        decode_share = max(LEAST_DECODE_SHARE, 1 - prefill_s / len(serving))
+        num_rows = sum(
+            p.num_decoding * tpot_slo * decode_share / max(p.turn_s, p.lone_turn_s)
             for p in decoding
+            if p.turn_s > 0
         )
-        self._lone_turn_s = _mean([p.lone_turn_s for p in promises])
-        self._s_per_row = _mean([p.turn_s_per_row for p in decoding])
+        return cls(
+            prefill_s, num_rows, _mean([p.turn_s_per_row for p in decoding]), lone_turn_s, tpot_slo
+        )
 
     def of(self, num_instances: int) -> float:
-        """The load if there were so many instances; 1 is what they can do within the targets."""
-        rows = self._num_rows / num_instances
-        turn_s = self._lone_turn_s + self._s_per_row * max(0.0, rows - 1)
-        return self._prefill_s / num_instances + turn_s / self._tpot_slo
+        """The part of what so many instances can do within the targets."""
+        more_s = self.s_per_row * max(0.0, self.num_rows / num_instances - 1)
+        taken = self.prefill_s / num_instances + more_s / self.tpot_slo
+        return taken / (1 - self.lone_turn_s / self.tpot_slo)
 
 
 def _has_slack(serving: Sequence[Instance], ttft_slo: float, now: float) -> bool:

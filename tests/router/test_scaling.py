@@ -31,46 +31,61 @@ def feed(signals: ScalingSignals, seconds_per_second: float) -> None:
         signals.observe_prefill(seconds_per_second, second + 0.5)
 
 
-def test_the_load_is_prefill_and_what_decoding_takes_of_its_target() -> None:
-    none = Load([instance(lone_turn_s=0.02)], 0.3, TPOT_S)
-    assert none.of(1) == pytest.approx(0.3 + 0.2)
-    assert none.of(2) == pytest.approx(0.15 + 0.2)
-    # In 0.1 s, 50 of them get the tokens that 100 get in 0.05 s.
-    half = Load([decoding(100, 0.05, 0.0003)], 0.0, TPOT_S)
-    assert half.of(1) == pytest.approx((0.02 + 0.0003 * 199) / TPOT_S)
-    assert half.of(2) == pytest.approx((0.02 + 0.0003 * 99) / TPOT_S)
+def load_of(serving: list[Instance], prefill_s: float = 0.0) -> Load:
+    made = Load.of_serving(serving, prefill_s)
+    assert made is not None
+    return made
+
+
+def test_the_load_is_prefill_and_what_rows_add_to_a_turn() -> None:
+    none = load_of([instance(lone_turn_s=0.02)], 0.4)
+    assert none.of(1) == pytest.approx(0.4 / 0.8), "a fifth of the target is gone in any case"
+    assert none.of(2) == pytest.approx(0.2 / 0.8)
+    # In a turn of 0.1 s instead of 0.05 s, twice as many decode at the same tokens per second.
+    rows = load_of([decoding(100, 0.05, 0.0003)])
+    assert rows.of(1) == pytest.approx(0.0003 * 199 / TPOT_S / 0.8)
+    assert rows.of(2) == pytest.approx(0.0003 * 99 / TPOT_S / 0.8)
+    assert rows.of(1000) == 0
 
 
 def test_requests_decode_slower_beside_prefill() -> None:
-    beside = Load([decoding(100, 0.05, 0.0003)], 0.5, TPOT_S)
-    assert beside.of(1) == pytest.approx(0.5 + (0.02 + 0.0003 * 99) / TPOT_S)
+    beside = load_of([decoding(100, 0.05, 0.0003)], 0.5)
+    assert beside.of(1) == pytest.approx((0.5 + 0.0003 * 99 / TPOT_S) / 0.8)
 
 
 def test_an_instance_is_wanted_before_the_load_is_more_than_all_can_do() -> None:
+    alone = [instance(lone_turn_s=0.02)]
     told = signals()
-    feed(told, FULL - 0.25)
-    assert told.change([instance(lone_turn_s=0.02)], 1, 0.0, 10.0) == 0
-    feed(told, FULL - 0.15)
-    assert told.change([instance(lone_turn_s=0.02)], 1, 0.0, 10.0) == 1
-    assert told.change([instance(lone_turn_s=0.02)], 1, 0.0, 19.0) == 0, "the cooldown"
+    feed(told, 0.8 * FULL - 0.05)
+    assert told.change(alone, 1, 0.0, 10.0) == 0
+    told = signals()
+    feed(told, 0.8 * FULL + 0.05)
+    assert told.change(alone, 1, 0.0, 10.0) == 1
+    assert told.change(alone, 1, 0.0, 19.0) == 0, "the cooldown"
 
 
 def test_an_instance_goes_when_the_others_can_take_its_load() -> None:
     pair = [instance("a", lone_turn_s=0.02), instance("b", lone_turn_s=0.02)]
     told = signals()
-    feed(told, SPARE - 0.15)
+    feed(told, 0.8 * SPARE + 0.05)
     assert told.change(pair, 2, 0.0, 10.0) == 0
     told = signals()
-    feed(told, SPARE - 0.25)
+    feed(told, 0.8 * SPARE - 0.05)
     assert told.change(pair, 2, 1.0, 10.0) == 0, "a request waits"
     assert told.change(pair, 2, 0.0, 10.0) == -1
 
 
 def test_slack_does_not_tell_whether_the_others_can_take_the_load() -> None:
-    """Two that decode at half of the target: the paper's signal removes one."""
+    """Two that decode at less than half of the target: the paper's signal removes one."""
     pair = [decoding(60, 0.04, 0.0003, mean_slack_s=9.0) for _ in range(2)]
     assert signals("ecoserve").change(pair, 2, 0.0, 10.0) == -1
     assert signals().change(pair, 2, 0.0, 10.0) == 0
+
+
+def test_a_target_that_no_number_of_instances_meets_starts_none() -> None:
+    for lone_turn_s in (0.095, 0.2):
+        alone = [decoding(1, lone_turn_s, lone_turn_s=lone_turn_s)]
+        assert signals().change(alone, 1, 0.0, 10.0) == 0
 
 
 @pytest.mark.parametrize("signal", ["load", "ecoserve"])

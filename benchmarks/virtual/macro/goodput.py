@@ -2,7 +2,7 @@
 
 The rate is searched by doubling and then by bisection. Attainment need not fall with the rate:
 EcoServe's algorithm met 90 % at 8 and at 26 requests/s, and 89 % at 15. So a rate that is missed
-ends the doubling only if the next two, half an octave and an octave above it, are missed as well.
+ends the doubling only if four more are missed as well, up to twice as high.
 A run ends as soon as too many requests have missed a target.
 """
 
@@ -16,7 +16,7 @@ from simulator.arrival import SequenceTimes, Targets
 TOLERANCE = 0.05
 """The rate is found to this fraction of itself."""
 FIRST_RATE_PER_GPU = 0.25
-STEPS = (2.0, 2.0**1.5, 4.0)
+STEPS = tuple(2.0 ** (1 + i / 4) for i in range(5))
 """Which multiples of a rate that is met are tried next."""
 
 

@@ -45,7 +45,7 @@ PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses 2 --dist loadfile
 tests: $(VENV)/dev
 	$(PYTEST) $(ARGS)
 
-test-all: $(VENV)/dev  ## the long tests as well (about 50 minutes)
+test-all: $(VENV)/dev  ## the long tests as well (about an hour)
 	$(PYTEST) -m '' $(ARGS)
 
 dashboards: $(VENV)/dev  ## write deploy/grafana/dashboards from their descriptions

@@ -129,6 +129,7 @@ def test_two_nodes_find_reach_and_measure_each_other(hosts: Hosts, checkpoint: P
     }
 
 
+@pytest.mark.long
 def test_the_latency_of_each_link_is_measured(hosts: Hosts, checkpoint: Path) -> None:
     slow_down(hosts, SLOW_MS)
     results = run_on(hosts, [[str(checkpoint), "-pp", "3"]] * 3)
@@ -141,6 +142,7 @@ def test_the_latency_of_each_link_is_measured(hosts: Hosts, checkpoint: Path) ->
     ]
 
 
+@pytest.mark.long
 def test_a_node_with_another_setting_is_named_on_both(hosts: Hosts, checkpoint: Path) -> None:
     timeout = ["--stage-start-timeout", "20"]
     results = run_on(

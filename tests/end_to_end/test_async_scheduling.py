@@ -68,6 +68,7 @@ def test_answers_are_those_of_synchronous_scheduling(
         daemon.wait_for(lambda: daemon.metric("tdpipe_kv_blocks_used") == 0)
 
 
+@pytest.mark.long
 def test_answers_survive_a_killed_stage(tmp_path: Path) -> None:
     """Steps that follow one another are in flight when the stage dies."""
     shared_library()

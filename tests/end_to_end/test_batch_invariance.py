@@ -33,7 +33,7 @@ NEAR_TIE = 0.125
 @pytest.mark.parametrize(
     ("family", "dtype", "max_tokens", "others"),
     [
-        ("mixtral", "bfloat16", 8, (("3", "td-pipe"),)),
+        pytest.param("mixtral", "bfloat16", 8, (("3", "td-pipe"),), marks=pytest.mark.long),
         ("llama", "bfloat16", 8, (("3", "hybrid"),)),
         pytest.param("mixtral", "bfloat16", 20, EVERY_POLICY, marks=pytest.mark.long),
         pytest.param("llama", "bfloat16", 20, EVERY_POLICY, marks=pytest.mark.long),

@@ -19,6 +19,7 @@ MAX_TOKENS = 40
 BLOCK_BYTES = 16 * 2 * 2 * 2 * 32  # tokens, layers, K and V, KV heads, head dim; a byte each
 
 
+@pytest.mark.long
 def test_answers_are_those_of_one_stage_whatever_the_schedule(tmp_path: Path) -> None:
     shared_library()
     checkpoint = make_checkpoint(tmp_path / "model", "llama", hidden_size=128)

@@ -65,6 +65,7 @@ def upload(daemon: Daemon, num_bytes: int = 0) -> httpx.Response:
     )
 
 
+@pytest.mark.long
 def test_requests_are_answered_while_everything_that_is_written_is_on_a_full_disk(
     tmp_path: Path,
 ) -> None:

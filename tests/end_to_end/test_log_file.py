@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.end_to_end.daemon import LOG_FILE, Daemon
 
@@ -15,6 +16,7 @@ def log_of(process: psutil.Process) -> str:
     return str(Path(f"/proc/{process.pid}/fd/2").readlink())
 
 
+@pytest.mark.long
 def test_after_a_rotation_every_process_writes_to_the_new_file(predicting: Daemon) -> None:
     path, moved = predicting.folder / LOG_FILE, predicting.folder / f"{LOG_FILE}.1"
     predicting.wait_for(lambda: all(f"[{name}] " in path.read_text() for name in NAMES), 120)

@@ -21,7 +21,7 @@ LENGTHS = (1, 5, 30, 60, 90, 200)
     ("order", "arguments", "delay_ms"),
     [
         pytest.param((0, 1), ["-pp", "2"], 0, id="first node first"),
-        pytest.param((1, 0), ["-pp", "2"], 0, id="first node last"),
+        pytest.param((1, 0), ["-pp", "2"], 0, id="first node last", marks=pytest.mark.long),
         pytest.param((2, 0, 1), ["-pp", "3"], 0, id="three nodes", marks=pytest.mark.long),
         pytest.param((0, 1), ["-pp", "3"], 20, id="slow link", marks=pytest.mark.long),
         pytest.param(

@@ -63,7 +63,7 @@ def answers_of(found: list[list[tuple[list[int], int]]]) -> list[list[list[int]]
     [
         # The longest conversation takes 19 blocks, all together some 90.
         ("llama", "td-pipe", 22),
-        ("gemma2", "temporal", None),
+        pytest.param("gemma2", "temporal", None, marks=pytest.mark.long),
         pytest.param("gpt_oss", "hybrid", None, marks=pytest.mark.long),
         pytest.param("llama", "temporal", 22, marks=pytest.mark.long),
         pytest.param("gemma2", "td-pipe", None, marks=pytest.mark.long),

@@ -64,7 +64,10 @@ def test_answers_are_those_of_the_daemons(world: World) -> None:
     assert routed[0].strip() == RIGHT
 
 
-@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1, "seed": 7}])
+@pytest.mark.parametrize(
+    "sampling",
+    [pytest.param({"temperature": 0}, marks=pytest.mark.long), {"temperature": 1, "seed": 7}],
+)
 def test_streams_outlive_the_daemon_that_began_them(world: World, sampling: dict[str, Any]) -> None:
     """They equal undisturbed ones; then the daemon comes back, and takes part again."""
     router, victim = world.router, world.daemons[0]

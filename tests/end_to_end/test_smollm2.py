@@ -105,7 +105,7 @@ async def converse(client: Any, says: list[str]) -> list[tuple[list[dict[str, st
 @pytest.mark.parametrize(
     "some",
     [
-        pytest.param(CONVERSATIONS[::5], id="some"),
+        pytest.param(CONVERSATIONS[::10], id="some"),
         pytest.param(CONVERSATIONS, id="all", marks=pytest.mark.long),
     ],
 )

@@ -122,11 +122,12 @@ def undisturbed(daemon: Daemon) -> list[str]:
     return ask(daemon, lambda: None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "words"),
     [
         (signal.SIGKILL, "stage 1 rank 1 was killed by SIGKILL"),
-        pytest.param(signal.SIGSTOP, "stage 1 rank 1 was silent", marks=pytest.mark.long),
+        (signal.SIGSTOP, "stage 1 rank 1 was silent"),
     ],
 )
 def test_requests_survive_the_loss_of_one_rank(

@@ -97,7 +97,7 @@ def ask_many(daemon: Daemon, prompts: list[list[int]]) -> None:
     asyncio.run(ask_all())
 
 
-@pytest.mark.parametrize("victim", ["stage", "engine"])
+@pytest.mark.parametrize("victim", ["stage", pytest.param("engine", marks=pytest.mark.long)])
 def test_a_process_that_dies_meanwhile_is_a_span(
     victim: str, daemon: Daemon, collector: Collector
 ) -> None:
@@ -137,6 +137,7 @@ def test_a_router_s_spans_are_above_those_of_its_instance(
     assert answer.headers.get_list("traceresponse") == [f"00-{trace_id}-{above.span_id}-01"]
 
 
+@pytest.mark.long
 def test_spans_are_sent_at_the_end_of_a_daemon_and_a_collector_may_be_gone(tmp_path: Path) -> None:
     with socket.socket() as taken:  # nothing listens there yet
         taken.bind(("127.0.0.1", 0))

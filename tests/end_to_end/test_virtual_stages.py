@@ -24,7 +24,7 @@ COMMON = ("--dtype", "float32", "--device", "cpu")
 @pytest.mark.parametrize(
     ("num_stages", "num_slices", "policy"),
     [
-        (2, 2, "td-pipe"),
+        pytest.param(2, 2, "td-pipe", marks=pytest.mark.long),
         (3, 3, "temporal"),
         pytest.param(1, 2, "td-pipe", marks=pytest.mark.long),
         pytest.param(1, 3, "temporal", marks=pytest.mark.long),
@@ -60,6 +60,7 @@ def test_greedy_tokens_are_those_of_transformers(
     assert reference.num_near_ties_of_all(prompts, outputs, NEAR_TIE) == 0
 
 
+@pytest.mark.long
 def test_answers_survive_a_killed_stage(tmp_path: Path) -> None:
     shared_library()
     checkpoint = make_checkpoint(tmp_path / "model", "llama", num_hidden_layers=NUM_LAYERS)

@@ -95,6 +95,10 @@ class Stream:
         self._on_token()
 
 
+class MomentPassedError(AssertionError):
+    """A stream has ended before the moment came."""
+
+
 class Clients:
     """Streams that begin together; start it within `async with`, which ends when all have."""
 
@@ -119,12 +123,13 @@ class Clients:
         await self._client.aclose()
 
     async def reach(self, moment: Moment) -> None:
-        """Wait for the moment; an AssertionError where it has passed."""
+        """Wait for the moment; raises `MomentPassedError` where it has passed."""
         async with asyncio.timeout(TIMEOUT_S):
             while not self._has_come(moment) and not any(s.ends for s in self.streams):
                 self._news.clear()
                 await self._news.wait()
-        assert not any(stream.ends for stream in self.streams), "the moment is over"
+        if any(stream.ends for stream in self.streams):
+            raise MomentPassedError
 
     def _has_come(self, moment: Moment) -> bool:
         counts = [len(stream.arrivals) for stream in self.streams]

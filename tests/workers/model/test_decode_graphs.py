@@ -140,7 +140,11 @@ DECODES = [(0, 1), (0, 2), (2, 3), (0, 3), (2, 3)]
 
 @pytest.mark.parametrize(
     ("family", "fuses"),
-    [("llama", True), ("mixtral", False), pytest.param("gemma2", True, marks=pytest.mark.long)],
+    [
+        ("llama", True),
+        pytest.param("mixtral", False, marks=pytest.mark.long),
+        pytest.param("gemma2", True, marks=pytest.mark.long),
+    ],
 )
 def test_replayed_steps_are_eager_steps(family: str, tmp_path: Path, *, fuses: bool) -> None:
     path = make_checkpoint(tmp_path, family, num_hidden_layers=2)

@@ -82,6 +82,12 @@ class RouterCore:
         stale_after = self.config.routing.stale_after
         return [i for i in self.instances.values() if i.may_serve(now, stale_after)]
 
+    def load(self, now: float) -> float | None:
+        """See `router.scaling`; None without instances, or without targets that can be met."""
+        serving = self.serving(now)
+        load = self._signals.load(serving, now)
+        return None if load is None else load.of(len(serving))
+
     def _join(self, joined: Joined) -> None:
         name = joined.handler.name
         if name not in self.instances:

@@ -32,6 +32,9 @@ class Core(Protocol):
     def handle(self, event: Event, now: float) -> Sequence[Decision]:
         """Take an event at `now` (seconds), and decide what follows."""
 
+    def load(self, now: float) -> float | None:
+        """The part of what the serving instances can do that online requests take, if known."""
+
 
 MakeCore = Callable[[RouterCoreConfig], Core]
 

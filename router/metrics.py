@@ -1,5 +1,7 @@
 """The router's metrics, in Prometheus' text format."""
 
+from collections.abc import Sequence
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -77,6 +79,12 @@ class Metrics:
             ["instance"],
             registry=registry,
         )
+        self._load = Gauge(
+            "tdpipe_router_load",
+            "Online load of the instances with these models; at 1, targets are missed",
+            ["models"],
+            registry=registry,
+        )
         self.losses = Counter(
             "tdpipe_router_instance_losses",
             "How often an instance became stale or did not answer",
@@ -105,6 +113,14 @@ class Metrics:
             gauge.labels(instance).set(0)
         for counter in (self.losses, self.retries):
             counter.labels(instance)
+
+    def show_load(self, models: Sequence[str], load: float | None) -> None:
+        """Show the load of a fleet, or that it is not known."""
+        label = ",".join(models)
+        if load is None:
+            self._load.remove(label)
+        else:
+            self._load.labels(label).set(load)
 
     def count_early(self, status: int) -> None:
         """Count a request that ended with this status before it was read."""

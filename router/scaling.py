@@ -51,6 +51,10 @@ class ScalingSignals:
         """An online request was sent, which takes so many seconds of an instance to prefill."""
         self._prefill_s.add(seconds, now)
 
+    def load(self, serving: Sequence[Instance], now: float) -> "Load | None":
+        """The load of these instances; None without a TPOT target that can be met."""
+        return Load.of_serving(serving, self._prefill_s.rate(now))
+
     def change(
         self, serving: Sequence[Instance], num_instances: int, waited_s: float, now: float
     ) -> int:
@@ -63,9 +67,7 @@ class ScalingSignals:
         ttft_slo = max((i.status.ttft_slo for i in serving if i.status), default=0.0)
         if not ttft_slo:
             return 0
-        load = None
-        if self._config.scale_signal == "load":
-            load = Load.of_serving(serving, self._prefill_s.rate(now))
+        load = self.load(serving, now) if self._config.scale_signal == "load" else None
         change = 0
         if num_instances < self._config.max_instances:
             is_late = max(self._ttft_s.mean(now), waited_s) > ttft_slo

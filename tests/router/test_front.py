@@ -26,7 +26,7 @@ from tests.router.world import (
     running,
     silent,
 )
-from wire.instance_status import InstanceStatus
+from wire.instance_status import InstanceStatus, Promises
 
 EVENTS = [event("hel", 5), event("lo", 6, 7), event("", 0, finish="stop"), DONE]
 
@@ -412,3 +412,22 @@ def test_what_is_open_at_the_end_of_the_drain_ends_with_an_error() -> None:
 def test_the_settings_of_a_router_are_flat() -> None:
     assert RouteConfig.of(instances=["http://one"]).instances.instances == ("http://one",)
     assert msgspec.json.encode(RouteConfig().core.flat("json"))
+
+
+def test_the_load_is_a_metric_while_instances_with_targets_serve() -> None:
+    async def shown(world: World) -> bool:
+        page = (await world.ask("/metrics")).body.decode()
+        return f'tdpipe_router_load{{models="{MODEL}"}} 0.0' in page
+
+    async def test(world: World) -> None:
+        while not await shown(world):
+            await asyncio.sleep(0.01)
+        await world.daemons[0].kill()
+        while await shown(world):
+            await asyncio.sleep(0.01)
+
+    timely = Promises(lone_turn_s=0.1)
+    told = InstanceStatus(
+        "one", ready=True, models=(MODEL,), ttft_slo=1.0, tpot_slo=1.0, promises=timely
+    )
+    run(test, FakeDaemon(status=told))

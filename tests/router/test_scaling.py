@@ -5,10 +5,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from configs.router import RouterCoreConfig
 from configs.scaling import ScalingConfig
+from router.core import RouterCore
 from router.instance import Instance
+from router.messages import Arrived, Handler, Joined, Lost, Reported
 from router.scaling import FULL, SPARE, Load, ScalingSignals
-from tests.router.helpers import instance
+from tests.router.helpers import instance, status
 
 TTFT_S, TPOT_S = 5.0, 0.1
 """The targets of the instances of `helpers`."""
@@ -111,3 +114,16 @@ def test_without_a_tpot_target_the_signals_are_the_paper_s() -> None:
     for each in pair:
         each.status = replace(each.status, ttft_slo=0.0)
     assert signals().change(pair, 2, 99.0, 10.0) == 0
+
+
+def test_the_core_tells_the_load_of_those_that_serve() -> None:
+    core = RouterCore(RouterCoreConfig())
+    assert core.load(0.0) is None
+    for name in ("a", "b"):
+        core.handle(Joined(Handler(name)), 0.0)
+        core.handle(Reported(name, status(name, lone_turn_s=0.02)), 0.0)
+    core.handle(Arrived(1, 4000), 0.0)  # 4 s of prefill, in a window of 10 s
+    assert core.load(0.0) == pytest.approx(0.4 / 2 / 0.8)
+    core.handle(Lost("b"), 1.0)
+    assert core.load(1.0) == pytest.approx(0.4 / 0.8)
+    assert core.load(11.0) is None, "silent instances do not serve"

@@ -9,6 +9,7 @@ from deploy.grafana.source.panels import (
     BYTES,
     COUNT,
     PER_SECOND,
+    RATIO,
     REQUESTS_PER_SECOND,
     SECONDS,
     Query,
@@ -116,6 +117,14 @@ _INSTANCES = Row(
                 )
             ],
             is_stacked=True,
+        ),
+        graph(
+            "Online load",
+            "What online requests take of the instances with the same models. At 1, targets are "
+            "missed; with --scale-signal load, a router asks for one more at 0.9. Nothing is shown "
+            "without targets.",
+            RATIO,
+            [Query("max by (models) (tdpipe_router_load{ROUTER})", "{{models}}")],
         ),
         graph(
             "Losses by instance",

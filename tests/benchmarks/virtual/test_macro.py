@@ -1,6 +1,6 @@
 """The benchmark of many instances: the search for goodput, and its tables."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -48,6 +48,25 @@ def test_the_highest_rate_within_the_targets_is_found(limit: float) -> None:
     system = Limited("limited", "adaptive", "temporal", limit=limit)
     found = Search(system, CLUSTER, Traffic(LITTLE, 1.0), 0.9).goodput()
     assert limit / (1 + TOLERANCE) <= found <= limit
+
+
+@pytest.mark.parametrize(("makespan_s", "expected"), [(2.0, 28.0), (1.0, 5.0)])
+def test_attainment_may_fall_and_rise_again(makespan_s: float, expected: float) -> None:
+    """A rate that is just missed does not end the search, one that is missed early does."""
+
+    class Dipping(Limited):
+        def run(self, cluster: Cluster, traffic: Traffic, is_hopeless: object) -> MacroRun:
+            run = Limited.run(self, cluster, traffic, is_hopeless)
+            if 5.0 < traffic.rate < 19.0:
+                run.sequences[:20] = [times(2.0)] * 20
+            for i, each in enumerate(run.sequences):
+                run.sequences[i] = replace(each, arrived_at=i * 2.0 / len(run.sequences))
+            run.makespan_s = makespan_s
+            return run
+
+    dipping = Dipping("dipping", "adaptive", "temporal", limit=28.0, share=0.0)
+    found = Search(dipping, CLUSTER, Traffic(LITTLE, 1.0), 0.9).goodput()
+    assert expected / (1 + TOLERANCE) <= found <= expected
 
 
 def test_a_share_of_requests_may_miss_and_nothing_at_all_is_zero() -> None:

@@ -6,8 +6,8 @@ are expected to have at their end, instead of the mean of what they have now: a 
 only begun has no slack yet, but will have. Requests that will miss the target whatever happens do
 not count: others would wait for them for nothing. A second one asks whether the instance, with this
 request, still decodes within the target: nothing could be saved otherwise. The KV check counts
-predicted answers. Of the instances that pass, the one with the most of the prompt in its prefix
-cache gets the request, otherwise the one with the fewest seconds of prefill before it. Without a
+predicted answers. Of the instances that pass, the one gets the request where its first token comes
+soonest, and where its prefill, less with a cached prefix, takes the least from others. Without a
 TPOT target, nothing of this tells how many requests an instance decodes: then the one with the
 fewest open requests gets it, unless the rule `prefix` prefers another one.
 
@@ -51,7 +51,7 @@ class Adaptive:
             return None
         if not any(map(_tpot_slo, fitting)):
             return self._balancing.choose(request, fitting, now)
-        return min(fitting, key=lambda instance: self._first_token_s(instance, request, now))
+        return min(fitting, key=lambda instance: self._delay_s(instance, request, now))
 
     def _admits(self, instance: Instance, request: Request, now: float) -> bool:
         status = instance.status
@@ -106,8 +106,9 @@ class Adaptive:
         cached = instance.cached_tokens(request) if self._config.prefix_affinity else 0.0
         return among_others_s(instance.status.promises.costs, request.num_to_feed, cached)
 
-    def _first_token_s(self, instance: Instance, request: Request, now: float) -> float:
-        return instance.pending_s(now) + self._own_s(instance, request)
+    def _delay_s(self, instance: Instance, request: Request, now: float) -> float:
+        """Seconds until its first token, and as many as its prefill takes from others."""
+        return instance.pending_s(now) + 2 * self._own_s(instance, request)
 
     def _slack_s(self, instance: Instance, now: float) -> float:
         if self._uses_mean:

@@ -167,6 +167,11 @@ def test_a_cached_prefix_is_preferred_if_it_saves_more_than_the_wait() -> None:
     asked = request(prefix_keys=(1, 2, 3), tokens_per_key=300.0)
     assert adaptive().choose(asked, [near, far], 0.0) is near
     assert adaptive(prefix_affinity=False).choose(asked, [near, far], 0.0) is far
+    little = request(prefix_keys=(1,), tokens_per_key=400.0)  # saves 0.4 s, for others as well
+    for pending_s, is_chosen in ((0.7, True), (0.9, False)):
+        some = instance("a", pending_prefill_s=pending_s)
+        some.prefix_keys = {1}
+        assert (adaptive().choose(little, [some, far], 0.0) is some) is is_chosen
     near.prefix_keys = {2, 3}  # of no use without the first
     assert adaptive().choose(asked, [near, far], 0.0) is far
 

@@ -288,9 +288,9 @@ class Fleets:
         del fleet.links[link.name]
         self._handle(fleet, Lost(link.name, is_gone=True))
         fleet.break_off(link, f"instance {link.name} serves other models now")
-        for empty in [each for each in self._fleets if not each.links and not each.tickets]:
-            self._metrics.show_load(empty.models, None)
-            self._fleets.remove(empty)
+        if not fleet.links:
+            self._metrics.show_load(fleet.models, None)
+        self._fleets = [each for each in self._fleets if each.links or each.tickets]
 
     def _remove(self, fleet: Fleet, name: str) -> None:
         """Drop an instance that has drained, unless it has left this fleet otherwise."""

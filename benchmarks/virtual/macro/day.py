@@ -7,7 +7,7 @@ number of instances: fixed ones, or the router's signals.
 
 import argparse
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -55,11 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--boot", type=float, default=15.0, help="seconds until a new instance serves [15]"
     )
     options = parser.parse_args(argv)
-    rows = [partial(_row, name, options.peak, options.boot) for name in WAYS]
+    row_of = partial(_row, peak=options.peak, boot_s=options.boot)
     print("| | instances, mean (most) | targets met | instance hours per million met |")
     print("|---|--:|--:|--:|")
     with ProcessPoolExecutor(mp_context=get_context("fork")) as processes:
-        for row in processes.map(_call, rows):
+        for row in processes.map(row_of, WAYS):
             print(row, flush=True)
     return 0
 
@@ -80,10 +80,6 @@ def _times(peak: float, rng: random.Random) -> Iterator[float]:
         if rng.random() < share:
             yield now
         now += rng.expovariate(peak)
-
-
-def _call(row: Callable[[], str]) -> str:
-    return row()
 
 
 def _row(name: str, peak: float, boot_s: float) -> str:

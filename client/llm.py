@@ -15,7 +15,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import TracebackType
@@ -35,6 +35,10 @@ from server.endpoints import Endpoints
 from server.http.errors import ApiError
 from server.openai.fields.conversation import ChatMessage, Conversation
 from server.requests.retry import ask_until_final
+
+# How often a waiting caller checks for signals: one that arrives just before the wait begins, or in
+# another thread, does not interrupt it.
+SIGNAL_CHECK_S = 0.1
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 Message = dict[str, Any]
@@ -65,7 +69,7 @@ class LLM:
         """Start, and wait until the engine is ready."""
         self._thread.start()
         try:
-            self._started.result()
+            _result(self._started)
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -82,7 +86,8 @@ class LLM:
         if self._loop is not None:
             with suppress(RuntimeError):  # the thread has ended by itself
                 self._loop.call_soon_threadsafe(self._exit_requested.set)
-        self._thread.join()
+        while self._thread.is_alive():
+            self._thread.join(SIGNAL_CHECK_S)
 
     def generate(
         self,
@@ -207,7 +212,7 @@ class LLM:
         future: Future[Result] | None = None
         try:
             future = asyncio.run_coroutine_threadsafe(self._engine.run(work), self._loop)
-            return future.result()
+            return _result(future)
         except ApiError as error:
             kind = ValueError if error.status < 500 else RuntimeError
             raise kind(str(error)) from error
@@ -244,6 +249,13 @@ class LLM:
             self._endpoints = engine.endpoints()
             self._started.set_result(None)
             await self._exit_requested.wait()
+
+
+def _result(future: Future[Result]) -> Result:
+    """Wait for a result such that Ctrl-C always ends the wait. Raises what the work raised."""
+    while not wait((future,), SIGNAL_CHECK_S).done:
+        pass
+    return future.result()
 
 
 class _ProgressBar:

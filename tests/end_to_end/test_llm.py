@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,6 +148,25 @@ def test_prompts_outlast_a_stage_and_an_engine_that_are_killed(
 def test_a_missing_model_is_reported_at_once() -> None:
     with pytest.raises(OfflineEngineError, match="no folder /nowhere"):
         LLM("/nowhere/at/all").__enter__()
+
+
+def test_ctrl_c_ends_a_generation_if_another_thread_receives_it(llm: LLM) -> None:
+    """The signal does not interrupt the wait of the main thread then."""
+    pressing = threading.Timer(
+        0.5, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+    )
+    pressing.start()
+    # Far more tokens than a test has time for.
+    params = SamplingParams(max_tokens=2000, ignore_eos=True, n=16)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist may ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(["a"] * 100, params, use_tqdm=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    pressing.join()
+    (output,) = llm.generate("Count to three in words.\n", GREEDY, use_tqdm=False)
+    assert output.outputs[0].text == "one two three"
 
 
 SCRIPT = """

@@ -8,7 +8,7 @@ Invariants, checked by tests/router/test_core_laws.py:
   ends before; no request waits longer than `max_pending_time` while an instance serves, nor than
   `no_instance_timeout` while none does;
   every instance that joined is in exactly one macro instance until it is removed;
-  an instance is removed only when it has no open requests.
+  an instance that leaves is removed as soon as it has no open requests, and no sooner.
 """
 
 from configs.router import RouterCoreConfig
@@ -65,7 +65,7 @@ class RouterCore:
             case Ended():
                 self._end(event.request_id, out)
             case Broken():
-                self._break(event, now)
+                self._break(event, now, out)
             case Joined():
                 self._join(event)
             case Leaving():
@@ -147,23 +147,23 @@ class RouterCore:
 
     def _end(self, request_id: int, out: list[Decision]) -> None:
         request = self._requests.pop(request_id, None)
-        if request is None:
-            return
-        self.pending.remove(request)
-        instance = self.instances.get(request.instance)
-        if instance is not None and instance.open.pop(request_id, None) is not None:
-            self._remove_if_drained(instance, out)
+        if request is not None:
+            self.pending.remove(request)
+            self._take_from_instance(request, out)
 
-    def _break(self, broken: Broken, now: float) -> None:
+    def _break(self, broken: Broken, now: float, out: list[Decision]) -> None:
         """Let a request wait for another instance. Its former one may be gone already."""
         request = self._requests.get(broken.request_id)
         if request is None:
             return
-        instance = self.instances.get(request.instance)
-        if instance is not None:
-            instance.open.pop(request.request_id, None)
+        self._take_from_instance(request, out)
         request.num_done, request.waits_since = broken.num_done, now
         self.pending.add(request)
+
+    def _take_from_instance(self, request: Request, out: list[Decision]) -> None:
+        instance = self.instances.get(request.instance)
+        if instance is not None and instance.open.pop(request.request_id, None) is not None:
+            self._remove_if_drained(instance, out)
 
     def _route_pending(self, now: float, out: list[Decision]) -> None:
         """Route the waiting requests that an instance can take now."""

@@ -22,8 +22,8 @@ from bench.filler_text import FillerText
 from bench.load_run import Bounds
 from bench.measurement import Figures, measure, send_all
 from bench.options import MISUSED, make_parser
-from bench.plot import PLOT_MARK, draw
-from bench.report import table
+from bench.results.plot import PLOT_MARK, draw
+from bench.results.report import table
 from bench.server import LoadError, LoadTarget, describe_server, probe, when_ready
 from bench.workload import (
     DEFAULT_WORKLOAD,

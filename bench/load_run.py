@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 
-from bench.record import CONNECTION, RUN_ENDED, TIMEOUT, Record
+from bench.results.record import CONNECTION, RUN_ENDED, TIMEOUT, Record
 
 # Sends the request of this index and fills its record; raises OSError when that fails.
 Ask = Callable[[int, Record], Awaitable[None]]

@@ -13,14 +13,14 @@ import msgspec
 from tqdm import tqdm
 
 from bench.call import Call
-from bench.daemon_figures import growth, read_figures, read_settled_figures
 from bench.exchange import Address, exchange
 from bench.load_run import Bounds, LoadRun
 from bench.machine import describe_machine, describe_versions
-from bench.record import Record
-from bench.report import describe_request
+from bench.results.daemon_figures import growth, read_figures, read_settled_figures
+from bench.results.record import Record
+from bench.results.report import describe_request
+from bench.results.summary import summarise
 from bench.server import LoadTarget, describe_server
-from bench.summary import summarise
 from daemon.gc_tuning import GcTuning
 from simulator.spread import PERCENTILES
 

@@ -10,8 +10,8 @@ import msgspec
 from bench.call import COMPLETIONS, ENDPOINTS
 from bench.dataset import DATASET_HELP
 from bench.exchange import Address
-from bench.goodput import parse_target
-from bench.plot import SUFFIXES
+from bench.results.goodput import parse_target
+from bench.results.plot import SUFFIXES
 from configs.client_key import KEY_VARIABLE, client_key
 from simulator.argument_types import not_negative, positive, positive_int, positive_or_inf, within
 from simulator.spread import PERCENTILES

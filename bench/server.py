@@ -10,7 +10,7 @@ import msgspec
 from bench.call import COMPLETIONS, Call, Endpoint, prompt_fields
 from bench.exchange import Address, exchange, fetch
 from bench.filler_text import FillerText, all_words
-from bench.record import Record
+from bench.results.record import Record
 
 PROBE_TIMEOUT_S = 300.0
 _READY_PAUSE_S = 1.0

@@ -27,10 +27,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from configs.config import EngineConfig
-from configs.model import ModelConfig
-from workers.model import admission, skeleton, stage_model
-from workers.model.admission import Exam
+from configs.schema.model import ModelConfig
+from workers.model import stage_model
 from workers.model.attention.interface import UnsupportedModelError
+from workers.model.proof import admission, skeleton
+from workers.model.proof.admission import Exam
 
 Outcome = Literal["exact", "refused", "silent", "crash"]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.daemon_run import serving
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from demo.tasks import Task, held_out
 
 NUM_CHOICES = 4

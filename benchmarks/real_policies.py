@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.daemon_run import log_of, measure
 from configs.config import EngineConfig
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from engine.trace.journal import entries
 from simulator.arrival import Arrival
 from simulator.command import summarise

@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.daemon_run import log_of, measure
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from simulator.workloads.request import Request
 from simulator.workloads.request_file import to_line
 

@@ -34,7 +34,7 @@ from bench.machine import describe_machine
 from bench.measurement import measure
 from bench.server import LoadError, LoadTarget
 from benchmarks.daemon_run import log_of, routing, serving
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from simulator.argument_types import positive, positive_int
 from simulator.workloads.make_workload import make_workload, with_arrivals
 from simulator.workloads.request import Request

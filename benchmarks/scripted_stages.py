@@ -15,7 +15,7 @@ import numpy as np
 import zmq
 
 from configs import loader
-from daemon import child_process
+from daemon.processes import child_process
 from wire.messages import Heartbeat, StageReady, Step, StepDone, ToStage
 from wire.sockets import Spoke
 

@@ -30,7 +30,7 @@ from client.offline import OfflineEngine
 from client.request_output import CompletionOutput, RequestOutput
 from client.sampling_params import SamplingParams
 from configs import loader
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from server.endpoints import Endpoints
 from server.http.errors import ApiError
 from server.openai.fields.conversation import ChatMessage, Conversation

@@ -25,7 +25,7 @@ from server.endpoints import Endpoints, build_endpoints
 from server.lengths.length_predictor import LengthPredictor, PredictorMismatchError, check_predictor
 from server.metrics import Metrics
 from server.requests.engine_client import EngineClient
-from server.requests.engine_metrics import EngineCollector
+from server.requests.monitoring.engine_metrics import EngineCollector
 from server.text.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 
 Result = TypeVar("Result")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from client.terminal import DaemonError, RemoteDaemon
-from daemon import child_process
+from daemon.processes import child_process
 from daemon.runtime_folder import temporary_folder
 
 POLL_INTERVAL_S = 0.1

@@ -23,7 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from client.offline import OfflineEngine, OfflineEngineError
 from configs import loader
 from configs.config import Config
-from daemon import logs
+from daemon.observability import logs
 from server.batches.engine_lines import engine_window
 from server.batches.storage.answer_writer import AnswerWriter
 from server.batches.storage.answers import DamagedAnswersError, LineAnswer, check_is_answers

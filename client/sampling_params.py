@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from server.openai.fields.completion import DEFAULT_MAX_TOKENS
 from server.openai.fields.sampling import SamplingFields
-from server.requests.sampling_defaults import NAMES
+from server.requests.planning.sampling_defaults import NAMES
 
 # Fields that concern the connection, or a request's relation to other requests.
 _OF_HTTP = frozenset({"model", "stream", "stream_options", "service_tier", "priority", "user"})

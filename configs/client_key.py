@@ -2,7 +2,7 @@
 
 import os
 
-from configs.part import ENV_PREFIX
+from configs.schema.part import ENV_PREFIX
 
 KEY_VARIABLE = f"{ENV_PREFIX}API_KEY"
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from configs.part import Part, groups_of, paths_of
+from configs.schema.part import Part, groups_of, paths_of
 
 Settings = TypeVar("Settings", bound=Part)
 

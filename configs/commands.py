@@ -2,9 +2,9 @@
 
 from configs.command_line import Command
 from configs.config import Config
-from configs.part import ENV_PREFIX, groups_of
-from configs.route import RouteConfig
-from configs.scheduler import SchedulerConfig
+from configs.schema.part import ENV_PREFIX, groups_of
+from configs.schema.route import RouteConfig
+from configs.schema.scheduler import SchedulerConfig
 
 ROUTE_PREFIX = f"{ENV_PREFIX}ROUTE_"
 # Where the type does not say what to type.

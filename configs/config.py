@@ -9,14 +9,14 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from configs.model import ChatConfig, ModelConfig
-from configs.nodes import NodesConfig
-from configs.part import Part
-from configs.pipeline import CacheConfig, PipelineConfig
-from configs.runtime import LogConfig, RuntimeConfig
-from configs.scheduler import PredictorConfig, SchedulerConfig
-from configs.server import BatchConfig, ServerConfig
-from configs.tracing import TracingConfig
+from configs.schema.model import ChatConfig, ModelConfig
+from configs.schema.nodes import NodesConfig
+from configs.schema.part import Part
+from configs.schema.pipeline import CacheConfig, PipelineConfig
+from configs.schema.runtime import LogConfig, RuntimeConfig
+from configs.schema.scheduler import PredictorConfig, SchedulerConfig
+from configs.schema.server import BatchConfig, ServerConfig
+from configs.schema.tracing import TracingConfig
 
 
 class EngineConfig(Part):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from configs.command_line import Command, Settings, flag_of, make_parser
 from configs.commands import SERVE
 from configs.config import Config
-from configs.part import Part, flat_name, groups_of
+from configs.schema.part import Part, flat_name, groups_of
 
 RESOLVED = "config.json"
 

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from configs.command_line import Command, default_of, flag_of, metavar_of, text_of
 from configs.commands import ROUTE, SERVE
 from configs.document_tables import DOCUMENTS, cell, write_table
-from configs.part import groups_of
+from configs.schema.part import groups_of
 
 DOCUMENT, TARGET = DOCUMENTS / "settings.md", "settings-table"
 # The attributes of pydantic's constraints.

@@ -2,7 +2,8 @@
 
 import sys
 
-from daemon import child_process, log_file
+from daemon.observability import log_file
+from daemon.processes import child_process
 from daemon.supervisor import main
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 
-from configs.pipeline import PipelineConfig
+from configs.schema.pipeline import PipelineConfig
 
 
 class RestartLimit:

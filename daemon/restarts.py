@@ -3,10 +3,10 @@
 This module restarts the engine, torchrun and the predictor, but never the server. A stage that dies
 is restarted by torchrun (`workers.stage_restarts`), together with all other stages.
 
-No process is orphaned: each child dies with its parent (`daemon.child_process`), and the parent
-waits for stopped children. A child that hangs is killed (`daemon.watchdog_file`) and then handled
-like a child that died. If a process fails in a way that no restart can fix, it writes the failure
-to the runtime folder, and the daemon ends.
+No process is orphaned: each child dies with its parent (`daemon.processes.child_process`), and the
+parent waits for stopped children. A child that hangs is killed (`daemon.processes.watchdog_file`)
+and then handled like a child that died. If a process fails in a way that no restart can fix, it
+writes the failure to the runtime folder, and the daemon ends.
 """
 
 import logging
@@ -18,14 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from configs.pipeline import PipelineConfig
-from configs.scheduler import PredictorConfig
-from daemon import child_process
-from daemon.cpu_waits import CpuWaits
-from daemon.oom_kills import OomKills
-from daemon.process_exits import TORCHRUN, ExitFile, ProcessExit, describe
+from configs.schema.pipeline import PipelineConfig
+from configs.schema.scheduler import PredictorConfig
+from daemon.processes import child_process
+from daemon.processes.cpu_waits import CpuWaits
+from daemon.processes.oom_kills import OomKills
+from daemon.processes.process_exits import TORCHRUN, ExitFile, ProcessExit, describe
+from daemon.processes.watchdog_file import Watchdog
 from daemon.restart_limit import RestartLimit
-from daemon.watchdog_file import Watchdog
 
 POLL_INTERVAL_S = 0.05
 STOP_TIMEOUT_S = 5.0

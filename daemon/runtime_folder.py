@@ -17,7 +17,7 @@ from pathlib import Path
 
 from configs import loader
 from configs.config import Config
-from configs.part import Part
+from configs.schema.part import Part
 from daemon.healthcheck import PORT_FILE
 from daemon.start_error import StartError
 

@@ -12,12 +12,12 @@ from importlib import metadata
 from pathlib import Path
 
 from configs.config import Config
-from configs.model import ModelConfig
-from configs.pipeline import PipelineConfig
-from configs.runtime import RuntimeConfig, data_dir
-from configs.server import ListenConfig
-from daemon.binding import bind
-from daemon.host_memory import total_bytes
+from configs.schema.model import ModelConfig
+from configs.schema.pipeline import PipelineConfig
+from configs.schema.runtime import RuntimeConfig, data_dir
+from configs.schema.server import ListenConfig
+from daemon.host.binding import bind
+from daemon.host.host_memory import total_bytes
 from daemon.start_error import StartError
 
 GENERATION_CONFIG = "generation_config.json"

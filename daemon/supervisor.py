@@ -19,8 +19,10 @@ from collections.abc import Sequence
 
 from configs import loader
 from configs.config import Config
-from daemon import child_process, log_file, logs, resource_limits
 from daemon.checkpoint.resolution import resolve
+from daemon.host import resource_limits
+from daemon.observability import log_file, logs
+from daemon.processes import child_process
 from daemon.restarts import POLL_INTERVAL_S, STOP_TIMEOUT_S, Children, GivingUpError
 from daemon.runtime_folder import runtime_folder
 from daemon.start_checks import check_start
@@ -101,7 +103,8 @@ class Supervisor:
         """Start everything and watch it until a signal or a failure; returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._take_signal)
-        # SIGHUP reopens a log file (`daemon.log_file`), and nohup's ignored SIGHUP stays ignored.
+        # SIGHUP reopens a log file (`daemon.observability.log_file`), and nohup's ignored SIGHUP
+        # stays ignored.
         if not self._config.logs.log_file and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             signal.signal(signal.SIGHUP, self._take_signal)
         failure: str | None = None

@@ -10,7 +10,7 @@ from datetime import timedelta
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from configs.config import Config
-from daemon.node_facts import facts_of
+from daemon.host.node_facts import facts_of
 from engine.nodes import Nodes
 from wire.messages import NodeState
 from wire.sockets import Hub

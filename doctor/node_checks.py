@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from configs.config import Config
-from daemon import resource_limits
-from daemon.node_facts import versions
+from daemon.host import resource_limits
+from daemon.host.node_facts import versions
 from doctor.findings import Finding, error, ok, warning
 
 DRIVER = Path("/proc/driver/nvidia/version")

@@ -11,9 +11,10 @@ import zmq
 
 from configs import loader
 from configs.config import Config
-from daemon import child_process, log_file, logs
-from daemon.node_facts import facts_of
-from daemon.process_title import entitle
+from daemon.host.node_facts import facts_of
+from daemon.observability import log_file, logs
+from daemon.processes import child_process
+from daemon.processes.process_title import entitle
 from engine.loop import EngineFailedError, Loop
 from engine.nodes import Nodes
 from engine.scheduler import ImpossibleSettingsError

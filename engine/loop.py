@@ -18,14 +18,14 @@ import numpy as np
 import zmq
 
 from configs.config import EngineConfig
-from configs.runtime import RuntimeConfig
-from daemon import child_process
-from daemon.cpu_waits import CpuWaits
+from configs.schema.runtime import RuntimeConfig
 from daemon.gc_tuning import GcTuning
-from daemon.process_exits import ExitFile
-from daemon.ranks import socket_name
+from daemon.processes import child_process
+from daemon.processes.cpu_waits import CpuWaits
+from daemon.processes.process_exits import ExitFile
+from daemon.processes.ranks import socket_name
+from daemon.processes.watchdog_file import INTERVAL_S, WatchdogFile
 from daemon.restart_limit import RestartLimit
-from daemon.watchdog_file import INTERVAL_S, WatchdogFile
 from engine.nodes import Nodes
 from engine.promises import Announcements, Promiser
 from engine.scheduler import Outgoing, Scheduler

@@ -8,7 +8,7 @@ sequences to need the blocks. If the same request keeps waiting, offline sequenc
 doubling numbers, so that the request never waits for the end of a long answer.
 """
 
-from configs.scheduler import SchedulerConfig
+from configs.schema.scheduler import SchedulerConfig
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from daemon.process_exits import ProcessExit
+from daemon.processes.process_exits import ProcessExit
 from wire.messages import LossCause, RankExit, StageFailed, StageLoss, StageLosses
 
 

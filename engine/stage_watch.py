@@ -21,9 +21,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon import ranks
-from daemon.oom_kills import OomKills
-from daemon.process_exits import ProcessExit, zombie_status
+from daemon.processes import ranks
+from daemon.processes.oom_kills import OomKills
+from daemon.processes.process_exits import ProcessExit, zombie_status
 from engine.stage_losses import Trouble
 from engine.stage_time import StageTime
 from wire.messages import Heartbeat, LossCause, StageStats

@@ -13,9 +13,10 @@ import torch
 import zmq
 
 from configs import loader
-from daemon import child_process, logs
-from daemon.process_priority import lower_priority
-from daemon.watchdog_file import WatchdogFile
+from daemon.observability import logs
+from daemon.processes import child_process
+from daemon.processes.process_priority import lower_priority
+from daemon.processes.watchdog_file import WatchdogFile
 from predictor.asks import AskQueue, OpenAsk, batches
 from predictor.checkpoint import Prediction, PredictorError, load_predictor
 from wire.predictor_messages import Ask

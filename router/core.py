@@ -11,7 +11,7 @@ Invariants, checked by tests/router/test_core_laws.py:
   an instance that leaves is removed as soon as it has no open requests, and no sooner.
 """
 
-from configs.router import RouterCoreConfig
+from configs.schema.router import RouterCoreConfig
 from router.instance import Instance, Request, alone_s, among_others_s
 from router.macro_instances import MacroInstances
 from router.messages import (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from router.messages import Kind
-from server.http.body import decode
+from server.http.bodies.body import decode
 from wire.prefix_keys import KEY_BYTES, prefix_keys, prompt_bytes
 
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")

@@ -10,7 +10,7 @@ from typing import Protocol, Self
 import msgspec
 
 from configs.output_files import OutputFileError
-from configs.router import RouterCoreConfig
+from configs.schema.router import RouterCoreConfig
 from router.messages import Decision, Event
 from wire.journal_file import (
     JournalError,

@@ -16,13 +16,14 @@ import uvloop
 from configs.commands import ROUTE
 from configs.loader import ConfigError, load_command, non_default
 from configs.output_files import OutputFileError
-from configs.route import InstancesConfig, RouteConfig
-from daemon import log_file, logs, resource_limits, tracing
+from configs.schema.route import InstancesConfig, RouteConfig
 from daemon.gc_tuning import GcTuning
 from daemon.healthcheck import PORT_FILE
+from daemon.host import resource_limits
+from daemon.observability import log_file, logs, tracing
+from daemon.observability.tracing import Tracing
 from daemon.runtime_folder import occupied
 from daemon.start_error import StartError
-from daemon.tracing import Tracing
 from daemon.version import VERSION
 from router.actuators.actuator import ActuatorError
 from router.actuators.registry import make_actuator

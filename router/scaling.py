@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from configs.scaling import ScalingConfig
+from configs.schema.scaling import ScalingConfig
 from router.instance import Instance
 
 FULL, SPARE = 0.9, 0.75

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from daemon.logs import fields
+from daemon.observability.logs import fields
 from router.fleets import Fleets
 
 logger = logging.getLogger("tdpipe")

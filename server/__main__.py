@@ -14,14 +14,15 @@ import uvloop
 
 from configs import loader
 from configs.config import Config
-from configs.server import ListenConfig
-from daemon import child_process, log_file, logs, tracing
+from configs.schema.server import ListenConfig
 from daemon.gc_tuning import GcTuning
 from daemon.healthcheck import PORT_FILE
-from daemon.process_title import entitle
+from daemon.observability import log_file, logs, tracing
+from daemon.observability.tracing import Tracing
+from daemon.processes import child_process
+from daemon.processes.process_title import entitle
+from daemon.processes.watchdog_file import INTERVAL_S, WatchdogFile
 from daemon.start_error import StartError
-from daemon.tracing import Tracing
-from daemon.watchdog_file import INTERVAL_S, WatchdogFile
 from server.app import build_app
 from server.batches.engine_batches import build_batches
 from server.chat.chat_template import ChatTemplateError
@@ -33,8 +34,8 @@ from server.http.unix_socket import listen_at
 from server.lengths.length_predictor import LengthPredictor, PredictorMismatchError, check_predictor
 from server.metrics import Metrics
 from server.requests.engine_client import EngineClient
-from server.requests.engine_metrics import EngineCollector
-from server.requests.stats_log import StatsLog, describe
+from server.requests.monitoring.engine_metrics import EngineCollector
+from server.requests.monitoring.stats_log import StatsLog, describe
 from server.text.tokenizer import Tokenizer, TokenizerError, keep_torch_out, load_tokenizer
 
 logger = logging.getLogger("tdpipe")

@@ -6,8 +6,8 @@ from functools import partial
 from starlette.types import ASGIApp
 
 from configs.config import Config
-from configs.server import ServerConfig
-from daemon.tracing import Tracing
+from configs.schema.server import ServerConfig
+from daemon.observability.tracing import Tracing
 from daemon.version import VERSION
 from server.batches.routes import storage_errors
 from server.batches.routes.batch_routes import BatchRoutes
@@ -15,7 +15,7 @@ from server.batches.routes.file_routes import FileRoutes
 from server.batches.service import BatchService
 from server.endpoints import Endpoints
 from server.http import docs_page, errors
-from server.http.body_reader import BodyMemory
+from server.http.bodies.body_reader import BodyMemory
 from server.http.drain import Drain
 from server.http.middleware import ALWAYS_OPEN, with_middleware
 from server.http.openapi import App

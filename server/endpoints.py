@@ -7,12 +7,12 @@ from typing import Any
 import msgspec
 
 from configs.config import Config
-from configs.model import ModelConfig
+from configs.schema.model import ModelConfig
 from daemon.version import VERSION
 from server.chat.chat_template import ChatTemplate, chat_template_of
 from server.chat.end_tokens import find_end_tokens
 from server.grammar.grammars import CheckedGrammars
-from server.http.unknown_fields import UnknownFields
+from server.http.bodies.unknown_fields import UnknownFields
 from server.lengths.length_predictor import LengthPredictor
 from server.metrics import Metrics
 from server.openai.routes.chat import Chat, ConversationPlanner
@@ -22,9 +22,9 @@ from server.openai.routes.responses import Responses
 from server.requests.admission import Admission
 from server.requests.engine_client import EngineClient
 from server.requests.generation import Generations
-from server.requests.planner import Planner
+from server.requests.planning.planner import Planner
+from server.requests.planning.sampling_defaults import load_sampling_defaults
 from server.requests.prefix_digest import PrefixDigest
-from server.requests.sampling_defaults import load_sampling_defaults
 from server.text.tokenizer import Tokenizer
 
 PATHS = (Completions.path, Chat.path, Responses.path)

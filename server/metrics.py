@@ -1,6 +1,7 @@
 """Metrics in Prometheus' text format: the server's own, and those of other collectors.
 
-The metrics of the engine and the stages are declared in `server.requests.engine_metrics`.
+The metrics of the engine and the stages are declared in
+`server.requests.monitoring.engine_metrics`.
 """
 
 import time

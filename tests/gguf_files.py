@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, MLP = 4, 128, 4, 2, 256
 _KV = HIDDEN // HEADS * KV_HEADS

@@ -7,9 +7,9 @@ import torch
 
 from workers.kernels.compiler import FOLDER, CompilerError
 from workers.kernels.library import Library, native_library
-from workers.model import admission
 from workers.model.attention.backends import Backend
 from workers.model.fused.operations import FusedOperations
+from workers.model.proof import admission
 
 SHARED = Path(__file__).resolve().parents[1] / ".pytest_cache"
 

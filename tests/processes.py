@@ -1,4 +1,4 @@
-"""Processes by their command lines, which may be titles (`daemon.process_title`)."""
+"""Processes by their command lines, which may be titles (`daemon.processes.process_title`)."""
 
 from collections.abc import Iterable
 

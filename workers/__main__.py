@@ -7,8 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from daemon import child_process, log_file
-from daemon.process_title import entitle
+from daemon.observability import log_file
+from daemon.processes import child_process
+from daemon.processes.process_title import entitle
 
 
 def main() -> int:

@@ -15,9 +15,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from daemon import child_process
 from daemon.checkpoint.gguf_file import Conversion
 from daemon.checkpoint.gguf_header import GgufError, GgufHeader, read_header
+from daemon.processes import child_process
 
 # ggml's types that hold floats; of several in one file the first is the model's, as norms are fp32.
 FLOATS = {30: "bfloat16", 1: "float16", 0: "float32"}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
-from daemon.ranks import socket_name
+from daemon.processes.ranks import socket_name
 from wire.messages import Doing, Heartbeat
 from wire.sockets import Spoke
 

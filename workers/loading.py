@@ -14,27 +14,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs.config import EngineConfig
-from daemon import ranks
+from daemon.processes import ranks
 from wire.messages import Step
 from workers.comm.all_gather import all_gather
 from workers.comm.tensor_group import StageTensorGroup
 from workers.kernels import triton_support
 from workers.kernels.compiler import CompilerError
 from workers.kernels.library import Library, native_library
-from workers.model import (
-    admission,
-    batch_invariance,
-    kv_cache,
-    layer_split,
-    linears,
-    stage_model,
-)
+from workers.model import batch_invariance, kv_cache, layer_split, stage_model
 from workers.model.attention import backends
 from workers.model.attention.backends import Backend
 from workers.model.attention.probe import Probe
 from workers.model.decode_graphs import CudaCapture, GraphLimits
 from workers.model.fused.native import NativeOperations
 from workers.model.kv_cache import KvCache, LayerShape
+from workers.model.packed import linears
+from workers.model.proof import admission
 from workers.model.stage_model import StageModel
 from workers.model.step_runner import StepRunner
 from workers.profiling import layer_times, profile_cache

@@ -16,8 +16,9 @@ from transformers.utils import logging as transformers_logging
 
 from configs import loader
 from configs.config import Config
-from daemon import child_process, log_file, logs, ranks
-from daemon.process_title import entitle
+from daemon.observability import log_file, logs
+from daemon.processes import child_process, ranks
+from daemon.processes.process_title import entitle
 from wire.messages import StageFailed, ToStage
 from wire.sockets import Spoke
 from workers.comm import tensor_group

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from tqdm import tqdm
 
 from configs.config import EngineConfig
-from daemon.ranks import socket_name
+from daemon.processes.ranks import socket_name
 from wire.messages import Hello, StageReady, Step, StepDone, ToStage
 from wire.sockets import Spoke
 from workers import loading

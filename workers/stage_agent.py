@@ -14,9 +14,9 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 from torch.distributed.launcher.api import LaunchConfig
 
-from daemon import ranks
-from daemon.oom_kills import OomKills
-from daemon.process_exits import ExitFile, ProcessExit
+from daemon.processes import ranks
+from daemon.processes.oom_kills import OomKills
+from daemon.processes.process_exits import ExitFile, ProcessExit
 from wire.messages import RankExit
 
 

@@ -26,13 +26,14 @@ from torch.distributed.run import config_from_args, parse_args
 
 from configs import loader
 from configs.config import Config
-from configs.nodes import NodesConfig
-from configs.pipeline import PipelineConfig
-from daemon import child_process, logs
-from daemon.node_facts import facts_of
-from daemon.process_exits import ExitFile
-from daemon.process_priority import lower_priority
-from daemon.watchdog_file import WatchdogFile
+from configs.schema.nodes import NodesConfig
+from configs.schema.pipeline import PipelineConfig
+from daemon.host.node_facts import facts_of
+from daemon.observability import logs
+from daemon.processes import child_process
+from daemon.processes.process_exits import ExitFile
+from daemon.processes.process_priority import lower_priority
+from daemon.processes.watchdog_file import WatchdogFile
 from workers import process
 from workers.comm import rendezvous
 from workers.comm.node_link import NodeLink, RefusedError

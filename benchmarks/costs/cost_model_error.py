@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.real_policies import make_random_llama
 from configs import loader
 from configs.profiles import MeasuredStep, ProfileError, head_of_steps, line_of_step
-from daemon import logs
+from daemon.observability import logs
 from engine.costs.correction import StageCorrection
 from engine.costs.cost_model import CostModel, StepSize
 from wire.messages import StageCosts

@@ -21,7 +21,7 @@ from llguidance import LLExecutor, LLMatcher
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from wire.messages import SamplerSetup, Sampling, Step
 from workers.sampling.grammars import Grammars
 from workers.sampling.guide import Guide, compile_grammar, first_mask, next_masks

@@ -34,7 +34,7 @@ from workers.model.fused.gated_mlp import GatedMlp
 from workers.model.fused.native import NativeOperations
 from workers.model.fused.rotary import FusedRotary
 from workers.model.kv_cache import KvCache, LayerShape
-from workers.model.linears import PackedLinear
+from workers.model.packed.linears import PackedLinear
 
 BLOCK_SIZE = 16
 NO_FORM = Form(None, None, None, None)

@@ -21,7 +21,7 @@ import uvloop
 
 from bench.machine import describe_machine, describe_versions
 from benchmarks.daemon_run import ROOT, serving
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from server.page.status_stream import PATH
 
 VIEWERS = (0, 1, 8)

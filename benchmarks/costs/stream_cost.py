@@ -27,8 +27,8 @@ from bench.machine import describe_machine, describe_versions
 from benchmarks.scripted_stages import token_at
 from configs import loader
 from configs.config import Config
-from configs.model import DEMO_MODEL
-from daemon import child_process
+from configs.schema.model import DEMO_MODEL
+from daemon.processes import child_process
 
 PROMPT = [5] * 8
 START_TIMEOUT_S = 60.0

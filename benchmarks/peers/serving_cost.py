@@ -28,7 +28,7 @@ from tqdm import tqdm
 from bench.exchange import Address, exchange, fetch
 from bench.machine import describe_machine
 from benchmarks.peers.__main__ import candidates
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = [5] * 16

@@ -22,7 +22,7 @@ from client.terminal import RemoteDaemon
 from client.top.picture import Picture
 from client.top.recent import Recent
 from client.top.watcher import statuses
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 
 TOP_COLUMNS = 136
 SETTLE_S = 45.0

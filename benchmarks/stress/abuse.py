@@ -28,7 +28,7 @@ from benchmarks.daemon_run import log_of, serving
 from benchmarks.stress.attack import Attack
 from benchmarks.stress.malformed import malformed
 from benchmarks.stress.memory import Memory, process_of
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from simulator.argument_types import positive, positive_int
 from simulator.workloads.make_workload import make_workload, with_arrivals
 

@@ -21,7 +21,7 @@ import psutil
 from bench.machine import describe_machine
 from benchmarks.daemon_run import serving
 from benchmarks.stress.memory import MB, Memory, process_of
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from simulator.argument_types import positive, positive_int
 
 MODEL = "tdpipe-demo"

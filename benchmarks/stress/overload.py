@@ -33,7 +33,7 @@ from bench.server import LoadTarget
 from benchmarks import daemon_run
 from benchmarks.costs import stream_cost
 from benchmarks.stress.memory import MB, process_of
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from simulator.argument_types import positive
 from simulator.spread import spread
 from simulator.workloads.make_workload import make_workload, with_arrivals

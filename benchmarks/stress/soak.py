@@ -31,11 +31,11 @@ import httpx
 import openai
 import psutil
 
-from bench.daemon_figures import parse_figures
 from bench.machine import describe_machine
+from bench.results.daemon_figures import parse_figures
 from benchmarks.daemon_run import END_TIMEOUT_S, ROOT, log_of, serving
 from benchmarks.stress.processes import Processes
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from demo.tasks import held_out
 
 MODEL = "tdpipe-demo"

@@ -36,7 +36,7 @@ from benchmarks.virtual.paper import (
     hardware_of_setup,
 )
 from configs.config import EngineConfig
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from predictor.classes import LengthClasses
 from simulator.arrival import Arrival
 from simulator.command import summarise

@@ -22,9 +22,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from daemon import child_process
 from daemon.checkpoint.gguf_header import GgufError
-from daemon.process_exits import describe
+from daemon.processes import child_process
+from daemon.processes.process_exits import describe
 
 FOLDER = "gguf"
 STAMP = "gguf.json"

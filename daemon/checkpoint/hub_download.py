@@ -7,8 +7,8 @@ folder, or, with exit code 1, why there is none.
 import json
 import sys
 
-from daemon import child_process
 from daemon.checkpoint.hub import line_of
+from daemon.processes import child_process
 
 
 def main() -> int:

@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from daemon import child_process
 from daemon.checkpoint.hub import CONFIG, OFFLINE, line_of, within
 from daemon.checkpoint.weight_files import OTHERS, SUFFIXES
-from daemon.process_exits import describe
+from daemon.processes import child_process
+from daemon.processes.process_exits import describe
 from daemon.start_error import StartError
 
 DOWNLOADER = "daemon.checkpoint.hub_download"

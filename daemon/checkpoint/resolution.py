@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.config import Config
-from configs.model import GGUF
+from configs.schema.model import GGUF
 from daemon.checkpoint import gguf_file, hub, hub_files
 from daemon.checkpoint.gguf_file import Conversion
 from daemon.checkpoint.gguf_header import GgufError, GgufHeader, is_gguf, read_header

@@ -7,7 +7,7 @@ on the other rows of its steps (batch invariance, `workers.model.batch_invarianc
 
 from collections.abc import Callable
 
-from configs.scheduler import SHORTEST_LIMIT
+from configs.schema.scheduler import SHORTEST_LIMIT
 from engine.state.micro_batch import MicroBatch
 from engine.state.pool import Pool
 from engine.state.sequence import Sequence, State

@@ -8,7 +8,7 @@ and the free KV:
     tokens = min(waiting / iterations, max * (free - reserve) / (1 - reserve)), at least min
 """
 
-from configs.scheduler import SHORTEST_LIMIT, SchedulerConfig
+from configs.schema.scheduler import SHORTEST_LIMIT, SchedulerConfig
 from engine.policies.chunked_prefill import PrefillCursor, first_fitting
 from engine.policies.decode_rows import add_decodes
 from engine.policies.policy import Policy

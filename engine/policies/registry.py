@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from configs.scheduler import SchedulerConfig
+from configs.schema.scheduler import SchedulerConfig
 from engine.costs.cost_model import CostModel
 from engine.policies.hybrid import Hybrid
 from engine.policies.policy import Policy

@@ -9,7 +9,7 @@ fixed part of the blocks, which is a little slower.
 
 from collections import deque
 
-from configs.scheduler import SchedulerConfig
+from configs.schema.scheduler import SchedulerConfig
 from engine.policies.chunked_prefill import PrefillCursor, first_fitting
 from engine.policies.decode_rows import add_decodes
 from engine.policies.policy import Policy

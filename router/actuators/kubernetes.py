@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
 
-from configs.scaling import ScalingConfig
+from configs.schema.scaling import ScalingConfig
 from router.actuators.actuator import ActuatorError, GrowthLimit, Lifetime, Report
 from router.actuators.kube_api import CONFLICT, GONE, KubeApi, KubeError, Pod, Scale
 from router.actuators.membership import Membership

@@ -2,7 +2,7 @@
 
 Each daemon listens on a free port of 127.0.0.1, which it writes to its runtime folder. A daemon
 that ends is reported and not restarted; the next `grow` starts another one. All daemons die with
-the router (`daemon.child_process`), even if it is killed.
+the router (`daemon.processes.child_process`), even if it is killed.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import httpx
 
-from configs.part import ENV_PREFIX
-from configs.scaling import ScalingConfig
-from daemon import child_process, process_exits
+from configs.schema.part import ENV_PREFIX
+from configs.schema.scaling import ScalingConfig
 from daemon.healthcheck import PORT_FILE
+from daemon.processes import child_process, process_exits
 from daemon.runtime_folder import temporary_folder
 from router.actuators.actuator import ActuatorError, GrowthLimit, Report, happens
 from router.actuators.membership import Membership

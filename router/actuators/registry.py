@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from configs.scaling import ScalingConfig
+from configs.schema.scaling import ScalingConfig
 from router.actuators.actuator import Actuator
 from router.actuators.fixed import FixedActuator
 from router.actuators.kube_api import KubeApi

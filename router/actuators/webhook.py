@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import httpx
 import msgspec
 
-from configs.scaling import ScalingConfig
+from configs.schema.scaling import ScalingConfig
 from router.actuators.actuator import ActuatorError, GrowthLimit, Lifetime, Report, happens
 from router.actuators.membership import Membership
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Collection
 
-from configs.route import RouteConfig
+from configs.schema.route import RouteConfig
 from router.batches.instance_lines import InstanceLines
 from router.fleets import Fleets
 from router.front.answer import Desk

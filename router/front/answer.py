@@ -14,7 +14,7 @@ from functools import partial
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from daemon.tracing import Tracing
+from daemon.observability.tracing import Tracing
 from router.fleets import Fleets
 from router.front.event_stream import EventStream, KeptMemory
 from router.front.headers import PROMPT_TOKENS, to_client, to_instance

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from configs.route import RouteConfig
+from configs.schema.route import RouteConfig
 from daemon.version import VERSION
 from router.front.answer import Answer, Desk
 from router.front.forwarding import Forwarding
@@ -28,7 +28,7 @@ from server.batches.routes.batch_routes import BatchRoutes
 from server.batches.routes.file_routes import FileRoutes
 from server.batches.service import BatchService
 from server.http import errors
-from server.http.body_reader import BodyMemory
+from server.http.bodies.body_reader import BodyMemory
 from server.http.errors import ApiError, invalid, no_such_model, unavailable
 from server.http.middleware import with_middleware
 from server.page import files as page_files

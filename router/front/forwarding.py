@@ -9,7 +9,7 @@ from starlette.types import Scope
 from router.front.answer import Desk, whole_body
 from router.front.headers import to_client, to_instance
 from router.upstream.connection import UnreachableError, UpstreamLostError
-from server.http.body_reader import BodyMemory
+from server.http.bodies.body_reader import BodyMemory
 from server.http.errors import unavailable
 
 TIMEOUT_S = 60.0

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from starlette.requests import Request
 
-from daemon.tracing import Attributes, Header, Tracing, headers_of, trace_id_of
+from daemon.observability.tracing import Attributes, Header, Tracing, headers_of, trace_id_of
 from router.front.headers import without_trace
 from router.upstream.address import Address
 from server.http.request_record import record_of

@@ -20,7 +20,7 @@ after an overload, that went on until the last late one had been served.
 
 from collections.abc import Sequence
 
-from configs.router import RoutingConfig
+from configs.schema.router import RoutingConfig
 from router.instance import Instance, Request, among_others_s
 from router.routing.simple import LeastLoaded, PrefixAffine
 

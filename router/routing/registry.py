@@ -1,6 +1,6 @@
 """The routing rules by name."""
 
-from configs.router import RoutingConfig
+from configs.schema.router import RoutingConfig
 from router.routing.adaptive import Adaptive
 from router.routing.ecoserve import EcoServe
 from router.routing.rule import Rule

@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from configs.document_tables import DOCUMENTS, cell, write_table
 from server.metrics import Metrics
 from server.metrics_page import MODEL_LABEL
-from server.requests.engine_metrics import EngineCollector
+from server.requests.monitoring.engine_metrics import EngineCollector
 from wire.histogram import TOKEN_S, Histogram
 from wire.messages import EngineReady, StageStats, Stats
 

@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import quote
 
 from configs.config import Config
-from daemon.tracing import Tracing
+from daemon.observability.tracing import Tracing
 from server.batches.engine_lines import engine_window
 from server.batches.job import BatchLimits
 from server.batches.service import BatchService

@@ -11,7 +11,7 @@ from typing import Any
 
 from opentelemetry.trace import SpanKind
 
-from daemon.tracing import Tracing
+from daemon.observability.tracing import Tracing
 from server.batches.storage.answers import OK, LineAnswer, answered
 from server.batches.storage.lines import LineRequest
 from server.batches.window import Window
@@ -19,7 +19,7 @@ from server.http.errors import CLIENT_CLOSED_REQUEST, ApiError
 from server.metrics import Metrics
 from server.openai.routes.endpoint import Endpoint
 from server.requests.engine_client import EngineClient
-from server.requests.request_trace import RequestTrace
+from server.requests.monitoring.request_trace import RequestTrace
 from server.requests.retry import ask_until_final
 
 POLL_INTERVAL_S = 0.1

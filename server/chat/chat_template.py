@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2 import TemplateSyntaxError
 
-from configs.model import ChatConfig
+from configs.schema.model import ChatConfig
 from server.http.errors import ApiError, invalid
 from server.openai.fields.conversation import Conversation
 from server.text.bounded_threads import BoundedThreads

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from configs.model import ChatConfig
+from configs.schema.model import ChatConfig
 from server.chat import call_formats, reasoning
 from server.chat.call_formats import HERMES, CallFormat
 from server.chat.message_parser import MessageParser

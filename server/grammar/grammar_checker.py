@@ -23,8 +23,9 @@ import msgspec
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
-from configs.grammar_limits import grammar_limits
-from daemon import child_process, log_file
+from configs.schema.grammar_limits import grammar_limits
+from daemon.observability import log_file
+from daemon.processes import child_process
 from server.grammar.grammar_text import is_ebnf, lark_of, with_token_ids
 from wire.grammar_vocabulary import grammar_tokenizer, named_token_ids
 

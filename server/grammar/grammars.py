@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 from pydantic import Field
 
-from configs.grammar_limits import MAX_GRAMMAR_BYTES, MAX_GRAMMAR_BYTES_OF_REQUEST
+from configs.schema.grammar_limits import MAX_GRAMMAR_BYTES, MAX_GRAMMAR_BYTES_OF_REQUEST
 from server.grammar import grammar_text
 from server.grammar.grammar_checker import (
     CheckedVocabulary,
@@ -24,7 +24,7 @@ from server.grammar.grammar_checker import (
 )
 from server.grammar.grammar_text import WHITESPACE, Schema
 from server.grammar.schema_keywords import check_keywords, check_patterns, enforceable
-from server.http.body import Body, ListOf
+from server.http.bodies.body import Body, ListOf
 from server.http.errors import ApiError, invalid, too_busy, unavailable
 from server.text.tokenizer import Tokenizer
 

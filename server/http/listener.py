@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 import uvicorn
 from starlette.types import ASGIApp
 
-from daemon.binding import ListenError, bind, explain
+from daemon.host.binding import ListenError, bind, explain
 from server.http.connection import WithConnection
 from server.http.drain import Drain
 from server.http.http_protocol import CHECK_INTERVAL_S, BoundedHttp

@@ -18,8 +18,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from configs.server import AccessConfig
-from daemon.logs import fields
+from configs.schema.server import AccessConfig
+from daemon.observability.logs import fields
 from server.http.connection import connection_of
 from server.http.errors import CLIENT_CLOSED_REQUEST, ApiError, failed, invalid
 from server.http.refusal_log import STATUSES, RefusalLog

@@ -108,7 +108,7 @@ class App(FastAPI):
             document["components"]["schemas"] |= schemas["$defs"]
             if self._strict_fields:
                 for schema in document["components"]["schemas"].values():
-                    # Only bodies have the key at their root: `server.http.body.Body`.
+                    # Only bodies have the key at their root: `server.http.bodies.body.Body`.
                     if schema.get("additionalProperties") is True:
                         schema["additionalProperties"] = False
             for path, operations in document["paths"].items():

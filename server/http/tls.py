@@ -3,8 +3,8 @@
 import ssl
 from pathlib import Path
 
-from configs.server import ListenConfig
-from daemon.binding import ListenError
+from configs.schema.server import ListenConfig
+from daemon.host.binding import ListenError
 
 
 def tls_context(config: ListenConfig) -> ssl.SSLContext | None:

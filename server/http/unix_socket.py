@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISSOCK
 
-from daemon.binding import ListenError
+from daemon.host.binding import ListenError
 from server.http.listener import BACKLOG
 
 

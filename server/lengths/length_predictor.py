@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from configs.model import ModelConfig
-from configs.runtime import RuntimeConfig
-from configs.scheduler import PredictorConfig
+from configs.schema.model import ModelConfig
+from configs.schema.runtime import RuntimeConfig
+from configs.schema.scheduler import PredictorConfig
 from server.lengths.length_histogram import HistogramError, LengthHistogram, LengthQuery
 from server.lengths.predictor_client import PredictorClient
 from server.metrics import Metrics

@@ -5,7 +5,7 @@ twice for each request: before any costly work, so that refusals stay cheap at a
 again when the tokens of the prompts are counted.
 """
 
-from configs.server import LimitsConfig
+from configs.schema.server import LimitsConfig
 from server.http.errors import too_busy
 from server.requests.engine_client import EngineClient
 

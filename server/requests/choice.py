@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from server.chat.reasoning import ReasoningCounter
-from server.requests.plan import Plan
+from server.requests.planning.plan import Plan
 from server.text.detokenizer import Detokenizer
 from server.text.prompt_end import PromptEnd
 from server.text.special_stops import MarkedDetokenizer, MarkedStopStrings, Marks

@@ -19,10 +19,10 @@ from server.requests.choice import Choice, TextReason
 from server.requests.deadline import Deadline, sooner_of
 from server.requests.engine_client import EngineClient
 from server.requests.logprobs import TokenLogprobs
+from server.requests.monitoring.request_trace import MAX_TRACED_SEQUENCES, RequestTrace
 from server.requests.open_sequence import OpenSequence, QueueTotals
-from server.requests.plan import Plan
+from server.requests.planning.plan import Plan
 from server.requests.prefix_digest import HashedPrompt, PrefixDigest
-from server.requests.request_trace import MAX_TRACED_SEQUENCES, RequestTrace
 from server.requests.sequence_parts import parts_of
 from server.text.bounded_threads import BoundedThreads
 from server.text.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from server.http.errors import invalid
 from server.openai.fields.sampling import SamplingFields
-from server.requests.token_ids import TokenIds
+from server.requests.planning.token_ids import TokenIds
 
 FIELD = "tdpipe_resume"
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from configs.model import ModelConfig
+from configs.schema.model import ModelConfig
 from server.text.bounded_threads import BoundedThreads
 from server.text.detokenizer import Detokenizer, FastDetokenizer, WindowDetokenizer
 from server.text.prompt_end import NO_PROMPT, PromptEnd, prompt_end

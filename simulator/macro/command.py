@@ -8,7 +8,7 @@ from typing import Any
 from configs.command_line import Command
 from configs.config import EngineConfig
 from configs.loader import load_command
-from configs.router import RouterCoreConfig
+from configs.schema.router import RouterCoreConfig
 from simulator.argument_types import not_negative, positive, positive_int, within
 from simulator.arrival import Arrival, SequenceTimes, Targets
 from simulator.macro.disaggregated import Link, simulate_disaggregated

@@ -9,7 +9,7 @@ they have drained.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from configs.router import RouterCoreConfig
+from configs.schema.router import RouterCoreConfig
 from engine.scheduler import Outgoing
 from router.core import RouterCore
 from router.messages import (

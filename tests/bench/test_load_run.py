@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from bench.load_run import Bounds, LoadRun
-from bench.record import CONNECTION, NOT_SENT, RUN_ENDED, TIMEOUT, Record
+from bench.results.record import CONNECTION, NOT_SENT, RUN_ENDED, TIMEOUT, Record
 from tests.bench.world import run_in_virtual_time, whole_answer
 
 

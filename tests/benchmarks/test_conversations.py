@@ -9,7 +9,7 @@ from benchmarks.conversations.__main__ import Row, _differences, _num_identical,
 from benchmarks.conversations.reference import Answer, Message, Reference
 from benchmarks.conversations.talk import NUM_TOPS, Turn
 from benchmarks.conversations.texts import CONVERSATIONS
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 
 MESSAGES: list[Message] = [{"role": "user", "content": "x"}]
 LOGPROBS = torch.tensor([[0.5, 0.49999, 0, 0, 0, 0], [3.0, 2.0, 1.0, 0, 0, 0]]).log_softmax(-1)

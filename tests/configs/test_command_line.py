@@ -8,8 +8,8 @@ from configs import loader
 from configs.command_line import flag_of
 from configs.commands import ROUTE, SERVE
 from configs.config import Config
-from configs.part import groups_of, paths_of
-from configs.scheduler import SchedulerConfig
+from configs.schema.part import groups_of, paths_of
+from configs.schema.scheduler import SchedulerConfig
 
 CONSTANTS = {
     key

@@ -10,8 +10,8 @@ import yaml
 from configs import loader
 from configs.config import Config
 from configs.loader import ConfigError
-from configs.model import DEMO_MODEL
-from configs.part import groups_of, paths_of
+from configs.schema.model import DEMO_MODEL
+from configs.schema.part import groups_of, paths_of
 
 # A value other than the default for every setting, as one would type it.
 SAMPLES = {

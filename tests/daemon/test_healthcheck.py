@@ -18,7 +18,7 @@ import trustme
 
 from configs import loader
 from configs.config import Config
-from configs.route import RouteConfig
+from configs.schema.route import RouteConfig
 from daemon import healthcheck
 from daemon.healthcheck import PORT_FILE, NotHealthyError, check
 

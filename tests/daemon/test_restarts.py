@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from configs.config import Config
-from daemon import child_process, restart_limit, restarts
-from daemon.process_exits import TORCHRUN, ExitFile
+from daemon import restart_limit, restarts
+from daemon.processes import child_process
+from daemon.processes.process_exits import TORCHRUN, ExitFile
+from daemon.processes.watchdog_file import WatchdogFile
 from daemon.restarts import Children, GivingUpError
-from daemon.watchdog_file import WatchdogFile
 
 Processes = dict[str, list["subprocess.Popen[bytes]"]]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from configs.config import Config
-from configs.runtime import data_dir
+from configs.schema.runtime import data_dir
 from daemon import start_checks
 from daemon.start_checks import check_start
 from daemon.start_error import StartError

@@ -16,7 +16,7 @@ from typing import Any, Self
 import openai
 import psutil
 
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from tests.kernels import prepare_data_dir
 from tests.processes import split_words, words_of
 

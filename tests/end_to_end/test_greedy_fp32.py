@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from demo.tasks import held_out
 from tests.checkpoints import TOKENIZER, make_checkpoint
 from tests.end_to_end.asking import ask_at_once, random_prompts

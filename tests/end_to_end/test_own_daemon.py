@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from tests.end_to_end.daemon import ROOT, all_gone
 from tests.kernels import prepare_data_dir
 

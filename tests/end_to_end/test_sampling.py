@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from demo.tasks import held_out
 from tests.end_to_end.daemon import Daemon
 from tests.end_to_end.reference import Reference

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from tests.checkpoints import TOKENIZER, make_checkpoint
 from tests.end_to_end.daemon import Daemon
 from tests.faults.world import keep_model_code, levered_daemon

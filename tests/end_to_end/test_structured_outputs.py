@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel, Field
 from transformers import AutoTokenizer
 
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from demo.tasks import held_out
 from tests.end_to_end.daemon import Daemon
 

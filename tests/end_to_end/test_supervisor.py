@@ -15,7 +15,7 @@ import openai
 import psutil
 import pytest
 
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from tests.end_to_end.daemon import Daemon, all_gone
 
 MODEL = "tdpipe-demo"

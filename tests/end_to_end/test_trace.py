@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.daemon_figures import Figures, read_settled_figures
 from bench.exchange import Address
+from bench.results.daemon_figures import Figures, read_settled_figures
 from engine.trace.journal import replay
 from engine.trace.trace_file import Span, Trace, read_trace
 from tests.end_to_end.asking import complete

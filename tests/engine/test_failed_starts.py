@@ -9,7 +9,7 @@ import pytest
 
 from configs import loader
 from configs.config import Config
-from daemon import child_process
+from daemon.processes import child_process
 from wire.messages import StageFailed, Stats, ToServer
 from wire.sockets import Spoke
 

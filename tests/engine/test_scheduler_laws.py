@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from configs.config import EngineConfig
-from configs.scheduler import SchedulerConfig
+from configs.schema.scheduler import SchedulerConfig
 from engine.scheduler import Scheduler
 from engine.trace.journal import Journal, replay
 from tests.engine.world import World, make_submit

@@ -2,7 +2,7 @@
 
 import pytest
 
-from daemon.process_exits import TORCHRUN, ProcessExit
+from daemon.processes.process_exits import TORCHRUN, ProcessExit
 from engine.stage_losses import LossCounter, Trouble
 from wire.messages import RankExit, StageFailed, StageLosses
 

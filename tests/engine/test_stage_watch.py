@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from daemon.process_exits import ProcessExit
+from daemon.processes.process_exits import ProcessExit
 from engine.stage_time import StageTime
 from engine.stage_watch import EXIT_CHECKS, StageWatch
 from wire.messages import Heartbeat

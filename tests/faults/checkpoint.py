@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from tests.faults import levered_llama
 
 

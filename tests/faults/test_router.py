@@ -13,7 +13,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from tests.end_to_end.conftest import free_port
 from tests.end_to_end.daemon import END_TIMEOUT_S, START_TIMEOUT_S, Daemon, all_gone
 from tests.end_to_end.router import Router, instances_of

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from transformers import dynamic_module_utils
 
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from demo.tasks import held_out
 from tests.end_to_end.daemon import Daemon
 from tests.end_to_end.test_batches import answers, begin, wait_ended

@@ -14,7 +14,7 @@ import pytest
 
 from configs import loader
 from configs.config import Config
-from daemon import child_process
+from daemon.processes import child_process
 from predictor.asks import AskQueue
 from predictor.checkpoint import Prediction, load_predictor
 from predictor.process import LOG_INTERVAL_S, DropCount, serve

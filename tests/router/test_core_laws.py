@@ -8,7 +8,7 @@ from typing import TypeVar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.router import RouterCoreConfig
+from configs.schema.router import RouterCoreConfig
 from router.core import RouterCore
 from router.messages import (
     Arrived,

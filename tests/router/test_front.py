@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from configs.route import RouteConfig
+from configs.schema.route import RouteConfig
 from tests.router.world import (
     DONE,
     END,

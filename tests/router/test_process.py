@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.router import RouterCoreConfig
+from configs.schema.router import RouterCoreConfig
 from daemon.healthcheck import PORT_FILE, NotHealthyError, check
 from daemon.runtime_folder import PID_FILE
 from router.core import RouterCore

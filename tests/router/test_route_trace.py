@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from configs.tracing import TracingConfig
-from daemon import tracing
-from daemon.tracing import Tracing
+from configs.schema.tracing import TracingConfig
+from daemon.observability import tracing
+from daemon.observability.tracing import Tracing
 from tests.collector import Collector, collecting, only
 from tests.router.world import (
     DONE,

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from configs.router import RouterCoreConfig, RoutingConfig
+from configs.schema.router import RouterCoreConfig, RoutingConfig
 from router.core import RouterCore
 from router.instance import Instance, Request
 from router.messages import Arrived, Grow, Handler, Joined, Kind, Reported, Ticked

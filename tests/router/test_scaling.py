@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from configs.router import RouterCoreConfig
-from configs.scaling import ScalingConfig
+from configs.schema.router import RouterCoreConfig
+from configs.schema.scaling import ScalingConfig
 from router.core import RouterCore
 from router.instance import Instance
 from router.messages import Arrived, Handler, Joined, Lost, Reported

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import uvloop
 
-from configs.route import RouteConfig
-from daemon.tracing import Tracing
+from configs.schema.route import RouteConfig
+from daemon.observability.tracing import Tracing
 from router.journal import Journal
 from router.process import Router
 from router.upstream.framing import payload

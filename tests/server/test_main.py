@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from configs import loader
-from daemon.child_process import reported_failure
+from daemon.processes.child_process import reported_failure
 from tests.server.world import (
     MODEL,
     PATIENCE_S,

@@ -22,7 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from configs.config import Config
-from daemon.tracing import Tracing
+from daemon.observability.tracing import Tracing
 from server.app import build_app
 from server.batches.engine_batches import build_batches
 from server.batches.service import BatchService
@@ -34,7 +34,7 @@ from server.http.tls import tls_context
 from server.lengths.length_predictor import LengthPredictor
 from server.metrics import Metrics
 from server.requests.engine_client import EngineClient
-from server.requests.engine_metrics import EngineCollector
+from server.requests.monitoring.engine_metrics import EngineCollector
 from server.text.tokenizer import Tokenizer
 from wire.messages import (
     EngineReady,

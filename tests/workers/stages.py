@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from configs.config import EngineConfig
-from configs.model import ModelConfig
+from configs.schema.model import ModelConfig
 from tests.workers.world import CPU
-from workers.model.admission import admit
+from workers.model.proof.admission import admit
 from workers.model.stage_model import StageModel, load
 from workers.model.structure import Structure
 

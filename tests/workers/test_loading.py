@@ -16,9 +16,11 @@ from tests.workers.world import CPU
 from workers import loading
 from workers.kernels.compiler import FOLDER
 from workers.loading import StagePlace, TimedRun, load
-from workers.model import admission, linears, stage_model
+from workers.model import stage_model
 from workers.model.kv_cache import KvCache
-from workers.model.linears import PackingError
+from workers.model.packed import linears
+from workers.model.packed.linears import PackingError
+from workers.model.proof import admission
 from workers.model.step_runner import StepRunner
 from workers.profiling import layer_times, profile_cache
 from workers.profiling.dummy_run import prefill

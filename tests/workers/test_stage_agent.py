@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.distributed.launcher.api import LaunchConfig
 
-from daemon.process_exits import ExitFile, ProcessExit
-from daemon.watchdog_file import WatchdogFile
+from daemon.processes.process_exits import ExitFile, ProcessExit
+from daemon.processes.watchdog_file import WatchdogFile
 from workers.comm import rendezvous
 from workers.process import is_out_of_memory
 from workers.stage_agent import StageAgent, StagePids

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from configs.nodes import NodesConfig
+from configs.schema.nodes import NodesConfig
 from workers import stage_restarts
 
 

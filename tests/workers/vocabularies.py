@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as Core
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from tests.server.world import byte_fallback_core, byte_level_tokenizer
 from workers.sampling.vocabulary import Vocabulary, make
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Self
 
-from configs.nodes import NodesConfig
+from configs.schema.nodes import NodesConfig
 from wire.messages import NodeOrder, NodeState, RankExit, ToNode
 from wire.sockets import Spoke
 

@@ -27,8 +27,8 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
 )
 
-from configs.nodes import NodesConfig
-from daemon.watchdog_file import WatchdogFile
+from configs.schema.nodes import NodesConfig
+from daemon.processes.watchdog_file import WatchdogFile
 from workers.comm.node_link import NodeLink
 
 EPOCH = "_TDPIPE_EPOCH"

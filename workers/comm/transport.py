@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from daemon.ranks import stage_and_rank
+from daemon.processes.ranks import stage_and_rank
 from workers.comm.streams import CudaStreams, NoStreams, Streams
 from workers.device.host_copy import HostCopy, to_host
 

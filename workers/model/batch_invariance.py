@@ -15,9 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from configs.config import EngineConfig
-from configs.scheduler import SHORTEST_LIMIT
-from workers.model.experts import PACKED
-from workers.model.linears import ONEDNN_SUPPORT, PackedLinear
+from configs.schema.scheduler import SHORTEST_LIMIT
+from workers.model.packed.experts import PACKED
+from workers.model.packed.linears import ONEDNN_SUPPORT, PackedLinear
 
 # oneDNN reads the first of these that is set, once, at its first product.
 LIMIT_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")

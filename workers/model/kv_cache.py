@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from configs.config import EngineConfig
-from configs.pipeline import CacheConfig
-from daemon import host_memory
+from configs.schema.pipeline import CacheConfig
+from daemon.host import host_memory
 
 # The types that `kv_cache_dtype` names besides that of the activations.
 FP8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}

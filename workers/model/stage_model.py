@@ -18,18 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from configs.config import EngineConfig
-from configs.model import ModelConfig
-from configs.pipeline import PipelineConfig
+from configs.schema.model import ModelConfig
+from configs.schema.pipeline import PipelineConfig
 from wire.messages import RopeRule
 from workers.kernels.library import Library
-from workers.model import (
-    experts,
-    layer_split,
-    linears,
-    partitioning,
-    quantisation,
-    tensor_parallel,
-)
+from workers.model import layer_split, partitioning, quantisation, tensor_parallel
 from workers.model.attention import interface, masks
 from workers.model.attention.interface import (
     Calls,
@@ -42,6 +35,7 @@ from workers.model.context_length import ContextLength, context_length
 from workers.model.fused import replace
 from workers.model.fused.operations import FusedOperations
 from workers.model.fused.rotary import RotaryFunctions
+from workers.model.packed import experts, linears
 from workers.model.partitioning import LeaveStage, Port
 from workers.model.rope import TokenRope
 from workers.model.structure import Structure, last_cut, layers_of

@@ -31,8 +31,8 @@ from configs.profiles import (
     read_steps,
     write_profile,
 )
-from daemon import logs
 from daemon.checkpoint.resolution import resolve
+from daemon.observability import logs
 from daemon.start_checks import check_start
 from daemon.start_error import StartError
 from workers.model.stage_model import bytes_per_token

@@ -17,8 +17,8 @@ from typing import Self
 
 from configs import loader
 from configs.config import Config
-from daemon import child_process
-from daemon.process_exits import signal_name
+from daemon.processes import child_process
+from daemon.processes.process_exits import signal_name
 from wire.messages import FromStage, Heartbeat, StageReady, StepDone
 from wire.sockets import Hub
 from workers.profiling.dummy_run import DummyRun, make_step

@@ -4,8 +4,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from configs.pipeline import PipelineConfig
 from configs.profiles import StepTable, read_steps
+from configs.schema.pipeline import PipelineConfig
 from wire.messages import StageCosts
 from workers.comm.all_gather import all_gather
 from workers.profiling import profile_cache

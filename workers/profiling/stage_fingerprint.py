@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig
 
 from configs.config import EngineConfig
-from configs.model import ModelConfig
+from configs.schema.model import ModelConfig
 from daemon.version import VERSION
 from workers.model.batch_invariance import onednn_limit
 

@@ -13,7 +13,7 @@ import numpy as np
 from llguidance import LLExecutor, LLMatcher
 from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 
-from configs.grammar_limits import grammar_limits
+from configs.schema.grammar_limits import grammar_limits
 from workers.sampling.vocabulary import Vocabulary
 
 log = logging.getLogger("tdpipe")

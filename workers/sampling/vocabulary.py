@@ -7,7 +7,7 @@ import numpy as np
 from llguidance import LLTokenizer
 from transformers import AutoTokenizer
 
-from configs.model import ModelConfig
+from configs.schema.model import ModelConfig
 from wire.grammar_vocabulary import grammar_tokenizer
 
 

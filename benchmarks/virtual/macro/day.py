@@ -16,7 +16,7 @@ from multiprocessing import get_context
 
 from benchmarks.virtual.macro.scale import MODEL, NUM_GPUS
 from benchmarks.virtual.macro.systems import SIGMA, TDPIPE, WORKLOADS, Cluster
-from configs.router import RouterCoreConfig
+from configs.schema.router import RouterCoreConfig
 from simulator.arrival import Arrival
 from simulator.command import make_arrivals
 from simulator.macro.simulation import simulate_macro

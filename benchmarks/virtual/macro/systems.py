@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from configs.config import EngineConfig
-from configs.router import RouterCoreConfig
+from configs.schema.router import RouterCoreConfig
 from simulator.arrival import Arrival, SequenceTimes, Targets
 from simulator.command import make_arrivals
 from simulator.hardware.gpus import find_gpu

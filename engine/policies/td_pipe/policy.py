@@ -7,7 +7,7 @@ be switched off, for the ablations of the paper.
 from collections.abc import Iterator
 from itertools import islice, tee
 
-from configs.scheduler import SchedulerConfig
+from configs.schema.scheduler import SchedulerConfig
 from engine.costs.cost_model import CostModel
 from engine.policies.chunked_prefill import chunk_len
 from engine.policies.decode_rows import add_decodes

@@ -14,7 +14,7 @@ from operator import itemgetter
 
 import numpy as np
 
-from configs.scheduler import SHORTEST_LIMIT, SchedulerConfig
+from configs.schema.scheduler import SHORTEST_LIMIT, SchedulerConfig
 from engine.costs.cost_model import CostModel
 from engine.policies.chunked_prefill import PrefillCursor
 from engine.policies.decode_rows import add_decodes

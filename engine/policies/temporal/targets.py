@@ -10,7 +10,7 @@ target, the turn may take longer, but the step has still no more tokens than tha
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from configs.scheduler import SchedulerConfig
+from configs.schema.scheduler import SchedulerConfig
 from engine.costs.cost_model import CostModel, StepSize
 from engine.policies.temporal.topup import paced
 from engine.state.pool import Pool

@@ -15,11 +15,11 @@ from server.batches.service import BatchService
 from server.batches.storage.lifecycle import StoredBatch, new_id
 from server.batches.storage.page import UnknownCursorError
 from server.batches.storage.store import UnknownFileError
-from server.http.body import parse
-from server.http.body_reader import BodyMemory
+from server.http.bodies.body import parse
+from server.http.bodies.body_reader import BodyMemory
+from server.http.bodies.unknown_fields import IGNORED, UnknownFields
 from server.http.errors import ApiError, invalid, too_busy
 from server.http.openapi import BATCHES, BODY_FAILURES, failures, takes
-from server.http.unknown_fields import IGNORED, UnknownFields
 from server.openai.fields.batch import Batch, BatchList, BatchQuery, CreateBatch
 
 MAX_OPEN_BATCHES = 1000

@@ -20,10 +20,10 @@ from server.batches.storage.lifecycle import new_id
 from server.batches.storage.page import UnknownCursorError
 from server.batches.storage.store import FileInUseError
 from server.http import ranges
+from server.http.bodies.unknown_fields import IGNORED, FoundFields, UnknownFields
 from server.http.connection import run_while_connected
 from server.http.errors import ApiError, failed, invalid, invalid_value, too_busy
 from server.http.openapi import FILES, failures
-from server.http.unknown_fields import IGNORED, FoundFields, UnknownFields
 from server.openai.fields.batch import (
     ExpiresAfter,
     FileDeleted,

@@ -13,8 +13,8 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from server.http.body_reader import announces_more
-from server.http.content_encoding import decoded
+from server.http.bodies.body_reader import announces_more
+from server.http.bodies.content_encoding import decoded
 from server.http.errors import ApiError, invalid
 
 # The longest time in which a client may send nothing.

@@ -13,7 +13,7 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from server.http.body import Body
+from server.http.bodies.body import Body
 
 Order = Literal["asc", "desc"]
 Purpose = Literal["batch", "batch_output"]

@@ -9,10 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from server.http.body import Body, ListOf, parse
+from server.http.bodies.body import Body, ListOf, parse
+from server.http.bodies.unknown_fields import IGNORED as IGNORED_UNKNOWN
+from server.http.bodies.unknown_fields import UnknownFields
 from server.http.errors import invalid
-from server.http.unknown_fields import IGNORED as IGNORED_UNKNOWN
-from server.http.unknown_fields import UnknownFields
 from server.openai.fields.conversation import (
     FUNCTIONS_ONLY,
     IGNORED,

@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 
 from server.grammar.grammars import ResponseFormat
-from server.http.body import ListOf, parse
+from server.http.bodies.body import ListOf, parse
+from server.http.bodies.unknown_fields import IGNORED, UnknownFields
 from server.http.errors import invalid
-from server.http.unknown_fields import IGNORED, UnknownFields
 from server.openai.fields.sampling import (
     LOW_PRIORITY,
     UNSUPPORTED_SAMPLING,

@@ -12,9 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.http.body import Body, ListOf, counted_first
+from server.http.bodies.body import Body, ListOf, counted_first
+from server.http.bodies.field_errors import described
 from server.http.errors import invalid
-from server.http.field_errors import described
 
 MAX_MESSAGES = 16_384
 MAX_TOOLS = 256

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, ValidationError, ValidationInfo
 
-from server.http.body import Body, ListOf
+from server.http.bodies.body import Body, ListOf
+from server.http.bodies.field_errors import explain
 from server.http.errors import ApiError, invalid
-from server.http.field_errors import explain
 from server.openai.fields.conversation import (
     IGNORED,
     MAX_MESSAGES,

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr
 from pydantic_core import PydanticCustomError
 
 from server.grammar.grammars import ResponseFormat, StructuredOutputs, grammar_of
-from server.http.body import Body, ListOf, counted_first
+from server.http.bodies.body import Body, ListOf, counted_first
 from server.http.errors import invalid
 
 MAX_CHOICES = 128

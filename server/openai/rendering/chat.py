@@ -14,7 +14,7 @@ from server.openai.rendering.logprobs import chat_logprobs, prompt_logprobs
 from server.openai.rendering.sse import EventFrame, failure
 from server.requests.generation import Piece
 from server.requests.logprobs import TokenLogprobs
-from server.requests.plan import Plan
+from server.requests.planning.plan import Plan
 from server.requests.resumption import id_and_created
 from server.text.tokenizer import Tokenizer
 

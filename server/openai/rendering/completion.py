@@ -13,7 +13,7 @@ from server.openai.rendering.logprobs import CompletionLogprobsBuilder, prompt_l
 from server.openai.rendering.sse import EventFrame, failure
 from server.requests.choice import TextReason
 from server.requests.generation import Piece
-from server.requests.plan import Plan
+from server.requests.planning.plan import Plan
 from server.requests.resumption import id_and_created
 from server.text.token_texts import TokenTexts
 from server.text.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from server.chat.message_parser import MessageParser
-from server.http.body import Body
+from server.http.bodies.body import Body
 from server.http.errors import ApiError
 from server.openai.fields.responses import ResponsesRequest
 from server.openai.rendering.logprobs import chat_logprobs
@@ -15,7 +15,7 @@ from server.openai.rendering.response_output import Event, ResponseOutput
 from server.openai.rendering.token_slices import HeldTokens, TokenSlices
 from server.requests.generation import Piece
 from server.requests.logprobs import TokenLogprobs
-from server.requests.plan import Plan
+from server.requests.planning.plan import Plan
 from server.requests.resumption import Resumption, id_and_created
 from server.text.tokenizer import Tokenizer
 

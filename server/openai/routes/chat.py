@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from configs.model import ChatConfig
+from configs.schema.model import ChatConfig
 from server.chat import reasoning
 from server.chat.call_formats import CallFormat
 from server.chat.chat_template import ChatTemplate, continued
@@ -17,18 +17,18 @@ from server.chat.tool_choice import ToolChoice, parameters_param, tool_choice
 from server.grammar import grammar_text
 from server.grammar.grammars import CheckedGrammars, check_text
 from server.grammar.schema_keywords import check_keywords
-from server.http.body import not_too_deep
+from server.http.bodies.body import not_too_deep
+from server.http.bodies.unknown_fields import IGNORED, UnknownFields
 from server.http.errors import ApiError, invalid
-from server.http.unknown_fields import IGNORED, UnknownFields
 from server.openai.fields.chat import ChatRequest, parse_chat
 from server.openai.rendering.chat import ChatRendering
 from server.openai.routes.endpoint import Endpoint
 from server.requests.admission import Admission
-from server.requests.answer_size import Sizes, check_size
 from server.requests.engine_client import EngineClient
 from server.requests.generation import Generations
-from server.requests.plan import Plan
-from server.requests.planner import Planner
+from server.requests.planning.answer_size import Sizes, check_size
+from server.requests.planning.plan import Plan
+from server.requests.planning.planner import Planner
 from server.requests.reply import Rendering
 from server.text.tokenizer import Tokenizer
 

@@ -5,9 +5,9 @@ from functools import partial
 from typing import cast
 
 from server.grammar.grammars import CheckedGrammars
-from server.http.body import not_too_deep
+from server.http.bodies.body import not_too_deep
+from server.http.bodies.unknown_fields import IGNORED, UnknownFields
 from server.http.errors import invalid
-from server.http.unknown_fields import IGNORED, UnknownFields
 from server.openai.fields.completion import (
     DEFAULT_MAX_TOKENS,
     CompletionRequest,
@@ -17,11 +17,11 @@ from server.openai.fields.completion import (
 from server.openai.rendering.completion import CompletionRendering
 from server.openai.routes.endpoint import Endpoint
 from server.requests.admission import Admission
-from server.requests.answer_size import Sizes, check_size
 from server.requests.engine_client import EngineClient
 from server.requests.generation import Generations
-from server.requests.plan import Plan
-from server.requests.planner import Planner
+from server.requests.planning.answer_size import Sizes, check_size
+from server.requests.planning.plan import Plan
+from server.requests.planning.planner import Planner
 from server.requests.reply import Rendering
 from server.text.tokenizer import Tokenizer
 

@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
-from server.http.unknown_fields import IGNORED, UnknownFields
+from server.http.bodies.unknown_fields import IGNORED, UnknownFields
 from server.openai.fields.sampling import SamplingFields
 from server.requests.admission import Admission
 from server.requests.engine_client import EngineClient
 from server.requests.generation import Generations
-from server.requests.plan import Plan
-from server.requests.planner import Planner
+from server.requests.planning.plan import Plan
+from server.requests.planning.planner import Planner
 from server.requests.reply import Rendering, Reply
 
 Fields = TypeVar("Fields", bound=SamplingFields)

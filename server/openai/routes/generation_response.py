@@ -22,8 +22,8 @@ from server.openai.rendering.sse import HEADERS, send_body, write_events
 from server.openai.routes.endpoint import Endpoint
 from server.openai.routes.request_log import log_request
 from server.requests.generation import Generation
+from server.requests.monitoring.request_trace import RequestTrace
 from server.requests.reply import Reply
-from server.requests.request_trace import RequestTrace
 
 # The tokens of the request's prompts, by which a router learns how many bytes a token has.
 PROMPT_TOKENS = b"x-tdpipe-prompt-tokens"

@@ -8,8 +8,8 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from daemon.tracing import Tracing
-from server.http.body_reader import BodyMemory
+from daemon.observability.tracing import Tracing
+from server.http.bodies.body_reader import BodyMemory
 from server.http.drain import Drain
 from server.http.errors import ApiError
 from server.http.openapi import BODY_FAILURES, GENERATION, failures, streams, takes
@@ -17,7 +17,7 @@ from server.http.request_record import record_of
 from server.metrics import Metrics
 from server.openai.routes.endpoint import Endpoint
 from server.openai.routes.generation_response import GenerationResponse
-from server.requests.request_trace import RequestTrace
+from server.requests.monitoring.request_trace import RequestTrace
 
 # With the value 1: each event of a stream has the tokens that it covers.
 RESUMABLE = "x-tdpipe-resumable"

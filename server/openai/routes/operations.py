@@ -11,9 +11,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from configs.model import ModelConfig
-from configs.pipeline import PipelineConfig
-from daemon import child_process
+from configs.schema.model import ModelConfig
+from configs.schema.pipeline import PipelineConfig
+from daemon.processes import child_process
 from daemon.version import VERSION
 from server.http.drain import Drain
 from server.http.errors import no_such_model, unavailable

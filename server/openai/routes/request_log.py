@@ -2,7 +2,7 @@
 
 import logging
 
-from daemon.logs import fields
+from daemon.observability.logs import fields
 from server.requests.reply import Reply
 
 logger = logging.getLogger("tdpipe.requests")

@@ -2,8 +2,8 @@
 
 import re
 
+from server.http.bodies.unknown_fields import IGNORED, UnknownFields
 from server.http.errors import ApiError
-from server.http.unknown_fields import IGNORED, UnknownFields
 from server.openai.fields.responses import ResponsesRequest, parse_responses
 from server.openai.rendering.responses import ResponsesRendering
 from server.openai.routes.chat import ConversationPlanner
@@ -11,8 +11,8 @@ from server.openai.routes.endpoint import Endpoint
 from server.requests.admission import Admission
 from server.requests.engine_client import EngineClient
 from server.requests.generation import Generations
-from server.requests.plan import Plan
-from server.requests.planner import Planner
+from server.requests.planning.plan import Plan
+from server.requests.planning.planner import Planner
 from server.requests.reply import Rendering
 from server.text.tokenizer import Tokenizer
 

@@ -13,15 +13,15 @@ from starlette.responses import Response
 
 from server.chat.chat_template import ChatTemplate
 from server.chat.tool_choice import ToolChoice
-from server.http.body import Body, ListOf, parse
-from server.http.body_reader import BodyMemory
+from server.http.bodies.body import Body, ListOf, parse
+from server.http.bodies.body_reader import BodyMemory
+from server.http.bodies.unknown_fields import IGNORED, UnknownFields
 from server.http.errors import invalid
 from server.http.openapi import BODY_FAILURES, TOKENS, failures, takes
-from server.http.unknown_fields import IGNORED, UnknownFields
 from server.openai.fields.conversation import MAX_MESSAGES, Messages, TemplateFields
 from server.openai.fields.sampling import TokenId
 from server.requests.engine_client import EngineClient
-from server.requests.planner import Planner
+from server.requests.planning.planner import Planner
 from server.text.tokenizer import Tokenizer
 
 _CHARACTERS_PER_TOKEN = 4

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from benchmarks.costs.grammar_cost import NUM_ROWS, Steps, learn_tokenizer, main, time_masks
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 
 DEMO = AutoTokenizer.from_pretrained(DEMO_MODEL).backend_tokenizer
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from configs.config import Config
-from configs.model import DEMO_MODEL
+from configs.schema.model import DEMO_MODEL
 from daemon.checkpoint import gguf_file, hub, hub_files, resolution
 from daemon.checkpoint.resolution import CheckpointError, find_gguf, resolve
 from daemon.start_error import StartError

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.scheduler import SHORTEST_LIMIT
+from configs.schema.scheduler import SHORTEST_LIMIT
 from engine.policies.chunked_prefill import PrefillCursor, first_fitting
 from engine.state.micro_batch import MicroBatch
 from engine.state.pool import Pool

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from configs.config import EngineConfig
-from configs.scheduler import SchedulerConfig
+from configs.schema.scheduler import SchedulerConfig
 from engine.policies.policy import Policy
 from engine.policies.registry import POLICIES, make_policy
 from engine.state.pool import Pool

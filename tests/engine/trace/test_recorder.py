@@ -8,7 +8,7 @@ import pytest
 
 from configs.config import EngineConfig
 from configs.output_files import OutputFileError
-from configs.runtime import RuntimeConfig
+from configs.schema.runtime import RuntimeConfig
 from engine.loop import Loop
 from engine.trace import recorder as recorder_module
 from engine.trace.recorder import Recorder

@@ -9,7 +9,7 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-from daemon import child_process
+from daemon.processes import child_process
 
 
 def main() -> None:

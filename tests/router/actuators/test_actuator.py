@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from configs.scaling import ScalingConfig
+from configs.schema.scaling import ScalingConfig
 from router.actuators.actuator import GrowthLimit, Lifetime, happens
 from router.actuators.fixed import FixedActuator
 from router.actuators.local import LocalActuator

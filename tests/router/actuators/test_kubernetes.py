@@ -11,7 +11,7 @@ import pytest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from configs.scaling import ScalingConfig
+from configs.schema.scaling import ScalingConfig
 from router.actuators import kubernetes
 from router.actuators.actuator import ActuatorError
 from router.actuators.kube_api import KubeApi, KubeError

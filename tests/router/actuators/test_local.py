@@ -16,8 +16,8 @@ import psutil
 import pytest
 import uvloop
 
-from configs.model import DEMO_MODEL
-from configs.scaling import ScalingConfig
+from configs.schema.model import DEMO_MODEL
+from configs.schema.scaling import ScalingConfig
 from router.actuators.actuator import ActuatorError
 from router.actuators.local import LocalActuator
 from tests.end_to_end.daemon import ROOT, all_gone
@@ -31,7 +31,7 @@ START_S = 400.0  # of a real daemon on a busy machine, which compiles its kernel
 # A router that is killed: it prints the process id of its daemon.
 ROUTER = f"""
 import asyncio, json, sys, urllib.request
-from configs.scaling import ScalingConfig
+from configs.schema.scaling import ScalingConfig
 from router.actuators.local import LocalActuator
 
 def show(url):

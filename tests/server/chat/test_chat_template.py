@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from configs.model import ChatConfig
+from configs.schema.model import ChatConfig
 from server.chat import chat_template
 from server.chat.chat_template import ChatTemplate, ChatTemplateError, chat_template_of, continued
 from server.http.errors import ApiError

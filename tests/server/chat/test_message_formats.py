@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from configs.model import ChatConfig
+from configs.schema.model import ChatConfig
 from server.chat.call_formats import HERMES, LLAMA3_JSON
 from server.chat.message_formats import MessageFormats, formats_of
 from server.chat.tool_choice import ToolChoice

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 from llguidance import LLMatcher
 
-from configs.grammar_limits import grammar_limits
+from configs.schema.grammar_limits import grammar_limits
 from tests.server.world import byte_level_tokenizer
 from wire.grammar_vocabulary import grammar_tokenizer
 

@@ -7,7 +7,7 @@ import pytest
 from llguidance import LLMatcher
 from tokenizers import AddedToken
 
-from configs.grammar_limits import grammar_limits
+from configs.schema.grammar_limits import grammar_limits
 from server.chat.call_formats import HERMES
 from server.grammar.grammar_checker import CheckedVocabulary, CheckLimits, GrammarChecker
 from server.grammar.grammar_text import (

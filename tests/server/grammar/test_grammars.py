@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from configs.grammar_limits import MAX_GRAMMAR_BYTES, MAX_GRAMMAR_BYTES_OF_REQUEST
+from configs.schema.grammar_limits import MAX_GRAMMAR_BYTES, MAX_GRAMMAR_BYTES_OF_REQUEST
 from server.grammar import grammar_text
 from server.grammar import grammars as module
 from server.grammar.grammar_checker import CheckerError, UncheckedError, Verdict

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from daemon.logs import JsonFormatter
+from daemon.observability.logs import JsonFormatter
 from server.http.middleware import Access
 from tests.server.world import MODEL, Daemon, generated, saying, serving
 from wire.messages import Finished, Submit, ToServer

@@ -13,7 +13,7 @@ import pytest
 from starlette.requests import Request
 
 from server.grammar.grammar_checker import GrammarChecker, Verdict
-from server.http.body_reader import announces_more
+from server.http.bodies.body_reader import announces_more
 from server.http.drain import Drain
 from server.requests.engine_client import EngineClient
 from server.text.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer
@@ -139,7 +139,7 @@ def test_a_client_that_leaves_while_it_sends_is_a_499_in_the_log(
 def test_a_body_that_does_not_come_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.http.body_reader.BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("server.http.bodies.body_reader.BODY_TIMEOUT_S", 0.05)
     with serving(tmp_path) as daemon:
         host, port = daemon.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), PATIENCE_S) as client:

@@ -112,7 +112,7 @@ def test_a_late_head_is_408_and_an_idle_connection_is_closed(
 
 def test_the_clock_stops_with_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
-    monkeypatch.setattr("server.http.body_reader.BODY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("server.http.bodies.body_reader.BODY_TIMEOUT_S", 0.2)
     with serving(tmp_path) as daemon, connect(daemon) as client:
         client.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
         answer = client.recv(65536)

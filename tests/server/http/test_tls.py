@@ -8,8 +8,8 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from configs.server import ListenConfig
-from daemon.binding import ListenError
+from configs.schema.server import ListenConfig
+from daemon.host.binding import ListenError
 from server.http.tls import tls_context
 from tests.server.world import MODEL, PATIENCE_S, events, saying, serving
 

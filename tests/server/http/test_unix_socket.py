@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.binding import ListenError
+from daemon.host.binding import ListenError
 from server.http.unix_socket import listen_at
 
 

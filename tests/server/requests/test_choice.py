@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from server.requests.choice import Choice
-from server.requests.plan import Plan
+from server.requests.planning.plan import Plan
 from server.text.prompt_end import NO_PROMPT
 from server.text.special_stops import find_special_tokens
 from server.text.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ from server.chat.message_parser import MessageParser
 from server.chat.reasoning import ReasoningSplitter
 from server.chat.tool_calls import CallParser
 from server.requests.choice import Choice
-from server.requests.plan import Plan
+from server.requests.planning.plan import Plan
 from server.text.prompt_end import NO_PROMPT
 from server.text.tokenizer import Tokenizer
 from tests.server.splitting import texts_of

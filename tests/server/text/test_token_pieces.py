@@ -3,7 +3,7 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from configs.model import DEMO_MODEL, ModelConfig
+from configs.schema.model import DEMO_MODEL, ModelConfig
 from server.text.tokenizer import Tokenizer, load_tokenizer
 from tests.server.world import TOKENIZER, byte_fallback_core
 

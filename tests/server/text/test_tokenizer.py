@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
-from configs.model import ModelConfig
+from configs.schema.model import ModelConfig
 from server.text.tokenizer import MAX_INLINE_CHARACTERS, Tokenizer, TokenizerError, load_tokenizer
 from tests.server.world import byte_level_tokenizer, save_model
 

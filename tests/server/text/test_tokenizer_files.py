@@ -11,7 +11,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
-from configs.model import ModelConfig
+from configs.schema.model import ModelConfig
 from server.text.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from server.text.tokenizer_files import explanation, is_installed
 from tests.server.text.tokenizer_kinds import save_sentencepiece, sentencepiece_model

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from configs.config import EngineConfig
-from configs.router import RouterCoreConfig
+from configs.schema.router import RouterCoreConfig
 from simulator.arrival import Arrival
 from simulator.command import make_arrivals
 from simulator.macro.instance import InstanceSpec

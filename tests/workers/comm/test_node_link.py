@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import msgspec
 import pytest
 
-from configs.nodes import NodesConfig
+from configs.schema.nodes import NodesConfig
 from tests.end_to_end.daemon import SECRET
 from wire.messages import NodeOrder, NodeState
 from wire.sockets import Hub

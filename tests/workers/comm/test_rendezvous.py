@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from configs.nodes import NodesConfig
-from daemon.watchdog_file import WatchdogFile
+from configs.schema.nodes import NodesConfig
+from daemon.processes.watchdog_file import WatchdogFile
 from workers.comm import rendezvous
 
 

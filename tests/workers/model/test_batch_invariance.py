@@ -22,7 +22,7 @@ LIMIT = "ONEDNN_MAX_CPU_ISA"
 # A stage: the launch has imported torch, sets the limit, and forks the process that computes.
 STAGE = """
 import torch
-from configs.pipeline import PipelineConfig
+from configs.schema.pipeline import PipelineConfig
 from workers import stage_restarts
 from workers.model import batch_invariance
 batch_invariance.INVARIANT_LIMIT = "SSE41"  # which every CPU has and none has alone

@@ -28,7 +28,7 @@ from workers.model.batch import StepBatch
 from workers.model.fused.native import NativeOperations
 from workers.model.kv_cache import KvCache, LayerShape
 from workers.model.layer_split import PartitionError
-from workers.model.linears import pack_for_onednn
+from workers.model.packed.linears import pack_for_onednn
 from workers.model.stage_model import StageModel, describe, split
 
 SUPPORTED = sorted(set(FAMILIES) - {"bloom"})

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from workers.model import tensor_parallel, tensor_proof
-from workers.model.admission import examine
+from workers.model import tensor_parallel
 from workers.model.attention.interface import UnsupportedModelError
+from workers.model.proof import tensor_proof
+from workers.model.proof.admission import examine
 from workers.model.tensor_parallel import Summed, TensorGroup
 
 LONG = pytest.mark.long

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from configs.pipeline import PipelineConfig
 from configs.profiles import StepTable, head_of_steps, line_of_step
+from configs.schema.pipeline import PipelineConfig
 from wire.messages import StageCosts
 from workers.profiling.dummy_run import prefill
 from workers.profiling.known_costs import check_table, find_costs

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from configs.model import DEMO_MODEL, ModelConfig
+from configs.schema.model import DEMO_MODEL, ModelConfig
 from tests.checkpoints import make_tokenizer
 from tests.server.world import byte_level_tokenizer
 from tests.workers.vocabularies import ids_in

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.pipeline import AttentionBackend
+from configs.schema.pipeline import AttentionBackend
 from workers.device.upload import Arrays, upload_to
 from workers.kernels import triton_support
 from workers.kernels.compiler import CompilerError

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from configs.scheduler import SchedulerConfig
+from configs.schema.scheduler import SchedulerConfig
 from engine.policies.temporal.targets import BESIDE_ROWS, MAX_WAIT, RESERVE, Targets, targets_of
 from tests.engine.staircases import stairs
 

@@ -17,7 +17,7 @@ from server.openai.rendering.chat import ChatRendering
 from server.openai.rendering.sse import DONE
 from server.requests.generation import Piece
 from server.requests.logprobs import TokenLogprobs
-from server.requests.plan import Plan
+from server.requests.planning.plan import Plan
 from tests.server.world import TOKENIZER
 
 HI = [{"role": "user", "content": "hi"}]

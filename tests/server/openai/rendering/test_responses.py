@@ -18,7 +18,7 @@ from server.openai.rendering.responses import ResponsesRendering
 from server.openai.routes.responses import in_own_words
 from server.requests.generation import Piece
 from server.requests.logprobs import TokenLogprobs
-from server.requests.plan import Plan
+from server.requests.planning.plan import Plan
 from tests.server.openai.chatting import CALL, OTHER_CALL
 from tests.server.openai.responding import summed
 from tests.server.splitting import PLACES, cut

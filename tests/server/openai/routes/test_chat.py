@@ -12,9 +12,9 @@ from server.metrics import Metrics
 from server.openai.routes.chat import Chat, ConversationPlanner
 from server.requests.admission import Admission
 from server.requests.engine_client import EngineClient
-from server.requests.engine_metrics import EngineCollector
 from server.requests.generation import Generations
-from server.requests.planner import Planner
+from server.requests.monitoring.engine_metrics import EngineCollector
+from server.requests.planning.planner import Planner
 from tests.server.openai.chatting import USER, choice, post, prompt_of, stream, submitted, summed
 from tests.server.openai.routes.test_completion_logprobs import logprobs, scripted
 from tests.server.templates import QWEN, chatty

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher
 
-from configs.grammar_limits import MAX_GRAMMAR_BYTES, grammar_limits
+from configs.schema.grammar_limits import MAX_GRAMMAR_BYTES, grammar_limits
 from server.text.tokenizer import Tokenizer
 from tests.server.grammar.grammar_readers import accepts
 from tests.server.openai.chatting import CALL, OTHER, OTHER_CALL, TOOL, choice, error, submitted

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.requests.engine_client import EngineClient
-from server.requests.plan import pack
+from server.requests.planning.plan import pack
 from server.text.tokenizer import Tokenizer
 from tests.server.templates import CHATML, chatty
 from tests.server.world import (

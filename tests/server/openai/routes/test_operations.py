@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from daemon import child_process
+from daemon.processes import child_process
 from daemon.version import VERSION
 from server.openai.routes import operations
 from server.requests import engine_client

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
 
 from tests.kernels import shared_library
-from workers.model import linears
 from workers.model.fused import gated_mlp
 from workers.model.fused.native import NativeOperations
 from workers.model.fused.operations import FusedOperations
 from workers.model.fused.replace import fuse
 from workers.model.fused.same import is_same
+from workers.model.packed import linears
 
 
 def make(

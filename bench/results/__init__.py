@@ -1,0 +1,1 @@
+"""Results of a run: records of its requests, summaries, reports and pictures."""

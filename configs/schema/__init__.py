@@ -1,0 +1,1 @@
+"""The schema: one part of the settings for each concern."""

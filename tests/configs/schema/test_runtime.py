@@ -1,0 +1,32 @@
+"""Settings of processes: addresses of sockets."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from configs.config import Config
+from configs.schema.runtime import RuntimeConfig
+
+
+@pytest.mark.parametrize("endpoint", ["", "ipc:/x", "http://x", "127.0.0.1:80", " tcp://x:1"])
+def test_an_endpoint_is_ipc_or_tcp(endpoint: str) -> None:
+    for key in ("server_endpoint", "stage_endpoint"):
+        with pytest.raises(ValidationError, match=r"ipc:// or tcp://"):
+            Config.of(**{key: endpoint})
+
+
+def test_without_endpoints_the_sockets_lie_in_the_runtime_folder() -> None:
+    config = RuntimeConfig(runtime_dir=Path("/run/x"))
+    assert config.server_address == "ipc:///run/x/server.sock"
+    assert config.stage_address == "ipc:///run/x/stages.sock"
+
+
+def test_endpoints_are_taken_as_they_are() -> None:
+    config = RuntimeConfig(server_endpoint="tcp://127.0.0.1:1", stage_endpoint="ipc://y")
+    assert (config.server_address, config.stage_address) == ("tcp://127.0.0.1:1", "ipc://y")
+
+
+def test_the_folder_is_not_asked_for_before_it_is_chosen() -> None:
+    with pytest.raises(AssertionError, match="runtime_dir"):
+        _ = RuntimeConfig().server_address

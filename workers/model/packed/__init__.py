@@ -1,0 +1,1 @@
+"""Packed weights on a CPU: linear layers and experts in the order in which a kernel reads them."""

@@ -187,7 +187,7 @@ def test_no_process_is_left_after_its_script(
     tmp_path: Path, number: signal.Signals, words: str
 ) -> None:
     script = textwrap.dedent(SCRIPT)
-    command = [sys.executable, "-c", script, str(tmp_path)]
+    command = [sys.executable, "-c", script, str(prepare_data_dir(tmp_path / "data"))]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

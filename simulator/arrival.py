@@ -24,23 +24,32 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Seconds to the first token, and per output token after it."""
+    """Seconds to the first token, and per output token after it.
+
+    With `until_decode`, the wait between the prefill of a prompt and its first decode step belongs
+    to the former, as if the first token were held back until there is a second one.
+    """
 
     ttft_s: float
     tpot_s: float
+    until_decode: bool = False
 
     def are_met(self, times: "SequenceTimes") -> bool:
         """Whether a request that has ended met both."""
-        is_over = times.ended_at >= 0
-        return is_over and times.ttft_s <= self.ttft_s and times.tpot_s <= self.tpot_s
+        if times.ended_at < 0:
+            return False
+        begun_at, num_after = times.first_token_at, times.output_len - 1
+        if self.until_decode and num_after:
+            begun_at, num_after = times.second_token_at, num_after - 1
+        tpot_s = (times.ended_at - begun_at) / max(1, num_after)
+        return begun_at - times.arrived_at <= self.ttft_s and tpot_s <= self.tpot_s
 
     def are_missed(self, times: "SequenceTimes", now: float) -> bool:
         """Whether a request has missed one of them at `now`, open or not."""
         if times.ended_at >= 0:
             return not self.are_met(times)
-        if times.first_token_at < 0:
-            return now - times.arrived_at > self.ttft_s
-        return times.ttft_s > self.ttft_s
+        begun_at = times.second_token_at if self.until_decode else times.first_token_at
+        return (now if begun_at < 0 else begun_at) - times.arrived_at > self.ttft_s
 
 
 @dataclass(slots=True)
@@ -55,6 +64,14 @@ class SequenceTimes:
     output_len: int
     first_token_at: float = -1.0
     ended_at: float = -1.0
+    second_token_at: float = -1.0
+
+    def take_token(self, at: float) -> None:
+        """Note one more token."""
+        if self.first_token_at < 0:
+            self.first_token_at = at
+        elif self.second_token_at < 0:
+            self.second_token_at = at
 
     @property
     def ttft_s(self) -> float:

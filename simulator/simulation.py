@@ -117,9 +117,7 @@ class _Simulation:
         match message:
             case Generated():
                 for sequence_id in memoryview(message.sequence_ids).cast("q"):
-                    times = self._sequences[sequence_id]
-                    if times.first_token_at < 0:
-                        times.first_token_at = now
+                    self._sequences[sequence_id].take_token(now)
             case Finished():
                 if message.reason == "error":
                     raise SimulationError(message.message)

@@ -136,9 +136,7 @@ class _Disaggregated:
     def _take_message(self, instance: SimulatedInstance, message: Outgoing, now: float) -> None:
         if isinstance(message, Generated):
             for number in memoryview(message.sequence_ids).cast("q"):
-                times = self.result.sequences[number]
-                if times.first_token_at < 0:
-                    times.first_token_at = now + self._hop_s
+                self.result.sequences[number].take_token(now + self._hop_s)
         elif isinstance(message, Finished):
             if message.reason == "error":
                 raise SimulationError(message.message)

@@ -208,8 +208,8 @@ class _MacroSimulation:
                 for number in memoryview(message.sequence_ids).cast("q"):
                     times = self.result.sequences[number]
                     if times.first_token_at < 0:
-                        times.first_token_at = at
                         self._queue.push(at, self, Began(number))
+                    times.take_token(at)
             case Finished():
                 if message.reason == "error":
                     raise SimulationError(message.message)

@@ -61,7 +61,9 @@ def mixed_arrivals(seed: int) -> list[Arrival]:
 def test_one_request_on_one_stage_takes_a_step_for_each_token() -> None:
     result = run(constant(1.0), arrivals=[Arrival(2.0, 5, 3)])
     step_s = 1.0 + OVERHEAD_S + HOP_S
-    assert result.sequences == [SequenceTimes(2.0, 5, 3, 2.0 + step_s, 2.0 + 3 * step_s)]
+    ends = [2.0 + number * step_s for number in (1, 2, 3)]
+    times = SequenceTimes(2.0, 5, 3, ends[0], ended_at=ends[2], second_token_at=ends[1])
+    assert result.sequences == [times]
     assert result.makespan_s == 2.0 + 3 * step_s
     assert result.busy_s == [3 * 1.25]
 
@@ -74,7 +76,7 @@ def test_one_request_on_two_stages_passes_them_in_turn() -> None:
         (1, 0, 4.5, 5.75),
         (1, 1, 6.25, 8.5),
     ]
-    assert result.sequences == [SequenceTimes(0.0, 5, 2, 4.5, 9.0)]
+    assert result.sequences == [SequenceTimes(0.0, 5, 2, 4.5, 9.0, 9.0)]
     assert result.busy_s == [2.5, 4.5]
     assert result.counters.steps == 2
 

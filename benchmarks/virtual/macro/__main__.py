@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from itertools import product
 from math import prod
 from multiprocessing import get_context
@@ -45,16 +46,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--attainments", nargs="*", type=float, default=ATTAINMENTS, help="shares [0.9 0.99]")
     add("--systems", nargs="*", help="names of systems [all]")
     add("--models", nargs="*", default=[cluster.model for cluster in CLUSTERS])
+    add(
+        "--until-decode",
+        action="store_true",
+        help="count the wait for the first decode step as time to the first token",
+    )
     options = parser.parse_args(argv)
     clusters = [cluster for cluster in CLUSTERS if cluster.model in options.models]
     systems = [s for s in SYSTEMS if options.systems is None or s.name in options.systems]
-    cases: list[Case] = list(product(clusters, WORKLOADS, options.attainments))
+    workloads = [_with_targets(each, until_decode=options.until_decode) for each in WORKLOADS]
+    cases: list[Case] = list(product(clusters, workloads, options.attainments))
     jobs = [(system, *case) for case in cases for system in systems]
     with ProcessPoolExecutor(mp_context=get_context("fork")) as processes:
         rates = list(tqdm(processes.map(_goodput, jobs), total=len(jobs), file=sys.stderr))
     by_case = dict(zip(cases, zip(*[iter(rates)] * len(systems), strict=True), strict=True))
     print("\n".join(_table(by_case, [system.name for system in systems])))
     return 0
+
+
+def _with_targets(workload: Workload, *, until_decode: bool) -> Workload:
+    return replace(workload, targets=replace(workload.targets, until_decode=until_decode))
 
 
 def _goodput(job: tuple[System | Disaggregated, Cluster, Workload, float]) -> float:

@@ -57,6 +57,26 @@ def test_the_time_per_output_token_begins_with_the_first_token() -> None:
     assert SequenceTimes(0.0, 30, 11, 4.0, 6.0).tpot_s == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize(
+    ("second_token_at", "output_len", "met"),
+    [(6.9, 11, True), (7.1, 11, False), (6.9, 9, False), (6.9, 2, True), (-1.0, 1, True)],
+)
+def test_the_wait_for_the_first_decode_step_may_count_as_time_to_the_first_token(
+    second_token_at: float, output_len: int, *, met: bool
+) -> None:
+    """Nine more tokens in 0.85 s are in time, seven are not; one token is the first one only."""
+    ended_at = {1: 4.0, 2: second_token_at}.get(output_len, 7.75)
+    times = SequenceTimes(2.0, 30, output_len, 4.0, ended_at, second_token_at)
+    assert Targets(5.0, 0.1, until_decode=True).are_met(times) is met
+
+
+def test_a_request_without_a_decode_step_in_time_has_missed_its_target() -> None:
+    times = SequenceTimes(2.0, 30, 11, 4.0)
+    assert not Targets(5.0, 0.1).are_missed(times, 9.0)
+    assert not Targets(5.0, 0.1, until_decode=True).are_missed(times, 6.9)
+    assert Targets(5.0, 0.1, until_decode=True).are_missed(times, 7.1)
+
+
 def test_a_target_that_no_policy_can_reach_is_raised() -> None:
     def tpot_of(seconds: float) -> float:
         costs = StageCosts((1, 100), (seconds, 1.0))

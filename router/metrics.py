@@ -81,7 +81,7 @@ class Metrics:
         )
         self._load = Gauge(
             "tdpipe_router_load",
-            "Online load of the instances with these models; at 1, targets are missed",
+            "Online load of the instances with these models; at 1, no time or no KV is left",
             ["models"],
             registry=registry,
         )

@@ -6,17 +6,20 @@ requests exceeds T x (n + 1) / n, where T is the target and n the number of inst
 one comes when most requests are late already. The second one does not tell whether the others can
 take the load: requests that decode at half of their target have saved more than T after T seconds.
 
-The load tells both. In each turn of decoding, an instance has the TPOT target for two things: rows,
-and prefill beside them. What a turn with one row takes is lost in any case.
+The load tells both: it is that of time or that of memory, whichever is higher. In each turn of
+decoding, an instance has the TPOT target for two things: rows, and prefill beside them. What a turn
+with one row takes is lost in any case.
 
-  load(m) = (P / m + more(G x tpot / m) / tpot) / (1 - lone / tpot)
+  time(m) = (P / m + more(G x tpot / m) / tpot) / (1 - lone / tpot)
+  memory(m) = K / (m x C)
 
 P are the seconds of prefill that arrive in a second; G the tokens that are generated in a second,
 so G x tpot / m the requests that each of m instances decodes if they take as long as they may;
-lone the seconds of a turn with one of them, and more(r) how many seconds the others add. At 1, one
-of the targets is missed. One instance more, if the load exceeds `FULL`; one fewer, if the load of
-the others would stay below `SPARE`. Without a TPOT target, or with one that even a request alone
-would miss, the signals are those of the paper.
+lone the seconds of a turn with one of them, and more(r) how many seconds the others add. K are the
+tokens of KV that online requests hold, C those that an instance has. At 1, one of the targets is
+missed, or a request has to wait for KV. One instance more, if the load exceeds `FULL`; one fewer,
+if the load of the others would stay below `SPARE`. Without a TPOT target, or with one that even a
+request alone would miss, the signals are those of the paper.
 
 Between two changes there are `scale_cooldown` seconds.
 """
@@ -88,7 +91,8 @@ class Load:
     """What online requests take of instances: `prefill_s` seconds of prefill in each second, and
     `num_rows` requests in each turn, if each token takes the TPOT target.
 
-    A row takes `s_per_row` seconds of a turn, and one alone `lone_turn_s`.
+    A row takes `s_per_row` seconds of a turn, and one alone `lone_turn_s`. Their KV would fill that
+    of `kv_instances` instances.
     """
 
     prefill_s: float
@@ -96,6 +100,7 @@ class Load:
     s_per_row: float
     lone_turn_s: float
     tpot_slo: float
+    kv_instances: float
 
     @classmethod
     def of_serving(cls, serving: Sequence[Instance], prefill_s: float) -> "Load | None":
@@ -115,15 +120,26 @@ class Load:
             for p in decoding
             if p.turn_s > 0
         )
+        kv_shares = [
+            1 - (p.free_kv_tokens + p.offline_kv_tokens) / p.kv_tokens
+            for p in promises
+            if p.kv_tokens
+        ]
         return cls(
-            prefill_s, num_rows, _mean([p.turn_s_per_row for p in decoding]), lone_turn_s, tpot_slo
+            prefill_s,
+            num_rows,
+            _mean([p.turn_s_per_row for p in decoding]),
+            lone_turn_s,
+            tpot_slo,
+            sum(max(0.0, share) for share in kv_shares),
         )
 
     def of(self, num_instances: int) -> float:
         """The part of what so many instances can do within the targets."""
         more_s = self.s_per_row * max(0.0, self.num_rows / num_instances - 1)
         taken = self.prefill_s / num_instances + more_s / self.tpot_slo
-        return taken / (1 - self.lone_turn_s / self.tpot_slo)
+        time_load = taken / (1 - self.lone_turn_s / self.tpot_slo)
+        return max(time_load, self.kv_instances / num_instances)
 
 
 def _has_slack(serving: Sequence[Instance], ttft_slo: float, now: float) -> bool:

@@ -56,6 +56,23 @@ def test_requests_decode_slower_beside_prefill() -> None:
     assert beside.of(1) == pytest.approx((0.5 + 0.0003 * 99 / TPOT_S) / 0.8)
 
 
+def test_the_load_is_that_of_kv_memory_where_it_is_higher() -> None:
+    kv: dict[str, Any] = {"lone_turn_s": 0.02, "kv_tokens": 1000}
+    used = [
+        instance("a", free_kv_tokens=300, offline_kv_tokens=100, **kv),
+        instance("b", free_kv_tokens=800, **kv),
+        instance("c", lone_turn_s=0.02, kv_tokens=0, free_kv_tokens=0),  # not known yet
+    ]
+    assert load_of(used).of(2) == pytest.approx(0.8 / 2)
+    assert load_of(used, 1.6).of(2) == pytest.approx(1.6 / 2 / 0.8)
+    assert signals().change(used[:2], 2, 0.0, 10.0) == 0, "one would be full"
+    assert signals().change(used[1:], 2, 0.0, 10.0) == -1
+    full = [instance("a", free_kv_tokens=50, **kv)]
+    assert signals().change(full, 1, 0.0, 10.0) == 1
+    offline = [instance("a", free_kv_tokens=50, offline_kv_tokens=900, **kv)]
+    assert signals().change(offline, 1, 0.0, 10.0) == 0, "it would be preempted"
+
+
 def test_an_instance_is_wanted_before_the_load_is_more_than_all_can_do() -> None:
     alone = [instance(lone_turn_s=0.02)]
     told = signals()

@@ -233,6 +233,7 @@ class RouterCore:
 
     def _scale(self, now: float, out: list[Decision]) -> None:
         serving = self.serving(now)
+        self._signals.observe_kv(serving, now)
         oldest = self.pending.oldest()
         waited_s = now - oldest.waits_since if oldest is not None else 0.0
         num_staying = sum(not i.is_leaving for i in self.instances.values())

@@ -16,10 +16,10 @@ with one row takes is lost in any case.
 P are the seconds of prefill that arrive in a second; G the tokens that are generated in a second,
 so G x tpot / m the requests that each of m instances decodes if they take as long as they may;
 lone the seconds of a turn with one of them, and more(r) how many seconds the others add. K are the
-tokens of KV that online requests hold, C those that an instance has. At 1, one of the targets is
-missed, or a request has to wait for KV. One instance more, if the load exceeds `FULL`; one fewer,
-if the load of the others would stay below `SPARE`. Without a TPOT target, or with one that even a
-request alone would miss, the signals are those of the paper.
+most tokens of KV that online requests have held within `scale_window`, C those that an instance
+has. At 1, one of the targets is missed, or a request has to wait for KV. One instance more, if the
+load exceeds `FULL`; one fewer, if the load of the others would stay below `SPARE`. Without a TPOT
+target, or with one that even a request alone would miss, the signals are those of the paper.
 
 Between two changes there are `scale_cooldown` seconds.
 """
@@ -44,6 +44,7 @@ class ScalingSignals:
         self._config = config
         self._ttft_s = _Window(config.scale_window)
         self._prefill_s = _Window(config.scale_window)
+        self._kv_instances = _Window(config.scale_window)
         self._next_at = float("-inf")
 
     def observe_first_token(self, ttft_s: float, now: float) -> None:
@@ -54,9 +55,14 @@ class ScalingSignals:
         """An online request was sent, which takes so many seconds of an instance to prefill."""
         self._prefill_s.add(seconds, now)
 
+    def observe_kv(self, serving: Sequence[Instance], now: float) -> None:
+        """Note how much KV is held now."""
+        self._kv_instances.add(_kv_instances(serving), now)
+
     def load(self, serving: Sequence[Instance], now: float) -> "Load | None":
         """The load of these instances; None without a TPOT target that can be met."""
-        return Load.of_serving(serving, self._prefill_s.rate(now))
+        kv_instances = max(_kv_instances(serving), self._kv_instances.largest(now))
+        return Load.of_serving(serving, self._prefill_s.rate(now), kv_instances)
 
     def change(
         self, serving: Sequence[Instance], num_instances: int, waited_s: float, now: float
@@ -103,7 +109,9 @@ class Load:
     kv_instances: float
 
     @classmethod
-    def of_serving(cls, serving: Sequence[Instance], prefill_s: float) -> "Load | None":
+    def of_serving(
+        cls, serving: Sequence[Instance], prefill_s: float, kv_instances: float = 0.0
+    ) -> "Load | None":
         """That of these instances; None without a TPOT target that can be met."""
         statuses = [i.status for i in serving if i.status and i.status.tpot_slo]
         if not statuses:
@@ -120,19 +128,8 @@ class Load:
             for p in decoding
             if p.turn_s > 0
         )
-        kv_shares = [
-            1 - (p.free_kv_tokens + p.offline_kv_tokens) / p.kv_tokens
-            for p in promises
-            if p.kv_tokens
-        ]
-        return cls(
-            prefill_s,
-            num_rows,
-            _mean([p.turn_s_per_row for p in decoding]),
-            lone_turn_s,
-            tpot_slo,
-            sum(max(0.0, share) for share in kv_shares),
-        )
+        s_per_row = _mean([p.turn_s_per_row for p in decoding])
+        return cls(prefill_s, num_rows, s_per_row, lone_turn_s, tpot_slo, kv_instances)
 
     def of(self, num_instances: int) -> float:
         """The part of what so many instances can do within the targets."""
@@ -140,6 +137,13 @@ class Load:
         taken = self.prefill_s / num_instances + more_s / self.tpot_slo
         time_load = taken / (1 - self.lone_turn_s / self.tpot_slo)
         return max(time_load, self.kv_instances / num_instances)
+
+
+def _kv_instances(serving: Sequence[Instance]) -> float:
+    """How many instances the KV of online requests would fill."""
+    promises = [i.status.promises for i in serving if i.status and i.status.promises.kv_tokens]
+    shares = [1 - (p.free_kv_tokens + p.offline_kv_tokens) / p.kv_tokens for p in promises]
+    return sum(max(0.0, share) for share in shares)
 
 
 def _has_slack(serving: Sequence[Instance], ttft_slo: float, now: float) -> bool:
@@ -174,6 +178,11 @@ class _Window:
         """The sum per second."""
         self._forget(now)
         return self._sum / self._seconds
+
+    def largest(self, now: float) -> float:
+        """0 without values."""
+        self._forget(now)
+        return max((value for _, value in self._values), default=0.0)
 
     def _forget(self, now: float) -> None:
         while self._values and self._values[0][0] < now - self._seconds:

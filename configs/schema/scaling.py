@@ -43,7 +43,8 @@ class ScalingConfig(Part, title="Scaling"):
     scale_window: float = Field(
         10.0,
         gt=0,
-        description="seconds over which the times to the first token and the load are averaged",
+        description="seconds over which times to the first token and prefill are averaged; the "
+        "most KV that was held within them counts",
     )
     instance_start_timeout: float = Field(
         900.0,

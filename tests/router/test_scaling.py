@@ -63,14 +63,28 @@ def test_the_load_is_that_of_kv_memory_where_it_is_higher() -> None:
         instance("b", free_kv_tokens=800, **kv),
         instance("c", lone_turn_s=0.02, kv_tokens=0, free_kv_tokens=0),  # not known yet
     ]
-    assert load_of(used).of(2) == pytest.approx(0.8 / 2)
-    assert load_of(used, 1.6).of(2) == pytest.approx(1.6 / 2 / 0.8)
+    told = signals().load(used, 0.0)
+    assert told is not None
+    assert told.of(2) == pytest.approx(0.8 / 2)
     assert signals().change(used[:2], 2, 0.0, 10.0) == 0, "one would be full"
     assert signals().change(used[1:], 2, 0.0, 10.0) == -1
     full = [instance("a", free_kv_tokens=50, **kv)]
     assert signals().change(full, 1, 0.0, 10.0) == 1
     offline = [instance("a", free_kv_tokens=50, offline_kv_tokens=900, **kv)]
     assert signals().change(offline, 1, 0.0, 10.0) == 0, "it would be preempted"
+
+
+def test_the_most_kv_that_was_held_in_the_window_counts() -> None:
+    """Else an instance goes whenever a few requests end at once, and is missed a moment later."""
+    full, empty = (
+        [instance(name, free_kv_tokens=free, kv_tokens=1000, lone_turn_s=0.02) for name in "ab"]
+        for free in (400, 1000)
+    )
+    told = signals()
+    told.observe_kv(full, 0.0)
+    told.observe_kv(empty, 1.0)
+    assert told.change(empty, 2, 0.0, 9.0) == 0
+    assert told.change(empty, 2, 0.0, 11.0) == -1
 
 
 def test_an_instance_is_wanted_before_the_load_is_more_than_all_can_do() -> None:

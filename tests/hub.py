@@ -18,7 +18,8 @@ _CHUNK = 1 << 14
 class FakeHub(ThreadingHTTPServer):
     """Serves one model at one commit; `requests` has the paths that were asked for.
 
-    With `bytes_per_s`, files of weights come no faster.
+    With `bytes_per_s`, files of weights come no faster. The first `num_cuts` connections that
+    answer with weights are closed halfway.
     """
 
     daemon_threads = True
@@ -26,7 +27,7 @@ class FakeHub(ThreadingHTTPServer):
     def __init__(self, address: str, model: str, files: Mapping[str, bytes]) -> None:
         super().__init__((address, 0), _Handler)
         self.model, self.files = model, dict(files)
-        self.bytes_per_s = 0.0
+        self.bytes_per_s, self.num_cuts = 0.0, 0
         self.requests: list[str] = []
 
     @property
@@ -78,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.startswith(f"/{hub.model}/resolve/"):
             name = path.removeprefix(f"/{hub.model}/resolve/").partition("/")[2]
             if name in hub.files:
-                self._answer(hub.files[name], is_slow=name.endswith(".safetensors"))
+                self._answer(hub.files[name], are_weights=name.endswith(".safetensors"))
             else:
                 self._refuse("EntryNotFound")
         else:
@@ -90,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def _answer(self, content: bytes, *, is_slow: bool = False) -> None:
+    def _answer(self, content: bytes, *, are_weights: bool = False) -> None:
         self.send_response(200)
         self.send_header("ETag", f'"{_digest(content)}"')
         self.send_header("X-Repo-Commit", COMMIT)
@@ -98,9 +99,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        if are_weights and self.server.num_cuts:
+            self.server.num_cuts -= 1
+            self.close_connection = True
+            content = content[: len(content) // 2]
         for at in range(0, len(content), _CHUNK):
             self.wfile.write(content[at : at + _CHUNK])
-            if is_slow and self.server.bytes_per_s:
+            if are_weights and self.server.bytes_per_s:
                 time.sleep(_CHUNK / self.server.bytes_per_s)
 
     def log_message(self, *_: Any) -> None:

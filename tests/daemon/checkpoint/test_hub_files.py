@@ -122,12 +122,20 @@ def test_a_download_that_stands_still_is_given_up_and_its_progress_is_told(
     assert any(line.startswith(f"{MODEL}: ") and " of " in line for line in lines)
 
 
-def test_a_broken_download_is_told(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_connection_that_breaks_is_made_again(checkpoint: Path, tmp_path: Path) -> None:
     files = files_of(checkpoint)
     with fake_hub(files) as hub:
-        patch = "hub_files.DOWNLOADER = 'json.tool'"
-        _, problem = fetch(hub, tmp_path, patch=patch)
-        assert "org/model cannot be fetched: " in problem
+        hub.num_cuts = 2
+        _, problem = fetch(hub, tmp_path)
+    assert not problem
+    assert (snapshot(tmp_path) / "model.safetensors").read_bytes() == files["model.safetensors"]
+
+
+def test_a_download_that_breaks_again_and_again_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    with fake_hub(files_of(checkpoint)) as hub:
+        hub.num_cuts = 1000
+        _, problem = fetch(hub, tmp_path)
+    assert "org/model cannot be fetched: peer closed connection" in problem
 
 
 def test_a_signal_ends_the_download_and_a_second_start_goes_on(

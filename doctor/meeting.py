@@ -15,7 +15,10 @@ from engine.nodes import Nodes
 from wire.messages import NodeState
 from wire.sockets import Hub
 from workers.comm import rendezvous
-from workers.comm.node_link import INTERVAL_S, NodeLink
+from workers.comm.node_link import INTERVAL_S, REFUSAL_S, NodeLink, RefusedError
+
+GIVING_UP_S = 2.0
+"""A node that has been refused for `REFUSAL_S` needs less to print why."""
 
 
 class ApartError(Exception):
@@ -53,6 +56,7 @@ def meeting(config: Config) -> Iterator[Meeting]:
         host = None
         if nodes.node_rank == 0:
             host = stack.enter_context(_Host(config, Nodes(nodes.nnodes, num_stages, facts)))
+        check = host.check if host else lambda: None
         link = stack.enter_context(
             NodeLink(
                 nodes,
@@ -64,10 +68,9 @@ def meeting(config: Config) -> Iterator[Meeting]:
             )
         )
         try:
-            epoch = link.next_epoch(lambda: None, timeout_s)
-        except Exception as error:
-            reasons = [str(error), host.refusal if host else ""]
-            raise ApartError("; ".join(filter(None, reasons))) from error
+            epoch = link.next_epoch(check, timeout_s)
+        except (RefusedError, TimeoutError) as error:
+            raise ApartError(str(error)) from error
         store = rendezvous.nodes_store(
             nodes, timedelta(seconds=timeout_s), rendezvous.listen(nodes) if host else None
         )
@@ -81,8 +84,9 @@ class _Host:
     """Answers the nodes as the engine does, in a thread."""
 
     def __init__(self, config: Config, nodes: Nodes) -> None:
-        self.refusal = ""
         self._nodes = nodes
+        self._refused: dict[int, tuple[float, str]] = {}
+        """Since when a node has been refused, and why it was last."""
         endpoint, secret = config.nodes.endpoint(), config.runtime.secret
         self._hub: Hub[NodeState] = Hub(endpoint, NodeState, secret)
         self._is_over = threading.Event()
@@ -97,9 +101,24 @@ class _Host:
         self._thread.join()
         self._hub.close()
 
+    def check(self) -> None:
+        """Raise `ApartError` if a node has been refused for so long that it has given up.
+
+        A daemon waits for its replacement; the doctor has found what it was asked for.
+        """
+        longest_s = REFUSAL_S + GIVING_UP_S
+        for since, refusal in list(self._refused.values()):
+            if time.monotonic() - since > longest_s:
+                raise ApartError(refusal)
+
     def _run(self) -> None:
         while not self._is_over.wait(INTERVAL_S / 4):
             for sender, state in self._hub.drain():
-                order = self._nodes.take(state, time.monotonic())
-                self.refusal = order.refusal or self.refusal
+                now = time.monotonic()
+                order = self._nodes.take(state, now)
+                if order.refusal:
+                    since, _ = self._refused.get(state.node, (now, ""))
+                    self._refused[state.node] = since, order.refusal
+                else:
+                    self._refused.pop(state.node, None)
                 self._hub.send(sender, order)

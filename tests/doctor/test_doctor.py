@@ -144,10 +144,7 @@ def test_the_latency_of_each_link_is_measured(hosts: Hosts, checkpoint: Path) ->
 
 @pytest.mark.long
 def test_a_node_with_another_setting_is_named_on_both(hosts: Hosts, checkpoint: Path) -> None:
-    timeout = ["--stage-start-timeout", "20"]
-    results = run_on(
-        hosts, [[str(checkpoint), *timeout], [str(checkpoint), *timeout, "--dtype", "float16"]]
-    )
+    results = run_on(hosts, [[str(checkpoint)], [str(checkpoint), "--dtype", "float16"]])
     assert [code for code, _ in results] == [1, 1]
     for _, findings in results:
         (problem,) = [finding.text for finding in findings if finding.level == "error"]

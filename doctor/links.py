@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 
@@ -18,6 +19,8 @@ from doctor.node_checks import memory_bandwidth
 from workers.model.stage_model import bytes_per_token
 
 NUM_TRIPS, NUM_TRANSFERS = 50, 5
+# Of one transfer; also when the other node has left.
+TIMEOUT_S = 60.0
 DECODE_ROWS, PREFILL_TOKENS = 128, 2048
 # A hop between two stages on one node (docs/benchmarks.md, links between stages).
 LOCAL_HOP_S = 0.0001
@@ -42,7 +45,11 @@ def check_links(meeting: Meeting, config: Config) -> Iterator[Finding]:
     """Measure one link after the other; the first of its two nodes reports it."""
     token_bytes = bytes_per_token(config.model)
     dist.init_process_group(
-        "gloo", store=meeting.store, rank=meeting.node, world_size=meeting.num_nodes
+        "gloo",
+        store=meeting.store,
+        rank=meeting.node,
+        world_size=meeting.num_nodes,
+        timeout=timedelta(seconds=TIMEOUT_S),
     )
     try:
         for first, second in _links(meeting.num_nodes):

@@ -2,12 +2,17 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed import (  # type: ignore[attr-defined]
+    DistNetworkError,
+    DistStoreError,
+    PrefixStore,
+    Store,
+)
 
 from configs.config import Config
 from daemon.host.node_facts import facts_of
@@ -19,10 +24,12 @@ from workers.comm.node_link import INTERVAL_S, REFUSAL_S, NodeLink, RefusedError
 
 GIVING_UP_S = 2.0
 """A node that has been refused for `REFUSAL_S` needs less to print why."""
+GONE_S = 5.0
+"""Of silence; a node tells its state four times a second."""
 
 
 class ApartError(Exception):
-    """The nodes did not meet; the message says what was missing."""
+    """The nodes did not meet, or one has left; the message says what was missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +39,27 @@ class Meeting:
     node: int
     num_nodes: int
     store: Store
+    timeout_s: float
+    check: Callable[[], None] = lambda: None
+    """Called each second of a wait; may raise `ApartError`."""
 
     def tell(self, key: str, value: str) -> None:
         """Leave a note of this node."""
         self.store.set(f"{key}-{self.node}", value)
 
     def hear(self, key: str, node: int) -> str:
-        """Another node's note; waits for it. Raises `RuntimeError` if it does not come in time."""
-        return str(self.store.get(f"{key}-{node}").decode())
+        """Another node's note; waits for it. Raises `ApartError` if it does not come."""
+        name, deadline = f"{key}-{node}", time.monotonic() + self.timeout_s
+        while True:
+            try:
+                self.store.wait([name], timedelta(seconds=1))
+                return str(self.store.get(name).decode())
+            except DistStoreError as error:
+                self.check()
+                if time.monotonic() > deadline:
+                    raise ApartError(f"node {node} has not answered in time ({key})") from error
+            except DistNetworkError as error:  # it has the store
+                raise ApartError("the first node has ended, or cannot be reached") from error
 
     def hear_all(self, key: str) -> list[str]:
         """The notes of all nodes, in order."""
@@ -74,19 +94,25 @@ def meeting(config: Config) -> Iterator[Meeting]:
         store = rendezvous.nodes_store(
             nodes, timedelta(seconds=timeout_s), rendezvous.listen(nodes) if host else None
         )
-        met = Meeting(nodes.node_rank, nodes.nnodes, PrefixStore(f"doctor-{epoch}", store))
+        notes = PrefixStore(f"doctor-{epoch}", store)
+        met = Meeting(nodes.node_rank, nodes.nnodes, notes, timeout_s, check)
+        if host:
+            host.has_met = True
         yield met
         met.tell("has ended", "")
-        met.hear_all("has ended")  # the first node has the store
+        if host:  # it has the store
+            met.hear_all("has ended")
 
 
 class _Host:
     """Answers the nodes as the engine does, in a thread."""
 
     def __init__(self, config: Config, nodes: Nodes) -> None:
+        self.has_met = False
         self._nodes = nodes
         self._refused: dict[int, tuple[float, str]] = {}
         """Since when a node has been refused, and why it was last."""
+        self._heard_at: dict[int, float] = {}
         endpoint, secret = config.nodes.endpoint(), config.runtime.secret
         self._hub: Hub[NodeState] = Hub(endpoint, NodeState, secret)
         self._is_over = threading.Event()
@@ -102,14 +128,17 @@ class _Host:
         self._hub.close()
 
     def check(self) -> None:
-        """Raise `ApartError` if a node has been refused for so long that it has given up.
+        """Raise `ApartError` if a node has been refused until it gave up, or has left a meeting.
 
         A daemon waits for its replacement; the doctor has found what it was asked for.
         """
-        longest_s = REFUSAL_S + GIVING_UP_S
+        now = time.monotonic()
         for since, refusal in list(self._refused.values()):
-            if time.monotonic() - since > longest_s:
+            if now - since > REFUSAL_S + GIVING_UP_S:
                 raise ApartError(refusal)
+        for node, heard_at in list(self._heard_at.items()):
+            if self.has_met and now - heard_at > GONE_S:
+                raise ApartError(f"node {node} has left: it was stopped, or cannot be reached")
 
     def _run(self) -> None:
         while not self._is_over.wait(INTERVAL_S / 4):
@@ -121,4 +150,5 @@ class _Host:
                     self._refused[state.node] = since, order.refusal
                 else:
                     self._refused.pop(state.node, None)
+                    self._heard_at[state.node] = now
                 self._hub.send(sender, order)

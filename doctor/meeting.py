@@ -24,6 +24,8 @@ from workers.comm.node_link import INTERVAL_S, REFUSAL_S, NodeLink, RefusedError
 
 GIVING_UP_S = 2.0
 """A node that has been refused for `REFUSAL_S` needs less to print why."""
+NOTE_TIMEOUT_S = 3600.0
+"""A node that is there may read its model for so long: 140 GB at 50 MB/s take 47 minutes."""
 GONE_S = 5.0
 """Of silence; a node tells its state four times a second."""
 
@@ -39,7 +41,6 @@ class Meeting:
     node: int
     num_nodes: int
     store: Store
-    timeout_s: float
     check: Callable[[], None] = lambda: None
     """Called each second of a wait; may raise `ApartError`."""
 
@@ -49,7 +50,7 @@ class Meeting:
 
     def hear(self, key: str, node: int) -> str:
         """Another node's note; waits for it. Raises `ApartError` if it does not come."""
-        name, deadline = f"{key}-{node}", time.monotonic() + self.timeout_s
+        name, deadline = f"{key}-{node}", time.monotonic() + NOTE_TIMEOUT_S
         while True:
             try:
                 self.store.wait([name], timedelta(seconds=1))
@@ -95,7 +96,7 @@ def meeting(config: Config) -> Iterator[Meeting]:
             nodes, timedelta(seconds=timeout_s), rendezvous.listen(nodes) if host else None
         )
         notes = PrefixStore(f"doctor-{epoch}", store)
-        met = Meeting(nodes.node_rank, nodes.nnodes, notes, timeout_s, check)
+        met = Meeting(nodes.node_rank, nodes.nnodes, notes, check)
         if host:
             host.has_met = True
         yield met

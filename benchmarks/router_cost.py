@@ -1,8 +1,9 @@
-"""The cost of a streamed token for the router: CPU seconds of its process per event passed on.
+"""The cost of a streamed token for the router: CPU seconds of its process per event and per token.
 
-A real router (`tdpipe route`) stands before stand-ins of daemons, processes that write one event to
-each of their streams at a fixed pace, as a daemon does after each step. All streams are read to
-their end and compared with what was sent. Prints CPU microseconds per event.
+A real router (`tdpipe route`) stands before a stand-in of a daemon, a process that writes one event
+to each of its streams at a fixed pace; then before a real server and engine with scripted stages at
+the same pace, which puts several tokens into an event when many streams are open. All streams are
+read to their end and compared with what was sent.
 
     python -m benchmarks.router_cost --streams 64 256
 """
@@ -10,13 +11,12 @@ their end and compared with what was sent. Prints CPU microseconds per event.
 import argparse
 import asyncio
 import json
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -25,12 +25,14 @@ import uvloop
 
 from bench.exchange import Address, exchange, fetch
 from bench.machine import describe_machine, describe_versions
+from benchmarks.costs import stream_cost
 from wire.instance_status import InstanceStatus
 
 MODEL = "stand-in"
 START_TIMEOUT_S = 30.0
 RUN_TIMEOUT_S = 300.0
 STATUS_S = 0.25
+NUM_STAGES = 2
 _HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
@@ -91,34 +93,32 @@ async def _run_stand_in(step_s: float, num_tokens: int, num_streams: int) -> Non
 
 
 @contextmanager
-def serving(
-    step_s: float, num_tokens: int, num_streams: int
-) -> Iterator[tuple[Address, psutil.Process]]:
-    """Run a stand-in and a router during the block; yields the router's address and process."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tdpipe-cost-")))
-
-        def start(
-            *arguments: str, stdout: int | None = None, stderr: int | None = None
-        ) -> subprocess.Popen[bytes]:
-            process = subprocess.Popen(
-                (sys.executable, "-m", *arguments), stdout=stdout, stderr=stderr
-            )
-            stack.callback(process.wait)
-            stack.callback(process.send_signal, signal.SIGKILL)
-            return process
-
-        numbers = map(str, (step_s, num_tokens, num_streams))
-        stand_in = start("benchmarks.router_cost", "--stand-in", *numbers, stdout=subprocess.PIPE)
+def standing_in(step_s: float, num_tokens: int, num_streams: int) -> Iterator[str]:
+    """Run a stand-in of a daemon during the block; yields its URL."""
+    numbers = map(str, (step_s, num_tokens, num_streams))
+    command = (sys.executable, "-m", "benchmarks.router_cost", "--stand-in", *numbers)
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as stand_in:
         assert stand_in.stdout is not None
-        url = f"http://127.0.0.1:{int(stand_in.stdout.readline())}"
-        log = stack.enter_context((folder / "log").open("wb"))
-        router = start(
-            *("tdpipe", "route", "--instances", url, "--port", "0", "--no-access-log"),
-            *("--routing", "round-robin", "--data-dir", str(folder / "data")),
-            stderr=log.fileno(),
-        )
-        yield _wait_ready(folder / "log"), psutil.Process(router.pid)
+        try:
+            yield f"http://127.0.0.1:{int(stand_in.stdout.readline())}"
+        finally:
+            stand_in.kill()
+
+
+@contextmanager
+def routing(url: str) -> Iterator[tuple[Address, psutil.Process]]:
+    """Run a router before one instance during the block; yields its address and its process."""
+    with (
+        tempfile.TemporaryDirectory(prefix="tdpipe-cost-") as name,
+        Path(name, "log").open("wb") as log,
+    ):
+        command = [sys.executable, "-m", "tdpipe", "route", "--instances", url, "--port", "0"]
+        command += ["--no-access-log", "--routing", "round-robin", "--data-dir", f"{name}/data"]
+        with subprocess.Popen(command, stderr=log) as router:
+            try:
+                yield _wait_ready(Path(name, "log")), psutil.Process(router.pid)
+            finally:
+                router.kill()
 
 
 def _wait_ready(log: Path) -> Address:
@@ -148,7 +148,10 @@ async def _ask_all(address: Address, num_streams: int) -> list[bytes]:
 
 def measure(num_streams: int, num_tokens: int, step_s: float) -> tuple[float, float, int]:
     """CPU microseconds per event, events per second, and the number of wrong streams."""
-    with serving(step_s, num_tokens, num_streams) as (address, router):
+    with (
+        standing_in(step_s, num_tokens, num_streams) as url,
+        routing(url) as (address, router),
+    ):
         before, began_at = _cpu_s(router), time.monotonic()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             answers = runner.run(_ask_all(address, num_streams))
@@ -157,6 +160,20 @@ def measure(num_streams: int, num_tokens: int, step_s: float) -> tuple[float, fl
     total = num_streams * num_tokens
     wrong = sum(answer != expected for answer in answers)
     return cpu_s / total * 1e6, total / wall_s, wrong
+
+
+def measure_daemon(num_streams: int, num_tokens: int, step_s: float) -> tuple[float, float, int]:
+    """CPU microseconds per token before a daemon, tokens per second, and the wrong streams."""
+    with (
+        stream_cost.serving(NUM_STAGES, step_s * 1000 / NUM_STAGES) as daemon,
+        routing(f"http://{daemon.address.host}:{daemon.address.port}") as (address, router),
+    ):
+        model = json.loads(asyncio.run(fetch(address, "/v1/models"))[1])["data"][0]["id"]
+        routed = stream_cost.Served(address, router, daemon.engine)
+        stream_cost.measure(routed, num_streams, 8, model)  # to warm up
+        run = stream_cost.measure(routed, num_streams, num_tokens, model)
+    total = num_streams * num_tokens
+    return run.server_s / total * 1e6, total / run.wall_s, run.wrong
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -179,9 +196,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{describe_machine()}, {describe_versions()}")
     all_wrong = 0
     for num_streams in options.streams:
-        cost_us, rate, wrong = measure(num_streams, options.tokens, options.step_ms / 1000)
-        print(f"{num_streams} streams: {cost_us:.1f} us per event, {rate:,.0f} events/s")
-        all_wrong += wrong
+        for measured, what in ((measure, "event"), (measure_daemon, "token")):
+            cost_us, rate, wrong = measured(num_streams, options.tokens, options.step_ms / 1000)
+            print(f"{num_streams} streams: {cost_us:.1f} us per {what}, {rate:,.0f} {what}s/s")
+            all_wrong += wrong
     print(f"{all_wrong} streams were wrong")
     return int(all_wrong > 0)
 

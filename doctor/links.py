@@ -13,8 +13,9 @@ import torch.distributed as dist
 
 from configs.config import Config
 from daemon.checkpoint.weight_files import find_weights
+from doctor.attendance import GONE_S
 from doctor.findings import Finding, ok, warning
-from doctor.meeting import Meeting
+from doctor.meeting import ApartError, Meeting
 from doctor.node_checks import memory_bandwidth
 from workers.model.stage_model import bytes_per_token
 
@@ -42,8 +43,25 @@ class LinkTimes:
 
 
 def check_links(meeting: Meeting, config: Config) -> Iterator[Finding]:
-    """Measure one link after the other; the first of its two nodes reports it."""
+    """Measure one link after the other; the first of its two nodes reports it.
+
+    Raises `ApartError` if a link fails.
+    """
     token_bytes = bytes_per_token(config.model)
+    try:
+        yield from _measure_all(meeting, token_bytes)
+    except RuntimeError as error:  # of gloo
+        meeting.check_for(GONE_S + 1)  # is there a node that has left?
+        raise ApartError(f"a link fails: {str(error).splitlines()[0]}") from error
+    if meeting.node == 0:
+        links = [
+            LinkTimes(*json.loads(meeting.hear("link", first)))
+            for first, _ in _links(meeting.num_nodes)
+        ]
+        yield predict(config, links, memory_bandwidth(config))
+
+
+def _measure_all(meeting: Meeting, token_bytes: int) -> Iterator[Finding]:
     dist.init_process_group(
         "gloo",
         store=meeting.store,
@@ -60,12 +78,6 @@ def check_links(meeting: Meeting, config: Config) -> Iterator[Finding]:
             meeting.hear("link", first)
     finally:
         dist.destroy_process_group()
-    if meeting.node == 0:
-        links = [
-            LinkTimes(*json.loads(meeting.hear("link", first)))
-            for first, _ in _links(meeting.num_nodes)
-        ]
-        yield predict(config, links, memory_bandwidth(config))
 
 
 def predict(config: Config, links: list[LinkTimes], bytes_per_s: float) -> Finding:

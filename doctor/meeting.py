@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -16,18 +16,16 @@ from torch.distributed import (  # type: ignore[attr-defined]
 
 from configs.config import Config
 from daemon.host.node_facts import facts_of
+from doctor.attendance import GONE_S, Attendance
 from engine.nodes import Nodes
 from wire.messages import NodeState
 from wire.sockets import Hub
 from workers.comm import rendezvous
-from workers.comm.node_link import INTERVAL_S, REFUSAL_S, NodeLink, RefusedError
+from workers.comm.node_link import INTERVAL_S, NodeLink, RefusedError
 
-GIVING_UP_S = 2.0
-"""A node that has been refused for `REFUSAL_S` needs less to print why."""
 NOTE_TIMEOUT_S = 3600.0
 """A node that is there may read its model for so long: 140 GB at 50 MB/s take 47 minutes."""
-GONE_S = 5.0
-"""Of silence; a node tells its state four times a second."""
+_FIRST_HAS_LEFT = "the first node has ended, or cannot be reached"
 
 
 class ApartError(Exception):
@@ -45,8 +43,11 @@ class Meeting:
     """Called each second of a wait; may raise `ApartError`."""
 
     def tell(self, key: str, value: str) -> None:
-        """Leave a note of this node."""
-        self.store.set(f"{key}-{self.node}", value)
+        """Leave a note of this node. Raises `ApartError` if the first node has left."""
+        try:
+            self.store.set(f"{key}-{self.node}", value)
+        except DistNetworkError as error:  # it has the store
+            raise ApartError(_FIRST_HAS_LEFT) from error
 
     def hear(self, key: str, node: int) -> str:
         """Another node's note; waits for it. Raises `ApartError` if it does not come."""
@@ -59,8 +60,15 @@ class Meeting:
                 self.check()
                 if time.monotonic() > deadline:
                     raise ApartError(f"node {node} has not answered in time ({key})") from error
-            except DistNetworkError as error:  # it has the store
-                raise ApartError("the first node has ended, or cannot be reached") from error
+            except DistNetworkError as error:
+                raise ApartError(_FIRST_HAS_LEFT) from error
+
+    def check_for(self, seconds: float) -> None:
+        """Find out whether a node has left. Raises `ApartError` if one has."""
+        ends_at = time.monotonic() + seconds
+        while time.monotonic() < ends_at:
+            self.check()
+            time.sleep(INTERVAL_S)
 
     def hear_all(self, key: str) -> list[str]:
         """The notes of all nodes, in order."""
@@ -77,7 +85,6 @@ def meeting(config: Config) -> Iterator[Meeting]:
         host = None
         if nodes.node_rank == 0:
             host = stack.enter_context(_Host(config, Nodes(nodes.nnodes, num_stages, facts)))
-        check = host.check if host else lambda: None
         link = stack.enter_context(
             NodeLink(
                 nodes,
@@ -88,6 +95,13 @@ def meeting(config: Config) -> Iterator[Meeting]:
                 lambda: None,
             )
         )
+
+        def check() -> None:
+            if host and (problem := host.attendance.problem(time.monotonic())):
+                raise ApartError(problem)
+            if link.silent_s() > GONE_S:
+                raise ApartError(_FIRST_HAS_LEFT)
+
         try:
             epoch = link.next_epoch(check, timeout_s)
         except (RefusedError, TimeoutError) as error:
@@ -98,22 +112,24 @@ def meeting(config: Config) -> Iterator[Meeting]:
         notes = PrefixStore(f"doctor-{epoch}", store)
         met = Meeting(nodes.node_rank, nodes.nnodes, notes, check)
         if host:
-            host.has_met = True
+            host.attendance.begin()
         yield met
+        # The first node has the store; the others stay, since one that leaves is an error.
         met.tell("has ended", "")
-        if host:  # it has the store
+        if host:
             met.hear_all("has ended")
+            met.tell("is over", "")
+        else:
+            with suppress(ApartError):
+                met.hear("is over", 0)
 
 
 class _Host:
     """Answers the nodes as the engine does, in a thread."""
 
     def __init__(self, config: Config, nodes: Nodes) -> None:
-        self.has_met = False
+        self.attendance = Attendance()
         self._nodes = nodes
-        self._refused: dict[int, tuple[float, str]] = {}
-        """Since when a node has been refused, and why it was last."""
-        self._heard_at: dict[int, float] = {}
         endpoint, secret = config.nodes.endpoint(), config.runtime.secret
         self._hub: Hub[NodeState] = Hub(endpoint, NodeState, secret)
         self._is_over = threading.Event()
@@ -128,28 +144,10 @@ class _Host:
         self._thread.join()
         self._hub.close()
 
-    def check(self) -> None:
-        """Raise `ApartError` if a node has been refused until it gave up, or has left a meeting.
-
-        A daemon waits for its replacement; the doctor has found what it was asked for.
-        """
-        now = time.monotonic()
-        for since, refusal in list(self._refused.values()):
-            if now - since > REFUSAL_S + GIVING_UP_S:
-                raise ApartError(refusal)
-        for node, heard_at in list(self._heard_at.items()):
-            if self.has_met and now - heard_at > GONE_S:
-                raise ApartError(f"node {node} has left: it was stopped, or cannot be reached")
-
     def _run(self) -> None:
         while not self._is_over.wait(INTERVAL_S / 4):
             for sender, state in self._hub.drain():
                 now = time.monotonic()
                 order = self._nodes.take(state, now)
-                if order.refusal:
-                    since, _ = self._refused.get(state.node, (now, ""))
-                    self._refused[state.node] = since, order.refusal
-                else:
-                    self._refused.pop(state.node, None)
-                    self._heard_at[state.node] = now
+                self.attendance.take(state, order.refusal, now)
                 self._hub.send(sender, order)

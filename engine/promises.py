@@ -84,7 +84,9 @@ class Promiser:
         unfed_offline = [s for s in pool.live.values() if s.submit.offline and not _is_decoding(s)]
         timed = [s for s in decoding if s.first_token_at is not None]
         slack = [self._slack_s(s, now) for s in timed]
-        offline_blocks = sum(len(s.block_table) for s in pool.live.values() if s.submit.offline)
+        offline_blocks = sum(
+            len(s.block_table) - s.num_shared for s in pool.live.values() if s.submit.offline
+        )
         costs = self._prefill_costs(pipeline)
         to_feed = [s for s in online if not _is_decoding(s)]
         # They are first in the queue, which may have a hundred thousand others.

@@ -58,6 +58,7 @@ class NodeLink:
         self._attempt = self._epoch = 0
         self._order = NodeOrder()
         self._heard_at = self._agreed_at = time.monotonic()
+        self._is_known = False  # whether the first node was ever heard
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="node link", daemon=True)
 
@@ -96,6 +97,10 @@ class NodeLink:
             self._attempt, self._epoch, self._ended = 0, self._order.epoch, None
             return self._epoch
 
+    def silent_s(self) -> float:
+        """For how long the first node has been silent; 0 before it was heard for the first time."""
+        return time.monotonic() - self._heard_at if self._is_known else 0.0
+
     def _missing(self, now: float) -> str:
         if now - self._heard_at > 4 * INTERVAL_S:
             return (
@@ -132,7 +137,7 @@ class NodeLink:
 
     def _take(self, order: NodeOrder) -> None:
         with self._changed:
-            self._order, self._heard_at = order, time.monotonic()
+            self._order, self._heard_at, self._is_known = order, time.monotonic(), True
             if not order.refusal:
                 self._agreed_at = self._heard_at
             has_ended = not self._attempt and 0 < self._epoch <= order.ended_epoch

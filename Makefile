@@ -94,7 +94,7 @@ real-policies: $(VENV)/dev  ## the policies on two real CPU stages, beside the s
 real-router: $(VENV)/dev  ## routing rules before four real daemons (about 8 minutes; ARGS="--rounds 1 --seconds 10" for less)
 	$(BIN)/python -m benchmarks.real_router $(ARGS)
 
-router-cost: $(VENV)/dev  ## the router's CPU time per streamed event, before stand-ins of daemons (about a minute)
+router-cost: $(VENV)/dev  ## the router's CPU time per streamed event and token (about two minutes)
 	$(BIN)/python -m benchmarks.router_cost $(ARGS)
 
 real-predictors: $(VENV)/dev  ## length predictors on two real CPU stages (about 10 minutes)

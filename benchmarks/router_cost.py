@@ -152,6 +152,7 @@ def measure(num_streams: int, num_tokens: int, step_s: float) -> tuple[float, fl
         standing_in(step_s, num_tokens, num_streams) as url,
         routing(url) as (address, router),
     ):
+        asyncio.run(_ask_all(address, num_streams))  # to warm up
         before, began_at = _cpu_s(router), time.monotonic()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             answers = runner.run(_ask_all(address, num_streams))

@@ -97,8 +97,8 @@ class Load:
     """What online requests take of instances: `prefill_s` seconds of prefill in each second, and
     `num_rows` requests in each turn, if each token takes the TPOT target.
 
-    A row takes `s_per_row` seconds of a turn, and one alone `lone_turn_s`. Their KV would fill that
-    of `kv_instances` instances.
+    A row takes `s_per_row` seconds of a turn, and one alone `lone_turn_s`. The most KV that
+    was held within the window fills that of `kv_instances` instances.
     """
 
     prefill_s: float
@@ -110,7 +110,7 @@ class Load:
 
     @classmethod
     def of_serving(
-        cls, serving: Sequence[Instance], prefill_s: float, kv_instances: float = 0.0
+        cls, serving: Sequence[Instance], prefill_s: float, kv_instances: float
     ) -> "Load | None":
         """That of these instances; None without a TPOT target that can be met."""
         statuses = [i.status for i in serving if i.status and i.status.tpot_slo]

@@ -138,6 +138,18 @@ def test_offline_requests_are_promised_nothing_and_count_by_themselves() -> None
     assert promises.offline_kv_tokens == used > 0
 
 
+def test_a_block_that_offline_requests_share_counts_once() -> None:
+    followed = Followed()
+    for sequence_id in (1, 2, 3):
+        submit = make_submit(sequence_id, [7] * 12, 60, stop=False)
+        followed.world.submit(replace(submit, offline=True))
+        followed.world.return_step()
+    tables = [s.block_table for s in followed.world.scheduler.pool.live.values()]
+    promises = followed.promises()
+    used = promises.kv_tokens - promises.free_kv_tokens
+    assert promises.offline_kv_tokens == used < sum(map(len, tables)) * BLOCK_SIZE
+
+
 def test_free_kv_is_that_of_the_blocks_in_no_table() -> None:
     followed = Followed()
     followed.submit(1, 9)  # three blocks of four

@@ -54,6 +54,7 @@ operations = st.one_of(
     st.tuples(st.just("stray"), st.sampled_from(NAMES), index),
     st.tuples(st.just("tick")),
 )
+# Short ones reach too little: hypothesis makes lists of five on average unless told otherwise.
 scripts = st.lists(st.tuples(operations, st.floats(0.0, 3.0)), min_size=40, max_size=80)
 
 

@@ -34,8 +34,8 @@ def feed(signals: ScalingSignals, seconds_per_second: float) -> None:
         signals.observe_prefill(seconds_per_second, second + 0.5)
 
 
-def load_of(serving: list[Instance], prefill_s: float = 0.0) -> Load:
-    made = Load.of_serving(serving, prefill_s)
+def load_of(serving: list[Instance], prefill_s: float = 0.0, kv_instances: float = 0.0) -> Load:
+    made = Load.of_serving(serving, prefill_s, kv_instances)
     assert made is not None
     return made
 
@@ -66,6 +66,7 @@ def test_the_load_is_that_of_kv_memory_where_it_is_higher() -> None:
     told = signals().load(used, 0.0)
     assert told is not None
     assert told.of(2) == pytest.approx(0.8 / 2)
+    assert load_of(used, 1.6, 0.8).of(2) == pytest.approx(1.6 / 2 / 0.8)
     assert signals().change(used[:2], 2, 0.0, 10.0) == 0, "one would be full"
     assert signals().change(used[1:], 2, 0.0, 10.0) == -1
     full = [instance("a", free_kv_tokens=50, **kv)]

@@ -121,8 +121,8 @@ _INSTANCES = Row(
         graph(
             "Online load",
             "What online requests take of the instances with the same models. At 1, no time or "
-            "no KV is left; with --scale-signal load, a router asks for one more at 0.9. Nothing is "
-            "shown without targets.",
+            "no KV is left; with --scale-signal load, a router asks for one more at 0.9. Nothing "
+            "is shown without targets.",
             RATIO,
             [Query("max by (models) (tdpipe_router_load{ROUTER})", "{{models}}")],
         ),

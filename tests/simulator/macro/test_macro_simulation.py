@@ -113,7 +113,7 @@ def test_instances_are_added_while_requests_are_late_and_removed_when_it_is_calm
 
 
 def test_instances_stay_while_the_others_could_not_hold_their_kv() -> None:
-    """KV fills 1.4 instances in the mean, while decoding and prefill take a quarter of the time."""
+    """KV fills 1.2 instances in the mean, while prefill and decoding take half the time of one."""
     rng, now, arrivals = random.Random(1), 0.0, []
     while now < 200:
         now += rng.expovariate(2.6)

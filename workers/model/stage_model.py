@@ -121,7 +121,7 @@ class StageModel:
         if not self.is_first:
             received = torch.zeros(num_tokens, self.input_width, dtype=self.dtype, device=device)
         probe = Probe(self.config.num_hidden_layers)
-        with masks.are_read():
+        with masks.are_read(self._model):
             # All tokens of a batch may belong to a prompt that is to be scored.
             probe.output = self._run(
                 torch.zeros_like(positions), positions, positions[0], received, None, probe, probe

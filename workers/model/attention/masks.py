@@ -11,9 +11,13 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import AttentionInterface
 
-from workers.model.attention.interface import NAME, UnsupportedModelError
+from workers.model.attention.interface import NAME, UnsupportedModelError, paged_attention
+
+PROBE_NAME = "tdpipe_probe"
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Any]
 
@@ -81,13 +85,17 @@ class Mask:
 
 
 @contextmanager
-def are_read() -> Iterator[None]:
-    """Give layers a `Mask` while the context lasts; otherwise they get none."""
-    AttentionMaskInterface.register(NAME, _make_mask)
+def are_read(model: PreTrainedModel) -> Iterator[None]:
+    """Give the model's layers a `Mask` while the context lasts; otherwise they get none.
+
+    transformers looks masks up by the attention's name, in a table of the process. The model gets
+    another name meanwhile: other threads, which may run other models, are not concerned.
+    """
+    model.set_attn_implementation(PROBE_NAME)
     try:
         yield
     finally:
-        AttentionMaskInterface._global_mapping.pop(NAME, None)  # another thread may have done it
+        model.set_attn_implementation(NAME)
 
 
 def _make_mask(
@@ -112,3 +120,7 @@ def _borders(size: int) -> tuple[Tensor, Tensor]:
     ]
     q, k = torch.tensor(pairs).unbind(1)
     return q, k
+
+
+AttentionInterface.register(PROBE_NAME, paged_attention)
+AttentionMaskInterface.register(PROBE_NAME, _make_mask)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig, masking_utils
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.masking_utils import (
     bidirectional_mask_function,
     causal_mask_function,
@@ -86,6 +86,20 @@ def test_what_is_visible_is_what_transformers_shows(size: int, q: int, k: int) -
     assert bool(Visible(None, size).at(*at)) == bool(chunk(none, none, *at))
 
 
+def small_llama() -> PreTrainedModel:
+    """A model with a window and chunks, as a stage loads it."""
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        sliding_window=5,
+        attention_chunk_size=5,
+    )
+    return LlamaForCausalLM._from_config(config, attn_implementation=NAME)
+
+
 @pytest.mark.parametrize(
     ("create", "wanted"),
     [
@@ -94,22 +108,27 @@ def test_what_is_visible_is_what_transformers_shows(size: int, q: int, k: int) -
         (create_chunked_causal_mask, Visible(None, 5)),
     ],
 )
-def test_a_model_gets_a_mask_only_while_masks_are_read(
+def test_a_model_gets_a_mask_only_while_its_masks_are_read(
     create: Callable[..., Any], wanted: Visible
 ) -> None:
-    config = LlamaConfig(sliding_window=5, attention_chunk_size=5)
-    config._attn_implementation = NAME
-    arguments = {
-        "config": config,
-        "inputs_embeds": torch.zeros(1, 2, 8),
-        "attention_mask": None,
-        "past_key_values": None,
-        "position_ids": torch.arange(2)[None],
-    }
-    with masks.are_read():
-        assert create(**arguments).read() == wanted
-    assert create(**arguments) is None
-    assert NAME not in masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
+    def mask_of(model: PreTrainedModel) -> Any:
+        return create(
+            config=model.config,
+            inputs_embeds=torch.zeros(1, 2, 8),
+            attention_mask=None,
+            past_key_values=None,
+            position_ids=torch.arange(2)[None],
+        )
+
+    one, other = small_llama(), small_llama()
+    with masks.are_read(one):
+        assert mask_of(one).read() == wanted
+        assert mask_of(other) is None
+        with masks.are_read(other):  # as another thread may do
+            assert mask_of(other).read() == wanted
+        assert mask_of(other) is None
+        assert mask_of(one).read() == wanted
+    assert mask_of(one) is None
 
 
 @pytest.mark.parametrize("use", [lambda mask: mask[:, :2], lambda mask: mask.dtype])

@@ -38,7 +38,9 @@ class Attendance:
         """Note the state of a node, and why it was refused, if it was."""
         known = self._heard.get(state.node)
         if self._has_begun:
-            if known is None or known[0] != state.instance:
+            if known is None:  # a stray one, which has no part in the checks
+                return
+            if known[0] != state.instance:
                 self._left.add(state.node)
             else:
                 self._heard[state.node] = state.instance, now

@@ -52,6 +52,15 @@ def test_a_node_that_was_stopped_before_it_gave_up_is_waited_for() -> None:
     assert not attendance.problem(61.0)
 
 
+def test_a_stray_node_that_comes_after_they_met_is_ignored() -> None:
+    """One with a rank beyond the number of nodes: it is refused, and has no part in the checks."""
+    attendance = met()
+    for node in range(3):
+        tell(attendance, node, 0.0, GONE_S)
+    tell(attendance, 7, 0.0, GONE_S, "--node-rank 7 of 3 nodes")
+    assert not attendance.problem(GONE_S)
+
+
 def test_a_silent_node_has_left() -> None:
     attendance = met()
     tell(attendance, 0, 0.0, 2 * GONE_S)

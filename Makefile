@@ -122,7 +122,7 @@ api-table: $(VENV)/dev  ## write the tables of fields in docs/api.md
 
 metrics-table: $(VENV)/dev  ## write the tables of metrics in docs/metrics.md and docs/router.md
 	$(BIN)/python -m server.api_table.metrics_table
-	$(BIN)/python -m router.metrics_table
+	$(BIN)/python -m router.monitoring.metrics_table
 
 settings-table: $(VENV)/dev  ## write the tables of settings in docs/settings.md
 	$(BIN)/python -m configs.settings_table

@@ -10,10 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from router.inquiry import Inquiry
-from router.instance_link import InstanceLink
-from router.journal import Core, Journal
-from router.messages import (
+from router.decisions.messages import (
     Arrived,
     Began,
     Broken,
@@ -32,8 +29,11 @@ from router.messages import (
     Shrink,
     Ticked,
 )
-from router.metrics import Metrics
+from router.inquiry import Inquiry
+from router.journal import Core, Journal
+from router.monitoring.metrics import Metrics
 from router.ticket import Ticket
+from router.upstream.instance_link import InstanceLink
 from server.http.errors import ApiError, no_such_model, too_busy, unavailable
 from wire.instance_status import InstanceStatus
 

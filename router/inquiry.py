@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from router.messages import Kind
+from router.decisions.messages import Kind
 from server.http.bodies.body import decode
 from wire.prefix_keys import KEY_BYTES, prefix_keys, prompt_bytes
 

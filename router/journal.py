@@ -11,7 +11,7 @@ import msgspec
 
 from configs.output_files import OutputFileError
 from configs.schema.router import RouterCoreConfig
-from router.messages import Decision, Event
+from router.decisions.messages import Decision, Event
 from wire.journal_file import (
     JournalError,
     JournalFile,
@@ -27,7 +27,7 @@ MARK = "routing"
 
 
 class Core(Protocol):
-    """What decides: `router.core.RouterCore`."""
+    """What decides: `router.decisions.core.RouterCore`."""
 
     def handle(self, event: Event, now: float) -> Sequence[Decision]:
         """Take an event at `now` (seconds), and decide what follows."""

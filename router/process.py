@@ -28,19 +28,19 @@ from daemon.version import VERSION
 from router.actuators.actuator import ActuatorError
 from router.actuators.registry import make_actuator
 from router.batches.batches import build_batches
-from router.core import RouterCore
+from router.decisions.core import RouterCore
 from router.fleets import Fleets
 from router.front.answer import Desk
 from router.front.app import GENERATIONS, build_app
 from router.front.event_stream import KeptMemory
 from router.inquiry import TokenRatio
-from router.instance_link import InstanceLink
 from router.journal import Journal
-from router.metrics import Metrics
+from router.monitoring.metrics import Metrics
+from router.monitoring.stats_log import StatsLog
 from router.scaler import Scaler
-from router.stats_log import StatsLog
 from router.status_reader import StatusReader
 from router.upstream.address import Address, client_tls
+from router.upstream.instance_link import InstanceLink
 from router.upstream.pool import Pool
 from server.http.drain import Drain
 from server.http.listener import DrainingServer, listen, url

@@ -6,9 +6,9 @@ import logging
 import msgspec
 
 from router.fleets import Fleets
-from router.instance_link import InstanceLink
 from router.upstream.connection import UpstreamLostError
 from router.upstream.framing import payload
+from router.upstream.instance_link import InstanceLink
 from wire.instance_status import InstanceStatus
 
 PATH = b"/instance/status"

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from router.instance_link import InstanceLink
+from router.upstream.instance_link import InstanceLink
 from server.http.errors import ApiError
 
 

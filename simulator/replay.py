@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.trace import journal as engine_journal
 from router import journal as router_journal
-from router.core import RouterCore
+from router.decisions.core import RouterCore
 from wire.journal_file import JournalError
 
 

@@ -15,10 +15,10 @@ import msgspec
 from router.front.answer import Desk, whole_body
 from router.front.route_trace import RouteTrace
 from router.inquiry import Inquiry, read_inquiry
-from router.instance_link import InstanceLink
-from router.metrics import outcome_of
+from router.monitoring.metrics import outcome_of
 from router.ticket import Ticket
 from router.upstream.connection import Head, UnreachableError, UpstreamLostError
+from router.upstream.instance_link import InstanceLink
 from server.batches.storage.answers import OK, LineAnswer, answered
 from server.batches.storage.lifecycle import new_id
 from server.batches.storage.lines import LineRequest

@@ -22,11 +22,11 @@ from router.front.resumption import ASKING, ResumptionError, read_progress, resu
 from router.front.route_trace import RouteTrace
 from router.front.stream_errors import error_events
 from router.inquiry import Inquiry, TokenRatio
-from router.instance_link import InstanceLink
-from router.metrics import NO_INSTANCE, Metrics, outcome_of
+from router.monitoring.metrics import NO_INSTANCE, Metrics, outcome_of
 from router.ticket import Ticket
 from router.upstream.connection import Head, UnreachableError, Upstream, UpstreamLostError
 from router.upstream.framing import payload
+from router.upstream.instance_link import InstanceLink
 from server.http.connection import connection_of, run_while_connected
 from server.http.drain import Drain
 from server.http.errors import ApiError, timed_out, unavailable

@@ -6,7 +6,7 @@ The bytes of all streams that are kept have a common limit; a stream beyond it c
 import time
 from collections.abc import Callable
 
-from router.metrics import Metrics
+from router.monitoring.metrics import Metrics
 from router.upstream.framing import payload
 from server.http.connection import Connection
 

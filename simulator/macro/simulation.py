@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from configs.schema.router import RouterCoreConfig
 from engine.scheduler import Outgoing
-from router.core import RouterCore
-from router.messages import (
+from router.decisions.core import RouterCore
+from router.decisions.messages import (
     Arrived,
     Began,
     Ended,

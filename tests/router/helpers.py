@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from router.instance import Instance
-from router.messages import Handler
+from router.decisions.instance import Instance
+from router.decisions.messages import Handler
 from wire.instance_status import SLACK_QUANTILES, InstanceStatus, PrefillCosts, Promises
 
 COSTS = PrefillCosts((1, 1000), (0.1, 1.0), token_s=0.001, num_stages=1)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.schema.router import RouterCoreConfig
-from router.core import RouterCore
-from router.messages import (
+from router.decisions.core import RouterCore
+from router.decisions.messages import (
     Arrived,
     Began,
     Broken,

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.macro_instances import MacroInstances
-from router.messages import Handler
+from router.decisions.macro_instances import MacroInstances
+from router.decisions.messages import Handler
 
 
 def sizes(macros: MacroInstances) -> list[int]:

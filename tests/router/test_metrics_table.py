@@ -3,8 +3,8 @@
 import re
 
 from configs.document_tables import has_table
-from router.metrics import Metrics
-from router.metrics_table import DOCUMENT, table
+from router.monitoring.metrics import Metrics
+from router.monitoring.metrics_table import DOCUMENT, table
 from server.api_table.metrics_table import TARGET
 
 

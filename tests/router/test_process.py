@@ -15,9 +15,9 @@ import pytest
 from configs.schema.router import RouterCoreConfig
 from daemon.healthcheck import PORT_FILE, NotHealthyError, check
 from daemon.runtime_folder import PID_FILE
-from router.core import RouterCore
+from router.decisions.core import RouterCore
+from router.decisions.messages import Decision, Event, Route
 from router.journal import Journal, is_routers, replay
-from router.messages import Decision, Event, Route
 from simulator import replay as replay_command
 from tests.router.test_failures import breaking
 from tests.router.test_front import answers

@@ -7,12 +7,12 @@ import pytest
 from msgspec.structs import replace
 
 from configs.schema.router import RouterCoreConfig, RoutingConfig
-from router.core import RouterCore
-from router.instance import Instance, Request
-from router.messages import Arrived, Grow, Handler, Joined, Kind, Reported, Ticked
-from router.routing.adaptive import IN_TIME, Adaptive
-from router.routing.ecoserve import EcoServe
-from router.routing.simple import IMBALANCE, LeastLoaded, PrefixAffine, RoundRobin
+from router.decisions.core import RouterCore
+from router.decisions.instance import Instance, Request
+from router.decisions.messages import Arrived, Grow, Handler, Joined, Kind, Reported, Ticked
+from router.decisions.routing.adaptive import IN_TIME, Adaptive
+from router.decisions.routing.ecoserve import EcoServe
+from router.decisions.routing.simple import IMBALANCE, LeastLoaded, PrefixAffine, RoundRobin
 from tests.router.helpers import instance, status
 
 

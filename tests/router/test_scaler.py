@@ -7,7 +7,7 @@ import pytest
 
 from router import process
 from router.actuators.actuator import ActuatorError, Report
-from router.messages import Grow, Shrink
+from router.decisions.messages import Grow, Shrink
 from tests.router.test_front import answers
 from tests.router.world import (
     DONE,

@@ -7,10 +7,10 @@ from msgspec.structs import replace
 
 from configs.schema.router import RouterCoreConfig
 from configs.schema.scaling import ScalingConfig
-from router.core import RouterCore
-from router.instance import Instance
-from router.messages import Arrived, Handler, Joined, Lost, Reported
-from router.scaling import FULL, SPARE, Load, ScalingSignals
+from router.decisions.core import RouterCore
+from router.decisions.instance import Instance
+from router.decisions.messages import Arrived, Handler, Joined, Lost, Reported
+from router.decisions.scaling import FULL, SPARE, Load, ScalingSignals
 from tests.router.helpers import instance, status
 
 TTFT_S, TPOT_S = 5.0, 0.1

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from router.stats_log import StatsLog
+from router.monitoring.stats_log import StatsLog
 
 
 class Playing:

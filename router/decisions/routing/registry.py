@@ -1,10 +1,10 @@
 """The routing rules by name."""
 
 from configs.schema.router import RoutingConfig
-from router.routing.adaptive import Adaptive
-from router.routing.ecoserve import EcoServe
-from router.routing.rule import Rule
-from router.routing.simple import LeastLoaded, PrefixAffine, RoundRobin
+from router.decisions.routing.adaptive import Adaptive
+from router.decisions.routing.ecoserve import EcoServe
+from router.decisions.routing.rule import Rule
+from router.decisions.routing.simple import LeastLoaded, PrefixAffine, RoundRobin
 
 
 def make_rule(config: RoutingConfig) -> Rule:

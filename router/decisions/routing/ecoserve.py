@@ -8,7 +8,7 @@ the KV of the prompt fits. If none passes, the request waits.
 
 from collections.abc import Sequence
 
-from router.instance import Instance, Request, alone_s
+from router.decisions.instance import Instance, Request, alone_s
 
 
 class EcoServe:

@@ -10,7 +10,7 @@ docs/papers.md). Each instance is in exactly one macro instance, whatever joins 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from router.messages import Handler
+from router.decisions.messages import Handler
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 import sys
 
 from configs.document_tables import DOCUMENTS, write_table
-from router.metrics import Metrics
+from router.monitoring.metrics import Metrics
 from server.api_table.metrics_table import TARGET, rows_of, table_of
 
 DOCUMENT = DOCUMENTS / "router.md"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from router.instance import Instance, Request
+from router.decisions.instance import Instance, Request
 
 IMBALANCE = 8
 """Open requests by which the instance with the longest prefix may exceed the least loaded one."""

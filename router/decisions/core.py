@@ -12,9 +12,9 @@ Invariants, checked by tests/router/test_core_laws.py:
 """
 
 from configs.schema.router import RouterCoreConfig
-from router.instance import Instance, Request, alone_s, among_others_s
-from router.macro_instances import MacroInstances
-from router.messages import (
+from router.decisions.instance import Instance, Request, alone_s, among_others_s
+from router.decisions.macro_instances import MacroInstances
+from router.decisions.messages import (
     Arrived,
     Began,
     Broken,
@@ -32,10 +32,10 @@ from router.messages import (
     Shrink,
     Ticked,
 )
-from router.pending import PendingQueue
-from router.routing.registry import make_rule
-from router.routing.simple import load
-from router.scaling import ScalingSignals
+from router.decisions.pending import PendingQueue
+from router.decisions.routing.registry import make_rule
+from router.decisions.routing.simple import load
+from router.decisions.scaling import ScalingSignals
 
 
 class RouterCore:
@@ -83,7 +83,7 @@ class RouterCore:
         return [i for i in self.instances.values() if i.may_serve(now, stale_after)]
 
     def load(self, now: float) -> float | None:
-        """See `router.scaling`; None without instances, or without targets that can be met."""
+        """See `scaling`; None without instances, or without targets that can be met."""
         serving = self.serving(now)
         load = self._signals.load(serving, now)
         return None if load is None else load.of(len(serving))

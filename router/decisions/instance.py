@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from router.messages import Handler, Kind
+from router.decisions.messages import Handler, Kind
 from wire.instance_status import SLACK_QUANTILES, InstanceStatus, PrefillCosts
 
 SETTLE_S = 0.03

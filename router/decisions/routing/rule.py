@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from router.instance import Instance, Request
+from router.decisions.instance import Instance, Request
 
 
 class Rule(Protocol):

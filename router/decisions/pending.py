@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from sortedcontainers import SortedDict
 
-from router.instance import Request
+from router.decisions.instance import Request
 
 _BROKEN, _ONLINE, _HOPELESS, _OFFLINE = range(4)
 _Key = tuple[int, float, int]

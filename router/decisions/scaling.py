@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from configs.schema.scaling import ScalingConfig
-from router.instance import Instance
+from router.decisions.instance import Instance
 
 FULL, SPARE = 0.9, 0.75
 """What arrives while another instance starts must fit as well; and the load varies."""

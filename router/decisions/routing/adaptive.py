@@ -21,8 +21,8 @@ after an overload, that went on until the last late one had been served.
 from collections.abc import Sequence
 
 from configs.schema.router import RoutingConfig
-from router.instance import Instance, Request, among_others_s
-from router.routing.simple import LeastLoaded, PrefixAffine
+from router.decisions.instance import Instance, Request, among_others_s
+from router.decisions.routing.simple import LeastLoaded, PrefixAffine
 
 IN_TIME = 0.8
 """Share of the TTFT target that waiting and prefill may take, by estimate."""

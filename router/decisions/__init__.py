@@ -1,0 +1,1 @@
+"""The decisions of the router: pure functions of events and times, without I/O."""

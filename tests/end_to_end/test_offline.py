@@ -14,7 +14,7 @@ from tests.end_to_end.daemon import all_gone
 from tests.kernels import prepare_data_dir
 from tests.processes import words_of
 
-GONE_TIMEOUT_S = 5.0
+GONE_TIMEOUT_S = 20.0
 PROMPT, ANSWER = "Count to seven in words.\n", "one two three four five six seven"
 
 

@@ -19,7 +19,7 @@ from configs.schema.model import DEMO_MODEL
 from tests.end_to_end.daemon import Daemon, all_gone
 
 MODEL = "tdpipe-demo"
-GONE_TIMEOUT_S = 5.0
+GONE_TIMEOUT_S = 20.0
 
 
 async def long_stream(

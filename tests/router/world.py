@@ -20,7 +20,7 @@ from server.http.listener import listen
 from wire.instance_status import InstanceStatus
 
 MODEL = "little"
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     b"cache-control: no-cache\r\nx-request-id: its-own\r\ntransfer-encoding: chunked\r\n\r\n"

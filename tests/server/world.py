@@ -53,7 +53,7 @@ from wire.sockets import Hub
 
 MODEL = "little"
 MAX_MODEL_LEN = 64
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 END, BEGIN = "<|end|>", "<|begin|>"
 
 Message = TypeVar("Message")

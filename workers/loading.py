@@ -46,13 +46,17 @@ log = logging.getLogger("tdpipe")
 
 @dataclass(slots=True, frozen=True)
 class StagePlace:
-    """Where in the pipeline this stage stands and what it runs on."""
+    """Where in the pipeline this stage stands and what it runs on.
+
+    `turn` is its number among the stages of this node that share the device.
+    """
 
     stage: int
     epoch: int
     device: torch.device
     stages_on_device: int
     tensor_group: StageTensorGroup | None = None
+    turn: int = 0
 
     @property
     def tensor_rank(self) -> int:
@@ -205,16 +209,21 @@ def load(config: EngineConfig, data_dir: Path, place: StagePlace) -> LoadedStage
 
 
 def estimate_graph_bytes(
-    config: EngineConfig, slices: Sequence[LoadedStage], place: StagePlace, limits: GraphLimits
+    config: EngineConfig,
+    slices: Sequence[LoadedStage],
+    place: StagePlace,
+    limits: GraphLimits | None,
 ) -> int:
     """The memory that CUDA graphs will take besides the KV cache, found with a small one.
 
     Stages that share a device measure one after the other, because its free memory is that of all.
+    All stages must call this at the same time, also those without graphs (and `limits`): nodes may
+    have different numbers of devices, or none, but all stages wait for each other in each turn.
     """
-    own_turn = dist.get_rank() // torch.cuda.device_count()  # stages take the devices in turn
-    for turn in range(place.stages_on_device):
+    num_bytes, own_turns = 0, 0 if limits is None else place.stages_on_device
+    for turn in range(max(all_gather(own_turns, int))):
         dist.barrier()
-        if turn == own_turn:
+        if limits is not None and turn == place.turn:
             num_bytes = sum(
                 _measure_graph_bytes(config, loaded, place, limits) for loaded in slices
             )

@@ -151,12 +151,13 @@ def _join_group(config: Config, epoch: int) -> StagePlace:
     pipeline, num_local = config.pipeline, int(os.environ["LOCAL_WORLD_SIZE"])
     torch.set_num_threads(pipeline.num_threads or max(1, _num_cores() // num_local))
     local_rank = dist.get_node_local_rank(fallback_rank=0)
-    device, backend, sharing = torch.device("cpu"), "gloo", num_local
+    device, backend, sharing, turn = torch.device("cpu"), "gloo", num_local, local_rank
     if pipeline.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch finds no GPU")
     if pipeline.device != "cpu" and torch.cuda.is_available():
         num_gpus = torch.cuda.device_count()
-        device = torch.device("cuda", local_rank % num_gpus)
+        turn, number = divmod(local_rank, num_gpus)  # stages take the devices in turn
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
         # NCCL refuses two ranks on one GPU (before 2.30); gloo then stages through the host.
         backend = "nccl" if num_gpus >= num_local else "gloo"
@@ -172,7 +173,7 @@ def _join_group(config: Config, epoch: int) -> StagePlace:
     size = pipeline.tensor_parallel_size
     group = tensor_group.join(pipeline.pipeline_parallel_size, size, device, timeout)
     stage, _ = ranks.stage_and_rank(dist.get_rank(), size)
-    return StagePlace(stage, epoch, device, sharing, group)
+    return StagePlace(stage, epoch, device, sharing, group, turn)
 
 
 def _meet(config: Config, backend: str, device: torch.device) -> None:

@@ -68,9 +68,8 @@ class Stage:
         cache_dtype = slices[0].cache_dtype
         max_model_len = config.model.max_model_len or self._model.max_model_len
         self._graph_limits = GraphLimits(config.max_live, max_model_len)
-        graph_bytes = 0
-        if self._captures_graphs:
-            graph_bytes = loading.estimate_graph_bytes(config, slices, place, self._graph_limits)
+        limits = self._graph_limits if self._captures_graphs else None
+        graph_bytes = loading.estimate_graph_bytes(config, slices, place, limits)
         # Stages that share a device all measure its free memory before any of them allocates.
         dist.barrier()
         self._num_blocks = kv_cache.count_blocks(

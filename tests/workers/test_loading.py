@@ -1,7 +1,7 @@
 """Loading: a split by measured times is found once, loaded, and kept for the next start."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from workers import loading
 from workers.kernels.compiler import FOLDER
 from workers.loading import StagePlace, TimedRun, load
 from workers.model import stage_model
+from workers.model.decode_graphs import GraphLimits
 from workers.model.kv_cache import KvCache
 from workers.model.packed import linears
 from workers.model.packed.linears import PackingError
@@ -154,3 +155,62 @@ def test_linear_layers_are_packed_for_onednn_where_it_has_such_products(
     monkeypatch.setattr(linears, "pack_for_onednn", refuse)
     load(config, data_dir, PLACE)
     assert "not packed for oneDNN: RuntimeError: no such instructions" in caplog.text
+
+
+def measured_turns(
+    monkeypatch: pytest.MonkeyPatch, num_gpus: Sequence[int], num_local: Sequence[int]
+) -> list[list[int]]:
+    """The turns in which the stages of nodes with so many GPUs and stages measure their graphs.
+
+    The stages run one after the other here. Each must wait for the others equally often.
+    """
+    places = [
+        StagePlace(0, 1, CPU, -(-stages // gpus) if gpus else stages, None, rank // max(1, gpus))
+        for gpus, stages in zip(num_gpus, num_local, strict=True)
+        for rank in range(stages)
+    ]
+    has_gpu = [gpus > 0 for gpus, n in zip(num_gpus, num_local, strict=True) for _ in range(n)]
+    told = [place.stages_on_device * has for place, has in zip(places, has_gpu, strict=True)]
+    barriers: list[int] = []
+    turns: list[list[int]] = [[] for _ in places]
+    said: list[int] = []
+    monkeypatch.setattr(loading, "all_gather", lambda mine, _: said.append(mine) or told)
+    for stage, place in enumerate(places):
+        barriers.append(0)
+
+        def wait() -> None:
+            barriers[-1] += 1
+
+        def measure(*_: object, stage: int = stage) -> int:
+            turns[stage].append(barriers[-1] - 1)
+            return 7
+
+        monkeypatch.setattr(dist, "barrier", wait)
+        monkeypatch.setattr(loading, "_measure_graph_bytes", measure)
+        limits = GraphLimits(1, 1) if has_gpu[stage] else None
+        slices: Any = [None]
+        num_bytes = loading.estimate_graph_bytes(EngineConfig(), slices, place, limits)
+        assert num_bytes == 7 * has_gpu[stage]
+    assert said == told
+    assert len(set(barriers)) == 1
+    return turns
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "num_local", "turns"),
+    [
+        ([2], [4], [[0], [0], [1], [1]]),
+        ([2, 2], [2, 2], [[0]] * 4),
+        ([1, 3], [3, 3], [[0], [1], [2], [0], [0], [0]]),
+        ([2, 0], [2, 2], [[0], [0], [], []]),
+        ([0], [2], [[], []]),
+    ],
+    ids=str,
+)
+def test_stages_of_all_nodes_wait_for_each_other_while_those_on_a_device_measure_in_turn(
+    num_gpus: list[int],
+    num_local: list[int],
+    turns: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert measured_turns(monkeypatch, num_gpus, num_local) == turns

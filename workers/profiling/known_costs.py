@@ -24,18 +24,17 @@ def find_costs(
 ) -> StageCosts:
     """Return the costs of steps on this stage; all stages must call this at the same time.
 
-    If one stage must `measure`, all stages do: otherwise a stage would measure while the cores that
-    it shares with others are idle. Raises `ValueError` if the table is of another model or
-    pipeline.
+    If one stage must `measure`, all stages of its node do: otherwise a stage would measure while
+    the cores that it shares with others are idle. Only some nodes may have a table. Raises
+    `ValueError` if the table is of another model or pipeline.
     """
-    if config.profile is not None:
-        table = read_steps(config.profile)
-        check_table(table, fingerprint, str(config.profile))
-        return _logged(fit(table.stages[fingerprint.stage]), f"from {config.profile}")
-    if not config.profile_seconds:
-        return StageCosts()
-    kept = None if config.remeasure else profile_cache.load_costs(data_dir, fingerprint)
-    if all(all_gather(kept is not None, bool)) and kept is not None:
+    given, kept = _given(config, fingerprint), None
+    if given is None and not config.remeasure:
+        kept = profile_cache.load_costs(data_dir, fingerprint)
+    are_known = all(all_gather(given is not None or kept is not None, bool))
+    if given is not None:
+        return given
+    if are_known and kept is not None:
         return _logged(kept, f"as measured at an earlier start ({data_dir})")
     measured = measure()
     if not measured.costs.num_tokens:
@@ -48,6 +47,15 @@ def find_costs(
     else:
         profile_cache.save_costs(data_dir, fingerprint, measured.costs)
     return _logged(measured.costs, "measured now")
+
+
+def _given(config: PipelineConfig, fingerprint: StageFingerprint) -> StageCosts | None:
+    """The costs that this node's settings determine, if they do."""
+    if config.profile is not None:
+        table = read_steps(config.profile)
+        check_table(table, fingerprint, str(config.profile))
+        return _logged(fit(table.stages[fingerprint.stage]), f"from {config.profile}")
+    return None if config.profile_seconds else StageCosts()
 
 
 def check_table(table: StepTable, fingerprint: StageFingerprint, name: str) -> None:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from configs.profiles import StepTable, head_of_steps, line_of_step
 from configs.schema.pipeline import PipelineConfig
 from wire.messages import StageCosts
+from workers.profiling import known_costs
 from workers.profiling.dummy_run import prefill
 from workers.profiling.known_costs import check_table, find_costs
 from workers.profiling.profiler import Measurement
@@ -120,3 +121,15 @@ def test_a_table_of_another_number_of_stages_is_refused() -> None:
 def test_a_table_of_other_hardware_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     check_table(StepTable(NOTES | {"hardware": json.dumps("H")}, ((STEP,),)), FINGERPRINT, "x")
     assert "is of hardware" in caplog.text
+
+
+def test_a_node_with_a_table_answers_those_that_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(known_costs, "all_gather", lambda mine, _: told.append(mine) or [mine])
+    path = tmp_path / "node.steps.csv"
+    path.write_text(f"{head_of_steps(NOTES)}{line_of_step(0, STEP)}")
+    for config in (PipelineConfig(profile=path), PipelineConfig(profile_seconds=0)):
+        find_costs(config, tmp_path, FINGERPRINT, Measuring())
+    assert told == [True, True]

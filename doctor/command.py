@@ -81,8 +81,7 @@ def _examine_cluster(config: Config, *, has_hashes: bool) -> Iterator[Finding]:
             ports = list(cluster_checks.check_ports(met, config))
             yield from ports
             yield from cluster_checks.check_clocks(met)
-            if has_hashes:
-                yield from cluster_checks.check_files(met, config)
+            yield from cluster_checks.check_files(met, config, reads=has_hashes)
             is_apart = any(finding.level == "error" for finding in ports)
             met.tell("is apart", str(is_apart))
             if "True" not in met.hear_all("is apart"):  # gloo would wait for minutes

@@ -1,5 +1,6 @@
 """The meeting: the nodes find each other as for a group of stages, before any model is loaded."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,11 +22,13 @@ from engine.nodes import Nodes
 from wire.messages import NodeState
 from wire.sockets import Hub
 from workers.comm import rendezvous
-from workers.comm.node_link import INTERVAL_S, NodeLink, RefusedError
+from workers.comm.node_link import INTERVAL_S, LOG_INTERVAL_S, NodeLink, RefusedError
 
 NOTE_TIMEOUT_S = 3600.0
 """A node that is there may read its model for so long: 140 GB at 50 MB/s take 47 minutes."""
 _FIRST_HAS_LEFT = "the first node has ended, or cannot be reached"
+
+log = logging.getLogger("tdpipe")
 
 
 class ApartError(Exception):
@@ -50,15 +53,23 @@ class Meeting:
             raise ApartError(_FIRST_HAS_LEFT) from error
 
     def hear(self, key: str, node: int) -> str:
-        """Another node's note; waits for it. Raises `ApartError` if it does not come."""
-        name, deadline = f"{key}-{node}", time.monotonic() + NOTE_TIMEOUT_S
+        """Another node's note; waits for it, and logs that. Raises `ApartError` if it is missing.
+
+        Every node must leave it: what depends on a node's own options is a note itself.
+        """
+        name, began_at = f"{key}-{node}", time.monotonic()
+        next_log_at = began_at + LOG_INTERVAL_S
         while True:
             try:
                 self.store.wait([name], timedelta(seconds=1))
                 return str(self.store.get(name).decode())
             except DistStoreError as error:
                 self.check()
-                if time.monotonic() > deadline:
+                now = time.monotonic()
+                if now >= next_log_at:
+                    log.info("node %d waits for node %d (%s)", self.node, node, key)
+                    next_log_at = now + LOG_INTERVAL_S
+                if now - began_at > NOTE_TIMEOUT_S:
                     raise ApartError(f"node {node} has not answered in time ({key})") from error
             except DistNetworkError as error:
                 raise ApartError(_FIRST_HAS_LEFT) from error

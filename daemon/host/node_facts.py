@@ -47,6 +47,7 @@ def facts_of(config: Config) -> dict[str, str]:
     return {
         **versions(),
         **dict(_model(config.model)),
+        "nnodes": str(config.nodes.nnodes),
         **{name: json.dumps(value) for name, value in settings.items() if name not in LOCAL},
     }
 

@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 import pytest
+from torch.distributed import HashStore
 
 from configs.config import Config
-from doctor.meeting import ApartError, meeting
+from doctor import meeting as meetings
+from doctor.meeting import ApartError, Meeting, meeting
 from tests.end_to_end.conftest import free_port
 from tests.end_to_end.daemon import ROOT, SECRET
 
@@ -56,3 +58,14 @@ def meet_and_kill(rank: int) -> None:
 def test_a_node_that_is_killed_in_the_middle_is_named(rank: int, reason: str) -> None:
     with pytest.raises(ApartError, match=reason):
         meet_and_kill(rank)
+
+
+def test_what_a_node_waits_for_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(meetings, "LOG_INTERVAL_S", 0.0)
+    monkeypatch.setattr(meetings, "NOTE_TIMEOUT_S", 0.0)
+    caplog.set_level("INFO", "tdpipe")
+    with pytest.raises(ApartError, match=r"node 1 has not answered in time \(files\)"):
+        Meeting(0, 2, HashStore()).hear("files", 1)
+    assert caplog.messages == ["node 0 waits for node 1 (files)"]

@@ -51,3 +51,12 @@ def test_settings_of_the_stages_are_compared_by_name(checkpoint: Path) -> None:
     one = facts(checkpoint, dtype="float32", max_model_len=100)
     assert differing(one, facts(checkpoint)) == {"dtype", "max_model_len"}
     assert one["max_model_len"] == "100"
+
+
+def test_the_number_of_nodes_is_compared(checkpoint: Path) -> None:
+    """A node that knows of a third one waits for it for ever."""
+    secret = "a-secret-of-24-characters"
+    two, three = (
+        facts(checkpoint, pipeline_parallel_size=3, nnodes=n, cluster_secret=secret) for n in (2, 3)
+    )
+    assert differing(two, three) == {"nnodes"}

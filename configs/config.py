@@ -5,6 +5,7 @@ line moves over. A class takes the part that it needs (`def __init__(self, confi
 only the entry points of processes see all of `Config`.
 """
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -78,7 +79,23 @@ class Config(Part):
                 f"nnodes: {num_nodes} nodes need a cluster_secret, the same on all of them, e.g. "
                 "from `openssl rand -hex 32`, best in TDPIPE_CLUSTER_SECRET"
             )
+        endpoint = self.runtime.stage_endpoint
+        if num_nodes > 1 and endpoint and endpoint.startswith("ipc://"):
+            raise ValueError(
+                f"stage_endpoint {endpoint} cannot be reached from the other nodes (nnodes "
+                f"{num_nodes}): it must begin with tcp://, or be left out"
+            )
         return self
+
+    def placed(self, folder: Path) -> Self:
+        """The settings of a daemon in this runtime folder.
+
+        With several nodes, engine and stages meet at an address that all of them reach.
+        """
+        placed = self.replaced(runtime_dir=folder)
+        if self.nodes.nnodes == 1:
+            return placed
+        return placed.replaced(stage_endpoint=self.nodes.endpoint(self.runtime.stage_endpoint))
 
     @property
     def engine(self) -> EngineConfig:

@@ -95,10 +95,26 @@ def _validate(command: Command[Settings], values: Mapping[str, Any]) -> Settings
     for key in values:
         if key not in keys:
             raise ConfigError(_unknown(command, "setting", key, keys))
+    for key, value in values.items():
+        if any(isinstance(each, str) and not _is_text(each) for each in _each(value)):
+            raise ConfigError(f"{key}: must be text in UTF-8")
     try:
         return command.schema.of(**values)
     except ValidationError as error:
         raise ConfigError(_explain(command.schema, error)) from error
+
+
+def _each(value: object) -> Iterable[object]:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be saved: bytes that are no UTF-8 arrive as halves of surrogate pairs."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_flags(command: Command[Any], argv: Sequence[str], version: str) -> dict[str, Any]:

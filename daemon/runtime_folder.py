@@ -60,7 +60,7 @@ def runtime_folder(config: Config) -> Iterator[Config]:
 
 
 def _placed(config: Config, folder: Path) -> Config:
-    placed = config.replaced(runtime_dir=folder)
+    placed = config.placed(folder)
     try:
         placed.runtime.check_folder()
     except ValueError as error:

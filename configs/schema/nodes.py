@@ -1,13 +1,17 @@
 """Settings of several hosts: which node this is, and how it finds the first one."""
 
+import re
+from ipaddress import ip_address
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from configs.schema.part import Part
 from configs.schema.pipeline import PipelineConfig
 
 ANY_ADDRESS = ("0.0.0.0", "[::]", "*")
+_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
+_AS_NUMBER = re.compile(r"[0-9.]+|0x[0-9A-Fa-f.x]*")
 
 
 class NodesConfig(Part, title="Several hosts"):
@@ -42,6 +46,31 @@ class NodesConfig(Part, title="Several hosts"):
         description="processes on this node: its stages, times tensor_parallel_size "
         "[pipeline_parallel_size / nnodes stages; the first nodes get one more of the rest]",
     )
+
+    @field_validator("master_addr")
+    @classmethod
+    def _is_a_host(cls, value: str) -> str:
+        if "://" in value or "/" in value:
+            raise ValueError(f"is a name or an address, without tcp:// or a path{_example(value)}")
+        if value.startswith("["):
+            raise ValueError(f"an IPv6 address is given without brackets{_example(value)}")
+        if value == "*" or _is_wildcard(value):
+            raise ValueError(
+                "is the address at which the other nodes reach the first one; all interfaces are "
+                "no such address"
+            )
+        if value.count(":") == 1:
+            raise ValueError(f"has no port: that is master_port{_example(value)}")
+        if not (_is_address(value) or (_NAME.fullmatch(value) and not _AS_NUMBER.fullmatch(value))):
+            raise ValueError("is neither an IPv4 or IPv6 address nor a host's name")
+        return value
+
+    @field_validator("node_ip")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and (not _is_address(value) or _is_wildcard(value)):
+            raise ValueError("must be an IPv4 or IPv6 address of this node")
+        return value
 
     @model_validator(mode="after")
     def _rank_fits(self) -> Self:
@@ -86,3 +115,23 @@ class NodesConfig(Part, title="Several hosts"):
     def num_local_ranks(self, pipeline: PipelineConfig) -> int:
         """The processes on this node: all ranks of its stages."""
         return self.num_local_stages(pipeline) * pipeline.tensor_parallel_size
+
+
+def _is_address(value: str) -> bool:
+    try:
+        ip_address(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_wildcard(value: str) -> bool:
+    return _is_address(value) and ip_address(value).is_unspecified
+
+
+def _example(value: str) -> str:
+    """How the value was probably meant, if that is known."""
+    host = value.rpartition("://")[2].partition("/")[0]
+    host = host[1:].partition("]")[0] if host.startswith("[") else host
+    host = host.partition(":")[0] if host.count(":") == 1 else host
+    return f", e.g. {host}" if _is_address(host) or _NAME.fullmatch(host) else ""

@@ -115,8 +115,15 @@ class RuntimeConfig(Part, title="Processes and files"):
     @field_validator("cluster_secret")
     @classmethod
     def _hard_to_guess(cls, secret: SecretStr | None) -> SecretStr | None:
-        if secret is not None and len(secret) < MIN_SECRET:
-            raise ValueError(f"must have at least {MIN_SECRET} characters")
+        if secret is None:
+            return None
+        value = secret.get_secret_value()
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("must be text in UTF-8") from error
+        if len(value.strip()) < MIN_SECRET:
+            raise ValueError(f"must have at least {MIN_SECRET} characters, without spaces around")
         return secret
 
     @field_serializer("cluster_secret", when_used="json")

@@ -428,3 +428,11 @@ def test_only_what_differs_from_the_defaults_is_listed() -> None:
     assert loader.non_default(load()) == {}
     config = load("--port 8000 --layer-split 1,2 --journal some/where")
     assert loader.non_default(config) == {"layer_split": [1, 2], "journal": "some/where"}
+
+
+@pytest.mark.parametrize("key", ["cluster_secret", "served_model_name", "data_dir", "model"])
+def test_bytes_that_are_no_text_are_refused_with_their_setting(key: str) -> None:
+    value = b"abcdefghijklmnop\xff".decode(errors="surrogateescape")
+    for given in (value, [value]):
+        with pytest.raises(loader.ConfigError, match=f"^{key}: must be text in UTF-8$"):
+            loader.validate({key: given})

@@ -30,3 +30,20 @@ def test_endpoints_are_taken_as_they_are() -> None:
 def test_the_folder_is_not_asked_for_before_it_is_chosen() -> None:
     with pytest.raises(AssertionError, match="runtime_dir"):
         _ = RuntimeConfig().server_address
+
+
+@pytest.mark.parametrize(
+    ("secret", "words"),
+    [
+        ("x" * 15, "at least 16 characters"),
+        (" " * 20, "at least 16 characters, without spaces around"),
+        (f"x{' ' * 20}", "without spaces around"),
+        (b"abcdefghijklmnop\xff\xfe".decode(errors="surrogateescape"), "must be text in UTF-8"),
+    ],
+)
+def test_a_secret_that_can_be_guessed_or_is_no_text_is_refused(secret: str, words: str) -> None:
+    with pytest.raises(ValidationError) as found:
+        Config.of(cluster_secret=secret)
+    assert words in str(found.value)
+    assert secret.strip() not in str(found.value) or not secret.strip()
+    assert Config.of(cluster_secret="a secret of five words").runtime.secret

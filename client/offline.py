@@ -4,7 +4,8 @@
                    +-- stages    python -m workers         torchrun and one process per stage
                    +-- predictor python -m predictor       the encoder, if one predicts lengths
 
-These are the same processes as in the daemon, with the same restarts and the same shutdown.
+These are the same processes as in the daemon, with the same restarts and the same shutdown. With
+`nnodes`, this is the first node; the others are headless daemons.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from typing import Any, Self, TypeVar
 
 from configs.config import Config
 from daemon.checkpoint.resolution import resolve
+from daemon.host.meeting_point import check_node
 from daemon.restarts import POLL_INTERVAL_S, Children, GivingUpError
 from daemon.runtime_folder import runtime_folder
 from daemon.start_checks import check_start
@@ -117,9 +119,15 @@ class OfflineEngine:
 
     async def _resolve(self) -> Config:
         """Find the checkpoint, or make it from a GGUF file. Raises `OfflineEngineError`."""
+        if self.config.nodes.headless:
+            raise OfflineEngineError(
+                "headless: requests are run on the first node (node_rank 0); start the others with "
+                "`tdpipe serve --headless`"
+            )
         stop = threading.Event()
         try:
             check_start(self.config, serves=False)
+            check_node(self.config)
             return await asyncio.to_thread(resolve, self.config, stop)
         except StartError as error:
             raise OfflineEngineError(str(error)) from error

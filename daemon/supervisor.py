@@ -21,6 +21,7 @@ from configs import loader
 from configs.config import Config
 from daemon.checkpoint.resolution import resolve
 from daemon.host import resource_limits
+from daemon.host.meeting_point import check_node
 from daemon.observability import log_file, logs
 from daemon.processes import child_process
 from daemon.restarts import POLL_INTERVAL_S, STOP_TIMEOUT_S, Children, GivingUpError
@@ -52,12 +53,10 @@ def main(argv: Sequence[str]) -> int:
         log.warning("%s", shortage)
     try:
         check_start(config)
+        check_node(config)
         resolved = _resolve(config)
         if resolved is None:
             return 0
-        if resolved.nodes.nnodes > 1:
-            endpoint = resolved.nodes.endpoint(resolved.runtime.stage_endpoint)
-            resolved = resolved.replaced(stage_endpoint=endpoint)
         with runtime_folder(resolved) as placed:
             return Supervisor(placed).run()
     except StartError as error:

@@ -11,6 +11,7 @@ import zmq
 
 from configs import loader
 from configs.config import Config
+from daemon.host.meeting_point import explain_engine
 from daemon.host.node_facts import facts_of
 from daemon.observability import log_file, logs
 from daemon.processes import child_process
@@ -33,8 +34,11 @@ def main() -> int:
         incarnation, nodes = int(sys.argv[2]), _nodes(config)
         with Loop(config.engine, config.runtime, incarnation, nodes) as loop:
             loop.run()
-    except (EngineFailedError, ImpossibleSettingsError, zmq.ZMQError, OSError) as error:
+    except (EngineFailedError, ImpossibleSettingsError) as error:
         child_process.report_failure(folder, str(error))
+        return 1
+    except (zmq.ZMQError, OSError) as error:
+        child_process.report_failure(folder, explain_engine(config, error.errno) or str(error))
         return 1
     return 0
 

@@ -12,12 +12,13 @@ import os
 import socket
 import sys
 import threading
+import time
 import uuid
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-import psutil
 import torch
 from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -28,6 +29,7 @@ from configs import loader
 from configs.config import Config
 from configs.schema.nodes import NodesConfig
 from configs.schema.pipeline import PipelineConfig
+from daemon.host import addresses, meeting_point
 from daemon.host.node_facts import facts_of
 from daemon.observability import logs
 from daemon.processes import child_process
@@ -36,7 +38,13 @@ from daemon.processes.process_priority import lower_priority
 from daemon.processes.watchdog_file import WatchdogFile
 from workers import process
 from workers.comm import rendezvous
-from workers.comm.node_link import NodeLink, RefusedError
+from workers.comm.node_link import (
+    FIRST_LOG_S,
+    INTERVAL_S,
+    LOG_INTERVAL_S,
+    NodeLink,
+    RefusedError,
+)
 from workers.model import batch_invariance
 from workers.stage_agent import StageAgent, StagePids
 
@@ -63,7 +71,18 @@ def main(folder: str, incarnation: int) -> int:
     sys.unraisablehook = signal_again
     watchdog_file = WatchdogFile(config.runtime.folder, "stages")
     rendezvous.forget_groups(config.runtime.folder)
-    interface = interface_of(config.nodes) if config.nodes.nnodes > 1 else LOOPBACK
+    if config.nodes.nnodes > 1:
+        _log_as_node(config)
+        try:
+            wait_for_route(config, watchdog_file.beat)
+            interface = interface_of(config.nodes)
+        except OSError as error:  # also TimeoutError
+            child_process.report_failure(config.runtime.folder, str(error))
+            return 1
+        if not incarnation:
+            _warn_of_loopback(config.nodes)
+    else:
+        interface = LOOPBACK
     for library in ("GLOO", "NCCL"):  # these would listen on all interfaces
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", interface)
     if not _uses_gpus(config.pipeline):
@@ -100,12 +119,8 @@ def _rendezvous(
 ) -> RendezvousHandler:
     if config.nodes.nnodes == 1:
         return rendezvous.OneHost(watchdog_file, run_id)
-    logs.set_up("node", config.logs)
-    # What the nodes wait for is logged, but not torchrun's reports.
-    logging.disable(logging.NOTSET)
-    for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith("torch") and isinstance(logger, logging.Logger):
-            logger.disabled = True
+    # Before the node is heard of: where the first node cannot listen, there is nobody to hear.
+    listener = rendezvous.listen(config.nodes) if config.nodes.node_rank == 0 else None
     num_local = config.nodes.num_local_stages(config.pipeline)
     log.info(
         "node %d of %d: %d of %d stages; gloo uses the interface %s, NCCL %s",
@@ -127,7 +142,71 @@ def _rendezvous(
     )
     stack.enter_context(link)
     timeout_s = config.pipeline.stage_start_timeout
-    return rendezvous.ManyNodes(watchdog_file, run_id, config.nodes, link, timeout_s)
+    return rendezvous.ManyNodes(watchdog_file, run_id, config.nodes, link, timeout_s, listener)
+
+
+def _log_as_node(config: Config) -> None:
+    """Log what the nodes wait for, but not torchrun's reports."""
+    logs.set_up("node", config.logs)
+    logging.disable(logging.NOTSET)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("torch") and isinstance(logger, logging.Logger):
+            logger.disabled = True
+
+
+def wait_for_route(config: Config, beat: Callable[[], None]) -> None:
+    """Wait until the first node's name is known, and there is a route to it.
+
+    `beat` is called several times a second, although a name server may take a minute to answer.
+    Raises `TimeoutError` after `stage_start_timeout`.
+    """
+    nodes, timeout_s = config.nodes, config.pipeline.stage_start_timeout
+    began_at = time.monotonic()
+    next_log_at = began_at + FIRST_LOG_S
+    obstacles = [f"master_addr {nodes.master_addr} is not known yet"]
+    asking = threading.Thread(target=_ask_for_route, args=(nodes, obstacles), daemon=True)
+    asking.start()
+    while obstacles[-1]:
+        now = time.monotonic()
+        if now - began_at > timeout_s:
+            raise TimeoutError(f"after {timeout_s:g} s (stage_start_timeout): {obstacles[-1]}")
+        if now >= next_log_at:
+            log.info("node %d waits: %s", nodes.node_rank, obstacles[-1])
+            next_log_at = now + LOG_INTERVAL_S
+        beat()
+        asking.join(INTERVAL_S)
+
+
+def _ask_for_route(config: NodesConfig, obstacles: list[str]) -> None:
+    """Append what is in the way, again and again, and at last that nothing is."""
+    while obstacles[-1]:
+        obstacles[:] = [_obstacle(config)]
+        if obstacles[-1]:
+            time.sleep(INTERVAL_S)
+
+
+def _obstacle(config: NodesConfig) -> str:
+    try:
+        addresses.resolve(config.master_addr)
+        own_address(config)
+    except socket.gaierror as error:
+        return f"master_addr {config.master_addr} is not known yet ({error.strerror})"
+    except OSError as error:
+        return f"there is no route to master_addr {config.master_addr} yet ({error.strerror})"
+    return ""
+
+
+def _warn_of_loopback(config: NodesConfig) -> None:
+    address = addresses.numeric(config.master_addr)
+    if addresses.is_loopback(address):
+        name = f" is {address} here," if address != config.master_addr else ":"
+        log.warning(
+            "master_addr %s%s a loopback address, which no other host can reach; give the first "
+            "node's address in the network of the nodes (a name may have the other one from "
+            "/etc/hosts)",
+            config.master_addr,
+            name,
+        )
 
 
 def interface_of(config: NodesConfig) -> str:
@@ -135,11 +214,7 @@ def interface_of(config: NodesConfig) -> str:
 
     Raises `OSError` if this node has no such address, or no route to the first node.
     """
-    address = own_address(config)
-    for interface, addresses in psutil.net_if_addrs().items():
-        if any(own.address.partition("%")[0] == address for own in addresses):
-            return interface
-    raise OSError(f"no interface of this node has the address {address} (node_ip)")
+    return meeting_point.interface_of(own_address(config))
 
 
 def own_address(config: NodesConfig) -> str:
@@ -149,9 +224,8 @@ def own_address(config: NodesConfig) -> str:
     """
     if config.node_ip:
         return config.node_ip
-    found = socket.getaddrinfo(config.master_addr, config.master_port, type=socket.SOCK_DGRAM)
-    family, kind, _, _, address = found[0]
-    with socket.socket(family, kind) as probe:
+    family, address = addresses.resolve(config.master_addr, config.master_port)
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(address)
         return str(probe.getsockname()[0])
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from client.offline import OfflineEngine
+from client.offline import OfflineEngine, OfflineEngineError
 from configs.config import Config
 
 
@@ -22,3 +22,16 @@ def test_leaving_the_engine_cancels_work_without_a_caller() -> None:
         service.cancel()
 
     asyncio.run(asyncio.wait_for(leave(), 10))
+
+
+def test_a_node_without_the_engine_runs_no_requests() -> None:
+    config = Config.of(nnodes=2, node_rank=1, headless=True, cluster_secret="x" * 16)
+
+    async def start() -> None:
+        async with OfflineEngine(config):
+            pass
+
+    with pytest.raises(
+        OfflineEngineError, match=r"start the others with `tdpipe serve --headless`"
+    ):
+        asyncio.run(start())

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from pathlib import Path
 
 import psutil
@@ -10,7 +11,7 @@ import pytest
 from client.offline import OfflineEngine, OfflineEngineError
 from configs.config import Config
 from server.requests.retry import ask_until_final
-from tests.end_to_end.daemon import all_gone
+from tests.end_to_end.daemon import SECRET, Daemon, all_gone
 from tests.kernels import prepare_data_dir
 from tests.processes import words_of
 
@@ -96,3 +97,25 @@ def test_a_start_that_fails_is_one_line_and_leaves_nothing(
     with pytest.raises(OfflineEngineError, match=words):
         asyncio.run(start())
     assert all_gone(children(), GONE_TIMEOUT_S)
+
+
+@pytest.mark.long
+def test_the_stages_of_another_node_take_part(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    nodes = {"nnodes": 2, "master_port": port, "cluster_secret": SECRET, "device": "cpu"}
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in nodes.items()]
+    other = Daemon(tmp_path / "other", *flags, "--node-rank=1", "--headless", "--num-threads=1")
+
+    async def work() -> str:
+        async with OfflineEngine(settings(tmp_path, num_threads=1, **nodes)) as engine:
+            return await engine.run(generate(engine))
+
+    other.start()
+    try:
+        assert asyncio.run(work()) == ANSWER
+        assert "a loopback address" in other.log()
+    finally:
+        other.process.terminate()
+        assert other.wait_end() == 0

@@ -11,6 +11,7 @@ first node, which listens on its given address only, and in which nothing is pic
 
 import os
 import socket
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from configs.schema.nodes import NodesConfig
+from daemon.host import addresses
+from daemon.host.meeting_point import bind_store
 from daemon.processes.watchdog_file import WatchdogFile
 from workers.comm.node_link import NodeLink
 
@@ -87,7 +90,8 @@ class ManyNodes(_Rendezvous):
     """A torchrun rendezvous of the nodes that meet at the engine.
 
     The store is that of torch, on the first node, from the first group to the end of its torchrun
-    process. `timeout_s` limits each wait for the other nodes.
+    process; it takes over the `listener` of that node. `timeout_s` limits each wait for the other
+    nodes.
     """
 
     def __init__(
@@ -97,10 +101,11 @@ class ManyNodes(_Rendezvous):
         config: NodesConfig,
         link: NodeLink,
         timeout_s: float,
+        listener: socket.socket | None,
     ) -> None:
         super().__init__(watchdog_file, run_id)
         self._config, self._link, self._timeout_s = config, link, timeout_s
-        self._listener = listen(config) if config.node_rank == 0 else None
+        self._listener = listener
         self._server: Store | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
@@ -120,13 +125,11 @@ class ManyNodes(_Rendezvous):
 
 
 def listen(config: NodesConfig) -> socket.socket:
-    """The store's listening socket, on the address of the first node only. Raises `OSError`."""
-    family, _, _, _, address = socket.getaddrinfo(
-        config.master_addr, config.store_port, type=socket.SOCK_STREAM
-    )[0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(address)
+    """The store's listening socket, on the address of the first node only.
+
+    Raises `AddressError`, an `OSError`.
+    """
+    listener = bind_store(config)
     listener.listen(BACKLOG)
     return listener
 
@@ -135,8 +138,11 @@ def nodes_store(
     config: NodesConfig, timeout: timedelta, listener: socket.socket | None = None
 ) -> TCPStore:
     """The store of the first node, or a connection to it."""
+    host = config.master_addr
+    with suppress(OSError):  # a name that is not known now may be known to torch in a moment
+        host = addresses.numeric(host)
     return TCPStore(
-        config.master_addr,
+        host,
         config.store_port,
         is_master=listener is not None,
         timeout=timeout,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -107,7 +108,9 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[NodesConfig]:
 
 def handler_of(config: NodesConfig, folder: Path) -> rendezvous.ManyNodes:
     watchdog_file = WatchdogFile(folder, f"stages {config.node_rank}")
-    return rendezvous.ManyNodes(watchdog_file, "run", config, Link(), 5.0)  # type: ignore[arg-type]
+    listener = None if config.node_rank else rendezvous.listen(config)
+    link: Any = Link()
+    return rendezvous.ManyNodes(watchdog_file, "run", config, link, 5.0, listener)
 
 
 def test_nodes_meet_in_a_store_on_one_address_with_an_empty_part_for_each_epoch(

@@ -20,6 +20,7 @@ import zmq
 from configs.config import EngineConfig
 from configs.schema.runtime import RuntimeConfig
 from daemon.gc_tuning import GcTuning
+from daemon.host.addresses import numeric_endpoint
 from daemon.processes import child_process
 from daemon.processes.cpu_waits import CpuWaits
 from daemon.processes.process_exits import ExitFile
@@ -58,6 +59,8 @@ from wire.sockets import Hub
 SERVER = "server"
 STATS_INTERVAL_S = INTERVAL_S
 DROPPED_LOG_INTERVAL_S = 60.0
+MAX_REFUSALS = 256
+"""Refused nodes whose reason is remembered."""
 
 log = logging.getLogger("tdpipe")
 
@@ -100,7 +103,8 @@ class Loop:
         self._dropped_logged, self._next_dropped_log_at = 0, 0.0
         self._ready: EngineReady | None = None
         self._hello = 0
-        self._trouble = self._refusal = ""
+        self._trouble = ""
+        self._refusals: dict[str, str] = {}  # those that were logged, by the node's name
         self._outbox: list[ToServer] = []
         same_host = runtime.stage_address.startswith("ipc://")
         self._restarts = RestartLimit(config.pipeline)
@@ -134,7 +138,7 @@ class Loop:
                 Hub(runtime.server_address, FromServer, runtime.secret)
             )
             self._stages: Hub[FromStage] = stack.enter_context(
-                Hub(runtime.stage_address, FromStage, runtime.secret)
+                Hub(numeric_endpoint(runtime.stage_address), FromStage, runtime.secret)
             )
             self._journal = (
                 stack.enter_context(Journal(runtime.journal, config, append=incarnation > 0))
@@ -190,10 +194,7 @@ class Loop:
             return
         now = time.monotonic()
         order = self._nodes.take(state, now)
-        if order.refusal != self._refusal:
-            self._refusal = order.refusal
-            if order.refusal:
-                log.error("%s", order.refusal)
+        self._log_refusal(sender, order.refusal)
         broken = self._nodes.find_broken(now)
         if broken is not None:
             cause, trouble = broken.cause, Trouble(broken.reason)
@@ -202,6 +203,16 @@ class Loop:
             self._lose_stages(broken.epoch, trouble)
             order = msgspec.structs.replace(order, ended_epoch=broken.epoch)
         self._stages.send(sender, order)
+
+    def _log_refusal(self, sender: str, refusal: str) -> None:
+        """Log why a node is refused, once, although it is told four times a second."""
+        if refusal and self._refusals.get(sender) != refusal:
+            log.error("%s", refusal)
+        self._refusals.pop(sender, None)
+        if refusal:
+            self._refusals[sender] = refusal
+            if len(self._refusals) > MAX_REFUSALS:  # a node that starts again has another name
+                del self._refusals[next(iter(self._refusals))]
 
     def _take_from_stage(self, sender: str, message: FromStage) -> None:
         if isinstance(message, Heartbeat):

@@ -58,6 +58,11 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError("whole stages are measured: virtual_pipeline_size must be 1")
         if config.pipeline.tensor_parallel_size > 1:
             raise ValueError("stages of one process are measured: tensor_parallel_size must be 1")
+        if config.nodes.nnodes > 1:
+            raise ValueError(
+                "the stages of one node are measured: nnodes must be 1. At their start, those of "
+                "several nodes measure themselves (profile_seconds)"
+            )
         logs.set_up("profile", config.logs)
         _check_out(options)
         check_start(config, serves=False)

@@ -55,6 +55,7 @@ def test_a_pipeline_is_measured_into_three_files_and_resumed(
         (["--out={}/bad.csv"], "is an empty profile"),
         (["--out={}/x.csv", "--virtual-pipeline-size=2"], "virtual_pipeline_size must be 1"),
         (["--out={}/x.csv", "-tp", "2"], "tensor_parallel_size must be 1"),
+        (["--out={}/x.csv", "--nnodes=2", f"--cluster-secret={'x' * 16}"], "nnodes must be 1"),
     ],
 )
 def test_an_error_is_reported_in_one_line_before_anything_starts(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from configs.config import Config
 from daemon.checkpoint.weight_files import find_weights
+from daemon.host import addresses
 from doctor.findings import Finding, error, ok, warning
 from doctor.meeting import Meeting
 from workers.stage_restarts import own_address
@@ -44,8 +45,10 @@ def check_names(meeting: Meeting, config: Config) -> Iterator[Finding]:
 
 def check_ports(meeting: Meeting, config: Config) -> Iterator[Finding]:
     """Whether this node reaches each other one on a port that the system chooses, as gloo does."""
-    address = own_address(config.nodes)
-    with closing(socket.create_server((address, 0), backlog=meeting.num_nodes)) as listener:
+    family, address = addresses.resolve(own_address(config.nodes))
+    with closing(
+        socket.create_server(address, family=family, backlog=meeting.num_nodes)
+    ) as listener:
         thread = threading.Thread(target=_accept_all, args=(listener,), daemon=True)
         thread.start()
         meeting.tell("listens", json.dumps(listener.getsockname()[:2]))
@@ -96,8 +99,8 @@ def check_files(meeting: Meeting, config: Config, *, reads: bool) -> Iterator[Fi
     without = [i for i, told in enumerate(meeting.hear_all("reads files")) if told != str(True)]
     if without:
         if len(without) < meeting.num_nodes:
-            names = ", ".join(map(str, without))
-            yield warning("model", f"files are not compared: --no-hashes was given on node {names}")
+            nodes = ", ".join(map(str, without))
+            yield warning("model", f"files are not compared: --no-hashes was given on node {nodes}")
         return
     files = find_weights(Path(config.model.model), config.model.load_format)
     hashes = {path.name: _hash(path) for path in files}
@@ -116,7 +119,8 @@ def _others(meeting: Meeting) -> Iterator[int]:
 
 def _addresses_of(name: str) -> set[str]:
     with suppress(OSError):
-        return {str(found[4][0]) for found in socket.getaddrinfo(name, None)}
+        # A link-local address has its interface behind a %.
+        return {str(found[4][0]).partition("%")[0] for found in socket.getaddrinfo(name, None)}
     return set()
 
 

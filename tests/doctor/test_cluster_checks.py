@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from torch.distributed import HashStore
 
@@ -12,8 +13,13 @@ from doctor import cluster_checks, meeting
 from doctor.findings import Finding
 from doctor.meeting import Meeting
 from tests.checkpoints import make_checkpoint
+from tests.end_to_end.daemon import SECRET
 
 TIMEOUT_S = 30.0
+
+needs_ipv6 = pytest.mark.skipif(
+    "::1" not in {a.address for a in psutil.net_if_addrs()["lo"]}, reason="no IPv6 here"
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +62,12 @@ def test_files_that_all_nodes_read_are_compared(checkpoint: Path) -> None:
     config = Config.of(model=str(checkpoint))
     found = on_each(2, lambda met: cluster_checks.check_files(met, config, reads=True))
     assert [finding.level for findings in found for finding in findings] == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", pytest.param("::1", marks=needs_ipv6)])
+def test_nodes_find_and_reach_each_other_with_both_kinds_of_addresses(address: str) -> None:
+    config = Config.of(nnodes=2, master_addr=address, cluster_secret=SECRET)
+    names = on_each(2, lambda met: cluster_checks.check_names(met, config))
+    assert all(address in finding.text for findings in names for finding in findings)
+    ports = on_each(2, lambda met: cluster_checks.check_ports(met, config))
+    assert [finding.level for findings in ports for finding in findings] == ["ok", "ok"]

@@ -33,20 +33,15 @@ def check_start(config: Config, *, serves: bool = True) -> None:
     Without `serves`, no HTTP server is started.
     """
     if serves and not config.nodes.headless:
-        _check_listen(config.server.listen)
+        check_listen(config.server.listen)
     _check_files(config)
     _check_data_dir(config.runtime)
     _check_device(config.pipeline)
     _check_memory(config)
 
 
-def has_gpu() -> bool:
-    """Whether this machine, or this container, has a GPU, as far as /dev shows it."""
-    return any(next(_DEV.glob(name), None) for name in GPU_DEVICES)
-
-
-def _check_listen(config: ListenConfig) -> None:
-    """Bind the port for a moment, without listening."""
+def check_listen(config: ListenConfig) -> None:
+    """Bind the server's port for a moment, without listening. Raises `StartError`."""
     if config.uds is not None:
         if not config.uds.absolute().parent.is_dir():
             raise StartError(
@@ -56,6 +51,11 @@ def _check_listen(config: ListenConfig) -> None:
         bind(config.host, config.port).close()
     else:
         bind(config.host, 0).close()
+
+
+def has_gpu() -> bool:
+    """Whether this machine, or this container, has a GPU, as far as /dev shows it."""
+    return any(next(_DEV.glob(name), None) for name in GPU_DEVICES)
 
 
 def _check_files(config: Config) -> None:

@@ -60,16 +60,21 @@ def examine(config: Config, *, has_hashes: bool) -> Iterator[Finding]:
     from doctor import node_checks
 
     yield from node_checks.check_node(config)
+    meeting_point = list(node_checks.check_meeting_point(config))
+    yield from meeting_point
+    can_meet = all(finding.level == "ok" for finding in meeting_point)
     try:
         resolved = resolve(config, threading.Event())
     except StartError as problem:
         yield error("model", str(problem))
         return
-    if config.nodes.nnodes > 1:
+    if config.nodes.nnodes > 1 and can_meet:
         yield from _examine_cluster(resolved, has_hashes=has_hashes)
 
 
 def _examine_cluster(config: Config, *, has_hashes: bool) -> Iterator[Finding]:
+    import zmq
+
     from doctor import cluster_checks, links
     from doctor.meeting import ApartError, meeting
     from workers.stage_restarts import interface_of
@@ -88,5 +93,5 @@ def _examine_cluster(config: Config, *, has_hashes: bool) -> Iterator[Finding]:
                 yield from links.check_links(met, config)
     except ApartError as problem:
         yield error("meeting", str(problem))
-    except (OSError, RuntimeError) as problem:
+    except (OSError, RuntimeError, zmq.ZMQError) as problem:
         yield error("nodes", str(problem).splitlines()[0])

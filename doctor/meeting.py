@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -88,18 +88,19 @@ class Meeting:
 
 @contextmanager
 def meeting(config: Config) -> Iterator[Meeting]:
-    """Wait for all nodes. Raises `ApartError`, and `OSError` if an address cannot be used."""
+    """Wait for all nodes. Raises `ApartError`, and `OSError` or `ZMQError` for a lost port."""
     nodes, pipeline = config.nodes, config.pipeline
-    facts, num_stages = facts_of(config), pipeline.pipeline_parallel_size
+    facts, num_stages = _facts(config), pipeline.pipeline_parallel_size
     timeout_s = pipeline.stage_start_timeout
     with ExitStack() as stack:
-        host = None
+        host = listener = None
         if nodes.node_rank == 0:
             host = stack.enter_context(_Host(config, Nodes(nodes.nnodes, num_stages, facts)))
+            listener = stack.enter_context(closing(rendezvous.listen(nodes)))
         link = stack.enter_context(
             NodeLink(
                 nodes,
-                nodes.endpoint(),
+                _endpoint(config),
                 config.runtime.secret,
                 nodes.num_local_stages(pipeline),
                 facts,
@@ -117,9 +118,7 @@ def meeting(config: Config) -> Iterator[Meeting]:
             epoch = link.next_epoch(check, timeout_s)
         except (RefusedError, TimeoutError) as error:
             raise ApartError(str(error)) from error
-        store = rendezvous.nodes_store(
-            nodes, timedelta(seconds=timeout_s), rendezvous.listen(nodes) if host else None
-        )
+        store = rendezvous.nodes_store(nodes, timedelta(seconds=timeout_s), listener)
         notes = PrefixStore(f"doctor-{epoch}", store)
         met = Meeting(nodes.node_rank, nodes.nnodes, notes, check)
         if host:
@@ -135,13 +134,24 @@ def meeting(config: Config) -> Iterator[Meeting]:
                 met.hear("is over", 0)
 
 
+def _facts(config: Config) -> dict[str, str]:
+    """Those of a daemon, but for a word: neither may take part in a meeting of the other's."""
+    facts = facts_of(config)
+    return facts | {"tdpipe": f"{facts['tdpipe']} (doctor)"}
+
+
+def _endpoint(config: Config) -> str:
+    """Where the engine would listen."""
+    return config.nodes.endpoint(config.runtime.stage_endpoint)
+
+
 class _Host:
     """Answers the nodes as the engine does, in a thread."""
 
     def __init__(self, config: Config, nodes: Nodes) -> None:
         self.attendance = Attendance()
         self._nodes = nodes
-        endpoint, secret = config.nodes.endpoint(), config.runtime.secret
+        endpoint, secret = _endpoint(config), config.runtime.secret
         self._hub: Hub[NodeState] = Hub(endpoint, NodeState, secret)
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)

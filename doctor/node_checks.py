@@ -1,5 +1,6 @@
 """Checks of one node by itself: versions, devices, limits of the system, the model's files."""
 
+import errno
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +8,11 @@ from pathlib import Path
 import torch
 
 from configs.config import Config
-from daemon.host import resource_limits
+from daemon import start_checks
+from daemon.host import meeting_point, resource_limits
+from daemon.host.meeting_point import AddressError
 from daemon.host.node_facts import versions
+from daemon.start_error import StartError
 from doctor.findings import Finding, error, ok, warning
 
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -18,13 +22,44 @@ NUM_COPIES = 5
 
 
 def check_node(config: Config) -> Iterator[Finding]:
-    """All of them; nothing is changed."""
+    """All of them. The limit on open files is raised, as by the daemon, and stays so."""
     yield from _versions()
     yield from _devices(config)
+    yield from _start(config)
+    resource_limits.raise_open_files()
     shortages = list(resource_limits.shortages(config))
     yield from (warning("limits", shortage) for shortage in shortages)
     if not shortages:
         yield ok("limits", "open files, /dev/shm and disk space suffice")
+
+
+def check_meeting_point(config: Config) -> Iterator[Finding]:
+    """Whether this node can use its addresses, and the first one listen for the others."""
+    try:
+        meeting_point.check_node(config)
+    except AddressError as problem:
+        is_used = problem.errno == errno.EADDRINUSE
+        yield error("ports", f"{problem}{' (maybe a daemon that still runs)' * is_used}")
+
+
+def _start(config: Config) -> Iterator[Finding]:
+    """What the daemon checks when it starts."""
+    try:
+        start_checks.check_start(config, serves=False)
+    except AddressError:
+        pass  # see `check_meeting_point`
+    except StartError as problem:
+        yield error("start", str(problem))
+    if config.nodes.headless:
+        return
+    listen = config.server.listen
+    try:
+        start_checks.check_listen(listen)
+    except StartError as problem:
+        yield error("ports", str(problem))
+    else:
+        where = listen.uds or f"port {listen.port or '(any)'} of {listen.host}"
+        yield ok("ports", f"the server can listen on {where}")
 
 
 def memory_bandwidth(config: Config) -> float:

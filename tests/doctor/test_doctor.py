@@ -1,6 +1,8 @@
 """tdpipe doctor: what is well is said, and what is not is named."""
 
 import os
+import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,8 +24,9 @@ from tests.hub import fake_hub, files_of
 
 TIMEOUT_S = 120.0
 SLOW_MS = 20.0
-ABOUT_ONE_NODE = {"versions", "devices", "limits"}
-ABOUT_TWO = ABOUT_ONE_NODE | {"names", "ports", "clocks", "model", "links", "pipeline"}
+LOOPBACK = ("127.0.0.1", 0)
+ABOUT_ONE_NODE = {"versions", "devices", "limits", "ports"}
+ABOUT_TWO = ABOUT_ONE_NODE | {"names", "clocks", "model", "links", "pipeline"}
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +37,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_checks, "COPY_BYTES", 1 << 20)
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # the doctor adds to it
 
 
 def test_one_node_is_checked_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--device", "cpu", "-pp", "3"]) == 0
+    assert main(["--device", "cpu", "-pp", "3", "--port", "0"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[1] for line in lines} == ABOUT_ONE_NODE
     assert any("3 stages on CPUs" in line for line in lines)
 
 
 def test_a_hub_id_is_fetched(checkpoint: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tdpipe.py"), "doctor", "--device", "cpu", "org/model"]
+    command = [sys.executable, str(ROOT / "tdpipe.py"), "doctor", "--device", "cpu"]
+    command += ["--port", "0", "org/model"]
     with fake_hub(files_of(checkpoint)) as hub:
         environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
         result = subprocess.run(
@@ -58,7 +63,7 @@ def test_a_hub_id_is_fetched(checkpoint: Path, tmp_path: Path) -> None:
 def test_a_model_that_is_not_there_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--device", "cpu", str(tmp_path / "none")]) == 1
+    assert main(["--device", "cpu", "--port", "0", str(tmp_path / "none")]) == 1
     assert f"error    model        model: there is no folder {tmp_path}" in capsys.readouterr().out
 
 
@@ -72,6 +77,45 @@ def test_a_gpu_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str])
 def test_wrong_flags_are_named_as_serve_does(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--nnodes", "2"]) == 2
     assert "cluster_secret" in capsys.readouterr().err
+
+
+def test_the_ports_of_a_daemon_that_runs_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--device", "cpu", "--nnodes", "2", "--cluster-secret", SECRET]
+    with socket.create_server(LOOPBACK) as http, socket.create_server(LOOPBACK) as engine:
+        ports = [str(listener.getsockname()[1]) for listener in (http, engine)]
+        assert main([*flags, "--port", ports[0], "--master-port", ports[1]]) == 1
+    errors = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error")]
+    assert [line.split()[1] for line in errors] == ["ports", "ports"]
+    assert f"port {ports[0]} is already in use on 127.0.0.1; stop what uses it" in errors[0]
+    assert f"port {ports[1]} (master_port) is in use on 127.0.0.1; stop what uses it" in errors[1]
+    assert "give another --master-port on all nodes" in errors[1]
+
+
+def test_a_master_addr_of_another_host_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--device", "cpu", "--nnodes", "2", "--cluster-secret", SECRET, "--port", "0"]
+    assert main([*flags, "--master-addr", "198.51.100.7"]) == 1
+    found = capsys.readouterr().out
+    assert "error    ports        master_addr 198.51.100.7: this host has no such address" in found
+
+
+def test_what_the_daemon_would_not_start_with_is_an_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--device", "cpu", "--port", "0", "--chat-template", "/nowhere/x"]) == 1
+    found = capsys.readouterr().out
+    assert "error    start        chat_template: /nowhere/x does not exist" in found
+
+
+def test_a_limit_on_open_files_that_the_daemon_raises_is_no_shortage() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= hard < 4096:
+        pytest.skip("the hard limit is low here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        found = list(node_checks.check_node(Config.of(device="cpu", port=0)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not [finding for finding in found if "files may be open" in finding.text]
 
 
 def test_the_memory_bandwidth_is_that_of_a_machine() -> None:
@@ -100,7 +144,15 @@ def run_on(hosts: Hosts, flags: Sequence[Sequence[str]]) -> list[tuple[int, list
         command = [*hosts.under(rank), sys.executable, str(ROOT / "tdpipe.py"), "doctor"]
         command += ["--nnodes", str(len(flags)), "--node-rank", str(rank)]
         command += ["--master-addr", hosts.address(0)]
-        command += ["--cluster-secret", SECRET, "--device", "cpu", *["--headless"][:rank]]
+        command += [
+            "--cluster-secret",
+            SECRET,
+            "--device",
+            "cpu",
+            "--port",
+            "0",
+            *["--headless"][:rank],
+        ]
         result = subprocess.run(
             [*command, *flags[rank]], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )

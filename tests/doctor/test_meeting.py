@@ -7,10 +7,13 @@ import pytest
 from torch.distributed import HashStore
 
 from configs.config import Config
+from daemon.host.node_facts import facts_of
 from doctor import meeting as meetings
 from doctor.meeting import ApartError, Meeting, meeting
+from engine.nodes import Nodes
 from tests.end_to_end.conftest import free_port
 from tests.end_to_end.daemon import ROOT, SECRET
+from wire.messages import NodeState
 
 OTHER = """
 import sys, time
@@ -69,3 +72,12 @@ def test_what_a_node_waits_for_is_logged(
     with pytest.raises(ApartError, match=r"node 1 has not answered in time \(files\)"):
         Meeting(0, 2, HashStore()).hear("files", 1)
     assert caplog.messages == ["node 0 waits for node 1 (files)"]
+
+
+def test_a_doctor_and_a_daemon_do_not_take_part_in_each_others_meeting() -> None:
+    config = node(0, 29500)
+    daemon, doctor = facts_of(config), meetings._facts(config)
+    for first, second in [(daemon, doctor), (doctor, daemon)]:
+        refusal = Nodes(2, 2, first).take(NodeState(1, 1, "b", 1, 1, 0, second, None), 0.0).refusal
+        assert refusal.startswith("node 1 (b) differs: tdpipe is ")
+        assert "(doctor)" in refusal

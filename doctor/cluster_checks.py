@@ -90,6 +90,20 @@ def check_clocks(meeting: Meeting) -> Iterator[Finding]:
         yield ok("clocks", text)
 
 
+def check_nccl(meeting: Meeting, version: str) -> Iterator[Finding]:
+    """Whether NCCL is the first node's: it refuses other versions, which may come with one torch.
+
+    `version` is empty on a node without GPUs, which does not use it.
+    """
+    meeting.tell("NCCL", version)
+    first = meeting.hear("NCCL", 0)
+    if meeting.node and version and first and version != first:
+        yield error(
+            "versions",
+            f"NCCL is {version}, on the first node {first}: install the same build of torch",
+        )
+
+
 def check_files(meeting: Meeting, config: Config, *, reads: bool) -> Iterator[Finding]:
     """Whether the files of weights are those of the first node, byte for byte.
 

@@ -16,7 +16,7 @@ from configs import loader
 from configs.config import Config
 from daemon.checkpoint.resolution import resolve
 from daemon.start_error import StartError
-from doctor.findings import Finding, error
+from doctor.findings import Finding, error, warning
 
 NO_HASHES = "--no-hashes"
 HELP = f"""usage: tdpipe doctor [{NO_HASHES}] [MODEL] [the options of tdpipe serve]
@@ -77,11 +77,19 @@ def _examine_cluster(config: Config, *, has_hashes: bool) -> Iterator[Finding]:
 
     from doctor import cluster_checks, links
     from doctor.meeting import ApartError, meeting
+    from doctor.node_checks import nccl_of
     from workers.stage_restarts import interface_of
 
     try:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_of(config.nodes))
+        interface = interface_of(config.nodes)
+        if os.environ.setdefault("GLOO_SOCKET_IFNAME", interface) != interface:
+            yield warning(
+                "ports",
+                f"GLOO_SOCKET_IFNAME is {os.environ['GLOO_SOCKET_IFNAME']}, and {interface} has "
+                "the address of this node (--node-ip): the stages use the former",
+            )
         with meeting(config) as met:
+            yield from cluster_checks.check_nccl(met, nccl_of(config))
             yield from cluster_checks.check_names(met, config)
             ports = list(cluster_checks.check_ports(met, config))
             yield from ports

@@ -1,6 +1,7 @@
 """Checks of one node by itself: versions, devices, limits of the system, the model's files."""
 
 import errno
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,12 @@ def _start(config: Config) -> Iterator[Finding]:
         yield ok("ports", f"the server can listen on {where}")
 
 
+def nccl_of(config: Config) -> str:
+    """The version of NCCL between the stages of this node and others; empty on CPUs."""
+    uses_gpu = config.pipeline.device != "cpu" and torch.cuda.is_available()
+    return _nccl_version() if uses_gpu else ""
+
+
 def memory_bandwidth(config: Config) -> float:
     """Bytes per second that a stage on this node can read, from copies within its memory."""
     uses_gpu = config.pipeline.device != "cpu" and torch.cuda.is_available()
@@ -83,9 +90,24 @@ def _copy_s(source: torch.Tensor, target: torch.Tensor) -> float:
 def _versions() -> Iterator[Finding]:
     text = ", ".join(f"{name} {version}" for name, version in versions().items())
     if torch.cuda.is_available():
-        nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-        text += f", CUDA {torch.version.cuda}, NCCL {nccl}"
+        text += f", CUDA {torch.version.cuda}, NCCL {_nccl_version()}"
+    if driver := _driver_version():
+        text += f", NVIDIA driver {driver}"
     yield ok("versions", text)
+
+
+def _nccl_version() -> str:
+    return ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+
+
+def _driver_version() -> str:
+    """As in `NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22 ...`."""
+    try:
+        first_line, *_ = DRIVER.read_text().splitlines()
+    except (OSError, ValueError):
+        return ""
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", first_line)
+    return found[0] if found else "unknown"
 
 
 def _devices(config: Config) -> Iterator[Finding]:

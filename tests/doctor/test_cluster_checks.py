@@ -71,3 +71,10 @@ def test_nodes_find_and_reach_each_other_with_both_kinds_of_addresses(address: s
     assert all(address in finding.text for findings in names for finding in findings)
     ports = on_each(2, lambda met: cluster_checks.check_ports(met, config))
     assert [finding.level for findings in ports for finding in findings] == ["ok", "ok"]
+
+
+def test_another_version_of_nccl_is_an_error_where_gpus_use_it() -> None:
+    versions = ("2.28.9", "2.27.3", "", "2.28.9")
+    found = on_each(4, lambda met: cluster_checks.check_nccl(met, versions[met.node]))
+    text = "NCCL is 2.27.3, on the first node 2.28.9: install the same build of torch"
+    assert found == [[], [Finding("error", "versions", text)], [], []]

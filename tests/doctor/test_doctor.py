@@ -16,7 +16,7 @@ from configs.config import Config
 from doctor import node_checks
 from doctor.command import main
 from doctor.findings import Finding
-from doctor.links import LOCAL_HOP_S, LinkTimes, predict
+from doctor.links import LOCAL_HOP_S, Link, LinkTimes, predict
 from tests.checkpoints import make_checkpoint
 from tests.end_to_end.daemon import ROOT, SECRET
 from tests.hosts import Hosts, slow_down
@@ -129,12 +129,44 @@ def test_the_bubble_is_what_hops_add_to_the_steps(
     num_bytes = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     nodes = {"nnodes": 2, "cluster_secret": SECRET}
     config = Config.of(model=str(checkpoint), pipeline_parallel_size=4, **nodes)
-    link = LinkTimes(hop_s / 2, hop_s, 1.0)
+    link = Link(LinkTimes(hop_s / 2, hop_s, 1.0), LinkTimes(hop_s / 2, 2 * hop_s, 1.0))
     finding = predict(config, [link], bytes_per_s=num_bytes / 4 / 0.01)  # steps of 10 ms
     hops_s = hop_s + 2 * LOCAL_HOP_S + hop_s / 2  # the last one takes the tokens to the first node
     bubble = hops_s / (0.04 + hops_s)
     assert finding.level == level
     assert f"at most {bubble:.0%} of a decode phase" in finding.text
+
+
+@pytest.mark.parametrize("num_nodes", [2, 3])
+def test_virtual_stages_hop_more_often_and_from_the_last_node_to_the_first(
+    checkpoint: Path, num_nodes: int
+) -> None:
+    config = Config.of(
+        model=str(checkpoint),
+        pipeline_parallel_size=num_nodes,
+        virtual_pipeline_size=2,
+        nnodes=num_nodes,
+        cluster_secret=SECRET,
+    )
+    there, back = LinkTimes(0.001, 0.004, 1.0), LinkTimes(0.001, 0.016, 1.0)
+    links = [Link(there, back)] * (1 if num_nodes == 2 else 3)
+    # Two rounds, the activations that return between them, and the tokens.
+    last_s = 0.016 if num_nodes == 2 else 0.004
+    hops_s = 2 * (num_nodes - 1) * 0.004 + last_s + 0.001
+    finding = predict(config, links, bytes_per_s=1e9)
+    assert f"with hops of {1000 * hops_s:.1f} ms in sum" in finding.text
+
+
+def test_the_version_of_the_driver_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "version"
+    monkeypatch.setattr(node_checks, "DRIVER", file)
+    for line, version in [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22", "550.54.14"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65  Release", "580.65"),
+    ]:
+        file.write_text(f"{line}\nGCC version:  gcc version 11.4.0\n")
+        found, *_ = node_checks.check_node(Config.of(device="cpu", port=0))
+        assert found.text.endswith(f", NVIDIA driver {version}")
 
 
 def run_on(hosts: Hosts, flags: Sequence[Sequence[str]]) -> list[tuple[int, list[Finding]]]:
@@ -154,7 +186,12 @@ def run_on(hosts: Hosts, flags: Sequence[Sequence[str]]) -> list[tuple[int, list
             *["--headless"][:rank],
         ]
         result = subprocess.run(
-            [*command, *flags[rank]], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            [*command, *flags[rank]],
+            env=dict(os.environ),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
         )
         return result.returncode, [parse(line) for line in result.stdout.splitlines()]
 
@@ -174,8 +211,8 @@ def test_two_nodes_find_reach_and_measure_each_other(hosts: Hosts, checkpoint: P
     first, second = [findings for _, findings in results]
     assert {finding.about for finding in first} == ABOUT_TWO - {"clocks"}
     assert {finding.about for finding in second} == ABOUT_TWO - {"links", "pipeline"}
-    (link,) = [finding for finding in first if finding.about == "links"]
-    assert link.text.startswith("node 0 to node 1: ")
+    links = [finding.text for finding in first if finding.about == "links"]
+    assert [text.partition(":")[0] for text in links] == ["node 0 to node 1", "node 1 to node 0"]
     assert {f.level for f in first + second if f.about not in ("names", "limits", "pipeline")} == {
         "ok"
     }
@@ -187,11 +224,22 @@ def test_the_latency_of_each_link_is_measured(hosts: Hosts, checkpoint: Path) ->
     results = run_on(hosts, [[str(checkpoint), "-pp", "3"]] * 3)
     links = [f.text for _, findings in results for f in findings if f.about == "links"]
     latencies = {text.partition(":")[0]: float(text.split()[5]) for text in links}
-    assert set(latencies) == {"node 0 to node 1", "node 1 to node 2", "node 2 to node 0"}
-    assert [name for name, ms in latencies.items() if ms > SLOW_MS] == [
-        "node 0 to node 1",
-        "node 1 to node 2",
-    ]
+    pairs = [(0, 1), (1, 0), (1, 2), (2, 1), (2, 0), (0, 2)]
+    assert set(latencies) == {f"node {first} to node {second}" for first, second in pairs}
+    slow = {name for name, ms in latencies.items() if ms > SLOW_MS}
+    assert slow == {f"node {first} to node {second}" for first, second in pairs[:4]}
+
+
+@pytest.mark.long
+def test_a_link_that_gloo_cannot_use_keeps_no_node_waiting(
+    hosts: Hosts, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node that is connected to has no error of its own."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    results = run_on(hosts, [[str(checkpoint)]] * 2)
+    assert [code for code, _ in results] == [1, 1]
+    for _, findings in results:
+        assert any("GLOO_SOCKET_IFNAME is lo, and card0 has" in f.text for f in findings)
 
 
 @pytest.mark.long

@@ -1,5 +1,9 @@
 """Fleets: instances that serve the same models, each fleet with a core that routes its requests.
 
+Fleets may share a model, if only some of its instances have another one or an alias beside it. A
+request goes to the fleet with the fewest open requests per instance, and moves to another one if
+its own has no instance left.
+
 This is where the decisions of the cores become effects: it reads the clock, writes the journal, and
 wakes the requests that were routed.
 """
@@ -8,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from router.decisions.messages import (
@@ -27,12 +32,14 @@ from router.decisions.messages import (
     Reported,
     Route,
     Shrink,
+    Suspected,
     Ticked,
 )
 from router.inquiry import Inquiry
 from router.journal import Core, Journal
 from router.monitoring.metrics import Metrics
 from router.ticket import Ticket
+from router.upstream.connection import NoSocketError, UnreachableError, UpstreamLostError
 from router.upstream.instance_link import InstanceLink
 from server.http.errors import ApiError, no_such_model, too_busy, unavailable
 from wire.instance_status import InstanceStatus
@@ -54,12 +61,20 @@ class Scaler(Protocol):
 
 
 class Fleet:
-    """Instances with the same models, and their core; `tickets` are the open requests by id."""
+    """Instances with the same models, and their core; `tickets` are the open requests by id.
+
+    `models` are in the order of the first instance.
+    """
 
     def __init__(self, number: int, models: tuple[str, ...], core: Core) -> None:
         self.number, self.models, self.core = number, models, core
         self.links: dict[str, InstanceLink] = {}
         self.tickets: dict[int, Ticket] = {}
+
+    @property
+    def num_up(self) -> int:
+        """The number of instances that take requests."""
+        return sum(link.is_up for link in self.links.values())
 
     def break_off(self, link: InstanceLink, reason: str) -> None:
         """Close the connections of all requests that the instance is answering."""
@@ -67,8 +82,21 @@ class Fleet:
             ticket.break_off(reason)
 
 
+@dataclass(slots=True)
+class _Open:
+    """An open request, and the fleet that has it now."""
+
+    ticket: Ticket
+    inquiry: Inquiry
+    fleet: Fleet
+
+
 class Fleets:
-    """All instances and open requests of the router; `num_requests` is that of all so far."""
+    """All instances and open requests of the router; `num_requests` is that of all so far.
+
+    An instance that has not told its models within `patience_s` is not waited for any more if a
+    model is asked for that no other instance has.
+    """
 
     def __init__(
         self,
@@ -77,28 +105,32 @@ class Fleets:
         scaler: Scaler,
         journal: Journal | None = None,
         clock: Callable[[], float] = time.monotonic,
+        patience_s: float = 60.0,
     ) -> None:
+        self._patience_s = patience_s
         self._make_core, self._metrics, self._scaler = make_core, metrics, scaler
         self._journal, self._clock = journal, clock
         self.links: dict[str, InstanceLink] = {}
         self._fleets: list[Fleet] = []
         self._of_instance: dict[str, Fleet] = {}
+        self._open: dict[int, _Open] = {}
         self._num_fleets = self.num_requests = 0
 
     # --- instances --------------------------------------------------------------------------------
 
     def add(self, link: InstanceLink) -> None:
         """Take an instance in; it gets requests after its first status."""
+        link.known_since = self._clock()
         self.links[link.name] = link
         self._metrics.add_instance(link.name)
 
-    def report(self, name: str, status: InstanceStatus) -> None:
-        """Take the status of an instance."""
+    def report(self, name: str, status: InstanceStatus, *, begins: bool = False) -> None:
+        """Take the status of an instance; it may be the one that `begins` a stream."""
         link = self.links.get(name)
         if link is None:
             return
         fleet = self._of_instance.get(name)
-        if fleet is None or fleet.models != status.models:
+        if fleet is None or set(fleet.models) != set(status.models):
             self._leave_fleet(link)
             fleet = self._join_fleet(link, status.models)
         if link.is_released:
@@ -107,7 +139,7 @@ class Fleets:
             logger.info("instance %s serves %s", name, ", ".join(status.models))
         link.report(status)
         self._metrics.is_up.labels(name).set(link.is_up)
-        self._handle(fleet, Reported(name, status))
+        self._handle(fleet, Reported(name, status, begins))
 
     def lose(self, name: str, reason: str) -> None:
         """Give up on an instance until its next status: its open requests go on elsewhere."""
@@ -123,11 +155,18 @@ class Fleets:
             self._handle(fleet, Lost(name))
             fleet.break_off(link, f"instance {name} is lost: {reason}")
 
+    def blame(self, name: str, error: UpstreamLostError) -> None:
+        """Draw the conclusions about an instance from the failure of one request."""
+        if isinstance(error, UnreachableError):
+            self.lose(name, str(error))
+        elif not isinstance(error, NoSocketError):
+            self.suspect(name)
+
     def suspect(self, name: str) -> None:
-        """Send an instance that has failed one request nothing more before its next status."""
+        """Send an instance that has failed or refused a request nothing before its next status."""
         fleet = self._of_instance.get(name)
         if fleet is not None:
-            self._handle(fleet, Lost(name))
+            self._handle(fleet, Suspected(name))
 
     def leave(self, name: str) -> None:
         """Give an instance no new requests, and remove it when its open ones have ended."""
@@ -160,6 +199,10 @@ class Fleets:
         for fleet in self._fleets:
             self._handle(fleet, Ticked())
             self._metrics.show_load(fleet.models, fleet.core.load(self._clock()))
+        for each in list(self._open.values()):
+            if each.ticket.link is None and not each.fleet.num_up:
+                self._move(each)
+        self._fleets = [each for each in self._fleets if each.links or each.tickets]
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -170,40 +213,48 @@ class Fleets:
         self.num_requests += 1
         is_online = inquiry.kind == "online"
         ticket = Ticket(self.num_requests, self._clock(), is_online=is_online)
+        opened = self._open[ticket.request_id] = _Open(ticket, inquiry, fleet)
         fleet.tickets[ticket.request_id] = ticket
-        ticket.on_broken = lambda num_done: self._break(fleet, ticket, num_done)
-        ticket.on_began = lambda: self._handle(fleet, Began(ticket.request_id))
+        ticket.on_broken = lambda num_done: self._break(opened, num_done)
+        ticket.on_began = lambda: self._handle(opened.fleet, Began(ticket.request_id))
         self._metrics.pending.inc()
         try:
             self._handle(fleet, _arrived(ticket, inquiry))
             yield ticket
         finally:
-            del fleet.tickets[ticket.request_id]
+            del self._open[ticket.request_id]
+            del opened.fleet.tickets[ticket.request_id]
             self._unroute(ticket)
             self._metrics.pending.dec()
-            self._handle(fleet, Ended(ticket.request_id))
+            self._handle(opened.fleet, Ended(ticket.request_id))
 
     @property
     def num_open(self) -> int:
         """The requests that wait for an instance, or have one."""
-        return sum(len(fleet.tickets) for fleet in self._fleets)
+        return len(self._open)
 
     def fail_all(self, message: str) -> None:
         """End all open requests with an error."""
-        for fleet in self._fleets:
-            for ticket in list(fleet.tickets.values()):
-                ticket.fail(unavailable(message, "shutting_down"))
+        for ticket in self.tickets():
+            ticket.fail(unavailable(message, "shutting_down"))
+
+    def tickets(self) -> list[Ticket]:
+        """All open requests."""
+        return [each.ticket for each in self._open.values()]
 
     @property
     def num_pending(self) -> int:
         """The number of open requests without an instance."""
-        tickets = (ticket for fleet in self._fleets for ticket in fleet.tickets.values())
-        return sum(ticket.link is None for ticket in tickets)
+        return sum(ticket.link is None for ticket in self.tickets())
 
-    def any_up(self) -> InstanceLink | None:
-        """The instance with the fewest open requests among those that take requests, or None."""
+    def any_up(self, model: str | None = None) -> InstanceLink | None:
+        """Of the instances that take requests, the one with the fewest open ones, or None.
+
+        It has the `model`, if any of them does.
+        """
         up = [link for link in self.links.values() if link.is_up]
-        return min(up, key=lambda link: link.num_open, default=None)
+        with_model = [link for link in up if link.status and model in link.status.models]
+        return min(with_model or up, key=lambda link: link.num_open, default=None)
 
     def _fleet_for(self, model: str | None) -> Fleet:
         """The fleet that serves a model; None is any. Raises `ApiError` (404, 503)."""
@@ -211,15 +262,33 @@ class Fleets:
             each for each in self._fleets if each.links and (model is None or model in each.models)
         ]
         if fleets:
-            return max(fleets, key=lambda each: sum(link.is_up for link in each.links.values()))
-        links = self.links.values()
-        if model is None or not links or any(link.status is None for link in links):
+            return min(fleets, key=_load)
+        since = self._clock() - self._patience_s
+        may_come = any(
+            link.status is None and link.known_since > since for link in self.links.values()
+        )
+        has_any = any(link.status is not None for link in self.links.values())
+        if model is None or not has_any or may_come:
             raise unavailable("No instance is ready. Please retry shortly.", "no_instance")
         raise no_such_model(model)
 
-    def _break(self, fleet: Fleet, ticket: Ticket, num_done: int) -> None:
-        self._unroute(ticket)
-        self._handle(fleet, Broken(ticket.request_id, num_done))
+    def _break(self, opened: _Open, num_done: int) -> None:
+        self._unroute(opened.ticket)
+        self._handle(opened.fleet, Broken(opened.ticket.request_id, num_done))
+
+    def _move(self, opened: _Open) -> None:
+        """Let a request wait in another fleet that serves its model, if one has an instance."""
+        model, ticket = opened.inquiry.model, opened.ticket
+        others = [
+            each for each in self._fleets if each.num_up and (model is None or model in each.models)
+        ]
+        if not others or ticket.error is not None:
+            return
+        del opened.fleet.tickets[ticket.request_id]
+        self._handle(opened.fleet, Ended(ticket.request_id))
+        opened.fleet = min(others, key=_load)
+        opened.fleet.tickets[ticket.request_id] = ticket
+        self._handle(opened.fleet, _arrived(ticket, opened.inquiry))
 
     def _unroute(self, ticket: Ticket) -> None:
         link, ticket.link = ticket.link, None
@@ -271,7 +340,7 @@ class Fleets:
             self.leave(chosen)
 
     def _join_fleet(self, link: InstanceLink, models: tuple[str, ...]) -> Fleet:
-        fleet = next((each for each in self._fleets if each.models == models), None)
+        fleet = next((each for each in self._fleets if set(each.models) == set(models)), None)
         if fleet is None:
             fleet = Fleet(self._num_fleets, models, self._make_core())
             self._num_fleets += 1
@@ -321,8 +390,17 @@ def _arrived(ticket: Ticket, inquiry: Inquiry) -> Arrived:
     )
 
 
+def _load(fleet: Fleet) -> tuple[bool, float]:
+    """What orders fleets: those without an instance that takes requests come last."""
+    num_up = fleet.num_up
+    return not num_up, len(fleet.tickets) / max(1, num_up)
+
+
 def _refusal(code: str) -> ApiError:
     if code == "queue_full":
         return too_busy("Too many requests are waiting. Please retry shortly.", code)
+    if code == "no_spare_time":
+        message = "The instances have no time to spare for requests of low priority."
+        return too_busy(message, code)
     message = "No instance could take the request in time. Please retry shortly."
     return unavailable(message, code)

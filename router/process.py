@@ -113,7 +113,13 @@ class Router:
         actuator = make_actuator(config.scaling, config.instances.instances, self._api_key)
         self.scaler = Scaler(actuator)
         make_core = partial(RouterCore, config.core)
-        self.fleets = Fleets(make_core, self.metrics, self.scaler, journal)
+        self.fleets = Fleets(
+            make_core,
+            self.metrics,
+            self.scaler,
+            journal,
+            patience_s=config.routing.no_instance_timeout,
+        )
         self.server: DrainingServer | None = None
         self._name = uuid.uuid4().hex
         self._readers: dict[str, tuple[StatusReader, asyncio.Task[None]]] = {}

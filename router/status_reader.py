@@ -39,14 +39,19 @@ class StatusReader:
         self._link, self._fleets, self._stale_after_s = link, fleets, stale_after_s
         self._path = PATH + b"?owner=" + owner.encode()
         self._reading: asyncio.Future[str] | None = None
-        self._pause_after_release_s = 0.0
+        self._released_s = 0.0
         self._decoder = msgspec.json.Decoder(InstanceStatus)
         self._line = bytearray()
+        self._begins = True
         self._pause_s = FIRST_PAUSE_S
 
     async def run(self) -> None:
         """Read, and connect again when the stream has ended; never returns."""
         while True:
+            if self._released_s:
+                released_s, self._released_s = self._released_s, 0.0
+                await asyncio.sleep(released_s)
+                continue
             self._reading = asyncio.ensure_future(self._read())
             try:
                 reason = await self._reading
@@ -54,7 +59,6 @@ class StatusReader:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
                     raise
-                await asyncio.sleep(self._pause_after_release_s)
                 continue
             self._fleets.lose(self._link.name, reason)
             await asyncio.sleep(self._pause_s)
@@ -62,13 +66,14 @@ class StatusReader:
 
     def release(self, pause_s: float) -> None:
         """Leave the instance to other routers, and ask for it again after `pause_s` seconds."""
-        self._pause_after_release_s = pause_s
+        self._released_s = pause_s
         if self._reading is not None:
             self._reading.cancel()
 
     async def _read(self) -> str:
         """Read one stream to its end; returns why it has ended."""
         self._line.clear()
+        self._begins = True
         try:
             async with asyncio.timeout(self._stale_after_s) as patience:
                 await self._follow(patience)
@@ -108,6 +113,7 @@ class StatusReader:
                 status = self._decoder.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise StatusError(f"its status cannot be read: {error}") from error
-            self._fleets.report(self._link.name, status)
+            self._fleets.report(self._link.name, status, begins=self._begins)
+            self._begins = False
             self._pause_s = FIRST_PAUSE_S
         return bool(lines)

@@ -5,6 +5,7 @@ YAML, `LLM(...)`, journals) each has one flat name, the name of its field: `pref
 mapping between the two is derived from the schema by `paths_of`, and by nothing else.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache, reduce
 from operator import getitem
@@ -15,6 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails
 
 ENV_PREFIX = "TDPIPE_"
+_KEY = re.compile(r"[!-+\--~]+")
 
 
 class Part(BaseModel):
@@ -109,6 +111,13 @@ def flat_name(part: type[Part], location: tuple[str | int, ...]) -> str:
 def _part_in(field: FieldInfo) -> type[Part] | None:
     kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, Part) else None
+
+
+def fit_for_a_header(key: SecretStr) -> SecretStr:
+    """The key as it is. Raises `ValueError` if it cannot be sent as `Authorization: Bearer KEY`."""
+    if not _KEY.fullmatch(key.get_secret_value()):
+        raise ValueError("a key is printable ASCII without spaces or commas, and not empty")
+    return key
 
 
 def shown_secret(secret: SecretStr, info: SerializationInfo) -> str:

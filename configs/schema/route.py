@@ -2,7 +2,6 @@
 
 from pathlib import Path
 from typing import Annotated, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     BeforeValidator,
@@ -14,7 +13,8 @@ from pydantic import (
     model_validator,
 )
 
-from configs.schema.part import Part, shown_secret, split_commas
+from configs.schema.instance_url import checked_url
+from configs.schema.part import Part, fit_for_a_header, shown_secret, split_commas
 from configs.schema.router import RouterCoreConfig, RoutingConfig
 from configs.schema.runtime import LogConfig, data_dir
 from configs.schema.scaling import ScalingConfig
@@ -59,10 +59,15 @@ class InstancesConfig(Part, title="Instances"):
     @field_validator("instances")
     @classmethod
     def _are_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        found = tuple(_checked(url) for url in urls)
+        found = tuple(checked_url(url) for url in urls)
         if len(set(found)) < len(found):
             raise ValueError("a daemon is listed twice")
         return found
+
+    @field_validator("instance_api_key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        return None if key is None else fit_for_a_header(key)
 
     @field_serializer("instance_api_key", when_used="json")
     def _hide(self, key: SecretStr | None, info: SerializationInfo) -> str | None:
@@ -134,15 +139,3 @@ class RouteConfig(Part):
     def core(self) -> RouterCoreConfig:
         """What the decisions depend on."""
         return RouterCoreConfig(routing=self.routing, scaling=self.scaling)
-
-
-def _checked(url: str) -> str:
-    """The URL without a slash or `/v1` at its end."""
-    parts = urlsplit(url)
-    try:
-        is_valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        is_valid = False
-    if not is_valid or parts.username or parts.query or parts.fragment:
-        raise ValueError(f"{url} is not like http://127.0.0.1:8000")
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")

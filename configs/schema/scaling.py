@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from configs.schema.part import Part, shown_secret
+from configs.schema.part import Part, fit_for_a_header, shown_secret
 
 # The router sets these for each daemon that it starts, or reaches it without them.
 _SET_BY_THE_ROUTER = ("--host", "--port", "--uds", "--runtime-dir", "--ssl-certfile")
@@ -153,6 +153,11 @@ class ScalingConfig(Part, title="Scaling"):
         if needed and getattr(self, needed) is None:
             raise ValueError(f"actuator {self.actuator} needs {needed}")
         return self
+
+    @field_validator("webhook_token")
+    @classmethod
+    def _fits_a_header(cls, token: SecretStr | None) -> SecretStr | None:
+        return None if token is None else fit_for_a_header(token)
 
     @field_serializer("webhook_token", when_used="json")
     def _hide(self, token: SecretStr | None, info: SerializationInfo) -> str | None:

@@ -4,7 +4,6 @@ Names are vLLM's wherever it has the setting. What needs a look at the disk (cer
 socket's folder) is checked by the server when it starts to listen.
 """
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -19,10 +18,8 @@ from pydantic import (
 )
 
 from configs.schema.model import Texts
-from configs.schema.part import Part, shown_secret, split_commas
+from configs.schema.part import Part, fit_for_a_header, shown_secret, split_commas
 from configs.uds import check_uds
-
-_KEY = re.compile(r"[!-~]+")  # it travels in a header
 
 
 class ListenConfig(Part, title="HTTP server"):
@@ -110,9 +107,7 @@ class AccessConfig(Part, title="Access"):
     @field_validator("api_key")
     @classmethod
     def _fit_for_a_header(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if not all(_KEY.fullmatch(key.get_secret_value()) for key in keys):
-            raise ValueError("a key is printable ASCII without spaces or commas, and not empty")
-        return keys
+        return tuple(map(fit_for_a_header, keys))
 
     @model_validator(mode="after")
     def _credentials_have_an_origin(self) -> Self:

@@ -1,8 +1,9 @@
 """Local instances: daemons that the router runs as child processes on its own host.
 
 Each daemon listens on a free port of 127.0.0.1, which it writes to its runtime folder. A daemon
-that ends is reported and not restarted; the next `grow` starts another one. All daemons die with
-the router (`daemon.processes.child_process`), even if it is killed.
+that ends is reported; another one is started if there are fewer than `min_instances` then, at most
+one within `scale_cooldown`. All daemons die with the router, even if it is killed
+(`daemon.processes.child_process`).
 """
 
 import asyncio
@@ -27,6 +28,7 @@ from router.actuators.membership import Membership
 
 COMMAND = (sys.executable, "-P", "-m", "daemon")
 POLL_INTERVAL_S = 0.2
+REPLACE_INTERVAL_S = 0.5
 READY_TIMEOUT_S = 5.0
 # A killed supervisor ends at once, and its children with it, unless the kernel holds it.
 KILL_TIMEOUT_S = 10.0
@@ -78,11 +80,15 @@ class LocalActuator:
         self._http = httpx.AsyncClient(timeout=READY_TIMEOUT_S, trust_env=False)
 
     async def run(self, on_joined: Report, on_gone: Report) -> None:
-        """See `Actuator`; starts `min_instances` at once."""
+        """See `Actuator`; starts `min_instances` at once, and replaces those that end."""
         self._members.begin(on_joined, on_gone)
         for _ in range(self._config.min_instances):
             self._start()
-        await self._ended.wait()
+        while not await happens(self._ended, REPLACE_INTERVAL_S):
+            num_staying = sum(not daemon.is_ending for daemon in self._daemons)
+            is_short = num_staying < self._config.min_instances
+            if is_short and self._growth.allows(len(self._daemons)):
+                self._start()
         if self._error is not None:
             raise self._error
 

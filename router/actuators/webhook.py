@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import httpx
 import msgspec
 
+from configs.schema.instance_url import checked_url
 from configs.schema.scaling import ScalingConfig
 from router.actuators.actuator import ActuatorError, GrowthLimit, Lifetime, Report, happens
 from router.actuators.membership import Membership
@@ -23,6 +24,7 @@ from router.actuators.membership import Membership
 NUM_TRIES = 5
 BACK_OFF_S = 0.5
 MAX_LIST_BYTES = 1 << 20
+MAX_URL_CHARS = 1000
 # The service may wait for a scheduler of its own before it answers.
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 
@@ -39,6 +41,7 @@ class WebhookActuator:
         self._back_off_s = back_off_s
         self._members = Membership(config.min_instances)
         self._growth = GrowthLimit(config.max_instances, config.scale_cooldown)
+        self._listed: dict[str, str] = {}
         self._known_at_start: frozenset[str] = frozenset()
         self._starting_until = float("-inf")
         self._lifetime = Lifetime()
@@ -67,7 +70,8 @@ class WebhookActuator:
     async def remove(self, name: str) -> None:
         """See `Actuator`; it is gone when the service does not list it any more."""
         try:
-            await self._post({"action": "remove", "instance": name})
+            listed = self._listed.get(name, name)
+            await self._post({"action": "remove", "instance": listed})
             if not await self._members.wait_gone(name, self._config.instance_stop_timeout):
                 raise ActuatorError(
                     f"the webhook still lists {name} {self._config.instance_stop_timeout:g} s "
@@ -90,7 +94,8 @@ class WebhookActuator:
         problem = ""
         while True:
             try:
-                self._members.update(await self._list())
+                self._listed = await self._list()
+                self._members.update(self._listed)
             except ActuatorError as error:
                 if str(error) != problem:
                     log.warning("%s; the instances last listed are kept", error)
@@ -101,7 +106,16 @@ class WebhookActuator:
                 problem = ""
             if self._members.names - self._known_at_start:
                 self._starting_until = float("-inf")
+            if not problem and len(self._members) < self._config.min_instances:
+                await self._replace()
             await asyncio.sleep(self._config.webhook_interval)
+
+    async def _replace(self) -> None:
+        """Ask for another one, since there are fewer than `min_instances`."""
+        try:
+            await self.grow()
+        except ActuatorError as error:
+            log.warning("%s, but there are fewer than min_instances", error)
 
     async def _post(self, action: dict[str, str]) -> None:
         """Post until the service accepts. Raises `ActuatorError`."""
@@ -123,8 +137,8 @@ class WebhookActuator:
                 break  # the same request would be refused again
         raise ActuatorError(f"the webhook {problem} to {action['action']}")
 
-    async def _list(self) -> list[str]:
-        """The URLs of the instances. Raises `ActuatorError`."""
+    async def _list(self) -> dict[str, str]:
+        """By their usual URLs, those that the service has. Raises `ActuatorError`."""
         body = bytearray()
         try:
             async with self._http.stream("GET", self._url) as answer:
@@ -139,15 +153,15 @@ class WebhookActuator:
         return _parse(bytes(body))
 
 
-def _parse(body: bytes) -> list[str]:
+def _parse(body: bytes) -> dict[str, str]:
     try:
         urls = msgspec.json.decode(body, type=list[str])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ActuatorError(f"the webhook's answer is no JSON list of URLs: {error}") from error
-    wrong = [url for url in urls if not url.startswith(("http://", "https://"))]
-    if wrong:
-        raise ActuatorError(f"the webhook lists {wrong[0][:100]!r}, which is no URL")
-    return [url.rstrip("/") for url in urls]
+    try:
+        return {checked_url(url[:MAX_URL_CHARS]): url for url in urls}
+    except ValueError as error:
+        raise ActuatorError(f"the webhook lists what is no URL of a daemon: {error}") from error
 
 
 def _describe(error: Exception) -> str:

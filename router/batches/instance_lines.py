@@ -17,7 +17,7 @@ from router.front.route_trace import RouteTrace
 from router.inquiry import Inquiry, read_inquiry
 from router.monitoring.metrics import outcome_of
 from router.ticket import Ticket
-from router.upstream.connection import Head, UnreachableError, UpstreamLostError
+from router.upstream.connection import Head, UpstreamLostError
 from router.upstream.instance_link import InstanceLink
 from server.batches.storage.answers import OK, LineAnswer, answered
 from server.batches.storage.lifecycle import new_id
@@ -85,7 +85,7 @@ class InstanceLines:
         self._desk.metrics.batch_requests.labels(outcome).inc()
 
     async def answer(self, request: LineRequest) -> LineAnswer:
-        """See `server.batches.window.AnswerLine`."""
+        """See `server.batches.window.AnswerLine`. Raises `ApiError` if its answer is too long."""
         trace = RouteTrace.of_line(self._desk.tracing, request.url, request.custom_id)
         status, outcome = 500, "error"
         try:
@@ -107,6 +107,8 @@ class InstanceLines:
             except _FailedError as error:
                 failure = error
             except ApiError as error:
+                if error.headers.get("x-should-retry") == "false":
+                    raise
                 # None of the line's own: no instance has room for it.
                 logger.debug("a line waits: %s", error)
             self.count("retry")
@@ -147,6 +149,7 @@ class InstanceLines:
                     return reply
                 self._desk.metrics.retries.labels(link.name).inc()
                 if reply.head.status in _REFUSALS:
+                    self._desk.fleets.suspect(link.name)  # others may have room
                     raise unavailable("The instance has no room for the line.")
                 raise _FailedError(link, incarnation, reply)
         if ticket.error is not None:
@@ -187,10 +190,7 @@ class InstanceLines:
         self._desk.metrics.retries.labels(link.name).inc()
         if not link.is_lost:  # otherwise it was logged once for all of its lines
             logger.warning("instance %s failed a line of a batch: %s", link.name, lost)
-        if isinstance(lost, UnreachableError):
-            self._desk.fleets.lose(link.name, str(lost))
-        else:
-            self._desk.fleets.suspect(link.name)
+        self._desk.fleets.blame(link.name, lost)
 
     async def _wait_open(self) -> None:
         """Wait while the router drains: its lines go on at the next start."""

@@ -7,6 +7,7 @@ Invariants, checked by tests/router/test_core_laws.py:
   every Arrived and every Broken is followed by exactly one Route or Refuse, unless the request
   ends before; no request waits longer than `max_pending_time` while an instance serves, nor than
   `no_instance_timeout` while none does;
+  offline requests do not take the last places of the queue from online ones, nor their turn;
   every instance that joined is in exactly one macro instance until it is removed;
   an instance that leaves is removed as soon as it has no open requests, and no sooner.
 """
@@ -22,20 +23,26 @@ from router.decisions.messages import (
     Ended,
     Event,
     Grow,
+    InstanceEvent,
     Joined,
     Leaving,
     Lost,
+    RefusalCode,
     Refuse,
     Removed,
     Reported,
     Route,
     Shrink,
+    Suspected,
     Ticked,
 )
 from router.decisions.pending import PendingQueue
 from router.decisions.routing.registry import make_rule
 from router.decisions.routing.simple import load
 from router.decisions.scaling import ScalingSignals
+
+OFFLINE_SHARE = 0.75
+"""Share of the places of waiting requests that offline ones may take."""
 
 
 class RouterCore:
@@ -56,26 +63,34 @@ class RouterCore:
         """Process one event and return the decisions; `now` is in seconds and monotonic."""
         out: list[Decision] = []
         match event:
-            case Reported():
-                self._report(event, now)
             case Arrived():
                 self._arrive(event, now, out)
             case Began():
                 self._begin(event, now)
             case Ended():
-                self._end(event.request_id, out)
+                self._end(event.request_id, now, out)
             case Broken():
                 self._break(event, now, out)
+            case Ticked():
+                self._scale(now, out)
+            case _:
+                self._note(event, now, out)
+        self._route_pending(now, out)
+        return out
+
+    def _note(self, event: InstanceEvent, now: float, out: list[Decision]) -> None:
+        """Process an event of an instance."""
+        match event:
             case Joined():
                 self._join(event)
             case Leaving():
                 self._leave(event.name, out)
             case Lost():
                 self._lose(event, out)
-            case Ticked():
-                self._scale(now, out)
-        self._route_pending(now, out)
-        return out
+            case Suspected():
+                self._suspect(event.name)
+            case Reported():
+                self._report(event, now)
 
     def serving(self, now: float) -> list[Instance]:
         """The instances that get requests at `now`."""
@@ -112,17 +127,25 @@ class RouterCore:
         if instance is None:
             return
         instance.is_lost = True
-        instance.prefix_keys.clear()
         if lost.is_gone:
             self._leave(lost.name, out)
+
+    def _suspect(self, name: str) -> None:
+        instance = self.instances.get(name)
+        if instance is not None:
+            instance.is_suspected = True
 
     def _report(self, reported: Reported, now: float) -> None:
         instance = self.instances.get(reported.name)
         if instance is not None:
-            instance.report(reported.status, now)
+            instance.report(reported.status, now, begins=reported.begins)
 
     def _arrive(self, arrived: Arrived, now: float, out: list[Decision]) -> None:
-        if len(self.pending) >= self.config.routing.max_pending:
+        most = self.config.routing.max_pending
+        is_full = len(self.pending) >= most
+        if arrived.kind == "offline":
+            is_full |= self.pending.num_offline >= max(1, int(OFFLINE_SHARE * most))
+        if is_full:
             out.append(Refuse(arrived.request_id, "queue_full"))
             return
         request = Request(
@@ -145,24 +168,24 @@ class RouterCore:
             if request.kind == "online":
                 self._signals.observe_first_token(now - request.arrived_at, now)
 
-    def _end(self, request_id: int, out: list[Decision]) -> None:
+    def _end(self, request_id: int, now: float, out: list[Decision]) -> None:
         request = self._requests.pop(request_id, None)
         if request is not None:
             self.pending.remove(request)
-            self._take_from_instance(request, out)
+            self._take_from_instance(request, now, out)
 
     def _break(self, broken: Broken, now: float, out: list[Decision]) -> None:
         """Let a request wait for another instance. Its former one may be gone already."""
         request = self._requests.get(broken.request_id)
         if request is None:
             return
-        self._take_from_instance(request, out)
+        self._take_from_instance(request, now, out)
         request.num_done, request.waits_since = broken.num_done, now
         self.pending.add(request)
 
-    def _take_from_instance(self, request: Request, out: list[Decision]) -> None:
+    def _take_from_instance(self, request: Request, now: float, out: list[Decision]) -> None:
         instance = self.instances.get(request.instance)
-        if instance is not None and instance.open.pop(request.request_id, None) is not None:
+        if instance is not None and instance.end(request, now):
             self._remove_if_drained(instance, out)
 
     def _route_pending(self, now: float, out: list[Decision]) -> None:
@@ -175,6 +198,9 @@ class RouterCore:
         num_failed, routed = 0, []
         for request in self.pending:
             chosen = self._choose(request, serving, now) if serving else None
+            if chosen is None and serving and not any(i.can_hold(request) for i in serving):
+                # It would wait in vain: the instance refuses it, if the estimate was right.
+                chosen = min(serving, key=load)
             if chosen is not None:
                 routed.append(request)
                 self._send(request, chosen, now, out)
@@ -188,19 +214,27 @@ class RouterCore:
     def _end_long_waits(self, serving: list[Instance], now: float, out: list[Decision]) -> None:
         """Route what has waited too long to the least loaded instance.
 
-        Without any, refuse what nothing could be done for within `no_instance_timeout`.
+        An offline request that no instance has begun is refused instead: the targets of online ones
+        have left nothing over for it. Without any instance, refuse what nothing could be done for
+        within `no_instance_timeout`.
         """
         routing = self.config.routing
         if serving:
             self._served_at = now
             for request in self.pending.waiting_since_before(now - routing.max_pending_time):
-                self.pending.remove(request)
-                self._send(request, min(serving, key=load), now, out)
+                if request.kind == "offline" and not request.instance:
+                    self._refuse(request, "no_spare_time", out)
+                else:
+                    self.pending.remove(request)
+                    self._send(request, min(serving, key=load), now, out)
         elif now - self._served_at > routing.no_instance_timeout:
             for request in self.pending.waiting_since_before(now - routing.no_instance_timeout):
-                self.pending.remove(request)
-                del self._requests[request.request_id]
-                out.append(Refuse(request.request_id, "no_instance"))
+                self._refuse(request, "no_instance", out)
+
+    def _refuse(self, request: Request, code: RefusalCode, out: list[Decision]) -> None:
+        self.pending.remove(request)
+        del self._requests[request.request_id]
+        out.append(Refuse(request.request_id, code))
 
     def _choose(self, request: Request, serving: list[Instance], now: float) -> Instance | None:
         """Ask the macro instances, the one with the fewest open requests per member first."""
@@ -224,9 +258,7 @@ class RouterCore:
         request.instance, request.sent_at = instance.name, now
         request.own_s = among_others_s(costs, request.num_to_feed, cached)
         request.alone_s = alone_s(costs, request.num_to_feed)
-        instance.open[request.request_id] = request
-        instance.num_sent += 1
-        instance.prefix_keys.update(request.prefix_keys)
+        instance.send(request)
         if request.kind == "online":
             self._signals.observe_prefill(request.own_s, now)
         out.append(Route(request.request_id, instance.name))

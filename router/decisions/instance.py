@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from router.decisions.messages import Handler, Kind
+from router.decisions.prefix_view import PrefixView
 from wire.instance_status import SLACK_QUANTILES, InstanceStatus, PrefillCosts
 
 SETTLE_S = 0.03
@@ -42,15 +43,20 @@ class Request:
 
 @dataclass(slots=True)
 class Instance:
-    """An instance; `open` has the requests that the router has sent it, by id."""
+    """An instance; `open` has the requests that the router has sent it, by id.
+
+    One that `is_lost` cannot be reached; one that `is_suspected` has failed or refused a request.
+    The next status ends both.
+    """
 
     handler: Handler
     status: InstanceStatus | None = None
     heard_at: float = float("-inf")
     is_lost: bool = True
+    is_suspected: bool = False
     is_leaving: bool = False
     open: dict[int, Request] = field(default_factory=dict)
-    prefix_keys: set[int] = field(default_factory=set)
+    prefixes: PrefixView = field(default_factory=PrefixView)
     num_sent: int = 0
 
     @property
@@ -58,18 +64,33 @@ class Instance:
         """The name of its handler."""
         return self.handler.name
 
-    def report(self, status: InstanceStatus, now: float) -> None:
-        """Take a status."""
-        if self.is_lost or self.status is None or self.status.instance != status.instance:
-            self.prefix_keys.clear()  # a new stream tells all of them
-        self.prefix_keys.difference_update(status.prefix_dropped)
-        self.prefix_keys.update(status.prefix_added)
-        self.status, self.heard_at, self.is_lost = status, now, False
+    def report(self, status: InstanceStatus, now: float, *, begins: bool = False) -> None:
+        """Take a status; one that `begins` a stream tells all prefix keys."""
+        if begins or self.status is None or self.status.instance != status.instance:
+            self.prefixes.begin_anew()
+        self.prefixes.tell(status.prefix_added, status.prefix_dropped, now - SETTLE_S)
+        self.status, self.heard_at = status, now
+        self.is_lost = self.is_suspected = False
+
+    def send(self, request: Request) -> None:
+        """Take a request."""
+        self.open[request.request_id] = request
+        self.num_sent += 1
+        self.prefixes.send(request.prefix_keys)
+
+    def end(self, request: Request, now: float) -> bool:
+        """Give up a request; whether it was here."""
+        if self.open.pop(request.request_id, None) is None:
+            return False
+        self.prefixes.end(request.prefix_keys, now)
+        return True
 
     def may_serve(self, now: float, stale_after: float) -> bool:
         """Whether it gets requests now."""
         status = self.status
-        if status is None or self.is_lost or self.is_leaving or now - self.heard_at > stale_after:
+        if status is None or self.is_lost or self.is_suspected or self.is_leaving:
+            return False
+        if now - self.heard_at > stale_after:
             return False
         return status.ready and not status.draining
 
@@ -92,10 +113,16 @@ class Instance:
         """How many tokens of the prompt are in its prefix cache, as far as the router knows."""
         number = 0
         for key in request.prefix_keys:
-            if key not in self.prefix_keys:
+            if key not in self.prefixes:
                 break
             number += 1
         return min(number * request.tokens_per_key, max(0, request.num_to_feed - 1))
+
+    def can_hold(self, request: Request) -> bool:
+        """Whether its KV cache is large enough for what has to be fed, if nothing else is in it."""
+        assert self.status is not None
+        kv_tokens = self.status.promises.kv_tokens
+        return not kv_tokens or request.num_to_feed <= kv_tokens
 
     def slot_s(self) -> float:
         """EcoServe's sum: seconds of the prompts that it got since its last prefill slot."""

@@ -75,7 +75,7 @@ class Leaving(_Message, frozen=True):
 
 
 class Lost(_Message, frozen=True):
-    """An instance does not answer: it gets no requests until its next status.
+    """An instance cannot be reached: it gets no requests until its next status.
 
     With `is_gone`, it is forgotten. The process reports its open requests as `Broken`.
     """
@@ -84,18 +84,26 @@ class Lost(_Message, frozen=True):
     is_gone: bool = False
 
 
+class Suspected(_Message, frozen=True):
+    """An instance has failed or refused a request: it gets none until its next status."""
+
+    name: str
+
+
 class Reported(_Message, frozen=True):
-    """An instance has sent its status."""
+    """An instance has sent its status; the one that `begins` a stream tells all prefix keys."""
 
     name: str
     status: InstanceStatus
+    begins: bool = False
 
 
 class Ticked(_Message, frozen=True):
     """Time has passed; sent at least four times a second."""
 
 
-Event = Arrived | Broken | Began | Ended | Joined | Leaving | Lost | Reported | Ticked
+InstanceEvent = Joined | Leaving | Lost | Reported | Suspected
+Event = Arrived | Broken | Began | Ended | Ticked | InstanceEvent
 
 
 # --- decisions: what the core tells the process ---------------------------------------------------
@@ -108,11 +116,14 @@ class Route(_Message, frozen=True):
     name: str
 
 
+RefusalCode = Literal["queue_full", "no_spare_time", "no_instance"]
+
+
 class Refuse(_Message, frozen=True):
-    """Answer the request with 429 (`queue_full`) or 503 (`no_instance`)."""
+    """Answer the request with 429 (`queue_full`, `no_spare_time`) or 503 (`no_instance`)."""
 
     request_id: int
-    code: Literal["queue_full", "no_instance"]
+    code: RefusalCode
 
 
 class Removed(_Message, frozen=True):

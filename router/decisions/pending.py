@@ -1,8 +1,8 @@
 """The pending queue: requests that wait for an instance, in the order in which they are tried.
 
-Requests that were broken off come first, then online ones in order of arrival, and offline ones
-last. If hopeless requests come last, those that have missed their target are behind the other
-online ones.
+Online requests that were broken off come first, then the other online ones in order of arrival, and
+offline ones last. If hopeless requests come last, those that have missed their target are behind
+the other online ones.
 """
 
 from collections.abc import Iterator
@@ -21,13 +21,14 @@ class PendingQueue:
     def __init__(self) -> None:
         self._keys: dict[int, _Key] = {}
         self._in_order: SortedDict[_Key, Request] = SortedDict()
+        self.num_offline = 0
 
     def add(self, request: Request) -> None:
         """Add a request that has no instance, or none any more."""
-        queue = _OFFLINE if request.kind == "offline" else _ONLINE
-        if request.instance:
-            queue = _BROKEN
-        self._put(request, queue)
+        if request.kind == "offline":
+            self._put(request, _OFFLINE)
+        else:
+            self._put(request, _BROKEN if request.instance else _ONLINE)
 
     def give_up_hope(self, arrived_before: float) -> None:
         """Put the online requests that arrived earlier behind the others."""
@@ -41,12 +42,13 @@ class PendingQueue:
         key = self._keys.pop(request.request_id, None)
         if key is not None:
             del self._in_order[key]
+            self.num_offline -= key[0] == _OFFLINE
 
     def waiting_since_before(self, at: float) -> list[Request]:
-        """The requests, without offline ones, that wait for longer."""
+        """The requests that wait for longer."""
         earlier = (
             self._in_order[key]
-            for queue in (_BROKEN, _ONLINE, _HOPELESS)
+            for queue in (_BROKEN, _ONLINE, _HOPELESS, _OFFLINE)
             for key in self._in_order.irange((queue, float("-inf"), 0), (queue, at, -1))
         )
         return [request for request in earlier if request.waits_since < at]
@@ -56,10 +58,9 @@ class PendingQueue:
         firsts = []
         for queue in (_BROKEN, _ONLINE, _HOPELESS):
             bounds = (queue, float("-inf"), 0), (queue + 1, float("-inf"), 0)
-            requests = (self._in_order[key] for key in self._in_order.irange(*bounds))
-            first = next((each for each in requests if each.kind == "online"), None)
+            first = next(self._in_order.irange(*bounds), None)
             if first is not None:
-                firsts.append(first)
+                firsts.append(self._in_order[first])
         return min(firsts, key=lambda request: request.waits_since, default=None)
 
     def __iter__(self) -> Iterator[Request]:
@@ -70,5 +71,6 @@ class PendingQueue:
 
     def _put(self, request: Request, queue: int) -> None:
         key = (queue, request.arrived_at, request.request_id)
+        self.num_offline += queue == _OFFLINE
         self._keys[request.request_id] = key
         self._in_order[key] = request

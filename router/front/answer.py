@@ -24,7 +24,7 @@ from router.front.stream_errors import error_events
 from router.inquiry import Inquiry, TokenRatio
 from router.monitoring.metrics import NO_INSTANCE, Metrics, outcome_of
 from router.ticket import Ticket
-from router.upstream.connection import Head, UnreachableError, Upstream, UpstreamLostError
+from router.upstream.connection import Head, NoSocketError, Upstream, UpstreamLostError
 from router.upstream.framing import payload
 from router.upstream.instance_link import InstanceLink
 from server.http.connection import connection_of, run_while_connected
@@ -154,12 +154,11 @@ class Answer(Response):
                 if ticket.error is not None:
                     raise ticket.error from None
                 logger.warning("instance %s failed a request: %s", link.name, error)
-                if isinstance(error, UnreachableError):
-                    self._desk.fleets.lose(link.name, str(error))
-                else:
-                    self._desk.fleets.suspect(link.name)
+                self._desk.fleets.blame(link.name, error)
+                if isinstance(error, NoSocketError):
+                    await asyncio.sleep(RETRY_PAUSE_S)
             except _RefusedError:
-                await asyncio.sleep(RETRY_PAUSE_S)
+                self._desk.fleets.suspect(link.name)  # others may have room
             if num_left:
                 self._desk.metrics.retries.labels(link.name).inc()
                 if not await self._go_on(ticket, send):
@@ -217,7 +216,8 @@ class Answer(Response):
                 body = await whole_body(upstream)
         if head.status == 401:
             raise UpstreamLostError("it refuses the router's key (instance_api_key)")
-        if head.status in _REFUSALS and not is_last:
+        is_final = head.headers.get(b"x-should-retry") == b"false"
+        if head.status in _REFUSALS and not is_last and not is_final:
             raise _RefusedError(head, body)
         if self._has_head:
             self._desk.metrics.resumptions.labels("impossible").inc()
@@ -247,23 +247,33 @@ class Answer(Response):
         await self._end(send)
 
     async def _end(self, send: Send) -> None:
-        self._outcome = "success"
+        has_failed = self._stream is not None and self._stream.has_failed
+        self._outcome = "error" if has_failed else "success"
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def whole_body(upstream: Upstream) -> bytes:
-    """The body of a response. Raises `UpstreamLostError`, also if it is too long."""
+    """The body of a response. Raises `UpstreamLostError`, and `ApiError` (502) if it is too long.
+
+    Another instance would give as long an answer.
+    """
     parts, num_bytes = bytearray(), 0
 
     def take(piece: bytes) -> None:
         nonlocal num_bytes
         num_bytes += len(piece)
         if num_bytes > MAX_WHOLE_BYTES:
-            raise UpstreamLostError(f"its answer has more than {MAX_WHOLE_BYTES} bytes")
+            raise _too_long()
         parts.extend(payload(piece) if upstream.is_chunked else piece)
 
     await upstream.relay(take)
     return bytes(parts)
+
+
+def _too_long() -> ApiError:
+    message = f"The answer has more than {MAX_WHOLE_BYTES} bytes. Please ask for a stream."
+    headers = {"x-should-retry": "false"}
+    return ApiError(502, message, kind="server_error", code="answer_too_long", headers=headers)
 
 
 async def send_whole(send: Send, head: Head, body: bytes, *, is_traced: bool) -> None:

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from configs.schema.instance_url import checked_url
 from configs.schema.route import RouteConfig
 from daemon.version import VERSION
 from router.front.answer import Answer, Desk
@@ -34,6 +35,7 @@ from server.http.middleware import with_middleware
 from server.page import files as page_files
 
 GENERATIONS = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
+MAX_SHOWN = 200
 _STORED = ("/v1/files", "/v1/batches")
 
 
@@ -49,7 +51,7 @@ def build_app(
     """
     connections, listen = config.connections, config.listen
     body_memory = BodyMemory(connections.max_intake_bytes, connections.max_body_bytes)
-    pages = Pages(desk, release)
+    pages = Pages(desk, release, body_memory)
     forwarding = Forwarding(desk, body_memory, listen.root_path)
     generation = Generation(desk, body_memory)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -70,6 +72,8 @@ def build_app(
             # A daemon's own page; forwarded, it would be that of any of them.
             Route("/page/{_:path}", _unknown),
             Route("/pipeline/status", _unknown),
+            # The status of an instance is for its router.
+            Route("/instance/{_:path}", _unknown, methods=["GET", "POST"]),
             Route("/v1/models", pages.models),
             Route("/v1/models/{model:path}", pages.model),
             # Nothing below these paths is an instance's.
@@ -123,8 +127,10 @@ class Generation:
 class Pages:
     """What the router answers itself."""
 
-    def __init__(self, desk: Desk, release: Callable[[str, float], None]) -> None:
-        self._desk, self._fleets = desk, desk.fleets
+    def __init__(
+        self, desk: Desk, release: Callable[[str, float], None], body_memory: BodyMemory
+    ) -> None:
+        self._desk, self._fleets, self._body_memory = desk, desk.fleets, body_memory
         self._release = release
         self._created = int(time.time())
 
@@ -169,15 +175,17 @@ class Pages:
         return JSONResponse({"pending_requests": self._fleets.num_pending, "instances": described})
 
     async def release(self, request: Request) -> Response:
-        """Leave an instance to other routers. Raises `ApiError` (400, 404)."""
+        """Leave an instance to other routers. Raises `ApiError` (400, 404, 413, 415, 429)."""
+        async with self._body_memory.body(request) as body:
+            try:
+                asked = msgspec.json.decode(body, type=Release)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise invalid(f"{error}") from error
         try:
-            asked = msgspec.json.decode(await request.body(), type=Release)
-        except msgspec.DecodeError as error:
-            raise invalid(f"{error}") from error
-        name = asked.instance.rstrip("/")
-        try:
+            name = checked_url(asked.instance)
             self._release(name, asked.seconds)
-        except KeyError:
+        except (ValueError, KeyError):
+            name = asked.instance[:MAX_SHOWN]
             raise ApiError(404, f"There is no instance {name}.", code="unknown_instance") from None
         return JSONResponse({"released": name})
 

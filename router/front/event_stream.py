@@ -10,6 +10,10 @@ from router.monitoring.metrics import Metrics
 from router.upstream.framing import payload
 from server.http.connection import Connection
 
+# A daemon writes comments while a stream waits, and announces a response, before any token.
+_WITHOUT_TOKENS = (b":", b"event: response.created\n", b"event: response.in_progress\n")
+_ERRORS = (b'data: {"error":', b"event: error\n", b"event: response.failed\n")
+
 
 class KeptMemory:
     """The memory for the events of open streams."""
@@ -37,7 +41,8 @@ class KeptMemory:
 class EventStream:
     """The stream of one request, from whichever instances its parts come.
 
-    `on_begin` is called before its first chunk is passed on, at `began_at` (monotonic seconds).
+    `on_begin` is called before its first token is passed on, at `began_at` (monotonic seconds). It
+    `has_begun` when anything was passed on.
     """
 
     def __init__(
@@ -46,17 +51,18 @@ class EventStream:
         self._connection, self._memory, self._on_begin = connection, memory, on_begin
         self._kept: list[bytes] = []
         self._num_kept = 0
-        self._last = b""
+        self._last = self._before_last = b""
         self.is_kept = True
         self.has_begun = False
         self.began_at: float | None = None
 
     def take(self, chunks: bytes) -> None:
         """Pass whole chunks on."""
-        if not self.has_begun:
-            self.has_begun, self.began_at = True, time.monotonic()
+        self.has_begun = True
+        if self.began_at is None and _has_tokens(payload(chunks)):
+            self.began_at = time.monotonic()
             self._on_begin()
-        self._last = chunks
+        self._before_last, self._last = self._last, chunks
         connection = self._connection
         connection.write_framed(chunks if connection.is_chunked else payload(chunks))
         if self.is_kept:
@@ -71,6 +77,12 @@ class EventStream:
         """Whether the client has got a part of an event only."""
         return self.has_begun and not self._last.endswith(b"\n\n\r\n")
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ends with the event of an error, which the daemon has written."""
+        events = payload(self._before_last + self._last).split(b"\n\n")
+        return any(event.startswith(_ERRORS) for event in events)
+
     def events(self) -> bytes:
         """What the client has got, if it `is_kept`."""
         return payload(b"".join(self._kept))
@@ -79,3 +91,8 @@ class EventStream:
         """Free the memory."""
         self._memory.free(self._num_kept)
         self._kept, self._num_kept, self.is_kept = [], 0, False
+
+
+def _has_tokens(events: bytes) -> bool:
+    each = filter(None, events.split(b"\n\n"))
+    return any(not event.startswith(_WITHOUT_TOKENS) for event in each)

@@ -1,7 +1,11 @@
-"""Forwarding: other requests, such as /tokenize, are answered by any instance that is up."""
+"""Forwarding: other requests, such as /tokenize, are answered by any instance that is up.
+
+A request with a model is answered by one that has the model.
+"""
 
 import asyncio
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
@@ -13,6 +17,13 @@ from server.http.bodies.body_reader import BodyMemory
 from server.http.errors import unavailable
 
 TIMEOUT_S = 60.0
+
+
+class _Asked(msgspec.Struct):
+    model: object = None
+
+
+_decode = msgspec.json.Decoder(_Asked).decode
 
 
 class Forwarding:
@@ -33,8 +44,9 @@ class Forwarding:
     async def _forward(self, request: Request, body: bytes | None) -> Response:
         headers = to_instance(request.scope["headers"], request.state.request_id)
         target = self._target(request.scope)
+        model = None if body is None else _model_of(body)
         for _ in range(self._desk.max_attempts):
-            link = self._desk.fleets.any_up()
+            link = self._desk.fleets.any_up(model)
             if link is None:
                 break
             address = link.pool.address
@@ -65,3 +77,12 @@ class Forwarding:
             path = path.removeprefix(self._root_path) or b"/"
         query: bytes = scope["query_string"]
         return path + b"?" + query if query else path
+
+
+def _model_of(body: bytes) -> str | None:
+    """The model that a body names; the instance answers what is wrong with it."""
+    try:
+        model = _decode(body).model
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return model if isinstance(model, str) else None

@@ -23,6 +23,10 @@ class UnreachableError(UpstreamLostError):
     """The daemon accepts no connection."""
 
 
+class NoSocketError(UpstreamLostError):
+    """This process could not open a connection, which tells nothing about the daemon."""
+
+
 class Flow(Protocol):
     """Where a body is passed on to, and whether its reader is behind."""
 

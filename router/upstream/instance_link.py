@@ -8,12 +8,16 @@ from wire.instance_status import InstanceStatus
 
 
 class InstanceLink:
-    """What the process knows of an instance; `name` is its URL."""
+    """What the process knows of an instance; `name` is its URL.
+
+    It is `known_since` it was added, on the clock of the fleets.
+    """
 
     def __init__(self, name: str, pool: Pool) -> None:
         self.name, self.pool = name, pool
         self.status: InstanceStatus | None = None
         self.heard_at: float | None = None
+        self.known_since = 0.0
         self.is_lost = self.is_released = False
         self.reason = "it has sent no status yet"
         self.num_open = 0

@@ -1,27 +1,40 @@
 """The pool of connections to one daemon: a connection is kept for the next request."""
 
 import asyncio
+import errno
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from router.upstream.address import Address
-from router.upstream.connection import UnreachableError, Upstream, UpstreamLostError
+from router.upstream.connection import (
+    NoSocketError,
+    UnreachableError,
+    Upstream,
+    UpstreamLostError,
+)
 
 MAX_IDLE = 64
 MAX_IDLE_S = 20.0
 """A daemon closes idle connections itself, but later (`server.http.listener.KEEP_ALIVE_S`)."""
+# Descriptors, memory or local ports are short here.
+_OWN_TROUBLE = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+)
 
 
 class Pool:
-    """Connections to one daemon."""
+    """Connections to one daemon. Raises `ValueError` for https:// without a TLS context."""
 
     def __init__(
         self, address: Address, connect_timeout_s: float, tls: ssl.SSLContext | None = None
     ) -> None:
         self.address = address
         self._connect_timeout_s = connect_timeout_s
+        if address.is_secure and tls is None:
+            raise ValueError("https:// needs a TLS context: the request would be sent in the clear")
         self._tls = tls if address.is_secure else None
         self._idle: list[Upstream] = []
 
@@ -34,7 +47,7 @@ class Pool:
         A kept connection that the daemon has just closed is replaced by a new one. `on_connection`
         gets each connection before the request is sent. Leaving the block before the end of the
         body closes the connection, which ends the request at the daemon. Raises
-        `UpstreamLostError`, in particular `UnreachableError`.
+        `UpstreamLostError`, in particular `UnreachableError` and `NoSocketError`.
         """
         upstream = await self._ask(request, on_connection)
         try:
@@ -96,6 +109,17 @@ class Pool:
         except TimeoutError:
             message = f"it accepted no connection within {self._connect_timeout_s:g} s"
             raise UnreachableError(message) from None
+        except UnicodeError as error:  # of a name that IDNA forbids
+            raise UnreachableError(f"{address.host} is no name of a host") from error
         except OSError as error:  # also those of TLS and of names
-            raise UnreachableError(error.strerror or str(error)) from error
+            raise failure_of(error) from error
         return upstream
+
+
+def failure_of(error: OSError) -> UpstreamLostError:
+    """What a connection that could not be opened tells about the daemon."""
+    message = error.strerror or str(error)
+    own_trouble = {socket.EAI_AGAIN} if isinstance(error, socket.gaierror) else _OWN_TROUBLE
+    if error.errno in own_trouble:
+        return NoSocketError(f"the router cannot connect: {message}")
+    return UnreachableError(message)

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from router.upstream.connection import NoSocketError, Upstream
+from router.upstream.pool import Pool
 from tests.router.test_front import answers, run, streams
 from tests.router.world import (
     DONE,
     END,
     HEAD,
+    MODEL,
     Asked,
     FakeDaemon,
     Reply,
@@ -22,6 +25,7 @@ from tests.router.world import (
     event,
     silent,
 )
+from wire.instance_status import Promises
 
 FIRST = [event("a", 1), event("b", 2, 3, index=1), event("c", 4, finish="stop")]
 REST = [event("d", 5, index=1), event("", index=1, finish="length"), DONE]
@@ -357,3 +361,182 @@ def test_a_server_that_is_no_instance_is_told_with_the_reason(answer: bytes, rea
         assert reason in (await world.ask("/instances")).json["instances"][0]["reason"]
 
     run(test, Other(silent), wait=False)
+
+
+@pytest.mark.parametrize("routing", ["least-loaded", "adaptive"])
+def test_an_instance_that_refuses_does_not_get_the_request_again_while_others_have_room(
+    routing: str,
+) -> None:
+    roomy = Promises(free_kv_tokens=10_000, kv_tokens=10_000)
+
+    async def refuses(asked: Asked) -> None:
+        await asked.answer({"error": {"code": "full"}}, 429, "retry-after: 1")
+
+    async def test(world: World) -> None:
+        full, slow = world.daemons
+        held = [await world.connect("/v1/completions", completion(stream=True)) for _ in range(4)]
+        await world.until(lambda: len(slow.asked) == 4)
+        slow.script = answers
+        full.asked.clear()
+        for _ in range(3):
+            assert (await world.ask("/v1/completions", completion())).status == 200
+        assert len(full.asked) <= 3, "once for each request"
+        for _, writer in held:
+            writer.close()
+
+    daemons = FakeDaemon(refuses), FakeDaemon(silent)
+    for daemon in daemons:
+        daemon.status = replace(daemon.status, promises=roomy)
+    run(test, *daemons, routing=routing)
+
+
+def test_a_final_refusal_is_the_answer() -> None:
+    async def refuses(asked: Asked) -> None:
+        await asked.answer({"error": {"code": "x"}}, 429, "x-should-retry: false")
+
+    async def test(world: World) -> None:
+        assert (await world.ask("/v1/completions", completion())).status == 429
+        assert len(asked_of(world)) == 1
+
+    run(test, FakeDaemon(refuses), FakeDaemon(refuses))
+
+
+def test_a_connection_that_the_router_cannot_open_is_not_the_instances_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connect, left = Pool._connect, [NoSocketError("too many open files") for _ in range(2)]
+
+    async def fail(pool: Pool) -> Upstream:
+        if left:
+            raise left.pop()
+        return await connect(pool)
+
+    async def one_event(asked: Asked) -> None:
+        await asked.write(HEAD, chunk(FIRST[0]))
+        await silent(asked)
+
+    async def test(world: World) -> None:
+        url = world.daemons[0].url
+        reader, writer = await world.connect("/v1/completions", completion(stream=True))
+        await reader.readuntil(FIRST[0])
+        world.daemons[0].script = answers
+        monkeypatch.setattr(Pool, "_connect", fail)
+        assert (await world.ask("/v1/completions", completion())).status == 200
+        assert not left
+        assert world.is_up()
+        assert await world.metric(f'tdpipe_router_instance_losses_total{{instance="{url}"}}') == 0
+        assert not reader.at_eof(), "the open stream goes on"
+        writer.close()
+
+    run(test, FakeDaemon(one_event))
+
+
+def test_a_request_moves_to_another_fleet_that_has_its_model() -> None:
+    """Instances with another alias are a fleet of their own, as in a rolling change of names."""
+    with_alias = FakeDaemon(silent)
+    with_alias.status = replace(with_alias.status, models=("alias", MODEL))
+
+    async def test(world: World) -> None:
+        clients = [asyncio.create_task(world.ask("/v1/completions", completion())) for _ in "ab"]
+        await world.until(lambda: all(len(daemon.asked) == 1 for daemon in world.daemons))
+        world.daemons[1].script = answers
+        await world.daemons[0].kill()
+        await world.daemons[1].kill()
+        await world.daemons[1].start()
+        assert [(await client).status for client in clients] == [200, 200]
+        assert len(world.daemons[0].asked) == 1
+
+    run(test, with_alias, FakeDaemon(silent))
+
+
+def test_the_order_of_the_names_of_models_does_not_divide_a_fleet() -> None:
+    daemons = FakeDaemon(answers), FakeDaemon(answers)
+    for daemon, models in zip(daemons, ((MODEL, "b"), ("b", MODEL)), strict=True):
+        daemon.status = replace(daemon.status, models=models)
+
+    async def test(world: World) -> None:
+        for _ in range(4):
+            await world.ask("/v1/completions", completion())
+        assert [len(daemon.asked) for daemon in world.daemons] == [2, 2]
+
+    run(test, *daemons)
+
+
+def test_a_model_that_nobody_has_is_unknown_even_if_an_instance_never_came() -> None:
+    async def test(world: World) -> None:
+        await world.until(world.is_up)
+        assert (await world.ask("/v1/completions", completion(model="x"))).status == 503
+        await asyncio.sleep(0.3)
+        assert (await world.ask("/v1/completions", completion(model="x"))).status == 404
+
+    never = FakeDaemon(answers, sends_statuses=False)
+    run(test, FakeDaemon(answers), never, wait=False, no_instance_timeout=0.3)
+
+
+@pytest.mark.parametrize(
+    ("last", "outcome"),
+    [
+        (b'data: {"error":{"message":"late","code":"request_timeout"}}\n\n' + DONE, "error"),
+        (b'data: {"error":{"message":"late","code":"request_timeout"}}\n\n', "error"),
+        (event("an error", 9) + DONE, "success"),
+    ],
+)
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_stream_that_its_instance_ends_with_an_error_is_no_success(
+    last: bytes, outcome: str, apart: bool
+) -> None:
+    parts = [last] if not apart else [part + b"\n\n" for part in last.split(b"\n\n") if part]
+
+    async def test(world: World) -> None:
+        assert (await world.stream()).body == event("a", 1) + last
+        labels = f'instance="{world.daemons[0].url}",outcome="{outcome}"'
+        assert await world.metric(f"tdpipe_router_requests_total{{{labels}}}") == 1
+
+    run(test, FakeDaemon(writing(event("a", 1), *parts)))
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        b": waiting\n\n",
+        b'event: response.created\ndata: {"type":"response.created"}\n\n'
+        b'event: response.in_progress\ndata: {"type":"response.in_progress"}\n\n',
+    ],
+)
+def test_what_comes_before_the_first_token_is_not_the_first_token(opening: bytes) -> None:
+    async def script(asked: Asked) -> None:
+        await asked.write(HEAD, chunk(opening))
+        await told.wait()
+        await asked.write(chunk(event("a", 1)), chunk(DONE), END)
+
+    told = asyncio.Event()
+
+    async def test(world: World) -> None:
+        began: list[int] = []
+        reader, writer = await world.connect("/v1/completions", completion(stream=True))
+        await reader.readuntil(opening)
+        (ticket,) = world.router.fleets.tickets()
+        ticket.on_began = lambda: began.append(1)
+        assert not began
+        told.set()
+        await reader.read()
+        assert began == [1]
+        writer.close()
+
+    run(test, FakeDaemon(script))
+
+
+def test_an_answer_that_is_too_long_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.front.answer.MAX_WHOLE_BYTES", 100)
+
+    async def long(asked: Asked) -> None:
+        await asked.answer({"text": "x" * 1000})
+
+    async def test(world: World) -> None:
+        reply = await world.ask("/v1/completions", completion())
+        assert (reply.status, reply.headers["x-should-retry"]) == (502, "false")
+        assert reply.json["error"]["code"] == "answer_too_long"
+        assert len(asked_of(world)) == 1
+        assert world.is_up()
+
+    run(test, FakeDaemon(long), FakeDaemon(long))

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from configs.schema.route import RouteConfig
 from tests.router.world import (
@@ -300,6 +301,35 @@ def test_other_requests_are_forwarded_with_their_query() -> None:
         assert (await world.ask("/v1/files/a/b")).status == 404, "files are the router's own"
         assert (await world.ask("/v1/batches/a", {})).status == 404
         assert len(world.daemons[0].asked) == 2
+
+    run(test, FakeDaemon(answers))
+
+
+def test_a_forwarded_request_goes_where_its_model_is() -> None:
+    with_other = FakeDaemon(answers)
+    with_other.status = replace(with_other.status, models=("other",))
+
+    async def test(world: World) -> None:
+        for _ in range(3):
+            await world.ask("/tokenize", {"model": "other", "prompt": "x"})
+            await world.ask("/tokenize", {"model": MODEL, "prompt": "x"})
+        for daemon, model in zip(world.daemons, (MODEL, "other"), strict=True):
+            assert [asked.json["model"] for asked in daemon.asked] == 3 * [model]
+        for body in ({"model": "nobody's"}, {"model": 3}, [], b"[", b"\xff"):
+            assert (await world.ask("/tokenize", body)).status == 200, (
+                "an instance says what is wrong"
+            )
+
+    run(test, FakeDaemon(answers), with_other)
+
+
+def test_the_status_of_an_instance_is_not_for_clients() -> None:
+    async def test(world: World) -> None:
+        num_streams = len(world.daemons[0].status_headers)
+        for path in ("/instance/status", "/instance/status?owner=me", "/instance/x"):
+            assert (await world.ask(path)).status == 404
+            assert (await world.ask(path, {})).status == 404
+        assert len(world.daemons[0].status_headers) == num_streams
 
     run(test, FakeDaemon(answers))
 

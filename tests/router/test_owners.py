@@ -1,6 +1,7 @@
 """Several routers with the same instances: each instance belongs to one of them at a time."""
 
 import asyncio
+from typing import Any
 
 from tests.router.test_front import answers
 from tests.router.world import Asked, FakeDaemon, completion, run_async, running
@@ -60,14 +61,34 @@ def test_a_released_instance_comes_back_if_nobody_else_wants_it() -> None:
     run_async(test())
 
 
-def test_a_wrong_release_is_refused() -> None:
+def test_an_instance_is_left_to_others_even_between_two_streams_of_its_status() -> None:
     async def test() -> None:
         daemon = FakeDaemon()
         async with running(daemon) as world:
+            await daemon.kill()
+            await world.until(lambda: not world.is_up())
+            asked = {"instance": daemon.url, "seconds": 3600}
+            assert (await world.ask("/instances/release", asked)).status == 200
+            await daemon.start()
+            await asyncio.sleep(0.6)
+            assert not daemon.owner
+            assert not world.is_up()
+
+    run_async(test())
+
+
+def test_a_wrong_release_is_refused() -> None:
+    async def test() -> None:
+        daemon = FakeDaemon()
+        async with running(daemon, max_body_bytes=2000) as world:
             ask = world.ask
             assert (await ask("/instances/release", {"instance": "http://other"})).status == 404
-            for body in ({"seconds": 3}, {"instance": daemon.url, "seconds": -1}, [], b"{"):
+            wrong: list[Any] = [{"seconds": 3}, {"instance": daemon.url, "seconds": -1}, [], b"{"]
+            for body in (*wrong, b'{"instance": "\xff"}', b"[" * 2000):
                 assert (await ask("/instances/release", body)).status == 400
+            right = {"instance": daemon.url}
+            assert (await ask("/instances/release", right, content_type="text/plain")).status == 415
+            assert (await ask("/instances/release", b" " * 2001)).status == 413
             assert world.is_up()
 
     run_async(test())

@@ -163,16 +163,16 @@ def test_an_idle_instance_takes_whatever_fits_nowhere() -> None:
 
 def test_a_cached_prefix_is_preferred_if_it_saves_more_than_the_wait() -> None:
     near, far = instance("a", pending_prefill_s=0.5), instance("b")
-    near.prefix_keys = {1, 2, 3}
+    near.prefixes.tell((1, 2, 3), (), 0.0)
     asked = request(prefix_keys=(1, 2, 3), tokens_per_key=300.0)
     assert adaptive().choose(asked, [near, far], 0.0) is near
     assert adaptive(prefix_affinity=False).choose(asked, [near, far], 0.0) is far
     little = request(prefix_keys=(1,), tokens_per_key=400.0)  # saves 0.4 s, for others as well
     for pending_s, is_chosen in ((0.7, True), (0.9, False)):
         some = instance("a", pending_prefill_s=pending_s)
-        some.prefix_keys = {1}
+        some.prefixes.tell((1,), (), 0.0)
         assert (adaptive().choose(little, [some, far], 0.0) is some) is is_chosen
-    near.prefix_keys = {2, 3}  # of no use without the first
+    near.prefixes.tell((), (1,), 0.0)  # the others are of no use without the first
     assert adaptive().choose(asked, [near, far], 0.0) is far
 
 
@@ -184,7 +184,7 @@ def test_without_targets_adaptive_balances_open_requests() -> None:
         each.status = msgspec.structs.replace(each.status, ttft_slo=0.0, tpot_slo=0.0)
     asked = request(prefix_keys=(1, 2), tokens_per_key=100.0)
     assert adaptive().choose(asked, members, 0.0) is members[1]
-    members[0].prefix_keys = {1, 2}
+    members[0].prefixes.tell((1, 2), (), 0.0)
     assert adaptive().choose(asked, members, 0.0) is members[0]
     assert adaptive(prefix_affinity=False).choose(asked, members, 0.0) is members[1]
     busy(members[0], IMBALANCE + 1)
@@ -248,7 +248,7 @@ def test_offline_requests_do_not_wait_for_targets_that_are_not_set() -> None:
 
 def test_simple_rules_never_let_a_request_wait() -> None:
     loaded, idle = busy(instance("a"), IMBALANCE + 1), instance("b")
-    loaded.prefix_keys = {1}
+    loaded.prefixes.tell((1,), (), 0.0)
     asked = request(prefix_keys=(1,), tokens_per_key=100.0)
     idle.num_sent = 5
     assert RoundRobin().choose(asked, [loaded, idle], 0.0) is loaded

@@ -67,7 +67,7 @@ class Adaptive:
                 return False
             if instance.turn_s() > tpot_slo and instance.open:
                 return False
-        return self._kv_tokens(request) <= instance.free_kv_tokens() or not instance.open
+        return self._kv_tokens(request, instance) <= instance.free_kv_tokens() or not instance.open
 
     def _keeps_ttft(
         self, instance: Instance, request: Request, prefill_s: float, now: float
@@ -99,7 +99,7 @@ class Adaptive:
             return False
         if tpot_slo and (self._slack_s(instance, now) < spare_s or instance.mean_slack_s(now) < 0):
             return False
-        return self._kv_tokens(request) <= promises.free_kv_tokens or not instance.open
+        return self._kv_tokens(request, instance) <= promises.free_kv_tokens or not instance.open
 
     def _own_s(self, instance: Instance, request: Request) -> float:
         assert instance.status is not None
@@ -115,9 +115,13 @@ class Adaptive:
             return instance.mean_slack_s(now)
         return instance.slack_s(now, self._quantile, projected=self._config.predicted_lengths)
 
-    def _kv_tokens(self, request: Request) -> int:
+    def _kv_tokens(self, request: Request, instance: Instance) -> int:
+        """What it will hold; what is expected of its answer counts only if it can be held."""
         more = request.expected_output if self._config.predicted_lengths else 0
-        return request.num_prompt_tokens + max(request.num_done, more)
+        wanted = request.num_prompt_tokens + max(request.num_done, more)
+        assert instance.status is not None
+        kv_tokens = instance.status.promises.kv_tokens
+        return request.num_to_feed if 0 < kv_tokens < wanted else wanted
 
 
 def _tpot_slo(instance: Instance) -> float:

@@ -75,6 +75,19 @@ def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(test)
 
 
+def test_a_daemon_that_ends_is_replaced_if_there_are_too_few() -> None:
+    async def test() -> None:
+        async with running(actuator(min_instances=2, max_instances=3)) as reports:
+            await reports.until_number(2)
+            before = set(reports.present)
+            (await process_at(reports.present[0])).kill()
+            await reports.until_number(1)
+            await reports.until_number(2)
+            assert len(before & set(reports.present)) == 1
+
+    run(test())
+
+
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_as_many_as_are_needed_are_there_until_the_end(
     loop: Callable[[], asyncio.AbstractEventLoop], folders: Path

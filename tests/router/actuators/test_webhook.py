@@ -218,7 +218,10 @@ def test_a_refusal_is_not_repeated_and_the_next_need_asks_again() -> None:
         (Response(b'["http://\xff"]'), "the webhook's answer is no JSON list of URLs"),
         (PlainTextResponse("none"), "the webhook's answer is no JSON list of URLs"),
         (JSONResponse({"instances": []}), "the webhook's answer is no JSON list of URLs"),
-        (JSONResponse(["10.0.0.1"]), "the webhook lists '10.0.0.1', which is no URL"),
+        (
+            JSONResponse(["10.0.0.1"]),
+            "the webhook lists what is no URL of a daemon: 10.0.0.1 is not like",
+        ),
         (PlainTextResponse(" " * (2 << 20)), "the webhook's list of instances exceeds 1 MiB"),
     ],
 )
@@ -250,5 +253,47 @@ def test_a_service_that_cannot_be_reached_is_an_error_of_one_line() -> None:
         with pytest.raises(ActuatorError, match=r"^the webhook cannot be reached: .* to grow$"):
             await actuator.grow()
         await actuator.close()
+
+    run(test())
+
+
+def test_there_are_never_fewer_than_the_minimum() -> None:
+    async def test() -> None:
+        service = Service(0)
+        async with asking(service, min_instances=2) as (_, reports):
+            await reports.until_number(2)
+            lost = service.instances.pop().rstrip("/")
+            await until(lambda: ("gone", lost) in reports.history)
+            await reports.until_number(2)
+
+    run(test())
+
+
+def test_an_instance_has_one_name_however_it_is_listed_and_is_removed_by_the_services() -> None:
+    async def test() -> None:
+        service = Service(0)
+        service.instances = ["HTTP://Host:80/v1/", "http://host"]
+        async with asking(service) as (actuator, reports):
+            await reports.until_number(1)
+            assert reports.present == ["http://host"]
+            service.instances.pop()
+            listed = service.num_lists
+            await until(lambda: service.num_lists > listed + 1)
+            await actuator.remove("http://host")
+            assert service.actions == [{"action": "remove", "instance": "HTTP://Host:80/v1/"}]
+
+    run(test())
+
+
+@pytest.mark.parametrize("url", ["http://", "http://10.0.0.5:80000", "http://a..b", "http://a b"])
+def test_a_url_that_no_daemon_can_have_is_refused(url: str) -> None:
+    async def test() -> None:
+        service = Service(1)
+        async with asking(service) as (_, reports):
+            await reports.until_number(1)
+            service.instances.append(url)
+            listed = service.num_lists
+            await until(lambda: service.num_lists > listed + 2)
+            assert reports.present == service.instances[:1]
 
     run(test())

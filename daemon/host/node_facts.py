@@ -2,7 +2,8 @@
 
 The model may be at another place on each node, but must have the same contents: of each file of
 weights, the size and three samples are compared. Two fine-tuned models of one kind differ in
-nearly every number.
+nearly every number. The files of the tokenizer are compared as a whole: the server reads prompts
+with that of the first node, and the last stage makes the masks of grammars from its own.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ LOCAL = frozenset(
         "model",
         "served_model_name",
         "tokenizer",
+        "revision",
         "generation_config",
         "device",
         "num_threads",
@@ -35,6 +37,12 @@ LOCAL = frozenset(
     }
 )
 SAMPLE_BYTES = 1 << 16
+# A tokenizer is in the first of these; without it, in some of the others.
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+TOKENIZER_EXTRAS = (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
+SLOW_TOKENIZER = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+# What only the server reads, and the paths of the node on which a tokenizer was saved.
+_UNUSED_CONFIG = ("chat_template", "_file", "_path", "local", "_only")
 _SHOWN = 12
 
 
@@ -69,11 +77,36 @@ def _version(package: str) -> str:
 
 
 def _model(config: ModelConfig) -> Iterator[tuple[str, str]]:
-    """Hashes of the model's config.json and weights."""
+    """Hashes of the model's config.json, weights and tokenizer."""
     folder = Path(config.model)
     files = find_weights(folder, config.load_format)
     yield "the model's config.json", _hash([(folder / "config.json").read_bytes()])
     yield "the model's weights", _hash(part for path in files for part in _samples(path))
+    yield "the tokenizer", _tokenizer(config)
+
+
+def _tokenizer(config: ModelConfig) -> str:
+    """Each file of the tokenizer with a hash; a hub id as it is, its files may not be here yet."""
+    folder = Path(config.tokenizer or config.model)
+    if not folder.is_dir():
+        return f"{folder} at {config.revision or 'main'}"
+    names = [TOKENIZER] if (folder / TOKENIZER).exists() else [*SLOW_TOKENIZER]
+    names += [path.name for path in sorted(folder.glob("*.tiktoken"))] * (names[0] != TOKENIZER)
+    files = [folder / name for name in (*names, *TOKENIZER_EXTRAS) if (folder / name).exists()]
+    return ", ".join(f"{file.name} {_hash([_tokenizer_part(file)])}" for file in files) or "missing"
+
+
+def _tokenizer_part(file: Path) -> bytes:
+    """What of the file is the tokenizer."""
+    contents = file.read_bytes()
+    if file.name != TOKENIZER_CONFIG:
+        return contents
+    try:
+        settings = json.loads(contents).items()
+    except (ValueError, AttributeError):  # the stage that reads it says what is wrong with it
+        return contents
+    kept = {name: value for name, value in settings if not name.endswith(_UNUSED_CONFIG)}
+    return json.dumps(kept, sort_keys=True).encode()
 
 
 def _samples(path: Path) -> Iterator[bytes]:

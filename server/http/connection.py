@@ -45,6 +45,14 @@ class Connection:
         if not self._cycle.disconnected:
             self._cycle.transport.write(part)
 
+    def cut(self) -> None:
+        """Close the connection in the middle of the response: the client sees that it is not whole.
+
+        What was written before is still sent.
+        """
+        self._cycle.disconnected = True  # as uvicorn finds a moment later, or it would log an error
+        self._cycle.transport.close()
+
     async def drain(self) -> None:
         """Wait until the connection is not paused; a disconnect of the client ends the wait."""
         await self._cycle.flow.drain()

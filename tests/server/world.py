@@ -127,14 +127,18 @@ def reported(
 
 
 def saying(text: str, tokenizer: Tokenizer | None = None) -> Callable[[Submit], list[ToServer]]:
-    """A script: every sequence gets this text, a token a step, as far as its max_tokens go."""
+    """A script: every sequence gets this text, a token a step, as far as its max_tokens go.
+
+    As from the engine, nothing comes after a token that ends the sequence.
+    """
 
     def answer(submit: Submit) -> list[ToServer]:
         token_ids = [*(tokenizer or TOKENIZER).encode(text), *submit.stop_token_ids[:1]]
-        ends = len(token_ids) <= submit.max_tokens and bool(submit.stop_token_ids)
+        places = (i for i, id_ in enumerate(token_ids, 1) if id_ in submit.stop_token_ids)
+        end = next((i for i in places if i >= submit.min_tokens), len(token_ids) + 1)
         return [
-            *(generated(submit.sequence_id, id_) for id_ in token_ids[: submit.max_tokens]),
-            Finished(submit.sequence_id, "stop" if ends else "length"),
+            *(generated(submit.sequence_id, i) for i in token_ids[: min(end, submit.max_tokens)]),
+            Finished(submit.sequence_id, "stop" if end <= submit.max_tokens else "length"),
         ]
 
     return answer

@@ -135,6 +135,10 @@ class GenerationResponse(Response):
                 self._outcome = "success"
             except ApiError as error:
                 self._outcome = "timeout" if error.status == 408 else "error"
+                goes_on = reply.generation.plan.resumable and not error.is_final
+                if connection is not None and goes_on:
+                    connection.cut()  # the router takes the stream to another daemon
+                    return
                 end = reply.rendering.failure(error)
             except OSError:
                 raise

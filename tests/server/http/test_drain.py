@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import httpx
+import pytest
+
 from tests.server.world import MODEL, TOKENIZER, Daemon, events, generated, serving
 from wire.messages import Abort, Finished, Submit
 
@@ -59,3 +62,22 @@ def check_cut_off(daemon: Daemon, num_signals: int) -> None:
         assert events(response)[-1]["error"]["message"] == "The server is shutting down."
     assert daemon.engine.wait_for(Abort) == [Abort(submit.sequence_id)]
     wait_for_end(daemon)
+
+
+def test_a_stream_that_can_go_on_elsewhere_is_cut_off_without_an_error(tmp_path: Path) -> None:
+    """A router takes the connection's end for the loss of this daemon, and resumes the stream."""
+    body = {"model": MODEL, "prompt": "hi", "stream": True}
+    headers = {"x-tdpipe-resumable": "1"}
+    with serving(tmp_path, shutdown_timeout=0) as daemon:
+        url = f"{daemon.url}/v1/completions"
+        with daemon.http.stream("POST", url, json=body, headers=headers) as response:
+            (submit,) = daemon.engine.wait_for(Submit)
+            daemon.engine.send(generated(submit.sequence_id, *HELLO))
+            parts = response.iter_raw()
+            received = [next(parts)]
+            daemon.stop()
+            with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
+                received.extend(parts)
+        assert b'"error"' not in b"".join(received)
+        wait_for_end(daemon)
+    assert daemon.engine.wait_for(Abort) == [Abort(submit.sequence_id)]

@@ -42,6 +42,7 @@ class SimulatedInstance:
     ) -> None:
         self.name = name
         self.is_stopped = False
+        self.has_prefix_cache = spec.config.cache.enable_prefix_caching
         self.longest = min(
             spec.node.max_model_len, spec.node.num_blocks * spec.config.cache.block_size
         )

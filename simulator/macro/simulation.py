@@ -9,6 +9,8 @@ they have drained.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from configs.schema.router import RouterCoreConfig
 from engine.scheduler import Outgoing
 from router.decisions.core import RouterCore
@@ -93,6 +95,8 @@ class _MacroSimulation:
         self._queue = EventQueue()
         self._prompts = Prompts(arrivals)
         self._made: dict[int, bytes] = {}
+        self._keys: dict[int, tuple[int, ...]] = {}  # of prompts that were not prefilled yet
+        self._untold: dict[str, list[int]] = {}  # keys that are cached since the last status
         self._followers: dict[int, list[int]] = {}
         for number, arrival in enumerate(arrivals):
             if arrival.after is not None:
@@ -140,12 +144,13 @@ class _MacroSimulation:
         self.result.sequences[number].arrived_at = now
         tokens = self._prompts.make(number, arrival)
         self._made[number] = tokens.tobytes()
+        self._keys[number] = chained_keys(self._made[number], 4 * KEY_TOKENS)
         return Arrived(
             number,
             len(tokens),
             arrival.predicted_len,
             "offline" if arrival.offline else "online",
-            chained_keys(self._made[number], 4 * KEY_TOKENS),
+            self._keys[number],
             KEY_TOKENS,
         )
 
@@ -201,7 +206,7 @@ class _MacroSimulation:
         )
         self._queue.push(now + self._hop_s, instance, submit)
 
-    def _take_message(self, instance: SimulatedInstance, message: Outgoing, now: float) -> None:  # noqa: ARG002
+    def _take_message(self, instance: SimulatedInstance, message: Outgoing, now: float) -> None:
         at = now + self._hop_s
         match message:
             case Generated():
@@ -209,6 +214,7 @@ class _MacroSimulation:
                     times = self.result.sequences[number]
                     if times.first_token_at < 0:
                         self._queue.push(at, self, Began(number))
+                        self._note_prefilled(instance, number)
                     times.take_token(at)
             case Finished():
                 if message.reason == "error":
@@ -217,7 +223,15 @@ class _MacroSimulation:
                 self._queue.push(at, self, Ended(message.sequence_id))
                 self._queue.push(at, self, lambda now: self._end(message.sequence_id, now))
 
+    def _note_prefilled(self, instance: SimulatedInstance, number: int) -> None:
+        """Its prompt is in the prefix cache. That keys are dropped again is not simulated."""
+        keys = self._keys.pop(number, ())
+        if instance.has_prefix_cache:
+            self._untold.setdefault(instance.name, []).extend(keys)
+
     def _take_status(self, instance: SimulatedInstance, status: InstanceStatus, now: float) -> None:
+        if added := self._untold.pop(instance.name, None):
+            status = replace(status, prefix_added=tuple(added))
         self._queue.push(now + self._hop_s, self, Reported(instance.name, status))
 
     def _end(self, number: int, now: float) -> None:

@@ -54,7 +54,7 @@ AFFINITY: dict[str, System] = {
     "least loaded": ABLATIONS["least loaded"],
     "round robin": ABLATIONS["round robin"],
 }
-ONLINE_RATE, NUM_OFFLINE = 28.0, 4000
+ONLINE_RATE, NUM_OFFLINE = 28.0, 3000
 OFFLINE: dict[str, System] = {
     "adaptive": TDPIPE,
     "EcoServe's routing": ABLATIONS["EcoServe's routing"],

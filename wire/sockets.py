@@ -28,6 +28,17 @@ Received = TypeVar("Received")
 HIGH_WATER_MARK = 100_000
 # The tokens of the longest prompts with 20 log-probabilities each take some tens of MB.
 MAX_MESSAGE_BYTES = 1 << 30
+# ZeroMQ's own heartbeats between hosts, which its thread answers while the process computes. TCP
+# has no substitute: its keepalive rests while data is unacknowledged, and its retransmissions come
+# up to 120 s apart. After a cut of 30 s between two network namespaces, a node heard the engine
+# 24.1 s after the repair, and with these three 0.5 s after it.
+# A connection that is closed loses what is on its way, and nobody may notice a lost step. So the
+# timeout is longer than any silence that stages survive: after 10 s without the engine they end
+# (`ENGINE_SILENCE_S` in workers/comm/node_link.py), also if it is only stopped and continued. It
+# leaves time for a message of 100 MB over 100 Mbit/s, too, behind which a heartbeat has to wait.
+HEARTBEAT_INTERVAL_MS, HEARTBEAT_TIMEOUT_MS = 2_000, 12_000
+# An attempt to connect is given up and repeated: the pauses of TCP within one double, up to 64 s.
+CONNECT_TIMEOUT_MS = 3_000
 # First byte of the names that ZeroMQ generates for peers without one.
 _UNNAMED = b"\0"
 _POLLIN = int(zmq.POLLIN)
@@ -263,7 +274,7 @@ def _set_up(socket: "zmq.Socket[bytes]", endpoint: str) -> None:
     socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
     socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
     socket.setsockopt(zmq.LINGER, 0)
-    # Without keepalive, a broken connection between hosts is noticed after two hours.
-    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
+    if endpoint.startswith("tcp://"):
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)

@@ -2,8 +2,11 @@
 
 import gc
 import os
+import signal
 import socket
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ import psutil
 import pytest
 import zmq
 
+from wire import sockets
 from wire.messages import Abort, EngineReady, Finished, FromServer, Hello, Submit, ToServer
 from wire.sockets import Hub, Spoke
 
@@ -339,3 +343,35 @@ def test_many_connections_without_zeromq_do_not_block_other_peers(length: int) -
                 outsider.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"[:length])
         ours.send(Hello())
         assert receive(hub, 1) == [("ours", Hello())]
+
+
+SPOKE = """
+import sys
+from wire import sockets
+from wire.messages import Hello, ToServer
+sockets.HEARTBEAT_INTERVAL_MS, sockets.HEARTBEAT_TIMEOUT_MS = 100, 500
+with sockets.Spoke(sys.argv[1], "server", ToServer, sys.argv[2]) as spoke:
+    while True:
+        spoke.send(Hello())
+        spoke.wait(0.05)
+        list(spoke.drain())
+"""
+
+
+def test_a_peer_that_answers_no_heartbeats_is_disconnected_and_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its connection is as after a cut: TCP would keep it, and what is sent, for many minutes."""
+    monkeypatch.setattr(sockets, "HEARTBEAT_INTERVAL_MS", 100)
+    monkeypatch.setattr(sockets, "HEARTBEAT_TIMEOUT_MS", 500)
+    with make_secret_hub() as hub:
+        command = [sys.executable, "-c", SPOKE, hub.endpoint, SECRET]
+        with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as peer:
+            try:
+                receive(hub, 1)
+                peer.send_signal(signal.SIGSTOP)
+                wait_until(lambda: not hub.send("server", Finished(1, "stop")))
+                peer.send_signal(signal.SIGCONT)
+                wait_until(lambda: hub.send("server", Finished(2, "stop")))
+            finally:
+                peer.kill()

@@ -1,8 +1,9 @@
 """`tdpipe healthcheck`: asks the daemon or router of a runtime folder whether it is alive or ready.
 
 For probes that run a command, such as Docker's HEALTHCHECK. The folder's settings say how to reach
-the process, so the probe follows its port, Unix socket, TLS and root path. It is started every few
-seconds, so it imports only the standard library.
+the process, so the probe follows its port, Unix socket, TLS and root path. A node without a server
+(headless) is alive while its process runs. The probe is started every few seconds, so it imports
+only the standard library.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_FILE = "config.json"
+PID_FILE = "pid"
 PORT_FILE = "port"
 """The file with the port that the process listens on, if it does."""
 VARIABLE = "TDPIPE_RUNTIME_DIR"
@@ -48,7 +50,11 @@ def main(argv: Sequence[str]) -> int:
 
 def check(folder: Path, path: str, timeout_s: float = TIMEOUT_S) -> str:
     """Ask for this path; returns the status of the process, raises `NotHealthyError`."""
-    listen = _listen_settings(folder)
+    saved = _settings(folder)
+    if saved.get("nodes", {}).get("headless"):
+        return _check_process(folder, path)
+    # A router has them beside the others, a daemon in a part.
+    listen: Mapping[str, Any] = saved.get("server", saved)["listen"]
     try:
         with closing(_connect(folder, listen, timeout_s)) as connected:
             return _ask(connected, listen.get("root_path", "") + path)
@@ -84,21 +90,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _listen_settings(folder: Path) -> Mapping[str, Any]:
-    """The settings of the listener, which a router has beside the others, and a daemon in a part.
-
-    Raises `NotHealthyError`.
-    """
+def _settings(folder: Path) -> Mapping[str, Any]:
+    """The settings of the process. Raises `NotHealthyError`."""
     try:
-        saved = json.loads((folder / CONFIG_FILE).read_text())
+        saved: Mapping[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
     except OSError as error:
         raise NotHealthyError(f"nothing runs in {folder}: {error.strerror}") from error
     except ValueError as error:  # it is being written
         raise NotHealthyError(f"{folder / CONFIG_FILE} is incomplete") from error
-    listen: Mapping[str, Any] = saved.get("server", saved)["listen"]
-    if saved.get("nodes", {}).get("headless"):
-        raise NotHealthyError("a node without a server (headless) cannot be asked")
-    return listen
+    return saved
+
+
+def _check_process(folder: Path, path: str) -> str:
+    """Look at the process of a node without a server; it ends when it gives up.
+
+    It replaces stages that end or hang, so they are not looked at. Raises `NotHealthyError`.
+    """
+    if path != "/live":
+        raise NotHealthyError("a node without a server (headless) takes no requests")
+    try:
+        pid = int((folder / PID_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise NotHealthyError(f"nothing runs in {folder}: no {PID_FILE}") from error
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError as error:
+        raise NotHealthyError(f"the process of {folder}, {pid}, has ended") from error
+    except PermissionError:  # it runs, as another user
+        pass
+    return "alive, without a server (headless)"
 
 
 def _connect(folder: Path, listen: Mapping[str, Any], timeout_s: float) -> socket.socket:

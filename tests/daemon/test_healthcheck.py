@@ -20,7 +20,8 @@ from configs import loader
 from configs.config import Config
 from configs.schema.route import RouteConfig
 from daemon import healthcheck
-from daemon.healthcheck import PORT_FILE, NotHealthyError, check
+from daemon.healthcheck import PID_FILE, PORT_FILE, NotHealthyError, check
+from daemon.runtime_folder import runtime_folder
 
 FAILED = {"error": {"message": "The daemon has given up: no weights"}}
 ANSWERS = {"/live": (200, {"status": "alive"}), "/ready": (503, FAILED)}
@@ -150,11 +151,27 @@ def test_a_process_that_hangs_is_not_healthy(tmp_path: Path) -> None:
             check(tmp_path, "/live", timeout_s=0.1)
 
 
-def test_a_node_without_a_server_says_so(tmp_path: Path) -> None:
+def test_a_node_without_a_server_is_alive_while_its_process_runs(tmp_path: Path) -> None:
+    """It never listens, and its container must not count as unhealthy for that."""
     secret = "a-secret-of-24-characters"
     saved(tmp_path, nnodes=2, node_rank=1, headless=True, cluster_secret=secret)
-    with pytest.raises(NotHealthyError, match="headless"):
+    with pytest.raises(NotHealthyError, match=f"nothing runs in {tmp_path}: no pid"):
         check(tmp_path, "/live")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        (tmp_path / PID_FILE).write_text(f"{process.pid}\n")
+        assert check(tmp_path, "/live") == "alive, without a server (headless)"
+        with pytest.raises(NotHealthyError, match="takes no requests"):
+            check(tmp_path, "/ready")
+    with pytest.raises(NotHealthyError, match=f"{process.pid}, has ended"):
+        check(tmp_path, "/live")
+
+
+def test_the_folder_of_a_daemon_has_what_the_check_looks_at(tmp_path: Path) -> None:
+    secret = "a-secret-of-24-characters"
+    nodes = {"nnodes": 2, "node_rank": 1, "headless": True, "cluster_secret": secret}
+    with runtime_folder(Config.of(runtime_dir=tmp_path / "run", **nodes)):
+        assert healthcheck.main(["--runtime-dir", str(tmp_path / "run")]) == 0
+    assert healthcheck.main(["--runtime-dir", str(tmp_path / "run")]) == 1
 
 
 def test_the_command_finds_the_folder_by_flag_or_variable(

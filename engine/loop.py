@@ -336,8 +336,10 @@ class Loop:
         # This check runs even before all stages are ready: a stage may wait for a `Step` that the
         # previous engine sent only to other stages.
         epoch = self._watch.newest_epoch
-        if not self._scheduler.is_over(epoch) and (trouble := self._watch.find_trouble(epoch)):
-            self._lose_stages(epoch, trouble)
+        if not self._scheduler.is_over(epoch):
+            trouble = self._watch.find_trouble(epoch, self._scheduler.awaited_step)
+            if trouble is not None:
+                self._lose_stages(epoch, trouble)
         if self._scheduler.pipeline is not None:
             return
         now = time.monotonic()

@@ -155,6 +155,12 @@ class Scheduler:
         """Whether this epoch of the stages is lost, or a newer one is known."""
         return epoch < self._newest_epoch
 
+    @property
+    def awaited_step(self) -> int:
+        """The step that has been in flight for longest; -1 without any."""
+        in_flight = self.pipeline.in_flight if self.pipeline is not None else None
+        return in_flight[0].step_id if in_flight else -1
+
     def _submit(self, submit: Submit, now: float, out: list[Outgoing]) -> None:
         refusal = self._refusal(submit)
         if refusal is not None:

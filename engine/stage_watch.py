@@ -5,7 +5,9 @@ A stage is lost if
 - its heartbeats stop, or do not begin although another stage sends heartbeats;
 - it waits for a neighbour, and no stage of the group has computed anything in that time: a
   connection is broken, or a `Step` has not reached all stages;
-- it computes, and makes no progress for much longer than any step takes.
+- it computes, and makes no progress for much longer than any step takes;
+- all stages are idle, and a step has not been answered: a connection that was closed between two
+  hosts has lost its `Step` or its `StepDone`.
 
 While a stage loads weights, longer silence is accepted; `stage_start_timeout` limits the start.
 
@@ -80,6 +82,8 @@ class StageWatch:
         self._stages: dict[tuple[int, int], _Stage] = {}  # by stage and rank in it
         self._quiet_checks = 0  # since any stage of the group last computed
         self._gone_checks = 0  # since a process of the group was first missed
+        self._awaited = -1  # the step that the engine waits for
+        self._idle_checks = 0  # since all stages are idle while it is awaited
 
     def observe(self, beat: Heartbeat, now: float) -> None:
         """Record a heartbeat, received at `now` (seconds)."""
@@ -111,10 +115,16 @@ class StageWatch:
         """The process ids of this epoch of the group."""
         return [stage.beat.pid for stage in self._stages.values() if stage.beat.epoch == epoch]
 
-    def find_trouble(self, epoch: int) -> Trouble | None:
-        """The reason why a stage of this epoch is lost, or None if none is lost."""
+    def find_trouble(self, epoch: int, awaited: int = -1) -> Trouble | None:
+        """The reason why a stage of this epoch is lost, or None if none is lost.
+
+        `awaited` is the step that has been in flight for longest, -1 without any.
+        """
         present = [stage for stage in self._stages.values() if stage.beat.epoch == epoch]
+        are_idle = bool(present) and all(stage.beat.doing == "idle" for stage in present)
         self._count_check(present)
+        if awaited != self._awaited or awaited < 0 or not are_idle:
+            self._awaited, self._idle_checks = awaited, 0
         self._oom_kills.refresh()
         gone = [s.beat for s in present if self.same_host and not _exists(s.beat.pid)]
         if gone:
@@ -130,6 +140,10 @@ class StageWatch:
                 "the group's first one"
             )
             return Trouble(reason, "silence", stage)
+        idle_s = self._idle_checks * self._interval_s
+        if awaited >= 0 and are_idle and idle_s > self._silence_s:
+            reason = f"no stage has run step {awaited} for {idle_s:.1f} s, and all are idle"
+            return Trouble(reason, "link")
         return next(filter(None, map(self._trouble, present)), None)
 
     def _count_check(self, present: Sequence[_Stage]) -> None:
@@ -141,6 +155,7 @@ class StageWatch:
             return
         self._quiet_checks += 1
         self._newest_checks += 1
+        self._idle_checks += 1
         for stage in self._stages.values():
             stage.silent_checks += 1
             stage.waiting_checks += 1
@@ -148,6 +163,8 @@ class StageWatch:
     def _longest_s(self, present: Sequence[_Stage]) -> float:
         """The longest time for which a stage has been silent or missing, or has waited."""
         checks = [max(stage.silent_checks, stage.waiting_checks) for stage in present]
+        if self._awaited >= 0:
+            checks.append(self._idle_checks)
         if len(present) < len(self._ranks):
             checks.append(self._newest_checks)
         return max(checks, default=0) * self._interval_s

@@ -252,3 +252,32 @@ def test_a_rank_that_never_sends_a_heartbeat_is_noticed_and_only_rank_0_has_figu
     assert first == "stage 1 rank 1 sent no heartbeat within 5 s of the group's first one"
     stats = watch.stats(7.0, {}, StageTime(2, same_host=True))
     assert [stage.stage for stage in stats] == [0, 1]
+
+
+def test_a_step_that_no_stage_answers_is_noticed_when_all_are_idle() -> None:
+    """Its `Step` or its `StepDone` was on a connection that was closed."""
+    watch = make_watch(2)
+    idle = beat(0, 7), beat(1, 7)
+
+    def check(awaited: int, *beats: Heartbeat) -> str:
+        for each in beats:
+            watch.observe(each, 0.0)
+        trouble = watch.find_trouble(1, awaited)
+        return trouble.reason if trouble else ""
+
+    for _ in range(10):
+        assert not check(-1, *idle), "nothing is awaited"
+    for step_id in range(10):
+        assert not check(step_id, *idle), "each one is answered at once"
+    for _ in range(10):
+        assert not check(20, beat(0, 7), beat(1, 7, doing="computes"))
+    for _ in range(5):
+        assert not check(20, *idle)
+    assert check(20, *idle) == "no stage has run step 20 for 6.0 s, and all are idle"
+
+
+def test_idle_stages_that_are_starved_may_have_a_step() -> None:
+    watch = make_watch(1, are_starved=lambda _: True)
+    for _ in range(20):
+        watch.observe(beat(0, 7), 0.0)
+        assert watch.find_trouble(1, 3) is None

@@ -9,7 +9,7 @@ from configs import loader
 from configs.config import Config
 from daemon.processes import child_process
 from tests.engine.world import make_submit
-from wire.messages import Heartbeat, StageReady, Stats, Step, ToServer, ToStage
+from wire.messages import EngineReady, Heartbeat, Hello, StageReady, Stats, Step, ToServer, ToStage
 from wire.sockets import Spoke
 
 PATIENCE_S = 30.0
@@ -34,7 +34,8 @@ def test_a_step_that_was_lost_is_noticed_although_the_stage_is_well(tmp_path: Pa
             Spoke[ToServer](runtime.server_address, "server", ToServer) as server,
         ):
             stage.send(StageReady(0, 1, 100, 1000))
-            steps, trouble, submitted = list[Step](), "", False
+            server.send(Hello())
+            steps, trouble, is_ready = list[Step](), "", False
             deadline, progress = time.monotonic() + PATIENCE_S, 0
             while not trouble and time.monotonic() < deadline:
                 progress += 1
@@ -42,11 +43,11 @@ def test_a_step_that_was_lost_is_noticed_although_the_stage_is_well(tmp_path: Pa
                 stage.send(beat)
                 server.wait(0.1)
                 for message in server.drain():
-                    if isinstance(message, Stats):
+                    if isinstance(message, EngineReady) and not is_ready:
+                        is_ready = True
+                        server.send(make_submit(1, [5, 6, 7], 4))
+                    if isinstance(message, Stats) and is_ready:
                         trouble = trouble or message.trouble
-                        if message.ready and not submitted:
-                            server.send(make_submit(1, [5, 6, 7], 4))
-                            submitted = True
                 steps += [each for each in stage.drain() if isinstance(each, Step)]
             assert len(steps) == 1, "it has had the step, and has not answered"
             assert trouble.startswith(f"no stage has run step {steps[0].step_id} for ")

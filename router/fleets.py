@@ -84,11 +84,13 @@ class Fleet:
 
 @dataclass(slots=True)
 class _Open:
-    """An open request, and the fleet that has it now."""
+    """An open request, and the fleet that has it now; it `waits_since` it was broken off last."""
 
     ticket: Ticket
     inquiry: Inquiry
     fleet: Fleet
+    waits_since: float
+    num_done: int = 0
 
 
 class Fleets:
@@ -135,7 +137,7 @@ class Fleets:
             fleet = self._join_fleet(link, status.models)
         if link.is_released:
             self._handle(fleet, Joined(Handler(name)))
-        if not link.is_up and link.would_serve(status):
+        if not link.is_up and not link.is_leaving and link.would_serve(status):
             logger.info("instance %s serves %s", name, ", ".join(status.models))
         link.report(status)
         self._metrics.is_up.labels(name).set(link.is_up)
@@ -170,11 +172,15 @@ class Fleets:
 
     def leave(self, name: str) -> None:
         """Give an instance no new requests, and remove it when its open ones have ended."""
-        fleet = self._of_instance.get(name)
+        link, fleet = self.links.get(name), self._of_instance.get(name)
+        if link is None:
+            return
+        link.is_leaving = True
+        self._metrics.is_up.labels(name).set(0)
         if fleet is not None:
             self._handle(fleet, Leaving(name))
-        elif name in self.links:
-            self._drop(self.links[name])
+        else:
+            self._drop(link)
             self._scaler.remove(name)
 
     def release(self, name: str) -> None:
@@ -213,13 +219,14 @@ class Fleets:
         self.num_requests += 1
         is_online = inquiry.kind == "online"
         ticket = Ticket(self.num_requests, self._clock(), is_online=is_online)
-        opened = self._open[ticket.request_id] = _Open(ticket, inquiry, fleet)
+        opened = _Open(ticket, inquiry, fleet, ticket.arrived_at)
+        self._open[ticket.request_id] = opened
         fleet.tickets[ticket.request_id] = ticket
         ticket.on_broken = lambda num_done: self._break(opened, num_done)
         ticket.on_began = lambda: self._handle(opened.fleet, Began(ticket.request_id))
         self._metrics.pending.inc()
         try:
-            self._handle(fleet, _arrived(ticket, inquiry))
+            self._handle(fleet, _arrived(opened, ticket.arrived_at))
             yield ticket
         finally:
             del self._open[ticket.request_id]
@@ -274,6 +281,7 @@ class Fleets:
 
     def _break(self, opened: _Open, num_done: int) -> None:
         self._unroute(opened.ticket)
+        opened.waits_since, opened.num_done = self._clock(), num_done
         self._handle(opened.fleet, Broken(opened.ticket.request_id, num_done))
 
     def _move(self, opened: _Open) -> None:
@@ -288,7 +296,7 @@ class Fleets:
         self._handle(opened.fleet, Ended(ticket.request_id))
         opened.fleet = min(others, key=_load)
         opened.fleet.tickets[ticket.request_id] = ticket
-        self._handle(opened.fleet, _arrived(ticket, opened.inquiry))
+        self._handle(opened.fleet, _arrived(opened, self._clock()))
 
     def _unroute(self, ticket: Ticket) -> None:
         link, ticket.link = ticket.link, None
@@ -379,7 +387,8 @@ class Fleets:
         link.close()
 
 
-def _arrived(ticket: Ticket, inquiry: Inquiry) -> Arrived:
+def _arrived(opened: _Open, now: float) -> Arrived:
+    ticket, inquiry = opened.ticket, opened.inquiry
     return Arrived(
         ticket.request_id,
         inquiry.num_prompt_tokens,
@@ -387,6 +396,10 @@ def _arrived(ticket: Ticket, inquiry: Inquiry) -> Arrived:
         inquiry.kind,
         inquiry.prefix_keys,
         inquiry.tokens_per_key,
+        now - ticket.arrived_at,
+        now - opened.waits_since,
+        ticket.was_routed,
+        opened.num_done,
     )
 
 

@@ -9,7 +9,7 @@ from router.fleets import Fleets
 from router.upstream.connection import UpstreamLostError
 from router.upstream.framing import payload
 from router.upstream.instance_link import InstanceLink
-from wire.instance_status import InstanceStatus
+from wire.instance_status import SLACK_QUANTILES, InstanceStatus
 
 PATH = b"/instance/status"
 MAX_LINE_BYTES = 4 * 1024 * 1024
@@ -111,9 +111,20 @@ class StatusReader:
         for line in lines:
             try:
                 status = self._decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                _check(status)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
                 raise StatusError(f"its status cannot be read: {error}") from error
             self._fleets.report(self._link.name, status, begins=self._begins)
             self._begins = False
             self._pause_s = FIRST_PAUSE_S
         return bool(lines)
+
+
+def _check(status: InstanceStatus) -> None:
+    """Raise `ValueError` if lists that belong together have other lengths than they should."""
+    promises = status.promises
+    for quantiles in (promises.slack_s, promises.projected_slack_s):
+        if quantiles and len(quantiles) != len(SLACK_QUANTILES):
+            raise ValueError(f"{len(quantiles)} quantiles instead of {len(SLACK_QUANTILES)}")
+    if len(promises.costs.num_tokens) != len(promises.costs.seconds):
+        raise ValueError("costs without their number of tokens")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
 
+from configs.schema.instance_url import checked_url
 from configs.schema.scaling import ScalingConfig
 from router.actuators.actuator import ActuatorError, GrowthLimit, Lifetime, Report
 from router.actuators.kube_api import CONFLICT, GONE, KubeApi, KubeError, Pod, Scale
@@ -159,7 +160,7 @@ class KubernetesActuator:
 
     def _url(self, pod: Pod) -> str:
         ip = pod.status.ip
-        return f"http://{f'[{ip}]' if ':' in ip else ip}:{self._config.kube_port}"
+        return checked_url(f"http://{f'[{ip}]' if ':' in ip else ip}:{self._config.kube_port}")
 
     def _pod_at(self, name: str) -> str | None:
         """The name of the ready pod with this URL."""

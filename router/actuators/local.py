@@ -23,6 +23,7 @@ from configs.schema.scaling import ScalingConfig
 from daemon.healthcheck import PORT_FILE
 from daemon.processes import child_process, process_exits
 from daemon.runtime_folder import temporary_folder
+from daemon.start_error import StartError
 from router.actuators.actuator import ActuatorError, GrowthLimit, Report, happens
 from router.actuators.membership import Membership
 
@@ -88,7 +89,10 @@ class LocalActuator:
             num_staying = sum(not daemon.is_ending for daemon in self._daemons)
             is_short = num_staying < self._config.min_instances
             if is_short and self._growth.allows(len(self._daemons)):
-                self._start()
+                try:
+                    self._start()
+                except (StartError, OSError) as error:
+                    log.error("a local instance cannot be started: %s", error)
         if self._error is not None:
             raise self._error
 
@@ -127,11 +131,11 @@ class LocalActuator:
         used = {daemon.devices for daemon in self._daemons}
         devices = next((group for group in self._config.device_groups if group not in used), None)
         self._num_started += 1
+        self._growth.start()
         lifetime = ExitStack()
         folder = lifetime.enter_context(temporary_folder("tdpipe-instance-"))
         daemon = _Daemon(self._num_started, devices, folder, lifetime)
         self._daemons.append(daemon)
-        self._growth.start()
         task = asyncio.create_task(self._follow(daemon), name=f"local instance {daemon.number}")
         self._tasks.add(task)
         task.add_done_callback(self._take_end)

@@ -42,6 +42,7 @@ class WebhookActuator:
         self._members = Membership(config.min_instances)
         self._growth = GrowthLimit(config.max_instances, config.scale_cooldown)
         self._listed: dict[str, str] = {}
+        self._replacing: asyncio.Task[None] | None = None
         self._known_at_start: frozenset[str] = frozenset()
         self._starting_until = float("-inf")
         self._lifetime = Lifetime()
@@ -88,6 +89,9 @@ class WebhookActuator:
     async def close(self) -> None:
         """End `run`, and close the connections."""
         await self._lifetime.close()
+        if self._replacing is not None:
+            self._replacing.cancel()
+            await asyncio.wait((self._replacing,))
         await self._http.aclose()
 
     async def _discover(self) -> None:
@@ -106,8 +110,9 @@ class WebhookActuator:
                 problem = ""
             if self._members.names - self._known_at_start:
                 self._starting_until = float("-inf")
-            if not problem and len(self._members) < self._config.min_instances:
-                await self._replace()
+            is_short = len(self._members) < self._config.min_instances
+            if is_short and not problem and (self._replacing is None or self._replacing.done()):
+                self._replacing = asyncio.create_task(self._replace())
             await asyncio.sleep(self._config.webhook_interval)
 
     async def _replace(self) -> None:
@@ -116,6 +121,9 @@ class WebhookActuator:
             await self.grow()
         except ActuatorError as error:
             log.warning("%s, but there are fewer than min_instances", error)
+        # A bug here must not be silent, nor end the router.
+        except Exception:
+            log.exception("the actuator failed")
 
     async def _post(self, action: dict[str, str]) -> None:
         """Post until the service accepts. Raises `ActuatorError`."""

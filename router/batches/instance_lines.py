@@ -17,7 +17,7 @@ from router.front.route_trace import RouteTrace
 from router.inquiry import Inquiry, read_inquiry
 from router.monitoring.metrics import outcome_of
 from router.ticket import Ticket
-from router.upstream.connection import Head, UpstreamLostError
+from router.upstream.connection import Head, NoSocketError, UpstreamLostError
 from router.upstream.instance_link import InstanceLink
 from server.batches.storage.answers import OK, LineAnswer, answered
 from server.batches.storage.lifecycle import new_id
@@ -154,6 +154,8 @@ class InstanceLines:
                 raise _FailedError(link, incarnation, reply)
         if ticket.error is not None:
             raise ticket.error
+        if isinstance(lost, NoSocketError):
+            raise unavailable("The router has no socket for the line.")
         self._give_up(link, lost)
         raise _FailedError(link, incarnation)
 
@@ -217,6 +219,6 @@ def offline_body(body: bytes) -> bytes:
 def _is_object(body: bytes) -> bool:
     try:
         _decode_fields(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True

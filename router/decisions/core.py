@@ -145,7 +145,7 @@ class RouterCore:
         is_full = len(self.pending) >= most
         if arrived.kind == "offline":
             is_full |= self.pending.num_offline >= max(1, int(OFFLINE_SHARE * most))
-        if is_full:
+        if is_full and not arrived.was_sent:
             out.append(Refuse(arrived.request_id, "queue_full"))
             return
         request = Request(
@@ -153,10 +153,13 @@ class RouterCore:
             arrived.num_prompt_tokens,
             arrived.expected_output,
             arrived.kind,
-            now,
+            now - arrived.age_s,
             arrived.prefix_keys,
             arrived.tokens_per_key,
-            waits_since=now,
+            arrived.num_done,
+            waits_since=now - arrived.waited_s,
+            was_sent=arrived.was_sent,
+            has_begun=arrived.num_done > 0,
         )
         self._requests[request.request_id] = request
         self.pending.add(request)
@@ -214,19 +217,22 @@ class RouterCore:
     def _end_long_waits(self, serving: list[Instance], now: float, out: list[Decision]) -> None:
         """Route what has waited too long to the least loaded instance.
 
-        An offline request that no instance has begun is refused instead: the targets of online ones
-        have left nothing over for it. Without any instance, refuse what nothing could be done for
+        An offline request that was never sent is refused instead: the targets of online ones have
+        left nothing over for it. Without any instance, refuse what nothing could be done for
         within `no_instance_timeout`.
         """
         routing = self.config.routing
         if serving:
             self._served_at = now
             for request in self.pending.waiting_since_before(now - routing.max_pending_time):
-                if request.kind == "offline" and not request.instance:
+                chosen: Instance | None = min(serving, key=load)
+                if request.kind == "offline" and not request.was_sent:
+                    chosen = self._choose(request, serving, now)
+                if chosen is None:
                     self._refuse(request, "no_spare_time", out)
                 else:
                     self.pending.remove(request)
-                    self._send(request, min(serving, key=load), now, out)
+                    self._send(request, chosen, now, out)
         elif now - self._served_at > routing.no_instance_timeout:
             for request in self.pending.waiting_since_before(now - routing.no_instance_timeout):
                 self._refuse(request, "no_instance", out)
@@ -255,7 +261,7 @@ class RouterCore:
         assert instance.status is not None
         costs = instance.status.promises.costs
         cached = instance.cached_tokens(request)
-        request.instance, request.sent_at = instance.name, now
+        request.instance, request.sent_at, request.was_sent = instance.name, now, True
         request.own_s = among_others_s(costs, request.num_to_feed, cached)
         request.alone_s = alone_s(costs, request.num_to_feed)
         instance.send(request)

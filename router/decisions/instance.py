@@ -17,7 +17,8 @@ and back, and the pause between two statuses."""
 class Request:
     """An open request.
 
-    It `waits_since` it arrived, or since it was broken off; it was last sent at `sent_at`.
+    It `waits_since` it arrived, or since it was broken off. It `was_sent` to an instance already or
+    is new; it was last sent at `sent_at`.
     """
 
     request_id: int
@@ -31,6 +32,7 @@ class Request:
     waits_since: float = 0.0
     sent_at: float = -1.0
     instance: str = ""
+    was_sent: bool = False
     has_begun: bool = False
     own_s: float = 0.0
     alone_s: float = 0.0

@@ -29,7 +29,9 @@ class Handler(msgspec.Struct, frozen=True):
 class Arrived(_Message, frozen=True):
     """A request, with the estimated tokens of its prompt and of its answer (0: unknown).
 
-    The `prefix_keys` of its prompt are for `tokens_per_key` tokens each.
+    The `prefix_keys` of its prompt are for `tokens_per_key` tokens each. A request of another core
+    has arrived `age_s` seconds ago and has waited for `waited_s`. If it `was_sent` to an instance
+    there, `num_done` tokens of its answer may be known.
     """
 
     request_id: int
@@ -38,6 +40,10 @@ class Arrived(_Message, frozen=True):
     kind: Kind = "online"
     prefix_keys: tuple[int, ...] = ()
     tokens_per_key: float = 0.0
+    age_s: float = 0.0
+    waited_s: float = 0.0
+    was_sent: bool = False
+    num_done: int = 0
 
 
 class Broken(_Message, frozen=True):

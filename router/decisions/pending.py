@@ -28,7 +28,7 @@ class PendingQueue:
         if request.kind == "offline":
             self._put(request, _OFFLINE)
         else:
-            self._put(request, _BROKEN if request.instance else _ONLINE)
+            self._put(request, _BROKEN if request.was_sent else _ONLINE)
 
     def give_up_hope(self, arrived_before: float) -> None:
         """Put the online requests that arrived earlier behind the others."""

@@ -82,11 +82,12 @@ class ScalingSignals:
             is_late = max(self._ttft_s.mean(now), waited_s) > ttft_slo
             is_full = load is not None and load.of(num_instances) > FULL
             change = int(is_late or is_full)
-        if not change and num_instances > max(1, self._config.min_instances) and not waited_s:
+        num_left = min(num_instances, len(serving)) - 1
+        if not change and num_left >= max(1, self._config.min_instances) and not waited_s:
             if load is None:
                 change = -_has_slack(serving, ttft_slo, now)
             else:
-                change = -(load.of(num_instances - 1) < SPARE)
+                change = -(load.of(num_left) < SPARE)
         if change:
             self._next_at = now + self._config.scale_cooldown
         return change

@@ -6,6 +6,7 @@ goes on where it was if the client has a part of a stream already.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ MAX_WHOLE_BYTES = 64 * 1024 * 1024
 GRACE_S = 5.0
 """A daemon ends a request at its timeout itself; so much later the router does."""
 RETRY_PAUSE_S = 0.05
+NO_SOCKET_S = 2.0
+"""For so long, a request waits while the router itself cannot open a connection."""
 _REFUSALS = (429, 503)
 
 logger = logging.getLogger("tdpipe")
@@ -142,30 +145,44 @@ class Answer(Response):
             raise timed_out(timeout_s) from None
 
     async def _try_instances(self, ticket: Ticket, scope: Scope, send: Send) -> None:
-        for num_left in reversed(range(self._desk.max_attempts)):
+        num_left, give_up_at = self._desk.max_attempts, float("inf")
+        while num_left:
             async with self._in_time():
                 with self._trace.waiting():
                     link = await ticket.routed()
             self._instance = link.name
             try:
-                await self._ask(link, ticket, scope, send, is_last=num_left == 0)
+                await self._ask(link, ticket, scope, send, is_last=num_left == 1)
                 return
-            except UpstreamLostError as error:
-                if ticket.error is not None:
-                    raise ticket.error from None
-                logger.warning("instance %s failed a request: %s", link.name, error)
-                self._desk.fleets.blame(link.name, error)
-                if isinstance(error, NoSocketError):
-                    await asyncio.sleep(RETRY_PAUSE_S)
-            except _RefusedError:
-                self._desk.fleets.suspect(link.name)  # others may have room
-            if num_left:
-                self._desk.metrics.retries.labels(link.name).inc()
-                if not await self._go_on(ticket, send):
-                    return
+            except (UpstreamLostError, _RefusedError) as error:
+                failure = error
+            if ticket.error is not None:
+                raise ticket.error from None
+            if isinstance(failure, NoSocketError):  # the instance has heard nothing of it
+                give_up_at = min(give_up_at, time.monotonic() + NO_SOCKET_S)
+                if time.monotonic() >= give_up_at:
+                    message = "The router cannot open a connection now. Please retry shortly."
+                    raise unavailable(message, "no_socket")
+                await asyncio.sleep(RETRY_PAUSE_S)
+            else:
+                num_left -= 1
+                self._note_failure(link, failure, num_left)
+            if num_left and not await self._go_on(ticket, send):
+                return
         raise unavailable(
             "The instances failed the request. Please retry shortly.", "instance_lost"
         )
+
+    def _note_failure(
+        self, link: InstanceLink, failure: UpstreamLostError | _RefusedError, num_left: int
+    ) -> None:
+        if isinstance(failure, _RefusedError):
+            self._desk.fleets.suspect(link.name)  # others may have room
+        else:
+            logger.warning("instance %s failed a request: %s", link.name, failure)
+            self._desk.fleets.blame(link.name, failure)
+        if num_left:
+            self._desk.metrics.retries.labels(link.name).inc()
 
     async def _go_on(self, ticket: Ticket, send: Send) -> bool:
         """Prepare the next attempt; return False if the client has got everything already.

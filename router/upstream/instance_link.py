@@ -18,7 +18,7 @@ class InstanceLink:
         self.status: InstanceStatus | None = None
         self.heard_at: float | None = None
         self.known_since = 0.0
-        self.is_lost = self.is_released = False
+        self.is_lost = self.is_released = self.is_leaving = False
         self.reason = "it has sent no status yet"
         self.num_open = 0
 
@@ -30,7 +30,9 @@ class InstanceLink:
     @property
     def is_up(self) -> bool:
         """Whether it takes requests."""
-        return self.status is not None and not self.is_lost and self.would_serve(self.status)
+        if self.status is None or self.is_lost or self.is_leaving:
+            return False
+        return self.would_serve(self.status)
 
     @property
     def state(self) -> str:
@@ -39,6 +41,8 @@ class InstanceLink:
             return "released"
         if self.status is None or self.is_lost:
             return "lost" if self.is_lost else "unknown"
+        if self.is_leaving:
+            return "leaving"
         if self.status.draining:
             return "draining"
         return "up" if self.status.ready else "not ready"

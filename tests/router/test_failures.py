@@ -540,3 +540,68 @@ def test_an_answer_that_is_too_long_is_asked_for_once(monkeypatch: pytest.Monkey
         assert world.is_up()
 
     run(test, FakeDaemon(long), FakeDaemon(long))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"instance":"a","ready":true,"x":' + b"[" * 100_000, "its status cannot be read"),
+        (b'{"instance":"a","ready":true,"promises":{"slack_s":[1.0]}}', "1 quantiles"),
+        (b'{"instance":"a","ready":true,"promises":{"costs":[[1],[]]}}', "cannot be read"),
+        (b"\xff", "its status cannot be read"),
+    ],
+)
+def test_a_status_that_makes_no_sense_harms_only_its_instance(line: bytes, reason: str) -> None:
+    class Odd(FakeDaemon):
+        async def _tell(self, asked: Asked) -> None:
+            await asked.write(b"HTTP/1.1 200 OK\r\ncontent-type: x\r\n\r\n", line + b"\n")
+            await silent(asked)
+
+    async def test(world: World) -> None:
+        odd = world.router.fleets.links[world.daemons[1].url]
+        await world.until(lambda: reason in odd.reason)
+        await world.until(world.is_up)
+        assert (await world.ask("/v1/completions", completion())).status == 200
+
+    run(test, FakeDaemon(answers), Odd(answers), wait=False)
+
+
+def test_without_a_socket_a_request_waits_for_a_while_and_blames_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("router.front.answer.NO_SOCKET_S", 0.3)
+
+    async def fail(_pool: Pool) -> Upstream:
+        raise NoSocketError("too many open files")
+
+    async def test(world: World) -> None:
+        for link in world.router.fleets.links.values():
+            link.pool.close()
+        monkeypatch.setattr(Pool, "_connect", fail)
+        reply = await world.ask("/v1/completions", completion())
+        assert (reply.status, reply.json["error"]["code"]) == (503, "no_socket")
+        assert world.is_up()
+        retries = f'tdpipe_router_retries_total{{instance="{world.daemons[0].url}"}}'
+        assert await world.metric(retries) == 0
+
+    run(test, FakeDaemon(answers))
+
+
+def test_an_instance_that_leaves_gets_nothing_from_another_fleets_requests() -> None:
+    leaving = FakeDaemon(silent)
+    leaving.status = replace(leaving.status, models=(MODEL, "alias"))
+
+    async def test(world: World) -> None:
+        old, new = world.daemons
+        _, writer = await world.connect("/v1/completions", completion(model="alias"))
+        await world.until(lambda: len(old.asked) == 1)
+        world.router.fleets.leave(old.url)
+        assert not world.is_up()
+        for _ in range(3):
+            assert (await world.ask("/v1/completions", completion())).status == 200
+        assert (len(old.asked), len(new.asked)) == (1, 3)
+        shown = (await world.ask("/instances")).json["instances"]
+        assert [each["state"] for each in shown] == ["leaving", "up"]
+        writer.close()
+
+    run(test, leaving, FakeDaemon(answers))

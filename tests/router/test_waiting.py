@@ -174,3 +174,41 @@ def test_a_key_is_there_while_it_is_told_or_sent(
             ended = [(at, each) for at, each in ended if at > now - 2]
         held = told.union(*sent, *(each for _, each in ended))
         assert {key for key in range(10) if key in view} == held
+
+
+def test_an_offline_request_that_waited_for_an_instance_gets_the_one_that_comes() -> None:
+    core = core_with("a", max_pending_time=30.0, no_instance_timeout=120.0)
+    core.handle(Lost("a"), 1.0)
+    for number, kind in enumerate(("offline", "online")):
+        core.handle(Arrived(number, 10, kind=kind), 1.5)
+    assert core.handle(Ticked(), 39.0) == []
+    assert kinds(core.handle(Reported("a", status("a")), 40.0)) == {0: "a", 1: "a"}
+
+
+def test_a_request_of_another_core_keeps_its_place() -> None:
+    """Its client may have a part of the answer: it is not refused for a full queue."""
+    core = core_with(max_pending=1)
+    core.handle(Arrived(1, 10), 0.0)
+    assert kinds(core.handle(Arrived(2, 10), 0.0)) == {2: "queue_full"}
+    moved = Arrived(3, 10, age_s=50.0, waited_s=5.0, was_sent=True, num_done=500)
+    assert core.handle(moved, 10.0) == []
+    core.handle(Joined(Handler("a")), 10.0)
+    decisions = core.handle(Reported("a", status("a")), 10.0)
+    assert [each.request_id for each in decisions if isinstance(each, Route)] == [3, 1]
+    request = core.instances["a"].open[3]
+    assert (request.arrived_at, request.waits_since) == (-40.0, 5.0)
+    assert (request.num_to_feed, request.has_begun) == (510, True)
+
+
+@pytest.mark.parametrize("signal", ["load", "ecoserve"])
+def test_the_last_instance_that_serves_is_kept_while_others_are_lost(signal: str) -> None:
+    settings = {"actuator": "local", "scale_signal": signal, "scale_cooldown": 0.0}
+    core, out = core_with("a", "b", **settings), list[Decision]()
+    core.handle(Lost("b"), 0.5)
+    for step in range(1, 200):
+        now = step * 0.25
+        out += core.handle(Reported("a", status("a", slack_s=100.0)), now)
+        out += core.handle(Ticked(), now)
+    assert not out
+    core.handle(Reported("b", status("b", slack_s=100.0)), 50.0)
+    assert core.handle(Ticked(), 50.1), "with two, one may go"

@@ -1,6 +1,7 @@
 """Local instances: daemons are started, found, replaced and ended, and none is left behind."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -84,6 +85,24 @@ def test_a_daemon_that_ends_is_replaced_if_there_are_too_few() -> None:
             await reports.until_number(1)
             await reports.until_number(2)
             assert len(before & set(reports.present)) == 1
+
+    run(test())
+
+
+def test_a_replacement_that_cannot_be_started_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def test() -> None:
+        async with running(actuator(min_instances=1)) as reports:
+            await reports.until_number(1)
+            with monkeypatch.context() as patch:
+                patch.setattr(tempfile, "mkdtemp", full)
+                (await process_at(reports.present[0])).kill()
+                await until(lambda: "cannot be started: " in caplog.text)
+            await reports.until_number(1)
 
     run(test())
 

@@ -30,6 +30,7 @@ class Service:
         self.keys: list[str] = []
         self.authorizations: set[str | None] = set()
         self.num_lists = 0
+        self.waits: asyncio.Event | None = None
 
     def app(self) -> Starlette:
         """The service at /instances."""
@@ -49,6 +50,8 @@ class Service:
         self.keys.append(request.headers["idempotency-key"])
         action = await request.json()
         self.actions.append(action)
+        if self.waits is not None:
+            await self.waits.wait()
         if self.statuses:
             return Response(status_code=self.statuses.pop(0))
         if self.obeys:
@@ -265,6 +268,22 @@ def test_there_are_never_fewer_than_the_minimum() -> None:
             lost = service.instances.pop().rstrip("/")
             await until(lambda: ("gone", lost) in reports.history)
             await reports.until_number(2)
+
+    run(test())
+
+
+def test_instances_come_and_go_while_one_is_asked_for() -> None:
+    async def test() -> None:
+        service = Service(1)
+        service.waits = asyncio.Event()
+        async with asking(service, min_instances=2) as (_, reports):
+            await until(lambda: service.actions == [{"action": "grow"}])
+            service.instances.append("http://10.0.0.7:8000")
+            await reports.until_number(2)
+            del service.instances[0]
+            await reports.until_number(1)
+            assert len(service.actions) == 1
+            service.waits.set()
 
     run(test())
 

@@ -11,6 +11,8 @@ from msgspec.structs import replace
 
 from router.batches import instance_lines
 from router.batches.instance_lines import MAX_FAILURES, offline_body
+from router.upstream.connection import NoSocketError, Upstream
+from router.upstream.pool import Pool
 from tests.router.batches.world import (
     ENDED,
     Gate,
@@ -224,3 +226,25 @@ def test_a_line_is_marked_as_offline_and_nothing_else_of_it_changes(
 def test_numbers_of_a_line_keep_their_digits() -> None:
     body = b'{"seed":12345678901234567890123,"x":0.10000000000000000555}'
     assert offline_body(body) == body[:-1] + b',"priority":1}'
+
+
+def test_a_line_waits_while_the_router_has_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This is neither the fault of the line nor that of the instance."""
+    monkeypatch.setattr(instance_lines, "RETRY_S", 0.02)
+    connect, left = Pool._connect, [NoSocketError("too many open files") for _ in range(12)]
+
+    async def fail(pool: Pool) -> Upstream:
+        if left:
+            raise left.pop()
+        return await connect(pool)
+
+    async def test() -> None:
+        async with running(FakeDaemon(echoes)) as world, client(world) as api:
+            monkeypatch.setattr(Pool, "_connect", fail)
+            batch = await begin(api, lines(2))
+            batch = await wait_for(api, batch.id, *ENDED)
+            assert batch.request_counts is not None
+            assert (batch.request_counts.completed, batch.request_counts.failed) == (2, 0)
+            assert not left
+
+    run_async(test())

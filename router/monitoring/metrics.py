@@ -75,7 +75,7 @@ class Metrics:
             self.resumptions.labels(outcome)
         self.is_up = Gauge(
             "tdpipe_router_instance_up",
-            "1 if an instance takes requests; 0 if it is stale, lost, leaving, draining or not ready",
+            "1 if an instance takes requests; 0 if it is lost, leaving, draining or not ready",
             ["instance"],
             registry=registry,
         )

@@ -1,5 +1,6 @@
 """Settings of the daemon's processes: their log, their sockets, and the files that they write."""
 
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Self
@@ -19,6 +20,7 @@ from configs.uds import check_uds
 # An eavesdropper of a handshake can test guesses offline.
 MIN_SECRET = 16
 _IPC = "ipc://"
+_TCP = re.compile(r"tcp://(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\[\]:/\s]+):([0-9]{1,5})")
 
 
 class LogConfig(Part, title="Logging"):
@@ -98,6 +100,12 @@ class RuntimeConfig(Part, title="Processes and files"):
             raise ValueError("must begin with ipc:// or tcp://")
         if value is not None and value.startswith(_IPC):
             check_uds(value.removeprefix(_IPC))
+        elif value is not None:
+            found = _TCP.fullmatch(value)
+            if not found or not 0 < int(found[1]) <= 65535:
+                raise ValueError(
+                    f"{value} is not like tcp://10.0.0.1:29500 or tcp://[fd00::1]:29500"
+                )
         return value
 
     @model_validator(mode="after")

@@ -47,3 +47,18 @@ def test_a_secret_that_can_be_guessed_or_is_no_text_is_refused(secret: str, word
     assert words in str(found.value)
     assert secret.strip() not in str(found.value) or not secret.strip()
     assert Config.of(cluster_secret="a secret of five words").runtime.secret
+
+
+@pytest.mark.parametrize("key", ["server_endpoint", "stage_endpoint"])
+@pytest.mark.parametrize(
+    "rest", ["", "h", "h:", ":1", "h:0", "h:65536", "h:x", "h:*", "::1:5", "[::1]", "h:1/", "a b:1"]
+)
+def test_a_tcp_endpoint_has_a_host_and_a_port(key: str, rest: str) -> None:
+    with pytest.raises(ValidationError, match=r"is not like tcp://10\.0\.0\.1:29500"):
+        RuntimeConfig(**{key: f"tcp://{rest}", "cluster_secret": "x" * 16})
+
+
+@pytest.mark.parametrize("rest", ["h:1", "*:1", "0.0.0.0:65535", "[::]:7", "[fe80::1%eth0]:7"])
+def test_a_tcp_endpoint_may_be_any_address(rest: str) -> None:
+    found = RuntimeConfig(stage_endpoint=f"tcp://{rest}", cluster_secret="x" * 16)
+    assert found.stage_address == f"tcp://{rest}"

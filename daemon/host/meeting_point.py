@@ -60,7 +60,7 @@ def check_engine_port(config: Config) -> None:
     if given in (None, nodes.endpoint()):
         what, remedy = "master_port", "give another --master-port on all nodes"
         _bind(nodes.master_addr, nodes.master_port, "master_addr", what, remedy).close()
-    elif port.isdecimal():
+    else:
         remedy = "give another --stage-endpoint on all nodes"
         address = "0.0.0.0" if host in ANY_ADDRESS else host.strip("[]")
         _bind(address, int(port), "stage_endpoint", "stage_endpoint", remedy).close()

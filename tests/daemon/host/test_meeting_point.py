@@ -17,12 +17,12 @@ NOBODY = "203.0.113.9"
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A port of 127.0.0.1 that is in use, while those on both of its sides are free."""
+    """A port of 127.0.0.1 that is in use, while the one before it and three after it are free."""
     while True:
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         try:
-            for free in (port - 1, port + 1):
+            for free in (port - 1, port + 1, port + 2, port + 3):
                 with socket.socket() as probe:
                     probe.bind(("127.0.0.1", free))
         except OSError:
@@ -62,7 +62,7 @@ def test_free_ports_and_other_nodes_are_not_refused(taken: int) -> None:
     check_node(config_of(master_port=taken + 1))
     check_node(config_of(master_port=taken, node_rank=1, headless=True))
     check_node(Config.of(master_port=taken))
-    check_node(config_of(master_port=taken + 1, stage_endpoint="tcp://127.0.0.1:*"))
+    check_node(config_of(master_port=taken + 1, stage_endpoint=f"tcp://127.0.0.1:{taken + 3}"))
 
 
 def test_an_address_of_another_host_is_named_with_its_setting(

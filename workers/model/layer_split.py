@@ -48,8 +48,13 @@ def balance(
     the final norm and head on the last stage. Parameters represent both the seconds of a decode
     step, which reads all of them, and the memory that is not left for KV. Among equally good
     splits, the split with the smallest sum of squares is chosen. No stage begins after layer
-    `last_cut`. Raises `PartitionError` if there are fewer layers than stages.
+    `last_cut`. Raises `PartitionError` if there are more stages than such layers.
     """
+    if last_cut is not None and num_stages > last_cut + 1:
+        raise PartitionError(
+            f"at most {last_cut + 1} stages (pipeline_parallel_size x virtual_pipeline_size): none "
+            f"may begin after layer {last_cut}, because the later layers share its keys and values"
+        )
     prefix = _sums(layers)
     last_start = len(layers) if last_cut is None else last_cut
 

@@ -4,14 +4,14 @@ What is known here of a family comes from its own code, run once on a small mode
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from workers.model.attention.interface import UnsupportedModelError
 
@@ -154,6 +154,20 @@ def with_carried(found: Structure, full: Trace, lean: Trace) -> Structure:
                 )
         carried.append((name, width))
     return msgspec.structs.replace(found, carried=tuple(carried))
+
+
+def read_setting(config: PretrainedConfig, name: str) -> Any:
+    """A setting of a config, or None; if some layers have another one, that of the others."""
+    read = getattr(config, "_getattr_without_heterogeneous_validation", partial(getattr, config))
+    with suppress(AttributeError):
+        return read(name)
+    return None
+
+
+def overrides_of(config: PretrainedConfig) -> dict[int, dict[str, Any]]:
+    """What a config sets for single layers."""
+    found = getattr(config, "_heterogeneity_spec", None)
+    return found.per_layer_overrides if found is not None else {}
 
 
 def last_cut(layers: nn.ModuleList) -> int:

@@ -26,6 +26,7 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 from transformers import PretrainedConfig, PreTrainedModel
 
 from workers.model.attention.interface import UnsupportedModelError
+from workers.model.structure import overrides_of, read_setting
 
 # The styles that divide a parameter, by the dimension that they divide, counted from the last one.
 _OUTPUTS = ("colwise", "colwise_rep", "colwise_gather_output")
@@ -97,13 +98,28 @@ def check_heads(config: PretrainedConfig, size: int) -> None:
     """Raise `UnsupportedModelError` if the heads cannot be divided by the number of ranks."""
     text = config.get_text_config()
     for name in ("num_key_value_heads", "num_attention_heads"):
-        heads = getattr(text, name, None)
-        counts = heads if isinstance(heads, (list, tuple)) else [heads]
-        if any(isinstance(count, int) and count % size for count in counts):
-            raise UnsupportedModelError(
-                f"the model has {heads} heads ({name}), which {size} ranks "
-                "(tensor_parallel_size) cannot share evenly"
-            )
+        of_layers = [each[name] for each in overrides_of(text).values() if name in each]
+        for heads in (read_setting(text, name), *of_layers):
+            counts = heads if isinstance(heads, (list, tuple)) else [heads]
+            if any(isinstance(count, int) and count % size for count in counts):
+                raise UnsupportedModelError(
+                    f"the model has {heads} heads ({name}), which {size} ranks "
+                    "(tensor_parallel_size) cannot share evenly"
+                )
+
+
+def _check_experts(whole: Tensor, part: Tensor, size: int) -> None:
+    """Raise `UnsupportedModelError` if torch cannot multiply with a part of all experts.
+
+    `torch.nn.functional.grouped_mm` takes only rows of a multiple of 16 bytes.
+    """
+    width, part_width = whole.shape[-1], part.shape[-1]
+    is_divided = whole.ndim == 3 and width != part_width
+    if is_divided and part_width * part.itemsize % 16 and not width * whole.itemsize % 16:
+        raise UnsupportedModelError(
+            f"experts of width {width} cannot be divided by {size} ranks (tensor_parallel_size): "
+            f"{part_width} values of {part.dtype} are no multiple of 16 bytes"
+        )
 
 
 def sharded_class(stage_class: type[PreTrainedModel], mesh: DeviceMesh) -> type[PreTrainedModel]:
@@ -131,6 +147,7 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
             placement = placement_of(plan, module_name, name, parameter)
             if placement is not None:
                 part = distribute_tensor(parameter, mesh, [placement], src_data_rank=None)
+                _check_experts(parameter, part.to_local(), mesh.size())
                 module._parameters[name] = nn.Parameter(part, requires_grad=False)
 
 

@@ -120,3 +120,9 @@ def test_a_slower_device_gets_fewer_layers() -> None:
 def test_a_device_with_less_memory_gets_fewer_layers() -> None:
     split = fastest([[1.0] * 8] * 2, [0.0, 0.0], lambda stage, a, b: stage == 1 or b - a <= 2)
     assert split == [range(2), range(2, 8)]
+
+
+def test_shared_keys_and_values_limit_the_number_of_stages() -> None:
+    assert balance([1] * 8, 0, 0, 3, 2) == [range(1), range(1, 2), range(2, 8)]
+    with pytest.raises(PartitionError, match=r"at most 3 stages .* none may begin after layer 2"):
+        balance([1] * 8, 0, 0, 4, 2)

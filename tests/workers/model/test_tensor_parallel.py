@@ -157,3 +157,43 @@ def test_the_parts_of_all_ranks_have_the_parameters_of_the_whole() -> None:
     tensor_proof.run_ranks(keep)
     norms = sum(p.numel() for n, p in whole.named_parameters() if "norm" in n)
     assert sum(counts) == whole.num_parameters() + norms
+
+
+def gemma4(global_kv_heads: int) -> Any:
+    """A config whose global layers have another number of KV heads than the others."""
+    return CONFIG_MAPPING["gemma4_text"](
+        num_hidden_layers=4,
+        attention_k_eq_v=True,
+        num_kv_shared_layers=0,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        num_global_key_value_heads=global_kv_heads,
+    )
+
+
+def test_heads_may_differ_between_layers() -> None:
+    tensor_parallel.check_heads(gemma4(2), 2)
+    with pytest.raises(UnsupportedModelError, match=r"3 heads \(num_key_value_heads\), which 2 "):
+        tensor_parallel.check_heads(gemma4(3), 2)
+
+
+@pytest.mark.parametrize(
+    ("whole", "part", "dtype", "is_refused"),
+    [
+        ((4, 8, 44), (4, 8, 22), torch.float32, True),
+        ((4, 8, 44), (4, 8, 44), torch.float32, False),
+        ((4, 8, 48), (4, 8, 24), torch.float32, False),
+        ((4, 8, 24), (4, 8, 12), torch.bfloat16, True),
+        ((4, 8, 30), (4, 8, 15), torch.float32, False),  # the whole model fails in transformers
+        ((8, 44), (8, 22), torch.float32, False),
+    ],
+)
+def test_parts_of_experts_have_rows_of_16_bytes(
+    whole: tuple[int, ...], part: tuple[int, ...], dtype: torch.dtype, is_refused: bool
+) -> None:
+    tensors = [torch.zeros(shape, dtype=dtype) for shape in (whole, part)]
+    if not is_refused:
+        tensor_parallel._check_experts(*tensors, 2)
+        return
+    with pytest.raises(UnsupportedModelError, match=rf"experts of width {whole[-1]} cannot be"):
+        tensor_parallel._check_experts(*tensors, 2)

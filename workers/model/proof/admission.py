@@ -242,6 +242,7 @@ def compare(stages: Sequence[StageModel], reference: Reference, exam: Exam) -> N
 
 def _examine_ranks(whole: PreTrainedModel, found: Structure, reference: Reference) -> None:
     layers = range(len(layers_of(whole)))
+    tensor_parallel.plan_of(whole)  # without one, nothing is divided
 
     def prove(group: TensorGroup) -> None:
         try:

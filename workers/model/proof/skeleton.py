@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from workers.model.structure import overrides_of, read_setting
+
 VOCABULARY, WIDTH = 384, 64
 # Enough for all kinds of layers in the usual patterns: five with a window, one without.
 NUM_LAYERS = 6
@@ -128,7 +130,7 @@ def _shrink_widths(config: PretrainedConfig, known: dict[str, Any]) -> None:
 def _settings_of(config: PretrainedConfig) -> dict[str, Any]:
     """The settings, also under their common names (`n_embd` as `hidden_size`)."""
     names = [*vars(config), *(config.attribute_map or {})]
-    found = {name: _read(config, name) for name in names if not name.startswith("_")}
+    found = {name: read_setting(config, name) for name in names if not name.startswith("_")}
     plain = (bool, int, float, str, list, tuple, dict)
     return {name: value for name, value in found.items() if isinstance(value, plain)}
 
@@ -137,12 +139,6 @@ def _set(config: PretrainedConfig, name: str, value: Any) -> None:
     """Change a setting, unless it is only derived from others."""
     with suppress(AttributeError):
         setattr(config, name, value)
-
-
-def _read(config: PretrainedConfig, name: str) -> Any:
-    """A setting; of one that varies between layers, the value of the others."""
-    read = getattr(config, "_getattr_without_heterogeneous_validation", None)
-    return read(name) if read is not None else getattr(config, name)
 
 
 def _shrink_layers(config: PretrainedConfig, known: dict[str, Any]) -> None:
@@ -162,16 +158,10 @@ def _shrink_layers(config: PretrainedConfig, known: dict[str, Any]) -> None:
             _set(config, name, type(value)(value[:few]))
         elif name in _FIRST_LAYERS and isinstance(value, int):
             _set(config, name, min(value, few // 2))
-    overrides = _overrides_of(config)
+    overrides = overrides_of(config)
     for layer in [layer for layer in overrides if layer >= few]:
         del overrides[layer]
     config.num_hidden_layers = few
-
-
-def _overrides_of(config: PretrainedConfig) -> dict[int, dict[str, Any]]:
-    """What a config sets for single layers."""
-    found = getattr(config, "_heterogeneity_spec", None)
-    return found.per_layer_overrides if found is not None else {}
 
 
 def _shrink_heads(config: PretrainedConfig, known: dict[str, Any], *, is_hidden_free: bool) -> None:
@@ -189,7 +179,7 @@ def _shrink_heads(config: PretrainedConfig, known: dict[str, Any], *, is_hidden_
         few_kv = min(kv_heads, 2)
         few = few_kv * min(max(1, heads // kv_heads), 2)
         config.num_key_value_heads = few_kv
-    for overrides in _overrides_of(config).values():
+    for overrides in overrides_of(config).values():
         if isinstance(overrides.get("num_key_value_heads"), int):
             overrides["num_key_value_heads"] = min(overrides["num_key_value_heads"], 2)
     config.num_attention_heads = few

@@ -50,7 +50,7 @@ def balance(
     splits, the split with the smallest sum of squares is chosen. No stage begins after layer
     `last_cut`. Raises `PartitionError` if there are more stages than such layers.
     """
-    if last_cut is not None and num_stages > last_cut + 1:
+    if last_cut is not None and last_cut + 1 < min(num_stages, len(layers)):
         raise PartitionError(
             f"at most {last_cut + 1} stages (pipeline_parallel_size x virtual_pipeline_size): none "
             f"may begin after layer {last_cut}, because the later layers share its keys and values"
